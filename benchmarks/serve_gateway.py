@@ -142,14 +142,13 @@ async def run_gateway(port: int, folder: str, kind: str) -> None:
     import uvicorn
 
     from tuneloop.serving.admission import Admission
-    from tuneloop.serving.api_key import Limits
     from tuneloop.serving.config import ServeConfig
-    from tuneloop.serving.garbage_collection import short_pauses
     from tuneloop.serving.gateway import Gateway, ServedModel
     from tuneloop.serving.http.app import make_app
-    from tuneloop.serving.keys import Keyring, add_key
+    from tuneloop.serving.keys import Keyring, Limits, add_key
     from tuneloop.serving.limits import Ledger
     from tuneloop.serving.store.writer import StoreWriter
+    from tuneloop.serving.swap import freeze_heap
 
     place = Path(folder)
     engine = make_engine(kind, place)
@@ -173,7 +172,7 @@ async def run_gateway(port: int, folder: str, kind: str) -> None:
         (place / "server").write_text(json.dumps({"address": engine._client.address, "key": engine._client.key}))
     key, _ = add_key(place, "bench", Limits(rpm=10_000_000, tpm=1_000_000_000, budget_usd=1e9))
     (place / "key").write_text(key)
-    short_pauses()  # as `tuneloop serve` does
+    freeze_heap()  # as `tuneloop serve` does
     try:
         await uvicorn.Server(settings).serve()
     finally:

@@ -52,15 +52,14 @@ TESTED_IN = {
     "registry/test_versions.py": "cli.models registry.record",
     "report/test_data_html.py": "report.data_charts report.data_facts",
     "report/test_eval_html.py": "report.comparison report.eval_parts",
-    "serving/test_keys.py": "serving.api_key",
-    "serving/http/test_app.py": "serving.http.api_request serving.config serving.http.errors serving.gateway serving.http.openapi serving.http.page"
+    "serving/http/test_app.py": "serving.http.api_request serving.config serving.http.errors serving.gateway serving.http.openapi"
     " serving.http.replies",
     "serving/test_admission.py": "serving.service_time",
     "improve/report/test_command.py": "improve.report.record improve.report.html",
     "serving/batch/test_command.py": "cli.batch",
     "serving/test_costs.py": "cli.costs",
     "serving/test_top.py": "cli.top",
-    "serving/test_server.py": "cli.serve serving.companions improve.serve serving.models",
+    "serving/test_server.py": "cli.serve serving.models",
     "serving/store/test_store.py": "core.ids records.decision",
     "deploy/hosts/test_hosts.py": "deploy.project_text deploy.hosts.baseten deploy.hosts.compose deploy.hosts.docker_model_runner"
     " deploy.hosts.dstack deploy.hosts.fireworks deploy.hosts.huggingface deploy.hosts.kserve deploy.hosts.kubernetes"

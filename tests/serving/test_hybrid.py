@@ -12,9 +12,8 @@ import pytest
 from live_server import StubEngine, live
 
 from tuneloop.serving.admission import Admission
-from tuneloop.serving.api_key import Limits
 from tuneloop.serving.http.errors import ApiError
-from tuneloop.serving.keys import add_key
+from tuneloop.serving.keys import Limits, add_key
 from tuneloop.serving.store.store import opened, read_requests
 
 CHAT: dict[str, Any] = {"model": "stub", "messages": [{"role": "user", "content": "Hi you"}]}

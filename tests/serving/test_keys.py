@@ -14,8 +14,7 @@ import pytest
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ui import reporting
-from tuneloop.serving.api_key import Limits
-from tuneloop.serving.keys import FILE, Keyring, add_key, open_keys, read_keys, revoke_key
+from tuneloop.serving.keys import FILE, Keyring, Limits, add_key, open_keys, read_keys, revoke_key
 
 
 def test_a_key_is_known_by_its_digest_alone(tmp_path: Path) -> None:
@@ -160,9 +159,9 @@ def test_a_running_server_remembers_its_keys_when_all_of_the_folder_goes(tmp_pat
     said: list[str] = []
     with reporting(say=said.append):
         ring = Keyring(tmp_path / "serve")
-    assert ring.needed
-    shutil.rmtree(tmp_path / "serve")
-    assert ring.needed and "no keys any more" in said[0] and len(said) == 1
+        assert ring.needed
+        shutil.rmtree(tmp_path / "serve")
+        assert ring.needed and "no keys any more" in said[0] and len(said) == 1
     assert Keyring(tmp_path / "serve", needed_before=True).needed  # as its store knows after a restart
 
 

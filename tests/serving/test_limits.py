@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import pytest
 
-from tuneloop.serving.api_key import ApiKey, Limits
+from tuneloop.core.ids import utc_now, uuid7
+from tuneloop.records.request import StoredRequest
+from tuneloop.serving.keys import ApiKey, Limits, add_key, read_keys, revoke_key
 from tuneloop.serving.limits import FeedbackLimit, Ledger, Refusal
+from tuneloop.serving.server import _spent
+from tuneloop.serving.store.store import insert, opened
 
 
 class Clock:
@@ -36,7 +43,21 @@ def test_a_budget_holds_for_requests_that_run_at_the_same_time() -> None:
 
 def test_what_was_spent_before_a_restart_counts() -> None:
     with pytest.raises(Refusal):
-        Ledger({"anna": 0.9}).reserve(key(budget_usd=1.0), 10, 0.2)
+        Ledger({"0" * 8: 0.9}).reserve(key(budget_usd=1.0), 10, 0.2)
+
+
+def test_a_name_that_is_used_again_starts_at_nothing(tmp_path: Path) -> None:
+    ledger = Ledger()
+    ledger.settle(ledger.reserve(key(budget_usd=1.0), 10, 0.9), 10, 0.9)
+    ledger.reserve(key(budget_usd=1.0).model_copy(update={"id": "1" * 8}), 10, 0.9)
+    for usd in (0.4, 0.3):
+        _, made = add_key(tmp_path, "anna", Limits(budget_usd=1.0))
+        with opened(tmp_path, create=True) as store:
+            insert(store, [StoredRequest(id=uuid7(), time=utc_now(), key="anna", model="m", prompt=[], usd=usd)])
+        assert _spent(str(tmp_path), read_keys(tmp_path)) == ({made.id: usd}, True)
+        revoke_key(tmp_path, "anna")
+        time.sleep(0.01)  # times have milliseconds
+    assert _spent(str(tmp_path), read_keys(tmp_path)) == ({}, True)
 
 
 def test_requests_a_minute_come_back_with_time() -> None:
@@ -76,7 +97,7 @@ def test_a_request_larger_than_the_rate_waits_for_a_full_minute_and_goes_through
 
 
 def test_feedback_comes_back_with_time_and_few_users_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tuneloop.serving.limits.MOST_KNOWN", 3)
+    monkeypatch.setattr("tuneloop.serving.limits.MOST_SENDERS", 3)
     clock = Clock()
     limit = FeedbackLimit(2, 1000, clock)
     for _ in range(2):
@@ -88,4 +109,4 @@ def test_feedback_comes_back_with_time_and_few_users_are_remembered(monkeypatch:
     limit.take("anna", page=False)
     for who in "abcdef":
         limit.take(who, page=False)
-    assert len(limit._known) == 3
+    assert len(limit._senders) == 3

@@ -66,13 +66,13 @@ def with_pool(engines: list[Moody], work: Callable[[EnginePool], Any], every: fl
     async def main() -> Any:
         with reporting(say=said.append):
             pool = EnginePool(engines, prove, every=every)
-        await pool.start()
-        try:
-            with reporting(say=said.append):
-                await pool.prove()
-            return await work(pool)
-        finally:
-            await pool.stop()
+            await pool.start()
+            try:
+                with reporting(say=said.append):
+                    await pool.prove()
+                return await work(pool)
+            finally:
+                await pool.stop()
 
     return asyncio.run(main()), said
 
@@ -211,29 +211,29 @@ def test_one_that_hangs_is_left_out_what_it_had_is_asked_elsewhere_and_it_comes_
         settings = [EndpointSettings(address) for address in addresses]
         with reporting(say=lines.append):
             pool = EnginePool([EndpointEngine(Served("stub"), [], each) for each in settings], prove, every=0.2)
-        await pool.start()
-        try:
-            first, second = pool.members
-            streams = [pool.stream(Request(messages=turns)) for _ in range(4)]
-            begun = [await anext(stream) for stream in streams]  # two on each
-            assert all(update.text for update in begun) and first.active == second.active == 2
-            os.kill(processes[0].pid, signal.SIGSTOP)
-            began = time.monotonic()
-            later = await asyncio.gather(*(complete(pool, Request(messages=turns)) for _ in range(6)))
-            assert time.monotonic() - began < 6 * slowness() and first.out == "it does not answer"
-            assert {each.text for each in later} == {("word " * 20).strip()}
-            ends = [[update async for update in stream][-1].completion for stream in streams]
-            assert sorted(end.error for end in ends if end) == ["", "", *["engine: it does not answer"] * 2]
-            assert list(await pool._first(lambda engine: engine.tokenize("a b"))) == [0, 1]
-            os.kill(processes[0].pid, signal.SIGCONT)
-            while first.out:
-                await asyncio.sleep(0.05)
-            os.kill(processes[1].pid, signal.SIGSTOP)
-            assert (await complete(pool, Request(messages=turns))).text
-            os.kill(processes[0].pid, signal.SIGSTOP)
-            assert (await complete(pool, Request(messages=turns))).error == "engine: it does not answer"
-        finally:
-            await pool.stop()
+            await pool.start()
+            try:
+                first, second = pool.members
+                streams = [pool.stream(Request(messages=turns)) for _ in range(4)]
+                begun = [await anext(stream) for stream in streams]  # two on each
+                assert all(update.text for update in begun) and first.active == second.active == 2
+                os.kill(processes[0].pid, signal.SIGSTOP)
+                began = time.monotonic()
+                later = await asyncio.gather(*(complete(pool, Request(messages=turns)) for _ in range(6)))
+                assert time.monotonic() - began < 6 * slowness() and first.out == "it does not answer"
+                assert {each.text for each in later} == {("word " * 20).strip()}
+                ends = [[update async for update in stream][-1].completion for stream in streams]
+                assert sorted(end.error for end in ends if end) == ["", "", *["engine: it does not answer"] * 2]
+                assert list(await pool._first(lambda engine: engine.tokenize("a b"))) == [0, 1]
+                os.kill(processes[0].pid, signal.SIGCONT)
+                while first.out:
+                    await asyncio.sleep(0.05)
+                os.kill(processes[1].pid, signal.SIGSTOP)
+                assert (await complete(pool, Request(messages=turns))).text
+                os.kill(processes[0].pid, signal.SIGSTOP)
+                assert (await complete(pool, Request(messages=turns))).error == "engine: it does not answer"
+            finally:
+                await pool.stop()
 
     with servers(tmp_path) as started:
         asyncio.run(asyncio.wait_for(work([a for a, _ in started], [p for _, p in started]), 60 * slowness()))

@@ -58,11 +58,11 @@ def served(targets: list[str], folder: Path, work: Callable[[Gateway], Awaitable
         await deployment.engine.start()
         with reporting(say=said.append):
             gateway = gateway_of(config, deployment)
-        try:
-            return await work(gateway)
-        finally:
-            gateway.store.stop()
-            await deployment.engine.stop()
+            try:
+                return await work(gateway)
+            finally:
+                gateway.store.stop()
+                await deployment.engine.stop()
 
     return asyncio.run(main_()), said
 

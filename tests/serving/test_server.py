@@ -192,8 +192,7 @@ def test_a_server_without_prices_does_not_start_with_a_budget_nor_with_damaged_k
     tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tuneloop.cli.main import main
-    from tuneloop.serving.api_key import Limits
-    from tuneloop.serving.keys import add_key
+    from tuneloop.serving.keys import Limits, add_key
 
     add_key(tmp_path, "anna", Limits(budget_usd=1.0))
     words = ["serve", str(tiny_llama), "port=0", f"folder={tmp_path}", "-q"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import ServedModel
 from tuneloop.serving.models import Deployment
 from tuneloop.serving.store.store import opened, read_decisions
-from tuneloop.serving.swap import Swaps, deploy_to_server, pinned
+from tuneloop.serving.swap import Swaps, deploy_to_server, freeze_heap, pinned
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hi you"}]}
 
@@ -130,9 +132,9 @@ def test_what_cannot_be_proved_changes_nothing(tmp_path: Path, monkeypatch: pyte
         before = gateway.engine
         with reporting(say=said.append):
             swaps = Swaps(gateway.config, Experiments(tmp_path))
-        assert not asyncio.run(swaps.swap(gateway, {"m": "2"}))
-        assert gateway.engine is before and broken.stopped and swaps.refused == {"m": "2"}
-        assert httpx.post(f"{address}/v1/chat/completions", json={**CHAT, "model": "stub"}).status_code == 200
+            assert not asyncio.run(swaps.swap(gateway, {"m": "2"}))
+            assert gateway.engine is before and broken.stopped and swaps.refused == {"m": "2"}
+            assert httpx.post(f"{address}/v1/chat/completions", json={**CHAT, "model": "stub"}).status_code == 200
     assert "out of memory" in said[-1]
     with opened(tmp_path) as store:
         (event,) = read_decisions(store)
@@ -152,9 +154,8 @@ def test_an_engine_that_has_ended_is_started_anew(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(Deployment, "models", lambda self: {"m": ServedModel("m")})
     first = Stoppable()
     said: list[str] = []
-    with live(tmp_path, first, {"m": ServedModel("m")}) as (address, gateway):
-        with reporting(say=said.append):
-            swaps = Swaps(gateway.config, Experiments(tmp_path))
+    with live(tmp_path, first, {"m": ServedModel("m")}) as (address, gateway), reporting(say=said.append):
+        swaps = Swaps(gateway.config, Experiments(tmp_path))
         swaps.current = swaps.wanted()
 
         async def follow() -> None:
@@ -170,7 +171,7 @@ def test_an_engine_that_has_ended_is_started_anew(tmp_path: Path, monkeypatch: p
             httpx.post(f"{address}/v1/chat/completions", json=CHAT).json()["choices"][0]["message"]["content"]
             == "fresh"
         )
-    assert first.stopped and any("started anew" in line for line in said) and any("refused" in line for line in said)
+    assert first.stopped and any("restarted" in line for line in said) and any("refused" in line for line in said)
 
 
 def test_an_alias_that_moved_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,3 +222,41 @@ def test_deploy_swaps_a_running_server(make_tuned: MakeTuned, tmp_path: Path, cl
     assert state["models"][0]["source"] == str(old)
     assert deploy(new, "--name", "answers")["running"] is False
     assert pinned(ServeConfig(adapters={"answers": str(old)}, folder=str(folder))).adapters == {"answers": str(new)}
+
+
+SCRIPT = """
+import gc, sys
+from tuneloop.serving.swap import freeze_heap
+loaded = [[i] for i in range(100_000)]
+freeze_heap()
+print(gc.get_freeze_count(), sys.getswitchinterval())
+"""
+
+
+class Ring:
+    """An object that names itself, so that only the search for garbage finds it."""
+
+    def __init__(self) -> None:
+        self.me = self
+
+
+def test_what_is_loaded_is_never_searched_again() -> None:
+    output = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True).stdout
+    frozen, interval = output.split()
+    assert int(frozen) > 100_000 and float(interval) < 0.001
+
+
+def test_what_has_gone_since_is_given_back() -> None:
+    before = sys.getswitchinterval()
+    try:
+        ring = Ring()
+        gone = weakref.ref(ring)
+        freeze_heap()
+        del ring
+        gc.collect()
+        assert gone() is not None, "it was left out of the search"
+        freeze_heap()
+        assert gone() is None
+    finally:
+        gc.unfreeze()
+        sys.setswitchinterval(before)

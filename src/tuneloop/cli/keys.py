@@ -10,7 +10,7 @@ from tuneloop.cli.console import Result
 from tuneloop.cli.parameters import Output, argument, given
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
-from tuneloop.serving.api_key import ApiKey, Limits
+from tuneloop.serving.keys import ApiKey, Limits
 
 
 def command(

@@ -60,7 +60,7 @@ RECORDS: dict[str, tuple[str, str, str]] = {
     "tasks": ("records.merge", "TaskDeployment", "`RUN/tasks.json`: which model answers which task"),
     "request": ("records.request", "StoredRequest", "a request that was served"),
     "server": ("records.server", "ServerState", "`serve/state.json`: the server that works in a folder"),
-    "keys": ("serving.api_key", "KeyFile", "`serve/keys.json`"),
+    "keys": ("serving.keys", "KeyFile", "`serve/keys.json`"),
     "decision": ("records.decision", "Decision", "something that was decided: an event of the store"),
     "experiment": (
         "improve.experiment.record",

@@ -19,6 +19,7 @@ LARGEST = 2**53  # numbers that all readers of JSON read alike (RFC 8259, sectio
 MOST_COUNT = 1_000_000  # of `minLength`, `maxItems` and the like
 LARGEST_MULTIPLE = 10_000  # of `multipleOf`: an automaton has a state for each remainder
 MOST_WRITTEN_OUT = 1_000  # atoms of all patterns
+MOST_DEPTH = 200  # levels of objects and lists in a JSON value of a client: deeper ones can't be written again
 CHECK_SECONDS = 0.25  # of a processor, for one answer
 
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
@@ -34,6 +35,18 @@ _NOTES = {
     "$schema", "$id", "$comment", "title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly",
     "nullable", "discriminator", "contentEncoding", "contentMediaType", "strict",
 }  # fmt: skip
+
+
+def too_deep(raw: bytes, value: Any) -> bool:
+    """Whether objects and lists are nested in more than `MOST_DEPTH` levels, in a JSON value and the text that it came from.
+
+    It goes down level by level, so that nothing is too deep for it.
+    """
+    level = [value] if raw.count(b"{") + raw.count(b"[") > MOST_DEPTH else []
+    for _ in range(MOST_DEPTH):
+        parts = (part for each in level for part in (each.values() if isinstance(each, dict) else each))
+        level = [part for part in parts if isinstance(part, dict | list)]
+    return bool(level)
 
 
 def schema_problem(schema: Mapping[str, Any], *, any_keyword: bool = False) -> str:

@@ -21,10 +21,10 @@ from tuneloop.improve.experiment.live import Experiments
 from tuneloop.improve.monitor.command import days_of
 from tuneloop.improve.monitor.schedule import monitored
 from tuneloop.serving import server
-from tuneloop.serving.companions import Companions
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import Gateway
 from tuneloop.serving.store.store import store_name
+from tuneloop.serving.swap import Companions
 
 NICE = 15
 AGAIN = 60.0  # seconds before a controller that died is started again

@@ -1,12 +1,6 @@
 """Who is answered when, and who is refused at once because it would take too long.
 
-The engine answers so many requests at a time (slots); further ones wait. Each has a due time: its arrival plus its
-deadline times the patience of its class, minus the time that it will take, plus the time that the waiting requests of the
-same key will take. The earliest due time goes first. So a more urgent class goes first, within it what has least slack,
-no key holds up the others, and a request that has waited long enough is overtaken by nobody.
-
-A request whose predicted time to the first token passes its deadline, because others are before it, is refused. One that
-would take longer even alone is not: waiting would not help it.
+The engine answers so many requests at a time (slots); further ones wait, and the earliest due time goes first.
 """
 
 from __future__ import annotations
@@ -30,45 +24,28 @@ PATIENCE = {"high": 0.25, "normal": 1.0, "low": 8.0, "flex": 60.0}  # class -> d
 
 @dataclass
 class Work:
-    """A request that wants to be answered.
+    """A request that wants to be answered."""
 
-    Args:
-        model: whose times are looked up.
-        prompt_tokens, longest: of the prompt and of the longest answer.
-        key: whose it is; empty: nobody's.
-        rank: a word of `PATIENCE`.
-        deadline_ms: to the first token.
-        refusable: whether it is refused where its deadline can't be met.
-    """
-
-    model: str
+    model: str  # whose times are looked up
     prompt_tokens: int
-    longest: int
-    key: str = ""
-    rank: str = "normal"
-    deadline_ms: float = 500.0
-    refusable: bool = True
+    longest: int  # tokens of the longest answer
+    key: str = ""  # whose it is; empty: no key's
+    rank: str = "normal"  # a word of `PATIENCE`
+    deadline_ms: float = 500.0  # to the first token
+    refusable: bool = True  # whether it is refused where its deadline can't be met
 
 
 @dataclass
 class Pass:
-    """A request that has been let in; give it back with `Admission.leave`.
-
-    Args:
-        arrived, started: of the clock.
-        active: requests that were being answered when it started, itself included.
-        ahead: tokens of other prompts that were still to be read then.
-        reading: whether its own prompt is.
-        predicted_ms: to the first token, from its arrival; 0: nothing was known.
-    """
+    """A request that has been let in; give it back with `Admission.leave`."""
 
     work: Work
-    arrived: float
+    arrived: float  # time of the clock
     started: float = 0.0
-    active: int = 1
-    ahead: int = 0
-    reading: bool = True
-    predicted_ms: float = 0.0
+    active: int = 1  # requests that were being answered when it started, itself included
+    ahead: int = 0  # tokens of other prompts that were still to be read then
+    reading: bool = True  # whether its own prompt is
+    predicted_ms: float = 0.0  # to the first token, from its arrival; 0: nothing was known
     total_ms: float = 0.0
     left: bool = False
 
@@ -86,26 +63,18 @@ class Tally:
 
 @dataclass
 class Admission:
-    """The queue before an engine. All methods are called from one event loop.
+    """The queue before an engine. All methods are called from one event loop."""
 
-    Args:
-        slots: requests that are answered at a time.
-        most_waiting: requests that may wait.
-        refuse: whether requests are refused that can't meet their deadline; else they wait.
-        clock: seconds.
-        gap_ms: between two that leave while all slots are taken, on average.
-    """
-
-    slots: int
-    most_waiting: int = 512
-    refuse: bool = True
-    clock: Callable[[], float] = time.monotonic
+    slots: int  # requests that are answered at a time
+    most_waiting: int = 512  # requests that may wait
+    refuse: bool = True  # whether requests are refused that can't meet their deadline; else they wait
+    clock: Callable[[], float] = time.monotonic  # seconds
     tally: Tally = field(default_factory=Tally)
     models: dict[str, ServiceTime] = field(default_factory=dict)
     active: dict[int, Pass] = field(default_factory=dict)
     closed: bool = False
     giving_way: int = 0
-    gap_ms: float = 0.0
+    gap_ms: float = 0.0  # between two that leave while all slots are taken, on average
     _full_since: float = 0.0
     _queue: list[tuple[float, int, Pass, asyncio.Future[None]]] = field(default_factory=list)
     _count: int = 0
@@ -119,12 +88,9 @@ class Admission:
 
     def times(self, model: str) -> ServiceTime:
         """What is known of a model's times."""
-        found = self.models.get(model)
-        if found is None:
-            found = self.models[model] = ServiceTime()
-        return found
-
-    # --- in and out
+        if model not in self.models:
+            self.models[model] = ServiceTime()
+        return self.models[model]
 
     async def enter(self, work: Work) -> Pass:
         """Wait until the engine has room.
@@ -134,44 +100,35 @@ class Admission:
         """
         if self.closed:
             raise ApiError(503, "The server is stopping", code="stopping", headers={"Retry-After": "5"})
-        found = Pass(work, self.clock())
-        self._promise(found)
+        place = Pass(work, self.clock())
+        self._promise(place)
         if len(self.active) < self.slots and not self.waiting:
-            self._start(found)
-            return found
+            self._start(place)
+            return place
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._count += 1
-        heapq.heappush(self._queue, (self._due(found), self._count, found, future))
+        heapq.heappush(self._queue, (self._due(place), self._count, place, future))
         self._waiting[work.key] += 1
         self._next()  # those that seemed to wait may be clients that have left
         try:
             await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():  # it was let in at the same moment
-                self.leave(found, 0)
+                self.leave(place, 0)
             else:
                 future.cancel()
                 self._gone(work.key)
             raise
-        if self.closed and not found.started:
+        if self.closed and not place.started:
             raise ApiError(503, "The server is stopping", code="stopping", headers={"Retry-After": "5"})
-        return found
+        return place
 
     @property
     def _unread(self) -> int:
         """Tokens of prompts at work whose first token has not come."""
         return sum(each.work.prompt_tokens for each in self.active.values() if each.reading)
 
-    def downgrade(self) -> None:
-        """Note that a request that was refused for its deadline is answered in the tier flex instead."""
-        self.tally.refused -= 1
-        self.tally.downgraded += 1
-
-    def answered(self, found: Pass) -> None:
-        """Note that the first token of a request has come: its prompt is before nobody any more."""
-        found.reading = False
-
-    def leave(self, found: Pass, tokens: int, first_ms: float | None = None, *, whole: bool = False) -> None:
+    def leave(self, place: Pass, tokens: int, first_ms: float | None = None, *, whole: bool = False) -> None:
         """Give a place back. A second call does nothing.
 
         Args:
@@ -179,28 +136,28 @@ class Admission:
             first_ms: from the start to the first token; None: there was none.
             whole: it was answered to its end, so that it teaches how long requests take.
         """
-        if found.left:
+        if place.left:
             return
-        found.left = True
-        if found.started and len(self.active) >= self.slots:
+        place.left = True
+        if place.started and len(self.active) >= self.slots:
             gap = (self.clock() - self._full_since) * 1000
             self.gap_ms = gap if not self.gap_ms else 0.9 * self.gap_ms + 0.1 * gap
             self._full_since = self.clock()
-        self.active.pop(id(found), None)
+        self.active.pop(id(place), None)
         if first_ms is not None:
-            on_time = (found.started - found.arrived) * 1000 + first_ms <= found.work.deadline_ms
+            work, now = place.work, self.clock()
+            on_time = (place.started - place.arrived) * 1000 + first_ms <= work.deadline_ms
             self.tally.on_time += on_time
             self.tally.late += not on_time
-            times, now = self.times(found.work.model), self.clock()
+            times = self.times(work.model)
             if whole and now - times.learned >= LEARN_EVERY:
-                times.learned = now
-                total = (now - found.started) * 1000
-                times.learn(found.work.prompt_tokens, found.active, tokens, first_ms, total, found.ahead)
+                times.learned, total = now, (now - place.started) * 1000
+                times.learn(work.prompt_tokens, place.active, tokens, first_ms, total, place.ahead)
         self._next()
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """Count work that gives way: it takes no slot, but has its bound.
+        """Count work that yields to other work: it takes no slot, but has its bound.
 
         Raises:
             ApiError: the server is stopping, or so much is under way already.
@@ -209,10 +166,9 @@ class Admission:
             raise ApiError(503, "The server is stopping", code="stopping", headers={"Retry-After": "5"})
         if self.giving_way >= self.most_waiting:
             self.tally.refused += 1
-            raise ApiError(
-                429, f"{counted(self.giving_way, 'request')} that {verb(self.giving_way, 'gives', 'give')} way {verb(self.giving_way, 'is', 'are')} waiting already", code="queue_full",
-                headers={"Retry-After": "10"},
-            )  # fmt: skip
+            count, is_ = counted(self.giving_way, "request"), verb(self.giving_way, "is", "are")
+            what = f"{count} that {verb(self.giving_way, 'gives', 'give')} way {is_} waiting already"
+            raise ApiError(429, what, code="queue_full", headers={"Retry-After": "10"})
         self.giving_way += 1
         try:
             yield
@@ -220,7 +176,7 @@ class Admission:
             self.giving_way -= 1
 
     def close(self) -> None:
-        """Let nobody in any more; those who wait are refused."""
+        """Let no one in any more; those who wait are refused."""
         self.closed = True
         for _, _, _, future in self._queue:
             if not future.done():
@@ -230,24 +186,22 @@ class Admission:
         self._next()
 
     async def quiet(self) -> None:
-        """Wait until there is room that nobody asks for: then work of batches may go on."""
+        """Wait until there is room that no request needs: then work of batches may continue."""
         while not self.closed and (self.waiting or len(self.active) >= self.slots):
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._idle.append(future)
             await future
 
-    # --- inside
-
-    def _start(self, found: Pass) -> None:
+    def _start(self, place: Pass) -> None:
         self.tally.accepted += 1
-        found.started = self.clock()
-        found.ahead = self._unread
-        self.active[id(found)] = found
-        found.active = len(self.active)
-        if found.active == self.slots and not self.waiting:
-            self._full_since = found.started
-        work = found.work
-        found.total_ms = self.times(work.model).total_ms(work.prompt_tokens, found.active, work.longest)
+        place.started = self.clock()
+        place.ahead = self._unread
+        self.active[id(place)] = place
+        place.active = len(self.active)
+        if place.active == self.slots and not self.waiting:
+            self._full_since = place.started
+        work = place.work
+        place.total_ms = self.times(work.model).total_ms(work.prompt_tokens, place.active, work.longest)
 
     def _gone(self, key: str) -> None:
         self._waiting[key] -= 1
@@ -256,11 +210,11 @@ class Admission:
 
     def _next(self) -> None:
         while self._queue and len(self.active) < self.slots:
-            _, _, found, future = heapq.heappop(self._queue)
+            _, _, place, future = heapq.heappop(self._queue)
             if future.done():  # its client has left
                 continue
-            self._gone(found.work.key)
-            self._start(found)
+            self._gone(place.work.key)
+            self._start(place)
             future.set_result(None)
         if not self._queue and (self.closed or len(self.active) < self.slots):
             idle, self._idle = self._idle, []
@@ -268,17 +222,22 @@ class Admission:
                 if not future.done():
                     future.set_result(None)
 
-    def _due(self, found: Pass) -> float:
-        work = found.work
-        takes = self.times(work.model).total_ms(work.prompt_tokens, self.slots, work.longest)
-        own = self._waiting[work.key] * takes / self.slots
-        return found.arrived + (work.deadline_ms * PATIENCE[work.rank] - takes + own) / 1000
+    def _due(self, place: Pass) -> float:
+        """Arrival + deadline * patience of the class - the time that it takes + that of the key's waiting requests.
 
-    def wait_ms(self, found: Pass) -> float:
+        So a more urgent class goes first, within it what has least slack; no key holds up the others, and no request that
+        has waited long enough is overtaken.
+        """
+        work = place.work
+        takes = self.times(work.model).total_ms(work.prompt_tokens, self.slots, work.longest)
+        others = self._waiting[work.key] * takes / self.slots
+        return place.arrived + (work.deadline_ms * PATIENCE[work.rank] - takes + others) / 1000
+
+    def wait_ms(self, place: Pass) -> float:
         """Predicted milliseconds until a request that comes now is let in."""
         if len(self.active) < self.slots and not self.waiting:
             return 0.0
-        now, due = self.clock(), self._due(found)
+        now, due = self.clock(), self._due(place)
         free = sorted(max(each.total_ms - (now - each.started) * 1000, 0.0) for each in self.active.values())
         free += [0.0] * (self.slots - len(free))
         ahead = sorted(item[:3] for item in self._queue if item[0] <= due and not item[3].done())
@@ -289,34 +248,25 @@ class Admission:
         # Requests that take longer than predicted seem to end at once; so many ones ahead can't leave faster than others did.
         return max(free[0], (len(ahead) + 1) * self.gap_ms)
 
-    def _promise(self, found: Pass) -> None:
-        """Refuse what can't be kept."""
-        work, times = found.work, self.times(found.work.model)
+    def _promise(self, place: Pass) -> None:
+        """Refuse what is late because others are before it; not what is late even alone, which waiting does not help."""
+        work, times = place.work, self.times(place.work.model)
+        queue = f"{counted(self.waiting, 'request')} {verb(self.waiting, 'is', 'are')} waiting"
         if self.waiting >= self.most_waiting:
             self.tally.refused += 1
-            raise ApiError(
-                429,
-                f"{counted(self.waiting, 'request')} {verb(self.waiting, 'is', 'are')} waiting already",
-                code="queue_full",
-                headers={"Retry-After": "1"},
-            )
+            raise ApiError(429, f"{queue} already", code="queue_full", headers={"Retry-After": "1"})
         if not times.known:
             return
-        wait, ahead = self.wait_ms(found), self._unread
+        wait, ahead = self.wait_ms(place), self._unread
         active = min(len(self.active) + 1, self.slots)
         first = times.first_ms(work.prompt_tokens, active, ahead)
-        found.predicted_ms = wait + first
+        place.predicted_ms = wait + first
         promised = work.deadline_ms * max(PATIENCE[work.rank], 1.0)
         if (alone := times.first_ms(work.prompt_tokens, 1)) > promised:
             promised = times.calibration.bound(alone)
         bound = wait + times.calibration.bound(first)
         if self.refuse and work.refusable and (wait > 0 or ahead) and bound > promised:
             self.tally.refused += 1
-            after = max(math.ceil((bound - promised) / 1000), 1)
-            raise ApiError(
-                429,
-                f"The first token would come after {found.predicted_ms:.0f} ms, and {promised:.0f} ms are allowed; "
-                f"{counted(self.waiting, 'request')} {verb(self.waiting, 'is', 'are')} waiting",
-                code="deadline",
-                headers={"Retry-After": str(after), "x-tuneloop-predicted-ms": f"{found.predicted_ms:.0f}"},
-            )
+            after, late = str(max(math.ceil((bound - promised) / 1000), 1)), f"{place.predicted_ms:.0f}"
+            what = f"The first token would come after {late} ms, and {promised:.0f} ms are allowed; {queue}"
+            raise ApiError(429, what, code="deadline", headers={"Retry-After": after, "x-tuneloop-predicted-ms": late})

@@ -13,70 +13,54 @@ from tuneloop.pipeline.context import RunContext, dataset_of, load_run_recipe
 from tuneloop.records.artifact import ARTIFACT
 from tuneloop.records.evaluation import EVALUATION, EvaluationManifest
 from tuneloop.records.record import read_record
-from tuneloop.records.rows import Row
 from tuneloop.registry.registered import evaluation_of_artifact, find_run, local_name
 from tuneloop.registry.verify import read_artifact
 
-ROWS = 5  # asked of each adapter: some seconds
+ROWS = 5  # of each adapter: some seconds
 TOKENS = 16  # of an answer: an adapter that is not applied shows in the first words
 
 
 def canaries_of(
     source: str, adapter: str, task: TaskSpec | None, rows: int = ROWS, tokens: int = TOKENS
 ) -> list[Canary]:  # fmt: skip
-    """Rows of the evaluation of a run or an artifact, those with the shortest prompts.
+    """Rows of the evaluation of a run, an artifact or a registered version, those with the shortest prompts.
 
-    A quantised artifact is held to its own evaluation, and to none where it was not measured.
+    A quantised artifact is held to its own evaluation, and to none where it was not measured. There are none where no
+    evaluation or no data set is at hand.
 
     Args:
-        source: run, artifact or registered version.
         adapter: hash by which the engine knows it.
-        task: what it was trained to answer.
         rows, tokens: at most so many, and so many tokens of each answer.
-
-    Returns:
-        At most `rows`; none where no evaluation or no data set is at hand.
     """
     try:
         run, evaluated = _places(Path(local_name(source)))
         if read_record(EvaluationManifest, evaluated / EVALUATION).split != "test":
             return []
-        known = {row.id: row for row in dataset_of(RunContext(load_run_recipe(run, []), run), True, "").test}
+        rows_by_id = {row.id: row for row in dataset_of(RunContext(load_run_recipe(run, []), run), True, "").test}
         samples = read_jsonl(evaluated / "samples.jsonl")
     except (UserError, OSError):
         return []
     labels = tuple(task.labels or ()) if task is not None and task.answer == "choice" else ()
-    found: list[tuple[Row, str, tuple[int, ...]]] = [
-        (
-            known[str(sample["id"])],
-            str(sample["prediction"]),
-            tuple((sample.get("completion") or {}).get("token_ids") or ()),
-        )
-        for sample in samples
-        if sample.get("id") in known and sample.get("prediction")
-    ]
-    found.sort(key=lambda each: sum(len(str(turn.get("content") or "")) for turn in each[0].prompt))
-    return [
-        Canary(
-            Request(row.prompt, row.tools or (), max_new_tokens=tokens, adapter=adapter, choices=labels), expected, ids
-        )
-        for row, expected, ids in found[:rows]
-    ]
+    samples = [each for each in samples if each.get("id") in rows_by_id and each.get("prediction")]
+    pairs = [(rows_by_id[str(each["id"])], each) for each in samples]
+    pairs.sort(key=lambda pair: sum(len(str(turn.get("content") or "")) for turn in pair[0].prompt))
+    canaries = []
+    for row, sample in pairs[:rows]:
+        request = Request(row.prompt, row.tools or (), max_new_tokens=tokens, adapter=adapter, choices=labels)
+        ids = tuple((sample.get("completion") or {}).get("token_ids") or ())
+        canaries.append(Canary(request, str(sample["prediction"]), ids))
+    return canaries
 
 
 def _places(folder: Path) -> tuple[Path, Path]:
-    """The run of a run's folder, its adapter's or an artifact, and the folder of the evaluation that counts.
-
-    Raises:
-        UserError: they are not at hand.
-    """
+    """The run of a run's folder, its adapter's or an artifact, and the folder of the evaluation that counts."""
     if (folder / ARTIFACT).is_file():
         manifest = read_artifact(folder)
         if manifest.format == "gguf":
             evaluated = evaluation_of_artifact(folder)
             return evaluated.parent.parent, evaluated
-        if (found := find_run(manifest.run.id, manifest.run.key)) is not None:
-            return found, found
+        if (run := find_run(manifest.run.id, manifest.run.key)) is not None:
+            return run, run
         raise UserError("The artifact's run is not at hand", where=str(folder))
     run = folder if (folder / "run.json").is_file() else folder.parent
     return run, run

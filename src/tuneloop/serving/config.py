@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from tuneloop.core.files import Config
-from tuneloop.serving.api_key import Right
+from tuneloop.serving.keys import Right
 from tuneloop.serving.store.database import FILE
 
 
@@ -78,7 +78,7 @@ class LogConfig(Config):
         None,
         gt=0,
         description="days after which texts, users and conversations leave the store, and texts the uploads and batches that "
-        "are over; figures stay; default: never",
+        "are over; numbers stay; default: never",
     )
 
 
@@ -86,7 +86,7 @@ class BatchConfig(Config):
     """How batches are done."""
 
     enabled: bool = Field(True, description="whether /v1/files and /v1/batches take work")
-    rows: int = Field(4, ge=1, description="rows that are answered at the same time, where nobody waits")
+    rows: int = Field(4, ge=1, description="rows that are answered at the same time, where no request waits")
     file_mb: float = Field(512.0, gt=0, description="largest file that is uploaded, in MB")
     most_gb: float = Field(20.0, gt=0, description="files and results that are stored for a key, in GB")
     most_open: int = Field(50, ge=1, description="batches of a key that are not over")
@@ -125,16 +125,13 @@ class MonitorConfig(Config):
     window: str = Field("7d", description="length of a window, as in 7d or 12h")
     false_alarms: float = Field(2.0, gt=0, le=50, description="windows of a year that may raise an alarm without cause")
     canaries: int = Field(
-        20,
-        ge=0,
-        le=500,
-        description="test rows of the data set that are asked again and again: did the answers change?",
+        20, ge=0, le=500, description="test rows of the data set that are sent again and again: did the answers change?"
     )
     canaries_every: str = Field("1d", description="time between two rounds of them, as in 1d or 12h")
 
 
 class ImproveConfig(Config):
-    """Retraining alongside the server, as `tuneloop improve PROJECT --watch` does it."""
+    """Retraining next to the server, as `tuneloop improve PROJECT --watch` does it."""
 
     project: str = Field("", description="file of `tuneloop improve`; empty: nothing is retrained")
     every: str = Field("15m", description="time between two passes, as in 15m or 2h")
@@ -174,7 +171,7 @@ class ServeConfig(Config):
     canaries: int = Field(
         5,
         ge=0,
-        description="test rows of each model's evaluation that are asked at the start; it must answer as it did then",
+        description="test rows of each model's evaluation that are sent at the start; it must answer as it did then",
     )
     objective: Objective = Objective()
     keys: KeysConfig = KeysConfig()
@@ -189,8 +186,8 @@ class ServeConfig(Config):
     @property
     def urls(self) -> list[str]:
         """The servers that answer in place of an engine here."""
-        given = self.engine if isinstance(self.engine, list) else self.engine.split(",")
-        return [each.strip() for each in given if each.strip().startswith(("http://", "https://"))]
+        names = self.engine if isinstance(self.engine, list) else self.engine.split(",")
+        return [each.strip() for each in names if each.strip().startswith(("http://", "https://"))]
 
     @property
     def store(self) -> str:

@@ -26,24 +26,17 @@ BY = ("model", "key", "tier")
 
 @dataclass(frozen=True)
 class CostRow:
-    """What a group of requests used.
-
-    Args:
-        failed: got no whole answer, since the engine failed or the client left; `refused`: never ran, since a limit or their
-            own fault kept them out (429, 400, 401, 404).
-        usd: by prices of tokens.
-        seconds: of the engine; requests that ran at the same time share them.
-        machine_usd: share of the machine's price, its idle time included, by the seconds; None: no price was given.
-    """
+    """What a group of requests used."""
 
     name: str
     requests: int
-    failed: int
-    refused: int
+    failed: int  # got no whole answer, since the engine failed or the client left
+    refused: int  # never ran, since a limit or their own fault kept them out (429, 400, 401, 404)
     prompt_tokens: int
     completion_tokens: int
-    seconds: float
-    usd: float
+    seconds: float  # of the engine; requests that ran at the same time share them
+    usd: float  # by prices of tokens
+    # share of the machine's price, its idle time included, by the seconds; None: no price was given
     machine_usd: float | None
 
     @property
@@ -52,7 +45,7 @@ class CostRow:
         return self.prompt_tokens + self.completion_tokens
 
     def to_json(self) -> dict[str, Any]:
-        """With the figures that follow."""
+        """With the prices that follow from it."""
         paid = self.usd if self.machine_usd is None else self.machine_usd
         return {
             **asdict(self),
@@ -63,59 +56,40 @@ class CostRow:
 
 @dataclass(frozen=True)
 class Hosted:
-    """The same tokens at a provider's price, and from which volume this machine is cheaper.
-
-    Args:
-        usd: for the same tokens.
-        tokens_a_month: at which both cost the same; None: no price of the machine was given.
-        reachable: whether this machine can do so many, working all the time.
-    """
+    """The same tokens at a provider's price, and from which volume this machine is cheaper."""
 
     provider: str
     model: str
     date: str
-    usd: float
-    tokens_a_month: float | None
-    reachable: bool | None
+    usd: float  # for the same tokens
+    tokens_a_month: float | None  # at which both cost the same; None: no price of the machine was given
+    reachable: bool | None  # whether this machine can do so many, working all the time
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What the planner expects of a rented machine with this model and these prompts and answers.
+    """What the planner expects of a rented machine with this model and these prompts and answers."""
 
-    Args:
-        machine: GPUs, provider and price.
-        tokens_per_second: read and written, at full load; `measured` of this server while it worked.
-        usd_per_hour: of the machine.
-        usd_per_million_full, usd_per_million: dollars for a million tokens at full load, and at this server's utilisation.
-    """
-
-    machine: str
-    tokens_per_second: float
-    measured: float
-    usd_per_hour: float
-    usd_per_million_full: float
-    usd_per_million: float | None
+    machine: str  # GPUs, provider and price
+    tokens_per_second: float  # read and written, at full load
+    measured: float  # the same of this server while it worked
+    usd_per_hour: float  # of the machine
+    usd_per_million_full: float  # tokens, at full load
+    usd_per_million: float | None  # tokens, at this server's utilisation
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What a server's requests cost.
-
-    Args:
-        forecast: of the planner; None: it does not know the model, or there were no answers.
-        hours: from the first request to the last one, or since the time that was asked for.
-        utilisation: share of these hours in which the engine worked.
-    """
+    """What a server's requests cost."""
 
     since: str
-    hours: float
-    utilisation: float
+    hours: float  # from the first request to the last one, or since the time of `--since`
+    utilisation: float  # share of these hours in which the engine worked
     usd_per_hour: float
     total: CostRow
     groups: dict[str, list[CostRow]]
     hosted: list[Hosted]
-    forecast: Forecast | None = None
+    forecast: Forecast | None = None  # of the planner; None: it does not know the model, or there were no answers
 
     def to_json(self) -> dict[str, Any]:
         """As `--json` prints it."""
@@ -129,14 +103,9 @@ class Costs:
 
 
 def since_time(text: str, now: float | None = None) -> str:
-    """`7d`, `24h`, `30m` before now, or an ISO time, as an ISO time; empty: the beginning.
-
-    Raises:
-        UserError: it is neither.
-    """
-    found = re.fullmatch(r"(\d{1,6})([mhd])", text)
-    if found:
-        seconds = int(found[1]) * {"m": 60, "h": 3600, "d": 86400}[found[2]]
+    """`7d`, `24h`, `30m` before now, or an ISO time, as an ISO time; empty: the beginning; UserError: it is neither."""
+    if match := re.fullmatch(r"(\d{1,6})([mhd])", text):
+        seconds = int(match[1]) * {"m": 60, "h": 3600, "d": 86400}[match[2]]
         return utc((time.time() if now is None else now) - seconds)
     if text and not re.match(r"\d{4}-\d{2}-\d{2}($|T)", text):
         raise UserError(f"Not a time: {text!r:.40}", where="--since", next_step="write it as 24h, 7d or 2026-01-31")
@@ -150,7 +119,7 @@ def costs_of(place: Path | str, since: str = "", usd_per_hour: float | None = No
         place: the server's folder, or its store.
         since: ISO time; empty: all of them.
         usd_per_hour: of the machine; None: `prices.usd_per_hour` of the server's settings.
-        gpu: that the planner is asked about; empty: a common one.
+        gpu: of the planner's forecast; empty: a common one.
 
     Raises:
         UserError: there is no store.
@@ -159,7 +128,7 @@ def costs_of(place: Path | str, since: str = "", usd_per_hour: float | None = No
     state = read_record(ServerState, file) if file.is_file() else ServerState()
     price = state.usd_per_hour if usd_per_hour is None else usd_per_hour
     with opened(place) as store:
-        # Each by itself is looked up in the index; both at once are not in SQLite.
+        # Each alone is looked up in the index; both at once are not in SQLite.
         first, last = (
             store.execute(f"SELECT {each}(time) FROM requests WHERE time >= ?", [since]).fetchone()[0]
             for each in ("MIN", "MAX")
@@ -182,7 +151,7 @@ def costs_of(place: Path | str, since: str = "", usd_per_hour: float | None = No
     busy = seconds / (hours * 3600) if hours else 0.0
     return Costs(
         since, hours, busy, price, total,
-        {by: [row(each) for each in found] for by, found in rows.items()},
+        {by: [row(each) for each in groups] for by, groups in rows.items()},
         _hosted(state.base, total, price), _forecast(state.base, total, busy, gpu),
     )  # fmt: skip
 
@@ -194,16 +163,17 @@ def _forecast(base: str, total: CostRow, busy: float, gpu: str) -> Forecast | No
     try:
         question = make_question({"model": base, **({"gpu": gpu} if gpu else {})})
         means = total.prompt_tokens / answered, total.completion_tokens / answered
-        own = serving(question, load_prices(), *means, "on-demand")
+        plan = serving(question, load_prices(), *means, "on-demand")
     except UserError:
         if gpu:
             raise
         return None  # a model that the planner does not know
-    if own is None:
+    if plan is None:
         return None
+    engine = plan.engine
     return Forecast(
-        own.engine.source, own.engine.tokens_per_second, total.tokens / total.seconds,
-        own.price.machines_usd(own.gpus), own.engine.usd_per_million(1.0), own.engine.usd_per_million(busy) if busy else None,
+        engine.source, engine.tokens_per_second, total.tokens / total.seconds, plan.price.machines_usd(plan.gpus),
+        engine.usd_per_million(1.0), engine.usd_per_million(busy) if busy else None,
     )  # fmt: skip
 
 
@@ -223,19 +193,19 @@ def _rows(groups: Sequence[tuple[Any, ...]], place: int | None) -> list[tuple[An
     """Sums by one of `BY`, or of all, those that took the most seconds first."""
     sums: dict[Any, list[Any]] = {}
     for group in groups:
-        own = sums.setdefault("all" if place is None else group[place] or "", [0, 0, 0, 0, 0.0, 0.0, 0])
+        sum_ = sums.setdefault("all" if place is None else group[place] or "", [0, 0, 0, 0, 0.0, 0.0, 0])
         for at, value in enumerate(group[len(BY) :]):
-            own[at] += value or 0
+            sum_[at] += value or 0
     return sorted(((name, *each) for name, each in sums.items()), key=lambda row: -row[5])
 
 
 def _hosted(base: str, total: CostRow, usd_per_hour: float) -> list[Hosted]:
-    found = []
+    rows = []
     for price in load_prices().hosted(base) if base else []:
         usd = (total.prompt_tokens * price.input + total.completion_tokens * price.output) / 1e6
         volume = reachable = None
         if usd_per_hour and usd and total.seconds:
             volume = usd_per_hour * MONTH_HOURS / (usd / total.tokens)
             reachable = volume <= total.tokens / total.seconds * MONTH_HOURS * 3600
-        found.append(Hosted(price.provider, price.model, price.date, usd, volume, reachable))
-    return found
+        rows.append(Hosted(price.provider, price.model, price.date, usd, volume, reachable))
+    return rows

@@ -1,11 +1,7 @@
-"""API keys: made once, shown once, kept as digests in `keys.json`.
+"""API keys `tl-ID-SECRET`: made once, shown once, kept as digests in `keys.json`.
 
-A key is `tl-ID-SECRET`. The secret has 256 random bits, so a plain SHA-256 of it can't be reversed by trying. A server
-looks at the file's time fifty times a second, so that a key which is revoked is refused at once.
-
-Once a key was made, keys are needed until `open_keys`, and one that was revoked stays so, whatever becomes of `keys.json`: a
-file in the folder `.keys` next to it says so, and a running server remembers it. That file is written first, so that a
-kill in between opens nothing.
+Once a key was made, keys are needed until `open_keys`, and one that was revoked stays so, whatever becomes of `keys.json`:
+a file in the folder `.keys` next to it, written first, says so, and a running server remembers it.
 """
 
 from __future__ import annotations
@@ -21,14 +17,84 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, make_private, replacing, user_errors_of_the_disk
+from tuneloop.core.flag import Flag, flag
 from tuneloop.core.ids import utc_now
 from tuneloop.core.ui import bound_say
-from tuneloop.records.record import read_record, write_record
+from tuneloop.records.record import Part, Record, read_record, write_record
 from tuneloop.records.server import ServerState
-from tuneloop.serving.api_key import ApiKey, KeyFile, Limits
+
+Priority = Literal["high", "normal", "low"]
+Right = Literal["feedback", "users"]
+
+
+class Limits(Part):
+    """What a key may use; each field is an option of `tuneloop keys add`.
+
+    With the right `users`, each user that the key names counts alone in experiments and training data; without it all that
+    comes with the key counts as one user.
+    """
+
+    rpm: int | None = flag(None, "N", "Requests a minute.", least=1)
+    tpm: int | None = flag(None, "N", "Tokens a minute, read and written.", least=1)
+    budget_usd: Annotated[float | None, Flag(metavar="USD")] = Field(
+        None, ge=0, allow_inf_nan=False, description="Dollars in all; needs prices in serve.yaml."
+    )
+    adapters: list[str] = flag([], "NAMES", "Models that it may ask, separated by commas; default: all.")
+    priority: Priority = flag("normal", "NAME", "high, normal or low: before whom its requests are answered.")
+    deadline_ms: float | None = flag(
+        None, "MS", "Milliseconds to the first token; default: the server's objective.", above=0
+    )
+    late: Literal["refuse", "flex"] = flag(
+        "refuse", "refuse|flex", "What becomes of a request that would be late: 429, or the tier flex."
+    )
+    train: Literal["yes", "no"] = flag("yes", "yes|no", "Whether its requests may become training data.")
+    keep_days: float | None = flag(
+        None, "DAYS", "Days after which texts leave the store; default: log.keep_days.", above=0
+    )
+    rights: list[Right] = flag(
+        [], "NAMES", "users: the users that it names are believed; feedback: on any request, with weight."
+    )
+
+
+class ApiKey(Part):
+    """A key as it is kept.
+
+    Args:
+        id: in the key itself; not secret.
+        name: who it is for.
+        sha256: digest of the secret.
+        created, revoked: ISO times; None: it is in use.
+    """
+
+    id: str
+    name: str
+    sha256: str
+    created: str
+    revoked: str | None = None
+    limits: Limits = Limits()
+
+
+class KeyFile(Record):
+    """All keys of a server.
+
+    Args:
+        keys: revoked ones too.
+        open: no key is needed, as `tuneloop keys open` says, although there was one; the next key that is made ends that.
+    """
+
+    title: ClassVar[str] = "a file of keys"
+    file: ClassVar[str] = "keys.json"
+    again: ClassVar[str] = "restore the file, or delete it and make new keys"
+
+    keys: list[ApiKey] = []
+    open: bool = False
+
 
 FILE = KeyFile.file
 LOCK = ".keys"  # folder of the lock and of what is remembered
@@ -38,11 +104,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@ -]{0,63}")
 
 
 def read_keys(folder: Path | str) -> list[ApiKey]:
-    """The keys of a server, revoked ones too.
-
-    Raises:
-        UserError: the file is damaged or can't be read.
-    """
+    """The keys of a server, revoked ones too; UserError: the file is damaged or can't be read."""
     return _read(Path(folder)).keys
 
 
@@ -81,18 +143,17 @@ def revoke_key(folder: Path | str, name: str) -> ApiKey:
     """
     with _changing(folder):
         file = _read(Path(folder))
-        keys = file.keys
-        found = next((key for key in keys if name in (key.name, key.id) and key.revoked is None), None)
-        if found is None:
-            used = ", ".join(key.name for key in keys if key.revoked is None)
+        used = [key for key in file.keys if key.revoked is None]
+        key = next((key for key in used if name in (key.name, key.id)), None)
+        if key is None:
             raise UserError(
                 f"No key in use is named {name!r:.80}", where=str(Path(folder) / FILE),
-                next_step=f"keys in use: {used}" if used else "there are no keys in use",
+                next_step=f"keys in use: {', '.join(key.name for key in used)}" if used else "there are no keys in use",
             )  # fmt: skip
-        gone = found.model_copy(update={"revoked": utc_now()})
-        _mark(Path(folder), gone.id)
-        _write(folder, [gone if key is found else key for key in keys], open_=file.open)
-    return gone
+        revoked = key.model_copy(update={"revoked": utc_now()})
+        _mark(Path(folder), revoked.id)
+        _write(folder, [revoked if each is key else each for each in file.keys], open_=file.open)
+    return revoked
 
 
 def open_keys(folder: Path | str) -> None:
@@ -106,11 +167,9 @@ def open_keys(folder: Path | str) -> None:
 
 
 def refuse_budget_without_prices(budgets: Sequence[str], priced: bool, where: str) -> None:
-    """Refuse budgets that nothing would ever be taken from.
+    """Refuse budgets, of keys by name, of a server without prices: nothing would ever be taken from them.
 
     Args:
-        budgets: names of the keys that have one.
-        priced: whether the server has prices of tokens.
         where: the prices belong, for the message.
 
     Raises:
@@ -131,7 +190,6 @@ def last_prices(folder: Path | str) -> bool:
 
 
 def _changing(folder: Path | str) -> AbstractContextManager[None]:
-    """Hold the keys for a change; a second process waits."""
     make_private(Path(folder), (FILE,))
     return lock_folder(Path(folder) / LOCK, waiting=lambda holder: None)
 
@@ -167,22 +225,17 @@ def _revoked(folder: Path) -> set[str] | None:
 
 
 def _digest(secret: str) -> str:
+    """A plain SHA-256: the secret has 256 random bits, so that it can't be reversed by trying."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 @dataclass
 class Keyring:
-    """The keys of a server, as they stand in the file now.
+    """The keys of a server, as the file has them now."""
 
-    Args:
-        folder: of the server.
-        every: seconds for which what stands in the file is believed; 0: it is looked at each time.
-        needed_before: there was a key, as something else than the folder's files says.
-    """
-
-    folder: Path
-    every: float = 0.0
-    needed_before: bool = False
+    folder: Path  # of the server
+    every: float = 0.0  # seconds for which what stands in the file is believed; 0: it is looked at each time
+    needed_before: bool = False  # there was a key, as something else than the folder's files says
     say: Callable[[str], None] = field(default_factory=bound_say)
     _looked: float = -1e9
     _stamp: tuple[int, ...] = ()
@@ -195,13 +248,13 @@ class Keyring:
         self._file = str(self.folder / FILE)
         self._needed = self.needed_before
 
-    def check(self, given: str) -> ApiKey | None:
-        """The key that was given, or None where it is not one in use."""
+    def check(self, text: str) -> ApiKey | None:
+        """The key that a text is; None where it is not one in use."""
         self._refresh()
-        found = _FORM.fullmatch(given)
-        key = self._keys.get(found[1]) if found else None
+        match = _FORM.fullmatch(text)
+        key = self._keys.get(match[1]) if match else None
         # The digest is compared in any case, in constant time: what is wrong can't be guessed from how long it takes.
-        same = hmac.compare_digest(_digest(found[2] if found else given), key.sha256 if key else "0" * 64)
+        same = hmac.compare_digest(_digest(match[2] if match else text), key.sha256 if key else "0" * 64)
         return key if same and key is not None and key.revoked is None else None
 
     def named(self, name: str) -> ApiKey | None:
@@ -217,7 +270,7 @@ class Keyring:
 
     @property
     def needed(self) -> bool:
-        """Whether there ever was a key, and nobody has opened the server since."""
+        """Whether there ever was a key, and the server was not opened since."""
         self._refresh()
         return self._needed
 
@@ -237,9 +290,9 @@ class Keyring:
         before, self._keys = self._keys, {}
         try:
             file = _read(self.folder)
-        except UserError as error:  # nobody is let in, neither with a key nor without one
+        except UserError as error:  # no one is let in, neither with a key nor without one
             self._needed = True
-            self.say(f"keys      {FILE} can't be read, so nobody is let in: {error.what}")
+            self.say(f"keys      {FILE} can't be read, so no one is let in: {error.what}")
             return
         with contextlib.suppress(UserError):  # a folder that can't be written; the server remembers it
             if file.keys:  # the file may have come from elsewhere

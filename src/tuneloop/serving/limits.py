@@ -1,7 +1,7 @@
 """What each key has used, and what it may still use: requests and tokens a minute, dollars in all.
 
-What a request may use at most is reserved before it is asked and settled by what it did use, also when its reader left.
-So requests that run at the same time can't spend the same dollar.
+What a request may use at most is reserved first and settled by what it did use, also when its reader left: requests that
+run at the same time can't spend the same dollar.
 """
 
 from __future__ import annotations
@@ -12,24 +12,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from tuneloop.core.units import counted
-from tuneloop.serving.api_key import ApiKey
+from tuneloop.serving.http.errors import ApiError
+from tuneloop.serving.keys import ApiKey
 
-MOST_KNOWN = 10_000  # senders whose feedback is counted at a time
+MOST_SENDERS = 10_000  # senders whose feedback is counted at a time
 
 
-@dataclass(frozen=True)
-class Refusal(Exception):
-    """A request that a limit does not allow.
+class Refusal(ApiError):
+    """A request that a limit does not allow; `retry_after`: seconds after which it may be; None: never by waiting."""
 
-    Args:
-        code: of the error, as OpenAI names it.
-        message: what, and how much.
-        retry_after: seconds after which it may be allowed; None: never by waiting.
-    """
-
-    code: str
-    message: str
-    retry_after: float | None = None
+    def __init__(self, code: str, message: str, retry_after: float | None = None) -> None:
+        after = {} if retry_after is None else {"Retry-After": str(int(retry_after) + 1)}
+        super().__init__(429, message, code=code, headers=after)
+        self.retry_after = retry_after
 
 
 @dataclass
@@ -42,16 +37,13 @@ class _Bucket:
 
     def take(self, amount: float, now: float) -> float:
         """Take an amount; returns 0 where it was there, else the seconds until it is."""
-        self.refill(now)
+        self.left = min(self.rate, self.left + max(now - self.at, 0.0) * self.rate / 60)
+        self.at = max(now, self.at)
         amount = min(amount, self.rate)  # a request that is larger than the rate waits for a full bucket
         if self.left + 1e-9 >= amount:
             self.left -= amount
             return 0.0
         return (amount - self.left) * 60 / self.rate
-
-    def refill(self, now: float) -> None:
-        self.left = min(self.rate, self.left + max(now - self.at, 0.0) * self.rate / 60)
-        self.at = max(now, self.at)
 
 
 @dataclass
@@ -74,25 +66,17 @@ class _Account:
 
 @dataclass
 class Ledger:
-    """The accounts of all keys.
+    """The accounts of all keys."""
 
-    Args:
-        spent: dollars that each key, by name, has spent before.
-        clock: seconds.
-    """
-
-    spent: Mapping[str, float] = field(default_factory=dict)
-    clock: Callable[[], float] = time.monotonic
+    spent: Mapping[str, float] = field(default_factory=dict)  # dollars that each key, by its id, has spent before
+    clock: Callable[[], float] = time.monotonic  # seconds
     _accounts: dict[str, _Account] = field(default_factory=dict)
 
     def reserve(self, key: ApiKey | None, tokens: int, usd: float, *, again: bool = False) -> Reservation:
-        """Take what a request may use at most.
+        """Take what a request may use at most: tokens of its prompt and its longest answer, and their price.
 
         Args:
-            key: None: a request without one, which has no limits.
-            tokens: of its prompt and its longest answer.
-            usd: their price.
-            again: the request has been counted already, and is asked in another way now.
+            again: a second try in another way: the request has been counted.
 
         Raises:
             Refusal: a limit does not allow it; nothing is taken then.
@@ -107,17 +91,14 @@ class Ledger:
                 f"are reserved, and this request may cost {usd:.6f}",
             )
         if account.requests is not None and not again and (wait := account.requests.take(1, now)):
-            raise Refusal(
-                "rate_limit_exceeded",
-                f"The key {key.name!r} allows {counted(limits.rpm or 0, 'request')} a minute",
-                wait,
-            )
+            allowed = counted(limits.rpm or 0, "request")
+            raise Refusal("rate_limit_exceeded", f"The key {key.name!r} allows {allowed} a minute", wait)
         if account.tokens is not None and (wait := account.tokens.take(tokens, now)):
             if account.requests is not None and not again:
                 account.requests.left += 1
             raise Refusal("rate_limit_exceeded", f"The key {key.name!r} allows {limits.tpm} tokens a minute", wait)
         account.reserved += usd
-        return Reservation(key.name, tokens, usd)
+        return Reservation(key.id, tokens, usd)
 
     def settle(self, reservation: Reservation, tokens: int, usd: float) -> None:
         """Give back what was reserved and take what was used. The second call for a reservation does nothing."""
@@ -134,9 +115,9 @@ class Ledger:
             account.tokens.left = min(account.tokens.left + back, account.tokens.rate)
 
     def _account(self, key: ApiKey) -> _Account:
-        account = self._accounts.get(key.name)
+        account = self._accounts.get(key.id)
         if account is None:
-            account = self._accounts[key.name] = _Account(spent=self.spent.get(key.name, 0.0))
+            account = self._accounts[key.id] = _Account(spent=self.spent.get(key.id, 0.0))
         now = self.clock()
         account.requests = _with_rate(account.requests, key.limits.rpm, now)
         account.tokens = _with_rate(account.tokens, key.limits.tpm, now)
@@ -153,30 +134,21 @@ def _with_rate(bucket: _Bucket | None, rate: int | None, now: float) -> _Bucket 
 
 @dataclass
 class FeedbackLimit:
-    """How much feedback is taken in a minute, so that nobody fills the store alone.
+    """How much feedback is taken in a minute, so that no one fills the store alone."""
 
-    Args:
-        each: pieces a minute from one sender.
-        pages: from all readers of pages together, or from all users whom one key names.
-        clock: seconds.
-    """
-
-    each: int
-    pages: int
-    clock: Callable[[], float] = time.monotonic
+    each: int  # pieces a minute from one sender
+    pages: int  # from all readers of pages together, or from all users whom one key names
+    clock: Callable[[], float] = time.monotonic  # seconds
     _open: _Bucket | None = None
-    _known: dict[str, _Bucket] = field(default_factory=dict)
+    _senders: dict[str, _Bucket] = field(default_factory=dict)
 
     def take(self, who: str, *, page: bool, user: str = "") -> None:
-        """Count a piece of feedback.
+        """Count a piece of feedback, or raise a Refusal where there was too much of it in this minute.
 
         Args:
             who: the key, or the address where there is none.
             page: it comes from a reader of a page.
             user: whom a key names that is believed; empty: none.
-
-        Raises:
-            Refusal: there was too much of it in this minute.
         """
         now = self.clock()
         if page:
@@ -184,9 +156,9 @@ class FeedbackLimit:
             if wait := self._open.take(1, now):
                 raise Refusal("rate_limit_exceeded", f"Pages may send {self.pages:,} pieces of feedback a minute", wait)
         for sender, rate in ((who, self.pages), (f"{who}\x1f{user}", self.each)) if user else ((who, self.each),):
-            bucket = self._known.pop(sender, None) or _Bucket(rate, rate, now)
-            self._known[sender] = bucket  # the last ones stand last
-            if len(self._known) > MOST_KNOWN:
-                del self._known[next(iter(self._known))]
+            bucket = self._senders.pop(sender, None) or _Bucket(rate, rate, now)
+            self._senders[sender] = bucket  # the last ones stand last
+            if len(self._senders) > MOST_SENDERS:
+                del self._senders[next(iter(self._senders))]
             if wait := bucket.take(1, now):
                 raise Refusal("rate_limit_exceeded", f"One sender may send {rate:,} pieces of feedback a minute", wait)

@@ -37,7 +37,6 @@ from tuneloop.records.artifact import NEAR_TIE, PARTED
 from tuneloop.records.rows import Message
 from tuneloop.registry.registered import local_name, open_registry, registered_name, version_of
 from tuneloop.serving.canaries import canaries_of
-from tuneloop.serving.companions import Candidate
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import Prompt, ReadPrompt, ServedModel
 from tuneloop.serving.pool import EnginePool
@@ -45,24 +44,23 @@ from tuneloop.serving.router import Named, served_by
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """What an experiment wants served."""
+
+    model: str  # name of the model in whose place it answers
+    source: str  # run, artifact or registered version
+
+
+@dataclass(frozen=True)
 class Opened:
-    """An adapter or model of the settings.
+    """An adapter or model of the settings."""
 
-    Args:
-        name: as clients ask for it.
-        source: as the settings name it.
-        base: the model that it stands on, or is.
-        loaded: what the engine is to load for it; None: the base itself.
-        task: what it was trained to answer; None: nobody says it.
-        chooses: whether its answers are labels.
-    """
-
-    name: str
-    source: str
-    base: str
-    loaded: Served | None
-    task: TaskSpec | None
-    chooses: bool
+    name: str  # as clients ask for it
+    source: str  # as the settings name it
+    base: str  # the model that it stands on, or is
+    loaded: Served | None  # what the engine is to load for it; None: the base itself
+    task: TaskSpec | None  # what it was trained to answer; None: not known
+    chooses: bool  # whether its answers are labels
 
     @property
     def template(self) -> str:
@@ -104,19 +102,20 @@ class Deployment:
         return hashes[opened.loaded.source] if opened.loaded is not None else BASE
 
     def models(self) -> dict[str, ServedModel]:
-        """The models by name, once the engine is started: those that were tuned first, then the base, if it can be asked."""
+        """The models by name, once the engine is started: those that were tuned first, then the base, if it is served."""
         template = _template_of(self.tokenizer or self.base)
-        found = {each.name: _served(each, self.adapter_of(each), template) for each in self.opened}
-        if all(model.adapter != BASE for model in found.values()) and not getattr(self.engine, "merged", False):
+        models = {each.name: _served(each, self.adapter_of(each), template) for each in self.opened}
+        if all(model.adapter != BASE for model in models.values()) and not getattr(self.engine, "merged", False):
             name = Path(self.base).name if Path(self.base).exists() else self.base
             decode, created = template.decode if template else None, _written(self.base, template)
-            found.setdefault(name, ServedModel(name, source=self.base, decode=decode, created=created))
-        return found
+            models.setdefault(name, ServedModel(name, source=self.base, decode=decode, created=created))
+        return models
 
     def candidate_models(self) -> dict[str, ServedModel]:
         """The models of experiments by the names of these, once the engine is started."""
         template = _template_of(self.tokenizer or self.base)
-        return {name: _served(each, self.adapter_of(each), template) for name, each in self.candidates.items() if name not in self.unproved}  # fmt: skip
+        proved = {name: each for name, each in self.candidates.items() if name not in self.unproved}
+        return {name: _served(each, self.adapter_of(each), template) for name, each in proved.items()}
 
 
 def _template_of(base: str) -> Template | None:
@@ -133,10 +132,11 @@ def _served(each: Opened, adapter: str, template: Template | None) -> ServedMode
     tokens: dict[str, int] = {}
     if labels and template is not None:
         ids = label_ids(with_template(template, each.template), labels, [{"role": "user", "content": "x"}])
-        tokens = {label: len(own) for label, own in zip(labels, ids, strict=True)}
+        tokens = {label: len(each_ids) for label, each_ids in zip(labels, ids, strict=True)}
+    registered = registered_name(each.source)
+    release = f"{registered[0]}/{version_of(open_registry(), each.source).version}" if registered else ""
     return ServedModel(
-        each.name, adapter, release=_release(each.source) if registered_name(each.source) else "",
-        labels=labels, label_tokens=tokens,
+        each.name, adapter, release=release, labels=labels, label_tokens=tokens,
         max_new_tokens=task.max_new_tokens if task else None, read=prompt_of(task) if task else None,
         source=each.source, decode=template.decode if template else None,
         created=_written(each.loaded.source if each.loaded is not None else each.base, template),
@@ -151,11 +151,6 @@ def _written(source: str, template: Template | None) -> int:
             place = resolve(source)
     files = [place] if place.is_file() else [*place.glob("*.safetensors"), *place.glob("*.gguf")]
     return int(max((file.stat().st_mtime for file in files), default=time.time()))
-
-
-def _release(source: str) -> str:
-    model, _ = registered_name(source) or (source, "")
-    return f"{model}/{version_of(open_registry(), source).version}"
 
 
 def deployment_of(config: ServeConfig, candidates: Mapping[str, Candidate] | None = None) -> Deployment:
@@ -220,26 +215,25 @@ def _with_one_source(
 
 def _loaded(*groups: Iterable[Opened]) -> list[Served]:
     """What an engine is to load, each once."""
-    found = [each.loaded for group in groups for each in group if each.loaded is not None]
-    return list({served.source: served for served in found}.values())
+    return list({each.loaded.source: each.loaded for group in groups for each in group if each.loaded}.values())
 
 
 def _candidates(
-    candidates: Mapping[str, Candidate], open_one: Callable[[Candidate], Opened], base: str
+    candidates: Mapping[str, Candidate], open_one: Callable[[Candidate], Opened], base: str | None
 ) -> dict[str, Opened]:
-    """Candidates that can be served on a base; an experiment must not keep a server from its work."""
-    found = {}
+    """Candidates that can be served on a base (None: on any); an experiment must not keep a server from its work."""
+    opened = {}
     for name, candidate in candidates.items():
         try:
             opened_ = open_one(candidate)
         except UserError as error:
             say(f"experiment {name}: the candidate can't be served: {error.what}")
             continue
-        if opened_.base != base:
+        if base is not None and opened_.base != base:
             say(f"experiment {name}: the candidate stands on {opened_.base}, and the server on {base}")
         else:
-            found[name] = opened_
-    return found
+            opened[name] = opened_
+    return opened
 
 
 def _endpoints(config: ServeConfig, candidates: Mapping[str, Candidate]) -> Deployment:
@@ -253,17 +247,10 @@ def _endpoints(config: ServeConfig, candidates: Mapping[str, Candidate]) -> Depl
     local = next((each.base for each in opened_ if each.base), "")
     key = key_from(config.api_key_env)
     base = base or _only_model(config.urls, key)
-    extra = {}
-    for name, candidate in candidates.items():
-        try:
-            extra[name] = _open_elsewhere(Named(candidate.model, candidate.source))
-        except UserError as error:
-            say(f"experiment {name}: the candidate can't be served: {error.what}")
+    extra = _candidates(candidates, lambda each: _open_elsewhere(Named(each.model, each.source)), None)
     adapters = _loaded(opened_, extra.values())
-    engines = []
-    for url in config.urls:
-        settings = EndpointSettings(url, key, config.tokenizer or local, slots=config.slots)
-        engines.append(EndpointEngine(Served(base), adapters, settings))
+    settings = [EndpointSettings(url, key, config.tokenizer or local, slots=config.slots) for url in config.urls]
+    engines = [EndpointEngine(Served(base), adapters, each) for each in settings]
     tokenizer = config.tokenizer or local or base
     if len(engines) == 1:
         return Deployment(engines[0], opened_, base, extra, tokenizer=tokenizer)
@@ -278,13 +265,13 @@ def _endpoints(config: ServeConfig, candidates: Mapping[str, Candidate]) -> Depl
 def _open_elsewhere(named: Named) -> Opened:
     """A run or artifact here, whose task is known; else a model by the server's name of it."""
     if registered_name(named.source) is not None or Path(named.source).expanduser().exists():
-        found = open_model(ENGINES[-1], named.name, named.source, named.task)
-        if found.loaded is None:
+        opened = open_model(ENGINES[-1], named.name, named.source, named.task)
+        if opened.loaded is None:
             raise UserError(
                 "A server can be given adapters, and this run trained all weights", where=named.source,
                 next_step="start the server with these weights and name it by the server's name of the model",
             )  # fmt: skip
-        return found
+        return opened
     return Opened(named.name, named.source, "", Served(named.source), None, False)
 
 
@@ -306,11 +293,8 @@ def _only_model(urls: Sequence[str], key: str) -> str:
             f"The server has {counted(len(names), 'model')}", where=masked(url),
             next_step=f"say which with base=NAME: {', '.join(names)[:300]}",
         )  # fmt: skip
-    raise UserError(
-        f"The server does not tell its models ({fault})",
-        where=masked(", ".join(urls)),
-        next_step="check the URL and that it runs",
-    )
+    what = f"The server does not tell its models ({fault})"
+    raise UserError(what, where=masked(", ".join(urls)), next_step="check the URL and that it runs")
 
 
 def prompt_of(task: TaskSpec) -> ReadPrompt:
@@ -333,51 +317,36 @@ def prompt_of(task: TaskSpec) -> ReadPrompt:
             record["tools"] = [dict(tool) for tool in tools]
         reader = whole
         if alone and columns is not None:
-            reader, record = columns, _columns(messages[0]["content"], task.inputs)
+            try:
+                reader, record = columns, json.loads(messages[0]["content"])
+            except (ValueError, RecursionError):
+                record = {}
+            if not isinstance(record, dict) or reader is whole:
+                shown = ", ".join(f'"{name}": "..."' for name in task.inputs)
+                raise ValueError(f"This model was trained on several columns: write them as JSON, {{{shown}}}")
         elif alone and single is not None:
             reader, record = single, {"text": messages[0]["content"]}
-        made = reader(record)
-        if isinstance(made, Rejection):
-            raise ValueError(f"{made.reason}: {made.detail}")
-        return Prompt(made.messages, made.tools, made.continues)
+        row = reader(record)
+        if isinstance(row, Rejection):
+            raise ValueError(f"{row.reason}: {row.detail}")
+        return Prompt(row.messages, row.tools, row.continues)
 
     return read
 
 
-def _columns(text: str, names: Sequence[str]) -> dict[str, Any]:
-    shown = ", ".join(f'"{name}": "..."' for name in names)
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise ValueError(f"This model was trained on several columns: write them as JSON, {{{shown}}}")
-    return value
-
-
 @dataclass(frozen=True)
 class Sameness:
-    """How many answers of a served model are those of its evaluation.
+    """How many answers of a served model are those of its evaluation."""
 
-    Args:
-        name: of the model.
-        n: test rows that were asked; 0: no evaluation of the test split is at hand.
-        same: answers that are equal.
-        failed: rows that got no answer.
-        parted: answers that differ and were looked at, `PARTED` at most.
-        ties: of them, those that part where the served model finds both tokens equally likely, but for `NEAR_TIE` nats.
-        largest_gap: between these two tokens, of all that were looked at.
-        examples: the first answers that differ: as evaluated, as served.
-    """
-
-    name: str
-    n: int
-    same: int
-    failed: int = 0
-    parted: int = 0
+    name: str  # of the model
+    n: int  # test rows that were sent; 0: no evaluation of the test split is at hand
+    same: int  # answers that are equal
+    failed: int = 0  # rows that got no answer
+    parted: int = 0  # answers that differ and were looked at, `PARTED` at most
+    # of them, those that part where the served model finds both tokens equally likely, but for `NEAR_TIE` nats
     ties: int = 0
-    largest_gap: float = 0.0
-    examples: tuple[tuple[str, str], ...] = ()
+    largest_gap: float = 0.0  # between these two tokens, of all that were looked at
+    examples: tuple[tuple[str, str], ...] = ()  # the first answers that differ: as evaluated, as served
 
     @property
     def are_ties(self) -> bool:
@@ -386,12 +355,8 @@ class Sameness:
 
 
 async def same_answers(deployment: Deployment) -> list[Sameness]:
-    """Ask all test rows of each model's evaluation, with whole answers, and compare.
-
-    Args:
-        deployment: whose engine is started.
-    """
-    found = []
+    """Send all test rows of each model's evaluation to a started engine, and compare the whole answers."""
+    results = []
     for each in deployment.opened:
         longest = (each.task.max_new_tokens if each.task else None) or 256
         adapter = deployment.adapter_of(each)
@@ -412,14 +377,14 @@ async def same_answers(deployment: Deployment) -> list[Sameness]:
                 if len(gaps) < PARTED and (gap := await gap_at_parting(deployment.engine, row, answer)) is not None:
                     gaps.append(gap)
             if i // 100 != (i + len(part)) // 100:
-                say(f"asked     {each.name}: {i + len(part):,} of {len(rows):,}")
+                say(f"compared  {each.name}: {i + len(part):,} of {len(rows):,}")
         ties, largest = sum(gap < NEAR_TIE for gap in gaps), round(max(gaps, default=0.0), 3)
-        found.append(Sameness(each.name, len(rows), same, failed, len(gaps), ties, largest, tuple(examples)))
-    return found
+        results.append(Sameness(each.name, len(rows), same, failed, len(gaps), ties, largest, tuple(examples)))
+    return results
 
 
 async def prove_models(config: ServeConfig, deployment: Deployment) -> None:
-    """Ask rows of each model's evaluation before anybody else asks, every engine of a pool.
+    """Send rows of each model's evaluation before any other request, to every engine of a pool.
 
     Raises:
         UserError: an adapter is not applied, or answers other than it did in the evaluation.
@@ -428,17 +393,18 @@ async def prove_models(config: ServeConfig, deployment: Deployment) -> None:
     if isinstance(engine, EnginePool):
         await engine.prove()
         return
-    for each in deployment.opened if config.canaries else ():
+
+    async def proof_of(each: Opened, name: str) -> None:
         adapter = deployment.adapter_of(each)
         rows = await asyncio.to_thread(canaries_of, each.source, adapter, each.task, config.canaries)
         for proof in await prove(engine, rows):
-            say(f"proof     {each.name}: {proof.in_words}")
+            say(f"proof     {name}: {proof.in_words}")
+
+    for each in deployment.opened if config.canaries else ():
+        await proof_of(each, each.name)
     for name, each in deployment.candidates.items() if config.canaries else ():
-        adapter = deployment.adapter_of(each)
-        rows = await asyncio.to_thread(canaries_of, each.source, adapter, each.task, config.canaries)
         try:
-            for proof in await prove(engine, rows):
-                say(f"proof     candidate of {name}: {proof.in_words}")
+            await proof_of(each, f"candidate of {name}")
         except UserError as error:
             deployment.unproved.add(name)
-            say(f"experiment {name}: the candidate meets nobody: {error.what}")
+            say(f"experiment {name}: the candidate answers no one: {error.what}")

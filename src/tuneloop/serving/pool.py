@@ -1,10 +1,7 @@
-"""Several engines as one: each request goes where its first token is predicted to come first, and around those that fail.
+"""Several engines as one: each request goes where its first token is predicted to come first.
 
-The prediction is learned for each engine, as admission learns it. The part of a prompt that an engine has read lately
-counts as read (its prefix cache), so that conversations return to their engine as long as that is quicker. An engine
-that fails is left out at once; a request that has got nothing of its answer is asked again elsewhere. So is one that
-hangs: an engine that gives nothing and does not say that it is healthy (`healthy` has a deadline). An engine comes back
-once it is healthy and has answered its canaries.
+An engine that fails or hangs (gives nothing and is not `healthy` in time) is left out at once, and requests that have got
+nothing of their answer are sent elsewhere; it comes back once it is healthy and has answered its canaries.
 """
 
 from __future__ import annotations
@@ -16,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, TypeVar, cast
 
 from tuneloop.core.errors import UserError
@@ -41,32 +39,19 @@ Prove = Callable[[ServingEngine], Awaitable[None]]
 
 @dataclass
 class Member:
-    """An engine of a pool.
-
-    Args:
-        active: requests that it is answering.
-        out: why it is left out; empty: it is asked.
-        read: hashes of the beginnings of prompts that it has read lately.
-        faults: times that it failed.
-        heard: when it gave something last, of the monotonic clock.
-        waits: for something from it.
-    """
+    """An engine of a pool."""
 
     engine: ServingEngine
     times: ServiceTime = field(default_factory=ServiceTime)
-    active: int = 0
-    out: str = ""
-    read: OrderedDict[int, None] = field(default_factory=OrderedDict)
-    faults: int = 0
-    heard: float = 0.0
-    waits: set[asyncio.Timeout] = field(default_factory=set)
+    active: int = 0  # requests that it is answering
+    out: str = ""  # why it is left out; empty: it is asked
+    read: OrderedDict[int, None] = field(default_factory=OrderedDict)  # hashes of prompts' beginnings, lately read
+    faults: int = 0  # times that it failed
+    heard: float = 0.0  # when it gave something last, of the monotonic clock
+    waits: set[asyncio.Timeout] = field(default_factory=set)  # for something from it
 
-    async def given(self, work: Awaitable[T]) -> T:
-        """What it gives.
-
-        Raises:
-            TimeoutError: `give_up` was called meanwhile.
-        """
+    async def result(self, work: Awaitable[T]) -> T:
+        """What it gives; TimeoutError where it is given up meanwhile."""
         async with asyncio.timeout(None) as wait:
             self.waits.add(wait)
             try:
@@ -76,20 +61,9 @@ class Member:
         self.heard = time.monotonic()
         return value
 
-    def give_up(self) -> None:
-        """Wait no longer for what was to come from it."""
-        waits, self.waits = self.waits, set()
-        for wait in waits:
-            wait.reschedule(asyncio.get_running_loop().time())
-
-    def known(self, blocks: Sequence[int]) -> int:
-        """How many tokens at the beginning of a prompt it has read lately."""
-        count = 0
-        for block in blocks:
-            if block not in self.read:
-                break
-            count += BLOCK
-        return count
+    def cached(self, blocks: Sequence[int]) -> int:
+        """How many tokens at the beginning of a prompt it has read lately: they are in its prefix cache."""
+        return BLOCK * sum(1 for _ in takewhile(self.read.__contains__, blocks))
 
     def remember(self, blocks: Sequence[int]) -> None:
         """Note that it reads a prompt."""
@@ -101,18 +75,17 @@ class Member:
 
     def first_ms(self, tokens: int, blocks: Sequence[int], longest: int) -> tuple[float, float]:
         """Predicted milliseconds to the first token; then, and while nothing is known, by load and what it has read."""
-        new = max(tokens - self.known(blocks), 1)
+        new = max(tokens - self.cached(blocks), 1)
         waves = self.active // self.engine.slots  # answers that must end before this one begins
         predicted = self.times.first_ms(new, self.active + 1) + waves * self.times.total_ms(new, self.active, longest)
         return predicted, self.active / self.engine.slots + new / max(tokens, 1)
 
 
 class EnginePool:
-    """See `ServingEngine`.
+    """See `ServingEngine`: several with the same base and adapters.
 
     Args:
-        engines: with the same base and adapters.
-        prove: asks an engine its canaries; raises UserError where it does not answer as it should.
+        prove: sends an engine its canaries; raises UserError where it does not answer as it should.
         every: seconds between two looks at engines that are left out, or give nothing.
     """
 
@@ -134,7 +107,7 @@ class EnginePool:
     @property
     def context(self) -> int:
         """Tokens that every engine takes."""
-        return min(member.engine.context for member in self._asked())
+        return min(member.engine.context for member in self._active())
 
     @property
     def slots(self) -> int:
@@ -149,7 +122,7 @@ class EnginePool:
     @property
     def adapters(self) -> Mapping[str, AdapterFacts]:
         """What every engine has loaded."""
-        first, *others = self._asked()
+        first, *others = self._active()
         return {h: facts for h, facts in first.engine.adapters.items() if all(h in o.engine.adapters for o in others)}
 
     @property
@@ -157,8 +130,8 @@ class EnginePool:
         """Whether prompts become tokens here."""
         return all(getattr(member.engine, "renders", True) for member in self.members)
 
-    def _asked(self) -> list[Member]:
-        """Engines that are asked; all of them where none is left, so that errors say why."""
+    def _active(self) -> list[Member]:
+        """Engines that are not left out; all of them where none is left, so that errors say why."""
         return [member for member in self.members if not member.out] or self.members
 
     async def start(self) -> None:
@@ -178,11 +151,7 @@ class EnginePool:
         self._tasks = [asyncio.create_task(self._look_after(member)) for member in self.members]
 
     async def prove(self) -> None:
-        """Ask every engine its canaries; those that fail are left out.
-
-        Raises:
-            UserError: none answers as it should.
-        """
+        """Ask every engine its canaries; those that fail are left out; UserError: none answers as it should."""
         fault: UserError | None = None
         for member in self.members:
             if not member.out:
@@ -197,8 +166,7 @@ class EnginePool:
 
     async def healthy(self) -> bool:
         """Whether one of them can answer now."""
-        found = await asyncio.gather(*(each.engine.healthy() for each in self.members if not each.out))
-        return any(found)
+        return any(await asyncio.gather(*(each.engine.healthy() for each in self.members if not each.out)))
 
     async def stop(self) -> None:
         """End all of them."""
@@ -207,8 +175,6 @@ class EnginePool:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(member.engine.stop() for member in self.members))
-
-    # --- asking
 
     async def tokenize(self, text: str) -> Sequence[int]:
         """Token ids of plain text, by an engine that works."""
@@ -222,58 +188,53 @@ class EnginePool:
 
     async def _first(self, ask: Callable[[ServingEngine], Awaitable[Sequence[int]]]) -> Sequence[int]:
         fault: Exception | None = None
-        for member in self._asked():
+        for member in self._active():
             try:
-                return await member.given(ask(member.engine))
+                return await member.result(ask(member.engine))
             except UserError:
                 raise
-            except TimeoutError as error:  # it is left out already
-                fault = error
             except Exception as error:  # a connection that broke; the next one may answer
                 fault = error
-                self._leave_out(member, f"{type(error).__name__}")
+                if not isinstance(error, TimeoutError):  # else it is left out already
+                    self._leave_out(member, type(error).__name__)
         raise Broken("no engine answers") from fault
 
     async def stream(self, request: Request) -> AsyncIterator[Update]:
-        """An answer as it is written; see `ServingEngine.stream`. It begins anew elsewhere where an engine fails before."""
+        """An answer as it is written; see `ServingEngine.stream`. It begins again elsewhere where an engine fails before."""
         blocks = blocks_of(request)
         tried: list[Member] = []
         while True:
             member = self.choose(request, blocks, tried)
             tried.append(member)
-            sent, failed = False, ""
+            sent = False
             async with aclosing(self._counted(member, request, blocks)) as updates:
                 async for update in updates:
-                    done = update.completion
-                    if done is not None and done.finish == "error" and done.error.startswith(ENGINE_FAULTS):
-                        failed = done.error
-                        if not done.error.startswith("busy:"):
-                            self._leave_out(member, done.error.partition(": ")[2])
+                    end = update.completion
+                    if end is not None and end.finish == "error" and end.error.startswith(ENGINE_FAULTS):
+                        if not end.error.startswith("busy:"):
+                            self._leave_out(member, end.error.partition(": ")[2])
                         if not sent and len(tried) < len(self.members):
                             break
                     sent = sent or bool(update.text)
                     yield update
                 else:
                     return
-            assert failed
 
-    async def _counted(
-        self, member: Member, request: Request, blocks: Sequence[int]
-    ) -> AsyncGenerator[Update, None]:  # fmt: skip
+    async def _counted(self, member: Member, request: Request, blocks: Sequence[int]) -> AsyncGenerator[Update, None]:
         """An engine's answer; what it took teaches the predictions."""
-        new = max(_size(request) - member.known(blocks), 1)
+        new = max(_size(request) - member.cached(blocks), 1)
         member.remember(blocks)
         member.active += 1
         began, first, active = time.perf_counter(), 0.0, member.active
         try:
             # Closing what the engine gives cancels the answer in it.
             async with aclosing(cast("AsyncGenerator[Update, None]", member.engine.stream(request))) as updates:
-                while (update := await member.given(anext(updates, None))) is not None:
+                while (update := await member.result(anext(updates, None))) is not None:
                     first = first or 1000 * (time.perf_counter() - began)
-                    done = update.completion
-                    if done is not None and done.finished and not request.choices:
+                    end = update.completion
+                    if end is not None and end.finished and not request.choices:
                         total = 1000 * (time.perf_counter() - began)
-                        member.times.learn(new, active, done.completion_tokens, first, total)
+                        member.times.learn(new, active, end.completion_tokens, first, total)
                     yield update
         except TimeoutError:
             yield Update(completion=Completion(finish="error", error=f"engine: {HANGS}"))
@@ -282,15 +243,14 @@ class EnginePool:
 
     def choose(self, request: Request, blocks: Sequence[int], tried: Sequence[Member] = ()) -> Member:
         """The engine that is predicted to give the first token first."""
-        left = [member for member in self._asked() if member not in tried] or [
-            member for member in self.members if member not in tried
-        ]
-        size, longest = _size(request), request.max_new_tokens
-        known = all(member.times.known for member in left)
-        guesses = {id(member): member.first_ms(size, blocks, longest) for member in left}
-        return min(left, key=lambda member: guesses[id(member)] if known else guesses[id(member)][1])
+        left = [member for member in self._active() if member not in tried]
+        left = left or [member for member in self.members if member not in tried]
+        learned, size = all(member.times.known for member in left), _size(request)
 
-    # --- those that fail
+        def wait(member: Member) -> tuple[float, ...]:
+            return member.first_ms(size, blocks, request.max_new_tokens)[0 if learned else 1 :]
+
+        return min(left, key=wait)
 
     def _leave_out(self, member: Member, why: str) -> None:
         if not member.out:
@@ -309,18 +269,17 @@ class EnginePool:
             with contextlib.suppress(UserError, OSError):
                 if member.out:
                     await member.engine.start()  # does nothing where it is started
-                if await member.engine.healthy():
-                    await self._bring_back(member)
-                elif member.heard < looked:
-                    self._leave_out(member, HANGS)
-                    member.give_up()
-
-    async def _bring_back(self, member: Member) -> None:
-        if member.out:
-            async with asyncio.timeout(START_WITHIN):  # it may hang again
-                await self._prove(member.engine)
-            member.out, member.times = "", ServiceTime()
-            self._say(f"engine    {member.engine.name} is back")
+                if not await member.engine.healthy():
+                    if member.heard < looked:
+                        self._leave_out(member, HANGS)
+                        waits, member.waits = member.waits, set()
+                        for wait in waits:
+                            wait.reschedule(asyncio.get_running_loop().time())
+                elif member.out:
+                    async with asyncio.timeout(START_WITHIN):  # it may hang again
+                        await self._prove(member.engine)
+                    member.out, member.times = "", ServiceTime()
+                    self._say(f"engine    {member.engine.name} is back")
 
 
 def blocks_of(request: Request) -> list[int]:
@@ -328,11 +287,10 @@ def blocks_of(request: Request) -> list[int]:
     parts: Sequence[Any] = request.ids or [
         word for turn in request.messages for word in str(turn.get("content") or "").split()
     ]
-    found, before = [], hash(request.adapter)
+    hashes = [hash(request.adapter)]
     for i in range(0, len(parts) - BLOCK + 1, BLOCK):
-        before = hash((before, *parts[i : i + BLOCK]))
-        found.append(before)
-    return found
+        hashes.append(hash((hashes[-1], *parts[i : i + BLOCK])))
+    return hashes[1:]
 
 
 def _size(request: Request) -> int:
@@ -341,5 +299,5 @@ def _size(request: Request) -> int:
 
 
 def guessed_tokens(messages: Sequence[Message]) -> int:
-    """Tokens of turns that nobody here can count: four characters each, and five for the turn."""
+    """Tokens of turns that can't be counted here: four characters each, and five for the turn."""
     return sum(len(str(turn.get("content") or "")) // 4 + 5 for turn in messages)

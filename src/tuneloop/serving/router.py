@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,17 +32,11 @@ QUICK_MS = 2.0  # that a router may take
 
 @dataclass(frozen=True)
 class Named:
-    """A model that a server has.
+    """A model that a server has."""
 
-    Args:
-        name: as clients ask for it.
-        source: run, artifact or registered version.
-        task: a run whose task it answers in place of its own; empty: its own.
-    """
-
-    name: str
-    source: str
-    task: str = ""
+    name: str  # as clients ask for it
+    source: str  # run, artifact or registered version
+    task: str = ""  # a run whose task it answers in place of its own; empty: its own
 
 
 def split_targets(targets: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -51,16 +46,16 @@ def split_targets(targets: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         UserError: two of a kind.
     """
     rest: list[str] = []
-    found: dict[str, str] = {}
+    settings: dict[str, str] = {}
     for target in targets:
         kind = "tasks" if target.endswith(".json") else "router" if (Path(target) / RouterRecord.file).is_file() else ""
         if not kind:
             rest.append(target)
-        elif kind in found:
-            raise UserError(f"Two of {kind}: {found[kind]} and {target}", next_step="name one of them")
+        elif kind in settings:
+            raise UserError(f"Two of {kind}: {settings[kind]} and {target}", next_step="name one of them")
         else:
-            found[kind] = target
-    return rest, found
+            settings[kind] = target
+    return rest, settings
 
 
 def name_of(target: str, taken: Sequence[str] = ()) -> str:
@@ -69,10 +64,8 @@ def name_of(target: str, taken: Sequence[str] = ()) -> str:
     path = Path(target).expanduser().resolve()
     name = registered[0] if registered else path.parent.name if path.name in ("adapter", "model") else path.name
     name = re.sub(r"[^A-Za-z0-9._:-]+", "-", name).strip("-") or "model"
-    number, found = 2, name
-    while found in taken:
-        found, number = f"{name}-{number}", number + 1
-    return found
+    names = chain([name], (f"{name}-{number}" for number in count(2)))
+    return next(each for each in names if each not in taken)
 
 
 def served_by(config: ServeConfig) -> tuple[str, list[Named]]:
@@ -81,24 +74,27 @@ def served_by(config: ServeConfig) -> tuple[str, list[Named]]:
     Raises:
         UserError: a file is missing or damaged, or it names another base.
     """
-    base, found = config.base, [Named(name, source) for name, source in config.adapters.items()]
+    base, models = config.base, {name: Named(name, source) for name, source in config.adapters.items()}
+
+    def add(target: str, source: str, task: str = "") -> None:
+        name = name_of(target, list(models))
+        models[name] = Named(name, source, task)
+
     if config.tasks:
         tasks = read_record(TaskDeployment, Path(config.tasks))
         if base and base != tasks.base:
-            raise UserError(
-                f"Two base models: {base} and {tasks.base}", where=config.tasks, next_step="name one of them"
-            )
+            what = f"Two base models: {base} and {tasks.base}"
+            raise UserError(what, where=config.tasks, next_step="name one of them")
         base = tasks.base
         for route in tasks.routes:
-            found.append(Named(name_of(route.task, [each.name for each in found]), route.target, route.task))
-    if config.router and not found:
+            add(route.task, route.target, route.task)
+    if config.router and not models:
         for target in read_record(RouterRecord, Path(config.router)).routes:
-            found.append(Named(name_of(target.name, [each.name for each in found]), target.name))
-    if any(each.name == ROUTER for each in found) and config.router:
-        raise UserError(
-            f"{ROUTER!r} is the name of the router", where="adapters", next_step="name this model otherwise"
-        )
-    return base, found
+            add(target.name, target.name)
+    if ROUTER in models and config.router:
+        what = f"{ROUTER!r} is the name of the router"
+        raise UserError(what, where="adapters", next_step="name this model otherwise")
+    return base, list(models.values())
 
 
 def use_router(gateway: Gateway) -> None:
@@ -119,20 +115,24 @@ def use_router(gateway: Gateway) -> None:
     gateway.models = {ROUTER: ServedModel(ROUTER, source=config.router), **gateway.models}
     gateway.route = decide
     with opened(config.store, create=True) as store:
-        gateway.talks = last_routes(store)
-    took = _milliseconds(decide)
-    more = (
-        ""
-        if took <= QUICK_MS or record.features in ("static", "words")
-        else "; `route fit --features static` gives a quicker one"
-    )
+        gateway.conversations = last_routes(store)
+    decide("The first one loads what is needed.")
+    milliseconds = []
+    for number in range(9):
+        began = time.perf_counter()
+        decide(f"Where is parcel {number}, which I ordered two weeks ago?")
+        milliseconds.append(1000 * (time.perf_counter() - began))
+    took = statistics.median(milliseconds)
+    slow = took > QUICK_MS and record.features not in ("static", "words")
+    more = "; `route fit --features static` gives a quicker one" if slow else ""
     say(f"router    chooses between {', '.join(names)} in {took:.1f} ms ({record.features}){more}")
 
 
 def _served_name(target: str, config: ServeConfig, gateway: Gateway) -> str:
     """The name under which a router's target is served."""
-    by_source = {each.source: each.name for each in reversed(served_by(config)[1])}
-    by_task = {each.task: each.name for each in served_by(config)[1] if each.task}
+    served = served_by(config)[1]
+    by_source = {each.source: each.name for each in reversed(served)}
+    by_task = {each.task: each.name for each in served if each.task}
     for name in (by_task.get(target), by_source.get(target), target, name_of(target)):
         if name in gateway.models:
             return name
@@ -143,12 +143,7 @@ def _served_name(target: str, config: ServeConfig, gateway: Gateway) -> str:
 
 
 def decider(router: Router, job: RouteJob, names: Sequence[str], base: str) -> Route:
-    """The function from a text to who answers it.
-
-    Args:
-        names: of the router's models, as they are served.
-        base: who answers where it is none of them.
-    """
+    """The function from a text to who answers it: one of the router's models as they are served, or else the base."""
     import numpy as np
 
     costs = np.array([route.cost for route in router.record.routes])
@@ -157,13 +152,13 @@ def decider(router: Router, job: RouteJob, names: Sequence[str], base: str) -> R
         features = job.embed([_plain(text)])
         quality = router.quality(features)[0]
         scores = {name: round(float(value), 4) for name, value in zip(names, quality, strict=True)}
-        near = None
+        similarity = None
         if router.record.threshold is not None:
-            near = round(float(router.similarity(features)[0]), 4)
-            if near < router.record.threshold:
-                return Routed(base, "none of these", scores, near)
+            similarity = round(float(router.similarity(features)[0]), 4)
+            if similarity < router.record.threshold:
+                return Routed(base, "none of these", scores, similarity)
         best = int((quality - router.record.price * costs).argmax())
-        return Routed(names[best], "best", scores, near)
+        return Routed(names[best], "best", scores, similarity)
 
     return decide
 
@@ -172,19 +167,9 @@ def _plain(text: str) -> str:
     """The values of a JSON object as text, as rows of several columns are put into a prompt; any other text as it is."""
     if text[:1] == "{":
         try:
-            found = json.loads(text)
+            value = json.loads(text)
         except (ValueError, RecursionError):
             return text
-        if isinstance(found, dict):
-            return "\n".join(str(value) for value in found.values())
+        if isinstance(value, dict):
+            return "\n".join(map(str, value.values()))
     return text
-
-
-def _milliseconds(decide: Route) -> float:
-    decide("The first one loads what is needed.")
-    took = []
-    for number in range(9):
-        began = time.perf_counter()
-        decide(f"Where is parcel {number}, which I ordered two weeks ago?")
-        took.append(1000 * (time.perf_counter() - began))
-    return statistics.median(took)

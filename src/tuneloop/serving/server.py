@@ -10,7 +10,6 @@ import signal
 import socket
 import sys
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,15 +26,12 @@ from tuneloop.records.record import write_record
 from tuneloop.records.server import ServedName, ServerState
 from tuneloop.registry.registered import registered_name
 from tuneloop.serving.admission import Admission
-from tuneloop.serving.api_key import ApiKey
 from tuneloop.serving.batch.api import Batches
-from tuneloop.serving.companions import Companions
 from tuneloop.serving.config import ServeConfig
-from tuneloop.serving.garbage_collection import short_pauses
 from tuneloop.serving.gateway import Gateway
 from tuneloop.serving.http.app import make_app
 from tuneloop.serving.http.lines import LogLines
-from tuneloop.serving.keys import Keyring, add_key, read_keys, refuse_budget_without_prices
+from tuneloop.serving.keys import ApiKey, Keyring, add_key, read_keys, refuse_budget_without_prices
 from tuneloop.serving.limits import Ledger
 from tuneloop.serving.models import Deployment, Sameness, deployment_of, prove_models, same_answers
 from tuneloop.serving.router import name_of, split_targets, use_router
@@ -45,13 +41,10 @@ from tuneloop.serving.store.erase_files import PENDING, expire_files
 from tuneloop.serving.store.forget import finish_forgetting, refuse_spilled
 from tuneloop.serving.store.store import decision_log, is_store, opened
 from tuneloop.serving.store.writer import StoreWriter
-from tuneloop.serving.swap import Swaps, pinned
+from tuneloop.serving.swap import Companions, Swaps, freeze_heap, pinned
 
 LOOK_AT_KEYS = 0.02  # seconds in which a key that is revoked is refused
 LOOK_FOR_ERASURES = 0.5  # seconds between two looks whether `tuneloop data forget` has begun one
-
-
-# --- settings --------------------------------------------------------------------------------------
 
 
 def serve_config(targets: Sequence[str], settings: Sequence[str]) -> ServeConfig:
@@ -64,7 +57,7 @@ def serve_config(targets: Sequence[str], settings: Sequence[str]) -> ServeConfig
     Raises:
         UserError: nothing to serve, an unknown key or a bad value.
     """
-    targets, found = split_targets(targets)
+    targets, special = split_targets(targets)
     files = [name for name in targets if name.endswith((".yaml", ".yml"))]
     if len(files) > 1 or (files and len(targets) > 1):
         raise UserError("Give one serve.yaml, or what is to be served", where=", ".join(targets))
@@ -72,22 +65,20 @@ def serve_config(targets: Sequence[str], settings: Sequence[str]) -> ServeConfig
     urls = [target for target in targets if target.startswith(("http://", "https://"))]
     targets = [target for target in targets if target not in urls]
     if urls:
-        found["engine"] = ",".join(urls)
-    config = build_config(ServeConfig, {**values, **found}, settings, where=files[0] if files else "")
+        special["engine"] = ",".join(urls)
+    config = build_config(ServeConfig, {**values, **special}, settings, where=files[0] if files else "")
     named = dict(config.adapters)
     base = config.base
     for target in [] if files else targets:
-        if _is_base(target):
+        if registered_name(target) is None and not Path(target).expanduser().exists():  # on the hub or in the package
             if base and base != target:
                 raise UserError(f"Two base models: {base} and {target}", next_step="start a server for each of them")
             base = target
         else:
             named[name_of(target, list(named))] = target
     if not named and not base and not config.tasks and not config.router and not config.urls:
-        raise UserError(
-            "Nothing to serve",
-            next_step="tuneloop serve RUN, ARTIFACT, NAME@champion, MODEL, tasks.json, a router or serve.yaml",
-        )
+        step = "tuneloop serve RUN, ARTIFACT, NAME@champion, MODEL, tasks.json, a router or serve.yaml"
+        raise UserError("Nothing to serve", next_step=step)
     log = config.log
     if log.store:
         if not is_database_url(log.store):
@@ -97,14 +88,6 @@ def serve_config(targets: Sequence[str], settings: Sequence[str]) -> ServeConfig
             )  # fmt: skip
         log = log.model_copy(update={"store": keep_password(log.store)})
     return config.model_copy(update={"adapters": named, "base": base, "log": log})
-
-
-def _is_base(name: str) -> bool:
-    """Whether a name is that of a model on the hub or in the package, not of something here."""
-    return registered_name(name) is None and not Path(name).expanduser().exists()
-
-
-# --- the server ------------------------------------------------------------------------------------
 
 
 def gateway_of(config: ServeConfig, deployment: Deployment) -> Gateway:
@@ -120,14 +103,12 @@ def gateway_of(config: ServeConfig, deployment: Deployment) -> Gateway:
     else:
         store = StoreWriter(folder, content, store=config.store)
     store.start()
-    admission = Admission(
-        min(config.slots, deployment.engine.slots), config.limits.waiting, config.objective.admission == "refuse"
-    )
-    ledger = Ledger(_spent(config.store))
-    models = deployment.models()
+    slots = min(config.slots, deployment.engine.slots)
+    admission = Admission(slots, config.limits.waiting, config.objective.admission == "refuse")
+    spent, keys_used = _spent(config.store, read_keys(folder))
     gateway = Gateway(
-        deployment.engine, models, config, Keyring(folder, LOOK_AT_KEYS, bool(ledger.spent)), ledger, store, admission,
-        candidates=deployment.candidate_models(),
+        deployment.engine, deployment.models(), config, Keyring(folder, LOOK_AT_KEYS, keys_used), Ledger(spent), store,
+        admission, candidates=deployment.candidate_models(),
     )  # fmt: skip
     if config.router:
         use_router(gateway)
@@ -135,23 +116,30 @@ def gateway_of(config: ServeConfig, deployment: Deployment) -> Gateway:
 
 
 def redactor_of(content: str) -> Callable[[Any], Any]:
-    """What replaces personal data, ready to work.
-
-    Raises:
-        UserError: pseudonyms are wanted, and there is no key for them.
-    """
+    """What replaces personal data, ready to work; UserError: there is no key for pseudonyms."""
     redactor = Redactor(PersonalConfig(mode="pseudonym" if content == "pseudonyms" else "placeholder"))
     redactor("call +1 202 555 0143")  # reads its lists now, and not while the first requests are answered
     return redactor
 
 
-def _spent(place: str) -> dict[str, float]:
-    """Dollars by key, from the store."""
+def _spent(place: str, keys: Sequence[ApiKey]) -> tuple[dict[str, float], bool]:
+    """Dollars by the id of each key with a budget, and whether any request or erasure names a key.
+
+    What came before the key was made was another one's of its name. Of an erasure after that, all counts.
+    """
+    budgets = {key.name: key for key in keys if key.revoked is None and key.limits.budget_usd is not None}
     with opened(place) as store:
-        rows = store.execute("SELECT key, SUM(usd) FROM costs WHERE key != '' GROUP BY key").fetchall()
-        found = Counter(spent_by_erased(store))
-    found.update({key: usd or 0.0 for key, usd in rows})
-    return dict(found)
+        days = store.execute("SELECT key, day, SUM(usd) FROM costs WHERE key != '' GROUP BY key, day").fetchall()
+        spent = {key.id: spent_by_erased(store, key.created).get(name, 0.0) for name, key in budgets.items()}
+        used = bool(days or spent_by_erased(store))
+        for name, day, usd in days:
+            if name in budgets and day > budgets[name].created[:10]:
+                spent[budgets[name].id] += usd or 0.0
+        first_day = "SELECT SUM(usd) FROM requests WHERE key = ? AND time >= ? AND time < ?"
+        for name, key in budgets.items():
+            (usd,) = store.execute(first_day, [name, key.created, f"{key.created[:10]}~"]).fetchone()
+            spent[key.id] += usd or 0.0
+    return spent, used
 
 
 async def _expire(config: ServeConfig) -> None:
@@ -159,7 +147,12 @@ async def _expire(config: ServeConfig) -> None:
 
     def work() -> int:
         keys, now = read_keys(config.folder), time.time()
-        before = _before(config.log.keep_days, keys, now)
+        days_of = _own_days(keys)
+
+        def before(name: str) -> float | None:
+            days = days_of.get(name, config.log.keep_days)
+            return None if days is None else now - 86_400 * days
+
         expire_files(Path(config.folder), before, config.log.content)
         with opened(config.store) as store:
             return expire_all(store, config.log.keep_days, keys, now)
@@ -167,9 +160,8 @@ async def _expire(config: ServeConfig) -> None:
     while True:
         with contextlib.suppress(DatabaseError, UserError, OSError):  # it is locked; an hour later it is not
             if count := await asyncio.to_thread(work):
-                say(
-                    f"store     texts and users of {counted(count, 'request')} are erased, which were kept as long as they may be"
-                )
+                requests = counted(count, "request")
+                say(f"store     texts and users of {requests} are erased, which were kept as long as they may be")
         await asyncio.sleep(3600)
 
 
@@ -177,29 +169,21 @@ def expire_all(store: Database, days: float | None, keys: Sequence[ApiKey], now:
     """Take from a store what is older than its key or the server's settings say; returns how many requests that were.
 
     Args:
-        store: open.
         days: that requests are kept whose key says nothing; None: for ever.
         keys: of the server, revoked ones too.
-        now: seconds since 1970.
     """
-    own = _own_days(keys)
-    count = sum(expire(store, utc(now - 86_400 * kept), [name]) for name, kept in own.items())
-    return count if days is None else count + expire(store, utc(now - 86_400 * days), [*own], others=True)
+    days_of = _own_days(keys)
+    count = sum(expire(store, utc(now - 86_400 * of_key), [name]) for name, of_key in days_of.items())
+    return count if days is None else count + expire(store, utc(now - 86_400 * days), [*days_of], others=True)
 
 
 def _own_days(keys: Sequence[ApiKey]) -> dict[str, float]:
     """Days that requests are kept, by the names of keys that say it."""
-    own: dict[str, float] = {}
+    days_of: dict[str, float] = {}
     for key in keys:
-        if (kept := key.limits.keep_days) is not None:
-            own[key.name] = min(kept, own.get(key.name, kept))
-    return own
-
-
-def _before(days: float | None, keys: Sequence[ApiKey], now: float) -> Callable[[str], float | None]:
-    """Name of a key -> the time before which its files go, in seconds since 1970; None: they stay."""
-    own = _own_days(keys)
-    return lambda name: None if (kept := own.get(name, days)) is None else now - 86_400 * kept
+        if (days := key.limits.keep_days) is not None:
+            days_of[key.name] = min(days, days_of.get(key.name, days))
+    return days_of
 
 
 async def _forget(config: ServeConfig, gateway: Gateway, batches: Batches | None) -> bool:
@@ -230,8 +214,8 @@ async def _forget(config: ServeConfig, gateway: Gateway, batches: Batches | None
 
 async def _forgetting(config: ServeConfig, gateway: Gateway, batches: Batches | None) -> None:
     while True:
-        done = await _forget(config, gateway, batches)
-        await asyncio.sleep(LOOK_FOR_ERASURES if done else 60 * LOOK_FOR_ERASURES)
+        complete = await _forget(config, gateway, batches)
+        await asyncio.sleep(LOOK_FOR_ERASURES if complete else 60 * LOOK_FOR_ERASURES)
 
 
 def serve(config: ServeConfig, companions: Companions, *, ready: Callable[[str, Gateway], None] | None = None) -> None:
@@ -244,8 +228,7 @@ def serve(config: ServeConfig, companions: Companions, *, ready: Callable[[str, 
     Raises:
         UserError: something is missing, the port is taken, or another server works in the folder.
     """
-    folder = Path(config.folder)
-    with _alone_in(folder), _socket(config) as listening:
+    with _listening(config) as listening:
         if config.log.lines == "text":
             _run(_serve(config, listening, companions, ready))
             return
@@ -273,7 +256,7 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
 
 
 def check_served(config: ServeConfig) -> list[Sameness]:
-    """Ask all test rows of each model and compare with its evaluation; nothing is served.
+    """Answer all test rows of each model and compare with its evaluation; nothing is served.
 
     Raises:
         UserError: something is missing.
@@ -291,34 +274,28 @@ def check_served(config: ServeConfig) -> list[Sameness]:
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    with contextlib.ExitStack() as held:
+def _listening(config: ServeConfig) -> Iterator[socket.socket]:
+    """The socket of a server, which holds its folder alone."""
+    from tuneloop.core.http_server import listen
+
+    folder = Path(config.folder)
+    with contextlib.ExitStack() as stack:
         try:
             new = not folder.is_dir()
-            held.enter_context(lock_folder(folder))
+            stack.enter_context(lock_folder(folder))
         except UserError as error:
             step = "that server answers already; stop it, or name another folder: folder=NAME"
             raise UserError(error.what, where=error.where, next_step=step) from None
         if new:
             make_private(folder, (".lock",))
-        yield
-
-
-@contextlib.contextmanager
-def _socket(config: ServeConfig) -> Any:
-    from tuneloop.core.http_server import listen
-
-    try:
-        listening = listen(config.host, config.port)
-    except OSError as error:
-        raise UserError(
-            f"Can't listen on {config.host}:{config.port}: {error.strerror or error}",
-            where="host, port", next_step="choose another port: port=8101, or port=0 for a free one",
-        ) from None  # fmt: skip
-    try:
+        try:
+            listening = stack.enter_context(listen(config.host, config.port))
+        except OSError as error:
+            raise UserError(
+                f"Can't listen on {config.host}:{config.port}: {error.strerror or error}",
+                where="host, port", next_step="choose another port: port=8101, or port=0 for a free one",
+            ) from None  # fmt: skip
         yield listening
-    finally:
-        listening.close()
 
 
 def _check_folder(config: ServeConfig) -> None:
@@ -367,19 +344,18 @@ async def _serve(
             await asyncio.sleep(0.01)
         await _forget(config, gateway, batches)  # begun when no server was there, or an earlier one was killed
         if batches is not None and (left := batches.resume() or len(batches.running)):
-            say(f"batch     goes on with {left} of an earlier server")
+            say(f"batch     continues with {left} of an earlier server")
         expiring = asyncio.create_task(_expire(config))
         erasing = asyncio.create_task(_forgetting(config, gateway, batches))
         if ready is not None:
             ready(address, gateway)
-        short_pauses()
+        freeze_heap()
         async with companions.running(config, gateway):
             await asyncio.wait((running, asyncio.create_task(stopping.wait())), return_when=asyncio.FIRST_COMPLETED)
         gateway.admission.close()
-        if gateway.admission.active:
-            say(
-                f"stopping  {counted(len(gateway.admission.active), 'request')} {verb(len(gateway.admission.active), 'gets', 'get')} {config.limits.drain_seconds:g} s to end"
-            )
+        if count := len(gateway.admission.active):
+            gets = verb(count, "gets", "get")
+            say(f"stopping  {counted(count, 'request')} {gets} {config.limits.drain_seconds:g} s to end")
         if batches is not None:
             await batches.stop()
         await gateway.copies.stop()
@@ -406,10 +382,8 @@ async def _started(config: ServeConfig, deployment: Deployment) -> AsyncIterator
 
 
 def _write_state(config: ServeConfig, gateway: Gateway, address: str) -> None:
-    models = [
-        ServedName(name=m.name, adapter=m.adapter, release=m.release or None, source=m.source)
-        for m in gateway.models.values()
-    ]
+    models = [ServedName(name=m.name, adapter=m.adapter, release=m.release or None, source=m.source)
+              for m in gateway.models.values()]  # fmt: skip
     engine = masked(config.engine) if isinstance(config.engine, str) else [masked(url) for url in config.engine]
     state = ServerState(
         pid=os.getpid(), address=address, started=utc_now(), base=gateway.engine.base, engine=gateway.engine.name,
@@ -426,11 +400,7 @@ def first_key(gateway: Gateway) -> str:
 
 
 def first_steps(address: str, gateway: Gateway, key: str = "") -> list[str]:
-    """What is printed when a server is ready: address, models, a line to try it.
-
-    Args:
-        key: of `first_key`.
-    """
+    """What is printed when a server is ready: address, models, a line to try it, with a key of `first_key`."""
     name = next(iter(gateway.models))
     header = f' -H "Authorization: Bearer {key or "$KEY"}"' if gateway.key_required else ""
     body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hello"}]})

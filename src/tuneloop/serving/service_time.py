@@ -1,10 +1,4 @@
-"""How long a request will take, learned from those that were answered.
-
-Of each model two lines are fitted by recursive least squares with forgetting (Ljung, System Identification, 11.2): the
-time to the first token over the tokens of the prompt, the tokens of other prompts that are still to be read, and the
-requests that are being answered; and the time for each further token over the latter. The length of an answer is the mean
-of the last ones.
-"""
+"""How long a request will take, learned from those that were answered."""
 
 from __future__ import annotations
 
@@ -19,13 +13,9 @@ ENOUGH = 10  # observations before a prediction is trusted: with four weights, f
 
 @dataclass
 class Line:
-    """A linear function of features, fitted as observations come.
+    """A linear function, fitted by recursive least squares with forgetting (Ljung, System Identification, 11.2)."""
 
-    Args:
-        size: of the features.
-    """
-
-    size: int
+    size: int  # of the features
     weights: list[float] = field(default_factory=list)
     seen: int = 0
     _p: list[list[float]] = field(default_factory=list)
@@ -35,7 +25,7 @@ class Line:
         self._p = [[1e4 if i == j else 0.0 for j in range(self.size)] for i in range(self.size)]
 
     def predict(self, features: Sequence[float]) -> float:
-        """The value at some features."""
+        """The value at these features."""
         return float(sum(map(mul, self.weights, features)))
 
     def learn(self, features: Sequence[float], value: float) -> None:
@@ -45,31 +35,22 @@ class Line:
         step = (value - self.predict(features)) / scale
         self.weights = [w + p * step for w, p in zip(self.weights, px, strict=True)]
         for row, p in zip(self._p, px, strict=True):
-            share = p / scale
-            row[:] = [
-                min(max((old - share * other) / FORGETTING, -1e6), 1e6) for old, other in zip(row, px, strict=True)
-            ]
+            new = ((old - p / scale * other) / FORGETTING for old, other in zip(row, px, strict=True))
+            row[:] = [min(max(value, -1e6), 1e6) for value in new]
         self.seen += 1
 
 
 @dataclass
 class Calibration:
-    """How predictions compare with what came of them.
-
-    Args:
-        n: predictions that were compared.
-        error: running mean of |predicted - actual| / actual.
-        coverage: running share that took no longer than the upper bound.
-        spread: running mean of |predicted - actual|, in ms.
-        margin: spreads that are added to a prediction to be an upper bound for `target` of all; it is moved after each one
-            (a stochastic quantile, Robbins and Monro 1951).
-    """
+    """How predictions compare with what came of them."""
 
     target: float = 0.99
-    n: int = 0
-    error: float = 0.0
-    coverage: float = 0.0
-    spread: float = 0.0
+    n: int = 0  # predictions that were compared
+    error: float = 0.0  # running mean of |predicted - actual| / actual
+    coverage: float = 0.0  # running share that took no longer than the upper bound
+    spread: float = 0.0  # running mean of |predicted - actual|, in ms
+    # spreads that are added to a prediction to be an upper bound for `target` of all; it is moved after each
+    # one (a stochastic quantile, Robbins and Monro 1951)
     margin: float = 3.0
 
     def bound(self, predicted: float) -> float:
@@ -91,17 +72,14 @@ class Calibration:
 
 @dataclass
 class ServiceTime:
-    """What is known of a model's times.
+    """What is known of a model's times: two lines, and the mean length of its last answers."""
 
-    Args:
-        learned: of the clock, when it last was.
-    """
-
+    # First token, in ms: by tokens of the prompt, requests being answered, tokens of other prompts still to be read.
     first: Line = field(default_factory=lambda: Line(4))
-    rest: Line = field(default_factory=lambda: Line(2))
+    rest: Line = field(default_factory=lambda: Line(2))  # each further token, in ms: by requests being answered
     length: float = 0.0
     calibration: Calibration = field(default_factory=Calibration)
-    learned: float = -math.inf
+    learned: float = -math.inf  # of the clock, when it last was
 
     @property
     def known(self) -> bool:
@@ -109,11 +87,7 @@ class ServiceTime:
         return self.first.seen >= ENOUGH
 
     def first_ms(self, prompt_tokens: int, active: int, ahead: int = 0) -> float:
-        """Milliseconds from the start of a request to its first token; 0 while nothing is known.
-
-        Args:
-            ahead: tokens of other prompts that are still to be read.
-        """
+        """Milliseconds from the start of a request to its first token, behind tokens of other prompts; 0: not known."""
         if not self.known:
             return 0.0
         return max(self.first.predict((1.0, prompt_tokens / 100, active, ahead / 100)), 0.1)
@@ -131,8 +105,7 @@ class ServiceTime:
         """Take a request in that was answered to its end.
 
         Args:
-            active: requests that were being answered when it began, itself included.
-            ahead: tokens of other prompts that were still to be read then.
+            active, ahead: when it began: requests being answered, itself included; tokens of other prompts to be read.
             first_ms, total_ms: from the start of its work.
         """
         if self.known:

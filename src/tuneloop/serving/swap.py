@@ -1,18 +1,21 @@
 """Changes of what a running server serves: aliases that moved, `tuneloop deploy NAME@2`, candidates of experiments.
 
-The new engine is started and proved next to the old one, the next request goes to it, and the old one ends when its last
-request has its answer. What can't be started or proved changes nothing; it is said, and stands in the store.
+The new engine is started and proved next to the old one, the next request goes to it, and the old one ends with its last
+answer. What can't be started or proved changes nothing; it is said, and stored.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder
@@ -23,11 +26,9 @@ from tuneloop.records.decision import Decision
 from tuneloop.records.record import read_record
 from tuneloop.records.server import ServerState
 from tuneloop.registry.registered import local_name, open_registry, registered_name, registry_uri, version_of
-from tuneloop.serving.companions import Experiments
 from tuneloop.serving.config import ServeConfig
-from tuneloop.serving.garbage_collection import short_pauses
 from tuneloop.serving.gateway import Gateway
-from tuneloop.serving.models import deployment_of, prove_models
+from tuneloop.serving.models import Candidate, deployment_of, prove_models
 from tuneloop.serving.router import name_of, served_by
 from tuneloop.serving.store.database import Database, DatabaseError
 from tuneloop.serving.store.store import connect, insert, is_store, opened, read_decisions
@@ -39,6 +40,42 @@ SWAP_SECONDS = 300.0  # that a command waits for a server to swap
 REMOTE_EVERY = 15.0  # seconds between two looks into a registry that is not a file here
 
 Wanted = Mapping[str, str]  # name of a model or experiment -> what answers for it, with its version
+
+
+class Experiments(Protocol):
+    """The experiments of a server's store, as far as the server has to know of them."""
+
+    @property
+    def wanted(self) -> Mapping[str, Candidate]:
+        """Their candidates, by the experiments' names, as last read."""
+
+    def candidates(self) -> Mapping[str, Candidate]:
+        """The same, read again."""
+
+    def followed_by(self, gateway: Gateway) -> AbstractAsyncContextManager[None]:
+        """Keep a gateway up to date for the time of a block."""
+
+
+@dataclass(frozen=True)
+class Companions:
+    """What runs next to the answers of a server: experiments, monitoring, retraining. `improve.serve` has all of it."""
+
+    experiments: Callable[[str], Experiments]  # from the store's place
+    # Refuses settings of the rest before anything is loaded; gets the names of the tuned models.
+    check: Callable[[ServeConfig, Collection[str]], None]
+    running: Callable[[ServeConfig, Gateway], AbstractAsyncContextManager[None]]  # the rest, for the time of a block
+
+
+def freeze_heap() -> None:
+    """Keep the interpreter's pauses short: call it when all is loaded, and again when much of that has gone.
+
+    A full search for garbage takes some 30 ms over the objects of a server with its libraries. What is there now is left
+    out of it. Threads that compute or write are interrupted after half a millisecond in place of five.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+    sys.setswitchinterval(0.0005)
 
 
 def pinned(config: ServeConfig) -> ServeConfig:
@@ -57,45 +94,34 @@ def _with_pins(config: ServeConfig, store: Database) -> ServeConfig:
 
 @dataclass
 class Swaps:
-    """Follows what a server should serve, and swaps engines.
+    """Follows what a server should serve, and swaps engines."""
 
-    Args:
-        config: of the server, without what was pinned.
-        swapped: called with the gateway after each swap.
-        current: what is served; `refused`: what could not be started or proved, which is not tried again.
-    """
-
-    config: ServeConfig
+    config: ServeConfig  # of the server, without what was pinned
     experiments: Experiments
-    swapped: Callable[[Gateway], None] = lambda gateway: None
+    swapped: Callable[[Gateway], None] = lambda gateway: None  # called with the gateway after each swap
     say: Callable[[str], None] = field(default_factory=bound_say)
+    # what is served; `refused`: what could not be started or proved, which is not tried again
     current: Wanted = field(default_factory=dict)
     refused: Wanted = field(default_factory=dict)
     _stamp: tuple[Any, ...] = ()
     _versions: dict[str, str] = field(default_factory=dict)
     _store: Database | None = None
-    _known: ServeConfig | None = None
+    _latest: ServeConfig | None = None
     _ending: set[asyncio.Task[None]] = field(default_factory=set)
 
     def wanted(self) -> Wanted:
-        """What should be served now.
-
-        Raises:
-            UserError: a name is not registered any more, or the registry can't be read.
-        """
+        """What should be served now; UserError: a name is not registered any more, or the registry can't be read."""
         stamp = _stamp()
         if stamp != self._stamp:
             self._stamp, self._versions = stamp, {}
-        found = {}
-        for each in served_by(self._pinned())[1]:
-            if registered_name(each.source) is None:
-                found[each.name] = each.source
-                continue
-            if each.source not in self._versions:
-                self._versions[each.source] = version_of(open_registry(), each.source).version
-            found[each.name] = f"{each.source}, version {self._versions[each.source]}"
+        sources = {each.name: each.source for each in served_by(self._pinned())[1]}
+        for name, source in sources.items():
+            if registered_name(source) is not None:
+                if source not in self._versions:
+                    self._versions[source] = version_of(open_registry(), source).version
+                sources[name] = f"{source}, version {self._versions[source]}"
         candidates = self.experiments.wanted.items()
-        return found | {f"candidate of {name}": candidate.source for name, candidate in candidates}
+        return sources | {f"candidate of {name}": candidate.source for name, candidate in candidates}
 
     def _pinned(self) -> ServeConfig:
         """The settings with what was pinned, as far as is known: a store that is away changes nothing."""
@@ -103,8 +129,8 @@ class Swaps:
             if self._store is None and is_store(self.config.store):
                 self._store = connect(self.config.store, create=True)
             if self._store is not None:
-                self._known = _with_pins(self.config, self._store)
-        return self._known or self.config
+                self._latest = _with_pins(self.config, self._store)
+        return self._latest or self.config
 
     @contextlib.asynccontextmanager
     async def followed_by(self, gateway: Gateway) -> AsyncIterator[None]:
@@ -124,7 +150,10 @@ class Swaps:
             await asyncio.sleep(EVERY)
             try:
                 if getattr(gateway.engine, "ended", False):
-                    await self._restart(gateway)
+                    self.say("engine    has ended unexpectedly and is restarted")
+                    await gateway.engine.stop()  # its memory is given back first
+                    while not await self.swap(gateway, self.current):
+                        await asyncio.sleep(RESTART_PAUSE)
                     continue
                 wanted = await asyncio.to_thread(self.wanted)
                 if wanted != self.current and wanted != self.refused:
@@ -132,17 +161,10 @@ class Swaps:
             except (UserError, DatabaseError, OSError):
                 continue  # a registry or store that can't be read at present changes nothing
 
-    async def _restart(self, gateway: Gateway) -> None:
-        """Start the engine anew that has ended by itself; its memory is given back first."""
-        self.say("engine    has ended by itself and is started anew")
-        await gateway.engine.stop()
-        while not await self.swap(gateway, self.current):
-            await asyncio.sleep(RESTART_PAUSE)
-
     async def swap(self, gateway: Gateway, wanted: Wanted) -> bool:
         """Serve something else; returns whether it could be started and proved."""
-        changed = {name: source for name, source in wanted.items() if self.current.get(name) != source}
-        self.say(f"swap      begins: {_words(changed) or 'what has ended is left out'}")
+        changed = [f"{name}: {source}" for name, source in wanted.items() if self.current.get(name) != source]
+        self.say(f"swap      begins: {'; '.join(changed) or 'what has ended is left out'}")
         began = time.perf_counter()
         config = await asyncio.to_thread(self._pinned)
         engine: ServingEngine | None = None
@@ -153,18 +175,16 @@ class Swaps:
             await prove_models(config, deployment)
             models = await asyncio.to_thread(deployment.models)
             candidates = await asyncio.to_thread(deployment.candidate_models)
-        except Exception as error:
+        except BaseException as error:
             if engine is not None:
                 await engine.stop()
+            if not isinstance(error, Exception):
+                raise
             why = error.what if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             self.refused = wanted
             self._log(gateway, REFUSED, wanted, why)
             self.say(f"swap      is refused, all stays as it was: {why}")
             return False
-        except BaseException:
-            if engine is not None:
-                await engine.stop()
-            raise
         old = gateway.swap(engine, models, candidates)
         self._log(gateway, SWAP, wanted, "")
         self.current, self.refused = wanted, {}
@@ -180,15 +200,11 @@ class Swaps:
             await gateway.drained(engine, gateway.config.limits.request_seconds)
         finally:
             await engine.stop()
-            short_pauses()  # what the old engine was made of goes, the new one stays
+            freeze_heap()  # what the old engine was made of goes, the new one stays
 
     def _log(self, gateway: Gateway, kind: str, wanted: Wanted, why: str) -> None:
         data = {"before": dict(self.current), "wanted": dict(wanted), "why": why}
         gateway.store.add(Decision(id=uuid7(), time=utc_now(), kind=kind, subject="serve", data=data))
-
-
-def _words(found: Wanted) -> str:
-    return "; ".join(f"{name}: {source}" for name, source in found.items())
 
 
 def _stamp() -> tuple[Any, ...]:
@@ -196,34 +212,23 @@ def _stamp() -> tuple[Any, ...]:
     uri = registry_uri()
     if not uri.startswith("sqlite:///"):
         return (int(time.monotonic() / REMOTE_EVERY),)
-    found = []
+    stamp = []
     for end in ("", "-wal"):
         with contextlib.suppress(OSError):
             facts = Path(uri.removeprefix("sqlite:///") + end).stat()
-            found += [facts.st_size, facts.st_mtime_ns]
-    return tuple(found)
-
-
-# --- from outside ----------------------------------------------------------------------------------
+            stamp += [facts.st_size, facts.st_mtime_ns]
+    return tuple(stamp)
 
 
 @dataclass(frozen=True)
 class Deployed:
-    """What became of a wish.
+    """What became of a request to serve another source."""
 
-    Args:
-        name: of the model.
-        source: that it is to be served from.
-        running: whether a server runs in the folder; else it holds from the next start.
-        swapped: whether the server has swapped; None: no server, or it was not ready in time.
-        why: it refused.
-    """
-
-    name: str
-    source: str
-    running: bool
-    swapped: bool | None = None
-    why: str = ""
+    name: str  # of the model
+    source: str  # that it is to be served from
+    running: bool  # whether a server runs in the folder; else it holds from the next start
+    swapped: bool | None = None  # whether the server has swapped; None: no server, or it was not ready in time
+    why: str = ""  # it refused
 
 
 def deploy_to_server(folder: Path, source: str, *, name: str = "") -> Deployed:
@@ -238,13 +243,12 @@ def deploy_to_server(folder: Path, source: str, *, name: str = "") -> Deployed:
         UserError: no server was ever started in the folder, it serves no such model, or there is no such version.
     """
     if not (folder / ServerState.file).is_file():
-        raise UserError(
-            "No server was started here", where=str(folder), next_step="tuneloop serve ... folder=" + str(folder)
-        )
+        step = f"tuneloop serve ... folder={folder}"
+        raise UserError("No server was started here", where=str(folder), next_step=step)
     local_name(source)  # refuses what is not there
     adapters = read_record(ServerState, folder).adapters
-    own = (registered_name(source) or ("", ""))[0]
-    same = [each for each, from_ in adapters.items() if own and (registered_name(from_) or ("",))[0] == own]
+    model = (registered_name(source) or ("", ""))[0]
+    same = [each for each, from_ in adapters.items() if model and (registered_name(from_) or ("",))[0] == model]
     name = name or (same[0] if same else name_of(source))
     if name not in adapters:
         raise UserError(
@@ -254,7 +258,11 @@ def deploy_to_server(folder: Path, source: str, *, name: str = "") -> Deployed:
     pin = Decision(id=uuid7(), time=utc_now(), kind=PIN, subject=name, data={"source": source})
     with opened(folder) as store:
         insert(store, [pin])
-        running = _held(folder)
+        try:
+            with lock_folder(folder):
+                running = False
+        except UserError:
+            running = True
         until = time.monotonic() + SWAP_SECONDS
         while running and time.monotonic() < until:
             where = f"kind IN ('{SWAP}', '{REFUSED}') AND id > ?"
@@ -263,12 +271,3 @@ def deploy_to_server(folder: Path, source: str, *, name: str = "") -> Deployed:
                     return Deployed(name, source, True, event.kind == SWAP, str(event.data["why"]))
             time.sleep(0.2)
     return Deployed(name, source, running)
-
-
-def _held(folder: Path) -> bool:
-    """Whether a server works in a folder."""
-    try:
-        with lock_folder(folder):
-            return False
-    except UserError:
-        return True

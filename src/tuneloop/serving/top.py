@@ -21,38 +21,24 @@ Key = tuple[str, tuple[tuple[str, str], ...]]  # name of a series and its labels
 
 @dataclass(frozen=True)
 class Reading:
-    """The metrics of a server at a time.
+    """The metrics of a server at a time."""
 
-    Args:
-        at: of the clock, in seconds.
-        values: of each series.
-    """
-
-    at: float
-    values: Mapping[Key, float]
+    at: float  # of the clock, in seconds
+    values: Mapping[Key, float]  # of each series
 
 
 def address_of(folder: Path) -> str:
-    """Where the server of a folder listens.
-
-    Raises:
-        UserError: none was started there.
-    """
+    """Where the server of a folder listens; UserError: none was started there."""
     if not (folder / ServerState.file).is_file():
         raise UserError("No server was started here", where=str(folder), next_step="name its folder with -f, or --url")
     return read_record(ServerState, folder).address
 
 
 def read_metrics(url: str, now: float, key: str = "") -> Reading:
-    """Read `/metrics`.
-
-    Args:
-        url: of the server.
-        now: of the clock, in seconds.
-        key: of the server, which is needed once there is one.
+    """Read `/metrics` of a server at `now` of the clock, in seconds; a key is needed once there is one.
 
     Raises:
-        UserError: nobody answers, or no server of this kind.
+        UserError: no server of this kind answers.
     """
     from prometheus_client.parser import text_string_to_metric_families
 
@@ -62,22 +48,12 @@ def read_metrics(url: str, now: float, key: str = "") -> Reading:
         families = list(text_string_to_metric_families(text))
     except (Broken, Refused, ValueError) as error:
         if isinstance(error, Refused) and error.status == 401:
-            raise UserError(
-                "The server needs a key",
-                where=masked(url),
-                next_step="export TUNELOOP_KEY=..., or name its variable: --api-key-env NAME",
-            ) from None
-        raise UserError(
-            f"The server does not answer: {masked(str(error))}"[:200],
-            where=masked(url),
-            next_step="start it: tuneloop serve",
-        ) from None
-    values = {
-        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in families
-        for sample in family.samples
-    }
-    return Reading(now, values)
+            step = "export TUNELOOP_KEY=..., or name its variable: --api-key-env NAME"
+            raise UserError("The server needs a key", where=masked(url), next_step=step) from None
+        what = f"The server does not answer: {masked(str(error))}"[:200]
+        raise UserError(what, where=masked(url), next_step="start it: tuneloop serve") from None
+    samples = (sample for family in families for sample in family.samples)
+    return Reading(now, {(each.name, tuple(sorted(each.labels.items()))): each.value for each in samples})
 
 
 def difference(before: Reading | None, after: Reading) -> dict[Key, float]:
@@ -105,11 +81,7 @@ def quantile(share: float, buckets: Mapping[float, float]) -> float | None:
 
 
 def view(before: Reading | None, after: Reading, seconds: float) -> dict[str, Any]:
-    """Rates, times and states.
-
-    Args:
-        seconds: between the readings; of the first one since the server started, if that is known.
-    """
+    """Rates, times and states; `seconds` between the readings, or since the server started."""
     grown = difference(before, after)
 
     def total(name: str, **labels: str) -> float:
@@ -117,40 +89,34 @@ def view(before: Reading | None, after: Reading, seconds: float) -> dict[str, An
 
     tiers = sorted({dict(ls)["tier"] for n, ls in grown if n == "tuneloop_requests_total"})
     models = sorted({dict(ls)["gen_ai_request_model"] for n, ls in grown if n == "tuneloop_requests_total"})
-    state = {
-        n.removeprefix("tuneloop_"): v for (n, ls), v in after.values.items() if not ls and n.startswith("tuneloop_")
-    }
+
+    def rates(**labels: str) -> dict[str, float]:
+        tokens = {**labels, "gen_ai_token_type": "output"}
+        return {
+            "requests_per_second": total("tuneloop_requests_total", **labels) / seconds,
+            "tokens_per_second": total("gen_ai_client_token_usage_total", **tokens) / seconds,
+        }
+
+    states = (
+        "active", "waiting", "giving_way", "refused", "on_time", "late", "store_lost", "predictions",
+        "prediction_error", "prediction_coverage",
+    )  # fmt: skip
     return {
-        "requests_per_second": total("tuneloop_requests_total") / seconds,
-        "tokens_per_second": total("gen_ai_client_token_usage_total", gen_ai_token_type="output") / seconds,  # noqa: S106 - no password
+        **rates(),
         "usd_per_hour": total("tuneloop_usd_total") / seconds * 3600,
         "engine_share": min(total("tuneloop_engine_seconds_total") / seconds, 1.0),
         "tiers": {tier: _times(grown, tier) for tier in tiers},
-        "models": {
-            model: {
-                "requests_per_second": total("tuneloop_requests_total", gen_ai_request_model=model) / seconds,
-                "tokens_per_second": total(
-                    "gen_ai_client_token_usage_total", gen_ai_request_model=model, gen_ai_token_type="output"  # noqa: S106 - no password
-                ) / seconds,
-            }
-            for model in models
-        },
-        **{
-            name: state.get(name, 0.0)
-            for name in (
-                "active", "waiting", "giving_way", "refused", "on_time", "late", "store_lost", "predictions",
-                "prediction_error", "prediction_coverage",
-            )
-        },
-    }  # fmt: skip
+        "models": {model: rates(gen_ai_request_model=model) for model in models},
+        **{name: after.values.get((f"tuneloop_{name}", ()), 0.0) for name in states},
+    }
 
 
 def _times(grown: Mapping[Key, float], tier: str) -> dict[str, float | None]:
     buckets: dict[float, float] = {}
     for (name, labels), value in grown.items():
-        found = dict(labels)
-        if name == "gen_ai_server_time_to_first_token_bucket" and found.get("tier") == tier:
-            bound = float(found["le"].replace("+Inf", "inf"))
+        by_name = dict(labels)
+        if name == "gen_ai_server_time_to_first_token_bucket" and by_name.get("tier") == tier:
+            bound = float(by_name["le"].replace("+Inf", "inf"))
             buckets[bound] = buckets.get(bound, 0.0) + value
     times = {f"ttft_p{int(100 * share)}_ms": quantile(share, buckets) for share in (0.5, 0.99)}
     return {name: None if value is None else 1000 * value for name, value in times.items()}

@@ -11,8 +11,7 @@ from tuneloop.improve.experiment import command as ab
 from tuneloop.improve.experiment.log import experiments_of
 from tuneloop.records.record import write_record
 from tuneloop.records.server import ServedName, ServerState
-from tuneloop.serving.api_key import Limits
-from tuneloop.serving.keys import add_key, revoke_key
+from tuneloop.serving.keys import Limits, add_key, revoke_key
 from tuneloop.serving.store.store import connect, insert, opened, read_decisions
 
 pytestmark = pytest.mark.usefixtures("each_database")

@@ -20,10 +20,9 @@ from hypothesis import strategies as st
 from live_server import StubEngine, live
 
 from tuneloop.core.files import read_json
-from tuneloop.serving.api_key import Limits
 from tuneloop.serving.batch.api import _Form
 from tuneloop.serving.http.errors import ApiError
-from tuneloop.serving.keys import add_key, revoke_key
+from tuneloop.serving.keys import Limits, add_key, revoke_key
 from tuneloop.serving.store.store import opened, read_requests
 
 openai = pytest.importorskip("openai")

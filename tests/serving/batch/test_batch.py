@@ -463,22 +463,22 @@ def test_a_full_disk_pauses_a_batch_wherever_it_writes(tmp_path: Path, monkeypat
     with reporting(say=said.append):
         batch = Batch(folder, answer, full_pause=0.02)
 
-    async def make_room() -> None:
-        for count, what in enumerate(full, 1):
-            while sum("waits" in each for each in said) < count:
-                await asyncio.sleep(0.01)
-            await asyncio.sleep(0.1)
-            full[what] = False
+        async def make_room() -> None:
+            for count, what in enumerate(full, 1):
+                while sum("waits" in each for each in said) < count:
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(0.1)
+                full[what] = False
 
-    async def both() -> str:
-        return (await asyncio.gather(batch.run(), make_room()))[0]
+        async def both() -> str:
+            return (await asyncio.gather(batch.run(), make_room()))[0]
 
-    assert asyncio.run(asyncio.wait_for(both(), 20)) == "completed"
-    assert [each["custom_id"] for each in results(folder, OUTPUT)] == [f"{i}" for i in range(20)]
-    assert set(asked.values()) == {1}, "what is answered waits in memory, and is not asked again"
-    assert ["waits" in each for each in said] == [True, False, True, False]
-    numbers = [json.loads(each)["number"] for each in (folder / JOURNAL).read_bytes().splitlines()]
-    assert sorted(numbers) == list(range(1, 21))
+        assert asyncio.run(asyncio.wait_for(both(), 20)) == "completed"
+        assert [each["custom_id"] for each in results(folder, OUTPUT)] == [f"{i}" for i in range(20)]
+        assert set(asked.values()) == {1}, "what is answered waits in memory, and is not asked again"
+        assert ["waits" in each for each in said] == [True, False, True, False]
+        numbers = [json.loads(each)["number"] for each in (folder / JOURNAL).read_bytes().splitlines()]
+        assert sorted(numbers) == list(range(1, 21))
 
 
 @pytest.fixture

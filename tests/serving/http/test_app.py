@@ -24,10 +24,9 @@ from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.records.completion import Completion
 from tuneloop.records.request import LEFT
-from tuneloop.serving.api_key import Limits
 from tuneloop.serving.costs import costs_of
 from tuneloop.serving.gateway import Gateway, ServedModel, engine_error
-from tuneloop.serving.keys import add_key, open_keys, revoke_key
+from tuneloop.serving.keys import Limits, add_key, open_keys, revoke_key
 from tuneloop.serving.store.store import opened, read_feedback, read_requests
 
 CHAT: dict[str, Any] = {"model": "stub", "messages": [{"role": "user", "content": "Hi you"}]}

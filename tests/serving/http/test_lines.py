@@ -44,7 +44,7 @@ def test_each_request_is_a_line_without_its_texts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("said", "event", "message"),
     [
-        ("batch     goes on with 2 of an earlier server", "batch", "goes on with 2 of an earlier server"),
+        ("batch     continues with 2 of an earlier server", "batch", "continues with 2 of an earlier server"),
         ("a record can't be written: a\nb", "note", "a record can't be written: a\nb"),
     ],
 )

@@ -22,11 +22,10 @@ from tuneloop.improve.experiment.log import Arms
 from tuneloop.improve.experiment.statistics import time_of
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import ANYONE, StoredRequest
-from tuneloop.serving.api_key import Limits, Right
 from tuneloop.serving.gateway import Caller, Drawn, Gateway
 from tuneloop.serving.http import senders
 from tuneloop.serving.http.senders import limited_as
-from tuneloop.serving.keys import add_key
+from tuneloop.serving.keys import Limits, Right, add_key
 from tuneloop.serving.store.database import DatabaseError
 from tuneloop.serving.store.store import insert, opened, read_feedback, read_requests
 

@@ -1,4 +1,4 @@
-"""A log of decisions that was changed is noticed, also where all of it was written anew."""
+"""A log of decisions that was changed is noticed, also where all of it was rewritten."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_log_that_was_written_anew_with_right_hashes_is_noticed_and_a_restored
         for row in store.execute(f"SELECT {', '.join(COLUMNS)}, number FROM decisions ORDER BY number").fetchall():
             head = link(head, row[:-1])
             store.execute("UPDATE decisions SET chain = ? WHERE number = ?", [head, row[-1]])
-        assert "written anew" in verify(store, name).fault
+        assert "rewritten" in verify(store, name).fault
         (note,) = notes.iterdir()
         note.unlink()
         assert not verify(store, name).fault

@@ -15,8 +15,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc, utc_now, uuid7
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
-from tuneloop.serving.api_key import ApiKey, Limits
-from tuneloop.serving.keys import add_key
+from tuneloop.serving.keys import ApiKey, Limits, add_key
 from tuneloop.serving.server import expire_all
 from tuneloop.serving.store.erase import expire, find, proved, spent_by_erased
 from tuneloop.serving.store.store import exported, insert, opened, read_decisions, read_feedback, read_requests

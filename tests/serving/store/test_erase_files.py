@@ -26,8 +26,7 @@ from tuneloop.cli.main import main
 from tuneloop.core.ids import utc, utc_now, uuid7
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
-from tuneloop.serving.api_key import Limits
-from tuneloop.serving.keys import add_key
+from tuneloop.serving.keys import Limits, add_key
 from tuneloop.serving.server import redactor_of
 from tuneloop.serving.store.erase import find
 from tuneloop.serving.store.erase_files import expire_files

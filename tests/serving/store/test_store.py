@@ -90,16 +90,16 @@ def test_a_record_that_can_not_be_written_costs_itself_alone(tmp_path: Path) -> 
     told: list[str] = []
     with reporting(say=told.append):
         store = StoreWriter(tmp_path)
-    store.start()
-    bad = Feedback(id=uuid7(), request="r", kind="k", value="x", time=utc_now()).model_copy(update={"value": value})
-    futures = [store.add_durably(each) for each in (request(), bad, request())]
-    assert isinstance(futures[1].exception(20), OSError)
-    for future in (futures[0], futures[2], store.add_durably(request())):
-        future.result(20)
-    store.stop()
-    with opened(tmp_path) as found:
-        assert len(list(read_requests(found))) == 3 and not list(read_feedback(found))
-    assert store.counts.dead == 1 and len(told) == 1 and "store.dead.jsonl" in told[0]
+        store.start()
+        bad = Feedback(id=uuid7(), request="r", kind="k", value="x", time=utc_now()).model_copy(update={"value": value})
+        futures = [store.add_durably(each) for each in (request(), bad, request())]
+        assert isinstance(futures[1].exception(20), OSError)
+        for future in (futures[0], futures[2], store.add_durably(request())):
+            future.result(20)
+        store.stop()
+        with opened(tmp_path) as found:
+            assert len(list(read_requests(found))) == 3 and not list(read_feedback(found))
+        assert store.counts.dead == 1 and len(told) == 1 and "store.dead.jsonl" in told[0]
 
 
 def test_ids_grow_and_carry_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,25 +195,29 @@ def test_a_locked_store_spills_and_comes_back(tmp_path: Path) -> None:
     said: list[str] = []
     with reporting(say=said.append):
         store = StoreWriter(tmp_path, patience=0.05)
-    store.start()
-    asked = [request() for _ in range(3)]
-    with opened(tmp_path) as holder, holder.transaction():
-        for each in asked:
-            store.add_durably(each).result(10)
-        assert (tmp_path / SPILL).exists() and store.counts.spilled == 3
-    later = request()
-    store.add(later)
-    store.stop()
-    assert (tmp_path / SPILL).exists() or store.counts.written == 4
-    with reporting(say=said.append):
-        again = StoreWriter(tmp_path)  # a new server brings in what the last one left
-    again.start()
-    again.add_durably(request(id="last")).result(10)
-    again.stop()
-    with opened(tmp_path) as connection:
-        assert {each.id for each in read_requests(connection)} == {*(each.id for each in asked), later.id, "last"}
-    assert not (tmp_path / SPILL).exists()
-    assert any("can't be written" in line for line in said) and any("again" in line for line in said)
+        store.start()
+        asked = [request() for _ in range(3)]
+        with opened(tmp_path) as holder, holder.transaction():
+            for each in asked:
+                store.add_durably(each).result(10)
+            assert (tmp_path / SPILL).exists() and store.counts.spilled == 3
+        later = request()
+        store.add(later)
+        store.stop()
+        assert (tmp_path / SPILL).exists() or store.counts.written == 4
+        with reporting(say=said.append):
+            again = StoreWriter(tmp_path)  # a new server brings in what the last one left
+            again.start()
+            again.add_durably(request(id="last")).result(10)
+            again.stop()
+            with opened(tmp_path) as connection:
+                assert {each.id for each in read_requests(connection)} == {
+                    *(each.id for each in asked),
+                    later.id,
+                    "last",
+                }
+            assert not (tmp_path / SPILL).exists()
+            assert any("can't be written" in line for line in said) and any("again" in line for line in said)
 
 
 def test_what_is_neither_written_nor_spilled_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,36 +241,36 @@ def test_what_can_be_written_nowhere_waits(tmp_path: Path, monkeypatch: pytest.M
     said: list[str] = []
     with reporting(say=said.append):
         store = StoreWriter(tmp_path)
-    store.start()
+        store.start()
 
-    def full(*_: Any) -> int:
-        raise DatabaseError("database or disk is full")
+        def full(*_: Any) -> int:
+            raise DatabaseError("database or disk is full")
 
-    with monkeypatch.context() as patch:
-        patch.setattr("tuneloop.serving.store.writer.insert", full)
-        spilled = tmp_path / SPILL
-        spilled.symlink_to(tmp_path / "none" / "none")
-        asked = [request() for _ in range(50)]
-        for each in asked:
-            store.add(each)
-        until = time.monotonic() + 10
-        while not store.counts.fault and time.monotonic() < until:
-            time.sleep(0.01)
-        time.sleep(0.5)
-        assert store.counts.fault and store.counts.lost == 0 and store.waiting == 50
-        if not room:
+        with monkeypatch.context() as patch:
+            patch.setattr("tuneloop.serving.store.writer.insert", full)
+            spilled = tmp_path / SPILL
+            spilled.symlink_to(tmp_path / "none" / "none")
+            asked = [request() for _ in range(50)]
+            for each in asked:
+                store.add(each)
+            until = time.monotonic() + 10
+            while not store.counts.fault and time.monotonic() < until:
+                time.sleep(0.01)
+            time.sleep(0.5)
+            assert store.counts.fault and store.counts.lost == 0 and store.waiting == 50
+            if not room:
+                store.stop()
+            spilled.unlink(missing_ok=True)
+        if room:
+            while store.counts.written < 50 and time.monotonic() < until:
+                time.sleep(0.01)
             store.stop()
-        spilled.unlink(missing_ok=True)
-    if room:
-        while store.counts.written < 50 and time.monotonic() < until:
-            time.sleep(0.01)
-        store.stop()
-        assert "can't be written" in said[0] and "can be written again" in said[-1] and len(said) == 3, said
-    else:
-        again = writer(tmp_path)
-        again.stop()
-    with opened(tmp_path) as connection:
-        assert {each.id for each in read_requests(connection)} == {each.id for each in asked}
+            assert "can't be written" in said[0] and "can be written again" in said[-1] and len(said) == 3, said
+        else:
+            again = writer(tmp_path)
+            again.stop()
+        with opened(tmp_path) as connection:
+            assert {each.id for each in read_requests(connection)} == {each.id for each in asked}
 
 
 SECRET = "anna.schmidt@example.org"

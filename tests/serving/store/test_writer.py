@@ -96,27 +96,27 @@ def test_a_row_that_no_store_takes_costs_none_of_the_others(tmp_path: Path, what
     said: list[str] = []
     with reporting(say=said.append):
         store = StoreWriter(tmp_path, patience=0.05)
-    store.start()
-    if locked:  # the records take the way through the spill file
-        with opened(tmp_path) as holder, holder.transaction():
-            bad = store.add_durably(request(**{**POISON, **CLEANED}[what]))
-            good = [store.add_durably(request()) for _ in range(3)]
-            for each in (bad, *good):
+        store.start()
+        if locked:  # the records take the way through the spill file
+            with opened(tmp_path) as holder, holder.transaction():
+                bad = store.add_durably(request(**{**POISON, **CLEANED}[what]))
+                good = [store.add_durably(request()) for _ in range(3)]
+                for each in (bad, *good):
+                    each.exception(20)
+        else:
+            futures = [store.add_durably(request(**more)) for more in ({}, {**POISON, **CLEANED}[what], {}, {})]
+            for each in futures:
                 each.exception(20)
-    else:
-        futures = [store.add_durably(request(**more)) for more in ({}, {**POISON, **CLEANED}[what], {}, {})]
-        for each in futures:
-            each.exception(20)
-    assert store.add_durably(request()).result(20)
-    assert store.settle(20)
-    store.stop()
-    with opened(tmp_path) as found:
-        assert len(list(read_requests(found))) == 4 + (what in CLEANED)
-    assert (tmp_path / DEAD).exists() == (what in POISON) and store.counts.dead == (what in POISON)
-    if what in POISON:
-        (letter,) = letters(tmp_path)
-        assert letter["why"] and (tmp_path / DEAD).stat().st_mode & 0o777 == 0o600
-        assert sum(DEAD in line for line in said) == 1
+        assert store.add_durably(request()).result(20)
+        assert store.settle(20)
+        store.stop()
+        with opened(tmp_path) as found:
+            assert len(list(read_requests(found))) == 4 + (what in CLEANED)
+        assert (tmp_path / DEAD).exists() == (what in POISON) and store.counts.dead == (what in POISON)
+        if what in POISON:
+            (letter,) = letters(tmp_path)
+            assert letter["why"] and (tmp_path / DEAD).stat().st_mode & 0o777 == 0o600
+            assert sum(DEAD in line for line in said) == 1
 
 
 def test_a_sender_that_leaves_does_not_end_the_writer(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_nothing_that_a_killed_server_left_prevents_a_start(tmp_path: Path, name
 def test_feedback_is_answered_and_said_while_another_process_holds_the_store(tmp_path: Path) -> None:
     with live(tmp_path) as (address, gateway):
         said: list[str] = []
-        gateway.store.say = said.append
+        gateway.store._say = said.append  # type: ignore[method-assign]
         answer = httpx.post(f"{address}/v1/chat/completions", json={"messages": [{"role": "user", "content": "Hi"}]})
         assert gateway.store.settle(20)
         holder = child(LOCK.format(place=str(tmp_path / "store.db")))
@@ -322,9 +322,9 @@ def test_what_a_server_keeps_is_its_users_alone(tmp_path: Path, umask: int) -> N
         for _ in range(2):
             with reporting(say=said.append):
                 store = StoreWriter(folder)
-            store.start()
-            assert modes(folder) == {}
-            store.stop()
+                store.start()
+                assert modes(folder) == {}
+                store.stop()
         assert len([line for line in said if "yours alone" in line]) == 1
         (tmp_path / "open").mkdir(0o755)
         write_json(tmp_path / "open" / "a" / "b.json", {})  # elsewhere the umask decides

@@ -16,8 +16,8 @@ from tuneloop.core.ui import bound_say
 from tuneloop.improve.experiment.command import EVENTS
 from tuneloop.improve.experiment.log import Arms, ExperimentState, experiments_of
 from tuneloop.improve.experiment.statistics import CANDIDATE
-from tuneloop.serving.companions import Candidate
 from tuneloop.serving.gateway import Drawn, Gateway
+from tuneloop.serving.models import Candidate
 from tuneloop.serving.store.database import Database, DatabaseError
 from tuneloop.serving.store.store import connect, first_arms, is_store, read_decisions
 

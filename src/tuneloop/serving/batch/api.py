@@ -44,7 +44,7 @@ from tuneloop.serving.http.errors import ApiError
 from tuneloop.serving.store.erase_files import expire_files
 
 if TYPE_CHECKING:
-    from tuneloop.serving.api_key import ApiKey
+    from tuneloop.serving.keys import ApiKey
 
 _FILE = re.compile(r"file-[0-9a-f]{32}(-output|-errors)?")
 _BATCH = re.compile(r"batch_[0-9a-f]{32}")

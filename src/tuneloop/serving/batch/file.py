@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from tuneloop.core.files import user_errors_of_the_disk
-from tuneloop.serving.http.app import MOST_DEPTH, _deeper
+from tuneloop.core.json_schema import MOST_DEPTH, too_deep
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 MOST_BYTES = 10_000_000  # of a line
@@ -193,7 +193,7 @@ class BatchFile:
             return Line(number, None, fault=("line_too_long", what))
         try:  # as bodies of requests are read: strict, and no deeper than can be written again
             value = orjson.loads(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw)
-            if raw.count(b"{") + raw.count(b"[") > MOST_DEPTH and _deeper(value, MOST_DEPTH):
+            if too_deep(raw, value):
                 raise ValueError(f"it is nested in more than {MOST_DEPTH} levels")
         except ValueError as error:
             what = f"line {number} is not valid JSON: {str(error).partition(': line ')[0]}"

@@ -1,4 +1,4 @@
-"""What a client asks, read from the bodies of OpenAI's endpoints.
+"""What a client requests, read from the bodies of OpenAI's endpoints.
 
 Every value is checked here, so that what comes behind can trust it. Fields that OpenAI's API has and that change nothing
 here are passed over; unknown ones are refused, as OpenAI does.
@@ -48,40 +48,26 @@ _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 @dataclass(frozen=True)
 class ApiRequest:
-    """A request, whichever endpoint it came to.
+    """A request, whichever endpoint it came to."""
 
-    Args:
-        kind: the endpoint.
-        model: as the client names it; empty: the first one.
-        messages, tools: the conversation.
-        text, ids: of `/v1/completions`, a text or token ids to go on with, in place of messages.
-        n: answers.
-        max_new_tokens: None: the usual length of the model.
-        logprobs: None: none, else so many likeliest tokens.
-        schema: that the answer must fulfil.
-        stream, include_usage: whether it comes in pieces, and whether the last one tells the tokens.
-        echo: repeat the prompt before the answer.
-        top: labels whose probabilities are wanted; of `/v1/classify`.
-    """
-
-    kind: Literal["chat", "completions", "responses", "classify"]
-    model: str = ""
-    messages: Sequence[Message] = ()
+    kind: Literal["chat", "completions", "responses", "classify"]  # the endpoint
+    model: str = ""  # as the client names it; empty: the first one
+    messages: Sequence[Message] = ()  # the conversation
     tools: Sequence[Mapping[str, Any]] = ()
-    text: str | None = None
-    ids: Sequence[int] = ()
-    n: int = 1
-    max_new_tokens: int | None = None
+    text: str | None = None  # in place of messages, a text to continue, of `/v1/completions`
+    ids: Sequence[int] = ()  # the same as token ids
+    n: int = 1  # answers
+    max_new_tokens: int | None = None  # None: the usual length of the model
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
-    logprobs: int | None = None
-    schema: Mapping[str, Any] | None = None
+    logprobs: int | None = None  # None: none, else so many likeliest tokens
+    schema: Mapping[str, Any] | None = None  # that the answer must fulfil
     stream: bool = False
-    include_usage: bool = False
-    echo: bool = False
+    include_usage: bool = False  # the last piece of a stream has the count of tokens
+    echo: bool = False  # repeat the prompt before the answer
     user: str = ""
     tier: Tier = "default"
-    top: int = 0
+    top: int = 0  # labels whose probabilities are wanted; of `/v1/classify`
 
 
 def bad(message: str, param: str | None = None, code: str | None = None) -> ApiError:
@@ -89,22 +75,15 @@ def bad(message: str, param: str | None = None, code: str | None = None) -> ApiE
     return ApiError(400, message, param=param, code=code)
 
 
-# --- endpoints -----------------------------------------------------------------------------------
-
-
 def read_chat(body: Body, most_choices: int) -> ApiRequest:
-    """The body of `/v1/chat/completions`.
-
-    Raises:
-        ApiError: a value is wrong, or a field unknown.
-    """
-    _known(body, _CHAT)
+    """The body of `/v1/chat/completions`; ApiError: a value is wrong, or a field unknown."""
+    _refuse_others(body, _CHAT)
     for old, new in (("functions", "tools"), ("function_call", "tool_choice"), ("audio", "messages")):
         if body.get(old):
             raise bad(f"{old} is not supported; use {new}", old)
     messages = read_messages(body.get("messages"))
     tools, schema = _tools(body)
-    wanted = _response_format(body.get("response_format"), "response_format")
+    answer_schema = _response_format(body.get("response_format"), "response_format")
     logprobs = None
     if _bool(body, "logprobs"):
         logprobs = _integer(body, "top_logprobs", 0, MOST_LOGPROBS) or 0
@@ -112,18 +91,14 @@ def read_chat(body: Body, most_choices: int) -> ApiRequest:
         raise bad("top_logprobs needs logprobs: true", "top_logprobs")
     most = _integer(body, "max_completion_tokens", 1)
     return ApiRequest(
-        "chat", messages=messages, tools=tools, schema=schema or wanted, logprobs=logprobs,
+        "chat", messages=messages, tools=tools, schema=schema or answer_schema, logprobs=logprobs,
         max_new_tokens=most or _integer(body, "max_tokens", 1), **_shared(body, most_choices),
     )  # fmt: skip
 
 
 def read_completions(body: Body, most_choices: int) -> list[ApiRequest]:
-    """The body of `/v1/completions`: a request for each of its prompts.
-
-    Raises:
-        ApiError: see `read_chat`.
-    """
-    _known(body, _COMPLETIONS)
+    """The body of `/v1/completions`: a request for each of its prompts; raises as `read_chat`."""
+    _refuse_others(body, _COMPLETIONS)
     for name in ("suffix", "best_of"):
         if body.get(name) not in (None, "", 1, body.get("n")):
             raise bad(f"{name} is not supported", name)
@@ -137,44 +112,38 @@ def read_completions(body: Body, most_choices: int) -> list[ApiRequest]:
         raise bad("prompt must be a text, token ids, or a list of texts or of token ids, and not empty", "prompt")
     if len(prompts) > most_choices:
         raise bad(f"at most {counted(most_choices, 'prompt')} in a request; a batch takes more", "prompt")
-    return [
-        ApiRequest("completions", text=p, **shared)
-        if isinstance(p, str)
-        else ApiRequest("completions", ids=p, **shared)
-        for p in prompts
-    ]
+    return [ApiRequest("completions", **{"text" if isinstance(p, str) else "ids": p}, **shared) for p in prompts]
 
 
 def read_responses(body: Body) -> ApiRequest:
-    """The body of `/v1/responses`: texts, without a memory of earlier ones.
-
-    Raises:
-        ApiError: see `read_chat`; also what needs memory.
-    """
-    _known(body, _RESPONSES)
+    """The body of `/v1/responses`: texts, without a memory of earlier ones; raises as `read_chat`."""
+    _refuse_others(body, _RESPONSES)
     for name in ("previous_response_id", "conversation", "background", "prompt"):
         if body.get(name):
             raise bad(f"{name} is not supported: nothing is remembered between requests; send all turns as input", name)
     if body.get("tools"):
         raise bad("tools are supported by /v1/chat/completions only", "tools")
-    given = body.get("input")
-    turns: Any = [{"role": "user", "content": given}] if isinstance(given, str) else given
-    if not isinstance(turns, list):
+    value = body.get("input")
+    items: Any = [{"role": "user", "content": value}] if isinstance(value, str) else value
+    if not isinstance(items, list):
         raise bad("input must be a text or a list of items", "input")
-    items = [item for item in turns if not (isinstance(item, dict) and item.get("type") == "reasoning")]
+    turns: list[Any] = []
     for item in items:
-        if isinstance(item, dict) and item.get("type") not in (None, "message"):
-            raise bad(f"items of type {str(item['type'])[:40]!r} are not supported: messages are", "input")
-    messages = read_messages([_without_type(item) for item in items], "input")
+        kind = item.get("type") if isinstance(item, dict) else None
+        if kind not in (None, "message", "reasoning"):
+            raise bad(f"items of type {str(kind)[:40]!r} are not supported: messages are", "input")
+        if isinstance(item, dict):
+            item = {key: part for key, part in item.items() if key not in ("type", "id", "status")}
+        turns += [item] if kind != "reasoning" else []
+    messages = read_messages(turns, "input")
     if instructions := body.get("instructions"):
         if not isinstance(instructions, str):
             raise bad("instructions must be a text", "instructions")
         messages = [{"role": "system", "content": instructions}, *messages]
     text = body.get("text")
     schema = None
-    if isinstance(text, dict) and isinstance(text.get("format"), dict):
-        form = text["format"]
-        nested = {"type": form.get("type"), "json_schema": form} if form.get("type") == "json_schema" else form
+    if isinstance(text, dict) and isinstance(form := text.get("format"), dict):
+        nested = {"type": "json_schema", "json_schema": form} if form.get("type") == "json_schema" else form
         schema = _response_format(nested, "text.format")
     shared = _shared({**body, "n": None, "stop": None}, 1)
     return ApiRequest(
@@ -183,18 +152,16 @@ def read_responses(body: Body) -> ApiRequest:
 
 
 def read_classify(body: Body) -> list[ApiRequest]:
-    """The body of `/v1/classify`: `input`, a text or a list of them, or `messages`; `top`, so many probabilities.
-
-    Raises:
-        ApiError: see `read_chat`.
-    """
-    _known(body, {"model", "input", "messages", "top", "user", "service_tier"})
-    top = _integer(body, "top", 0) or 0
-    shared: dict[str, Any] = {"model": _model(body), "user": _text_field(body, "user"), "tier": _tier(body), "top": top}
+    """The body of `/v1/classify`: `input`, texts, or `messages`; `top`, so many probabilities; raises as `read_chat`."""
+    _refuse_others(body, {"model", "input", "messages", "top", "user", "service_tier"})
+    shared: dict[str, Any] = {
+        "model": _text_field(body, "model"), "user": _text_field(body, "user"), "tier": _tier(body),
+        "top": _integer(body, "top", 0) or 0,
+    }  # fmt: skip
     if body.get("messages") is not None:
         return [ApiRequest("classify", messages=read_messages(body["messages"]), **shared)]
-    given = body.get("input")
-    texts = [given] if isinstance(given, str) else given
+    value = body.get("input")
+    texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise bad("input must be a text or a list of texts, and not empty", "input")
     if len(texts) > 256:
@@ -202,13 +169,9 @@ def read_classify(body: Body) -> list[ApiRequest]:
     return [ApiRequest("classify", messages=[{"role": "user", "content": text}], **shared) for text in texts]
 
 
-# --- parts ---------------------------------------------------------------------------------------
-
-
-def _known(body: Body, names: set[str]) -> None:
-    unknown = [name for name in body if name not in names]
-    if unknown:
-        raise bad(f"Unrecognized request argument supplied: {unknown[0][:80]}", unknown[0][:80], "unknown_parameter")
+def _refuse_others(body: Body, names: set[str]) -> None:
+    if (unknown := next((name[:80] for name in body if name not in names), None)) is not None:
+        raise bad(f"Unrecognized request argument supplied: {unknown}", unknown, "unknown_parameter")
 
 
 def _shared(body: Body, most_choices: int) -> dict[str, Any]:
@@ -218,20 +181,17 @@ def _shared(body: Body, most_choices: int) -> dict[str, Any]:
     options = body.get("stream_options")
     if options is not None and not isinstance(options, dict):
         raise bad("stream_options must be an object", "stream_options")
+    model, n, sampling = _text_field(body, "model"), _integer(body, "n", 1, most_choices) or 1, _sampling(body)
+    stops: Any = body.get("stop")
+    stops = [] if stops is None else [stops] if isinstance(stops, str) else stops
+    if not isinstance(stops, list) or not all(isinstance(s, str) and s for s in stops) or len(stops) > 16:
+        raise bad("stop must be a text or a list of up to 16 texts, none of them empty", "stop")
+    if max(map(len, stops), default=0) > LONGEST_STOP:
+        raise bad(f"a stop text has at most {LONGEST_STOP} characters", "stop")
     return {
-        "model": _model(body),
-        "n": _integer(body, "n", 1, most_choices) or 1,
-        "sampling": _sampling(body),
-        "stop": _stop(body.get("stop")),
-        "stream": _bool(body, "stream"),
-        "include_usage": bool(options and options.get("include_usage")),
-        "user": _text_field(body, "user"),
-        "tier": _tier(body),
-    }
-
-
-def _model(body: Body) -> str:
-    return _text_field(body, "model")
+        "model": model, "n": n, "sampling": sampling, "stop": tuple(stops), "stream": _bool(body, "stream"),
+        "include_usage": bool(options and options.get("include_usage")), "user": _text_field(body, "user"), "tier": _tier(body),
+    }  # fmt: skip
 
 
 def _text_field(body: Body, name: str) -> str:
@@ -265,16 +225,12 @@ def _integer(body: Body, name: str, least: int, most: int = 1_000_000) -> int | 
     value = body.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or int_or_none(value) is None:
+    number = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+    if not number or value != int(value):
         raise bad(f"{name} must be a whole number", name)
     if not least <= value <= most:
         raise bad(f"{name} must be {least} to {most:,}, not {value}", name)
     return int(value)
-
-
-def int_or_none(value: float) -> int | None:
-    """A number that is whole, as an int; None for any other one."""
-    return int(value) if math.isfinite(value) and value == int(value) else None
 
 
 def _number(body: Body, name: str, usual: float, least: float, most: float) -> float:
@@ -303,25 +259,8 @@ def _sampling(body: Body) -> Sampling:
         raise bad(error.what, error.where) from None
 
 
-def _stop(value: Any) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    stops = [value] if isinstance(value, str) else value
-    if not isinstance(stops, list) or not all(isinstance(s, str) and s for s in stops) or len(stops) > 16:
-        raise bad("stop must be a text or a list of up to 16 texts, none of them empty", "stop")
-    if max(map(len, stops), default=0) > LONGEST_STOP:
-        raise bad(f"a stop text has at most {LONGEST_STOP} characters", "stop")
-    return tuple(stops)
-
-
 def _is_ids(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(type(i) is int and 0 <= i < 1 << 31 for i in value)
-
-
-def _without_type(item: Any) -> Any:
-    if not isinstance(item, dict):
-        return item
-    return {key: value for key, value in item.items() if key not in ("type", "id", "status")}
 
 
 def read_messages(value: Any, param: str = "messages") -> list[Message]:
@@ -343,17 +282,16 @@ def _message(turn: Any, param: str) -> Message:
         raise bad(f"{param}.role must be system, developer, user, assistant or tool", f"{param}.role")
     calls = turn.get("tool_calls")
     content = _content(turn.get("content"), f"{param}.content", optional=bool(calls))
-    made: dict[str, Any] = {"role": {"developer": "system", "function": "tool"}.get(role, role), "content": content}
+    message: dict[str, Any] = {"role": {"developer": "system", "function": "tool"}.get(role, role), "content": content}
     if calls:
         if role != "assistant" or not isinstance(calls, list) or not all(map(_is_call, calls)):
-            raise bad(
-                f"{param}.tool_calls must be calls of functions in a turn of the assistant", f"{param}.tool_calls"
-            )
-        made["tool_calls"] = calls
+            field_ = f"{param}.tool_calls"
+            raise bad(f"{field_} must be calls of functions in a turn of the assistant", field_)
+        message["tool_calls"] = calls
     for name in ("tool_call_id", "name"):
-        if isinstance(turn.get(name), str) and made["role"] == "tool":
-            made[name] = turn[name]
-    return cast(Message, made)
+        if isinstance(turn.get(name), str) and message["role"] == "tool":
+            message[name] = turn[name]
+    return cast(Message, message)
 
 
 def _is_call(value: Any) -> bool:
@@ -381,9 +319,7 @@ def _content(value: Any, param: str, *, optional: bool) -> str:
 def _tools(body: Body) -> tuple[list[Mapping[str, Any]], Mapping[str, Any] | None]:
     """The tools, and the schema of a call where one must be made."""
     tools = body.get("tools") or []
-    if not isinstance(tools, list) or not all(
-        isinstance(t, dict) and t.get("type") == "function" and _is_call(t) for t in tools
-    ):
+    if not isinstance(tools, list) or not all(_is_call(tool) and tool.get("type") == "function" for tool in tools):
         raise bad('tools must be a list of {"type": "function", "function": {"name": ...}}', "tools")
     choice = body.get("tool_choice")
     if choice in (None, "auto"):
@@ -394,26 +330,19 @@ def _tools(body: Body) -> tuple[list[Mapping[str, Any]], Mapping[str, Any] | Non
     chosen = [t for t in tools if choice == "required" or t["function"]["name"] == named]
     if not chosen:
         raise bad("tool_choice must be none, auto, required or one of the tools", "tool_choice")
-    calls = [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": t["function"]["name"]},
-                "parameters": t["function"].get("parameters") or {"type": "object"},
-            },
-            "required": ["name", "parameters"],
-            "additionalProperties": False,
-        }
-        for t in chosen
-    ]
+    calls = []
+    for function in (tool["function"] for tool in chosen):
+        parameters = function.get("parameters") or {"type": "object"}
+        calls.append({
+            "type": "object", "properties": {"name": {"const": function["name"]}, "parameters": parameters},
+            "required": ["name", "parameters"], "additionalProperties": False,
+        })  # fmt: skip
     return tools, _bounded(calls[0] if len(calls) == 1 else {"anyOf": calls}, "tools")
 
 
 def _response_format(value: Any, param: str) -> Mapping[str, Any] | None:
-    if value is None:
-        return None
     kind = value.get("type") if isinstance(value, dict) else None
-    if kind == "text":
+    if value is None or kind == "text":
         return None
     if kind == "json_object":
         return {"type": "object"}

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import errno
+import hashlib
 import logging
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,21 +20,20 @@ from typing import Any
 import orjson
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.json_schema import MOST_DEPTH, too_deep
 from tuneloop.core.text import json_bytes
 from tuneloop.inference.local.scoring import label_distribution
 from tuneloop.records.completion import Completion
-from tuneloop.serving.gateway import Caller, Gateway, Piece, ServedModel
+from tuneloop.serving.gateway import Caller, Gateway, Piece
 from tuneloop.serving.http import api_request as read
 from tuneloop.serving.http import replies
 from tuneloop.serving.http.api_request import ApiRequest
-from tuneloop.serving.http.errors import ApiError, too_much
+from tuneloop.serving.http.errors import ApiError
 from tuneloop.serving.http.openapi import document
-from tuneloop.serving.http.page import PAGE, POLICY
 from tuneloop.serving.http.senders import limited_as, of_its_sender, read_feedback_of
-from tuneloop.serving.limits import FeedbackLimit, Refusal
+from tuneloop.serving.limits import FeedbackLimit
 
 MOST_FEEDBACK = 150_000  # bytes of feedback: its longest text, mostly also where it is escaped
-MOST_DEPTH = 200  # levels of objects and lists in a body: deeper ones can't be written again
 NO_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
 PLAIN_CLIENTS = ("", "application/x-www-form-urlencoded")  # what raw sockets, `curl -d` and urllib say of JSON
 WATCH_AFTER = 0.02  # seconds of an answer after which it is looked whether its client leaves
@@ -46,20 +49,14 @@ class Disconnected(Exception):
 
 @dataclass
 class Call:
-    """One HTTP request, and the ways to answer it.
-
-    Args:
-        sent: the answer has begun.
-        left: the client was seen to leave.
-        events: the answer is a stream of events, in which an error can be one.
-    """
+    """One HTTP request, and the ways to answer it."""
 
     scope: Scope
     receive: Receive
     send: Send
-    sent: bool = False
-    left: bool = False
-    events: bool = False
+    sent: bool = False  # the answer has begun
+    left: bool = False  # the client was seen to leave
+    events: bool = False  # the answer is a stream of events, in which an error can be one
     headers: dict[bytes, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -81,11 +78,7 @@ class Call:
             return raw.decode("latin-1")
 
     async def body(self, most: int) -> bytes:
-        """The whole body.
-
-        Raises:
-            ApiError: it is larger than allowed.
-        """
+        """The whole body; raises as `bounded`."""
         parts, receive = [], self.bounded(most)
         while True:
             message = await receive()
@@ -119,16 +112,11 @@ class Call:
         return receive
 
     async def json(self, most: int) -> dict[str, Any]:
-        """The body as a JSON object.
-
-        Raises:
-            ApiError: it is not valid JSON, or says that it is something else.
-        """
+        """The body as a JSON object; ApiError: it is not valid JSON, or says that it is something else."""
         kind = self.header("content-type").partition(";")[0].strip().lower()
         if kind not in PLAIN_CLIENTS and kind != "application/json" and not kind.endswith("+json"):
-            raise ApiError(
-                415, "The body must be JSON, with Content-Type: application/json", code="unsupported_media_type"
-            )
+            what = "The body must be JSON, with Content-Type: application/json"
+            raise ApiError(415, what, code="unsupported_media_type")
         raw = await self.body(most)
         try:
             value = orjson.loads(raw)
@@ -138,18 +126,15 @@ class Call:
             value = None
         if not isinstance(value, dict):
             raise ApiError(400, "The body must be a JSON object", code="invalid_json")
-        if raw.count(b"{") + raw.count(b"[") > MOST_DEPTH and _deeper(value, MOST_DEPTH):
+        if too_deep(raw, value):
             raise ApiError(400, f"The body is nested in more than {MOST_DEPTH} levels", code="invalid_json")
         return value
 
     @contextlib.asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
-        """End the work of a block when the client leaves.
+        """End the work of a block when the client leaves, as `Disconnected`.
 
         It is looked at after a moment: most answers that come at once need no second task.
-
-        Raises:
-            Disconnected: it has left.
         """
         worker = asyncio.current_task()
         assert worker is not None
@@ -184,7 +169,9 @@ class Call:
             lines.append((b"cache-control", b"no-store"))
         if size >= 0:
             lines.append((b"content-length", str(size).encode()))
-        lines += [(name.encode(), _safe(value).encode("latin-1", "replace")) for name, value in (headers or {}).items()]
+        for name, value in (headers or {}).items():
+            line = value.replace("\r", " ").replace("\n", " ")
+            lines.append((name.encode(), line.encode("latin-1", "replace")))
         await self.send({"type": "http.response.start", "status": status, "headers": lines})
 
     async def reply(self, value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
@@ -206,26 +193,6 @@ class Call:
             kind = f"event: {value['type']}\n".encode() if "sequence_number" in value else b""
             data = kind + b"data: " + json_bytes(value) + b"\n\n"
         await self.send({"type": "http.response.body", "body": data, "more_body": True})
-
-
-def _deeper(value: Any, levels: int) -> bool:
-    """Whether objects and lists are nested in more levels. It goes down level by level, so that nothing is too deep for it."""
-    level = [value]
-    for _ in range(levels):
-        level = [
-            part
-            for each in level
-            for part in (each.values() if isinstance(each, dict) else each)
-            if isinstance(part, dict | list)
-        ]
-        if not level:
-            return False
-    return True
-
-
-def _safe(value: str) -> str:
-    """A header's value on one line."""
-    return value.replace("\r", " ").replace("\n", " ")
 
 
 Handler = Callable[[Call], Awaitable[None]]
@@ -252,25 +219,23 @@ class Endpoint:
         except asyncio.CancelledError:
             if not call.left:  # else its client left at the very end
                 raise
-        except ApiError as error:
-            await _fail(call, error)
         except Exception as error:
-            await _fail(call, failure(error))
+            await _fail(call, error if isinstance(error, ApiError) else failure(error))
 
 
 def failure(error: Exception) -> ApiError:
     """What a fault of the server is to its client: nothing of its inside. The log has it.
 
-    A disk that is full is no fault: the client may ask again.
+    A disk that is full is no fault: the client may try again.
     """
-    cause = error.__context__ if isinstance(error, UserError) else error
+    cause, log = error.__context__ if isinstance(error, UserError) else error, logging.getLogger("uvicorn.error")
     if isinstance(cause, OSError) and cause.errno in NO_DISK:
-        logging.getLogger("uvicorn.error").error("A request failed: %s", error)
+        log.error("A request failed: %s", error)
         return ApiError(503, "The server can't write at present", code="store", headers={"Retry-After": "5"})
     if isinstance(error, UserError):
-        logging.getLogger("uvicorn.error").error("A request failed: %s (%s)", error.what, error.where)
+        log.error("A request failed: %s (%s)", error.what, error.where)
     else:
-        logging.getLogger("uvicorn.error").error("A request failed", exc_info=error)
+        log.error("A request failed", exc_info=error)
     return ApiError(500, "The server failed; its log says why", code="server")
 
 
@@ -296,7 +261,7 @@ def refuse_foreign_pages(call: Call, local: bool, origins: Sequence[str] = ()) -
 
 
 async def _fail(call: Call, error: ApiError) -> None:
-    """Tell an error: as a body, or as an event where the answer has begun. A file that has begun breaks off."""
+    """Send an error: as a body, or as an event where the answer has begun. A file that has begun breaks off."""
     with contextlib.suppress(OSError):
         if not call.sent:
             await call.reply(error.body(), error.status, error.headers)
@@ -308,11 +273,7 @@ async def _fail(call: Call, error: ApiError) -> None:
 
 
 def make_app(gateway: Gateway, extra: Iterable[Any] = ()) -> App:
-    """The ASGI application of a server.
-
-    Args:
-        extra: further routes, as those of batches.
-    """
+    """The ASGI application of a server; `extra`: further routes, as those of batches."""
     from starlette.applications import Starlette
     from starlette.routing import Route
 
@@ -337,20 +298,16 @@ def make_app(gateway: Gateway, extra: Iterable[Any] = ()) -> App:
             ("GET", "/", server.page),
         )
     ]
-    pages = gateway.config.feedback.origins
-    feedback = Endpoint(server.feedback, seconds, local, pages)
-    routes.append(Route("/v1/feedback", feedback, methods=["POST", "OPTIONS"] if pages else ["POST"]))
+    feedback = Endpoint(server.feedback, seconds, local, limits.origins)
+    routes.append(Route("/v1/feedback", feedback, methods=["POST", "OPTIONS"] if limits.origins else ["POST"]))
     app = Starlette(routes=[*routes, *extra], exception_handlers={404: _no_route, 405: _no_route, 500: _no_route})
     app.router.redirect_slashes = False  # the place that it sends to would come from the request's Host
-    return _direct({route.path: route.endpoint for route in routes if route.methods == {"POST"}}, app)
-
-
-def _direct(posts: Mapping[str, App], app: App) -> App:
-    """An application whose endpoints of answers are found at once, without a search through all routes."""
+    posts: dict[str, App] = {route.path: route.endpoint for route in routes if route.methods == {"POST"}}
 
     async def direct(scope: Scope, receive: Receive, send: Send) -> None:
-        found = posts.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
-        await (found or app)(scope, receive, send)
+        """Find the endpoints of answers at once, without a search through all routes."""
+        post = scope["type"] == "http" and scope["method"] == "POST"
+        await (posts.get(scope["path"], app) if post else app)(scope, receive, send)
 
     return direct
 
@@ -373,107 +330,95 @@ class Server:
     limit: FeedbackLimit
 
     async def _body(self, call: Call) -> tuple[dict[str, Any], Caller]:
-        """The body and who sends it; the key is looked at first, so that nobody without one is read."""
+        """The body and who sends it; the key is checked first, so that no body without one is read."""
         caller = self.gateway.caller(call.header)
         return await call.json(int(self.gateway.config.limits.body_mb * 1e6)), caller
-
-    # --- answers
 
     async def chat(self, call: Call) -> None:
         """`POST /v1/chat/completions`."""
         body, caller = await self._body(call)
-        asked = read.read_chat(body, self.gateway.config.limits.most_choices)
-        if asked.stream:
-            await self._stream(call, asked, caller, replies.ChatStream(asked))
+        request = read.read_chat(body, self.gateway.config.limits.most_choices)
+        if request.stream:
+            await self._stream(call, request, caller, replies.ChatStream(request))
             return
-        ((piece, done),) = await self._whole(call, [asked], caller)
-        await call.reply(replies.chat_body(asked, piece, done), headers=headers_of(piece))
+        ((piece, completions),) = await self._whole(call, [request], caller)
+        await call.reply(replies.chat_body(request, piece, completions), headers=headers_of(piece))
 
     async def completions(self, call: Call) -> None:
         """`POST /v1/completions`."""
-        given, caller = await self._body(call)
-        asked = read.read_completions(given, self.gateway.config.limits.most_choices)
-        if asked[0].stream:
-            if len(asked) > 1:
+        body, caller = await self._body(call)
+        requests = read.read_completions(body, self.gateway.config.limits.most_choices)
+        if requests[0].stream:
+            if len(requests) > 1:
                 raise ApiError(400, "One prompt at a time can be streamed", param="prompt")
-            await self._stream(call, asked[0], caller, replies.CompletionsStream(asked[0]))
+            await self._stream(call, requests[0], caller, replies.CompletionsStream(requests[0]))
             return
-        found = await self._whole(call, asked, caller)
-        first = found[0][0]
-        body = replies.completions_body(asked, first.model, first.id, [done for _, done in found])
-        await call.reply(body, headers=headers_of(first))
+        answers = await self._whole(call, requests, caller)
+        first = answers[0][0]
+        reply = replies.completions_body(requests, first.model, first.id, [completions for _, completions in answers])
+        await call.reply(reply, headers=headers_of(first))
 
     async def responses(self, call: Call) -> None:
         """`POST /v1/responses`."""
-        given, caller = await self._body(call)
-        asked = read.read_responses(given)
-        if asked.stream:
-            await self._stream(call, asked, caller, replies.ResponsesStream(asked), end="")
+        body, caller = await self._body(call)
+        request = read.read_responses(body)
+        if request.stream:
+            await self._stream(call, request, caller, replies.ResponsesStream(request), end="")
             return
-        ((piece, done),) = await self._whole(call, [asked], caller)
-        body = replies.responses_body(asked, piece.model, piece.id, done[0].text, done[0])
-        await call.reply(body, headers=headers_of(piece))
+        ((piece, (completion, *_)),) = await self._whole(call, [request], caller)
+        reply = replies.responses_body(request, piece.model, piece.id, completion.text, completion)
+        await call.reply(reply, headers=headers_of(piece))
 
     async def classify(self, call: Call) -> None:
         """`POST /v1/classify`: labels with their probabilities."""
-        given, caller = await self._body(call)
-        asked = read.read_classify(given)
-        model = self.gateway.model_of(asked[0].model, caller)
+        body, caller = await self._body(call)
+        requests = read.read_classify(body)
+        model = self.gateway.model_of(requests[0].model, caller)
         if not model.labels:
             raise ApiError(400, f"{model.name!r} writes texts; it was not trained to choose a label", param="model")
-        found = await self._whole(call, asked, caller)
-        data = [
-            {
-                "index": i,
-                "id": piece.id,
-                "label": done[0].text,
-                "probability": done[0].label_probability,
-                "probabilities": _probabilities(done[0], piece.model, each.top),
-            }
-            for i, (each, (piece, done)) in enumerate(zip(asked, found, strict=True))
-        ]
-        total = [replies.usage(done) for _, done in found]
-        body = {
+        answers = await self._whole(call, requests, caller)
+        data: list[dict[str, Any]] = []
+        for each, (piece, (completion, *_)) in zip(requests, answers, strict=True):
+            tokens, scores = piece.model.label_tokens, None  # None: the engine has no scores
+            if completion.label_scores and tokens:  # of all labels, or of the likeliest ones, the answer first
+                scores = label_distribution(completion, tokens, each.top or len(piece.model.labels))
+            data.append({
+                "index": len(data), "id": piece.id, "label": completion.text,
+                "probability": completion.label_probability, "probabilities": scores,
+            })  # fmt: skip
+        reply = {
             "object": "list", "model": model.name, "labels": list(model.labels), "data": data,
-            "usage": {key: sum(each[key] for each in total) for key in total[0]},
+            "usage": replies.total_usage([completions for _, completions in answers]),
         }  # fmt: skip
-        await call.reply(body, headers=headers_of(found[0][0]))
+        await call.reply(reply, headers=headers_of(answers[0][0]))
 
-    async def _whole(self, call: Call, asked: list[ApiRequest], caller: Caller) -> list[tuple[Piece, list[Completion]]]:
+    async def _whole(
+        self, call: Call, requests: list[ApiRequest], caller: Caller
+    ) -> list[tuple[Piece, list[Completion]]]:
         """Whole answers; the client's leaving ends them."""
         async with call.watched():
-            return await self._all(asked, caller)
+            if len(requests) == 1:
+                return [await whole(self.gateway.answer(requests[0], caller))]
+            tasks = [asyncio.ensure_future(whole(self.gateway.answer(each, caller))) for each in requests]
+            try:
+                return list(await asyncio.gather(*tasks))
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _all(self, asked: list[ApiRequest], caller: Caller) -> list[tuple[Piece, list[Completion]]]:
-        if len(asked) == 1:
-            return [await whole(self.gateway.answer(asked[0], caller))]
-        tasks = [asyncio.ensure_future(whole(self.gateway.answer(each, caller))) for each in asked]
-        try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _stream(self, call: Call, asked: ApiRequest, caller: Caller, shape: Any, end: str = "[DONE]") -> None:
+    async def _stream(self, call: Call, request: ApiRequest, caller: Caller, shape: Any, end: str = "[DONE]") -> None:
         """An answer in pieces. Status and headers wait for the first one, so that what is refused has its own status."""
-        async with call.watched(), aclosing(self.gateway.answer(asked, caller)) as pieces:
-            await self._events(call, pieces, shape, end)
-
-    async def _events(self, call: Call, pieces: AsyncIterator[Piece], shape: Any, end: str) -> None:
-        async for piece in pieces:
-            if not call.sent:
-                headers = {"cache-control": "no-cache", "x-accel-buffering": "no", **headers_of(piece)}
-                await call.start(200, "text/event-stream; charset=utf-8", headers)
-            for event in shape.events(piece):
+        async with call.watched(), aclosing(self.gateway.answer(request, caller)) as pieces:
+            async for piece in pieces:
+                if not call.sent:
+                    headers = {"cache-control": "no-cache", "x-accel-buffering": "no", **headers_of(piece)}
+                    await call.start(200, "text/event-stream; charset=utf-8", headers)
+                for event in shape.events(piece):
+                    await call.event(event)
+            for event in [*shape.end(), *([end] if end else [])]:
                 await call.event(event)
-        for event in shape.end():
-            await call.event(event)
-        if end:
-            await call.event(end)
-        await call.send({"type": "http.response.body", "body": b""})
-
-    # --- the rest
+            await call.send({"type": "http.response.body", "body": b""})
 
     async def feedback(self, call: Call) -> None:
         """`POST /v1/feedback`: what people say of an answer. It is stored when the reply comes."""
@@ -488,20 +433,16 @@ class Server:
         caller = Caller(rights=()) if page else self.gateway.caller(call.header)  # readers of pages have no key
         body = await call.json(MOST_FEEDBACK)
         body.setdefault("key", call.header("idempotency-key") or None)
-        made = read_feedback_of(body, caller, page=bool(page))
-        user = made.user or "" if "users" in caller.rights else ""
+        record = read_feedback_of(body, caller, page=bool(page))
+        user = record.user or "" if "users" in caller.rights else ""
+        self.limit.take(limited_as(caller, call.scope.get("client")), page=bool(page), user=user)
+        record = await of_its_sender(self.gateway, record, caller)
         try:
-            self.limit.take(limited_as(caller, call.scope.get("client")), page=bool(page), user=user)
-        except Refusal as refused:
-            raise too_much(refused) from None
-        made = await of_its_sender(self.gateway, made, caller)
-        try:
-            stored = await asyncio.wrap_future(self.gateway.store.add_durably(made))
+            id_ = await asyncio.wrap_future(self.gateway.store.add_durably(record))
         except OSError:  # the log has it
-            raise ApiError(
-                503, "The store takes nothing at present", code="store", headers={"Retry-After": "5"}
-            ) from None
-        reply = {"id": stored, "object": "feedback", "request": made.request, "conversation": made.conversation}
+            what = "The store takes nothing at present"
+            raise ApiError(503, what, code="store", headers={"Retry-After": "5"}) from None
+        reply = {"id": id_, "object": "feedback", "request": record.request, "conversation": record.conversation}
         await call.reply(reply, headers=shared)
 
     async def widget(self, call: Call) -> None:
@@ -531,8 +472,8 @@ class Server:
 
     async def model(self, call: Call) -> None:
         """`GET /v1/models/NAME`."""
-        found = self.gateway.model_of(call.scope["path_params"]["model"], self.gateway.caller(call.header))
-        await call.reply(self._model(found.name))
+        model = self.gateway.model_of(call.scope["path_params"]["model"], self.gateway.caller(call.header))
+        await call.reply(self._model(model.name))
 
     def _model(self, name: str) -> dict[str, Any]:
         model = self.gateway.models[name]
@@ -563,55 +504,60 @@ class Server:
 
     async def page(self, call: Call) -> None:
         """`GET /`: state, models, a box to try a prompt."""
-        headers = {"content-security-policy": POLICY, "x-frame-options": "DENY", "referrer-policy": "no-referrer"}
-        await call.reply_bytes(
-            PAGE.encode(), "text/html; charset=utf-8", headers={**headers, "cache-control": "no-store"}
-        )
+        page, policy = page_and_policy()
+        headers = {"content-security-policy": policy, "x-frame-options": "DENY", "referrer-policy": "no-referrer"}
+        await call.reply_bytes(page, "text/html; charset=utf-8", headers={**headers, "cache-control": "no-store"})
+
+
+@cache
+def page_and_policy() -> tuple[bytes, str]:
+    """The page at `/`, and the policy that allows the content of its one script and one style, and nothing else."""
+    page = (files("tuneloop.serving.http") / "page.html").read_bytes()
+    sources = []
+    for tag in (b"script", b"style"):
+        (content,) = re.findall(b"<%s>(.*?)</%s>" % (tag, tag), page, re.DOTALL)
+        sources.append(f"'sha256-{base64.b64encode(hashlib.sha256(content).digest()).decode()}'")
+    script, style = sources
+    return page, (
+        f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
 
 
 def headers_of(piece: Piece) -> dict[str, str]:
-    """What the headers of an answer tell."""
+    """The headers of an answer."""
     release = piece.model.release or piece.model.adapter[:16]
     return {"x-tuneloop-request": piece.id, "x-tuneloop-release": release, "x-request-id": piece.id}
 
 
 async def whole(pieces: AsyncGenerator[Piece, None]) -> tuple[Piece, list[Completion]]:
     """The last piece of an answer, and the completions of its choices in order."""
-    done: dict[int, Completion] = {}
+    completions: dict[int, Completion] = {}
     last: Piece | None = None
     async with aclosing(pieces):
         async for piece in pieces:
             last = piece
             if piece.completion is not None:
-                done[piece.index] = piece.completion
+                completions[piece.index] = piece.completion
     if last is None:
         raise ApiError(503, "The engine gave no answer", code="engine")
-    return last, [done[index] for index in sorted(done)]
-
-
-def _probabilities(completion: Completion, model: ServedModel, top: int) -> dict[str, float] | None:
-    """Probabilities of the labels, or of the likeliest ones, the answer first; None where the engine tells no scores."""
-    if not completion.label_scores or not model.label_tokens:
-        return None
-    return label_distribution(completion, model.label_tokens, top or len(model.labels))
+    return last, [completions[index] for index in sorted(completions)]
 
 
 def gauges(gateway: Gateway) -> dict[str, float]:
     """The state of a server in numbers; those of `/metrics` are set to it."""
     admission, counts = gateway.admission, gateway.store.counts
-    known = [times.calibration for times in admission.models.values() if times.calibration.n]
-    n = sum(each.n for each in known) or 1
+    learned = [times.calibration for times in admission.models.values() if times.calibration.n]
+    n = sum(each.n for each in learned) or 1
     values: dict[str, float] = {
         "active": len(admission.active), "waiting": admission.waiting, "giving_way": admission.giving_way,
         "store_waiting": gateway.store.waiting,
         "store_written": counts.written, "store_spilled": counts.spilled, "store_lost": counts.lost, "store_dead": counts.dead,
-        "prediction_error": sum(each.error * each.n for each in known) / n,
-        "prediction_coverage": sum(each.coverage * each.n for each in known) / n,
-        "predictions": sum(each.n for each in known),
+        "prediction_error": sum(each.error * each.n for each in learned) / n,
+        "prediction_coverage": sum(each.coverage * each.n for each in learned) / n,
+        "predictions": sum(each.n for each in learned),
         "on_time": admission.tally.on_time, "late": admission.tally.late, "refused": admission.tally.refused,
         "downgraded": admission.tally.downgraded,
-    }  # fmt: skip
-    values |= {
         "store_unsafe": gateway.store.unsafe, "shadow_waiting": len(gateway.copies.waiting),
         "shadow_dropped": gateway.copies.dropped,
         "engines_out": sum(bool(member.out) for member in getattr(gateway.engine, "members", ())),

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from tuneloop.serving.limits import Refusal
-
 TYPES = {
     400: "invalid_request_error", 401: "invalid_request_error", 403: "permission_error", 404: "invalid_request_error",
     405: "invalid_request_error", 408: "timeout_error", 409: "conflict_error", 413: "invalid_request_error", 415: "invalid_request_error",
@@ -27,14 +25,9 @@ class ApiError(Exception):
     """
 
     def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
         self.headers = dict(headers or {})
@@ -48,9 +41,3 @@ class ApiError(Exception):
         """The JSON body."""
         kind = "insufficient_quota" if self.code == "insufficient_quota" else TYPES.get(self.status, "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
-
-
-def too_much(refused: Refusal) -> ApiError:
-    """What a limit refuses, as an error."""
-    after = {} if refused.retry_after is None else {"Retry-After": str(int(refused.retry_after) + 1)}
-    return ApiError(429, refused.message, code=refused.code, headers=after)

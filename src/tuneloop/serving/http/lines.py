@@ -1,7 +1,7 @@
-"""What a server says on standard error, as JSON Lines for a collector of logs: its own notes, and each request that has ended.
+"""What a server says on standard error, as JSON Lines for a collector of logs: its notes, and each request that has ended.
 
-No text, user or conversation of a request stands in a line. A thread writes them, so that no answer waits for whoever
-reads them; where that is too slow, lines are dropped, and it is said how many.
+No text, user or conversation of a request is in a line. A thread writes them, so that no answer waits for their reader;
+where that is too slow, lines are dropped, and it is said how many.
 """
 
 from __future__ import annotations
@@ -20,27 +20,21 @@ from tuneloop.core.text import json_bytes
 from tuneloop.core.units import counted, verb
 from tuneloop.records.request import StoredRequest
 
-# What a line tells of a request. Its error is left out: words of the prompt may stand in it; `status` is there.
+# What a line has of a request: no error, which may hold words of the prompt; `status` is there.
 FIELDS = (
     "id", "key", "model", "release", "adapter", "arm", "tier", "prompt_tokens", "completion_tokens", "ttft_ms",
     "total_ms", "seconds", "usd", "finish",
 )  # fmt: skip
-_TOPIC = re.compile(r"([a-z-]+) {2,}(.*)", re.DOTALL)  # as in "batch     goes on with 2 of an earlier server"
+_TOPIC = re.compile(r"([a-z-]+) {2,}(.*)", re.DOTALL)  # as in "batch     continues with 2 of an earlier server"
 
 
 @dataclass
 class LogLines:
-    """Writes JSON Lines while `writing` is open.
+    """Writes JSON Lines while `writing` is open."""
 
-    Args:
-        out: where to.
-        most: lines that may wait.
-        dropped: how many were.
-    """
-
-    out: TextIO
-    most: int = 10_000
-    dropped: int = 0
+    out: TextIO  # where to
+    most: int = 10_000  # lines that may wait
+    dropped: int = 0  # how many were
     _waiting: queue.Queue[dict[str, Any] | None] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -48,16 +42,12 @@ class LogLines:
 
     def say(self, line: str) -> None:
         """A note of the server: its first word is the event, where it stands apart as a heading does."""
-        found = _TOPIC.fullmatch(line)
-        event, message = (found[1], found[2]) if found else ("note", line)
+        match = _TOPIC.fullmatch(line)
+        event, message = match.groups() if match else ("note", line)
         self._put({"time": utc_now(), "event": event, "message": message})
 
     def ended(self, record: StoredRequest, status: str) -> None:
-        """A request that was answered, refused, or left.
-
-        Args:
-            status: `ok`, `cancelled`, or that of HTTP.
-        """
+        """A request that was answered, refused, or left; `status`: `ok`, `cancelled`, or that of HTTP."""
         values = {name: getattr(record, name) for name in FIELDS}
         self._put({"time": record.time, "event": "request", "status": status, **values})
 
@@ -83,18 +73,13 @@ class LogLines:
             self.dropped += 1
 
     def _write(self) -> None:
-        told = 0
+        reported = 0
         with contextlib.suppress(OSError, ValueError):  # whoever read it is gone
             while (value := self._waiting.get()) is not None:
-                if self.dropped != told:
-                    told, more = self.dropped, self.dropped - told
-                    self._line(
-                        {
-                            "time": utc_now(),
-                            "event": "log",
-                            "message": f"{counted(more, 'line')} {verb(more, 'was', 'were')} dropped",
-                        }
-                    )
+                if self.dropped != reported:
+                    reported, more = self.dropped, self.dropped - reported
+                    message = f"{counted(more, 'line')} {verb(more, 'was', 'were')} dropped"
+                    self._line({"time": utc_now(), "event": "log", "message": message})
                 self._line(value)
 
     def _line(self, value: dict[str, Any]) -> None:

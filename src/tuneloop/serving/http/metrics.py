@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -34,8 +34,7 @@ class _Times:
 
     def buckets(self) -> list[tuple[str, float]]:
         """As Prometheus has it: how many values were at most each bound."""
-        names = [*(repr(bound) for bound in self.bounds), "+Inf"]
-        return list(zip(names, accumulate(map(float, self.counts)), strict=True))
+        return list(zip([*map(repr, self.bounds), "+Inf"], accumulate(map(float, self.counts)), strict=True))
 
 
 @dataclass
@@ -62,11 +61,10 @@ class Metrics:
         from prometheus_client import CollectorRegistry, Gauge
 
         self.registry = CollectorRegistry()
-        self._series: dict[tuple[str, str], _Series] = {}
-        own: Any = {"registry": self.registry}
+        self._series: dict[tuple[str, str], _Series] = defaultdict(_Series)
         self.registry.register(self)
         self.gauges = {
-            name: Gauge(f"tuneloop_{name}", text, **own)
+            name: Gauge(f"tuneloop_{name}", text, registry=self.registry)
             for name, text in (
                 ("active", "Requests that are being answered."),
                 ("waiting", "Requests that wait."),
@@ -86,32 +84,26 @@ class Metrics:
                 ("shadow_dropped", "Copies that gave way to later ones."),
                 ("engines_out", "Engines that are left out until they answer their canaries."),
                 ("refused", "Requests that were refused for their deadline or a full queue."),
-                (
-                    "downgraded",
-                    "Requests that would have been late and were answered in the tier flex, as their key says.",
-                ),
+                ("downgraded", "Requests that would have been late and were answered in the tier flex, as their key says."),
             )
-        }
+        }  # fmt: skip
 
     def count(self, record: StoredRequest, status: str) -> None:
         """Take an answered or refused request in."""
-        labels = (record.model, record.tier or "default")
-        known = self._series.get(labels)
-        if known is None:
-            known = self._series[labels] = _Series()
-        known.ended[status] += 1
+        series = self._series[record.model, record.tier or "default"]
+        series.ended[status] += 1
         if record.completion_tokens:
-            known.read += record.prompt_tokens
-            known.written += record.completion_tokens
-            known.usd += record.usd or 0.0
-            known.seconds += record.seconds or 0.0
+            series.read += record.prompt_tokens
+            series.written += record.completion_tokens
+            series.usd += record.usd or 0.0
+            series.seconds += record.seconds or 0.0
         if record.total_ms is not None:
-            known.duration.observe(record.total_ms / 1000)
+            series.duration.observe(record.total_ms / 1000)
         if record.ttft_ms is not None and record.total_ms is not None:
-            known.first.observe(record.ttft_ms / 1000)
+            series.first.observe(record.ttft_ms / 1000)
             if record.completion_tokens > 1:
                 rest = (record.total_ms - record.ttft_ms) / 1000 / (record.completion_tokens - 1)
-                known.each.observe(max(rest, 0.0))
+                series.each.observe(max(rest, 0.0))
 
     def collect(self) -> Iterator[Any]:
         """What was counted, as the client library asks a collector for it."""
@@ -123,23 +115,22 @@ class Metrics:
         usd = CounterMetricFamily("tuneloop_usd", "Dollars by prices of tokens.", labels=labels)
         seconds = CounterMetricFamily("tuneloop_engine_seconds", "Seconds of the engine.", labels=labels)
         times = {
-            name: HistogramMetricFamily(f"gen_ai_server_{series}", text, labels=labels)
-            for name, series, text in (
+            name: HistogramMetricFamily(f"gen_ai_server_{ending}", text, labels=labels)
+            for name, ending, text in (
                 ("duration", "request_duration", "Seconds of a request."),
                 ("first", "time_to_first_token", "Seconds to the first token."),
                 ("each", "time_per_output_token", "Seconds for each further token."),
             )
         }
-        for whose, known in list(self._series.items()):
-            for status, count in list(known.ended.items()):
+        for whose, series in list(self._series.items()):
+            for status, count in list(series.ended.items()):
                 requests.add_metric([*whose, status], count)
-            tokens.add_metric([*whose, "input"], known.read)
-            tokens.add_metric([*whose, "output"], known.written)
-            usd.add_metric(whose, known.usd)
-            seconds.add_metric(whose, known.seconds)
+            tokens.add_metric([*whose, "input"], series.read)
+            tokens.add_metric([*whose, "output"], series.written)
+            usd.add_metric(whose, series.usd)
+            seconds.add_metric(whose, series.seconds)
             for name, family in times.items():
-                found: _Times = getattr(known, name)
-                family.add_metric(whose, found.buckets(), found.sum)
+                family.add_metric(whose, getattr(series, name).buckets(), getattr(series, name).sum)
         yield from (requests, *times.values(), tokens, usd, seconds)
 
     def text(self) -> bytes:

@@ -10,88 +10,48 @@ _YES = {"type": "boolean"}
 _NAME = {"type": "string", "maxLength": 512}
 _WORD = {"type": "string", "minLength": 1}
 _SHARE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
-_FUNCTION = {
-    "type": "object",
-    "required": ["type", "function"],
-    "properties": {
-        "type": {"const": "function"},
-        "function": {
-            "type": "object",
-            "required": ["name"],
-            "properties": {"name": _WORD, "parameters": {"type": "object"}},
-        },
-    },
-}
-_PARTS = {
-    "type": "array",
-    "items": {"type": "object", "required": ["type", "text"], "properties": {"type": {"const": "text"}, "text": _TEXT}},
-}
-_MESSAGES = {
-    "type": "array",
-    "minItems": 1,
-    "items": {
-        "type": "object",
-        "required": ["role", "content"],
-        "properties": {
-            "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
-            "content": {"oneOf": [_TEXT, _PARTS]},
-        },
-    },
-}
+_COUNT = {"type": "integer", "minimum": 1}
+_FEW = {"type": "integer", "minimum": 0, "maximum": 20}
+
+
+def _object(*required: str, **properties: Any) -> dict[str, Any]:
+    return {"type": "object", "required": list(required), "properties": properties}
+
+
+_FUNCTION = _object(
+    "type", "function", type={"const": "function"}, function=_object("name", name=_WORD, parameters={"type": "object"})
+)
+_PARTS = {"type": "array", "items": _object("type", "text", type={"const": "text"}, text=_TEXT)}
+_ROLES = {"enum": ["system", "developer", "user", "assistant", "tool"]}
+_MESSAGE = _object("role", "content", role=_ROLES, content={"oneOf": [_TEXT, _PARTS]})
+_MESSAGES = {"type": "array", "minItems": 1, "items": _MESSAGE}
 _TEXTS = {"oneOf": [_TEXT, {"type": "array", "minItems": 1, "maxItems": 16, "items": _TEXT}]}
 _SHARED: dict[str, Any] = {
     "model": _TEXT, "stream": _YES, "stream_options": {"type": "object"}, "n": {"type": "integer", "minimum": 1, "maximum": 16},
     "temperature": {"type": "number", "minimum": 0, "maximum": 2}, "top_p": _SHARE, "seed": _WHOLE, "user": _NAME,
-    "stop": {"oneOf": [_WORD, {"type": "array", "maxItems": 16, "items": _WORD}]}, "max_tokens": {"type": "integer", "minimum": 1},
+    "stop": {"oneOf": [_WORD, {"type": "array", "maxItems": 16, "items": _WORD}]}, "max_tokens": _COUNT,
     "service_tier": {"enum": ["auto", "default", "flex", "priority"]},
 }  # fmt: skip
-_ERROR = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type"],
-            "properties": {
-                "message": _TEXT,
-                "type": _TEXT,
-                "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "null"]},
-            },
-        }
-    },
-}
+_WORD_OR_NULL = {"type": ["string", "null"]}
+_ERROR = _object(
+    "error", error=_object("message", "type", message=_TEXT, type=_TEXT, param=_WORD_OR_NULL, code=_WORD_OR_NULL)
+)
 _BODIES: dict[str, tuple[str, list[str], dict[str, Any]]] = {
-    "/v1/chat/completions": (
-        "Answer a conversation",
-        ["messages"],
-        {
-            **_SHARED, "messages": _MESSAGES, "max_completion_tokens": {"type": "integer", "minimum": 1},
-            "tools": {"type": "array", "items": _FUNCTION}, "tool_choice": {"enum": ["none", "auto"]}, "logprobs": _YES,
-            "top_logprobs": {"type": "integer", "minimum": 0, "maximum": 20}, "response_format": {"type": "object", "required": ["type"], "properties": {"type": {"enum": ["text", "json_object"]}}},
-        },
-    ),
-    "/v1/completions": (
-        "Go on with a text",
-        ["prompt"],
-        {**_SHARED, "prompt": _TEXTS, "echo": _YES, "logprobs": {"type": "integer", "minimum": 0, "maximum": 20}},
-    ),
-    "/v1/responses": (
-        "Answer a text or a conversation, without a memory of earlier ones",
-        ["input"],
-        {
-            "model": _TEXT, "input": {"oneOf": [_TEXT, _MESSAGES]}, "instructions": _TEXT, "stream": _YES,
-            "temperature": {"type": "number", "minimum": 0, "maximum": 2}, "top_p": _SHARE, "max_output_tokens": {"type": "integer", "minimum": 1}, "text": {"type": "object"},
-        },
-    ),
-    "/v1/classify": (
-        "Choose a label, with its probability",
-        [],
-        {"model": _TEXT, "input": _TEXTS, "messages": _MESSAGES, "user": _NAME, "top": {"type": "integer", "minimum": 0}},
-    ),
+    "/v1/chat/completions": ("Answer a conversation", ["messages"], {
+        **_SHARED, "messages": _MESSAGES, "max_completion_tokens": _COUNT, "tools": {"type": "array", "items": _FUNCTION},
+        "tool_choice": {"enum": ["none", "auto"]}, "logprobs": _YES, "top_logprobs": _FEW,
+        "response_format": _object("type", type={"enum": ["text", "json_object"]}),
+    }),
+    "/v1/completions": ("Continue a text", ["prompt"], {**_SHARED, "prompt": _TEXTS, "echo": _YES, "logprobs": _FEW}),
+    "/v1/responses": ("Answer a text or a conversation, without a memory of earlier ones", ["input"], {
+        "model": _TEXT, "input": {"oneOf": [_TEXT, _MESSAGES]}, "instructions": _TEXT, "stream": _YES,
+        "temperature": _SHARED["temperature"], "top_p": _SHARE, "max_output_tokens": _COUNT, "text": {"type": "object"},
+    }),
+    "/v1/classify": ("Choose a label, with its probability", [], {
+        "model": _TEXT, "input": _TEXTS, "messages": _MESSAGES, "user": _NAME, "top": {"type": "integer", "minimum": 0},
+    }),
     "/v1/feedback": (
-        "Say what came of an answer: by the id of a request, or with the key that had the conversation",
-        ["kind", "value"],
+        "Say what came of an answer: by the id of a request, or with the key that had the conversation", ["kind", "value"],
         {"request": _TEXT, "conversation": _TEXT, "kind": _TEXT, "value": {}, "user": _TEXT, "key": _TEXT, "source": _TEXT,
          "weight": {"type": "number", "exclusiveMinimum": 0, "maximum": 1000}},
     ),
@@ -102,23 +62,16 @@ _GETS = {
     "/v1/models/{model}": "One of them",
     "/healthz": "Whether the process is alive",
     "/readyz": "Whether it takes requests",
-    "/metrics": "Figures for Prometheus",
+    "/metrics": "Metrics for Prometheus",
     "/openapi.json": "This document",
     "/feedback.js": "A script with which a page asks its readers for feedback",
 }
-_FILE = {
-    "type": "object",
-    "required": ["file"],
-    "properties": {"file": {"type": "string", "format": "binary"}, "purpose": {"const": "batch"}},
-}
-_BATCH = {
-    "type": "object",
-    "required": ["input_file_id", "endpoint", "completion_window"],
-    "properties": {
-        "input_file_id": _TEXT, "endpoint": {"enum": ["/v1/chat/completions", "/v1/completions", "/v1/responses"]},
-        "completion_window": {"type": "string", "pattern": "^[1-9][0-9]{0,3}[hd]$"}, "metadata": {"type": "object"},
-    },
-}  # fmt: skip
+_FILE = _object("file", file={"type": "string", "format": "binary"}, purpose={"const": "batch"})
+_BATCH = _object(
+    "input_file_id", "endpoint", "completion_window", input_file_id=_TEXT,
+    endpoint={"enum": ["/v1/chat/completions", "/v1/completions", "/v1/responses"]},
+    completion_window={"type": "string", "pattern": "^[1-9][0-9]{0,3}[hd]$"}, metadata={"type": "object"},
+)  # fmt: skip
 # Path, method -> what it does, the kind of its body and its schema; of batches and their files.
 _BATCHES: dict[tuple[str, str], tuple[str, str, dict[str, Any]]] = {
     ("/v1/files", "post"): ("Upload a file of requests", "multipart/form-data", _FILE),
@@ -134,31 +87,26 @@ _BATCHES: dict[tuple[str, str], tuple[str, str, dict[str, Any]]] = {
 
 
 def document(*, batches: bool = True) -> dict[str, Any]:
-    """The document as JSON.
-
-    Args:
-        batches: whether the server takes batches.
-    """
+    """The document as JSON; `batches`: whether the server takes batches."""
     refused = {"description": "Refused", "content": {"application/json": {"schema": _ERROR}}}
-    done = {"200": {"description": "Done"}, "4XX": refused, "5XX": refused}
+    responses = {"200": {"description": "Done"}, "4XX": refused, "5XX": refused}
     paths: dict[str, Any] = {}
     for path, (summary, required, properties) in _BODIES.items():
         schema: dict[str, Any] = {"type": "object", "properties": properties}
         if required:
             schema["required"] = required
         body = {"required": True, "content": {"application/json": {"schema": schema}}}
-        paths[path] = {"post": {"summary": summary, "requestBody": body, "responses": done}}
-    for path, summary in _GETS.items():
-        paths[path] = {"get": {"summary": summary, "responses": done}}
+        paths[path] = {"post": {"summary": summary, "requestBody": body, "responses": responses}}
+    others: dict[tuple[str, str], tuple[str, str, dict[str, Any]]]
+    others = {(path, "get"): (summary, "", {}) for path, summary in _GETS.items()} | (_BATCHES if batches else {})
+    for (path, method), (summary, kind, schema) in others.items():
+        operation: dict[str, Any] = {"summary": summary, "responses": responses}
+        if kind:
+            operation["requestBody"] = {"required": True, "content": {kind: {"schema": schema}}}
         if "{" in path:
             name = path.partition("{")[2].partition("}")[0]
-            paths[path]["get"]["parameters"] = [{"name": name, "in": "path", "required": True, "schema": _TEXT}]
-    for (path, method), (summary, kind, schema) in _BATCHES.items() if batches else ():
-        found = paths.setdefault(path, {}).setdefault(method, {"summary": summary, "responses": done})
-        if kind:
-            found["requestBody"] = {"required": True, "content": {kind: {"schema": schema}}}
-        if "{id}" in path:
-            found["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": _TEXT}]
+            operation["parameters"] = [{"name": name, "in": "path", "required": True, "schema": _TEXT}]
+        paths.setdefault(path, {})[method] = operation
     return {
         "openapi": "3.1.0",
         "info": {"title": "tuneloop", "version": "1"},

@@ -18,9 +18,6 @@ _FINISH = {"stop": "stop", "choice": "stop", "length": "length"}
 _OPENINGS = ("{", "<tool_call>", "<|python_tag|>", "[{")  # how an answer begins that is a call of a function
 
 
-# --- calls of functions --------------------------------------------------------------------------
-
-
 def read_calls(text: str, tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The calls that an answer is: JSON with a name and parameters or arguments, as Llama 3 writes it, or in `<tool_call>`.
 
@@ -33,39 +30,28 @@ def read_calls(text: str, tools: Sequence[Mapping[str, Any]]) -> list[dict[str, 
         parts = [part.partition("</tool_call>")[0] for part in text.split("<tool_call>")[1:]]
     else:
         parts = text.split(";") if text.count('"name"') > 1 and not text.startswith("[") else [text]
-    found: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
     for part in parts:
         try:
             value = json.loads(part)
         except (ValueError, RecursionError):
             return []
         for call in value if isinstance(value, list) else [value]:
-            call = (
-                call.get("function", call)
-                if isinstance(call, dict) and isinstance(call.get("function"), dict)
-                else call
-            )
+            inner = call.get("function") if isinstance(call, dict) else None
+            call = inner if isinstance(inner, dict) else call
             if not isinstance(call, dict) or call.get("name") not in names:
                 return []
             arguments = call.get("parameters", call.get("arguments", {}))
-            text_of = storable(arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False))
-            found.append(
-                {
-                    "id": f"call_{uuid7()[-12:]}",
-                    "type": "function",
-                    "function": {"name": call["name"], "arguments": text_of},
-                }
-            )
-    return found
+            written = storable(arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False))
+            function = {"name": call["name"], "arguments": written}
+            calls.append({"id": f"call_{uuid7()[-12:]}", "type": "function", "function": function})
+    return calls
 
 
 def may_be_call(text: str) -> bool:
     """Whether a text may be the beginning of a call."""
     start = text.lstrip()
     return any(start.startswith(opening) or opening.startswith(start) for opening in _OPENINGS)
-
-
-# --- whole answers -------------------------------------------------------------------------------
 
 
 def usage(completions: Sequence[Completion]) -> dict[str, Any]:
@@ -75,27 +61,25 @@ def usage(completions: Sequence[Completion]) -> dict[str, Any]:
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
-def chat_body(asked: ApiRequest, piece: Piece, completions: Sequence[Completion]) -> dict[str, Any]:
-    """The body of `/v1/chat/completions`.
+def total_usage(answers: Sequence[Sequence[Completion]]) -> dict[str, Any]:
+    """Tokens of several answers together."""
+    each = list(map(usage, answers))
+    return {key: sum(one[key] for one in each) for key in each[0]}
 
-    Args:
-        piece: the last one of the answer.
-    """
+
+def chat_body(request: ApiRequest, piece: Piece, completions: Sequence[Completion]) -> dict[str, Any]:
+    """The body of `/v1/chat/completions`; `piece`: the last one of the answer."""
     model = piece.model
     choices: list[dict[str, Any]] = []
     for index, each in enumerate(completions):
-        calls = read_calls(each.text, asked.tools) if asked.tools else []
+        calls = read_calls(each.text, request.tools) if request.tools else []
         message: dict[str, Any] = {"role": "assistant", "content": None if calls else each.text, "refusal": None}
         if calls:
             message["tool_calls"] = calls
-        choices.append(
-            {
-                "index": index,
-                "message": message,
-                "logprobs": chat_logprobs(each, model),
-                "finish_reason": "tool_calls" if calls else _FINISH.get(each.finish, "stop"),
-            }
-        )
+        choices.append({
+            "index": index, "message": message, "logprobs": chat_logprobs(each, model),
+            "finish_reason": "tool_calls" if calls else _FINISH.get(each.finish, "stop"),
+        })  # fmt: skip
     return {
         "id": piece.id, "object": "chat.completion", "created": int(time.time()), "model": model.name, "choices": choices,
         "usage": usage(completions), "service_tier": piece.tier, "system_fingerprint": _fingerprint(model),
@@ -120,59 +104,52 @@ def chat_logprobs(completion: Completion, model: ServedModel) -> dict[str, Any] 
 
 
 def token_text(model: ServedModel, token: int) -> str:
-    """A token as text; its number where nobody knows the tokenizer, or it is a control token."""
+    """A token as text; its number where the tokenizer is not here, or it is a control token."""
     text = model.decode([token]) if model.decode is not None else ""
     return text or f"<token {token}>"
 
 
 def completions_body(
-    asked: Sequence[ApiRequest], model: ServedModel, id_: str, answers: Sequence[Sequence[Completion]]
+    request: Sequence[ApiRequest], model: ServedModel, id_: str, answers: Sequence[Sequence[Completion]]
 ) -> dict[str, Any]:
     """The body of `/v1/completions`: the choices of all prompts one after the other."""
     choices: list[dict[str, Any]] = []
-    for each, completions in zip(asked, answers, strict=True):
+    for each, completions in zip(request, answers, strict=True):
         for completion in completions:
             text = ((each.text or "") if each.echo else "") + completion.text
-            found = None
-            if completion.logprobs is not None:
-                found = {
+            logprobs = (
+                None
+                if completion.logprobs is None
+                else {
                     "tokens": [token_text(model, t.id) for t in completion.logprobs],
                     "token_logprobs": [t.logprob for t in completion.logprobs],
                     "top_logprobs": [{token_text(model, i): p for i, p in t.top} for t in completion.logprobs],
                     "text_offset": [],
                 }
-            choices.append(
-                {
-                    "index": len(choices),
-                    "text": text,
-                    "logprobs": found,
-                    "finish_reason": _FINISH.get(completion.finish, "stop"),
-                }
             )
-    total = [usage(completions) for completions in answers]
+            finish = _FINISH.get(completion.finish, "stop")
+            choices.append({"index": len(choices), "text": text, "logprobs": logprobs, "finish_reason": finish})
     return {
         "id": id_, "object": "text_completion", "created": int(time.time()), "model": model.name, "choices": choices,
-        "usage": {key: sum(each[key] for each in total) for key in total[0]},
-        "system_fingerprint": _fingerprint(model),
+        "usage": total_usage(answers), "system_fingerprint": _fingerprint(model),
     }  # fmt: skip
 
 
 def responses_body(
-    asked: ApiRequest, model: ServedModel, id_: str, text: str, done: Completion | None
+    request: ApiRequest, model: ServedModel, id_: str, text: str, completion: Completion | None
 ) -> dict[str, Any]:
     """The body of `/v1/responses`; without a completion that of an answer that has only begun."""
-    tokens = usage([done]) if done else None
-    item = _output_item(id_, text, "completed" if done else "in_progress")
-    cut = done is not None and done.finish == "length"
+    tokens = usage([completion]) if completion else None
+    cut = completion is not None and completion.finish == "length"
     return {
         "id": id_, "object": "response", "created_at": int(time.time()), "model": model.name,
-        "status": ("incomplete" if cut else "completed") if done else "in_progress",
+        "status": ("incomplete" if cut else "completed") if completion else "in_progress",
         "error": None, "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
         "instructions": None, "metadata": {}, "parallel_tool_calls": True, "tool_choice": "auto", "tools": [],
-        "temperature": asked.sampling.temperature, "top_p": asked.sampling.top_p,
-        "max_output_tokens": asked.max_new_tokens, "previous_response_id": None, "store": False,
-        "text": {"format": {"type": "text"}}, "truncation": "disabled", "user": asked.user or None,
-        "output": [item] if done else [],
+        "temperature": request.sampling.temperature, "top_p": request.sampling.top_p,
+        "max_output_tokens": request.max_new_tokens, "previous_response_id": None, "store": False,
+        "text": {"format": {"type": "text"}}, "truncation": "disabled", "user": request.user or None,
+        "output": [_output_item(id_, text, "completed")] if completion else [],
         "usage": tokens and {
             "input_tokens": tokens["prompt_tokens"], "input_tokens_details": {"cached_tokens": 0},
             "output_tokens": tokens["completion_tokens"], "output_tokens_details": {"reasoning_tokens": 0},
@@ -190,9 +167,6 @@ def _part(text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
-# --- answers in pieces ---------------------------------------------------------------------------
-
-
 @dataclass
 class ChatStream:
     """The events of a streamed chat answer.
@@ -200,11 +174,11 @@ class ChatStream:
     Text that may become a call of a function is held back until it is known which of the two it is.
     """
 
-    asked: ApiRequest
+    request: ApiRequest
     created: int = field(default_factory=lambda: int(time.time()))
     held: dict[int, str] = field(default_factory=dict)
     begun: set[int] = field(default_factory=set)
-    done: list[Completion] = field(default_factory=list)
+    completions: list[Completion] = field(default_factory=list)
     last: Piece | None = None
 
     def events(self, piece: Piece) -> Iterator[dict[str, Any]]:
@@ -214,26 +188,25 @@ class ChatStream:
             self.begun.add(index)
             yield self._chunk(index, {"role": "assistant", "content": "", "refusal": None})
         text = self.held.pop(index, "") + piece.text
-        if self.asked.tools and piece.completion is None and may_be_call(text):
+        if self.request.tools and piece.completion is None and may_be_call(text):
             self.held[index] = text
             return
         completion = piece.completion
-        calls = read_calls(text, self.asked.tools) if self.asked.tools and completion is not None else []
+        calls = read_calls(text, self.request.tools) if self.request.tools and completion is not None else []
+        logprobs = chat_logprobs(completion, piece.model) if completion is not None else None
         if calls:
             yield self._chunk(index, {"tool_calls": [{"index": i, **call} for i, call in enumerate(calls)]})
         elif text:
-            logprobs = chat_logprobs(completion, piece.model) if completion is not None else None
             yield self._chunk(index, {"content": text}, logprobs=logprobs)
         if completion is not None:
-            self.done.append(completion)
-            left = chat_logprobs(completion, piece.model) if not text and not calls else None
+            self.completions.append(completion)
             finish = "tool_calls" if calls else _FINISH.get(completion.finish, "stop")
-            yield self._chunk(index, {}, finish=finish, logprobs=left)
+            yield self._chunk(index, {}, finish=finish, logprobs=None if text or calls else logprobs)
 
     def end(self) -> Iterator[dict[str, Any]]:
         """What comes behind the last piece."""
-        if self.asked.include_usage and self.last is not None:
-            yield {**self._head(), "choices": [], "usage": usage(self.done)}
+        if self.request.include_usage and self.last is not None:
+            yield {**self._head(), "choices": [], "usage": usage(self.completions)}
 
     def _head(self) -> dict[str, Any]:
         assert self.last is not None
@@ -246,7 +219,7 @@ class ChatStream:
         self, index: int, delta: dict[str, Any], finish: str | None = None, logprobs: Any = None
     ) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        usage_ = {"usage": None} if self.asked.include_usage else {}
+        usage_ = {"usage": None} if self.request.include_usage else {}
         return {**self._head(), "choices": [choice], **usage_}
 
 
@@ -254,10 +227,10 @@ class ChatStream:
 class CompletionsStream:
     """The events of a streamed answer of `/v1/completions`."""
 
-    asked: ApiRequest
+    request: ApiRequest
     created: int = field(default_factory=lambda: int(time.time()))
     begun: set[int] = field(default_factory=set)
-    done: list[Completion] = field(default_factory=list)
+    completions: list[Completion] = field(default_factory=list)
     last: Piece | None = None
 
     def events(self, piece: Piece) -> Iterator[dict[str, Any]]:
@@ -265,10 +238,10 @@ class CompletionsStream:
         self.last, text = piece, piece.text
         if piece.index not in self.begun:
             self.begun.add(piece.index)
-            text = ((self.asked.text or "") if self.asked.echo else "") + text
+            text = ((self.request.text or "") if self.request.echo else "") + text
         finish = None
         if piece.completion is not None:
-            self.done.append(piece.completion)
+            self.completions.append(piece.completion)
             finish = _FINISH.get(piece.completion.finish, "stop")
         if text or finish:
             choice = {"index": piece.index, "text": text, "logprobs": None, "finish_reason": finish}
@@ -276,8 +249,8 @@ class CompletionsStream:
 
     def end(self) -> Iterator[dict[str, Any]]:
         """What comes behind the last piece."""
-        if self.asked.include_usage and self.last is not None:
-            yield {**self._head(self.last), "choices": [], "usage": usage(self.done)}
+        if self.request.include_usage and self.last is not None:
+            yield {**self._head(self.last), "choices": [], "usage": usage(self.completions)}
 
     def _head(self, piece: Piece) -> dict[str, Any]:
         return {"id": piece.id, "object": "text_completion", "created": self.created, "model": piece.model.name}
@@ -285,24 +258,22 @@ class CompletionsStream:
 
 @dataclass
 class ResponsesStream:
-    """The events of a streamed answer of `/v1/responses`; each tells its type."""
+    """The events of a streamed answer of `/v1/responses`; each has its type."""
 
-    asked: ApiRequest
+    request: ApiRequest
     text: str = ""
     number: int = -1
     last: Piece | None = None
 
     def events(self, piece: Piece) -> Iterator[dict[str, Any]]:
         """What a piece of the answer becomes."""
-        item = f"msg_{piece.id}"
-        at = {"item_id": item, "output_index": 0, "content_index": 0}
+        at = {"item_id": f"msg_{piece.id}", "output_index": 0, "content_index": 0}
         if self.last is None:
-            begun = responses_body(self.asked, piece.model, piece.id, "", None)
+            begun = responses_body(self.request, piece.model, piece.id, "", None)
             yield self._event("response.created", response=begun)
             yield self._event("response.in_progress", response=begun)
-            yield self._event(
-                "response.output_item.added", output_index=0, item=_output_item(piece.id, "", "in_progress")
-            )
+            item = _output_item(piece.id, "", "in_progress")
+            yield self._event("response.output_item.added", output_index=0, item=item)
             yield self._event("response.content_part.added", **at, part=_part(""))
         self.last = piece
         if piece.text:
@@ -312,9 +283,9 @@ class ResponsesStream:
             whole = piece.completion.text
             yield self._event("response.output_text.done", **at, text=whole, logprobs=[])
             yield self._event("response.content_part.done", **at, part=_part(whole))
-            done = _output_item(piece.id, whole, "completed")
-            yield self._event("response.output_item.done", output_index=0, item=done)
-            body = responses_body(self.asked, piece.model, piece.id, whole, piece.completion)
+            item = _output_item(piece.id, whole, "completed")
+            yield self._event("response.output_item.done", output_index=0, item=item)
+            body = responses_body(self.request, piece.model, piece.id, whole, piece.completion)
             yield self._event(f"response.{body['status']}", response=body)
 
     def end(self) -> Iterator[dict[str, Any]]:

@@ -1,8 +1,7 @@
 """Who may say what of an answer: feedback that comes in by HTTP, checked against the request that it is about.
 
-The id of a request has 62 secret random bits, so whoever names one has had its answer, or was shown it. A conversation is
-named by its client and can be guessed: only the key that had it may speak of it. What a sender says of itself (`user`),
-of its weight and of its source is believed only from keys with the right to.
+Whoever names a request, whose id has 62 secret random bits, had its answer or was shown it. A conversation's name can be
+guessed: only its key may speak of it. User, weight and source are believed only from keys with the right to them.
 """
 
 from __future__ import annotations
@@ -30,12 +29,7 @@ ELSEWHERE = 0.3  # seconds after which another server has stored what it has jus
 
 
 def read_feedback_of(body: Mapping[str, Any], caller: Caller, *, page: bool) -> Feedback:
-    """Feedback as somebody has sent it, its form checked.
-
-    Args:
-        body: as it came.
-        caller: who sends it.
-        page: a reader of a page.
+    """Feedback as it was sent, by a reader of a page where `page`; its form is checked.
 
     Raises:
         ApiError: a field is unknown or not the sender's to set, or a value does not fit.
@@ -46,24 +40,22 @@ def read_feedback_of(body: Mapping[str, Any], caller: Caller, *, page: bool) -> 
         raise ApiError(400, f"Unrecognized request argument supplied: {unknown[0][:80]}", param=unknown[0][:80])
     for name in TRUSTED:
         if body.get(name) is not None and not trusted:
-            raise ApiError(
-                403, f"{name} needs a key with the right: tuneloop keys add NAME --rights feedback", param=name
-            )
+            what = f"{name} needs a key with the right: tuneloop keys add NAME --rights feedback"
+            raise ApiError(403, what, param=name)
     user = body.get("user") or caller.user or None
     source = body.get("source") or ("page" if page else "api")
     try:
-        made = feedback_of({**body, "user": user, "source": source}, new_id=uuid7(), now=utc_now())
+        record = feedback_of({**body, "user": user, "source": source}, new_id=uuid7(), now=utc_now())
     except UserError as error:
         raise ApiError(400, f"{error.what} ({error.next_step})", param=error.where) from None
-    if made.conversation is not None and caller.key is None and not trusted:
-        raise ApiError(
-            403, "Feedback on a conversation needs the key that had it; name a request", param="conversation"
-        )
+    if record.conversation is not None and caller.key is None and not trusted:
+        what = "Feedback on a conversation needs the key that had it; name a request"
+        raise ApiError(403, what, param="conversation")
     voice = f"trusted:{caller.name}" if trusted else f"key:{caller.name}" if caller.key is not None else ANYONE
-    return made.model_copy(update={"voice": voice})
+    return record.model_copy(update={"voice": voice})
 
 
-async def of_its_sender(gateway: Gateway, made: Feedback, caller: Caller) -> Feedback:
+async def of_its_sender(gateway: Gateway, record: Feedback, caller: Caller) -> Feedback:
     """Feedback that the sender may give on what it is about, with the user whose it is.
 
     An idempotency key is the sender's own: another one's equal key says nothing of it. Without an API key it belongs to the
@@ -72,36 +64,34 @@ async def of_its_sender(gateway: Gateway, made: Feedback, caller: Caller) -> Fee
     Raises:
         ApiError: there is no such answer, or it is another key's, which must not be told apart; or the store can't be read.
     """
-    about = None
-    if made.believed:
+    about, conversation = None, record.conversation
+    if record.believed:
         pass
-    elif made.conversation is not None:
-        if not await _had(gateway, caller.name, made.conversation):
+    elif conversation is not None:
+        conversations = {
+            (each.key, each.conversation) for each, until in gateway.recent.values() if until > time.monotonic()
+        }
+        recent = (caller.name, conversation) in conversations
+        if not recent and not await _read(gateway, lambda store: had_conversation(store, caller.name, conversation)):
             raise ApiError(404, "This key had no such conversation", param="conversation", code="not_found")
     else:
-        about = await _answered(gateway, made.request or "", caller, "request")
-        if made.kind == "choice":
-            await _answered(gateway, str(made.value), caller, "value")
-    named = made.believed or "users" in caller.rights
-    user = made.user if named else about.user if about is not None and about.voice is None else None
-    scope = [made.voice, "" if caller.key is not None else made.request or made.conversation, made.key]
-    return made.model_copy(update={"user": user, "key": made.key and f"api:{content_hash(scope)[:32]}"})
+        about = await _answered(gateway, record.request or "", caller, "request")
+        if record.kind == "choice":
+            await _answered(gateway, str(record.value), caller, "value")
+    named = record.believed or "users" in caller.rights
+    user = record.user if named else about.user if about is not None and about.voice is None else None
+    scope = [record.voice, "" if caller.key is not None else record.request or conversation, record.key]
+    return record.model_copy(update={"user": user, "key": record.key and f"api:{content_hash(scope)[:32]}"})
 
 
 async def _answered(gateway: Gateway, id_: str, caller: Caller, param: str) -> Answered:
     """A request of the sender's that was answered, or, where it has no key, any one of this id."""
-    recent, until = gateway.recent.get(id_, (None, 0.0))
-    found = recent if until > time.monotonic() else await _read(gateway, lambda store: find_answered(store, id_))
-    if found is None or (caller.key is not None and found.key != caller.name):
+    answered, until = gateway.recent.get(id_, (None, 0.0))
+    if until <= time.monotonic():
+        answered = await _read(gateway, lambda store: find_answered(store, id_))
+    if answered is None or (caller.key is not None and answered.key != caller.name):
         raise ApiError(404, "There is no answer of this id", param=param, code="not_found")
-    return found
-
-
-async def _had(gateway: Gateway, key: str, conversation: str) -> bool:
-    for recent, until in gateway.recent.values():
-        if (recent.key, recent.conversation) == (key, conversation) and until > time.monotonic():
-            return True
-    return await _read(gateway, lambda store: had_conversation(store, key, conversation)) or False
+    return answered
 
 
 async def _read(gateway: Gateway, look: Callable[[Database], T | None]) -> T | None:
@@ -113,11 +103,11 @@ async def _read(gateway: Gateway, look: Callable[[Database], T | None]) -> T | N
             return look(store)
 
     try:
-        found = await asyncio.to_thread(work)
-        if not found and is_database_url(place):
+        value = await asyncio.to_thread(work)
+        if not value and is_database_url(place):
             await asyncio.sleep(ELSEWHERE)
-            found = await asyncio.to_thread(work)
-        return found
+            value = await asyncio.to_thread(work)
+        return value
     except (UserError, DatabaseError):
         what = "The store can't be read at present"
         raise ApiError(503, what, code="store", headers={"Retry-After": "5"}) from None

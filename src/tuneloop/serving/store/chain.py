@@ -1,11 +1,12 @@
-"""The log of decisions as a chain: each has the hash of the one before it in its own, so that nobody changes one unseen.
+"""The log of decisions as a chain: each has the hash of the one before it in its own, so that no change is unseen.
 
-Whoever rewrites all of them writes other hashes: then the last one is not that which this user has seen. It is noted outside
-of the store each time that the log was verified, and `tuneloop ab replay` prints it.
+A log that is rewritten as a whole ends in another hash than this user has seen: it is noted outside of the store each time
+that the log was verified, and `tuneloop ab replay` prints it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -25,26 +26,15 @@ COLUMNS = ("id", "time", "kind", "subject", "data", "key")
 
 @dataclass(frozen=True)
 class DecisionLog:
-    """A log, as far as it was verified.
+    """A log, as far as it was verified."""
 
-    Args:
-        decisions: how many there are.
-        head: hash of the last one; empty: there is none.
-        fault: what is wrong, in a sentence; empty: nothing is.
-    """
-
-    decisions: int
-    head: str
-    fault: str = ""
+    decisions: int  # how many there are
+    head: str  # hash of the last one; empty: there is none
+    fault: str = ""  # what is wrong, in a sentence; empty: nothing is
 
 
 def link(previous: str, values: Sequence[Any]) -> str:
-    """The hash of a decision.
-
-    Args:
-        previous: that of the one before it.
-        values: of `COLUMNS`, as the database holds them.
-    """
+    """The hash of a decision, by that of the one before it and the values of `COLUMNS` as the database holds them."""
     return hashlib.sha256(json.dumps([previous, *values], ensure_ascii=True).encode()).hexdigest()
 
 
@@ -58,12 +48,16 @@ def verify(store: Database, name: str) -> DecisionLog:
     """Whether the log is as it was written, and holds what was there when it was verified last.
 
     Args:
-        store: open.
         name: of the store, as `store_name` gives it.
     """
-    noted = _noted(name)
-    (own,) = store.execute("SELECT store FROM places").fetchone()
-    same = noted.get("store") == own  # not an earlier one in the same place
+    try:
+        noted = read_json(_file(name))
+    except (UserError, OSError):
+        noted = None
+    if not isinstance(noted, dict) or not {"store", "decisions", "head", "time"} <= noted.keys():
+        noted = {}
+    (id_,) = store.execute("SELECT store FROM places").fetchone()
+    same = noted.get("store") == id_  # not an earlier one in the same place
     head, count, fault, seen = "", 0, "", not same or not noted.get("decisions")
     for row in store.read(f"SELECT {', '.join(COLUMNS)}, number, chain FROM decisions ORDER BY number"):
         count += 1
@@ -72,18 +66,16 @@ def verify(store: Database, name: str) -> DecisionLog:
             fault = f"decision {count:,} ({row[2]}, {row[1]}) or one before it was changed, added or removed"
         seen = seen or (count == noted["decisions"] and head == noted["head"])
     if not fault and not seen:
-        fault = f"it was written anew: on {noted['time']} it had {noted['decisions']:,} decisions and ended in {noted['head'][:16]}"
+        before = f"{noted['decisions']:,} decisions and ended in {noted['head'][:16]}"
+        fault = f"it was rewritten: on {noted['time']} it had {before}"
     if not fault:
-        _note(name, {"store": own, "decisions": count, "head": head, "time": utc_now()})
+        with contextlib.suppress(UserError):  # a user without a home, as in some containers: then the chain alone holds
+            write_json(_file(name), {"store": id_, "decisions": count, "head": head, "time": utc_now()})
     return DecisionLog(count, head, fault)
 
 
 def refuse_rewritten(store: Database, name: str) -> None:
-    """Refuse to decide anything by a log that was changed.
-
-    Raises:
-        UserError: it was.
-    """
+    """Refuse to decide anything by a log that was changed, with a UserError."""
     if fault := verify(store, name).fault:
         raise UserError(
             f"The log of decisions can't be trusted: {fault}", where=name,
@@ -96,18 +88,3 @@ def _file(name: str) -> Path:
     return Path(os.environ.get("TUNELOOP_LOG_HEADS") or cache_folder() / "decision-logs") / (
         hashlib.sha256(shown.encode("utf-8", "surrogatepass")).hexdigest()[:24] + ".json"
     )
-
-
-def _noted(name: str) -> dict[str, Any]:
-    try:
-        found = read_json(_file(name))
-    except (UserError, OSError):
-        return {}
-    return found if isinstance(found, dict) and {"store", "decisions", "head", "time"} <= found.keys() else {}
-
-
-def _note(name: str, value: dict[str, Any]) -> None:
-    try:
-        write_json(_file(name), value)
-    except UserError:  # a user without a home, as in some containers: then the chain alone holds
-        return

@@ -1,8 +1,7 @@
 """The database that a store is in: a SQLite file, or Postgres by its URL.
 
 The store's SQL is written so that both read it: standard upserts, a quoted "user", no function of one of them alone. What
-differs is in this file: how a database is opened, placeholders, how a transaction keeps other writers out, types of columns,
-the version, how rows are inserted, and how erased bytes leave the disk.
+differs is in this file.
 """
 
 from __future__ import annotations
@@ -80,11 +79,7 @@ class Database(Protocol):
     """What the store needs of a database. Columns are given with their types: TEXT, INTEGER, REAL, or JSON, which is a text."""
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> Rows:
-        """Run a statement with `?` for its values.
-
-        Raises:
-            DatabaseError: see there.
-        """
+        """Run a statement with `?` for its values; DatabaseError: see there."""
 
     def insert(self, table: str, columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> int:
         """Add rows, but for those whose id or key is there; returns how many were added."""
@@ -123,9 +118,6 @@ def named(columns: Iterable[str]) -> str:
     return ", ".join('"user"' if name == "user" else name for name in columns)
 
 
-# --- SQLite ------------------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def _sqlite_errors() -> Iterator[None]:
     try:
@@ -148,12 +140,11 @@ class SqliteDatabase:
     _raw: sqlite3.Connection
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> Rows:
-        """See `Database`."""
         with _sqlite_errors():
             return Rows(self._raw.execute(sql, values), _sqlite_errors)
 
     def insert(self, table: str, columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> int:
-        """See `Database`. Many rows in a statement: the lock of the interpreter changes hands with each statement."""
+        """Many rows in a statement: the lock of the interpreter changes hands with each statement."""
         into, row = f"INSERT INTO {table} ({named(columns)}) VALUES ", f"({', '.join('?' * len(columns))})"
         new = 0
         for i in range(0, len(rows), ROWS):
@@ -163,12 +154,10 @@ class SqliteDatabase:
         return new
 
     def read(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
-        """See `Database`."""
         return iter(self.execute(sql, values))
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """See `Database`."""
         self.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -179,17 +168,19 @@ class SqliteDatabase:
             raise
 
     def version(self) -> int:
-        """See `Database`."""
         return int(self.execute("PRAGMA user_version").fetchone()[0])
 
     def make_tables(self, script: str, *, sqlite: str, postgres: str, version: int) -> None:
-        """See `Database`."""
-        for statement in _statements(script + sqlite):
-            self.execute(statement)
+        statement = ""
+        for line in (script + sqlite).splitlines(keepends=True):
+            statement += line
+            if sqlite3.complete_statement(statement):  # those with semicolons inside stay whole
+                self.execute(statement)
+                statement = ""
         self.execute(f"PRAGMA user_version = {version}")
 
     def forget(self, *, whole: bool) -> None:
-        """See `Database`. Pages are overwritten as rows leave them (`secure_delete`); here the log of changes is emptied.
+        """Pages are overwritten as rows leave them (`secure_delete`); here the log of changes is emptied.
 
         Raises:
             DatabaseError: for all the time another process reads what was there before.
@@ -203,20 +194,14 @@ class SqliteDatabase:
             time.sleep(0.1)
 
     def alone(self, work: str) -> bool:
-        """See `Database`."""
         return True
 
     def close(self) -> None:
-        """See `Database`."""
         self._raw.close()
 
 
 def open_sqlite(path: Path, patience: float) -> SqliteDatabase:
-    """Open a file, which is made where there is none.
-
-    Args:
-        path: of the file.
-        patience: seconds to wait for another process that writes.
+    """Open a file, which is made where there is none; `patience`: seconds to wait for another process that writes.
 
     Raises:
         DatabaseError: it is no database, or locked.
@@ -237,39 +222,18 @@ def open_sqlite(path: Path, patience: float) -> SqliteDatabase:
     return opened
 
 
-def _statements(script: str) -> Iterator[str]:
-    """The statements of a script; those with semicolons inside stay whole."""
-    statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
-
-
-# --- Postgres ----------------------------------------------------------------------------------
-
-
 def is_database_url(place: object) -> bool:
     """Whether a store's place is the URL of a Postgres database."""
     return str(place).startswith(SCHEMES)
 
 
 def without_password(url: str) -> str:
-    """A URL as it may be shown and stored.
-
-    Raises:
-        UserError: it is none; its text is not repeated, for the password may stand anywhere in it.
-    """
+    """A URL as it may be shown and stored; the UserError on what is none does not repeat it, for it may hold the password."""
     return _parts(url)[0]
 
 
 def keep_password(url: str) -> str:
-    """A URL without its password, which goes into PGPASSWORD of this process and its children, where Postgres' clients look.
-
-    Raises:
-        UserError: as `without_password`.
-    """
+    """A URL without its password, which goes into PGPASSWORD of this process and its children, for Postgres' clients."""
     shown, password = _parts(url)
     if password:
         os.environ["PGPASSWORD"] = password
@@ -287,8 +251,8 @@ def _parts(url: str) -> tuple[str, str]:
         raise _not_a_url()
     settings = [each for each in query.split("&") if each]
     password = next((each.partition("=")[2] for each in settings if each.startswith("password=")), password)
-    kept = "&".join(each for each in settings if not each.startswith("password="))
-    return f"{scheme}://{user}{at}{host}{slash}{name}{'?' * bool(kept)}{kept}", unquote(password)
+    others = "&".join(each for each in settings if not each.startswith("password="))
+    return f"{scheme}://{user}{at}{host}{slash}{name}{'?' * bool(others)}{others}", unquote(password)
 
 
 def _not_a_url() -> UserError:
@@ -303,7 +267,7 @@ def _as_postgres(sql: str) -> str:
     """Placeholders as the driver has them.
 
     Raises:
-        ValueError: the column `user` stands there without quotes, which would be the name of the database's user.
+        ValueError: the column `user` is without quotes, which would be the name of the database's user.
     """
     if re.search(r'(?<!")\buser\b', re.sub("'[^']*'", "", sql)):
         raise ValueError(f'write "user" in quotes: {sql}')
@@ -312,27 +276,21 @@ def _as_postgres(sql: str) -> str:
 
 @dataclass
 class PostgresDatabase:
-    """A store in a Postgres database. A connection that was lost is made again by the next statement.
+    """A store in a Postgres database. A connection that was lost is made again by the next statement."""
 
-    Args:
-        url: perhaps with a password, so it is never shown.
-        patience: seconds to wait for a lock, and for a connection.
-    """
-
-    url: str = field(repr=False)
-    patience: float
+    url: str = field(repr=False)  # perhaps with a password, so it is never shown
+    patience: float  # seconds to wait for a lock, and for a connection
     _raw: Any = None
     _inside: bool = False
     _over: bool = False
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> Rows:
-        """See `Database`."""
         with self._lock, self._bounded(), _postgres_errors():
             return Rows(self._live().execute(_as_postgres(sql), _texts(values)), _postgres_errors)
 
     def insert(self, table: str, columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> int:
-        """See `Database`. In one statement, whose triggers then run once."""
+        """In one statement, whose triggers then run once."""
         types = list(columns.values())
         lists = [
             [None if value is None else _PYTHON[type_](value) for value in column]
@@ -343,7 +301,7 @@ class PostgresDatabase:
         return self.execute(sql, lists).rowcount if rows else 0
 
     def read(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
-        """See `Database`. The answer waits in the server, since this connection may write meanwhile."""
+        """The answer waits in the server, since this connection may write meanwhile."""
         with _postgres_errors(), self._live().cursor(f"read_{os.urandom(8).hex()}", withhold=True) as cursor:
             cursor.itersize = CHUNK
             cursor.execute(_as_postgres(sql), _texts(values))
@@ -351,7 +309,6 @@ class PostgresDatabase:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """See `Database`."""
         with self._lock:
             try:
                 with self._bounded(True):
@@ -372,7 +329,13 @@ class PostgresDatabase:
         if not (always or self._inside):
             yield
             return
-        timer = threading.Timer(self.patience + HANGS, _cut, [self._live()])
+        connection = self._live()
+
+        def cut() -> None:
+            with contextlib.suppress(Exception), socket.socket(fileno=os.dup(connection.fileno())) as line:
+                line.shutdown(socket.SHUT_RDWR)
+
+        timer = threading.Timer(self.patience + HANGS, cut)
         timer.daemon = True
         timer.start()
         try:
@@ -386,7 +349,6 @@ class PostgresDatabase:
             self._live().execute(sql)
 
     def version(self) -> int:
-        """See `Database`."""
         # Not by `to_regclass`: within a transaction it may not know of a table that another one has made meanwhile.
         query = "SELECT 1 FROM pg_class WHERE relname = 'store_version' AND pg_table_is_visible(oid)"
         if self.execute(query).fetchone() is None:
@@ -394,22 +356,20 @@ class PostgresDatabase:
         return int(self.execute("SELECT MAX(number) FROM store_version").fetchone()[0])
 
     def make_tables(self, script: str, *, sqlite: str, postgres: str, version: int) -> None:
-        """See `Database`."""
-        self.script(re.sub(r"\b(TEXT|INTEGER|REAL)\b", lambda found: _TYPES[found[1]], script) + postgres)
+        self.script(re.sub(r"\b(TEXT|INTEGER|REAL)\b", lambda match: _TYPES[match[1]], script) + postgres)
         self.script("CREATE TABLE store_version (number BIGINT NOT NULL)")
         self.script(f"INSERT INTO store_version VALUES ({version})")
 
     def forget(self, *, whole: bool) -> None:
-        """See `Database`. Rows that were erased stay in a table's file until it is vacuumed, and some of their bytes beyond."""
+        """Rows that were erased stay in a table's file until it is vacuumed, and some of their bytes beyond."""
         self.script(f"VACUUM {'(FULL) ' if whole else ''}requests, feedback")
 
     def alone(self, work: str) -> bool:
-        """See `Database`. Postgres gives the lock back when the connection ends, however it does."""
+        """Postgres gives the lock back when the connection ends, however it does."""
         taken = self.execute("SELECT pg_try_advisory_lock(hashtext(current_schema() || ?))", [f" tuneloop {work}"])
         return bool(taken.fetchone()[0])
 
     def close(self) -> None:
-        """See `Database`."""
         self._over = True
         if self._raw is not None:
             self._raw.close()
@@ -424,11 +384,6 @@ class PostgresDatabase:
         return self._raw
 
 
-def _cut(raw: Any) -> None:
-    with contextlib.suppress(Exception), socket.socket(fileno=os.dup(raw.fileno())) as line:
-        line.shutdown(socket.SHUT_RDWR)
-
-
 # What Postgres and Python call the types of columns.
 _COLUMNS = {"TEXT": "TEXT", "JSON": "TEXT", "INTEGER": "BIGINT", "REAL": "DOUBLE PRECISION"}
 _PYTHON: dict[str, Callable[[Any], Any]] = {"TEXT": storable, "JSON": storable, "INTEGER": int, "REAL": float}
@@ -439,11 +394,7 @@ def _texts(values: Sequence[Any]) -> list[Any]:
 
 
 def open_postgres(url: str, patience: float) -> PostgresDatabase:
-    """Connect to a database.
-
-    Args:
-        url: `postgresql://USER@HOST:PORT/DATABASE`, with whatever else libpq reads.
-        patience: seconds to wait for it, and for another process that writes.
+    """Connect to a database, with any URL that libpq reads; `patience`: seconds to wait for it and for other writers.
 
     Raises:
         DatabaseError: the database can't be reached.
@@ -453,39 +404,34 @@ def open_postgres(url: str, patience: float) -> PostgresDatabase:
     try:
         import psycopg  # noqa: F401
     except ImportError:
-        raise UserError(
-            "A store in Postgres needs psycopg, which is not installed", next_step="pip install 'tuneloop[postgres]'"
-        ) from None
+        what = "A store in Postgres needs psycopg, which is not installed"
+        raise UserError(what, next_step="pip install 'tuneloop[postgres]'") from None
     return PostgresDatabase(url, patience, _connected(url, patience))
 
 
 def _connected(url: str, patience: float) -> Any:
     import psycopg
+    from psycopg.adapt import Loader
+
+    class Numbers(Loader):
+        """Reads sums, which Postgres gives with as many digits as they have."""
+
+        def load(self, data: Any) -> int | float:
+            text = bytes(data).decode()
+            return int(text) if text.lstrip("-").isdigit() else float(text)
 
     try:
         raw = psycopg.connect(
             url, autocommit=True, connect_timeout=max(2, round(patience)), application_name="tuneloop",
             keepalives_idle=10, keepalives_interval=5, keepalives_count=3, tcp_user_timeout=15_000,
         )  # fmt: skip
-        raw.adapters.register_loader("numeric", _numbers())
+        raw.adapters.register_loader("numeric", Numbers)
         raw.execute(f"SET lock_timeout = {max(1, round(1000 * patience))}")
     except psycopg.ProgrammingError:  # its text may hold the password
         raise _not_a_url() from None
     except psycopg.Error as error:
         raise DatabaseError(_line(error)) from None
     return raw
-
-
-def _numbers() -> Any:
-    """Reads sums, which Postgres gives with as many digits as they have."""
-    from psycopg.adapt import Loader
-
-    class Numbers(Loader):
-        def load(self, data: Any) -> int | float:
-            text = bytes(data).decode()
-            return int(text) if text.lstrip("-").isdigit() else float(text)
-
-    return Numbers
 
 
 @contextlib.contextmanager
@@ -501,8 +447,8 @@ def _postgres_errors() -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
-    """What the server said, of all that the driver tells of the ways in which it tried to reach it."""
+    """The server's message, of all that the driver has of the ways in which it tried to reach it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = next((line for line in lines if "FATAL:" in line), lines[0] if lines else type(error).__name__)
-    plain = re.sub(r"\s+", " ", said.rpartition("FATAL:")[2].strip())
+    message = next((line for line in lines if "FATAL:" in line), lines[0] if lines else type(error).__name__)
+    plain = re.sub(r"\s+", " ", message.rpartition("FATAL:")[2].strip())
     return re.sub(r"^(connection|consuming input|sending \w[\w ]*) failed: ", "", plain)

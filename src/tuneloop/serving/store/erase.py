@@ -1,8 +1,7 @@
 """What leaves a store: a person's requests on demand, texts and users after some days.
 
-An erasure leaves a tombstone among the decisions: how many records went, what they had cost, and digests under a secret that
-stands nowhere but in the receipt that is printed once. Who has the receipt can show that these records of this person
-were erased; without it the digests say nothing, not even to one who guesses the name.
+An erasure leaves a tombstone among the decisions, with digests under a secret that is nowhere but in the receipt, printed
+once: who has it can show what was erased; without it the digests say nothing, not even to one who guesses the name.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Matched:
 
     @property
     def anything(self) -> bool:
-        """Whether anything was found."""
+        """Whether there is anything."""
         return bool(self.requests or self.feedback or self.lines)
 
 
@@ -57,9 +56,8 @@ def find(store: Database, match: str, also: Sequence[str] = ()) -> Matched:
     """The requests and feedback that a match names, with the copies that a candidate answered.
 
     Args:
-        store: open.
-        match: `user=anna`, `conversation=c1`, `id=...`, `key=...`, or a text that stands in a prompt, an answer or feedback, in
-            any case of its letters.
+        match: `user=anna`, `conversation=c1`, `id=...`, `key=...`, or a text in a prompt, an answer or feedback, whatever
+            its case.
         also: further texts, as the pseudonyms of that one.
 
     Raises:
@@ -67,38 +65,30 @@ def find(store: Database, match: str, also: Sequence[str] = ()) -> Matched:
     """
     column, value = _meant(match)
     if column:
-        own = [row[0] for row in store.execute(f'SELECT id FROM requests WHERE "{column}" = ?', [value])]
-        given = '"user" = ?' if column == "user" else "conversation = ?" if column == "conversation" else "id = ?"
-        said = [row[0] for row in store.execute(f"SELECT id FROM feedback WHERE {given}", [value])]
+        requests = [row[0] for row in store.execute(f'SELECT id FROM requests WHERE "{column}" = ?', [value])]
+        column = column if column in ("user", "conversation") else "id"
+        feedback = [row[0] for row in store.execute(f'SELECT id FROM feedback WHERE "{column}" = ?', [value])]
     else:
         texts = _folded_texts(match, also)
         rows = store.read('SELECT id, prompt, completion, tools, "user", conversation, error FROM requests')
-        own = [row[0] for row in rows if _holds(row[1:], texts)]
-        said = [
-            row[0]
-            for row in store.read('SELECT id, value, "user", conversation FROM feedback')
-            if _holds(row[1:], texts)
-        ]
-    mine = set(own)
+        requests = [id_ for id_, *values in rows if _holds(values, texts)]
+        rows = store.read('SELECT id, value, "user", conversation FROM feedback')
+        feedback = [id_ for id_, *values in rows if _holds(values, texts)]
+    ids = set(requests)
     copies = store.execute("SELECT id, shadow FROM requests WHERE shadow IS NOT NULL").fetchall()
-    own += [id_ for id_, of in copies if of in mine]
-    said += _among(store, "SELECT id FROM feedback WHERE request", own)
-    said += _among(store, "SELECT id FROM feedback WHERE conversation", _conversations(store, own))
-    return Matched(tuple(sorted(set(own))), tuple(sorted(set(said))))
+    requests += [id_ for id_, of in copies if of in ids]
+    feedback += _among(store, "SELECT id FROM feedback WHERE request", requests)
+    feedback += _among(store, "SELECT id FROM feedback WHERE conversation", _conversations(store, requests))
+    return Matched(tuple(sorted(set(requests))), tuple(sorted(set(feedback))))
 
 
-def whose_lines(store: Database, match: str, found: Matched, also: Sequence[str] = ()) -> Whose:
-    """Whose lines are to leave the files of the server's folder.
-
-    Args:
-        store: open; what was found is still there.
-        match, also: as for `find`.
-    """
+def whose_lines(store: Database, match: str, matched: Matched, also: Sequence[str] = ()) -> Whose:
+    """Whose lines are to leave the files of the server's folder, while what was matched is still in the store."""
     column, value = _meant(match)
-    requests = {*found.requests, *([value] if column == "id" else [])}
-    talks = _conversations(store, found.requests) if column != "key" else []
+    requests = {*matched.requests, *([value] if column == "id" else [])}
+    conversations = _conversations(store, matched.requests) if column != "key" else []
     texts = () if column else _folded_texts(match, also)
-    return Whose(column, value, texts, frozenset(requests), frozenset(talks))
+    return Whose(column, value, texts, frozenset(requests), frozenset(conversations))
 
 
 def _folded_texts(match: str, also: Sequence[str]) -> tuple[str, ...]:
@@ -123,67 +113,59 @@ def _meant(match: str) -> tuple[str, str]:
         raise UserError("Nothing is named", where="--match", next_step="as in --match user=anna, or a text")
     column, equals, value = match.partition("=")
     if equals and re.fullmatch(r"[a-z_]+", column) and column not in COLUMNS:
-        raise UserError(
-            f"A store has no column {column!r}", where="--match", next_step=f"columns: {', '.join(COLUMNS)}; or a text"
-        )
+        step = f"columns: {', '.join(COLUMNS)}; or a text"
+        raise UserError(f"A store has no column {column!r}", where="--match", next_step=step)
     return (column, storable(value)) if equals and column in COLUMNS else ("", "")
 
 
 def _among(store: Database, query: str, values: Sequence[str]) -> list[str]:
     """The first column of a query whose last column is one of some values; in parts, by an index."""
-    return [
-        row[0] for some in _chunks(values) for row in store.execute(f"{query} IN ({','.join('?' * len(some))})", some)
-    ]
+    parts = [(f"{query} IN ({','.join('?' * len(some))})", some) for some in _chunks(values)]
+    return [row[0] for sql, some in parts for row in store.execute(sql, some)]
 
 
-def _conversations(store: Database, own: Sequence[str]) -> list[str]:
+def _conversations(store: Database, requests: Sequence[str]) -> list[str]:
     """Conversations all of whose requests go."""
-    mine = set(own)
-    talks = {talk for talk in _among(store, "SELECT conversation FROM requests WHERE id", own) if talk is not None}
-    return [
-        talk
-        for talk in sorted(talks)
-        if all(id_ in mine for id_ in _among(store, "SELECT id FROM requests WHERE conversation", [talk]))
-    ]
+    ids, query = set(requests), "SELECT id FROM requests WHERE conversation"
+    names = set(_among(store, "SELECT conversation FROM requests WHERE id", requests)) - {None}
+    return [name for name in sorted(names) if ids.issuperset(_among(store, query, [name]))]
 
 
 def erase(
-    store: Database, match: str, found: Matched, receipt: str = "", lines: Callable[[], object] = lambda: None
+    store: Database, match: str, matched: Matched, receipt: str = "", lines: Callable[[], object] = lambda: None
 ) -> Erased:
     """Erase records, write the tombstone, and clear their bytes from the file.
 
     Args:
-        store: open.
-        match: whose they are; its digest stands in the tombstone.
-        found: from `find`.
+        match: whose they are; its digest is in the tombstone.
         receipt: of an erasure that was begun before; empty: a new one.
-        lines: erases what files hold; it is done while the records are still there, by which a second try finds them.
+        lines: erases what files hold; it runs while the records are still there, by which a second try finds them.
     """
-    if not found.anything:
+    if not matched.anything:
         return Erased(0, 0, "")
     receipt = receipt or secrets.token_urlsafe(16)
     spent: dict[str, float] = defaultdict(float)
-    for ids in _chunks(found.requests):
+    for ids in _chunks(matched.requests):
         marks = ",".join("?" * len(ids))
         for key, usd in store.execute(f"SELECT key, usd FROM requests WHERE id IN ({marks})", ids):
             if key and usd:
                 spent[key] += usd
     data: dict[str, Any] = {
-        "requests": len(found.requests), "feedback": len(found.feedback), "lines": found.lines, "spent": dict(spent),
-        "whose": _digest(receipt, match), "records": sorted(_digest(receipt, id_) for id_ in (*found.requests, *found.feedback)),
+        "requests": len(matched.requests), "feedback": len(matched.feedback), "lines": matched.lines, "spent": dict(spent),
+        "whose": _digest(receipt, match), "records": sorted(_digest(receipt, id_) for id_ in (*matched.requests, *matched.feedback)),
     }  # fmt: skip
-    # The tombstone first: an erasure that is cut in the middle is one that is done again, not one that no one knows of.
-    # Its key is that of the receipt: what is done again counts once.
+    # The tombstone first: an erasure that is cut in the middle is repeated, not unknown. Its key is that of the receipt:
+    # what is repeated counts once.
     key = f"{FORGET}:{_digest(receipt, FORGET)}"
     insert(store, [Decision(id=uuid7(), time=utc_now(), kind=FORGET, data=data, key=key)])
     lines()
-    delete(store, found)
-    return Erased(len(found.requests), len(found.feedback), receipt)
+    delete(store, matched)
+    return Erased(len(matched.requests), len(matched.feedback), receipt)
 
 
-def delete(store: Database, found: Matched) -> None:
+def delete(store: Database, matched: Matched) -> None:
     """Delete records, and clear their bytes from the file."""
-    for table, whole in (("requests", found.requests), ("feedback", found.feedback)):
+    for table, whole in (("requests", matched.requests), ("feedback", matched.feedback)):
         for ids in _chunks(whole):
             store.execute(f"DELETE FROM {table} WHERE id IN ({','.join('?' * len(ids))})", ids)
     store.forget(whole=True)
@@ -198,47 +180,35 @@ def _digest(receipt: str, value: str) -> str:
 
 
 def proved(store: Database, match: str, receipt: str) -> Decision | None:
-    """The tombstone that a receipt belongs to; None: it is none of this person's.
-
-    Args:
-        match: as it was given when the records were erased.
-    """
-    wanted = _digest(receipt, match)
-    return next(
-        (each for each in read_decisions(store, where=f"kind = '{FORGET}'") if each.data["whose"] == wanted), None
-    )
+    """The tombstone that a receipt belongs to, with the match of that erasure; None: it is none of this person's."""
+    digest, tombstones = _digest(receipt, match), read_decisions(store, where=f"kind = '{FORGET}'")
+    return next((each for each in tombstones if each.data["whose"] == digest), None)
 
 
-def spent_by_erased(store: Database) -> dict[str, float]:
-    """Dollars of erased requests by key, which still count against budgets."""
-    found: dict[str, float] = defaultdict(float)
-    for event in read_decisions(store, where=f"kind = '{FORGET}'"):
+def spent_by_erased(store: Database, since: str = "") -> dict[str, float]:
+    """Dollars of erased requests by the names of keys, which still count against budgets; `since`: ISO time."""
+    spent: dict[str, float] = defaultdict(float)
+    for event in read_decisions(store, since=since, where=f"kind = '{FORGET}'"):
         for key, usd in event.data["spent"].items():
-            found[key] += usd
-    return dict(found)
+            spent[key] += usd
+    return dict(spent)
 
 
 def expire(store: Database, before: str, keys: Sequence[str] = (), *, others: bool = False) -> int:
-    """Take texts, users and conversations from requests before a time, and texts from feedback; numbers stay.
+    """Take texts, users and conversations from requests before an ISO time, and texts from feedback; numbers stay.
 
-    Args:
-        before: ISO time.
-        keys: names of API keys, whose requests alone are meant; empty: all requests.
-        others: all requests but those of the keys.
-
-    Returns:
-        How many requests that were.
+    Returns how many requests that were: those of the keys, by names (empty: all), or all `others` but those.
     """
     marks, no = ",".join("?" * len(keys)), "NOT " if others else ""
     mine = f"COALESCE(key, '') {no}IN ({marks})" if keys else "TRUE"
     about = " OR ".join(
-        f"EXISTS (SELECT 1 FROM requests WHERE requests.{mine_} = feedback.{theirs} AND requests.key IN ({marks}))"
-        for mine_, theirs in (("id", "request"), ("conversation", "conversation"))
+        f"EXISTS (SELECT 1 FROM requests WHERE requests.{ours} = feedback.{name} AND requests.key IN ({marks}))"
+        for ours, name in (("id", "request"), ("conversation", "conversation"))
     )
-    heard, values = (f"{no}({about})", [before, *keys, *keys]) if keys else ("TRUE", [before])
+    theirs, values = (f"{no}({about})", [before, *keys, *keys]) if keys else ("TRUE", [before])
     texts = "kind IN ('correction', 'comment', 'choice') OR conversation IS NOT NULL"
-    store.execute(f"DELETE FROM feedback WHERE time < ? AND ({texts}) AND {heard}", values)
-    store.execute(f'UPDATE feedback SET "user" = NULL WHERE time < ? AND "user" IS NOT NULL AND {heard}', values)
+    store.execute(f"DELETE FROM feedback WHERE time < ? AND ({texts}) AND {theirs}", values)
+    store.execute(f'UPDATE feedback SET "user" = NULL WHERE time < ? AND "user" IS NOT NULL AND {theirs}', values)
     count = 0
     while True:
         changed = store.execute(

@@ -1,7 +1,7 @@
 """What leaves the files of a server's folder: a person's lines on demand, batches and uploads after some days.
 
-Lines of a batch's input are overwritten with spaces where they stand: so the numbers of the others stay, and an upload
-that is the same file forgets them too. From all other files lines are taken out. The store's own rows are `erase`'s.
+Lines of a batch's input are overwritten with spaces: so the numbers of the others stay, and an upload that is the same
+file forgets them too. From all other files lines are taken out. The store's own rows are `erase`'s.
 """
 
 from __future__ import annotations
@@ -47,47 +47,38 @@ _APART = (*FILES, SPILL, KEYS, ServerState.file, ".lock")
 
 @dataclass(frozen=True)
 class Whose:
-    """Whose lines are meant.
+    """Whose lines are meant."""
 
-    Args:
-        column, value: as in `user=anna`; no column: the lines with one of the texts.
-        texts: as `folded` gives them.
-        requests: ids of stored requests that are theirs.
-        talks: conversations that are theirs alone.
-    """
-
-    column: str = ""
+    column: str = ""  # as `user` in `user=anna`; empty: the lines with one of the texts
     value: str = ""
-    texts: tuple[str, ...] = ()
-    requests: frozenset[str] = frozenset()
-    talks: frozenset[str] = frozenset()
+    texts: tuple[str, ...] = ()  # as `folded` gives them
+    requests: frozenset[str] = frozenset()  # ids of stored requests that are theirs
+    conversations: frozenset[str] = frozenset()  # conversations that are theirs alone
 
     def has(self, value: Any) -> bool:
         """Whether a JSON value is theirs, or something within it."""
-        if self.texts and any(text in words for words in [words_of(value)] for text in self.texts):
-            return True
-        return self._names(value)
+        words = words_of(value) if self.texts else ""
+        return any(text in words for text in self.texts) or self._names(value)
 
     def _names(self, value: Any) -> bool:
         if isinstance(value, list):
             return any(self._names(each) for each in value if isinstance(each, dict | list))
         if not isinstance(value, dict):
             return False
-        for name, each in value.items():
-            if isinstance(each, dict | list):
-                named = name == "metadata" and self.column in ("user", "conversation")
-                if (named and isinstance(each, dict) and self.value in each.values()) or self._names(each):
-                    return True
-            elif (isinstance(each, str | int) and str(each) == self.value and name in _FIELDS.get(self.column, ())) or (
-                isinstance(each, str)
-                and (
-                    (name in _IDS and each in self.requests)
-                    or (name in _FIELDS["conversation"] and each in self.talks)
-                    or (name == "custom_id" and self.column in ("user", "conversation") and self.stands_in(each))
-                )
-            ):
-                return True
-        return False
+        return any(self._names_in_field(name, each) for name, each in value.items())
+
+    def _names_in_field(self, name: str, value: Any) -> bool:
+        person = self.column in ("user", "conversation")
+        if isinstance(value, dict | list):
+            listed = name == "metadata" and person and isinstance(value, dict) and self.value in value.values()
+            return listed or self._names(value)
+        if isinstance(value, str | int) and str(value) == self.value and name in _FIELDS.get(self.column, ()):
+            return True
+        return isinstance(value, str) and (
+            (name in _IDS and value in self.requests)
+            or (name in _FIELDS["conversation"] and value in self.conversations)
+            or (name == "custom_id" and person and self.is_in(value))
+        )
 
     def has_line(self, raw: bytes) -> bool:
         """Whether a line is theirs."""
@@ -95,18 +86,18 @@ class Whose:
             return False
         try:
             value = json.loads(raw)
-            return self.has(value) if isinstance(value, dict | list) else self.stands_in(str(value))
+            return self.has(value) if isinstance(value, dict | list) else self.is_in(str(value))
         except (ValueError, RecursionError):
-            return self.stands_in(raw.decode("utf-8", "replace"))
+            return self.is_in(raw.decode("utf-8", "replace"))
 
-    def stands_in(self, text: str) -> bool:
+    def is_in(self, text: str) -> bool:
         """Whether a text that is no JSON names them: by the whole word, where a column is meant."""
         text = _unescaped(text)
         if self.value and text == self.value:
             return True
         if self.texts:
             return any(len(each) >= SHORTEST and each in folded(text) for each in self.texts)
-        names = [self.value, *self.requests, *self.talks] if len(self.requests) < 1000 else [self.value]
+        names = [self.value, *self.requests, *self.conversations] if len(self.requests) < 1000 else [self.value]
         return any(
             len(name) >= SHORTEST and name in text and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)
             for name in names
@@ -128,7 +119,8 @@ class Whose:
         if not isinstance(value, str):
             return value
         meant = everywhere or bool(self.texts) or name in _FIELDS.get(self.column, ())
-        return "erased" if value in self.requests | self.talks or (meant and self.stands_in(value)) else value
+        named = value in self.requests or value in self.conversations
+        return "erased" if named or (meant and self.is_in(value)) else value
 
 
 def folded(text: str) -> str:
@@ -161,13 +153,10 @@ def _unescaped(text: str) -> str:
     return re.sub(r'\\(["\\/])', r"\1", text)
 
 
-# --- a person's lines --------------------------------------------------------------------------------
-
-
 def erase_lines(folder: Path, whose: Whose, *, act: bool, alone: bool = True) -> int:
     """Take a person's lines from all files of a server's folder, but for its store and what waits for it.
 
-    Data sets are passed over: they are rewritten as a whole. An erasure that was cut is done again.
+    Data sets are passed over: they are rewritten as a whole. An erasure that was cut is repeated.
 
     Args:
         act: False: count only.
@@ -186,9 +175,9 @@ def erase_lines(folder: Path, whose: Whose, *, act: bool, alone: bool = True) ->
             count += _erase_file(path, path.relative_to(folder).parts[0], whose, act, alone)
     if act:  # of a line that was cut no one can say whose it is
         _take_out(folder / DEAD, lambda _, raw: b'"line":' in raw)
-    for path in sorted(folder.rglob("*"), reverse=True):  # what stands in a folder comes before it
-        given = path.relative_to(folder).parts[0] in ("batch", "improve", "experiments")
-        if not given and path.name not in (FILE, *_APART) and not path.match(PENDING) and whose.stands_in(path.stem):
+    for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder comes before it
+        ours = path.relative_to(folder).parts[0] in ("batch", "improve", "experiments")
+        if not ours and path.name not in (FILE, *_APART) and not path.match(PENDING) and whose.is_in(path.stem):
             count += 1
             if act:
                 path.rename(path.with_name(f"erased-{os.urandom(4).hex()}{path.suffix}"))
@@ -222,8 +211,8 @@ def _erase_batch(batch: Path, uploads: Path, whose: Whose, act: bool) -> int:
         return len(mine)
     for name in (JOURNAL, OUTPUT, ERRORS):
         _take_out(batch / name, lambda _, raw: _number(raw) in mine or whose.has_line(raw))
-    given = state.get("input_file_id")
-    for path in [batch / INPUT, *([uploads / f"{given}.jsonl"] if isinstance(given, str) else [])]:
+    upload = state.get("input_file_id")
+    for path in [batch / INPUT, *([uploads / f"{upload}.jsonl"] if isinstance(upload, str) else [])]:
         _overwrite(path, lambda number, _: number in mine)
     return len(mine)
 
@@ -246,11 +235,7 @@ def _number(raw: bytes) -> int | None:
 
 
 def _erase_file(path: Path, part: str, whose: Whose, act: bool, alone: bool) -> int:
-    """A file.
-
-    Args:
-        part: of the server's folder in which it is.
-    """
+    """A file in a part of the server's folder."""
     if part == "experiments":  # registrations, which name no one
         return 0
     if part == "improve" and not whose.texts and path.suffix not in (".jsonl", ".json", ".gz", ".tmp"):
@@ -333,16 +318,12 @@ def copies_of_the_store(folder: Path, store: Path | None) -> list[Path]:
     Args:
         store: the file of the store itself, which must not be opened here; None: it is no file.
     """
-    found = []
+    copies = []
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not (store and store.exists() and path.samefile(store)):
             with contextlib.suppress(OSError), path.open("rb") as file:
-                if file.read(len(SQLITE)) == SQLITE:
-                    found.append(path)
-    return found
-
-
-# --- what is old -------------------------------------------------------------------------------------
+                copies += [path] if file.read(len(SQLITE)) == SQLITE else []
+    return copies
 
 
 def expire_files(folder: Path, before: Callable[[str], float | None], content: str) -> int:
@@ -352,21 +333,25 @@ def expire_files(folder: Path, before: Callable[[str], float | None], content: s
     upload that no other batch needs. Its results stay for whoever sent it.
 
     Args:
-        folder: of the server.
         before: seconds since 1970, by the name of a key: what is older goes; None: nothing does.
         content: what is kept of texts, as `log.content` says it.
 
     Returns:
         How many batches, uploads and letters that were.
     """
-    count, done, full = 0, set(), content == "full"
+    count, inputs, full = 0, set(), content == "full"
+
+    def is_old(state: dict[str, Any]) -> bool:
+        limit = before(state.get("owner") or "")
+        return limit is not None and state["created_at"] < limit
+
     for state_file in sorted((folder / "batch" / "batches").glob(f"*/{STATE}")):
         with contextlib.suppress(UserError, OSError, KeyError, TypeError):
             state, batch = read_json(state_file), state_file.parent
             if state["status"] not in OVER:
                 continue
-            done.add(state.get("input_file_id"))
-            old = _is_old(state["created_at"], before(state.get("owner") or ""))
+            inputs.add(state.get("input_file_id"))
+            old = is_old(state)
             names = (INPUT, JOURNAL, OUTPUT, ERRORS) if old else () if full else (INPUT, JOURNAL)
             gone = [batch / name for name in names if (batch / name).exists()]
             for path in gone:
@@ -377,26 +362,19 @@ def expire_files(folder: Path, before: Callable[[str], float | None], content: s
     for state_file in sorted((folder / "batch" / "files").glob("file-*.json")):
         with contextlib.suppress(UserError, OSError, KeyError, TypeError):
             state, path = read_json(state_file), state_file.with_suffix(".jsonl")
-            if _is_old(state["created_at"], before(state.get("owner") or "")):
+            if is_old(state):
                 path.unlink(missing_ok=True)
                 state_file.unlink()
                 count += 1
-            elif not full and state["id"] in done and path.stat().st_nlink == 1 and path.stat().st_size:
+            elif not full and state["id"] in inputs and path.stat().st_nlink == 1 and path.stat().st_size:
                 os.truncate(path, 0)
                 count += 1
-    return count + _expire_letters(folder / DEAD, before)
 
-
-def _is_old(made: float, before: float | None) -> bool:
-    return before is not None and made < before
-
-
-def _expire_letters(path: Path, before: Callable[[str], float | None]) -> int:
-    def old(_: int, raw: bytes) -> bool:
+    def is_old_letter(_: int, raw: bytes) -> bool:
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
             letter = json.loads(raw)
             limit = before(str((letter.get("record") or {}).get("key") or ""))
             return limit is not None and letter["time"] < utc(limit)
         return False
 
-    return _take_out(path, old)
+    return count + _take_out(folder / DEAD, is_old_letter)

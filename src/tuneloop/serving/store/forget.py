@@ -1,7 +1,7 @@
 """`tuneloop data forget` on a server's folder: a user's requests leave the store, and the files next to it.
 
-An erasure is first a file in that folder. Whoever works there does it: the command itself, or the server that holds the
-folder. So it continues after a kill: the next command does what is left of it, or the next server when it starts.
+An erasure is first a file in that folder. Whoever holds the folder does it: the command itself, or the server. So it
+continues after a kill: the next command does what is left of it, or the next server when it starts.
 """
 
 from __future__ import annotations
@@ -63,24 +63,25 @@ def forget_requests(place: Path | str, match: str, *, dry_run: bool) -> tuple[Ma
         UserError: no store, a bad match, or records can't get into the store, so that they are not found there.
     """
     folder = store_folder(place)
-    own = folder.is_dir() and store_name(folder) == store_name(place)  # not one of another store, where this has a URL
+    inside = folder.is_dir() and store_name(folder) == store_name(
+        place
+    )  # not one of another store, where this has a URL
     if dry_run:
-        with _if_nobody_works(folder if own else None) as alone:
-            if own and alone:
+        with _if_free(folder if inside else None) as alone:
+            if alone:
                 _store_what_waits(folder, str(place))
         with opened(place) as store:
-            found = _found(store, match, folder if own else None, place)
-        return found, None
+            return _matched(store, match, folder if inside else None, place), None
     receipt = secrets.token_urlsafe(16)
-    found, _ = forget_requests(place, match, dry_run=True)
-    if not own:
+    matched, _ = forget_requests(place, match, dry_run=True)
+    if not inside:
         with opened(place) as store:
-            return found, erase(store, match, found, receipt) if found.anything else None
-    if found.anything:
+            return matched, erase(store, match, matched, receipt) if matched.anything else None
+    if matched.anything:
         write_json(folder / PENDING.replace("*", uuid7()), {"version": 1, "match": match, "receipt": receipt})
-    until, told = time.monotonic() + PATIENCE, False
+    until, waiting = time.monotonic() + PATIENCE, False
     while any(folder.glob(PENDING)):
-        with _if_nobody_works(folder) as alone:
+        with _if_free(folder) as alone:
             if alone:
                 _store_what_waits(folder, str(place))
                 finish_forgetting(folder, str(place))
@@ -90,13 +91,12 @@ def forget_requests(place: Path | str, match: str, *, dry_run: bool) -> tuple[Ma
                     "The server has not erased it yet", where=str(folder),
                     next_step="it does so as soon as it can, also when it starts again; --dry-run shows what is left",
                 )  # fmt: skip
-            if not told:
+            if not waiting:
                 say(f"waiting for the server that works in {folder}: it erases them")
-            told = True
+            waiting = True
             time.sleep(0.1)
-    with opened(place) as store:
-        stone = proved(store, match, receipt)
-    return found, Erased(stone.data["requests"], stone.data["feedback"], receipt) if stone is not None else None
+    stone = proof_of(place, match, receipt)
+    return matched, Erased(stone.data["requests"], stone.data["feedback"], receipt) if stone is not None else None
 
 
 def finish_forgetting(
@@ -105,9 +105,9 @@ def finish_forgetting(
     """Do the erasures that have begun in a server's folder, which this process holds.
 
     Args:
-        place: of the store, in which all records are that waited for it.
+        place: of the store, which has all records that waited for it.
         alone: no server works there.
-        appending: held while files are written again that the server appends to.
+        appending: held while files that the server appends to are rewritten.
 
     Returns:
         Ids of the requests that were erased.
@@ -120,48 +120,44 @@ def finish_forgetting(
         value = read_json(pending)
         match, also = value["match"], _pseudonyms(folder, value["match"])
         with opened(place) as store:
-            found = _found(store, match, folder, place)
-            whose = whose_lines(store, match, found, also)
+            matched = _matched(store, match, folder, place)
+            whose = whose_lines(store, match, matched, also)
 
             def lines(whose: Whose = whose) -> None:
                 with appending or contextlib.nullcontext():
                     erase_lines(folder, whose, act=True, alone=alone)
 
-            erase(store, match, found, value["receipt"], lines)
+            erase(store, match, matched, value["receipt"], lines)
         _in_copies(folder, place, match, also, act=True)
-        gone += found.requests
+        gone += matched.requests
         pending.unlink()
     return gone
 
 
 def _in_copies(folder: Path, place: Path | str, match: str, also: Sequence[str], *, act: bool) -> int:
-    """Records of theirs in copies of the store that somebody has made in its folder."""
+    """Records of theirs in copies of the store that a person has made in its folder."""
     count = 0
     for path in copies_of_the_store(folder, None if store_url(place) else store_file(place)):
-        with contextlib.suppress(DatabaseError):  # another program's
-            store = open_sqlite(path, patience=5.0)
-            try:
-                found = find(store, match, also)
-                count += len(found.requests) + len(found.feedback)
-                if act and found.anything:
-                    delete(store, found)
-            finally:
-                store.close()
+        with contextlib.suppress(DatabaseError), contextlib.closing(open_sqlite(path, patience=5.0)) as store:
+            matched = find(store, match, also)  # not in another program's database
+            count += len(matched.requests) + len(matched.feedback)
+            if act and matched.anything:
+                delete(store, matched)
     return count
 
 
-def _found(store: Database, match: str, folder: Path | None, place: Path | str) -> Matched:
+def _matched(store: Database, match: str, folder: Path | None, place: Path | str) -> Matched:
     """What is theirs in the store, and in the files of a server's folder."""
-    also = _pseudonyms(folder, match) if folder else ()
-    found = find(store, match, also)
     if folder is None:
-        return found
-    lines = erase_lines(folder, whose_lines(store, match, found, also), act=False)
-    return replace(found, lines=lines + _in_copies(folder, place, match, also, act=False))
+        return find(store, match, ())
+    also = _pseudonyms(folder, match)
+    matched = find(store, match, also)
+    lines = erase_lines(folder, whose_lines(store, match, matched, also), act=False)
+    return replace(matched, lines=lines + _in_copies(folder, place, match, also, act=False))
 
 
 def _pseudonyms(folder: Path, match: str) -> tuple[str, ...]:
-    """What stands for a text in a store with pseudonyms."""
+    """What replaces a text in a store with pseudonyms."""
     if match.partition("=")[0] in COLUMNS:
         return ()
     content = _value(folder / ServerState.file, "config")
@@ -172,13 +168,13 @@ def _pseudonyms(folder: Path, match: str) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def _if_nobody_works(folder: Path | None) -> Iterator[bool]:
-    """Hold a server's folder where nobody else does; gives whether it is held."""
-    with contextlib.ExitStack() as held:
+def _if_free(folder: Path | None) -> Iterator[bool]:
+    """Hold a server's folder where no other process does; gives whether it is held."""
+    with contextlib.ExitStack() as stack:
         alone = folder is not None
         try:
             if folder is not None:
-                held.enter_context(lock_folder(folder))
+                stack.enter_context(lock_folder(folder))
         except UserError as error:
             if "Another tuneloop process" not in error.what:
                 raise
@@ -187,11 +183,7 @@ def _if_nobody_works(folder: Path | None) -> Iterator[bool]:
 
 
 def _store_what_waits(folder: Path, place: str) -> None:
-    """Bring what a server has left into the store, so that it is found there.
-
-    Raises:
-        UserError: it can't be.
-    """
+    """Bring what a server has left into the store, so that it is found there, or raise a UserError."""
     with quiet():
         writer = StoreWriter(folder, store=place)
         writer.start()
@@ -202,11 +194,7 @@ def _store_what_waits(folder: Path, place: str) -> None:
 
 
 def refuse_spilled(folder: Path) -> None:
-    """Refuse to erase while records wait to get into the store, where they would not be found.
-
-    Raises:
-        UserError: always.
-    """
+    """Refuse to erase while records wait to get into the store, where they would not be found: always a UserError."""
     raise UserError(
         "Records wait to get into the store, and could not be found there", where=str(folder / SPILL),
         next_step="make room on the disk, or end what holds the store, and try again when the file is gone",
@@ -229,62 +217,57 @@ def made_of_requests(roots: Sequence[Path | str], requests: Collection[str], mat
     that were trained on such a data set, artifacts of these runs, and versions that were registered from them.
 
     Args:
-        roots: folders to search.
-        requests: their ids.
-        match: by which they were found.
+        requests: ids, that `match` names.
     """
-    wanted = {one.encode() for one in requests}
+    ids = {each.encode() for each in requests}
     counts: dict[Path, dict[str, int]] = defaultdict(dict)
     runs, artifacts = [], []
-    for folder, names in _folders(roots) if wanted else ():
+    for folder, names in _folders(roots) if ids else ():
         for name in names:
-            if name.endswith((".jsonl", ".json", ".csv", ".tsv")) and (rows := _rows_of(folder / name, wanted)):
+            if name.endswith((".jsonl", ".json", ".csv", ".tsv")) and (rows := _rows_of(folder / name, ids)):
                 counts[folder][name] = rows
         runs += [folder] if "run.json" in names else []
         artifacts += [folder] if ARTIFACT in names else []
-    found: list[Descendant] = []
+    descendants: list[Descendant] = []
+
+    def add(kind: str, place: Path, name: str, rows: int | None, why: str, advice: str) -> None:
+        descendants.append(Descendant(kind, str(place), name, rows, why, advice))
+
     taught: set[str] = set()
     for folder, files in counts.items():
         rows = sum(files.values())
         if (folder / MANIFEST).is_file():
             name = str(_value(folder / MANIFEST, "id"))
             taught |= {name} if files.get("train.jsonl") or files.get("val.jsonl") else set()
-            where = match.replace("id=", "request=", 1) if match.startswith("id=") else match
-            advice = f"tuneloop data forget {quote(str(folder))} --match {quote(where)}"
-            found.append(Descendant("data set", str(folder), name, rows, f"holds {rows:,} of them", advice))
+            advice = f"tuneloop data forget {quote(str(folder))} --match {quote(_in_a_data_set(match))}"
+            add("data set", folder, name, rows, f"holds {rows:,} of them", advice)
             continue
         review, collected = (folder / Review.file).is_file(), (folder / CollectedManifest.file).is_file()
         kind = "review draw" if review else "collected rows" if collected else "file"
         more = "; `tuneloop collect` writes it again without them" if collected else ""
-        places = {str(folder): rows} if review or collected else {str(folder / name): n for name, n in files.items()}
-        found += [
-            Descendant(
-                kind, place, "", n, f"holds {n:,} of them", f"rm {'-r ' * (review or collected)}{quote(place)}{more}"
-            )
-            for place, n in places.items()
-        ]
-    trained = {
-        str(_value(folder / "run.json", "id")): folder
-        for folder in runs
-        if _value(folder / "run.json", "dataset") in taught
-    }
+        rm = f"rm {'-r ' * (review or collected)}"
+        places = {folder: rows} if review or collected else {folder / name: n for name, n in files.items()}
+        for place, n in places.items():
+            add(kind, place, "", n, f"holds {n:,} of them", f"{rm}{quote(str(place))}{more}")
+    learned = [folder for folder in runs if _value(folder / "run.json", "dataset") in taught]
+    trained = {str(_value(folder / "run.json", "id")): folder for folder in learned}
+    advice = "train again when the data set has forgotten them: weights can remember rows; then rm -r "
     for name, folder in trained.items():
-        advice = f"train again when the data set has forgotten them: weights can remember rows; then rm -r {quote(str(folder))}"
-        found.append(Descendant("run", str(folder), name, None, "trained on them", advice))
+        add("run", folder, name, None, "trained on them", advice + quote(str(folder)))
     for folder in artifacts:
         run = _value(folder / ARTIFACT, "run")
         if isinstance(run, dict) and run.get("id") in trained:
-            advice = "replace it by one of the new run"
-            found.append(Descendant("artifact", str(folder), folder.name, None, f"made of the run {run['id']}", advice))
-    return found + registered(taught, trained)
+            why, advice = f"made of the run {run['id']}", "replace it by one of the new run"
+            add("artifact", folder, folder.name, None, why, advice)
+    return descendants + registered(taught, trained)
+
+
+def _in_a_data_set(match: str) -> str:
+    return match.replace("id=", "request=", 1) if match.startswith("id=") else match
 
 
 def registered(datasets: Collection[str], runs: Collection[str]) -> list[Descendant]:
-    """Versions of the model registry that come from a run or a data set; none where there is no registry.
-
-    Args:
-        datasets, runs: their ids.
-    """
+    """Versions of the model registry that come from runs or data sets, by ids; none where there is no registry."""
     if not datasets and not runs:
         return []
     try:
@@ -294,82 +277,65 @@ def registered(datasets: Collection[str], runs: Collection[str]) -> list[Descend
             return []
         look = "look yourself whether versions come from them"
         return [Descendant("registry", error.where, "", None, f"can't be read: {error.what}", look)]
-    found = []
+    descendants = []
     for model in models:
+        command = f"tuneloop models register ARTIFACT --name {model.name}"
+        advice = f"register an artifact of the new run ({command}) and promote it; then delete this version"
         for version in model.versions:
-            lineage = version.lineage
-            if lineage.run not in runs and lineage.dataset not in datasets:
-                continue
-            named = f" and is its {', '.join(version.aliases)}" if version.aliases else ""
-            advice = f"register an artifact of the new run (tuneloop models register ARTIFACT --name {model.name}) and promote it; then delete this version"
-            why = f"made of the run {lineage.run}{named}"
-            place = f"models:/{model.name}/{version.version}"
-            found.append(Descendant("registered version", place, version.version, None, why, advice))
-    return found
+            run = version.lineage.run
+            if run in runs or version.lineage.dataset in datasets:
+                named = f" and is its {', '.join(version.aliases)}" if version.aliases else ""
+                why, place = f"made of the run {run}{named}", f"models:/{model.name}/{version.version}"
+                descendants.append(Descendant("registered version", place, version.version, None, why, advice))
+    return descendants
 
 
 def rebuild(made: Sequence[Descendant], match: str, root: Path | str) -> dict[str, str]:
-    """Remove the rows of the person from the data sets among what was made; returns their ids before and after.
+    """Remove a person's rows from the data sets of `made_of_requests`; returns their ids before and after.
 
     Args:
-        made: from `made_of_requests`.
-        match: by which the requests were found.
         root: folder to look for what was made of the data sets.
     """
-    where = match.replace("id=", "request=", 1) if match.startswith("id=") else match
-    done = {}
-    for one in made:
-        if one.kind == "data set":
-            matcher = Matcher(where, False)
-            matcher = Matcher(where, False, pseudonyms(matcher, personal_settings(one.path)))
-            report = find_rows(one.path, matcher).report
-            gone = forget(one.path, matcher, runs_root=root, measure=measure_of(one.path, ""))
-            if report:
-                write_data_report(Path(one.path), hidden)
-            done[gone.old_id] = gone.new_id
-    return done
+    where, ids = _in_a_data_set(match), {}
+    for path in (each.path for each in made if each.kind == "data set"):
+        matcher = Matcher(where, False, pseudonyms(Matcher(where, False), personal_settings(path)))
+        report = find_rows(path, matcher).report
+        change = forget(path, matcher, runs_root=root, measure=measure_of(path, ""))
+        if report:
+            write_data_report(Path(path), hidden)
+        ids[change.old_id] = change.new_id
+    return ids
 
 
-def versions_of(found: SubjectRows, made: Sequence[Descendant]) -> list[Descendant]:
-    """`registered` versions that have learned from rows of a data set.
-
-    Args:
-        found: the data set, as it was before the rows were removed.
-        made: what was made from it.
-    """
-    taught = any(hit.file in ("train.jsonl", "val.jsonl") for hit in found.hits) or found.resumed
-    runs = {one.id for one in made if one.kind == "run" and one.rows is None}
-    return registered({found.manifest.id} if taught else (), runs)
+def versions_of(before: SubjectRows, made: Sequence[Descendant]) -> list[Descendant]:
+    """`registered` versions that have learned from rows of a data set: as it was before, and what was made from it."""
+    taught = any(hit.file in ("train.jsonl", "val.jsonl") for hit in before.hits) or before.resumed
+    runs = {each.id for each in made if each.kind == "run" and each.rows is None}
+    return registered({before.manifest.id} if taught else (), runs)
 
 
 def _folders(roots: Sequence[Path | str]) -> Iterator[tuple[Path, list[str]]]:
-    whole = list(dict.fromkeys(map(Path, roots)))
-    for root in whole:
-        inside = any(root != one and root.resolve().is_relative_to(one.resolve()) for one in whole)
-        yield from _folders_of(root) if not inside else ()
+    """Folders below the roots, each once, with the names of their files."""
+    paths = list(dict.fromkeys(map(Path, roots)))
+    for root in paths:
+        if any(root != other and root.resolve().is_relative_to(other.resolve()) for other in paths):
+            continue
+        for place, folders, names in os.walk(root):
+            deep = len(Path(place).relative_to(root).parts) >= DEEPEST
+            apart = {n for n in folders if deep or n.startswith(".") or n in ("checkpoints", "node_modules")}
+            folders[:] = sorted({*folders} - apart)
+            yield Path(place), names
 
 
-def _folders_of(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    for place, folders, names in os.walk(root):
-        path = Path(place)
-        deep = len(path.relative_to(root).parts) >= DEEPEST
-        folders[:] = (
-            []
-            if deep
-            else sorted(n for n in folders if not n.startswith(".") and n not in ("checkpoints", "node_modules"))
-        )
-        yield path, names
-
-
-def _rows_of(path: Path, wanted: Collection[bytes]) -> int:
+def _rows_of(path: Path, ids: Collection[bytes]) -> int:
     """Lines of a file that name one of the requests."""
     with contextlib.suppress(OSError), path.open("rb") as lines:
-        return sum(any(name in wanted for pair in _NAMED.findall(line) for name in pair) for line in lines)
+        return sum(any(name in ids for pair in _NAMED.findall(line) for name in pair) for line in lines)
     return 0
 
 
 def _value(path: Path, key: str) -> Any:
     with contextlib.suppress(UserError, OSError, ValueError):
-        found = read_json(path)
-        return found.get(key) if isinstance(found, dict) else None
+        values = read_json(path)
+        return values.get(key) if isinstance(values, dict) else None
     return None

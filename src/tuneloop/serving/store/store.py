@@ -1,9 +1,7 @@
 """The store of a server: requests, feedback and decisions in one SQLite file, or in a Postgres database.
 
-`connect` opens it; `insert` and the `read_...` functions work on any connection, so that
-commands use the store while a server writes. Every id is inserted once: the same record again changes nothing.
-
-A store's place is its file, the URL of a database, or the folder of its server, which says where its store is.
+Commands use it while a server writes. Every id is inserted once: the same record again changes nothing. A store's place
+is its file, the URL of a database, or the folder of its server, which says where its store is.
 """
 
 from __future__ import annotations
@@ -37,12 +35,11 @@ from tuneloop.serving.store.database import (
     open_postgres,
     open_sqlite,
     without_password,
-)
+)  # fmt: skip
 
 # What a server has in its folder; with a slash: and all that is below.
-OWN = (
-    "store.*", "*.log*", "*.db", "*.db-*", "keys.json", "state.json", ".lock", ".keys/", "batch/", "experiments/", "improve",
-)  # fmt: skip
+OWN = ("store.*", "*.log*", "*.db", "*.db-*", "keys.json", "state.json", ".lock", ".keys/", "batch/", "experiments/",
+       "improve")  # fmt: skip
 FOLDER = "serve"  # that a server works in where nothing else is said
 PATIENCE = 5.0  # seconds to wait for a lock that another process holds
 
@@ -134,10 +131,8 @@ _JSON = {"prompt", "tools", "completion", "value", "data", "route"}  # columns t
 
 
 def _type(name: str, annotation: str) -> str:
-    """What a column holds."""
-    return (
-        "JSON" if name in _JSON else "REAL" if "float" in annotation else "INTEGER" if "int" in annotation else "TEXT"
-    )
+    numbers = "REAL" if "float" in annotation else "INTEGER" if "int" in annotation else "TEXT"
+    return "JSON" if name in _JSON else numbers
 
 
 COLUMNS: dict[type[Stored], dict[str, str]] = {
@@ -153,20 +148,15 @@ def values_of(record: Stored) -> dict[str, Any]:
     return dict(zip(COLUMNS[kind], _VALUES[kind](record), strict=True))
 
 
-# --- where it is -------------------------------------------------------------------------------
-
-
 def store_url(place: Path | str) -> str:
     """The URL of the database that a store is in: its place, or what the server of a folder has said; empty: it is a file."""
     if is_database_url(place):
         return str(place)
-    state = Path(place).expanduser() / ServerState.file
-    if not state.is_file():
-        return ""
-    with contextlib.suppress(UserError):  # a damaged file says nothing
-        url = read_record(ServerState, state).store_url
-        return url if is_database_url(url) else ""
-    return ""
+    state, url = Path(place).expanduser() / ServerState.file, ""
+    if state.is_file():
+        with contextlib.suppress(UserError):  # a damaged file says nothing
+            url = read_record(ServerState, state).store_url
+    return url if is_database_url(url) else ""
 
 
 def store_name(place: Path | str) -> str:
@@ -198,11 +188,9 @@ def is_store(place: Path | str) -> bool:
 
 
 def connect(place: Path | str, *, create: bool = False, patience: float = PATIENCE) -> Database:
-    """Open a store.
+    """Open a store; `create`: make it where there is none.
 
     Args:
-        place: the store's file, its URL, or the server's folder.
-        create: make it where there is none.
         patience: seconds to wait for another process that writes.
 
     Raises:
@@ -257,21 +245,21 @@ _STEPS = {  # what a database says -> what to do
     "connect": "start the database, or correct host and port",
     "timeout": "start the database, or correct host and port",
 }
-_FILE_STEPS = {  # of these, and what a file's disk says: it is the disk that is at fault, and the file is to stay
+_FILE_STEPS = {  # of these, and what a file's disk says: the disk is at fault, and the file is to stay
     **{word: _STEPS[word] for word in ("locked", "busy")},
-    "disk is full": "free space; the same command then goes on",
-    "disk I/O error": "free space, or look after the disk; the same command then goes on",
+    "disk is full": "free space; the same command then continues",
+    "disk I/O error": "free space, or look after the disk; the same command then continues",
     "readonly": "let this user write to the file and its folder",
     "read-only": "let this user write to the file and its folder",
 }
 
 
-def _as_user_error(error: DatabaseError, name: str, done: str = "opened") -> UserError:
+def _as_user_error(error: DatabaseError, name: str, use: str = "opened") -> UserError:
     steps, otherwise = _FILE_STEPS, "name another folder, or move this file away"
     if is_database_url(name):
         steps, otherwise = _STEPS, "look into the log of the database"
     step = next((step for word, step in steps.items() if word in str(error)), otherwise)
-    return UserError(f"The store can't be {done}: {error}", where=name, next_step=step)
+    return UserError(f"The store can't be {use}: {error}", where=name, next_step=step)
 
 
 def _prepare(connection: Database, name: str, *, create: bool) -> None:
@@ -291,9 +279,6 @@ def _prepare(connection: Database, name: str, *, create: bool) -> None:
         )  # fmt: skip
 
 
-# --- writing -----------------------------------------------------------------------------------
-
-
 def insert(connection: Database, records: Iterable[Stored]) -> int:
     """Add records in one transaction; those whose id or key is there already change nothing.
 
@@ -309,9 +294,7 @@ def insert(connection: Database, records: Iterable[Stored]) -> int:
         new = 0
         for kind, group in groupby(records, type):
             types = COLUMNS[kind].values()
-            rows = [
-                [_held(each, type_) for each, type_ in zip(_VALUES[kind](one), types, strict=True)] for one in group
-            ]
+            rows = [list(map(_stored, _VALUES[kind](record), types)) for record in group]
             if kind is Decision:
                 rows, placed = _chained(connection, rows), {"number": "INTEGER", "chain": "TEXT"}
             else:
@@ -327,13 +310,12 @@ def _chained(connection: Database, rows: Sequence[list[Any]]) -> list[list[Any]]
     """Rows of decisions that are new, with their numbers and hashes. No one else writes meanwhile."""
     number, chain = last_link(connection)
     fresh: list[list[Any]] = []
-    ids, keys = set(), set()
+    names: set[tuple[str, Any]] = set()
     for row in rows:
         id_, key = row[0], row[-1]
         there = connection.execute("SELECT 1 FROM decisions WHERE id = ? OR key = ?", [id_, key]).fetchone()
-        if there is None and id_ not in ids and (key is None or key not in keys):
-            ids.add(id_)
-            keys.add(key)
+        if there is None and ("id", id_) not in names and (key is None or ("key", key) not in names):
+            names |= {("id", id_), ("key", key)}
             number, chain = number + 1, link(chain, row)
             fresh.append([*row, number, chain])
     return fresh
@@ -344,7 +326,7 @@ def last_place(connection: Database) -> int:
     return int(connection.execute("SELECT last FROM places").fetchone()[0])
 
 
-def _held(value: Any, type_: str) -> Any:
+def _stored(value: Any, type_: str) -> Any:
     """A value as a column of a type holds it: no lone surrogates, nor numbers that are none."""
     if value is None:
         return None
@@ -356,9 +338,6 @@ def _held(value: Any, type_: str) -> Any:
     if isinstance(value, str):
         return storable(value)
     return None if type_ == "REAL" and value - value != 0.0 else value
-
-
-# --- reading -----------------------------------------------------------------------------------
 
 
 def read_requests(
@@ -375,8 +354,8 @@ def read_requests(
     """
     copies = "" if shadow is None else f"shadow IS {'NOT ' if shadow else ''}NULL"
     conditions = " AND ".join(f"({each})" for each in (copies, where) if each)
-    found = _read(connection, StoredRequest, since, until, conditions, values, without=() if texts else _TEXTS)
-    return (StoredRequest(**{"prompt": [], **each}) for each in found)
+    rows = _read(connection, StoredRequest, since, until, conditions, values, without=() if texts else _TEXTS)
+    return (StoredRequest(**{"prompt": [], **row}) for row in rows)
 
 
 def who_meets(voice: str | None, user: str | None, conversation: str | None) -> str:
@@ -387,12 +366,8 @@ def who_meets(voice: str | None, user: str | None, conversation: str | None) -> 
 
 
 def first_arms(connection: Database, model: str, since: str) -> dict[str, tuple[str, float]]:
-    """The arm and propensity of the first request of each user, or conversation without a user, in an experiment.
-
-    Args:
-        model: as it was asked for.
-        since: ISO time of the experiment's start.
-    """
+    """The arm and propensity of the first request of each user, or conversation without a user, in an experiment with a
+    model since an ISO time."""
     rows = connection.execute(
         'SELECT voice, "user", conversation, arm, propensity FROM requests WHERE model = ? AND time >= ? AND '
         'arm IS NOT NULL AND propensity IS NOT NULL AND shadow IS NULL AND COALESCE("user", conversation) IS NOT NULL '
@@ -423,14 +398,9 @@ def read_decisions(
 
 
 def _read(
-    connection: Database,
-    kind: type[Stored],
-    since: str,
-    until: str,
-    where: str,
-    values: Iterable[Any],
+    connection: Database, kind: type[Stored], since: str, until: str, where: str, values: Iterable[Any],
     without: Sequence[str] = (),
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:  # fmt: skip
     """The columns of each record by their names."""
     bounds = [("time >= ?", since), ("time < ?", until)]
     conditions = [text for text, value in bounds if value] + ([f"({where})"] if where else [])
@@ -475,17 +445,14 @@ def find_answered(connection: Database, id_: str) -> Answered | None:
 
 
 def had_conversation(connection: Database, key: str, conversation: str) -> bool:
-    """Whether a key has asked in a conversation."""
+    """Whether a key has sent a request in a conversation."""
     query = "SELECT 1 FROM requests WHERE conversation = ? AND key = ? AND shadow IS NULL LIMIT 1"
     return connection.execute(query, [conversation, key]).fetchone() is not None
 
 
 def exported(request: StoredRequest) -> dict[str, Any] | None:
-    """A request in the form of a log of a chat API, which `tuneloop prepare` reads; None where it must not be trained on or
-    its texts were not kept.
-
-    `meta` columns stand next to request and response: ids, time, user, release, finish.
-    """
+    """A request in the form of a log of a chat API, which `tuneloop prepare` reads, with columns of `meta`; None where it
+    must not be trained on or its texts were not kept."""
     if not request.prompt or request.completion is None or request.error is not None or request.train == "no":
         return None
     message = request.completion
@@ -496,19 +463,11 @@ def exported(request: StoredRequest) -> dict[str, Any] | None:
         body["tools"] = request.tools
     reply = {"choices": [{"index": 0, "message": message, "finish_reason": request.finish}]}
     meta = ("time", "user", "conversation", "release", "adapter", "arm")
-    return {
-        "request_id": request.id,
-        "request": body,
-        "response": reply,
-        **{name: value for name in meta if (value := getattr(request, name)) is not None},
-    }
+    columns = {name: value for name in meta if (value := getattr(request, name)) is not None}
+    return {"request_id": request.id, "request": body, "response": reply, **columns}
 
 
 def decision_log(place: Path | str) -> DecisionLog:
-    """The log of decisions of a store, verified.
-
-    Raises:
-        UserError: there is no store.
-    """
+    """The log of decisions of a store, verified; UserError: there is no store."""
     with opened(place) as store:
         return verify(store, store_name(place))

@@ -1,9 +1,7 @@
 """What is written before an answer ends, so that a server that is killed has lost no request.
 
-Each record is a line in one of two files, written before the last bytes of the answer go out: what a process has handed
-to the operating system outlives its own death. The start of a request is a line, too, so that one which was accepted and
-never answered is known. The next server brings what is not in the store into it. A file is emptied when all of its
-records are in the store; the starts of requests under way move to the other one first.
+Each start of a request and each record is a line in one of two files, before the last bytes of the answer go out. The next
+server brings them into the store. A file is emptied when all of its records are there.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ from tuneloop.serving.store.store import TABLES, Stored, values_of
 
 FILES = ("store.ahead-0.jsonl", "store.ahead-1.jsonl")
 LARGE = 1_000_000  # bytes after which the other file is taken
-OLD = 30.0  # seconds after which it is taken too, so that what is erased from the store does not stand here for long
+OLD = 30.0  # seconds after which it is taken too, so that what is erased from the store is not here for long
 KILLED = "the server was killed before the answer ended"
 BadLine = tuple[str, str]  # a line that holds no record, and why
 _READERS: dict[str, Callable[[Any, str], Stored]] = {
@@ -43,15 +41,10 @@ _READERS: dict[str, Callable[[Any, str], Stored]] = {
 
 @dataclass
 class WriteAhead:
-    """The two files. `begin` and `end` are called where requests are answered, `turn` and `clear` where the store is written.
+    """The two files. `begin` and `end` are called where requests are answered, `turn` and `clear` where the store is written."""
 
-    Args:
-        folder: of the server.
-        failed: lines that could not be written, for want of disk; their records are in memory alone.
-    """
-
-    folder: Path
-    failed: int = 0
+    folder: Path  # of the server
+    failed: int = 0  # lines that could not be written, for want of disk; their records are in memory alone
     lock: threading.Lock = field(default_factory=threading.Lock)
     _files: list[int] = field(default_factory=list)
     _at: int = 0
@@ -65,7 +58,7 @@ class WriteAhead:
         Raises:
             UserError: they can't be opened.
         """
-        found: dict[str, Stored] = {}
+        last: dict[str, Stored] = {}
         bad: list[BadLine] = []
         for name in FILES:
             path = self.folder / name
@@ -74,9 +67,9 @@ class WriteAhead:
                 self._files.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600))
             bad += wrong
             for record in records:
-                if record.id not in found or getattr(record, "error", None) != KILLED:
-                    found[record.id] = record
-        return list(found.values()), bad
+                if record.id not in last or getattr(record, "error", None) != KILLED:
+                    last[record.id] = record
+        return list(last.values()), bad
 
     def begin(self, record: StoredRequest) -> None:
         """Note a request that is accepted."""
@@ -86,19 +79,12 @@ class WriteAhead:
             self._write(line)
 
     def end(self, id_: str, line: bytes) -> None:
-        """Note a record that is complete. The caller holds `lock`, and puts it where the store's writer takes it from.
-
-        Args:
-            line: of `line_of`.
-        """
+        """Note a record that is complete, by its `line_of`. The caller holds `lock`, and queues it for the store's writer."""
         self._begun.pop(id_, None)
         self._write(line)
 
     def turn(self, *, always: bool = False) -> int | None:
-        """Take the other file where this one is large; the caller holds `lock` and takes all that waits for the store.
-
-        Args:
-            always: take it whatever the size of this one.
+        """Take the other file where this one is large, or `always`; the caller holds `lock` and takes all that waits.
 
         Returns:
             The number of the file to be cleared once that is in the store; None: none.
@@ -117,11 +103,7 @@ class WriteAhead:
             os.ftruncate(self._files[number], 0)
 
     def close(self, *, empty: bool) -> None:
-        """Close the files.
-
-        Args:
-            empty: all is in the store, so that they can go.
-        """
+        """Close the files; `empty`: all is in the store, so that they can go."""
         with self.lock:
             files, self._files = self._files, []
         for file, name in zip(files, FILES, strict=False):
@@ -141,14 +123,7 @@ class WriteAhead:
 
 
 def json_of(record: Stored, **changes: Any) -> bytes:
-    """A record as a JSON object.
-
-    Args:
-        changes: of its values.
-
-    Raises:
-        TypeError, ValueError, RecursionError: a value is no JSON.
-    """
+    """A record as a JSON object, with some changed values; TypeError, ValueError or RecursionError: one is no JSON."""
     values = {"version": 1, **values_of(record), **changes}
     try:
         return orjson.dumps(values)
@@ -175,7 +150,7 @@ def read_spilled(path: Path) -> tuple[list[Stored], list[BadLine]]:
         try:
             table, value = json.loads(line)
             records.append(_READERS[table](value, path.name))
-        except Exception as error:  # whatever stands there must not keep a server from starting
+        except Exception as error:  # whatever is there must not keep a server from starting
             why = error.what if isinstance(error, UserError) else f"no record: {error!r}"
             bad.append((line.decode("utf-8", "backslashreplace"), why))
     return records, bad

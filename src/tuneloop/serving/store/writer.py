@@ -1,11 +1,7 @@
 """The one thread of a server that writes to its store, so that no answer ever waits for a disk.
 
-Records are queued; the thread takes all there are and inserts them in one transaction. Where the file is locked, the
-disk is full or the database is away it appends them to a spill file in the server's folder, which goes into the store as
-soon as that works again. If the spill file can't be written either, records wait in memory, and from `most_waiting` of
-them on no request is accepted (`full`): none that was is lost.
-
-A record that no store takes costs none of the others: it goes into a file of dead letters, which is for a person to look at.
+Where the store can't be written, records go to a spill file, and from there into the store later; where that can't be
+written either they wait in memory, and from `most_waiting` on no request is accepted: none that was is lost.
 """
 
 from __future__ import annotations
@@ -49,64 +45,41 @@ EVERY = 0.1  # seconds between two transactions, where no one waits for one
 
 @dataclass
 class Counts:
-    """What has become of the records.
+    """What has become of the records."""
 
-    Args:
-        written: into the store.
-        spilled: into the spill file, for want of the store; they count as written once they are there.
-        lost: neither could be written, and there was no room to wait.
-        dead: in the file of dead letters, since no store takes them.
-        fault: the last error in words; empty once the store takes records again.
-    """
-
-    written: int = 0
-    spilled: int = 0
-    lost: int = 0
-    dead: int = 0
-    fault: str = ""
+    written: int = 0  # into the store
+    spilled: int = 0  # into the spill file, for want of the store; they count as written once they are there
+    lost: int = 0  # neither could be written, and there was no room to wait
+    dead: int = 0  # in the file of dead letters, since no store takes them
+    fault: str = ""  # the last error in words; empty once the store takes records again
 
 
 @dataclass(slots=True)
 class _Waiting:
-    """A record that waits to be written.
-
-    Args:
-        future: done when it is, with the id under which it is stored: that of the first one with its key.
-        kept: the record is as it may be kept already.
-    """
+    """A record that waits to be written."""
 
     record: Stored
-    future: Future[str] | None = None
-    kept: bool = False
+    future: Future[str] | None = None  # with the id under which it is stored: that of the first one with its key
+    clean: bool = False  # the record is as it may be stored already
 
 
 @dataclass
 class StoreWriter:
-    """Writes records to a store in a thread.
+    """Writes records to a store in a thread."""
 
-    Args:
-        place: the server's folder, or the store's file in it.
-        store: the store's place where it is another one, as the URL of a database.
-        content: what is kept of prompts and answers: `full`; `redacted`, without personal data; `hash`, a digest of each
-            text; `none`.
-        redact: removes personal data, from each value of a mapping apart; needed for `redacted`. It runs in the thread of
-            the writer, but for short requests, which are searched at once, so that a kill costs none of their texts. A prompt
-            is searched when its request begins, and not again when it ends.
-        most_waiting: records that may wait in memory.
-        patience: seconds to wait for another process that holds the store, before records are spilled.
-    """
-
-    place: Path
+    place: Path  # the server's folder, or the store's file in it
+    # what is kept of prompts and answers; redacted: without personal data; hash: a digest of each text
     content: Content = "full"
+    # removes personal data, from each value of a mapping apart; needed for `redacted`. It runs in the thread of
+    # the writer, but for short requests, which are searched at once, so that a kill costs none of their texts.
+    # A prompt is searched when its request begins, and not again when it ends
     redact: Redact | None = None
-    most_waiting: int = 20_000
-    patience: float = 1.0
-    store: str = ""
+    most_waiting: int = 20_000  # records that may wait in memory
+    patience: float = 1.0  # seconds to wait for another process that holds the store, before records are spilled
+    store: str = ""  # the store's place where it is another one, as the URL of a database
     say: Callable[[str], None] = field(default_factory=bound_say)
     counts: Counts = field(default_factory=Counts)
-    appending: threading.Lock = field(
-        default_factory=threading.Lock
-    )  # to the files of spilled records and dead letters
+    appending: threading.Lock = field(default_factory=threading.Lock)  # to files of spilled records and dead letters
     _queue: deque[_Waiting] = field(default_factory=deque)
     _wake: threading.Event = field(default_factory=threading.Event)
     _over: bool = False
@@ -116,7 +89,7 @@ class StoreWriter:
     _ahead: WriteAhead | None = None
     _full_disk: bool = False  # the spill file can't be written
     _held: bool = False  # records wait in memory: neither the store nor the spill file takes them
-    _searched: dict[str, tuple[StoredRequest, StoredRequest]] = field(default_factory=dict)  # as given and as kept
+    _searched: dict[str, tuple[StoredRequest, StoredRequest]] = field(default_factory=dict)  # as it came and as stored
 
     @property
     def folder(self) -> Path:
@@ -133,9 +106,8 @@ class StoreWriter:
             raise UserError("Nothing redacts what is logged", where="log.content: redacted")
         with user_errors_of_the_disk(self.folder):
             if wide := make_private(self.folder, OWN):
-                self._tell(
-                    f"folder    others could read {self.folder}: now it is yours alone ({wide:,} permissions changed)"
-                )
+                what = f"others could read {self.folder}: now it is yours alone ({wide:,} permissions changed)"
+                self._say(f"folder    {what}")
         self._connection = connect(self.store or self.place, create=True, patience=self.patience)
         self._ahead = WriteAhead(self.folder)
         self._recover_killed(*self._ahead.open())
@@ -149,12 +121,12 @@ class StoreWriter:
         if self._is_long(record):
             self._ahead.begin(_without_texts(record))
             return
-        kept = self._kept_request(record)
-        self._ahead.begin(kept)
-        if self.content == "redacted" and len(kept.prompt) == len(record.prompt):
+        clean = self._clean_request(record)
+        self._ahead.begin(clean)
+        if self.content == "redacted" and len(clean.prompt) == len(record.prompt):
             if len(self._searched) >= self.most_waiting:  # requests that never ended; others are searched again
                 self._searched.clear()
-            self._searched[record.id] = (record, kept)
+            self._searched[record.id] = (record, clean)
 
     def add(self, record: Stored) -> None:
         """Write a record some time soon, and a line at once that survives the server's death. Never waits and never fails."""
@@ -164,18 +136,23 @@ class StoreWriter:
         if isinstance(record, StoredRequest) and self._is_long(record):
             line, waiting = line_of(_without_texts(record)), _Waiting(record)
         else:
-            kept = self._kept(record)
-            line, waiting = line_of(kept), _Waiting(kept, kept=True)
+            record = self._clean(record)
+            line, waiting = line_of(record), _Waiting(record, clean=True)
         with self._ahead.lock:
             self._ahead.end(record.id, line)
             self._queue.append(waiting)  # the thread looks every 0.1 s: waking it costs more than the record
 
     def _is_long(self, record: StoredRequest) -> bool:
         """Whether the search for personal data would hold an answer up."""
-        return self.content == "redacted" and _size(record) > SHORT
+        if self.content != "redacted":
+            return False
+        try:
+            return len(orjson.dumps([record.prompt, record.completion, record.tools, record.error])) > SHORT
+        except TypeError:  # half a surrogate pair in a text
+            return True
 
     def _ready(self, each: _Waiting) -> Stored:
-        return each.record if each.kept else self._kept(each.record)
+        return each.record if each.clean else self._clean(each.record)
 
     def add_durably(self, record: Stored) -> Future[str]:
         """Write a record; the future is done when it is in the store or the spill file, and fails where it is in neither.
@@ -215,9 +192,9 @@ class StoreWriter:
         Returns:
             False: the store took nothing in that time.
         """
-        self._settling = done = threading.Event()
+        self._settling = settled = threading.Event()
         self._wake.set()
-        return done.wait(seconds)
+        return settled.wait(seconds)
 
     def stop(self, seconds: float = 10.0) -> None:
         """Write what is left and end the thread."""
@@ -232,8 +209,6 @@ class StoreWriter:
             self._connection.close()
             self._connection = None
 
-    # --- the thread
-
     def _run(self) -> None:
         retry = 0.0  # of the clock: not before then is the store tried again
         while not (self._over and not self._queue):
@@ -246,7 +221,10 @@ class StoreWriter:
                 continue
             self._held = False
             settling = self._settling
-            taken, full = self._take(settling is not None)
+            with self._ahead.lock if self._ahead is not None else contextlib.nullcontext():
+                taken = [self._queue.popleft() for _ in range(len(self._queue))]
+                # The file of lines that can be emptied once all of these are written.
+                full = self._ahead.turn(always=settling is not None) if self._ahead is not None else None
             for i in range(0, len(taken), MOST):
                 some = taken[i : i + MOST]
                 retry = self._guarded(partial(self._write, some, now < retry), some) or retry
@@ -266,17 +244,10 @@ class StoreWriter:
         try:
             return work()
         except Exception as error:
-            self._tell(f"records of {len(taken)} events may be lost: {error!r:.200}")
+            self._say(f"records of {len(taken)} events may be lost: {error!r:.200}")
             self.counts.lost += len(taken)
             self._settle(taken, error)
             return None
-
-    def _take(self, every: bool) -> tuple[list[_Waiting], int | None]:
-        """All that waits, and the file of lines that can be emptied once it is written."""
-        if self._ahead is None:
-            return [self._queue.popleft() for _ in range(len(self._queue))], None
-        with self._ahead.lock:
-            return [self._queue.popleft() for _ in range(len(self._queue))], self._ahead.turn(always=every)
 
     def _write(self, taken: Sequence[_Waiting], spill: bool) -> float:
         """Write records; returns when to try the store again where it took nothing, else 0."""
@@ -290,14 +261,16 @@ class StoreWriter:
             self.counts.written += len(taken)
             if self._full_disk and not self._spilled:
                 self._full_disk, self.counts.fault = False, ""
-                self._tell("the store can be written again")
-        except DataRefusedError as error:
-            return self._write_alone(taken, spill, error)
-        except (DatabaseError, OSError) as error:
+                self._say("the store can be written again")
+        except Exception as error:
+            if isinstance(error, DataRefusedError) or not isinstance(error, DatabaseError | OSError):
+                if len(taken) > 1:  # one of them can't be written, which must cost neither the others nor this thread
+                    return max(self._write([each], spill) for each in taken)
+                self._bury(taken[0], error)
+                self._settle(taken, error)
+                return 0.0
             retry, spilled = 0.0 if spill else time.monotonic() + 1.0, True
             fault = self._spill(taken, str(error))
-        except Exception as error:  # a record that can't be written must cost neither the others nor this thread
-            return self._write_alone(taken, spill, error)
         self._settle(taken, fault, spilled=spilled)
         if fault is not None:
             waiting = [each for each in taken if each.future is None]
@@ -306,20 +279,8 @@ class StoreWriter:
             self._held, retry = bool(waiting), time.monotonic() + 1.0
         return retry
 
-    def _write_alone(self, taken: Sequence[_Waiting], spill: bool, error: Exception) -> float:
-        """Write records one by one, since one of them can't be; see `_write`."""
-        if len(taken) > 1:
-            return max(self._write([each], spill) for each in taken)
-        self._bury(taken[0], error)
-        self._settle(taken, error)
-        return 0.0
-
     def _bury(self, what: _Waiting | Stored | str, why: object) -> None:
-        """Put what no store takes among the dead letters, and say it.
-
-        Args:
-            what: a record, or a line that is none.
-        """
+        """Put what no store takes, a record or a line that is none, among the dead letters, for a person to look at."""
         letter: dict[str, Any] = {"time": utc_now(), "why": f"{why}"[:300]}
         try:
             if isinstance(what, str):
@@ -334,16 +295,10 @@ class StoreWriter:
             self._append(DEAD, line.encode() + b"\n")
         except OSError as error:
             self.counts.lost += 1
-            self._tell(f"a record can't be stored and is lost ({error}): {letter['why']}")
+            self._say(f"a record can't be stored and is lost ({error}): {letter['why']}")
             return
         self.counts.dead += 1
-        self._tell(f"a record can't be stored and was put into {self.folder / DEAD}: {letter['why']}")
-
-    def _bury_all(self, refused: Sequence[tuple[Stored, Exception]], bad: Sequence[BadLine]) -> None:
-        for record, error in refused:
-            self._bury(record, error)
-        for line, why in bad:
-            self._bury(line, why)
+        self._say(f"a record can't be stored and was put into {self.folder / DEAD}: {letter['why']}")
 
     def _append(self, name: str, data: bytes) -> None:
         with self.appending:
@@ -362,34 +317,33 @@ class StoreWriter:
                     raise
 
     def _settle(self, taken: Sequence[_Waiting], fault: Exception | None, *, spilled: bool = False) -> None:
-        """Say what has become of records to those who wait for it."""
+        """Report what has become of records to those who wait for it."""
         for each in taken:
             if each.future is None:
                 continue
             with contextlib.suppress(InvalidStateError):  # whoever waited for it is gone
                 if fault is None:
                     each.future.set_result(each.record.id if spilled else self._stored_id(each.record))
-                elif isinstance(fault, DataRefusedError):
-                    each.future.set_exception(OSError(f"the store can't hold this: {fault}"))
                 else:
-                    each.future.set_exception(OSError(f"the store takes nothing at present: {fault}"))
+                    refused = isinstance(fault, DataRefusedError)
+                    why = "the store can't hold this" if refused else "the store takes nothing at present"
+                    each.future.set_exception(OSError(f"{why}: {fault}"))
 
     def _stored_id(self, record: Stored) -> str:
         """The id of the first record with this one's key; its own where it has none, or the store can't be queried."""
         if isinstance(record, Feedback) and record.key is not None and self._connection is not None:
             with contextlib.suppress(DatabaseError):
-                found = self._connection.execute("SELECT id FROM feedback WHERE key = ?", [record.key]).fetchone()
-                return str(found[0]) if found else record.id
+                row = self._connection.execute("SELECT id FROM feedback WHERE key = ?", [record.key]).fetchone()
+                return str(row[0]) if row else record.id
         return record.id
 
-    def _kept(self, record: Stored) -> Stored:
+    def _clean(self, record: Stored) -> Stored:
         """A record as it may be written."""
         if isinstance(record, StoredRequest):
-            return self._kept_request(record)
-        return self._kept_feedback(record) if isinstance(record, Feedback) else record
+            return self._clean_request(record)
+        return self._clean_feedback(record) if isinstance(record, Feedback) else record
 
-    def _kept_request(self, record: StoredRequest) -> StoredRequest:
-        """A request as it may be written."""
+    def _clean_request(self, record: StoredRequest) -> StoredRequest:
         if self.content == "full":
             return record
         if self.content == "none":
@@ -398,21 +352,20 @@ class StoreWriter:
             return replace(record, prompt=_hashed(record.prompt), completion=_hashed(record.completion), tools=[])
         assert self.redact is not None
         rest = {name: getattr(record, name) for name in ("prompt", "completion", "error", "tools")}
-        known: dict[str, Any] = {}
-        given, clean = self._searched.pop(record.id, (None, None))
-        if given and clean and (given.prompt, given.tools) == (record.prompt, record.tools):
-            known = {} if clean is given else {"prompt": clean.prompt, "tools": clean.tools}
+        before: dict[str, Any] = {}
+        raw, clean = self._searched.pop(record.id, (None, None))
+        if raw and clean and (raw.prompt, raw.tools) == (record.prompt, record.tools):
+            before = {} if clean is raw else {"prompt": clean.prompt, "tools": clean.tools}
             rest = {"completion": record.completion, "error": record.error}
         try:
             new = self.redact(rest)
-            return record if new is rest and not known else replace(record, **new, **known)
+            return record if new is rest and not before else replace(record, **new, **before)
         except Exception as error:  # a text that the search can't read must not be kept as it is, nor stop the thread
-            self._tell(
-                f"a request's texts were left out of the log, the search for personal data failed: {error!r:.200}"
-            )
+            why = f"the search for personal data failed: {error!r:.200}"
+            self._say(f"a request's texts were left out of the log, {why}")
             return replace(record, prompt=[], completion=None, tools=[])
 
-    def _kept_feedback(self, record: Feedback) -> Feedback:
+    def _clean_feedback(self, record: Feedback) -> Feedback:
         """Feedback as it may be written: of texts what `content` says; classes, choices, and words for good and bad stay."""
         value = record.value
         if self.content == "full" or not isinstance(value, str):
@@ -422,14 +375,12 @@ class StoreWriter:
             try:
                 return record.model_copy(update={"value": self.redact(value)})
             except Exception as error:
-                self._tell(f"a text was left out of feedback, the search for personal data failed: {error!r:.200}")
+                self._say(f"a text was left out of feedback, the search for personal data failed: {error!r:.200}")
                 return record.model_copy(update={"value": ""})
         free = right_answer(record.kind, value) is not None or value_of(record.kind, value) is None
         if record.kind in ("label", "choice") or not free:
             return record
         return record.model_copy(update={"value": _hashed(value) if self.content == "hash" else ""})
-
-    # --- when the store can't be written
 
     @property
     def _spill_file(self) -> Path:
@@ -450,15 +401,14 @@ class StoreWriter:
         if not lines:
             return None
         if not self.counts.fault:
-            self._tell(f"the store can't be written ({why}); records go to {self._spill_file} until it can")
+            self._say(f"the store can't be written ({why}); records go to {self._spill_file} until it can")
         self.counts.fault = why
         try:
             self._append(SPILL, b"".join(lines))
         except OSError as error:
             if not self._full_disk:
-                self._tell(
-                    f"nor can {self._spill_file} ({error}); requests wait in memory, and new ones are refused at {self.most_waiting:,}"
-                )
+                what = f"requests wait in memory, and new ones are refused at {self.most_waiting:,}"
+                self._say(f"nor can {self._spill_file} ({error}); {what}")
             self._full_disk = True
             return error
         self._full_disk = False
@@ -466,22 +416,19 @@ class StoreWriter:
         return None
 
     def _recover_killed(self, left: Sequence[Stored], bad: Sequence[BadLine]) -> None:
-        """Bring what a killed server left into the store; ids that are there already change nothing.
-
-        Whatever stands in its files, it prevents no start.
-        """
+        """Bring what a killed server left into the store, where ids that are there change nothing. It prevents no start."""
         assert self._ahead is not None
         refused: list[tuple[Stored, Exception]] = []
         try:
             if new := self._insert_all(left, refused):
-                self._tell(
-                    f"an earlier server was killed: {counted(new, 'record')} that it had not stored {verb(new, 'is', 'are')} stored now"
-                )
+                records = f"{counted(new, 'record')} that it had not stored {verb(new, 'is', 'are')} stored now"
+                self._say(f"an earlier server was killed: {records}")
         except (DatabaseError, OSError) as error:
             refused = []  # they are spilled with the others
-            if self._spill([_Waiting(each, kept=True) for each in left], str(error)):
+            if self._spill([_Waiting(each, clean=True) for each in left], str(error)):
                 return
-        self._bury_all(refused, bad)
+        for what, why in [*refused, *bad]:
+            self._bury(what, why)
         self._ahead.clear(0)
         self._ahead.clear(1)
 
@@ -494,10 +441,11 @@ class StoreWriter:
             self._spill_file.unlink()
         except (DatabaseError, OSError):
             return
-        self._bury_all(refused, bad)
+        for what, why in [*refused, *bad]:
+            self._bury(what, why)
         came = len(records) - len(refused)
         self.counts.written += came
-        self._tell(f"the store can be written again: {counted(came, 'record')} came from the spill file")
+        self._say(f"the store can be written again: {counted(came, 'record')} came from the spill file")
         self.counts.fault = ""
 
     def _insert_all(self, records: Sequence[Stored], refused: list[tuple[Stored, Exception]]) -> int:
@@ -515,21 +463,13 @@ class StoreWriter:
             refused.append((records[0], error))
             return 0
 
-    def _tell(self, line: str) -> None:
+    def _say(self, line: str) -> None:
         with contextlib.suppress(Exception):  # whoever listens must not end the thread
             self.say(line)
 
 
 def _without_texts(record: StoredRequest) -> StoredRequest:
     return replace(record, prompt=[], completion=None, tools=[], error=record.error and "failed")
-
-
-def _size(record: StoredRequest) -> int:
-    """Bytes of a request's texts, about."""
-    try:
-        return len(orjson.dumps([record.prompt, record.completion, record.tools, record.error]))
-    except TypeError:  # half a surrogate pair in a text
-        return SHORT + 1
 
 
 def _hashed(value: Any) -> Any:

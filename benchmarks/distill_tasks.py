@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from train_quality import sampled
-from train_table import ROOT, put_into_results, tuneloop
+from train_table import ROOT, put_into_results, sampled, tuneloop
 
 from tuneloop.core.files import read_yaml
 

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,6 +156,20 @@ def speed_of(row: dict[str, Any]) -> float:
     """Tokens a second within the steps."""
     mfu = row["mfu"] or {}
     return float(row["tokens"] / mfu["step_seconds"] if mfu else row["tokens_per_second"])
+
+
+def sampled(source: Path, rows: int, seed: int, out: Path) -> Path:
+    """A file with some rows of each intent, drawn by a seed."""
+    by_label: dict[str, list[str]] = defaultdict(list)
+    for line in source.read_text(encoding="utf-8").splitlines():
+        by_label[json.loads(line)["label"]].append(line)
+    rng = random.Random(seed)
+    picked = [
+        line for label in sorted(by_label) for line in rng.sample(by_label[label], min(rows, len(by_label[label])))
+    ]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("\n".join(picked) + "\n", encoding="utf-8")
+    return out
 
 
 def put_into_results(heading: str, text: str) -> None:

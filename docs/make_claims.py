@@ -1,4 +1,4 @@
-"""Write docs/claims.md: common rules of thumb, each compared with the planner's own figures.
+"""Write docs/claims.md: common rules of thumb, each compared with the planner's own results.
 
 `python docs/make_claims.py`. The verdicts are computed, so they change when the planner or the bundled prices do; a test
 checks that the page is what this script writes.
@@ -198,7 +198,7 @@ def time_70b() -> Claim:
         verdict([6 <= h <= 12 for span in spans for h in span]),
         [f"QLoRA on one A100 80 GB: {spans[0][0]:.1f} to {spans[0][1]:.1f} hours",
          f"LoRA on 8 x A100 80 GB: {spans[1][0]:.1f} to {spans[1][1]:.1f} hours",
-         "It depends on tokens, epochs and GPUs, and no figure without them means much."],
+         "It depends on tokens, epochs and GPUs, and no number without them means much."],
     )  # fmt: skip
 
 
@@ -274,7 +274,7 @@ def saved_prompt() -> Claim:
         "500 prompt tokens at $0.001 a query: a 10 % reduction pays back $100 to $600 in 100,000 to 1,000,000 queries",
         verdict([round(n) < 1_000_000 for n in spans]),
         [f"10 % of $0.001 is $0.0001 a query: $100 is back after {spans[0]:,.0f} queries, the end of the claim's range, $600 after {spans[1]:,.0f}",
-         f"The figures of the claim follow when the whole $0.001 is saved: {whole[0]:,.0f} and {whole[1]:,.0f} queries"],
+         f"The claim's numbers follow when the whole $0.001 is saved: {whole[0]:,.0f} and {whole[1]:,.0f} queries"],
     )  # fmt: skip
 
 
@@ -370,9 +370,9 @@ def distilled() -> Claim:
 
 INTRO = """# Rules of thumb, checked
 
-Written by `python docs/make_claims.py` from the planner's own figures and the bundled prices; do not edit. Memory is
+Written by `python docs/make_claims.py` from the planner's own results and the bundled prices; do not edit. Memory is
 what a GPU must have (context and fragmentation included) for rows of 2,048 tokens one at a time, with gradient
-checkpointing, FlashAttention and a fused loss, unless a line says otherwise. How far these figures can be trusted is
+checkpointing, FlashAttention and a fused loss, unless a line says otherwise. How far these numbers can be trusted is
 measured in `benchmarks/plan.py`. *Holds only under some settings* means that some of the lines below the claim support
 it and others do not.
 

@@ -1,7 +1,7 @@
 """HTTP to an inference server, over kept connections: whole answers, and server-sent events as they come.
 
 By aiohttp: a request takes a fifth of the processor time that httpx needs, and an event of a stream a third, on the
-processors that a small model computes on (`python benchmarks/serve_wire.py`).
+processors that a small model computes on (`python benchmarks/past/serve_wire.py`).
 """
 
 from __future__ import annotations

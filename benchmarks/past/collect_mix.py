@@ -1,6 +1,6 @@
 """What a share of general rows does to a training on collected rows: the task, and what is forgotten besides.
 
-    python benchmarks/collect_mix.py [--data FOLDER] [--out FOLDER] [--shares 0,0.3,0.5] [--rows-per-intent 10] [--epochs 3]
+    python benchmarks/past/collect_mix.py [--data FOLDER] [--out FOLDER] [--shares 0,0.3,0.5] [--rows-per-intent 10] [--epochs 3]
 
 Customers of a bank put 770 answers right (banking77, `tuneloop collect` from a server's store). The packaged model is trained
 on what was collected, once for each share of general rows among its training tokens (`data.mix.share`), with as many passes
@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from train_quality import sampled
-from train_table import ROOT, tuneloop
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from train_table import ROOT, sampled, tuneloop
 
 from tuneloop.core.files import read_json
 from tuneloop.core.ids import utc_now, uuid7

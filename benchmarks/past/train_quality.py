@@ -1,6 +1,6 @@
 """The default settings next to two usual ones, in the same minutes of training, on intents (banking77).
 
-    python benchmarks/train_quality.py [--data FOLDER] [--out FOLDER] [--minutes 6] [--rows 30] [--test 1500] [--seed 0] [--write]
+    python benchmarks/past/train_quality.py [--data FOLDER] [--out FOLDER] [--minutes 6] [--rows 30] [--test 1500] [--seed 0] [--write]
 
 All train on the same rows (`--rows` an intent) for the same six minutes, validation included, planned at the speed measured before;
 accuracy is that of choosing among all intents on the same test rows, and differences are paired (as `tuneloop compare` tests them). A system whose
@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from train_table import ROOT, put_into_results, tuneloop
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from train_table import ROOT, put_into_results, sampled, tuneloop
 
 HEADING = "## Defaults next to usual settings"
 USUAL = ("train.lora_plus=1",)
@@ -27,20 +26,6 @@ SYSTEMS: dict[str, tuple[str, ...]] = {
     "2e-5 on q and v": (*USUAL, "train.targets=q_proj,v_proj", "train.learning_rate=2e-5"),
     "1e-4 along a cosine on all linear layers": (*USUAL, "train.learning_rate=1e-4", "train.schedule=cosine"),
 }
-
-
-def sampled(source: Path, rows: int, seed: int, out: Path) -> Path:
-    """A file with some rows of each intent, drawn by a seed."""
-    by_label: dict[str, list[str]] = defaultdict(list)
-    for line in source.read_text(encoding="utf-8").splitlines():
-        by_label[json.loads(line)["label"]].append(line)
-    rng = random.Random(seed)
-    picked = [
-        line for label in sorted(by_label) for line in rng.sample(by_label[label], min(rows, len(by_label[label])))
-    ]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("\n".join(picked) + "\n", encoding="utf-8")
-    return out
 
 
 def prepared(options: argparse.Namespace) -> Path:
@@ -116,7 +101,7 @@ def main() -> None:
     made = "\n".join(lines(options))
     print(made)
     if options.write:
-        about = (f"`python benchmarks/train_quality.py`: banking77, {options.rows} rows an intent, {options.minutes:g} minutes of training each, {options.test} test rows, "
+        about = (f"`python benchmarks/past/train_quality.py`: banking77, {options.rows} rows an intent, {options.minutes:g} minutes of training each, {options.test} test rows, "
                  f"seed {options.seed}; the usual settings with one learning rate for all matrices.")  # fmt: skip
         put_into_results(HEADING, f"{about}\n\n{made}")
 

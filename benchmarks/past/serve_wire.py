@@ -1,6 +1,6 @@
 """What asking a server costs the asker: processor time of a request, and of an event of a stream, by aiohttp and by httpx.
 
-    python benchmarks/serve_wire.py [--times 500]
+    python benchmarks/past/serve_wire.py [--times 500]
 
 The engines of `serve` ask llama.cpp's server and endpoints by aiohttp (`inference/wire.py`), on the processors that a small
 model computes on. Behind both clients stands the same server, in a process of its own.
@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent / "src")]
+sys.path[:0] = [str(Path(__file__).resolve().parents[2] / "src")]
 
 EVENTS = 400  # of a stream
 PAUSE = 0.0005  # seconds between two of them

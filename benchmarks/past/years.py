@@ -1,6 +1,6 @@
 """What retraining costs and how stale a model gets over years of drifting traffic, by when one retrains, as a table.
 
-    python benchmarks/years.py [--years 5] [--worlds 200] [--first 1000] [--usd-per-answer 0.05] [--usd-per-cycle 20,60,200]
+    python benchmarks/past/years.py [--years 5] [--worlds 200] [--first 1000] [--usd-per-answer 0.05] [--usd-per-cycle 20,60,200]
 
 A world is simulated week by week. New kinds of requests appear, some at once and some over two months; the model answers 85 %
 of those rightly that it knows and 25 % of a kind that it does not, and after a retraining as many more as it has seen

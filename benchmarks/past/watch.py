@@ -1,6 +1,6 @@
 """`train.lr=auto` next to fixed learning rates, on two data sets, short runs of the packaged model.
 
-    python benchmarks/watch.py [--data FOLDER] [--rows 200]
+    python benchmarks/past/watch.py [--data FOLDER] [--rows 200]
 
 Prints for each rate the validation loss at the end of one pass, and for `auto` the rate that the range test chose and the seconds that it took.
 """
@@ -47,7 +47,7 @@ def rendered(pairs: list[tuple[str, str]], template: Template, most: int) -> lis
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
+    parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[3] / "shared" / "data")
     parser.add_argument("--rows", type=int, default=200, help="training rows of banking77; of alpaca a third")
     parser.add_argument(
         "--factors", default=",".join(map(str, FACTORS)), help="fixed rates as multiples of the usual one"

@@ -1,6 +1,6 @@
 """What three tasks cost on one machine: three adapters on one base, one merged model, three models; each by `tuneloop serve`.
 
-    python benchmarks/merge_costs.py [--requests 45] [--at-once 12] [--usd-per-hour 0.05]
+    python benchmarks/past/merge_costs.py [--requests 45] [--at-once 12] [--usd-per-hour 0.05]
 
 Three adapters of rank 16 of the packaged model with random matrices: what they answer means nothing, how long it takes does. The
 merged model is their `svd` merge of rank 16. Requests of some 50 tokens with answers of at most 32, in turn to the three tasks, `--at-once` of
@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from merge import ADAPTERS, ENVIRONMENT, MODEL, ROOT, write_adapters
 from serve_soak import started
 

@@ -1,6 +1,6 @@
 """What merging a served adapter into the base gains: tokens per second of the processor, next to the base and to the adapter alongside it.
 
-    python benchmarks/merged_decode.py [--base smollm2-135m] [--rows 4] [--tokens 24] [--rounds 3]
+    python benchmarks/past/merged_decode.py [--base smollm2-135m] [--rows 4] [--tokens 24] [--rounds 3]
 
 The adapter is random, of rank 16 on all linear layers. Prompts are answered one at a time and all together, by one thread, in turns; the
 fastest round of each counts. Under a minute. The answers are compared: rounding to the weights' dtype changes some.

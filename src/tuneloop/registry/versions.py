@@ -83,7 +83,9 @@ def read_model(registry: Registry, name: str) -> RegisteredModel:
         model = _find(registry, name)
         if model is None:
             names = [model.name for model in registry.client.search_registered_models(max_results=100)]
-            step = f"registered are: {', '.join(names)}" if names else f"tuneloop models register ARTIFACT --name {name}"
+            step = (
+                f"registered are: {', '.join(names)}" if names else f"tuneloop models register ARTIFACT --name {name}"
+            )
             raise UserError(f"No model {name!r} is registered", where=masked(registry.uri), next_step=step)
         return _read(registry, model)
 

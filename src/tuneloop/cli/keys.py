@@ -10,7 +10,16 @@ from tuneloop.cli.console import Result
 from tuneloop.cli.parameters import Output, argument, given
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
-from tuneloop.serving.keys import ApiKey, Limits
+from tuneloop.serving.keys import (
+    ApiKey,
+    Limits,
+    add_key,
+    last_prices,
+    open_keys,
+    read_keys,
+    refuse_budget_without_prices,
+    revoke_key,
+)
 
 
 def command(
@@ -27,15 +36,6 @@ def command(
     A key is shown once, when it is made; only a digest is kept. One that is revoked is refused at once. Once there was a key,
     a key is needed until `tuneloop keys open --yes`, also where the last one was revoked or keys.json is gone.
     """
-    from tuneloop.serving.keys import (
-        add_key,
-        last_prices,
-        open_keys,
-        read_keys,
-        refuse_budget_without_prices,
-        revoke_key,
-    )
-
     if action not in ("add", "list", "revoke", "open"):
         raise UserError(
             f"No such action {action!r:.40}", next_step="tuneloop keys add NAME | list | revoke NAME | open --yes"

@@ -75,15 +75,15 @@ class Tracker:
         try:
             process.wait(max(timeout, 0.1))
         except subprocess.TimeoutExpired:
-            late = f"{self.title} took more than {timeout:.0f} s to take the last metrics"
-            self._warn_once(f"{late}; the run itself is complete")
+            late = f"took more than {timeout:.0f} s to take the last metrics; the run itself is complete"
+            self._warn_once(f"{self.title} {late}")
             process.kill()
             process.wait()
         if self.reader is not None:
             self.reader.join(2.0)
         if process.returncode not in (0, None, -signal.SIGKILL):
-            ended = f"Logging to {self.title} ended with status {process.returncode}"
-            self._warn_once(f"{ended}; the run itself is complete")
+            ended = f"ended with status {process.returncode}; the run itself is complete"
+            self._warn_once(f"Logging to {self.title} {ended}")
 
     def _read(self, stream: TextIO) -> None:
         with contextlib.suppress(ValueError, OSError), stream:

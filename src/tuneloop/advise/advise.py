@@ -299,13 +299,11 @@ def facts_of(
         # as good as needed; without a target: leaves little room
         enough = other_model.value / scale >= 0.9 if question.target is None else other_model.low >= question.target
         prompt = prompt if enough else None  # what another model falls short of says nothing about this one
-    leads = None
-    if classical:
-        leads = classical.value > max((r.value for r in (prompt, other_model) if r), default=-1.0)
+    best_prompt = max((r.value for r in (prompt, other_model) if r), default=-1.0)
+    leads = classical.value > best_prompt if classical else None
     words = _classifier_words(classical, measured) if classical and measured else ""
-    payback = None
-    if against and against.days is not None:
-        payback = "under a day" if against.days < 1 else counted(against.days, "day")
+    days = against.days if against else None
+    payback = None if days is None else "under a day" if days < 1 else counted(days, "day")
     verdict = measured.verdict if measured and tuned else ""
     ties = None  # whether the tuned model is not shown to be better: by their comparison, else by its interval
     if measured and classical and tuned:

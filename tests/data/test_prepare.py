@@ -105,6 +105,14 @@ def test_a_data_set_is_split_counted_and_described(tmp_path: Path) -> None:
     assert set(row.meta) == {"source", "line", "id"} and row.label == row.answer and len(row.id) == 16
 
 
+def test_a_number_beyond_64_bits_keeps_its_digits(tmp_path: Path) -> None:
+    records = [row | {"number": 2**70 + i} for i, row in enumerate(tickets(20))]
+    dataset = run(tmp_path, [*records, {"text": "no label", "number": 2**70}])
+    kept = [line for name in ("train", "val", "test") for line in read_jsonl(Path(dataset.path) / f"{name}.jsonl")]
+    assert {row["meta"]["number"] for row in kept} <= {2**70 + i for i in range(20)} and len(kept) > 10
+    assert read_jsonl(Path(dataset.path) / "rejects.jsonl")[-1]["record"]["number"] == 2**70
+
+
 def test_the_same_inputs_and_seed_give_the_same_bytes(tmp_path: Path) -> None:
     records = [*tickets(60), "{broken", tickets(1)[0]]
     for out, seed in (("a", 0), ("b", 0), ("c", 1)):

@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -463,7 +463,7 @@ class _Gathered:
     def add(self, made: ProcessedRow) -> None:
         """Add a row."""
         row, place = made.row, len(self.rows)
-        line, record = orjson.dumps(row.to_json()), orjson.dumps(made.record)
+        line, record = json_line(row.to_json()), json_line(made.record)
         self.texts.append(minhash.texts_of(row, self.processor.frame))
         characters = answers = 0
         for message in row.messages:
@@ -509,7 +509,12 @@ class _Gathered:
 
 def reject_line(reject: Reject) -> bytes:
     """A line of `rejects.jsonl`."""
+    return json_line(vars(reject))
+
+
+def json_line(value: Any) -> bytes:
+    """A value as JSON on a line; integers over 64 bits and lone surrogates, which orjson refuses, included."""
     try:
-        return orjson.dumps(reject)
-    except (TypeError, orjson.JSONEncodeError):  # integers over 64 bits, lone surrogates
-        return json.dumps(asdict(reject), ensure_ascii=True, allow_nan=True).encode()
+        return orjson.dumps(value)
+    except (TypeError, orjson.JSONEncodeError):
+        return json.dumps(value, ensure_ascii=True, allow_nan=True).encode()

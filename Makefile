@@ -2,6 +2,7 @@
 # make loop   the whole circle: serve, listen, notice, retrain, try, roll back, promote
 # make test   install what the tests need, and pass them
 # make install   just the install
+# make check ROOM=data   a minute: what a change of one room of src/tuneloop needs
 # make test-avx2   the part of the tests that depends on the processor, as on one of 2015: no AVX-512, no bf16
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ BIN    := $(VENV)/bin
 # A test that starts a process starts it with the package compiled, whatever the environment says of bytecode.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo loop install test clients postgres test-avx2 test-hosts test-ray reference bench clean
+.PHONY: demo loop install test check clients postgres test-avx2 test-hosts test-ray reference bench clean
 
 demo: install
 	$(BIN)/tuneloop run recipes/demo.yaml
@@ -36,6 +37,9 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy > $(VENV)/mypy.log 2>&1 & mypy=$$!; $(PYTEST); tests=$$?; wait $$mypy; mypy=$$?; cat $(VENV)/mypy.log; \
 	  test $$tests -eq 0 -a $$mypy -eq 0
+
+check: $(VENV)/.installed-dev
+	$(BIN)/python tests/check_room.py $(ROOM)
 
 postgres:
 	apt-get install -y postgresql

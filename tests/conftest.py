@@ -18,6 +18,7 @@ from typing import Any
 import hypothesis
 import pytest
 from commands import SEVERAL, Commands
+from layers import layer_of
 from postgres import Postgres, postgres_server
 from shared_folder import made_once
 from tiny import BEGIN_OF_TEXT, END_OF_TURN, VOCABULARY, WORDS
@@ -50,7 +51,11 @@ LONG_FILES = (
 )  # fmt: skip
 
 
+# First, so that `-m` sees the layers.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(layer_of(item))
     items.sort(key=lambda item: item.path.name not in LONG_FILES)
 
 
@@ -369,7 +374,7 @@ def postgres_of_its_own() -> Iterator[Postgres]:
         yield server
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=[pytest.mark.slow, pytest.mark.world])])
 def each_database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Let a test run twice: with its stores in files, and with each of them in a Postgres database in its place."""
     if request.param == "postgres":

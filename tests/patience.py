@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import time
 
-import pytest
-
 HANG = 1800.0  # seconds: a process that takes longer hangs; not a limit on its speed
 REFERENCE = 0.012  # seconds that `_work` takes on a quiet core of 2024
 
@@ -29,15 +27,3 @@ def slowness() -> float:
         _work()
         times.append(time.perf_counter() - start)
     return max(1.0, sorted(times)[2] / REFERENCE)
-
-
-def native_bf16() -> bool:
-    """Whether models are bf16 on this machine; elsewhere it is multiplied some hundred times slower and nobody computes in it."""
-    import torch
-
-    from tuneloop.core.device import default_dtype
-
-    return default_dtype() is torch.bfloat16
-
-
-needs_bf16 = pytest.mark.skipif(not native_bf16(), reason="this processor does not multiply bf16: models are fp32 here")

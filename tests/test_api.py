@@ -78,6 +78,7 @@ def test_a_run_from_python_is_a_run_and_its_time_is_what_was_said(tiny_llama: Pa
     assert run.evaluation.verdict
 
 
+@pytest.mark.process  # the cache of models is looked into by a process
 @pytest.mark.parametrize(
     ("call", "message"),
     [

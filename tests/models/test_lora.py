@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from bf16 import needs_bf16
 from safetensors.torch import load_file, save_file
 from tiny import VOCABULARY
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from patience import needs_bf16
 from tuneloop.core.errors import UserError
 from tuneloop.models.adapters import BASE, applied
 from tuneloop.models.load import Model, load_model

@@ -115,6 +115,7 @@ def test_of_a_model_of_several_parts_the_language_model_is_planned(tmp_path: Pat
     assert "language model" in assumed[0]
 
 
+@pytest.mark.torch  # asks transformers
 def test_a_model_that_the_hub_does_not_give_is_a_short_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

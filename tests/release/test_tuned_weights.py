@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from bf16 import NATIVE_BF16
 from safetensors.torch import load_file
 from tiny import WORDS
 
-from patience import native_bf16
 from tuneloop.core.errors import UserError
 from tuneloop.models.load import load_model, read_weights
 from tuneloop.models.trained import load_trained
@@ -100,7 +100,7 @@ def test_files_keep_names_dtypes_and_all_that_no_adapter_touches(
     beside = logits_beside(base, run)
     moved = (beside - logits_beside(base, None)).norm()
     assert (logits_beside(out, None) - beside).norm() < 0.1 * moved, "bf16 holds three digits of a weight"
-    if native_bf16():
+    if NATIVE_BF16:
         torch.testing.assert_close(plain_logits(out), logits_beside(out, None, "bfloat16"), atol=0.3, rtol=0.05)
 
 

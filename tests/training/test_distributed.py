@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from bf16 import NATIVE_BF16, needs_bf16
 from hypothesis import given
 from hypothesis import strategies as st
 from train_helpers import changed, halted, make_rows, run
 
-from patience import HANG, native_bf16, needs_bf16
+from patience import HANG
 from pretend_gpu import Card, pretend_gpu
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
@@ -73,7 +74,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "bf16": {"method": "full", "learning_rate": 1e-3},
     "bf16-8bit": {"method": "full", "learning_rate": 1e-3, "optimizer": "adamw-8bit"},
 }
-COMPUTED = [name for name in METHODS if native_bf16() or "bf16" not in name]
+COMPUTED = [name for name in METHODS if NATIVE_BF16 or "bf16" not in name]
 # Method, processes that begin, processes that go on.
 TAKEN_OVER = [("full", 2, 1), ("full", 1, 2), ("lora", 2, 1), ("bf16-8bit", 2, 1), ("bf16-8bit", 1, 2)]
 UNTIL = 4
@@ -219,7 +220,7 @@ def test_a_run_starts_its_processes_itself(cli_environment: dict[str, str], tiny
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout)["status"] == "finished" and done.stderr.count("preflight") == 1
     alone = figures(tmp_path / "alone")
-    assert figures(tmp_path / "divided") == pytest.approx(alone, rel=3e-2 if native_bf16() else 2e-3)
+    assert figures(tmp_path / "divided") == pytest.approx(alone, rel=3e-2 if NATIVE_BF16 else 2e-3)
 
 
 def test_a_process_that_ends_ends_the_others_and_says_its_status(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from bf16 import needs_bf16
 from train_helpers import CONFIG, begin, changed, halted, losses, make_rows, run
 
-from patience import needs_bf16
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
 from tuneloop.models.load import Model, load_model

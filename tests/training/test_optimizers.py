@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from bf16 import needs_bf16
 from hypothesis import example, given
 from hypothesis import strategies as st
 from train_helpers import begin, changed, halted, losses, make_rows, run
 
-from patience import needs_bf16
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl
 from tuneloop.models.load import layers_of, load_model

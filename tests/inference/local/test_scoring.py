@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from bf16 import needs_bf16
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patience import needs_bf16
 from tuneloop.core.ui import reporting
 from tuneloop.inference.local.scoring import answer_fits, choose, label_probability, label_trie
 from tuneloop.models.load import Model, load_model

@@ -27,6 +27,7 @@ def go(source: str, turns: list[Any]) -> str:
     return "".join(cases[turn["role"]].replace("{{ .Content }}", turn["content"]) for turn in turns) + str(opening)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("which", ["tiny_llama", "smollm2"])
 def test_ollama_s_template_writes_the_same_text_but_for_the_bos_that_ollama_puts_first(
     which: str, request: pytest.FixtureRequest

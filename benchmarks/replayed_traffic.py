@@ -254,7 +254,7 @@ class Run:
                 if not outcome.first:
                     outcome.first, outcome.read = outcome.end, one.prompt_tokens
                     if place is not None:
-                        self.admission.answered(place)
+                        place.reading = False
                 completion = getattr(piece, "completion", None)
                 if isinstance(piece, int):
                     outcome.written = piece

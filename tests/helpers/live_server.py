@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.http_server import Server, listen
-from tuneloop.core.ui import reporting
+from tuneloop.core.ui import quiet, reporting
 from tuneloop.inference.answer import AdapterFacts
 from tuneloop.inference.local.engine import Update
 from tuneloop.inference.request import Request
@@ -110,7 +110,8 @@ def live(
 
     async def main() -> None:
         await engine.start()
-        store = StoreWriter(folder, config.log.content, lambda value: value, store=config.log.store)
+        with quiet():
+            store = StoreWriter(folder, config.log.content, lambda value: value, store=config.log.store)
         store.start()
         found = models(engine) if callable(models) else models or {"stub": ServedModel("stub")}
         admission = Admission(engine.slots, config.limits.waiting, config.objective.admission == "refuse")

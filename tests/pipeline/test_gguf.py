@@ -224,7 +224,7 @@ def test_the_gate_judges_the_artifact_and_not_only_its_run(make_tuned: MakeTuned
     shutil.move(run, tmp_path / "runs" / "run")
     run = tmp_path / "runs" / "run"
     evaluate_target(str(run))
-    folder = export_run(run, "gguf", weights=WeightsWanted("q8_0")).folder
+    folder = export_run(run, "gguf", weights=WeightsWanted(quant="q8_0")).folder
     place = Path(evaluation_place(str(folder)))
     assert place.resolve() == run / "evals" / folder.name
     suite = tmp_path / "suite.yaml"

@@ -120,12 +120,12 @@ def test_training_by_itself_gets_the_whole_time_and_a_run_goes_on_from_it(recipe
 def test_a_limit_that_cannot_be_kept_is_told_of_once_and_how_long_it_will_be(recipe: Recipe, tmp_path: Path) -> None:
     said: list[str] = []
     eight = make_recipe(recipe.model_dump(), ["max_minutes=8"])
+    limit = time_limit.TimeLimit(RunContext(eight, tmp_path), eight, time.monotonic() - 120)
     with reporting(say=said.append):
-        limit = time_limit.TimeLimit(RunContext(eight, tmp_path), eight, time.monotonic() - 120)
-    limit.expect(240.0)  # 2 and 4 minutes, and a little of training
-    assert said == []
-    limit.expect(600.0)
-    limit.expect(900.0)
+        limit.expect(240.0)  # 2 and 4 minutes, and a little of training
+        assert said == []
+        limit.expect(600.0)
+        limit.expect(900.0)
     assert len(said) == 1
     minutes = re.search(
         r"8 minutes are not enough on this machine, as (busy|slow) as it is now: .* about (\d+) minutes", said[0]

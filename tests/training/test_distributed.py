@@ -244,7 +244,7 @@ def test_as_many_processes_are_started_as_there_are_gpus(monkeypatch: pytest.Mon
         assert gpu.card.name in distributed.device.names()
         assert distributed.processes_wanted("auto") == distributed.processes_wanted(4) == 4
         assert distributed.processes_wanted(1) == 1
-        with pytest.raises(UserError, match="8 GPUs are asked for, and torch sees 4"):
+        with pytest.raises(UserError, match="8 GPUs are requested, and torch sees 4"):
             distributed.processes_wanted(8)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert distributed.processes_wanted("auto") == 1  # torchrun has started it

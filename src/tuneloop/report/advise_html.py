@@ -9,6 +9,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from tuneloop.core.units import counted, exactly, usd_words
+from tuneloop.evaluation.metrics import metric_of
 from tuneloop.models.methods import method_named, title_of
 from tuneloop.records.advice import AdviceRecord, AdvisedAlternative, AssumptionSwing, MeasuredSystem
 from tuneloop.report.charts import WIDE, _line, _path, _svg, _text, axis, chart_pair, fit, grid, short
@@ -262,4 +263,5 @@ def _entry(c: MeasuredSystem) -> dict[str, str]:
         "query": "" if c.usd_per_1000_queries is None else usd(c.usd_per_1000_queries),
         "training": "" if c.training_usd is None else usd(c.training_usd),
         "kind": "tuned" if c.name == "tuned" else "",
+        "metric": metric_of(c.metric).title,
     }

@@ -41,8 +41,8 @@ from peers import peers_python
 
 from tuneloop.core.ids import utc
 from tuneloop.improve.monitor.command import helpers
-from tuneloop.improve.monitor.detectors import Helpers, MonitorOptions, monitor
-from tuneloop.improve.monitor.record import MonitorReport
+from tuneloop.improve.monitor.detectors import Helpers, monitor
+from tuneloop.improve.monitor.record import MonitorOptions, MonitorReport
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
 

@@ -12,7 +12,7 @@ from tuneloop.cli.parameters import STORE_ARGUMENT, Output, given
 from tuneloop.core.files import Config
 from tuneloop.core.flag import flag, switch
 from tuneloop.core.terminal import screen
-from tuneloop.improve.monitor.detectors import MonitorOptions
+from tuneloop.improve.monitor.record import MonitorOptions
 
 if TYPE_CHECKING:
     from tuneloop.pipeline.targets import TaskTarget

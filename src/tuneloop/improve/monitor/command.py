@@ -27,8 +27,8 @@ from tuneloop.improve.monitor.canaries import (
     rows_of,
     without_texts,
 )
-from tuneloop.improve.monitor.detectors import CANARIES, EARLIER_WINDOWS, STEPS, Helpers, MonitorOptions, monitor
-from tuneloop.improve.monitor.record import MonitorReport
+from tuneloop.improve.monitor.detectors import CANARIES, EARLIER_WINDOWS, STEPS, Helpers, monitor
+from tuneloop.improve.monitor.record import MonitorOptions, MonitorReport
 from tuneloop.records.decision import Decision
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset, last_user_turn

@@ -13,19 +13,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field
-
-from tuneloop.core.files import Config
-from tuneloop.core.flag import Flag
 from tuneloop.core.lazy import np
 from tuneloop.core.units import counted, verb
 from tuneloop.improve.experiment.statistics import person_of, time_of
 from tuneloop.improve.feedback.value import by_request, mean_value, talks_of
 from tuneloop.improve.monitor.canaries import SHARE, round_in_words
 from tuneloop.improve.monitor.permutation import Difference, categories_differ, numbers_differ, vectors_differ
-from tuneloop.improve.monitor.record import CanaryRound, Detection, MonitorReport, QualityEstimate
+from tuneloop.improve.monitor.record import CanaryRound, Detection, MonitorOptions, MonitorReport, QualityEstimate
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
 
@@ -69,24 +65,6 @@ MEASURED = {  # number of each request that a detector compares, and its unit
     "cost": ("cost", " USD"),
     "latency": ("time", " ms"),
 }
-
-
-class MonitorOptions(Config):
-    """What is compared."""
-
-    model: str = Field("", description="Served name; default: the only one of the window.")
-    window: Annotated[str, Flag(metavar="TIME")] = Field("7d", description="Length of the window, as in 7d or 12h.")
-    until: Annotated[str, Flag(metavar="TIME")] = Field(
-        "", description="End of the window, as in 2026-01-31; default: now."
-    )
-    false_alarms: float = Field(
-        2.0, gt=0, le=50, description="Windows of a year that may raise an alarm without cause."
-    )
-    canaries: int = Field(20, ge=1, le=500, description="Rows of the data set's test that --ask asks.")
-    canaries_every: Annotated[str, Flag(metavar="TIME")] = Field(
-        "1d", description="Time between two rounds of canary prompts, as in 1d or 12h."
-    )
-    seed: int = Field(0, ge=0, description="Seed of the permutations.")
 
 
 @dataclass(frozen=True)

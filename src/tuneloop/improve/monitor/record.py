@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from pydantic import Field
+
+from tuneloop.core.files import Config
+from tuneloop.core.flag import Flag
 from tuneloop.records.record import Number, Part, Record
 
 
@@ -147,3 +151,21 @@ class MonitorReport(Record):
     ignored: dict[str, str] = {}
     summary: list[str]
     config: dict[str, Any] = {}
+
+
+class MonitorOptions(Config):
+    """What is compared."""
+
+    model: str = Field("", description="Served name; default: the only one of the window.")
+    window: Annotated[str, Flag(metavar="TIME")] = Field("7d", description="Length of the window, as in 7d or 12h.")
+    until: Annotated[str, Flag(metavar="TIME")] = Field(
+        "", description="End of the window, as in 2026-01-31; default: now."
+    )
+    false_alarms: float = Field(
+        2.0, gt=0, le=50, description="Windows of a year that may raise an alarm without cause."
+    )
+    canaries: int = Field(20, ge=1, le=500, description="Rows of the data set's test that --ask asks.")
+    canaries_every: Annotated[str, Flag(metavar="TIME")] = Field(
+        "1d", description="Time between two rounds of canary prompts, as in 1d or 12h."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the permutations.")

@@ -66,3 +66,14 @@ print("LOADED", *sorted({{m.split(".")[0] for m in sys.modules}}), file=sys.stde
     loaded = set(done.stderr.rpartition("LOADED")[2].split())
     assert "typer" in loaded
     assert not loaded & {"torch", "transformers", "mlflow", "sklearn", "numpy"}
+
+
+@pytest.mark.parametrize("group", [[], ["data"], ["ab"]])
+def test_a_group_without_a_command_shows_its_help_and_no_error(
+    group: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tuneloop.cli.main import main
+
+    assert main(group) == 2
+    printed = capsys.readouterr()
+    assert "Usage: tuneloop" in printed.out + printed.err and "Error" not in printed.out + printed.err

@@ -211,7 +211,7 @@ def _main(arguments: list[str]) -> int:
             return report_error(exit_.__context__, arguments)
         return exit_.code if isinstance(exit_.code, int) else int(bool(exit_.code))
     except _UsageError as error:
-        if not arguments:
+        if type(error).__name__ == "NoArgsIsHelpError":
             error.show()  # type: ignore[attr-defined]  # the help: no command is no mistake to explain
             return 2
         return report_error(_as_user_error(error, arguments), arguments)

@@ -59,7 +59,7 @@ def visible_output() -> Iterator[None]:
 
 
 def terminal(**settings: Any) -> Any:
-    """A console of rich's for tables and bars; what stands in them is `visible`."""
+    """A console of rich's for tables and bars; what is in them is `visible`."""
     from rich.console import Console
     from rich.segment import Segment
 

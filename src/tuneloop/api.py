@@ -24,6 +24,7 @@ from tuneloop.core.terminal import screen
 from tuneloop.core.ui import Progress, reporting
 from tuneloop.data.config import PrepareConfig
 from tuneloop.evaluation.config import EvalOptions
+from tuneloop.improve.serve import serve as serve_until_stopped
 from tuneloop.pipeline.advise import advise_on
 from tuneloop.pipeline.compare import compare_evaluations, evaluate_files
 from tuneloop.pipeline.evaluations import evaluate_target
@@ -311,7 +312,9 @@ def compare(
 
     Args:
         systems: runs, evaluations or their folders (`FOLDER:NAME` picks a baseline in it), or files of predictions.
-        references: right answers for files of predictions; or `dataset`, a prepared one that has them, and its `split`.
+        references: file of right answers for files of predictions.
+        dataset: a prepared data set that has them instead.
+        split: of it.
         out: folder of the result; default: one in `evals/`.
         progress: True for bars on stderr, or a `Progress`.
 
@@ -414,8 +417,6 @@ def serve(*targets: Place, ready: Callable[[str], None] | None = None, **setting
     Raises:
         UserError: nothing to serve, an unknown setting, a port in use.
     """
-    from tuneloop.improve.serve import serve as serve_until_stopped
-
     config = serve_config([os.fspath(target) for target in targets], _overrides(settings))
     serve_until_stopped(config, ready=ready and (lambda address, gateway: ready(address)))
 

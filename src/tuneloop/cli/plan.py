@@ -16,9 +16,13 @@ from tuneloop.core.terminal import screen
 from tuneloop.core.units import counted
 from tuneloop.plan.config import PlanOptions, PlanWanted
 from tuneloop.plan.gpus import all_gpus, find_gpu, this_cpu
+from tuneloop.plan.ledger import read_ledger, summary
 from tuneloop.plan.options import plan_model
 from tuneloop.plan.prices import TIERS, load_prices, update_prices
+from tuneloop.plan.serve import assumptions, plan_serving
 from tuneloop.plan.shape import find_model
+from tuneloop.records.plan import PLAN, Plan
+from tuneloop.records.record import write_record
 
 
 def command(
@@ -57,9 +61,6 @@ def command(
     else:
         plan = plan_model(stated, settings)
     if out and not wanted.calibrate:
-        from tuneloop.records.plan import PLAN, Plan
-        from tuneloop.records.record import write_record
-
         write_record(Path(out) / PLAN, Plan.model_validate(plan))
     if "table" not in plan:
         return Result(plan, _measured(plan), int(not plan["fits"]))
@@ -95,8 +96,6 @@ def _price_lines(fetched: Mapping[str, Any] | None, offers: Mapping[str, Mapping
 
 
 def _serving(source: str, stated: dict[str, Any], context: int, concurrency: int) -> Result:
-    from tuneloop.plan.serve import assumptions, plan_serving
-
     model = stated.pop("model", "") or source
     wrong = [name for name in stated if name not in ("gpu", "gpus")]
     if wrong or not model:
@@ -151,8 +150,6 @@ def _calibrated(source: str, settings: list[str], model: str, quiet: bool) -> di
 
 
 def _history() -> Result:
-    from tuneloop.plan.ledger import read_ledger, summary
-
     ledger = summary(read_ledger())
     return Result(ledger, _history_lines(ledger))
 

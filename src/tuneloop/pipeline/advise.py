@@ -6,7 +6,6 @@ The folder holds `dataset/` (where the source had to be prepared), `baselines/` 
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,10 +16,11 @@ from tuneloop.advise.advise import Advice, advise, make_question
 from tuneloop.advise.measured import BaselineResults, by_hand, combined_facts, facts_from_results, holds_results
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder
-from tuneloop.core.ui import say
+from tuneloop.core.ui import busy, say
 from tuneloop.data.dataset import load_dataset, prepare_key, sha256_of_source
 from tuneloop.data.sources.read import find_files
 from tuneloop.models.names import PACKAGED, is_local
+from tuneloop.pipeline.baselines import baseline_stage
 from tuneloop.pipeline.context import RunContext, default_folder, find_done, training_began
 from tuneloop.pipeline.prepare import prepare_stage
 from tuneloop.pipeline.recipes import plan_settings, recipe_of, refuse_missing_source
@@ -143,27 +143,6 @@ def _is_about(advice: AdviceRecord, dataset: Dataset) -> bool:
     return advice.dataset_hash == dataset.manifest.hash or bool(files and advice.source_hashes == files)
 
 
-def reuse_baselines(job: RunContext, key: str) -> bool:
-    """Take over baselines that `advise --measure` has measured on the same data with the same model and settings.
-
-    Args:
-        key: hash of all that they depend on.
-
-    Returns:
-        Whether there were any.
-    """
-    for folder in sorted(Path("evals").glob("advise-*/baselines")):
-        if folder.resolve() != (job.folder / "baselines").resolve() and find_done(folder / "baselines.json", key):
-            shutil.rmtree(job.folder / "baselines", ignore_errors=True)
-            partial = job.folder / "baselines.part"
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(folder, partial)
-            partial.rename(job.folder / "baselines")
-            say(f"baselines measured before by `tuneloop advise`, taken from {folder}")
-            return True
-    return False
-
-
 # --- from what the user names to advice --------------------------------------------------------------
 
 
@@ -242,9 +221,7 @@ def _from_source(
             say(f"stand-in  {model} is not on this machine: {other}, a small model, is measured in its place.")
             say(f"          What its prompts fall short of, {model} may still reach; what classifiers reach holds.")
             say(f"          To measure {model} itself: download it, then --model FOLDER.")
-        from tuneloop.pipeline.baselines import measure_alone
-
-        _, dataset = measure_alone(recipe, out)
+        dataset = _measure(recipe, folder)
         counted = Counted(dataset.path, dataset.manifest.hash)
         facts |= facts_from_results(dataset.path) | facts_from_results(folder, metric)
         facts["measured"] = replace(facts["measured"], stand_in=other)
@@ -269,3 +246,24 @@ def _stated_results(stated: dict[str, Any]) -> BaselineResults | None:
         step = "give the rows measured on, 1 or more"
         raise UserError(f"test rows are {test_rows}", where="--test-rows", next_step=step)
     return by_hand(values, test_rows) if values else None
+
+
+def _measure(recipe: Recipe, folder: Path) -> Dataset:
+    """Prepare where needed and measure the base model and the cheap alternatives; nothing is trained.
+
+    Raises:
+        UserError: there are no test rows.
+    """
+    job = RunContext(recipe, folder)
+    with lock_folder(folder):
+        with busy("preparing the data"):
+            dataset = prepare_stage(job)
+        with busy("measuring the baselines"):
+            measured = baseline_stage(job, dataset)
+        if not measured:
+            raise UserError(
+                "Nothing can be measured: the data set has no test rows, or all baselines are switched off",
+                where=dataset.path,
+                next_step="prepare it with split.test above 0",
+            )
+    return dataset

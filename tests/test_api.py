@@ -149,7 +149,7 @@ import tuneloop
 
 def ready(address):
     def ask():
-        print(urllib.request.urlopen(address + "/health").status, flush=True)
+        print(urllib.request.urlopen(address + "/readyz").status, flush=True)
         os.kill(os.getpid(), signal.SIGTERM)
     threading.Thread(target=ask).start()
 

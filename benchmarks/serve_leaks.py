@@ -82,8 +82,8 @@ class Names:
 
 async def cold_answers(plan: Plan) -> tuple[dict[Path, str], dict[tuple[str, str], str]]:
     """What headers call each adapter, and the answer of each source to each prompt, each by an engine of its own."""
-    from tuneloop.inference.answer import Served, complete
     from tuneloop.inference.local.serving import LocalEngine
+    from tuneloop.inference.protocol import Served, complete
     from tuneloop.inference.request import Request
 
     hashes: dict[Path, str] = {}

@@ -25,8 +25,9 @@ from tuneloop.core.files import read_json, read_jsonl
 from tuneloop.core.ui import reporting
 from tuneloop.inference.local.engine import Engine
 from tuneloop.inference.local.generate import generate
+from tuneloop.inference.local.labels import label_trie
 from tuneloop.inference.local.sampling import Sampling
-from tuneloop.inference.local.scoring import answer_fits, choose, label_trie
+from tuneloop.inference.local.scoring import answer_fits, choose
 from tuneloop.inference.request import Request
 from tuneloop.models.load import load_model
 from tuneloop.models.methods import method_named

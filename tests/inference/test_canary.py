@@ -14,11 +14,10 @@ from served import Files
 
 from tuneloop.core.errors import UserError
 from tuneloop.inference import canary as proofs
-from tuneloop.inference.answer import BASE, ServingEngine, complete
 from tuneloop.inference.canary import Canary, gap_at_parting, prove
-from tuneloop.inference.local.engine import Update
 from tuneloop.inference.local.serving import LocalEngine
-from tuneloop.inference.request import Request
+from tuneloop.inference.protocol import BASE, ServingEngine, complete
+from tuneloop.inference.request import Request, Update
 
 TEXTS = ("Is it windy on Jupiter?", "Does it rain?", "Why?")
 LABELS = ("refund", "delivery", "other")

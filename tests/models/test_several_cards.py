@@ -17,7 +17,8 @@ from tuneloop.core.device import CARD_SHARE
 from tuneloop.core.errors import UserError
 from tuneloop.inference.local.engine import Engine
 from tuneloop.inference.local.generate import generate
-from tuneloop.inference.local.scoring import answer_fits, choose, label_trie
+from tuneloop.inference.local.labels import label_trie
+from tuneloop.inference.local.scoring import answer_fits, choose
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
 from tuneloop.models.load import Model, _filled, load_model, needs_several_cards

@@ -13,7 +13,7 @@ from manifests import manifest_of
 from tuneloop.core.errors import UserError
 from tuneloop.evaluation.config import BaselinesConfig, EvaluateConfig
 from tuneloop.evaluation.prompt import prompt_turns
-from tuneloop.inference.local.scoring import trie_of_labels
+from tuneloop.inference.local.labels import trie_of_labels
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.pipeline.compared_systems import (
     CONTENT_FREE,

@@ -35,12 +35,12 @@ class Materials:
     files: Mapping[str, ArtifactFile]  # name -> `bytes` and `sha256`, of all files but this one
     licence: Licence | None  # of the base model, where it is known
     run: RunManifest  # `run.json`
-    dataset: DatasetManifest | None  # `dataset.json`, where it is at hand
+    dataset: DatasetManifest | None  # `dataset.json`, where it is available
     config: Mapping[str, Any]  # the settings of training
 
 
 def bill_of_materials(made: Materials) -> str | None:
-    """The text of `artifact.cdx.json`, the same for the same materials; None where the package that writes it is not installed."""
+    """The text of `artifact.cdx.json`, the same for the same materials; None where its package is not installed."""
     try:
         from cyclonedx.model import HashAlgorithm, HashType
         from cyclonedx.model.bom import Bom
@@ -55,26 +55,37 @@ def bill_of_materials(made: Materials) -> str | None:
 
     id_, base, run, gate = made.manifest.id, made.manifest.base, made.run, made.manifest.gate
     training = {
-        "run": run.id, "run.key": run.key, "gate": gate.status, "gate.forced": gate.forced or None,
-        "training.hours": round(run.seconds / 3600, 4), "training.tokens": run.tokens, "training.steps": run.steps,
+        "run": run.id,
+        "run.key": run.key,
+        "gate": gate.status,
+        "gate.forced": gate.forced or None,
+        "training.hours": round(run.seconds / 3600, 4),
+        "training.tokens": run.tokens,
+        "training.steps": run.steps,
         "training.usd": round(run.usd, 4),
-    }  # fmt: skip
+    }
     model = Component(
-        name=id_, bom_ref=id_, type=ComponentType.MACHINE_LEARNING_MODEL, version=id_.rpartition("-")[2],
-        description=f"Tuned from {made.manifest.base.model} by {made.manifest.method}, format {made.manifest.format}",
+        name=id_,
+        bom_ref=id_,
+        type=ComponentType.MACHINE_LEARNING_MODEL,
+        version=id_.rpartition("-")[2],
+        description=f"Tuned from {base.model} by {made.manifest.method}, format {made.manifest.format}",
         licenses=_licences(made.licence),
         components=[hashed_file(name, f"file:{name}", entry.sha256) for name, entry in made.files.items()],
         properties=_properties(training | {f"train.{key}": value for key, value in made.config.items()}),
-    )  # fmt: skip
+    )
     bom = Bom(serial_number=uuid.uuid5(uuid.NAMESPACE_URL, f"tuneloop:{id_}"))
     bom.metadata.component = model
     bom.metadata.timestamp = datetime.fromisoformat(made.manifest.created)
     parts = [
         Component(
-            name=base.model, bom_ref=f"base:{base.model}", type=ComponentType.MACHINE_LEARNING_MODEL,
-            licenses=_licences(made.licence), properties=_properties({"fingerprint": base.fingerprint}),
+            name=base.model,
+            bom_ref=f"base:{base.model}",
+            type=ComponentType.MACHINE_LEARNING_MODEL,
+            licenses=_licences(made.licence),
+            properties=_properties({"fingerprint": base.fingerprint}),
         )
-    ]  # fmt: skip
+    ]
     if (dataset := made.dataset) is not None:
         splits = {name: getattr(dataset.splits, name) for name in ("train", "val", "test")}
         facts = {"task": dataset.task, "content.sha256": dataset.hash, "licence": "not stated"}
@@ -82,13 +93,17 @@ def bill_of_materials(made: Materials) -> str | None:
         digests = {f"{name}.jsonl": split.sha256 for name, split in splits.items()}
         # Sources are named without the folders of who prepared them.
         digests |= {f"source:{source.path.rpartition('/')[2]}": source.sha256 for source in dataset.sources}
-        files = [
-            hashed_file(name, f"data:{i}:{name}", digest) for i, (name, digest) in enumerate(digests.items()) if digest
-        ]
-        parts.append(Component(
-            name=dataset.name, version=dataset.id, bom_ref=f"dataset:{dataset.id}", type=ComponentType.DATA,
-            components=files, properties=_properties(facts),
-        ))  # fmt: skip
+        hashes = [(name, f"data:{i}:{name}", digest) for i, (name, digest) in enumerate(digests.items()) if digest]
+        parts.append(
+            Component(
+                name=dataset.name,
+                version=dataset.id,
+                bom_ref=f"dataset:{dataset.id}",
+                type=ComponentType.DATA,
+                components=[hashed_file(*each) for each in hashes],
+                properties=_properties(facts),
+            )
+        )
     for part in parts:
         bom.components.add(part)
     bom.register_dependency(model, parts)

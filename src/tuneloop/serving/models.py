@@ -20,11 +20,11 @@ from tuneloop.core.units import counted
 from tuneloop.core.urls import masked, split_login
 from tuneloop.data.formats import Rejection
 from tuneloop.data.task import TaskSpec, prompt_reader
-from tuneloop.inference.answer import EngineKind, EngineSettings, Served, ServingEngine, complete, with_template
 from tuneloop.inference.canary import gap_at_parting, is_expected, prove
-from tuneloop.inference.client import key_from
-from tuneloop.inference.local.scoring import label_ids
-from tuneloop.inference.openai import EndpointEngine, EndpointSettings
+from tuneloop.inference.local.labels import label_ids
+from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings
+from tuneloop.inference.openai.target import key_from
+from tuneloop.inference.protocol import EngineKind, EngineSettings, Served, ServingEngine, complete, with_template
 from tuneloop.inference.targets import ENGINES, engine_for, kind_of_name
 from tuneloop.inference.timeouts import MODELS_WITHIN
 from tuneloop.inference.wire import Broken, Refused, Wire, fetched, need_aiohttp

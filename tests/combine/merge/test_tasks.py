@@ -18,7 +18,8 @@ from tuneloop.cli.main import main
 from tuneloop.core.files import read_json, sha256_file, write_json, write_jsonl
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.prepare import TokenCount, prepare
-from tuneloop.inference.local.scoring import choose_for, trie_of_labels
+from tuneloop.inference.local.labels import trie_of_labels
+from tuneloop.inference.local.scoring import choose_for
 from tuneloop.inference.request import Request
 from tuneloop.models.load import load_model
 from tuneloop.models.trained import load_trained

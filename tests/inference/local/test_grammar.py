@@ -15,14 +15,13 @@ import served
 import torch
 
 from patience import HANG, slowness
-from tuneloop.inference.answer import ServingEngine, complete
 from tuneloop.inference.llamacpp import installed
 from tuneloop.inference.local.engine import Engine
 from tuneloop.inference.local.grammar import SPACES, Grammars, compile_problem
 from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.local.target import LocalTarget
-from tuneloop.inference.prompt import schema_breach
-from tuneloop.inference.request import Request
+from tuneloop.inference.protocol import ServingEngine, complete
+from tuneloop.inference.request import Request, schema_breach
 from tuneloop.models.load import Model, load_model
 
 llguidance = pytest.importorskip("llguidance", reason="needs llguidance")

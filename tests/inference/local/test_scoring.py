@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuneloop.core.ui import reporting
-from tuneloop.inference.local.scoring import answer_fits, choose, label_probability, label_trie
+from tuneloop.inference.local.labels import label_probability, label_trie
+from tuneloop.inference.local.scoring import answer_fits, choose
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.template import Rendered
 from weather import QUESTIONS, SYSTEM, prompts_of

@@ -14,9 +14,9 @@ from adapters import write_adapter
 
 from patience import HANG
 from tuneloop.core.errors import UserError
-from tuneloop.inference.answer import BASE, Served, complete
 from tuneloop.inference.local.serving import LocalEngine
 from tuneloop.inference.local.target import LocalTarget
+from tuneloop.inference.protocol import BASE, Served, complete
 from tuneloop.inference.request import Request
 from tuneloop.records.completion import Completion
 

@@ -24,7 +24,7 @@ class Prompts:
 
 
 def shared_length(prompts: Sequence[Sequence[int]]) -> int:
-    """Length of the ids that all prompts start with, leaving each at least one of its own."""
+    """Length of the ids that all prompts start with, leaving each at least one."""
     if len(prompts) < 2:
         return 0
     first, last = min(map(list, prompts)), max(map(list, prompts))
@@ -37,7 +37,7 @@ def shared_length(prompts: Sequence[Sequence[int]]) -> int:
 
 def split_prompts(prompts: Sequence[Sequence[int]]) -> Prompts:
     length = shared_length(prompts)
-    if length < 8:  # not worth a pass of its own
+    if length < 8:  # not worth a separate pass
         length = 0
     return Prompts(list(prompts[0][:length]) if prompts else [], [list(p[length:]) for p in prompts])
 

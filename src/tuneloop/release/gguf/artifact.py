@@ -14,6 +14,7 @@ from tuneloop.models.names import resolve
 from tuneloop.models.template import load_template
 from tuneloop.models.trained import OWN
 from tuneloop.records.artifact import Quantisation
+from tuneloop.records.rows import Message
 from tuneloop.release.gguf.convert import FLOAT_TYPES, About, FloatType, tensor_types, write_gguf
 from tuneloop.release.gguf.lora import write_gguf_lora
 from tuneloop.release.quantise import quant_named, quantise
@@ -46,15 +47,12 @@ class GgufSettings:
         is_lora = self.form == LORA
         quant = quant_named(self.quant or ("f32" if is_lora else "f16"))
         if is_lora and quant not in FLOAT_TYPES:
-            raise UserError(
-                f"The matrices of a LoRA file are not quantised, so not {quant}", where="--quant",
-                next_step=f"choose {', '.join(FLOAT_TYPES)}; or quantise the whole model with --format gguf",
-            )  # fmt: skip
+            step = f"choose {', '.join(FLOAT_TYPES)}; or quantise the whole model with --format gguf"
+            what = f"The matrices of a LoRA file are not quantised, so not {quant}"
+            raise UserError(what, where="--quant", next_step=step)
         if self.importance and quant in FLOAT_TYPES:
-            raise UserError(
-                f"Importance tells how to round, and {quant} is not quantised", where="--importance",
-                next_step="leave it out, or add --quant q4_k_m",
-            )  # fmt: skip
+            what = f"Importance tells how to round, and {quant} is not quantised"
+            raise UserError(what, where="--importance", next_step="leave it out, or add --quant q4_k_m")
         object.__setattr__(self, "quant", quant)
 
 
@@ -107,7 +105,7 @@ def _write_whole(source: GgufSource, settings: GgufSettings, out: Path) -> None:
         whole.unlink(missing_ok=True)
 
 
-CONTENT = "\ue010"  # stands for a turn's text
+CONTENT = "\ue010"  # in place of a turn's text
 
 
 def modelfile(file: str, template: Template, system: str = "", adapter: str = "") -> str:
@@ -124,7 +122,7 @@ def modelfile(file: str, template: Template, system: str = "", adapter: str = ""
         lines = [f"# Put the base model's GGUF file here as {file}.", *lines, f"ADAPTER ./{adapter}"]
     lines.append(f'TEMPLATE """{ollama_template(template)}"""')
     system = system or template.default_system
-    if system and '"""' not in system:  # nothing can stand for three quotes there
+    if system and '"""' not in system:  # three quotes can't be escaped there
         lines.append(f'SYSTEM """{system}"""')
     lines += [*(f'PARAMETER stop "{stop}"' for stop in stops), "PARAMETER temperature 0"]
     return "\n".join(lines) + "\n"
@@ -138,25 +136,24 @@ def ollama_template(template: Template) -> str:
     """
     first = template.variables.get("bos_token", "") if template.opens_with_bos else ""
 
-    def written(*roles: str) -> str:
+    def text_of(*roles: str) -> str:
         turns = [{"role": role, "content": CONTENT} for role in roles]
         return template.text(turns).removeprefix(first)  # type: ignore[arg-type]
 
-    system, user = written("system"), written("system", "user").removeprefix(written("system"))
-    answer = written("system", "user", "assistant").removeprefix(system + user)
-    opening = template.text([{"role": "user", "content": CONTENT}], prompt=True).removeprefix(
-        template.text([{"role": "user", "content": CONTENT}])
-    )
-    whole = written("system", "user", "assistant", "user")
+    system, user = text_of("system"), text_of("system", "user").removeprefix(text_of("system"))
+    answer = text_of("system", "user", "assistant").removeprefix(system + user)
+    turns: list[Message] = [{"role": "user", "content": CONTENT}]
+    opening = template.text(turns, prompt=True).removeprefix(template.text(turns))
+    whole = text_of("system", "user", "assistant", "user")
     if whole != system + user + answer + user or not answer.startswith(opening) or CONTENT not in answer:
-        raise UserError(
-            "The chat template can't be written for Ollama: its turns depend on those before", where="chat template",
-            next_step="serve the file with llama.cpp, which reads the template that is in it",
-        )  # fmt: skip
+        what = "The chat template can't be written for Ollama: its turns depend on those before"
+        step = "serve the file with llama.cpp, which reads the template that is in it"
+        raise UserError(what, where="chat template", next_step=step)
 
     def turn(text: str, role: str) -> str:
         before, _, after = text.partition(CONTENT)
         return f'{{{{ if eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}{{{{ end }}}}'
 
     body = "".join(turn(text, role) for text, role in ((system, "system"), (user, "user"), (answer, "assistant")))
-    return f"{{{{ range .Messages }}}}{body}{{{{ end }}}}{opening}"  # without dashes, which would eat the template's own line breaks
+    # Without dashes, which would remove the template's own line breaks.
+    return f"{{{{ range .Messages }}}}{body}{{{{ end }}}}{opening}"

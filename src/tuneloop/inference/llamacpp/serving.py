@@ -1,6 +1,6 @@
-"""llama.cpp behind the serving protocol: its own server in a child process, one GGUF file with any number of LoRA files.
+"""llama.cpp behind the serving protocol: its own server in a child process, a GGUF file with any number of LoRA files.
 
-A crash in it ends the child and not the program. What llama.cpp would get wrong by itself is taken care of here:
+A crash in it ends the child and not the program. What llama.cpp alone would get wrong is taken care of here:
 
 - Each request carries the scales of all adapters, since llama.cpp applies those that a request does not mention.
 - Adapters are known here by the hash of their file; llama.cpp answers an unknown number by the base.
@@ -10,12 +10,13 @@ A crash in it ends the child and not the program. What llama.cpp would get wrong
 - Choices are scored whole, by the tree of labels as in the evaluation. A grammar would take the likeliest first token
   and be bound to the labels that begin so; that is another answer, and has no probability.
 - An answer is checked against its JSON Schema: llama.cpp writes free text under one that it can't read.
-- It never mixes adapters in a pass, and goes on with the one of its first slot while somebody asks that. So adapters have
-  turns: an answer is interrupted when another adapter has waited, and goes on in its slot.
-- A child that hangs is ended and started anew: it gives nothing, and its `/health`, which a thread of its own answers, is silent.
-- A prompt is not left before it is read. So what gives way is asked in quanta: a piece
-  of the prompt, or a few tokens, in a slot that keeps what was read. The next quantum goes on behind it. `turns.py` says
-  when one begins.
+- It never mixes adapters in a pass, and continues with the one of its first slot while there are requests for that. So
+  adapters have turns: an answer is interrupted when another adapter has waited, and continues in its slot.
+- A child that hangs is ended and started again: it writes nothing, and its `/health`, which has its own thread, is
+  silent.
+- A prompt is read to its end before anything else. So background work is requested in quanta: a piece of the prompt, or
+  a few tokens, in a slot that keeps what was read. The next quantum continues behind it. `priority.py` says when one
+  begins.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -41,39 +42,45 @@ import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import sha256_file, user_errors_of_the_disk
-from tuneloop.inference.answer import (
+from tuneloop.inference.llamacpp import (
+    ENGINE,
+    LlamaCpp,
+    child_python_path,
+    cores,
+    error_from,
+    need_llamacpp,
+    need_wheel,
+)
+from tuneloop.inference.local.grammar import compile_problem
+from tuneloop.inference.local.labels import best_label
+from tuneloop.inference.local.stream import TextStream
+from tuneloop.inference.priority import Fair, Pace, Slots, Turns
+from tuneloop.inference.protocol import (
     AdapterFacts,
+    AnswerSoFar,
     EngineSettings,
+    RenderingEngine,
     Served,
-    named_adapter,
-    rendered,
+    milliseconds_since,
     unknown_adapter,
     with_template,
 )
-from tuneloop.inference.llamacpp import ENGINE, LlamaCpp, need_llamacpp, need_wheel
-from tuneloop.inference.local.engine import Update
-from tuneloop.inference.local.grammar import compile_problem
-from tuneloop.inference.local.scoring import chosen
-from tuneloop.inference.local.stream import TextStream
-from tuneloop.inference.local.time_slice import Pace
-from tuneloop.inference.priority import Fair, Slots, Turns
-from tuneloop.inference.prompt import LabelTrees, refused, schema_breach, with_ids
-from tuneloop.inference.request import Request
+from tuneloop.inference.request import Request, Update, refused, schema_breach
 from tuneloop.inference.timeouts import CHILD_HEALTHY_WITHIN, HANGS_AFTER, LOOK_EVERY, REVIVE_PAUSE
 from tuneloop.inference.wire import Broken, Refused, Wire, message_of
 from tuneloop.models.adapters import BASE
 from tuneloop.models.gguf import read_tokenizer
 from tuneloop.models.template import Template, load_template
 from tuneloop.records.completion import Completion, Finish, TokenLogprob
-from tuneloop.records.rows import Message
 
 WHEEL, VERSION = "xllamacpp", "2026.10.11549"  # parameters are renamed between releases, so this one and no other
 LEAST, PIECE, MOST = 8, 512, 32  # tokens of a prompt that are read in one quantum; that are written at most
-DRAWN = 8  # tokens of a quantum that are drawn with a temperature
-GONE = "engine: llama.cpp ended by itself"
+SAMPLED = 8  # tokens of a quantum that are drawn with a temperature
+ENDED = "engine: llama.cpp ended unexpectedly"
+BROKE_OFF = "engine: the answer broke off"
 
 
-class LlamaCppEngine:
+class LlamaCppEngine(RenderingEngine):
     """See `ServingEngine`.
 
     Args:
@@ -85,34 +92,27 @@ class LlamaCppEngine:
     def __init__(
         self, base: Served, adapters: Sequence[Served] = (), settings: EngineSettings = EngineSettings()
     ) -> None:
-        self.name, self.base, self.slots, self.gives_way = ENGINE, base.source, settings.slots, settings.giving_way > 0
-        self.adapters: Mapping[str, AdapterFacts] = {}  # by the hash of its file
-        self._base, self._served, self._settings = base, tuple(adapters), settings
-        self._templates: dict[str, Template] = {}
-        self._trees = LabelTrees()
+        super().__init__(ENGINE, base, adapters, settings.slots)
+        self.gives_way, self._settings = settings.giving_way > 0, settings
         self._files: list[Path] = []
-        self._context = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
         self._client: Wire | None = None
         self._scorer: LlamaCpp | None = None
-        self._wanted = False
+        self._running = False  # whether it was started, and not stopped since
         self._heard = 0.0  # when the server gave something last, of the monotonic clock
         self._reviving: asyncio.Future[bool] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._scoring, self._one_choice = asyncio.Lock(), asyncio.Lock()
-        self._slots, self._giving = Slots(range(settings.slots)), Slots(range(settings.slots, self._all_slots))
+        self._all_slots = settings.slots + settings.giving_way
+        self._slots, self._background = Slots(range(settings.slots)), Slots(range(settings.slots, self._all_slots))
         self._turns, self._fair = Turns(settings.giving_way), Fair()
         self._reads, self._writes = Pace(LEAST, PIECE), Pace(1, MOST)
 
     @property
-    def _all_slots(self) -> int:
-        return self._settings.slots + self._settings.giving_way
-
-    @property
     def context(self) -> int:
         """Tokens of a prompt with its answer."""
-        return self._context or self._settings.context
+        return self._settings.context
 
     @property
     def process(self) -> int | None:
@@ -122,7 +122,7 @@ class LlamaCppEngine:
     # -- start and stop
 
     async def start(self) -> None:
-        """Start the server and load everything; a server that has ended is started anew.
+        """Start the server and load everything; a server that has ended is started again.
 
         Raises:
             UserError: a wheel or a file is missing, llama.cpp refuses one, or it takes longer than allowed.
@@ -130,20 +130,20 @@ class LlamaCppEngine:
         if self._process is not None and self._process.poll() is None:
             return
         await self._end()
-        self._wanted = True
+        self._running = True
         try:
             await asyncio.to_thread(self._start)
         except BaseException:
             await self._end()
             raise
-        if not self._wanted:  # it was stopped meanwhile
+        if not self._running:  # it was stopped meanwhile
             await self._end()
         elif self._watching is None:
             self._watching = asyncio.create_task(self._watch())
 
     async def _watch(self) -> None:
-        """Start the server anew when it has ended by itself or hangs, though nobody asks."""
-        while self._wanted:
+        """Start the server again when it has ended unexpectedly or hangs, though nothing is requested."""
+        while self._running:
             await asyncio.sleep(LOOK_EVERY)
             if self._process is not None and await self._hangs():
                 _kill(self._process)
@@ -164,29 +164,26 @@ class LlamaCppEngine:
         file = gguf_file(self._base.source)
         self._files = [gguf_file(served.source) for served in self._served]
         settings, key = self._settings, secrets.token_urlsafe(16)
-        self._context = settings.context
-        threads = settings.threads or int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
         setup = {
-            "file": str(file), "adapters": list(map(str, self._files)), "slots": self._all_slots,
-            "context": settings.context, "threads": threads, "key": key,
-        }  # fmt: skip
+            "file": str(file),
+            "adapters": list(map(str, self._files)),
+            "slots": self._all_slots,
+            "context": settings.context,
+            "threads": settings.threads or cores(),
+            "key": key,
+        }
         adapters, templates = self.adapters, self._templates
         with self._spawned(setup) as address:
-            if not templates:  # while the child loads; when it is started anew they are known
-                adapters, templates = self._read_adapters(file)
+            if not templates:  # while the child loads; when it is started again they are known
+                template = template_of(file, self._base.template)
+                adapters, templates = {}, {BASE: template}
+                for served, path in zip(self._served, self._files, strict=True):
+                    name = sha256_file(path)
+                    adapters[name] = AdapterFacts(name, served.source)
+                    templates[name] = with_template(template, served.template)
             self._client = Wire(address(), key)
         self._heard = time.monotonic()
         self.adapters, self._templates = adapters, templates
-
-    def _read_adapters(self, file: Path) -> tuple[dict[str, AdapterFacts], dict[str, Template]]:
-        """Adapters by the hash of their file, and the template of each."""
-        template = template_of(file, self._base.template)
-        adapters, templates = {}, {BASE: template}
-        for served, path in zip(self._served, self._files, strict=True):
-            name = sha256_file(path)
-            adapters[name] = AdapterFacts(name, served.source)
-            templates[name] = with_template(template, served.template)
-        return adapters, templates
 
     @contextlib.contextmanager
     def _spawned(self, setup: dict[str, Any]) -> Iterator[Callable[[], str]]:
@@ -201,9 +198,13 @@ class LlamaCppEngine:
         try:
             self._process = process = subprocess.Popen(
                 [sys.executable, "-m", "tuneloop.inference.llamacpp.server", str(theirs)],
-                pass_fds=[theirs], stdin=subprocess.PIPE, stdout=self._log, stderr=self._log, start_new_session=True,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            )  # fmt: skip
+                pass_fds=[theirs],
+                stdin=subprocess.PIPE,
+                stdout=self._log,
+                stderr=self._log,
+                start_new_session=True,
+                env={**os.environ, **child_python_path()},
+            )
             os.close(theirs)
             assert process.stdin is not None
             with contextlib.suppress(OSError):  # it ended at once: what it reports says so
@@ -226,18 +227,8 @@ class LlamaCppEngine:
             os.close(ours)
 
     def _error(self, what: str) -> UserError:
-        """An error with the first reason in the log."""
-        why = ""
-        if self._log is not None:
-            self._log.flush()
-            self._log.seek(0)
-            lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines()]
-            reasons = [line for line in lines if "error" in line.lower() or "failed" in line.lower()]
-            why = next(iter(reasons), "")[:200]
-        return UserError(
-            f"{what}{f': {why}' if why else ''}", where=self.base,
-            next_step="check the files and the memory that is free; export them again if they are damaged",
-        )  # fmt: skip
+        step = "check the files and the memory that is free; export them again if they are damaged"
+        return error_from(what, self._log, self.base, step)
 
     async def healthy(self) -> bool:
         """Whether the child is there and answers."""
@@ -254,7 +245,7 @@ class LlamaCppEngine:
 
     async def stop(self) -> None:
         """End the child and all that it started."""
-        self._wanted = False
+        self._running = False
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
@@ -283,67 +274,50 @@ class LlamaCppEngine:
             self._log.close()
             self._log = None
 
-    # -- asking
+    # -- answers
 
-    async def tokenize(self, text: str) -> Sequence[int]:
-        """Token ids of plain text."""
-        return await asyncio.to_thread(self._template(BASE).encode, text)
-
-    async def render(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, adapter: str = BASE
-    ) -> Sequence[int]:
-        """Token ids of a conversation; see `ServingEngine.render`."""
-        return await asyncio.to_thread(rendered, self._template(adapter), messages, tools)
-
-    def _template(self, adapter: str) -> Template:
-        if not self._templates:
-            raise UserError("The engine is not started", where=self.base, next_step="await engine.start()")
-        if why := unknown_adapter(adapter, self.adapters):
-            raise UserError(why.partition(": ")[2], where="adapter", next_step="name one that is loaded, or base")
-        return self._templates[adapter]
-
-    async def stream(self, request: Request) -> AsyncIterator[Update]:
-        """An answer as it is written; see `ServingEngine.stream`."""
-        request = replace(request, adapter=named_adapter(request))
+    async def _prepared(self, request: Request) -> Request | Completion:
         await self._revived()
         why = await compile_problem(request.schema) if request.schema is not None else ""
-        made = refused(request, why, ENGINE) if why else self._prepared(request)
-        if isinstance(made, Completion):
-            yield Update(completion=made)
-            return
-        gives_way = made.gives_way and made.schema is None and self.gives_way
-        if made.choices and gives_way:
+        if not why and self._client is None:
+            why = "engine: llama.cpp is not started"
+        why = why or unknown_adapter(request.adapter, self.adapters)
+        return refused(request, why, ENGINE) if why else self._with_ids(request)
+
+    async def _answer(self, request: Request) -> AsyncGenerator[Update, None]:
+        yields = request.gives_way and request.schema is None and self.gives_way
+        if request.choices and yields:
             async with self._one_choice:  # a row is a quantum
-                began = await self._turns.begin(made.adapter, reads=True)
+                began = await self._turns.begin(request.adapter, reads=True)
                 try:
-                    completion = await self._chosen(made)
+                    completion = await self._choose(request)
                 finally:
-                    self._turns.end(made.adapter, began, reads=True)
+                    self._turns.end(request.adapter, began, reads=True)
             yield Update(completion.text, completion)
-        elif gives_way:
-            async with aclosing(self._in_quanta(made)) as updates:
+        elif yields:
+            async with aclosing(self._in_quanta(request)) as updates:
                 async for update in updates:
                     yield update
         else:
-            sent = again = False
-            async with aclosing(self._at_once(made)) as updates:
+            first, again = True, False
+            async with aclosing(self._at_once(request)) as updates:
                 async for update in updates:
-                    if not sent and update.completion is not None and update.completion.error == GONE:
-                        again = True  # nothing has been sent yet, so it is asked anew
+                    if first and update.completion is not None and update.completion.error == ENDED:
+                        again = True  # no part of the answer has left, so it is requested again
                         break
-                    sent = True
+                    first = False
                     yield update
             if again and await self._revived():
-                async with aclosing(self._at_once(made)) as updates:
+                async with aclosing(self._at_once(request)) as updates:
                     async for update in updates:
                         yield update
             elif again:
-                yield _update(refused(made, GONE, ENGINE))
+                yield Update(completion=refused(request, ENDED, ENGINE))
 
     async def _revived(self) -> bool:
-        """Start a server anew that has ended by itself; returns whether there is one now."""
+        """Start a server again that has ended unexpectedly; returns whether there is one now."""
         if self._reviving is None:
-            if not self._wanted or (self._process is not None and self._process.poll() is None):
+            if not self._running or (self._process is not None and self._process.poll() is None):
                 return self._client is not None
             self._reviving = asyncio.ensure_future(self._revive())
         return await asyncio.shield(self._reviving)
@@ -354,67 +328,47 @@ class LlamaCppEngine:
             return True
         except UserError:
             until = time.monotonic() + REVIVE_PAUSE
-            while self._wanted and time.monotonic() < until:  # those who ask meanwhile hear that it is gone
+            while self._running and time.monotonic() < until:  # requests get the error meanwhile
                 await asyncio.sleep(0.1)
             return False
         finally:
             self._reviving = None
 
-    async def _has_ended(self, process: subprocess.Popen[bytes] | None) -> bool:
-        """Whether a child is not there any more; its connections may break a moment before it is seen to be gone."""
+    async def _why_broken(self, process: subprocess.Popen[bytes] | None) -> str:
+        """Why an answer broke off: connections may break a moment before the child is seen to have ended."""
         for _ in range(20):
             if process is None or process is not self._process or process.poll() is not None:
-                return True
+                return ENDED
             await asyncio.sleep(0.01)
-        return False
+        return BROKE_OFF
 
     async def _at_once(self, request: Request) -> AsyncGenerator[Update, None]:
-        """An answer that somebody waits for."""
+        """An answer that is waited for: written in one slot, in as many turns as it takes."""
         self._turns.come(request.adapter)
         try:
             if request.choices:
-                completion = await self._chosen(request)
+                completion = await self._choose(request)
                 yield Update(completion.text, completion)
                 return
-            async with aclosing(self._written(request)) as updates:
-                async for update in updates:
-                    yield update
+            answer = _Answer(request, self._templates[request.adapter])
+            slot = await self._slots.take(request.adapter, request.ids)
+            try:
+                while not answer.over:
+                    await self._fair.enter(request.adapter)
+                    try:
+                        async with aclosing(self._turn(request, answer, slot)) as updates:
+                            async for update in updates:
+                                yield update
+                    finally:
+                        self._fair.leave()
+            finally:
+                self._slots.give(slot, request.adapter, (*request.ids, *answer.ids))
         finally:
             self._turns.go(request.adapter)
 
-    def _prepared(self, request: Request) -> Request | Completion:
-        if self._client is None:
-            return refused(request, "engine: llama.cpp is not started", ENGINE)
-        if why := unknown_adapter(request.adapter, self.adapters):
-            return refused(request, why, ENGINE)
-        template, room = self._templates[request.adapter], 1
-        if request.choices:
-            room = max(self._trees.of(template, request.choices)[0].lengths)
-        return with_ids(template, self.context, request, room=room, engine=ENGINE)
-
-    def _scales(self, adapter: str) -> list[float]:
-        """The scale of each adapter, in the order of their files."""
-        return [float(name == adapter) for name in self.adapters]
-
-    async def _written(self, request: Request) -> AsyncGenerator[Update, None]:
-        """An answer as it is written, in one slot, in as many turns as it takes."""
-        answer = _Answer(request, self._templates[request.adapter])
-        slot = await self._slots.take(request.adapter, request.ids)
-        try:
-            while not answer.over:
-                await self._fair.enter(request.adapter)
-                try:
-                    async with aclosing(self._streamed(request, answer, slot)) as updates:
-                        async for update in updates:
-                            yield update
-                finally:
-                    self._fair.leave()
-        finally:
-            self._slots.give(slot, request.adapter, (*request.ids, *answer.ids))
-
-    async def _streamed(self, request: Request, answer: _Answer, slot: int) -> AsyncGenerator[Update, None]:
+    async def _turn(self, request: Request, answer: _Answer, slot: int) -> AsyncGenerator[Update, None]:
         """An answer to its end, or until another adapter has its turn. What is drawn or held to a schema is not cut,
-        nor is what has a token that is not surely known."""
+        nor is what has a token that is not known for certain."""
         may_cut = not request.sampling.temperature and request.schema is None
         process, answer.before = self._process, len(answer.ids)
         left = request.max_new_tokens - answer.before
@@ -427,21 +381,20 @@ class LlamaCppEngine:
                     event = orjson.loads(data)
                     for update in answer.read(event) if not answer.over else ():
                         yield update
-                    if answer.over and not event.get("stop"):  # llama.cpp would go on
+                    if answer.over and not event.get("stop"):  # llama.cpp would continue
                         return
-                    known = not answer.guessed and event.get("tokens_predicted") == len(answer.ids) - answer.before
+                    exact = not answer.guessed and event.get("tokens_predicted") == len(answer.ids) - answer.before
                     more = not answer.over and len(answer.ids) < request.max_new_tokens
-                    if may_cut and known and more and self._fair.over(request.adapter):
+                    if may_cut and exact and more and self._fair.over(request.adapter):
                         return
         except Refused as error:
-            yield _update(answer.failed(f"engine: {error.message}"))
+            yield Update(completion=answer.failed(f"engine: {error.message}"))
             return
         except (Broken, ValueError):
-            gone = await self._has_ended(process)
-            yield _update(answer.failed(GONE if gone else "engine: the answer broke off"))
+            yield Update(completion=answer.failed(await self._why_broken(process)))
             return
         if not answer.over:
-            yield _update(answer.failed(GONE))
+            yield Update(completion=answer.failed(ENDED))
 
     def _wire(self) -> Wire:
         """The way to the server.
@@ -453,79 +406,77 @@ class LlamaCppEngine:
             raise Broken("llama.cpp has ended")
         return self._client
 
+    def _scales(self, adapter: str) -> list[float]:
+        """The scale of each adapter, in the order of their files."""
+        return [float(name == adapter) for name in self.adapters]
+
     async def _in_quanta(self, request: Request) -> AsyncGenerator[Update, None]:
-        """An answer that gives way: quantum by quantum, in one slot that keeps what was read."""
+        """A background answer: quantum by quantum, in one slot that keeps what was read."""
         answer = _Answer(request, self._templates[request.adapter])
-        slot = await self._giving.take(request.adapter, request.ids)
+        slot = await self._background.take(request.adapter, request.ids)
         self._turns.row(request.adapter, 1)
         try:
             for attempt in range(3):  # where llama.cpp has ended, what is written stays, and the prompt is read again
                 process = self._process
                 try:
-                    async with aclosing(self._go_on(request, answer, slot)) as updates:
+                    async with aclosing(self._to_the_end(request, answer, slot)) as updates:
                         async for update in updates:
                             yield update
                     return
                 except (Broken, Refused, ValueError, KeyError):
-                    gone = await self._has_ended(process)
-                    if not gone or attempt == 2 or not await self._revived():
-                        yield _update(answer.failed(GONE if gone else "engine: the answer broke off"))
+                    why = await self._why_broken(process)
+                    if why != ENDED or attempt == 2 or not await self._revived():
+                        yield Update(completion=answer.failed(why))
                         return
         finally:
             self._turns.row(request.adapter, -1)
-            self._giving.give(slot, request.adapter, (*request.ids, *answer.ids))
+            self._background.give(slot, request.adapter, (*request.ids, *answer.ids))
 
-    async def _go_on(self, request: Request, answer: _Answer, slot: int) -> AsyncGenerator[Update, None]:
+    async def _to_the_end(self, request: Request, answer: _Answer, slot: int) -> AsyncGenerator[Update, None]:
         """Read a prompt piece by piece and write an answer to its end."""
         read = 0
         while (piece := self._reads.tokens) < len(request.ids) - read:  # the rest is read with the first token
             read += piece
             self._reads.learn(piece, _seconds(await self._quantum(request, request.ids[:read], 0, slot)))
         while not answer.over:
-            for update in answer.read(await self._write_some(request, answer, slot)):
+            left = request.max_new_tokens - len(answer.ids)
+            # Quanta of drawn answers have one length, so that a seed gives one answer.
+            tokens = min(SAMPLED if request.sampling.temperature > 0 else self._writes.tokens, left)
+            reply = await self._quantum(request, (*request.ids, *answer.ids), tokens, slot)
+            count = len(reply.get("tokens") or [])
+            if answer.ids:
+                self._writes.learn(count, _seconds(reply))
+            stop = reply.get("stop_type") != "limit" or not count or count >= left
+            for update in answer.read(reply | {"stop": stop}):
                 yield update
 
-    async def _write_some(self, request: Request, answer: _Answer, slot: int) -> dict[str, Any]:
-        """Write a few more tokens; returns them as an event."""
-        left = request.max_new_tokens - len(answer.ids)
-        drawn = request.sampling.temperature > 0  # then quanta have one length, so that a seed gives one answer
-        tokens = min(DRAWN if drawn else self._writes.tokens, left)
-        said = await self._quantum(request, (*request.ids, *answer.ids), tokens, slot)
-        written = said.get("tokens") or []
-        if answer.ids:
-            self._writes.learn(len(written), _seconds(said))
-        return said | {"stop": said.get("stop_type") != "limit" or not written or len(written) >= left}
-
     async def _quantum(self, request: Request, ids: Sequence[int], tokens: int, slot: int) -> dict[str, Any]:
-        """What llama.cpp says of a piece of a prompt, or of a few tokens behind what is there.
+        """What llama.cpp gives for a piece of a prompt, or a few tokens behind what is there.
 
         Raises:
             Broken, Refused, ValueError: it gives no answer.
         """
-        drawn = replace(request.sampling, seed=request.sampling.seed + len(ids) - len(request.ids))
-        part = replace(request, ids=ids, max_new_tokens=max(tokens, 1), sampling=drawn)
+        sampling = replace(request.sampling, seed=request.sampling.seed + len(ids) - len(request.ids))
+        part = replace(request, ids=ids, max_new_tokens=max(tokens, 1), sampling=sampling)
         body = body_of(part, self._scales(request.adapter))
         body |= {"stream": False, "id_slot": slot, "n_predict": tokens}
         began = await self._turns.begin(request.adapter, reads=not tokens)
         try:
-            said: dict[str, Any] = orjson.loads(await self._wire().post("/completion", _json(body)))
+            return dict(orjson.loads(await self._wire().post("/completion", _json(body))))
         finally:
             self._turns.end(request.adapter, began, reads=not tokens)
-        return said
 
-    async def _chosen(self, request: Request) -> Completion:
+    async def _choose(self, request: Request) -> Completion:
         """The label with the best mean log likelihood, as choice scoring finds it."""
-        began, template = time.perf_counter(), self._templates[request.adapter]
-        tree, tokens = self._trees.of(template, request.choices)
+        began, (tree, tokens) = time.perf_counter(), self._tree(request)
         try:
             async with self._scoring:
                 logs = await asyncio.to_thread(self._scored, request, tokens)
         except UserError as error:
             return refused(request, f"engine: {error.what}", ENGINE)
         scores = {label: log / len(ids) for label, log, ids in zip(request.choices, logs, tokens, strict=True)}
-        completion = chosen(scores, tree.tokens, len(request.ids))
-        took = round(1000 * (time.perf_counter() - began), 3)
-        return replace(completion, engine=ENGINE, adapter=request.adapter, total_ms=took)
+        completion = best_label(scores, tree.tokens, len(request.ids), engine=ENGINE)
+        return replace(completion, adapter=request.adapter, total_ms=milliseconds_since(began))
 
     def _scored(self, request: Request, tokens: Sequence[Sequence[int]]) -> list[float]:
         for again in (True, False):
@@ -542,23 +493,21 @@ class LlamaCppEngine:
         raise AssertionError
 
 
-class _Answer:
-    """What has come of one answer."""
+class _Answer(AnswerSoFar):
+    """An answer whose text comes from its tokens."""
 
     def __init__(self, request: Request, template: Template) -> None:
-        self.request, self.ends = request, frozenset(template.end_ids)
-        self.text, self.encode = TextStream(template.decode, request.stop), template.encode
-        self.ids: list[int] = []
+        super().__init__(request, ENGINE)
+        self.ends, self.encode = frozenset(template.end_ids), template.encode
+        self.text = TextStream(template.decode, request.stop)
         self.before = 0  # tokens that were written before this turn
         self.guessed = False  # whether a token was found by its text
-        self.logprobs: list[TokenLogprob] = []
-        self.began, self.first = time.perf_counter(), 0.0
         self.over = False
 
     def read(self, event: Mapping[str, Any]) -> list[Update]:
         """The updates that an event of the server brings."""
         if "error" in event:
-            return [_update(self.failed(f"engine: {message_of(json.dumps(event))}"))]
+            return [Update(completion=self.failed(f"engine: {message_of(json.dumps(event))}"))]
         piece, ended = "", bool(event.get("stop"))
         finish: Finish = "length" if event.get("stop_type") == "limit" else "stop"
         probabilities = event.get("completion_probabilities") or []
@@ -567,44 +516,33 @@ class _Answer:
             self.ids.append(token)
             if self.request.logprobs is not None and number < len(probabilities):
                 self.logprobs.append(_logprob(probabilities[number], self.request.logprobs))
-            if token in self.ends:
+            piece += "" if token in self.ends else self.text.push(token)
+            if token in self.ends or self.text.stopped:
                 ended, finish = True, "stop"
                 break
-            piece += self.text.push(token)
-            if self.text.stopped:
-                ended, finish = True, "stop"
-                break
-        if ended:
-            piece += self.text.end()
-            schema = self.request.schema
-            broken = "" if schema is None or finish != "stop" else schema_breach(schema, self.text.text)
-            return [Update(piece, self.failed(broken) if broken else self.completed(finish))]
-        return [Update(piece)] if piece else []
+        if not ended:
+            return [Update(piece)] if piece else []
+        piece += self.text.end()
+        breach = schema_breach(self.request.schema, self.text.text) if finish == "stop" else ""
+        return [Update(piece, self._finished("error" if breach else finish, breach))]
 
     def _tokens(self, event: Mapping[str, Any]) -> Sequence[int]:
-        """The tokens of an event. Of a character in several tokens a streamed event has the whole text and the last token."""
+        """The tokens of an event. Of a character in several tokens it has the whole text and the last one alone."""
         tokens: list[int] = event.get("tokens") or []
-        said, text = event.get("tokens_predicted"), event.get("content")
-        known = len(self.ids) - self.before
-        if "stop_type" in event or not tokens or not text or not isinstance(said, int) or said <= known + 1:
+        count, text = event.get("tokens_predicted"), event.get("content")
+        before = len(self.ids) - self.before
+        if "stop_type" in event or not tokens or not text or not isinstance(count, int) or count <= before + 1:
             return tokens
         self.guessed, whole = True, self.encode(text)
-        return whole if len(whole) == said - known and whole[-1] == tokens[-1] else tokens
+        return whole if len(whole) == count - before and whole[-1] == tokens[-1] else tokens
 
-    def completed(self, finish: Finish, error: str = "") -> Completion:
-        """The answer with what there is of it."""
+    def _finished(self, finish: Finish, error: str = "") -> Completion:
         self.over = True
-        now = time.perf_counter()
-        return Completion(
-            self.text.text, tuple(self.ids), finish, len(self.request.ids), len(self.ids),
-            ttft_ms=round(1000 * (self.first - self.began), 3) if self.first else None,
-            total_ms=round(1000 * (now - self.began), 3), error=error, engine=ENGINE, adapter=self.request.adapter,
-            logprobs=None if self.request.logprobs is None else tuple(self.logprobs),
-        )  # fmt: skip
+        return self.completion(self.text.text, finish, error)
 
     def failed(self, why: str) -> Completion:
         """The answer of a request that failed."""
-        return self.completed("error", why)
+        return self._finished("error", why)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -620,17 +558,13 @@ def _json(body: Mapping[str, Any]) -> bytes:
         return json.dumps(body).encode()
 
 
-def _update(completion: Completion) -> Update:
-    return Update(completion=completion)
-
-
 def body_of(request: Request, scales: Sequence[float]) -> dict[str, Any]:
-    """What llama.cpp's server is asked.
+    """What is sent to llama.cpp's server.
 
     Args:
         scales: of all adapters.
     """
-    drawn = request.sampling
+    sampling = request.sampling
     body: dict[str, Any] = {
         "prompt": list(request.ids),
         "n_predict": request.max_new_tokens,
@@ -638,12 +572,12 @@ def body_of(request: Request, scales: Sequence[float]) -> dict[str, Any]:
         "return_tokens": True,
         "cache_prompt": True,
         "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"],  # our order
-        "temperature": drawn.temperature,
-        "top_k": drawn.top_k,
-        "top_p": drawn.top_p,
-        "min_p": drawn.min_p,
-        "seed": drawn.seed,
-        "repeat_penalty": drawn.repetition_penalty,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "min_p": sampling.min_p,
+        "seed": sampling.seed,
+        "repeat_penalty": sampling.repetition_penalty,
         "repeat_last_n": len(request.ids) + request.max_new_tokens,
     }
     if request.logprobs is not None:
@@ -653,32 +587,31 @@ def body_of(request: Request, scales: Sequence[float]) -> dict[str, Any]:
     return dict(body, lora=[{"id": number, "scale": scale} for number, scale in enumerate(scales)])
 
 
-def _logprob(said: Mapping[str, Any], top: int) -> TokenLogprob:
-    likeliest = tuple((int(each["id"]), float(each["logprob"])) for each in said.get("top_logprobs", [])[:top])
-    return TokenLogprob(int(said["id"]), float(said["logprob"]), likeliest)
+def _logprob(token: Mapping[str, Any], top: int) -> TokenLogprob:
+    likeliest = tuple((int(each["id"]), float(each["logprob"])) for each in token.get("top_logprobs", [])[:top])
+    return TokenLogprob(int(token["id"]), float(token["logprob"]), likeliest)
 
 
 def gguf_file(source: str) -> Path:
-    """The GGUF file that a name stands for: itself, or the one in a folder.
+    """The GGUF file of a name: itself, or the one in a folder.
 
     Raises:
         UserError: there is none, or more than one.
     """
     path = Path(source).expanduser()
-    found = sorted(path.glob("*.gguf")) if path.is_dir() else [path] if path.is_file() else []
-    if len(found) != 1:
-        raise UserError(
-            "There is no GGUF file here" if not found else f"There are {len(found)} GGUF files here", where=source,
-            next_step="name the file; `tuneloop export RUN --format gguf` writes one",
-        )  # fmt: skip
-    return found[0]
+    files = sorted(path.glob("*.gguf")) if path.is_dir() else [path] if path.is_file() else []
+    if len(files) != 1:
+        what = f"There are {len(files)} GGUF files here" if files else "There is no GGUF file here"
+        step = "name the file; `tuneloop export RUN --format gguf` writes one"
+        raise UserError(what, where=source, next_step=step)
+    return files[0]
 
 
 def template_of(file: Path, source: str = "") -> Template:
     """Tokenizer and chat template of a GGUF file: those next to it in an artifact, else the ones in it.
 
     Args:
-        source: chat template that takes the place of its own; empty: its own.
+        source: another chat template; empty: its own.
 
     Raises:
         UserError: no readable GGUF file, or a tokenizer that is not known here.
@@ -691,7 +624,7 @@ def template_of(file: Path, source: str = "") -> Template:
 
 
 def _opened_log(log: Path | None) -> IO[bytes]:
-    """The file for what llama.cpp tells.
+    """The file for what llama.cpp prints.
 
     Raises:
         UserError: it can't be written.
@@ -717,7 +650,7 @@ def _read_line(pipe: int, until: float) -> str | None:
     return data.decode(errors="replace")
 
 
-def _seconds(said: Mapping[str, Any]) -> float:
+def _seconds(reply: Mapping[str, Any]) -> float:
     """Seconds that llama.cpp has computed for an answer."""
-    times = said.get("timings") or {}
+    times = reply.get("timings") or {}
     return (float(times.get("prompt_ms") or 0.0) + float(times.get("predicted_ms") or 0.0)) / 1000

@@ -90,12 +90,7 @@ class Turns:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((adapter, reads, future))
         self._next()
-        try:
-            await future
-        except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
-                self.end(adapter, self.clock(), reads=reads)
-            raise
+        await _granted(future, lambda: self.end(adapter, self.clock(), reads=reads))
         return self.clock()
 
     def end(self, adapter: str, began: float, *, reads: bool) -> None:
@@ -167,12 +162,7 @@ class Fair:
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((adapter, future))
-        try:
-            await future
-        except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
-                self.leave()
-            raise
+        await _granted(future, self.leave)
 
     def leave(self) -> None:
         """An answer is over, or makes room."""
@@ -195,6 +185,16 @@ class Fair:
         if not self._running:
             self._now, self._since = adapter, self.clock()
         self._running += 1
+
+
+async def _granted(future: asyncio.Future[None], undo: Callable[[], None]) -> None:
+    """Wait for a turn or a slot, and give it back where this is cancelled after it was granted."""
+    try:
+        await future
+    except asyncio.CancelledError:
+        if future.done() and not future.cancelled():
+            undo()
+        raise
 
 
 def _less(counter: Counter[str], name: str) -> None:
@@ -220,12 +220,7 @@ class Slots:
         while not self._free or any(not each.done() for each in self._waiting):
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(future)
-            try:
-                await future
-            except asyncio.CancelledError:
-                if future.done() and not future.cancelled():
-                    self._wake()
-                raise
+            await _granted(future, self._wake)
             if self._free:
                 break
         best, longest = self._free[0], 0

@@ -169,7 +169,12 @@ class RenderingEngine(ABC):
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, adapter: str = BASE
     ) -> Sequence[int]:
         """Token ids of a conversation; see `ServingEngine.render`."""
-        return await asyncio.to_thread(_rendered, self._template(adapter), messages, tools)
+        template = self._template(adapter)
+        try:
+            return await asyncio.to_thread(template.prompt_ids, list(messages), list(map(dict, tools)))
+        except TemplateError as error:
+            what = f"The chat template can't render this conversation: {error}"
+            raise UserError(what, where="messages", next_step="see what the template accepts") from None
 
     async def stream(self, request: Request) -> AsyncIterator[Update]:
         """An answer as it is written; see `ServingEngine.stream`."""
@@ -409,16 +414,3 @@ class EngineKind:
 def with_template(template: Template, source: str) -> Template:
     """A tokenizer with another chat template; an empty one: its own."""
     return template if not source or source == plain_source(template.source) else replace(template, source=source)
-
-
-def _rendered(template: Template, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Sequence[int]:
-    """Token ids of a conversation up to the place of the answer.
-
-    Raises:
-        UserError: the template refuses it.
-    """
-    try:
-        return template.prompt_ids(list(messages), list(map(dict, tools)))
-    except TemplateError as error:
-        what, step = f"The chat template can't render this conversation: {error}", "see what the template accepts"
-        raise UserError(what, where="messages", next_step=step) from None

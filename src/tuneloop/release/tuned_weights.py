@@ -105,16 +105,21 @@ def merge(model: str, adapter: Path, out: Path) -> Merge:
     Raises:
         UserError: another base, a base that can't take an update, a damaged file, a full disk.
     """
+    import torch
+
     base = resolve(model)
     files = weight_files(base)
     headers = [_header(file) for file in files]
     change = _Change(update_of(base, adapter, {name for _, entries in headers for name in entries}))
     total, count = sum(len(entries) for _, entries in headers), 0
     for file, (head, entries) in zip(files, headers, strict=True):
-        with replacing(out / file.name) as target:
+        with replacing(out / file.name) as target, _readable(file) as source:
             target.write(head)
-            for tensor in _tensors(file, entries, change):
-                target.write(tensor)
+            for name in entries:
+                tensor = source.get_tensor(name)
+                if name in change.update.names:
+                    tensor = _changed(name, tensor, change, file)
+                target.write(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
                 count += 1
                 progress("merging", count, total)
     if (base / INDEX).is_file():
@@ -167,18 +172,6 @@ def _header(file: Path) -> tuple[bytes, list[str]]:
         raise UserError("The weight file is damaged", where=str(file), next_step="download the model again") from None
     entries.pop("__metadata__", None)
     return size + text, sorted(entries, key=lambda name: entries[name]["data_offsets"])
-
-
-def _tensors(file: Path, names: list[str], change: _Change) -> Iterator[bytes]:
-    """The bytes of a file's tensors, one after another, changed where the adapter changes them."""
-    import torch
-
-    with _readable(file) as source:
-        for name in names:
-            tensor = source.get_tensor(name)
-            if name in change.update.names:
-                tensor = _changed(name, tensor, change, file)
-            yield tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _changed(name: str, tensor: Tensor, change: _Change, file: Path) -> Tensor:

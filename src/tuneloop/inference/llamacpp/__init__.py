@@ -11,7 +11,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -142,11 +141,6 @@ class LlamaCpp:
         self._process.wait()
         self._log.close()
 
-    @cached_property
-    def ends(self) -> frozenset[int]:
-        """Tokens that end an answer."""
-        return frozenset(self.facts["ends"])
-
     def tokenize(self, texts: Sequence[str], *, opening: bool = False, control: bool = True) -> list[list[int]]:
         """Token ids of texts; see the child."""
         return list(self._call("tokenize", list(texts), opening, control))
@@ -158,7 +152,8 @@ class LlamaCpp:
 
     def generate(self, ids: Sequence[int], limit: int, ends: Sequence[int]) -> dict[str, Any]:
         """The likeliest answer: `ids`, and milliseconds to the `first` token and in `total`."""
-        return dict(self._call("generate", list(ids), limit, list(ends)))
+        self.begin(ids, limit)
+        return self.more(limit, ends)
 
     def begin(
         self,

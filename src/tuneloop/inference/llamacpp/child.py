@@ -100,15 +100,6 @@ class Server:
         self._clear(len(ids))
         return np.concatenate([rows.copy() for rows in self._read(ids, every=True)])
 
-    def generate(self, ids: Sequence[int], limit: int, ends: Sequence[int]) -> dict[str, Any]:
-        """The likeliest answer, token by token, up to one of the `ends`, which is part of it.
-
-        Returns:
-            `ids`, and milliseconds to the first and the last token: `first`, `total`.
-        """
-        self.begin(ids, limit)
-        return self.more(limit, ends)
-
     def begin(
         self,
         ids: Sequence[int],
@@ -143,8 +134,7 @@ class Server:
         import numpy as np
 
         if self.last is None:  # the token before is read only now that another one is wanted
-            (last,) = self._read([self.next], start=self.at)
-            self.at += 1
+            last = self._read_next(self.next)
         else:
             last, self.last = self.last, None
         allowed = np.flatnonzero(np.unpackbits(np.frombuffer(bits, np.uint8), count=len(last), bitorder="little"))
@@ -211,9 +201,10 @@ class Server:
         return token
 
     def more(self, limit: int, ends: Sequence[int]) -> dict[str, Any]:
-        """The next tokens of the answer, up to one of the `ends` or `limit` of them; see `generate`.
+        """The next tokens of the answer, up to one of the `ends`, which is part of it, or `limit` of them.
 
         Returns:
+            `ids`, and milliseconds from `begin` to the first and to the last token: `first`, `total`.
             Also `logprobs`, where `begin` wants them: of each token its own, and the likeliest ones.
         """
         stops, tokens, logprobs = set(ends), [self.next], [self.logprob]
@@ -231,9 +222,12 @@ class Server:
 
     def _following(self, token: int) -> int:
         """Read a written token; returns the one behind it."""
+        return self._pick(self._read_next(token))
+
+    def _read_next(self, token: int) -> np.ndarray[Any, Any]:
         (last,) = self._read([token], start=self.at)
         self.at += 1
-        return self._pick(last)
+        return last
 
     def fit(self, ids: Sequence[int]) -> tuple[list[float], list[bool]]:
         """Of each token but the first: -log likelihood after those before it, and whether it is the likeliest."""

@@ -34,7 +34,7 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -151,7 +151,7 @@ class LlamaCppEngine(RenderingEngine):
 
     async def _hangs(self) -> bool:
         looked, process = time.monotonic(), self._process
-        if looked - self._heard < HANGS_AFTER:
+        if self._client is None or looked - self._heard < HANGS_AFTER:  # a child that is being started has its deadline
             return False
         if await self._healthy(HANGS_AFTER):
             self._heard = time.monotonic()
@@ -181,8 +181,9 @@ class LlamaCppEngine(RenderingEngine):
                     name = sha256_file(path)
                     adapters[name] = AdapterFacts(name, served.source)
                     templates[name] = with_template(template, served.template)
-            self._client = Wire(address(), key)
+            place = address()
         self._heard = time.monotonic()
+        self._client = Wire(place, key)
         self.adapters, self._templates = adapters, templates
 
     @contextlib.contextmanager
@@ -190,9 +191,14 @@ class LlamaCppEngine(RenderingEngine):
         """Start the child; gives a function that waits until the model is loaded, and returns the server's address.
 
         Raises:
-            UserError: from that function: the child ended, or was not ready in time.
+            UserError: the log can't be written; from that function: the child ended, or was not ready in time.
         """
-        self._log = _opened_log(self._settings.log)
+        if (log := self._settings.log) is None:
+            self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        else:
+            with user_errors_of_the_disk(log):
+                log.parent.mkdir(parents=True, exist_ok=True)
+                self._log = log.open("w+b")
         until = time.monotonic() + self._settings.start_within
         ours, theirs = os.pipe()
         try:
@@ -284,35 +290,37 @@ class LlamaCppEngine(RenderingEngine):
         why = why or unknown_adapter(request.adapter, self.adapters)
         return refused(request, why, ENGINE) if why else self._with_ids(request)
 
-    async def _answer(self, request: Request) -> AsyncGenerator[Update, None]:
-        yields = request.gives_way and request.schema is None and self.gives_way
-        if request.choices and yields:
-            async with self._one_choice:  # a row is a quantum
-                began = await self._turns.begin(request.adapter, reads=True)
-                try:
-                    completion = await self._choose(request)
-                finally:
-                    self._turns.end(request.adapter, began, reads=True)
-            yield Update(completion.text, completion)
-        elif yields:
-            async with aclosing(self._in_quanta(request)) as updates:
-                async for update in updates:
-                    yield update
-        else:
-            first, again = True, False
+    def _answer(self, request: Request) -> AsyncGenerator[Update, None]:
+        if not (request.gives_way and request.schema is None and self.gives_way):
+            return self._at_once_or_again(request)
+        return self._choice_as_quantum(request) if request.choices else self._in_quanta(request)
+
+    async def _at_once_or_again(self, request: Request) -> AsyncGenerator[Update, None]:
+        """An answer that is requested once more where llama.cpp has ended before any part of it came."""
+        came = False
+        for last in (False, True):
+            again = False
             async with aclosing(self._at_once(request)) as updates:
                 async for update in updates:
-                    if first and update.completion is not None and update.completion.error == ENDED:
-                        again = True  # no part of the answer has left, so it is requested again
+                    ended = update.completion is not None and update.completion.error == ENDED
+                    if again := ended and not came and not last:
                         break
-                    first = False
+                    came = True
                     yield update
-            if again and await self._revived():
-                async with aclosing(self._at_once(request)) as updates:
-                    async for update in updates:
-                        yield update
-            elif again:
+            if not again:
+                return
+            if not await self._revived():
                 yield Update(completion=refused(request, ENDED, ENGINE))
+                return
+
+    async def _choice_as_quantum(self, request: Request) -> AsyncGenerator[Update, None]:
+        async with self._one_choice:
+            began = await self._turns.begin(request.adapter, reads=True)
+            try:
+                completion = await self._choose(request)
+            finally:
+                self._turns.end(request.adapter, began, reads=True)
+        yield Update(completion.text, completion)
 
     async def _revived(self) -> bool:
         """Start a server again that has ended unexpectedly; returns whether there is one now."""
@@ -397,11 +405,6 @@ class LlamaCppEngine(RenderingEngine):
             yield Update(completion=answer.failed(ENDED))
 
     def _wire(self) -> Wire:
-        """The way to the server.
-
-        Raises:
-            Broken: there is none any more.
-        """
         if self._client is None:
             raise Broken("llama.cpp has ended")
         return self._client
@@ -451,11 +454,7 @@ class LlamaCppEngine(RenderingEngine):
                 yield update
 
     async def _quantum(self, request: Request, ids: Sequence[int], tokens: int, slot: int) -> dict[str, Any]:
-        """What llama.cpp gives for a piece of a prompt, or a few tokens behind what is there.
-
-        Raises:
-            Broken, Refused, ValueError: it gives no answer.
-        """
+        """What llama.cpp gives for a piece of a prompt, or a few tokens behind what is there."""
         sampling = replace(request.sampling, seed=request.sampling.seed + len(ids) - len(request.ids))
         part = replace(request, ids=ids, max_new_tokens=max(tokens, 1), sampling=sampling)
         body = body_of(part, self._scales(request.adapter))
@@ -559,12 +558,8 @@ def _json(body: Mapping[str, Any]) -> bytes:
 
 
 def body_of(request: Request, scales: Sequence[float]) -> dict[str, Any]:
-    """What is sent to llama.cpp's server.
-
-    Args:
-        scales: of all adapters.
-    """
-    sampling = request.sampling
+    """What is sent to llama.cpp's server, with the scales of all adapters."""
+    sampling = asdict(request.sampling)
     body: dict[str, Any] = {
         "prompt": list(request.ids),
         "n_predict": request.max_new_tokens,
@@ -572,13 +567,9 @@ def body_of(request: Request, scales: Sequence[float]) -> dict[str, Any]:
         "return_tokens": True,
         "cache_prompt": True,
         "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"],  # our order
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
-        "top_p": sampling.top_p,
-        "min_p": sampling.min_p,
-        "seed": sampling.seed,
-        "repeat_penalty": sampling.repetition_penalty,
+        "repeat_penalty": sampling.pop("repetition_penalty"),
         "repeat_last_n": len(request.ids) + request.max_new_tokens,
+        **sampling,  # all others by the same names
     }
     if request.logprobs is not None:
         body["n_probs"] = max(request.logprobs, 1)
@@ -621,19 +612,6 @@ def template_of(file: Path, source: str = "") -> Template:
     with tempfile.TemporaryDirectory() as folder:
         read_tokenizer(file, Path(folder))
         return with_template(load_template(Path(folder)), source)
-
-
-def _opened_log(log: Path | None) -> IO[bytes]:
-    """The file for what llama.cpp prints.
-
-    Raises:
-        UserError: it can't be written.
-    """
-    if log is None:
-        return tempfile.TemporaryFile()
-    with user_errors_of_the_disk(log):
-        log.parent.mkdir(parents=True, exist_ok=True)
-        return log.open("w+b")
 
 
 def _read_line(pipe: int, until: float) -> str | None:

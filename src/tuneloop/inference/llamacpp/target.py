@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ from tuneloop.inference.llamacpp.serving import LlamaCppEngine, gguf_file, templ
 from tuneloop.inference.local.labels import best_label, label_ids
 from tuneloop.inference.local.scoring import AnswerFit
 from tuneloop.inference.local.stream import TextStream
-from tuneloop.inference.protocol import EngineKind, Kind, ModelTarget, with_template
+from tuneloop.inference.protocol import AnswerSoFar, EngineKind, Kind, ModelTarget, with_template
 from tuneloop.inference.request import Request, Update, schema_breach
 from tuneloop.models.template import Rendered, Template, load_template
 from tuneloop.records.artifact import ARTIFACT, ArtifactManifest
@@ -100,37 +100,25 @@ class GgufTarget(ModelTarget):
             yield Update(completion=ready)
             return
         ends, text = frozenset(self.template.end_ids), TextStream(self.template.decode, ready.stop)
-        ids: list[int] = []
-        logprobs: list[TokenLogprob] = []
-        over = False
+        answer, over = AnswerSoFar(replace(ready, adapter=""), ENGINE), False
         for part in self._parts(ready):
             piece = ""
             for number, token in enumerate(part["ids"]):
-                ids.append(token)
+                answer.ids.append(token)
                 if ready.logprobs is not None:
                     logprob, likeliest = part["logprobs"][number]
-                    logprobs.append(TokenLogprob(token, logprob, tuple(likeliest)))
+                    answer.logprobs.append(TokenLogprob(token, logprob, tuple(likeliest)))
                 piece += "" if token in ends else text.push(token)
                 over = over or token in ends or text.stopped
                 if over:
                     break
-            if over or len(ids) >= ready.max_new_tokens:
+            if over or len(answer.ids) >= ready.max_new_tokens:
                 piece += text.end()
                 breach = schema_breach(ready.schema, text.text) if over else ""
                 finish: Finish = "error" if breach else "stop" if over else "length"
-                completion = Completion(
-                    text.text,
-                    tuple(ids),
-                    finish,
-                    len(ready.ids),
-                    len(ids),
-                    round(part["first"], 3),
-                    round(part["total"], 3),
-                    error=breach,
-                    logprobs=None if ready.logprobs is None else tuple(logprobs),
-                    engine=ENGINE,
-                )
-                yield Update(piece, completion)
+                completion = answer.completion(text.text, finish, breach)
+                times = {"ttft_ms": round(part["first"], 3), "total_ms": round(part["total"], 3)}
+                yield Update(piece, replace(completion, **times))
                 return
             if piece:
                 yield Update(piece)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts split into what all share and the rest, left-padded in batches."""
+    """Prompts split into what all share and the rest."""
 
     shared: list[int]
     rests: list[list[int]]
@@ -54,6 +54,11 @@ def batched_by_length(lengths: Sequence[int], tokens: int, rows: int) -> Iterato
         batch.append(i)
     if batch:
         yield batch
+
+
+def places_taken(lengths: Mapping[int, int] | Sequence[int], batch: Sequence[int]) -> int:
+    """Tokens of a batch with its padding."""
+    return len(batch) * max(lengths[i] for i in batch)
 
 
 def read_shared(model: Model, shared: list[int], task: str) -> Any:

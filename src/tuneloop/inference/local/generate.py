@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -11,7 +11,13 @@ from tuneloop.core.device import backend, in_parts
 from tuneloop.core.errors import UserError
 from tuneloop.core.ui import progress
 from tuneloop.core.units import counted
-from tuneloop.inference.local.batches import batched_by_length, prompt_too_large, read_shared, split_prompts
+from tuneloop.inference.local.batches import (
+    batched_by_length,
+    places_taken,
+    prompt_too_large,
+    read_shared,
+    split_prompts,
+)
 from tuneloop.inference.local.engine import ActiveRow, Beginning, DecodingBatch, Watch
 from tuneloop.inference.local.grammar import Grammars
 from tuneloop.inference.local.sampling import GREEDY, Sampling
@@ -21,6 +27,8 @@ from tuneloop.models.load import Model
 from tuneloop.models.shared import check_adapter
 from tuneloop.records.completion import Completion
 
+BATCH_TOKENS, BATCH_ROWS = 24576, 64  # bounds of one batch, prompt tokens included
+
 
 def generate(
     model: Model,
@@ -28,8 +36,6 @@ def generate(
     *,
     max_new_tokens: int,
     sampling: Sequence[Sampling] | None = None,
-    batch_tokens: int = 24576,
-    batch_rows: int = 64,
     task: str = "generating",
 ) -> list[Completion]:
     """Answers to prompts by the model as it stands, greedy where nothing else is given.
@@ -39,7 +45,6 @@ def generate(
         max_new_tokens: length at which an answer is cut.
         sampling: how the tokens of each answer are drawn, one a prompt; None: all greedily. An answer depends on its
             own prompt and sampling alone, not on the others.
-        batch_tokens, batch_rows: bounds of one batch, prompt tokens included.
 
     Returns:
         One answer a prompt, in order.
@@ -50,15 +55,13 @@ def generate(
     requests = [
         Request(ids=ids, max_new_tokens=max_new_tokens, sampling=how) for ids, how in zip(prompts, each, strict=True)
     ]
-    return answer_requests(model, requests, batch_tokens=batch_tokens, batch_rows=batch_rows, task=task)
+    return answer_requests(model, requests, task=task)
 
 
 def answer_requests(
     model: Model,
     requests: Sequence[Request],
     *,
-    batch_tokens: int = 24576,
-    batch_rows: int = 64,
     grammars: Grammars | None = None,
     watch: Watch | None = None,
     task: str = "generating",
@@ -102,18 +105,14 @@ def answer_requests(
         with torch.inference_mode(), applied(adapter):
             beginning = Beginning(split.shared, read_shared(model, split.shared, task))
         lengths = {i: len(rest) + requests[i].max_new_tokens for rest, i in zip(split.rests, places, strict=True)}
-        batches = batched_by_length(list(lengths.values()), batch_tokens, batch_rows)
+        batches = batched_by_length(list(lengths.values()), BATCH_TOKENS, BATCH_ROWS)
         in_parts(
             ([places[i] for i in batch] for batch in batches),
             partial(answer, beginning=beginning),
-            partial(_places_taken, lengths),
+            partial(places_taken, lengths),
             lambda place: prompt_too_large(len(requests[place].ids)),
         )
     return [answers[i] for i in sorted(answers)]
-
-
-def _places_taken(lengths: Mapping[int, int], rows: Sequence[int]) -> int:
-    return len(rows) * max(lengths[i] for i in rows)
 
 
 def _share(row: ActiveRow) -> float:

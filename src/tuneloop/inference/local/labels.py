@@ -50,11 +50,6 @@ def label_trie(labels: Sequence[str], tokens: Sequence[Sequence[int]]) -> LabelT
     )
 
 
-def trie_of_labels(template: Template, labels: Sequence[str], prompt: Sequence[Message]) -> LabelTrie:
-    """Labels as the tokens that the model would write after a prompt, the end of the turn included."""
-    return label_trie(labels, label_ids(template, labels, prompt))
-
-
 def label_ids(
     template: Template, labels: Sequence[str], prompt: Sequence[Message] = ANY_PROMPT, lead: str = ""
 ) -> list[list[int]]:
@@ -92,12 +87,7 @@ class LabelTrees:
 
 
 def best_label(
-    scores: dict[str, float],
-    tokens: Mapping[str, int],
-    prompt_tokens: int,
-    shifted: bool = False,
-    *,
-    engine: str = ENGINE,
+    scores: dict[str, float], tokens: Mapping[str, int], prompt_tokens: int, shifted: bool = False, engine: str = ENGINE
 ) -> Completion:
     """The answer that choice scoring gives: the label with the highest score, and its probability.
 
@@ -120,7 +110,11 @@ def best_label(
 
 
 def calibrated(answer: Completion, offset: Mapping[str, float], tokens: Mapping[str, int]) -> Completion:
-    """An answer by its scores, all exact, less those under a prompt that says nothing (`offset`)."""
+    """An answer by its scores, all exact, less those under a prompt without the text to classify (`offset`).
+
+    That takes out the model's preference for some labels (Zhao et al. 2021, arXiv 2102.09690; Holtzman et al. 2021, arXiv
+    2104.08315).
+    """
     scores = {label: score - offset[label] for label, score in (answer.label_scores or {}).items()}
     return replace(best_label(scores, tokens, answer.prompt_tokens, True), total_ms=answer.total_ms)
 

@@ -8,11 +8,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.device import in_parts
 from tuneloop.core.ui import progress
-from tuneloop.inference.local.batches import batched_by_length, pad_left, prompt_too_large, read_shared, split_prompts
+from tuneloop.inference.local.batches import (
+    batched_by_length,
+    pad_left,
+    places_taken,
+    prompt_too_large,
+    read_shared,
+    split_prompts,
+)
 from tuneloop.inference.local.labels import LabelTrie, best_label
 from tuneloop.inference.local.sampling import greedy, highest
 from tuneloop.inference.request import Request, with_adapter
@@ -24,6 +32,8 @@ from tuneloop.records.completion import Completion
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+BATCH_TOKENS = 4096  # of one pass, padding included
 
 
 def choose_for(
@@ -52,9 +62,7 @@ def choose(
     prompts: Sequence[Sequence[int]],
     trie: LabelTrie,
     *,
-    content_free: Sequence[int] | None = None,
     prune: bool = False,
-    batch_tokens: int = 4096,
     task: str = "scoring labels",
 ) -> list[Completion]:
     """Score every label under every prompt and answer with the best.
@@ -66,8 +74,6 @@ def choose(
     Args:
         prompts: token ids, each ending with the assistant's header.
         trie: the labels.
-        content_free: a prompt without the text to classify; its scores are subtracted, which takes out the model's
-            preference for some labels (Zhao et al. 2021, arXiv 2102.09690; Holtzman et al. 2021, arXiv 2104.08315).
         prune: look for the best label only. Labels that can't win any more are not computed to their end, and their
             scores are upper bounds; the best label and its score are the same.
     """
@@ -76,17 +82,9 @@ def choose(
     if not prompts:
         return []
     with torch.inference_mode():
-        if content_free is not None:
-            offset = _label_scores(model, [content_free], trie, batch_tokens)
-        else:
-            offset = torch.zeros(1, len(trie.labels))
-        if prune:
-            scores = _best_first(model, prompts, trie, offset, batch_tokens, task)
-        else:
-            scores = _label_scores(model, prompts, trie, batch_tokens, task) - offset
-    tokens, shifted = trie.tokens, content_free is not None
+        scores = (_best_first if prune else _label_scores)(model, prompts, trie, task)
     return [
-        best_label(dict(zip(trie.labels, row, strict=True)), tokens, len(prompt), shifted)
+        best_label(dict(zip(trie.labels, row, strict=True)), trie.tokens, len(prompt))
         for prompt, row in zip(prompts, scores.tolist(), strict=True)
     ]
 
@@ -146,9 +144,7 @@ class _Tree:
         return logp @ self.shares.t()
 
 
-def _label_scores(
-    model: Model, prompts: Sequence[Sequence[int]], trie: LabelTrie, batch_tokens: int, task: str = ""
-) -> Tensor:
+def _label_scores(model: Model, prompts: Sequence[Sequence[int]], trie: LabelTrie, task: str) -> Tensor:
     """Length-normalised log likelihoods (rows, labels), fp32."""
     import torch
 
@@ -180,21 +176,16 @@ def _label_scores(
             progress(task, count + row + 1, len(prompts))
         count += len(batch)
 
-    _in_batches([len(rest) + nodes for rest in split.rests], batch_tokens, 64, score, prompts)
+    _in_batches([len(rest) + nodes for rest in split.rests], 64, score, prompts)
     return out
 
 
 def _in_batches(
-    lengths: Sequence[int], tokens: int, rows: int, work: Callable[[Sequence[int]], None], ids: Sequence[Sequence[int]]
+    lengths: Sequence[int], rows: int, work: Callable[[Sequence[int]], None], ids: Sequence[Sequence[int]]
 ) -> None:
     """Work on rows (`ids`) in batches of similar length, in smaller ones where memory runs out."""
-    batches = batched_by_length(lengths, tokens, rows)
-    in_parts(
-        batches,
-        work,
-        lambda batch: len(batch) * max(lengths[i] for i in batch),
-        lambda i: prompt_too_large(len(ids[i])),
-    )
+    batches = batched_by_length(lengths, BATCH_TOKENS, rows)
+    in_parts(batches, work, partial(places_taken, lengths), lambda i: prompt_too_large(len(ids[i])))
 
 
 def _token_scores(hidden: Tensor, head: Tensor, at: Tensor, tokens: Tensor) -> Tensor:
@@ -206,10 +197,8 @@ def _token_scores(hidden: Tensor, head: Tensor, at: Tensor, tokens: Tensor) -> T
     return picked - _log_normaliser(hidden, head)[at]
 
 
-def _best_first(
-    model: Model, prompts: Sequence[Sequence[int]], trie: LabelTrie, offset: Tensor, batch_tokens: int, task: str
-) -> Tensor:
-    """Scores (rows, labels) minus `offset` (1, labels): the greatest of each row is exact, the others upper bounds.
+def _best_first(model: Model, prompts: Sequence[Sequence[int]], trie: LabelTrie, task: str) -> Tensor:
+    """Scores (rows, labels): the greatest of each row is exact, the others upper bounds.
 
     A log probability is at most 0, so the sum over the tokens known so far, divided by the length, bounds a label's
     score from above. A row goes down its most promising label first, to the end; from then on it continues with all
@@ -228,7 +217,7 @@ def _best_first(
 
     def search_best(batch: Sequence[int]) -> None:
         nonlocal count
-        search = _Search(model, tree, [split.rests[i] for i in batch], len(split.shared), prefix, offset.to(device))
+        search = _Search(model, tree, [split.rests[i] for i in batch], len(split.shared), prefix)
         left = torch.tensor(batch)
         over_before = 0
         while len(left):
@@ -244,19 +233,17 @@ def _best_first(
                 search.expand(bounds, ~over)
         count += len(batch)
 
-    _in_batches([len(rest) + depth for rest in split.rests], batch_tokens, 128, search_best, prompts)
+    _in_batches([len(rest) + depth for rest in split.rests], 128, search_best, prompts)
     return out
 
 
 class _Search:
     """The state of `_best_first` for one batch: what each row has computed of the tree, and its place in the cache."""
 
-    def __init__(
-        self, model: Model, tree: _Tree, rests: Sequence[Sequence[int]], shared: int, prefix: Any, offset: Tensor
-    ) -> None:
+    def __init__(self, model: Model, tree: _Tree, rests: Sequence[Sequence[int]], shared: int, prefix: Any) -> None:
         import torch
 
-        self.model, self.tree, self.offset = model, tree, offset
+        self.model, self.tree = model, tree
         device, rows = model.device, len(rests)
         padded = pad_left(rests, shared, model.template.pad_id, device)
         start = torch.zeros(rows, dtype=torch.long, device=device)
@@ -272,7 +259,7 @@ class _Search:
 
     def bounds(self) -> Tensor:
         """Upper bounds of the scores (rows, labels)."""
-        return self.tree.scores(self.logp) - self.offset
+        return self.tree.scores(self.logp)
 
     def _open(self) -> Tensor:
         missing: Tensor = (~self.known).float() @ self.tree.on_path.t() > 0
@@ -371,9 +358,7 @@ class AnswerFit:
     verbatim: bool  # whether greedy decoding would write exactly these: each is the likeliest after those before it
 
 
-def answer_fits(
-    model: Model, rows: Sequence[Rendered], *, batch_tokens: int = 4096, task: str = "validating"
-) -> list[AnswerFit]:
+def answer_fits(model: Model, rows: Sequence[Rendered], *, task: str = "validating") -> list[AnswerFit]:
     """The fit of each row's supervised tokens, in order; one forward pass a row, in fp32 from the logits on."""
     import torch
 
@@ -387,7 +372,7 @@ def answer_fits(
 
     ids = [row.ids for row in rows]
     with torch.inference_mode():
-        _in_batches(list(map(len, ids)), batch_tokens, 256, fit, ids)
+        _in_batches(list(map(len, ids)), 256, fit, ids)
     return [fits[i] for i in range(len(rows))]
 
 

@@ -205,8 +205,12 @@ def open_local(name: str, *, base: str = "", template: str = "") -> LocalTarget:
         return LocalTarget(name, base or read_record(RunManifest, folder).model, trained, folder, template)
     if kind == "adapter":
         return LocalTarget(name, base or _base_of(folder), folder, None, template)
-    _refuse_missing(name)
-    return LocalTarget(name, name, source=template)
+    if folder.exists() or len(folder.parts) < 2 or not folder.parent.is_dir():
+        refuse_missing_path(name)
+        return LocalTarget(name, name, source=template)
+    others = [other.name for other in folder.parent.iterdir()]  # a path that is not there is no name on the hub
+    step = did_you_mean(folder.name, others, "check the path", shown=folder.parent.joinpath)
+    raise UserError("There is no run, artifact or model here", where=name, next_step=step)
 
 
 def _base_of(folder: Path) -> str:
@@ -216,18 +220,3 @@ def _base_of(folder: Path) -> str:
     if folder.name == "adapter" and (folder.parent / "run.json").is_file():
         return read_record(RunManifest, folder.parent).model
     return base_of_adapter(folder)
-
-
-def _refuse_missing(name: str) -> None:
-    """Refuse a path that is not there: it is no name on the hub.
-
-    Raises:
-        UserError: with the nearest folder.
-    """
-    path = Path(name).expanduser()
-    if path.exists() or len(path.parts) < 2 or not path.parent.is_dir():
-        refuse_missing_path(name)
-        return
-    others = [other.name for other in path.parent.iterdir()]
-    step = did_you_mean(path.name, others, "check the path", shown=path.parent.joinpath)
-    raise UserError("There is no run, artifact or model here", where=name, next_step=step)

@@ -81,7 +81,7 @@ class EndpointEngine(RenderingEngine):
         address = parts._replace(path=path, query="", fragment="").geturl()  # without a login
         super().__init__(address, base, adapters, settings.slots)
         self._settings, self._context = settings, settings.context
-        self._vllm: tuple[int, ...] = ()
+        self._vllm: tuple[int, ...] = ()  # its version; empty: another server
         self._priorities = self._returns_ids = False
         self._turns = Turns()
         self._wire: Wire | None = None
@@ -129,12 +129,7 @@ class EndpointEngine(RenderingEngine):
             raise
 
     async def _reply(self, path: str, body: Mapping[str, Any] | None = None, within: float = HEALTHY_WITHIN) -> Any:
-        """What the server answers to a GET, or to a body.
-
-        Raises:
-            Broken, Refused: there is no answer with status 200.
-            ValueError: it is no JSON.
-        """
+        """What the server answers to a GET, or to a body; else an error of `UNREADABLE`."""
         assert self._wire is not None
         if body is None:
             return json.loads(await self._wire.get(path, within))
@@ -162,7 +157,11 @@ class EndpointEngine(RenderingEngine):
             raise UserError(f"The server has no model {self.base!r}", where=self.name, next_step=step)
         longest = models[self.base].get("max_model_len")
         self._context = self._context or (longest if isinstance(longest, int) else 0)
-        self._vllm = await self._version()
+        try:
+            version = re.match(r"(\d+)\.(\d+)", str((await self._reply("/version"))["version"]))
+        except UNREADABLE:
+            version = None
+        self._vllm = tuple(map(int, version.groups())) if version else ()
         self._priorities = bool(self._vllm) and bool(await self._tried({"priority": BACKGROUND}))
         self._returns_ids = bool(self._vllm) and "token_ids" in await self._tried({"return_token_ids": True})
         if self._settings.tokenizer:
@@ -194,14 +193,6 @@ class EndpointEngine(RenderingEngine):
             step += "VLLM_ALLOW_RUNTIME_LORA_UPDATING=true"
             raise UserError(what, where=str(folder), next_step=step) from None
         return name
-
-    async def _version(self) -> tuple[int, ...]:
-        """vLLM's version; empty: another server."""
-        try:
-            version = re.match(r"(\d+)\.(\d+)", str((await self._reply("/version"))["version"]))
-        except UNREADABLE:
-            return ()
-        return tuple(map(int, version.groups())) if version else ()
 
     async def _tried(self, more: Mapping[str, Any]) -> Mapping[str, Any]:
         """What vLLM answers to a token with some field; empty where it refuses that.
@@ -282,13 +273,9 @@ class EndpointEngine(RenderingEngine):
             why = NO_PROMPT
         return refused(request, why, self.name) if why else request
 
-    async def _answer(self, request: Request) -> AsyncGenerator[Update, None]:
-        work = self._at_once
-        if self._by_quanta and request.gives_way and request.schema is None:
-            work = self._in_quanta
-        async with aclosing(work(request)) as updates:
-            async for update in updates:
-                yield update
+    def _answer(self, request: Request) -> AsyncGenerator[Update, None]:
+        in_quanta = self._by_quanta and request.gives_way and request.schema is None
+        return self._in_quanta(request) if in_quanta else self._at_once(request)
 
     async def _at_once(self, request: Request) -> AsyncGenerator[Update, None]:
         """An answer that is waited for: no quantum begins meanwhile but its share."""

@@ -39,7 +39,7 @@ def make_engine(kind: str, folder: Path, context: int) -> Any:
     base = resolve("smollm2-135m")
     adapters = [write_adapter(base, folder / f"adapter-{seed}", seed, 0.01) for seed in (1, 2)]
     if kind == "tuneloop":
-        return LocalEngine(Served(str(base)), [Served(str(each)) for each in adapters], slots=4)
+        return LocalEngine(Served(str(base)), [Served(str(each)) for each in adapters], EngineSettings(slots=4))
     source = packaged_gguf()
     assert source is not None
     shutil.copyfile(source, folder / "base.gguf")

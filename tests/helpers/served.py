@@ -43,8 +43,11 @@ def write_files(tiny_llama: Path, folder: Path, count: int = 2) -> Files:
 def local(files: Files, which: tuple[int, ...], slots: int = 4) -> ServingEngine:
     """Our own engine with some of the adapters."""
     from tuneloop.inference.local.serving import LocalEngine
+    from tuneloop.inference.protocol import EngineSettings
 
-    return LocalEngine(Served(str(files.base)), [Served(str(files.adapters[i])) for i in which], slots=slots)
+    return LocalEngine(
+        Served(str(files.base)), [Served(str(files.adapters[i])) for i in which], EngineSettings(slots=slots)
+    )
 
 
 def llamacpp(files: Files, which: tuple[int, ...], slots: int = 4) -> ServingEngine:

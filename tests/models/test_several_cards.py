@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from adapters import write_adapter
+from engine_answers import answers_of
 from six_layers import write_six_layers
 from torch import nn
 
@@ -58,7 +59,7 @@ def answers(model: Model, adapters: Sequence[str]) -> dict[str, Any]:
         "exact": [max((a.label_scores or {}).values()) for a in choose(model, prompts, trie, prune=False)],
         "fits": [fit.loss for fit in answer_fits(model, rows)],
     }
-    return {"engine": [a.token_ids for a in Engine(model, rows=3).complete(requests)], **attached}
+    return {"engine": [a.token_ids for a in answers_of(Engine(model, rows=3), requests)], **attached}
 
 
 @pytest.mark.parametrize("kind", ["base", "mixed", "prefix", "four bits"])

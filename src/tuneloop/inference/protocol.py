@@ -33,7 +33,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.inference.local.grammar import Grammars, why_not_written
 from tuneloop.inference.local.labels import LabelTrees, LabelTrie, label_ids, label_trie
 from tuneloop.inference.local.scoring import AnswerFit
-from tuneloop.inference.request import Request, Update, refused, with_ids
+from tuneloop.inference.request import Request, Requests, Update, refused, with_ids
 from tuneloop.inference.timeouts import START_WITHIN
 from tuneloop.models.adapters import ATTACHED, BASE
 from tuneloop.models.template import Rendered, Template, TemplateError, plain_source
@@ -299,7 +299,7 @@ class Target(ABC):
         """Make it ready, so that the first answer does not wait for that."""
 
     @abstractmethod
-    def complete(self, requests: Sequence[Request], *, task: str = "answering") -> Iterator[Completion]:
+    def complete(self, requests: Requests, *, task: str = "answering") -> Iterator[Completion]:
         """Written answers."""
 
     def stream(self, request: Request) -> Iterator[Update]:
@@ -309,7 +309,7 @@ class Target(ABC):
 
     def score(
         self,
-        requests: Sequence[Request],
+        requests: Requests,
         labels: Sequence[str],
         *,
         exact: bool = False,

@@ -66,6 +66,9 @@ class Request:
             raise UserError(what, where=where, next_step=step)
 
 
+Requests = Sequence[Request]
+
+
 @dataclass(frozen=True, slots=True)
 class Update:
     """What has become known of an answer: a further piece of its text, and at the end all of it."""

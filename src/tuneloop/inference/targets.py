@@ -7,7 +7,7 @@ measured by that. Another kind of target is one file with a subclass of `protoco
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -19,7 +19,7 @@ from tuneloop.inference.llamacpp import target as llamacpp
 from tuneloop.inference.local import serving as local
 from tuneloop.inference.openai.target import Endpoint, EndpointTarget
 from tuneloop.inference.protocol import EngineKind, Kind, ModelTarget, Target
-from tuneloop.inference.request import Request
+from tuneloop.inference.request import Requests
 from tuneloop.records.completion import Completion
 
 ENGINES = (llamacpp.KIND, local.KIND)  # ours takes what no other one claims
@@ -89,7 +89,7 @@ class PredictionsTarget(Target):
         """Hash of the answers."""
         return content_hash(dict(self.answers))
 
-    def complete(self, requests: Sequence[Request], *, task: str = "reading") -> Iterator[Completion]:
+    def complete(self, requests: Requests, *, task: str = "reading") -> Iterator[Completion]:
         """The answers of the file."""
         for request in requests:
             text = self.answers.get(request.id)

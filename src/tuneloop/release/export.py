@@ -30,14 +30,7 @@ from tuneloop.release.compressed import is_compressed, need_compressed_tensors
 from tuneloop.release.formats import FORMS, WeightOptions
 from tuneloop.release.gguf.artifact import GgufSettings
 from tuneloop.release.gguf.lora import check_expressible
-from tuneloop.release.measure import (
-    KL_ROWS,
-    acceptable,
-    mean_kl_of_folder,
-    measure_artifact,
-    measure_lora,
-    rows_to_measure,
-)
+from tuneloop.release.measure import KL_ROWS, acceptable, kl_of_folder, measure_artifact, measure_lora, rows_to_measure
 from tuneloop.release.quantise import QUANTS, importance_of
 from tuneloop.report.comparison import comparison_as
 
@@ -86,8 +79,8 @@ def export_run(
     gate = release(run, force=force)
     verdict = gate["status"] if gate["status"] != "none" else "none has judged it"
     say(f"gate      {verdict}{', overruled' if gate['forced'] else ''}")
-    file = run / EvaluationManifest.file
-    evaluation = read_record(EvaluationManifest, file) if file.is_file() else None
+    evaluated = (run / EvaluationManifest.file).is_file()
+    evaluation = read_record(EvaluationManifest, run) if evaluated else None
     origin = Origin(
         run,
         recipe.name,
@@ -125,7 +118,7 @@ def _measure(job: RunContext, form: str, weights: WeightOptions) -> Measure | No
         say(f"measure   not measured: {sample}")
         return None
     if compressed:
-        return lambda folder, id_: mean_kl_of_folder(sample, folder)
+        return lambda folder, id_: kl_of_folder(sample, folder)
     if (rows := len(sample.rows)) < FEWEST_SHARED:
         more = rows < len(sample.dataset.test)
         step = f"give --measure {FEWEST_SHARED} or more" if more else "the data set has no more"
@@ -235,9 +228,8 @@ def _gguf_settings(run: Path, form: str, weights: WeightOptions) -> GgufSettings
         return None
     if form == "gguf-lora":
         check_expressible(trained_folder(run))
-    if not importance:
-        settings = GgufSettings(form, quant)
-    else:
+    settings = GgufSettings(form, quant)
+    if importance:
         job = RunContext(load_run_recipe(run, []), run)
         dataset = dataset_of(job, True, "")
         rows = dataset.train[:importance]

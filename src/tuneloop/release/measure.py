@@ -266,7 +266,7 @@ def _mean_kl(job: RunContext, target: GgufTarget, rows: Sequence[Row]) -> float:
     return _mean_divergence(job, rows[:KL_ROWS], logs)
 
 
-def mean_kl_of_folder(sample: Rows, folder: Path) -> float:
+def kl_of_folder(sample: Rows, folder: Path) -> float:
     """The same of a model that Transformers loads, such as one in compressed-tensors' layout, on the processor.
 
     Raises:

@@ -64,9 +64,17 @@ def cores() -> int:
     return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
 
 
-def child_python_path() -> dict[str, str]:
-    """The variable by which a child finds the same modules."""
-    return {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+def spawn(module: str, pipe: int, stdin: int, log: IO[bytes], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """A module of this package in a child process and a new session, with a pipe's descriptor as its argument."""
+    return subprocess.Popen(
+        [sys.executable, "-m", f"tuneloop.inference.llamacpp.{module}", str(pipe)],
+        pass_fds=[pipe],
+        stdin=stdin,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+        env={**env, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
 
 
 def error_from(what: str, log: IO[bytes] | None, where: str, step: str, *, any_line: bool = False) -> UserError:
@@ -110,15 +118,7 @@ class LlamaCpp:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._connection, other = multiprocessing.Pipe()
         with other:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tuneloop.inference.llamacpp.child", str(other.fileno())],
-                pass_fds=[other.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=self._log,
-                start_new_session=True,
-                env=environment_of_child() | child_python_path(),
-            )
+            self._process = spawn("child", other.fileno(), subprocess.DEVNULL, self._log, environment_of_child())
         try:
             self._reply("start")
             self.facts: dict[str, Any] = {}

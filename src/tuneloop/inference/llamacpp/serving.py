@@ -29,7 +29,6 @@ import secrets
 import select
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
@@ -42,15 +41,7 @@ import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import sha256_file, user_errors_of_the_disk
-from tuneloop.inference.llamacpp import (
-    ENGINE,
-    LlamaCpp,
-    child_python_path,
-    cores,
-    error_from,
-    need_llamacpp,
-    need_wheel,
-)
+from tuneloop.inference.llamacpp import ENGINE, LlamaCpp, cores, error_from, need_llamacpp, need_wheel, spawn
 from tuneloop.inference.local.grammar import compile_problem
 from tuneloop.inference.local.labels import best_label
 from tuneloop.inference.local.stream import TextStream
@@ -202,15 +193,7 @@ class LlamaCppEngine(RenderingEngine):
         until = time.monotonic() + self._settings.start_within
         ours, theirs = os.pipe()
         try:
-            self._process = process = subprocess.Popen(
-                [sys.executable, "-m", "tuneloop.inference.llamacpp.server", str(theirs)],
-                pass_fds=[theirs],
-                stdin=subprocess.PIPE,
-                stdout=self._log,
-                stderr=self._log,
-                start_new_session=True,
-                env={**os.environ, **child_python_path()},
-            )
+            self._process = process = spawn("server", theirs, subprocess.PIPE, self._log, os.environ)
             os.close(theirs)
             assert process.stdin is not None
             with contextlib.suppress(OSError):  # it ended at once: what it reports says so

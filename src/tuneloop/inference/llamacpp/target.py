@@ -17,7 +17,7 @@ from tuneloop.inference.local.labels import best_label, label_ids
 from tuneloop.inference.local.scoring import AnswerFit
 from tuneloop.inference.local.stream import TextStream
 from tuneloop.inference.protocol import AnswerSoFar, EngineKind, Kind, ModelTarget, with_template
-from tuneloop.inference.request import Request, Update, schema_breach
+from tuneloop.inference.request import Request, Requests, Update, schema_breach
 from tuneloop.models.template import Rendered, Template, load_template
 from tuneloop.records.artifact import ARTIFACT, ArtifactManifest
 from tuneloop.records.completion import Completion, Finish, TokenLogprob
@@ -84,7 +84,7 @@ class GgufTarget(ModelTarget):
         if "llama" in self.__dict__:
             self.__dict__.pop("llama").close()
 
-    def complete(self, requests: Sequence[Request], *, task: str = "answering") -> Iterator[Completion]:
+    def complete(self, requests: Requests, *, task: str = "answering") -> Iterator[Completion]:
         """Answers, one after the other; drawn ones by llama.cpp's own samplers, in the order of our engine."""
         progress(task, 0, len(requests))
         for count, request in enumerate(requests, 1):
@@ -154,7 +154,7 @@ class GgufTarget(ModelTarget):
 
     def score(
         self,
-        requests: Sequence[Request],
+        requests: Requests,
         labels: Sequence[str],
         *,
         exact: bool = False,

@@ -2,7 +2,7 @@
 
 `DecodingBatch` holds rows that share a forward pass: `join` reads prompts, `step` writes one token in each row, `leave`
 drops one. `Engine` puts requests into batches as there is room, for one thread or many: `submit` and `cancel` at any
-time, `step` for all, `stream` and `complete` for callers that wait. Rows may have different LoRA adapters; rows behind
+time, `step` for all, `stream` for callers that wait. Rows may have different LoRA adapters; rows behind
 different prefixes go into separate batches. An answer depends on its own request alone.
 """
 
@@ -596,19 +596,6 @@ class Engine:
         finally:
             if ticket.completion is None:
                 self.cancel(ticket)
-
-    def complete(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        """Answers in the order of the requests, each as soon as it and those before it are over."""
-        tickets = [self.submit(request) for request in requests]
-        try:
-            for ticket in tickets:
-                while ticket.completion is None:
-                    self.step()
-                yield ticket.completion
-        finally:
-            for ticket in tickets:
-                if ticket.completion is None:
-                    self.cancel(ticket)
 
 
 # --- requests that yield ------------------------------------------------------------------------

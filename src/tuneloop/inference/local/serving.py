@@ -29,13 +29,14 @@ from tuneloop.inference.local.target import open_local
 from tuneloop.inference.protocol import (
     AdapterFacts,
     EngineKind,
+    EngineSettings,
     RenderingEngine,
     Served,
     unknown_adapter,
     with_template,
 )
 from tuneloop.inference.request import Request, Update, refused
-from tuneloop.inference.timeouts import START_WITHIN, STOP_WITHIN
+from tuneloop.inference.timeouts import STOP_WITHIN
 from tuneloop.models.adapters import BASE
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.methods import method_of_folder
@@ -47,6 +48,7 @@ from tuneloop.records.completion import ENGINE, Completion
 
 MOST_CHOICES = 16  # requests with choices that are scored in one pass, so that written answers wait for few
 BACKGROUND_CHOICES = 2  # of those that yield
+TOKENS = 24576  # places of prompts and longest answers in all batches, which bounds the memory of keys and values
 
 
 @dataclass(eq=False)
@@ -80,27 +82,17 @@ class LocalEngine(RenderingEngine):
     Args:
         base: a model's name or folder; of a run that trained all weights its `model` folder.
         adapters: on top of it.
-        slots: requests that are computed together.
-        tokens: places of prompts and longest answers in all batches, which bounds the memory of keys and values.
-        start_within: seconds to load everything.
-        merge: write the adapter into the base's weights where there is just one; the base itself is not served then.
+        settings: its slots, its deadline, and whether a single adapter is merged.
     """
 
     gives_way = True
 
     def __init__(
-        self,
-        base: Served,
-        adapters: Sequence[Served] = (),
-        *,
-        slots: int = 64,
-        tokens: int = 24576,
-        start_within: float = START_WITHIN,
-        merge: bool = False,
+        self, base: Served, adapters: Sequence[Served] = (), settings: EngineSettings = EngineSettings(slots=64)
     ) -> None:
-        super().__init__(ENGINE, base, adapters, slots)
-        self.merged = merge and len(adapters) == 1  # the base itself is not served then
-        self._tokens, self._start_within = tokens, start_within
+        super().__init__(ENGINE, base, adapters, settings.slots)
+        self.merged = settings.merge and len(adapters) == 1  # the base itself is not served then
+        self._start_within = settings.start_within
         self._inbox = _Inbox()
         self._model: Model | None = None
         self._thread: threading.Thread | None = None
@@ -112,7 +104,7 @@ class LocalEngine(RenderingEngine):
         """Tokens that the model reads, at most as many as there are places."""
         if self._model is None:
             raise UserError("The engine is not started", where=self.base, next_step="await engine.start()")
-        return min(self._model.context, self._tokens)
+        return min(self._model.context, TOKENS)
 
     # -- start and stop
 
@@ -212,7 +204,7 @@ class LocalEngine(RenderingEngine):
             except Exception as error:
                 _settle(loop, loading, error)
                 return
-            engine = Engine(model, rows=self.slots, tokens=self._tokens)
+            engine = Engine(model, rows=self.slots, tokens=TOKENS)
             self._grammars = engine.grammars
             _settle(loop, loading, None)
             work = _Work(engine, inbox, lambda request: self._tree(request)[0])
@@ -345,5 +337,5 @@ KIND = EngineKind(
     claims=lambda name: True,
     target=lambda name, base, template: open_local(name, base=base, template=template),
     template=lambda base: load_template(resolve(base)),
-    serving=lambda base, adapters, how: LocalEngine(base, adapters, slots=how.slots, merge=how.merge),
+    serving=LocalEngine,
 )

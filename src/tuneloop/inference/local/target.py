@@ -16,7 +16,7 @@ from tuneloop.core.ui import reporter, reporting
 from tuneloop.inference.local.engine import Engine
 from tuneloop.inference.local.scoring import AnswerFit, answer_fits, choose_for
 from tuneloop.inference.protocol import Kind, ModelTarget, with_template
-from tuneloop.inference.request import Request, Update, with_adapter
+from tuneloop.inference.request import Request, Requests, Update, with_adapter
 from tuneloop.models.adapters import ATTACHED, applied, applied_now, is_mixed
 from tuneloop.models.load import Model, fingerprint, load_model
 from tuneloop.models.names import refuse_missing_path, resolve
@@ -131,7 +131,7 @@ class LocalTarget(ModelTarget):
             return self.base
         return read_record(RunManifest, self.run).model if self.run is not None else super().untuned
 
-    def complete(self, requests: Sequence[Request], *, task: str = "answering") -> Iterator[Completion]:
+    def complete(self, requests: Requests, *, task: str = "answering") -> Iterator[Completion]:
         """Written answers; all are there when the first one comes."""
         from tuneloop.inference.local.generate import answer_requests
 
@@ -162,7 +162,7 @@ class LocalTarget(ModelTarget):
 
     def score(
         self,
-        requests: Sequence[Request],
+        requests: Requests,
         labels: Sequence[str],
         *,
         exact: bool = False,

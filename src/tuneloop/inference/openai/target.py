@@ -23,7 +23,7 @@ from tuneloop.core.ui import progress
 from tuneloop.core.urls import masked, split_login
 from tuneloop.inference.openai.api import body_of, read_reply
 from tuneloop.inference.protocol import Kind, Target
-from tuneloop.inference.request import Request
+from tuneloop.inference.request import Request, Requests
 from tuneloop.inference.timeouts import (
     ANSWER_WITHIN,
     CONNECT_FAR_WITHIN,
@@ -121,7 +121,7 @@ def failures(replies: Sequence[Completion]) -> list[tuple[str, int]]:
     return Counter(reply.error for reply in replies if reply.error).most_common()
 
 
-def complete(endpoint: Endpoint, requests: Sequence[Request], *, task: str = "asking") -> list[Completion]:
+def complete(endpoint: Endpoint, requests: Requests, *, task: str = "asking") -> list[Completion]:
     """Answers to requests, in order; equal requests are made once.
 
     Raises:
@@ -130,7 +130,7 @@ def complete(endpoint: Endpoint, requests: Sequence[Request], *, task: str = "as
     return finished(_completed(endpoint, requests, task))
 
 
-async def _completed(endpoint: Endpoint, requests: Sequence[Request], task: str) -> list[Completion]:
+async def _completed(endpoint: Endpoint, requests: Requests, task: str) -> list[Completion]:
     client = _Client(endpoint)
     bodies = [body_of(request, endpoint.model) for request in requests]
     keys = [content_hash([client.address, body]) for body in bodies]
@@ -326,7 +326,7 @@ class EndpointTarget(Target):
         """Hash of the address and the model's name; what computes behind them may change."""
         return content_hash([self.endpoint.address, self.endpoint.model])
 
-    def complete(self, requests: Sequence[Request], *, task: str = "asking") -> Iterator[Completion]:
+    def complete(self, requests: Requests, *, task: str = "asking") -> Iterator[Completion]:
         """Written answers; several requests at once, and equal ones once.
 
         Raises:

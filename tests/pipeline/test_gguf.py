@@ -66,7 +66,7 @@ def test_an_artifact_is_measured_and_says_what_it_lost(make_tuned: MakeTuned) ->
     said.clear()
     with reporting(say=said.append):
         export_run(run, "gguf", weights=WeightOptions(quant="q8_0", measure=1))
-    few = f"warn: measured on 1 test row, and `gate` and `compare` ask for at least {FEWEST_SHARED} shared ones: give --measure {FEWEST_SHARED} or more"
+    few = f"warn: measured on 1 test row, and `gate` and `compare` need at least {FEWEST_SHARED} shared ones: give --measure {FEWEST_SHARED} or more"
     assert few in said
 
 

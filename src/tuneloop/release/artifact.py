@@ -43,11 +43,11 @@ from tuneloop.records.dataset import DatasetManifest
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.records.record import as_record
 from tuneloop.records.run import RunManifest
-from tuneloop.release.bom import BOM, Materials, bill_of_materials
+from tuneloop.release.bom import BOM, bill_of_materials
 from tuneloop.release.card import measured_table, model_card
 from tuneloop.release.compressed import SCHEMES, write_compressed
 from tuneloop.release.formats import FORMS
-from tuneloop.release.gguf.artifact import GgufSettings, GgufSource, write_gguf_model
+from tuneloop.release.gguf.artifact import GgufSettings, write_gguf_model
 from tuneloop.release.gguf.convert import FLOAT_TYPES, About
 from tuneloop.release.licences import hub_name, licence_of
 from tuneloop.release.quantise import QUANTS
@@ -190,8 +190,7 @@ def _write(
     if gguf:
         licence = licence_of(model)
         about = About(id_, hub_name(model), licence.id if licence else "")
-        source = GgufSource(origin.name, model, trained, origin.task, about)
-        return parts | {"quantisation": write_gguf_model(source, gguf, out).model_dump(mode="json")}
+        return parts | {"quantisation": write_gguf_model(origin, about, gguf, out).model_dump(mode="json")}
     if form == "adapter":
         _copy(trained, out, [*ADAPTER_FILES, *TOKENIZER_FILES])
         return parts
@@ -306,7 +305,7 @@ def _describe(origin: Origin, form: str, id_: str, folder: Path, parts: Mapping[
     write_text(folder / CARD, model_card(record, licence, origin.dataset, table))
     names = sorted(path.name for path in folder.iterdir() if path.name not in (MANIFEST, SIGNATURE, BOM, ".lock"))
     files = {name: _entry(folder / name) for name in names}
-    bom = bill_of_materials(Materials(record, files, licence, run, origin.dataset, origin.config))
+    bom = bill_of_materials(origin, record, files, licence)
     if bom is not None:
         write_text(folder / BOM, bom)
         files[BOM] = _entry(folder / BOM)

@@ -96,7 +96,7 @@ def _weights(quantisation: Quantisation) -> str:
         inputs = " vLLM rounds what goes into them to eight bits too." if name == "fp8" else ""
         return (
             f"{types[name.upper()]} of {total} are in `{name}`, in compressed-tensors' layout for vLLM.{inputs} "
-            "**No vLLM has read this file**: it was checked by the library that defines the layout, and by Transformers."
+            "**No vLLM has read this file**: it was checked by the library of the layout, and by Transformers."
         )
     kinds = ", ".join(f"{count} {kind}" for kind, count in types.items())
     text = f"The weights are in GGUF as `{name}`; of {total} there are {kinds}."

@@ -66,14 +66,9 @@ class Server:
                 raise RefusedByLlamaCpp(f"llama.cpp can't load the adapter {path}")
         self.scales = [1.0] * len(self.adapters)
         size = lib.llama_vocab_n_tokens(self.vocab)
-        return {
-            "vocabulary": size,
-            "context": lib.llama_model_n_ctx_train(self.model),
-            "bos": lib.llama_vocab_bos(self.vocab),
-            "eos": lib.llama_vocab_eos(self.vocab),
-            "adds_bos": bool(lib.llama_vocab_get_add_bos(self.vocab)),
-            "ends": [i for i in range(size) if lib.llama_vocab_is_eog(self.vocab, i)],
-        }
+        ends = [i for i in range(size) if lib.llama_vocab_is_eog(self.vocab, i)]
+        facts = {"vocabulary": size, "context": lib.llama_model_n_ctx_train(self.model), "ends": ends}
+        return facts | {"bos": lib.llama_vocab_bos(self.vocab), "eos": lib.llama_vocab_eos(self.vocab)}
 
     def tokenize(self, texts: Sequence[str], opening: bool, control: bool) -> list[list[int]]:
         """Token ids of texts.
@@ -209,10 +204,10 @@ class Server:
         """
         stops, tokens, logprobs = set(ends), [self.next], [self.logprob]
         while tokens[-1] not in stops and len(tokens) < limit:
-            tokens.append(self._following(tokens[-1]))
+            tokens.append(self._pick(self._read_next(tokens[-1])))
             logprobs.append(self.logprob)
         if tokens[-1] not in stops and self.at < self.size:
-            self.next = self._following(tokens[-1])
+            self.next = self._pick(self._read_next(tokens[-1]))
         return self._part(tokens, logprobs)
 
     def _part(self, tokens: list[int], logprobs: list[Logprob | None]) -> dict[str, Any]:
@@ -220,11 +215,8 @@ class Server:
         part = {"ids": tokens, "first": self.first, "total": 1000 * (time.perf_counter() - self.began)}
         return part if self.top is None else part | {"logprobs": logprobs}
 
-    def _following(self, token: int) -> int:
-        """Read a written token; returns the one behind it."""
-        return self._pick(self._read_next(token))
-
     def _read_next(self, token: int) -> np.ndarray[Any, Any]:
+        """Read a written token; returns the logits behind it."""
         (last,) = self._read([token], start=self.at)
         self.at += 1
         return last
@@ -289,8 +281,7 @@ class Server:
                 values_in_use += [ffi.new("char[]", name.encode()), ffi.from_buffer("float[]", values)]
                 entry.name, entry.data, entry.size = *values_in_use[-2:], len(values)
             params.imatrix = entries
-        failed = lib.llama_model_quantize(source.encode(), out.encode(), ffi.addressof(params))
-        if failed:
+        if lib.llama_model_quantize(source.encode(), out.encode(), ffi.addressof(params)):
             raise RefusedByLlamaCpp("llama.cpp can't quantise the file")
         return 0
 
@@ -326,13 +317,9 @@ class Server:
 
     def _apply(self) -> None:
         pairs = [(adapter, scale) for adapter, scale in zip(self.adapters, self.scales, strict=True) if scale]
-        failed = self.lib.llama_set_adapters_lora(
-            self.context,
-            self.ffi.new("struct llama_adapter_lora *[]", [adapter for adapter, _ in pairs]),
-            len(pairs),
-            self.ffi.new("float[]", [scale for _, scale in pairs]),
-        )
-        if failed:
+        adapters = self.ffi.new("struct llama_adapter_lora *[]", [adapter for adapter, _ in pairs])
+        scales = self.ffi.new("float[]", [scale for _, scale in pairs])
+        if self.lib.llama_set_adapters_lora(self.context, adapters, len(pairs), scales):
             raise RefusedByLlamaCpp("llama.cpp can't apply the adapter")
 
     def _read(self, ids: Sequence[int], *, start: int = 0, every: bool = False) -> Iterator[np.ndarray[Any, Any]]:

@@ -18,7 +18,7 @@ from typing import Any
 def main() -> None:
     """Serve until the parent ends."""
     settings = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_input, daemon=True).start()
     import xllamacpp
 
     server = xllamacpp.Server(_params(xllamacpp, settings))
@@ -27,7 +27,7 @@ def main() -> None:
     threading.Event().wait()
 
 
-def _end_with_parent() -> None:
+def _end_with_input() -> None:
     while os.read(sys.stdin.fileno(), 4096):
         pass
     os._exit(0)

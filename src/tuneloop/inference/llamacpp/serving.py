@@ -144,7 +144,7 @@ class LlamaCppEngine(RenderingEngine):
         looked, process = time.monotonic(), self._process
         if self._client is None or looked - self._heard < HANGS_AFTER:  # a child that is being started has its deadline
             return False
-        if await self._healthy(HANGS_AFTER):
+        if await self.healthy(HANGS_AFTER):
             self._heard = time.monotonic()
             return False
         return self._heard < looked and process is self._process
@@ -155,14 +155,8 @@ class LlamaCppEngine(RenderingEngine):
         file = gguf_file(self._base.source)
         self._files = [gguf_file(served.source) for served in self._served]
         settings, key = self._settings, secrets.token_urlsafe(16)
-        setup = {
-            "file": str(file),
-            "adapters": list(map(str, self._files)),
-            "slots": self._all_slots,
-            "context": settings.context,
-            "threads": settings.threads or cores(),
-            "key": key,
-        }
+        setup = {"file": str(file), "adapters": list(map(str, self._files)), "slots": self._all_slots, "key": key}
+        setup |= {"context": settings.context, "threads": settings.threads or cores()}
         adapters, templates = self.adapters, self._templates
         with self._spawned(setup) as address:
             if not templates:  # while the child loads; when it is started again they are known
@@ -219,11 +213,8 @@ class LlamaCppEngine(RenderingEngine):
         step = "check the files and the memory that is free; export them again if they are damaged"
         return error_from(what, self._log, self.base, step)
 
-    async def healthy(self) -> bool:
-        """Whether the child is there and answers."""
-        return await self._healthy(CHILD_HEALTHY_WITHIN)
-
-    async def _healthy(self, within: float) -> bool:
+    async def healthy(self, within: float = CHILD_HEALTHY_WITHIN) -> bool:
+        """Whether the child is there and answers within some seconds."""
         if self._process is None or self._process.poll() is not None or self._client is None:
             return False
         try:
@@ -497,7 +488,9 @@ class _Answer(AnswerSoFar):
             self.first = self.first or time.perf_counter()
             self.ids.append(token)
             if self.request.logprobs is not None and number < len(probabilities):
-                self.logprobs.append(_logprob(probabilities[number], self.request.logprobs))
+                entry, top = probabilities[number], probabilities[number].get("top_logprobs", [])
+                likeliest = tuple((int(t["id"]), float(t["logprob"])) for t in top[: self.request.logprobs])
+                self.logprobs.append(TokenLogprob(int(entry["id"]), float(entry["logprob"]), likeliest))
             piece += "" if token in self.ends else self.text.push(token)
             if token in self.ends or self.text.stopped:
                 ended, finish = True, "stop"
@@ -559,11 +552,6 @@ def body_of(request: Request, scales: Sequence[float]) -> dict[str, Any]:
     if request.schema is not None:
         body["json_schema"] = dict(request.schema)
     return dict(body, lora=[{"id": number, "scale": scale} for number, scale in enumerate(scales)])
-
-
-def _logprob(token: Mapping[str, Any], top: int) -> TokenLogprob:
-    likeliest = tuple((int(each["id"]), float(each["logprob"])) for each in token.get("top_logprobs", [])[:top])
-    return TokenLogprob(int(token["id"]), float(token["logprob"]), likeliest)
 
 
 def gguf_file(source: str) -> Path:

@@ -51,10 +51,8 @@ def generate(
     """
     if sampling is not None and len(sampling) != len(prompts):
         raise ValueError(f"{len(sampling)} samplings for {counted(len(prompts), 'prompt')}")
-    each = [GREEDY] * len(prompts) if sampling is None else sampling
-    requests = [
-        Request(ids=ids, max_new_tokens=max_new_tokens, sampling=how) for ids, how in zip(prompts, each, strict=True)
-    ]
+    pairs = zip(prompts, [GREEDY] * len(prompts) if sampling is None else sampling, strict=True)
+    requests = [Request(ids=ids, max_new_tokens=max_new_tokens, sampling=how) for ids, how in pairs]
     return answer_requests(model, requests, task=task)
 
 

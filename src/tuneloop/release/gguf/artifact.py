@@ -12,18 +12,19 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json, write_text
 from tuneloop.models.names import resolve
 from tuneloop.models.template import load_template
-from tuneloop.models.trained import OWN
+from tuneloop.models.trained import OWN, trained_folder
 from tuneloop.records.artifact import Quantisation
 from tuneloop.records.rows import Message
 from tuneloop.release.gguf.convert import FLOAT_TYPES, About, FloatType, tensor_types, write_gguf
 from tuneloop.release.gguf.lora import write_gguf_lora
 from tuneloop.release.quantise import quant_named, quantise
-from tuneloop.release.tuned_weights import open_tuned
+from tuneloop.release.tuned_weights import TunedWeights, open_tuned
 
 if TYPE_CHECKING:
     import numpy as np
 
     from tuneloop.models.template import Template
+    from tuneloop.release.artifact import Origin
 
 LORA = "gguf-lora"
 
@@ -56,50 +57,42 @@ class GgufSettings:
         object.__setattr__(self, "quant", quant)
 
 
-@dataclass(frozen=True)
-class GgufSource:
-    """What is written."""
-
-    name: str  # of the model
-    model: str  # the base, by a name that resolves
-    trained: Path  # folder of the trained weights
-    task: Mapping[str, Any] | None  # see `TaskSpec`; None: not known
-    about: About  # what the file says of itself
-
-
-def write_gguf_model(source: GgufSource, settings: GgufSettings, out: Path) -> Quantisation:
+def write_gguf_model(origin: Origin, about: About, settings: GgufSettings, out: Path) -> Quantisation:
     """Write the files; what each tensor has become is counted in the file itself.
+
+    Args:
+        about: what the file says of itself.
 
     Raises:
         UserError: what GGUF or llama.cpp can't hold, a missing wheel, a full disk.
     """
-    template = load_template(source.trained)
-    file = f"{source.name}-{'lora-' if settings.form == LORA else ''}{settings.quant}.gguf"
-    system = str((source.task or {}).get("system") or "")
+    trained, model = trained_folder(origin.run), origin.manifest.model
+    template = load_template(trained)
+    file = f"{origin.name}-{'lora-' if settings.form == LORA else ''}{settings.quant}.gguf"
+    system = str((origin.task or {}).get("system") or "")
     if settings.form == LORA:
         kind = cast(FloatType, settings.quant)
-        write_gguf_lora(resolve(source.model), source.trained, out / file, kind, source.about.name)
+        write_gguf_lora(resolve(model), trained, out / file, kind, about.name)
         text = modelfile("base.gguf", template, system, adapter=file)
     else:
         text = modelfile(file, template, system)
-        _write_whole(source, settings, out / file)
+        _write_whole(open_tuned(model, trained), template, about, settings, out / file)
     write_text(out / "Modelfile", text)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(source.trained / name, out / name)
-    write_json(out / OWN, {"version": 1, "task": source.task})
+        shutil.copyfile(trained / name, out / name)
+    write_json(out / OWN, {"version": 1, "task": origin.task})
     return Quantisation(name=settings.quant, tensor_types=tensor_types(out / file))
 
 
-def _write_whole(source: GgufSource, settings: GgufSettings, out: Path) -> None:
+def _write_whole(weights: TunedWeights, template: Template, about: About, settings: GgufSettings, out: Path) -> None:
     """All weights; what is quantised passes through an f16 file."""
-    weights, template = open_tuned(source.model, source.trained), load_template(source.trained)
     if settings.quant in FLOAT_TYPES:
-        write_gguf(weights, template, out, settings.quant, source.about)
+        write_gguf(weights, template, out, settings.quant, about)
         return
     importance = settings.importance() if settings.importance else None
     whole = out.with_name(f".{out.stem}.f16.gguf")
     try:
-        write_gguf(weights, template, whole, "f16", source.about)
+        write_gguf(weights, template, whole, "f16", about)
         quantise(whole, out, settings.quant, importance)
     finally:
         whole.unlink(missing_ok=True)

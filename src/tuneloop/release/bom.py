@@ -50,16 +50,14 @@ def bill_of_materials(
         return Component(name=name, bom_ref=ref, type=ComponentType.FILE, hashes=hashes)
 
     id_, base, run, gate = manifest.id, manifest.base, origin.manifest, manifest.gate
-    training = {
+    training: dict[str, Any] = {
         "run": run.id,
         "run.key": run.key,
         "gate": gate.status,
         "gate.forced": gate.forced or None,
-        "training.hours": round(run.seconds / 3600, 4),
-        "training.tokens": run.tokens,
-        "training.steps": run.steps,
-        "training.usd": round(run.usd, 4),
     }
+    training |= {"training.hours": round(run.seconds / 3600, 4), "training.tokens": run.tokens}
+    training |= {"training.steps": run.steps, "training.usd": round(run.usd, 4)}
     model = Component(
         name=id_,
         bom_ref=id_,
@@ -73,15 +71,9 @@ def bill_of_materials(
     bom = Bom(serial_number=uuid.uuid5(uuid.NAMESPACE_URL, f"tuneloop:{id_}"))
     bom.metadata.component = model
     bom.metadata.timestamp = datetime.fromisoformat(manifest.created)
-    parts = [
-        Component(
-            name=base.model,
-            bom_ref=f"base:{base.model}",
-            type=ComponentType.MACHINE_LEARNING_MODEL,
-            licenses=_licences(licence),
-            properties=_properties({"fingerprint": base.fingerprint}),
-        )
-    ]
+    terms, fingerprint = _licences(licence), _properties({"fingerprint": base.fingerprint})
+    kind, ref = ComponentType.MACHINE_LEARNING_MODEL, f"base:{base.model}"
+    parts = [Component(name=base.model, bom_ref=ref, type=kind, licenses=terms, properties=fingerprint)]
     if (dataset := origin.dataset) is not None:
         splits = {name: getattr(dataset.splits, name) for name in ("train", "val", "test")}
         facts = {"task": dataset.task, "content.sha256": dataset.hash, "licence": "not stated"}
@@ -90,16 +82,11 @@ def bill_of_materials(
         # Sources are named without the folders of who prepared them.
         digests |= {f"source:{source.path.rpartition('/')[2]}": source.sha256 for source in dataset.sources}
         hashes = [(name, f"data:{i}:{name}", digest) for i, (name, digest) in enumerate(digests.items()) if digest]
-        parts.append(
-            Component(
-                name=dataset.name,
-                version=dataset.id,
-                bom_ref=f"dataset:{dataset.id}",
-                type=ComponentType.DATA,
-                components=[hashed_file(*each) for each in hashes],
-                properties=_properties(facts),
-            )
+        data = Component(
+            name=dataset.name, version=dataset.id, bom_ref=f"dataset:{dataset.id}", type=ComponentType.DATA
         )
+        data.components, data.properties = [hashed_file(*each) for each in hashes], _properties(facts)
+        parts.append(data)
     for part in parts:
         bom.components.add(part)
     bom.register_dependency(model, parts)

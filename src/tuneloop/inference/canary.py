@@ -26,7 +26,7 @@ LEAST = 0.7  # share of the answers that must be those of the evaluation; roundi
 
 
 @dataclass(frozen=True)
-class Canary:
+class CanaryRow:
     """A row whose answer is known."""
 
     request: Request  # as it was evaluated, with the adapter's hash (or `base`)
@@ -51,7 +51,7 @@ class Proof:
         return f"{rows} answered as in the evaluation{ties}"
 
 
-async def prove(engine: ServingEngine, canaries: Sequence[Canary], *, least: float = LEAST) -> list[Proof]:
+async def prove(engine: ServingEngine, canaries: Sequence[CanaryRow], *, least: float = LEAST) -> list[Proof]:
     """Ask the rows and compare.
 
     Args:
@@ -60,7 +60,7 @@ async def prove(engine: ServingEngine, canaries: Sequence[Canary], *, least: flo
     Raises:
         UserError: an adapter changes nothing, or answers other than it did in the evaluation.
     """
-    by_adapter: dict[str, list[Canary]] = defaultdict(list)
+    by_adapter: dict[str, list[CanaryRow]] = defaultdict(list)
     for canary in canaries:
         by_adapter[named_adapter(canary.request)].append(canary)
     proofs = []
@@ -88,13 +88,13 @@ async def prove(engine: ServingEngine, canaries: Sequence[Canary], *, least: flo
     return proofs
 
 
-def is_expected(answer: Completion, row: Canary) -> bool:
+def is_expected(answer: Completion, row: CanaryRow) -> bool:
     """Whether it is the answer of the evaluation, or its beginning where the limit has cut it."""
     expected = row.expected.strip()
     return answer.text == expected or (answer.finish == "length" and expected.startswith(answer.text))
 
 
-async def gap_at_parting(engine: ServingEngine, row: Canary, answer: Completion) -> float | None:
+async def gap_at_parting(engine: ServingEngine, row: CanaryRow, answer: Completion) -> float | None:
     """How much likelier than the evaluated token the served model finds the one that it wrote where the answers part.
 
     Roundings differ between engines and, in bf16, between batches of different sizes. They decide where two tokens are
@@ -123,7 +123,7 @@ async def gap_at_parting(engine: ServingEngine, row: Canary, answer: Completion)
     return most - logprobs.get(row.expected_ids[at], least)
 
 
-async def _answers(engine: ServingEngine, rows: Sequence[Canary], adapter: str) -> list[Completion]:
+async def _answers(engine: ServingEngine, rows: Sequence[CanaryRow], adapter: str) -> list[Completion]:
     """Answers by an adapter, with numbers by which weights can be distinguished."""
     requests = [replace(row.request, adapter=adapter, logprobs=None if row.request.choices else 0) for row in rows]
     return list(await asyncio.gather(*(complete(engine, request) for request in requests)))

@@ -44,7 +44,7 @@ class Broken(OSError):
         self.kind, self.began = kind, began
 
 
-class Refused(Exception):
+class HttpRefused(Exception):
     """The server's answer is an error.
 
     Args:
@@ -107,7 +107,7 @@ class Wire:
 
         Raises:
             Broken: there is no whole one.
-            Refused: its status is not 200.
+            HttpRefused: its status is not 200.
         """
         return await self._whole("POST", path, body, within, most)
 
@@ -120,7 +120,7 @@ class Wire:
 
         Raises:
             Broken: it breaks off.
-            Refused: the status is not 200.
+            HttpRefused: the status is not 200.
         """
         rest = b""
         async with self._answered("POST", path, body) as response:
@@ -166,7 +166,7 @@ class Wire:
                         text += piece
                         if len(text) > MOST_OF_AN_ERROR:
                             break
-                    raise Refused(response.status, text, seconds_to_wait(response.headers.get("Retry-After")))
+                    raise HttpRefused(response.status, text, seconds_to_wait(response.headers.get("Retry-After")))
                 yield response
         except Broken:
             raise

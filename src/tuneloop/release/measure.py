@@ -50,7 +50,7 @@ YOUNG = 60.0  # seconds
 
 
 @dataclass(frozen=True)
-class Rows:
+class MeasuredRows:
     """What an artifact of a run is measured on: a seeded sample of its test rows; a larger one holds a smaller one."""
 
     job: RunContext
@@ -58,7 +58,7 @@ class Rows:
     rows: list[Row]
 
 
-def rows_to_measure(job: RunContext, most: int) -> Rows | str:
+def rows_to_measure(job: RunContext, most: int) -> MeasuredRows | str:
     """The test rows that an artifact is measured on, at most so many (0: not wanted), or why there are none."""
     if not most:
         return "it was not requested"
@@ -68,7 +68,7 @@ def rows_to_measure(job: RunContext, most: int) -> Rows | str:
         return f"the run's data set is not available: {error.what}"
     limit = min(most, job.recipe.evaluate.limit or most)
     rows = sample_rows(dataset.test, limit, seed=job.recipe.seed, stratum=dataset.stratum)
-    return Rows(job, dataset, rows) if rows else "the run's data set has no test rows"
+    return MeasuredRows(job, dataset, rows) if rows else "the run's data set has no test rows"
 
 
 def remove_stale_bases(folder: Path) -> None:
@@ -84,7 +84,7 @@ def remove_stale_bases(folder: Path) -> None:
                     shutil.rmtree(left, ignore_errors=True)
 
 
-def measure_lora(sample: Rows, file: Path, name: str, id_: str) -> ArtifactMetrics:
+def measure_lora(sample: MeasuredRows, file: Path, name: str, id_: str) -> ArtifactMetrics:
     """`measure_artifact` of a LoRA file, on the base's GGUF file in f16, which is written for it and removed.
 
     Raises:
@@ -106,7 +106,7 @@ def measure_lora(sample: Rows, file: Path, name: str, id_: str) -> ArtifactMetri
 
 
 def measure_artifact(
-    sample: Rows, file: Path, name: str, id_: str, target: GgufTarget | None = None
+    sample: MeasuredRows, file: Path, name: str, id_: str, target: GgufTarget | None = None
 ) -> ArtifactMetrics:
     """A GGUF file's answers to the rows, compared with the run's.
 
@@ -160,7 +160,7 @@ def measure_artifact(
     )
 
 
-def _structured(sample: Rows, file: Path, before: ScoredAnswers) -> SameAnswers | None:
+def _structured(sample: MeasuredRows, file: Path, before: ScoredAnswers) -> SameAnswers | None:
     """The share of rows whose answer, held to the run's JSON Schema as by a server, is the one that was evaluated.
 
     None: the run has no schema, or llama.cpp's server is not installed.
@@ -266,7 +266,7 @@ def _mean_kl(job: RunContext, target: GgufTarget, rows: Sequence[Row]) -> float:
     return _mean_divergence(job, rows[:KL_ROWS], logs)
 
 
-def kl_of_folder(sample: Rows, folder: Path) -> float:
+def kl_of_folder(sample: MeasuredRows, folder: Path) -> float:
     """The same of a model that Transformers loads, such as one in compressed-tensors' layout, on the processor.
 
     Raises:

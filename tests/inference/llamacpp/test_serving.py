@@ -24,7 +24,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.inference import llamacpp as child
 from tuneloop.inference.llamacpp import installed
 from tuneloop.inference.llamacpp import serving as module
-from tuneloop.inference.llamacpp.serving import VERSION, WHEEL, LlamaCppEngine, _Answer, template_of
+from tuneloop.inference.llamacpp.serving import VERSION, WHEEL, LlamaCppEngine, _AnswerInTokens, template_of
 from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.protocol import BASE, EngineSettings, Served, complete
 from tuneloop.inference.request import Request, schema_breach
@@ -324,7 +324,7 @@ def test_a_breach_of_the_schema_is_told(files: Files) -> None:
     assert "breaks its schema" in schema_breach(SCHEMA, '{"ok": 3}')
     assert "no JSON" in schema_breach(SCHEMA, "certainly") and schema_breach(SCHEMA, '{"ok": true}') == ""
     assert "can't be used" in schema_breach({"$ref": "#/nowhere"}, "{}")
-    answer = _Answer(asked(schema=SCHEMA), load_template(files.base))
+    answer = _AnswerInTokens(asked(schema=SCHEMA), load_template(files.base))
     (update,) = answer.read({"tokens": load_template(files.base).encode("yes"), "stop": True, "stop_type": "eos"})
     assert update.completion is not None and update.completion.error == "no_schema: the answer is no JSON"
 
@@ -333,7 +333,7 @@ def test_a_character_in_several_tokens_is_whole_in_a_stream(files: Files) -> Non
     template = load_template(files.base)
     ids = template.encode("🪐")
     assert len(ids) > 1
-    answer = _Answer(asked(), template)
+    answer = _AnswerInTokens(asked(), template)
     first = answer.read({"tokens": template.encode("a"), "content": "a", "tokens_predicted": 1, "stop": False})
     # llama.cpp holds text back until a character is whole, and then tells its last token only
     then = answer.read({"tokens": ids[-1:], "content": "🪐", "tokens_predicted": 1 + len(ids), "stop": False})

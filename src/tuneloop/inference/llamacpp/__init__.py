@@ -98,7 +98,7 @@ class LlamaCpp:
     Args:
         file: the model; None: none, to quantise only.
         adapters: LoRA files that apply to all prompts.
-        exact: see `child.Server.load`.
+        exact: see `child.LlamaCppChild.load`.
         patience: seconds that one answer may take.
 
     Raises:

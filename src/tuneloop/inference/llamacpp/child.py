@@ -1,6 +1,6 @@
 """llama.cpp behind a connection: this runs in a separate process, so that a crash in it is an answer and not the end.
 
-`llamacpp.LlamaCpp` starts it and calls `Server`'s methods by their names. Computation is the library's; here are calls
+`llamacpp.LlamaCpp` starts it and calls `LlamaCppChild`'s methods by their names. Computation is the library's; here are calls
 of its C interface, which the wheel `llama-cpp-py-sync` brings.
 """
 
@@ -27,7 +27,7 @@ class RefusedByLlamaCpp(Exception):
     """llama.cpp can't do what was requested; the message says what."""
 
 
-class Server:
+class LlamaCppChild:
     """One model, and what is requested of it."""
 
     def __init__(self) -> None:
@@ -378,7 +378,7 @@ def main() -> None:
     """Answer until the other end is closed: each question is a method's name and its arguments."""
     end_with_parent()  # also in the middle of an answer, or of a file that is quantised
     connection = Connection(int(sys.argv[1]))
-    server = Server()
+    server = LlamaCppChild()
     connection.send(("done", None))
     while True:
         try:

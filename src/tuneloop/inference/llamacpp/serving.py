@@ -58,7 +58,7 @@ from tuneloop.inference.protocol import (
 )
 from tuneloop.inference.request import Request, Update, refused, schema_breach
 from tuneloop.inference.timeouts import CHILD_HEALTHY_WITHIN, HANGS_AFTER, LOOK_EVERY, REVIVE_PAUSE
-from tuneloop.inference.wire import Broken, Refused, Wire, message_of
+from tuneloop.inference.wire import Broken, HttpRefused, Wire, message_of
 from tuneloop.models.adapters import BASE
 from tuneloop.models.gguf import read_tokenizer
 from tuneloop.models.template import Template, load_template
@@ -220,7 +220,7 @@ class LlamaCppEngine(RenderingEngine):
         try:
             await asyncio.wait_for(self._client.get("/health"), within)
             return True
-        except (Broken, Refused, TimeoutError):
+        except (Broken, HttpRefused, TimeoutError):
             return False
 
     async def stop(self) -> None:
@@ -332,7 +332,7 @@ class LlamaCppEngine(RenderingEngine):
                 completion = await self._choose(request)
                 yield Update(completion.text, completion)
                 return
-            answer = _Answer(request, self._templates[request.adapter])
+            answer = _AnswerInTokens(request, self._templates[request.adapter])
             slot = await self._slots.take(request.adapter, request.ids)
             try:
                 while not answer.over:
@@ -348,7 +348,7 @@ class LlamaCppEngine(RenderingEngine):
         finally:
             self._turns.go(request.adapter)
 
-    async def _turn(self, request: Request, answer: _Answer, slot: int) -> AsyncGenerator[Update, None]:
+    async def _turn(self, request: Request, answer: _AnswerInTokens, slot: int) -> AsyncGenerator[Update, None]:
         """An answer to its end, or until another adapter has its turn. What is drawn or held to a schema is not cut,
         nor is what has a token that is not known for certain."""
         may_cut = not request.sampling.temperature and request.schema is None
@@ -369,7 +369,7 @@ class LlamaCppEngine(RenderingEngine):
                     more = not answer.over and len(answer.ids) < request.max_new_tokens
                     if may_cut and exact and more and self._fair.over(request.adapter):
                         return
-        except Refused as error:
+        except HttpRefused as error:
             yield Update(completion=answer.failed(f"engine: {error.message}"))
             return
         except (Broken, ValueError):
@@ -389,7 +389,7 @@ class LlamaCppEngine(RenderingEngine):
 
     async def _in_quanta(self, request: Request) -> AsyncGenerator[Update, None]:
         """A background answer: quantum by quantum, in one slot that keeps what was read."""
-        answer = _Answer(request, self._templates[request.adapter])
+        answer = _AnswerInTokens(request, self._templates[request.adapter])
         slot = await self._background.take(request.adapter, request.ids)
         self._turns.row(request.adapter, 1)
         try:
@@ -400,7 +400,7 @@ class LlamaCppEngine(RenderingEngine):
                         async for update in updates:
                             yield update
                     return
-                except (Broken, Refused, ValueError, KeyError):
+                except (Broken, HttpRefused, ValueError, KeyError):
                     why = await self._why_broken(process)
                     if why != ENDED or attempt == 2 or not await self._revived():
                         yield Update(completion=answer.failed(why))
@@ -409,7 +409,7 @@ class LlamaCppEngine(RenderingEngine):
             self._turns.row(request.adapter, -1)
             self._background.give(slot, request.adapter, (*request.ids, *answer.ids))
 
-    async def _to_the_end(self, request: Request, answer: _Answer, slot: int) -> AsyncGenerator[Update, None]:
+    async def _to_the_end(self, request: Request, answer: _AnswerInTokens, slot: int) -> AsyncGenerator[Update, None]:
         """Read a prompt piece by piece and write an answer to its end."""
         read = 0
         while (piece := self._reads.tokens) < len(request.ids) - read:  # the rest is read with the first token
@@ -466,7 +466,7 @@ class LlamaCppEngine(RenderingEngine):
         raise AssertionError
 
 
-class _Answer(AnswerSoFar):
+class _AnswerInTokens(AnswerSoFar):
     """An answer whose text comes from its tokens."""
 
     def __init__(self, request: Request, template: Template) -> None:

@@ -37,7 +37,7 @@ from tuneloop.inference.protocol import (
 )
 from tuneloop.inference.request import NO_PROMPT, Request, Update, refused, schema_breach, schema_problem, with_ids
 from tuneloop.inference.timeouts import HEALTHY_WITHIN, NO_QUOTA, READY_PAUSE, START_WITHIN, TOKENS_WITHIN, is_busy
-from tuneloop.inference.wire import Broken, Refused, Wire, message_of, need_aiohttp
+from tuneloop.inference.wire import Broken, HttpRefused, Wire, message_of, need_aiohttp
 from tuneloop.models.adapters import BASE
 from tuneloop.models.load import load_tokenizer
 from tuneloop.models.peft_layout import WEIGHTS, hash_of_adapter
@@ -49,7 +49,14 @@ REFUSALS = {400: "rejected", 413: "rejected", 422: "rejected"}  # status -> word
 RENAMED = (0, 12)  # from this version of vLLM on, `guided_choice` is `structured_outputs`
 QUANTUM = 32  # tokens of a quantum: two blocks of vLLM's prefix cache, of which it reads the last one again at most
 BACKGROUND = 1  # vLLM's priority of background requests; lower ones are computed earlier, and the usual is 0
-UNREADABLE = (Broken, Refused, ValueError, KeyError, TypeError, IndexError)  # what is not the answer that is expected
+UNREADABLE = (
+    Broken,
+    HttpRefused,
+    ValueError,
+    KeyError,
+    TypeError,
+    IndexError,
+)  # what is not the answer that is expected
 
 
 @dataclass(frozen=True)
@@ -143,7 +150,7 @@ class EndpointEngine(RenderingEngine):
                 return {str(each["id"]): each for each in (await self._reply("/v1/models"))["data"]}
             except UNREADABLE as error:
                 why = _reason(error)
-                if isinstance(error, Refused) and error.status in (401, 403, 404):
+                if isinstance(error, HttpRefused) and error.status in (401, 403, 404):
                     break
             if time.monotonic() > until:
                 break
@@ -187,7 +194,7 @@ class EndpointEngine(RenderingEngine):
         assert self._wire is not None
         try:
             await self._wire.post("/v1/load_lora_adapter", json.dumps(body).encode(), self._settings.start_within)
-        except Refused as error:
+        except HttpRefused as error:
             what = f"The server does not load the adapter ({error.in_words})"
             step = f"start it with --enable-lora and --lora-modules {name}={folder}, or with "
             step += "VLLM_ALLOW_RUNTIME_LORA_UPDATING=true"
@@ -215,9 +222,9 @@ class EndpointEngine(RenderingEngine):
                 await self._wire.get("/v1/models")
                 try:
                     await self._wire.get("/readyz")
-                except Refused as error:  # only `tuneloop serve` has one
+                except HttpRefused as error:  # only `tuneloop serve` has one
                     return error.status != 503
-        except (Broken, Refused, TimeoutError):
+        except (Broken, HttpRefused, TimeoutError):
             return False
         return True
 
@@ -255,8 +262,8 @@ class EndpointEngine(RenderingEngine):
             raise UserError("The engine is not started", where=self.name, next_step="await engine.start()")
         try:
             return [int(token) for token in (await self._reply("/tokenize", body, TOKENS_WITHIN))["tokens"]]
-        except (Refused, ValueError, KeyError, TypeError) as error:
-            why = str(error) if isinstance(error, Refused) else type(error).__name__
+        except (HttpRefused, ValueError, KeyError, TypeError) as error:
+            why = str(error) if isinstance(error, HttpRefused) else type(error).__name__
             what, step = f"The server does not tell tokens ({why})", "name the model's tokenizer"
             raise UserError(what, where=self.name, next_step=step) from None
 
@@ -281,7 +288,7 @@ class EndpointEngine(RenderingEngine):
         """An answer that is waited for: no quantum begins meanwhile but its share."""
         self._turns.come("")
         try:
-            async with self._slots, aclosing(self._written(_Answer(request, self.name), request)) as updates:
+            async with self._slots, aclosing(self._written(_AnswerInText(request, self.name), request)) as updates:
                 async for update in updates:
                     yield update
         finally:
@@ -290,7 +297,7 @@ class EndpointEngine(RenderingEngine):
     async def _in_quanta(self, request: Request) -> AsyncGenerator[Update, None]:
         """A background answer; each quantum continues behind the tokens of those before. Of choices it is one."""
         text = TextStream(self._templates[request.adapter].decode, request.stop)
-        answer, sampling = _Answer(request, self.name), request.sampling
+        answer, sampling = _AnswerInText(request, self.name), request.sampling
         self._turns.row("", 1)
         try:
             while True:
@@ -322,7 +329,7 @@ class EndpointEngine(RenderingEngine):
         finally:
             self._turns.row("", -1)
 
-    async def _quantum(self, answer: _Answer, request: Request) -> Completion | None:
+    async def _quantum(self, answer: _AnswerInText, request: Request) -> Completion | None:
         """Have a few tokens written when it may be; returns a completion only where that failed."""
         began = await self._turns.begin("", reads=False)
         try:
@@ -334,7 +341,7 @@ class EndpointEngine(RenderingEngine):
             self._turns.end("", began, reads=False)
         return None
 
-    async def _written(self, answer: _Answer, request: Request) -> AsyncGenerator[Update, None]:
+    async def _written(self, answer: _AnswerInText, request: Request) -> AsyncGenerator[Update, None]:
         """What the server answers; added to what there is of an answer."""
         place, body = self._body(request)
         try:
@@ -344,7 +351,7 @@ class EndpointEngine(RenderingEngine):
                 async for data in events:
                     if data and data != b"[DONE]" and (piece := answer.read(json.loads(data))):
                         yield Update(piece)
-        except Refused as error:
+        except HttpRefused as error:
             word = "busy" if is_busy(error.status, error.retry_after) else REFUSALS.get(error.status, "engine")
             failure = answer.failed(f"{NO_QUOTA if error.no_quota else word}: {error.in_words}")
             yield Update(completion=replace(failure, retry_after=error.retry_after))
@@ -380,12 +387,12 @@ class EndpointEngine(RenderingEngine):
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, Refused):
+    if isinstance(error, HttpRefused):
         return error.in_words
     return str(error) if isinstance(error, Broken) else type(error).__name__
 
 
-class _Answer(AnswerSoFar):
+class _AnswerInText(AnswerSoFar):
     """An answer whose text comes from the server."""
 
     text, reason = "", ""  # what is written so far, and why the server ended it

@@ -36,7 +36,7 @@ from tuneloop.inference.timeouts import (
     backoff,
     is_busy,
 )
-from tuneloop.inference.wire import Broken, Refused, Wire, finished, need_aiohttp
+from tuneloop.inference.wire import Broken, HttpRefused, Wire, finished, need_aiohttp
 from tuneloop.records.completion import Completion
 
 # Parameters that some models refuse by name, and what is sent instead.
@@ -252,7 +252,7 @@ class _Client:
         try:
             content = json.dumps(accepted, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
             data = await self.wire.post("", content, self.endpoint.timeout, self.endpoint.most_bytes)
-        except Refused as error:
+        except HttpRefused as error:
             return self._refusal(error, body)
         except Broken as error:
             return self._broken(error)
@@ -276,7 +276,7 @@ class _Client:
             return _Refusal(f"the request can't be sent ({error})", tries=0, fatal=True)
         return _Refusal(f"the connection broke off ({error})")
 
-    def _refusal(self, error: Refused, body: Mapping[str, Any]) -> _Refusal:
+    def _refusal(self, error: HttpRefused, body: Mapping[str, Any]) -> _Refusal:
         status, reason = error.status, error.in_words
         if status in (400, 422):
             names = {name for name in REPLACED if name in body and name not in self.replaced and name in error.message}

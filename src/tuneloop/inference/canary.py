@@ -130,7 +130,6 @@ async def _answers(engine: ServingEngine, rows: Sequence[CanaryRow], adapter: st
 
 
 def _unchanged(answers: Sequence[Completion], plain: Sequence[Completion]) -> bool:
-    """Whether no number differs from the base's."""
     for answer, other in zip(answers, plain, strict=True):
         ours, theirs = _numbers(answer), _numbers(other)
         if answer.text != other.text or not ours:  # of an engine that gives no numbers the texts must do

@@ -123,7 +123,6 @@ class Turns:
         return not self.running and self.clock() - self._since >= self.turn
 
     def _next(self) -> None:
-        """Let those begin that may, in their order."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

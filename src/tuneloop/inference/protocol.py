@@ -202,7 +202,6 @@ class RenderingEngine(ABC):
             raise UserError(why.partition(": ")[2], where="adapter", next_step="name one that is loaded, or base")
 
     def _tree(self, request: Request) -> tuple[LabelTrie, list[list[int]]]:
-        """The tree of a request's labels, and the tokens of each."""
         return self._trees.of(self._templates[request.adapter], request.choices)
 
     def _with_ids(self, request: Request) -> Request | Completion:

@@ -209,7 +209,6 @@ def _write(
 
 
 def _measured(measure: Measure, folder: Path, id_: str, parts: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of the manifest that measuring the GGUF file in a folder gives."""
     files = list(folder.glob("*.gguf"))
     results = measure(files[0] if files else folder, id_)
     if isinstance(results, float):  # of a model for vLLM the divergence alone

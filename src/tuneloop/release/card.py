@@ -180,7 +180,6 @@ def _divergence(kl: float) -> str:
 
 
 def _measured(manifest: ArtifactManifest) -> str:
-    """How close a GGUF file is to the run, and what answering takes."""
     same, cost, weights = manifest.same_answers, manifest.cost, manifest.quantisation
     lines = []
     if same is not None:

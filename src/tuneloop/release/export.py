@@ -218,7 +218,6 @@ def _say_result(artifact: Artifact) -> None:
 
 
 def _gguf_settings(run: Path, form: str, weights: WeightOptions) -> GgufSettings | None:
-    """How a GGUF file is to be written; None for other forms."""
     quant, importance = weights.quant, weights.importance
     if not FORMS[form].weights:
         if quant or importance:

@@ -306,7 +306,6 @@ def _mean_divergence(
 
 
 def _cost(target: GgufTarget, rows: Sequence[Row]) -> ArtifactCost:
-    """Speed of reading and writing, one prompt at a time, and the memory that it took."""
     prompts = [target.template.prompt_ids(row.prompt, row.tools or ()) for row in rows[:SPEED_ROWS]]
     replies = [target.llama.generate(ids, SPEED_TOKENS, []) for ids in prompts]
     reading, total = sum(reply["first"] for reply in replies), sum(reply["total"] for reply in replies)
@@ -321,7 +320,6 @@ def _cost(target: GgufTarget, rows: Sequence[Row]) -> ArtifactCost:
 
 
 def _words(name: str, artifact: ScoredAnswers, run: ScoredAnswers, pairs: Sequence[Comparison]) -> list[str]:
-    """The comparison in a sentence."""
     primary = artifact.primary
     after, before = artifact.metrics[primary].value, run.metrics[primary].value
     words = f"On {counted(artifact.n, 'test row')} `{name}` has {primary} {after:.4g}, the run itself {before:.4g}"

@@ -114,7 +114,6 @@ def run_of(target: str) -> Path:
 
 
 def _state(file: Path, digest: str) -> Any:
-    """Whether a file is as it was."""
     if not file.is_file():
         return "missing"
     return "same" if sha256_file(file) == digest else "changed"
@@ -133,7 +132,6 @@ def _rows_from(record: Reproduction, dataset: Path) -> Any:
 
 
 def _differences(run: Path) -> Iterator[Difference]:
-    """What of code and environment is another one now."""
     if not (run / Environment.file).is_file():
         return
     then, now = read_record(Environment, run), Environment.model_validate(machine.environment(device.names_in_use()))

@@ -49,7 +49,6 @@ class TunedWeights:
 
 @contextmanager
 def _readable(file: Path) -> Iterator[Any]:
-    """A safetensors file, opened."""
     from safetensors import SafetensorError, safe_open
 
     try:

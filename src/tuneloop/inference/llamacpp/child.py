@@ -1,7 +1,7 @@
 """llama.cpp behind a connection: this runs in a separate process, so that a crash in it is an answer and not the end.
 
-`llamacpp.LlamaCpp` starts it and calls `LlamaCppChild`'s methods by their names. Computation is the library's; here are calls
-of its C interface, which the wheel `llama-cpp-py-sync` brings.
+`llamacpp.LlamaCpp` starts it and calls `LlamaCppChild`'s methods by their names. Computation is the library's; here are
+calls of its C interface, which the wheel `llama-cpp-py-sync` brings.
 """
 
 from __future__ import annotations

@@ -102,7 +102,6 @@ class LlamaCppEngine(RenderingEngine):
 
     @property
     def context(self) -> int:
-        """Tokens of a prompt with its answer."""
         return self._settings.context
 
     @property
@@ -384,7 +383,6 @@ class LlamaCppEngine(RenderingEngine):
         return self._client
 
     def _scales(self, adapter: str) -> list[float]:
-        """The scale of each adapter, in the order of their files."""
         return [float(name == adapter) for name in self.adapters]
 
     async def _in_quanta(self, request: Request) -> AsyncGenerator[Update, None]:
@@ -410,7 +408,6 @@ class LlamaCppEngine(RenderingEngine):
             self._background.give(slot, request.adapter, (*request.ids, *answer.ids))
 
     async def _to_the_end(self, request: Request, answer: _AnswerInTokens, slot: int) -> AsyncGenerator[Update, None]:
-        """Read a prompt piece by piece and write an answer to its end."""
         read = 0
         while (piece := self._reads.tokens) < len(request.ids) - read:  # the rest is read with the first token
             read += piece
@@ -428,7 +425,6 @@ class LlamaCppEngine(RenderingEngine):
                 yield update
 
     async def _quantum(self, request: Request, ids: Sequence[int], tokens: int, slot: int) -> dict[str, Any]:
-        """What llama.cpp gives for a piece of a prompt, or a few tokens behind what is there."""
         sampling = replace(request.sampling, seed=request.sampling.seed + len(ids) - len(request.ids))
         part = replace(request, ids=ids, max_new_tokens=max(tokens, 1), sampling=sampling)
         body = body_of(part, self._scales(request.adapter))
@@ -440,7 +436,6 @@ class LlamaCppEngine(RenderingEngine):
             self._turns.end(request.adapter, began, reads=not tokens)
 
     async def _choose(self, request: Request) -> Completion:
-        """The label with the best mean log likelihood, as choice scoring finds it."""
         began, (tree, tokens) = time.perf_counter(), self._tree(request)
         try:
             async with self._scoring:
@@ -521,7 +516,6 @@ class _AnswerInTokens(AnswerSoFar):
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a child and all that it started."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
 

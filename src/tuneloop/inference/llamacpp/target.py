@@ -51,7 +51,6 @@ class GgufTarget(ModelTarget):
 
     @cached_property
     def template(self) -> Template:
-        """Tokenizer and chat template."""
         if self.tokenizer is not None:
             return with_template(load_template(self.tokenizer), self.source)
         return template_of(self.file, self.source)
@@ -67,7 +66,6 @@ class GgufTarget(ModelTarget):
 
     @property
     def context(self) -> int:
-        """Tokens that the model reads, its answer included."""
         return int(self.llama.facts["context"])
 
     @property
@@ -141,7 +139,6 @@ class GgufTarget(ModelTarget):
             yield part
 
     def fits(self, rows: Sequence[Rendered], *, task: str = "reference answers") -> list[AnswerFit]:
-        """How well the model foresees given answers, the supervised tokens of each row."""
         fits = []
         progress(task, 0, len(rows))
         for count, row in enumerate(rows, 1):

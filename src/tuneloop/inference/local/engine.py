@@ -304,7 +304,6 @@ class _BatchState:
             self._give_up(error)
 
     def _make_slots(self, empty: int, length: int) -> None:
-        """Get buffers of some length, with further places for rows."""
         import torch.nn.functional as F
 
         self.cache = self.cache.in_room_for(len(self.real) + empty, length)
@@ -316,7 +315,6 @@ class _BatchState:
         self.sampler.join(Sampler([Sampling()] * empty, self.real.device))
 
     def _replayed(self, rows: Sequence[ActiveRow | None]) -> bool:
-        """Whether the step was done as one that was recorded."""
         if self.replay is None:
             return False
         try:
@@ -402,7 +400,6 @@ class Ticket:
 
     @property
     def completion(self) -> Completion | None:
-        """The answer, once it is over."""
         return self.row.completion
 
 
@@ -705,7 +702,6 @@ class BackgroundWork:
         return [ticket]
 
     def _again(self, tickets: list[Ticket]) -> list[Ticket]:
-        """Drop what was computed; see `Engine.begin_again`."""
         self._batch, self._tickets, self._reading = self.engine.new_batch(), [], None
         return self.engine.begin_again(tickets, self.waiting)
 

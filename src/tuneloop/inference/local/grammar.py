@@ -50,7 +50,6 @@ def _problem(schema: Mapping[str, Any]) -> str:
 
 @lru_cache(maxsize=128)
 def _compiled(task: str) -> str:
-    """What llguidance has against a schema, compiled in a process with limits."""
     try:
         child = subprocess.run(
             [sys.executable, "-m", "tuneloop.inference.local.grammar_child"],

@@ -153,7 +153,6 @@ class Sampler:
         return tokens
 
     def _draw(self, scores: Tensor, rows: Sequence[int]) -> Tensor:
-        """Draw for some rows from their logits (len(rows), V)."""
         import torch
 
         device = scores.device

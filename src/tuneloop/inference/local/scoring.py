@@ -377,7 +377,6 @@ def answer_fits(model: Model, rows: Sequence[Rendered], *, task: str = "validati
 
 
 def _fits_of(model: Model, rows: Sequence[Rendered]) -> list[AnswerFit]:
-    """`answer_fits` of rows that are computed together."""
     import torch
 
     longest = max(len(row.ids) for row in rows)

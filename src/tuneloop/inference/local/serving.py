@@ -53,8 +53,6 @@ TOKENS = 24576  # places of prompts and longest answers in all batches, which bo
 
 @dataclass(eq=False)
 class _Job:
-    """A request on its way: where its updates go, and whether they are still waited for."""
-
     request: Request
     deliver: Callable[[Update], None]
     ticket: Ticket | None = None
@@ -63,8 +61,6 @@ class _Job:
 
 @dataclass
 class _Inbox:
-    """What the event loop has put before the thread."""
-
     changed: threading.Condition = field(default_factory=threading.Condition)
     new: deque[_Job] = field(default_factory=deque)
     dropped: deque[_Job] = field(default_factory=deque)
@@ -197,7 +193,6 @@ class LocalEngine(RenderingEngine):
     # -- in the thread
 
     def _run(self, loop: asyncio.AbstractEventLoop, loading: asyncio.Future[None], inbox: _Inbox) -> None:
-        """Load, then answer until it is over."""
         with ExitStack() as borrowed:
             try:
                 model = self._load(borrowed)

@@ -90,7 +90,6 @@ class LocalTarget(ModelTarget):
 
     @property
     def template(self) -> Template:
-        """Tokenizer and chat template."""
         return self.model.template
 
     @property
@@ -104,7 +103,6 @@ class LocalTarget(ModelTarget):
 
     @property
     def context(self) -> int:
-        """Tokens that the model reads, its answer included."""
         return self.model.context
 
     @property
@@ -146,7 +144,6 @@ class LocalTarget(ModelTarget):
     def _answers(
         self, prepared: Sequence[Request | Completion], compute: Callable[[list[Request]], list[Completion]]
     ) -> Iterator[Completion]:
-        """The answers to requests that can be answered, in their places among those that can't be."""
         answers = iter(compute([each for each in prepared if isinstance(each, Request)]))
         for each in prepared:
             yield next(answers) if isinstance(each, Request) else each
@@ -182,7 +179,6 @@ class LocalTarget(ModelTarget):
         return self._answers(ready, lambda some: choose_for(self.model, some, tree, prune=not exact, task=task))
 
     def fits(self, rows: Sequence[Rendered], *, task: str = "reference answers") -> list[AnswerFit]:
-        """How well the model foresees given answers, the supervised tokens of each row."""
         if (crew := self._crew(rows)) is not None:
             return crew(SharedWork("fits", list(rows), {"task": task}, applied_now()))
         return answer_fits(self.model, rows, task=task)

@@ -96,7 +96,6 @@ class EndpointEngine(RenderingEngine):
 
     @property
     def context(self) -> int:
-        """Tokens of a prompt with its answer."""
         return self._context or USUAL_CONTEXT
 
     @property
@@ -143,7 +142,6 @@ class EndpointEngine(RenderingEngine):
         return json.loads(await self._wire.post(path, json.dumps(body).encode(), within))
 
     async def _ready(self) -> dict[str, Any]:
-        """The server's models by name, once it lists them."""
         until, why = time.monotonic() + self._settings.start_within, ""
         while True:
             try:
@@ -254,7 +252,6 @@ class EndpointEngine(RenderingEngine):
         return await self._tokens(body | ({"tools": list(tools)} if tools else {}))
 
     def _model(self, adapter: str) -> str:
-        """The server's name of an adapter: its hash."""
         return adapter if adapter in self.adapters else self.base
 
     async def _tokens(self, body: dict[str, Any]) -> Sequence[int]:
@@ -342,7 +339,6 @@ class EndpointEngine(RenderingEngine):
         return None
 
     async def _written(self, answer: _AnswerInText, request: Request) -> AsyncGenerator[Update, None]:
-        """What the server answers; added to what there is of an answer."""
         place, body = self._body(request)
         try:
             if self._wire is None:
@@ -361,7 +357,6 @@ class EndpointEngine(RenderingEngine):
             yield Update(completion=answer.completed())
 
     def _body(self, request: Request) -> tuple[str, dict[str, Any]]:
-        """The path and the body that are sent."""
         body = {"model": self._model(request.adapter)} | options_of(request)
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         if request.sampling.temperature:

@@ -168,8 +168,6 @@ async def _completed(endpoint: Endpoint, requests: Requests, task: str) -> list[
 
 
 class _Client:
-    """The state that the requests of one call share."""
-
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint, self.address = endpoint, endpoint.address
         self.throttle = Throttle(endpoint.concurrency, endpoint.pause, endpoint.longest_pause, endpoint.patience)

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tuneloop.models.llama import LlamaConfig
-    from tuneloop.models.template import Template
 
 FloatType = Literal["f32", "f16", "bf16"]
 FLOAT_TYPES: tuple[FloatType, ...] = ("f32", "f16", "bf16")
@@ -114,17 +113,9 @@ def tensors_of(writer: Any, out: Path) -> Iterator[None]:
 
 def add_fields(writer: Any, fields: Mapping[str, Any]) -> None:
     """Add metadata by keys; the type follows the value, with unsigned whole numbers."""
+    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
     for key, value in fields.items():
-        if isinstance(value, bool):
-            writer.add_bool(key, value)
-        elif isinstance(value, int):
-            writer.add_uint32(key, value)
-        elif isinstance(value, float):
-            writer.add_float32(key, value)
-        elif isinstance(value, str):
-            writer.add_string(key, value)
-        else:
-            writer.add_array(key, value)
+        add.get(type(value), writer.add_array)(key, value)
 
 
 def tensor_types(file: Path) -> dict[str, int]:

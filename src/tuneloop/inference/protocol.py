@@ -42,6 +42,7 @@ from tuneloop.records.completion import ENGINE, Completion, Finish, TokenLogprob
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Message
 
+SCORING = "scoring labels"  # a task, for the progress
 Kind = Literal["run", "adapter", "model", "endpoint", "predictions"]
 
 
@@ -307,13 +308,7 @@ class Target(ABC):
             yield Update(answer.text, answer)
 
     def score(
-        self,
-        requests: Requests,
-        labels: Sequence[str],
-        *,
-        exact: bool = False,
-        lead: str = "",
-        task: str = "scoring labels",
+        self, requests: Requests, labels: Sequence[str], *, exact: bool = False, lead: str = "", task: str = SCORING
     ) -> Iterator[Completion]:
         """The likeliest label of each request, with scores.
 

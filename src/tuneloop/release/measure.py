@@ -141,16 +141,9 @@ def measure_artifact(
     subject = Subject(job.recipe.model, dataset.id, "test", name, key)
     more = {"comparisons": plain(pairs), "runs": {RUN: str(job.folder)}}
     write_scored(job, folder, after, subject, {name: cost_of(job, answers)}, more=more)
-    excerpt = EvaluationExcerpt(
-        name=name,
-        dataset=dataset.id,
-        split="test",
-        n=after.n,
-        primary=after.primary,
-        metrics=after.metrics,
-        comparisons=list(pairs),
-        words=_words(name, after, before, pairs),
-    )
+    scores = {"n": after.n, "primary": after.primary, "metrics": after.metrics, "comparisons": list(pairs)}
+    words = _words(name, after, before, pairs)
+    excerpt = EvaluationExcerpt(name=name, dataset=dataset.id, split="test", words=words, **scores)
     return ArtifactMetrics(
         excerpt,
         parted(job, same_answers(before, after), before, after),

@@ -16,7 +16,7 @@ from tuneloop.inference.llamacpp.serving import LlamaCppEngine, gguf_file, templ
 from tuneloop.inference.local.labels import best_label, label_ids
 from tuneloop.inference.local.scoring import AnswerFit
 from tuneloop.inference.local.stream import TextStream
-from tuneloop.inference.protocol import AnswerSoFar, EngineKind, Kind, ModelTarget, with_template
+from tuneloop.inference.protocol import SCORING, AnswerSoFar, EngineKind, Kind, ModelTarget, with_template
 from tuneloop.inference.request import Request, Requests, Update, schema_breach
 from tuneloop.models.template import Rendered, Template, load_template
 from tuneloop.records.artifact import ARTIFACT, ArtifactManifest
@@ -150,13 +150,7 @@ class GgufTarget(ModelTarget):
         return fits
 
     def score(
-        self,
-        requests: Requests,
-        labels: Sequence[str],
-        *,
-        exact: bool = False,
-        lead: str = "",
-        task: str = "scoring labels",
+        self, requests: Requests, labels: Sequence[str], *, exact: bool = False, lead: str = "", task: str = SCORING
     ) -> Iterator[Completion]:
         """The likeliest label of each request, all of them scored to their ends."""
         opening = self.template.encode(lead) if lead else []

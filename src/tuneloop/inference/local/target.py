@@ -15,7 +15,7 @@ from tuneloop.core.threads import use_threads
 from tuneloop.core.ui import reporter, reporting
 from tuneloop.inference.local.engine import Engine
 from tuneloop.inference.local.scoring import AnswerFit, answer_fits, choose_for
-from tuneloop.inference.protocol import Kind, ModelTarget, with_template
+from tuneloop.inference.protocol import SCORING, Kind, ModelTarget, with_template
 from tuneloop.inference.request import Request, Requests, Update, with_adapter
 from tuneloop.models.adapters import ATTACHED, applied, applied_now, is_mixed
 from tuneloop.models.load import Model, fingerprint, load_model
@@ -158,13 +158,7 @@ class LocalTarget(ModelTarget):
         return iter([Update(completion=ready)]) if isinstance(ready, Completion) else Engine(self.model).stream(ready)
 
     def score(
-        self,
-        requests: Requests,
-        labels: Sequence[str],
-        *,
-        exact: bool = False,
-        lead: str = "",
-        task: str = "scoring labels",
+        self, requests: Requests, labels: Sequence[str], *, exact: bool = False, lead: str = "", task: str = SCORING
     ) -> Iterator[Completion]:
         """The likeliest label of each request by choice scoring; all are there when the first one comes."""
         requests = [with_adapter(request) for request in requests]

@@ -21,21 +21,10 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, write_json
 from tuneloop.core.ui import progress
 from tuneloop.core.urls import masked, split_login
+from tuneloop.inference import timeouts
 from tuneloop.inference.openai.api import body_of, read_reply
 from tuneloop.inference.protocol import Kind, Target
 from tuneloop.inference.request import Request, Requests
-from tuneloop.inference.timeouts import (
-    ANSWER_WITHIN,
-    CONNECT_FAR_WITHIN,
-    LONGEST_PAUSE,
-    PATIENCE,
-    PAUSE,
-    REFUSED,
-    RETRIED,
-    Throttle,
-    backoff,
-    is_busy,
-)
 from tuneloop.inference.wire import Broken, HttpRefused, Wire, finished, need_aiohttp
 from tuneloop.records.completion import Completion
 
@@ -54,13 +43,13 @@ class Endpoint:
     api_key: str = field(default="", repr=False)  # sent as a bearer token; kept nowhere
     cache: Path | None = None  # folder of the answers; None: none are kept
     concurrency: int = 8  # requests at the same time
-    timeout: float = ANSWER_WITHIN  # seconds for one request as a whole
+    timeout: float = timeouts.ANSWER_WITHIN  # seconds for one request as a whole
     # Further tries after a failure that may pass (5xx, broken or unreadable answers). That an endpoint is busy (429, or
     # 503 with `Retry-After`) is no failure.
     retries: int = 5
-    pause: float = PAUSE  # seconds before the first of them, doubled each time; `Retry-After` takes precedence
-    longest_pause: float = LONGEST_PAUSE  # seconds between two tries, where the endpoint names no time
-    patience: float = PATIENCE  # seconds for which a busy endpoint is waited for without a single answer
+    pause: float = timeouts.PAUSE  # seconds before the first of them, doubled each time; `Retry-After` takes precedence
+    longest_pause: float = timeouts.LONGEST_PAUSE  # seconds between two tries, where the endpoint names no time
+    patience: float = timeouts.PATIENCE  # seconds for which a busy endpoint is waited for without a single answer
     most_bytes: int = 8 << 20  # of one answer
     usd_per_million_input: float = 0.0
     usd_per_million_output: float = 0.0
@@ -170,7 +159,9 @@ async def _completed(endpoint: Endpoint, requests: Requests, task: str) -> list[
 class _Client:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint, self.address = endpoint, endpoint.address
-        self.throttle = Throttle(endpoint.concurrency, endpoint.pause, endpoint.longest_pause, endpoint.patience)
+        self.throttle = timeouts.Throttle(
+            endpoint.concurrency, endpoint.pause, endpoint.longest_pause, endpoint.patience
+        )
         self.under_way = self.retries = 0
         self.succeeded = False
         self.failed_in_a_row = 0
@@ -181,7 +172,7 @@ class _Client:
         if not (endpoint.api_key.isascii() and (endpoint.api_key or " ").isprintable()):
             what, step = "The API key holds characters that no header may hold", "set the variable to the key alone"
             raise UserError(what, where="--api-key-env", next_step=step)
-        connect = min(CONNECT_FAR_WITHIN, endpoint.timeout)
+        connect = min(timeouts.CONNECT_FAR_WITHIN, endpoint.timeout)
         self.wire = Wire(self.address, endpoint.api_key, True, endpoint.login, connect)
 
     async def reply(self, key: str, body: dict[str, Any]) -> Completion:
@@ -229,7 +220,11 @@ class _Client:
 
     async def _wait(self, outcome: _Refusal, tries: int) -> None:
         longest = self.endpoint.longest_pause
-        pause = backoff(tries, self.endpoint.pause, longest) if outcome.wait is None else min(outcome.wait, longest)
+        pause = (
+            timeouts.backoff(tries, self.endpoint.pause, longest)
+            if outcome.wait is None
+            else min(outcome.wait, longest)
+        )
         until = time.monotonic() + pause
         while not self.over and (left := until - time.monotonic()) > 0:
             await asyncio.sleep(min(left, 0.2))
@@ -281,10 +276,10 @@ class _Client:
             if names:  # it is made again in the words that this model takes
                 self.replaced |= names
                 return _Refusal(reason, wait=0.0)
-        if status in RETRIED and not error.no_quota:
+        if status in timeouts.RETRIED and not error.no_quota:
             wait = error.retry_after or None  # 0 is no reason to hammer
-            return _Refusal(reason, wait=wait, busy=is_busy(status, wait))
-        return _Refusal(reason, tries=0, fatal=status in REFUSED)
+            return _Refusal(reason, wait=wait, busy=timeouts.is_busy(status, wait))
+        return _Refusal(reason, tries=0, fatal=status in timeouts.REFUSED)
 
 
 @dataclass(frozen=True)

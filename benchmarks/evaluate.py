@@ -116,7 +116,7 @@ def llama_cpp_server(model: Model, scratch: Path) -> Callable[[Job, Sequence[Row
     """llama.cpp's server from the wheel xllamacpp, asked through our own client, without its cache."""
     import xllamacpp
 
-    from tuneloop.inference.client import Endpoint, complete
+    from tuneloop.inference.openai.target import Endpoint, complete
     from tuneloop.inference.request import Request
 
     params = xllamacpp.CommonParams()

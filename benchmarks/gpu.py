@@ -41,7 +41,8 @@ from torch.utils._pytree import tree_leaves
 
 from tuneloop.core import device
 from tuneloop.inference.local.engine import ActiveRow, DecodingBatch
-from tuneloop.inference.local.scoring import choose, label_trie
+from tuneloop.inference.local.labels import label_trie
+from tuneloop.inference.local.scoring import choose
 from tuneloop.inference.request import Request
 from tuneloop.models.load import SIZES, random_model
 from tuneloop.models.methods import method_named

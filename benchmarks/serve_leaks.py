@@ -82,15 +82,17 @@ class Names:
 
 async def cold_answers(plan: Plan) -> tuple[dict[Path, str], dict[tuple[str, str], str]]:
     """What headers call each adapter, and the answer of each source to each prompt, each by an engine of its own."""
-    from tuneloop.inference.answer import Served, complete
     from tuneloop.inference.local.serving import LocalEngine
+    from tuneloop.inference.protocol import EngineSettings, Served, complete
     from tuneloop.inference.request import Request
 
     hashes: dict[Path, str] = {}
     found = {}
     for folder in (None, *(each for folders in plan.adapters.values() for each in folders)):
         for prompt in PROMPTS:
-            engine = LocalEngine(Served(plan.base), [] if folder is None else [Served(str(folder))], slots=1)
+            engine = LocalEngine(
+                Served(plan.base), [] if folder is None else [Served(str(folder))], EngineSettings(slots=1)
+            )
             await engine.start()
             try:
                 adapter = next(iter(engine.adapters), BASE)

@@ -99,8 +99,8 @@ def smallest_divisor(trace: Sequence[Arrival], ms: float, costs: Costs) -> int:
 
 def open_engine(folder: Path, options: argparse.Namespace) -> Any:
     """The packaged model in llama.cpp."""
-    from tuneloop.inference.answer import EngineSettings, Served
-    from tuneloop.inference.llamacpp.engine import LlamaCppEngine
+    from tuneloop.inference.llamacpp.serving import LlamaCppEngine
+    from tuneloop.inference.protocol import EngineSettings, Served
     from tuneloop.models.names import packaged_gguf
 
     source = packaged_gguf()

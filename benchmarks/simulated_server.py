@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from tuneloop.inference.local.time_slice import QUANTUM, SHARE
+from tuneloop.inference.priority import QUANTUM, SHARE
 from tuneloop.inference.request import Request
 
 T = TypeVar("T")

@@ -313,7 +313,7 @@ def test_the_command_line_loads_nothing_heavy(module: str) -> None:
 def test_a_server_before_another_engine_loads_no_torch() -> None:
     """It would take four times the memory."""
     code = """import sys; sys.modules["torch"] = None
-import tuneloop.serving.http.app, tuneloop.inference.local.engine, tuneloop.inference.openai, tuneloop.inference.llamacpp.engine"""
+import tuneloop.serving.http.app, tuneloop.inference.local.engine, tuneloop.inference.openai.serving, tuneloop.inference.llamacpp.serving"""
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(SOURCE.parent), "PATH": ""})
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from engine_answers import answers_of
 from train_helpers import begin, changed, for_loss, halted, losses, make_rows, run
 
 from pretend_gpu import TO_HOST, Card, Gpu, MixedDevices, pretend_gpu, varlen
@@ -25,8 +26,9 @@ from tuneloop.core.files import read_json, read_jsonl
 from tuneloop.core.ui import reporting
 from tuneloop.inference.local.engine import Engine
 from tuneloop.inference.local.generate import generate
+from tuneloop.inference.local.labels import label_trie
 from tuneloop.inference.local.sampling import Sampling
-from tuneloop.inference.local.scoring import answer_fits, choose, label_trie
+from tuneloop.inference.local.scoring import answer_fits, choose
 from tuneloop.inference.request import Request
 from tuneloop.models.load import load_model
 from tuneloop.models.methods import method_named
@@ -368,13 +370,13 @@ def test_a_request_that_does_not_fit_by_itself_gets_an_error_and_the_engine_goes
     with pretend_gpu() as gpu:
         model = load_model(str(tiny_llama))
         weights = gpu.live
-        list(Engine(model).complete([_request(model, 0)]))
+        list(answers_of(Engine(model), [_request(model, 0)]))
         one = gpu.peak - weights
     with pretend_gpu(Card(gib=(weights + 1.5 * one) / 2**30)):
         model = load_model(str(tiny_llama))
         engine = Engine(model)
         long = replace(_request(model, 0), ids=_request(model, 0).ids * 12)
-        failed, answered = engine.complete([long, _request(model, 1)])
+        failed, answered = answers_of(engine, [long, _request(model, 1)])
     assert failed.finish == "error" and failed.error.startswith("out_of_memory")
     assert answered.finish == "length" and len(answered.token_ids) == 12
 

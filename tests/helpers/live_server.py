@@ -12,9 +12,8 @@ from typing import Any
 
 from tuneloop.core.http_server import Server, listen
 from tuneloop.core.ui import quiet, reporting
-from tuneloop.inference.answer import AdapterFacts
-from tuneloop.inference.local.engine import Update
-from tuneloop.inference.request import Request
+from tuneloop.inference.protocol import AdapterFacts
+from tuneloop.inference.request import Request, Update
 from tuneloop.records.completion import Completion
 from tuneloop.serving.admission import Admission
 from tuneloop.serving.batch.api import Batches

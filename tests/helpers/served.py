@@ -11,7 +11,7 @@ from typing import Any
 from adapters import write_adapter
 
 from patience import HANG
-from tuneloop.inference.answer import Served, ServingEngine
+from tuneloop.inference.protocol import Served, ServingEngine
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,17 @@ def write_files(tiny_llama: Path, folder: Path, count: int = 2) -> Files:
 def local(files: Files, which: tuple[int, ...], slots: int = 4) -> ServingEngine:
     """Our own engine with some of the adapters."""
     from tuneloop.inference.local.serving import LocalEngine
+    from tuneloop.inference.protocol import EngineSettings
 
-    return LocalEngine(Served(str(files.base)), [Served(str(files.adapters[i])) for i in which], slots=slots)
+    return LocalEngine(
+        Served(str(files.base)), [Served(str(files.adapters[i])) for i in which], EngineSettings(slots=slots)
+    )
 
 
 def llamacpp(files: Files, which: tuple[int, ...], slots: int = 4) -> ServingEngine:
     """llama.cpp with some of the adapters."""
-    from tuneloop.inference.answer import EngineSettings
-    from tuneloop.inference.llamacpp.engine import LlamaCppEngine
+    from tuneloop.inference.llamacpp.serving import LlamaCppEngine
+    from tuneloop.inference.protocol import EngineSettings
 
     settings = EngineSettings(slots=slots, context=512, threads=1)
     return LlamaCppEngine(Served(str(files.gguf)), [Served(str(files.loras[i])) for i in which], settings)
@@ -73,7 +76,7 @@ def endpoint(files: Files, which: tuple[int, ...], slots: int = 4) -> ServingEng
     """A server like vLLM with some of the adapters; it is started and stopped with the engine."""
     from vllm_stand_in import MODEL, StandIn
 
-    from tuneloop.inference.openai import EndpointEngine, EndpointSettings
+    from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings
 
     class WithServer(EndpointEngine):
         async def start(self) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from patience import HANG
-from tuneloop.inference.answer import BASE, Served
 from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.local.serving import LocalEngine
+from tuneloop.inference.protocol import BASE, Served
 from tuneloop.inference.request import Request
 
 MODEL = "tiny"

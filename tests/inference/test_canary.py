@@ -14,11 +14,10 @@ from served import Files
 
 from tuneloop.core.errors import UserError
 from tuneloop.inference import canary as proofs
-from tuneloop.inference.answer import BASE, ServingEngine, complete
-from tuneloop.inference.canary import Canary, gap_at_parting, prove
-from tuneloop.inference.local.engine import Update
+from tuneloop.inference.canary import CanaryRow, gap_at_parting, prove
 from tuneloop.inference.local.serving import LocalEngine
-from tuneloop.inference.request import Request
+from tuneloop.inference.protocol import BASE, ServingEngine, complete
+from tuneloop.inference.request import Request, Update
 
 TEXTS = ("Is it windy on Jupiter?", "Does it rain?", "Why?")
 LABELS = ("refund", "delivery", "other")
@@ -34,10 +33,10 @@ def requests(adapter: str, **settings: Any) -> list[Request]:
     return [Request(messages=each, adapter=adapter, max_new_tokens=6, **settings) for each in turns]
 
 
-async def evaluated(engine: ServingEngine, adapter: str, **settings: Any) -> list[Canary]:
+async def evaluated(engine: ServingEngine, adapter: str, **settings: Any) -> list[CanaryRow]:
     asked = requests(adapter, **settings)
     answers = await asyncio.gather(*(complete(engine, request) for request in asked))
-    return [Canary(request, answer.text) for request, answer in zip(asked, answers, strict=True)]
+    return [CanaryRow(request, answer.text) for request, answer in zip(asked, answers, strict=True)]
 
 
 @pytest.mark.parametrize("settings", [{}, {"choices": LABELS}], ids=["text", "labels"])
@@ -94,7 +93,7 @@ def test_an_answer_that_parts_at_a_near_tie_counts(files: Files, monkeypatch: py
             answer = await complete(engine, replace(request, logprobs=2))
             assert answer.logprobs
             (_, most), (other, less) = answer.logprobs[1].top
-            canaries.append(Canary(request, "evaluated otherwise", (answer.token_ids[0], other)))
+            canaries.append(CanaryRow(request, "evaluated otherwise", (answer.token_ids[0], other)))
             gaps.append(most - less)
             assert await gap_at_parting(engine, canaries[-1], answer) == pytest.approx(gaps[-1], abs=1e-3)
         monkeypatch.setattr(proofs, "NEAR_TIE", max(gaps) + 0.01)
@@ -113,6 +112,6 @@ def test_an_answer_that_parts_at_a_near_tie_counts(files: Files, monkeypatch: py
 def test_rows_that_cannot_be_asked_are_refused(files: Files) -> None:
     async def work(engine: ServingEngine) -> None:
         with pytest.raises(UserError, match="too_long"):
-            await prove(engine, [Canary(Request(ids=[5] * 200_000), "x")])
+            await prove(engine, [CanaryRow(Request(ids=[5] * 200_000), "x")])
 
     served.run(served.local(files, ()), work)

@@ -14,11 +14,11 @@ import pytest
 import served
 from served import Files
 
-from tuneloop.inference.answer import BASE, ServingEngine, complete
 from tuneloop.inference.llamacpp import installed
-from tuneloop.inference.llamacpp.engine import VERSION, WHEEL, LlamaCppEngine
+from tuneloop.inference.llamacpp.serving import VERSION, WHEEL, LlamaCppEngine
 from tuneloop.inference.local.sampling import Sampling
-from tuneloop.inference.local.time_slice import Pace
+from tuneloop.inference.priority import Pace
+from tuneloop.inference.protocol import BASE, ServingEngine, complete
 from tuneloop.inference.request import Request
 from tuneloop.records.completion import Completion
 

@@ -13,9 +13,9 @@ import pytest
 import served
 from served import Files
 
-from tuneloop.inference.answer import BASE, ServingEngine, complete
 from tuneloop.inference.llamacpp import installed
-from tuneloop.inference.llamacpp.engine import VERSION, WHEEL
+from tuneloop.inference.llamacpp.serving import VERSION, WHEEL
+from tuneloop.inference.protocol import BASE, ServingEngine, complete
 from tuneloop.inference.request import Request
 from tuneloop.records.completion import Completion
 

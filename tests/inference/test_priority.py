@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from tuneloop.inference.priority import Fair, Slots, Turns, shared_beginning
+from tuneloop.inference.priority import QUANTUM, Fair, Pace, Slots, Turns, shared_beginning
 
 
 class Clock:
@@ -79,7 +79,7 @@ def test_one_piece_of_a_prompt_is_read_at_a_time() -> None:
 def test_quanta_write_alongside_answers_of_their_own_adapter_only() -> None:
     async def work() -> None:
         clock = Clock()
-        turns = Turns(alongside=2, clock=clock)
+        turns = Turns(concurrent=2, clock=clock)
         turns.row("a", 4)
         turns.come("a")
         turns._rest_until = 100.0
@@ -236,3 +236,13 @@ def test_a_turn_that_came_to_one_who_just_left_goes_to_the_next() -> None:
         await asyncio.wait_for(c, 5)
 
     run(work)
+
+
+def test_a_quantum_has_as_many_tokens_as_fit() -> None:
+    pace = Pace(2, 64)
+    assert pace.tokens == 2
+    pace.learn(2, 2 * QUANTUM / 10)
+    assert pace.tokens == 10
+    for _ in range(50):
+        pace.learn(10, 10 * QUANTUM * 5)
+    assert pace.tokens == 2

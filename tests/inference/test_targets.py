@@ -15,14 +15,13 @@ from local_http import Quiet, listening
 
 from tuneloop.core.errors import UserError
 from tuneloop.inference import targets
-from tuneloop.inference.answer import Target
-from tuneloop.inference.client import Endpoint, EndpointTarget
 from tuneloop.inference.local.generate import generate
 from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.local.target import LocalTarget
-from tuneloop.inference.predictions import PredictionsTarget
+from tuneloop.inference.openai.target import Endpoint, EndpointTarget
+from tuneloop.inference.protocol import Target
 from tuneloop.inference.request import Request
-from tuneloop.inference.targets import open_target
+from tuneloop.inference.targets import PredictionsTarget, open_target
 from tuneloop.models.adapters import BASE, applied
 from tuneloop.models.load import load_model
 from tuneloop.models.lora import LoraShape, adapter_state, add_lora, lora_layers, save_adapter

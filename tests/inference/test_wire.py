@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 import pytest
 
-from tuneloop.inference.wire import Broken, Refused, Wire
+from tuneloop.inference.wire import Broken, HttpRefused, Wire
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Content-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -86,7 +86,7 @@ def test_events_come_whole_however_they_are_cut() -> None:
 def test_what_is_refused_tells_why() -> None:
     async def work(wire: Wire, server: Server) -> None:
         for ask in (wire.post("/x", b""), read(wire)):
-            with pytest.raises(Refused) as error:
+            with pytest.raises(HttpRefused) as error:
                 await ask
             assert (error.value.status, error.value.body, error.value.retry_after) == (429, b"no", 7)
         assert server.connections == 1

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from engine_answers import answers_of
 from tiny import WORDS
 
 from tuneloop.core.errors import UserError
@@ -128,7 +129,7 @@ def test_a_batch_mixes_adapters_and_each_answer_is_that_of_a_cold_model(served: 
     expected = [cold[kind][i // len(KINDS)] for i, kind in enumerate(kinds)]
     assert len(set(expected)) > len(expected) / 2, "adapters change answers"
     engine = Engine(served.model)
-    found = list(engine.complete(requests))
+    found = list(answers_of(engine, requests))
     assert [answer.token_ids for answer in found] == expected
     assert [answer.adapter for answer in found] == [served.names[kind] for kind in kinds]
     assert [answer.token_ids for answer in answer_requests(served.model, requests)] == expected

@@ -12,7 +12,8 @@ from train_helpers import changed, losses, run
 from pretend_gpu import pretend_gpu
 from tuneloop.core.errors import UserError
 from tuneloop.inference.local.generate import generate
-from tuneloop.inference.local.scoring import choose, label_trie
+from tuneloop.inference.local.labels import label_trie
+from tuneloop.inference.local.scoring import choose
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.lora import lora_layers
 from tuneloop.models.template import Rendered

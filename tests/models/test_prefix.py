@@ -10,7 +10,8 @@ from tiny import END_OF_TURN, VOCABULARY
 
 from tuneloop.core.errors import UserError
 from tuneloop.inference.local.generate import generate
-from tuneloop.inference.local.scoring import choose, label_trie
+from tuneloop.inference.local.labels import label_trie
+from tuneloop.inference.local.scoring import choose
 from tuneloop.models.adapters import BASE, applied
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.prefix import add_prefix, load_prefix, prefix_of, remove_prefix, save_prefix

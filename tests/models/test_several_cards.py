@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from adapters import write_adapter
+from engine_answers import answers_of
 from six_layers import write_six_layers
 from torch import nn
 
@@ -17,7 +18,8 @@ from tuneloop.core.device import CARD_SHARE
 from tuneloop.core.errors import UserError
 from tuneloop.inference.local.engine import Engine
 from tuneloop.inference.local.generate import generate
-from tuneloop.inference.local.scoring import answer_fits, choose, label_trie
+from tuneloop.inference.local.labels import label_trie
+from tuneloop.inference.local.scoring import answer_fits, choose
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
 from tuneloop.models.load import Model, _filled, load_model, needs_several_cards
@@ -57,7 +59,7 @@ def answers(model: Model, adapters: Sequence[str]) -> dict[str, Any]:
         "exact": [max((a.label_scores or {}).values()) for a in choose(model, prompts, trie, prune=False)],
         "fits": [fit.loss for fit in answer_fits(model, rows)],
     }
-    return {"engine": [a.token_ids for a in Engine(model, rows=3).complete(requests)], **attached}
+    return {"engine": [a.token_ids for a in answers_of(Engine(model, rows=3), requests)], **attached}
 
 
 @pytest.mark.parametrize("kind", ["base", "mixed", "prefix", "four bits"])

@@ -14,8 +14,8 @@ from adapters import write_adapter
 from patience import HANG
 from pretend_gpu import in_this_thread, pretend_gpu
 from tuneloop.core.errors import UserError
-from tuneloop.inference.answer import BASE, Served, complete
 from tuneloop.inference.local.serving import LocalEngine
+from tuneloop.inference.protocol import BASE, Served, complete
 from tuneloop.inference.request import Request
 from tuneloop.models.lora import switches
 from tuneloop.models.shared import adapters_of, give_back, shared_adapter, shared_model

@@ -13,7 +13,7 @@ from manifests import manifest_of
 from tuneloop.core.errors import UserError
 from tuneloop.evaluation.config import BaselinesConfig, EvaluateConfig
 from tuneloop.evaluation.prompt import prompt_turns
-from tuneloop.inference.local.scoring import trie_of_labels
+from tuneloop.inference.local.labels import label_ids, label_trie
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.pipeline.compared_systems import (
     CONTENT_FREE,
@@ -137,7 +137,7 @@ def test_calibration_with_examples_keeps_the_examples(model: Any) -> None:
 
 def test_labels_are_the_tokens_that_training_teaches(model: Any) -> None:
     data = dataset()
-    trie = trie_of_labels(model.template, LABELS, data.test[0].prompt)
+    trie = label_trie(LABELS, label_ids(model.template, LABELS, data.test[0].prompt))
     assert trie == LocalTarget.of(model).label_tree(LABELS), "what stands before an answer does not matter"
     assert trie.labels == tuple(LABELS)
     for number, label in enumerate(LABELS):

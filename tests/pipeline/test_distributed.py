@@ -18,7 +18,7 @@ from tuneloop.core import device
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_jsonl
 from tuneloop.core.ui import reporting
-from tuneloop.inference.local.workers import SharedWork
+from tuneloop.inference.local.target import SharedWork
 from tuneloop.inference.request import Request
 from tuneloop.pipeline.context import RunContext
 from tuneloop.pipeline.distributed import _answered
@@ -33,7 +33,7 @@ NOTED = """
 import sys
 from pathlib import Path
 from tuneloop.cli.main import main
-from tuneloop.inference.local.workers import SharedWork
+from tuneloop.inference.local.target import SharedWork
 plain = SharedWork.part
 def noted(self, target, rank, world, *rest):
     Path(f"{rank}-{self.call}-{self.adapter or 'tuned'}").touch()

@@ -26,7 +26,7 @@ from tuneloop.records.artifact import NEAR_TIE, ArtifactManifest, EvaluationExce
 from tuneloop.records.evaluation import Comparison
 from tuneloop.records.record import read_record
 from tuneloop.registry.registered import evaluation_place
-from tuneloop.release.export import WeightsWanted, export_run
+from tuneloop.release.export import WeightOptions, export_run
 from tuneloop.release.measure import acceptable, evaluation_of_run, parted, remove_stale_bases, rows_to_measure
 
 MakeTuned = Callable[..., Path]
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.skipif(not installed(), reason="llama-cpp-py-sync is no
 def test_an_artifact_is_measured_and_says_what_it_lost(make_tuned: MakeTuned) -> None:
     run, said = make_tuned(tickets(120)), []
     with reporting(say=said.append):
-        artifact = export_run(run, "gguf", weights=WeightsWanted(quant="q8_0"))
+        artifact = export_run(run, "gguf", weights=WeightOptions(quant="q8_0"))
     manifest = read_record(ArtifactManifest, artifact.folder)
     assert manifest.measured and manifest.evaluation is not None and manifest.cost is not None
     test = len((run / "dataset/test.jsonl").read_text().splitlines())
@@ -60,13 +60,13 @@ def test_an_artifact_is_measured_and_says_what_it_lost(make_tuned: MakeTuned) ->
     assert not (artifact.folder / "samples.jsonl").exists(), "test rows do not travel"
     assert (run / "evals" / manifest.id / "samples.jsonl").is_file()
     assert any(line.startswith(f"warn: measured on {test} test rows") for line in said) == (test < FEWEST_SHARED)
-    again = export_run(run, "gguf", weights=WeightsWanted(quant="q8_0"))
+    again = export_run(run, "gguf", weights=WeightOptions(quant="q8_0"))
     assert again.found and again.manifest["evaluation"] == artifact.manifest["evaluation"]
     assert again.manifest["cost"] == artifact.manifest["cost"], "it is not measured a second time"
     said.clear()
     with reporting(say=said.append):
-        export_run(run, "gguf", weights=WeightsWanted(quant="q8_0", measure=1))
-    few = f"warn: measured on 1 test row, and `gate` and `compare` ask for at least {FEWEST_SHARED} shared ones: give --measure {FEWEST_SHARED} or more"
+        export_run(run, "gguf", weights=WeightOptions(quant="q8_0", measure=1))
+    few = f"warn: measured on 1 test row, and `gate` and `compare` need at least {FEWEST_SHARED} shared ones: give --measure {FEWEST_SHARED} or more"
     assert few in said
 
 
@@ -74,7 +74,7 @@ def test_a_merged_model_in_fp8_says_how_far_it_is_from_the_run_and_that_no_vllm_
     pytest.importorskip("compressed_tensors")
     run, said = make_tuned(tickets(60)), []
     with reporting(say=said.append):
-        artifact = export_run(run, "merged", weights=WeightsWanted(quant="fp8"))
+        artifact = export_run(run, "merged", weights=WeightOptions(quant="fp8"))
     manifest = read_record(ArtifactManifest, artifact.folder)
     assert manifest.format == "merged" and "-merged-fp8-" in manifest.id and not manifest.measured
     weights = manifest.quantisation
@@ -86,13 +86,13 @@ def test_a_merged_model_in_fp8_says_how_far_it_is_from_the_run_and_that_no_vllm_
     plain = read_record(ArtifactManifest, export_run(run, "merged").folder)
     assert plain.quantisation is None and plain.id != manifest.id, "the plain one is another artifact"
     assert (
-        export_run(run, "merged", weights=WeightsWanted(quant="fp8", measure=0)).manifest["quantisation"]
+        export_run(run, "merged", weights=WeightOptions(quant="fp8", measure=0)).manifest["quantisation"]
         == weights.model_dump()
     )
     with pytest.raises(UserError, match="rounded by importance"):
-        export_run(run, "merged", weights=WeightsWanted(quant="fp8", importance=5))
+        export_run(run, "merged", weights=WeightOptions(quant="fp8", importance=5))
     with pytest.raises(UserError, match="have a type of weights") as caught:
-        export_run(run, "adapter", weights=WeightsWanted(quant="fp8"))
+        export_run(run, "adapter", weights=WeightOptions(quant="fp8"))
     assert "--format merged --quant fp8" in caught.value.next_step
 
 
@@ -147,7 +147,7 @@ def test_structured_answers_are_asked_under_their_schema_and_texts_have_a_perple
     write_json(run / "schema.json", schema)
     config = read_yaml(run / "config.yaml")
     write_yaml(run / "config.yaml", {**config, "evaluate": {"json_schema": str(run / "schema.json"), "max_new_tokens": 24}})  # fmt: skip
-    artifact = export_run(run, "gguf", weights=WeightsWanted(quant="f32"))
+    artifact = export_run(run, "gguf", weights=WeightOptions(quant="f32"))
     manifest = read_record(ArtifactManifest, artifact.folder)
     assert manifest.evaluation is not None and "perplexity" in manifest.evaluation.metrics
     pair = next(each for each in manifest.evaluation.comparisons if each.metric == "perplexity")
@@ -159,7 +159,7 @@ def test_structured_answers_are_asked_under_their_schema_and_texts_have_a_perple
 
 def test_all_commands_ask_llamacpp_for_it(make_tuned: MakeTuned) -> None:
     run = make_tuned(tickets(60))
-    folder = export_run(run, "gguf", weights=WeightsWanted(quant="f16", measure=0)).folder
+    folder = export_run(run, "gguf", weights=WeightOptions(quant="f16", measure=0)).folder
     assert not read_record(ArtifactManifest, folder).measured
     rows: list[Any] = [{"text": record["text"]} for record in tickets(6)]
     ours, theirs = list(predict(str(run), rows)), list(predict(str(folder), rows))
@@ -187,16 +187,16 @@ def test_auto_takes_the_smallest_that_is_good_enough(make_tuned: MakeTuned, monk
     monkeypatch.setattr("tuneloop.release.export.TRIED", ("q4_0", "q8_0", "f16"))
     monkeypatch.setattr("tuneloop.release.export.acceptable", lambda evaluation, most: evaluation.name != "q4_0")
     with reporting(say=said.append):
-        found = export_run(run, "gguf", weights=WeightsWanted(quant="auto"))
+        found = export_run(run, "gguf", weights=WeightOptions(quant="auto"))
     assert found.manifest["quantisation"]["name"] == "q8_0" and len(list(Path("artifacts").iterdir())) == 1
     assert [line.split(":")[0] for line in said if line.startswith("tried")] == ["tried     q4_0", "tried     q8_0"]
     with pytest.raises(UserError, match=r"None of q4_0 loses at most 0\.01 within 1e-06 GB"):
-        export_run(run, "gguf", weights=WeightsWanted(quant="auto", max_gb=1e-6))
+        export_run(run, "gguf", weights=WeightOptions(quant="auto", max_gb=1e-6))
     for wanted, form in (
-        (WeightsWanted(quant="auto", measure=0), "gguf"),
-        (WeightsWanted(quant="auto"), "merged"),
-        (WeightsWanted(quant="auto", importance=3), "gguf"),
-        (WeightsWanted(quant="auto", max_loss=-1), "gguf"),
+        (WeightOptions(quant="auto", measure=0), "gguf"),
+        (WeightOptions(quant="auto"), "merged"),
+        (WeightOptions(quant="auto", importance=3), "gguf"),
+        (WeightOptions(quant="auto", max_loss=-1), "gguf"),
     ):
         with pytest.raises(UserError):
             export_run(run, form, weights=wanted)
@@ -224,7 +224,7 @@ def test_the_gate_judges_the_artifact_and_not_only_its_run(make_tuned: MakeTuned
     shutil.move(run, tmp_path / "runs" / "run")
     run = tmp_path / "runs" / "run"
     evaluate_target(str(run))
-    folder = export_run(run, "gguf", weights=WeightsWanted(quant="q8_0")).folder
+    folder = export_run(run, "gguf", weights=WeightOptions(quant="q8_0")).folder
     place = Path(evaluation_place(str(folder)))
     assert place.resolve() == run / "evals" / folder.name
     suite = tmp_path / "suite.yaml"
@@ -232,10 +232,10 @@ def test_the_gate_judges_the_artifact_and_not_only_its_run(make_tuned: MakeTuned
     assert main(["gate", str(folder), "--against", str(run), "--suite", str(suite), "-q"]) in (1, 3)
     assert (place / "gate.json").is_file() and not (run / "gate.json").is_file()
     with pytest.raises(UserError, match="The gate"):
-        export_run(run, "gguf", weights=WeightsWanted(quant="q8_0"))
-    forced = export_run(run, "gguf", weights=WeightsWanted(quant="q8_0"), force=True)
+        export_run(run, "gguf", weights=WeightOptions(quant="q8_0"))
+    forced = export_run(run, "gguf", weights=WeightOptions(quant="q8_0"), force=True)
     assert forced.manifest["gate"]["forced"] and forced.manifest["gate"]["suite"]["name"] == "strict"
     assert forced.manifest["measured"] and "overruled with" in (folder / "README.md").read_text()
-    assert export_run(run, "gguf", weights=WeightsWanted(quant="f16", measure=0)).manifest["gate"]["status"] == "none"
+    assert export_run(run, "gguf", weights=WeightOptions(quant="f16", measure=0)).manifest["gate"]["status"] == "none"
     with pytest.raises(UserError, match="This artifact was not measured"):
         evaluation_place(str(next(Path("artifacts").glob("*f16*"))))

@@ -25,13 +25,13 @@ def test_hub_and_short_names(model: str, licence: str | None) -> None:
     found = licence_of(model)
     assert (found.id if found else None) == licence
     if found and licence and licence.startswith("llama"):
-        assert found.notice and "Built with" in found.asks and found.url.startswith("https://www.llama.com/")
+        assert found.notice and "Built with" in found.terms and found.url.startswith("https://www.llama.com/")
 
 
 def test_llama_3_asks_for_its_own_words() -> None:
     first, later = licence_of("llama-3-8b"), licence_of("llama-3.1-8b")
-    assert first and 'Built with Meta Llama 3"' in first.asks and 'begin its name with "Llama 3"' in first.asks
-    assert later and 'Built with Llama"' in later.asks and 'begin its name with "Llama"' in later.asks
+    assert first and 'Built with Meta Llama 3"' in first.terms and 'begin its name with "Llama 3"' in first.terms
+    assert later and 'Built with Llama"' in later.terms and 'begin its name with "Llama"' in later.terms
 
 
 @pytest.mark.parametrize(

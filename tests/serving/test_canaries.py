@@ -14,9 +14,9 @@ from patience import HANG
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.ui import reporting
-from tuneloop.inference.answer import Served
 from tuneloop.inference.canary import prove
 from tuneloop.inference.local.serving import LocalEngine
+from tuneloop.inference.protocol import Served
 from tuneloop.pipeline.evaluations import evaluate_target
 from tuneloop.pipeline.task import task_of_run
 from tuneloop.serving.canaries import canaries_of

@@ -19,8 +19,7 @@ from live_server import StubEngine, live
 from patience import slowness
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder
-from tuneloop.inference.local.engine import Update
-from tuneloop.inference.request import Request
+from tuneloop.inference.request import Request, Update
 from tuneloop.records.completion import Completion
 from tuneloop.serving.store.store import opened, read_requests
 

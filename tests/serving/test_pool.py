@@ -21,10 +21,9 @@ from patience import slowness
 from tuneloop.core.errors import UserError
 from tuneloop.core.ui import reporting
 from tuneloop.inference import openai as endpoints
-from tuneloop.inference.answer import Served, ServingEngine, complete
-from tuneloop.inference.local.engine import Update
-from tuneloop.inference.openai import EndpointEngine, EndpointSettings
-from tuneloop.inference.request import Request
+from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings
+from tuneloop.inference.protocol import Served, ServingEngine, complete
+from tuneloop.inference.request import Request, Update
 from tuneloop.records.completion import Completion
 from tuneloop.serving.pool import EnginePool
 

@@ -38,10 +38,10 @@ NASTY: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def address(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    from tuneloop.inference.answer import Served
     from tuneloop.inference.local.serving import LocalEngine
+    from tuneloop.inference.protocol import EngineSettings, Served
 
-    engine = LocalEngine(Served(str(tiny_llama)), [], slots=2)
+    engine = LocalEngine(Served(str(tiny_llama)), [], EngineSettings(slots=2))
     with live(tmp_path_factory.mktemp("serve"), engine, {"tiny": ServedModel("tiny")}) as (address, _):
         yield address
 

@@ -12,7 +12,7 @@ import pytest
 from live_server import StubEngine, live
 
 from tuneloop.core.errors import UserError
-from tuneloop.inference.client import Endpoint, EndpointTarget
+from tuneloop.inference.openai.target import Endpoint, EndpointTarget
 from tuneloop.inference.request import Request
 from tuneloop.inference.targets import open_target
 from tuneloop.serving.config import ServeConfig

@@ -11,7 +11,7 @@ from tuneloop.core.files import Config
 from tuneloop.core.flag import flag, switch
 
 if TYPE_CHECKING:
-    from tuneloop.inference.client import Endpoint
+    from tuneloop.inference.openai.target import Endpoint
     from tuneloop.pipeline.judge import Judge
 
 
@@ -86,7 +86,7 @@ class JudgeChoice(Config):
 
 def _endpoint(url: str, model: str, api_key_env: str, *, cache: str | None = None, **settings: float) -> Endpoint:
     """An endpoint; `cache` is a folder, "" for the user's cache, None to keep nothing."""
-    from tuneloop.inference.client import Endpoint, key_from
+    from tuneloop.inference.openai.target import Endpoint, key_from
     from tuneloop.models.names import cache_folder
 
     folder = None if cache is None else Path(cache) if cache else cache_folder() / "answers"

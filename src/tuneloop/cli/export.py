@@ -8,7 +8,7 @@ from tuneloop.cli.console import Result
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag, switch
 from tuneloop.core.terminal import screen
-from tuneloop.release.formats import FORMS, WeightsWanted
+from tuneloop.release.formats import FORMS, WeightOptions
 
 FORMATS = "; ".join(f"{name}: {form.help}" for name, form in FORMS.items())
 
@@ -20,7 +20,7 @@ def command(
     force: bool = switch("Overrule a gate that is not green; the artifact says so."),
     sign: str = flag("", "KEY", "Sign all files with this private key of an elliptic curve, a PEM file."),
     *,
-    weights: WeightsWanted,
+    weights: WeightOptions,
     output: Output,
 ) -> Result:
     """Export a run as a folder that other tools can load.

@@ -19,7 +19,7 @@ from tuneloop.core.ui import say
 from tuneloop.core.units import counted, verb
 
 if TYPE_CHECKING:
-    from tuneloop.inference.client import Endpoint
+    from tuneloop.inference.openai.target import Endpoint
 
 TARGET = argument(
     "TARGET", "A run, an exported artifact, an adapter or a model: folder, name or GGUF file; or an endpoint's URL."

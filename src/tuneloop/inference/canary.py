@@ -13,53 +13,45 @@ from dataclasses import dataclass, replace
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.units import counted, verb
-from tuneloop.inference.answer import ServingEngine, complete, named_adapter
+from tuneloop.inference.protocol import ServingEngine, complete, named_adapter
 from tuneloop.inference.request import MOST_LOGPROBS, Request
 from tuneloop.models.adapters import BASE
 from tuneloop.records.artifact import NEAR_TIE
 from tuneloop.records.completion import Completion
 
-SAME = 1e-3  # log probabilities that differ by less come from the same weights; an adapter that does anything moves them by more
+SAME = (
+    1e-3  # log probabilities that differ by less come from the same weights; an adapter with any effect moves them more
+)
 LEAST = 0.7  # share of the answers that must be those of the evaluation; roundings of 4-bit weights flip near ties
 
 
 @dataclass(frozen=True)
-class Canary:
-    """A row whose answer is known.
+class CanaryRow:
+    """A row whose answer is known."""
 
-    Args:
-        request: as it was evaluated, with the adapter's hash (or `base`).
-        expected: the answer of the evaluation; where the request's limit cuts it, its beginning counts.
-        expected_ids: its tokens, where the evaluation kept them.
-    """
-
-    request: Request
-    expected: str
-    expected_ids: tuple[int, ...] = ()
+    request: Request  # as it was evaluated, with the adapter's hash (or `base`)
+    expected: str  # the answer of the evaluation; where the request's limit cuts it, its beginning counts
+    expected_ids: tuple[int, ...] = ()  # its tokens, where the evaluation kept them
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What the rows have shown of an adapter.
-
-    Args:
-        same: of `n` answers, those of the evaluation.
-        ties: others that part from it where both tokens are equally likely.
-    """
+    """What the rows have shown of an adapter."""
 
     adapter: str
     n: int
-    same: int
-    ties: int = 0
+    same: int  # of `n` answers, those of the evaluation
+    ties: int = 0  # others that part from it where both tokens are equally likely
 
     @property
     def in_words(self) -> str:
         """For a line of a log."""
-        parts = f", {counted(self.ties, 'other one')} but for a near tie of two tokens" if self.ties else ""
-        return f"{self.same} of {counted(self.n, 'test row')} {verb(self.same, 'is', 'are')} answered as in the evaluation{parts}"
+        ties = f", {counted(self.ties, 'other one')} but for a near tie of two tokens" if self.ties else ""
+        rows = f"{self.same} of {counted(self.n, 'test row')} {verb(self.same, 'is', 'are')}"
+        return f"{rows} answered as in the evaluation{ties}"
 
 
-async def prove(engine: ServingEngine, canaries: Sequence[Canary], *, least: float = LEAST) -> list[Proof]:
+async def prove(engine: ServingEngine, canaries: Sequence[CanaryRow], *, least: float = LEAST) -> list[Proof]:
     """Ask the rows and compare.
 
     Args:
@@ -68,43 +60,45 @@ async def prove(engine: ServingEngine, canaries: Sequence[Canary], *, least: flo
     Raises:
         UserError: an adapter changes nothing, or answers other than it did in the evaluation.
     """
-    by_adapter: dict[str, list[Canary]] = defaultdict(list)
+    by_adapter: dict[str, list[CanaryRow]] = defaultdict(list)
     for canary in canaries:
         by_adapter[named_adapter(canary.request)].append(canary)
     proofs = []
     for adapter, rows in by_adapter.items():
-        asked = [_measured(row.request, adapter) for row in rows]
-        answers = await asyncio.gather(*(complete(engine, request) for request in asked))
-        _refuse_errors(engine, adapter, answers)
-        if adapter != BASE:
-            plain = await asyncio.gather(*(complete(engine, _measured(row.request, BASE)) for row in rows))
-            _refuse_unchanged(engine, adapter, answers, plain)
+        facts = engine.adapters.get(adapter)
+        where = f"{engine.name}, {facts.source if facts else engine.base}"
+        answers = await _answers(engine, rows, adapter)
+        if why := next((answer.error for answer in answers if answer.error), ""):
+            raise UserError(f"A row can't be answered: {why}", where=where, next_step="see the engine's log")
+        if adapter != BASE and _unchanged(answers, await _answers(engine, rows, BASE)):
+            count = f"{counted(len(rows), 'row')} {verb(len(rows), 'gets', 'get')}"
+            what = f"The adapter changes nothing: {count} the base model's answers and probabilities"
+            step = "check that it was trained on this base, and that the engine applies it"
+            raise UserError(what, where=where, next_step=step)
         others = [(row, answer) for row, answer in zip(rows, answers, strict=True) if not is_expected(answer, row)]
         gaps = [await gap_at_parting(engine, row, answer) for row, answer in others]
         same, ties = len(rows) - len(others), sum(gap is not None and gap < NEAR_TIE for gap in gaps)
         if same + ties < least * len(rows):
             row, answer = others[0]
-            raise UserError(
-                f"{same} of {counted(len(rows), 'answer')} {verb(same, 'is', 'are')} those of the evaluation; the first other one is "
-                f"{answer.text[:60]!r} instead of {row.expected[:60]!r}",
-                where=_where(engine, adapter),
-                next_step="check that base, adapter and template belong together, and evaluate what is served",
-            )
+            count = f"{same} of {counted(len(rows), 'answer')} {verb(same, 'is', 'are')} those of the evaluation"
+            what = f"{count}; the first other one is {answer.text[:60]!r} instead of {row.expected[:60]!r}"
+            step = "check that base, adapter and template belong together, and evaluate what is served"
+            raise UserError(what, where=where, next_step=step)
         proofs.append(Proof(adapter, len(rows), same, ties))
     return proofs
 
 
-def is_expected(answer: Completion, row: Canary) -> bool:
+def is_expected(answer: Completion, row: CanaryRow) -> bool:
     """Whether it is the answer of the evaluation, or its beginning where the limit has cut it."""
     expected = row.expected.strip()
     return answer.text == expected or (answer.finish == "length" and expected.startswith(answer.text))
 
 
-async def gap_at_parting(engine: ServingEngine, row: Canary, answer: Completion) -> float | None:
+async def gap_at_parting(engine: ServingEngine, row: CanaryRow, answer: Completion) -> float | None:
     """How much likelier than the evaluated token the served model finds the one that it wrote where the answers part.
 
-    Roundings differ between engines and, in bf16, between batches of different sizes. They decide where two tokens are equally
-    likely, and from there on the answers differ. A gap near 0 is such a tie; a large one says that the model is another.
+    Roundings differ between engines and, in bf16, between batches of different sizes. They decide where two tokens are
+    equally likely, and from there on the answers differ. A gap near 0 is such a tie; a large one: another model.
 
     Args:
         row: whose evaluated answer is another one.
@@ -117,56 +111,35 @@ async def gap_at_parting(engine: ServingEngine, row: Canary, answer: Completion)
     at = next((i for i, (one, other) in enumerate(pairs) if one != other), None)
     if at is None:
         return None
-    asked = row.request
-    prompt = asked.ids or await engine.render(asked.messages, asked.tools, adapter=named_adapter(asked))
+    request = row.request
+    prompt = request.ids or await engine.render(request.messages, request.tools, adapter=named_adapter(request))
     ids = [*prompt, *answer.token_ids[:at]]
-    step = Request(ids=ids, adapter=asked.adapter, max_new_tokens=1, logprobs=MOST_LOGPROBS)
-    found = await complete(engine, step)
-    if not found.logprobs:
+    step = await complete(engine, Request(ids=ids, adapter=request.adapter, max_new_tokens=1, logprobs=MOST_LOGPROBS))
+    if not step.logprobs:
         return None
-    token = found.logprobs[0]
-    known = {token.id: token.logprob, **dict(token.top)}
-    most, least = max(known.values()), min(known.values())
-    return most - known.get(row.expected_ids[at], least)
+    token = step.logprobs[0]
+    logprobs = {token.id: token.logprob, **dict(token.top)}
+    most, least = max(logprobs.values()), min(logprobs.values())
+    return most - logprobs.get(row.expected_ids[at], least)
 
 
-def _measured(request: Request, adapter: str) -> Request:
-    """A request that also tells numbers by which weights can be told apart."""
-    return replace(request, adapter=adapter, logprobs=None if request.choices else 0)
+async def _answers(engine: ServingEngine, rows: Sequence[CanaryRow], adapter: str) -> list[Completion]:
+    """Answers by an adapter, with numbers by which weights can be distinguished."""
+    requests = [replace(row.request, adapter=adapter, logprobs=None if row.request.choices else 0) for row in rows]
+    return list(await asyncio.gather(*(complete(engine, request) for request in requests)))
 
 
-def _refuse_errors(engine: ServingEngine, adapter: str, answers: Sequence[Completion]) -> None:
-    for answer in answers:
-        if answer.error:
-            raise UserError(
-                f"A row of the evaluation can't be answered: {answer.error}", where=_where(engine, adapter),
-                next_step="see the engine's log",
-            )  # fmt: skip
-
-
-def _refuse_unchanged(
-    engine: ServingEngine, adapter: str, answers: Sequence[Completion], plain: Sequence[Completion]
-) -> None:
-    """Refuse an adapter under which no number differs from the base's."""
+def _unchanged(answers: Sequence[Completion], plain: Sequence[Completion]) -> bool:
     for answer, other in zip(answers, plain, strict=True):
-        if answer.text != other.text:
-            return
         ours, theirs = _numbers(answer), _numbers(other)
-        if not ours or any(abs(a - b) > SAME for a, b in zip(ours, theirs, strict=False)):
-            return  # an engine that tells no numbers: its texts must do
-    raise UserError(
-        f"The adapter changes nothing: {counted(len(answers), 'row')} {verb(len(answers), 'gets', 'get')} the base model's answers and probabilities",
-        where=_where(engine, adapter),
-        next_step="check that it was trained on this base, and that the engine applies it",
-    )
+        if answer.text != other.text or not ours:  # of an engine that gives no numbers the texts must do
+            return False
+        if any(abs(a - b) > SAME for a, b in zip(ours, theirs, strict=False)):
+            return False
+    return True
 
 
 def _numbers(answer: Completion) -> list[float]:
     if answer.label_scores:
         return list(answer.label_scores.values())
     return [token.logprob for token in answer.logprobs or ()]
-
-
-def _where(engine: ServingEngine, adapter: str) -> str:
-    facts = engine.adapters.get(adapter)
-    return f"{engine.name}, {facts.source if facts else engine.base}"

@@ -1,9 +1,9 @@
-"""Who computes now, in an engine that works on one adapter at a time: those who wait before work that gives way.
+"""What is computed now, in an engine that works on one adapter at a time: awaited answers before background work.
 
-Work that gives way (batches, the tier flex) is done in quanta of a few tokens. Each quantum is begun by itself: while
-nobody else is being answered, or a small share of the time next to them. Quanta of one adapter are computed together; those
-of another one have their turn once the first have worked for a while. One piece of a prompt is read at a time: several
-would be one long step, and whoever comes meanwhile would wait for all of them.
+Background work (batches, the tier flex) is done in quanta of a few tokens. Each quantum begins separately: while
+nothing else is being answered, or a small share of the time next to it. Quanta of one adapter are computed together;
+those of another one have their turn once the first have worked for a while. One piece of a prompt is read at a time:
+several would be one long step, for which all requests that come meanwhile would wait.
 """
 
 from __future__ import annotations
@@ -14,27 +14,40 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from tuneloop.inference.local.time_slice import SHARE
+QUANTUM = 0.03  # seconds of background work, as far as whole tokens allow
+SHARE = 0.05  # of the time that such work gets where something else is being answered all the time
+FAIR_TURN = 0.25  # seconds in which people's answers of one adapter continue while those of another one wait
+TURN = 2.0  # seconds in which the quanta of one adapter continue while those of another one wait
 
-FAIR_TURN = 0.25  # seconds in which people's answers of one adapter go on while those of another one wait
-TURN = 2.0  # seconds in which the quanta of one adapter go on while those of another one wait
+
+@dataclass
+class Pace:
+    """How many tokens a quantum takes, learned from those before: as many as are computed in `QUANTUM` seconds."""
+
+    least: int  # this and `most`: tokens of a quantum
+    most: int
+    each: float = 0.0  # seconds of a token; 0: nothing is known yet
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the next quantum."""
+        return self.least if not self.each else min(max(int(QUANTUM / self.each), self.least), self.most)
+
+    def learn(self, tokens: int, seconds: float) -> None:
+        """Take a quantum in."""
+        if tokens > 0:
+            now = seconds / tokens
+            self.each = now if not self.each else 0.8 * self.each + 0.2 * now
 
 
 @dataclass
 class Turns:
-    """The order of quanta before one engine. All methods are called from one event loop.
+    """The order of quanta before one engine. All methods are called from one event loop."""
 
-    Args:
-        alongside: quanta that write next to answers of the same adapter.
-        turn: seconds of an adapter while another one waits.
-        share: of the time, where somebody is being answered all the time.
-        clock: seconds.
-    """
-
-    alongside: int = 0
-    turn: float = TURN
-    share: float = SHARE
-    clock: Callable[[], float] = time.monotonic
+    concurrent: int = 0  # quanta that write next to answers of the same adapter
+    turn: float = TURN  # seconds of an adapter while another one waits
+    share: float = SHARE  # of the time, where something else is being answered all the time
+    clock: Callable[[], float] = time.monotonic  # seconds
     urgent: Counter[str] = field(default_factory=Counter)
     running: Counter[str] = field(default_factory=Counter)
     _reading: bool = False
@@ -45,10 +58,10 @@ class Turns:
     _rest_until: float = 0.0
     _timer: asyncio.TimerHandle | None = None
 
-    # --- those who wait for an answer
+    # --- answers that are waited for
 
     def come(self, adapter: str) -> None:
-        """Somebody is being answered from now on: no further quantum begins but its share."""
+        """An answer is waited for from now on: no further quantum begins but its share."""
         self.urgent[adapter] += 1
 
     def go(self, adapter: str) -> None:
@@ -56,7 +69,7 @@ class Turns:
         _less(self.urgent, adapter)
         self._next()
 
-    # --- work that gives way
+    # --- background work
 
     def row(self, adapter: str, by: int) -> None:
         """Count a row of work in (1) or out (-1)."""
@@ -77,12 +90,7 @@ class Turns:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((adapter, reads, future))
         self._next()
-        try:
-            await future
-        except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
-                self.end(adapter, self.clock(), reads=reads)
-            raise
+        await _granted(future, lambda: self.end(adapter, self.clock(), reads=reads))
         return self.clock()
 
     def end(self, adapter: str, began: float, *, reads: bool) -> None:
@@ -105,7 +113,7 @@ class Turns:
             return False
         if self.urgent:
             same = not reads and set(self.urgent) == {adapter}
-            if same and sum(self.running.values()) < self.alongside:
+            if same and sum(self.running.values()) < self.concurrent:
                 return True
             return not self.running and self.clock() >= self._rest_until
         if adapter == self._turn_of or self._turn_of not in self._rows:
@@ -115,7 +123,6 @@ class Turns:
         return not self.running and self.clock() - self._since >= self.turn
 
     def _next(self) -> None:
-        """Let those begin that may, in their order."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -134,18 +141,14 @@ class Turns:
 
 @dataclass
 class Fair:
-    """Whose answers are computed now, in an engine that never mixes adapters in a pass: each adapter in its turn.
+    """Which adapter's answers are computed now, in an engine that never mixes them in a pass: each in its turn.
 
-    By itself llama.cpp goes on with the adapter of its first slot as long as somebody asks that. All methods are called
-    from one event loop.
-
-    Args:
-        turn: seconds that an adapter has while another one waits.
-        clock: seconds.
+    Left alone, llama.cpp continues with the adapter of its first slot as long as there are requests for it. All methods
+    are called from one event loop.
     """
 
-    turn: float = FAIR_TURN
-    clock: Callable[[], float] = time.monotonic
+    turn: float = FAIR_TURN  # seconds that an adapter has while another one waits
+    clock: Callable[[], float] = time.monotonic  # seconds
     _now: str = ""
     _since: float = 0.0
     _running: int = 0
@@ -158,12 +161,7 @@ class Fair:
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((adapter, future))
-        try:
-            await future
-        except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
-                self.leave()
-            raise
+        await _granted(future, self.leave)
 
     def leave(self) -> None:
         """An answer is over, or makes room."""
@@ -172,20 +170,30 @@ class Fair:
         if self._running or not self._waiting:
             return
         adapter = self._waiting[0][0]
-        for whose, future in self._waiting:
-            if whose == adapter:
+        for name, future in self._waiting:
+            if name == adapter:
                 self._take(adapter)
                 future.set_result(None)
 
     def over(self, adapter: str) -> bool:
         """Whether answers of this adapter are to make room: its turn is over, and another one waits."""
-        waits = any(whose != adapter and not future.done() for whose, future in self._waiting)
+        waits = any(name != adapter and not future.done() for name, future in self._waiting)
         return waits and self.clock() - self._since >= self.turn
 
     def _take(self, adapter: str) -> None:
         if not self._running:
             self._now, self._since = adapter, self.clock()
         self._running += 1
+
+
+async def _granted(future: asyncio.Future[None], undo: Callable[[], None]) -> None:
+    """Wait for a turn or a slot, and give it back where this is cancelled after it was granted."""
+    try:
+        await future
+    except asyncio.CancelledError:
+        if future.done() and not future.cancelled():
+            undo()
+        raise
 
 
 def _less(counter: Counter[str], name: str) -> None:
@@ -196,44 +204,35 @@ def _less(counter: Counter[str], name: str) -> None:
 
 @dataclass
 class Slots:
-    """Which slot of the engine computes a request: one that has read the longest beginning of it under its adapter.
+    """Which slot of the engine computes a request: one that has read the longest beginning of it under its adapter."""
 
-    Args:
-        numbers: of the slots.
-    """
-
-    numbers: Sequence[int]
+    numbers: Sequence[int]  # of the slots
     _free: list[int] = field(default_factory=list)  # the one that rests longest first
-    _held: dict[int, tuple[str, Sequence[int]]] = field(default_factory=dict)
+    _contents: dict[int, tuple[str, Sequence[int]]] = field(default_factory=dict)
     _waiting: list[asyncio.Future[None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._free = list(self.numbers)
 
     async def take(self, adapter: str, ids: Sequence[int]) -> int:
-        """Wait for a free slot, in the order of asking."""
+        """Wait for a free slot, in the order of the requests."""
         while not self._free or any(not each.done() for each in self._waiting):
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(future)
-            try:
-                await future
-            except asyncio.CancelledError:
-                if future.done() and not future.cancelled():
-                    self._wake()
-                raise
+            await _granted(future, self._wake)
             if self._free:
                 break
         best, longest = self._free[0], 0
         for slot in self._free:
-            held, had = self._held.get(slot, ("", ()))
-            if held == adapter and (common := shared_beginning(had, ids)) > longest:
+            name, content = self._contents.get(slot, ("", ()))
+            if name == adapter and (common := shared_beginning(content, ids)) > longest:
                 best, longest = slot, common
         self._free.remove(best)
         return best
 
     def give(self, slot: int, adapter: str, ids: Sequence[int]) -> None:
         """Give a slot back, with what it has read."""
-        self._held[slot] = adapter, ids
+        self._contents[slot] = adapter, ids
         self._free.append(slot)
         self._wake()
 

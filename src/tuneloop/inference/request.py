@@ -1,90 +1,138 @@
-"""What is requested of a model: one record for every engine and target."""
+"""What is requested of a model: one record for every engine and target; and a prompt as token ids."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tuneloop.core import json_schema
 from tuneloop.core.errors import UserError
 from tuneloop.inference.local.sampling import GREEDY, Sampling
 from tuneloop.models.adapters import ATTACHED, applied_now
+from tuneloop.models.template import Template, TemplateError
+from tuneloop.records.completion import ENGINE, Completion
 from tuneloop.records.rows import Message
 
 MOST_LOGPROBS = 20  # likeliest tokens next to each written one, as OpenAI's API allows
+NO_PROMPT = "no_prompt: the request has no turns, no text and no tokens"
+WRITES_FREELY = "constrained: choices are scored here, not written; a serving engine does that"
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """One prompt, and how it is to be answered.
 
-    A prompt is a conversation, a text to continue with, or token ids; our own engine reads the ids and a target makes them
-    (`LocalModel.rendered`), an endpoint takes the conversation.
-
-    Args:
-        messages: the turns before the answer.
-        tools: schemas of the functions that may be called.
-        continues: plain text to continue with, in place of turns.
-        ids: the prompt as tokens; where it is given, it is used as it is.
-        max_new_tokens: length at which the answer is cut.
-        sampling: how its tokens are drawn.
-        stop: strings that end the answer; they are not part of it.
-        logprobs: log probabilities of the written tokens and of so many likeliest ones next to each; None: none.
-        adapter: hash of a loaded adapter, `base` for none; default: what applies in the requesting thread, or
-            else the model as it is.
-        id: of the row that the request is about; not part of the prompt.
-        choices: the answer is one of these labels, with its probability where the engine knows it; empty: free text.
-        schema: JSON Schema that the answer, a JSON text, fulfils; None: free text.
-        gives_way: it is computed in what other requests leave idle, by engines that can do so.
+    A prompt is a conversation, a text to continue, or token ids. Our own engine reads ids, which a target makes
+    (`with_ids`); an endpoint takes the conversation.
 
     Raises:
         UserError: a value that makes no sense.
     """
 
-    messages: Sequence[Message] = ()
-    tools: Sequence[Mapping[str, Any]] = ()
-    continues: str | None = None
-    ids: Sequence[int] = ()
-    max_new_tokens: int = 256
+    messages: Sequence[Message] = ()  # the turns before the answer
+    tools: Sequence[Mapping[str, Any]] = ()  # schemas of the functions that may be called
+    continues: str | None = None  # plain text to continue, in place of turns
+    ids: Sequence[int] = ()  # the prompt as tokens; used as it is
+    max_new_tokens: int = 256  # length at which the answer is cut
     sampling: Sampling = GREEDY
-    stop: tuple[str, ...] = ()
-    logprobs: int | None = None
-    adapter: str = ATTACHED
-    id: str = ""
-    choices: tuple[str, ...] = ()
-    schema: Mapping[str, Any] | None = None
-    gives_way: bool = False
+    stop: tuple[str, ...] = ()  # strings that end the answer; they are not part of it
+    logprobs: int | None = None  # of the written tokens and of so many likeliest ones next to each; None: none
+    adapter: str = ATTACHED  # hash of a loaded one, `base` for none; default: what applies in the requesting thread
+    id: str = ""  # of the row that the request is about; not part of the prompt
+    choices: tuple[str, ...] = ()  # the answer is one of these labels, with its probability if known; empty: free text
+    schema: Mapping[str, Any] | None = None  # JSON Schema that the answer, a JSON text, fulfils; None: free text
+    gives_way: bool = False  # compute it in what other requests leave idle, where the engine can
 
     def __post_init__(self) -> None:
+        what = where = step = ""
         if self.max_new_tokens < 1:
-            raise UserError(
-                f"An answer of {self.max_new_tokens} tokens is not possible", where="max_new_tokens",
-                next_step="give 1 or more",
-            )  # fmt: skip
-        if isinstance(self.stop, str) or not all(self.stop):
-            raise UserError(
-                "A stop string must not be empty", where="stop", next_step="give a list of strings, or leave it out"
-            )
-        if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
-            raise UserError(
-                f"Log probabilities of {self.logprobs} tokens are not possible", where="logprobs",
-                next_step=f"give 0 to {MOST_LOGPROBS}",
-            )  # fmt: skip
-        if isinstance(self.choices, str) or not all(self.choices) or len(set(self.choices)) < len(self.choices):
-            raise UserError(
-                "Choices are different texts, none of them empty", where="choices", next_step="give a list of labels"
-            )
-        if self.choices and self.schema is not None:
-            raise UserError(
-                "An answer is one of the choices or fulfils a schema, not both", where="choices, schema",
-                next_step="leave one of them out",
-            )  # fmt: skip
+            what, where = f"An answer of {self.max_new_tokens} tokens is not possible", "max_new_tokens"
+            step = "give 1 or more"
+        elif isinstance(self.stop, str) or not all(self.stop):
+            what, where = "A stop string must not be empty", "stop"
+            step = "give a list of strings, or leave it out"
+        elif self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
+            what, where = f"Log probabilities of {self.logprobs} tokens are not possible", "logprobs"
+            step = f"give 0 to {MOST_LOGPROBS}"
+        elif isinstance(self.choices, str) or not all(self.choices) or len(set(self.choices)) < len(self.choices):
+            what, where = "Choices are different texts, none of them empty", "choices"
+            step = "give a list of labels"
+        elif self.choices and self.schema is not None:
+            what, where = "An answer is one of the choices or fulfils a schema, not both", "choices, schema"
+            step = "leave one of them out"
+        if what:
+            raise UserError(what, where=where, next_step=step)
 
 
-WRITES_FREELY = "constrained: choices are scored here, not written; ask a serving engine for them"
+Requests = Sequence[Request]
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What has become known of an answer: a further piece of its text, and at the end all of it."""
+
+    text: str = ""
+    completion: Completion | None = None
 
 
 def with_adapter(request: Request) -> Request:
-    """A request that says its adapter: where it names none, the one that applies in this thread."""
+    """A request with its adapter: where it names none, the one that applies in this thread."""
     now = applied_now() if request.adapter == ATTACHED else request.adapter
     return request if now == request.adapter else replace(request, adapter=now)
+
+
+def with_ids(
+    template: Template, context: int, request: Request, *, room: int = 1, engine: str = ENGINE
+) -> Request | Completion:
+    """A request with its prompt as tokens, or why it can't be answered.
+
+    Args:
+        context: tokens that the model reads, the answer included.
+        room: tokens that must fit behind the prompt.
+        engine: that would answer.
+    """
+    ids = request.ids
+    if not (ids or request.messages or request.continues is not None):
+        return refused(request, NO_PROMPT, engine)
+    try:
+        if not ids and request.continues is not None:
+            ids = template.document_ids(request.continues)
+        elif not ids:
+            ids = template.prompt_ids(list(request.messages), list(map(dict, request.tools)))
+    except TemplateError as error:
+        return refused(request, f"template_error: {error}", engine)
+    if len(ids) + room > context:
+        return refused(request, too_long(ids, context), engine)
+    return replace(request, ids=ids, max_new_tokens=min(request.max_new_tokens, context - len(ids)))
+
+
+def too_long(ids: Sequence[int], context: int) -> str:
+    """Why a prompt that leaves no room for an answer is refused."""
+    return f"too_long: {len(ids):,} tokens, and the model reads {context:,} with its answer"
+
+
+def refused(request: Request, why: str, engine: str = ENGINE) -> Completion:
+    """The completion of a request that gets no answer."""
+    tokens = len(request.ids)
+    return Completion(finish="error", prompt_tokens=tokens, error=why, engine=engine, adapter=request.adapter)
+
+
+def schema_problem(schema: Mapping[str, Any]) -> str:
+    """Why answers are not held to a schema; empty where they are, unless an engine has another reason."""
+    why = json_schema.schema_problem(schema)
+    return f"no_schema: {why}" if why else ""
+
+
+def schema_breach(schema: Mapping[str, Any] | None, text: str) -> str:
+    """How an answer breaks its schema; empty where it does not, or where there is none."""
+    if schema is None:
+        return ""
+    try:
+        why = json_schema.checker(schema)(json.loads(text))
+    except (ValueError, RecursionError):
+        return "no_schema: the answer is no JSON"
+    except Exception as error:  # of what makes no schema, the libraries have several
+        return f"no_schema: the schema can't be used: {' '.join(str(error).split())[:160]}"
+    return f"no_schema: the answer breaks its schema: {why}" if why else ""

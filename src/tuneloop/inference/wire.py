@@ -17,8 +17,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from tuneloop.core.errors import UserError
-from tuneloop.inference.retry import NO_QUOTA, seconds_to_wait
-from tuneloop.inference.timeouts import CONNECT_WITHIN
+from tuneloop.inference.timeouts import CONNECT_WITHIN, NO_QUOTA, seconds_to_wait
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession
@@ -27,24 +26,25 @@ T = TypeVar("T")
 MOST_OF_AN_ERROR = 1 << 20  # bytes of a refusal that are read
 
 
+Fault = Literal["", "unreachable", "late", "large", "unsendable"]
+
+
 class Broken(OSError):
     """The server gave no whole answer.
 
     Args:
         why: name of the error.
-        kind: `unreachable`: nothing listens; `late`: no whole answer in time; `large`: an answer above the limit; `unsendable`: the
-            request itself is at fault; else it broke off.
-        begun: whether a part of the answer came.
+        kind: `unreachable`: nothing listens; `late`: no whole answer in time; `large`: an answer above the limit;
+            `unsendable`: the request itself is at fault; else it broke off.
+        began: whether a part of the answer came.
     """
 
-    def __init__(
-        self, why: str, kind: Literal["", "unreachable", "late", "large", "unsendable"] = "", *, begun: bool = False
-    ) -> None:
+    def __init__(self, why: str, kind: Fault = "", *, began: bool = False) -> None:
         super().__init__(why)
-        self.kind, self.begun = kind, begun
+        self.kind, self.began = kind, began
 
 
-class Refused(Exception):
+class HttpRefused(Exception):
     """The server's answer is an error.
 
     Args:
@@ -87,21 +87,13 @@ def message_of(text: str) -> str:
 
 @dataclass
 class Wire:
-    """A server by its address. All methods are called from one event loop.
+    """A server by its address. All methods are called from one event loop."""
 
-    Args:
-        address: `http://HOST:PORT` or `https://...`, perhaps with the beginning of all paths.
-        key: of the API.
-        login: user and password, which go before the key.
-        proxies: whether the environment's proxies are used (`HTTPS_PROXY`, `NO_PROXY`).
-        connect_within: seconds for a connection.
-    """
-
-    address: str
-    key: str = ""
-    proxies: bool = False
-    login: tuple[str, str] | None = None
-    connect_within: float = CONNECT_WITHIN
+    address: str  # `http://HOST:PORT` or `https://...`, perhaps with the beginning of all paths
+    key: str = ""  # of the API
+    proxies: bool = False  # whether the environment's proxies are used (`HTTPS_PROXY`, `NO_PROXY`)
+    login: tuple[str, str] | None = None  # user and password, which take precedence over the key
+    connect_within: float = CONNECT_WITHIN  # seconds for a connection
     _session: ClientSession | None = None
     _proxy: str | None = None
     _closed: bool = False
@@ -115,7 +107,7 @@ class Wire:
 
         Raises:
             Broken: there is no whole one.
-            Refused: its status is not 200.
+            HttpRefused: its status is not 200.
         """
         return await self._whole("POST", path, body, within, most)
 
@@ -128,7 +120,7 @@ class Wire:
 
         Raises:
             Broken: it breaks off.
-            Refused: the status is not 200.
+            HttpRefused: the status is not 200.
         """
         rest = b""
         async with self._answered("POST", path, body) as response:
@@ -154,10 +146,10 @@ class Wire:
                 async for piece in response.content.iter_any():
                     size += len(piece)
                     if most is not None and size > most:
-                        raise Broken("too large", "large", begun=True)
+                        raise Broken("too large", "large", began=True)
                     pieces.append(piece)
         except TimeoutError:
-            raise Broken("TimeoutError", "late", begun=bool(pieces)) from None
+            raise Broken("TimeoutError", "late", began=bool(pieces)) from None
         return b"".join(pieces)
 
     @asynccontextmanager
@@ -169,13 +161,12 @@ class Wire:
         try:
             async with await self._sent(method, path, data=body, headers=headers) as response:
                 if response.status != 200:
-                    wait = seconds_to_wait(response.headers.get("Retry-After"))
                     text = b""
                     async for piece in response.content.iter_any():
                         text += piece
                         if len(text) > MOST_OF_AN_ERROR:
                             break
-                    raise Refused(response.status, text, wait)
+                    raise HttpRefused(response.status, text, seconds_to_wait(response.headers.get("Retry-After")))
                 yield response
         except Broken:
             raise
@@ -194,13 +185,11 @@ class Wire:
         url, session = self.address.rstrip("/") + path, self._opened()
         while True:
             rested: list[bool] = []
+            more |= {"trace_request_ctx": rested, "proxy": self._proxy, "allow_redirects": False}
             try:
-                return await session.request(
-                    method, url, trace_request_ctx=rested, proxy=self._proxy, allow_redirects=False, **more
-                )
+                return await session.request(method, url, **more)
             except (ServerDisconnectedError, ClientOSError):
-                # A connection that rested was closed at its other end meanwhile: nothing has been answered, so it is sent again.
-                if not rested:
+                if not rested:  # else it was closed at its other end meanwhile: nothing was answered, so try again
                     raise
 
     def _opened(self) -> ClientSession:
@@ -218,13 +207,13 @@ class Wire:
                 auth=None if self.login is None else BasicAuth(*self.login, encoding="utf-8"),
                 trace_configs=[tracing],
             )
-            # Looked up once: where aiohttp is to trust the environment, it reads it in threads, twice for each request.
-            self._proxy = _proxy_of(self.address) if self.proxies else None
+            if self.proxies:  # looked up once: aiohttp reads the environment in threads, twice for each request
+                self._proxy = _proxy_of(self.address)
         return self._session
 
 
 def need_aiohttp(where: str, extra: str) -> None:
-    """Refuse to go on without the library.
+    """Check for the library.
 
     Args:
         extra: of the package, which has it.
@@ -235,13 +224,12 @@ def need_aiohttp(where: str, extra: str) -> None:
     try:
         import aiohttp  # noqa: F401
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"Requests to a server need {error.name}", where=where, next_step=f"pip install 'tuneloop[{extra}]'"
-        ) from None
+        step = f"pip install 'tuneloop[{extra}]'"
+        raise UserError(f"Requests to a server need {error.name}", where=where, next_step=step) from None
 
 
 def finished(work: Coroutine[Any, Any, T]) -> T:
-    """What a coroutine returns, for callers that are none; in a thread of its own where an event loop runs already, as in a notebook."""
+    """What a coroutine returns, for callers that are none; in a new thread where a loop runs, as in a notebook."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -263,7 +251,7 @@ def fetched(wire: Wire, path: str, within: float) -> bytes:
 
 
 def _proxy_of(address: str) -> str | None:
-    """The environment's proxy for an address, of the kind that aiohttp speaks to; None: none, or `NO_PROXY` names it."""
+    """The environment's proxy for an address, of a kind that aiohttp supports; None: none, or `NO_PROXY` names it."""
     place = urlsplit(address)
     proxy = getproxies().get(place.scheme, "")
     return proxy if proxy.startswith("http://") and not proxy_bypass(place.hostname or "") else None

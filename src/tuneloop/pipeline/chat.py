@@ -24,7 +24,7 @@ from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Message
 
 if TYPE_CHECKING:
-    from tuneloop.inference.client import Endpoint
+    from tuneloop.inference.openai.target import Endpoint
 
 TOP = 5  # labels that are shown with their probabilities
 HELP = """\

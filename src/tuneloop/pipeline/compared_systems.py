@@ -38,11 +38,12 @@ from tuneloop.evaluation.prompt import (
     prompt_turns,
     rarest_label,
 )
-from tuneloop.inference.answer import ModelTarget
 from tuneloop.inference.local.batches import shared_length
+from tuneloop.inference.local.labels import calibrated, label_trie
 from tuneloop.inference.local.sampling import GREEDY, Sampling
-from tuneloop.inference.local.scoring import AnswerFit, calibrated, choose, label_trie
+from tuneloop.inference.local.scoring import AnswerFit, choose
 from tuneloop.inference.local.target import LocalTarget
+from tuneloop.inference.protocol import ModelTarget
 from tuneloop.inference.request import Request
 from tuneloop.models.load import Model
 from tuneloop.models.template import Template

@@ -25,7 +25,7 @@ from tuneloop.records.rows import Dataset, Row
 from tuneloop.training.rows import TrainRow, is_usable, training_rows
 
 if TYPE_CHECKING:
-    from tuneloop.inference.local.workers import Crew
+    from tuneloop.inference.local.target import Crew
     from tuneloop.models.template import Template
 
 

@@ -14,8 +14,7 @@ from tuneloop.core.files import read_jsonl
 from tuneloop.core.machine import is_first, processes, rank
 from tuneloop.core.ui import quiet, say
 from tuneloop.data.mix import GENERAL_FILE
-from tuneloop.inference.local.target import LocalTarget
-from tuneloop.inference.local.workers import SharedWork
+from tuneloop.inference.local.target import LocalTarget, SharedWork
 from tuneloop.models.load import needs_several_cards
 from tuneloop.pipeline.context import RunContext, attach_trained
 from tuneloop.pipeline.run_mirror import keep_checkpoints

@@ -27,13 +27,12 @@ from tuneloop.evaluation.metrics.code import problem_of
 from tuneloop.evaluation.metrics.text import EMBEDDER, embedder
 from tuneloop.evaluation.predictions import answers_from
 from tuneloop.evaluation.prompt import AS_IT_IS, choose_examples, load_prompt, nearest_examples, prompt_turns
-from tuneloop.inference.answer import Kind, Target, as_model
-from tuneloop.inference.client import Endpoint, EndpointTarget, failures, usage
 from tuneloop.inference.local.sampling import GREEDY, Sampling
 from tuneloop.inference.local.target import LocalTarget
-from tuneloop.inference.predictions import PredictionsTarget
+from tuneloop.inference.openai.target import Endpoint, EndpointTarget, failures, usage
+from tuneloop.inference.protocol import Kind, Target, as_model
 from tuneloop.inference.request import Request
-from tuneloop.inference.targets import open_model
+from tuneloop.inference.targets import PredictionsTarget, open_model
 from tuneloop.models.load import load_model
 from tuneloop.pipeline.baselines import majority_of
 from tuneloop.pipeline.consistency import Ask, asked_prompts, consistency_part, is_drawn

@@ -15,8 +15,8 @@ from tuneloop.core.ui import say
 from tuneloop.core.units import counted
 from tuneloop.data.config import PrepareConfig
 from tuneloop.evaluation.evaluate import ScoredAnswers, sample_rows
-from tuneloop.inference.client import Endpoint, EndpointTarget, failures, usage
 from tuneloop.inference.local.target import open_local
+from tuneloop.inference.openai.target import Endpoint, EndpointTarget, failures, usage
 from tuneloop.inference.request import Request
 from tuneloop.records.rows import Message, Row
 

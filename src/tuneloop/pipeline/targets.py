@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.files import content_hash
-from tuneloop.inference.answer import ModelTarget, Target, as_model
 from tuneloop.inference.local.target import LocalTarget, open_local
+from tuneloop.inference.protocol import ModelTarget, Target, as_model
 from tuneloop.inference.targets import open_target
 from tuneloop.models.names import is_local, resolve
 from tuneloop.pipeline.task import read_task_of, task_of_run
@@ -16,7 +16,7 @@ from tuneloop.registry.registered import local_name
 
 if TYPE_CHECKING:
     from tuneloop.data.task import TaskSpec
-    from tuneloop.inference.client import Endpoint
+    from tuneloop.inference.openai.target import Endpoint
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,11 @@ from tuneloop.records.dataset import DatasetManifest
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.records.record import as_record
 from tuneloop.records.run import RunManifest
-from tuneloop.release.bom import BOM, Materials, bill_of_materials
+from tuneloop.release.bom import BOM, bill_of_materials
 from tuneloop.release.card import measured_table, model_card
 from tuneloop.release.compressed import SCHEMES, write_compressed
 from tuneloop.release.formats import FORMS
-from tuneloop.release.gguf.artifact import GgufSettings, GgufSource, write_gguf_model
+from tuneloop.release.gguf.artifact import GgufSettings, write_gguf_model
 from tuneloop.release.gguf.convert import FLOAT_TYPES, About
 from tuneloop.release.licences import hub_name, licence_of
 from tuneloop.release.quantise import QUANTS
@@ -70,29 +70,25 @@ class Origin:
     manifest: RunManifest  # `run.json`
     gate: Mapping[str, Any]  # `status`, `suite` and `forced`, as the gate's `release` gives them
     evaluation: EvaluationManifest | None = None  # `eval.json`, if the run was evaluated
-    dataset: DatasetManifest | None = None  # `dataset.json`, if it is at hand
+    dataset: DatasetManifest | None = None  # `dataset.json`, if it is available
     table: str = ""  # the evaluation's metrics as a Markdown table, for the card
-    task: Mapping[str, Any] | None = (
-        None  # what the model was trained to answer, as in the run's `tuneloop.json`; None: not known
-    )
+    task: Mapping[str, Any] | None = None  # what it was trained to answer, as in the run's `tuneloop.json`, if known
     config: Mapping[str, Any] = field(default_factory=dict)  # the settings of its training
 
 
 @dataclass(frozen=True)
-class ArtifactFigures:
+class ArtifactMetrics:
     """What was measured of a GGUF file."""
 
     evaluation: EvaluationExcerpt  # its metrics, and their comparison with the run's
     same_answers: SameAnswers  # the share of rows that get the run's answer
     kl: float  # mean divergence of the next token's distribution from the run's, in nats
     cost: ArtifactCost  # what answering takes
-    structured: SameAnswers | None = (
-        None  # the same where a server holds answers to the run's JSON Schema; None: it has none
-    )
+    structured: SameAnswers | None = None  # the same where a server holds answers to the run's JSON Schema, if any
 
 
 # Of a GGUF file, or of the folder of a model in fewer bits (then the divergence alone), and the artifact's id.
-Measure = Callable[[Path, str], "ArtifactFigures | float"]
+Measure = Callable[[Path, str], "ArtifactMetrics | float"]
 
 
 @dataclass(frozen=True)
@@ -101,16 +97,16 @@ class Artifact:
 
     folder: Path
     manifest: dict[str, Any] = field(repr=False)
-    found: bool = False  # its weights were there already
+    existed: bool = False  # its weights were there already
 
 
-def form_for(method: Method, wanted: str) -> str:
-    """The form that a run is exported in: the wanted one, else the method's usual one.
+def form_for(method: Method, form: str) -> str:
+    """The form that a run is exported in; empty: the method's usual one.
 
     Raises:
         UserError: there is no such form, or not of this method.
     """
-    form = wanted or method.forms[0]
+    form = form or method.forms[0]
     if form not in FORMS:
         step = did_you_mean(form, FORMS, f"choose one of {', '.join(FORMS)}")
         types = {"gguf": (*FLOAT_TYPES, *QUANTS), "merged": tuple(SCHEMES)}
@@ -120,17 +116,20 @@ def form_for(method: Method, wanted: str) -> str:
         raise UserError(f"No such format {form!r}", where="--format", next_step=step)
     weights = FORMS[form].weights or form
     if weights not in method.forms:
-        raise UserError(
-            method.no_form.get(weights, f"A run of {method.title} has no such form"), where=f"--format {form}",
-            next_step=f"export it with --format {method.forms[0]}",
-        )  # fmt: skip
+        what = method.no_form.get(weights, f"A run of {method.title} has no such form")
+        raise UserError(what, where=f"--format {form}", next_step=f"export it with --format {method.forms[0]}")
     return form
 
 
 def export(
-    origin: Origin, form: str, out: Path | None = None, *, gguf: GgufSettings | None = None, compressed: str = "",
+    origin: Origin,
+    form: str,
+    out: Path | None = None,
+    *,
+    gguf: GgufSettings | None = None,
+    compressed: str = "",
     measure: Measure | None = None,
-) -> Artifact:  # fmt: skip
+) -> Artifact:
     """Write the artifact; where it is written already, only what is said of it is brought up to date.
 
     The id depends on the trained weights with their scales, the base, the form and the type of weights alone.
@@ -150,14 +149,13 @@ def export(
     folder = out or Path("artifacts") / id_
     earlier = _earlier(folder, id_)
     if earlier is not None:
-        parts: dict[str, Any] = {
-            key: earlier[key] for key in ("created", "tuneloop", "merge", "quantisation", *MEASURED) if key in earlier
-        }
+        keys = ("created", "tuneloop", "merge", "quantisation", *MEASURED)
+        parts: dict[str, Any] = {key: earlier[key] for key in keys if key in earlier}
         if earlier.get("measured"):
             parts["measured_evaluation"] = earlier["evaluation"]
         elif measure is not None and not (compressed and earlier["quantisation"].get("kl") is not None):
             parts |= _measured(measure, folder, id_, parts)
-        return Artifact(folder, _describe(origin, form, id_, folder, parts), found=True)
+        return Artifact(folder, _describe(origin, form, id_, folder, parts), existed=True)
     partial = folder.parent / f".{folder.name}.partial"
     with lock_folder(partial):
         try:
@@ -187,14 +185,12 @@ def _write(
 ) -> dict[str, Any]:
     """Write all files but what is said of them; returns what belongs into the manifest."""
     trained, model = trained_folder(origin.run), origin.manifest.model
-    parts: dict[str, Any] = {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"), "tuneloop": __version__, "merge": None
-    }  # fmt: skip
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    parts: dict[str, Any] = {"created": created, "tuneloop": __version__, "merge": None}
     if gguf:
         licence = licence_of(model)
         about = About(id_, hub_name(model), licence.id if licence else "")
-        source = GgufSource(origin.name, model, trained, origin.task, about)
-        return parts | {"quantisation": write_gguf_model(source, gguf, out).model_dump(mode="json")}
+        return parts | {"quantisation": write_gguf_model(origin, about, gguf, out).model_dump(mode="json")}
     if form == "adapter":
         _copy(trained, out, [*ADAPTER_FILES, *TOKENIZER_FILES])
         return parts
@@ -213,7 +209,6 @@ def _write(
 
 
 def _measured(measure: Measure, folder: Path, id_: str, parts: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of the manifest that measuring the GGUF file in a folder gives."""
     files = list(folder.glob("*.gguf"))
     results = measure(files[0] if files else folder, id_)
     if isinstance(results, float):  # of a model for vLLM the divergence alone
@@ -242,7 +237,7 @@ def _id(origin: Origin, form: str, trained: Path, gguf: GgufSettings | None, com
 
 
 def _earlier(folder: Path, id_: str) -> dict[str, Any] | None:
-    """The manifest of this artifact if it was exported before and its files are whole; the card is written again anyway."""
+    """The manifest of this artifact if it was exported before and its files, but those written again, are whole."""
     other = ""
     if (folder / MANIFEST).is_file():
         manifest: dict[str, Any] = read_json(folder / MANIFEST)
@@ -266,12 +261,12 @@ def _earlier(folder: Path, id_: str) -> dict[str, Any] | None:
 def _generation(base: Path, trained: Path) -> dict[str, Any]:
     """The base's way of generating, which also stops at the tokens that the tuned model was taught to end with."""
     file = base / "generation_config.json"
-    settings = (
-        read_json(file) if file.is_file() else {"bos_token_id": read_json(base / "config.json").get("bos_token_id")}
-    )
-    ends = settings.get("eos_token_id")
+    if file.is_file():
+        settings = read_json(file)
+    else:
+        settings = {"bos_token_id": read_json(base / "config.json").get("bos_token_id")}
+    ends, template = settings.get("eos_token_id"), load_template(trained)
     ends = [] if ends is None else [ends] if isinstance(ends, int) else ends
-    template = load_template(trained)
     ends = list(dict.fromkeys([*template.end_ids, *ends]))
     return {"pad_token_id": template.pad_id, **settings, "eos_token_id": ends}
 
@@ -309,13 +304,13 @@ def _describe(origin: Origin, form: str, id_: str, folder: Path, parts: Mapping[
     write_text(folder / CARD, model_card(record, licence, origin.dataset, table))
     names = sorted(path.name for path in folder.iterdir() if path.name not in (MANIFEST, SIGNATURE, BOM, ".lock"))
     files = {name: _entry(folder / name) for name in names}
-    bom = bill_of_materials(Materials(record, files, licence, run, origin.dataset, origin.config))
+    bom = bill_of_materials(origin, record, files, licence)
     if bom is not None:
         write_text(folder / BOM, bom)
         files[BOM] = _entry(folder / BOM)
     manifest["files"] = plain(dict(sorted(files.items())))
     if (folder / MANIFEST).is_file() and read_json(folder / MANIFEST) != plain(manifest):
-        (folder / SIGNATURE).unlink(missing_ok=True)  # what was signed is no longer said
+        (folder / SIGNATURE).unlink(missing_ok=True)  # what was signed is no longer so
     manifest = plain(manifest)
     write_json(folder / MANIFEST, manifest)
     return manifest

@@ -10,37 +10,33 @@ import json
 import math
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.units import counted
 from tuneloop.records.artifact import ArtifactFile, ArtifactManifest
 from tuneloop.records.dataset import DatasetManifest
-from tuneloop.records.run import RunManifest
 from tuneloop.release.licences import Licence
 
 if TYPE_CHECKING:
     from cyclonedx.model import Property
     from cyclonedx.model.component import Component
 
+    from tuneloop.release.artifact import Origin
+
 BOM = "artifact.cdx.json"
 
 
-@dataclass(frozen=True)
-class Materials:
-    """What a bill of materials holds."""
+def bill_of_materials(
+    origin: Origin, manifest: ArtifactManifest, files: Mapping[str, ArtifactFile], licence: Licence | None
+) -> str | None:
+    """The text of `artifact.cdx.json`, the same for the same materials; None where its package is not installed.
 
-    manifest: ArtifactManifest  # `artifact.json`, all but the files
-    files: Mapping[str, ArtifactFile]  # name -> `bytes` and `sha256`, of all files but this one
-    licence: Licence | None  # of the base model, where it is known
-    run: RunManifest  # `run.json`
-    dataset: DatasetManifest | None  # `dataset.json`, where it is at hand
-    config: Mapping[str, Any]  # the settings of training
-
-
-def bill_of_materials(made: Materials) -> str | None:
-    """The text of `artifact.cdx.json`, the same for the same materials; None where the package that writes it is not installed."""
+    Args:
+        manifest: `artifact.json`, all but the files.
+        files: all but this one.
+        licence: of the base model, where it is known.
+    """
     try:
         from cyclonedx.model import HashAlgorithm, HashType
         from cyclonedx.model.bom import Bom
@@ -53,47 +49,49 @@ def bill_of_materials(made: Materials) -> str | None:
         hashes = [HashType(alg=HashAlgorithm.SHA_256, content=digest)]
         return Component(name=name, bom_ref=ref, type=ComponentType.FILE, hashes=hashes)
 
-    id_, base, run, gate = made.manifest.id, made.manifest.base, made.run, made.manifest.gate
-    training = {
-        "run": run.id, "run.key": run.key, "gate": gate.status, "gate.forced": gate.forced or None,
-        "training.hours": round(run.seconds / 3600, 4), "training.tokens": run.tokens, "training.steps": run.steps,
-        "training.usd": round(run.usd, 4),
-    }  # fmt: skip
+    id_, base, run, gate = manifest.id, manifest.base, origin.manifest, manifest.gate
+    training: dict[str, Any] = {
+        "run": run.id,
+        "run.key": run.key,
+        "gate": gate.status,
+        "gate.forced": gate.forced or None,
+    }
+    training |= {"training.hours": round(run.seconds / 3600, 4), "training.tokens": run.tokens}
+    training |= {"training.steps": run.steps, "training.usd": round(run.usd, 4)}
     model = Component(
-        name=id_, bom_ref=id_, type=ComponentType.MACHINE_LEARNING_MODEL, version=id_.rpartition("-")[2],
-        description=f"Tuned from {made.manifest.base.model} by {made.manifest.method}, format {made.manifest.format}",
-        licenses=_licences(made.licence),
-        components=[hashed_file(name, f"file:{name}", entry.sha256) for name, entry in made.files.items()],
-        properties=_properties(training | {f"train.{key}": value for key, value in made.config.items()}),
-    )  # fmt: skip
+        name=id_,
+        bom_ref=id_,
+        type=ComponentType.MACHINE_LEARNING_MODEL,
+        version=id_.rpartition("-")[2],
+        description=f"Tuned from {base.model} by {manifest.method}, format {manifest.format}",
+        licenses=_licences(licence),
+        components=[hashed_file(name, f"file:{name}", entry.sha256) for name, entry in files.items()],
+        properties=_properties(training | {f"train.{key}": value for key, value in origin.config.items()}),
+    )
     bom = Bom(serial_number=uuid.uuid5(uuid.NAMESPACE_URL, f"tuneloop:{id_}"))
     bom.metadata.component = model
-    bom.metadata.timestamp = datetime.fromisoformat(made.manifest.created)
-    parts = [
-        Component(
-            name=base.model, bom_ref=f"base:{base.model}", type=ComponentType.MACHINE_LEARNING_MODEL,
-            licenses=_licences(made.licence), properties=_properties({"fingerprint": base.fingerprint}),
-        )
-    ]  # fmt: skip
-    if (dataset := made.dataset) is not None:
+    bom.metadata.timestamp = datetime.fromisoformat(manifest.created)
+    terms, fingerprint = _licences(licence), _properties({"fingerprint": base.fingerprint})
+    kind, ref = ComponentType.MACHINE_LEARNING_MODEL, f"base:{base.model}"
+    parts = [Component(name=base.model, bom_ref=ref, type=kind, licenses=terms, properties=fingerprint)]
+    if (dataset := origin.dataset) is not None:
         splits = {name: getattr(dataset.splits, name) for name in ("train", "val", "test")}
         facts = {"task": dataset.task, "content.sha256": dataset.hash, "licence": "not stated"}
         facts |= {f"rows.{name}": split.rows for name, split in splits.items()}
         digests = {f"{name}.jsonl": split.sha256 for name, split in splits.items()}
         # Sources are named without the folders of who prepared them.
         digests |= {f"source:{source.path.rpartition('/')[2]}": source.sha256 for source in dataset.sources}
-        files = [
-            hashed_file(name, f"data:{i}:{name}", digest) for i, (name, digest) in enumerate(digests.items()) if digest
-        ]
-        parts.append(Component(
-            name=dataset.name, version=dataset.id, bom_ref=f"dataset:{dataset.id}", type=ComponentType.DATA,
-            components=files, properties=_properties(facts),
-        ))  # fmt: skip
+        hashes = [(name, f"data:{i}:{name}", digest) for i, (name, digest) in enumerate(digests.items()) if digest]
+        data = Component(
+            name=dataset.name, version=dataset.id, bom_ref=f"dataset:{dataset.id}", type=ComponentType.DATA
+        )
+        data.components, data.properties = [hashed_file(*each) for each in hashes], _properties(facts)
+        parts.append(data)
     for part in parts:
         bom.components.add(part)
     bom.register_dependency(model, parts)
     tree = json.loads(JsonV1Dot6(bom).output_as_string())
-    tree["metadata"]["component"]["modelCard"] = _model_card(made)
+    tree["metadata"]["component"]["modelCard"] = _model_card(manifest, origin.dataset)
     return json.dumps(tree, ensure_ascii=False, indent=2) + "\n"
 
 
@@ -115,17 +113,17 @@ def _properties(facts: Mapping[str, Any]) -> list[Property]:
     return [Property(name=f"tuneloop:{key}", value=text) for key, text in texts.items()]
 
 
-def _model_card(made: Materials) -> dict[str, Any]:
-    evaluation, task = made.manifest.evaluation, made.manifest.task or {}
+def _model_card(manifest: ArtifactManifest, dataset: DatasetManifest | None) -> dict[str, Any]:
+    evaluation, task = manifest.evaluation, manifest.task or {}
     parameters: dict[str, Any] = {
         "approach": {"type": "supervised"},
-        "task": task.get("kind") or (made.dataset.task if made.dataset else "text-generation"),
+        "task": task.get("kind") or (dataset.task if dataset else "text-generation"),
         "architectureFamily": "transformer",
     }
-    if made.dataset:
-        parameters["datasets"] = [{"ref": f"dataset:{made.dataset.id}"}]
+    if dataset:
+        parameters["datasets"] = [{"ref": f"dataset:{dataset.id}"}]
     card: dict[str, Any] = {"modelParameters": parameters}
-    if evaluation and not made.manifest.is_rounded:
+    if evaluation and not manifest.is_rounded:
         where = f"{evaluation.split} split of {evaluation.dataset}, {counted(evaluation.n, 'row')}"
         metrics = []
         for name, estimate in evaluation.metrics.items():

@@ -17,27 +17,30 @@ from tuneloop.release.licences import Licence, hub_name
 
 
 def card_metadata(manifest: ArtifactManifest, licence: Licence | None) -> str:
-    """The YAML between the card's `---`, with the metrics as its `model-index` where they are those of these weights."""
+    """The YAML between the card's `---`, with the metrics as `model-index` where they are those of these weights."""
     from huggingface_hub import EvalResult, ModelCardData
 
     base, form = hub_name(manifest.base.model), FORMS[manifest.format]
     relation = "quantized" if form.is_model and manifest.quantisation else form.relation
     evaluation = None if manifest.is_rounded else manifest.evaluation
     kind = "text-classification" if (manifest.task or {}).get("kind") == "classification" else "text-generation"
-    results = [
-        EvalResult(
-            task_type=kind, dataset_type=evaluation.dataset, dataset_name=evaluation.dataset,
-            dataset_split=evaluation.split, metric_type=name, metric_value=estimate.value,
-        )
-        for name, estimate in evaluation.metrics.items()
-        if not math.isnan(estimate.value)
-    ] if evaluation else []  # fmt: skip
+    results = []
+    for name, estimate in evaluation.metrics.items() if evaluation else ():
+        if evaluation and not math.isnan(estimate.value):
+            of = {"dataset_type": evaluation.dataset, "dataset_name": evaluation.dataset}
+            of |= {"dataset_split": evaluation.split, "metric_type": name}
+            results.append(EvalResult(task_type=kind, metric_value=estimate.value, **of))
     data = ModelCardData(
-        library_name=form.library, pipeline_tag="text-generation", base_model=base or None,
-        license=licence.id if licence else None, datasets=[manifest.dataset] if manifest.dataset else None,
-        model_name=manifest.id, eval_results=results or None, tags=["tuneloop"],
+        library_name=form.library,
+        pipeline_tag="text-generation",
+        base_model=base or None,
+        license=licence.id if licence else None,
+        datasets=[manifest.dataset] if manifest.dataset else None,
+        model_name=manifest.id,
+        eval_results=results or None,
+        tags=["tuneloop"],
         **({"base_model_relation": relation} if base else {}),
-    )  # fmt: skip
+    )
     if not results:
         del data.model_name  # it belongs to the metrics
     return str(data.to_yaml())
@@ -56,15 +59,13 @@ def model_card(manifest: ArtifactManifest, licence: Licence | None, dataset: Dat
     base = hub_name(manifest.base.model) or Path(manifest.base.model).name
     method = find_method(manifest.method)
     title = (method.long_title or method.title) if method else manifest.method
-    what = (
-        f"{'A model' if FORMS[manifest.format].is_model else 'An adapter'} tuned from {base} by tuneloop {manifest.tuneloop} ({title}), "
-        f"run `{manifest.run.id}`."
-    )
+    kind = "A model" if FORMS[manifest.format].is_model else "An adapter"
+    what = f"{kind} tuned from {base} by tuneloop {manifest.tuneloop} ({title}), run `{manifest.run.id}`."
     if licence is None:
         terms = f"{base}. Its licence is not known here: look at its own page before you pass this model on."
     else:
         name = f"[{licence.name}]({licence.url})" if licence.url else licence.name
-        terms = f"{base}, under the {name}, which this model inherits. {licence.asks}".strip()
+        terms = f"{base}, under the {name}, which this model inherits. {licence.terms}".strip()
     if manifest.merge:
         what += " The adapter is merged into the base model's weights: it loads as any other model."
     if manifest.quantisation:
@@ -90,14 +91,15 @@ def model_card(manifest: ArtifactManifest, licence: Licence | None, dataset: Dat
 def _weights(quantisation: Quantisation) -> str:
     """What the tensors of a GGUF file are; the name of a mixture promises more than small models keep."""
     types, name = quantisation.tensor_types, quantisation.name
+    total = counted(sum(types.values()), "tensor")
     if is_compressed(name):
         inputs = " vLLM rounds what goes into them to eight bits too." if name == "fp8" else ""
         return (
-            f"{types[name.upper()]} of {counted(sum(types.values()), 'tensor')} are in `{name}`, in compressed-tensors' layout for vLLM.{inputs} "
-            "**No vLLM has read this file**: it was checked by the library that defines the layout, and by Transformers."
+            f"{types[name.upper()]} of {total} are in `{name}`, in compressed-tensors' layout for vLLM.{inputs} "
+            "**No vLLM has read this file**: it was checked by the library of the layout, and by Transformers."
         )
     kinds = ", ".join(f"{count} {kind}" for kind, count in types.items())
-    text = f"The weights are in GGUF as `{name}`; of {counted(sum(types.values()), 'tensor')} there are {kinds}."
+    text = f"The weights are in GGUF as `{name}`; of {total} there are {kinds}."
     main = name.split("_")[0].upper()
     if main not in FLOATS and not any(kind.startswith(main) for kind in types):
         text += f" None is {main}: rows whose width is no multiple of 256 fall back to other types."
@@ -105,7 +107,7 @@ def _weights(quantisation: Quantisation) -> str:
 
 
 def asking(task: Mapping[str, Any]) -> list[str]:
-    """The requests that the model was trained on: the instruction, how a row becomes the question, and what comes back."""
+    """The requests that the model was trained on: the instruction, how a row becomes the question, and the answer."""
     parts = [
         "`tuneloop predict FOLDER rows.csv` and `tuneloop chat FOLDER` ask it as it was trained, from `tuneloop.json`. "
         "Other programs have to send the same turns:"
@@ -120,9 +122,8 @@ def asking(task: Mapping[str, Any]) -> list[str]:
     if task["output"]:
         parts.append("- Answer, by the template:\n\n" + _fenced(task["output"]))
     if task["labels"]:
-        parts.append(
-            f"- Answer: one of {counted(len(task['labels']), 'label')}: {', '.join(f'`{name}`' for name in task['labels'])}."
-        )
+        names = ", ".join(f"`{name}`" for name in task["labels"])
+        parts.append(f"- Answer: one of {counted(len(task['labels']), 'label')}: {names}.")
     return parts
 
 
@@ -139,7 +140,8 @@ def _data(manifest: ArtifactManifest, dataset: DatasetManifest | None) -> str:
         return f"{text}."
     counts = dataset.counts
     rows = f"{counts.train:,} train, {counts.val:,} val, {counts.test:,} test"
-    return f"{text} ({dataset.task.replace('_', ' ')}): {rows} rows, SHA-256 `{dataset.hash}`. Its own licence and consent are its owner's to state."
+    facts = f"{text} ({dataset.task.replace('_', ' ')}): {rows} rows, SHA-256 `{dataset.hash}`."
+    return f"{facts} Its own licence and consent are its owner's to state."
 
 
 def _evaluation(manifest: ArtifactManifest, table: str) -> list[str]:
@@ -147,58 +149,51 @@ def _evaluation(manifest: ArtifactManifest, table: str) -> list[str]:
     if evaluation is None:
         return ["Not evaluated.", _gate(gate)]
     of = f"data set `{evaluation.dataset}`" if evaluation.dataset != manifest.dataset else "the data set"
-    parts = [
-        f"On {counted(evaluation.n, 'row')} of the {evaluation.split} split of {of}; in brackets 95 % intervals.",
-        table.strip(),
-        "\n".join(f"- {sentence}" for sentence in evaluation.words),
-    ]
-    if manifest.measured:
-        on = " on the base's GGUF file in f16" if manifest.format == "gguf-lora" else ""
-        parts.insert(
-            0,
-            f"**These metrics are this file's**, answered by llama.cpp{on}, next to those of the run before it was exported.",
-        )
-        parts.append(_measured(manifest))
+    parts = []
     if manifest.quantisation and manifest.is_rounded:
         name, kl = manifest.quantisation.name, manifest.quantisation.kl
-        if kl is not None:
-            parts.insert(
-                0,
-                f"The next token's distribution differs from the run's by {kl:.2g} nats on average (KL divergence), as Transformers computes it.",
-            )
-        parts.insert(
-            0,
-            f"**This file was not measured.** The metrics are the run's, before its weights were brought to `{name}`.",
-        )
-    merge = manifest.merge
-    if merge:
         parts.append(
-            "These metrics were measured with the adapter next to the base. Storing the merged weights in the base's dtype "
-            f"rounded them by {merge.rounding:.2%} of the update's length."
+            f"**This file was not measured.** The metrics are the run's, before its weights were brought to `{name}`."
+        )
+        if kl is not None:
+            parts.append(f"{_divergence(kl)}, as Transformers computes it.")
+    if manifest.measured:
+        on = " on the base's GGUF file in f16" if manifest.format == "gguf-lora" else ""
+        of_file = f"**These metrics are this file's**, answered by llama.cpp{on}"
+        parts.append(f"{of_file}, next to those of the run before it was exported.")
+    parts.append(
+        f"On {counted(evaluation.n, 'row')} of the {evaluation.split} split of {of}; in brackets 95 % intervals."
+    )
+    parts += [table.strip(), "\n".join(f"- {sentence}" for sentence in evaluation.words)]
+    if manifest.measured:
+        parts.append(_measured(manifest))
+    if manifest.merge:
+        parts.append(
+            "These metrics were measured with the adapter next to the base. Storing the merged weights in the base's "
+            f"dtype rounded them by {manifest.merge.rounding:.2%} of the update's length."
         )
     return [*(part for part in parts if part), _gate(gate)]
 
 
+def _divergence(kl: float) -> str:
+    return f"The next token's distribution differs from the run's by {kl:.2g} nats on average (KL divergence)"
+
+
 def _measured(manifest: ArtifactManifest) -> str:
-    """How close a GGUF file is to the run, and what answering takes."""
     same, cost, weights = manifest.same_answers, manifest.cost, manifest.quantisation
     lines = []
     if same is not None:
         lines.append(f"- The same answer as the run on {same.share:.1%} of {counted(same.n, 'row')}.{same.others}")
-    if (held := manifest.structured) is not None:
-        lines.append(
-            f"- Held to its JSON Schema by llama.cpp's server, the same answer as was evaluated on {held.share:.1%} of {counted(held.n, 'row')}."
-        )
+    if (by_schema := manifest.structured) is not None:
+        share = f"{by_schema.share:.1%} of {counted(by_schema.n, 'row')}"
+        lines.append(f"- Held to its JSON Schema by llama.cpp's server, the same answer as was evaluated on {share}.")
     if weights is not None and weights.kl is not None:
-        lines.append(
-            f"- The next token's distribution differs from the run's by {weights.kl:.2g} nats on average (KL divergence)."
-        )
+        lines.append(f"- {_divergence(weights.kl)}.")
     if cost is not None:
+        memory = f", {cost.peak_bytes / 1e6:,.0f} MB of memory at most" if cost.peak_bytes else ""
         lines.append(
-            f"- {cost.file_bytes / 1e6:,.0f} MB on disk"
-            + (f", {cost.peak_bytes / 1e6:,.0f} MB of memory at most" if cost.peak_bytes else "")
-            + f"; it reads {cost.prompt_tokens_per_second:,.0f} tokens a second and writes "
-            f"{cost.answer_tokens_per_second:,.0f}, one prompt at a time, with "
+            f"- {cost.file_bytes / 1e6:,.0f} MB on disk{memory}; it reads {cost.prompt_tokens_per_second:,.0f} tokens "
+            f"a second and writes {cost.answer_tokens_per_second:,.0f}, one prompt at a time, with "
             f"{counted(cost.threads, 'thread')} of the machine that exported it."
         )
     return "\n".join(lines)

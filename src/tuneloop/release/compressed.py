@@ -1,9 +1,9 @@
 """Tuned weights in 8 or 4 bits as vLLM reads them: the layout of compressed-tensors, written one tensor at a time.
 
-`fp8`: each matrix in float8 (e4m3) with a scale a row; vLLM rounds what goes into it to float8 as well, with a scale a token.
-`w4a16`: four bits a weight with a scale for each group of 128 weights of a row (of 32 where rows are narrow); inputs stay in 16 bits. Scales are
-those of the least squared error among some that clip. Embeddings and head stay as they are. What is packed, and how, is the
-library's own code: https://github.com/vllm-project/compressed-tensors.
+`fp8`: each matrix in float8 (e4m3) with a scale a row; vLLM rounds what goes into it to float8 as well, with a scale a
+token. `w4a16`: four bits a weight with a scale for each group of 128 weights of a row (of 32 where rows are narrow);
+inputs stay in 16 bits. Scales are those of the least squared error among some that clip. Embeddings and head stay as
+they are. What is packed, and how, is the library's own code: https://github.com/vllm-project/compressed-tensors.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SCHEMES = {"fp8": ("FP8_DYNAMIC", "float-quantized"), "w4a16": ("W4A16", "pack-quantized")}
 WHEEL = "compressed-tensors"
-GROUPS = (128, 32)  # weights of a row that share a scale; 128 as everybody has it, 32 for narrow rows, which need it
+GROUPS = (128, 32)  # weights of a row that share a scale: 128 is usual, narrow rows need 32
 NARROW = 2048  # rows that are narrower
 SHARD = 1 << 29  # bytes of a file, which are in memory twice while it is written
 SHRUNK = (1.0, 0.95, 0.9, 0.85, 0.8)  # of the scale that clips nothing
@@ -53,7 +53,7 @@ def need_compressed_tensors() -> None:
 
 
 def write_compressed(weights: TunedWeights, quant: str, out: Path) -> Quantisation:
-    """Write weights in a type of `SCHEMES`, their index and `config.json`; how many tensors of each type the files hold.
+    """Write weights in a type of `SCHEMES`, their index and `config.json`; returns the types of the files' tensors.
 
     Raises:
         UserError: the library is missing, no matrix that is known, a width that no group divides, no room.
@@ -65,10 +65,9 @@ def write_compressed(weights: TunedWeights, quant: str, out: Path) -> Quantisati
 
     matrices = [name for name in weights.shapes if _MATRIX.fullmatch(name)]
     if not matrices:
-        raise UserError(
-            "No layers are named as a Llama's, so nothing would be in fewer bits", where="--quant",
-            next_step="export with --format merged alone, and quantise it with llm-compressor",
-        )  # fmt: skip
+        what = "No layers are named as a Llama's, so nothing would be in fewer bits"
+        step = "export with --format merged alone, and quantise it with llm-compressor"
+        raise UserError(what, where="--quant", next_step=step)
     scheme = _scheme(quant, [weights.shapes[name][1] for name in matrices])
     files, types = _Shards(out), Counter[str]()
     for count, name in enumerate(weights.shapes, 1):
@@ -85,9 +84,11 @@ def write_compressed(weights: TunedWeights, quant: str, out: Path) -> Quantisati
     files.close()
     config = {key: value for key, value in weights.config.items() if key != "torch_dtype"}
     settings = QuantizationConfig(
-        config_groups={"group_0": scheme}, format=SCHEMES[quant][1], ignore=["lm_head"],
+        config_groups={"group_0": scheme},
+        format=SCHEMES[quant][1],
+        ignore=["lm_head"],
         quantization_status=QuantizationStatus.COMPRESSED,
-    )  # fmt: skip
+    )
     config |= {"dtype": "bfloat16", "quantization_config": settings.model_dump(mode="json", exclude_none=True)}
     write_json(out / "config.json", config)
     return Quantisation(name=quant, tensor_types=dict(types.most_common()))
@@ -103,10 +104,8 @@ def _scheme(quant: str, widths: list[int]) -> Any:
     sizes = GROUPS if min(widths) >= NARROW else GROUPS[1:]
     group = next((size for size in sizes if all(width % size == 0 for width in widths)), None)
     if group is None:
-        raise UserError(
-            f"Rows of {min(widths):,} weights can't be divided into groups of {GROUPS[-1]}",
-            where="--quant w4a16", next_step="take --quant fp8, or --format gguf --quant q4_k_m",
-        )  # fmt: skip
+        what = f"Rows of {min(widths):,} weights can't be divided into groups of {GROUPS[-1]}"
+        raise UserError(what, where="--quant w4a16", next_step="take --quant fp8, or --format gguf --quant q4_k_m")
     args = scheme.weights.model_copy(update={"group_size": group})
     return scheme.model_copy(update={"weights": args})
 
@@ -129,7 +128,7 @@ def _compressed(weight: Tensor, scheme: Any, quant: str) -> dict[str, Tensor]:
 
 
 def _scale_int4(weight: Tensor, group: int) -> Tensor:
-    """Of each group of a row (O, I / group): the one among some with the least squared error; numbers go from -8 to 7."""
+    """The scale of each group of a row (O, I / group) with the least squared error; numbers go from -8 to 7."""
     import torch
 
     parts = weight.reshape(len(weight), -1, group)
@@ -151,35 +150,35 @@ def _stored(scale: Tensor) -> Tensor:
 
 @dataclass
 class _Shards:
-    """Files of at most `SHARD` bytes, written as they fill; their names tell their number only at the end."""
+    """Files of at most `SHARD` bytes, written as they fill; their names have the number of all only at the end."""
 
     out: Path
-    held: dict[str, Tensor] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)  # of the next file
     bytes: int = 0
     total: int = 0
-    written: list[list[str]] = field(default_factory=list)
+    names: list[list[str]] = field(default_factory=list)  # of the tensors in each file
 
     def add(self, name: str, tensor: Tensor) -> None:
-        if self.held and self.bytes + tensor.nbytes > SHARD:
+        if self.tensors and self.bytes + tensor.nbytes > SHARD:
             self._write()
-        self.held[name] = tensor.contiguous()
+        self.tensors[name] = tensor.contiguous()
         self.bytes += tensor.nbytes
         self.total += tensor.nbytes
 
     def _write(self) -> None:
         from safetensors.torch import save
 
-        with replacing(self.out / f"part-{len(self.written)}.safetensors") as target:
-            target.write(save(self.held, {"format": "pt"}))
-        self.written.append(list(self.held))
-        self.held, self.bytes = {}, 0
+        with replacing(self.out / f"part-{len(self.names)}.safetensors") as target:
+            target.write(save(self.tensors, {"format": "pt"}))
+        self.names.append(list(self.tensors))
+        self.tensors, self.bytes = {}, 0
 
     def close(self) -> None:
         """Write the last file, give all their names, and write the index where there are several."""
         self._write()
-        count = len(self.written)
+        count = len(self.names)
         places: dict[str, str] = {}
-        for number, names in enumerate(self.written):
+        for number, names in enumerate(self.names):
             name = "model.safetensors" if count == 1 else f"model-{number + 1:05}-of-{count:05}.safetensors"
             (self.out / f"part-{number}.safetensors").rename(self.out / name)
             places |= dict.fromkeys(names, name)

@@ -27,17 +27,10 @@ from tuneloop.registry.verify import check_private_key, sign
 from tuneloop.release.artifact import Artifact, Measure, Origin, export, form_for
 from tuneloop.release.bom import BOM
 from tuneloop.release.compressed import is_compressed, need_compressed_tensors
-from tuneloop.release.formats import FORMS, WeightsWanted
+from tuneloop.release.formats import FORMS, WeightOptions
 from tuneloop.release.gguf.artifact import GgufSettings
 from tuneloop.release.gguf.lora import check_expressible
-from tuneloop.release.measure import (
-    KL_ROWS,
-    acceptable,
-    mean_kl_of_folder,
-    measure_artifact,
-    measure_lora,
-    rows_to_measure,
-)
+from tuneloop.release.measure import KL_ROWS, acceptable, kl_of_folder, measure_artifact, measure_lora, rows_to_measure
 from tuneloop.release.quantise import QUANTS, importance_of
 from tuneloop.report.comparison import comparison_as
 
@@ -50,13 +43,18 @@ TRIED = ("q2_k", "q3_k_m", "iq4_xs", "q4_k_m", "q5_k_m", "q6_k", "q8_0", "f16")
 
 
 def export_run(
-    run: Path, wanted: str = "", out: Path | None = None, *, weights: WeightsWanted | None = None, force: bool = False,
+    run: Path,
+    form: str = "",
+    out: Path | None = None,
+    *,
+    weights: WeightOptions | None = None,
+    force: bool = False,
     key: Path | None = None,
-) -> Artifact:  # fmt: skip
+) -> Artifact:
     """Export a finished run.
 
     Args:
-        wanted: `merged`, `adapter`, `gguf` or `gguf-lora`; empty: what suits its method.
+        form: `merged`, `adapter`, `gguf` or `gguf-lora`; empty: what suits its method.
         out: the artifact's folder; default `artifacts/ID`.
         force: overrule a gate that is not green.
         key: private key that signs the artifact.
@@ -66,12 +64,12 @@ def export_run(
     """
     from tuneloop.evaluation.gate import release
 
-    weights = weights or WeightsWanted()
+    weights = weights or WeightOptions()
     if key is not None:
         check_private_key(key)  # before gigabytes are written
     manifest = finished_run(run)
     recipe = load_run_recipe(run, [])  # which makes a method of the user's own known
-    form = form_for(method_named(manifest.method), wanted)
+    form = form_for(method_named(manifest.method), form)
     automatic = weights.quant.lower() == AUTO
     compressed = _compressed(form, weights)
     gguf = None if automatic or compressed else _gguf_settings(run, form, weights)
@@ -81,13 +79,19 @@ def export_run(
     gate = release(run, force=force)
     verdict = gate["status"] if gate["status"] != "none" else "none has judged it"
     say(f"gate      {verdict}{', overruled' if gate['forced'] else ''}")
-    file = run / EvaluationManifest.file
-    evaluation = read_record(EvaluationManifest, file) if file.is_file() else None
+    evaluated = (run / EvaluationManifest.file).is_file()
+    evaluation = read_record(EvaluationManifest, run) if evaluated else None
     origin = Origin(
-        run, recipe.name, manifest, gate, evaluation=evaluation, dataset=manifest_of_run(run),
-        table=comparison_as(evaluation, "markdown") if evaluation else "", task=plain(task_of_run(run)),
+        run,
+        recipe.name,
+        manifest,
+        gate,
+        evaluation=evaluation,
+        dataset=manifest_of_run(run),
+        table=comparison_as(evaluation, "markdown") if evaluation else "",
+        task=plain(task_of_run(run)),
         config=recipe.train.model_dump(mode="json"),
-    )  # fmt: skip
+    )
     if automatic:
         assert measure is not None
         artifact = _smallest(origin, weights, out, measure)
@@ -101,8 +105,8 @@ def export_run(
     return artifact
 
 
-def _measure(job: RunContext, form: str, weights: WeightsWanted) -> Measure | None:
-    """What measures a GGUF file, or the divergence of a model in fewer bits, from the run; None where it can't be, which is said."""
+def _measure(job: RunContext, form: str, weights: WeightOptions) -> Measure | None:
+    """What measures a GGUF file, or how far a model in fewer bits is from the run; None (and a line) if it can't be."""
     compressed = _compressed(form, weights)
     if not FORMS[form].weights and not compressed:
         return None
@@ -114,29 +118,28 @@ def _measure(job: RunContext, form: str, weights: WeightsWanted) -> Measure | No
         say(f"measure   not measured: {sample}")
         return None
     if compressed:
-        return lambda folder, id_: mean_kl_of_folder(sample, folder)
+        return lambda folder, id_: kl_of_folder(sample, folder)
     if (rows := len(sample.rows)) < FEWEST_SHARED:
         more = rows < len(sample.dataset.test)
-        way = f"give --measure {FEWEST_SHARED} or more" if more else "the data set has no more"
-        say(f"warn: measured on {counted(rows, 'test row')}, and `gate` and `compare` ask for at least {FEWEST_SHARED} shared ones: {way}")  # fmt: skip
+        step = f"give --measure {FEWEST_SHARED} or more" if more else "the data set has no more"
+        needs = f"`gate` and `compare` need at least {FEWEST_SHARED} shared ones"
+        say(f"warn: measured on {counted(rows, 'test row')}, and {needs}: {step}")
     measure = measure_artifact if form == "gguf" else measure_lora
     return lambda file, id_: measure(sample, file, file.stem.rpartition("-")[2], id_)
 
 
-def _compressed(form: str, wanted: WeightsWanted) -> str:
+def _compressed(form: str, weights: WeightOptions) -> str:
     """The type of weights of a merged model for vLLM; empty: it keeps its base's."""
-    if form != "merged" or not is_compressed(wanted.quant):
+    if form != "merged" or not is_compressed(weights.quant):
         return ""
     need_compressed_tensors()
-    if wanted.importance:
-        raise UserError(
-            "Only GGUF files are rounded by importance", where="--importance", next_step="leave it out"
-        )  # fmt: skip
-    return wanted.quant.lower()
+    if weights.importance:
+        raise UserError("Only GGUF files are rounded by importance", where="--importance", next_step="leave it out")
+    return weights.quant.lower()
 
 
 def _with_own_gate(artifact: Artifact, origin: Origin, form: str, gguf: GgufSettings | None, force: bool) -> Artifact:
-    """The artifact with the gate's verdict on its own metrics, where there is one: then that counts and not the run's."""
+    """The artifact with the gate's verdict on its own metrics, where there is one: it counts instead of the run's."""
     from tuneloop.evaluation.gate import release
 
     folder = origin.run / EVALS / str(artifact.manifest["id"])
@@ -148,7 +151,7 @@ def _with_own_gate(artifact: Artifact, origin: Origin, form: str, gguf: GgufSett
     return export(replace(origin, gate=gate), form, artifact.folder, gguf=gguf)
 
 
-def _check_automatic(form: str, weights: WeightsWanted, measure: Measure | None) -> None:
+def _check_automatic(form: str, weights: WeightOptions, measure: Measure | None) -> None:
     """Refuse to choose a type of weights that can't be measured."""
     need_llamacpp()
     if form != "gguf" or measure is None:
@@ -158,17 +161,15 @@ def _check_automatic(form: str, weights: WeightsWanted, measure: Measure | None)
         what = f"The smallest type of weights is found by measuring each, and {why}"
         raise UserError(what, where="--quant auto", next_step=step)
     if weights.max_loss < 0 or (weights.max_gb is not None and weights.max_gb <= 0):
-        raise UserError(
-            "A limit below 0 is not possible", where="--max-loss, --max-gb", next_step="such as 0.01 and 5"
-        )  # fmt: skip
+        what = "A limit below 0 is not possible"
+        raise UserError(what, where="--max-loss, --max-gb", next_step="such as 0.01 and 5")
     if weights.importance:
-        raise UserError(
-            "auto weighs all inputs alike", where="--importance", next_step="name a type, or leave --importance out"
-        )
+        step = "name a type, or leave --importance out"
+        raise UserError("auto weighs all inputs alike", where="--importance", next_step=step)
     GgufSettings(form, TRIED[-1])
 
 
-def _smallest(origin: Origin, weights: WeightsWanted, out: Path | None, measure: Measure) -> Artifact:
+def _smallest(origin: Origin, weights: WeightOptions, out: Path | None, measure: Measure) -> Artifact:
     """The smallest file that is not worse than allowed; the others that were tried are taken away again."""
     tried = []
     for quant in TRIED:
@@ -182,36 +183,33 @@ def _smallest(origin: Origin, weights: WeightsWanted, out: Path | None, measure:
         if good:
             return artifact
         tried.append(quant)
-        if not artifact.found:
+        if not artifact.existed:
             shutil.rmtree(artifact.folder)
         if not fits:
             break  # the next ones are larger
     within = f" within {weights.max_gb:g} GB" if weights.max_gb is not None else ""
-    raise UserError(
-        f"None of {', '.join(tried)} loses at most {weights.max_loss:g}{within}", where="--quant auto",
-        next_step="allow more with --max-loss or --max-gb",
-    )  # fmt: skip
+    what = f"None of {', '.join(tried)} loses at most {weights.max_loss:g}{within}"
+    raise UserError(what, where="--quant auto", next_step="allow more with --max-loss or --max-gb")
 
 
 def _say_result(artifact: Artifact) -> None:
     if BOM not in artifact.manifest["files"]:
         say(f"bom       {BOM} is not written: pip install 'tuneloop[release]'")
-    if artifact.found:
+    if artifact.existed:
         say("export    already there: the weights are kept, what is said of them is up to date")
     elif artifact.manifest["merge"]:
         merged = artifact.manifest["merge"]
-        say(
-            f"merge     {merged['tensors']} weights; rounding to the base's dtype took {merged['rounding']:.2%} of the update's length"
-        )
+        rounding = f"rounding to the base's dtype took {merged['rounding']:.2%} of the update's length"
+        say(f"merge     {merged['tensors']} weights; {rounding}")
     if quantisation := artifact.manifest.get("quantisation"):
         say(f"tensors   {', '.join(f'{count} {kind}' for kind, count in quantisation['tensor_types'].items())}")
         if not artifact.manifest.get("measured") and quantisation.get("kl") is not None:
             say(f"measured  KL {quantisation['kl']:.2g} a token from the run; its answers were not measured")
-    if artifact.manifest.get("measured"):
+    if quantisation and artifact.manifest.get("measured"):
         same, cost = artifact.manifest["same_answers"], artifact.manifest["cost"]
         say(f"measured  {artifact.manifest['evaluation']['words'][0]}")
         say(
-            f"measured  the run's answer on {same['share']:.1%} of rows, KL {artifact.manifest['quantisation']['kl']:.2g} a token; "
+            f"measured  the run's answer on {same['share']:.1%} of rows, KL {quantisation['kl']:.2g} a token; "
             f"{cost['file_bytes'] / 1e6:,.0f} MB, reads {cost['prompt_tokens_per_second']:,.0f} and writes "
             f"{cost['answer_tokens_per_second']:,.0f} tokens/s"
         )
@@ -219,22 +217,18 @@ def _say_result(artifact: Artifact) -> None:
             say(f"measured {words}")
 
 
-def _gguf_settings(run: Path, form: str, wanted: WeightsWanted) -> GgufSettings | None:
-    """How a GGUF file is to be written; None for other forms."""
-    quant, importance = wanted.quant, wanted.importance
+def _gguf_settings(run: Path, form: str, weights: WeightOptions) -> GgufSettings | None:
+    quant, importance = weights.quant, weights.importance
     if not FORMS[form].weights:
         if quant or importance:
-            raise UserError(
-                "Only GGUF files and merged models for vLLM (fp8, w4a16) have a type of weights to choose",
-                where="--quant" if quant else "--importance",
-                next_step="add --format gguf, or choose --format merged --quant fp8",
-            )
+            what = "Only GGUF files and merged models for vLLM (fp8, w4a16) have a type of weights to choose"
+            step = "add --format gguf, or choose --format merged --quant fp8"
+            raise UserError(what, where="--quant" if quant else "--importance", next_step=step)
         return None
     if form == "gguf-lora":
         check_expressible(trained_folder(run))
-    if not importance:
-        settings = GgufSettings(form, quant)
-    else:
+    settings = GgufSettings(form, quant)
+    if importance:
         job = RunContext(load_run_recipe(run, []), run)
         dataset = dataset_of(job, True, "")
         rows = dataset.train[:importance]

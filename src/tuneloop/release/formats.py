@@ -45,7 +45,7 @@ _GGUF_LORA = "It is for a GGUF file of BASE, put here as `base.gguf`; its scale 
 )
 
 FORMS: dict[str, ExportForm] = {
-    "merged": ExportForm("a model by itself", True, "transformers", "finetune", _MERGED),
+    "merged": ExportForm("a whole model", True, "transformers", "finetune", _MERGED),
     "adapter": ExportForm("for its base", False, "peft", "adapter", _ADAPTER),
     "gguf": ExportForm("a model for llama.cpp and Ollama", True, "gguf", "quantized", _GGUF, weights="merged"),
     "gguf-lora": ExportForm("an adapter for them", False, "gguf", "adapter", _GGUF_LORA, weights="adapter"),
@@ -55,17 +55,21 @@ FORMS: dict[str, ExportForm] = {
 MEASURED_ROWS = 200  # test rows that a GGUF file answers: half a minute for a small model
 
 
-class WeightsWanted(Config):
+class WeightOptions(Config):
     """The type of weights, and how it is measured; each field is an option."""
 
     quant: str = flag(
-        "", "NAME", "Type of a GGUF file's weights, such as q4_k_m or q8_0; default: f16. auto: the smallest that is good enough. Of a merged model for vLLM: fp8 or w4a16."
-    )  # fmt: skip
-    importance: int = flag(
-        0, "N", "Quantise by what N training rows show to matter (an importance matrix).", least=0
-    )  # fmt: skip
+        "",
+        "NAME",
+        "Type of a GGUF file's weights, such as q4_k_m or q8_0; default: f16. auto: the smallest that is good enough. "
+        "Of a merged model for vLLM: fp8 or w4a16.",
+    )
+    importance: int = flag(0, "N", "Quantise by what N training rows show to matter (an importance matrix).", least=0)
     measure: int = flag(
-        MEASURED_ROWS, "N", "Ask a GGUF file of a whole model N test rows, by llama.cpp; 0: don't measure it.", least=0
+        MEASURED_ROWS,
+        "N",
+        "Test rows that a GGUF file of a whole model answers, by llama.cpp; 0: don't measure it.",
+        least=0,
     )
     max_loss: float = flag(0.01, "X", "With --quant auto: how much of the deciding metric may be lost.")
     max_gb: float | None = flag(None, "GB", "With --quant auto: how large the file may be.")

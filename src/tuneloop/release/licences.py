@@ -18,7 +18,7 @@ class Licence:
     name: str  # for people
     url: str = ""  # its text
     notice: str = ""  # what a file `NOTICE` next to a derived model has to say; empty where nothing
-    asks: str = ""  # what it asks of who passes a derived model on; empty where nothing beyond the usual
+    terms: str = ""  # what it demands of those who pass a derived model on; empty where nothing beyond the usual
 
 
 def _llama(id_: str, version: str, page: str, *, meta: str = "", start: str = "Llama") -> Licence:
@@ -28,8 +28,9 @@ def _llama(id_: str, version: str, page: str, *, meta: str = "", start: str = "L
         title,
         f"https://www.llama.com/{page}/license/",
         f"{meta}Llama {version} is licensed under the {title}, Copyright © Meta Platforms, Inc. All Rights Reserved.",
-        f'Who passes this model on must give a copy of the licence with it, say "Built with {meta}Llama{" 3" if meta else ""}" '
-        f'where it is shown, begin its name with "{start}", and keep the file NOTICE.',
+        "Who passes this model on must give a copy of the licence with it, say "
+        f'"Built with {meta}Llama{" 3" if meta else ""}" where it is shown, begin its name with "{start}", '
+        "and keep the file NOTICE.",
     )
 
 

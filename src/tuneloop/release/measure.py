@@ -7,7 +7,7 @@ import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +20,8 @@ from tuneloop.evaluation.evaluate import ScoredAnswers, sample_rows, some_rows
 from tuneloop.evaluation.metrics import lower_is_better
 from tuneloop.evaluation.metrics.claims import amount, claim_of, seen_from, sure
 from tuneloop.evaluation.metrics.structured import read_schema
-from tuneloop.inference.answer import Served, complete
 from tuneloop.inference.llamacpp import installed
+from tuneloop.inference.protocol import Served, complete
 from tuneloop.inference.request import Request
 from tuneloop.models.load import load_model
 from tuneloop.models.names import resolve
@@ -32,11 +32,13 @@ from tuneloop.pipeline.scoring import cost_of, score, write_scored
 from tuneloop.records.artifact import EVALS, NEAR_TIE, PARTED, ArtifactCost, EvaluationExcerpt, SameAnswers
 from tuneloop.records.evaluation import Comparison, Subject
 from tuneloop.records.rows import Dataset, Row
-from tuneloop.release.artifact import ArtifactFigures
+from tuneloop.release.artifact import ArtifactMetrics
 from tuneloop.release.gguf.convert import About, FloatType, write_gguf
 from tuneloop.release.tuned_weights import open_tuned
 
 if TYPE_CHECKING:
+    import torch
+
     from tuneloop.inference.llamacpp.target import GgufTarget
 
 BASE_TYPE: FloatType = "f16"  # of the base's file that a LoRA file is measured on
@@ -48,32 +50,32 @@ YOUNG = 60.0  # seconds
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What an artifact of a run is measured on: a seeded sample of its test rows, of which a larger one holds a smaller one."""
+class MeasuredRows:
+    """What an artifact of a run is measured on: a seeded sample of its test rows; a larger one holds a smaller one."""
 
     job: RunContext
     dataset: Dataset
     rows: list[Row]
 
 
-def rows_to_measure(job: RunContext, most: int) -> Rows | str:
+def rows_to_measure(job: RunContext, most: int) -> MeasuredRows | str:
     """The test rows that an artifact is measured on, at most so many (0: not wanted), or why there are none."""
     if not most:
         return "it was not requested"
     try:
         dataset = dataset_of(job, True, "")
     except UserError as error:
-        return f"the run's data set is not at hand: {error.what}"
+        return f"the run's data set is not available: {error.what}"
     limit = min(most, job.recipe.evaluate.limit or most)
     rows = sample_rows(dataset.test, limit, seed=job.recipe.seed, stratum=dataset.stratum)
-    return Rows(job, dataset, rows) if rows else "the run's data set has no test rows"
+    return MeasuredRows(job, dataset, rows) if rows else "the run's data set has no test rows"
 
 
 def remove_stale_bases(folder: Path) -> None:
     """Remove what killed exports have left in a run's folder: folders `.base-*` with the base's GGUF file.
 
-    The folder of an export that is at work is locked, and stays. So does one that is younger than a minute: its export may
-    be about to lock it.
+    The folder of an export that is at work is locked, and stays. So does one that is younger than a minute: its export
+    may be about to lock it.
     """
     for left in folder.glob(".base-*"):
         with contextlib.suppress(UserError, FileNotFoundError):
@@ -82,8 +84,8 @@ def remove_stale_bases(folder: Path) -> None:
                     shutil.rmtree(left, ignore_errors=True)
 
 
-def measure_lora(sample: Rows, file: Path, name: str, id_: str) -> ArtifactFigures:
-    """The same as `measure_artifact` of a LoRA file, on the base's GGUF file in f16, which is written for it and removed.
+def measure_lora(sample: MeasuredRows, file: Path, name: str, id_: str) -> ArtifactMetrics:
+    """`measure_artifact` of a LoRA file, on the base's GGUF file in f16, which is written for it and removed.
 
     Raises:
         UserError: see `measure_artifact`; no room for the base.
@@ -104,11 +106,12 @@ def measure_lora(sample: Rows, file: Path, name: str, id_: str) -> ArtifactFigur
 
 
 def measure_artifact(
-    sample: Rows, file: Path, name: str, id_: str, target: GgufTarget | None = None
-) -> ArtifactFigures:
+    sample: MeasuredRows, file: Path, name: str, id_: str, target: GgufTarget | None = None
+) -> ArtifactMetrics:
     """A GGUF file's answers to the rows, compared with the run's.
 
-    The evaluation with every answer is written into the run's folder, `evals/ID`: test rows do not travel with an artifact.
+    The evaluation with every answer is written into the run's folder, `evals/ID`: test rows do not travel with an
+    artifact.
 
     Args:
         name: of its type of weights, by which it is named in comparisons.
@@ -116,7 +119,7 @@ def measure_artifact(
         target: that answers; default: the file.
 
     Raises:
-        UserError: llama.cpp is missing or fails, or a row can't be asked.
+        UserError: llama.cpp is missing or fails, or a row can't be answered.
     """
     from tuneloop.evaluation.compare import compare
     from tuneloop.inference.llamacpp.target import GgufTarget
@@ -136,27 +139,26 @@ def measure_artifact(
     folder = job.folder / EVALS / id_
     key = content_hash([sha256_file(file), dataset.manifest.hash, [row.id for row in rows]])
     subject = Subject(job.recipe.model, dataset.id, "test", name, key)
-    write_scored(
-        job, folder, after, subject, {name: cost_of(job, answers)}, more={"comparisons": plain(pairs), "runs": {RUN: str(job.folder)}}
-    )  # fmt: skip
-    return ArtifactFigures(
-        EvaluationExcerpt(
-            name=name, dataset=dataset.id, split="test", n=after.n, primary=after.primary, metrics=after.metrics,
-            comparisons=list(pairs), words=_words(name, after, before, pairs),
-        ),
+    more = {"comparisons": plain(pairs), "runs": {RUN: str(job.folder)}}
+    write_scored(job, folder, after, subject, {name: cost_of(job, answers)}, more=more)
+    scores = {"n": after.n, "primary": after.primary, "metrics": after.metrics, "comparisons": list(pairs)}
+    words = _words(name, after, before, pairs)
+    excerpt = EvaluationExcerpt(name=name, dataset=dataset.id, split="test", words=words, **scores)
+    return ArtifactMetrics(
+        excerpt,
         parted(job, same_answers(before, after), before, after),
         kl,
         cost.model_copy(update={"file_bytes": file.stat().st_size}),
         _structured(sample, file, before) if not target.adapters else None,
-    )  # fmt: skip
+    )
 
 
-def _structured(sample: Rows, file: Path, before: ScoredAnswers) -> SameAnswers | None:
-    """The share of rows whose answer, held to the run's JSON Schema as a server holds it, is the one that was evaluated.
+def _structured(sample: MeasuredRows, file: Path, before: ScoredAnswers) -> SameAnswers | None:
+    """The share of rows whose answer, held to the run's JSON Schema as by a server, is the one that was evaluated.
 
     None: the run has no schema, or llama.cpp's server is not installed.
     """
-    from tuneloop.inference.llamacpp.engine import VERSION, WHEEL, LlamaCppEngine
+    from tuneloop.inference.llamacpp.serving import VERSION, WHEEL, LlamaCppEngine
     from tuneloop.pipeline.compared_systems import longest_answer
 
     config = sample.job.recipe.evaluate
@@ -167,7 +169,7 @@ def _structured(sample: Rows, file: Path, before: ScoredAnswers) -> SameAnswers 
     engine = LlamaCppEngine(Served(str(file)))
     texts = {row.id: answer.text for row, answer in zip(before.rows, before.answers, strict=True)}
 
-    async def ask_all() -> int:
+    async def count_same() -> int:
         await engine.start()
         try:
             same = 0
@@ -179,7 +181,7 @@ def _structured(sample: Rows, file: Path, before: ScoredAnswers) -> SameAnswers 
         finally:
             await engine.stop()
 
-    return SameAnswers(share=asyncio.run(ask_all()) / len(sample.rows), n=len(sample.rows))
+    return SameAnswers(share=asyncio.run(count_same()) / len(sample.rows), n=len(sample.rows))
 
 
 def same_answers(a: ScoredAnswers, b: ScoredAnswers) -> SameAnswers:
@@ -195,8 +197,8 @@ def same_answers(a: ScoredAnswers, b: ScoredAnswers) -> SameAnswers:
 def parted(job: RunContext, same: SameAnswers, run: ScoredAnswers, artifact: ScoredAnswers) -> SameAnswers:
     """`same` with what the run says where written answers part: by how much it prefers its own token there.
 
-    Greedy answers of two roundings of one model differ where two tokens are equally likely, and stay different. A gap near 0
-    is such a tie; a large one says that the model has changed.
+    Greedy answers of two roundings of one model differ where two tokens are equally likely, and stay different. A gap
+    near 0 is such a tie; a large one says that the model has changed.
     """
     import torch
 
@@ -220,9 +222,8 @@ def parted(job: RunContext, same: SameAnswers, run: ScoredAnswers, artifact: Sco
         gaps.append(float(a - b))
     if not gaps:
         return same
-    return same.model_copy(
-        update={"parted": len(gaps), "ties": sum(gap < NEAR_TIE for gap in gaps), "largest_gap": round(max(gaps), 4)}
-    )
+    ties = sum(gap < NEAR_TIE for gap in gaps)
+    return same.model_copy(update={"parted": len(gaps), "ties": ties, "largest_gap": round(max(gaps), 4)})
 
 
 def evaluation_of_run(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> ScoredAnswers:
@@ -247,22 +248,18 @@ def _mean_kl(job: RunContext, target: GgufTarget, rows: Sequence[Row]) -> float:
     import torch
 
     attach_trained(job)
-    total, count = 0.0, 0
-    some, head = rows[:KL_ROWS], job.model.head.float().t()
-    for i, row in enumerate(some):
-        progress("comparing distributions", i, len(some))
-        ids = job.template.render(row.messages, row.tools).ids[:KL_TOKENS]
-        with torch.inference_mode():
-            hidden = job.model.hidden(torch.tensor([ids], device=job.model.device))[0].float()
-            ours = torch.log_softmax(hidden @ head, -1).cpu()
-            theirs = torch.log_softmax(torch.from_numpy(target.llama.logits(ids).copy()), -1)[:, : ours.shape[1]]
-            total += float((ours.exp() * (ours - theirs)).sum())
-        count += len(ids)
-    progress("comparing distributions", len(some), len(some))
-    return total / max(count, 1)
+    head = job.model.head.float().t()
+
+    def logs(ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = job.model.hidden(torch.tensor([ids], device=job.model.device))[0].float()
+        ours = torch.log_softmax(hidden @ head, -1).cpu()
+        theirs = torch.log_softmax(torch.from_numpy(target.llama.logits(ids).copy()), -1)
+        return ours, theirs[:, : ours.shape[1]]
+
+    return _mean_divergence(job, rows[:KL_ROWS], logs)
 
 
-def mean_kl_of_folder(sample: Rows, folder: Path) -> float:
+def kl_of_folder(sample: MeasuredRows, folder: Path) -> float:
     """The same of a model that Transformers loads, such as one in compressed-tensors' layout, on the processor.
 
     Raises:
@@ -273,36 +270,49 @@ def mean_kl_of_folder(sample: Rows, folder: Path) -> float:
     job = sample.job
     attach_trained(job)
     other = load_model(str(folder), device="cpu")
+
+    def logs(ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = [model.hidden(torch.tensor([ids]).to(model.device))[0].float() for model in (job.model, other)]
+        heads = job.model.head.float().t(), other.head.float().t()
+        ours, theirs = (torch.log_softmax((h @ head).cpu(), -1) for h, head in zip(hidden, heads, strict=True))
+        return ours, theirs
+
+    return _mean_divergence(job, sample.rows, logs)
+
+
+def _mean_divergence(
+    job: RunContext, rows: Sequence[Row], logs: Callable[[list[int]], tuple[torch.Tensor, torch.Tensor]]
+) -> float:
+    """Mean divergence a token, from the log probabilities of the run's next tokens and of the other model's."""
+    import torch
+
     total, count = 0.0, 0
-    for i, row in enumerate(sample.rows):
-        progress("comparing distributions", i, len(sample.rows))
-        ids = torch.tensor([job.template.render(row.messages, row.tools).ids[:KL_TOKENS]])
+    for i, row in enumerate(rows):
+        progress("comparing distributions", i, len(rows))
+        ids = job.template.render(row.messages, row.tools).ids[:KL_TOKENS]
         with torch.inference_mode():
-            ours, theirs = (
-                torch.log_softmax((m.hidden(ids.to(m.device))[0].float() @ m.head.float().t()).cpu(), -1)
-                for m in (job.model, other)
-            )
-        total, count = total + float((ours.exp() * (ours - theirs)).sum()), count + ids.shape[1]
+            ours, theirs = logs(ids)
+            total += float((ours.exp() * (ours - theirs)).sum())
+        count += len(ids)
+    progress("comparing distributions", len(rows), len(rows))
     return total / max(count, 1)
 
 
 def _cost(target: GgufTarget, rows: Sequence[Row]) -> ArtifactCost:
-    """Speed of reading and writing, one prompt at a time, and the memory that it took."""
-    read, read_ms, written, written_ms = 0, 0.0, 0, 0.0
-    for row in rows[:SPEED_ROWS]:
-        ids = target.template.prompt_ids(row.prompt, row.tools or ())
-        reply = target.llama.generate(ids, SPEED_TOKENS, [])
-        read, read_ms = read + len(ids), read_ms + reply["first"]
-        written, written_ms = written + len(reply["ids"]) - 1, written_ms + reply["total"] - reply["first"]
+    prompts = [target.template.prompt_ids(row.prompt, row.tools or ()) for row in rows[:SPEED_ROWS]]
+    replies = [target.llama.generate(ids, SPEED_TOKENS, []) for ids in prompts]
+    reading, total = sum(reply["first"] for reply in replies), sum(reply["total"] for reply in replies)
+    tokens = sum(len(reply["ids"]) - 1 for reply in replies)
     return ArtifactCost(
-        file_bytes=target.file.stat().st_size, peak_bytes=target.llama.peak_bytes, threads=target.llama.threads,
-        prompt_tokens_per_second=round(1000 * read / read_ms, 1),
-        answer_tokens_per_second=round(1000 * written / written_ms, 1),
-    )  # fmt: skip
+        file_bytes=target.file.stat().st_size,
+        peak_bytes=target.llama.peak_bytes,
+        threads=target.llama.threads,
+        prompt_tokens_per_second=round(1000 * sum(map(len, prompts)) / reading, 1),
+        answer_tokens_per_second=round(1000 * tokens / (total - reading), 1),
+    )
 
 
 def _words(name: str, artifact: ScoredAnswers, run: ScoredAnswers, pairs: Sequence[Comparison]) -> list[str]:
-    """The comparison in a sentence."""
     primary = artifact.primary
     after, before = artifact.metrics[primary].value, run.metrics[primary].value
     words = f"On {counted(artifact.n, 'test row')} `{name}` has {primary} {after:.4g}, the run itself {before:.4g}"
@@ -316,7 +326,7 @@ def _words(name: str, artifact: ScoredAnswers, run: ScoredAnswers, pairs: Sequen
 
 
 def acceptable(evaluation: EvaluationExcerpt, most: float) -> bool:
-    """Whether an artifact is not worse than allowed: its deciding metric lost at most `most`, and is not significantly worse."""
+    """Whether an artifact's deciding metric lost at most `most`, and is not significantly worse."""
     for pair in evaluation.comparisons:
         if pair.metric == evaluation.primary:
             loss = pair.delta if lower_is_better(pair.metric) else -pair.delta

@@ -10,6 +10,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.records.artifact import ARTIFACT, SIGNATURE
 from tuneloop.registry.verify import read_intact
 
+UNREACHABLE = "can't be reached"
 PLACE = re.compile(r"hub:([\w-][\w.-]*/[\w.-]+)")
 
 
@@ -33,12 +34,12 @@ def push(folder: Path, place: str, *, send: bool = False, public: bool = False) 
     Raises:
         UserError: no such place, a changed artifact, no token, or a hub that refuses or can't be reached.
     """
-    named = PLACE.fullmatch(place)
-    if named is None:
+    match = PLACE.fullmatch(place)
+    if match is None:
         raise UserError(f"Not a place on the hub: {place!r}", where="DESTINATION", next_step="write hub:ORG/NAME")
     manifest = read_intact(folder)
     names = [*manifest.files, ARTIFACT, *([SIGNATURE] if (folder / SIGNATURE).is_file() else [])]
-    planned = Push(named[1], {name: (folder / name).stat().st_size for name in names})
+    planned = Push(match[1], {name: (folder / name).stat().st_size for name in names})
     if not send:
         return planned
     from huggingface_hub import HfApi
@@ -57,17 +58,14 @@ def push(folder: Path, place: str, *, send: bool = False, public: bool = False) 
         step = "set HF_TOKEN to one that may write there" if code in (401, 403) else "check the name, then push again"
         raise UserError(f"The hub refuses: {_first_line(error)}", where=place, next_step=step) from None
     except Exception as error:
-        # The network's failures are OSErrors, or errors of the HTTP library, which is another one in each major version.
+        # The network's failures are OSErrors, or of the HTTP library, which is another one in each major version.
         network = isinstance(error, OSError) or type(error).__module__.startswith(("http", "requests"))
         if not network and not isinstance(error, RuntimeError | ValueError):
             raise
-        what = f"The hub {_REACHED if network else 'refuses'}: {_first_line(error)}"
-        raise UserError(what, where=hub.endpoint, next_step=_AGAIN) from None
+        what = f"The hub {UNREACHABLE if network else 'refuses'}: {_first_line(error)}"
+        step = "check the network, HF_ENDPOINT and HF_HUB_OFFLINE, then push again: no file is sent twice"
+        raise UserError(what, where=hub.endpoint, next_step=step) from None
     return Push(planned.repo, planned.files, str(commit.commit_url))
-
-
-_REACHED = "can't be reached"
-_AGAIN = "check the network, HF_ENDPOINT and HF_HUB_OFFLINE, then push again: files that are there are not sent twice"
 
 
 def _first_line(error: BaseException) -> str:

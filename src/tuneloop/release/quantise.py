@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
     from tuneloop.models.load import Model
 
-# Names of llama.cpp's mixtures -> their numbers in `llama_ftype`. K-quants want rows of a multiple of 256; others fall back.
+# Names of llama.cpp's mixtures -> their numbers in `llama_ftype`. K-quants want rows of a multiple of 256, or fall
+# back.
 QUANTS = {
-    "q8_0": 7, "q6_k": 18, "q5_k_m": 17, "q5_k_s": 16, "q5_1": 9, "q5_0": 8, "q4_k_m": 15, "q4_k_s": 14, "q4_1": 3, "q4_0": 2,
-    "iq4_nl": 25, "iq4_xs": 30, "q3_k_l": 13, "q3_k_m": 12, "q3_k_s": 11, "q2_k": 10, "q2_k_s": 21,
+    "q8_0": 7, "q6_k": 18, "q5_k_m": 17, "q5_k_s": 16, "q5_1": 9, "q5_0": 8, "q4_k_m": 15, "q4_k_s": 14, "q4_1": 3,
+    "q4_0": 2, "iq4_nl": 25, "iq4_xs": 30, "q3_k_l": 13, "q3_k_m": 12, "q3_k_s": 11, "q2_k": 10, "q2_k_s": 21,
 }  # fmt: skip
 NEED_IMPORTANCE = {"q2_k_s"}
 
@@ -56,7 +57,7 @@ def quantise(source: Path, out: Path, quant: str, importance: Mapping[str, np.nd
 
 
 def importance_of(model: Model, rows: Sequence[Sequence[int]]) -> dict[str, np.ndarray[Any, Any]]:
-    """How much each input of each matrix matters: the mean square of what it gets on these rows, by the matrix's GGUF name.
+    """How much each input of each matrix matters: the mean square of what it gets on these rows, by GGUF name.
 
     It is what llama.cpp calls an importance matrix: errors of weights count by it when their rounding is chosen.
 

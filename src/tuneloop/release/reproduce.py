@@ -1,4 +1,4 @@
-"""A run reproduced from the data, settings and base that it was made with: the same bits, nearly the same, or where it departs."""
+"""A run reproduced from its data, settings and base: the same bits, nearly the same, or where it departs."""
 
 from __future__ import annotations
 
@@ -53,18 +53,19 @@ def reproduce(target: str, out: Path | None = None, *, check: bool = False, tole
     folders = (folder / "dataset", *map(Path, recipe.data.sources[:1]))
     dataset = next((place for place in folders if (place / MANIFEST).is_file()), None)
     if dataset is None:
-        raise UserError(
-            "The data set of this run is not here (no dataset.json)", where=str(folder / "dataset"),
-            next_step="copy it there; runs with track.upload=data leave it in MLflow",
-        )  # fmt: skip
+        what = "The data set of this run is not here (no dataset.json)"
+        step = "copy it there; runs with track.upload=data leave it in MLflow"
+        raise UserError(what, where=str(folder / "dataset"), next_step=step)
     manifest = read_record(DatasetManifest, dataset)
     digests = {name: getattr(manifest.splits, name.partition(".")[0]).sha256 for name in SPLITS}
     record = Reproduction(
-        run=first.id, folder=str(folder),
+        run=first.id,
+        folder=str(folder),
         sources=[InputFile(name=s.path, state=_state(Path(s.path), s.sha256)) for s in manifest.sources],
         splits=[InputFile(name=name, state=_state(dataset / name, digest)) for name, digest in digests.items()],
-        differences=list(_differences(folder)), tolerance=tolerance,
-    )  # fmt: skip
+        differences=list(_differences(folder)),
+        tolerance=tolerance,
+    )
     for what, files in (("source", record.sources), ("split", record.splits)):
         for file in files:
             if file.state != "same":
@@ -88,10 +89,10 @@ def reproduce(target: str, out: Path | None = None, *, check: bool = False, tole
 
 
 def run_of(target: str) -> Path:
-    """The folder of a target's run; for a registered version, its files are fetched from MLflow where the folder is not here.
+    """The folder of a target's run; files of a registered version are fetched from MLflow where the folder is not here.
 
     Raises:
-        UserError: the run is not at hand.
+        UserError: the run is not available.
     """
     if registered_name(target) is not None:
         registry = open_registry()
@@ -107,15 +108,12 @@ def run_of(target: str) -> Path:
         made_from = read_artifact(folder).run
         place, run = find_run(made_from.id, made_from.key, folder.resolve().parent.parent / "runs"), made_from.id
     if place is None:
-        raise UserError(
-            f"The run that this was made from, {run}, is not at hand", where=target,
-            next_step="name the run's folder: tuneloop reproduce FOLDER",
-        )  # fmt: skip
+        what = f"The run that this was made from, {run}, is not here"
+        raise UserError(what, where=target, next_step="name the run's folder: tuneloop reproduce FOLDER")
     return place
 
 
 def _state(file: Path, digest: str) -> Any:
-    """Whether a file is as it was."""
     if not file.is_file():
         return "missing"
     return "same" if sha256_file(file) == digest else "changed"
@@ -128,14 +126,12 @@ def _rows_from(record: Reproduction, dataset: Path) -> Any:
     if record.sources and all(file.state == "same" for file in record.sources):
         return "sources"
     bad = [f"{file.name} {file.state}" for file in (*record.splits, *record.sources) if file.state != "same"]
-    raise UserError(
-        "Neither the prepared rows nor the sources are as they were", where=f"{dataset}: {', '.join(bad[:4])}",
-        next_step="bring back one of them; runs with track.upload=data leave the rows in MLflow",
-    )  # fmt: skip
+    what = "Neither the prepared rows nor the sources are as they were"
+    step = "bring back one of them; runs with track.upload=data leave the rows in MLflow"
+    raise UserError(what, where=f"{dataset}: {', '.join(bad[:4])}", next_step=step)
 
 
 def _differences(run: Path) -> Iterator[Difference]:
-    """What of code and environment is another one now."""
     if not (run / Environment.file).is_file():
         return
     then, now = read_record(Environment, run), Environment.model_validate(machine.environment(device.names_in_use()))
@@ -152,7 +148,7 @@ def _differences(run: Path) -> Iterator[Difference]:
 
 
 def _train_again(folder: Path, first: RunManifest, recipe: Recipe, out: Path) -> RunManifest:
-    """Train in `out` by the first run's settings and schedule; a finished one is taken as it is, an interrupted one continues."""
+    """Train in `out` by the first run's settings and schedule, unless it is finished; an interrupted one continues."""
     track = recipe.track.model_copy(update={"report_to": ["none"]})
     # No store: the settings may be another person's, and nothing leaves this machine.
     recipe = recipe.model_copy(update={"output_dir": str(out), "store": "", "track": track})
@@ -166,17 +162,16 @@ def _train_again(folder: Path, first: RunManifest, recipe: Recipe, out: Path) ->
         rows = prepare_stage(job)
         if first.key and train_key(job, rows) != first.key:
             same_base = job.fingerprint == first.model_fingerprint
-            raise UserError(
-                f"This would be another run: {'the rows or the code of a method' if same_base else 'the base model'} changed",
-                where=f"{folder}: {first.model}, data set {first.dataset} then, {rows.id} now",
-                next_step="bring back what it was trained with",
-            )
+            change = "the rows or the code of a method" if same_base else "the base model"
+            where = f"{folder}: {first.model}, data set {first.dataset} then, {rows.id} now"
+            what, step = f"This would be another run: {change} changed", "bring back what it was trained with"
+            raise UserError(what, where=where, next_step=step)
         return train_stage(job, rows)
 
 
 @contextmanager
 def _threads_of(run: Path) -> Iterator[None]:
-    """As many threads as the first run had, where there are as many cores: sums over another number may round otherwise."""
+    """As many threads as the first run had, where there are as many cores: other sums may round otherwise."""
     then = read_record(Environment, run).threads if (run / Environment.file).is_file() else 0
     before = os.environ.get(THREADS)
     if 0 < then <= machine.cores():

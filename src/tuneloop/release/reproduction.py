@@ -25,7 +25,7 @@ class Difference(Part):
 
 
 class Reproduction(Record):
-    """`reproduction.json`: a run that was done again.
+    """`reproduction.json`: a run that was repeated.
 
     Args:
         run, folder: id of the first run, and where it is.

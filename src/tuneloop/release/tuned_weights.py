@@ -1,4 +1,4 @@
-"""A run's tuned weights, read one tensor at a time, each with its adapter added; and merged weight files. One tensor is in memory."""
+"""A run's tuned weights, read one tensor at a time, each with its adapter added; and merged weight files."""
 
 from __future__ import annotations
 
@@ -42,25 +42,21 @@ class TunedWeights:
         if self.update and name in self.update.names:
             tensor = self.update.apply(name, tensor)[1]
         if not tensor.sum(dtype=None).isfinite() and not tensor.isfinite().all():
-            raise UserError(
-                f"The weights hold NaN or infinity in {name}", where=str(self.files[name]),
-                next_step="train again, or repair the base",
-            )  # fmt: skip
+            what, step = f"The weights hold NaN or infinity in {name}", "train again, or repair the base"
+            raise UserError(what, where=str(self.files[name]), next_step=step)
         return tensor
 
 
 @contextmanager
 def _readable(file: Path) -> Iterator[Any]:
-    """A safetensors file, opened."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, "pt") as source:
             yield source
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"Can't read the weights: {error}", where=str(file), next_step="download the model again"
-        ) from None
+        what = f"Can't read the weights: {error}"
+        raise UserError(what, where=str(file), next_step="download the model again") from None
 
 
 def open_tuned(model: str, trained: Path) -> TunedWeights:
@@ -84,7 +80,7 @@ def open_tuned(model: str, trained: Path) -> TunedWeights:
     return TunedWeights(read_json_object(folder / "config.json"), files, shapes, update)
 
 
-INDEX = "model.safetensors.index.json"
+INDEX, AS_ADAPTER = "model.safetensors.index.json", "export with --format adapter"
 
 
 @dataclass(frozen=True)
@@ -98,8 +94,7 @@ class Merge:
 def merge(model: str, adapter: Path, out: Path) -> Merge:
     """Write the base model's weights with the adapter in them, its `config.json` and its index.
 
-    An adapter that was trained on a base in four bits is added to what those four bits say: that is the model that was evaluated.
-
+    An adapter that was trained on a base in four bits is added to what those four bits say: that is what was evaluated.
     The sum is computed in fp32 and stored in the base's dtypes.
 
     Args:
@@ -109,22 +104,27 @@ def merge(model: str, adapter: Path, out: Path) -> Merge:
     Raises:
         UserError: another base, a base that can't take an update, a damaged file, a full disk.
     """
+    import torch
+
     base = resolve(model)
     files = weight_files(base)
     headers = [_header(file) for file in files]
     change = _Change(update_of(base, adapter, {name for _, entries in headers for name in entries}))
     total, count = sum(len(entries) for _, entries in headers), 0
     for file, (head, entries) in zip(files, headers, strict=True):
-        with replacing(out / file.name) as target:
+        with replacing(out / file.name) as target, _readable(file) as source:
             target.write(head)
-            for tensor in _tensors(file, entries, change):
-                target.write(tensor)
+            for name in entries:
+                tensor = source.get_tensor(name)
+                if name in change.update.names:
+                    tensor = _changed(name, tensor, change, file)
+                target.write(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
                 count += 1
                 progress("merging", count, total)
     if (base / INDEX).is_file():
         write_json(out / INDEX, read_json_object(base / INDEX))
     write_json(out / "config.json", read_json_object(base / "config.json"))
-    return Merge(change.tensors, math.sqrt(change.lost / change.moved) if change.moved else 0.0)
+    return Merge(change.tensors, math.sqrt(change.rounding / change.moved) if change.moved else 0.0)
 
 
 def update_of(base: Path, adapter: Path, tensors: Collection[str]) -> WeightUpdate:
@@ -137,22 +137,16 @@ def update_of(base: Path, adapter: Path, tensors: Collection[str]) -> WeightUpda
         UserError: another base, or one that can't take an update.
     """
     if read_json_object(base / "config.json").get("quantization_config"):
-        raise UserError(
-            "The base model's own weights are quantised, so an adapter can't be added to them", where=str(base),
-            next_step="export with --format adapter",
-        )  # fmt: skip
+        what = "The base model's own weights are quantised, so an adapter can't be added to them"
+        raise UserError(what, where=str(base), next_step=AS_ADAPTER)
     method = method_of_folder(adapter)
     if method is None or method.merge is None:
-        raise UserError(
-            "An adapter of this kind can't be merged", where=str(adapter), next_step="export with --format adapter"
-        )
+        raise UserError("An adapter of this kind can't be merged", where=str(adapter), next_step=AS_ADAPTER)
     update = method.merge(base, adapter)
     missing = update.names.difference(tensors)
     if missing:
-        raise UserError(
-            f"The base model's files name their weights in another way: they have no {sorted(missing)[0]}",
-            where=str(base), next_step="export with --format adapter and merge it with PEFT",
-        )  # fmt: skip
+        what = f"The base model's files name their weights in another way: they have no {sorted(missing)[0]}"
+        raise UserError(what, where=str(base), next_step=f"{AS_ADAPTER} and merge it with PEFT")
     return update
 
 
@@ -163,7 +157,7 @@ class _Change:
     update: WeightUpdate  # which tensors change, and how
     tensors: int = 0
     moved: float = 0.0  # squared length of the update
-    lost: float = 0.0  # and of what rounding took
+    rounding: float = 0.0  # and of what rounding took
 
 
 def _header(file: Path) -> tuple[bytes, list[str]]:
@@ -179,28 +173,15 @@ def _header(file: Path) -> tuple[bytes, list[str]]:
     return size + text, sorted(entries, key=lambda name: entries[name]["data_offsets"])
 
 
-def _tensors(file: Path, names: list[str], change: _Change) -> Iterator[bytes]:
-    """The bytes of a file's tensors, one after another, changed where the adapter changes them."""
-    import torch
-
-    with _readable(file) as source:
-        for name in names:
-            tensor = source.get_tensor(name)
-            if name in change.update.names:
-                tensor = _changed(name, tensor, change, file)
-            yield tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
-
-
 def _changed(name: str, tensor: Tensor, change: _Change, file: Path) -> Tensor:
     before, after = change.update.apply(name, tensor)
     stored = after.to(tensor.dtype)
     if not stored.isfinite().all():
-        raise UserError(
-            f"The merged weights hold NaN or infinity in {name}", where=str(file),
-            next_step="the base is damaged, or its dtype can't hold the sum: export with --format adapter",
-        )  # fmt: skip
+        what = f"The merged weights hold NaN or infinity in {name}"
+        step = f"the base is damaged, or its dtype can't hold the sum: {AS_ADAPTER}"
+        raise UserError(what, where=str(file), next_step=step)
     if after is not before:
         change.tensors += 1
         change.moved += float((after - before).norm()) ** 2
-        change.lost += float((stored.float() - after).norm()) ** 2
+        change.rounding += float((stored.float() - after).norm()) ** 2
     return stored

@@ -7,7 +7,7 @@ from pathlib import Path
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl
 from tuneloop.data.task import TaskSpec
-from tuneloop.inference.canary import Canary
+from tuneloop.inference.canary import CanaryRow
 from tuneloop.inference.request import Request
 from tuneloop.pipeline.context import RunContext, dataset_of, load_run_recipe
 from tuneloop.records.artifact import ARTIFACT
@@ -22,7 +22,7 @@ TOKENS = 16  # of an answer: an adapter that is not applied shows in the first w
 
 def canaries_of(
     source: str, adapter: str, task: TaskSpec | None, rows: int = ROWS, tokens: int = TOKENS
-) -> list[Canary]:  # fmt: skip
+) -> list[CanaryRow]:  # fmt: skip
     """Rows of the evaluation of a run, an artifact or a registered version, those with the shortest prompts.
 
     A quantised artifact is held to its own evaluation, and to none where it was not measured. There are none where no
@@ -48,7 +48,7 @@ def canaries_of(
     for row, sample in pairs[:rows]:
         request = Request(row.prompt, row.tools or (), max_new_tokens=tokens, adapter=adapter, choices=labels)
         ids = tuple((sample.get("completion") or {}).get("token_ids") or ())
-        canaries.append(Canary(request, str(sample["prediction"]), ids))
+        canaries.append(CanaryRow(request, str(sample["prediction"]), ids))
     return canaries
 
 

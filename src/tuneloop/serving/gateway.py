@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.core.text import storable
-from tuneloop.inference.answer import ServingEngine, can_give_way
+from tuneloop.inference.protocol import ServingEngine, can_give_way
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import Completion
@@ -34,7 +34,7 @@ from tuneloop.serving.store.store import Answered, who_meets
 from tuneloop.serving.store.writer import StoreWriter
 
 if TYPE_CHECKING:
-    from tuneloop.inference.local.engine import Update
+    from tuneloop.inference.request import Update
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,14 @@ from tuneloop.core.units import counted
 from tuneloop.core.urls import masked, split_login
 from tuneloop.data.formats import Rejection
 from tuneloop.data.task import TaskSpec, prompt_reader
-from tuneloop.inference.answer import EngineKind, EngineSettings, Served, ServingEngine, complete, with_template
 from tuneloop.inference.canary import gap_at_parting, is_expected, prove
-from tuneloop.inference.client import key_from
-from tuneloop.inference.local.scoring import label_ids
-from tuneloop.inference.openai import EndpointEngine, EndpointSettings
+from tuneloop.inference.local.labels import label_ids
+from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings
+from tuneloop.inference.openai.target import key_from
+from tuneloop.inference.protocol import EngineKind, EngineSettings, Served, ServingEngine, complete, with_template
 from tuneloop.inference.targets import ENGINES, engine_for, kind_of_name
 from tuneloop.inference.timeouts import MODELS_WITHIN
-from tuneloop.inference.wire import Broken, Refused, Wire, fetched, need_aiohttp
+from tuneloop.inference.wire import Broken, HttpRefused, Wire, fetched, need_aiohttp
 from tuneloop.models.adapters import BASE
 from tuneloop.models.names import resolve
 from tuneloop.models.peft_layout import SETTINGS, WEIGHTS, hash_of_adapter
@@ -284,8 +284,10 @@ def _only_model(urls: Sequence[str], key: str) -> str:
             place, login = split_login(url.rstrip("/").removesuffix("/v1"))
             answer = fetched(Wire(place, key, proxies=True, login=login), "/v1/models", MODELS_WITHIN)
             names = [str(each["id"]) for each in json.loads(answer)["data"]]
-        except (Refused, Broken, ValueError, KeyError, TypeError) as error:
-            fault = error.in_words if isinstance(error, Refused) else masked(f"{type(error).__name__}: {error}")[:200]
+        except (HttpRefused, Broken, ValueError, KeyError, TypeError) as error:
+            fault = (
+                error.in_words if isinstance(error, HttpRefused) else masked(f"{type(error).__name__}: {error}")[:200]
+            )
             continue
         if len(names) == 1:
             return names[0]

@@ -18,9 +18,8 @@ from typing import Any, TypeVar, cast
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ui import bound_say
-from tuneloop.inference.answer import AdapterFacts, ServingEngine, can_give_way
-from tuneloop.inference.local.engine import Update
-from tuneloop.inference.request import Request
+from tuneloop.inference.protocol import AdapterFacts, ServingEngine, can_give_way
+from tuneloop.inference.request import Request, Update
 from tuneloop.inference.timeouts import START_WITHIN
 from tuneloop.inference.wire import Broken
 from tuneloop.models.adapters import BASE

@@ -21,7 +21,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.core.ui import bound_say
-from tuneloop.inference.answer import ServingEngine
+from tuneloop.inference.protocol import ServingEngine
 from tuneloop.records.decision import Decision
 from tuneloop.records.record import read_record
 from tuneloop.records.server import ServerState

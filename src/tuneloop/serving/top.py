@@ -11,7 +11,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.urls import masked
 from tuneloop.inference.timeouts import METRICS_WITHIN
-from tuneloop.inference.wire import Broken, Refused, Wire, fetched, need_aiohttp
+from tuneloop.inference.wire import Broken, HttpRefused, Wire, fetched, need_aiohttp
 from tuneloop.records.record import read_record
 from tuneloop.records.server import ServerState
 from tuneloop.serving.batch.record import read_state
@@ -46,8 +46,8 @@ def read_metrics(url: str, now: float, key: str = "") -> Reading:
     try:
         text = fetched(Wire(url, key), "/metrics", METRICS_WITHIN).decode()
         families = list(text_string_to_metric_families(text))
-    except (Broken, Refused, ValueError) as error:
-        if isinstance(error, Refused) and error.status == 401:
+    except (Broken, HttpRefused, ValueError) as error:
+        if isinstance(error, HttpRefused) and error.status == 401:
             step = "export TUNELOOP_KEY=..., or name its variable: --api-key-env NAME"
             raise UserError("The server needs a key", where=masked(url), next_step=step) from None
         what = f"The server does not answer: {masked(str(error))}"[:200]

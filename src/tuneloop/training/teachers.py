@@ -9,8 +9,8 @@ from pathlib import Path
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
 from tuneloop.core.units import counted
-from tuneloop.inference.answer import with_template
 from tuneloop.inference.local.target import LocalTarget, open_local
+from tuneloop.inference.protocol import with_template
 from tuneloop.models.load import load_tokenizer
 from tuneloop.models.template import Rendered, Template, load_template
 from tuneloop.records.rows import Row

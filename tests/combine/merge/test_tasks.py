@@ -18,7 +18,8 @@ from tuneloop.cli.main import main
 from tuneloop.core.files import read_json, sha256_file, write_json, write_jsonl
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.prepare import TokenCount, prepare
-from tuneloop.inference.local.scoring import choose_for, trie_of_labels
+from tuneloop.inference.local.labels import label_ids, label_trie
+from tuneloop.inference.local.scoring import choose_for
 from tuneloop.inference.request import Request
 from tuneloop.models.load import load_model
 from tuneloop.models.trained import load_trained
@@ -53,7 +54,7 @@ def write_tasks(make_tuned: Callable[..., Path], tiny_llama: Path) -> None:
         g = torch.Generator().manual_seed(number)
         save_file({n: torch.randn(t.shape, generator=g) * 0.25 for n, t in load_file(file).items()}, file)
         load_trained(base, folder)
-        trie = trie_of_labels(base.template, labels, [{"role": "user", "content": "x"}])
+        trie = label_trie(labels, label_ids(base.template, labels))
         turns = [[{"role": "system", "content": f"What {task}?"}, {"role": "user", "content": t}] for t in texts]
         asked = [Request(ids=base.template.prompt_ids(turn)) for turn in turns]
         said = [answer.text for answer in choose_for(base, asked, trie)]

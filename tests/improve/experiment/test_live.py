@@ -42,7 +42,7 @@ class NamingEngine(StubEngine):
     broken: Sequence[str] = ()
 
     async def stream(self, request: Request) -> Any:
-        from tuneloop.inference.local.engine import Update
+        from tuneloop.inference.request import Update
 
         self.asked.append(request)
         if request.adapter in self.broken:

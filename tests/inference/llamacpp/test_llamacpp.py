@@ -15,7 +15,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.inference import llamacpp as engine
 from tuneloop.inference.llamacpp import LlamaCpp, installed
 from tuneloop.inference.local.generate import answer_requests
-from tuneloop.inference.local.scoring import choose, label_trie
+from tuneloop.inference.local.labels import label_trie
+from tuneloop.inference.local.scoring import choose
 from tuneloop.inference.request import Request
 from tuneloop.models.load import load_model
 from tuneloop.models.template import load_template
@@ -66,7 +67,7 @@ def test_an_answer_ends_at_the_token_that_ends_it(llama: LlamaCpp) -> None:
 def test_a_child_that_is_killed_or_hangs_is_told(file: Path) -> None:
     with LlamaCpp(file) as child:
         os.kill(child._process.pid, signal.SIGKILL)
-        with pytest.raises(UserError, match=r"ended by itself.*-9"):
+        with pytest.raises(UserError, match=r"ended unexpectedly.*-9"):
             child.generate(PROMPT, 4, [])
     with LlamaCpp(file) as child:
         os.kill(child._process.pid, signal.SIGSTOP)

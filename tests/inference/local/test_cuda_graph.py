@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from adapters import write_adapter
+from engine_answers import answers_of
 
 import pretend_gpu as pretended
 from pretend_gpu import Gpu, pretend_gpu
@@ -62,7 +63,7 @@ def both(model: Model, requests: list[Request], monkeypatch: pytest.MonkeyPatch,
     for use in ("1", "0"):
         monkeypatch.setenv(GRAPHS, use)
         gpu.clear()
-        found.append([answer.token_ids for answer in Engine(model).complete(requests)])
+        found.append([answer.token_ids for answer in answers_of(Engine(model), requests)])
         if use == "1":
             replayed = gpu.launches["graph"]
     assert not gpu.launches["graph"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from engine_answers import answers_of
 from tiny import BEGIN_OF_TEXT
 
 from tuneloop.core.errors import UserError
@@ -41,7 +42,7 @@ def requests_of(model: Model, **settings: Any) -> list[Request]:
 
 
 def alone(model: Model, request: Request) -> Completion:
-    return next(Engine(model).complete([request]))
+    return next(answers_of(Engine(model), [request]))
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), DRAWN], ids=["greedy", "drawn"])
@@ -110,7 +111,7 @@ def test_threads_share_an_engine(model: Model) -> None:
 def test_requests_that_cannot_be_answered_say_why(model: Model) -> None:
     ids = requests_of(model)[0].ids
     bad = [Request(), Request(ids=[5] * model.context), Request(ids=ids, adapter="0" * 64)]
-    found = list(Engine(model).complete([*bad, Request(ids=ids, max_new_tokens=2)]))
+    found = list(answers_of(Engine(model), [*bad, Request(ids=ids, max_new_tokens=2)]))
     assert [each.finish for each in found] == ["error"] * 3 + ["length"]
     assert [each.error.split(":")[0] for each in found] == ["no_prompt", "too_long", "no_adapter", ""]
 
@@ -153,7 +154,7 @@ def test_log_probabilities_are_those_of_a_full_pass(model: Model) -> None:
 
 def generate_with_others(model: Model, request: Request) -> Completion:
     others = requests_of(model)
-    return list(Engine(model).complete([*others, request]))[-1]
+    return list(answers_of(Engine(model), [*others, request]))[-1]
 
 
 def test_times_to_the_first_and_to_the_last_token_are_known(model: Model) -> None:

@@ -12,6 +12,7 @@ import torch
 from tiny import BEGIN_OF_TEXT
 
 from tuneloop.core.ui import reporting
+from tuneloop.inference.local import generate as module
 from tuneloop.inference.local.generate import generate
 from tuneloop.models.load import Model, load_model
 from weather import prompts_of
@@ -63,8 +64,12 @@ def test_rows_that_end_early_leave_the_others_as_they_are(tiny_model: Model) -> 
 def test_answers_do_not_depend_on_the_batch(tiny_model: Model, rows: int) -> None:
     prompts = prompts_of(tiny_model)
     whole = generate(tiny_model, prompts, max_new_tokens=8)
-    assert generate(tiny_model, prompts, max_new_tokens=8, batch_rows=rows) == whole
-    assert generate(tiny_model, prompts, max_new_tokens=8, batch_tokens=80) == whole
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "BATCH_ROWS", rows)
+        assert generate(tiny_model, prompts, max_new_tokens=8) == whole
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "BATCH_TOKENS", 80)
+        assert generate(tiny_model, prompts, max_new_tokens=8) == whole
     assert [generate(tiny_model, [p], max_new_tokens=8)[0] for p in prompts] == whole
 
 
@@ -86,7 +91,9 @@ def test_no_prompts_and_equal_prompts(tiny_model: Model) -> None:
     assert answers[0] == generate(tiny_model, [prompt], max_new_tokens=4)[0]
 
 
-def test_progress_names_the_reading_of_what_prompts_share_and_reaches_its_end(tiny_model: Model) -> None:
+def test_progress_names_the_reading_of_what_prompts_share_and_reaches_its_end(
+    tiny_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[tuple[str, float, float]] = []
 
     def listen(task: str, done: float, total: float, /, **info: float | str) -> None:
@@ -94,7 +101,8 @@ def test_progress_names_the_reading_of_what_prompts_share_and_reaches_its_end(ti
 
     prompts = prompts_of(tiny_model)
     with reporting(progress=listen):
-        generate(tiny_model, prompts, max_new_tokens=2, batch_rows=2, task="ask")
+        monkeypatch.setattr(module, "BATCH_ROWS", 2)
+        generate(tiny_model, prompts, max_new_tokens=2, task="ask")
     assert seen[:3] == [
         ("ask", 0, 5),
         ("ask: reading what the prompts share", 0, 1),

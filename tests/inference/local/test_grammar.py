@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 import served
 import torch
+from engine_answers import answers_of
 
 from patience import HANG, slowness
-from tuneloop.inference.answer import ServingEngine, complete
 from tuneloop.inference.llamacpp import installed
 from tuneloop.inference.local.engine import Engine
 from tuneloop.inference.local.grammar import SPACES, Grammars, compile_problem
 from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.local.target import LocalTarget
-from tuneloop.inference.prompt import schema_breach
-from tuneloop.inference.request import Request
+from tuneloop.inference.protocol import ServingEngine, complete
+from tuneloop.inference.request import Request, schema_breach
 from tuneloop.models.load import Model, load_model
 
 llguidance = pytest.importorskip("llguidance", reason="needs llguidance")
@@ -57,7 +57,7 @@ def test_an_answer_is_the_likeliest_token_after_token_that_fits(model: Model) ->
     grammar = llguidance.LLMatcher.grammar_from_json_schema(TICKET, defaults={"whitespace_pattern": SPACES})
     for question in QUESTIONS:
         request = asked(model, question, schema=TICKET)
-        found = next(Engine(model).complete([request]))
+        found = next(answers_of(Engine(model), [request]))
         assert found.finish == "stop" and not schema_breach(TICKET, found.text), repr(found.text)
         matcher, written = llguidance.LLMatcher(tokens, grammar), []
         while not written or written[-1] not in model.template.end_ids:
@@ -79,7 +79,7 @@ def test_rows_with_and_without_a_schema_share_a_batch_and_do_not_notice(model: M
         asked(model, QUESTIONS[2], schema=TICKET, sampling=drawn), asked(model, QUESTIONS[0], sampling=drawn, max_new_tokens=7),
         asked(model, QUESTIONS[1], schema={"type": "boolean"}, logprobs=2),
     ]  # fmt: skip
-    alone = [next(Engine(model).complete([request])) for request in requests]
+    alone = [next(answers_of(Engine(model), [request])) for request in requests]
     engine, tickets = Engine(model, rows=4), []
     for request in requests:  # each joins while the others are at work; one waits for room
         tickets.append(engine.submit(request, stream=True))
@@ -99,7 +99,7 @@ def test_rows_with_and_without_a_schema_share_a_batch_and_do_not_notice(model: M
 
 def test_drawn_answers_all_fit(model: Model) -> None:
     wild = [asked(model, "x", schema=TICKET, sampling=Sampling(temperature=3.0, seed=seed)) for seed in range(12)]
-    found = list(Engine(model).complete(wild))
+    found = list(answers_of(Engine(model), wild))
     assert all(not schema_breach(TICKET, each.text) for each in found if each.finish == "stop")
     assert len({each.text for each in found}) > 6 and sum(each.finish == "stop" for each in found) > 6
 
@@ -111,7 +111,7 @@ def test_what_cannot_be_held_is_refused_by_name(model: Model, monkeypatch: pytes
         ({"type": "nonsense"}, "nonsense"),
     ):
         request = asked(model, "x", schema=schema)
-        for found in (next(Engine(model).complete([request])), *LocalTarget.of(model).complete([request])):
+        for found in (next(answers_of(Engine(model), [request])), *LocalTarget.of(model).complete([request])):
             assert found.finish == "error" and found.error.startswith("no_schema: ") and said in found.error
     monkeypatch.setitem(sys.modules, "llguidance", None)
     missing = Grammars(model.template, model.head.shape[0]).constraint(TICKET)

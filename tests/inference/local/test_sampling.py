@@ -89,7 +89,7 @@ def test_the_first_tokens_of_many_answers_follow_the_model(model: Model) -> None
     assert chisquare(counts, expected).pvalue > 0.001
 
 
-def test_an_answer_depends_on_its_prompt_and_seed_alone(model: Model) -> None:
+def test_an_answer_depends_on_its_prompt_and_seed_alone(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = prompts_of(model)
     sampling = [Sampling(0.8, 0.9, seed=i) for i in range(4)]
     whole = generate(model, prompts, max_new_tokens=10, sampling=sampling)
@@ -98,7 +98,8 @@ def test_an_answer_depends_on_its_prompt_and_seed_alone(model: Model) -> None:
         generate(model, [p], max_new_tokens=10, sampling=[s])[0] for p, s in zip(prompts, sampling, strict=True)
     ] == whole
     assert generate(model, prompts[::-1], max_new_tokens=10, sampling=sampling[::-1]) == whole[::-1]
-    assert generate(model, prompts, max_new_tokens=10, sampling=sampling, batch_rows=2) == whole
+    monkeypatch.setattr("tuneloop.inference.local.generate.BATCH_ROWS", 2)
+    assert generate(model, prompts, max_new_tokens=10, sampling=sampling) == whole
 
 
 def test_other_seeds_draw_other_answers_and_low_temperatures_the_greedy_one(model: Model) -> None:

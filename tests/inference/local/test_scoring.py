@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuneloop.core.ui import reporting
-from tuneloop.inference.local.scoring import answer_fits, choose, label_probability, label_trie
+from tuneloop.inference.local.labels import calibrated, label_probability, label_trie
+from tuneloop.inference.local.scoring import answer_fits, choose
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.template import Rendered
 from weather import QUESTIONS, SYSTEM, prompts_of
@@ -45,10 +46,13 @@ def naive_scores(model: Model, prompt: list[int], tokens: list[list[int]]) -> li
 
 @pytest.mark.parametrize("system", [True, False], ids=["shared beginning", "nothing shared"])
 @pytest.mark.parametrize("labels", LABEL_SETS.values(), ids=LABEL_SETS.keys())
-def test_choice_scores_equal_one_full_pass_a_label(tiny_model: Model, labels: list[str], system: bool) -> None:
+def test_choice_scores_equal_one_full_pass_a_label(
+    tiny_model: Model, labels: list[str], system: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokens = label_tokens(tiny_model, labels)
     prompts = prompts_of(tiny_model, system)
-    answers = choose(tiny_model, prompts, label_trie(labels, tokens), batch_tokens=200)
+    monkeypatch.setattr("tuneloop.inference.local.scoring.BATCH_TOKENS", 200)
+    answers = choose(tiny_model, prompts, label_trie(labels, tokens))
     for prompt, answer in zip(prompts, answers, strict=True):
         expected = naive_scores(tiny_model, prompt, tokens)
         assert answer.label_scores is not None and list(answer.label_scores) == labels
@@ -56,17 +60,16 @@ def test_choice_scores_equal_one_full_pass_a_label(tiny_model: Model, labels: li
         assert answer.text == labels[expected.index(max(expected))]
 
 
-@pytest.mark.parametrize("calibrated", [False, True], ids=["raw", "calibrated"])
 @pytest.mark.parametrize("system", [True, False], ids=["shared beginning", "nothing shared"])
 @pytest.mark.parametrize("labels", LABEL_SETS.values(), ids=LABEL_SETS.keys())
 def test_pruned_choice_finds_the_same_label_with_the_same_score(
-    tiny_model: Model, labels: list[str], system: bool, calibrated: bool
+    tiny_model: Model, labels: list[str], system: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trie = label_trie(labels, label_tokens(tiny_model, labels))
     prompts = prompts_of(tiny_model, system)
-    blank = tiny_model.template.prompt_ids([SYSTEM, {"role": "user", "content": "N/A"}]) if calibrated else None  # type: ignore[list-item]
-    full = choose(tiny_model, prompts, trie, content_free=blank)
-    pruned = choose(tiny_model, prompts, trie, content_free=blank, prune=True, batch_tokens=200)
+    full = choose(tiny_model, prompts, trie)
+    monkeypatch.setattr("tuneloop.inference.local.scoring.BATCH_TOKENS", 200)
+    pruned = choose(tiny_model, prompts, trie, prune=True)
     for all_of_them, best in zip(full, pruned, strict=True):
         assert all_of_them.label_scores is not None and best.label_scores is not None
         assert best.text == all_of_them.text
@@ -125,7 +128,9 @@ def test_calibration_subtracts_the_scores_of_the_prompt_without_text(tiny_model:
     prompts = prompts_of(tiny_model)
     blank = tiny_model.template.prompt_ids([SYSTEM, {"role": "user", "content": "N/A"}])  # type: ignore[list-item]
     offset = naive_scores(tiny_model, blank, tokens)
-    answers = choose(tiny_model, prompts, label_trie(labels, tokens), content_free=blank)
+    trie = label_trie(labels, tokens)
+    (scored,) = choose(tiny_model, [blank], trie)
+    answers = [calibrated(a, scored.label_scores or {}, trie.tokens) for a in choose(tiny_model, prompts, trie)]
     for prompt, answer in zip(prompts, answers, strict=True):
         expected = [s - o for s, o in zip(naive_scores(tiny_model, prompt, tokens), offset, strict=True)]
         assert list((answer.label_scores or {}).values()) == pytest.approx(expected, abs=2e-4)
@@ -155,7 +160,9 @@ def rendered(model: Model) -> list[Rendered]:
 
 
 @pytest.mark.parametrize("batch_tokens", [60, 4096])
-def test_the_fit_of_answers_equals_cross_entropy(tiny_model: Model, batch_tokens: int) -> None:
+def test_the_fit_of_answers_equals_cross_entropy(
+    tiny_model: Model, batch_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = rendered(tiny_model)
     total, count = 0.0, 0
     with torch.no_grad():
@@ -164,7 +171,8 @@ def test_the_fit_of_answers_equals_cross_entropy(tiny_model: Model, batch_tokens
             targets = torch.tensor([t if m else -100 for t, m in zip(row.ids, row.mask, strict=True)][1:])
             total += float(torch.nn.functional.cross_entropy(logits[:-1], targets, reduction="sum"))
             count += int((targets >= 0).sum())
-    fits = answer_fits(tiny_model, rows, batch_tokens=batch_tokens)
+    monkeypatch.setattr("tuneloop.inference.local.scoring.BATCH_TOKENS", batch_tokens)
+    fits = answer_fits(tiny_model, rows)
     assert sum(fit.tokens for fit in fits) == count
     assert sum(fit.loss for fit in fits) == pytest.approx(total, abs=1e-4 * count)
 

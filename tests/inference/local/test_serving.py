@@ -14,9 +14,9 @@ from adapters import write_adapter
 
 from patience import HANG
 from tuneloop.core.errors import UserError
-from tuneloop.inference.answer import BASE, Served, complete
-from tuneloop.inference.local.serving import LocalEngine
+from tuneloop.inference.local.serving import TOKENS, LocalEngine
 from tuneloop.inference.local.target import LocalTarget
+from tuneloop.inference.protocol import BASE, EngineSettings, Served, complete
 from tuneloop.inference.request import Request
 from tuneloop.records.completion import Completion
 
@@ -34,12 +34,14 @@ def cold(base: Path, adapter: Path | None) -> LocalTarget:
 
 
 @pytest.fixture
-def served(tiny_llama: Path, adapters: list[Path]) -> Callable[..., None]:
+def served(tiny_llama: Path, adapters: list[Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Run a coroutine function with a started engine, and stop it."""
 
-    def run(work: Callable[[LocalEngine], Coroutine[Any, Any, None]], **settings: Any) -> None:
+    def run(work: Callable[[LocalEngine], Coroutine[Any, Any, None]], slots: int = 64, tokens: int = TOKENS) -> None:
         async def main() -> None:
-            engine = LocalEngine(Served(str(tiny_llama)), [Served(str(folder)) for folder in adapters], **settings)
+            loaded = [Served(str(folder)) for folder in adapters]
+            engine = LocalEngine(Served(str(tiny_llama)), loaded, EngineSettings(slots=slots))
+            monkeypatch.setattr("tuneloop.inference.local.serving.TOKENS", tokens)
             await engine.start()
             try:
                 await work(engine)
@@ -59,7 +61,7 @@ def test_a_merged_adapter_writes_the_same_answer_and_the_base_is_not_served(
     expected = next(iter(cold(tiny_llama, adapters[0]).complete([asked("")]))).token_ids
 
     async def work() -> None:
-        engine = LocalEngine(Served(str(tiny_llama)), [Served(str(adapters[0]))], merge=True)
+        engine = LocalEngine(Served(str(tiny_llama)), [Served(str(adapters[0]))], EngineSettings(merge=True))
         await engine.start()
         (name,) = engine.adapters
         found, base = await asyncio.gather(complete(engine, asked(name)), complete(engine, asked(BASE)))
@@ -215,5 +217,5 @@ def test_a_model_that_is_missing_or_slow_is_refused(
     monkeypatch.setattr("tuneloop.models.shared.load_model", lambda name: ready.wait(5))
     own = shutil.copytree(tiny_llama, tmp_path / "own")  # nobody else has it loaded
     with pytest.raises(UserError, match=r"not loaded within 0\.001 s"):
-        asyncio.run(LocalEngine(Served(str(own)), start_within=0.001).start())
+        asyncio.run(LocalEngine(Served(str(own)), settings=EngineSettings(start_within=0.001)).start())
     ready.set()

@@ -14,7 +14,7 @@ from tuneloop.inference.llamacpp import installed
 from tuneloop.models.methods import method_named
 from tuneloop.models.trained import trained_folder
 from tuneloop.release.artifact import form_for
-from tuneloop.release.export import WeightsWanted, export_run
+from tuneloop.release.export import WeightOptions, export_run
 from tuneloop.release.gguf.artifact import GgufSettings
 
 MakeRun = Callable[..., Path]
@@ -34,7 +34,7 @@ def test_a_quantised_artifact_is_whole_and_counts_its_tensors(make_run: MakeRun)
     run = make_run()
     trained = trained_folder(run)
     write_json(trained / "tuneloop.json", {**read_json(trained / "tuneloop.json"), "task": TASK})
-    artifact = export_run(run, "gguf", weights=WeightsWanted(quant="Q8_0"))
+    artifact = export_run(run, "gguf", weights=WeightOptions(quant="Q8_0"))
     manifest = artifact.manifest
     assert manifest["id"].startswith("tickets-gguf-q8_0-") and manifest["format"] == "gguf"
     assert manifest["quantisation"]["name"] == "q8_0"
@@ -53,7 +53,7 @@ def test_a_quantised_artifact_is_whole_and_counts_its_tensors(make_run: MakeRun)
     assert "quantitativeAnalysis" not in (artifact.folder / "artifact.cdx.json").read_text()
     assert 'SYSTEM """Sort the ticket."""' in (artifact.folder / "Modelfile").read_text()
     assert read_json(artifact.folder / "tuneloop.json")["task"].items() >= TASK.items()
-    again = export_run(run, "gguf", weights=WeightsWanted(quant="q8_0"))
+    again = export_run(run, "gguf", weights=WeightOptions(quant="q8_0"))
     assert again.found and again.manifest["quantisation"] == manifest["quantisation"]
 
 
@@ -73,7 +73,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(make_run: Mak
         ("ggfu", "", "did you mean gguf"),
     ):
         with pytest.raises(UserError) as refused:
-            export_run(run, form, weights=WeightsWanted(quant=quant))
+            export_run(run, form, weights=WeightOptions(quant=quant))
         assert why in f"{refused.value}" and not Path("artifacts").exists()
     with pytest.raises(UserError, match="is not quantised"):
         GgufSettings("gguf", "f16", dict)

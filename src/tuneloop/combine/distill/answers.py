@@ -32,8 +32,8 @@ from tuneloop.core.ui import progress, say
 from tuneloop.core.units import counted, verb
 from tuneloop.data.dataset import label_counts, load_dataset
 from tuneloop.evaluation.metrics.text import token_f1
-from tuneloop.inference.client import EndpointTarget
 from tuneloop.inference.local.sampling import Sampling
+from tuneloop.inference.openai.target import EndpointTarget
 from tuneloop.inference.request import Request
 from tuneloop.pipeline.judge import Judge, conversation_of
 from tuneloop.pipeline.targets import TaskTarget

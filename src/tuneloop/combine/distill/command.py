@@ -37,7 +37,7 @@ from tuneloop.release.tuned_weights import open_tuned
 
 if TYPE_CHECKING:
     from tuneloop.evaluation.retained_gain import Score
-    from tuneloop.inference.client import Endpoint
+    from tuneloop.inference.openai.target import Endpoint
     from tuneloop.records.merge import Share
 
 LOOKED_AT = 24  # conversations that show which layers matter

@@ -22,7 +22,7 @@ from tuneloop.core.ids import utc, utc_now, uuid7
 from tuneloop.core.units import counted
 from tuneloop.improve.experiment.statistics import time_of
 from tuneloop.improve.monitor.record import CanaryRound, ChangedAnswer
-from tuneloop.inference.answer import can_give_way, complete
+from tuneloop.inference.protocol import can_give_way, complete
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import Completion

@@ -1,4 +1,4 @@
-"""llama.cpp as a child process: it computes with GGUF files as everybody else who serves them does."""
+"""llama.cpp in a child process: it computes with GGUF files as all do that serve them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.parent import environment_of_child
@@ -28,23 +27,23 @@ ENGINE = "llama.cpp"
 
 def installed(wheel: str = WHEEL, version: str = VERSION) -> bool:
     """Whether a wheel is here, in the version that is known."""
+    return _version_of(wheel) == version
+
+
+def _version_of(wheel: str) -> str:
     try:
-        return importlib.metadata.version(wheel) == version
+        return importlib.metadata.version(wheel)
     except importlib.metadata.PackageNotFoundError:
-        return False
+        return ""
 
 
 def need_llamacpp() -> None:
-    """Refuse to go on without the wheel that computes with GGUF files and quantises them.
-
-    Raises:
-        UserError: it is missing or another version, with the command that installs it.
-    """
+    """Check for the wheel that computes with GGUF files and quantises them; see `need_wheel`."""
     need_wheel(WHEEL, VERSION, "5.5 MB; Linux and Windows on x86-64")
 
 
 def need_wheel(wheel: str, version: str, about: str) -> None:
-    """Refuse to go on without a wheel of llama.cpp.
+    """Check for a wheel of llama.cpp.
 
     Args:
         version: the one that is known here.
@@ -53,28 +52,53 @@ def need_wheel(wheel: str, version: str, about: str) -> None:
     Raises:
         UserError: it is missing or another version, with the command that installs it.
     """
-    if installed(wheel, version):
-        return
-    try:
-        other = importlib.metadata.version(wheel)
-    except importlib.metadata.PackageNotFoundError:
-        other = ""
-    raise UserError(
-        f"{wheel} is version {other} here, and this tuneloop knows {version}"
-        if other
-        else "llama.cpp is not installed",
-        where=wheel,
-        next_step=f"pip install '{wheel}=={version}'   ({about})",
+    other = _version_of(wheel)
+    if other != version:
+        what = f"{wheel} is version {other} here, and this tuneloop knows {version}"
+        step = f"pip install '{wheel}=={version}'   ({about})"
+        raise UserError(what if other else "llama.cpp is not installed", where=wheel, next_step=step)
+
+
+def cores() -> int:
+    """Threads that llama.cpp gets where none are named."""
+    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+
+
+def spawn(module: str, pipe: int, stdin: int, log: IO[bytes], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """A module of this package in a child process and a new session, with a pipe's descriptor as its argument."""
+    return subprocess.Popen(
+        [sys.executable, "-m", f"tuneloop.inference.llamacpp.{module}", str(pipe)],
+        pass_fds=[pipe],
+        stdin=stdin,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+        env={**env, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
 
 
+def error_from(what: str, log: IO[bytes] | None, where: str, step: str, *, any_line: bool = False) -> UserError:
+    """An error with the first line of llama.cpp's log that names a reason.
+
+    Args:
+        any_line: else with the log's first line.
+    """
+    lines = []
+    if log is not None:
+        log.seek(0)
+        lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+    reasons = [line for line in lines if "error" in line.lower() or "failed" in line.lower()]
+    why = next(iter(reasons or (lines if any_line else [])), "")[:200]
+    return UserError(f"{what}{f': {why}' if why else ''}", where=where, next_step=step)
+
+
 class LlamaCpp:
-    """A child process with llama.cpp in it, and one GGUF file where one is named.
+    """A child process with llama.cpp in it, and one GGUF file where one is named. Its methods are those of the child.
 
     Args:
         file: the model; None: none, to quantise only.
-        adapters: LoRA files that apply to all that is asked.
-        exact: see `child.Server.load`.
+        adapters: LoRA files that apply to all prompts.
+        exact: see `child.LlamaCppChild.load`.
         patience: seconds that one answer may take.
 
     Raises:
@@ -90,21 +114,16 @@ class LlamaCpp:
         patience: float = CHILD_ANSWERS_WITHIN,
     ) -> None:
         need_llamacpp()
-        self.file, self.patience = file, patience
-        self.threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+        self.file, self.patience, self.threads = file, patience, cores()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._connection, other = multiprocessing.Pipe()
         with other:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tuneloop.inference.llamacpp.child", str(other.fileno())],
-                pass_fds=[other.fileno()], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
-                start_new_session=True, env={**environment_of_child(), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            )  # fmt: skip
+            self._process = spawn("child", other.fileno(), subprocess.DEVNULL, self._log, environment_of_child())
         try:
-            self._answer("start")
+            self._reply("start")
             self.facts: dict[str, Any] = {}
             if file is not None:
-                self.facts = self._ask("load", str(file), [str(path) for path in adapters], self.threads, exact)
+                self.facts = self._call("load", str(file), [str(path) for path in adapters], self.threads, exact)
         except BaseException:
             self.close()
             raise
@@ -122,60 +141,45 @@ class LlamaCpp:
         self._process.wait()
         self._log.close()
 
-    @cached_property
-    def ends(self) -> frozenset[int]:
-        """Tokens that end an answer."""
-        return frozenset(self.facts["ends"])
-
     def tokenize(self, texts: Sequence[str], *, opening: bool = False, control: bool = True) -> list[list[int]]:
         """Token ids of texts; see the child."""
-        found: list[list[int]] = self._ask("tokenize", list(texts), opening, control)
-        return found
+        return list(self._call("tokenize", list(texts), opening, control))
 
     def logits(self, ids: Sequence[int]) -> np.ndarray[Any, Any]:
         """Logits (T, V) after each token, fp32."""
-        found: np.ndarray[Any, Any] = self._ask("logits", list(ids))
-        return found
+        logits: np.ndarray[Any, Any] = self._call("logits", list(ids))
+        return logits
 
     def generate(self, ids: Sequence[int], limit: int, ends: Sequence[int]) -> dict[str, Any]:
         """The likeliest answer: `ids`, and milliseconds to the `first` token and in `total`."""
-        found: dict[str, Any] = self._ask("generate", list(ids), limit, list(ends))
-        return found
+        self.begin(ids, limit)
+        return self.more(limit, ends)
 
     def begin(
         self,
         ids: Sequence[int],
         limit: int,
-        drawn: Mapping[str, Any] | None = None,
+        sampling: Mapping[str, Any] | None = None,
         top: int | None = None,
-        held: bool = False,
+        constrained: bool = False,
     ) -> None:
-        """Read a prompt, to which `more` (or `pick`) writes at most `limit` tokens; see the child for how they are drawn and reported."""
-        self._ask("begin", list(ids), limit, drawn, top, held)
+        """Read a prompt, to which `more` (or `pick`) writes at most `limit` tokens; see the child for the rest."""
+        self._call("begin", list(ids), limit, sampling, top, constrained)
 
     def pick(self, allowed: np.ndarray[Any, Any]) -> dict[str, Any]:
-        """The next token of an answer that was begun as `held`, of those that are allowed (V, bool); see `more`."""
+        """The next token of a constrained answer, of those that are allowed (V, bool); see `more`."""
         import numpy as np
 
-        found: dict[str, Any] = self._ask("pick", np.packbits(allowed, bitorder="little").tobytes())
-        return found
+        return dict(self._call("pick", np.packbits(allowed, bitorder="little").tobytes()))
 
     def fit(self, ids: Sequence[int]) -> tuple[list[float], list[bool]]:
         """Of each token but the first: -log likelihood after those before it, and whether it is the likeliest."""
-        found: tuple[list[float], list[bool]] = self._ask("fit", list(ids))
-        return found
+        losses, hits = self._call("fit", list(ids))
+        return losses, hits
 
     def more(self, limit: int, ends: Sequence[int]) -> dict[str, Any]:
         """The next tokens of the answer; see `generate`."""
-        found: dict[str, Any] = self._ask("more", limit, list(ends))
-        return found
-
-    def _seconds(self) -> float:
-        """Processor time that the process has used; -1 where the system does not tell."""
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        return -1.0
+        return dict(self._call("more", limit, list(ends)))
 
     @property
     def peak_bytes(self) -> int:
@@ -188,54 +192,51 @@ class LlamaCpp:
 
     def score(self, ids: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
         """The log likelihood of each answer after a prompt, summed over its tokens."""
-        found: list[float] = self._ask("score", list(ids), [list(answer) for answer in answers])
-        return found
+        return list(self._call("score", list(ids), [list(answer) for answer in answers]))
 
     def apply(self, scales: Sequence[float]) -> None:
-        """Say how strongly each adapter applies to what is asked from now on: 1 as it was trained, 0 not at all."""
-        self._ask("apply", list(scales))
+        """Set how strongly each adapter applies from now on: 1 as it was trained, 0 not at all."""
+        self._call("apply", list(scales))
 
     def quantise(
         self, source: Path, out: Path, kind: int, importance: Mapping[str, np.ndarray[Any, Any]] | None = None
     ) -> None:
         """Write a GGUF file in another type; `kind` is llama.cpp's number of it."""
-        self._ask("quantise", str(source), str(out), kind, dict(importance or {}), self.threads)
+        self._call("quantise", str(source), str(out), kind, dict(importance or {}), self.threads)
 
-    def _ask(self, name: str, *arguments: Any) -> Any:
-        with contextlib.suppress(OSError):  # it is gone: reading its answer says so
+    def _call(self, name: str, *arguments: Any) -> Any:
+        with contextlib.suppress(OSError):  # it has ended: reading its answer says so
             self._connection.send((name, arguments))
-        return self._answer(name)
+        return self._reply(name)
 
-    def _answer(self, name: str) -> Any:
-        """What the child says.
+    def _reply(self, name: str) -> Any:
+        """What the child returns.
 
         Raises:
-            UserError: it refuses, is gone, or does not answer in time.
+            UserError: it refuses, has ended, or does not answer in time.
         """
         try:
             until, used = time.monotonic() + self.patience, -1.0
             while not self._connection.poll(min(HANGS_AFTER, max(until - time.monotonic(), 0))):
-                before, used = used, self._seconds()
+                before, used = used, self._processor_seconds()
                 if time.monotonic() >= until:
                     raise self._error(f"llama.cpp did not answer within {self.patience:,.0f} s ({name})")
                 if used == before >= 0 and name not in ("start", "load"):  # a file may come slowly from its disk
                     raise self._error(f"llama.cpp hangs ({name})")
             state, value = self._connection.recv()
         except (EOFError, OSError):
-            code = self._process.wait()
-            raise self._error(f"llama.cpp ended by itself ({name}; exit status {code})") from None
+            raise self._error(f"llama.cpp ended unexpectedly ({name}; exit status {self._process.wait()})") from None
         if state == "refused":
             raise self._error(str(value))
         return value
 
+    def _processor_seconds(self) -> float:
+        """Processor time that the process has used; -1 where the system does not tell."""
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return -1.0
+
     def _error(self, what: str) -> UserError:
-        """An error with the last reason in the log."""
-        self._log.seek(0)
-        lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
-        reasons = [line for line in lines if "error" in line.lower() or "failed" in line.lower()] or lines
-        why = next(iter(reasons), "")[:200]
-        return UserError(
-            f"{what}{f': {why}' if why else ''}",
-            where=str(self.file or ENGINE),
-            next_step="export the file again, or take one that this version of llama.cpp can read",
-        )
+        step = "export the file again, or take one that this version of llama.cpp can read"
+        return error_from(what, self._log, str(self.file or ENGINE), step, any_line=True)

@@ -1,7 +1,7 @@
-"""llama.cpp behind a connection: this runs in a process of its own, so that a crash in it is an answer and not the end.
+"""llama.cpp behind a connection: this runs in a separate process, so that a crash in it is an answer and not the end.
 
-`llamacpp.LlamaCpp` starts it and asks by the names of `Server`'s methods. Computation is the library's; here are calls of its C
-interface, which the wheel `llama-cpp-py-sync` brings.
+`llamacpp.LlamaCpp` starts it and calls `LlamaCppChild`'s methods by their names. Computation is the library's; here are
+calls of its C interface, which the wheel `llama-cpp-py-sync` brings.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +19,16 @@ if TYPE_CHECKING:
 
 BATCH = 512  # tokens that are computed at once
 MOST_SEQUENCES = 256  # that llama.cpp keeps apart in one context
-TOO_SMALL = "the buffer was too small"
 RANDOM_SEED = 0xFFFFFFFF  # this one llama.cpp takes for "any"
 Logprob = tuple[float, list[tuple[int, float]]]  # of a token, and of the likeliest ones in its place
 
 
-class Refused(Exception):
-    """llama.cpp can't do what was asked; the message says what."""
+class RefusedByLlamaCpp(Exception):
+    """llama.cpp can't do what was requested; the message says what."""
 
 
-class Server:
-    """One model, and what is asked of it."""
+class LlamaCppChild:
+    """One model, and what is requested of it."""
 
     def __init__(self) -> None:
         from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
@@ -46,36 +44,31 @@ class Server:
         self.at, self.next, self.began, self.first = 0, 0, 0.0, 0.0  # of the answer that is being written
         self.sampler: Any = None  # llama.cpp's chain that draws its tokens; None: the likeliest
         self.top: int | None = None  # likeliest tokens whose log probabilities are returned; None: none
-        self.said: Logprob | None = None  # of `next`
+        self.logprob: Logprob | None = None  # of `next`
         self.last: np.ndarray[Any, Any] | None = None  # logits (V) from which `pick` takes the next token
 
     def load(self, file: str, adapters: Sequence[str], threads: int, exact: bool) -> dict[str, Any]:
         """Open a GGUF file with LoRA files on top.
 
         Args:
-            exact: keep keys and values in fp32 and attend step by step, to compare with another engine; else as llama.cpp does by itself.
+            exact: keep keys and values in fp32 and attend step by step, to compare with another engine; else as usual.
         """
         lib, ffi = self.lib, self.ffi
         params = lib.llama_model_default_params()
         self.model = lib.llama_model_load_from_file(file.encode(), params)
         if self.model == ffi.NULL:
-            raise Refused("llama.cpp can't load the file")
+            raise RefusedByLlamaCpp("llama.cpp can't load the file")
         self.vocab = lib.llama_model_get_vocab(self.model)
         self.threads, self.exact = threads, exact
         self.adapters = [lib.llama_adapter_lora_init(self.model, path.encode()) for path in adapters]
         for path, adapter in zip(adapters, self.adapters, strict=True):
             if adapter == ffi.NULL:
-                raise Refused(f"llama.cpp can't load the adapter {path}")
+                raise RefusedByLlamaCpp(f"llama.cpp can't load the adapter {path}")
         self.scales = [1.0] * len(self.adapters)
         size = lib.llama_vocab_n_tokens(self.vocab)
-        return {
-            "vocabulary": size,
-            "context": lib.llama_model_n_ctx_train(self.model),
-            "bos": lib.llama_vocab_bos(self.vocab),
-            "eos": lib.llama_vocab_eos(self.vocab),
-            "adds_bos": bool(lib.llama_vocab_get_add_bos(self.vocab)),
-            "ends": [i for i in range(size) if lib.llama_vocab_is_eog(self.vocab, i)],
-        }
+        ends = [i for i in range(size) if lib.llama_vocab_is_eog(self.vocab, i)]
+        facts = {"vocabulary": size, "context": lib.llama_model_n_ctx_train(self.model), "ends": ends}
+        return facts | {"bos": lib.llama_vocab_bos(self.vocab), "eos": lib.llama_vocab_eos(self.vocab)}
 
     def tokenize(self, texts: Sequence[str], opening: bool, control: bool) -> list[list[int]]:
         """Token ids of texts.
@@ -84,16 +77,16 @@ class Server:
             opening: put the beginning-of-text token first where the file says so.
             control: read the names of control tokens as these tokens.
         """
-        found = []
+        tokens = []
         for text in texts:
             data = text.encode()
             room = len(data) + 8
             ids = self.ffi.new("llama_token[]", room)
             count = self.lib.llama_tokenize(self.vocab, data, len(data), ids, room, opening, control)
             if count < 0:
-                raise Refused(TOO_SMALL)
-            found.append(list(ids[0:count]))
-        return found
+                raise RefusedByLlamaCpp("the buffer was too small")
+            tokens.append(list(ids[0:count]))
+        return tokens
 
     def logits(self, ids: Sequence[int]) -> np.ndarray[Any, Any]:
         """What the model gives each next token after each token of a text (T, V), fp32."""
@@ -102,37 +95,28 @@ class Server:
         self._clear(len(ids))
         return np.concatenate([rows.copy() for rows in self._read(ids, every=True)])
 
-    def generate(self, ids: Sequence[int], limit: int, ends: Sequence[int]) -> dict[str, Any]:
-        """The likeliest answer, token by token, up to one of the `ends`, which is part of it.
-
-        Returns:
-            `ids`, and milliseconds to the first and the last token: `first`, `total`.
-        """
-        self.begin(ids, limit)
-        return self.more(limit, ends)
-
     def begin(
         self,
         ids: Sequence[int],
         limit: int,
-        drawn: Mapping[str, Any] | None = None,
+        sampling: Mapping[str, Any] | None = None,
         top: int | None = None,
-        held: bool = False,
+        constrained: bool = False,
     ) -> None:
         """Read a prompt; `more` then writes the answer to it, of at most `limit` tokens in all.
 
         Args:
-            drawn: `temperature`, `top_k`, `top_p`, `min_p`, `seed`, `repetition_penalty`; None: the likeliest answer.
-            top: tell log probabilities, and those of so many likeliest tokens; None: none.
-            held: `pick` writes it, a token at a time, of those that are allowed.
+            sampling: the fields of a `Sampling`; None: the likeliest answer.
+            top: return log probabilities, and those of so many likeliest tokens; None: none.
+            constrained: `pick` writes it, a token at a time, of those that are allowed.
         """
         self.began = time.perf_counter()
         self._clear(len(ids) + limit)
-        self._draw_by(drawn, ids, limit)
+        self._make_sampler(sampling, ids, limit)
         self.top = top
         (last,) = self._read(ids)
-        self.at, self.last = len(ids), last.copy() if held else None
-        if not held:
+        self.at, self.last = len(ids), last.copy() if constrained else None
+        if not constrained:
             self.next = self._pick(last)
         self.first = 1000 * (time.perf_counter() - self.began)
 
@@ -145,36 +129,33 @@ class Server:
         import numpy as np
 
         if self.last is None:  # the token before is read only now that another one is wanted
-            (last,) = self._read([self.next], start=self.at)
-            self.at += 1
+            last = self._read_next(self.next)
         else:
             last, self.last = self.last, None
         allowed = np.flatnonzero(np.unpackbits(np.frombuffer(bits, np.uint8), count=len(last), bitorder="little"))
         if not len(allowed):
-            raise Refused("no token may come next")
+            raise RefusedByLlamaCpp("no token may come next")
         self.next = self._pick(last, allowed)
-        total = 1000 * (time.perf_counter() - self.began)
-        more = {"logprobs": [self.said]} if self.top is not None else {}
-        return {"ids": [self.next], "first": self.first, "total": total, **more}
+        return self._part([self.next], [self.logprob])
 
-    def _draw_by(self, drawn: Mapping[str, Any] | None, ids: Sequence[int], limit: int) -> None:
-        """Make llama.cpp's own chain of samplers, in the order of our engine: penalty, temperature, top_k, top_p, min_p."""
+    def _make_sampler(self, sampling: Mapping[str, Any] | None, ids: Sequence[int], limit: int) -> None:
+        """Make llama.cpp's chain of samplers, in our engine's order: penalty, temperature, top_k, top_p, min_p."""
         lib = self.lib
         if self.sampler is not None:
             lib.llama_sampler_free(self.sampler)
             self.sampler = None
-        if drawn is None:
+        if sampling is None:
             return
         self.sampler = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         size = lib.llama_vocab_n_tokens(self.vocab)
-        parts = [lib.llama_sampler_init_penalties(size, len(ids) + limit, drawn["repetition_penalty"], 0.0, 0.0)]
-        if drawn["temperature"] > 0:
+        parts = [lib.llama_sampler_init_penalties(size, len(ids) + limit, sampling["repetition_penalty"], 0.0, 0.0)]
+        if sampling["temperature"] > 0:
             parts += [
-                lib.llama_sampler_init_temp(drawn["temperature"]),
-                lib.llama_sampler_init_top_k(drawn["top_k"]),
-                lib.llama_sampler_init_top_p(drawn["top_p"], 1),
-                lib.llama_sampler_init_min_p(drawn["min_p"], 1),
-                lib.llama_sampler_init_dist(drawn["seed"] % RANDOM_SEED),
+                lib.llama_sampler_init_temp(sampling["temperature"]),
+                lib.llama_sampler_init_top_k(sampling["top_k"]),
+                lib.llama_sampler_init_top_p(sampling["top_p"], 1),
+                lib.llama_sampler_init_min_p(sampling["min_p"], 1),
+                lib.llama_sampler_init_dist(sampling["seed"] % RANDOM_SEED),
             ]
         else:
             parts.append(lib.llama_sampler_init_greedy())
@@ -189,16 +170,16 @@ class Server:
         Args:
             allowed: ids of the tokens that may come; None: all.
         """
-        said = _log_softmax(last) if self.top is not None else None
+        logs = _log_softmax(last) if self.top is not None else None
         if self.sampler is None:
             token = int(last.argmax() if allowed is None else allowed[last[allowed].argmax()])
         elif allowed is not None:
             token = self._sample(last, allowed)
         else:
             token = int(self.lib.llama_sampler_sample(self.sampler, self.context, -1))  # it takes note of it, too
-        if said is not None:
-            likeliest = (-said).argsort(kind="stable")[: self.top].tolist()
-            self.said = (float(said[token]), [(i, float(said[i])) for i in likeliest])
+        if logs is not None:
+            likeliest = (-logs).argsort(kind="stable")[: self.top].tolist()
+            self.logprob = (float(logs[token]), [(i, float(logs[i])) for i in likeliest])
         return token
 
     def _sample(self, last: np.ndarray[Any, Any], allowed: np.ndarray[Any, Any]) -> int:
@@ -215,53 +196,54 @@ class Server:
         return token
 
     def more(self, limit: int, ends: Sequence[int]) -> dict[str, Any]:
-        """The next tokens of the answer, up to one of the `ends` or `limit` of them; see `generate`.
+        """The next tokens of the answer, up to one of the `ends`, which is part of it, or `limit` of them.
 
         Returns:
-            Also `logprobs`, where they were asked for: of each token its own, and the likeliest ones.
+            `ids`, and milliseconds from `begin` to the first and to the last token: `first`, `total`.
+            Also `logprobs`, where `begin` wants them: of each token its own, and the likeliest ones.
         """
-        stops, written, logprobs = set(ends), [self.next], [self.said]
-        while written[-1] not in stops and len(written) < limit:
-            written.append(self._following(written[-1]))
-            logprobs.append(self.said)
-        if written[-1] not in stops and self.at < self.size:
-            self.next = self._following(written[-1])
-        total = 1000 * (time.perf_counter() - self.began)
-        return {"ids": written, "first": self.first, "total": total} | (
-            {"logprobs": logprobs} if self.top is not None else {}
-        )
+        stops, tokens, logprobs = set(ends), [self.next], [self.logprob]
+        while tokens[-1] not in stops and len(tokens) < limit:
+            tokens.append(self._pick(self._read_next(tokens[-1])))
+            logprobs.append(self.logprob)
+        if tokens[-1] not in stops and self.at < self.size:
+            self.next = self._pick(self._read_next(tokens[-1]))
+        return self._part(tokens, logprobs)
 
-    def _following(self, token: int) -> int:
-        """Read a written token; returns the one behind it."""
+    def _part(self, tokens: list[int], logprobs: list[Logprob | None]) -> dict[str, Any]:
+        """Tokens of the answer, with milliseconds to the first one of all and to now."""
+        part = {"ids": tokens, "first": self.first, "total": 1000 * (time.perf_counter() - self.began)}
+        return part if self.top is None else part | {"logprobs": logprobs}
+
+    def _read_next(self, token: int) -> np.ndarray[Any, Any]:
+        """Read a written token; returns the logits behind it."""
         (last,) = self._read([token], start=self.at)
         self.at += 1
-        return self._pick(last)
+        return last
 
     def fit(self, ids: Sequence[int]) -> tuple[list[float], list[bool]]:
-        """How well each token but the first follows from those before it: -log likelihood, and whether it is the likeliest."""
+        """Of each token but the first: -log likelihood after those before it, and whether it is the likeliest."""
         import numpy as np
 
         self._clear(len(ids))
         losses: list[float] = []
         hits: list[bool] = []
         for rows in self._read(ids, every=True):
-            wanted = np.asarray(ids[len(losses) + 1 : len(losses) + 1 + len(rows)])
-            rows = rows[: len(wanted)]
+            targets = np.asarray(ids[len(losses) + 1 : len(losses) + 1 + len(rows)])
+            rows = rows[: len(targets)]
             highest = rows.max(1)
             normaliser = np.log(np.exp(rows - highest[:, None]).sum(1, dtype=np.float64)) + highest
-            losses += (normaliser - rows[np.arange(len(wanted)), wanted]).tolist()
-            hits += (rows.argmax(1) == wanted).tolist()
+            losses += (normaliser - rows[np.arange(len(targets)), targets]).tolist()
+            hits += (rows.argmax(1) == targets).tolist()
         return losses, hits
 
     def score(self, ids: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
         """The log likelihood of each answer after a prompt, summed over its tokens.
 
-        Answers that begin alike share what they have in common: each is a sequence of llama.cpp's, a token belongs to several.
+        Answers that begin alike share that part: each is a sequence of llama.cpp's, a token belongs to several.
         """
-        found: list[float] = []
-        for start in range(0, len(answers), MOST_SEQUENCES - 1):
-            found += self._score(ids, answers[start : start + MOST_SEQUENCES - 1])
-        return found
+        starts = range(0, len(answers), MOST_SEQUENCES - 1)
+        return [log for i in starts for log in self._score(ids, answers[i : i + MOST_SEQUENCES - 1])]
 
     def _score(self, ids: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
         nodes: dict[tuple[int, ...], list[int]] = {}  # what is read behind the prompt -> the answers that begin so
@@ -277,9 +259,8 @@ class Server:
         paths = sorted(nodes, key=lambda path: (len(path), path))
         for start in range(0, len(paths), BATCH):
             part = paths[start : start + BATCH]
-            rows = self._decode(
-                [(path[-1], len(ids) + len(path) - 1, nodes[path]) for path in part], [True] * len(part)
-            )
+            places = [(path[-1], len(ids) + len(path) - 1, nodes[path]) for path in part]
+            rows = self._decode(places, [True] * len(part))
             after |= {path: _log_softmax(row) for path, row in zip(part, rows, strict=True)}
         return [sum(float(after[tuple(a[:n])][a[n]]) for n in range(len(a))) for a in answers]
 
@@ -293,16 +274,15 @@ class Server:
         ffi, lib = self.ffi, self.lib
         params = lib.llama_model_quantize_default_params()
         params.nthread, params.ftype = threads, kind
-        kept = []  # what the entries point at
+        values_in_use = []  # what the entries point at
         if importance:
             entries = ffi.new("struct llama_model_imatrix_data[]", len(importance) + 1)  # the last one is empty
             for entry, (name, values) in zip(entries, importance.items(), strict=False):
-                kept += [ffi.new("char[]", name.encode()), ffi.from_buffer("float[]", values)]
-                entry.name, entry.data, entry.size = kept[-2], kept[-1], len(values)
+                values_in_use += [ffi.new("char[]", name.encode()), ffi.from_buffer("float[]", values)]
+                entry.name, entry.data, entry.size = *values_in_use[-2:], len(values)
             params.imatrix = entries
-        failed = lib.llama_model_quantize(source.encode(), out.encode(), ffi.addressof(params))
-        if failed:
-            raise Refused("llama.cpp can't quantise the file")
+        if lib.llama_model_quantize(source.encode(), out.encode(), ffi.addressof(params)):
+            raise RefusedByLlamaCpp("llama.cpp can't quantise the file")
         return 0
 
     # -- the context
@@ -326,7 +306,7 @@ class Server:
             params.flash_attn_type = 0
         self.context = lib.llama_init_from_model(self.model, params)
         if self.context == ffi.NULL:
-            raise Refused(f"llama.cpp has no memory for a context of {self.size:,} tokens")
+            raise RefusedByLlamaCpp(f"llama.cpp has no memory for a context of {self.size:,} tokens")
         self._apply()
 
     def apply(self, scales: Sequence[float]) -> None:
@@ -337,62 +317,52 @@ class Server:
 
     def _apply(self) -> None:
         pairs = [(adapter, scale) for adapter, scale in zip(self.adapters, self.scales, strict=True) if scale]
-        failed = self.lib.llama_set_adapters_lora(
-            self.context,
-            self.ffi.new("struct llama_adapter_lora *[]", [adapter for adapter, _ in pairs]),
-            len(pairs),
-            self.ffi.new("float[]", [scale for _, scale in pairs]),
-        )
-        if failed:
-            raise Refused("llama.cpp can't apply the adapter")
+        adapters = self.ffi.new("struct llama_adapter_lora *[]", [adapter for adapter, _ in pairs])
+        scales = self.ffi.new("float[]", [scale for _, scale in pairs])
+        if self.lib.llama_set_adapters_lora(self.context, adapters, len(pairs), scales):
+            raise RefusedByLlamaCpp("llama.cpp can't apply the adapter")
 
     def _read(self, ids: Sequence[int], *, start: int = 0, every: bool = False) -> Iterator[np.ndarray[Any, Any]]:
-        """Read tokens into sequence 0.
+        """Read tokens into sequence 0; gives logits.
 
         Returns:
-            The logits after the last token (V), or with `every` blocks of those after each token (n, V); valid until the next call.
+            After the last token (V), or with `every` blocks of those after each token (n, V); valid until the next
+                call.
         """
         for first in range(0, len(ids), BATCH):
             part = ids[first : first + BATCH]
             is_last = first + BATCH >= len(ids)
-            wanted = [every or (is_last and i == len(part) - 1) for i in range(len(part))]
-            rows = self._decode([(token, start + first + i, [0]) for i, token in enumerate(part)], wanted)
+            outputs = [every or (is_last and i == len(part) - 1) for i in range(len(part))]
+            rows = self._decode([(token, start + first + i, [0]) for i, token in enumerate(part)], outputs)
             if every:
                 yield rows
             elif is_last:
                 yield rows[0]
 
-    def _decode(self, tokens: Sequence[tuple[int, int, Sequence[int]]], wanted: Sequence[bool]) -> np.ndarray[Any, Any]:
-        """Compute tokens, each with its position and sequences; the logits (n, V) after those that are wanted."""
+    def _decode(
+        self, tokens: Sequence[tuple[int, int, Sequence[int]]], outputs: Sequence[bool]
+    ) -> np.ndarray[Any, Any]:
+        """Compute tokens, each with its position and sequences; the logits (n, V) after those with an output."""
         import numpy as np
 
-        with self._batch(len(tokens), max(len(sequences) for _, _, sequences in tokens)) as batch:
+        batch = self.lib.llama_batch_init(len(tokens), 0, max(len(sequences) for _, _, sequences in tokens))
+        try:
             batch.n_tokens = len(tokens)
             for i, (token, position, sequences) in enumerate(tokens):
-                batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = (
-                    token,
-                    position,
-                    len(sequences),
-                    wanted[i],
-                )
+                batch.token[i], batch.pos[i], batch.logits[i] = token, position, outputs[i]
+                batch.n_seq_id[i] = len(sequences)
                 for j, sequence in enumerate(sequences):
                     batch.seq_id[i][j] = sequence
             failed = self.lib.llama_decode(self.context, batch)
+        finally:
+            self.lib.llama_batch_free(batch)
         if failed:
-            raise Refused(f"llama.cpp can't compute these tokens (llama_decode gave {failed})")
-        size, count = self.lib.llama_vocab_n_tokens(self.vocab), sum(wanted)
+            raise RefusedByLlamaCpp(f"llama.cpp can't compute these tokens (llama_decode gave {failed})")
+        size, count = self.lib.llama_vocab_n_tokens(self.vocab), sum(outputs)
         if not count:
             return np.empty((0, size), np.float32)
         logits = self.ffi.buffer(self.lib.llama_get_logits(self.context), 4 * size * count)
         return np.frombuffer(logits, np.float32).reshape(count, size)
-
-    @contextmanager
-    def _batch(self, tokens: int, sequences: int) -> Iterator[Any]:
-        batch = self.lib.llama_batch_init(tokens, 0, sequences)
-        try:
-            yield batch
-        finally:
-            self.lib.llama_batch_free(batch)
 
 
 def _log_softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -400,15 +370,15 @@ def _log_softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     import numpy as np
 
     shifted = logits.astype(np.float64) - float(logits.max())
-    found: np.ndarray[Any, Any] = shifted - np.log(np.exp(shifted).sum())
-    return found
+    logs: np.ndarray[Any, Any] = shifted - np.log(np.exp(shifted).sum())
+    return logs
 
 
 def main() -> None:
     """Answer until the other end is closed: each question is a method's name and its arguments."""
     end_with_parent()  # also in the middle of an answer, or of a file that is quantised
     connection = Connection(int(sys.argv[1]))
-    server = Server()
+    server = LlamaCppChild()
     connection.send(("done", None))
     while True:
         try:
@@ -417,7 +387,7 @@ def main() -> None:
             return
         try:
             connection.send(("done", getattr(server, name)(*arguments)))
-        except Refused as error:
+        except RefusedByLlamaCpp as error:
             connection.send(("refused", str(error)))
 
 

@@ -1,4 +1,4 @@
-"""llama.cpp's server in a process of its own; `engines.llamacpp` starts it.
+"""llama.cpp's server in a separate process; `llamacpp.serving` starts it.
 
     python -m tuneloop.inference.llamacpp.server REPORT < SETTINGS
 
@@ -16,9 +16,9 @@ from typing import Any
 
 
 def main() -> None:
-    """Serve until the parent is gone."""
+    """Serve until the parent ends."""
     settings = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_input, daemon=True).start()
     import xllamacpp
 
     server = xllamacpp.Server(_params(xllamacpp, settings))
@@ -27,7 +27,7 @@ def main() -> None:
     threading.Event().wait()
 
 
-def _end_with_parent() -> None:
+def _end_with_input() -> None:
     while os.read(sys.stdin.fileno(), 4096):
         pass
     os._exit(0)
@@ -36,7 +36,7 @@ def _end_with_parent() -> None:
 def _params(xllamacpp: Any, settings: dict[str, Any]) -> Any:
     """What llama.cpp's server is started with.
 
-    `cache_ram_mib=0`: its prompt cache in memory does not know adapters and gives one adapter's keys and values to another.
+    `cache_ram_mib=0`: its prompt cache in memory gives one adapter's keys and values to another.
     `lora_init_without_apply` leaves every scale at 1, so each request must name all scales.
     """
     params = xllamacpp.CommonParams()

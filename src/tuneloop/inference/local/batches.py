@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts split into what all share and the rest, left-padded in batches."""
+    """Prompts split into what all share and the rest."""
 
     shared: list[int]
     rests: list[list[int]]
 
 
 def shared_length(prompts: Sequence[Sequence[int]]) -> int:
-    """Length of the ids that all prompts start with, leaving each at least one of its own."""
+    """Length of the ids that all prompts start with, leaving each at least one."""
     if len(prompts) < 2:
         return 0
     first, last = min(map(list, prompts)), max(map(list, prompts))
@@ -37,7 +37,7 @@ def shared_length(prompts: Sequence[Sequence[int]]) -> int:
 
 def split_prompts(prompts: Sequence[Sequence[int]]) -> Prompts:
     length = shared_length(prompts)
-    if length < 8:  # not worth a pass of its own
+    if length < 8:  # not worth a separate pass
         length = 0
     return Prompts(list(prompts[0][:length]) if prompts else [], [list(p[length:]) for p in prompts])
 
@@ -54,6 +54,11 @@ def batched_by_length(lengths: Sequence[int], tokens: int, rows: int) -> Iterato
         batch.append(i)
     if batch:
         yield batch
+
+
+def places_taken(lengths: Mapping[int, int] | Sequence[int], batch: Sequence[int]) -> int:
+    """Tokens of a batch with its padding."""
+    return len(batch) * max(lengths[i] for i in batch)
 
 
 def read_shared(model: Model, shared: list[int], task: str) -> Any:

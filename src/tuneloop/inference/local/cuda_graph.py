@@ -1,10 +1,10 @@
 """Decoding steps that a GPU is given whole: recorded once as a CUDA graph, then started with one call a token.
 
-A step of an 8B Llama is more than 700 kernels, each of which the host has to start: at few rows that takes longer than the
-kernels do. What was recorded holds for the same buffers. A row that is over leaves its slot in them, a further one is put
-there, and its keys and values stand at places of its own; so rows come and go, and nothing is recorded again. Where there is no
-slot for a row, or none that has its adapter, the batch continues step by step with larger buffers, and is recorded once it has
-stayed the same for a while.
+A step of an 8B Llama is more than 700 kernels, each of which the host has to start: at few rows that takes longer than
+the kernels do. What was recorded holds for the same buffers. A row that is over leaves its slot in them, a further one
+is put there, and its keys and values have separate places; so rows come and go, and nothing is recorded again. Where
+there is no slot for a row, or none that has its adapter, the batch continues step by step with larger buffers, and is
+recorded once it has stayed the same for a while.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 STEADY = 8  # steps that a batch has stayed the same for
 PAYS = 24  # steps to come that recording pays for: it takes as long as some four
 CHECKED = (
-    2  # recorded steps that are computed as usual too: the second has another token and place than what was recorded
+    2  # recorded steps that are computed as usual too: the second has another token and place than the recorded one
 )
 MOST_FAILURES = 3  # after which nothing more is recorded in a process
-# How far the recorded step may be off the plain one, of the largest number: the libraries may choose other kernels for it.
+# How far the recorded step may be off the plain one, of the largest number: libraries may choose other kernels for it.
 OFF = {"torch.float32": 1e-3, "torch.bfloat16": 3e-2, "torch.float16": 1e-2}
 FEWEST_SLOTS = 4  # of a batch that further rows may join
 SPARE = 1.25  # length of its buffers, over what its rows need
@@ -46,7 +46,7 @@ class StepReplay:
         real: which of its places are no padding (B, S).
         positions: of the next token (B).
         token: the last one written (B).
-        held: places at the beginning of the cache that no token takes.
+        prefix: places at the beginning of the cache that no token takes.
         adapters: of each row.
 
     Raises:
@@ -60,14 +60,14 @@ class StepReplay:
         real: Tensor,
         positions: Tensor,
         token: Tensor,
-        held: int,
+        prefix: int,
         adapters: Sequence[str],
     ) -> None:
         import torch
 
-        self.cache, self._held = cache, held
+        self.cache, self._prefix = cache, prefix
         self._real = real.new_zeros(real.shape[0], cache.capacity)
-        self._real[:, held : cache.length] = real
+        self._real[:, prefix : cache.length] = real
         self._positions, self._token = positions.clone(), token.clone()
         self._ends = [cache.length] * len(adapters)  # the place of each row's next token: here, and on the GPU
         self._places = torch.full_like(positions, cache.length)
@@ -79,7 +79,7 @@ class StepReplay:
         self._assigned = now  # kept, since what was recorded reads from it which row has which adapter
         with self._passes():
             self._start, self._hidden = recorded(self._step, self._states)
-        from tuneloop.models.lora import operands  # needs torch, which a server before llama.cpp does without
+        from tuneloop.models.lora import operands  # needs torch, which a server for llama.cpp does without
 
         self._operands = operands(model.net)  # what was recorded reads them where they are now
 
@@ -96,15 +96,18 @@ class StepReplay:
     def _states(self) -> Tensor:
         """The states (B, C) after the last token, which is read into the cache; done twice it gives the same."""
         self._real.scatter_(1, self._places[:, None], True)
-        real, token, positions = self._real[:, None, None, self._held :], self._token[:, None], self._positions[:, None]
+        real, token, positions = (
+            self._real[:, None, None, self._prefix :],
+            self._token[:, None],
+            self._positions[:, None],
+        )
         return self._model.hidden(token, positions, real, self.cache)[:, -1]
 
     def _step(self) -> Tensor:
         states = self._states()
         self._positions.add_(1)
-        self._places.add_(1).clamp_(
-            max=self.cache.capacity - 1
-        )  # a row that is over continues, and must not leave its slot
+        last = self.cache.capacity - 1
+        self._places.add_(1).clamp_(max=last)  # a row that is over continues, and must not leave its slot
         return states
 
     def has_room(self, tokens: int, adapters: Sequence[str]) -> bool:
@@ -122,7 +125,7 @@ class StepReplay:
         at = put(torch.tensor(slots), self._real.device)
         self.cache.put_rows(at, cache)
         self._real[at] = False
-        self._real[at, self._held : cache.length] = real
+        self._real[at, self._prefix : cache.length] = real
         self._positions[at], self._places[at] = positions, cache.length
         for slot in slots:
             self._ends[slot] = cache.length
@@ -131,7 +134,7 @@ class StepReplay:
             self._assigned.which[at] = names
 
     def next(self, token: Tensor, live: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor]:
-        """Read the last token of each row: the states (B, C), which places of the cache are no padding, the next positions.
+        """Read the last token of each row: the states (B, C), which places of the cache are real, the next positions.
 
         Args:
             live: whether each row still is in the batch.
@@ -156,13 +159,13 @@ class StepReplay:
         return self._hidden.clone(), *self.seen(live)
 
     def seen(self, live: Sequence[bool]) -> tuple[Tensor, Tensor]:
-        """Which places of the cache are no padding (B, S), up to the end of the longest row that is live; and the next positions.
+        """Which places of the cache are real (B, S), up to the end of the longest live row; and the next positions.
 
         The cache gets that length.
         """
         length = min(max(end for end, lives in zip(self._ends, live, strict=True) if lives), self.cache.capacity)
         self.cache.lengths = [length] * len(self.cache.lengths)
-        return self._real[:, self._held : length], self._positions
+        return self._real[:, self._prefix : length], self._positions
 
 
 def _compare(states: Tensor, expected: Tensor) -> None:
@@ -183,7 +186,7 @@ def may_record(model: Model, steps: int, left: int) -> bool:
 
 
 def slots_for(rows: int, cache: Any, left: int, places: int) -> tuple[int, int]:
-    """Slots and length of the buffers for recorded steps: with some of either to spare, where further rows may join and they have room.
+    """Slots and length of the buffers for recorded steps: with some to spare, where further rows may join.
 
     Args:
         rows: that there are.
@@ -202,7 +205,6 @@ def slots_for(rows: int, cache: Any, left: int, places: int) -> tuple[int, int]:
 def note_failure(why: Exception) -> None:
     """Say that a step could not be recorded; after some such failures nothing more is recorded in this process."""
     _failed.append(str(why))
-    words = (str(why).splitlines() or ["?"])[0]
-    logging.getLogger(__name__).warning(
-        "A step could not be recorded as a CUDA graph and is computed as usual: %s", words
-    )
+    reason = (str(why).splitlines() or ["?"])[0]
+    message = "A step could not be recorded as a CUDA graph and is computed as usual: %s"
+    logging.getLogger(__name__).warning(message, reason)

@@ -1,9 +1,9 @@
 """Our own engine: requests that are decoded together, and join and leave between steps.
 
-`DecodingBatch` holds rows that share a forward pass: `join` reads prompts, `step` writes one token in each row, `leave` drops
-one. `Engine` puts requests into batches as there is room, for one thread or many: `submit` and `cancel` at any time,
-`step` for all, `stream` and `complete` for those who wait. Rows may have different LoRA adapters; rows behind
-different prefixes go into batches of their own. An answer depends on its own request alone.
+`DecodingBatch` holds rows that share a forward pass: `join` reads prompts, `step` writes one token in each row, `leave`
+drops one. `Engine` puts requests into batches as there is room, for one thread or many: `submit` and `cancel` at any
+time, `step` for all, `stream` for callers that wait. Rows may have different LoRA adapters; rows behind
+different prefixes go into separate batches. An answer depends on its own request alone.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from tuneloop.inference.local.cuda_graph import SPARSE, StepReplay, may_record, 
 from tuneloop.inference.local.grammar import Constraint, Grammars
 from tuneloop.inference.local.sampling import Sampler, Sampling, logprobs
 from tuneloop.inference.local.stream import TextStream
-from tuneloop.inference.local.time_slice import QUANTUM, SHARE, Pace
-from tuneloop.inference.prompt import refused, schema_breach
-from tuneloop.inference.request import WRITES_FREELY, Request, with_adapter
+from tuneloop.inference.priority import QUANTUM, SHARE, Pace
+from tuneloop.inference.request import WRITES_FREELY, Request, Update, refused, schema_breach, too_long, with_adapter
 from tuneloop.models.adapters import BASE, applied
 from tuneloop.models.load import Model
 from tuneloop.models.shared import check_adapter
@@ -39,47 +38,36 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class ActiveRow:
-    """A request that is being answered.
+    """A request that is being answered."""
 
-    Args:
-        request: with the prompt's ids.
-        stream: its text, where someone looks at it before the end (a reader, or stop strings).
-        started: of the clock, when its prompt began to be read.
-        new: tokens written.
-        piece: text that has become certain since someone took the last piece.
-        taken, again: characters that were taken; of these, how many are still to be written once more after a new beginning.
-        completion: the answer, once it is over.
-        constraint: what the answer may be; None: anything.
-    """
-
-    request: Request
-    stream: TextStream | None = None
-    started: float = 0.0
+    request: Request  # with the prompt's ids
+    stream: TextStream | None = None  # its text, where it is needed before the end (by a reader, or for stop strings)
+    started: float = 0.0  # of the clock, when its prompt began to be read
     first: float | None = None
-    new: list[int] = field(default_factory=list)
+    new: list[int] = field(default_factory=list)  # tokens written
     logprobs: list[TokenLogprob] = field(default_factory=list)
-    piece: str = ""
-    completion: Completion | None = None
-    constraint: Constraint | None = None
-    taken: int = 0
-    again: int = 0
+    piece: str = ""  # text that has become certain since the last piece was taken
+    completion: Completion | None = None  # the answer, once it is over
+    constraint: Constraint | None = None  # what the answer may be; None: anything
+    characters: int = 0  # that were taken
+    again: int = 0  # of these, how many are still to be written once more after a new beginning
 
     def take(self) -> str:
-        """The text that no one has taken yet."""
+        """The text that was not taken yet."""
         repeated = min(self.again, len(self.piece))
         piece, self.piece = self.piece[repeated:], ""
         self.again -= repeated
-        self.taken += len(piece)
+        self.characters += len(piece)
         return piece
 
     def begin_again(self, template: Template, grammars: Grammars) -> None:
-        """Forget what was written; the same comes again, since draws are seeded, and what was taken is not given twice."""
-        self.new, self.logprobs, self.piece, self.again = [], [], "", self.taken
+        """Forget what was written; the same comes again, since draws are seeded, and nothing is taken twice."""
+        self.new, self.logprobs, self.piece, self.again = [], [], "", self.characters
         if self.stream is not None:
             self.stream = TextStream(template.decode, self.request.stop)
         if self.request.schema is not None:
-            made = grammars.constraint(self.request.schema)
-            self.constraint = None if isinstance(made, str) else made
+            constraint = grammars.constraint(self.request.schema)
+            self.constraint = None if isinstance(constraint, str) else constraint
 
 
 @dataclass(frozen=True)
@@ -103,8 +91,9 @@ class DecodingBatch:
 
     Args:
         model: what answers.
-        beginning: what all prompts begin with; computed under the adapters that the rows ask for.
-        watch: gets the rows and the states (B, C) that their next tokens are drawn from, before each token; a row that is over is None.
+        beginning: what all prompts begin with; computed under the rows' adapters.
+        watch: gets the rows and the states (B, C) that their next tokens are drawn from, before each token; a row that
+            is over is None.
         places: of the cache that there may be, those kept for further rows included; 0: no further rows will join.
     """
 
@@ -142,7 +131,7 @@ class DecodingBatch:
             rests = [row.request.ids[began:] for row in rows]
             padded = pad_left(rests, began, self.model.template.pad_id, self.model.device)
             state = _BatchState.read(self.model, rows, padded, read.cache)
-            self._write(rows, state)
+            self._read(rows, state, [state.sampler.next(state.hidden, self.model.head)])
             if self._state is None or not self.active:
                 self._state, self.rows = state, list(rows)
             elif slots := self._state.seat(state, rows, self.rows):
@@ -158,8 +147,8 @@ class DecodingBatch:
         """Write one more token in each row; returns the rows that took part.
 
         Args:
-            tokens: written at most before it is looked at which rows are over: the host waits for a GPU once for all of them. What a
-                row has written behind its end is dropped. One at a time where log probabilities are requested.
+            tokens: written at most before it is checked which rows are over: the host waits for a GPU once for all of
+                them. What a row has written behind its end is dropped. One at a time for log probabilities.
         """
         import torch
 
@@ -172,13 +161,13 @@ class DecodingBatch:
         with torch.inference_mode():
             self._compact(0.75 if self._state.replay is None else SPARSE)
             self._state.record(self.model, self.rows, self.places)
-            written: list[Tensor] = []
+            columns: list[Tensor] = []
             for place in range(max(min(tokens, longest), 1)):
                 if place:
-                    self._state.token = written[-1]
+                    self._state.token = columns[-1]
                 self._state.forward(self.model, self.rows)
-                written.append(self._state.sampler.next(self._state.hidden, self.model.head))
-            self._read(self.rows, self._state, written)
+                columns.append(self._state.sampler.next(self._state.hidden, self.model.head))
+            self._read(self.rows, self._state, columns)
         self.rows = [None if row is None or row.completion is not None else row for row in self.rows]
         return rows
 
@@ -190,24 +179,20 @@ class DecodingBatch:
         return row.completion
 
     def _compact(self, share: float) -> None:
-        """Give up the places of rows that are over: copying the cache pays when a quarter of the rows is gone."""
+        """Give up the places of rows that are over: copying the cache pays when a quarter of the rows is over."""
         left = [i for i, row in enumerate(self.rows) if row is not None]
         if self._state is not None and len(left) < len(self.rows) and len(left) <= share * len(self.rows):
             self._state.keep(left)
             self.rows = [self.rows[i] for i in left]
 
-    def _write(self, rows: Sequence[ActiveRow | None], state: _BatchState) -> None:
-        """Draw the next token of each row and see which rows are over."""
-        self._read(rows, state, [state.sampler.next(state.hidden, self.model.head)])
-
-    def _read(self, rows: Sequence[ActiveRow | None], state: _BatchState, written: Sequence[Tensor]) -> None:
+    def _read(self, rows: Sequence[ActiveRow | None], state: _BatchState, tokens: Sequence[Tensor]) -> None:
         """Take over tokens that have been written one behind the other in each row, up to the row's end."""
         import torch
 
         if self.watch is not None:
             self.watch(rows, state.hidden)
-        state.token = written[-1]
-        columns = torch.stack(list(written)).tolist() if len(written) > 1 else [state.token.tolist()]
+        state.token = tokens[-1]
+        columns = torch.stack(list(tokens)).tolist() if len(tokens) > 1 else [state.token.tolist()]
         values, now = columns[-1], time.perf_counter()
         measured = [i for i, row in enumerate(rows) if row is not None and row.request.logprobs is not None]
         if measured:
@@ -239,14 +224,20 @@ def _completion(model: Model, row: ActiveRow, finish: Finish) -> Completion:
         text = row.stream.text
     else:
         text = template.decode(row.new[:-1] if row.new and row.new[-1] in template.end_ids else row.new).strip()
-    broken = schema_breach(row.request.schema, text) if row.request.schema is not None and finish == "stop" else ""
+    breach = schema_breach(row.request.schema, text) if finish == "stop" else ""
     return Completion(
-        text, tuple(row.new), "error" if broken else finish, len(row.request.ids), len(row.new),
+        text,
+        tuple(row.new),
+        "error" if breach else finish,
+        len(row.request.ids),
+        len(row.new),
         ttft_ms=None if row.first is None else round(1000 * (row.first - row.started), 3),
         total_ms=round(1000 * (time.perf_counter() - row.started), 3) if row.started else None,
-        logprobs=None if row.request.logprobs is None else tuple(row.logprobs), error=broken,
-        engine=ENGINE, adapter=row.request.adapter,
-    )  # fmt: skip
+        logprobs=None if row.request.logprobs is None else tuple(row.logprobs),
+        error=breach,
+        engine=ENGINE,
+        adapter=row.request.adapter,
+    )
 
 
 def _adapters(rows: Sequence[ActiveRow | None]) -> list[str]:
@@ -257,30 +248,18 @@ def _adapters(rows: Sequence[ActiveRow | None]) -> list[str]:
 
 @dataclass
 class _BatchState:
-    """The tensors of a batch: a place for each row (B), also for those that are over.
+    """The tensors of a batch: a place for each row (B), also for those that are over."""
 
-    Args:
-        cache: keys and values of the tokens read so far.
-        real: which of them are no padding (B, S).
-        positions: of the next token (B).
-        hidden: of the last one (B, C).
-        token: the last one written (B).
-        held: places at the beginning of the cache that no token of a row takes: those of a trained prefix.
-        steps: since the rows or their buffers changed.
-        replay: a step of these rows that was recorded.
-        records: False where that has failed.
-    """
-
-    cache: Any
-    real: Tensor
-    positions: Tensor
-    hidden: Tensor
+    cache: Any  # keys and values of the tokens read so far
+    real: Tensor  # which of them are no padding (B, S)
+    positions: Tensor  # of the next token (B)
+    hidden: Tensor  # of the last one (B, C)
     sampler: Sampler
-    token: Tensor
-    held: int
-    steps: int = 0
-    replay: StepReplay | None = None
-    records: bool = True
+    token: Tensor  # the last one written (B)
+    prefix: int  # places at the beginning of the cache that no token of a row takes: those of a trained prefix
+    steps: int = 0  # since the rows or their buffers changed
+    replay: StepReplay | None = None  # a step of these rows that was recorded
+    records: bool = True  # False where that has failed
 
     @staticmethod
     def read(model: Model, rows: Sequence[ActiveRow], padded: Padded, beginning: Any) -> _BatchState:
@@ -291,12 +270,10 @@ class _BatchState:
         cache = model.new_cache() if beginning is None else beginning.select(first)
         with applied([row.request.adapter for row in rows]):
             hidden = model.hidden(padded.ids, padded.positions, padded.mask, cache, padded.real_ids)[:, -1]
-        sampler = Sampler(
-            [row.request.sampling for row in rows], model.device, [row.request.ids for row in rows],
-            [row.constraint for row in rows],
-        )  # fmt: skip
-        held = cache.length - padded.real.shape[1]
-        return _BatchState(cache, padded.real, padded.lengths, hidden, sampler, first, held)
+        requests, constraints = [row.request for row in rows], [row.constraint for row in rows]
+        sampler = Sampler([r.sampling for r in requests], model.device, [r.ids for r in requests], constraints)
+        prefix = cache.length - padded.real.shape[1]
+        return _BatchState(cache, padded.real, padded.lengths, hidden, sampler, first, prefix)
 
     def forward(self, model: Model, rows: Sequence[ActiveRow | None]) -> None:
         """Read the last token of each row."""
@@ -306,14 +283,13 @@ class _BatchState:
             return
         self.steps += 1
         self.real = torch.cat((self.real, torch.ones_like(self.real[:, :1])), 1)
+        token, positions, real = self.token[:, None], self.positions[:, None], self.real[:, None, None]
         with applied(_adapters(rows)):
-            self.hidden = model.hidden(
-                self.token[:, None], self.positions[:, None], self.real[:, None, None], self.cache
-            )[:, -1]
+            self.hidden = model.hidden(token, positions, real, self.cache)[:, -1]
         self.positions = self.positions + 1
 
     def record(self, model: Model, rows: list[ActiveRow | None], places: int) -> None:
-        """Record a step of these rows where that pays, see `StepReplay`; `rows` gets a place for each slot that is empty then."""
+        """Record a step of these rows where that pays, see `StepReplay`; `rows` gets a place for each empty slot."""
         left = max(row.request.max_new_tokens - len(row.new) for row in rows if row is not None)
         if self.replay is not None or not self.records or not may_record(model, self.steps, left):
             return
@@ -322,14 +298,12 @@ class _BatchState:
             if (slots, length) != (len(rows), self.cache.capacity):
                 self._make_slots(slots - len(rows), length)
                 rows += [None] * (slots - len(rows))
-            self.replay = StepReplay(
-                model, self.cache, self.real, self.positions, self.token, self.held, _adapters(rows)
-            )
+            state = self.cache, self.real, self.positions, self.token, self.prefix
+            self.replay = StepReplay(model, *state, _adapters(rows))
         except RuntimeError as error:
             self._give_up(error)
 
     def _make_slots(self, empty: int, length: int) -> None:
-        """Get buffers of some length, with further places for rows."""
         import torch.nn.functional as F
 
         self.cache = self.cache.in_room_for(len(self.real) + empty, length)
@@ -341,7 +315,6 @@ class _BatchState:
         self.sampler.join(Sampler([Sampling()] * empty, self.real.device))
 
     def _replayed(self, rows: Sequence[ActiveRow | None]) -> bool:
-        """Whether the step was done as one that was recorded."""
         if self.replay is None:
             return False
         try:
@@ -357,7 +330,7 @@ class _BatchState:
             note_failure(error)
 
     def seat(self, other: _BatchState, new: Sequence[ActiveRow], rows: Sequence[ActiveRow | None]) -> list[int]:
-        """Put the rows of another batch into slots of rows that are over, so that what was recorded holds on.
+        """Put the rows of another batch into slots of rows that are over, so that what was recorded stays valid.
 
         Args:
             new: these rows.
@@ -403,10 +376,10 @@ class _BatchState:
         self.replay, self.steps = None, 0
         for state in (self, other):
             empty = int(state.real.any(0).long().argmax())
-            if empty:  # places that only rows had which are gone
-                state.cache = state.cache.without_first(empty, state.held)
+            if empty:  # places that only rows had which are over
+                state.cache = state.cache.without_first(empty, state.prefix)
                 state.real = state.real[:, empty:]
-        self.cache = self.cache.joined(other.cache, self.held)
+        self.cache = self.cache.joined(other.cache, self.prefix)
         width = max(self.real.shape[1], other.real.shape[1])
         reals = [F.pad(state.real, (width - state.real.shape[1], 0), value=False) for state in (self, other)]
         self.real = torch.cat(reals)
@@ -418,14 +391,6 @@ class _BatchState:
 # --- many requests, one engine ---------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Update:
-    """What has become known of an answer: a further piece of its text, and at the end all of it."""
-
-    text: str = ""
-    completion: Completion | None = None
-
-
 class Ticket:
     """A request that an engine has taken."""
 
@@ -435,7 +400,6 @@ class Ticket:
 
     @property
     def completion(self) -> Completion | None:
-        """The answer, once it is over."""
         return self.row.completion
 
 
@@ -455,7 +419,7 @@ class Engine:
         self._waiting: deque[Ticket] = deque()
         self._running: dict[Any, tuple[DecodingBatch, list[Ticket]]] = {}
         self.grammars = Grammars(model.template, model.head.shape[0])
-        self._giving = GivingWay(self)
+        self._background = BackgroundWork(self)
 
     def submit(self, request: Request, *, stream: bool = False) -> Ticket:
         """Take a request; it is answered by further steps.
@@ -472,8 +436,8 @@ class Engine:
         ticket = Ticket(row)
         error = self._refusal(request)
         if request.schema is not None and not error:
-            made = self.grammars.constraint(request.schema)
-            row.constraint, error = (None, made) if isinstance(made, str) else (made, "")
+            constraint = self.grammars.constraint(request.schema)
+            row.constraint, error = (None, constraint) if isinstance(constraint, str) else (constraint, "")
         if error:
             row.completion = refused(request, error)
             ticket.updates.append(Update(completion=row.completion))
@@ -482,7 +446,7 @@ class Engine:
         if request.max_new_tokens > room:
             row.request = replace(request, max_new_tokens=room)
         with self._lock:
-            (self._giving.waiting if request.gives_way else self._waiting).append(ticket)
+            (self._background.waiting if request.gives_way else self._waiting).append(ticket)
         return ticket
 
     def _refusal(self, request: Request) -> str:
@@ -491,7 +455,7 @@ class Engine:
         if request.choices:
             return WRITES_FREELY
         if len(request.ids) >= self.model.context:
-            return f"too_long: {len(request.ids):,} tokens, and the model reads {self.model.context:,} with its answer"
+            return too_long(request.ids, self.model.context)
         try:
             check_adapter(self.model, request.adapter)
         except UserError as error:
@@ -506,7 +470,7 @@ class Engine:
                     self._waiting.remove(ticket)
                     ticket.row.completion = _completion(self.model, ticket.row, "cancelled")
                 if ticket.row.request.gives_way:
-                    self._giving.drop(ticket)
+                    self._background.drop(ticket)
                 for batch, tickets in self._running.values():
                     if ticket in tickets:
                         batch.leave(ticket.row)
@@ -520,7 +484,7 @@ class Engine:
     def pending(self) -> int:
         """Requests that are waiting or being answered."""
         with self._lock:
-            return self._urgent + self._giving.pending
+            return self._urgent + self._background.pending
 
     @property
     def urgent(self) -> int:
@@ -542,8 +506,8 @@ class Engine:
             began = time.perf_counter()
             if self._urgent:
                 touched += self._step()
-            if self._giving.may_step(time.perf_counter() - began):
-                touched += self._giving.step()
+            if self._background.may_step(time.perf_counter() - began):
+                touched += self._background.step()
             for ticket in touched:
                 ticket.updates.append(Update(ticket.row.take(), ticket.completion))
             return touched
@@ -563,15 +527,15 @@ class Engine:
         return touched
 
     def begin_again(self, tickets: Sequence[Ticket], waiting: deque[Ticket]) -> list[Ticket]:
-        """Requests for which memory ran out wait again, for batches of half the size; returns those that are over by that.
+        """Requests for which memory ran out wait again, for batches of half the size; returns those that are over.
 
         A request that does not fit although nothing else is computed gets an error.
         """
         rows = [ticket.row for ticket in tickets]
         self.most_tokens = max(padded_tokens(rows) // 2, 1)
-        alone = len(tickets) == 1 and not self._running and not self._giving.computing
+        alone = len(tickets) == 1 and not self._running and not self._background.computing
         if alone:
-            error = "out_of_memory: the request does not fit into memory by itself"
+            error = "out_of_memory: the request does not fit into memory, even alone"
             rows[0].completion = replace(_completion(self.model, rows[0], "error"), error=error)
             return list(tickets)
         for row in rows:
@@ -615,10 +579,7 @@ class Engine:
             return id(applied_prefix(self.model.net.model))  # type: ignore[arg-type]
 
     def stream(self, request: Request) -> Iterator[Update]:
-        """An answer as it is written: pieces of text, the last one with the completion.
-
-        Whoever stops reading cancels it.
-        """
+        """An answer as it is written, the last piece with the completion. Closing the iterator cancels the answer."""
         ticket = self.submit(request, stream=True)
         try:
             while True:
@@ -633,25 +594,12 @@ class Engine:
             if ticket.completion is None:
                 self.cancel(ticket)
 
-    def complete(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        """Answers in the order of the requests, each as soon as it and those before it are over."""
-        tickets = [self.submit(request) for request in requests]
-        try:
-            for ticket in tickets:
-                while ticket.completion is None:
-                    self.step()
-                yield ticket.completion
-        finally:
-            for ticket in tickets:
-                if ticket.completion is None:
-                    self.cancel(ticket)
-
 
 # --- requests that yield ------------------------------------------------------------------------
 
 
-class GivingWay:
-    """Requests that are computed in what others leave: their rows stay in the memory meanwhile, so nothing is read twice.
+class BackgroundWork:
+    """Requests that are computed in what others leave; their rows stay in memory meanwhile: nothing is read twice.
 
     Long prompts are read in pieces, rows with the same kind of prefix are written together.
 
@@ -724,7 +672,7 @@ class GivingWay:
         ):
             return False
         if not self._tickets:
-            self._batch, self._lane = self.engine.new_batch(), lane  # the memory of earlier rows goes
+            self._batch, self._lane = self.engine.new_batch(), lane  # the memory of earlier rows is freed
         self.waiting.popleft()
         self._reading = ticket, self.engine.model.new_cache(), 0
         return True
@@ -754,7 +702,6 @@ class GivingWay:
         return [ticket]
 
     def _again(self, tickets: list[Ticket]) -> list[Ticket]:
-        """Let go of what was computed; see `Engine.begin_again`."""
         self._batch, self._tickets, self._reading = self.engine.new_batch(), [], None
         return self.engine.begin_again(tickets, self.waiting)
 

@@ -1,8 +1,8 @@
 """Answers that are held to a JSON Schema: which tokens may come next.
 
-llguidance computes it: an MIT wheel of 3 MB without dependencies, which vLLM, SGLang and llama.cpp can use too. It reads the
-schema in a millisecond and needs no tables for the vocabulary; outlines-core builds an automaton over the whole vocabulary
-for each schema, and xgrammar brings torch, transformers and triton along.
+llguidance computes it: an MIT wheel of 3 MB without dependencies, which vLLM, SGLang and llama.cpp can use too. It
+reads the schema in a millisecond and needs no tables for the vocabulary; outlines-core builds an automaton over the
+whole vocabulary for each schema, and xgrammar needs torch, transformers and triton.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.inference.prompt import schema_problem
-from tuneloop.inference.request import WRITES_FREELY, Request
+from tuneloop.inference.request import WRITES_FREELY, Request, schema_problem
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +33,7 @@ _COMPILING = ThreadPoolExecutor(1, "schemas")  # one at a time, and no thread th
 
 
 async def compile_problem(schema: Mapping[str, Any]) -> str:
-    """Why an engine with llguidance can't hold answers to a schema; empty where it can. The loop continues meanwhile."""
+    """Why an engine with llguidance can't hold answers to a schema; empty where it can. The event loop runs on."""
     return await asyncio.get_running_loop().run_in_executor(_COMPILING, _problem, schema)
 
 
@@ -51,13 +50,16 @@ def _problem(schema: Mapping[str, Any]) -> str:
 
 @lru_cache(maxsize=128)
 def _compiled(task: str) -> str:
-    """What llguidance has against a schema, compiled in a process with limits."""
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "tuneloop.inference.local.grammar_child"], input=task, capture_output=True, text=True,
-            timeout=COMPILE_SECONDS, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )  # fmt: skip
-        return str(json.loads(done.stdout))
+        child = subprocess.run(
+            [sys.executable, "-m", "tuneloop.inference.local.grammar_child"],
+            input=task,
+            capture_output=True,
+            text=True,
+            timeout=COMPILE_SECONDS,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        return str(json.loads(child.stdout))
     except (subprocess.TimeoutExpired, ValueError):  # it was ended, or has crashed
         return "the schema takes too much time or memory to compile: use fewer alternatives, patterns and references"
 
@@ -134,5 +136,5 @@ def why_not_written(request: Request, grammars: Callable[[], Grammars]) -> str:
     """Why a target that writes can't answer a request; empty where it can. The vocabulary is read only for a schema."""
     if request.choices:
         return WRITES_FREELY
-    made = grammars().constraint(request.schema) if request.schema is not None else ""
-    return made if isinstance(made, str) else ""
+    constraint = grammars().constraint(request.schema) if request.schema is not None else ""
+    return constraint if isinstance(constraint, str) else ""

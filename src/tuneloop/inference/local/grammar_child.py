@@ -1,7 +1,7 @@
 """A process that compiles one JSON Schema from stdin and says what is wrong with it.
 
-llguidance may take minutes and gigabytes for a schema of a few lines, and overflows its stack on others: here, with limits
-of the system, that ends nothing but this process.
+llguidance may take minutes and gigabytes for a schema of a few lines, and overflows its stack on others: here, with
+limits of the system, that ends this process only.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ import json
 import resource
 import sys
 
-SECONDS = 1  # of a processor
-MEMORY = 2 << 30
-STACK = 4 << 20  # half of what a thread of the server has: what passes here passes there
+LIMITS = {
+    resource.RLIMIT_CPU: 1,  # second of a processor
+    resource.RLIMIT_AS: 2 << 30,
+    resource.RLIMIT_STACK: 4 << 20,  # half of what a thread of the server has: what passes here passes there
+    resource.RLIMIT_CORE: 0,
+}
 
 
 def main() -> None:
     """Read a schema and llguidance's settings, and write an error, empty where there is none."""
-    for kind, most in (
-        (resource.RLIMIT_CPU, SECONDS), (resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_STACK, STACK), (resource.RLIMIT_CORE, 0),
-    ):  # fmt: skip
+    for kind, most in LIMITS.items():
         hard = resource.getrlimit(kind)[1]
         with contextlib.suppress(ValueError, OSError):  # macOS refuses some
             resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))

@@ -1,4 +1,4 @@
-"""Which token comes next: the likeliest one, or one drawn with a temperature from the likeliest few; and log probabilities."""
+"""Which token comes next: the likeliest one, or one drawn with a temperature; and log probabilities."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ FEW = 128  # tokens among which a nucleus is looked for before the whole vocabul
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the tokens of one answer are drawn.
+    """How the tokens of one answer are drawn: the one place for these options, whichever engine applies them.
 
     Args:
         temperature: logits are divided by it; 0 takes the likeliest token always.
-        top_p: tokens are drawn from the fewest likeliest ones whose probabilities add up to this (nucleus sampling, Holtzman et al.
-            2020, arXiv 1904.09751); 1: from all.
+        top_p: tokens are drawn from the fewest likeliest ones whose probabilities add up to this (nucleus sampling,
+            Holtzman et al. 2020, arXiv 1904.09751); 1: from all.
         seed: of this answer's draws.
         top_k: tokens are drawn from the `top_k` likeliest ones; 0: from all.
-        min_p: only tokens with at least this share of the likeliest one's probability are drawn (Nguyen et al. 2024, arXiv
-            2407.01082); 0: all.
-        repetition_penalty: logits of tokens that stand in the prompt or the answer are divided by it where they are positive
-            and multiplied where they are negative (Keskar et al. 2019, arXiv 1909.05858); 1: none. Greedy answers too.
+        min_p: only tokens with at least this share of the likeliest one's probability are drawn (Nguyen et al. 2024,
+            arXiv 2407.01082); 0: all.
+        repetition_penalty: logits of tokens of the prompt or the answer are divided by it where they are positive and
+            multiplied where they are negative (Keskar et al. 2019, arXiv 1909.05858); 1: none. Greedy answers too.
 
     The filters apply in the order top_k, top_p, min_p, each to what the one before has left, after the temperature.
 
@@ -50,19 +50,26 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        for possible, name, value, step in (
-            (0 <= self.temperature < math.inf, "temperature", self.temperature,
-             "give 0 (always the likeliest token) or more; 0.7 to 1 is usual"),
-            (0 < self.top_p <= 1, "top_p", self.top_p, "give more than 0, at most 1 (all tokens)"),
-            (self.top_k >= 0, "top_k", self.top_k, "give 0 (all tokens) or more"),
-            (0 <= self.min_p <= 1, "min_p", self.min_p, "give 0 (all tokens) to 1"),
-            (0 < self.repetition_penalty < math.inf, "repetition_penalty", self.repetition_penalty,
-             "give 1 (none) or more; 1.1 is usual"),
-        ):  # fmt: skip
+        checks = {
+            "temperature": 0 <= self.temperature < math.inf,
+            "top_p": 0 < self.top_p <= 1,
+            "top_k": self.top_k >= 0,
+            "min_p": 0 <= self.min_p <= 1,
+            "repetition_penalty": 0 < self.repetition_penalty < math.inf,
+        }
+        for name, possible in checks.items():
             if not possible:
-                raise UserError(f"{name}={value:g} is not possible", where=name, next_step=step)
+                what = f"{name}={getattr(self, name):g} is not possible"
+                raise UserError(what, where=name, next_step=f"give {POSSIBLE[name]}")
 
 
+POSSIBLE = {
+    "temperature": "0 (always the likeliest token) or more; 0.7 to 1 is usual",
+    "top_p": "more than 0, at most 1 (all tokens)",
+    "top_k": "0 (all tokens) or more",
+    "min_p": "0 (all tokens) to 1",
+    "repetition_penalty": "1 (none) or more; 1.1 is usual",
+}
 GREEDY = Sampling()
 
 
@@ -90,9 +97,8 @@ class Sampler:
         self.rows = list(rows)
         self.constraints = list(constraints) or [None] * len(self.rows)
         self.numbers = [random.Random(row.seed) for row in rows]
-        penalised = [row.repetition_penalty != 1 for row in rows]
         self.seen: list[set[int] | None] = [
-            set(prompts[i]) if penalised[i] and prompts else set() if penalised[i] else None for i in range(len(rows))
+            None if row.repetition_penalty == 1 else set(prompts[i] if prompts else ()) for i, row in enumerate(rows)
         ]
         self.temperature = torch.tensor([row.temperature for row in rows], device=device)
         self.top_p = torch.tensor([row.top_p for row in rows], device=device)
@@ -111,19 +117,17 @@ class Sampler:
 
         self.temperature = torch.cat((self.temperature, other.temperature))
         self.top_p = torch.cat((self.top_p, other.top_p))
-        self.rows, self.numbers, self.seen = (
-            self.rows + other.rows, self.numbers + other.numbers, self.seen + other.seen
-        )  # fmt: skip
-        self.constraints += other.constraints
+        self.rows, self.numbers = self.rows + other.rows, self.numbers + other.numbers
+        self.seen, self.constraints = self.seen + other.seen, self.constraints + other.constraints
 
     def next(self, hidden: Tensor, head: Tensor) -> Tensor:
         """The next token of each row, from the last hidden states (B, C) and the output matrix (V, C) -> (B)."""
         import torch
 
         logits = hidden @ head.t()
-        held = {i: each for i, each in enumerate(self.constraints) if each is not None and not each.over}
-        special = [i for i, row in enumerate(self.rows) if row.temperature > 0 or self.seen[i] is not None or i in held]
-        for i, constraint in held.items():
+        active = {i: each for i, each in enumerate(self.constraints) if each is not None and not each.over}
+        special = [i for i, row in enumerate(self.rows) if row.temperature or self.seen[i] is not None or i in active]
+        for i, constraint in active.items():
             constraint.apply(logits[i])
         if not special:
             return greedy(hidden, head, logits)
@@ -131,25 +135,24 @@ class Sampler:
         scores = _exact(logits.index_select(0, at), hidden.index_select(0, at), head)
         for i, row in enumerate(special):
             _penalise(scores[i], self.seen[row], self.rows[row].repetition_penalty)
-            if row in held:
-                held[row].apply(scores[i])  # again: the highest were recomputed, also those that were ruled out
+            if row in active:
+                active[row].apply(scores[i])  # again: the highest were recomputed, also those that were ruled out
         tokens = scores.argmax(-1)
-        drawn = [i for i, row in enumerate(special) if self.rows[row].temperature > 0]
-        if drawn:
-            places = put(torch.tensor(drawn), hidden.device)
-            drawn_tokens = self._draw(scores.index_select(0, places), [special[i] for i in drawn])
-            tokens = tokens.index_copy(0, places, drawn_tokens)
+        random_rows = [i for i, row in enumerate(special) if self.rows[row].temperature > 0]
+        if random_rows:
+            places = put(torch.tensor(random_rows), hidden.device)
+            draws = self._draw(scores.index_select(0, places), [special[i] for i in random_rows])
+            tokens = tokens.index_copy(0, places, draws)
         if len(special) < len(self.rows):
             tokens = greedy(hidden, head, logits).index_copy(0, at, tokens)
         for i in special:
             if (seen := self.seen[i]) is not None:
                 seen.add(int(tokens[i]))
-            if i in held:
-                held[i].accept(int(tokens[i]))
+            if i in active:
+                active[i].accept(int(tokens[i]))
         return tokens
 
     def _draw(self, scores: Tensor, rows: Sequence[int]) -> Tensor:
-        """Draw for some rows from their logits (len(rows), V)."""
         import torch
 
         device = scores.device
@@ -186,12 +189,12 @@ def logprobs(hidden: Tensor, head: Tensor, tokens: Sequence[int], top: Sequence[
     import torch
 
     logp = torch.log_softmax(_exact(hidden @ head.t(), hidden, head), -1)
-    written = logp[torch.arange(len(tokens)), torch.tensor(tokens, device=hidden.device)].tolist()
+    own_logs = logp[torch.arange(len(tokens)), torch.tensor(tokens, device=hidden.device)].tolist()
     most = max(top, default=0)
     values, ids = (x.tolist() for x in logp.topk(most, -1)) if most else ([[]] * len(tokens), [[]] * len(tokens))
     return [
         TokenLogprob(token, p, tuple(zip(likely[:k], scores[:k], strict=True)))
-        for token, p, likely, scores, k in zip(tokens, written, ids, values, top, strict=True)
+        for token, p, likely, scores, k in zip(tokens, own_logs, ids, values, top, strict=True)
     ]
 
 
@@ -234,14 +237,14 @@ def draw(
         p = torch.where(p >= min_p[:, None] * p.amax(-1, keepdim=True), p, 0.0)
     cumulative = p.double().cumsum(-1)
     total = cumulative[:, -1]
-    # Rounding must not lift the place to the total: behind it no token stands.
+    # Rounding must not lift the place to the total: behind it there is no token.
     place = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
     tokens: Tensor = torch.searchsorted(cumulative, place[:, None], right=True)[:, 0]
     return tokens
 
 
 def _smallest_in_nucleus(p: Tensor, top_p: Tensor) -> Tensor:
-    """The smallest probability that belongs to each row's nucleus (B, 1); 0 where all tokens do. Equal ones belong to it all."""
+    """The smallest probability in each row's nucleus (B, 1), which has all equal ones; 0 where all tokens are in it."""
     import torch
 
     few = p.gather(1, highest(p, min(FEW, p.shape[-1]))).sort(-1, descending=True).values
@@ -278,14 +281,14 @@ def greedy(hidden: Tensor, head: Tensor, logits: Tensor | None = None) -> Tensor
     """
     top = highest(hidden @ head.t() if logits is None else logits, 4)
     scores = (hidden.float()[:, None] * head[top].float()).sum(-1)
-    chosen: Tensor = top.gather(1, scores.argmax(-1, keepdim=True))[:, 0]
-    return chosen
+    tokens: Tensor = top.gather(1, scores.argmax(-1, keepdim=True))[:, 0]
+    return tokens
 
 
 def highest(logits: Tensor, k: int) -> Tensor:
     """Where the `k` highest of each row are (B, V) -> (B, k).
 
-    They lie in the `k` blocks of the highest maxima: `topk` over the whole vocabulary takes many times as long on a CPU.
+    They are in the `k` blocks of the highest maxima: `topk` over a whole vocabulary takes many times as long on a CPU.
     """
     size = 128
     if logits.shape[-1] % size or logits.shape[-1] < size * k:
@@ -294,5 +297,5 @@ def highest(logits: Tensor, k: int) -> Tensor:
     block = blocks.amax(-1).topk(k, -1).indices
     among = blocks.gather(1, block[..., None].expand(-1, -1, size)).flatten(1)
     at = among.topk(k, -1).indices
-    where: Tensor = block.gather(1, at // size) * size + at % size
-    return where
+    places: Tensor = block.gather(1, at // size) * size + at % size
+    return places

@@ -5,80 +5,35 @@ Both read what prompts have in common once, work in batches of similar length, a
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.device import in_parts
 from tuneloop.core.ui import progress
-from tuneloop.inference.local.batches import batched_by_length, pad_left, prompt_too_large, read_shared, split_prompts
+from tuneloop.inference.local.batches import (
+    batched_by_length,
+    pad_left,
+    places_taken,
+    prompt_too_large,
+    read_shared,
+    split_prompts,
+)
+from tuneloop.inference.local.labels import LabelTrie, best_label
 from tuneloop.inference.local.sampling import greedy, highest
 from tuneloop.inference.request import Request, with_adapter
 from tuneloop.models.adapters import applied
 from tuneloop.models.load import Model
 from tuneloop.models.shared import check_adapter
-from tuneloop.models.template import Rendered, Template
-from tuneloop.records.completion import ENGINE, Completion
-from tuneloop.records.rows import Message
+from tuneloop.models.template import Rendered
+from tuneloop.records.completion import Completion
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-@dataclass(frozen=True)
-class LabelTrie:
-    """Labels as token sequences (end of turn included) in a prefix tree.
-
-    Node 0 is the prompt's last token. Arrays run over the further nodes that have children (those that must be
-    computed), in order of depth: `ids`, `depths`, `ancestors` (n, n; True: the column is on the row's path, itself
-    included). `edges` are (label, parent node, token): summing over a label's edges gives its log likelihood.
-    """
-
-    labels: tuple[str, ...]
-    lengths: tuple[int, ...]
-    ids: tuple[int, ...]
-    depths: tuple[int, ...]
-    ancestors: tuple[tuple[bool, ...], ...]
-    edges: tuple[tuple[int, int, int], ...]
-
-    @property
-    def tokens(self) -> dict[str, int]:
-        """Tokens of each label."""
-        return dict(zip(self.labels, self.lengths, strict=True))
-
-
-def label_trie(labels: Sequence[str], tokens: Sequence[Sequence[int]]) -> LabelTrie:
-    """Build the tree; `tokens[i]` are the ids of `labels[i]` with the end-of-turn token."""
-    internal = sorted({tuple(t[:n]) for t in tokens for n in range(1, len(t))}, key=lambda path: (len(path), path))
-    number = {path: i + 1 for i, path in enumerate(internal)} | {(): 0}
-    ancestors = tuple(tuple(path[: len(other)] == other for other in internal) for path in internal)
-    edges = tuple((i, number[tuple(t[:n])], t[n]) for i, t in enumerate(tokens) for n in range(len(t)))
-    return LabelTrie(
-        tuple(labels),
-        tuple(len(t) for t in tokens),
-        tuple(path[-1] for path in internal),
-        tuple(len(path) for path in internal),
-        ancestors,
-        edges,
-    )
-
-
-def trie_of_labels(template: Template, labels: Sequence[str], prompt: Sequence[Message]) -> LabelTrie:
-    """Labels as the tokens that the model would write after a prompt, the end of the turn included."""
-    return label_trie(labels, label_ids(template, labels, prompt))
-
-
-def label_ids(template: Template, labels: Sequence[str], prompt: Sequence[Message]) -> list[list[int]]:
-    """The tokens of each label as an answer to a prompt, the end of the turn included."""
-    before = len(template.prompt_ids(prompt))
-    tokens = []
-    for label in labels:
-        rendered = template.render([*prompt, {"role": "assistant", "content": label}])
-        end = max(i for i, supervised in enumerate(rendered.mask) if supervised) + 1
-        tokens.append(rendered.ids[before:end])
-    return tokens
+BATCH_TOKENS = 4096  # of one pass, padding included
 
 
 def choose_for(
@@ -89,17 +44,17 @@ def choose_for(
     Raises:
         UserError: an adapter is not loaded.
     """
-    named = [with_adapter(request) for request in requests]
+    requests = [with_adapter(request) for request in requests]
     answers: dict[int, Completion] = {}
-    for adapter in dict.fromkeys(request.adapter for request in named):
+    for adapter in dict.fromkeys(request.adapter for request in requests):
         check_adapter(model, adapter)
-        places = [i for i, request in enumerate(named) if request.adapter == adapter]
+        places = [i for i, request in enumerate(requests) if request.adapter == adapter]
         began = time.perf_counter()
         with applied(adapter):
-            scored = choose(model, [named[i].ids for i in places], trie, prune=prune, task=task)
+            scored = choose(model, [requests[i].ids for i in places], trie, prune=prune, task=task)
         each = round(1000 * (time.perf_counter() - began) / len(places), 3)  # they are computed together: its share
         answers |= {i: replace(a, adapter=adapter, total_ms=each) for i, a in zip(places, scored, strict=True)}
-    return [answers[i] for i in range(len(named))]
+    return [answers[i] for i in range(len(requests))]
 
 
 def choose(
@@ -107,9 +62,7 @@ def choose(
     prompts: Sequence[Sequence[int]],
     trie: LabelTrie,
     *,
-    content_free: Sequence[int] | None = None,
     prune: bool = False,
-    batch_tokens: int = 4096,
     task: str = "scoring labels",
 ) -> list[Completion]:
     """Score every label under every prompt and answer with the best.
@@ -121,8 +74,6 @@ def choose(
     Args:
         prompts: token ids, each ending with the assistant's header.
         trie: the labels.
-        content_free: a prompt without the text to classify; its scores are subtracted, which takes out the model's
-            liking for some labels (Zhao et al. 2021, arXiv 2102.09690; Holtzman et al. 2021, arXiv 2104.08315).
         prune: look for the best label only. Labels that can't win any more are not computed to their end, and their
             scores are upper bounds; the best label and its score are the same.
     """
@@ -131,86 +82,11 @@ def choose(
     if not prompts:
         return []
     with torch.inference_mode():
-        if content_free is not None:
-            offset = _label_scores(model, [content_free], trie, batch_tokens)
-        else:
-            offset = torch.zeros(1, len(trie.labels))
-        if prune:
-            scores = _best_first(model, prompts, trie, offset, batch_tokens, task)
-        else:
-            scores = _label_scores(model, prompts, trie, batch_tokens, task) - offset
-    tokens = trie.tokens
-    shifted = content_free is not None
+        scores = (_best_first if prune else _label_scores)(model, prompts, trie, task)
     return [
-        chosen(dict(zip(trie.labels, row, strict=True)), tokens, len(prompt), shifted)
+        best_label(dict(zip(trie.labels, row, strict=True)), trie.tokens, len(prompt))
         for prompt, row in zip(prompts, scores.tolist(), strict=True)
     ]
-
-
-def chosen(
-    scores: dict[str, float], tokens: Mapping[str, int], prompt_tokens: int, shifted: bool = False
-) -> Completion:
-    """The answer that choice scoring gives: the label with the highest score, and how sure it is.
-
-    Args:
-        scores: the mean log likelihood of each label's tokens.
-        tokens: of each label.
-        shifted: see `label_probability`.
-    """
-    best = max(scores, key=scores.__getitem__)
-    sure = label_probability(scores, best, tokens, shifted=shifted)
-    return Completion(
-        best, finish="choice", prompt_tokens=prompt_tokens, completion_tokens=tokens[best], label_scores=scores,
-        label_probability=None if math.isnan(sure) else sure, engine=ENGINE,
-    )  # fmt: skip
-
-
-def calibrated(answer: Completion, offset: Mapping[str, float], tokens: Mapping[str, int]) -> Completion:
-    """An answer by its scores less those under a prompt that says nothing (`offset`), with all labels scored to their ends."""
-    scores = {label: score - offset[label] for label, score in (answer.label_scores or {}).items()}
-    return replace(chosen(scores, tokens, answer.prompt_tokens, True), total_ms=answer.total_ms)
-
-
-def label_probability(
-    scores: Mapping[str, float], label: str, tokens: Mapping[str, int], *, shifted: bool = False
-) -> float:
-    """The probability that a model writes a label, given that it writes one of the labels; NaN without a finite score.
-
-    Scores are mean log likelihoods a token, so that long labels are at no disadvantage; times the label's tokens they are
-    log probabilities. The probabilities of different labels add up to 1 at most, since each ends in the end of turn. So
-    where labels that could not win were cut short, which makes their scores upper bounds, 1 bounds the sum, and the
-    result is a lower bound.
-
-    Args:
-        scores: of all labels, by choice scoring.
-        tokens: of each label, the end of turn included.
-        shifted: the scores are calibrated (less those under an empty prompt): no probabilities, whose sum has no bound.
-    """
-    logs = {name: score * tokens[name] for name, score in scores.items()}
-    if not shifted:  # rounding in 16 bits can lift a sure label a little above 1
-        logs = {name: min(log, 0.0) for name, log in logs.items()}
-    log_label = logs.get(label, math.nan)
-    if not math.isfinite(log_label):
-        return math.nan
-    total = sum(math.exp(min(log - log_label, 700.0)) for log in logs.values())
-    return 1.0 / total if shifted else max(1.0 / total, math.exp(log_label))
-
-
-def label_distribution(answer: Completion, tokens: Mapping[str, int], top: int) -> dict[str, float]:
-    """Probabilities of the likeliest labels, given that the model writes one of all: the answer's own label first.
-
-    The answer is the label with the best mean a token; so another one may have the higher probability.
-
-    Args:
-        answer: of choice scoring, with exact scores of all labels.
-        tokens: of each label, the end of turn included.
-        top: how many.
-    """
-    logs = {label: min(score * tokens[label], 0.0) for label, score in (answer.label_scores or {}).items()}
-    highest = max(logs.values())
-    total = sum(math.exp(log - highest) for log in logs.values())
-    order = sorted(logs, key=lambda label: (label != answer.text, -logs[label]))
-    return {label: math.exp(logs[label] - highest) / total for label in order[:top]}
 
 
 @dataclass(frozen=True)
@@ -218,28 +94,18 @@ class _Tree:
     """A `LabelTrie` as tensors.
 
     Nodes (N) are counted from 0, the prompt's last token; arcs (A) lead from a node to each token that may follow it.
-
-    Args:
-        ids, depths: of the nodes behind the prompt (N - 1).
-        sees: which of these each sees (N - 1, N - 1).
-        arc_parent, arc_token: of each arc.
-        arcs: the arcs that leave each node (N, most of them), filled up with -1.
-        forks: nodes that more than one arc leaves (N).
-        paths: each label's nodes behind the prompt, by depth (labels, depth), filled up with 0.
-        shares: 1 / the label's length for the arcs on its way (labels, A): scores are their product with log probabilities.
-        on_path: 1 for the label's nodes (labels, N).
     """
 
-    ids: Tensor
+    ids: Tensor  # this and `depths`: of the nodes behind the prompt (N - 1)
     depths: Tensor
-    sees: Tensor
-    arc_parent: Tensor
+    sees: Tensor  # which of these each sees (N - 1, N - 1)
+    arc_parent: Tensor  # this and `arc_token`: of each arc
     arc_token: Tensor
-    arcs: Tensor
-    forks: Tensor
-    paths: Tensor
-    shares: Tensor
-    on_path: Tensor
+    arcs: Tensor  # the arcs that leave each node (N, most of them), filled up with -1
+    forks: Tensor  # nodes that more than one arc leaves (N)
+    paths: Tensor  # each label's nodes behind the prompt, by depth (labels, depth), filled up with 0
+    shares: Tensor  # 1 / the label's length for the arcs on its way (labels, A); times log probabilities: scores
+    on_path: Tensor  # 1 for the label's nodes (labels, N)
 
     @staticmethod
     def of(trie: LabelTrie, device: Any) -> _Tree:
@@ -278,9 +144,7 @@ class _Tree:
         return logp @ self.shares.t()
 
 
-def _label_scores(
-    model: Model, prompts: Sequence[Sequence[int]], trie: LabelTrie, batch_tokens: int, task: str = ""
-) -> Tensor:
+def _label_scores(model: Model, prompts: Sequence[Sequence[int]], trie: LabelTrie, task: str) -> Tensor:
     """Length-normalised log likelihoods (rows, labels), fp32."""
     import torch
 
@@ -289,11 +153,11 @@ def _label_scores(
     prefix = read_shared(model, split.shared, task)
     tree, nodes = _Tree.of(trie, device), len(trie.ids)
     out = torch.empty(len(prompts), len(trie.labels))
-    done = 0
+    count = 0
     progress(task, 0, len(prompts))
 
     def score(batch: Sequence[int]) -> None:
-        nonlocal done
+        nonlocal count
         padded = pad_left([split.rests[i] for i in batch], len(split.shared), model.template.pad_id, device)
         rows, longest = padded.ids.shape
         seen = padded.real.shape[1]
@@ -309,15 +173,19 @@ def _label_scores(
         for row, i in enumerate(batch):
             logp = _token_scores(hidden[row], model.head, tree.arc_parent, tree.arc_token)
             out[i] = tree.scores(logp[None])[0].cpu()
-            progress(task, done + row + 1, len(prompts))
-        done += len(batch)
+            progress(task, count + row + 1, len(prompts))
+        count += len(batch)
 
-    lengths = [len(rest) + nodes for rest in split.rests]
-    in_parts(
-        batched_by_length(lengths, batch_tokens, 64), score, lambda batch: len(batch) * max(lengths[i] for i in batch),
-        lambda i: prompt_too_large(len(prompts[i])),
-    )  # fmt: skip
+    _in_batches([len(rest) + nodes for rest in split.rests], 64, score, prompts)
     return out
+
+
+def _in_batches(
+    lengths: Sequence[int], rows: int, work: Callable[[Sequence[int]], None], ids: Sequence[Sequence[int]]
+) -> None:
+    """Work on rows (`ids`) in batches of similar length, in smaller ones where memory runs out."""
+    batches = batched_by_length(lengths, BATCH_TOKENS, rows)
+    in_parts(batches, work, partial(places_taken, lengths), lambda i: prompt_too_large(len(ids[i])))
 
 
 def _token_scores(hidden: Tensor, head: Tensor, at: Tensor, tokens: Tensor) -> Tensor:
@@ -329,14 +197,12 @@ def _token_scores(hidden: Tensor, head: Tensor, at: Tensor, tokens: Tensor) -> T
     return picked - _log_normaliser(hidden, head)[at]
 
 
-def _best_first(
-    model: Model, prompts: Sequence[Sequence[int]], trie: LabelTrie, offset: Tensor, batch_tokens: int, task: str
-) -> Tensor:
-    """Scores (rows, labels) minus `offset` (1, labels) of which the greatest of each row is exact, the others upper bounds.
+def _best_first(model: Model, prompts: Sequence[Sequence[int]], trie: LabelTrie, task: str) -> Tensor:
+    """Scores (rows, labels): the greatest of each row is exact, the others upper bounds.
 
     A log probability is at most 0, so the sum over the tokens known so far, divided by the length, bounds a label's
-    score from above. A row goes down its most promising label first, to the end; from then on it continues with all labels
-    whose bounds are not below the best finished one, until there is none.
+    score from above. A row goes down its most promising label first, to the end; from then on it continues with all
+    labels whose bounds are not below the best finished one, until there is none.
     """
     import torch
 
@@ -346,44 +212,38 @@ def _best_first(
     tree = _Tree.of(trie, device)
     out = torch.empty(len(prompts), len(trie.labels))
     depth = max(trie.lengths)
-    done = 0
+    count = 0
     progress(task, 0, len(prompts))
 
     def search_best(batch: Sequence[int]) -> None:
-        nonlocal done
-        search = _Search(model, tree, [split.rests[i] for i in batch], len(split.shared), prefix, offset.to(device))
+        nonlocal count
+        search = _Search(model, tree, [split.rests[i] for i in batch], len(split.shared), prefix)
         left = torch.tensor(batch)
         over_before = 0
         while len(left):
             bounds = search.bounds()
             over = search.finished(bounds)
             out[left[over.cpu()]] = bounds[over].cpu()
-            progress(task, done + over_before + int(over.sum()), len(prompts))
-            if int(over.sum()) >= 0.25 * len(left):  # copying the cache pays when a quarter of the rows is gone
+            progress(task, count + over_before + int(over.sum()), len(prompts))
+            if int(over.sum()) >= 0.25 * len(left):  # copying the cache pays when a quarter of the rows is over
                 over_before += int(over.sum())
                 search.keep(~over)
                 left, bounds, over = left[~over.cpu()], bounds[~over], over[~over]
             if len(left):
                 search.expand(bounds, ~over)
-        done += len(batch)
+        count += len(batch)
 
-    lengths = [len(rest) + depth for rest in split.rests]
-    in_parts(
-        batched_by_length(lengths, batch_tokens, 128), search_best, lambda batch: len(batch) * max(lengths[i] for i in batch),
-        lambda i: prompt_too_large(len(prompts[i])),
-    )  # fmt: skip
+    _in_batches([len(rest) + depth for rest in split.rests], 128, search_best, prompts)
     return out
 
 
 class _Search:
-    """The state of `_best_first` for one batch: what each row has computed of the tree, and where in the cache it lies."""
+    """The state of `_best_first` for one batch: what each row has computed of the tree, and its place in the cache."""
 
-    def __init__(
-        self, model: Model, tree: _Tree, rests: Sequence[Sequence[int]], shared: int, prefix: Any, offset: Tensor
-    ) -> None:
+    def __init__(self, model: Model, tree: _Tree, rests: Sequence[Sequence[int]], shared: int, prefix: Any) -> None:
         import torch
 
-        self.model, self.tree, self.offset = model, tree, offset
+        self.model, self.tree = model, tree
         device, rows = model.device, len(rests)
         padded = pad_left(rests, shared, model.template.pad_id, device)
         start = torch.zeros(rows, dtype=torch.long, device=device)
@@ -399,7 +259,7 @@ class _Search:
 
     def bounds(self) -> Tensor:
         """Upper bounds of the scores (rows, labels)."""
-        return self.tree.scores(self.logp) - self.offset
+        return self.tree.scores(self.logp)
 
     def _open(self) -> Tensor:
         missing: Tensor = (~self.known).float() @ self.tree.on_path.t() > 0
@@ -430,23 +290,23 @@ class _Search:
         path = tree.paths[label]
         missing = (path > 0) & ~self.known[row[:, None], path]
         forks = (missing & tree.forks[path]).long()
-        wanted = torch.zeros_like(self.known)
+        following = torch.zeros_like(self.known)
         which, at = (missing & (forks.cumsum(-1) - forks == 0)).nonzero(as_tuple=True)
-        wanted[row[which], path[which, at]] = True
-        return wanted
+        following[row[which], path[which, at]] = True
+        return following
 
     def expand(self, bounds: Tensor, rows: Tensor) -> None:
         """Compute the next nodes of the labels that may win, in the rows (bool) that are not over."""
         import torch
 
         tree, device = self.tree, self.logp.device
-        wanted = self._next(bounds, rows)
-        row, node = wanted[:, 1:].nonzero(as_tuple=True)  # by row, and in a row by depth
-        counts = wanted[:, 1:].sum(-1)
+        nodes = self._next(bounds, rows)[:, 1:]
+        row, node = nodes.nonzero(as_tuple=True)  # by row, and in a row by depth
+        counts = nodes.sum(-1)
         column = torch.arange(len(row), device=device) - (counts.cumsum(0) - counts)[row]
         width, before = int(counts.max()), self.real.shape[1]
         self.place[row, node] = before + column
-        shape = (len(wanted), width)
+        shape = (len(nodes), width)
         ids = torch.zeros(shape, dtype=torch.long, device=device)
         depths = torch.ones(shape, dtype=torch.long, device=device)
         ids[row, column], depths[row, column] = tree.ids[node], tree.depths[node]
@@ -471,8 +331,9 @@ class _Search:
 def _log_normaliser(hidden: Tensor, head: Tensor) -> Tensor:
     """log sum exp over the vocabulary of hidden @ head' (rows), fp32, in blocks of rows.
 
-    softmax in one pass is faster on CPUs than exp and sum: the inverse of its maximum is the sum over exp(logit - highest). bf16 logits
-    are rounded; that averages out over many tokens, but not where a few carry the sum, so the four highest enter it in fp32.
+    softmax in one pass is faster on CPUs than exp and sum: the inverse of its maximum is the sum over exp(logit -
+    highest). bf16 logits are rounded; that averages out over many tokens, but not where a few carry the sum, so the
+    four highest enter it in fp32.
     """
     import torch
 
@@ -490,48 +351,32 @@ def _log_normaliser(hidden: Tensor, head: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AnswerFit:
-    """How well a model foresees a row's supervised tokens.
+    """How well a model foresees a row's supervised tokens."""
 
-    Args:
-        loss: sum of -log likelihood.
-        tokens: how many they are.
-        verbatim: whether greedy decoding would write exactly these: each is the likeliest after those before it.
-    """
-
-    loss: float
-    tokens: int
-    verbatim: bool
+    loss: float  # sum of -log likelihood
+    tokens: int  # how many they are
+    verbatim: bool  # whether greedy decoding would write exactly these: each is the likeliest after those before it
 
 
-def answer_fits(
-    model: Model, rows: Sequence[Rendered], *, batch_tokens: int = 4096, task: str = "validating"
-) -> list[AnswerFit]:
+def answer_fits(model: Model, rows: Sequence[Rendered], *, task: str = "validating") -> list[AnswerFit]:
     """The fit of each row's supervised tokens, in order; one forward pass a row, in fp32 from the logits on."""
     import torch
 
-    fits: list[AnswerFit | None] = [None] * len(rows)
-    done = 0
+    fits: dict[int, AnswerFit] = {}
     if rows:
         progress(task, 0, len(rows))
 
     def fit(batch: Sequence[int]) -> None:
-        nonlocal done
-        for i, answer_fit in zip(batch, _fits_of(model, [rows[i] for i in batch]), strict=True):
-            fits[i] = answer_fit
-        done += len(batch)
-        progress(task, done, len(rows))
+        fits.update(zip(batch, _fits_of(model, [rows[i] for i in batch]), strict=True))
+        progress(task, len(fits), len(rows))
 
-    lengths = [len(row.ids) for row in rows]
+    ids = [row.ids for row in rows]
     with torch.inference_mode():
-        in_parts(
-            batched_by_length(lengths, batch_tokens, 256), fit, lambda batch: len(batch) * max(lengths[i] for i in batch),
-            lambda i: prompt_too_large(lengths[i]),
-        )  # fmt: skip
-    return [fit for fit in fits if fit is not None]
+        _in_batches(list(map(len, ids)), 256, fit, ids)
+    return [fits[i] for i in range(len(rows))]
 
 
 def _fits_of(model: Model, rows: Sequence[Rendered]) -> list[AnswerFit]:
-    """`answer_fits` of rows that are computed together."""
     import torch
 
     longest = max(len(row.ids) for row in rows)
@@ -544,10 +389,10 @@ def _fits_of(model: Model, rows: Sequence[Rendered]) -> list[AnswerFit]:
     hidden = model.hidden(ids)[:, :-1][supervised[:, 1:]]
     targets = ids[:, 1:][supervised[:, 1:]]
     losses, hits = [], []
-    for part, wanted in zip(torch.split(hidden, 512), torch.split(targets, 512), strict=True):
-        picked = (part.float() * model.head[wanted].float()).sum(-1)
+    for part, tokens in zip(torch.split(hidden, 512), torch.split(targets, 512), strict=True):
+        picked = (part.float() * model.head[tokens].float()).sum(-1)
         losses.append((_log_normaliser(part, model.head) - picked).double())
-        hits.append(greedy(part, model.head) == wanted)
+        hits.append(greedy(part, model.head) == tokens)
     counts = supervised[:, 1:].sum(1).tolist()
     of_rows = zip(torch.split(torch.cat(losses), counts), torch.split(torch.cat(hits), counts), strict=True)
     return [AnswerFit(float(loss.sum()), len(loss), bool(hit.all()) and len(hit) > 0) for loss, hit in of_rows]

@@ -22,9 +22,7 @@ class TextStream:
         self._decode = decode
         self._stop = tuple(stop)
         self._ids: list[int] = []
-        self._read = self._known = (
-            0  # tokens whose text is known, and where the window begins that the next ones are decoded in
-        )
+        self._read = self._known = 0  # tokens whose text is known; where the window of the next ones begins
         self._raw = ""
         self._shown = 0
         self.stopped = False
@@ -39,19 +37,20 @@ class TextStream:
         if self.stopped:
             return ""
         self._ids.append(token)
-        # Decoded together with the token before: what a token reads as depends on its neighbours in some tokenizers.
-        before, window = self._decode(self._ids[self._known : self._read]), self._decode(self._ids[self._known :])
-        if window.endswith(CUT) or not window.startswith(before):
-            return ""
-        return self._grow(window[len(before) :])
+        before, window = self._window()
+        return "" if window.endswith(CUT) or not window.startswith(before) else self._grow(window[len(before) :])
 
     def end(self) -> str:
         """The piece that is left when no token follows."""
         if self.stopped:
             return ""
-        before, window = self._decode(self._ids[self._known : self._read]), self._decode(self._ids[self._known :])
+        before, window = self._window()
         piece = self._grow(window[len(before) :] if window.startswith(before) else "")
         return piece if self.stopped else piece + self._show(len(self._raw.rstrip()))
+
+    def _window(self) -> tuple[str, str]:
+        """The text before the next tokens, and with them: a token's text can depend on its neighbours."""
+        return self._decode(self._ids[self._known : self._read]), self._decode(self._ids[self._known :])
 
     def _grow(self, new: str) -> str:
         """Append text; what was there has no stop string in it."""

@@ -12,17 +12,19 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json, write_text
 from tuneloop.models.names import resolve
 from tuneloop.models.template import load_template
-from tuneloop.models.trained import OWN
+from tuneloop.models.trained import OWN, trained_folder
 from tuneloop.records.artifact import Quantisation
+from tuneloop.records.rows import Message
 from tuneloop.release.gguf.convert import FLOAT_TYPES, About, FloatType, tensor_types, write_gguf
 from tuneloop.release.gguf.lora import write_gguf_lora
 from tuneloop.release.quantise import quant_named, quantise
-from tuneloop.release.tuned_weights import open_tuned
+from tuneloop.release.tuned_weights import TunedWeights, open_tuned
 
 if TYPE_CHECKING:
     import numpy as np
 
     from tuneloop.models.template import Template
+    from tuneloop.release.artifact import Origin
 
 LORA = "gguf-lora"
 
@@ -46,68 +48,57 @@ class GgufSettings:
         is_lora = self.form == LORA
         quant = quant_named(self.quant or ("f32" if is_lora else "f16"))
         if is_lora and quant not in FLOAT_TYPES:
-            raise UserError(
-                f"The matrices of a LoRA file are not quantised, so not {quant}", where="--quant",
-                next_step=f"choose {', '.join(FLOAT_TYPES)}; or quantise the whole model with --format gguf",
-            )  # fmt: skip
+            step = f"choose {', '.join(FLOAT_TYPES)}; or quantise the whole model with --format gguf"
+            what = f"The matrices of a LoRA file are not quantised, so not {quant}"
+            raise UserError(what, where="--quant", next_step=step)
         if self.importance and quant in FLOAT_TYPES:
-            raise UserError(
-                f"Importance tells how to round, and {quant} is not quantised", where="--importance",
-                next_step="leave it out, or add --quant q4_k_m",
-            )  # fmt: skip
+            what = f"Importance tells how to round, and {quant} is not quantised"
+            raise UserError(what, where="--importance", next_step="leave it out, or add --quant q4_k_m")
         object.__setattr__(self, "quant", quant)
 
 
-@dataclass(frozen=True)
-class GgufSource:
-    """What is written."""
-
-    name: str  # of the model
-    model: str  # the base, by a name that resolves
-    trained: Path  # folder of the trained weights
-    task: Mapping[str, Any] | None  # see `TaskSpec`; None: not known
-    about: About  # what the file says of itself
-
-
-def write_gguf_model(source: GgufSource, settings: GgufSettings, out: Path) -> Quantisation:
+def write_gguf_model(origin: Origin, about: About, settings: GgufSettings, out: Path) -> Quantisation:
     """Write the files; what each tensor has become is counted in the file itself.
+
+    Args:
+        about: what the file says of itself.
 
     Raises:
         UserError: what GGUF or llama.cpp can't hold, a missing wheel, a full disk.
     """
-    template = load_template(source.trained)
-    file = f"{source.name}-{'lora-' if settings.form == LORA else ''}{settings.quant}.gguf"
-    system = str((source.task or {}).get("system") or "")
+    trained, model = trained_folder(origin.run), origin.manifest.model
+    template = load_template(trained)
+    file = f"{origin.name}-{'lora-' if settings.form == LORA else ''}{settings.quant}.gguf"
+    system = str((origin.task or {}).get("system") or "")
     if settings.form == LORA:
         kind = cast(FloatType, settings.quant)
-        write_gguf_lora(resolve(source.model), source.trained, out / file, kind, source.about.name)
+        write_gguf_lora(resolve(model), trained, out / file, kind, about.name)
         text = modelfile("base.gguf", template, system, adapter=file)
     else:
         text = modelfile(file, template, system)
-        _write_whole(source, settings, out / file)
+        _write_whole(open_tuned(model, trained), template, about, settings, out / file)
     write_text(out / "Modelfile", text)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(source.trained / name, out / name)
-    write_json(out / OWN, {"version": 1, "task": source.task})
+        shutil.copyfile(trained / name, out / name)
+    write_json(out / OWN, {"version": 1, "task": origin.task})
     return Quantisation(name=settings.quant, tensor_types=tensor_types(out / file))
 
 
-def _write_whole(source: GgufSource, settings: GgufSettings, out: Path) -> None:
+def _write_whole(weights: TunedWeights, template: Template, about: About, settings: GgufSettings, out: Path) -> None:
     """All weights; what is quantised passes through an f16 file."""
-    weights, template = open_tuned(source.model, source.trained), load_template(source.trained)
     if settings.quant in FLOAT_TYPES:
-        write_gguf(weights, template, out, settings.quant, source.about)
+        write_gguf(weights, template, out, settings.quant, about)
         return
     importance = settings.importance() if settings.importance else None
     whole = out.with_name(f".{out.stem}.f16.gguf")
     try:
-        write_gguf(weights, template, whole, "f16", source.about)
+        write_gguf(weights, template, whole, "f16", about)
         quantise(whole, out, settings.quant, importance)
     finally:
         whole.unlink(missing_ok=True)
 
 
-CONTENT = "\ue010"  # stands for a turn's text
+CONTENT = "\ue010"  # in place of a turn's text
 
 
 def modelfile(file: str, template: Template, system: str = "", adapter: str = "") -> str:
@@ -124,7 +115,7 @@ def modelfile(file: str, template: Template, system: str = "", adapter: str = ""
         lines = [f"# Put the base model's GGUF file here as {file}.", *lines, f"ADAPTER ./{adapter}"]
     lines.append(f'TEMPLATE """{ollama_template(template)}"""')
     system = system or template.default_system
-    if system and '"""' not in system:  # nothing can stand for three quotes there
+    if system and '"""' not in system:  # three quotes can't be escaped there
         lines.append(f'SYSTEM """{system}"""')
     lines += [*(f'PARAMETER stop "{stop}"' for stop in stops), "PARAMETER temperature 0"]
     return "\n".join(lines) + "\n"
@@ -138,25 +129,24 @@ def ollama_template(template: Template) -> str:
     """
     first = template.variables.get("bos_token", "") if template.opens_with_bos else ""
 
-    def written(*roles: str) -> str:
+    def text_of(*roles: str) -> str:
         turns = [{"role": role, "content": CONTENT} for role in roles]
         return template.text(turns).removeprefix(first)  # type: ignore[arg-type]
 
-    system, user = written("system"), written("system", "user").removeprefix(written("system"))
-    answer = written("system", "user", "assistant").removeprefix(system + user)
-    opening = template.text([{"role": "user", "content": CONTENT}], prompt=True).removeprefix(
-        template.text([{"role": "user", "content": CONTENT}])
-    )
-    whole = written("system", "user", "assistant", "user")
+    system, user = text_of("system"), text_of("system", "user").removeprefix(text_of("system"))
+    answer = text_of("system", "user", "assistant").removeprefix(system + user)
+    turns: list[Message] = [{"role": "user", "content": CONTENT}]
+    opening = template.text(turns, prompt=True).removeprefix(template.text(turns))
+    whole = text_of("system", "user", "assistant", "user")
     if whole != system + user + answer + user or not answer.startswith(opening) or CONTENT not in answer:
-        raise UserError(
-            "The chat template can't be written for Ollama: its turns depend on those before", where="chat template",
-            next_step="serve the file with llama.cpp, which reads the template that is in it",
-        )  # fmt: skip
+        what = "The chat template can't be written for Ollama: its turns depend on those before"
+        step = "serve the file with llama.cpp, which reads the template that is in it"
+        raise UserError(what, where="chat template", next_step=step)
 
     def turn(text: str, role: str) -> str:
         before, _, after = text.partition(CONTENT)
         return f'{{{{ if eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}{{{{ end }}}}'
 
     body = "".join(turn(text, role) for text, role in ((system, "system"), (user, "user"), (answer, "assistant")))
-    return f"{{{{ range .Messages }}}}{body}{{{{ end }}}}{opening}"  # without dashes, which would eat the template's own line breaks
+    # Without dashes, which would remove the template's own line breaks.
+    return f"{{{{ range .Messages }}}}{body}{{{{ end }}}}{opening}"

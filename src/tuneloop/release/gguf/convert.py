@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tuneloop.models.llama import LlamaConfig
-    from tuneloop.models.template import Template
 
 FloatType = Literal["f32", "f16", "bf16"]
 FLOAT_TYPES: tuple[FloatType, ...] = ("f32", "f16", "bf16")
 ARCHITECTURE = "llama"
+CONVERT_ELSEWHERE = "export with --format merged and convert it with llama.cpp's convert_hf_to_gguf.py"
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,15 @@ def write_gguf(weights: TunedWeights, template: Template, out: Path, kind: Float
         template: the tokenizer, and the chat template that was trained.
 
     Raises:
-        UserError: another architecture, a tokenizer that llama.cpp does not know, values beyond the type's range, a full disk.
+        UserError: another architecture, a tokenizer that llama.cpp does not know, values beyond the type, a full disk.
     """
     import gguf
 
     from tuneloop.models.llama import LlamaConfig, rope_frequencies
 
     if not LlamaConfig.supports(dict(weights.config)):
-        raise UserError(
-            f"Only Llama models are written as GGUF here, not {weights.config.get('model_type')!r}",
-            where="config.json",
-            next_step="export with --format merged and convert it with llama.cpp's convert_hf_to_gguf.py",
-        )
+        what = f"Only Llama models are written as GGUF here, not {weights.config.get('model_type')!r}"
+        raise UserError(what, where="config.json", next_step=CONVERT_ELSEWHERE)
     config = LlamaConfig.from_json(dict(weights.config))
     names = _names(weights, config)
     writer = gguf.GGUFWriter(out, ARCHITECTURE)
@@ -69,9 +66,8 @@ def write_gguf(weights: TunedWeights, template: Template, out: Path, kind: Float
     add_fields(writer, vocabulary(template, config.vocab_size))
     writer.add_chat_template(plain_source(template.source))
     rope = None
-    if (
-        _rope_type(config) == "llama3"
-    ):  # what llama.cpp divides each rotary frequency by, (D / 2), where a context was stretched
+    # What llama.cpp divides each rotary frequency by, (D / 2), where a context was stretched.
+    if _rope_type(config) == "llama3":
         plain = rope_frequencies(replace(config, rope_scaling={}))
         rope = (plain / rope_frequencies(config)).float().numpy()
         announce(writer, "rope_freqs.weight", rope.shape, "f32")
@@ -79,7 +75,7 @@ def write_gguf(weights: TunedWeights, template: Template, out: Path, kind: Float
     heads = {"q_proj": config.heads, "k_proj": config.key_heads}
     for name, there in names.items():
         announce(writer, there, weights.shapes[name], kinds[name])
-    with written(writer, out):
+    with tensors_of(writer, out):
         if rope is not None:
             writer.write_tensor_data(rope)
         for count, name in enumerate(names, 1):
@@ -91,8 +87,8 @@ def write_gguf(weights: TunedWeights, template: Template, out: Path, kind: Float
 
 
 @contextmanager
-def written(writer: Any, out: Path) -> Iterator[None]:
-    """Write what comes before the values of the tensors, and see to it that the file is on the disk when the block has written them.
+def tensors_of(writer: Any, out: Path) -> Iterator[None]:
+    """Write what comes before the tensors' values, which the block writes; then see to it that the file is on the disk.
 
     Raises:
         UserError: the file can't be written, or the disk has no room for it.
@@ -100,10 +96,9 @@ def written(writer: Any, out: Path) -> Iterator[None]:
     size = sum(tensor.nbytes for tensor in writer.tensors[0].values())
     free = shutil.disk_usage(out.parent).free
     if size > free:
-        raise UserError(
-            f"The file takes {size / 1e9:.1f} GB, and the disk has {free / 1e9:.1f} GB free", where=str(out.parent),
-            next_step="free some space, or choose a folder on another disk with --out FOLDER",
-        )  # fmt: skip
+        what = f"The file takes {size / 1e9:.1f} GB, and the disk has {free / 1e9:.1f} GB free"
+        step = "free some space, or choose a folder on another disk with --out FOLDER"
+        raise UserError(what, where=str(out.parent), next_step=step)
     with user_errors_of_the_disk(out):
         try:
             writer.write_header_to_file()
@@ -118,17 +113,9 @@ def written(writer: Any, out: Path) -> Iterator[None]:
 
 def add_fields(writer: Any, fields: Mapping[str, Any]) -> None:
     """Add metadata by keys; the type follows the value, with unsigned whole numbers."""
+    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
     for key, value in fields.items():
-        if isinstance(value, bool):
-            writer.add_bool(key, value)
-        elif isinstance(value, int):
-            writer.add_uint32(key, value)
-        elif isinstance(value, float):
-            writer.add_float32(key, value)
-        elif isinstance(value, str):
-            writer.add_string(key, value)
-        else:
-            writer.add_array(key, value)
+        add.get(type(value), writer.add_array)(key, value)
 
 
 def tensor_types(file: Path) -> dict[str, int]:
@@ -149,10 +136,8 @@ def _names(weights: TunedWeights, config: LlamaConfig) -> dict[str, str]:
         if there is None:
             if name.endswith("rotary_emb.inv_freq"):  # computed, not learned; files of old versions have it
                 continue
-            raise UserError(
-                f"llama.cpp's Llama has no tensor {name}", where=str(weights.files[name]),
-                next_step="export with --format merged",
-            )  # fmt: skip
+            what, step = f"llama.cpp's Llama has no tensor {name}", "export with --format merged"
+            raise UserError(what, where=str(weights.files[name]), next_step=step)
         names[name] = there
     return names
 
@@ -211,21 +196,21 @@ def as_numpy(tensor: Tensor, kind: FloatType, name: str) -> np.ndarray[Any, Any]
     import torch
 
     stored = tensor.to({"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[kind]).contiguous()
-    # The least and the greatest value need no memory besides the tensor, and a thirtieth of the time that `isfinite` takes.
+    # The least and the greatest value need no further memory, and a thirtieth of the time that `isfinite` takes.
     if kind == "f16" and stored.numel() and not all(value.isfinite() for value in stored.aminmax()):
-        raise UserError(
-            f"{name} has values that f16 can't hold (beyond 65,504)", where="--quant f16", next_step="take --quant bf16"
-        )
+        what = f"{name} has values that f16 can't hold (beyond 65,504)"
+        raise UserError(what, where="--quant f16", next_step="take --quant bf16")
     values: np.ndarray[Any, Any] = stored.view(torch.int16).numpy() if kind == "bf16" else stored.numpy()
     return values
 
 
 PROBE = (
-    "Hello, I'm here; WE'LL see. You've, they'RE, 'tis  don't I'd\n\n \n  two\tthree \r\n\r\n  3 33 333 3333 33333 1,234.56 "
-    "a1b22c333 x= 10 ½ ② ٣٤٥ Ünïcödé naïve ÉTÉ éa\u0301 中文字符 ひらがな 한국어 עברית हिन्दी ไทย 🚀 👩‍👩‍👧 (ok)!!! ... --->"
+    "Hello, I'm here; WE'LL see. You've, they'RE, 'tis  don't I'd\n\n \n  two\tthree \r\n\r\n  3 33 333 3333 33333 "
+    "1,234.56 a1b22c333 x= 10 ½ ② ٣٤٥ Ünïcödé naïve ÉTÉ éa\u0301 中文字符 ひらがな 한국어 "
+    "עברית हिन्दी ไทย 🚀 👩‍👩‍👧 (ok)!!! ... --->"
     " <b>tag</b> #$%^ foo_bar fooBar \u00a0\u3000\u200b\x1c end \n "
 )
-# First 16 hex digits of the SHA-256 of PROBE's pieces -> llama.cpp's name, and whether words are looked up whole before merging.
+# First 16 hex digits of the SHA-256 of PROBE's pieces -> llama.cpp's name, and whether words are looked up whole first.
 PRE_TOKENIZERS = {"1062347ed00421c6": ("llama-bpe", True), "c424f257c420a1a8": ("smollm", False)}
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
@@ -248,11 +233,8 @@ def pre_tokenizer_of(tokenizer: Any) -> str:
     model = tokenizer.model
     if not name or type(model).__name__ != "BPE" or bool(model.ignore_merges) != whole_words:
         names = ", ".join(name for name, _ in PRE_TOKENIZERS.values())
-        raise UserError(
-            f"The tokenizer cuts text in a way that is not known here (pre-tokenizer {digest}; known: {names})",
-            where="tokenizer.json",
-            next_step="export with --format merged and convert it with llama.cpp's convert_hf_to_gguf.py",
-        )
+        what = f"The tokenizer cuts text in a way that is not known here (pre-tokenizer {digest}; known: {names})"
+        raise UserError(what, where="tokenizer.json", next_step=CONVERT_ELSEWHERE)
     return name
 
 
@@ -270,10 +252,8 @@ def vocabulary(template: Template, size: int) -> dict[str, Any]:
     added = tokenizer.get_added_tokens_decoder()
     used = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
     if used > size:
-        raise UserError(
-            f"The tokenizer has {used:,} tokens, the model's embedding {counted(size, 'row')}",
-            where="tokenizer.json", next_step="use the tokenizer that belongs to the model",
-        )  # fmt: skip
+        what = f"The tokenizer has {used:,} tokens, the model's embedding {counted(size, 'row')}"
+        raise UserError(what, where="tokenizer.json", next_step="use the tokenizer that belongs to the model")
     tokens, kinds = [], []
     for i in range(size):
         text = added[i].content if i in added else tokenizer.id_to_token(i)

@@ -1,7 +1,7 @@
 """A LoRA adapter as a GGUF file, for llama.cpp and Ollama on top of the base model's GGUF file.
 
-llama.cpp scales each update by alpha / rank, with one alpha for all. PEFT's other scales (rsLoRA, patterns of ranks and alphas) are
-therefore multiplied into B.
+llama.cpp scales each update by alpha / rank, with one alpha for all. PEFT's other scales (rsLoRA, patterns of ranks and
+alphas) are therefore multiplied into B.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tuneloop.core.files import read_json_object
 from tuneloop.models.gguf import gguf_name, permuted
 from tuneloop.models.load import fingerprint
 from tuneloop.models.peft_layout import PEFT_PREFIX, more_than_matrices, rank_of, scale_of, stems_of
-from tuneloop.release.gguf.convert import ARCHITECTURE, FloatType, add_fields, announce, as_numpy, written
+from tuneloop.release.gguf.convert import ARCHITECTURE, FloatType, add_fields, announce, as_numpy, tensors_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,10 +31,8 @@ def check_expressible(adapter: Path) -> dict[str, Any]:
     settings: dict[str, Any] = read_json_object(adapter / "adapter_config.json")
     if more := more_than_matrices(settings):
         is_prefix = settings.get("peft_type") == "PREFIX_TUNING"
-        raise UserError(
-            f"A LoRA file of llama.cpp can't hold {more}", where="--format gguf-lora",
-            next_step="export with --format adapter: a prefix can't be merged either" if is_prefix else MERGED,
-        )  # fmt: skip
+        step = "export with --format adapter: a prefix can't be merged either" if is_prefix else MERGED
+        raise UserError(f"A LoRA file of llama.cpp can't hold {more}", where="--format gguf-lora", next_step=step)
     return settings
 
 
@@ -58,17 +56,14 @@ def write_gguf_lora(model: Path, adapter: Path, out: Path, kind: FloatType, name
     settings = check_expressible(adapter)
     config = read_json_object(model / "config.json")
     if not LlamaConfig.supports(config):
-        raise UserError(
-            f"Only adapters of Llama models are written as GGUF here, not of {config.get('model_type')!r}",
-            where=str(model), next_step="export with --format adapter",
-        )  # fmt: skip
+        what = f"Only adapters of Llama models are written as GGUF here, not of {config.get('model_type')!r}"
+        raise UserError(what, where=str(model), next_step="export with --format adapter")
     _, state = read_adapter(adapter, fingerprint(model))
     try:
         stems = stems_of(state)
     except ValueError as odd:
-        raise UserError(
-            f"A LoRA file of llama.cpp can't hold {odd}", where="--format gguf-lora", next_step=MERGED
-        ) from None
+        what = f"A LoRA file of llama.cpp can't hold {odd}"
+        raise UserError(what, where="--format gguf-lora", next_step=MERGED) from None
     shape = LlamaConfig.from_json(config)
     alpha = float(max(rank_of(settings, stem) for stem in stems))
     tensors: dict[str, Tensor] = {}
@@ -81,12 +76,10 @@ def write_gguf_lora(model: Path, adapter: Path, out: Path, kind: FloatType, name
         heads = {"q_proj": shape.heads, "k_proj": shape.key_heads}.get(stem.rsplit(".", 1)[-1])
         tensors |= {f"{there}.lora_a": a, f"{there}.lora_b": permuted(b, heads) if heads else b}
     writer = gguf.GGUFWriter(out, ARCHITECTURE)
-    kind_of_adapter = str(settings["peft_type"]).lower()
-    add_fields(writer, {
-        "general.type": "adapter", "general.name": name, "adapter.type": kind_of_adapter, "adapter.lora.alpha": alpha,
-    })  # fmt: skip
+    add_fields(writer, {"general.type": "adapter", "general.name": name})
+    add_fields(writer, {"adapter.type": str(settings["peft_type"]).lower(), "adapter.lora.alpha": alpha})
     for there, tensor in tensors.items():
         announce(writer, there, tuple(tensor.shape), kind)
-    with written(writer, out):
+    with tensors_of(writer, out):
         for there, tensor in tensors.items():
             writer.write_tensor_data(as_numpy(tensor, kind, there))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import make_folder
 from tuneloop.core.ui import bound_say
-from tuneloop.inference.answer import can_give_way
+from tuneloop.inference.protocol import can_give_way
 from tuneloop.records.record import read_record, write_record
 from tuneloop.serving.batch.batch import (
     ERRORS,

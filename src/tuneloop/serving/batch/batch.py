@@ -26,8 +26,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing
 from tuneloop.core.ids import uuid7
 from tuneloop.core.ui import bound_say
-from tuneloop.inference.retry import NO_QUOTA, RETRIED, Throttle, backoff, is_busy, seconds_to_wait
-from tuneloop.inference.timeouts import PAUSE
+from tuneloop.inference.timeouts import NO_QUOTA, PAUSE, RETRIED, Throttle, backoff, is_busy, seconds_to_wait
 from tuneloop.records.completion import Completion
 from tuneloop.records.record import write_record
 from tuneloop.serving.batch.file import MOST_BYTES, STEP, WAITING, BatchFile, InvalidBatch, Line

@@ -22,7 +22,7 @@ import orjson
 from tuneloop.core.errors import UserError
 from tuneloop.core.json_schema import MOST_DEPTH, too_deep
 from tuneloop.core.text import json_bytes
-from tuneloop.inference.local.scoring import label_distribution
+from tuneloop.inference.local.labels import label_distribution
 from tuneloop.records.completion import Completion
 from tuneloop.serving.gateway import Caller, Gateway, Piece
 from tuneloop.serving.http import api_request as read

@@ -1,6 +1,6 @@
 """Answers from an OpenAI-compatible endpoint: several requests at once, patient, bounded, and each paid for once.
 
-Every answer is kept in a folder under a hash of what was asked as soon as it is there, so that a rerun asks only what
+Every answer is kept in a folder under a hash of its request as soon as it is there, so that a rerun requests only what
 is missing. Requests that fail for good don't end the others: their replies say why.
 """
 
@@ -21,53 +21,39 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, write_json
 from tuneloop.core.ui import progress
 from tuneloop.core.urls import masked, split_login
-from tuneloop.inference.answer import Kind, TextTarget
-from tuneloop.inference.openai import body_of, read_reply
-from tuneloop.inference.request import Request
-from tuneloop.inference.retry import REFUSED, RETRIED, Throttle, backoff, is_busy
-from tuneloop.inference.timeouts import ANSWER_WITHIN, CONNECT_FAR_WITHIN, LONGEST_PAUSE, PATIENCE, PAUSE
-from tuneloop.inference.wire import Broken, Refused, Wire, finished, need_aiohttp
+from tuneloop.inference import timeouts
+from tuneloop.inference.openai.api import body_of, read_reply
+from tuneloop.inference.protocol import Kind, Target
+from tuneloop.inference.request import Request, Requests
+from tuneloop.inference.wire import Broken, HttpRefused, Wire, finished, need_aiohttp
 from tuneloop.records.completion import Completion
 
 # Parameters that some models refuse by name, and what is sent instead.
 REPLACED: dict[str, str | None] = {"max_tokens": "max_completion_tokens", "temperature": None, "seed": None}
+DEFAULT_KEY = "OPENAI_API_KEY"
+ALWAYS = 1_000  # further tries of what may pass, before the endpoint's own limit
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where and how to ask.
+    """Which server and model answer, and how they are used."""
 
-    Args:
-        url: of the server, of its `/v1`, or of `/v1/chat/completions`. A login in it goes into `login`: nothing shows or
-            keeps it.
-        model: as the server names it.
-        api_key: sent as a bearer token; kept nowhere.
-        cache: folder of the answers; None: none are kept.
-        concurrency: requests at the same time.
-        timeout: seconds for one request as a whole.
-        retries: further tries after a failure that may pass (5xx, broken or unreadable answers). That an endpoint is busy
-            (429, or 503 with `Retry-After`) is no failure.
-        pause: seconds before the first of them; doubled each time, with chance. `Retry-After` goes before it.
-        longest_pause: seconds between two tries, where the endpoint names no time.
-        patience: seconds for which a busy endpoint is waited for without a single answer; one that wants more is not.
-        most_bytes: of one answer.
-        usd_per_million_input, usd_per_million_output: prices of tokens.
-    """
-
-    url: str
-    model: str
-    api_key: str = field(default="", repr=False)
-    cache: Path | None = None
-    concurrency: int = 8
-    timeout: float = ANSWER_WITHIN
+    url: str  # of the server, of its `/v1`, or of `/v1/chat/completions`; nothing shows or keeps a login in it
+    model: str  # as the server names it
+    api_key: str = field(default="", repr=False)  # sent as a bearer token; kept nowhere
+    cache: Path | None = None  # folder of the answers; None: none are kept
+    concurrency: int = 8  # requests at the same time
+    timeout: float = timeouts.ANSWER_WITHIN  # seconds for one request as a whole
+    # Further tries after a failure that may pass (5xx, broken or unreadable answers). That an endpoint is busy (429, or
+    # 503 with `Retry-After`) is no failure.
     retries: int = 5
-    pause: float = PAUSE
-    longest_pause: float = LONGEST_PAUSE
-    patience: float = PATIENCE
-    most_bytes: int = 8 << 20
+    pause: float = timeouts.PAUSE  # seconds before the first of them, doubled each time; `Retry-After` takes precedence
+    longest_pause: float = timeouts.LONGEST_PAUSE  # seconds between two tries, where the endpoint names no time
+    patience: float = timeouts.PATIENCE  # seconds for which a busy endpoint is waited for without a single answer
+    most_bytes: int = 8 << 20  # of one answer
     usd_per_million_input: float = 0.0
     usd_per_million_output: float = 0.0
-    login: tuple[str, str] | None = field(default=None, repr=False)
+    login: tuple[str, str] | None = field(default=None, repr=False)  # user and password, from the URL
 
     def __post_init__(self) -> None:
         url, login = split_login(self.url)
@@ -77,18 +63,15 @@ class Endpoint:
 
     @property
     def address(self) -> str:
-        """The URL that is asked.
+        """The URL that requests go to.
 
         Raises:
             UserError: it is no such URL.
         """
         parts = urlsplit(self.url.strip())
         if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise UserError(
-                f"Not an endpoint's URL: {masked(self.url)!r}",
-                where="--endpoint",
-                next_step="as in http://localhost:8000/v1",
-            )
+            what, step = f"Not an endpoint's URL: {masked(self.url)!r}", "as in http://localhost:8000/v1"
+            raise UserError(what, where="--endpoint", next_step=step)
         path = parts.path.rstrip("/")
         if not path.endswith("/chat/completions"):
             path = f"{path or '/v1'}/chat/completions"
@@ -104,18 +87,17 @@ def usage(endpoint: Endpoint, replies: Sequence[Completion]) -> dict[str, Any]:
 
     `usd` is the price of all answers, `usd_spent` that of those which were not known before.
     """
-    fresh = [reply for reply in replies if not reply.cached and not reply.error]
 
     def sums(of: Sequence[Completion]) -> tuple[int, int]:
         return sum(reply.prompt_tokens for reply in of), sum(reply.completion_tokens for reply in of)
 
-    read, written = sums(replies)
+    prompt_tokens, tokens = sums(replies)
     return {
         "seconds": round(sum(reply.total_ms or 0.0 for reply in replies) / 1000, 3),
-        "usd": endpoint.usd(read, written),
-        "usd_spent": endpoint.usd(*sums(fresh)),
-        "prompt_tokens": read,
-        "tokens": written,
+        "usd": endpoint.usd(prompt_tokens, tokens),
+        "usd_spent": endpoint.usd(*sums([reply for reply in replies if not reply.cached and not reply.error])),
+        "prompt_tokens": prompt_tokens,
+        "tokens": tokens,
         "requests": len(replies),
         "cached": sum(reply.cached for reply in replies),
         "retries": sum(reply.retries for reply in replies),
@@ -128,7 +110,7 @@ def failures(replies: Sequence[Completion]) -> list[tuple[str, int]]:
     return Counter(reply.error for reply in replies if reply.error).most_common()
 
 
-def complete(endpoint: Endpoint, requests: Sequence[Request], *, task: str = "asking") -> list[Completion]:
+def complete(endpoint: Endpoint, requests: Requests, *, task: str = "asking") -> list[Completion]:
     """Answers to requests, in order; equal requests are made once.
 
     Raises:
@@ -137,18 +119,18 @@ def complete(endpoint: Endpoint, requests: Sequence[Request], *, task: str = "as
     return finished(_completed(endpoint, requests, task))
 
 
-async def _completed(endpoint: Endpoint, requests: Sequence[Request], task: str) -> list[Completion]:  # fmt: skip
-    asking = _Asking(endpoint)
+async def _completed(endpoint: Endpoint, requests: Requests, task: str) -> list[Completion]:
+    client = _Client(endpoint)
     bodies = [body_of(request, endpoint.model) for request in requests]
-    keys = [content_hash([asking.address, body]) for body in bodies]
+    keys = [content_hash([client.address, body]) for body in bodies]
     first = dict(zip(keys, bodies, strict=True))
     replies: dict[str, Completion] = {}
     left = iter(first.items())
 
     async def work() -> None:
         for key, body in left:
-            replies[key] = await asking.reply(key, body)
-            progress(task, len(replies), len(first), retries=float(asking.retries))
+            replies[key] = await client.reply(key, body)
+            progress(task, len(replies), len(first), retries=float(client.retries))
 
     progress(task, 0, len(first))
     workers = [asyncio.create_task(work()) for _ in range(min(endpoint.concurrency, len(first)))]
@@ -158,16 +140,14 @@ async def _completed(endpoint: Endpoint, requests: Sequence[Request], task: str)
         for worker in workers:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
-        await asking.wire.close()
+        await client.wire.close()
     progress(task, len(first), len(first))
     answers = [replies[key] for key in keys]
-    if asking.fatal or (answers and all(reply.error for reply in answers)):
-        raise UserError(
-            asking.fatal
-            or f"The endpoint answered {f'none of {len(answers):,} requests' if len(answers) > 1 else 'no request'}: {failures(answers)[0][0]}",
-            where=f"{masked(asking.address)} (model {endpoint.model})",
-            next_step="check --endpoint, --model and the key; answers that came are kept, the same command asks for the rest",
-        )
+    if client.fatal or (answers and all(reply.error for reply in answers)):
+        count = f"none of {len(answers):,} requests" if len(answers) > 1 else "no request"
+        what = client.fatal or f"The endpoint answered {count}: {failures(answers)[0][0]}"
+        step = "check --endpoint, --model and the key; answers that came are kept, the same command requests the rest"
+        raise UserError(what, where=f"{masked(client.address)} (model {endpoint.model})", next_step=step)
     seen: set[str] = set()
     once = []
     for key, reply in zip(keys, answers, strict=True):
@@ -176,12 +156,12 @@ async def _completed(endpoint: Endpoint, requests: Sequence[Request], task: str)
     return once
 
 
-class _Asking:
-    """The state that the requests of one call share."""
-
+class _Client:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint, self.address = endpoint, endpoint.address
-        self.throttle = Throttle(endpoint.concurrency, endpoint.pause, endpoint.longest_pause, endpoint.patience)
+        self.throttle = timeouts.Throttle(
+            endpoint.concurrency, endpoint.pause, endpoint.longest_pause, endpoint.patience
+        )
         self.under_way = self.retries = 0
         self.succeeded = False
         self.failed_in_a_row = 0
@@ -190,24 +170,22 @@ class _Asking:
         self.replaced: set[str] = set()
         need_aiohttp("--endpoint", "evaluate")
         if not (endpoint.api_key.isascii() and (endpoint.api_key or " ").isprintable()):
-            raise UserError(
-                "The API key holds characters that no header may hold",
-                where="--api-key-env",
-                next_step="set the variable to the key alone",
-            )
-        connect = min(CONNECT_FAR_WITHIN, endpoint.timeout)
+            what, step = "The API key holds characters that no header may hold", "set the variable to the key alone"
+            raise UserError(what, where="--api-key-env", next_step=step)
+        connect = min(timeouts.CONNECT_FAR_WITHIN, endpoint.timeout)
         self.wire = Wire(self.address, endpoint.api_key, True, endpoint.login, connect)
 
     async def reply(self, key: str, body: dict[str, Any]) -> Completion:
         """One request with its retries; never raises for what the endpoint does."""
-        cached = self._cached(key)
-        if cached is not None:
+        file = None if self.endpoint.cache is None else self.endpoint.cache / key[:2] / f"{key}.json"
+        if (cached := _cached(file)) is not None:
             return cached
-        started, tries, failures = time.monotonic(), 0, 0
+        started, tries, failed = time.monotonic(), 0, 0
         while True:
-            await self._hold()
+            while not self.over and ((left := self.throttle.left) or self.under_way >= int(self.throttle.at_once)):
+                await asyncio.sleep(min(left, 0.2) or 0.01)
             if self.over:
-                return self._failure(f"not asked: {self.over}", started, tries)
+                return self._failure(f"not requested: {self.over}", started, tries)
             began = time.monotonic()
             self.under_way += 1
             try:
@@ -216,7 +194,9 @@ class _Asking:
                 self.under_way -= 1
             if isinstance(outcome, Completion):
                 outcome = replace(outcome, total_ms=_since(started), retries=tries, engine=masked(self.address))
-                await asyncio.to_thread(self._keep, key, body, outcome)
+                if file is not None:
+                    record = {"version": 2, "address": masked(self.address), "request": body}
+                    await asyncio.to_thread(write_json, file, record | {"completion": outcome.to_json()})
                 return outcome
             if outcome.fatal:
                 self.fatal = self.fatal or outcome.reason
@@ -229,25 +209,22 @@ class _Asking:
             limit = min(self.endpoint.retries, outcome.tries)
             if outcome.unreachable and not self.succeeded:
                 limit = min(limit, 2)  # nothing is there: don't wait as for an overload
-            failures += 1
-            if failures > limit:
+            failed += 1
+            if failed > limit:
                 return self._failed(outcome.reason, started, tries)
-            await self._wait(outcome, failures - 1)
+            await self._wait(outcome, failed - 1)
 
     def _failure(self, reason: str, started: float, tries: int) -> Completion:
-        return Completion(
-            finish="error", error=reason, total_ms=_since(started), retries=tries, engine=masked(self.address)
-        )
-
-    async def _hold(self) -> None:
-        """Wait until a request may be made."""
-        while not self.over and ((left := self.throttle.left) or self.under_way >= int(self.throttle.at_once)):
-            await asyncio.sleep(min(left, 0.2) or 0.01)
+        took, address = _since(started), masked(self.address)
+        return Completion(finish="error", error=reason, total_ms=took, retries=tries, engine=address)
 
     async def _wait(self, outcome: _Refusal, tries: int) -> None:
         longest = self.endpoint.longest_pause
-        named = outcome.wait is not None
-        pause = min(outcome.wait or 0.0, longest) if named else backoff(tries, self.endpoint.pause, longest)
+        pause = (
+            timeouts.backoff(tries, self.endpoint.pause, longest)
+            if outcome.wait is None
+            else min(outcome.wait, longest)
+        )
         until = time.monotonic() + pause
         while not self.over and (left := until - time.monotonic()) > 0:
             await asyncio.sleep(min(left, 0.2))
@@ -262,10 +239,13 @@ class _Asking:
         return self._failure(reason, started, tries - 1)
 
     async def _try(self, body: dict[str, Any]) -> Completion | _Refusal:
+        # Without the parameters that this model has refused.
+        names = {name: REPLACED[name] if name in self.replaced else name for name in body if name in REPLACED}
+        accepted = {new: value for name, value in body.items() if (new := names.get(name, name)) is not None}
         try:
-            sent = json.dumps(self._accepted(body), ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
-            data = await self.wire.post("", sent, self.endpoint.timeout, self.endpoint.most_bytes)
-        except Refused as error:
+            content = json.dumps(accepted, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+            data = await self.wire.post("", content, self.endpoint.timeout, self.endpoint.most_bytes)
+        except HttpRefused as error:
             return self._refusal(error, body)
         except Broken as error:
             return self._broken(error)
@@ -278,77 +258,57 @@ class _Asking:
         self.throttle.answered()
         return reply
 
-    def _accepted(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The body without the parameters that this model has refused."""
-        names = {name: REPLACED[name] if name in self.replaced else name for name in body if name in REPLACED}
-        return {new: value for name, value in body.items() if (new := names.get(name, name)) is not None}
-
     def _broken(self, error: Broken) -> _Refusal:
         if error.kind == "large":
             return _Refusal(f"an answer above {self.endpoint.most_bytes >> 20} MiB", tries=0)
         if error.kind == "late":
-            return _Refusal(f"no {'whole ' if error.begun else ''}answer in {self.endpoint.timeout:g} s", tries=2)
+            return _Refusal(f"no {'whole ' if error.began else ''}answer in {self.endpoint.timeout:g} s", tries=2)
         if error.kind == "unreachable":
             return _Refusal("nothing answers at this address", unreachable=True)
         if error.kind == "unsendable":
             return _Refusal(f"the request can't be sent ({error})", tries=0, fatal=True)
         return _Refusal(f"the connection broke off ({error})")
 
-    def _refusal(self, error: Refused, body: Mapping[str, Any]) -> _Refusal:
+    def _refusal(self, error: HttpRefused, body: Mapping[str, Any]) -> _Refusal:
         status, reason = error.status, error.in_words
         if status in (400, 422):
-            named = {name for name in REPLACED if name in body and name not in self.replaced and name in error.message}
-            if named:  # it is made again in the words that this model takes
-                self.replaced |= named
+            names = {name for name in REPLACED if name in body and name not in self.replaced and name in error.message}
+            if names:  # it is made again in the words that this model takes
+                self.replaced |= names
                 return _Refusal(reason, wait=0.0)
-        if status in RETRIED and not error.no_quota:
+        if status in timeouts.RETRIED and not error.no_quota:
             wait = error.retry_after or None  # 0 is no reason to hammer
-            return _Refusal(reason, wait=wait, busy=is_busy(status, wait))
-        return _Refusal(reason, tries=0, fatal=status in REFUSED)
-
-    def _cached(self, key: str) -> Completion | None:
-        file = self._file(key)
-        if file is None or not file.is_file():
-            return None
-        try:
-            kept = json.loads(file.read_text(encoding="utf-8"))
-            return replace(Completion.from_json(kept["completion"]), cached=True, retries=0)
-        except (ValueError, KeyError, TypeError, OSError):
-            return None  # damaged from outside: it is requested again
-
-    def _keep(self, key: str, body: Mapping[str, Any], reply: Completion) -> None:
-        if (file := self._file(key)) is not None:
-            address = masked(self.address)
-            write_json(file, {"version": 2, "address": address, "request": body, "completion": reply.to_json()})
-
-    def _file(self, key: str) -> Path | None:
-        return None if self.endpoint.cache is None else self.endpoint.cache / key[:2] / f"{key}.json"
+            return _Refusal(reason, wait=wait, busy=timeouts.is_busy(status, wait))
+        return _Refusal(reason, tries=0, fatal=status in timeouts.REFUSED)
 
 
 @dataclass(frozen=True)
 class _Refusal:
-    """Why a try brought nothing.
-
-    Args:
-        wait: seconds that the endpoint asks for.
-        tries: further tries that make sense.
-        busy: it may be asked later: that is no failure.
-        unreachable: nobody listens.
-        fatal: no other request will fare better.
-    """
+    """Why a try brought nothing."""
 
     reason: str
-    wait: float | None = None
-    tries: int = 1_000
-    busy: bool = False
-    unreachable: bool = False
-    fatal: bool = False
+    wait: float | None = None  # seconds that the endpoint names
+    tries: int = ALWAYS  # further ones that make sense
+    busy: bool = False  # it may answer later: that is no failure
+    unreachable: bool = False  # nothing listens
+    fatal: bool = False  # no other request will fare better
+
+
+def _cached(file: Path | None) -> Completion | None:
+    if file is None or not file.is_file():
+        return None
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        return replace(Completion.from_json(record["completion"]), cached=True, retries=0)
+    except (ValueError, KeyError, TypeError, OSError):
+        return None  # damaged from outside: it is requested again
 
 
 @dataclass(frozen=True)
-class EndpointTarget(TextTarget):
+class EndpointTarget(Target):
     """A server and one of its models; chat completions give no log likelihood of a given answer."""
 
+    name: str
     endpoint: Endpoint
 
     kind: ClassVar[Kind] = "endpoint"
@@ -356,27 +316,27 @@ class EndpointTarget(TextTarget):
 
     @property
     def identity(self) -> str:
-        """Hash of the address and the model's name; what stands behind them may change."""
+        """Hash of the address and the model's name; what computes behind them may change."""
         return content_hash([self.endpoint.address, self.endpoint.model])
 
-    def complete(self, requests: Sequence[Request], *, task: str = "asking") -> Iterator[Completion]:
+    def complete(self, requests: Requests, *, task: str = "asking") -> Iterator[Completion]:
         """Written answers; several requests at once, and equal ones once.
 
         Raises:
             UserError: the endpoint refuses all requests, or answers none of the first.
         """
         whys = [_why_not(request) for request in requests]
-        sent = [request for request, why in zip(requests, whys, strict=True) if not why]
-        answers = iter(complete(self.endpoint, sent, task=task) if sent else ())
+        possible = [request for request, why in zip(requests, whys, strict=True) if not why]
+        answers = iter(complete(self.endpoint, possible, task=task) if possible else ())
         for why in whys:
             yield Completion(finish="error", error=why, engine=masked(self.endpoint.address)) if why else next(answers)
 
 
 def _why_not(request: Request) -> str:
     if request.continues is not None:
-        return "no_prompt: the model was trained on plain text, which no chat endpoint goes on with"
+        return "no_prompt: the model was trained on plain text, which no chat endpoint continues"
     if not request.messages:
-        return "no_prompt: an endpoint is asked in turns, and the request has none"
+        return "no_prompt: an endpoint takes turns, and the request has none"
     if request.logprobs is not None:
         return "no_logprobs: log probabilities of an endpoint's tokens are not read"
     return ""
@@ -392,12 +352,8 @@ def key_from(variable: str) -> str:
     Raises:
         UserError: another variable was named, and it is empty.
     """
-    found = os.environ.get(variable, "").strip()
-    if not found and variable != DEFAULT_KEY:
-        raise UserError(
-            f"The variable {variable} is not set", where="--api-key-env", next_step=f"export {variable}=..."
-        )
-    return found
-
-
-DEFAULT_KEY = "OPENAI_API_KEY"
+    key = os.environ.get(variable, "").strip()
+    if not key and variable != DEFAULT_KEY:
+        step = f"export {variable}=..."
+        raise UserError(f"The variable {variable} is not set", where="--api-key-env", next_step=step)
+    return key

@@ -22,13 +22,12 @@ from served import Files
 from patience import HANG
 from tuneloop.core.errors import UserError
 from tuneloop.inference import llamacpp as child
-from tuneloop.inference.answer import BASE, EngineSettings, Served, complete
-from tuneloop.inference.llamacpp import engine as module
 from tuneloop.inference.llamacpp import installed
-from tuneloop.inference.llamacpp.engine import VERSION, WHEEL, LlamaCppEngine, _Answer, template_of
+from tuneloop.inference.llamacpp import serving as module
+from tuneloop.inference.llamacpp.serving import VERSION, WHEEL, LlamaCppEngine, _AnswerInTokens, template_of
 from tuneloop.inference.local.sampling import Sampling
-from tuneloop.inference.prompt import schema_breach
-from tuneloop.inference.request import Request
+from tuneloop.inference.protocol import BASE, EngineSettings, Served, complete
+from tuneloop.inference.request import Request, schema_breach
 from tuneloop.models.template import load_template
 from tuneloop.records.completion import Completion
 
@@ -171,7 +170,7 @@ def test_answers_of_two_adapters_take_turns_and_are_what_they_are_alone(files: F
     async def work(engine: LlamaCppEngine) -> None:
         engine._fair.turn = 0.02
         a, b = engine.adapters
-        cut, streamed = 0, engine._streamed
+        cut, streamed = 0, engine._turn
 
         async def counted(*given: Any) -> Any:
             nonlocal cut
@@ -179,7 +178,7 @@ def test_answers_of_two_adapters_take_turns_and_are_what_they_are_alone(files: F
                 yield update
             cut += not given[1].over
 
-        engine._streamed = counted  # type: ignore[method-assign]
+        engine._turn = counted  # type: ignore[method-assign]
         long, short = asked(a, max_new_tokens=300, logprobs=2), asked(b, max_new_tokens=40, logprobs=2)
         wanted = [await complete(engine, each) for each in (long, short)]
         assert cut == 0
@@ -250,9 +249,9 @@ def test_a_server_that_can_not_be_started_again_is_told(files: Files, monkeypatc
 def test_it_ends_when_its_parent_is_killed(files: Files) -> None:
     code = f"""
 import asyncio, sys, time
-from tuneloop.inference.answer import Served
-from tuneloop.inference.answer import EngineSettings
-from tuneloop.inference.llamacpp.engine import LlamaCppEngine
+from tuneloop.inference.protocol import Served
+from tuneloop.inference.protocol import EngineSettings
+from tuneloop.inference.llamacpp.serving import LlamaCppEngine
 async def main():
     engine = LlamaCppEngine(Served({str(files.gguf)!r}), settings=EngineSettings(slots=1, context=256, threads=1))
     await engine.start()
@@ -325,7 +324,7 @@ def test_a_breach_of_the_schema_is_told(files: Files) -> None:
     assert "breaks its schema" in schema_breach(SCHEMA, '{"ok": 3}')
     assert "no JSON" in schema_breach(SCHEMA, "certainly") and schema_breach(SCHEMA, '{"ok": true}') == ""
     assert "can't be used" in schema_breach({"$ref": "#/nowhere"}, "{}")
-    answer = _Answer(asked(schema=SCHEMA), load_template(files.base))
+    answer = _AnswerInTokens(asked(schema=SCHEMA), load_template(files.base))
     (update,) = answer.read({"tokens": load_template(files.base).encode("yes"), "stop": True, "stop_type": "eos"})
     assert update.completion is not None and update.completion.error == "no_schema: the answer is no JSON"
 
@@ -334,7 +333,7 @@ def test_a_character_in_several_tokens_is_whole_in_a_stream(files: Files) -> Non
     template = load_template(files.base)
     ids = template.encode("🪐")
     assert len(ids) > 1
-    answer = _Answer(asked(), template)
+    answer = _AnswerInTokens(asked(), template)
     first = answer.read({"tokens": template.encode("a"), "content": "a", "tokens_predicted": 1, "stop": False})
     # llama.cpp holds text back until a character is whole, and then tells its last token only
     then = answer.read({"tokens": ids[-1:], "content": "🪐", "tokens_predicted": 1 + len(ids), "stop": False})

@@ -20,8 +20,8 @@ from local_http import Quiet, listening
 
 from patience import slowness
 from tuneloop.core.errors import UserError
-from tuneloop.inference.client import Endpoint, complete, failures, key_from, usage
-from tuneloop.inference.openai import read_reply
+from tuneloop.inference.openai.api import read_reply
+from tuneloop.inference.openai.target import Endpoint, complete, failures, key_from, usage
 from tuneloop.inference.request import Request
 
 Script = Callable[[int, dict[str, Any]], tuple[int, dict[str, str], bytes]]
@@ -245,7 +245,7 @@ def test_an_outage_in_the_middle_ends_the_rest_and_keeps_what_came(serve: Any, t
     asked = endpoint(server, retries=0, concurrency=1, cache=tmp_path)
     replies = complete(asked, asks(*map(str, range(200))))
     assert [r.text for r in replies[:10]] == [str(i) for i in range(10)]
-    assert len(server.requests) < 60 and "not asked" in replies[-1].error
+    assert len(server.requests) < 60 and "not requested" in replies[-1].error
     assert len(list(tmp_path.rglob("*.json"))) == 10
 
 

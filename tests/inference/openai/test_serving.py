@@ -16,9 +16,9 @@ from vllm_stand_in import MODEL, StandIn
 
 from patience import HANG
 from tuneloop.core.errors import UserError
-from tuneloop.inference.answer import BASE, Served, complete
 from tuneloop.inference.local.sampling import Sampling
-from tuneloop.inference.openai import QUANTUM, EndpointEngine, EndpointSettings
+from tuneloop.inference.openai.serving import QUANTUM, EndpointEngine, EndpointSettings
+from tuneloop.inference.protocol import BASE, Served, complete
 from tuneloop.inference.request import Request
 from tuneloop.models.peft_layout import hash_of_adapter
 

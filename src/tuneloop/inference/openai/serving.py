@@ -1,0 +1,428 @@
+"""Any OpenAI-compatible server behind the serving protocol: vLLM, SGLang, a hosted API.
+
+With a tokenizer, prompts are token ids from the template that was trained, sent to `/v1/completions`; else the turns go
+to `/v1/chat/completions`, and the server's own template renders them. Adapters are models of the server under the hash
+of their content, and are never loaded again in place: a server's prefix cache would continue with the old one.
+
+Background work has a low priority where vLLM schedules by it. Where it does not, it is written in quanta: a few tokens
+at a time behind those that are there, which vLLM's prefix cache still holds. The next one waits while people are
+answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.urls import masked, split_login
+from tuneloop.inference.local.stream import TextStream
+from tuneloop.inference.openai.api import options_of, read_logprobs, turns_of
+from tuneloop.inference.priority import Turns
+from tuneloop.inference.protocol import (
+    AdapterFacts,
+    AnswerSoFar,
+    RenderingEngine,
+    Served,
+    unknown_adapter,
+    with_template,
+)
+from tuneloop.inference.request import NO_PROMPT, Request, Update, refused, schema_breach, schema_problem, with_ids
+from tuneloop.inference.timeouts import HEALTHY_WITHIN, NO_QUOTA, READY_PAUSE, START_WITHIN, TOKENS_WITHIN, is_busy
+from tuneloop.inference.wire import Broken, HttpRefused, Wire, message_of, need_aiohttp
+from tuneloop.models.adapters import BASE
+from tuneloop.models.load import load_tokenizer
+from tuneloop.models.peft_layout import WEIGHTS, hash_of_adapter
+from tuneloop.records.completion import Completion, Finish
+from tuneloop.records.rows import Message
+
+USUAL_CONTEXT = 8192  # where a server does not state it
+REFUSALS = {400: "rejected", 413: "rejected", 422: "rejected"}  # status -> word of the error; else `engine`
+RENAMED = (0, 12)  # from this version of vLLM on, `guided_choice` is `structured_outputs`
+QUANTUM = 32  # tokens of a quantum: two blocks of vLLM's prefix cache, of which it reads the last one again at most
+BACKGROUND = 1  # vLLM's priority of background requests; lower ones are computed earlier, and the usual is 0
+UNREADABLE = (
+    Broken,
+    HttpRefused,
+    ValueError,
+    KeyError,
+    TypeError,
+    IndexError,
+)  # what is not the answer that is expected
+
+
+@dataclass(frozen=True)
+class EndpointSettings:
+    """How a server is used."""
+
+    url: str  # of the server or of its `/v1`
+    api_key: str = field(default="", repr=False)  # sent as a bearer token; kept nowhere
+    tokenizer: str = ""  # model or folder whose tokenizer renders prompts here; empty: the server renders them
+    slots: int = 64  # requests that are under way at the same time
+    context: int = 0  # tokens of a prompt with its answer; 0: what the server says
+    start_within: float = START_WITHIN  # seconds until the server must be ready
+
+
+class EndpointEngine(RenderingEngine):
+    """See `ServingEngine`.
+
+    Args:
+        base: the model, by the server's name of it.
+        adapters: names of models that the server has already, or folders of adapters in PEFT's layout, which the server
+            must be able to read; each is loaded under its hash.
+        settings: the server.
+    """
+
+    def __init__(self, base: Served, adapters: Sequence[Served], settings: EndpointSettings) -> None:
+        url, self._login = split_login(settings.url)
+        parts = urlsplit(url.strip())
+        path = parts.path.rstrip("/").removesuffix("/v1")
+        address = parts._replace(path=path, query="", fragment="").geturl()  # without a login
+        super().__init__(address, base, adapters, settings.slots)
+        self._settings, self._context = settings, settings.context
+        self._vllm: tuple[int, ...] = ()  # its version; empty: another server
+        self._priorities = self._returns_ids = False
+        self._turns = Turns()
+        self._wire: Wire | None = None
+        self._slots = asyncio.Semaphore(settings.slots)
+
+    @property
+    def context(self) -> int:
+        return self._context or USUAL_CONTEXT
+
+    @property
+    def gives_way(self) -> bool:
+        """Whether vLLM schedules by priority, or returns the tokens that quanta continue from; see `can_give_way`."""
+        return self._priorities or self._by_quanta
+
+    @property
+    def _by_quanta(self) -> bool:
+        return self._returns_ids and not self._priorities and BASE in self._templates
+
+    @property
+    def renders(self) -> bool:
+        """Whether prompts become tokens, by a tokenizer here or by vLLM; else the server renders the turns."""
+        return BASE in self._templates or bool(self._vllm)
+
+    # -- start and stop
+
+    async def start(self) -> None:
+        """Wait until the server is ready, and see to it that it has the model and the adapters.
+
+        Raises:
+            UserError: it is no server, is not ready in time, or has no such model or adapter.
+        """
+        if self._wire is not None:
+            return
+        need_aiohttp(self.name, "llamacpp")
+        if urlsplit(self.name).scheme not in ("http", "https") or not urlsplit(self.name).netloc:
+            what = f"Not a server's URL: {masked(self._settings.url)!r}"
+            raise UserError(what, where="url", next_step="as in http://localhost:8000/v1")
+        self._wire = Wire(self.name, self._settings.api_key, proxies=True, login=self._login)
+        try:
+            models = await self._ready()
+            await self._prepare(models)
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _reply(self, path: str, body: Mapping[str, Any] | None = None, within: float = HEALTHY_WITHIN) -> Any:
+        """What the server answers to a GET, or to a body; else an error of `UNREADABLE`."""
+        assert self._wire is not None
+        if body is None:
+            return json.loads(await self._wire.get(path, within))
+        return json.loads(await self._wire.post(path, json.dumps(body).encode(), within))
+
+    async def _ready(self) -> dict[str, Any]:
+        until, why = time.monotonic() + self._settings.start_within, ""
+        while True:
+            try:
+                return {str(each["id"]): each for each in (await self._reply("/v1/models"))["data"]}
+            except UNREADABLE as error:
+                why = _reason(error)
+                if isinstance(error, HttpRefused) and error.status in (401, 403, 404):
+                    break
+            if time.monotonic() > until:
+                break
+            await asyncio.sleep(READY_PAUSE)
+        step = "check the URL, the key, and whether it runs"
+        raise UserError(f"The server does not tell its models ({why})", where=self.name, next_step=step)
+
+    async def _prepare(self, models: Mapping[str, Any]) -> None:
+        if self.base not in models:
+            step = f"it has {', '.join(models)}"
+            raise UserError(f"The server has no model {self.base!r}", where=self.name, next_step=step)
+        longest = models[self.base].get("max_model_len")
+        self._context = self._context or (longest if isinstance(longest, int) else 0)
+        try:
+            version = re.match(r"(\d+)\.(\d+)", str((await self._reply("/version"))["version"]))
+        except UNREADABLE:
+            version = None
+        self._vllm = tuple(map(int, version.groups())) if version else ()
+        self._priorities = bool(self._vllm) and bool(await self._tried({"priority": BACKGROUND}))
+        self._returns_ids = bool(self._vllm) and "token_ids" in await self._tried({"return_token_ids": True})
+        if self._settings.tokenizer:
+            template = await asyncio.to_thread(load_tokenizer, self._settings.tokenizer)
+            self._templates[BASE] = with_template(template, self._base.template)
+        for served in self._served:
+            name = await self._add(served, models)
+            self.adapters = {**self.adapters, name: AdapterFacts(name, served.source)}
+            if BASE in self._templates:
+                self._templates[name] = with_template(self._templates[BASE], served.template)
+
+    async def _add(self, served: Served, models: Mapping[str, Any]) -> str:
+        """The server's name of an adapter, which is loaded where it is not there."""
+        folder = Path(served.source).expanduser()
+        is_folder = (folder / WEIGHTS).is_file()
+        name = await asyncio.to_thread(hash_of_adapter, folder) if is_folder else served.source
+        if name in models:
+            return name
+        if not is_folder:
+            step = f"it has {', '.join(models)}; start it with --lora-modules {name}=FOLDER"
+            raise UserError(f"The server has no adapter {name!r}", where=self.name, next_step=step)
+        body = {"lora_name": name, "lora_path": str(folder.resolve())}
+        assert self._wire is not None
+        try:
+            await self._wire.post("/v1/load_lora_adapter", json.dumps(body).encode(), self._settings.start_within)
+        except HttpRefused as error:
+            what = f"The server does not load the adapter ({error.in_words})"
+            step = f"start it with --enable-lora and --lora-modules {name}={folder}, or with "
+            step += "VLLM_ALLOW_RUNTIME_LORA_UPDATING=true"
+            raise UserError(what, where=str(folder), next_step=step) from None
+        return name
+
+    async def _tried(self, more: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What vLLM answers to a token with some field; empty where it refuses that.
+
+        It refuses a priority unless it runs with `--scheduling-policy priority`.
+        """
+        body = {"model": self.base, "prompt": [1], "max_tokens": 1, **more}
+        try:
+            choice = (await self._reply("/v1/completions", body, self._settings.start_within))["choices"][0]
+        except UNREADABLE:
+            return {}
+        return choice if isinstance(choice, dict) else {}
+
+    async def healthy(self) -> bool:
+        """Whether the server answers, and does not say that what computes behind it is not ready."""
+        if self._wire is None:
+            return False
+        try:
+            async with asyncio.timeout(HEALTHY_WITHIN):
+                await self._wire.get("/v1/models")
+                try:
+                    await self._wire.get("/readyz")
+                except HttpRefused as error:  # only `tuneloop serve` has one
+                    return error.status != 503
+        except (Broken, HttpRefused, TimeoutError):
+            return False
+        return True
+
+    async def stop(self) -> None:
+        """Close the connections; the server keeps running."""
+        wire, self._wire = self._wire, None
+        self.adapters, self._templates = {}, {}
+        if wire is not None:
+            await wire.close()
+
+    # -- answers
+
+    async def tokenize(self, text: str) -> Sequence[int]:
+        """Token ids of plain text, by the tokenizer here, else by the server's."""
+        if BASE in self._templates:
+            return await super().tokenize(text)
+        return await self._tokens({"model": self.base, "prompt": text, "add_special_tokens": False})
+
+    async def render(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, adapter: str = BASE
+    ) -> Sequence[int]:
+        """Token ids of a conversation; see `ServingEngine.render`."""
+        self._check_adapter(adapter)
+        if adapter in self._templates:
+            return await super().render(messages, tools, adapter=adapter)
+        body = {"model": self._model(adapter), "messages": list(messages), "add_generation_prompt": True}
+        return await self._tokens(body | ({"tools": list(tools)} if tools else {}))
+
+    def _model(self, adapter: str) -> str:
+        return adapter if adapter in self.adapters else self.base
+
+    async def _tokens(self, body: dict[str, Any]) -> Sequence[int]:
+        if self._wire is None:
+            raise UserError("The engine is not started", where=self.name, next_step="await engine.start()")
+        try:
+            return [int(token) for token in (await self._reply("/tokenize", body, TOKENS_WITHIN))["tokens"]]
+        except (HttpRefused, ValueError, KeyError, TypeError) as error:
+            why = str(error) if isinstance(error, HttpRefused) else type(error).__name__
+            what, step = f"The server does not tell tokens ({why})", "name the model's tokenizer"
+            raise UserError(what, where=self.name, next_step=step) from None
+
+    async def _prepared(self, request: Request) -> Request | Completion:
+        why = "" if self._wire is not None else "engine: the engine is not started"
+        why = why or unknown_adapter(request.adapter, self.adapters)
+        if not why and request.schema is not None:
+            why = schema_problem(request.schema)
+        if not why and request.choices and not self._vllm:
+            why = "no_choices: only vLLM is known to hold an answer to choices"
+        if not why and request.adapter in self._templates:
+            return with_ids(self._templates[request.adapter], self.context, request, engine=self.name)
+        if not why and not (request.ids or request.continues is not None or request.messages):
+            why = NO_PROMPT
+        return refused(request, why, self.name) if why else request
+
+    def _answer(self, request: Request) -> AsyncGenerator[Update, None]:
+        in_quanta = self._by_quanta and request.gives_way and request.schema is None
+        return self._in_quanta(request) if in_quanta else self._at_once(request)
+
+    async def _at_once(self, request: Request) -> AsyncGenerator[Update, None]:
+        """An answer that is waited for: no quantum begins meanwhile but its share."""
+        self._turns.come("")
+        try:
+            async with self._slots, aclosing(self._written(_AnswerInText(request, self.name), request)) as updates:
+                async for update in updates:
+                    yield update
+        finally:
+            self._turns.go("")
+
+    async def _in_quanta(self, request: Request) -> AsyncGenerator[Update, None]:
+        """A background answer; each quantum continues behind the tokens of those before. Of choices it is one."""
+        text = TextStream(self._templates[request.adapter].decode, request.stop)
+        answer, sampling = _AnswerInText(request, self.name), request.sampling
+        self._turns.row("", 1)
+        try:
+            while True:
+                before = len(answer.ids)
+                tokens = min(QUANTUM, request.max_new_tokens - before)
+                part = replace(
+                    request,
+                    ids=(*request.ids, *answer.ids),
+                    max_new_tokens=tokens,
+                    stop=(),
+                    sampling=replace(sampling, seed=sampling.seed + before),
+                )
+                answer.reason = ""
+                failure = await self._quantum(answer, request if request.choices else part)
+                if request.choices or failure is not None:
+                    yield Update(completion=failure or answer.completed())
+                    return
+                new = answer.ids[before:]
+                piece = "".join(text.push(token) for token in new)
+                over = text.stopped or answer.reason != "length" or not new or len(answer.ids) >= request.max_new_tokens
+                piece += text.end() if over else ""
+                answer.text, answer.counts = text.text, (len(request.ids), len(answer.ids))
+                if piece:
+                    yield Update(piece)
+                if over:
+                    answer.reason = "stop" if text.stopped else answer.reason
+                    yield Update(completion=answer.completed())
+                    return
+        finally:
+            self._turns.row("", -1)
+
+    async def _quantum(self, answer: _AnswerInText, request: Request) -> Completion | None:
+        """Have a few tokens written when it may be; returns a completion only where that failed."""
+        began = await self._turns.begin("", reads=False)
+        try:
+            async with self._slots, aclosing(self._written(answer, request)) as updates:
+                async for update in updates:
+                    if update.completion is not None and update.completion.error:
+                        return update.completion
+        finally:
+            self._turns.end("", began, reads=False)
+        return None
+
+    async def _written(self, answer: _AnswerInText, request: Request) -> AsyncGenerator[Update, None]:
+        place, body = self._body(request)
+        try:
+            if self._wire is None:
+                raise Broken("closed")
+            async with aclosing(self._wire.events(place, json.dumps(body).encode())) as events:
+                async for data in events:
+                    if data and data != b"[DONE]" and (piece := answer.read(json.loads(data))):
+                        yield Update(piece)
+        except HttpRefused as error:
+            word = "busy" if is_busy(error.status, error.retry_after) else REFUSALS.get(error.status, "engine")
+            failure = answer.failed(f"{NO_QUOTA if error.no_quota else word}: {error.in_words}")
+            yield Update(completion=replace(failure, retry_after=error.retry_after))
+        except UNREADABLE as error:
+            yield Update(completion=answer.failed(f"engine: the answer broke off ({_reason(error)})"))
+        else:
+            yield Update(completion=answer.completed())
+
+    def _body(self, request: Request) -> tuple[str, dict[str, Any]]:
+        body = {"model": self._model(request.adapter)} | options_of(request)
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        if request.sampling.temperature:
+            body["top_p"] = request.sampling.top_p  # also 1, where the server's usual one is another
+        if request.choices:
+            choices = list(request.choices)
+            renamed = self._vllm >= RENAMED
+            body |= {"structured_outputs": {"choice": choices}} if renamed else {"guided_choice": choices}
+        if request.schema is not None:
+            schema = {"name": "answer", "schema": dict(request.schema), "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        if request.gives_way and self._priorities:
+            body["priority"] = BACKGROUND
+        if self._vllm:
+            body |= {"return_token_ids": True, "return_tokens_as_token_ids": True}
+        if request.ids or request.continues is not None:
+            prompt = list(request.ids) if request.ids else request.continues
+            more = {} if request.logprobs is None else {"logprobs": request.logprobs}
+            return "/v1/completions", body | {"prompt": prompt} | more
+        if request.logprobs is not None:
+            body |= {"logprobs": True, "top_logprobs": request.logprobs}
+        return "/v1/chat/completions", body | turns_of(request)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, HttpRefused):
+        return error.in_words
+    return str(error) if isinstance(error, Broken) else type(error).__name__
+
+
+class _AnswerInText(AnswerSoFar):
+    """An answer whose text comes from the server."""
+
+    text, reason = "", ""  # what is written so far, and why the server ended it
+
+    def read(self, event: Mapping[str, Any]) -> str:
+        """The piece of text that an event of the server brings."""
+        if "error" in event:
+            raise ValueError(message_of(json.dumps(event)))
+        usage = event.get("usage")
+        if isinstance(usage, Mapping):
+            self.counts = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+        piece = ""
+        for choice in event.get("choices") or []:
+            piece += str(choice.get("text") or (choice.get("delta") or {}).get("content") or "")
+            self.ids += choice.get("token_ids") or []
+            self.reason = choice.get("finish_reason") or self.reason
+            if self.request.logprobs is not None and choice.get("logprobs"):
+                self.logprobs += read_logprobs(choice["logprobs"])
+        if piece:
+            self.first = self.first or time.perf_counter()
+            piece = piece if self.text else piece.lstrip()
+            self.text += piece
+        return piece
+
+    def completed(self) -> Completion:
+        """The answer, or what is wrong with it."""
+        if not self.reason:
+            return self.failed("engine: the answer broke off")
+        request, text = self.request, self.text.strip()
+        finish: Finish = "length" if self.reason == "length" else "choice" if request.choices else "stop"
+        if request.choices and text not in request.choices:
+            return self.failed("no_choices: the server did not hold its answer to the choices")
+        breach = schema_breach(request.schema, text) if finish == "stop" else ""
+        return self.failed(breach) if breach else self.completion(text, finish)
+
+    def failed(self, why: str) -> Completion:
+        """The answer of a request that failed."""
+        return self.completion(self.text.strip(), "error", why)

@@ -1,0 +1,410 @@
+"""What answers requests: the protocol of engines that serve, and that of targets, which answer rows.
+
+`local/` is our own engine, `llamacpp/` llama.cpp in child processes, `openai/` any OpenAI-compatible server. What an
+engine must keep is tested for all of them alike: an answer depends on its request alone, not on which adapter answered
+before, what is cached, or what shares the batch. Both protocols share the request, the reply, and one registration
+(`EngineKind`).
+
+They stay two, because a target gets all requests at once and plans: our engine batches rows of similar length and reads
+what their prompts share once, llama.cpp computes in its library with exact scores, and an endpoint gets equal requests
+once, each with retries and a cache. A facade over engines, which take requests as they come from an event loop, would
+form other batches, and so change numbers in 16 bits and take longer.
+
+    engine = LocalEngine(Served("smollm2-135m"), [Served("runs/tickets")])
+    await engine.start()
+    async for update in engine.stream(Request(messages=turns, adapter=next(iter(engine.adapters)))):
+        print(update.text, end="")
+    await engine.stop()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+from tuneloop.core.errors import UserError
+from tuneloop.inference.local.grammar import Grammars, why_not_written
+from tuneloop.inference.local.labels import LabelTrees, LabelTrie, label_ids, label_trie
+from tuneloop.inference.local.scoring import AnswerFit
+from tuneloop.inference.request import Request, Requests, Update, refused, with_ids
+from tuneloop.inference.timeouts import START_WITHIN
+from tuneloop.models.adapters import ATTACHED, BASE
+from tuneloop.models.template import Rendered, Template, TemplateError, plain_source
+from tuneloop.records.artifact import ARTIFACT, ArtifactManifest
+from tuneloop.records.completion import ENGINE, Completion, Finish, TokenLogprob
+from tuneloop.records.record import read_record
+from tuneloop.records.rows import Message
+
+SCORING = "scoring labels"  # a task, for the progress
+Kind = Literal["run", "adapter", "model", "endpoint", "predictions"]
+
+
+@dataclass(frozen=True)
+class Served:
+    """What an engine is to load: a base model, or an adapter on top of it."""
+
+    source: str  # a model's name or folder, a GGUF file; of an adapter its folder (or its run's), or its LoRA GGUF file
+    template: str = ""  # chat template that it was trained with; empty: the base model's own
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """An adapter that an engine has loaded."""
+
+    hash: str  # of its content; requests name it by this
+    source: str  # where it came from, as `Served` named it
+    method: str = ""  # by which it was trained, where the engine can tell
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How an engine on this machine serves; each takes what concerns it."""
+
+    slots: int = 4  # requests that are computed at the same time
+    giving_way: int = 2  # further slots, for background work
+    context: int = 4096  # tokens of a prompt with its answer; in llama.cpp each slot has memory for so many
+    threads: int = 0  # 0: as many as this process may use
+    start_within: float = START_WITHIN  # seconds to load everything
+    merge: bool = False  # write a single adapter into the base's weights
+    log: Path | None = None  # file for what the engine prints; None: a temporary one
+
+
+# --- engines that serve ----------------------------------------------------------------------------
+
+
+class ServingEngine(Protocol):
+    """Answers many requests at a time, from one event loop.
+
+    A request that can't be answered gets one update whose completion has the finish `error` and says why, with a word
+    before a colon (`too_long`, `no_adapter`, `no_prompt`, `no_schema`, `rejected`, `busy`, `engine`). `adapter` of a
+    request is one of `adapters`, or `base`; where it names none, the base answers.
+    """
+
+    @property
+    def name(self) -> str:
+        """What computes: `tuneloop`, `llama.cpp`, the address of a server."""
+
+    @property
+    def base(self) -> str:
+        """The base model, as it was named."""
+
+    @property
+    def context(self) -> int:
+        """Tokens of a prompt with its answer; known once it is started."""
+
+    @property
+    def slots(self) -> int:
+        """Requests that are computed at the same time; further ones wait inside."""
+
+    @property
+    def adapters(self) -> Mapping[str, AdapterFacts]:
+        """What is loaded, by hash; known once it is started."""
+
+    async def start(self) -> None:
+        """Load everything; afterwards the first answer waits for nothing.
+
+        Raises:
+            UserError: something is missing or damaged, or it was not ready within the deadline.
+        """
+
+    async def healthy(self) -> bool:
+        """Whether it can answer now."""
+
+    def stream(self, request: Request) -> AsyncIterator[Update]:
+        """An answer as it is written: pieces of text, the last one with the completion. Choices come in one piece.
+
+        Closing the iterator cancels the answer in the engine too.
+        """
+
+    async def tokenize(self, text: str) -> Sequence[int]:
+        """Token ids of plain text; the names of control tokens are characters like all others."""
+
+    async def render(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, adapter: str = BASE
+    ) -> Sequence[int]:
+        """Token ids of a conversation up to the place of the answer, by the template that the adapter was trained with.
+
+        Raises:
+            UserError: the template refuses the conversation, or there is no such adapter.
+        """
+
+    async def stop(self) -> None:
+        """End it: what is being answered is cancelled. Stopping again does nothing."""
+
+
+class RenderingEngine(ABC):
+    """What serving engines share: adapters, their templates, and how a request becomes one that can be answered."""
+
+    def __init__(self, name: str, base: Served, adapters: Sequence[Served], slots: int) -> None:
+        self.name, self.base, self.slots = name, base.source, slots
+        self.adapters: Mapping[str, AdapterFacts] = {}
+        self._base, self._served = base, tuple(adapters)
+        self._templates: dict[str, Template] = {}  # of the base and each adapter, where prompts become tokens here
+        self._trees = LabelTrees()
+
+    @property
+    @abstractmethod
+    def context(self) -> int:
+        """See `ServingEngine`."""
+
+    @abstractmethod
+    async def _prepared(self, request: Request) -> Request | Completion:
+        """A request with a named adapter as one that can be computed, or why it can't be answered."""
+
+    @abstractmethod
+    def _answer(self, request: Request) -> AsyncGenerator[Update, None]:
+        """The answer to a request that was prepared."""
+
+    async def tokenize(self, text: str) -> Sequence[int]:
+        """Token ids of plain text."""
+        return await asyncio.to_thread(self._template(BASE).encode, text)
+
+    async def render(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, adapter: str = BASE
+    ) -> Sequence[int]:
+        """Token ids of a conversation; see `ServingEngine.render`."""
+        template = self._template(adapter)
+        try:
+            return await asyncio.to_thread(template.prompt_ids, list(messages), list(map(dict, tools)))
+        except TemplateError as error:
+            what = f"The chat template can't render this conversation: {error}"
+            raise UserError(what, where="messages", next_step="see what the template accepts") from None
+
+    async def stream(self, request: Request) -> AsyncIterator[Update]:
+        """An answer as it is written; see `ServingEngine.stream`."""
+        ready = await self._prepared(replace(request, adapter=named_adapter(request)))
+        if isinstance(ready, Completion):
+            yield Update(completion=ready)
+            return
+        async with aclosing(self._answer(ready)) as updates:
+            async for update in updates:
+                yield update
+
+    def _template(self, adapter: str) -> Template:
+        """The template of an adapter.
+
+        Raises:
+            UserError: the engine is not started, or there is no such adapter.
+        """
+        if not self._templates:
+            raise UserError("The engine is not started", where=self.base, next_step="await engine.start()")
+        self._check_adapter(adapter)
+        return self._templates[adapter]
+
+    def _check_adapter(self, adapter: str) -> None:
+        if why := unknown_adapter(adapter, self.adapters):
+            raise UserError(why.partition(": ")[2], where="adapter", next_step="name one that is loaded, or base")
+
+    def _tree(self, request: Request) -> tuple[LabelTrie, list[list[int]]]:
+        return self._trees.of(self._templates[request.adapter], request.choices)
+
+    def _with_ids(self, request: Request) -> Request | Completion:
+        """A request with its prompt's tokens, and room for its labels behind them."""
+        room = max(self._tree(request)[0].lengths) if request.choices else 1
+        return with_ids(self._templates[request.adapter], self.context, request, room=room, engine=self.name)
+
+
+class AnswerSoFar:
+    """What has come of one answer from a server."""
+
+    def __init__(self, request: Request, engine: str) -> None:
+        self.request, self.engine = request, engine
+        self.ids: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.counts: tuple[int, int] | None = None  # tokens read and written, as the server counts them
+        self.began, self.first = time.perf_counter(), 0.0
+
+    def completion(self, text: str, finish: Finish, error: str = "") -> Completion:
+        """The answer with what there is of it."""
+        counts = self.counts or (len(self.request.ids), len(self.ids))
+        return Completion(
+            text,
+            tuple(self.ids),
+            finish,
+            *counts,
+            ttft_ms=round(1000 * (self.first - self.began), 3) if self.first else None,
+            total_ms=milliseconds_since(self.began),
+            error=error,
+            engine=self.engine,
+            adapter=self.request.adapter,
+            logprobs=None if self.request.logprobs is None else tuple(self.logprobs),
+        )
+
+
+def milliseconds_since(began: float) -> float:
+    """Milliseconds since some time of `time.perf_counter`."""
+    return round(1000 * (time.perf_counter() - began), 3)
+
+
+async def complete(engine: ServingEngine, request: Request) -> Completion:
+    """The whole answer to one request.
+
+    Raises:
+        UserError: the engine ended before the answer.
+    """
+    async for update in engine.stream(request):
+        if update.completion is not None:
+            return update.completion
+    raise UserError("The engine gave no answer", where=engine.name, next_step="start it again")
+
+
+def can_give_way(engine: ServingEngine) -> bool:
+    """Whether it computes requests with `gives_way` in what others leave idle; else the caller has to wait for that."""
+    return bool(getattr(engine, "gives_way", False))
+
+
+def named_adapter(request: Request) -> str:
+    """The adapter that a request names; the base where it names none."""
+    return BASE if request.adapter == ATTACHED else request.adapter
+
+
+def unknown_adapter(adapter: str, loaded: Mapping[str, AdapterFacts]) -> str:
+    """Why an adapter can't answer; empty where it can. A request must never be answered by the base in its place."""
+    if adapter == BASE or adapter in loaded:
+        return ""
+    return f"no_adapter: no adapter {adapter[:16]!r} is loaded; loaded: {', '.join(k[:16] for k in loaded) or 'none'}"
+
+
+# --- targets, which answer rows --------------------------------------------------------------------
+
+
+class Target(ABC):
+    """Answers requests, all of them given at once.
+
+    Each request gets one completion, in order; one that can't be answered has the finish `error` and says why. What
+    makes all requests fail (no such model, a wrong key) is raised as a `UserError`.
+    """
+
+    name: str  # as the user gave it
+    no_scores: ClassVar[tuple[str, str]] = ("", "")  # why labels can't be scored, and what to do instead
+
+    @property
+    @abstractmethod
+    def kind(self) -> Kind:
+        """What it is."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """Hash of what its answers depend on."""
+
+    def load(self) -> None:  # noqa: B027 - what needs no loading is ready
+        """Make it ready, so that the first answer does not wait for that."""
+
+    @abstractmethod
+    def complete(self, requests: Requests, *, task: str = "answering") -> Iterator[Completion]:
+        """Written answers."""
+
+    def stream(self, request: Request) -> Iterator[Update]:
+        """One written answer in pieces as they come, here as one piece; closing the iterator cancels it."""
+        for answer in self.complete([request]):
+            yield Update(answer.text, answer)
+
+    def score(
+        self, requests: Requests, labels: Sequence[str], *, exact: bool = False, lead: str = "", task: str = SCORING
+    ) -> Iterator[Completion]:
+        """The likeliest label of each request, with scores.
+
+        Args:
+            exact: score every label to its end; else those that can't win have upper bounds.
+            lead: text that the answer begins with, before the label.
+
+        Raises:
+            UserError: it can only write.
+        """
+        why, instead = self.no_scores
+        raise UserError(why, where=self.name, next_step=instead)
+
+
+class ModelTarget(Target):
+    """A target whose prompts become tokens here: a model on this machine, in whichever engine."""
+
+    engine: ClassVar[str] = ENGINE
+    shares_prompts: ClassVar[bool]  # whether what all prompts begin with is computed once
+
+    @property
+    @abstractmethod
+    def template(self) -> Template:
+        """Tokenizer and chat template."""
+
+    @property
+    @abstractmethod
+    def context(self) -> int:
+        """Tokens that the model reads, its answer included."""
+
+    @property
+    @abstractmethod
+    def vocabulary(self) -> int:
+        """Tokens that its output is over."""
+
+    @property
+    @abstractmethod
+    def folder(self) -> Path:
+        """Where the weights are, with what they were trained to answer; of a model's name no folder."""
+
+    @property
+    def untuned(self) -> str:
+        """Name of the model before it was tuned; empty where nothing says it."""
+        manifest = self.folder / ARTIFACT
+        return read_record(ArtifactManifest, manifest).base.model if manifest.is_file() else ""
+
+    @abstractmethod
+    def served_on(self, base: str) -> tuple[str, str | None]:
+        """The base that it is on, and what an engine that serves that base loads for it; None: it is the base itself.
+
+        Args:
+            base: that is served, for weights that do not name theirs.
+        """
+
+    @abstractmethod
+    def fits(self, rows: Sequence[Rendered], *, task: str = "reference answers") -> list[AnswerFit]:
+        """How well the model foresees given answers, the supervised tokens of each row."""
+
+    def rendered(self, request: Request, room: int = 1) -> Request | Completion:
+        """A request with its prompt as tokens and room behind it, or why it can't be answered; see `with_ids`."""
+        return with_ids(self.template, self.context, request, room=room, engine=self.engine)
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What holds answers to a JSON Schema."""
+        return Grammars(self.template, self.vocabulary)
+
+    def writable(self, request: Request) -> Request | Completion:
+        """A request that can be answered by writing, or why it can't be."""
+        why = why_not_written(request, lambda: self.grammars)
+        return refused(request, why, self.engine) if why else self.rendered(request)
+
+    def label_tree(self, labels: Sequence[str], lead: str = "") -> LabelTrie:
+        """Labels as the tokens of whole answers, or of the rest of an answer that begins with `lead`."""
+        return label_trie(labels, label_ids(self.template, labels, lead=lead))
+
+    def close(self) -> None:
+        """End what computes; it is started again when it is needed. A model in this process stays."""
+
+
+def as_model(target: Target) -> ModelTarget | None:
+    """The target, where it is a model on this machine."""
+    return target if isinstance(target, ModelTarget) else None
+
+
+@dataclass(frozen=True)
+class EngineKind:
+    """An engine for models on this machine, to measure them and to serve them; `targets.ENGINES` lists all."""
+
+    name: str  # `engine=NAME` of `serve`
+    claims: Callable[[str], bool]  # whether a name is for this engine, where none is named
+    target: Callable[[str, str, str], ModelTarget]  # of a name, its base and its chat template (empty: as it says)
+    template: Callable[[str], Template]  # tokenizer and chat template of a base, which is not loaded
+    serving: Callable[[Served, Sequence[Served], EngineSettings], ServingEngine]  # the base with its adapters
+
+
+def with_template(template: Template, source: str) -> Template:
+    """A tokenizer with another chat template; an empty one: its own."""
+    return template if not source or source == plain_source(template.source) else replace(template, source=source)

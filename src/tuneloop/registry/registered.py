@@ -34,13 +34,10 @@ def registry_uri() -> str:
 
 
 def open_registry(*, create: bool = False) -> models.Registry:
-    """The registry that the environment names.
+    """The registry that the environment names; UserError: MLflow is not installed, or the registry can't be opened.
 
     Args:
         create: make the database where there is none; else that is an error.
-
-    Raises:
-        UserError: MLflow is not installed, or the registry can't be opened.
     """
     uri = registry_uri()
     file = Path(uri.removeprefix("sqlite:///"))
@@ -172,11 +169,8 @@ def version_of(registry: models.Registry, name: str) -> RegisteredVersion:
 
 
 def local_name(name: str) -> str:
-    """The folder of a registered version's artifact; any other name as it is.
-
-    Raises:
-        UserError: no such model or alias, or its files are gone.
-    """
+    """The folder of a registered version's artifact; any other name as it is; UserError: no such model or alias, or its
+    files are gone."""
     if registered_name(name) is None:
         return name
     registry = open_registry()
@@ -208,20 +202,14 @@ def find_run(id_: str, key: str, *places: Path) -> Path | None:
 
 
 def is_run(folder: Path, key: str) -> bool:
-    """Whether a folder holds the finished run with this key.
-
-    Raises:
-        UserError: its `run.json` is damaged or of another version.
-    """
+    """Whether a folder holds the finished run with this key; UserError: its `run.json` is damaged or of another
+    version."""
     return (folder / RunManifest.file).is_file() and read_record(RunManifest, folder).key == key
 
 
 def evaluation_of_artifact(folder: Path) -> Path:
-    """Where an artifact's own evaluation is, which was made when it was exported: in its run's folder.
-
-    Raises:
-        UserError: it was not measured, or its run is not at hand.
-    """
+    """Where an artifact's own evaluation is, which was made when it was exported: in its run's folder; UserError: it
+    was not measured, or its run is not at hand."""
     manifest = read_artifact(folder)
     place = find_run(manifest.run.id, manifest.run.key, folder.resolve().parent.parent / "runs")
     if place is not None and (inside(place / EVALS, manifest.id) / EVALUATION).is_file():
@@ -234,11 +222,8 @@ def evaluation_of_artifact(folder: Path) -> Path:
 
 
 def evaluation_place(place: str) -> str:
-    """The folder with the evaluation of a registered version or an artifact; any other place as it is.
-
-    Raises:
-        UserError: no such version, or neither its run's folder nor MLflow has the evaluation; an artifact without one.
-    """
+    """The folder with the evaluation of a registered version or an artifact; any other place as it is; UserError: no
+    such version, or neither its run's folder nor MLflow has the evaluation; an artifact without one."""
     if (Path(place) / ARTIFACT).is_file():
         return str(evaluation_of_artifact(Path(place)))
     if registered_name(place) is None:

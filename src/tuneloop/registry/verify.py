@@ -40,11 +40,7 @@ class Verification:
 
 
 def read_artifact(folder: Path) -> ArtifactManifest:
-    """An artifact's manifest.
-
-    Raises:
-        UserError: no artifact is there.
-    """
+    """An artifact's manifest; UserError: no artifact is there."""
     if not (folder / ARTIFACT).is_file():
         step = "name the folder that `tuneloop export` printed" if folder.exists() else nearest_path(folder)
         raise UserError(f"There is no artifact here (no {ARTIFACT})", where=str(folder), next_step=step)
@@ -78,11 +74,8 @@ def verify(folder: Path, key: Path | None = None) -> Verification:
 
 
 def read_intact(folder: Path) -> ArtifactManifest:
-    """The manifest of an artifact that is as it was exported.
-
-    Raises:
-        UserError: it is not there, or a file of it was changed, is missing or was added.
-    """
+    """The manifest of an artifact that is as it was exported; UserError: it is not there, or a file of it was changed,
+    is missing or was added."""
     result = verify(folder)
     if not result.intact:
         faults = {"changed": result.changed, "missing": result.missing, "added": result.added}
@@ -98,11 +91,8 @@ def read_intact(folder: Path) -> ArtifactManifest:
 
 
 def check_private_key(key: Path) -> None:
-    """Refuse a key that can't sign, before anything is written.
-
-    Raises:
-        UserError: no such file, no key of an elliptic curve, a wrong password, or the package that signs is missing.
-    """
+    """Refuse a key that can't sign, before anything is written; UserError: no such file, no key of an elliptic curve, a
+    wrong password, or the package that signs is missing."""
     _signer(key)
 
 

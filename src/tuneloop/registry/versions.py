@@ -74,11 +74,8 @@ def registry_errors(uri: str) -> Iterator[None]:
 
 
 def read_model(registry: Registry, name: str) -> RegisteredModel:
-    """A registered model with its versions and its history.
-
-    Raises:
-        UserError: there is none of that name; the names that there are are listed.
-    """
+    """A registered model with its versions and its history; UserError: there is none of that name; the names that there
+    are are listed."""
     with registry_errors(registry.uri):
         model = _find(registry, name)
         if model is None:
@@ -97,11 +94,8 @@ def read_models(registry: Registry) -> list[RegisteredModel]:
 
 
 def read_settled(registry: Registry, name: str) -> RegisteredModel:
-    """A registered model; a change of its aliases that was interrupted is finished first, where that can be done.
-
-    Raises:
-        UserError: see `read_model`.
-    """
+    """A registered model; a change of its aliases that was interrupted is finished first, where that can be done;
+    UserError: see `read_model`."""
     model = read_model(registry, name)
     if model.pending is not None:
         with suppress(UserError), _changing(registry, name) as finished:  # else the next command tries again
@@ -110,11 +104,7 @@ def read_settled(registry: Registry, name: str) -> RegisteredModel:
 
 
 def version_named(model: RegisteredModel, alias: str) -> RegisteredVersion:
-    """The version of an alias or number.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The version of an alias or number; UserError: there is none."""
     number = model.aliases.get(alias, alias)
     for version in model.versions:
         if version.version == number:
@@ -232,11 +222,8 @@ def promote(
 
 
 def rollback(registry: Registry, name: str, *, why: str = "") -> RegisteredModel:
-    """Make the previous version the champion again; previous is then the one before it, as the history tells.
-
-    Raises:
-        UserError: there is no previous version, or the registry refuses.
-    """
+    """Make the previous version the champion again; previous is then the one before it, as the history tells;
+    UserError: there is no previous version, or the registry refuses."""
     with _changing(registry, name) as model:
         target = model.aliases.get(PREVIOUS)
         if target is None:
@@ -358,11 +345,8 @@ def _create(registry: Registry, name: str, folder: Path, lineage: Lineage) -> st
 
 
 def local_artifact(registry: Registry, version: RegisteredVersion) -> Path:
-    """The folder of a version's artifact: where it was registered, else fetched into the cache.
-
-    Raises:
-        UserError: it is gone, or another artifact is in its place.
-    """
+    """The folder of a version's artifact: where it was registered, else fetched into the cache; UserError: it is gone,
+    or another artifact is in its place."""
     where, step = version.source, f"export the run again, or register another artifact (id {version.lineage.artifact})"
     parts = urlparse(version.source)
     folder = Path(unquote(parts.path)) if parts.scheme in ("", "file") else _fetched(registry, version)

@@ -93,11 +93,8 @@ class Admission:
         return self.models[model]
 
     async def enter(self, work: Work) -> Pass:
-        """Wait until the engine has room.
-
-        Raises:
-            ApiError: the server is stopping, too many wait, or the deadline can't be met.
-        """
+        """Wait until the engine has room; ApiError: the server is stopping, too many wait, or the deadline can't be
+        met."""
         if self.closed:
             raise ApiError(503, "The server is stopping", code="stopping", headers={"Retry-After": "5"})
         place = Pass(work, self.clock())
@@ -157,11 +154,8 @@ class Admission:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """Count work that yields to other work: it takes no slot, but has its bound.
-
-        Raises:
-            ApiError: the server is stopping, or so much is under way already.
-        """
+        """Count work that yields to other work: it takes no slot, but has its bound; ApiError: the server is stopping,
+        or so much is under way already."""
         if self.closed:
             raise ApiError(503, "The server is stopping", code="stopping", headers={"Retry-After": "5"})
         if self.giving_way >= self.most_waiting:

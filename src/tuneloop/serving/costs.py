@@ -113,16 +113,13 @@ def since_time(text: str, now: float | None = None) -> str:
 
 
 def costs_of(place: Path | str, since: str = "", usd_per_hour: float | None = None, gpu: str = "") -> Costs:
-    """What the requests of a server cost.
+    """What the requests of a server cost; UserError: there is no store.
 
     Args:
         place: the server's folder, or its store.
         since: ISO time; empty: all of them.
         usd_per_hour: of the machine; None: `prices.usd_per_hour` of the server's settings.
         gpu: of the planner's forecast; empty: a common one.
-
-    Raises:
-        UserError: there is no store.
     """
     file = store_folder(place) / ServerState.file
     state = read_record(ServerState, file) if file.is_file() else ServerState()

@@ -474,11 +474,8 @@ class Gateway:
         self.copies.add(self, Copy(account.id, served, replace(account.request, model=account.model.name), caller))
 
     async def request(self, request: ApiRequest, model: ServedModel, engine: ServingEngine | None = None) -> Request:
-        """The request to the engine (None: the one at work), with the prompt as tokens, as the model was trained.
-
-        Raises:
-            ApiError: there is no such prompt.
-        """
+        """The request to the engine (None: the one at work), with the prompt as tokens, as the model was trained;
+        ApiError: there is no such prompt."""
         engine = engine or self.engine
         prompt = Prompt(request.messages, request.tools, request.text)
         if model.read is not None and request.messages:
@@ -567,11 +564,8 @@ class Gateway:
         return Work(account.model.name, *sizes, caller.name, rank, deadline, refusable=not patient)
 
     def _piece(self, request: Request, account: _Account, index: int, update: Update) -> Piece:
-        """Take in what an engine has written. Half of a surrogate pair, as another server may send, is no text.
-
-        Raises:
-            ApiError: it could not answer.
-        """
+        """Take in what an engine has written. Half of a surrogate pair, as another server may send, is no text;
+        ApiError: it could not answer."""
         if (text := storable(update.text)) is not update.text:
             update = replace(update, text=text)
         completion = update.completion

@@ -109,13 +109,10 @@ def read_keys(folder: Path | str) -> list[ApiKey]:
 
 
 def add_key(folder: Path | str, name: str, limits: Limits = Limits()) -> tuple[str, ApiKey]:
-    """Make a key. From then on keys are needed.
+    """Make a key. From then on keys are needed; UserError: the name is in use, or no name.
 
     Returns:
         The key itself, which is kept nowhere, and what is kept of it.
-
-    Raises:
-        UserError: the name is in use, or no name.
     """
     if not _NAME.fullmatch(name):
         raise UserError(
@@ -136,11 +133,8 @@ def add_key(folder: Path | str, name: str, limits: Limits = Limits()) -> tuple[s
 
 
 def revoke_key(folder: Path | str, name: str) -> ApiKey:
-    """Take a key out of use at once, by its name or id. Keys stay needed, also where it was the last one.
-
-    Raises:
-        UserError: there is none in use.
-    """
+    """Take a key out of use at once, by its name or id. Keys stay needed, also where it was the last one; UserError:
+    there is none in use."""
     with _changing(folder):
         file = _read(Path(folder))
         used = [key for key in file.keys if key.revoked is None]
@@ -157,11 +151,8 @@ def revoke_key(folder: Path | str, name: str) -> ApiKey:
 
 
 def open_keys(folder: Path | str) -> None:
-    """Let requests without a key in, until the next key is made. Keys in use stay in use.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """Let requests without a key in, until the next key is made. Keys in use stay in use; UserError: the file is
+    damaged."""
     with _changing(folder):
         _write(folder, read_keys(folder), open_=True)
 

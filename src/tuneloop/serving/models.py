@@ -237,11 +237,8 @@ def _candidates(
 
 
 def _endpoints(config: ServeConfig, candidates: Mapping[str, Candidate]) -> Deployment:
-    """Servers elsewhere as the engine: one, or several between which requests are balanced.
-
-    Raises:
-        UserError: no server tells its models, or it has several and none is named.
-    """
+    """Servers elsewhere as the engine: one, or several between which requests are balanced; UserError: no server tells
+    its models, or it has several and none is named."""
     base, named = served_by(config)
     opened_ = [_open_elsewhere(each) for each in named]
     local = next((each.base for each in opened_ if each.base), "")
@@ -384,11 +381,8 @@ async def same_answers(deployment: Deployment) -> list[Sameness]:
 
 
 async def prove_models(config: ServeConfig, deployment: Deployment) -> None:
-    """Send rows of each model's evaluation before any other request, to every engine of a pool.
-
-    Raises:
-        UserError: an adapter is not applied, or answers other than it did in the evaluation.
-    """
+    """Send rows of each model's evaluation before any other request, to every engine of a pool; UserError: an adapter
+    is not applied, or answers other than it did in the evaluation."""
     engine = deployment.engine
     if isinstance(engine, EnginePool):
         await engine.prove()

@@ -135,11 +135,7 @@ class EnginePool:
         return [member for member in self.members if not member.out] or self.members
 
     async def start(self) -> None:
-        """Start all engines. Those that don't start are left out until they do.
-
-        Raises:
-            UserError: none starts.
-        """
+        """Start all engines. Those that don't start are left out until they do; UserError: none starts."""
         started = await asyncio.gather(*(each.engine.start() for each in self.members), return_exceptions=True)
         for member, fault in zip(self.members, started, strict=True):
             if isinstance(fault, UserError):

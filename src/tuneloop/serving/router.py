@@ -40,11 +40,8 @@ class Named:
 
 
 def split_targets(targets: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Targets without those that are a `tasks.json` or a router's folder, and these as settings.
-
-    Raises:
-        UserError: two of a kind.
-    """
+    """Targets without those that are a `tasks.json` or a router's folder, and these as settings; UserError: two of a
+    kind."""
     rest: list[str] = []
     settings: dict[str, str] = {}
     for target in targets:
@@ -69,11 +66,8 @@ def name_of(target: str, taken: Sequence[str] = ()) -> str:
 
 
 def served_by(config: ServeConfig) -> tuple[str, list[Named]]:
-    """The base (empty: that of the adapters) and the models of a server, from its settings and the files that they name.
-
-    Raises:
-        UserError: a file is missing or damaged, or it names another base.
-    """
+    """The base (empty: that of the adapters) and the models of a server, from its settings and the files that they
+    name; UserError: a file is missing or damaged, or it names another base."""
     base, models = config.base, {name: Named(name, source) for name, source in config.adapters.items()}
 
     def add(target: str, source: str, task: str = "") -> None:
@@ -98,11 +92,8 @@ def served_by(config: ServeConfig) -> tuple[str, list[Named]]:
 
 
 def use_router(gateway: Gateway) -> None:
-    """Let a gateway's router choose who answers requests to the model `router`.
-
-    Raises:
-        UserError: there is no router, or it chooses a model that is not served.
-    """
+    """Let a gateway's router choose who answers requests to the model `router`; UserError: there is no router, or it
+    chooses a model that is not served."""
     from tuneloop.combine.route.features import RouteJob
     from tuneloop.combine.route.router import load_router
 

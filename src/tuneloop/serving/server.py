@@ -48,14 +48,11 @@ LOOK_FOR_ERASURES = 0.5  # seconds between two looks whether `tuneloop data forg
 
 
 def serve_config(targets: Sequence[str], settings: Sequence[str]) -> ServeConfig:
-    """The settings of a server.
+    """The settings of a server; UserError: nothing to serve, an unknown key or a bad value.
 
     Args:
         targets: a `serve.yaml`, or what is to be served.
         settings: `key=value`.
-
-    Raises:
-        UserError: nothing to serve, an unknown key or a bad value.
     """
     targets, special = split_targets(targets)
     files = [name for name in targets if name.endswith((".yaml", ".yml"))]
@@ -91,11 +88,8 @@ def serve_config(targets: Sequence[str], settings: Sequence[str]) -> ServeConfig
 
 
 def gateway_of(config: ServeConfig, deployment: Deployment) -> Gateway:
-    """The gateway before a started engine, with its store open.
-
-    Raises:
-        UserError: the store can't be opened, or a name is taken twice.
-    """
+    """The gateway before a started engine, with its store open; UserError: the store can't be opened, or a name is
+    taken twice."""
     folder = Path(config.folder)
     content = config.log.content
     if content == "redacted" or content == "pseudonyms":
@@ -256,11 +250,8 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
 
 
 def check_served(config: ServeConfig) -> list[Sameness]:
-    """Answer all test rows of each model and compare with its evaluation; nothing is served.
-
-    Raises:
-        UserError: something is missing.
-    """
+    """Answer all test rows of each model and compare with its evaluation; nothing is served; UserError: something is
+    missing."""
 
     async def work() -> list[Sameness]:
         deployment = deployment_of(pinned(config), {})

@@ -35,11 +35,8 @@ def address_of(folder: Path) -> str:
 
 
 def read_metrics(url: str, now: float, key: str = "") -> Reading:
-    """Read `/metrics` of a server at `now` of the clock, in seconds; a key is needed once there is one.
-
-    Raises:
-        UserError: no server of this kind answers.
-    """
+    """Read `/metrics` of a server at `now` of the clock, in seconds; a key is needed once there is one; UserError: no
+    server of this kind answers."""
     from prometheus_client.parser import text_string_to_metric_families
 
     need_aiohttp(masked(url), "serve")

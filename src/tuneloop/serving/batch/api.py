@@ -359,11 +359,7 @@ class Batches:
         await call.reply(self._batch_shown(state))
 
     def _state(self, folder: Path) -> BatchState:
-        """A batch as it is now.
-
-        Raises:
-            ApiError: its file is missing or damaged.
-        """
+        """A batch as it is now; ApiError: its file is missing or damaged."""
         try:
             return self._read(folder)
         except UserError as error:
@@ -433,11 +429,7 @@ def _of_the_disk(error: Exception) -> ApiError:
 
 
 async def _body(call: Call) -> Any:
-    """The parts of a body as they come.
-
-    Raises:
-        Disconnected: the client left before its end.
-    """
+    """The parts of a body as they come; Disconnected: the client left before its end."""
     more = True
     while more:
         message = await call.receive()
@@ -493,11 +485,7 @@ class _Form:
             raise ApiError(400, f"The body is not a multipart form: {error}"[:200], param="file") from None
 
     def end(self) -> None:
-        """Look at the whole form.
-
-        Raises:
-            ApiError: something is missing, or wrong.
-        """
+        """Look at the whole form; ApiError: something is missing, or wrong."""
         self.out.flush()
         os.fsync(self.out.fileno())
         if not self._over:

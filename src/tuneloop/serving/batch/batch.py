@@ -144,11 +144,7 @@ class Batch:
             await self._save()
 
     async def run(self) -> str:
-        """Do what is left; returns the status that it ends with.
-
-        Raises:
-            UserError: its files are damaged or can't be read.
-        """
+        """Do what is left; returns the status that it ends with; UserError: its files are damaged or can't be read."""
         if self.state.over:
             return self.state.status
         try:
@@ -236,11 +232,8 @@ class Batch:
         return await self._patiently(work)
 
     async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do what writes to the disk; while that is full, wait and try again.
-
-        Raises:
-            UserError, OSError: it fails for another reason.
-        """
+        """Do what writes to the disk; while that is full, wait and try again; UserError, OSError: it fails for another
+        reason."""
         stuck = False
         try:
             while True:
@@ -346,11 +339,8 @@ class Batch:
             await asyncio.gather(*self._active, return_exceptions=True)
 
     async def _place(self, line: Line, faults: Sequence[BaseException]) -> bool:
-        """Wait until a row may begin; returns False where none may any more.
-
-        Raises:
-            Exception: that a row has ended with: the journal can't be written.
-        """
+        """Wait until a row may begin; returns False where none may any more; Exception: that a row has ended with: the
+        journal can't be written."""
         crowded = False
         try:
             while not self._ending:

@@ -277,11 +277,8 @@ def _rows(given: BatchInput) -> Iterator[tuple[str, dict[str, Any] | Rejection]]
 
 
 def _have_ids(file: str) -> bool:
-    """Whether each record has an `id` of its own. Eight bytes of memory for each.
-
-    Raises:
-        UserError: there is no row that can be asked.
-    """
+    """Whether each record has an `id` of its own. Eight bytes of memory for each; UserError: there is no row that can
+    be asked."""
     hashes = array("Q")
     count, named, first = 0, True, None
     for row in each_row(file):
@@ -298,11 +295,7 @@ def _have_ids(file: str) -> bool:
 
 
 def read_window(text: str) -> float | None:
-    """`24h`, `90m` or `2d` in seconds; None for an empty text.
-
-    Raises:
-        UserError: it is no such time.
-    """
+    """`24h`, `90m` or `2d` in seconds; None for an empty text; UserError: it is no such time."""
     found = re.fullmatch(r"([1-9]\d{0,4})([mhd])", text)
     if text and found is None:
         raise UserError(f"Not a time: {text!r:.40}", where="--window", next_step="write it as 90m, 24h or 2d")
@@ -310,11 +303,7 @@ def read_window(text: str) -> float | None:
 
 
 def read_hours(text: str) -> tuple[int, int] | None:
-    """`22-06` as (22, 6); None for an empty text.
-
-    Raises:
-        UserError: these are no hours of a day.
-    """
+    """`22-06` as (22, 6); None for an empty text; UserError: these are no hours of a day."""
     found = re.fullmatch(r"(\d{1,2})-(\d{1,2})", text)
     if text and (found is None or int(found[1]) > 23 or int(found[2]) > 24 or int(found[1]) == int(found[2])):
         raise UserError(f"Not hours of the day: {text!r:.40}", where="--hours", next_step="write them as 22-06")

@@ -92,11 +92,7 @@ class BatchFile:
         return self.counts[REFUSED] + self.counts[FAULTY] + self.counts[REPEATED]
 
     def set(self, number: int, state: int, place: int = 0) -> None:
-        """Note what has become of a line.
-
-        Raises:
-            IndexError: there is no such line.
-        """
+        """Note what has become of a line; IndexError: there is no such line."""
         if not 0 < number < len(self.states):
             raise IndexError(number)
         self.counts[self.states[number]] -= 1

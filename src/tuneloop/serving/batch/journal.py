@@ -41,11 +41,7 @@ def failed(result: dict[str, Any]) -> bool:
 
 
 def encoded(number: int, result: dict[str, Any]) -> bytes:
-    """A line of a journal.
-
-    Raises:
-        TypeError: the result is no JSON.
-    """
+    """A line of a journal; TypeError: the result is no JSON."""
     return orjson.dumps({"number": number, **result}, option=orjson.OPT_APPEND_NEWLINE)
 
 
@@ -71,11 +67,8 @@ class Journal:
         self._file = Lines(self.path, taken)
 
     def open(self) -> Iterator[None]:
-        """Take the file for this process and read it in steps; a last line that was cut is dropped.
-
-        Raises:
-            UserError: it can't be read or written, another process has it, or a line in its middle is damaged.
-        """
+        """Take the file for this process and read it in steps; a last line that was cut is dropped; UserError: it can't
+        be read or written, another process has it, or a line in its middle is damaged."""
         for count, raw in enumerate(self._file.open(), 1):
             try:
                 value = orjson.loads(raw)
@@ -110,13 +103,10 @@ class Journal:
         self._file.close()
 
     def read(self, file: Any, number: int) -> dict[str, Any]:
-        """The result of a request.
+        """The result of a request; UserError: it does not stand where it was written.
 
         Args:
             file: the journal, open to read.
-
-        Raises:
-            UserError: it does not stand where it was written.
         """
         file.seek(self.rows.places[number])
         try:

@@ -90,11 +90,7 @@ class FileState(Record):
 
 
 def read_state(folder: Path) -> BatchState:
-    """The state of a batch.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
+    """The state of a batch; UserError: it is missing or damaged."""
     path = folder / BatchState.file
     try:
         return read_record(BatchState, path)

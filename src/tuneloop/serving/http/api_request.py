@@ -264,11 +264,8 @@ def _is_ids(value: Any) -> bool:
 
 
 def read_messages(value: Any, param: str = "messages") -> list[Message]:
-    """Turns in the form of records: contents in parts are joined, `developer` is `system`.
-
-    Raises:
-        ApiError: no turns, or one that is invalid.
-    """
+    """Turns in the form of records: contents in parts are joined, `developer` is `system`; ApiError: no turns, or one
+    that is invalid."""
     if not isinstance(value, list) or not value:
         raise bad(f"{param} must be a list of messages, and not empty", param)
     return [_message(turn, f"{param}[{i}]") for i, turn in enumerate(value)]

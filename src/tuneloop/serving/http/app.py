@@ -63,11 +63,8 @@ class Call:
         self.headers = dict(self.scope["headers"])
 
     def header(self, name: str) -> str:
-        """A header's value, in UTF-8 or else in Latin-1; empty where there is none.
-
-        Raises:
-            ApiError: a key is given more than once: another program in between may have looked at the other one.
-        """
+        """A header's value, in UTF-8 or else in Latin-1; empty where there is none; ApiError: a key is given more than
+        once: another program in between may have looked at the other one."""
         wanted = name.encode()
         if wanted in (b"authorization", b"x-api-key") and [each for each, _ in self.scope["headers"]].count(wanted) > 1:
             raise ApiError(400, f"The header {name} is there more than once", code="invalid_api_key")
@@ -89,11 +86,8 @@ class Call:
                 return b"".join(parts)
 
     def bounded(self, most: int) -> Receive:
-        """What receives the body, piece by piece.
-
-        Raises:
-            ApiError: at once where it is compressed or says that it is larger than allowed; later where it turns out to be.
-        """
+        """What receives the body, piece by piece; ApiError: at once where it is compressed or says that it is larger
+        than allowed; later where it turns out to be."""
         length, size = self.headers.get(b"content-length", b"0"), 0
         large = ApiError(413, f"The body is larger than {most / 1e6:g} MB", code="request_too_large")
         if self.header("content-encoding").strip().lower() not in ("", "identity"):

@@ -29,11 +29,8 @@ ELSEWHERE = 0.3  # seconds after which another server has stored what it has jus
 
 
 def read_feedback_of(body: Mapping[str, Any], caller: Caller, *, page: bool) -> Feedback:
-    """Feedback as it was sent, by a reader of a page where `page`; its form is checked.
-
-    Raises:
-        ApiError: a field is unknown or not the sender's to set, or a value does not fit.
-    """
+    """Feedback as it was sent, by a reader of a page where `page`; its form is checked; ApiError: a field is unknown or
+    not the sender's to set, or a value does not fit."""
     trusted = "feedback" in caller.rights
     unknown = sorted(set(body) - {*FIELDS, *TRUSTED})
     if unknown:

@@ -180,11 +180,8 @@ class SqliteDatabase:
         self.execute(f"PRAGMA user_version = {version}")
 
     def forget(self, *, whole: bool) -> None:
-        """Pages are overwritten as rows leave them (`secure_delete`); here the log of changes is emptied.
-
-        Raises:
-            DatabaseError: for all the time another process reads what was there before.
-        """
+        """Pages are overwritten as rows leave them (`secure_delete`); here the log of changes is emptied;
+        DatabaseError: for all the time another process reads what was there before."""
         if whole:
             self.execute("VACUUM")  # pages that other programs have freed
         until = time.monotonic() + PATIENCE
@@ -201,11 +198,8 @@ class SqliteDatabase:
 
 
 def open_sqlite(path: Path, patience: float) -> SqliteDatabase:
-    """Open a file, which is made where there is none; `patience`: seconds to wait for another process that writes.
-
-    Raises:
-        DatabaseError: it is no database, or locked.
-    """
+    """Open a file, which is made where there is none; `patience`: seconds to wait for another process that writes;
+    DatabaseError: it is no database, or locked."""
     # Its further files get the same rights. One that is there must not be opened here: to close it would give up the locks
     # that other connections of this process hold.
     with contextlib.suppress(OSError):
@@ -264,11 +258,8 @@ def _not_a_url() -> UserError:
 
 @cache
 def _as_postgres(sql: str) -> str:
-    """Placeholders as the driver has them.
-
-    Raises:
-        ValueError: the column `user` is without quotes, which would be the name of the database's user.
-    """
+    """Placeholders as the driver has them; ValueError: the column `user` is without quotes, which would be the name of
+    the database's user."""
     if re.search(r'(?<!")\buser\b', re.sub("'[^']*'", "", sql)):
         raise ValueError(f'write "user" in quotes: {sql}')
     return sql.replace("%", "%%").replace("?", "%s")

@@ -171,11 +171,8 @@ def store_folder(place: Path | str) -> Path:
 
 
 def store_file(place: Path | str) -> Path:
-    """The store's file, by its own name or the folder of a server.
-
-    Raises:
-        UserError: it is a URL that was made a path, which has lost a slash by that.
-    """
+    """The store's file, by its own name or the folder of a server; UserError: it is a URL that was made a path, which
+    has lost a slash by that."""
     path = Path(place).expanduser()
     if path.parts and path.parts[0] in ("postgresql:", "postgres:"):
         raise UserError("This is the URL of a database, as the path of a file", next_step="give it as a text")
@@ -217,11 +214,8 @@ def connect(place: Path | str, *, create: bool = False, patience: float = PATIEN
 
 @contextlib.contextmanager
 def opened(place: Path | str, *, create: bool = False) -> Iterator[Database]:
-    """`connect` for a block; the store is closed at its end.
-
-    Raises:
-        UserError: as `connect`, and where the database fails within the block.
-    """
+    """`connect` for a block; the store is closed at its end; UserError: as `connect`, and where the database fails
+    within the block."""
     connection = connect(place, create=create)
     try:
         yield connection

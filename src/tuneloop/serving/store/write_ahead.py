@@ -53,11 +53,8 @@ class WriteAhead:
     _since: float = field(default_factory=time.monotonic)
 
     def open(self) -> tuple[list[Stored], list[BadLine]]:
-        """Open the files; returns what an earlier server has left in them: the last word on each id, and what is no record.
-
-        Raises:
-            UserError: they can't be opened.
-        """
+        """Open the files; returns what an earlier server has left in them: the last word on each id, and what is no
+        record; UserError: they can't be opened."""
         last: dict[str, Stored] = {}
         bad: list[BadLine] = []
         for name in FILES:
@@ -137,11 +134,8 @@ def line_of(record: Stored, **changes: Any) -> bytes:
 
 
 def read_spilled(path: Path) -> tuple[list[Stored], list[BadLine]]:
-    """The records of a file whose lines are `[table, record]`, and the lines that are none: one that was cut, or worse.
-
-    Raises:
-        OSError: the file can't be read.
-    """
+    """The records of a file whose lines are `[table, record]`, and the lines that are none: one that was cut, or worse;
+    OSError: the file can't be read."""
     records: list[Stored] = []
     bad: list[BadLine] = []
     for line in path.read_bytes().splitlines():

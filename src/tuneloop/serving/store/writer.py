@@ -97,11 +97,8 @@ class StoreWriter:
         return store_folder(self.place)
 
     def start(self) -> None:
-        """Open the store and start the thread.
-
-        Raises:
-            UserError: the store can't be opened, or `content` is `redacted` and nothing redacts.
-        """
+        """Open the store and start the thread; UserError: the store can't be opened, or `content` is `redacted` and
+        nothing redacts."""
         if self.content == "redacted" and self.redact is None:
             raise UserError("Nothing redacts what is logged", where="log.content: redacted")
         with user_errors_of_the_disk(self.folder):

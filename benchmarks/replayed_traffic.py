@@ -19,7 +19,7 @@ from benchmarks.simulated_server import Costs, SimulatedEngine, Timed, simulate
 
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
-from tuneloop.serving.admission import Admission, Pass, Work
+from tuneloop.serving.admission import Admission, QueuePlace, Work
 from tuneloop.serving.http.errors import ApiError
 
 Schedule = Literal["fifo", "shortest", "static", "gate", "ours"]
@@ -241,7 +241,7 @@ class Run:
             await asyncio.sleep(0.005)
 
     async def _answer(
-        self, one: Arrival, outcome: Outcome, adapter: str, *, gives_way: bool, place: Pass | None = None
+        self, one: Arrival, outcome: Outcome, adapter: str, *, gives_way: bool, place: QueuePlace | None = None
     ) -> None:
         request = Request(
             ids=self.given.ids(one), max_new_tokens=max(one.tokens, 1), adapter=adapter, gives_way=gives_way

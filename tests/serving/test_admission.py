@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tuneloop.serving.admission import Admission, Pass, Work
+from tuneloop.serving.admission import Admission, QueuePlace, Work
 from tuneloop.serving.http.errors import ApiError
 from tuneloop.serving.service_time import ServiceTime
 
@@ -117,7 +117,7 @@ def test_what_can_not_be_in_time_is_refused_with_the_wait() -> None:
 
 
 def test_a_request_that_takes_long_even_alone_is_not_refused() -> None:
-    async def go() -> Pass:
+    async def go() -> QueuePlace:
         return await taught(Clock(), slots=1).enter(work(prompt_tokens=100_000, deadline_ms=50))
 
     assert asyncio.run(go()).predicted_ms > 0

@@ -36,7 +36,7 @@ class Work:
 
 
 @dataclass
-class Pass:
+class QueuePlace:
     """A request that has been let in; give it back with `Admission.leave`."""
 
     work: Work
@@ -71,12 +71,12 @@ class Admission:
     clock: Callable[[], float] = time.monotonic  # seconds
     tally: Tally = field(default_factory=Tally)
     models: dict[str, ServiceTime] = field(default_factory=dict)
-    active: dict[int, Pass] = field(default_factory=dict)
+    active: dict[int, QueuePlace] = field(default_factory=dict)
     closed: bool = False
     giving_way: int = 0
     gap_ms: float = 0.0  # between two that leave while all slots are taken, on average
     _full_since: float = 0.0
-    _queue: list[tuple[float, int, Pass, asyncio.Future[None]]] = field(default_factory=list)
+    _queue: list[tuple[float, int, QueuePlace, asyncio.Future[None]]] = field(default_factory=list)
     _count: int = 0
     _waiting: Counter[str] = field(default_factory=Counter)
     _idle: list[asyncio.Future[None]] = field(default_factory=list)
@@ -92,12 +92,12 @@ class Admission:
             self.models[model] = ServiceTime()
         return self.models[model]
 
-    async def enter(self, work: Work) -> Pass:
+    async def enter(self, work: Work) -> QueuePlace:
         """Wait until the engine has room; ApiError: the server is stopping, too many wait, or the deadline can't be
         met."""
         if self.closed:
             raise ApiError(503, "The server is stopping", code="stopping", headers={"Retry-After": "5"})
-        place = Pass(work, self.clock())
+        place = QueuePlace(work, self.clock())
         self._promise(place)
         if len(self.active) < self.slots and not self.waiting:
             self._start(place)
@@ -125,7 +125,7 @@ class Admission:
         """Tokens of prompts at work whose first token has not come."""
         return sum(each.work.prompt_tokens for each in self.active.values() if each.reading)
 
-    def leave(self, place: Pass, tokens: int, first_ms: float | None = None, *, whole: bool = False) -> None:
+    def leave(self, place: QueuePlace, tokens: int, first_ms: float | None = None, *, whole: bool = False) -> None:
         """Give a place back. A second call does nothing.
 
         Args:
@@ -186,7 +186,7 @@ class Admission:
             self._idle.append(future)
             await future
 
-    def _start(self, place: Pass) -> None:
+    def _start(self, place: QueuePlace) -> None:
         self.tally.accepted += 1
         place.started = self.clock()
         place.ahead = self._unread
@@ -216,7 +216,7 @@ class Admission:
                 if not future.done():
                     future.set_result(None)
 
-    def _due(self, place: Pass) -> float:
+    def _due(self, place: QueuePlace) -> float:
         """Arrival + deadline * patience of the class - the time that it takes + that of the key's waiting requests.
 
         So a more urgent class goes first, within it what has least slack; no key holds up the others, and no request that
@@ -227,7 +227,7 @@ class Admission:
         others = self._waiting[work.key] * takes / self.slots
         return place.arrived + (work.deadline_ms * PATIENCE[work.rank] - takes + others) / 1000
 
-    def wait_ms(self, place: Pass) -> float:
+    def wait_ms(self, place: QueuePlace) -> float:
         """Predicted milliseconds until a request that comes now is let in."""
         if len(self.active) < self.slots and not self.waiting:
             return 0.0
@@ -242,7 +242,7 @@ class Admission:
         # Requests that take longer than predicted seem to end at once; so many ones ahead can't leave faster than others did.
         return max(free[0], (len(ahead) + 1) * self.gap_ms)
 
-    def _promise(self, place: Pass) -> None:
+    def _promise(self, place: QueuePlace) -> None:
         """Refuse what is late because others are before it; not what is late even alone, which waiting does not help."""
         work, times = place.work, self.times(place.work.model)
         queue = f"{counted(self.waiting, 'request')} {verb(self.waiting, 'is', 'are')} waiting"

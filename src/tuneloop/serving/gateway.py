@@ -22,7 +22,7 @@ from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import Completion
 from tuneloop.records.request import ANYONE, LEFT, NOT_LOADED, REFUSED, StoredRequest
 from tuneloop.records.rows import Message
-from tuneloop.serving.admission import Admission, Pass, Work
+from tuneloop.serving.admission import Admission, QueuePlace, Work
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.http.api_request import ApiRequest
 from tuneloop.serving.http.errors import ApiError
@@ -30,7 +30,7 @@ from tuneloop.serving.http.metrics import Metrics
 from tuneloop.serving.keys import ApiKey, Keyring, Right
 from tuneloop.serving.limits import Ledger
 from tuneloop.serving.pool import guessed_tokens
-from tuneloop.serving.store.store import Answered, who_meets
+from tuneloop.serving.store.store import AnsweredRequest, who_meets
 from tuneloop.serving.store.writer import StoreWriter
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class ArmDraw:
     """What an experiment says of a request."""
 
     arm: str
@@ -56,7 +56,7 @@ class Drawn:
 
 
 # Model, `store.who_meets` (empty: no one who comes again), id of the request -> its arm; None: no experiment.
-Draw = Callable[[str, str, str], Drawn | None]
+Draw = Callable[[str, str, str], ArmDraw | None]
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class _Account:
     engine: ServingEngine
     time: str
     began: float
-    drawn: Drawn | None = None
+    drawn: ArmDraw | None = None
     route: Mapping[str, Any] | None = None
     fallback: str | None = None
     shadow: str | None = None
@@ -181,7 +181,7 @@ class _Account:
     status: str = "cancelled"
     patient: bool = False
     again: bool = False  # a second try in another way
-    place: Pass | None = None
+    place: QueuePlace | None = None
     noted: StoredRequest | None = None  # filled in when it ends
 
     @property
@@ -281,7 +281,7 @@ class Gateway:
     # key and conversation -> the model that it was sent to
     conversations: dict[tuple[str, str], str] = field(default_factory=dict)
     # requests under way and those that have just ended, by id, with the time until which they are recent
-    recent: dict[str, tuple[Answered, float]] = field(default_factory=dict)
+    recent: dict[str, tuple[AnsweredRequest, float]] = field(default_factory=dict)
     alone: bool = False  # only work of batches is done, so that it yields to no other
     # is given each request that has ended, as it is stored, with its status; it must not wait
     ended: Callable[[StoredRequest, str], None] | None = None
@@ -435,7 +435,7 @@ class Gateway:
             route=routed.logged() if routed is not None else None,
         )  # fmt: skip
         if copy is not None:
-            account.shadow, account.drawn = copy.of, Drawn(copy.arm, 0.0, copy.served)
+            account.shadow, account.drawn = copy.of, ArmDraw(copy.arm, 0.0, copy.served)
             account.model = self.candidates[copy.served]
         elif self.draw is not None:
             who = who_meets(caller.voice, caller.user, caller.conversation)
@@ -619,7 +619,7 @@ class Gateway:
 
     def _remember(self, record: StoredRequest, until: float) -> None:
         """Let feedback name a request, which the store may not have yet."""
-        answered = Answered(record.key, record.user, record.conversation, record.voice)
+        answered = AnsweredRequest(record.key, record.user, record.conversation, record.voice)
         self.recent[record.id] = answered, until
         if len(self.recent) > MOST_RECENT:
             del self.recent[next(iter(self.recent))]

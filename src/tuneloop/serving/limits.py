@@ -57,7 +57,7 @@ class Reservation:
 
 
 @dataclass
-class _Account:
+class _KeyAccount:
     requests: _Bucket | None = None
     tokens: _Bucket | None = None
     spent: float = 0.0
@@ -70,7 +70,7 @@ class Ledger:
 
     spent: Mapping[str, float] = field(default_factory=dict)  # dollars that each key, by its id, has spent before
     clock: Callable[[], float] = time.monotonic  # seconds
-    _accounts: dict[str, _Account] = field(default_factory=dict)
+    _accounts: dict[str, _KeyAccount] = field(default_factory=dict)
 
     def reserve(self, key: ApiKey | None, tokens: int, usd: float, *, again: bool = False) -> Reservation:
         """Take what a request may use at most: tokens of its prompt and its longest answer, and their price.
@@ -114,10 +114,10 @@ class Ledger:
             back = min(reservation.tokens, account.tokens.rate) - tokens
             account.tokens.left = min(account.tokens.left + back, account.tokens.rate)
 
-    def _account(self, key: ApiKey) -> _Account:
+    def _account(self, key: ApiKey) -> _KeyAccount:
         account = self._accounts.get(key.id)
         if account is None:
-            account = self._accounts[key.id] = _Account(spent=self.spent.get(key.id, 0.0))
+            account = self._accounts[key.id] = _KeyAccount(spent=self.spent.get(key.id, 0.0))
         now = self.clock()
         account.requests = _with_rate(account.requests, key.limits.rpm, now)
         account.tokens = _with_rate(account.tokens, key.limits.tpm, now)

@@ -86,7 +86,7 @@ def open_model(kind: EngineKind, name: str, source: str, task_of: str = "", base
 
 
 @dataclass(frozen=True)
-class Deployment:
+class ServerDeployment:
     """What a server is made of before it is started: the engine, and what becomes of it."""
 
     engine: ServingEngine
@@ -153,7 +153,7 @@ def _written(source: str, template: Template | None) -> int:
     return int(max((file.stat().st_mtime for file in files), default=time.time()))
 
 
-def deployment_of(config: ServeConfig, candidates: Mapping[str, Candidate] | None = None) -> Deployment:
+def deployment_of(config: ServeConfig, candidates: Mapping[str, Candidate] | None = None) -> ServerDeployment:
     """The engine with all that it is to load; nothing is loaded yet.
 
     Args:
@@ -188,7 +188,7 @@ def deployment_of(config: ServeConfig, candidates: Mapping[str, Candidate] | Non
     log = Path(config.folder) / "llamacpp.log"
     settings = EngineSettings(config.slots, config.batch.rows, config.context, merge=config.merge, log=log)
     engine = kind.serving(Served(base, whole.template if whole else ""), _loaded(opened_, extra.values()), settings)
-    return Deployment(engine, opened_, base, extra)
+    return ServerDeployment(engine, opened_, base, extra)
 
 
 def _with_one_source(
@@ -236,7 +236,7 @@ def _candidates(
     return opened
 
 
-def _endpoints(config: ServeConfig, candidates: Mapping[str, Candidate]) -> Deployment:
+def _endpoints(config: ServeConfig, candidates: Mapping[str, Candidate]) -> ServerDeployment:
     """Servers elsewhere as the engine: one, or several between which requests are balanced; UserError: no server tells
     its models, or it has several and none is named."""
     base, named = served_by(config)
@@ -250,13 +250,13 @@ def _endpoints(config: ServeConfig, candidates: Mapping[str, Candidate]) -> Depl
     engines = [EndpointEngine(Served(base), adapters, each) for each in settings]
     tokenizer = config.tokenizer or local or base
     if len(engines) == 1:
-        return Deployment(engines[0], opened_, base, extra, tokenizer=tokenizer)
+        return ServerDeployment(engines[0], opened_, base, extra, tokenizer=tokenizer)
 
     async def proof(engine: ServingEngine) -> None:
         with quiet():
-            await prove_models(config, Deployment(engine, opened_, base))
+            await prove_models(config, ServerDeployment(engine, opened_, base))
 
-    return Deployment(EnginePool(engines, proof), opened_, base, extra, tokenizer=tokenizer)
+    return ServerDeployment(EnginePool(engines, proof), opened_, base, extra, tokenizer=tokenizer)
 
 
 def _open_elsewhere(named: Named) -> Opened:
@@ -351,7 +351,7 @@ class Sameness:
         return 0 < self.parted == self.ties and not self.failed
 
 
-async def same_answers(deployment: Deployment) -> list[Sameness]:
+async def same_answers(deployment: ServerDeployment) -> list[Sameness]:
     """Send all test rows of each model's evaluation to a started engine, and compare the whole answers."""
     results = []
     for each in deployment.opened:
@@ -380,7 +380,7 @@ async def same_answers(deployment: Deployment) -> list[Sameness]:
     return results
 
 
-async def prove_models(config: ServeConfig, deployment: Deployment) -> None:
+async def prove_models(config: ServeConfig, deployment: ServerDeployment) -> None:
     """Send rows of each model's evaluation before any other request, to every engine of a pool; UserError: an adapter
     is not applied, or answers other than it did in the evaluation."""
     engine = deployment.engine

@@ -33,7 +33,7 @@ from tuneloop.serving.http.app import make_app
 from tuneloop.serving.http.lines import LogLines
 from tuneloop.serving.keys import ApiKey, Keyring, add_key, read_keys, refuse_budget_without_prices
 from tuneloop.serving.limits import Ledger
-from tuneloop.serving.models import Deployment, Sameness, deployment_of, prove_models, same_answers
+from tuneloop.serving.models import Sameness, ServerDeployment, deployment_of, prove_models, same_answers
 from tuneloop.serving.router import name_of, split_targets, use_router
 from tuneloop.serving.store.database import Database, DatabaseError, is_database_url, keep_password
 from tuneloop.serving.store.erase import expire, spent_by_erased
@@ -87,7 +87,7 @@ def serve_config(targets: Sequence[str], settings: Sequence[str]) -> ServeConfig
     return config.model_copy(update={"adapters": named, "base": base, "log": log})
 
 
-def gateway_of(config: ServeConfig, deployment: Deployment) -> Gateway:
+def gateway_of(config: ServeConfig, deployment: ServerDeployment) -> Gateway:
     """The gateway before a started engine, with its store open; UserError: the store can't be opened, or a name is
     taken twice."""
     folder = Path(config.folder)
@@ -357,7 +357,7 @@ async def _serve(
 
 
 @contextlib.asynccontextmanager
-async def _started(config: ServeConfig, deployment: Deployment) -> AsyncIterator[Gateway]:
+async def _started(config: ServeConfig, deployment: ServerDeployment) -> AsyncIterator[Gateway]:
     """A gateway whose engine is started; both end with the block."""
     gateway: Gateway | None = None
     try:

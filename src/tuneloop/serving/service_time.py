@@ -12,7 +12,7 @@ ENOUGH = 10  # observations before a prediction is trusted: with four weights, f
 
 
 @dataclass
-class Line:
+class FittedLine:
     """A linear function, fitted by recursive least squares with forgetting (Ljung, System Identification, 11.2)."""
 
     size: int  # of the features
@@ -41,7 +41,7 @@ class Line:
 
 
 @dataclass
-class Calibration:
+class TimeCalibration:
     """How predictions compare with what came of them."""
 
     target: float = 0.99
@@ -75,10 +75,12 @@ class ServiceTime:
     """What is known of a model's times: two lines, and the mean length of its last answers."""
 
     # First token, in ms: by tokens of the prompt, requests being answered, tokens of other prompts still to be read.
-    first: Line = field(default_factory=lambda: Line(4))
-    rest: Line = field(default_factory=lambda: Line(2))  # each further token, in ms: by requests being answered
+    first: FittedLine = field(default_factory=lambda: FittedLine(4))
+    rest: FittedLine = field(
+        default_factory=lambda: FittedLine(2)
+    )  # each further token, in ms: by requests being answered
     length: float = 0.0
-    calibration: Calibration = field(default_factory=Calibration)
+    calibration: TimeCalibration = field(default_factory=TimeCalibration)
     learned: float = -math.inf  # of the clock, when it last was
 
     @property

@@ -42,7 +42,7 @@ REMOTE_EVERY = 15.0  # seconds between two looks into a registry that is not a f
 Wanted = Mapping[str, str]  # name of a model or experiment -> what answers for it, with its version
 
 
-class Experiments(Protocol):
+class ServedExperiments(Protocol):
     """The experiments of a server's store, as far as the server has to know of them."""
 
     @property
@@ -60,7 +60,7 @@ class Experiments(Protocol):
 class Companions:
     """What runs next to the answers of a server: experiments, monitoring, retraining. `improve.serve` has all of it."""
 
-    experiments: Callable[[str], Experiments]  # from the store's place
+    experiments: Callable[[str], ServedExperiments]  # from the store's place
     # Refuses settings of the rest before anything is loaded; gets the names of the tuned models.
     check: Callable[[ServeConfig, Collection[str]], None]
     running: Callable[[ServeConfig, Gateway], AbstractAsyncContextManager[None]]  # the rest, for the time of a block
@@ -97,7 +97,7 @@ class Swaps:
     """Follows what a server should serve, and swaps engines."""
 
     config: ServeConfig  # of the server, without what was pinned
-    experiments: Experiments
+    experiments: ServedExperiments
     swapped: Callable[[Gateway], None] = lambda gateway: None  # called with the gateway after each swap
     say: Callable[[str], None] = field(default_factory=bound_say)
     # what is served; `refused`: what could not be started or proved, which is not tried again

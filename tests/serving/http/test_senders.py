@@ -22,7 +22,7 @@ from tuneloop.improve.experiment.log import Arms
 from tuneloop.improve.experiment.statistics import time_of
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import ANYONE, StoredRequest
-from tuneloop.serving.gateway import Caller, Drawn, Gateway
+from tuneloop.serving.gateway import ArmDraw, Caller, Gateway
 from tuneloop.serving.http import senders
 from tuneloop.serving.http.senders import limited_as
 from tuneloop.serving.keys import Limits, Right, add_key
@@ -299,7 +299,7 @@ def test_only_users_whom_a_believed_key_names_decide_an_experiment(
     with live(tmp_path, feedback={"per_minute": 1000}) as (address, gateway):
         state = start(tmp_path, "try", settings)
         arms = Arms(state)
-        gateway.draw = lambda model, who, id_: Drawn(*(arms.arm_of(who or id_) or ("champion", 0.5)))
+        gateway.draw = lambda model, who, id_: ArmDraw(*(arms.arm_of(who or id_) or ("champion", 0.5)))
         bot = Client(address, key_of(tmp_path, "bot", *rights) if keyed else "")
 
         def come(number: int) -> None:

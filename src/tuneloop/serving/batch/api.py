@@ -28,7 +28,7 @@ from tuneloop.serving.batch.batch import (
     INPUT,
     JOURNAL,
     OUTPUT,
-    Batch,
+    BatchJob,
     answer_by,
     disk_is_full,
     file_parts,
@@ -39,7 +39,7 @@ from tuneloop.serving.batch.file import ENDPOINTS, Line
 from tuneloop.serving.batch.journal import in_thread
 from tuneloop.serving.batch.record import TIMES, BatchState, FileState, read_state
 from tuneloop.serving.gateway import Caller, Gateway
-from tuneloop.serving.http.app import Call, Disconnected, Endpoint
+from tuneloop.serving.http.app import Call, Disconnected, RouteApp
 from tuneloop.serving.http.errors import ApiError
 from tuneloop.serving.store.erase_files import expire_files
 
@@ -66,7 +66,7 @@ class Batches:
     gateway: Gateway
     folder: Path
     say: Callable[[str], None] = field(default_factory=bound_say)
-    running: dict[str, tuple[Batch, asyncio.Task[None]]] = field(default_factory=dict)
+    running: dict[str, tuple[BatchJob, asyncio.Task[None]]] = field(default_factory=dict)
     _arriving: Counter[tuple[str, str]] = field(default_factory=Counter)  # bytes of uploads under way
 
     def routes(self) -> list[Any]:
@@ -75,7 +75,7 @@ class Batches:
 
         seconds, local = self.gateway.config.limits.request_seconds, self.gateway.config.loopback
         return [
-            Route(path, Endpoint(handler, seconds, local), methods=[method])
+            Route(path, RouteApp(handler, seconds, local), methods=[method])
             for method, path, handler in (
                 ("POST", "/v1/files", self.upload),
                 ("GET", "/v1/files", self.files),
@@ -115,13 +115,13 @@ class Batches:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _start(self, folder: Path) -> Batch:
+    def _start(self, folder: Path) -> BatchJob:
         gateway, settings = self.gateway, self.gateway.config.batch
 
         async def answer(line: Line) -> dict[str, Any]:
             return await answer_by(gateway, self._caller(batch.state))(line)
 
-        batch = Batch(
+        batch = BatchJob(
             folder, answer, settings.rows, None if can_give_way(gateway.engine) else gateway.admission.quiet,
             stopping=lambda: gateway.admission.closed, most_rows=settings.most_rows,
             most_bytes=int(gateway.config.limits.body_mb * 1e6), longest=PATIENCE * gateway.config.limits.request_seconds,
@@ -148,7 +148,7 @@ class Batches:
         self.running[folder.name] = batch, asyncio.ensure_future(run())
         return batch
 
-    def _open(self, of: BatchState) -> list[Batch]:
+    def _open(self, of: BatchState) -> list[BatchJob]:
         """Batches at work of the key that another one is of."""
         return [each for each, _ in self.running.values() if _owner(each.state) == _owner(of) and not each.state.over]
 

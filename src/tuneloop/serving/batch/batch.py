@@ -32,7 +32,7 @@ from tuneloop.records.completion import Completion
 from tuneloop.records.record import write_record
 from tuneloop.serving.batch.file import MOST_BYTES, STEP, WAITING, BatchFile, InvalidBatch, Line
 from tuneloop.serving.batch.journal import Journal, encoded, failed, in_thread
-from tuneloop.serving.batch.record import BatchState, Counts, read_state
+from tuneloop.serving.batch.record import BatchState, RequestCounts, read_state
 from tuneloop.serving.gateway import Caller, Gateway
 from tuneloop.serving.http import api_request as read
 from tuneloop.serving.http import replies
@@ -61,7 +61,7 @@ def disk_is_full(error: BaseException | None) -> bool:
 
 
 @dataclass
-class Batch:
+class BatchJob:
     """A batch at work.
 
     Args:
@@ -190,9 +190,9 @@ class Batch:
         return path.exists() and path.stat().st_size > 0
 
     @property
-    def _counts(self) -> Counts:
+    def _counts(self) -> RequestCounts:
         done = self.file.total - self.left
-        return Counts(total=self.file.total, completed=done - self.file.failed, failed=self.file.failed)
+        return RequestCounts(total=self.file.total, completed=done - self.file.failed, failed=self.file.failed)
 
     async def _read(self) -> bool:
         """Read input and journal; returns whether that was done to its end."""
@@ -438,7 +438,7 @@ def make_batch(folder: Path, endpoint: str, *, seconds: float | None = None, **f
     now = time.time()
     state = BatchState(
         id=folder.name, object="batch", endpoint=endpoint, errors=None, status="validating", created_at=int(now),
-        expires_at=None if seconds is None else int(now + seconds), request_counts=Counts(total=0, completed=0, failed=0),
+        expires_at=None if seconds is None else int(now + seconds), request_counts=RequestCounts(total=0, completed=0, failed=0),
         **fields,
     )  # fmt: skip
     write_record(folder / STATE, state)

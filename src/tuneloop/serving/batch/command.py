@@ -29,7 +29,7 @@ from tuneloop.data.task import TaskPrompt
 from tuneloop.pipeline.predict import SAMPLE, Asker, Options
 from tuneloop.pipeline.predict_files import each_row, refuse_no_rows
 from tuneloop.pipeline.targets import TaskTarget, open_with_task
-from tuneloop.serving.batch.batch import ERRORS, INPUT, JOURNAL, OUTPUT, STATE, Answer, Batch, answer_by, make_batch
+from tuneloop.serving.batch.batch import ERRORS, INPUT, JOURNAL, OUTPUT, STATE, Answer, BatchJob, answer_by, make_batch
 from tuneloop.serving.batch.file import any_twice, id_hash
 from tuneloop.serving.batch.record import BatchState, read_state
 from tuneloop.serving.config import ServeConfig
@@ -142,7 +142,7 @@ async def _answer(given: BatchInput, config: ServeConfig, target: TaskTarget, re
         gateway = gateway_of(config, deployment)
         gateway.alone = True
         try:
-            batch = Batch(
+            batch = BatchJob(
                 given.folder, _answer_of(gateway, target, requests), given.rows, _within(given.hours),
                 report=lambda done, total: progress("batch", done, total), most_bytes=int(config.limits.body_mb * 1e6),
             )  # fmt: skip
@@ -171,7 +171,7 @@ async def _answer_on_ray(given: BatchInput, config: ServeConfig, target: TaskTar
         named = {name: whole_path(place) for name, place in config.adapters.items()}
         setting = config.model_copy(update={"adapters": named, "base": whole_path(config.base)}), requests
         async with asked_actors(ray, _actor, setting, actors, given.rows) as answer:
-            batch = Batch(
+            batch = BatchJob(
                 given.folder, answer, given.rows * actors, _within(given.hours),
                 report=lambda done, total: progress("batch", done, total), most_bytes=int(config.limits.body_mb * 1e6), fatal=(UserError,),  # all actors are lost
             )  # fmt: skip

@@ -15,7 +15,7 @@ OVER = ("completed", "failed", "expired", "cancelled")
 TIMES = tuple(f"{each}_at" for each in ("in_progress", "finalizing", "cancelling", *OVER))
 
 
-class Counts(Part):
+class RequestCounts(Part):
     """Requests of a batch: all of them, those with an answer, and those with an error."""
 
     total: int = 0
@@ -45,7 +45,7 @@ class BatchState(Record):
     status: Status
     created_at: int
     expires_at: int | None = None
-    request_counts: Counts = Counts()
+    request_counts: RequestCounts = RequestCounts()
     input_file_id: str | None = None
     completion_window: str | None = None
     metadata: dict[str, Any] | None = None

@@ -193,7 +193,7 @@ Handler = Callable[[Call], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-class Endpoint:
+class RouteApp:
     """An ASGI application for one route: errors become bodies, a client that leaves ends the work."""
 
     def __init__(self, handler: Handler, seconds: float, local: bool = True, origins: Sequence[str] = ()) -> None:
@@ -272,10 +272,10 @@ def make_app(gateway: Gateway, extra: Iterable[Any] = ()) -> App:
     from starlette.routing import Route
 
     limits = gateway.config.feedback
-    server = Server(gateway, FeedbackLimit(limits.per_minute, limits.pages_per_minute))
+    server = RouteHandlers(gateway, FeedbackLimit(limits.per_minute, limits.pages_per_minute))
     seconds, local = gateway.config.limits.request_seconds, gateway.config.loopback
     routes = [
-        Route(path, Endpoint(handler, seconds, local), methods=[method])
+        Route(path, RouteApp(handler, seconds, local), methods=[method])
         for method, path, handler in (
             ("POST", "/v1/chat/completions", server.chat),
             ("POST", "/v1/completions", server.completions),
@@ -292,7 +292,7 @@ def make_app(gateway: Gateway, extra: Iterable[Any] = ()) -> App:
             ("GET", "/", server.page),
         )
     ]
-    feedback = Endpoint(server.feedback, seconds, local, limits.origins)
+    feedback = RouteApp(server.feedback, seconds, local, limits.origins)
     routes.append(Route("/v1/feedback", feedback, methods=["POST", "OPTIONS"] if limits.origins else ["POST"]))
     app = Starlette(routes=[*routes, *extra], exception_handlers={404: _no_route, 405: _no_route, 500: _no_route})
     app.router.redirect_slashes = False  # the place that it sends to would come from the request's Host
@@ -317,7 +317,7 @@ async def _no_route(request: Any, error: Exception) -> Any:
 
 
 @dataclass
-class Server:
+class RouteHandlers:
     """The handlers of all routes but those of batches."""
 
     gateway: Gateway

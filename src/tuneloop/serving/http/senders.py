@@ -20,7 +20,7 @@ from tuneloop.records.request import ANYONE
 from tuneloop.serving.gateway import Caller, Gateway
 from tuneloop.serving.http.errors import ApiError
 from tuneloop.serving.store.database import Database, DatabaseError, is_database_url
-from tuneloop.serving.store.store import Answered, find_answered, had_conversation, opened
+from tuneloop.serving.store.store import AnsweredRequest, find_answered, had_conversation, opened
 
 FIELDS = ("request", "conversation", "kind", "value", "user", "key")
 TRUSTED = ("source", "weight")  # fields that need the right `feedback`
@@ -81,7 +81,7 @@ async def of_its_sender(gateway: Gateway, record: Feedback, caller: Caller) -> F
     return record.model_copy(update={"user": user, "key": record.key and f"api:{content_hash(scope)[:32]}"})
 
 
-async def _answered(gateway: Gateway, id_: str, caller: Caller, param: str) -> Answered:
+async def _answered(gateway: Gateway, id_: str, caller: Caller, param: str) -> AnsweredRequest:
     """A request of the sender's that was answered, or, where it has no key, any one of this id."""
     answered, until = gateway.recent.get(id_, (None, 0.0))
     if until <= time.monotonic():

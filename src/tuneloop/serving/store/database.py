@@ -47,7 +47,7 @@ Translated = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
-class Rows:
+class QueryRows:
     """What a statement gave; errors of the driver come as `DatabaseError`."""
 
     cursor: Any
@@ -78,7 +78,7 @@ class Rows:
 class Database(Protocol):
     """What the store needs of a database. Columns are given with their types: TEXT, INTEGER, REAL, or JSON, which is a text."""
 
-    def execute(self, sql: str, values: Sequence[Any] = ()) -> Rows:
+    def execute(self, sql: str, values: Sequence[Any] = ()) -> QueryRows:
         """Run a statement with `?` for its values; DatabaseError: see there."""
 
     def insert(self, table: str, columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> int:
@@ -139,9 +139,9 @@ class SqliteDatabase:
 
     _raw: sqlite3.Connection
 
-    def execute(self, sql: str, values: Sequence[Any] = ()) -> Rows:
+    def execute(self, sql: str, values: Sequence[Any] = ()) -> QueryRows:
         with _sqlite_errors():
-            return Rows(self._raw.execute(sql, values), _sqlite_errors)
+            return QueryRows(self._raw.execute(sql, values), _sqlite_errors)
 
     def insert(self, table: str, columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> int:
         """Many rows in a statement: the lock of the interpreter changes hands with each statement."""
@@ -276,9 +276,9 @@ class PostgresDatabase:
     _over: bool = False
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
-    def execute(self, sql: str, values: Sequence[Any] = ()) -> Rows:
+    def execute(self, sql: str, values: Sequence[Any] = ()) -> QueryRows:
         with self._lock, self._bounded(), _postgres_errors():
-            return Rows(self._live().execute(_as_postgres(sql), _texts(values)), _postgres_errors)
+            return QueryRows(self._live().execute(_as_postgres(sql), _texts(values)), _postgres_errors)
 
     def insert(self, table: str, columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> int:
         """In one statement, whose triggers then run once."""

@@ -419,7 +419,7 @@ def last_routes(connection: Database, most: int = 10_000) -> dict[tuple[str, str
 
 
 @dataclass(frozen=True)
-class Answered:
+class AnsweredRequest:
     """A request of which feedback may speak: the key that it came with, and whose word its user is."""
 
     key: str
@@ -428,14 +428,14 @@ class Answered:
     voice: str | None
 
 
-def find_answered(connection: Database, id_: str) -> Answered | None:
+def find_answered(connection: Database, id_: str) -> AnsweredRequest | None:
     """A request that a client got an answer to, or a part of one; None: there is none of this id."""
     row = connection.execute(
         "SELECT COALESCE(key, ''), \"user\", conversation, voice FROM requests WHERE id = ? AND shadow IS NULL AND "
         "(error IS NULL OR COALESCE(completion_tokens, 0) > 0)",
         [id_],
     ).fetchone()
-    return Answered(*row) if row else None
+    return AnsweredRequest(*row) if row else None
 
 
 def had_conversation(connection: Database, key: str, conversation: str) -> bool:

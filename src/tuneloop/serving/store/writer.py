@@ -44,7 +44,7 @@ EVERY = 0.1  # seconds between two transactions, where no one waits for one
 
 
 @dataclass
-class Counts:
+class RecordCounts:
     """What has become of the records."""
 
     written: int = 0  # into the store
@@ -78,7 +78,7 @@ class StoreWriter:
     patience: float = 1.0  # seconds to wait for another process that holds the store, before records are spilled
     store: str = ""  # the store's place where it is another one, as the URL of a database
     say: Callable[[str], None] = field(default_factory=bound_say)
-    counts: Counts = field(default_factory=Counts)
+    counts: RecordCounts = field(default_factory=RecordCounts)
     appending: threading.Lock = field(default_factory=threading.Lock)  # to files of spilled records and dead letters
     _queue: deque[_Waiting] = field(default_factory=deque)
     _wake: threading.Event = field(default_factory=threading.Event)

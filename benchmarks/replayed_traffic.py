@@ -20,7 +20,7 @@ from benchmarks.simulated_server import Costs, SimulatedEngine, Timed, simulate
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
 from tuneloop.serving.admission import Admission, QueuePlace, Work
-from tuneloop.serving.http.errors import ApiError
+from tuneloop.serving.http.api_request import ApiError
 
 Schedule = Literal["fifo", "shortest", "static", "gate", "ours"]
 SCHEDULES: tuple[Schedule, ...] = ("fifo", "shortest", "static", "gate", "ours")

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from tuneloop.serving.admission import Admission, QueuePlace, Work
-from tuneloop.serving.http.errors import ApiError
-from tuneloop.serving.service_time import ServiceTime
+from tuneloop.serving.admission import Admission, QueuePlace, ServiceTime, Work
+from tuneloop.serving.http.api_request import ApiError
 
 
 class Clock:

@@ -12,7 +12,7 @@ import pytest
 from live_server import StubEngine, live
 
 from tuneloop.serving.admission import Admission
-from tuneloop.serving.http.errors import ApiError
+from tuneloop.serving.http.api_request import ApiError
 from tuneloop.serving.keys import Limits, add_key
 from tuneloop.serving.store.store import opened, read_requests
 

@@ -20,9 +20,8 @@ from tuneloop.records.merge import TaskDeployment, TaskRoute
 from tuneloop.records.record import write_record
 from tuneloop.records.rows import last_user_turn
 from tuneloop.serving.gateway import Caller, Gateway
-from tuneloop.serving.http.api_request import ApiRequest
+from tuneloop.serving.http.api_request import ApiError, ApiRequest
 from tuneloop.serving.http.app import whole
-from tuneloop.serving.http.errors import ApiError
 from tuneloop.serving.models import deployment_of
 from tuneloop.serving.server import gateway_of, serve_config
 from tuneloop.serving.store.store import opened, read_requests

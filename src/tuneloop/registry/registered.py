@@ -34,11 +34,10 @@ def registry_uri() -> str:
 
 
 def open_registry(*, create: bool = False) -> models.Registry:
-    """The registry that the environment names; UserError: MLflow is not installed, or the registry can't be opened.
+    """The registry that the environment names; `create`: make a database where there is none, else an error.
 
-    Args:
-        create: make the database where there is none; else that is an error.
-    """
+    Raises:
+        UserError: there is none, MLflow is not installed, or it can't be opened."""
     uri = registry_uri()
     file = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not create and not file.is_file():
@@ -94,13 +93,12 @@ def promote_version(name: str, version: str = "", *, force: str = "", why: str =
 
 
 def gate_of(version: RegisteredVersion, *, force: bool) -> GateRecord:
-    """What the gate says of a version: the last word where its run is at hand, else what was known when it was exported.
+    """What the gate says of a version: the last word where its run is here, else what was known at its export.
 
     Weights in fewer bits than the run's are other weights: of them only a verdict on their own metrics counts.
 
     Raises:
-        UserError: it is not green, or no gate has judged, and `force` is not given.
-    """
+        UserError: it is not green, or no gate has judged, and `force` is not given."""
     lineage = version.lineage
     run = run_folder_of(version)
     folder = run / EVALS / lineage.artifact if run is not None else None
@@ -169,8 +167,7 @@ def version_of(registry: models.Registry, name: str) -> RegisteredVersion:
 
 
 def local_name(name: str) -> str:
-    """The folder of a registered version's artifact; any other name as it is; UserError: no such model or alias, or its
-    files are gone."""
+    """The folder of a registered version's artifact; other names as they are; UserError: there is none."""
     if registered_name(name) is None:
         return name
     registry = open_registry()
@@ -202,14 +199,12 @@ def find_run(id_: str, key: str, *places: Path) -> Path | None:
 
 
 def is_run(folder: Path, key: str) -> bool:
-    """Whether a folder holds the finished run with this key; UserError: its `run.json` is damaged or of another
-    version."""
+    """Whether a folder holds the finished run with this key; UserError: its `run.json` can't be read."""
     return (folder / RunManifest.file).is_file() and read_record(RunManifest, folder).key == key
 
 
 def evaluation_of_artifact(folder: Path) -> Path:
-    """Where an artifact's own evaluation is, which was made when it was exported: in its run's folder; UserError: it
-    was not measured, or its run is not at hand."""
+    """Where an artifact's own evaluation is, in its run's folder; UserError: it was not measured, or no run is here."""
     manifest = read_artifact(folder)
     place = find_run(manifest.run.id, manifest.run.key, folder.resolve().parent.parent / "runs")
     if place is not None and (inside(place / EVALS, manifest.id) / EVALUATION).is_file():
@@ -222,8 +217,10 @@ def evaluation_of_artifact(folder: Path) -> Path:
 
 
 def evaluation_place(place: str) -> str:
-    """The folder with the evaluation of a registered version or an artifact; any other place as it is; UserError: no
-    such version, or neither its run's folder nor MLflow has the evaluation; an artifact without one."""
+    """The folder with the evaluation of a registered version or an artifact; any other place as it is.
+
+    Raises:
+        UserError: no such version, or neither its run's folder nor MLflow has the evaluation; an artifact without one."""
     if (Path(place) / ARTIFACT).is_file():
         return str(evaluation_of_artifact(Path(place)))
     if registered_name(place) is None:

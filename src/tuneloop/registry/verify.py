@@ -74,8 +74,7 @@ def verify(folder: Path, key: Path | None = None) -> Verification:
 
 
 def read_intact(folder: Path) -> ArtifactManifest:
-    """The manifest of an artifact that is as it was exported; UserError: it is not there, or a file of it was changed,
-    is missing or was added."""
+    """The manifest of an artifact; UserError: it is not there, or a file was changed, is missing or was added."""
     result = verify(folder)
     if not result.intact:
         faults = {"changed": result.changed, "missing": result.missing, "added": result.added}
@@ -91,8 +90,7 @@ def read_intact(folder: Path) -> ArtifactManifest:
 
 
 def check_private_key(key: Path) -> None:
-    """Refuse a key that can't sign, before anything is written; UserError: no such file, no key of an elliptic curve, a
-    wrong password, or the package that signs is missing."""
+    """Refuse a key that can't sign, before anything is written; UserError: no such key or package, a wrong password."""
     _signer(key)
 
 

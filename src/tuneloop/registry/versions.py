@@ -74,8 +74,7 @@ def registry_errors(uri: str) -> Iterator[None]:
 
 
 def read_model(registry: Registry, name: str) -> RegisteredModel:
-    """A registered model with its versions and its history; UserError: there is none of that name; the names that there
-    are are listed."""
+    """A registered model with its versions and its history; UserError: there is none; it lists the others."""
     with registry_errors(registry.uri):
         model = _find(registry, name)
         if model is None:
@@ -94,8 +93,7 @@ def read_models(registry: Registry) -> list[RegisteredModel]:
 
 
 def read_settled(registry: Registry, name: str) -> RegisteredModel:
-    """A registered model; a change of its aliases that was interrupted is finished first, where that can be done;
-    UserError: see `read_model`."""
+    """See `read_model`; a change of aliases that was interrupted is finished first, where that can be done."""
     model = read_model(registry, name)
     if model.pending is not None:
         with suppress(UserError), _changing(registry, name) as finished:  # else the next command tries again
@@ -222,8 +220,10 @@ def promote(
 
 
 def rollback(registry: Registry, name: str, *, why: str = "") -> RegisteredModel:
-    """Make the previous version the champion again; previous is then the one before it, as the history tells;
-    UserError: there is no previous version, or the registry refuses."""
+    """Make the previous version the champion again, and the one before it, by the history, the previous one.
+
+    Raises:
+        UserError: there is no previous version, or the registry refuses."""
     with _changing(registry, name) as model:
         target = model.aliases.get(PREVIOUS)
         if target is None:
@@ -345,8 +345,7 @@ def _create(registry: Registry, name: str, folder: Path, lineage: Lineage) -> st
 
 
 def local_artifact(registry: Registry, version: RegisteredVersion) -> Path:
-    """The folder of a version's artifact: where it was registered, else fetched into the cache; UserError: it is gone,
-    or another artifact is in its place."""
+    """The folder of a version's artifact: as registered, else fetched; UserError: it is not there, or another is."""
     where, step = version.source, f"export the run again, or register another artifact (id {version.lineage.artifact})"
     parts = urlparse(version.source)
     folder = Path(unquote(parts.path)) if parts.scheme in ("", "file") else _fetched(registry, version)

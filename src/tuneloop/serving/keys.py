@@ -109,11 +109,10 @@ def read_keys(folder: Path | str) -> list[ApiKey]:
 
 
 def add_key(folder: Path | str, name: str, limits: Limits = Limits()) -> tuple[str, ApiKey]:
-    """Make a key. From then on keys are needed; UserError: the name is in use, or no name.
+    """Make a key; from then on keys are needed. Returns the key, which is kept nowhere, and what is kept of it.
 
-    Returns:
-        The key itself, which is kept nowhere, and what is kept of it.
-    """
+    Raises:
+        UserError: the name is in use, or no name."""
     if not _NAME.fullmatch(name):
         raise UserError(
             f"Not a name for a key: {name!r:.80}", next_step="use letters, digits, space and . _ @ -, up to 64"
@@ -133,8 +132,7 @@ def add_key(folder: Path | str, name: str, limits: Limits = Limits()) -> tuple[s
 
 
 def revoke_key(folder: Path | str, name: str) -> ApiKey:
-    """Take a key out of use at once, by its name or id. Keys stay needed, also where it was the last one; UserError:
-    there is none in use."""
+    """Take a key out of use at once, by its name or id; keys stay needed. UserError: there is none in use."""
     with _changing(folder):
         file = _read(Path(folder))
         used = [key for key in file.keys if key.revoked is None]
@@ -151,8 +149,7 @@ def revoke_key(folder: Path | str, name: str) -> ApiKey:
 
 
 def open_keys(folder: Path | str) -> None:
-    """Let requests without a key in, until the next key is made. Keys in use stay in use; UserError: the file is
-    damaged."""
+    """Let requests without a key in, until the next key is made; those in use stay so. UserError: a damaged file."""
     with _changing(folder):
         _write(folder, read_keys(folder), open_=True)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from tuneloop.core.units import counted
-from tuneloop.serving.http.errors import ApiError
+from tuneloop.serving.http.api_request import ApiError
 from tuneloop.serving.keys import ApiKey
 
 MOST_SENDERS = 10_000  # senders whose feedback is counted at a time

@@ -26,7 +26,7 @@ from tuneloop.inference.wire import Broken
 from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Message
-from tuneloop.serving.service_time import ServiceTime
+from tuneloop.serving.admission import ServiceTime
 
 T = TypeVar("T")
 BLOCK = 32  # tokens of a prompt that are looked up together

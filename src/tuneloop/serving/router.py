@@ -40,8 +40,7 @@ class Named:
 
 
 def split_targets(targets: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Targets without those that are a `tasks.json` or a router's folder, and these as settings; UserError: two of a
-    kind."""
+    """Targets without `tasks.json` and router's folder, and these as settings; UserError: two of a kind."""
     rest: list[str] = []
     settings: dict[str, str] = {}
     for target in targets:
@@ -66,8 +65,10 @@ def name_of(target: str, taken: Sequence[str] = ()) -> str:
 
 
 def served_by(config: ServeConfig) -> tuple[str, list[Named]]:
-    """The base (empty: that of the adapters) and the models of a server, from its settings and the files that they
-    name; UserError: a file is missing or damaged, or it names another base."""
+    """The base (empty: that of the adapters) and the models of a server, from its settings and the files in them.
+
+    Raises:
+        UserError: a file is missing or damaged, or it names another base."""
     base, models = config.base, {name: Named(name, source) for name, source in config.adapters.items()}
 
     def add(target: str, source: str, task: str = "") -> None:
@@ -92,8 +93,7 @@ def served_by(config: ServeConfig) -> tuple[str, list[Named]]:
 
 
 def use_router(gateway: Gateway) -> None:
-    """Let a gateway's router choose who answers requests to the model `router`; UserError: there is no router, or it
-    chooses a model that is not served."""
+    """Let a gateway's router choose who answers the model `router`; UserError: no router, or a model is not served."""
     from tuneloop.combine.route.features import RouteJob
     from tuneloop.combine.route.router import load_router
 

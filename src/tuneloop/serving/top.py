@@ -35,8 +35,7 @@ def address_of(folder: Path) -> str:
 
 
 def read_metrics(url: str, now: float, key: str = "") -> Reading:
-    """Read `/metrics` of a server at `now` of the clock, in seconds; a key is needed once there is one; UserError: no
-    server of this kind answers."""
+    """Read `/metrics` at `now` of the clock, in seconds; `key`: where one is needed; UserError: no such server."""
     from prometheus_client.parser import text_string_to_metric_families
 
     need_aiohttp(masked(url), "serve")

@@ -106,10 +106,7 @@ class Tracking:
     trackers: Sequence[Tracker] = ()
 
     def finish(self, status: Status = "FINISHED", *, timeout: float = 20.0) -> None:
-        """Have the rest logged and close the tracked runs; never raises for what goes wrong there.
-
-        `status`: how the run ended; `timeout`: seconds to wait at most, for all of them together.
-        """
+        """Have the rest logged and close the tracked runs, in `timeout` seconds; never raises for what goes wrong there."""
         end = time.monotonic() + timeout
         for tracker in self.trackers:
             tracker.tell(status)

@@ -21,7 +21,7 @@ from live_server import StubEngine, live
 
 from tuneloop.core.files import read_json
 from tuneloop.serving.batch.api import _Form
-from tuneloop.serving.http.errors import ApiError
+from tuneloop.serving.http.api_request import ApiError
 from tuneloop.serving.keys import Limits, add_key, revoke_key
 from tuneloop.serving.store.store import opened, read_requests
 

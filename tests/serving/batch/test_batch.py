@@ -25,7 +25,7 @@ from tuneloop.core.ui import reporting
 from tuneloop.serving.batch import batch as module
 from tuneloop.serving.batch.batch import ERRORS, INPUT, JOURNAL, OUTPUT, STATE, BatchJob, make_batch
 from tuneloop.serving.batch.file import Line
-from tuneloop.serving.http.errors import ApiError
+from tuneloop.serving.http.api_request import ApiError
 
 CHAT = "/v1/chat/completions"
 

@@ -1,6 +1,6 @@
 """The requests of a batch file, read as they are needed: what stays in memory is nine bytes a line.
 
-A line that cannot be asked is a fault of that line alone, with a code and a sentence.
+A line that can't be sent is a fault of that line alone, with a code and a sentence.
 """
 
 from __future__ import annotations
@@ -31,12 +31,7 @@ WAITING, ANSWERED, REFUSED, FAULTY, REPEATED, BLANK = range(6)
 
 
 class InvalidBatch(Exception):
-    """A file that is no batch at all.
-
-    Args:
-        code: a word that programs can test.
-        message: what is wrong.
-    """
+    """A file that is no batch at all: a code that programs can test, and what is wrong."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -45,41 +40,27 @@ class InvalidBatch(Exception):
 
 @dataclass(frozen=True)
 class Line:
-    """A request of a batch.
+    """A request of a batch, as OpenAI's batch files have them."""
 
-    Args:
-        number: of its line, from 1.
-        custom_id: that its client gave it; None: it has none.
-        url, body: as OpenAI's batch files have them.
-        fault: why it can't be asked: a code and a sentence.
-    """
-
-    number: int
-    custom_id: str | None
+    number: int  # of its line, from 1
+    custom_id: str | None  # None: it has none
     url: str = ""
     body: dict[str, Any] | None = None
-    fault: tuple[str, str] | None = None
+    fault: tuple[str, str] | None = None  # why it can't be sent: a code and a sentence
 
 
 @dataclass
 class BatchFile:
-    """A batch file, and what has become of each of its lines.
-
-    Args:
-        endpoint: that all requests must be for; empty: any.
-        most_bytes: of a line; a longer one is a fault.
-        states: of each line, by its number; that of line 0 means nothing.
-        places: where the journal holds the answer of a line; of a line whose `custom_id` is used before, the number of
-            the line that has it.
-        counts: of lines in each state.
-    """
+    """A batch file, and what has become of each of its lines."""
 
     path: Path
-    endpoint: str = ""
-    most_bytes: int = MOST_BYTES
+    endpoint: str = ""  # that all requests must be for; empty: any
+    most_bytes: int = MOST_BYTES  # of a line; a longer one is a fault
+    # of each line, by its number; that of line 0 means nothing
     states: bytearray = field(default_factory=lambda: bytearray([BLANK]))
+    # where the journal holds a line's answer; of a `custom_id` that is used before, the number of the line that has it
     places: array[int] = field(default_factory=lambda: array("Q", [0]))
-    counts: list[int] = field(default_factory=lambda: [0, 0, 0, 0, 0, 1])
+    counts: list[int] = field(default_factory=lambda: [0, 0, 0, 0, 0, 1])  # of lines in each state
 
     @property
     def total(self) -> int:
@@ -140,19 +121,19 @@ class BatchFile:
 
     def waiting(self) -> Iterator[list[Line]]:
         """The lines that wait, some at a time; perhaps none where many others come first."""
-        made: list[Line] = []
+        lines: list[Line] = []
         size, until = 0, time.monotonic() + STEP
         for number, raw in self._raw():
             if number < len(self.states) and self.states[number] == WAITING:
-                made.append(self._line(number, raw))
+                lines.append(self._line(number, raw))
                 size += len(raw or b"")
-            if len(made) >= AT_ONCE or size >= AT_ONCE_BYTES or time.monotonic() > until:
-                yield made
-                made, size, until = [], 0, time.monotonic() + STEP
-        yield made
+            if len(lines) >= AT_ONCE or size >= AT_ONCE_BYTES or time.monotonic() > until:
+                yield lines
+                lines, size, until = [], 0, time.monotonic() + STEP
+        yield lines
 
     def lines(self) -> Iterator[Line | int]:
-        """All requests in order: the number of one with an answer, else the line itself, a repeated one with its fault."""
+        """All requests in order: the number of one with an answer, else the line, a repeated one with its fault."""
         for number, raw in self._raw():
             state = self.states[number] if number < len(self.states) else BLANK
             if state in (ANSWERED, REFUSED):
@@ -160,7 +141,8 @@ class BatchFile:
             elif state != BLANK:
                 line = self._line(number, raw)
                 if state == REPEATED:
-                    what = f"line {number}: the custom_id {str(line.custom_id)[:80]!r} is that of line {self.places[number]}"
+                    id_, first = str(line.custom_id)[:80], self.places[number]
+                    what = f"line {number}: the custom_id {id_!r} is that of line {first}"
                     line = Line(number, None, fault=("duplicate_custom_id", what))
                 yield line
 
@@ -178,40 +160,42 @@ class BatchFile:
                 yield number, raw or None
 
     def _line(self, number: int, raw: bytes | None) -> Line:
-        try:
-            return self._parsed(number, raw)
-        except Exception as error:  # a fault of ours must not end the other lines
-            return Line(number, None, fault=("server", f"line {number} can't be read ({type(error).__name__})"))
+        name: str | None = None
 
-    def _parsed(self, number: int, raw: bytes | None) -> Line:
-        if raw is None:
-            what = f"line {number} is longer than {self.most_bytes / 1e6:g} MB"
-            return Line(number, None, fault=("line_too_long", what))
-        try:  # as bodies of requests are read: strict, and no deeper than can be written again
-            value = orjson.loads(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw)
-            if too_deep(raw, value):
-                raise ValueError(f"it is nested in more than {MOST_DEPTH} levels")
-        except ValueError as error:
-            what = f"line {number} is not valid JSON: {str(error).partition(': line ')[0]}"
-            return Line(number, _id_of(raw), fault=("invalid_json_line", what[:300]))
-        if not isinstance(value, dict):
-            return Line(number, None, fault=("invalid_json_line", f"line {number} is no JSON object"))
-        name, body, url = value.get("custom_id"), value.get("body"), value.get("url", self.endpoint)
-        if not isinstance(name, str) or not name:
-            return Line(number, None, fault=("missing_custom_id", f"line {number} has no custom_id"))
-        if len(name) > MOST_ID:
-            what = f"line {number}: custom_id has {len(name):,} characters, and {MOST_ID:,} are allowed"
-            return Line(number, None, fault=("invalid_custom_id", what))
-        if value.get("method", "POST") != "POST" or url not in ENDPOINTS or (self.endpoint and url != self.endpoint):
-            wanted = self.endpoint or " or ".join(ENDPOINTS)
-            return Line(number, name, fault=("invalid_url", f"line {number}: it must be POST {wanted}"))
-        if (
-            isinstance(given := value.get("fault"), list) and len(given) == 2
-        ):  # of rows that `tuneloop batch` can't read
-            return Line(number, name, fault=(str(given[0]), str(given[1])))
-        if not isinstance(body, dict):
-            return Line(number, name, fault=("invalid_body", f"line {number}: body must be an object"))
-        return Line(number, name, url, body)
+        def faulty(code: str, what: str) -> Line:
+            return Line(number, name, fault=(code, f"line {number}{what}"[:300]))
+
+        try:
+            if raw is None:
+                return faulty("line_too_long", f" is longer than {self.most_bytes / 1e6:g} MB")
+            try:  # as bodies of requests are read: strict, and no deeper than can be written again
+                value = orjson.loads(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw)
+                if too_deep(raw, value):
+                    raise ValueError(f"it is nested in more than {MOST_DEPTH} levels")
+            except ValueError as error:
+                name = _id_of(raw)
+                return faulty("invalid_json_line", f" is not valid JSON: {str(error).partition(': line ')[0]}")
+            if not isinstance(value, dict):
+                return faulty("invalid_json_line", " is no JSON object")
+            id_, body, url = value.get("custom_id"), value.get("body"), value.get("url", self.endpoint)
+            if not isinstance(id_, str) or not id_:
+                return faulty("missing_custom_id", " has no custom_id")
+            if len(id_) > MOST_ID:
+                what = f": custom_id has {len(id_):,} characters, and {MOST_ID:,} are allowed"
+                return faulty("invalid_custom_id", what)
+            name = id_
+            other = value.get("method", "POST") != "POST" or (self.endpoint and url != self.endpoint)
+            if other or url not in ENDPOINTS:
+                return faulty("invalid_url", f": it must be POST {self.endpoint or ' or '.join(ENDPOINTS)}")
+            fault = value.get("fault")  # of rows that `tuneloop batch` can't read
+            if isinstance(fault, list) and len(fault) == 2:
+                return Line(number, name, fault=(str(fault[0]), str(fault[1])))
+            if not isinstance(body, dict):
+                return faulty("invalid_body", ": body must be an object")
+            return Line(number, name, url, body)
+        except Exception as error:  # a fault of ours must not end the other lines
+            name = None
+            return faulty("server", f" can't be read ({type(error).__name__})")
 
     def _mark_repeated(self, ids: array[int]) -> None:
         """Find the lines whose `custom_id` an earlier line has."""
@@ -222,9 +206,9 @@ class BatchFile:
         hashes = np.frombuffer(ids, dtype=np.uint64)
         order = np.argsort(hashes, kind="stable")
         ordered = hashes[order]
-        new = np.concatenate(([True], ordered[1:] != ordered[:-1]))
-        first = np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
-        for at in np.flatnonzero(~new & (ordered != 0)):
+        is_new = np.concatenate(([True], ordered[1:] != ordered[:-1]))
+        first = np.maximum.accumulate(np.where(is_new, np.arange(len(order)), 0))
+        for at in np.flatnonzero(~is_new & (ordered != 0)):
             self.set(int(order[at]), REPEATED, int(order[first[at]]))
 
 

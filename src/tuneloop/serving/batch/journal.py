@@ -1,6 +1,6 @@
 """What a batch has done: a line for each request that is over, on the disk before it counts.
 
-What stands in a whole line is never done again. Lines are written and synced in groups: those that end while a sync runs
+A request with a whole line is never repeated. Lines are written and synced in groups: those that end while a sync runs
 share the next. A group that does not fit on the disk is taken back as a whole; see `core.journal`.
 """
 
@@ -26,13 +26,13 @@ T = TypeVar("T")
 
 @cache
 def _threads(process: int) -> ThreadPoolExecutor:
-    """Threads of their own: work on large files must not take those in which prompts are made. A fork has none of them."""
+    """Separate threads: work on large files must not take those in which prompts are made. A fork has none of them."""
     return ThreadPoolExecutor(4, f"batch-{process}")
 
 
-async def in_thread(work: Callable[..., T], *given: Any) -> T:
+async def in_thread(work: Callable[..., T], *arguments: Any) -> T:
     """Do short work on files in a thread."""
-    return await asyncio.get_running_loop().run_in_executor(_threads(os.getpid()), work, *given)
+    return await asyncio.get_running_loop().run_in_executor(_threads(os.getpid()), work, *arguments)
 
 
 def failed(result: dict[str, Any]) -> bool:
@@ -47,37 +47,30 @@ def encoded(number: int, result: dict[str, Any]) -> bytes:
 
 @dataclass
 class Journal:
-    """An append-only file of JSON lines, each with the number of its request.
-
-    Args:
-        path: of the file.
-        rows: notes what each line holds.
-    """
+    """An append-only file of JSON lines, each with the number of its request."""
 
     path: Path
-    rows: BatchFile
+    rows: BatchFile  # notes what each line holds
     _file: Lines = field(init=False)
     _waiting: list[tuple[int, int, bytes, asyncio.Future[None]]] = field(default_factory=list)
     _writing: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
-        taken = UserError(
-            "Another process is doing this batch", where=str(self.path.parent), next_step="wait for it"
-        )  # fmt: skip
-        self._file = Lines(self.path, taken)
+        place, what = str(self.path.parent), "Another process is doing this batch"
+        self._file = Lines(self.path, UserError(what, where=place, next_step="wait for it"))
 
     def open(self) -> Iterator[None]:
-        """Take the file for this process and read it in steps; a last line that was cut is dropped; UserError: it can't
-        be read or written, another process has it, or a line in its middle is damaged."""
+        """Take the file for this process and read it in steps; a last line that was cut is dropped.
+
+        Raises:
+            UserError: it can't be read or written, another process has it, or a line in its middle is damaged."""
         for count, raw in enumerate(self._file.open(), 1):
             try:
                 value = orjson.loads(raw)
                 self.rows.set(value["number"], REFUSED if failed(value) else ANSWERED, self._file.end)
             except (ValueError, LookupError, TypeError):
-                raise UserError(
-                    f"The journal of a batch is damaged in line {count}", where=str(self.path),
-                    next_step="delete it to begin that batch again",
-                ) from None  # fmt: skip
+                what, step = f"The journal of a batch is damaged in line {count}", "delete it to begin that batch again"
+                raise UserError(what, where=str(self.path), next_step=step) from None
             if count % 100 == 0:
                 yield
 
@@ -103,11 +96,7 @@ class Journal:
         self._file.close()
 
     def read(self, file: Any, number: int) -> dict[str, Any]:
-        """The result of a request; UserError: it does not stand where it was written.
-
-        Args:
-            file: the journal, open to read.
-        """
+        """The result of a request; UserError: it is not where it was written; `file`: the journal, open to read."""
         file.seek(self.rows.places[number])
         try:
             value: dict[str, Any] = orjson.loads(file.readline())
@@ -116,8 +105,6 @@ class Journal:
         except (ValueError, LookupError, TypeError):
             pass
         raise UserError("The journal of a batch was changed while it was at work", where=str(self.path))
-
-    # --- inside
 
     async def _write(self) -> None:
         while self._waiting:
@@ -136,8 +123,7 @@ class Journal:
                     future.set_result(None)
 
     def _append(self, data: bytes) -> int:
-        """Write at the end; returns where that is. The file is read again where another program has written a new one in its
-        place, as the erasure of a person does."""
+        """Write at the end; returns where that is. A file that an erasure has replaced is read again."""
         if self._file.was_changed:
             self.rows.forget_answers()
             for _ in self.open():

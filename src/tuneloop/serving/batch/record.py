@@ -8,9 +8,7 @@ from typing import Any, ClassVar, Literal
 from tuneloop.core.errors import UserError
 from tuneloop.records.record import Part, Record, read_record
 
-Status = Literal[
-    "validating", "in_progress", "finalizing", "cancelling", "completed", "failed", "expired", "cancelled"
-]  # fmt: skip
+Status = Literal["validating", "in_progress", "finalizing", "cancelling", "completed", "failed", "expired", "cancelled"]
 OVER = ("completed", "failed", "expired", "cancelled")
 TIMES = tuple(f"{each}_at" for each in ("in_progress", "finalizing", "cancelling", *OVER))
 

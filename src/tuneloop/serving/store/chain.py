@@ -45,11 +45,7 @@ def last_link(store: Database) -> tuple[int, str]:
 
 
 def verify(store: Database, name: str) -> DecisionLog:
-    """Whether the log is as it was written, and holds what was there when it was verified last.
-
-    Args:
-        name: of the store, as `store_name` gives it.
-    """
+    """Whether the log is as it was written, and holds what it did when last verified; `name`: from `store_name`."""
     try:
         noted = read_json(_file(name))
     except (UserError, OSError):

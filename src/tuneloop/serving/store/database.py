@@ -97,11 +97,7 @@ class Database(Protocol):
         """Run a script, then what one kind of database has of its own, and note the version; within a transaction."""
 
     def forget(self, *, whole: bool) -> None:
-        """Clear the bytes of what was erased or changed from the disk.
-
-        Args:
-            whole: write tables again where that is needed for it.
-        """
+        """Clear the bytes of what was erased from the disk; `whole`: write tables again where that is needed for it."""
 
     def alone(self, work: str) -> bool:
         """Whether no one else who reaches this database does this work; kept for this connection until it is closed.
@@ -180,8 +176,7 @@ class SqliteDatabase:
         self.execute(f"PRAGMA user_version = {version}")
 
     def forget(self, *, whole: bool) -> None:
-        """Pages are overwritten as rows leave them (`secure_delete`); here the log of changes is emptied;
-        DatabaseError: for all the time another process reads what was there before."""
+        """`secure_delete` overwrites pages; this empties the log of changes. DatabaseError: another process reads it on."""
         if whole:
             self.execute("VACUUM")  # pages that other programs have freed
         until = time.monotonic() + PATIENCE
@@ -198,8 +193,7 @@ class SqliteDatabase:
 
 
 def open_sqlite(path: Path, patience: float) -> SqliteDatabase:
-    """Open a file, which is made where there is none; `patience`: seconds to wait for another process that writes;
-    DatabaseError: it is no database, or locked."""
+    """Open a file, made where there is none; `patience`: seconds to wait for a writer; DatabaseError: it can't be."""
     # Its further files get the same rights. One that is there must not be opened here: to close it would give up the locks
     # that other connections of this process hold.
     with contextlib.suppress(OSError):
@@ -258,8 +252,7 @@ def _not_a_url() -> UserError:
 
 @cache
 def _as_postgres(sql: str) -> str:
-    """Placeholders as the driver has them; ValueError: the column `user` is without quotes, which would be the name of
-    the database's user."""
+    """Placeholders as the driver has them; ValueError: `user` without quotes would be the name of the database's user."""
     if re.search(r'(?<!")\buser\b', re.sub("'[^']*'", "", sql)):
         raise ValueError(f'write "user" in quotes: {sql}')
     return sql.replace("%", "%%").replace("?", "%s")
@@ -385,12 +378,10 @@ def _texts(values: Sequence[Any]) -> list[Any]:
 
 
 def open_postgres(url: str, patience: float) -> PostgresDatabase:
-    """Connect to a database, with any URL that libpq reads; `patience`: seconds to wait for it and for other writers.
+    """Connect to a database by any URL that libpq reads; `patience`: seconds to wait for it and for other writers.
 
     Raises:
-        DatabaseError: the database can't be reached.
-        UserError: the driver is missing, or the URL is none.
-    """
+        DatabaseError, UserError: it can't be reached; the driver is missing, or the URL is none."""
     without_password(url)
     try:
         import psycopg  # noqa: F401

@@ -313,11 +313,7 @@ def _overwrite(path: Path, mine: Mine, act: bool = True) -> int:
 
 
 def copies_of_the_store(folder: Path, store: Path | None) -> list[Path]:
-    """Other SQLite files in a server's folder, as a copy that a person made.
-
-    Args:
-        store: the file of the store itself, which must not be opened here; None: it is no file.
-    """
+    """SQLite files in a server's folder, but `store`, its own, which must not be opened here (None: it is no file)."""
     copies = []
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not (store and store.exists() and path.samefile(store)):

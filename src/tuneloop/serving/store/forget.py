@@ -213,12 +213,8 @@ def pending(place: Path | str) -> bool:
 
 
 def made_of_requests(roots: Sequence[Path | str], requests: Collection[str], match: str) -> list[Descendant]:
-    """What was made of requests: collected rows, data sets, review draws and other files with rows that name one of them, runs
-    that were trained on such a data set, artifacts of these runs, and versions that were registered from them.
-
-    Args:
-        requests: ids, that `match` names.
-    """
+    """What was made of requests, by ids that `match` names: collected rows, data sets, review draws and other files with
+    rows that name one, runs trained on such a data set, their artifacts, and versions registered from them."""
     ids = {each.encode() for each in requests}
     counts: dict[Path, dict[str, int]] = defaultdict(dict)
     runs, artifacts = [], []
@@ -291,11 +287,7 @@ def registered(datasets: Collection[str], runs: Collection[str]) -> list[Descend
 
 
 def rebuild(made: Sequence[Descendant], match: str, root: Path | str) -> dict[str, str]:
-    """Remove a person's rows from the data sets of `made_of_requests`; returns their ids before and after.
-
-    Args:
-        root: folder to look for what was made of the data sets.
-    """
+    """Remove a person's rows from data sets, looking for what was made of them below `root`; returns old -> new ids."""
     where, ids = _in_a_data_set(match), {}
     for path in (each.path for each in made if each.kind == "data set"):
         matcher = Matcher(where, False, pseudonyms(Matcher(where, False), personal_settings(path)))

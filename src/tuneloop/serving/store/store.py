@@ -171,8 +171,7 @@ def store_folder(place: Path | str) -> Path:
 
 
 def store_file(place: Path | str) -> Path:
-    """The store's file, by its own name or the folder of a server; UserError: it is a URL that was made a path, which
-    has lost a slash by that."""
+    """The store's file, by its name or its server's folder; UserError: a URL that was made a path and lost a slash."""
     path = Path(place).expanduser()
     if path.parts and path.parts[0] in ("postgresql:", "postgres:"):
         raise UserError("This is the URL of a database, as the path of a file", next_step="give it as a text")
@@ -214,8 +213,7 @@ def connect(place: Path | str, *, create: bool = False, patience: float = PATIEN
 
 @contextlib.contextmanager
 def opened(place: Path | str, *, create: bool = False) -> Iterator[Database]:
-    """`connect` for a block; the store is closed at its end; UserError: as `connect`, and where the database fails
-    within the block."""
+    """`connect` for a block; the store is closed at its end. UserError: also where the database fails within."""
     connection = connect(place, create=create)
     try:
         yield connection
@@ -353,15 +351,13 @@ def read_requests(
 
 
 def who_meets(voice: str | None, user: str | None, conversation: str | None) -> str:
-    """By whom an arm is drawn and kept: the user, else the conversation; empty: neither. Of each voice apart, so that
-    no one takes the place of another one's user."""
+    """By whom an arm is drawn: the user, else the conversation, else no one (empty); of each voice apart."""
     name = user or conversation or ""
     return f"{voice}\x1f{name}" if voice and name else name
 
 
 def first_arms(connection: Database, model: str, since: str) -> dict[str, tuple[str, float]]:
-    """The arm and propensity of the first request of each user, or conversation without a user, in an experiment with a
-    model since an ISO time."""
+    """Arm and propensity of each user's (else conversation's) first request since an ISO time, in a model's experiment."""
     rows = connection.execute(
         'SELECT voice, "user", conversation, arm, propensity FROM requests WHERE model = ? AND time >= ? AND '
         'arm IS NOT NULL AND propensity IS NOT NULL AND shadow IS NULL AND COALESCE("user", conversation) IS NOT NULL '
@@ -375,11 +371,7 @@ def first_arms(connection: Database, model: str, since: str) -> dict[str, tuple[
 def read_feedback(
     connection: Database, *, since: str = "", until: str = "", where: str = "", values: Iterable[Any] = (), origin: bool = True
 ) -> Iterator[Feedback]:  # fmt: skip
-    """Stored feedback in the order of its ids; see `read_requests`.
-
-    Args:
-        origin: False: without key and source, which say how it came, and take a sixth of the time.
-    """
+    """Stored feedback by id; see `read_requests`. `origin`: False saves a sixth of the time, without key and source."""
     without = () if origin else ("key", "source")
     return map(Feedback.model_validate, _read(connection, Feedback, since, until, where, values, without))
 
@@ -445,8 +437,7 @@ def had_conversation(connection: Database, key: str, conversation: str) -> bool:
 
 
 def exported(request: StoredRequest) -> dict[str, Any] | None:
-    """A request in the form of a log of a chat API, which `tuneloop prepare` reads, with columns of `meta`; None where it
-    must not be trained on or its texts were not kept."""
+    """A request as a log of a chat API, which `prepare` reads; None: it must not be trained on, or has no texts."""
     if not request.prompt or request.completion is None or request.error is not None or request.train == "no":
         return None
     message = request.completion

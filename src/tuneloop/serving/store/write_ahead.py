@@ -53,8 +53,7 @@ class WriteAhead:
     _since: float = field(default_factory=time.monotonic)
 
     def open(self) -> tuple[list[Stored], list[BadLine]]:
-        """Open the files; returns what an earlier server has left in them: the last word on each id, and what is no
-        record; UserError: they can't be opened."""
+        """Open the files; returns an earlier server's records, the last of each id, and bad lines; UserError: it can't."""
         last: dict[str, Stored] = {}
         bad: list[BadLine] = []
         for name in FILES:
@@ -82,10 +81,7 @@ class WriteAhead:
 
     def turn(self, *, always: bool = False) -> int | None:
         """Take the other file where this one is large, or `always`; the caller holds `lock` and takes all that waits.
-
-        Returns:
-            The number of the file to be cleared once that is in the store; None: none.
-        """
+        Returns the number of the file to be cleared once that is in the store; None: none."""
         now = time.monotonic()
         if not self._files or not self._size or not (always or self._size >= LARGE or now - self._since >= OLD):
             return None
@@ -134,8 +130,7 @@ def line_of(record: Stored, **changes: Any) -> bytes:
 
 
 def read_spilled(path: Path) -> tuple[list[Stored], list[BadLine]]:
-    """The records of a file whose lines are `[table, record]`, and the lines that are none: one that was cut, or worse;
-    OSError: the file can't be read."""
+    """The records of a file of lines `[table, record]`, and the lines that are none; OSError: it can't be read."""
     records: list[Stored] = []
     bad: list[BadLine] = []
     for line in path.read_bytes().splitlines():

@@ -97,8 +97,7 @@ class StoreWriter:
         return store_folder(self.place)
 
     def start(self) -> None:
-        """Open the store and start the thread; UserError: the store can't be opened, or `content` is `redacted` and
-        nothing redacts."""
+        """Open the store and start the thread; UserError: it can't be opened, or nothing redacts what must be."""
         if self.content == "redacted" and self.redact is None:
             raise UserError("Nothing redacts what is logged", where="log.content: redacted")
         with user_errors_of_the_disk(self.folder):
@@ -153,9 +152,7 @@ class StoreWriter:
 
     def add_durably(self, record: Stored) -> Future[str]:
         """Write a record; the future is done when it is in the store or the spill file, and fails where it is in neither.
-
-        Its result is the id under which the record is stored: of several with the same key that of the first one.
-        """
+        Its result is the id under which the record is stored: of several with the same key that of the first one."""
         future: Future[str] = Future()
         if self._over or self._thread is None or not self._thread.is_alive():
             future.set_exception(OSError("the store is closed"))
@@ -184,11 +181,8 @@ class StoreWriter:
         return self._ahead.failed if self._ahead is not None else 0
 
     def settle(self, seconds: float) -> bool:
-        """Bring all that waits into the store, and empty the files before it, but for the starts of requests under way.
-
-        Returns:
-            False: the store took nothing in that time.
-        """
+        """Bring all that waits into the store and empty the files before it, but for the starts of requests under way;
+        returns False where the store took nothing in so many seconds."""
         self._settling = settled = threading.Event()
         self._wake.set()
         return settled.wait(seconds)

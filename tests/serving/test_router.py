@@ -110,7 +110,7 @@ def test_a_router_sends_requests_to_their_model(runs: list[str], tmp_path: Path)
         return await ask(gateway, cards[1], talk="t")
 
     assert served([router], tmp_path / "s", later)[0] == "parcels"  # another process, and the router's own models
-    with pytest.raises(UserError, match="nothing of that name is served"):
+    with pytest.raises(UserError, match="which is not served"):
         served([runs[0], router], tmp_path / "s", later)
 
 

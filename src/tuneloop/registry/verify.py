@@ -78,15 +78,10 @@ def read_intact(folder: Path) -> ArtifactManifest:
     result = verify(folder)
     if not result.intact:
         faults = {"changed": result.changed, "missing": result.missing, "added": result.added}
-        shown = "; ".join(f"{what}: {', '.join(names[:3])}" for what, names in faults.items() if names)
-        raise UserError(
-            "The artifact is not as it was exported", where=f"{folder}: {shown}",
-            next_step="export the run again; `tuneloop models verify` names all files",
-        )  # fmt: skip
+        where = "; ".join(f"{what}: {', '.join(names[:3])}" for what, names in faults.items() if names)
+        step = "export the run again; `tuneloop models verify` names all files"
+        raise UserError("The artifact is not as it was exported", where=f"{folder}: {where}", next_step=step)
     return read_artifact(folder)
-
-
-# --- signatures --------------------------------------------------------------------------------
 
 
 def check_private_key(key: Path) -> None:
@@ -98,7 +93,7 @@ def sign(folder: Path, key: Path) -> None:
     """Sign all files of an artifact: `artifact.sig`, a Sigstore bundle as `model-signing` writes and reads it.
 
     Args:
-        key: a PEM file with a private key (NIST P-256, P-384 or P-521); the environment's `TUNELOOP_KEY_PASSWORD` opens it.
+        key: a PEM file with a private key (NIST P-256, P-384 or P-521), which `TUNELOOP_KEY_PASSWORD` opens.
 
     Raises:
         UserError: see `check_private_key`.
@@ -145,10 +140,9 @@ def _check_signature(folder: Path, key: Path | None) -> tuple[Signature, str]:
     try:
         checker = verifying.Config().use_elliptic_key_verifier(public_key=key)
     except ValueError as error:
-        raise UserError(
-            f"This is not a public key: {str(error).splitlines()[0]}", where=str(key),
-            next_step="write it with `openssl ec -in PRIVATE_KEY -pubout -out KEY`",
-        ) from None  # fmt: skip
+        what = f"This is not a public key: {str(error).splitlines()[0]}"
+        step = "write it with `openssl ec -in PRIVATE_KEY -pubout -out KEY`"
+        raise UserError(what, where=str(key), next_step=step) from None
     if not there:
         return "invalid", f"there is no {SIGNATURE}"
     try:
@@ -164,6 +158,5 @@ def _need_package() -> None:
     try:
         import model_signing  # noqa: F401
     except ImportError as error:
-        raise UserError(
-            f"Signatures need the package model-signing ({error})", where=SIGNATURE, next_step=INSTALL
-        ) from None
+        what = f"Signatures need the package model-signing ({error})"
+        raise UserError(what, where=SIGNATURE, next_step=INSTALL) from None

@@ -62,7 +62,7 @@ class TimeCalibration:
     error: float = 0.0  # running mean of |predicted - actual| / actual
     coverage: float = 0.0  # running share that took no longer than the upper bound
     spread: float = 0.0  # running mean of |predicted - actual|, in ms
-    # Spreads above a prediction that bound `target` of all, moved after each (stochastic quantile, Robbins, Monro 1951).
+    # Spreads above a prediction that bound `target` of all, moved after each (Robbins and Monro 1951).
     margin: float = 3.0
 
     def bound(self, predicted: float) -> float:
@@ -263,7 +263,7 @@ class Admission:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """Count work that takes no slot, as it yields to other work; ApiError: the server is stopping, or it is too much."""
+        """Count work that takes no slot, as it yields to other work; ApiError: the server stops, or it is too much."""
         self._refuse_where_closed()
         if (n := self.giving_way) >= self.most_waiting:
             self.tally.refused += 1

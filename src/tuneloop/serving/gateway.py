@@ -290,7 +290,8 @@ class Gateway:
     ) -> ServingEngine:
         """Let another engine, which is started and proved, answer from the next request on; returns the one until now.
 
-        Requests that have begun stay with theirs: stop it after `drained`."""
+        Requests that have begun stay with theirs: stop it after `drained`.
+        """
         before = self.engine
         router = {ROUTER: self.models[ROUTER]} if self.route is not None else {}
         self.engine, self.models, self.candidates = engine, {**router, **models}, dict(candidates)
@@ -339,7 +340,7 @@ class Gateway:
         return [name for name in self.models if not only or name in only]
 
     def model_of(self, name: str, caller: Caller) -> ServedModel:
-        """A model by its name, the first one where there is none; ApiError: it is not here, or the key must not use it."""
+        """A model by its name; without one the first. ApiError: it is not here, or the key must not use it."""
         model = self.models.get(name) if name else next(iter(self.models.values()))
         if model is None:
             what = f"The model {name[:80]!r} does not exist here; there are: {', '.join(self.models_for(caller))}"

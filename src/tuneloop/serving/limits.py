@@ -1,7 +1,7 @@
 """What each key has used, and what it may still use: requests and tokens a minute, dollars in all.
 
-What a request may use at most is reserved first and settled by what it did use, also when its reader left: requests that
-run at the same time can't spend the same dollar.
+What a request may use at most is reserved first and settled by what it did use, also when its reader left: requests
+that run at the same time can't spend the same dollar.
 """
 
 from __future__ import annotations
@@ -85,11 +85,9 @@ class Ledger:
             return Reservation("", tokens, usd)
         account, now, limits = self._account(key), self.clock(), key.limits
         if limits.budget_usd is not None and account.spent + account.reserved + usd > limits.budget_usd + 1e-12:
-            raise Refusal(
-                "insufficient_quota",
-                f"The key {key.name!r} has spent {account.spent:.4f} of its {limits.budget_usd:.4f} USD, {account.reserved:.4f} "
-                f"are reserved, and this request may cost {usd:.6f}",
-            )
+            spent = f"{account.spent:.4f} of its {limits.budget_usd:.4f} USD, {account.reserved:.4f} are reserved"
+            what = f"The key {key.name!r} has spent {spent}, and this request may cost {usd:.6f}"
+            raise Refusal("insufficient_quota", what)
         if account.requests is not None and not again and (wait := account.requests.take(1, now)):
             allowed = counted(limits.rpm or 0, "request")
             raise Refusal("rate_limit_exceeded", f"The key {key.name!r} allows {allowed} a minute", wait)

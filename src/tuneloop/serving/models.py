@@ -199,7 +199,7 @@ def deployment_of(config: ServeConfig, candidates: Mapping[str, Candidate] | Non
 
 
 def _with_one_source(model: Opened, sources: dict[str, Served]) -> Opened:
-    """A model with the first source of equal weights, by digest, as of a copy of a run: an engine loads weights once."""
+    """A model with the first source of equal weights, by digest, as of a copied run: an engine loads them once."""
     if model.loaded is None:
         return model
     place = Path(model.loaded.source)
@@ -420,7 +420,8 @@ async def prove_models(config: ServeConfig, deployment: ServerDeployment) -> Non
     """Send rows of each model's evaluation before any other request, to every engine of a pool.
 
     Raises:
-        UserError: an adapter is not applied, or answers other than it did in the evaluation."""
+        UserError: an adapter is not applied, or answers other than it did in the evaluation.
+    """
     engine = deployment.engine
     if isinstance(engine, EnginePool):
         await engine.prove()

@@ -1,7 +1,7 @@
 """Several engines as one: each request goes where its first token is predicted to come first.
 
-An engine that fails or hangs (gives nothing and is not `healthy` in time) is left out at once, and requests that have got
-nothing of their answer are sent elsewhere; it comes back once it is healthy and has answered its canaries.
+An engine that fails or hangs (gives nothing and is not `healthy` in time) is left out at once, and requests that have
+got nothing of their answer are sent elsewhere; it comes back once it is healthy and has answered its canaries.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Member:
     engine: ServingEngine
     times: ServiceTime = field(default_factory=ServiceTime)
     active: int = 0  # requests that it is answering
-    out: str = ""  # why it is left out; empty: it is asked
+    out: str = ""  # why it is left out; empty: it is in use
     read: OrderedDict[int, None] = field(default_factory=OrderedDict)  # hashes of prompts' beginnings, lately read
     faults: int = 0  # times that it failed
     heard: float = 0.0  # when it gave something last, of the monotonic clock
@@ -196,22 +196,22 @@ class EnginePool:
         raise Broken("no engine answers") from fault
 
     async def stream(self, request: Request) -> AsyncIterator[Update]:
-        """An answer as it is written; see `ServingEngine.stream`. It begins again elsewhere where an engine fails before."""
+        """An answer, see `ServingEngine.stream`; where an engine fails before it wrote anything, another one does."""
         blocks = blocks_of(request)
         tried: list[Member] = []
         while True:
             member = self.choose(request, blocks, tried)
             tried.append(member)
-            sent = False
+            has_begun = False
             async with aclosing(self._counted(member, request, blocks)) as updates:
                 async for update in updates:
                     end = update.completion
                     if end is not None and end.finish == "error" and end.error.startswith(ENGINE_FAULTS):
                         if not end.error.startswith("busy:"):
                             self._leave_out(member, end.error.partition(": ")[2])
-                        if not sent and len(tried) < len(self.members):
+                        if not has_begun and len(tried) < len(self.members):
                             break
-                    sent = sent or bool(update.text)
+                    has_begun = has_begun or bool(update.text)
                     yield update
                 else:
                     return

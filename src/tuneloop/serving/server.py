@@ -115,7 +115,8 @@ def redactor_of(content: str) -> Callable[[Any], Any]:
 def _spent(place: str, keys: Sequence[ApiKey]) -> tuple[dict[str, float], bool]:
     """Dollars by the id of each key with a budget, and whether any request or erasure names a key.
 
-    What came before a key was made was another one's of its name. Of an erasure after that, all counts."""
+    What came before a key was made was another one's of its name. Of an erasure after that, all counts.
+    """
     budgets = {key.name: key for key in keys if key.revoked is None and key.limits.budget_usd is not None}
     with opened(place) as store:
         days = store.execute("SELECT key, day, SUM(usd) FROM costs WHERE key != '' GROUP BY key, day").fetchall()
@@ -176,7 +177,7 @@ def _own_days(keys: Sequence[ApiKey]) -> dict[str, float]:
 
 
 async def _forget(config: ServeConfig, gateway: Gateway, batches: Batches | None) -> bool:
-    """Do what `tuneloop data forget` has begun in the server's folder, while batches pause; returns whether it is done."""
+    """Do the erasures that have begun in the server's folder, while batches pause; returns whether all is done."""
     folder = Path(config.folder)
     if not any(folder.glob(PENDING)):
         return True
@@ -245,7 +246,7 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
 
 
 def check_served(config: ServeConfig) -> list[Sameness]:
-    """Answer all test rows of each model and compare with its evaluation, serving nothing; UserError: one is missing."""
+    """Answer all test rows of each model and compare with its evaluation; UserError: something is missing."""
 
     async def work() -> list[Sameness]:
         deployment = deployment_of(pinned(config), {})

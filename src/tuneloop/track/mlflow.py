@@ -122,9 +122,9 @@ def close_run(follower: Follower, status: Status) -> None:
 
 def log_environment(client: MlflowClient, follower: Follower, environment: Environment) -> None:
     """The machine as tags, with the commit where MLflow looks for it; package versions are in the artifact."""
-    shown = environment.to_json()
-    shown = {key: value for key, value in shown.items() if key not in ("version", "packages", "git_commit")}
-    tags = {f"environment.{key}": value for key, value in flatten(shown).items()}
+    elsewhere = ("version", "packages", "git_commit")
+    facts = {key: value for key, value in environment.to_json().items() if key not in elsewhere}
+    tags = {f"environment.{key}": value for key, value in flatten(facts).items()}
     if environment.git_commit:
         tags["mlflow.source.git.commit"] = environment.git_commit
     _tags(client, follower, tags)

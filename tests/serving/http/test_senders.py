@@ -109,7 +109,7 @@ def test_an_answer_that_nobody_got_is_none_to_speak_of(tmp_path: Path) -> None:
         engine.fail_after = 2  # its client got a part of it
         lines = me.http.post("/v1/chat/completions", json={**CHAT, "stream": True}).text.splitlines()
         part = json.loads(lines[0].removeprefix("data: "))["id"]
-        while gateway.store.counts.written < 4:
+        while gateway.store.counts.stored < 4:
             time.sleep(0.02)
         with opened(tmp_path) as store:
             insert(store, [StoredRequest(id="copy", time=utc_now(), model="stub", prompt=[], shadow=first)])

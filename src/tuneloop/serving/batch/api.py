@@ -403,7 +403,7 @@ def _of_the_disk(error: Exception) -> ApiError:
 
 
 class _Form:
-    """A multipart form, by its content type `kind`, whose file goes to `out` as it comes; ApiError: it is no such form."""
+    """A multipart form, of content type `kind`, whose file goes to `out` as it comes; ApiError: it is no such form."""
 
     def __init__(self, kind: str, out: BinaryIO) -> None:
         from python_multipart.exceptions import FormParserError

@@ -191,7 +191,7 @@ class BatchJob:
         return self.state.status
 
     async def _steps(self, begin: Callable[[], Iterator[Any]], unless: Callable[[], bool] = lambda: False) -> bool:
-        """Do work on files in a thread, step by step, again where the disk was full; returns whether it came to its end."""
+        """Do work on files in a thread, step by step, again where the disk was full; returns whether it ended."""
 
         async def work() -> bool:
             steps, over = begin(), object()

@@ -63,7 +63,8 @@ class Journal:
         """Take the file for this process and read it in steps; a last line that was cut is dropped.
 
         Raises:
-            UserError: it can't be read or written, another process has it, or a line in its middle is damaged."""
+            UserError: it can't be read or written, another process has it, or a line in its middle is damaged.
+        """
         for count, raw in enumerate(self._file.open(), 1):
             try:
                 value = orjson.loads(raw)

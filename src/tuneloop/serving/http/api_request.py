@@ -300,7 +300,7 @@ def _is_ids(value: Any) -> bool:
 
 
 def read_messages(value: Any, param: str = "messages") -> list[Message]:
-    """Turns as records have them: joined parts, `system` for `developer`; ApiError: no turns, or one that is invalid."""
+    """Turns as records have them: joined parts, `system` for `developer`; ApiError: no turns, or an invalid one."""
     if not isinstance(value, list) or not value:
         raise bad(f"{param} must be a list of messages, and not empty", param)
     return [_message(turn, f"{param}[{i}]") for i, turn in enumerate(value)]

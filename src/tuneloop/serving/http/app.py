@@ -64,7 +64,8 @@ class Call:
         """A header's value, in UTF-8 or else in Latin-1; empty where there is none.
 
         Raises:
-            ApiError: a key is given more than once: another program in between may have looked at the other one."""
+            ApiError: a key is given more than once: another program in between may have looked at the other one.
+        """
         key = name.encode()
         if key in (b"authorization", b"x-api-key") and [each for each, _ in self.scope["headers"]].count(key) > 1:
             raise ApiError(400, f"The header {name} is there more than once", code="invalid_api_key")
@@ -121,7 +122,7 @@ class Call:
 
     @contextlib.asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
-        """End the work of a block when the client leaves, as `Disconnected`; quick answers need no second task for it."""
+        """End the work of a block when the client leaves, as `Disconnected`; quick answers need no second task."""
         worker = asyncio.current_task()
         assert worker is not None
         watching: list[asyncio.Task[None]] = []
@@ -531,8 +532,8 @@ def gauges(gateway: Gateway) -> dict[str, float]:
     n = sum(each.n for each in calibrations) or 1
     values: dict[str, float] = {
         "active": len(admission.active), "waiting": admission.waiting, "giving_way": admission.giving_way,
-        "store_waiting": gateway.store.waiting, "store_written": counts.written, "store_spilled": counts.spilled,
-        "store_lost": counts.lost, "store_dead": counts.dead, "store_unsafe": gateway.store.unsafe,
+        "store_waiting": gateway.store.waiting, "store_written": counts.stored, "store_spilled": counts.spilled,
+        "store_lost": counts.losses, "store_dead": counts.dead, "store_unsafe": gateway.store.unsafe,
         "prediction_error": sum(each.error * each.n for each in calibrations) / n,
         "prediction_coverage": sum(each.coverage * each.n for each in calibrations) / n,
         "predictions": sum(each.n for each in calibrations),

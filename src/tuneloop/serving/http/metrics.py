@@ -73,7 +73,7 @@ class _Series:
 
 
 class Metrics:
-    """The metrics of one server; OpenTelemetry's names have underscores for dots, as its exporter for Prometheus does."""
+    """The metrics of one server; OpenTelemetry's names, with underscores for dots as its Prometheus exporter has it."""
 
     def __init__(self) -> None:
         from prometheus_client import CollectorRegistry, Gauge

@@ -19,7 +19,7 @@ _OPENINGS = ("{", "<tool_call>", "<|python_tag|>", "[{")  # how an answer begins
 
 
 def read_calls(text: str, tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The calls that an answer is, in OpenAI's form; none where it is anything else, or calls what is none of the tools.
+    """The calls that an answer is, in OpenAI's form; none where it is anything else, or calls what is no tool.
 
     A call is JSON with a name and parameters or arguments, as Llama 3 writes it, or that in `<tool_call>`.
     """

@@ -29,7 +29,7 @@ ELSEWHERE = 0.3  # seconds after which another server has stored what it has jus
 
 
 def read_feedback_of(body: Mapping[str, Any], caller: Caller, *, page: bool) -> Feedback:
-    """Feedback as it was sent, by a reader of a page where `page`; ApiError: a field or value is wrong or not allowed."""
+    """Feedback as it was sent, by a reader of a page where `page`; ApiError: a field or value is wrong or refused."""
     trusted = "feedback" in caller.rights
     unknown = sorted(set(body) - {*FIELDS, *TRUSTED})
     if unknown:

@@ -1,7 +1,7 @@
 """The database that a store is in: a SQLite file, or Postgres by its URL.
 
-The store's SQL is written so that both read it: standard upserts, a quoted "user", no function of one of them alone. What
-differs is in this file.
+The store's SQL is written so that both read it: standard upserts, a quoted "user", no function of one of them alone.
+What differs is in this file.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class QueryRows:
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         with self.translated():
-            # Not `yield from`, which closes a cursor that is left, also when its database is gone.
+            # Not `yield from`, which closes a cursor that is left, also when its database was lost.
             for row in self.cursor:  # noqa: UP028
                 yield row
 
@@ -76,7 +76,7 @@ class QueryRows:
 
 
 class Database(Protocol):
-    """What the store needs of a database. Columns are given with their types: TEXT, INTEGER, REAL, or JSON, which is a text."""
+    """What the store needs of a database; types of columns are TEXT, INTEGER, REAL, or JSON, which is a text."""
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> QueryRows:
         """Run a statement with `?` for its values; DatabaseError: see there."""
@@ -94,15 +94,15 @@ class Database(Protocol):
         """The version of the tables; 0: there are none yet."""
 
     def make_tables(self, script: str, *, sqlite: str, postgres: str, version: int) -> None:
-        """Run a script, then what one kind of database has of its own, and note the version; within a transaction."""
+        """Run a script, then what one kind of database needs more, and note the version; within a transaction."""
 
     def forget(self, *, whole: bool) -> None:
         """Clear the bytes of what was erased from the disk; `whole`: write tables again where that is needed for it."""
 
     def alone(self, work: str) -> bool:
-        """Whether no one else who reaches this database does this work; kept for this connection until it is closed.
+        """Whether no one else who reaches this database does this work, for as long as this connection is open.
 
-        A file's users share a disk, where a lock of the server's folder says it; there the answer is always yes.
+        A file's users share a disk, where a lock of the server's folder says it: there the answer is always yes.
         """
 
     def close(self) -> None:
@@ -176,7 +176,7 @@ class SqliteDatabase:
         self.execute(f"PRAGMA user_version = {version}")
 
     def forget(self, *, whole: bool) -> None:
-        """`secure_delete` overwrites pages; this empties the log of changes. DatabaseError: another process reads it on."""
+        """`secure_delete` overwrites pages; this empties the log of changes. DatabaseError: a reader holds it."""
         if whole:
             self.execute("VACUUM")  # pages that other programs have freed
         until = time.monotonic() + PATIENCE
@@ -193,9 +193,9 @@ class SqliteDatabase:
 
 
 def open_sqlite(path: Path, patience: float) -> SqliteDatabase:
-    """Open a file, made where there is none; `patience`: seconds to wait for a writer; DatabaseError: it can't be."""
-    # Its further files get the same rights. One that is there must not be opened here: to close it would give up the locks
-    # that other connections of this process hold.
+    """Open a file, made where there is none; `patience`: seconds to wait for writers. DatabaseError: locked."""
+    # Its further files get the same rights. One that is there must not be opened here: to close it would give up the
+    # locks that other connections of this process hold.
     with contextlib.suppress(OSError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     with _sqlite_errors():
@@ -216,16 +216,16 @@ def is_database_url(place: object) -> bool:
 
 
 def without_password(url: str) -> str:
-    """A URL as it may be shown and stored; the UserError on what is none does not repeat it, for it may hold the password."""
+    """A URL as it may be shown and stored; the UserError on what is none does not repeat it."""
     return _parts(url)[0]
 
 
 def keep_password(url: str) -> str:
-    """A URL without its password, which goes into PGPASSWORD of this process and its children, for Postgres' clients."""
-    shown, password = _parts(url)
+    """A URL without its password, which goes into PGPASSWORD of this process and its children."""
+    plain_url, password = _parts(url)
     if password:
         os.environ["PGPASSWORD"] = password
-    return shown
+    return plain_url
 
 
 def _parts(url: str) -> tuple[str, str]:
@@ -244,15 +244,13 @@ def _parts(url: str) -> tuple[str, str]:
 
 
 def _not_a_url() -> UserError:
-    return UserError(
-        "Not a URL of a Postgres database",
-        next_step="write it as postgresql://USER@HOST:5432/DATABASE, and the password into PGPASSWORD",
-    )
+    step = "write it as postgresql://USER@HOST:5432/DATABASE, and the password into PGPASSWORD"
+    return UserError("Not a URL of a Postgres database", next_step=step)
 
 
 @cache
 def _as_postgres(sql: str) -> str:
-    """Placeholders as the driver has them; ValueError: `user` without quotes would be the name of the database's user."""
+    """Placeholders as the driver has them; ValueError: `user` has no quotes and would be the database's user."""
     if re.search(r'(?<!")\buser\b', re.sub("'[^']*'", "", sql)):
         raise ValueError(f'write "user" in quotes: {sql}')
     return sql.replace("%", "%%").replace("?", "%s")
@@ -309,7 +307,7 @@ class PostgresDatabase:
 
     @contextlib.contextmanager
     def _bounded(self, always: bool = False) -> Iterator[None]:
-        """Cut the connection off where a statement of a transaction gets no answer: a database may be there and say nothing."""
+        """Cut the connection where a statement of a transaction gets no answer: a database may be there and silent."""
         if not (always or self._inside):
             yield
             return
@@ -350,8 +348,8 @@ class PostgresDatabase:
 
     def alone(self, work: str) -> bool:
         """Postgres gives the lock back when the connection ends, however it does."""
-        taken = self.execute("SELECT pg_try_advisory_lock(hashtext(current_schema() || ?))", [f" tuneloop {work}"])
-        return bool(taken.fetchone()[0])
+        query = "SELECT pg_try_advisory_lock(hashtext(current_schema() || ?))"
+        return bool(self.execute(query, [f" tuneloop {work}"]).fetchone()[0])
 
     def close(self) -> None:
         self._over = True
@@ -381,7 +379,8 @@ def open_postgres(url: str, patience: float) -> PostgresDatabase:
     """Connect to a database by any URL that libpq reads; `patience`: seconds to wait for it and for other writers.
 
     Raises:
-        DatabaseError, UserError: it can't be reached; the driver is missing, or the URL is none."""
+        DatabaseError, UserError: it can't be reached; the driver is missing, or the URL is none.
+    """
     without_password(url)
     try:
         import psycopg  # noqa: F401
@@ -402,11 +401,12 @@ def _connected(url: str, patience: float) -> Any:
             text = bytes(data).decode()
             return int(text) if text.lstrip("-").isdigit() else float(text)
 
+    settings: dict[str, Any] = {
+        "connect_timeout": max(2, round(patience)), "application_name": "tuneloop", "keepalives_idle": 10,
+        "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 15_000,
+    }  # fmt: skip
     try:
-        raw = psycopg.connect(
-            url, autocommit=True, connect_timeout=max(2, round(patience)), application_name="tuneloop",
-            keepalives_idle=10, keepalives_interval=5, keepalives_count=3, tcp_user_timeout=15_000,
-        )  # fmt: skip
+        raw = psycopg.connect(url, autocommit=True, **settings)
         raw.adapters.register_loader("numeric", Numbers)
         raw.execute(f"SET lock_timeout = {max(1, round(1000 * patience))}")
     except psycopg.ProgrammingError:  # its text may hold the password

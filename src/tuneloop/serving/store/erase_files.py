@@ -118,9 +118,10 @@ class Whose:
             return [self.cleaned(each, everywhere, name) for each in left]
         if not isinstance(value, str):
             return value
-        meant = everywhere or bool(self.texts) or name in _FIELDS.get(self.column, ())
-        named = value in self.requests or value in self.conversations
-        return "erased" if named or (meant and self.is_in(value)) else value
+        is_theirs = value in self.requests or value in self.conversations
+        if not is_theirs and (everywhere or self.texts or name in _FIELDS.get(self.column, ())):
+            is_theirs = self.is_in(value)
+        return "erased" if is_theirs else value
 
 
 def folded(text: str) -> str:
@@ -145,7 +146,7 @@ def words_of(value: Any) -> str:
 
 
 def _unescaped(text: str) -> str:
-    """A text with the letters that JSON's escapes stand for."""
+    """A text with letters in place of JSON's escapes."""
     if "\\" not in text:
         return text
     text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda m: chr(int(m[1], 16)), text)
@@ -326,7 +327,7 @@ def expire_files(folder: Path, before: Callable[[str], float | None], content: s
     """Take the texts from batches, uploads and dead letters that are older than they may be; numbers stay.
 
     Where texts are not kept as they are, a batch that is over loses its input and its journal at once, and so does an
-    upload that no other batch needs. Its results stay for whoever sent it.
+    upload that no other batch needs. Its results stay for its sender.
 
     Args:
         before: seconds since 1970, by the name of a key: what is older goes; None: nothing does.
@@ -349,12 +350,12 @@ def expire_files(folder: Path, before: Callable[[str], float | None], content: s
             inputs.add(state.get("input_file_id"))
             old = is_old(state)
             names = (INPUT, JOURNAL, OUTPUT, ERRORS) if old else () if full else (INPUT, JOURNAL)
-            gone = [batch / name for name in names if (batch / name).exists()]
-            for path in gone:
+            paths = [batch / name for name in names if (batch / name).exists()]
+            for path in paths:
                 path.unlink()
             if old and state.get("metadata"):
                 write_json(state_file, {**state, "metadata": None})
-            count += bool(gone)
+            count += bool(paths)
     for state_file in sorted((folder / "batch" / "files").glob("file-*.json")):
         with contextlib.suppress(UserError, OSError, KeyError, TypeError):
             state, path = read_json(state_file), state_file.with_suffix(".jsonl")

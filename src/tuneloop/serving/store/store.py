@@ -25,17 +25,9 @@ from tuneloop.records.feedback import Feedback
 from tuneloop.records.record import read_record
 from tuneloop.records.request import REFUSED, StoredRequest
 from tuneloop.records.server import ServerState
+from tuneloop.serving.store import database
 from tuneloop.serving.store.chain import DecisionLog, last_link, link, verify
-from tuneloop.serving.store.database import (
-    FILE,
-    Database,
-    DatabaseError,
-    is_database_url,
-    named,
-    open_postgres,
-    open_sqlite,
-    without_password,
-)  # fmt: skip
+from tuneloop.serving.store.database import FILE, Database, DatabaseError, is_database_url, named, without_password
 
 # What a server has in its folder; with a slash: and all that is below.
 OWN = ("store.*", "*.log*", "*.db", "*.db-*", "keys.json", "state.json", ".lock", ".keys/", "batch/", "experiments/",
@@ -52,15 +44,15 @@ SUMS = {
     **{each: f"COALESCE(SUM({each}), 0)" for each in ("prompt_tokens", "completion_tokens", "seconds", "usd")},
     "refused": REFUSALS,
 }
-# Sums by day, which the database keeps itself, so that they hold whoever writes or erases.
+# Sums by day, which the database keeps itself, so that they hold for all who write or erase.
 _GROUP = "substr(time, 1, 10), model, COALESCE(key, ''), COALESCE(tier, '')"
 _MORE, _LESS = (f"{_GROUP}, {', '.join(f'{sign}{each}' for each in SUMS.values())}" for sign in ("", "-"))
 _ADD = f"(day, model, key, tier) DO UPDATE SET {', '.join(f'{each} = costs.{each} + excluded.{each}' for each in SUMS)}"
 _SUM_COLUMNS = ", ".join(f"{each} {'REAL' if each in ('seconds', 'usd') else 'INTEGER'} NOT NULL" for each in SUMS)
 
 VERSION = 1  # of the tables
-# `place` is the order in which requests and feedback were stored: a request's time is that at which it came. `number` and
-# `chain` are of `serving/store/chain.py`; `store` is a name that this store alone has.
+# `place` is the order in which requests and feedback were stored: a request's time is that at which it came. `number`
+# and `chain` are of `serving/store/chain.py`; `store` is a name that this store alone has.
 SCHEMA = f"""
 CREATE TABLE requests (
     id TEXT PRIMARY KEY, time TEXT NOT NULL, key TEXT, model TEXT NOT NULL, adapter TEXT, release TEXT, arm TEXT,
@@ -118,12 +110,13 @@ END $$;
 CREATE TRIGGER decisions_stay BEFORE UPDATE OR DELETE OR TRUNCATE ON decisions EXECUTE FUNCTION decisions_stay();
 CREATE TRIGGER costs_more AFTER INSERT ON requests REFERENCING NEW TABLE AS changed EXECUTE FUNCTION costs_more();
 CREATE TRIGGER costs_less AFTER DELETE ON requests REFERENCING OLD TABLE AS changed EXECUTE FUNCTION costs_less();
--- What a person wrote is not to stand in the planner's statistics too, from which no one could erase it.
+-- What a person wrote must not be in the planner's statistics too, from which no one could erase it.
 ALTER TABLE requests ALTER "user" SET STATISTICS 0, ALTER conversation SET STATISTICS 0, ALTER prompt SET STATISTICS 0,
     ALTER tools SET STATISTICS 0, ALTER completion SET STATISTICS 0, ALTER error SET STATISTICS 0;
 ALTER TABLE feedback ALTER "user" SET STATISTICS 0, ALTER conversation SET STATISTICS 0, ALTER value SET STATISTICS 0;
 INSERT INTO places VALUES (0, md5(random()::text || clock_timestamp()::text));
 """
+_Where = tuple[str, str, str, Iterable[Any]]  # since, until, and a condition with its values; see `read_requests`
 Stored = StoredRequest | Feedback | Decision
 TABLES: dict[type[Stored], str] = {StoredRequest: "requests", Feedback: "feedback", Decision: "decisions"}
 _TEXTS = ("prompt", "tools", "completion")
@@ -149,7 +142,7 @@ def values_of(record: Stored) -> dict[str, Any]:
 
 
 def store_url(place: Path | str) -> str:
-    """The URL of the database that a store is in: its place, or what the server of a folder has said; empty: it is a file."""
+    """The URL of a store's database: its place, or from the state of the folder's server; empty: it is a file."""
     if is_database_url(place):
         return str(place)
     state, url = Path(place).expanduser() / ServerState.file, ""
@@ -200,7 +193,8 @@ def connect(place: Path | str, *, create: bool = False, patience: float = PATIEN
             if not store_file(place).parent.is_dir():
                 make_private(store_file(place).parent, ())
     try:
-        connection = open_postgres(url, patience) if url else open_sqlite(store_file(place), patience)
+        file = store_file(place)
+        connection = database.open_postgres(url, patience) if url else database.open_sqlite(file, patience)
         try:
             _prepare(connection, name, create=create or not url)
         except BaseException:
@@ -265,10 +259,8 @@ def _prepare(connection: Database, name: str, *, create: bool) -> None:
                 connection.make_tables(SCHEMA, sqlite=SQLITE, postgres=POSTGRES, version=VERSION)
         version = connection.version()
     if version != VERSION:
-        raise UserError(
-            f"Another version of tuneloop made this store (its tables are of version {version}; this one reads {VERSION})",
-            where=name, next_step="use the tuneloop that made it, or name another store",
-        )  # fmt: skip
+        what = f"Another version of tuneloop made this store (tables of version {version}; this one reads {VERSION})"
+        raise UserError(what, where=name, next_step="use the tuneloop that made it, or name another store")
 
 
 def insert(connection: Database, records: Iterable[Stored]) -> int:
@@ -333,9 +325,15 @@ def _stored(value: Any, type_: str) -> Any:
 
 
 def read_requests(
-    connection: Database, *, since: str = "", until: str = "", where: str = "", values: Iterable[Any] = (),
-    shadow: bool | None = False, texts: bool = True,
-) -> Iterator[StoredRequest]:  # fmt: skip
+    connection: Database,
+    *,
+    since: str = "",
+    until: str = "",
+    where: str = "",
+    values: Iterable[Any] = (),
+    shadow: bool | None = False,
+    texts: bool = True,
+) -> Iterator[StoredRequest]:
     """Stored requests in the order of their ids, which is that of their arrival.
 
     Args:
@@ -346,7 +344,7 @@ def read_requests(
     """
     copies = "" if shadow is None else f"shadow IS {'NOT ' if shadow else ''}NULL"
     conditions = " AND ".join(f"({each})" for each in (copies, where) if each)
-    rows = _read(connection, StoredRequest, since, until, conditions, values, without=() if texts else _TEXTS)
+    rows = _read(connection, StoredRequest, (since, until, conditions, values), () if texts else _TEXTS)
     return (StoredRequest(**{"prompt": [], **row}) for row in rows)
 
 
@@ -357,7 +355,7 @@ def who_meets(voice: str | None, user: str | None, conversation: str | None) -> 
 
 
 def first_arms(connection: Database, model: str, since: str) -> dict[str, tuple[str, float]]:
-    """Arm and propensity of each user's (else conversation's) first request since an ISO time, in a model's experiment."""
+    """Arm and propensity of the first request of each user, else conversation, since an ISO time, of one model."""
     rows = connection.execute(
         'SELECT voice, "user", conversation, arm, propensity FROM requests WHERE model = ? AND time >= ? AND '
         'arm IS NOT NULL AND propensity IS NOT NULL AND shadow IS NULL AND COALESCE("user", conversation) IS NOT NULL '
@@ -369,31 +367,37 @@ def first_arms(connection: Database, model: str, since: str) -> dict[str, tuple[
 
 
 def read_feedback(
-    connection: Database, *, since: str = "", until: str = "", where: str = "", values: Iterable[Any] = (), origin: bool = True
-) -> Iterator[Feedback]:  # fmt: skip
+    connection: Database,
+    *,
+    since: str = "",
+    until: str = "",
+    where: str = "",
+    values: Iterable[Any] = (),
+    origin: bool = True,
+) -> Iterator[Feedback]:
     """Stored feedback by id; see `read_requests`. `origin`: False saves a sixth of the time, without key and source."""
-    without = () if origin else ("key", "source")
-    return map(Feedback.model_validate, _read(connection, Feedback, since, until, where, values, without))
+    rows = _read(connection, Feedback, (since, until, where, values), () if origin else ("key", "source"))
+    return map(Feedback.model_validate, rows)
 
 
 def read_decisions(
     connection: Database, *, since: str = "", until: str = "", where: str = "", values: Iterable[Any] = ()
 ) -> Iterator[Decision]:
     """Decisions in the order of their ids; see `read_requests`."""
-    return map(Decision.model_validate, _read(connection, Decision, since, until, where, values))
+    return map(Decision.model_validate, _read(connection, Decision, (since, until, where, values)))
 
 
 def _read(
-    connection: Database, kind: type[Stored], since: str, until: str, where: str, values: Iterable[Any],
-    without: Sequence[str] = (),
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+    connection: Database, kind: type[Stored], where: _Where, without: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
     """The columns of each record by their names."""
+    since, until, condition, values = where
     bounds = [("time >= ?", since), ("time < ?", until)]
-    conditions = [text for text, value in bounds if value] + ([f"({where})"] if where else [])
+    conditions = [text for text, value in bounds if value] + ([f"({condition})"] if condition else [])
     columns = {name: type_ for name, type_ in COLUMNS[kind].items() if name not in without}
     query = f"SELECT {named(columns)} FROM {TABLES[kind]}"
     query += f" WHERE {' AND '.join(conditions)}" if conditions else ""
-    # A bound of time is looked up in its index: with a plain `ORDER BY id` SQLite reads the whole table in the order of the ids.
+    # A bound of time is looked up in its index: with a plain `ORDER BY id` SQLite reads the whole table by ids.
     order = "CAST(id AS TEXT)" if since or until else "id"
     for row in connection.read(f"{query} ORDER BY {order}", [*(v for _, v in bounds if v), *values]):
         pairs = zip(columns.items(), row, strict=True)
@@ -402,11 +406,11 @@ def _read(
 
 def last_routes(connection: Database, most: int = 10_000) -> dict[tuple[str, str], str]:
     """Key and conversation -> the model that a router sent its last request to, of those with the last requests."""
-    rows = connection.execute(
-        "SELECT COALESCE(key, ''), conversation, model FROM requests WHERE route IS NOT NULL AND conversation IS NOT NULL "
-        "AND shadow IS NULL ORDER BY id DESC LIMIT ?",
-        [most],
-    ).fetchall()
+    query = (
+        "SELECT COALESCE(key, ''), conversation, model FROM requests WHERE route IS NOT NULL "
+        "AND conversation IS NOT NULL AND shadow IS NULL ORDER BY id DESC LIMIT ?"
+    )
+    rows = connection.execute(query, [most]).fetchall()
     return {(key, conversation): model for key, conversation, model in reversed(rows)}
 
 

@@ -1,7 +1,7 @@
 """What is written before an answer ends, so that a server that is killed has lost no request.
 
-Each start of a request and each record is a line in one of two files, before the last bytes of the answer go out. The next
-server brings them into the store. A file is emptied when all of its records are there.
+Each start of a request and each record is a line in one of two files, before the last bytes of the answer go out. The
+next server brings them into the store. A file is emptied when all of its records are there.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _READERS: dict[str, Callable[[Any, str], Stored]] = {
 
 @dataclass
 class WriteAhead:
-    """The two files. `begin` and `end` are called where requests are answered, `turn` and `clear` where the store is written."""
+    """The two files. Answers call `begin` and `end`, the store's writer calls `turn` and `clear`."""
 
     folder: Path  # of the server
     failed: int = 0  # lines that could not be written, for want of disk; their records are in memory alone
@@ -53,7 +53,7 @@ class WriteAhead:
     _since: float = field(default_factory=time.monotonic)
 
     def open(self) -> tuple[list[Stored], list[BadLine]]:
-        """Open the files; returns an earlier server's records, the last of each id, and bad lines; UserError: it can't."""
+        """Open the files; returns an earlier server's last records by id, and bad lines; UserError: they can't be."""
         last: dict[str, Stored] = {}
         bad: list[BadLine] = []
         for name in FILES:
@@ -75,7 +75,7 @@ class WriteAhead:
             self._write(line)
 
     def end(self, id_: str, line: bytes) -> None:
-        """Note a record that is complete, by its `line_of`. The caller holds `lock`, and queues it for the store's writer."""
+        """Note a record that is complete, by its `line_of`. The caller holds `lock`, and queues it for the writer."""
         self._begun.pop(id_, None)
         self._write(line)
 
@@ -106,11 +106,12 @@ class WriteAhead:
 
     def _write(self, line: bytes) -> None:
         try:
-            written = os.write(self._files[self._at], line)
-            if written < len(line):  # the disk is full: half a line would spoil the next one
-                os.ftruncate(self._files[self._at], os.fstat(self._files[self._at]).st_size - written)
+            file = self._files[self._at]
+            size = os.write(file, line)
+            if size < len(line):  # the disk is full: half a line would spoil the next one
+                os.ftruncate(file, os.fstat(file).st_size - size)
                 raise OSError("half a line")
-            self._size += written
+            self._size += size
         except (OSError, IndexError):  # a full disk, or a server that has stopped; no answer waits for it
             self.failed += 1
 

@@ -235,7 +235,7 @@ class Run:
     async def _when_quiet(self) -> None:
         """Until a row may begin: a slot is free and nobody waits; under the gate, the engine has nothing else to do."""
         while True:
-            await self.admission.quiet()
+            await self.admission.wait_until_idle()
             if self.schedule != "gate" or not any(p.work.model != "batch" for p in self.admission.active.values()):
                 return
             await asyncio.sleep(0.005)

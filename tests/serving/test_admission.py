@@ -157,7 +157,7 @@ def test_clients_that_leave_give_their_places_back() -> None:
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         assert not admission.active and not admission.waiting
-        await asyncio.wait_for(admission.quiet(), 1)
+        await asyncio.wait_for(admission.wait_until_idle(), 1)
         await asyncio.wait_for(admission.enter(work()), 1)
 
     asyncio.run(go())

@@ -163,7 +163,7 @@ def version_of(registry: models.Registry, name: str) -> RegisteredVersion:
 
 
 def local_name(name: str) -> str:
-    """The folder of a registered version's artifact; other names as they are; UserError: there is none."""
+    """The folder of a registered version's artifact; other names as they are; UserError: it is missing."""
     if registered_name(name) is None:
         return name
     registry = open_registry()

@@ -57,11 +57,8 @@ def verify(folder: Path, key: Path | None = None) -> Verification:
         UserError: no artifact is there, no such key, or the package that checks signatures is missing.
     """
     manifest = read_artifact(folder)
-    names, changed = set(), []
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder)
-        if name.parts[0] not in _TOOLS and (path.is_symlink() or not path.is_dir()):
-            names.add(name.as_posix())
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    names, changed = {path.as_posix() for path in paths if path.parts[0] not in _TOOLS}, []
     with user_errors_of_the_disk(folder):
         for count, (file, entry) in enumerate(manifest.files.items(), 1):
             if file in names and sha256_file(folder / file) != entry.sha256:

@@ -223,11 +223,8 @@ def rollback(registry: Registry, name: str, *, why: str = "") -> RegisteredModel
     with _changing(registry, name) as model:
         target = model.aliases.get(PREVIOUS)
         if target is None:
-            what, step = (
-                f"{name} has no previous version",
-                f"promote another one: tuneloop models promote {name} VERSION",
-            )
-            raise UserError(f"{what} to go back to", where=f"{name}@{PREVIOUS}", next_step=step)
+            step, where = f"promote another one: tuneloop models promote {name} VERSION", f"{name}@{PREVIOUS}"
+            raise UserError(f"{name} has no previous version to go back to", where=where, next_step=step)
         version_named(model, target)
         earlier = champions(model.history)[:-2]
         aliases = {PREVIOUS: earlier[-1] if earlier else None, CHAMPION: target}
@@ -311,7 +308,7 @@ def _text(value: Any) -> str:
 
 def _lineage(manifest: ArtifactManifest, folder: Path, run: Path | None) -> Lineage:
     evaluation, gate = None if manifest.is_rounded else manifest.evaluation, manifest.gate
-    values = {
+    values: dict[str, Any] = {
         "artifact": manifest.id, "manifest": sha256_file(folder / ARTIFACT), "format": manifest.format,
         "quantisation": manifest.quantisation.name if manifest.quantisation else "", "method": manifest.method,
         "base": manifest.base.model, "base_fingerprint": manifest.base.fingerprint,

@@ -10,7 +10,7 @@ import contextlib
 import heapq
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import mul
@@ -177,7 +177,7 @@ class Admission:
     refuse: bool = True  # whether requests are refused that can't meet their deadline; else they wait
     clock: Callable[[], float] = time.monotonic  # seconds
     tally: Tally = field(default_factory=Tally)
-    models: dict[str, ServiceTime] = field(default_factory=dict)
+    models: dict[str, ServiceTime] = field(default_factory=lambda: defaultdict(ServiceTime))
     active: dict[int, QueuePlace] = field(default_factory=dict)
     closed: bool = False
     giving_way: int = 0
@@ -195,15 +195,13 @@ class Admission:
 
     def times(self, model: str) -> ServiceTime:
         """What is known of a model's times."""
-        if model not in self.models:
-            self.models[model] = ServiceTime()
         return self.models[model]
 
     async def enter(self, work: Work) -> QueuePlace:
-        """Wait until the engine has room; ApiError: the server is stopping, or it is too much or too late."""
+        """Wait until the engine has room; ApiError: the server is stopping, too many wait, or it would be late."""
         self._refuse_where_closed()
         place = QueuePlace(work, self.clock())
-        self._promise(place)
+        self._refuse_late(place)
         if len(self.active) < self.slots and not self.waiting:
             self._start(place)
             return place
@@ -262,7 +260,7 @@ class Admission:
         self._next()
 
     @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
+    def background(self) -> Iterator[None]:
         """Count work that takes no slot, as it yields to other work; ApiError: the server stops, or it is too much."""
         self._refuse_where_closed()
         if (n := self.giving_way) >= self.most_waiting:
@@ -283,7 +281,7 @@ class Admission:
         self._waiting.clear()
         self._next()
 
-    async def quiet(self) -> None:
+    async def wait_until_idle(self) -> None:
         """Wait until there is room that no request needs: then work of batches may continue."""
         while not self.closed and (self.waiting or len(self.active) >= self.slots):
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -344,7 +342,7 @@ class Admission:
         # Requests that take longer than predicted seem to end at once; those ahead can't leave faster than others did.
         return max(free[0], (len(ahead) + 1) * self.gap_ms)
 
-    def _promise(self, place: QueuePlace) -> None:
+    def _refuse_late(self, place: QueuePlace) -> None:
         """Refuse what is late because others are before it; not what is late alone too, which waiting does not help."""
         work, times = place.work, self.times(place.work.model)
         queue = f"{counted(self.waiting, 'request')} {verb(self.waiting, 'is', 'are')} waiting"

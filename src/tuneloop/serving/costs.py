@@ -126,16 +126,14 @@ def costs_of(place: Path | str, since: str = "", usd_per_hour: float | None = No
     price = state.usd_per_hour if usd_per_hour is None else usd_per_hour
     with opened(place) as store:
         # Each alone is looked up in the index; both at once are not in SQLite.
-        first, last = (
-            store.execute(f"SELECT {each}(time) FROM requests WHERE time >= ?", [since]).fetchone()[0]
-            for each in ("MIN", "MAX")
-        )
+        queries = (f"SELECT {each}(time) FROM requests WHERE time >= ?" for each in ("MIN", "MAX"))
+        first, last = (store.execute(query, [since]).fetchone()[0] for query in queries)
         groups = _groups(store, since)
         rows = {by: _rows(groups, place) for place, by in enumerate(BY)}
         (whole,) = _rows(groups, None) or [("all", 0, 0, 0, 0, 0.0, 0.0, 0)]
-    hours = (datetime.fromisoformat(last) - datetime.fromisoformat(first)).total_seconds() / 3600 if first else 0.0
+    span = (datetime.fromisoformat(last) - datetime.fromisoformat(first)).total_seconds() if first else 0.0
     seconds = whole[5] or 0.0
-    hours = max(hours, seconds / 3600)
+    hours = max(span, seconds) / 3600
     machine = hours * price if price else None
 
     def row(values: Sequence[Any]) -> CostRow:

@@ -28,8 +28,8 @@ from tuneloop.serving.http.api_request import ApiError, ApiRequest, unavailable
 from tuneloop.serving.http.metrics import Metrics
 from tuneloop.serving.keys import ApiKey, Keyring, Right
 from tuneloop.serving.limits import Ledger
-from tuneloop.serving.pool import guessed_tokens
-from tuneloop.serving.store.store import AnsweredRequest, who_meets
+from tuneloop.serving.pool import prompt_size
+from tuneloop.serving.store.store import AnsweredRequest, experiment_unit
 from tuneloop.serving.store.writer import StoreWriter
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class ArmDraw:
     served: str = ""  # name of the gateway's candidate that answers; empty: the model itself
 
 
-# Model, `store.who_meets` (empty: no one who comes again), id of the request -> its arm; None: no experiment.
+# Model, `store.experiment_unit` (empty: no one who comes again), id of the request -> its arm; None: no experiment.
 Draw = Callable[[str, str, str], ArmDraw | None]
 
 
@@ -239,7 +239,7 @@ class Copies:
 
     async def _work(self, gateway: Gateway) -> None:
         while self.waiting and not gateway.admission.closed:
-            await gateway.admission.quiet()
+            await gateway.admission.wait_until_idle()
             if gateway.admission.closed or not self.waiting:
                 return
             copy = self.waiting.popleft()
@@ -280,7 +280,7 @@ class Gateway:
     conversations: dict[tuple[str, str], str] = field(default_factory=dict)
     # requests under way and those that have just ended, by id, with the time until which they are recent
     recent: dict[str, tuple[AnsweredRequest, float]] = field(default_factory=dict)
-    alone: bool = False  # only work of batches is done, so that it yields to no other
+    batches_only: bool = False  # only work of batches is done, so that it yields to no other
     # is given each request that has ended, as it is stored, with its status; it must not wait
     ended: Callable[[StoredRequest, str], None] | None = None
     _busy: Counter[int] = field(default_factory=Counter)  # requests under way, by the identity of their engine
@@ -427,7 +427,7 @@ class Gateway:
             account.shadow, account.draw = copy.of, ArmDraw(copy.arm, 0.0, copy.served)
             account.model = self.candidates[copy.served]
         elif self.draw is not None:
-            who = who_meets(caller.voice, caller.user, caller.conversation)
+            who = experiment_unit(caller.voice, caller.user, caller.conversation)
             account.draw = self.draw(champion.name, who, account.id)
             if account.draw is not None and account.draw.served:
                 if (candidate := self.candidates.get(account.draw.served)) is not None:
@@ -504,8 +504,8 @@ class Gateway:
         """The pieces of an answer by the account's model: reserve, wait for a place, have the engine answer, settle."""
         n, key = account.request.n, account.caller.key
         request = await self.request(account.request, account.model, account.engine)
-        account.prompt_tokens = len(request.ids) or guessed_tokens(request.messages)
-        if (background or account.request.tier == "flex") and not self.alone and can_give_way(account.engine):
+        account.prompt_tokens = prompt_size(request)
+        if (background or account.request.tier == "flex") and not self.batches_only and can_give_way(account.engine):
             account.patient, background = True, request.schema is None  # an answer under a schema can't be interrupted
             request = replace(request, gives_way=background)
         longest = request.max_new_tokens * n
@@ -516,7 +516,7 @@ class Gateway:
         reservation = self.ledger.reserve(key, account.prompt_tokens + longest, usd, again=account.again)
         place = None
         try:
-            with self.admission.aside() if background else contextlib.nullcontext():
+            with self.admission.background() if background else contextlib.nullcontext():
                 if not background:
                     place = account.place = await self.admission.enter(self._work(request, account))
                 began = self.clock.change(1)

@@ -145,7 +145,7 @@ def revoke_key(folder: Path | str, name: str) -> ApiKey:
 
 
 def open_keys(folder: Path | str) -> None:
-    """Let requests without a key in, until the next key is made; those in use stay so. UserError: a damaged file."""
+    """Let requests without a key in, until the next key is made; those in use stay so. UserError: damaged keys."""
     with _changing(folder):
         _write(folder, read_keys(folder), open_=True)
 
@@ -166,7 +166,7 @@ def last_prices(folder: Path | str) -> bool:
     """Whether the server of a folder, or the one that was there last, has prices of tokens."""
     file = Path(folder) / ServerState.file
     prices = read_record(ServerState, file).config.get("prices", {}) if file.is_file() else {}
-    return any(prices.get(each) for each in ("input", "output"))
+    return bool(prices.get("input") or prices.get("output"))
 
 
 def _changing(folder: Path | str) -> AbstractContextManager[None]:

@@ -103,8 +103,7 @@ class Ledger:
         if reservation.settled:
             return
         reservation.settled = True
-        account = self._accounts.get(reservation.key)
-        if account is None:
+        if (account := self._accounts.get(reservation.key)) is None:
             return
         account.reserved = max(account.reserved - reservation.usd, 0.0)
         account.spent += usd
@@ -113,8 +112,7 @@ class Ledger:
             account.tokens.left = min(account.tokens.left + back, account.tokens.rate)
 
     def _account(self, key: ApiKey) -> _KeyAccount:
-        account = self._accounts.get(key.id)
-        if account is None:
+        if (account := self._accounts.get(key.id)) is None:
             account = self._accounts[key.id] = _KeyAccount(spent=self.spent.get(key.id, 0.0))
         now = self.clock()
         account.requests = _with_rate(account.requests, key.limits.rpm, now)

@@ -147,16 +147,15 @@ class EnginePool:
         self._tasks = [asyncio.create_task(self._look_after(member)) for member in self.members]
 
     async def prove(self) -> None:
-        """Ask every engine its canaries; those that fail are left out; UserError: none answers as it should."""
+        """Send every engine its canaries; those that fail are left out; UserError: none answers as it should."""
         fault: UserError | None = None
-        for member in self.members:
-            if not member.out:
-                try:
-                    await self._prove(member.engine)
-                    self._say(f"engine    {member.engine.name} is ready")
-                except UserError as error:
-                    fault = error
-                    self._leave_out(member, error.what)
+        for member in (each for each in self.members if not each.out):
+            try:
+                await self._prove(member.engine)
+                self._say(f"engine    {member.engine.name} is ready")
+            except UserError as error:
+                fault = error
+                self._leave_out(member, error.what)
         if fault is not None and all(member.out for member in self.members):
             raise fault
 
@@ -196,7 +195,7 @@ class EnginePool:
         raise Broken("no engine answers") from fault
 
     async def stream(self, request: Request) -> AsyncIterator[Update]:
-        """An answer, see `ServingEngine.stream`; where an engine fails before it wrote anything, another one does."""
+        """An answer, see `ServingEngine.stream`, by another engine where one fails before it wrote anything."""
         blocks = blocks_of(request)
         tried: list[Member] = []
         while True:
@@ -218,7 +217,7 @@ class EnginePool:
 
     async def _counted(self, member: Member, request: Request, blocks: Sequence[int]) -> AsyncGenerator[Update, None]:
         """An engine's answer; what it took teaches the predictions."""
-        new = max(_size(request) - member.cached(blocks), 1)
+        new = max(prompt_size(request) - member.cached(blocks), 1)
         member.remember(blocks)
         member.active += 1
         began, first, active = time.perf_counter(), 0.0, member.active
@@ -241,7 +240,7 @@ class EnginePool:
         """The engine that is predicted to give the first token first."""
         left = [member for member in self._active() if member not in tried]
         left = left or [member for member in self.members if member not in tried]
-        learned, size = all(member.times.known for member in left), _size(request)
+        learned, size = all(member.times.known for member in left), prompt_size(request)
 
         def wait(member: Member) -> tuple[float, ...]:
             return member.first_ms(size, blocks, request.max_new_tokens)[0 if learned else 1 :]
@@ -280,20 +279,14 @@ class EnginePool:
 
 def blocks_of(request: Request) -> list[int]:
     """Hashes of the beginnings of a prompt, one for each whole block; adapters have caches of their own."""
-    parts: Sequence[Any] = request.ids or [
-        word for turn in request.messages for word in str(turn.get("content") or "").split()
-    ]
+    texts = (str(turn.get("content") or "") for turn in request.messages)
+    parts: Sequence[Any] = request.ids or [word for text in texts for word in text.split()]
     hashes = [hash(request.adapter)]
     for i in range(0, len(parts) - BLOCK + 1, BLOCK):
         hashes.append(hash((hashes[-1], *parts[i : i + BLOCK])))
     return hashes[1:]
 
 
-def _size(request: Request) -> int:
-    """Tokens of a prompt; guessed from its characters where it is sent as turns."""
-    return len(request.ids) or guessed_tokens(request.messages)
-
-
-def guessed_tokens(messages: Sequence[Message]) -> int:
-    """Tokens of turns that can't be counted here: four characters each, and five for the turn."""
-    return sum(len(str(turn.get("content") or "")) // 4 + 5 for turn in messages)
+def prompt_size(request: Request) -> int:
+    """Tokens of a prompt; of turns, which can't be counted here, four characters each, and five for the turn."""
+    return len(request.ids) or sum(len(str(turn.get("content") or "")) // 4 + 5 for turn in request.messages)

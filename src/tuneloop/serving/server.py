@@ -202,12 +202,6 @@ async def _forget(config: ServeConfig, gateway: Gateway, batches: Batches | None
     return True
 
 
-async def _forget_always(config: ServeConfig, gateway: Gateway, batches: Batches | None) -> None:
-    while True:
-        complete = await _forget(config, gateway, batches)
-        await asyncio.sleep(LOOK_FOR_ERASURES if complete else 60 * LOOK_FOR_ERASURES)
-
-
 def serve(config: ServeConfig, companions: Companions, *, ready: Callable[[str, Gateway], None] | None = None) -> None:
     """Serve until SIGTERM or SIGINT.
 
@@ -265,14 +259,14 @@ def _listening(config: ServeConfig) -> Iterator[socket.socket]:
     from tuneloop.core.http_server import listen
 
     folder = Path(config.folder)
+    is_new = not folder.is_dir()
     with contextlib.ExitStack() as stack:
         try:
-            new = not folder.is_dir()
             stack.enter_context(lock_folder(folder))
         except UserError as error:
             step = "that server answers already; stop it, or name another folder: folder=NAME"
             raise UserError(error.what, where=error.where, next_step=step) from None
-        if new:
+        if is_new:
             make_private(folder, (".lock",))
         try:
             listening = stack.enter_context(listen(config.host, config.port))
@@ -322,7 +316,13 @@ async def _serve(
         if batches is not None and (left := batches.resume() or len(batches.running)):
             say(f"batch     continues with {left} of an earlier server")
         expiring = asyncio.create_task(_expire(config))
-        erasing = asyncio.create_task(_forget_always(config, gateway, batches))
+
+        async def erase() -> None:
+            while True:
+                complete = await _forget(config, gateway, batches)
+                await asyncio.sleep(LOOK_FOR_ERASURES if complete else 60 * LOOK_FOR_ERASURES)
+
+        erasing = asyncio.create_task(erase())
         if ready is not None:
             ready(address, gateway)
         freeze_heap()

@@ -87,10 +87,8 @@ class Tracker:
     def _read(self, stream: TextIO) -> None:
         with contextlib.suppress(ValueError, OSError), stream:
             for line in stream:
-                with contextlib.suppress(ValueError):
-                    answer = json.loads(line)
-                    if isinstance(answer, dict) and "warning" in answer:
-                        self._warn_once(str(answer["warning"]))
+                with contextlib.suppress(ValueError, LookupError, TypeError):
+                    self._warn_once(str(json.loads(line)["warning"]))
 
     def _warn_once(self, text: str) -> None:
         if not self.warned:

@@ -458,7 +458,7 @@ def test_a_full_disk_pauses_a_batch_wherever_it_writes(tmp_path: Path, monkeypat
         asked[each.number] += 1
         return await echo(each)
 
-    monkeypatch.setattr("tuneloop.serving.batch.journal.os.write", short)
+    monkeypatch.setattr("tuneloop.serving.batch.file.os.write", short)
     monkeypatch.setattr(module, "replacing", no_room)
     with reporting(say=said.append):
         batch = BatchJob(folder, answer, full_pause=0.02)

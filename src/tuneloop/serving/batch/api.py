@@ -25,8 +25,7 @@ from tuneloop.core.ui import bound_say
 from tuneloop.inference.answer import can_give_way
 from tuneloop.records.record import read_record, write_record
 from tuneloop.serving.batch.batch import ERRORS, INPUT, JOURNAL, OUTPUT, BatchJob, answer_by, disk_is_full, make_batch
-from tuneloop.serving.batch.file import ENDPOINTS, Line
-from tuneloop.serving.batch.journal import in_thread
+from tuneloop.serving.batch.file import ENDPOINTS, Line, in_thread
 from tuneloop.serving.batch.record import TIMES, BatchState, FileState, read_state
 from tuneloop.serving.gateway import Caller, Gateway
 from tuneloop.serving.http.api_request import ApiError
@@ -77,9 +76,8 @@ class Batches:
     def resume(self) -> int:
         """Continue what an earlier server left; returns how many batches that are."""
         for place in (self.folder, self.folder / "files", self.folder / "batches"):
-            if place.is_dir():
-                with contextlib.suppress(OSError):
-                    place.chmod(0o700)
+            with contextlib.suppress(OSError):
+                place.chmod(0o700)
         for part in (self.folder / "files").glob("*.part"):  # of uploads that a killed server was taking
             with contextlib.suppress(OSError):
                 part.unlink()
@@ -111,17 +109,12 @@ class Batches:
         def queued() -> int:
             return sum(each.left for each in self._open(_owner(batch.state)) if each is not batch)
 
-        batch = BatchJob(
-            folder,
-            answer,
-            config.batch.rows,
-            room=None if can_give_way(gateway.engine) else gateway.admission.quiet,
-            stopping=lambda: gateway.admission.closed,
-            most_rows=config.batch.most_rows,
-            most_bytes=int(config.limits.body_mb * 1e6),
-            longest=PATIENCE * config.limits.request_seconds,
-            queued=queued,
-        )
+        room = None if can_give_way(gateway.engine) else gateway.admission.wait_until_idle
+        bounds: dict[str, Any] = {
+            "most_rows": config.batch.most_rows, "most_bytes": int(config.limits.body_mb * 1e6),
+            "longest": PATIENCE * config.limits.request_seconds, "queued": queued,
+        }  # fmt: skip
+        batch = BatchJob(folder, answer, config.batch.rows, room, lambda: gateway.admission.closed, **bounds)
 
         async def run() -> None:
             try:
@@ -212,8 +205,7 @@ class Batches:
 
     async def content(self, call: Call) -> None:
         """`GET /v1/files/ID/content`."""
-        _, path = self._file(call)
-        headers = {"content-disposition": "attachment"}
+        path, headers = self._file(call)[1], {"content-disposition": "attachment"}
         await call.start(200, "application/octet-stream", headers, size=path.stat().st_size)
         with path.open("rb") as file:
             while part := await asyncio.to_thread(file.read, 1 << 16):
@@ -282,8 +274,7 @@ class Batches:
         window = re.fullmatch(r"([1-9]\d{0,3})([hd])", str(body.get("completion_window", "24h")))
         if window is None:
             raise ApiError(400, "completion_window must be as 24h", param="completion_window")
-        metadata = body.get("metadata")
-        if metadata is not None and not _is_metadata(metadata):
+        if (metadata := body.get("metadata")) is not None and not _is_metadata(metadata):
             what = "metadata must be an object of up to 16 texts: names of 64, values of 512 characters"
             raise ApiError(400, what, param="metadata")
         file_id = body.get("input_file_id")

@@ -28,8 +28,18 @@ from tuneloop.core.ui import bound_say
 from tuneloop.inference.retry import NO_QUOTA, RETRIED, Throttle, backoff, is_busy, seconds_to_wait
 from tuneloop.inference.timeouts import PAUSE
 from tuneloop.records.record import write_record
-from tuneloop.serving.batch.file import MOST_BYTES, STEP, WAITING, BatchFile, InvalidBatch, Line
-from tuneloop.serving.batch.journal import Journal, encoded, failed, in_thread
+from tuneloop.serving.batch.file import (
+    MOST_BYTES,
+    STEP,
+    WAITING,
+    BatchFile,
+    InvalidBatch,
+    Journal,
+    Line,
+    encoded,
+    failed,
+    in_thread,
+)
 from tuneloop.serving.batch.record import BatchState, RequestCounts, read_state
 from tuneloop.serving.gateway import Caller, Gateway
 from tuneloop.serving.http import api_request as read
@@ -230,10 +240,6 @@ class BatchJob:
             self.paused = ""
             self.say(f"batch     {self.folder.name}: there is room on the disk again, the batch continues")
 
-    def _crowded(self) -> bool:
-        disk = os.statvfs(self.folder)
-        return disk.f_bavail * disk.f_frsize < min(RESERVE, disk.f_blocks * disk.f_frsize // 16)
-
     def _results(self, missing: tuple[str, str]) -> Iterator[None]:
         """Write output and error file in steps, each line of the input in one of them."""
         until = time.monotonic() + STEP
@@ -314,8 +320,9 @@ class BatchJob:
                 if faults:
                     raise faults[0]
                 if time.monotonic() - self._looked > LOOK or crowded:
-                    self._looked = time.monotonic()
-                    if self._crowded() is not crowded:
+                    self._looked, disk = time.monotonic(), os.statvfs(self.folder)
+                    reserve = min(RESERVE, disk.f_blocks * disk.f_frsize // 16)
+                    if (disk.f_bavail * disk.f_frsize < reserve) is not crowded:
                         crowded = not crowded
                         self._wait_for_room(1 if crowded else -1)
                 if crowded or self._stuck:

@@ -128,7 +128,7 @@ async def _answer(job: BatchInput, config: ServeConfig, target: TaskTarget, requ
     await deployment.engine.start()
     try:
         gateway = gateway_of(config, deployment)
-        gateway.alone = True
+        gateway.batches_only = True
         try:
             return await _run(job, config, _answer_of(gateway, target, requests))
         finally:

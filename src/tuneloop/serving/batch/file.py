@@ -1,25 +1,36 @@
 """The requests of a batch file, read as they are needed: what stays in memory is nine bytes a line.
 
 A line that can't be sent is a fault of that line alone, with a code and a sentence.
+
+A journal has a line for each request that is over, on the disk before it counts; such a request is never repeated.
+Lines are written and synced in groups: those that end while a sync runs share the next. A group that does not fit on
+the disk is taken back as a whole; see `core.journal`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
+from tuneloop.core.errors import UserError
 from tuneloop.core.files import user_errors_of_the_disk
+from tuneloop.core.journal import Lines
 from tuneloop.core.json_schema import MOST_DEPTH, too_deep
 
+T = TypeVar("T")
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 MOST_BYTES = 10_000_000  # of a line
 MOST_ID = 4096  # characters of a custom_id: the path of a document may be so long
@@ -232,3 +243,111 @@ def _id_of(raw: bytes) -> str | None:
         if isinstance(name, str) and 0 < len(name) <= MOST_ID and name.encode():
             return name
     return None
+
+
+@cache
+def _threads(process: int) -> ThreadPoolExecutor:
+    """Separate threads: work on large files must not take those in which prompts are made. A fork has none of them."""
+    return ThreadPoolExecutor(4, f"batch-{process}")
+
+
+async def in_thread(work: Callable[..., T], *arguments: Any) -> T:
+    """Do short work on files in a thread."""
+    return await asyncio.get_running_loop().run_in_executor(_threads(os.getpid()), work, *arguments)
+
+
+def failed(result: dict[str, Any]) -> bool:
+    """Whether a result belongs into the error file."""
+    return result["error"] is not None or result["response"]["status_code"] != 200
+
+
+def encoded(number: int, result: dict[str, Any]) -> bytes:
+    """A line of a journal; TypeError: the result is no JSON."""
+    return orjson.dumps({"number": number, **result}, option=orjson.OPT_APPEND_NEWLINE)
+
+
+@dataclass
+class Journal:
+    """An append-only file of JSON lines, each with the number of its request."""
+
+    path: Path
+    rows: BatchFile  # notes what each line holds
+    _file: Lines = field(init=False)
+    _waiting: list[tuple[int, int, bytes, asyncio.Future[None]]] = field(default_factory=list)
+    _writing: asyncio.Task[None] | None = None
+
+    def __post_init__(self) -> None:
+        place, what = str(self.path.parent), "Another process is doing this batch"
+        self._file = Lines(self.path, UserError(what, where=place, next_step="wait for it"))
+
+    def open(self) -> Iterator[None]:
+        """Take the file for this process and read it in steps; a last line that was cut is dropped.
+
+        Raises:
+            UserError: it can't be read or written, another process has it, or a line in its middle is damaged.
+        """
+        for count, raw in enumerate(self._file.open(), 1):
+            try:
+                value = orjson.loads(raw)
+                self.rows.set(value["number"], REFUSED if failed(value) else ANSWERED, self._file.end)
+            except (ValueError, LookupError, TypeError):
+                what, step = f"The journal of a batch is damaged in line {count}", "delete it to begin that batch again"
+                raise UserError(what, where=str(self.path), next_step=step) from None
+            if count % 100 == 0:
+                yield
+
+    async def add(self, number: int, data: bytes, *, wrong: bool) -> None:
+        """Append a request's line, from `encoded`; it is on the disk when this returns.
+
+        Args:
+            wrong: whether the result is an error.
+
+        Raises:
+            OSError: the disk is full, or can't be written.
+        """
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((number, REFUSED if wrong else ANSWERED, data, future))
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write())
+        await future
+
+    async def close(self) -> None:
+        """Close the file once what is being written is written."""
+        if self._writing is not None:
+            await self._writing
+        self._file.close()
+
+    def read(self, file: Any, number: int) -> dict[str, Any]:
+        """The result of a request; UserError: it is not where it was written; `file`: the journal, open to read."""
+        file.seek(self.rows.places[number])
+        try:
+            value: dict[str, Any] = orjson.loads(file.readline())
+            if value["number"] == number:
+                return value
+        except (ValueError, LookupError, TypeError):
+            pass
+        raise UserError("The journal of a batch was changed while it was at work", where=str(self.path))
+
+    async def _write(self) -> None:
+        while self._waiting:
+            group, self._waiting = self._waiting, []
+            try:
+                place = await in_thread(self._append, b"".join(data for _, _, data, _ in group))
+            except Exception as error:
+                for *_, future in group:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            for number, state, data, future in group:
+                self.rows.set(number, state, place)
+                place += len(data)
+                if not future.done():
+                    future.set_result(None)
+
+    def _append(self, data: bytes) -> int:
+        """Write at the end; returns where that is. A file that an erasure has replaced is read again."""
+        if self._file.was_changed:
+            self.rows.forget_answers()
+            for _ in self.open():
+                pass
+        return self._file.append(data)

@@ -263,24 +263,22 @@ def make_app(gateway: Gateway, extra: Iterable[Any] = ()) -> App:
     limits = gateway.config.feedback
     server = RouteHandlers(gateway, FeedbackLimit(limits.per_minute, limits.pages_per_minute))
     seconds, local = gateway.config.limits.request_seconds, gateway.config.loopback
-    routes = [
-        Route(path, RouteApp(handler, seconds, local), methods=[method])
-        for method, path, handler in (
-            ("POST", "/v1/chat/completions", server.chat),
-            ("POST", "/v1/completions", server.completions),
-            ("POST", "/v1/responses", server.responses),
-            ("POST", "/v1/classify", server.classify),
-            ("POST", "/tokenize", server.tokenize),
-            ("GET", "/v1/models", server.models),
-            ("GET", "/v1/models/{model:path}", server.model),
-            ("GET", "/healthz", server.healthz),
-            ("GET", "/readyz", server.readyz),
-            ("GET", "/metrics", server.metrics),
-            ("GET", "/openapi.json", server.openapi),
-            ("GET", "/feedback.js", server.widget),
-            ("GET", "/", server.page),
-        )
-    ]
+    handlers = (
+        ("POST", "/v1/chat/completions", server.chat),
+        ("POST", "/v1/completions", server.completions),
+        ("POST", "/v1/responses", server.responses),
+        ("POST", "/v1/classify", server.classify),
+        ("POST", "/tokenize", server.tokenize),
+        ("GET", "/v1/models", server.models),
+        ("GET", "/v1/models/{model:path}", server.model),
+        ("GET", "/healthz", server.healthz),
+        ("GET", "/readyz", server.readyz),
+        ("GET", "/metrics", server.metrics),
+        ("GET", "/openapi.json", server.openapi),
+        ("GET", "/feedback.js", server.widget),
+        ("GET", "/", server.page),
+    )
+    routes = [Route(path, RouteApp(handler, seconds, local), methods=[method]) for method, path, handler in handlers]
     feedback = RouteApp(server.feedback, seconds, local, limits.origins)
     routes.append(Route("/v1/feedback", feedback, methods=["POST", "OPTIONS"] if limits.origins else ["POST"]))
     app = Starlette(routes=[*routes, *extra], exception_handlers={404: _no_route, 405: _no_route, 500: _no_route})
@@ -495,11 +493,8 @@ def page_and_policy() -> tuple[bytes, str]:
     for tag in (b"script", b"style"):
         (content,) = re.findall(b"<%s>(.*?)</%s>" % (tag, tag), page, re.DOTALL)
         sources.append(f"'sha256-{base64.b64encode(hashlib.sha256(content).digest()).decode()}'")
-    script, style = sources
-    return page, (
-        f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
+    sources_of = "default-src 'none'; script-src {}; style-src {}; connect-src 'self'".format(*sources)
+    return page, f"{sources_of}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
 def headers_of(piece: Piece) -> dict[str, str]:

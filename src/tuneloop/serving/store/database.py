@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import unquote
 
 from tuneloop.core.errors import UserError
@@ -75,40 +75,6 @@ class QueryRows:
         return int(self.cursor.rowcount)
 
 
-class Database(Protocol):
-    """What the store needs of a database; types of columns are TEXT, INTEGER, REAL, or JSON, which is a text."""
-
-    def execute(self, sql: str, values: Sequence[Any] = ()) -> QueryRows:
-        """Run a statement with `?` for its values; DatabaseError: see there."""
-
-    def insert(self, table: str, columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> int:
-        """Add rows, but for those whose id or key is there; returns how many were added."""
-
-    def read(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
-        """The rows of a large answer, a part of them in memory at a time."""
-
-    def transaction(self) -> AbstractContextManager[None]:
-        """All of a block is stored, or nothing; no one else writes meanwhile."""
-
-    def version(self) -> int:
-        """The version of the tables; 0: there are none yet."""
-
-    def make_tables(self, script: str, *, sqlite: str, postgres: str, version: int) -> None:
-        """Run a script, then what one kind of database needs more, and note the version; within a transaction."""
-
-    def forget(self, *, whole: bool) -> None:
-        """Clear the bytes of what was erased from the disk; `whole`: write tables again where that is needed for it."""
-
-    def alone(self, work: str) -> bool:
-        """Whether no one else who reaches this database does this work, for as long as this connection is open.
-
-        A file's users share a disk, where a lock of the server's folder says it: there the answer is always yes.
-        """
-
-    def close(self) -> None:
-        """Close it."""
-
-
 def named(columns: Iterable[str]) -> str:
     """Columns in SQL; one of them is a word of Postgres' own."""
     return ", ".join('"user"' if name == "user" else name for name in columns)
@@ -131,16 +97,21 @@ ROWS = 100  # in a statement that inserts; SQLite takes 32,766 values in one
 
 @dataclass
 class SqliteDatabase:
-    """A store in a file. Write-ahead logging lets many read while one writes."""
+    """A store in a file. Write-ahead logging lets many read while one writes.
+
+    Types of columns are TEXT, INTEGER, REAL, or JSON, which is a text.
+    """
 
     _raw: sqlite3.Connection
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> QueryRows:
+        """Run a statement with `?` for its values; DatabaseError: see there."""
         with _sqlite_errors():
             return QueryRows(self._raw.execute(sql, values), _sqlite_errors)
 
     def insert(self, table: str, columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> int:
-        """Many rows in a statement: the lock of the interpreter changes hands with each statement."""
+        """Add rows, but for those whose id or key is there; returns how many were added."""
+        # Many rows in a statement: the lock of the interpreter changes hands with each statement.
         into, row = f"INSERT INTO {table} ({named(columns)}) VALUES ", f"({', '.join('?' * len(columns))})"
         new = 0
         for i in range(0, len(rows), ROWS):
@@ -150,10 +121,12 @@ class SqliteDatabase:
         return new
 
     def read(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
+        """The rows of a large answer, a part of them in memory at a time."""
         return iter(self.execute(sql, values))
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
+        """All of a block is stored, or nothing; no one else writes meanwhile."""
         self.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -164,9 +137,11 @@ class SqliteDatabase:
             raise
 
     def version(self) -> int:
+        """The version of the tables; 0: there are none yet."""
         return int(self.execute("PRAGMA user_version").fetchone()[0])
 
     def make_tables(self, script: str, *, sqlite: str, postgres: str, version: int) -> None:
+        """Run a script, then what one kind of database needs more, and note the version; within a transaction."""
         statement = ""
         for line in (script + sqlite).splitlines(keepends=True):
             statement += line
@@ -176,7 +151,10 @@ class SqliteDatabase:
         self.execute(f"PRAGMA user_version = {version}")
 
     def forget(self, *, whole: bool) -> None:
-        """`secure_delete` overwrites pages; this empties the log of changes. DatabaseError: a reader holds it."""
+        """Clear the bytes of what was erased from the disk; `whole`: write tables again where that is needed for it.
+
+        Here `secure_delete` overwrites pages, and the log of changes is emptied; DatabaseError: a reader holds it.
+        """
         if whole:
             self.execute("VACUUM")  # pages that other programs have freed
         until = time.monotonic() + PATIENCE
@@ -186,14 +164,19 @@ class SqliteDatabase:
             time.sleep(0.1)
 
     def alone(self, work: str) -> bool:
+        """Whether no one else who reaches this database does this work, for as long as this connection is open.
+
+        A file's users share a disk, where a lock of the server's folder says it: here the answer is always yes.
+        """
         return True
 
     def close(self) -> None:
+        """Close it."""
         self._raw.close()
 
 
 def open_sqlite(path: Path, patience: float) -> SqliteDatabase:
-    """Open a file, made where there is none; `patience`: seconds to wait for writers. DatabaseError: locked."""
+    """Open a file, made where there is none; `patience`: seconds to wait for writers. DatabaseError: it is locked."""
     # Its further files get the same rights. One that is there must not be opened here: to close it would give up the
     # locks that other connections of this process hold.
     with contextlib.suppress(OSError):
@@ -365,6 +348,8 @@ class PostgresDatabase:
         self._raw = _connected(self.url, self.patience)
         return self._raw
 
+
+Database = SqliteDatabase | PostgresDatabase
 
 # What Postgres and Python call the types of columns.
 _COLUMNS = {"TEXT": "TEXT", "JSON": "TEXT", "INTEGER": "BIGINT", "REAL": "DOUBLE PRECISION"}

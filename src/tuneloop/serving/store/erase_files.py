@@ -63,9 +63,7 @@ class Whose:
     def _names(self, value: Any) -> bool:
         if isinstance(value, list):
             return any(self._names(each) for each in value if isinstance(each, dict | list))
-        if not isinstance(value, dict):
-            return False
-        return any(self._names_in_field(name, each) for name, each in value.items())
+        return isinstance(value, dict) and any(self._names_in_field(name, each) for name, each in value.items())
 
     def _names_in_field(self, name: str, value: Any) -> bool:
         person = self.column in ("user", "conversation")
@@ -149,7 +147,7 @@ def _unescaped(text: str) -> str:
     """A text with letters in place of JSON's escapes."""
     if "\\" not in text:
         return text
-    text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda m: chr(int(m[1], 16)), text)
+    text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda match: chr(int(match[1], 16)), text)
     text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return re.sub(r'\\(["\\/])', r"\1", text)
 
@@ -175,7 +173,7 @@ def erase_lines(folder: Path, whose: Whose, *, act: bool, alone: bool = True) ->
         with contextlib.suppress(FileNotFoundError):
             count += _erase_file(path, path.relative_to(folder).parts[0], whose, act, alone)
     if act:  # of a line that was cut no one can say whose it is
-        _take_out(folder / DEAD, lambda _, raw: b'"line":' in raw)
+        _remove_lines(folder / DEAD, lambda _, raw: b'"line":' in raw)
     for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder comes before it
         ours = path.relative_to(folder).parts[0] in ("batch", "improve", "experiments")
         if not ours and path.name not in (FILE, *_APART) and not path.match(PENDING) and whose.is_in(path.stem):
@@ -211,7 +209,7 @@ def _erase_batch(batch: Path, uploads: Path, whose: Whose, act: bool) -> int:
     if not act or not mine:
         return len(mine)
     for name in (JOURNAL, OUTPUT, ERRORS):
-        _take_out(batch / name, lambda _, raw: _number(raw) in mine or whose.has_line(raw))
+        _remove_lines(batch / name, lambda _, raw: _number(raw) in mine or whose.has_line(raw))
     upload = state.get("input_file_id")
     for path in [batch / INPUT, *([uploads / f"{upload}.jsonl"] if isinstance(upload, str) else [])]:
         _overwrite(path, lambda number, _: number in mine)
@@ -221,8 +219,8 @@ def _erase_batch(batch: Path, uploads: Path, whose: Whose, act: bool) -> int:
 def _state(path: Path) -> dict[str, Any]:
     """What a batch or an upload says of itself; nothing where its file is damaged."""
     with contextlib.suppress(UserError):
-        value = read_json(path)
-        return value if isinstance(value, dict) else {}
+        if isinstance(value := read_json(path), dict):
+            return value
     return {}
 
 
@@ -254,7 +252,7 @@ def _erase_file(path: Path, part: str, whose: Whose, act: bool, alone: bool) -> 
         try:
             value = read_json(path)
         except UserError:
-            return _take_out(path, lambda _, raw: whose.has_line(raw), act)
+            return _remove_lines(path, lambda _, raw: whose.has_line(raw), act)
         if part == "batch" and isinstance(value, dict):
             new = {**value, **{name: whose.cleaned(value[name]) for name in _PERSONAL if name in value}}
         else:
@@ -271,7 +269,7 @@ def _erase_file(path: Path, part: str, whose: Whose, act: bool, alone: bool) -> 
     if path.parent.name == "files" and path.parent.parent.name == "batch":
         whole = whose.column == "key" and _state(path.with_suffix(".json")).get("owner") == whose.value
         return _overwrite(path, lambda _, raw: whole or whose.has_line(raw), act)
-    return _take_out(path, lambda _, raw: whose.has_line(raw), act)
+    return _remove_lines(path, lambda _, raw: whose.has_line(raw), act)
 
 
 Mine = Callable[[int, bytes], bool]
@@ -283,7 +281,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
             yield from enumerate(file, 1)
 
 
-def _take_out(path: Path, mine: Mine, act: bool = True) -> int:
+def _remove_lines(path: Path, mine: Mine, act: bool = True) -> int:
     """Write a file again without some lines; returns how many these are."""
     count = sum(mine(number, raw) for number, raw in _lines(path))
     if act and count:
@@ -374,4 +372,4 @@ def expire_files(folder: Path, before: Callable[[str], float | None], content: s
             return limit is not None and letter["time"] < utc(limit)
         return False
 
-    return count + _take_out(folder / DEAD, is_old_letter)
+    return count + _remove_lines(folder / DEAD, is_old_letter)

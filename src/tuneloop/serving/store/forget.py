@@ -323,6 +323,6 @@ def _rows_of(path: Path, ids: Collection[bytes]) -> int:
 
 def _value(path: Path, key: str) -> Any:
     with contextlib.suppress(UserError, OSError, ValueError):
-        values = read_json(path)
-        return values.get(key) if isinstance(values, dict) else None
+        if isinstance(values := read_json(path), dict):
+            return values.get(key)
     return None

@@ -124,8 +124,9 @@ _JSON = {"prompt", "tools", "completion", "value", "data", "route"}  # columns t
 
 
 def _type(name: str, annotation: str) -> str:
-    numbers = "REAL" if "float" in annotation else "INTEGER" if "int" in annotation else "TEXT"
-    return "JSON" if name in _JSON else numbers
+    if name in _JSON:
+        return "JSON"
+    return "REAL" if "float" in annotation else "INTEGER" if "int" in annotation else "TEXT"
 
 
 COLUMNS: dict[type[Stored], dict[str, str]] = {
@@ -193,8 +194,10 @@ def connect(place: Path | str, *, create: bool = False, patience: float = PATIEN
             if not store_file(place).parent.is_dir():
                 make_private(store_file(place).parent, ())
     try:
-        file = store_file(place)
-        connection = database.open_postgres(url, patience) if url else database.open_sqlite(file, patience)
+        if url:
+            connection: Database = database.open_postgres(url, patience)
+        else:
+            connection = database.open_sqlite(store_file(place), patience)
         try:
             _prepare(connection, name, create=create or not url)
         except BaseException:
@@ -348,7 +351,7 @@ def read_requests(
     return (StoredRequest(**{"prompt": [], **row}) for row in rows)
 
 
-def who_meets(voice: str | None, user: str | None, conversation: str | None) -> str:
+def experiment_unit(voice: str | None, user: str | None, conversation: str | None) -> str:
     """By whom an arm is drawn: the user, else the conversation, else no one (empty); of each voice apart."""
     name = user or conversation or ""
     return f"{voice}\x1f{name}" if voice and name else name
@@ -356,14 +359,11 @@ def who_meets(voice: str | None, user: str | None, conversation: str | None) -> 
 
 def first_arms(connection: Database, model: str, since: str) -> dict[str, tuple[str, float]]:
     """Arm and propensity of the first request of each user, else conversation, since an ISO time, of one model."""
-    rows = connection.execute(
-        'SELECT voice, "user", conversation, arm, propensity FROM requests WHERE model = ? AND time >= ? AND '
-        'arm IS NOT NULL AND propensity IS NOT NULL AND shadow IS NULL AND COALESCE("user", conversation) IS NOT NULL '
-        "ORDER BY id DESC",
-        [model, since],
-    )
-    # The first one comes last and stays.
-    return {who_meets(*who): (arm, propensity) for *who, arm, propensity in rows}
+    query = """SELECT voice, "user", conversation, arm, propensity FROM requests WHERE model = ? AND time >= ?
+        AND arm IS NOT NULL AND propensity IS NOT NULL AND shadow IS NULL
+        AND COALESCE("user", conversation) IS NOT NULL ORDER BY id DESC"""
+    rows = connection.execute(query, [model, since])  # the first request of each comes last and stays
+    return {experiment_unit(*who): (arm, propensity) for *who, arm, propensity in rows}
 
 
 def read_feedback(
@@ -406,10 +406,8 @@ def _read(
 
 def last_routes(connection: Database, most: int = 10_000) -> dict[tuple[str, str], str]:
     """Key and conversation -> the model that a router sent its last request to, of those with the last requests."""
-    query = (
-        "SELECT COALESCE(key, ''), conversation, model FROM requests WHERE route IS NOT NULL "
-        "AND conversation IS NOT NULL AND shadow IS NULL ORDER BY id DESC LIMIT ?"
-    )
+    query = """SELECT COALESCE(key, ''), conversation, model FROM requests WHERE route IS NOT NULL
+        AND conversation IS NOT NULL AND shadow IS NULL ORDER BY id DESC LIMIT ?"""
     rows = connection.execute(query, [most]).fetchall()
     return {(key, conversation): model for key, conversation, model in reversed(rows)}
 
@@ -426,11 +424,9 @@ class AnsweredRequest:
 
 def find_answered(connection: Database, id_: str) -> AnsweredRequest | None:
     """A request that a client got an answer to, or a part of one; None: there is none of this id."""
-    row = connection.execute(
-        "SELECT COALESCE(key, ''), \"user\", conversation, voice FROM requests WHERE id = ? AND shadow IS NULL AND "
-        "(error IS NULL OR COALESCE(completion_tokens, 0) > 0)",
-        [id_],
-    ).fetchone()
+    query = """SELECT COALESCE(key, ''), "user", conversation, voice FROM requests WHERE id = ? AND shadow IS NULL
+        AND (error IS NULL OR COALESCE(completion_tokens, 0) > 0)"""
+    row = connection.execute(query, [id_]).fetchone()
     return AnsweredRequest(*row) if row else None
 
 
@@ -447,9 +443,7 @@ def exported(request: StoredRequest) -> dict[str, Any] | None:
     message = request.completion
     if isinstance(message, str):
         message = {"role": "assistant", "content": message}
-    body: dict[str, Any] = {"model": request.model, "messages": request.prompt}
-    if request.tools:
-        body["tools"] = request.tools
+    body = {"model": request.model, "messages": request.prompt} | ({"tools": request.tools} if request.tools else {})
     reply = {"choices": [{"index": 0, "message": message, "finish_reason": request.finish}]}
     meta = ("time", "user", "conversation", "release", "adapter", "arm")
     columns = {name: value for name in meta if (value := getattr(request, name)) is not None}

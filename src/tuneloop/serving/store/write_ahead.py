@@ -53,7 +53,7 @@ class WriteAhead:
     _since: float = field(default_factory=time.monotonic)
 
     def open(self) -> tuple[list[Stored], list[BadLine]]:
-        """Open the files; returns an earlier server's last records by id, and bad lines; UserError: they can't be."""
+        """Open the files; returns the last record of each id in them, and bad lines; UserError: they can't be opened."""
         last: dict[str, Stored] = {}
         bad: list[BadLine] = []
         for name in FILES:
@@ -134,9 +134,7 @@ def read_spilled(path: Path) -> tuple[list[Stored], list[BadLine]]:
     """The records of a file of lines `[table, record]`, and the lines that are none; OSError: it can't be read."""
     records: list[Stored] = []
     bad: list[BadLine] = []
-    for line in path.read_bytes().splitlines():
-        if not line.strip(b" \0"):
-            continue
+    for line in filter(lambda line: line.strip(b" \0"), path.read_bytes().splitlines()):
         try:
             table, value = json.loads(line)
             records.append(_READERS[table](value, path.name))

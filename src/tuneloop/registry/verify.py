@@ -48,7 +48,7 @@ def read_artifact(folder: Path) -> ArtifactManifest:
 
 
 def verify(folder: Path, key: Path | None = None) -> Verification:
-    """Compare every file with its SHA-256 in `artifact.json`, and the signature with a public key.
+    """Compare all files with their SHA-256 in `artifact.json`, and the signature with a public key.
 
     Args:
         key: a PEM file with the public key of who signed; None: the signature is not checked.

@@ -80,12 +80,7 @@ class Opened:
 
 
 def open_model(kind: EngineKind, name: str, source: str, task_of: str = "", base: str = "") -> Opened:
-    """An adapter or model for an engine.
-
-    Args:
-        task_of: a run or artifact whose task is taken; empty: its own.
-        base: that is served, where it is known.
-    """
+    """An adapter or model for an engine, with its own task or that of `task_of`, on a base (empty: not known yet)."""
     place = local_name(source)
     if kind_of_name(place) != "local":
         raise UserError("Only models on this machine can be adapters", where=source, next_step="name a run or artifact")
@@ -163,10 +158,7 @@ def _written(source: str, template: Template | None) -> int:
 
 
 def deployment_of(config: ServeConfig, candidates: Mapping[str, Candidate] | None = None) -> ServerDeployment:
-    """The engine with all that it is to load; nothing is loaded yet.
-
-    Args:
-        candidates: of experiments, by their names. One that can't be served with the rest is left out.
+    """The engine with all that it is to load; nothing is loaded yet. A candidate that can't be served is left out.
 
     Raises:
         UserError: something is missing, or the adapters stand on different base models.

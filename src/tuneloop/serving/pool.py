@@ -82,12 +82,7 @@ class Member:
 
 
 class EnginePool:
-    """See `ServingEngine`: several with the same base and adapters.
-
-    Args:
-        prove: sends an engine its canaries; raises UserError where it does not answer as it should.
-        every: seconds between two looks at engines that are left out, or give nothing.
-    """
+    """See `ServingEngine`: several with the same base and adapters; `prove` sends one its canaries, or raises."""
 
     def __init__(self, engines: Sequence[ServingEngine], prove: Prove, *, every: float = 2.0) -> None:
         self.members = [Member(engine) for engine in engines]

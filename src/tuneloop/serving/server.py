@@ -51,12 +51,7 @@ LOOK_FOR_ERASURES = 0.5  # seconds between two looks whether `tuneloop data forg
 
 
 def serve_config(targets: Sequence[str], settings: Sequence[str]) -> ServeConfig:
-    """The settings of a server; UserError: nothing to serve, an unknown key or a bad value.
-
-    Args:
-        targets: a `serve.yaml`, or what is to be served.
-        settings: `key=value`.
-    """
+    """The settings of a server, by a `serve.yaml` or what is to be served, and `key=value`; UserError: a bad value."""
     targets, special = split_targets(targets)
     files = [name for name in targets if name.endswith((".yaml", ".yml"))]
     if len(files) > 1 or (files and len(targets) > 1):
@@ -203,11 +198,7 @@ async def _forget(config: ServeConfig, gateway: Gateway, batches: Batches | None
 
 
 def serve(config: ServeConfig, companions: Companions, *, ready: Callable[[str, Gateway], None] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT.
-
-    Args:
-        companions: what is started together with the server.
-        ready: is called with the address once requests are taken.
+    """Serve until SIGTERM or SIGINT, with companions; `ready` gets the address once requests are taken.
 
     Raises:
         UserError: something is missing, the port is taken, or another server works in the folder.

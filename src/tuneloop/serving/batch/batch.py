@@ -398,12 +398,11 @@ def _error(line: Line, code: str, message: str) -> dict[str, Any]:
 
 
 def make_batch(folder: Path, endpoint: str, *, seconds: float | None = None, **fields: Any) -> BatchState:
-    """The first state of a batch, written.
+    """Write and return the first state of a batch.
 
     Args:
         endpoint: that all requests are for; empty: each its own.
         seconds: after which it expires; None: never.
-        fields: further ones, as `metadata`.
     """
     now = time.time()
     values = {

@@ -69,13 +69,10 @@ class BatchInput:
 
 
 def answer_batch(job: BatchInput, config: ServeConfig) -> dict[str, Any]:
-    """Answer a batch to its end, or continue one that was interrupted.
+    """Answer a batch to its end, or continue it; returns status, counts and files.
 
     Args:
         config: of the engine; its first adapter, or its base, answers.
-
-    Returns:
-        Status, counts and files.
 
     Raises:
         UserError: nothing to answer, or another batch is under way in the same place.

@@ -100,15 +100,7 @@ class BatchFile:
     # --- work in steps, each of about `STEP` seconds
 
     def check(self, most: int | None = None) -> Iterator[None]:
-        """Look at each line.
-
-        Args:
-            most: lines that the file may have; None: any number.
-
-        Raises:
-            InvalidBatch: it has more of them, or no request.
-            UserError: it can't be read.
-        """
+        """Look at each line, of `most` at most; InvalidBatch: there are more, or none; UserError: it can't be read."""
         self.states, self.places, self.counts = bytearray([BLANK]), array("Q", [0]), [0, 0, 0, 0, 0, 1]
         ids = array("Q", [0])
         until = time.monotonic() + STEP
@@ -297,10 +289,7 @@ class Journal:
                 yield
 
     async def add(self, number: int, data: bytes, *, wrong: bool) -> None:
-        """Append a request's line, from `encoded`; it is on the disk when this returns.
-
-        Args:
-            wrong: whether the result is an error.
+        """Append a request's line, from `encoded`, an error where `wrong`; it is on the disk when this returns.
 
         Raises:
             OSError: the disk is full, or can't be written.

@@ -53,7 +53,7 @@ class WriteAhead:
     _since: float = field(default_factory=time.monotonic)
 
     def open(self) -> tuple[list[Stored], list[BadLine]]:
-        """Open the files; returns the last record of each id in them, and bad lines; UserError: they can't be opened."""
+        """Open the files; returns the last record of each id in them, and bad lines. UserError: no access."""
         last: dict[str, Stored] = {}
         bad: list[BadLine] = []
         for name in FILES:

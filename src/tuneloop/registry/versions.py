@@ -180,7 +180,7 @@ def register(
         number = next(numbers, "") or _create(registry, name, folder, lineage)
         registered = any(event.action == "register" and event.model_version == number for event in model.history)
         if not registered:  # new, or its register was killed before it got its alias
-            _change(registry, model, _Change("register", number, {CANDIDATE: number}, why, manifest.gate))
+            _change(registry, model, _AliasChange("register", number, {CANDIDATE: number}, why, manifest.gate))
     return version_named(read_model(registry, name), number)
 
 
@@ -209,7 +209,7 @@ def promote(
         gate = ask_gate(target)
         if not registry.is_remote:
             read_intact(local_artifact(registry, target))
-        change = _Change("promote", target.version, {PREVIOUS: champion, CHAMPION: target.version}, why, gate)
+        change = _AliasChange("promote", target.version, {PREVIOUS: champion, CHAMPION: target.version}, why, gate)
         _change(registry, model, change, overrule if gate.forced else "")
     return read_model(registry, name)
 
@@ -228,7 +228,7 @@ def rollback(registry: Registry, name: str, *, why: str = "") -> RegisteredModel
         version_named(model, target)
         earlier = champions(model.history)[:-2]
         aliases = {PREVIOUS: earlier[-1] if earlier else None, CHAMPION: target}
-        _change(registry, model, _Change("rollback", target, aliases, why))
+        _change(registry, model, _AliasChange("rollback", target, aliases, why))
     return read_model(registry, name)
 
 
@@ -263,7 +263,7 @@ def _changing(registry: Registry, name: str, *, create: bool = False) -> Iterato
 
 
 @dataclass(frozen=True)
-class _Change:
+class _AliasChange:
     """What is to be changed; see `RegistryEvent`."""
 
     action: Action
@@ -273,7 +273,7 @@ class _Change:
     gate: GateRecord = field(default_factory=GateRecord)
 
 
-def _change(registry: Registry, model: RegisteredModel, change: _Change, overruled: str = "") -> None:
+def _change(registry: Registry, model: RegisteredModel, change: _AliasChange, overruled: str = "") -> None:
     now = datetime.now(UTC)
     try:
         user = getpass.getuser()

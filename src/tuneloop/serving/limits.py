@@ -73,8 +73,8 @@ class Ledger:
     _accounts: dict[str, _KeyAccount] = field(default_factory=dict)
 
     def reserve(self, key: ApiKey | None, tokens: int, usd: float, *, again: bool = False) -> Reservation:
-        """Take what a request may use at most: tokens read and written, their price, and a request but for a second try,
-        `again`. Refusal: a limit does not allow it; nothing is taken then."""
+        """Take what a request may use at most: tokens read and written, their price, and a request, but for a second
+        try, `again`. Refusal: a limit does not allow it; nothing is taken then."""
         if key is None:
             return Reservation("", tokens, usd)
         account, now, limits = self._account(key), self.clock(), key.limits

@@ -22,6 +22,7 @@ from tuneloop.improve.experiment.log import Arms
 from tuneloop.improve.experiment.statistics import time_of
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import ANYONE, StoredRequest
+from tuneloop.serving import gateway
 from tuneloop.serving.gateway import ArmDraw, Caller, Gateway
 from tuneloop.serving.http import senders
 from tuneloop.serving.http.senders import limited_as
@@ -329,14 +330,14 @@ ARMS: dict[str, str] = {}
 
 @pytest.fixture(autouse=True)
 def arms_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun = Gateway._begun
+    record_of = gateway._record_of
 
-    def seen(self: Gateway, account: Any) -> StoredRequest:
-        record = begun(self, account)
+    def seen(account: Any) -> StoredRequest:
+        record = record_of(account)
         ARMS[record.id] = record.arm or ""
         return record
 
-    monkeypatch.setattr(Gateway, "_begun", seen)
+    monkeypatch.setattr(gateway, "_record_of", seen)
 
 
 def test_right_answers_of_strangers_never_become_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

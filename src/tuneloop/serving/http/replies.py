@@ -160,7 +160,7 @@ def _part(text: str) -> dict[str, Any]:
 
 
 @dataclass
-class _Stream:
+class _AnswerStream:
     """An answer that is streamed."""
 
     request: ApiRequest
@@ -179,7 +179,7 @@ class _Stream:
 
 
 @dataclass
-class ChatStream(_Stream):
+class ChatStream(_AnswerStream):
     """The events of a streamed chat answer.
 
     Text that may become a call of a function is kept back until it is known which of the two it is.
@@ -224,7 +224,7 @@ class ChatStream(_Stream):
 
 
 @dataclass
-class CompletionsStream(_Stream):
+class CompletionsStream(_AnswerStream):
     """The events of a streamed answer of `/v1/completions`."""
 
     def events(self, piece: Piece) -> Iterator[dict[str, Any]]:

@@ -19,8 +19,8 @@ from benchmarks.simulated_server import Costs, SimulatedEngine, Timed, simulate
 
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
-from tuneloop.serving.admission import Admission, Pass, Work
-from tuneloop.serving.http.errors import ApiError
+from tuneloop.serving.admission import Admission, QueuePlace, Work
+from tuneloop.serving.http.api_request import ApiError
 
 Schedule = Literal["fifo", "shortest", "static", "gate", "ours"]
 SCHEDULES: tuple[Schedule, ...] = ("fifo", "shortest", "static", "gate", "ours")
@@ -235,13 +235,13 @@ class Run:
     async def _when_quiet(self) -> None:
         """Until a row may begin: a slot is free and nobody waits; under the gate, the engine has nothing else to do."""
         while True:
-            await self.admission.quiet()
+            await self.admission.wait_until_idle()
             if self.schedule != "gate" or not any(p.work.model != "batch" for p in self.admission.active.values()):
                 return
             await asyncio.sleep(0.005)
 
     async def _answer(
-        self, one: Arrival, outcome: Outcome, adapter: str, *, gives_way: bool, place: Pass | None = None
+        self, one: Arrival, outcome: Outcome, adapter: str, *, gives_way: bool, place: QueuePlace | None = None
     ) -> None:
         request = Request(
             ids=self.given.ids(one), max_new_tokens=max(one.tokens, 1), adapter=adapter, gives_way=gives_way

@@ -42,8 +42,8 @@ def main() -> None:
             ], cwd=folder,
         )  # fmt: skip
         counts = gateway.store.counts
-        print(f"store: {counts.written:,} records written, {counts.lost} lost, {counts.spilled} spilled")
-    sys.exit(1 if done.returncode or counts.lost else 0)
+        print(f"store: {counts.stored:,} records written, {counts.losses} lost, {counts.spilled} spilled")
+    sys.exit(1 if done.returncode or counts.losses else 0)
 
 
 if __name__ == "__main__":

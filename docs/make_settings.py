@@ -14,7 +14,7 @@ from tuneloop.data.config import PrepareConfig
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.plan.config import PlanOptions
 from tuneloop.recipe import Recipe
-from tuneloop.release.formats import WeightsWanted
+from tuneloop.release.formats import WeightOptions
 from tuneloop.serving.config import ServeConfig
 from tuneloop.training.config import TrainConfig
 
@@ -35,7 +35,7 @@ SETTINGS: tuple[tuple[str, str, type[BaseModel], set[str]], ...] = (
     ("RunSettings", "A recipe", Recipe, {"version", "model", "seed", "output_dir"}),
     ("AdviseSettings", "Options of `tuneloop advise`", AdviseOptions, set()),
     ("PlanSettings", "Options of `tuneloop plan`", PlanOptions, {"model", "dataset"}),
-    ("ExportSettings", "Options of `tuneloop export` for a file's weights", WeightsWanted, set()),
+    ("ExportSettings", "Options of `tuneloop export` for a file's weights", WeightOptions, set()),
     ("ServeSettings", "A `serve.yaml`", ServeConfig, set()),
 )
 

@@ -44,7 +44,7 @@ from tuneloop.records.rows import Dataset
 from tuneloop.records.run import RunManifest
 from tuneloop.release.artifact import Artifact
 from tuneloop.release.export import export_run
-from tuneloop.release.formats import WeightsWanted
+from tuneloop.release.formats import WeightOptions
 from tuneloop.serving.server import serve_config
 from tuneloop.settings import (
     AdviseSettings,
@@ -400,7 +400,7 @@ def export(
     Raises:
         UserError: no finished run, the wrong form, or a gate that is not green.
     """
-    wanted = build_config(WeightsWanted, weights, where="export")
+    wanted = build_config(WeightOptions, weights, where="export")
     folder, key = Path(out) if out else None, Path(sign) if sign else None
     with _shown(progress):
         return export_run(Path(run), form, folder, weights=wanted, force=force, key=key)

@@ -325,7 +325,7 @@ def test_an_artifact_that_was_changed_is_neither_registered_nor_promoted(artifac
     assert "not as it was exported" in refused(capsys, "models", "register", artifacts[1], "--name", "support")
     assert "not as it was exported" in refused(capsys, "models", "promote", "support")
     shutil.rmtree(artifacts[0])
-    assert "files of this version are gone" in refused(capsys, "models", "promote", "support")
+    assert "files of this version are missing" in refused(capsys, "models", "promote", "support")
     assert read_model(open_registry(), "support").aliases == {"candidate": "1"}
 
 
@@ -408,5 +408,5 @@ def test_the_gate_and_comparisons_find_a_versions_evaluation(artifacts: list[str
     assert evaluation_place("support@champion") == str(Path("runs/tickets").resolve())
     assert evaluation_place("runs/tickets:few-shot") == "runs/tickets:few-shot"
     shutil.move("runs/tickets", "gone")
-    with pytest.raises(UserError, match="evaluation of this version is not at hand"):
+    with pytest.raises(UserError, match="evaluation of this version is not available"):
         evaluation_place("support@champion")

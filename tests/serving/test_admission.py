@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from tuneloop.serving.admission import Admission, Pass, Work
-from tuneloop.serving.http.errors import ApiError
-from tuneloop.serving.service_time import ServiceTime
+from tuneloop.serving.admission import Admission, QueuePlace, ServiceTime, Work
+from tuneloop.serving.http.api_request import ApiError
 
 
 class Clock:
@@ -117,7 +116,7 @@ def test_what_can_not_be_in_time_is_refused_with_the_wait() -> None:
 
 
 def test_a_request_that_takes_long_even_alone_is_not_refused() -> None:
-    async def go() -> Pass:
+    async def go() -> QueuePlace:
         return await taught(Clock(), slots=1).enter(work(prompt_tokens=100_000, deadline_ms=50))
 
     assert asyncio.run(go()).predicted_ms > 0
@@ -158,7 +157,7 @@ def test_clients_that_leave_give_their_places_back() -> None:
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         assert not admission.active and not admission.waiting
-        await asyncio.wait_for(admission.quiet(), 1)
+        await asyncio.wait_for(admission.wait_until_idle(), 1)
         await asyncio.wait_for(admission.enter(work()), 1)
 
     asyncio.run(go())

@@ -19,9 +19,8 @@ from tuneloop.inference.local.serving import LocalEngine
 from tuneloop.inference.protocol import Served
 from tuneloop.pipeline.evaluations import evaluate_target
 from tuneloop.pipeline.task import task_of_run
-from tuneloop.serving.canaries import canaries_of
 from tuneloop.serving.config import ServeConfig
-from tuneloop.serving.models import deployment_of
+from tuneloop.serving.models import canaries_of, deployment_of
 from tuneloop.serving.server import _started
 
 MakeTuned = Callable[..., Path]

@@ -91,7 +91,7 @@ def test_a_thousand_connections_are_answered(tmp_path: Path) -> None:
                 each.sendall(head_of(address, len(body)) + body)
             for each in many:
                 assert each.recv(4096).startswith(b"HTTP/1.1 200")
-            until(lambda: gateway.store.counts.written == 1000)
+            until(lambda: gateway.store.counts.stored == 1000)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     with opened(tmp_path) as store:
@@ -122,7 +122,7 @@ def test_an_engine_that_hangs_is_left_when_the_time_is_over(tmp_path: Path, stre
         reply = httpx.post(f"{address}{PATH}", json={**CHAT, "stream": stream}, timeout=30)
         assert "error" in reply.text and (stream or reply.status_code >= 500)
         until(lambda: engine.ended == ["cancelled"])
-        until(lambda: not gateway.admission.active and gateway.store.counts.written == 1)
+        until(lambda: not gateway.admission.active and gateway.store.counts.stored == 1)
     with opened(tmp_path) as store:
         (found,) = read_requests(store)
     assert found.error
@@ -154,7 +154,7 @@ def test_a_clock_that_jumps_changes_no_answer(tmp_path: Path, monkeypatch: pytes
         for jump in (0.0, 86400.0, -86400.0, -3600.0, 0.0):
             shift = jump
             answered(address)
-        until(lambda: gateway.store.counts.written == 5)
+        until(lambda: gateway.store.counts.stored == 5)
         assert gateway.admission.tally.refused == 0
     with opened(tmp_path) as store:
         found = list(read_requests(store))

@@ -12,7 +12,7 @@ import pytest
 from live_server import StubEngine, live
 
 from tuneloop.serving.admission import Admission
-from tuneloop.serving.http.errors import ApiError
+from tuneloop.serving.http.api_request import ApiError
 from tuneloop.serving.keys import Limits, add_key
 from tuneloop.serving.store.store import opened, read_requests
 
@@ -73,11 +73,11 @@ def test_flex_takes_no_place_of_those_who_wait(tmp_path: Path) -> None:
 
 def test_what_gives_way_has_its_bound() -> None:
     admission = Admission(1, most_waiting=1)
-    with admission.aside(), pytest.raises(ApiError, match="waiting already"), admission.aside():
+    with admission.background(), pytest.raises(ApiError, match="waiting already"), admission.background():
         pass
     assert admission.giving_way == 0 and admission.tally.refused == 1
     admission.close()
-    with pytest.raises(ApiError, match="stopping"), admission.aside():
+    with pytest.raises(ApiError, match="stopping"), admission.background():
         pass
 
 

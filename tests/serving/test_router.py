@@ -20,9 +20,8 @@ from tuneloop.records.merge import TaskDeployment, TaskRoute
 from tuneloop.records.record import write_record
 from tuneloop.records.rows import last_user_turn
 from tuneloop.serving.gateway import Caller, Gateway
-from tuneloop.serving.http.api_request import ApiRequest
+from tuneloop.serving.http.api_request import ApiError, ApiRequest
 from tuneloop.serving.http.app import whole
-from tuneloop.serving.http.errors import ApiError
 from tuneloop.serving.models import deployment_of
 from tuneloop.serving.server import gateway_of, serve_config
 from tuneloop.serving.store.store import opened, read_requests
@@ -111,7 +110,7 @@ def test_a_router_sends_requests_to_their_model(runs: list[str], tmp_path: Path)
         return await ask(gateway, cards[1], talk="t")
 
     assert served([router], tmp_path / "s", later)[0] == "parcels"  # another process, and the router's own models
-    with pytest.raises(UserError, match="nothing of that name is served"):
+    with pytest.raises(UserError, match="which is not served"):
         served([runs[0], router], tmp_path / "s", later)
 
 

@@ -17,9 +17,8 @@ from tuneloop.inference.request import Request
 from tuneloop.inference.targets import open_target
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import Caller, Gateway, ServedModel
-from tuneloop.serving.http.api_request import ApiRequest
+from tuneloop.serving.http.api_request import ApiError, ApiRequest
 from tuneloop.serving.http.app import whole
-from tuneloop.serving.http.errors import ApiError
 from tuneloop.serving.models import deployment_of
 from tuneloop.serving.server import _started, _write_state, serve_config
 

@@ -26,9 +26,8 @@ from tuneloop.pipeline.predict import Asker, Options, predict
 from tuneloop.pipeline.targets import open_with_task
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import Caller, Gateway
-from tuneloop.serving.http.api_request import ApiRequest
+from tuneloop.serving.http.api_request import ApiError, ApiRequest
 from tuneloop.serving.http.app import whole
-from tuneloop.serving.http.errors import ApiError
 from tuneloop.serving.models import deployment_of
 from tuneloop.serving.server import gateway_of, redactor_of, serve_config
 from tuneloop.serving.store.store import opened, read_requests
@@ -350,4 +349,4 @@ def test_a_server_that_lets_everybody_in_says_so(
 ) -> None:
     settings = (f"base={tiny_llama}", "host=0.0.0.0", "keys.required=false")
     with running(*settings, folder=tmp_path / "serve", environment=cli_environment) as (_, process):
-        assert "whoever reaches 0.0.0.0" in process.stderr.readline()
+        assert "all who reach 0.0.0.0" in process.stderr.readline()

@@ -27,7 +27,7 @@ from tuneloop.improve.experiment.live import Experiments
 from tuneloop.serving import swap as serve_swap
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import ServedModel
-from tuneloop.serving.models import Deployment
+from tuneloop.serving.models import ServerDeployment
 from tuneloop.serving.store.store import opened, read_decisions
 from tuneloop.serving.swap import Swaps, deploy_to_server, freeze_heap, pinned
 
@@ -86,12 +86,12 @@ def test_no_request_fails_across_ten_swaps(tmp_path: Path, monkeypatch: pytest.M
     engines = [Stoppable(words=[f"{i}", " said"], pause=0.03) for i in range(11)]
     made = iter(engines[1:])
 
-    def deployment(*_: Any) -> Deployment:
-        return Deployment(next(made), [], "stub-model")
+    def deployment(*_: Any) -> ServerDeployment:
+        return ServerDeployment(next(made), [], "stub-model")
 
     monkeypatch.setattr(serve_swap, "deployment_of", deployment)
     monkeypatch.setattr(
-        Deployment, "models", lambda self: {"m": ServedModel("m", release=f"m/{engines.index(self.engine)}")}
+        ServerDeployment, "models", lambda self: {"m": ServedModel("m", release=f"m/{engines.index(self.engine)}")}
     )
     queue = {"admission": "queue"}  # on a busy machine some would be late, and refused for it
     with live(tmp_path, engines[0], {"m": ServedModel("m", release="m/0")}, objective=queue) as (address, gateway):
@@ -126,7 +126,7 @@ def test_what_cannot_be_proved_changes_nothing(tmp_path: Path, monkeypatch: pyte
             raise UserError("out of memory")
 
     broken = Broken()
-    monkeypatch.setattr(serve_swap, "deployment_of", lambda *_: Deployment(broken, [], "stub-model"))
+    monkeypatch.setattr(serve_swap, "deployment_of", lambda *_: ServerDeployment(broken, [], "stub-model"))
     said: list[str] = []
     with live(tmp_path) as (address, gateway):
         before = gateway.engine
@@ -150,8 +150,8 @@ def test_an_engine_that_has_ended_is_started_anew(tmp_path: Path, monkeypatch: p
     made = iter([Broken(), fresh])
     monkeypatch.setattr(serve_swap, "EVERY", 0.01)
     monkeypatch.setattr(serve_swap, "RESTART_PAUSE", 0.01)
-    monkeypatch.setattr(serve_swap, "deployment_of", lambda *_: Deployment(next(made), [], "stub-model"))
-    monkeypatch.setattr(Deployment, "models", lambda self: {"m": ServedModel("m")})
+    monkeypatch.setattr(serve_swap, "deployment_of", lambda *_: ServerDeployment(next(made), [], "stub-model"))
+    monkeypatch.setattr(ServerDeployment, "models", lambda self: {"m": ServedModel("m")})
     first = Stoppable()
     said: list[str] = []
     with live(tmp_path, first, {"m": ServedModel("m")}) as (address, gateway), reporting(say=said.append):

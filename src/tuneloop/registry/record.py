@@ -1,4 +1,4 @@
-"""What the model registry holds besides MLflow's own fields: where a version comes from, and what was decided about it."""
+"""What the model registry holds besides MLflow's fields: where a version comes from, and what was decided about it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Lineage(Part):
         dataset: id, with the first digits of its hash.
         split, rows, metrics: what was evaluated: metric -> `value`, `low`, `high`; `primary`: the metric that decides.
         gate, suite: what the gate said when the artifact was exported.
-        judged: `artifact` where the gate judged the artifact's own figures; empty: those of its run.
+        judged: `artifact` where the gate judged the artifact's own metrics; empty: those of its run.
     """
 
     artifact: str

@@ -1,4 +1,4 @@
-"""The model registry: opened as MLflow's variables say, with the gate's verdict where a run is at hand."""
+"""The model registry: opened as MLflow's variables say, with the gate's verdict where a run is available."""
 
 from __future__ import annotations
 
@@ -34,21 +34,16 @@ def registry_uri() -> str:
 
 
 def open_registry(*, create: bool = False) -> models.Registry:
-    """The registry that the environment names.
-
-    Args:
-        create: make the database where there is none; else that is an error.
+    """The registry that the environment names; `create`: make a database where there is none, else an error.
 
     Raises:
-        UserError: MLflow is not installed, or the registry can't be opened.
+        UserError: there is none, MLflow is not installed, or it can't be opened.
     """
     uri = registry_uri()
     file = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not create and not file.is_file():
-        raise UserError(
-            "There is no registry here", where=str(file),
-            next_step="tuneloop models register ARTIFACT --name NAME makes one; MLFLOW_REGISTRY_URI names another",
-        )  # fmt: skip
+        step = "tuneloop models register ARTIFACT --name NAME makes one; MLFLOW_REGISTRY_URI names another"
+        raise UserError("There is no registry here", where=str(file), next_step=step)
     for name, value in (QUICK_AND_QUIET | _SILENT).items():
         os.environ.setdefault(name, value)
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it prints tracebacks of what it raises as well
@@ -69,9 +64,8 @@ def register_artifact(folder: Path, name: str, *, run: Path | None = None, why: 
     if run is None:
         run = find_run(manifest.run.id, manifest.run.key)
     elif not is_run(run, manifest.run.key):
-        raise UserError(
-            f"This is not the run of the artifact, {manifest.run.id}", where=str(run), next_step="leave --run out"
-        )
+        what = f"This is not the run of the artifact, {manifest.run.id}"
+        raise UserError(what, where=str(run), next_step="leave --run out")
     return models.register(lambda: open_registry(create=True), folder, name, run=run, why=why)
 
 
@@ -87,8 +81,8 @@ def promote_version(name: str, version: str = "", *, force: str = "", why: str =
     if force and not force.strip():
         raise UserError("The reason is empty", where="--force", next_step="say why, for the history: --force 'REASON'")
 
-    def ask_gate(wanted: RegisteredVersion) -> GateRecord:
-        gate = gate_of(wanted, force=bool(force))
+    def ask_gate(target: RegisteredVersion) -> GateRecord:
+        gate = gate_of(target, force=bool(force))
         verdict = gate.status if gate.status != "none" else "none has judged it"
         say(f"gate      {verdict}{', overruled' if gate.forced else ''}")
         return gate
@@ -97,7 +91,7 @@ def promote_version(name: str, version: str = "", *, force: str = "", why: str =
 
 
 def gate_of(version: RegisteredVersion, *, force: bool) -> GateRecord:
-    """What the gate says of a version: the last word where its run is at hand, else what was known when it was exported.
+    """What the gate says of a version: the last word where its run is here, else what was known at its export.
 
     Weights in fewer bits than the run's are other weights: of them only a verdict on their own metrics counts.
 
@@ -117,11 +111,10 @@ def gate_of(version: RegisteredVersion, *, force: bool) -> GateRecord:
         gate = GateRecord.model_validate({"status": lineage.gate})
         if lineage.gate not in ("pass", "none"):
             if not force:
-                raise UserError(
-                    f"The gate said {lineage.gate} when this version was exported",
-                    where=f"version {version.version}, suite {lineage.suite}",
-                    next_step="promote another version, or overrule it with --force REASON",
-                )
+                what = f"The gate said {lineage.gate} when this version was exported"
+                where = f"version {version.version}, suite {lineage.suite}"
+                step = "promote another version, or overrule it with --force REASON"
+                raise UserError(what, where=where, next_step=step)
             gate = gate.model_copy(update={"forced": True})
     if gate.status != "none":
         return gate
@@ -131,11 +124,9 @@ def gate_of(version: RegisteredVersion, *, force: bool) -> GateRecord:
     if is_quantised(lineage):
         place, quantised = urlparse(version.source), f" in {lineage.quantisation}"
         target = unquote(place.path) if place.scheme in ("", "file") else f"artifacts/{lineage.artifact}"
-    raise UserError(
-        f"No gate has judged this version{quantised}", where=f"version {version.version}, {lineage.artifact}",
-        next_step=f"tuneloop gate {target} --against BASE --suite suite.yaml (gate --init writes a "
-        "first one); or promote it without a gate: --force REASON",
-    )  # fmt: skip
+    what, where = f"No gate has judged this version{quantised}", f"version {version.version}, {lineage.artifact}"
+    gate_it = f"tuneloop gate {target} --against BASE --suite suite.yaml (gate --init writes a first one)"
+    raise UserError(what, where=where, next_step=f"{gate_it}; or promote it without a gate: --force REASON")
 
 
 def _verdict(judged: Path, force: bool) -> GateRecord:
@@ -158,7 +149,7 @@ def is_quantised(lineage: Lineage) -> bool:
 
 
 def registered_name(name: str) -> tuple[str, str] | None:
-    """Model and alias or version of `NAME@ALIAS`, `NAME@VERSION`, `models:/NAME@ALIAS` or `models:/NAME/VERSION`; None for any other name."""
+    """Model, and alias or version, of `NAME@ALIAS`, `NAME@2` or `models:/NAME/2`; None: it is another name."""
     match = NAMED.fullmatch(name)
     if match is None or Path(name).exists():
         return None
@@ -166,17 +157,13 @@ def registered_name(name: str) -> tuple[str, str] | None:
 
 
 def version_of(registry: models.Registry, name: str) -> RegisteredVersion:
-    """The version that `NAME@ALIAS` stands for."""
+    """The version that `NAME@ALIAS` means."""
     model, alias = registered_name(name) or (name, models.CHAMPION)
     return models.version_named(models.read_settled(registry, model), alias)
 
 
 def local_name(name: str) -> str:
-    """The folder of a registered version's artifact; any other name as it is.
-
-    Raises:
-        UserError: no such model or alias, or its files are gone.
-    """
+    """The folder of a registered version's artifact; other names as they are; UserError: it is missing."""
     if registered_name(name) is None:
         return name
     registry = open_registry()
@@ -196,10 +183,9 @@ def run_folder_of(version: RegisteredVersion) -> Path | None:
 
 
 def find_run(id_: str, key: str, *places: Path) -> Path | None:
-    """The folder of a finished run in `runs/` or another place, by the key in its `run.json`: it may have another name than `id_` now."""
-    folders = [
-        sub for place in dict.fromkeys([Path("runs"), *places]) if place.is_dir() for sub in sorted(place.iterdir())
-    ]
+    """The folder of a finished run by the key in its `run.json`, in `runs/` or `places`; it may be renamed."""
+    parents = [place for place in dict.fromkeys([Path("runs"), *places]) if place.is_dir()]
+    folders = [folder for place in parents for folder in sorted(place.iterdir())]
     for folder in sorted(folders, key=lambda folder: folder.name != id_):
         with contextlib.suppress(UserError):  # another run, and damaged
             if is_run(folder, key):
@@ -208,36 +194,26 @@ def find_run(id_: str, key: str, *places: Path) -> Path | None:
 
 
 def is_run(folder: Path, key: str) -> bool:
-    """Whether a folder holds the finished run with this key.
-
-    Raises:
-        UserError: its `run.json` is damaged or of another version.
-    """
+    """Whether a folder holds the finished run with this key; UserError: its `run.json` can't be read."""
     return (folder / RunManifest.file).is_file() and read_record(RunManifest, folder).key == key
 
 
 def evaluation_of_artifact(folder: Path) -> Path:
-    """Where an artifact's own evaluation is, which was made when it was exported: in its run's folder.
-
-    Raises:
-        UserError: it was not measured, or its run is not at hand.
-    """
+    """Where an artifact's own evaluation is, in its run's folder; UserError: it was not measured, or no run is here."""
     manifest = read_artifact(folder)
     place = find_run(manifest.run.id, manifest.run.key, folder.resolve().parent.parent / "runs")
     if place is not None and (inside(place / EVALS, manifest.id) / EVALUATION).is_file():
         return place / EVALS / manifest.id
-    raise UserError(
-        "This artifact has no evaluation of its own at hand" if manifest.measured else "This artifact was not measured",
-        where=str(folder),
-        next_step=f"it was made from run {manifest.run.id}: name the run, or evaluate the artifact and name that folder",
-    )
+    what = "The evaluation of this artifact is not here" if manifest.measured else "This artifact was not measured"
+    step = f"it was made from run {manifest.run.id}: name the run, or evaluate the artifact and name that folder"
+    raise UserError(what, where=str(folder), next_step=step)
 
 
 def evaluation_place(place: str) -> str:
     """The folder with the evaluation of a registered version or an artifact; any other place as it is.
 
     Raises:
-        UserError: no such version, or neither its run's folder nor MLflow has the evaluation; an artifact without one.
+        UserError: no such version, an artifact without one, or neither its run's folder nor MLflow has it.
     """
     if (Path(place) / ARTIFACT).is_file():
         return str(evaluation_of_artifact(Path(place)))
@@ -248,11 +224,9 @@ def evaluation_place(place: str) -> str:
     folder = run_folder_of(version)
     evaluation = folder / EVALS / version.lineage.artifact if folder else None
     if evaluation is not None and (evaluation / EVALUATION).is_file():
-        return str(evaluation)  # of its own weights, where they were measured
+        return str(evaluation)  # of the artifact's weights, where they were measured
     folder = folder or models.fetch_run_files(registry, version, (EVALUATION, "samples.jsonl"))
     if not (folder / EVALUATION).is_file():
-        raise UserError(
-            "The evaluation of this version is not at hand", where=place,
-            next_step="tuneloop evaluate it, or register the artifact with --run FOLDER",
-        )  # fmt: skip
+        step = "tuneloop evaluate it, or register the artifact with --run FOLDER"
+        raise UserError("The evaluation of this version is not available", where=place, next_step=step)
     return str(folder)

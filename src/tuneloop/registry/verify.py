@@ -40,11 +40,7 @@ class Verification:
 
 
 def read_artifact(folder: Path) -> ArtifactManifest:
-    """An artifact's manifest.
-
-    Raises:
-        UserError: no artifact is there.
-    """
+    """An artifact's manifest; UserError: no artifact is there."""
     if not (folder / ARTIFACT).is_file():
         step = "name the folder that `tuneloop export` printed" if folder.exists() else nearest_path(folder)
         raise UserError(f"There is no artifact here (no {ARTIFACT})", where=str(folder), next_step=step)
@@ -52,7 +48,7 @@ def read_artifact(folder: Path) -> ArtifactManifest:
 
 
 def verify(folder: Path, key: Path | None = None) -> Verification:
-    """Compare every file with its SHA-256 in `artifact.json`, and the signature with a public key.
+    """Compare all files with their SHA-256 in `artifact.json`, and the signature with a public key.
 
     Args:
         key: a PEM file with the public key of who signed; None: the signature is not checked.
@@ -61,11 +57,8 @@ def verify(folder: Path, key: Path | None = None) -> Verification:
         UserError: no artifact is there, no such key, or the package that checks signatures is missing.
     """
     manifest = read_artifact(folder)
-    names, changed = set(), []
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder)
-        if name.parts[0] not in _TOOLS and (path.is_symlink() or not path.is_dir()):
-            names.add(name.as_posix())
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    names, changed = {path.as_posix() for path in paths if path.parts[0] not in _TOOLS}, []
     with user_errors_of_the_disk(folder):
         for count, (file, entry) in enumerate(manifest.files.items(), 1):
             if file in names and sha256_file(folder / file) != entry.sha256:
@@ -78,31 +71,18 @@ def verify(folder: Path, key: Path | None = None) -> Verification:
 
 
 def read_intact(folder: Path) -> ArtifactManifest:
-    """The manifest of an artifact that is as it was exported.
-
-    Raises:
-        UserError: it is not there, or a file of it was changed, is missing or was added.
-    """
+    """The manifest of an artifact; UserError: it is not there, or a file was changed, is missing or was added."""
     result = verify(folder)
     if not result.intact:
         faults = {"changed": result.changed, "missing": result.missing, "added": result.added}
-        shown = "; ".join(f"{what}: {', '.join(names[:3])}" for what, names in faults.items() if names)
-        raise UserError(
-            "The artifact is not as it was exported", where=f"{folder}: {shown}",
-            next_step="export the run again; `tuneloop models verify` names all files",
-        )  # fmt: skip
+        where = "; ".join(f"{what}: {', '.join(names[:3])}" for what, names in faults.items() if names)
+        step = "export the run again; `tuneloop models verify` names all files"
+        raise UserError("The artifact is not as it was exported", where=f"{folder}: {where}", next_step=step)
     return read_artifact(folder)
 
 
-# --- signatures --------------------------------------------------------------------------------
-
-
 def check_private_key(key: Path) -> None:
-    """Refuse a key that can't sign, before anything is written.
-
-    Raises:
-        UserError: no such file, no key of an elliptic curve, a wrong password, or the package that signs is missing.
-    """
+    """Refuse a key that can't sign, before anything is written; UserError: no such key or package, a wrong password."""
     _signer(key)
 
 
@@ -110,7 +90,7 @@ def sign(folder: Path, key: Path) -> None:
     """Sign all files of an artifact: `artifact.sig`, a Sigstore bundle as `model-signing` writes and reads it.
 
     Args:
-        key: a PEM file with a private key (NIST P-256, P-384 or P-521); the environment's `TUNELOOP_KEY_PASSWORD` opens it.
+        key: a PEM file with a private key (NIST P-256, P-384 or P-521), which `TUNELOOP_KEY_PASSWORD` opens.
 
     Raises:
         UserError: see `check_private_key`.
@@ -157,10 +137,9 @@ def _check_signature(folder: Path, key: Path | None) -> tuple[Signature, str]:
     try:
         checker = verifying.Config().use_elliptic_key_verifier(public_key=key)
     except ValueError as error:
-        raise UserError(
-            f"This is not a public key: {str(error).splitlines()[0]}", where=str(key),
-            next_step="write it with `openssl ec -in PRIVATE_KEY -pubout -out KEY`",
-        ) from None  # fmt: skip
+        what = f"This is not a public key: {str(error).splitlines()[0]}"
+        step = "write it with `openssl ec -in PRIVATE_KEY -pubout -out KEY`"
+        raise UserError(what, where=str(key), next_step=step) from None
     if not there:
         return "invalid", f"there is no {SIGNATURE}"
     try:
@@ -176,6 +155,5 @@ def _need_package() -> None:
     try:
         import model_signing  # noqa: F401
     except ImportError as error:
-        raise UserError(
-            f"Signatures need the package model-signing ({error})", where=SIGNATURE, next_step=INSTALL
-        ) from None
+        what = f"Signatures need the package model-signing ({error})"
+        raise UserError(what, where=SIGNATURE, next_step=INSTALL) from None

@@ -1,7 +1,8 @@
 """Versions of a model in MLflow's registry, and which of them is in use: aliases `candidate`, `champion`, `previous`.
 
-A change may move several aliases, and MLflow has no transaction over them. So a change is first written down as a whole (the
-tag `tuneloop.pending`), then done, then moved to the history. The next command finishes what a killed one left pending.
+A change may move several aliases, and MLflow has no transaction over them. So a change is first written down as a whole
+(the tag `tuneloop.pending`), then done, then moved to the history. The next command finishes what a killed one left
+pending.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import secrets
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,22 +71,15 @@ def registry_errors(uri: str) -> Iterator[None]:
         raise UserError(what, where=masked(uri), next_step=step) from error
 
 
-# --- reading -----------------------------------------------------------------------------------
-
-
 def read_model(registry: Registry, name: str) -> RegisteredModel:
-    """A registered model with its versions and its history.
-
-    Raises:
-        UserError: there is none of that name; the names that there are are listed.
-    """
+    """A registered model with its versions and its history; UserError: there is none; it lists the others."""
     with registry_errors(registry.uri):
         model = _find(registry, name)
         if model is None:
             names = [model.name for model in registry.client.search_registered_models(max_results=100)]
-            step = (
-                f"registered are: {', '.join(names)}" if names else f"tuneloop models register ARTIFACT --name {name}"
-            )
+            step = f"registered are: {', '.join(names)}"
+            if not names:
+                step = f"tuneloop models register ARTIFACT --name {name}"
             raise UserError(f"No model {name!r} is registered", where=masked(registry.uri), next_step=step)
         return _read(registry, model)
 
@@ -97,11 +91,7 @@ def read_models(registry: Registry) -> list[RegisteredModel]:
 
 
 def read_settled(registry: Registry, name: str) -> RegisteredModel:
-    """A registered model; a change of its aliases that was interrupted is finished first, where that can be done.
-
-    Raises:
-        UserError: see `read_model`.
-    """
+    """See `read_model`; a change of aliases that was interrupted is finished first, where that can be done."""
     model = read_model(registry, name)
     if model.pending is not None:
         with suppress(UserError), _changing(registry, name) as finished:  # else the next command tries again
@@ -110,11 +100,7 @@ def read_settled(registry: Registry, name: str) -> RegisteredModel:
 
 
 def version_named(model: RegisteredModel, alias: str) -> RegisteredVersion:
-    """The version of an alias or number.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The version of an alias or number; UserError: there is none."""
     number = model.aliases.get(alias, alias)
     for version in model.versions:
         if version.version == number:
@@ -153,25 +139,21 @@ def _read(registry: Registry, model: Any) -> RegisteredModel:
         lineage = {name: tags[TAG + name] for name in Lineage.model_fields if TAG + name in tags}
         if "metrics" in lineage:
             lineage["metrics"] = json.loads(lineage["metrics"])
-        versions.append(RegisteredVersion(
-            version=number, aliases=[alias for alias, place in aliases.items() if place == number],
-            source=version.source, tracked=version.run_id or "",
-            created=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
-            lineage=Lineage.model_validate(lineage),
-        ))  # fmt: skip
-    pending = model.tags.get(PENDING)
-    return RegisteredModel(
-        name=model.name, aliases=aliases, versions=sorted(versions, key=lambda version: -int(version.version)),
-        history=[_event(model.tags[key]) for key in sorted(model.tags) if key.startswith(HISTORY)],
-        pending=_event(pending) if pending else None,
-    )  # fmt: skip
+        created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)
+        facts = {
+            "version": number, "aliases": [alias for alias, place in aliases.items() if place == number],
+            "source": version.source, "tracked": version.run_id or "",
+            "created": created.isoformat(timespec="seconds"), "lineage": lineage,
+        }  # fmt: skip
+        versions.append(RegisteredVersion.model_validate(facts))
+    versions.sort(key=lambda version: -int(version.version))
+    history = [_event(model.tags[key]) for key in sorted(model.tags) if key.startswith(HISTORY)]
+    pending = _event(model.tags[PENDING]) if model.tags.get(PENDING) else None
+    return RegisteredModel(name=model.name, aliases=aliases, versions=versions, history=history, pending=pending)
 
 
 def _event(text: str) -> RegistryEvent:
     return as_record(RegistryEvent, json.loads(text), "the registry")
-
-
-# --- changing ----------------------------------------------------------------------------------
 
 
 def register(
@@ -182,16 +164,15 @@ def register(
     Args:
         opened: opens the registry, which may make it: called once the artifact is known to be whole.
         folder: of the artifact.
-        run: the folder of its run, where that is at hand: the gate reads it when the version is promoted.
+        run: the folder of its run, where that is here: the gate reads it when the version is promoted.
         why: a reason, for the history.
 
     Raises:
         UserError: no artifact, a changed one, a name that can't be used, or a registry that refuses.
     """
     if not NAME.fullmatch(name):
-        raise UserError(
-            f"Bad name {name!r}", where="--name", next_step="use letters, digits, dots, dashes and underscores"
-        )
+        step = "use letters, digits, dots, dashes and underscores"
+        raise UserError(f"Bad name {name!r}", where="--name", next_step=step)
     manifest = read_intact(folder)
     lineage, registry = _lineage(manifest, folder, run), opened()
     with _changing(registry, name, create=True) as model:
@@ -199,14 +180,16 @@ def register(
         number = next(numbers, "") or _create(registry, name, folder, lineage)
         registered = any(event.action == "register" and event.model_version == number for event in model.history)
         if not registered:  # new, or its register was killed before it got its alias
-            _change(registry, model, "register", number, {CANDIDATE: number}, why, manifest.gate)
+            _change(registry, model, _AliasChange("register", number, {CANDIDATE: number}, why, manifest.gate))
     return version_named(read_model(registry, name), number)
 
 
+AskGate = Callable[[RegisteredVersion], GateRecord]
+
+
 def promote(
-    registry: Registry, name: str, version: str = "", *, ask_gate: Callable[[RegisteredVersion], GateRecord],
-    overrule: str = "", why: str = "",
-) -> RegisteredModel:  # fmt: skip
+    registry: Registry, name: str, version: str = "", *, ask_gate: AskGate, overrule: str = "", why: str = ""
+) -> RegisteredModel:
     """Make a version the champion, and the champion the previous one.
 
     Args:
@@ -218,21 +201,21 @@ def promote(
         UserError: no such version, a gate that is not green, an artifact that was changed, or a registry that refuses.
     """
     with _changing(registry, name) as model:
-        wanted = version_named(model, version or CANDIDATE)
+        target = version_named(model, version or CANDIDATE)
         champion = model.aliases.get(CHAMPION)
-        if champion == wanted.version:
+        if champion == target.version:
             say(f"promote   version {champion} is the champion already")
             return model
-        gate = ask_gate(wanted)
+        gate = ask_gate(target)
         if not registry.is_remote:
-            read_intact(local_artifact(registry, wanted))
-        aliases = {PREVIOUS: champion, CHAMPION: wanted.version}
-        _change(registry, model, "promote", wanted.version, aliases, why, gate, overrule if gate.forced else "")
+            read_intact(local_artifact(registry, target))
+        change = _AliasChange("promote", target.version, {PREVIOUS: champion, CHAMPION: target.version}, why, gate)
+        _change(registry, model, change, overrule if gate.forced else "")
     return read_model(registry, name)
 
 
 def rollback(registry: Registry, name: str, *, why: str = "") -> RegisteredModel:
-    """Make the previous version the champion again; previous is then the one before it, as the history tells.
+    """Make the previous version the champion again, and the one before it, by the history, the previous one.
 
     Raises:
         UserError: there is no previous version, or the registry refuses.
@@ -240,19 +223,17 @@ def rollback(registry: Registry, name: str, *, why: str = "") -> RegisteredModel
     with _changing(registry, name) as model:
         target = model.aliases.get(PREVIOUS)
         if target is None:
-            raise UserError(
-                f"{name} has no previous version to go back to", where=f"{name}@{PREVIOUS}",
-                next_step=f"promote another one: tuneloop models promote {name} VERSION",
-            )  # fmt: skip
+            step, where = f"promote another one: tuneloop models promote {name} VERSION", f"{name}@{PREVIOUS}"
+            raise UserError(f"{name} has no previous version to go back to", where=where, next_step=step)
         version_named(model, target)
         earlier = champions(model.history)[:-2]
         aliases = {PREVIOUS: earlier[-1] if earlier else None, CHAMPION: target}
-        _change(registry, model, "rollback", target, aliases, why, GateRecord())
+        _change(registry, model, _AliasChange("rollback", target, aliases, why))
     return read_model(registry, name)
 
 
 def champions(history: Sequence[RegistryEvent]) -> list[str]:
-    """The champions that one could go back to, oldest first, the one in use last: a promotion adds one, a rollback takes one."""
+    """The champions to go back to, oldest first, the one in use last: a promotion adds one, a rollback takes one."""
     stack: list[str] = []
     for event in history:
         if event.action == "promote":
@@ -281,20 +262,30 @@ def _changing(registry: Registry, name: str, *, create: bool = False) -> Iterato
         yield model
 
 
-def _change(
-    registry: Registry, model: RegisteredModel, action: Action, version: str, aliases: Mapping[str, str | None],
-    why: str, gate: GateRecord, overruled: str = "",
-) -> None:  # fmt: skip
+@dataclass(frozen=True)
+class _AliasChange:
+    """What is to be changed; see `RegistryEvent`."""
+
+    action: Action
+    version: str
+    aliases: Mapping[str, str | None]
+    why: str
+    gate: GateRecord = field(default_factory=GateRecord)
+
+
+def _change(registry: Registry, model: RegisteredModel, change: _AliasChange, overruled: str = "") -> None:
     now = datetime.now(UTC)
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # no such user in a container
         user = "unknown"
-    event = RegistryEvent(
-        id=f"{now:%Y%m%dT%H%M%S%f}-{secrets.token_hex(3)}", action=action, model_version=version, aliases=dict(aliases),
-        before={alias: model.aliases.get(alias) for alias in aliases}, who=f"{user}@{socket.gethostname()}",
-        when=now.isoformat(timespec="seconds"), why=why, gate=gate, overruled=overruled,
-    )  # fmt: skip
+    values = {
+        "id": f"{now:%Y%m%dT%H%M%S%f}-{secrets.token_hex(3)}", "action": change.action,
+        "model_version": change.version, "aliases": dict(change.aliases), "why": change.why, "gate": change.gate,
+        "before": {alias: model.aliases.get(alias) for alias in change.aliases}, "overruled": overruled,
+        "who": f"{user}@{socket.gethostname()}", "when": now.isoformat(timespec="seconds"),
+    }  # fmt: skip
+    event = RegistryEvent.model_validate(values)
     registry.client.set_registered_model_tag(model.name, PENDING, _text(event.to_json()))
     _finish(registry, model.name, event)
 
@@ -317,22 +308,19 @@ def _text(value: Any) -> str:
 
 def _lineage(manifest: ArtifactManifest, folder: Path, run: Path | None) -> Lineage:
     evaluation, gate = None if manifest.is_rounded else manifest.evaluation, manifest.gate
-    results: dict[str, Any] = {}
+    values: dict[str, Any] = {
+        "artifact": manifest.id, "manifest": sha256_file(folder / ARTIFACT), "format": manifest.format,
+        "quantisation": manifest.quantisation.name if manifest.quantisation else "", "method": manifest.method,
+        "base": manifest.base.model, "base_fingerprint": manifest.base.fingerprint,
+        "licence": manifest.base.licence or "", "run": manifest.run.id, "run_key": manifest.run.key,
+        "run_folder": str(run.resolve()) if run else "", "dataset": manifest.dataset, "gate": gate.status,
+        "suite": gate.suite.name if gate.suite else "",
+        "judged": "artifact" if run and (run / EVALS / manifest.id / GateResult.file).is_file() else "",
+    }  # fmt: skip
     if evaluation:
-        results = {"split": evaluation.split, "rows": evaluation.n, "primary": evaluation.primary}
-        results["metrics"] = plain(evaluation.metrics)
-    return Lineage(
-        artifact=manifest.id, manifest=sha256_file(folder / ARTIFACT), format=manifest.format,
-        quantisation=manifest.quantisation.name if manifest.quantisation else "", method=manifest.method,
-        base=manifest.base.model, base_fingerprint=manifest.base.fingerprint, licence=manifest.base.licence or "",
-        run=manifest.run.id, run_key=manifest.run.key, run_folder=str(run.resolve()) if run else "",
-        dataset=manifest.dataset, gate=gate.status, suite=gate.suite.name if gate.suite else "",
-        judged="artifact" if run is not None and (run / EVALS / manifest.id / GateResult.file).is_file() else "",
-        **results,
-    )  # fmt: skip
-
-
-# --- where a version's files are ---------------------------------------------------------------
+        values |= {"split": evaluation.split, "rows": evaluation.n, "primary": evaluation.primary}
+        values["metrics"] = plain(evaluation.metrics)
+    return Lineage.model_validate(values)
 
 
 def _create(registry: Registry, name: str, folder: Path, lineage: Lineage) -> str:
@@ -358,23 +346,21 @@ def _create(registry: Registry, name: str, folder: Path, lineage: Lineage) -> st
 
 
 def local_artifact(registry: Registry, version: RegisteredVersion) -> Path:
-    """The folder of a version's artifact: where it was registered, else fetched into the cache.
-
-    Raises:
-        UserError: it is gone, or another artifact is in its place.
-    """
-    where, step = version.source, f"export the run again, or register another artifact (id {version.lineage.artifact})"
-    parts = urlparse(version.source)
+    """The folder of a version's artifact: as registered, else fetched; UserError: it is not there, or another is."""
+    parts, fault = urlparse(version.source), ""
     folder = Path(unquote(parts.path)) if parts.scheme in ("", "file") else _fetched(registry, version)
     if not folder.is_dir():
-        raise UserError("The files of this version are gone", where=where, next_step=step)
-    if read_artifact(folder).id != version.lineage.artifact:
-        raise UserError("Another artifact stands where this version's files were", where=where, next_step=step)
+        fault = "The files of this version are missing"
+    elif read_artifact(folder).id != version.lineage.artifact:
+        fault = "Another artifact is where this version's files were"
+    if fault:
+        step = f"export the run again, or register another artifact (id {version.lineage.artifact})"
+        raise UserError(fault, where=version.source, next_step=step)
     return folder
 
 
 def fetch_run_files(registry: Registry, version: RegisteredVersion, names: Sequence[str]) -> Path:
-    """A folder in the cache with files of a version's run, as far as MLflow has them: `eval.json`, `dataset/train.jsonl`, ..."""
+    """A folder in the cache with those of a version's run's files that MLflow has: `eval.json`, `dataset/...`."""
     from mlflow.exceptions import MlflowException
 
     folder = cache_folder() / "registry" / f"run-{version.tracked}"

@@ -10,16 +10,123 @@ import contextlib
 import heapq
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import mul
 
 from tuneloop.core.units import counted, verb
-from tuneloop.serving.http.errors import ApiError
-from tuneloop.serving.service_time import ServiceTime
+from tuneloop.serving.http.api_request import ApiError, unavailable
 
 LEARN_EVERY = 0.005  # seconds between two requests of a model that its times are learned from
 PATIENCE = {"high": 0.25, "normal": 1.0, "low": 8.0, "flex": 60.0}  # class -> deadlines after which it is due
+FORGETTING = 0.99  # weight of an observation falls by this with each later one: the last hundred count
+ENOUGH = 10  # observations before a prediction is trusted: with four weights, fewer refuse without need
+
+
+@dataclass
+class FittedLine:
+    """A linear function, fitted by recursive least squares with forgetting (Ljung, System Identification, 11.2)."""
+
+    size: int  # of the features
+    weights: list[float] = field(default_factory=list)
+    seen: int = 0
+    _p: list[list[float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.weights = self.weights or [0.0] * self.size
+        self._p = [[1e4 if i == j else 0.0 for j in range(self.size)] for i in range(self.size)]
+
+    def predict(self, features: Sequence[float]) -> float:
+        """The value at these features."""
+        return float(sum(map(mul, self.weights, features)))
+
+    def learn(self, features: Sequence[float], value: float) -> None:
+        """Take an observation in."""
+        px = [sum(map(mul, row, features)) for row in self._p]
+        scale = FORGETTING + sum(map(mul, features, px))
+        step = (value - self.predict(features)) / scale
+        self.weights = [w + p * step for w, p in zip(self.weights, px, strict=True)]
+        for row, p in zip(self._p, px, strict=True):
+            new = ((old - p / scale * other) / FORGETTING for old, other in zip(row, px, strict=True))
+            row[:] = [min(max(value, -1e6), 1e6) for value in new]
+        self.seen += 1
+
+
+@dataclass
+class TimeCalibration:
+    """How predictions compare with what came of them."""
+
+    target: float = 0.99
+    n: int = 0  # predictions that were compared
+    error: float = 0.0  # running mean of |predicted - actual| / actual
+    coverage: float = 0.0  # running share that took no longer than the upper bound
+    spread: float = 0.0  # running mean of |predicted - actual|, in ms
+    # Spreads above a prediction that bound `target` of all, moved after each (Robbins and Monro 1951).
+    margin: float = 3.0
+
+    def bound(self, predicted: float) -> float:
+        """What a prediction in ms will hardly pass."""
+        return predicted + self.margin * self.spread
+
+    def learn(self, predicted: float, actual: float) -> None:
+        """Compare a prediction with what came of it, both in ms."""
+        if predicted <= 0 or actual <= 0:
+            return
+        self.n += 1
+        share = max(1 / self.n, 0.02)
+        inside = actual <= self.bound(predicted)
+        self.error += share * (abs(predicted - actual) / actual - self.error)
+        self.coverage += max(1 / self.n, 0.01) * (float(inside) - self.coverage)
+        self.spread += share * (abs(predicted - actual) - self.spread)
+        self.margin = min(max(self.margin + 0.5 * (self.target - float(inside)), 1.0), 10.0)
+
+
+@dataclass
+class ServiceTime:
+    """What is known of a model's times: two lines, and the mean length of its last answers."""
+
+    # First token, in ms: by tokens of the prompt, requests being answered, tokens of other prompts still to be read.
+    first: FittedLine = field(default_factory=lambda: FittedLine(4))
+    rest: FittedLine = field(
+        default_factory=lambda: FittedLine(2)
+    )  # each further token, in ms: by requests being answered
+    length: float = 0.0
+    calibration: TimeCalibration = field(default_factory=TimeCalibration)
+    learned: float = -math.inf  # of the clock, when it last was
+
+    @property
+    def known(self) -> bool:
+        """Whether there is enough to predict by."""
+        return self.first.seen >= ENOUGH
+
+    def first_ms(self, prompt_tokens: int, active: int, ahead: int = 0) -> float:
+        """Milliseconds from the start of a request to its first token, behind tokens of other prompts; 0: not known."""
+        if not self.known:
+            return 0.0
+        return max(self.first.predict((1.0, prompt_tokens / 100, active, ahead / 100)), 0.1)
+
+    def total_ms(self, prompt_tokens: int, active: int, longest: int) -> float:
+        """Milliseconds that a request takes in all; 0 while nothing is known."""
+        if not self.known:
+            return 0.0
+        each = max(self.rest.predict((1.0, active)), 0.0) if self.rest.seen else 0.0
+        return self.first_ms(prompt_tokens, active) + each * min(self.length or longest, longest)
+
+    def learn(self, prompt: int, active: int, tokens: int, first_ms: float, total_ms: float, ahead: int = 0) -> None:
+        """Take a request in that was answered to its end.
+
+        Args:
+            prompt, tokens: tokens read and written.
+            active, ahead: when it began: requests being answered, itself included; tokens of other prompts to be read.
+            first_ms, total_ms: from the start of its work.
+        """
+        if self.known:
+            self.calibration.learn(self.first_ms(prompt, active, ahead), first_ms)
+        self.first.learn((1.0, prompt / 100, active, ahead / 100), first_ms)
+        if tokens > 1:
+            self.rest.learn((1.0, active), (total_ms - first_ms) / (tokens - 1))
+        self.length += (tokens - self.length) * max(0.05, 1 / self.first.seen)
 
 
 @dataclass
@@ -36,7 +143,7 @@ class Work:
 
 
 @dataclass
-class Pass:
+class QueuePlace:
     """A request that has been let in; give it back with `Admission.leave`."""
 
     work: Work
@@ -70,13 +177,13 @@ class Admission:
     refuse: bool = True  # whether requests are refused that can't meet their deadline; else they wait
     clock: Callable[[], float] = time.monotonic  # seconds
     tally: Tally = field(default_factory=Tally)
-    models: dict[str, ServiceTime] = field(default_factory=dict)
-    active: dict[int, Pass] = field(default_factory=dict)
+    models: dict[str, ServiceTime] = field(default_factory=lambda: defaultdict(ServiceTime))
+    active: dict[int, QueuePlace] = field(default_factory=dict)
     closed: bool = False
     giving_way: int = 0
     gap_ms: float = 0.0  # between two that leave while all slots are taken, on average
     _full_since: float = 0.0
-    _queue: list[tuple[float, int, Pass, asyncio.Future[None]]] = field(default_factory=list)
+    _queue: list[tuple[float, int, QueuePlace, asyncio.Future[None]]] = field(default_factory=list)
     _count: int = 0
     _waiting: Counter[str] = field(default_factory=Counter)
     _idle: list[asyncio.Future[None]] = field(default_factory=list)
@@ -88,20 +195,13 @@ class Admission:
 
     def times(self, model: str) -> ServiceTime:
         """What is known of a model's times."""
-        if model not in self.models:
-            self.models[model] = ServiceTime()
         return self.models[model]
 
-    async def enter(self, work: Work) -> Pass:
-        """Wait until the engine has room.
-
-        Raises:
-            ApiError: the server is stopping, too many wait, or the deadline can't be met.
-        """
-        if self.closed:
-            raise ApiError(503, "The server is stopping", code="stopping", headers={"Retry-After": "5"})
-        place = Pass(work, self.clock())
-        self._promise(place)
+    async def enter(self, work: Work) -> QueuePlace:
+        """Wait until the engine has room; ApiError: the server is stopping, too many wait, or it would be late."""
+        self._refuse_where_closed()
+        place = QueuePlace(work, self.clock())
+        self._refuse_late(place)
         if len(self.active) < self.slots and not self.waiting:
             self._start(place)
             return place
@@ -119,16 +219,20 @@ class Admission:
                 future.cancel()
                 self._gone(work.key)
             raise
-        if self.closed and not place.started:
-            raise ApiError(503, "The server is stopping", code="stopping", headers={"Retry-After": "5"})
+        if not place.started:
+            self._refuse_where_closed()
         return place
+
+    def _refuse_where_closed(self) -> None:
+        if self.closed:
+            raise unavailable("The server is stopping", "stopping")
 
     @property
     def _unread(self) -> int:
         """Tokens of prompts at work whose first token has not come."""
         return sum(each.work.prompt_tokens for each in self.active.values() if each.reading)
 
-    def leave(self, place: Pass, tokens: int, first_ms: float | None = None, *, whole: bool = False) -> None:
+    def leave(self, place: QueuePlace, tokens: int, first_ms: float | None = None, *, whole: bool = False) -> None:
         """Give a place back. A second call does nothing.
 
         Args:
@@ -156,18 +260,12 @@ class Admission:
         self._next()
 
     @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """Count work that yields to other work: it takes no slot, but has its bound.
-
-        Raises:
-            ApiError: the server is stopping, or so much is under way already.
-        """
-        if self.closed:
-            raise ApiError(503, "The server is stopping", code="stopping", headers={"Retry-After": "5"})
-        if self.giving_way >= self.most_waiting:
+    def background(self) -> Iterator[None]:
+        """Count work that takes no slot, as it yields to other work; ApiError: the server stops, or it is too much."""
+        self._refuse_where_closed()
+        if (n := self.giving_way) >= self.most_waiting:
             self.tally.refused += 1
-            count, is_ = counted(self.giving_way, "request"), verb(self.giving_way, "is", "are")
-            what = f"{count} that {verb(self.giving_way, 'gives', 'give')} way {is_} waiting already"
+            what = f"{counted(n, 'request')} of low urgency {verb(n, 'is', 'are')} waiting already"
             raise ApiError(429, what, code="queue_full", headers={"Retry-After": "10"})
         self.giving_way += 1
         try:
@@ -178,21 +276,19 @@ class Admission:
     def close(self) -> None:
         """Let no one in any more; those who wait are refused."""
         self.closed = True
-        for _, _, _, future in self._queue:
-            if not future.done():
-                future.set_result(None)
+        _release(future for *_, future in self._queue)
         self._queue.clear()
         self._waiting.clear()
         self._next()
 
-    async def quiet(self) -> None:
+    async def wait_until_idle(self) -> None:
         """Wait until there is room that no request needs: then work of batches may continue."""
         while not self.closed and (self.waiting or len(self.active) >= self.slots):
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._idle.append(future)
             await future
 
-    def _start(self, place: Pass) -> None:
+    def _start(self, place: QueuePlace) -> None:
         self.tally.accepted += 1
         place.started = self.clock()
         place.ahead = self._unread
@@ -218,22 +314,20 @@ class Admission:
             future.set_result(None)
         if not self._queue and (self.closed or len(self.active) < self.slots):
             idle, self._idle = self._idle, []
-            for future in idle:
-                if not future.done():
-                    future.set_result(None)
+            _release(idle)
 
-    def _due(self, place: Pass) -> float:
+    def _due(self, place: QueuePlace) -> float:
         """Arrival + deadline * patience of the class - the time that it takes + that of the key's waiting requests.
 
-        So a more urgent class goes first, within it what has least slack; no key holds up the others, and no request that
-        has waited long enough is overtaken.
+        So a more urgent class goes first, within it what has least slack; no key holds up the others, and no request
+        that has waited long enough is overtaken.
         """
         work = place.work
         takes = self.times(work.model).total_ms(work.prompt_tokens, self.slots, work.longest)
         others = self._waiting[work.key] * takes / self.slots
         return place.arrived + (work.deadline_ms * PATIENCE[work.rank] - takes + others) / 1000
 
-    def wait_ms(self, place: Pass) -> float:
+    def wait_ms(self, place: QueuePlace) -> float:
         """Predicted milliseconds until a request that comes now is let in."""
         if len(self.active) < self.slots and not self.waiting:
             return 0.0
@@ -245,11 +339,11 @@ class Admission:
         for _, _, other in ahead:
             takes = self.times(other.work.model).total_ms(other.work.prompt_tokens, self.slots, other.work.longest)
             heapq.heappush(free, heapq.heappop(free) + takes)
-        # Requests that take longer than predicted seem to end at once; so many ones ahead can't leave faster than others did.
+        # Requests that take longer than predicted seem to end at once; those ahead can't leave faster than others did.
         return max(free[0], (len(ahead) + 1) * self.gap_ms)
 
-    def _promise(self, place: Pass) -> None:
-        """Refuse what is late because others are before it; not what is late even alone, which waiting does not help."""
+    def _refuse_late(self, place: QueuePlace) -> None:
+        """Refuse what is late because others are before it; not what is late alone too, which waiting does not help."""
         work, times = place.work, self.times(place.work.model)
         queue = f"{counted(self.waiting, 'request')} {verb(self.waiting, 'is', 'are')} waiting"
         if self.waiting >= self.most_waiting:
@@ -270,3 +364,10 @@ class Admission:
             after, late = str(max(math.ceil((bound - promised) / 1000), 1)), f"{place.predicted_ms:.0f}"
             what = f"The first token would come after {late} ms, and {promised:.0f} ms are allowed; {queue}"
             raise ApiError(429, what, code="deadline", headers={"Retry-After": after, "x-tuneloop-predicted-ms": late})
+
+
+def _release(futures: Iterable[asyncio.Future[None]]) -> None:
+    """Let those who wait continue; those who have left are done."""
+    for future in futures:
+        if not future.done():
+            future.set_result(None)

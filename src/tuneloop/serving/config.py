@@ -22,16 +22,13 @@ class Objective(Config):
 
 
 class KeysConfig(Config):
-    """Who may ask."""
+    """Who may send requests."""
 
     required: bool | None = Field(
-        None,
-        description="whether a key is needed; default: on any address but loopback, and once a key was made, until "
-        "`tuneloop keys open --yes`",
+        None, description="whether a key is needed; default: off loopback, and once a key was made until `keys open`"
     )
     open_rights: list[Right] = Field(
-        [],
-        description="rights of callers without a key, as `keys add --rights`: where only your own application reaches the server",
+        [], description="rights of callers without a key, where only your own application reaches the server"
     )
 
 
@@ -44,41 +41,34 @@ class ServeLimits(Config):
     most_choices: int = Field(16, ge=1, description="largest n of a request")
     request_seconds: float = Field(600.0, gt=0, description="time for a request as a whole")
     silent_seconds: float = Field(
-        30.0,
-        gt=0,
-        description="time for the head of a request, for the next part of its body, and between two requests of a connection; "
-        "then it is closed",
+        30.0, gt=0, description="time for a request's head, the next part of its body, or the connection's next request"
     )
     drain_seconds: float = Field(30.0, ge=0, description="time that running requests get when the server is stopped")
     proxies: list[str] = Field(
-        [],
-        description="addresses of reverse proxies, whose X-Forwarded-For names the client; from others it says nothing",
+        [], description="addresses of reverse proxies: only their X-Forwarded-For names the client"
     )
 
 
 class LogConfig(Config):
     """What is kept of requests, and where."""
 
-    store: str = Field(
-        "",
-        description="database for requests, feedback and decisions, as postgresql://USER@HOST/DATABASE; "
-        "default: the file store.db in the server's folder",
-    )
+    store: str = Field("", description="database in place of the folder's store.db, as postgresql://USER@HOST/DATABASE")
     content: Literal["redacted", "pseudonyms", "full", "hash", "none"] = Field(
         "redacted",
-        description="redacted: texts without personal data; pseudonyms: with invented values in their place, by the key in "
-        "TUNELOOP_SECRET; full: texts as they are; hash: a digest of each text; none; but for full, batches that are over lose their input",
+        description="redacted: texts without personal data; pseudonyms: with invented values in their place, by the "
+        "key in TUNELOOP_SECRET; full: texts as they are; hash: a digest of each text; none; but for full, batches "
+        "that are over lose their input",
     )
     lines: Literal["text", "json"] = Field(
         "text",
-        description="what the server says on standard error: text, notes for people; json, an object in each line for a "
-        "collector of logs, and one for each request, without its texts",
+        description="on standard error: text, notes for people; json, an object a line for a collector of logs, also "
+        "for each request, without its texts",
     )
     keep_days: float | None = Field(
         None,
         gt=0,
-        description="days after which texts, users and conversations leave the store, and texts the uploads and batches that "
-        "are over; numbers stay; default: never",
+        description="days after which texts, users and conversations leave the store, and texts the uploads and ended "
+        "batches; numbers stay; default: never",
     )
 
 
@@ -105,16 +95,11 @@ class FeedbackConfig(Config):
     """Where feedback may come from, besides this server's own clients, and how much of it is taken."""
 
     origins: list[str] = Field(
-        [],
-        description="pages whose readers may send feedback without a key, as in https://shop.example; `/feedback.js` does it there",
+        [], description="sites whose readers may send feedback without a key, by `/feedback.js`: https://shop.example"
     )
-    per_minute: int = Field(
-        120, ge=1, description="pieces of feedback a minute from one key or, without a key, one address"
-    )
+    per_minute: int = Field(120, ge=1, description="pieces of feedback a minute from one key, or address without a key")
     pages_per_minute: int = Field(
-        3000,
-        ge=1,
-        description="pieces of feedback a minute from all readers of pages together, or from all users of a key with the right users",
+        3000, ge=1, description="the same from all readers of pages together, or all users whom one key names"
     )
 
 
@@ -124,9 +109,7 @@ class MonitorConfig(Config):
     reference: str = Field("", description="prepared data set that is compared with; empty: nothing is monitored")
     window: str = Field("7d", description="length of a window, as in 7d or 12h")
     false_alarms: float = Field(2.0, gt=0, le=50, description="windows of a year that may raise an alarm without cause")
-    canaries: int = Field(
-        20, ge=0, le=500, description="test rows of the data set that are sent again and again: did the answers change?"
-    )
+    canaries: int = Field(20, ge=0, le=500, description="test rows that are sent regularly: did the answers change?")
     canaries_every: str = Field("1d", description="time between two rounds of them, as in 1d or 12h")
 
 
@@ -145,17 +128,14 @@ class ServeConfig(Config):
         {}, description="name -> run, artifact or registered version (NAME@champion); the first one answers by default"
     )
     tasks: str = Field("", description="tasks.json of `tuneloop merge`: which model answers which task")
-    router: str = Field(
-        "", description="folder of `tuneloop route fit`: chooses who answers requests to the model `router`"
-    )
+    router: str = Field("", description="folder of `tuneloop route fit`: decides who answers the model `router`")
     engine: str | list[str] = Field(
         "auto",
         description="tuneloop, our own; llama.cpp, for GGUF files; auto: by what the base is; "
         "or the URL of an OpenAI-compatible server, or several with commas, between which requests are balanced",
     )
     tokenizer: str = Field(
-        "",
-        description="model whose tokenizer makes the prompts for a URL; default: the base of the runs, else the server renders",
+        "", description="model whose tokenizer makes a URL's prompts; default: the runs' base, else the server renders"
     )
     api_key_env: str = Field("OPENAI_API_KEY", description="environment variable with the key of these servers")
     host: str = Field("127.0.0.1", description="address; 0.0.0.0 lets others in, who then need a key")
@@ -163,15 +143,13 @@ class ServeConfig(Config):
     folder: str = Field("serve", description="folder of the store, keys and batches")
     merge: bool = Field(
         False,
-        description="our own engine with one adapter: write it into the base's weights, so that answers are written faster; "
-        "some differ by rounding, and the base itself is not served",
+        description="our own engine with one adapter: write it into the base's weights, which answers faster; some "
+        "answers differ by rounding, and the base itself is not served",
     )
     slots: int = Field(16, ge=1, description="requests that the engine answers at the same time")
     context: int = Field(4096, ge=64, description="tokens of a prompt with its answer, in llama.cpp")
     canaries: int = Field(
-        5,
-        ge=0,
-        description="test rows of each model's evaluation that are sent at the start; it must answer as it did then",
+        5, ge=0, description="evaluated test rows that are sent at the start: each model must answer as it did then"
     )
     objective: Objective = Objective()
     keys: KeysConfig = KeysConfig()

@@ -46,11 +46,11 @@ class CostRow:
 
     def to_json(self) -> dict[str, Any]:
         """With the prices that follow from it."""
-        paid = self.usd if self.machine_usd is None else self.machine_usd
+        usd = self.usd if self.machine_usd is None else self.machine_usd
         return {
             **asdict(self),
-            "usd_per_million_tokens": paid / self.tokens * 1e6 if self.tokens else None,
-            "usd_per_request": paid / self.requests if self.requests else None,
+            "usd_per_million_tokens": usd / self.tokens * 1e6 if self.tokens else None,
+            "usd_per_request": usd / self.requests if self.requests else None,
         }
 
 
@@ -113,47 +113,40 @@ def since_time(text: str, now: float | None = None) -> str:
 
 
 def costs_of(place: Path | str, since: str = "", usd_per_hour: float | None = None, gpu: str = "") -> Costs:
-    """What the requests of a server cost.
+    """What the requests of a server cost; UserError: there is no store.
 
     Args:
         place: the server's folder, or its store.
         since: ISO time; empty: all of them.
         usd_per_hour: of the machine; None: `prices.usd_per_hour` of the server's settings.
         gpu: of the planner's forecast; empty: a common one.
-
-    Raises:
-        UserError: there is no store.
     """
     file = store_folder(place) / ServerState.file
     state = read_record(ServerState, file) if file.is_file() else ServerState()
     price = state.usd_per_hour if usd_per_hour is None else usd_per_hour
     with opened(place) as store:
         # Each alone is looked up in the index; both at once are not in SQLite.
-        first, last = (
-            store.execute(f"SELECT {each}(time) FROM requests WHERE time >= ?", [since]).fetchone()[0]
-            for each in ("MIN", "MAX")
-        )
+        queries = (f"SELECT {each}(time) FROM requests WHERE time >= ?" for each in ("MIN", "MAX"))
+        first, last = (store.execute(query, [since]).fetchone()[0] for query in queries)
         groups = _groups(store, since)
         rows = {by: _rows(groups, place) for place, by in enumerate(BY)}
         (whole,) = _rows(groups, None) or [("all", 0, 0, 0, 0, 0.0, 0.0, 0)]
-    hours = (datetime.fromisoformat(last) - datetime.fromisoformat(first)).total_seconds() / 3600 if first else 0.0
+    span = (datetime.fromisoformat(last) - datetime.fromisoformat(first)).total_seconds() if first else 0.0
     seconds = whole[5] or 0.0
-    hours = max(hours, seconds / 3600)
+    hours = max(span, seconds) / 3600
     machine = hours * price if price else None
 
     def row(values: Sequence[Any]) -> CostRow:
         name, *numbers = values
-        requests, failed, read, written, used, usd, refused = (each or 0 for each in numbers)
+        requests, failed, prompt, completion, used, usd, refused = (each or 0 for each in numbers)
         share = None if machine is None else machine * (used / seconds if seconds else 0.0)
-        return CostRow(name or "(none)", requests, failed, refused, read, written, used, usd, share)
+        return CostRow(name or "(none)", requests, failed, refused, prompt, completion, used, usd, share)
 
     total = row(whole)
     busy = seconds / (hours * 3600) if hours else 0.0
-    return Costs(
-        since, hours, busy, price, total,
-        {by: [row(each) for each in groups] for by, groups in rows.items()},
-        _hosted(state.base, total, price), _forecast(state.base, total, busy, gpu),
-    )  # fmt: skip
+    by_name = {by: [row(each) for each in groups] for by, groups in rows.items()}
+    hosted, forecast = _hosted(state.base, total, price), _forecast(state.base, total, busy, gpu)
+    return Costs(since, hours, busy, price, total, by_name, hosted, forecast)
 
 
 def _forecast(base: str, total: CostRow, busy: float, gpu: str) -> Forecast | None:
@@ -170,15 +163,14 @@ def _forecast(base: str, total: CostRow, busy: float, gpu: str) -> Forecast | No
         return None  # a model that the planner does not know
     if plan is None:
         return None
-    engine = plan.engine
-    return Forecast(
-        engine.source, engine.tokens_per_second, total.tokens / total.seconds, plan.price.machines_usd(plan.gpus),
-        engine.usd_per_million(1.0), engine.usd_per_million(busy) if busy else None,
-    )  # fmt: skip
+    engine, per_hour = plan.engine, plan.price.machines_usd(plan.gpus)
+    full, used = engine.usd_per_million(1.0), engine.usd_per_million(busy) if busy else None
+    measured = total.tokens / total.seconds
+    return Forecast(engine.source, engine.tokens_per_second, measured, per_hour, full, used)
 
 
 def _groups(store: Database, since: str) -> list[tuple[Any, ...]]:
-    """Sums of requests by all of `BY` at once: of whole days as the store keeps them, and of what is left of the first day."""
+    """Sums of requests by all of `BY` at once, from the store's sums of whole days and the rest of the first day."""
     days = f"SELECT {', '.join(BY)}, {', '.join(f'SUM({each})' for each in SUMS)} FROM costs WHERE day "
     by = f" GROUP BY {', '.join(BY)}"
     day = since[:10]

@@ -22,15 +22,14 @@ from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import Completion
 from tuneloop.records.request import ANYONE, LEFT, NOT_LOADED, REFUSED, StoredRequest
 from tuneloop.records.rows import Message
-from tuneloop.serving.admission import Admission, Pass, Work
+from tuneloop.serving.admission import Admission, QueuePlace, Work
 from tuneloop.serving.config import ServeConfig
-from tuneloop.serving.http.api_request import ApiRequest
-from tuneloop.serving.http.errors import ApiError
+from tuneloop.serving.http.api_request import ApiError, ApiRequest, unavailable
 from tuneloop.serving.http.metrics import Metrics
 from tuneloop.serving.keys import ApiKey, Keyring, Right
 from tuneloop.serving.limits import Ledger
-from tuneloop.serving.pool import guessed_tokens
-from tuneloop.serving.store.store import Answered, who_meets
+from tuneloop.serving.pool import prompt_size
+from tuneloop.serving.store.store import AnsweredRequest, experiment_unit
 from tuneloop.serving.store.writer import StoreWriter
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class ArmDraw:
     """What an experiment says of a request."""
 
     arm: str
@@ -55,8 +54,8 @@ class Drawn:
     served: str = ""  # name of the gateway's candidate that answers; empty: the model itself
 
 
-# Model, `store.who_meets` (empty: no one who comes again), id of the request -> its arm; None: no experiment.
-Draw = Callable[[str, str, str], Drawn | None]
+# Model, `store.experiment_unit` (empty: no one who comes again), id of the request -> its arm; None: no experiment.
+Draw = Callable[[str, str, str], ArmDraw | None]
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class ServedModel:
     max_new_tokens: int | None = None  # longest answer, where a request does not say it; None: the server's
     read: ReadPrompt | None = None  # how turns become its prompt; None: as they are
     source: str = ""  # what it was made from
-    decode: Callable[[Sequence[int]], str] | None = None  # text of token ids, for log probabilities; None: nobody knows
+    decode: Callable[[Sequence[int]], str] | None = None  # text of token ids, for log probabilities; None: not known
     # when its weights were written, in seconds since 1970
     created: int = field(default_factory=lambda: int(time.time()), compare=False)
 
@@ -159,16 +158,16 @@ class SharedClock:
 class _Account:
     """What is known of a request on its way, for the log."""
 
-    id: str
     request: ApiRequest
     caller: Caller
-    model: ServedModel
-    champion: ServedModel
+    model: ServedModel  # that answers
+    champion: ServedModel  # that was named, or chosen by a router
     engine: ServingEngine
-    time: str
-    began: float
-    drawn: Drawn | None = None
-    route: Mapping[str, Any] | None = None
+    id: str = field(default_factory=uuid7)
+    arrived: str = field(default_factory=utc_now)
+    began: float = field(default_factory=time.perf_counter)
+    draw: ArmDraw | None = None
+    route: dict[str, Any] | None = None
     fallback: str | None = None
     shadow: str | None = None
     prompt_tokens: int = 0
@@ -181,8 +180,7 @@ class _Account:
     status: str = "cancelled"
     patient: bool = False
     again: bool = False  # a second try in another way
-    place: Pass | None = None
-    noted: StoredRequest | None = None  # filled in when it ends
+    place: QueuePlace | None = None
 
     @property
     def tokens(self) -> int:
@@ -241,7 +239,7 @@ class Copies:
 
     async def _work(self, gateway: Gateway) -> None:
         while self.waiting and not gateway.admission.closed:
-            await gateway.admission.quiet()
+            await gateway.admission.wait_until_idle()
             if gateway.admission.closed or not self.waiting:
                 return
             copy = self.waiting.popleft()
@@ -281,8 +279,8 @@ class Gateway:
     # key and conversation -> the model that it was sent to
     conversations: dict[tuple[str, str], str] = field(default_factory=dict)
     # requests under way and those that have just ended, by id, with the time until which they are recent
-    recent: dict[str, tuple[Answered, float]] = field(default_factory=dict)
-    alone: bool = False  # only work of batches is done, so that it yields to no other
+    recent: dict[str, tuple[AnsweredRequest, float]] = field(default_factory=dict)
+    batches_only: bool = False  # only work of batches is done, so that it yields to no other
     # is given each request that has ended, as it is stored, with its status; it must not wait
     ended: Callable[[StoredRequest, str], None] | None = None
     _busy: Counter[int] = field(default_factory=Counter)  # requests under way, by the identity of their engine
@@ -290,12 +288,9 @@ class Gateway:
     def swap(
         self, engine: ServingEngine, models: Mapping[str, ServedModel], candidates: Mapping[str, ServedModel]
     ) -> ServingEngine:
-        """Let another engine, which is started and proved, answer from the next request on.
+        """Let another engine, which is started and proved, answer from the next request on; returns the one until now.
 
         Requests that have begun stay with theirs: stop it after `drained`.
-
-        Returns:
-            The engine that answered until now.
         """
         before = self.engine
         router = {ROUTER: self.models[ROUTER]} if self.route is not None else {}
@@ -345,11 +340,7 @@ class Gateway:
         return [name for name in self.models if not only or name in only]
 
     def model_of(self, name: str, caller: Caller) -> ServedModel:
-        """A model by its name; the first one where there is none.
-
-        Raises:
-            ApiError: there is none, or the key must not use it.
-        """
+        """A model by its name; without one the first. ApiError: it is not here, or the key must not use it."""
         model = self.models.get(name) if name else next(iter(self.models.values()))
         if model is None:
             what = f"The model {name[:80]!r} does not exist here; there are: {', '.join(self.models_for(caller))}"
@@ -364,21 +355,21 @@ class Gateway:
         """The pieces of an answer. Close the iterator to end it early: the engine stops, and what was used is counted.
 
         Args:
-            background: work of a batch, which waits for no place; the engine does it in what others leave idle, where it can.
+            background: work of a batch, which waits for no place: the engine does it in idle time, where it can.
             copy: of another request, which a candidate answers unseen.
 
         Raises:
             ApiError: it is refused, or fails on the way.
         """
         if self.store.full:
-            raise ApiError(503, "The store takes nothing at present", code="store", headers={"Retry-After": "5"})
+            raise unavailable("The store takes nothing at present", "store")
         request, routed = await self._routed(request, caller)
         account = self._account(request, caller, copy, routed)
         self._busy[id(account.engine)] += 1
-        account.noted = noted = self._begun(account)
-        self.store.begin(noted)
+        record = _record_of(account)
+        self.store.begin(record)
         if not account.shadow:
-            self._remember(noted, math.inf)
+            self._remember(record, math.inf)
         try:
             while True:
                 try:
@@ -403,13 +394,13 @@ class Gateway:
             raise
         finally:
             self._busy[id(account.engine)] -= 1
-            self._log(account)
+            self._log(account, record)
 
     async def _routed(self, request: ApiRequest, caller: Caller) -> tuple[ApiRequest, Routed | None]:
         """A request to the router with the model that it chooses; any other one as it is.
 
-        A conversation stays with the model of its first request. One without a name is decided by its first turn, which
-        comes again with each request.
+        A conversation stays with the model of its first request. Of one without a name the first turn decides, which
+        comes with each request.
         """
         if self.route is None or self.model_of(request.model, caller).name != ROUTER:
             return request, None
@@ -430,27 +421,25 @@ class Gateway:
         """A request with who answers it: its model, or a candidate in its place."""
         champion = self.models[request.model] if routed is not None else self.model_of(request.model, caller)
         caller = caller if caller.user or not request.user else replace(caller, user=request.user)
-        account = _Account(
-            uuid7(), request, caller, champion, champion, self.engine, utc_now(), time.perf_counter(),
-            route=routed.logged() if routed is not None else None,
-        )  # fmt: skip
+        account = _Account(request, caller, champion, champion, self.engine)
+        account.route = routed.logged() if routed is not None else None
         if copy is not None:
-            account.shadow, account.drawn = copy.of, Drawn(copy.arm, 0.0, copy.served)
+            account.shadow, account.draw = copy.of, ArmDraw(copy.arm, 0.0, copy.served)
             account.model = self.candidates[copy.served]
         elif self.draw is not None:
-            who = who_meets(caller.voice, caller.user, caller.conversation)
-            account.drawn = self.draw(champion.name, who, account.id)
-            if account.drawn is not None and account.drawn.served:
-                if (candidate := self.candidates.get(account.drawn.served)) is not None:
+            who = experiment_unit(caller.voice, caller.user, caller.conversation)
+            account.draw = self.draw(champion.name, who, account.id)
+            if account.draw is not None and account.draw.served:
+                if (candidate := self.candidates.get(account.draw.served)) is not None:
                     account.model = candidate
                 else:
                     account.fallback = NOT_LOADED
         return account
 
     def _may_try_again(self, account: _Account, error: ApiError) -> bool:
-        """Whether a request is answered in another way: by its own model where a candidate failed before the first piece,
-        in the tier flex where it would be late and its key says so."""
-        candidate = account.drawn is not None and account.model is not account.champion
+        """Whether a request is answered in another way: by its own model where a candidate failed before the first
+        piece, in the tier flex where it would be late and its key allows that."""
+        candidate = account.draw is not None and account.model is not account.champion
         failed = error.status >= 500 or error.code == "model_not_found"
         if candidate and failed and not (account.shadow or account.pieces or self.admission.closed):
             account.model, account.fallback = account.champion, error.message[:200]
@@ -465,44 +454,47 @@ class Gateway:
 
     def _copy(self, account: _Account, background: bool) -> None:
         """Have a candidate answer a copy of what was answered, some time when no request waits."""
-        if account.shadow or background or account.drawn is not None:
+        if account.shadow or background or account.draw is not None:
             return
         served, caller = self.shadow(account.model.name), account.caller
         if served not in self.candidates or (caller.key is not None and caller.key.limits.train == "no"):
-            return  # no work for an experiment from whom is not to be learned
+            return  # what must not be learned from does no work for an experiment
         caller = Caller(user=caller.user, conversation=caller.conversation)
         self.copies.add(self, Copy(account.id, served, replace(account.request, model=account.model.name), caller))
 
     async def request(self, request: ApiRequest, model: ServedModel, engine: ServingEngine | None = None) -> Request:
-        """The request to the engine (None: the one at work), with the prompt as tokens, as the model was trained.
-
-        Raises:
-            ApiError: there is no such prompt.
-        """
-        engine = engine or self.engine
-        prompt = Prompt(request.messages, request.tools, request.text)
+        """The prompt for the engine (None: the one at work), as the model was trained; ApiError: there is none."""
+        prompt, engine = Prompt(request.messages, request.tools, request.text), engine or self.engine
         if model.read is not None and request.messages:
             try:
                 prompt = await asyncio.to_thread(model.read, request.messages, request.tools)
             except ValueError as error:
                 raise ApiError(400, str(error), param="messages") from None
-        sends = not getattr(engine, "renders", True)  # the engine takes turns and texts as they are
-        if sends and prompt.tools:
-            what = "tools need the model's tokenizer here: tokenizer=MODEL in serve.yaml"
-            raise ApiError(400, what, param="tools")
-        ids: Sequence[int] = request.ids
+        ids, turns = request.ids, prompt.messages
         try:
-            if prompt.continues is not None and not sends:
-                if request.kind == "completions":  # else a document: the engine begins it as in training
-                    ids = await engine.tokenize(prompt.continues)
-            elif not ids and not sends:
-                ids = await engine.render(prompt.messages, prompt.tools, adapter=model.adapter)
+            if not getattr(engine, "renders", True):  # the engine takes turns and texts as they are
+                if prompt.tools:
+                    what = "tools need the model's tokenizer here: tokenizer=MODEL in serve.yaml"
+                    raise ApiError(400, what, param="tools")
+            else:
+                turns = ()
+                if prompt.continues is not None:
+                    if request.kind == "completions":  # else a document: the engine begins it as in training
+                        ids = await engine.tokenize(prompt.continues)
+                elif not ids:
+                    ids = await engine.render(prompt.messages, prompt.tools, adapter=model.adapter)
             return Request(
-                messages=prompt.messages if sends else (), tools=prompt.tools if sends else (), continues=prompt.continues,
-                ids=tuple(ids), sampling=request.sampling, stop=request.stop, logprobs=request.logprobs,
+                turns,
+                continues=prompt.continues,
+                ids=tuple(ids),
+                sampling=request.sampling,
+                stop=request.stop,
+                logprobs=request.logprobs,
                 max_new_tokens=request.max_new_tokens or model.max_new_tokens or self.config.limits.max_new_tokens,
-                adapter=model.adapter, choices=model.labels, schema=None if model.labels else request.schema,
-            )  # fmt: skip
+                adapter=model.adapter,
+                choices=model.labels,
+                schema=None if model.labels else request.schema,
+            )
         except UserError as error:
             raise ApiError(400, error.what, param=error.where or None) from None
         except OSError:
@@ -512,8 +504,8 @@ class Gateway:
         """The pieces of an answer by the account's model: reserve, wait for a place, have the engine answer, settle."""
         n, key = account.request.n, account.caller.key
         request = await self.request(account.request, account.model, account.engine)
-        account.prompt_tokens = len(request.ids) or guessed_tokens(request.messages)
-        if (background or account.request.tier == "flex") and not self.alone and can_give_way(account.engine):
+        account.prompt_tokens = prompt_size(request)
+        if (background or account.request.tier == "flex") and not self.batches_only and can_give_way(account.engine):
             account.patient, background = True, request.schema is None  # an answer under a schema can't be interrupted
             request = replace(request, gives_way=background)
         longest = request.max_new_tokens * n
@@ -524,15 +516,15 @@ class Gateway:
         reservation = self.ledger.reserve(key, account.prompt_tokens + longest, usd, again=account.again)
         place = None
         try:
-            with self.admission.aside() if background else contextlib.nullcontext():
+            with self.admission.background() if background else contextlib.nullcontext():
                 if not background:
                     place = account.place = await self.admission.enter(self._work(request, account))
                 began = self.clock.change(1)
                 try:
                     async with aclosing(self._updates(request, account)) as updates:
                         async for update in updates:
-                            index, new = update if isinstance(update, tuple) else (0, update)
-                            yield self._piece(request, account, index, new)
+                            index, part = update if isinstance(update, tuple) else (0, update)
+                            yield self._piece(request, account, index, part)
                 finally:
                     account.seconds = self.clock.change(-1) - began
                 if len(account.completions) < n:
@@ -550,9 +542,8 @@ class Gateway:
         """What the engine writes; of several choices with the number of the choice."""
         if (n := account.request.n) == 1:
             return account.engine.stream(request)  # type: ignore[return-value]
-        seed = request.sampling.seed
-        more = [replace(request, sampling=replace(request.sampling, seed=seed + i)) for i in range(n)]
-        return _merged([account.engine.stream(each) for each in more])
+        samplings = (replace(request.sampling, seed=request.sampling.seed + i) for i in range(n))
+        return _merged([account.engine.stream(replace(request, sampling=sampling)) for sampling in samplings])
 
     def _work(self, request: Request, account: _Account) -> Work:
         caller, key = account.caller, account.caller.key
@@ -567,11 +558,7 @@ class Gateway:
         return Work(account.model.name, *sizes, caller.name, rank, deadline, refusable=not patient)
 
     def _piece(self, request: Request, account: _Account, index: int, update: Update) -> Piece:
-        """Take in what an engine has written. Half of a surrogate pair, as another server may send, is no text.
-
-        Raises:
-            ApiError: it could not answer.
-        """
+        """Take in what an engine has written, whose half surrogate pairs are no text; ApiError: it could not answer."""
         if (text := storable(update.text)) is not update.text:
             update = replace(update, text=text)
         completion = update.completion
@@ -593,10 +580,9 @@ class Gateway:
                 account.prompt_tokens = completion.prompt_tokens  # as the engine has counted
         return Piece(index, update.text, completion, account.id, account.model, account.request.tier)
 
-    def _log(self, account: _Account) -> None:
+    def _log(self, account: _Account, record: StoredRequest) -> None:
         """Fill in the record of a request that has ended, and write it."""
-        model, first, record = account.model, account.completions.get(0), account.noted
-        assert record is not None
+        first = account.completions.get(0)
         text = first.text if first is not None else account.texts.get(0)
         chance = first.label_probability if first is not None else None
         record.completion = text
@@ -611,8 +597,8 @@ class Gateway:
         record.seconds, record.error = round(account.seconds, 6), account.error
         record.tier = "shadow" if account.shadow else account.request.tier
         if account.fallback is not None:  # who answers has changed
-            record.model, record.adapter = model.name, None if model.adapter == BASE else model.adapter
-            record.release, record.fallback = model.release or None, account.fallback
+            record.fallback = account.fallback
+            _note_model(record, account.model)
         if not account.shadow:
             if record.error is None or account.pieces:
                 self._remember(record, time.monotonic() + RECENT)
@@ -625,27 +611,36 @@ class Gateway:
 
     def _remember(self, record: StoredRequest, until: float) -> None:
         """Let feedback name a request, which the store may not have yet."""
-        answered = Answered(record.key, record.user, record.conversation, record.voice)
+        answered = AnsweredRequest(record.key, record.user, record.conversation, record.voice)
         self.recent[record.id] = answered, until
         if len(self.recent) > MOST_RECENT:
             del self.recent[next(iter(self.recent))]
 
-    def _begun(self, account: _Account) -> StoredRequest:
-        """A request as it is stored when it begins."""
-        request, model, caller, drawn = account.request, account.model, account.caller, account.drawn
-        prompt: list[Message] = list(request.messages)
-        if not prompt and request.text is not None:
-            prompt = [{"role": "user", "content": request.text}]
-        return StoredRequest(
-            id=account.id, time=account.time, key=caller.name, voice=caller.voice,
-            model=model.name, adapter=None if model.adapter == BASE else model.adapter, release=model.release or None,
-            arm=drawn.arm if drawn else None, propensity=drawn.propensity if drawn and not account.shadow else None,
-            route=dict(account.route) if account.route is not None else None, fallback=account.fallback,
-            train="no" if caller.key and caller.key.limits.train == "no" else None, shadow=account.shadow,
-            user=caller.user or None, conversation=caller.conversation or None, prompt=prompt,
-            tools=[dict(tool) for tool in request.tools],
-            total_ms=0.0, tier="shadow" if account.shadow else request.tier, usd=0.0, seconds=0.0,
-        )  # fmt: skip
+
+def _record_of(account: _Account) -> StoredRequest:
+    """A request as it is stored when it begins."""
+    request, caller, draw = account.request, account.caller, account.draw
+    prompt, tools = list(request.messages), [dict(tool) for tool in request.tools]
+    if not prompt and request.text is not None:
+        prompt = [{"role": "user", "content": request.text}]
+    name, tier = account.model.name, "shadow" if account.shadow else request.tier
+    record = StoredRequest(id=account.id, time=account.arrived, model=name, prompt=prompt, tools=tools, tier=tier)
+    _note_model(record, account.model)
+    record.key, record.voice = caller.name, caller.voice
+    record.user, record.conversation = caller.user or None, caller.conversation or None
+    record.shadow, record.route, record.fallback = account.shadow, account.route, account.fallback
+    record.total_ms = record.usd = record.seconds = 0.0
+    if draw is not None:
+        record.arm, record.propensity = draw.arm, None if account.shadow else draw.propensity
+    if caller.key is not None and caller.key.limits.train == "no":
+        record.train = "no"
+    return record
+
+
+def _note_model(record: StoredRequest, model: ServedModel) -> None:
+    """Note in a record which model answers."""
+    record.model, record.release = model.name, model.release or None
+    record.adapter = None if model.adapter == BASE else model.adapter
 
 
 async def _merged(streams: Sequence[AsyncIterator[Update]]) -> AsyncGenerator[tuple[int, Update], None]:

@@ -1,7 +1,7 @@
 """API keys `tl-ID-SECRET`: made once, shown once, kept as digests in `keys.json`.
 
-Once a key was made, keys are needed until `open_keys`, and one that was revoked stays so, whatever becomes of `keys.json`:
-a file in the folder `.keys` next to it, written first, says so, and a running server remembers it.
+Once a key was made, keys are needed until `open_keys`, and a revoked one stays so, whatever becomes of `keys.json`: a
+file in the folder `.keys` next to it, written first, says so, and a running server remembers it.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ Right = Literal["feedback", "users"]
 class Limits(Part):
     """What a key may use; each field is an option of `tuneloop keys add`.
 
-    With the right `users`, each user that the key names counts alone in experiments and training data; without it all that
-    comes with the key counts as one user.
+    With the right `users`, each user that the key names counts alone in experiments and training data; without it all
+    that comes with the key counts as one user.
     """
 
     rpm: int | None = flag(None, "N", "Requests a minute.", least=1)
@@ -85,7 +85,7 @@ class KeyFile(Record):
 
     Args:
         keys: revoked ones too.
-        open: no key is needed, as `tuneloop keys open` says, although there was one; the next key that is made ends that.
+        open: no key is needed although there was one, by `tuneloop keys open`; the next key that is made ends that.
     """
 
     title: ClassVar[str] = "a file of keys"
@@ -109,47 +109,35 @@ def read_keys(folder: Path | str) -> list[ApiKey]:
 
 
 def add_key(folder: Path | str, name: str, limits: Limits = Limits()) -> tuple[str, ApiKey]:
-    """Make a key. From then on keys are needed.
-
-    Returns:
-        The key itself, which is kept nowhere, and what is kept of it.
+    """Make a key; from then on keys are needed. Returns the key, which is kept nowhere, and what is kept of it.
 
     Raises:
         UserError: the name is in use, or no name.
     """
     if not _NAME.fullmatch(name):
-        raise UserError(
-            f"Not a name for a key: {name!r:.80}", next_step="use letters, digits, space and . _ @ -, up to 64"
-        )
+        step = "use letters, digits, space and . _ @ -, up to 64"
+        raise UserError(f"Not a name for a key: {name!r:.80}", next_step=step)
     with _changing(folder):
         keys = read_keys(folder)
         if any(key.name == name and key.revoked is None for key in keys):
-            raise UserError(
-                f"There is a key of the name {name!r}", where=str(Path(folder) / FILE),
-                next_step=f"choose another name, or revoke it first: tuneloop keys revoke {name!r}",
-            )  # fmt: skip
+            step = f"choose another name, or revoke it first: tuneloop keys revoke {name!r}"
+            raise UserError(f"There is a key of the name {name!r}", where=str(Path(folder) / FILE), next_step=step)
         secret, id_ = secrets.token_urlsafe(32), secrets.token_hex(4)
-        made = ApiKey(id=id_, name=name, sha256=_digest(secret), created=utc_now(), limits=limits)
+        key = ApiKey(id=id_, name=name, sha256=_digest(secret), created=utc_now(), limits=limits)
         _mark(Path(folder))
-        _write(folder, [*keys, made])
-    return f"tl-{id_}-{secret}", made
+        _write(folder, [*keys, key])
+    return f"tl-{id_}-{secret}", key
 
 
 def revoke_key(folder: Path | str, name: str) -> ApiKey:
-    """Take a key out of use at once, by its name or id. Keys stay needed, also where it was the last one.
-
-    Raises:
-        UserError: there is none in use.
-    """
+    """Take a key out of use at once, by its name or id; keys stay needed. UserError: there is none in use."""
     with _changing(folder):
         file = _read(Path(folder))
         used = [key for key in file.keys if key.revoked is None]
         key = next((key for key in used if name in (key.name, key.id)), None)
         if key is None:
-            raise UserError(
-                f"No key in use is named {name!r:.80}", where=str(Path(folder) / FILE),
-                next_step=f"keys in use: {', '.join(key.name for key in used)}" if used else "there are no keys in use",
-            )  # fmt: skip
+            step = f"keys in use: {', '.join(key.name for key in used)}" if used else "there are no keys in use"
+            raise UserError(f"No key in use is named {name!r:.80}", where=str(Path(folder) / FILE), next_step=step)
         revoked = key.model_copy(update={"revoked": utc_now()})
         _mark(Path(folder), revoked.id)
         _write(folder, [revoked if each is key else each for each in file.keys], open_=file.open)
@@ -157,36 +145,28 @@ def revoke_key(folder: Path | str, name: str) -> ApiKey:
 
 
 def open_keys(folder: Path | str) -> None:
-    """Let requests without a key in, until the next key is made. Keys in use stay in use.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """Let requests without a key in, until the next key is made; those in use stay so. UserError: damaged keys."""
     with _changing(folder):
         _write(folder, read_keys(folder), open_=True)
 
 
 def refuse_budget_without_prices(budgets: Sequence[str], priced: bool, where: str) -> None:
-    """Refuse budgets, of keys by name, of a server without prices: nothing would ever be taken from them.
+    """Refuse budgets, of keys by name, of a server without prices, to which nothing would ever be charged.
 
     Args:
-        where: the prices belong, for the message.
-
-    Raises:
-        UserError: there are budgets and no prices.
+        where: the prices belong, for the UserError.
     """
     if budgets and not priced:
-        raise UserError(
-            f"The budget of {', '.join(budgets)} would never be used up: the server has no prices of tokens", where=where,
-            next_step="start it with its prices, USD for a million tokens: prices.input=0.1 prices.output=0.4",
-        )  # fmt: skip
+        what = f"The budget of {', '.join(budgets)} would never be used up: the server has no prices of tokens"
+        step = "start it with its prices, USD for a million tokens: prices.input=0.1 prices.output=0.4"
+        raise UserError(what, where=where, next_step=step)
 
 
 def last_prices(folder: Path | str) -> bool:
     """Whether the server of a folder, or the one that was there last, has prices of tokens."""
     file = Path(folder) / ServerState.file
     prices = read_record(ServerState, file).config.get("prices", {}) if file.is_file() else {}
-    return any(prices.get(each) for each in ("input", "output"))
+    return bool(prices.get("input") or prices.get("output"))
 
 
 def _changing(folder: Path | str) -> AbstractContextManager[None]:
@@ -234,14 +214,12 @@ class Keyring:
     """The keys of a server, as the file has them now."""
 
     folder: Path  # of the server
-    every: float = 0.0  # seconds for which what stands in the file is believed; 0: it is looked at each time
+    every: float = 0.0  # seconds for which what was read of the file holds; 0: it is looked at each time
     needed_before: bool = False  # there was a key, as something else than the folder's files says
     say: Callable[[str], None] = field(default_factory=bound_say)
     _looked: float = -1e9
     _stamp: tuple[int, ...] = ()
     _keys: dict[str, ApiKey] = field(default_factory=dict)
-    _file: str = ""
-    _needed: bool = False
     _gone: set[str] = field(default_factory=set)  # ids that were revoked
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """What each key has used, and what it may still use: requests and tokens a minute, dollars in all.
 
-What a request may use at most is reserved first and settled by what it did use, also when its reader left: requests that
-run at the same time can't spend the same dollar.
+What a request may use at most is reserved first and settled by what it did use, also when its reader left: requests
+that run at the same time can't spend the same dollar.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from tuneloop.core.units import counted
-from tuneloop.serving.http.errors import ApiError
+from tuneloop.serving.http.api_request import ApiError
 from tuneloop.serving.keys import ApiKey
 
 MOST_SENDERS = 10_000  # senders whose feedback is counted at a time
@@ -57,7 +57,7 @@ class Reservation:
 
 
 @dataclass
-class _Account:
+class _KeyAccount:
     requests: _Bucket | None = None
     tokens: _Bucket | None = None
     spent: float = 0.0
@@ -70,26 +70,18 @@ class Ledger:
 
     spent: Mapping[str, float] = field(default_factory=dict)  # dollars that each key, by its id, has spent before
     clock: Callable[[], float] = time.monotonic  # seconds
-    _accounts: dict[str, _Account] = field(default_factory=dict)
+    _accounts: dict[str, _KeyAccount] = field(default_factory=dict)
 
     def reserve(self, key: ApiKey | None, tokens: int, usd: float, *, again: bool = False) -> Reservation:
-        """Take what a request may use at most: tokens of its prompt and its longest answer, and their price.
-
-        Args:
-            again: a second try in another way: the request has been counted.
-
-        Raises:
-            Refusal: a limit does not allow it; nothing is taken then.
-        """
+        """Take what a request may use at most: tokens read and written, their price, and a request, but for a second
+        try, `again`. Refusal: a limit does not allow it; nothing is taken then."""
         if key is None:
             return Reservation("", tokens, usd)
         account, now, limits = self._account(key), self.clock(), key.limits
         if limits.budget_usd is not None and account.spent + account.reserved + usd > limits.budget_usd + 1e-12:
-            raise Refusal(
-                "insufficient_quota",
-                f"The key {key.name!r} has spent {account.spent:.4f} of its {limits.budget_usd:.4f} USD, {account.reserved:.4f} "
-                f"are reserved, and this request may cost {usd:.6f}",
-            )
+            spent = f"{account.spent:.4f} of its {limits.budget_usd:.4f} USD, {account.reserved:.4f} are reserved"
+            what = f"The key {key.name!r} has spent {spent}, and this request may cost {usd:.6f}"
+            raise Refusal("insufficient_quota", what)
         if account.requests is not None and not again and (wait := account.requests.take(1, now)):
             allowed = counted(limits.rpm or 0, "request")
             raise Refusal("rate_limit_exceeded", f"The key {key.name!r} allows {allowed} a minute", wait)
@@ -105,8 +97,7 @@ class Ledger:
         if reservation.settled:
             return
         reservation.settled = True
-        account = self._accounts.get(reservation.key)
-        if account is None:
+        if (account := self._accounts.get(reservation.key)) is None:
             return
         account.reserved = max(account.reserved - reservation.usd, 0.0)
         account.spent += usd
@@ -114,10 +105,9 @@ class Ledger:
             back = min(reservation.tokens, account.tokens.rate) - tokens
             account.tokens.left = min(account.tokens.left + back, account.tokens.rate)
 
-    def _account(self, key: ApiKey) -> _Account:
-        account = self._accounts.get(key.id)
-        if account is None:
-            account = self._accounts[key.id] = _Account(spent=self.spent.get(key.id, 0.0))
+    def _account(self, key: ApiKey) -> _KeyAccount:
+        if (account := self._accounts.get(key.id)) is None:
+            account = self._accounts[key.id] = _KeyAccount(spent=self.spent.get(key.id, 0.0))
         now = self.clock()
         account.requests = _with_rate(account.requests, key.limits.rpm, now)
         account.tokens = _with_rate(account.tokens, key.limits.tpm, now)

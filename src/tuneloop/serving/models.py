@@ -1,4 +1,4 @@
-"""What a server serves: models and adapters as they were trained, the engine that has them, and the proof that it applies them."""
+"""What a server serves: models and adapters as they were trained, their engine, and the proof that it applies them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import sha256_file
+from tuneloop.core.files import read_jsonl, sha256_file
 from tuneloop.core.ui import quiet, say
 from tuneloop.core.units import counted
 from tuneloop.core.urls import masked, split_login
 from tuneloop.data.formats import Rejection
 from tuneloop.data.task import TaskSpec, prompt_reader
-from tuneloop.inference.canary import gap_at_parting, is_expected, prove
+from tuneloop.inference.canary import CanaryRow, gap_at_parting, is_expected, prove
 from tuneloop.inference.local.labels import label_ids
 from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings
 from tuneloop.inference.openai.target import key_from
 from tuneloop.inference.protocol import EngineKind, EngineSettings, Served, ServingEngine, complete, with_template
+from tuneloop.inference.request import Request
 from tuneloop.inference.targets import ENGINES, engine_for, kind_of_name
 from tuneloop.inference.timeouts import MODELS_WITHIN
 from tuneloop.inference.wire import Broken, HttpRefused, Wire, fetched, need_aiohttp
@@ -32,11 +33,21 @@ from tuneloop.models.adapters import BASE
 from tuneloop.models.names import resolve
 from tuneloop.models.peft_layout import SETTINGS, WEIGHTS, hash_of_adapter
 from tuneloop.models.template import Template
+from tuneloop.pipeline.context import RunContext, dataset_of, load_run_recipe
 from tuneloop.pipeline.targets import open_with_task, task_inside
-from tuneloop.records.artifact import NEAR_TIE, PARTED
+from tuneloop.records.artifact import ARTIFACT, NEAR_TIE, PARTED
+from tuneloop.records.evaluation import EVALUATION, EvaluationManifest
+from tuneloop.records.record import read_record
 from tuneloop.records.rows import Message
-from tuneloop.registry.registered import local_name, open_registry, registered_name, version_of
-from tuneloop.serving.canaries import canaries_of
+from tuneloop.registry.registered import (
+    evaluation_of_artifact,
+    find_run,
+    local_name,
+    open_registry,
+    registered_name,
+    version_of,
+)
+from tuneloop.registry.verify import read_artifact
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import Prompt, ReadPrompt, ServedModel
 from tuneloop.serving.pool import EnginePool
@@ -69,12 +80,7 @@ class Opened:
 
 
 def open_model(kind: EngineKind, name: str, source: str, task_of: str = "", base: str = "") -> Opened:
-    """An adapter or model for an engine.
-
-    Args:
-        task_of: a run or artifact whose task is taken; empty: its own.
-        base: that is served, where it is known.
-    """
+    """An adapter or model for an engine, with its own task or that of `task_of`, on a base (empty: not known yet)."""
     place = local_name(source)
     if kind_of_name(place) != "local":
         raise UserError("Only models on this machine can be adapters", where=source, next_step="name a run or artifact")
@@ -86,7 +92,7 @@ def open_model(kind: EngineKind, name: str, source: str, task_of: str = "", base
 
 
 @dataclass(frozen=True)
-class Deployment:
+class ServerDeployment:
     """What a server is made of before it is started: the engine, and what becomes of it."""
 
     engine: ServingEngine
@@ -102,7 +108,7 @@ class Deployment:
         return hashes[opened.loaded.source] if opened.loaded is not None else BASE
 
     def models(self) -> dict[str, ServedModel]:
-        """The models by name, once the engine is started: those that were tuned first, then the base, if it is served."""
+        """The models by name, once the engine is started: those that were tuned, then the base, if it is served."""
         template = _template_of(self.tokenizer or self.base)
         models = {each.name: _served(each, self.adapter_of(each), template) for each in self.opened}
         if all(model.adapter != BASE for model in models.values()) and not getattr(self.engine, "merged", False):
@@ -133,18 +139,16 @@ def _served(each: Opened, adapter: str, template: Template | None) -> ServedMode
     if labels and template is not None:
         ids = label_ids(with_template(template, each.template), labels, [{"role": "user", "content": "x"}])
         tokens = {label: len(each_ids) for label, each_ids in zip(labels, ids, strict=True)}
-    registered = registered_name(each.source)
-    release = f"{registered[0]}/{version_of(open_registry(), each.source).version}" if registered else ""
-    return ServedModel(
-        each.name, adapter, release=release, labels=labels, label_tokens=tokens,
-        max_new_tokens=task.max_new_tokens if task else None, read=prompt_of(task) if task else None,
-        source=each.source, decode=template.decode if template else None,
-        created=_written(each.loaded.source if each.loaded is not None else each.base, template),
-    )  # fmt: skip
+    release, decode = "", template.decode if template else None
+    if registered := registered_name(each.source):
+        release = f"{registered[0]}/{version_of(open_registry(), each.source).version}"
+    created = _written(each.loaded.source if each.loaded is not None else each.base, template)
+    longest, read = (task.max_new_tokens, prompt_of(task)) if task else (None, None)
+    return ServedModel(each.name, adapter, release, labels, tokens, longest, read, each.source, decode, created)
 
 
 def _written(source: str, template: Template | None) -> int:
-    """When weights were written, in seconds since 1970; now, where they are elsewhere: then there is no template either."""
+    """When weights were written, in seconds since 1970; now, where they are elsewhere, as their template then is."""
     place = Path(source).expanduser()
     if not place.exists() and template is not None:
         with contextlib.suppress(UserError, OSError, ValueError):
@@ -153,11 +157,8 @@ def _written(source: str, template: Template | None) -> int:
     return int(max((file.stat().st_mtime for file in files), default=time.time()))
 
 
-def deployment_of(config: ServeConfig, candidates: Mapping[str, Candidate] | None = None) -> Deployment:
-    """The engine with all that it is to load; nothing is loaded yet.
-
-    Args:
-        candidates: of experiments, by their names. One that can't be served with the rest is left out.
+def deployment_of(config: ServeConfig, candidates: Mapping[str, Candidate] | None = None) -> ServerDeployment:
+    """The engine with all that it is to load; nothing is loaded yet. A candidate that can't be served is left out.
 
     Raises:
         UserError: something is missing, or the adapters stand on different base models.
@@ -166,51 +167,39 @@ def deployment_of(config: ServeConfig, candidates: Mapping[str, Candidate] | Non
         return _endpoints(config, candidates or {})
     names = [kind.name for kind in reversed(ENGINES)]
     if config.engine not in ("auto", *names):
-        raise UserError(
-            f"No such engine {masked(str(config.engine))!r:.80}", where="engine",
-            next_step=f"choose auto, {', '.join(names)} or the URL of a server",
-        )  # fmt: skip
+        what = f"No such engine {masked(str(config.engine))!r:.80}"
+        step = f"choose auto, {', '.join(names)} or the URL of a server"
+        raise UserError(what, where="engine", next_step=step)
     base, served = served_by(config)
     base_or_first = local_name(base or served[0].source)
     kind = engine_for(base_or_first, str(config.engine))
     open_one = partial(open_model, kind, base=base_or_first)
-    opened_ = [open_one(each.name, each.source, each.task) for each in served]
-    base = base_or_first if base else opened_[0].base
-    strangers = [each for each in opened_ if each.base != base]
-    if strangers:
-        raise UserError(
-            f"{strangers[0].name} stands on {strangers[0].base}, and the others on {base}",
-            where="adapters", next_step="start a server for each base model",
-        )  # fmt: skip
+    models = [open_one(each.name, each.source, each.task) for each in served]
+    base = base_or_first if base else models[0].base
+    if other := next((each for each in models if each.base != base), None):
+        what = f"{other.name} stands on {other.base}, and the others on {base}"
+        raise UserError(what, where="adapters", next_step="start a server for each base model")
     extra = _candidates(candidates or {}, lambda candidate: open_one(candidate.model, candidate.source), base)
-    whole = next((each for each in opened_ if each.loaded is None), None)
-    opened_, extra = _with_one_source(opened_, extra)
+    whole = next((each for each in models if each.loaded is None), None)
+    sources: dict[str, Served] = {}
+    models = [_with_one_source(each, sources) for each in models]
+    extra = {name: _with_one_source(each, sources) for name, each in extra.items()}
     log = Path(config.folder) / "llamacpp.log"
     settings = EngineSettings(config.slots, config.batch.rows, config.context, merge=config.merge, log=log)
-    engine = kind.serving(Served(base, whole.template if whole else ""), _loaded(opened_, extra.values()), settings)
-    return Deployment(engine, opened_, base, extra)
+    engine = kind.serving(Served(base, whole.template if whole else ""), _loaded(models, extra.values()), settings)
+    return ServerDeployment(engine, models, base, extra)
 
 
-def _with_one_source(
-    opened_: Sequence[Opened], candidates: Mapping[str, Opened]
-) -> tuple[list[Opened], dict[str, Opened]]:
-    """The same with one source for equal adapters: a merged model of several tasks, a copy of a run.
-
-    Engines know weights by their hash and load them once.
-    """
-    first: dict[str, Served] = {}
-
-    def one(each: Opened) -> Opened:
-        if each.loaded is None:
-            return each
-        place = Path(each.loaded.source)
-        if (place / WEIGHTS).is_file() and (place / SETTINGS).is_file():
-            digest = hash_of_adapter(place)
-        else:
-            digest = sha256_file(place) if place.is_file() else str(place)
-        return replace(each, loaded=first.setdefault(digest, each.loaded))
-
-    return [one(each) for each in opened_], {name: one(each) for name, each in candidates.items()}
+def _with_one_source(model: Opened, sources: dict[str, Served]) -> Opened:
+    """A model with the first source of equal weights, by digest, as of a copied run: an engine loads them once."""
+    if model.loaded is None:
+        return model
+    place = Path(model.loaded.source)
+    if (place / WEIGHTS).is_file() and (place / SETTINGS).is_file():
+        digest = hash_of_adapter(place)
+    else:
+        digest = sha256_file(place) if place.is_file() else str(place)
+    return replace(model, loaded=sources.setdefault(digest, model.loaded))
 
 
 def _loaded(*groups: Iterable[Opened]) -> list[Served]:
@@ -222,57 +211,50 @@ def _candidates(
     candidates: Mapping[str, Candidate], open_one: Callable[[Candidate], Opened], base: str | None
 ) -> dict[str, Opened]:
     """Candidates that can be served on a base (None: on any); an experiment must not keep a server from its work."""
-    opened = {}
+    models = {}
     for name, candidate in candidates.items():
         try:
-            opened_ = open_one(candidate)
+            model = open_one(candidate)
         except UserError as error:
             say(f"experiment {name}: the candidate can't be served: {error.what}")
             continue
-        if base is not None and opened_.base != base:
-            say(f"experiment {name}: the candidate stands on {opened_.base}, and the server on {base}")
+        if base is not None and model.base != base:
+            say(f"experiment {name}: the candidate stands on {model.base}, and the server on {base}")
         else:
-            opened[name] = opened_
-    return opened
+            models[name] = model
+    return models
 
 
-def _endpoints(config: ServeConfig, candidates: Mapping[str, Candidate]) -> Deployment:
-    """Servers elsewhere as the engine: one, or several between which requests are balanced.
-
-    Raises:
-        UserError: no server tells its models, or it has several and none is named.
-    """
-    base, named = served_by(config)
-    opened_ = [_open_elsewhere(each) for each in named]
-    local = next((each.base for each in opened_ if each.base), "")
+def _endpoints(config: ServeConfig, candidates: Mapping[str, Candidate]) -> ServerDeployment:
+    """Servers elsewhere as the engine, balanced where there are several; UserError: no server lists its models."""
+    base, names = served_by(config)
+    models = [_open_elsewhere(each) for each in names]
+    local = next((each.base for each in models if each.base), "")
     key = key_from(config.api_key_env)
     base = base or _only_model(config.urls, key)
     extra = _candidates(candidates, lambda each: _open_elsewhere(Named(each.model, each.source)), None)
-    adapters = _loaded(opened_, extra.values())
+    adapters = _loaded(models, extra.values())
     settings = [EndpointSettings(url, key, config.tokenizer or local, slots=config.slots) for url in config.urls]
     engines = [EndpointEngine(Served(base), adapters, each) for each in settings]
-    tokenizer = config.tokenizer or local or base
-    if len(engines) == 1:
-        return Deployment(engines[0], opened_, base, extra, tokenizer=tokenizer)
 
     async def proof(engine: ServingEngine) -> None:
         with quiet():
-            await prove_models(config, Deployment(engine, opened_, base))
+            await prove_models(config, ServerDeployment(engine, models, base))
 
-    return Deployment(EnginePool(engines, proof), opened_, base, extra, tokenizer=tokenizer)
+    engine: ServingEngine = EnginePool(engines, proof) if len(engines) > 1 else engines[0]
+    return ServerDeployment(engine, models, base, extra, tokenizer=config.tokenizer or local or base)
 
 
-def _open_elsewhere(named: Named) -> Opened:
+def _open_elsewhere(model: Named) -> Opened:
     """A run or artifact here, whose task is known; else a model by the server's name of it."""
-    if registered_name(named.source) is not None or Path(named.source).expanduser().exists():
-        opened = open_model(ENGINES[-1], named.name, named.source, named.task)
-        if opened.loaded is None:
-            raise UserError(
-                "A server can be given adapters, and this run trained all weights", where=named.source,
-                next_step="start the server with these weights and name it by the server's name of the model",
-            )  # fmt: skip
-        return opened
-    return Opened(named.name, named.source, "", Served(named.source), None, False)
+    if registered_name(model.source) is None and not Path(model.source).expanduser().exists():
+        return Opened(model.name, model.source, "", Served(model.source), None, False)
+    opened = open_model(ENGINES[-1], model.name, model.source, model.task)
+    if opened.loaded is None:
+        what = "A server can be given adapters, and this run trained all weights"
+        step = "start the server with these weights and name it by the server's name of the model"
+        raise UserError(what, where=model.source, next_step=step)
+    return opened
 
 
 def _only_model(urls: Sequence[str], key: str) -> str:
@@ -291,10 +273,8 @@ def _only_model(urls: Sequence[str], key: str) -> str:
             continue
         if len(names) == 1:
             return names[0]
-        raise UserError(
-            f"The server has {counted(len(names), 'model')}", where=masked(url),
-            next_step=f"say which with base=NAME: {', '.join(names)[:300]}",
-        )  # fmt: skip
+        step = f"say which with base=NAME: {', '.join(names)[:300]}"
+        raise UserError(f"The server has {counted(len(names), 'model')}", where=masked(url), next_step=step)
     what = f"The server does not tell its models ({fault})"
     raise UserError(what, where=masked(", ".join(urls)), next_step="check the URL and that it runs")
 
@@ -302,9 +282,9 @@ def _only_model(urls: Sequence[str], key: str) -> str:
 def prompt_of(task: TaskSpec) -> ReadPrompt:
     """The function from a client's turns to the prompt that a model was trained on.
 
-    A single turn of the user is a record of the training data: its text is repaired, put into the template and set under
-    the instruction, as `predict` does. Where training took several columns, it is a JSON object with them. Turns with a
-    system turn, or several, are a conversation: the instruction is added where they have none.
+    A single turn of the user is a record of the training data: its text is repaired, put into the template and set
+    under the instruction, as `predict` does. Where training took several columns, it is a JSON object with them. Turns
+    with a system turn, or several, are a conversation: the instruction is added where they have none.
     """
     whole = prompt_reader(task, [{"messages": [{"role": "user", "content": "x"}]}])
     single = None
@@ -324,8 +304,8 @@ def prompt_of(task: TaskSpec) -> ReadPrompt:
             except (ValueError, RecursionError):
                 record = {}
             if not isinstance(record, dict) or reader is whole:
-                shown = ", ".join(f'"{name}": "..."' for name in task.inputs)
-                raise ValueError(f"This model was trained on several columns: write them as JSON, {{{shown}}}")
+                columns_ = ", ".join(f'"{name}": "..."' for name in task.inputs)
+                raise ValueError(f"This model was trained on several columns: write them as JSON, {{{columns_}}}")
         elif alone and single is not None:
             reader, record = single, {"text": messages[0]["content"]}
         row = reader(record)
@@ -336,12 +316,57 @@ def prompt_of(task: TaskSpec) -> ReadPrompt:
     return read
 
 
+def canaries_of(source: str, adapter: str, task: TaskSpec | None, rows: int = 5, tokens: int = 16) -> list[CanaryRow]:
+    """Rows of the evaluation of a run, an artifact or a registered version, those with the shortest prompts.
+
+    A quantised artifact is held to its own evaluation, and to none where it was not measured. There are none where the
+    evaluation or the data set is missing.
+
+    Args:
+        adapter: hash by which the engine knows it.
+        rows: at most; five take some seconds.
+        tokens: of each answer at most; an adapter that is not applied shows in the first words.
+    """
+    try:
+        run, evaluated = _places(Path(local_name(source)))
+        if read_record(EvaluationManifest, evaluated / EVALUATION).split != "test":
+            return []
+        rows_by_id = {row.id: row for row in dataset_of(RunContext(load_run_recipe(run, []), run), True, "").test}
+        samples = read_jsonl(evaluated / "samples.jsonl")
+    except (UserError, OSError):
+        return []
+    labels = tuple(task.labels or ()) if task is not None and task.answer == "choice" else ()
+    samples = [each for each in samples if each.get("id") in rows_by_id and each.get("prediction")]
+    pairs = [(rows_by_id[str(each["id"])], each) for each in samples]
+    pairs.sort(key=lambda pair: sum(len(str(turn.get("content") or "")) for turn in pair[0].prompt))
+    canaries = []
+    for row, sample in pairs[:rows]:
+        request = Request(row.prompt, row.tools or (), max_new_tokens=tokens, adapter=adapter, choices=labels)
+        ids = tuple((sample.get("completion") or {}).get("token_ids") or ())
+        canaries.append(CanaryRow(request, str(sample["prediction"]), ids))
+    return canaries
+
+
+def _places(folder: Path) -> tuple[Path, Path]:
+    """The run of a run's folder, its adapter's or an artifact, and the folder of the evaluation that counts."""
+    if (folder / ARTIFACT).is_file():
+        manifest = read_artifact(folder)
+        if manifest.format == "gguf":
+            evaluated = evaluation_of_artifact(folder)
+            return evaluated.parent.parent, evaluated
+        if (run := find_run(manifest.run.id, manifest.run.key)) is not None:
+            return run, run
+        raise UserError("The artifact's run is not here", where=str(folder))
+    run = folder if (folder / "run.json").is_file() else folder.parent
+    return run, run
+
+
 @dataclass(frozen=True)
 class Sameness:
     """How many answers of a served model are those of its evaluation."""
 
     name: str  # of the model
-    n: int  # test rows that were sent; 0: no evaluation of the test split is at hand
+    n: int  # test rows that were sent; 0: there is no evaluation of the test split
     same: int  # answers that are equal
     failed: int = 0  # rows that got no answer
     parted: int = 0  # answers that differ and were looked at, `PARTED` at most
@@ -356,7 +381,7 @@ class Sameness:
         return 0 < self.parted == self.ties and not self.failed
 
 
-async def same_answers(deployment: Deployment) -> list[Sameness]:
+async def same_answers(deployment: ServerDeployment) -> list[Sameness]:
     """Send all test rows of each model's evaluation to a started engine, and compare the whole answers."""
     results = []
     for each in deployment.opened:
@@ -385,7 +410,7 @@ async def same_answers(deployment: Deployment) -> list[Sameness]:
     return results
 
 
-async def prove_models(config: ServeConfig, deployment: Deployment) -> None:
+async def prove_models(config: ServeConfig, deployment: ServerDeployment) -> None:
     """Send rows of each model's evaluation before any other request, to every engine of a pool.
 
     Raises:
@@ -402,9 +427,11 @@ async def prove_models(config: ServeConfig, deployment: Deployment) -> None:
         for proof in await prove(engine, rows):
             say(f"proof     {name}: {proof.in_words}")
 
-    for each in deployment.opened if config.canaries else ():
+    if not config.canaries:
+        return
+    for each in deployment.opened:
         await proof_of(each, each.name)
-    for name, each in deployment.candidates.items() if config.canaries else ():
+    for name, each in deployment.candidates.items():
         try:
             await proof_of(each, f"candidate of {name}")
         except UserError as error:

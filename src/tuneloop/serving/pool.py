@@ -1,7 +1,7 @@
 """Several engines as one: each request goes where its first token is predicted to come first.
 
-An engine that fails or hangs (gives nothing and is not `healthy` in time) is left out at once, and requests that have got
-nothing of their answer are sent elsewhere; it comes back once it is healthy and has answered its canaries.
+An engine that fails or hangs (gives nothing and is not `healthy` in time) is left out at once, and requests that have
+got nothing of their answer are sent elsewhere; it comes back once it is healthy and has answered its canaries.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tuneloop.inference.wire import Broken
 from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Message
-from tuneloop.serving.service_time import ServiceTime
+from tuneloop.serving.admission import ServiceTime
 
 T = TypeVar("T")
 BLOCK = 32  # tokens of a prompt that are looked up together
@@ -43,7 +43,7 @@ class Member:
     engine: ServingEngine
     times: ServiceTime = field(default_factory=ServiceTime)
     active: int = 0  # requests that it is answering
-    out: str = ""  # why it is left out; empty: it is asked
+    out: str = ""  # why it is left out; empty: it is in use
     read: OrderedDict[int, None] = field(default_factory=OrderedDict)  # hashes of prompts' beginnings, lately read
     faults: int = 0  # times that it failed
     heard: float = 0.0  # when it gave something last, of the monotonic clock
@@ -81,12 +81,7 @@ class Member:
 
 
 class EnginePool:
-    """See `ServingEngine`: several with the same base and adapters.
-
-    Args:
-        prove: sends an engine its canaries; raises UserError where it does not answer as it should.
-        every: seconds between two looks at engines that are left out, or give nothing.
-    """
+    """See `ServingEngine`: several with the same base and adapters; `prove` sends one its canaries, or raises."""
 
     def __init__(self, engines: Sequence[ServingEngine], prove: Prove, *, every: float = 2.0) -> None:
         self.members = [Member(engine) for engine in engines]
@@ -134,11 +129,7 @@ class EnginePool:
         return [member for member in self.members if not member.out] or self.members
 
     async def start(self) -> None:
-        """Start all engines. Those that don't start are left out until they do.
-
-        Raises:
-            UserError: none starts.
-        """
+        """Start all engines. Those that don't start are left out until they do; UserError: none starts."""
         started = await asyncio.gather(*(each.engine.start() for each in self.members), return_exceptions=True)
         for member, fault in zip(self.members, started, strict=True):
             if isinstance(fault, UserError):
@@ -150,16 +141,15 @@ class EnginePool:
         self._tasks = [asyncio.create_task(self._look_after(member)) for member in self.members]
 
     async def prove(self) -> None:
-        """Ask every engine its canaries; those that fail are left out; UserError: none answers as it should."""
+        """Send every engine its canaries; those that fail are left out; UserError: none answers as it should."""
         fault: UserError | None = None
-        for member in self.members:
-            if not member.out:
-                try:
-                    await self._prove(member.engine)
-                    self._say(f"engine    {member.engine.name} is ready")
-                except UserError as error:
-                    fault = error
-                    self._leave_out(member, error.what)
+        for member in (each for each in self.members if not each.out):
+            try:
+                await self._prove(member.engine)
+                self._say(f"engine    {member.engine.name} is ready")
+            except UserError as error:
+                fault = error
+                self._leave_out(member, error.what)
         if fault is not None and all(member.out for member in self.members):
             raise fault
 
@@ -199,29 +189,29 @@ class EnginePool:
         raise Broken("no engine answers") from fault
 
     async def stream(self, request: Request) -> AsyncIterator[Update]:
-        """An answer as it is written; see `ServingEngine.stream`. It begins again elsewhere where an engine fails before."""
+        """An answer, see `ServingEngine.stream`, by another engine where one fails before it wrote anything."""
         blocks = blocks_of(request)
         tried: list[Member] = []
         while True:
             member = self.choose(request, blocks, tried)
             tried.append(member)
-            sent = False
+            has_begun = False
             async with aclosing(self._counted(member, request, blocks)) as updates:
                 async for update in updates:
                     end = update.completion
                     if end is not None and end.finish == "error" and end.error.startswith(ENGINE_FAULTS):
                         if not end.error.startswith("busy:"):
                             self._leave_out(member, end.error.partition(": ")[2])
-                        if not sent and len(tried) < len(self.members):
+                        if not has_begun and len(tried) < len(self.members):
                             break
-                    sent = sent or bool(update.text)
+                    has_begun = has_begun or bool(update.text)
                     yield update
                 else:
                     return
 
     async def _counted(self, member: Member, request: Request, blocks: Sequence[int]) -> AsyncGenerator[Update, None]:
         """An engine's answer; what it took teaches the predictions."""
-        new = max(_size(request) - member.cached(blocks), 1)
+        new = max(prompt_size(request) - member.cached(blocks), 1)
         member.remember(blocks)
         member.active += 1
         began, first, active = time.perf_counter(), 0.0, member.active
@@ -244,7 +234,7 @@ class EnginePool:
         """The engine that is predicted to give the first token first."""
         left = [member for member in self._active() if member not in tried]
         left = left or [member for member in self.members if member not in tried]
-        learned, size = all(member.times.known for member in left), _size(request)
+        learned, size = all(member.times.known for member in left), prompt_size(request)
 
         def wait(member: Member) -> tuple[float, ...]:
             return member.first_ms(size, blocks, request.max_new_tokens)[0 if learned else 1 :]
@@ -283,20 +273,14 @@ class EnginePool:
 
 def blocks_of(request: Request) -> list[int]:
     """Hashes of the beginnings of a prompt, one for each whole block; adapters have caches of their own."""
-    parts: Sequence[Any] = request.ids or [
-        word for turn in request.messages for word in str(turn.get("content") or "").split()
-    ]
+    texts = (str(turn.get("content") or "") for turn in request.messages)
+    parts: Sequence[Any] = request.ids or [word for text in texts for word in text.split()]
     hashes = [hash(request.adapter)]
     for i in range(0, len(parts) - BLOCK + 1, BLOCK):
         hashes.append(hash((hashes[-1], *parts[i : i + BLOCK])))
     return hashes[1:]
 
 
-def _size(request: Request) -> int:
-    """Tokens of a prompt; guessed from its characters where it is sent as turns."""
-    return len(request.ids) or guessed_tokens(request.messages)
-
-
-def guessed_tokens(messages: Sequence[Message]) -> int:
-    """Tokens of turns that can't be counted here: four characters each, and five for the turn."""
-    return sum(len(str(turn.get("content") or "")) // 4 + 5 for turn in messages)
+def prompt_size(request: Request) -> int:
+    """Tokens of a prompt; of turns, which can't be counted here, four characters each, and five for the turn."""
+    return len(request.ids) or sum(len(str(turn.get("content") or "")) // 4 + 5 for turn in request.messages)

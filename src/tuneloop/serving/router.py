@@ -1,4 +1,4 @@
-"""What `tuneloop merge` and `tuneloop route fit` write, as a server takes it: models by task, and the model `router`."""
+"""What `tuneloop merge` and `tuneloop route fit` write, for a server: models by task, and the model `router`."""
 
 from __future__ import annotations
 
@@ -36,15 +36,11 @@ class Named:
 
     name: str  # as clients ask for it
     source: str  # run, artifact or registered version
-    task: str = ""  # a run whose task it answers in place of its own; empty: its own
+    task: str = ""  # a run whose task it answers; empty: that of `source`
 
 
 def split_targets(targets: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Targets without those that are a `tasks.json` or a router's folder, and these as settings.
-
-    Raises:
-        UserError: two of a kind.
-    """
+    """Targets without `tasks.json` and router's folder, and these as settings; UserError: two of a kind."""
     rest: list[str] = []
     settings: dict[str, str] = {}
     for target in targets:
@@ -58,18 +54,18 @@ def split_targets(targets: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return rest, settings
 
 
-def name_of(target: str, taken: Sequence[str] = ()) -> str:
-    """The name by which clients ask for a target: of a registered version the model's, else the folder's."""
+def name_of(target: str, others: Sequence[str] = ()) -> str:
+    """The name of a target for clients, none of `others`: of a registered version the model's, else the folder's."""
     registered = registered_name(target)
     path = Path(target).expanduser().resolve()
     name = registered[0] if registered else path.parent.name if path.name in ("adapter", "model") else path.name
     name = re.sub(r"[^A-Za-z0-9._:-]+", "-", name).strip("-") or "model"
     names = chain([name], (f"{name}-{number}" for number in count(2)))
-    return next(each for each in names if each not in taken)
+    return next(each for each in names if each not in others)
 
 
 def served_by(config: ServeConfig) -> tuple[str, list[Named]]:
-    """The base (empty: that of the adapters) and the models of a server, from its settings and the files that they name.
+    """The base (empty: that of the adapters) and the models of a server, from its settings and the files in them.
 
     Raises:
         UserError: a file is missing or damaged, or it names another base.
@@ -83,8 +79,8 @@ def served_by(config: ServeConfig) -> tuple[str, list[Named]]:
     if config.tasks:
         tasks = read_record(TaskDeployment, Path(config.tasks))
         if base and base != tasks.base:
-            what = f"Two base models: {base} and {tasks.base}"
-            raise UserError(what, where=config.tasks, next_step="name one of them")
+            step = "name one of them"
+            raise UserError(f"Two base models: {base} and {tasks.base}", where=config.tasks, next_step=step)
         base = tasks.base
         for route in tasks.routes:
             add(route.task, route.target, route.task)
@@ -92,17 +88,13 @@ def served_by(config: ServeConfig) -> tuple[str, list[Named]]:
         for target in read_record(RouterRecord, Path(config.router)).routes:
             add(target.name, target.name)
     if ROUTER in models and config.router:
-        what = f"{ROUTER!r} is the name of the router"
-        raise UserError(what, where="adapters", next_step="name this model otherwise")
+        step = "name this model otherwise"
+        raise UserError(f"{ROUTER!r} is the name of the router", where="adapters", next_step=step)
     return base, list(models.values())
 
 
 def use_router(gateway: Gateway) -> None:
-    """Let a gateway's router choose who answers requests to the model `router`.
-
-    Raises:
-        UserError: there is no router, or it chooses a model that is not served.
-    """
+    """Let a gateway's router choose who answers the model `router`; UserError: no router, or a model is not served."""
     from tuneloop.combine.route.features import RouteJob
     from tuneloop.combine.route.router import load_router
 
@@ -136,10 +128,8 @@ def _served_name(target: str, config: ServeConfig, gateway: Gateway) -> str:
     for name in (by_task.get(target), by_source.get(target), target, name_of(target)):
         if name in gateway.models:
             return name
-    raise UserError(
-        f"The router chooses {target}, and nothing of that name is served", where=config.router,
-        next_step=f"serve {target} as well; served are {', '.join(gateway.models)}",
-    )  # fmt: skip
+    step = f"serve {target} as well; served are {', '.join(gateway.models)}"
+    raise UserError(f"The router chooses {target}, which is not served", where=config.router, next_step=step)
 
 
 def decider(router: Router, job: RouteJob, names: Sequence[str], base: str) -> Route:
@@ -164,7 +154,7 @@ def decider(router: Router, job: RouteJob, names: Sequence[str], base: str) -> R
 
 
 def _plain(text: str) -> str:
-    """The values of a JSON object as text, as rows of several columns are put into a prompt; any other text as it is."""
+    """The values of a JSON object as text, as a row of several columns becomes a prompt; other texts as they are."""
     if text[:1] == "{":
         try:
             value = json.loads(text)

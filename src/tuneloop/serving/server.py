@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, lock_folder, make_private, read_yaml
@@ -29,11 +29,11 @@ from tuneloop.serving.admission import Admission
 from tuneloop.serving.batch.api import Batches
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import Gateway
-from tuneloop.serving.http.app import make_app
+from tuneloop.serving.http.app import App, make_app
 from tuneloop.serving.http.lines import LogLines
 from tuneloop.serving.keys import ApiKey, Keyring, add_key, read_keys, refuse_budget_without_prices
 from tuneloop.serving.limits import Ledger
-from tuneloop.serving.models import Deployment, Sameness, deployment_of, prove_models, same_answers
+from tuneloop.serving.models import Sameness, ServerDeployment, deployment_of, prove_models, same_answers
 from tuneloop.serving.router import name_of, split_targets, use_router
 from tuneloop.serving.store.database import Database, DatabaseError, is_database_url, keep_password
 from tuneloop.serving.store.erase import expire, spent_by_erased
@@ -43,20 +43,15 @@ from tuneloop.serving.store.store import decision_log, is_store, opened
 from tuneloop.serving.store.writer import StoreWriter
 from tuneloop.serving.swap import Companions, Swaps, freeze_heap, pinned
 
+if TYPE_CHECKING:
+    from tuneloop.core.http_server import Server
+
 LOOK_AT_KEYS = 0.02  # seconds in which a key that is revoked is refused
 LOOK_FOR_ERASURES = 0.5  # seconds between two looks whether `tuneloop data forget` has begun one
 
 
 def serve_config(targets: Sequence[str], settings: Sequence[str]) -> ServeConfig:
-    """The settings of a server.
-
-    Args:
-        targets: a `serve.yaml`, or what is to be served.
-        settings: `key=value`.
-
-    Raises:
-        UserError: nothing to serve, an unknown key or a bad value.
-    """
+    """The settings of a server, by a `serve.yaml` or what is to be served, and `key=value`; UserError: a bad value."""
     targets, special = split_targets(targets)
     files = [name for name in targets if name.endswith((".yaml", ".yml"))]
     if len(files) > 1 or (files and len(targets) > 1):
@@ -67,37 +62,28 @@ def serve_config(targets: Sequence[str], settings: Sequence[str]) -> ServeConfig
     if urls:
         special["engine"] = ",".join(urls)
     config = build_config(ServeConfig, {**values, **special}, settings, where=files[0] if files else "")
-    named = dict(config.adapters)
-    base = config.base
+    adapters, base, log = dict(config.adapters), config.base, config.log
     for target in [] if files else targets:
         if registered_name(target) is None and not Path(target).expanduser().exists():  # on the hub or in the package
             if base and base != target:
                 raise UserError(f"Two base models: {base} and {target}", next_step="start a server for each of them")
             base = target
         else:
-            named[name_of(target, list(named))] = target
-    if not named and not base and not config.tasks and not config.router and not config.urls:
+            adapters[name_of(target, list(adapters))] = target
+    if not (adapters or base or config.tasks or config.router or config.urls):
         step = "tuneloop serve RUN, ARTIFACT, NAME@champion, MODEL, tasks.json, a router or serve.yaml"
         raise UserError("Nothing to serve", next_step=step)
-    log = config.log
     if log.store:
         if not is_database_url(log.store):
-            raise UserError(
-                "Not a URL of a Postgres database", where="log.store",
-                next_step="write postgresql://USER@HOST/DATABASE; a file's place follows from folder=NAME",
-            )  # fmt: skip
+            step = "write postgresql://USER@HOST/DATABASE; a file's place follows from folder=NAME"
+            raise UserError("Not a URL of a Postgres database", where="log.store", next_step=step)
         log = log.model_copy(update={"store": keep_password(log.store)})
-    return config.model_copy(update={"adapters": named, "base": base, "log": log})
+    return config.model_copy(update={"adapters": adapters, "base": base, "log": log})
 
 
-def gateway_of(config: ServeConfig, deployment: Deployment) -> Gateway:
-    """The gateway before a started engine, with its store open.
-
-    Raises:
-        UserError: the store can't be opened, or a name is taken twice.
-    """
-    folder = Path(config.folder)
-    content = config.log.content
+def gateway_of(config: ServeConfig, deployment: ServerDeployment) -> Gateway:
+    """The gateway before a started engine; UserError: the store can't be opened, or a name is there twice."""
+    folder, content = Path(config.folder), config.log.content
     if content == "redacted" or content == "pseudonyms":
         store = StoreWriter(folder, "redacted", redactor_of(content), store=config.store)
     else:
@@ -106,10 +92,9 @@ def gateway_of(config: ServeConfig, deployment: Deployment) -> Gateway:
     slots = min(config.slots, deployment.engine.slots)
     admission = Admission(slots, config.limits.waiting, config.objective.admission == "refuse")
     spent, keys_used = _spent(config.store, read_keys(folder))
-    gateway = Gateway(
-        deployment.engine, deployment.models(), config, Keyring(folder, LOOK_AT_KEYS, keys_used), Ledger(spent), store,
-        admission, candidates=deployment.candidate_models(),
-    )  # fmt: skip
+    keyring, models = Keyring(folder, LOOK_AT_KEYS, keys_used), deployment.models()
+    gateway = Gateway(deployment.engine, models, config, keyring, Ledger(spent), store, admission)
+    gateway.candidates = deployment.candidate_models()
     if config.router:
         use_router(gateway)
     return gateway
@@ -125,7 +110,7 @@ def redactor_of(content: str) -> Callable[[Any], Any]:
 def _spent(place: str, keys: Sequence[ApiKey]) -> tuple[dict[str, float], bool]:
     """Dollars by the id of each key with a budget, and whether any request or erasure names a key.
 
-    What came before the key was made was another one's of its name. Of an erasure after that, all counts.
+    What came before a key was made was another one's of its name. Of an erasure after that, all counts.
     """
     budgets = {key.name: key for key in keys if key.revoked is None and key.limits.budget_usd is not None}
     with opened(place) as store:
@@ -187,7 +172,7 @@ def _own_days(keys: Sequence[ApiKey]) -> dict[str, float]:
 
 
 async def _forget(config: ServeConfig, gateway: Gateway, batches: Batches | None) -> bool:
-    """Do what `tuneloop data forget` has begun in the server's folder, while batches pause; returns whether it could be done."""
+    """Do the erasures that have begun in the server's folder, while batches pause; returns whether all is done."""
     folder = Path(config.folder)
     if not any(folder.glob(PENDING)):
         return True
@@ -200,8 +185,8 @@ async def _forget(config: ServeConfig, gateway: Gateway, batches: Batches | None
     if batches is not None:
         await batches.stop()
     try:
-        gone = set(await asyncio.to_thread(work))
-        for copy in [each for each in gateway.copies.waiting if each.of in gone]:
+        ids = set(await asyncio.to_thread(work))
+        for copy in [each for each in gateway.copies.waiting if each.of in ids]:
             gateway.copies.waiting.remove(copy)
     except (UserError, DatabaseError, OSError) as error:
         say(f"forget    not everything is erased yet: {error}")
@@ -212,18 +197,8 @@ async def _forget(config: ServeConfig, gateway: Gateway, batches: Batches | None
     return True
 
 
-async def _forgetting(config: ServeConfig, gateway: Gateway, batches: Batches | None) -> None:
-    while True:
-        complete = await _forget(config, gateway, batches)
-        await asyncio.sleep(LOOK_FOR_ERASURES if complete else 60 * LOOK_FOR_ERASURES)
-
-
 def serve(config: ServeConfig, companions: Companions, *, ready: Callable[[str, Gateway], None] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT.
-
-    Args:
-        companions: what is started together with the server.
-        ready: is called with the address once requests are taken.
+    """Serve until SIGTERM or SIGINT, with companions; `ready` gets the address once requests are taken.
 
     Raises:
         UserError: something is missing, the port is taken, or another server works in the folder.
@@ -256,11 +231,7 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
 
 
 def check_served(config: ServeConfig) -> list[Sameness]:
-    """Answer all test rows of each model and compare with its evaluation; nothing is served.
-
-    Raises:
-        UserError: something is missing.
-    """
+    """Answer all test rows of each model and compare with its evaluation; UserError: something is missing."""
 
     async def work() -> list[Sameness]:
         deployment = deployment_of(pinned(config), {})
@@ -279,22 +250,21 @@ def _listening(config: ServeConfig) -> Iterator[socket.socket]:
     from tuneloop.core.http_server import listen
 
     folder = Path(config.folder)
+    is_new = not folder.is_dir()
     with contextlib.ExitStack() as stack:
         try:
-            new = not folder.is_dir()
             stack.enter_context(lock_folder(folder))
         except UserError as error:
             step = "that server answers already; stop it, or name another folder: folder=NAME"
             raise UserError(error.what, where=error.where, next_step=step) from None
-        if new:
+        if is_new:
             make_private(folder, (".lock",))
         try:
             listening = stack.enter_context(listen(config.host, config.port))
         except OSError as error:
-            raise UserError(
-                f"Can't listen on {config.host}:{config.port}: {error.strerror or error}",
-                where="host, port", next_step="choose another port: port=8101, or port=0 for a free one",
-            ) from None  # fmt: skip
+            what = f"Can't listen on {config.host}:{config.port}: {error.strerror or error}"
+            step = "choose another port: port=8101, or port=0 for a free one"
+            raise UserError(what, where="host, port", next_step=step) from None
         yield listening
 
 
@@ -304,7 +274,7 @@ def _check_folder(config: ServeConfig) -> None:
     budgets = [key.name for key in keys if key.revoked is None and key.limits.budget_usd is not None]
     refuse_budget_without_prices(budgets, config.priced, config.folder)
     if config.keys.required is False and not config.loopback:
-        say(f"warning   keys.required=false: whoever reaches {config.host} may send requests, feedback and batches")
+        say(f"warning   keys.required=false: all who reach {config.host} may send requests, feedback and batches")
     if fault := decision_log(config.store).fault if is_store(config.store) else "":
         say(f"WARNING   the log of decisions was changed: {fault} (tuneloop ab replay)")
 
@@ -312,32 +282,23 @@ def _check_folder(config: ServeConfig) -> None:
 async def _serve(
     config: ServeConfig, listening: socket.socket, companions: Companions, ready: Callable[[str, Gateway], None] | None
 ) -> None:
-    from uvicorn.config import LOGGING_CONFIG
-
-    from tuneloop.core.http_server import Server
-
     experiments = companions.experiments(config.store)
     candidates = experiments.candidates()
     swaps = Swaps(config, experiments)
     _check_folder(config)
     swaps.current = swaps.wanted()
-    named, config = config, pinned(config)
+    as_named, config = config, pinned(config)
     deployment = deployment_of(config, candidates)
     companions.check(config, [each.name for each in deployment.opened])
     async with _started(config, deployment) as gateway, experiments.followed_by(gateway), swaps.followed_by(gateway):
         batches = Batches(gateway, Path(config.folder) / "batch") if config.batch.enabled else None
-        server = Server(
-            make_app(gateway, batches.routes() if batches else ()), seconds=config.limits.silent_seconds, log_level="warning",
-            log_config=None if config.log.lines == "json" else LOGGING_CONFIG,
-            proxy_headers=bool(config.limits.proxies), forwarded_allow_ips=config.limits.proxies,
-            timeout_graceful_shutdown=max(int(config.limits.drain_seconds), 1),
-        )  # fmt: skip
+        server = _http_server(make_app(gateway, batches.routes() if batches else ()), config)
         loop, stopping = asyncio.get_running_loop(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
         port = listening.getsockname()[1]
         address = f"http://{'[::1]' if config.host == '::' else config.host}:{port}"
-        swaps.swapped = lambda gateway: _write_state(named, gateway, address)
+        swaps.swapped = lambda gateway: _write_state(as_named, gateway, address)
         swaps.swapped(gateway)
         running = asyncio.create_task(server._serve([listening]))
         while not server.started and not running.done():
@@ -346,7 +307,13 @@ async def _serve(
         if batches is not None and (left := batches.resume() or len(batches.running)):
             say(f"batch     continues with {left} of an earlier server")
         expiring = asyncio.create_task(_expire(config))
-        erasing = asyncio.create_task(_forgetting(config, gateway, batches))
+
+        async def erase() -> None:
+            while True:
+                complete = await _forget(config, gateway, batches)
+                await asyncio.sleep(LOOK_FOR_ERASURES if complete else 60 * LOOK_FOR_ERASURES)
+
+        erasing = asyncio.create_task(erase())
         if ready is not None:
             ready(address, gateway)
         freeze_heap()
@@ -365,8 +332,25 @@ async def _serve(
         await running
 
 
+def _http_server(app: App, config: ServeConfig) -> Server:
+    from uvicorn.config import LOGGING_CONFIG
+
+    from tuneloop.core.http_server import Server
+
+    limits = config.limits
+    return Server(
+        app,
+        seconds=limits.silent_seconds,
+        log_level="warning",
+        log_config=None if config.log.lines == "json" else LOGGING_CONFIG,
+        proxy_headers=bool(limits.proxies),
+        forwarded_allow_ips=limits.proxies,
+        timeout_graceful_shutdown=max(int(limits.drain_seconds), 1),
+    )
+
+
 @contextlib.asynccontextmanager
-async def _started(config: ServeConfig, deployment: Deployment) -> AsyncIterator[Gateway]:
+async def _started(config: ServeConfig, deployment: ServerDeployment) -> AsyncIterator[Gateway]:
     """A gateway whose engine is started; both end with the block."""
     gateway: Gateway | None = None
     try:
@@ -382,18 +366,19 @@ async def _started(config: ServeConfig, deployment: Deployment) -> AsyncIterator
 
 
 def _write_state(config: ServeConfig, gateway: Gateway, address: str) -> None:
-    models = [ServedName(name=m.name, adapter=m.adapter, release=m.release or None, source=m.source)
-              for m in gateway.models.values()]  # fmt: skip
-    engine = masked(config.engine) if isinstance(config.engine, str) else [masked(url) for url in config.engine]
-    state = ServerState(
-        pid=os.getpid(), address=address, started=utc_now(), base=gateway.engine.base, engine=gateway.engine.name,
-        models=models, config=config.model_dump(mode="json") | {"engine": engine},
-    )  # fmt: skip
+    models = [
+        ServedName(name=model.name, adapter=model.adapter, release=model.release or None, source=model.source)
+        for model in gateway.models.values()
+    ]
+    urls = masked(config.engine) if isinstance(config.engine, str) else [masked(url) for url in config.engine]
+    engine, settings = gateway.engine, config.model_dump(mode="json") | {"engine": urls}
+    facts = {"pid": os.getpid(), "address": address, "started": utc_now(), "base": engine.base, "engine": engine.name}
+    state = ServerState.model_validate(facts | {"models": models, "config": settings})
     write_record(Path(config.folder) / ServerState.file, state)
 
 
 def first_key(gateway: Gateway) -> str:
-    """A key for the first use, made where one is needed and there is none; else an empty text. It is to be shown once."""
+    """A key for the first use, made where one is needed and there is none; else an empty text. Show it at once."""
     if not gateway.key_required or gateway.keyring.used:
         return ""
     return add_key(gateway.config.folder, "first")[0]

@@ -1,7 +1,7 @@
 """Changes of what a running server serves: aliases that moved, `tuneloop deploy NAME@2`, candidates of experiments.
 
-The new engine is started and proved next to the old one, the next request goes to it, and the old one ends with its last
-answer. What can't be started or proved changes nothing; it is said, and stored.
+The new engine is started and proved next to the old one, the next request goes to it, and the old one ends with its
+last answer. What can't be started or proved changes nothing; it is reported, and stored.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ RESTART_PAUSE = 5.0  # seconds before it is tried again to start an engine that 
 SWAP_SECONDS = 300.0  # that a command waits for a server to swap
 REMOTE_EVERY = 15.0  # seconds between two looks into a registry that is not a file here
 
-Wanted = Mapping[str, str]  # name of a model or experiment -> what answers for it, with its version
+Sources = Mapping[str, str]  # name of a model or experiment -> what answers for it, with its version
 
 
-class Experiments(Protocol):
+class ServedExperiments(Protocol):
     """The experiments of a server's store, as far as the server has to know of them."""
 
     @property
@@ -60,7 +60,7 @@ class Experiments(Protocol):
 class Companions:
     """What runs next to the answers of a server: experiments, monitoring, retraining. `improve.serve` has all of it."""
 
-    experiments: Callable[[str], Experiments]  # from the store's place
+    experiments: Callable[[str], ServedExperiments]  # from the store's place
     # Refuses settings of the rest before anything is loaded; gets the names of the tuned models.
     check: Callable[[ServeConfig, Collection[str]], None]
     running: Callable[[ServeConfig, Gateway], AbstractAsyncContextManager[None]]  # the rest, for the time of a block
@@ -69,8 +69,8 @@ class Companions:
 def freeze_heap() -> None:
     """Keep the interpreter's pauses short: call it when all is loaded, and again when much of that has gone.
 
-    A full search for garbage takes some 30 ms over the objects of a server with its libraries. What is there now is left
-    out of it. Threads that compute or write are interrupted after half a millisecond in place of five.
+    A full search for garbage takes some 30 ms over the objects of a server with its libraries. What is there now is
+    left out of it. Threads that compute or write are interrupted after half a millisecond in place of five.
     """
     gc.unfreeze()
     gc.collect()
@@ -97,19 +97,19 @@ class Swaps:
     """Follows what a server should serve, and swaps engines."""
 
     config: ServeConfig  # of the server, without what was pinned
-    experiments: Experiments
+    experiments: ServedExperiments
     swapped: Callable[[Gateway], None] = lambda gateway: None  # called with the gateway after each swap
     say: Callable[[str], None] = field(default_factory=bound_say)
     # what is served; `refused`: what could not be started or proved, which is not tried again
-    current: Wanted = field(default_factory=dict)
-    refused: Wanted = field(default_factory=dict)
+    current: Sources = field(default_factory=dict)
+    refused: Sources = field(default_factory=dict)
     _stamp: tuple[Any, ...] = ()
     _versions: dict[str, str] = field(default_factory=dict)
     _store: Database | None = None
     _latest: ServeConfig | None = None
     _ending: set[asyncio.Task[None]] = field(default_factory=set)
 
-    def wanted(self) -> Wanted:
+    def wanted(self) -> Sources:
         """What should be served now; UserError: a name is not registered any more, or the registry can't be read."""
         stamp = _stamp()
         if stamp != self._stamp:
@@ -155,15 +155,15 @@ class Swaps:
                     while not await self.swap(gateway, self.current):
                         await asyncio.sleep(RESTART_PAUSE)
                     continue
-                wanted = await asyncio.to_thread(self.wanted)
-                if wanted != self.current and wanted != self.refused:
-                    await self.swap(gateway, wanted)
+                sources = await asyncio.to_thread(self.wanted)
+                if sources not in (self.current, self.refused):
+                    await self.swap(gateway, sources)
             except (UserError, DatabaseError, OSError):
                 continue  # a registry or store that can't be read at present changes nothing
 
-    async def swap(self, gateway: Gateway, wanted: Wanted) -> bool:
+    async def swap(self, gateway: Gateway, sources: Sources) -> bool:
         """Serve something else; returns whether it could be started and proved."""
-        changed = [f"{name}: {source}" for name, source in wanted.items() if self.current.get(name) != source]
+        changed = [f"{name}: {source}" for name, source in sources.items() if self.current.get(name) != source]
         self.say(f"swap      begins: {'; '.join(changed) or 'what has ended is left out'}")
         began = time.perf_counter()
         config = await asyncio.to_thread(self._pinned)
@@ -181,13 +181,13 @@ class Swaps:
             if not isinstance(error, Exception):
                 raise
             why = error.what if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            self.refused = wanted
-            self._log(gateway, REFUSED, wanted, why)
+            self.refused = sources
+            self._log(gateway, REFUSED, sources, why)
             self.say(f"swap      is refused, all stays as it was: {why}")
             return False
         old = gateway.swap(engine, models, candidates)
-        self._log(gateway, SWAP, wanted, "")
-        self.current, self.refused = wanted, {}
+        self._log(gateway, SWAP, sources, "")
+        self.current, self.refused = sources, {}
         self.swapped(gateway)
         self.say(f"swap      is done after {time.perf_counter() - began:.1f} s; the old engine ends its requests")
         task = asyncio.create_task(self._end(gateway, old))
@@ -202,8 +202,8 @@ class Swaps:
             await engine.stop()
             freeze_heap()  # what the old engine was made of goes, the new one stays
 
-    def _log(self, gateway: Gateway, kind: str, wanted: Wanted, why: str) -> None:
-        data = {"before": dict(self.current), "wanted": dict(wanted), "why": why}
+    def _log(self, gateway: Gateway, kind: str, sources: Sources, why: str) -> None:
+        data = {"before": dict(self.current), "wanted": dict(sources), "why": why}
         gateway.store.add(Decision(id=uuid7(), time=utc_now(), kind=kind, subject="serve", data=data))
 
 
@@ -251,10 +251,8 @@ def deploy_to_server(folder: Path, source: str, *, name: str = "") -> Deployed:
     same = [each for each, from_ in adapters.items() if model and (registered_name(from_) or ("",))[0] == model]
     name = name or (same[0] if same else name_of(source))
     if name not in adapters:
-        raise UserError(
-            f"The server has no model {name!r}", where=str(folder),
-            next_step=f"say which it replaces with --name: {', '.join(adapters) or 'it has no adapters'}",
-        )  # fmt: skip
+        step = f"say which it replaces with --name: {', '.join(adapters) or 'it has no adapters'}"
+        raise UserError(f"The server has no model {name!r}", where=str(folder), next_step=step)
     pin = Decision(id=uuid7(), time=utc_now(), kind=PIN, subject=name, data={"source": source})
     with opened(folder) as store:
         insert(store, [pin])

@@ -35,11 +35,7 @@ def address_of(folder: Path) -> str:
 
 
 def read_metrics(url: str, now: float, key: str = "") -> Reading:
-    """Read `/metrics` of a server at `now` of the clock, in seconds; a key is needed once there is one.
-
-    Raises:
-        UserError: no server of this kind answers.
-    """
+    """Read `/metrics` at `now` of the clock, in seconds; `key`: where one is needed; UserError: no such server."""
     from prometheus_client.parser import text_string_to_metric_families
 
     need_aiohttp(masked(url), "serve")
@@ -57,7 +53,7 @@ def read_metrics(url: str, now: float, key: str = "") -> Reading:
 
 
 def difference(before: Reading | None, after: Reading) -> dict[Key, float]:
-    """What the counters have grown by; all that they hold, where there is no earlier reading or the server was restarted."""
+    """What the counters have grown by; all that they hold without an earlier reading, or after a restart."""
     earlier = {} if before is None else before.values
     grown = {key: value - earlier.get(key, 0.0) for key, value in after.values.items()}
     return dict(after.values) if any(value < 0 for key, value in grown.items() if key[0].endswith("_total")) else grown

@@ -1,7 +1,7 @@
-"""Logging runs to MLflow, TensorBoard and Weights & Biases, from low-priority processes that can't stop or slow the run.
+"""Logging runs to MLflow, TensorBoard and Weights & Biases, from low-priority processes that can't slow the run.
 
-Each follower (`python -m tuneloop.track`) copies the run folder's files as they appear. Both sides write JSON lines: the parent
-the settings and `{"finish": STATUS}` (an end without it: the parent died), the follower `{"warning": TEXT}`.
+Each follower (`python -m tuneloop.track`) copies the run folder's files as they appear. Both sides write JSON lines:
+the parent the settings and `{"finish": STATUS}` (an end without it: it died), the follower `{"warning": TEXT}`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, Literal, TextIO
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 POLL_SECONDS = 3.0
-# Set unless the user has: without them a dead server is retried for minutes, and trackers report usage or ask for a login.
+# Set unless the user has: else a dead server is retried for minutes, and trackers report usage or want a login.
 QUICK_AND_QUIET = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "GIT_PYTHON_REFRESH": "quiet",
@@ -57,8 +57,8 @@ class Tracker:
     warned: bool = False
     reader: threading.Thread | None = field(default=None, repr=False)
 
-    def tell(self, status: Status) -> None:
-        """Say how the run ended; the follower then logs the rest."""
+    def send(self, status: Status) -> None:
+        """Report how the run ended; the follower then logs the rest."""
         if self.process is not None:
             with contextlib.suppress(OSError, ValueError):
                 assert self.process.stdin is not None
@@ -75,23 +75,20 @@ class Tracker:
         try:
             process.wait(max(timeout, 0.1))
         except subprocess.TimeoutExpired:
-            late = f"took more than {timeout:.0f} s to take the last metrics; the run itself is complete"
-            self._warn_once(f"{self.title} {late}")
+            took = f"took more than {timeout:.0f} s to take the last metrics"
+            self._warn_once(f"{self.title} {took}; the run itself is complete")
             process.kill()
             process.wait()
         if self.reader is not None:
             self.reader.join(2.0)
-        if process.returncode not in (0, None, -signal.SIGKILL):
-            ended = f"ended with status {process.returncode}; the run itself is complete"
-            self._warn_once(f"Logging to {self.title} {ended}")
+        if (code := process.returncode) not in (0, None, -signal.SIGKILL):
+            self._warn_once(f"Logging to {self.title} ended with status {code}; the run itself is complete")
 
     def _read(self, stream: TextIO) -> None:
         with contextlib.suppress(ValueError, OSError), stream:
             for line in stream:
-                with contextlib.suppress(ValueError):
-                    answer = json.loads(line)
-                    if isinstance(answer, dict) and "warning" in answer:
-                        self._warn_once(str(answer["warning"]))
+                with contextlib.suppress(ValueError, LookupError, TypeError):
+                    self._warn_once(str(json.loads(line)["warning"]))
 
     def _warn_once(self, text: str) -> None:
         if not self.warned:
@@ -106,13 +103,10 @@ class Tracking:
     trackers: Sequence[Tracker] = ()
 
     def finish(self, status: Status = "FINISHED", *, timeout: float = 20.0) -> None:
-        """Have the rest logged and close the tracked runs; never raises for what goes wrong there.
-
-        `status`: how the run ended; `timeout`: seconds to wait at most, for all of them together.
-        """
+        """Have the rest logged and close the tracked runs, within `timeout` seconds; raises nothing that goes wrong."""
         end = time.monotonic() + timeout
         for tracker in self.trackers:
-            tracker.tell(status)
+            tracker.send(status)
         for tracker in self.trackers:
             tracker.wait(end - time.monotonic())
 
@@ -127,12 +121,12 @@ def start_tracking(
     """Begin, or continue, to log a run folder; returns at once.
 
     MLflow: to `MLFLOW_TRACKING_URI`, else to `mlflow.db` and `mlartifacts/` in the current folder. TensorBoard: to
-    `tensorboard/` in the run folder. Weights & Biases: as its own variables say (`WANDB_MODE=offline` needs no account).
+    `tensorboard/` in the run folder. Weights & Biases: by its own variables (`WANDB_MODE=offline` needs no account).
 
     Args:
         recipe_dump: the resolved recipe as plain values; `track.report_to: [none]` turns this off.
         run: the run folder; `tracking*.json` in it remember the tracked runs.
-        warn: is called at most once a tracker that logging does not work. The run continues in any case.
+        warn: gets one sentence for each tracker that can't log; the run continues in any case.
         poll_seconds: how often the folder is looked at.
     """
     track = recipe_dump.get("track") or {}
@@ -141,8 +135,8 @@ def start_tracking(
         "experiment": track.get("experiment") or "tuneloop", "uri": os.environ.get("MLFLOW_TRACKING_URI") or "",
         "poll_seconds": poll_seconds, "started": int(time.time() * 1000),
     }  # fmt: skip
-    wanted = [name for name in track.get("report_to", ["mlflow"]) if name in KINDS]
-    return Tracking([_start(name, settings, warn) for name in wanted])
+    names = [name for name in track.get("report_to", ["mlflow"]) if name in KINDS]
+    return Tracking([_start(name, settings, warn) for name in names])
 
 
 def _start(name: str, settings: Mapping[str, Any], warn: Callable[[str], None]) -> Tracker:
@@ -156,11 +150,15 @@ def _start(name: str, settings: Mapping[str, Any], warn: Callable[[str], None]) 
     env = {**QUICK_AND_QUIET, **os.environ}
     env["PYTHONPATH"] = os.pathsep.join(p for p in (source, os.environ.get("PYTHONPATH")) if p)
     try:
-        # A session of its own: Ctrl-C ends the run, and the follower then closes the log in order.
         process = subprocess.Popen(
-            [sys.executable, "-m", "tuneloop.track"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, text=True, encoding="utf-8", env=env, start_new_session=True,
-        )  # fmt: skip
+            [sys.executable, "-m", "tuneloop.track"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            encoding="utf-8",
+            env=env,
+            start_new_session=True,  # Ctrl-C ends the run, and the follower then closes the log in order
+        )
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(json.dumps({**settings, "to": name}, default=str) + "\n")
         process.stdin.flush()

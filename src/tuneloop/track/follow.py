@@ -38,9 +38,13 @@ OUTCOME = ("peak_memory_gib", "usd", "tokens", "tokens_per_second", "steps", "be
 IDENTITY = ("name", "model", "seed", "data", "train")
 # Files of a run folder that trackers take whole, when they are there; dataset.json alone: of a data set without a run.
 FILES: dict[str, type[Record]] = {
-    Environment.file: Environment, f"dataset/{DatasetManifest.file}": DatasetManifest, DatasetManifest.file: DatasetManifest,
-    Plan.file: Plan, RunManifest.file: RunManifest, EvaluationManifest.file: EvaluationManifest,
-}  # fmt: skip
+    Environment.file: Environment,
+    f"dataset/{DatasetManifest.file}": DatasetManifest,
+    DatasetManifest.file: DatasetManifest,
+    Plan.file: Plan,
+    RunManifest.file: RunManifest,
+    EvaluationManifest.file: EvaluationManifest,
+}
 
 
 class Point(NamedTuple):
@@ -102,14 +106,10 @@ def main(lines: TextIO | None = None) -> int:
             failed_at = time.monotonic()
             if not warned:
                 warned = True
-                say(f"{KINDS[follower.to].title} could not be written ({_reason(error)}); the run continues without it")
+                what = f"{KINDS[follower.to].title} could not be written ({_reason(error)})"
+                with contextlib.suppress(OSError, ValueError):  # the parent may have ended
+                    print(json.dumps({"warning": f"{what}; the run continues without it"}), flush=True)
     return 0
-
-
-def say(text: str) -> None:
-    """Tell the parent; it may be gone."""
-    with contextlib.suppress(OSError, ValueError):
-        print(json.dumps({"warning": text}), flush=True)
 
 
 def _reason(error: BaseException) -> str:
@@ -201,9 +201,11 @@ def new_points(follower: Follower) -> tuple[list[Point], int, dict[str, int]]:
 
 def step_metrics(record: Mapping[str, Any], kind: str) -> dict[str, float]:
     """The metrics of one line of `metrics.jsonl`: `train/loss`, `val/loss`, `train/learning_rate` ..."""
-    named = {f"{kind}/{safe(key.removeprefix('val_'))}": to_float(value) for key, value in record.items()
-             if key not in ("step", "best")}  # fmt: skip
-    return {name: value for name, value in named.items() if value is not None}
+    metrics = {}
+    for key, value in record.items():
+        if key not in ("step", "best") and (number := to_float(value)) is not None:
+            metrics[f"{kind}/{safe(key.removeprefix('val_'))}"] = number
+    return metrics
 
 
 def run_metrics(record: Record) -> dict[str, float]:

@@ -32,20 +32,12 @@ DATASET_FILES = ("dataset.json", "train.jsonl", "val.jsonl", "test.jsonl", "gene
 BATCH = 1000  # MLflow takes at most this many metrics in one call, and 100 params or tags
 
 
-def _client(follower: Follower) -> MlflowClient:
-    if follower.client is None:
-        from mlflow.tracking import MlflowClient
-
-        follower.client = MlflowClient(tracking_uri=follower.uri)
-    client: MlflowClient = follower.client
-    return client
-
-
 def open_run(follower: Follower) -> None:
     """Find the MLflow run of this folder, or create it with the config as parameters."""
     from mlflow.entities import Param
+    from mlflow.tracking import MlflowClient
 
-    client = _client(follower)
+    client = follower.client = MlflowClient(tracking_uri=follower.uri)
     run = None
     if follower.state.run_id:
         with contextlib.suppress(Exception):  # deleted, or another database: start again
@@ -60,16 +52,10 @@ def open_run(follower: Follower) -> None:
         follower.state.run_id = run.info.run_id
         save(follower)
     else:
-        client.update_run(_run_id(follower), status="RUNNING")
-    logged = run.data.params
-    params = [Param(k, v) for k, v in flatten(follower.config).items() if k not in logged]
+        client.update_run(follower.state.run_id, status="RUNNING")
+    params = [Param(k, v) for k, v in flatten(follower.config).items() if k not in run.data.params]
     for i in range(0, len(params), 100):
-        client.log_batch(_run_id(follower), params=params[i : i + 100])
-
-
-def _run_id(follower: Follower) -> str:
-    assert follower.state.run_id, "`open_run` has found or created it"
-    return follower.state.run_id
+        client.log_batch(follower.state.run_id, params=params[i : i + 100])
 
 
 def _experiment_id(client: MlflowClient, follower: Follower) -> str:
@@ -84,10 +70,11 @@ def _experiment_id(client: MlflowClient, follower: Follower) -> str:
     return str(client.create_experiment(follower.experiment, artifact_location=place, tags=kind))
 
 
-def _tags(client: MlflowClient, follower: Follower, tags: Mapping[str, str]) -> None:
+def _tags(follower: Follower, tags: Mapping[str, str]) -> None:
     from mlflow.entities import RunTag
 
-    client.log_batch(_run_id(follower), tags=[RunTag(safe(k), v[:4000]) for k, v in tags.items()][:100])
+    run_tags = [RunTag(safe(key), value[:4000]) for key, value in tags.items()]
+    follower.client.log_batch(follower.state.run_id, tags=run_tags[:100])
 
 
 def log_points(follower: Follower, points: Sequence[Point]) -> None:
@@ -97,41 +84,40 @@ def log_points(follower: Follower, points: Sequence[Point]) -> None:
     now = int(time.time() * 1000)
     metrics = [Metric(point.name, point.value, now, point.step) for point in points]
     for i in range(0, len(metrics), BATCH):
-        _client(follower).log_batch(_run_id(follower), metrics=metrics[i : i + BATCH])
+        follower.client.log_batch(follower.state.run_id, metrics=metrics[i : i + BATCH])
 
 
 def log_file(follower: Follower, name: str, record: Record) -> None:
     """Metrics of the whole run, at step 0, and what MLflow shows with them."""
     log_points(follower, [Point(key, value, 0) for key, value in run_metrics(record).items()])
-    client = _client(follower)
     if isinstance(record, Environment):
-        log_environment(client, follower, record)
+        _log_environment(follower, record)
     elif isinstance(record, DatasetManifest):
-        log_dataset(client, follower, record)
+        _log_dataset(follower, record)
     elif isinstance(record, RunManifest):
-        _tags(client, follower, {key: record[key] for key in ("method", "model", "stopped") if record[key]})
+        _tags(follower, {key: record[key] for key in ("method", "model", "stopped") if record[key]})
     elif isinstance(record, EvaluationManifest):
-        log_evaluation(client, follower, record)
+        _log_evaluation(follower, record)
 
 
 def close_run(follower: Follower, status: Status) -> None:
     """Log the small files, and how the run ended."""
-    log_artifacts(_client(follower), follower)
-    _client(follower).set_terminated(_run_id(follower), status)
+    _log_artifacts(follower)
+    follower.client.set_terminated(follower.state.run_id, status)
 
 
-def log_environment(client: MlflowClient, follower: Follower, environment: Environment) -> None:
+def _log_environment(follower: Follower, environment: Environment) -> None:
     """The machine as tags, with the commit where MLflow looks for it; package versions are in the artifact."""
-    shown = environment.to_json()
-    shown = {key: value for key, value in shown.items() if key not in ("version", "packages", "git_commit")}
-    tags = {f"environment.{key}": value for key, value in flatten(shown).items()}
+    elsewhere = ("version", "packages", "git_commit")
+    facts = {key: value for key, value in environment.to_json().items() if key not in elsewhere}
+    tags = {f"environment.{key}": value for key, value in flatten(facts).items()}
     if environment.git_commit:
         tags["mlflow.source.git.commit"] = environment.git_commit
-    _tags(client, follower, tags)
+    _tags(follower, tags)
 
 
-def log_dataset(client: MlflowClient, follower: Follower, manifest: DatasetManifest) -> None:
-    """The data set as an MLflow dataset input: id, content hash, columns, sizes and where it lies."""
+def _log_dataset(follower: Follower, manifest: DatasetManifest) -> None:
+    """The data set as an MLflow dataset input: id, content hash, columns, sizes and its place."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     splits = manifest.splits.by_name
@@ -144,30 +130,26 @@ def log_dataset(client: MlflowClient, follower: Follower, manifest: DatasetManif
         "sha256": {name: split.sha256 for name, split in splits.items()},
     }  # fmt: skip
     folder = follower.run / "dataset" if (follower.run / "dataset").is_dir() else follower.run
-    record = Dataset(
-        name=manifest.id[:500],
-        digest=manifest.hash[:36],  # MLflow's limit
-        source_type="local",
-        source=json.dumps({"uri": folder.as_uri()}),
-        schema=json.dumps({"mlflow_colspec": columns}),
-        profile=json.dumps(profile),
-    )
-    client.log_inputs(_run_id(follower), [DatasetInput(record, [InputTag("mlflow.data.context", "training")])])
-    _tags(client, follower, {"dataset.id": manifest.id, "dataset.hash": manifest.hash})
+    source, schema = json.dumps({"uri": folder.as_uri()}), json.dumps({"mlflow_colspec": columns})
+    name, digest = manifest.id[:500], manifest.hash[:36]  # MLflow's limits
+    record = Dataset(name, digest, "local", source, schema, json.dumps(profile))
+    dataset = DatasetInput(record, [InputTag("mlflow.data.context", "training")])
+    follower.client.log_inputs(follower.state.run_id, [dataset])
+    _tags(follower, {"dataset.id": manifest.id, "dataset.hash": manifest.hash})
 
 
-def log_evaluation(client: MlflowClient, follower: Follower, evaluation: EvaluationManifest) -> None:
+def _log_evaluation(follower: Follower, evaluation: EvaluationManifest) -> None:
     """The comparison with intervals and the samples as tables, the verdict as description."""
     systems = {**evaluation.baselines, "tuned": evaluation.metrics}
     metrics = list(systems["tuned"]) or list(next(iter(systems.values()), {}))
     columns = ["system", *metrics, "p", *(f"{m} 95 %" for m in metrics)]
-    _table(client, follower, "comparison.json", columns, _comparison_rows(evaluation, systems, metrics))
+    _table(follower, "comparison.json", columns, _comparison_rows(evaluation, systems, metrics))
     samples = _samples(follower.run / SAMPLES)
     others = list(dict.fromkeys(name for sample in samples for name in sample.baselines))
     rows = [[s.id, s.prompt, s.reference, s.prediction, *map(s.baselines.get, others)] for s in samples]
-    _table(client, follower, "samples.json", ["id", "prompt", "reference", "tuned", *others], rows)
+    _table(follower, "samples.json", ["id", "prompt", "reference", "tuned", *others], rows)
     if evaluation.words:
-        _tags(client, follower, {"mlflow.note.content": "\n\n".join(evaluation.words)})
+        _tags(follower, {"mlflow.note.content": "\n\n".join(evaluation.words)})
 
 
 def _comparison_rows(
@@ -199,20 +181,18 @@ def _samples(path: Path, most: int = 500) -> list[Sample]:
     return samples
 
 
-def _table(
-    client: MlflowClient, follower: Follower, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
-) -> None:
+def _table(follower: Follower, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A table that MLflow's page shows: the format of `mlflow.log_table`, which itself would append on a rerun."""
     if not rows:
         return
-    run_id = _run_id(follower)
+    client, run_id = follower.client, follower.state.run_id
     client.log_dict(run_id, {"columns": list(columns), "data": [list(row) for row in rows]}, name)
     follower.state.tables = list(dict.fromkeys([*follower.state.tables, name]))
     tables = [{"path": path, "type": "table"} for path in follower.state.tables]
     client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps(tables))
 
 
-def log_artifacts(client: MlflowClient, follower: Follower) -> None:
+def _log_artifacts(follower: Follower) -> None:
     """The small files of the folder, those that changed since they were logged. The adapter's weights stay there."""
     seen, config, prepared = follower.state.artifacts, follower.config, follower.run / "dataset"
     files = [(name, follower.run / name) for name in SMALL_FILES]
@@ -222,5 +202,6 @@ def log_artifacts(client: MlflowClient, follower: Follower) -> None:
         files += [(f"dataset/{name}", folder / name) for name in DATASET_FILES]
     for name, path in files:
         if path.exists() and seen.get(name) != (digest := sha256_file(path)):
-            client.log_artifact(_run_id(follower), str(path), str(Path(name).parent) if "/" in name else None)
+            folder_there = str(Path(name).parent) if "/" in name else None
+            follower.client.log_artifact(follower.state.run_id, str(path), folder_there)
             seen = follower.state.artifacts = {**seen, name: digest}

@@ -1,4 +1,4 @@
-"""TensorBoard: event files in `RUN/tensorboard`, written by tensorboardX; `tensorboard --logdir runs` shows all runs."""
+"""TensorBoard: event files in `RUN/tensorboard`, by tensorboardX; `tensorboard --logdir runs` shows all runs."""
 
 from __future__ import annotations
 

@@ -19,11 +19,9 @@ def open_run(follower: Follower) -> None:
     if not follower.state.run_id:
         forget(follower)
         follower.state.run_id = secrets.token_hex(4)
-    follower.client = wandb.init(
-        project=follower.experiment, name=follower.run.name, id=follower.state.run_id, resume="allow",
-        config=flatten(follower.config),
-        settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
-    )  # fmt: skip
+    settings = wandb.Settings(console="off", silent=True, x_disable_stats=True)
+    names = {"project": follower.experiment, "name": follower.run.name, "id": follower.state.run_id}
+    follower.client = wandb.init(**names, resume="allow", config=flatten(follower.config), settings=settings)
 
 
 def log_points(follower: Follower, points: Sequence[Point]) -> None:

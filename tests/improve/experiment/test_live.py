@@ -193,7 +193,7 @@ def test_a_shadow_answers_copies_that_nobody_sees(folder: Path) -> None:
 
     async def work(gateway: Gateway, _: NamingEngine) -> list[str]:
         found = [await ask(gateway, f"u{i}", "talk") for i in range(5)]
-        await until(lambda: gateway.store.counts.written == 10)
+        await until(lambda: gateway.store.counts.stored == 10)
         return found
 
     assert served(folder, work) == ["old-weights"] * 5

@@ -21,7 +21,7 @@ from live_server import StubEngine, live
 
 from tuneloop.core.files import read_json
 from tuneloop.serving.batch.api import _Form
-from tuneloop.serving.http.errors import ApiError
+from tuneloop.serving.http.api_request import ApiError
 from tuneloop.serving.keys import Limits, add_key, revoke_key
 from tuneloop.serving.store.store import opened, read_requests
 
@@ -546,7 +546,7 @@ def test_a_batch_continues_once_the_disk_has_room(tmp_path: Path, capsys: pytest
             time.sleep(1.5)
             filler.unlink()
             done = waited(api, batch)
-            assert gateway.store.counts.lost == 0
+            assert gateway.store.counts.losses == 0
             assert (done.status, done.request_counts.completed, done.paused) == ("completed", 300, None)
             names = [each["custom_id"] for each in results(api, done.output_file_id)]
             assert names == [f"id-{i}" for i in range(300)] and len(engine.asked) == 300

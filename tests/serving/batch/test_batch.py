@@ -23,9 +23,9 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
 from tuneloop.core.ui import reporting
 from tuneloop.serving.batch import batch as module
-from tuneloop.serving.batch.batch import ERRORS, INPUT, JOURNAL, OUTPUT, STATE, Batch, make_batch
+from tuneloop.serving.batch.batch import ERRORS, INPUT, JOURNAL, OUTPUT, STATE, BatchJob, make_batch
 from tuneloop.serving.batch.file import Line
-from tuneloop.serving.http.errors import ApiError
+from tuneloop.serving.http.api_request import ApiError
 
 CHAT = "/v1/chat/completions"
 
@@ -59,7 +59,7 @@ def test_each_line_stands_once_in_output_or_errors(tmp_path: Path) -> None:
         line("b", body=3),
     ]  # fmt: skip
     folder = new(tmp_path, [line("a"), *wrong, "", line("z")])
-    batch = Batch(folder, echo)
+    batch = BatchJob(folder, echo)
     assert asyncio.run(batch.run()) == "completed"
     good, bad = results(folder, OUTPUT), results(folder, ERRORS)
     assert [each["custom_id"] for each in good] == ["a", "z"]
@@ -70,7 +70,7 @@ def test_each_line_stands_once_in_output_or_errors(tmp_path: Path) -> None:
     names = [each["custom_id"] for each in good + bad if each["custom_id"]]
     assert len(names) == len(set(names))
     assert batch.state.request_counts.to_json() == {"total": 10, "completed": 2, "failed": 8}
-    assert asyncio.run(Batch(folder, echo).run()) == "completed", "a batch that is over is not done again"
+    assert asyncio.run(BatchJob(folder, echo).run()) == "completed", "a batch that is over is not done again"
 
 
 def test_refusals_are_kept_and_failures_tried_again(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_refusals_are_kept_and_failures_tried_again(tmp_path: Path) -> None:
         return await echo(each)
 
     folder = new(tmp_path, [line("never"), line("later")])
-    assert asyncio.run(Batch(folder, answer, pause=0.001).run()) == "completed"
+    assert asyncio.run(BatchJob(folder, answer, pause=0.001).run()) == "completed"
     assert tries == {"never": 1, "later": 3}
     (refused,) = results(folder, ERRORS)
     assert (
@@ -96,9 +96,9 @@ def test_refusals_are_kept_and_failures_tried_again(tmp_path: Path) -> None:
 def test_a_cancelled_and_an_expired_batch_keep_what_is_done(tmp_path: Path) -> None:
     for name, end in (("c", "cancelled"), ("e", "expired")):
         folder = new(tmp_path / name, [line(str(i)) for i in range(10)], seconds=3600)
-        batch = Batch(folder, echo, rows=1)
+        batch = BatchJob(folder, echo, rows=1)
 
-        async def answer(each: Line, batch: Batch = batch, end: str = end) -> dict[str, Any]:
+        async def answer(each: Line, batch: BatchJob = batch, end: str = end) -> dict[str, Any]:
             if each.number == 4:
                 if end == "cancelled":
                     await batch.cancel()
@@ -116,7 +116,7 @@ def test_rows_give_way_while_others_wait(tmp_path: Path) -> None:
     async def go() -> None:
         free = asyncio.Event()
         folder = new(tmp_path, [line(str(i)) for i in range(5)])
-        batch = Batch(folder, echo, room=lambda: free.wait())  # type: ignore[arg-type,return-value]
+        batch = BatchJob(folder, echo, room=lambda: free.wait())  # type: ignore[arg-type,return-value]
         task = asyncio.create_task(batch.run())
         await asyncio.sleep(0.1)
         assert (folder / JOURNAL).read_bytes() == b""
@@ -140,7 +140,7 @@ def do_in_a_child(folder: Path, life: str, notes: Path | None = None) -> int:
             await asyncio.sleep(random.uniform(0.001, 0.01))
             return {"id": "r", "said": each.custom_id, "long": "x" * 3000}
 
-        status = 0 if asyncio.run(Batch(folder, answer, rows=8).run()) == "completed" else 1
+        status = 0 if asyncio.run(BatchJob(folder, answer, rows=8).run()) == "completed" else 1
     finally:
         os._exit(status)
 
@@ -199,7 +199,7 @@ def test_what_our_own_code_raises_is_the_error_of_its_row(tmp_path: Path) -> Non
 
     folder = new(tmp_path, [line(f"{i}") for i in range(12)])
     with reporting(say=said.append):
-        assert asyncio.run(Batch(folder, answer).run()) == "completed"
+        assert asyncio.run(BatchJob(folder, answer).run()) == "completed"
     assert [each["custom_id"] for each in results(folder, OUTPUT)] == ["0", "2", "4", "6", "10", "11"]
     errors = results(folder, ERRORS)
     assert [each["custom_id"] for each in errors] == ["1", "3", "5", "7", "8", "9"]
@@ -214,7 +214,7 @@ def test_an_answer_that_never_comes_is_the_error_of_its_row(tmp_path: Path) -> N
         return await echo(each)
 
     folder = new(tmp_path, [line(f"{i}") for i in range(20)])
-    assert asyncio.run(asyncio.wait_for(Batch(folder, answer, longest=0.3).run(), 20)) == "completed"
+    assert asyncio.run(asyncio.wait_for(BatchJob(folder, answer, longest=0.3).run(), 20)) == "completed"
     assert len(results(folder, OUTPUT)) == 16
     assert [each["error"]["code"] for each in results(folder, ERRORS)] == ["timeout"] * 4
 
@@ -227,8 +227,8 @@ def test_what_ends_all_work_is_no_error_of_a_row(tmp_path: Path) -> None:
 
     folder = new(tmp_path, [line(f"{i}") for i in range(20)])
     with pytest.raises(UserError, match="actors"):
-        asyncio.run(Batch(folder, lost, fatal=(UserError,)).run())
-    assert asyncio.run(Batch(folder, echo).run()) == "completed"
+        asyncio.run(BatchJob(folder, lost, fatal=(UserError,)).run())
+    assert asyncio.run(BatchJob(folder, echo).run()) == "completed"
     assert len(results(folder, OUTPUT)) == 20
 
 
@@ -244,7 +244,7 @@ def test_numbers_that_json_lacks_are_null(tmp_path: Path) -> None:
         return {"id": "r", "logprob": float("-inf"), "other": float("nan")}
 
     folder = new(tmp_path, [line("a")])
-    assert asyncio.run(Batch(folder, answer).run()) == "completed"
+    assert asyncio.run(BatchJob(folder, answer).run()) == "completed"
     assert results(folder, OUTPUT)[0]["response"]["body"] == {"id": "r", "logprob": None, "other": None}
 
 
@@ -256,7 +256,7 @@ def test_a_file_that_became_shorter_does_not_hold_the_batch(tmp_path: Path) -> N
             (folder / INPUT).write_text("")
         return await echo(each)
 
-    batch = Batch(folder, answer)
+    batch = BatchJob(folder, answer)
     assert asyncio.run(asyncio.wait_for(batch.run(), 20)) == "failed"
     assert "became shorter" in str(batch.state.errors)
 
@@ -283,7 +283,7 @@ def test_a_rate_that_is_used_up_costs_no_row(tmp_path: Path) -> None:
         return await echo(each)
 
     folder = new(tmp_path, [line(f"{i}") for i in range(40)])
-    assert asyncio.run(asyncio.wait_for(Batch(folder, answer, rows=8).run(), 60)) == "completed"
+    assert asyncio.run(asyncio.wait_for(BatchJob(folder, answer, rows=8).run(), 60)) == "completed"
     assert len(results(folder, OUTPUT)) == 40 == len(taken) and sum(refused.values()) > 8
     assert sum(refused.values()) < 40, "fewer are asked at the same time once a rate is used up"
 
@@ -298,7 +298,7 @@ def test_a_refusal_without_a_time_is_asked_later_and_later(tmp_path: Path) -> No
         return await echo(each)
 
     folder = new(tmp_path, [line("a")])
-    assert asyncio.run(Batch(folder, answer, pause=0.01).run()) == "completed"
+    assert asyncio.run(BatchJob(folder, answer, pause=0.01).run()) == "completed"
     gaps = [b - a for a, b in itertools.pairwise(asked)]
     assert len(gaps) == 7 and gaps[6] > 0.3 and gaps[6] > 3 * gaps[2]
 
@@ -310,7 +310,7 @@ def test_a_row_that_is_always_refused_holds_up_no_other_and_ends_with_the_window
         return await echo(each)
 
     folder = new(tmp_path, [line(f"{i}") for i in range(30)], seconds=2)
-    batch = Batch(folder, answer)
+    batch = BatchJob(folder, answer)
     assert asyncio.run(asyncio.wait_for(batch.run(), 20)) == "expired"
     assert len(results(folder, OUTPUT)) == 29
     assert [each["error"]["code"] for each in results(folder, ERRORS)] == ["batch_expired"]
@@ -321,7 +321,7 @@ def test_a_batch_without_a_window_waits_a_day_and_no_longer(tmp_path: Path) -> N
         raise ApiError(429, "slowly", code="rate_limit_exceeded", headers={"Retry-After": "90000"})
 
     folder = new(tmp_path, [line("a")])
-    assert asyncio.run(asyncio.wait_for(Batch(folder, answer).run(), 10)) == "completed"
+    assert asyncio.run(asyncio.wait_for(BatchJob(folder, answer).run(), 10)) == "completed"
     assert results(folder, ERRORS)[0]["response"]["status_code"] == 429
 
 
@@ -330,14 +330,14 @@ def test_a_budget_that_is_spent_is_no_rate(tmp_path: Path) -> None:
         raise ApiError(429, "spent", code="insufficient_quota")
 
     folder = new(tmp_path, [line("a"), line("b")])
-    assert asyncio.run(asyncio.wait_for(Batch(folder, answer).run(), 10)) == "completed"
+    assert asyncio.run(asyncio.wait_for(BatchJob(folder, answer).run(), 10)) == "completed"
     assert len(results(folder, ERRORS)) == 2
 
 
 # --- cancelling
 
 
-async def run_until(batch: Batch, then: Callable[[], bool], do: Callable[[], Coroutine[Any, Any, None]]) -> str:
+async def run_until(batch: BatchJob, then: Callable[[], bool], do: Callable[[], Coroutine[Any, Any, None]]) -> str:
     """Run a batch, and do something once something holds."""
     task = asyncio.create_task(batch.run())
     while not then() and not task.done():
@@ -349,19 +349,19 @@ async def run_until(batch: Batch, then: Callable[[], bool], do: Callable[[], Cor
 def test_a_cancel_while_the_file_is_checked_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tuneloop.serving.batch.file.STEP", 0.0)
     folder = new(tmp_path, [line(f"{i}") for i in range(500)])
-    batch = Batch(folder, echo)
+    batch = BatchJob(folder, echo)
     assert asyncio.run(run_until(batch, lambda: batch.file.total > 10, batch.cancel)) == "cancelled"
     assert not (folder / JOURNAL).exists() and read_json(folder / STATE)["status"] == "cancelled"
 
 
 def test_a_cancel_is_kept_through_a_kill(tmp_path: Path) -> None:
     folder = new(tmp_path, [line(f"{i}") for i in range(50)])
-    asyncio.run(Batch(folder, echo).cancel())  # and its process is killed before anything else
+    asyncio.run(BatchJob(folder, echo).cancel())  # and its process is killed before anything else
     assert read_json(folder / STATE)["status"] == "cancelling"
-    assert asyncio.run(Batch(folder, echo).run()) == "cancelled"
+    assert asyncio.run(BatchJob(folder, echo).run()) == "cancelled"
 
     folder = new(tmp_path / "b", [line(f"{i}") for i in range(50)])
-    batch = Batch(folder, echo, rows=1)
+    batch = BatchJob(folder, echo, rows=1)
 
     async def killed() -> None:
         await batch.cancel()
@@ -376,7 +376,7 @@ def test_a_cancel_is_kept_through_a_kill(tmp_path: Path) -> None:
         begun.append(each.number)
         return await echo(each)
 
-    assert asyncio.run(Batch(folder, answer).run()) == "cancelled" and not begun
+    assert asyncio.run(BatchJob(folder, answer).run()) == "cancelled" and not begun
     done = len(results(folder, OUTPUT))
     assert 5 < done < 50 and len(results(folder, ERRORS)) == 50 - done
 
@@ -384,7 +384,7 @@ def test_a_cancel_is_kept_through_a_kill(tmp_path: Path) -> None:
 def test_a_cancel_while_results_are_written_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "STEP", 0.0)
     folder = new(tmp_path, [line(f"{i}") for i in range(300)])
-    batch = Batch(folder, echo)
+    batch = BatchJob(folder, echo)
     finalizing = lambda: batch.state.status == "finalizing"  # noqa: E731
     assert asyncio.run(run_until(batch, finalizing, batch.cancel)) == "cancelled"
     assert len(results(folder, OUTPUT)) == 300 and batch.state.request_counts.completed == 300
@@ -401,7 +401,7 @@ def test_a_cancel_ends_a_batch_whose_engine_hangs(tmp_path: Path, monkeypatch: p
             await asyncio.sleep(3600)
         return await echo(each)
 
-    batch = Batch(folder, answer)
+    batch = BatchJob(folder, answer)
 
     async def twice() -> None:
         await batch.cancel()
@@ -422,7 +422,7 @@ def test_a_cancel_ends_a_batch_that_waits_for_room_or_for_a_rate(tmp_path: Path)
 
     for name, more in (("a", {"room": never, "answer": echo}), ("b", {"answer": refused})):
         folder = new(tmp_path / name, [line(f"{i}") for i in range(10)], seconds=86400)
-        batch = Batch(folder, **more)  # type: ignore[arg-type]
+        batch = BatchJob(folder, **more)  # type: ignore[arg-type]
         began = time.monotonic()
         later = began + 0.5
         status = asyncio.run(run_until(batch, lambda until=later: time.monotonic() > until, batch.cancel))  # type: ignore[misc]
@@ -458,10 +458,10 @@ def test_a_full_disk_pauses_a_batch_wherever_it_writes(tmp_path: Path, monkeypat
         asked[each.number] += 1
         return await echo(each)
 
-    monkeypatch.setattr("tuneloop.serving.batch.journal.os.write", short)
+    monkeypatch.setattr("tuneloop.serving.batch.file.os.write", short)
     monkeypatch.setattr(module, "replacing", no_room)
     with reporting(say=said.append):
-        batch = Batch(folder, answer, full_pause=0.02)
+        batch = BatchJob(folder, answer, full_pause=0.02)
 
         async def make_room() -> None:
             for count, what in enumerate(full, 1):

@@ -157,7 +157,7 @@ def test_a_damaged_batch_is_one_sentence(
     with listening(Limited) as url:
         command = ["batch", "in.jsonl", "-m", f"{url}/v1", "base=m", "--quiet"]
         with monkeypatch.context() as patch:
-            patch.setattr("tuneloop.serving.batch.batch.Batch._results", killed)
+            patch.setattr("tuneloop.serving.batch.batch.BatchJob._results", killed)
             assert main(command) not in (0, 1, 2)
         capsys.readouterr()
         folder = Path("in.answers.jsonl.batch")

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from tuneloop.core.errors import UserError
-from tuneloop.serving.batch.file import ANSWERED, REFUSED, WAITING, BatchFile
-from tuneloop.serving.batch.journal import Journal, encoded
+from tuneloop.serving.batch.file import ANSWERED, REFUSED, WAITING, BatchFile, Journal, encoded
 
 DONE = {"custom_id": "a", "response": {"status_code": 200, "request_id": None, "body": {}}, "error": None}
 WRONG = {"custom_id": "a", "response": None, "error": {"code": "x", "message": "y"}}

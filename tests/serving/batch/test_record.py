@@ -8,9 +8,11 @@ import pytest
 
 from tuneloop.core.errors import UserError
 from tuneloop.records.record import write_record
-from tuneloop.serving.batch.record import BatchState, Counts, read_state
+from tuneloop.serving.batch.record import BatchState, RequestCounts, read_state
 
-STATE = BatchState(id="b", status="in_progress", created_at=5, request_counts=Counts(total=3, completed=1, failed=0))
+STATE = BatchState(
+    id="b", status="in_progress", created_at=5, request_counts=RequestCounts(total=3, completed=1, failed=0)
+)
 
 
 def test_a_state_is_read_as_it_was_written(tmp_path: Path) -> None:

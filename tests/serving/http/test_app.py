@@ -219,7 +219,7 @@ def test_a_client_that_leaves_stops_the_engine_and_is_accounted_for(tmp_path: Pa
             wait_for(lambda: engine.asked)
             time.sleep(0.2)
         wait_for(lambda: engine.ended == ["cancelled"])
-        wait_for(lambda: gateway.store.counts.written == 1)
+        wait_for(lambda: gateway.store.counts.stored == 1)
         assert not gateway.admission.active
         with opened(tmp_path) as store:
             (found,) = read_requests(store)
@@ -337,7 +337,7 @@ def test_costs_tell_requests_that_never_ran_from_those_that_failed(
         assert httpx.post(url, json=CHAT, headers=free).status_code == 503
         engine.fail_after = 1
         assert "it died" in httpx.post(url, json={**CHAT, "stream": True}, headers=free).text
-        wait_for(lambda: gateway.store.counts.written == 7)
+        wait_for(lambda: gateway.store.counts.stored == 7)
     found = costs_of(tmp_path)
     assert (found.total.requests, found.total.refused, found.total.failed) == (7, 3, 2)
     rows = {row.name: (row.requests, row.refused, row.failed) for row in found.groups["key"]}

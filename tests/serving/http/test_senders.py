@@ -22,7 +22,8 @@ from tuneloop.improve.experiment.log import Arms
 from tuneloop.improve.experiment.statistics import time_of
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import ANYONE, StoredRequest
-from tuneloop.serving.gateway import Caller, Drawn, Gateway
+from tuneloop.serving import gateway
+from tuneloop.serving.gateway import ArmDraw, Caller, Gateway
 from tuneloop.serving.http import senders
 from tuneloop.serving.http.senders import limited_as
 from tuneloop.serving.keys import Limits, Right, add_key
@@ -109,7 +110,7 @@ def test_an_answer_that_nobody_got_is_none_to_speak_of(tmp_path: Path) -> None:
         engine.fail_after = 2  # its client got a part of it
         lines = me.http.post("/v1/chat/completions", json={**CHAT, "stream": True}).text.splitlines()
         part = json.loads(lines[0].removeprefix("data: "))["id"]
-        while gateway.store.counts.written < 4:
+        while gateway.store.counts.stored < 4:
             time.sleep(0.02)
         with opened(tmp_path) as store:
             insert(store, [StoredRequest(id="copy", time=utc_now(), model="stub", prompt=[], shadow=first)])
@@ -299,7 +300,7 @@ def test_only_users_whom_a_believed_key_names_decide_an_experiment(
     with live(tmp_path, feedback={"per_minute": 1000}) as (address, gateway):
         state = start(tmp_path, "try", settings)
         arms = Arms(state)
-        gateway.draw = lambda model, who, id_: Drawn(*(arms.arm_of(who or id_) or ("champion", 0.5)))
+        gateway.draw = lambda model, who, id_: ArmDraw(*(arms.arm_of(who or id_) or ("champion", 0.5)))
         bot = Client(address, key_of(tmp_path, "bot", *rights) if keyed else "")
 
         def come(number: int) -> None:
@@ -329,14 +330,14 @@ ARMS: dict[str, str] = {}
 
 @pytest.fixture(autouse=True)
 def arms_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun = Gateway._begun
+    record_of = gateway._record_of
 
-    def seen(self: Gateway, account: Any) -> StoredRequest:
-        record = begun(self, account)
+    def seen(account: Any) -> StoredRequest:
+        record = record_of(account)
         ARMS[record.id] = record.arm or ""
         return record
 
-    monkeypatch.setattr(Gateway, "_begun", seen)
+    monkeypatch.setattr(gateway, "_record_of", seen)
 
 
 def test_right_answers_of_strangers_never_become_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -141,7 +141,7 @@ def test_two_writers_at_once_leave_no_place_twice(postgres: Postgres, tmp_path: 
     for each in writers:
         each.stop()
     places = [row[0] for row in postgres.execute("SELECT place FROM requests ORDER BY place", url=url)]
-    assert places == list(range(1, 601)) and [each.counts.lost for each in writers] == [0, 0]
+    assert places == list(range(1, 601)) and [each.counts.losses for each in writers] == [0, 0]
     assert postgres.execute("SELECT number FROM store_version", url=url) == [(VERSION,)]
 
 
@@ -170,10 +170,10 @@ def test_answers_go_on_while_the_database_is_away_and_are_stored_when_it_is_back
             server.start()
         else:
             server.kill(signal.SIGCONT)
-        until(lambda: gateway.store.counts.written >= 45 and not gateway.store.counts.fault)
+        until(lambda: gateway.store.counts.stored >= 45 and not gateway.store.counts.fault)
         ask(1)
     assert len(ids_in(url)) == 46 and not (tmp_path / SPILL).exists()
-    assert gateway.store.counts.lost == 0
+    assert gateway.store.counts.losses == 0
 
 
 @pytest.mark.slow

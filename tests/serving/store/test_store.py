@@ -79,7 +79,7 @@ def test_what_a_server_writes_is_what_any_other_writes(name: str, tmp_path: Path
     with opened(tmp_path) as found:
         assert found.execute("SELECT * FROM requests ORDER BY id").fetchall() == wanted
         assert found.execute("SELECT last FROM places").fetchone() == (3,)
-    assert len(wanted) == 3 and store.counts.written == 3 and not store.counts.fault
+    assert len(wanted) == 3 and store.counts.stored == 3 and not store.counts.fault
 
 
 @EACH
@@ -187,7 +187,7 @@ def test_many_threads_write_and_all_of_it_is_there(tmp_path: Path) -> None:
         thread.join()
     store.stop()
     with opened(tmp_path) as connection:
-        assert len(list(read_requests(connection))) == 1000 == store.counts.written
+        assert len(list(read_requests(connection))) == 1000 == store.counts.stored
 
 
 @EACH
@@ -204,7 +204,7 @@ def test_a_locked_store_spills_and_comes_back(tmp_path: Path) -> None:
         later = request()
         store.add(later)
         store.stop()
-        assert (tmp_path / SPILL).exists() or store.counts.written == 4
+        assert (tmp_path / SPILL).exists() or store.counts.stored == 4
         with reporting(say=said.append):
             again = StoreWriter(tmp_path)  # a new server brings in what the last one left
             again.start()
@@ -231,7 +231,7 @@ def test_what_is_neither_written_nor_spilled_is_counted(tmp_path: Path, monkeypa
     future = store.add_durably(request())
     with pytest.raises(OSError, match="takes nothing"):
         future.result(10)
-    assert store.counts.lost == 1
+    assert store.counts.losses == 1
     store.stop()
 
 
@@ -257,12 +257,12 @@ def test_what_can_be_written_nowhere_waits(tmp_path: Path, monkeypatch: pytest.M
             while not store.counts.fault and time.monotonic() < until:
                 time.sleep(0.01)
             time.sleep(0.5)
-            assert store.counts.fault and store.counts.lost == 0 and store.waiting == 50
+            assert store.counts.fault and store.counts.losses == 0 and store.waiting == 50
             if not room:
                 store.stop()
             spilled.unlink(missing_ok=True)
         if room:
-            while store.counts.written < 50 and time.monotonic() < until:
+            while store.counts.stored < 50 and time.monotonic() < until:
                 time.sleep(0.01)
             store.stop()
             assert "can't be written" in said[0] and "can be written again" in said[-1] and len(said) == 3, said

@@ -16,7 +16,7 @@ from tuneloop.core.ui import bound_say
 from tuneloop.improve.experiment.command import EVENTS
 from tuneloop.improve.experiment.log import Arms, ExperimentState, experiments_of
 from tuneloop.improve.experiment.statistics import CANDIDATE
-from tuneloop.serving.gateway import Drawn, Gateway
+from tuneloop.serving.gateway import ArmDraw, Gateway
 from tuneloop.serving.models import Candidate
 from tuneloop.serving.store.database import Database, DatabaseError
 from tuneloop.serving.store.store import connect, first_arms, is_store, read_decisions
@@ -73,7 +73,7 @@ class Experiments:
         """What the experiments want served, by their names, as last read."""
         return {state.design.name: Candidate(model, state.design.candidate) for model, state in self.going.items()}
 
-    def draw(self, model: str, unit: str, request: str) -> Drawn | None:
+    def draw(self, model: str, unit: str, request: str) -> ArmDraw | None:
         """The arm of a request; see `gateway.Draw`. A user who comes while the candidate is not served has none."""
         arms = self.arms.get(model)
         if arms is None or self._gateway is None:
@@ -87,7 +87,7 @@ class Experiments:
             arms.known.pop(request, None)  # no one comes again under it
         if arm is None:
             return None
-        return Drawn(*arm, served=name if arm[0] == CANDIDATE else "")
+        return ArmDraw(*arm, served=name if arm[0] == CANDIDATE else "")
 
     def shadow(self, model: str) -> str:
         """The experiment whose candidate answers copies of a model's requests; empty: none."""

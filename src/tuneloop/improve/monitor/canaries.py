@@ -275,7 +275,7 @@ async def ask_gateway(gateway: Gateway, name: str, rows: Sequence[Row]) -> None:
     adapter, release = identity_of(model)
     stored = []
     for row in rows:
-        await gateway.admission.quiet()
+        await gateway.admission.wait_until_idle()
         if gateway.engine is not engine or gateway.admission.closed:
             raise UserError("Another engine answers now", where=name, next_step="the next look asks it")
         asked = replace(_request(row), adapter=model.adapter, choices=model.labels, gives_way=can_give_way(engine))

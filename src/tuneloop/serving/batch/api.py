@@ -1,6 +1,6 @@
 """`/v1/files` and `/v1/batches`: OpenAI's batch API on folders.
 
-Files and batches belong to the key that made them; nobody else learns that they exist. What is damaged is passed over with
+Files and batches belong to the key that made them; no one else learns that they exist. What is damaged is left out with
 a line in the log, and keeps neither the server nor other batches from working.
 """
 
@@ -20,53 +20,37 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import make_folder
+from tuneloop.core.ids import uuid7
 from tuneloop.core.ui import bound_say
 from tuneloop.inference.protocol import can_give_way
 from tuneloop.records.record import read_record, write_record
-from tuneloop.serving.batch.batch import (
-    ERRORS,
-    INPUT,
-    JOURNAL,
-    OUTPUT,
-    Batch,
-    answer_by,
-    disk_is_full,
-    file_parts,
-    make_batch,
-    new_id,
-)  # fmt: skip
-from tuneloop.serving.batch.file import ENDPOINTS, Line
-from tuneloop.serving.batch.journal import in_thread
+from tuneloop.serving.batch.batch import ERRORS, INPUT, JOURNAL, OUTPUT, BatchJob, answer_by, disk_is_full, make_batch
+from tuneloop.serving.batch.file import ENDPOINTS, Line, in_thread
 from tuneloop.serving.batch.record import TIMES, BatchState, FileState, read_state
 from tuneloop.serving.gateway import Caller, Gateway
-from tuneloop.serving.http.app import Call, Disconnected, Endpoint
-from tuneloop.serving.http.errors import ApiError
+from tuneloop.serving.http.api_request import ApiError
+from tuneloop.serving.http.app import Call, RouteApp
 from tuneloop.serving.store.erase_files import expire_files
 
 if TYPE_CHECKING:
-    from tuneloop.serving.keys import ApiKey
+    pass
 
 _FILE = re.compile(r"file-[0-9a-f]{32}(-output|-errors)?")
 _BATCH = re.compile(r"batch_[0-9a-f]{32}")
 MOST_FILES = 10_000  # of a key
 MOST_FIELD = 1000  # bytes of a field of a form that is no file
-PATIENCE = 6  # times the seconds of a request that somebody waits for: a row gives way to these
-DAY = 86400
+PATIENCE = 6  # times the seconds of a request that a client waits for, to which a row yields
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # else each broken form is a line in the log
 
 
 @dataclass
 class Batches:
-    """The files and batches of a server, and those at work.
-
-    Args:
-        folder: of all of them: `files/` and `batches/`.
-    """
+    """The files and batches of a server, and those at work."""
 
     gateway: Gateway
-    folder: Path
+    folder: Path  # of all of them: `files/` and `batches/`
     say: Callable[[str], None] = field(default_factory=bound_say)
-    running: dict[str, tuple[Batch, asyncio.Task[None]]] = field(default_factory=dict)
+    running: dict[str, tuple[BatchJob, asyncio.Task[None]]] = field(default_factory=dict)
     _arriving: Counter[tuple[str, str]] = field(default_factory=Counter)  # bytes of uploads under way
 
     def routes(self) -> list[Any]:
@@ -74,29 +58,26 @@ class Batches:
         from starlette.routing import Route
 
         seconds, local = self.gateway.config.limits.request_seconds, self.gateway.config.loopback
-        return [
-            Route(path, Endpoint(handler, seconds, local), methods=[method])
-            for method, path, handler in (
-                ("POST", "/v1/files", self.upload),
-                ("GET", "/v1/files", self.files),
-                ("GET", "/v1/files/{id}", self.file),
-                ("DELETE", "/v1/files/{id}", self.delete),
-                ("GET", "/v1/files/{id}/content", self.content),
-                ("POST", "/v1/batches", self.create),
-                ("GET", "/v1/batches", self.batches),
-                ("GET", "/v1/batches/{id}", self.batch),
-                ("POST", "/v1/batches/{id}/cancel", self.cancel),
-            )
-        ]
+        handlers = (
+            ("POST", "/v1/files", self.upload),
+            ("GET", "/v1/files", self.files),
+            ("GET", "/v1/files/{id}", self.file),
+            ("DELETE", "/v1/files/{id}", self.delete),
+            ("GET", "/v1/files/{id}/content", self.content),
+            ("POST", "/v1/batches", self.create),
+            ("GET", "/v1/batches", self.batches),
+            ("GET", "/v1/batches/{id}", self.batch),
+            ("POST", "/v1/batches/{id}/cancel", self.cancel),
+        )
+        return [Route(path, RouteApp(handler, seconds, local), methods=[method]) for method, path, handler in handlers]
 
     # --- work
 
     def resume(self) -> int:
-        """Go on with what an earlier server left; returns how many batches that are."""
+        """Continue what an earlier server left; returns how many batches that are."""
         for place in (self.folder, self.folder / "files", self.folder / "batches"):
-            if place.is_dir():
-                with contextlib.suppress(OSError):
-                    place.chmod(0o700)
+            with contextlib.suppress(OSError):
+                place.chmod(0o700)
         for part in (self.folder / "files").glob("*.part"):  # of uploads that a killed server was taking
             with contextlib.suppress(OSError):
                 part.unlink()
@@ -115,18 +96,25 @@ class Batches:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _start(self, folder: Path) -> Batch:
-        gateway, settings = self.gateway, self.gateway.config.batch
+    def _start(self, folder: Path) -> BatchJob:
+        gateway, config = self.gateway, self.gateway.config
 
         async def answer(line: Line) -> dict[str, Any]:
-            return await answer_by(gateway, self._caller(batch.state))(line)
+            owner, key_id = _owner(batch.state)
+            key = gateway.keyring.named(owner) if owner else None
+            if owner and (key is None or key_id != key.id):
+                raise ApiError(401, "The key of this batch is not in use any more", code="invalid_api_key")
+            return await answer_by(gateway, Caller(key, rights=gateway.rights_of(key)))(line)
 
-        batch = Batch(
-            folder, answer, settings.rows, None if can_give_way(gateway.engine) else gateway.admission.quiet,
-            stopping=lambda: gateway.admission.closed, most_rows=settings.most_rows,
-            most_bytes=int(gateway.config.limits.body_mb * 1e6), longest=PATIENCE * gateway.config.limits.request_seconds,
-            queued=lambda: sum(each.left for each in self._open(batch.state) if each is not batch),
-        )  # fmt: skip
+        def queued() -> int:
+            return sum(each.left for each in self._open(_owner(batch.state)) if each is not batch)
+
+        room = None if can_give_way(gateway.engine) else gateway.admission.wait_until_idle
+        bounds: dict[str, Any] = {
+            "most_rows": config.batch.most_rows, "most_bytes": int(config.limits.body_mb * 1e6),
+            "longest": PATIENCE * config.limits.request_seconds, "queued": queued,
+        }  # fmt: skip
+        batch = BatchJob(folder, answer, config.batch.rows, room, lambda: gateway.admission.closed, **bounds)
 
         async def run() -> None:
             try:
@@ -141,34 +129,20 @@ class Batches:
             finally:
                 self.running.pop(folder.name, None)
             with contextlib.suppress(UserError, OSError):  # the texts that it needs no more
-                await asyncio.to_thread(
-                    expire_files, self.folder.parent, lambda owner: None, gateway.config.log.content
-                )
+                await asyncio.to_thread(expire_files, self.folder.parent, lambda owner: None, config.log.content)
 
         self.running[folder.name] = batch, asyncio.ensure_future(run())
         return batch
 
-    def _open(self, of: BatchState) -> list[Batch]:
-        """Batches at work of the key that another one is of."""
-        return [each for each, _ in self.running.values() if _owner(each.state) == _owner(of) and not each.state.over]
-
-    def _caller(self, state: BatchState) -> Caller:
-        """Whose batch it is, as long as the key is in use."""
-        key = self.gateway.keyring.named(state.owner) if state.owner else None
-        if state.owner and (key is None or state.key_id != key.id):
-            raise ApiError(401, "The key of this batch is not in use any more", code="invalid_api_key")
-        return Caller(key, rights=self.gateway.rights_of(key))
+    def _open(self, owner: tuple[str, str]) -> list[BatchJob]:
+        """Batches of a key that are at work."""
+        return [each for each, _ in self.running.values() if _owner(each.state) == owner and not each.state.over]
 
     # --- files
 
     async def upload(self, call: Call) -> None:
         """`POST /v1/files`: a multipart form with `file` and `purpose`, which goes to the disk as it comes."""
-        state = await self._uploaded(call)
-        await call.reply(_shown(state))
-
-    async def _uploaded(self, call: Call) -> FileState:
-        key = self._key(call)
-        settings, owner = self.gateway.config.batch, _owner_of(key)
+        settings, owner = self.gateway.config.batch, self._owner_of(call)
         most = int(settings.file_mb * 1e6)
         too_large = ApiError(413, f"The file is larger than {settings.file_mb:g} MB", code="request_too_large")
         length = call.header("content-length")
@@ -178,13 +152,13 @@ class Batches:
         if files >= MOST_FILES:
             raise ApiError(413, f"This key has {files:,} files; delete some", code="storage_limit")
         left = int(settings.most_gb * 1e9) - stored
-        folder, id_ = self.folder / "files", new_id("file-")
+        folder, id_ = self.folder / "files", _new_id("file-")
         path, size = folder / f"{id_}.part", 0
         try:
             make_folder(folder, 0o700)
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
                 form = _Form(call.header("content-type"), out)
-                async for part in _body(call):
+                async for part in call.parts():
                     size += len(part)
                     self._arriving[owner] += len(part)
                     if form.size > most or size > most + 100_000:
@@ -194,10 +168,8 @@ class Batches:
                         raise ApiError(413, f"{what}; delete files that are not needed", code="storage_limit")
                     await in_thread(form.take, part)
                 await in_thread(form.end)
-            state = FileState(
-                id=id_, object="file", bytes=form.size, created_at=int(time.time()), purpose="batch", status="processed",
-                filename=re.sub(r"[^\w. -]", "_", form.filename or "file")[:200], owner=owner[0], key_id=owner[1],
-            )  # fmt: skip
+            name = re.sub(r"[^\w. -]", "_", form.filename or "file")[:200]
+            state = _file_state(id_, form.size, time.time(), name, owner=owner[0], key_id=owner[1])
             await in_thread(write_record, folder / f"{id_}.json", state)
             path.replace(folder / f"{id_}.jsonl")
         except (OSError, UserError) as error:
@@ -209,12 +181,11 @@ class Batches:
             if path.exists():  # else it is whole, and has another name
                 path.unlink()
                 (folder / f"{id_}.json").unlink(missing_ok=True)
-        return state
+        await call.reply(_shown(state))
 
     async def files(self, call: Call) -> None:
         """`GET /v1/files`."""
-        owner = _owner_of(self._key(call))
-        states = await in_thread(lambda: list(self._files(owner)))
+        states: list[FileState] = await in_thread(list, self._files(self._owner_of(call)))
         await call.reply({"object": "list", "data": [_shown(each) for each in states], "has_more": False})
 
     async def file(self, call: Call) -> None:
@@ -234,17 +205,16 @@ class Batches:
 
     async def content(self, call: Call) -> None:
         """`GET /v1/files/ID/content`."""
-        _, path = self._file(call)
-        headers = {"content-disposition": "attachment"}
+        path, headers = self._file(call)[1], {"content-disposition": "attachment"}
         await call.start(200, "application/octet-stream", headers, size=path.stat().st_size)
-        async for part in file_parts(path):
-            await call.send({"type": "http.response.body", "body": part, "more_body": True})
+        with path.open("rb") as file:
+            while part := await asyncio.to_thread(file.read, 1 << 16):
+                await call.send({"type": "http.response.body", "body": part, "more_body": True})
         await call.send({"type": "http.response.body", "body": b""})
 
     def _file(self, call: Call, id_: str = "") -> tuple[FileState, Path]:
         """State and path of a file of the caller's."""
-        owner = _owner_of(self._key(call))
-        id_ = id_ or call.scope["path_params"]["id"]
+        owner, id_ = self._owner_of(call), id_ or call.scope["path_params"]["id"]
         missing = ApiError(404, f"No such file: {id_[:60]!r}", param="id", code="not_found")
         if not _FILE.fullmatch(id_):
             raise missing
@@ -252,32 +222,29 @@ class Batches:
         if part:
             folder = self.folder / "batches" / f"batch_{name}"
             path = folder / (OUTPUT if part == "output" else ERRORS)
-            if not path.is_file() or not _owns(owner, state := self._state(folder)) or not state.over:
+            if not path.is_file() or _owner(state := self._state(folder)) != owner or not state.over:
                 raise missing
-            size, made = path.stat().st_size, int(path.stat().st_mtime)
-            return FileState(
-                id=id_, object="file", bytes=size, created_at=made, filename=path.name, purpose="batch_output",
-                status="processed",
-            ), path  # fmt: skip
+            facts = path.stat()
+            return _file_state(id_, facts.st_size, facts.st_mtime, path.name, purpose="batch_output"), path
         path = self.folder / "files" / f"{id_}.jsonl"
         if not path.is_file() or not path.with_suffix(".json").is_file():
             raise missing
         file = read_record(FileState, path.with_suffix(".json"))
-        if not _owns(owner, file):
+        if _owner(file) != owner:
             raise missing
         return file, path
 
     def _files(self, owner: tuple[str, str]) -> Iterator[FileState]:
         for path in sorted((self.folder / "files").glob("file-*.json")):
             with contextlib.suppress(UserError, OSError):  # damaged, or deleted meanwhile
-                if _owns(owner, state := read_record(FileState, path)) and path.with_suffix(".jsonl").is_file():
+                if _owner(state := read_record(FileState, path)) == owner and path.with_suffix(".jsonl").is_file():
                     yield state
 
     def _batches(self, owner: tuple[str, str]) -> Iterator[BatchState]:
         """Batches of a key, the newest first."""
         for folder in sorted((self.folder / "batches").glob("batch_*"), reverse=True):
             with contextlib.suppress(UserError):
-                if _owns(owner, state := self._read(folder)):
+                if _owner(state := self._read(folder)) == owner:
                     yield state
 
     def _stored(self, owner: tuple[str, str]) -> tuple[int, int]:
@@ -291,44 +258,40 @@ class Batches:
                     size += stat.st_size if stat.st_nlink == 1 else 0  # an input is the uploaded file itself
         return len(files), size
 
-    def _key(self, call: Call) -> ApiKey | None:
-        return self.gateway.caller(call.header).key
+    def _owner_of(self, call: Call) -> tuple[str, str]:
+        """Name and id of the caller's key: a new key of the same name is another one."""
+        key = self.gateway.caller(call.header).key
+        return (key.name, key.id) if key is not None else ("", "")
 
     # --- batches
 
     async def create(self, call: Call) -> None:
         """`POST /v1/batches`."""
-        owner = _owner_of(self._key(call))
+        owner = self._owner_of(call)
         body = await call.json(int(self.gateway.config.limits.body_mb * 1e6))
         if body.get("endpoint") not in ENDPOINTS:
             raise ApiError(400, f"endpoint must be one of {', '.join(ENDPOINTS)}", param="endpoint")
         window = re.fullmatch(r"([1-9]\d{0,3})([hd])", str(body.get("completion_window", "24h")))
         if window is None:
             raise ApiError(400, "completion_window must be as 24h", param="completion_window")
-        metadata = body.get("metadata")
-        if metadata is not None and not _is_metadata(metadata):
+        if (metadata := body.get("metadata")) is not None and not _is_metadata(metadata):
             what = "metadata must be an object of up to 16 texts: names of 64, values of 512 characters"
             raise ApiError(400, what, param="metadata")
-        given = body.get("input_file_id")
-        file, path = self._file(call, given if isinstance(given, str) and given else "?")
+        file_id = body.get("input_file_id")
+        file, path = self._file(call, file_id if isinstance(file_id, str) and file_id else "?")
         if file.bytes and not path.stat().st_size:
-            what = "Its texts are gone since its batch is over, as log.content says; upload the file again"
+            what = "Its texts were erased when its batch was over, as log.content says; upload the file again"
             raise ApiError(400, what, param="input_file_id")
-        most = self.gateway.config.batch.most_open
-        count = sum(_owner(each.state) == owner and not each.state.over for each, _ in self.running.values())
-        if count >= most:
+        if (count := len(self._open(owner))) >= self.gateway.config.batch.most_open:
             what = f"{count} batches of this key are not over yet, which is the limit"
             raise ApiError(429, f"{what}; wait for one, or cancel it", code="too_many_batches")
-        id_ = new_id("batch_")
-        folder = self.folder / "batches" / id_
-        seconds = int(window[1]) * (3600 if window[2] == "h" else DAY)
+        folder = self.folder / "batches" / _new_id("batch_")
+        seconds = int(window[1]) * (3600 if window[2] == "h" else 86_400)
+        fields = {"input_file_id": file_id, "metadata": metadata, "completion_window": window[0]}
         try:
             make_folder(folder, 0o700)
             (folder / INPUT).hardlink_to(path)  # the file may be deleted meanwhile
-            make_batch(
-                folder, body["endpoint"], seconds=seconds, input_file_id=given, owner=owner[0], key_id=owner[1],
-                metadata=metadata, completion_window=window[0],
-            )  # fmt: skip
+            make_batch(folder, body["endpoint"], seconds=seconds, owner=owner[0], key_id=owner[1], **fields)
         except (OSError, UserError) as error:
             for each in (folder / INPUT, folder / BatchState.file):
                 each.unlink(missing_ok=True)
@@ -339,8 +302,7 @@ class Batches:
 
     async def batches(self, call: Call) -> None:
         """`GET /v1/batches`, the newest first."""
-        owner = _owner_of(self._key(call))
-        states = await in_thread(lambda: list(self._batches(owner)))
+        states: list[BatchState] = await in_thread(list, self._batches(self._owner_of(call)))
         await call.reply({"object": "list", "data": [self._batch_shown(each) for each in states], "has_more": False})
 
     async def batch(self, call: Call) -> None:
@@ -359,11 +321,7 @@ class Batches:
         await call.reply(self._batch_shown(state))
 
     def _state(self, folder: Path) -> BatchState:
-        """A batch as it is now.
-
-        Raises:
-            ApiError: its file is missing or damaged.
-        """
+        """A batch as it is now; ApiError: its file is missing or damaged."""
         try:
             return self._read(folder)
         except UserError as error:
@@ -379,12 +337,12 @@ class Batches:
 
     def _own(self, call: Call) -> tuple[Path, BatchState]:
         """Folder and state of a batch of the caller's."""
-        owner, id_ = _owner_of(self._key(call)), call.scope["path_params"]["id"]
+        owner, id_ = self._owner_of(call), call.scope["path_params"]["id"]
         missing = ApiError(404, f"No such batch: {id_[:60]!r}", param="id", code="not_found")
         if not _BATCH.fullmatch(id_):
             raise missing
         folder = self.folder / "batches" / id_
-        if not folder.is_dir() or not _owns(owner, state := self._state(folder)):
+        if not folder.is_dir() or _owner(state := self._state(folder)) != owner:
             raise missing
         return folder, state
 
@@ -400,18 +358,21 @@ class Batches:
         }  # fmt: skip
 
 
-def _owner_of(key: ApiKey | None) -> tuple[str, str]:
-    """Name and id of a key: a new key of the same name is another one."""
-    return (key.name, key.id) if key is not None else ("", "")
+def _new_id(prefix: str) -> str:
+    """An id as OpenAI's: `file-...`, `batch_...`."""
+    return prefix + uuid7().replace("-", "")
+
+
+def _file_state(id_: str, size: int, created: float, name: str, **more: str) -> FileState:
+    values = {
+        "id": id_, "object": "file", "bytes": size, "created_at": int(created), "filename": name, "purpose": "batch",
+        "status": "processed",
+    }  # fmt: skip
+    return FileState.model_validate(values | more)
 
 
 def _owner(state: BatchState | FileState) -> tuple[str, str]:
     return state.owner, state.key_id
-
-
-def _owns(owner: tuple[str, str], state: BatchState | FileState) -> bool:
-    """Whether something belongs to a key."""
-    return _owner(state) == owner
 
 
 def _shown(state: BatchState | FileState) -> dict[str, Any]:
@@ -432,31 +393,8 @@ def _of_the_disk(error: Exception) -> ApiError:
     return ApiError(500, "The server can't write its files", code="server")
 
 
-async def _body(call: Call) -> Any:
-    """The parts of a body as they come.
-
-    Raises:
-        Disconnected: the client left before its end.
-    """
-    more = True
-    while more:
-        message = await call.receive()
-        if message["type"] == "http.disconnect":
-            raise Disconnected
-        more = message.get("more_body", False)
-        yield message.get("body", b"")
-
-
 class _Form:
-    """A multipart form whose file goes to the disk as it comes.
-
-    Args:
-        kind: the content type of the body.
-        out: takes the file.
-
-    Raises:
-        ApiError: it is no such form.
-    """
+    """A multipart form, of content type `kind`, whose file goes to `out` as it comes; ApiError: it is no such form."""
 
     def __init__(self, kind: str, out: BinaryIO) -> None:
         from python_multipart.exceptions import FormParserError
@@ -465,39 +403,31 @@ class _Form:
         self._wrong: type[Exception] = FormParserError
         self.out, self.size, self.filename = out, 0, ""
         self._fields: dict[str, bytearray] = {}
-        self._header, self._value, self._described = b"", b"", b""
+        self._header, self._value, self._disposition = bytearray(), bytearray(), b""
         self._name, self._in_file, self._files, self._over = "", False, 0, False
         self._read_options = parse_options_header
-        named, options = parse_options_header(kind.encode("latin-1"))
-        if named != b"multipart/form-data" or not options.get(b"boundary"):
+        form, options = parse_options_header(kind.encode("latin-1"))
+        if form != b"multipart/form-data" or not options.get(b"boundary"):
             raise ApiError(400, "The body is not a multipart form", param="file")
-        self._parser = MultipartParser(
-            options[b"boundary"],
-            {
-                "on_part_begin": self._part, "on_part_data": self._data, "on_headers_finished": self._begin,
-                "on_header_field": self._header_name, "on_header_value": self._header_value,
-                "on_header_end": self._header_end, "on_end": self._end,
-            },
-        )  # fmt: skip
+        callbacks: Any = {
+            "on_part_data": self._data,
+            "on_headers_finished": self._begin,
+            "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
+            "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+            "on_header_end": self._header_end,
+            "on_end": self._end,
+        }
+        self._parser = MultipartParser(options[b"boundary"], callbacks)
 
     def take(self, part: bytes) -> None:
-        """Take the next part of the body.
-
-        Raises:
-            ApiError: it is no form, or one with several files or long fields.
-            OSError: the disk is full.
-        """
+        """Take the next part of the body; ApiError: it is no form, or has several files; OSError: the disk is full."""
         try:
             self._parser.write(part)
         except self._wrong as error:
             raise ApiError(400, f"The body is not a multipart form: {error}"[:200], param="file") from None
 
     def end(self) -> None:
-        """Look at the whole form.
-
-        Raises:
-            ApiError: something is missing, or wrong.
-        """
+        """Look at the whole form; ApiError: something is missing, or wrong."""
         self.out.flush()
         os.fsync(self.out.fileno())
         if not self._over:
@@ -507,25 +437,19 @@ class _Form:
         if self._fields.get("purpose", b"batch") != b"batch":
             raise ApiError(400, "purpose must be batch", param="purpose")
 
-    def _part(self) -> None:
-        self._described, self._in_file = b"", False
-
-    def _header_name(self, data: bytes, start: int, end: int) -> None:
-        self._header += data[start:end]
-
-    def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
     def _header_end(self) -> None:
         if self._header.lower() == b"content-disposition":
-            self._described = self._value
-        self._header = self._value = b""
+            self._disposition = bytes(self._value)
+        self._header, self._value = bytearray(), bytearray()
 
     def _begin(self) -> None:
-        _, options = self._read_options(self._described)
+        """The headers of a part are there."""
+        _, options = self._read_options(self._disposition)
+        self._disposition = b""
         self._name = options.get(b"name", b"").decode("utf-8", "replace")
-        if b"filename" in options or self._name == "file":
-            self._in_file, self._files = True, self._files + 1
+        self._in_file = b"filename" in options or self._name == "file"
+        if self._in_file:
+            self._files += 1
             self.filename = options.get(b"filename", b"").decode("utf-8", "replace")
         elif len(self._fields) >= 10:
             raise ApiError(400, "The form has more than 10 fields", param="file")

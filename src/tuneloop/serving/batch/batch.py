@@ -1,8 +1,8 @@
-"""Batches: files of requests that are answered when nobody waits, each exactly once.
+"""Batches: files of requests that are answered when no one waits, each exactly once.
 
-A batch is a folder: `input.jsonl`, `batch.json` (its state, as OpenAI's API shows it), `journal.jsonl` (what is done), and
-at the end `output.jsonl` and `errors.jsonl`, made from the journal in the order of the input. Whoever finds a folder
-whose batch is not over goes on with it.
+A batch is a folder: `input.jsonl`, `batch.json` (its state, as OpenAI's API shows it), `journal.jsonl` (what is done),
+and at the end `output.jsonl` and `errors.jsonl`, made from the journal in the order of the input. The next process that
+finds a folder whose batch is not over continues it.
 
 Nothing that one request does ends the others: what it raises is its error. A full disk ends nothing either: the batch
 waits until there is room.
@@ -14,7 +14,7 @@ import asyncio
 import errno
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,20 +24,27 @@ import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing
-from tuneloop.core.ids import uuid7
 from tuneloop.core.ui import bound_say
 from tuneloop.inference.timeouts import NO_QUOTA, PAUSE, RETRIED, Throttle, backoff, is_busy, seconds_to_wait
-from tuneloop.records.completion import Completion
 from tuneloop.records.record import write_record
-from tuneloop.serving.batch.file import MOST_BYTES, STEP, WAITING, BatchFile, InvalidBatch, Line
-from tuneloop.serving.batch.journal import Journal, encoded, failed, in_thread
-from tuneloop.serving.batch.record import BatchState, Counts, read_state
+from tuneloop.serving.batch.file import (
+    MOST_BYTES,
+    STEP,
+    WAITING,
+    BatchFile,
+    InvalidBatch,
+    Journal,
+    Line,
+    encoded,
+    failed,
+    in_thread,
+)
+from tuneloop.serving.batch.record import BatchState, RequestCounts, read_state
 from tuneloop.serving.gateway import Caller, Gateway
 from tuneloop.serving.http import api_request as read
 from tuneloop.serving.http import replies
-from tuneloop.serving.http.api_request import ApiRequest
-from tuneloop.serving.http.app import whole
-from tuneloop.serving.http.errors import ApiError
+from tuneloop.serving.http.api_request import ApiError, ApiRequest
+from tuneloop.serving.http.app import Whole, whole
 
 T = TypeVar("T")
 
@@ -60,46 +67,26 @@ def disk_is_full(error: BaseException | None) -> bool:
 
 
 @dataclass
-class Batch:
-    """A batch at work.
-
-    Args:
-        folder: of the batch.
-        answer: answers a line.
-        rows: that are answered at the same time, at most: fewer while a rate is used up.
-        room: returns when there is room for a further row.
-        stopping: whether the process is about to end; rows are left for the next one then.
-        report: is told how many requests are over, of how many.
-        clock: seconds since 1970.
-        pause, full_pause: seconds before the second try of a request, and between two looks at a full disk.
-        most_bytes: of a line.
-        most_rows: lines of a new batch; None: any number.
-        longest: seconds of one answer, after which its row has an error; None: any time.
-        fatal: what `answer` raises that ends the work, and no row.
-        queued: requests of the same caller that wait in other batches; they count against `most_rows`.
-        paused: why it waits; empty: it does not.
-
-    Raises:
-        UserError: its state is missing or damaged.
-    """
+class BatchJob:
+    """A batch at work; UserError: its state is missing or damaged."""
 
     folder: Path
     answer: Answer
-    rows: int = 4
-    room: Callable[[], Awaitable[None]] | None = None
-    stopping: Callable[[], bool] = lambda: False
-    report: Callable[[int, int], None] = lambda done, total: None
-    clock: Callable[[], float] = time.time
-    pause: float = PAUSE
-    full_pause: float = 1.0
-    most_bytes: int = MOST_BYTES
-    most_rows: int | None = None
-    longest: float | None = None
-    fatal: tuple[type[Exception], ...] = ()
-    queued: Callable[[], int] = lambda: 0
+    rows: int = 4  # that are answered at the same time, at most: fewer while a rate is used up
+    room: Callable[[], Awaitable[None]] | None = None  # returns when there is room for a further row
+    stopping: Callable[[], bool] = lambda: False  # the process is about to end; rows are left for the next one then
+    report: Callable[[int, int], None] = lambda over, total: None  # gets how many requests are over, of how many
+    clock: Callable[[], float] = time.time  # seconds since 1970
+    pause: float = PAUSE  # seconds before the second try of a request
+    full_pause: float = 1.0  # seconds between two looks at a full disk
+    most_bytes: int = MOST_BYTES  # of a line
+    most_rows: int | None = None  # lines of a new batch; None: any number
+    longest: float | None = None  # seconds of one answer, after which its row has an error; None: any time
+    fatal: tuple[type[Exception], ...] = ()  # what `answer` raises that ends the work, and no row
+    queued: Callable[[], int] = lambda: 0  # requests of the caller in other batches, which count against `most_rows`
     say: Callable[[str], None] = field(default_factory=bound_say)
     state: BatchState = field(init=False)
-    paused: str = ""
+    paused: str = ""  # why it waits; empty: it does not
     file: BatchFile = field(init=False)
     _journal: Journal = field(init=False)
     _throttle: Throttle = field(init=False)
@@ -128,14 +115,11 @@ class Batch:
 
     @property
     def _ending(self) -> bool:
-        return self.cancelled or self.stopping() or self.clock() >= self._until
-
-    @property
-    def _until(self) -> float:
-        return float("inf") if self.state.expires_at is None else self.state.expires_at
+        expires = self.state.expires_at
+        return self.cancelled or self.stopping() or (expires is not None and self.clock() >= expires)
 
     async def cancel(self) -> None:
-        """Begin nothing further; what is at work may end. It is kept on the disk, also through a kill. Does nothing twice."""
+        """Begin nothing further; what is at work may end. A kill changes nothing of it, nor does a second call."""
         if self.state.over or self.cancelled:
             return
         self._set(status="cancelling")
@@ -143,11 +127,7 @@ class Batch:
             await self._save()
 
     async def run(self) -> str:
-        """Do what is left; returns the status that it ends with.
-
-        Raises:
-            UserError: its files are damaged or can't be read.
-        """
+        """Do what is left; returns the status that it ends with; UserError: its files are damaged or can't be read."""
         if self.state.over:
             return self.state.status
         try:
@@ -167,11 +147,11 @@ class Batch:
             if self.left and not self._ending:
                 return await self.fail("The file of requests became shorter while the batch was at work")
             expired = not self.cancelled and self.left > 0
-            if not self.cancelled:
-                await self._change(status="finalizing", request_counts=self._counts)
             missing = ("batch_cancelled", "the batch was cancelled")
             if expired:
                 missing = ("batch_expired", "the batch's time was over")
+            if not self.cancelled:
+                await self._change(status="finalizing", request_counts=self._counts)
             if not await self._steps(lambda: self._results(missing)):
                 return self.state.status
             end = "cancelled" if self.cancelled else "expired" if expired else "completed"
@@ -184,8 +164,6 @@ class Batch:
         data = {"code": code, "message": message, "line": None, "param": None}
         return await self._change(status="failed", errors={"object": "list", "data": [data]})
 
-    # --- its files
-
     @property
     def _begun(self) -> bool:
         """Whether an answer may be kept."""
@@ -193,9 +171,9 @@ class Batch:
         return path.exists() and path.stat().st_size > 0
 
     @property
-    def _counts(self) -> Counts:
-        done = self.file.total - self.left
-        return Counts(total=self.file.total, completed=done - self.file.failed, failed=self.file.failed)
+    def _counts(self) -> RequestCounts:
+        total, failed = self.file.total, self.file.failed
+        return RequestCounts(total=total, completed=total - self.left - failed, failed=failed)
 
     async def _read(self) -> bool:
         """Read input and journal; returns whether that was done to its end."""
@@ -222,8 +200,7 @@ class Batch:
         return self.state.status
 
     async def _steps(self, begin: Callable[[], Iterator[Any]], unless: Callable[[], bool] = lambda: False) -> bool:
-        """Do work on files in a thread, step by step, so that the server answers meanwhile; returns whether it was done to
-        its end. It begins again where the disk was full."""
+        """Do work on files in a thread, step by step, again where the disk was full; returns whether it ended."""
 
         async def work() -> bool:
             steps, over = begin(), object()
@@ -235,11 +212,7 @@ class Batch:
         return await self._patiently(work)
 
     async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do what writes to the disk; while that is full, wait and try again.
-
-        Raises:
-            UserError, OSError: it fails for another reason.
-        """
+        """Do what writes to the disk, again and again while that is full; UserError, OSError: it fails otherwise."""
         stuck = False
         try:
             while True:
@@ -257,7 +230,7 @@ class Batch:
                 self._wait_for_room(-1)
 
     def _wait_for_room(self, change: int) -> None:
-        """Count what waits for the disk; the first and the last are said."""
+        """Count what waits for the disk; the first and the last one make a note."""
         self._stuck += change
         if self._stuck and not self.paused:
             self.paused = "the disk is full: the batch waits, and continues as soon as there is room"
@@ -265,10 +238,6 @@ class Batch:
         elif not self._stuck and self.paused:
             self.paused = ""
             self.say(f"batch     {self.folder.name}: there is room on the disk again, the batch continues")
-
-    def _crowded(self) -> bool:
-        disk = os.statvfs(self.folder)
-        return disk.f_bavail * disk.f_frsize < min(RESERVE, disk.f_blocks * disk.f_frsize // 16)
 
     def _results(self, missing: tuple[str, str]) -> Iterator[None]:
         """Write output and error file in steps, each line of the input in one of them."""
@@ -289,10 +258,8 @@ class Batch:
                     yield
                     until = time.monotonic() + STEP
 
-    # --- its rows
-
     async def _answers(self) -> None:
-        """Answer all rows that wait; returns when that is done, or may not go on."""
+        """Answer all rows that wait; returns when that is done, or has to end."""
         work = asyncio.create_task(self._feed())
         saved, ends = time.monotonic(), float("inf")
         try:
@@ -324,17 +291,17 @@ class Batch:
                 faults.append(error)
 
         try:
-            begun, going = 1, True
-            while self.left and begun and going:
-                begun, lines = 0, self.file.waiting()
-                while going and (some := await in_thread(next, lines, None)) is not None:
+            count, may_begin = 1, True
+            while self.left and count and may_begin:
+                count, lines = 0, self.file.waiting()
+                while may_begin and (some := await in_thread(next, lines, None)) is not None:
                     for line in some:
-                        if not (going := await self._place(line, faults)):
+                        if not (may_begin := await self._place(line, faults)):
                             break
                         task = asyncio.create_task(self._row(line))
                         self._active.add(task)
                         task.add_done_callback(over)
-                        begun += 1
+                        count += 1
                 while self._active and not faults:
                     await asyncio.wait(self._active, return_when=asyncio.FIRST_COMPLETED)
                 if faults:
@@ -345,19 +312,16 @@ class Batch:
             await asyncio.gather(*self._active, return_exceptions=True)
 
     async def _place(self, line: Line, faults: Sequence[BaseException]) -> bool:
-        """Wait until a row may begin; returns False where none may any more.
-
-        Raises:
-            Exception: that a row has ended with: the journal can't be written.
-        """
+        """Wait until a row may begin; returns False where none may any more. Raises what a row has ended with."""
         crowded = False
         try:
             while not self._ending:
                 if faults:
                     raise faults[0]
                 if time.monotonic() - self._looked > LOOK or crowded:
-                    self._looked = time.monotonic()
-                    if self._crowded() is not crowded:
+                    self._looked, disk = time.monotonic(), os.statvfs(self.folder)
+                    reserve = min(RESERVE, disk.f_blocks * disk.f_frsize // 16)
+                    if (disk.f_bavail * disk.f_frsize < reserve) is not crowded:
                         crowded = not crowded
                         self._wait_for_room(1 if crowded else -1)
                 if crowded or self._stuck:
@@ -381,12 +345,17 @@ class Batch:
             data = encoded(line.number, result) if result is not None else b""
         except self.fatal:
             raise
-        except Exception as error:  # of our own code: it is this row's error, and nobody else's
-            result = None if self.stopping() else self._internal(line, error)
-            data = encoded(line.number, result) if result is not None else b""
-        if result is None:
-            return
-        await self._patiently(lambda: self._journal.add(line.number, data, wrong=failed(result)))
+        except Exception as error:  # of our own code: it is this row's error, and no other's
+            if self.stopping():
+                return
+            if not self._failures:
+                what = f"line {line.number}, further lines are not named: {type(error).__name__}: {error!s:.200}"
+                self.say(f"batch     {self.folder.name}: the server failed on {what}")
+            self._failures += 1
+            result = _error(line, "server", f"the server failed on this request ({type(error).__name__})")
+            data = encoded(line.number, result)
+        if result is not None:
+            await self._patiently(lambda: self._journal.add(line.number, data, wrong=failed(result)))
 
     async def _result(self, line: Line) -> dict[str, Any] | None:
         """What the journal keeps of a line; None where it is left for later."""
@@ -417,15 +386,6 @@ class Batch:
             return _response(line, 200, body.get("id"), body)
         return None
 
-    def _internal(self, line: Line, error: Exception) -> dict[str, Any]:
-        if not self._failures:
-            what = f"{type(error).__name__}: {error!s:.200}"
-            self.say(
-                f"batch     {self.folder.name}: the server failed on line {line.number}, further lines are not named: {what}"
-            )
-        self._failures += 1
-        return _error(line, "server", f"the server failed on this request ({type(error).__name__})")
-
 
 def _response(line: Line, status: int, id_: Any, body: Any) -> dict[str, Any]:
     response = {"status_code": status, "request_id": id_, "body": body}
@@ -437,62 +397,41 @@ def _error(line: Line, code: str, message: str) -> dict[str, Any]:
 
 
 def make_batch(folder: Path, endpoint: str, *, seconds: float | None = None, **fields: Any) -> BatchState:
-    """The first state of a batch, written.
+    """Write and return the first state of a batch.
 
     Args:
         endpoint: that all requests are for; empty: each its own.
         seconds: after which it expires; None: never.
-        fields: further ones, as `metadata`.
     """
     now = time.time()
-    state = BatchState(
-        id=folder.name, object="batch", endpoint=endpoint, errors=None, status="validating", created_at=int(now),
-        expires_at=None if seconds is None else int(now + seconds), request_counts=Counts(total=0, completed=0, failed=0),
-        **fields,
-    )  # fmt: skip
+    values = {
+        "id": folder.name, "object": "batch", "endpoint": endpoint, "errors": None, "status": "validating",
+        "created_at": int(now), "expires_at": None if seconds is None else int(now + seconds),
+        "request_counts": {"total": 0, "completed": 0, "failed": 0}, **fields,
+    }  # fmt: skip
+    state = BatchState.model_validate(values)
     write_record(folder / STATE, state)
     return state
 
 
-# --- through the gateway ---------------------------------------------------------------------------
-
-
 def answer_by(gateway: Gateway, caller: Caller, model: str = "") -> Answer:
-    """Answers lines by a gateway, in the background.
+    """Answers lines by a gateway in the background; `model` takes the place of the lines' own; empty: none does."""
 
-    Args:
-        caller: whose limits hold.
-        model: takes the place of the lines' own.
-    """
-
-    async def one(asked: ApiRequest) -> tuple[Any, list[Completion]]:
-        return await whole(gateway.answer(asked, caller, background=True))
+    async def answer_one(request: ApiRequest) -> Whole:
+        return await whole(gateway.answer(request, caller, background=True))
 
     async def answer(line: Line) -> dict[str, Any]:
         assert line.body is not None
         body = {**line.body, "stream": False, **({"model": model} if model else {})}
         most = gateway.config.limits.most_choices
         if line.url == "/v1/completions":
-            several = read.read_completions(body, most)
-            found = [await one(each) for each in several]
-            first = found[0][0]
-            return replies.completions_body(several, first.model, first.id, [done for _, done in found])
-        asked = read.read_chat(body, most) if line.url == "/v1/chat/completions" else read.read_responses(body)
-        piece, done = await one(asked)
-        if asked.kind == "responses":
-            return replies.responses_body(asked, piece.model, piece.id, done[0].text, done[0])
-        return replies.chat_body(asked, piece, done)
+            requests = read.read_completions(body, most)
+            return replies.completions_body(requests, [await answer_one(each) for each in requests])
+        if line.url == "/v1/responses":
+            request = read.read_responses(body)
+            piece, (completion, *_) = await answer_one(request)
+            return replies.responses_body(request, piece, completion)
+        request = read.read_chat(body, most)
+        return replies.chat_body(request, *await answer_one(request))
 
     return answer
-
-
-async def file_parts(path: Path) -> AsyncIterator[bytes]:
-    """A file in parts, read in a thread."""
-    with path.open("rb") as file:
-        while part := await asyncio.to_thread(file.read, 1 << 16):
-            yield part
-
-
-def new_id(prefix: str) -> str:
-    """An id as OpenAI's: `file-...`, `batch_...`."""
-    return prefix + uuid7().replace("-", "")

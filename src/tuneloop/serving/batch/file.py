@@ -1,25 +1,36 @@
 """The requests of a batch file, read as they are needed: what stays in memory is nine bytes a line.
 
-A line that cannot be asked is a fault of that line alone, with a code and a sentence.
+A line that can't be sent is a fault of that line alone, with a code and a sentence.
+
+A journal has a line for each request that is over, on the disk before it counts; such a request is never repeated.
+Lines are written and synced in groups: those that end while a sync runs share the next. A group that does not fit on
+the disk is taken back as a whole; see `core.journal`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
+from tuneloop.core.errors import UserError
 from tuneloop.core.files import user_errors_of_the_disk
+from tuneloop.core.journal import Lines
 from tuneloop.core.json_schema import MOST_DEPTH, too_deep
 
+T = TypeVar("T")
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 MOST_BYTES = 10_000_000  # of a line
 MOST_ID = 4096  # characters of a custom_id: the path of a document may be so long
@@ -31,12 +42,7 @@ WAITING, ANSWERED, REFUSED, FAULTY, REPEATED, BLANK = range(6)
 
 
 class InvalidBatch(Exception):
-    """A file that is no batch at all.
-
-    Args:
-        code: a word that programs can test.
-        message: what is wrong.
-    """
+    """A file that is no batch at all: a code that programs can test, and what is wrong."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -45,41 +51,27 @@ class InvalidBatch(Exception):
 
 @dataclass(frozen=True)
 class Line:
-    """A request of a batch.
+    """A request of a batch, as OpenAI's batch files have them."""
 
-    Args:
-        number: of its line, from 1.
-        custom_id: that its client gave it; None: it has none.
-        url, body: as OpenAI's batch files have them.
-        fault: why it can't be asked: a code and a sentence.
-    """
-
-    number: int
-    custom_id: str | None
+    number: int  # of its line, from 1
+    custom_id: str | None  # None: it has none
     url: str = ""
     body: dict[str, Any] | None = None
-    fault: tuple[str, str] | None = None
+    fault: tuple[str, str] | None = None  # why it can't be sent: a code and a sentence
 
 
 @dataclass
 class BatchFile:
-    """A batch file, and what has become of each of its lines.
-
-    Args:
-        endpoint: that all requests must be for; empty: any.
-        most_bytes: of a line; a longer one is a fault.
-        states: of each line, by its number; that of line 0 means nothing.
-        places: where the journal holds the answer of a line; of a line whose `custom_id` is used before, the number of
-            the line that has it.
-        counts: of lines in each state.
-    """
+    """A batch file, and what has become of each of its lines."""
 
     path: Path
-    endpoint: str = ""
-    most_bytes: int = MOST_BYTES
+    endpoint: str = ""  # that all requests must be for; empty: any
+    most_bytes: int = MOST_BYTES  # of a line; a longer one is a fault
+    # of each line, by its number; that of line 0 means nothing
     states: bytearray = field(default_factory=lambda: bytearray([BLANK]))
+    # where the journal holds a line's answer; of a `custom_id` that is used before, the number of the line that has it
     places: array[int] = field(default_factory=lambda: array("Q", [0]))
-    counts: list[int] = field(default_factory=lambda: [0, 0, 0, 0, 0, 1])
+    counts: list[int] = field(default_factory=lambda: [0, 0, 0, 0, 0, 1])  # of lines in each state
 
     @property
     def total(self) -> int:
@@ -92,11 +84,7 @@ class BatchFile:
         return self.counts[REFUSED] + self.counts[FAULTY] + self.counts[REPEATED]
 
     def set(self, number: int, state: int, place: int = 0) -> None:
-        """Note what has become of a line.
-
-        Raises:
-            IndexError: there is no such line.
-        """
+        """Note what has become of a line; IndexError: there is no such line."""
         if not 0 < number < len(self.states):
             raise IndexError(number)
         self.counts[self.states[number]] -= 1
@@ -112,15 +100,7 @@ class BatchFile:
     # --- work in steps, each of about `STEP` seconds
 
     def check(self, most: int | None = None) -> Iterator[None]:
-        """Look at each line.
-
-        Args:
-            most: lines that the file may have; None: any number.
-
-        Raises:
-            InvalidBatch: it has more of them, or no request.
-            UserError: it can't be read.
-        """
+        """Look at each line, of `most` at most; InvalidBatch: there are more, or none; UserError: it can't be read."""
         self.states, self.places, self.counts = bytearray([BLANK]), array("Q", [0]), [0, 0, 0, 0, 0, 1]
         ids = array("Q", [0])
         until = time.monotonic() + STEP
@@ -144,19 +124,19 @@ class BatchFile:
 
     def waiting(self) -> Iterator[list[Line]]:
         """The lines that wait, some at a time; perhaps none where many others come first."""
-        made: list[Line] = []
+        lines: list[Line] = []
         size, until = 0, time.monotonic() + STEP
         for number, raw in self._raw():
             if number < len(self.states) and self.states[number] == WAITING:
-                made.append(self._line(number, raw))
+                lines.append(self._line(number, raw))
                 size += len(raw or b"")
-            if len(made) >= AT_ONCE or size >= AT_ONCE_BYTES or time.monotonic() > until:
-                yield made
-                made, size, until = [], 0, time.monotonic() + STEP
-        yield made
+            if len(lines) >= AT_ONCE or size >= AT_ONCE_BYTES or time.monotonic() > until:
+                yield lines
+                lines, size, until = [], 0, time.monotonic() + STEP
+        yield lines
 
     def lines(self) -> Iterator[Line | int]:
-        """All requests in order: the number of one with an answer, else the line itself, a repeated one with its fault."""
+        """All requests in order: the number of one with an answer, else the line, a repeated one with its fault."""
         for number, raw in self._raw():
             state = self.states[number] if number < len(self.states) else BLANK
             if state in (ANSWERED, REFUSED):
@@ -164,7 +144,8 @@ class BatchFile:
             elif state != BLANK:
                 line = self._line(number, raw)
                 if state == REPEATED:
-                    what = f"line {number}: the custom_id {str(line.custom_id)[:80]!r} is that of line {self.places[number]}"
+                    id_, first = str(line.custom_id)[:80], self.places[number]
+                    what = f"line {number}: the custom_id {id_!r} is that of line {first}"
                     line = Line(number, None, fault=("duplicate_custom_id", what))
                 yield line
 
@@ -182,40 +163,42 @@ class BatchFile:
                 yield number, raw or None
 
     def _line(self, number: int, raw: bytes | None) -> Line:
-        try:
-            return self._parsed(number, raw)
-        except Exception as error:  # a fault of ours must not end the other lines
-            return Line(number, None, fault=("server", f"line {number} can't be read ({type(error).__name__})"))
+        name: str | None = None
 
-    def _parsed(self, number: int, raw: bytes | None) -> Line:
-        if raw is None:
-            what = f"line {number} is longer than {self.most_bytes / 1e6:g} MB"
-            return Line(number, None, fault=("line_too_long", what))
-        try:  # as bodies of requests are read: strict, and no deeper than can be written again
-            value = orjson.loads(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw)
-            if too_deep(raw, value):
-                raise ValueError(f"it is nested in more than {MOST_DEPTH} levels")
-        except ValueError as error:
-            what = f"line {number} is not valid JSON: {str(error).partition(': line ')[0]}"
-            return Line(number, _id_of(raw), fault=("invalid_json_line", what[:300]))
-        if not isinstance(value, dict):
-            return Line(number, None, fault=("invalid_json_line", f"line {number} is no JSON object"))
-        name, body, url = value.get("custom_id"), value.get("body"), value.get("url", self.endpoint)
-        if not isinstance(name, str) or not name:
-            return Line(number, None, fault=("missing_custom_id", f"line {number} has no custom_id"))
-        if len(name) > MOST_ID:
-            what = f"line {number}: custom_id has {len(name):,} characters, and {MOST_ID:,} are allowed"
-            return Line(number, None, fault=("invalid_custom_id", what))
-        if value.get("method", "POST") != "POST" or url not in ENDPOINTS or (self.endpoint and url != self.endpoint):
-            wanted = self.endpoint or " or ".join(ENDPOINTS)
-            return Line(number, name, fault=("invalid_url", f"line {number}: it must be POST {wanted}"))
-        if (
-            isinstance(given := value.get("fault"), list) and len(given) == 2
-        ):  # of rows that `tuneloop batch` can't read
-            return Line(number, name, fault=(str(given[0]), str(given[1])))
-        if not isinstance(body, dict):
-            return Line(number, name, fault=("invalid_body", f"line {number}: body must be an object"))
-        return Line(number, name, url, body)
+        def faulty(code: str, what: str) -> Line:
+            return Line(number, name, fault=(code, f"line {number}{what}"[:300]))
+
+        try:
+            if raw is None:
+                return faulty("line_too_long", f" is longer than {self.most_bytes / 1e6:g} MB")
+            try:  # as bodies of requests are read: strict, and no deeper than can be written again
+                value = orjson.loads(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw)
+                if too_deep(raw, value):
+                    raise ValueError(f"it is nested in more than {MOST_DEPTH} levels")
+            except ValueError as error:
+                name = _id_of(raw)
+                return faulty("invalid_json_line", f" is not valid JSON: {str(error).partition(': line ')[0]}")
+            if not isinstance(value, dict):
+                return faulty("invalid_json_line", " is no JSON object")
+            id_, body, url = value.get("custom_id"), value.get("body"), value.get("url", self.endpoint)
+            if not isinstance(id_, str) or not id_:
+                return faulty("missing_custom_id", " has no custom_id")
+            if len(id_) > MOST_ID:
+                what = f": custom_id has {len(id_):,} characters, and {MOST_ID:,} are allowed"
+                return faulty("invalid_custom_id", what)
+            name = id_
+            other = value.get("method", "POST") != "POST" or (self.endpoint and url != self.endpoint)
+            if other or url not in ENDPOINTS:
+                return faulty("invalid_url", f": it must be POST {self.endpoint or ' or '.join(ENDPOINTS)}")
+            fault = value.get("fault")  # of rows that `tuneloop batch` can't read
+            if isinstance(fault, list) and len(fault) == 2:
+                return Line(number, name, fault=(str(fault[0]), str(fault[1])))
+            if not isinstance(body, dict):
+                return faulty("invalid_body", ": body must be an object")
+            return Line(number, name, url, body)
+        except Exception as error:  # a fault of ours must not end the other lines
+            name = None
+            return faulty("server", f" can't be read ({type(error).__name__})")
 
     def _mark_repeated(self, ids: array[int]) -> None:
         """Find the lines whose `custom_id` an earlier line has."""
@@ -226,9 +209,9 @@ class BatchFile:
         hashes = np.frombuffer(ids, dtype=np.uint64)
         order = np.argsort(hashes, kind="stable")
         ordered = hashes[order]
-        new = np.concatenate(([True], ordered[1:] != ordered[:-1]))
-        first = np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
-        for at in np.flatnonzero(~new & (ordered != 0)):
+        is_new = np.concatenate(([True], ordered[1:] != ordered[:-1]))
+        first = np.maximum.accumulate(np.where(is_new, np.arange(len(order)), 0))
+        for at in np.flatnonzero(~is_new & (ordered != 0)):
             self.set(int(order[at]), REPEATED, int(order[first[at]]))
 
 
@@ -252,3 +235,108 @@ def _id_of(raw: bytes) -> str | None:
         if isinstance(name, str) and 0 < len(name) <= MOST_ID and name.encode():
             return name
     return None
+
+
+@cache
+def _threads(process: int) -> ThreadPoolExecutor:
+    """Separate threads: work on large files must not take those in which prompts are made. A fork has none of them."""
+    return ThreadPoolExecutor(4, f"batch-{process}")
+
+
+async def in_thread(work: Callable[..., T], *arguments: Any) -> T:
+    """Do short work on files in a thread."""
+    return await asyncio.get_running_loop().run_in_executor(_threads(os.getpid()), work, *arguments)
+
+
+def failed(result: dict[str, Any]) -> bool:
+    """Whether a result belongs into the error file."""
+    return result["error"] is not None or result["response"]["status_code"] != 200
+
+
+def encoded(number: int, result: dict[str, Any]) -> bytes:
+    """A line of a journal; TypeError: the result is no JSON."""
+    return orjson.dumps({"number": number, **result}, option=orjson.OPT_APPEND_NEWLINE)
+
+
+@dataclass
+class Journal:
+    """An append-only file of JSON lines, each with the number of its request."""
+
+    path: Path
+    rows: BatchFile  # notes what each line holds
+    _file: Lines = field(init=False)
+    _waiting: list[tuple[int, int, bytes, asyncio.Future[None]]] = field(default_factory=list)
+    _writing: asyncio.Task[None] | None = None
+
+    def __post_init__(self) -> None:
+        place, what = str(self.path.parent), "Another process is doing this batch"
+        self._file = Lines(self.path, UserError(what, where=place, next_step="wait for it"))
+
+    def open(self) -> Iterator[None]:
+        """Take the file for this process and read it in steps; a last line that was cut is dropped.
+
+        Raises:
+            UserError: it can't be read or written, another process has it, or a line in its middle is damaged.
+        """
+        for count, raw in enumerate(self._file.open(), 1):
+            try:
+                value = orjson.loads(raw)
+                self.rows.set(value["number"], REFUSED if failed(value) else ANSWERED, self._file.end)
+            except (ValueError, LookupError, TypeError):
+                what, step = f"The journal of a batch is damaged in line {count}", "delete it to begin that batch again"
+                raise UserError(what, where=str(self.path), next_step=step) from None
+            if count % 100 == 0:
+                yield
+
+    async def add(self, number: int, data: bytes, *, wrong: bool) -> None:
+        """Append a request's line, from `encoded`, an error where `wrong`; it is on the disk when this returns.
+
+        Raises:
+            OSError: the disk is full, or can't be written.
+        """
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((number, REFUSED if wrong else ANSWERED, data, future))
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write())
+        await future
+
+    async def close(self) -> None:
+        """Close the file once what is being written is written."""
+        if self._writing is not None:
+            await self._writing
+        self._file.close()
+
+    def read(self, file: Any, number: int) -> dict[str, Any]:
+        """The result of a request; UserError: it is not where it was written; `file`: the journal, open to read."""
+        file.seek(self.rows.places[number])
+        try:
+            value: dict[str, Any] = orjson.loads(file.readline())
+            if value["number"] == number:
+                return value
+        except (ValueError, LookupError, TypeError):
+            pass
+        raise UserError("The journal of a batch was changed while it was at work", where=str(self.path))
+
+    async def _write(self) -> None:
+        while self._waiting:
+            group, self._waiting = self._waiting, []
+            try:
+                place = await in_thread(self._append, b"".join(data for _, _, data, _ in group))
+            except Exception as error:
+                for *_, future in group:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            for number, state, data, future in group:
+                self.rows.set(number, state, place)
+                place += len(data)
+                if not future.done():
+                    future.set_result(None)
+
+    def _append(self, data: bytes) -> int:
+        """Write at the end; returns where that is. A file that an erasure has replaced is read again."""
+        if self._file.was_changed:
+            self.rows.forget_answers()
+            for _ in self.open():
+                pass
+        return self._file.append(data)

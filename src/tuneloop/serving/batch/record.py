@@ -8,14 +8,12 @@ from typing import Any, ClassVar, Literal
 from tuneloop.core.errors import UserError
 from tuneloop.records.record import Part, Record, read_record
 
-Status = Literal[
-    "validating", "in_progress", "finalizing", "cancelling", "completed", "failed", "expired", "cancelled"
-]  # fmt: skip
+Status = Literal["validating", "in_progress", "finalizing", "cancelling", "completed", "failed", "expired", "cancelled"]
 OVER = ("completed", "failed", "expired", "cancelled")
 TIMES = tuple(f"{each}_at" for each in ("in_progress", "finalizing", "cancelling", *OVER))
 
 
-class Counts(Part):
+class RequestCounts(Part):
     """Requests of a batch: all of them, those with an answer, and those with an error."""
 
     total: int = 0
@@ -45,7 +43,7 @@ class BatchState(Record):
     status: Status
     created_at: int
     expires_at: int | None = None
-    request_counts: Counts = Counts()
+    request_counts: RequestCounts = RequestCounts()
     input_file_id: str | None = None
     completion_window: str | None = None
     metadata: dict[str, Any] | None = None
@@ -90,11 +88,7 @@ class FileState(Record):
 
 
 def read_state(folder: Path) -> BatchState:
-    """The state of a batch.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
+    """The state of a batch; UserError: it is missing or damaged."""
     path = folder / BatchState.file
     try:
         return read_record(BatchState, path)

@@ -1,7 +1,7 @@
-"""What a client requests, read from the bodies of OpenAI's endpoints.
+"""What a client requests, read from the bodies of OpenAI's endpoints, and the errors as that API reports them.
 
-Every value is checked here, so that what comes behind can trust it. Fields that OpenAI's API has and that change nothing
-here are passed over; unknown ones are refused, as OpenAI does.
+Every value is checked here, so that what comes behind can trust it. Fields of OpenAI's API that change nothing here are
+ignored; unknown ones are refused, as OpenAI does.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, cast
 
 from tuneloop.core.errors import UserError
@@ -19,19 +20,17 @@ from tuneloop.core.units import counted
 from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.request import MOST_LOGPROBS
 from tuneloop.records.rows import Message
-from tuneloop.serving.http.errors import ApiError
 
 Tier = Literal["default", "flex", "priority"]
 Body = Mapping[str, Any]
 
-_SHARED = {
+_SHARED = {  # the last three: of other servers, with the same meaning
     "model", "stream", "stream_options", "n", "temperature", "top_p", "seed", "stop", "max_tokens", "user",
     "service_tier", "logprobs", "frequency_penalty", "presence_penalty", "logit_bias",
-    # of other servers, with the same meaning
     "top_k", "min_p", "repetition_penalty",
 }  # fmt: skip
-_CHAT = _SHARED | {
-    "messages", "tools", "tool_choice", "parallel_tool_calls", "response_format", "max_completion_tokens",
+_CHAT = {
+    *_SHARED, "messages", "tools", "tool_choice", "parallel_tool_calls", "response_format", "max_completion_tokens",
     "top_logprobs", "metadata", "store", "reasoning_effort", "verbosity", "modalities", "prediction",
     "safety_identifier", "prompt_cache_key", "functions", "function_call", "audio", "web_search_options",
 }  # fmt: skip
@@ -44,6 +43,48 @@ _RESPONSES = {
 }  # fmt: skip
 LONGEST_STOP = 256  # characters: each token is compared with all beginnings of them
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+
+
+_TYPES = {
+    400: "invalid_request_error", 401: "invalid_request_error", 403: "permission_error", 404: "invalid_request_error",
+    405: "invalid_request_error", 408: "timeout_error", 409: "conflict_error", 413: "invalid_request_error",
+    415: "invalid_request_error", 429: "rate_limit_error", 501: "invalid_request_error", 504: "timeout_error",
+}  # fmt: skip
+Headers = Mapping[str, str] | None
+
+
+class ApiError(Exception):
+    """A request that gets no answer.
+
+    Args:
+        status: of HTTP.
+        message: what is wrong and what to do about it.
+        param: the field that it concerns.
+        code: a word that programs can test.
+        headers: further ones of the response.
+    """
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None, headers: Headers = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers = dict(headers or {})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For actors, which send it from one process to another."""
+        more: dict[str, Any] = {"param": self.param, "code": self.code, "headers": self.headers}
+        return partial(ApiError, self.status, self.message, **more), ()
+
+    def body(self) -> dict[str, Any]:
+        """The JSON body."""
+        kind = self.code if self.code == "insufficient_quota" else _TYPES.get(self.status, "server_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def unavailable(message: str, code: str) -> ApiError:
+    """An error of the moment: the request may be sent again after five seconds."""
+    return ApiError(503, message, code=code, headers={"Retry-After": "5"})
 
 
 @dataclass(frozen=True)
@@ -90,10 +131,9 @@ def read_chat(body: Body, most_choices: int) -> ApiRequest:
     elif body.get("top_logprobs"):
         raise bad("top_logprobs needs logprobs: true", "top_logprobs")
     most = _integer(body, "max_completion_tokens", 1)
-    return ApiRequest(
-        "chat", messages=messages, tools=tools, schema=schema or answer_schema, logprobs=logprobs,
-        max_new_tokens=most or _integer(body, "max_tokens", 1), **_shared(body, most_choices),
-    )  # fmt: skip
+    most = most or _integer(body, "max_tokens", 1)
+    shared = _shared(body, most_choices) | {"max_new_tokens": most, "logprobs": logprobs}
+    return ApiRequest("chat", messages=messages, tools=tools, schema=schema or answer_schema, **shared)
 
 
 def read_completions(body: Body, most_choices: int) -> list[ApiRequest]:
@@ -102,10 +142,9 @@ def read_completions(body: Body, most_choices: int) -> list[ApiRequest]:
     for name in ("suffix", "best_of"):
         if body.get(name) not in (None, "", 1, body.get("n")):
             raise bad(f"{name} is not supported", name)
-    shared: dict[str, Any] = _shared(body, most_choices) | {
-        "logprobs": _integer(body, "logprobs", 0, MOST_LOGPROBS), "echo": _bool(body, "echo"),
-        "max_new_tokens": _integer(body, "max_tokens", 1),
-    }  # fmt: skip
+    shared = _shared(body, most_choices)
+    shared |= {"logprobs": _integer(body, "logprobs", 0, MOST_LOGPROBS), "echo": _bool(body, "echo")}
+    shared["max_new_tokens"] = _integer(body, "max_tokens", 1)
     prompt = body.get("prompt")
     prompts: list[Any] = [prompt] if isinstance(prompt, str) or _is_ids(prompt) else prompt  # type: ignore[assignment]
     if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) or _is_ids(p) for p in prompts):
@@ -145,14 +184,12 @@ def read_responses(body: Body) -> ApiRequest:
     if isinstance(text, dict) and isinstance(form := text.get("format"), dict):
         nested = {"type": "json_schema", "json_schema": form} if form.get("type") == "json_schema" else form
         schema = _response_format(nested, "text.format")
-    shared = _shared({**body, "n": None, "stop": None}, 1)
-    return ApiRequest(
-        "responses", messages=messages, schema=schema, max_new_tokens=_integer(body, "max_output_tokens", 1), **shared
-    )
+    shared = _shared({**body, "n": None, "stop": None}, 1) | {"max_new_tokens": _integer(body, "max_output_tokens", 1)}
+    return ApiRequest("responses", messages=messages, schema=schema, **shared)
 
 
 def read_classify(body: Body) -> list[ApiRequest]:
-    """The body of `/v1/classify`: `input`, texts, or `messages`; `top`, so many probabilities; raises as `read_chat`."""
+    """The body of `/v1/classify`: `input`, texts, or `messages`; `top`: number of labels; raises as `read_chat`."""
     _refuse_others(body, {"model", "input", "messages", "top", "user", "service_tier"})
     shared: dict[str, Any] = {
         "model": _text_field(body, "model"), "user": _text_field(body, "user"), "tier": _tier(body),
@@ -190,7 +227,8 @@ def _shared(body: Body, most_choices: int) -> dict[str, Any]:
         raise bad(f"a stop text has at most {LONGEST_STOP} characters", "stop")
     return {
         "model": model, "n": n, "sampling": sampling, "stop": tuple(stops), "stream": _bool(body, "stream"),
-        "include_usage": bool(options and options.get("include_usage")), "user": _text_field(body, "user"), "tier": _tier(body),
+        "include_usage": bool(options and options.get("include_usage")), "user": _text_field(body, "user"),
+        "tier": _tier(body),
     }  # fmt: skip
 
 
@@ -246,15 +284,13 @@ def _sampling(body: Body) -> Sampling:
     seed = body.get("seed")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise bad("seed must be a whole number", "seed")
-    temperature = _number(body, "temperature", 0.0, 0.0, 2.0)
+    temperature, top_p = _number(body, "temperature", 0.0, 0.0, 2.0), _number(body, "top_p", 1.0, 1e-6, 1.0)
+    top_k, min_p = _integer(body, "top_k", 0) or 0, _number(body, "min_p", 0.0, 0.0, 1.0)
+    penalty = _number(body, "repetition_penalty", 1.0, 1e-3, 100.0)
     if seed is None and temperature:
         seed = random.getrandbits(31)
     try:
-        return Sampling(
-            temperature, _number(body, "top_p", 1.0, 1e-6, 1.0), (seed or 0) % (1 << 63),
-            _integer(body, "top_k", 0) or 0, _number(body, "min_p", 0.0, 0.0, 1.0),
-            _number(body, "repetition_penalty", 1.0, 1e-3, 100.0),
-        )  # fmt: skip
+        return Sampling(temperature, top_p, (seed or 0) % (1 << 63), top_k, min_p, penalty)
     except UserError as error:
         raise bad(error.what, error.where) from None
 
@@ -264,11 +300,7 @@ def _is_ids(value: Any) -> bool:
 
 
 def read_messages(value: Any, param: str = "messages") -> list[Message]:
-    """Turns in the form of records: contents in parts are joined, `developer` is `system`.
-
-    Raises:
-        ApiError: no turns, or one that is invalid.
-    """
+    """Turns as records have them: joined parts, `system` for `developer`; ApiError: no turns, or an invalid one."""
     if not isinstance(value, list) or not value:
         raise bad(f"{param} must be a list of messages, and not empty", param)
     return [_message(turn, f"{param}[{i}]") for i, turn in enumerate(value)]
@@ -326,12 +358,12 @@ def _tools(body: Body) -> tuple[list[Mapping[str, Any]], Mapping[str, Any] | Non
         return tools, None
     if choice == "none":
         return [], None
-    named = choice.get("function", {}).get("name") if isinstance(choice, dict) and _is_call(choice) else None
-    chosen = [t for t in tools if choice == "required" or t["function"]["name"] == named]
-    if not chosen:
+    name = choice["function"]["name"] if _is_call(choice) else None
+    functions = [t["function"] for t in tools if choice == "required" or t["function"]["name"] == name]
+    if not functions:
         raise bad("tool_choice must be none, auto, required or one of the tools", "tool_choice")
     calls = []
-    for function in (tool["function"] for tool in chosen):
+    for function in functions:
         parameters = function.get("parameters") or {"type": "object"}
         calls.append({
             "type": "object", "properties": {"name": {"const": function["name"]}, "parameters": parameters},

@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -27,8 +27,7 @@ from tuneloop.records.completion import Completion
 from tuneloop.serving.gateway import Caller, Gateway, Piece
 from tuneloop.serving.http import api_request as read
 from tuneloop.serving.http import replies
-from tuneloop.serving.http.api_request import ApiRequest
-from tuneloop.serving.http.errors import ApiError
+from tuneloop.serving.http.api_request import ApiError, ApiRequest, Headers, unavailable
 from tuneloop.serving.http.openapi import document
 from tuneloop.serving.http.senders import limited_as, of_its_sender, read_feedback_of
 from tuneloop.serving.limits import FeedbackLimit
@@ -54,13 +53,12 @@ class Call:
     scope: Scope
     receive: Receive
     send: Send
-    sent: bool = False  # the answer has begun
+    has_begun: bool = False  # the answer
     left: bool = False  # the client was seen to leave
     events: bool = False  # the answer is a stream of events, in which an error can be one
-    headers: dict[bytes, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.headers = dict(self.scope["headers"])
+        self.headers: dict[bytes, bytes] = dict(self.scope["headers"])
 
     def header(self, name: str) -> str:
         """A header's value, in UTF-8 or else in Latin-1; empty where there is none.
@@ -68,48 +66,40 @@ class Call:
         Raises:
             ApiError: a key is given more than once: another program in between may have looked at the other one.
         """
-        wanted = name.encode()
-        if wanted in (b"authorization", b"x-api-key") and [each for each, _ in self.scope["headers"]].count(wanted) > 1:
+        key = name.encode()
+        if key in (b"authorization", b"x-api-key") and [each for each, _ in self.scope["headers"]].count(key) > 1:
             raise ApiError(400, f"The header {name} is there more than once", code="invalid_api_key")
-        raw = self.headers.get(wanted, b"")
+        raw = self.headers.get(key, b"")
         try:
             return raw.decode()
         except UnicodeDecodeError:
             return raw.decode("latin-1")
 
     async def body(self, most: int) -> bytes:
-        """The whole body; raises as `bounded`."""
-        parts, receive = [], self.bounded(most)
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise Disconnected
-            parts.append(message.get("body", b""))
-            if not message.get("more_body"):
-                return b"".join(parts)
-
-    def bounded(self, most: int) -> Receive:
-        """What receives the body, piece by piece.
-
-        Raises:
-            ApiError: at once where it is compressed or says that it is larger than allowed; later where it turns out to be.
-        """
+        """The whole body, of so many bytes at most; ApiError: it is larger, or compressed."""
         length, size = self.headers.get(b"content-length", b"0"), 0
         large = ApiError(413, f"The body is larger than {most / 1e6:g} MB", code="request_too_large")
         if self.header("content-encoding").strip().lower() not in ("", "identity"):
             raise ApiError(415, "Compressed bodies are not read", code="unsupported_media_type")
         if length.isdigit() and int(length) > most:
             raise large
-
-        async def receive() -> Any:
-            nonlocal size
-            message = await self.receive()
-            size += len(message.get("body", b""))
+        parts = []
+        async for part in self.parts():
+            size += len(part)
             if size > most:
                 raise large
-            return message
+            parts.append(part)
+        return b"".join(parts)
 
-        return receive
+    async def parts(self) -> AsyncIterator[bytes]:
+        """The parts of the body as they come; Disconnected: the client left before its end."""
+        more = True
+        while more:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise Disconnected
+            more = message.get("more_body", False)
+            yield message.get("body", b"")
 
     async def json(self, most: int) -> dict[str, Any]:
         """The body as a JSON object; ApiError: it is not valid JSON, or says that it is something else."""
@@ -132,10 +122,7 @@ class Call:
 
     @contextlib.asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
-        """End the work of a block when the client leaves, as `Disconnected`.
-
-        It is looked at after a moment: most answers that come at once need no second task.
-        """
+        """End the work of a block when the client leaves, as `Disconnected`; quick answers need no second task."""
         worker = asyncio.current_task()
         assert worker is not None
         watching: list[asyncio.Task[None]] = []
@@ -146,9 +133,10 @@ class Call:
             self.left = True
             worker.cancel()
 
-        timer = asyncio.get_running_loop().call_later(
-            WATCH_AFTER, lambda: watching.append(asyncio.ensure_future(watch()))
-        )
+        def begin() -> None:
+            watching.append(asyncio.ensure_future(watch()))
+
+        timer = asyncio.get_running_loop().call_later(WATCH_AFTER, begin)
         try:
             yield
         except asyncio.CancelledError:
@@ -161,9 +149,9 @@ class Call:
             for task in watching:
                 task.cancel()
 
-    async def start(self, status: int, kind: str, headers: Mapping[str, str] | None = None, size: int = -1) -> None:
+    async def start(self, status: int, kind: str, headers: Headers = None, size: int = -1) -> None:
         """Send status and headers."""
-        self.sent, self.events = True, kind.startswith("text/event-stream")
+        self.has_begun, self.events = True, kind.startswith("text/event-stream")
         lines = [(b"content-type", kind.encode())]
         if not headers or "cache-control" not in headers:
             lines.append((b"cache-control", b"no-store"))
@@ -174,13 +162,11 @@ class Call:
             lines.append((name.encode(), line.encode("latin-1", "replace")))
         await self.send({"type": "http.response.start", "status": status, "headers": lines})
 
-    async def reply(self, value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
+    async def reply(self, value: Any, status: int = 200, headers: Headers = None) -> None:
         """Send a JSON value."""
         await self.reply_bytes(json_bytes(value), "application/json", status, headers)
 
-    async def reply_bytes(
-        self, data: bytes, kind: str, status: int = 200, headers: Mapping[str, str] | None = None
-    ) -> None:
+    async def reply_bytes(self, data: bytes, kind: str, status: int = 200, headers: Headers = None) -> None:
         """Send a whole body."""
         await self.start(status, kind, headers, len(data))
         await self.send({"type": "http.response.body", "body": data})
@@ -199,7 +185,7 @@ Handler = Callable[[Call], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-class Endpoint:
+class RouteApp:
     """An ASGI application for one route: errors become bodies, a client that leaves ends the work."""
 
     def __init__(self, handler: Handler, seconds: float, local: bool = True, origins: Sequence[str] = ()) -> None:
@@ -224,14 +210,11 @@ class Endpoint:
 
 
 def failure(error: Exception) -> ApiError:
-    """What a fault of the server is to its client: nothing of its inside. The log has it.
-
-    A disk that is full is no fault: the client may try again.
-    """
+    """What a fault of the server is to its client: nothing of its inside; of a full disk, that it may try again."""
     cause, log = error.__context__ if isinstance(error, UserError) else error, logging.getLogger("uvicorn.error")
     if isinstance(cause, OSError) and cause.errno in NO_DISK:
         log.error("A request failed: %s", error)
-        return ApiError(503, "The server can't write at present", code="store", headers={"Retry-After": "5"})
+        return unavailable("The server can't write at present", "store")
     if isinstance(error, UserError):
         log.error("A request failed: %s (%s)", error.what, error.where)
     else:
@@ -243,8 +226,8 @@ def refuse_foreign_pages(call: Call, local: bool, origins: Sequence[str] = ()) -
     """Refuse what a page of another site sends through its reader's browser.
 
     Args:
-        local: the server listens on this machine only, where no key may be needed: then its own names are the only hosts.
-        origins: pages of other sites that may.
+        local: the server listens on this machine only, where no key may be needed: its own names are the only hosts.
+        origins: of pages of other sites that are allowed.
 
     Raises:
         ApiError: the page, or the name by which the server was reached, is foreign.
@@ -263,7 +246,7 @@ def refuse_foreign_pages(call: Call, local: bool, origins: Sequence[str] = ()) -
 async def _fail(call: Call, error: ApiError) -> None:
     """Send an error: as a body, or as an event where the answer has begun. A file that has begun breaks off."""
     with contextlib.suppress(OSError):
-        if not call.sent:
+        if not call.has_begun:
             await call.reply(error.body(), error.status, error.headers)
             return
         if not call.events:
@@ -278,27 +261,25 @@ def make_app(gateway: Gateway, extra: Iterable[Any] = ()) -> App:
     from starlette.routing import Route
 
     limits = gateway.config.feedback
-    server = Server(gateway, FeedbackLimit(limits.per_minute, limits.pages_per_minute))
+    server = RouteHandlers(gateway, FeedbackLimit(limits.per_minute, limits.pages_per_minute))
     seconds, local = gateway.config.limits.request_seconds, gateway.config.loopback
-    routes = [
-        Route(path, Endpoint(handler, seconds, local), methods=[method])
-        for method, path, handler in (
-            ("POST", "/v1/chat/completions", server.chat),
-            ("POST", "/v1/completions", server.completions),
-            ("POST", "/v1/responses", server.responses),
-            ("POST", "/v1/classify", server.classify),
-            ("POST", "/tokenize", server.tokenize),
-            ("GET", "/v1/models", server.models),
-            ("GET", "/v1/models/{model:path}", server.model),
-            ("GET", "/healthz", server.healthz),
-            ("GET", "/readyz", server.readyz),
-            ("GET", "/metrics", server.metrics),
-            ("GET", "/openapi.json", server.openapi),
-            ("GET", "/feedback.js", server.widget),
-            ("GET", "/", server.page),
-        )
-    ]
-    feedback = Endpoint(server.feedback, seconds, local, limits.origins)
+    handlers = (
+        ("POST", "/v1/chat/completions", server.chat),
+        ("POST", "/v1/completions", server.completions),
+        ("POST", "/v1/responses", server.responses),
+        ("POST", "/v1/classify", server.classify),
+        ("POST", "/tokenize", server.tokenize),
+        ("GET", "/v1/models", server.models),
+        ("GET", "/v1/models/{model:path}", server.model),
+        ("GET", "/healthz", server.healthz),
+        ("GET", "/readyz", server.readyz),
+        ("GET", "/metrics", server.metrics),
+        ("GET", "/openapi.json", server.openapi),
+        ("GET", "/feedback.js", server.widget),
+        ("GET", "/", server.page),
+    )
+    routes = [Route(path, RouteApp(handler, seconds, local), methods=[method]) for method, path, handler in handlers]
+    feedback = RouteApp(server.feedback, seconds, local, limits.origins)
     routes.append(Route("/v1/feedback", feedback, methods=["POST", "OPTIONS"] if limits.origins else ["POST"]))
     app = Starlette(routes=[*routes, *extra], exception_handlers={404: _no_route, 405: _no_route, 500: _no_route})
     app.router.redirect_slashes = False  # the place that it sends to would come from the request's Host
@@ -323,7 +304,7 @@ async def _no_route(request: Any, error: Exception) -> Any:
 
 
 @dataclass
-class Server:
+class RouteHandlers:
     """The handlers of all routes but those of batches."""
 
     gateway: Gateway
@@ -354,9 +335,7 @@ class Server:
             await self._stream(call, requests[0], caller, replies.CompletionsStream(requests[0]))
             return
         answers = await self._whole(call, requests, caller)
-        first = answers[0][0]
-        reply = replies.completions_body(requests, first.model, first.id, [completions for _, completions in answers])
-        await call.reply(reply, headers=headers_of(first))
+        await call.reply(replies.completions_body(requests, answers), headers=headers_of(answers[0][0]))
 
     async def responses(self, call: Call) -> None:
         """`POST /v1/responses`."""
@@ -366,8 +345,7 @@ class Server:
             await self._stream(call, request, caller, replies.ResponsesStream(request), end="")
             return
         ((piece, (completion, *_)),) = await self._whole(call, [request], caller)
-        reply = replies.responses_body(request, piece.model, piece.id, completion.text, completion)
-        await call.reply(reply, headers=headers_of(piece))
+        await call.reply(replies.responses_body(request, piece, completion), headers=headers_of(piece))
 
     async def classify(self, call: Call) -> None:
         """`POST /v1/classify`: labels with their probabilities."""
@@ -388,18 +366,17 @@ class Server:
             })  # fmt: skip
         reply = {
             "object": "list", "model": model.name, "labels": list(model.labels), "data": data,
-            "usage": replies.total_usage([completions for _, completions in answers]),
+            "usage": replies.usage(*(completions for _, completions in answers)),
         }  # fmt: skip
         await call.reply(reply, headers=headers_of(answers[0][0]))
 
-    async def _whole(
-        self, call: Call, requests: list[ApiRequest], caller: Caller
-    ) -> list[tuple[Piece, list[Completion]]]:
+    async def _whole(self, call: Call, requests: list[ApiRequest], caller: Caller) -> list[Whole]:
         """Whole answers; the client's leaving ends them."""
+        answers = (whole(self.gateway.answer(each, caller)) for each in requests)
         async with call.watched():
             if len(requests) == 1:
-                return [await whole(self.gateway.answer(requests[0], caller))]
-            tasks = [asyncio.ensure_future(whole(self.gateway.answer(each, caller))) for each in requests]
+                return [await next(answers)]
+            tasks = [asyncio.ensure_future(each) for each in answers]
             try:
                 return list(await asyncio.gather(*tasks))
             finally:
@@ -408,10 +385,10 @@ class Server:
                 await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _stream(self, call: Call, request: ApiRequest, caller: Caller, shape: Any, end: str = "[DONE]") -> None:
-        """An answer in pieces. Status and headers wait for the first one, so that what is refused has its own status."""
+        """An answer in pieces. Status and headers wait for the first one: what is refused has its own status."""
         async with call.watched(), aclosing(self.gateway.answer(request, caller)) as pieces:
             async for piece in pieces:
-                if not call.sent:
+                if not call.has_begun:
                     headers = {"cache-control": "no-cache", "x-accel-buffering": "no", **headers_of(piece)}
                     await call.start(200, "text/event-stream; charset=utf-8", headers)
                 for event in shape.events(piece):
@@ -440,8 +417,7 @@ class Server:
         try:
             id_ = await asyncio.wrap_future(self.gateway.store.add_durably(record))
         except OSError:  # the log has it
-            what = "The store takes nothing at present"
-            raise ApiError(503, what, code="store", headers={"Retry-After": "5"}) from None
+            raise unavailable("The store takes nothing at present", "store") from None
         reply = {"id": id_, "object": "feedback", "request": record.request, "conversation": record.conversation}
         await call.reply(reply, headers=shared)
 
@@ -517,11 +493,8 @@ def page_and_policy() -> tuple[bytes, str]:
     for tag in (b"script", b"style"):
         (content,) = re.findall(b"<%s>(.*?)</%s>" % (tag, tag), page, re.DOTALL)
         sources.append(f"'sha256-{base64.b64encode(hashlib.sha256(content).digest()).decode()}'")
-    script, style = sources
-    return page, (
-        f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
+    sources_of = "default-src 'none'; script-src {}; style-src {}; connect-src 'self'".format(*sources)
+    return page, f"{sources_of}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
 def headers_of(piece: Piece) -> dict[str, str]:
@@ -530,8 +503,11 @@ def headers_of(piece: Piece) -> dict[str, str]:
     return {"x-tuneloop-request": piece.id, "x-tuneloop-release": release, "x-request-id": piece.id}
 
 
-async def whole(pieces: AsyncGenerator[Piece, None]) -> tuple[Piece, list[Completion]]:
-    """The last piece of an answer, and the completions of its choices in order."""
+Whole = tuple[Piece, list[Completion]]  # the last piece of an answer, and the completions of its choices in order
+
+
+async def whole(pieces: AsyncGenerator[Piece, None]) -> Whole:
+    """An answer as a whole."""
     completions: dict[int, Completion] = {}
     last: Piece | None = None
     async with aclosing(pieces):
@@ -546,20 +522,18 @@ async def whole(pieces: AsyncGenerator[Piece, None]) -> tuple[Piece, list[Comple
 
 def gauges(gateway: Gateway) -> dict[str, float]:
     """The state of a server in numbers; those of `/metrics` are set to it."""
-    admission, counts = gateway.admission, gateway.store.counts
-    learned = [times.calibration for times in admission.models.values() if times.calibration.n]
-    n = sum(each.n for each in learned) or 1
+    admission, counts, tally = gateway.admission, gateway.store.counts, gateway.admission.tally
+    calibrations = [times.calibration for times in admission.models.values() if times.calibration.n]
+    n = sum(each.n for each in calibrations) or 1
     values: dict[str, float] = {
         "active": len(admission.active), "waiting": admission.waiting, "giving_way": admission.giving_way,
-        "store_waiting": gateway.store.waiting,
-        "store_written": counts.written, "store_spilled": counts.spilled, "store_lost": counts.lost, "store_dead": counts.dead,
-        "prediction_error": sum(each.error * each.n for each in learned) / n,
-        "prediction_coverage": sum(each.coverage * each.n for each in learned) / n,
-        "predictions": sum(each.n for each in learned),
-        "on_time": admission.tally.on_time, "late": admission.tally.late, "refused": admission.tally.refused,
-        "downgraded": admission.tally.downgraded,
-        "store_unsafe": gateway.store.unsafe, "shadow_waiting": len(gateway.copies.waiting),
-        "shadow_dropped": gateway.copies.dropped,
+        "store_waiting": gateway.store.waiting, "store_written": counts.stored, "store_spilled": counts.spilled,
+        "store_lost": counts.losses, "store_dead": counts.dead, "store_unsafe": gateway.store.unsafe,
+        "prediction_error": sum(each.error * each.n for each in calibrations) / n,
+        "prediction_coverage": sum(each.coverage * each.n for each in calibrations) / n,
+        "predictions": sum(each.n for each in calibrations),
+        "on_time": tally.on_time, "late": tally.late, "refused": tally.refused, "downgraded": tally.downgraded,
+        "shadow_waiting": len(gateway.copies.waiting), "shadow_dropped": gateway.copies.dropped,
         "engines_out": sum(bool(member.out) for member in getattr(gateway.engine, "members", ())),
     }  # fmt: skip
     for name, value in values.items():

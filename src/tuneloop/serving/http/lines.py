@@ -1,7 +1,7 @@
-"""What a server says on standard error, as JSON Lines for a collector of logs: its notes, and each request that has ended.
+"""What a server says on standard error, as JSON Lines for a collector of logs: its notes, and each request at its end.
 
 No text, user or conversation of a request is in a line. A thread writes them, so that no answer waits for their reader;
-where that is too slow, lines are dropped, and it is said how many.
+where that is too slow, lines are dropped and counted.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class LogLines:
 
     def _write(self) -> None:
         reported = 0
-        with contextlib.suppress(OSError, ValueError):  # whoever read it is gone
+        with contextlib.suppress(OSError, ValueError):  # its reader has ended
             while (value := self._waiting.get()) is not None:
                 if self.dropped != reported:
                     reported, more = self.dropped, self.dropped - reported

@@ -1,4 +1,4 @@
-"""Counters and times of a server, for Prometheus, by the names of OpenTelemetry's conventions for generative AI where they exist."""
+"""Counters and times of a server for Prometheus, with OpenTelemetry's names for generative AI where there are any."""
 
 from __future__ import annotations
 
@@ -12,6 +12,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tuneloop.records.request import StoredRequest
 
+_GAUGES = {
+    "active": "Requests that are being answered.",
+    "waiting": "Requests that wait.",
+    "giving_way": "Requests of batches and of the tier flex that are under way.",
+    "predictions": "First tokens that were compared with their prediction.",
+    "store_waiting": "Records that wait to be written.",
+    "store_written": "Records in the store.",
+    "store_spilled": "Records that went into the spill file.",
+    "store_lost": "Records that could not be kept.",
+    "store_dead": "Records that no store takes, in store.dead.jsonl.",
+    "prediction_error": "Mean relative error of the predicted time to the first token.",
+    "prediction_coverage": "Share of first tokens within the predicted bound.",
+    "on_time": "First tokens within their deadline.",
+    "late": "First tokens after their deadline.",
+    "store_unsafe": "Records that were not written before their answer ended, for want of disk.",
+    "shadow_waiting": "Copies that wait for a candidate's unseen answer.",
+    "shadow_dropped": "Copies that were dropped for later ones.",
+    "engines_out": "Engines that are left out until they answer their canaries.",
+    "refused": "Requests that were refused for their deadline or a full queue.",
+    "downgraded": "Requests that would have been late and were answered in the tier flex, by a setting of their key.",
+}
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
@@ -44,18 +65,15 @@ class _Series:
     duration: _Times = field(default_factory=lambda: _Times(_SECONDS))
     first: _Times = field(default_factory=lambda: _Times(_SECONDS))
     each: _Times = field(default_factory=lambda: _Times(_PER_TOKEN))
-    read: int = 0
-    written: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
     usd: float = 0.0
     seconds: float = 0.0
     ended: Counter[str] = field(default_factory=Counter)
 
 
 class Metrics:
-    """The metrics of one server, in a registry of their own.
-
-    The names are OpenTelemetry's with underscores in place of dots, as its exporter for Prometheus writes them.
-    """
+    """The metrics of one server; OpenTelemetry's names, with underscores for dots as its Prometheus exporter has it."""
 
     def __init__(self) -> None:
         from prometheus_client import CollectorRegistry, Gauge
@@ -63,38 +81,15 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._series: dict[tuple[str, str], _Series] = defaultdict(_Series)
         self.registry.register(self)
-        self.gauges = {
-            name: Gauge(f"tuneloop_{name}", text, registry=self.registry)
-            for name, text in (
-                ("active", "Requests that are being answered."),
-                ("waiting", "Requests that wait."),
-                ("giving_way", "Requests of batches and of the tier flex that are under way."),
-                ("predictions", "First tokens that were compared with their prediction."),
-                ("store_waiting", "Records that wait to be written."),
-                ("store_written", "Records in the store."),
-                ("store_spilled", "Records that went into the spill file."),
-                ("store_lost", "Records that could not be kept."),
-                ("store_dead", "Records that no store takes, in store.dead.jsonl."),
-                ("prediction_error", "Mean relative error of the predicted time to the first token."),
-                ("prediction_coverage", "Share of first tokens within the predicted bound."),
-                ("on_time", "First tokens within their deadline."),
-                ("late", "First tokens after their deadline."),
-                ("store_unsafe", "Records that were not written before their answer ended, for want of disk."),
-                ("shadow_waiting", "Copies that wait for a candidate's unseen answer."),
-                ("shadow_dropped", "Copies that gave way to later ones."),
-                ("engines_out", "Engines that are left out until they answer their canaries."),
-                ("refused", "Requests that were refused for their deadline or a full queue."),
-                ("downgraded", "Requests that would have been late and were answered in the tier flex, as their key says."),
-            )
-        }  # fmt: skip
+        self.gauges = {name: Gauge(f"tuneloop_{name}", text, registry=self.registry) for name, text in _GAUGES.items()}
 
     def count(self, record: StoredRequest, status: str) -> None:
         """Take an answered or refused request in."""
         series = self._series[record.model, record.tier or "default"]
         series.ended[status] += 1
         if record.completion_tokens:
-            series.read += record.prompt_tokens
-            series.written += record.completion_tokens
+            series.prompt_tokens += record.prompt_tokens
+            series.completion_tokens += record.completion_tokens
             series.usd += record.usd or 0.0
             series.seconds += record.seconds or 0.0
         if record.total_ms is not None:
@@ -106,7 +101,7 @@ class Metrics:
                 series.each.observe(max(rest, 0.0))
 
     def collect(self) -> Iterator[Any]:
-        """What was counted, as the client library asks a collector for it."""
+        """What was counted, in the form that the client library expects of a collector."""
         from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 
         labels = ["gen_ai_request_model", "tier"]
@@ -114,19 +109,20 @@ class Metrics:
         tokens = CounterMetricFamily("gen_ai_client_token_usage", "Tokens.", labels=[*labels, "gen_ai_token_type"])
         usd = CounterMetricFamily("tuneloop_usd", "Dollars by prices of tokens.", labels=labels)
         seconds = CounterMetricFamily("tuneloop_engine_seconds", "Seconds of the engine.", labels=labels)
+        histograms = (
+            ("duration", "request_duration", "Seconds of a request."),
+            ("first", "time_to_first_token", "Seconds to the first token."),
+            ("each", "time_per_output_token", "Seconds for each further token."),
+        )
         times = {
             name: HistogramMetricFamily(f"gen_ai_server_{ending}", text, labels=labels)
-            for name, ending, text in (
-                ("duration", "request_duration", "Seconds of a request."),
-                ("first", "time_to_first_token", "Seconds to the first token."),
-                ("each", "time_per_output_token", "Seconds for each further token."),
-            )
+            for name, ending, text in histograms
         }
         for whose, series in list(self._series.items()):
             for status, count in list(series.ended.items()):
                 requests.add_metric([*whose, status], count)
-            tokens.add_metric([*whose, "input"], series.read)
-            tokens.add_metric([*whose, "output"], series.written)
+            tokens.add_metric([*whose, "input"], series.prompt_tokens)
+            tokens.add_metric([*whose, "output"], series.completion_tokens)
             usd.add_metric(whose, series.usd)
             seconds.add_metric(whose, series.seconds)
             for name, family in times.items():

@@ -27,8 +27,9 @@ _MESSAGE = _object("role", "content", role=_ROLES, content={"oneOf": [_TEXT, _PA
 _MESSAGES = {"type": "array", "minItems": 1, "items": _MESSAGE}
 _TEXTS = {"oneOf": [_TEXT, {"type": "array", "minItems": 1, "maxItems": 16, "items": _TEXT}]}
 _SHARED: dict[str, Any] = {
-    "model": _TEXT, "stream": _YES, "stream_options": {"type": "object"}, "n": {"type": "integer", "minimum": 1, "maximum": 16},
-    "temperature": {"type": "number", "minimum": 0, "maximum": 2}, "top_p": _SHARE, "seed": _WHOLE, "user": _NAME,
+    "model": _TEXT, "stream": _YES, "stream_options": {"type": "object"}, "top_p": _SHARE, "seed": _WHOLE,
+    "n": {"type": "integer", "minimum": 1, "maximum": 16}, "user": _NAME,
+    "temperature": {"type": "number", "minimum": 0, "maximum": 2},
     "stop": {"oneOf": [_WORD, {"type": "array", "maxItems": 16, "items": _WORD}]}, "max_tokens": _COUNT,
     "service_tier": {"enum": ["auto", "default", "flex", "priority"]},
 }  # fmt: skip
@@ -38,8 +39,9 @@ _ERROR = _object(
 )
 _BODIES: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     "/v1/chat/completions": ("Answer a conversation", ["messages"], {
-        **_SHARED, "messages": _MESSAGES, "max_completion_tokens": _COUNT, "tools": {"type": "array", "items": _FUNCTION},
-        "tool_choice": {"enum": ["none", "auto"]}, "logprobs": _YES, "top_logprobs": _FEW,
+        **_SHARED, "messages": _MESSAGES, "max_completion_tokens": _COUNT,
+        "tools": {"type": "array", "items": _FUNCTION}, "tool_choice": {"enum": ["none", "auto"]},
+        "logprobs": _YES, "top_logprobs": _FEW,
         "response_format": _object("type", type={"enum": ["text", "json_object"]}),
     }),
     "/v1/completions": ("Continue a text", ["prompt"], {**_SHARED, "prompt": _TEXTS, "echo": _YES, "logprobs": _FEW}),
@@ -51,11 +53,14 @@ _BODIES: dict[str, tuple[str, list[str], dict[str, Any]]] = {
         "model": _TEXT, "input": _TEXTS, "messages": _MESSAGES, "user": _NAME, "top": {"type": "integer", "minimum": 0},
     }),
     "/v1/feedback": (
-        "Say what came of an answer: by the id of a request, or with the key that had the conversation", ["kind", "value"],
-        {"request": _TEXT, "conversation": _TEXT, "kind": _TEXT, "value": {}, "user": _TEXT, "key": _TEXT, "source": _TEXT,
-         "weight": {"type": "number", "exclusiveMinimum": 0, "maximum": 1000}},
+        "Say what came of an answer: by the id of a request, or with the key that had the conversation",
+        ["kind", "value"],
+        {"request": _TEXT, "conversation": _TEXT, "kind": _TEXT, "value": {}, "user": _TEXT, "key": _TEXT,
+         "source": _TEXT, "weight": {"type": "number", "exclusiveMinimum": 0, "maximum": 1000}},
     ),
-    "/tokenize": ("Token ids of a text or a conversation", [], {"model": _TEXT, "prompt": _TEXT, "messages": _MESSAGES}),
+    "/tokenize": (
+        "Token ids of a text or a conversation", [], {"model": _TEXT, "prompt": _TEXT, "messages": _MESSAGES},
+    ),
 }  # fmt: skip
 _GETS = {
     "/v1/models": "The models that answer",
@@ -67,11 +72,11 @@ _GETS = {
     "/feedback.js": "A script with which a page asks its readers for feedback",
 }
 _FILE = _object("file", file={"type": "string", "format": "binary"}, purpose={"const": "batch"})
-_BATCH = _object(
-    "input_file_id", "endpoint", "completion_window", input_file_id=_TEXT,
-    endpoint={"enum": ["/v1/chat/completions", "/v1/completions", "/v1/responses"]},
-    completion_window={"type": "string", "pattern": "^[1-9][0-9]{0,3}[hd]$"}, metadata={"type": "object"},
-)  # fmt: skip
+_BATCH_FIELDS = {
+    "input_file_id": _TEXT, "endpoint": {"enum": ["/v1/chat/completions", "/v1/completions", "/v1/responses"]},
+    "completion_window": {"type": "string", "pattern": "^[1-9][0-9]{0,3}[hd]$"}, "metadata": {"type": "object"},
+}  # fmt: skip
+_BATCH = _object("input_file_id", "endpoint", "completion_window", **_BATCH_FIELDS)
 # Path, method -> what it does, the kind of its body and its schema; of batches and their files.
 _BATCHES: dict[tuple[str, str], tuple[str, str, dict[str, Any]]] = {
     ("/v1/files", "post"): ("Upload a file of requests", "multipart/form-data", _FILE),
@@ -91,15 +96,12 @@ def document(*, batches: bool = True) -> dict[str, Any]:
     refused = {"description": "Refused", "content": {"application/json": {"schema": _ERROR}}}
     responses = {"200": {"description": "Done"}, "4XX": refused, "5XX": refused}
     paths: dict[str, Any] = {}
+    operations: dict[tuple[str, str], tuple[str, str, dict[str, Any]]] = {}
     for path, (summary, required, properties) in _BODIES.items():
-        schema: dict[str, Any] = {"type": "object", "properties": properties}
-        if required:
-            schema["required"] = required
-        body = {"required": True, "content": {"application/json": {"schema": schema}}}
-        paths[path] = {"post": {"summary": summary, "requestBody": body, "responses": responses}}
-    others: dict[tuple[str, str], tuple[str, str, dict[str, Any]]]
-    others = {(path, "get"): (summary, "", {}) for path, summary in _GETS.items()} | (_BATCHES if batches else {})
-    for (path, method), (summary, kind, schema) in others.items():
+        schema = {"type": "object", "properties": properties} | ({"required": required} if required else {})
+        operations[path, "post"] = summary, "application/json", schema
+    operations |= {(path, "get"): (summary, "", {}) for path, summary in _GETS.items()}
+    for (path, method), (summary, kind, schema) in (operations | (_BATCHES if batches else {})).items():
         operation: dict[str, Any] = {"summary": summary, "responses": responses}
         if kind:
             operation["requestBody"] = {"required": True, "content": {kind: {"schema": schema}}}

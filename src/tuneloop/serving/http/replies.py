@@ -19,17 +19,17 @@ _OPENINGS = ("{", "<tool_call>", "<|python_tag|>", "[{")  # how an answer begins
 
 
 def read_calls(text: str, tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The calls that an answer is: JSON with a name and parameters or arguments, as Llama 3 writes it, or in `<tool_call>`.
+    """The calls that an answer is, in OpenAI's form; none where it is anything else, or calls what is no tool.
 
-    Returns:
-        Calls in OpenAI's form; none where the text is anything else, or names a function that is not among the tools.
+    A call is JSON with a name and parameters or arguments, as Llama 3 writes it, or that in `<tool_call>`.
     """
     names = {tool["function"]["name"] for tool in tools}
     text = text.strip().removeprefix("<|python_tag|>")
+    parts = [text]
     if text.startswith("<tool_call>"):
         parts = [part.partition("</tool_call>")[0] for part in text.split("<tool_call>")[1:]]
-    else:
-        parts = text.split(";") if text.count('"name"') > 1 and not text.startswith("[") else [text]
+    elif text.count('"name"') > 1 and not text.startswith("["):
+        parts = text.split(";")
     calls: list[dict[str, Any]] = []
     for part in parts:
         try:
@@ -42,29 +42,18 @@ def read_calls(text: str, tools: Sequence[Mapping[str, Any]]) -> list[dict[str, 
             if not isinstance(call, dict) or call.get("name") not in names:
                 return []
             arguments = call.get("parameters", call.get("arguments", {}))
-            written = storable(arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False))
-            function = {"name": call["name"], "arguments": written}
+            if not isinstance(arguments, str):
+                arguments = json.dumps(arguments, ensure_ascii=False)
+            function = {"name": call["name"], "arguments": storable(arguments)}
             calls.append({"id": f"call_{uuid7()[-12:]}", "type": "function", "function": function})
     return calls
 
 
-def may_be_call(text: str) -> bool:
-    """Whether a text may be the beginning of a call."""
-    start = text.lstrip()
-    return any(start.startswith(opening) or opening.startswith(start) for opening in _OPENINGS)
-
-
-def usage(completions: Sequence[Completion]) -> dict[str, Any]:
-    """Tokens of an answer; the prompt counts once."""
-    read = completions[0].prompt_tokens if completions else 0
-    written = sum(each.completion_tokens for each in completions)
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
-
-
-def total_usage(answers: Sequence[Sequence[Completion]]) -> dict[str, Any]:
-    """Tokens of several answers together."""
-    each = list(map(usage, answers))
-    return {key: sum(one[key] for one in each) for key in each[0]}
+def usage(*answers: Sequence[Completion]) -> dict[str, Any]:
+    """Tokens of one or several answers together; the prompt of an answer counts once, whatever its choices."""
+    prompt = sum(choices[0].prompt_tokens for choices in answers if choices)
+    completion = sum(each.completion_tokens for choices in answers for each in choices)
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 def chat_body(request: ApiRequest, piece: Piece, completions: Sequence[Completion]) -> dict[str, Any]:
@@ -81,8 +70,9 @@ def chat_body(request: ApiRequest, piece: Piece, completions: Sequence[Completio
             "finish_reason": "tool_calls" if calls else _FINISH.get(each.finish, "stop"),
         })  # fmt: skip
     return {
-        "id": piece.id, "object": "chat.completion", "created": int(time.time()), "model": model.name, "choices": choices,
-        "usage": usage(completions), "service_tier": piece.tier, "system_fingerprint": _fingerprint(model),
+        "id": piece.id, "object": "chat.completion", "created": int(time.time()), "model": model.name,
+        "choices": choices, "usage": usage(completions), "service_tier": piece.tier,
+        "system_fingerprint": _fingerprint(model),
     }  # fmt: skip
 
 
@@ -95,11 +85,12 @@ def chat_logprobs(completion: Completion, model: ServedModel) -> dict[str, Any] 
     if completion.logprobs is None:
         return None
 
-    def one(token: int, logprob: float) -> dict[str, Any]:
+    def entry(token: int, logprob: float) -> dict[str, Any]:
         text = token_text(model, token)
         return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
-    content = [{**one(t.id, t.logprob), "top_logprobs": [one(i, p) for i, p in t.top]} for t in completion.logprobs]
+    tokens = completion.logprobs
+    content = [{**entry(t.id, t.logprob), "top_logprobs": [entry(i, p) for i, p in t.top]} for t in tokens]
     return {"content": content, "refusal": None}
 
 
@@ -110,46 +101,47 @@ def token_text(model: ServedModel, token: int) -> str:
 
 
 def completions_body(
-    request: Sequence[ApiRequest], model: ServedModel, id_: str, answers: Sequence[Sequence[Completion]]
+    requests: Sequence[ApiRequest], answers: Sequence[tuple[Piece, list[Completion]]]
 ) -> dict[str, Any]:
-    """The body of `/v1/completions`: the choices of all prompts one after the other."""
-    choices: list[dict[str, Any]] = []
-    for each, completions in zip(request, answers, strict=True):
+    """The body of `/v1/completions`: the choices of all prompts, from the answers to them, one after the other."""
+    first, choices = answers[0][0], list[dict[str, Any]]()
+    for request, (_, completions) in zip(requests, answers, strict=True):
         for completion in completions:
-            text = ((each.text or "") if each.echo else "") + completion.text
-            logprobs = (
-                None
-                if completion.logprobs is None
-                else {
-                    "tokens": [token_text(model, t.id) for t in completion.logprobs],
-                    "token_logprobs": [t.logprob for t in completion.logprobs],
-                    "top_logprobs": [{token_text(model, i): p for i, p in t.top} for t in completion.logprobs],
+            text = _echo(request) + completion.text
+            logprobs = None
+            if (tokens := completion.logprobs) is not None:
+                logprobs = {
+                    "tokens": [token_text(first.model, t.id) for t in tokens],
+                    "token_logprobs": [t.logprob for t in tokens],
+                    "top_logprobs": [{token_text(first.model, i): p for i, p in t.top} for t in tokens],
                     "text_offset": [],
                 }
-            )
             finish = _FINISH.get(completion.finish, "stop")
             choices.append({"index": len(choices), "text": text, "logprobs": logprobs, "finish_reason": finish})
     return {
-        "id": id_, "object": "text_completion", "created": int(time.time()), "model": model.name, "choices": choices,
-        "usage": total_usage(answers), "system_fingerprint": _fingerprint(model),
+        "id": first.id, "object": "text_completion", "created": int(time.time()), "model": first.model.name,
+        "choices": choices, "usage": usage(*(completions for _, completions in answers)),
+        "system_fingerprint": _fingerprint(first.model),
     }  # fmt: skip
 
 
-def responses_body(
-    request: ApiRequest, model: ServedModel, id_: str, text: str, completion: Completion | None
-) -> dict[str, Any]:
+def _echo(request: ApiRequest) -> str:
+    return (request.text or "") if request.echo else ""
+
+
+def responses_body(request: ApiRequest, piece: Piece, completion: Completion | None) -> dict[str, Any]:
     """The body of `/v1/responses`; without a completion that of an answer that has only begun."""
     tokens = usage([completion]) if completion else None
     cut = completion is not None and completion.finish == "length"
     return {
-        "id": id_, "object": "response", "created_at": int(time.time()), "model": model.name,
+        "id": piece.id, "object": "response", "created_at": int(time.time()), "model": piece.model.name,
         "status": ("incomplete" if cut else "completed") if completion else "in_progress",
         "error": None, "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
         "instructions": None, "metadata": {}, "parallel_tool_calls": True, "tool_choice": "auto", "tools": [],
         "temperature": request.sampling.temperature, "top_p": request.sampling.top_p,
         "max_output_tokens": request.max_new_tokens, "previous_response_id": None, "store": False,
         "text": {"format": {"type": "text"}}, "truncation": "disabled", "user": request.user or None,
-        "output": [_output_item(id_, text, "completed")] if completion else [],
+        "output": [_output_item(piece.id, completion.text, "completed")] if completion else [],
         "usage": tokens and {
             "input_tokens": tokens["prompt_tokens"], "input_tokens_details": {"cached_tokens": 0},
             "output_tokens": tokens["completion_tokens"], "output_tokens_details": {"reasoning_tokens": 0},
@@ -168,84 +160,14 @@ def _part(text: str) -> dict[str, Any]:
 
 
 @dataclass
-class ChatStream:
-    """The events of a streamed chat answer.
-
-    Text that may become a call of a function is held back until it is known which of the two it is.
-    """
+class _AnswerStream:
+    """An answer that is streamed."""
 
     request: ApiRequest
     created: int = field(default_factory=lambda: int(time.time()))
-    held: dict[int, str] = field(default_factory=dict)
-    begun: set[int] = field(default_factory=set)
+    choices: set[int] = field(default_factory=set)  # that have begun
     completions: list[Completion] = field(default_factory=list)
     last: Piece | None = None
-
-    def events(self, piece: Piece) -> Iterator[dict[str, Any]]:
-        """What a piece of the answer becomes."""
-        self.last, index = piece, piece.index
-        if index not in self.begun:
-            self.begun.add(index)
-            yield self._chunk(index, {"role": "assistant", "content": "", "refusal": None})
-        text = self.held.pop(index, "") + piece.text
-        if self.request.tools and piece.completion is None and may_be_call(text):
-            self.held[index] = text
-            return
-        completion = piece.completion
-        calls = read_calls(text, self.request.tools) if self.request.tools and completion is not None else []
-        logprobs = chat_logprobs(completion, piece.model) if completion is not None else None
-        if calls:
-            yield self._chunk(index, {"tool_calls": [{"index": i, **call} for i, call in enumerate(calls)]})
-        elif text:
-            yield self._chunk(index, {"content": text}, logprobs=logprobs)
-        if completion is not None:
-            self.completions.append(completion)
-            finish = "tool_calls" if calls else _FINISH.get(completion.finish, "stop")
-            yield self._chunk(index, {}, finish=finish, logprobs=None if text or calls else logprobs)
-
-    def end(self) -> Iterator[dict[str, Any]]:
-        """What comes behind the last piece."""
-        if self.request.include_usage and self.last is not None:
-            yield {**self._head(), "choices": [], "usage": usage(self.completions)}
-
-    def _head(self) -> dict[str, Any]:
-        assert self.last is not None
-        return {
-            "id": self.last.id, "object": "chat.completion.chunk", "created": self.created,
-            "model": self.last.model.name, "system_fingerprint": _fingerprint(self.last.model),
-        }  # fmt: skip
-
-    def _chunk(
-        self, index: int, delta: dict[str, Any], finish: str | None = None, logprobs: Any = None
-    ) -> dict[str, Any]:
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        usage_ = {"usage": None} if self.request.include_usage else {}
-        return {**self._head(), "choices": [choice], **usage_}
-
-
-@dataclass
-class CompletionsStream:
-    """The events of a streamed answer of `/v1/completions`."""
-
-    request: ApiRequest
-    created: int = field(default_factory=lambda: int(time.time()))
-    begun: set[int] = field(default_factory=set)
-    completions: list[Completion] = field(default_factory=list)
-    last: Piece | None = None
-
-    def events(self, piece: Piece) -> Iterator[dict[str, Any]]:
-        """What a piece of the answer becomes."""
-        self.last, text = piece, piece.text
-        if piece.index not in self.begun:
-            self.begun.add(piece.index)
-            text = ((self.request.text or "") if self.request.echo else "") + text
-        finish = None
-        if piece.completion is not None:
-            self.completions.append(piece.completion)
-            finish = _FINISH.get(piece.completion.finish, "stop")
-        if text or finish:
-            choice = {"index": piece.index, "text": text, "logprobs": None, "finish_reason": finish}
-            yield {**self._head(piece), "choices": [choice]}
 
     def end(self) -> Iterator[dict[str, Any]]:
         """What comes behind the last piece."""
@@ -257,27 +179,86 @@ class CompletionsStream:
 
 
 @dataclass
+class ChatStream(_AnswerStream):
+    """The events of a streamed chat answer.
+
+    Text that may become a call of a function is kept back until it is known which of the two it is.
+    """
+
+    pending: dict[int, str] = field(default_factory=dict)  # such texts, by the choice
+
+    def events(self, piece: Piece) -> Iterator[dict[str, Any]]:
+        """What a piece of the answer becomes."""
+        self.last, index, completion = piece, piece.index, piece.completion
+        if index not in self.choices:
+            self.choices.add(index)
+            yield self._chunk(index, {"role": "assistant", "content": "", "refusal": None})
+        text = self.pending.pop(index, "") + piece.text
+        if self.request.tools and completion is None:
+            start = text.lstrip()
+            if any(start.startswith(opening) or opening.startswith(start) for opening in _OPENINGS):
+                self.pending[index] = text
+                return
+        calls = read_calls(text, self.request.tools) if self.request.tools and completion is not None else []
+        logprobs = chat_logprobs(completion, piece.model) if completion is not None else None
+        if calls:
+            yield self._chunk(index, {"tool_calls": [{"index": i, **call} for i, call in enumerate(calls)]})
+        elif text:
+            yield self._chunk(index, {"content": text}, logprobs=logprobs)
+        if completion is not None:
+            self.completions.append(completion)
+            finish = "tool_calls" if calls else _FINISH.get(completion.finish, "stop")
+            yield self._chunk(index, {}, finish=finish, logprobs=None if text or calls else logprobs)
+
+    def _head(self, piece: Piece) -> dict[str, Any]:
+        return {
+            "id": piece.id, "object": "chat.completion.chunk", "created": self.created,
+            "model": piece.model.name, "system_fingerprint": _fingerprint(piece.model),
+        }  # fmt: skip
+
+    def _chunk(self, index: int, delta: dict[str, Any], finish: str = "", logprobs: Any = None) -> dict[str, Any]:
+        assert self.last is not None
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish or None}
+        usage_ = {"usage": None} if self.request.include_usage else {}
+        return {**self._head(self.last), "choices": [choice], **usage_}
+
+
+@dataclass
+class CompletionsStream(_AnswerStream):
+    """The events of a streamed answer of `/v1/completions`."""
+
+    def events(self, piece: Piece) -> Iterator[dict[str, Any]]:
+        """What a piece of the answer becomes."""
+        self.last, text, finish = piece, piece.text, None
+        if piece.index not in self.choices:
+            self.choices.add(piece.index)
+            text = _echo(self.request) + text
+        if piece.completion is not None:
+            self.completions.append(piece.completion)
+            finish = _FINISH.get(piece.completion.finish, "stop")
+        if text or finish:
+            choice = {"index": piece.index, "text": text, "logprobs": None, "finish_reason": finish}
+            yield {**self._head(piece), "choices": [choice]}
+
+
+@dataclass
 class ResponsesStream:
     """The events of a streamed answer of `/v1/responses`; each has its type."""
 
     request: ApiRequest
-    text: str = ""
     number: int = -1
-    last: Piece | None = None
 
     def events(self, piece: Piece) -> Iterator[dict[str, Any]]:
         """What a piece of the answer becomes."""
         at = {"item_id": f"msg_{piece.id}", "output_index": 0, "content_index": 0}
-        if self.last is None:
-            begun = responses_body(self.request, piece.model, piece.id, "", None)
-            yield self._event("response.created", response=begun)
-            yield self._event("response.in_progress", response=begun)
+        if self.number < 0:
+            body = responses_body(self.request, piece, None)
+            yield self._event("response.created", response=body)
+            yield self._event("response.in_progress", response=body)
             item = _output_item(piece.id, "", "in_progress")
             yield self._event("response.output_item.added", output_index=0, item=item)
             yield self._event("response.content_part.added", **at, part=_part(""))
-        self.last = piece
         if piece.text:
-            self.text += piece.text
             yield self._event("response.output_text.delta", **at, delta=piece.text, logprobs=[])
         if piece.completion is not None:
             whole = piece.completion.text
@@ -285,7 +266,7 @@ class ResponsesStream:
             yield self._event("response.content_part.done", **at, part=_part(whole))
             item = _output_item(piece.id, whole, "completed")
             yield self._event("response.output_item.done", output_index=0, item=item)
-            body = responses_body(self.request, piece.model, piece.id, whole, piece.completion)
+            body = responses_body(self.request, piece, piece.completion)
             yield self._event(f"response.{body['status']}", response=body)
 
     def end(self) -> Iterator[dict[str, Any]]:

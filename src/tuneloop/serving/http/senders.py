@@ -1,6 +1,6 @@
 """Who may say what of an answer: feedback that comes in by HTTP, checked against the request that it is about.
 
-Whoever names a request, whose id has 62 secret random bits, had its answer or was shown it. A conversation's name can be
+Who names a request, whose id has 62 secret random bits, had its answer or was shown it. A conversation's name can be
 guessed: only its key may speak of it. User, weight and source are believed only from keys with the right to them.
 """
 
@@ -18,9 +18,9 @@ from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.records.feedback import Feedback, feedback_of
 from tuneloop.records.request import ANYONE
 from tuneloop.serving.gateway import Caller, Gateway
-from tuneloop.serving.http.errors import ApiError
+from tuneloop.serving.http.api_request import ApiError, unavailable
 from tuneloop.serving.store.database import Database, DatabaseError, is_database_url
-from tuneloop.serving.store.store import Answered, find_answered, had_conversation, opened
+from tuneloop.serving.store.store import AnsweredRequest, find_answered, had_conversation, opened
 
 FIELDS = ("request", "conversation", "kind", "value", "user", "key")
 TRUSTED = ("source", "weight")  # fields that need the right `feedback`
@@ -29,11 +29,7 @@ ELSEWHERE = 0.3  # seconds after which another server has stored what it has jus
 
 
 def read_feedback_of(body: Mapping[str, Any], caller: Caller, *, page: bool) -> Feedback:
-    """Feedback as it was sent, by a reader of a page where `page`; its form is checked.
-
-    Raises:
-        ApiError: a field is unknown or not the sender's to set, or a value does not fit.
-    """
+    """Feedback as it was sent, by a reader of a page where `page`; ApiError: a field or value is wrong or refused."""
     trusted = "feedback" in caller.rights
     unknown = sorted(set(body) - {*FIELDS, *TRUSTED})
     if unknown:
@@ -58,33 +54,33 @@ def read_feedback_of(body: Mapping[str, Any], caller: Caller, *, page: bool) -> 
 async def of_its_sender(gateway: Gateway, record: Feedback, caller: Caller) -> Feedback:
     """Feedback that the sender may give on what it is about, with the user whose it is.
 
-    An idempotency key is the sender's own: another one's equal key says nothing of it. Without an API key it belongs to the
-    request.
+    An idempotency key belongs to its sender, without an API key to the request: another one's equal key is another key.
 
     Raises:
-        ApiError: there is no such answer, or it is another key's, which must not be told apart; or the store can't be read.
+        ApiError: there is no such answer or it is another key's, which look the same; or the store can't be read.
     """
     about, conversation = None, record.conversation
     if record.believed:
         pass
     elif conversation is not None:
-        conversations = {
-            (each.key, each.conversation) for each, until in gateway.recent.values() if until > time.monotonic()
-        }
-        recent = (caller.name, conversation) in conversations
-        if not recent and not await _read(gateway, lambda store: had_conversation(store, caller.name, conversation)):
+        now = time.monotonic()
+        recent = {(each.key, each.conversation) for each, until in gateway.recent.values() if until > now}
+        if (caller.name, conversation) not in recent and not await _read(
+            gateway, lambda store: had_conversation(store, caller.name, conversation)
+        ):
             raise ApiError(404, "This key had no such conversation", param="conversation", code="not_found")
     else:
         about = await _answered(gateway, record.request or "", caller, "request")
         if record.kind == "choice":
             await _answered(gateway, str(record.value), caller, "value")
-    named = record.believed or "users" in caller.rights
-    user = record.user if named else about.user if about is not None and about.voice is None else None
+    user = about.user if about is not None and about.voice is None else None
+    if record.believed or "users" in caller.rights:
+        user = record.user
     scope = [record.voice, "" if caller.key is not None else record.request or conversation, record.key]
     return record.model_copy(update={"user": user, "key": record.key and f"api:{content_hash(scope)[:32]}"})
 
 
-async def _answered(gateway: Gateway, id_: str, caller: Caller, param: str) -> Answered:
+async def _answered(gateway: Gateway, id_: str, caller: Caller, param: str) -> AnsweredRequest:
     """A request of the sender's that was answered, or, where it has no key, any one of this id."""
     answered, until = gateway.recent.get(id_, (None, 0.0))
     if until <= time.monotonic():
@@ -109,12 +105,11 @@ async def _read(gateway: Gateway, look: Callable[[Database], T | None]) -> T | N
             value = await asyncio.to_thread(work)
         return value
     except (UserError, DatabaseError):
-        what = "The store can't be read at present"
-        raise ApiError(503, what, code="store", headers={"Retry-After": "5"}) from None
+        raise unavailable("The store can't be read at present", "store") from None
 
 
 def limited_as(caller: Caller, client: Any) -> str:
-    """By what a sender's feedback is counted: its key, else its address; of IPv6 the network, since one host has 2^64."""
+    """By what a sender's feedback is counted: its key, else its address; of IPv6 the network: a host has 2^64."""
     if caller.key is not None:
         return f"key:{caller.name}"
     try:

@@ -1,7 +1,7 @@
 """The log of decisions as a chain: each has the hash of the one before it in its own, so that no change is unseen.
 
-A log that is rewritten as a whole ends in another hash than this user has seen: it is noted outside of the store each time
-that the log was verified, and `tuneloop ab replay` prints it.
+A log that is rewritten as a whole ends in another hash than this user has seen: it is noted outside of the store each
+time that the log was verified, and `tuneloop ab replay` prints it.
 """
 
 from __future__ import annotations
@@ -45,11 +45,7 @@ def last_link(store: Database) -> tuple[int, str]:
 
 
 def verify(store: Database, name: str) -> DecisionLog:
-    """Whether the log is as it was written, and holds what was there when it was verified last.
-
-    Args:
-        name: of the store, as `store_name` gives it.
-    """
+    """Whether the log is as it was written, and holds what it did when last verified; `name`: from `store_name`."""
     try:
         noted = read_json(_file(name))
     except (UserError, OSError):
@@ -77,14 +73,11 @@ def verify(store: Database, name: str) -> DecisionLog:
 def refuse_rewritten(store: Database, name: str) -> None:
     """Refuse to decide anything by a log that was changed, with a UserError."""
     if fault := verify(store, name).fault:
-        raise UserError(
-            f"The log of decisions can't be trusted: {fault}", where=name,
-            next_step=f"restore the store from a backup; if that is what you have done, delete {_file(name)}",
-        )  # fmt: skip
+        step = f"restore the store from a backup; if that is what you have done, delete {_file(name)}"
+        raise UserError(f"The log of decisions can't be trusted: {fault}", where=name, next_step=step)
 
 
 def _file(name: str) -> Path:
-    shown = without_password(name) if "://" in name else str(Path(name).resolve())
-    return Path(os.environ.get("TUNELOOP_LOG_HEADS") or cache_folder() / "decision-logs") / (
-        hashlib.sha256(shown.encode("utf-8", "surrogatepass")).hexdigest()[:24] + ".json"
-    )
+    place = without_password(name) if "://" in name else str(Path(name).resolve())
+    digest = hashlib.sha256(place.encode("utf-8", "surrogatepass")).hexdigest()
+    return Path(os.environ.get("TUNELOOP_LOG_HEADS") or cache_folder() / "decision-logs") / f"{digest[:24]}.json"

@@ -1,7 +1,7 @@
 """The database that a store is in: a SQLite file, or Postgres by its URL.
 
-The store's SQL is written so that both read it: standard upserts, a quoted "user", no function of one of them alone. What
-differs is in this file.
+The store's SQL is written so that both read it: standard upserts, a quoted "user", no function of one of them alone.
+What differs is in this file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import unquote
 
 from tuneloop.core.errors import UserError
@@ -47,7 +47,7 @@ Translated = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
-class Rows:
+class QueryRows:
     """What a statement gave; errors of the driver come as `DatabaseError`."""
 
     cursor: Any
@@ -55,7 +55,7 @@ class Rows:
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         with self.translated():
-            # Not `yield from`, which closes a cursor that is left, also when its database is gone.
+            # Not `yield from`, which closes a cursor that is left, also when its database was lost.
             for row in self.cursor:  # noqa: UP028
                 yield row
 
@@ -73,44 +73,6 @@ class Rows:
     def rowcount(self) -> int:
         """How many rows were changed."""
         return int(self.cursor.rowcount)
-
-
-class Database(Protocol):
-    """What the store needs of a database. Columns are given with their types: TEXT, INTEGER, REAL, or JSON, which is a text."""
-
-    def execute(self, sql: str, values: Sequence[Any] = ()) -> Rows:
-        """Run a statement with `?` for its values; DatabaseError: see there."""
-
-    def insert(self, table: str, columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> int:
-        """Add rows, but for those whose id or key is there; returns how many were added."""
-
-    def read(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
-        """The rows of a large answer, a part of them in memory at a time."""
-
-    def transaction(self) -> AbstractContextManager[None]:
-        """All of a block is stored, or nothing; no one else writes meanwhile."""
-
-    def version(self) -> int:
-        """The version of the tables; 0: there are none yet."""
-
-    def make_tables(self, script: str, *, sqlite: str, postgres: str, version: int) -> None:
-        """Run a script, then what one kind of database has of its own, and note the version; within a transaction."""
-
-    def forget(self, *, whole: bool) -> None:
-        """Clear the bytes of what was erased or changed from the disk.
-
-        Args:
-            whole: write tables again where that is needed for it.
-        """
-
-    def alone(self, work: str) -> bool:
-        """Whether no one else who reaches this database does this work; kept for this connection until it is closed.
-
-        A file's users share a disk, where a lock of the server's folder says it; there the answer is always yes.
-        """
-
-    def close(self) -> None:
-        """Close it."""
 
 
 def named(columns: Iterable[str]) -> str:
@@ -135,16 +97,21 @@ ROWS = 100  # in a statement that inserts; SQLite takes 32,766 values in one
 
 @dataclass
 class SqliteDatabase:
-    """A store in a file. Write-ahead logging lets many read while one writes."""
+    """A store in a file. Write-ahead logging lets many read while one writes.
+
+    Types of columns are TEXT, INTEGER, REAL, or JSON, which is a text.
+    """
 
     _raw: sqlite3.Connection
 
-    def execute(self, sql: str, values: Sequence[Any] = ()) -> Rows:
+    def execute(self, sql: str, values: Sequence[Any] = ()) -> QueryRows:
+        """Run a statement with `?` for its values; DatabaseError: see there."""
         with _sqlite_errors():
-            return Rows(self._raw.execute(sql, values), _sqlite_errors)
+            return QueryRows(self._raw.execute(sql, values), _sqlite_errors)
 
     def insert(self, table: str, columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> int:
-        """Many rows in a statement: the lock of the interpreter changes hands with each statement."""
+        """Add rows, but for those whose id or key is there; returns how many were added."""
+        # Many rows in a statement: the lock of the interpreter changes hands with each statement.
         into, row = f"INSERT INTO {table} ({named(columns)}) VALUES ", f"({', '.join('?' * len(columns))})"
         new = 0
         for i in range(0, len(rows), ROWS):
@@ -154,10 +121,12 @@ class SqliteDatabase:
         return new
 
     def read(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
+        """The rows of a large answer, a part of them in memory at a time."""
         return iter(self.execute(sql, values))
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
+        """All of a block is stored, or nothing; no one else writes meanwhile."""
         self.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -168,9 +137,11 @@ class SqliteDatabase:
             raise
 
     def version(self) -> int:
+        """The version of the tables; 0: there are none yet."""
         return int(self.execute("PRAGMA user_version").fetchone()[0])
 
     def make_tables(self, script: str, *, sqlite: str, postgres: str, version: int) -> None:
+        """Run a script, then what one kind of database needs more, and note the version; within a transaction."""
         statement = ""
         for line in (script + sqlite).splitlines(keepends=True):
             statement += line
@@ -180,10 +151,9 @@ class SqliteDatabase:
         self.execute(f"PRAGMA user_version = {version}")
 
     def forget(self, *, whole: bool) -> None:
-        """Pages are overwritten as rows leave them (`secure_delete`); here the log of changes is emptied.
+        """Clear the bytes of what was erased from the disk; `whole`: write tables again where that is needed for it.
 
-        Raises:
-            DatabaseError: for all the time another process reads what was there before.
+        Here `secure_delete` overwrites pages, and the log of changes is emptied; DatabaseError: a reader holds it.
         """
         if whole:
             self.execute("VACUUM")  # pages that other programs have freed
@@ -194,20 +164,21 @@ class SqliteDatabase:
             time.sleep(0.1)
 
     def alone(self, work: str) -> bool:
+        """Whether no one else who reaches this database does this work, for as long as this connection is open.
+
+        A file's users share a disk, where a lock of the server's folder says it: here the answer is always yes.
+        """
         return True
 
     def close(self) -> None:
+        """Close it."""
         self._raw.close()
 
 
 def open_sqlite(path: Path, patience: float) -> SqliteDatabase:
-    """Open a file, which is made where there is none; `patience`: seconds to wait for another process that writes.
-
-    Raises:
-        DatabaseError: it is no database, or locked.
-    """
-    # Its further files get the same rights. One that is there must not be opened here: to close it would give up the locks
-    # that other connections of this process hold.
+    """Open a file, made where there is none; `patience`: seconds to wait for writers. DatabaseError: it is locked."""
+    # Its further files get the same rights. One that is there must not be opened here: to close it would give up the
+    # locks that other connections of this process hold.
     with contextlib.suppress(OSError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     with _sqlite_errors():
@@ -228,16 +199,16 @@ def is_database_url(place: object) -> bool:
 
 
 def without_password(url: str) -> str:
-    """A URL as it may be shown and stored; the UserError on what is none does not repeat it, for it may hold the password."""
+    """A URL as it may be shown and stored; the UserError on what is none does not repeat it."""
     return _parts(url)[0]
 
 
 def keep_password(url: str) -> str:
-    """A URL without its password, which goes into PGPASSWORD of this process and its children, for Postgres' clients."""
-    shown, password = _parts(url)
+    """A URL without its password, which goes into PGPASSWORD of this process and its children."""
+    plain_url, password = _parts(url)
     if password:
         os.environ["PGPASSWORD"] = password
-    return shown
+    return plain_url
 
 
 def _parts(url: str) -> tuple[str, str]:
@@ -256,19 +227,13 @@ def _parts(url: str) -> tuple[str, str]:
 
 
 def _not_a_url() -> UserError:
-    return UserError(
-        "Not a URL of a Postgres database",
-        next_step="write it as postgresql://USER@HOST:5432/DATABASE, and the password into PGPASSWORD",
-    )
+    step = "write it as postgresql://USER@HOST:5432/DATABASE, and the password into PGPASSWORD"
+    return UserError("Not a URL of a Postgres database", next_step=step)
 
 
 @cache
 def _as_postgres(sql: str) -> str:
-    """Placeholders as the driver has them.
-
-    Raises:
-        ValueError: the column `user` is without quotes, which would be the name of the database's user.
-    """
+    """Placeholders as the driver has them; ValueError: `user` has no quotes and would be the database's user."""
     if re.search(r'(?<!")\buser\b', re.sub("'[^']*'", "", sql)):
         raise ValueError(f'write "user" in quotes: {sql}')
     return sql.replace("%", "%%").replace("?", "%s")
@@ -285,9 +250,9 @@ class PostgresDatabase:
     _over: bool = False
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
-    def execute(self, sql: str, values: Sequence[Any] = ()) -> Rows:
+    def execute(self, sql: str, values: Sequence[Any] = ()) -> QueryRows:
         with self._lock, self._bounded(), _postgres_errors():
-            return Rows(self._live().execute(_as_postgres(sql), _texts(values)), _postgres_errors)
+            return QueryRows(self._live().execute(_as_postgres(sql), _texts(values)), _postgres_errors)
 
     def insert(self, table: str, columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> int:
         """In one statement, whose triggers then run once."""
@@ -325,7 +290,7 @@ class PostgresDatabase:
 
     @contextlib.contextmanager
     def _bounded(self, always: bool = False) -> Iterator[None]:
-        """Cut the connection off where a statement of a transaction gets no answer: a database may be there and say nothing."""
+        """Cut the connection where a statement of a transaction gets no answer: a database may be there and silent."""
         if not (always or self._inside):
             yield
             return
@@ -366,8 +331,8 @@ class PostgresDatabase:
 
     def alone(self, work: str) -> bool:
         """Postgres gives the lock back when the connection ends, however it does."""
-        taken = self.execute("SELECT pg_try_advisory_lock(hashtext(current_schema() || ?))", [f" tuneloop {work}"])
-        return bool(taken.fetchone()[0])
+        query = "SELECT pg_try_advisory_lock(hashtext(current_schema() || ?))"
+        return bool(self.execute(query, [f" tuneloop {work}"]).fetchone()[0])
 
     def close(self) -> None:
         self._over = True
@@ -384,6 +349,8 @@ class PostgresDatabase:
         return self._raw
 
 
+Database = SqliteDatabase | PostgresDatabase
+
 # What Postgres and Python call the types of columns.
 _COLUMNS = {"TEXT": "TEXT", "JSON": "TEXT", "INTEGER": "BIGINT", "REAL": "DOUBLE PRECISION"}
 _PYTHON: dict[str, Callable[[Any], Any]] = {"TEXT": storable, "JSON": storable, "INTEGER": int, "REAL": float}
@@ -394,11 +361,10 @@ def _texts(values: Sequence[Any]) -> list[Any]:
 
 
 def open_postgres(url: str, patience: float) -> PostgresDatabase:
-    """Connect to a database, with any URL that libpq reads; `patience`: seconds to wait for it and for other writers.
+    """Connect to a database by any URL that libpq reads; `patience`: seconds to wait for it and for other writers.
 
     Raises:
-        DatabaseError: the database can't be reached.
-        UserError: the driver is missing, or the URL is none.
+        DatabaseError, UserError: it can't be reached; the driver is missing, or the URL is none.
     """
     without_password(url)
     try:
@@ -420,11 +386,12 @@ def _connected(url: str, patience: float) -> Any:
             text = bytes(data).decode()
             return int(text) if text.lstrip("-").isdigit() else float(text)
 
+    settings: dict[str, Any] = {
+        "connect_timeout": max(2, round(patience)), "application_name": "tuneloop", "keepalives_idle": 10,
+        "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 15_000,
+    }  # fmt: skip
     try:
-        raw = psycopg.connect(
-            url, autocommit=True, connect_timeout=max(2, round(patience)), application_name="tuneloop",
-            keepalives_idle=10, keepalives_interval=5, keepalives_count=3, tcp_user_timeout=15_000,
-        )  # fmt: skip
+        raw = psycopg.connect(url, autocommit=True, **settings)
         raw.adapters.register_loader("numeric", Numbers)
         raw.execute(f"SET lock_timeout = {max(1, round(1000 * patience))}")
     except psycopg.ProgrammingError:  # its text may hold the password

@@ -1,6 +1,6 @@
 """What leaves a store: a person's requests on demand, texts and users after some days.
 
-An erasure leaves a tombstone among the decisions, with digests under a secret that is nowhere but in the receipt, printed
+An erasure leaves a tombstone among the decisions, with digests under a secret that is in the receipt alone, printed
 once: who has it can show what was erased; without it the digests say nothing, not even to one who guesses the name.
 """
 
@@ -56,8 +56,7 @@ def find(store: Database, match: str, also: Sequence[str] = ()) -> Matched:
     """The requests and feedback that a match names, with the copies that a candidate answered.
 
     Args:
-        match: `user=anna`, `conversation=c1`, `id=...`, `key=...`, or a text in a prompt, an answer or feedback, whatever
-            its case.
+        match: `user=anna`, `conversation=c1`, `id=...`, `key=...`, or a text in a prompt, answer or feedback.
         also: further texts, as the pseudonyms of that one.
 
     Raises:
@@ -96,14 +95,13 @@ def _folded_texts(match: str, also: Sequence[str]) -> tuple[str, ...]:
 
 
 def _holds(values: Sequence[str | None], texts: Sequence[str]) -> bool:
-    for value in values:
-        if value:
-            try:
-                words = words_of(json.loads(value)) if value[0] in '[{"' else folded(value)
-            except (ValueError, RecursionError):
-                words = folded(value)
-            if any(text in words for text in texts):
-                return True
+    for value in filter(None, values):
+        try:
+            words = words_of(json.loads(value)) if value[0] in '[{"' else folded(value)
+        except (ValueError, RecursionError):
+            words = folded(value)
+        if any(text in words for text in texts):
+            return True
     return False
 
 
@@ -151,11 +149,11 @@ def erase(
             if key and usd:
                 spent[key] += usd
     data: dict[str, Any] = {
-        "requests": len(matched.requests), "feedback": len(matched.feedback), "lines": matched.lines, "spent": dict(spent),
-        "whose": _digest(receipt, match), "records": sorted(_digest(receipt, id_) for id_ in (*matched.requests, *matched.feedback)),
+        "requests": len(matched.requests), "feedback": len(matched.feedback), "lines": matched.lines,
+        "spent": dict(spent), "whose": _digest(receipt, match),
+        "records": sorted(_digest(receipt, id_) for id_ in (*matched.requests, *matched.feedback)),
     }  # fmt: skip
-    # The tombstone first: an erasure that is cut in the middle is repeated, not unknown. Its key is that of the receipt:
-    # what is repeated counts once.
+    # The tombstone first: an erasure that is cut is repeated, not unknown. By the receipt's key it then counts once.
     key = f"{FORGET}:{_digest(receipt, FORGET)}"
     insert(store, [Decision(id=uuid7(), time=utc_now(), kind=FORGET, data=data, key=key)])
     lines()
@@ -209,17 +207,12 @@ def expire(store: Database, before: str, keys: Sequence[str] = (), *, others: bo
     texts = "kind IN ('correction', 'comment', 'choice') OR conversation IS NOT NULL"
     store.execute(f"DELETE FROM feedback WHERE time < ? AND ({texts}) AND {theirs}", values)
     store.execute(f'UPDATE feedback SET "user" = NULL WHERE time < ? AND "user" IS NOT NULL AND {theirs}', values)
+    personal = "prompt != '[]' OR completion IS NOT NULL OR \"user\" IS NOT NULL OR conversation IS NOT NULL"
+    clear = f"""UPDATE requests SET prompt = '[]', completion = NULL, tools = '[]', "user" = NULL, conversation = NULL,
+        error = CASE WHEN error IS NULL THEN NULL ELSE 'failed' END
+        WHERE id IN (SELECT id FROM requests WHERE time < ? AND ({personal}) AND {mine} LIMIT {CHUNK})"""
     count = 0
-    while True:
-        changed = store.execute(
-            "UPDATE requests SET prompt = '[]', completion = NULL, tools = '[]', \"user\" = NULL, conversation = NULL, "
-            "error = CASE WHEN error IS NULL THEN NULL ELSE 'failed' END WHERE id IN (SELECT id FROM requests WHERE "
-            "time < ? AND (prompt != '[]' OR completion IS NOT NULL OR \"user\" IS NOT NULL OR conversation IS NOT NULL) "
-            f"AND {mine} LIMIT {CHUNK})",
-            [before, *keys],
-        ).rowcount
-        if not changed:
-            break
+    while changed := store.execute(clear, [before, *keys]).rowcount:
         count += changed
     if count:
         store.forget(whole=False)

@@ -63,9 +63,7 @@ class Whose:
     def _names(self, value: Any) -> bool:
         if isinstance(value, list):
             return any(self._names(each) for each in value if isinstance(each, dict | list))
-        if not isinstance(value, dict):
-            return False
-        return any(self._names_in_field(name, each) for name, each in value.items())
+        return isinstance(value, dict) and any(self._names_in_field(name, each) for name, each in value.items())
 
     def _names_in_field(self, name: str, value: Any) -> bool:
         person = self.column in ("user", "conversation")
@@ -118,9 +116,10 @@ class Whose:
             return [self.cleaned(each, everywhere, name) for each in left]
         if not isinstance(value, str):
             return value
-        meant = everywhere or bool(self.texts) or name in _FIELDS.get(self.column, ())
-        named = value in self.requests or value in self.conversations
-        return "erased" if named or (meant and self.is_in(value)) else value
+        is_theirs = value in self.requests or value in self.conversations
+        if not is_theirs and (everywhere or self.texts or name in _FIELDS.get(self.column, ())):
+            is_theirs = self.is_in(value)
+        return "erased" if is_theirs else value
 
 
 def folded(text: str) -> str:
@@ -145,10 +144,10 @@ def words_of(value: Any) -> str:
 
 
 def _unescaped(text: str) -> str:
-    """A text with the letters that JSON's escapes stand for."""
+    """A text with letters in place of JSON's escapes."""
     if "\\" not in text:
         return text
-    text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda m: chr(int(m[1], 16)), text)
+    text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda match: chr(int(match[1], 16)), text)
     text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return re.sub(r'\\(["\\/])', r"\1", text)
 
@@ -174,7 +173,7 @@ def erase_lines(folder: Path, whose: Whose, *, act: bool, alone: bool = True) ->
         with contextlib.suppress(FileNotFoundError):
             count += _erase_file(path, path.relative_to(folder).parts[0], whose, act, alone)
     if act:  # of a line that was cut no one can say whose it is
-        _take_out(folder / DEAD, lambda _, raw: b'"line":' in raw)
+        _remove_lines(folder / DEAD, lambda _, raw: b'"line":' in raw)
     for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder comes before it
         ours = path.relative_to(folder).parts[0] in ("batch", "improve", "experiments")
         if not ours and path.name not in (FILE, *_APART) and not path.match(PENDING) and whose.is_in(path.stem):
@@ -210,7 +209,7 @@ def _erase_batch(batch: Path, uploads: Path, whose: Whose, act: bool) -> int:
     if not act or not mine:
         return len(mine)
     for name in (JOURNAL, OUTPUT, ERRORS):
-        _take_out(batch / name, lambda _, raw: _number(raw) in mine or whose.has_line(raw))
+        _remove_lines(batch / name, lambda _, raw: _number(raw) in mine or whose.has_line(raw))
     upload = state.get("input_file_id")
     for path in [batch / INPUT, *([uploads / f"{upload}.jsonl"] if isinstance(upload, str) else [])]:
         _overwrite(path, lambda number, _: number in mine)
@@ -220,8 +219,8 @@ def _erase_batch(batch: Path, uploads: Path, whose: Whose, act: bool) -> int:
 def _state(path: Path) -> dict[str, Any]:
     """What a batch or an upload says of itself; nothing where its file is damaged."""
     with contextlib.suppress(UserError):
-        value = read_json(path)
-        return value if isinstance(value, dict) else {}
+        if isinstance(value := read_json(path), dict):
+            return value
     return {}
 
 
@@ -253,7 +252,7 @@ def _erase_file(path: Path, part: str, whose: Whose, act: bool, alone: bool) -> 
         try:
             value = read_json(path)
         except UserError:
-            return _take_out(path, lambda _, raw: whose.has_line(raw), act)
+            return _remove_lines(path, lambda _, raw: whose.has_line(raw), act)
         if part == "batch" and isinstance(value, dict):
             new = {**value, **{name: whose.cleaned(value[name]) for name in _PERSONAL if name in value}}
         else:
@@ -270,7 +269,7 @@ def _erase_file(path: Path, part: str, whose: Whose, act: bool, alone: bool) -> 
     if path.parent.name == "files" and path.parent.parent.name == "batch":
         whole = whose.column == "key" and _state(path.with_suffix(".json")).get("owner") == whose.value
         return _overwrite(path, lambda _, raw: whole or whose.has_line(raw), act)
-    return _take_out(path, lambda _, raw: whose.has_line(raw), act)
+    return _remove_lines(path, lambda _, raw: whose.has_line(raw), act)
 
 
 Mine = Callable[[int, bytes], bool]
@@ -282,7 +281,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
             yield from enumerate(file, 1)
 
 
-def _take_out(path: Path, mine: Mine, act: bool = True) -> int:
+def _remove_lines(path: Path, mine: Mine, act: bool = True) -> int:
     """Write a file again without some lines; returns how many these are."""
     count = sum(mine(number, raw) for number, raw in _lines(path))
     if act and count:
@@ -313,11 +312,7 @@ def _overwrite(path: Path, mine: Mine, act: bool = True) -> int:
 
 
 def copies_of_the_store(folder: Path, store: Path | None) -> list[Path]:
-    """Other SQLite files in a server's folder, as a copy that a person made.
-
-    Args:
-        store: the file of the store itself, which must not be opened here; None: it is no file.
-    """
+    """SQLite files in a server's folder, but `store`, its own, which must not be opened here (None: it is no file)."""
     copies = []
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not (store and store.exists() and path.samefile(store)):
@@ -330,7 +325,7 @@ def expire_files(folder: Path, before: Callable[[str], float | None], content: s
     """Take the texts from batches, uploads and dead letters that are older than they may be; numbers stay.
 
     Where texts are not kept as they are, a batch that is over loses its input and its journal at once, and so does an
-    upload that no other batch needs. Its results stay for whoever sent it.
+    upload that no other batch needs. Its results stay for its sender.
 
     Args:
         before: seconds since 1970, by the name of a key: what is older goes; None: nothing does.
@@ -353,12 +348,12 @@ def expire_files(folder: Path, before: Callable[[str], float | None], content: s
             inputs.add(state.get("input_file_id"))
             old = is_old(state)
             names = (INPUT, JOURNAL, OUTPUT, ERRORS) if old else () if full else (INPUT, JOURNAL)
-            gone = [batch / name for name in names if (batch / name).exists()]
-            for path in gone:
+            paths = [batch / name for name in names if (batch / name).exists()]
+            for path in paths:
                 path.unlink()
             if old and state.get("metadata"):
                 write_json(state_file, {**state, "metadata": None})
-            count += bool(gone)
+            count += bool(paths)
     for state_file in sorted((folder / "batch" / "files").glob("file-*.json")):
         with contextlib.suppress(UserError, OSError, KeyError, TypeError):
             state, path = read_json(state_file), state_file.with_suffix(".jsonl")
@@ -377,4 +372,4 @@ def expire_files(folder: Path, before: Callable[[str], float | None], content: s
             return limit is not None and letter["time"] < utc(limit)
         return False
 
-    return count + _take_out(folder / DEAD, is_old_letter)
+    return count + _remove_lines(folder / DEAD, is_old_letter)

@@ -1,6 +1,6 @@
 """`tuneloop data forget` on a server's folder: a user's requests leave the store, and the files next to it.
 
-An erasure is first a file in that folder. Whoever holds the folder does it: the command itself, or the server. So it
+An erasure is first a file in that folder. The process that holds the folder does it: the command, or the server. So it
 continues after a kill: the next command does what is left of it, or the next server when it starts.
 """
 
@@ -62,10 +62,8 @@ def forget_requests(place: Path | str, match: str, *, dry_run: bool) -> tuple[Ma
     Raises:
         UserError: no store, a bad match, or records can't get into the store, so that they are not found there.
     """
-    folder = store_folder(place)
-    inside = folder.is_dir() and store_name(folder) == store_name(
-        place
-    )  # not one of another store, where this has a URL
+    folder, name = store_folder(place), store_name(place)
+    inside = folder.is_dir() and store_name(folder) == name  # not one of another store, where this has a URL
     if dry_run:
         with _if_free(folder if inside else None) as alone:
             if alone:
@@ -87,10 +85,8 @@ def forget_requests(place: Path | str, match: str, *, dry_run: bool) -> tuple[Ma
                 finish_forgetting(folder, str(place))
         if not alone:
             if time.monotonic() > until:
-                raise UserError(
-                    "The server has not erased it yet", where=str(folder),
-                    next_step="it does so as soon as it can, also when it starts again; --dry-run shows what is left",
-                )  # fmt: skip
+                step = "it does so as soon as it can, also when it starts again; --dry-run shows what is left"
+                raise UserError("The server has not erased it yet", where=str(folder), next_step=step)
             if not waiting:
                 say(f"waiting for the server that works in {folder}: it erases them")
             waiting = True
@@ -115,7 +111,7 @@ def finish_forgetting(
     Raises:
         UserError: the store can't be used, or a file can't be written; what is left is done the next time.
     """
-    gone: list[str] = []
+    ids: list[str] = []
     for pending in sorted(folder.glob(PENDING)):
         value = read_json(pending)
         match, also = value["match"], _pseudonyms(folder, value["match"])
@@ -129,9 +125,9 @@ def finish_forgetting(
 
             erase(store, match, matched, value["receipt"], lines)
         _in_copies(folder, place, match, also, act=True)
-        gone += matched.requests
+        ids += matched.requests
         pending.unlink()
-    return gone
+    return ids
 
 
 def _in_copies(folder: Path, place: Path | str, match: str, also: Sequence[str], *, act: bool) -> int:
@@ -195,10 +191,9 @@ def _store_what_waits(folder: Path, place: str) -> None:
 
 def refuse_spilled(folder: Path) -> None:
     """Refuse to erase while records wait to get into the store, where they would not be found: always a UserError."""
-    raise UserError(
-        "Records wait to get into the store, and could not be found there", where=str(folder / SPILL),
-        next_step="make room on the disk, or end what holds the store, and try again when the file is gone",
-    )  # fmt: skip
+    step = "make room on the disk, or end what holds the store, and try again without that file"
+    what = "Records wait to get into the store, and could not be found there"
+    raise UserError(what, where=str(folder / SPILL), next_step=step)
 
 
 def proof_of(place: Path | str, match: str, receipt: str) -> Decision | None:
@@ -213,12 +208,8 @@ def pending(place: Path | str) -> bool:
 
 
 def made_of_requests(roots: Sequence[Path | str], requests: Collection[str], match: str) -> list[Descendant]:
-    """What was made of requests: collected rows, data sets, review draws and other files with rows that name one of them, runs
-    that were trained on such a data set, artifacts of these runs, and versions that were registered from them.
-
-    Args:
-        requests: ids, that `match` names.
-    """
+    """What was made of requests, by ids that `match` names: collected rows, data sets, review draws and other files
+    with such rows, runs that were trained on them, artifacts of these, and versions that were registered from them."""
     ids = {each.encode() for each in requests}
     counts: dict[Path, dict[str, int]] = defaultdict(dict)
     runs, artifacts = [], []
@@ -284,18 +275,14 @@ def registered(datasets: Collection[str], runs: Collection[str]) -> list[Descend
         for version in model.versions:
             run = version.lineage.run
             if run in runs or version.lineage.dataset in datasets:
-                named = f" and is its {', '.join(version.aliases)}" if version.aliases else ""
-                why, place = f"made of the run {run}{named}", f"models:/{model.name}/{version.version}"
+                aliases = f" and is its {', '.join(version.aliases)}" if version.aliases else ""
+                why, place = f"made of the run {run}{aliases}", f"models:/{model.name}/{version.version}"
                 descendants.append(Descendant("registered version", place, version.version, None, why, advice))
     return descendants
 
 
 def rebuild(made: Sequence[Descendant], match: str, root: Path | str) -> dict[str, str]:
-    """Remove a person's rows from the data sets of `made_of_requests`; returns their ids before and after.
-
-    Args:
-        root: folder to look for what was made of the data sets.
-    """
+    """Remove a person's rows from data sets, looking for what was made of them below `root`; returns old -> new ids."""
     where, ids = _in_a_data_set(match), {}
     for path in (each.path for each in made if each.kind == "data set"):
         matcher = Matcher(where, False, pseudonyms(Matcher(where, False), personal_settings(path)))
@@ -336,6 +323,6 @@ def _rows_of(path: Path, ids: Collection[bytes]) -> int:
 
 def _value(path: Path, key: str) -> Any:
     with contextlib.suppress(UserError, OSError, ValueError):
-        values = read_json(path)
-        return values.get(key) if isinstance(values, dict) else None
+        if isinstance(values := read_json(path), dict):
+            return values.get(key)
     return None

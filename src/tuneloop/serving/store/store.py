@@ -25,17 +25,9 @@ from tuneloop.records.feedback import Feedback
 from tuneloop.records.record import read_record
 from tuneloop.records.request import REFUSED, StoredRequest
 from tuneloop.records.server import ServerState
+from tuneloop.serving.store import database
 from tuneloop.serving.store.chain import DecisionLog, last_link, link, verify
-from tuneloop.serving.store.database import (
-    FILE,
-    Database,
-    DatabaseError,
-    is_database_url,
-    named,
-    open_postgres,
-    open_sqlite,
-    without_password,
-)  # fmt: skip
+from tuneloop.serving.store.database import FILE, Database, DatabaseError, is_database_url, named, without_password
 
 # What a server has in its folder; with a slash: and all that is below.
 OWN = ("store.*", "*.log*", "*.db", "*.db-*", "keys.json", "state.json", ".lock", ".keys/", "batch/", "experiments/",
@@ -52,15 +44,15 @@ SUMS = {
     **{each: f"COALESCE(SUM({each}), 0)" for each in ("prompt_tokens", "completion_tokens", "seconds", "usd")},
     "refused": REFUSALS,
 }
-# Sums by day, which the database keeps itself, so that they hold whoever writes or erases.
+# Sums by day, which the database keeps itself, so that they hold for all who write or erase.
 _GROUP = "substr(time, 1, 10), model, COALESCE(key, ''), COALESCE(tier, '')"
 _MORE, _LESS = (f"{_GROUP}, {', '.join(f'{sign}{each}' for each in SUMS.values())}" for sign in ("", "-"))
 _ADD = f"(day, model, key, tier) DO UPDATE SET {', '.join(f'{each} = costs.{each} + excluded.{each}' for each in SUMS)}"
 _SUM_COLUMNS = ", ".join(f"{each} {'REAL' if each in ('seconds', 'usd') else 'INTEGER'} NOT NULL" for each in SUMS)
 
 VERSION = 1  # of the tables
-# `place` is the order in which requests and feedback were stored: a request's time is that at which it came. `number` and
-# `chain` are of `serving/store/chain.py`; `store` is a name that this store alone has.
+# `place` is the order in which requests and feedback were stored: a request's time is that at which it came. `number`
+# and `chain` are of `serving/store/chain.py`; `store` is a name that this store alone has.
 SCHEMA = f"""
 CREATE TABLE requests (
     id TEXT PRIMARY KEY, time TEXT NOT NULL, key TEXT, model TEXT NOT NULL, adapter TEXT, release TEXT, arm TEXT,
@@ -118,12 +110,13 @@ END $$;
 CREATE TRIGGER decisions_stay BEFORE UPDATE OR DELETE OR TRUNCATE ON decisions EXECUTE FUNCTION decisions_stay();
 CREATE TRIGGER costs_more AFTER INSERT ON requests REFERENCING NEW TABLE AS changed EXECUTE FUNCTION costs_more();
 CREATE TRIGGER costs_less AFTER DELETE ON requests REFERENCING OLD TABLE AS changed EXECUTE FUNCTION costs_less();
--- What a person wrote is not to stand in the planner's statistics too, from which no one could erase it.
+-- What a person wrote must not be in the planner's statistics too, from which no one could erase it.
 ALTER TABLE requests ALTER "user" SET STATISTICS 0, ALTER conversation SET STATISTICS 0, ALTER prompt SET STATISTICS 0,
     ALTER tools SET STATISTICS 0, ALTER completion SET STATISTICS 0, ALTER error SET STATISTICS 0;
 ALTER TABLE feedback ALTER "user" SET STATISTICS 0, ALTER conversation SET STATISTICS 0, ALTER value SET STATISTICS 0;
 INSERT INTO places VALUES (0, md5(random()::text || clock_timestamp()::text));
 """
+_Where = tuple[str, str, str, Iterable[Any]]  # since, until, and a condition with its values; see `read_requests`
 Stored = StoredRequest | Feedback | Decision
 TABLES: dict[type[Stored], str] = {StoredRequest: "requests", Feedback: "feedback", Decision: "decisions"}
 _TEXTS = ("prompt", "tools", "completion")
@@ -131,8 +124,9 @@ _JSON = {"prompt", "tools", "completion", "value", "data", "route"}  # columns t
 
 
 def _type(name: str, annotation: str) -> str:
-    numbers = "REAL" if "float" in annotation else "INTEGER" if "int" in annotation else "TEXT"
-    return "JSON" if name in _JSON else numbers
+    if name in _JSON:
+        return "JSON"
+    return "REAL" if "float" in annotation else "INTEGER" if "int" in annotation else "TEXT"
 
 
 COLUMNS: dict[type[Stored], dict[str, str]] = {
@@ -149,7 +143,7 @@ def values_of(record: Stored) -> dict[str, Any]:
 
 
 def store_url(place: Path | str) -> str:
-    """The URL of the database that a store is in: its place, or what the server of a folder has said; empty: it is a file."""
+    """The URL of a store's database: its place, or from the state of the folder's server; empty: it is a file."""
     if is_database_url(place):
         return str(place)
     state, url = Path(place).expanduser() / ServerState.file, ""
@@ -171,11 +165,7 @@ def store_folder(place: Path | str) -> Path:
 
 
 def store_file(place: Path | str) -> Path:
-    """The store's file, by its own name or the folder of a server.
-
-    Raises:
-        UserError: it is a URL that was made a path, which has lost a slash by that.
-    """
+    """The store's file, by its name or its server's folder; UserError: a URL that was made a path and lost a slash."""
     path = Path(place).expanduser()
     if path.parts and path.parts[0] in ("postgresql:", "postgres:"):
         raise UserError("This is the URL of a database, as the path of a file", next_step="give it as a text")
@@ -204,7 +194,10 @@ def connect(place: Path | str, *, create: bool = False, patience: float = PATIEN
             if not store_file(place).parent.is_dir():
                 make_private(store_file(place).parent, ())
     try:
-        connection = open_postgres(url, patience) if url else open_sqlite(store_file(place), patience)
+        if url:
+            connection: Database = database.open_postgres(url, patience)
+        else:
+            connection = database.open_sqlite(store_file(place), patience)
         try:
             _prepare(connection, name, create=create or not url)
         except BaseException:
@@ -217,11 +210,7 @@ def connect(place: Path | str, *, create: bool = False, patience: float = PATIEN
 
 @contextlib.contextmanager
 def opened(place: Path | str, *, create: bool = False) -> Iterator[Database]:
-    """`connect` for a block; the store is closed at its end.
-
-    Raises:
-        UserError: as `connect`, and where the database fails within the block.
-    """
+    """`connect` for a block; the store is closed at its end. UserError: also where the database fails within."""
     connection = connect(place, create=create)
     try:
         yield connection
@@ -273,10 +262,8 @@ def _prepare(connection: Database, name: str, *, create: bool) -> None:
                 connection.make_tables(SCHEMA, sqlite=SQLITE, postgres=POSTGRES, version=VERSION)
         version = connection.version()
     if version != VERSION:
-        raise UserError(
-            f"Another version of tuneloop made this store (its tables are of version {version}; this one reads {VERSION})",
-            where=name, next_step="use the tuneloop that made it, or name another store",
-        )  # fmt: skip
+        what = f"Another version of tuneloop made this store (tables of version {version}; this one reads {VERSION})"
+        raise UserError(what, where=name, next_step="use the tuneloop that made it, or name another store")
 
 
 def insert(connection: Database, records: Iterable[Stored]) -> int:
@@ -341,9 +328,15 @@ def _stored(value: Any, type_: str) -> Any:
 
 
 def read_requests(
-    connection: Database, *, since: str = "", until: str = "", where: str = "", values: Iterable[Any] = (),
-    shadow: bool | None = False, texts: bool = True,
-) -> Iterator[StoredRequest]:  # fmt: skip
+    connection: Database,
+    *,
+    since: str = "",
+    until: str = "",
+    where: str = "",
+    values: Iterable[Any] = (),
+    shadow: bool | None = False,
+    texts: bool = True,
+) -> Iterator[StoredRequest]:
     """Stored requests in the order of their ids, which is that of their arrival.
 
     Args:
@@ -354,60 +347,57 @@ def read_requests(
     """
     copies = "" if shadow is None else f"shadow IS {'NOT ' if shadow else ''}NULL"
     conditions = " AND ".join(f"({each})" for each in (copies, where) if each)
-    rows = _read(connection, StoredRequest, since, until, conditions, values, without=() if texts else _TEXTS)
+    rows = _read(connection, StoredRequest, (since, until, conditions, values), () if texts else _TEXTS)
     return (StoredRequest(**{"prompt": [], **row}) for row in rows)
 
 
-def who_meets(voice: str | None, user: str | None, conversation: str | None) -> str:
-    """By whom an arm is drawn and kept: the user, else the conversation; empty: neither. Of each voice apart, so that
-    no one takes the place of another one's user."""
+def experiment_unit(voice: str | None, user: str | None, conversation: str | None) -> str:
+    """By whom an arm is drawn: the user, else the conversation, else no one (empty); of each voice apart."""
     name = user or conversation or ""
     return f"{voice}\x1f{name}" if voice and name else name
 
 
 def first_arms(connection: Database, model: str, since: str) -> dict[str, tuple[str, float]]:
-    """The arm and propensity of the first request of each user, or conversation without a user, in an experiment with a
-    model since an ISO time."""
-    rows = connection.execute(
-        'SELECT voice, "user", conversation, arm, propensity FROM requests WHERE model = ? AND time >= ? AND '
-        'arm IS NOT NULL AND propensity IS NOT NULL AND shadow IS NULL AND COALESCE("user", conversation) IS NOT NULL '
-        "ORDER BY id DESC",
-        [model, since],
-    )
-    # The first one comes last and stays.
-    return {who_meets(*who): (arm, propensity) for *who, arm, propensity in rows}
+    """Arm and propensity of the first request of each user, else conversation, since an ISO time, of one model."""
+    query = """SELECT voice, "user", conversation, arm, propensity FROM requests WHERE model = ? AND time >= ?
+        AND arm IS NOT NULL AND propensity IS NOT NULL AND shadow IS NULL
+        AND COALESCE("user", conversation) IS NOT NULL ORDER BY id DESC"""
+    rows = connection.execute(query, [model, since])  # the first request of each comes last and stays
+    return {experiment_unit(*who): (arm, propensity) for *who, arm, propensity in rows}
 
 
 def read_feedback(
-    connection: Database, *, since: str = "", until: str = "", where: str = "", values: Iterable[Any] = (), origin: bool = True
-) -> Iterator[Feedback]:  # fmt: skip
-    """Stored feedback in the order of its ids; see `read_requests`.
-
-    Args:
-        origin: False: without key and source, which say how it came, and take a sixth of the time.
-    """
-    without = () if origin else ("key", "source")
-    return map(Feedback.model_validate, _read(connection, Feedback, since, until, where, values, without))
+    connection: Database,
+    *,
+    since: str = "",
+    until: str = "",
+    where: str = "",
+    values: Iterable[Any] = (),
+    origin: bool = True,
+) -> Iterator[Feedback]:
+    """Stored feedback by id; see `read_requests`. `origin`: False saves a sixth of the time, without key and source."""
+    rows = _read(connection, Feedback, (since, until, where, values), () if origin else ("key", "source"))
+    return map(Feedback.model_validate, rows)
 
 
 def read_decisions(
     connection: Database, *, since: str = "", until: str = "", where: str = "", values: Iterable[Any] = ()
 ) -> Iterator[Decision]:
     """Decisions in the order of their ids; see `read_requests`."""
-    return map(Decision.model_validate, _read(connection, Decision, since, until, where, values))
+    return map(Decision.model_validate, _read(connection, Decision, (since, until, where, values)))
 
 
 def _read(
-    connection: Database, kind: type[Stored], since: str, until: str, where: str, values: Iterable[Any],
-    without: Sequence[str] = (),
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+    connection: Database, kind: type[Stored], where: _Where, without: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
     """The columns of each record by their names."""
+    since, until, condition, values = where
     bounds = [("time >= ?", since), ("time < ?", until)]
-    conditions = [text for text, value in bounds if value] + ([f"({where})"] if where else [])
+    conditions = [text for text, value in bounds if value] + ([f"({condition})"] if condition else [])
     columns = {name: type_ for name, type_ in COLUMNS[kind].items() if name not in without}
     query = f"SELECT {named(columns)} FROM {TABLES[kind]}"
     query += f" WHERE {' AND '.join(conditions)}" if conditions else ""
-    # A bound of time is looked up in its index: with a plain `ORDER BY id` SQLite reads the whole table in the order of the ids.
+    # A bound of time is looked up in its index: with a plain `ORDER BY id` SQLite reads the whole table by ids.
     order = "CAST(id AS TEXT)" if since or until else "id"
     for row in connection.read(f"{query} ORDER BY {order}", [*(v for _, v in bounds if v), *values]):
         pairs = zip(columns.items(), row, strict=True)
@@ -416,16 +406,14 @@ def _read(
 
 def last_routes(connection: Database, most: int = 10_000) -> dict[tuple[str, str], str]:
     """Key and conversation -> the model that a router sent its last request to, of those with the last requests."""
-    rows = connection.execute(
-        "SELECT COALESCE(key, ''), conversation, model FROM requests WHERE route IS NOT NULL AND conversation IS NOT NULL "
-        "AND shadow IS NULL ORDER BY id DESC LIMIT ?",
-        [most],
-    ).fetchall()
+    query = """SELECT COALESCE(key, ''), conversation, model FROM requests WHERE route IS NOT NULL
+        AND conversation IS NOT NULL AND shadow IS NULL ORDER BY id DESC LIMIT ?"""
+    rows = connection.execute(query, [most]).fetchall()
     return {(key, conversation): model for key, conversation, model in reversed(rows)}
 
 
 @dataclass(frozen=True)
-class Answered:
+class AnsweredRequest:
     """A request of which feedback may speak: the key that it came with, and whose word its user is."""
 
     key: str
@@ -434,14 +422,12 @@ class Answered:
     voice: str | None
 
 
-def find_answered(connection: Database, id_: str) -> Answered | None:
+def find_answered(connection: Database, id_: str) -> AnsweredRequest | None:
     """A request that a client got an answer to, or a part of one; None: there is none of this id."""
-    row = connection.execute(
-        "SELECT COALESCE(key, ''), \"user\", conversation, voice FROM requests WHERE id = ? AND shadow IS NULL AND "
-        "(error IS NULL OR COALESCE(completion_tokens, 0) > 0)",
-        [id_],
-    ).fetchone()
-    return Answered(*row) if row else None
+    query = """SELECT COALESCE(key, ''), "user", conversation, voice FROM requests WHERE id = ? AND shadow IS NULL
+        AND (error IS NULL OR COALESCE(completion_tokens, 0) > 0)"""
+    row = connection.execute(query, [id_]).fetchone()
+    return AnsweredRequest(*row) if row else None
 
 
 def had_conversation(connection: Database, key: str, conversation: str) -> bool:
@@ -451,16 +437,13 @@ def had_conversation(connection: Database, key: str, conversation: str) -> bool:
 
 
 def exported(request: StoredRequest) -> dict[str, Any] | None:
-    """A request in the form of a log of a chat API, which `tuneloop prepare` reads, with columns of `meta`; None where it
-    must not be trained on or its texts were not kept."""
+    """A request as a log of a chat API, which `prepare` reads; None: it must not be trained on, or has no texts."""
     if not request.prompt or request.completion is None or request.error is not None or request.train == "no":
         return None
     message = request.completion
     if isinstance(message, str):
         message = {"role": "assistant", "content": message}
-    body: dict[str, Any] = {"model": request.model, "messages": request.prompt}
-    if request.tools:
-        body["tools"] = request.tools
+    body = {"model": request.model, "messages": request.prompt} | ({"tools": request.tools} if request.tools else {})
     reply = {"choices": [{"index": 0, "message": message, "finish_reason": request.finish}]}
     meta = ("time", "user", "conversation", "release", "adapter", "arm")
     columns = {name: value for name in meta if (value := getattr(request, name)) is not None}

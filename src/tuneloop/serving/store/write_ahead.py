@@ -1,7 +1,7 @@
 """What is written before an answer ends, so that a server that is killed has lost no request.
 
-Each start of a request and each record is a line in one of two files, before the last bytes of the answer go out. The next
-server brings them into the store. A file is emptied when all of its records are there.
+Each start of a request and each record is a line in one of two files, before the last bytes of the answer go out. The
+next server brings them into the store. A file is emptied when all of its records are there.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _READERS: dict[str, Callable[[Any, str], Stored]] = {
 
 @dataclass
 class WriteAhead:
-    """The two files. `begin` and `end` are called where requests are answered, `turn` and `clear` where the store is written."""
+    """The two files. Answers call `begin` and `end`, the store's writer calls `turn` and `clear`."""
 
     folder: Path  # of the server
     failed: int = 0  # lines that could not be written, for want of disk; their records are in memory alone
@@ -53,11 +53,7 @@ class WriteAhead:
     _since: float = field(default_factory=time.monotonic)
 
     def open(self) -> tuple[list[Stored], list[BadLine]]:
-        """Open the files; returns what an earlier server has left in them: the last word on each id, and what is no record.
-
-        Raises:
-            UserError: they can't be opened.
-        """
+        """Open the files; returns the last record of each id in them, and bad lines. UserError: no access."""
         last: dict[str, Stored] = {}
         bad: list[BadLine] = []
         for name in FILES:
@@ -79,16 +75,13 @@ class WriteAhead:
             self._write(line)
 
     def end(self, id_: str, line: bytes) -> None:
-        """Note a record that is complete, by its `line_of`. The caller holds `lock`, and queues it for the store's writer."""
+        """Note a record that is complete, by its `line_of`. The caller holds `lock`, and queues it for the writer."""
         self._begun.pop(id_, None)
         self._write(line)
 
     def turn(self, *, always: bool = False) -> int | None:
         """Take the other file where this one is large, or `always`; the caller holds `lock` and takes all that waits.
-
-        Returns:
-            The number of the file to be cleared once that is in the store; None: none.
-        """
+        Returns the number of the file to be cleared once that is in the store; None: none."""
         now = time.monotonic()
         if not self._files or not self._size or not (always or self._size >= LARGE or now - self._since >= OLD):
             return None
@@ -113,11 +106,12 @@ class WriteAhead:
 
     def _write(self, line: bytes) -> None:
         try:
-            written = os.write(self._files[self._at], line)
-            if written < len(line):  # the disk is full: half a line would spoil the next one
-                os.ftruncate(self._files[self._at], os.fstat(self._files[self._at]).st_size - written)
+            file = self._files[self._at]
+            size = os.write(file, line)
+            if size < len(line):  # the disk is full: half a line would spoil the next one
+                os.ftruncate(file, os.fstat(file).st_size - size)
                 raise OSError("half a line")
-            self._size += written
+            self._size += size
         except (OSError, IndexError):  # a full disk, or a server that has stopped; no answer waits for it
             self.failed += 1
 
@@ -137,16 +131,10 @@ def line_of(record: Stored, **changes: Any) -> bytes:
 
 
 def read_spilled(path: Path) -> tuple[list[Stored], list[BadLine]]:
-    """The records of a file whose lines are `[table, record]`, and the lines that are none: one that was cut, or worse.
-
-    Raises:
-        OSError: the file can't be read.
-    """
+    """The records of a file of lines `[table, record]`, and the lines that are none; OSError: it can't be read."""
     records: list[Stored] = []
     bad: list[BadLine] = []
-    for line in path.read_bytes().splitlines():
-        if not line.strip(b" \0"):
-            continue
+    for line in filter(lambda line: line.strip(b" \0"), path.read_bytes().splitlines()):
         try:
             table, value = json.loads(line)
             records.append(_READERS[table](value, path.name))

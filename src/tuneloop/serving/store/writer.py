@@ -44,12 +44,12 @@ EVERY = 0.1  # seconds between two transactions, where no one waits for one
 
 
 @dataclass
-class Counts:
+class RecordCounts:
     """What has become of the records."""
 
-    written: int = 0  # into the store
-    spilled: int = 0  # into the spill file, for want of the store; they count as written once they are there
-    lost: int = 0  # neither could be written, and there was no room to wait
+    stored: int = 0
+    spilled: int = 0  # into the spill file, for want of the store; they count as stored once they are there
+    losses: int = 0  # neither could be written, and there was no room to wait
     dead: int = 0  # in the file of dead letters, since no store takes them
     fault: str = ""  # the last error in words; empty once the store takes records again
 
@@ -78,7 +78,7 @@ class StoreWriter:
     patience: float = 1.0  # seconds to wait for another process that holds the store, before records are spilled
     store: str = ""  # the store's place where it is another one, as the URL of a database
     say: Callable[[str], None] = field(default_factory=bound_say)
-    counts: Counts = field(default_factory=Counts)
+    counts: RecordCounts = field(default_factory=RecordCounts)
     appending: threading.Lock = field(default_factory=threading.Lock)  # to files of spilled records and dead letters
     _queue: deque[_Waiting] = field(default_factory=deque)
     _wake: threading.Event = field(default_factory=threading.Event)
@@ -97,11 +97,7 @@ class StoreWriter:
         return store_folder(self.place)
 
     def start(self) -> None:
-        """Open the store and start the thread.
-
-        Raises:
-            UserError: the store can't be opened, or `content` is `redacted` and nothing redacts.
-        """
+        """Open the store and start the thread; UserError: it can't be opened, or nothing redacts what must be."""
         if self.content == "redacted" and self.redact is None:
             raise UserError("Nothing redacts what is logged", where="log.content: redacted")
         with user_errors_of_the_disk(self.folder):
@@ -129,7 +125,7 @@ class StoreWriter:
             self._searched[record.id] = (record, clean)
 
     def add(self, record: Stored) -> None:
-        """Write a record some time soon, and a line at once that survives the server's death. Never waits and never fails."""
+        """Write a record soon, and at once a line that survives the server's death. Never waits and never fails."""
         if self._ahead is None:
             self._queue.append(_Waiting(record))
             return
@@ -155,16 +151,14 @@ class StoreWriter:
         return each.record if each.clean else self._clean(each.record)
 
     def add_durably(self, record: Stored) -> Future[str]:
-        """Write a record; the future is done when it is in the store or the spill file, and fails where it is in neither.
-
-        Its result is the id under which the record is stored: of several with the same key that of the first one.
-        """
+        """Write a record; the future is done once it is in the store or the spill file, and fails where it is in none.
+        Its result is the id under which it is stored: of several records with the same key that of the first one."""
         future: Future[str] = Future()
         if self._over or self._thread is None or not self._thread.is_alive():
             future.set_exception(OSError("the store is closed"))
             return future
         if self.full:
-            self.counts.lost += 1
+            self.counts.losses += 1
             future.set_exception(OSError("the store takes nothing at present"))
             return future
         self._queue.append(_Waiting(record, future))
@@ -187,11 +181,8 @@ class StoreWriter:
         return self._ahead.failed if self._ahead is not None else 0
 
     def settle(self, seconds: float) -> bool:
-        """Bring all that waits into the store, and empty the files before it, but for the starts of requests under way.
-
-        Returns:
-            False: the store took nothing in that time.
-        """
+        """Bring all that waits into the store and empty the files before it, but for the starts of requests under way;
+        returns False where the store took nothing in so many seconds."""
         self._settling = settled = threading.Event()
         self._wake.set()
         return settled.wait(seconds)
@@ -222,34 +213,34 @@ class StoreWriter:
             self._held = False
             settling = self._settling
             with self._ahead.lock if self._ahead is not None else contextlib.nullcontext():
-                taken = [self._queue.popleft() for _ in range(len(self._queue))]
+                items = [self._queue.popleft() for _ in range(len(self._queue))]
                 # The file of lines that can be emptied once all of these are written.
                 full = self._ahead.turn(always=settling is not None) if self._ahead is not None else None
-            for i in range(0, len(taken), MOST):
-                some = taken[i : i + MOST]
+            for i in range(0, len(items), MOST):
+                some = items[i : i + MOST]
                 retry = self._guarded(partial(self._write, some, now < retry), some) or retry
                 if self._held:
-                    self._queue.extendleft(reversed(taken[i + MOST :]))
+                    self._queue.extendleft(reversed(items[i + MOST :]))
                     break
             if full is not None and self._ahead is not None and not self._held:
                 self._ahead.clear(full)
             if settling is not None and not self._spilled and not self._held:
                 self._settling = None
                 settling.set()
-            if self._over and (self._held or not taken):  # what is held was written ahead, for the next server
+            if self._over and (self._held or not items):  # what is held was written ahead, for the next server
                 break
 
-    def _guarded(self, work: Callable[[], float | None], taken: Sequence[_Waiting] = ()) -> float | None:
-        """Do work whose failure must not end the thread: what comes later is to be written, and no one waits for ever."""
+    def _guarded(self, work: Callable[[], float | None], items: Sequence[_Waiting] = ()) -> float | None:
+        """Do work whose failure must not end the thread, and report it to those who wait."""
         try:
             return work()
         except Exception as error:
-            self._say(f"records of {len(taken)} events may be lost: {error!r:.200}")
-            self.counts.lost += len(taken)
-            self._settle(taken, error)
+            self._say(f"records of {len(items)} events may be lost: {error!r:.200}")
+            self.counts.losses += len(items)
+            self._settle(items, error)
             return None
 
-    def _write(self, taken: Sequence[_Waiting], spill: bool) -> float:
+    def _write(self, items: Sequence[_Waiting], spill: bool) -> float:
         """Write records; returns when to try the store again where it took nothing, else 0."""
         fault: Exception | None = None
         retry, spilled = 0.0, False
@@ -257,24 +248,24 @@ class StoreWriter:
             if spill:
                 raise DatabaseError(self.counts.fault)
             assert self._connection is not None
-            insert(self._connection, map(self._ready, taken))
-            self.counts.written += len(taken)
+            insert(self._connection, map(self._ready, items))
+            self.counts.stored += len(items)
             if self._full_disk and not self._spilled:
                 self._full_disk, self.counts.fault = False, ""
                 self._say("the store can be written again")
         except Exception as error:
             if isinstance(error, DataRefusedError) or not isinstance(error, DatabaseError | OSError):
-                if len(taken) > 1:  # one of them can't be written, which must cost neither the others nor this thread
-                    return max(self._write([each], spill) for each in taken)
-                self._bury(taken[0], error)
-                self._settle(taken, error)
+                if len(items) > 1:  # one of them can't be written, which must cost neither the others nor this thread
+                    return max(self._write([each], spill) for each in items)
+                self._bury(items[0], error)
+                self._settle(items, error)
                 return 0.0
             retry, spilled = 0.0 if spill else time.monotonic() + 1.0, True
-            fault = self._spill(taken, str(error))
-        self._settle(taken, fault, spilled=spilled)
+            fault = self._spill(items, str(error))
+        self._settle(items, fault, spilled=spilled)
         if fault is not None:
-            waiting = [each for each in taken if each.future is None]
-            self.counts.lost += len(taken) - len(waiting)  # those were not accepted
+            waiting = [each for each in items if each.future is None]
+            self.counts.losses += len(items) - len(waiting)  # those were not accepted
             self._queue.extendleft(reversed(waiting))
             self._held, retry = bool(waiting), time.monotonic() + 1.0
         return retry
@@ -294,7 +285,7 @@ class StoreWriter:
         try:
             self._append(DEAD, line.encode() + b"\n")
         except OSError as error:
-            self.counts.lost += 1
+            self.counts.losses += 1
             self._say(f"a record can't be stored and is lost ({error}): {letter['why']}")
             return
         self.counts.dead += 1
@@ -316,12 +307,12 @@ class StoreWriter:
                         path.unlink(missing_ok=True)
                     raise
 
-    def _settle(self, taken: Sequence[_Waiting], fault: Exception | None, *, spilled: bool = False) -> None:
+    def _settle(self, items: Sequence[_Waiting], fault: Exception | None, *, spilled: bool = False) -> None:
         """Report what has become of records to those who wait for it."""
-        for each in taken:
+        for each in items:
             if each.future is None:
                 continue
-            with contextlib.suppress(InvalidStateError):  # whoever waited for it is gone
+            with contextlib.suppress(InvalidStateError):  # no one waits for it any more
                 if fault is None:
                     each.future.set_result(each.record.id if spilled else self._stored_id(each.record))
                 else:
@@ -366,7 +357,7 @@ class StoreWriter:
             return replace(record, prompt=[], completion=None, tools=[])
 
     def _clean_feedback(self, record: Feedback) -> Feedback:
-        """Feedback as it may be written: of texts what `content` says; classes, choices, and words for good and bad stay."""
+        """Feedback as it may be written: its texts by `content`; classes, choices, and words for good and bad stay."""
         value = record.value
         if self.content == "full" or not isinstance(value, str):
             return record
@@ -390,9 +381,9 @@ class StoreWriter:
     def _spilled(self) -> bool:
         return self._spill_file.exists()
 
-    def _spill(self, taken: Sequence[_Waiting], why: str) -> Exception | None:
+    def _spill(self, items: Sequence[_Waiting], why: str) -> Exception | None:
         lines: list[bytes] = []
-        for each in taken:
+        for each in items:
             try:
                 lines.append(line_of(self._ready(each)))
             except Exception as error:  # as one that is nested too deeply
@@ -416,7 +407,7 @@ class StoreWriter:
         return None
 
     def _recover_killed(self, left: Sequence[Stored], bad: Sequence[BadLine]) -> None:
-        """Bring what a killed server left into the store, where ids that are there change nothing. It prevents no start."""
+        """Bring what a killed server left into the store, where known ids change nothing. It prevents no start."""
         assert self._ahead is not None
         refused: list[tuple[Stored, Exception]] = []
         try:
@@ -444,7 +435,7 @@ class StoreWriter:
         for what, why in [*refused, *bad]:
             self._bury(what, why)
         came = len(records) - len(refused)
-        self.counts.written += came
+        self.counts.stored += came
         self._say(f"the store can be written again: {counted(came, 'record')} came from the spill file")
         self.counts.fault = ""
 
@@ -464,7 +455,7 @@ class StoreWriter:
             return 0
 
     def _say(self, line: str) -> None:
-        with contextlib.suppress(Exception):  # whoever listens must not end the thread
+        with contextlib.suppress(Exception):  # a listener must not end the thread
             self.say(line)
 
 

@@ -15,9 +15,9 @@ from tuneloop.data.process_record import CONTAMINATION_KINDS, UNMEASURED, RowPro
 from tuneloop.data.spool import CarriedRows, PrepareContext
 from tuneloop.data.workers import ordered_map
 
-# Rows, and their characters together, up to which each row is measured; of more, a sample picked by hash, and the longest rows: totals are
-# then estimated from the characters of all rows (0.3 % off on short texts; more where tokens follow characters less). That no row is too
-# long is known of all rows, see `process_record.measured_if_long`.
+# Rows, and their characters together, up to which each row is measured; of more, a sample picked by hash, and the
+# longest rows: totals are then estimated from the characters of all rows (0.3 % off on short texts; more where tokens
+# follow characters less). That no row is too long is known of all rows, see `process_record.measured_if_long`.
 MEASURED_ROWS, MEASURED_CHARACTERS = 10_000, 2 << 20
 SAMPLED_ROWS, SAMPLED_CHARACTERS, LEAST_SAMPLED = 1_000, 1 << 18, 500
 LONGEST = 16
@@ -70,7 +70,8 @@ def dedup_and_split(job: PrepareContext, given: int) -> None:
     leaks = rows[split == splits.LEAK]
     table.drop(leaks, "split_leak", "belongs together with a row of the frozen test or validation set")
     _limit(job)
-    # An interval of what is measured on val or test must not count rows that are much alike as so many independent ones.
+    # An interval of what is measured on val or test must not count rows that are much alike as so many independent
+    # ones.
     measured = (table.fate[rows] == 0) & (table.split[rows] > splits.TRAIN)
     member = splits.connected([facts.question], facts.links)[measured]
     table.mark_clusters(rows[measured], splits.clusters(member, columns["id"][rows[measured]]))

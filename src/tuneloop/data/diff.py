@@ -103,7 +103,8 @@ class DatasetDiff:
 def diff_datasets(a: Path | str, b: Path | str, *, examples: int = 3) -> DatasetDiff:
     """Compare two prepared data sets, row by row.
 
-    The files are streamed; ids are held in memory (about 150 bytes a row of either), and hashes of what differs; texts never.
+    The files are streamed; ids are held in memory (about 150 bytes a row of either), and hashes of what differs; texts
+    never.
 
     Args:
         examples: rows of each kind to show.

@@ -50,9 +50,10 @@ def read_whole(path: str, config: PrepareConfig, *, prompts: bool = True, redact
 
     Args:
         config: what says how records are read: columns, templates, instruction.
-        prompts: whether rows need prompts; else a column `references` or `reference` is enough, whatever other columns there are.
-        redact: replace personal data as `config.personal` says. Programs with unit tests stay as they are: another test is
-            another problem.
+        prompts: whether rows need prompts; else a column `references` or `reference` is enough, whatever other columns
+            there are.
+        redact: replace personal data as `config.personal` says. Programs with unit tests stay as they are: another test
+            is another problem.
 
     A row keeps its record's `id`; records without one, and those that repeat one, get the number of their line.
 

@@ -233,11 +233,11 @@ def _fits(row: Row, processor: RowProcessor) -> Fits:
 
 
 def _split(draft: ProcessedRow, parsed: Parsed, processor: RowProcessor) -> list[ProcessedRow]:
-    """The row in parts of at most `max_length`; none where it has to stay whole because a label, rating or second answer
-    is about all of it.
+    """The row in parts of at most `max_length`; none where it has to stay whole because a label, rating or second
+    answer is about all of it.
 
-    Ids follow from that of the whole row, which is in `meta.whole` and, as group, keeps the parts in one split. A part that
-    is rejected later is a reject of its own; all changes to the record stand with the first part.
+    Ids follow from that of the whole row, which is in `meta.whole` and, as group, keeps the parts in one split. A part
+    that is rejected later is a reject of its own; all changes to the record stand with the first part.
     """
     whole = draft.row
     if whole.label is not None or {"thumb", "rating", "rejected"} & parsed.extra.keys():

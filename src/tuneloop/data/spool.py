@@ -133,7 +133,8 @@ class Table:
 
     def add(self, facts: ChunkFacts) -> None:
         """Take the rows of the next chunk."""
-        # What comes from a Ray cluster is a read-only view of its shared memory, which stays full as long as a view lives.
+        # What comes from a Ray cluster is a read-only view of its shared memory, which stays full as long as a view
+        # lives.
         columns = {name: column if column.flags.writeable else column.copy() for name, column in facts.columns.items()}
         for column, codes in self._codes.items():
             names = facts.names[column]

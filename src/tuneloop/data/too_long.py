@@ -18,8 +18,8 @@ _BORDERS = (re.compile(r"\n\s*\n\s*"), re.compile(r"[.!?…。！？]['\")\]»�
 
 
 def shortened(messages: Sequence[Message], fits: Fits) -> tuple[list[Message], str]:
-    """A conversation without its beginning, and what was left out: the oldest turns go first, then the beginning of the first
-    user turn that is left.
+    """A conversation without its beginning, and what was left out: the oldest turns go first, then the beginning of the
+    first user turn that is left.
 
     System turns, the last question's end and the whole answer stay; so the result may still be too long.
     """

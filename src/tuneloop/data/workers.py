@@ -121,7 +121,8 @@ def _in_processes(function: Callable[[T, Any], R], chunks: Iterator[T], setting:
                 restarts += 1
                 if restarts > 2:
                     raise UserError(
-                        "A worker process was killed, and again when its work was repeated: there is probably too little memory",
+                        "A worker process was killed, and again when its work was repeated: there is probably too "
+                        "little memory",
                         next_step="use fewer of them: data.workers=1",
                     ) from None
                 executor.shutdown(wait=False, cancel_futures=True)

@@ -407,10 +407,12 @@ def tokens_of(table: Table, order: Array) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TokenLine:
-    """The tokens of rows by their characters, fitted to the rows that were measured (Cochran 1977, Sampling Techniques, 7.1).
+    """The tokens of rows by their characters, fitted to the rows that were measured (Cochran 1977, Sampling Techniques,
+    7.1).
 
-    That long rows are always measured does not make it too high, as it would the mean of the measured ones. The sums are whole
-    numbers, so that no machine gets another result. `x` and `y` are means of the characters and of what was measured.
+    That long rows are always measured does not make it too high, as it would the mean of the measured ones. The sums
+    are whole numbers, so that no machine gets another result. `x` and `y` are means of the characters and of what was
+    measured.
     """
 
     x: float

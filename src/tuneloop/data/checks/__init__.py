@@ -2,8 +2,7 @@
 
 The examples of a `Check` are up to ten `{"source", "line", "id", "split"}`, some with the label or word in question;
 `flagged.jsonl` lists the rows. No check repeats a row's text, but the one of production, which shows texts without
-personal data. What costs time is done on a sample chosen by hash, and the
-message says so.
+personal data. What costs time is done on a sample chosen by hash, and the message says so.
 
 A check is a function from an `Overview` to a `Finding` with the decorator `check`, in a module that is imported here.
 """

@@ -178,7 +178,10 @@ def template(overview: Overview) -> Finding:
         message = f"{counted(broken, 'row')} that the chat template can't render, {nothing:,} with nothing to learn"
     if neutralised:
         message += f"; control tokens in texts neutralised: {neutralised:,}"
-    remedy = "Look at rejects.jsonl for template_error and no_supervised_token; another model's template may allow such turns."
+    remedy = (
+        "Look at rejects.jsonl for template_error and no_supervised_token; another model's template may allow such "
+        "turns."
+    )
     return Finding(level, message, n, remedy, examples_of(overview, silent))
 
 
@@ -288,5 +291,8 @@ def split_wording(overview: Overview) -> Finding | None:
     message = f"a classifier tells train from test by their words ({score})"
     if drift.words_b:
         message += f"; test has more of {named(drift.words_b)}"
-    remedy = "Look what the words have in common: rows of one topic may stay together in one split. Results on the test will not look like those in training."
+    remedy = (
+        "Look what the words have in common: rows of one topic may stay together in one split. Results on the test "
+        "will not look like those in training."
+    )
     return Finding("warn", message, len(test), remedy)

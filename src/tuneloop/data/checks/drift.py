@@ -27,9 +27,9 @@ MOST = 2000  # distinct texts a side that are looked at
 DIMENSIONS = 512
 RIDGE = 1.0
 FOLDS = 5
-# The classifiers of the folds share most of their texts, so their errors hang together: the correction of Nadeau and Bengio
-# (2003, doi 10.1023/A:1024068626366), 1/k + 1/(k-1) for 1/k, of the variance. On halves of one set of 200 and 800 texts it
-# raises the share of intervals that hold 0.5 from 70 and 90 % to 95 %.
+# The classifiers of the folds share most of their texts, so their errors hang together: the correction of Nadeau and
+# Bengio (2003, doi 10.1023/A:1024068626366), 1/k + 1/(k-1) for 1/k, of the variance. On halves of one set of 200 and
+# 800 texts it raises the share of intervals that hold 0.5 from 70 and 90 % to 95 %.
 FOLDS_SHARE = ((1 / FOLDS + 1 / (FOLDS - 1)) * FOLDS) ** 0.5
 TELLING = 10  # words and examples shown
 _WORD = re.compile(r"[^\W\d_]{2,}(?:['’][^\W\d_]+)?")
@@ -172,7 +172,8 @@ def tell_apart(a: Sequence[str], b: Sequence[str], seed: int = 0) -> tuple[Estim
             matrix, target = RIDGE * np.eye(DIMENSIONS + 1, dtype=np.float32), 0.0
             for side, sign in ((0, -1.0), (1, 1.0)):
                 others = [of_fold[other][side] for other in range(FOLDS) if other != number]
-                # both sides weigh the same in each training set, or the scores of a fold would lean against its majority
+                # both sides weigh the same in each training set, or the scores of a fold would lean against its
+                # majority
                 weight = np.float32(len(texts) / 2 / max(sum(count for *_, count in others), 1))
                 matrix = matrix + weight * sum(square for square, *_ in others)
                 target = target + sign * weight * sum(total for _, total, _ in others)

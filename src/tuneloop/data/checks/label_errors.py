@@ -1,4 +1,5 @@
-"""Labels that look wrong: confident learning (Northcutt et al. 2021, arXiv 1911.00068) on fast out-of-sample probabilities.
+"""Labels that look wrong: confident learning (Northcutt et al. 2021, arXiv 1911.00068) on fast out-of-sample
+probabilities.
 
 Two classifiers vote, each on rows that it was not trained on:
 
@@ -148,8 +149,8 @@ def _kernel_ridge(views: Sequence[Any], label: Any, classes: int, members: Any, 
 def _naive_bayes(table: Any, label: Any, classes: int, members: Any) -> Any:
     """Log likelihoods of multinomial naive Bayes on TF-IDF weights, each text scored by all others.
 
-    Leaving a text out changes nothing but the sums of its own class (of all classes that rows with this text have), so it is
-    done exactly: all rows are scored with all rows, then the scores of these classes are put right.
+    Leaving a text out changes nothing but the sums of its own class (of all classes that rows with this text have), so
+    it is done exactly: all rows are scored with all rows, then the scores of these classes are put right.
     """
     from scipy import sparse
 

@@ -48,7 +48,10 @@ def enough_rows(overview: Overview) -> Finding:
     n = len(overview.rows(TRAIN))
     remedy = f"Collect at least {TASK_ROWS} rows, or put examples into the prompt instead."
     if n < FEW_ROWS:
-        message = f"only {counted(n, 'training row')}: below {FEW_ROWS}, the model learns them by heart, and examples in the prompt often do as well"
+        message = (
+            f"only {counted(n, 'training row')}: below {FEW_ROWS}, the model learns them by heart, and examples in the "
+            f"prompt often do as well"
+        )
         return Finding("warn", message, n, remedy)
     uses = (
         (TASK_ROWS, f"enough to try a narrow task; {TASK_ROWS} to {STYLE_ROWS:,} make one good"),
@@ -174,11 +177,20 @@ def label_balance(overview: Overview) -> Finding:
     counts = Counter({label: n for label, n in sorted(rows_of.items()) if n})
     remedy = "Collect rows of the rare labels, merge labels, or limit the frequent ones (data.limit_per_label)."
     if counts.total() >= FEW_ROWS and len(counts) > NO_CLASSES * counts.total():
-        message = f"{counted(len(counts), 'label')} for {counted(counts.total(), 'training row')}: nearly every row has one of its own, as ids and answers do"
-        remedy = "Name the column that holds a class (data.label), or have the text written as an answer (data.input and data.output)."
+        message = (
+            f"{counted(len(counts), 'label')} for {counted(counts.total(), 'training row')}: nearly every row has one "
+            f"of its own, as ids and answers do"
+        )
+        remedy = (
+            "Name the column that holds a class (data.label), or have the text written as an answer (data.input and "
+            "data.output)."
+        )
         return Finding("error", message, counts.total(), remedy)
     if few:
-        message = f"{len(few):,} of {counted(len(labels), 'label')} {verb(len(few), 'has', 'have')} fewer than {FEW_LABEL_ROWS} training rows: {named(few)}"
+        message = (
+            f"{len(few):,} of {counted(len(labels), 'label')} {verb(len(few), 'has', 'have')} fewer than "
+            f"{FEW_LABEL_ROWS} training rows: {named(few)}"
+        )
         rows, numbers = overview.rows(TRAIN), [number for number, name in enumerate(names) if name in set(few)]
         rows = rows[np.isin(overview.columns["label"][rows], numbers)]
         return Finding("warn", message, len(rows), remedy, examples_of(overview, rows))

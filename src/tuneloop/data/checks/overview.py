@@ -25,8 +25,8 @@ class Overview:
     """A data set as the checks see it: facts in arrays, one element a row, and the rows themselves on request.
 
     Args:
-        columns: `label` and `language` (indices into `names`, -1: none), `flags` (bits of `quality`), `question` (hash of the
-            prompt), `characters`, `answer_characters`, `tokens`, `supervised` (-1: not measured).
+        columns: `label` and `language` (indices into `names`, -1: none), `flags` (bits of `quality`), `question` (hash
+            of the prompt), `characters`, `answer_characters`, `tokens`, `supervised` (-1: not measured).
         rejected, repaired: records by reason and repairs by kind.
     """
 

@@ -157,7 +157,8 @@ def drift_message(drift: Drift) -> str:
     if auc.low != auc.low:
         return f"too few production texts to tell ({drift.rows[1]} distinct ones)"
     parts = [
-        f"a classifier tells production from train with AUC {auc.value:.2f} ({auc.low:.2f} to {auc.high:.2f}; 0.5: alike)",
+        f"a classifier tells production from train with AUC {auc.value:.2f} ({auc.low:.2f} to {auc.high:.2f}; 0.5: "
+        f"alike)",
         f"texts are {drift.length_ratio:.1f} times as long",
         f"{drift.new_words:.0%} of the words are new to train (of train's own {drift.usual_new_words:.0%})",
     ]

@@ -51,11 +51,12 @@ _BOILERPLATE = (  # looked for one by one: faster than one pattern, as hardly an
 _SELF = (" ai", "language model", "openai", "my training", "my knowledge", "my last", "have personal", "have real")
 _REFUSING = ("can't", "cannot", "not ", "won't", "unable", "violat")  # one of them is in every refusal
 _REFUSAL = re.compile(
-    r"\bi(?:'m| am)? ?(?:really |very |truly |so )?(?:sorry|afraid|unable|not able)\b[^.!?\n]{0,60}\b(?:can't|cannot|can not|"
-    r"unable to|not able to|won't|couldn't) (?:assist|help|comply|fulfil|fulfill|provide|answer|do that|continue|generate|"
-    r"create|write|engage|discuss|support)|^(?:unfortunately, |sorry, (?:but )?)?i (?:can't|cannot|can not|won't|will not|am unable to|"
-    r"am not able to|'m unable to|'m not able to) (?:assist|help with|comply|fulfil|fulfill|provide|answer|do that|continue|generate|"
-    r"create|engage|discuss)|\b(?:against|violates?) (?:my|our|openai's) (?:guidelines|polic|programming|terms)"
+    r"\bi(?:'m| am)? ?(?:really |very |truly |so )?(?:sorry|afraid|unable|not able)\b[^.!?\n]{0,60}\b(?:can't|cannot"
+    r"|can not|unable to|not able to|won't|couldn't) (?:assist|help|comply|fulfil|fulfill|provide|answer|do that"
+    r"|continue|generate|create|write|engage|discuss|support)|^(?:unfortunately, |sorry, (?:but )?)?i (?:can't|cannot"
+    r"|can not|won't|will not|am unable to|am not able to|'m unable to|'m not able to) (?:assist|help with|comply"
+    r"|fulfil|fulfill|provide|answer|do that|continue|generate|create|engage|discuss)"
+    r"|\b(?:against|violates?) (?:my|our|openai's) (?:guidelines|polic|programming|terms)"
 )
 _TAG = re.compile(
     r"</?(?:p|br|div|span|b|i|u|a|td|tr|th|table|li|ul|ol|font|strong|em|h[1-6]|img|script|style|body)(?: [^<>]*)?/?>",
@@ -253,7 +254,8 @@ def _unclosed(answer: str) -> bool:
 _WORD_OF_ANSWER = re.compile(r"\w+(?:['’]\w+)*")
 _MARKS = frozenset('.!?…;:)]"”’。！？')
 
-# Words that a sentence hardly ever ends with, by language: articles, conjunctions, prepositions, auxiliaries before a verb.
+# Words that a sentence hardly ever ends with, by language: articles, conjunctions, prepositions, auxiliaries before a
+# verb.
 _GO_ON = frozenset(
     re.findall(
         r"\w+",

@@ -91,11 +91,10 @@ def _steps(encoding: bool, html: bool, invisible: bool, nfc: bool, space: bool, 
 
 # --- Encoding ------------------------------------------------------------------------------------
 #
-# Mojibake: the bytes of UTF-8 read as another encoding. ftfy undoes what it is sure of; what it leaves
-# are encodings that it doesn't know (DOS 850 and 866, KOI8, GBK ...) and texts with one or two damaged
-# letters, where it has no single character pair that is odd enough. The second step looks at whole
-# sequences instead: that characters of a text form valid UTF-8 by chance is rare, that the result then
-# also is a letter that fits into its word is rarer still.
+# Mojibake: the bytes of UTF-8 read as another encoding. ftfy undoes what it is sure of; what it leaves are encodings
+# that it doesn't know (DOS 850 and 866, KOI8, GBK ...) and texts with one or two damaged letters, where it has no
+# single character pair that is odd enough. The second step looks at whole sequences instead: that characters of a text
+# form valid UTF-8 by chance is rare, that the result then also is a letter that fits into its word is rarer still.
 
 _PAIR = re.compile(r"[^\x00-\x7f]{2}|[\x80-\x9fÂÃ]")
 _SINGLE_BYTE = (
@@ -115,8 +114,8 @@ _STRANGE = re.compile(
     r"[\u0180-\u018e\u0190-\u019f\u01a2-\u01ae\u01b1-\u01cc\u01dd-\u0217\u021c-\u02af\u0700-\u085f\u2000-\u200a\u2028\u2029\ue000-\uf8ff]"
     r"|[a-zà-öø-ÿ][À-ÖØ-Þ]"
 )
-# ISO 8859-15 differs from Latin-1 in eight places, where Windows-1252 has the same letters at other bytes; there the controls next to
-# them would be signs.
+# ISO 8859-15 differs from Latin-1 in eight places, where Windows-1252 has the same letters at other bytes; there the
+# controls next to them would be signs.
 _LATIN_9 = re.compile(
     "[ŠšŽžŒœŸ€].*[\x80\x82-\x8c\x8e\x91-\x9c\x9e\x9f]|[\x80\x82-\x8c\x8e\x91-\x9c\x9e\x9f].*[ŠšŽžŒœŸ€]"
 )
@@ -153,7 +152,8 @@ def _codecs() -> tuple[list[_Codec], re.Pattern[str]]:
 
 
 def _odd_pairs(leads: set[str], tails: set[str]) -> str:
-    """A pattern for a lead and a tail that no word has side by side: a sign, letters of two scripts, a capital after a small letter.
+    """A pattern for a lead and a tail that no word has side by side: a sign, letters of two scripts, a capital after a
+    small letter.
 
     What is fixed elsewhere counts too: a lost byte (U+FFFD), a no-break space that became a plain one, C1 controls.
     """
@@ -166,7 +166,8 @@ def _odd_pairs(leads: set[str], tails: set[str]) -> str:
         pairs.append(_class(some) + _class(others | {"\ufffd"}))
     capitals = {c for c in leads if c.isupper()}
     pairs.append(f"(?<=[a-zß-öø-ÿа-џ]){_class(capitals)}{_class(tails)}")
-    # The first two bytes of quotation marks, dashes, the euro and the trade mark sign, where both are letters of one script.
+    # The first two bytes of quotation marks, dashes, the euro and the trade mark sign, where both are letters of one
+    # script.
     pairs.append("Ô[Çéä]|т[АВД]|вЂ")
     return "|".join(pairs)
 
@@ -310,10 +311,10 @@ _NAMES = "|".join(sorted({*name2codepoint, "apos"}, key=lambda name: (-len(name)
 _ENTITY = re.compile(rf"&(?:(?:amp|#0*38|#[xX]0*26);)*(?:({_NAMES})|#(\d{{1,7}})|#[xX]([0-9a-fA-F]{{1,6}}));")
 # Text that is HTML or XML on purpose: its entities belong there.
 _MARKUP = re.compile(
-    r"<(?:/[A-Za-z][\w:-]*|!--|!DOCTYPE|\?xml|(?:a|abbr|article|audio|b|blockquote|body|br|button|code|dd|div|dl|dt|em|"
-    r"figure|font|footer|form|h[1-6]|head|header|hr|html|i|iframe|img|input|label|li|link|main|meta|nav|ol|option|p|pre|"
-    r"script|section|select|small|span|strong|style|sub|sup|svg|table|tbody|td|textarea|th|thead|title|tr|u|ul|video)"
-    r"(?=[\s/>])[^<>]*/?)>",
+    r"<(?:/[A-Za-z][\w:-]*|!--|!DOCTYPE|\?xml|(?:a|abbr|article|audio|b|blockquote|body|br|button|code|dd|div|dl|dt|em"
+    r"|figure|font|footer|form|h[1-6]|head|header|hr|html|i|iframe|img|input|label|li|link|main|meta|nav|ol|option|p"
+    r"|pre|script|section|select|small|span|strong|style|sub|sup|svg|table|tbody|td|textarea|th|thead|title|tr|u|ul"
+    r"|video)(?=[\s/>])[^<>]*/?)>",
     re.I,
 )
 _QUOTED_CODE = re.compile(r"```.*?```|`[^`\n]*`", re.S)
@@ -343,7 +344,10 @@ def _entity(match: re.Match[str]) -> str:
 
 # Scripts in which joiners (U+200C, U+200D) change what is read: Arabic, Syriac, N'Ko, the Indic scripts, Tibetan,
 # Myanmar, Khmer, Mongolian and the like.
-_JOINING = "\u0600-\u07ff\u0840-\u08ff\u0900-\u0dff\u0f00-\u109f\u1780-\u18af\u1a20-\u1b7f\ua8e0-\ua8ff\ua9e0-\uaadf\ufb50-\ufdff\ufe70-\ufefe\U00010a00-\U00010fff\U00011000-\U00011fff"
+_JOINING = (
+    "\u0600-\u07ff\u0840-\u08ff\u0900-\u0dff\u0f00-\u109f\u1780-\u18af\u1a20-\u1b7f\ua8e0-\ua8ff\ua9e0-\uaadf\ufb50-"
+    "\ufdff\ufe70-\ufefe\U00010a00-\U00010fff\U00011000-\U00011fff"
+)
 _EMOJI = "\xa9\xae\u203c\u2049\u2122\u2139\u2190-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff"
 _FLAG = "\U0001f3f4[\U000e0030-\U000e0039\U000e0061-\U000e007a]{3,6}\U000e007f"  # England, Scotland, Wales ...
 _INVISIBLE = re.compile(

@@ -47,7 +47,8 @@ class Alike:
 
     Args:
         one, other: places of the pairs, `one` the earlier; sorted by `other`, then `one`.
-        together: whether they may be copies: label, system turns and tools are equal, and short questions mean the same.
+        together: whether they may be copies: label, system turns and tools are equal, and short questions mean the
+            same.
         crowded: by place, whether a row has so many candidates that it was not compared with all that stand before it.
     """
 
@@ -159,7 +160,8 @@ def _sharing(columns: Columns, name: minhash.Name, rows: Array, threshold: float
 def _sharing_all_but_a_word(columns: Columns, rows: Array) -> Iterator[Array]:
     """Pairs of places, as in `_sharing`, of short texts that are equal but for masked words.
 
-    Where more than MANY rows share all other words, the masked one is a slot of a template, and its values are no typos.
+    Where more than MANY rows share all other words, the masked one is a slot of a template, and its values are no
+    typos.
     """
     for mask in range(minhash.MASKS):
         keys = columns["masked"][rows, mask]

@@ -58,8 +58,8 @@ def find_duplicates(
 ) -> Duplicates:
     """Rows that are the same as one that stays.
 
-    Rows are taken in the order of preference; each is dropped if it is similar enough to one that has been kept, else it is
-    kept. So every dropped row is similar to the row in its place (no chains), and no two kept ones are similar,
+    Rows are taken in the order of preference; each is dropped if it is similar enough to one that has been kept, else
+    it is kept. So every dropped row is similar to the row in its place (no chains), and no two kept ones are similar,
     but for pairs that the sketches miss (1 % of those just at the threshold, hardly any above) and crowds of more than
     `CROWD` rows that are nearly similar. Rows of different labels, system turns or tools are never near duplicates.
 
@@ -182,8 +182,8 @@ def _linked(crowd: Crowd, threshold: float) -> list[tuple[int, int, float]]:
 def find_conflicts(question: Array, rows: Array, order: Array) -> list[Array]:
     """Rows with one question that are left after copies are gone: their answers or labels differ.
 
-    Groups of two rows and more, each with the preferred row first, in the order of these. `question` is the `key64` of a
-    row's `prompt_key`, `rows` those that count, `order` all rows, those that stay first.
+    Groups of two rows and more, each with the preferred row first, in the order of these. `question` is the `key64` of
+    a row's `prompt_key`, `rows` those that count, `order` all rows, those that stay first.
     """
     rows = _in_order(rows, order)
     places = np.argsort(question[rows], kind="stable")
@@ -214,8 +214,8 @@ def semantic_duplicates(
 ) -> Duplicates:
     """Rows whose embeddings are as similar as the threshold to those of a row that stays; in order of preference.
 
-    Every row is compared with all kept rows: 100,000 rows take minutes. Apart from the embeddings, those of the kept rows and
-    a few blocks are held in memory.
+    Every row is compared with all kept rows: 100,000 rows take minutes. Apart from the embeddings, those of the kept
+    rows and a few blocks are held in memory.
 
     Args:
         embeddings: one unit vector for each of `rows` (rows, size).

@@ -265,7 +265,8 @@ def sketch(texts: Sequence[RowTexts], config: DuplicatesConfig) -> dict[str, Arr
     Returns:
         `exact`: key of the whole row up to Unicode form, white space and case, uint64 (rows, 2). `prompt` and `whole`
         (unless only the user's words count): keys of the bands of MinHash signatures, then one bit of each of their
-        values (b-bit minwise hashing; Li, König 2010), uint32 (rows, bands + SIGNS). And for texts just below the limit between short and long the second sketch, as `edge_prompt` and `edge_whole`, with the
+        values (b-bit minwise hashing; Li, König 2010), uint32 (rows, bands + SIGNS). And for texts just below the limit
+            between short and long the second sketch, as `edge_prompt` and `edge_whole`, with the
         key `exact` of its row in `edge_prompt_of` and `edge_whole_of`: these have a length of their own.
         `masked`: keys of short prompts with words left out, uint32 (rows, MASKS); 0 for none.
     """

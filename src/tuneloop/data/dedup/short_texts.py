@@ -23,16 +23,18 @@ _ANYWHERE = frozenset("please pls plz plse bitte svp kindly".split())  # noqa: S
 _AT_THE_EDGES = frozenset(
     tuple(phrase.split())
     for phrase in (  # noqa: SIM905
-        "hi,hi there,hi all,hi team,hello,hello there,hello team,hey,hey there,good morning,good afternoon,good evening,good day,"
-        "dear team,dear support,dear sir,dear madam,dear sir or madam,excuse me,greetings,"
-        "thanks,thank you,thx,ty,thanks a lot,many thanks,thank you very much,thanks in advance,thank you in advance,cheers,regards,"
-        "hallo,guten tag,guten morgen,danke,vielen dank,danke schön,bonjour,bonsoir,salut,merci,merci beaucoup,sil vous plaît,"
-        "hola,buenos días,buenas tardes,por favor,gracias,muchas gracias,olá,bom dia,obrigado,obrigada,ciao,buongiorno,grazie,"
-        "per favore,per piacere,dank je,bedankt,alstublieft,alsjeblieft,goedemorgen"
+        "hi,hi there,hi all,hi team,hello,hello there,hello team,hey,hey there,good morning,good afternoon,good "
+        "evening,good day,dear team,dear support,dear sir,dear madam,dear sir or madam,excuse "
+        "me,greetings,thanks,thank you,thx,ty,thanks a lot,many thanks,thank you very much,thanks in advance,thank you "
+        "in advance,cheers,regards,hallo,guten tag,guten morgen,danke,vielen dank,danke "
+        "schön,bonjour,bonsoir,salut,merci,merci beaucoup,sil vous plaît,hola,buenos días,buenas tardes,por "
+        "favor,gracias,muchas gracias,olá,bom dia,obrigado,obrigada,ciao,buongiorno,grazie,per favore,per piacere,dank "
+        "je,bedankt,alstublieft,alsjeblieft,goedemorgen"
     ).split(",")
 )
 _NEGATIONS = frozenset(
-    "not no never none nothing nobody nor neither without cannot cant dont doesnt didnt isnt arent wasnt werent wont wouldnt couldnt "  # noqa: SIM905
+    "not no never none nothing nobody nor neither without cannot cant dont doesnt didnt isnt arent "  # noqa: SIM905
+    "wasnt werent wont wouldnt couldnt "
     "shouldnt havent hasnt hadnt aint nicht kein keine keinen keiner keinem nie ohne pas jamais sans sin nunca jamás non mai senza não nem niet geen nooit zonder не нет без".split()
 )
 _EXCLUSIVE = tuple(
@@ -69,10 +71,11 @@ def without_courtesies(words: Sequence[str]) -> Sequence[str]:
 
 
 def short_similarity(a: Sequence[str], b: Sequence[str], texts: tuple[str, str]) -> float:
-    """How alike two short texts are, if nothing but one typo and courtesies sets them apart: 1 - edits / letters, else 0.
+    """How alike two short texts are, if nothing but one typo and courtesies sets them apart: 1 - edits / letters, else
+    0.
 
-    A typo is one edit, as are all courtesies together: "where is my card" and "please where is my crd" are two edits in 13 letters apart.
-    `a` and `b` are their folded words; the capitals of `texts` tell names.
+    A typo is one edit, as are all courtesies together: "where is my card" and "please where is my crd" are two edits in
+    13 letters apart. `a` and `b` are their folded words; the capitals of `texts` tell names.
     """
     if max(len(a), len(b)) > SHORT:
         return 0.0
@@ -94,11 +97,12 @@ def short_similarity(a: Sequence[str], b: Sequence[str], texts: tuple[str, str])
 
 
 def same_meaning(a: Sequence[str], b: Sequence[str], texts: tuple[str, str]) -> bool:
-    """Whether two similar texts may say the same: False where they differ in a negation, an opposite, or in who does what.
+    """Whether two similar texts may say the same: False where they differ in a negation, an opposite, or in who does
+    what.
 
-    In short texts also where a number or a name differs; longer ones with numbers of their own are mostly filled-in templates. A typo, a
-    courtesy, another form of a word ("card", "cards") or a clause that is moved to the front changes nothing.
-    `a` and `b` are the folded words of the texts.
+    In short texts also where a number or a name differs; longer ones with numbers of their own are mostly filled-in
+    templates. A typo, a courtesy, another form of a word ("card", "cards") or a clause that is moved to the front
+    changes nothing. `a` and `b` are the folded words of the texts.
     """
     if max(len(a), len(b)) > COMPARED or a == b:
         return True

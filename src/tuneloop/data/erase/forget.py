@@ -436,7 +436,8 @@ def _rehearse(
             _manifest_after(rehearsed, match, config, measure, lambda dataset: [], today)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(
-                f"The data set's manifest does not fit its files ({type(error).__name__}: {error}): nothing was removed",
+                f"The data set's manifest does not fit its files ({type(error).__name__}: {error}): nothing was "
+                f"removed",
                 where=str(subject.folder / MANIFEST),
                 next_step="delete the rows from its sources and run `tuneloop prepare` again",
             ) from None

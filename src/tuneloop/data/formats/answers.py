@@ -73,11 +73,11 @@ _NAMES_ERROR = ("error", "errors", "errormessage", "exception", "stacktrace", "e
 
 # What all of them begin with, in lower case: nearly all answers are done with after this one match.
 _MAYBE = re.compile(
-    r"\s*(?:[\[{<(`#\"']|\W{0,3}(?:an? |the |that )?(?:internal|inter?rupted|bad|service|gateway|too many|(?:api )?rate|quota|"
-    r"insufficient|upstream|server|proxy|api |model|backend|network|read|connect|socket|operation|llm|request|response|"
-    r"call|time|no healthy|broken|context|econn|etimed|epipe|cuda|out of|segmentation|core|engine|unexpected|unknown|"
-    r"unhandled|uncaught|error|exception|oops|something|failed|max|http|status|code|fatal|critical|failure|traceback|"
-    r"panic|thread|null|undefined|nan\b|[45]\d\d\b|[a-z_][\w.]*+: ))"
+    r"\s*(?:[\[{<(`#\"']|\W{0,3}(?:an? |the |that )?(?:internal|inter?rupted|bad|service|gateway|too many|(?:api )?rate"
+    r"|quota|insufficient|upstream|server|proxy|api |model|backend|network|read|connect|socket|operation|llm|request"
+    r"|response|call|time|no healthy|broken|context|econn|etimed|epipe|cuda|out of|segmentation|core|engine|unexpected"
+    r"|unknown|unhandled|uncaught|error|exception|oops|something|failed|max|http|status|code|fatal|critical|failure"
+    r"|traceback|panic|thread|null|undefined|nan\b|[45]\d\d\b|[a-z_][\w.]*+: ))"
 )
 
 _ABOUT_FAILURES = re.compile(

@@ -30,8 +30,8 @@ _THUMBS = dict.fromkeys(_UP.split(), True) | dict.fromkeys(_DOWN.split(), False)
 class Parsed:
     """A record as a conversation.
 
-    `extra` holds further facts for `meta`: `rejected` (the turns of the worse answer; `shared_turns` where they take the
-    place of more than the last turn), `thumb` and `rating`, `labels`, `model`.
+    `extra` holds further facts for `meta`: `rejected` (the turns of the worse answer; `shared_turns` where they take
+    the place of more than the last turn), `thumb` and `rating`, `labels`, `model`.
     """
 
     messages: list[Message]  # the turns; the last is the assistant's. Plain text is one turn of the assistant alone

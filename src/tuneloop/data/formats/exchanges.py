@@ -1,7 +1,7 @@
 """Logged requests and responses of chat APIs to turns: OpenAI's, plain, in a batch file, or streamed; others in part.
 
-A streamed answer becomes one response (`with_whole_exchange`) before texts are looked at: white space at the ends of pieces
-belongs to the text, and personal data may be cut between two. Roles and arguments are left to `turns`.
+A streamed answer becomes one response (`with_whole_exchange`) before texts are looked at: white space at the ends of
+pieces belongs to the text, and personal data may be cut between two. Roles and arguments are left to `turns`.
 """
 
 from __future__ import annotations

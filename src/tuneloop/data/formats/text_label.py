@@ -28,7 +28,10 @@ from tuneloop.data.sources.parse import json_type
 from tuneloop.records.rows import Message
 
 CLASSIFY = "Classify the text. Answer with the label only."
-CLASSIFY_MANY = "Classify the text. Answer with all labels that apply, in alphabetical order, separated by commas; with none where none applies."
+CLASSIFY_MANY = (
+    "Classify the text. Answer with all labels that apply, in alphabetical order, separated by commas; with none where "
+    "none applies."
+)
 NO_LABELS = "none"  # the label of a row whose list of labels is empty
 LABEL_NAMES = ("label", "labels", "category", "class", "intent", "target", "queue", "topic", "sentiment", "label_text")
 LABEL_TEXTS = ("{}_text", "{}_name", "{}_str", "label_text", "label_name", "class_name", "category_name")

@@ -324,9 +324,9 @@ class _Window:
 def scan_json(blocks: Iterable[str], source: str, damage: Callable[[], str] = str) -> Iterator[Piece | Reject]:
     """The elements of JSON text: of arrays, or objects one after the other, with their lines.
 
-    A broken element is rejected alone: reading continues where the next one begins (see `_skip`). Only what is needed of
-    the text is held, at most about twice MAX_LINE. How the text is cut into blocks changes nothing: a verdict that more
-    text could change waits for more text.
+    A broken element is rejected alone: reading continues where the next one begins (see `_skip`). Only what is needed
+    of the text is held, at most about twice MAX_LINE. How the text is cut into blocks changes nothing: a verdict that
+    more text could change waits for more text.
 
     Args:
         blocks: the text, in pieces; bytes that are no UTF-8 as surrogateescape leaves them.
@@ -390,8 +390,8 @@ def _skip(decoded: tuple[Any, int] | Fault, window: _Window, in_array: bool, sou
         within = window.text.count("\n", 0, decoded.at) - lines_before
         where = f"line {line + within}" if within else f"character {decoded.at - start + 1} of the record"
         detail = f"{decoded.what} ({where})"
-    # An element that opens a line is followed by one that opens a line with the same indentation, or by the array's end;
-    # one in the middle of a line by one with the same first key.
+    # An element that opens a line is followed by one that opens a line with the same indentation, or by the array's
+    # end; one in the middle of a line by one with the same first key.
     indent = window.text[window.line_start : start] if start - window.line_start < 200 else "x"
     if not indent.strip(" \t"):
         # Without indentation a bracket at the start of a line may be that of an inner array.

@@ -59,7 +59,8 @@ def read_file(file: SourceFile) -> Iterator[Item]:
 
 
 def find_files(sources: Sequence[str], max_expansion: float = MAX_EXPANSION) -> list[SourceFile]:
-    """The files behind paths, globs, folders, addresses (`s3://BUCKET/rows.jsonl`) and "-"; a file named twice is read once.
+    """The files behind paths, globs, folders, addresses (`s3://BUCKET/rows.jsonl`) and "-"; a file named twice is read
+    once.
 
     A folder gives all its files of a supported kind, with its subfolders. Hidden ones are left out, and so are
     prepared data sets, so that a second run does not read what the first one wrote. Text files count only where nothing
@@ -92,8 +93,8 @@ def _readable(path: Path) -> SourceFile:
 
 
 def fetched_files(url: str) -> list[SourceFile]:
-    """A file of an object store, or the files of a folder there, as copies in the cache; what is there in the same size and version
-    is not fetched again.
+    """A file of an object store, or the files of a folder there, as copies in the cache; what is there in the same size
+    and version is not fetched again.
 
     Raises:
         UserError: the store refuses or does not answer, or nothing of a supported kind is there.

@@ -1,8 +1,8 @@
 """Find and remove personal data and secrets.
 
-`find` looks at one text, `redact` replaces what it found, `scrub` does both to any JSON value. Whatever has check digits is checked,
-whatever has none must be in an unmistakable form or stand next to a word that names it: order numbers, versions, amounts and
-hashes stay. Names of persons are looked for on request only (`personal.names`).
+`find` looks at one text, `redact` replaces what it found, `scrub` does both to any JSON value. Whatever has check
+digits is checked, whatever has none must be in an unmistakable form or stand next to a word that names it: order
+numbers, versions, amounts and hashes stay. Names of persons are looked for on request only (`personal.names`).
 """
 
 from __future__ import annotations
@@ -191,7 +191,8 @@ class Redactor:
 
 
 def pseudonym_key(config: PersonalConfig) -> bytes | None:
-    """The key of pseudonyms, from the environment variable that `config.secret` names; None where the mode needs no key.
+    """The key of pseudonyms, from the environment variable that `config.secret` names; None where the mode needs no
+    key.
 
     Raises:
         UserError: the variable is not set, or empty.
@@ -238,8 +239,9 @@ def _wanted(kinds: tuple[str, ...] | None, names: bool, region: str) -> frozense
 
 
 _FIELD = re.compile(
-    r"phone|mobile|\btel|fax|\bcell|whats ?app|contact|birth|\bdob\b|born|passport|licen|account|\bacct|routing|sort code|\bssn\b|social|national|\btax|card|\bcc\b|\bpan\b|\bpin\b|cvv|cvc|pass|pwd|secret|token|\bkey|"
-    r"auth|credential|\bnhs\b|\bnino\b|\bbsn\b|\bcpf\b|\bnif\b|\bdni\b|aadh?aa?r|identity|\botp\b|\bip\b|cookie|session"
+    r"phone|mobile|\btel|fax|\bcell|whats ?app|contact|birth|\bdob\b|born|passport|licen|account|\bacct|routing"
+    r"|sort code|\bssn\b|social|national|\btax|card|\bcc\b|\bpan\b|\bpin\b|cvv|cvc|pass|pwd|secret|token|\bkey|auth"
+    r"|credential|\bnhs\b|\bnino\b|\bbsn\b|\bcpf\b|\bnif\b|\bdni\b|aadh?aa?r|identity|\botp\b|\bip\b|cookie|session"
 )
 
 
@@ -260,12 +262,14 @@ _FOUR_DIGITS = re.compile(r"\d(?:\D*\d){3}")  # as many as any document's number
 _LONG_NUMBER = re.compile(r"\d(?:[^\d\n]{0,3}\d){6}")
 # Ids of letters and few digits: UK NINO, Indian PAN, US MBI.
 _LETTERED_ID = re.compile(r"\d(?:\d ?\d\d ?\d\d|\d{3}[A-Za-z]|[A-Za-z]{2}\d-)")
-# Stems, lower case: a substring search is many times faster than an alternation, and what it lets through is looked at again.
+# Stems, lower case: a substring search is many times faster than an alternation, and what it lets through is looked at
+# again.
 _SECRET_STEMS = tuple(
     "pass pwd pw kennwort mdp clave contrase senha wachtwoord hasł haslo lösen parola 密 パスワード пароль secret token key pin cvv cvc csc otp code credential authoriz bearer cookie session client connection".split()  # noqa: SIM905
 )
 _DOCUMENT_STEMS = tuple(
-    "pass паспорт 护照 護照 パスポート 旅券 licen driv dl cnh führer permis carné carne patente rijbewijs condu acc a/c routing aba sort bsb konto kto blz bankleit compte rib cuenta clabe rekening conto conta 账 口座 계좌 银行 "  # noqa: SIM905
+    "pass паспорт 护照 護照 パスポート 旅券 licen driv dl cnh führer permis carné carne patente rijbewijs condu "  # noqa: SIM905
+    "acc a/c routing aba sort bsb konto kto blz bankleit compte rib cuenta clabe rekening conto conta 账 口座 계좌 银行 "
     "national personal citizen govern resident state tax fiscal insurance identi unique ausweis steuer sécurité sozial 身份证 주민 id".split()
 )
 _BIRTH_STEMS = tuple(
@@ -361,7 +365,8 @@ def _ibans(view: str) -> Iterator[Span]:
 
 
 _CARD_WORD = re.compile(
-    r"card|visa|master|amex|american express|diners|maestro|discover|credit|debit|karte|carte|tarjeta|carta|cart[aã]o|\bcc\b|\bpan\b|payment|卡|カード"
+    r"card|visa|master|amex|american express|diners|maestro|discover|credit|debit|karte|carte|tarjeta|carta|cart[aã]o"
+    r"|\bcc\b|\bpan\b|payment|卡|カード"
 )
 
 
@@ -393,11 +398,13 @@ def _cards(view: str, lower: str, chains: list[contacts.Chain]) -> Iterator[Span
 
 _UUID = re.compile(r"(?<![0-9A-Za-z])[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}(?![0-9A-Za-z])")
 _ISBN = re.compile(
-    r"isbn(?:-1[03])?[:\s#]{0,3}(?:is )?(?:97[89][ -]?)?\d[\d -]{7,14}[\dXx]|(?<!\d)97[89]-\d{1,5}-\d{1,7}-\d{1,6}-\d(?!\d)",
+    r"isbn(?:-1[03])?[:\s#]{0,3}(?:is )?(?:97[89][ -]?)?\d[\d -]{7,14}[\dXx]"
+    r"|(?<!\d)97[89]-\d{1,5}-\d{1,7}-\d{1,6}-\d(?!\d)",
     re.IGNORECASE,
 )
 _TIME = re.compile(
-    r"(?<!\d)(?:19|20)\d\d[-/.](?:0?[1-9]|1[0-2])[-/.](?:0?[1-9]|[12]\d|3[01])[ T](?:[01]?\d|2[0-3])(?::?[0-5]\d){0,2}(?!\d)"
+    r"(?<!\d)(?:19|20)\d\d[-/.](?:0?[1-9]|1[0-2])[-/.](?:0?[1-9]|[12]\d|3[01])[ T](?:[01]?\d"
+    r"|2[0-3])(?::?[0-5]\d){0,2}(?!\d)"
 )
 _OTHERS = (_UUID, _ISBN, _TIME)  # what their digits resemble doesn't count
 

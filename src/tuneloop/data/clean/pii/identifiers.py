@@ -135,8 +135,9 @@ def _taiwanese(s: str) -> bool:  # Ministry of the Interior: the letter counts a
     return (letter // 10 + letter % 10 * 9 + _weighted(s[1:], (8, 7, 6, 5, 4, 3, 2, 1, 1))) % 10 == 0
 
 
-# Chinese (GB 11643-1999): stdnum.cn.ric fails on some counties. Finnish: stdnum wants the sign of the century, which says
-# nothing about the check digit. SNILS: the Pension Fund of Russia's weights. Medicare: those of Services Australia.
+# Chinese (GB 11643-1999): stdnum.cn.ric fails on some counties. Finnish: stdnum wants the sign of the century, which
+# says nothing about the check digit. SNILS: the Pension Fund of Russia's weights. Medicare: those of Services
+# Australia.
 _CHECKS: dict[str, Callable[[str], bool]] = {
     "chinese": lambda s: _is_date(s[6:10], s[10:12], s[12:14]) and checked("iso7064.mod_11_2")(s),
     "finnish": lambda s: checked("fi.hetu")(f"{s[:6]}-{s[-4:]}"),
@@ -315,39 +316,47 @@ def _bech32(token: str) -> bool:
     return check in (1, 0x2BC830A3)
 
 
-# All patterns are for lower-case text and begin with a choice of plain letters: `re` then skips ahead to one of them, many times faster
-# than with a look-behind or case folding. That nothing is joined to a word is checked afterwards.
+# All patterns are for lower-case text and begin with a choice of plain letters: `re` then skips ahead to one of them,
+# many times faster than with a look-behind or case folding. That nothing is joined to a word is checked afterwards.
 
 # Between the word and the value: "passport number is", "Kontonummer:", `"account_number": "`.
 _GAP = (
-    r"(?:[\s\"'`:=#,()\[\]*>|/\\_–-]|(?:numbers?|numero|nummer|numéro|número|no\.?|nr\.?|num\.?|ids?|is|was|are|the|my|of|est|ist|es|era|jest|lautet|code|card|holder)"
-    r"(?![^\W_])|n[º°]|[èé](?=\s)){0,14}"
+    r"(?:[\s\"'`:=#,()\[\]*>|/\\_–-]|(?:numbers?|numero|nummer|numéro|número|no\.?|nr\.?|num\.?|ids?|is|was|are|the|my"
+    r"|of|est|ist|es|era|jest|lautet|code|card|holder)(?![^\W_])|n[º°]|[èé](?=\s)){0,14}"
 )
 _PASSPORT = re.compile(
-    r"(?:passport|reisepass(?:nummer|nr)?|passeport|pasaporte|passaport[oe]|paspoort(?:nummer)?|passnummer|pass-?nr|паспорт\w*|护照\w?\w?|護照|パスポート|旅券)"
+    r"(?:passport|reisepass(?:nummer|nr)?|passeport|pasaporte|passaport[oe]|paspoort(?:nummer)?|passnummer|pass-?nr"
+    r"|паспорт\w*|护照\w?\w?|護照|パスポート|旅券)"
     + _GAP
     + r"(?P<value>[a-z]{1,3}[ -]?\d{5,9}[a-z]?\b|\d\d \d\d \d{6}\b|\d{3} \d{3} \d{3}\b|[a-z0-9]{6,12}\b)"
 )
 _LICENCE = re.compile(
-    r"(?:driv(?:er|ing)['’]?s?['’]?[ _]?(?:licen[cs]e|permit)|dl(?![a-z0-9])|cnh(?![a-z0-9])|führerschein(?:nummer|nr)?|permis de conduire|licencia de (?:conducir|conducción|manejo)|carn[eé]t? de conducir|permiso de conducir|patente di guida"
-    r"|rijbewijs(?:nummer)?|carta de condução)"
+    r"(?:driv(?:er|ing)['’]?s?['’]?[ _]?(?:licen[cs]e|permit)|dl(?![a-z0-9])|cnh(?![a-z0-9])|führerschein(?:nummer|nr)?"
+    r"|permis de conduire|licencia de (?:conducir|conducción|manejo)|carn[eé]t? de conducir|permiso de conducir"
+    r"|patente di guida|rijbewijs(?:nummer)?|carta de condução)"
     + _GAP
     + r"(?P<value>[a-z]{1,3}\d{2,4}(?:[ -]\d{1,6}){1,4}\b|\d{2,4}(?:[ -]\d{2,4}){2}\b|[a-z]{1,2}[ -]\d{6,10}\b|[a-z0-9]{5,20}\b)"
 )
 _ACCOUNT = re.compile(
-    r"(?:account(?:[\s_.]*(?:number|no\b|num\b|nr\b|#)|(?=\s{0,2}[:=#]| \d{7}))|acct?(?![a-z0-9])(?:[\s_.]*(?:number|no\b|num\b|#))?|a/c|bank[ _]account|checking[ _]account|savings?[ _]account|chequing[ _]account|current[ _]account"
-    r"|routing(?:[ _](?:number|no|transit|code))?|aba(?![a-z0-9])|sort[ _-]?code|bsb(?![a-z0-9])|konto(?:nummer|-?nr)?(?![a-z0-9])|kto(?![a-z0-9])|blz(?![a-z0-9])|bankleitzahl|num[eé]ro de compte|compte (?:bancaire|n°)|rib(?![a-z0-9])"
-    r"|n[uú]mero de cuenta|cuenta(?: bancaria| corriente| de ahorros)?|clabe|rekening(?:nummer)?|numero di conto|conto corrente|conta(?: corrente| bancária)(?! [a-z])|número da conta|numer konta|konto bankowe|银行账号|银行卡号|账号|口座番号|계좌번호)"
+    r"(?:account(?:[\s_.]*(?:number|no\b|num\b|nr\b|#)|(?=\s{0,2}[:=#]| \d{7}))"
+    r"|acct?(?![a-z0-9])(?:[\s_.]*(?:number|no\b|num\b|#))?|a/c|bank[ _]account|checking[ _]account|savings?[ _]account"
+    r"|chequing[ _]account|current[ _]account|routing(?:[ _](?:number|no|transit|code))?|aba(?![a-z0-9])|sort[ _-]?code"
+    r"|bsb(?![a-z0-9])|konto(?:nummer|-?nr)?(?![a-z0-9])|kto(?![a-z0-9])|blz(?![a-z0-9])|bankleitzahl"
+    r"|num[eé]ro de compte|compte (?:bancaire|n°)|rib(?![a-z0-9])|n[uú]mero de cuenta"
+    r"|cuenta(?: bancaria| corriente| de ahorros)?|clabe|rekening(?:nummer)?|numero di conto|conto corrente"
+    r"|conta(?: corrente| bancária)(?! [a-z])|número da conta|numer konta|konto bankowe|银行账号|银行卡号|账号|口座番号|계좌번호)"
     + _GAP
     + r"(?P<value>\d(?:[ -]?\d){4,22})(?![\w-]|[.,]\d)"
 )
 _ID_VALUE = r"(?P<value>[a-z]{0,4}\d[\d .-]{4,20}\d[a-z]?\b|[a-z0-9]{6,20}\b)"
 _IDENTITY = re.compile(
-    r"(?:national|personal|citizen(?:ship)?|government|resident|state|tax(?:payer)?|fiscal|social insurance|identity|identification|unique)[\s_-]?(?:id(?:entity|entification)?|insurance|tax|registration|card|document)?"
+    r"(?:national|personal|citizen(?:ship)?|government|resident|state|tax(?:payer)?|fiscal|social insurance|identity"
+    r"|identification|unique)[\s_-]?(?:id(?:entity|entification)?|insurance|tax|registration|card|document)?"
     r"[\s_-]?(?:card|document)?[\s_-]?(?:number|no\b\.?|nr\b|#|id\b|code|card)" + _GAP + _ID_VALUE
 )
 _IDENTITY_ABROAD = re.compile(
-    r"(?:personalausweis(?:nummer|nr)?|ausweisnummer|steueridentifikationsnummer|steuernummer|steuer-id|numéro (?:de sécurité sociale|fiscal)|n[uú]mero de (?:identidad|identificación)|codice fiscale|身份证号?码?|주민등록번호"
+    r"(?:personalausweis(?:nummer|nr)?|ausweisnummer|steueridentifikationsnummer|steuernummer|steuer-id"
+    r"|numéro (?:de sécurité sociale|fiscal)|n[uú]mero de (?:identidad|identificación)|codice fiscale|身份证号?码?|주민등록번호"
     r"|sozialversicherungsnummer|número de identificação|id card)" + _GAP + _ID_VALUE
 )
 _SSN = re.compile(r"(?<![\w-])(?<!\w[./#])\d{3}([ -])\d\d\1\d{4}(?![\w-]|[./]\d)")
@@ -355,25 +364,36 @@ _SSN_WORD = r"(?:ssn|itin|ss ?#|social(?:[ _]security)?)(?![a-z0-9])"
 _NAMED_SSN = re.compile(_SSN_WORD + _GAP + r"(?P<value>\d{3}[ .\-–/]?\d\d[ .\-–/]?\d{4})(?!\d)")
 
 _MONTH = (
-    r"(?:jan(?:uary|uar|vier|\.)?|feb(?:ruary|ruar|\.)?|f[ée]v(?:rier|ereiro|\.)?|mar(?:ch|s|zo|ço|\.)?|m[äa]rz|maart|apr(?:il|ile|\.)?|avr(?:il|\.)?|abr(?:il|\.)?|ma[iyj]o?|mei|maggio|june?|juni|juin|junio|junho|giugno|july?|juli|juillet|julio|julho|luglio"
-    r"|aug(?:ust|ustus|\.)?|août|ago(?:sto|\.)?|sep(?:t|tember|tembre|tiembre|\.)?|set(?:tembre|embro|\.)?|o[ck]t(?:ober|obre|\.)?|out(?:ubro|\.)?|ott(?:obre|\.)?|nov(?:ember|embre|iembre|embro|\.)?|de[cz](?:ember|embre|embro|\.)?|d[ée]c(?:embre|\.)?|dic(?:iembre|embre|\.)?|gen(?:naio|\.)?|ene(?:ro|\.)?)"
+    r"(?:jan(?:uary|uar|vier|\.)?|feb(?:ruary|ruar|\.)?|f[ée]v(?:rier|ereiro|\.)?|mar(?:ch|s|zo|ço|\.)?|m[äa]rz|maart"
+    r"|apr(?:il|ile|\.)?|avr(?:il|\.)?|abr(?:il|\.)?|ma[iyj]o?|mei|maggio|june?|juni|juin|junio|junho|giugno|july?|juli"
+    r"|juillet|julio|julho|luglio|aug(?:ust|ustus|\.)?|août|ago(?:sto|\.)?|sep(?:t|tember|tembre|tiembre|\.)?"
+    r"|set(?:tembre|embro|\.)?|o[ck]t(?:ober|obre|\.)?|out(?:ubro|\.)?|ott(?:obre|\.)?"
+    r"|nov(?:ember|embre|iembre|embro|\.)?|de[cz](?:ember|embre|embro|\.)?|d[ée]c(?:embre|\.)?|dic(?:iembre|embre|\.)?"
+    r"|gen(?:naio|\.)?|ene(?:ro|\.)?)"
 )
 _DAY = r"(?:0?[1-9]|[12]\d|3[01])(?:st|nd|rd|th|er|\.|º)?"
 _YEAR = r"(?:1[89]\d\d|20[0-2]\d)"
 _DATE = (
-    rf"(?:{_YEAR}[-/. ]\d{{1,2}}[-/. ]\d{{1,2}}(?!\d)|\d{{1,2}}(?:[-/.]|\s)\d{{1,2}}(?:[-/.]|\s)(?:{_YEAR}|\d\d)(?!\d)|{_YEAR}[01]\d[0-3]\d(?!\d)|[0-3]\d[01]\d{_YEAR}(?!\d)"
-    rf"|{_YEAR}\s?[年년]\s?\d{{1,2}}\s?[月월]\s?\d{{1,2}}\s?[日일]?"
-    rf"|(?:the )?{_DAY}[\s-](?:of |de |di )?{_MONTH}(?:,? (?:of |de |del |do )?|[\s,-]){_YEAR}(?!\d)|{_MONTH}[\s-](?:the )?{_DAY}(?:,? (?:of )?|-){_YEAR}(?!\d)|(?:the )?{_DAY}[\s-](?:of |de )?{_MONTH}['’ -]\d\d(?!\d))"
+    rf"(?:{_YEAR}[-/. ]\d{{1,2}}[-/. ]\d{{1,2}}(?!\d)|\d{{1,2}}(?:[-/.]|\s)\d{{1,2}}(?:[-/.]|\s)(?:{_YEAR}|\d\d)(?!\d)"
+    rf"|{_YEAR}[01]\d[0-3]\d(?!\d)|[0-3]\d[01]\d{_YEAR}(?!\d)|{_YEAR}\s?[年년]\s?\d{{1,2}}\s?[月월]\s?\d{{1,2}}\s?[日일]?"
+    rf"|(?:the )?{_DAY}[\s-](?:of |de |di )?{_MONTH}(?:,? (?:of |de |del |do )?|[\s,-]){_YEAR}(?!\d)"
+    rf"|{_MONTH}[\s-](?:the )?{_DAY}(?:,? (?:of )?|-){_YEAR}(?!\d)|(?:the )?{_DAY}[\s-](?:of "
+    rf"|de )?{_MONTH}['’ -]\d\d(?!\d))"
 )
 _SHORT_DATE = rf"(?:(?:the )?{_DAY}[\s-](?:of |de )?{_MONTH}(?![\w])|{_MONTH}[\s-](?:the )?{_DAY}(?!\w))"
 _BIRTH = re.compile(
-    r"(?:date[ _]?of[ _]?birth|day of birth|birth[ _-]?(?:date|day)?s?|d\.?\s?o\.?\s?b\b\.?|born|geburts(?:datum|tag)|geboren|geb\.|né(?:\(?e\)?)?(?![a-z0-9])|fecha de nacimiento|naissance|naci(?:do|da|ó|miento)?(?![a-z0-9])|cumpleaños"
-    r"|data di nascita|nat[oa](?= (?:il|a ))|nascimento|nasci(?:do|da)?(?![a-z0-9])|geboortedatum|data urodzenia|urodzon[ya]|födelse\w*|född|fødselsdato|født|syntymäaika|doğum tarihi|дата рождения|родил\w+|出生日期|出生|生年月日|生日|생년월일|تاريخ الميلاد)"
-    r"(?:[\s\"'`:=#,*>\\_–-]|\([^()\d]{1,20}\)|(?:is|was|on|in|am|le|the|il|el|em|den|op|at|registered|listed|as|my|your|his|her|their|it's|its|ist|est|es|del|dia|día|of|here)(?![^\W_])|é(?=\s)|è(?=\s)){0,10}"
+    r"(?:date[ _]?of[ _]?birth|day of birth|birth[ _-]?(?:date|day)?s?|d\.?\s?o\.?\s?b\b\.?|born|geburts(?:datum|tag)"
+    r"|geboren|geb\.|né(?:\(?e\)?)?(?![a-z0-9])|fecha de nacimiento|naissance|naci(?:do|da|ó|miento)?(?![a-z0-9])"
+    r"|cumpleaños|data di nascita|nat[oa](?= (?:il|a ))|nascimento|nasci(?:do|da)?(?![a-z0-9])|geboortedatum"
+    r"|data urodzenia|urodzon[ya]|födelse\w*|född|fødselsdato|født|syntymäaika|doğum tarihi|дата рождения|родил\w+|出生日期"
+    r"|出生|生年月日|生日|생년월일|تاريخ الميلاد)(?:[\s\"'`:=#,*>\\_–-]|\([^()\d]{1,20}\)"
+    r"|(?:is|was|on|in|am|le|the|il|el|em|den|op|at|registered|listed|as|my|your|his|her|their|it's|its|ist|est|es|del"
+    r"|dia|día|of|here)(?![^\W_])|é(?=\s)|è(?=\s)){0,10}"
     rf"(?P<value>{_DATE})"
 )
 _BIRTHDAY = re.compile(
-    r"(?:birthday|birth date|geburtstag|cumpleaños|anniversaire)(?:[\s:=]|(?:is|was|on|am|el|le|es|est|the|ist)(?!\w)){1,8}"
+    r"(?:birthday|birth date|geburtstag|cumpleaños|anniversaire)(?:[\s:=]"
+    r"|(?:is|was|on|am|el|le|es|est|the|ist)(?!\w)){1,8}"
     rf"(?P<value>{_SHORT_DATE})"
 )
 _BIRTHDAY_AFTER = re.compile(rf"(?P<value>{_DATE}) (?:is|was) (?:my|his|her) (?:date of birth|birth ?day|dob)")

@@ -1,6 +1,7 @@
 """Stand-ins for personal data: of plausible form, the same one for the same value, and no person's.
 
-They come from ranges that standards keep free for examples, or break a check digit on purpose, so that no one is written to or called.
+They come from ranges that standards keep free for examples, or break a check digit on purpose, so that no one is
+written to or called.
 """
 
 from __future__ import annotations

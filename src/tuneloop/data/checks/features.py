@@ -28,11 +28,10 @@ def one_thread() -> Any:
 
 
 def tfidf(texts: Sequence[str]) -> Any:
-    """A `scipy.sparse.csr_matrix`: rows of unit length, half of it on words and word pairs, half on character 3-, 4-
-    and 5-grams.
+    """A `scipy.sparse.csr_matrix`: rows of unit length, half of it on words and word pairs, half on 3-, 4- and 5-grams.
 
-    Counts are damped (1 + log), weighted with the smoothed inverse document frequency, and what stands in one text only
-    is left out: it can't tell anything about another one.
+    Counts are damped (1 + log) and weighted with the smoothed inverse document frequency. What only one text has is
+    left out: it says nothing about another one.
     """
     from scipy import sparse
 

@@ -15,12 +15,12 @@ from tuneloop.data.checks.overview import (
     EXAMPLES,
     CheckedRows,
     Finding,
-    Level,
     Overview,
     check,
     example_of,
     examples_of,
     finding_of,
+    level_above,
     named,
     question_of,
 )
@@ -35,10 +35,7 @@ REJECT_SHARE = 0.05
 
 
 def reject_share(read: int, rejected: Mapping[str, int]) -> tuple[int, int]:
-    """Defective records, and the records they are a share of.
-
-    Blank lines, copies and rows left out on request are no defect: they count on neither side.
-    """
+    """Defective records, and of how many; blank lines, copies and rows left out on request count on neither side."""
     harmless = sum(rejected.get(reason, 0) for reason in HARMLESS)
     return sum(rejected.values()) - harmless, read - harmless
 
@@ -48,10 +45,8 @@ def enough_rows(overview: Overview) -> Finding:
     n = len(overview.rows(TRAIN))
     remedy = f"Collect at least {TASK_ROWS} rows, or put examples into the prompt instead."
     if n < FEW_ROWS:
-        message = (
-            f"only {counted(n, 'training row')}: below {FEW_ROWS}, the model learns them by heart, and examples in the "
-            f"prompt often do as well"
-        )
+        what = "the model learns them by heart, and examples in the prompt often do as well"
+        message = f"only {counted(n, 'training row')}: below {FEW_ROWS}, {what}"
         return Finding("warn", message, n, remedy)
     uses = (
         (TASK_ROWS, f"enough to try a narrow task; {TASK_ROWS} to {STYLE_ROWS:,} make one good"),
@@ -98,7 +93,7 @@ def defective_records(overview: Overview) -> Finding:
 
 @check("cut_files", "source files that end before their data")
 def cut_files(overview: Overview) -> Finding | None:
-    # One reject stands for all that is missing of a cut file, so no share of rejects shows it.
+    # A cut file is one reject, whatever is missing of it, so no share of rejects shows it.
     n = overview.rejected.get("cut_file", 0)
     files = "a source file ends" if n == 1 else f"{n} source files end"
     message = f"{files} before the data do: no one knows how many records are missing"
@@ -153,14 +148,11 @@ def find_suspects(overview: Overview, *, embed: Embed | None = None, every: bool
 
 def suspect_records(overview: Overview, suspects: Suspects, most: int = 500) -> list[DoubtfulLabel]:
     """The most suspicious rows for people to look at: place, split, label, suggestion, score and text."""
-    return [
-        DoubtfulLabel(
-            **example_of(overview, error.index), label=error.label, suggested=error.suggested, score=error.score,
-            confident=error.confident, text=question_of(overview.row(error.index))[:500],
-        )
-        for error in suspects.errors[:most]
-        if error.label != error.suggested
-    ]  # fmt: skip
+    errors = [error for error in suspects.errors[:most] if error.label != error.suggested]
+    texts = [question_of(overview.row(error.index))[:500] for error in errors]
+    facts = [{name: getattr(e, name) for name in ("label", "suggested", "score", "confident")} for e in errors]
+    places = [example_of(overview, error.index) for error in errors]
+    return [DoubtfulLabel(**p, **f, text=text) for p, f, text in zip(places, facts, texts, strict=True)]
 
 
 def label_counts(overview: Overview, split: int) -> Array:
@@ -172,25 +164,18 @@ def label_counts(overview: Overview, split: int) -> Array:
 def label_balance(overview: Overview) -> Finding:
     names = overview.names["label"]
     rows_of = Counter(dict(zip(names, label_counts(overview, TRAIN).tolist(), strict=True)))
-    labels = list(overview.labels) or sorted(name for name in names)
+    labels = list(overview.labels) or sorted(names)
     few = [label for label in labels if rows_of[label] < FEW_LABEL_ROWS]
     counts = Counter({label: n for label, n in sorted(rows_of.items()) if n})
     remedy = "Collect rows of the rare labels, merge labels, or limit the frequent ones (data.limit_per_label)."
     if counts.total() >= FEW_ROWS and len(counts) > NO_CLASSES * counts.total():
-        message = (
-            f"{counted(len(counts), 'label')} for {counted(counts.total(), 'training row')}: nearly every row has one "
-            f"of its own, as ids and answers do"
-        )
-        remedy = (
-            "Name the column that holds a class (data.label), or have the text written as an answer (data.input and "
-            "data.output)."
-        )
+        size = f"{counted(len(counts), 'label')} for {counted(counts.total(), 'training row')}"
+        message = f"{size}: nearly every row has a different one, as ids and answers do"
+        remedy = "Name the column with a class (data.label), or have an answer written (data.input and data.output)."
         return Finding("error", message, counts.total(), remedy)
     if few:
-        message = (
-            f"{len(few):,} of {counted(len(labels), 'label')} {verb(len(few), 'has', 'have')} fewer than "
-            f"{FEW_LABEL_ROWS} training rows: {named(few)}"
-        )
+        have = f"{len(few):,} of {counted(len(labels), 'label')} {verb(len(few), 'has', 'have')}"
+        message = f"{have} fewer than {FEW_LABEL_ROWS} training rows: {named(few)}"
         rows, numbers = overview.rows(TRAIN), [number for number, name in enumerate(names) if name in set(few)]
         rows = rows[np.isin(overview.columns["label"][rows], numbers)]
         return Finding("warn", message, len(rows), remedy, examples_of(overview, rows))
@@ -211,7 +196,7 @@ def unseen_labels(overview: Overview) -> Finding:
     label = overview.columns["label"][measured]
     rows = measured[(label >= 0) & missing[label]]
     if not len(rows):
-        return Finding("ok", "every label of val and test stands in train", 0)
+        return Finding("ok", "every label of val and test is in train", 0)
     names = sorted({overview.names["label"][i] for i in overview.columns["label"][rows].tolist()})
     remedy = "Collect training rows of these labels, or take their rows out of val and test."
     message = f"labels in val or test that train never shows: {named(names)}"
@@ -288,14 +273,12 @@ def doubted_labels(overview: Overview, suspects: Suspects) -> Finding:
         return Finding("ok", "too few labels to doubt any", 0)
     wrong = [error for error in suspects.errors if error.confident]
     share = len(wrong) / looked
-    level: Level = "ok" if len(wrong) < 3 or share < 0.01 else "error" if share > 0.2 else "warn"
+    level = "ok" if len(wrong) < 3 or share < 0.01 else level_above(share, 0, 0.2)
     message = f"{len(wrong)} of {counted(looked, 'label')} {verb(len(wrong), 'looks', 'look')} wrong ({share:.1%})"
     if looked < suspects.of:
         message += f"; a sample of {counted(suspects.of, 'row')}"
-    examples = [
-        example_of(overview, e.index, label=e.label, suggested=e.suggested, score=e.score) for e in wrong[:EXAMPLES]
-    ]
-    remedy = "Look through label_errors.jsonl from the top and put right what is wrong, in the test split above all."
+    examples = [example_of(overview, e.index, label=e.label, suggested=e.suggested, score=e.score) for e in wrong[:10]]
+    remedy = "Look through label_errors.jsonl from the top and correct what is wrong, above all in the test split."
     return Finding(level, message, len(wrong), remedy, CheckedRows((), examples))
 
 
@@ -322,7 +305,5 @@ def conflicting_ratings(overview: Overview) -> Finding | None:
     n = len(rows)
     holds = f"{counted(n, 'row')} {verb(n, 'holds', 'hold')}"
     message = f"{holds} an answer that another row rates otherwise" if n else "no answer is liked and disliked"
-    remedy = (
-        "Keep the better rated one (data.duplicates.keep=best), or drop all such rows (data.duplicates.conflicts=drop)."
-    )
+    remedy = "Keep the better rated one (data.duplicates.keep=best), or drop all (data.duplicates.conflicts=drop)."
     return Finding("warn" if n else "ok", message, n, remedy, examples_of(overview, rows))

@@ -123,85 +123,13 @@ _LATIN = re.compile(r"[A-Za-zÀ-ɏḀ-ỿ]")
 _SYLLABLES = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 
 # Words that every few English words hold, and that are words of no other large language of Latin script.
-# fmt: off
 _ENGLISH = frozenset(
-    (
-        "the",
-        "you",
-        "your",
-        "yours",
-        "what",
-        "how",
-        "why",
-        "when",
-        "where",
-        "which",
-        "who",
-        "would",
-        "should",
-        "could",
-        "this",
-        "that",
-        "these",
-        "those",
-        "they",
-        "them",
-        "their",
-        "there",
-        "been",
-        "being",
-        "with",
-        "from",
-        "and",
-        "does",
-        "did",
-        "doesn't",
-        "don't",
-        "didn't",
-        "isn't",
-        "it's",
-        "i'm",
-        "i've",
-        "i'd",
-        "can't",
-        "won't",
-        "haven't",
-        "hasn't",
-        "wasn't",
-        "have",
-        "has",
-        "had",
-        "was",
-        "were",
-        "will",
-        "my",
-        "we",
-        "our",
-        "is",
-        "are",
-        "be",
-        "not",
-        "but",
-        "about",
-        "because",
-        "please",
-        "of",
-        "for",
-        "it",
-        "get",
-        "got",
-        "if",
-        "by",
-        "than",
-        "then",
-        "any",
-        "some",
-    )
+    "the you your yours what how why when where which who would should could this that these "  # noqa: SIM905
+    "those they them their there been being with from and does did doesn't don't didn't isn't it's i'm i've "
+    "i'd can't won't haven't hasn't wasn't have has had was were will my we our is are be not but about "
+    "because please of for it get got if by than then any some".split()
 )
-_ALSO_ENGLISH = frozenset(
-    ("i", "a", "an", "can", "do", "to", "me", "in", "on", "at", "as", "so", "up", "or", "no", "go", "he", "she", "am")
-)
-# fmt: on
+_ALSO_ENGLISH = frozenset("i a an can do to me in on at as so up or no go he she am".split())  # noqa: SIM905
 
 
 def _plainly_english(text: str) -> bool:
@@ -241,12 +169,10 @@ MOSTLY_KNOWN = 0.65  # the same where the other language has no list of words to
 
 
 def _made_of_words(words: str, wanted: str) -> bool:
-    """Whether most words are words of the wanted language, and more of them than are words of the language that the
-    model guesses.
+    """Whether most words are words of the wanted language, and more of them than are words of the language that the model guesses.
 
-    On short texts the model is often sure and wrong ("Do you serve honey here?": Italian, 97 %). Of 88 pieces of 4 to
-    10 words of English sentences that it took for foreign this clears 86, and of 5,966 pieces of other Latin languages
-    only 13.
+    On short texts the model is often sure and wrong ("Do you serve honey here?": Italian, 97 %). Of 88 pieces of 4 to 10 words of
+    English sentences that it took for foreign this clears 86, and of 5,966 pieces of other Latin languages only 13.
     """
     if wanted not in LANGUAGES:
         return False

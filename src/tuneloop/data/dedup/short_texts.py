@@ -33,9 +33,9 @@ _AT_THE_EDGES = frozenset(
     ).split(",")
 )
 _NEGATIONS = frozenset(
-    "not no never none nothing nobody nor neither without cannot cant dont doesnt didnt isnt arent "  # noqa: SIM905
-    "wasnt werent wont wouldnt couldnt "
-    "shouldnt havent hasnt hadnt aint nicht kein keine keinen keiner keinem nie ohne pas jamais sans sin nunca jamás non mai senza não nem niet geen nooit zonder не нет без".split()
+    "not no never none nothing nobody nor neither without cannot cant dont doesnt didnt isnt "  # noqa: SIM905
+    "arent wasnt werent wont wouldnt couldnt shouldnt havent hasnt hadnt aint nicht kein keine keinen keiner "
+    "keinem nie ohne pas jamais sans sin nunca jamás non mai senza não nem niet geen nooit zonder не нет без".split()
 )
 _EXCLUSIVE = tuple(
     frozenset(group.split())

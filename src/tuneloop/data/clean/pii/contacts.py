@@ -534,10 +534,11 @@ _SHORT = re.compile(
 _NUMBER = re.compile(r"(?<![\d$€£.#/-])(?<!\d:)\d{1,6}(?!\d|[.:]\d)")
 # What stands before a number where the street's name comes first; lower case.
 _ROAD_STEMS = tuple(
-    "stra str. gasse allee platz weg damm ufer chauss straat laan plein gracht dijk singel steeg gatan "  # noqa: SIM905
-    "vägen gata vej veien katu kuja utca út sokak cadde sok. cad. calle c/ aven avda av. plaza paseo camino carrer "
-    "ronda "
-    "carretera via piazza corso largo vicolo rua travessa praça alameda estrada rodovia ul. ulica aleja al. os. ул пр jl. jalan rue bd box postf postbus apart apdo casella caixa b.p bp private".split()
+    "stra str. gasse allee platz weg damm ufer chauss straat laan plein gracht dijk singel "  # noqa: SIM905
+    "steeg gatan vägen gata vej veien katu kuja utca út sokak cadde sok. cad. calle c/ aven avda av. plaza "
+    "paseo camino carrer ronda carretera via piazza corso largo vicolo rua travessa praça alameda estrada "
+    "rodovia ul. ulica aleja al. os. ул пр jl. jalan rue bd box postf postbus apart apdo casella caixa b.p bp "
+    "private".split()
 )
 _POSTCODE_AFTER = re.compile(r" ?[a-z]?,\s(?:[A-Z]{1,2}-)?\d{4,5} [A-ZÄÖÜÉ]")
 _BEFORE, _AFTER = 80, 240  # characters around a house number that its address may take

@@ -16,10 +16,12 @@ from tuneloop.data.clean.pii.contacts import e164
 from tuneloop.data.clean.pii.identifiers import is_national_id, luhn
 
 FIRST_NAMES = tuple(
-    "Alex Robin Sam Kim Jordan Taylor Morgan Casey Jamie Riley Avery Quinn Rowan Sasha Noa Luca Charlie Dana Eli Frankie Jules Kai Lee Max Nico Ray Remy Sky Toni Val Andrea Micah".split()  # noqa: SIM905
+    "Alex Robin Sam Kim Jordan Taylor Morgan Casey Jamie Riley Avery Quinn Rowan Sasha Noa "  # noqa: SIM905
+    "Luca Charlie Dana Eli Frankie Jules Kai Lee Max Nico Ray Remy Sky Toni Val Andrea Micah".split()
 )
 LAST_NAMES = tuple(
-    "Field Brook Stone Marsh Hill Lake Wood Ford Lane West North Frost Winter Summer Berg Klein Gray Brown White Green Bell Cole Dale Day Fox Glen Hart Moss Park Reed Rivers Vale".split()  # noqa: SIM905
+    "Field Brook Stone Marsh Hill Lake Wood Ford Lane West North Frost Winter Summer Berg "  # noqa: SIM905
+    "Klein Gray Brown White Green Bell Cole Dale Day Fox Glen Hart Moss Park Reed Rivers Vale".split()
 )
 
 

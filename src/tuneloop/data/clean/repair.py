@@ -20,11 +20,10 @@ Step = Callable[[str], str]
 
 
 def repair_text(text: str, config: RepairConfig) -> tuple[str, tuple[str, ...]]:
-    """Repair one text, lone surrogates included.
+    """The repaired text, and the kinds of changes (words of `REPAIRS`) in the order of the steps; lone surrogates are
+    fine.
 
-    Returns:
-        The text, and the kinds of what was changed (words of `reasons.REPAIRS`) in the order of the steps. With
-            `config.invisible` the text holds no lone surrogate.
+    With `config.invisible` the result holds no lone surrogate.
     """
     if is_plain(text):
         return text, ()
@@ -53,8 +52,8 @@ def is_plain(text: str) -> bool:
 def garbled(text: str) -> str | None:
     """What shows that characters of a text are lost for good; None if nothing does.
 
-    Meant for a repaired text: replacement characters (U+FFFD), the remains of mojibake that lost a byte,
-    question marks where an apostrophe was ("isn?t").
+    Meant for a repaired text: replacement characters (U+FFFD), the remains of mojibake that lost a byte, question marks
+    where an apostrophe was ("isn?t").
     """
     if not text.isascii():
         if n := text.count("\ufffd"):
@@ -82,10 +81,13 @@ _REMAINS = re.compile(r"â€|‚Ä|ΓÇ|ÔÇ|вЂ|ï¿½|[a-z][ÃÂ](?=[^\w\s]|
 def _steps(encoding: bool, html: bool, invisible: bool, nfc: bool, space: bool, tokens: bool) -> list[tuple[str, Step]]:
     """The steps that are on, in their order: each may uncover work for those after it."""
     steps: list[tuple[bool, str, Step]] = [
-        (encoding, "encoding", _fix_encoding), (html, "html_entities", _decode_entities),
-        (invisible, "invisible_characters", _without_invisible), (nfc, "unicode_form", partial(unicodedata.normalize, "NFC")),
-        (space, "white_space", _tidy_space), (tokens, "special_tokens", _neutralise),
-    ]  # fmt: skip
+        (encoding, "encoding", _fix_encoding),
+        (html, "html_entities", _decode_entities),
+        (invisible, "invisible_characters", _without_invisible),
+        (nfc, "unicode_form", partial(unicodedata.normalize, "NFC")),
+        (space, "white_space", _tidy_space),
+        (tokens, "special_tokens", _neutralise),
+    ]
     return [(kind, step) for on, kind, step in steps if on]
 
 
@@ -111,7 +113,8 @@ _WORD_ENDS = frozenset("\xa0…’”“–—»")
 # Letters that hardly any language needs, small ones in capitals and capitals in small letters, signs that no
 # one types: where a result holds them, another encoding was the right one.
 _STRANGE = re.compile(
-    r"[\u0180-\u018e\u0190-\u019f\u01a2-\u01ae\u01b1-\u01cc\u01dd-\u0217\u021c-\u02af\u0700-\u085f\u2000-\u200a\u2028\u2029\ue000-\uf8ff]"
+    r"[\u0180-\u018e\u0190-\u019f\u01a2-\u01ae\u01b1-\u01cc\u01dd-\u0217\u021c-\u02af\u0700-\u085f\u2000-\u200a\u2028"
+    r"\u2029\ue000-\uf8ff]"
     r"|[a-zà-öø-ÿ][À-ÖØ-Þ]"
 )
 # ISO 8859-15 differs from Latin-1 in eight places, where Windows-1252 has the same letters at other bytes; there the
@@ -139,23 +142,22 @@ def _codecs() -> tuple[list[_Codec], re.Pattern[str]]:
     for name in _SINGLE_BYTE:
         # readers show an undefined byte as the control of its number
         texts = [bytes([byte]).decode(name, "ignore") for byte in range(256)]
-        shown = [text or chr(byte) for byte, text in enumerate(texts)]
-        lead = {n: _class(shown[low:high]) for n, low, high in ((1, 0xC2, 0xE0), (2, 0xE0, 0xF0), (3, 0xF0, 0xF5))}
-        tail = _class(shown[0x80:0xC0])
+        signs = [text or chr(byte) for byte, text in enumerate(texts)]
+        lead = {n: _class(signs[low:high]) for n, low, high in ((1, 0xC2, 0xE0), (2, 0xE0, 0xF0), (3, 0xF0, 0xF5))}
+        tail = _class(signs[0x80:0xC0])
         sequence = "|".join(f"{lead[n]}{tail}{{{n}}}" for n in (1, 2, 3))
-        bytes_of = {ord(shown[byte]): byte for byte in range(0x80, 0x100)}
+        bytes_of = {ord(signs[byte]): byte for byte in range(0x80, 0x100)}
         enough = _ENOUGH_FOR_WESTERN if name in ("cp1252", "cp1254", "iso8859_15") else _ENOUGH
         codecs.append(_Codec(name, enough, bytes_of, re.compile(sequence)))
-        leads.update(shown[0xC2:0xF5])
-        tails.update(shown[0x80:0xC0])
+        leads.update(signs[0xC2:0xF5])
+        tails.update(signs[0x80:0xC0])
     return codecs, re.compile(_odd_pairs(leads, tails))
 
 
 def _odd_pairs(leads: set[str], tails: set[str]) -> str:
-    """A pattern for a lead and a tail that no word has side by side: a sign, letters of two scripts, a capital after a
-    small letter.
-
-    What is fixed elsewhere counts too: a lost byte (U+FFFD), a no-break space that became a plain one, C1 controls.
+    """A pattern for a lead and a tail that no word has next to each other: a sign, two scripts, a capital after a small
+    letter. What is fixed elsewhere counts too: a lost byte (U+FFFD), a no-break space that became a plain one, C1
+    controls.
     """
     scripts: dict[str, set[str]] = {}
     for c in leads:
@@ -166,8 +168,7 @@ def _odd_pairs(leads: set[str], tails: set[str]) -> str:
         pairs.append(_class(some) + _class(others | {"\ufffd"}))
     capitals = {c for c in leads if c.isupper()}
     pairs.append(f"(?<=[a-zß-öø-ÿа-џ]){_class(capitals)}{_class(tails)}")
-    # The first two bytes of quotation marks, dashes, the euro and the trade mark sign, where both are letters of one
-    # script.
+    # The first two bytes of quotation marks, dashes, the euro and the trade mark, where both are of one script.
     pairs.append("Ô[Çéä]|т[АВД]|вЂ")
     return "|".join(pairs)
 
@@ -243,7 +244,7 @@ def _undo(line: str, codec: _Codec) -> tuple[int, str]:
 
 
 def _weight(result: str, place: int, sequence: str, character: str) -> int:
-    """How odd `sequence` was, and how well `character` fits its place in `result`: 2 is enough alone; -1: it can't be."""
+    """How odd `sequence` was, and how well `character` fits its place in `result`: 2 is enough, -1: it can't be."""
     before, after = result[place - 1 : place] if place else "", result[place + 1 : place + 2]
     category = unicodedata.category(character)
     if character in _TYPOGRAPHIC or "\U0001f000" <= character <= "\U0001faff" or "\u2600" <= character <= "\u27bf":
@@ -290,7 +291,7 @@ def _strange(text: str) -> int:
 
 
 def _undo_multi_byte(line: str, codec: str) -> tuple[int, str]:
-    """As `_undo`, for encodings of East Asia, where a wrong character also swallows a letter: the whole line must fit."""
+    """As `_undo`, for East Asian encodings, where a wrong character swallows a letter: the whole line must fit."""
     try:
         result = line.encode(codec).decode("utf-8")
     except UnicodeError:
@@ -338,7 +339,7 @@ def _entity(match: re.Match[str]) -> str:
         return "'" if name == "apos" else chr(name2codepoint[name])
     number = int(decimal) if decimal else int(hexadecimal, 16)
     if (number < 32 and number not in (9, 10, 13)) or number > 0x10FFFF or 0xD800 <= number <= 0xDFFF:
-        return match[0]  # stands for no character
+        return match[0]  # no character has this number
     return unescape(f"&#{number};")  # the numbers 128 to 159 mean Windows-1252 in HTML
 
 

@@ -217,8 +217,8 @@ def _checked_kinds(kinds: tuple[str, ...] | None, names: bool, region: str) -> f
     if region not in phonenumbers.SUPPORTED_REGIONS:
         step = "name a country by two capital letters (ISO 3166), as in US, GB or DE"
         raise UserError(f"Unknown region: {region}", where="data.personal.region", next_step=step)
-    known = frozenset(kinds if kinds is not None else KINDS)
-    return known if names else known - {"PERSON"}
+    searched = frozenset(KINDS if kinds is None else kinds)
+    return searched if names else searched - {"PERSON"}
 
 
 _FIELD = re.compile(
@@ -361,7 +361,7 @@ def _cards(view: str, lower: str, chains: list[contacts.Chain]) -> Iterator[Span
     for chain in chains:
         if sum(chain.sizes) < 12:
             continue
-        has_word = bool(_CARD_WORD.search(lower, max(0, chain.start - 50), chain.start))
+        near_word = bool(_CARD_WORD.search(lower, max(0, chain.start - 50), chain.start))
         first = 0
         while first < len(chain.sizes):
             # The longest first: a group after the number is the security code or the year.
@@ -376,8 +376,8 @@ def _cards(view: str, lower: str, chains: list[contacts.Chain]) -> Iterator[Span
                     continue
                 start, end = chain.groups[first][0], chain.groups[last - 1][1]
                 glued = view[end : end + 1].isalnum() or view[end : end + 1] == "_"
-                rare = has_word or sizes == (4, 6, 4)
-                if not glued and is_card(chain.digits(view, first, last), named=rare):
+                rare = near_word or sizes == (4, 6, 4)
+                if not glued and is_card(chain.digits(view, first, last), has_word=rare):
                     yield ("CREDIT_CARD", start, end)
                     first = last - 1
                     break

@@ -128,7 +128,8 @@ _OTHER_WORD = re.compile(
 _ANOTHER_NAME = re.compile(
     r"(?:"
     + _OTHER_WORD.pattern.replace("|claim|", r"|claim (?:no|number|id|ref)\b|")  # "to claim 0871..." names no claim
-    + r")(?:[\s:#.()\"'-]|\b(?:numbers?|no|nr|num|id|ids|code|ref|reference|is|was|are|of|the|for|my|your|our|to|and|reads|says|key|file|nummer|numéro)\b)*\Z"
+    + r")(?:[\s:#.()\"'-]|\b(?:numbers?|no|nr|num|id|ids|code|ref|reference|is|was|are|of|the|for|my|your|our|to|and"
+    + r"|reads|says|key|file|nummer|numéro)\b)*\Z"
 )
 _PHONE_AFTER = re.compile(
     r"[\s,)]*(?:is |was |'s )(?:my|our|his|her) (?:new |old |work |home |best )?number\b"
@@ -143,8 +144,7 @@ _DATE_LIKE = re.compile(
 )
 _NANP = re.compile(r"(?:1[ .-]?)?(?:\([2-9]\d\d\) ?|[2-9]\d\d([ .-]))[2-9]\d\d[ .-]\d{4}")
 
-# Tried for numbers without a country code: countries by how many people write English, Spanish, French, German ... in
-# them.
+# Tried for numbers without a country code, by how many people there write English, Spanish, French, German ...
 _REGIONS = [
     "US", "GB", "DE", "FR", "ES", "IT", "NL", "BE", "CH", "AT", "IE", "AU", "NZ", "IN", "CA", "SE", "NO", "DK", "FI",
     "PL", "PT", "BR", "MX", "AR", "CL", "CO", "PE", "JP", "KR", "CN", "HK", "TW", "SG", "MY", "ID", "TH", "PH", "VN",
@@ -153,8 +153,7 @@ _REGIONS = [
 ]  # fmt: skip
 _FREELY_GROUPED = ("GB", "DE", "FR", "AU", "NL", "IT")
 
-# A number glued to the word before it or to a price, a time or a word behind it, as people type on a telephone:
-# "08712400602450p".
+# A number glued to its neighbours: a word before it, a price, a time or a word behind it, as in "08712400602450p".
 _GLUED = re.compile(
     r"(?:(?<=call)|(?<=text)|(?<=txt)|(?<=tel)|(?<=ph)|(?<=mob)|(?<=mobile)|(?<=no)|(?<=on))(0[1-35789]\d{9})(?!\d)"
     r"|(?<![\w.,£$€#/-])(0[1-35789]\d{9})(?=\d{1,4}(?:\.\d\d)?(?:p|ppm|am|pm|yrs?)(?![a-z])|[a-z]{2})"
@@ -175,13 +174,13 @@ _CODE_NAMED = re.compile(r"sms|\btxt|\bte?xt|stop|short ?code")
 
 
 def short_codes(text: str, lower: str) -> Iterator[Span]:
-    """Numbers of five or six digits that messages are sent to: "text WIN to 87121". No postcodes, amounts or tickets."""
+    """Numbers of five or six digits that messages are sent to ("text WIN to 87121"); no postcodes or amounts."""
     if not any(stem in lower for stem in _SHORT_CODE_STEMS):
         return
     for match in _SHORT_CODE.finditer(lower):
         group = match.lastindex or 1
-        named = _SHOUTED.search(text, match.start(), match.end(group)) or _CODE_NAMED.search(match.group())
-        if group != _SENT or named:  # not "send flowers to 90210"
+        is_message = _SHOUTED.search(text, match.start(), match.end(group)) or _CODE_NAMED.search(match.group())
+        if group != _SENT or is_message:  # not "send flowers to 90210"
             yield ("PHONE", *match.span(group))
 
 
@@ -194,21 +193,20 @@ def glued_numbers(lower: str) -> Iterator[Span]:
 
 
 def phones(text: str, lower: str, chains_of_digits: list[Chain], region: str) -> Iterator[Span]:
-    """Telephone numbers, with the country code or in the forms of one country (`region`: ISO 3166, two letters).
-
-    A number without a country code and without a word such as "call" next to it counts where its grouping is that of a
-    valid number; bare digits never do.
+    """Telephone numbers, with the country code or in the forms of one country (`region`: ISO 3166, two letters). One
+    without a country code and without a word such as "call" next to it counts if it is grouped as a valid number; bare
+    digits never do.
     """
     for chain in chains_of_digits:
         total = sum(chain.sizes)
-        if total <= 17 and (span := _phone(text, lower, chain, 0, len(chain.sizes), region)):
+        if total <= 17 and (span := _phone(text, lower, chain, region)):
             yield span
         elif len(chain.sizes) > 1 and (total > 17 or len(chain.sizes) > 3):
             yield from _phone_windows(text, lower, chain, region)
 
 
 def _phone_windows(text: str, lower: str, chain: Chain, region: str) -> Iterator[Span]:
-    """Numbers within a longer chain: two in a row, or one with an amount after it. Only the North American and "+" forms."""
+    """Numbers within a longer chain: two in a row, or one before an amount. Only North American and "+" forms."""
     first = 0
     plus = "+" in text[chain.start : chain.groups[0][0]]
     while first < len(chain.sizes) - 1:
@@ -224,29 +222,29 @@ def _phone_windows(text: str, lower: str, chain: Chain, region: str) -> Iterator
         first += 1
 
 
-def _phone(text: str, lower: str, chain: Chain, first: int, last: int, region: str) -> Span | None:
-    start, end = chain.start, chain.groups[last - 1][1]
+def _phone(text: str, lower: str, chain: Chain, region: str) -> Span | None:
+    start, end = chain.start, chain.groups[-1][1]
     if text[start] == "(" and ")" not in text[start:end]:
         start += 1
-    digits = chain.digits(text, first, last)
+    digits = chain.digits(text, 0, len(chain.groups))
     extension = _EXTENSION.match(text, end)
     stop = extension.end() if extension else end
-    named = _named_phone(lower, start, stop)
-    separated = last - first > 1
+    is_phone = _is_called_phone(lower, start, stop)
+    separated = len(chain.groups) > 1
     if "+" in text[start : chain.groups[0][0]]:
         possible, valid, _ = _library(digits, "+")
         return ("PHONE", start, stop) if valid or (possible and (separated or len(digits) > 9)) else None
-    if digits[:2] == "00" and len(digits) > 10 and (named or separated) and _library(digits[2:], "+")[1]:
+    if digits[:2] == "00" and len(digits) > 10 and (is_phone or separated) and _library(digits[2:], "+")[1]:
         return ("PHONE", start, stop)
     value = text[start:end]
     if _DATE_LIKE.match(value) or len(digits) > 13:
         return None
     nanp = _NANP.fullmatch(value)
     if nanp and nanp.group(1) != " ":
-        return ("PHONE", start, stop) if named is not False or value[0] == "(" else None
-    if chain.attached and not (named and _PHONE_WORD.search(lower, max(0, start - 12), start)):
+        return ("PHONE", start, stop) if is_phone is not False or value[0] == "(" else None
+    if chain.attached and not (is_phone and _PHONE_WORD.search(lower, max(0, start - 12), start)):
         return None
-    if named:
+    if is_phone:
         # A local number of seven digits, or whatever is a number somewhere.
         decimal = re.search(r"\d,\Z", text[max(0, start - 2) : start])  # a longitude behind its latitude
         local = None if decimal else re.fullmatch(r"[2-9]\d\d[-. ]\d{4}", value)
@@ -254,10 +252,9 @@ def _phone(text: str, lower: str, chain: Chain, first: int, last: int, region: s
         return ("PHONE", start, stop) if fits and _grouped_like_a_phone(chain.sizes) else None
     if _names_another(lower, start):
         return None
-    if (named is None or digits[0] == "0") and (separated or value[0] == "(") and len(digits) >= 9:
-        sizes = chain.sizes[first:last]
+    if (is_phone is None or digits[0] == "0") and (separated or value[0] == "(") and len(digits) >= 9:
         trunk = digits[0] == "0" or "(" in value
-        if (nanp and _library(digits, "US")[1]) or _national(digits, sizes, region, trunk=trunk):
+        if (nanp and _library(digits, "US")[1]) or _national(digits, chain.sizes, region, trunk=trunk):
             return ("PHONE", start, stop)
     if not separated and _is_bare_national(digits, region):
         return ("PHONE", start, stop)
@@ -274,8 +271,8 @@ _BRITISH = re.compile(r"0(?:7[1-57-9]|8[0347]|9[018])")
 
 
 def _is_bare_national(digits: str, region: str) -> bool:
-    """Whether digits without a gap are a national number all the same: in a form that little else has, or a mobile one
-    of the own region.
+    """Whether digits without a gap are a national number: in a form that little else has, or a mobile one of the
+    region.
 
     British numbers have eleven digits with the 0, mobile ones in France 06 or 07 and ten, in Australia 04 and ten, in
     Germany 01 and eleven or twelve. Ten digits without a 0, as in North America, may be anything.
@@ -309,7 +306,7 @@ def _grouped_like_a_phone(sizes: tuple[int, ...]) -> bool:
     return sum(size == 1 for size in sizes) <= 1 and (len(sizes) <= 2 or max(sizes) <= 6)
 
 
-def _named_phone(lower: str, start: int, end: int) -> bool | None:
+def _is_called_phone(lower: str, start: int, end: int) -> bool | None:
     """True next to a word such as "call", False after one such as "order number", None where neither stands."""
     before = lower[max(0, start - 48) : start]
     phone = max((m.end() for m in _PHONE_WORD.finditer(before)), default=-1)
@@ -336,15 +333,14 @@ def _national(digits: str, sizes: tuple[int, ...], region: str, *, trunk: bool) 
 
 def _divides(sizes: tuple[int, ...], standard: tuple[int, ...]) -> bool:
     """Whether a grouping is the standard one, or divides its groups further."""
-
     fits = sum(sizes) == sum(standard) and min(sizes[1:], default=2) > 1
     return fits and set(itertools.accumulate(standard)) <= set(itertools.accumulate(sizes))
 
 
 @lru_cache(maxsize=1 << 14)
 def _library(digits: str, region: str) -> tuple[bool, bool, tuple[int, ...]]:
-    """What libphonenumber says of digits (`region` "+": the country code is part of them): whether possible, whether
-    valid, and the groups of the national form.
+    """What libphonenumber says of digits (`region` "+": with the country code): possible, valid, groups of the national
+    form.
     """
     import phonenumbers
 
@@ -395,7 +391,7 @@ _PAIRS = re.compile(r"-[0-9A-Fa-f]{2}-[0-9A-Fa-f]{2}-|\.[0-9A-Fa-f]{4}\.")
 
 
 def network_addresses(text: str, lower: str) -> Iterator[Span]:
-    """IPv4, IPv6 and MAC addresses; no version numbers, no addresses that name no machine (loopback, unspecified, masks)."""
+    """IPv4, IPv6 and MAC addresses; no versions, no addresses that name no machine (loopback, unspecified, masks)."""
     if _DOTS.search(text):
         for match in _IPV4.finditer(text):
             if not _is_version(match.group(), lower[max(0, match.start() - 28) : match.start()]):
@@ -545,7 +541,7 @@ _BEFORE, _AFTER = 80, 240  # characters around a house number that its address m
 
 
 def street_addresses(text: str, lower: str) -> Iterator[Span]:
-    """House number and street, or a post-office box, with the flat, town and postcode that follow. Precise rather than complete."""
+    """House number and street, or a post-office box, with flat, town and postcode. Precise rather than complete."""
     end_of_last, roads = 0, [stem for stem in _ROAD_STEMS if stem in lower]
     for number in _NUMBER.finditer(text):
         start, end = number.span()

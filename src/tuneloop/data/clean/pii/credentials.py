@@ -1,4 +1,4 @@
-"""Secrets in a text: keys of known services, credentials in URLs, and values next to "password", "token" and the like."""
+"""Secrets in a text: keys of known services, credentials in URLs, and values next to "password" or "token"."""
 
 from __future__ import annotations
 
@@ -144,10 +144,9 @@ _TRAILING = ".,;:!?)]}>*`\\"
 
 
 def named_secrets(text: str, lower: str) -> Iterator[Span]:
-    """Values next to a word that says what they are: "password: ...", "my PIN is ...", "Authorization: Bearer ...".
-
-    After a sign of assignment nearly any value counts; after "is" only one that is no word, for people also write
-    "my password is wrong".
+    """Values next to a word that names them: "password: ...", "my PIN is ...", "Authorization: Bearer ...". After a
+    sign of assignment nearly any value counts; after "is" only one that is no word, for people write "my password is
+    wrong".
     """
     for name in _NAME.finditer(lower):
         match = _GLUE_AND_VALUE.match(text, name.end())
@@ -178,7 +177,7 @@ def named_secrets(text: str, lower: str) -> Iterator[Span]:
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int, bool]:
-    """A value without the scheme of an HTTP header, quotes and the punctuation of the sentence; whether it was quoted."""
+    """A value without an HTTP header's scheme, quotes and the sentence's punctuation; and whether it was quoted."""
     scheme = re.match(r"(?:bearer|basic|token)\s+", text[start:end], re.IGNORECASE)
     start += scheme.end() if scheme else 0
     quoted = False
@@ -208,7 +207,7 @@ def _is_password(value: str, *, assigned: bool, quoted: bool) -> bool:
 
 
 def looks_random(value: str) -> bool:
-    """Whether a value looks made by a machine: 12 characters or more of letters and digits, at least 2.8 bits each (Shannon)."""
+    """Whether a value looks machine-made: 12 letters and digits or more, at least 2.8 bits each (Shannon)."""
     if len(value) < 12 or " " in value or not any(c.isdigit() for c in value) or not any(c.isalpha() for c in value):
         return False
     counts = Counter(value)

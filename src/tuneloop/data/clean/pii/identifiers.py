@@ -16,18 +16,14 @@ from dataclasses import dataclass
 
 Span = tuple[str, int, int]  # kind, start, end
 
-# Lengths of IBANs by country: SWIFT, IBAN Registry (ISO 13616).
-IBAN_LENGTHS = {
-    code: length
-    for length, codes in (
-        (15, "NO"), (16, "BE"), (18, "DK FI FO GL NL SD FK"), (19, "MK SI"), (20, "AT BA EE KZ LT LU XK MN"),
-        (21, "CH HR LI LV"), (22, "BG BH CR DE GB GE IE ME RS VA"), (23, "AE GI IL IQ OM SO TL"),
-        (24, "AD CZ ES MD PK RO SA SE SK TN VG"), (25, "LY PT ST"), (26, "IS TR"), (27, "BI DJ FR GR IT MC MR SM"),
-        (28, "AL AZ BY CY DO GT HN HU LB NI PL SV"), (29, "BR EG PS QA UA"), (30, "JO KW MU YE"), (31, "MT SC"),
-        (32, "LC"), (33, "RU"),
-    )
-    for code in codes.split()
+# Lengths of IBANs and the countries that have them: SWIFT, IBAN Registry (ISO 13616).
+_IBAN_COUNTRIES = {
+    15: "NO", 16: "BE", 18: "DK FI FO GL NL SD FK", 19: "MK SI", 20: "AT BA EE KZ LT LU XK MN", 21: "CH HR LI LV",
+    22: "BG BH CR DE GB GE IE ME RS VA", 23: "AE GI IL IQ OM SO TL", 24: "AD CZ ES MD PK RO SA SE SK TN VG",
+    25: "LY PT ST", 26: "IS TR", 27: "BI DJ FR GR IT MC MR SM", 28: "AL AZ BY CY DO GT HN HU LB NI PL SV",
+    29: "BR EG PS QA UA", 30: "JO KW MU YE", 31: "MT SC", 32: "LC", 33: "RU",
 }  # fmt: skip
+IBAN_LENGTHS = {code: length for length, codes in _IBAN_COUNTRIES.items() for code in codes.split()}
 
 # Issuer ranges and lengths of payment cards: ISO/IEC 7812 and the networks' public tables.
 _CARD = re.compile(
@@ -52,9 +48,7 @@ def checked(name: str) -> Callable[[str], bool]:
 
 
 def is_right(check: str | Callable[[str], bool], value: str) -> bool:
-    """Whether a value passes a check of python-stdnum (by its module) or a function, without separators; "" checks
-    nothing.
-    """
+    """Whether a value passes a check of python-stdnum (by its module) or a function; "" checks nothing."""
     if isinstance(check, str):
         check = checked(check) if check else bool
     return check(value.translate(_SEPARATORS))
@@ -65,20 +59,18 @@ def luhn(digits: str) -> bool:
     return checked("luhn")(digits)
 
 
-def is_card(digits: str, *, named: bool = False) -> bool:
+def is_card(digits: str, *, has_word: bool = False) -> bool:
     """Whether digits without separators are a payment card's: a known range, its length, Luhn.
 
-    Args:
-        named: grouped as on a rare card, or next to a word such as "card": any range counts (Diners, Maestro, 13
-            digits).
+    `has_word`: grouped as on a rare card, or next to a word such as "card": any range counts (Diners, Maestro, 13 digits).
     """
     if not 12 <= len(digits) <= 19 or len(set(digits)) < 2:
         return False
-    return bool(_CARD.fullmatch(digits) or (named and _NAMED_CARD.fullmatch(digits))) and luhn(digits)
+    return bool(_CARD.fullmatch(digits) or (has_word and _NAMED_CARD.fullmatch(digits))) and luhn(digits)
 
 
 def is_iban(compact: str) -> bool:
-    """Whether letters and digits without separators are an IBAN: its country's length, check digits (ISO 13616, ISO 7064 MOD 97-10)."""
+    """Whether letters and digits are an IBAN: its country's length, check digits (ISO 13616, ISO 7064 MOD 97-10)."""
     compact = compact.upper()
     if len(compact) != IBAN_LENGTHS.get(compact[:2]) or not compact.isalnum() or not "02" <= compact[2:4] <= "98":
         return False
@@ -86,7 +78,7 @@ def is_iban(compact: str) -> bool:
 
 
 def is_ssn(digits: str) -> bool:
-    """Whether nine digits can be a US social security number or ITIN (SSA's rules on numbers never issued; IRS publication 1915)."""
+    """Whether nine digits can be a US social security number or ITIN (SSA's rules; IRS publication 1915)."""
     area, group, serial = digits[:3], digits[3:5], digits[5:]
     if group == "00" or serial == "0000" or area in ("000", "666"):
         return False
@@ -152,9 +144,7 @@ class NationalId:
 
     name: str  # country and the number's name
     pattern: str  # its form, upper case
-    check: str | Callable[[str], bool] = (
-        ""  # of python-stdnum, or a function, given upper case without separators; "": none
-    )
+    check: str | Callable[[str], bool] = ""  # python-stdnum's module or a function, as in `is_right`
     words: str = ""  # one of which, in lower case, `_` for a space, must stand next to it; "": form and check suffice
 
 
@@ -173,7 +163,9 @@ NATIONAL_IDS = (
     NationalId("HK id", r"[A-Z]{1,2}\d{6} ?\([\dA]\)", _hong_kong),
     NationalId("FI HETU", r"\d{6}[-+A-FU-Y]\d{3}[\dA-FHJ-NPR-Y]", _CHECKS["finnish"]),
     NationalId("CN resident id", r"[1-9]\d{5}(?:19|20)\d{9}[\dX]", _CHECKS["chinese"]),
-    NationalId("FR NIR", r"[12] ?\d\d ?(?:0[1-9]|1[0-2]|[2-9]\d) ?(?:2[AB]|\d\d) ?\d{3} ?\d{3}(?: |-| - )?\d\d", "fr.nir"),
+    NationalId(
+        "FR NIR", r"[12] ?\d\d ?(?:0[1-9]|1[0-2]|[2-9]\d) ?(?:2[AB]|\d\d) ?\d{3} ?\d{3}(?: |-| - )?\d\d", "fr.nir"
+    ),
     NationalId("KR RRN", r"\d{6}-[1-8]\d{6}", _korean),
     NationalId("BR CPF", r"\d{3}\.\d{3}\.\d{3}-\d\d", "br.cpf"),
     NationalId("BE national number", r"\d\d\.\d\d\.\d\d-\d{3}\.\d\d", _belgian),
@@ -252,11 +244,8 @@ def national_ids(upper: str, lower: str) -> Iterator[Span]:
         while at >= 0:
             end = at + len(word)
             # "tin" in "meeting" names no number; longer words may be parts of compounds
-            if (
-                len(word) > 5
-                or word[0] > "\u2e80"
-                or not any(map(str.isalpha, lower[at - 1 : at] + lower[end : end + 1]))
-            ):
+            neighbours = lower[at - 1 : at] + lower[end : end + 1]
+            if len(word) > 5 or word[0] > "\u2e80" or not any(map(str.isalpha, neighbours)):
                 for match in pattern.finditer(upper, max(0, at - REACH_BACK)):
                     if match.start() > end + REACH:
                         break
@@ -281,7 +270,7 @@ _WALLET = re.compile(
 
 
 def wallets(text: str) -> Iterator[Span]:
-    """Addresses of crypto currencies: Ethereum's form, bech32 (BIP 173, BIP 350) and Base58Check with right check sums, Monero's form."""
+    """Addresses of crypto currencies: Ethereum, bech32 (BIP 173, BIP 350), Base58Check, Monero; with right sums."""
     for match in _WALLET.finditer(text):
         token = match.group()
         if token[:2] == "0x" or len(token) == 95 or _bech32(token) or base58check(token) is not None:
@@ -335,7 +324,8 @@ _LICENCE = re.compile(
     r"|permis de conduire|licencia de (?:conducir|conducción|manejo)|carn[eé]t? de conducir|permiso de conducir"
     r"|patente di guida|rijbewijs(?:nummer)?|carta de condução)"
     + _GAP
-    + r"(?P<value>[a-z]{1,3}\d{2,4}(?:[ -]\d{1,6}){1,4}\b|\d{2,4}(?:[ -]\d{2,4}){2}\b|[a-z]{1,2}[ -]\d{6,10}\b|[a-z0-9]{5,20}\b)"
+    + r"(?P<value>[a-z]{1,3}\d{2,4}(?:[ -]\d{1,6}){1,4}\b|\d{2,4}(?:[ -]\d{2,4}){2}\b|[a-z]{1,2}[ -]\d{6,10}\b"
+    + r"|[a-z0-9]{5,20}\b)"
 )
 _ACCOUNT = re.compile(
     r"(?:account(?:[\s_.]*(?:number|no\b|num\b|nr\b|#)|(?=\s{0,2}[:=#]| \d{7}))"
@@ -399,8 +389,14 @@ _BIRTHDAY = re.compile(
 _BIRTHDAY_AFTER = re.compile(rf"(?P<value>{_DATE}) (?:is|was) (?:my|his|her) (?:date of birth|birth ?day|dob)")
 
 
+_DOCUMENTS = (
+    ("PASSPORT", _PASSPORT), ("DRIVER_LICENSE", _LICENCE), ("BANK_ACCOUNT", _ACCOUNT), ("NATIONAL_ID", _IDENTITY),
+    ("NATIONAL_ID", _IDENTITY_ABROAD),
+)  # fmt: skip
+
+
 def birth_dates(lower: str) -> Iterator[Span]:
-    """Dates after words such as "date of birth", "born on", "DOB", in the ways that countries write them; `lower` is the text in lower case."""
+    """Dates after words such as "born on" or "DOB", in the forms of many countries; `lower`: the text in lower case."""
     for pattern in (_BIRTH, _BIRTHDAY):
         yield from _values("DATE_OF_BIRTH", pattern, lower)
     if " my " in lower or " his " in lower or " her " in lower:
@@ -408,11 +404,8 @@ def birth_dates(lower: str) -> Iterator[Span]:
 
 
 def document_numbers(lower: str) -> Iterator[Span]:
-    """Numbers of passports, driving licences, bank accounts and national ids next to the words for them; four digits at least."""
-    for kind, pattern in (
-        ("PASSPORT", _PASSPORT), ("DRIVER_LICENSE", _LICENCE), ("BANK_ACCOUNT", _ACCOUNT), ("NATIONAL_ID", _IDENTITY),
-        ("NATIONAL_ID", _IDENTITY_ABROAD),
-    ):  # fmt: skip
+    """Numbers of passports, driving licences, bank accounts and ids next to the words for them; from four digits on."""
+    for kind, pattern in _DOCUMENTS:
         for _, start, end in _values(kind, pattern, lower):
             value = lower[start:end]
             # a date is no number, but a sort code may look like one: 20-10-05

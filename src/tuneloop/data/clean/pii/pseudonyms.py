@@ -1,6 +1,6 @@
-"""Stand-ins for personal data: of plausible form, the same one for the same value, and no person's.
+"""Pseudonyms for personal data: of plausible form, the same one for the same value, and no person's.
 
-They come from ranges that standards keep free for examples, or break a check digit on purpose, so that no one is
+They come from ranges that standards reserve for examples, or have a wrong check digit on purpose, so that no one is
 written to or called.
 """
 
@@ -26,8 +26,7 @@ LAST_NAMES = tuple(
 
 
 def pseudonym(kind: str, value: str, region: str, key: bytes) -> str:
-    """What stands for a value: depends on its kind, its normal form and the key alone (HMAC-SHA256, RFC 2104), and is
-    never the value.
+    """A value's pseudonym: from its kind, its normal form and the key alone (HMAC-SHA256, RFC 2104), never the value.
 
     Args:
         region: country of telephone numbers without a country code.
@@ -66,7 +65,8 @@ def _made(kind: str, value: str, same: str, seed: bytes) -> str:
             # ranges kept for fiction: by Ofcom, ARCEP, BNetzA, ACMA; otherwise North America's 555-01xx
             fictions = {
                 "+44": f"+44 20 7946 0{number % 1000:03d}", "+49": f"+49 30 23125 {number % 1000:03d}",
-                "+33": f"+33 1 99 00 {number % 100:02d} {number // 100 % 100:02d}", "+61": f"+61 2 5550 {number % 10000:04d}",
+                "+33": f"+33 1 99 00 {number % 100:02d} {number // 100 % 100:02d}",
+                "+61": f"+61 2 5550 {number % 10000:04d}",
             }  # fmt: skip
             american = f"+1 {number % 8 + 2}{number // 8 % 9}{number // 72 % 10}-555-01{number // 720 % 100:02d}"
             return fictions.get(same[:3], american)

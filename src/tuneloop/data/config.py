@@ -21,14 +21,13 @@ class RepairConfig(Config):
     """What is repaired in texts; every change is in `repairs.jsonl`."""
 
     encoding: bool = Field(True, description="undo mojibake (UTF-8 read as another encoding) where it can be undone")
-    html_entities: bool = Field(True, description="turn &amp; and the like into the characters they stand for")
+    html_entities: bool = Field(True, description="turn &amp; and the like into the characters that they mean")
     invisible: bool = Field(True, description="remove zero-width, control and soft-hyphen characters")
     unicode: Literal["nfc", "off"] = Field("nfc", description="Unicode normal form of texts")
     white_space: bool = Field(True, description="trim, unify line ends and exotic spaces, cut runs of blank lines")
     special_tokens: bool = Field(True, description="neutralise a model's control tokens inside texts")
     json_syntax: bool = Field(
-        False,
-        description="read raw control characters inside strings and NaN, which JSON forbids, instead of rejecting the line",
+        False, description="read raw control characters in strings and NaN, which JSON forbids, instead of a reject"
     )
 
     _unicode_off = field_validator("unicode", mode="before")(_off)
@@ -68,13 +67,11 @@ class DuplicatesConfig(Config):
     best: str = Field("rating", description="column with the rating, for keep=best")
     conflicts: Literal["report", "drop", "keep"] = Field(
         "report",
-        description="one question with different answers. report: a check names them; drop: all go; keep: the one that `keep` names stays",
+        description="one question with different answers. report: a check names them; drop: all go; "
+        "keep: the one that `keep` names stays",
     )
     semantic: float | None = Field(
-        None,
-        gt=0.0,
-        le=1.0,
-        description="cosine similarity of sentence embeddings from which rows are duplicates; default: off",
+        None, gt=0.0, le=1.0, description="cosine similarity of embeddings from which rows are duplicates; default: off"
     )
 
 
@@ -129,8 +126,8 @@ class PrepareConfig(Config):
     sources: list[str] = Field(default_factory=list, description="files, globs or folders to read")
     format: str = Field(
         "auto",
-        description="shape of the records; auto detects it and says what it found: alpaca, sharegpt, messages, prompt_completion, "
-        "text_label, text, preference, thumbs, logs, fields",
+        description="shape of the records; auto detects it and says what it found: alpaca, sharegpt, messages, "
+        "prompt_completion, text_label, text, preference, thumbs, logs, fields",
     )
     task: Literal["auto", "classification", "generation", "chat"] = Field(
         "auto", description="classification: one label a row; generation: one answer; chat: conversations"
@@ -164,14 +161,12 @@ class PrepareConfig(Config):
         None, ge=1, description="processes; default: one a core; the result is the same for any number"
     )
     max_expansion: float = Field(
-        200.0,
-        gt=1,
-        description="how many times its size a compressed file (gz, zst, parquet ...) may expand to before it is refused",
+        200.0, gt=1, description="how many times its size a compressed file (gz, zst, parquet ...) may expand to"
     )
     limit_per_label: int | None = Field(None, ge=1, description="keep at most this many training rows a label")
     limit: int | None = Field(None, ge=1, description="read at most this many records")
     allow_rejects: float = Field(0.2, ge=0.0, le=1.0, description="share of rejected records above which the job stops")
-    allow_errors: bool = Field(False, description="let `run` and `train` go on although a check is at error")
+    allow_errors: bool = Field(False, description="let `run` and `train` continue although a check is at error")
 
     @field_validator("sources", "labels", mode="before")
     @classmethod

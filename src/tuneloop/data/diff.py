@@ -101,16 +101,12 @@ class DatasetDiff:
 
 
 def diff_datasets(a: Path | str, b: Path | str, *, examples: int = 3) -> DatasetDiff:
-    """Compare two prepared data sets, row by row.
+    """Compare two prepared data sets, row by row; one that is damaged or incomplete is a UserError.
 
-    The files are streamed; ids are held in memory (about 150 bytes a row of either), and hashes of what differs; texts
-    never.
+    The files are streamed; ids (150 bytes a row of either) and hashes of what differs are held in memory, texts never.
 
     Args:
         examples: rows of each kind to show.
-
-    Raises:
-        UserError: one of them is no complete data set, or damaged.
     """
     folder_a, folder_b = dataset_folder(a), dataset_folder(b)
     manifest_a, manifest_b = read_manifest(folder_a), read_manifest(folder_b)
@@ -269,10 +265,8 @@ def _labels(manifest: DatasetManifest) -> Counter[str]:
 
 
 def chi_square(a: Sequence[int], b: Sequence[int]) -> float | None:
-    """p-value of Pearson's chi-square test of homogeneity of two samples' counts.
-
-    Classes with fewer than 5 expected in either sample are taken together (Cochran 1954). None without scipy, and where
-    fewer than two classes are left.
+    """p-value of Pearson's chi-square test of homogeneity of two samples' counts. Classes with fewer than 5 expected in
+    either sample are taken together (Cochran 1954). None without scipy, and where fewer than two classes are left.
     """
     try:
         from scipy.stats import chi2_contingency

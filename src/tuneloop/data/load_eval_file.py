@@ -48,14 +48,13 @@ class WholeFile:
 def read_whole(path: str, config: PrepareConfig, *, prompts: bool = True, redact: bool = False) -> WholeFile:
     """Read a file of any format that `tuneloop prepare` reads, or of references alone.
 
+    A row keeps its record's `id`; records without one, and those that repeat one, get the number of their line.
+
     Args:
         config: what says how records are read: columns, templates, instruction.
-        prompts: whether rows need prompts; else a column `references` or `reference` is enough, whatever other columns
-            there are.
-        redact: replace personal data as `config.personal` says. Programs with unit tests stay as they are: another test
-            is another problem.
-
-    A row keeps its record's `id`; records without one, and those that repeat one, get the number of their line.
+        prompts: whether rows need prompts; else a column `references` or `reference` is enough.
+        redact: replace personal data as `config.personal` says, but not in programs with unit tests: another test is
+            another problem.
 
     Raises:
         UserError: no such file, no format, or no record that is a row.
@@ -130,9 +129,8 @@ def _reader(
 
 
 def row_of_problem(record: Mapping[str, Any]) -> Row | None:
-    """A record of HumanEval or MBPP as it is published, as a row; None for other records.
-
-    The unit tests (`test` and `entry_point`, or `test_list`) stay in `meta`. Without a solution the reference is empty.
+    """A record of HumanEval or MBPP as it is published, as a row; None for other records. The unit tests (`test` and
+    `entry_point`, or `test_list`) stay in `meta`. Without a solution the reference is empty.
     """
     question = record.get("prompt", record.get("text"))
     solution = next((record[name] for name in SOLUTIONS if record.get(name) is not None), "")

@@ -1,7 +1,7 @@
 """General data blended into the training split, so that tuning on one task does not cost the model its other skills.
 
-Replaying some general data is the common remedy against catastrophic forgetting; a small share helps (Scialom et al.
-2022, arXiv 2205.12393). `plan_mix` decides on numbers alone which rows are trained on; `mix_rows` does it.
+Replaying general data is the common remedy against catastrophic forgetting; a small share helps (Scialom et al. 2022,
+arXiv 2205.12393). `plan_mix` decides on numbers alone which rows are trained on; `mix_rows` does it.
 """
 
 from __future__ import annotations
@@ -74,18 +74,16 @@ class MixPlan:
 def plan_mix(
     task: MixSize, general: Sequence[GeneralSizes], config: MixConfig, seed: int, *, task_test: MixSize = MixSize(0, 0)
 ) -> MixPlan:
-    """Which general rows to blend in, by their ids and the seed alone: the order of the sources' rows does not count.
+    """Which general rows to blend in, by their ids and the seed alone; weights that don't fit the sources are a
+    UserError.
 
-    The rows are drawn from one fixed sequence, of which the task's size decides only where it ends. With more task
-    rows the same general rows are drawn, and then some. The sources take turns by their weights; when one is used up
-    the others fill its place, or with `config.repeat` it starts over.
+    The rows are drawn from one fixed sequence, of which the task's size decides only where it ends: with more task rows
+    the same general rows are drawn, and more. The sources take turns by their weights; when one is used up the others
+    fill its place, or with `config.repeat` it starts over.
 
     Args:
         task: of the training split without general rows.
         task_test: of the test split, for `config.in_test`.
-
-    Raises:
-        UserError: the weights don't fit the sources.
     """
     weights = _weights(general, config)
     train, held_out, test = _divided(general, config, seed, task_test)
@@ -120,9 +118,8 @@ def _weights(general: Sequence[GeneralSizes], config: MixConfig) -> list[float]:
 def _divided(
     general: Sequence[GeneralSizes], config: MixConfig, seed: int, task_test: MixSize
 ) -> tuple[list[list[int]], tuple[Place, ...], tuple[Place, ...]]:
-    """The rows of each source for training, in the order they are drawn in; those held out; those for the test.
-
-    The rows with the smallest hashes are held out, so that new rows in a source hardly move the others.
+    """The rows of each source for training, in the order they are drawn in; those held out; those for the test. Those
+    with the smallest hashes are held out, so that new rows in a source hardly move the others.
     """
     ranked = sorted(
         (keyed_hash(f"held out {g.ids[row]}", seed), g.ids[row], Place(number, row))
@@ -171,8 +168,8 @@ def _sequence(
 
 
 def interleaved(task: int, general: int) -> list[int]:
-    """Where general rows stand among the task's, so that any n rows in a row hold n times their share, give or take 1:
-    positions in the mixed split, from 0, ascending; they form a balanced word (Morse and Hedlund 1940).
+    """Positions of general rows in the mixed split, from 0, ascending: any n rows hold n times their share, give or
+    take 1 (a balanced word, Morse and Hedlund 1940).
     """
     rows = task + general
     return [(2 * k + 1) * rows // (2 * general) for k in range(general)]
@@ -213,8 +210,7 @@ def mix_rows(
     """The general rows to put into a data set's splits.
 
     A general row is left out as a leak if the user says the same in a row of the task (the system turn may differ), and
-    as a copy if its whole prompt is that of a general row before it. Rows that are used again get the id `ID-2`,
-    `ID-3` ..., so that ids stay distinct.
+    as a copy if its whole prompt is that of one before it. Rows that are used again get the id `ID-2`, `ID-3` ...
 
     Args:
         splits: the task's rows; each is looked at once.
@@ -293,10 +289,8 @@ def check_share(plan: MixPlan) -> Check:
 
 
 def dataset_rows(source: str) -> list[Row] | None:
-    """The training rows of a prepared data set as general data; None if the source is not one.
-
-    Raises:
-        UserError: the data set has no `train.jsonl`, or it is damaged.
+    """The training rows of a prepared data set as general data; None if the source is not one. A data set without its
+    `train.jsonl`, or a damaged one, is a UserError.
     """
     folder = Path(source).parent if Path(source).name == MANIFEST else Path(source)
     if not (folder / MANIFEST).is_file():

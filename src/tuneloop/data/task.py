@@ -1,7 +1,7 @@
 """What a tuned model was trained to answer, and how a raw record becomes the prompt that it was trained on.
 
-`TaskSpec` travels with a model. `prompt_reader` takes a record without its answer through the same repairs and the same
-format's function, with a placeholder for the answer. So the prompt's tokens are those of training.
+`TaskSpec` travels with a model. `prompt_reader` takes a record without its answer through the repairs and the format's
+function, with a placeholder for the answer: so the prompt's tokens are those of training.
 """
 
 from __future__ import annotations
@@ -111,9 +111,8 @@ def task_spec(
 ) -> TaskSpec:
     """The task that a prepared data set teaches.
 
-    Args:
-        answer: how answers are got in the evaluation: labels scored, or text written.
-        max_new_tokens: longest answer, in tokens.
+    `answer`: how the evaluation gets answers, by scoring labels or writing text; `max_new_tokens`: of the longest
+    answer.
     """
     manifest = dataset.manifest
     form, config = manifest.format or Format(name="messages"), PrepareConfig.model_validate(manifest.config)
@@ -178,12 +177,11 @@ def prompt_reader(
     Args:
         spec: what the model was trained on; None where that is unknown.
         sample: records, which show how they are written.
-        column: the column with the question; default: those that were trained; where
-            these are unknown, the only one there is.
+        column: the column with the question; default: those that were trained, or the only one.
         system: takes the place of the system turn; "" for none, None for that of training.
 
     Raises:
-        UserError: the columns that are needed are not there, or it is not clear which one is meant.
+        UserError: needed columns are not there, or it is not clear which one is meant.
     """
     columns = list(dict.fromkeys(name for record in sample for name in record))
     if column and column not in columns:
@@ -238,7 +236,7 @@ def _only_column(spec: TaskSpec | None, columns: Sequence[str], sample: Sequence
 
 
 def _as_trained(spec: TaskSpec, system: str | None) -> ReadPrompt:
-    """Records with the columns of training. Of ratings and preferences only the prompt counts, so they are read as what they are made of."""
+    """Records with the columns of training; of ratings and preferences only the prompt counts."""
     turns = (spec.turns or TurnsSpec()).keys()
     columns = {role: name for role, name in spec.columns.items() if role in _OF_PROMPTS}
     name = spec.format
@@ -321,7 +319,7 @@ def _with_placeholder(record: dict[str, Any], guess: FormatGuess) -> dict[str, A
 
 
 def _with_answer(turns: Any, keys: TurnKeys) -> Any:
-    """A list of turns that ends with an answer, in whose place there is the placeholder; anything else as it is, for the format to refuse."""
+    """Turns whose last one is a placeholder answer; anything else as it is, for the format to refuse."""
     value, turns = turns, as_value(turns)
     if not isinstance(turns, list):
         return value

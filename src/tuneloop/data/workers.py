@@ -38,7 +38,7 @@ def ordered_map(
 
     Args:
         function: of a module's top level.
-        setting: given to each worker once.
+        setting: each worker gets it once.
         workers: processes; 1: this one.
         engine: `ray` runs the chunks as tasks of the Ray cluster that is there, or of a local one.
     """
@@ -54,10 +54,8 @@ def run_in_background(
 ) -> dict[T, Callable[[], R]]:
     """By chunk a function that waits for `function(chunk, setting)` in another process; with one worker, here.
 
-    Args:
-        function: of a module's top level; what it gives must be fit to be pickled.
-        chunks: the one that takes longest first.
-        setting, workers: as in `ordered_map`.
+    `function` is of a module's top level, and its result can be pickled; the chunk that takes longest comes first; the
+    rest is as in `ordered_map`.
     """
     # Outside Linux the setting would be sent as bytes, which costs more than it brings.
     if workers == 1 or sys.platform != "linux":
@@ -153,7 +151,9 @@ def _on_ray(function: Callable[[T, Any], R], chunks: Iterable[T], setting: Any) 
 
 
 def _call_there(function: Callable[[T, Any], R], chunk: T, name: str, place: list[Any]) -> R:
-    """`function(chunk, setting)` in a process of a cluster, which keeps the setting: to read a tokenizer takes a second."""
+    """`function(chunk, setting)` in a process of a cluster, which keeps the setting: reading a tokenizer takes a
+    second.
+    """
     if name not in _held:
         import ray
 

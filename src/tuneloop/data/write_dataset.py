@@ -22,13 +22,12 @@ from tuneloop.core.ui import progress
 from tuneloop.data import checks, dataset
 from tuneloop.data.checks.label_errors import Embed
 from tuneloop.data.config import NO_CONTENT, PrepareConfig
-from tuneloop.data.dedup_and_split import shuffled
 from tuneloop.data.mix import GENERAL_FILE, GeneralRows, Mixed, MixSize, dataset_rows, interleaved, mix_rows
 from tuneloop.data.process_record import NO_ROW, ProcessedRow, process_record, reject_line
 from tuneloop.data.sources.chunks import chunks
 from tuneloop.data.sources.parse import parse_chunk
 from tuneloop.data.sources.read import find_files
-from tuneloop.data.split import SPLITS, TEST, Array, Split
+from tuneloop.data.split import SPLITS, TEST, Array, Split, shuffled
 from tuneloop.data.spool import PrepareContext, Table, look_at
 from tuneloop.data.task import format_facts
 from tuneloop.data.workers import run_in_background
@@ -40,26 +39,26 @@ LINES_AT_ONCE = 256  # that are hashed and written at once
 LONGEST_SHOWN = 4_000  # characters of each row in `duplicates.jsonl`
 SHOWN_DUPLICATES = 200  # of `duplicates.jsonl`
 _Orders = Mapping[Split, Array]  # rows by split, in the order of its file
-_Begun = Mapping[str, Callable[[], Any]]  # by the name of a check, a function that waits for its result
+_Started = Mapping[str, Callable[[], Any]]  # by the name of a check, a function that waits for its result
 _DOUBTED = "label_errors"
 # By policy the column that decides, and the words for it; among equals the first one stays.
 _WORTH = {
-    "longest": ("characters", "it is longer"), "newest": ("time", "it is newer"), "best": ("rating", "it is rated higher"),
-}  # fmt: skip
+    "longest": ("characters", "it is longer"),
+    "newest": ("time", "it is newer"),
+    "best": ("rating", "it is rated higher"),
+}
 
 
 def write_dataset(job: PrepareContext, identity: Mapping[str, Any], template_adds: str) -> Dataset:
     """Write the files of a data set, the manifest last; if a source changed meanwhile, a UserError in its place.
 
-    Args:
-        identity: `name`, `key`, `seed` and `model` of the manifest.
-        template_adds: the system turn that the model's chat template adds.
+    `identity`: `name`, `key`, `seed` and `model` of the manifest; `template_adds`: the chat template's system turn.
     """
     table, config, out = job.table, job.config, job.out
     clear(out)
     orders = {split: _order(table, number, job.seed) for number, split in enumerate(SPLITS)}
     mixed = _mix(job, orders)
-    overview, begun = _begin_checks(job)
+    overview, results = _begin_checks(job)
     splits = _write_splits(job, overview.task, orders, mixed)
     account = _write_account(job)
     _write_duplicates(job)
@@ -90,22 +89,24 @@ def write_dataset(job: PrepareContext, identity: Mapping[str, Any], template_add
         "words": {word: text for word, text in words.items() if word in account.rejected | account.repaired},
     }
     overview = replace(
-        overview, read=sum(table.records_of), rejected=account.rejected, repaired=account.repaired,
-        max_length=config.max_length, too_long=checks.LongRows(policy=config.too_long, **account.too_long),
+        overview,
+        read=sum(table.records_of),
+        rejected=account.rejected,
+        repaired=account.repaired,
+        max_length=config.max_length,
+        too_long=checks.LongRows(policy=config.too_long, **account.too_long),
         labels=manifest.get("labels", ()),
-    )  # fmt: skip
-    manifest["checks"] = _checks(job, overview, begun) + ([mixed.check] if mixed else [])
+    )
+    manifest["checks"] = _checks(job, overview, results) + ([mixed.check] if mixed else [])
     name, model = identity["name"], identity["model"]
     if identity["key"] != dataset.prepare_key(config, name=name, seed=job.seed, model_fingerprint=model):
-        where, step = (
-            ", ".join(given.file.name for given in job.files),
-            "wait until it is whole, or copy it, and prepare again",
-        )
+        where = ", ".join(source.file.name for source in job.files)
+        step = "wait until it is whole, or copy it, and prepare again"
         raise UserError("A source changed while the data were prepared", where=where, next_step=step)
-    written = DatasetManifest.model_validate(manifest)
-    write_record(out / MANIFEST, written)
+    record = DatasetManifest.model_validate(manifest)
+    write_record(out / MANIFEST, record)
     train, val, test = (dataset.RowFile(out / f"{s}.jsonl", splits[s]["rows"]) for s in SPLITS)
-    return Dataset(str(out), written, train, val, test)
+    return Dataset(str(out), record, train, val, test)
 
 
 def _write_splits(job: PrepareContext, task: str, orders: _Orders, mixed: Mixed | None) -> dict[str, Any]:
@@ -167,13 +168,13 @@ def _sources(job: PrepareContext) -> list[dict[str, Any]]:
         records[source] += n
     return [
         {
-            "path": given.file.name,
-            "sha256": dataset.sha256_of_source(given.file.path),
-            "rows": records[given.file.name],
-            "encoding": job.encodings.get(given.file.name, ""),
-            **({"split": given.split} if given.split else {}),
+            "path": source.file.name,
+            "sha256": dataset.sha256_of_source(source.file.path),
+            "rows": records[source.file.name],
+            "encoding": job.encodings.get(source.file.name, ""),
+            **({"split": source.split} if source.split else {}),
         }
-        for given in job.files
+        for source in job.files
     ]
 
 
@@ -185,7 +186,7 @@ def _counts(job: PrepareContext, account: _RejectAccount, orders: _Orders) -> di
 
 
 @dataclass
-class Lines:
+class JsonLinesWriter:
     """A JSON Lines file that is being written: the number of its lines so far, and their hash."""
 
     name: str
@@ -212,10 +213,10 @@ class Lines:
 
 
 @contextlib.contextmanager
-def lines_to(path: Path) -> Iterator[Lines]:
+def lines_to(path: Path) -> Iterator[JsonLinesWriter]:
     """A JSON Lines file that is there when all its lines are."""
     with replacing(path) as file:
-        yield Lines(path.name, file)
+        yield JsonLinesWriter(path.name, file)
 
 
 def clear(out: Path) -> None:
@@ -237,7 +238,7 @@ def reject_lines(table: Table, policy: str) -> Iterator[bytes]:
         yield from (line for _, line in heapq.merge(refused, dropped, key=lambda pair: pair[0]))
 
 
-def _begin_checks(job: PrepareContext) -> tuple[checks.Overview, _Begun]:
+def _begin_checks(job: PrepareContext) -> tuple[checks.Overview, _Started]:
     """The rows as checks see them, and the slow checks, at work in other processes while the files are written."""
     table, task = job.table, job.config.task
     if task == "auto":
@@ -259,16 +260,15 @@ def _long_check(
     if name != _DOUBTED:
         return checks.CHECKS[name].run(overview)
     suspects = checks.find_suspects(overview, embed=embed)
-    return suspects, [
-        orjson.dumps(record) for record in checks.suspect_records(overview, suspects, most=len(suspects.errors))
-    ]
+    records = checks.suspect_records(overview, suspects, most=len(suspects.errors))
+    return suspects, list(map(orjson.dumps, records))
 
 
-def _checks(job: PrepareContext, overview: checks.Overview, begun: _Begun) -> list[checks.Check]:
-    """All checks; the rows they found stand in `flagged.jsonl`, those with doubtful labels in `label_errors.jsonl`."""
+def _checks(job: PrepareContext, overview: checks.Overview, started: _Started) -> list[checks.Check]:
+    """All checks; their rows are in `flagged.jsonl`, those with doubtful labels in `label_errors.jsonl`."""
     progress("checking", 0, 1)
     path = job.out / "label_errors.jsonl"
-    if _DOUBTED not in begun:
+    if _DOUBTED not in started:
         path.unlink(missing_ok=True)
 
     def flagged(records: Iterator[FlaggedRow]) -> None:
@@ -276,11 +276,11 @@ def _checks(job: PrepareContext, overview: checks.Overview, begun: _Begun) -> li
 
     def suspects() -> checks.Suspects:
         suspects: checks.Suspects
-        suspects, records = begun[_DOUBTED]()
+        suspects, records = started[_DOUBTED]()
         _write(path, records)
         return suspects
 
-    slow = {name: wait for name, wait in begun.items() if name != _DOUBTED}
+    slow = {name: wait for name, wait in started.items() if name != _DOUBTED}
     results = checks.run_checks(overview, suspects=suspects, slow=slow, flagged=flagged)
     progress("checking", 1, 1)
     return results
@@ -332,9 +332,9 @@ def _general_rows(job: PrepareContext, source: str) -> Iterator[Row]:
         guess, _ = look_at([file], plain)
         for chunk in chunks(file):
             for item in parse_chunk(chunk):
-                for made in [item] if isinstance(item, Reject) else process_record(item, guess, processor):
-                    if isinstance(made, ProcessedRow):
-                        yield made.row
+                for row in [item] if isinstance(item, Reject) else process_record(item, guess, processor):
+                    if isinstance(row, ProcessedRow):
+                        yield row.row
 
 
 def _write_duplicates(job: PrepareContext) -> None:
@@ -343,17 +343,26 @@ def _write_duplicates(job: PrepareContext) -> None:
     copies = np.flatnonzero(table.because >= 0)
     # the other one may have gone as well, as conflicts=drop has it
     copies = copies[table.fate[table.because[copies]] == 0]
-    order = np.lexsort((shuffled(table.columns["id"][copies], job.seed), table.likeness[copies] >= 1.0))
+    order = np.lexsort((shuffled(table.columns["id"][copies], job.seed), table.similarity[copies] >= 1.0))
 
     def line_of(index: int) -> bytes:
         original = int(table.because[index])
         (source, line), (kept_source, kept_line) = table.place(index), table.place(original)
         copy, stays = table.row(index), table.row(original)
-        return orjson.dumps(DroppedCopy(
-            source=source, line=line, id=copy.id, kept_source=kept_source, kept_line=kept_line, kept_id=stays.id,
-            similarity=round(float(table.likeness[index]), 4), kind=table.reason(index).removesuffix("_duplicate"),
-            why=_why(table, job.config.duplicates.keep, index, original), text=_shown(copy), kept_text=_shown(stays),
-        ))  # fmt: skip
+        record = DroppedCopy(
+            source=source,
+            line=line,
+            id=copy.id,
+            kept_source=kept_source,
+            kept_line=kept_line,
+            kept_id=stays.id,
+            similarity=round(float(table.similarity[index]), 4),
+            kind=table.reason(index).removesuffix("_duplicate"),
+            why=_why(table, job.config.duplicates.keep, index, original),
+            text=_shown(copy),
+            kept_text=_shown(stays),
+        )
+        return orjson.dumps(record)
 
     _write(job.out / "duplicates.jsonl", map(line_of, copies[order][:SHOWN_DUPLICATES].tolist()))
 
@@ -407,12 +416,9 @@ def tokens_of(table: Table, order: Array) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TokenLine:
-    """The tokens of rows by their characters, fitted to the rows that were measured (Cochran 1977, Sampling Techniques,
-    7.1).
-
-    That long rows are always measured does not make it too high, as it would the mean of the measured ones. The sums
-    are whole numbers, so that no machine gets another result. `x` and `y` are means of the characters and of what was
-    measured.
+    """The tokens of rows by their characters, fitted to the measured rows (Cochran 1977, Sampling Techniques, 7.1).
+    That long rows are always measured does not make it too high, as it would the mean. The sums are whole numbers, so
+    that no machine gets another result. `x` and `y` are means of the characters and of what was measured.
     """
 
     x: float
@@ -422,7 +428,6 @@ class TokenLine:
 
     @staticmethod
     def through(characters: Array, measured: Array) -> TokenLine:
-        """The line of least squares."""
         x, y = characters.astype(np.int64), measured.astype(np.int64)
         n, sum_x, sum_y = len(x), int(x.sum()), int(y.sum())
         spread_x, spread_y = n * int((x * x).sum()) - sum_x**2, n * int((y * y).sum()) - sum_y**2

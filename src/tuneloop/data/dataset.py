@@ -146,9 +146,7 @@ def dataset_hash(
 
 
 def hash_of_keys(splits: Mapping[str, bytes], config: PrepareConfig, seed: int, mixed: Mix | None) -> str:
-    """`dataset_hash` of rows of which only the id, as a number, and the `meta_key` are known: two numbers of 64 bits a
-    row, the lower bytes first.
-    """
+    """`dataset_hash` of rows of which only id and `meta_key` are known: two numbers of 64 bits a row, low bytes first."""
     digest = hashlib.sha256(b"".join(split.encode() + keys for split, keys in splits.items())).hexdigest()
     settings = config.model_dump(mode="json", exclude={"sources", *NO_CONTENT})
     return content_hash({"content": digest, "config": settings, "seed": seed, "mix": mixed})

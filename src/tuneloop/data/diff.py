@@ -152,7 +152,6 @@ def _ids(files: Mapping[str, Path]) -> dict[int, str]:
 
 
 def _row_lines(path: Path) -> Iterator[tuple[int, Row]]:
-    """Offset in bytes and row of every line."""
     for number, (offset, _, value) in enumerate(read_lines(path), 1):
         try:
             yield offset, Row.from_json(value)
@@ -236,7 +235,6 @@ def _about(folder: Path, manifest: DatasetManifest) -> dict[str, Any]:
 
 
 def _label_shifts(a: DatasetManifest, b: DatasetManifest) -> tuple[list[LabelShift], float | None]:
-    """Labels over all splits, by how much their share moved, and the p-value of the chi-square test."""
     counts_a, counts_b = _labels(a), _labels(b)
     total_a, total_b = counts_a.total(), counts_b.total()
     if not total_a or not total_b:

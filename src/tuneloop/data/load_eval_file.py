@@ -91,7 +91,6 @@ def read_whole(path: str, config: PrepareConfig, *, prompts: bool = True, redact
 def _reader(
     sample: Sequence[Mapping[str, Any]], config: PrepareConfig, prompts: bool
 ) -> tuple[str, Callable[[SourceRecord], Row | str]]:
-    """How a file is read, and the function from one of its records to a row or the reason why it is not one."""
     if any(row_of_problem(record) for record in sample):
 
         def problem(record: SourceRecord) -> Row | str:

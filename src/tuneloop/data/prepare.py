@@ -307,7 +307,6 @@ def _measured(rows: CarriedRows, processor: RowProcessor) -> list[TokenCount | R
 
 
 def _limit(job: PrepareContext) -> None:
-    """Reject training rows beyond `limit_per_label`, in the order of their hashes."""
     table, limit = job.table, job.config.limit_per_label
     if limit is None:
         return

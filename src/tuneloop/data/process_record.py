@@ -208,7 +208,6 @@ def process_record(
 def _finished(
     draft: ProcessedRow, measured: TokenCount | Rejection, processor: RowProcessor
 ) -> ProcessedRow | RefusedRecord:
-    """The row with its length, language and flags, or why it is rejected."""
     row, meta, target = draft.row, draft.row.meta, processor.config.language
 
     def refuse(reason: str, detail: str, tokens: int = 0) -> RefusedRecord:
@@ -369,7 +368,6 @@ def _redacted(where: str, kinds: Iterable[str]) -> FieldChange:
 
 
 def _without(text: str, processor: RowProcessor) -> str:
-    """Text without personal data, in whatever mode."""
     settings = processor.config.personal
     if settings.mode == "off":
         return text
@@ -440,7 +438,6 @@ class _FactsOfChunk:
         self._repairs(reject.source, reject.line, refused.id, [*refused.changes, *further])
 
     def add(self, processed: ProcessedRow) -> None:
-        """Add a row."""
         row, place = processed.row, len(self.rows)
         line, record = json_line(row.to_json()), json_line(processed.record)
         self.texts.append(minhash.texts_of(row, self.processor.frame))
@@ -467,7 +464,6 @@ class _FactsOfChunk:
             self.repairs.append(RepairLine(place, change.kind, orjson.dumps(record | change.facts), change.amounts))
 
     def of_chunk(self, source: str, records: int) -> ChunkFacts:
-        """All that was gathered of so many records, with the sketches, and the test rows that rows give away."""
         values = zip(*self.rows, strict=True) if self.rows else ((),) * len(_ROW_TYPES)
         columns: dict[str, Array] = {
             name: np.array(of, dtype=kind) for (name, kind), of in zip(_ROW_TYPES.items(), values, strict=True)

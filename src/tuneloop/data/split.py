@@ -141,7 +141,6 @@ def frozen_splits(ids: Array, questions: Array, dataset: Dataset) -> Array:
 
 
 def _groups(facts: SplitFacts) -> Array:
-    """The number of each row's group: connected over questions, groups and links."""
     columns = [facts.question]
     if facts.group is not None:
         with_one = np.flatnonzero(facts.group)

@@ -212,7 +212,6 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _only_column(spec: TaskSpec | None, columns: Sequence[str], sample: Sequence[Mapping[str, Any]]) -> str:
-    """The column of the question, where only one can be meant."""
     # Of a model that was trained on one column another one must be named; lines of a text are in a column "text".
     needed = spec is not None and not spec.is_conversation and len(columns) == 1 and columns != ["text"]
     if spec is not None and (len(spec.inputs) > 1 or needed):
@@ -251,7 +250,6 @@ def _as_trained(spec: TaskSpec, system: str | None) -> ReadPrompt:
 
 
 def _as_text_column(spec: TaskSpec | None, column: str, system: str | None) -> ReadPrompt:
-    """One column of text: in place of the trained one, or the user's turn."""
     if spec is None or spec.is_conversation:
         columns = {"prompt": column, "completion": PLACEHOLDER}
         return _reader(spec, FormatGuess("prompt_completion", columns, ""), system)

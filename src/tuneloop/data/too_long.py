@@ -73,7 +73,7 @@ def _head(messages: Sequence[Message]) -> tuple[list[Message], list[Message]]:
 def _cuts(
     count: int, fits: Callable[[int, int], bool], better: Callable[[int, int], int] = lambda start, end: end
 ) -> list[tuple[int, int]]:
-    """0 to `count` in ranges that fit, each as long as can be or as `better` cuts it; none if a single one is too long."""
+    """0 to `count` in ranges that fit, as long as can be or as `better` cuts; none if a single one is too long."""
     ranges: list[tuple[int, int]] = []
     start = 0
     while start < count:

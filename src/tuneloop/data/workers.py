@@ -151,9 +151,7 @@ def _on_ray(function: Callable[[T, Any], R], chunks: Iterable[T], setting: Any) 
 
 
 def _call_there(function: Callable[[T, Any], R], chunk: T, name: str, place: list[Any]) -> R:
-    """`function(chunk, setting)` in a process of a cluster, which keeps the setting: reading a tokenizer takes a
-    second.
-    """
+    """`function(chunk, setting)` in a process of a cluster, which keeps the setting: tokenizers are slow to read."""
     if name not in _held:
         import ray
 

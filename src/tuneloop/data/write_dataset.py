@@ -301,14 +301,12 @@ def _interleaved(lines: Iterator[bytes], n: int, general: Sequence[Row]) -> Iter
 
 
 def _counts_of(table: Table, column: str, rows: Array) -> dict[str, int]:
-    """The names in a column of rows with their numbers, in the order of the names."""
     codes, counts = np.unique(table.columns[column][rows], return_counts=True)
     names = table.names[column]
     return dict(sorted((names[c], n) for c, n in zip(codes.tolist(), counts.tolist(), strict=True) if c >= 0))
 
 
 def _mix(job: PrepareContext, orders: Mapping[Split, Array]) -> Mixed | None:
-    """General rows for the splits, as `data.mix` asks for them."""
     settings = job.config.mix
     if not settings.sources or settings.share == 0:
         return None
@@ -368,7 +366,6 @@ def _write_duplicates(job: PrepareContext) -> None:
 
 
 def _why(table: Table, policy: str, copy: int, original: int) -> str:
-    """Why of two rows that are the same one stays."""
     if table.reason(copy) == "split_leak":
         return "it is in the test set" if table.split[original] == TEST else "it is in the validation set"
     column, words = _WORTH.get(policy, ("", ""))

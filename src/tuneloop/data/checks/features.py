@@ -89,7 +89,6 @@ def sample(texts: Sequence[str], size: int, seed: int) -> list[int]:
 
 
 def _features(texts: Sequence[str]) -> Iterator[tuple[Any, Any]]:
-    """Row and hash of every occurrence: first of words and word pairs, then of character n-grams."""
     clean = [" ".join(text[:LONGEST].lower().split()) for text in texts]
     code = np.frombuffer(("\n " + " \n ".join(clean) + " ").encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     row = np.cumsum(code == 10) - 1  # a line feed begins each text: `clean` holds none

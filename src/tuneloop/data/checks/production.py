@@ -106,7 +106,6 @@ def _text_of(turn: Mapping[str, Any]) -> str:
 
 
 def _text_columns(record: Any, depth: int) -> Iterator[list[str]]:
-    """The text in a column of a usual name, or in the only column of text."""
     if not isinstance(record, Mapping):
         return
     texts = {str(key).casefold(): value for key, value in record.items() if isinstance(value, str) and value.strip()}

@@ -43,22 +43,17 @@ class Comparing:
 
 @dataclass(frozen=True)
 class Alike:
-    """Pairs of rows of which the questions are similar, or the whole.
-
-    Args:
-        one, other: places of the pairs, `one` the earlier; sorted by `other`, then `one`.
-        together: whether they may be copies: label, system turns and tools are equal, and short questions mean the
-            same.
-        crowded: by place, whether a row has so many candidates that it was not compared with all that stand before it.
-    """
+    """Pairs of rows of which the questions are similar, or the whole."""
 
     rows: Array  # indices of the rows that were compared, in the order of preference; pairs are places in it
-    one: Array
+    one: Array  # places of the pairs: the earlier row, and the other; sorted by `other`, then `one`
     other: Array
-    prompt: Array  # Jaccard similarity of the questions; whole: of the rows, see `row_similarity`
+    prompt: Array  # Jaccard similarity of the questions; whole: of the rows, see `similarities`
     whole: Array
-    together: Array
-    crowded: Array
+    together: (
+        Array  # whether they may be copies: equal label, system turns and tools, and short questions of one meaning
+    )
+    crowded: Array  # by place, whether a row has too many candidates to be compared with all before it
 
 
 def find_alike(
@@ -90,8 +85,8 @@ def find_alike(
     if carry is None:
         verified = list(ordered_map(verify, batches, Comparing(texts, threshold), workers=workers))
     else:
-        sent = ((batch, carry(np.unique(batch))) for batch in batches)
-        verified = list(ordered_map(verify_carried, sent, threshold, workers=workers, engine="ray"))
+        carried = ((batch, carry(np.unique(batch))) for batch in batches)
+        verified = list(ordered_map(verify_carried, carried, threshold, workers=workers, engine="ray"))
     for number, batch in enumerate(verified):
         batch[0] = batch[0] + BATCH * number
     places, *values = (np.concatenate(column) for column in zip(_arrays([]), *verified, strict=True))
@@ -99,7 +94,7 @@ def find_alike(
 
 
 def _names(columns: Columns) -> tuple[minhash.Name, ...]:
-    """The sketches to look at: where no row has an answer, as with labels, the whole is the question and finds nothing else."""
+    """The sketches to look at: where no row has an answer, as with labels, the whole is the question."""
     if "whole" not in columns or np.array_equal(
         columns["whole"][:, -minhash.SIGNS :], columns["prompt"][:, -minhash.SIGNS :]
     ):
@@ -112,7 +107,7 @@ def _other(pairs: Array) -> Array:
 
 
 def _sharing(columns: Columns, name: minhash.Name, rows: Array, threshold: float, crowded: Array) -> Iterator[Array]:
-    """Pairs of places that may be similar, each `later << 32 | earlier`, band by band; marks rows in overfull buckets as crowded."""
+    """Pairs of places that may be similar, `later << 32 | earlier`, by band; marks rows in overfull buckets."""
     owner, signs, bands = minhash.sketched(columns, name, rows)
     in_order = np.argsort(owner, kind="stable")
     owner, signs = owner[in_order], signs[in_order]
@@ -179,7 +174,7 @@ def _sharing_all_but_a_word(columns: Columns, rows: Array) -> Iterator[Array]:
 
 
 def _perhaps_shared(keys: NDArray[np.uint32]) -> NDArray[np.bool_]:
-    """Which keys may stand there more than once: all that do and one in eight of the others, found in a fifth of the time of sorting."""
+    """Which keys may be there more than once: all that are and an eighth of the others, in a fifth of a sort's time."""
     bits = min(len(keys).bit_length() + 3, SLOT_BITS)
     slot = keys >> np.uint32(32 - bits)
     place = np.arange(len(keys), dtype=np.int32)
@@ -198,7 +193,6 @@ def _distinct(numbers: Array) -> Array:
 
 
 def _blocks(counts: Array, most: int) -> list[slice]:
-    """Slices of about `most` in sum."""
     ends = np.cumsum(counts)
     cuts = np.searchsorted(ends, np.arange(most, ends[-1] if len(ends) else 0, most), side="right").tolist()
     return [slice(begin, end) for begin, end in itertools.pairwise([0, *cuts, len(counts)]) if end > begin]
@@ -233,10 +227,8 @@ def verify_carried(work: tuple[Batch, Any], threshold: float) -> Verified:
 class Crowd:
     """Crowded rows and those that share bands with them, taken one after another.
 
-    Args:
-        names: of the sketches by which rows may be similar.
-        rows: indices of those that count, in the order in which they are taken.
-        crowded: by place in `rows`, which are looked for; the others are only found.
+    `names`: of the sketches by which rows may be similar; `rows`: indices of those that count, in the order in which
+    they are taken; `crowded`: by place in `rows`, which are looked for; the others are only found.
     """
 
     def __init__(
@@ -305,19 +297,18 @@ class Crowd:
 
 
 def _shapes(texts: Texts) -> Callable[[int], minhash.Shape]:
-    """Reads and folds the texts of a row, and remembers the latest."""
     cache: dict[int, minhash.Shape] = {}
-    held = 0
+    size = 0  # characters in the cache
 
     def shape(row: int) -> minhash.Shape:
-        nonlocal held
+        nonlocal size
         if row not in cache:
-            if held > minhash.CACHED:
+            if size > minhash.CACHED:
                 cache.clear()
-                held = 0
-            cut = texts([row])[0]
-            cache[row] = minhash.shape_of(cut)
-            held += len(cut.prompt) + len(cut.answer)
+                size = 0
+            texts_of_row = texts([row])[0]
+            cache[row] = minhash.shape_of(texts_of_row)
+            size += len(texts_of_row.prompt) + len(texts_of_row.answer)
         return cache[row]
 
     return shape

@@ -1,7 +1,7 @@
 """Rows that give a test away: they ask the same, nearly the same, or hold long passages of a question.
 
-An index of the test set is built once and sent to the workers. They ask it about whole chunks of rows, whose sketches
-they have anyway, so that a short row takes a few microseconds.
+An index of the test set is built once and sent to the workers, which query it for whole chunks of rows, whose sketches
+they have anyway: a short row takes a few microseconds.
 """
 
 from __future__ import annotations
@@ -23,40 +23,29 @@ COMMON, COMMON_SHARE = 3, 0.01  # test rows, and share of them, that may share a
 
 @dataclass(frozen=True)
 class Leak:
-    """Why a row must not be trained on.
+    """Why a row must not be trained on."""
 
-    Args:
-        how: `exact`: the question of a test row up to Unicode form, white space and case; `near`: nearly that question;
-            `overlap`: the row holds long passages of it.
-    """
-
-    how: Literal["exact", "near", "overlap"]
+    how: Literal["exact", "near", "overlap"]  # the question is equal up to form, nearly equal, or passages are shared
     test_row: int  # index of the test row
     similarity: float  # Jaccard similarity of the questions; for `overlap` the share of the question's passages
 
 
 @dataclass(frozen=True)
 class TestIndex:
-    """A test set made ready for queries by `index_of`.
-
-    Args:
-        bands: number and key of each band of their sketches, sorted; `banded`: test row of each; `signs`: of the rows.
-        masked: number and key of short questions with words left out, sorted; `mask_of`: test row of each.
-        passages: hashes of their passages, sorted; `holders`: test row of each.
-    """
+    """A test set made ready for queries by `index_of`; the keys are sorted."""
 
     __test__ = False  # no test case, whatever pytest makes of the name
 
     config: DuplicatesConfig  # of the duplicates; the rows compared with it must be sketched with it
     shapes: Sequence[minhash.Shape]  # of the test rows
-    bands: Array
-    banded: Array
-    signs: dict[int, list[int]]
-    masked: Array
-    mask_of: Array
-    passages: Array
-    holders: Array
-    passage_count: Array  # passages of each test row that count
+    bands: Array  # number and key of each band of their sketches; `band_rows`: the test row of each
+    band_rows: Array
+    signs: dict[int, list[int]]  # of the rows
+    masked: Array  # number and key of short questions with words left out; `masked_rows`: the test row of each
+    masked_rows: Array
+    passages: Array  # hashes of their passages; `passage_rows`: the test row of each
+    passage_rows: Array
+    passage_counts: Array  # passages of each test row that count
 
 
 def index_of(test: Sequence[minhash.RowTexts], config: DuplicatesConfig) -> TestIndex:
@@ -65,20 +54,26 @@ def index_of(test: Sequence[minhash.RowTexts], config: DuplicatesConfig) -> Test
     columns = minhash.sketch(test, sketch_config(config))
     sketches = minhash.sketched(columns, "prompt", np.arange(len(test)))
     bands = np.concatenate(_numbered(sketches.bands))
-    order = np.argsort(bands, kind="stable")
-    masked, mask_of = _masked(columns)
+    by_key = np.argsort(bands, kind="stable")
+    masked, masked_rows = _masked(columns)
     by_mask = np.argsort(masked, kind="stable")
-    holders, passages = _passages([shape.prompt for shape in shapes])
-    holders, passages = _distinct(holders, passages)
-    _, place, held = np.unique(passages, return_inverse=True, return_counts=True)
-    rare = held[place] <= max(COMMON, COMMON_SHARE * len(test))
-    holders, passages = holders[rare], passages[rare]
+    rows, passages = _distinct(*_passages([shape.prompt for shape in shapes]))
+    _, place, counts = np.unique(passages, return_inverse=True, return_counts=True)
+    rare = counts[place] <= max(COMMON, COMMON_SHARE * len(test))
+    rows, passages = rows[rare], passages[rare]
     by_hash = np.argsort(passages, kind="stable")
-    banded, signs = np.resize(sketches.owner, len(bands)), minhash.long_signs(sketches, range(len(test)))
     return TestIndex(
-        config, shapes, bands[order], banded[order], signs, masked[by_mask], mask_of[by_mask],
-        passages[by_hash], holders[by_hash], np.bincount(holders, minlength=len(test)),
-    )  # fmt: skip
+        config=config,
+        shapes=shapes,
+        bands=bands[by_key],
+        band_rows=np.resize(sketches.owner, len(bands))[by_key],
+        signs=minhash.long_signs(sketches, range(len(test))),
+        masked=masked[by_mask],
+        masked_rows=masked_rows[by_mask],
+        passages=passages[by_hash],
+        passage_rows=rows[by_hash],
+        passage_counts=np.bincount(rows, minlength=len(test)),
+    )
 
 
 def find_contamination(
@@ -86,8 +81,7 @@ def find_contamination(
 ) -> list[Leak | None]:
     """For each row why it gives the test away, or None; of several test rows the one that it is most similar to.
 
-    Args:
-        columns: sketches of the rows with the index's config, if they are there already.
+    `columns`: sketches of the rows with the index's config, if they are there already.
     """
     if columns is None or "prompt" not in columns:
         columns = minhash.sketch(texts, sketch_config(index.config))
@@ -113,7 +107,6 @@ def sketch_config(config: DuplicatesConfig) -> DuplicatesConfig:
 
 
 def _numbered(bands: Iterable[Array]) -> list[Array]:
-    """Keys that differ between bands."""
     return [keys.astype(np.uint64) | np.uint64(number << 32) for number, keys in enumerate(bands)]
 
 
@@ -130,7 +123,7 @@ def _candidates(columns: Columns, index: TestIndex, count: int) -> dict[int, lis
     room = minhash.BUCKET // minhash.banding(index.config.threshold)[1]
     shared: dict[int, set[int]] = {}
     for band in _numbered(sketches.bands):
-        _meet(shared, sketches.owner, band, index.bands, index.banded, room)
+        _meet(shared, sketches.owner, band, index.bands, index.band_rows, room)
     signs = minhash.long_signs(sketches, shared)
     most = minhash.most_apart(index.config.threshold)
     candidates = {}
@@ -140,7 +133,7 @@ def _candidates(columns: Columns, index: TestIndex, count: int) -> dict[int, lis
             candidates[row] = [test_row for apart, test_row in near[: minhash.CROWD] if apart <= most]
     shared.clear()
     masked, rows = _masked(columns)
-    _meet(shared, rows, masked, index.masked, index.mask_of, room)
+    _meet(shared, rows, masked, index.masked, index.masked_rows, room)
     for row, tests in shared.items():
         candidates[row] = [*(first := candidates.get(row, [])), *sorted(tests.difference(first))]
     return candidates
@@ -158,14 +151,12 @@ def _meet(shared: dict[int, set[int]], rows: Array, keys: Array, test_keys: Arra
 
 
 def _passages(texts: Sequence[Sequence[str]]) -> tuple[Array, Array]:
-    """Hashes of all runs of GRAM words, and before them the text that holds each."""
     long = [number for number, words in enumerate(texts) if len(words) >= GRAM]
     if not long:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint64)
     lengths = np.array([len(texts[number]) for number in long], dtype=np.int64)
-    hashed, counts = minhash.windows(
-        minhash.word_hashes([word for number in long for word in texts[number]]), lengths, GRAM
-    )
+    words = [word for number in long for word in texts[number]]
+    hashed, counts = minhash.windows(minhash.word_hashes(words), lengths, GRAM)
     return np.repeat(np.array(long, dtype=np.int64), counts), hashed
 
 
@@ -190,10 +181,10 @@ def _overlaps(texts: Sequence[minhash.RowTexts], index: TestIndex) -> list[tuple
     owners, hashes = _distinct(owners[hit] // 2, hashes[hit])
     begin, end = np.searchsorted(index.passages, hashes), np.searchsorted(index.passages, hashes, side="right")
     rows = np.repeat(owners, end - begin)
-    held = index.holders[np.repeat(begin, end - begin) + minhash.counted(end - begin)]
-    pairs, counts = np.unique(rows * len(index.shapes) + held, return_counts=True)
+    test_rows = index.passage_rows[np.repeat(begin, end - begin) + minhash.counted(end - begin)]
+    pairs, counts = np.unique(rows * len(index.shapes) + test_rows, return_counts=True)
     row, test_row = np.divmod(pairs, max(len(index.shapes), 1))
-    share = counts / index.passage_count[test_row]
+    share = counts / index.passage_counts[test_row]
     best = np.lexsort((test_row, -share, row))
     best = best[np.flatnonzero(np.diff(row[best], prepend=-1))]
     best = best[share[best] >= OVERLAP]

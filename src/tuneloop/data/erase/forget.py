@@ -60,18 +60,15 @@ Checks = Callable[[Dataset], list[Check]]
 
 @dataclass(frozen=True)
 class Hit:
-    """A line that matches: its file in the data set, its number there, its row's id, its source with the line, and why.
+    """A line that matches."""
 
-    `general` marks rows that were mixed in.
-    """
-
-    file: str
-    line: int
-    id: str
+    file: str  # of the data set
+    line: int  # its number in the file
+    id: str  # of its row
     source: str
     source_line: int
-    excerpt: str
-    general: bool = False
+    excerpt: str  # why it matches
+    general: bool = False  # whether its row was mixed in
 
 
 @dataclass(frozen=True)
@@ -182,7 +179,6 @@ def personal_settings(dataset: Path | str) -> PersonalConfig:
 
 
 def _journal(folder: Path) -> tuple[str, DatasetManifest]:
-    """Of a removal that was interrupted: the hash of its pattern, and the manifest from before."""
     path = folder / JOURNAL
     value = read_json(path)
     if not isinstance(value, dict) or "match_hash" not in value:
@@ -242,12 +238,9 @@ class Descendant:
 
 def descendants(subject: SubjectRows, match: Matcher, root: Path | str = ".") -> list[Descendant]:
     """Data sets, runs and evaluations below `root` (to a depth of 4) that come from a data set or hold its matching
-    rows.
+    rows. Where nothing matches in the data set itself, only what holds matching rows is listed, and what came of that.
 
-    Where nothing matches in the data set itself, only what holds matching rows is listed, and what came of that.
-
-    Args:
-        subject: the data set, as it was before the rows were removed.
+    `subject`: the data set, as it was before the rows were removed.
     """
     folders = []
     for place, inner, _ in os.walk(root):
@@ -291,7 +284,6 @@ def descendants(subject: SubjectRows, match: Matcher, root: Path | str = ".") ->
 
 
 def _names(manifest: DatasetManifest) -> set[str]:
-    """Ids and hashes that a data set has and had."""
     last = manifest.forgotten
     removals = [last, *last.earlier] if last else []
     names = {manifest.id, manifest.hash, *(r.was for r in removals), *(r.was_hash for r in removals)}
@@ -333,7 +325,6 @@ def _dataset_child(folder: Path, subject: SubjectRows, match: Matcher, ids: Coll
 
 
 def _count(path: Path, ids: Collection[str], match: Matcher) -> int:
-    """Rows of a file with one of the ids, or that match."""
     n = 0
     with contextlib.suppress(UserError, OSError):
         for _, record in _records(path):
@@ -343,15 +334,11 @@ def _count(path: Path, ids: Collection[str], match: Matcher) -> int:
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What became of a data set.
-
-    Args:
-        old_id, new_id: before and after.
-    """
+    """What became of a data set."""
 
     found: SubjectRows  # what it held
     rows: int  # removed from splits and rejects
-    old_id: str
+    old_id: str  # before and after
     new_id: str
     descendants: list[Descendant]  # what else was made from it
     files: list[str] = field(default_factory=list)  # files that were rewritten or deleted
@@ -369,9 +356,9 @@ def forget(
     """Remove a person's rows from a data set, which gets a new hash and id, and list what was made from it.
 
     The rows go from the splits, from `rejects.jsonl` and `repairs.jsonl`; `report.html` is deleted. What stays is a
-    line in `rejects.jsonl` with source, line and the reason `forgotten`, so that every record is still accounted for,
-    and `forgotten` in the manifest, with a hash of the pattern and never the pattern. An interrupted removal is
-    completed by the next one.
+    line in `rejects.jsonl` with source, line and the reason `forgotten`, so that every record is accounted for, and
+    `forgotten` in the manifest, with a hash of the pattern and never the pattern. The next removal completes an
+    interrupted one.
 
     Args:
         runs_root: folder to search for data sets, runs and evaluations that come from it.
@@ -435,12 +422,9 @@ def _rehearse(
         try:
             _manifest_after(rehearsed, match, config, measure, lambda dataset: [], today)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise UserError(
-                f"The data set's manifest does not fit its files ({type(error).__name__}: {error}): nothing was "
-                f"removed",
-                where=str(subject.folder / MANIFEST),
-                next_step="delete the rows from its sources and run `tuneloop prepare` again",
-            ) from None
+            what = f"The manifest does not fit its files ({type(error).__name__}: {error}): nothing was removed"
+            step = "delete the rows from its sources and run `tuneloop prepare` again"
+            raise UserError(what, where=str(subject.folder / MANIFEST), next_step=step) from None
 
 
 def _remove(subject: SubjectRows) -> list[str]:
@@ -523,10 +507,9 @@ def _manifest_after(
         codes = Counter(language.detect_language(question_text(row))[0] for row in looked_at)
         changes["languages"] = dict(sorted(codes.items(), key=lambda pair: (-pair[1], pair[0])))
     new = old.model_copy(update=changes)
-    removal = Removal(
-        rows=_rows_with_content(old) - _rows_with_content(new), when=today.isoformat(), match_hash=match.hash,
-        was=old.id, was_hash=old.hash,
-    )  # fmt: skip
+    rows_removed = _rows_with_content(old) - _rows_with_content(new)
+    when, was = today.isoformat(), {"was": old.id, "was_hash": old.hash}
+    removal = Removal(rows=rows_removed, when=when, match_hash=match.hash, **was)
     if last := old.forgotten:
         removal = removal.model_copy(update={"earlier": [*last.earlier, last.model_copy(update={"earlier": []})]})
     digest = dataset_hash({split: rows[split] for split in SPLITS}, config, old.seed or 0, new.mix)
@@ -539,7 +522,7 @@ def _manifest_after(
 
 
 def _personal_after(old: DatasetManifest, repairs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Kinds of personal data that were replaced in the rows that are left; as before where the repairs don't count them."""
+    """Kinds of personal data that were replaced in the rows left; as before where the repairs don't count them."""
     kinds: Counter[str] = Counter()
     for record in repairs:
         if record.get("kind") == "pii":
@@ -550,7 +533,6 @@ def _personal_after(old: DatasetManifest, repairs: Sequence[Mapping[str, Any]]) 
 
 
 def _rows_with_content(manifest: DatasetManifest) -> int:
-    """Rows and rejects of a data set that hold what a record said."""
     rows = sum(split.rows for split in manifest.splits.by_name.values())
     held_out = sum(source.held_out for source in manifest.mix.sources) if manifest.mix else 0
     rejects = sum(n for reason, n in manifest.rejected.items() if reason != "forgotten")
@@ -578,7 +560,7 @@ def _mix_after(mix: Mix, rows: Mapping[str, Sequence[Row]], measure: Measure | N
 
 
 def _split_after(was: SplitFile, path: Path, rows: Sequence[Row], measure: Measure | None) -> SplitFile:
-    """A split in the manifest, statistics of the task's rows; without `measure` the old ones, marked with their rows."""
+    """A split in the manifest, statistics of the task's rows; without `measure` the old ones, with their rows."""
     task_rows = [row for row in rows if "mix" not in row.meta]
     about: dict[str, Any] = {"rows": len(rows), "sha256": sha256_file(path)}
     if was.labels:

@@ -93,9 +93,9 @@ _ABOUT_CODE = re.compile(
 def error_answer(text: str, question: str = "") -> str | None:
     """What kind of failure an answer is, or None when it is an answer.
 
-    The text must be the failure and nothing else: a stack trace, an HTTP status line, an exception with its
-    message, an error object in JSON, a server's error page, or a bare `null`. Where the question is about
-    such things, the answer may be right and is let through.
+    The text must be only the failure: a stack trace, an HTTP status line, an exception with its message, an error
+    object in JSON, a server's error page, or a bare `null`. Where the question is about such things, the answer may be
+    right.
     """
     if _MAYBE.match(text[:120].lower()) is None:
         return None
@@ -130,7 +130,7 @@ def _kind(text: str) -> str | None:
 
 
 def _is_error_object(text: str) -> bool:
-    """JSON that has nothing but an error in it; cut-off JSON and Python's way of writing it count too."""
+    """JSON that has only an error in it; cut-off JSON and Python's way of writing it count too."""
     if len(text) > 20_000:
         return False
     try:

@@ -93,7 +93,7 @@ def turn_keys(lists: Sequence[Any]) -> TurnKeys | None:
 
 
 def is_data(value: Any) -> bool:
-    """An object or an array, and not one of turns, which stand for a text; also where it is written as JSON in a string."""
+    """An object or an array, also as JSON in a string, but no array of turns, which are a text."""
     value = as_value(value)
     return not is_scalar(value) and not (
         has_turns(value, PLAIN_KEYS)

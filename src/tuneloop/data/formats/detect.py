@@ -39,13 +39,10 @@ _FURTHER = {name: name for name in ("system", "tools", "history", "chosen", "rej
 
 
 def detect(records: Sequence[Record], config: PrepareConfig, entry: Mapping[str, Any] | None = None) -> FormatGuess:
-    """The format of the records, from what is configured and what at least half of them show.
+    """The format of the records, from what is configured and what at least half of them show; if none fits, a
+    UserError.
 
-    Args:
-        entry: what a `dataset_info.json` says of them; it counts where nothing is configured and its columns are there.
-
-    Raises:
-        UserError: no format fits, or the configured one doesn't.
+    `entry`: what a `dataset_info.json` says; it counts where nothing is configured and its columns are there.
     """
     sample, wanted, guess = RecordSample(records), _wanted(config), None
     if wanted == "fields":
@@ -86,7 +83,6 @@ def _notes(sample: RecordSample, guess: FormatGuess, wanted: str) -> str:
 
 
 def _wanted(config: PrepareConfig) -> str:
-    """The format that the configuration names."""
     if config.format not in ("auto", *FORMATS):
         step = did_you_mean(config.format, ("auto", *FORMATS), f"known: auto, {', '.join(FORMATS)}")
         raise UserError(f"Unknown format: {config.format}", where="data.format", next_step=step)
@@ -112,7 +108,6 @@ def _wanted(config: PrepareConfig) -> str:
 
 
 def _find_in_any_case(sample: RecordSample, config: PrepareConfig, wanted: str) -> FormatGuess | None:
-    """The format, whether columns are written `Question` or `question`."""
     names = {name.casefold(): name for name in sample.columns}
     plain = all(low == name for low, name in names.items()) or len(names) < len(sample.columns)
     if config.text or config.label or plain:
@@ -142,7 +137,6 @@ def _is_words(value: Any) -> bool:
 
 def _likely_settings(sample: RecordSample) -> list[str]:
     """Settings for columns whose values look like a text and its label, or a text and an answer; empty where none do.
-
     Objects and arrays are answers, and come first. Of texts that are equally long the last one is taken: what people
     wrote tends to follow what was made of it.
     """
@@ -169,7 +163,6 @@ def _likely_settings(sample: RecordSample) -> list[str]:
 
 
 def _extraction(sample: RecordSample, text: str, answers: Sequence[str]) -> list[str]:
-    """Settings that have a model read objects or arrays from a text, as JSON."""
     output, values = "{" + answers[0] + "}", [as_value(value) for value in sample.of(answers[0])]
     if len(answers) > 1:
         output = "{{" + ",".join(f"{json.dumps(name, ensure_ascii=False)}:{{{name}}}" for name in answers) + "}}"
@@ -250,11 +243,9 @@ def templates_of(config: PrepareConfig) -> list[tuple[str, str]]:
 def guess_from_info(entry: Mapping[str, Any]) -> FormatGuess:
     """The format that an entry of LLaMA-Factory's `dataset_info.json` describes.
 
-    Read are `formatting` (alpaca, sharegpt, openai), `columns`, `tags` and `ranking`; its defaults are kept:
-    alpaca, with columns `instruction`, `input`, `output`; sharegpt with `conversations`, `from`, `value`.
-
-    Raises:
-        UserError: a formatting that is not known, or columns of images, audio or video.
+    Read are `formatting` (alpaca, sharegpt, openai), `columns`, `tags` and `ranking`; its defaults are kept: alpaca,
+    with columns `instruction`, `input`, `output`; sharegpt with `conversations`, `from`, `value`. A formatting that is
+    not known, or columns of images, audio or video, are UserErrors.
     """
     columns, tags = entry.get("columns") or {}, entry.get("tags") or {}
     formatting = entry.get("formatting", "alpaca")
@@ -297,7 +288,6 @@ def _named(columns: Mapping[str, Any], roles: Mapping[str, str]) -> dict[str, st
 
 
 def _tagged(tags: Mapping[str, Any], name: str) -> TurnKeys:
-    """The keys and roles of turns as LLaMA-Factory's tags name them."""
     ours = {"user": "user", "assistant": "assistant", "system": "system"}
     ours |= {"observation": "tool", "function": "function_call"}
     spellings = {tag: str(tags[f"{tag}_tag"]) for tag in ours if tags.get(f"{tag}_tag")}

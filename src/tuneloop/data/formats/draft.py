@@ -65,10 +65,8 @@ Parse = Callable[[Record, FormatGuess, PrepareConfig], Parsed]
 
 
 def checked(draft: Draft, record: Record, guess: FormatGuess, config: PrepareConfig, *, errors: bool = True) -> Parsed:
-    """A draft that has passed the checks all formats share; `errors`: answers that are error messages are refused.
-
-    Raises:
-        Refused: see `tuneloop.data.formats.turns.ordered`, and labels that are not allowed.
+    """A draft that has passed the checks all formats share, or `Refused`: see `tuneloop.data.formats.turns.ordered`,
+    and labels that are not allowed. `errors`: answers that are error messages are refused.
     """
     classes = config.task == "classification" or config.labels is not None
     system, errors = config.instruction or "", errors and not classes

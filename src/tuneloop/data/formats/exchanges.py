@@ -94,8 +94,8 @@ def read_exchange(record: Mapping[str, Any], request: str, response: str) -> Exc
     """The turns of a logged exchange, the answer as the last one; `request` and `response` are columns.
 
     Raises:
-        Refused: an error instead of a response (`error_output`), a response that was cut off
-            (`truncated_output`), no response, or something else than a request and a response.
+        Refused: an error instead of a response (`error_output`), a response that was cut off (`truncated_output`), no
+            response, or something else than a request and a response.
     """
     _refuse_failure(record, "the record")
     body = as_value(record.get(request))
@@ -159,7 +159,6 @@ def _request(body: Any) -> tuple[list[Any], list[Any], str]:
 
 
 def _items(value: Iterable[Any]) -> list[Any]:
-    """Turns as they stand; calls and their outputs of the responses API as turns."""
     turns: list[Any] = []
     for item in value:
         kind = item.get("type") if isinstance(item, dict) else None
@@ -239,7 +238,6 @@ def _listed(value: list[Any]) -> _LoggedAnswer:
 
 
 def _output(items: list[Any]) -> _LoggedAnswer:
-    """Items of the responses API, or plain turns: their texts and calls as one turn."""
     parts: list[Any] = []
     calls: list[Any] = []
     for turn in _items(items):
@@ -364,7 +362,6 @@ class _Stream:
     is_odd: bool = False
 
     def add(self, piece: Mapping[str, Any]) -> None:
-        """A piece of OpenAI's, Anthropic's or Ollama's."""
         kind, choices = _word(piece.get("type")), piece.get("choices")
         delta = piece.get("delta")
         if kind.startswith("response."):
@@ -393,7 +390,6 @@ class _Stream:
             self.texts.append(value)
 
     def _delta(self, delta: Mapping[str, Any]) -> None:
-        """What a piece of OpenAI's or Ollama's adds."""
         self._text(delta.get("content"))
         self._text(delta.get("text"))
         one = delta.get("function_call")
@@ -409,7 +405,6 @@ class _Stream:
             self._call(index, part.get("id"), function)
 
     def _block(self, piece: Mapping[str, Any], delta: Mapping[str, Any]) -> None:
-        """What a piece of Anthropic's adds."""
         block = piece.get("content_block")
         if isinstance(block, dict) and block.get("type") == "tool_use":
             self._call(str(piece.get("index")), block.get("id"), {"name": block.get("name")})
@@ -421,7 +416,6 @@ class _Stream:
         self.finish = _word(delta.get("stop_reason")) or self.finish
 
     def _call(self, index: Any, name: Any, function: Any) -> None:
-        """A piece of a call, added to what came before of it."""
         call = self.calls.setdefault(index, {"id": None, "function": {"name": "", "arguments": ""}})
         call["id"] = name or call["id"]
         for key in ("name", "arguments"):

@@ -143,10 +143,8 @@ def fill(
 ) -> str:
     """A template with a record's values: `{column}`, `{column.key}` into objects; objects and arrays become JSON.
 
-    Between quotes, as in `"{tags}"`, and where they are labels (`joined`) the items of an array are joined by ", ".
-
-    Raises:
-        Refused: a column is missing, or (unless `blank_ok`) has no text.
+    Between quotes, as in `"{tags}"`, and where they are labels (`joined`) the items of an array are joined by ", ". A
+    column that is missing or (unless `blank_ok`) has no text raises `Refused`.
     """
     filled = []
     for literal, column in _pieces(template):
@@ -172,11 +170,8 @@ def lookup(record: Mapping[str, Any], column: str) -> Any:
 
 
 def column_text(record: Mapping[str, Any], column: str, texts: Collection[str] = (), *, joined: bool = False) -> str:
-    """The text of a column, or of a dotted path; objects and arrays as JSON.
-
-    Args:
-        texts: columns in which only strings are text; what is none there, or missing, is refused.
-        joined: the items of an array of plain values are joined by ", ".
+    """The text of a column, or of a dotted path; objects and arrays as JSON. In the columns `texts` only strings are
+    text: what is none there, or missing, is refused. `joined`: the plain items of an array are joined by ", ".
     """
     value, where = lookup(record, column), f"column {column!r}"
     if value is ABSENT:
@@ -189,9 +184,8 @@ def column_text(record: Mapping[str, Any], column: str, texts: Collection[str] =
 
 
 def fields(record: Record, guess: FormatGuess, config: PrepareConfig) -> draft.Parsed:
-    """Any columns, put into the templates of the user turn and the answer.
-
-    Columns of the answer stay in `meta` too: they are the fields of a structured answer.
+    """Any columns, put into the templates of the user turn and the answer. Columns of the answer stay in `meta` too:
+    they are the fields of a structured answer.
     """
     inputs, outputs = template_columns(config.input or ""), template_columns(config.output or "")
     prompt = fill(config.input or "", record, texts=guess.texts, blank_ok=True)

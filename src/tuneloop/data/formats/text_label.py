@@ -78,7 +78,6 @@ def _check_class(label: str, column: str, guess: FormatGuess, config: PrepareCon
 
 
 def _labels(record: Record, column: str, guess: FormatGuess, config: PrepareConfig) -> list[str]:
-    """The labels of a list, each once, in alphabetical order."""
     value = required(record, column, guess)
     if value is None:
         raise Refused("empty_output", f"column {column!r} is empty")
@@ -182,7 +181,6 @@ def text(record: Record, guess: FormatGuess, config: PrepareConfig) -> Parsed:
 
 
 def _find_text(sample: RecordSample, config: PrepareConfig) -> FormatGuess | None:
-    """One column of text, next to which there are only ids, numbers and facts about it."""
     columns = [name for name in sample.columns if sample.is_usual(name)]
     strings = [name for name in columns if sample.mostly(name, lambda value: isinstance(value, str))]
     lists = [name for name in columns if sample.mostly(name, lambda value: isinstance(value, list))]

@@ -106,9 +106,8 @@ def assistant(text: str) -> Message:
 
 
 def read_turns(value: Sequence[Any], keys: TurnKeys, repairs: list[dict[str, Any]]) -> list[Message]:
-    """Turns in the OpenAI form, each on its own.
-
-    A role in an unusual spelling is noted in `repairs`. Tools' answers are not yet tied to calls.
+    """Turns in the OpenAI form, each on its own; an unusual spelling of a role is noted in `repairs`. Tools' answers
+    are not yet tied to calls.
 
     Raises:
         Refused: a turn that is no object, has no role or content, an unknown speaker, a malformed call.
@@ -275,17 +274,17 @@ def ordered(
 ) -> list[Message]:
     """Turns as a conversation that can be learned from; what is changed is added to `repairs`.
 
-    Turns of one speaker in a row are merged; empty system turns are dropped. A system turn may stand
-    anywhere (Llama 3's template renders it in its place). The assistant may speak first, once, as the
-    greeting of many chat windows; but it calls no tool before a user turn.
+    Turns of one speaker in a row are merged; empty system turns are dropped. A system turn may stand anywhere (Llama
+    3's template renders it in its place). The assistant may speak first, once, as the greeting of many chat windows;
+    but it calls no tool before a user turn.
 
     Args:
         system: text of the system turn for conversations without one, or "".
         errors: refuse answers that are error messages.
 
     Raises:
-        Refused: empty turns, no user turn, no answer at the end, calls without answers and the reverse,
-            nothing to train on.
+        Refused: empty turns, no user turn, no answer at the end, calls without answers and the reverse, nothing to
+            train on.
     """
     walk = _Walk(keys, repairs)
     for place, turn in enumerate(turns, 1):
@@ -327,7 +326,6 @@ class _Walk:
     weights: bool = False  # some turn has one
 
     def next(self, turn: Message, place: int) -> None:
-        """A turn of another speaker than the last."""
         role = turn["role"]
         if self.open and role in ("user", "assistant"):
             raise self._unanswered(place)
@@ -396,7 +394,6 @@ class _Walk:
         self.merged.append(turn)
 
     def end(self, system: str) -> list[Message]:
-        """The whole conversation, with a system turn."""
         turns = self.merged
         if not self.question:
             raise Refused("empty_input", "no user turn")

@@ -64,14 +64,8 @@ class _Look:
 
 
 def chunks(file: parse.SourceFile, size: int = CHUNK) -> Iterator[parse.Chunk]:
-    """The chunks of a file, in order.
-
-    Args:
-        file: what to read.
-        size: bytes of a chunk; a record that is longer makes a longer one.
-
-    Raises:
-        UserError: the file is empty, unreadable, damaged as a whole, or changed while it was read.
+    """The chunks of a file, in order, of `size` bytes; a longer record makes a longer one. A file that is empty,
+    unreadable, damaged as a whole, or changed while it was read is a UserError.
     """
     with _refusals(file):
         before = _stamp(file)
@@ -106,7 +100,7 @@ def _refusals(file: parse.SourceFile) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        what, step = "The file is gone: it was there a moment ago", "put it back, or copy it, and try again"
+        what, step = "The file was there a moment ago, and is not now", "put it back, or copy it, and try again"
         raise UserError(what, where=file.name, next_step=step) from None
     except OSError as error:
         what = f"Can't read the file: {error.strerror or error}"
@@ -142,7 +136,7 @@ def _text_chunks(file: parse.SourceFile, size: int) -> Iterator[parse.Chunk]:
 
 
 def _refuse_bomb(file: parse.SourceFile, packed: int, unpacked: int) -> None:
-    """Refuse what grows out of all proportion when it is unpacked: it would fill memory or disk, or be read for hours."""
+    """Refuse what grows out of all proportion when it is unpacked: it would fill memory or disk, or take hours."""
     if unpacked > SMALL and unpacked > file.max_expansion * packed:
         raise UserError(
             f"The file grows more than {file.max_expansion:g} times when it is unpacked: "
@@ -157,7 +151,6 @@ class _Damaged(Exception):
 
 
 def _raw_blocks(file: parse.SourceFile, size: int, state: _ReadState, skip: int = 0) -> Iterator[bytes]:
-    """The bytes of a file without the first `skip`, in blocks of at most `size`."""
     with open(file.path, "rb") as stream:
         stream.seek(0 if file.compression else skip)
         if not file.compression:
@@ -177,20 +170,20 @@ def _decompressed(stream: BinaryIO, file: parse.SourceFile, state: _ReadState) -
     """Decompressed bytes, of one stream or several, in blocks up to 1 MiB (gzip: 64 MiB); may end with `_Damaged`."""
     start, error_types = _decompressor(file)
     limit = () if file.compression == "gz" else (1 << 20,)  # gzip expands 1,032 times at most, the others more
-    machine, data, begun, unpacked = start(), b"", False, 0
+    machine, data, in_stream, unpacked = start(), b"", False, 0
     while True:
         if not data and getattr(machine, "needs_input", True):
             data = stream.read(1 << 16)
             state.position += len(data)
             if not data:
-                if begun:
+                if in_stream:
                     raise _Damaged(f"the {file.compression} data is cut off")
                 return
-        if not begun and file.compression in ("gz", "xz"):
+        if not in_stream and file.compression in ("gz", "xz"):
             data = data.lstrip(b"\0")  # both may be padded with zeros between streams
             if not data:
                 continue
-        begun = True
+        in_stream = True
         try:
             block = machine.decompress(data, *limit)
         except error_types as error:
@@ -201,7 +194,7 @@ def _decompressed(stream: BinaryIO, file: parse.SourceFile, state: _ReadState) -
             _refuse_bomb(file, state.position, unpacked)
             yield block
         if machine.eof:
-            machine, data, begun = start(), machine.unused_data, False
+            machine, data, in_stream = start(), machine.unused_data, False
 
 
 def _decompressor(file: parse.SourceFile) -> tuple[Callable[[], Any], tuple[type[Exception], ...]]:
@@ -261,10 +254,9 @@ def _marked(raw: bytes) -> tuple[str, int]:
 
 
 def _eight_bits(file: parse.SourceFile) -> str:
-    """UTF-8 or cp1252 (which covers Latin-1), by what the bytes above 127 of the whole file are.
-
-    It is cp1252 when they make hardly any UTF-8 and look like Western European text: one or two in a row
-    between ASCII letters, and characters that such text has. Else it is UTF-8, with bad lines to reject.
+    """UTF-8 or cp1252 (which covers Latin-1), by what the bytes above 127 of the whole file are. It is cp1252 when they
+    make hardly any UTF-8 and look like Western European text: one or two in a row between ASCII letters, and characters
+    that such text has. Else it is UTF-8, with bad lines to reject.
     """
     valid = invalid = unlikely = 0
     rest = b""
@@ -320,7 +312,7 @@ def _from_utf16(blocks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
 
 
 def _some(blocks: Iterable[bytes], file: parse.SourceFile) -> Iterator[bytes]:
-    """The blocks; if they hold nothing but white space, the file is empty."""
+    """The blocks; if they hold only white space, the file is empty."""
     some = False
     for block in blocks:
         some = some or (block != b"" and not block.isspace())
@@ -330,9 +322,8 @@ def _some(blocks: Iterable[bytes], file: parse.SourceFile) -> Iterator[bytes]:
 
 
 def _whole_lines(blocks: Iterable[bytes], state: _ReadState) -> Iterator[bytes | int]:
-    """Pieces of whole lines; in place of a line over MAX_LINE its size in bytes.
-
-    The last line may lack its line end. If the data is damaged, it is left in `state.rest`.
+    """Pieces of whole lines; in place of a line over MAX_LINE its size in bytes. The last line may lack its line end.
+    If the data is damaged, it is left in `state.rest`.
     """
     rest, skipped = b"", 0
     for block in blocks:
@@ -387,7 +378,7 @@ def _line_chunks(pieces: Iterable[bytes | int], source: str, state: _ReadState) 
 
 
 def _cut(source: str, line: int, state: _ReadState, rest: bytes) -> Reject:
-    """The reject for damaged data: it stands for the record that was cut and all after it."""
+    """The reject of damaged data: of the record that was cut and all after it."""
     record = parse.printable(rest.decode("utf-8", "surrogateescape").rstrip("\r\n"))
     return Reject(source, line, "cut_file", state.damage, record or None)
 
@@ -401,7 +392,6 @@ def _of_items(items: Sequence[parse.Piece | parse.Item], source: str, state: _Re
 def _batches(
     items: Iterable[parse.Piece | parse.Item], source: str, size: int, state: _ReadState
 ) -> Iterator[parse.Chunk]:
-    """Chunks of what was found one by one, of about `size` bytes of the file's text each."""
     batch: list[parse.Piece | parse.Item] = []
     begin = state.size
     for item in items:
@@ -437,8 +427,6 @@ def _one_a_line(look: _Look, kind: str) -> bool:
 
 
 def _paragraphs(pieces: Iterable[bytes | int], source: str, state: _ReadState) -> Iterator[parse.Item]:
-    """The blocks of lines between blank ones."""
-
     def paragraph() -> parse.Item:
         if size > parse.MAX_LINE:
             return parse.too_long(source, begin, size, "paragraph")
@@ -446,8 +434,8 @@ def _paragraphs(pieces: Iterable[bytes | int], source: str, state: _ReadState) -
         try:
             return parse.SourceRecord(source, begin, {"text": text.decode("utf-8")})
         except UnicodeDecodeError:
-            shown = parse.printable(text.decode("utf-8", "surrogateescape"))
-            return Reject(source, begin, "bad_encoding", "bytes that are no UTF-8", shown)
+            record = parse.printable(text.decode("utf-8", "surrogateescape"))
+            return Reject(source, begin, "bad_encoding", "bytes that are no UTF-8", record)
 
     line = begin = 1
     size = 0
@@ -489,9 +477,10 @@ def _header(look: _Look, file: parse.SourceFile) -> _Header:
     lines = csv_lines(look.head.decode("utf-8", "surrogateescape"))
     first = next((place for place, line in enumerate(lines) if line.strip()), len(lines))
     blanks = tuple(range(1, first + 1))
-    named = _SEPARATOR_LINE.fullmatch(lines[first]) if first < len(lines) else None
-    first += named is not None
-    delimiter = named[1] if named else "\t" if file.kind == "tsv" else _delimiter(lines[first : first + 50])
+    separator = _SEPARATOR_LINE.fullmatch(lines[first]) if first < len(lines) else None
+    first += separator is not None
+    default = "\t" if file.kind == "tsv" else _delimiter(lines[first : first + 50])
+    delimiter = separator[1] if separator else default
     reader = csv.reader(lines[first:], delimiter=delimiter, strict=True)
     try:
         cells = next(reader, None)
@@ -560,7 +549,7 @@ def _csv_rows(
     """The rows in lines, of which the first has the number `first`, and how many lines they take.
 
     A quote that is never closed would swallow the rest of the file: then the first line alone is broken, and the others
-    are read as rows of their own. Unless `ended`, a row that is not whole at the end is left for the next call.
+    are read as rows. Unless `ended`, a row that is not whole at the end is left for the next call.
     """
     items: list[parse.Item] = []
     start = place = size = 0
@@ -610,9 +599,8 @@ def _bad_row(reason: str, detail: str, text: str, source: str, number: int) -> R
 
 
 def _parquet_chunks(file: parse.SourceFile, size: int) -> Iterator[parse.Chunk]:
-    """Batches of rows as Arrow streams: decoding the file is quick, making Python values is left to the workers.
-
-    So a large row group is read once, and bit by bit, whichever process parses the rows.
+    """Batches of rows as Arrow streams: decoding is quick, making Python values is left to the workers. So a large row
+    group is read once, and bit by bit, whichever process parses the rows.
     """
     try:
         arrow = importlib.import_module("pyarrow")
@@ -627,13 +615,13 @@ def _parquet_chunks(file: parse.SourceFile, size: int) -> Iterator[parse.Chunk]:
     try:
         with parquet.ParquetFile(file.path) as table:
             meta = table.metadata
-            held = sum(meta.row_group(group).total_byte_size for group in range(meta.num_row_groups))
+            size_in_memory = sum(meta.row_group(group).total_byte_size for group in range(meta.num_row_groups))
             # There a value that repeats counts once; so also by the first rows of up to 50 row groups.
             groups = range(0, meta.num_row_groups, max(1, meta.num_row_groups // 50))
             firsts = (next(table.iter_batches(batch_size=1, row_groups=[group]), None) for group in groups)
             largest = max((int(first.nbytes) for first in firsts if first is not None), default=0)
-            held = max(held, largest * meta.num_rows)
-            batch_rows = max(1, min(BATCH_ROWS, size * meta.num_rows // max(1, held)))
+            size_in_memory = max(size_in_memory, largest * meta.num_rows)
+            batch_rows = max(1, min(BATCH_ROWS, size * meta.num_rows // max(1, size_in_memory)))
             unpacked = 0
             for batch in table.iter_batches(batch_size=batch_rows):
                 unpacked += batch.nbytes

@@ -288,7 +288,6 @@ def _is_bare_national(digits: str, region: str) -> bool:
 
 @lru_cache(maxsize=1 << 12)
 def _is_mobile(digits: str, region: str) -> bool:
-    """Whether digits are a valid number of a mobile telephone and of nothing else."""
     import phonenumbers
 
     try:

@@ -191,7 +191,6 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int, bool]:
 
 
 def _mixed(value: str) -> bool:
-    """Whether it holds digits and letters, or signs that words lack."""
     digits_and_letters = any(map(str.isdigit, value)) and any(map(str.isalpha, value))
     return digits_and_letters or any(c in "!@#$%^&*+=~|" for c in value)
 

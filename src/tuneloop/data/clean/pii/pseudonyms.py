@@ -111,7 +111,6 @@ def _card(value: str, seed: bytes) -> str:
 
 
 def _shaped(value: str, seed: bytes) -> str:
-    """Other digits for digits, other letters for letters."""
     stream = iter(hashlib.shake_256(seed).digest(len(value)))
     return "".join(
         str(next(stream) % 10) if c.isdigit() else "ABCDEFGHJKLMNPRSTUVWXYZ"[next(stream) % 23] if c.isalpha() else c

@@ -47,7 +47,7 @@ REASONS = {
     "over_limit": "left out on request (limit_per_label); not counted as a defect",
     "personal_data": "holds personal data, and personal.mode is reject",
     "semantic_duplicate": "means the same as another record (duplicates.semantic); not counted as a defect",
-    "split_leak": "the same as, or nearly, a row of the given or frozen test set: training on it spoils the measurement",
+    "split_leak": "the same as, or nearly, a row of the given or frozen test set: training on it spoils the test",
     "template_error": "the model's chat template can't render the conversation",
     "too_long": "more tokens than max_length",
     "truncated_output": "the logged response was cut off at a length limit, or its stream broke off",
@@ -67,7 +67,7 @@ REPAIRS = {
     "dropped_turn": "an empty system turn was left out",
     "encoding": "text that had been read in the wrong encoding (mojibake) was restored",
     "html_entities": "HTML entities became the characters that they mean",
-    "json_syntax": "what JSON forbids was read (repair.json_syntax): a raw control character in a string, NaN, Infinity",
+    "json_syntax": "what JSON forbids was read (repair.json_syntax): raw control characters in strings, NaN, Infinity",
     "invisible_characters": "zero-width, control or soft-hyphen characters were removed",
     "merged_turns": "turns of one speaker in a row became one, joined by a line break",
     "pii": "personal data or a secret was replaced; `detail` names the kind, never the value",
@@ -146,7 +146,7 @@ def dataset_hash(
 
 
 def hash_of_keys(splits: Mapping[str, bytes], config: PrepareConfig, seed: int, mixed: Mix | None) -> str:
-    """`dataset_hash` of rows of which only id and `meta_key` are known: two numbers of 64 bits a row, low bytes first."""
+    """`dataset_hash` of rows of which only id and `meta_key` are known: two numbers of 64 bits, low bytes first."""
     digest = hashlib.sha256(b"".join(split.encode() + keys for split, keys in splits.items())).hexdigest()
     settings = config.model_dump(mode="json", exclude={"sources", *NO_CONTENT})
     return content_hash({"content": digest, "config": settings, "seed": seed, "mix": mixed})

@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -116,17 +116,17 @@ def diff_datasets(a: Path | str, b: Path | str, *, examples: int = 3) -> Dataset
     in_other_split = {key: old for key, old, now in both if old != now}
     moved = Counter(f"{old} -> {now}" for _, old, now in both if old != now)
     only_a, only_b = _facts(files_a, ids_a.keys() - ids_b.keys()), _facts(files_b, ids_b.keys() - ids_a.keys())
-    pairs, gone, new = _changed_pairs(only_a, only_b)
+    pairs, removed, added = _changed_pairs(only_a, only_b)
     changed = Counter(kind for kind, _, _ in pairs)
     moved.update(f"{old.split} -> {now.split}" for _, old, now in pairs if old.split != now.split)
-    shown = _facts(files_b, set(itertools.islice(in_other_split, examples)))
+    rows_in_other_split = _facts(files_b, set(itertools.islice(in_other_split, examples)))
     shifts, p = _label_shifts(manifest_a, manifest_b)
     return DatasetDiff(
         a=_about(folder_a, manifest_a),
         b=_about(folder_b, manifest_b),
         same=len(both) - len(in_other_split),
-        added=_by_split(new),
-        removed=_by_split(gone),
+        added=dict(Counter(spot.split for spot in added)),
+        removed=dict(Counter(spot.split for spot in removed)),
         changed=dict(changed.most_common()),
         moved=dict(moved.most_common()),
         labels=shifts,
@@ -134,14 +134,15 @@ def diff_datasets(a: Path | str, b: Path | str, *, examples: int = 3) -> Dataset
         config=_config_changes(manifest_a, manifest_b),
         sources=_source_changes(manifest_a, manifest_b),
         examples={
-            "added": [_example(files_b, spot) for spot in new[:examples]],
-            "removed": [_example(files_a, spot) for spot in gone[:examples]],
+            "added": [_example(files_b, spot) for spot in added[:examples]],
+            "removed": [_example(files_a, spot) for spot in removed[:examples]],
             "changed": [
                 _example(files_b, now) | {"kind": kind, "was": _example(files_a, old)}
                 for kind, old, now in pairs[:examples]
             ],
             "moved": [
-                _example(files_b, now) | {"was": {"split": in_other_split[fact.id]}} for now, fact in shown.items()
+                _example(files_b, now) | {"was": {"split": in_other_split[fact.id]}}
+                for now, fact in rows_in_other_split.items()
             ],
         },
     )
@@ -174,11 +175,11 @@ class _Facts(NamedTuple):
     label: int
 
 
-def _facts(files: Mapping[str, Path], wanted: Collection[int]) -> dict[Spot, _Facts]:
+def _facts(files: Mapping[str, Path], ids: Collection[int]) -> dict[Spot, _Facts]:
     facts = {}
-    for split, path in files.items() if wanted else ():
+    for split, path in files.items() if ids else ():
         for offset, row in _row_lines(path):
-            if (key := _number(row.id)) in wanted:
+            if (key := _number(row.id)) in ids:
                 question = "\n".join(normalised(_content(m)) for m in row.messages if m["role"] == "user")
                 answer = json.dumps(row.messages[-1], sort_keys=True)
                 hashes = map(_number, (prompt_key(row), question, answer, row.label or ""))
@@ -217,10 +218,6 @@ def _example(files: Mapping[str, Path], spot: Spot) -> dict[str, Any]:
     questions = [_content(m) for m in row.messages if m["role"] == "user"]
     answer = row.label if row.label is not None else _content(row.messages[-1])
     return {"id": row.id, "split": spot.split, "prompt": questions[-1] if questions else "", "answer": answer}
-
-
-def _by_split(spots: Iterable[Spot]) -> dict[str, int]:
-    return dict(Counter(spot.split for spot in spots))
 
 
 def _about(folder: Path, manifest: DatasetManifest) -> dict[str, Any]:

@@ -20,8 +20,10 @@ from tuneloop.records.rows import Message, Reject, Row
 SAMPLE = 2000  # records that tell the format
 PROGRAMS = "programs with unit tests"
 # A reference answer without a prompt: what predictions made elsewhere are compared with.
-REFERENCES = ("references", "reference", "label", "labels", "target", "answer", "expected", "ground_truth", "output", "gold",
-              "completion")  # fmt: skip
+REFERENCES = (
+    "references", "reference", "label", "labels", "target", "answer", "expected", "ground_truth", "output", "gold",
+    "completion",
+)  # fmt: skip
 # What may stand next to a reference as its prompt; it is only shown and grouped by, so one column is enough.
 PROMPTS = (
     "prompt", "question", "instruction", "input", "dialogue", "document", "article", "source_text", "text",

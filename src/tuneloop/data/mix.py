@@ -60,7 +60,7 @@ class MixPlan:
     held_out: tuple[Place, ...]  # those to measure forgetting with; disjoint from the others
     test: tuple[Place, ...]  # those in the test split (`in_test`)
     share: float  # general part of the mixed training split, in `by`
-    wanted: float  # the share requested
+    target_share: float  # the share requested
     by: Literal["tokens", "rows"]  # what the shares are counted in
     general: MixSize  # how much of `train` there is
     exhausted: bool  # whether all general rows are used up
@@ -88,18 +88,19 @@ def plan_mix(
     weights = _weights(general, config)
     train, held_out, test = _divided(general, config, seed, task_test)
     target = config.share / (1.0 - config.share) * (task.tokens if config.by == "tokens" else task.rows)
-    drawn: list[Place] = []
+    sequence: list[Place] = []
     total, exhausted = 0, True
     for place, cost in _sequence(general, train, weights, config):
         if total + cost / 2 >= target:  # without this row the share is nearer
             exhausted = False
             break
-        drawn.append(place)
+        sequence.append(place)
         total += cost
-    size = MixSize(len(drawn), sum(general[place.source].tokens[place.row] for place in drawn))
+    size = MixSize(len(sequence), sum(general[place.source].tokens[place.row] for place in sequence))
     mine, others = (size.tokens, task.tokens) if config.by == "tokens" else (size.rows, task.rows)
     share = mine / (mine + others) if mine + others else 0.0
-    return MixPlan(tuple(drawn), held_out, test, share, config.share, config.by, size, exhausted and total < target)
+    exhausted = exhausted and total < target
+    return MixPlan(tuple(sequence), held_out, test, share, config.share, config.by, size, exhausted)
 
 
 def _weights(general: Sequence[GeneralSizes], config: MixConfig) -> list[float]:
@@ -154,16 +155,16 @@ def _sequence(
     general: Sequence[GeneralSizes], train: Sequence[Sequence[int]], weights: Sequence[float], config: MixConfig
 ) -> Iterator[tuple[Place, int]]:
     """General rows with their cost, endless with `repeat`: next comes the source with the least for its weight."""
-    costs, taken = [0] * len(general), [0] * len(general)
+    costs, places = [0] * len(general), [0] * len(general)
     open_ = [number for number, rows in enumerate(train) if rows and weights[number] > 0.0]
     while open_:
         source = min(open_, key=lambda number: costs[number] / weights[number])
-        row = train[source][taken[source] % len(train[source])]
+        row = train[source][places[source] % len(train[source])]
         cost = _cost(general[source], row, config)
         yield Place(source, row), cost
         costs[source] += cost
-        taken[source] += 1
-        if taken[source] == len(train[source]) and not config.repeat:
+        places[source] += 1
+        if places[source] == len(train[source]) and not config.repeat:
             open_.remove(source)
 
 
@@ -250,13 +251,12 @@ def _record(plan: MixPlan, general: Sequence[GeneralRows], usable: Sequence[Gene
         times = Counter(place for place in plan.train if place.source == number)
         held_out, test = (sum(p.source == number for p in places) for places in (plan.held_out, plan.test))
         tokens = sum(usable[number].tokens[place.row] * n for place, n in times.items())
-        sources.append(MixSource(
-            name=source.name, rows=len(source.rows), left_out=len(source.rows) - len(usable[number].ids),
-            train=len(times), uses=times.total(), tokens=tokens, held_out=held_out, test=test,
-        ))  # fmt: skip
+        numbers = {"train": len(times), "uses": times.total(), "tokens": tokens, "held_out": held_out, "test": test}
+        rows, left_out = len(source.rows), len(source.rows) - len(usable[number].ids)
+        sources.append(MixSource(name=source.name, rows=rows, left_out=left_out, **numbers))
     return Mix(
         by=plan.by,
-        wanted=plan.wanted,
+        wanted=plan.target_share,
         share=round(plan.share, 4),
         task=RowsAndTokens(**task._asdict()),
         general=RowsAndTokens(**plan.general._asdict()),
@@ -268,8 +268,8 @@ def _record(plan: MixPlan, general: Sequence[GeneralRows], usable: Sequence[Gene
 def check_share(plan: MixPlan) -> Check:
     """The check `mix_share`: whether the general part has the size requested, and how often its rows are used."""
     message, remedy = f"{plan.share:.1%} of the training {plan.by} are general data", ""
-    if abs(plan.share - plan.wanted) > TOLERANCE:
-        message += f", {plan.wanted:.1%} were requested"
+    if abs(plan.share - plan.target_share) > TOLERANCE:
+        message += f", {plan.target_share:.1%} were requested"
         if plan.exhausted:
             rows = plan.general.rows
             message += f": all {counted(rows, 'row')} there {verb(rows, 'is was', 'are were')} used"
@@ -278,9 +278,7 @@ def check_share(plan: MixPlan) -> Check:
             message += ": general rows are too large for a share of so few task rows"
             remedy = "add task rows, or general rows that are shorter, or set data.mix.by=rows"
     elif plan.times > MANY_TIMES:
-        message += (
-            f", rows used up to {plan.times} times: above {MANY_TIMES} they teach little and are learned by heart"
-        )
+        message += f", rows used up to {plan.times} times: above {MANY_TIMES} they teach little"
         remedy = "add sources to data.mix.sources, or lower data.mix.share"
     elif plan.times > 1:
         message += f", rows used up to {plan.times} times"

@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -38,7 +38,7 @@ NO_ROW = -1  # place of a repair whose record became no row
 # Of large sources the language of one row in so many is detected: for a short row that is the slowest step.
 LANGUAGES_EVERY = 8
 CONTAMINATION_KINDS = ("exact", "near", "overlap")
-NAMED = ("label", "stratum", "language")  # columns of numbers that stand for names
+NAMED = ("label", "stratum", "language")  # columns of numbers, one for each name
 _ROW_TYPES: dict[str, str] = {
     "line": "i8", "start": "i8", "row_size": "i4", "record_size": "i4", "id": "u8", "meta": "u8", "question": "u8",
     "group": "u8", "flags": "u4", "tokens": "i4", "supervised": "i4", "characters": "i4", "answer_characters": "i4",
@@ -70,20 +70,20 @@ class RowProcessor:
     languages_every: int = 1  # detect the language of one row in so many, picked by content
 
 
-@dataclass(frozen=True)
+@dataclass
 class ChunkFacts:
-    """The rows of a chunk (`rejected`: rejects by reason; `rejected_tokens`: tokens of those that are too long)."""
+    """The rows of a chunk."""
 
     source: str  # the chunk's
-    columns: dict[str, Array]  # arrays with an element a row; see `_ROW_TYPES`, and those of `minhash.sketch`
-    names: dict[str, list[str | None]]  # by row the label, the stratum and the language
-    data: bytes  # each row as JSON, followed by its source record
-    rejects: list[tuple[int, bytes]]  # records that are no rows: line and JSON
-    repairs: list[RepairLine]  # what was changed
-    records: int  # rows and rejects together
-    rejected: Counter[str]
-    rejected_tokens: int
-    is_chat: bool  # whether a row has tools or several answers
+    columns: dict[str, Array] = field(default_factory=dict)  # an element a row: see `_ROW_TYPES` and `minhash.sketch`
+    names: dict[str, list[str | None]] = field(default_factory=lambda: {column: [] for column in NAMED})  # by row
+    data: bytes | bytearray = field(default_factory=bytearray)  # each row as JSON, followed by its source record
+    rejects: list[tuple[int, bytes]] = field(default_factory=list)  # records that are no rows: line and JSON
+    repairs: list[RepairLine] = field(default_factory=list)  # what was changed
+    records: int = 0  # rows and rejects together
+    rejected: Counter[str] = field(default_factory=Counter)  # rejects by reason
+    rejected_tokens: int = 0  # tokens of those that are too long
+    is_chat: bool = False  # whether a row has tools or several answers
 
 
 class RepairLine(NamedTuple):
@@ -107,11 +107,11 @@ class ChunkWork:
 def process_chunk(work: ChunkWork, processor: RowProcessor) -> ChunkFacts:
     """The rows and rejects of a chunk."""
     items = parse_chunk(work.records) if isinstance(work.records, Chunk) else work.records
-    facts = _FactsOfChunk(processor)
+    gathering = _Gathering(processor, ChunkFacts(work.source, records=len(items)))
     for item in items:
         for row in [RefusedRecord(item)] if isinstance(item, Reject) else process_record(item, work.guess, processor):
-            facts.reject(row) if isinstance(row, RefusedRecord) else facts.add(row)
-    return facts.of_chunk(work.source, len(items))
+            gathering.reject(row) if isinstance(row, RefusedRecord) else gathering.add(row)
+    return gathering.end()
 
 
 class FieldChange(NamedTuple):
@@ -412,18 +412,11 @@ def _number(value: Mapping[str, Any], column: str) -> float:
     return math.nan
 
 
-class _FactsOfChunk:
-    def __init__(self, processor: RowProcessor) -> None:
-        self.processor = processor
+class _Gathering:
+    def __init__(self, processor: RowProcessor, facts: ChunkFacts) -> None:
+        self.processor, self.facts = processor, facts
         self.rows: list[tuple[Any, ...]] = []  # the facts of each, as in _ROW_TYPES
-        self.names: list[tuple[str | None, ...]] = []  # as in NAMED
-        self.data = bytearray()
-        self.rejects: list[tuple[int, bytes]] = []
-        self.repairs: list[RepairLine] = []
-        self.rejected: Counter[str] = Counter()
-        self.rejected_tokens = 0
         self.texts: list[minhash.RowTexts] = []
-        self.is_chat = False
 
     def reject(self, refused: RefusedRecord) -> None:
         reject, settings = refused.reject, self.processor.config.personal
@@ -431,14 +424,14 @@ class _FactsOfChunk:
         if reject.record is not None and settings.mode not in ("off", "report"):
             record, kinds = pii.scrub(reject.record, settings, self.processor.key)
             reject = replace(reject, record=record)
-        self.rejected[reject.reason] += 1
-        self.rejected_tokens += refused.tokens
-        self.rejects.append((reject.line, reject_line(reject)))
+        self.facts.rejected[reject.reason] += 1
+        self.facts.rejected_tokens += refused.tokens
+        self.facts.rejects.append((reject.line, reject_line(reject)))
         further = [_redacted("", kinds)] if kinds else []
         self._repairs(reject.source, reject.line, refused.id, [*refused.changes, *further])
 
     def add(self, processed: ProcessedRow) -> None:
-        row, place = processed.row, len(self.rows)
+        row, place, facts = processed.row, len(self.rows), self.facts
         line, record = json_line(row.to_json()), json_line(processed.record)
         self.texts.append(minhash.texts_of(row, self.processor.frame))
         characters, answers = 0, 0
@@ -446,28 +439,31 @@ class _FactsOfChunk:
             characters += len(message["content"])
             answers += message["role"] == "assistant"
         self.rows.append((
-            row.meta["line"], len(self.data), len(line), len(record), int(row.id, 16), meta_key(row),
+            row.meta["line"], len(facts.data), len(line), len(record), int(row.id, 16), meta_key(row),
             key64(prompt_key(row)), key64(processed.group) if processed.group else 0,
             quality.as_bits(processed.flags), processed.measured.tokens, processed.measured.supervised,
             characters, len(row.answer), processed.time, processed.rating,
         ))  # fmt: skip
-        self.names.append((row.label, processed.stratum, processed.language))
-        self.data += line + record
+        for column, name in zip(NAMED, (row.label, processed.stratum, processed.language), strict=True):
+            facts.names[column].append(name)
+        facts.data += line + record
         self._repairs(row.meta["source"], row.meta["line"], row.id, processed.changes, place)
-        self.is_chat = self.is_chat or bool(row.tools) or answers > 1
+        facts.is_chat = facts.is_chat or bool(row.tools) or answers > 1
 
     def _repairs(
         self, source: str, line: int, name: str | None, changes: Iterable[FieldChange], place: int = NO_ROW
     ) -> None:
         for change in changes:
             record = {"source": source, "line": line, "id": name, "kind": change.kind, "field": change.field}
-            self.repairs.append(RepairLine(place, change.kind, orjson.dumps(record | change.facts), change.amounts))
+            self.facts.repairs.append(
+                RepairLine(place, change.kind, orjson.dumps(record | change.facts), change.amounts)
+            )
 
-    def of_chunk(self, source: str, records: int) -> ChunkFacts:
+    def end(self) -> ChunkFacts:
         values = zip(*self.rows, strict=True) if self.rows else ((),) * len(_ROW_TYPES)
-        columns: dict[str, Array] = {
-            name: np.array(of, dtype=kind) for (name, kind), of in zip(_ROW_TYPES.items(), values, strict=True)
-        }
+        columns = self.facts.columns
+        for (name, kind), of in zip(_ROW_TYPES.items(), values, strict=True):
+            columns[name] = np.array(of, dtype=kind)
         columns |= minhash.sketch(self.texts, self.processor.config.duplicates)
         index, n = self.processor.index, len(self.texts)
         leaks = find_contamination(self.texts, index, columns) if index is not None and n else [None] * n
@@ -475,18 +471,7 @@ class _FactsOfChunk:
         kinds = [-1 if leak is None else CONTAMINATION_KINDS.index(leak.how) for leak in leaks]
         columns["leak_how"] = np.array(kinds, dtype="i1")
         columns["leak_similarity"] = np.array([0 if leak is None else leak.similarity for leak in leaks], dtype="f4")
-        return ChunkFacts(
-            source=source,
-            columns=columns,
-            names={column: [names[place] for names in self.names] for place, column in enumerate(NAMED)},
-            data=bytes(self.data),
-            rejects=self.rejects,
-            repairs=self.repairs,
-            records=records,
-            rejected=self.rejected,
-            rejected_tokens=self.rejected_tokens,
-            is_chat=self.is_chat,
-        )
+        return self.facts
 
 
 def reject_line(reject: Reject) -> bytes:

@@ -343,24 +343,17 @@ def _write_duplicates(job: PrepareContext) -> None:
     copies = copies[table.fate[table.because[copies]] == 0]
     order = np.lexsort((shuffled(table.columns["id"][copies], job.seed), table.similarity[copies] >= 1.0))
 
+    def about(index: int, prefix: str = "") -> dict[str, Any]:
+        (source, line), row = table.place(index), table.row(index)
+        facts = {"source": source, "line": line, "id": row.id, "text": _shown(row)}
+        return {f"{prefix}{name}": value for name, value in facts.items()}
+
     def line_of(index: int) -> bytes:
-        original = int(table.because[index])
-        (source, line), (kept_source, kept_line) = table.place(index), table.place(original)
-        copy, stays = table.row(index), table.row(original)
-        record = DroppedCopy(
-            source=source,
-            line=line,
-            id=copy.id,
-            kept_source=kept_source,
-            kept_line=kept_line,
-            kept_id=stays.id,
-            similarity=round(float(table.similarity[index]), 4),
-            kind=table.reason(index).removesuffix("_duplicate"),
-            why=_why(table, job.config.duplicates.keep, index, original),
-            text=_shown(copy),
-            kept_text=_shown(stays),
-        )
-        return orjson.dumps(record)
+        original, kind = int(table.because[index]), table.reason(index).removesuffix("_duplicate")
+        similarity = round(float(table.similarity[index]), 4)
+        why = _why(table, job.config.duplicates.keep, index, original)
+        record = {**about(index), **about(original, "kept_"), "similarity": similarity, "kind": kind, "why": why}
+        return orjson.dumps(DroppedCopy(**record))
 
     _write(job.out / "duplicates.jsonl", map(line_of, copies[order][:SHOWN_DUPLICATES].tolist()))
 

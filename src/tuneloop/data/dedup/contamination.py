@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -30,21 +30,30 @@ class Leak:
     similarity: float  # Jaccard similarity of the questions; for `overlap` the share of the question's passages
 
 
+class _Keys(NamedTuple):
+    """Keys in rising order, and the test row of each."""
+
+    keys: Array
+    rows: Array
+
+    @staticmethod
+    def of(keys: Array, rows: Array) -> _Keys:
+        order = np.argsort(keys, kind="stable")
+        return _Keys(keys[order], rows[order])
+
+
 @dataclass(frozen=True)
 class TestIndex:
-    """A test set made ready for queries by `index_of`; the keys are sorted."""
+    """A test set made ready for queries by `index_of`."""
 
     __test__ = False  # no test case, whatever pytest makes of the name
 
     config: DuplicatesConfig  # of the duplicates; the rows compared with it must be sketched with it
     shapes: Sequence[minhash.Shape]  # of the test rows
-    bands: Array  # number and key of each band of their sketches; `band_rows`: the test row of each
-    band_rows: Array
+    bands: _Keys  # number and key of each band of their sketches
     signs: dict[int, list[int]]  # of the rows
-    masked: Array  # number and key of short questions with words left out; `masked_rows`: the test row of each
-    masked_rows: Array
-    passages: Array  # hashes of their passages; `passage_rows`: the test row of each
-    passage_rows: Array
+    masked: _Keys  # number and key of short questions with words left out
+    passages: _Keys  # hashes of their passages
     passage_counts: Array  # passages of each test row that count
 
 
@@ -54,26 +63,14 @@ def index_of(test: Sequence[minhash.RowTexts], config: DuplicatesConfig) -> Test
     columns = minhash.sketch(test, sketch_config(config))
     sketches = minhash.sketched(columns, "prompt", np.arange(len(test)))
     bands = np.concatenate(_numbered(sketches.bands))
-    by_key = np.argsort(bands, kind="stable")
-    masked, masked_rows = _masked(columns)
-    by_mask = np.argsort(masked, kind="stable")
+    masked = _Keys.of(*_masked(columns))
     rows, passages = _distinct(*_passages([shape.prompt for shape in shapes]))
     _, place, counts = np.unique(passages, return_inverse=True, return_counts=True)
     rare = counts[place] <= max(COMMON, COMMON_SHARE * len(test))
     rows, passages = rows[rare], passages[rare]
-    by_hash = np.argsort(passages, kind="stable")
-    return TestIndex(
-        config=config,
-        shapes=shapes,
-        bands=bands[by_key],
-        band_rows=np.resize(sketches.owner, len(bands))[by_key],
-        signs=minhash.long_signs(sketches, range(len(test))),
-        masked=masked[by_mask],
-        masked_rows=masked_rows[by_mask],
-        passages=passages[by_hash],
-        passage_rows=rows[by_hash],
-        passage_counts=np.bincount(rows, minlength=len(test)),
-    )
+    signs, counts = minhash.long_signs(sketches, range(len(test))), np.bincount(rows, minlength=len(test))
+    all_bands = _Keys.of(bands, np.resize(sketches.owner, len(bands)))
+    return TestIndex(config, shapes, all_bands, signs, masked, _Keys.of(passages, rows), counts)
 
 
 def find_contamination(
@@ -123,7 +120,7 @@ def _candidates(columns: Columns, index: TestIndex, count: int) -> dict[int, lis
     room = minhash.BUCKET // minhash.banding(index.config.threshold)[1]
     shared: dict[int, set[int]] = {}
     for band in _numbered(sketches.bands):
-        _meet(shared, sketches.owner, band, index.bands, index.band_rows, room)
+        _meet(shared, sketches.owner, band, index.bands, room)
     signs = minhash.long_signs(sketches, shared)
     most = minhash.most_apart(index.config.threshold)
     candidates = {}
@@ -133,21 +130,21 @@ def _candidates(columns: Columns, index: TestIndex, count: int) -> dict[int, lis
             candidates[row] = [test_row for apart, test_row in near[: minhash.CROWD] if apart <= most]
     shared.clear()
     masked, rows = _masked(columns)
-    _meet(shared, rows, masked, index.masked, index.masked_rows, room)
+    _meet(shared, rows, masked, index.masked, room)
     for row, tests in shared.items():
         candidates[row] = [*(first := candidates.get(row, [])), *sorted(tests.difference(first))]
     return candidates
 
 
-def _meet(shared: dict[int, set[int]], rows: Array, keys: Array, test_keys: Array, test_rows: Array, room: int) -> None:
-    """Add to each row's test rows those with its key, at most `room` of them; `test_keys` are sorted."""
-    if len(test_keys) == 0:
+def _meet(shared: dict[int, set[int]], rows: Array, keys: Array, test: _Keys, room: int) -> None:
+    """Add to each row's test rows those with its key, at most `room` of them."""
+    if len(test.keys) == 0:
         return
-    begin = np.searchsorted(test_keys, keys)
-    there = np.flatnonzero(test_keys[np.minimum(begin, len(test_keys) - 1)] == keys)
-    end = np.minimum(np.searchsorted(test_keys, keys[there], side="right"), begin[there] + room)
+    begin = np.searchsorted(test.keys, keys)
+    there = np.flatnonzero(test.keys[np.minimum(begin, len(test.keys) - 1)] == keys)
+    end = np.minimum(np.searchsorted(test.keys, keys[there], side="right"), begin[there] + room)
     for row, low, high in zip(rows[there].tolist(), begin[there].tolist(), end.tolist(), strict=True):
-        shared.setdefault(row, set()).update(test_rows[low:high].tolist())
+        shared.setdefault(row, set()).update(test.rows[low:high].tolist())
 
 
 def _passages(texts: Sequence[Sequence[str]]) -> tuple[Array, Array]:
@@ -170,18 +167,19 @@ def _distinct(owners: Array, hashes: Array) -> tuple[Array, Array]:
 
 def _overlaps(texts: Sequence[minhash.RowTexts], index: TestIndex) -> list[tuple[int, float, int]]:
     """Rows that hold enough passages of a test question, the share, and the test row with the largest one."""
-    if len(index.passages) == 0:
+    passages = index.passages.keys
+    if len(passages) == 0:
         return []
     sides = [side for t in texts for side in (t.prompt, t.answer)]
     # a space more than words between them at most: a cheap way to leave out the short ones
     words = [minhash.folded_words(side) if len(side) > 2 * GRAM else [] for side in sides]
     owners, hashes = _passages(words)
-    first = np.minimum(np.searchsorted(index.passages, hashes), len(index.passages) - 1)
-    hit = index.passages[first] == hashes
+    first = np.minimum(np.searchsorted(passages, hashes), len(passages) - 1)
+    hit = passages[first] == hashes
     owners, hashes = _distinct(owners[hit] // 2, hashes[hit])
-    begin, end = np.searchsorted(index.passages, hashes), np.searchsorted(index.passages, hashes, side="right")
+    begin, end = np.searchsorted(passages, hashes), np.searchsorted(passages, hashes, side="right")
     rows = np.repeat(owners, end - begin)
-    test_rows = index.passage_rows[np.repeat(begin, end - begin) + minhash.counted(end - begin)]
+    test_rows = index.passages.rows[np.repeat(begin, end - begin) + minhash.counted(end - begin)]
     pairs, counts = np.unique(rows * len(index.shapes) + test_rows, return_counts=True)
     row, test_row = np.divmod(pairs, max(len(index.shapes), 1))
     share = counts / index.passage_counts[test_row]

@@ -22,7 +22,7 @@ class Duplicates:
     """Rows to drop, in rising order, and for each the row that stays in its place."""
 
     dropped: Array  # indices of the rows
-    of: Array  # the row that each is like; it is kept, but the equal of an exact duplicate may be a near duplicate itself
+    of: Array  # the row that each is like; it is kept, but the equal of an exact duplicate may be a near one itself
     similarity: Array  # Jaccard similarity or cosine; 1 for exact duplicates
     exact: Array  # whether they are equal up to Unicode form, white space and case
 

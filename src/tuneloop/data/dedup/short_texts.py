@@ -23,9 +23,10 @@ _ANYWHERE = frozenset("please pls plz plse bitte svp kindly".split())  # noqa: S
 _AT_THE_EDGES = frozenset(
     tuple(phrase.split())
     for phrase in (  # noqa: SIM905
-        "hi,hi there,hi all,hi team,hello,hello there,hello team,hey,hey there,good morning,good afternoon,good evening,"
-        "good day,dear team,dear support,dear sir,dear madam,dear sir or madam,excuse me,greetings,thanks,thank you,thx,"
-        "ty,thanks a lot,many thanks,thank you very much,thanks in advance,thank you in advance,cheers,regards,"
+        "hi,hi there,hi all,hi team,hello,hello there,hello team,hey,hey there,good morning,good afternoon,"
+        "good evening,good day,dear team,dear support,dear sir,dear madam,dear sir or madam,excuse me,greetings,thanks,"
+        "thank you,thx,ty,thanks a lot,many thanks,thank you very much,thanks in advance,thank you in advance,cheers,"
+        "regards,"
         "hallo,guten tag,guten morgen,danke,vielen dank,danke schön,bonjour,bonsoir,salut,merci,merci beaucoup,"
         "sil vous plaît,hola,buenos días,buenas tardes,por favor,gracias,muchas gracias,olá,bom dia,obrigado,obrigada,"
         "ciao,buongiorno,grazie,per favore,per piacere,dank je,bedankt,alstublieft,alsjeblieft,goedemorgen"

@@ -336,7 +336,7 @@ def _count(path: Path, ids: Collection[str], match: Matcher) -> int:
 class Forgotten:
     """What became of a data set."""
 
-    found: SubjectRows  # what it held
+    subject: SubjectRows  # what it held
     rows: int  # removed from splits and rejects
     old_id: str  # before and after
     new_id: str
@@ -430,7 +430,7 @@ def _rehearse(
 def _remove(subject: SubjectRows) -> list[str]:
     """Rewrite the files without the rows; `rejects.jsonl` first, so that no record drops out of the account."""
     folder = subject.folder
-    gone = {(hit.file, hit.line) for hit in subject.hits}
+    lines = {(hit.file, hit.line) for hit in subject.hits}
     leftovers = [path for path in sorted(folder.iterdir()) if _is_leftover(path)]
     for path in leftovers:
         path.unlink()
@@ -442,20 +442,20 @@ def _remove(subject: SubjectRows) -> list[str]:
     due -= {_origins(record)[0] for _, record in _records(rejects) if record.get("reason") == "forgotten"}
     if due:
         tombs = ({"source": s, "line": n, "reason": "forgotten", "detail": "", "record": None} for s, n in sorted(due))
-        lines = (json.dumps(tomb, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n" for tomb in tombs)
-        changed.append(_rewrite(rejects, itertools.chain(_kept_lines(rejects, gone), lines)))
+        new = (json.dumps(tomb, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n" for tomb in tombs)
+        changed.append(_rewrite(rejects, itertools.chain(_lines_without(lines, rejects), new)))
     for path in [*_side_files(folder), *files.values()]:
-        if any(name == path.name for name, _ in gone):
-            changed.append(_rewrite(path, _kept_lines(path, gone)))
+        if any(name == path.name for name, _ in lines):
+            changed.append(_rewrite(path, _lines_without(lines, path)))
     if subject.report:
         (folder / "report.html").unlink(missing_ok=True)
         changed.append("report.html")
     return changed
 
 
-def _kept_lines(path: Path, gone: Collection[tuple[str, int]]) -> Iterator[bytes]:
+def _lines_without(places: Collection[tuple[str, int]], path: Path) -> Iterator[bytes]:
     for number, (_, line, _) in enumerate(read_lines(path) if path.is_file() else (), 1):
-        if (path.name, number) not in gone:
+        if (path.name, number) not in places:
             yield line
 
 

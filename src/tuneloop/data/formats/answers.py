@@ -17,7 +17,8 @@ _PHRASE = r"""
   | upstream\ (?:connect|request|server|service)?\ ?(?:error|failure|failed|unavailable)
   | upstream\ connect\ error\ or\ disconnect/reset\ before\ headers.{0,160}
   | no\ healthy\ upstream | connection\ (?:was\ )?(?:reset|refused|aborted|closed|error)(?:\ by\ peer)?
-  | broken\ pipe | socket\ hang\ up | context\ deadline\ exceeded | e(?:conn(?:reset|refused|aborted)|timedout|pipe)(?:\ \S{1,80})?
+  | broken\ pipe | socket\ hang\ up | context\ deadline\ exceeded
+  | e(?:conn(?:reset|refused|aborted)|timedout|pipe)(?:\ \S{1,80})?
   | cuda\ (?:error|out\ of\ memory) | out\ of\ memory | segmentation\ fault | core\ dumped
   | (?:(?:the|that)\ )?(?:server|model|service|engine)\ is\ (?:currently\ )?
       (?:overloaded|unavailable|down|not\ available)
@@ -40,7 +41,8 @@ _STATUS_NAME = r"bad request|unauthori[sz]ed|forbidden|not found|conflict|gone|m
 
 _HTTP = re.compile(
     rf"""{_LEAD} (?:[45]\d\d\b[\s:,-]{{0,4}})? (?:{_PHRASE}) {_TAIL}
-       | {_LEAD} [45]\d\d\b [\s:,-]{{1,4}} (?:client\ error|server\ error|{_STATUS_NAME.replace(" ", chr(92) + " ")}) {_TAIL}
+       | {_LEAD} [45]\d\d\b [\s:,-]{{1,4}}
+         (?:client\ error|server\ error|{_STATUS_NAME.replace(" ", chr(92) + " ")}) {_TAIL}
        | (?:http(?:/[\d.]{{1,3}})?\ ?(?:error|status)?|error(?:\ code)?|status(?:[ _]code)?)[\s:=]{{1,3}}[45]\d\d\b
          (?:\s?[-:({{].{{0,1000}}|[.!]?)""",
     re.IGNORECASE | re.VERBOSE,

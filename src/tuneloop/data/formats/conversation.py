@@ -15,8 +15,8 @@ from tuneloop.data.sources.parse import json_type
 
 TURN_COLUMNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
 TURN_KEYS = (
-    ("role", "content"), ("from", "value"), ("role", "value"), ("role", "text"), ("role", "message"), ("from", "content"),
-    ("from", "text"),
+    ("role", "content"), ("from", "value"), ("role", "value"), ("role", "text"), ("role", "message"),
+    ("from", "content"), ("from", "text"),
     *((speaker, content) for speaker in ("speaker", "author", "sender", "type")
       for content in ("text", "content", "message", "utterance", "value")),
 )  # fmt: skip

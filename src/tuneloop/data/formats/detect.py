@@ -44,31 +44,31 @@ def detect(records: Sequence[Record], config: PrepareConfig, entry: Mapping[str,
 
     `entry`: what a `dataset_info.json` says; it counts where nothing is configured and its columns are there.
     """
-    sample, wanted, guess = RecordSample(records), _wanted(config), None
-    if wanted == "fields":
+    sample, choice, guess = RecordSample(records), _format_of(config), None
+    if choice == "fields":
         columns = {name: ", ".join(template_columns(text)) for name, text in templates_of(config)}
         names = [column for _, text in templates_of(config) for column in template_columns(text)]
         guess = FormatGuess("fields", columns, f"templates: from {columns['input']} to {columns['output']}")
     else:
-        if entry is not None and wanted == "auto":
+        if entry is not None and choice == "auto":
             with suppress(UserError):  # an entry that can't be read, or tells of other columns, is never required
                 guess = guess_from_info(entry)
             needed = ("turns", "instruction", "output", "chosen", "rejected", "answers", "text")
             if guess and not sample.is_usual(*(name for role, name in guess.columns.items() if role in needed)):
                 guess = None
-        guess = guess or _find_in_any_case(sample, config, wanted)
+        guess = guess or _find_in_any_case(sample, config, choice)
         if guess is None:
-            raise _no_format(sample, config, wanted)
+            raise _no_format(sample, config, choice)
         names = list(guess.columns.values())
-        guess = replace(guess, reason=guess.reason + _notes(sample, guess, wanted))
+        guess = replace(guess, reason=guess.reason + _notes(sample, guess, choice))
     # A text in a column with objects or arrays in nearly all records is a mistake.
     objects = (name for name in names if mostly((as_value(lookup(r, name)) for r in sample), is_data, NEARLY))
     return replace(guess, texts=sample.text_columns(names), objects=frozenset(objects))
 
 
-def _notes(sample: RecordSample, guess: FormatGuess, wanted: str) -> str:
+def _notes(sample: RecordSample, guess: FormatGuess, choice: str) -> str:
     """Notes on what was configured, on columns of one name, and on columns that look like an answer and are none."""
-    note, used = ", as configured" if wanted != "auto" else "", list(dict.fromkeys(guess.columns.values()))
+    note, used = ", as configured" if choice != "auto" else "", list(dict.fromkeys(guess.columns.values()))
     twins = [f"{name!r}, not {f'{name}_2'!r}" for name in used if f"{name}_2" in sample.columns]
     if twins:  # readers of tables number columns of one name
         note += f"; taken is {', '.join(twins)} (columns of one name are numbered)"
@@ -82,7 +82,7 @@ def _notes(sample: RecordSample, guess: FormatGuess, wanted: str) -> str:
     return note + (f"; not used: {', '.join(map(repr, rest))}" if rest else "")
 
 
-def _wanted(config: PrepareConfig) -> str:
+def _format_of(config: PrepareConfig) -> str:
     if config.format not in ("auto", *FORMATS):
         step = did_you_mean(config.format, ("auto", *FORMATS), f"known: auto, {', '.join(FORMATS)}")
         raise UserError(f"Unknown format: {config.format}", where="data.format", next_step=step)
@@ -107,25 +107,25 @@ def _wanted(config: PrepareConfig) -> str:
     return "text_label"
 
 
-def _find_in_any_case(sample: RecordSample, config: PrepareConfig, wanted: str) -> FormatGuess | None:
+def _find_in_any_case(sample: RecordSample, config: PrepareConfig, choice: str) -> FormatGuess | None:
     names = {name.casefold(): name for name in sample.columns}
     plain = all(low == name for low, name in names.items()) or len(names) < len(sample.columns)
     if config.text or config.label or plain:
-        return _find(sample, config, wanted)
+        return _find(sample, config, choice)
     low = RecordSample({name.casefold(): value for name, value in record.items()} for record in sample)
-    if (guess := _find(low, config, wanted)) is None:
+    if (guess := _find(low, config, choice)) is None:
         return None
     columns = {role: names[column] for role, column in guess.columns.items()}
     reason = re.sub(r"'([^']+)'", lambda match: repr(names.get(match[1], match[1])), guess.reason)
     return replace(guess, columns=columns, reason=reason)
 
 
-def _find(sample: RecordSample, config: PrepareConfig, wanted: str) -> FormatGuess | None:
+def _find(sample: RecordSample, config: PrepareConfig, choice: str) -> FormatGuess | None:
     for form in FORMATS.values():
-        if form.find and (wanted in (form.name, "auto") or (wanted == "thumbs" and form.rated)):
+        if form.find and (choice in (form.name, "auto") or (choice == "thumbs" and form.rated)):
             guess = form.find(sample, config)
-            if guess and wanted in ("auto", "thumbs") and (form.rated or form.name == "logs"):
-                guess = with_thumbs(guess, sample, wanted)
+            if guess and choice in ("auto", "thumbs") and (form.rated or form.name == "logs"):
+                guess = with_thumbs(guess, sample, choice)
             if guess:
                 return guess
     return None
@@ -183,18 +183,18 @@ def _keys(values: Iterable[Any], depth: int = 3) -> str:
         for key, value in item.items() if isinstance(item, dict) and depth else ():
             if key.isprintable():
                 inner.setdefault(key, []).append(value)
-    named = [(key, _keys(each, depth - 1)) for key, each in list(inner.items())[:MOST_KEYS]]
-    return ", ".join(f"{key} ({keys})" if keys else key for key, keys in named)
+    fields = [(key, _keys(each, depth - 1)) for key, each in list(inner.items())[:MOST_KEYS]]
+    return ", ".join(f"{key} ({keys})" if keys else key for key, keys in fields)
 
 
-def _no_format(sample: RecordSample, config: PrepareConfig, wanted: str) -> UserError:
+def _no_format(sample: RecordSample, config: PrepareConfig, choice: str) -> UserError:
     columns = list(sample.columns)
     names = ", ".join(repr(name) for name in columns[:12])
     step = (
         "name the columns with data.text=COLUMN data.label=COLUMN, or write templates: "
         "data.input='{COLUMN}' data.output='{COLUMN}'"
     )
-    if wanted == "auto":
+    if choice == "auto":
         usual = {*TURN_COLUMNS, *TEXT_NAMES, *LABEL_NAMES, *(name for pair in (*PAIRS, *RANKED) for name in pair)}
         folded = {name.casefold(): name for name in columns}
         likely = _likely_settings(sample)
@@ -214,20 +214,20 @@ def _no_format(sample: RecordSample, config: PrepareConfig, wanted: str) -> User
         if answers := answer_columns(sample) if likely else []:
             what += f": {' and '.join(map(repr, answers))} {'looks' if len(answers) == 1 else 'look'} like the answer"
         return UserError(what, where=f"columns: {names or '(none)'}", next_step=step, settings=likely)
-    other = _find(sample, config, "auto") if wanted != "text_label" else None
+    other = _find(sample, config, "auto") if choice != "text_label" else None
     if other is not None:
         step = f"they look like {other.name} ({other.reason}): leave out data.format, or " + step
-    what = f"The records don't look like {wanted}, which has {FORMATS[wanted].shape}"
+    what = f"The records don't look like {choice}, which has {FORMATS[choice].shape}"
     return UserError(what, where=f"columns: {names or '(none)'}", next_step=step)
 
 
 def check_columns(records: Sequence[Record], config: PrepareConfig) -> None:
     """Refuse a configured column that no record has. Raises UserError: with the nearest column."""
-    wanted = {f"data.{name}": template_columns(text) for name, text in templates_of(config)}
+    configured = {f"data.{name}": template_columns(text) for name, text in templates_of(config)}
     single = {"data.text": config.text, "data.label": config.label, "data.split.stratify": config.split.stratify}
-    wanted |= {key: [column] for key, column in single.items() if column is not None}
+    configured |= {key: [column] for key, column in single.items() if column is not None}
     sample_columns = RecordSample(records).columns
-    for key, columns in wanted.items():
+    for key, columns in configured.items():
         for column in columns:
             inside = any(lookup(record, column) not in (None, ABSENT) for record in records)
             if column not in sample_columns and not inside:

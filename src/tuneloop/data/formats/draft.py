@@ -108,10 +108,9 @@ def text_of(record: Record, column: str | None, guess: FormatGuess) -> str:
 
 
 def filled(record: Record, column: str, reason: str, guess: FormatGuess) -> str:
-    text = record.get(column)
-    if type(text) is not str:
-        value = required(record, column, guess)
-        text = as_text(value, f"column {column!r}", strings_only=column in guess.texts)
+    if type(record.get(column)) is not str:
+        required(record, column, guess)
+    text = text_of(record, column, guess)
     if not text or text.isspace():
         raise Refused(reason, f"column {column!r} is empty")
     return text

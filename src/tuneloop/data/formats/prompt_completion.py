@@ -67,7 +67,7 @@ def _find_alpaca(sample: RecordSample, config: PrepareConfig) -> FormatGuess | N
 def _find_pair(sample: RecordSample, config: PrepareConfig) -> FormatGuess | None:
     for pair in PAIRS:
         if pair == TEXT_SUMMARY and config.format == "auto" and find_text_label(sample, config):
-            continue  # a text with its class and a summary, as a ticket has them: the class is more often wanted
+            continue  # a text with its class and a summary, as a ticket has them: the class is more often choice
         data = [column for column in pair if sample.mostly(column, is_data)]
         # not an object in "response": that of an API, as it was logged
         if sample.is_usual(*pair) and data in ([], [pair[1]]) and data != ["response"]:
@@ -89,21 +89,25 @@ def thumbs(record: Record, guess: FormatGuess, config: PrepareConfig) -> draft.D
     return base(record, guess, config)
 
 
-def with_thumbs(guess: FormatGuess, sample: RecordSample, wanted: str) -> FormatGuess | None:
+def with_thumbs(guess: FormatGuess, sample: RecordSample, choice: str) -> FormatGuess | None:
     """A guess with the column of thumbs or ratings, if there is one; None where it is needed and is not there."""
     for name in THUMB_NAMES:
         values = [value for value in map(draft.opinion, sample.of(name)) if value is not None]
         if not values or name in guess.columns.values():
             continue
         scale = draft.scale_of(values, name)
-        if not mostly(values, lambda value, scale=scale: draft.read_thumb(value, scale) is not None, NEARLY):  # type: ignore[misc]
+        if not mostly(values, functools.partial(_is_thumb, scale=scale), NEARLY):
             continue
         columns = {**guess.columns, "thumb": name}
-        if guess.name == "logs" or (2 * len(values) < len(sample) and wanted != "thumbs"):
+        if guess.name == "logs" or (2 * len(values) < len(sample) and choice != "thumbs"):
             return replace(guess, columns=columns, scale=scale)
         reason = f"{guess.reason}; {name!r} says which answers were good"
         return replace(guess, name="thumbs", columns=columns, reason=reason, scale=scale)
-    return None if wanted == "thumbs" else guess
+    return None if choice == "thumbs" else guess
+
+
+def _is_thumb(value: Any, scale: tuple[float, float] | None) -> bool:
+    return draft.read_thumb(value, scale) is not None
 
 
 THUMBS = draft.Format(

@@ -39,8 +39,9 @@ PLACEHOLDERS = frozenset(
     {"n/a", "na", "n.a.", "#n/a", "null", "nan", "undefined", "-", "--", "?", "???", "tbd", "todo", "(blank)", "<na>"}
 )
 ABOUT_NAMES = (
-    "url", "source", "title", "subject", "lang", "language", "author", "meta", "licence", "license", "domain", "metadata",
-    "attributes", "extra", "headers", "stats", "quality_signals", "embedding", "embeddings", "vector", "logprobs", "usage",
+    "url", "source", "title", "subject", "lang", "language", "author", "meta", "licence", "license", "domain",
+    "metadata", "attributes", "extra", "headers", "stats", "quality_signals", "embedding", "embeddings", "vector",
+    "logprobs", "usage",
 )  # fmt: skip
 
 
@@ -74,7 +75,7 @@ def _check_class(label: str, column: str, guess: FormatGuess, config: PrepareCon
     if config.labels is not None:
         check_label(label, config.labels)
     elif len(label) < 10 and label.casefold() in PLACEHOLDERS and label not in guess.classes:
-        raise Refused("empty_output", f"column {column!r} is {short(label)}, which stands for no label")
+        raise Refused("empty_output", f"column {column!r} is {short(label)}, which means no label")
 
 
 def _labels(record: Record, column: str, guess: FormatGuess, config: PrepareConfig) -> list[str]:
@@ -134,8 +135,8 @@ def find_text_label(sample: RecordSample, config: PrepareConfig) -> FormatGuess 
 def _by_name(sample: RecordSample, columns: Sequence[str], names: Sequence[str]) -> str | None:
     """The column of a usual name, else one that ends in it, as `ticket_text` does."""
     low = {name.casefold(): name for name in reversed(columns)}
-    if named := next((low[name] for name in names if name in low), None):
-        return named
+    if usual := next((low[name] for name in names if name in low), None):
+        return usual
     for name, column in low.items():
         *before, last = re.split(r"[^a-z0-9]+", name)
         if before and last in names and not set(before) & set(LABEL_NAMES):

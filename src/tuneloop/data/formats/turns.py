@@ -414,4 +414,4 @@ class _Walk:
 
     def _unanswered(self, place: int) -> Refused:
         names = ", ".join(call["function"]["name"] for call in self.open)
-        return Refused("unanswered_call", f"turn {place} goes on before {names} has answered")
+        return Refused("unanswered_call", f"turn {place} continues before {names} has answered")

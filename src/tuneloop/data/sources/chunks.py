@@ -100,7 +100,7 @@ def _refusals(file: parse.SourceFile) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        what, step = "The file was there a moment ago, and is not now", "put it back, or copy it, and try again"
+        what, step = "The file no longer exists: it was there a moment ago", "put it back, or copy it, and try again"
         raise UserError(what, where=file.name, next_step=step) from None
     except OSError as error:
         what = f"Can't read the file: {error.strerror or error}"

@@ -62,7 +62,7 @@ def luhn(digits: str) -> bool:
 def is_card(digits: str, *, has_word: bool = False) -> bool:
     """Whether digits without separators are a payment card's: a known range, its length, Luhn.
 
-    `has_word`: grouped as on a rare card, or next to a word such as "card": any range counts (Diners, Maestro, 13 digits).
+    `has_word`: grouped as on a rare card, or next to a word such as "card": then any range counts (Diners, Maestro).
     """
     if not 12 <= len(digits) <= 19 or len(set(digits)) < 2:
         return False

@@ -100,17 +100,9 @@ def prepare_key(config: PrepareConfig, *, name: str, seed: int, model_fingerprin
     sources = [[file.name, sha256_of_source(file.path)] for file in files]
     sources += [[str(path), sha256_of_source(path)] for path in manifests]
     described = [[file.name, entry] for file in files if (entry := entry_of(file)) is not None]
-    return content_hash(
-        {
-            "version": 1,
-            "config": config.model_dump(mode="json", exclude=NO_CONTENT),
-            "name": name,
-            "seed": seed,
-            "model": model_fingerprint,
-            "sources": sources,
-            **({"described": described} if described else {}),
-        }
-    )
+    settings = config.model_dump(mode="json", exclude=NO_CONTENT)
+    facts = {"version": 1, "config": settings, "name": name, "seed": seed, "model": model_fingerprint}
+    return content_hash({**facts, "sources": sources, **({"described": described} if described else {})})
 
 
 def sha256_of_source(path: Path) -> str:
@@ -157,15 +149,9 @@ def token_statistics(tokens: Sequence[int], supervised: int) -> dict[str, Any]:
     if not tokens:
         return {"total": 0, "supervised": 0, "min": 0, "p50": 0, "p90": 0, "max": 0, "mean": 0.0}
     ordered, n = sorted(tokens), len(tokens)
-    return {
-        "total": sum(ordered),
-        "supervised": supervised,
-        "min": ordered[0],
-        "p50": ordered[(n * 50 + 99) // 100 - 1],
-        "p90": ordered[(n * 90 + 99) // 100 - 1],
-        "max": ordered[-1],
-        "mean": round(sum(ordered) / n, 2),
-    }
+    p50, p90 = (ordered[(n * share + 99) // 100 - 1] for share in (50, 90))
+    facts = {"total": sum(ordered), "supervised": supervised, "min": ordered[0], "p50": p50, "p90": p90}
+    return facts | {"max": ordered[-1], "mean": round(sum(ordered) / n, 2)}
 
 
 def label_counts(rows: Sequence[Row]) -> dict[str, int]:

@@ -260,8 +260,7 @@ def _long_check(
     if name != _DOUBTED:
         return checks.CHECKS[name].run(overview)
     suspects = checks.find_suspects(overview, embed=embed)
-    records = checks.suspect_records(overview, suspects, most=len(suspects.errors))
-    return suspects, list(map(orjson.dumps, records))
+    return suspects, list(map(orjson.dumps, checks.suspect_records(overview, suspects)))
 
 
 def _checks(job: PrepareContext, overview: checks.Overview, started: _Started) -> list[checks.Check]:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tuneloop.data.checks import answers
-from tuneloop.data.checks.label_errors import Embed
 from tuneloop.data.checks.labels import Suspects, doubted_labels, find_suspects, reject_share, suspect_records
 from tuneloop.data.checks.overview import (
     CHECKS,
@@ -49,7 +48,6 @@ def run_checks(
     *,
     suspects: Callable[[], Suspects] | None = None,
     slow: Mapping[str, Callable[[], Finding | None]] | None = None,
-    embed: Embed | None = None,
     against: Sequence[Row] | None = None,
     flagged: Callable[[Iterator[FlaggedRow]], None] | None = None,
 ) -> list[Check]:
@@ -58,15 +56,12 @@ def run_checks(
     Args:
         suspects: gives the rows with doubtful labels; default: looked for here.
         slow: gives the findings of checks that `slow_checks` names; default: made here.
-        embed: sentence embeddings, for a better look at the labels.
         against: rows from production to compare with the training rows.
         flagged: receives the rows of each check, whatever its level, at most 1,000 of each; not the doubtful labels.
     """
-
-    def suspected() -> Finding:
-        return doubted_labels(overview, suspects() if suspects else find_suspects(overview, embed=embed))
-
-    elsewhere: dict[str, Callable[[], Finding | None]] = {**(slow or {}), "label_errors": suspected}
+    elsewhere = dict(slow or {})
+    if suspects is not None:
+        elsewhere["label_errors"] = lambda: doubted_labels(overview, suspects())
     checks = [entry for entry in CHECKS.values() if entry.is_for(overview)]
     results = {c.name: elsewhere[c.name]() if c.name in elsewhere else c.run(overview) for c in checks}
     if against is not None:
@@ -79,17 +74,10 @@ def run_checks(
 
 
 def check_dataset(
-    dataset: Dataset,
-    *,
-    against: Sequence[Row] | None = None,
-    measure: Callable[[Row], Any] | None = None,
-    embed: Embed | None = None,
+    dataset: Dataset, *, against: Sequence[Row] | None = None, measure: Callable[[Row], Any] | None = None
 ) -> list[Check]:
     """The checks of a prepared data set; a split that can't be read is a UserError.
 
-    Args:
-        against: rows from production to compare it with.
-        measure: a row's `tokens` and `supervised` (as prepare's); `ValueError` where it can't be rendered.
-        embed: sentence embeddings, for a better look at the labels.
+    `against`: rows from production to compare it with; `measure`: a row's `tokens` and `supervised`, as prepare's.
     """
-    return run_checks(overview_of(dataset, measure=measure), embed=embed, against=against)
+    return run_checks(overview_of(dataset, measure=measure), against=against)

@@ -116,14 +116,11 @@ class Suspects:
     of: int  # rows whose label could be doubted; more than there are errors where a sample was looked at
 
 
-def find_suspects(overview: Overview, *, embed: Embed | None = None, every: bool = False) -> Suspects:
-    """Rows whose label looks wrong, all of those looked at, the most suspicious first.
+def find_suspects(overview: Overview, *, embed: Embed | None = None) -> Suspects:
+    """Rows whose label looks wrong, the most suspicious first: of all rows, or of a sample of more than 12,000.
 
-    Rows that contradict each other under one text are left to the check `conflicting_labels`.
-
-    Args:
-        embed: sentence embeddings, for a better look.
-        every: look at all rows, however many; default: at a sample of more than 12,000.
+    Rows that contradict each other under one text are left to the check `conflicting_labels`. `embed`: sentence
+    embeddings, for a better look.
     """
     labelled = overview.rows()
     labelled = labelled[overview.columns["label"][labelled] >= 0]
@@ -131,24 +128,19 @@ def find_suspects(overview: Overview, *, embed: Embed | None = None, every: bool
     # A label of a few rows, as sets of labels mostly are, can't be distinguished from a mistake.
     of_label = overview.columns["label"][labelled]
     labelled = labelled[np.bincount(of_label, minlength=1)[of_label] >= FEW_LABEL_ROWS]
-    sampled = len(labelled) > ALL_LABELS and not every
-    some = overview.some(labelled, SOME_LABELS if sampled else len(labelled))
+    some = overview.some(labelled, SOME_LABELS if len(labelled) > ALL_LABELS else len(labelled))
     # in an order of their own: that of the sources and that of the files give the same verdicts
     rows = some[np.argsort(overview.columns["question"][some], kind="stable")].tolist()
-    label = overview.columns["label"]
-    ranked = find_label_errors(
-        [question_of(overview.row(i)) for i in rows],
-        [overview.names["label"][label[i]] for i in rows],
-        seed=overview.seed,
-        embed=embed,
-    )
+    codes = overview.columns["label"][rows].tolist()
+    texts, labels = [question_of(overview.row(i)) for i in rows], [overview.names["label"][code] for code in codes]
+    ranked = find_label_errors(texts, labels, seed=overview.seed, embed=embed)
     errors = [LabelError(rows[e.index], e.label, e.suggested, e.score, e.confident) for e in ranked]
     return Suspects(errors, len(labelled))
 
 
-def suspect_records(overview: Overview, suspects: Suspects, most: int = 500) -> list[DoubtfulLabel]:
-    """The most suspicious rows for people to look at: place, split, label, suggestion, score and text."""
-    errors = [error for error in suspects.errors[:most] if error.label != error.suggested]
+def suspect_records(overview: Overview, suspects: Suspects) -> list[DoubtfulLabel]:
+    """The suspicious rows for people to look at: place, split, label, suggestion, score and text."""
+    errors = [error for error in suspects.errors if error.label != error.suggested]
     texts = [question_of(overview.row(error.index))[:500] for error in errors]
     facts = [{name: getattr(e, name) for name in ("label", "suggested", "score", "confident")} for e in errors]
     places = [example_of(overview, error.index) for error in errors]

@@ -27,22 +27,16 @@ class Duplicates:
     exact: Array  # whether they are equal up to Unicode form, white space and case
 
 
-def preference(
-    keep: str,
-    *,
-    count: int,
-    characters: Array | None = None,
-    time: Array | None = None,
-    rating: Array | None = None,
-    pinned: Array | None = None,
-) -> Array:
-    """All rows, those that stay first: by `keep` (`first`, `longest`, `newest`, `best`), then the earlier row. `pinned`
-    rows, such as those of a frozen test set, come before all others.
+def preference(keep: str, *, count: int, pinned: Array | None = None, **worth: Array) -> Array:
+    """All rows, those that stay first: by `keep` (`first`, `longest`, `newest`, `best`), then the earlier row.
+
+    `pinned` rows, such as those of a frozen test set, come before all others; `worth`: what policies go by, as far as
+    it is known: `characters`, `time`, `rating`.
     """
-    value = {"longest": characters, "newest": time, "best": rating}.get(keep)
-    worth = np.zeros(count) if value is None else np.where(np.isnan(value), -np.inf, value)
+    value = worth.get({"longest": "characters", "newest": "time", "best": "rating"}.get(keep, ""))
+    ranked = np.zeros(count) if value is None else np.where(np.isnan(value), -np.inf, value)
     last = np.zeros(count, dtype=bool) if pinned is None else ~pinned
-    return np.lexsort((np.arange(count), -worth, last))
+    return np.lexsort((np.arange(count), -ranked, last))
 
 
 def find_duplicates(

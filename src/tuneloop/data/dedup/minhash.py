@@ -41,6 +41,7 @@ Name = Literal["prompt", "whole"]  # of a sketch
 MASKS = 4  # keys of a short text: each without every fourth word, so that texts that differ in one word share one
 # What the names of the columns begin with that `sketch` makes.
 COLUMNS = ("exact", "prompt", "whole", "edge_", "masked")
+LEAST_SHARED = 20  # prompts, and characters of a frame
 KINDS: tuple[Kind, ...] = ("letters", "words")
 _PUNCTUATION = bytes(code for code in range(128) if unicodedata.category(chr(code))[0] == "P")
 _CONTROLS = bytes(32 if unicodedata.category(chr(code)) == "Cc" else code for code in range(256))
@@ -76,17 +77,17 @@ class PromptFrame:
 NO_FRAME = PromptFrame()
 
 
-def shared_frame(prompts: Sequence[str], *, least: int = 20) -> PromptFrame:
-    """The frame that nine of ten different prompts share; from `least` prompts, and `least` characters of it, on."""
+def shared_frame(prompts: Sequence[str]) -> PromptFrame:
+    """The frame that nine of ten different prompts share; from `LEAST_SHARED` prompts and characters of it on."""
     different = sorted(set(prompts))
-    if len(different) < least:
+    if len(different) < LEAST_SHARED:
         return NO_FRAME
-    before = _shared_start(different, least)
-    after = _shared_start(sorted(text[::-1] for text in different), least)[::-1]
+    before = _shared_start(different)
+    after = _shared_start(sorted(text[::-1] for text in different))[::-1]
     return PromptFrame(before, after) if before or after else NO_FRAME
 
 
-def _shared_start(ordered: Sequence[str], least: int) -> str:
+def _shared_start(ordered: Sequence[str]) -> str:
     """The longest start that nine of ten sorted texts share, up to the end of a word."""
     span = math.ceil(0.9 * len(ordered)) - 1
     longest = ""
@@ -97,7 +98,7 @@ def _shared_start(ordered: Sequence[str], least: int) -> str:
             longest = pair[0][:same]
     while longest and not longest[-1].isspace():
         longest = longest[:-1]
-    return longest if len(longest) >= least else ""
+    return longest if len(longest) >= LEAST_SHARED else ""
 
 
 def texts_of(row: Row, frame: PromptFrame = NO_FRAME) -> RowTexts:

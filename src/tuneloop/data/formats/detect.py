@@ -294,10 +294,6 @@ def _tagged(tags: Mapping[str, Any], name: str) -> TurnKeys:
     roles = {spelling.casefold(): ours[tag] for tag, spelling in spellings.items()}
     role, content = ("role", "content") if name == "messages" else ("from", "value")
     usual = frozenset(spellings.values()) | (frozenset() if name == "messages" else SHAREGPT_ROLES)
-    return TurnKeys(
-        role=str(tags.get("role_tag") or role),
-        content=str(tags.get("content_tag") or content),
-        roles={spelling: role for spelling, role in roles.items() if ROLES.get(spelling) != role},
-        usual=usual,
-        separate_calls=name == "sharegpt",
-    )
+    role, content = str(tags.get("role_tag") or role), str(tags.get("content_tag") or content)
+    roles = {spelling: role for spelling, role in roles.items() if ROLES.get(spelling) != role}
+    return TurnKeys(role, content, roles, usual, separate_calls=name == "sharegpt")

@@ -574,7 +574,7 @@ def _csv_rows(
         except csv.Error as error:
             if exhausted and not ended:
                 break
-            items.append(_bad_row("broken_csv", str(error), lines[start], source, first + start))
+            items.append(_bad_row(str(error), lines[start], source, first + start))
             start += 1
             place, size, exhausted = start, 0, False
     return items, start
@@ -583,8 +583,7 @@ def _csv_rows(
 def _csv_row(cells: list[str], lines: Sequence[str], number: int, columns: Sequence[str], source: str) -> parse.Item:
     text = lines[0] if len(lines) == 1 else "".join(lines)
     if len(cells) > len(columns) or (not text.isascii() and _UNDECODABLE.search(text)):
-        what = f"{len(cells)} cells under a header of {len(columns)}"
-        return _bad_row("broken_csv", what, text, source, number)
+        return _bad_row(f"{len(cells)} cells under a header of {len(columns)}", text, source, number)
     if not cells or (not cells[0].strip() and not text.strip()):
         return Reject(source, number, "blank_line", "")
     if "prediction" in columns and "error" in columns:  # answers that `predict` wrote
@@ -592,7 +591,8 @@ def _csv_row(cells: list[str], lines: Sequence[str], number: int, columns: Seque
     return parse.SourceRecord(source, number, dict(zip(columns, cells, strict=False)))
 
 
-def _bad_row(reason: str, detail: str, text: str, source: str, number: int) -> Reject:
+def _bad_row(detail: str, text: str, source: str, number: int) -> Reject:
+    reason = "broken_csv"
     if _UNDECODABLE.search(text):
         reason, detail = "bad_encoding", "bytes that are no UTF-8"
     return Reject(source, number, reason, detail, parse.printable(text.rstrip("\r\n")))

@@ -76,9 +76,9 @@ def read_whole(path: str, config: PrepareConfig, *, prompts: bool = True, redact
         items = [
             item._replace(value=redactor(item.value)) if isinstance(item, SourceRecord) else item for item in items
         ]
-    made = [read(item) if isinstance(item, SourceRecord) else item.reason for item in items]
-    rows = [replace(row, id=row_id) for row, row_id in zip(made, order, strict=True) if isinstance(row, Row)]
-    skipped = Counter(reason for reason in made if isinstance(reason, str))
+    results = [read(item) if isinstance(item, SourceRecord) else item.reason for item in items]
+    rows = [replace(row, id=row_id) for row, row_id in zip(results, order, strict=True) if isinstance(row, Row)]
+    skipped = Counter(reason for reason in results if isinstance(reason, str))
     if not rows:
         reasons = ", ".join(f"{n} {reason}" for reason, n in skipped.most_common(3))
         step = "give prompts with answers; name columns with data.input, data.output, data.label"

@@ -21,6 +21,7 @@ from tuneloop.core.machine import cores
 from tuneloop.core.ray.cluster import on_ray
 from tuneloop.core.ui import progress
 from tuneloop.core.units import counted, verb
+from tuneloop.data import process_record as first_pass
 from tuneloop.data import split as splits
 from tuneloop.data.checks import reject_share
 from tuneloop.data.checks.label_errors import Embed
@@ -31,17 +32,7 @@ from tuneloop.data.dedup import duplicates, minhash
 from tuneloop.data.dedup.candidate_pairs import Alike, find_alike
 from tuneloop.data.dedup.contamination import index_of
 from tuneloop.data.formats import Rejection
-from tuneloop.data.process_record import (
-    CONTAMINATION_KINDS,
-    LANGUAGES_EVERY,
-    UNMEASURED,
-    ChunkWork,
-    Measure,
-    RowProcessor,
-    TokenCount,
-    measured_if_long,
-    process_chunk,
-)
+from tuneloop.data.process_record import ChunkWork, Measure, RowProcessor, TokenCount, measured_if_long, process_chunk
 from tuneloop.data.sources.chunks import chunks
 from tuneloop.data.sources.parse import Chunk, Item, parse_chunk
 from tuneloop.data.sources.read import entry_of, find_files
@@ -103,7 +94,7 @@ def prepare(
     progress("looking at the sources", 1, 1)
     files = [*test_files, *sources]
     is_small = _size(files) <= SMALL
-    key_of_pseudonyms, every = pseudonym_key(config.personal), 1 if is_small else LANGUAGES_EVERY
+    key_of_pseudonyms, every = pseudonym_key(config.personal), 1 if is_small else first_pass.LANGUAGES_EVERY
     processor = RowProcessor(config, measure, key_of_pseudonyms, frame=frame, languages_every=every)
     workers = 1 if is_small else config.workers or cores()
     cluster = on_ray() if config.engine == "ray" else nullcontext()
@@ -200,7 +191,7 @@ def _dedup_and_split(job: PrepareContext, test_rows: int) -> None:
     order = duplicates.preference(config.duplicates.keep, count=len(table), pinned=fixed, **worth)
     for row in np.flatnonzero(columns["leak"] >= 0).tolist():  # rows that give a row of the test set away
         test_row, similarity = int(columns["leak"][row]), columns["leak_similarity"][row]
-        if CONTAMINATION_KINDS[columns["leak_how"][row]] == "overlap":
+        if first_pass.CONTAMINATION_KINDS[columns["leak_how"][row]] == "overlap":
             source, line = table.place(test_row)
             table.drop(row, "split_leak", f"{similarity:.0%} of the passages of {source}:{line}")
         else:
@@ -271,7 +262,7 @@ def _measure(job: PrepareContext) -> None:
     """Measure the rows that were not, all or a sample; what can't be rendered or teaches nothing is dropped."""
     table, columns = job.table, job.table.columns
     rows = table.alive
-    rows = rows[columns["tokens"][rows] == UNMEASURED]
+    rows = rows[columns["tokens"][rows] == first_pass.UNMEASURED]
     rows = _to_measure(rows, columns["characters"][rows], splits.shuffled(columns["id"][rows], job.seed))
     batches = [rows[begin : begin + BATCH].tolist() for begin in range(0, len(rows), BATCH)]
     workers = job.workers if len(batches) > 1 else 1

@@ -303,17 +303,17 @@ def _reader(spec: TaskSpec | None, guess: FormatGuess, system: str | None) -> Re
 
 def _with_placeholder(record: dict[str, Any], guess: FormatGuess) -> dict[str, Any]:
     """The record with something in place of its answer; a conversation that has its answer keeps it."""
-    columns, made = guess.columns, dict(record)
+    columns, values = guess.columns, dict(record)
     if guess.name == "text_label":
-        made[columns["label"]] = [PLACEHOLDER] if guess.many_labels else PLACEHOLDER
+        values[columns["label"]] = [PLACEHOLDER] if guess.many_labels else PLACEHOLDER
         if "label_name" in columns:
-            made[columns["label_name"]] = PLACEHOLDER
+            values[columns["label_name"]] = PLACEHOLDER
     elif "turns" in columns:
-        made[columns["turns"]] = _with_answer(made.get(columns["turns"]), guess.keys)
+        values[columns["turns"]] = _with_answer(values.get(columns["turns"]), guess.keys)
     for role in ("output", "completion", "response"):
         if role in columns and guess.name != "fields":
-            made[columns[role]] = PLACEHOLDER
-    return made
+            values[columns[role]] = PLACEHOLDER
+    return values
 
 
 def _with_answer(turns: Any, keys: TurnKeys) -> Any:

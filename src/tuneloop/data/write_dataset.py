@@ -84,7 +84,14 @@ def write_dataset(job: PrepareContext, identity: Mapping[str, Any], template_add
         "too_long": {"policy": config.too_long, **account.too_long},
         "languages": dict(sorted(languages.items(), key=lambda pair: (-pair[1], pair[0]))),
         "splits": splits,
-        **({"mix": mixed.record, "general": _write(out / GENERAL_FILE, map(_line, mixed.held_out))} if mixed else {}),
+        **(
+            {
+                "mix": mixed.record,
+                "general": _write(out / GENERAL_FILE, (orjson.dumps(row.to_json()) for row in mixed.held_out)),
+            }
+            if mixed
+            else {}
+        ),
         **({"template_adds": template_adds} if template_adds else {}),
         "words": {word: text for word, text in words.items() if word in account.rejected | account.repaired},
     }
@@ -127,10 +134,6 @@ def _write(path: Path, rows: Iterable[bytes]) -> dict[str, Any]:
     with lines_to(path) as lines:
         lines.write_all(rows)
     return lines.facts()
-
-
-def _line(row: Row) -> bytes:
-    return orjson.dumps(row.to_json())
 
 
 class _RejectAccount(NamedTuple):
@@ -296,7 +299,7 @@ def _interleaved(lines: Iterator[bytes], n: int, general: Sequence[Row]) -> Iter
     places = set(interleaved(n, len(general)))
     others = iter(general)
     for place in range(n + len(general)):
-        yield _line(next(others)) if place in places else next(lines)
+        yield orjson.dumps(next(others).to_json()) if place in places else next(lines)
 
 
 def _counts_of(table: Table, column: str, rows: Array) -> dict[str, int]:

@@ -14,23 +14,13 @@ from typing import Any
 
 from tuneloop.data.checks import answers
 from tuneloop.data.checks.labels import Suspects, doubted_labels, find_suspects, reject_share, suspect_records
-from tuneloop.data.checks.overview import (
-    CHECKS,
-    CheckedRows,
-    CheckEntry,
-    Finding,
-    Overview,
-    check,
-    example_of,
-    examples_of,
-    overview_of,
-)
+from tuneloop.data.checks.overview import CHECKS, Finding, Overview, check, examples_of, overview_of
 from tuneloop.data.checks.production import compare_with_production
 from tuneloop.records.dataset import Check, LongRows
 from tuneloop.records.rows import Dataset, FlaggedRow, Row
 
 __all__ = [
-    "CHECKS", "Check", "CheckEntry", "CheckedRows", "Finding", "LongRows", "Overview", "Suspects", "answers", "check",
+    "CHECKS", "Check", "Finding", "LongRows", "Overview", "Suspects", "answers", "check",
     "check_dataset", "examples_of", "find_suspects", "overview_of", "reject_share", "run_checks", "slow_checks",
     "suspect_records",
 ]  # fmt: skip
@@ -69,7 +59,7 @@ def run_checks(
     findings = {name: finding for name, finding in results.items() if finding is not None}
     if flagged is not None:
         rows = ((name, row) for name, finding in findings.items() for row in finding.checked.rows[:LISTED])
-        flagged(FlaggedRow(name, **example_of(overview, row)) for name, row in rows)
+        flagged(FlaggedRow(name, **overview.example(row)) for name, row in rows)
     return [finding.as_check(name) for name, finding in findings.items()]
 
 

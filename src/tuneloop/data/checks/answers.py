@@ -9,17 +9,7 @@ from tuneloop.core.units import counted, verb
 from tuneloop.data.checks import quality
 from tuneloop.data.checks.drift import chi_square, compare_with, kolmogorov_smirnov
 from tuneloop.data.checks.labels import label_counts
-from tuneloop.data.checks.overview import (
-    Finding,
-    Overview,
-    check,
-    examples_of,
-    finding_of,
-    level_above,
-    named,
-    question_of,
-    share_of,
-)
+from tuneloop.data.checks.overview import Finding, Overview, check, examples_of, finding_of, level_at, named, share_of
 from tuneloop.data.checks.quality import Endings
 from tuneloop.data.clean.language import foreign
 from tuneloop.data.split import SPLITS, TEST, TRAIN, VAL, Array
@@ -68,7 +58,7 @@ def truncated_answers(overview: Overview) -> Finding:
     cut = [i for i in some.tolist() if any(map(endings.is_cut, _answers(overview.row(i))))]
     truncated = np.unique(np.concatenate([unclosed, np.array(cut, dtype=np.int64)])).astype(np.int64)
     share = len(truncated) / max(len(rows), 1)
-    level = "ok" if len(truncated) < 3 else level_above(share, 0.003, 0.1)
+    level = "ok" if len(truncated) < 3 else level_at(share, 0.003, 0.1)
     good, bad = "no answer seems cut off", "seem to end in mid-sentence, or with something not closed"
     remedy = "Generate these answers again with a higher length limit, or take them out: a model learns to stop early."
     finding = finding_of(overview, truncated, good, bad, remedy)._replace(level=level)
@@ -158,7 +148,7 @@ def too_long(overview: Overview) -> Finding:
     remedy = "Raise data.max_length as far as the model's context and memory allow"
     if other := {"reject": "truncate or data.too_long=split", "truncate": "split"}.get(long.policy):
         remedy += f", or set data.too_long={other}"
-    return Finding(level_above(share, 0.01, 0.2), message, n, f"{remedy}.", examples_of(overview, over))
+    return Finding(level_at(share, 0.01, 0.2), message, n, f"{remedy}.", examples_of(overview, over))
 
 
 @check("template", "rows that the chat template can't render, or that train nothing")
@@ -169,7 +159,7 @@ def template(overview: Overview) -> Finding:
     nothing = overview.rejected.get("no_supervised_token", 0) + len(silent)
     neutralised = overview.repaired.get("special_tokens", 0)
     n = broken + nothing
-    level = level_above(n / max(overview.read, len(rows), 1), 0, 0.05)
+    level = level_at(n / max(overview.read, len(rows), 1), 0, 0.05)
     message = "every row can be rendered and teaches something"
     if n:
         message = f"{counted(broken, 'row')} that the chat template can't render, {nothing:,} with nothing to learn"
@@ -191,8 +181,8 @@ def languages(overview: Overview) -> Finding:
     main = names[int(counts.argmax())]
     others = rows[with_language & (code != counts.argmax())]
     looked = overview.some(others, 500)
-    likely = [i for i in looked.tolist() if foreign(question_of(overview.row(i)), main, sure=False)]
-    sure = [i for i in likely if foreign(question_of(overview.row(i)), main)]
+    likely = [i for i in looked.tolist() if foreign(overview.question(i), main, sure=False)]
+    sure = [i for i in likely if foreign(overview.question(i), main)]
     n = round(len(sure) * len(others) / max(len(looked), 1))
     detected = int((code >= 0).sum())
     share = n / detected
@@ -222,7 +212,7 @@ def leaked_prompts(overview: Overview) -> Finding:
     leaked = measured[np.isin(question[measured], question[overview.rows(TRAIN)])]
     of_test = int((overview.split[leaked] == TEST).sum())
     share = of_test / max(len(overview.rows(TEST)), 1)
-    level = level_above(share, 0, 0.01) if of_test or not len(leaked) else "warn"
+    level = level_at(share, 0, 0.01) if of_test or not len(leaked) else "warn"
     message = "no prompt of val or test is in train"
     if len(leaked):
         message = f"{share_of(len(leaked), len(measured))} of val and test have a prompt that is in train"
@@ -275,7 +265,7 @@ def split_wording(overview: Overview) -> Finding | None:
         return None
     test = overview.rows(TEST)
     samples = (overview.some(rows, SPLIT_TEXTS).tolist() for rows in (overview.rows(TRAIN), test))
-    drift = compare_with(*([question_of(overview.row(i)) for i in rows] for rows in samples), seed=overview.seed)
+    drift = compare_with(*([overview.question(i) for i in rows] for rows in samples), seed=overview.seed)
     auc = drift.auc
     if not auc.low > 0.55:  # NaN with too few texts
         return Finding("ok", "train and test are worded alike", 0)

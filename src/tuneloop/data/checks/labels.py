@@ -11,19 +11,7 @@ import numpy as np
 
 from tuneloop.core.units import counted, verb
 from tuneloop.data.checks.label_errors import Embed, LabelError, find_label_errors
-from tuneloop.data.checks.overview import (
-    EXAMPLES,
-    CheckedRows,
-    Finding,
-    Overview,
-    check,
-    example_of,
-    examples_of,
-    finding_of,
-    level_above,
-    named,
-    question_of,
-)
+from tuneloop.data.checks.overview import CheckRows, Finding, Overview, check, examples_of, finding_of, level_at, named
 from tuneloop.data.dataset import HARMLESS
 from tuneloop.data.split import TEST, TRAIN, VAL, Array, normalised
 from tuneloop.records.rows import DoubtfulLabel
@@ -132,7 +120,7 @@ def find_suspects(overview: Overview, *, embed: Embed | None = None) -> Suspects
     # in an order of their own: that of the sources and that of the files give the same verdicts
     rows = some[np.argsort(overview.columns["question"][some], kind="stable")].tolist()
     codes = overview.columns["label"][rows].tolist()
-    texts, labels = [question_of(overview.row(i)) for i in rows], [overview.names["label"][code] for code in codes]
+    texts, labels = [overview.question(i) for i in rows], [overview.names["label"][code] for code in codes]
     ranked = find_label_errors(texts, labels, seed=overview.seed, embed=embed)
     errors = [LabelError(rows[e.index], e.label, e.suggested, e.score, e.confident) for e in ranked]
     return Suspects(errors, len(labelled))
@@ -141,9 +129,9 @@ def find_suspects(overview: Overview, *, embed: Embed | None = None) -> Suspects
 def suspect_records(overview: Overview, suspects: Suspects) -> list[DoubtfulLabel]:
     """The suspicious rows for people to look at: place, split, label, suggestion, score and text."""
     errors = [error for error in suspects.errors if error.label != error.suggested]
-    texts = [question_of(overview.row(error.index))[:500] for error in errors]
+    texts = [overview.question(error.index)[:500] for error in errors]
     facts = [{name: getattr(e, name) for name in ("label", "suggested", "score", "confident")} for e in errors]
-    places = [example_of(overview, error.index) for error in errors]
+    places = [overview.example(error.index) for error in errors]
     return [DoubtfulLabel(**p, **f, text=text) for p, f, text in zip(places, facts, texts, strict=True)]
 
 
@@ -246,12 +234,12 @@ def conflicting_labels(overview: Overview) -> Finding:
     shares = f"{counted(n, 'row')} {verb(n, 'shares its', 'share their')}"
     message = f"{shares} text with a row of another label" if n else "no text with two labels"
     examples = [
-        example_of(overview, i, label=overview.names["label"][int(overview.columns["label"][i])])
-        for i in rows[:EXAMPLES].tolist()
+        overview.example(i, label=overview.names["label"][int(overview.columns["label"][i])])
+        for i in rows[: overview.MOST_SHOWN].tolist()
         if overview.columns["label"][i] >= 0
     ]
     remedy = "Decide which label is right, or drop all such rows (data.duplicates.conflicts=drop)."
-    return Finding("warn" if n else "ok", message, n, remedy, CheckedRows(rows.tolist(), examples))
+    return Finding("warn" if n else "ok", message, n, remedy, CheckRows(rows.tolist(), examples))
 
 
 @check("label_errors", "labels that look wrong", tasks=("classification",))
@@ -265,13 +253,16 @@ def doubted_labels(overview: Overview, suspects: Suspects) -> Finding:
         return Finding("ok", "too few labels to doubt any", 0)
     wrong = [error for error in suspects.errors if error.confident]
     share = len(wrong) / looked
-    level = "ok" if len(wrong) < 3 or share < 0.01 else level_above(share, 0, 0.2)
+    level = "ok" if len(wrong) < 3 or share < 0.01 else level_at(share, 0, 0.2)
     message = f"{len(wrong)} of {counted(looked, 'label')} {verb(len(wrong), 'looks', 'look')} wrong ({share:.1%})"
     if looked < suspects.of:
         message += f"; a sample of {counted(suspects.of, 'row')}"
-    examples = [example_of(overview, e.index, label=e.label, suggested=e.suggested, score=e.score) for e in wrong[:10]]
+    examples = [
+        overview.example(e.index, label=e.label, suggested=e.suggested, score=e.score)
+        for e in wrong[: overview.MOST_SHOWN]
+    ]
     remedy = "Look through label_errors.jsonl from the top and correct what is wrong, above all in the test split."
-    return Finding(level, message, len(wrong), remedy, CheckedRows((), examples))
+    return Finding(level, message, len(wrong), remedy, CheckRows((), examples))
 
 
 @check("conflicting_answers", "one prompt with two answers", tasks=("generation", "chat"))

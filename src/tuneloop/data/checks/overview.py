@@ -17,8 +17,6 @@ from tuneloop.data.split import SPLITS, Array, Columns, key64, prompt_key
 from tuneloop.records.dataset import Check, LongRows
 from tuneloop.records.rows import Dataset, Row
 
-EXAMPLES = 10  # rows of a check that are shown
-
 
 @dataclass(frozen=True)
 class Overview:
@@ -28,6 +26,7 @@ class Overview:
     (hash of the prompt), `characters`, `answer_characters`, `tokens`, `supervised` (-1: not measured).
     """
 
+    MOST_SHOWN = 10  # rows of a check
     task: str  # classification, generation or chat
     columns: Columns
     names: Mapping[str, Sequence[str]]  # what `label` and `language` count
@@ -53,6 +52,16 @@ class Overview:
             mixed = self.columns["question"][rows].astype(np.uint64) ^ np.uint64(self.seed)
             key = mixed * np.uint64(0x9E3779B97F4A7C15)
         return np.sort(rows[np.lexsort((rows, key))[:size]])
+
+    def question(self, index: int) -> str:
+        """What the user says in a row."""
+        return question_of(self.row(index))
+
+    def example(self, index: int, **more: Any) -> dict[str, Any]:
+        """Where a row stands, for people."""
+        row = self.row(int(index))
+        place = {"source": row.meta.get("source", ""), "line": row.meta.get("line", 0), "id": row.id}
+        return {**place, "split": SPLITS[int(self.split[index])], **more}
 
 
 def overview_of(dataset: Dataset, *, measure: Callable[[Row], Any] | None = None) -> Overview:
@@ -107,23 +116,17 @@ _COLUMNS = {  # in the order of `facts` above
 }  # fmt: skip
 
 
-class CheckedRows(NamedTuple):
+class CheckRows(NamedTuple):
     """The rows that a check is about, and the first of them as they are shown."""
 
     rows: Sequence[int]
     examples: Sequence[dict[str, Any]]
 
 
-def example_of(overview: Overview, index: int, **more: Any) -> dict[str, Any]:
-    """Where a row stands, for people."""
-    row, split = overview.row(int(index)), SPLITS[int(overview.split[index])]
-    return {"source": row.meta.get("source", ""), "line": row.meta.get("line", 0), "id": row.id, "split": split, **more}
-
-
-def examples_of(overview: Overview, indices: Array | Sequence[int]) -> CheckedRows:
+def examples_of(overview: Overview, indices: Array | Sequence[int]) -> CheckRows:
     """Rows, the first of them to be shown."""
     rows = [int(index) for index in indices]
-    return CheckedRows(rows, [example_of(overview, index) for index in rows[:EXAMPLES]])
+    return CheckRows(rows, [overview.example(index) for index in rows[: overview.MOST_SHOWN]])
 
 
 def question_of(row: Row) -> str:
@@ -145,7 +148,7 @@ def share_of(part: int, of: int) -> str:
 Level = Literal["ok", "warn", "error"]
 
 
-def level_above(share: float, warn: float, error: float) -> Level:
+def level_at(share: float, warn: float, error: float) -> Level:
     """`ok` up to the share `warn`, `warn` up to the share `error`."""
     if share <= warn:
         return "ok"
@@ -159,7 +162,7 @@ class Finding(NamedTuple):
     message: str  # one sentence
     rows: int  # number of rows concerned
     remedy: str = ""  # one sentence on what to do
-    checked: CheckedRows = CheckedRows((), ())  # the rows for `flagged.jsonl`, and those to show
+    checked: CheckRows = CheckRows((), ())  # the rows for `flagged.jsonl`, and those to show
 
     def as_check(self, name: str) -> Check:
         """The record of the manifest; one that is `ok` has no remedy and no examples."""
@@ -174,7 +177,7 @@ def finding_of(
     """The finding on some rows: `warn` and `error` are shares of all rows, `bad` continues their number."""
     of = len(overview.rows())
     message = f"{share_of(len(rows), of)} {bad}" if len(rows) else good
-    level = level_above(len(rows) / max(of, 1), warn, error)
+    level = level_at(len(rows) / max(of, 1), warn, error)
     return Finding(level, message, len(rows), remedy, examples_of(overview, rows))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.data.checks.drift import MOST, Drift, compare_with
 from tuneloop.data.checks.features import sample
-from tuneloop.data.checks.overview import CheckedRows, Finding, Overview, question_of
+from tuneloop.data.checks.overview import CheckRows, Finding, Overview, question_of
 from tuneloop.data.clean.pii import hidden
 from tuneloop.data.clean.repair import repair_text
 from tuneloop.data.config import PrepareConfig, RepairConfig
@@ -141,7 +141,7 @@ def compare_with_production(overview: Overview, against: Sequence[Row]) -> Findi
         place = {"source": row.meta.get("source", ""), "line": row.meta.get("line", 0)}
         examples.append({**place, "id": row.id, "text": text})
     remedy = "Add training rows of the kind that the examples show, and words such as those named."
-    return Finding(drift.level, drift_message(drift), len(against), remedy, CheckedRows((), examples))
+    return Finding(drift.level, drift_message(drift), len(against), remedy, CheckRows((), examples))
 
 
 def _comparable(text: str) -> str:

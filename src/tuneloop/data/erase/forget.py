@@ -28,19 +28,8 @@ from tuneloop.data.mix import GENERAL_FILE
 from tuneloop.data.process_record import LANGUAGES_EVERY, Measure, question_text
 from tuneloop.data.sources.read import read_records
 from tuneloop.data.split import SPLITS
-from tuneloop.records.dataset import (
-    AGAIN,
-    MANIFEST,
-    Check,
-    DatasetManifest,
-    Mix,
-    Removal,
-    RowsAndTokens,
-    SplitFile,
-    Splits,
-    TokenStatistics,
-    read_manifest,
-)
+from tuneloop.records import dataset as records
+from tuneloop.records.dataset import AGAIN, MANIFEST, Check, DatasetManifest, Mix, SplitFile, read_manifest
 from tuneloop.records.evaluation import EVALUATION
 from tuneloop.records.record import Part, as_record, write_record
 from tuneloop.records.rows import Dataset, Reject, Row
@@ -248,29 +237,29 @@ def descendants(subject: SubjectRows, match: Matcher, root: Path | str = ".") ->
         inner[:] = sorted(n for n in inner if depth < DEPTH and not n.startswith(".") and n != "checkpoints")
         folders.append(Path(place))
     names = _names(subject.manifest) if subject.hits or subject.resumed else set()
-    taught = set(names) if subject.resumed or any(hit.file == "train.jsonl" for hit in subject.hits) else set()
-    made: list[Descendant] = []
+    training_names = set(names) if subject.resumed or any(hit.file == "train.jsonl" for hit in subject.hits) else set()
+    children: list[Descendant] = []
     for folder in folders:
         if (folder / MANIFEST).is_file() and folder.resolve() != subject.folder.resolve():
             try:
                 child = _dataset_child(folder, subject, match, names)
             except UserError as error:
-                made.append(Descendant("data set", str(folder), "", None, f"can't be read: {error.what}", LOOK))
+                children.append(Descendant("data set", str(folder), "", None, f"can't be read: {error.what}", LOOK))
                 continue
             if child is not None:
-                made.append(child)
+                children.append(child)
                 names_of_child = _names(read_manifest(folder))
                 names |= names_of_child
-                taught |= names_of_child if _count(folder / "train.jsonl", subject.ids, match) else set()
+                training_names |= names_of_child if _count(folder / "train.jsonl", subject.ids, match) else set()
     for folder in folders:
         if (run := _made_of(folder / RUN)) is None:
             continue
-        if run.dataset in taught:
+        if run.dataset in training_names:
             advice = "train again on the new data set, or delete it: weights can remember rows"
-            made.append(Descendant("run", str(folder), run.id, None, "trained on them", advice))
+            children.append(Descendant("run", str(folder), run.id, None, "trained on them", advice))
         elif run.dataset in names:
             why, advice = "trained on the data set, but not on these rows", "its weights may stay"
-            made.append(Descendant("run", str(folder), run.id, 0, why, advice))
+            children.append(Descendant("run", str(folder), run.id, 0, why, advice))
     for folder in folders:
         if (evaluation := _made_of(folder / EVALUATION)) is None:
             continue
@@ -279,8 +268,8 @@ def descendants(subject: SubjectRows, match: Matcher, root: Path | str = ".") ->
         if rows:
             why, advice = f"quotes {rows} of the rows", "delete it, or evaluate again on the new data set"
         if rows or evaluation.dataset in names:
-            made.append(Descendant("evaluation", str(folder), evaluation.name, rows, why, advice))
-    return made
+            children.append(Descendant("evaluation", str(folder), evaluation.name, rows, why, advice))
+    return children
 
 
 def _names(manifest: DatasetManifest) -> set[str]:
@@ -378,10 +367,10 @@ def forget(
         if (folder / MANIFEST).is_file():  # else an interrupted removal needs it
             (folder / JOURNAL).unlink(missing_ok=True)
         subject = find_rows(folder, match)
-        made = descendants(subject, match, runs_root)
+        children = descendants(subject, match, runs_root)
         old_id = subject.manifest.id
         if not subject.hits and not subject.resumed:
-            return Forgotten(subject, 0, old_id, old_id, made)
+            return Forgotten(subject, 0, old_id, old_id, children)
         try:
             config = PrepareConfig.model_validate(subject.manifest.config)
         except ValueError:
@@ -399,7 +388,7 @@ def forget(
             write_record(folder / MANIFEST, manifest)
             (folder / JOURNAL).unlink()
     rows = manifest.forgotten.rows if manifest.forgotten else 0
-    return Forgotten(subject, rows, old_id, manifest.id, made, [*files, MANIFEST])
+    return Forgotten(subject, rows, old_id, manifest.id, children, [*files, MANIFEST])
 
 
 def _rehearse(
@@ -487,7 +476,7 @@ def _manifest_after(
     sizes: dict[str, int] = {split: sum("mix" not in row.meta for row in rows[split]) for split in SPLITS}
     rows_left, rejected = sum(sizes.values()), reasons.total()
     changes: dict[str, Any] = {
-        "splits": Splits(**{
+        "splits": records.Splits(**{
             split: _split_after(was, files[split], rows[split], measure) for split, was in old.splits.by_name.items()
         }),
         "rejected": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
@@ -509,7 +498,7 @@ def _manifest_after(
     new = old.model_copy(update=changes)
     rows_removed = _rows_with_content(old) - _rows_with_content(new)
     when, was = today.isoformat(), {"was": old.id, "was_hash": old.hash}
-    removal = Removal(rows=rows_removed, when=when, match_hash=match.hash, **was)
+    removal = records.Removal(rows=rows_removed, when=when, match_hash=match.hash, **was)
     if last := old.forgotten:
         removal = removal.model_copy(update={"earlier": [*last.earlier, last.model_copy(update={"earlier": []})]})
     digest = dataset_hash({split: rows[split] for split in SPLITS}, config, old.seed or 0, new.mix)
@@ -553,7 +542,7 @@ def _mix_after(mix: Mix, rows: Mapping[str, Sequence[Row]], measure: Measure | N
         tokens = was.tokens
         if measure is not None and len(some) != was.rows:
             tokens = sum(measure(row).tokens for row in some)
-        sizes[name] = RowsAndTokens(rows=len(some), tokens=tokens)
+        sizes[name] = records.RowsAndTokens(rows=len(some), tokens=tokens)
     of_general, of_task = (getattr(sizes[name], mix.by) for name in ("general", "task"))
     share = round(of_general / (of_general + of_task), 4) if of_general + of_task else 0.0
     return mix.model_copy(update={**sizes, "share": share, "sources": sources})
@@ -571,5 +560,5 @@ def _split_after(was: SplitFile, path: Path, rows: Sequence[Row], measure: Measu
         else:
             counts = [measure(row) for row in task_rows]
             statistics = token_statistics([c.tokens for c in counts], sum(c.supervised for c in counts))
-            about["tokens"] = TokenStatistics(**statistics)
+            about["tokens"] = records.TokenStatistics(**statistics)
     return was.model_copy(update=about)

@@ -169,9 +169,9 @@ def pseudonyms(match: Matcher, config: PersonalConfig) -> tuple[str, ...]:
     if config.mode != "pseudonym" or match.regex:
         return ()
     key, value = pseudonym_key(config), match.value.strip()
-    made: list[str] = []
+    texts: list[str] = []
     for name in ("", match.field, *(kind.lower() for kind in KINDS)):
         findings = find(value, config, name)
-        if findings and (not made or findings[0].end - findings[0].start == len(value)):
-            made.append(redact(value, findings, config, key))
-    return tuple(dict.fromkeys(text for text in made if len(text) >= SHORTEST_STAND_IN))
+        if findings and (not texts or findings[0].end - findings[0].start == len(value)):
+            texts.append(redact(value, findings, config, key))
+    return tuple(dict.fromkeys(text for text in texts if len(text) >= SHORTEST_STAND_IN))

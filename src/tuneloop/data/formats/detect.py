@@ -18,7 +18,6 @@ from tuneloop.data.formats.preference import RANKED
 from tuneloop.data.formats.prompt_completion import ABSENT, PAIRS, lookup, template_columns, with_thumbs
 from tuneloop.data.formats.sample import (
     NEARLY,
-    NO_CONTENT_NAMES,
     TEXT_NAMES,
     FormatGuess,
     Record,
@@ -76,8 +75,7 @@ def _notes(sample: RecordSample, guess: FormatGuess, choice: str) -> str:
         return note
     rest = [name for name in answer_columns(sample) if name not in used]
     if guess.name == "text":
-        about = (*NO_CONTENT_NAMES, *ABOUT_NAMES)
-        others = [name for name in sample.columns if name not in used and not is_about(name, about)]
+        others = [name for name in sample.columns if name not in used and not is_about(name, ABOUT_NAMES)]
         rest += [name for name in others if sample.mostly(name, lambda v: isinstance(v, int | float))]
     return note + (f"; not used: {', '.join(map(repr, rest))}" if rest else "")
 
@@ -141,7 +139,7 @@ def _likely_settings(sample: RecordSample) -> list[str]:
     wrote tends to follow what was made of it.
     """
     answers = answer_columns(sample)
-    words = [name for name in sample.columns if name not in answers and sample.mostly(name, _is_words, NEARLY)]
+    words = [name for name in sample.columns if name not in answers and sample.nearly(name, _is_words)]
     texts = {name: [str(value) for value in sample.of(name) if value is not None] for name in words}
     distinct = {name: len(set(values)) for name, values in texts.items()}
     labels = [name for name in words if 2 <= distinct[name] <= MOST_LABELS * len(texts[name])]
@@ -256,31 +254,31 @@ def guess_from_info(entry: Mapping[str, Any]) -> FormatGuess:
         raise UserError(what, where="dataset_info.json", next_step=step)
     if media := [name for name in ("images", "videos", "audios") if columns.get(name)]:
         raise UserError(f"{media[0]} can't be trained on", where="dataset_info.json", next_step="give text data only")
-    made = _named(columns, _FURTHER)
+    roles = _named(columns, _FURTHER)
     if formatting == "alpaca":
         names = _named(columns, _ALPACA)
-        if names.keys() == {"instruction"} and "chosen" not in made:
+        if names.keys() == {"instruction"} and "chosen" not in roles:
             return FormatGuess("text", {"text": names["instruction"]}, "dataset_info.json: one column of text")
-        made = (names or {name: name for name in ("instruction", "input", "output")}) | made
-        if "chosen" in made:
-            made.pop("output", None)
-        if "instruction" not in made or not {"output", "chosen"} & made.keys():
+        roles = (names or {name: name for name in ("instruction", "input", "output")}) | roles
+        if "chosen" in roles:
+            roles.pop("output", None)
+        if "instruction" not in roles or not {"output", "chosen"} & roles.keys():
             step = "name both in columns: prompt and response (or chosen and rejected)"
             raise UserError("The entry names no prompt or no response", where="dataset_info.json", next_step=step)
         name, keys = "alpaca", PLAIN_KEYS
     else:
         name, usual = ("messages", "messages") if formatting == "openai" else ("sharegpt", "conversations")
-        made, keys = {"turns": str(columns.get("messages") or usual)} | made, _tagged(tags, name)
-    if entry.get("ranking") or "chosen" in made:
-        if "chosen" not in made and "output" in made:  # older files: the output is a list, the better one first
-            made["answers"] = made.pop("output")
+        roles, keys = {"turns": str(columns.get("messages") or usual)} | roles, _tagged(tags, name)
+    if entry.get("ranking") or "chosen" in roles:
+        if "chosen" not in roles and "output" in roles:  # older files: the output is a list, the better one first
+            roles["answers"] = roles.pop("output")
         else:
-            made.setdefault("chosen", "chosen")
-            made.setdefault("rejected", "rejected")
+            roles.setdefault("chosen", "chosen")
+            roles.setdefault("rejected", "rejected")
         name = "preference"
-    elif "thumb" in made:
+    elif "thumb" in roles:
         name = "thumbs"
-    return FormatGuess(name, made, f"dataset_info.json: {formatting}", keys=keys)
+    return FormatGuess(name, roles, f"dataset_info.json: {formatting}", keys=keys)
 
 
 def _named(columns: Mapping[str, Any], roles: Mapping[str, str]) -> dict[str, str]:

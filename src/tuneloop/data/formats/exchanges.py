@@ -235,8 +235,8 @@ def _output(items: list[Any]) -> _LoggedAnswer:
         message = _message(turn, "").turn
         content = message["content"]
         parts += content if isinstance(content, list) else [content] if content else []
-        made = message.get("tool_calls") or []
-        calls += made if isinstance(made, list) else [made]
+        further = message.get("tool_calls") or []
+        calls += further if isinstance(further, list) else [further]
     turn = {"role": "assistant", "content": parts}
     return _LoggedAnswer(turn | {"tool_calls": calls} if calls else turn)
 

@@ -12,7 +12,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats import draft
 from tuneloop.data.formats.conversation import conversation, is_data
-from tuneloop.data.formats.sample import BESIDES, HISTORY, NEARLY, SYSTEM, FormatGuess, Record, RecordSample, mostly
+from tuneloop.data.formats.sample import BESIDES, HISTORY, NEARLY, SYSTEM, FormatGuess, Record, RecordSample
 from tuneloop.data.formats.text_label import find_text_label
 from tuneloop.data.formats.turns import Refused, as_text, assistant, json_text, read_tools, read_turns, user
 
@@ -96,7 +96,7 @@ def with_thumbs(guess: FormatGuess, sample: RecordSample, choice: str) -> Format
         if not values or name in guess.columns.values():
             continue
         scale = draft.scale_of(values, name)
-        if not mostly(values, functools.partial(_is_thumb, scale=scale), NEARLY):
+        if sum(draft.read_thumb(value, scale) is not None for value in values) < NEARLY * len(values):
             continue
         columns = {**guess.columns, "thumb": name}
         if guess.name == "logs" or (2 * len(values) < len(sample) and choice != "thumbs"):
@@ -104,10 +104,6 @@ def with_thumbs(guess: FormatGuess, sample: RecordSample, choice: str) -> Format
         reason = f"{guess.reason}; {name!r} says which answers were good"
         return replace(guess, name="thumbs", columns=columns, reason=reason, scale=scale)
     return None if choice == "thumbs" else guess
-
-
-def _is_thumb(value: Any, scale: tuple[float, float] | None) -> bool:
-    return draft.read_thumb(value, scale) is not None
 
 
 THUMBS = draft.Format(

@@ -11,18 +11,7 @@ from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats.answers import error_answer
 from tuneloop.data.formats.conversation import is_data
 from tuneloop.data.formats.draft import Format, Parsed, check_label, filled, required
-from tuneloop.data.formats.sample import (
-    NEARLY,
-    NO_CONTENT_NAMES,
-    TEXT_NAMES,
-    TOOLS,
-    FormatGuess,
-    Record,
-    RecordSample,
-    as_value,
-    is_about,
-    is_scalar,
-)
+from tuneloop.data.formats.sample import TEXT_NAMES, FormatGuess, Record, RecordSample, as_value, is_about, is_scalar
 from tuneloop.data.formats.turns import Refused, assistant, short, user
 from tuneloop.data.sources.parse import json_type
 from tuneloop.records.rows import Message
@@ -101,7 +90,7 @@ def find_text_label(sample: RecordSample, config: PrepareConfig) -> FormatGuess 
     lists = [name for name in columns_seen if sample.mostly(name, is_label_list)]
     label = config.label or _by_name(sample, [*scalars, *lists], LABEL_NAMES)
     text = config.text or _by_name(sample, [n for n in scalars if n != label], TEXT_NAMES)
-    rest = [n for n in scalars if not is_about(n, NO_CONTENT_NAMES) and n not in (text, label)]
+    rest = [n for n in scalars if not is_about(n) and n not in (text, label)]
     rest = [n for n in rest if not sample.mostly(n, lambda value: not is_scalar(as_value(value)))]  # JSON is no label
     guessed = ""
     if not (text and label):
@@ -124,7 +113,7 @@ def find_text_label(sample: RecordSample, config: PrepareConfig) -> FormatGuess 
         reason += f"; {text!r} is taken for the text: it is the only other column"
     if label in lists:
         reason += ", lists of labels"
-    if sample.mostly(label, lambda v: isinstance(v, int) and not isinstance(v, bool), NEARLY):
+    if sample.nearly(label, lambda v: isinstance(v, int) and not isinstance(v, bool)):
         names = [pattern.format(label) for pattern in LABEL_TEXTS]
         if name := next((n for n in names if n in columns_seen and n not in (text, label)), None):
             columns["label_name"] = name
@@ -185,7 +174,7 @@ def _find_text(sample: RecordSample, config: PrepareConfig) -> FormatGuess | Non
     columns = [name for name in sample.columns if sample.is_usual(name)]
     strings = [name for name in columns if sample.mostly(name, lambda value: isinstance(value, str))]
     lists = [name for name in columns if sample.mostly(name, lambda value: isinstance(value, list))]
-    contents = [name for name in strings if not is_about(name, (*NO_CONTENT_NAMES, *ABOUT_NAMES))]
+    contents = [name for name in strings if not is_about(name, ABOUT_NAMES)]
     low = {name.casefold(): name for name in strings}
     names = ("text", "content", "document", "raw_content", "page_content")
     column = config.text or next((low[name] for name in names if name in low), None)
@@ -200,7 +189,7 @@ def _find_text(sample: RecordSample, config: PrepareConfig) -> FormatGuess | Non
 
 def answer_columns(sample: RecordSample) -> list[str]:
     """Columns of objects or arrays that may be answers: no facts about the record, no turns, no vectors."""
-    about = (*NO_CONTENT_NAMES, *ABOUT_NAMES, *TOOLS[1])
+    about = (*ABOUT_NAMES, "tools", "functions")
     names = [name for name in sample.columns if name.isprintable() and not {"{", "}"} & set(name)]  # for a template
 
     def is_answer(value: Any) -> bool:

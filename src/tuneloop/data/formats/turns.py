@@ -138,9 +138,9 @@ def _read_turn(turn: Any, place: int, keys: TurnKeys, calls: int, repairs: list[
     if role == "tool":
         return _tool_turn(turn, content, place, keys)
     if role == "function_call":
-        made = from_json(content, f"the call of turn {place}")
-        made = made if isinstance(made, list) else [made]
-        return {"role": "assistant", "content": "", "tool_calls": _calls(made, place, calls)}
+        values = from_json(content, f"the call of turn {place}")
+        values = values if isinstance(values, list) else [values]
+        return {"role": "assistant", "content": "", "tool_calls": _calls(values, place, calls)}
     calls_here = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else [])
     if keys.content not in turn and not calls_here:
         raise Refused("missing_field", f"turn {place} has no {keys.content!r}")
@@ -205,12 +205,12 @@ def with_whole_contents(turns: list[Any], content_key: str) -> list[Any]:
     """Turns with a text in place of each content in parts of text; themselves where none does."""
     if not any(type(turn) is dict and type(turn.get(content_key)) is list for turn in turns):
         return turns
-    made = []
+    whole = []
     for turn in turns:
         parts = turn.get(content_key) if type(turn) is dict else None
         text = _text_of_parts(parts) if type(parts) is list and parts else None
-        made.append(turn if text is None else {**turn, content_key: text})
-    return made
+        whole.append(turn if text is None else {**turn, content_key: text})
+    return whole
 
 
 def _calls(values: Iterable[Any], place: int, before: int) -> list[dict[str, Any]]:

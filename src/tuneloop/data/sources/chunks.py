@@ -120,19 +120,17 @@ def _text_chunks(file: parse.SourceFile, size: int) -> Iterator[parse.Chunk]:
     """Chunks of all that is text. An encoding that was not settled until the end is UTF-8."""
     look, state = _look(file), _ReadState()
     blocks = _utf8(_raw_blocks(file, size, state, skip=look.bom), file, look, state)
+    lines = _whole_lines(_some(blocks, file), state)
     if file.kind in ("csv", "tsv"):
-        made = _csv_chunks(_whole_lines(_some(blocks, file), state), file, look, state)
+        yield from _csv_chunks(lines, file, look, state)
     elif file.kind == "text":
-        made = _batches(_paragraphs(_whole_lines(_some(blocks, file), state), file.name, state), file.name, size, state)
+        yield from _batches(_paragraphs(lines, file.name, state), file.name, size, state)
     elif _one_a_line(look, file.kind):
-        made = _line_chunks(_whole_lines(_some(blocks, file), state), file.name, state)
+        yield from _line_chunks(lines, file.name, state)
     else:
         small = _utf8(_raw_blocks(file, min(size, 1 << 16), state, skip=look.bom), file, look, state)
-        elements = parse.scan_json(
-            codecs.iterdecode(_some(small, file), "utf-8", "surrogateescape"), file.name, lambda: state.damage
-        )
-        made = _batches(elements, file.name, size, state)
-    yield from made
+        text = codecs.iterdecode(_some(small, file), "utf-8", "surrogateescape")
+        yield from _batches(parse.scan_json(text, file.name, lambda: state.damage), file.name, size, state)
 
 
 def _refuse_bomb(file: parse.SourceFile, packed: int, unpacked: int) -> None:

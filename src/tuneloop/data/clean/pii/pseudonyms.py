@@ -35,9 +35,9 @@ def pseudonym(kind: str, value: str, region: str, key: bytes) -> str:
     same = normal_form(kind, value, region)
     for attempt in range(64):  # there are few in some reserved ranges: the value may be one of them
         seed = hmac.new(key, f"{kind}\0{same}\0{attempt}".encode("utf-8", "surrogatepass"), hashlib.sha256).digest()
-        made = _made(kind, value, same, seed)
-        if normal_form(kind, made, region) != same and value not in made:
-            return made
+        candidate = _invented(kind, value, same, seed)
+        if normal_form(kind, candidate, region) != same and value not in candidate:
+            return candidate
     return f"<{kind}>"
 
 
@@ -56,7 +56,7 @@ def normal_form(kind: str, value: str, region: str) -> str:
     return re.sub(r"[\W_]", "", value).upper() if kind != "IP_ADDRESS" else value.lower()
 
 
-def _made(kind: str, value: str, same: str, seed: bytes) -> str:
+def _invented(kind: str, value: str, same: str, seed: bytes) -> str:
     number, word = int.from_bytes(seed[:8], "big"), seed[:4].hex()
     match kind:
         case "EMAIL":

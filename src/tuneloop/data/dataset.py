@@ -83,11 +83,8 @@ REPAIRS = {
 def prepare_key(config: PrepareConfig, *, name: str, seed: int, model_fingerprint: str = "") -> str:
     """Hash of all that a prepared data set depends on; equal to the manifest's `key` when it need not be redone.
 
-    Args:
-        model_fingerprint: what identifies the tokenizer and template that rows are measured with.
-
-    Raises:
-        UserError: a source is missing or of an unsupported kind.
+    `model_fingerprint`: what identifies the tokenizer and template that rows are measured with. Raises UserError: a
+    source is missing or of an unsupported kind.
     """
     places = [
         *config.sources,
@@ -160,10 +157,7 @@ def label_counts(rows: Sequence[Row]) -> dict[str, int]:
 
 
 def read_rows(path: Path, records: Iterable[Any]) -> list[Row]:
-    """The rows of a split's file, of the records in its lines.
-
-    Raises:
-        UserError: a record is no row; its line is named.
+    """The rows of a split's file, of the records in its lines; one that is no row is a UserError that names its line.
     """
     rows = []
     for number, record in enumerate(records, 1):

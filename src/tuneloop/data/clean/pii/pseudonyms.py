@@ -28,9 +28,7 @@ LAST_NAMES = tuple(
 def pseudonym(kind: str, value: str, region: str, key: bytes) -> str:
     """A value's pseudonym: from its kind, its normal form and the key alone (HMAC-SHA256, RFC 2104), never the value.
 
-    Args:
-        region: country of telephone numbers without a country code.
-        key: secret; who has it can try values.
+    `region`: country of telephone numbers without a country code; `key`: secret; who has it can try values.
     """
     same = normal_form(kind, value, region)
     for attempt in range(64):  # there are few in some reserved ranges: the value may be one of them

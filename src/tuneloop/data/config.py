@@ -26,9 +26,7 @@ class RepairConfig(Config):
     unicode: Literal["nfc", "off"] = Field("nfc", description="Unicode normal form of texts")
     white_space: bool = Field(True, description="trim, unify line ends and exotic spaces, cut runs of blank lines")
     special_tokens: bool = Field(True, description="neutralise a model's control tokens inside texts")
-    json_syntax: bool = Field(
-        False, description="read raw control characters in strings and NaN, which JSON forbids, instead of a reject"
-    )
+    json_syntax: bool = Field(False, description="read raw control characters in strings, and NaN: JSON forbids them")
 
     _unicode_off = field_validator("unicode", mode="before")(_off)
 
@@ -56,9 +54,7 @@ class DuplicatesConfig(Config):
 
     exact: bool = Field(True, description="drop rows that are equal up to Unicode form, white space and case")
     near: bool = Field(True, description="drop rows that are nearly equal")
-    threshold: float = Field(
-        0.8, gt=0.0, le=1.0, description="Jaccard similarity of shingles from which rows are near duplicates"
-    )
+    threshold: float = Field(0.8, gt=0.0, le=1.0, description="Jaccard similarity from which rows are near duplicates")
     on: Literal["row", "user", "both"] = Field(
         "row", description="row: prompt and answer together; user: what the user says alone; both: either of them"
     )
@@ -71,7 +67,7 @@ class DuplicatesConfig(Config):
         "keep: the one that `keep` names stays",
     )
     semantic: float | None = Field(
-        None, gt=0.0, le=1.0, description="cosine similarity of embeddings from which rows are duplicates; default: off"
+        None, gt=0.0, le=1.0, description="cosine similarity of duplicates' embeddings; default: off"
     )
 
 
@@ -79,12 +75,8 @@ class SplitConfig(Config):
     """How rows are divided."""
 
     val: float = Field(0.1, ge=0.0, le=0.5, description="share of rows for validation")
-    test: float | str = Field(
-        0.1, description="share of rows for the test, or a file that is the test set, taken as it is"
-    )
-    stratify: str | None = Field(
-        None, description="column whose values keep their shares in every split; default: the label"
-    )
+    test: float | str = Field(0.1, description="share of rows for the test, or a file that is the test set")
+    stratify: str | None = Field(None, description="column whose shares all splits keep; default: the label")
     group: str | None = Field(None, description="column whose rows of one value stay in one split, such as user_id")
     by: Literal["content", "time"] = Field(
         "content", description="time: the newest rows are the test, those before them validation"
@@ -108,9 +100,7 @@ class MixConfig(Config):
     sources: list[str] = Field(default_factory=list, description="files or prepared data sets with general rows")
     share: float = Field(0.3, ge=0.0, lt=1.0, description="share of the general rows in the mixed training split")
     by: Literal["tokens", "rows"] = Field("tokens", description="what the share is counted in")
-    weights: list[float] | None = Field(
-        None, description="weights of the sources among each other; default: their sizes"
-    )
+    weights: list[float] | None = Field(None, description="weights of the sources; default: their sizes")
     repeat: bool = Field(False, description="use general rows more than once when there are too few")
     in_test: bool = Field(False, description="general rows in the test split as well")
 
@@ -146,23 +136,15 @@ class PrepareConfig(Config):
     duplicates: DuplicatesConfig = DuplicatesConfig()
     split: SplitConfig = SplitConfig()
     mix: MixConfig = MixConfig()
-    max_length: int = Field(
-        2048, ge=16, description="longest row in tokens; longer ones are rejected with their length"
-    )
+    max_length: int = Field(2048, ge=16, description="longest row in tokens; too_long says what others become")
     too_long: Literal["reject", "truncate", "split"] = Field(
         "reject",
         description="rows over max_length. truncate: leave out the oldest turns, then the beginning of the question; "
         "split: make several rows, cut before user turns (a chat) or between paragraphs (a text)",
     )
-    engine: Literal["processes", "ray"] = Field(
-        "processes", description="ray: work on a Ray cluster, with the same result"
-    )
-    workers: int | None = Field(
-        None, ge=1, description="processes; default: one a core; the result is the same for any number"
-    )
-    max_expansion: float = Field(
-        200.0, gt=1, description="how many times its size a compressed file (gz, zst, parquet ...) may expand to"
-    )
+    engine: Literal["processes", "ray"] = Field("processes", description="ray: work on a Ray cluster, same result")
+    workers: int | None = Field(None, ge=1, description="processes, with the same result; default: one a core")
+    max_expansion: float = Field(200.0, gt=1, description="how many times its size a compressed file may expand to")
     limit_per_label: int | None = Field(None, ge=1, description="keep at most this many training rows a label")
     limit: int | None = Field(None, ge=1, description="read at most this many records")
     allow_rejects: float = Field(0.2, ge=0.0, le=1.0, description="share of rejected records above which the job stops")

@@ -84,11 +84,11 @@ def plan_mix(
     `task`: of the training split without general rows; `task_test`: of the test split, for `config.in_test`.
     """
     weights = _weights(general, config)
-    train, held_out, test = _divided(general, config, seed, task_test)
+    train, held_out, test = _divide_rows(general, config, seed, task_test)
     target = config.share / (1.0 - config.share) * (task.tokens if config.by == "tokens" else task.rows)
     sequence: list[Place] = []
     total, exhausted = 0, True
-    for place, cost in _sequence(general, train, weights, config):
+    for place, cost in _drawn_rows(general, train, weights, config):
         if total + cost / 2 >= target:  # without this row the share is nearer
             exhausted = False
             break
@@ -114,7 +114,7 @@ def _weights(general: Sequence[GeneralSizes], config: MixConfig) -> list[float]:
     return list(config.weights)
 
 
-def _divided(
+def _divide_rows(
     general: Sequence[GeneralSizes], config: MixConfig, seed: int, task_test: MixSize
 ) -> tuple[list[list[int]], tuple[Place, ...], tuple[Place, ...]]:
     """The rows of each source for training, in the order they are drawn in; those held out; those for the test. Those
@@ -149,7 +149,7 @@ def _cost(general: GeneralSizes, row: int, config: MixConfig) -> int:
     return max(general.tokens[row], 1) if config.by == "tokens" else 1
 
 
-def _sequence(
+def _drawn_rows(
     general: Sequence[GeneralSizes], train: Sequence[Sequence[int]], weights: Sequence[float], config: MixConfig
 ) -> Iterator[tuple[Place, int]]:
     """General rows with their cost, endless with `repeat`: next comes the source with the least for its weight."""

@@ -36,7 +36,7 @@ from tuneloop.data.process_record import ChunkWork, Measure, RowProcessor, Token
 from tuneloop.data.sources.chunks import chunks
 from tuneloop.data.sources.parse import Chunk, Item, parse_chunk
 from tuneloop.data.sources.read import entry_of, find_files
-from tuneloop.data.spool import CHUNK, CarriedRows, InputFile, PrepareContext, Table, look_at, spool_folder
+from tuneloop.data.spool import CHUNK, CarriedRows, InputFile, PrepareContext, Table, detect_format, spool_folder
 from tuneloop.data.workers import ordered_map
 from tuneloop.data.write_dataset import clear, lines_to, reject_lines, write_dataset
 from tuneloop.records.rows import Dataset, Reject
@@ -85,12 +85,14 @@ def prepare(
     key = prepare_key(config, name=name, seed=seed, model_fingerprint=model)
     # Of several files each may have another format; a `dataset_info.json` describes it.
     sources = [
-        InputFile(file, None, look_at([file], config)[0] if entry_of(file) is not None else None)
+        InputFile(file, None, detect_format([file], config)[0] if entry_of(file) is not None else None)
         for file in find_files(config.sources, config.max_expansion)
     ]
     test = find_files([config.split.test], config.max_expansion) if isinstance(config.split.test, str) else ()
-    test_files = [InputFile(file, "test", look_at([file], config)[0]) for file in test]
-    guess, frame = look_at([source.file for source in sources if source.guess is None] or [sources[0].file], config)
+    test_files = [InputFile(file, "test", detect_format([file], config)[0]) for file in test]
+    guess, frame = detect_format(
+        [source.file for source in sources if source.guess is None] or [sources[0].file], config
+    )
     progress("looking at the sources", 1, 1)
     files = [*test_files, *sources]
     is_small = _size(files) <= SMALL
@@ -100,10 +102,10 @@ def prepare(
     cluster = on_ray() if config.engine == "ray" else nullcontext()
     with spool_folder(out) as spool, Table(spool, frame) as table, cluster:
         job = PrepareContext(config, seed, out, files, guess, processor, table, workers, embed)
-        _gather(job, test_files, processor)
+        _read_files(job, test_files, processor)
         test_rows = len(table)
         index = index_of(table.reader.texts(range(test_rows)), config.duplicates) if test_files else None
-        _gather(job, sources, replace(processor, index=index))
+        _read_files(job, sources, replace(processor, index=index))
         read = sum(table.records_of)
         if not read:
             step = "name files with at least one record"
@@ -122,14 +124,14 @@ def _size(files: Sequence[InputFile]) -> int:
     return sum(os.path.getsize(source.file.path) for source in files)
 
 
-def _gather(job: PrepareContext, files: Sequence[InputFile], processor: RowProcessor) -> None:
-    work = _work(job, files)
+def _read_files(job: PrepareContext, files: Sequence[InputFile], processor: RowProcessor) -> None:
+    work = _chunk_work(job, files)
     for facts in ordered_map(process_chunk, work, processor, workers=job.workers, engine=job.config.engine):
         job.table.add(facts)
     job.table.join()
 
 
-def _work(job: PrepareContext, files: Sequence[InputFile]) -> Iterator[ChunkWork]:
+def _chunk_work(job: PrepareContext, files: Sequence[InputFile]) -> Iterator[ChunkWork]:
     """The chunks of files; `limit` ends the reading of the sources."""
     left, size = job.config.limit, _size(job.files)
     before = _size(job.files[: job.files.index(files[0])]) if files else 0
@@ -223,7 +225,7 @@ def _dedup_and_split(job: PrepareContext, test_rows: int) -> None:
     table.split[rows] = split
     leaks = rows[split == splits.LEAK]
     table.drop(leaks, "split_leak", "belongs together with a row of the frozen test or validation set")
-    _limit(job)
+    _apply_limit(job)
     # Intervals of what is measured on val or test must not count rows that are much alike as independent ones.
     measured = (table.fate[rows] == 0) & (table.split[rows] > splits.TRAIN)
     member = splits.connected([facts.question], facts.links)[measured]
@@ -268,7 +270,7 @@ def _measure(job: PrepareContext) -> None:
     workers = job.workers if len(batches) > 1 else 1
     engine = job.config.engine if workers > 1 else "processes"
     carried = (table.reader.carried(batch) for batch in batches)
-    results = ordered_map(_measured, carried, job.processor, workers=workers, engine=engine)
+    results = ordered_map(_measure_rows, carried, job.processor, workers=workers, engine=engine)
     for number, (batch, lengths) in enumerate(zip(batches, results, strict=True)):
         progress("measuring", number * BATCH, len(rows))
         for row, measured in zip(batch, lengths, strict=True):
@@ -293,11 +295,11 @@ def _to_measure(rows: splits.Array, characters: splits.Array, keys: splits.Array
     return sampled
 
 
-def _measured(rows: CarriedRows, processor: RowProcessor) -> list[TokenCount | Rejection]:
+def _measure_rows(rows: CarriedRows, processor: RowProcessor) -> list[TokenCount | Rejection]:
     return [measured_if_long(rows.row(index), processor, always=True) for index in rows.lines]
 
 
-def _limit(job: PrepareContext) -> None:
+def _apply_limit(job: PrepareContext) -> None:
     table, limit = job.table, job.config.limit_per_label
     if limit is None:
         return

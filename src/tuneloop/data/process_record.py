@@ -154,7 +154,7 @@ def process_record(
     config = processor.config
     whole = with_whole_texts(item.value, guess)
     changes: list[FieldChange] = []
-    value = _walk(whole, (), "", processor, changes)
+    value = _clean_value(whole, (), "", processor, changes)
     if item.lenient and config.repair.json_syntax:
         changes.append(FieldChange("json_syntax", "", {"detail": item.lenient}))
     # what `rejects.jsonl` would show: as it stood, but for personal data
@@ -180,13 +180,13 @@ def process_record(
             meta[column] = finite(further)
     meta.update(parsed.extra)
     row = Row(row_id(parsed), parsed.messages, parsed.label, parsed.tools, meta)
-    stratum = parsed.label or "" if stratify is None else _name(value.get(stratify))
+    stratum = parsed.label or "" if stratify is None else _as_name(value.get(stratify))
     for change in parsed.repairs:
         facts = {name: value for name, value in change.items() if name not in ("kind", "field")}
         changes.append(FieldChange(change["kind"], change["field"], facts))
     # from the record as it stood: redaction would make one of many users
     cell = item.value.get(config.split.group) if config.split.group is not None else None
-    group = "" if cell is None else _name(cell)
+    group = "" if cell is None else _as_name(cell)
     time = _number(value, config.split.time if config.split.by == "time" else config.duplicates.newest)
     draft = ProcessedRow(row, stratum, record, changes, group, time, _number(value, config.duplicates.best))
     measured = measured_if_long(row, processor)
@@ -313,11 +313,11 @@ def cleaned(
 ) -> dict[str, Any]:
     """A record as `process_record` gives it to the format: texts whole, repaired and redacted (`key`: of pseudonyms)"""
     processor = RowProcessor(config, lambda row: _NOT_YET, key)
-    clean: dict[str, Any] = _walk(with_whole_texts(value, guess), (), "", processor, [])
+    clean: dict[str, Any] = _clean_value(with_whole_texts(value, guess), (), "", processor, [])
     return clean
 
 
-def _walk(
+def _clean_value(
     value: Any, path: tuple[str | int, ...], column: str, processor: RowProcessor, changes: list[FieldChange]
 ) -> Any:
     """An object or array with its texts repaired and redacted, itself if nothing changed; `column`: the key above."""
@@ -329,16 +329,16 @@ def _walk(
         clean: Any = item
         if type(item) is str:
             if look_at_all or not is_quiet(item) or pii.names_personal_data(column):
-                clean = _text(item, (*path, key), column, processor, changes)
+                clean = _clean_text(item, (*path, key), column, processor, changes)
         elif type(item) is dict or type(item) is list:
-            clean = _walk(item, (*path, key), column, processor, changes)
+            clean = _clean_value(item, (*path, key), column, processor, changes)
         if clean is not item:
             new = value.copy() if new is None else new
             new[key] = clean
     return value if new is None else new
 
 
-def _text(
+def _clean_text(
     text: str, path: tuple[str | int, ...], column: str, processor: RowProcessor, changes: list[FieldChange]
 ) -> str:
     config = processor.config
@@ -353,7 +353,7 @@ def _text(
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
     replaced = config.personal.mode in ("placeholder", "pseudonym")
     if kinds:
-        before, after = _excerpts(_without(text, processor), _without(repaired, processor))
+        before, after = _excerpts(_without_personal_data(text, processor), _without_personal_data(repaired, processor))
         changes.extend(FieldChange(kind, where, {"before": before, "after": after}) for kind in kinds)
     if findings:
         changes.append(_redacted(where, (finding.kind for finding in findings)))
@@ -367,7 +367,7 @@ def _redacted(where: str, kinds: Iterable[str]) -> FieldChange:
     return FieldChange("pii", where, {"detail": detail, "found": dict(sorted(counts.items()))}, counts)
 
 
-def _without(text: str, processor: RowProcessor) -> str:
+def _without_personal_data(text: str, processor: RowProcessor) -> str:
     settings = processor.config.personal
     if settings.mode == "off":
         return text
@@ -395,7 +395,7 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _name(value: Any) -> str:
+def _as_name(value: Any) -> str:
     return value if isinstance(value, str) else orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
 
 

@@ -99,7 +99,7 @@ def assign_splits(facts: SplitFacts, config: SplitConfig, seed: int) -> Array:
     frozen = facts.frozen if facts.frozen is not None else np.full(n, UNDECIDED, dtype=np.int8)
     member = _groups(facts)
     # The row of each group with the least key, then stratum, so that their order does not count.
-    order = np.lexsort((facts.stratum, _own_key(facts), member))
+    order = np.lexsort((facts.stratum, _dealing_key(facts), member))
     first = order[np.flatnonzero(np.diff(member[order], prepend=-1))]
     split = np.full(len(first), UNDECIDED, dtype=np.int8)
     np.maximum.at(split, member, frozen)
@@ -113,7 +113,7 @@ def assign_splits(facts: SplitFacts, config: SplitConfig, seed: int) -> Array:
         split[free] = _by_time(newest[free], sizes[free], val, test, config.time)
     else:
         salt = np.uint64(int.from_bytes(keyed_hash("split", seed), "little"))
-        key = (mixed_bits(_own_key(facts)[first] ^ salt) >> np.uint64(11)) * 2.0**-53  # in [0, 1)
+        key = (mixed_bits(_dealing_key(facts)[first] ^ salt) >> np.uint64(11)) * 2.0**-53  # in [0, 1)
         strata = _strata(facts, first)
         split[free] = TRAIN
         dealt = np.flatnonzero(free & (strata != ALONE))
@@ -179,7 +179,7 @@ def clusters(member: Array, ids: Array) -> Array:
     return shared
 
 
-def _own_key(facts: SplitFacts) -> Array:
+def _dealing_key(facts: SplitFacts) -> Array:
     """What a row is dealt by: its group, which further rows do not change, else its question."""
     key: Array = facts.question.astype(np.uint64)
     return key if facts.group is None else np.where(facts.group != 0, facts.group.astype(np.uint64), key)

@@ -288,7 +288,7 @@ class PrepareContext:
     encodings: dict[str, str] = field(default_factory=dict)  # of each source
 
 
-def look_at(files: Sequence[SourceFile], config: PrepareConfig) -> tuple[FormatGuess, PromptFrame]:
+def detect_format(files: Sequence[SourceFile], config: PrepareConfig) -> tuple[FormatGuess, PromptFrame]:
     """The format, and what all prompts share, from the first records; a configured column must be in one."""
     items = (item for file in files for chunk in chunks(file, CHUNK) for item in parse_chunk(chunk))
     sample = list(itertools.islice((item.value for item in items if isinstance(item, SourceRecord)), SAMPLE))

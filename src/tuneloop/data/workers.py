@@ -23,7 +23,7 @@ R = TypeVar("R")
 AHEAD = 2  # chunks a worker that wait for their turn; bounds memory whatever the length of the input
 
 _setting: Any = None  # what a worker process was started with
-_held: dict[str, Any] = {}  # the setting of the work that a process of a cluster does, by its name
+_cluster_settings: dict[str, Any] = {}  # the setting of the work that a process of a cluster does, by its name
 
 
 def ordered_map(
@@ -139,7 +139,7 @@ def _on_ray(function: Callable[[T, Any], R], chunks: Iterable[T], setting: Any) 
     with on_ray() as ray:
         place = [ray.put(setting)]  # within a list: the process fetches it, once
         name = place[0].hex()
-        task = ray.remote(_call_there)
+        task = ray.remote(_call_on_cluster)
         ahead = AHEAD * cpus(ray)
         waiting: deque[Any] = deque()
         for chunk in chunks:
@@ -150,11 +150,11 @@ def _on_ray(function: Callable[[T, Any], R], chunks: Iterable[T], setting: Any) 
             yield answer_of(ray, waiting.popleft())
 
 
-def _call_there(function: Callable[[T, Any], R], chunk: T, name: str, place: list[Any]) -> R:
+def _call_on_cluster(function: Callable[[T, Any], R], chunk: T, name: str, place: list[Any]) -> R:
     """`function(chunk, setting)` in a process of a cluster, which keeps the setting: tokenizers are slow to read."""
-    if name not in _held:
+    if name not in _cluster_settings:
         import ray
 
-        _held.clear()
-        _held[name] = ray.get(place[0])
-    return function(chunk, _held[name])
+        _cluster_settings.clear()
+        _cluster_settings[name] = ray.get(place[0])
+    return function(chunk, _cluster_settings[name])

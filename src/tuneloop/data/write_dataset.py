@@ -28,7 +28,7 @@ from tuneloop.data.sources.chunks import chunks
 from tuneloop.data.sources.parse import parse_chunk
 from tuneloop.data.sources.read import find_files
 from tuneloop.data.split import SPLITS, TEST, Array, Split, shuffled
-from tuneloop.data.spool import PrepareContext, Table, look_at
+from tuneloop.data.spool import PrepareContext, Table, detect_format
 from tuneloop.data.task import format_facts
 from tuneloop.data.workers import run_in_background
 from tuneloop.records.dataset import MANIFEST, DatasetManifest
@@ -58,7 +58,7 @@ def write_dataset(job: PrepareContext, identity: Mapping[str, Any], template_add
     clear(out)
     orders = {split: _order(table, number, job.seed) for number, split in enumerate(SPLITS)}
     mixed = _mix(job, orders)
-    overview, results = _begin_checks(job)
+    overview, results = _start_checks(job)
     splits = _write_splits(job, overview.task, orders, mixed)
     account = _write_account(job)
     _write_duplicates(job)
@@ -236,12 +236,12 @@ def reject_lines(table: Table, policy: str) -> Iterator[bytes]:
             line, record = int(table.columns["line"][i]), orjson.loads(table.reader.record_bytes(i))
             reason, detail, original = table.reason(i), table.detail(i), int(table.because[i])
             if original >= 0 and policy in _WORTH and reason not in ("split_leak", "conflicting_label"):
-                detail += f"; {_why(table, policy, i, original)}"
+                detail += f"; {_why_kept(table, policy, i, original)}"
             dropped.append((line, reject_line(Reject(source, line, reason, detail, record))))
         yield from (line for _, line in heapq.merge(refused, dropped, key=lambda pair: pair[0]))
 
 
-def _begin_checks(job: PrepareContext) -> tuple[checks.Overview, _Started]:
+def _start_checks(job: PrepareContext) -> tuple[checks.Overview, _Started]:
     """The rows as checks see them, and the slow checks, at work in other processes while the files are written."""
     table, task = job.table, job.config.task
     if task == "auto":
@@ -252,10 +252,10 @@ def _begin_checks(job: PrepareContext) -> tuple[checks.Overview, _Started]:
     # A model that has been at work does not survive a fork, and neither does a connection to Ray.
     workers = job.workers if job.embed is None and job.config.engine != "ray" else 1
     slow = [*([_DOUBTED] if task == "classification" else []), *checks.slow_checks(overview)]
-    return overview, run_in_background(_long_check, slow, (job.embed, overview), workers=workers)
+    return overview, run_in_background(_slow_check, slow, (job.embed, overview), workers=workers)
 
 
-def _long_check(
+def _slow_check(
     name: str, setting: tuple[Embed | None, checks.Overview]
 ) -> checks.Finding | tuple[checks.Suspects, list[bytes]] | None:
     """A check; of doubtful labels what finds them, and the lines of `label_errors.jsonl`, the most suspicious first."""
@@ -329,7 +329,7 @@ def _general_rows(job: PrepareContext, source: str) -> Iterator[Row]:
     )
     processor = replace(job.processor, config=plain)
     for file in find_files([source], job.config.max_expansion):
-        guess, _ = look_at([file], plain)
+        guess, _ = detect_format([file], plain)
         for chunk in chunks(file):
             for item in parse_chunk(chunk):
                 for row in [item] if isinstance(item, Reject) else process_record(item, guess, processor):
@@ -347,20 +347,20 @@ def _write_duplicates(job: PrepareContext) -> None:
 
     def about(index: int, prefix: str = "") -> dict[str, Any]:
         (source, line), row = table.place(index), table.row(index)
-        facts = {"source": source, "line": line, "id": row.id, "text": _shown(row)}
+        facts = {"source": source, "line": line, "id": row.id, "text": _row_text(row)}
         return {f"{prefix}{name}": value for name, value in facts.items()}
 
     def line_of(index: int) -> bytes:
         original, kind = int(table.because[index]), table.reason(index).removesuffix("_duplicate")
         similarity = round(float(table.similarity[index]), 4)
-        why = _why(table, job.config.duplicates.keep, index, original)
+        why = _why_kept(table, job.config.duplicates.keep, index, original)
         record = {**about(index), **about(original, "kept_"), "similarity": similarity, "kind": kind, "why": why}
         return orjson.dumps(DroppedCopy(**record))
 
     _write(job.out / "duplicates.jsonl", map(line_of, copies[order][:SHOWN_DUPLICATES].tolist()))
 
 
-def _why(table: Table, policy: str, copy: int, original: int) -> str:
+def _why_kept(table: Table, policy: str, copy: int, original: int) -> str:
     if table.reason(copy) == "split_leak":
         return "it is in the test set" if table.split[original] == TEST else "it is in the validation set"
     column, words = _WORTH.get(policy, ("", ""))
@@ -371,7 +371,7 @@ def _why(table: Table, policy: str, copy: int, original: int) -> str:
     return "it came first"
 
 
-def _shown(row: Row) -> str:
+def _row_text(row: Row) -> str:
     """A row as one text, for people: a call stands as `name(arguments)`."""
     turns = []
     for message in row.messages:

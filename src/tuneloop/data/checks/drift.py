@@ -31,7 +31,7 @@ FOLDS = 5
 # Bengio (2003, doi 10.1023/A:1024068626366), 1/k + 1/(k-1) for 1/k, of the variance. On halves of one set of 200 and
 # 800 texts it raises the share of intervals that hold 0.5 from 70 and 90 % to 95 %.
 FOLDS_SHARE = ((1 / FOLDS + 1 / (FOLDS - 1)) * FOLDS) ** 0.5
-TELLING = 10  # words and examples shown
+MOST_SHOWN = 10  # words and examples shown
 _WORD = re.compile(r"[^\W\d_]{2,}(?:['’][^\W\d_]+)?")
 
 
@@ -74,7 +74,7 @@ def compare_with(
         with one_thread():
             nearest = (vectors[len(a) :] @ vectors[: len(a)].T).max(axis=1)
         likely = np.flatnonzero(score[len(a) :] >= np.quantile(score[len(a) :], 0.75))
-        examples = likely[np.lexsort((likely, nearest[likely]))][:TELLING].tolist()
+        examples = likely[np.lexsort((likely, nearest[likely]))][:MOST_SHOWN].tolist()
     counts_a, counts_b = _words(a), _words(b)
     others = _words([text for place, text in enumerate(a) if place % 10])
     return Drift(
@@ -83,10 +83,10 @@ def compare_with(
         rows=(len(a), len(b)),
         length_ratio=float(np.median(lengths_b) / max(np.median(lengths_a), 1)),
         label_distance=total_variation(Counter(labels_a), Counter(labels_b)) if labels_a and labels_b else None,
-        new_words=_new(b, counts_a),
-        usual_new_words=_new(a[::10], others),
-        words_a=_telling(counts_a, counts_b, len(a), len(b)),
-        words_b=_telling(counts_b, counts_a, len(b), len(a)),
+        new_words=_new_word_share(b, counts_a),
+        usual_new_words=_new_word_share(a[::10], others),
+        words_a=_typical_words(counts_a, counts_b, len(a), len(b)),
+        words_b=_typical_words(counts_b, counts_a, len(b), len(a)),
         examples=[chosen_b[i] for i in examples],
     )
 
@@ -188,12 +188,12 @@ def _words(texts: Sequence[str]) -> Counter[str]:
     return Counter(word for text in texts for word in set(_WORD.findall(text.lower())))
 
 
-def _new(texts: Sequence[str], vocabulary: Collection[str]) -> float:
+def _new_word_share(texts: Sequence[str], vocabulary: Collection[str]) -> float:
     words = [word for text in texts for word in _WORD.findall(text.lower())]
     return sum(word not in vocabulary for word in words) / len(words) if words else 0.0
 
 
-def _telling(counts: Counter[str], other: Counter[str], rows: int, other_rows: int) -> list[str]:
+def _typical_words(counts: Counter[str], other: Counter[str], rows: int, other_rows: int) -> list[str]:
     """Words of more texts of one side than chance allows: z-scores of log odds ratios (Woolf 1955)."""
     scores = {}
     for word, count in counts.items():
@@ -203,4 +203,4 @@ def _telling(counts: Counter[str], other: Counter[str], rows: int, other_rows: i
         odds_ratio = cells[0] * cells[3] / (cells[1] * cells[2])
         scores[word] = math.log(odds_ratio) / math.sqrt(sum(1 / cell for cell in cells))
     words = [word for word, score in scores.items() if score > 3.0]
-    return sorted(words, key=lambda word: (-scores[word], word))[:TELLING]
+    return sorted(words, key=lambda word: (-scores[word], word))[:MOST_SHOWN]

@@ -103,7 +103,7 @@ def flags(messages: Sequence[Message], label: str | None) -> tuple[str, ...]:
     text = "\n".join(parts)
     signs: list[str] = []
     if question and not (turns > 1 and len(question) < 4):  # "y" can continue a conversation, not begin it
-        _of_prompt(question, signs)
+        _prompt_flags(question, signs)
     if repair.garbled(text) is not None:
         signs.append("garbled")
     tag = "<" in text and "```" not in text and _TAG.search(text) and "html" not in text.lower()
@@ -117,10 +117,10 @@ def flags(messages: Sequence[Message], label: str | None) -> tuple[str, ...]:
             signs.append("empty_answer")
     else:
         if not messages[-1].get("tool_calls"):
-            _of_answer(answer, question, signs)
+            _answer_flags(answer, question, signs)
         for reply in earlier:
             if reply and not reply.isspace():
-                _of_end(reply.strip(), signs)
+                _ending_flags(reply.strip(), signs)
     return tuple(sorted(signs))
 
 
@@ -142,7 +142,7 @@ def is_open(answer: str) -> bool:
     return answer.count(" ") >= 2 or (not answer.isascii() and len(answer) >= 12 and answer[-1] >= "\u3040")
 
 
-def _of_prompt(question: str, signs: list[str]) -> None:
+def _prompt_flags(question: str, signs: list[str]) -> None:
     head = question[:PEEK]
     if len(head) < 16 and head.isascii() and (sum(map(str.isalnum, head)) < 2 or head.strip().lower() in _NO_LABEL):
         signs.append("empty_prompt")
@@ -168,7 +168,7 @@ def _of_prompt(question: str, signs: list[str]) -> None:
         signs.append("gibberish")
 
 
-def _of_answer(answer: str, question: str, signs: list[str]) -> None:
+def _answer_flags(answer: str, question: str, signs: list[str]) -> None:
     lower = answer.lower().replace("’", "'")
     if lower in _NOTHING or not any(map(str.isalnum, answer[:PEEK])):
         # An emoji can be an answer; null is what a failed call leaves behind.
@@ -192,10 +192,10 @@ def _of_answer(answer: str, question: str, signs: list[str]) -> None:
         signs.append("copied_answer")
     if len(answer) >= 24 and _repeats(lower):
         signs.append("repetition")
-    _of_end(answer, signs)
+    _ending_flags(answer, signs)
 
 
-def _of_end(answer: str, signs: list[str]) -> None:
+def _ending_flags(answer: str, signs: list[str]) -> None:
     flag = "cut_off" if _unclosed(answer) else "open_end" if is_open(answer) else None
     if flag and flag not in signs:
         signs.append(flag)

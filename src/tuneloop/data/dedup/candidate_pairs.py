@@ -69,15 +69,15 @@ def find_alike(
     """
     crowded = np.zeros(len(rows), dtype=bool)
     pairs = np.zeros(0, dtype=np.uint64)
-    for name in _names(columns):
+    for name in _sketch_names(columns):
         if len(rows):
-            for candidates in _sharing(columns, name, rows, threshold, crowded):
+            for candidates in _pairs_by_band(columns, name, rows, threshold, crowded):
                 pairs = _distinct(np.concatenate([pairs, candidates]))
-                crowded |= np.bincount(_other(pairs), minlength=len(rows)) > MANY
-                pairs = pairs[~crowded[_other(pairs)]]
-    pairs = _distinct(np.concatenate([pairs, *_sharing_all_but_a_word(columns, rows)]))
-    pairs = pairs[~crowded[_other(pairs)]]
-    one, other = (pairs & np.uint64(2**32 - 1)).astype(np.int64), _other(pairs)
+                crowded |= np.bincount(_later_place(pairs), minlength=len(rows)) > MANY
+                pairs = pairs[~crowded[_later_place(pairs)]]
+    pairs = _distinct(np.concatenate([pairs, *_pairs_but_for_a_word(columns, rows)]))
+    pairs = pairs[~crowded[_later_place(pairs)]]
+    one, other = (pairs & np.uint64(2**32 - 1)).astype(np.int64), _later_place(pairs)
     batches = (
         np.stack([rows[one[begin : begin + BATCH]], rows[other[begin : begin + BATCH]]], axis=1)
         for begin in range(0, len(pairs), BATCH)
@@ -93,7 +93,7 @@ def find_alike(
     return Alike(rows, one[places], other[places], values[0], values[1], values[2], crowded)
 
 
-def _names(columns: Columns) -> tuple[minhash.Name, ...]:
+def _sketch_names(columns: Columns) -> tuple[minhash.Name, ...]:
     """The sketches to look at: where no row has an answer, as with labels, the whole is the question."""
     if "whole" not in columns or np.array_equal(
         columns["whole"][:, -minhash.SIGNS :], columns["prompt"][:, -minhash.SIGNS :]
@@ -102,11 +102,13 @@ def _names(columns: Columns) -> tuple[minhash.Name, ...]:
     return ("whole", "prompt")
 
 
-def _other(pairs: Array) -> Array:
+def _later_place(pairs: Array) -> Array:
     return (pairs >> np.uint64(32)).astype(np.int64)
 
 
-def _sharing(columns: Columns, name: minhash.Name, rows: Array, threshold: float, crowded: Array) -> Iterator[Array]:
+def _pairs_by_band(
+    columns: Columns, name: minhash.Name, rows: Array, threshold: float, crowded: Array
+) -> Iterator[Array]:
     """Pairs of places that may be similar, `later << 32 | earlier`, by band; marks rows in overfull buckets."""
     owner, signs, bands = minhash.sketched(columns, name, rows)
     in_order = np.argsort(owner, kind="stable")
@@ -115,7 +117,7 @@ def _sharing(columns: Columns, name: minhash.Name, rows: Array, threshold: float
     for keys in bands:
         # Sorted by key and then by place: the rows of a bucket follow each other in their order.
         keys = keys[in_order]
-        some = np.flatnonzero(_perhaps_shared(keys))
+        some = np.flatnonzero(_maybe_shared(keys))
         entries = keys[some].astype(np.uint64)
         entries <<= np.uint64(32)
         entries |= some.astype(np.uint64)
@@ -152,8 +154,8 @@ def _sharing(columns: Columns, name: minhash.Name, rows: Array, threshold: float
             yield np.concatenate(pairs)
 
 
-def _sharing_all_but_a_word(columns: Columns, rows: Array) -> Iterator[Array]:
-    """Pairs of places, as in `_sharing`, of short texts that are equal but for masked words.
+def _pairs_but_for_a_word(columns: Columns, rows: Array) -> Iterator[Array]:
+    """Pairs of places, as in `_pairs_by_band`, of short texts that are equal but for masked words.
 
     Where more than MANY rows share all other words, the masked one is a slot of a template, and its values are no
     typos.
@@ -173,7 +175,7 @@ def _sharing_all_but_a_word(columns: Columns, rows: Array) -> Iterator[Array]:
         )
 
 
-def _perhaps_shared(keys: NDArray[np.uint32]) -> NDArray[np.bool_]:
+def _maybe_shared(keys: NDArray[np.uint32]) -> NDArray[np.bool_]:
     """Which keys may be there more than once: all that are and an eighth of the others, in a fifth of a sort's time."""
     bits = min(len(keys).bit_length() + 3, SLOT_BITS)
     slot = keys >> np.uint32(32 - bits)

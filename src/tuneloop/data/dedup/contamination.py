@@ -62,7 +62,7 @@ def index_of(test: Sequence[minhash.RowTexts], config: DuplicatesConfig) -> Test
     shapes = [minhash.shape_of(texts) for texts in test]
     columns = minhash.sketch(test, sketch_config(config))
     sketches = minhash.sketched(columns, "prompt", np.arange(len(test)))
-    bands = np.concatenate(_numbered(sketches.bands))
+    bands = np.concatenate(_keys_by_band(sketches.bands))
     masked = _Keys.of(*_masked(columns))
     rows, passages = _distinct(*_passages([shape.prompt for shape in shapes]))
     _, place, counts = np.unique(passages, return_inverse=True, return_counts=True)
@@ -103,13 +103,13 @@ def sketch_config(config: DuplicatesConfig) -> DuplicatesConfig:
     return config.model_copy(update={"near": True, "on": "user"})
 
 
-def _numbered(bands: Iterable[Array]) -> list[Array]:
+def _keys_by_band(bands: Iterable[Array]) -> list[Array]:
     return [keys.astype(np.uint64) | np.uint64(number << 32) for number, keys in enumerate(bands)]
 
 
 def _masked(columns: Columns) -> tuple[Array, Array]:
     """Keys of short questions that differ between masks, and the row of each."""
-    keys = np.concatenate(_numbered(columns["masked"].T))
+    keys = np.concatenate(_keys_by_band(columns["masked"].T))
     there = columns["masked"].T.ravel() > 0
     return keys[there], np.resize(np.arange(len(columns["masked"])), len(keys))[there]
 
@@ -119,8 +119,8 @@ def _candidates(columns: Columns, index: TestIndex, count: int) -> dict[int, lis
     sketches = minhash.sketched(columns, "prompt", np.arange(count))
     room = minhash.BUCKET // minhash.banding(index.config.threshold)[1]
     shared: dict[int, set[int]] = {}
-    for band in _numbered(sketches.bands):
-        _meet(shared, sketches.owner, band, index.bands, room)
+    for band in _keys_by_band(sketches.bands):
+        _add_matches(shared, sketches.owner, band, index.bands, room)
     signs = minhash.long_signs(sketches, shared)
     most = minhash.most_apart(index.config.threshold)
     candidates = {}
@@ -130,13 +130,13 @@ def _candidates(columns: Columns, index: TestIndex, count: int) -> dict[int, lis
             candidates[row] = [test_row for apart, test_row in near[: minhash.CROWD] if apart <= most]
     shared.clear()
     masked, rows = _masked(columns)
-    _meet(shared, rows, masked, index.masked, room)
+    _add_matches(shared, rows, masked, index.masked, room)
     for row, tests in shared.items():
         candidates[row] = [*(first := candidates.get(row, [])), *sorted(tests.difference(first))]
     return candidates
 
 
-def _meet(shared: dict[int, set[int]], rows: Array, keys: Array, test: _Keys, room: int) -> None:
+def _add_matches(shared: dict[int, set[int]], rows: Array, keys: Array, test: _Keys, room: int) -> None:
     """Add to each row's test rows those with its key, at most `room` of them."""
     if len(test.keys) == 0:
         return

@@ -56,7 +56,7 @@ def find_duplicates(
         alike: the similar pairs of `distinct(columns, rows, order)`; default: looked for here.
     """
     rows = rows[_places_in_order(rows, order)]
-    heads, copies, originals = _firsts(columns["exact"][rows])
+    heads, copies, originals = _first_of_equal(columns["exact"][rows])
     exact = zip(copies, originals, strict=True) if config.exact else ()
     of = {int(rows[copy]): (int(rows[original]), 1.0, True) for copy, original in exact}
     if config.near:
@@ -65,7 +65,7 @@ def find_duplicates(
         if alike is None:
             alike = find_alike(columns, texts, config.threshold, rows=distinct_rows)
         crowd = Crowd(columns, _COMPARED[config.on], distinct_rows, alike.crowded, Comparing(texts, config.threshold))
-        for place, (other, value) in _leaders(alike, crowd, config).items():
+        for place, (other, value) in _near_copies(alike, crowd, config).items():
             of[int(distinct_rows[place])] = (int(distinct_rows[other]), value, False)
     return _duplicates((row, *facts) for row, facts in of.items())
 
@@ -78,11 +78,11 @@ def _duplicates(facts: Iterable[tuple[int, int, float, bool]]) -> Duplicates:
 def distinct(columns: Columns, rows: Array, order: Array) -> Array:
     """Of equal rows the one that stays, in the order of preference: those that are compared for near duplicates."""
     rows = rows[_places_in_order(rows, order)]
-    firsts: Array = rows[_firsts(columns["exact"][rows])[0]]
+    firsts: Array = rows[_first_of_equal(columns["exact"][rows])[0]]
     return firsts
 
 
-def _leaders(alike: Alike, crowd: Crowd, config: DuplicatesConfig) -> dict[int, tuple[int, float]]:
+def _near_copies(alike: Alike, crowd: Crowd, config: DuplicatesConfig) -> dict[int, tuple[int, float]]:
     """Places that are similar to a kept one: the most similar of these, and how similar it is."""
 
     def value(prompt: Any, whole: Any, together: Any) -> Any:
@@ -137,13 +137,13 @@ def find_links(
     crowded[place[there & alike.crowded]] = True
     in_order = np.argsort(row_of)
     crowd = Crowd(columns, ("prompt",), row_of[in_order], crowded[in_order], Comparing(texts, threshold))
-    pairs += [(int(crowd.rows[a]), int(crowd.rows[b]), value) for a, b, value in _linked(crowd, threshold)]
+    pairs += [(int(crowd.rows[a]), int(crowd.rows[b]), value) for a, b, value in _connecting_pairs(crowd, threshold)]
     pairs = [pair for pair in pairs if pair[0] != pair[1]]
     links = np.array([pair[:2] for pair in pairs], dtype=np.int64).reshape(-1, 2)
     return links, np.array([pair[2] for pair in pairs], dtype=np.float32)
 
 
-def _linked(crowd: Crowd, threshold: float) -> list[tuple[int, int, float]]:
+def _connecting_pairs(crowd: Crowd, threshold: float) -> list[tuple[int, int, float]]:
     """Similar pairs that connect all places that a chain of them through crowded ones connects (union-find)."""
     parent: dict[int, int] = {}
 
@@ -181,7 +181,7 @@ def _places_in_order(rows: Array, order: Array) -> Array:
     return np.argsort(rank[rows])
 
 
-def _firsts(keys: Array) -> tuple[Array, Array, Array]:
+def _first_of_equal(keys: Array) -> tuple[Array, Array, Array]:
     """Places of the first of equal keys; places of the others, and for each the place of its first."""
     order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: equal keys stay in their order
     new = np.ones(len(order), dtype=bool)

@@ -234,7 +234,7 @@ def descendants(subject: SubjectRows, match: Matcher, root: Path | str = ".") ->
         depth = len(Path(place).relative_to(root).parts)
         inner[:] = sorted(n for n in inner if depth < DEPTH and not n.startswith(".") and n != "checkpoints")
         folders.append(Path(place))
-    names = _names(subject.manifest) if subject.hits or subject.resumed else set()
+    names = _ids_and_hashes(subject.manifest) if subject.hits or subject.resumed else set()
     training_names = set(names) if subject.resumed or any(hit.file == "train.jsonl" for hit in subject.hits) else set()
     children: list[Descendant] = []
     for folder in folders:
@@ -246,11 +246,11 @@ def descendants(subject: SubjectRows, match: Matcher, root: Path | str = ".") ->
                 continue
             if child is not None:
                 children.append(child)
-                names_of_child = _names(read_manifest(folder))
+                names_of_child = _ids_and_hashes(read_manifest(folder))
                 names |= names_of_child
                 training_names |= names_of_child if _count(folder / "train.jsonl", subject.ids, match) else set()
     for folder in folders:
-        if (run := _made_of(folder / RUN)) is None:
+        if (run := _dataset_use(folder / RUN)) is None:
             continue
         if run.dataset in training_names:
             advice = "train again on the new data set, or delete it: weights can remember rows"
@@ -259,7 +259,7 @@ def descendants(subject: SubjectRows, match: Matcher, root: Path | str = ".") ->
             why, advice = "trained on the data set, but not on these rows", "its weights may stay"
             children.append(Descendant("run", str(folder), run.id, 0, why, advice))
     for folder in folders:
-        if (evaluation := _made_of(folder / EVALUATION)) is None:
+        if (evaluation := _dataset_use(folder / EVALUATION)) is None:
             continue
         rows = _count(folder / "samples.jsonl", subject.ids, match)
         why, advice = "measured on the data set as it was", "its metrics stay good for that one"
@@ -270,14 +270,14 @@ def descendants(subject: SubjectRows, match: Matcher, root: Path | str = ".") ->
     return children
 
 
-def _names(manifest: DatasetManifest) -> set[str]:
+def _ids_and_hashes(manifest: DatasetManifest) -> set[str]:
     last = manifest.forgotten
     removals = [last, *last.earlier] if last else []
     names = {manifest.id, manifest.hash, *(r.was for r in removals), *(r.was_hash for r in removals)}
     return {name for name in names if name}
 
 
-class _MadeOf(Part):
+class _DatasetUse(Part):
     """What a run or an evaluation says of its data set; all else in its file may be of any version."""
 
     id: str = ""
@@ -285,9 +285,9 @@ class _MadeOf(Part):
     dataset: str = ""
 
 
-def _made_of(path: Path) -> _MadeOf | None:
+def _dataset_use(path: Path) -> _DatasetUse | None:
     with contextlib.suppress(UserError, OSError, ValueError):
-        return _MadeOf.model_validate(read_json(path), extra="ignore")
+        return _DatasetUse.model_validate(read_json(path), extra="ignore")
     return None
 
 
@@ -304,7 +304,7 @@ def _dataset_child(folder: Path, subject: SubjectRows, match: Matcher, ids: Coll
     ]
     paths = [Path(p).resolve() for p in places if isinstance(p, str) and p]
     uses_it = any(subject.folder.resolve() in (path, path.parent) for path in paths)
-    if not rows and not _names(manifest) & set(ids) and not (subject.hits and uses_it):
+    if not rows and not _ids_and_hashes(manifest) & set(ids) and not (subject.hits and uses_it):
         return None
     why = f"holds {rows} of the rows" if rows else "made from it"
     advice = f"tuneloop data forget {folder} --match ..." if rows else "prepare it again"

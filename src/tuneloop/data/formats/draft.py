@@ -140,7 +140,7 @@ def system_turn(record: Record, guess: FormatGuess) -> list[Message]:
 def _rate(record: Record, guess: FormatGuess, config: PrepareConfig, extra: dict[str, Any]) -> None:
     """Add `thumb` and `rating` to what is known of a row. Rows without one are kept, unless thumbs are required."""
     column = guess.columns["thumb"]
-    value = opinion(record.get(column))
+    value = raw_rating(record.get(column))
     if value is None:
         if config.format == "thumbs":
             raise Refused("missing_field", f"column {column!r} has no rating")
@@ -176,7 +176,7 @@ def prompt_turns(
 # --- ratings: thumbs, stars and scores in their many spellings ---
 
 
-def opinion(value: Any) -> Any:
+def raw_rating(value: Any) -> Any:
     """The rating of an answer, out of the object that may hold it."""
     if isinstance(value, dict):
         names = ("thumb", "thumbs", "rating", "score", "value", "feedback", "label", "type")

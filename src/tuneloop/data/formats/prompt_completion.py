@@ -92,7 +92,7 @@ def thumbs(record: Record, guess: FormatGuess, config: PrepareConfig) -> draft.D
 def with_thumbs(guess: FormatGuess, sample: RecordSample, choice: str) -> FormatGuess | None:
     """A guess with the column of thumbs or ratings, if there is one; None where it is needed and is not there."""
     for name in THUMB_NAMES:
-        values = [value for value in map(draft.opinion, sample.of(name)) if value is not None]
+        values = [value for value in map(draft.raw_rating, sample.of(name)) if value is not None]
         if not values or name in guess.columns.values():
             continue
         scale = draft.scale_of(values, name)

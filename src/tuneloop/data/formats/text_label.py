@@ -118,7 +118,9 @@ def find_text_label(sample: RecordSample, config: PrepareConfig) -> FormatGuess 
         if name := next((n for n in names if n in columns_seen and n not in (text, label)), None):
             columns["label_name"] = name
             reason += f"; {name!r} has the names of the labels"
-    return FormatGuess("text_label", columns, reason, many_labels=label in lists, classes=_odd_classes(sample, columns))
+    return FormatGuess(
+        "text_label", columns, reason, many_labels=label in lists, classes=_placeholder_classes(sample, columns)
+    )
 
 
 def _by_name(sample: RecordSample, columns: Sequence[str], names: Sequence[str]) -> str | None:
@@ -146,7 +148,7 @@ def _repeats(sample: RecordSample, column: str) -> bool:
     return 3 * _distinct(sample, column) <= len(sample)
 
 
-def _odd_classes(sample: RecordSample, columns: Mapping[str, str]) -> frozenset[str]:
+def _placeholder_classes(sample: RecordSample, columns: Mapping[str, str]) -> frozenset[str]:
     """Placeholders such as "N/A" that are about as frequent as the other labels: they are classes."""
     values = sample.of(columns.get("label_name", columns["label"]))
     counts = Counter(value.strip() for value in values if isinstance(value, str))

@@ -282,11 +282,11 @@ def ordered(
         Refused: empty turns, no user turn, no answer at the end, calls without answers and the reverse, nothing to
             train on.
     """
-    walk = _Walk(keys, repairs)
+    builder = _ConversationBuilder(keys, repairs)
     for place, turn in enumerate(turns, 1):
         content, role = turn["content"], turn["role"]
         if role == "tool":
-            walk.tool(turn, place)
+            builder.tool(turn, place)
             continue
         if not content or content.isspace():
             if role == "system":
@@ -296,17 +296,17 @@ def ordered(
                 raise Refused("empty_input", f"turn {place} is empty")
             if "tool_calls" not in turn:
                 raise Refused("empty_output", f"turn {place} is empty")
-        elif errors and role == "assistant" and (kind := error_answer(content, walk.question)):
+        elif errors and role == "assistant" and (kind := error_answer(content, builder.question)):
             raise Refused("error_output", f"turn {place} is {kind}: {short(content)}")
-        if role == walk.role:
-            walk.again(turn, place)
+        if role == builder.role:
+            builder.again(turn, place)
         else:
-            walk.next(turn, place)
-    return walk.end(system)
+            builder.next(turn, place)
+    return builder.end(system)
 
 
 @dataclass(slots=True)
-class _Walk:
+class _ConversationBuilder:
     """The conversation so far: what `ordered` remembers from turn to turn."""
 
     keys: TurnKeys

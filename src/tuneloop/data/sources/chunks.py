@@ -55,7 +55,7 @@ class _ReadState:
 
 
 @dataclass(frozen=True)
-class _Look:
+class _Head:
     encoding: str  # of the text; "" when the head is ASCII and the rest decides
     bom: int  # bytes of the byte order mark
     head: bytes  # the first text, in UTF-8 and with line feeds as line ends
@@ -67,7 +67,7 @@ def chunks(file: parse.SourceFile, size: int = CHUNK) -> Iterator[parse.Chunk]:
     """The chunks of a file, in order, of `size` bytes; a longer record makes a longer one. A file that is empty,
     unreadable, damaged as a whole, or changed while it was read is a UserError.
     """
-    with _refusals(file):
+    with _user_errors(file):
         before = _stamp(file)
         yield from _parquet_chunks(file, size) if file.kind == "parquet" else _text_chunks(file, size)
         if _stamp(file) != before:
@@ -77,8 +77,8 @@ def chunks(file: parse.SourceFile, size: int = CHUNK) -> Iterator[parse.Chunk]:
 
 def header_of(file: parse.SourceFile) -> tuple[str, ...]:
     """The names of the columns of a CSV file; one that can't be read, or has no header, is a UserError."""
-    with _refusals(file):
-        return _header(_look(file), file).columns
+    with _user_errors(file):
+        return _header(_read_head(file), file).columns
 
 
 def guessed_file(path: Path, name: str) -> parse.SourceFile:
@@ -90,13 +90,13 @@ def guessed_file(path: Path, name: str) -> parse.SourceFile:
         return parse.SourceFile(path, name, "parquet")
     compression = {"gzip": "gz", "zstd": "zst", "bzip2": "bz2", "xz": "xz"}.get(form, "")
     file = parse.SourceFile(path, name, "csv", compression)
-    with _refusals(file):
-        first = _look(file).head.decode("utf-8", "surrogateescape").lstrip(" \t\r\n\ufeff")[:1]
+    with _user_errors(file):
+        first = _read_head(file).head.decode("utf-8", "surrogateescape").lstrip(" \t\r\n\ufeff")[:1]
     return replace(file, kind={"[": "json", "{": "jsonl"}.get(first, "csv"))
 
 
 @contextmanager
-def _refusals(file: parse.SourceFile) -> Iterator[None]:
+def _user_errors(file: parse.SourceFile) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
@@ -118,22 +118,22 @@ def _empty(file: parse.SourceFile) -> UserError:
 
 def _text_chunks(file: parse.SourceFile, size: int) -> Iterator[parse.Chunk]:
     """Chunks of all that is text. An encoding that was not settled until the end is UTF-8."""
-    look, state = _look(file), _ReadState()
+    look, state = _read_head(file), _ReadState()
     blocks = _utf8(_raw_blocks(file, size, state, skip=look.bom), file, look, state)
-    lines = _whole_lines(_some(blocks, file), state)
+    lines = _whole_lines(_not_empty(blocks, file), state)
     if file.kind in ("csv", "tsv"):
         yield from _csv_chunks(lines, file, look, state)
     elif file.kind == "text":
         yield from _batches(_paragraphs(lines, file.name, state), file.name, size, state)
-    elif _one_a_line(look, file.kind):
+    elif _has_one_a_line(look, file.kind):
         yield from _line_chunks(lines, file.name, state)
     else:
         small = _utf8(_raw_blocks(file, min(size, 1 << 16), state, skip=look.bom), file, look, state)
-        text = codecs.iterdecode(_some(small, file), "utf-8", "surrogateescape")
+        text = codecs.iterdecode(_not_empty(small, file), "utf-8", "surrogateescape")
         yield from _batches(parse.scan_json(text, file.name, lambda: state.damage), file.name, size, state)
 
 
-def _refuse_bomb(file: parse.SourceFile, packed: int, unpacked: int) -> None:
+def _refuse_expansion(file: parse.SourceFile, packed: int, unpacked: int) -> None:
     """Refuse what grows out of all proportion when it is unpacked: it would fill memory or disk, or take hours."""
     if unpacked > SMALL and unpacked > file.max_expansion * packed:
         raise UserError(
@@ -189,7 +189,7 @@ def _decompressed(stream: BinaryIO, file: parse.SourceFile, state: _ReadState) -
         data = b""
         if block:
             unpacked += len(block)
-            _refuse_bomb(file, state.position, unpacked)
+            _refuse_expansion(file, state.position, unpacked)
             yield block
         if machine.eof:
             machine, data, in_stream = start(), machine.unused_data, False
@@ -212,7 +212,7 @@ def _decompressor(file: parse.SourceFile) -> tuple[Callable[[], Any], tuple[type
     raise UserError(what, where=file.name, next_step="pip install backports.zstd")
 
 
-def _look(file: parse.SourceFile) -> _Look:
+def _read_head(file: parse.SourceFile) -> _Head:
     """Look at the start of a file; one that is empty, damaged or of another kind than its name says is a UserError."""
     state = _ReadState()
     raw = b""
@@ -228,16 +228,16 @@ def _look(file: parse.SourceFile) -> _Look:
         step = "unpack it" if magic.lastgroup == "zip" else "give it its right suffix"
         raise UserError(f"The file holds {magic.lastgroup}, not {file.kind}", where=file.name, next_step=step)
     whole = len(raw) < HEAD and not state.damage
-    encoding, bom = _marked(raw)
+    encoding, bom = _marked_encoding(raw)
     if not encoding and not raw.isascii():
-        encoding = _eight_bits(file)
-    look = _Look(encoding, bom, b"", whole, False)
+        encoding = _eight_bit_encoding(file)
+    look = _Head(encoding, bom, b"", whole, False)
     head = b"".join(_utf8([raw[bom:]], file, look, _ReadState()))
     bare_returns = b"\r" in head and b"\n" not in head
-    return _Look(encoding, bom, head.replace(b"\r", b"\n") if bare_returns else head, whole, bare_returns)
+    return _Head(encoding, bom, head.replace(b"\r", b"\n") if bare_returns else head, whole, bare_returns)
 
 
-def _marked(raw: bytes) -> tuple[str, int]:
+def _marked_encoding(raw: bytes) -> tuple[str, int]:
     """The encoding that the first bytes show, "" if they don't, and the bytes of the byte order mark."""
     marks = {"utf-8-sig": codecs.BOM_UTF8, "utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE}
     for encoding, mark in marks.items():
@@ -251,7 +251,7 @@ def _marked(raw: bytes) -> tuple[str, int]:
     return "", 0
 
 
-def _eight_bits(file: parse.SourceFile) -> str:
+def _eight_bit_encoding(file: parse.SourceFile) -> str:
     """UTF-8 or cp1252 (which covers Latin-1), by what the bytes above 127 of the whole file are. It is cp1252 when they
     make hardly any UTF-8 and look like Western European text: one or two in a row between ASCII letters, and characters
     that such text has. Else it is UTF-8, with bad lines to reject.
@@ -264,7 +264,7 @@ def _eight_bits(file: parse.SourceFile) -> str:
         data = rest + block
         rest = data[len(data.rstrip(bytes(range(128, 256)))) :][-64:]  # a character may be cut between two blocks
         for run in _HIGH.findall(data[: len(data) - len(rest)] if len(rest) < 64 else data):
-            if _valid(run):
+            if _is_utf8(run):
                 valid += 1
             elif _NOT_CP1252.search(run):
                 return "utf-8"
@@ -274,12 +274,12 @@ def _eight_bits(file: parse.SourceFile) -> str:
         if valid >= 16 and valid > invalid:
             return "utf-8"
     if rest:
-        valid, invalid = valid + _valid(rest), invalid + (not _valid(rest))
+        valid, invalid = valid + _is_utf8(rest), invalid + (not _is_utf8(rest))
     western = invalid > 0 and 20 * valid <= invalid and 4 * unlikely <= invalid
     return "cp1252" if western else "utf-8"
 
 
-def _valid(run: bytes) -> bool:
+def _is_utf8(run: bytes) -> bool:
     try:
         run.decode("utf-8")
     except UnicodeDecodeError:
@@ -287,7 +287,7 @@ def _valid(run: bytes) -> bool:
     return True
 
 
-def _utf8(blocks: Iterable[bytes], file: parse.SourceFile, look: _Look, state: _ReadState) -> Iterator[bytes]:
+def _utf8(blocks: Iterable[bytes], file: parse.SourceFile, look: _Head, state: _ReadState) -> Iterator[bytes]:
     """The blocks in UTF-8, with `\\n` as line end; what can't be decoded becomes bytes that are no UTF-8."""
     state.encoding = look.encoding
     if look.encoding.startswith("utf-16"):
@@ -295,7 +295,7 @@ def _utf8(blocks: Iterable[bytes], file: parse.SourceFile, look: _Look, state: _
     for block in blocks:
         state.size += len(block)
         if not state.encoding and not block.isascii():
-            state.encoding = _eight_bits(file)
+            state.encoding = _eight_bit_encoding(file)
         if state.encoding == "cp1252":
             block = block.decode("cp1252", "replace").encode("utf-8")
         yield block.replace(b"\r", b"\n") if look.bare_returns else block
@@ -309,7 +309,7 @@ def _from_utf16(blocks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
         yield b"\xff"  # half a character at the end
 
 
-def _some(blocks: Iterable[bytes], file: parse.SourceFile) -> Iterator[bytes]:
+def _not_empty(blocks: Iterable[bytes], file: parse.SourceFile) -> Iterator[bytes]:
     """The blocks; if they hold only white space, the file is empty."""
     some = False
     for block in blocks:
@@ -366,22 +366,22 @@ def _line_chunks(pieces: Iterable[bytes | int], source: str, state: _ReadState) 
     line = 1
     for piece in pieces:
         if isinstance(piece, int):
-            yield _of_items([parse.too_long(source, line, piece)], source, state)
+            yield _item_chunk([parse.too_long(source, line, piece)], source, state)
             line += 1
         else:
             yield parse.Chunk(source, "jsonl", line, piece, state.encoding or "utf-8", state.position)
             line += piece.count(b"\n")
     if state.damage:
-        yield _of_items([_cut(source, line, state, state.rest)], source, state)
+        yield _item_chunk([_cut_reject(source, line, state, state.rest)], source, state)
 
 
-def _cut(source: str, line: int, state: _ReadState, rest: bytes) -> Reject:
+def _cut_reject(source: str, line: int, state: _ReadState, rest: bytes) -> Reject:
     """The reject of damaged data: of the record that was cut and all after it."""
     record = parse.printable(rest.decode("utf-8", "surrogateescape").rstrip("\r\n"))
     return Reject(source, line, "cut_file", state.damage, record or None)
 
 
-def _of_items(items: Sequence[parse.Piece | parse.Item], source: str, state: _ReadState) -> parse.Chunk:
+def _item_chunk(items: Sequence[parse.Piece | parse.Item], source: str, state: _ReadState) -> parse.Chunk:
     first = items[0]
     line = first.line if isinstance(first, Reject | parse.SourceRecord) else first[0]
     return parse.Chunk(source, "items", line, b"", state.encoding or "utf-8", state.position, tuple(items))
@@ -395,13 +395,13 @@ def _batches(
     for item in items:
         batch.append(item)
         if state.size - begin >= size:
-            yield _of_items(batch, source, state)
+            yield _item_chunk(batch, source, state)
             batch, begin = [], state.size
     if batch:
-        yield _of_items(batch, source, state)
+        yield _item_chunk(batch, source, state)
 
 
-def _one_a_line(look: _Look, kind: str) -> bool:
+def _has_one_a_line(look: _Head, kind: str) -> bool:
     """Whether a JSON file holds one record a line: an early line is a whole object, and no array is opened."""
     lines = look.head.decode("utf-8", "surrogateescape").split("\n")
     cut = not look.whole and lines.pop()  # the end of the head is the middle of a line
@@ -455,7 +455,7 @@ def _paragraphs(pieces: Iterable[bytes | int], source: str, state: _ReadState) -
         if isinstance(piece, int):
             yield parse.too_long(source, line - 1, piece)
     if state.damage:
-        yield _cut(source, begin if size else line, state, b"\n".join([*block, state.rest]))
+        yield _cut_reject(source, begin if size else line, state, b"\n".join([*block, state.rest]))
     elif size:
         yield paragraph()
 
@@ -468,7 +468,7 @@ class _Header:
     lines: int  # to its end
 
 
-def _header(look: _Look, file: parse.SourceFile) -> _Header:
+def _header(look: _Head, file: parse.SourceFile) -> _Header:
     """The first row that is not blank; a missing or broken one, or one longer than the head, is a UserError."""
     if look.whole and look.head.isspace():
         raise _empty(file)
@@ -514,12 +514,12 @@ def _delimiter(lines: Sequence[str]) -> str:
 
 
 def _csv_chunks(
-    pieces: Iterable[bytes | int], file: parse.SourceFile, look: _Look, state: _ReadState
+    pieces: Iterable[bytes | int], file: parse.SourceFile, look: _Head, state: _ReadState
 ) -> Iterator[parse.Chunk]:
     csv.field_size_limit(sys.maxsize)  # the default, 128 KiB, is less than a long document
     source, header = file.name, _header(look, file)
     if header.blanks:
-        yield _of_items([Reject(source, line, "blank_line", "") for line in header.blanks], source, state)
+        yield _item_chunk([Reject(source, line, "blank_line", "") for line in header.blanks], source, state)
     line, rest = header.lines + 1, list[str]()
     skip = header.lines
     for piece in itertools.chain(pieces, [b""]):
@@ -535,10 +535,10 @@ def _csv_chunks(
             items.append(parse.too_long(source, line, piece))
             line += 1
         if items:
-            yield _of_items(items, source, state)
+            yield _item_chunk(items, source, state)
     if state.damage:
         cut = "".join(rest).encode("utf-8", "surrogateescape") + state.rest
-        yield _of_items([_cut(source, line, state, cut)], source, state)
+        yield _item_chunk([_cut_reject(source, line, state, cut)], source, state)
 
 
 def _csv_rows(
@@ -623,7 +623,7 @@ def _parquet_chunks(file: parse.SourceFile, size: int) -> Iterator[parse.Chunk]:
             unpacked = 0
             for batch in table.iter_batches(batch_size=batch_rows):
                 unpacked += batch.nbytes
-                _refuse_bomb(file, total, unpacked)
+                _refuse_expansion(file, total, unpacked)
                 sink = arrow.BufferOutputStream()
                 with arrow.ipc.new_stream(sink, batch.schema) as writer:
                     writer.write_batch(batch)

@@ -97,10 +97,10 @@ def find(text: str, config: PersonalConfig, field: str = "") -> list[PersonalSpa
     if words := _telling_words(field) if field else "":
         lead = f"{words}: "
         spans = _spans(lead + text, config)
-        return _resolved([(k, s - len(lead), e - len(lead)) for k, s, e in spans if s >= len(lead)], kinds)
+        return _without_overlaps([(k, s - len(lead), e - len(lead)) for k, s, e in spans if s >= len(lead)], kinds)
     if not config.names and (is_quiet(text) or (len(text) < SHORTEST_ID and text.isalnum())):
         return []
-    return _resolved(_spans(text, config), kinds)
+    return _without_overlaps(_spans(text, config), kinds)
 
 
 def redact(text: str, findings: list[PersonalSpan], config: PersonalConfig, key: bytes | None) -> str:
@@ -270,9 +270,9 @@ def _spans(text: str, config: PersonalConfig) -> list[Span]:
     lower = view.lower()
     if len(lower) != len(view):
         lower = view.translate(_ASCII_LOWER)
-    spans: list[Span] = list(_signed(view, lower))
+    spans: list[Span] = list(_spans_by_sign(view, lower))
     if re.search(r"\d", view):
-        spans += _numbers(view, lower, config.region)
+        spans += _spans_of_numbers(view, lower, config.region)
     for kind in filter(lambda kind: kind.pattern, KINDS.values()):
         spans += kind.find(view, lower)
     if starts is not None:
@@ -286,7 +286,7 @@ _ASCII_LOWER = {code: code + 32 for code in range(65, 91)}
 _ASCII_UPPER = {code: code - 32 for code in range(97, 123)}
 
 
-def _signed(view: str, lower: str) -> Iterator[Span]:
+def _spans_by_sign(view: str, lower: str) -> Iterator[Span]:
     if "@" in view or "%40" in view:
         yield from contacts.emails(view)
     if _any_in(lower, (" @", "@ ", "at]", "at)", "_at_", "at}")) or (" at " in lower and " dot " in lower):
@@ -301,7 +301,7 @@ def _signed(view: str, lower: str) -> Iterator[Span]:
         yield from credentials.named_secrets(view, lower)
 
 
-def _numbers(view: str, lower: str, region: str) -> Iterator[Span]:
+def _spans_of_numbers(view: str, lower: str, region: str) -> Iterator[Span]:
     yield from contacts.street_addresses(view, lower)
     yield from contacts.network_addresses(view, lower)
     if _any_in(lower, _BIRTH_STEMS):
@@ -394,7 +394,7 @@ _TIME = re.compile(
 _OTHERS = (_UUID, _ISBN, _TIME)  # what their digits resemble doesn't count
 
 
-def _resolved(spans: list[Span], kinds: frozenset[str]) -> list[PersonalSpan]:
+def _without_overlaps(spans: list[Span], kinds: frozenset[str]) -> list[PersonalSpan]:
     """Findings that don't overlap: the longer wins, then the more specific, and it takes all of what it overlaps."""
     winners: list[tuple[int, int, int, str]] = []  # start, end, rank, kind; in the order of the text
     spans = [span for span in spans if span[0] in kinds and span[1] < span[2]]

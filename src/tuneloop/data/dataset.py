@@ -157,7 +157,7 @@ def label_counts(rows: Sequence[Row]) -> dict[str, int]:
 
 
 def read_rows(path: Path, records: Iterable[Any]) -> list[Row]:
-    """The rows of a split's file, of the records in its lines; one that is no row is a UserError that names its line."""
+    """The rows of a split's file, of the records in its lines; a record that is no row is a UserError."""
     rows = []
     for number, record in enumerate(records, 1):
         try:

@@ -126,16 +126,12 @@ def task_spec(
         turns=turns or (TurnsSpec(role="from", content="value") if form.name == "sharegpt" else None),
         texts=form.texts or [],
         many_labels=form.many_labels or (bool(rows) and all("labels" in row.meta for row in rows)),
-        instruction=config.instruction,
-        input=config.input,
-        output=config.output,
         system=systems.pop() if len(systems) == 1 else None,
         labels=manifest.labels,
         answer=answer,
         max_new_tokens=max_new_tokens,
-        repair=config.repair,
-        personal=config.personal,
         chat_template=chat_template,
+        **{name: getattr(config, name) for name in ("instruction", "input", "output", "repair", "personal")},
     )
 
 

@@ -87,7 +87,7 @@ def test_rows_without_answers_are_looked_for_once_and_the_same_are_found(monkeyp
     answered = Texts([*texts, texts[0]._replace(answer="Thank you for asking.")])
     assert candidate_pairs._sketch_names(sketch(answered, DuplicatesConfig())) == ("whole", "prompt")
     once = alike(texts)
-    monkeypatch.setattr(candidate_pairs, "_names", lambda columns: ("whole", "prompt"))
+    monkeypatch.setattr(candidate_pairs, "_sketch_names", lambda columns: ("whole", "prompt"))
     both = alike(texts)
     assert len(once.one) > 20
     for name in ("one", "other", "prompt", "whole", "together", "crowded"):

@@ -80,18 +80,11 @@ def overview_of(dataset: Dataset, *, measure: Callable[[Row], Any] | None = None
             except ValueError:
                 supervised = 0
         language = detect_language(question_of(row))[0] if has_detector else None
-        facts.append(
-            (
-                -1 if row.label is None else labels.setdefault(row.label, len(labels)),
-                -1 if language is None else languages.setdefault(language, len(languages)),
-                quality.as_bits(quality.flags(row.messages, row.label)),
-                key64(prompt_key(row)),
-                sum(len(m["content"]) for m in row.messages),
-                len(row.answer),
-                tokens,
-                supervised,
-            )
-        )
+        label = -1 if row.label is None else labels.setdefault(row.label, len(labels))
+        code = -1 if language is None else languages.setdefault(language, len(languages))
+        flags = quality.as_bits(quality.flags(row.messages, row.label))
+        characters = sum(len(m["content"]) for m in row.messages)
+        facts.append((label, code, flags, key64(prompt_key(row)), characters, len(row.answer), tokens, supervised))
     values = zip(*facts, strict=True) if facts else ((),) * len(_COLUMNS)
     manifest = dataset.manifest
     return Overview(

@@ -295,13 +295,9 @@ def _dataset_child(folder: Path, subject: SubjectRows, match: Matcher, ids: Coll
     manifest = read_manifest(folder)
     files = [*split_files(folder, manifest).values(), folder / "rejects.jsonl"]
     rows = sum(_count(path, subject.ids, match) for path in files)
-    mix, split = manifest.config.get("mix") or {}, manifest.config.get("split") or {}
-    places = [
-        *(manifest.config.get("sources") or []),
-        *(mix.get("sources") or []),
-        split.get("freeze"),
-        split.get("test"),
-    ]
+    config = manifest.config
+    mix, split = config.get("mix") or {}, config.get("split") or {}
+    places = [*(config.get("sources") or []), *(mix.get("sources") or []), split.get("freeze"), split.get("test")]
     paths = [Path(p).resolve() for p in places if isinstance(p, str) and p]
     uses_it = any(subject.folder.resolve() in (path, path.parent) for path in paths)
     if not rows and not _ids_and_hashes(manifest) & set(ids) and not (subject.hits and uses_it):

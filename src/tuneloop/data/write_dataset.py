@@ -63,10 +63,11 @@ def write_dataset(job: PrepareContext, identity: Mapping[str, Any], template_add
     account = _write_account(job)
     _write_duplicates(job)
     labels, languages = (_counts_of(table, name, table.alive) for name in ("label", "language"))
-    pairs = np.stack([table.columns["id"], table.columns["meta"]], axis=1).astype("<u8")
-    keys: dict[str, bytes] = {split: pairs[order].tobytes() for split, order in orders.items()}
-    digest = dataset.hash_of_keys(keys, config, job.seed, mixed.record if mixed else None)
-    words = dataset.REASONS | dataset.REPAIRS
+    digest = _dataset_hash(job, orders, mixed)
+    words, general = dataset.REASONS | dataset.REPAIRS, dict[str, Any]()
+    if mixed:
+        held_out = (orjson.dumps(row.to_json()) for row in mixed.held_out)
+        general = {"mix": mixed.record, "general": _write(out / GENERAL_FILE, held_out)}
     manifest = {
         "id": f"{identity['name']}-{digest[:12]}",
         "hash": digest,
@@ -84,14 +85,7 @@ def write_dataset(job: PrepareContext, identity: Mapping[str, Any], template_add
         "too_long": {"policy": config.too_long, **account.too_long},
         "languages": dict(sorted(languages.items(), key=lambda pair: (-pair[1], pair[0]))),
         "splits": splits,
-        **(
-            {
-                "mix": mixed.record,
-                "general": _write(out / GENERAL_FILE, (orjson.dumps(row.to_json()) for row in mixed.held_out)),
-            }
-            if mixed
-            else {}
-        ),
+        **general,
         **({"template_adds": template_adds} if template_adds else {}),
         "words": {word: text for word, text in words.items() if word in account.rejected | account.repaired},
     }
@@ -105,15 +99,25 @@ def write_dataset(job: PrepareContext, identity: Mapping[str, Any], template_add
         labels=manifest.get("labels", ()),
     )
     manifest["checks"] = _checks(job, overview, results) + ([mixed.check] if mixed else [])
-    name, model = identity["name"], identity["model"]
-    if identity["key"] != dataset.prepare_key(config, name=name, seed=job.seed, model_fingerprint=model):
-        where = ", ".join(source.file.name for source in job.files)
-        step = "wait until it is whole, or copy it, and prepare again"
-        raise UserError("A source changed while the data were prepared", where=where, next_step=step)
+    _refuse_changed_source(job, identity)
     record = DatasetManifest.model_validate(manifest)
     write_record(out / MANIFEST, record)
     train, val, test = (dataset.RowFile(out / f"{s}.jsonl", splits[s]["rows"]) for s in SPLITS)
     return Dataset(str(out), record, train, val, test)
+
+
+def _dataset_hash(job: PrepareContext, orders: _Orders, mixed: Mixed | None) -> str:
+    pairs = np.stack([job.table.columns["id"], job.table.columns["meta"]], axis=1).astype("<u8")
+    keys: dict[str, bytes] = {split: pairs[order].tobytes() for split, order in orders.items()}
+    return dataset.hash_of_keys(keys, job.config, job.seed, mixed.record if mixed else None)
+
+
+def _refuse_changed_source(job: PrepareContext, identity: Mapping[str, Any]) -> None:
+    name, model = identity["name"], identity["model"]
+    if identity["key"] != dataset.prepare_key(job.config, name=name, seed=job.seed, model_fingerprint=model):
+        where = ", ".join(source.file.name for source in job.files)
+        step = "wait until it is whole, or copy it, and prepare again"
+        raise UserError("A source changed while the data were prepared", where=where, next_step=step)
 
 
 def _write_splits(job: PrepareContext, task: str, orders: _Orders, mixed: Mixed | None) -> dict[str, Any]:

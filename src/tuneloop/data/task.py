@@ -111,8 +111,7 @@ def task_spec(
 ) -> TaskSpec:
     """The task that a prepared data set teaches.
 
-    `answer`: how the evaluation gets answers, by scoring labels or writing text; `max_new_tokens`: of the longest
-    answer.
+    `answer`: how the evaluation gets answers, scored labels or written text; `max_new_tokens`: of the longest answer.
     """
     manifest = dataset.manifest
     form, config = manifest.format or Format(name="messages"), PrepareConfig.model_validate(manifest.config)

@@ -1,5 +1,4 @@
-"""Texts as numbers, fast: hashed TF-IDF of words, word pairs and character n-grams, for the checks that learn from
-rows.
+"""Texts as numbers, fast: hashed TF-IDF of words, word pairs and n-grams, for the checks that learn from rows.
 
 Everything is computed over one long array of code points, so that 10,000 short texts take about 0.2 s of one core.
 """

@@ -1,14 +1,13 @@
-"""Labels that look wrong: confident learning (Northcutt et al. 2021, arXiv 1911.00068) on fast out-of-sample
-probabilities.
+"""Labels that look wrong: confident learning (Northcutt et al. 2021, arXiv 1911.00068) on out-of-sample probabilities.
 
 Two classifiers vote, each on rows that it was not trained on:
 
-- kernel ridge regression on latent semantic analysis of TF-IDF (and on sentence embeddings, where the caller has
-  them), with leave-one-out predictions in closed form;
+- kernel ridge regression on latent semantic analysis of TF-IDF (and on sentence embeddings, where there are any), with
+  leave-one-out predictions in closed form;
 - multinomial naive Bayes on TF-IDF (Rennie et al. 2003), with leave-one-out predictions, too.
 
-Their log probabilities are averaged after each got the temperature that fits it best. Rows with the same text are
-left out together, so that a copy with another label does not testify against the right one.
+Their log probabilities are averaged after each got the temperature that fits it best. Rows with the same text are left
+out together, so that a copy with another label does not testify against the right one.
 """
 
 from __future__ import annotations

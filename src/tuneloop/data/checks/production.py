@@ -43,8 +43,7 @@ def read_production(sources: Sequence[str], config: PrepareConfig | None = None)
     """Production records as rows (the user's turns, an empty answer, maybe a label), and how many held no such turn.
 
     Records are read as training data are. Of one that is no training example because nothing is answered, the turns or
-    the text column are taken as they are. Raises UserError: a source is missing or empty, or no record holds a question
-    of a user.
+    the text column are taken. Raises UserError: a source is missing or empty, or no record holds a user's question.
     """
     config = config or PrepareConfig(sources=list(sources))
     records = iter(read_records(sources))

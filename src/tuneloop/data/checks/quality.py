@@ -307,8 +307,7 @@ class Endings:
         """Whether an answer without an end mark is cut off.
 
         The other items of its list all end with an end mark; its last word is the beginning of a word that others use,
-        or one that hardly ever ends a sentence; others continue where it stops; or nearly all others of its kind have
-        one.
+        or one that hardly ever ends a sentence; others continue where it stops; or nearly all of its kind have one.
         """
         if not is_open(answer):
             return False

@@ -36,7 +36,7 @@ from tuneloop.data.process_record import ChunkWork, Measure, RowProcessor, Token
 from tuneloop.data.sources.chunks import chunks
 from tuneloop.data.sources.parse import Chunk, Item, parse_chunk
 from tuneloop.data.sources.read import entry_of, find_files
-from tuneloop.data.spool import CHUNK, CarriedRows, InputFile, PrepareContext, Table, detect_format, spool_folder
+from tuneloop.data.spool import CHUNK, CarriedRows, PrepareContext, PrepareInput, Table, detect_format, spool_folder
 from tuneloop.data.workers import ordered_map
 from tuneloop.data.write_dataset import clear, lines_to, reject_lines, write_dataset
 from tuneloop.records.rows import Dataset, Reject
@@ -85,11 +85,11 @@ def prepare(
     key = prepare_key(config, name=name, seed=seed, model_fingerprint=model)
     # Of several files each may have another format; a `dataset_info.json` describes it.
     sources = [
-        InputFile(file, None, detect_format([file], config)[0] if entry_of(file) is not None else None)
+        PrepareInput(file, None, detect_format([file], config)[0] if entry_of(file) is not None else None)
         for file in find_files(config.sources, config.max_expansion)
     ]
     test = find_files([config.split.test], config.max_expansion) if isinstance(config.split.test, str) else ()
-    test_files = [InputFile(file, "test", detect_format([file], config)[0]) for file in test]
+    test_files = [PrepareInput(file, "test", detect_format([file], config)[0]) for file in test]
     guess, frame = detect_format(
         [source.file for source in sources if source.guess is None] or [sources[0].file], config
     )
@@ -120,18 +120,18 @@ def prepare(
         return write_dataset(job, {"name": name, "key": key, "seed": seed, "model": model}, template_adds)
 
 
-def _size(files: Sequence[InputFile]) -> int:
+def _size(files: Sequence[PrepareInput]) -> int:
     return sum(os.path.getsize(source.file.path) for source in files)
 
 
-def _read_files(job: PrepareContext, files: Sequence[InputFile], processor: RowProcessor) -> None:
+def _read_files(job: PrepareContext, files: Sequence[PrepareInput], processor: RowProcessor) -> None:
     work = _chunk_work(job, files)
     for facts in ordered_map(process_chunk, work, processor, workers=job.workers, engine=job.config.engine):
         job.table.add(facts)
     job.table.join()
 
 
-def _chunk_work(job: PrepareContext, files: Sequence[InputFile]) -> Iterator[ChunkWork]:
+def _chunk_work(job: PrepareContext, files: Sequence[PrepareInput]) -> Iterator[ChunkWork]:
     """The chunks of files; `limit` ends the reading of the sources."""
     left, size = job.config.limit, _size(job.files)
     before = _size(job.files[: job.files.index(files[0])]) if files else 0

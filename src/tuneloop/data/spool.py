@@ -264,7 +264,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class InputFile:
+class PrepareInput:
     """A file to read; those of a test set belong to a split, and may have a format of their own."""
 
     file: SourceFile
@@ -279,7 +279,7 @@ class PrepareContext:
     config: PrepareConfig
     seed: int
     out: Path
-    files: list[InputFile]
+    files: list[PrepareInput]
     guess: FormatGuess
     processor: RowProcessor
     table: Table

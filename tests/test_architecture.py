@@ -28,7 +28,6 @@ DATA_TABLES = (
     "checks.answers",
     "checks.labels",
     "checks.overview",
-    "dedup_and_split",
     "checks.drift",
     "dedup.duplicates",
     "checks.features",

@@ -24,7 +24,7 @@ TESTED_IN = {
     "data/dedup/test_duplicates.py": "data.dedup.minhash",
     "data/formats/test_detect.py": "data.formats.draft data.formats.sample",
     "data/clean/pii/test_pii.py": "data.clean.pii.credentials",
-    "data/test_prepare.py": "data.config data.dedup_and_split data.write_dataset",
+    "data/test_prepare.py": "data.config data.write_dataset",
     "evaluation/metrics/test_metrics.py": "records.metric",
     "evaluation/review/test_server.py": "cli.review",
     "evaluation/test_evaluate.py": "evaluation.config evaluation.scoring",

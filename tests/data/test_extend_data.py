@@ -13,7 +13,7 @@ from places import ROOT
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl
 from tuneloop.data.checks import CHECKS
-from tuneloop.data.clean.pii import KINDS, _wanted
+from tuneloop.data.clean.pii import KINDS, _checked_kinds
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats import FORMATS
 from tuneloop.data.prepare import TokenCount, prepare
@@ -28,7 +28,7 @@ def tables_as_they_were() -> Iterator[None]:
     for table, entries in zip(tables, before, strict=True):
         table.clear()
         table.update(entries)
-    _wanted.cache_clear()
+    _checked_kinds.cache_clear()
 
 
 def use(name: str) -> None:

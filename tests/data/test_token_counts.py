@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tuneloop.data.dedup_and_split import _to_measure
+from tuneloop.data.prepare import _to_measure
 from tuneloop.data.write_dataset import TokenLine
 
 

@@ -145,7 +145,7 @@ def test_both_passes_give_the_hash_of_one_process_and_a_killed_worker_costs_noth
     source.write_text(source.read_text() + source.read_text().replace("parcel", "parcels"))
     monkeypatch.setattr("tuneloop.data.prepare.SMALL", 0)
     monkeypatch.setattr("tuneloop.data.prepare.CHUNK", 20_000)
-    monkeypatch.setattr("tuneloop.data.dedup_and_split.MEASURED_ROWS", 100_000)
+    monkeypatch.setattr("tuneloop.data.prepare.MEASURED_ROWS", 100_000)
 
     def prepared(engine: Any, out: str) -> Any:
         config = PrepareConfig(sources=[str(source)], engine=engine, workers=2, allow_rejects=1.0)
@@ -159,7 +159,7 @@ def test_both_passes_give_the_hash_of_one_process_and_a_killed_worker_costs_noth
 
     monkeypatch.setattr("tuneloop.data.prepare.process_chunk", process_or_die)
     monkeypatch.setattr("tuneloop.data.dedup.candidate_pairs.verify", here)
-    monkeypatch.setattr("tuneloop.data.dedup_and_split.measured_if_long", here)
+    monkeypatch.setattr("tuneloop.data.prepare.measured_if_long", here)
     far = prepared("ray", "far")
     assert (tmp_path / "killed").exists()
     assert far.hash == alone.hash and far.splits == alone.splits and far.checks == alone.checks

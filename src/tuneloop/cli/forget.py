@@ -180,7 +180,7 @@ def _print_done(done: Forgotten, console: Console, *, counted_again: bool) -> No
     files = ", ".join(done.files)
     console.print(f"{done.rows:,} {'row' if done.rows == 1 else 'rows'} removed: {done.old_id} is now {done.new_id}")
     console.print(f"rewritten or deleted: {files}")
-    for source, lines in done.found.origins.items():
+    for source, lines in done.subject.origins.items():
         shown = ", ".join(map(str, lines[:MOST])) + (" …" if len(lines) > MOST else "")
         words = "still holds them" if Path(source).is_file() else "is not there, but they were in it"
         console.print(f"{source} {words}, at line {shown}:", soft_wrap=True)

@@ -21,15 +21,12 @@ class RepairConfig(Config):
     """What is repaired in texts; every change is in `repairs.jsonl`."""
 
     encoding: bool = Field(True, description="undo mojibake (UTF-8 read as another encoding) where it can be undone")
-    html_entities: bool = Field(True, description="turn &amp; and the like into the characters they stand for")
+    html_entities: bool = Field(True, description="turn &amp; and the like into the characters that they mean")
     invisible: bool = Field(True, description="remove zero-width, control and soft-hyphen characters")
     unicode: Literal["nfc", "off"] = Field("nfc", description="Unicode normal form of texts")
     white_space: bool = Field(True, description="trim, unify line ends and exotic spaces, cut runs of blank lines")
     special_tokens: bool = Field(True, description="neutralise a model's control tokens inside texts")
-    json_syntax: bool = Field(
-        False,
-        description="read raw control characters inside strings and NaN, which JSON forbids, instead of rejecting the line",
-    )
+    json_syntax: bool = Field(False, description="read raw control characters in strings, and NaN: JSON forbids them")
 
     _unicode_off = field_validator("unicode", mode="before")(_off)
 
@@ -57,9 +54,7 @@ class DuplicatesConfig(Config):
 
     exact: bool = Field(True, description="drop rows that are equal up to Unicode form, white space and case")
     near: bool = Field(True, description="drop rows that are nearly equal")
-    threshold: float = Field(
-        0.8, gt=0.0, le=1.0, description="Jaccard similarity of shingles from which rows are near duplicates"
-    )
+    threshold: float = Field(0.8, gt=0.0, le=1.0, description="Jaccard similarity from which rows are near duplicates")
     on: Literal["row", "user", "both"] = Field(
         "row", description="row: prompt and answer together; user: what the user says alone; both: either of them"
     )
@@ -68,13 +63,11 @@ class DuplicatesConfig(Config):
     best: str = Field("rating", description="column with the rating, for keep=best")
     conflicts: Literal["report", "drop", "keep"] = Field(
         "report",
-        description="one question with different answers. report: a check names them; drop: all go; keep: the one that `keep` names stays",
+        description="one question with different answers. report: a check names them; drop: all go; "
+        "keep: the one that `keep` names stays",
     )
     semantic: float | None = Field(
-        None,
-        gt=0.0,
-        le=1.0,
-        description="cosine similarity of sentence embeddings from which rows are duplicates; default: off",
+        None, gt=0.0, le=1.0, description="cosine similarity of duplicates' embeddings; default: off"
     )
 
 
@@ -82,12 +75,8 @@ class SplitConfig(Config):
     """How rows are divided."""
 
     val: float = Field(0.1, ge=0.0, le=0.5, description="share of rows for validation")
-    test: float | str = Field(
-        0.1, description="share of rows for the test, or a file that is the test set, taken as it is"
-    )
-    stratify: str | None = Field(
-        None, description="column whose values keep their shares in every split; default: the label"
-    )
+    test: float | str = Field(0.1, description="share of rows for the test, or a file that is the test set")
+    stratify: str | None = Field(None, description="column whose shares all splits keep; default: the label")
     group: str | None = Field(None, description="column whose rows of one value stay in one split, such as user_id")
     by: Literal["content", "time"] = Field(
         "content", description="time: the newest rows are the test, those before them validation"
@@ -111,9 +100,7 @@ class MixConfig(Config):
     sources: list[str] = Field(default_factory=list, description="files or prepared data sets with general rows")
     share: float = Field(0.3, ge=0.0, lt=1.0, description="share of the general rows in the mixed training split")
     by: Literal["tokens", "rows"] = Field("tokens", description="what the share is counted in")
-    weights: list[float] | None = Field(
-        None, description="weights of the sources among each other; default: their sizes"
-    )
+    weights: list[float] | None = Field(None, description="weights of the sources; default: their sizes")
     repeat: bool = Field(False, description="use general rows more than once when there are too few")
     in_test: bool = Field(False, description="general rows in the test split as well")
 
@@ -129,8 +116,8 @@ class PrepareConfig(Config):
     sources: list[str] = Field(default_factory=list, description="files, globs or folders to read")
     format: str = Field(
         "auto",
-        description="shape of the records; auto detects it and says what it found: alpaca, sharegpt, messages, prompt_completion, "
-        "text_label, text, preference, thumbs, logs, fields",
+        description="shape of the records; auto detects it and says what it found: alpaca, sharegpt, messages, "
+        "prompt_completion, text_label, text, preference, thumbs, logs, fields",
     )
     task: Literal["auto", "classification", "generation", "chat"] = Field(
         "auto", description="classification: one label a row; generation: one answer; chat: conversations"
@@ -149,29 +136,19 @@ class PrepareConfig(Config):
     duplicates: DuplicatesConfig = DuplicatesConfig()
     split: SplitConfig = SplitConfig()
     mix: MixConfig = MixConfig()
-    max_length: int = Field(
-        2048, ge=16, description="longest row in tokens; longer ones are rejected with their length"
-    )
+    max_length: int = Field(2048, ge=16, description="longest row in tokens; too_long says what others become")
     too_long: Literal["reject", "truncate", "split"] = Field(
         "reject",
         description="rows over max_length. truncate: leave out the oldest turns, then the beginning of the question; "
         "split: make several rows, cut before user turns (a chat) or between paragraphs (a text)",
     )
-    engine: Literal["processes", "ray"] = Field(
-        "processes", description="ray: work on a Ray cluster, with the same result"
-    )
-    workers: int | None = Field(
-        None, ge=1, description="processes; default: one a core; the result is the same for any number"
-    )
-    max_expansion: float = Field(
-        200.0,
-        gt=1,
-        description="how many times its size a compressed file (gz, zst, parquet ...) may expand to before it is refused",
-    )
+    engine: Literal["processes", "ray"] = Field("processes", description="ray: work on a Ray cluster, same result")
+    workers: int | None = Field(None, ge=1, description="processes, with the same result; default: one a core")
+    max_expansion: float = Field(200.0, gt=1, description="how many times its size a compressed file may expand to")
     limit_per_label: int | None = Field(None, ge=1, description="keep at most this many training rows a label")
     limit: int | None = Field(None, ge=1, description="read at most this many records")
     allow_rejects: float = Field(0.2, ge=0.0, le=1.0, description="share of rejected records above which the job stops")
-    allow_errors: bool = Field(False, description="let `run` and `train` go on although a check is at error")
+    allow_errors: bool = Field(False, description="let `run` and `train` continue although a check is at error")
 
     @field_validator("sources", "labels", mode="before")
     @classmethod

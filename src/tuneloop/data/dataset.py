@@ -27,35 +27,35 @@ from tuneloop.records.rows import Dataset, Row
 REASONS = {
     "bad_encoding": "bytes of a text or a table that are no UTF-8, or half of a surrogate pair",
     "bad_arguments": "the arguments of a tool call are no JSON object",
-    "bad_turn_order": "turns in an order that no conversation has: an answer before any question, two tools' answers to one call",
-    "blank_line": "an empty line between records; counted as nobody's fault",
+    "bad_turn_order": "turns in an order that no conversation has, such as an answer before any question",
+    "blank_line": "an empty line between records; not counted as a defect",
     "broken_csv": "a quote that is not closed, or more cells than the header has",
-    "broken_json": "not valid JSON (RFC 8259): the record itself, bytes that are no UTF-8, or JSON inside one of its columns",
+    "broken_json": "not valid JSON (RFC 8259): the record, bytes that are no UTF-8, or JSON inside one of its columns",
     "conflicting_label": "the same text stands under another label or answer, and duplicates.conflicts drops such rows",
     "cut_file": "the compressed file ends before its data does: everything after this line is missing",
-    "empty_input": "nothing is asked: the text, the prompt or a user turn is empty",
+    "empty_input": "no question: the text, the prompt or a user turn is empty",
     "empty_output": "nothing is answered: the label, the output or an assistant turn is empty",
     "error_output": "the answer is the message of a failed call, not an answer",
-    "exact_duplicate": "equal to an earlier record up to Unicode form, white space and case; counted as nobody's fault",
+    "exact_duplicate": "equal to an earlier record up to Unicode form, white space and case; not counted as a defect",
     "forgotten": "removed on a person's request (tuneloop data forget)",
     "line_too_long": "one line or row of more than 4 MiB: skipped, not held in memory",
     "missing_field": "a column or key that the format needs is not there",
-    "near_duplicate": "nearly equal to another record (duplicates.threshold); counted as nobody's fault",
+    "near_duplicate": "nearly equal to another record (duplicates.threshold); not counted as a defect",
     "no_answer": "the conversation does not end with the assistant's turn",
     "no_preference": "the chosen and the rejected answer are the same, or answer different prompts",
     "no_supervised_token": "nothing in the rendered row is trained on",
-    "over_limit": "left out on request (limit_per_label); counted as nobody's fault",
+    "over_limit": "left out on request (limit_per_label); not counted as a defect",
     "personal_data": "holds personal data, and personal.mode is reject",
-    "semantic_duplicate": "means the same as another record (duplicates.semantic); counted as nobody's fault",
-    "split_leak": "the same as, or nearly, a row of the given or frozen test set: training on it would spoil the measurement",
+    "semantic_duplicate": "means the same as another record (duplicates.semantic); not counted as a defect",
+    "split_leak": "the same as, or nearly, a row of the given or frozen test set: training on it spoils the test",
     "template_error": "the model's chat template can't render the conversation",
     "too_long": "more tokens than max_length",
     "truncated_output": "the logged response was cut off at a length limit, or its stream broke off",
-    "unanswered_call": "a tool call that no tool turn answers before the conversation goes on",
+    "unanswered_call": "a tool call that no tool turn answers before the conversation continues",
     "unknown_label": "a label outside data.labels",
     "unknown_role": "a turn of a speaker that no format knows",
     "wrong_language": "in another language than data.language",
-    "wrong_type": "a value of another kind than the format needs: a record that is no object, a text that is a list, an array without a turn",
+    "wrong_type": "a value of another kind than the format needs: a record that is no object, a text that is a list",
 }
 
 HARMLESS = (  # don't count towards allow_rejects
@@ -66,8 +66,8 @@ REPAIRS = {
     "cut": "a row over max_length was cut (too_long=truncate)",
     "dropped_turn": "an empty system turn was left out",
     "encoding": "text that had been read in the wrong encoding (mojibake) was restored",
-    "html_entities": "HTML entities became the characters they stand for",
-    "json_syntax": "what JSON forbids was read all the same (repair.json_syntax): a raw control character inside a string, NaN, Infinity",
+    "html_entities": "HTML entities became the characters that they mean",
+    "json_syntax": "what JSON forbids was read (repair.json_syntax): raw control characters in strings, NaN, Infinity",
     "invisible_characters": "zero-width, control or soft-hyphen characters were removed",
     "merged_turns": "turns of one speaker in a row became one, joined by a line break",
     "pii": "personal data or a secret was replaced; `detail` names the kind, never the value",
@@ -83,30 +83,23 @@ REPAIRS = {
 def prepare_key(config: PrepareConfig, *, name: str, seed: int, model_fingerprint: str = "") -> str:
     """Hash of all that a prepared data set depends on; equal to the manifest's `key` when it need not be redone.
 
-    Args:
-        model_fingerprint: what identifies the tokenizer and template that rows are measured with.
-
-    Raises:
-        UserError: a source is missing or of an unsupported kind.
+    `model_fingerprint`: what identifies the tokenizer and template that rows are measured with. Raises UserError: a
+    source is missing or of an unsupported kind.
     """
-    named = [*config.sources, *config.mix.sources, *([config.split.test] if isinstance(config.split.test, str) else [])]
+    places = [
+        *config.sources,
+        *config.mix.sources,
+        *([config.split.test] if isinstance(config.split.test, str) else []),
+    ]
     data_sets = [*([config.split.freeze] if config.split.freeze else []), *config.mix.sources]
     manifests = [Path(place) / MANIFEST for place in data_sets if (Path(place) / MANIFEST).is_file()]
-    files = find_files([place for place in named if not (Path(place) / MANIFEST).is_file()])
+    files = find_files([place for place in places if not (Path(place) / MANIFEST).is_file()])
     sources = [[file.name, sha256_of_source(file.path)] for file in files]
     sources += [[str(path), sha256_of_source(path)] for path in manifests]
     described = [[file.name, entry] for file in files if (entry := entry_of(file)) is not None]
-    return content_hash(
-        {
-            "version": 1,
-            "config": config.model_dump(mode="json", exclude=NO_CONTENT),
-            "name": name,
-            "seed": seed,
-            "model": model_fingerprint,
-            "sources": sources,
-            **({"described": described} if described else {}),
-        }
-    )
+    settings = config.model_dump(mode="json", exclude=NO_CONTENT)
+    facts = {"version": 1, "config": settings, "name": name, "seed": seed, "model": model_fingerprint}
+    return content_hash({**facts, "sources": sources, **({"described": described} if described else {})})
 
 
 def sha256_of_source(path: Path) -> str:
@@ -114,9 +107,8 @@ def sha256_of_source(path: Path) -> str:
     try:
         return sha256_file(path)
     except OSError as error:
-        raise UserError(
-            f"Can't read the file: {error.strerror or error}", where=str(path), next_step="check the file's permissions"
-        ) from None
+        what, step = f"Can't read the file: {error.strerror or error}", "check the file's permissions"
+        raise UserError(what, where=str(path), next_step=step) from None
 
 
 def meta_key(row: Row) -> int:
@@ -132,9 +124,8 @@ def meta_key(row: Row) -> int:
 def dataset_hash(
     splits: Mapping[str, Iterable[Row]], config: PrepareConfig, seed: int, mixed: Mix | None = None
 ) -> str:
-    """Hash of what the splits hold and of the configuration, wherever the sources are.
-
-    General rows are left out: `mixed` stands for them, what the manifest says of the mix.
+    """Hash of what the splits hold and of the configuration, wherever the sources are. General rows are left out:
+    `mixed`, what the manifest says of the mix, takes their place.
     """
     keys = {
         split: b"".join(struct.pack("<QQ", int(row.id, 16), meta_key(row)) for row in rows if "mix" not in row.meta)
@@ -144,8 +135,7 @@ def dataset_hash(
 
 
 def hash_of_keys(splits: Mapping[str, bytes], config: PrepareConfig, seed: int, mixed: Mix | None) -> str:
-    """`dataset_hash` of rows of which only the id, as a number, and the `meta_key` are at hand: two numbers of 64 bits a row,
-    the lower bytes first."""
+    """`dataset_hash` of rows of which only id and `meta_key` are known: two numbers of 64 bits, low bytes first."""
     digest = hashlib.sha256(b"".join(split.encode() + keys for split, keys in splits.items())).hexdigest()
     settings = config.model_dump(mode="json", exclude={"sources", *NO_CONTENT})
     return content_hash({"content": digest, "config": settings, "seed": seed, "mix": mixed})
@@ -156,15 +146,9 @@ def token_statistics(tokens: Sequence[int], supervised: int) -> dict[str, Any]:
     if not tokens:
         return {"total": 0, "supervised": 0, "min": 0, "p50": 0, "p90": 0, "max": 0, "mean": 0.0}
     ordered, n = sorted(tokens), len(tokens)
-    return {
-        "total": sum(ordered),
-        "supervised": supervised,
-        "min": ordered[0],
-        "p50": ordered[(n * 50 + 99) // 100 - 1],
-        "p90": ordered[(n * 90 + 99) // 100 - 1],
-        "max": ordered[-1],
-        "mean": round(sum(ordered) / n, 2),
-    }
+    p50, p90 = (ordered[(n * share + 99) // 100 - 1] for share in (50, 90))
+    facts = {"total": sum(ordered), "supervised": supervised, "min": ordered[0], "p50": p50, "p90": p90}
+    return facts | {"max": ordered[-1], "mean": round(sum(ordered) / n, 2)}
 
 
 def label_counts(rows: Sequence[Row]) -> dict[str, int]:
@@ -173,11 +157,7 @@ def label_counts(rows: Sequence[Row]) -> dict[str, int]:
 
 
 def read_rows(path: Path, records: Iterable[Any]) -> list[Row]:
-    """The rows of a split's file, of the records in its lines.
-
-    Raises:
-        UserError: a record is no row; its line is named.
-    """
+    """The rows of a split's file, of the records in its lines; a record that is no row is a UserError."""
     rows = []
     for number, record in enumerate(records, 1):
         try:
@@ -195,7 +175,6 @@ class RowFile(Sequence[Row]):
         self.path, self.size = path, size
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process: where the file is, without the rows."""
         return {"path": self.path.resolve(), "size": self.size}
 
     @functools.cached_property
@@ -231,14 +210,10 @@ class RowFile(Sequence[Row]):
 
 
 def load_dataset(path: Path | str, *, verify: bool = True) -> Dataset:
-    """Read a prepared data set.
+    """Read a prepared data set; one that is missing, incomplete, damaged, or changed after it was written, is a
+    UserError.
 
-    Args:
-        path: its folder or its `dataset.json`.
-        verify: check every split against the hash in the manifest.
-
-    Raises:
-        UserError: it is missing, incomplete, damaged, or was changed after it was written.
+    `path`: its folder or its `dataset.json`; `verify`: check every split against the hash in the manifest.
     """
     folder = Path(path).parent if Path(path).name == MANIFEST else Path(path)
     manifest = read_manifest(folder)

@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,15 +101,11 @@ class DatasetDiff:
 
 
 def diff_datasets(a: Path | str, b: Path | str, *, examples: int = 3) -> DatasetDiff:
-    """Compare two prepared data sets, row by row.
+    """Compare two prepared data sets, row by row; one that is damaged or incomplete is a UserError.
 
-    The files are streamed; ids are held in memory (about 150 bytes a row of either), and hashes of what differs; texts never.
+    The files are streamed; ids (150 bytes a row of either) and hashes of what differs are held in memory, texts never.
 
-    Args:
-        examples: rows of each kind to show.
-
-    Raises:
-        UserError: one of them is no complete data set, or damaged.
+    `examples`: rows of each kind to show.
     """
     folder_a, folder_b = dataset_folder(a), dataset_folder(b)
     manifest_a, manifest_b = read_manifest(folder_a), read_manifest(folder_b)
@@ -119,17 +115,17 @@ def diff_datasets(a: Path | str, b: Path | str, *, examples: int = 3) -> Dataset
     in_other_split = {key: old for key, old, now in both if old != now}
     moved = Counter(f"{old} -> {now}" for _, old, now in both if old != now)
     only_a, only_b = _facts(files_a, ids_a.keys() - ids_b.keys()), _facts(files_b, ids_b.keys() - ids_a.keys())
-    pairs, gone, new = _changed_pairs(only_a, only_b)
+    pairs, removed, added = _changed_pairs(only_a, only_b)
     changed = Counter(kind for kind, _, _ in pairs)
     moved.update(f"{old.split} -> {now.split}" for _, old, now in pairs if old.split != now.split)
-    shown = _facts(files_b, set(itertools.islice(in_other_split, examples)))
+    rows_in_other_split = _facts(files_b, set(itertools.islice(in_other_split, examples)))
     shifts, p = _label_shifts(manifest_a, manifest_b)
     return DatasetDiff(
         a=_about(folder_a, manifest_a),
         b=_about(folder_b, manifest_b),
         same=len(both) - len(in_other_split),
-        added=_by_split(new),
-        removed=_by_split(gone),
+        added=dict(Counter(spot.split for spot in added)),
+        removed=dict(Counter(spot.split for spot in removed)),
         changed=dict(changed.most_common()),
         moved=dict(moved.most_common()),
         labels=shifts,
@@ -137,14 +133,15 @@ def diff_datasets(a: Path | str, b: Path | str, *, examples: int = 3) -> Dataset
         config=_config_changes(manifest_a, manifest_b),
         sources=_source_changes(manifest_a, manifest_b),
         examples={
-            "added": [_example(files_b, spot) for spot in new[:examples]],
-            "removed": [_example(files_a, spot) for spot in gone[:examples]],
+            "added": [_example(files_b, spot) for spot in added[:examples]],
+            "removed": [_example(files_a, spot) for spot in removed[:examples]],
             "changed": [
                 _example(files_b, now) | {"kind": kind, "was": _example(files_a, old)}
                 for kind, old, now in pairs[:examples]
             ],
             "moved": [
-                _example(files_b, now) | {"was": {"split": in_other_split[fact.id]}} for now, fact in shown.items()
+                _example(files_b, now) | {"was": {"split": in_other_split[fact.id]}}
+                for now, fact in rows_in_other_split.items()
             ],
         },
     )
@@ -155,7 +152,6 @@ def _ids(files: Mapping[str, Path]) -> dict[int, str]:
 
 
 def _row_lines(path: Path) -> Iterator[tuple[int, Row]]:
-    """Offset in bytes and row of every line."""
     for number, (offset, _, value) in enumerate(read_lines(path), 1):
         try:
             yield offset, Row.from_json(value)
@@ -178,11 +174,11 @@ class _Facts(NamedTuple):
     label: int
 
 
-def _facts(files: Mapping[str, Path], wanted: Collection[int]) -> dict[Spot, _Facts]:
+def _facts(files: Mapping[str, Path], ids: Collection[int]) -> dict[Spot, _Facts]:
     facts = {}
-    for split, path in files.items() if wanted else ():
+    for split, path in files.items() if ids else ():
         for offset, row in _row_lines(path):
-            if (key := _number(row.id)) in wanted:
+            if (key := _number(row.id)) in ids:
                 question = "\n".join(normalised(_content(m)) for m in row.messages if m["role"] == "user")
                 answer = json.dumps(row.messages[-1], sort_keys=True)
                 hashes = map(_number, (prompt_key(row), question, answer, row.label or ""))
@@ -223,10 +219,6 @@ def _example(files: Mapping[str, Path], spot: Spot) -> dict[str, Any]:
     return {"id": row.id, "split": spot.split, "prompt": questions[-1] if questions else "", "answer": answer}
 
 
-def _by_split(spots: Iterable[Spot]) -> dict[str, int]:
-    return dict(Counter(spot.split for spot in spots))
-
-
 def _about(folder: Path, manifest: DatasetManifest) -> dict[str, Any]:
     splits = manifest.splits.by_name
     return {
@@ -239,7 +231,6 @@ def _about(folder: Path, manifest: DatasetManifest) -> dict[str, Any]:
 
 
 def _label_shifts(a: DatasetManifest, b: DatasetManifest) -> tuple[list[LabelShift], float | None]:
-    """Labels over all splits, by how much their share moved, and the p-value of the chi-square test."""
     counts_a, counts_b = _labels(a), _labels(b)
     total_a, total_b = counts_a.total(), counts_b.total()
     if not total_a or not total_b:
@@ -268,10 +259,8 @@ def _labels(manifest: DatasetManifest) -> Counter[str]:
 
 
 def chi_square(a: Sequence[int], b: Sequence[int]) -> float | None:
-    """p-value of Pearson's chi-square test of homogeneity of two samples' counts.
-
-    Classes with fewer than 5 expected in either sample are taken together (Cochran 1954). None without scipy, and where
-    fewer than two classes are left.
+    """p-value of Pearson's chi-square test of homogeneity of two samples' counts. Classes with fewer than 5 expected in
+    either sample are taken together (Cochran 1954). None without scipy, and where fewer than two classes are left.
     """
     try:
         from scipy.stats import chi2_contingency

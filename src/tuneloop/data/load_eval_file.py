@@ -20,8 +20,10 @@ from tuneloop.records.rows import Message, Reject, Row
 SAMPLE = 2000  # records that tell the format
 PROGRAMS = "programs with unit tests"
 # A reference answer without a prompt: what predictions made elsewhere are compared with.
-REFERENCES = ("references", "reference", "label", "labels", "target", "answer", "expected", "ground_truth", "output", "gold",
-              "completion")  # fmt: skip
+REFERENCES = (
+    "references", "reference", "label", "labels", "target", "answer", "expected", "ground_truth", "output", "gold",
+    "completion",
+)  # fmt: skip
 # What may stand next to a reference as its prompt; it is only shown and grouped by, so one column is enough.
 PROMPTS = (
     "prompt", "question", "instruction", "input", "dialogue", "document", "article", "source_text", "text",
@@ -48,13 +50,13 @@ class WholeFile:
 def read_whole(path: str, config: PrepareConfig, *, prompts: bool = True, redact: bool = False) -> WholeFile:
     """Read a file of any format that `tuneloop prepare` reads, or of references alone.
 
+    A row keeps its record's `id`; records without one, and those that repeat one, get the number of their line.
+
     Args:
         config: what says how records are read: columns, templates, instruction.
-        prompts: whether rows need prompts; else a column `references` or `reference` is enough, whatever other columns there are.
-        redact: replace personal data as `config.personal` says. Programs with unit tests stay as they are: another test is
+        prompts: whether rows need prompts; else a column `references` or `reference` is enough.
+        redact: replace personal data as `config.personal` says, but not in programs with unit tests: another test is
             another problem.
-
-    A row keeps its record's `id`; records without one, and those that repeat one, get the number of their line.
 
     Raises:
         UserError: no such file, no format, or no record that is a row.
@@ -74,9 +76,9 @@ def read_whole(path: str, config: PrepareConfig, *, prompts: bool = True, redact
         items = [
             item._replace(value=redactor(item.value)) if isinstance(item, SourceRecord) else item for item in items
         ]
-    made = [read(item) if isinstance(item, SourceRecord) else item.reason for item in items]
-    rows = [replace(row, id=row_id) for row, row_id in zip(made, order, strict=True) if isinstance(row, Row)]
-    skipped = Counter(reason for reason in made if isinstance(reason, str))
+    results = [read(item) if isinstance(item, SourceRecord) else item.reason for item in items]
+    rows = [replace(row, id=row_id) for row, row_id in zip(results, order, strict=True) if isinstance(row, Row)]
+    skipped = Counter(reason for reason in results if isinstance(reason, str))
     if not rows:
         reasons = ", ".join(f"{n} {reason}" for reason, n in skipped.most_common(3))
         step = "give prompts with answers; name columns with data.input, data.output, data.label"
@@ -91,7 +93,6 @@ def read_whole(path: str, config: PrepareConfig, *, prompts: bool = True, redact
 def _reader(
     sample: Sequence[Mapping[str, Any]], config: PrepareConfig, prompts: bool
 ) -> tuple[str, Callable[[SourceRecord], Row | str]]:
-    """How a file is read, and the function from one of its records to a row or the reason why it is not one."""
     if any(row_of_problem(record) for record in sample):
 
         def problem(record: SourceRecord) -> Row | str:
@@ -129,9 +130,8 @@ def _reader(
 
 
 def row_of_problem(record: Mapping[str, Any]) -> Row | None:
-    """A record of HumanEval or MBPP as it is published, as a row; None for other records.
-
-    The unit tests (`test` and `entry_point`, or `test_list`) stay in `meta`. Without a solution the reference is empty.
+    """A record of HumanEval or MBPP as it is published, as a row; None for other records. The unit tests (`test` and
+    `entry_point`, or `test_list`) stay in `meta`. Without a solution the reference is empty.
     """
     question = record.get("prompt", record.get("text"))
     solution = next((record[name] for name in SOLUTIONS if record.get(name) is not None), "")

@@ -1,7 +1,7 @@
 """General data blended into the training split, so that tuning on one task does not cost the model its other skills.
 
-Replaying some general data is the common remedy against catastrophic forgetting; a small share helps (Scialom et al.
-2022, arXiv 2205.12393). `plan_mix` decides on numbers alone which rows are trained on; `mix_rows` does it.
+Replaying general data is the common remedy against catastrophic forgetting; a small share helps (Scialom et al. 2022,
+arXiv 2205.12393). `plan_mix` decides on numbers alone which rows are trained on; `mix_rows` does it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class MixPlan:
     held_out: tuple[Place, ...]  # those to measure forgetting with; disjoint from the others
     test: tuple[Place, ...]  # those in the test split (`in_test`)
     share: float  # general part of the mixed training split, in `by`
-    wanted: float  # the share requested
+    target_share: float  # the share requested
     by: Literal["tokens", "rows"]  # what the shares are counted in
     general: MixSize  # how much of `train` there is
     exhausted: bool  # whether all general rows are used up
@@ -74,34 +74,31 @@ class MixPlan:
 def plan_mix(
     task: MixSize, general: Sequence[GeneralSizes], config: MixConfig, seed: int, *, task_test: MixSize = MixSize(0, 0)
 ) -> MixPlan:
-    """Which general rows to blend in, by their ids and the seed alone: the order of the sources' rows does not count.
+    """Which general rows to blend in, by their ids and the seed alone; weights that don't fit the sources are a
+    UserError.
 
-    The rows are drawn from one fixed sequence, of which the task's size decides only where it ends. With more task
-    rows the same general rows are drawn, and then some. The sources take turns by their weights; when one is used up
-    the others fill its place, or with `config.repeat` it starts over.
+    The rows are drawn from one fixed sequence, of which the task's size decides only where it ends: with more task rows
+    the same general rows are drawn, and more. The sources take turns by their weights; when one is used up the others
+    fill its place, or with `config.repeat` it starts over.
 
-    Args:
-        task: of the training split without general rows.
-        task_test: of the test split, for `config.in_test`.
-
-    Raises:
-        UserError: the weights don't fit the sources.
+    `task`: of the training split without general rows; `task_test`: of the test split, for `config.in_test`.
     """
     weights = _weights(general, config)
-    train, held_out, test = _divided(general, config, seed, task_test)
+    train, held_out, test = _divide_rows(general, config, seed, task_test)
     target = config.share / (1.0 - config.share) * (task.tokens if config.by == "tokens" else task.rows)
-    drawn: list[Place] = []
+    sequence: list[Place] = []
     total, exhausted = 0, True
-    for place, cost in _sequence(general, train, weights, config):
+    for place, cost in _drawn_rows(general, train, weights, config):
         if total + cost / 2 >= target:  # without this row the share is nearer
             exhausted = False
             break
-        drawn.append(place)
+        sequence.append(place)
         total += cost
-    size = MixSize(len(drawn), sum(general[place.source].tokens[place.row] for place in drawn))
+    size = MixSize(len(sequence), sum(general[place.source].tokens[place.row] for place in sequence))
     mine, others = (size.tokens, task.tokens) if config.by == "tokens" else (size.rows, task.rows)
     share = mine / (mine + others) if mine + others else 0.0
-    return MixPlan(tuple(drawn), held_out, test, share, config.share, config.by, size, exhausted and total < target)
+    exhausted = exhausted and total < target
+    return MixPlan(tuple(sequence), held_out, test, share, config.share, config.by, size, exhausted)
 
 
 def _weights(general: Sequence[GeneralSizes], config: MixConfig) -> list[float]:
@@ -117,12 +114,11 @@ def _weights(general: Sequence[GeneralSizes], config: MixConfig) -> list[float]:
     return list(config.weights)
 
 
-def _divided(
+def _divide_rows(
     general: Sequence[GeneralSizes], config: MixConfig, seed: int, task_test: MixSize
 ) -> tuple[list[list[int]], tuple[Place, ...], tuple[Place, ...]]:
-    """The rows of each source for training, in the order they are drawn in; those held out; those for the test.
-
-    The rows with the smallest hashes are held out, so that new rows in a source hardly move the others.
+    """The rows of each source for training, in the order they are drawn in; those held out; those for the test. Those
+    with the smallest hashes are held out, so that new rows in a source hardly move the others.
     """
     ranked = sorted(
         (keyed_hash(f"held out {g.ids[row]}", seed), g.ids[row], Place(number, row))
@@ -153,26 +149,26 @@ def _cost(general: GeneralSizes, row: int, config: MixConfig) -> int:
     return max(general.tokens[row], 1) if config.by == "tokens" else 1
 
 
-def _sequence(
+def _drawn_rows(
     general: Sequence[GeneralSizes], train: Sequence[Sequence[int]], weights: Sequence[float], config: MixConfig
 ) -> Iterator[tuple[Place, int]]:
     """General rows with their cost, endless with `repeat`: next comes the source with the least for its weight."""
-    costs, taken = [0] * len(general), [0] * len(general)
+    costs, places = [0] * len(general), [0] * len(general)
     open_ = [number for number, rows in enumerate(train) if rows and weights[number] > 0.0]
     while open_:
         source = min(open_, key=lambda number: costs[number] / weights[number])
-        row = train[source][taken[source] % len(train[source])]
+        row = train[source][places[source] % len(train[source])]
         cost = _cost(general[source], row, config)
         yield Place(source, row), cost
         costs[source] += cost
-        taken[source] += 1
-        if taken[source] == len(train[source]) and not config.repeat:
+        places[source] += 1
+        if places[source] == len(train[source]) and not config.repeat:
             open_.remove(source)
 
 
 def interleaved(task: int, general: int) -> list[int]:
-    """Where general rows stand among the task's, so that any n rows in a row hold n times their share, give or take 1:
-    positions in the mixed split, from 0, ascending; they form a balanced word (Morse and Hedlund 1940).
+    """Positions of general rows in the mixed split, from 0, ascending: any n rows hold n times their share, give or
+    take 1 (a balanced word, Morse and Hedlund 1940).
     """
     rows = task + general
     return [(2 * k + 1) * rows // (2 * general) for k in range(general)]
@@ -213,8 +209,7 @@ def mix_rows(
     """The general rows to put into a data set's splits.
 
     A general row is left out as a leak if the user says the same in a row of the task (the system turn may differ), and
-    as a copy if its whole prompt is that of a general row before it. Rows that are used again get the id `ID-2`,
-    `ID-3` ..., so that ids stay distinct.
+    as a copy if its whole prompt is that of one before it. Rows that are used again get the id `ID-2`, `ID-3` ...
 
     Args:
         splits: the task's rows; each is looked at once.
@@ -254,13 +249,12 @@ def _record(plan: MixPlan, general: Sequence[GeneralRows], usable: Sequence[Gene
         times = Counter(place for place in plan.train if place.source == number)
         held_out, test = (sum(p.source == number for p in places) for places in (plan.held_out, plan.test))
         tokens = sum(usable[number].tokens[place.row] * n for place, n in times.items())
-        sources.append(MixSource(
-            name=source.name, rows=len(source.rows), left_out=len(source.rows) - len(usable[number].ids),
-            train=len(times), uses=times.total(), tokens=tokens, held_out=held_out, test=test,
-        ))  # fmt: skip
+        numbers = {"train": len(times), "uses": times.total(), "tokens": tokens, "held_out": held_out, "test": test}
+        rows, left_out = len(source.rows), len(source.rows) - len(usable[number].ids)
+        sources.append(MixSource(name=source.name, rows=rows, left_out=left_out, **numbers))
     return Mix(
         by=plan.by,
-        wanted=plan.wanted,
+        wanted=plan.target_share,
         share=round(plan.share, 4),
         task=RowsAndTokens(**task._asdict()),
         general=RowsAndTokens(**plan.general._asdict()),
@@ -272,8 +266,8 @@ def _record(plan: MixPlan, general: Sequence[GeneralRows], usable: Sequence[Gene
 def check_share(plan: MixPlan) -> Check:
     """The check `mix_share`: whether the general part has the size requested, and how often its rows are used."""
     message, remedy = f"{plan.share:.1%} of the training {plan.by} are general data", ""
-    if abs(plan.share - plan.wanted) > TOLERANCE:
-        message += f", {plan.wanted:.1%} were requested"
+    if abs(plan.share - plan.target_share) > TOLERANCE:
+        message += f", {plan.target_share:.1%} were requested"
         if plan.exhausted:
             rows = plan.general.rows
             message += f": all {counted(rows, 'row')} there {verb(rows, 'is was', 'are were')} used"
@@ -282,9 +276,7 @@ def check_share(plan: MixPlan) -> Check:
             message += ": general rows are too large for a share of so few task rows"
             remedy = "add task rows, or general rows that are shorter, or set data.mix.by=rows"
     elif plan.times > MANY_TIMES:
-        message += (
-            f", rows used up to {plan.times} times: above {MANY_TIMES} they teach little and are learned by heart"
-        )
+        message += f", rows used up to {plan.times} times: above {MANY_TIMES} they teach little"
         remedy = "add sources to data.mix.sources, or lower data.mix.share"
     elif plan.times > 1:
         message += f", rows used up to {plan.times} times"
@@ -293,10 +285,8 @@ def check_share(plan: MixPlan) -> Check:
 
 
 def dataset_rows(source: str) -> list[Row] | None:
-    """The training rows of a prepared data set as general data; None if the source is not one.
-
-    Raises:
-        UserError: the data set has no `train.jsonl`, or it is damaged.
+    """The training rows of a prepared data set as general data; None if the source is not one. A data set without its
+    `train.jsonl`, or a damaged one, is a UserError.
     """
     folder = Path(source).parent if Path(source).name == MANIFEST else Path(source)
     if not (folder / MANIFEST).is_file():

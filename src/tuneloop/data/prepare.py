@@ -1,7 +1,8 @@
 """The prepare stage: sources of any shape to train, val and test, with an account of every record.
 
-The first pass (`process_record`) knows one record at a time: rows go to a file, their facts into a `Table`.
-The second decides on the arrays (`dedup_and_split`) and copies each row to its split. Memory: 300 to 800 bytes a row.
+The first pass (`process_record`) knows one record at a time: rows go to a file, their facts into a `Table`. The second
+(`_dedup_and_split`) decides on the arrays which rows are copies, which contradict each other and which split each
+belongs to; then each row is copied to its split. Memory: 300 to 800 bytes a row.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import orjson
 
 from tuneloop.core.errors import UserError
@@ -19,18 +21,22 @@ from tuneloop.core.machine import cores
 from tuneloop.core.ray.cluster import on_ray
 from tuneloop.core.ui import progress
 from tuneloop.core.units import counted, verb
+from tuneloop.data import process_record as first_pass
+from tuneloop.data import split as splits
 from tuneloop.data.checks import reject_share
 from tuneloop.data.checks.label_errors import Embed
 from tuneloop.data.clean.pii import pseudonym_key
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.dataset import prepare_key
+from tuneloop.data.dataset import load_dataset, prepare_key
+from tuneloop.data.dedup import duplicates, minhash
+from tuneloop.data.dedup.candidate_pairs import Alike, find_alike
 from tuneloop.data.dedup.contamination import index_of
-from tuneloop.data.dedup_and_split import dedup_and_split
-from tuneloop.data.process_record import LANGUAGES_EVERY, ChunkWork, Measure, RowProcessor, TokenCount, process_chunk
+from tuneloop.data.formats import Rejection
+from tuneloop.data.process_record import ChunkWork, Measure, RowProcessor, TokenCount, measured_if_long, process_chunk
 from tuneloop.data.sources.chunks import chunks
 from tuneloop.data.sources.parse import Chunk, Item, parse_chunk
 from tuneloop.data.sources.read import entry_of, find_files
-from tuneloop.data.spool import CHUNK, GivenFile, PrepareContext, Table, look_at, spool_folder
+from tuneloop.data.spool import CHUNK, CarriedRows, PrepareContext, PrepareInput, Table, detect_format, spool_folder
 from tuneloop.data.workers import ordered_map
 from tuneloop.data.write_dataset import clear, lines_to, reject_lines, write_dataset
 from tuneloop.records.rows import Dataset, Reject
@@ -38,6 +44,13 @@ from tuneloop.records.rows import Dataset, Reject
 __all__ = ["Measure", "TokenCount", "prepare"]
 
 SMALL = 4 << 20  # bytes of sources up to which starting processes costs more than they bring
+# Rows, and their characters together, up to which each row is measured; of more, a sample picked by hash, and the
+# longest rows: totals are then estimated from the characters of all rows (0.3 % off on short texts; more where tokens
+# follow characters less). That no row is too long is known of all rows, see `process_record.measured_if_long`.
+MEASURED_ROWS, MEASURED_CHARACTERS = 10_000, 2 << 20
+SAMPLED_ROWS, SAMPLED_CHARACTERS, LEAST_SAMPLED = 1_000, 1 << 18, 500
+LONGEST = 16
+BATCH = 250  # rows that a process measures at once
 
 
 def prepare(
@@ -53,53 +66,53 @@ def prepare(
 ) -> Dataset:
     """Read, parse, repair, redact, deduplicate, measure, split, check and write a data set.
 
-    Every record read is in one split or in `rejects.jsonl`; every change to one in `repairs.jsonl`.
-    The same sources, configuration and seed give the same bytes, whatever the number of processes.
+    Every record read is in one split or in `rejects.jsonl`; every change to one in `repairs.jsonl`. The same sources,
+    configuration and seed give the same bytes, whatever the number of processes.
 
     Args:
         out: folder for the splits and `dataset.json`, which is written last.
         measure: a row's length in tokens with the model's chat template; `ValueError` if it can't be rendered.
-        model: fingerprint of the model that `measure` stands for; part of the manifest's `key`.
+        model: fingerprint of the model that `measure` is of; part of the manifest's `key`.
         template_adds: the system turn that this model's chat template puts before rows that have none, for the record.
         embed: texts to unit vectors (rows, size), for `duplicates.semantic` and better label checks.
 
     Raises:
-        UserError: missing or empty sources, no format that fits, a column that no record has, no valid rows,
-            a source that changes meanwhile, or more rejects than `allow_rejects`; then `rejects.jsonl` is there and
-            `dataset.json` is not.
+        UserError: missing or empty sources, no format that fits, a column that no record has, no valid rows, a source
+            that changes meanwhile, or more rejects than `allow_rejects`; then there is only `rejects.jsonl`.
     """
     out = Path(out)
     progress("looking at the sources", 0, 1)
     key = prepare_key(config, name=name, seed=seed, model_fingerprint=model)
     # Of several files each may have another format; a `dataset_info.json` describes it.
     sources = [
-        GivenFile(file, None, look_at([file], config)[0] if entry_of(file) is not None else None)
+        PrepareInput(file, None, detect_format([file], config)[0] if entry_of(file) is not None else None)
         for file in find_files(config.sources, config.max_expansion)
     ]
     test = find_files([config.split.test], config.max_expansion) if isinstance(config.split.test, str) else ()
-    given = [GivenFile(file, "test", look_at([file], config)[0]) for file in test]
-    guess, frame = look_at([source.file for source in sources if source.guess is None] or [sources[0].file], config)
-    progress("looking at the sources", 1, 1)
-    files = [*given, *sources]
-    is_small = _size(files) <= SMALL
-    processor = RowProcessor(
-        config, measure, pseudonym_key(config.personal), frame=frame, languages_every=1 if is_small else LANGUAGES_EVERY
+    test_files = [PrepareInput(file, "test", detect_format([file], config)[0]) for file in test]
+    guess, frame = detect_format(
+        [source.file for source in sources if source.guess is None] or [sources[0].file], config
     )
+    progress("looking at the sources", 1, 1)
+    files = [*test_files, *sources]
+    is_small = _size(files) <= SMALL
+    key_of_pseudonyms, every = pseudonym_key(config.personal), 1 if is_small else first_pass.LANGUAGES_EVERY
+    processor = RowProcessor(config, measure, key_of_pseudonyms, frame=frame, languages_every=every)
     workers = 1 if is_small else config.workers or cores()
     cluster = on_ray() if config.engine == "ray" else nullcontext()
     with spool_folder(out) as spool, Table(spool, frame) as table, cluster:
         job = PrepareContext(config, seed, out, files, guess, processor, table, workers, embed)
-        _gather(job, given, processor)
-        taken = len(table)
-        index = index_of(table.reader.texts(range(taken)), config.duplicates) if given else None
-        _gather(job, sources, replace(processor, index=index))
+        _read_files(job, test_files, processor)
+        test_rows = len(table)
+        index = index_of(table.reader.texts(range(test_rows)), config.duplicates) if test_files else None
+        _read_files(job, sources, replace(processor, index=index))
         read = sum(table.records_of)
         if not read:
             step = "name files with at least one record"
             raise UserError("No records", where=", ".join(config.sources), next_step=step)
         progress("reading", _size(files), _size(files), rows=len(table), rejected=sum(table.rejected.values()))
         _refuse_too_many(job)
-        dedup_and_split(job, taken)
+        _dedup_and_split(job, test_rows)
         if not len(table.alive) or not (table.split[table.alive] == 0).any():
             where = f"{counted(read, 'record')} read, {len(table)} of them valid"
             step = "add data, or lower data.split.val and data.split.test"
@@ -107,33 +120,33 @@ def prepare(
         return write_dataset(job, {"name": name, "key": key, "seed": seed, "model": model}, template_adds)
 
 
-def _size(files: Sequence[GivenFile]) -> int:
-    return sum(os.path.getsize(given.file.path) for given in files)
+def _size(files: Sequence[PrepareInput]) -> int:
+    return sum(os.path.getsize(source.file.path) for source in files)
 
 
-def _gather(job: PrepareContext, files: Sequence[GivenFile], processor: RowProcessor) -> None:
-    work = _work(job, files)
+def _read_files(job: PrepareContext, files: Sequence[PrepareInput], processor: RowProcessor) -> None:
+    work = _chunk_work(job, files)
     for facts in ordered_map(process_chunk, work, processor, workers=job.workers, engine=job.config.engine):
         job.table.add(facts)
     job.table.join()
 
 
-def _work(job: PrepareContext, files: Sequence[GivenFile]) -> Iterator[ChunkWork]:
+def _chunk_work(job: PrepareContext, files: Sequence[PrepareInput]) -> Iterator[ChunkWork]:
     """The chunks of files; `limit` ends the reading of the sources."""
     left, size = job.config.limit, _size(job.files)
     before = _size(job.files[: job.files.index(files[0])]) if files else 0
-    for given in files:
-        file, position = given.file, 0
+    for source in files:
+        file, position = source.file, 0
         for chunk in chunks(file, CHUNK):
             job.encodings[file.name] = chunk.encoding
             position = max(position, chunk.position)
             progress("reading", min(before + position, size), max(size, 1), file=file.name)
             records: Chunk | Sequence[Item] = chunk
-            if left is not None and given.split is None:
+            if left is not None and source.split is None:
                 records = parse_chunk(chunk)[:left]
                 left -= len(records)
-            yield ChunkWork(file.name, records, given.guess or job.guess)
-            if left == 0 and given.split is None:
+            yield ChunkWork(file.name, records, source.guess or job.guess)
+            if left == 0 and source.split is None:
                 return
         before += os.path.getsize(file.path)
 
@@ -160,7 +173,142 @@ def _refuse_too_many(job: PrepareContext) -> None:
         top.append(f"{reason} {n}x, as {example.source}:{example.line}{detail}")
     what, step = f"No valid rows in {counted(read, 'record')}", f"look at {out / 'rejects.jsonl'}"
     if row_count:
-        what = f"{bad} of {counted(of, 'record')} ({bad / of:.0%}) {verb(bad, 'was', 'were')} rejected; {config.allow_rejects:.0%} are allowed"
+        were = f"{bad} of {counted(of, 'record')} ({bad / of:.0%}) {verb(bad, 'was', 'were')} rejected"
+        what = f"{were}; {config.allow_rejects:.0%} are allowed"
         enough = next((limit for limit in (0.5, 0.75, 0.9) if bad / of <= limit), 1.0)
         step += f"; to continue all the same add allow_rejects={enough}"
     raise UserError(what, where="; ".join(top), next_step=step)
+
+
+def _dedup_and_split(job: PrepareContext, test_rows: int) -> None:
+    """Set the fate and the split of every row; the first `test_rows` ones are a test file's, taken as they are."""
+    table, config, columns = job.table, job.config, job.table.columns
+    progress("comparing", 0, 3)
+    frozen = np.full(len(table), splits.UNDECIDED, dtype=np.int8)
+    if config.split.freeze is not None:
+        frozen = splits.frozen_splits(columns["id"], columns["question"], load_dataset(config.split.freeze))
+    frozen[:test_rows] = splits.TEST
+    fixed = frozen > splits.TRAIN
+    worth = {name: columns[name] for name in ("characters", "time", "rating")}
+    order = duplicates.preference(config.duplicates.keep, count=len(table), pinned=fixed, **worth)
+    for row in np.flatnonzero(columns["leak"] >= 0).tolist():  # rows that give a row of the test set away
+        test_row, similarity = int(columns["leak"][row]), columns["leak_similarity"][row]
+        if first_pass.CONTAMINATION_KINDS[columns["leak_how"][row]] == "overlap":
+            source, line = table.place(test_row)
+            table.drop(row, "split_leak", f"{similarity:.0%} of the passages of {source}:{line}")
+        else:
+            table.drop(row, "split_leak", because=test_row, similarity=float(similarity))
+    alike = _drop_copies(job, order, test_rows, fixed)
+    policy = config.duplicates.conflicts  # the checks report those that stay
+    for group in [] if policy == "report" else duplicates.find_conflicts(columns["question"], table.alive, order):
+        for row in group[0 if policy == "drop" else 1 :].tolist():
+            if row >= test_rows:
+                table.drop(row, "conflicting_label", because=int(group[0] if row != group[0] else group[1]))
+    progress("comparing", 1, 3)
+    _measure(job)
+    rows = table.alive
+    threshold, question = config.duplicates.threshold, columns["question"]
+    links, _ = duplicates.find_links(columns, table.reader.texts, threshold, rows=rows, question=question, alike=alike)
+    for name in [name for name in columns if name.startswith(minhash.COLUMNS)]:
+        del columns[name]  # half of all that is known of the rows, and needed no longer
+    progress("comparing", 2, 3)
+    facts = splits.SplitFacts(
+        question=question[rows],
+        stratum=columns["stratum"][rows],
+        labelled=columns["label"][rows] >= 0,
+        group=columns["group"][rows] if config.split.group or config.too_long == "split" else None,
+        time=columns["time"][rows],
+        frozen=frozen[rows],
+        links=np.searchsorted(rows, links),
+    )
+    split = splits.assign_splits(facts, config.split, job.seed)
+    table.split[rows] = split
+    leaks = rows[split == splits.LEAK]
+    table.drop(leaks, "split_leak", "belongs together with a row of the frozen test or validation set")
+    _apply_limit(job)
+    # Intervals of what is measured on val or test must not count rows that are much alike as independent ones.
+    measured = (table.fate[rows] == 0) & (table.split[rows] > splits.TRAIN)
+    member = splits.connected([facts.question], facts.links)[measured]
+    table.mark_clusters(rows[measured], splits.clusters(member, columns["id"][rows[measured]]))
+    table.give_repeats_own_ids()
+    progress("comparing", 3, 3)
+
+
+def _drop_copies(job: PrepareContext, order: splits.Array, test_rows: int, fixed: splits.Array) -> Alike | None:
+    """Drop copies, but none of the test file; a copy of a row fixed in val or test is a leak. Returns similar pairs."""
+    table, settings, alike = job.table, job.config.duplicates, None
+    columns, texts = table.columns, table.reader.texts
+
+    def drop(copies: duplicates.Duplicates, reasons: splits.Array) -> None:
+        for row, of, similarity, reason in zip(copies.dropped, copies.of, copies.similarity, reasons, strict=True):
+            if row >= test_rows:
+                word = "split_leak" if fixed[of] and not fixed[row] else str(reason)
+                table.drop(int(row), word, because=int(of), similarity=float(similarity))
+
+    if "prompt" in columns:
+        rows = duplicates.distinct(columns, table.alive, order)
+        carry = table.reader.carried if job.config.engine == "ray" else None
+        alike = find_alike(columns, texts, settings.threshold, rows=rows, workers=job.workers, carry=carry)
+    copies = duplicates.find_duplicates(columns, texts, settings, rows=table.alive, order=order, alike=alike)
+    drop(copies, np.where(copies.exact, "exact_duplicate", "near_duplicate"))
+    if settings.semantic is not None and job.embed is not None:
+        rows = table.alive
+        vectors = job.embed([text.prompt for text in texts(rows.tolist())])
+        label = columns["label"][rows]
+        copies = duplicates.semantic_duplicates(vectors, settings.semantic, rows=rows, order=order, apart=label)
+        drop(copies, np.full(len(copies.dropped), "semantic_duplicate"))
+    return alike
+
+
+def _measure(job: PrepareContext) -> None:
+    """Measure the rows that were not, all or a sample; what can't be rendered or teaches nothing is dropped."""
+    table, columns = job.table, job.table.columns
+    rows = table.alive
+    rows = rows[columns["tokens"][rows] == first_pass.UNMEASURED]
+    rows = _to_measure(rows, columns["characters"][rows], splits.shuffled(columns["id"][rows], job.seed))
+    batches = [rows[begin : begin + BATCH].tolist() for begin in range(0, len(rows), BATCH)]
+    workers = job.workers if len(batches) > 1 else 1
+    engine = job.config.engine if workers > 1 else "processes"
+    carried = (table.reader.carried(batch) for batch in batches)
+    results = ordered_map(_measure_rows, carried, job.processor, workers=workers, engine=engine)
+    for number, (batch, lengths) in enumerate(zip(batches, results, strict=True)):
+        progress("measuring", number * BATCH, len(rows))
+        for row, measured in zip(batch, lengths, strict=True):
+            if isinstance(measured, Rejection):
+                table.drop(row, measured.reason, measured.detail)
+                table.rejected_tokens += measured.tokens
+            else:
+                columns["tokens"][row], columns["supervised"][row] = measured.tokens, measured.supervised
+    progress("measuring", len(rows), len(rows))
+
+
+def _to_measure(rows: splits.Array, characters: splits.Array, keys: splits.Array) -> splits.Array:
+    """All rows, or where measuring them would take long those with the least keys, and the longest."""
+    total = int(characters.sum())
+    if len(rows) <= (MEASURED_ROWS if total <= MEASURED_CHARACTERS else LEAST_SAMPLED):
+        return rows
+    size = min(max(SAMPLED_CHARACTERS * len(rows) // max(total, 1), LEAST_SAMPLED), SAMPLED_ROWS)
+    sample = np.argsort(keys, kind="stable")[:size]
+    long = np.flatnonzero(characters >= np.partition(characters, -LONGEST)[-LONGEST])
+    longest = long[np.lexsort((keys[long], -characters[long]))[:LONGEST]]
+    sampled: splits.Array = rows[np.unique(np.concatenate([sample, longest]))]
+    return sampled
+
+
+def _measure_rows(rows: CarriedRows, processor: RowProcessor) -> list[TokenCount | Rejection]:
+    return [measured_if_long(rows.row(index), processor, always=True) for index in rows.lines]
+
+
+def _apply_limit(job: PrepareContext) -> None:
+    table, limit = job.table, job.config.limit_per_label
+    if limit is None:
+        return
+    rows = table.alive
+    rows = rows[table.split[rows] == splits.TRAIN]
+    ids, strata = table.columns["id"][rows], table.columns["stratum"][rows]
+    order = np.lexsort((ids, splits.shuffled(ids, job.seed), strata))
+    rows, strata = rows[order], strata[order]
+    place = np.arange(len(rows)) - np.searchsorted(strata, strata)  # among the rows of the stratum
+    for row in rows[place >= limit].tolist():
+        name = table.names["stratum"][int(table.columns["stratum"][row])]
+        table.drop(row, "over_limit", f"{counted(limit, 'row')} of {name!r} are in train (limit_per_label)")

@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -38,10 +38,11 @@ NO_ROW = -1  # place of a repair whose record became no row
 # Of large sources the language of one row in so many is detected: for a short row that is the slowest step.
 LANGUAGES_EVERY = 8
 CONTAMINATION_KINDS = ("exact", "near", "overlap")
-NAMED = ("label", "stratum", "language")  # columns of numbers that stand for names
+NAMED = ("label", "stratum", "language")  # columns of numbers, one for each name
 _ROW_TYPES: dict[str, str] = {
-    "line": "i8", "start": "i8", "row_size": "i4", "record_size": "i4",
-    "id": "u8", "meta": "u8", "question": "u8", "group": "u8", "flags": "u4", "tokens": "i4", "supervised": "i4", "characters": "i4", "answer_characters": "i4", "time": "f8", "rating": "f4",
+    "line": "i8", "start": "i8", "row_size": "i4", "record_size": "i4", "id": "u8", "meta": "u8", "question": "u8",
+    "group": "u8", "flags": "u4", "tokens": "i4", "supervised": "i4", "characters": "i4", "answer_characters": "i4",
+    "time": "f8", "rating": "f4",
 }  # fmt: skip
 # ASCII characters that neither a repair nor a search for personal data begins with.
 _QUIET = bytes(code for code in range(32, 127) if chr(code) not in "&<[])0123456789@:=")
@@ -61,8 +62,6 @@ Measure = Callable[[Row], TokenCount]
 
 @dataclass(frozen=True)
 class RowProcessor:
-    """What every worker needs to know."""
-
     config: PrepareConfig
     measure: Measure  # a row's length; `ValueError` when it can't be rendered
     key: bytes | None = None  # of pseudonyms
@@ -71,20 +70,20 @@ class RowProcessor:
     languages_every: int = 1  # detect the language of one row in so many, picked by content
 
 
-@dataclass(frozen=True)
+@dataclass
 class ChunkFacts:
-    """The rows of a chunk (`rejected`: rejects by reason; `rejected_tokens`: tokens of those that are too long)."""
+    """The rows of a chunk."""
 
     source: str  # the chunk's
-    columns: dict[str, Array]  # arrays with an element a row; see `_ROW_TYPES`, and those of `minhash.sketch`
-    names: dict[str, list[str | None]]  # by row the label, the stratum and the language
-    data: bytes  # each row as JSON, followed by its source record
-    rejects: list[tuple[int, bytes]]  # records that are no rows: line and JSON
-    repairs: list[RepairLine]  # what was changed
-    records: int  # rows and rejects together
-    rejected: Counter[str]
-    rejected_tokens: int
-    is_chat: bool  # whether a row has tools or several answers
+    columns: dict[str, Array] = field(default_factory=dict)  # an element a row: see `_ROW_TYPES` and `minhash.sketch`
+    names: dict[str, list[str | None]] = field(default_factory=lambda: {column: [] for column in NAMED})  # by row
+    data: bytes | bytearray = field(default_factory=bytearray)  # each row as JSON, followed by its source record
+    rejects: list[tuple[int, bytes]] = field(default_factory=list)  # records that are no rows: line and JSON
+    repairs: list[RepairLine] = field(default_factory=list)  # what was changed
+    records: int = 0  # rows and rejects together
+    rejected: Counter[str] = field(default_factory=Counter)  # rejects by reason
+    rejected_tokens: int = 0  # tokens of those that are too long
+    is_chat: bool = False  # whether a row has tools or several answers
 
 
 class RepairLine(NamedTuple):
@@ -108,15 +107,15 @@ class ChunkWork:
 def process_chunk(work: ChunkWork, processor: RowProcessor) -> ChunkFacts:
     """The rows and rejects of a chunk."""
     items = parse_chunk(work.records) if isinstance(work.records, Chunk) else work.records
-    gathered = _Gathered(processor)
+    gathering = _Gathering(processor, ChunkFacts(work.source, records=len(items)))
     for item in items:
-        for made in [RefusedRecord(item)] if isinstance(item, Reject) else process_record(item, work.guess, processor):
-            gathered.reject(made) if isinstance(made, RefusedRecord) else gathered.add(made)
-    return gathered.facts(work.source, len(items))
+        for row in [RefusedRecord(item)] if isinstance(item, Reject) else process_record(item, work.guess, processor):
+            gathering.reject(row) if isinstance(row, RefusedRecord) else gathering.add(row)
+    return gathering.end()
 
 
 class FieldChange(NamedTuple):
-    """A change to one field of a record: the kind, and what `repairs.jsonl` says of it; `amounts` as in `RepairLine`."""
+    """A change to one field: the kind, and what `repairs.jsonl` says of it; `amounts` as in `RepairLine`."""
 
     kind: str
     field: str
@@ -129,9 +128,7 @@ class ProcessedRow(NamedTuple):
 
     row: Row
     stratum: str
-    record: Mapping[
-        str, Any
-    ]  # of the source, without personal data, for `rejects.jsonl` should the row be dropped later
+    record: Mapping[str, Any]  # of the source, without personal data, for a reject should the row be dropped later
     changes: list[FieldChange]
     group: str
     time: float
@@ -157,7 +154,7 @@ def process_record(
     config = processor.config
     whole = with_whole_texts(item.value, guess)
     changes: list[FieldChange] = []
-    value = _walk(whole, (), "", processor, changes)
+    value = _clean_value(whole, (), "", processor, changes)
     if item.lenient and config.repair.json_syntax:
         changes.append(FieldChange("json_syntax", "", {"detail": item.lenient}))
     # what `rejects.jsonl` would show: as it stood, but for personal data
@@ -174,17 +171,22 @@ def process_record(
         return refuse(parsed.reason, parsed.detail)
     if config.personal.mode == "reject" and (redactions := [c for c in changes if c.kind == "pii"]):
         return refuse("personal_data", "; ".join(f"{c.field}: {c.facts['detail']}" for c in redactions))
-    meta = _meta(item, value, parsed, config.split.stratify)
+    stratify = config.split.stratify
+    meta: dict[str, Any] = {"source": item.source, "line": item.line}
+    for column, further in value.items():  # scalars, and flat lists of scalars
+        if (column not in parsed.used or column == stratify) and is_flat(further):
+            while column in meta:
+                column += "_"
+            meta[column] = finite(further)
     meta.update(parsed.extra)
     row = Row(row_id(parsed), parsed.messages, parsed.label, parsed.tools, meta)
-    stratify = config.split.stratify
-    stratum = parsed.label or "" if stratify is None else _name(value.get(stratify))
+    stratum = parsed.label or "" if stratify is None else _as_name(value.get(stratify))
     for change in parsed.repairs:
         facts = {name: value for name, value in change.items() if name not in ("kind", "field")}
         changes.append(FieldChange(change["kind"], change["field"], facts))
     # from the record as it stood: redaction would make one of many users
     cell = item.value.get(config.split.group) if config.split.group is not None else None
-    group = "" if cell is None else _name(cell)
+    group = "" if cell is None else _as_name(cell)
     time = _number(value, config.split.time if config.split.by == "time" else config.duplicates.newest)
     draft = ProcessedRow(row, stratum, record, changes, group, time, _number(value, config.duplicates.best))
     measured = measured_if_long(row, processor)
@@ -194,9 +196,9 @@ def process_record(
             short = replace(row, id=row_id(replace(parsed, messages=messages)), messages=messages)
             measured = measured_if_long(short, processor, always=True)
             if not isinstance(measured, Rejection):
-                lost = processor.measure(row).tokens - measured.tokens
-                amounts = {"cut": 1, "cut_tokens": lost}
-                cut = FieldChange("cut", "messages", {"detail": detail, "tokens": lost}, amounts)
+                cut_tokens = processor.measure(row).tokens - measured.tokens
+                amounts = {"cut": 1, "cut_tokens": cut_tokens}
+                cut = FieldChange("cut", "messages", {"detail": detail, "tokens": cut_tokens}, amounts)
                 draft = draft._replace(row=short, changes=[*changes, cut])
         elif drafts := _split(draft, parsed, processor):
             return [_finished(d, measured_if_long(d.row, processor, always=True), processor) for d in drafts]
@@ -206,8 +208,7 @@ def process_record(
 def _finished(
     draft: ProcessedRow, measured: TokenCount | Rejection, processor: RowProcessor
 ) -> ProcessedRow | RefusedRecord:
-    """The row with its length, language and flags, or why it is rejected."""
-    row, meta, language_wanted = draft.row, draft.row.meta, processor.config.language
+    row, meta, target = draft.row, draft.row.meta, processor.config.language
 
     def refuse(reason: str, detail: str, tokens: int = 0) -> RefusedRecord:
         reject = Reject(meta["source"], meta["line"], reason, detail, draft.record)
@@ -216,9 +217,9 @@ def _finished(
     if isinstance(measured, Rejection):
         return refuse(measured.reason, measured.detail, measured.tokens)
     looked_at = int(row.id, 16) % processor.languages_every == 0
-    question = question_text(row) if language_wanted or looked_at else ""
-    if language_wanted and language.foreign(question, language_wanted):
-        return refuse("wrong_language", f"{language.detect_language(question)[0]}, not {language_wanted}")
+    question = question_text(row) if target or looked_at else ""
+    if target and language.foreign(question, target):
+        return refuse("wrong_language", f"{language.detect_language(question)[0]}, not {target}")
     code = language.detect_language(question)[0] if looked_at else None
     flags = quality.flags(row.messages, row.label)
     return ProcessedRow(*draft[:-3], measured, code, flags)  # as `_replace` does, in half the time
@@ -233,11 +234,10 @@ def _fits(row: Row, processor: RowProcessor) -> Fits:
 
 
 def _split(draft: ProcessedRow, parsed: Parsed, processor: RowProcessor) -> list[ProcessedRow]:
-    """The row in parts of at most `max_length`; none where it has to stay whole because a label, rating or second answer
-    is about all of it.
+    """The row in parts of at most `max_length`; none if a label, rating or second answer is about all of it.
 
-    Ids follow from that of the whole row, which is in `meta.whole` and, as group, keeps the parts in one split. A part that
-    is rejected later is a reject of its own; all changes to the record stand with the first part.
+    Ids follow from that of the whole row, which is in `meta.whole` and, as group, keeps the parts in one split. A part
+    that is rejected later is a separate reject; all changes to the record stand with the first part.
     """
     whole = draft.row
     if whole.label is not None or {"thumb", "rating", "rejected"} & parsed.extra.keys():
@@ -245,19 +245,14 @@ def _split(draft: ProcessedRow, parsed: Parsed, processor: RowProcessor) -> list
     pieces = parts(whole.messages, _fits(whole, processor))
     drafts = []
     for number, messages in enumerate(pieces, 1):
+        about = {"part": number, "of": len(pieces), "whole": whole.id}
         name = hashlib.sha256(f"{whole.id}:{number}".encode()).hexdigest()[:16]
-        meta = {**whole.meta, "part": number, "of": len(pieces), "whole": whole.id}
-        row = replace(whole, id=name, messages=messages, meta=meta)
+        row = replace(whole, id=name, messages=messages, meta={**whole.meta, **about})
         facts = {"detail": f"part {number} of {len(pieces)}", "part": number, "whole": whole.id}
         change = FieldChange("split", "messages", facts, {"split": 1} if number == 1 else {})
-        drafts.append(
-            draft._replace(
-                row=row,
-                record={"messages": messages, "part": number, "of": len(pieces), "whole": whole.id},
-                changes=[*(draft.changes if number == 1 else []), change],
-                group=draft.group or f"whole {whole.id}",
-            )
-        )
+        changes = [*(draft.changes if number == 1 else []), change]
+        group, record = draft.group or f"whole {whole.id}", {"messages": messages, **about}
+        drafts.append(draft._replace(row=row, record=record, changes=changes, group=group))
     return drafts
 
 
@@ -267,10 +262,9 @@ def question_text(row: Row) -> str:
 
 
 def measured_if_long(row: Row, processor: RowProcessor, *, always: bool = False) -> TokenCount | Rejection:
-    """The row's length if it may be over the limit or is of an unusual shape; why it is rejected if it is.
-
-    A token is at least one byte, so rows with fewer bytes than the limit need no tokenizer; that is what makes
-    preparing fast. They are measured later, all of them or a sample.
+    """The row's length if it may be over the limit or is of an unusual shape; why it is rejected if it is. A token is
+    at least a byte, so rows with fewer bytes than the limit need no tokenizer, which makes preparing fast; they are
+    measured later.
     """
     if not (always or row.tools) and _most_tokens(row.messages) <= processor.config.max_length:
         return _NOT_YET
@@ -304,12 +298,12 @@ def row_id(parsed: Parsed) -> str:
 
 
 def is_quiet(text: str) -> bool:
-    """Whether a text needs no look: nothing in it can be repaired or, unless names are looked for, personal. Half a microsecond."""
+    """Whether nothing in a text can be repaired or, unless names are looked for, is personal. Half a microsecond."""
     if not text.isascii():
         return False
     if text.encode().translate(None, _QUIET):
         return len(text) < pii.SHORTEST_ID and text.isalnum()
-    if "sk-" in text or "assw" in text or "ASSW" in text or " dot " in text:  # as in `personal.is_quiet`
+    if "sk-" in text or "assw" in text or "ASSW" in text or " dot " in text:  # as in `pii.is_quiet`
         return False
     return text[:1] != " " and text[-1:] != " "
 
@@ -319,36 +313,32 @@ def cleaned(
 ) -> dict[str, Any]:
     """A record as `process_record` gives it to the format: texts whole, repaired and redacted (`key`: of pseudonyms)"""
     processor = RowProcessor(config, lambda row: _NOT_YET, key)
-    made: dict[str, Any] = _walk(with_whole_texts(value, guess), (), "", processor, [])
-    return made
+    clean: dict[str, Any] = _clean_value(with_whole_texts(value, guess), (), "", processor, [])
+    return clean
 
 
-def _walk(
+def _clean_value(
     value: Any, path: tuple[str | int, ...], column: str, processor: RowProcessor, changes: list[FieldChange]
 ) -> Any:
-    """An object or array with its texts repaired and redacted, itself if nothing changed; `column` is the nearest key above."""
-    named = type(value) is dict
-    look_at_all = processor.config.personal.names
+    """An object or array with its texts repaired and redacted, itself if nothing changed; `column`: the key above."""
+    is_object, look_at_all = type(value) is dict, processor.config.personal.names
     new: Any = None
-    pairs: Iterable[tuple[Any, Any]] = value.items() if named else enumerate(value)
+    pairs: Iterable[tuple[Any, Any]] = value.items() if is_object else enumerate(value)
     for key, item in pairs:
-        if named:
-            column = key
+        column = key if is_object else column
+        clean: Any = item
         if type(item) is str:
-            if not look_at_all and is_quiet(item) and not pii.names_personal_data(column):
-                continue
-            made: Any = _text(item, (*path, key), column, processor, changes)
+            if look_at_all or not is_quiet(item) or pii.names_personal_data(column):
+                clean = _clean_text(item, (*path, key), column, processor, changes)
         elif type(item) is dict or type(item) is list:
-            made = _walk(item, (*path, key), column, processor, changes)
-        else:
-            continue
-        if made is not item:
+            clean = _clean_value(item, (*path, key), column, processor, changes)
+        if clean is not item:
             new = value.copy() if new is None else new
-            new[key] = made
+            new[key] = clean
     return value if new is None else new
 
 
-def _text(
+def _clean_text(
     text: str, path: tuple[str | int, ...], column: str, processor: RowProcessor, changes: list[FieldChange]
 ) -> str:
     config = processor.config
@@ -363,7 +353,7 @@ def _text(
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
     replaced = config.personal.mode in ("placeholder", "pseudonym")
     if kinds:
-        before, after = _excerpts(_without(text, processor), _without(repaired, processor))
+        before, after = _excerpts(_without_personal_data(text, processor), _without_personal_data(repaired, processor))
         changes.extend(FieldChange(kind, where, {"before": before, "after": after}) for kind in kinds)
     if findings:
         changes.append(_redacted(where, (finding.kind for finding in findings)))
@@ -377,8 +367,7 @@ def _redacted(where: str, kinds: Iterable[str]) -> FieldChange:
     return FieldChange("pii", where, {"detail": detail, "found": dict(sorted(counts.items()))}, counts)
 
 
-def _without(text: str, processor: RowProcessor) -> str:
-    """Text without personal data, in whatever mode."""
+def _without_personal_data(text: str, processor: RowProcessor) -> str:
     settings = processor.config.personal
     if settings.mode == "off":
         return text
@@ -392,8 +381,8 @@ def _excerpts(before: str, after: str) -> tuple[str, str]:
     start = max(same - EXCERPT // 4, 0)
 
     def cut(text: str) -> str:
-        shown = ("…" if start else "") + text[start : start + EXCERPT] + ("…" if start + EXCERPT < len(text) else "")
-        return shown.encode("utf-8", "backslashreplace").decode("utf-8")
+        excerpt = ("…" if start else "") + text[start : start + EXCERPT] + ("…" if start + EXCERPT < len(text) else "")
+        return excerpt.encode("utf-8", "backslashreplace").decode("utf-8")
 
     return cut(before), cut(after)
 
@@ -406,19 +395,8 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _name(value: Any) -> str:
+def _as_name(value: Any) -> str:
     return value if isinstance(value, str) else orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
-
-
-def _meta(item: SourceRecord, value: Mapping[str, Any], parsed: Parsed, stratify: str | None) -> dict[str, Any]:
-    """Where the record stood, and its further columns: scalars, and flat lists of scalars."""
-    meta: dict[str, Any] = {"source": item.source, "line": item.line}
-    for column, cell in value.items():
-        if (column not in parsed.used or column == stratify) and is_flat(cell):
-            while column in meta:
-                column += "_"
-            meta[column] = finite(cell)
-    return meta
 
 
 def _number(value: Mapping[str, Any], column: str) -> float:
@@ -434,81 +412,69 @@ def _number(value: Mapping[str, Any], column: str) -> float:
     return math.nan
 
 
-class _Gathered:
-    def __init__(self, processor: RowProcessor) -> None:
-        self.processor = processor
+class _Gathering:
+    def __init__(self, processor: RowProcessor, facts: ChunkFacts) -> None:
+        self.processor, self.facts = processor, facts
         self.rows: list[tuple[Any, ...]] = []  # the facts of each, as in _ROW_TYPES
-        self.names: list[tuple[str | None, ...]] = []  # as in NAMED
-        self.data = bytearray()
-        self.rejects: list[tuple[int, bytes]] = []
-        self.repairs: list[RepairLine] = []
-        self.rejected: Counter[str] = Counter()
-        self.rejected_tokens = 0
         self.texts: list[minhash.RowTexts] = []
-        self.is_chat = False
 
     def reject(self, refused: RefusedRecord) -> None:
-        """Add a record that is no row."""
         reject, settings = refused.reject, self.processor.config.personal
         kinds: list[str] = []
         if reject.record is not None and settings.mode not in ("off", "report"):
             record, kinds = pii.scrub(reject.record, settings, self.processor.key)
             reject = replace(reject, record=record)
-        self.rejected[reject.reason] += 1
-        self.rejected_tokens += refused.tokens
-        self.rejects.append((reject.line, reject_line(reject)))
+        self.facts.rejected[reject.reason] += 1
+        self.facts.rejected_tokens += refused.tokens
+        self.facts.rejects.append((reject.line, reject_line(reject)))
         further = [_redacted("", kinds)] if kinds else []
         self._repairs(reject.source, reject.line, refused.id, [*refused.changes, *further])
 
-    def add(self, made: ProcessedRow) -> None:
-        """Add a row."""
-        row, place = made.row, len(self.rows)
-        line, record = json_line(row.to_json()), json_line(made.record)
+    def add(self, processed: ProcessedRow) -> None:
+        row, place, facts = processed.row, len(self.rows), self.facts
+        line, record = json_line(row.to_json()), json_line(processed.record)
         self.texts.append(minhash.texts_of(row, self.processor.frame))
-        characters = answers = 0
+        characters, answers = 0, 0
         for message in row.messages:
             characters += len(message["content"])
             answers += message["role"] == "assistant"
         self.rows.append((
-            row.meta["line"], len(self.data), len(line), len(record),
-            int(row.id, 16), meta_key(row), key64(prompt_key(row)), key64(made.group) if made.group else 0,
-            quality.as_bits(made.flags), made.measured.tokens, made.measured.supervised,
-            characters, len(row.answer), made.time, made.rating,
+            row.meta["line"], len(facts.data), len(line), len(record), int(row.id, 16), meta_key(row),
+            key64(prompt_key(row)), key64(processed.group) if processed.group else 0,
+            quality.as_bits(processed.flags), processed.measured.tokens, processed.measured.supervised,
+            characters, len(row.answer), processed.time, processed.rating,
         ))  # fmt: skip
-        self.names.append((row.label, made.stratum, made.language))
-        self.data += line
-        self.data += record
-        self._repairs(row.meta["source"], row.meta["line"], row.id, made.changes, place)
-        self.is_chat = self.is_chat or bool(row.tools) or answers > 1
+        for column, name in zip(NAMED, (row.label, processed.stratum, processed.language), strict=True):
+            facts.names[column].append(name)
+        facts.data += line + record
+        self._repairs(row.meta["source"], row.meta["line"], row.id, processed.changes, place)
+        facts.is_chat = facts.is_chat or bool(row.tools) or answers > 1
 
     def _repairs(
         self, source: str, line: int, name: str | None, changes: Iterable[FieldChange], place: int = NO_ROW
     ) -> None:
         for change in changes:
             record = {"source": source, "line": line, "id": name, "kind": change.kind, "field": change.field}
-            self.repairs.append(RepairLine(place, change.kind, orjson.dumps(record | change.facts), change.amounts))
+            self.facts.repairs.append(
+                RepairLine(place, change.kind, orjson.dumps(record | change.facts), change.amounts)
+            )
 
-    def facts(self, source: str, records: int) -> ChunkFacts:
-        """All that was gathered of so many records, with the sketches, and the test rows that rows give away."""
+    def end(self) -> ChunkFacts:
         values = zip(*self.rows, strict=True) if self.rows else ((),) * len(_ROW_TYPES)
-        columns: dict[str, Array] = {
-            name: np.array(of, dtype=kind) for (name, kind), of in zip(_ROW_TYPES.items(), values, strict=True)
-        }
+        columns = self.facts.columns
+        for (name, kind), of in zip(_ROW_TYPES.items(), values, strict=True):
+            columns[name] = np.array(of, dtype=kind)
         columns |= minhash.sketch(self.texts, self.processor.config.duplicates)
         index, n = self.processor.index, len(self.texts)
         leaks = find_contamination(self.texts, index, columns) if index is not None and n else [None] * n
         columns["leak"] = np.array([-1 if leak is None else leak.test_row for leak in leaks], dtype="i4")
         kinds = [-1 if leak is None else CONTAMINATION_KINDS.index(leak.how) for leak in leaks]
         columns["leak_how"] = np.array(kinds, dtype="i1")
-        columns["leak_likeness"] = np.array([0 if leak is None else leak.similarity for leak in leaks], dtype="f4")
-        return ChunkFacts(
-            source, columns, {column: [names[place] for names in self.names] for place, column in enumerate(NAMED)},
-            bytes(self.data), self.rejects, self.repairs, records, self.rejected, self.rejected_tokens, self.is_chat,
-        )  # fmt: skip
+        columns["leak_similarity"] = np.array([0 if leak is None else leak.similarity for leak in leaks], dtype="f4")
+        return self.facts
 
 
 def reject_line(reject: Reject) -> bytes:
-    """A line of `rejects.jsonl`."""
     return json_line(vars(reject))
 
 

@@ -42,9 +42,8 @@ normalised_often = functools.lru_cache(maxsize=1 << 10)(normalised)  # for what 
 
 
 def prompt_key(row: Row) -> str:
-    """The prompt of a row: the normalised system and user turns; without a user turn, all turns.
-
-    The system turns count because in some data the task stands there, under one and the same user turn.
+    """The prompt of a row: the normalised system and user turns (in some data the task is in the system turn, under one
+    and the same user turn); without a user turn, all turns.
     """
     has_question = any(message["role"] == "user" for message in row.messages)
     turns = []
@@ -100,7 +99,7 @@ def assign_splits(facts: SplitFacts, config: SplitConfig, seed: int) -> Array:
     frozen = facts.frozen if facts.frozen is not None else np.full(n, UNDECIDED, dtype=np.int8)
     member = _groups(facts)
     # The row of each group with the least key, then stratum, so that their order does not count.
-    order = np.lexsort((facts.stratum, _own_key(facts), member))
+    order = np.lexsort((facts.stratum, _dealing_key(facts), member))
     first = order[np.flatnonzero(np.diff(member[order], prepend=-1))]
     split = np.full(len(first), UNDECIDED, dtype=np.int8)
     np.maximum.at(split, member, frozen)
@@ -114,12 +113,12 @@ def assign_splits(facts: SplitFacts, config: SplitConfig, seed: int) -> Array:
         split[free] = _by_time(newest[free], sizes[free], val, test, config.time)
     else:
         salt = np.uint64(int.from_bytes(keyed_hash("split", seed), "little"))
-        key = (mixed_bits(_own_key(facts)[first] ^ salt) >> np.uint64(11)) * 2.0**-53  # in [0, 1)
+        key = (mixed_bits(_dealing_key(facts)[first] ^ salt) >> np.uint64(11)) * 2.0**-53  # in [0, 1)
         strata = _strata(facts, first)
         split[free] = TRAIN
         dealt = np.flatnonzero(free & (strata != ALONE))
         split[dealt] = _by_content(key[dealt], strata[dealt], sizes[dealt], val, test)
-        # Frozen rows stand for the shares of their strata: the hash decides alone.
+        # Frozen rows take the shares of their strata: the hash decides alone.
         loose = free & (strata != ALONE) & np.isin(strata, strata[~free])
         split[loose] = np.where(key[loose] < test, TEST, np.where(key[loose] >= 1.0 - val, VAL, TRAIN))
     rows: Array = split[member]
@@ -142,7 +141,6 @@ def frozen_splits(ids: Array, questions: Array, dataset: Dataset) -> Array:
 
 
 def _groups(facts: SplitFacts) -> Array:
-    """The number of each row's group: connected over questions, groups and links."""
     columns = [facts.question]
     if facts.group is not None:
         with_one = np.flatnonzero(facts.group)
@@ -177,11 +175,11 @@ def clusters(member: Array, ids: Array) -> Array:
     """By row, the least id of the group (`member`: its number) that it shares with others; 0 for a row alone."""
     least = np.full(int(member.max(initial=-1)) + 1, np.iinfo(np.uint64).max, dtype=np.uint64)
     np.minimum.at(least, member, ids)
-    least_ids: Array = np.where(np.bincount(member, minlength=1)[member] > 1, least[member], np.uint64(0))
-    return least_ids
+    shared: Array = np.where(np.bincount(member, minlength=1)[member] > 1, least[member], np.uint64(0))
+    return shared
 
 
-def _own_key(facts: SplitFacts) -> Array:
+def _dealing_key(facts: SplitFacts) -> Array:
     """What a row is dealt by: its group, which further rows do not change, else its question."""
     key: Array = facts.question.astype(np.uint64)
     return key if facts.group is None else np.where(facts.group != 0, facts.group.astype(np.uint64), key)
@@ -194,6 +192,11 @@ def _strata(facts: SplitFacts, first: Array) -> Array:
     return merged
 
 
+def shuffled(ids: Array, seed: int) -> Array:
+    """Keys that put rows in another order for each seed, whatever the order of the sources."""
+    return mixed_bits(ids ^ np.uint64((seed * 0x9E3779B97F4A7C15) % 2**64))
+
+
 def mixed_bits(numbers: Array) -> Array:
     """A hash of numbers of 64 bits (the finaliser of SplitMix64, Steele et al. 2014, doi 10.1145/2714064.2660195)."""
     mixed = numbers.astype(np.uint64)
@@ -204,7 +207,7 @@ def mixed_bits(numbers: Array) -> Array:
 
 
 def _by_content(key: Array, strata: Array, sizes: Array, val: float, test: float) -> Array:
-    """The split of each group: of each stratum the lowest keys are test, the highest val, as many as its band allows."""
+    """The split of each group: of each stratum the lowest keys are test, the highest val, within its band."""
     split = np.full(len(key), TRAIN, dtype=np.int8)
     if len(key) == 0:
         return split
@@ -251,11 +254,11 @@ def _by_time(time: Array, sizes: Array, val: float, test: float, column: str) ->
     rows = np.bincount(place, weights=sizes[time > -np.inf], minlength=len(moments))
     newer = np.cumsum(rows[::-1])  # rows among the newest 1, 2, ... moments
     of_moment = np.full(len(moments), TRAIN, dtype=np.int8)
-    begin, wanted = 0, 0.0
+    begin, rows_so_far = 0, 0.0
     for index, (number, share) in enumerate(parts):
-        wanted += share * float(sizes.sum())
+        rows_so_far += share * float(sizes.sum())
         last = len(moments) + keeps_train - (len(parts) - index)  # at least one moment is left for every later part
-        end = begin + 1 + int(np.argmin(np.abs(newer[begin:last] - wanted)))
+        end = begin + 1 + int(np.argmin(np.abs(newer[begin:last] - rows_so_far)))
         of_moment[len(moments) - end : len(moments) - begin] = number
         begin = end
     split[time > -np.inf] = of_moment[place]

@@ -133,7 +133,7 @@ class Table:
 
     def add(self, facts: ChunkFacts) -> None:
         """Take the rows of the next chunk."""
-        # What comes from a Ray cluster is a read-only view of its shared memory, which stays full as long as a view lives.
+        # What comes from a Ray cluster is a read-only view of its shared memory, which stays full while a view lives.
         columns = {name: column if column.flags.writeable else column.copy() for name, column in facts.columns.items()}
         for column, codes in self._codes.items():
             names = facts.names[column]
@@ -169,14 +169,12 @@ class Table:
         n = len(self)
         self.fate = np.zeros(n, dtype=np.int16)  # an index into REASON_WORDS
         self.because = np.full(n, -1, dtype=np.int64)  # the row that it is a copy of, or -1
-        self.likeness = np.ones(n, dtype=np.float32)  # how similar both are
+        self.similarity = np.ones(n, dtype=np.float32)  # how similar both are
         self.split = np.full(n, -1, dtype=np.int8)  # an index into SPLITS, or -1
         self.cluster = np.zeros(n, dtype=np.uint64)  # `meta.duplicate_cluster`; 0: none
         self.details: dict[int, str] = {}  # the particulars of a reject that is no copy
         self.repeats: set[int] = set()  # rows with the content, and so the id, of another row: each gets another id
-        self.names = {
-            column: list(codes) for column, codes in self._codes.items()
-        }  # for the numbers in columns of NAMED
+        self.names = {column: list(codes) for column, codes in self._codes.items()}  # see NAMED
 
     def __len__(self) -> int:
         return len(self.columns["id"]) if self.columns else 0
@@ -186,13 +184,12 @@ class Table:
         """Indices of the rows that are in."""
         return np.flatnonzero(self.fate == 0)
 
-    def drop(self, indices: Any, reason: str, detail: str = "", *, because: Any = None, likeness: Any = None) -> None:
+    def drop(self, indices: Any, reason: str, detail: str = "", *, because: Any = None, similarity: float = 1) -> None:
         """Reject rows: with a detail each, or as copies of others."""
         self.fate[indices] = REASON_WORDS.index(reason)
         if because is not None:
             self.because[indices] = because
-        if likeness is not None:
-            self.likeness[indices] = likeness
+        self.similarity[indices] = similarity
         if detail:
             self.details.update(dict.fromkeys(np.atleast_1d(indices).tolist(), detail))
 
@@ -202,11 +199,11 @@ class Table:
 
     def detail(self, index: int) -> str:
         """The particulars of a row's reject."""
-        original, likeness = int(self.because[index]), float(self.likeness[index])
+        original, similarity = int(self.because[index]), float(self.similarity[index])
         if original < 0:
             return self.details.get(index, "")
         source, line = self.place(original)
-        return f"of {source}:{line}" + (f", {likeness:.0%} alike" if likeness < 1 else "")
+        return f"of {source}:{line}" + (f", {similarity:.0%} alike" if similarity < 1 else "")
 
     def place(self, index: int) -> tuple[str, int]:
         """Source and line of a row."""
@@ -230,7 +227,7 @@ class Table:
         return row
 
     def give_repeats_own_ids(self) -> None:
-        """Give each row that is in and has another one's id an id of its own: the hash of that id and of a number.
+        """Give each row that is in and has another one's id a new one: the hash of that id and of a number.
 
         The number does not depend on the order of the sources, save among rows that are the same in all their columns.
         """
@@ -253,7 +250,8 @@ class Table:
         first = 0
         with open(self._folder / "sides", "rb") as file:
             for source, n in zip(self.source_of, self._rows_of, strict=True):
-                yield source, range(first, first + n), *pickle.load(file)  # noqa: S301 - a file of this process, in its own temporary folder
+                rejects, repairs = pickle.load(file)  # noqa: S301 - a file of this process, in its temporary folder
+                yield source, range(first, first + n), rejects, repairs
                 first += n
 
     def __enter__(self) -> Table:
@@ -266,8 +264,8 @@ class Table:
 
 
 @dataclass(frozen=True)
-class GivenFile:
-    """A file to read; those of a given or frozen test set belong to a split, and may have a format of their own."""
+class PrepareInput:
+    """A file to read; those of a test set belong to a split, and may have a format of their own."""
 
     file: SourceFile
     split: Split | None
@@ -281,7 +279,7 @@ class PrepareContext:
     config: PrepareConfig
     seed: int
     out: Path
-    files: list[GivenFile]
+    files: list[PrepareInput]
     guess: FormatGuess
     processor: RowProcessor
     table: Table
@@ -290,7 +288,7 @@ class PrepareContext:
     encodings: dict[str, str] = field(default_factory=dict)  # of each source
 
 
-def look_at(files: Sequence[SourceFile], config: PrepareConfig) -> tuple[FormatGuess, PromptFrame]:
+def detect_format(files: Sequence[SourceFile], config: PrepareConfig) -> tuple[FormatGuess, PromptFrame]:
     """The format, and what all prompts share, from the first records; a configured column must be in one."""
     items = (item for file in files for chunk in chunks(file, CHUNK) for item in parse_chunk(chunk))
     sample = list(itertools.islice((item.value for item in items if isinstance(item, SourceRecord)), SAMPLE))

@@ -1,7 +1,7 @@
 """What a tuned model was trained to answer, and how a raw record becomes the prompt that it was trained on.
 
-`TaskSpec` travels with a model. `prompt_reader` takes a record without its answer through the same repairs and the same
-format's function, with a placeholder for the answer. So the prompt's tokens are those of training.
+`TaskSpec` travels with a model. `prompt_reader` takes a record without its answer through the repairs and the format's
+function, with a placeholder for the answer: so the prompt's tokens are those of training.
 """
 
 from __future__ import annotations
@@ -111,9 +111,7 @@ def task_spec(
 ) -> TaskSpec:
     """The task that a prepared data set teaches.
 
-    Args:
-        answer: how answers are got in the evaluation: labels scored, or text written.
-        max_new_tokens: longest answer, in tokens.
+    `answer`: how the evaluation gets answers, scored labels or written text; `max_new_tokens`: of the longest answer.
     """
     manifest = dataset.manifest
     form, config = manifest.format or Format(name="messages"), PrepareConfig.model_validate(manifest.config)
@@ -127,16 +125,12 @@ def task_spec(
         turns=turns or (TurnsSpec(role="from", content="value") if form.name == "sharegpt" else None),
         texts=form.texts or [],
         many_labels=form.many_labels or (bool(rows) and all("labels" in row.meta for row in rows)),
-        instruction=config.instruction,
-        input=config.input,
-        output=config.output,
         system=systems.pop() if len(systems) == 1 else None,
         labels=manifest.labels,
         answer=answer,
         max_new_tokens=max_new_tokens,
-        repair=config.repair,
-        personal=config.personal,
         chat_template=chat_template,
+        **{name: getattr(config, name) for name in ("instruction", "input", "output", "repair", "personal")},
     )
 
 
@@ -178,12 +172,11 @@ def prompt_reader(
     Args:
         spec: what the model was trained on; None where that is unknown.
         sample: records, which show how they are written.
-        column: the column with the question; default: those that were trained; where
-            these are unknown, the only one there is.
+        column: the column with the question; default: those that were trained, or the only one.
         system: takes the place of the system turn; "" for none, None for that of training.
 
     Raises:
-        UserError: the columns that are needed are not there, or it is not clear which one is meant.
+        UserError: needed columns are not there, or it is not clear which one is meant.
     """
     columns = list(dict.fromkeys(name for record in sample for name in record))
     if column and column not in columns:
@@ -214,7 +207,6 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _only_column(spec: TaskSpec | None, columns: Sequence[str], sample: Sequence[Mapping[str, Any]]) -> str:
-    """The column of the question, where only one can be meant."""
     # Of a model that was trained on one column another one must be named; lines of a text are in a column "text".
     needed = spec is not None and not spec.is_conversation and len(columns) == 1 and columns != ["text"]
     if spec is not None and (len(spec.inputs) > 1 or needed):
@@ -238,7 +230,7 @@ def _only_column(spec: TaskSpec | None, columns: Sequence[str], sample: Sequence
 
 
 def _as_trained(spec: TaskSpec, system: str | None) -> ReadPrompt:
-    """Records with the columns of training. Of ratings and preferences only the prompt counts, so they are read as what they are made of."""
+    """Records with the columns of training; of ratings and preferences only the prompt counts."""
     turns = (spec.turns or TurnsSpec()).keys()
     columns = {role: name for role, name in spec.columns.items() if role in _OF_PROMPTS}
     name = spec.format
@@ -253,7 +245,6 @@ def _as_trained(spec: TaskSpec, system: str | None) -> ReadPrompt:
 
 
 def _as_text_column(spec: TaskSpec | None, column: str, system: str | None) -> ReadPrompt:
-    """One column of text: in place of the trained one, or the user's turn."""
     if spec is None or spec.is_conversation:
         columns = {"prompt": column, "completion": PLACEHOLDER}
         return _reader(spec, FormatGuess("prompt_completion", columns, ""), system)
@@ -307,21 +298,21 @@ def _reader(spec: TaskSpec | None, guess: FormatGuess, system: str | None) -> Re
 
 def _with_placeholder(record: dict[str, Any], guess: FormatGuess) -> dict[str, Any]:
     """The record with something in place of its answer; a conversation that has its answer keeps it."""
-    columns, made = guess.columns, dict(record)
+    columns, values = guess.columns, dict(record)
     if guess.name == "text_label":
-        made[columns["label"]] = [PLACEHOLDER] if guess.many_labels else PLACEHOLDER
+        values[columns["label"]] = [PLACEHOLDER] if guess.many_labels else PLACEHOLDER
         if "label_name" in columns:
-            made[columns["label_name"]] = PLACEHOLDER
+            values[columns["label_name"]] = PLACEHOLDER
     elif "turns" in columns:
-        made[columns["turns"]] = _with_answer(made.get(columns["turns"]), guess.keys)
+        values[columns["turns"]] = _with_answer(values.get(columns["turns"]), guess.keys)
     for role in ("output", "completion", "response"):
         if role in columns and guess.name != "fields":
-            made[columns[role]] = PLACEHOLDER
-    return made
+            values[columns[role]] = PLACEHOLDER
+    return values
 
 
 def _with_answer(turns: Any, keys: TurnKeys) -> Any:
-    """A list of turns that ends with an answer, in whose place there is the placeholder; anything else as it is, for the format to refuse."""
+    """Turns whose last one is a placeholder answer; anything else as it is, for the format to refuse."""
     value, turns = turns, as_value(turns)
     if not isinstance(turns, list):
         return value

@@ -18,10 +18,8 @@ _BORDERS = (re.compile(r"\n\s*\n\s*"), re.compile(r"[.!?…。！？]['\")\]»�
 
 
 def shortened(messages: Sequence[Message], fits: Fits) -> tuple[list[Message], str]:
-    """A conversation without its beginning, and what was left out: the oldest turns go first, then the beginning of the first
-    user turn that is left.
-
-    System turns, the last question's end and the whole answer stay; so the result may still be too long.
+    """A conversation without its beginning, and what was left out: first the oldest turns, then the start of the first
+    user turn. System turns, the last question's end and the whole answer stay; so the result may still be too long.
     """
     head, body = _head(messages)
     before = len(body)
@@ -46,11 +44,10 @@ def shortened(messages: Sequence[Message], fits: Fits) -> tuple[list[Message], s
 
 
 def parts(messages: Sequence[Message], fits: Fits) -> list[list[Message]]:
-    """A conversation in parts that fit, in order; none where it can't be split.
+    """A conversation in parts that fit, in order, which joined are the conversation; none where it can't be split.
 
     A chat is cut before user turns, so that a question stays with its answer and a call with its result; every part
     begins with the system turns. A text alone is cut at the ends of paragraphs, or else of sentences, or else words.
-    The parts joined are the conversation.
     """
     head, body = _head(messages)
     if len(body) == 1:
@@ -76,7 +73,7 @@ def _head(messages: Sequence[Message]) -> tuple[list[Message], list[Message]]:
 def _cuts(
     count: int, fits: Callable[[int, int], bool], better: Callable[[int, int], int] = lambda start, end: end
 ) -> list[tuple[int, int]]:
-    """0 to `count` in ranges that fit, each as long as can be, or as `better` cuts it; none where a single one does not."""
+    """0 to `count` in ranges that fit, as long as can be or as `better` cuts; none if a single one is too long."""
     ranges: list[tuple[int, int]] = []
     start = 0
     while start < count:

@@ -23,7 +23,7 @@ R = TypeVar("R")
 AHEAD = 2  # chunks a worker that wait for their turn; bounds memory whatever the length of the input
 
 _setting: Any = None  # what a worker process was started with
-_held: dict[str, Any] = {}  # the setting of the work that a process of a cluster does, by its name
+_cluster_settings: dict[str, Any] = {}  # the setting of the work that a process of a cluster does, by its name
 
 
 def ordered_map(
@@ -38,7 +38,7 @@ def ordered_map(
 
     Args:
         function: of a module's top level.
-        setting: given to each worker once.
+        setting: each worker gets it once.
         workers: processes; 1: this one.
         engine: `ray` runs the chunks as tasks of the Ray cluster that is there, or of a local one.
     """
@@ -54,10 +54,8 @@ def run_in_background(
 ) -> dict[T, Callable[[], R]]:
     """By chunk a function that waits for `function(chunk, setting)` in another process; with one worker, here.
 
-    Args:
-        function: of a module's top level; what it gives must be fit to be pickled.
-        chunks: the one that takes longest first.
-        setting, workers: as in `ordered_map`.
+    `function` is of a module's top level, and its result can be pickled; the chunk that takes longest comes first; the
+    rest is as in `ordered_map`.
     """
     # Outside Linux the setting would be sent as bytes, which costs more than it brings.
     if workers == 1 or sys.platform != "linux":
@@ -121,7 +119,8 @@ def _in_processes(function: Callable[[T, Any], R], chunks: Iterator[T], setting:
                 restarts += 1
                 if restarts > 2:
                     raise UserError(
-                        "A worker process was killed, and again when its work was repeated: there is probably too little memory",
+                        "A worker process was killed, and again when its work was repeated: there is probably too "
+                        "little memory",
                         next_step="use fewer of them: data.workers=1",
                     ) from None
                 executor.shutdown(wait=False, cancel_futures=True)
@@ -140,7 +139,7 @@ def _on_ray(function: Callable[[T, Any], R], chunks: Iterable[T], setting: Any) 
     with on_ray() as ray:
         place = [ray.put(setting)]  # within a list: the process fetches it, once
         name = place[0].hex()
-        task = ray.remote(_call_there)
+        task = ray.remote(_call_on_cluster)
         ahead = AHEAD * cpus(ray)
         waiting: deque[Any] = deque()
         for chunk in chunks:
@@ -151,11 +150,11 @@ def _on_ray(function: Callable[[T, Any], R], chunks: Iterable[T], setting: Any) 
             yield answer_of(ray, waiting.popleft())
 
 
-def _call_there(function: Callable[[T, Any], R], chunk: T, name: str, place: list[Any]) -> R:
-    """`function(chunk, setting)` in a process of a cluster, which keeps the setting: to read a tokenizer takes a second."""
-    if name not in _held:
+def _call_on_cluster(function: Callable[[T, Any], R], chunk: T, name: str, place: list[Any]) -> R:
+    """`function(chunk, setting)` in a process of a cluster, which keeps the setting: tokenizers are slow to read."""
+    if name not in _cluster_settings:
         import ray
 
-        _held.clear()
-        _held[name] = ray.get(place[0])
-    return function(chunk, _held[name])
+        _cluster_settings.clear()
+        _cluster_settings[name] = ray.get(place[0])
+    return function(chunk, _cluster_settings[name])

@@ -22,14 +22,13 @@ from tuneloop.core.ui import progress
 from tuneloop.data import checks, dataset
 from tuneloop.data.checks.label_errors import Embed
 from tuneloop.data.config import NO_CONTENT, PrepareConfig
-from tuneloop.data.dedup_and_split import shuffled
 from tuneloop.data.mix import GENERAL_FILE, GeneralRows, Mixed, MixSize, dataset_rows, interleaved, mix_rows
 from tuneloop.data.process_record import NO_ROW, ProcessedRow, process_record, reject_line
 from tuneloop.data.sources.chunks import chunks
 from tuneloop.data.sources.parse import parse_chunk
 from tuneloop.data.sources.read import find_files
-from tuneloop.data.split import SPLITS, TEST, Array, Split
-from tuneloop.data.spool import PrepareContext, Table, look_at
+from tuneloop.data.split import SPLITS, TEST, Array, Split, shuffled
+from tuneloop.data.spool import PrepareContext, Table, detect_format
 from tuneloop.data.task import format_facts
 from tuneloop.data.workers import run_in_background
 from tuneloop.records.dataset import MANIFEST, DatasetManifest
@@ -40,34 +39,35 @@ LINES_AT_ONCE = 256  # that are hashed and written at once
 LONGEST_SHOWN = 4_000  # characters of each row in `duplicates.jsonl`
 SHOWN_DUPLICATES = 200  # of `duplicates.jsonl`
 _Orders = Mapping[Split, Array]  # rows by split, in the order of its file
-_Begun = Mapping[str, Callable[[], Any]]  # by the name of a check, a function that waits for its result
+_Started = Mapping[str, Callable[[], Any]]  # by the name of a check, a function that waits for its result
 _DOUBTED = "label_errors"
 # By policy the column that decides, and the words for it; among equals the first one stays.
 _WORTH = {
-    "longest": ("characters", "it is longer"), "newest": ("time", "it is newer"), "best": ("rating", "it is rated higher"),
-}  # fmt: skip
+    "longest": ("characters", "it is longer"),
+    "newest": ("time", "it is newer"),
+    "best": ("rating", "it is rated higher"),
+}
 
 
 def write_dataset(job: PrepareContext, identity: Mapping[str, Any], template_adds: str) -> Dataset:
     """Write the files of a data set, the manifest last; if a source changed meanwhile, a UserError in its place.
 
-    Args:
-        identity: `name`, `key`, `seed` and `model` of the manifest.
-        template_adds: the system turn that the model's chat template adds.
+    `identity`: `name`, `key`, `seed` and `model` of the manifest; `template_adds`: the chat template's system turn.
     """
     table, config, out = job.table, job.config, job.out
     clear(out)
     orders = {split: _order(table, number, job.seed) for number, split in enumerate(SPLITS)}
     mixed = _mix(job, orders)
-    overview, begun = _begin_checks(job)
+    overview, results = _start_checks(job)
     splits = _write_splits(job, overview.task, orders, mixed)
     account = _write_account(job)
     _write_duplicates(job)
     labels, languages = (_counts_of(table, name, table.alive) for name in ("label", "language"))
-    pairs = np.stack([table.columns["id"], table.columns["meta"]], axis=1).astype("<u8")
-    keys: dict[str, bytes] = {split: pairs[order].tobytes() for split, order in orders.items()}
-    digest = dataset.hash_of_keys(keys, config, job.seed, mixed.record if mixed else None)
-    words = dataset.REASONS | dataset.REPAIRS
+    digest = _dataset_hash(job, orders, mixed)
+    words, general = dataset.REASONS | dataset.REPAIRS, dict[str, Any]()
+    if mixed:
+        held_out = (orjson.dumps(row.to_json()) for row in mixed.held_out)
+        general = {"mix": mixed.record, "general": _write(out / GENERAL_FILE, held_out)}
     manifest = {
         "id": f"{identity['name']}-{digest[:12]}",
         "hash": digest,
@@ -85,27 +85,39 @@ def write_dataset(job: PrepareContext, identity: Mapping[str, Any], template_add
         "too_long": {"policy": config.too_long, **account.too_long},
         "languages": dict(sorted(languages.items(), key=lambda pair: (-pair[1], pair[0]))),
         "splits": splits,
-        **({"mix": mixed.record, "general": _write(out / GENERAL_FILE, map(_line, mixed.held_out))} if mixed else {}),
+        **general,
         **({"template_adds": template_adds} if template_adds else {}),
         "words": {word: text for word, text in words.items() if word in account.rejected | account.repaired},
     }
     overview = replace(
-        overview, read=sum(table.records_of), rejected=account.rejected, repaired=account.repaired,
-        max_length=config.max_length, too_long=checks.LongRows(policy=config.too_long, **account.too_long),
+        overview,
+        read=sum(table.records_of),
+        rejected=account.rejected,
+        repaired=account.repaired,
+        max_length=config.max_length,
+        too_long=checks.LongRows(policy=config.too_long, **account.too_long),
         labels=manifest.get("labels", ()),
-    )  # fmt: skip
-    manifest["checks"] = _checks(job, overview, begun) + ([mixed.check] if mixed else [])
-    name, model = identity["name"], identity["model"]
-    if identity["key"] != dataset.prepare_key(config, name=name, seed=job.seed, model_fingerprint=model):
-        where, step = (
-            ", ".join(given.file.name for given in job.files),
-            "wait until it is whole, or copy it, and prepare again",
-        )
-        raise UserError("A source changed while the data were prepared", where=where, next_step=step)
-    written = DatasetManifest.model_validate(manifest)
-    write_record(out / MANIFEST, written)
+    )
+    manifest["checks"] = _checks(job, overview, results) + ([mixed.check] if mixed else [])
+    _refuse_changed_source(job, identity)
+    record = DatasetManifest.model_validate(manifest)
+    write_record(out / MANIFEST, record)
     train, val, test = (dataset.RowFile(out / f"{s}.jsonl", splits[s]["rows"]) for s in SPLITS)
-    return Dataset(str(out), written, train, val, test)
+    return Dataset(str(out), record, train, val, test)
+
+
+def _dataset_hash(job: PrepareContext, orders: _Orders, mixed: Mixed | None) -> str:
+    pairs = np.stack([job.table.columns["id"], job.table.columns["meta"]], axis=1).astype("<u8")
+    keys: dict[str, bytes] = {split: pairs[order].tobytes() for split, order in orders.items()}
+    return dataset.hash_of_keys(keys, job.config, job.seed, mixed.record if mixed else None)
+
+
+def _refuse_changed_source(job: PrepareContext, identity: Mapping[str, Any]) -> None:
+    name, model = identity["name"], identity["model"]
+    if identity["key"] != dataset.prepare_key(job.config, name=name, seed=job.seed, model_fingerprint=model):
+        where = ", ".join(source.file.name for source in job.files)
+        step = "wait until it is whole, or copy it, and prepare again"
+        raise UserError("A source changed while the data were prepared", where=where, next_step=step)
 
 
 def _write_splits(job: PrepareContext, task: str, orders: _Orders, mixed: Mixed | None) -> dict[str, Any]:
@@ -126,10 +138,6 @@ def _write(path: Path, rows: Iterable[bytes]) -> dict[str, Any]:
     with lines_to(path) as lines:
         lines.write_all(rows)
     return lines.facts()
-
-
-def _line(row: Row) -> bytes:
-    return orjson.dumps(row.to_json())
 
 
 class _RejectAccount(NamedTuple):
@@ -167,13 +175,13 @@ def _sources(job: PrepareContext) -> list[dict[str, Any]]:
         records[source] += n
     return [
         {
-            "path": given.file.name,
-            "sha256": dataset.sha256_of_source(given.file.path),
-            "rows": records[given.file.name],
-            "encoding": job.encodings.get(given.file.name, ""),
-            **({"split": given.split} if given.split else {}),
+            "path": source.file.name,
+            "sha256": dataset.sha256_of_source(source.file.path),
+            "rows": records[source.file.name],
+            "encoding": job.encodings.get(source.file.name, ""),
+            **({"split": source.split} if source.split else {}),
         }
-        for given in job.files
+        for source in job.files
     ]
 
 
@@ -185,7 +193,7 @@ def _counts(job: PrepareContext, account: _RejectAccount, orders: _Orders) -> di
 
 
 @dataclass
-class Lines:
+class JsonLinesWriter:
     """A JSON Lines file that is being written: the number of its lines so far, and their hash."""
 
     name: str
@@ -212,10 +220,10 @@ class Lines:
 
 
 @contextlib.contextmanager
-def lines_to(path: Path) -> Iterator[Lines]:
+def lines_to(path: Path) -> Iterator[JsonLinesWriter]:
     """A JSON Lines file that is there when all its lines are."""
     with replacing(path) as file:
-        yield Lines(path.name, file)
+        yield JsonLinesWriter(path.name, file)
 
 
 def clear(out: Path) -> None:
@@ -232,12 +240,12 @@ def reject_lines(table: Table, policy: str) -> Iterator[bytes]:
             line, record = int(table.columns["line"][i]), orjson.loads(table.reader.record_bytes(i))
             reason, detail, original = table.reason(i), table.detail(i), int(table.because[i])
             if original >= 0 and policy in _WORTH and reason not in ("split_leak", "conflicting_label"):
-                detail += f"; {_why(table, policy, i, original)}"
+                detail += f"; {_why_kept(table, policy, i, original)}"
             dropped.append((line, reject_line(Reject(source, line, reason, detail, record))))
         yield from (line for _, line in heapq.merge(refused, dropped, key=lambda pair: pair[0]))
 
 
-def _begin_checks(job: PrepareContext) -> tuple[checks.Overview, _Begun]:
+def _start_checks(job: PrepareContext) -> tuple[checks.Overview, _Started]:
     """The rows as checks see them, and the slow checks, at work in other processes while the files are written."""
     table, task = job.table, job.config.task
     if task == "auto":
@@ -248,10 +256,10 @@ def _begin_checks(job: PrepareContext) -> tuple[checks.Overview, _Begun]:
     # A model that has been at work does not survive a fork, and neither does a connection to Ray.
     workers = job.workers if job.embed is None and job.config.engine != "ray" else 1
     slow = [*([_DOUBTED] if task == "classification" else []), *checks.slow_checks(overview)]
-    return overview, run_in_background(_long_check, slow, (job.embed, overview), workers=workers)
+    return overview, run_in_background(_slow_check, slow, (job.embed, overview), workers=workers)
 
 
-def _long_check(
+def _slow_check(
     name: str, setting: tuple[Embed | None, checks.Overview]
 ) -> checks.Finding | tuple[checks.Suspects, list[bytes]] | None:
     """A check; of doubtful labels what finds them, and the lines of `label_errors.jsonl`, the most suspicious first."""
@@ -259,16 +267,14 @@ def _long_check(
     if name != _DOUBTED:
         return checks.CHECKS[name].run(overview)
     suspects = checks.find_suspects(overview, embed=embed)
-    return suspects, [
-        orjson.dumps(record) for record in checks.suspect_records(overview, suspects, most=len(suspects.errors))
-    ]
+    return suspects, list(map(orjson.dumps, checks.suspect_records(overview, suspects)))
 
 
-def _checks(job: PrepareContext, overview: checks.Overview, begun: _Begun) -> list[checks.Check]:
-    """All checks; the rows they found stand in `flagged.jsonl`, those with doubtful labels in `label_errors.jsonl`."""
+def _checks(job: PrepareContext, overview: checks.Overview, started: _Started) -> list[checks.Check]:
+    """All checks; their rows are in `flagged.jsonl`, those with doubtful labels in `label_errors.jsonl`."""
     progress("checking", 0, 1)
     path = job.out / "label_errors.jsonl"
-    if _DOUBTED not in begun:
+    if _DOUBTED not in started:
         path.unlink(missing_ok=True)
 
     def flagged(records: Iterator[FlaggedRow]) -> None:
@@ -276,11 +282,11 @@ def _checks(job: PrepareContext, overview: checks.Overview, begun: _Begun) -> li
 
     def suspects() -> checks.Suspects:
         suspects: checks.Suspects
-        suspects, records = begun[_DOUBTED]()
+        suspects, records = started[_DOUBTED]()
         _write(path, records)
         return suspects
 
-    slow = {name: wait for name, wait in begun.items() if name != _DOUBTED}
+    slow = {name: wait for name, wait in started.items() if name != _DOUBTED}
     results = checks.run_checks(overview, suspects=suspects, slow=slow, flagged=flagged)
     progress("checking", 1, 1)
     return results
@@ -297,18 +303,16 @@ def _interleaved(lines: Iterator[bytes], n: int, general: Sequence[Row]) -> Iter
     places = set(interleaved(n, len(general)))
     others = iter(general)
     for place in range(n + len(general)):
-        yield _line(next(others)) if place in places else next(lines)
+        yield orjson.dumps(next(others).to_json()) if place in places else next(lines)
 
 
 def _counts_of(table: Table, column: str, rows: Array) -> dict[str, int]:
-    """The names in a column of rows with their numbers, in the order of the names."""
     codes, counts = np.unique(table.columns[column][rows], return_counts=True)
     names = table.names[column]
     return dict(sorted((names[c], n) for c, n in zip(codes.tolist(), counts.tolist(), strict=True) if c >= 0))
 
 
 def _mix(job: PrepareContext, orders: Mapping[Split, Array]) -> Mixed | None:
-    """General rows for the splits, as `data.mix` asks for them."""
     settings = job.config.mix
     if not settings.sources or settings.share == 0:
         return None
@@ -329,12 +333,12 @@ def _general_rows(job: PrepareContext, source: str) -> Iterator[Row]:
     )
     processor = replace(job.processor, config=plain)
     for file in find_files([source], job.config.max_expansion):
-        guess, _ = look_at([file], plain)
+        guess, _ = detect_format([file], plain)
         for chunk in chunks(file):
             for item in parse_chunk(chunk):
-                for made in [item] if isinstance(item, Reject) else process_record(item, guess, processor):
-                    if isinstance(made, ProcessedRow):
-                        yield made.row
+                for row in [item] if isinstance(item, Reject) else process_record(item, guess, processor):
+                    if isinstance(row, ProcessedRow):
+                        yield row.row
 
 
 def _write_duplicates(job: PrepareContext) -> None:
@@ -343,23 +347,24 @@ def _write_duplicates(job: PrepareContext) -> None:
     copies = np.flatnonzero(table.because >= 0)
     # the other one may have gone as well, as conflicts=drop has it
     copies = copies[table.fate[table.because[copies]] == 0]
-    order = np.lexsort((shuffled(table.columns["id"][copies], job.seed), table.likeness[copies] >= 1.0))
+    order = np.lexsort((shuffled(table.columns["id"][copies], job.seed), table.similarity[copies] >= 1.0))
+
+    def about(index: int, prefix: str = "") -> dict[str, Any]:
+        (source, line), row = table.place(index), table.row(index)
+        facts = {"source": source, "line": line, "id": row.id, "text": _row_text(row)}
+        return {f"{prefix}{name}": value for name, value in facts.items()}
 
     def line_of(index: int) -> bytes:
-        original = int(table.because[index])
-        (source, line), (kept_source, kept_line) = table.place(index), table.place(original)
-        copy, stays = table.row(index), table.row(original)
-        return orjson.dumps(DroppedCopy(
-            source=source, line=line, id=copy.id, kept_source=kept_source, kept_line=kept_line, kept_id=stays.id,
-            similarity=round(float(table.likeness[index]), 4), kind=table.reason(index).removesuffix("_duplicate"),
-            why=_why(table, job.config.duplicates.keep, index, original), text=_shown(copy), kept_text=_shown(stays),
-        ))  # fmt: skip
+        original, kind = int(table.because[index]), table.reason(index).removesuffix("_duplicate")
+        similarity = round(float(table.similarity[index]), 4)
+        why = _why_kept(table, job.config.duplicates.keep, index, original)
+        record = {**about(index), **about(original, "kept_"), "similarity": similarity, "kind": kind, "why": why}
+        return orjson.dumps(DroppedCopy(**record))
 
     _write(job.out / "duplicates.jsonl", map(line_of, copies[order][:SHOWN_DUPLICATES].tolist()))
 
 
-def _why(table: Table, policy: str, copy: int, original: int) -> str:
-    """Why of two rows that are the same one stays."""
+def _why_kept(table: Table, policy: str, copy: int, original: int) -> str:
     if table.reason(copy) == "split_leak":
         return "it is in the test set" if table.split[original] == TEST else "it is in the validation set"
     column, words = _WORTH.get(policy, ("", ""))
@@ -370,7 +375,7 @@ def _why(table: Table, policy: str, copy: int, original: int) -> str:
     return "it came first"
 
 
-def _shown(row: Row) -> str:
+def _row_text(row: Row) -> str:
     """A row as one text, for people: a call stands as `name(arguments)`."""
     turns = []
     for message in row.messages:
@@ -407,10 +412,9 @@ def tokens_of(table: Table, order: Array) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TokenLine:
-    """The tokens of rows by their characters, fitted to the rows that were measured (Cochran 1977, Sampling Techniques, 7.1).
-
-    That long rows are always measured does not make it too high, as it would the mean of the measured ones. The sums are whole
-    numbers, so that no machine gets another result. `x` and `y` are means of the characters and of what was measured.
+    """The tokens of rows by their characters, fitted to the measured rows (Cochran 1977, Sampling Techniques, 7.1).
+    That long rows are always measured does not make it too high, as it would the mean. The sums are whole numbers, so
+    that no machine gets another result. `x` and `y` are means of the characters and of what was measured.
     """
 
     x: float
@@ -420,7 +424,6 @@ class TokenLine:
 
     @staticmethod
     def through(characters: Array, measured: Array) -> TokenLine:
-        """The line of least squares."""
         x, y = characters.astype(np.int64), measured.astype(np.int64)
         n, sum_x, sum_y = len(x), int(x.sum()), int(y.sum())
         spread_x, spread_y = n * int((x * x).sum()) - sum_x**2, n * int((y * y).sum()) - sum_y**2

@@ -73,21 +73,21 @@ def test_rows_with_too_many_candidates_are_left_to_their_turn() -> None:
 def test_no_key_that_comes_again_is_overlooked(numbers: list[int]) -> None:
     keys = np.array(numbers, dtype=np.uint32)
     again = np.array([numbers.count(number) > 1 for number in numbers])
-    assert candidate_pairs._perhaps_shared(keys)[again].all()
+    assert candidate_pairs._maybe_shared(keys)[again].all()
 
 
 def test_hardly_any_single_key_is_looked_at_again() -> None:
     keys = np.random.default_rng(0).permutation(2**32 // 5003 * np.arange(5000)).astype(np.uint32)
-    assert candidate_pairs._perhaps_shared(keys).mean() < 0.2
+    assert candidate_pairs._maybe_shared(keys).mean() < 0.2
 
 
 def test_rows_without_answers_are_looked_for_once_and_the_same_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = Texts([cut._replace(apart="ab"[n % 2]) for n, cut in enumerate(questions(400, 300))])
-    assert candidate_pairs._names(sketch(texts, DuplicatesConfig())) == ("prompt",)
+    assert candidate_pairs._sketch_names(sketch(texts, DuplicatesConfig())) == ("prompt",)
     answered = Texts([*texts, texts[0]._replace(answer="Thank you for asking.")])
-    assert candidate_pairs._names(sketch(answered, DuplicatesConfig())) == ("whole", "prompt")
+    assert candidate_pairs._sketch_names(sketch(answered, DuplicatesConfig())) == ("whole", "prompt")
     once = alike(texts)
-    monkeypatch.setattr(candidate_pairs, "_names", lambda columns: ("whole", "prompt"))
+    monkeypatch.setattr(candidate_pairs, "_sketch_names", lambda columns: ("whole", "prompt"))
     both = alike(texts)
     assert len(once.one) > 20
     for name in ("one", "other", "prompt", "whole", "together", "crowded"):

@@ -113,7 +113,7 @@ def test_a_persons_rows_are_in_no_file_any_more(tmp_path: Path) -> None:
         "rows": 5, "when": "2024-05-01", "match_hash": Matcher("anna berg").hash, "was": before["id"], "was_hash": before["hash"],
     }  # fmt: skip
     assert manifest["id"] == done.new_id != before["id"]
-    assert done.found.origins == {"in.jsonl": [31, 32, 33, 40, 41]}
+    assert done.subject.origins == {"in.jsonl": [31, 32, 33, 40, 41]}
     assert not (folder / "report.html").exists() and not (folder / ".forgetting.json").exists()
 
 
@@ -276,7 +276,7 @@ def test_left_over_halves_of_files_go_and_unknown_files_are_named(tmp_path: Path
     (folder / ".train.jsonl.x.tmp").write_text("Anna Berg")
     (folder / "notes.txt").write_text("ask Anna  Berg")
     done = remove(folder, "anna berg")
-    assert done.found.others == ["notes.txt"] and not (folder / ".train.jsonl.x.tmp").exists()
+    assert done.subject.others == ["notes.txt"] and not (folder / ".train.jsonl.x.tmp").exists()
 
 
 @pytest.mark.parametrize("step", range(12))

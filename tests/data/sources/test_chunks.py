@@ -304,7 +304,7 @@ def test_a_file_that_goes_while_it_is_read_is_a_user_error(tmp_path: Path) -> No
     stream = chunks(find_files([str(path)])[0], 100)
     next(stream)
     path.unlink()
-    with pytest.raises(UserError, match="is gone"):
+    with pytest.raises(UserError, match="no longer exists"):
         list(stream)
 
 

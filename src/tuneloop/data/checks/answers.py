@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
-
 import numpy as np
 
 from tuneloop.core.stats.tests import holm
@@ -12,17 +9,7 @@ from tuneloop.core.units import counted, verb
 from tuneloop.data.checks import quality
 from tuneloop.data.checks.drift import chi_square, compare_with, kolmogorov_smirnov
 from tuneloop.data.checks.labels import label_counts
-from tuneloop.data.checks.overview import (
-    Finding,
-    Level,
-    Overview,
-    check,
-    examples_of,
-    finding_of,
-    named,
-    question_of,
-    share_of,
-)
+from tuneloop.data.checks.overview import Finding, Overview, check, examples_of, finding_of, level_at, named, share_of
 from tuneloop.data.checks.quality import Endings
 from tuneloop.data.clean.language import foreign
 from tuneloop.data.split import SPLITS, TEST, TRAIN, VAL, Array
@@ -38,8 +25,8 @@ def robust_z(values: Array) -> Array:
     The deviation is at least a tenth, so that data of nearly one length has no outliers by a hair.
     """
     middle = np.median(values)
-    scores: Array = (values - middle) / max(1.4826 * float(np.median(np.abs(values - middle))), 0.1)
-    return scores
+    distances: Array = (values - middle) / max(1.4826 * float(np.median(np.abs(values - middle))), 0.1)
+    return distances
 
 
 @check("short_answers", "answers far shorter than the rest", tasks=("generation", "chat"))
@@ -71,7 +58,7 @@ def truncated_answers(overview: Overview) -> Finding:
     cut = [i for i in some.tolist() if any(map(endings.is_cut, _answers(overview.row(i))))]
     truncated = np.unique(np.concatenate([unclosed, np.array(cut, dtype=np.int64)])).astype(np.int64)
     share = len(truncated) / max(len(rows), 1)
-    level: Level = "ok" if len(truncated) < 3 or share < 0.003 else "warn" if share < 0.1 else "error"
+    level = "ok" if len(truncated) < 3 else level_at(share, 0.003, 0.1)
     good, bad = "no answer seems cut off", "seem to end in mid-sentence, or with something not closed"
     remedy = "Generate these answers again with a higher length limit, or take them out: a model learns to stop early."
     finding = finding_of(overview, truncated, good, bad, remedy)._replace(level=level)
@@ -81,42 +68,44 @@ def truncated_answers(overview: Overview) -> Finding:
     return finding._replace(message=finding.message + sampled)
 
 
-@dataclass(frozen=True)
-class _Sign:
-    name: str
-    flag: str
-    warn: float  # share of the rows above which it warns; error: above which it is an error
-    error: float
-    message: str  # continues after the number of rows
-    remedy: str
+def _count_flagged(name: str, flag: str, warn: float, error: float, message: str, remedy: str) -> None:
+    """The check of a flag: a warning above the share `warn`; `message` continues after the number of rows."""
+
+    @check(name, f"rows that {message}")
+    def count_flagged(overview: Overview) -> Finding:
+        rows = overview.rows()
+        flagged = rows[(overview.columns["flags"][rows] & quality.bit(flag)) > 0]
+        return finding_of(overview, flagged, f"0 rows {message}", message, remedy, warn, error)
 
 
-_SIGNS = (
-    _Sign("empty_answers", "empty_answer", 0, 0.05, "answer nothing, as in N/A or ...", "Answer them or take them out: a model learns to say nothing."),
-    _Sign("error_outputs", "error_output", 0, 0.05, "answer with the message of a failed call", "Take them out: a model learns to fail."),
-    _Sign("boilerplate", "boilerplate", 0.005, 1, "let the assistant speak of itself as an AI", "Rewrite them if your assistant should not speak so."),
-    _Sign("refusals", "refusal", 0.02, 1, "decline what is asked", "Keep those that are meant: a model soon refuses what it should answer."),
-    _Sign("repetition", "repetition", 0.002, 0.1, "repeat themselves over and over", "Take them out: a model learns to loop."),
-    _Sign("copied_answers", "copied_answer", 0.01, 0.3, "give the input back as the answer", "Check the column that the answer is taken from."),
-    _Sign("gibberish", "gibberish", 0.005, 0.2, "ask in signs or random keys", "Take them out, unless users really write so and the answer fits."),
-    _Sign("empty_prompts", "empty_prompt", 0.005, 0.2, "ask next to nothing", "Check the column that the prompt is taken from."),
-    _Sign("html_leftovers", "html_leftovers", 0.01, 1, "hold HTML tags or entities", "Strip the tags if the model should not write them (data.repair.html_entities)."),
-    _Sign("garbled_text", "garbled", 0, 0.05, "hold characters that are lost for good (U+FFFD, remains of mojibake, isn?t)", "Export the data again as UTF-8: what is lost can't be repaired here."),
-    _Sign("secrets", "secret", 0, 0, "still hold what looks like a key or token", "Change these keys now, and prepare again with data.personal.mode=placeholder."),
+_FLAG_CHECKS = (  # the arguments of `_count_flagged`
+    ("empty_answers", "empty_answer", 0, 0.05, "answer nothing, as in N/A or ...",
+     "Answer them or take them out: a model learns to say nothing."),
+    ("error_outputs", "error_output", 0, 0.05, "answer with the message of a failed call",
+     "Take them out: a model learns to fail."),
+    ("boilerplate", "boilerplate", 0.005, 1, "let the assistant speak of itself as an AI",
+     "Rewrite them if your assistant should not speak so."),
+    ("refusals", "refusal", 0.02, 1, "decline the request",
+     "Keep those that are meant: a model soon refuses what it should answer."),
+    ("repetition", "repetition", 0.002, 0.1, "repeat themselves over and over",
+     "Take them out: a model learns to loop."),
+    ("copied_answers", "copied_answer", 0.01, 0.3, "give the input back as the answer",
+     "Check the column that the answer is taken from."),
+    ("gibberish", "gibberish", 0.005, 0.2, "ask in signs or random keys",
+     "Take them out, unless users really write so and the answer fits."),
+    ("empty_prompts", "empty_prompt", 0.005, 0.2, "ask next to nothing",
+     "Check the column that the prompt is taken from."),
+    ("html_leftovers", "html_leftovers", 0.01, 1, "hold HTML tags or entities",
+     "Strip the tags if the model should not write them (data.repair.html_entities)."),
+    ("garbled_text", "garbled", 0, 0.05, "hold characters that are lost for good (U+FFFD, remains of mojibake, isn?t)",
+     "Export the data again as UTF-8: what is lost can't be repaired here."),
+    ("secrets", "secret", 0, 0, "still hold what looks like a key or token",
+     "Change these keys now, and prepare again with data.personal.mode=placeholder."),
 )  # fmt: skip
+for _arguments in _FLAG_CHECKS:
+    _count_flagged(*_arguments)
 
-
-def _count_flagged(sign: _Sign, overview: Overview) -> Finding:
-    rows = overview.rows()
-    flagged = rows[(overview.columns["flags"][rows] & quality.bit(sign.flag)) > 0]
-    return finding_of(overview, flagged, f"0 rows {sign.message}", sign.message, sign.remedy, sign.warn, sign.error)
-
-
-for _sign in _SIGNS:
-    check(_sign.name, f"rows that {_sign.message}")(functools.partial(_count_flagged, _sign))
-
-
-SURE_TO_CONFIRM = ("und", "")  # codes of texts without a language
+NO_LANGUAGE = ("und", "")  # codes of texts without a language
 
 
 @check("length_outliers", "rows of unusual length")
@@ -141,9 +130,8 @@ def too_long(overview: Overview) -> Finding:
     tokens = overview.columns["tokens"]
     over = overview.rows()
     over = over[tokens[over] > overview.max_length] if overview.max_length else over[:0]
-    lost = long.rejected + long.cut + len(over)
-    share = lost / max(overview.read, len(overview.rows()), 1)
-    level: Level = "ok" if share <= 0.01 else "warn" if share <= 0.2 else "error"
+    shortened = long.rejected + long.cut + len(over)
+    share = shortened / max(overview.read, len(overview.rows()), 1)
     limit = f"{overview.max_length:,} tokens" if overview.max_length else "max_length"
     excess = int((tokens[over] - overview.max_length).sum())
     parts = (
@@ -152,7 +140,7 @@ def too_long(overview: Overview) -> Finding:
         (long.split, f"{long.split:,} split, which loses nothing"),
         (len(over), f"{len(over):,} still longer, by {excess:,} tokens"),
     )
-    n = lost + long.split
+    n = shortened + long.split
     message = f"no row is over {limit}"
     if n:
         lose = f"({share:.1%} lose something): {'; '.join(part for rows, part in parts if rows)}"
@@ -160,7 +148,7 @@ def too_long(overview: Overview) -> Finding:
     remedy = "Raise data.max_length as far as the model's context and memory allow"
     if other := {"reject": "truncate or data.too_long=split", "truncate": "split"}.get(long.policy):
         remedy += f", or set data.too_long={other}"
-    return Finding(level, message, n, f"{remedy}.", examples_of(overview, over))
+    return Finding(level_at(share, 0.01, 0.2), message, n, f"{remedy}.", examples_of(overview, over))
 
 
 @check("template", "rows that the chat template can't render, or that train nothing")
@@ -171,14 +159,13 @@ def template(overview: Overview) -> Finding:
     nothing = overview.rejected.get("no_supervised_token", 0) + len(silent)
     neutralised = overview.repaired.get("special_tokens", 0)
     n = broken + nothing
-    share = n / max(overview.read, len(rows), 1)
-    level: Level = "ok" if not n else "warn" if share <= 0.05 else "error"
+    level = level_at(n / max(overview.read, len(rows), 1), 0, 0.05)
     message = "every row can be rendered and teaches something"
     if n:
         message = f"{counted(broken, 'row')} that the chat template can't render, {nothing:,} with nothing to learn"
     if neutralised:
         message += f"; control tokens in texts neutralised: {neutralised:,}"
-    remedy = "Look at rejects.jsonl for template_error and no_supervised_token; another model's template may allow such turns."
+    remedy = "Look in rejects.jsonl for template_error and no_supervised_token, or use another model's template."
     return Finding(level, message, n, remedy, examples_of(overview, silent))
 
 
@@ -187,15 +174,15 @@ def languages(overview: Overview) -> Finding:
     rows = overview.rows()
     code = overview.columns["language"][rows]
     names = overview.names.get("language", ())
-    with_language = (code >= 0) & ~np.isin(code, [i for i, name in enumerate(names) if name in SURE_TO_CONFIRM])
+    with_language = (code >= 0) & ~np.isin(code, [i for i, name in enumerate(names) if name in NO_LANGUAGE])
     if not with_language.any():
         return Finding("ok", "languages were not looked at", 0)
     counts = np.bincount(code[with_language], minlength=len(names))
     main = names[int(counts.argmax())]
     others = rows[with_language & (code != counts.argmax())]
     looked = overview.some(others, 500)
-    likely = [i for i in looked.tolist() if foreign(question_of(overview.row(i)), main, sure=False)]
-    sure = [i for i in likely if foreign(question_of(overview.row(i)), main)]
+    likely = [i for i in looked.tolist() if foreign(overview.question(i), main, sure=False)]
+    sure = [i for i in likely if foreign(overview.question(i), main)]
     n = round(len(sure) * len(others) / max(len(looked), 1))
     detected = int((code >= 0).sum())
     share = n / detected
@@ -218,17 +205,17 @@ FEW_TO_COMPARE = 20  # rows of a split below which it is not compared with anoth
 SPLIT_TEXTS = 800  # texts a split that a classifier tries to tell apart
 
 
-@check("leaked_prompts", "prompts of val or test that stand in train")
+@check("leaked_prompts", "prompts of val or test that are in train")
 def leaked_prompts(overview: Overview) -> Finding:
     question = overview.columns["question"]
     measured = np.flatnonzero(overview.split > TRAIN)
     leaked = measured[np.isin(question[measured], question[overview.rows(TRAIN)])]
     of_test = int((overview.split[leaked] == TEST).sum())
     share = of_test / max(len(overview.rows(TEST)), 1)
-    level: Level = "ok" if not len(leaked) else "error" if share > 0.01 else "warn"
-    message = "no prompt of val or test stands in train"
+    level = level_at(share, 0, 0.01) if of_test or not len(leaked) else "warn"
+    message = "no prompt of val or test is in train"
     if len(leaked):
-        message = f"{share_of(len(leaked), len(measured))} of val and test have a prompt that stands in train"
+        message = f"{share_of(len(leaked), len(measured))} of val and test have a prompt that is in train"
     remedy = "Take these rows out of train, or split again: what was trained on measures nothing."
     return Finding(level, message, len(leaked), remedy, examples_of(overview, leaked))
 
@@ -266,12 +253,10 @@ def _differ(what: str, measure: str, overview: Overview) -> Finding | None:
     differing = [(split, size) for (of, split, _, size), p in adjusted if of == what and p < 0.01 and size > 0.1]
     if not differing:
         return Finding("ok", f"{what} are spread alike over the splits", 0)
-    shown = ", ".join(f"{SPLITS[split]} ({measure} {size:.2f})" for split, size in differing)
-    remedy = (
-        "Look whether rows of one group or time stand in one split only; then the test is harder than the training."
-    )
+    sizes = ", ".join(f"{SPLITS[split]} ({measure} {size:.2f})" for split, size in differing)
+    remedy = "Look whether rows of one group or time are in one split only: then the test is harder than the training."
     rows = sum(len(overview.rows(split)) for split, _ in differing)
-    return Finding("warn", f"{what} of train differ from {shown}", rows, remedy)
+    return Finding("warn", f"{what} of train differ from {sizes}", rows, remedy)
 
 
 @check("split_wording", "a test split that is worded otherwise than train", slow=True)
@@ -280,7 +265,7 @@ def split_wording(overview: Overview) -> Finding | None:
         return None
     test = overview.rows(TEST)
     samples = (overview.some(rows, SPLIT_TEXTS).tolist() for rows in (overview.rows(TRAIN), test))
-    drift = compare_with(*([question_of(overview.row(i)) for i in rows] for rows in samples), seed=overview.seed)
+    drift = compare_with(*([overview.question(i) for i in rows] for rows in samples), seed=overview.seed)
     auc = drift.auc
     if not auc.low > 0.55:  # NaN with too few texts
         return Finding("ok", "train and test are worded alike", 0)
@@ -288,5 +273,5 @@ def split_wording(overview: Overview) -> Finding | None:
     message = f"a classifier tells train from test by their words ({score})"
     if drift.words_b:
         message += f"; test has more of {named(drift.words_b)}"
-    remedy = "Look what the words have in common: rows of one topic may stay together in one split. Results on the test will not look like those in training."
+    remedy = "Look at what the words have in common: results on the test will not look like those in training."
     return Finding("warn", message, len(test), remedy)

@@ -27,30 +27,26 @@ MOST = 2000  # distinct texts a side that are looked at
 DIMENSIONS = 512
 RIDGE = 1.0
 FOLDS = 5
-# The classifiers of the folds share most of their texts, so their errors hang together: the correction of Nadeau and Bengio
-# (2003, doi 10.1023/A:1024068626366), 1/k + 1/(k-1) for 1/k, of the variance. On halves of one set of 200 and 800 texts it
-# raises the share of intervals that hold 0.5 from 70 and 90 % to 95 %.
+# The classifiers of the folds share most of their texts, so their errors hang together: the correction of Nadeau and
+# Bengio (2003, doi 10.1023/A:1024068626366), 1/k + 1/(k-1) for 1/k, of the variance. On halves of one set of 200 and
+# 800 texts it raises the share of intervals that hold 0.5 from 70 and 90 % to 95 %.
 FOLDS_SHARE = ((1 / FOLDS + 1 / (FOLDS - 1)) * FOLDS) ** 0.5
-TELLING = 10  # words and examples shown
+MOST_SHOWN = 10  # words and examples shown
 _WORD = re.compile(r"[^\W\d_]{2,}(?:['’][^\W\d_]+)?")
 
 
 @dataclass(frozen=True)
 class Drift:
-    """How b differs from a.
-
-    `auc` is of the classifier, with its 95 % interval (DeLong et al. 1988, widened by FOLDS_SHARE; NaN with fewer than
-    20 texts a side); `words_a` and `words_b` tell most of each side, the most telling first.
-    """
+    """How b differs from a."""
 
     level: Literal["ok", "warn", "error"]  # `warn` from an AUC of 0.65 (low end above 0.55), `error` from 0.85 (0.75)
-    auc: Estimate
+    auc: Estimate  # with its 95 % interval (DeLong et al. 1988, widened by FOLDS_SHARE; NaN below 20 texts a side)
     rows: tuple[int, int]  # distinct texts of a and b that were looked at
     length_ratio: float  # median characters of b over those of a
     label_distance: float | None  # total variation distance of the label shares, 0 to 1; None without labels
     new_words: float  # share of b's words that a never uses; `usual_new_words`: the same for a tenth of a and the rest
     usual_new_words: float
-    words_a: list[str]
+    words_a: list[str]  # those that are typical of either side, the most typical first
     words_b: list[str]
     examples: list[int]  # indices of texts of b that a has nothing like, the most foreign first
 
@@ -65,9 +61,8 @@ def compare_with(
 ) -> Drift:
     """Compare texts b (production, test) with texts a (train).
 
-    Texts that are equal up to case and white space count once a side and are in one fold, on whichever side they are:
-    copies neither sharpen the interval nor give a side away. Of more than 2,000 texts a side a sample is taken, by
-    their hashes.
+    Texts that are equal up to case and white space count once a side and are in one fold: copies neither sharpen the
+    interval nor give a side away. Of more than 2,000 texts a side a sample is taken, by their hashes.
     """
     chosen_a, chosen_b = _distinct(texts_a, seed), _distinct(texts_b, seed)
     a, b = [texts_a[i] for i in chosen_a], [texts_b[i] for i in chosen_b]
@@ -79,15 +74,21 @@ def compare_with(
         with one_thread():
             nearest = (vectors[len(a) :] @ vectors[: len(a)].T).max(axis=1)
         likely = np.flatnonzero(score[len(a) :] >= np.quantile(score[len(a) :], 0.75))
-        examples = likely[np.lexsort((likely, nearest[likely]))][:TELLING].tolist()
+        examples = likely[np.lexsort((likely, nearest[likely]))][:MOST_SHOWN].tolist()
     counts_a, counts_b = _words(a), _words(b)
-    shares = total_variation(Counter(labels_a), Counter(labels_b)) if labels_a and labels_b else None
+    others = _words([text for place, text in enumerate(a) if place % 10])
     return Drift(
-        level_of(auc), auc, (len(a), len(b)), float(np.median(lengths_b) / max(np.median(lengths_a), 1)), shares,
-        _new(b, counts_a), _new(a[::10], _words([text for place, text in enumerate(a) if place % 10])),
-        _telling(counts_a, counts_b, len(a), len(b)), _telling(counts_b, counts_a, len(b), len(a)),
-        [chosen_b[i] for i in examples],
-    )  # fmt: skip
+        level=level_of(auc),
+        auc=auc,
+        rows=(len(a), len(b)),
+        length_ratio=float(np.median(lengths_b) / max(np.median(lengths_a), 1)),
+        label_distance=total_variation(Counter(labels_a), Counter(labels_b)) if labels_a and labels_b else None,
+        new_words=_new_word_share(b, counts_a),
+        usual_new_words=_new_word_share(a[::10], others),
+        words_a=_typical_words(counts_a, counts_b, len(a), len(b)),
+        words_b=_typical_words(counts_b, counts_a, len(b), len(a)),
+        examples=[chosen_b[i] for i in examples],
+    )
 
 
 def level_of(auc: Estimate) -> Literal["ok", "warn", "error"]:
@@ -151,9 +152,8 @@ def _distinct(texts: Sequence[str], seed: int) -> list[int]:
 def tell_apart(a: Sequence[str], b: Sequence[str], seed: int = 0) -> tuple[Estimate, Any, Any]:
     """Learn to tell texts b from a, at least two each: ridge regression on TF-IDF, by folds; equal texts are in one.
 
-    Returns:
-        The AUC on texts that were not trained on, with its 95 % interval (DeLong et al. 1988, widened by FOLDS_SHARE);
-            the score of each text of a, then of b, above 0 where it looks like b; the texts' vectors.
+    Returns the AUC on texts that were not trained on, with its 95 % interval (DeLong et al. 1988, widened by
+    FOLDS_SHARE); the score of each text of a, then of b, above 0 where it looks like b; the texts' vectors.
     """
     texts = [*a, *b]
     is_b = np.arange(len(texts)) >= len(a)
@@ -172,7 +172,8 @@ def tell_apart(a: Sequence[str], b: Sequence[str], seed: int = 0) -> tuple[Estim
             matrix, target = RIDGE * np.eye(DIMENSIONS + 1, dtype=np.float32), 0.0
             for side, sign in ((0, -1.0), (1, 1.0)):
                 others = [of_fold[other][side] for other in range(FOLDS) if other != number]
-                # both sides weigh the same in each training set, or the scores of a fold would lean against its majority
+                # both sides weigh the same in each training set, or the scores of a fold would lean against its
+                # majority
                 weight = np.float32(len(texts) / 2 / max(sum(count for *_, count in others), 1))
                 matrix = matrix + weight * sum(square for square, *_ in others)
                 target = target + sign * weight * sum(total for _, total, _ in others)
@@ -187,12 +188,12 @@ def _words(texts: Sequence[str]) -> Counter[str]:
     return Counter(word for text in texts for word in set(_WORD.findall(text.lower())))
 
 
-def _new(texts: Sequence[str], vocabulary: Collection[str]) -> float:
+def _new_word_share(texts: Sequence[str], vocabulary: Collection[str]) -> float:
     words = [word for text in texts for word in _WORD.findall(text.lower())]
     return sum(word not in vocabulary for word in words) / len(words) if words else 0.0
 
 
-def _telling(counts: Counter[str], other: Counter[str], rows: int, other_rows: int) -> list[str]:
+def _typical_words(counts: Counter[str], other: Counter[str], rows: int, other_rows: int) -> list[str]:
     """Words of more texts of one side than chance allows: z-scores of log odds ratios (Woolf 1955)."""
     scores = {}
     for word, count in counts.items():
@@ -202,4 +203,4 @@ def _telling(counts: Counter[str], other: Counter[str], rows: int, other_rows: i
         odds_ratio = cells[0] * cells[3] / (cells[1] * cells[2])
         scores[word] = math.log(odds_ratio) / math.sqrt(sum(1 / cell for cell in cells))
     words = [word for word, score in scores.items() if score > 3.0]
-    return sorted(words, key=lambda word: (-scores[word], word))[:TELLING]
+    return sorted(words, key=lambda word: (-scores[word], word))[:MOST_SHOWN]

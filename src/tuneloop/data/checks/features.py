@@ -1,4 +1,4 @@
-"""Texts as numbers, fast: hashed TF-IDF of words, word pairs and character n-grams, for the checks that learn from rows.
+"""Texts as numbers, fast: hashed TF-IDF of words, word pairs and n-grams, for the checks that learn from rows.
 
 Everything is computed over one long array of code points, so that 10,000 short texts take about 0.2 s of one core.
 """
@@ -27,11 +27,10 @@ def one_thread() -> Any:
 
 
 def tfidf(texts: Sequence[str]) -> Any:
-    """A `scipy.sparse.csr_matrix`: rows of unit length, half of it on words and word pairs, half on character 3-, 4-
-    and 5-grams.
+    """A `scipy.sparse.csr_matrix`: rows of unit length, half of it on words and word pairs, half on 3-, 4- and 5-grams.
 
-    Counts are damped (1 + log), weighted with the smoothed inverse document frequency, and what stands in one text only
-    is left out: it can't tell anything about another one.
+    Counts are damped (1 + log) and weighted with the smoothed inverse document frequency. What only one text has is
+    left out: it says nothing about another one.
     """
     from scipy import sparse
 
@@ -89,7 +88,6 @@ def sample(texts: Sequence[str], size: int, seed: int) -> list[int]:
 
 
 def _features(texts: Sequence[str]) -> Iterator[tuple[Any, Any]]:
-    """Row and hash of every occurrence: first of words and word pairs, then of character n-grams."""
     clean = [" ".join(text[:LONGEST].lower().split()) for text in texts]
     code = np.frombuffer(("\n " + " \n ".join(clean) + " ").encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     row = np.cumsum(code == 10) - 1  # a line feed begins each text: `clean` holds none

@@ -1,13 +1,13 @@
-"""Labels that look wrong: confident learning (Northcutt et al. 2021, arXiv 1911.00068) on fast out-of-sample probabilities.
+"""Labels that look wrong: confident learning (Northcutt et al. 2021, arXiv 1911.00068) on out-of-sample probabilities.
 
 Two classifiers vote, each on rows that it was not trained on:
 
-- kernel ridge regression on latent semantic analysis of TF-IDF (and on sentence embeddings, where the caller has
-  them), with leave-one-out predictions in closed form;
+- kernel ridge regression on latent semantic analysis of TF-IDF (and on sentence embeddings, where there are any), with
+  leave-one-out predictions in closed form;
 - multinomial naive Bayes on TF-IDF (Rennie et al. 2003), with leave-one-out predictions, too.
 
-Their log probabilities are averaged after each got the temperature that fits it best. Rows with the same text are
-left out together, so that a copy with another label does not testify against the right one.
+Their log probabilities are averaged after each got the temperature that fits it best. Rows with the same text are left
+out together, so that a copy with another label does not testify against the right one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tuneloop.data.checks.features import groups, one_thread, sketch, tfidf
 Embed = Callable[[Sequence[str]], Any]  # texts -> float array, one row a text
 
 LARGE = 5_000  # rows from which fewer landmarks do: there is evidence enough, and time counts
-LANDMARKS, LANDMARKS_OF_LARGE = 1536, 768  # rows that stand for all in the kernel (Nyström's method)
+LANDMARKS, LANDMARKS_OF_LARGE = 1536, 768  # rows that represent all in the kernel (Nyström's method)
 LOOKED_AT = 2_000  # rows that tell which temperature and smoothing fit best, and what the topics are
 TOPICS = 128  # dimensions of the latent semantic analysis
 SKETCH, SKETCH_OF_LARGE = 4096, 1024
@@ -148,8 +148,8 @@ def _kernel_ridge(views: Sequence[Any], label: Any, classes: int, members: Any, 
 def _naive_bayes(table: Any, label: Any, classes: int, members: Any) -> Any:
     """Log likelihoods of multinomial naive Bayes on TF-IDF weights, each text scored by all others.
 
-    Leaving a text out changes nothing but the sums of its own class (of all classes that rows with this text have), so it is
-    done exactly: all rows are scored with all rows, then the scores of these classes are put right.
+    Leaving a text out changes only the sums of its class (of all classes that rows with this text have). So it is done
+    exactly: all rows are scored with all rows, then the scores of these classes are corrected.
     """
     from scipy import sparse
 

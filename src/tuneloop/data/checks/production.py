@@ -1,4 +1,4 @@
-"""What users send in production, from logs and exports of any shape: their turns, and the check that compares them with a data set."""
+"""What users send in production, from logs and exports of any shape, and the check that compares it with a data set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.data.checks.drift import MOST, Drift, compare_with
 from tuneloop.data.checks.features import sample
-from tuneloop.data.checks.overview import CheckedRows, Finding, Overview, question_of
+from tuneloop.data.checks.overview import CheckRows, Finding, Overview, question_of
 from tuneloop.data.clean.pii import hidden
 from tuneloop.data.clean.repair import repair_text
 from tuneloop.data.config import PrepareConfig, RepairConfig
@@ -42,11 +42,8 @@ def as_prepared(manifest: DatasetManifest, sources: Sequence[str]) -> PrepareCon
 def read_production(sources: Sequence[str], config: PrepareConfig | None = None) -> tuple[list[Row], int]:
     """Production records as rows (the user's turns, an empty answer, maybe a label), and how many held no such turn.
 
-    Records are read as training data are. One that is no training example because nothing is answered still says the
-    question: its turns, or its text column, are taken as they are.
-
-    Raises:
-        UserError: a source is missing or empty, or no record holds a question of a user.
+    Records are read as training data are. Of one that is no training example because nothing is answered, the turns or
+    the text column are taken. Raises UserError: a source is missing or empty, or no record holds a user's question.
     """
     config = config or PrepareConfig(sources=list(sources))
     records = iter(read_records(sources))
@@ -66,7 +63,7 @@ def read_production(sources: Sequence[str], config: PrepareConfig | None = None)
             without += 1
     if not rows:
         step = "give records with messages, or with a column named text or prompt"
-        raise UserError(f"No record of {without:,} says what a user asked", where=", ".join(sources), next_step=step)
+        raise UserError(f"No record of {without:,} holds a user's question", where=", ".join(sources), next_step=step)
     return rows, without
 
 
@@ -80,9 +77,9 @@ def user_turns(
             texts := [m["content"] for m in parsed.messages if m["role"] == "user" and m["content"].strip()]
         ):
             return texts, parsed.label
-    named = record.get(config.text) if config.text else None
-    if isinstance(named, str) and named.strip():
-        return [named], None
+    text = record.get(config.text) if config.text else None
+    if isinstance(text, str) and text.strip():
+        return [text], None
     return next(_turns(record, DEPTH), None) or next(_text_columns(record, DEPTH), []), None
 
 
@@ -106,7 +103,6 @@ def _text_of(turn: Mapping[str, Any]) -> str:
 
 
 def _text_columns(record: Any, depth: int) -> Iterator[list[str]]:
-    """The text in a column of a usual name, or in the only column of text."""
     if not isinstance(record, Mapping):
         return
     texts = {str(key).casefold(): value for key, value in record.items() if isinstance(value, str) and value.strip()}
@@ -124,11 +120,11 @@ EXAMPLE_LENGTH = 200  # characters of a production text that are shown
 
 
 def compare_with_production(overview: Overview, against: Sequence[Row]) -> Finding:
-    """Production against the task's own training rows, both repaired and without personal data: in training they were taken out."""
+    """Production against the task's own training rows, both repaired and without personal data, as in training."""
     rows = [overview.row(i) for i in overview.some(overview.rows(TRAIN), 4_000).tolist()]
     questions = [question_of(row) for row in against]
-    chosen = sample(questions, 4 * MOST, overview.seed)
-    texts = [_comparable(questions[i]) for i in chosen]
+    places = sample(questions, 4 * MOST, overview.seed)
+    texts = [_comparable(questions[i]) for i in places]
     labels_a = labels_b = None
     if overview.task == "classification":
         column, names = overview.columns["label"], overview.names["label"]
@@ -136,15 +132,13 @@ def compare_with_production(overview: Overview, against: Sequence[Row]) -> Findi
         labels_b = [row.label for row in against if row.label is not None]
     training_texts = [_comparable(question_of(row)) for row in rows if "mix" not in row.meta]
     drift = compare_with(training_texts, texts, labels_a, labels_b, seed=overview.seed)
-    examples = [
-        {
-            "source": row.meta.get("source", ""), "line": row.meta.get("line", 0), "id": row.id,
-            "text": textwrap.shorten(texts[place], EXAMPLE_LENGTH, placeholder=" …"),
-        }
-        for place, row in ((place, against[chosen[place]]) for place in drift.examples)
-    ]  # fmt: skip
+    examples = []
+    for number in drift.examples:
+        row, text = against[places[number]], textwrap.shorten(texts[number], EXAMPLE_LENGTH, placeholder=" …")
+        place = {"source": row.meta.get("source", ""), "line": row.meta.get("line", 0)}
+        examples.append({**place, "id": row.id, "text": text})
     remedy = "Add training rows of the kind that the examples show, and words such as those named."
-    return Finding(drift.level, drift_message(drift), len(against), remedy, CheckedRows((), examples))
+    return Finding(drift.level, drift_message(drift), len(against), remedy, CheckRows((), examples))
 
 
 def _comparable(text: str) -> str:
@@ -157,7 +151,8 @@ def drift_message(drift: Drift) -> str:
     if auc.low != auc.low:
         return f"too few production texts to tell ({drift.rows[1]} distinct ones)"
     parts = [
-        f"a classifier tells production from train with AUC {auc.value:.2f} ({auc.low:.2f} to {auc.high:.2f}; 0.5: alike)",
+        f"a classifier tells production from train with AUC {auc.value:.2f} ({auc.low:.2f} to {auc.high:.2f}; 0.5: "
+        f"alike)",
         f"texts are {drift.length_ratio:.1f} times as long",
         f"{drift.new_words:.0%} of the words are new to train (of train's own {drift.usual_new_words:.0%})",
     ]

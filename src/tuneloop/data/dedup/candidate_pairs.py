@@ -43,21 +43,17 @@ class Comparing:
 
 @dataclass(frozen=True)
 class Alike:
-    """Pairs of rows of which the questions are similar, or the whole.
-
-    Args:
-        one, other: places of the pairs, `one` the earlier; sorted by `other`, then `one`.
-        together: whether they may be copies: label, system turns and tools are equal, and short questions mean the same.
-        crowded: by place, whether a row has so many candidates that it was not compared with all that stand before it.
-    """
+    """Pairs of rows of which the questions are similar, or the whole."""
 
     rows: Array  # indices of the rows that were compared, in the order of preference; pairs are places in it
-    one: Array
+    one: Array  # places of the pairs: the earlier row, and the other; sorted by `other`, then `one`
     other: Array
-    prompt: Array  # Jaccard similarity of the questions; whole: of the rows, see `row_similarity`
+    prompt: Array  # Jaccard similarity of the questions; whole: of the rows, see `similarities`
     whole: Array
-    together: Array
-    crowded: Array
+    together: (
+        Array  # whether they may be copies: equal label, system turns and tools, and short questions of one meaning
+    )
+    crowded: Array  # by place, whether a row has too many candidates to be compared with all before it
 
 
 def find_alike(
@@ -73,15 +69,15 @@ def find_alike(
     """
     crowded = np.zeros(len(rows), dtype=bool)
     pairs = np.zeros(0, dtype=np.uint64)
-    for name in _names(columns):
+    for name in _sketch_names(columns):
         if len(rows):
-            for candidates in _sharing(columns, name, rows, threshold, crowded):
+            for candidates in _pairs_by_band(columns, name, rows, threshold, crowded):
                 pairs = _distinct(np.concatenate([pairs, candidates]))
-                crowded |= np.bincount(_other(pairs), minlength=len(rows)) > MANY
-                pairs = pairs[~crowded[_other(pairs)]]
-    pairs = _distinct(np.concatenate([pairs, *_sharing_all_but_a_word(columns, rows)]))
-    pairs = pairs[~crowded[_other(pairs)]]
-    one, other = (pairs & np.uint64(2**32 - 1)).astype(np.int64), _other(pairs)
+                crowded |= np.bincount(_later_place(pairs), minlength=len(rows)) > MANY
+                pairs = pairs[~crowded[_later_place(pairs)]]
+    pairs = _distinct(np.concatenate([pairs, *_pairs_but_for_a_word(columns, rows)]))
+    pairs = pairs[~crowded[_later_place(pairs)]]
+    one, other = (pairs & np.uint64(2**32 - 1)).astype(np.int64), _later_place(pairs)
     batches = (
         np.stack([rows[one[begin : begin + BATCH]], rows[other[begin : begin + BATCH]]], axis=1)
         for begin in range(0, len(pairs), BATCH)
@@ -89,16 +85,16 @@ def find_alike(
     if carry is None:
         verified = list(ordered_map(verify, batches, Comparing(texts, threshold), workers=workers))
     else:
-        sent = ((batch, carry(np.unique(batch))) for batch in batches)
-        verified = list(ordered_map(verify_carried, sent, threshold, workers=workers, engine="ray"))
+        carried = ((batch, carry(np.unique(batch))) for batch in batches)
+        verified = list(ordered_map(verify_carried, carried, threshold, workers=workers, engine="ray"))
     for number, batch in enumerate(verified):
         batch[0] = batch[0] + BATCH * number
     places, *values = (np.concatenate(column) for column in zip(_arrays([]), *verified, strict=True))
     return Alike(rows, one[places], other[places], values[0], values[1], values[2], crowded)
 
 
-def _names(columns: Columns) -> tuple[minhash.Name, ...]:
-    """The sketches to look at: where no row has an answer, as with labels, the whole is the question and finds nothing else."""
+def _sketch_names(columns: Columns) -> tuple[minhash.Name, ...]:
+    """The sketches to look at: where no row has an answer, as with labels, the whole is the question."""
     if "whole" not in columns or np.array_equal(
         columns["whole"][:, -minhash.SIGNS :], columns["prompt"][:, -minhash.SIGNS :]
     ):
@@ -106,12 +102,14 @@ def _names(columns: Columns) -> tuple[minhash.Name, ...]:
     return ("whole", "prompt")
 
 
-def _other(pairs: Array) -> Array:
+def _later_place(pairs: Array) -> Array:
     return (pairs >> np.uint64(32)).astype(np.int64)
 
 
-def _sharing(columns: Columns, name: minhash.Name, rows: Array, threshold: float, crowded: Array) -> Iterator[Array]:
-    """Pairs of places that may be similar, each `later << 32 | earlier`, band by band; marks rows in overfull buckets as crowded."""
+def _pairs_by_band(
+    columns: Columns, name: minhash.Name, rows: Array, threshold: float, crowded: Array
+) -> Iterator[Array]:
+    """Pairs of places that may be similar, `later << 32 | earlier`, by band; marks rows in overfull buckets."""
     owner, signs, bands = minhash.sketched(columns, name, rows)
     in_order = np.argsort(owner, kind="stable")
     owner, signs = owner[in_order], signs[in_order]
@@ -119,7 +117,7 @@ def _sharing(columns: Columns, name: minhash.Name, rows: Array, threshold: float
     for keys in bands:
         # Sorted by key and then by place: the rows of a bucket follow each other in their order.
         keys = keys[in_order]
-        some = np.flatnonzero(_perhaps_shared(keys))
+        some = np.flatnonzero(_maybe_shared(keys))
         entries = keys[some].astype(np.uint64)
         entries <<= np.uint64(32)
         entries |= some.astype(np.uint64)
@@ -156,10 +154,11 @@ def _sharing(columns: Columns, name: minhash.Name, rows: Array, threshold: float
             yield np.concatenate(pairs)
 
 
-def _sharing_all_but_a_word(columns: Columns, rows: Array) -> Iterator[Array]:
-    """Pairs of places, as in `_sharing`, of short texts that are equal but for masked words.
+def _pairs_but_for_a_word(columns: Columns, rows: Array) -> Iterator[Array]:
+    """Pairs of places, as in `_pairs_by_band`, of short texts that are equal but for masked words.
 
-    Where more than MANY rows share all other words, the masked one is a slot of a template, and its values are no typos.
+    Where more than MANY rows share all other words, the masked one is a slot of a template, and its values are no
+    typos.
     """
     for mask in range(minhash.MASKS):
         keys = columns["masked"][rows, mask]
@@ -176,8 +175,8 @@ def _sharing_all_but_a_word(columns: Columns, rows: Array) -> Iterator[Array]:
         )
 
 
-def _perhaps_shared(keys: NDArray[np.uint32]) -> NDArray[np.bool_]:
-    """Which keys may stand there more than once: all that do and one in eight of the others, found in a fifth of the time of sorting."""
+def _maybe_shared(keys: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """Which keys may be there more than once: all that are and an eighth of the others, in a fifth of a sort's time."""
     bits = min(len(keys).bit_length() + 3, SLOT_BITS)
     slot = keys >> np.uint32(32 - bits)
     place = np.arange(len(keys), dtype=np.int32)
@@ -196,7 +195,6 @@ def _distinct(numbers: Array) -> Array:
 
 
 def _blocks(counts: Array, most: int) -> list[slice]:
-    """Slices of about `most` in sum."""
     ends = np.cumsum(counts)
     cuts = np.searchsorted(ends, np.arange(most, ends[-1] if len(ends) else 0, most), side="right").tolist()
     return [slice(begin, end) for begin, end in itertools.pairwise([0, *cuts, len(counts)]) if end > begin]
@@ -231,10 +229,8 @@ def verify_carried(work: tuple[Batch, Any], threshold: float) -> Verified:
 class Crowd:
     """Crowded rows and those that share bands with them, taken one after another.
 
-    Args:
-        names: of the sketches by which rows may be similar.
-        rows: indices of those that count, in the order in which they are taken.
-        crowded: by place in `rows`, which are looked for; the others are only found.
+    `names`: of the sketches by which rows may be similar; `rows`: indices of those that count, in the order in which
+    they are taken; `crowded`: by place in `rows`, which are looked for; the others are only found.
     """
 
     def __init__(
@@ -303,19 +299,18 @@ class Crowd:
 
 
 def _shapes(texts: Texts) -> Callable[[int], minhash.Shape]:
-    """Reads and folds the texts of a row, and remembers the latest."""
     cache: dict[int, minhash.Shape] = {}
-    held = 0
+    size = 0  # characters in the cache
 
     def shape(row: int) -> minhash.Shape:
-        nonlocal held
+        nonlocal size
         if row not in cache:
-            if held > minhash.CACHED:
+            if size > minhash.CACHED:
                 cache.clear()
-                held = 0
-            cut = texts([row])[0]
-            cache[row] = minhash.shape_of(cut)
-            held += len(cut.prompt) + len(cut.answer)
+                size = 0
+            texts_of_row = texts([row])[0]
+            cache[row] = minhash.shape_of(texts_of_row)
+            size += len(texts_of_row.prompt) + len(texts_of_row.answer)
         return cache[row]
 
     return shape

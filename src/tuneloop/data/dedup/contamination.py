@@ -1,14 +1,14 @@
 """Rows that give a test away: they ask the same, nearly the same, or hold long passages of a question.
 
-An index of the test set is built once and sent to the workers. They ask it about whole chunks of rows, whose sketches
-they have anyway, so that a short row takes a few microseconds.
+An index of the test set is built once and sent to the workers, which query it for whole chunks of rows, whose sketches
+they have anyway: a short row takes a few microseconds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -23,40 +23,38 @@ COMMON, COMMON_SHARE = 3, 0.01  # test rows, and share of them, that may share a
 
 @dataclass(frozen=True)
 class Leak:
-    """Why a row must not be trained on.
+    """Why a row must not be trained on."""
 
-    Args:
-        how: `exact`: the question of a test row up to Unicode form, white space and case; `near`: nearly that question;
-            `overlap`: the row holds long passages of it.
-    """
-
-    how: Literal["exact", "near", "overlap"]
+    how: Literal["exact", "near", "overlap"]  # the question is equal up to form, nearly equal, or passages are shared
     test_row: int  # index of the test row
     similarity: float  # Jaccard similarity of the questions; for `overlap` the share of the question's passages
 
 
+class _Keys(NamedTuple):
+    """Keys in rising order, and the test row of each."""
+
+    keys: Array
+    rows: Array
+
+    @staticmethod
+    def of(keys: Array, rows: Array) -> _Keys:
+        order = np.argsort(keys, kind="stable")
+        return _Keys(keys[order], rows[order])
+
+
 @dataclass(frozen=True)
 class TestIndex:
-    """A test set made ready for queries by `index_of`.
-
-    Args:
-        bands: number and key of each band of their sketches, sorted; `banded`: test row of each; `signs`: of the rows.
-        masked: number and key of short questions with words left out, sorted; `mask_of`: test row of each.
-        passages: hashes of their passages, sorted; `holders`: test row of each.
-    """
+    """A test set made ready for queries by `index_of`."""
 
     __test__ = False  # no test case, whatever pytest makes of the name
 
     config: DuplicatesConfig  # of the duplicates; the rows compared with it must be sketched with it
     shapes: Sequence[minhash.Shape]  # of the test rows
-    bands: Array
-    banded: Array
-    signs: dict[int, list[int]]
-    masked: Array
-    mask_of: Array
-    passages: Array
-    holders: Array
-    passage_count: Array  # passages of each test row that count
+    bands: _Keys  # number and key of each band of their sketches
+    signs: dict[int, list[int]]  # of the rows
+    masked: _Keys  # number and key of short questions with words left out
+    passages: _Keys  # hashes of their passages
+    passage_counts: Array  # passages of each test row that count
 
 
 def index_of(test: Sequence[minhash.RowTexts], config: DuplicatesConfig) -> TestIndex:
@@ -64,21 +62,15 @@ def index_of(test: Sequence[minhash.RowTexts], config: DuplicatesConfig) -> Test
     shapes = [minhash.shape_of(texts) for texts in test]
     columns = minhash.sketch(test, sketch_config(config))
     sketches = minhash.sketched(columns, "prompt", np.arange(len(test)))
-    bands = np.concatenate(_numbered(sketches.bands))
-    order = np.argsort(bands, kind="stable")
-    masked, mask_of = _masked(columns)
-    by_mask = np.argsort(masked, kind="stable")
-    holders, passages = _passages([shape.prompt for shape in shapes])
-    holders, passages = _distinct(holders, passages)
-    _, place, held = np.unique(passages, return_inverse=True, return_counts=True)
-    rare = held[place] <= max(COMMON, COMMON_SHARE * len(test))
-    holders, passages = holders[rare], passages[rare]
-    by_hash = np.argsort(passages, kind="stable")
-    banded, signs = np.resize(sketches.owner, len(bands)), minhash.long_signs(sketches, range(len(test)))
-    return TestIndex(
-        config, shapes, bands[order], banded[order], signs, masked[by_mask], mask_of[by_mask],
-        passages[by_hash], holders[by_hash], np.bincount(holders, minlength=len(test)),
-    )  # fmt: skip
+    bands = np.concatenate(_keys_by_band(sketches.bands))
+    masked = _Keys.of(*_masked(columns))
+    rows, passages = _distinct(*_passages([shape.prompt for shape in shapes]))
+    _, place, counts = np.unique(passages, return_inverse=True, return_counts=True)
+    rare = counts[place] <= max(COMMON, COMMON_SHARE * len(test))
+    rows, passages = rows[rare], passages[rare]
+    signs, counts = minhash.long_signs(sketches, range(len(test))), np.bincount(rows, minlength=len(test))
+    all_bands = _Keys.of(bands, np.resize(sketches.owner, len(bands)))
+    return TestIndex(config, shapes, all_bands, signs, masked, _Keys.of(passages, rows), counts)
 
 
 def find_contamination(
@@ -86,8 +78,7 @@ def find_contamination(
 ) -> list[Leak | None]:
     """For each row why it gives the test away, or None; of several test rows the one that it is most similar to.
 
-    Args:
-        columns: sketches of the rows with the index's config, if they are there already.
+    `columns`: sketches of the rows with the index's config, if they are there already.
     """
     if columns is None or "prompt" not in columns:
         columns = minhash.sketch(texts, sketch_config(index.config))
@@ -112,14 +103,13 @@ def sketch_config(config: DuplicatesConfig) -> DuplicatesConfig:
     return config.model_copy(update={"near": True, "on": "user"})
 
 
-def _numbered(bands: Iterable[Array]) -> list[Array]:
-    """Keys that differ between bands."""
+def _keys_by_band(bands: Iterable[Array]) -> list[Array]:
     return [keys.astype(np.uint64) | np.uint64(number << 32) for number, keys in enumerate(bands)]
 
 
 def _masked(columns: Columns) -> tuple[Array, Array]:
     """Keys of short questions that differ between masks, and the row of each."""
-    keys = np.concatenate(_numbered(columns["masked"].T))
+    keys = np.concatenate(_keys_by_band(columns["masked"].T))
     there = columns["masked"].T.ravel() > 0
     return keys[there], np.resize(np.arange(len(columns["masked"])), len(keys))[there]
 
@@ -129,8 +119,8 @@ def _candidates(columns: Columns, index: TestIndex, count: int) -> dict[int, lis
     sketches = minhash.sketched(columns, "prompt", np.arange(count))
     room = minhash.BUCKET // minhash.banding(index.config.threshold)[1]
     shared: dict[int, set[int]] = {}
-    for band in _numbered(sketches.bands):
-        _meet(shared, sketches.owner, band, index.bands, index.banded, room)
+    for band in _keys_by_band(sketches.bands):
+        _add_matches(shared, sketches.owner, band, index.bands, room)
     signs = minhash.long_signs(sketches, shared)
     most = minhash.most_apart(index.config.threshold)
     candidates = {}
@@ -140,32 +130,30 @@ def _candidates(columns: Columns, index: TestIndex, count: int) -> dict[int, lis
             candidates[row] = [test_row for apart, test_row in near[: minhash.CROWD] if apart <= most]
     shared.clear()
     masked, rows = _masked(columns)
-    _meet(shared, rows, masked, index.masked, index.mask_of, room)
+    _add_matches(shared, rows, masked, index.masked, room)
     for row, tests in shared.items():
         candidates[row] = [*(first := candidates.get(row, [])), *sorted(tests.difference(first))]
     return candidates
 
 
-def _meet(shared: dict[int, set[int]], rows: Array, keys: Array, test_keys: Array, test_rows: Array, room: int) -> None:
-    """Add to each row's test rows those with its key, at most `room` of them; `test_keys` are sorted."""
-    if len(test_keys) == 0:
+def _add_matches(shared: dict[int, set[int]], rows: Array, keys: Array, test: _Keys, room: int) -> None:
+    """Add to each row's test rows those with its key, at most `room` of them."""
+    if len(test.keys) == 0:
         return
-    begin = np.searchsorted(test_keys, keys)
-    there = np.flatnonzero(test_keys[np.minimum(begin, len(test_keys) - 1)] == keys)
-    end = np.minimum(np.searchsorted(test_keys, keys[there], side="right"), begin[there] + room)
+    begin = np.searchsorted(test.keys, keys)
+    there = np.flatnonzero(test.keys[np.minimum(begin, len(test.keys) - 1)] == keys)
+    end = np.minimum(np.searchsorted(test.keys, keys[there], side="right"), begin[there] + room)
     for row, low, high in zip(rows[there].tolist(), begin[there].tolist(), end.tolist(), strict=True):
-        shared.setdefault(row, set()).update(test_rows[low:high].tolist())
+        shared.setdefault(row, set()).update(test.rows[low:high].tolist())
 
 
 def _passages(texts: Sequence[Sequence[str]]) -> tuple[Array, Array]:
-    """Hashes of all runs of GRAM words, and before them the text that holds each."""
     long = [number for number, words in enumerate(texts) if len(words) >= GRAM]
     if not long:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint64)
     lengths = np.array([len(texts[number]) for number in long], dtype=np.int64)
-    hashed, counts = minhash.windows(
-        minhash.word_hashes([word for number in long for word in texts[number]]), lengths, GRAM
-    )
+    words = [word for number in long for word in texts[number]]
+    hashed, counts = minhash.windows(minhash.word_hashes(words), lengths, GRAM)
     return np.repeat(np.array(long, dtype=np.int64), counts), hashed
 
 
@@ -179,21 +167,22 @@ def _distinct(owners: Array, hashes: Array) -> tuple[Array, Array]:
 
 def _overlaps(texts: Sequence[minhash.RowTexts], index: TestIndex) -> list[tuple[int, float, int]]:
     """Rows that hold enough passages of a test question, the share, and the test row with the largest one."""
-    if len(index.passages) == 0:
+    passages = index.passages.keys
+    if len(passages) == 0:
         return []
     sides = [side for t in texts for side in (t.prompt, t.answer)]
     # a space more than words between them at most: a cheap way to leave out the short ones
     words = [minhash.folded_words(side) if len(side) > 2 * GRAM else [] for side in sides]
     owners, hashes = _passages(words)
-    first = np.minimum(np.searchsorted(index.passages, hashes), len(index.passages) - 1)
-    hit = index.passages[first] == hashes
+    first = np.minimum(np.searchsorted(passages, hashes), len(passages) - 1)
+    hit = passages[first] == hashes
     owners, hashes = _distinct(owners[hit] // 2, hashes[hit])
-    begin, end = np.searchsorted(index.passages, hashes), np.searchsorted(index.passages, hashes, side="right")
+    begin, end = np.searchsorted(passages, hashes), np.searchsorted(passages, hashes, side="right")
     rows = np.repeat(owners, end - begin)
-    held = index.holders[np.repeat(begin, end - begin) + minhash.counted(end - begin)]
-    pairs, counts = np.unique(rows * len(index.shapes) + held, return_counts=True)
+    test_rows = index.passages.rows[np.repeat(begin, end - begin) + minhash.counted(end - begin)]
+    pairs, counts = np.unique(rows * len(index.shapes) + test_rows, return_counts=True)
     row, test_row = np.divmod(pairs, max(len(index.shapes), 1))
-    share = counts / index.passage_count[test_row]
+    share = counts / index.passage_counts[test_row]
     best = np.lexsort((test_row, -share, row))
     best = best[np.flatnonzero(np.diff(row[best], prepend=-1))]
     best = best[share[best] >= OVERLAP]

@@ -19,38 +19,24 @@ _COMPARED: dict[str, tuple[Name, ...]] = {"row": ("whole",), "user": ("prompt",)
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Rows to drop, in rising order, and for each the row that stays in its place.
-
-    Args:
-        of: of each, the row it is like. That one is kept; only the equal of an exact duplicate may itself be dropped,
-            as a near duplicate of a kept row.
-    """
+    """Rows to drop, in rising order, and for each the row that stays in its place."""
 
     dropped: Array  # indices of the rows
-    of: Array
+    of: Array  # the row that each is like; it is kept, but the equal of an exact duplicate may be a near one itself
     similarity: Array  # Jaccard similarity or cosine; 1 for exact duplicates
     exact: Array  # whether they are equal up to Unicode form, white space and case
 
 
-def preference(
-    keep: str,
-    *,
-    count: int,
-    characters: Array | None = None,
-    time: Array | None = None,
-    rating: Array | None = None,
-    pinned: Array | None = None,
-) -> Array:
-    """All rows, those that stay first.
+def preference(keep: str, *, count: int, pinned: Array | None = None, **worth: Array) -> Array:
+    """All rows, those that stay first: by `keep` (`first`, `longest`, `newest`, `best`), then the earlier row.
 
-    Args:
-        keep: `first`, `longest`, `newest` or `best`; among equals, and where nothing is known, the earlier row.
-        pinned: rows that stay before all others, such as those of a frozen test set.
+    `pinned` rows, such as those of a frozen test set, come before all others; `worth`: what policies go by, as far as
+    it is known: `characters`, `time`, `rating`.
     """
-    value = {"longest": characters, "newest": time, "best": rating}.get(keep)
-    worth = np.zeros(count) if value is None else np.where(np.isnan(value), -np.inf, value)
+    value = worth.get({"longest": "characters", "newest": "time", "best": "rating"}.get(keep, ""))
+    ranked = np.zeros(count) if value is None else np.where(np.isnan(value), -np.inf, value)
     last = np.zeros(count, dtype=bool) if pinned is None else ~pinned
-    return np.lexsort((np.arange(count), -worth, last))
+    return np.lexsort((np.arange(count), -ranked, last))
 
 
 def find_duplicates(
@@ -58,10 +44,10 @@ def find_duplicates(
 ) -> Duplicates:
     """Rows that are the same as one that stays.
 
-    Rows are taken in the order of preference; each is dropped if it is similar enough to one that has been kept, else it is
-    kept. So every dropped row is similar to the row in its place (no chains), and no two kept ones are similar,
-    but for pairs that the sketches miss (1 % of those just at the threshold, hardly any above) and crowds of more than
-    `CROWD` rows that are nearly similar. Rows of different labels, system turns or tools are never near duplicates.
+    In the order of preference, each row is dropped if it is similar enough to one that has been kept. So every dropped
+    row is similar to the row in its place (no chains), and no two kept ones are similar, but for pairs that the
+    sketches miss (1 % of those just at the threshold, hardly any above) and crowds of more than `CROWD` rows that are
+    nearly similar. Rows of different labels, system turns or tools are never near duplicates.
 
     Args:
         config: the same as for the sketches.
@@ -69,8 +55,8 @@ def find_duplicates(
         order: all rows, those that stay first; see `preference`.
         alike: the similar pairs of `distinct(columns, rows, order)`; default: looked for here.
     """
-    rows = _in_order(rows, order)
-    heads, copies, originals = _firsts(columns["exact"][rows])
+    rows = rows[_places_in_order(rows, order)]
+    heads, copies, originals = _first_of_equal(columns["exact"][rows])
     exact = zip(copies, originals, strict=True) if config.exact else ()
     of = {int(rows[copy]): (int(rows[original]), 1.0, True) for copy, original in exact}
     if config.near:
@@ -79,7 +65,7 @@ def find_duplicates(
         if alike is None:
             alike = find_alike(columns, texts, config.threshold, rows=distinct_rows)
         crowd = Crowd(columns, _COMPARED[config.on], distinct_rows, alike.crowded, Comparing(texts, config.threshold))
-        for place, (other, value) in _leaders(alike, crowd, config).items():
+        for place, (other, value) in _near_copies(alike, crowd, config).items():
             of[int(distinct_rows[place])] = (int(distinct_rows[other]), value, False)
     return _duplicates((row, *facts) for row, facts in of.items())
 
@@ -91,46 +77,43 @@ def _duplicates(facts: Iterable[tuple[int, int, float, bool]]) -> Duplicates:
 
 def distinct(columns: Columns, rows: Array, order: Array) -> Array:
     """Of equal rows the one that stays, in the order of preference: those that are compared for near duplicates."""
-    rows = _in_order(rows, order)
-    firsts: Array = rows[_firsts(columns["exact"][rows])[0]]
+    rows = rows[_places_in_order(rows, order)]
+    firsts: Array = rows[_first_of_equal(columns["exact"][rows])[0]]
     return firsts
 
 
-def _leaders(alike: Alike, crowd: Crowd, config: DuplicatesConfig) -> dict[int, tuple[int, float]]:
+def _near_copies(alike: Alike, crowd: Crowd, config: DuplicatesConfig) -> dict[int, tuple[int, float]]:
     """Places that are similar to a kept one: the most similar of these, and how similar it is."""
 
     def value(prompt: Any, whole: Any, together: Any) -> Any:
-        """How much a row counts as a copy of another."""
         of = {"user": prompt, "row": whole, "both": np.maximum(prompt, whole)}
         return np.where(together, of[config.on], 0.0)
 
     values = value(alike.prompt, alike.whole, alike.together)
     similar = values >= config.threshold
-    similar_to: dict[int, list[tuple[float, int]]] = {}
     columns = (column[similar].tolist() for column in (alike.other, alike.one, values))
+    similar_to: dict[int, list[tuple[float, int]]] = {}
     for other, one, similarity in zip(*columns, strict=True):
         similar_to.setdefault(other, []).append((similarity, -one))
-    gone: dict[int, tuple[int, float]] = {}
+    copies: dict[int, tuple[int, float]] = {}
     for place in sorted({*similar_to, *crowd.places}):
         if alike.crowded[place]:
             candidates = [(float(value(*crowd.compare(place, other))), -other) for other in crowd.near(place)]
         else:
-            candidates = [pair for pair in similar_to.get(place, ()) if -pair[1] not in gone]
+            candidates = [pair for pair in similar_to.get(place, ()) if -pair[1] not in copies]
         best, other = max(candidates, default=(0.0, 0))
         if best >= config.threshold:
-            gone[place] = (-other, best)
+            copies[place] = (-other, best)
         else:
             crowd.add(place)
-    return gone
+    return copies
 
 
 def find_links(
     columns: Columns, texts: Texts, threshold: float, *, rows: Array, question: Array, alike: Alike | None = None
 ) -> tuple[Array, Array]:
-    """Pairs of rows whose questions are nearly equal, whatever their answers and labels: they belong in one split.
-
-    Pairs (pairs, 2) and their similarities: not all, but enough that whoever follows them reaches every similar row.
-    Those whose labels differ are the candidates for wrong labels.
+    """Pairs of rows (pairs, 2) whose questions are nearly equal, whatever their answers, and how similar: they belong
+    in one split. Not all, but enough that following them reaches every similar row.
 
     Args:
         threshold: least Jaccard similarity of the questions.
@@ -144,7 +127,7 @@ def find_links(
     row_of = rows[first]
     if alike is None:
         alike = find_alike(columns, texts, threshold, rows=np.sort(row_of))
-    # Of a row that is gone, another one with its question may still be there.
+    # Of a row that was dropped, another one with its question may still be there.
     place = np.minimum(np.searchsorted(questions, question[alike.rows]), len(questions) - 1)
     there = questions[place] == question[alike.rows]
     linked = (alike.prompt >= threshold) & there[alike.one] & there[alike.other] & ~alike.crowded[alike.other]
@@ -154,14 +137,14 @@ def find_links(
     crowded[place[there & alike.crowded]] = True
     in_order = np.argsort(row_of)
     crowd = Crowd(columns, ("prompt",), row_of[in_order], crowded[in_order], Comparing(texts, threshold))
-    pairs += [(int(crowd.rows[a]), int(crowd.rows[b]), value) for a, b, value in _linked(crowd, threshold)]
+    pairs += [(int(crowd.rows[a]), int(crowd.rows[b]), value) for a, b, value in _connecting_pairs(crowd, threshold)]
     pairs = [pair for pair in pairs if pair[0] != pair[1]]
     links = np.array([pair[:2] for pair in pairs], dtype=np.int64).reshape(-1, 2)
     return links, np.array([pair[2] for pair in pairs], dtype=np.float32)
 
 
-def _linked(crowd: Crowd, threshold: float) -> list[tuple[int, int, float]]:
-    """Similar pairs that connect all places that a chain of similar pairs through crowded ones connects (union-find)."""
+def _connecting_pairs(crowd: Crowd, threshold: float) -> list[tuple[int, int, float]]:
+    """Similar pairs that connect all places that a chain of them through crowded ones connects (union-find)."""
     parent: dict[int, int] = {}
 
     def root(place: int) -> int:
@@ -180,12 +163,11 @@ def _linked(crowd: Crowd, threshold: float) -> list[tuple[int, int, float]]:
 
 
 def find_conflicts(question: Array, rows: Array, order: Array) -> list[Array]:
-    """Rows with one question that are left after copies are gone: their answers or labels differ.
-
-    Groups of two rows and more, each with the preferred row first, in the order of these. `question` is the `key64` of a
-    row's `prompt_key`, `rows` those that count, `order` all rows, those that stay first.
+    """Rows with one question that are left when copies are dropped: their answers or labels differ. Groups of two rows
+    and more, the preferred row first, in this order. `question`: `key64` of each row's `prompt_key`; `order`: as in
+    `preference`.
     """
-    rows = _in_order(rows, order)
+    rows = rows[_places_in_order(rows, order)]
     places = np.argsort(question[rows], kind="stable")
     questions = question[rows[places]]
     groups = np.split(places, np.flatnonzero(questions[1:] != questions[:-1]) + 1)
@@ -193,13 +175,13 @@ def find_conflicts(question: Array, rows: Array, order: Array) -> list[Array]:
     return [rows[group] for group in sorted(shared, key=lambda group: int(group[0]))]
 
 
-def _in_order(rows: Array, order: Array) -> Array:
-    rank = np.empty(len(order), dtype=np.int32)
-    rank[order] = np.arange(len(order), dtype=np.int32)
-    return rows[np.argsort(rank[rows])]
+def _places_in_order(rows: Array, order: Array) -> Array:
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+    return np.argsort(rank[rows])
 
 
-def _firsts(keys: Array) -> tuple[Array, Array, Array]:
+def _first_of_equal(keys: Array) -> tuple[Array, Array, Array]:
     """Places of the first of equal keys; places of the others, and for each the place of its first."""
     order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: equal keys stay in their order
     new = np.ones(len(order), dtype=bool)
@@ -212,21 +194,17 @@ def _firsts(keys: Array) -> tuple[Array, Array, Array]:
 def semantic_duplicates(
     embeddings: Array, threshold: float, *, rows: Array, order: Array, apart: Array | None = None
 ) -> Duplicates:
-    """Rows whose embeddings are as similar as the threshold to those of a row that stays; in order of preference.
-
-    Every row is compared with all kept rows: 100,000 rows take minutes. Apart from the embeddings, those of the kept rows and
-    a few blocks are held in memory.
+    """Rows whose embeddings are as similar as the threshold to those of a row that stays; in order of preference. Every
+    row is compared with all kept rows: 100,000 rows take minutes.
 
     Args:
-        embeddings: one unit vector for each of `rows` (rows, size).
+        embeddings: one unit vector for each of `rows` (rows, size); as much again is held in memory.
         threshold: least cosine similarity.
         rows: indices of the rows that count.
         order: all rows, those that stay first; see `preference`.
         apart: for each of `rows` a number; rows of different numbers, such as labels, are no duplicates.
     """
-    rank = np.empty(len(order), dtype=np.int64)
-    rank[order] = np.arange(len(order))
-    places = np.argsort(rank[rows])
+    places = _places_in_order(rows, order)
     apart = np.zeros(len(rows), dtype=np.int64) if apart is None else apart
     leader_places = np.empty(len(rows), dtype=np.int64)
     leaders = np.empty_like(embeddings)  # of the kept rows, one after another

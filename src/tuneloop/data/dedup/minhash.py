@@ -41,6 +41,7 @@ Name = Literal["prompt", "whole"]  # of a sketch
 MASKS = 4  # keys of a short text: each without every fourth word, so that texts that differ in one word share one
 # What the names of the columns begin with that `sketch` makes.
 COLUMNS = ("exact", "prompt", "whole", "edge_", "masked")
+LEAST_SHARED = 20  # prompts, and characters of a frame
 KINDS: tuple[Kind, ...] = ("letters", "words")
 _PUNCTUATION = bytes(code for code in range(128) if unicodedata.category(chr(code))[0] == "P")
 _CONTROLS = bytes(32 if unicodedata.category(chr(code)) == "Cc" else code for code in range(256))
@@ -76,17 +77,17 @@ class PromptFrame:
 NO_FRAME = PromptFrame()
 
 
-def shared_frame(prompts: Sequence[str], *, least: int = 20) -> PromptFrame:
-    """The frame that nine of ten different prompts share; from `least` prompts, and `least` characters of it, on."""
+def shared_frame(prompts: Sequence[str]) -> PromptFrame:
+    """The frame that nine of ten different prompts share; from `LEAST_SHARED` prompts and characters of it on."""
     different = sorted(set(prompts))
-    if len(different) < least:
+    if len(different) < LEAST_SHARED:
         return NO_FRAME
-    before = _shared_start(different, least)
-    after = _shared_start(sorted(text[::-1] for text in different), least)[::-1]
+    before = _shared_start(different)
+    after = _shared_start(sorted(text[::-1] for text in different))[::-1]
     return PromptFrame(before, after) if before or after else NO_FRAME
 
 
-def _shared_start(ordered: Sequence[str], least: int) -> str:
+def _shared_start(ordered: Sequence[str]) -> str:
     """The longest start that nine of ten sorted texts share, up to the end of a word."""
     span = math.ceil(0.9 * len(ordered)) - 1
     longest = ""
@@ -97,7 +98,7 @@ def _shared_start(ordered: Sequence[str], least: int) -> str:
             longest = pair[0][:same]
     while longest and not longest[-1].isspace():
         longest = longest[:-1]
-    return longest if len(longest) >= least else ""
+    return longest if len(longest) >= LEAST_SHARED else ""
 
 
 def texts_of(row: Row, frame: PromptFrame = NO_FRAME) -> RowTexts:
@@ -134,7 +135,7 @@ def texts_of(row: Row, frame: PromptFrame = NO_FRAME) -> RowTexts:
 
 
 class _Folding(dict[int, str | None]):
-    """A table for `str.translate` that is filled as characters come up: punctuation, format characters and surrogates go."""
+    """A table for `str.translate`, filled as characters come up: punctuation, formats and surrogates are removed."""
 
     def __missing__(self, code: int) -> str | None:
         category = unicodedata.category(chr(code))
@@ -147,7 +148,7 @@ _FOLDING = _Folding()
 
 
 def folded_words(text: str) -> list[str]:
-    """The words of a text without case, punctuation and invisible characters; as they stand if nothing else is there."""
+    """The words of a text without case, punctuation and invisible characters; as they are if nothing else is there."""
     if text.isascii():
         plain = text.lower()
         words = plain.encode("ascii").translate(_CONTROLS, _PUNCTUATION).decode("ascii").split()
@@ -201,7 +202,7 @@ def _overlap(a: Shape, b: Shape, side: Literal["prompt", "answer"], words: int) 
 
 
 def _prompt_overlap(a: Shape, b: Shape, words: int) -> tuple[float, int]:
-    """As `_overlap` of what the users say; of short texts that differ in a typo or a courtesy as much as `short_similarity` says."""
+    """As `_overlap` of what the users say; texts that differ in a typo or a courtesy overlap by `short_similarity`."""
     both, either = _overlap(a, b, "prompt", words)
     if both == either:
         return both, either
@@ -264,10 +265,11 @@ def sketch(texts: Sequence[RowTexts], config: DuplicatesConfig) -> dict[str, Arr
 
     Returns:
         `exact`: key of the whole row up to Unicode form, white space and case, uint64 (rows, 2). `prompt` and `whole`
-        (unless only the user's words count): keys of the bands of MinHash signatures, then one bit of each of their
-        values (b-bit minwise hashing; Li, König 2010), uint32 (rows, bands + SIGNS). And for texts just below the limit between short and long the second sketch, as `edge_prompt` and `edge_whole`, with the
-        key `exact` of its row in `edge_prompt_of` and `edge_whole_of`: these have a length of their own.
-        `masked`: keys of short prompts with words left out, uint32 (rows, MASKS); 0 for none.
+            (unless only the user's words count): keys of the bands of MinHash signatures, then one bit of each value
+            (b-bit minwise hashing; Li, König 2010), uint32 (rows, bands + SIGNS). For texts just below the limit
+            between short and long a second sketch, `edge_prompt` and `edge_whole`, with the key `exact` of its row in
+            `edge_prompt_of` and `edge_whole_of`: these have another length. `masked`: keys of short prompts with words
+            left out, uint32 (rows, MASKS); 0 for none.
     """
     raw = (f"{normalised(t.prompt)}\0{normalised(t.answer)}\0{t.apart}".encode("utf-8", "surrogatepass") for t in texts)
     digests = (hashlib.blake2b(content, digest_size=16).digest() for content in raw)
@@ -315,7 +317,7 @@ def sketch(texts: Sequence[RowTexts], config: DuplicatesConfig) -> dict[str, Arr
 
 
 def _masked_keys(texts: Sequence[Sequence[str]]) -> Array:
-    """Keys of short texts without courtesies, each without every fourth word; 0 where no word would be left, and of other texts."""
+    """Keys of short texts without courtesies and every fourth word; 0 where no word is left, or of long ones."""
     keys = np.zeros((len(texts), MASKS), dtype=np.uint32)
     short = [number for number, words in enumerate(texts) if 1 < len(words) <= SHORT]
     if not short:
@@ -334,11 +336,9 @@ def _masked_keys(texts: Sequence[Sequence[str]]) -> Array:
 
 
 def windows(values: Array, lengths: Array, size: int) -> tuple[Array, Array]:
-    """A hash of every run of `size` values that stays within one text, and how many there are of each text.
+    """A hash of every run of `size` values within one text, and how many there are of each text.
 
-    Args:
-        values: of all texts one after another, uint64.
-        lengths: values of each text, at least `size`.
+    `values`: of all texts one after another, uint64; `lengths`: values of each text, at least `size`.
     """
     hashed = np.zeros(max(len(values) - size + 1, 0), dtype=np.uint64)
     for offset in range(size):
@@ -431,7 +431,7 @@ def _keys(signatures: Array, bands: int, rows: int) -> Array:
 
 
 def most_apart(threshold: float) -> int:
-    """Signs in which two texts at the threshold may differ: 3.1 standard deviations (one pair in 1,000) above the mean."""
+    """Signs in which two texts at the threshold may differ: 3.1 standard deviations (1 in 1,000) above the mean."""
     values, differ = signature_size(threshold), (1.0 - threshold) / 2
     return math.floor(values * differ + 3.1 * math.sqrt(values * differ * (1.0 - differ)))
 
@@ -486,8 +486,8 @@ def _edges(columns: Columns, name: str, rows: Array) -> tuple[Array, Array]:
     if len(some) == 0:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     keys = np.ascontiguousarray(exact[rows[some]]).view(pair)[:, 0]
-    wanted, index = np.unique(np.ascontiguousarray(of).view(pair)[:, 0], return_index=True)  # copies have one sketch
+    owners, index = np.unique(np.ascontiguousarray(of).view(pair)[:, 0], return_index=True)  # copies have one sketch
     order = np.argsort(keys)
-    at = np.minimum(np.searchsorted(keys, wanted, sorter=order), len(some) - 1)
-    there = keys[order[at]] == wanted
+    at = np.minimum(np.searchsorted(keys, owners, sorter=order), len(some) - 1)
+    there = keys[order[at]] == owners
     return some[order[at[there]]], index[there]

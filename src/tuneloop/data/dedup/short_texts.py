@@ -16,37 +16,38 @@ from tuneloop.data.clean.language import LANGUAGES, detect_language, frequency, 
 SHORT = 12  # words up to which texts are compared here: from some 30 letters on, Jaccard similarity sees past one typo
 COMPARED = 50  # words up to which similar texts are compared in meaning
 _LETTERS = 4  # of the longer of two words that may be one: shorter ones are mostly other words, codes or currencies
-_RARE = 100  # times as often as a word must another one occur for the first to be its misspelling: "cyst" of "cost", not "lost"
+_RARE = 100  # times as often as a word must another one occur for it to be a misspelling: "cyst" of "cost", not "lost"
 
 # As folded: lower case, no punctuation.
 _ANYWHERE = frozenset("please pls plz plse bitte svp kindly".split())  # noqa: SIM905
 _AT_THE_EDGES = frozenset(
     tuple(phrase.split())
     for phrase in (  # noqa: SIM905
-        "hi,hi there,hi all,hi team,hello,hello there,hello team,hey,hey there,good morning,good afternoon,good evening,good day,"
-        "dear team,dear support,dear sir,dear madam,dear sir or madam,excuse me,greetings,"
-        "thanks,thank you,thx,ty,thanks a lot,many thanks,thank you very much,thanks in advance,thank you in advance,cheers,regards,"
-        "hallo,guten tag,guten morgen,danke,vielen dank,danke schön,bonjour,bonsoir,salut,merci,merci beaucoup,sil vous plaît,"
-        "hola,buenos días,buenas tardes,por favor,gracias,muchas gracias,olá,bom dia,obrigado,obrigada,ciao,buongiorno,grazie,"
-        "per favore,per piacere,dank je,bedankt,alstublieft,alsjeblieft,goedemorgen"
+        "hi,hi there,hi all,hi team,hello,hello there,hello team,hey,hey there,good morning,good afternoon,"
+        "good evening,good day,dear team,dear support,dear sir,dear madam,dear sir or madam,excuse me,greetings,thanks,"
+        "thank you,thx,ty,thanks a lot,many thanks,thank you very much,thanks in advance,thank you in advance,cheers,"
+        "regards,"
+        "hallo,guten tag,guten morgen,danke,vielen dank,danke schön,bonjour,bonsoir,salut,merci,merci beaucoup,"
+        "sil vous plaît,hola,buenos días,buenas tardes,por favor,gracias,muchas gracias,olá,bom dia,obrigado,obrigada,"
+        "ciao,buongiorno,grazie,per favore,per piacere,dank je,bedankt,alstublieft,alsjeblieft,goedemorgen"
     ).split(",")
 )
 _NEGATIONS = frozenset(
-    "not no never none nothing nobody nor neither without cannot cant dont doesnt didnt isnt arent wasnt werent wont wouldnt couldnt "  # noqa: SIM905
-    "shouldnt havent hasnt hadnt aint nicht kein keine keinen keiner keinem nie ohne pas jamais sans sin nunca jamás non mai senza não nem niet geen nooit zonder не нет без".split()
+    "not no never none nothing nobody nor neither without cannot cant dont doesnt didnt isnt "  # noqa: SIM905
+    "arent wasnt werent wont wouldnt couldnt shouldnt havent hasnt hadnt aint nicht kein keine keinen keiner "
+    "keinem nie ohne pas jamais sans sin nunca jamás non mai senza não nem niet geen nooit zonder не нет без".split()
 )
-_EXCLUSIVE = tuple(
-    frozenset(group.split())
-    for group in (
-        "monday tuesday wednesday thursday friday saturday sunday today tomorrow yesterday",
-        "january february march april may june july august september october november december",
-        "two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty hundred thousand million",
-        "usd eur gbp aud cad chf jpy inr nzd euro euros dollar dollars pound pounds yen rupees francs",
-        "to from", "in out", "on off", "up down", "before after", "more less", "buy sell", "send receive", "credit debit", "open close",
-        "increase decrease", "enable disable", "add remove", "high low", "first second third last", "he she", "his her", "left right",
-        "north south east west", "am pm", "weekly monthly yearly daily", "minimum maximum", "same different", "always never",
-    )
+_OPPOSITES = (
+    "monday tuesday wednesday thursday friday saturday sunday today tomorrow yesterday",
+    "january february march april may june july august september october november december",
+    "two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty hundred thousand million",
+    "usd eur gbp aud cad chf jpy inr nzd euro euros dollar dollars pound pounds yen rupees francs",
+    "to from", "in out", "on off", "up down", "before after", "more less", "buy sell", "send receive", "credit debit",
+    "open close", "increase decrease", "enable disable", "add remove", "high low", "first second third last", "he she",
+    "his her", "left right", "north south east west", "am pm", "weekly monthly yearly daily", "minimum maximum",
+    "same different", "always never",
 )  # fmt: skip
+_EXCLUSIVE = tuple(frozenset(group.split()) for group in _OPPOSITES)
 _PREFIXES = ("un", "in", "im", "de", "dis", "non", "ir", "il", "mis")
 _DIGIT = re.compile(r"\d")
 _FIRST, _LAST = (frozenset(phrase[at] for phrase in _AT_THE_EDGES) for at in (0, -1))
@@ -69,10 +70,10 @@ def without_courtesies(words: Sequence[str]) -> Sequence[str]:
 
 
 def short_similarity(a: Sequence[str], b: Sequence[str], texts: tuple[str, str]) -> float:
-    """How alike two short texts are, if nothing but one typo and courtesies sets them apart: 1 - edits / letters, else 0.
+    """How alike two short texts are that differ only in one typo and courtesies: 1 - edits / letters, else 0.
 
-    A typo is one edit, as are all courtesies together: "where is my card" and "please where is my crd" are two edits in 13 letters apart.
-    `a` and `b` are their folded words; the capitals of `texts` tell names.
+    A typo is one edit, as are all courtesies together: "where is my card" and "please where is my crd" are two edits in
+    13 letters apart. `a` and `b` are their folded words; the capitals of `texts` tell names.
     """
     if max(len(a), len(b)) > SHORT:
         return 0.0
@@ -94,10 +95,10 @@ def short_similarity(a: Sequence[str], b: Sequence[str], texts: tuple[str, str])
 
 
 def same_meaning(a: Sequence[str], b: Sequence[str], texts: tuple[str, str]) -> bool:
-    """Whether two similar texts may say the same: False where they differ in a negation, an opposite, or in who does what.
+    """Whether two similar texts may say the same: not if they differ in a negation, an opposite, or in who does what.
 
-    In short texts also where a number or a name differs; longer ones with numbers of their own are mostly filled-in templates. A typo, a
-    courtesy, another form of a word ("card", "cards") or a clause that is moved to the front changes nothing.
+    Short texts also differ in a number or a name; longer ones with other numbers are mostly filled-in templates. A
+    typo, a courtesy, another form of a word ("card", "cards") or a clause that is moved to the front changes nothing.
     `a` and `b` are the folded words of the texts.
     """
     if max(len(a), len(b)) > COMPARED or a == b:
@@ -153,7 +154,7 @@ def _is_swap(one: Sequence[str], other: Sequence[str]) -> bool:
 
 
 def one_edit_apart(u: str, v: str) -> bool:
-    """Whether a letter is missing, too many or another one, or two neighbours are swapped (Damerau-Levenshtein distance 1)."""
+    """Whether one letter is missing, added or another one, or two neighbours are swapped (Damerau-Levenshtein: 1)."""
     if abs(len(u) - len(v)) > 1 or u == v:
         return False
     same = next((n for n, (c, d) in enumerate(zip(u, v, strict=False)) if c != d), min(len(u), len(v)))

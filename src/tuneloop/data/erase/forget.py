@@ -28,19 +28,8 @@ from tuneloop.data.mix import GENERAL_FILE
 from tuneloop.data.process_record import LANGUAGES_EVERY, Measure, question_text
 from tuneloop.data.sources.read import read_records
 from tuneloop.data.split import SPLITS
-from tuneloop.records.dataset import (
-    AGAIN,
-    MANIFEST,
-    Check,
-    DatasetManifest,
-    Mix,
-    Removal,
-    RowsAndTokens,
-    SplitFile,
-    Splits,
-    TokenStatistics,
-    read_manifest,
-)
+from tuneloop.records import dataset as records
+from tuneloop.records.dataset import AGAIN, MANIFEST, Check, DatasetManifest, Mix, SplitFile, read_manifest
 from tuneloop.records.evaluation import EVALUATION
 from tuneloop.records.record import Part, as_record, write_record
 from tuneloop.records.rows import Dataset, Reject, Row
@@ -60,18 +49,15 @@ Checks = Callable[[Dataset], list[Check]]
 
 @dataclass(frozen=True)
 class Hit:
-    """A line that matches: its file in the data set, its number there, its row's id, its source with the line, and why.
+    """A line that matches."""
 
-    `general` marks rows that were mixed in.
-    """
-
-    file: str
-    line: int
-    id: str
+    file: str  # of the data set
+    line: int  # its number in the file
+    id: str  # of its row
     source: str
     source_line: int
-    excerpt: str
-    general: bool = False
+    excerpt: str  # why it matches
+    general: bool = False  # whether its row was mixed in
 
 
 @dataclass(frozen=True)
@@ -110,10 +96,8 @@ def find_rows(dataset: Path | str, match: Matcher) -> SubjectRows:
 
     Rows made of the same source record as a matching one are included (a long chat divided in several rows, a row used
     more than once), and rows whose record matches in the source, though personal data were taken out of the row, as
-    long as the source is still as it was.
-
-    Raises:
-        UserError: no complete data set there, a damaged one, or one from which another removal was interrupted.
+    long as the source is still as it was. Raises UserError: no complete data set there, a damaged one, or one from
+    which another removal was interrupted.
     """
     folder = dataset_folder(dataset)
     resumed = not (folder / MANIFEST).is_file() and (folder / JOURNAL).is_file()
@@ -182,7 +166,6 @@ def personal_settings(dataset: Path | str) -> PersonalConfig:
 
 
 def _journal(folder: Path) -> tuple[str, DatasetManifest]:
-    """Of a removal that was interrupted: the hash of its pattern, and the manifest from before."""
     path = folder / JOURNAL
     value = read_json(path)
     if not isinstance(value, dict) or "match_hash" not in value:
@@ -242,63 +225,59 @@ class Descendant:
 
 def descendants(subject: SubjectRows, match: Matcher, root: Path | str = ".") -> list[Descendant]:
     """Data sets, runs and evaluations below `root` (to a depth of 4) that come from a data set or hold its matching
-    rows.
+    rows. Where nothing matches in the data set itself, only what holds matching rows is listed, and what came of that.
 
-    Where nothing matches in the data set itself, only what holds matching rows is listed, and what came of that.
-
-    Args:
-        subject: the data set, as it was before the rows were removed.
+    `subject`: the data set, as it was before the rows were removed.
     """
     folders = []
     for place, inner, _ in os.walk(root):
         depth = len(Path(place).relative_to(root).parts)
         inner[:] = sorted(n for n in inner if depth < DEPTH and not n.startswith(".") and n != "checkpoints")
         folders.append(Path(place))
-    names = _names(subject.manifest) if subject.hits or subject.resumed else set()
-    taught = set(names) if subject.resumed or any(hit.file == "train.jsonl" for hit in subject.hits) else set()
-    made: list[Descendant] = []
+    names = _ids_and_hashes(subject.manifest) if subject.hits or subject.resumed else set()
+    training_names = set(names) if subject.resumed or any(hit.file == "train.jsonl" for hit in subject.hits) else set()
+    children: list[Descendant] = []
     for folder in folders:
         if (folder / MANIFEST).is_file() and folder.resolve() != subject.folder.resolve():
             try:
                 child = _dataset_child(folder, subject, match, names)
             except UserError as error:
-                made.append(Descendant("data set", str(folder), "", None, f"can't be read: {error.what}", LOOK))
+                children.append(Descendant("data set", str(folder), "", None, f"can't be read: {error.what}", LOOK))
                 continue
             if child is not None:
-                made.append(child)
-                names_of_child = _names(read_manifest(folder))
+                children.append(child)
+                names_of_child = _ids_and_hashes(read_manifest(folder))
                 names |= names_of_child
-                taught |= names_of_child if _count(folder / "train.jsonl", subject.ids, match) else set()
+                training_names |= names_of_child if _count(folder / "train.jsonl", subject.ids, match) else set()
     for folder in folders:
-        if (run := _made_of(folder / RUN)) is None:
+        if (run := _dataset_use(folder / RUN)) is None:
             continue
-        if run.dataset in taught:
+        if run.dataset in training_names:
             advice = "train again on the new data set, or delete it: weights can remember rows"
-            made.append(Descendant("run", str(folder), run.id, None, "trained on them", advice))
+            children.append(Descendant("run", str(folder), run.id, None, "trained on them", advice))
         elif run.dataset in names:
             why, advice = "trained on the data set, but not on these rows", "its weights may stay"
-            made.append(Descendant("run", str(folder), run.id, 0, why, advice))
+            children.append(Descendant("run", str(folder), run.id, 0, why, advice))
     for folder in folders:
-        if (evaluation := _made_of(folder / EVALUATION)) is None:
+        if (evaluation := _dataset_use(folder / EVALUATION)) is None:
             continue
         rows = _count(folder / "samples.jsonl", subject.ids, match)
         why, advice = "measured on the data set as it was", "its metrics stay good for that one"
         if rows:
             why, advice = f"quotes {rows} of the rows", "delete it, or evaluate again on the new data set"
         if rows or evaluation.dataset in names:
-            made.append(Descendant("evaluation", str(folder), evaluation.name, rows, why, advice))
-    return made
+            children.append(Descendant("evaluation", str(folder), evaluation.name, rows, why, advice))
+    return children
 
 
-def _names(manifest: DatasetManifest) -> set[str]:
-    """Ids and hashes that a data set has and had."""
+def _ids_and_hashes(manifest: DatasetManifest) -> set[str]:
     last = manifest.forgotten
     removals = [last, *last.earlier] if last else []
     names = {manifest.id, manifest.hash, *(r.was for r in removals), *(r.was_hash for r in removals)}
     return {name for name in names if name}
 
 
-class _MadeOf(Part):
+class _DatasetUse(Part):
     """What a run or an evaluation says of its data set; all else in its file may be of any version."""
 
     id: str = ""
@@ -306,9 +285,9 @@ class _MadeOf(Part):
     dataset: str = ""
 
 
-def _made_of(path: Path) -> _MadeOf | None:
+def _dataset_use(path: Path) -> _DatasetUse | None:
     with contextlib.suppress(UserError, OSError, ValueError):
-        return _MadeOf.model_validate(read_json(path), extra="ignore")
+        return _DatasetUse.model_validate(read_json(path), extra="ignore")
     return None
 
 
@@ -316,16 +295,12 @@ def _dataset_child(folder: Path, subject: SubjectRows, match: Matcher, ids: Coll
     manifest = read_manifest(folder)
     files = [*split_files(folder, manifest).values(), folder / "rejects.jsonl"]
     rows = sum(_count(path, subject.ids, match) for path in files)
-    mix, split = manifest.config.get("mix") or {}, manifest.config.get("split") or {}
-    places = [
-        *(manifest.config.get("sources") or []),
-        *(mix.get("sources") or []),
-        split.get("freeze"),
-        split.get("test"),
-    ]
+    config = manifest.config
+    mix, split = config.get("mix") or {}, config.get("split") or {}
+    places = [*(config.get("sources") or []), *(mix.get("sources") or []), split.get("freeze"), split.get("test")]
     paths = [Path(p).resolve() for p in places if isinstance(p, str) and p]
     uses_it = any(subject.folder.resolve() in (path, path.parent) for path in paths)
-    if not rows and not _names(manifest) & set(ids) and not (subject.hits and uses_it):
+    if not rows and not _ids_and_hashes(manifest) & set(ids) and not (subject.hits and uses_it):
         return None
     why = f"holds {rows} of the rows" if rows else "made from it"
     advice = f"tuneloop data forget {folder} --match ..." if rows else "prepare it again"
@@ -333,7 +308,6 @@ def _dataset_child(folder: Path, subject: SubjectRows, match: Matcher, ids: Coll
 
 
 def _count(path: Path, ids: Collection[str], match: Matcher) -> int:
-    """Rows of a file with one of the ids, or that match."""
     n = 0
     with contextlib.suppress(UserError, OSError):
         for _, record in _records(path):
@@ -343,15 +317,11 @@ def _count(path: Path, ids: Collection[str], match: Matcher) -> int:
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What became of a data set.
+    """What became of a data set."""
 
-    Args:
-        old_id, new_id: before and after.
-    """
-
-    found: SubjectRows  # what it held
+    subject: SubjectRows  # what it held
     rows: int  # removed from splits and rejects
-    old_id: str
+    old_id: str  # before and after
     new_id: str
     descendants: list[Descendant]  # what else was made from it
     files: list[str] = field(default_factory=list)  # files that were rewritten or deleted
@@ -369,9 +339,9 @@ def forget(
     """Remove a person's rows from a data set, which gets a new hash and id, and list what was made from it.
 
     The rows go from the splits, from `rejects.jsonl` and `repairs.jsonl`; `report.html` is deleted. What stays is a
-    line in `rejects.jsonl` with source, line and the reason `forgotten`, so that every record is still accounted for,
-    and `forgotten` in the manifest, with a hash of the pattern and never the pattern. An interrupted removal is
-    completed by the next one.
+    line in `rejects.jsonl` with source, line and the reason `forgotten`, so that every record is accounted for, and
+    `forgotten` in the manifest, with a hash of the pattern and never the pattern. The next removal completes an
+    interrupted one.
 
     Args:
         runs_root: folder to search for data sets, runs and evaluations that come from it.
@@ -391,10 +361,10 @@ def forget(
         if (folder / MANIFEST).is_file():  # else an interrupted removal needs it
             (folder / JOURNAL).unlink(missing_ok=True)
         subject = find_rows(folder, match)
-        made = descendants(subject, match, runs_root)
+        children = descendants(subject, match, runs_root)
         old_id = subject.manifest.id
         if not subject.hits and not subject.resumed:
-            return Forgotten(subject, 0, old_id, old_id, made)
+            return Forgotten(subject, 0, old_id, old_id, children)
         try:
             config = PrepareConfig.model_validate(subject.manifest.config)
         except ValueError:
@@ -412,7 +382,7 @@ def forget(
             write_record(folder / MANIFEST, manifest)
             (folder / JOURNAL).unlink()
     rows = manifest.forgotten.rows if manifest.forgotten else 0
-    return Forgotten(subject, rows, old_id, manifest.id, made, [*files, MANIFEST])
+    return Forgotten(subject, rows, old_id, manifest.id, children, [*files, MANIFEST])
 
 
 def _rehearse(
@@ -435,17 +405,15 @@ def _rehearse(
         try:
             _manifest_after(rehearsed, match, config, measure, lambda dataset: [], today)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise UserError(
-                f"The data set's manifest does not fit its files ({type(error).__name__}: {error}): nothing was removed",
-                where=str(subject.folder / MANIFEST),
-                next_step="delete the rows from its sources and run `tuneloop prepare` again",
-            ) from None
+            what = f"The manifest does not fit its files ({type(error).__name__}: {error}): nothing was removed"
+            step = "delete the rows from its sources and run `tuneloop prepare` again"
+            raise UserError(what, where=str(subject.folder / MANIFEST), next_step=step) from None
 
 
 def _remove(subject: SubjectRows) -> list[str]:
     """Rewrite the files without the rows; `rejects.jsonl` first, so that no record drops out of the account."""
     folder = subject.folder
-    gone = {(hit.file, hit.line) for hit in subject.hits}
+    lines = {(hit.file, hit.line) for hit in subject.hits}
     leftovers = [path for path in sorted(folder.iterdir()) if _is_leftover(path)]
     for path in leftovers:
         path.unlink()
@@ -457,20 +425,20 @@ def _remove(subject: SubjectRows) -> list[str]:
     due -= {_origins(record)[0] for _, record in _records(rejects) if record.get("reason") == "forgotten"}
     if due:
         tombs = ({"source": s, "line": n, "reason": "forgotten", "detail": "", "record": None} for s, n in sorted(due))
-        lines = (json.dumps(tomb, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n" for tomb in tombs)
-        changed.append(_rewrite(rejects, itertools.chain(_kept_lines(rejects, gone), lines)))
+        new = (json.dumps(tomb, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n" for tomb in tombs)
+        changed.append(_rewrite(rejects, itertools.chain(_lines_without(lines, rejects), new)))
     for path in [*_side_files(folder), *files.values()]:
-        if any(name == path.name for name, _ in gone):
-            changed.append(_rewrite(path, _kept_lines(path, gone)))
+        if any(name == path.name for name, _ in lines):
+            changed.append(_rewrite(path, _lines_without(lines, path)))
     if subject.report:
         (folder / "report.html").unlink(missing_ok=True)
         changed.append("report.html")
     return changed
 
 
-def _kept_lines(path: Path, gone: Collection[tuple[str, int]]) -> Iterator[bytes]:
+def _lines_without(places: Collection[tuple[str, int]], path: Path) -> Iterator[bytes]:
     for number, (_, line, _) in enumerate(read_lines(path) if path.is_file() else (), 1):
-        if (path.name, number) not in gone:
+        if (path.name, number) not in places:
             yield line
 
 
@@ -502,7 +470,7 @@ def _manifest_after(
     sizes: dict[str, int] = {split: sum("mix" not in row.meta for row in rows[split]) for split in SPLITS}
     rows_left, rejected = sum(sizes.values()), reasons.total()
     changes: dict[str, Any] = {
-        "splits": Splits(**{
+        "splits": records.Splits(**{
             split: _split_after(was, files[split], rows[split], measure) for split, was in old.splits.by_name.items()
         }),
         "rejected": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
@@ -522,10 +490,9 @@ def _manifest_after(
         codes = Counter(language.detect_language(question_text(row))[0] for row in looked_at)
         changes["languages"] = dict(sorted(codes.items(), key=lambda pair: (-pair[1], pair[0])))
     new = old.model_copy(update=changes)
-    removal = Removal(
-        rows=_rows_with_content(old) - _rows_with_content(new), when=today.isoformat(), match_hash=match.hash,
-        was=old.id, was_hash=old.hash,
-    )  # fmt: skip
+    rows_removed = _rows_with_content(old) - _rows_with_content(new)
+    when, was = today.isoformat(), {"was": old.id, "was_hash": old.hash}
+    removal = records.Removal(rows=rows_removed, when=when, match_hash=match.hash, **was)
     if last := old.forgotten:
         removal = removal.model_copy(update={"earlier": [*last.earlier, last.model_copy(update={"earlier": []})]})
     digest = dataset_hash({split: rows[split] for split in SPLITS}, config, old.seed or 0, new.mix)
@@ -538,7 +505,7 @@ def _manifest_after(
 
 
 def _personal_after(old: DatasetManifest, repairs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Kinds of personal data that were replaced in the rows that are left; as before where the repairs don't count them."""
+    """Kinds of personal data that were replaced in the rows left; as before where the repairs don't count them."""
     kinds: Counter[str] = Counter()
     for record in repairs:
         if record.get("kind") == "pii":
@@ -549,7 +516,6 @@ def _personal_after(old: DatasetManifest, repairs: Sequence[Mapping[str, Any]]) 
 
 
 def _rows_with_content(manifest: DatasetManifest) -> int:
-    """Rows and rejects of a data set that hold what a record said."""
     rows = sum(split.rows for split in manifest.splits.by_name.values())
     held_out = sum(source.held_out for source in manifest.mix.sources) if manifest.mix else 0
     rejects = sum(n for reason, n in manifest.rejected.items() if reason != "forgotten")
@@ -570,14 +536,14 @@ def _mix_after(mix: Mix, rows: Mapping[str, Sequence[Row]], measure: Measure | N
         tokens = was.tokens
         if measure is not None and len(some) != was.rows:
             tokens = sum(measure(row).tokens for row in some)
-        sizes[name] = RowsAndTokens(rows=len(some), tokens=tokens)
+        sizes[name] = records.RowsAndTokens(rows=len(some), tokens=tokens)
     of_general, of_task = (getattr(sizes[name], mix.by) for name in ("general", "task"))
     share = round(of_general / (of_general + of_task), 4) if of_general + of_task else 0.0
     return mix.model_copy(update={**sizes, "share": share, "sources": sources})
 
 
 def _split_after(was: SplitFile, path: Path, rows: Sequence[Row], measure: Measure | None) -> SplitFile:
-    """A split in the manifest, statistics of the task's rows; without `measure` the old ones, marked with their rows."""
+    """A split in the manifest, statistics of the task's rows; without `measure` the old ones, with their rows."""
     task_rows = [row for row in rows if "mix" not in row.meta]
     about: dict[str, Any] = {"rows": len(rows), "sha256": sha256_file(path)}
     if was.labels:
@@ -588,5 +554,5 @@ def _split_after(was: SplitFile, path: Path, rows: Sequence[Row], measure: Measu
         else:
             counts = [measure(row) for row in task_rows]
             statistics = token_statistics([c.tokens for c in counts], sum(c.supervised for c in counts))
-            about["tokens"] = TokenStatistics(**statistics)
+            about["tokens"] = records.TokenStatistics(**statistics)
     return was.model_copy(update=about)

@@ -38,15 +38,12 @@ class Matcher:
 
     A text is looked for in all texts of a row, as a part of them, whatever its case, white space and Unicode form; in
     raw records also as broken or escaped encodings of it. `field=value` finds rows whose column has that very value
-    (and those with that text in them).
-
-    Raises:
-        UserError: an empty pattern, or no valid regular expression.
+    (and those with that text in them). An empty pattern or an invalid regular expression is a UserError.
     """
 
     pattern: str  # the text, or `field=value`
     regex: bool = False  # the text, or the value, is a regular expression; case does not count
-    pseudonyms: tuple[str, ...] = ()  # what stands for the value in data sets with pseudonyms; looked for as texts
+    pseudonyms: tuple[str, ...] = ()  # those of the value in data sets with pseudonyms; looked for as texts
 
     def __post_init__(self) -> None:
         if not folded(self.pattern) or not folded(self.value):
@@ -72,7 +69,7 @@ class Matcher:
 
     @property
     def value(self) -> str:
-        """The value of `field=value`, else the whole pattern: what pseudonyms stand for."""
+        """The value of `field=value`, else the whole pattern: what has pseudonyms."""
         return self.pattern.partition("=")[2].strip() if self.field else self.pattern
 
     @cached_property
@@ -90,9 +87,8 @@ class Matcher:
     def finds(self, record: Any, name: str = "") -> str | None:
         """The place where a record matches, as a short excerpt; None if it does not.
 
-        Args:
-            record: a row of a split, a repair, a raw record, or the text of one that could not be read.
-            name: the row's own id, which is no text of it.
+        `record`: a row, a repair, a raw record, or the text of one that could not be read; `name`: its id, which is no
+        text.
         """
         if self.field and (value := self._in_fields(record)) is not None:
             return f"{self.field}={value}"
@@ -102,8 +98,8 @@ class Matcher:
         flat = folded(text)
         for needle in self._needles:
             if (at := flat.find(needle)) >= 0:
-                shown = " ".join(text.split())
-                return _excerpt(shown if len(shown) == len(flat) else flat, at, at + len(needle))
+                plain = " ".join(text.split())
+                return _excerpt(plain if len(plain) == len(flat) else flat, at, at + len(needle))
         return None
 
     def _in_fields(self, record: Any) -> str | None:
@@ -166,20 +162,16 @@ def _excerpt(text: str, start: int, end: int, around: int = 16) -> str:
 
 
 def pseudonyms(match: Matcher, config: PersonalConfig) -> tuple[str, ...]:
-    """What stands for the value of a pattern in a data set that was prepared with pseudonyms; nothing in other modes.
-
-    A value that is personal data only next to a word that names it (an account number) is tried as every kind that it
-    can be.
-
-    Raises:
-        UserError: the key of the pseudonyms is not set.
+    """The pseudonyms of a pattern's value in a data set that was prepared with them; nothing in other modes. A value
+    that is personal data only next to a word that names it (an account number) is tried as every kind that it can be. A
+    key of the pseudonyms that is not set is a UserError.
     """
     if config.mode != "pseudonym" or match.regex:
         return ()
     key, value = pseudonym_key(config), match.value.strip()
-    made: list[str] = []
+    texts: list[str] = []
     for name in ("", match.field, *(kind.lower() for kind in KINDS)):
         findings = find(value, config, name)
-        if findings and (not made or findings[0].end - findings[0].start == len(value)):
-            made.append(redact(value, findings, config, key))
-    return tuple(dict.fromkeys(text for text in made if len(text) >= SHORTEST_STAND_IN))
+        if findings and (not texts or findings[0].end - findings[0].start == len(value)):
+            texts.append(redact(value, findings, config, key))
+    return tuple(dict.fromkeys(text for text in texts if len(text) >= SHORTEST_STAND_IN))

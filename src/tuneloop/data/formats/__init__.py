@@ -55,9 +55,8 @@ def parse_record(value: Any, guess: FormatGuess, config: PrepareConfig) -> Parse
 
 
 def with_whole_texts(value: dict[str, Any], guess: FormatGuess) -> dict[str, Any]:
-    """A record with the texts put together that are in pieces (streams, contents in parts), else the record itself.
-
-    To be done before texts are looked at, since a value may be cut between two pieces. Total, as `parse_record` is.
+    """A record with the texts put together that are in pieces (streams, contents in parts), else the record itself. To
+    be done before texts are looked at, since a value may be cut between two pieces. Total, as `parse_record` is.
     """
     columns = guess.columns
     try:

@@ -17,7 +17,8 @@ _PHRASE = r"""
   | upstream\ (?:connect|request|server|service)?\ ?(?:error|failure|failed|unavailable)
   | upstream\ connect\ error\ or\ disconnect/reset\ before\ headers.{0,160}
   | no\ healthy\ upstream | connection\ (?:was\ )?(?:reset|refused|aborted|closed|error)(?:\ by\ peer)?
-  | broken\ pipe | socket\ hang\ up | context\ deadline\ exceeded | e(?:conn(?:reset|refused|aborted)|timedout|pipe)(?:\ \S{1,80})?
+  | broken\ pipe | socket\ hang\ up | context\ deadline\ exceeded
+  | e(?:conn(?:reset|refused|aborted)|timedout|pipe)(?:\ \S{1,80})?
   | cuda\ (?:error|out\ of\ memory) | out\ of\ memory | segmentation\ fault | core\ dumped
   | (?:(?:the|that)\ )?(?:server|model|service|engine)\ is\ (?:currently\ )?
       (?:overloaded|unavailable|down|not\ available)
@@ -40,7 +41,8 @@ _STATUS_NAME = r"bad request|unauthori[sz]ed|forbidden|not found|conflict|gone|m
 
 _HTTP = re.compile(
     rf"""{_LEAD} (?:[45]\d\d\b[\s:,-]{{0,4}})? (?:{_PHRASE}) {_TAIL}
-       | {_LEAD} [45]\d\d\b [\s:,-]{{1,4}} (?:client\ error|server\ error|{_STATUS_NAME.replace(" ", chr(92) + " ")}) {_TAIL}
+       | {_LEAD} [45]\d\d\b [\s:,-]{{1,4}}
+         (?:client\ error|server\ error|{_STATUS_NAME.replace(" ", chr(92) + " ")}) {_TAIL}
        | (?:http(?:/[\d.]{{1,3}})?\ ?(?:error|status)?|error(?:\ code)?|status(?:[ _]code)?)[\s:=]{{1,3}}[45]\d\d\b
          (?:\s?[-:({{].{{0,1000}}|[.!]?)""",
     re.IGNORECASE | re.VERBOSE,
@@ -73,11 +75,11 @@ _NAMES_ERROR = ("error", "errors", "errormessage", "exception", "stacktrace", "e
 
 # What all of them begin with, in lower case: nearly all answers are done with after this one match.
 _MAYBE = re.compile(
-    r"\s*(?:[\[{<(`#\"']|\W{0,3}(?:an? |the |that )?(?:internal|inter?rupted|bad|service|gateway|too many|(?:api )?rate|quota|"
-    r"insufficient|upstream|server|proxy|api |model|backend|network|read|connect|socket|operation|llm|request|response|"
-    r"call|time|no healthy|broken|context|econn|etimed|epipe|cuda|out of|segmentation|core|engine|unexpected|unknown|"
-    r"unhandled|uncaught|error|exception|oops|something|failed|max|http|status|code|fatal|critical|failure|traceback|"
-    r"panic|thread|null|undefined|nan\b|[45]\d\d\b|[a-z_][\w.]*+: ))"
+    r"\s*(?:[\[{<(`#\"']|\W{0,3}(?:an? |the |that )?(?:internal|inter?rupted|bad|service|gateway|too many|(?:api )?rate"
+    r"|quota|insufficient|upstream|server|proxy|api |model|backend|network|read|connect|socket|operation|llm|request"
+    r"|response|call|time|no healthy|broken|context|econn|etimed|epipe|cuda|out of|segmentation|core|engine|unexpected"
+    r"|unknown|unhandled|uncaught|error|exception|oops|something|failed|max|http|status|code|fatal|critical|failure"
+    r"|traceback|panic|thread|null|undefined|nan\b|[45]\d\d\b|[a-z_][\w.]*+: ))"
 )
 
 _ABOUT_FAILURES = re.compile(
@@ -93,9 +95,9 @@ _ABOUT_CODE = re.compile(
 def error_answer(text: str, question: str = "") -> str | None:
     """What kind of failure an answer is, or None when it is an answer.
 
-    The text must be the failure and nothing else: a stack trace, an HTTP status line, an exception with its
-    message, an error object in JSON, a server's error page, or a bare `null`. Where the question is about
-    such things, the answer may be right and is let through.
+    The text must be only the failure: a stack trace, an HTTP status line, an exception with its message, an error
+    object in JSON, a server's error page, or a bare `null`. Where the question is about such things, the answer may be
+    right.
     """
     if _MAYBE.match(text[:120].lower()) is None:
         return None
@@ -130,7 +132,7 @@ def _kind(text: str) -> str | None:
 
 
 def _is_error_object(text: str) -> bool:
-    """JSON that has nothing but an error in it; cut-off JSON and Python's way of writing it count too."""
+    """JSON that has only an error in it; cut-off JSON and Python's way of writing it count too."""
     if len(text) > 20_000:
         return False
     try:

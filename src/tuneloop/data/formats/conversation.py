@@ -15,8 +15,8 @@ from tuneloop.data.sources.parse import json_type
 
 TURN_COLUMNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
 TURN_KEYS = (
-    ("role", "content"), ("from", "value"), ("role", "value"), ("role", "text"), ("role", "message"), ("from", "content"),
-    ("from", "text"),
+    ("role", "content"), ("from", "value"), ("role", "value"), ("role", "text"), ("role", "message"),
+    ("from", "content"), ("from", "text"),
     *((speaker, content) for speaker in ("speaker", "author", "sender", "type")
       for content in ("text", "content", "message", "utterance", "value")),
 )  # fmt: skip
@@ -93,7 +93,7 @@ def turn_keys(lists: Sequence[Any]) -> TurnKeys | None:
 
 
 def is_data(value: Any) -> bool:
-    """An object or an array, and not one of turns, which stand for a text; also where it is written as JSON in a string."""
+    """An object or an array, also as JSON in a string, but no array of turns, which are a text."""
     value = as_value(value)
     return not is_scalar(value) and not (
         has_turns(value, PLAIN_KEYS)

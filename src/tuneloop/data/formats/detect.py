@@ -18,7 +18,6 @@ from tuneloop.data.formats.preference import RANKED
 from tuneloop.data.formats.prompt_completion import ABSENT, PAIRS, lookup, template_columns, with_thumbs
 from tuneloop.data.formats.sample import (
     NEARLY,
-    NO_CONTENT_NAMES,
     TEXT_NAMES,
     FormatGuess,
     Record,
@@ -39,39 +38,36 @@ _FURTHER = {name: name for name in ("system", "tools", "history", "chosen", "rej
 
 
 def detect(records: Sequence[Record], config: PrepareConfig, entry: Mapping[str, Any] | None = None) -> FormatGuess:
-    """The format of the records, from what is configured and what at least half of them show.
+    """The format of the records, from what is configured and what at least half of them show; if none fits, a
+    UserError.
 
-    Args:
-        entry: what a `dataset_info.json` says of them; it counts where nothing is configured and its columns are there.
-
-    Raises:
-        UserError: no format fits, or the configured one doesn't.
+    `entry`: what a `dataset_info.json` says; it counts where nothing is configured and its columns are there.
     """
-    sample, wanted, guess = RecordSample(records), _wanted(config), None
-    if wanted == "fields":
+    sample, choice, guess = RecordSample(records), _format_of(config), None
+    if choice == "fields":
         columns = {name: ", ".join(template_columns(text)) for name, text in templates_of(config)}
         names = [column for _, text in templates_of(config) for column in template_columns(text)]
         guess = FormatGuess("fields", columns, f"templates: from {columns['input']} to {columns['output']}")
     else:
-        if entry is not None and wanted == "auto":
+        if entry is not None and choice == "auto":
             with suppress(UserError):  # an entry that can't be read, or tells of other columns, is never required
                 guess = guess_from_info(entry)
             needed = ("turns", "instruction", "output", "chosen", "rejected", "answers", "text")
             if guess and not sample.is_usual(*(name for role, name in guess.columns.items() if role in needed)):
                 guess = None
-        guess = guess or _find_in_any_case(sample, config, wanted)
+        guess = guess or _find_in_any_case(sample, config, choice)
         if guess is None:
-            raise _no_format(sample, config, wanted)
+            raise _no_format(sample, config, choice)
         names = list(guess.columns.values())
-        guess = replace(guess, reason=guess.reason + _notes(sample, guess, wanted))
+        guess = replace(guess, reason=guess.reason + _notes(sample, guess, choice))
     # A text in a column with objects or arrays in nearly all records is a mistake.
     objects = (name for name in names if mostly((as_value(lookup(r, name)) for r in sample), is_data, NEARLY))
     return replace(guess, texts=sample.text_columns(names), objects=frozenset(objects))
 
 
-def _notes(sample: RecordSample, guess: FormatGuess, wanted: str) -> str:
+def _notes(sample: RecordSample, guess: FormatGuess, choice: str) -> str:
     """Notes on what was configured, on columns of one name, and on columns that look like an answer and are none."""
-    note, used = ", as configured" if wanted != "auto" else "", list(dict.fromkeys(guess.columns.values()))
+    note, used = ", as configured" if choice != "auto" else "", list(dict.fromkeys(guess.columns.values()))
     twins = [f"{name!r}, not {f'{name}_2'!r}" for name in used if f"{name}_2" in sample.columns]
     if twins:  # readers of tables number columns of one name
         note += f"; taken is {', '.join(twins)} (columns of one name are numbered)"
@@ -79,14 +75,12 @@ def _notes(sample: RecordSample, guess: FormatGuess, wanted: str) -> str:
         return note
     rest = [name for name in answer_columns(sample) if name not in used]
     if guess.name == "text":
-        about = (*NO_CONTENT_NAMES, *ABOUT_NAMES)
-        others = [name for name in sample.columns if name not in used and not is_about(name, about)]
+        others = [name for name in sample.columns if name not in used and not is_about(name, ABOUT_NAMES)]
         rest += [name for name in others if sample.mostly(name, lambda v: isinstance(v, int | float))]
     return note + (f"; not used: {', '.join(map(repr, rest))}" if rest else "")
 
 
-def _wanted(config: PrepareConfig) -> str:
-    """The format that the configuration names."""
+def _format_of(config: PrepareConfig) -> str:
     if config.format not in ("auto", *FORMATS):
         step = did_you_mean(config.format, ("auto", *FORMATS), f"known: auto, {', '.join(FORMATS)}")
         raise UserError(f"Unknown format: {config.format}", where="data.format", next_step=step)
@@ -111,26 +105,25 @@ def _wanted(config: PrepareConfig) -> str:
     return "text_label"
 
 
-def _find_in_any_case(sample: RecordSample, config: PrepareConfig, wanted: str) -> FormatGuess | None:
-    """The format, whether columns are written `Question` or `question`."""
+def _find_in_any_case(sample: RecordSample, config: PrepareConfig, choice: str) -> FormatGuess | None:
     names = {name.casefold(): name for name in sample.columns}
     plain = all(low == name for low, name in names.items()) or len(names) < len(sample.columns)
     if config.text or config.label or plain:
-        return _find(sample, config, wanted)
+        return _find(sample, config, choice)
     low = RecordSample({name.casefold(): value for name, value in record.items()} for record in sample)
-    if (guess := _find(low, config, wanted)) is None:
+    if (guess := _find(low, config, choice)) is None:
         return None
     columns = {role: names[column] for role, column in guess.columns.items()}
     reason = re.sub(r"'([^']+)'", lambda match: repr(names.get(match[1], match[1])), guess.reason)
     return replace(guess, columns=columns, reason=reason)
 
 
-def _find(sample: RecordSample, config: PrepareConfig, wanted: str) -> FormatGuess | None:
+def _find(sample: RecordSample, config: PrepareConfig, choice: str) -> FormatGuess | None:
     for form in FORMATS.values():
-        if form.find and (wanted in (form.name, "auto") or (wanted == "thumbs" and form.rated)):
+        if form.find and (choice in (form.name, "auto") or (choice == "thumbs" and form.rated)):
             guess = form.find(sample, config)
-            if guess and wanted in ("auto", "thumbs") and (form.rated or form.name == "logs"):
-                guess = with_thumbs(guess, sample, wanted)
+            if guess and choice in ("auto", "thumbs") and (form.rated or form.name == "logs"):
+                guess = with_thumbs(guess, sample, choice)
             if guess:
                 return guess
     return None
@@ -142,12 +135,11 @@ def _is_words(value: Any) -> bool:
 
 def _likely_settings(sample: RecordSample) -> list[str]:
     """Settings for columns whose values look like a text and its label, or a text and an answer; empty where none do.
-
     Objects and arrays are answers, and come first. Of texts that are equally long the last one is taken: what people
     wrote tends to follow what was made of it.
     """
     answers = answer_columns(sample)
-    words = [name for name in sample.columns if name not in answers and sample.mostly(name, _is_words, NEARLY)]
+    words = [name for name in sample.columns if name not in answers and sample.nearly(name, _is_words)]
     texts = {name: [str(value) for value in sample.of(name) if value is not None] for name in words}
     distinct = {name: len(set(values)) for name, values in texts.items()}
     labels = [name for name in words if 2 <= distinct[name] <= MOST_LABELS * len(texts[name])]
@@ -169,7 +161,6 @@ def _likely_settings(sample: RecordSample) -> list[str]:
 
 
 def _extraction(sample: RecordSample, text: str, answers: Sequence[str]) -> list[str]:
-    """Settings that have a model read objects or arrays from a text, as JSON."""
     output, values = "{" + answers[0] + "}", [as_value(value) for value in sample.of(answers[0])]
     if len(answers) > 1:
         output = "{{" + ",".join(f"{json.dumps(name, ensure_ascii=False)}:{{{name}}}" for name in answers) + "}}"
@@ -190,18 +181,18 @@ def _keys(values: Iterable[Any], depth: int = 3) -> str:
         for key, value in item.items() if isinstance(item, dict) and depth else ():
             if key.isprintable():
                 inner.setdefault(key, []).append(value)
-    named = [(key, _keys(each, depth - 1)) for key, each in list(inner.items())[:MOST_KEYS]]
-    return ", ".join(f"{key} ({keys})" if keys else key for key, keys in named)
+    fields = [(key, _keys(each, depth - 1)) for key, each in list(inner.items())[:MOST_KEYS]]
+    return ", ".join(f"{key} ({keys})" if keys else key for key, keys in fields)
 
 
-def _no_format(sample: RecordSample, config: PrepareConfig, wanted: str) -> UserError:
+def _no_format(sample: RecordSample, config: PrepareConfig, choice: str) -> UserError:
     columns = list(sample.columns)
     names = ", ".join(repr(name) for name in columns[:12])
     step = (
         "name the columns with data.text=COLUMN data.label=COLUMN, or write templates: "
         "data.input='{COLUMN}' data.output='{COLUMN}'"
     )
-    if wanted == "auto":
+    if choice == "auto":
         usual = {*TURN_COLUMNS, *TEXT_NAMES, *LABEL_NAMES, *(name for pair in (*PAIRS, *RANKED) for name in pair)}
         folded = {name.casefold(): name for name in columns}
         likely = _likely_settings(sample)
@@ -221,20 +212,20 @@ def _no_format(sample: RecordSample, config: PrepareConfig, wanted: str) -> User
         if answers := answer_columns(sample) if likely else []:
             what += f": {' and '.join(map(repr, answers))} {'looks' if len(answers) == 1 else 'look'} like the answer"
         return UserError(what, where=f"columns: {names or '(none)'}", next_step=step, settings=likely)
-    other = _find(sample, config, "auto") if wanted != "text_label" else None
+    other = _find(sample, config, "auto") if choice != "text_label" else None
     if other is not None:
         step = f"they look like {other.name} ({other.reason}): leave out data.format, or " + step
-    what = f"The records don't look like {wanted}, which has {FORMATS[wanted].shape}"
+    what = f"The records don't look like {choice}, which has {FORMATS[choice].shape}"
     return UserError(what, where=f"columns: {names or '(none)'}", next_step=step)
 
 
 def check_columns(records: Sequence[Record], config: PrepareConfig) -> None:
     """Refuse a configured column that no record has. Raises UserError: with the nearest column."""
-    wanted = {f"data.{name}": template_columns(text) for name, text in templates_of(config)}
+    configured = {f"data.{name}": template_columns(text) for name, text in templates_of(config)}
     single = {"data.text": config.text, "data.label": config.label, "data.split.stratify": config.split.stratify}
-    wanted |= {key: [column] for key, column in single.items() if column is not None}
+    configured |= {key: [column] for key, column in single.items() if column is not None}
     sample_columns = RecordSample(records).columns
-    for key, columns in wanted.items():
+    for key, columns in configured.items():
         for column in columns:
             inside = any(lookup(record, column) not in (None, ABSENT) for record in records)
             if column not in sample_columns and not inside:
@@ -250,11 +241,9 @@ def templates_of(config: PrepareConfig) -> list[tuple[str, str]]:
 def guess_from_info(entry: Mapping[str, Any]) -> FormatGuess:
     """The format that an entry of LLaMA-Factory's `dataset_info.json` describes.
 
-    Read are `formatting` (alpaca, sharegpt, openai), `columns`, `tags` and `ranking`; its defaults are kept:
-    alpaca, with columns `instruction`, `input`, `output`; sharegpt with `conversations`, `from`, `value`.
-
-    Raises:
-        UserError: a formatting that is not known, or columns of images, audio or video.
+    Read are `formatting` (alpaca, sharegpt, openai), `columns`, `tags` and `ranking`; its defaults are kept: alpaca,
+    with columns `instruction`, `input`, `output`; sharegpt with `conversations`, `from`, `value`. A formatting that is
+    not known, or columns of images, audio or video, are UserErrors.
     """
     columns, tags = entry.get("columns") or {}, entry.get("tags") or {}
     formatting = entry.get("formatting", "alpaca")
@@ -265,31 +254,31 @@ def guess_from_info(entry: Mapping[str, Any]) -> FormatGuess:
         raise UserError(what, where="dataset_info.json", next_step=step)
     if media := [name for name in ("images", "videos", "audios") if columns.get(name)]:
         raise UserError(f"{media[0]} can't be trained on", where="dataset_info.json", next_step="give text data only")
-    made = _named(columns, _FURTHER)
+    roles = _named(columns, _FURTHER)
     if formatting == "alpaca":
         names = _named(columns, _ALPACA)
-        if names.keys() == {"instruction"} and "chosen" not in made:
+        if names.keys() == {"instruction"} and "chosen" not in roles:
             return FormatGuess("text", {"text": names["instruction"]}, "dataset_info.json: one column of text")
-        made = (names or {name: name for name in ("instruction", "input", "output")}) | made
-        if "chosen" in made:
-            made.pop("output", None)
-        if "instruction" not in made or not {"output", "chosen"} & made.keys():
+        roles = (names or {name: name for name in ("instruction", "input", "output")}) | roles
+        if "chosen" in roles:
+            roles.pop("output", None)
+        if "instruction" not in roles or not {"output", "chosen"} & roles.keys():
             step = "name both in columns: prompt and response (or chosen and rejected)"
             raise UserError("The entry names no prompt or no response", where="dataset_info.json", next_step=step)
         name, keys = "alpaca", PLAIN_KEYS
     else:
         name, usual = ("messages", "messages") if formatting == "openai" else ("sharegpt", "conversations")
-        made, keys = {"turns": str(columns.get("messages") or usual)} | made, _tagged(tags, name)
-    if entry.get("ranking") or "chosen" in made:
-        if "chosen" not in made and "output" in made:  # older files: the output is a list, the better one first
-            made["answers"] = made.pop("output")
+        roles, keys = {"turns": str(columns.get("messages") or usual)} | roles, _tagged(tags, name)
+    if entry.get("ranking") or "chosen" in roles:
+        if "chosen" not in roles and "output" in roles:  # older files: the output is a list, the better one first
+            roles["answers"] = roles.pop("output")
         else:
-            made.setdefault("chosen", "chosen")
-            made.setdefault("rejected", "rejected")
+            roles.setdefault("chosen", "chosen")
+            roles.setdefault("rejected", "rejected")
         name = "preference"
-    elif "thumb" in made:
+    elif "thumb" in roles:
         name = "thumbs"
-    return FormatGuess(name, made, f"dataset_info.json: {formatting}", keys=keys)
+    return FormatGuess(name, roles, f"dataset_info.json: {formatting}", keys=keys)
 
 
 def _named(columns: Mapping[str, Any], roles: Mapping[str, str]) -> dict[str, str]:
@@ -297,17 +286,12 @@ def _named(columns: Mapping[str, Any], roles: Mapping[str, str]) -> dict[str, st
 
 
 def _tagged(tags: Mapping[str, Any], name: str) -> TurnKeys:
-    """The keys and roles of turns as LLaMA-Factory's tags name them."""
     ours = {"user": "user", "assistant": "assistant", "system": "system"}
     ours |= {"observation": "tool", "function": "function_call"}
     spellings = {tag: str(tags[f"{tag}_tag"]) for tag in ours if tags.get(f"{tag}_tag")}
     roles = {spelling.casefold(): ours[tag] for tag, spelling in spellings.items()}
     role, content = ("role", "content") if name == "messages" else ("from", "value")
     usual = frozenset(spellings.values()) | (frozenset() if name == "messages" else SHAREGPT_ROLES)
-    return TurnKeys(
-        role=str(tags.get("role_tag") or role),
-        content=str(tags.get("content_tag") or content),
-        roles={spelling: role for spelling, role in roles.items() if ROLES.get(spelling) != role},
-        usual=usual,
-        separate_calls=name == "sharegpt",
-    )
+    role, content = str(tags.get("role_tag") or role), str(tags.get("content_tag") or content)
+    roles = {spelling: role for spelling, role in roles.items() if ROLES.get(spelling) != role}
+    return TurnKeys(role, content, roles, usual, separate_calls=name == "sharegpt")

@@ -30,8 +30,8 @@ _THUMBS = dict.fromkeys(_UP.split(), True) | dict.fromkeys(_DOWN.split(), False)
 class Parsed:
     """A record as a conversation.
 
-    `extra` holds further facts for `meta`: `rejected` (the turns of the worse answer; `shared_turns` where they take the
-    place of more than the last turn), `thumb` and `rating`, `labels`, `model`.
+    `extra` holds further facts for `meta`: `rejected` (the turns of the worse answer; `shared_turns` where they take
+    the place of more than the last turn), `thumb` and `rating`, `labels`, `model`.
     """
 
     messages: list[Message]  # the turns; the last is the assistant's. Plain text is one turn of the assistant alone
@@ -65,10 +65,8 @@ Parse = Callable[[Record, FormatGuess, PrepareConfig], Parsed]
 
 
 def checked(draft: Draft, record: Record, guess: FormatGuess, config: PrepareConfig, *, errors: bool = True) -> Parsed:
-    """A draft that has passed the checks all formats share; `errors`: answers that are error messages are refused.
-
-    Raises:
-        Refused: see `tuneloop.data.formats.turns.ordered`, and labels that are not allowed.
+    """A draft that has passed the checks all formats share, or `Refused`: see `tuneloop.data.formats.turns.ordered`,
+    and labels that are not allowed. `errors`: answers that are error messages are refused.
     """
     classes = config.task == "classification" or config.labels is not None
     system, errors = config.instruction or "", errors and not classes
@@ -110,10 +108,9 @@ def text_of(record: Record, column: str | None, guess: FormatGuess) -> str:
 
 
 def filled(record: Record, column: str, reason: str, guess: FormatGuess) -> str:
-    text = record.get(column)
-    if type(text) is not str:
-        value = required(record, column, guess)
-        text = as_text(value, f"column {column!r}", strings_only=column in guess.texts)
+    if type(record.get(column)) is not str:
+        required(record, column, guess)
+    text = text_of(record, column, guess)
     if not text or text.isspace():
         raise Refused(reason, f"column {column!r} is empty")
     return text
@@ -143,7 +140,7 @@ def system_turn(record: Record, guess: FormatGuess) -> list[Message]:
 def _rate(record: Record, guess: FormatGuess, config: PrepareConfig, extra: dict[str, Any]) -> None:
     """Add `thumb` and `rating` to what is known of a row. Rows without one are kept, unless thumbs are required."""
     column = guess.columns["thumb"]
-    value = opinion(record.get(column))
+    value = raw_rating(record.get(column))
     if value is None:
         if config.format == "thumbs":
             raise Refused("missing_field", f"column {column!r} has no rating")
@@ -179,7 +176,7 @@ def prompt_turns(
 # --- ratings: thumbs, stars and scores in their many spellings ---
 
 
-def opinion(value: Any) -> Any:
+def raw_rating(value: Any) -> Any:
     """The rating of an answer, out of the object that may hold it."""
     if isinstance(value, dict):
         names = ("thumb", "thumbs", "rating", "score", "value", "feedback", "label", "type")

@@ -1,14 +1,14 @@
 """Logged requests and responses of chat APIs to turns: OpenAI's, plain, in a batch file, or streamed; others in part.
 
-A streamed answer becomes one response (`with_whole_exchange`) before texts are looked at: white space at the ends of pieces
-belongs to the text, and personal data may be cut between two. Roles and arguments are left to `turns`.
+A streamed answer becomes one response (`with_whole_exchange`) before texts are looked at: white space at the ends of
+pieces belongs to the text, and personal data may be cut between two. Roles and arguments are left to `turns`.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -38,15 +38,6 @@ _STREAM_FAULTS = {
     "stream_broken": ("broken_json", "an event of the stream is not valid JSON"),
     "stream_odd": ("wrong_type", "the stream has something else than objects in it"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """A request and its response: OpenAI turns as they are, and what else the request says."""
-
-    turns: list[Any]
-    tools: list[Any] = field(default_factory=list)
-    model: str = ""
 
 
 class _LoggedAnswer(NamedTuple):
@@ -90,13 +81,8 @@ def _is_turns(value: Any) -> bool:
     return isinstance(value, list) and any(isinstance(turn, dict) and "role" in turn for turn in value)
 
 
-def read_exchange(record: Mapping[str, Any], request: str, response: str) -> Exchange:
-    """The turns of a logged exchange, the answer as the last one; `request` and `response` are columns.
-
-    Raises:
-        Refused: an error instead of a response (`error_output`), a response that was cut off
-            (`truncated_output`), no response, or something else than a request and a response.
-    """
+def _read_exchange(record: Record, request: str, response: str) -> tuple[list[Any], list[Any], str]:
+    """The turns of a logged exchange, the answer as the last one, tools and model; `request`, `response`: columns."""
     _refuse_failure(record, "the record")
     body = as_value(record.get(request))
     while isinstance(body, dict) and not any(name in body for name in _ASKING):
@@ -116,7 +102,7 @@ def read_exchange(record: Mapping[str, Any], request: str, response: str) -> Exc
         raise Refused(*_STREAM_FAULTS[answer.finish])
     if answer.finish in _CUT:
         raise Refused("truncated_output", f"the response was cut off: {answer.finish}")
-    return Exchange([*turns, answer.turn], tools, model)
+    return [*turns, answer.turn], tools, model
 
 
 def _refuse_failure(value: Mapping[str, Any], what: str) -> None:
@@ -159,7 +145,6 @@ def _request(body: Any) -> tuple[list[Any], list[Any], str]:
 
 
 def _items(value: Iterable[Any]) -> list[Any]:
-    """Turns as they stand; calls and their outputs of the responses API as turns."""
     turns: list[Any] = []
     for item in value:
         kind = item.get("type") if isinstance(item, dict) else None
@@ -176,12 +161,14 @@ def _items(value: Iterable[Any]) -> list[Any]:
 
 def with_whole_exchange(record: dict[str, Any], request: str, response: str) -> dict[str, Any]:
     """A record with one text for contents in parts and for a streamed answer; itself where nothing is in pieces."""
-    changed = {}
-    for column, whole in ((request, _whole_turns), (response, _without_streams)):
-        value = record.get(column)
-        if (made := whole(value)) is not value:
-            changed[column] = made
-    return {**record, **changed} if changed else record
+    columns = {request: _whole_turns, response: _without_streams}
+    return _rebuilt(record, [name for name in columns if name in record], lambda name, value: columns[name](value))
+
+
+def _rebuilt(value: dict[str, Any], names: Iterable[str], whole: Callable[[str, Any], Any]) -> dict[str, Any]:
+    """An object with what `whole` makes of some of its values; itself where that changes nothing."""
+    changes = {name: new for name in names if (new := whole(name, value[name])) is not value[name]}
+    return {**value, **changes} if changes else value
 
 
 def _whole_turns(body: Any) -> Any:
@@ -190,8 +177,7 @@ def _whole_turns(body: Any) -> Any:
     if not isinstance(body, dict):
         return body
     names = (name for name in (*_ASKING, *_WRAPPERS) if name in body)
-    made = {name: whole for name in names if (whole := _whole_turns(body[name])) is not body[name]}
-    return {**body, **made} if made else body
+    return _rebuilt(body, names, lambda _, inner: _whole_turns(inner))
 
 
 def _response(value: Any) -> _LoggedAnswer:
@@ -239,7 +225,6 @@ def _listed(value: list[Any]) -> _LoggedAnswer:
 
 
 def _output(items: list[Any]) -> _LoggedAnswer:
-    """Items of the responses API, or plain turns: their texts and calls as one turn."""
     parts: list[Any] = []
     calls: list[Any] = []
     for turn in _items(items):
@@ -250,8 +235,8 @@ def _output(items: list[Any]) -> _LoggedAnswer:
         message = _message(turn, "").turn
         content = message["content"]
         parts += content if isinstance(content, list) else [content] if content else []
-        made = message.get("tool_calls") or []
-        calls += made if isinstance(made, list) else [made]
+        further = message.get("tool_calls") or []
+        calls += further if isinstance(further, list) else [further]
     turn = {"role": "assistant", "content": parts}
     return _LoggedAnswer(turn | {"tool_calls": calls} if calls else turn)
 
@@ -289,9 +274,9 @@ def _without_streams(value: Any) -> Any:
     opened = as_value(value)
     if not isinstance(opened, dict):
         return value
-    names = (name for name in (*_ANSWERING, *_WRAPPERS) if isinstance(opened.get(name), str | list | dict))
-    made = {name: whole for name in names if (whole := _without_streams(opened[name])) is not opened[name]}
-    return {**opened, **made} if made else value
+    names = [name for name in (*_ANSWERING, *_WRAPPERS) if isinstance(opened.get(name), str | list | dict)]
+    whole = _rebuilt(opened, names, lambda _, inner: _without_streams(inner))
+    return value if whole is opened else whole
 
 
 def _pieces(value: Any) -> Sequence[Any] | None:
@@ -364,7 +349,6 @@ class _Stream:
     is_odd: bool = False
 
     def add(self, piece: Mapping[str, Any]) -> None:
-        """A piece of OpenAI's, Anthropic's or Ollama's."""
         kind, choices = _word(piece.get("type")), piece.get("choices")
         delta = piece.get("delta")
         if kind.startswith("response."):
@@ -393,7 +377,6 @@ class _Stream:
             self.texts.append(value)
 
     def _delta(self, delta: Mapping[str, Any]) -> None:
-        """What a piece of OpenAI's or Ollama's adds."""
         self._text(delta.get("content"))
         self._text(delta.get("text"))
         one = delta.get("function_call")
@@ -409,7 +392,6 @@ class _Stream:
             self._call(index, part.get("id"), function)
 
     def _block(self, piece: Mapping[str, Any], delta: Mapping[str, Any]) -> None:
-        """What a piece of Anthropic's adds."""
         block = piece.get("content_block")
         if isinstance(block, dict) and block.get("type") == "tool_use":
             self._call(str(piece.get("index")), block.get("id"), {"name": block.get("name")})
@@ -421,7 +403,6 @@ class _Stream:
         self.finish = _word(delta.get("stop_reason")) or self.finish
 
     def _call(self, index: Any, name: Any, function: Any) -> None:
-        """A piece of a call, added to what came before of it."""
         call = self.calls.setdefault(index, {"id": None, "function": {"name": "", "arguments": ""}})
         call["id"] = name or call["id"]
         for key in ("name", "arguments"):
@@ -443,11 +424,10 @@ class _Stream:
 
 def logs(record: Record, guess: FormatGuess, config: PrepareConfig) -> Draft:
     """A logged request to a chat API and its response."""
-    exchange = read_exchange(record, guess.columns["request"], guess.columns["response"])
+    exchange, tools, model = _read_exchange(record, guess.columns["request"], guess.columns["response"])
     repairs: list[dict[str, Any]] = []
-    turns = read_turns(exchange.turns, guess.keys, repairs)
-    extra = {"model": exchange.model} if exchange.model else {}
-    return Draft(turns, repairs, read_tools(exchange.tools, "the request's tools"), extra)
+    turns = read_turns(exchange, guess.keys, repairs)
+    return Draft(turns, repairs, read_tools(tools, "the request's tools"), {"model": model} if model else {})
 
 
 def _find_logs(sample: RecordSample, config: PrepareConfig) -> FormatGuess | None:

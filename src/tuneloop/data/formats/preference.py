@@ -24,10 +24,8 @@ _SHAPE = "chosen and rejected (or a list of two completions), and a prompt"
 
 
 def preference(record: Record, guess: FormatGuess, config: PrepareConfig) -> Parsed:
-    """Two answers to one prompt: the conversation ends with the better one, the other is in `extra`.
-
-    Raises:
-        Refused: the answers are equal, or answer different prompts, besides all that `ordered` refuses.
+    """Two answers to one prompt: the conversation ends with the better one, the other is in `extra`. Besides all that
+    `ordered` refuses, equal answers and answers to different prompts raise `Refused`.
     """
     columns = guess.columns
     repairs: list[dict[str, Any]] = []
@@ -113,7 +111,6 @@ def _answered(
 
 
 def _find_preference(sample: RecordSample, config: PrepareConfig) -> FormatGuess | None:
-    """Two answers to one prompt: in two columns, the better first, or in a list of two."""
     base = _find_prompt(sample)
     for pair in RANKED:
         if not sample.is_usual(*pair):

@@ -12,7 +12,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats import draft
 from tuneloop.data.formats.conversation import conversation, is_data
-from tuneloop.data.formats.sample import BESIDES, HISTORY, NEARLY, SYSTEM, FormatGuess, Record, RecordSample, mostly
+from tuneloop.data.formats.sample import BESIDES, HISTORY, NEARLY, SYSTEM, FormatGuess, Record, RecordSample
 from tuneloop.data.formats.text_label import find_text_label
 from tuneloop.data.formats.turns import Refused, as_text, assistant, json_text, read_tools, read_turns, user
 
@@ -67,7 +67,7 @@ def _find_alpaca(sample: RecordSample, config: PrepareConfig) -> FormatGuess | N
 def _find_pair(sample: RecordSample, config: PrepareConfig) -> FormatGuess | None:
     for pair in PAIRS:
         if pair == TEXT_SUMMARY and config.format == "auto" and find_text_label(sample, config):
-            continue  # a text with its class and a summary, as a ticket has them: the class is more often wanted
+            continue  # a text with its class and a summary, as a ticket has them: the class is more often choice
         data = [column for column in pair if sample.mostly(column, is_data)]
         # not an object in "response": that of an API, as it was logged
         if sample.is_usual(*pair) and data in ([], [pair[1]]) and data != ["response"]:
@@ -89,21 +89,21 @@ def thumbs(record: Record, guess: FormatGuess, config: PrepareConfig) -> draft.D
     return base(record, guess, config)
 
 
-def with_thumbs(guess: FormatGuess, sample: RecordSample, wanted: str) -> FormatGuess | None:
+def with_thumbs(guess: FormatGuess, sample: RecordSample, choice: str) -> FormatGuess | None:
     """A guess with the column of thumbs or ratings, if there is one; None where it is needed and is not there."""
     for name in THUMB_NAMES:
-        values = [value for value in map(draft.opinion, sample.of(name)) if value is not None]
+        values = [value for value in map(draft.raw_rating, sample.of(name)) if value is not None]
         if not values or name in guess.columns.values():
             continue
         scale = draft.scale_of(values, name)
-        if not mostly(values, lambda value, scale=scale: draft.read_thumb(value, scale) is not None, NEARLY):  # type: ignore[misc]
+        if sum(draft.read_thumb(value, scale) is not None for value in values) < NEARLY * len(values):
             continue
         columns = {**guess.columns, "thumb": name}
-        if guess.name == "logs" or (2 * len(values) < len(sample) and wanted != "thumbs"):
+        if guess.name == "logs" or (2 * len(values) < len(sample) and choice != "thumbs"):
             return replace(guess, columns=columns, scale=scale)
         reason = f"{guess.reason}; {name!r} says which answers were good"
         return replace(guess, name="thumbs", columns=columns, reason=reason, scale=scale)
-    return None if wanted == "thumbs" else guess
+    return None if choice == "thumbs" else guess
 
 
 THUMBS = draft.Format(
@@ -143,10 +143,8 @@ def fill(
 ) -> str:
     """A template with a record's values: `{column}`, `{column.key}` into objects; objects and arrays become JSON.
 
-    Between quotes, as in `"{tags}"`, and where they are labels (`joined`) the items of an array are joined by ", ".
-
-    Raises:
-        Refused: a column is missing, or (unless `blank_ok`) has no text.
+    Between quotes, as in `"{tags}"`, and where they are labels (`joined`) the items of an array are joined by ", ". A
+    column that is missing or (unless `blank_ok`) has no text raises `Refused`.
     """
     filled = []
     for literal, column in _pieces(template):
@@ -172,11 +170,8 @@ def lookup(record: Mapping[str, Any], column: str) -> Any:
 
 
 def column_text(record: Mapping[str, Any], column: str, texts: Collection[str] = (), *, joined: bool = False) -> str:
-    """The text of a column, or of a dotted path; objects and arrays as JSON.
-
-    Args:
-        texts: columns in which only strings are text; what is none there, or missing, is refused.
-        joined: the items of an array of plain values are joined by ", ".
+    """The text of a column, or of a dotted path; objects and arrays as JSON. In the columns `texts` only strings are
+    text: what is none there, or missing, is refused. `joined`: the plain items of an array are joined by ", ".
     """
     value, where = lookup(record, column), f"column {column!r}"
     if value is ABSENT:
@@ -189,9 +184,8 @@ def column_text(record: Mapping[str, Any], column: str, texts: Collection[str] =
 
 
 def fields(record: Record, guess: FormatGuess, config: PrepareConfig) -> draft.Parsed:
-    """Any columns, put into the templates of the user turn and the answer.
-
-    Columns of the answer stay in `meta` too: they are the fields of a structured answer.
+    """Any columns, put into the templates of the user turn and the answer. Columns of the answer stay in `meta` too:
+    they are the fields of a structured answer.
     """
     inputs, outputs = template_columns(config.input or ""), template_columns(config.output or "")
     prompt = fill(config.input or "", record, texts=guess.texts, blank_ok=True)

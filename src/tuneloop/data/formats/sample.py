@@ -68,13 +68,17 @@ class RecordSample(list[Record]):
         """Whether at least half of the records have all the columns."""
         return bool(self) and 2 * self.having(columns) >= len(self)
 
-    def mostly(self, column: str, fits: Callable[[Any], bool], share: float = 0.5) -> bool:
-        """Whether a share of the values of a column that are not null fit, and at least one."""
-        return mostly(self.of(column), fits, share)
+    def mostly(self, column: str, fits: Callable[[Any], bool]) -> bool:
+        """Whether half of the values of a column that are not null fit, and at least one."""
+        return mostly(self.of(column), fits)
+
+    def nearly(self, column: str, fits: Callable[[Any], bool]) -> bool:
+        """Whether nearly all values of a column that are not null fit, so that the others are mistakes."""
+        return mostly(self.of(column), fits, NEARLY)
 
     def text_columns(self, columns: Iterable[str]) -> frozenset[str]:
         """Columns with strings in nearly all records: a number there is a mistake."""
-        return frozenset(c for c in columns if self.mostly(c, lambda value: isinstance(value, str), NEARLY))
+        return frozenset(c for c in columns if self.nearly(c, lambda value: isinstance(value, str)))
 
     def first(self, names: Iterable[str]) -> str | None:
         """The first of some columns that the sample has."""
@@ -117,6 +121,6 @@ def as_value(value: Any) -> Any:
     return value
 
 
-def is_about(name: str, names: Iterable[str]) -> bool:
-    """Whether a column is about the record, by its name: an id, a time, a source."""
-    return name.casefold() in names or name.casefold().endswith(("_id", "_at", "-id"))
+def is_about(name: str, further: Iterable[str] = ()) -> bool:
+    """Whether a column is about the record, by its name: an id, a time, or one of `further` names."""
+    return name.casefold() in (*NO_CONTENT_NAMES, *further) or name.casefold().endswith(("_id", "_at", "-id"))

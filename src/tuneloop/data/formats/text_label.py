@@ -11,24 +11,16 @@ from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats.answers import error_answer
 from tuneloop.data.formats.conversation import is_data
 from tuneloop.data.formats.draft import Format, Parsed, check_label, filled, required
-from tuneloop.data.formats.sample import (
-    NEARLY,
-    NO_CONTENT_NAMES,
-    TEXT_NAMES,
-    TOOLS,
-    FormatGuess,
-    Record,
-    RecordSample,
-    as_value,
-    is_about,
-    is_scalar,
-)
+from tuneloop.data.formats.sample import TEXT_NAMES, FormatGuess, Record, RecordSample, as_value, is_about, is_scalar
 from tuneloop.data.formats.turns import Refused, assistant, short, user
 from tuneloop.data.sources.parse import json_type
 from tuneloop.records.rows import Message
 
 CLASSIFY = "Classify the text. Answer with the label only."
-CLASSIFY_MANY = "Classify the text. Answer with all labels that apply, in alphabetical order, separated by commas; with none where none applies."
+CLASSIFY_MANY = (
+    "Classify the text. Answer with all labels that apply, in alphabetical order, separated by commas; with none where "
+    "none applies."
+)
 NO_LABELS = "none"  # the label of a row whose list of labels is empty
 LABEL_NAMES = ("label", "labels", "category", "class", "intent", "target", "queue", "topic", "sentiment", "label_text")
 LABEL_TEXTS = ("{}_text", "{}_name", "{}_str", "label_text", "label_name", "class_name", "category_name")
@@ -36,8 +28,9 @@ PLACEHOLDERS = frozenset(
     {"n/a", "na", "n.a.", "#n/a", "null", "nan", "undefined", "-", "--", "?", "???", "tbd", "todo", "(blank)", "<na>"}
 )
 ABOUT_NAMES = (
-    "url", "source", "title", "subject", "lang", "language", "author", "meta", "licence", "license", "domain", "metadata",
-    "attributes", "extra", "headers", "stats", "quality_signals", "embedding", "embeddings", "vector", "logprobs", "usage",
+    "url", "source", "title", "subject", "lang", "language", "author", "meta", "licence", "license", "domain",
+    "metadata", "attributes", "extra", "headers", "stats", "quality_signals", "embedding", "embeddings", "vector",
+    "logprobs", "usage",
 )  # fmt: skip
 
 
@@ -71,11 +64,10 @@ def _check_class(label: str, column: str, guess: FormatGuess, config: PrepareCon
     if config.labels is not None:
         check_label(label, config.labels)
     elif len(label) < 10 and label.casefold() in PLACEHOLDERS and label not in guess.classes:
-        raise Refused("empty_output", f"column {column!r} is {short(label)}, which stands for no label")
+        raise Refused("empty_output", f"column {column!r} is {short(label)}, which means no label")
 
 
 def _labels(record: Record, column: str, guess: FormatGuess, config: PrepareConfig) -> list[str]:
-    """The labels of a list, each once, in alphabetical order."""
     value = required(record, column, guess)
     if value is None:
         raise Refused("empty_output", f"column {column!r} is empty")
@@ -98,7 +90,7 @@ def find_text_label(sample: RecordSample, config: PrepareConfig) -> FormatGuess 
     lists = [name for name in columns_seen if sample.mostly(name, is_label_list)]
     label = config.label or _by_name(sample, [*scalars, *lists], LABEL_NAMES)
     text = config.text or _by_name(sample, [n for n in scalars if n != label], TEXT_NAMES)
-    rest = [n for n in scalars if not is_about(n, NO_CONTENT_NAMES) and n not in (text, label)]
+    rest = [n for n in scalars if not is_about(n) and n not in (text, label)]
     rest = [n for n in rest if not sample.mostly(n, lambda value: not is_scalar(as_value(value)))]  # JSON is no label
     guessed = ""
     if not (text and label):
@@ -121,19 +113,21 @@ def find_text_label(sample: RecordSample, config: PrepareConfig) -> FormatGuess 
         reason += f"; {text!r} is taken for the text: it is the only other column"
     if label in lists:
         reason += ", lists of labels"
-    if sample.mostly(label, lambda v: isinstance(v, int) and not isinstance(v, bool), NEARLY):
+    if sample.nearly(label, lambda v: isinstance(v, int) and not isinstance(v, bool)):
         names = [pattern.format(label) for pattern in LABEL_TEXTS]
         if name := next((n for n in names if n in columns_seen and n not in (text, label)), None):
             columns["label_name"] = name
             reason += f"; {name!r} has the names of the labels"
-    return FormatGuess("text_label", columns, reason, many_labels=label in lists, classes=_odd_classes(sample, columns))
+    return FormatGuess(
+        "text_label", columns, reason, many_labels=label in lists, classes=_placeholder_classes(sample, columns)
+    )
 
 
 def _by_name(sample: RecordSample, columns: Sequence[str], names: Sequence[str]) -> str | None:
     """The column of a usual name, else one that ends in it, as `ticket_text` does."""
     low = {name.casefold(): name for name in reversed(columns)}
-    if named := next((low[name] for name in names if name in low), None):
-        return named
+    if usual := next((low[name] for name in names if name in low), None):
+        return usual
     for name, column in low.items():
         *before, last = re.split(r"[^a-z0-9]+", name)
         if before and last in names and not set(before) & set(LABEL_NAMES):
@@ -154,7 +148,7 @@ def _repeats(sample: RecordSample, column: str) -> bool:
     return 3 * _distinct(sample, column) <= len(sample)
 
 
-def _odd_classes(sample: RecordSample, columns: Mapping[str, str]) -> frozenset[str]:
+def _placeholder_classes(sample: RecordSample, columns: Mapping[str, str]) -> frozenset[str]:
     """Placeholders such as "N/A" that are about as frequent as the other labels: they are classes."""
     values = sample.of(columns.get("label_name", columns["label"]))
     counts = Counter(value.strip() for value in values if isinstance(value, str))
@@ -179,11 +173,10 @@ def text(record: Record, guess: FormatGuess, config: PrepareConfig) -> Parsed:
 
 
 def _find_text(sample: RecordSample, config: PrepareConfig) -> FormatGuess | None:
-    """One column of text, next to which there are only ids, numbers and facts about it."""
     columns = [name for name in sample.columns if sample.is_usual(name)]
     strings = [name for name in columns if sample.mostly(name, lambda value: isinstance(value, str))]
     lists = [name for name in columns if sample.mostly(name, lambda value: isinstance(value, list))]
-    contents = [name for name in strings if not is_about(name, (*NO_CONTENT_NAMES, *ABOUT_NAMES))]
+    contents = [name for name in strings if not is_about(name, ABOUT_NAMES)]
     low = {name.casefold(): name for name in strings}
     names = ("text", "content", "document", "raw_content", "page_content")
     column = config.text or next((low[name] for name in names if name in low), None)
@@ -198,7 +191,7 @@ def _find_text(sample: RecordSample, config: PrepareConfig) -> FormatGuess | Non
 
 def answer_columns(sample: RecordSample) -> list[str]:
     """Columns of objects or arrays that may be answers: no facts about the record, no turns, no vectors."""
-    about = (*NO_CONTENT_NAMES, *ABOUT_NAMES, *TOOLS[1])
+    about = (*ABOUT_NAMES, "tools", "functions")
     names = [name for name in sample.columns if name.isprintable() and not {"{", "}"} & set(name)]  # for a template
 
     def is_answer(value: Any) -> bool:

@@ -55,10 +55,8 @@ PLAIN_KEYS = TurnKeys()
 
 
 def as_text(value: Any, where: str, *, strings_only: bool = False) -> str:
-    """A scalar as text, null and NaN as "".
-
-    Raises:
-        Refused: an object or an array, or a number or boolean with `strings_only` (nearly all others are text).
+    """A scalar as text, null and NaN as "". Raises Refused: an object or an array, or a number or boolean with
+    `strings_only` (nearly all others are text).
     """
     if isinstance(value, str):
         return value
@@ -106,12 +104,9 @@ def assistant(text: str) -> Message:
 
 
 def read_turns(value: Sequence[Any], keys: TurnKeys, repairs: list[dict[str, Any]]) -> list[Message]:
-    """Turns in the OpenAI form, each on its own.
-
-    A role in an unusual spelling is noted in `repairs`. Tools' answers are not yet tied to calls.
-
-    Raises:
-        Refused: a turn that is no object, has no role or content, an unknown speaker, a malformed call.
+    """Turns in the OpenAI form, each on its own; an unusual spelling of a role is noted in `repairs`. Tools' answers
+    are not yet tied to calls. Raises Refused: a turn that is no object, has no role or content, an unknown speaker,
+    a malformed call.
     """
     turns: list[Message] = []
     role_key, content_key = keys.role, keys.content
@@ -139,9 +134,9 @@ def _read_turn(turn: Any, place: int, keys: TurnKeys, calls: int, repairs: list[
     if role == "tool":
         return _tool_turn(turn, content, place, keys)
     if role == "function_call":
-        made = from_json(content, f"the call of turn {place}")
-        made = made if isinstance(made, list) else [made]
-        return {"role": "assistant", "content": "", "tool_calls": _calls(made, place, calls)}
+        values = from_json(content, f"the call of turn {place}")
+        values = values if isinstance(values, list) else [values]
+        return {"role": "assistant", "content": "", "tool_calls": _calls(values, place, calls)}
     calls_here = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else [])
     if keys.content not in turn and not calls_here:
         raise Refused("missing_field", f"turn {place} has no {keys.content!r}")
@@ -206,12 +201,12 @@ def with_whole_contents(turns: list[Any], content_key: str) -> list[Any]:
     """Turns with a text in place of each content in parts of text; themselves where none does."""
     if not any(type(turn) is dict and type(turn.get(content_key)) is list for turn in turns):
         return turns
-    made = []
+    whole = []
     for turn in turns:
         parts = turn.get(content_key) if type(turn) is dict else None
         text = _text_of_parts(parts) if type(parts) is list and parts else None
-        made.append(turn if text is None else {**turn, content_key: text})
-    return made
+        whole.append(turn if text is None else {**turn, content_key: text})
+    return whole
 
 
 def _calls(values: Iterable[Any], place: int, before: int) -> list[dict[str, Any]]:
@@ -275,23 +270,23 @@ def ordered(
 ) -> list[Message]:
     """Turns as a conversation that can be learned from; what is changed is added to `repairs`.
 
-    Turns of one speaker in a row are merged; empty system turns are dropped. A system turn may stand
-    anywhere (Llama 3's template renders it in its place). The assistant may speak first, once, as the
-    greeting of many chat windows; but it calls no tool before a user turn.
+    Turns of one speaker in a row are merged; empty system turns are dropped. A system turn may stand anywhere (Llama
+    3's template renders it in its place). The assistant may speak first, once, as the greeting of many chat windows;
+    but it calls no tool before a user turn.
 
     Args:
         system: text of the system turn for conversations without one, or "".
         errors: refuse answers that are error messages.
 
     Raises:
-        Refused: empty turns, no user turn, no answer at the end, calls without answers and the reverse,
-            nothing to train on.
+        Refused: empty turns, no user turn, no answer at the end, calls without answers and the reverse, nothing to
+            train on.
     """
-    walk = _Walk(keys, repairs)
+    builder = _ConversationBuilder(keys, repairs)
     for place, turn in enumerate(turns, 1):
         content, role = turn["content"], turn["role"]
         if role == "tool":
-            walk.tool(turn, place)
+            builder.tool(turn, place)
             continue
         if not content or content.isspace():
             if role == "system":
@@ -301,17 +296,17 @@ def ordered(
                 raise Refused("empty_input", f"turn {place} is empty")
             if "tool_calls" not in turn:
                 raise Refused("empty_output", f"turn {place} is empty")
-        elif errors and role == "assistant" and (kind := error_answer(content, walk.question)):
+        elif errors and role == "assistant" and (kind := error_answer(content, builder.question)):
             raise Refused("error_output", f"turn {place} is {kind}: {short(content)}")
-        if role == walk.role:
-            walk.again(turn, place)
+        if role == builder.role:
+            builder.again(turn, place)
         else:
-            walk.next(turn, place)
-    return walk.end(system)
+            builder.next(turn, place)
+    return builder.end(system)
 
 
 @dataclass(slots=True)
-class _Walk:
+class _ConversationBuilder:
     """The conversation so far: what `ordered` remembers from turn to turn."""
 
     keys: TurnKeys
@@ -327,7 +322,6 @@ class _Walk:
     weights: bool = False  # some turn has one
 
     def next(self, turn: Message, place: int) -> None:
-        """A turn of another speaker than the last."""
         role = turn["role"]
         if self.open and role in ("user", "assistant"):
             raise self._unanswered(place)
@@ -396,7 +390,6 @@ class _Walk:
         self.merged.append(turn)
 
     def end(self, system: str) -> list[Message]:
-        """The whole conversation, with a system turn."""
         turns = self.merged
         if not self.question:
             raise Refused("empty_input", "no user turn")
@@ -417,4 +410,4 @@ class _Walk:
 
     def _unanswered(self, place: int) -> Refused:
         names = ", ".join(call["function"]["name"] for call in self.open)
-        return Refused("unanswered_call", f"turn {place} goes on before {names} has answered")
+        return Refused("unanswered_call", f"turn {place} continues before {names} has answered")

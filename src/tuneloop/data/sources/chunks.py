@@ -55,7 +55,7 @@ class _ReadState:
 
 
 @dataclass(frozen=True)
-class _Look:
+class _Head:
     encoding: str  # of the text; "" when the head is ASCII and the rest decides
     bom: int  # bytes of the byte order mark
     head: bytes  # the first text, in UTF-8 and with line feeds as line ends
@@ -64,16 +64,10 @@ class _Look:
 
 
 def chunks(file: parse.SourceFile, size: int = CHUNK) -> Iterator[parse.Chunk]:
-    """The chunks of a file, in order.
-
-    Args:
-        file: what to read.
-        size: bytes of a chunk; a record that is longer makes a longer one.
-
-    Raises:
-        UserError: the file is empty, unreadable, damaged as a whole, or changed while it was read.
+    """The chunks of a file, in order, of `size` bytes; a longer record makes a longer one. A file that is empty,
+    unreadable, damaged as a whole, or changed while it was read is a UserError.
     """
-    with _refusals(file):
+    with _user_errors(file):
         before = _stamp(file)
         yield from _parquet_chunks(file, size) if file.kind == "parquet" else _text_chunks(file, size)
         if _stamp(file) != before:
@@ -83,8 +77,8 @@ def chunks(file: parse.SourceFile, size: int = CHUNK) -> Iterator[parse.Chunk]:
 
 def header_of(file: parse.SourceFile) -> tuple[str, ...]:
     """The names of the columns of a CSV file; one that can't be read, or has no header, is a UserError."""
-    with _refusals(file):
-        return _header(_look(file), file).columns
+    with _user_errors(file):
+        return _header(_read_head(file), file).columns
 
 
 def guessed_file(path: Path, name: str) -> parse.SourceFile:
@@ -96,17 +90,17 @@ def guessed_file(path: Path, name: str) -> parse.SourceFile:
         return parse.SourceFile(path, name, "parquet")
     compression = {"gzip": "gz", "zstd": "zst", "bzip2": "bz2", "xz": "xz"}.get(form, "")
     file = parse.SourceFile(path, name, "csv", compression)
-    with _refusals(file):
-        first = _look(file).head.decode("utf-8", "surrogateescape").lstrip(" \t\r\n\ufeff")[:1]
+    with _user_errors(file):
+        first = _read_head(file).head.decode("utf-8", "surrogateescape").lstrip(" \t\r\n\ufeff")[:1]
     return replace(file, kind={"[": "json", "{": "jsonl"}.get(first, "csv"))
 
 
 @contextmanager
-def _refusals(file: parse.SourceFile) -> Iterator[None]:
+def _user_errors(file: parse.SourceFile) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        what, step = "The file is gone: it was there a moment ago", "put it back, or copy it, and try again"
+        what, step = "The file no longer exists: it was there a moment ago", "put it back, or copy it, and try again"
         raise UserError(what, where=file.name, next_step=step) from None
     except OSError as error:
         what = f"Can't read the file: {error.strerror or error}"
@@ -124,25 +118,23 @@ def _empty(file: parse.SourceFile) -> UserError:
 
 def _text_chunks(file: parse.SourceFile, size: int) -> Iterator[parse.Chunk]:
     """Chunks of all that is text. An encoding that was not settled until the end is UTF-8."""
-    look, state = _look(file), _ReadState()
+    look, state = _read_head(file), _ReadState()
     blocks = _utf8(_raw_blocks(file, size, state, skip=look.bom), file, look, state)
+    lines = _whole_lines(_not_empty(blocks, file), state)
     if file.kind in ("csv", "tsv"):
-        made = _csv_chunks(_whole_lines(_some(blocks, file), state), file, look, state)
+        yield from _csv_chunks(lines, file, look, state)
     elif file.kind == "text":
-        made = _batches(_paragraphs(_whole_lines(_some(blocks, file), state), file.name, state), file.name, size, state)
-    elif _one_a_line(look, file.kind):
-        made = _line_chunks(_whole_lines(_some(blocks, file), state), file.name, state)
+        yield from _batches(_paragraphs(lines, file.name, state), file.name, size, state)
+    elif _has_one_a_line(look, file.kind):
+        yield from _line_chunks(lines, file.name, state)
     else:
         small = _utf8(_raw_blocks(file, min(size, 1 << 16), state, skip=look.bom), file, look, state)
-        elements = parse.scan_json(
-            codecs.iterdecode(_some(small, file), "utf-8", "surrogateescape"), file.name, lambda: state.damage
-        )
-        made = _batches(elements, file.name, size, state)
-    yield from made
+        text = codecs.iterdecode(_not_empty(small, file), "utf-8", "surrogateescape")
+        yield from _batches(parse.scan_json(text, file.name, lambda: state.damage), file.name, size, state)
 
 
-def _refuse_bomb(file: parse.SourceFile, packed: int, unpacked: int) -> None:
-    """Refuse what grows out of all proportion when it is unpacked: it would fill memory or disk, or be read for hours."""
+def _refuse_expansion(file: parse.SourceFile, packed: int, unpacked: int) -> None:
+    """Refuse what grows out of all proportion when it is unpacked: it would fill memory or disk, or take hours."""
     if unpacked > SMALL and unpacked > file.max_expansion * packed:
         raise UserError(
             f"The file grows more than {file.max_expansion:g} times when it is unpacked: "
@@ -157,7 +149,6 @@ class _Damaged(Exception):
 
 
 def _raw_blocks(file: parse.SourceFile, size: int, state: _ReadState, skip: int = 0) -> Iterator[bytes]:
-    """The bytes of a file without the first `skip`, in blocks of at most `size`."""
     with open(file.path, "rb") as stream:
         stream.seek(0 if file.compression else skip)
         if not file.compression:
@@ -177,20 +168,20 @@ def _decompressed(stream: BinaryIO, file: parse.SourceFile, state: _ReadState) -
     """Decompressed bytes, of one stream or several, in blocks up to 1 MiB (gzip: 64 MiB); may end with `_Damaged`."""
     start, error_types = _decompressor(file)
     limit = () if file.compression == "gz" else (1 << 20,)  # gzip expands 1,032 times at most, the others more
-    machine, data, begun, unpacked = start(), b"", False, 0
+    machine, data, in_stream, unpacked = start(), b"", False, 0
     while True:
         if not data and getattr(machine, "needs_input", True):
             data = stream.read(1 << 16)
             state.position += len(data)
             if not data:
-                if begun:
+                if in_stream:
                     raise _Damaged(f"the {file.compression} data is cut off")
                 return
-        if not begun and file.compression in ("gz", "xz"):
+        if not in_stream and file.compression in ("gz", "xz"):
             data = data.lstrip(b"\0")  # both may be padded with zeros between streams
             if not data:
                 continue
-        begun = True
+        in_stream = True
         try:
             block = machine.decompress(data, *limit)
         except error_types as error:
@@ -198,10 +189,10 @@ def _decompressed(stream: BinaryIO, file: parse.SourceFile, state: _ReadState) -
         data = b""
         if block:
             unpacked += len(block)
-            _refuse_bomb(file, state.position, unpacked)
+            _refuse_expansion(file, state.position, unpacked)
             yield block
         if machine.eof:
-            machine, data, begun = start(), machine.unused_data, False
+            machine, data, in_stream = start(), machine.unused_data, False
 
 
 def _decompressor(file: parse.SourceFile) -> tuple[Callable[[], Any], tuple[type[Exception], ...]]:
@@ -221,7 +212,7 @@ def _decompressor(file: parse.SourceFile) -> tuple[Callable[[], Any], tuple[type
     raise UserError(what, where=file.name, next_step="pip install backports.zstd")
 
 
-def _look(file: parse.SourceFile) -> _Look:
+def _read_head(file: parse.SourceFile) -> _Head:
     """Look at the start of a file; one that is empty, damaged or of another kind than its name says is a UserError."""
     state = _ReadState()
     raw = b""
@@ -237,16 +228,16 @@ def _look(file: parse.SourceFile) -> _Look:
         step = "unpack it" if magic.lastgroup == "zip" else "give it its right suffix"
         raise UserError(f"The file holds {magic.lastgroup}, not {file.kind}", where=file.name, next_step=step)
     whole = len(raw) < HEAD and not state.damage
-    encoding, bom = _marked(raw)
+    encoding, bom = _marked_encoding(raw)
     if not encoding and not raw.isascii():
-        encoding = _eight_bits(file)
-    look = _Look(encoding, bom, b"", whole, False)
+        encoding = _eight_bit_encoding(file)
+    look = _Head(encoding, bom, b"", whole, False)
     head = b"".join(_utf8([raw[bom:]], file, look, _ReadState()))
     bare_returns = b"\r" in head and b"\n" not in head
-    return _Look(encoding, bom, head.replace(b"\r", b"\n") if bare_returns else head, whole, bare_returns)
+    return _Head(encoding, bom, head.replace(b"\r", b"\n") if bare_returns else head, whole, bare_returns)
 
 
-def _marked(raw: bytes) -> tuple[str, int]:
+def _marked_encoding(raw: bytes) -> tuple[str, int]:
     """The encoding that the first bytes show, "" if they don't, and the bytes of the byte order mark."""
     marks = {"utf-8-sig": codecs.BOM_UTF8, "utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE}
     for encoding, mark in marks.items():
@@ -260,11 +251,10 @@ def _marked(raw: bytes) -> tuple[str, int]:
     return "", 0
 
 
-def _eight_bits(file: parse.SourceFile) -> str:
-    """UTF-8 or cp1252 (which covers Latin-1), by what the bytes above 127 of the whole file are.
-
-    It is cp1252 when they make hardly any UTF-8 and look like Western European text: one or two in a row
-    between ASCII letters, and characters that such text has. Else it is UTF-8, with bad lines to reject.
+def _eight_bit_encoding(file: parse.SourceFile) -> str:
+    """UTF-8 or cp1252 (which covers Latin-1), by what the bytes above 127 of the whole file are. It is cp1252 when they
+    make hardly any UTF-8 and look like Western European text: one or two in a row between ASCII letters, and characters
+    that such text has. Else it is UTF-8, with bad lines to reject.
     """
     valid = invalid = unlikely = 0
     rest = b""
@@ -274,7 +264,7 @@ def _eight_bits(file: parse.SourceFile) -> str:
         data = rest + block
         rest = data[len(data.rstrip(bytes(range(128, 256)))) :][-64:]  # a character may be cut between two blocks
         for run in _HIGH.findall(data[: len(data) - len(rest)] if len(rest) < 64 else data):
-            if _valid(run):
+            if _is_utf8(run):
                 valid += 1
             elif _NOT_CP1252.search(run):
                 return "utf-8"
@@ -284,12 +274,12 @@ def _eight_bits(file: parse.SourceFile) -> str:
         if valid >= 16 and valid > invalid:
             return "utf-8"
     if rest:
-        valid, invalid = valid + _valid(rest), invalid + (not _valid(rest))
+        valid, invalid = valid + _is_utf8(rest), invalid + (not _is_utf8(rest))
     western = invalid > 0 and 20 * valid <= invalid and 4 * unlikely <= invalid
     return "cp1252" if western else "utf-8"
 
 
-def _valid(run: bytes) -> bool:
+def _is_utf8(run: bytes) -> bool:
     try:
         run.decode("utf-8")
     except UnicodeDecodeError:
@@ -297,7 +287,7 @@ def _valid(run: bytes) -> bool:
     return True
 
 
-def _utf8(blocks: Iterable[bytes], file: parse.SourceFile, look: _Look, state: _ReadState) -> Iterator[bytes]:
+def _utf8(blocks: Iterable[bytes], file: parse.SourceFile, look: _Head, state: _ReadState) -> Iterator[bytes]:
     """The blocks in UTF-8, with `\\n` as line end; what can't be decoded becomes bytes that are no UTF-8."""
     state.encoding = look.encoding
     if look.encoding.startswith("utf-16"):
@@ -305,7 +295,7 @@ def _utf8(blocks: Iterable[bytes], file: parse.SourceFile, look: _Look, state: _
     for block in blocks:
         state.size += len(block)
         if not state.encoding and not block.isascii():
-            state.encoding = _eight_bits(file)
+            state.encoding = _eight_bit_encoding(file)
         if state.encoding == "cp1252":
             block = block.decode("cp1252", "replace").encode("utf-8")
         yield block.replace(b"\r", b"\n") if look.bare_returns else block
@@ -319,8 +309,8 @@ def _from_utf16(blocks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
         yield b"\xff"  # half a character at the end
 
 
-def _some(blocks: Iterable[bytes], file: parse.SourceFile) -> Iterator[bytes]:
-    """The blocks; if they hold nothing but white space, the file is empty."""
+def _not_empty(blocks: Iterable[bytes], file: parse.SourceFile) -> Iterator[bytes]:
+    """The blocks; if they hold only white space, the file is empty."""
     some = False
     for block in blocks:
         some = some or (block != b"" and not block.isspace())
@@ -330,9 +320,8 @@ def _some(blocks: Iterable[bytes], file: parse.SourceFile) -> Iterator[bytes]:
 
 
 def _whole_lines(blocks: Iterable[bytes], state: _ReadState) -> Iterator[bytes | int]:
-    """Pieces of whole lines; in place of a line over MAX_LINE its size in bytes.
-
-    The last line may lack its line end. If the data is damaged, it is left in `state.rest`.
+    """Pieces of whole lines; in place of a line over MAX_LINE its size in bytes. The last line may lack its line end.
+    If the data is damaged, it is left in `state.rest`.
     """
     rest, skipped = b"", 0
     for block in blocks:
@@ -377,22 +366,22 @@ def _line_chunks(pieces: Iterable[bytes | int], source: str, state: _ReadState) 
     line = 1
     for piece in pieces:
         if isinstance(piece, int):
-            yield _of_items([parse.too_long(source, line, piece)], source, state)
+            yield _item_chunk([parse.too_long(source, line, piece)], source, state)
             line += 1
         else:
             yield parse.Chunk(source, "jsonl", line, piece, state.encoding or "utf-8", state.position)
             line += piece.count(b"\n")
     if state.damage:
-        yield _of_items([_cut(source, line, state, state.rest)], source, state)
+        yield _item_chunk([_cut_reject(source, line, state, state.rest)], source, state)
 
 
-def _cut(source: str, line: int, state: _ReadState, rest: bytes) -> Reject:
-    """The reject for damaged data: it stands for the record that was cut and all after it."""
+def _cut_reject(source: str, line: int, state: _ReadState, rest: bytes) -> Reject:
+    """The reject of damaged data: of the record that was cut and all after it."""
     record = parse.printable(rest.decode("utf-8", "surrogateescape").rstrip("\r\n"))
     return Reject(source, line, "cut_file", state.damage, record or None)
 
 
-def _of_items(items: Sequence[parse.Piece | parse.Item], source: str, state: _ReadState) -> parse.Chunk:
+def _item_chunk(items: Sequence[parse.Piece | parse.Item], source: str, state: _ReadState) -> parse.Chunk:
     first = items[0]
     line = first.line if isinstance(first, Reject | parse.SourceRecord) else first[0]
     return parse.Chunk(source, "items", line, b"", state.encoding or "utf-8", state.position, tuple(items))
@@ -401,19 +390,18 @@ def _of_items(items: Sequence[parse.Piece | parse.Item], source: str, state: _Re
 def _batches(
     items: Iterable[parse.Piece | parse.Item], source: str, size: int, state: _ReadState
 ) -> Iterator[parse.Chunk]:
-    """Chunks of what was found one by one, of about `size` bytes of the file's text each."""
     batch: list[parse.Piece | parse.Item] = []
     begin = state.size
     for item in items:
         batch.append(item)
         if state.size - begin >= size:
-            yield _of_items(batch, source, state)
+            yield _item_chunk(batch, source, state)
             batch, begin = [], state.size
     if batch:
-        yield _of_items(batch, source, state)
+        yield _item_chunk(batch, source, state)
 
 
-def _one_a_line(look: _Look, kind: str) -> bool:
+def _has_one_a_line(look: _Head, kind: str) -> bool:
     """Whether a JSON file holds one record a line: an early line is a whole object, and no array is opened."""
     lines = look.head.decode("utf-8", "surrogateescape").split("\n")
     cut = not look.whole and lines.pop()  # the end of the head is the middle of a line
@@ -437,8 +425,6 @@ def _one_a_line(look: _Look, kind: str) -> bool:
 
 
 def _paragraphs(pieces: Iterable[bytes | int], source: str, state: _ReadState) -> Iterator[parse.Item]:
-    """The blocks of lines between blank ones."""
-
     def paragraph() -> parse.Item:
         if size > parse.MAX_LINE:
             return parse.too_long(source, begin, size, "paragraph")
@@ -446,8 +432,8 @@ def _paragraphs(pieces: Iterable[bytes | int], source: str, state: _ReadState) -
         try:
             return parse.SourceRecord(source, begin, {"text": text.decode("utf-8")})
         except UnicodeDecodeError:
-            shown = parse.printable(text.decode("utf-8", "surrogateescape"))
-            return Reject(source, begin, "bad_encoding", "bytes that are no UTF-8", shown)
+            record = parse.printable(text.decode("utf-8", "surrogateescape"))
+            return Reject(source, begin, "bad_encoding", "bytes that are no UTF-8", record)
 
     line = begin = 1
     size = 0
@@ -469,7 +455,7 @@ def _paragraphs(pieces: Iterable[bytes | int], source: str, state: _ReadState) -
         if isinstance(piece, int):
             yield parse.too_long(source, line - 1, piece)
     if state.damage:
-        yield _cut(source, begin if size else line, state, b"\n".join([*block, state.rest]))
+        yield _cut_reject(source, begin if size else line, state, b"\n".join([*block, state.rest]))
     elif size:
         yield paragraph()
 
@@ -482,16 +468,17 @@ class _Header:
     lines: int  # to its end
 
 
-def _header(look: _Look, file: parse.SourceFile) -> _Header:
+def _header(look: _Head, file: parse.SourceFile) -> _Header:
     """The first row that is not blank; a missing or broken one, or one longer than the head, is a UserError."""
     if look.whole and look.head.isspace():
         raise _empty(file)
     lines = csv_lines(look.head.decode("utf-8", "surrogateescape"))
     first = next((place for place, line in enumerate(lines) if line.strip()), len(lines))
     blanks = tuple(range(1, first + 1))
-    named = _SEPARATOR_LINE.fullmatch(lines[first]) if first < len(lines) else None
-    first += named is not None
-    delimiter = named[1] if named else "\t" if file.kind == "tsv" else _delimiter(lines[first : first + 50])
+    separator = _SEPARATOR_LINE.fullmatch(lines[first]) if first < len(lines) else None
+    first += separator is not None
+    default = "\t" if file.kind == "tsv" else _delimiter(lines[first : first + 50])
+    delimiter = separator[1] if separator else default
     reader = csv.reader(lines[first:], delimiter=delimiter, strict=True)
     try:
         cells = next(reader, None)
@@ -527,12 +514,12 @@ def _delimiter(lines: Sequence[str]) -> str:
 
 
 def _csv_chunks(
-    pieces: Iterable[bytes | int], file: parse.SourceFile, look: _Look, state: _ReadState
+    pieces: Iterable[bytes | int], file: parse.SourceFile, look: _Head, state: _ReadState
 ) -> Iterator[parse.Chunk]:
     csv.field_size_limit(sys.maxsize)  # the default, 128 KiB, is less than a long document
     source, header = file.name, _header(look, file)
     if header.blanks:
-        yield _of_items([Reject(source, line, "blank_line", "") for line in header.blanks], source, state)
+        yield _item_chunk([Reject(source, line, "blank_line", "") for line in header.blanks], source, state)
     line, rest = header.lines + 1, list[str]()
     skip = header.lines
     for piece in itertools.chain(pieces, [b""]):
@@ -548,10 +535,10 @@ def _csv_chunks(
             items.append(parse.too_long(source, line, piece))
             line += 1
         if items:
-            yield _of_items(items, source, state)
+            yield _item_chunk(items, source, state)
     if state.damage:
         cut = "".join(rest).encode("utf-8", "surrogateescape") + state.rest
-        yield _of_items([_cut(source, line, state, cut)], source, state)
+        yield _item_chunk([_cut_reject(source, line, state, cut)], source, state)
 
 
 def _csv_rows(
@@ -560,7 +547,7 @@ def _csv_rows(
     """The rows in lines, of which the first has the number `first`, and how many lines they take.
 
     A quote that is never closed would swallow the rest of the file: then the first line alone is broken, and the others
-    are read as rows of their own. Unless `ended`, a row that is not whole at the end is left for the next call.
+    are read as rows. Unless `ended`, a row that is not whole at the end is left for the next call.
     """
     items: list[parse.Item] = []
     start = place = size = 0
@@ -585,7 +572,7 @@ def _csv_rows(
         except csv.Error as error:
             if exhausted and not ended:
                 break
-            items.append(_bad_row("broken_csv", str(error), lines[start], source, first + start))
+            items.append(_bad_row(str(error), lines[start], source, first + start))
             start += 1
             place, size, exhausted = start, 0, False
     return items, start
@@ -594,8 +581,7 @@ def _csv_rows(
 def _csv_row(cells: list[str], lines: Sequence[str], number: int, columns: Sequence[str], source: str) -> parse.Item:
     text = lines[0] if len(lines) == 1 else "".join(lines)
     if len(cells) > len(columns) or (not text.isascii() and _UNDECODABLE.search(text)):
-        what = f"{len(cells)} cells under a header of {len(columns)}"
-        return _bad_row("broken_csv", what, text, source, number)
+        return _bad_row(f"{len(cells)} cells under a header of {len(columns)}", text, source, number)
     if not cells or (not cells[0].strip() and not text.strip()):
         return Reject(source, number, "blank_line", "")
     if "prediction" in columns and "error" in columns:  # answers that `predict` wrote
@@ -603,16 +589,16 @@ def _csv_row(cells: list[str], lines: Sequence[str], number: int, columns: Seque
     return parse.SourceRecord(source, number, dict(zip(columns, cells, strict=False)))
 
 
-def _bad_row(reason: str, detail: str, text: str, source: str, number: int) -> Reject:
+def _bad_row(detail: str, text: str, source: str, number: int) -> Reject:
+    reason = "broken_csv"
     if _UNDECODABLE.search(text):
         reason, detail = "bad_encoding", "bytes that are no UTF-8"
     return Reject(source, number, reason, detail, parse.printable(text.rstrip("\r\n")))
 
 
 def _parquet_chunks(file: parse.SourceFile, size: int) -> Iterator[parse.Chunk]:
-    """Batches of rows as Arrow streams: decoding the file is quick, making Python values is left to the workers.
-
-    So a large row group is read once, and bit by bit, whichever process parses the rows.
+    """Batches of rows as Arrow streams: decoding is quick, making Python values is left to the workers. So a large row
+    group is read once, and bit by bit, whichever process parses the rows.
     """
     try:
         arrow = importlib.import_module("pyarrow")
@@ -627,17 +613,17 @@ def _parquet_chunks(file: parse.SourceFile, size: int) -> Iterator[parse.Chunk]:
     try:
         with parquet.ParquetFile(file.path) as table:
             meta = table.metadata
-            held = sum(meta.row_group(group).total_byte_size for group in range(meta.num_row_groups))
+            size_in_memory = sum(meta.row_group(group).total_byte_size for group in range(meta.num_row_groups))
             # There a value that repeats counts once; so also by the first rows of up to 50 row groups.
             groups = range(0, meta.num_row_groups, max(1, meta.num_row_groups // 50))
             firsts = (next(table.iter_batches(batch_size=1, row_groups=[group]), None) for group in groups)
             largest = max((int(first.nbytes) for first in firsts if first is not None), default=0)
-            held = max(held, largest * meta.num_rows)
-            batch_rows = max(1, min(BATCH_ROWS, size * meta.num_rows // max(1, held)))
+            size_in_memory = max(size_in_memory, largest * meta.num_rows)
+            batch_rows = max(1, min(BATCH_ROWS, size * meta.num_rows // max(1, size_in_memory)))
             unpacked = 0
             for batch in table.iter_batches(batch_size=batch_rows):
                 unpacked += batch.nbytes
-                _refuse_bomb(file, total, unpacked)
+                _refuse_expansion(file, total, unpacked)
                 sink = arrow.BufferOutputStream()
                 with arrow.ipc.new_stream(sink, batch.schema) as writer:
                     writer.write_batch(batch)

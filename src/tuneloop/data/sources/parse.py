@@ -39,28 +39,22 @@ Piece = tuple[int, bytes]  # the line and the text of a record that is still to 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file to read: its path, its name in every record's `source`, its kind, its compression ("" for none).
-
-    `max_expansion` is how many times its size it may grow when it is unpacked.
-    """
+    """A file to read."""
 
     path: Path
-    name: str
+    name: str  # in every record's `source`
     kind: str
-    compression: str = ""
-    max_expansion: float = MAX_EXPANSION
+    compression: str = ""  # "" for none
+    max_expansion: float = MAX_EXPANSION  # how many times its size it may grow when it is unpacked
 
 
 class SourceRecord(NamedTuple):
-    """One record of a source; `line` is the physical line (parquet: the row), from 1.
-
-    `lenient` says what of it was no JSON and could be read all the same; "" for nothing.
-    """
+    """One record of a source."""
 
     source: str
-    line: int
+    line: int  # the physical line (parquet: the row), from 1
     value: dict[str, Any]
-    lenient: str = ""
+    lenient: str = ""  # what of it was no JSON and could be read all the same; "" for nothing
 
 
 Item = SourceRecord | Reject
@@ -130,9 +124,8 @@ def finite(cell: Any) -> Any:
 
 
 def _parse_json(pieces: Sequence[Piece], data: bytes, source: str) -> list[Item]:
-    """One value a piece. orjson reads nearly all; what it refuses or would change goes to the standard decoder.
-
-    `data` holds all pieces, to look for long numbers quickly.
+    """One value a piece. orjson reads nearly all; what it refuses or would change goes to the standard decoder. `data`
+    holds all pieces, to look for long numbers quickly.
     """
     loads = orjson.loads
     long_numbers = _LONG_NUMBER in data.translate(_DIGITS)
@@ -144,11 +137,11 @@ def _parse_json(pieces: Sequence[Piece], data: bytes, source: str) -> list[Item]
             value = None
         if type(value) is dict:
             # A key may come twice if more seem to be written than are left; `":` inside a string is taken for one, too.
-            written = line.count(b'":') - line.count(b'\\":')
+            key_count = line.count(b'":') - line.count(b'\\":')
             if not (
                 (len(line) > 2 * MAX_DEPTH and line.count(b"{") + line.count(b"[") > MAX_DEPTH)
                 or (long_numbers and _LONG_NUMBER in line.translate(_DIGITS))
-                or (written > len(value) and written > _keys(value))
+                or (key_count > len(value) and key_count > _keys(value))
             ):
                 items.append(SourceRecord(source, number, value))
                 continue
@@ -157,10 +150,9 @@ def _parse_json(pieces: Sequence[Piece], data: bytes, source: str) -> list[Item]
 
 
 def _keys(value: Any) -> int:
-    """The keys of an object and of all objects in it."""
-    named = type(value) is dict
-    items = value.values() if named else value
-    return named * len(value) + sum(_keys(item) for item in items if type(item) is dict or type(item) is list)
+    is_object = type(value) is dict
+    items = value.values() if is_object else value
+    return is_object * len(value) + sum(_keys(item) for item in items if type(item) is dict or type(item) is list)
 
 
 def _repeated_key(text: str) -> str | None:
@@ -229,10 +221,8 @@ class Fault:
 
 
 def decode_json(text: str, start: int) -> tuple[Any, int] | Fault:
-    """The JSON value at `start` and where it ends, or what is wrong with it.
-
-    A raw control character inside a string (a tab, mostly) is let through, though JSON forbids it, and so are NaN and
-    Infinity; `_lenient` tells of both.
+    """The JSON value at `start` and where it ends, or what is wrong with it. Raw control characters inside strings
+    (mostly tabs), NaN and Infinity are let through, though JSON forbids them; `_lenient` tells of them.
     """
     first: json.JSONDecodeError | None = None
     for decoder in (_STRICT, _LENIENT):
@@ -312,8 +302,8 @@ class _Window:
     def grow(self) -> None:
         """Forget what lies behind, add at least as much as is ahead. Places in the text change."""
         keep = max(self.line_start, 0) if self.at - self.line_start < 200 else self.at
-        parts, size, wanted = [self.text[keep:]], 0, len(self.text) - self.at
-        while not self.ended and size <= wanted:
+        parts, size, ahead = [self.text[keep:]], 0, len(self.text) - self.at
+        while not self.ended and size <= ahead:
             block = next(self.blocks, None)
             self.ended = block is None
             parts.append(block or "")
@@ -324,9 +314,9 @@ class _Window:
 def scan_json(blocks: Iterable[str], source: str, damage: Callable[[], str] = str) -> Iterator[Piece | Reject]:
     """The elements of JSON text: of arrays, or objects one after the other, with their lines.
 
-    A broken element is rejected alone: reading continues where the next one begins (see `_skip`). Only what is needed of
-    the text is held, at most about twice MAX_LINE. How the text is cut into blocks changes nothing: a verdict that more
-    text could change waits for more text.
+    A broken element is rejected alone: reading continues where the next one begins (see `_skip`). Only what is needed
+    of the text is held, at most about twice MAX_LINE. How the text is cut into blocks changes nothing: a verdict that
+    more text could change waits for more text.
 
     Args:
         blocks: the text, in pieces; bytes that are no UTF-8 as surrogateescape leaves them.
@@ -390,8 +380,8 @@ def _skip(decoded: tuple[Any, int] | Fault, window: _Window, in_array: bool, sou
         within = window.text.count("\n", 0, decoded.at) - lines_before
         where = f"line {line + within}" if within else f"character {decoded.at - start + 1} of the record"
         detail = f"{decoded.what} ({where})"
-    # An element that opens a line is followed by one that opens a line with the same indentation, or by the array's end;
-    # one in the middle of a line by one with the same first key.
+    # An element that opens a line is followed by one that opens a line with the same indentation, or by the array's
+    # end; one in the middle of a line by one with the same first key.
     indent = window.text[window.line_start : start] if start - window.line_start < 200 else "x"
     if not indent.strip(" \t"):
         # Without indentation a bracket at the start of a line may be that of an inner array.
@@ -443,9 +433,7 @@ def _arrow_items(table: Any, source: str, line: int) -> list[Item]:
     odd = [name for name in table.column_names if not is_plain(table.schema.field(name).type)]
     try:
         rows = _rows(table)
-    except (
-        Exception
-    ) as error:  # pyarrow's errors have nothing in common; one value that Python can't hold spoils a batch
+    except Exception as error:  # pyarrow's errors have nothing in common; one value may spoil a batch
         if table.num_rows == 1:
             reason = "bad_encoding" if isinstance(error, UnicodeDecodeError) else "wrong_type"
             return [Reject(source, line, reason, f"a value that can't be read: {error}")]

@@ -41,12 +41,9 @@ _ABOUT = re.compile(r"(readme|licen[cs]e|notice|changelog|contributing|citation|
 
 
 def read_records(sources: Sequence[str]) -> Iterator[SourceRecord | Reject]:
-    """Every record of files, globs, folders and "-" (the standard input), in the order given.
-
-    Globs and folders give their files sorted by name.
-
-    Raises:
-        UserError: a source is missing, empty, of an unsupported kind, or damaged as a whole.
+    """Every record of files, globs, folders and "-" (the standard input), in the order given; globs and folders give
+    their files sorted by name. Raises UserError: a source is missing, empty, of an unsupported kind, or damaged as a
+    whole.
     """
     for file in find_files(sources):
         yield from read_file(file)
@@ -59,17 +56,14 @@ def read_file(file: SourceFile) -> Iterator[Item]:
 
 
 def find_files(sources: Sequence[str], max_expansion: float = MAX_EXPANSION) -> list[SourceFile]:
-    """The files behind paths, globs, folders, addresses (`s3://BUCKET/rows.jsonl`) and "-"; a file named twice is read once.
+    """The files behind paths, globs, folders, addresses (`s3://BUCKET/rows.jsonl`) and "-", each once.
 
-    A folder gives all its files of a supported kind, with its subfolders. Hidden ones are left out, and so are
-    prepared data sets, so that a second run does not read what the first one wrote. Text files count only where nothing
-    else is: next to other data they are notes about it. A `dataset_info.json` in the folder adds the files it names.
+    A folder gives all its files of a supported kind, with its subfolders, but no hidden ones and no prepared data sets,
+    so that a second run does not read what the first one wrote. Text files count only where nothing else is: next to
+    other data they are notes about it. A `dataset_info.json` in the folder adds the files it names.
 
-    Args:
-        max_expansion: how many times its size a compressed file may expand to.
-
-    Raises:
-        UserError: nothing given, nothing found, or a kind that can't be read.
+    `max_expansion`: how many times its size a compressed file may expand to. Raises UserError: nothing given, nothing
+    found, or a kind that can't be read.
     """
     if not sources:
         raise UserError("No data given", next_step="name files, globs or folders: data.sources=FILE")
@@ -92,11 +86,9 @@ def _readable(path: Path) -> SourceFile:
 
 
 def fetched_files(url: str) -> list[SourceFile]:
-    """A file of an object store, or the files of a folder there, as copies in the cache; what is there in the same size and version
-    is not fetched again.
-
-    Raises:
-        UserError: the store refuses or does not answer, or nothing of a supported kind is there.
+    """A file of an object store, or the files of a folder there, as copies in the cache; what is there in the same size
+    and version is not fetched again. A store that refuses or does not answer, or without a supported file, is a
+    UserError.
     """
     store = open_store(url)
     sizes = store.sizes()
@@ -147,7 +139,7 @@ def _expand(source: str) -> list[Path]:
 
 
 def _refuse_dead_links(paths: Sequence[Path]) -> None:
-    """Refuse links whose file is gone, or that lead in a circle: to pass over them would be to lose records unsaid."""
+    """Refuse links to no file, or in a circle: to pass over them would lose records without a word."""
     for path in paths:
         if path.is_symlink() and not path.exists():
             step = "remove the link, or name the file itself"
@@ -171,9 +163,9 @@ def _files_of_glob(path: Path, source: str) -> list[Path]:
 
 
 def _files_of_folder(folder: Path) -> list[Path]:
-    named = sorted(path for path in _walk(folder) if _source_file(path) is not None)
-    _refuse_dead_links(named)
-    files = _of_data([path for path in named if path.is_file()])
+    paths = sorted(path for path in _walk(folder) if _source_file(path) is not None)
+    _refuse_dead_links(paths)
+    files = _of_data([path for path in paths if path.is_file()])
     if (folder / INFO).is_file():
         files = sorted({*files, *_named_by(folder)})
     if not files:
@@ -186,9 +178,8 @@ def _files_of_folder(folder: Path) -> list[Path]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """The files of a folder and its subfolders that are not hidden and in no prepared data set.
-
-    Links to folders are followed, but each folder is entered once: a link may lead back up.
+    """The files of a folder and its subfolders that are not hidden and in no prepared data set. Links to folders are
+    followed, but each folder is entered once: a link may lead back up.
     """
     seen: set[tuple[int, int]] = set()
     for root, folders, names in os.walk(folder, followlinks=True):
@@ -210,13 +201,11 @@ def _of_data(paths: Sequence[Path]) -> list[Path]:
 
 
 def dataset_info(folder: Path | str) -> dict[str, dict[str, Any]]:
-    """The data sets that a folder's `dataset_info.json` describes, by name: LLaMA-Factory's format.
+    """The data sets that a folder's `dataset_info.json` describes, by name (LLaMA-Factory's format); `folder` may be
+    the file.
 
-    Each has `file_name` and may have `formatting`, `columns` and `tags`. Entries without a file (data sets on a
-    hub) are left out; a file that isn't there, can't be read, or is another program's gives none.
-
-    Args:
-        folder: the folder, or the file itself.
+    Each has `file_name` and may have `formatting`, `columns` and `tags`. Entries without a file (data sets on a hub)
+    are left out; a file that isn't there, can't be read, or is another program's gives none.
     """
     path = Path(folder)
     try:
@@ -238,7 +227,6 @@ def entry_of(file: SourceFile) -> dict[str, Any] | None:
 
 
 def _named_by(folder: Path) -> list[Path]:
-    """The readable files that a folder's `dataset_info.json` names, as far as they are there."""
     files: list[Path] = []
     for about in dataset_info(folder).values():
         path = folder / about["file_name"]

@@ -1,7 +1,7 @@
 """Find and remove personal data and secrets.
 
-`find` looks at one text, `redact` replaces what it found, `scrub` does both to any JSON value. Whatever has check digits is checked,
-whatever has none must be in an unmistakable form or stand next to a word that names it: order numbers, versions, amounts and
+`find` looks at one text, `redact` replaces what it found, `scrub` does both to any JSON value. What has check digits is
+checked; all else must be in an unmistakable form or next to a word that names it: order numbers, versions, amounts and
 hashes stay. Names of persons are looked for on request only (`personal.names`).
 """
 
@@ -32,21 +32,15 @@ SHORTEST = 6  # characters; a shorter string in a record is left alone unless it
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of personal data.
-
-    The kinds of this package have no pattern here: their detectors share work in `_spans`. A kind that `add_kind` adds
-    is found by its pattern. Texts without a digit or one of `@`, `:` and `=` are not searched.
+    """A kind of personal data. Those of this package have no pattern: their detectors share work in `_spans`; one that
+    `add_kind` adds is found by its pattern. Texts without a digit or one of `@`, `:` and `=` are not searched.
     """
 
     name: str  # as in `<EMAIL>`, upper case
     title: str  # what it is
     pattern: str = ""  # regular expression of its form
-    check: str | Callable[[str], bool] = (
-        ""  # python-stdnum's module (`nl.bsn`) or a function, given no separators; "": none
-    )
-    words: tuple[
-        str, ...
-    ] = ()  # one of which, in lower case, must stand within 60 characters before; (): form and check suffice
+    check: str | Callable[[str], bool] = ""  # python-stdnum's module (`nl.bsn`) or a function, without separators
+    words: tuple[str, ...] = ()  # in lower case: one must stand within 60 characters before; (): no word is needed
 
     def find(self, text: str, lower: str) -> Iterator[Span]:
         for match in compile_pattern(self.pattern).finditer(text) if self.pattern else ():
@@ -55,36 +49,33 @@ class Kind:
                 yield (self.name, *match.span())
 
 
-# In the order in which they win where one stretch of text is several of them in the same length.
-KINDS = {
-    kind.name: kind
-    for kind in (
-        Kind("CREDIT_CARD", "payment cards: known range and length, Luhn"),
-        Kind("IBAN", "international bank account numbers: country's length, check digits"),
-        Kind("EMAIL", "e-mail addresses, also written as name [at] example [dot] com"),
-        Kind("US_SSN", "US social security numbers and ITINs that can have been issued"),
-        Kind("API_KEY", "keys, tokens and private keys: known forms, or next to the word"),
-        Kind("CRYPTO_ADDRESS", "addresses of crypto currencies with right check sums"),
-        Kind("NATIONAL_ID", "other countries' numbers for persons: check digits and form, or next to the word"),
-        Kind("PASSPORT", "passport numbers next to the word"),
-        Kind("DRIVER_LICENSE", "driving licence numbers next to the word"),
-        Kind("BANK_ACCOUNT", "account, routing and sort code numbers next to the word"),
-        Kind("DATE_OF_BIRTH", "dates next to words such as born or date of birth"),
-        Kind("PASSWORD", "passwords, PINs and one-time codes next to the word"),
-        Kind("URL_CREDENTIALS", "user:password in a URL, tokens in its query"),
-        Kind("IP_ADDRESS", "IPv4 and IPv6 addresses"),
-        Kind("MAC_ADDRESS", "hardware addresses"),
-        Kind("PHONE", "telephone numbers of any country"),
-        Kind("STREET_ADDRESS", "house number and street, post-office boxes, with town and postcode"),
-        Kind("PERSON", "names of persons, with personal.names only"),
-    )
+_KINDS = {  # in the order in which they win where one stretch of text is several of them in the same length
+    "CREDIT_CARD": "payment cards: known range and length, Luhn",
+    "IBAN": "international bank account numbers: country's length, check digits",
+    "EMAIL": "e-mail addresses, also written as name [at] example [dot] com",
+    "US_SSN": "US social security numbers and ITINs that can have been issued",
+    "API_KEY": "keys, tokens and private keys: known forms, or next to the word",
+    "CRYPTO_ADDRESS": "addresses of crypto currencies with right check sums",
+    "NATIONAL_ID": "other countries' numbers for persons: check digits and form, or next to the word",
+    "PASSPORT": "passport numbers next to the word",
+    "DRIVER_LICENSE": "driving licence numbers next to the word",
+    "BANK_ACCOUNT": "account, routing and sort code numbers next to the word",
+    "DATE_OF_BIRTH": "dates next to words such as born or date of birth",
+    "PASSWORD": "passwords, PINs and one-time codes next to the word",
+    "URL_CREDENTIALS": "user:password in a URL, tokens in its query",
+    "IP_ADDRESS": "IPv4 and IPv6 addresses",
+    "MAC_ADDRESS": "hardware addresses",
+    "PHONE": "telephone numbers of any country",
+    "STREET_ADDRESS": "house number and street, post-office boxes, with town and postcode",
+    "PERSON": "names of persons, with personal.names only",
 }
+KINDS = {name: Kind(name, title) for name, title in _KINDS.items()}
 
 
 def add_kind(kind: Kind) -> None:
     """Make a kind of personal data one of `KINDS`: it is searched for, replaced and counted like the others."""
     KINDS[kind.name] = kind
-    _wanted.cache_clear()
+    _checked_kinds.cache_clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,25 +90,22 @@ class PersonalSpan:
 def find(text: str, config: PersonalConfig, field: str = "") -> list[PersonalSpan]:
     """Personal data and secrets in a text, in order, none overlapping another.
 
-    Args:
-        field: name of the text's column: "phone", "date_of_birth" say as much as words before the value.
-
-    Raises:
-        UserError: an unknown kind or region, or `names` without what it needs.
+    `field`: name of the text's column: "phone", "date_of_birth" say as much as words before the value. Raises
+    UserError: an unknown kind or region, or `names` without what it needs.
     """
-    wanted = _wanted_by(config)
+    kinds = _kinds_of(config)
     if words := _telling_words(field) if field else "":
         lead = f"{words}: "
         spans = _spans(lead + text, config)
-        return _resolved([(k, s - len(lead), e - len(lead)) for k, s, e in spans if s >= len(lead)], wanted)
+        return _without_overlaps([(k, s - len(lead), e - len(lead)) for k, s, e in spans if s >= len(lead)], kinds)
     if not config.names and (is_quiet(text) or (len(text) < SHORTEST_ID and text.isalnum())):
         return []
-    return _resolved(_spans(text, config), wanted)
+    return _without_overlaps(_spans(text, config), kinds)
 
 
 def redact(text: str, findings: list[PersonalSpan], config: PersonalConfig, key: bytes | None) -> str:
-    """The text with every finding of `find` replaced: in the mode pseudonym by an invented value, the same one for the
-    same original; in every other mode by the kind: `<EMAIL>`. `key`: of the pseudonyms (`pseudonym_key`).
+    """The text with every finding of `find` replaced by its kind (`<EMAIL>`), or in the mode pseudonym by an invented
+    value, the same one for the same original; `key`: of the pseudonyms (`pseudonym_key`).
     """
     pieces, at = [], 0
     for finding in findings:
@@ -132,26 +120,23 @@ def redact(text: str, findings: list[PersonalSpan], config: PersonalConfig, key:
 
 
 def hidden(text: str) -> str:
-    """A text with placeholders for all structured personal data: for what people look at, whatever is done to the data."""
+    """A text with placeholders for all structured personal data, whatever is done to the data: to be shown."""
     config = PersonalConfig()
     return redact(text, find(text, config), config, None)
 
 
 def scrub(value: Any, config: PersonalConfig, key: bytes | None) -> tuple[Any, list[str]]:
-    r"""Any JSON value without personal data, and the kinds that stood in it, sorted; nothing is replaced in the modes
-    off and report.
+    r"""Any JSON value without personal data, and the kinds that stood in it, sorted; the modes off and report replace
+    nothing.
 
     Strings at any depth are searched, keys of objects too, and text that is itself JSON, broken or not, with its
     escapes (`\u0040`) undone. The key above a value tells what it is: an integer is replaced only where its key says
-    so, as in `{"phone": 4155550132}`.
-
-    Raises:
-        UserError: as `find`.
+    so, as in `{"phone": 4155550132}`. UserErrors: as `find`.
     """
     kinds: set[str] = set()
     if config.mode == "off":
         return value, []
-    _wanted_by(config)  # mistakes in it are reported where nothing is found, too
+    _kinds_of(config)  # mistakes in it are reported where nothing is found, too
     if not config.names and _all_quiet(value, ""):
         return value, []
     clean = _scrubbed(value, config, key, "", kinds)
@@ -159,12 +144,10 @@ def scrub(value: Any, config: PersonalConfig, key: bytes | None) -> tuple[Any, l
 
 
 class Redactor:
-    """Replaces personal data in records as `prepare` does by the same settings, and counts.
+    """Replaces personal data in records as `prepare` does by the same settings, and counts; UserErrors: as
+    `pseudonym_key`.
 
     Rows that are evaluated are all kept: the mode reject puts placeholders.
-
-    Raises:
-        UserError: as `pseudonym_key` does.
     """
 
     def __init__(self, config: PersonalConfig) -> None:
@@ -191,10 +174,8 @@ class Redactor:
 
 
 def pseudonym_key(config: PersonalConfig) -> bytes | None:
-    """The key of pseudonyms, from the environment variable that `config.secret` names; None where the mode needs no key.
-
-    Raises:
-        UserError: the variable is not set, or empty.
+    """The key of pseudonyms, from the environment variable that `config.secret` names; None where the mode needs none.
+    A variable that is not set, or empty, is a UserError.
     """
     if config.mode != "pseudonym":
         return None
@@ -212,18 +193,18 @@ _WIDE_SIGN = re.compile(r"[\d@:=＠：＝﹫]")
 
 
 def is_quiet(text: str) -> bool:
-    """Whether nothing in a text can be personal data: no digit, no sign, none of the few words that need neither. Under a microsecond."""
+    """Whether nothing in a text can be personal data: no digit or sign, none of the few words that need neither."""
     if (_SIGN if text.isascii() else _WIDE_SIGN).search(text) is not None:
         return False
     return not ("sk-" in text or "assw" in text or "ASSW" in text or " dot " in text or "at]" in text or "at)" in text)
 
 
-def _wanted_by(config: PersonalConfig) -> frozenset[str]:
-    return _wanted(tuple(config.kinds) if config.kinds is not None else None, config.names, config.region)
+def _kinds_of(config: PersonalConfig) -> frozenset[str]:
+    return _checked_kinds(tuple(config.kinds) if config.kinds is not None else None, config.names, config.region)
 
 
 @lru_cache(maxsize=64)
-def _wanted(kinds: tuple[str, ...] | None, names: bool, region: str) -> frozenset[str]:
+def _checked_kinds(kinds: tuple[str, ...] | None, names: bool, region: str) -> frozenset[str]:
     for kind in kinds or ():
         if kind not in KINDS:
             step = did_you_mean(kind.upper(), KINDS, f"known: {', '.join(KINDS)}")
@@ -233,13 +214,14 @@ def _wanted(kinds: tuple[str, ...] | None, names: bool, region: str) -> frozense
     if region not in phonenumbers.SUPPORTED_REGIONS:
         step = "name a country by two capital letters (ISO 3166), as in US, GB or DE"
         raise UserError(f"Unknown region: {region}", where="data.personal.region", next_step=step)
-    chosen = set(kinds if kinds is not None else KINDS)
-    return frozenset(chosen if names else chosen - {"PERSON"})
+    searched = frozenset(KINDS if kinds is None else kinds)
+    return searched if names else searched - {"PERSON"}
 
 
 _FIELD = re.compile(
-    r"phone|mobile|\btel|fax|\bcell|whats ?app|contact|birth|\bdob\b|born|passport|licen|account|\bacct|routing|sort code|\bssn\b|social|national|\btax|card|\bcc\b|\bpan\b|\bpin\b|cvv|cvc|pass|pwd|secret|token|\bkey|"
-    r"auth|credential|\bnhs\b|\bnino\b|\bbsn\b|\bcpf\b|\bnif\b|\bdni\b|aadh?aa?r|identity|\botp\b|\bip\b|cookie|session"
+    r"phone|mobile|\btel|fax|\bcell|whats ?app|contact|birth|\bdob\b|born|passport|licen|account|\bacct|routing"
+    r"|sort code|\bssn\b|social|national|\btax|card|\bcc\b|\bpan\b|\bpin\b|cvv|cvc|pass|pwd|secret|token|\bkey|auth"
+    r"|credential|\bnhs\b|\bnino\b|\bbsn\b|\bcpf\b|\bnif\b|\bdni\b|aadh?aa?r|identity|\botp\b|\bip\b|cookie|session"
 )
 
 
@@ -260,16 +242,22 @@ _FOUR_DIGITS = re.compile(r"\d(?:\D*\d){3}")  # as many as any document's number
 _LONG_NUMBER = re.compile(r"\d(?:[^\d\n]{0,3}\d){6}")
 # Ids of letters and few digits: UK NINO, Indian PAN, US MBI.
 _LETTERED_ID = re.compile(r"\d(?:\d ?\d\d ?\d\d|\d{3}[A-Za-z]|[A-Za-z]{2}\d-)")
-# Stems, lower case: a substring search is many times faster than an alternation, and what it lets through is looked at again.
+# Stems, lower case: a substring search is many times faster than an alternation, and what it lets through is looked at
+# again.
 _SECRET_STEMS = tuple(
-    "pass pwd pw kennwort mdp clave contrase senha wachtwoord hasł haslo lösen parola 密 パスワード пароль secret token key pin cvv cvc csc otp code credential authoriz bearer cookie session client connection".split()  # noqa: SIM905
+    "pass pwd pw kennwort mdp clave contrase senha wachtwoord hasł haslo lösen parola 密 パスワード "  # noqa: SIM905
+    "пароль secret token key pin cvv cvc csc otp code credential authoriz bearer cookie session client "
+    "connection".split()
 )
 _DOCUMENT_STEMS = tuple(
-    "pass паспорт 护照 護照 パスポート 旅券 licen driv dl cnh führer permis carné carne patente rijbewijs condu acc a/c routing aba sort bsb konto kto blz bankleit compte rib cuenta clabe rekening conto conta 账 口座 계좌 银行 "  # noqa: SIM905
-    "national personal citizen govern resident state tax fiscal insurance identi unique ausweis steuer sécurité sozial 身份证 주민 id".split()
+    "pass паспорт 护照 護照 パスポート 旅券 licen driv dl cnh führer permis carné carne patente rijbewijs "  # noqa: SIM905
+    "condu acc a/c routing aba sort bsb konto kto blz bankleit compte rib cuenta clabe rekening conto conta 账 "
+    "口座 계좌 银行 national personal citizen govern resident state tax fiscal insurance identi unique ausweis "
+    "steuer sécurité sozial 身份证 주민 id".split()
 )
 _BIRTH_STEMS = tuple(
-    "birth born dob d.o d. gebor geburt geb. naissance né naci nacim cumplea nasc nato nata geboorte urodz född föde fød syntym doğum рожд родил 出生 生年 生日 생년 ميلاد anniv".split()  # noqa: SIM905
+    "birth born dob d.o d. gebor geburt geb. naissance né naci nacim cumplea nasc nato nata "  # noqa: SIM905
+    "geboorte urodz född föde fød syntym doğum рожд родил 出生 生年 生日 생년 ميلاد anniv".split()
 )
 
 
@@ -282,9 +270,9 @@ def _spans(text: str, config: PersonalConfig) -> list[Span]:
     lower = view.lower()
     if len(lower) != len(view):
         lower = view.translate(_ASCII_LOWER)
-    spans: list[Span] = list(_signed(view, lower))
+    spans: list[Span] = list(_spans_by_sign(view, lower))
     if re.search(r"\d", view):
-        spans += _numbers(view, lower, config.region)
+        spans += _spans_of_numbers(view, lower, config.region)
     for kind in filter(lambda kind: kind.pattern, KINDS.values()):
         spans += kind.find(view, lower)
     if starts is not None:
@@ -298,7 +286,7 @@ _ASCII_LOWER = {code: code + 32 for code in range(65, 91)}
 _ASCII_UPPER = {code: code - 32 for code in range(97, 123)}
 
 
-def _signed(view: str, lower: str) -> Iterator[Span]:
+def _spans_by_sign(view: str, lower: str) -> Iterator[Span]:
     if "@" in view or "%40" in view:
         yield from contacts.emails(view)
     if _any_in(lower, (" @", "@ ", "at]", "at)", "_at_", "at}")) or (" at " in lower and " dot " in lower):
@@ -313,7 +301,7 @@ def _signed(view: str, lower: str) -> Iterator[Span]:
         yield from credentials.named_secrets(view, lower)
 
 
-def _numbers(view: str, lower: str, region: str) -> Iterator[Span]:
+def _spans_of_numbers(view: str, lower: str, region: str) -> Iterator[Span]:
     yield from contacts.street_addresses(view, lower)
     yield from contacts.network_addresses(view, lower)
     if _any_in(lower, _BIRTH_STEMS):
@@ -326,16 +314,16 @@ def _numbers(view: str, lower: str, region: str) -> Iterator[Span]:
             yield from identifiers.national_ids(view.translate(_ASCII_UPPER), lower)
         return
     chains = list(contacts.chains(view))
-    taken = [match.span() for pattern in _OTHERS for match in pattern.finditer(view)]
+    others = [match.span() for pattern in _OTHERS for match in pattern.finditer(view)]
     spans: list[Span] = list(_cards(view, lower, chains))
     spans += identifiers.social_security_numbers(lower)
     spans += identifiers.national_ids(view.translate(_ASCII_UPPER), lower)
     spans += contacts.phones(view, lower, chains, region)
     spans += contacts.glued_numbers(lower)
     ibans = list(_ibans(view))
-    taken += [(start, end) for kind, start, end in ibans if not kind]
+    others += [(start, end) for kind, start, end in ibans if not kind]
     yield from (span for span in ibans if span[0])
-    yield from (span for span in spans if not any(a < span[2] and span[1] < b for a, b in taken))
+    yield from (span for span in spans if not any(a < span[2] and span[1] < b for a, b in others))
 
 
 _IBAN_START = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}\d\d(?=[ -]?[A-Za-z0-9])")
@@ -361,7 +349,8 @@ def _ibans(view: str) -> Iterator[Span]:
 
 
 _CARD_WORD = re.compile(
-    r"card|visa|master|amex|american express|diners|maestro|discover|credit|debit|karte|carte|tarjeta|carta|cart[aã]o|\bcc\b|\bpan\b|payment|卡|カード"
+    r"card|visa|master|amex|american express|diners|maestro|discover|credit|debit|karte|carte|tarjeta|carta|cart[aã]o"
+    r"|\bcc\b|\bpan\b|payment|卡|カード"
 )
 
 
@@ -369,7 +358,7 @@ def _cards(view: str, lower: str, chains: list[contacts.Chain]) -> Iterator[Span
     for chain in chains:
         if sum(chain.sizes) < 12:
             continue
-        named = bool(_CARD_WORD.search(lower, max(0, chain.start - 50), chain.start))
+        near_word = bool(_CARD_WORD.search(lower, max(0, chain.start - 50), chain.start))
         first = 0
         while first < len(chain.sizes):
             # The longest first: a group after the number is the security code or the year.
@@ -384,7 +373,8 @@ def _cards(view: str, lower: str, chains: list[contacts.Chain]) -> Iterator[Span
                     continue
                 start, end = chain.groups[first][0], chain.groups[last - 1][1]
                 glued = view[end : end + 1].isalnum() or view[end : end + 1] == "_"
-                if not glued and is_card(chain.digits(view, first, last), named=named or sizes == (4, 6, 4)):
+                rare = near_word or sizes == (4, 6, 4)
+                if not glued and is_card(chain.digits(view, first, last), has_word=rare):
                     yield ("CREDIT_CARD", start, end)
                     first = last - 1
                     break
@@ -393,38 +383,38 @@ def _cards(view: str, lower: str, chains: list[contacts.Chain]) -> Iterator[Span
 
 _UUID = re.compile(r"(?<![0-9A-Za-z])[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}(?![0-9A-Za-z])")
 _ISBN = re.compile(
-    r"isbn(?:-1[03])?[:\s#]{0,3}(?:is )?(?:97[89][ -]?)?\d[\d -]{7,14}[\dXx]|(?<!\d)97[89]-\d{1,5}-\d{1,7}-\d{1,6}-\d(?!\d)",
+    r"isbn(?:-1[03])?[:\s#]{0,3}(?:is )?(?:97[89][ -]?)?\d[\d -]{7,14}[\dXx]"
+    r"|(?<!\d)97[89]-\d{1,5}-\d{1,7}-\d{1,6}-\d(?!\d)",
     re.IGNORECASE,
 )
 _TIME = re.compile(
-    r"(?<!\d)(?:19|20)\d\d[-/.](?:0?[1-9]|1[0-2])[-/.](?:0?[1-9]|[12]\d|3[01])[ T](?:[01]?\d|2[0-3])(?::?[0-5]\d){0,2}(?!\d)"
+    r"(?<!\d)(?:19|20)\d\d[-/.](?:0?[1-9]|1[0-2])[-/.](?:0?[1-9]|[12]\d|3[01])[ T](?:[01]?\d"
+    r"|2[0-3])(?::?[0-5]\d){0,2}(?!\d)"
 )
 _OTHERS = (_UUID, _ISBN, _TIME)  # what their digits resemble doesn't count
 
 
-def _resolved(spans: list[Span], wanted: frozenset[str]) -> list[PersonalSpan]:
+def _without_overlaps(spans: list[Span], kinds: frozenset[str]) -> list[PersonalSpan]:
     """Findings that don't overlap: the longer wins, then the more specific, and it takes all of what it overlaps."""
-    chosen: list[tuple[int, int, int, str]] = []  # start, end, when it was taken, kind; in the order of the text
-    spans = [span for span in spans if span[0] in wanted and span[1] < span[2]]
+    winners: list[tuple[int, int, int, str]] = []  # start, end, rank, kind; in the order of the text
+    spans = [span for span in spans if span[0] in kinds and span[1] < span[2]]
     if len(spans) > 1:
-        rank = list(KINDS).index
-        spans.sort(key=lambda span: (span[1] - span[2], rank(span[0])))
-    for taken, (kind, start, end) in enumerate(spans):
-        low = bisect_right(chosen, start, key=lambda other: other[1])
-        high = bisect_left(chosen, end, key=lambda other: other[0])
-        if overlapping := chosen[low:high]:
+        order = list(KINDS).index
+        spans.sort(key=lambda span: (span[1] - span[2], order(span[0])))
+    for rank, (kind, start, end) in enumerate(spans):
+        low = bisect_right(winners, start, key=lambda other: other[1])
+        high = bisect_left(winners, end, key=lambda other: other[0])
+        if overlapping := winners[low:high]:
             # No character of the shorter value may stay: the longest one grows over it.
             start, end = min(start, overlapping[0][0]), max(end, overlapping[-1][1])
             kind = min(overlapping, key=lambda other: other[2])[3]
-        chosen[low:high] = [(start, end, taken, kind)]
-    return [PersonalSpan(kind, start, end) for start, end, _, kind in chosen]
+        winners[low:high] = [(start, end, rank, kind)]
+    return [PersonalSpan(kind, start, end) for start, end, _, kind in winners]
 
 
 @lru_cache(maxsize=1)
 def _fold_table() -> tuple[frozenset[str], dict[int, str | None]]:
-    """Digits of other scripts, full-width signs, exotic spaces and hyphens to their ASCII twins, what can't be seen to
-    nothing: the characters, and what becomes of each.
-    """
+    """The characters that have an ASCII twin, such as full-width digits, or can't be seen, and what becomes of each."""
     table: dict[int, str | None] = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
     table |= {code: str(int(chr(code))) for code in range(0x80, 0x1FBFA) if chr(code).isdecimal()}
     table |= dict.fromkeys([0xA0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000], " ")
@@ -466,7 +456,7 @@ _ESCAPED = {
 
 
 def _unescaped(text: str) -> tuple[str, list[int]]:
-    """A text with the escapes of JSON (any number of backslashes) and of some signs in HTML undone, and where each character began."""
+    """A text with the escapes of JSON (any number of backslashes) and HTML undone, and where each character began."""
     pieces, starts, at = list[str](), list[int](), 0
     for match in _ESCAPE.finditer(text):
         escape = match.group().lstrip("\\")
@@ -526,10 +516,8 @@ SCORE = 0.6  # confidence of presidio-analyzer; spaCy's names get 0.85
 
 
 def person_names(text: str) -> list[Span]:
-    """Names of persons in an English text (presidio-analyzer over spaCy's named entities).
-
-    Raises:
-        UserError: presidio-analyzer or an English spaCy model is not installed, or the model can't be loaded.
+    """Names of persons in an English text (presidio-analyzer over spaCy's named entities). Without presidio-analyzer or
+    an English spaCy model, or with one that can't be loaded, a UserError.
     """
     if not any(c.isupper() for c in text):
         return []

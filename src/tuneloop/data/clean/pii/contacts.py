@@ -13,16 +13,19 @@ from functools import lru_cache
 from tuneloop.data.clean.pii.identifiers import Span
 
 _DOMAIN = re.compile(
-    r"(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}(?:xn--[A-Za-z0-9-]{2,59}|[^\W\d_]{2,24})(?![\w-])|\[[0-9A-Fa-f.:IPv]{7,45}\]"
+    r"(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}(?:xn--[A-Za-z0-9-]{2,59}|[^\W\d_]{2,24})(?![\w-])"
+    r"|\[[0-9A-Fa-f.:IPv]{7,45}\]"
 )
 _QUOTED_LOCAL = re.compile(r'"[^"\s@]{1,30}(?: [^"\s@]{1,30}){0,2}"$')
 _LOCAL_PART = frozenset("._%+'-")
 _LOOSE = re.compile(
     # john [at] example [dot] com; "at" without brackets needs "dot" in words
-    r"(?<![\w.])[\w.+-]{1,64}\s?(?:[\[({<]\s?(?:at|@)\s?[\])}>]\s?[\w-]{1,63}(?:\s?(?:[\[({<]\s?(?:dot|\.)\s?[\])}>]|\sdot\s|\.)\s?[\w-]{2,63}){1,4}"
-    r"|\sat\s[\w-]{1,63}(?:\sdot\s[\w-]{2,63}){1,4}|_at_[\w-]{1,63}_dot_[\w-]{2,63})(?!\w)"
+    r"(?<![\w.])[\w.+-]{1,64}\s?(?:[\[({<]\s?(?:at|@)\s?[\])}>]\s?[\w-]{1,63}(?:\s?(?:[\[({<]\s?(?:dot|\.)\s?[\])}>]"
+    r"|\sdot\s|\.)\s?[\w-]{2,63}){1,4}|\sat\s[\w-]{1,63}(?:\sdot\s[\w-]{2,63}){1,4}"
+    r"|_at_[\w-]{1,63}_dot_[\w-]{2,63})(?!\w)"
     # john @ example . com
-    r"|(?<![\w.])[\w.+-]{2,64}(?:\s@\s?|@\s)(?:[\w-]{1,63}\s?\.\s?){1,3}(?:com|org|net|edu|gov|io|info|biz|[a-z]{2})(?![\w-])",
+    r"|(?<![\w.])[\w.+-]{2,64}(?:\s@\s?|@\s)(?:[\w-]{1,63}\s?\.\s?){1,3}(?:com|org|net|edu|gov|io|info|biz"
+    r"|[a-z]{2})(?![\w-])",
     re.IGNORECASE,
 )
 
@@ -107,23 +110,31 @@ def chains(text: str) -> Iterator[Chain]:
 
 
 _PHONE_WORD = re.compile(
-    r"phone|\btxt|\bmobs?\b|\bph:|\bcust(?:omer)?\.? ?(?:care|services?)\b|\bmessages? (?:to|on|from)\b|\btele?\b|\btel[.:]|\bmobil|\bcell|\bfax|\bcall|\btext(?:ed|ing)?\b|\bsms\b|whats ?app|viber|telegram|\bsignal\b|\bdial|\brang?\b|\bring\b|\breach|contact"
-    r"|\bhandy|\brufn|anruf|\bruf|\berreich|téléphone|telefon|teléfono|télephone|celular|móvil|portable\b|appel|llam|cellulare|chiam|\bgsm\b|bellen|ring(?:en|a|e)\b|телефон|тел\.|звон|電話|电话|手机|携帯|전화|هاتف"
-    r"|(?:my|his|her|our|their|your) (?:new |old |home |work |direct |other |private |personal |best )?(?:number|no\.?)\b(?! of)|answering|\bgive (?:me|us|him|her) a |me (?:at|on)\b|numéro|número|\bnummer\b|hotline|helpline|voicemail|landline|\bm:|\bt:|\bp:"
+    r"phone|\btxt|\bmobs?\b|\bph:|\bcust(?:omer)?\.? ?(?:care|services?)\b|\bmessages? (?:to|on|from)\b|\btele?\b"
+    r"|\btel[.:]|\bmobil|\bcell|\bfax|\bcall|\btext(?:ed|ing)?\b|\bsms\b|whats ?app|viber|telegram|\bsignal\b|\bdial"
+    r"|\brang?\b|\bring\b|\breach|contact|\bhandy|\brufn|anruf|\bruf|\berreich|téléphone|telefon|teléfono|télephone"
+    r"|celular|móvil|portable\b|appel|llam|cellulare|chiam|\bgsm\b|bellen|ring(?:en|a|e)\b|телефон|тел\.|звон|電話|电话|手机"
+    r"|携帯|전화|هاتف|(?:my|his|her|our|their|your) (?:new |old |home |work |direct |other |private |personal "
+    r"|best )?(?:number|no\.?)\b(?! of)|answering|\bgive (?:me|us|him|her) a |me (?:at|on)\b|numéro|número|\bnummer\b"
+    r"|hotline|helpline|voicemail|landline|\bm:|\bt:|\bp:"
 )
 _OTHER_WORD = re.compile(
-    r"order|invoice|ticket|refe?r?e?n?c?e?\b|tracking|parcel|shipment|\bcase\b|transaction|booking|reservation|confirmation|account|\bacct|\bids?\b|isbn|issn|\bsku\b|serial|\bpart\b|model|policy|claim|card|iban|"
-    r"\bpo\b|version|build|amount|total|price|balance|batch|\blot\b|barcode|\bean\b|\bupc\b|doi|patent|member|customer n|bestell|rechnung|commande|facture|pedido|factura|ordine|fattura|zip|postal|imei|\bvin\b|timestamp|\bepoch|score|\bpin\b|code\b"
+    r"order|invoice|ticket|refe?r?e?n?c?e?\b|tracking|parcel|shipment|\bcase\b|transaction|booking|reservation"
+    r"|confirmation|account|\bacct|\bids?\b|isbn|issn|\bsku\b|serial|\bpart\b|model|policy|claim|card|iban|\bpo\b"
+    r"|version|build|amount|total|price|balance|batch|\blot\b|barcode|\bean\b|\bupc\b|doi|patent|member|customer n"
+    r"|bestell|rechnung|commande|facture|pedido|factura|ordine|fattura|zip|postal|imei|\bvin\b|timestamp|\bepoch|score"
+    r"|\bpin\b|code\b"
 )
 _ANOTHER_NAME = re.compile(
     r"(?:"
     + _OTHER_WORD.pattern.replace("|claim|", r"|claim (?:no|number|id|ref)\b|")  # "to claim 0871..." names no claim
-    + r")(?:[\s:#.()\"'-]|\b(?:numbers?|no|nr|num|id|ids|code|ref|reference|is|was|are|of|the|for|my|your|our|to|and|reads|says|key|file|nummer|numéro)\b)*\Z"
+    + r")(?:[\s:#.()\"'-]|\b(?:numbers?|no|nr|num|id|ids|code|ref|reference|is|was|are|of|the|for|my|your|our|to|and"
+    + r"|reads|says|key|file|nummer|numéro)\b)*\Z"
 )
 _PHONE_AFTER = re.compile(
     r"[\s,)]*(?:is |was |'s )(?:my|our|his|her) (?:new |old |work |home |best )?number\b"
-    r"|[\s,)]*(?:is |was |'s )?(?:my|our|his|her|the)?\s?(?:new |old |work |home |best )?(?:phone|mobile|cell|tele?phone|contact|number to|телефон|telefon)"
-    r"|[\s,-]*(?:office|fax)\b"
+    r"|[\s,)]*(?:is |was |'s )?(?:my|our|his|her|the)?\s?(?:new |old |work |home |best )?(?:phone|mobile|cell"
+    r"|tele?phone|contact|number to|телефон|telefon)|[\s,-]*(?:office|fax)\b"
 )
 _EXTENSION = re.compile(r",? ?(?:ext(?:ension|n)?\.?|x|#|durchwahl|poste)[ .:]{0,2}\d{1,6}(?!\w)", re.IGNORECASE)
 _DATE_LIKE = re.compile(
@@ -133,7 +144,7 @@ _DATE_LIKE = re.compile(
 )
 _NANP = re.compile(r"(?:1[ .-]?)?(?:\([2-9]\d\d\) ?|[2-9]\d\d([ .-]))[2-9]\d\d[ .-]\d{4}")
 
-# Tried for numbers without a country code: countries by how many people write English, Spanish, French, German ... in them.
+# Tried for numbers without a country code, by how many people there write English, Spanish, French, German ...
 _REGIONS = [
     "US", "GB", "DE", "FR", "ES", "IT", "NL", "BE", "CH", "AT", "IE", "AU", "NZ", "IN", "CA", "SE", "NO", "DK", "FI",
     "PL", "PT", "BR", "MX", "AR", "CL", "CO", "PE", "JP", "KR", "CN", "HK", "TW", "SG", "MY", "ID", "TH", "PH", "VN",
@@ -142,7 +153,7 @@ _REGIONS = [
 ]  # fmt: skip
 _FREELY_GROUPED = ("GB", "DE", "FR", "AU", "NL", "IT")
 
-# A number glued to the word before it or to a price, a time or a word behind it, as people type on a telephone: "08712400602450p".
+# A number glued to its neighbours: a word before it, a price, a time or a word behind it, as in "08712400602450p".
 _GLUED = re.compile(
     r"(?:(?<=call)|(?<=text)|(?<=txt)|(?<=tel)|(?<=ph)|(?<=mob)|(?<=mobile)|(?<=no)|(?<=on))(0[1-35789]\d{9})(?!\d)"
     r"|(?<![\w.,£$€#/-])(0[1-35789]\d{9})(?=\d{1,4}(?:\.\d\d)?(?:p|ppm|am|pm|yrs?)(?![a-z])|[a-z]{2})"
@@ -150,10 +161,11 @@ _GLUED = re.compile(
 _SHORT_CODE_STEMS = ("text", "txt", "sms", "send", "reply", "short", "envo", "envía", "envia", "manda", "msg", "messag")
 _CODE = r"(\d{5,6})(?![\w-]|[.,:/]\d|\s?%|\s(?:people|px|ft|km|[a-z]{3,}(?<!thi)(?<!say)s\b))"
 _SHORT_CODE = re.compile(
-    rf"\b(?:te?xt|sms|msg|message)\b(?:[^\d\n]|(?<=[a-z ])\d(?!\d)){{0,40}}?\b(?:to|an|au|al)\s(?:(?:the |our )?(?:no|nr|number|short ?code)[.:]{{0,2}}\s)?{_CODE}"
+    rf"\b(?:te?xt|sms|msg|message)\b(?:[^\d\n]|(?<=[a-z ])\d(?!\d)){{0,40}}?\b(?:to|an|au"
+    rf"|al)\s(?:(?:the |our )?(?:no|nr|number|short ?code)[.:]{{0,2}}\s)?{_CODE}"
     rf"|\b(?:te?xts?|sms|msgs?|messages?) from {_CODE}(?=\s*(?:[.,;:!?)]|\Z|says?\b|said|that|about|asking|telling))"
-    rf"|\b(?:send|reply|replied|sende|senden|envoye[zr]|envía|envia|enviar|manda)\s(?:with |the word |un sms con |sms mit )?[\"'“‘]?[a-zà-ÿ]{{2,10}}\d?[\"'”’]?"
-    rf"\s(?:(?:par|por|via|by) sms\s)?(?:to|an|au|al)\s{_CODE}"
+    rf"|\b(?:send|reply|replied|sende|senden|envoye[zr]|envía|envia|enviar|manda)\s(?:with |the word |un sms con "
+    rf"|sms mit )?[\"'“‘]?[a-zà-ÿ]{{2,10}}\d?[\"'”’]?\s(?:(?:par|por|via|by) sms\s)?(?:to|an|au|al)\s{_CODE}"
     rf"|\bshort ?codes?\s?(?:is|:|no\.?|number)?\s?{_CODE}"
 )
 _SENT = 3  # group of `_SHORT_CODE` behind "send" and the like, which may send anything
@@ -162,13 +174,13 @@ _CODE_NAMED = re.compile(r"sms|\btxt|\bte?xt|stop|short ?code")
 
 
 def short_codes(text: str, lower: str) -> Iterator[Span]:
-    """Numbers of five or six digits that messages are sent to: "text WIN to 87121". No postcodes, amounts or tickets."""
+    """Numbers of five or six digits that messages are sent to ("text WIN to 87121"); no postcodes or amounts."""
     if not any(stem in lower for stem in _SHORT_CODE_STEMS):
         return
     for match in _SHORT_CODE.finditer(lower):
         group = match.lastindex or 1
-        named = _SHOUTED.search(text, match.start(), match.end(group)) or _CODE_NAMED.search(match.group())
-        if group != _SENT or named:  # not "send flowers to 90210"
+        is_message = _SHOUTED.search(text, match.start(), match.end(group)) or _CODE_NAMED.search(match.group())
+        if group != _SENT or is_message:  # not "send flowers to 90210"
             yield ("PHONE", *match.span(group))
 
 
@@ -181,21 +193,20 @@ def glued_numbers(lower: str) -> Iterator[Span]:
 
 
 def phones(text: str, lower: str, chains_of_digits: list[Chain], region: str) -> Iterator[Span]:
-    """Telephone numbers, with the country code or in the forms of one country (`region`: ISO 3166, two letters).
-
-    A number without a country code and without a word such as "call" next to it counts where its grouping is that of a
-    valid number; bare digits never do.
+    """Telephone numbers, with the country code or in the forms of one country (`region`: ISO 3166, two letters). One
+    without a country code and without a word such as "call" next to it counts if it is grouped as a valid number; bare
+    digits never do.
     """
     for chain in chains_of_digits:
         total = sum(chain.sizes)
-        if total <= 17 and (span := _phone(text, lower, chain, 0, len(chain.sizes), region)):
+        if total <= 17 and (span := _phone(text, lower, chain, region)):
             yield span
         elif len(chain.sizes) > 1 and (total > 17 or len(chain.sizes) > 3):
             yield from _phone_windows(text, lower, chain, region)
 
 
 def _phone_windows(text: str, lower: str, chain: Chain, region: str) -> Iterator[Span]:
-    """Numbers within a longer chain: two in a row, or one with an amount after it. Only the North American and "+" forms."""
+    """Numbers within a longer chain: two in a row, or one before an amount. Only North American and "+" forms."""
     first = 0
     plus = "+" in text[chain.start : chain.groups[0][0]]
     while first < len(chain.sizes) - 1:
@@ -211,29 +222,29 @@ def _phone_windows(text: str, lower: str, chain: Chain, region: str) -> Iterator
         first += 1
 
 
-def _phone(text: str, lower: str, chain: Chain, first: int, last: int, region: str) -> Span | None:
-    start, end = chain.start, chain.groups[last - 1][1]
+def _phone(text: str, lower: str, chain: Chain, region: str) -> Span | None:
+    start, end = chain.start, chain.groups[-1][1]
     if text[start] == "(" and ")" not in text[start:end]:
         start += 1
-    digits = chain.digits(text, first, last)
+    digits = chain.digits(text, 0, len(chain.groups))
     extension = _EXTENSION.match(text, end)
     stop = extension.end() if extension else end
-    named = _named_phone(lower, start, stop)
-    separated = last - first > 1
+    is_phone = _is_called_phone(lower, start, stop)
+    separated = len(chain.groups) > 1
     if "+" in text[start : chain.groups[0][0]]:
         possible, valid, _ = _library(digits, "+")
         return ("PHONE", start, stop) if valid or (possible and (separated or len(digits) > 9)) else None
-    if digits[:2] == "00" and len(digits) > 10 and (named or separated) and _library(digits[2:], "+")[1]:
+    if digits[:2] == "00" and len(digits) > 10 and (is_phone or separated) and _library(digits[2:], "+")[1]:
         return ("PHONE", start, stop)
     value = text[start:end]
     if _DATE_LIKE.match(value) or len(digits) > 13:
         return None
     nanp = _NANP.fullmatch(value)
     if nanp and nanp.group(1) != " ":
-        return ("PHONE", start, stop) if named is not False or value[0] == "(" else None
-    if chain.attached and not (named and _PHONE_WORD.search(lower, max(0, start - 12), start)):
+        return ("PHONE", start, stop) if is_phone is not False or value[0] == "(" else None
+    if chain.attached and not (is_phone and _PHONE_WORD.search(lower, max(0, start - 12), start)):
         return None
-    if named:
+    if is_phone:
         # A local number of seven digits, or whatever is a number somewhere.
         decimal = re.search(r"\d,\Z", text[max(0, start - 2) : start])  # a longitude behind its latitude
         local = None if decimal else re.fullmatch(r"[2-9]\d\d[-. ]\d{4}", value)
@@ -241,10 +252,9 @@ def _phone(text: str, lower: str, chain: Chain, first: int, last: int, region: s
         return ("PHONE", start, stop) if fits and _grouped_like_a_phone(chain.sizes) else None
     if _names_another(lower, start):
         return None
-    if (named is None or digits[0] == "0") and (separated or value[0] == "(") and len(digits) >= 9:
-        sizes = chain.sizes[first:last]
+    if (is_phone is None or digits[0] == "0") and (separated or value[0] == "(") and len(digits) >= 9:
         trunk = digits[0] == "0" or "(" in value
-        if (nanp and _library(digits, "US")[1]) or _national(digits, sizes, region, trunk=trunk):
+        if (nanp and _library(digits, "US")[1]) or _national(digits, chain.sizes, region, trunk=trunk):
             return ("PHONE", start, stop)
     if not separated and _is_bare_national(digits, region):
         return ("PHONE", start, stop)
@@ -261,10 +271,11 @@ _BRITISH = re.compile(r"0(?:7[1-57-9]|8[0347]|9[018])")
 
 
 def _is_bare_national(digits: str, region: str) -> bool:
-    """Whether digits without a gap are a national number all the same: in a form that little else has, or a mobile one of the own region.
+    """Whether digits without a gap are a national number: in a form that little else has, or a mobile one of the
+    region.
 
-    British numbers have eleven digits with the 0, mobile ones in France 06 or 07 and ten, in Australia 04 and ten, in Germany
-    01 and eleven or twelve. Ten digits without a 0, as in North America, may be anything.
+    British numbers have eleven digits with the 0, mobile ones in France 06 or 07 and ten, in Australia 04 and ten, in
+    Germany 01 and eleven or twelve. Ten digits without a 0, as in North America, may be anything.
     """
     if digits[0] == "0":
         if len(digits) == 11 and (_BRITISH.match(digits) or _library(digits, "GB")[1]):
@@ -277,7 +288,6 @@ def _is_bare_national(digits: str, region: str) -> bool:
 
 @lru_cache(maxsize=1 << 12)
 def _is_mobile(digits: str, region: str) -> bool:
-    """Whether digits are a valid number of a mobile telephone and of nothing else."""
     import phonenumbers
 
     try:
@@ -295,7 +305,7 @@ def _grouped_like_a_phone(sizes: tuple[int, ...]) -> bool:
     return sum(size == 1 for size in sizes) <= 1 and (len(sizes) <= 2 or max(sizes) <= 6)
 
 
-def _named_phone(lower: str, start: int, end: int) -> bool | None:
+def _is_called_phone(lower: str, start: int, end: int) -> bool | None:
     """True next to a word such as "call", False after one such as "order number", None where neither stands."""
     before = lower[max(0, start - 48) : start]
     phone = max((m.end() for m in _PHONE_WORD.finditer(before)), default=-1)
@@ -322,15 +332,14 @@ def _national(digits: str, sizes: tuple[int, ...], region: str, *, trunk: bool) 
 
 def _divides(sizes: tuple[int, ...], standard: tuple[int, ...]) -> bool:
     """Whether a grouping is the standard one, or divides its groups further."""
-
     fits = sum(sizes) == sum(standard) and min(sizes[1:], default=2) > 1
     return fits and set(itertools.accumulate(standard)) <= set(itertools.accumulate(sizes))
 
 
 @lru_cache(maxsize=1 << 14)
 def _library(digits: str, region: str) -> tuple[bool, bool, tuple[int, ...]]:
-    """What libphonenumber says of digits (`region` "+": the country code is part of them): whether possible, whether
-    valid, and the groups of the national form.
+    """What libphonenumber says of digits (`region` "+": with the country code): possible, valid, groups of the national
+    form.
     """
     import phonenumbers
 
@@ -363,11 +372,14 @@ _IPV6 = re.compile(
     r"(?<![\w:.])(?:[0-9A-Fa-f]{1,4}:|::)[0-9A-Fa-f:]{1,38}(?:\d{1,3}(?:\.\d{1,3}){3})?(?:%\w{1,16})?(?![\w:])"
 )
 _MAC = re.compile(
-    r"(?<![\w:-])(?:[0-9A-Fa-f]{2}(?:(:)|-)(?:[0-9A-Fa-f]{2}(?(1):|-)){4}[0-9A-Fa-f]{2}|[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4})(?![\w:-])"
+    r"(?<![\w:-])(?:[0-9A-Fa-f]{2}(?:(:)|-)(?:[0-9A-Fa-f]{2}(?(1):|-)){4}[0-9A-Fa-f]{2}"
+    r"|[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4})(?![\w:-])"
 )
 _VERSION_BEFORE = re.compile(
-    r"(?:\bv|\bver|versions?|releases?|\brel|\bbuild|firmware|driver|patch|software|\bapp|updat(?:e|ed|es|ing)|upgrad(?:e|ed|es|ing)|install(?:ed|ing)?|chrome|firefox|safari|edge|android|\bios|windows|section|§|chapter|rfc|article|clause|\boid|python|java|node|kernel|sdk|api|library|package)"
-    r"(?:\s(?:no|number|to|from|is|was|has|now|version|v))*[\s.:#=/_-]*v?\Z"
+    r"(?:\bv|\bver|versions?|releases?|\brel|\bbuild|firmware|driver|patch|software|\bapp|updat(?:e|ed|es|ing)"
+    r"|upgrad(?:e|ed|es|ing)|install(?:ed|ing)?|chrome|firefox|safari|edge|android|\bios|windows|section|§|chapter|rfc"
+    r"|article|clause|\boid|python|java|node|kernel|sdk|api|library|package)(?:\s(?:no|number|to|from|is|was|has|now"
+    r"|version|v))*[\s.:#=/_-]*v?\Z"
 )
 _IP_BEFORE = re.compile(
     r"\b(?:ip|ipv4|addr|address|host|server|gateway|router|dns|subnet|ping|ssh|from|login|logged|device|client|at)\b"
@@ -378,7 +390,7 @@ _PAIRS = re.compile(r"-[0-9A-Fa-f]{2}-[0-9A-Fa-f]{2}-|\.[0-9A-Fa-f]{4}\.")
 
 
 def network_addresses(text: str, lower: str) -> Iterator[Span]:
-    """IPv4, IPv6 and MAC addresses; no version numbers, no addresses that name no machine (loopback, unspecified, masks)."""
+    """IPv4, IPv6 and MAC addresses; no versions, no addresses that name no machine (loopback, unspecified, masks)."""
     if _DOTS.search(text):
         for match in _IPV4.finditer(text):
             if not _is_version(match.group(), lower[max(0, match.start() - 28) : match.start()]):
@@ -415,15 +427,19 @@ def _ipv6_end(candidate: str) -> int:
 
 _LETTERS = r"[^\W\d_]"
 _CAP = r"(?:[A-ZÀ-ÖØ-ÞĀ-ŽА-ЯΑ-Ω][\w'’-]{0,30}\.?)"
-_PARTICLE = r"(?:de la|de los|de las|de l['’]|de|du|des|del|della|delle|dei|degli|di|da|do|dos|das|la|le|les|los|las|el|von|van|der|den|zum|zur|am|of|the|and|y|e|à|aux|au|san|santa|saint|[dl]['’])"
+_PARTICLE = (
+    r"(?:de la|de los|de las|de l['’]|de|du|des|del|della|delle|dei|degli|di|da|do|dos|das|la|le|les|los|las|el|von|van"
+    r"|der|den|zum|zur|am|of|the|and|y|e|à|aux|au|san|santa|saint|[dl]['’])"
+)
 _HOUSE = r"\d{1,5}(?:[-/–]\d{1,4})?(?: ?[A-Za-z](?![\w'’]))?(?: ?(?:bis|ter|quater)\b| 1/2)?"
 _ZIP = (
-    r"(?:\d{5}(?:-\d{3,4})?|[A-Z]{1,2}\d[A-Z\d]? ?\d[A-Z]{2}|[ABCEGHJ-NPRSTVXY]\d[A-Z] ?\d[A-Z]\d|\d{4} ?[A-Z]{2}|\d{2}-\d{3}"
-    r"|\d{3} ?\d{2,3}|\d{4}|[A-Z]{1,2}-\d{3,6}|〒?\d{3}-\d{4})(?![\w-])"
+    r"(?:\d{5}(?:-\d{3,4})?|[A-Z]{1,2}\d[A-Z\d]? ?\d[A-Z]{2}|[ABCEGHJ-NPRSTVXY]\d[A-Z] ?\d[A-Z]\d|\d{4} ?[A-Z]{2}"
+    r"|\d{2}-\d{3}|\d{3} ?\d{2,3}|\d{4}|[A-Z]{1,2}-\d{3,6}|〒?\d{3}-\d{4})(?![\w-])"
 )
 _UNIT = (
-    r"(?:,?(?: |\s{0,3}\n\s{0,8})?(?:(?i:apt|apartment|suite|ste|unit|flat|room|rm|floor|fl|bldg|building|block|piso|étage|appt|whg|lot|door|dept)\.? ?#? ?\d{1,5}[A-Za-z]?\b"
-    r"|(?i:apt|apartment|suite|ste|unit|flat|block)\.? #?[A-Z]\b|#\d{1,5}[A-Za-z]?\b|\d{1,3}[ºª°] ?\w{0,4}|\d{1,3}(?:st|nd|rd|th) (?i:floor)))"
+    r"(?:,?(?: |\s{0,3}\n\s{0,8})?(?:(?i:apt|apartment|suite|ste|unit|flat|room|rm|floor|fl|bldg|building|block|piso"
+    r"|étage|appt|whg|lot|door|dept)\.? ?#? ?\d{1,5}[A-Za-z]?\b|(?i:apt|apartment|suite|ste|unit|flat"
+    r"|block)\.? #?[A-Z]\b|#\d{1,5}[A-Za-z]?\b|\d{1,3}[ºª°] ?\w{0,4}|\d{1,3}(?:st|nd|rd|th) (?i:floor)))"
 )
 _CITY = rf"{_CAP}(?:[ -](?:{_PARTICLE} )?{_CAP}){{0,3}}"
 _BREAK = r"(?:\s{0,3}\n\s{0,8},? ?|, ?| )"
@@ -436,22 +452,34 @@ _TAIL = (
     rf"|,\s?{_CITY}, ?[A-Z]{{2}}(?!\w)|(?:, ?{_CITY}{_END}){{1,3}})?"
 )
 _EN = (
-    r"(?:street|avenue|boulevard|road|lane|drive|court|terrace|parkway|highway|crescent|close|square|gardens?|grove|way|place|circle|trail|alley|mews|row|hill|plaza|pike|turnpike|loop|crossing|heights|quay|walk|wharf|"
-    r"ave|blvd|rd|ln|dr|ct|pkwy|hwy|cres|sq|ter|pl|cir|trl|str|st)"
+    r"(?:street|avenue|boulevard|road|lane|drive|court|terrace|parkway|highway|crescent|close|square|gardens?|grove|way"
+    r"|place|circle|trail|alley|mews|row|hill|plaza|pike|turnpike|loop|crossing|heights|quay|walk|wharf|ave|blvd|rd|ln"
+    r"|dr|ct|pkwy|hwy|cres|sq|ter|pl|cir|trl|str|st)"
 )
 _EN_LOWER = r"(?:street|avenue|boulevard|road|lane|drive|court|terrace|parkway|crescent|ave|blvd|rd)"
 # No street: "2 way street", "5 minutes down the road", "3 different lanes".
 _STOP = (
-    r"(?!(?:the|a|an|of|on|in|at|to|for|and|or|but|is|was|are|minutes?|mins?|hours?|days?|weeks?|months?|years?|miles?|km|kilomet\w+|meters?|metres?|feet|blocks?|more|ways?|one|two|per|percent|people|times?|lane|new|different|my|your|its?|this|that"
-    r"|down|off|from|by|with|side|st|nd|rd|th|x|pm|am|dollars?|euros?|pounds?|usd|eur|gbp|main roads)\b)"
+    r"(?!(?:the|a|an|of|on|in|at|to|for|and|or|but|is|was|are|minutes?|mins?|hours?|days?|weeks?|months?|years?|miles?"
+    r"|km|kilomet\w+|meters?|metres?|feet|blocks?|more|ways?|one|two|per|percent|people|times?|lane|new|different|my"
+    r"|your|its?|this|that|down|off|from|by|with|side|st|nd|rd|th|x|pm|am|dollars?|euros?|pounds?|usd|eur|gbp"
+    r"|main roads)\b)"
 )
 _ORDINAL = r"\d{1,3}(?:st|nd|rd|th)"
 _COMPASS = r"(?:[NSEW]{1,2}\.?|North|South|East|West|Old|New|Upper|Lower)"
 _ROAD_FR = r"(?i:rue|avenue|av\.|boulevard|bd\.?|blvd|chemin|allée|impasse|ruelle|rua|via|calle|avenida)"
-_ROAD_COMPOUND = r"(?:stra(?:ß|ss)e|str\.|gasse|allee|platz|weg|damm|ufer|chaussee|straat|laan|plein|gracht|dijk|singel|steeg|gatan|vägen|gata|vej|veien|katu|kuja|utca)"
-_ROAD_BEFORE = r"(?:[Cc]alle|C/|[Aa]venida|[Aa]vda\.?|Av\.|[Cc]arrer|[Pp]iazza|[Rr]ua|[Tt]ravessa|ul\.|[Uu]lica|ул\.|улица|пр\.|проспект|Jl\.|Jalan|[Rr]ue)"
+_ROAD_COMPOUND = (
+    r"(?:stra(?:ß|ss)e|str\.|gasse|allee|platz|weg|damm|ufer|chaussee|straat|laan|plein|gracht|dijk|singel|steeg|gatan"
+    r"|vägen|gata|vej|veien|katu|kuja|utca)"
+)
+_ROAD_BEFORE = (
+    r"(?:[Cc]alle|C/|[Aa]venida|[Aa]vda\.?|Av\.|[Cc]arrer|[Pp]iazza|[Rr]ua|[Tt]ravessa|ul\.|[Uu]lica|ул\.|улица|пр\."
+    r"|проспект|Jl\.|Jalan|[Rr]ue)"
+)
 # Words of other meanings too: only with a name in capitals.
-_ROAD_BEFORE_NAME = r"(?:Plaza|Paseo|Camino|Ronda|Carretera|Via|Viale|Corso|Largo|Vicolo|Strada|Praça|Alameda|Estrada|Rodovia|Aleja|Al\.|al\.|os\.|Str\.|Bd\.?)"
+_ROAD_BEFORE_NAME = (
+    r"(?:Plaza|Paseo|Camino|Ronda|Carretera|Via|Viale|Corso|Largo|Vicolo|Strada|Praça|Alameda|Estrada|Rodovia|Aleja"
+    r"|Al\.|al\.|os\.|Str\.|Bd\.?)"
+)
 _MONTHS = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
 _NAME_WORDS = rf"(?: (?:{_PARTICLE} )?{_CAP}){{0,4}}"
 _NO_BEFORE = r"(?:[nN][º°o.]{0,2} ?|núm\.? ?|д\. ?|No\.? ?)?"
@@ -459,10 +487,14 @@ _AT_NUMBER = re.compile(
     r"(?<![\w$€£.#/-])(?<!\d,)(?:"
     + "|".join(
         (
-            rf"{_HOUSE},? (?:{_COMPASS} )?(?:(?:{_CAP}|{_ORDINAL}) ){{1,4}}(?i:{_EN})\b\.?(?: [NSEW]{{1,2}}\b\.?)?",  # 12 Main Street
-            rf"{_HOUSE} (?:{_COMPASS} )?(?:Broadway|Highway \d+|Route \d+|(?:County|State) Road \d+|Avenue (?:of the )?{_CAP})",
-            rf"{_HOUSE},? {_ROAD_FR}(?: {_PARTICLE})*(?: ?{_LETTERS}[\w'’-]{{1,30}})(?:[ -](?:{_PARTICLE} )?{_CAP}){{0,4}}",  # 12 rue de la Paix
-            rf"{_HOUSE},? (?i:place|quai|cours|route|square|passage|voie)(?: {_PARTICLE})+ ?{_CAP}(?:[ -](?:{_PARTICLE} )?{_CAP}){{0,4}}",
+            # 12 Main Street
+            rf"{_HOUSE},? (?:{_COMPASS} )?(?:(?:{_CAP}|{_ORDINAL}) ){{1,4}}(?i:{_EN})\b\.?(?: [NSEW]{{1,2}}\b\.?)?",
+            rf"{_HOUSE} (?:{_COMPASS} )?(?:Broadway|Highway \d+|Route \d+|(?:County|State) Road \d+"
+            rf"|Avenue (?:of the )?{_CAP})",
+            rf"{_HOUSE},? {_ROAD_FR}(?: {_PARTICLE})*(?: ?{_LETTERS}[\w'’-]{{1,30}})(?:[ -]"
+            rf"(?:{_PARTICLE} )?{_CAP}){{0,4}}",  # 12 rue de la Paix
+            rf"{_HOUSE},? (?i:place|quai|cours|route|square|passage|voie)(?: {_PARTICLE})+ ?{_CAP}(?:[ -]"
+            rf"(?:{_PARTICLE} )?{_CAP}){{0,4}}",
             rf"{_HOUSE},? {_CAP}(?<=[a-zäöüß]){_ROAD_COMPOUND}(?!\w)",
             rf"{_HOUSE},? [A-ZÄÖÜ]\w{{1,30}}?{_ROAD_COMPOUND}(?!\w)",  # 12 Lindenstraße
             rf"{_HOUSE},? (?:{_STOP}(?:[a-z][a-z'-]{{1,20}}|{_ORDINAL}) ){{1,2}}{_EN_LOWER}\b\.?",  # 12 main street
@@ -476,12 +508,15 @@ _UP_TO_NUMBER = re.compile(
     + "|".join(
         (
             rf"(?:{_CAP}[ -]){{0,3}}{_LETTERS}{{2,30}}(?i:{_ROAD_COMPOUND}) ?{_HOUSE}",  # Lindenstraße 12
-            rf"(?:{_CAP}[ -]){{1,3}}(?:Straße|Strasse|Str\.|Platz|Weg|Allee|utca|út|Sokak|Caddesi|Sok\.|Cad\.),? (?:No:? ?)?{_HOUSE}",
+            rf"(?:{_CAP}[ -]){{1,3}}(?:Straße|Strasse|Str\.|Platz|Weg|Allee|utca|út|Sokak|Caddesi|Sok\."
+            rf"|Cad\.),? (?:No:? ?)?{_HOUSE}",
             rf"(?:Am|An der|An den|Im|In der|Auf dem|Auf der|Unter den|Zum|Zur) {_CAP} {_HOUSE}, ?\d{{5}}(?!\d)",
             rf"{_ROAD_BEFORE} ?(?:{_PARTICLE} )*{_LETTERS}[\w'’.-]{{0,30}}{_NAME_WORDS},? {_NO_BEFORE}{_HOUSE}",
             rf"{_ROAD_BEFORE_NAME} (?:{_PARTICLE} )*{_CAP}{_NAME_WORDS},? {_NO_BEFORE}{_HOUSE}",  # Via Roma 12
-            rf"(?!{_MONTHS})(?:{_CAP} ){{1,4}}\d{{1,4}} ?[a-z]?,\s(?:[A-Z]{{1,2}}-)?(?:\d{{5}}|(?!19|20)\d{{4}}) {_CITY}",  # Whatever 12, 1010 Wien
-            r"(?i:P\.? ?O\.? ?Box|Post Office Box|Postfach|Postbus|Apartado(?: de Correos)?|Apdo\.?|Casella Postale|Caixa Postal|B\.?P\.|GPO Box|Private Bag) ?(?:#|No\.? ?)?\d{1,6}\b",
+            rf"(?!{_MONTHS})(?:{_CAP} ){{1,4}}\d{{1,4}} ?[a-z]?,\s(?:[A-Z]{{1,2}}-)?(?:\d{{5}}"
+            rf"|(?!19|20)\d{{4}}) {_CITY}",  # Whatever 12, 1010 Wien
+            r"(?i:P\.? ?O\.? ?Box|Post Office Box|Postfach|Postbus|Apartado(?: de Correos)?|Apdo\.?|Casella Postale"
+            r"|Caixa Postal|B\.?P\.|GPO Box|Private Bag) ?(?:#|No\.? ?)?\d{1,6}\b",
         )
     )
     + rf"){_TAIL}"
@@ -494,15 +529,18 @@ _SHORT = re.compile(
 _NUMBER = re.compile(r"(?<![\d$€£.#/-])(?<!\d:)\d{1,6}(?!\d|[.:]\d)")
 # What stands before a number where the street's name comes first; lower case.
 _ROAD_STEMS = tuple(
-    "stra str. gasse allee platz weg damm ufer chauss straat laan plein gracht dijk singel steeg gatan vägen gata vej veien katu kuja utca út sokak cadde sok. cad. calle c/ aven avda av. plaza paseo camino carrer ronda "  # noqa: SIM905
-    "carretera via piazza corso largo vicolo rua travessa praça alameda estrada rodovia ul. ulica aleja al. os. ул пр jl. jalan rue bd box postf postbus apart apdo casella caixa b.p bp private".split()
+    "stra str. gasse allee platz weg damm ufer chauss straat laan plein gracht dijk singel "  # noqa: SIM905
+    "steeg gatan vägen gata vej veien katu kuja utca út sokak cadde sok. cad. calle c/ aven avda av. plaza "
+    "paseo camino carrer ronda carretera via piazza corso largo vicolo rua travessa praça alameda estrada "
+    "rodovia ul. ulica aleja al. os. ул пр jl. jalan rue bd box postf postbus apart apdo casella caixa b.p bp "
+    "private".split()
 )
 _POSTCODE_AFTER = re.compile(r" ?[a-z]?,\s(?:[A-Z]{1,2}-)?\d{4,5} [A-ZÄÖÜÉ]")
 _BEFORE, _AFTER = 80, 240  # characters around a house number that its address may take
 
 
 def street_addresses(text: str, lower: str) -> Iterator[Span]:
-    """House number and street, or a post-office box, with the flat, town and postcode that follow. Precise rather than complete."""
+    """House number and street, or a post-office box, with flat, town and postcode. Precise rather than complete."""
     end_of_last, roads = 0, [stem for stem in _ROAD_STEMS if stem in lower]
     for number in _NUMBER.finditer(text):
         start, end = number.span()

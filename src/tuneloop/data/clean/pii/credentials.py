@@ -1,4 +1,4 @@
-"""Secrets in a text: keys of known services, credentials in URLs, and values next to "password", "token" and the like."""
+"""Secrets in a text: keys of known services, credentials in URLs, and values next to "password" or "token"."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from tuneloop.data.clean.pii.identifiers import Span, base58check
 # Forms that services document for their keys. Those in a shape of their own need no word next to them.
 _KEY = re.compile(
     r"(?<![A-Za-z0-9])(?:"
-    r"sk-(?:proj|svcacct|admin|None|ant-[a-z0-9]{2,8}|or-v1|lf)?-?[A-Za-z0-9_-]{16,}"  # OpenAI, Anthropic, OpenRouter, Langfuse
-    r"|(?:sk|pk|rk|whsec|sess|sq0(?:atp|csp)|rzp)_?-?(?:live|test|prod)_[A-Za-z0-9]{8,}|whsec_[A-Za-z0-9+/=]{24,}"  # Stripe and alike
+    # OpenAI, Anthropic, OpenRouter, Langfuse
+    r"sk-(?:proj|svcacct|admin|None|ant-[a-z0-9]{2,8}|or-v1|lf)?-?[A-Za-z0-9_-]{16,}"
+    # Stripe and alike
+    r"|(?:sk|pk|rk|whsec|sess|sq0(?:atp|csp)|rzp)_?-?(?:live|test|prod)_[A-Za-z0-9]{8,}|whsec_[A-Za-z0-9+/=]{24,}"
     r"|sq0(?:atp|csp|idp)-[\w-]{22,}"  # Square
     r"|(?:AKIA|ASIA|ABIA|ACCA|AROA|AIDA)[A-Z0-9]{16}(?![A-Za-z0-9])"  # Amazon
     r"|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"  # GitHub
@@ -27,22 +29,27 @@ _KEY = re.compile(
     r"|ey[JK][A-Za-z0-9_-]{8,}\.ey[JK]?[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*)?"  # JSON Web Token (RFC 7519)
     r"|(?:SK|AC)[0-9a-f]{32}(?![A-Za-z0-9])"  # Twilio
     r"|SG\.[\w-]{16,}\.[\w-]{16,}"  # SendGrid
-    r"|npm_[A-Za-z0-9]{30,}|pypi-[\w-]{40,}|rubygems_[0-9a-f]{40,}|dckr_pat_[\w-]{20,}|oy2[a-z0-9]{43}"  # registries of packages
+    # registries of packages
+    r"|npm_[A-Za-z0-9]{30,}|pypi-[\w-]{40,}|rubygems_[0-9a-f]{40,}|dckr_pat_[\w-]{20,}|oy2[a-z0-9]{43}"
     r"|dop_v1_[0-9a-f]{40,}|shp(?:at|ca|pa|ss)_[0-9a-fA-F]{24,}|glsa_\w{30,}|hvs\.[\w-]{20,}|NRAK-[A-Z0-9]{20,}"
-    r"|lin_api_[A-Za-z0-9]{30,}|PMAK-[\w-]{40,}|figd_[\w-]{30,}|secret_[A-Za-z0-9]{40,}|ntn_[A-Za-z0-9]{36,}|r8_[A-Za-z0-9]{30,}"
-    r"|gsk_[A-Za-z0-9]{30,}|xai-[A-Za-z0-9]{40,}|pplx-[A-Za-z0-9]{30,}|nvapi-[\w-]{40,}|tgp_v1_[\w-]{20,}|fw_[A-Za-z0-9]{20,}(?![A-Za-z0-9])"
-    r"|dapi[0-9a-f]{32}|ATATT3[\w=-]{30,}|ATCTT3[\w=-]{30,}|EAA[A-Za-z0-9]{40,}|A{16,}[\w%]{30,}|pat[A-Za-z0-9]{14}\.[0-9a-f]{64}"
-    r"|key-[0-9a-f]{32}|[0-9a-f]{32}-us\d{1,2}|sbp_[0-9a-f]{40}|pscale_\w{3,8}_[\w.-]{30,}|phc_[A-Za-z0-9]{30,}|sntry[su]_[\w=+/-]{30,}"
+    r"|lin_api_[A-Za-z0-9]{30,}|PMAK-[\w-]{40,}|figd_[\w-]{30,}|secret_[A-Za-z0-9]{40,}|ntn_[A-Za-z0-9]{36,}"
+    r"|r8_[A-Za-z0-9]{30,}|gsk_[A-Za-z0-9]{30,}|xai-[A-Za-z0-9]{40,}|pplx-[A-Za-z0-9]{30,}|nvapi-[\w-]{40,}"
+    r"|tgp_v1_[\w-]{20,}|fw_[A-Za-z0-9]{20,}(?![A-Za-z0-9])|dapi[0-9a-f]{32}|ATATT3[\w=-]{30,}|ATCTT3[\w=-]{30,}"
+    r"|EAA[A-Za-z0-9]{40,}|A{16,}[\w%]{30,}|pat[A-Za-z0-9]{14}\.[0-9a-f]{64}|key-[0-9a-f]{32}|[0-9a-f]{32}-us\d{1,2}"
+    r"|sbp_[0-9a-f]{40}|pscale_\w{3,8}_[\w.-]{30,}|phc_[A-Za-z0-9]{30,}|sntry[su]_[\w=+/-]{30,}"
     r"|\d{8,10}:[A-Za-z0-9_-]{35}(?![A-Za-z0-9])"  # Telegram
     r"|[MNO][A-Za-z0-9_-]{23,27}\.[A-Za-z0-9_-]{6}\.[A-Za-z0-9_-]{27,40}"  # Discord
     r"|[\w~.-]{3}\dQ~[\w~.-]{31,34}"  # Microsoft Entra
-    r"|AGE-SECRET-KEY-1[A-Z0-9]{50,}|[a-z]{2,8}[-_](?:api|key|secret|live|prod|token|pat|sk)[-_][A-Za-z0-9]{20,}"  # and the usual shape of the rest
+    # and the usual shape of the rest
+    r"|AGE-SECRET-KEY-1[A-Z0-9]{50,}|[a-z]{2,8}[-_](?:api|key|secret|live|prod|token|pat|sk)[-_][A-Za-z0-9]{20,}"
     r")"
     r"|(?<=hooks\.slack\.com/services/)T[A-Z0-9]{6,}/B[A-Z0-9]{6,}/\w{16,}"
     r"|(?<=discord\.com/api/webhooks/)\d{15,}/[\w-]{40,}"
 )
 _PEM = re.compile(
-    r"-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----(?:(?!-----BEGIN).){0,20000}?(?:-----END [A-Z0-9 ]{0,40}-----|\Z)|-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----[A-Za-z0-9+/=\s\\]{0,20000}",
+    r"-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----(?:(?!-----BEGIN).){0,20000}?"
+    r"(?:-----END [A-Z0-9 ]{0,40}-----|\Z)|-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY"
+    r"(?: BLOCK)?-----[A-Za-z0-9+/=\s\\]{0,20000}",
     re.DOTALL,
 )
 _WIF = re.compile(
@@ -80,7 +87,9 @@ def keys(text: str) -> Iterator[Span]:
 
 _USER_INFO = re.compile(r"(?<=://)[^\s/?#@\"'<>]{1,256}(?:@[^\s/?#@\"'<>]{1,64}){0,3}(?=@[\w.\[-])")
 _QUERY = re.compile(
-    r"(?<=[?&;#])(?:amp;)?(?:[\w.-]{0,20}(?:token|api[_-]?key|apikey|secret|passw(?:or)?d|pwd|signature|credential)|access[_-]?key|auth|key|sig|pass|code|sid|session(?:id|_id)?|jwt|hash|otp|subscription-key)=([^&\s#\"'<>)\\]{4,})",
+    r"(?<=[?&;#])(?:amp;)?(?:[\w.-]{0,20}(?:token|api[_-]?key|apikey|secret|passw(?:or)?d|pwd|signature|credential)"
+    r"|access[_-]?key|auth|key|sig|pass|code|sid|session(?:id|_id)?|jwt|hash|otp"
+    r"|subscription-key)=([^&\s#\"'<>)\\]{4,})",
     re.IGNORECASE,
 )
 
@@ -98,34 +107,46 @@ def url_credentials(text: str) -> Iterator[Span]:
 
 # For lower-case text; each begins with plain letters, so that `re` skips ahead to one of them.
 _NAME = re.compile(
-    r"(?:pass(?:[ _-]?(?:words?|wrd|phrase|code)|wd|wort|(?=[\"']{0,2}\s?=|[\"']\s?:))(?:[_-]?(?:value|hash|[12]))?|pwd|kennwort|mot de passe|mdp|contrase[ñn]a|clave|senha|wachtwoord|has[łl]o|lösenord|parola|密码|密碼|パスワード|пароль|login credentials?"
-    r"|api[ _-]?(?:secret|key|token)(?:[ _-]?id)?|access[ _-]?(?:secret|key|token|code)(?:[ _-]?id)?|app[ _-]?(?:secret|key|token)|auth(?:entication)?[ _-]?(?:secret|key|token)|account[ _-]?key|private[ _-]?key|encryption[ _-]?key|signing[ _-]?(?:key|secret)"
-    r"|storage[ _-]?key|subscription[ _-]?key|client[ _-]?(?:secret|id|key)|shared[ _-]?(?:access[ _-]?)?(?:secret|key)|master[ _-]?key|service[ _-]?key|license[ _-]?key|activation[ _-]?key|secret(?:[ _-]?(?:access[ _-]?)?(?:key|token))?|tokens?"
-    r"|credentials?|authorization|bearer|cookie|session[ _-]?id|connection[ _-]?string"
-    r"|pin(?:[ _-]?(?:code|number|no\.?))?|cvv2?|cvc2?|csc|otp|security code|verification code|one[- ]time (?:code|pass(?:word|code))|sms code|2fa code|card code|entry code|door code|unlock code)"
+    r"(?:pass(?:[ _-]?(?:words?|wrd|phrase|code)|wd|wort|(?=[\"']{0,2}\s?=|[\"']\s?:))(?:[_-]?(?:value|hash|[12]))?|pwd"
+    r"|kennwort|mot de passe|mdp|contrase[ñn]a|clave|senha|wachtwoord|has[łl]o|lösenord|parola|密码|密碼|パスワード|пароль"
+    r"|login credentials?|api[ _-]?(?:secret|key|token)(?:[ _-]?id)?|access[ _-]?(?:secret|key|token|code)(?:[ _-]?id)?"
+    r"|app[ _-]?(?:secret|key|token)|auth(?:entication)?[ _-]?(?:secret|key|token)|account[ _-]?key|private[ _-]?key"
+    r"|encryption[ _-]?key|signing[ _-]?(?:key|secret)|storage[ _-]?key|subscription[ _-]?key"
+    r"|client[ _-]?(?:secret|id|key)|shared[ _-]?(?:access[ _-]?)?(?:secret|key)|master[ _-]?key|service[ _-]?key"
+    r"|license[ _-]?key|activation[ _-]?key|secret(?:[ _-]?(?:access[ _-]?)?(?:key|token))?|tokens?|credentials?"
+    r"|authorization|bearer|cookie|session[ _-]?id|connection[ _-]?string|pin(?:[ _-]?(?:code|number|no\.?))?|cvv2?"
+    r"|cvc2?|csc|otp|security code|verification code|one[- ]time (?:code|pass(?:word|code))|sms code|2fa code|card code"
+    r"|entry code|door code|unlock code)"
 )
 _PIN = re.compile(r"pin|cvv|cvc|csc|otp|one[- ]time|.*code")
 _PASSWORD = re.compile(r"pass|pwd|kenn|mot|mdp|contra|clave|senha|wacht|has|lös|paro|密|パ|пар|login")
 _GLUE_AND_VALUE = re.compile(
     # as in prose, code, JSON, YAML, an environment or an HTTP header
-    r"(?P<glue>[\"'\]*`]{0,4}(?:\s{0,3}(?:=>|:=|==|=|:|->|–|—)\s{0,3}|\s(?:(?:for|to|of|at|on) (?:[\w.@-]{1,30} ){1,4}?)?(?:is|was|are|ist|es|est|é|è|jest|är|set to|changed to|=)\s(?:now |still |just |currently )?:?\s?|\s-\s|(?<=bearer)\s|\s(?=\d{3,8}(?!\S))|\s(?=[\"'`])))"
-    r"(?P<value>(?:(?:bearer|basic|token)\s+)?[\"'`*\\]{0,3}(?:(?<=[\"'`])[^\"'`\n]{3,200}(?=\\?[\"'`])|[^\s\"'`<>]{3,400}))",
+    r"(?P<glue>[\"'\]*`]{0,4}(?:\s{0,3}(?:=>|:=|==|=|:|->|–|—)\s{0,3}"
+    r"|\s(?:(?:for|to|of|at|on) (?:[\w.@-]{1,30} ){1,4}?)?(?:is|was|are|ist|es|est|é|è|jest|är|set to|changed to"
+    r"|=)\s(?:now |still |just |currently )?:?\s?|\s-\s|(?<=bearer)\s|\s(?=\d{3,8}(?!\S))"
+    r"|\s(?=[\"'`])))(?P<value>(?:(?:bearer|basic|token)\s+)?[\"'`*\\]{0,3}(?:(?<=[\"'`])[^\"'`\n]{3,200}(?=\\?[\"'`])"
+    r"|[^\s\"'`<>]{3,400}))",
     re.IGNORECASE,
 )
 _NO_VALUE = re.compile(
-    r"(?:none|null|nil|true|false|undefined|required|optional|string|str|int|text|char|varchar|hidden|redacted|removed|unknown|empty|missing|invalid|incorrect|wrong|correct|expired|not|the|too|very|my|your|a|an|in|on|no|being|needed|secure|safe|weak|strong|"
-    r"changed|changeme|reset|forgotten|lost|same|different|default|example|placeholder|here|there|above|below|xxx+|\*+|\.\.+|_+|-+|\?+|…+|[•●]+|input|getpass|os|process|env|config|settings|self|this|request|args|data|user|value|new|old|sent|blocked|locked|stolen|working|needed|saved|stored|valid|accepted|rejected|"
-    r"what|which|how|when|something|anything|everything|nothing|it|that|they|just|only|also|always|never|still|already|being|case|at|least|between|for|from|to|and|or|with|without|if|is|are|was)(?![\w@!#$%^&*-])|[\[({<$%]|[a-z_.]{2,40}\(|your\w*|my[-_ ]|<|\d{1,2}(?!\S)",
+    r"(?:none|null|nil|true|false|undefined|required|optional|string|str|int|text|char|varchar|hidden|redacted|removed"
+    r"|unknown|empty|missing|invalid|incorrect|wrong|correct|expired|not|the|too|very|my|your|a|an|in|on|no|being"
+    r"|needed|secure|safe|weak|strong|changed|changeme|reset|forgotten|lost|same|different|default|example|placeholder"
+    r"|here|there|above|below|xxx+|\*+|\.\.+|_+|-+|\?+|…+|[•●]+|input|getpass|os|process|env|config|settings|self|this"
+    r"|request|args|data|user|value|new|old|sent|blocked|locked|stolen|working|needed|saved|stored|valid|accepted"
+    r"|rejected|what|which|how|when|something|anything|everything|nothing|it|that|they|just|only|also|always|never"
+    r"|still|already|being|case|at|least|between|for|from|to|and|or|with|without|if|is|are|was)(?![\w@!#$%^&*-])"
+    r"|[\[({<$%]|[a-z_.]{2,40}\(|your\w*|my[-_ ]|<|\d{1,2}(?!\S)",
     re.IGNORECASE,
 )
 _TRAILING = ".,;:!?)]}>*`\\"
 
 
 def named_secrets(text: str, lower: str) -> Iterator[Span]:
-    """Values next to a word that says what they are: "password: ...", "my PIN is ...", "Authorization: Bearer ...".
-
-    After a sign of assignment nearly any value counts; after "is" only one that is no word, for people also write
-    "my password is wrong".
+    """Values next to a word that names them: "password: ...", "my PIN is ...", "Authorization: Bearer ...". After a
+    sign of assignment nearly any value counts; after "is" only one that is no word, for people write "my password is
+    wrong".
     """
     for name in _NAME.finditer(lower):
         match = _GLUE_AND_VALUE.match(text, name.end())
@@ -156,7 +177,7 @@ def named_secrets(text: str, lower: str) -> Iterator[Span]:
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int, bool]:
-    """A value without the scheme of an HTTP header, quotes and the punctuation of the sentence; whether it was quoted."""
+    """A value without an HTTP header's scheme, quotes and the sentence's punctuation; and whether it was quoted."""
     scheme = re.match(r"(?:bearer|basic|token)\s+", text[start:end], re.IGNORECASE)
     start += scheme.end() if scheme else 0
     quoted = False
@@ -170,7 +191,6 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int, bool]:
 
 
 def _mixed(value: str) -> bool:
-    """Whether it holds digits and letters, or signs that words lack."""
     digits_and_letters = any(map(str.isdigit, value)) and any(map(str.isalpha, value))
     return digits_and_letters or any(c in "!@#$%^&*+=~|" for c in value)
 
@@ -186,7 +206,7 @@ def _is_password(value: str, *, assigned: bool, quoted: bool) -> bool:
 
 
 def looks_random(value: str) -> bool:
-    """Whether a value looks made by a machine: 12 characters or more of letters and digits, at least 2.8 bits each (Shannon)."""
+    """Whether a value looks machine-made: 12 letters and digits or more, at least 2.8 bits each (Shannon)."""
     if len(value) < 12 or " " in value or not any(c.isdigit() for c in value) or not any(c.isalpha() for c in value):
         return False
     counts = Counter(value)

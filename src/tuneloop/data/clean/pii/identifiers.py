@@ -16,18 +16,14 @@ from dataclasses import dataclass
 
 Span = tuple[str, int, int]  # kind, start, end
 
-# Lengths of IBANs by country: SWIFT, IBAN Registry (ISO 13616).
-IBAN_LENGTHS = {
-    code: length
-    for length, codes in (
-        (15, "NO"), (16, "BE"), (18, "DK FI FO GL NL SD FK"), (19, "MK SI"), (20, "AT BA EE KZ LT LU XK MN"),
-        (21, "CH HR LI LV"), (22, "BG BH CR DE GB GE IE ME RS VA"), (23, "AE GI IL IQ OM SO TL"),
-        (24, "AD CZ ES MD PK RO SA SE SK TN VG"), (25, "LY PT ST"), (26, "IS TR"), (27, "BI DJ FR GR IT MC MR SM"),
-        (28, "AL AZ BY CY DO GT HN HU LB NI PL SV"), (29, "BR EG PS QA UA"), (30, "JO KW MU YE"), (31, "MT SC"),
-        (32, "LC"), (33, "RU"),
-    )
-    for code in codes.split()
+# Lengths of IBANs and the countries that have them: SWIFT, IBAN Registry (ISO 13616).
+_IBAN_COUNTRIES = {
+    15: "NO", 16: "BE", 18: "DK FI FO GL NL SD FK", 19: "MK SI", 20: "AT BA EE KZ LT LU XK MN", 21: "CH HR LI LV",
+    22: "BG BH CR DE GB GE IE ME RS VA", 23: "AE GI IL IQ OM SO TL", 24: "AD CZ ES MD PK RO SA SE SK TN VG",
+    25: "LY PT ST", 26: "IS TR", 27: "BI DJ FR GR IT MC MR SM", 28: "AL AZ BY CY DO GT HN HU LB NI PL SV",
+    29: "BR EG PS QA UA", 30: "JO KW MU YE", 31: "MT SC", 32: "LC", 33: "RU",
 }  # fmt: skip
+IBAN_LENGTHS = {code: length for length, codes in _IBAN_COUNTRIES.items() for code in codes.split()}
 
 # Issuer ranges and lengths of payment cards: ISO/IEC 7812 and the networks' public tables.
 _CARD = re.compile(
@@ -52,9 +48,7 @@ def checked(name: str) -> Callable[[str], bool]:
 
 
 def is_right(check: str | Callable[[str], bool], value: str) -> bool:
-    """Whether a value passes a check of python-stdnum (by its module) or a function, without separators; "" checks
-    nothing.
-    """
+    """Whether a value passes a check of python-stdnum (by its module) or a function; "" checks nothing."""
     if isinstance(check, str):
         check = checked(check) if check else bool
     return check(value.translate(_SEPARATORS))
@@ -65,20 +59,18 @@ def luhn(digits: str) -> bool:
     return checked("luhn")(digits)
 
 
-def is_card(digits: str, *, named: bool = False) -> bool:
+def is_card(digits: str, *, has_word: bool = False) -> bool:
     """Whether digits without separators are a payment card's: a known range, its length, Luhn.
 
-    Args:
-        named: grouped as on a rare card, or next to a word such as "card": any range counts (Diners, Maestro, 13
-            digits).
+    `has_word`: grouped as on a rare card, or next to a word such as "card": then any range counts (Diners, Maestro).
     """
     if not 12 <= len(digits) <= 19 or len(set(digits)) < 2:
         return False
-    return bool(_CARD.fullmatch(digits) or (named and _NAMED_CARD.fullmatch(digits))) and luhn(digits)
+    return bool(_CARD.fullmatch(digits) or (has_word and _NAMED_CARD.fullmatch(digits))) and luhn(digits)
 
 
 def is_iban(compact: str) -> bool:
-    """Whether letters and digits without separators are an IBAN: its country's length, check digits (ISO 13616, ISO 7064 MOD 97-10)."""
+    """Whether letters and digits are an IBAN: its country's length, check digits (ISO 13616, ISO 7064 MOD 97-10)."""
     compact = compact.upper()
     if len(compact) != IBAN_LENGTHS.get(compact[:2]) or not compact.isalnum() or not "02" <= compact[2:4] <= "98":
         return False
@@ -86,7 +78,7 @@ def is_iban(compact: str) -> bool:
 
 
 def is_ssn(digits: str) -> bool:
-    """Whether nine digits can be a US social security number or ITIN (SSA's rules on numbers never issued; IRS publication 1915)."""
+    """Whether nine digits can be a US social security number or ITIN (SSA's rules; IRS publication 1915)."""
     area, group, serial = digits[:3], digits[3:5], digits[5:]
     if group == "00" or serial == "0000" or area in ("000", "666"):
         return False
@@ -135,8 +127,9 @@ def _taiwanese(s: str) -> bool:  # Ministry of the Interior: the letter counts a
     return (letter // 10 + letter % 10 * 9 + _weighted(s[1:], (8, 7, 6, 5, 4, 3, 2, 1, 1))) % 10 == 0
 
 
-# Chinese (GB 11643-1999): stdnum.cn.ric fails on some counties. Finnish: stdnum wants the sign of the century, which says
-# nothing about the check digit. SNILS: the Pension Fund of Russia's weights. Medicare: those of Services Australia.
+# Chinese (GB 11643-1999): stdnum.cn.ric fails on some counties. Finnish: stdnum wants the sign of the century, which
+# says nothing about the check digit. SNILS: the Pension Fund of Russia's weights. Medicare: those of Services
+# Australia.
 _CHECKS: dict[str, Callable[[str], bool]] = {
     "chinese": lambda s: _is_date(s[6:10], s[10:12], s[12:14]) and checked("iso7064.mod_11_2")(s),
     "finnish": lambda s: checked("fi.hetu")(f"{s[:6]}-{s[-4:]}"),
@@ -151,9 +144,7 @@ class NationalId:
 
     name: str  # country and the number's name
     pattern: str  # its form, upper case
-    check: str | Callable[[str], bool] = (
-        ""  # of python-stdnum, or a function, given upper case without separators; "": none
-    )
+    check: str | Callable[[str], bool] = ""  # python-stdnum's module or a function, as in `is_right`
     words: str = ""  # one of which, in lower case, `_` for a space, must stand next to it; "": form and check suffice
 
 
@@ -172,7 +163,9 @@ NATIONAL_IDS = (
     NationalId("HK id", r"[A-Z]{1,2}\d{6} ?\([\dA]\)", _hong_kong),
     NationalId("FI HETU", r"\d{6}[-+A-FU-Y]\d{3}[\dA-FHJ-NPR-Y]", _CHECKS["finnish"]),
     NationalId("CN resident id", r"[1-9]\d{5}(?:19|20)\d{9}[\dX]", _CHECKS["chinese"]),
-    NationalId("FR NIR", r"[12] ?\d\d ?(?:0[1-9]|1[0-2]|[2-9]\d) ?(?:2[AB]|\d\d) ?\d{3} ?\d{3}(?: |-| - )?\d\d", "fr.nir"),
+    NationalId(
+        "FR NIR", r"[12] ?\d\d ?(?:0[1-9]|1[0-2]|[2-9]\d) ?(?:2[AB]|\d\d) ?\d{3} ?\d{3}(?: |-| - )?\d\d", "fr.nir"
+    ),
     NationalId("KR RRN", r"\d{6}-[1-8]\d{6}", _korean),
     NationalId("BR CPF", r"\d{3}\.\d{3}\.\d{3}-\d\d", "br.cpf"),
     NationalId("BE national number", r"\d\d\.\d\d\.\d\d-\d{3}\.\d\d", _belgian),
@@ -251,11 +244,8 @@ def national_ids(upper: str, lower: str) -> Iterator[Span]:
         while at >= 0:
             end = at + len(word)
             # "tin" in "meeting" names no number; longer words may be parts of compounds
-            if (
-                len(word) > 5
-                or word[0] > "\u2e80"
-                or not any(map(str.isalpha, lower[at - 1 : at] + lower[end : end + 1]))
-            ):
+            neighbours = lower[at - 1 : at] + lower[end : end + 1]
+            if len(word) > 5 or word[0] > "\u2e80" or not any(map(str.isalpha, neighbours)):
                 for match in pattern.finditer(upper, max(0, at - REACH_BACK)):
                     if match.start() > end + REACH:
                         break
@@ -280,7 +270,7 @@ _WALLET = re.compile(
 
 
 def wallets(text: str) -> Iterator[Span]:
-    """Addresses of crypto currencies: Ethereum's form, bech32 (BIP 173, BIP 350) and Base58Check with right check sums, Monero's form."""
+    """Addresses of crypto currencies: Ethereum, bech32 (BIP 173, BIP 350), Base58Check, Monero; with right sums."""
     for match in _WALLET.finditer(text):
         token = match.group()
         if token[:2] == "0x" or len(token) == 95 or _bech32(token) or base58check(token) is not None:
@@ -315,39 +305,48 @@ def _bech32(token: str) -> bool:
     return check in (1, 0x2BC830A3)
 
 
-# All patterns are for lower-case text and begin with a choice of plain letters: `re` then skips ahead to one of them, many times faster
-# than with a look-behind or case folding. That nothing is joined to a word is checked afterwards.
+# All patterns are for lower-case text and begin with a choice of plain letters: `re` then skips ahead to one of them,
+# many times faster than with a look-behind or case folding. That nothing is joined to a word is checked afterwards.
 
 # Between the word and the value: "passport number is", "Kontonummer:", `"account_number": "`.
 _GAP = (
-    r"(?:[\s\"'`:=#,()\[\]*>|/\\_–-]|(?:numbers?|numero|nummer|numéro|número|no\.?|nr\.?|num\.?|ids?|is|was|are|the|my|of|est|ist|es|era|jest|lautet|code|card|holder)"
-    r"(?![^\W_])|n[º°]|[èé](?=\s)){0,14}"
+    r"(?:[\s\"'`:=#,()\[\]*>|/\\_–-]|(?:numbers?|numero|nummer|numéro|número|no\.?|nr\.?|num\.?|ids?|is|was|are|the|my"
+    r"|of|est|ist|es|era|jest|lautet|code|card|holder)(?![^\W_])|n[º°]|[èé](?=\s)){0,14}"
 )
 _PASSPORT = re.compile(
-    r"(?:passport|reisepass(?:nummer|nr)?|passeport|pasaporte|passaport[oe]|paspoort(?:nummer)?|passnummer|pass-?nr|паспорт\w*|护照\w?\w?|護照|パスポート|旅券)"
+    r"(?:passport|reisepass(?:nummer|nr)?|passeport|pasaporte|passaport[oe]|paspoort(?:nummer)?|passnummer|pass-?nr"
+    r"|паспорт\w*|护照\w?\w?|護照|パスポート|旅券)"
     + _GAP
     + r"(?P<value>[a-z]{1,3}[ -]?\d{5,9}[a-z]?\b|\d\d \d\d \d{6}\b|\d{3} \d{3} \d{3}\b|[a-z0-9]{6,12}\b)"
 )
 _LICENCE = re.compile(
-    r"(?:driv(?:er|ing)['’]?s?['’]?[ _]?(?:licen[cs]e|permit)|dl(?![a-z0-9])|cnh(?![a-z0-9])|führerschein(?:nummer|nr)?|permis de conduire|licencia de (?:conducir|conducción|manejo)|carn[eé]t? de conducir|permiso de conducir|patente di guida"
-    r"|rijbewijs(?:nummer)?|carta de condução)"
+    r"(?:driv(?:er|ing)['’]?s?['’]?[ _]?(?:licen[cs]e|permit)|dl(?![a-z0-9])|cnh(?![a-z0-9])|führerschein(?:nummer|nr)?"
+    r"|permis de conduire|licencia de (?:conducir|conducción|manejo)|carn[eé]t? de conducir|permiso de conducir"
+    r"|patente di guida|rijbewijs(?:nummer)?|carta de condução)"
     + _GAP
-    + r"(?P<value>[a-z]{1,3}\d{2,4}(?:[ -]\d{1,6}){1,4}\b|\d{2,4}(?:[ -]\d{2,4}){2}\b|[a-z]{1,2}[ -]\d{6,10}\b|[a-z0-9]{5,20}\b)"
+    + r"(?P<value>[a-z]{1,3}\d{2,4}(?:[ -]\d{1,6}){1,4}\b|\d{2,4}(?:[ -]\d{2,4}){2}\b|[a-z]{1,2}[ -]\d{6,10}\b"
+    + r"|[a-z0-9]{5,20}\b)"
 )
 _ACCOUNT = re.compile(
-    r"(?:account(?:[\s_.]*(?:number|no\b|num\b|nr\b|#)|(?=\s{0,2}[:=#]| \d{7}))|acct?(?![a-z0-9])(?:[\s_.]*(?:number|no\b|num\b|#))?|a/c|bank[ _]account|checking[ _]account|savings?[ _]account|chequing[ _]account|current[ _]account"
-    r"|routing(?:[ _](?:number|no|transit|code))?|aba(?![a-z0-9])|sort[ _-]?code|bsb(?![a-z0-9])|konto(?:nummer|-?nr)?(?![a-z0-9])|kto(?![a-z0-9])|blz(?![a-z0-9])|bankleitzahl|num[eé]ro de compte|compte (?:bancaire|n°)|rib(?![a-z0-9])"
-    r"|n[uú]mero de cuenta|cuenta(?: bancaria| corriente| de ahorros)?|clabe|rekening(?:nummer)?|numero di conto|conto corrente|conta(?: corrente| bancária)(?! [a-z])|número da conta|numer konta|konto bankowe|银行账号|银行卡号|账号|口座番号|계좌번호)"
+    r"(?:account(?:[\s_.]*(?:number|no\b|num\b|nr\b|#)|(?=\s{0,2}[:=#]| \d{7}))"
+    r"|acct?(?![a-z0-9])(?:[\s_.]*(?:number|no\b|num\b|#))?|a/c|bank[ _]account|checking[ _]account|savings?[ _]account"
+    r"|chequing[ _]account|current[ _]account|routing(?:[ _](?:number|no|transit|code))?|aba(?![a-z0-9])|sort[ _-]?code"
+    r"|bsb(?![a-z0-9])|konto(?:nummer|-?nr)?(?![a-z0-9])|kto(?![a-z0-9])|blz(?![a-z0-9])|bankleitzahl"
+    r"|num[eé]ro de compte|compte (?:bancaire|n°)|rib(?![a-z0-9])|n[uú]mero de cuenta"
+    r"|cuenta(?: bancaria| corriente| de ahorros)?|clabe|rekening(?:nummer)?|numero di conto|conto corrente"
+    r"|conta(?: corrente| bancária)(?! [a-z])|número da conta|numer konta|konto bankowe|银行账号|银行卡号|账号|口座番号|계좌번호)"
     + _GAP
     + r"(?P<value>\d(?:[ -]?\d){4,22})(?![\w-]|[.,]\d)"
 )
 _ID_VALUE = r"(?P<value>[a-z]{0,4}\d[\d .-]{4,20}\d[a-z]?\b|[a-z0-9]{6,20}\b)"
 _IDENTITY = re.compile(
-    r"(?:national|personal|citizen(?:ship)?|government|resident|state|tax(?:payer)?|fiscal|social insurance|identity|identification|unique)[\s_-]?(?:id(?:entity|entification)?|insurance|tax|registration|card|document)?"
+    r"(?:national|personal|citizen(?:ship)?|government|resident|state|tax(?:payer)?|fiscal|social insurance|identity"
+    r"|identification|unique)[\s_-]?(?:id(?:entity|entification)?|insurance|tax|registration|card|document)?"
     r"[\s_-]?(?:card|document)?[\s_-]?(?:number|no\b\.?|nr\b|#|id\b|code|card)" + _GAP + _ID_VALUE
 )
 _IDENTITY_ABROAD = re.compile(
-    r"(?:personalausweis(?:nummer|nr)?|ausweisnummer|steueridentifikationsnummer|steuernummer|steuer-id|numéro (?:de sécurité sociale|fiscal)|n[uú]mero de (?:identidad|identificación)|codice fiscale|身份证号?码?|주민등록번호"
+    r"(?:personalausweis(?:nummer|nr)?|ausweisnummer|steueridentifikationsnummer|steuernummer|steuer-id"
+    r"|numéro (?:de sécurité sociale|fiscal)|n[uú]mero de (?:identidad|identificación)|codice fiscale|身份证号?码?|주민등록번호"
     r"|sozialversicherungsnummer|número de identificação|id card)" + _GAP + _ID_VALUE
 )
 _SSN = re.compile(r"(?<![\w-])(?<!\w[./#])\d{3}([ -])\d\d\1\d{4}(?![\w-]|[./]\d)")
@@ -355,32 +354,49 @@ _SSN_WORD = r"(?:ssn|itin|ss ?#|social(?:[ _]security)?)(?![a-z0-9])"
 _NAMED_SSN = re.compile(_SSN_WORD + _GAP + r"(?P<value>\d{3}[ .\-–/]?\d\d[ .\-–/]?\d{4})(?!\d)")
 
 _MONTH = (
-    r"(?:jan(?:uary|uar|vier|\.)?|feb(?:ruary|ruar|\.)?|f[ée]v(?:rier|ereiro|\.)?|mar(?:ch|s|zo|ço|\.)?|m[äa]rz|maart|apr(?:il|ile|\.)?|avr(?:il|\.)?|abr(?:il|\.)?|ma[iyj]o?|mei|maggio|june?|juni|juin|junio|junho|giugno|july?|juli|juillet|julio|julho|luglio"
-    r"|aug(?:ust|ustus|\.)?|août|ago(?:sto|\.)?|sep(?:t|tember|tembre|tiembre|\.)?|set(?:tembre|embro|\.)?|o[ck]t(?:ober|obre|\.)?|out(?:ubro|\.)?|ott(?:obre|\.)?|nov(?:ember|embre|iembre|embro|\.)?|de[cz](?:ember|embre|embro|\.)?|d[ée]c(?:embre|\.)?|dic(?:iembre|embre|\.)?|gen(?:naio|\.)?|ene(?:ro|\.)?)"
+    r"(?:jan(?:uary|uar|vier|\.)?|feb(?:ruary|ruar|\.)?|f[ée]v(?:rier|ereiro|\.)?|mar(?:ch|s|zo|ço|\.)?|m[äa]rz|maart"
+    r"|apr(?:il|ile|\.)?|avr(?:il|\.)?|abr(?:il|\.)?|ma[iyj]o?|mei|maggio|june?|juni|juin|junio|junho|giugno|july?|juli"
+    r"|juillet|julio|julho|luglio|aug(?:ust|ustus|\.)?|août|ago(?:sto|\.)?|sep(?:t|tember|tembre|tiembre|\.)?"
+    r"|set(?:tembre|embro|\.)?|o[ck]t(?:ober|obre|\.)?|out(?:ubro|\.)?|ott(?:obre|\.)?"
+    r"|nov(?:ember|embre|iembre|embro|\.)?|de[cz](?:ember|embre|embro|\.)?|d[ée]c(?:embre|\.)?|dic(?:iembre|embre|\.)?"
+    r"|gen(?:naio|\.)?|ene(?:ro|\.)?)"
 )
 _DAY = r"(?:0?[1-9]|[12]\d|3[01])(?:st|nd|rd|th|er|\.|º)?"
 _YEAR = r"(?:1[89]\d\d|20[0-2]\d)"
 _DATE = (
-    rf"(?:{_YEAR}[-/. ]\d{{1,2}}[-/. ]\d{{1,2}}(?!\d)|\d{{1,2}}(?:[-/.]|\s)\d{{1,2}}(?:[-/.]|\s)(?:{_YEAR}|\d\d)(?!\d)|{_YEAR}[01]\d[0-3]\d(?!\d)|[0-3]\d[01]\d{_YEAR}(?!\d)"
-    rf"|{_YEAR}\s?[年년]\s?\d{{1,2}}\s?[月월]\s?\d{{1,2}}\s?[日일]?"
-    rf"|(?:the )?{_DAY}[\s-](?:of |de |di )?{_MONTH}(?:,? (?:of |de |del |do )?|[\s,-]){_YEAR}(?!\d)|{_MONTH}[\s-](?:the )?{_DAY}(?:,? (?:of )?|-){_YEAR}(?!\d)|(?:the )?{_DAY}[\s-](?:of |de )?{_MONTH}['’ -]\d\d(?!\d))"
+    rf"(?:{_YEAR}[-/. ]\d{{1,2}}[-/. ]\d{{1,2}}(?!\d)|\d{{1,2}}(?:[-/.]|\s)\d{{1,2}}(?:[-/.]|\s)(?:{_YEAR}|\d\d)(?!\d)"
+    rf"|{_YEAR}[01]\d[0-3]\d(?!\d)|[0-3]\d[01]\d{_YEAR}(?!\d)|{_YEAR}\s?[年년]\s?\d{{1,2}}\s?[月월]\s?\d{{1,2}}\s?[日일]?"
+    rf"|(?:the )?{_DAY}[\s-](?:of |de |di )?{_MONTH}(?:,? (?:of |de |del |do )?|[\s,-]){_YEAR}(?!\d)"
+    rf"|{_MONTH}[\s-](?:the )?{_DAY}(?:,? (?:of )?|-){_YEAR}(?!\d)|(?:the )?{_DAY}[\s-](?:of "
+    rf"|de )?{_MONTH}['’ -]\d\d(?!\d))"
 )
 _SHORT_DATE = rf"(?:(?:the )?{_DAY}[\s-](?:of |de )?{_MONTH}(?![\w])|{_MONTH}[\s-](?:the )?{_DAY}(?!\w))"
 _BIRTH = re.compile(
-    r"(?:date[ _]?of[ _]?birth|day of birth|birth[ _-]?(?:date|day)?s?|d\.?\s?o\.?\s?b\b\.?|born|geburts(?:datum|tag)|geboren|geb\.|né(?:\(?e\)?)?(?![a-z0-9])|fecha de nacimiento|naissance|naci(?:do|da|ó|miento)?(?![a-z0-9])|cumpleaños"
-    r"|data di nascita|nat[oa](?= (?:il|a ))|nascimento|nasci(?:do|da)?(?![a-z0-9])|geboortedatum|data urodzenia|urodzon[ya]|födelse\w*|född|fødselsdato|født|syntymäaika|doğum tarihi|дата рождения|родил\w+|出生日期|出生|生年月日|生日|생년월일|تاريخ الميلاد)"
-    r"(?:[\s\"'`:=#,*>\\_–-]|\([^()\d]{1,20}\)|(?:is|was|on|in|am|le|the|il|el|em|den|op|at|registered|listed|as|my|your|his|her|their|it's|its|ist|est|es|del|dia|día|of|here)(?![^\W_])|é(?=\s)|è(?=\s)){0,10}"
+    r"(?:date[ _]?of[ _]?birth|day of birth|birth[ _-]?(?:date|day)?s?|d\.?\s?o\.?\s?b\b\.?|born|geburts(?:datum|tag)"
+    r"|geboren|geb\.|né(?:\(?e\)?)?(?![a-z0-9])|fecha de nacimiento|naissance|naci(?:do|da|ó|miento)?(?![a-z0-9])"
+    r"|cumpleaños|data di nascita|nat[oa](?= (?:il|a ))|nascimento|nasci(?:do|da)?(?![a-z0-9])|geboortedatum"
+    r"|data urodzenia|urodzon[ya]|födelse\w*|född|fødselsdato|født|syntymäaika|doğum tarihi|дата рождения|родил\w+|出生日期"
+    r"|出生|生年月日|生日|생년월일|تاريخ الميلاد)(?:[\s\"'`:=#,*>\\_–-]|\([^()\d]{1,20}\)"
+    r"|(?:is|was|on|in|am|le|the|il|el|em|den|op|at|registered|listed|as|my|your|his|her|their|it's|its|ist|est|es|del"
+    r"|dia|día|of|here)(?![^\W_])|é(?=\s)|è(?=\s)){0,10}"
     rf"(?P<value>{_DATE})"
 )
 _BIRTHDAY = re.compile(
-    r"(?:birthday|birth date|geburtstag|cumpleaños|anniversaire)(?:[\s:=]|(?:is|was|on|am|el|le|es|est|the|ist)(?!\w)){1,8}"
+    r"(?:birthday|birth date|geburtstag|cumpleaños|anniversaire)(?:[\s:=]"
+    r"|(?:is|was|on|am|el|le|es|est|the|ist)(?!\w)){1,8}"
     rf"(?P<value>{_SHORT_DATE})"
 )
 _BIRTHDAY_AFTER = re.compile(rf"(?P<value>{_DATE}) (?:is|was) (?:my|his|her) (?:date of birth|birth ?day|dob)")
 
 
+_DOCUMENTS = (
+    ("PASSPORT", _PASSPORT), ("DRIVER_LICENSE", _LICENCE), ("BANK_ACCOUNT", _ACCOUNT), ("NATIONAL_ID", _IDENTITY),
+    ("NATIONAL_ID", _IDENTITY_ABROAD),
+)  # fmt: skip
+
+
 def birth_dates(lower: str) -> Iterator[Span]:
-    """Dates after words such as "date of birth", "born on", "DOB", in the ways that countries write them; `lower` is the text in lower case."""
+    """Dates after words such as "born on" or "DOB", in the forms of many countries; `lower`: the text in lower case."""
     for pattern in (_BIRTH, _BIRTHDAY):
         yield from _values("DATE_OF_BIRTH", pattern, lower)
     if " my " in lower or " his " in lower or " her " in lower:
@@ -388,11 +404,8 @@ def birth_dates(lower: str) -> Iterator[Span]:
 
 
 def document_numbers(lower: str) -> Iterator[Span]:
-    """Numbers of passports, driving licences, bank accounts and national ids next to the words for them; four digits at least."""
-    for kind, pattern in (
-        ("PASSPORT", _PASSPORT), ("DRIVER_LICENSE", _LICENCE), ("BANK_ACCOUNT", _ACCOUNT), ("NATIONAL_ID", _IDENTITY),
-        ("NATIONAL_ID", _IDENTITY_ABROAD),
-    ):  # fmt: skip
+    """Numbers of passports, driving licences, bank accounts and ids next to the words for them; from four digits on."""
+    for kind, pattern in _DOCUMENTS:
         for _, start, end in _values(kind, pattern, lower):
             value = lower[start:end]
             # a date is no number, but a sort code may look like one: 20-10-05

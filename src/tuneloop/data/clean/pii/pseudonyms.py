@@ -1,6 +1,7 @@
-"""Stand-ins for personal data: of plausible form, the same one for the same value, and no person's.
+"""Pseudonyms for personal data: of plausible form, the same one for the same value, and no person's.
 
-They come from ranges that standards keep free for examples, or break a check digit on purpose, so that no one is written to or called.
+They come from ranges that standards reserve for examples, or have a wrong check digit on purpose, so that no one is
+written to or called.
 """
 
 from __future__ import annotations
@@ -15,27 +16,26 @@ from tuneloop.data.clean.pii.contacts import e164
 from tuneloop.data.clean.pii.identifiers import is_national_id, luhn
 
 FIRST_NAMES = tuple(
-    "Alex Robin Sam Kim Jordan Taylor Morgan Casey Jamie Riley Avery Quinn Rowan Sasha Noa Luca Charlie Dana Eli Frankie Jules Kai Lee Max Nico Ray Remy Sky Toni Val Andrea Micah".split()  # noqa: SIM905
+    "Alex Robin Sam Kim Jordan Taylor Morgan Casey Jamie Riley Avery Quinn Rowan Sasha Noa "  # noqa: SIM905
+    "Luca Charlie Dana Eli Frankie Jules Kai Lee Max Nico Ray Remy Sky Toni Val Andrea Micah".split()
 )
 LAST_NAMES = tuple(
-    "Field Brook Stone Marsh Hill Lake Wood Ford Lane West North Frost Winter Summer Berg Klein Gray Brown White Green Bell Cole Dale Day Fox Glen Hart Moss Park Reed Rivers Vale".split()  # noqa: SIM905
+    "Field Brook Stone Marsh Hill Lake Wood Ford Lane West North Frost Winter Summer Berg "  # noqa: SIM905
+    "Klein Gray Brown White Green Bell Cole Dale Day Fox Glen Hart Moss Park Reed Rivers Vale".split()
 )
 
 
 def pseudonym(kind: str, value: str, region: str, key: bytes) -> str:
-    """What stands for a value: depends on its kind, its normal form and the key alone (HMAC-SHA256, RFC 2104), and is
-    never the value.
+    """A value's pseudonym: from its kind, its normal form and the key alone (HMAC-SHA256, RFC 2104), never the value.
 
-    Args:
-        region: country of telephone numbers without a country code.
-        key: secret; who has it can try values.
+    `region`: country of telephone numbers without a country code; `key`: secret; who has it can try values.
     """
     same = normal_form(kind, value, region)
     for attempt in range(64):  # there are few in some reserved ranges: the value may be one of them
         seed = hmac.new(key, f"{kind}\0{same}\0{attempt}".encode("utf-8", "surrogatepass"), hashlib.sha256).digest()
-        made = _made(kind, value, same, seed)
-        if normal_form(kind, made, region) != same and value not in made:
-            return made
+        candidate = _invented(kind, value, same, seed)
+        if normal_form(kind, candidate, region) != same and value not in candidate:
+            return candidate
     return f"<{kind}>"
 
 
@@ -54,7 +54,7 @@ def normal_form(kind: str, value: str, region: str) -> str:
     return re.sub(r"[\W_]", "", value).upper() if kind != "IP_ADDRESS" else value.lower()
 
 
-def _made(kind: str, value: str, same: str, seed: bytes) -> str:
+def _invented(kind: str, value: str, same: str, seed: bytes) -> str:
     number, word = int.from_bytes(seed[:8], "big"), seed[:4].hex()
     match kind:
         case "EMAIL":
@@ -63,7 +63,8 @@ def _made(kind: str, value: str, same: str, seed: bytes) -> str:
             # ranges kept for fiction: by Ofcom, ARCEP, BNetzA, ACMA; otherwise North America's 555-01xx
             fictions = {
                 "+44": f"+44 20 7946 0{number % 1000:03d}", "+49": f"+49 30 23125 {number % 1000:03d}",
-                "+33": f"+33 1 99 00 {number % 100:02d} {number // 100 % 100:02d}", "+61": f"+61 2 5550 {number % 10000:04d}",
+                "+33": f"+33 1 99 00 {number % 100:02d} {number // 100 % 100:02d}",
+                "+61": f"+61 2 5550 {number % 10000:04d}",
             }  # fmt: skip
             american = f"+1 {number % 8 + 2}{number // 8 % 9}{number // 72 % 10}-555-01{number // 720 % 100:02d}"
             return fictions.get(same[:3], american)
@@ -108,7 +109,6 @@ def _card(value: str, seed: bytes) -> str:
 
 
 def _shaped(value: str, seed: bytes) -> str:
-    """Other digits for digits, other letters for letters."""
     stream = iter(hashlib.shake_256(seed).digest(len(value)))
     return "".join(
         str(next(stream) % 10) if c.isdigit() else "ABCDEFGHJKLMNPRSTUVWXYZ"[next(stream) % 23] if c.isalpha() else c

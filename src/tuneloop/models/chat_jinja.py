@@ -1,8 +1,9 @@
-"""Jinja for chat templates, which come with a model and are programs of other people: sandboxed, and bounded in time and memory.
+"""Jinja for chat templates, which come with a model and are programs of other people: sandboxed, and bounded in time
+and memory.
 
-The sandbox keeps a template from the machine; it does not keep it from a loop without end or from a text of a terabyte. So
-what a template does is counted while it renders: characters that are made, steps of loops, calls. No single operation
-can make more than what is left, and the clock is looked at between operations.
+The sandbox keeps a template from the machine; it does not keep it from a loop without end or from a text of a terabyte.
+So what a template does is counted while it renders: characters that are made, steps of loops, calls. No single
+operation can make more than what is left, and the clock is looked at between operations.
 """
 
 from __future__ import annotations
@@ -162,7 +163,8 @@ def _size(value: Any) -> int:
 
 
 class _Counting(NodeTransformer):
-    """What makes texts or takes time, and which the sandbox does not pass through its environment, as filters of ours."""
+    """What makes texts or takes time, and which the sandbox does not pass through its environment, as filters of
+    ours."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)

@@ -37,10 +37,12 @@ _PRE_TOKENIZERS = {
 
 
 def convert(source: Path, folder: Path) -> Path:
-    """Dequantise a GGUF file (Llama architecture, byte-level BPE) to bf16 safetensors next to a config and tokenizer, once.
+    """Dequantise a GGUF file (Llama architecture, byte-level BPE) to bf16 safetensors next to a config and tokenizer,
+    once.
 
     Args:
-        folder: where the model goes, loadable by Transformers too; `source.json` in it is written last and names the source.
+        folder: where the model goes, loadable by Transformers too; `source.json` in it is written last and names the
+            source.
 
     Raises:
         UserError: not a Llama GGUF, or no space.
@@ -177,7 +179,8 @@ def gguf_name(name: str) -> str | None:
 
 
 def permuted(weight: Any, heads: int) -> Any:
-    """Rows of q or k (heads * D, ...) in llama.cpp's order: it has the two of a rotary pair side by side, Transformers has halves."""
+    """Rows of q or k (heads * D, ...) in llama.cpp's order: it has the two of a rotary pair side by side, Transformers
+    has halves."""
     rows = weight.shape[0]
     return weight.reshape(heads, 2, rows // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
 

@@ -1,11 +1,10 @@
 """The Llama architecture, written for small batches on CPUs as much as for GPUs.
 
-Module and parameter names are those of Transformers' `LlamaForCausalLM`, so that checkpoints load and
-save unchanged and adapters keep their PEFT names. What differs is the arithmetic's order: heads that
-share keys are computed together instead of repeating the keys, short rows use plain batched matrix
-products (in bf16 on CPUs SDPA is slower below some 700 tokens), elementwise steps are fused by hand
-with their gradients, and the vocabulary projection is left to the caller, who needs it for few positions.
-Proven equal to Transformers in tests/models/test_llama.py.
+Module and parameter names are those of Transformers' `LlamaForCausalLM`, so that checkpoints load and save unchanged
+and adapters keep their PEFT names. What differs is the arithmetic's order: heads that share keys are computed together
+instead of repeating the keys, short rows use plain batched matrix products (in bf16 on CPUs SDPA is slower below some
+700 tokens), elementwise steps are fused by hand with their gradients, and the vocabulary projection is left to the
+caller, who needs it for few positions. Proven equal to Transformers in tests/models/test_llama.py.
 """
 
 from __future__ import annotations
@@ -27,7 +26,8 @@ from tuneloop.core.threads import adapt_threads
 from tuneloop.models.adapters import assignment, is_mixed, rows_of_tokens, some_rows, tokens_on
 from tuneloop.models.lora import side_by_side
 
-# Shape suffixes: B rows, T new tokens, S tokens attended to, H heads, K key heads, G = H / K, D head size, C hidden size.
+# Shape suffixes: B rows, T new tokens, S tokens attended to, H heads, K key heads, G = H / K, D head size, C hidden
+# size.
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ def rope_frequencies(config: LlamaConfig) -> Tensor:
 
 
 class _RmsNorm(torch.autograd.Function):
-    """Root-mean-square normalisation; keeps its input for the gradient, which torch's own takes in many more passes where it
-    has no kernel for it."""
+    """Root-mean-square normalisation; keeps its input for the gradient, which torch's own takes in many more passes
+    where it has no kernel for it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -274,7 +274,8 @@ class KeyValues:
         return grown
 
     def reserve(self, rows: int, new: int, like: Tensor, shape: tuple[int, int]) -> None:
-        """Make room for `new` more tokens in each of `rows` rows; buffers are of the kind of `like`, `shape` is (K, D)."""
+        """Make room for `new` more tokens in each of `rows` rows; buffers are of the kind of `like`, `shape` is (K,
+        D)."""
         capacity = self.capacity_for(new)
         for held in (self.keys, self.values):
             for layer, buffer in enumerate(held):
@@ -362,8 +363,9 @@ def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: Tensor | None) 
     """Scaled dot-product attention with shared key heads (Ainslie et al. 2023, arXiv 2305.13245).
 
     Args:
-        bias: added to the scores (B or 1, 1, T, S), which hides from each query all keys from S - T behind its own place; (.., G T, S)
-            where it is that of a GPU's folded heads already, see `folds`; None: causal, the queries being the last T of S tokens.
+        bias: added to the scores (B or 1, 1, T, S), which hides from each query all keys from S - T behind its own
+            place; (.., G T, S) where it is that of a GPU's folded heads already, see `folds`; None: causal, the queries
+            being the last T of S tokens.
 
     Returns:
         Mixed values (B, T, H * D).
@@ -394,10 +396,10 @@ def folds(T: int, K: int, D: int) -> bool:
 def _by_kernel(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: Tensor | None) -> Tensor:
     """`attend` by torch's kernels (B, H, T, D), on a GPU always by one that holds no scores.
 
-    The flash kernel takes grouped heads and no mask but the causal one, in which torch lets query i see key i: behind S - T
-    other tokens as many queries are put in front, and their results dropped; a single query sees all and needs no mask. With
-    another mask grouped heads would take the kernel that holds all scores: there the heads of a group become further queries,
-    or, where the mask is larger than keys and values, these are repeated.
+    The flash kernel takes grouped heads and no mask but the causal one, in which torch lets query i see key i: behind S
+    - T other tokens as many queries are put in front, and their results dropped; a single query sees all and needs no
+    mask. With another mask grouped heads would take the kernel that holds all scores: there the heads of a group become
+    further queries, or, where the mask is larger than keys and values, these are repeated.
     """
     T, K, S, D = q_BHTD.shape[2], *k_BKSD.shape[1:]
     G = q_BHTD.shape[1] // K
@@ -416,7 +418,8 @@ def _by_kernel(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: Tensor | No
 
 @dataclass(frozen=True)
 class Packed:
-    """A padded batch (`rows`, `length`) of which only the tokens at `places` (N, indices into rows * length) are computed."""
+    """A padded batch (`rows`, `length`) of which only the tokens at `places` (N, indices into rows * length) are
+    computed."""
 
     rows: int
     length: int
@@ -440,7 +443,8 @@ class Packed:
 
 
 class Documents:
-    """Rows laid out one behind the other (1, N, C), each of which sees itself alone: for GPUs, whose kernels take no mask of blocks.
+    """Rows laid out one behind the other (1, N, C), each of which sees itself alone: for GPUs, whose kernels take no
+    mask of blocks.
 
     Args:
         lengths: of the rows. device: of the tensors.
@@ -462,7 +466,8 @@ class Documents:
     def attend(self, q_1HND: Tensor, k_1KND: Tensor, v_1KND: Tensor) -> Tensor:
         """Causal attention within each row: mixed values (1, N, H * D).
 
-        One kernel for all rows where there is one (`varlen_attention`), else one for each run of rows that are equally long.
+        One kernel for all rows where there is one (`varlen_attention`), else one for each run of rows that are equally
+        long.
         """
         if kernel := varlen_attention(q_1HND.device, q_1HND.dtype):
             q, k, v = (x[0].transpose(0, 1).contiguous() for x in (q_1HND, k_1KND, v_1KND))
@@ -480,7 +485,8 @@ class Documents:
         return out[0] if len(out) == 1 else torch.cat(out, 1)
 
 
-# Queries that are multiplied with the keys up to the last of them: what the causal mask hides behind a block is not computed.
+# Queries that are multiplied with the keys up to the last of them: what the causal mask hides behind a block is not
+# computed.
 QUERY_BLOCK = 96
 
 
@@ -522,7 +528,8 @@ def alike(lengths: Sequence[int], cost: Callable[[int, int], float]) -> list[lis
 
 @dataclass(frozen=True)
 class _Rows:
-    """Neighbouring rows of a `Shared` layout, within attention padded to `length`, behind `before` tokens of the prefix."""
+    """Neighbouring rows of a `Shared` layout, within attention padded to `length`, behind `before` tokens of the
+    prefix."""
 
     count: int
     before: int
@@ -532,11 +539,12 @@ class _Rows:
 
 
 class Shared:
-    """A batch laid out as one row: `prefix` tokens that all rows begin with, then what is left of each row without padding.
+    """A batch laid out as one row: `prefix` tokens that all rows begin with, then what is left of each row without
+    padding.
 
-    Attention needs rows of one length with their heads first. Where each token of each head stands then, and the way back, are
-    worked out here once for all layers, so that a layer moves its queries, keys and values with one operation each. The prefix is
-    a row of its own, the rests are put together where neighbours are alike.
+    Attention needs rows of one length with their heads first. Where each token of each head stands then, and the way
+    back, are worked out here once for all layers, so that a layer moves its queries, keys and values with one operation
+    each. The prefix is a row of its own, the rests are put together where neighbours are alike.
 
     Args:
         lengths: tokens of each row behind the prefix.
@@ -607,8 +615,8 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, back: bool = False) -> Tensor:
 class _SharedAttention(torch.autograd.Function):
     """Rotary positions and causal attention of a `Shared` layout by plain products, with its gradient.
 
-    The prefix looks at itself, each rest at the prefix and at itself. Left to autograd, the same arithmetic keeps more and sums gradients
-    of halves and views one by one: 4 % of a whole training step.
+    The prefix looks at itself, each rest at the prefix and at itself. Left to autograd, the same arithmetic keeps more
+    and sums gradients of halves and views one by one: 4 % of a whole training step.
     """
 
     @staticmethod
@@ -784,7 +792,8 @@ class Layer(nn.Module):
         return out
 
 
-# Tokens that are read at once into a cache: what passes through a layer then stays in the processor's cache, and memory in bounds.
+# Tokens that are read at once into a cache: what passes through a layer then stays in the processor's cache, and memory
+# in bounds.
 READ_AT_ONCE = 2048
 
 
@@ -863,7 +872,8 @@ class LlamaModel(nn.Module):
 
         Args:
             prefix, lengths: tokens of the beginning, and of each row behind it.
-            wanted: indices of the tokens whose states are returned; default all. The last layer's work is done for them only.
+            wanted: indices of the tokens whose states are returned; default all. The last layer's work is done for them
+                only.
         """
         c, x = self.config, self.embed_tokens(ids_N[None])
         cos, sin = self.rope(torch.arange(prefix + max(lengths), device=x.device)[None], x.dtype)
@@ -881,7 +891,8 @@ class LlamaModel(nn.Module):
 
         Args:
             lengths: tokens of each row.
-            wanted: indices of the tokens whose states are returned; default all. The last layer's work is done for them only.
+            wanted: indices of the tokens whose states are returned; default all. The last layer's work is done for them
+                only.
         """
         x = self.embed_tokens(ids_N[None])
         layout = Documents(lengths, x.device)
@@ -911,7 +922,8 @@ class LlamaModel(nn.Module):
     def _layers(self, x: Tensor, now: ForwardPass, wanted: Tensor | None = None) -> Tensor:
         if self.cards:
             return self._layers_of_cards(x, now, wanted)
-        # Compiled layers know the attached adapter alone (`train.methods`): torch's plain call goes around what is compiled.
+        # Compiled layers know the attached adapter alone (`train.methods`): torch's plain call goes around what is
+        # compiled.
         plain = assignment() is not None
         calls: list[Callable[..., Tensor]] = [layer._call_impl if plain else layer for layer in self.layers]
         *below, last = calls
@@ -968,7 +980,8 @@ class Llama(nn.Module):
         return self.model.after(P, lengths, torch.cat((prefix_P, ids_BT[real_BT])), wanted)
 
     def hidden_of_rows(self, wanted_N: Tensor | None, ids_N: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Hidden states (N, C) at the wanted places of rows that are laid out one behind the other, see `LlamaModel.documents`."""
+        """Hidden states (N, C) at the wanted places of rows that are laid out one behind the other, see
+        `LlamaModel.documents`."""
         return self.model.documents(lengths, ids_N, wanted_N)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Load a base model: our own Llama where the architecture allows, Transformers' classes for the rest.
 
-A model that no single card has room for gives its answers from several cards of one process: its layers compute one after the other;
-embeddings, the last norm and the vocabulary projection are on the first card, where prompts begin and tokens are drawn.
-Several processes divide a model otherwise (`train.distributed`).
+A model that no single card has room for gives its answers from several cards of one process: its layers compute one
+after the other; embeddings, the last norm and the vocabulary projection are on the first card, where prompts begin and
+tokens are drawn. Several processes divide a model otherwise (`train.distributed`).
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ class Model:
         return hidden(self.net, ids_BT, positions_BT, mask, cache)
 
     def shares(self, length: int, *, behind_prefix: bool = False) -> bool:
-        """Whether what rows begin with is computed once: in our own Llama on a processor, where attention takes plain products.
+        """Whether what rows begin with is computed once: in our own Llama on a processor, where attention takes plain
+        products.
 
         Args:
             length: of the longest row.
@@ -124,7 +125,8 @@ class Model:
         return applied_prefix(self.net.model) is None  # type: ignore[arg-type]
 
     def hidden_of_rows(self, wanted_N: Tensor | None, ids_N: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Hidden states (N, C) at the wanted places of rows that are laid out one behind the other; where `by_documents` says so.
+        """Hidden states (N, C) at the wanted places of rows that are laid out one behind the other; where
+        `by_documents` says so.
 
         Args:
             wanted_N: indices of the tokens whose states are returned; None: all.
@@ -150,8 +152,9 @@ class Model:
         if self.shares(P + T):
             out: Tensor = self.net.hidden_at(wanted_BT, prefix_P, ids_BT, lengths)  # type: ignore[operator]
             return out
-        # Long rows, rows behind a trained prefix and other architectures are computed with their padding, so rows alike in length go together.
-        # Layers that are cut over processes are gathered at every pass, of which all processes need as many: there all rows are one group.
+        # Long rows, rows behind a trained prefix and other architectures are computed with their padding, so rows alike
+        # in length go together. Layers that are cut over processes are gathered at every pass, of which all processes
+        # need as many: there all rows are one group.
         if self.by_documents:
             real_BT = torch.arange(T) < torch.tensor(list(lengths))[:, None]
             whole = torch.cat((torch.ones(B, P, dtype=torch.bool), real_BT), 1)
@@ -181,8 +184,8 @@ def load_model(
     Args:
         dtype: `float32`, `bfloat16`, `float16`, or `auto`: see `core.device.default_dtype`.
         device: where the weights go; default: a GPU where there is one, or several where one has no room (`cards_for`).
-        prepare: what is done to each layer once it is on the device, before the next one goes there: brought to four bits,
-            a model needs no more room than it keeps.
+        prepare: what is done to each layer once it is on the device, before the next one goes there: brought to four
+            bits, a model needs no more room than it keeps.
         alone: whether this process may take all cards; default: if it is the only one.
 
     Raises:
@@ -214,7 +217,8 @@ def place(net: nn.Module, device: str, prepare: Callable[[nn.Module], None] | No
 
 
 def place_where_room_is(net: nn.Module, prepare: Callable[[nn.Module], None] | None = None) -> nn.Module:
-    """Move a model to the device in use; one that its memory has no room for goes to several cards, if this process sees some."""
+    """Move a model to the device in use; one that its memory has no room for goes to several cards, if this process
+    sees some."""
     from tuneloop.models.quantised import SHARE_LEFT
 
     cards = cards_for(net, layers_of(net), smaller=1.0 if prepare is None else SHARE_LEFT)
@@ -240,7 +244,8 @@ def bytes_of(module: nn.Module) -> int:
 
 
 def cards_for(net: Any, layers: Sequence[nn.Module], *, smaller: float = 1.0) -> list[str]:
-    """The card of each layer of a model whose weights are on none yet; empty: one has room for all, or there are no several.
+    """The card of each layer of a model whose weights are on none yet; empty: one has room for all, or there are no
+    several.
 
     The fewest cards that have room are taken, and filled evenly: what is left on each is for keys and values.
 
@@ -424,8 +429,8 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def fingerprint(folder: Path) -> str:
-    """A hash that distinguishes models without reading all their bytes: the configuration, the tokenizer, and each weight
-    file's header, size and 64 blocks spread over it. A change of a few weights alone may go unseen."""
+    """A hash that distinguishes models without reading all their bytes: the configuration, the tokenizer, and each
+    weight file's header, size and 64 blocks spread over it. A change of a few weights alone may go unseen."""
     digest = hashlib.sha256()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         if (folder / name).is_file():

@@ -30,11 +30,13 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "c_attn", "quer
 
 
 class _Products(torch.autograd.Function):
-    """x W' + (z A') (scale B)' of each of some layers that read the same input, z = x after dropout, or x where that is None.
+    """x W' + (z A') (scale B)' of each of some layers that read the same input, z = x after dropout, or x where that is
+    None.
 
-    As one step their gradients of x are summed by the products themselves, and the narrow products with the A matrices are one
-    wide one. Weights may be frozen; a layer without an adapter has None for A and B. Keeps z and z A', and x where a weight learns.
-    A base in four bits is handed over as it is, without a weight, and unpacked for the moment in both passes.
+    As one step their gradients of x are summed by the products themselves, and the narrow products with the A matrices
+    are one wide one. Weights may be frozen; a layer without an adapter has None for A and B. Keeps z and z A', and x
+    where a weight learns. A base in four bits is handed over as it is, without a weight, and unpacked for the moment in
+    both passes.
     """
 
     @staticmethod
@@ -110,8 +112,8 @@ class _Parts(NamedTuple):
 
 
 def side_by_side(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
-    """The outputs of layers that read the same input: one step of autograd where all are plain products, and one product for all A
-    matrices in answers, too."""
+    """The outputs of layers that read the same input: one step of autograd where all are plain products, and one
+    product for all A matrices in answers, too."""
     if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return _answered(layers, x)
     plain = [
@@ -137,7 +139,8 @@ def _base_of(layer: nn.Module) -> nn.Module:
 
 
 def _answered(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
-    """`side_by_side` without a gradient: A matrices below each other are one product with x, whose parts go to the layers' B."""
+    """`side_by_side` without a gradient: A matrices below each other are one product with x, whose parts go to the
+    layers' B."""
     factors = _factors_of(layers, x)
     if factors is None:
         return [layer(x) for layer in layers]
@@ -188,7 +191,8 @@ def _factors_of(layers: Sequence[nn.Module], x: Tensor) -> list[_Factors | None]
 
 
 def _below_each_other(first: nn.Module, factors: Sequence[_Factors | None]) -> tuple[Tensor, Tensor | None]:
-    """The layers' A below each other, and their `ranks` next to each other; kept at the first that has some, as long as they are the same."""
+    """The layers' A below each other, and their `ranks` next to each other; kept at the first that has some, as long as
+    they are the same."""
     cached = vars(first).get("_stacked")  # of this thread: another one may put its own there
     if cached is None or any(each is not stacked for each, stacked in zip(factors, cached[0], strict=True)):
         some = [each for each in factors if each is not None]
@@ -301,7 +305,8 @@ class LoraLinear(nn.Module):
         return y.view(*x.shape[:-1], y.shape[-1])
 
     def added(self, x: Tensor, y: Tensor) -> Tensor:
-        """The base layer's output `y` (tokens, outputs) of `x` (tokens, inputs) with the update, in its place; for answers, not for training."""
+        """The base layer's output `y` (tokens, outputs) of `x` (tokens, inputs) with the update, in its place; for
+        answers, not for training."""
         of_layer = self.factors(x.dtype)
         low = x @ of_layer.a.t()
         if self.lora_magnitude_vector is None:
@@ -313,7 +318,8 @@ class LoraLinear(nn.Module):
 
     @torch.no_grad()
     def _norms(self, a: Tensor, b: Tensor) -> Tensor:
-        """Lengths of the rows of W + scale B A (outputs); no gradient flows through them, as DoRA has it (its section 4.3)."""
+        """Lengths of the rows of W + scale B A (outputs); no gradient flows through them, as DoRA has it (its section
+        4.3)."""
         weight = self.weight
         norms: Tensor = (weight + (self.scale * b.to(weight.dtype)) @ a.to(weight.dtype)).float().norm(dim=1)
         return norms
@@ -332,9 +338,9 @@ def merged_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float, magnitude:
 def _principal(weight: Tensor, rank: int, scale: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """A and B (fp32) whose product times `scale` is the nearest matrix of that rank to `weight`, nearly.
 
-    The randomised decomposition (Halko et al. 2011, arXiv 0909.4061, algorithms 4.4 and 5.1) takes milliseconds where the exact
-    one takes seconds; on a GPU those of a processor would still be minutes for 8B, so it is done where the weight is. Its random
-    numbers are the host's, so that the start is the same on any device, within rounding.
+    The randomised decomposition (Halko et al. 2011, arXiv 0909.4061, algorithms 4.4 and 5.1) takes milliseconds where
+    the exact one takes seconds; on a GPU those of a processor would still be minutes for 8B, so it is done where the
+    weight is. Its random numbers are the host's, so that the start is the same on any device, within rounding.
     """
     there = weight.device if backend(weight.device).factorises else torch.device("cpu")
     wide = weight.detach().to(there, torch.float32)
@@ -468,7 +474,8 @@ def _put_inside(net: nn.Module, name: str, module: nn.Module) -> None:
 
 
 class Switch(nn.Module):
-    """A linear layer, with or without an attached adapter, and the updates of adapters that were loaded next to it, by hash."""
+    """A linear layer, with or without an attached adapter, and the updates of adapters that were loaded next to it, by
+    hash."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -495,7 +502,8 @@ class Switch(nn.Module):
         return forward_assigned(self.base_layer, self.update, x, now, None if x.device.type == "cpu" else self._add_all)
 
     def _add_all(self, x: Tensor, y: Tensor, now: Assignment) -> Tensor | None:
-        """All updates' parts in two products, however many there are: what is not a token's own is set to zero between them.
+        """All updates' parts in two products, however many there are: what is not a token's own is set to zero between
+        them.
 
         None where one of them does more than add a product, or is attached and may change.
         """
@@ -514,7 +522,8 @@ class Switch(nn.Module):
         return ATTACHED not in names and not any(u is not None and u.lora_magnitude_vector is not None for u in updates)
 
     def of_all(self, names: tuple[str, ...], dtype: torch.dtype) -> _Factors | None:
-        """The updates' A one below the other and their B; None where there is no update. Those of the last names are kept."""
+        """The updates' A one below the other and their B; None where there is no update. Those of the last names are
+        kept."""
         together = self._together  # of this thread: another one may put its own there
         if together is None or together[0] != (names, dtype):
             updates = [self.update(name) for name in names]
@@ -589,7 +598,8 @@ def load_lora_alongside(net: nn.Module, folder: Path, base_fingerprint: str = ""
 
 @torch.no_grad()
 def merge_alongside(net: nn.Module, name: str) -> None:
-    """Write an adapter that was loaded next to others into the base's weights, and take out whatever adapters there are.
+    """Write an adapter that was loaded next to others into the base's weights, and take out whatever adapters there
+    are.
 
     Passes then cost what the base's do. Rounding to the weights' dtype changes some answers, as in a merged export.
     """
@@ -729,7 +739,8 @@ def load_adapter(net: nn.Module, folder: Path, base_fingerprint: str = "") -> Lo
 
 
 def _read_lora(net: nn.Module, folder: Path, base_fingerprint: str) -> tuple[LoraShape, dict[str, Tensor]]:
-    """Shape and tensors of a folder; one whose `adapter_config.json` says more than a LoRA adapter of ours can do is refused."""
+    """Shape and tensors of a folder; one whose `adapter_config.json` says more than a LoRA adapter of ours can do is
+    refused."""
     config = read_json_object(folder / "adapter_config.json")
     odd = [
         key for key in ("fan_in_fan_out", "modules_to_save", "alpha_pattern", "layers_to_transform") if config.get(key)

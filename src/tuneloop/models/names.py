@@ -51,7 +51,8 @@ def packaged_gguf() -> Path | None:
     return None
 
 
-# Folders that tuneloop and its users keep things in: `runs/mine` is a path, and no model of an organisation called runs.
+# Folders that tuneloop and its users keep things in: `runs/mine` is a path, and no model of an organisation called
+# runs.
 USUAL_FOLDERS = {"runs", "datasets", "evals", "artifacts", "models", "checkpoints", "data", "adapter", "model"}
 PATH_ENDINGS = (".gguf", ".json", ".jsonl", ".csv", ".parquet", ".yaml", ".yml", ".txt", ".safetensors", ".bin", ".pt")
 
@@ -76,7 +77,8 @@ def refuse_missing_path(name: str) -> None:
 
 
 def is_local(name: str) -> bool:
-    """Whether a model's files are on this machine: a folder, a GGUF file, the packaged model, or all of it in the hub's cache."""
+    """Whether a model's files are on this machine: a folder, a GGUF file, the packaged model, or all of it in the hub's
+    cache."""
     path = Path(name).expanduser()
     if path.exists():
         return True
@@ -137,8 +139,8 @@ def resolve(name: str) -> Path:
 def known_name(place: str) -> str:
     """The name that people know a model by, where `place` is its folder in a cache; anything else stays as it is.
 
-    A folder of ours is called as the packaged model or the GGUF file that it was converted from, a snapshot of the hub's cache
-    by its hub name. An adapter names its base by such a folder, on whatever machine it was trained.
+    A folder of ours is called as the packaged model or the GGUF file that it was converted from, a snapshot of the
+    hub's cache by its hub name. An adapter names its base by such a folder, on whatever machine it was trained.
     """
     parts = Path(place).parts
     if place.lower() in SHORT_NAMES or len(parts) < 3:

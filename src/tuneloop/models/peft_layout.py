@@ -1,4 +1,5 @@
-"""How PEFT writes a LoRA adapter: names of its tensors, the rank and scale of each module, what distinguishes two. Needs no torch."""
+"""How PEFT writes a LoRA adapter: names of its tensors, the rank and scale of each module, what distinguishes two.
+Needs no torch."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ _MORE_THAN_MATRICES = {
 def hash_of_adapter(folder: Path) -> str:
     """Hash of all that an adapter changes in a model: its tensors, and the settings by which they are scaled.
 
-    Two adapters with equal matrices and another `lora_alpha` give other answers, so the hash of the tensors is not enough.
+    Two adapters with equal matrices and another `lora_alpha` give other answers, so the hash of the tensors is not
+    enough.
 
     Raises:
         UserError: a file is missing or unreadable.
@@ -60,7 +62,8 @@ def more_than_matrices(settings: Mapping[str, Any]) -> str:
 
 
 def scale_of(settings: Mapping[str, Any], stem: str) -> float:
-    """What PEFT multiplies the update of the base's module `stem` by: alpha / rank, or alpha / sqrt(rank) with rsLoRA."""
+    """What PEFT multiplies the update of the base's module `stem` by: alpha / rank, or alpha / sqrt(rank) with
+    rsLoRA."""
     alpha = _of_pattern(settings.get("alpha_pattern"), stem, settings["lora_alpha"])
     rank = rank_of(settings, stem)
     return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)

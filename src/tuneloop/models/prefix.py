@@ -1,4 +1,5 @@
-"""Prefix tuning: keys and values of virtual tokens in front of every row (Li & Liang 2021, arXiv 2101.00190), in PEFT's layout.
+"""Prefix tuning: keys and values of virtual tokens in front of every row (Li & Liang 2021, arXiv 2101.00190), in PEFT's
+layout.
 
 The prefix starts as the keys and values of real text, as if that text stood in front of every row; from random numbers
 the loss starts at more than twice the value and never comes as low in the time that a small job has.
@@ -26,7 +27,8 @@ NAME = "prompt_embeddings"  # of the tensor in PEFT's file
 
 
 class Prefix(nn.Module):
-    """The virtual tokens' keys and values, in PEFT's order: for each token and layer the key heads, then the value heads."""
+    """The virtual tokens' keys and values, in PEFT's order: for each token and layer the key heads, then the value
+    heads."""
 
     def __init__(self, values_V: Tensor, layers: int, key_heads: int) -> None:
         super().__init__()
@@ -64,7 +66,8 @@ class _Before(KeyValues):
 
 
 def _look_at_prefix(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-    """Put the prefix in front of what `LlamaModel.forward` is called with: positions, mask and cache move by its length.
+    """Put the prefix in front of what `LlamaModel.forward` is called with: positions, mask and cache move by its
+    length.
 
     Callers count tokens without the prefix.
     """

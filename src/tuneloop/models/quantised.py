@@ -1,4 +1,5 @@
-"""Frozen weights in four bits: NF4 with double quantisation (Dettmers et al. 2023, arXiv 2305.14314), by bitsandbytes."""
+"""Frozen weights in four bits: NF4 with double quantisation (Dettmers et al. 2023, arXiv 2305.14314), by
+bitsandbytes."""
 
 from __future__ import annotations
 

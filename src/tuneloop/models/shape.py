@@ -1,4 +1,5 @@
-"""A model's sizes, from its `config.json`: what memory, time and trained parameters are counted from. Needs no torch."""
+"""A model's sizes, from its `config.json`: what memory, time and trained parameters are counted from. Needs no
+torch."""
 
 from __future__ import annotations
 

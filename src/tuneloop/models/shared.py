@@ -42,7 +42,8 @@ def load_adapter_alongside(model: Model, folder: Path) -> str:
 
 
 def merge_adapter(model: Model, folder: Path) -> str:
-    """Load an adapter into the base's weights, and return its hash: its answers are as fast as the base's, which is gone.
+    """Load an adapter into the base's weights, and return its hash: its answers are as fast as the base's, which is
+    gone.
 
     Raises:
         UserError: as `load_adapter_alongside`, or its method can't be merged.
@@ -58,7 +59,8 @@ def merge_adapter(model: Model, folder: Path) -> str:
 
 
 def _names_alongside(model: Model) -> set[str]:
-    """Hashes of the adapters next to each other; kept on the network, since looking through its modules takes a millisecond."""
+    """Hashes of the adapters next to each other; kept on the network, since looking through its modules takes a
+    millisecond."""
     names: set[str] = vars(model.net).setdefault("adapters_alongside", set())
     return names
 

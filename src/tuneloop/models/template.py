@@ -99,7 +99,8 @@ class TemplateError(ValueError):
 def _any_of(names: set[str]) -> str:
     """A pattern for any of the names, the longest that fits, as a tree of what they share at their beginning.
 
-    With names one after the other, Llama 3's 256 are each tried at every `<` of a text: four seconds for a megabyte of them.
+    With names one after the other, Llama 3's 256 are each tried at every `<` of a text: four seconds for a megabyte of
+    them.
     """
     shared = os.path.commonprefix(list(names))  # noqa: RUF071  # of characters, as is wanted here
     rests: dict[str, set[str]] = {}
@@ -119,8 +120,8 @@ class Template:
     variables: dict[str, Any]  # what the template sees (`bos_token`, `eos_token` ...)
     end_ids: tuple[int, ...]  # tokens that end an answer
     pad_id: int  # token that fills short rows; never seen by the loss
-    # A regular expression: the rendered text is cut after each match and the parts are tokenised apart, as Meta's formatter does
-    # at the end of a Llama 3 header. Empty: never.
+    # A regular expression: the rendered text is cut after each match and the parts are tokenised apart, as Meta's
+    # formatter does at the end of a Llama 3 header. Empty: never.
     split_after: str
     settings: dict[str, Any]  # `tokenizer_config.json`, kept for saving
 
@@ -130,7 +131,8 @@ class Template:
 
     @cached_property
     def default_system(self) -> str:
-        """What the template puts before a conversation without a system turn, as in "You are a helpful AI assistant"; "" for nothing.
+        """What the template puts before a conversation without a system turn, as in "You are a helpful AI assistant";
+        "" for nothing.
 
         Recognised by what differs from the text with a system turn of our own; control tokens and headers are left out.
         """
@@ -324,13 +326,14 @@ class Template:
     def render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> Rendered:
         """Ids and loss mask of a whole conversation: every assistant turn with its end-of-turn token is learned.
 
-        A turn's `weight`, from 0 to 1, is that of its tokens in the loss; with 0 it is read and not supervised. A single turn of the
-        assistant is plain text, which no one asked for: it becomes a document as models read it in pretraining, without roles: the
-        token that opens all input (not learned, for nothing comes before it), the text, the token that ends a document.
+        A turn's `weight`, from 0 to 1, is that of its tokens in the loss; with 0 it is read and not supervised. A
+        single turn of the assistant is plain text, which no one asked for: it becomes a document as models read it in
+        pretraining, without roles: the token that opens all input (not learned, for nothing comes before it), the text,
+        the token that ends a document.
 
         Raises:
-            TemplateError: the template refuses the conversation, or changes earlier turns when later ones come, so
-                that no mask can be right.
+            TemplateError: the template refuses the conversation, or changes earlier turns when later ones come, so that
+                no mask can be right.
         """
         if len(messages) == 1 and messages[0]["role"] == "assistant" and not (tools or messages[0].get("tool_calls")):
             opening, end = self._frame_of_documents
@@ -348,15 +351,16 @@ class Template:
 
     @property
     def opens_with_bos(self) -> bool:
-        """Whether a conversation begins with `bos_token`, once: ChatML's opens each turn, other templates write none."""
+        """Whether a conversation begins with `bos_token`, once: ChatML's opens each turn, other templates write
+        none."""
         return bool(self._frame_of_documents[0])
 
     @cached_property
     def _frame_of_documents(self) -> tuple[list[int], int]:
         """What comes before a document and behind it.
 
-        The first is `bos_token` where the template writes it once, before all turns (ChatML's opens each turn); the second the
-        end-of-text token, or that of a turn where the tokenizer has no other.
+        The first is `bos_token` where the template writes it once, before all turns (ChatML's opens each turn); the
+        second the end-of-text token, or that of a turn where the tokenizer has no other.
         """
         turns: list[Message] = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
         bos, shown = self.variables.get("bos_token"), self.text(turns)

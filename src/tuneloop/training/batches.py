@@ -36,9 +36,9 @@ class Step:
 def plan_steps(rows: Sequence[TrainRow], config: TrainConfig, seed: int, mixed: Sequence[bool] = ()) -> list[Step]:
     """All steps of a run, from the seed alone; the number of processes that share them plays no part.
 
-    A step takes `rows_per_step` rows and then more until it has `tokens_per_step` tokens; every epoch
-    visits every row once. A fraction of an epoch is cut at the nearest step. The rows of a step are drawn whatever their
-    length: steps of rows that are alike in length have gradients of very unlike noise, and end at a higher loss.
+    A step takes `rows_per_step` rows and then more until it has `tokens_per_step` tokens; every epoch visits every row
+    once. A fraction of an epoch is cut at the nearest step. The rows of a step are drawn whatever their length: steps
+    of rows that are alike in length have gradients of very unlike noise, and end at a higher loss.
 
     Args:
         mixed: for each row whether it is general data that was blended in. Then every step has the same number of rows,

@@ -1,9 +1,9 @@
 """What fits into `max_minutes`: steps, validations and their rows, before the first step and again while the run goes.
 
-A run that is not limited has the steps, validations and rows of its settings. In one that is, the validations and the reference of
-preferences get at most a share of the time, steps get the rest. The number of steps follows the machine's speed: where it turns out
-slower than measured, fewer are done, and the learning rate falls over those that are left, to the same end; where it turns out faster,
-more are, on the schedule of a run that was planned with so many.
+A run that is not limited has the steps, validations and rows of its settings. In one that is, the validations and the
+reference of preferences get at most a share of the time, steps get the rest. The number of steps follows the machine's
+speed: where it turns out slower than measured, fewer are done, and the learning rate falls over those that are left, to
+the same end; where it turns out faster, more are, on the schedule of a run that was planned with so many.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ from tuneloop.training.rows import RatedAnswer, TrainRow, reference_tokens, toke
 if TYPE_CHECKING:
     from tuneloop.training.checkpoint import State
 
-# Tokens a second without a backward pass relative to those with one; `plan/estimate.py` has the same number and its source.
+# Tokens a second without a backward pass relative to those with one; `plan/estimate.py` has the same number and its
+# source.
 FORWARD_SPEED = 2.5
-# Most of the time that validations and the reference may take, and rows below which there are fewer validations instead of fewer rows:
-# a loss of a handful of rows can't choose between checkpoints.
+# Most of the time that validations and the reference may take, and rows below which there are fewer validations instead
+# of fewer rows: a loss of a handful of rows can't choose between checkpoints.
 CHECKING_SHARE, LEAST_ROWS = 0.2, 32
-# A run may take so much of its time longer; steps are added when there is time for so many more, as a share of those done and of
-# those left; its speed is known from so many steps, and is that of about the last so much of its time.
+# A run may take so much of its time longer; steps are added when there is time for so many more, as a share of those
+# done and of those left; its speed is known from so many steps, and is that of about the last so much of its time.
 LATE, EARLY, KNOWN_FROM, RECENT = 0.02, 0.1, 3, 0.1
-# Steps whose rows get their reference together, and how far from the planned speed it must be for other steps than planned.
+# Steps whose rows get their reference together, and how far from the planned speed it must be for other steps than
+# planned.
 REFERENCE_STEPS, SLOWER = 16, 1.3
 # Below this share of the planned speed the machine is said to be busy, after so many seconds of steps.
 BUSY, BUSY_AFTER = 0.5, 15.0
@@ -102,8 +104,8 @@ def plan_run(
 def _validations(
     val: Sequence[TrainRow], general: Sequence[Rendered], config: TrainConfig, tokens: float
 ) -> tuple[int, int]:
-    """How many validations, in addition to the first one, of how many rows take at most so many tokens: rather fewer rows, down to
-    `LEAST_ROWS`, than fewer validations; at least one, of few rows."""
+    """How many validations, in addition to the first one, of how many rows take at most so many tokens: rather fewer
+    rows, down to `LEAST_ROWS`, than fewer validations; at least one, of few rows."""
     if not val and not general:
         return config.evaluations, config.val_rows
     rows = min(config.val_rows, max(len(val), len(general)))
@@ -138,7 +140,8 @@ def step_tokens(step: Step, rows: Sequence[TrainRow]) -> float:
 
 
 def place_of(state: State, step: float) -> float:
-    """Where a step stands in the planned schedule, in planned steps: the step itself, unless some have been left out since."""
+    """Where a step stands in the planned schedule, in planned steps: the step itself, unless some have been left out
+    since."""
     since, place = state.turn
     return place + (step - since) * (state.planned_steps - place) / max(state.total_steps - since, 1)
 
@@ -154,9 +157,10 @@ def refit_steps(
 ) -> int:
     """Keep a run to its time: change `total_steps` to what fits into the rest of it at the recent speed.
 
-    Only where the difference is worth it. Validations that would take much more than their share of the rest are left out; the
-    last one, behind the last step, stays. More steps than planned continue on the learning rate of a run that was planned with them.
-    Rows with a reference (preferences) got theirs before the first step, so their steps are never more than `steps_in_time` found.
+    Only where the difference is worth it. Validations that would take much more than their share of the rest are left
+    out; the last one, behind the last step, stays. More steps than planned continue on the learning rate of a run that
+    was planned with them. Rows with a reference (preferences) got theirs before the first step, so their steps are
+    never more than `steps_in_time` found.
 
     Args:
         steps: of the whole recipe, whatever was planned.
@@ -206,7 +210,8 @@ def steps_in_time(
     state: State, steps: Sequence[Step], rows: Sequence[TrainRow], config: TrainConfig, seconds: float, each: float,
     referenced: int,
 ) -> int:  # fmt: skip
-    """Steps that fit by the speed at which the first ones got their reference; as many as before where that is about the planned one.
+    """Steps that fit by the speed at which the first ones got their reference; as many as before where that is about
+    the planned one.
 
     Args:
         seconds: of the run so far.

@@ -108,8 +108,8 @@ def load_best(folder: Path, step: int) -> dict[str, Any] | None:
 def _write(path: Path, value: Any) -> None:
     """Pickle to a file next to it and rename it; a full disk says what is still there.
 
-    What is sharded over processes is written by each of them into a folder of the same name, by torch.distributed.checkpoint,
-    before the file is there: any number of processes can read it.
+    What is sharded over processes is written by each of them into a folder of the same name, by
+    torch.distributed.checkpoint, before the file is there: any number of processes can read it.
     """
     shards: dict[str, Any] = {}
     value = _without_shards(value, shards)

@@ -62,7 +62,8 @@ class DistilSettings(Config):
 
 LOSS_NAMES = ("supervised", "dpo", "kto", "distil")  # what ships; LOSSES may have been given more
 
-# Preferences move a model that already answers well: a tenth of the rate, as is usual (Rafailov et al. 2023, appendix B).
+# Preferences move a model that already answers well: a tenth of the rate, as is usual (Rafailov et al. 2023, appendix
+# B).
 PREFERENCE_SHARE = 0.1
 
 

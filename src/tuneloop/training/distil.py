@@ -1,8 +1,9 @@
-"""The loss of a student that learns a teacher's next-token probabilities: stored ones, or those of a teacher that is queried in each step.
+"""The loss of a student that learns a teacher's next-token probabilities: stored ones, or those of a teacher that is
+queried in each step.
 
-With `train.on_policy` the student writes answers of its own and the teacher scores them (GKD: Agarwal et al. 2023, arXiv
-2306.13649). The soft part is multiplied by the square of the temperature, so that its gradient stays as large as the hard
-part's (Hinton et al. 2015, arXiv 1503.02531, section 2).
+With `train.on_policy` the student writes answers of its own and the teacher scores them (GKD: Agarwal et al. 2023,
+arXiv 2306.13649). The soft part is multiplied by the square of the temperature, so that its gradient stays as large as
+the hard part's (Hinton et al. 2015, arXiv 1503.02531, section 2).
 """
 
 from __future__ import annotations

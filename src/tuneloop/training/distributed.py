@@ -1,8 +1,8 @@
 """Several processes on one run, as `torchrun` and `accelerate launch` start them: how a model and a step are divided.
 
-The base model's weights are sharded by FSDP2, layer by layer. What an adapter or a prefix trains is small, so it is whole on
-every process, and its gradients are summed once a step. A step's rows are divided, never the plan of steps: schedule, loss and
-gradient are those of one process. Every function here does nothing where there is one process.
+The base model's weights are sharded by FSDP2, layer by layer. What an adapter or a prefix trains is small, so it is
+whole on every process, and its gradients are summed once a step. A step's rows are divided, never the plan of steps:
+schedule, loss and gradient are those of one process. Every function here does nothing where there is one process.
 """
 
 from __future__ import annotations
@@ -93,9 +93,11 @@ GRACE = 60.0  # seconds that processes have to end on their own once one of them
 
 
 def start_processes(count: int, command: Sequence[str]) -> int:
-    """Run a command in so many processes that know of each other, as `torchrun` would, and return the exit status of the first.
+    """Run a command in so many processes that know of each other, as `torchrun` would, and return the exit status of
+    the first.
 
-    The first alone has stdin and stdout. SIGTERM is passed on. When one process ends, so do the others: after `GRACE` they are killed.
+    The first alone has stdin and stdout. SIGTERM is passed on. When one process ends, so do the others: after `GRACE`
+    they are killed.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -216,8 +218,8 @@ def lost_the_first(error: BaseException) -> bool:
 def own_share(groups: Sequence[Sequence[T]]) -> list[tuple[Sequence[T], bool]]:
     """The groups of rows that this process computes, and whether they count.
 
-    Layers are gathered by all processes together, so each must compute as many groups as the others: groups are halved until they
-    can be dealt out evenly, and where there are too few rows a process computes one that does not count.
+    Layers are gathered by all processes together, so each must compute as many groups as the others: groups are halved
+    until they can be dealt out evenly, and where there are too few rows a process computes one that does not count.
     """
     world = processes()
     if world == 1:
@@ -233,7 +235,8 @@ def own_share(groups: Sequence[Sequence[T]]) -> list[tuple[Sequence[T], bool]]:
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Let each process draw its own dropout, the same ones whenever the step is done; one process continues as it is."""
+    """Let each process draw its own dropout, the same ones whenever the step is done; one process continues as it
+    is."""
     if processes() > 1:
         import torch
 
@@ -248,9 +251,11 @@ REPLICATED_SHARE = 0.5  # of a GPU's memory that the base may take on each of th
 
 
 def replicates(model: Model, method: Method) -> bool:
-    """Whether each process has the whole base model, and only gradients of what is trained are summed: nothing is gathered then.
+    """Whether each process has the whole base model, and only gradients of what is trained are summed: nothing is
+    gathered then.
 
-    By the environment (`TUNELOOP_REPLICATE`), else on GPUs whose memory the base takes at most half of, and where it does not learn.
+    By the environment (`TUNELOOP_REPLICATE`), else on GPUs whose memory the base takes at most half of, and where it
+    does not learn.
     """
     if method.footprint.all_weights:
         return False
@@ -265,11 +270,12 @@ def replicates(model: Model, method: Method) -> bool:
 
 
 def shard(model: Model, method: Method) -> None:
-    """Divide the base model's weights over the processes, in place; done already is no error. See `replicates` for where it is not.
+    """Divide the base model's weights over the processes, in place; done already is no error. See `replicates` for
+    where it is not.
 
-    A layer is moved to this process's device, prepared as the method has it, and cut, before the next one is touched: so
-    a device holds its share and one layer, at no time the whole model. Embeddings and vocabulary projection form the last group,
-    which is whole while a batch is computed. Of other architectures than our own only the layers are cut.
+    A layer is moved to this process's device, prepared as the method has it, and cut, before the next one is touched:
+    so a device holds its share and one layer, at no time the whole model. Embeddings and vocabulary projection form the
+    last group, which is whole while a batch is computed. Of other architectures than our own only the layers are cut.
     """
     if processes() == 1:
         return

@@ -74,8 +74,8 @@ def of_top(
 ) -> tuple[Tensor, Tensor]:
     """A divergence over the teacher's likeliest tokens and one outcome that stands for all others.
 
-    It is at most the divergence over the whole vocabulary, and equal to it where the tail's tokens have the same shares in both
-    models.
+    It is at most the divergence over the whole vocabulary, and equal to it where the tail's tokens have the same shares
+    in both models.
 
     Args:
         teacher: at the same temperature.
@@ -102,7 +102,8 @@ def _of_sorted(student_NV: Tensor, p_NK: Tensor, tail_N: Tensor | None, temperat
     """The distance of sorted probabilities, and its gradient with respect to the student's logits.
 
     Args:
-        p_NK: the teacher's, the greatest first. tail_N: of all its other tokens, which count as one outcome; None: there are none.
+        p_NK: the teacher's, the greatest first. tail_N: of all its other tokens, which count as one outcome; None:
+            there are none.
     """
     q_NV = torch.softmax(student_NV.float() / temperature, -1)
     count = q_NV.shape[1] if tail_N is None else min(p_NK.shape[1], q_NV.shape[1])

@@ -1,4 +1,5 @@
-"""What a run does when something goes wrong: stop, go back to a checkpoint, or save and end because the system asks it to."""
+"""What a run does when something goes wrong: stop, go back to a checkpoint, or save and end because the system asks it
+to."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ MOST_ROLLBACKS = 3
 
 
 class Preempted(SystemExit):
-    """The process was asked to end (SIGTERM, as spot machines send it) and has saved what it had; the exit status is 143."""
+    """The process was asked to end (SIGTERM, as spot machines send it) and has saved what it had; the exit status is
+    143."""
 
     def __init__(self, step: int) -> None:
         super().__init__(128 + signal.SIGTERM)
@@ -32,7 +34,8 @@ def act(run: TrainingRun, validated: bool) -> bool:
     """Do what the policies say about what the monitors have found; whether the run went back to a checkpoint.
 
     Raises:
-        UserError: the run is to stop and has no evaluated weights worth keeping, or its weights are no numbers any more.
+        UserError: the run is to stop and has no evaluated weights worth keeping, or its weights are no numbers any
+            more.
     """
     state, config = run.state, run.config
     findings, run.found = run.found, []
@@ -56,7 +59,8 @@ def act(run: TrainingRun, validated: bool) -> bool:
 
 
 def roll_back(run: TrainingRun, finding: TrainingFinding) -> None:
-    """Continue from a checkpoint before the finding at half the learning rate, without the batch that is to blame, if one is."""
+    """Continue from a checkpoint before the finding at half the learning rate, without the batch that is to blame, if
+    one is."""
     state, checkpoints = run.state, list_checkpoints(run.checkpoints)
     for newer in checkpoints[1:] if finding.kind in ("divergence", "learning_rate_too_high") and is_first() else []:
         newer.unlink()  # it may hold weights that were on their way already

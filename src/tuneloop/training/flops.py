@@ -1,4 +1,5 @@
-"""How well a run used the machine: operations that its gradients needed, over those that the machine could have done."""
+"""How well a run used the machine: operations that its gradients needed, over those that the machine could have
+done."""
 
 from __future__ import annotations
 
@@ -26,9 +27,9 @@ DEFINITION = (
 def needed_gflop(config: Mapping[str, Any], method: str, rows: Iterable[TrainRow]) -> float:
     """Operations that the gradient of these rows needs, in GFLOP.
 
-    A matrix costs 2 a weight and token forward, 2 for the gradient of its input and 2 for its own (Kaplan et al. 2020, arXiv
-    2001.08361, sec. 2.1); frozen ones save the last. Causal attention costs 2 T C a token and layer forward (half of 4 T C), and
-    twice that backward. See DEFINITION for what is left out.
+    A matrix costs 2 a weight and token forward, 2 for the gradient of its input and 2 for its own (Kaplan et al. 2020,
+    arXiv 2001.08361, sec. 2.1); frozen ones save the last. Causal attention costs 2 T C a token and layer forward (half
+    of 4 T C), and twice that backward. See DEFINITION for what is left out.
 
     Args:
         config: the model's `config.json`.
@@ -53,7 +54,8 @@ def needed_gflop(config: Mapping[str, Any], method: str, rows: Iterable[TrainRow
 def matmul_peak(dtype: torch.dtype | None = None, device: torch.device | str = "cpu", seconds: float = 0.3) -> float:
     """GFLOP/s of the best of some large matrix products on this machine now.
 
-    Products grow while there is time for larger ones, so that a processor that multiplies this dtype slowly is measured as quickly.
+    Products grow while there is time for larger ones, so that a processor that multiplies this dtype slowly is measured
+    as quickly.
 
     Args:
         dtype: default that of models on this machine, see `default_dtype`.

@@ -114,7 +114,8 @@ def learning_rate(step: float, total: int, config: TrainConfig) -> float:
 
 
 def scheduled_rate(state: State, config: TrainConfig) -> float:
-    """Learning rate of the next step: on the planned schedule, or on that of a run which was planned with all steps that were added."""
+    """Learning rate of the next step: on the planned schedule, or on that of a run which was planned with all steps
+    that were added."""
     length = max(state.planned_steps, state.total_steps)
     return learning_rate(budget.place_of(state, state.step) * length / state.planned_steps, length, config)
 
@@ -127,8 +128,8 @@ def train(
     """Train on rows and leave the best weights in the model and in `out/adapter` or `out/model`.
 
     Writes `metrics.jsonl` (a record a step and an evaluation) and `checkpoints/`; a run that was cut short continues
-    from its last checkpoint and, on CPU, ends with the same bits as one that was not. With `config.max_minutes` that holds where
-    both do as many steps: how many fit depends on the machine's speed, see `training/budget.py`.
+    from its last checkpoint and, on CPU, ends with the same bits as one that was not. With `config.max_minutes` that
+    holds where both do as many steps: how many fit depends on the machine's speed, see `training/budget.py`.
 
     Args:
         train_rows, val_rows: rows of a data set, or made of them for the configured loss, see `training_rows`.
@@ -137,8 +138,8 @@ def train(
         log: gets every record of `metrics.jsonl` as it is written.
 
     Raises:
-        UserError: no rows, a row without supervised tokens, the loss is not a number, foreign or damaged
-            checkpoints, a full disk, a row that is too large for the memory.
+        UserError: no rows, a row without supervised tokens, the loss is not a number, foreign or damaged checkpoints, a
+            full disk, a row that is too large for the memory.
         Preempted: SIGTERM came; a checkpoint is written.
     """
     usable = [row for row in train_rows if isinstance(row, Row) and is_usable(row, config)]
@@ -324,7 +325,8 @@ def _referenced_in_time(
     model: Model, rows: Sequence[TrainRow], config: TrainConfig, trainable: Trainable, state: State,
     steps: Sequence[Step], began: float,
 ) -> list[TrainRow]:  # fmt: skip
-    """The training rows with their reference, in the order of the steps; should it take too long, fewer steps are to be done.
+    """The training rows with their reference, in the order of the steps; should it take too long, fewer steps are to be
+    done.
 
     Without a limit on time all at once: then nothing depends on the clock.
     """
@@ -349,8 +351,8 @@ def _referenced_in_time(
 def _referenced(
     model: Model, rows: Sequence[TrainRow], config: TrainConfig, trainable: Trainable, needed: Collection[int] | None = None
 ) -> list[TrainRow]:  # fmt: skip
-    """Rows of preferences (default: all; a run that is short in time trains on some) with what the reference makes of them: the
-    base model, or what `init` continues from."""
+    """Rows of preferences (default: all; a run that is short in time trains on some) with what the reference makes of
+    them: the base model, or what `init` continues from."""
     places = sorted(range(len(rows)) if needed is None else needed)
     with nullcontext() if config.init else trainable.base():
         with_reference = dict(zip(places, with_references(model, [rows[i] for i in places]), strict=True))

@@ -58,7 +58,8 @@ def softmax_loss(logits: Tensor, targets: Tensor, turn: bool) -> Tensor:
     return losses
 
 
-# The losses of a chunk of logits, those of some positions; where the last argument says so, the logits become their gradient in place.
+# The losses of a chunk of logits, those of some positions; where the last argument says so, the logits become their
+# gradient in place.
 HeadLoss = Callable[[Tensor, slice, bool], Tensor]
 
 
@@ -82,12 +83,14 @@ class _HeadLoss(torch.autograd.Function):
             losses[part] = of(logits, part, grad is not None)
             if grad is None:
                 continue
-            # A position's weight is put on its C numbers instead of the V of its row: one pass less over the largest buffer.
+            # A position's weight is put on its C numbers instead of the V of its row: one pass less over the largest
+            # buffer.
             if grad_hidden is not None:
                 torch.mm(grad, weight, out=grad_hidden[part]).mul_(weights[part, None])
             if grad_weight is not None:
                 weighted = (hidden[part] * weights[part, None]).to(hidden.dtype)
-                # In stretches of the vocabulary: a sum of two dtypes makes a copy of the product, as large as all weights of the head.
+                # In stretches of the vocabulary: a sum of two dtypes makes a copy of the product, as large as all
+                # weights of the head.
                 for rows_of, columns in zip(torch.split(grad_weight, 4096), torch.split(grad, 4096, 1), strict=True):
                     rows_of.add_(columns.t() @ weighted)
         ctx.save_for_backward(grad_hidden, grad_weight)
@@ -113,7 +116,8 @@ def head_cross_entropy(
         head_VC: the projection's weight.
         targets_N: the next token at each position.
         weights_N: weight of each position (fp32); 1 / supervised tokens of the whole step gives their mean.
-        chunk: positions projected at a time; bounds memory to chunk * V * 2 bytes on a processor, 10 on a GPU. 0: `positions_at_once`.
+        chunk: positions projected at a time; bounds memory to chunk * V * 2 bytes on a processor, 10 on a GPU. 0:
+            `positions_at_once`.
     """
 
     def of(logits: Tensor, part: slice, turn: bool) -> Tensor:
@@ -182,7 +186,8 @@ def supervised_states(model: Model, rows: Sequence[Rendered], *, packed: bool = 
 
 
 def _packed_states(model: Model, rows: Sequence[Rendered]) -> SupervisedStates:
-    """`supervised_states` of rows laid out as one: each row begins at position 0 and sees itself alone, by `Documents` or by a mask of blocks."""
+    """`supervised_states` of rows laid out as one: each row begins at position 0 and sees itself alone, by `Documents`
+    or by a mask of blocks."""
     there = model.device
     ids = torch.tensor([i for row in rows for i in row.ids])
     weights = torch.tensor([w for row in rows for w in [0, *row.mask[1:]]], dtype=torch.float32)
@@ -287,7 +292,8 @@ def dpo(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def kto(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """1 - sigmoid of how much likelier good answers have become (bad ones: less likely), beyond the model's move in general.
+    """1 - sigmoid of how much likelier good answers have become (bad ones: less likely), beyond the model's move in
+    general.
 
     Source: Ethayarajh et al. 2024, arXiv 2402.01306, equation 7.
     """

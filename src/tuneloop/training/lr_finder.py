@@ -28,7 +28,8 @@ from tuneloop.training.step import optimizer_step
 RATES, SPAN = 24, 100.0
 # Rows whose loss judges; no step learns from them, for what is seen a few times is soon known by heart, at any rate.
 JUDGES = 12
-# The loss has its lowest point just before it rises; a whole run needs a margin to that (Smith 2017; fast.ai takes a tenth).
+# The loss has its lowest point just before it rises; a whole run needs a margin to that (Smith 2017; fast.ai takes a
+# tenth).
 MARGIN = 3.0
 # Less of a fall than this may be chance, and is nothing to choose by.
 LEAST_FALL = 0.05
@@ -36,7 +37,8 @@ LEAST_FALL = 0.05
 
 @dataclass(frozen=True)
 class RangeTest:
-    """Rates tried in order, the loss of held-out rows behind a step at each as a share of that before all, the rate chosen, and why."""
+    """Rates tried in order, the loss of held-out rows behind a step at each as a share of that before all, the rate
+    chosen, and why."""
 
     rates: tuple[float, ...]
     losses: tuple[float, ...]
@@ -45,7 +47,8 @@ class RangeTest:
 
 
 def range_test(model: Model, rows: Sequence[TrainRow], config: TrainConfig, seed: int) -> RangeTest:
-    """Raise the learning rate step by step and see where the loss of other rows stops to fall (after Smith 2017, arXiv 1506.01186).
+    """Raise the learning rate step by step and see where the loss of other rows stops to fall (after Smith 2017, arXiv
+    1506.01186).
 
     The model is left as it was.
     """

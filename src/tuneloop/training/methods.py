@@ -78,12 +78,14 @@ def run_key(model: Model, config: TrainConfig, seed: int, data_id: str) -> str:
 
 
 def recompute_layers(net: Any, on: bool, kept: int = 0) -> None:
-    """Keep only each layer's input and compute the layer again in the backward pass (Chen et al. 2016, arXiv 1604.06174), or no more.
+    """Keep only each layer's input and compute the layer again in the backward pass (Chen et al. 2016, arXiv
+    1604.06174), or no more.
 
     The gradient stays the same; dropout draws the same numbers again.
 
     Args:
-        kept: so many of the last layers keep what they computed. Their memory is free again when the first ones are computed again.
+        kept: so many of the last layers keep what they computed. Their memory is free again when the first ones are
+            computed again.
     """
     from torch.utils.checkpoint import checkpoint
 
@@ -95,9 +97,11 @@ def recompute_layers(net: Any, on: bool, kept: int = 0) -> None:
 
 
 def compile_layers(net: Any, **options: Any) -> None:
-    """torch.compile each layer in place, once for all lengths of rows: the part before attention, and the part behind it.
+    """torch.compile each layer in place, once for all lengths of rows: the part before attention, and the part behind
+    it.
 
-    Attention of rows that lie one behind the other is left out: it is one kernel, and the rows' lengths change with each batch.
+    Attention of rows that lie one behind the other is left out: it is one kernel, and the rows' lengths change with
+    each batch.
 
     Args:
         options: of `torch.compile`.

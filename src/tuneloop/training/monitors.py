@@ -2,8 +2,8 @@
 
 A finding is a kind, a step, the rows of that step's batch, a plain sentence and remedies in the order data, learning
 rate, clipping, batch, epochs, dropout. All thresholds are relative: to the curve's own noise, and to where it started.
-Limits: a step is judged by those before it, so the first ten are judged only by the start; and without a validation split
-whether rows are memorised can't be seen before a row has been seen five times.
+Limits: a step is judged by those before it, so the first ten are judged only by the start; and without a validation
+split whether rows are memorised can't be seen before a row has been seen five times.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from tuneloop.training.rows import TrainRow
 
 # A step is compared with this many before it, and with no fewer than LEAST.
 WINDOW, LEAST = 30, 10
-# Robust z-score of a spike, for a full window; a short one knows its noise less well. Losses of small batches have heavy tails; of the recorded healthy steps the highest is 4.5.
+# Robust z-score of a spike, for a full window; a short one knows its noise less well. Losses of small batches have
+# heavy tails; of the recorded healthy steps the highest is 4.5.
 SPIKE_Z = 6.0
-# Part of what was gained since the start that a spike, or a lasting rise, loses again. At a loss near zero one hard row makes a
-# high z-score, and is no fault.
+# Part of what was gained since the start that a spike, or a lasting rise, loses again. At a loss near zero one hard row
+# makes a high z-score, and is no fault.
 LOST = 0.35
 # Gradient norms spread over a factor of ten from batch to batch.
 EXPLOSION = 20.0
@@ -37,8 +38,8 @@ LOW_RATE = 0.1
 FLAT_STEPS, FLAT_SHARE = 100, 2 / 3
 # Share of the starting loss that counts as near zero.
 NEAR_ZERO = 0.05
-# What the loss of guessing is estimated from: answers of so many tokens, tokens before one, rows at least; and about the size
-# of a vocabulary, for tokens that no other answer has.
+# What the loss of guessing is estimated from: answers of so many tokens, tokens before one, rows at least; and about
+# the size of a vocabulary, for tokens that no other answer has.
 GUESS_TOKENS, GUESS_CONTEXT, LEAST_ROWS, VOCABULARY = 20_000, 3, 30, 50_000
 
 
@@ -90,7 +91,8 @@ class Monitors:
         """Take a record of `metrics.jsonl` and say what is new.
 
         Args:
-            record: a step's (`step`, `loss`, `grad_norm`, `learning_rate`, `epoch`) or an evaluation's (`step`, `val_loss`). A loss that is no number may stand as None.
+            record: a step's (`step`, `loss`, `grad_norm`, `learning_rate`, `epoch`) or an evaluation's (`step`,
+                `val_loss`). A loss that is no number may stand as None.
             rows: ids of the rows in the step's batch.
         """
         step = int(record.get("step") or 0)
@@ -162,7 +164,8 @@ def spread(values: Sequence[float]) -> float:
 def _expected(before: Sequence[float]) -> tuple[float, float]:
     """Where a curve goes next by the line through its window, and its noise about that line.
 
-    The slope is the median of the slopes between all pairs (Theil 1950, Sen 1968): a spike in the window does not tilt it.
+    The slope is the median of the slopes between all pairs (Theil 1950, Sen 1968): a spike in the window does not tilt
+    it.
     """
     n = len(before)
     slope = median((before[j] - before[i]) / (j - i) for i in range(n) for j in range(i + 1, n))
@@ -186,9 +189,10 @@ def trend(losses: Sequence[float]) -> str:
 def guess_loss(answers: Sequence[tuple[int, ...]]) -> float | None:
     """Mean loss a token of a model that knows the answers and nothing about the questions.
 
-    It predicts a token from the three before it in the answer, by the counts of all other rows, each length of context mixed with
-    the next shorter one (Witten & Bell 1991, doi 10.1109/18.87000). Where answers recur, in whole or in part, that is about their
-    entropy; of free text it is far above any model's loss. None where there is nothing to guess: few rows, or one answer.
+    It predicts a token from the three before it in the answer, by the counts of all other rows, each length of context
+    mixed with the next shorter one (Witten & Bell 1991, doi 10.1109/18.87000). Where answers recur, in whole or in
+    part, that is about their entropy; of free text it is far above any model's loss. None where there is nothing to
+    guess: few rows, or one answer.
 
     Args:
         answers: the supervised token ids of each row.
@@ -286,7 +290,8 @@ def _lasting_rise(w: Monitors) -> str:
 
 
 def _spike(w: Monitors) -> str:
-    """Far above where the last thirty steps lead, or the last twelve: a steep beginning leaves the longer window a wide noise."""
+    """Far above where the last thirty steps lead, or the last twelve: a steep beginning leaves the longer window a wide
+    noise."""
     loss = w.losses[-1]
     for window in (WINDOW, LEAST + 2):
         before = w.losses[-1 - window : -1]
@@ -325,7 +330,8 @@ def _dead(w: Monitors) -> str:
 
 
 def _clearly_flat(values: Sequence[float], most: float) -> bool:
-    """Whether the second half of `values` is lower than the first by less than `most`, with two standard errors to spare."""
+    """Whether the second half of `values` is lower than the first by less than `most`, with two standard errors to
+    spare."""
     half = len(values) // 2
     fall = mean(values[:half]) - mean(values[half:])
     return fall + 2 * stdev(values) * math.sqrt(2 / half) < most

@@ -28,19 +28,21 @@ BLOCK = 64  # neighbours in a row that share the scale of their 8 bits: most wid
 class AdamW:
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) by torch's fused kernel.
 
-    Of fp32 parameters states and bits are those of `torch.optim.AdamW`, whose first optimizer would import torch's compiler: a second and 0.07 GiB
-    of every run, and nothing here compiles updates.
+    Of fp32 parameters states and bits are those of `torch.optim.AdamW`, whose first optimizer would import torch's
+    compiler: a second and 0.07 GiB of every run, and nothing here compiles updates.
 
-    A bf16 parameter learns as an fp32 one would, for updates are thousands of times smaller than weights and bf16 holds three digits: what rounding to bf16
-    takes away is a state of 16 bits, which with the parameter gives the fp32 number, put together a stretch at a time. Its first moment is held in bf16
-    (DeepSeek-V3, arXiv 2412.19437, sec. 3.3), the second in fp32: bf16 would not see a decay of a thousandth. With the gradient that is 12 bytes a parameter
+    A bf16 parameter learns as an fp32 one would, for updates are thousands of times smaller than weights and bf16 holds
+    three digits: what rounding to bf16 takes away is a state of 16 bits, which with the parameter gives the fp32
+    number, put together a stretch at a time. Its first moment is held in bf16 (DeepSeek-V3, arXiv 2412.19437, sec.
+    3.3), the second in fp32: bf16 would not see a decay of a thousandth. With the gradient that is 12 bytes a parameter
     instead of 18 with an fp32 copy.
 
     Args:
         groups: of parameters, with settings that differ from the common ones.
-        eight_bits: hold the moments of matrices in 8 bits, in blocks with a scale each as Dettmers et al. 2022 (arXiv 2110.02861) do: the first as FP8
-            (E4M3, Micikevicius et al. 2022, arXiv 2209.05433), of the second the fourth root, in even steps and never as zero: fine where most are, and no
-            update is divided by what rounding has made nothing.
+        eight_bits: hold the moments of matrices in 8 bits, in blocks with a scale each as Dettmers et al. 2022 (arXiv
+            2110.02861) do: the first as FP8 (E4M3, Micikevicius et al. 2022, arXiv 2209.05433), of the second the
+            fourth root, in even steps and never as zero: fine where most are, and no update is divided by what rounding
+            has made nothing.
         settings: `lr`, `weight_decay` and `betas` of all groups that don't say otherwise.
     """
 
@@ -123,7 +125,8 @@ def _update(
 
 
 def _update_in_stretches(group: Mapping[str, Any], parameter: nn.Parameter, state: Mapping[str, Tensor]) -> None:
-    """AdamW's step on a parameter in bf16, or with moments in 8 bits, of which a stretch at a time is put together in fp32."""
+    """AdamW's step on a parameter in bf16, or with moments in 8 bits, of which a stretch at a time is put together in
+    fp32."""
     assert parameter.grad is not None
     weights, gradients = local(parameter).view(-1), local(parameter.grad).flatten()
     states = {name: local(tensor).view(-1) for name, tensor in state.items()}
@@ -179,7 +182,8 @@ def with_rest(weight: Tensor, rest: Tensor) -> Tensor:
 
 
 def round_off(wide: Tensor, weight: Tensor, rest: Tensor) -> None:
-    """Divide fp32 numbers into bf16 ones and the rest. Their last bit is set first: halfway between two bf16 numbers, the sign of the rest would be lost."""
+    """Divide fp32 numbers into bf16 ones and the rest. Their last bit is set first: halfway between two bf16 numbers,
+    the sign of the rest would be lost."""
     bits = wide.view(torch.int32).bitwise_or_(1)
     weight.copy_(wide)
     rest.copy_(bits)  # to 16 bits: the lower ones
@@ -212,7 +216,8 @@ def make_optimizer(trainable: Trainable, config: TrainConfig) -> Any:
 
 
 def _paged_adamw(groups: Sequence[dict[str, Any]], settings: Mapping[str, Any]) -> Any:
-    """That of bitsandbytes, which updates bf16 parameters as if they were fp32: it sees one at a time, put together of it and its rest."""
+    """That of bitsandbytes, which updates bf16 parameters as if they were fp32: it sees one at a time, put together of
+    it and its rest."""
     from bitsandbytes.optim import PagedAdamW8bit
 
     class WithRests(PagedAdamW8bit):  # type: ignore[misc]
@@ -241,8 +246,9 @@ def _paged_adamw(groups: Sequence[dict[str, Any]], settings: Mapping[str, Any]) 
 
 @dataclass
 class UpdatesInBackward:
-    """Updates each weight as soon as its gradient is there, and frees the gradient: they never exist all at once (Lv et al. 2023,
-    arXiv 2306.09782). The norm over all gradients is known only behind the last update, so nothing is clipped.
+    """Updates each weight as soon as its gradient is there, and frees the gradient: they never exist all at once (Lv et
+    al. 2023, arXiv 2306.09782). The norm over all gradients is known only behind the last update, so nothing is
+    clipped.
     """
 
     optimizer: Any  # every weight a parameter group of its own

@@ -119,7 +119,8 @@ class TrainingRun:
 
 
 class MetricsFile:
-    """`metrics.jsonl`, appended record by record; opening drops what a cut-short run wrote behind its last checkpoint."""
+    """`metrics.jsonl`, appended record by record; opening drops what a cut-short run wrote behind its last
+    checkpoint."""
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path

@@ -22,8 +22,9 @@ from tuneloop.training.methods import attach, recompute_layers
 from tuneloop.training.rows import TrainRow, check_rows, conversations, tokens_of
 from tuneloop.training.step import batch_loss
 
-# A run's speed over minutes as a share of that over its first seconds: the optimizer, freed memory that is faulted in again, and a
-# shared processor that slows down under load. .90, .78 and .75 on three runs of the demo; a number from experience.
+# A run's speed over minutes as a share of that over its first seconds: the optimizer, freed memory that is faulted in
+# again, and a shared processor that slows down under load. .90, .78 and .75 on three runs of the demo; a number from
+# experience.
 SUSTAINED = 0.82
 MEASURING = "measuring this machine"  # as progress calls it
 # Seconds of passes that are enough; most seconds of a measurement, and most of them as a share of a run's time.
@@ -37,8 +38,8 @@ def measure_speed(
 ) -> float:  # fmt: skip
     """Tokens a second that a run will keep up, from forward and backward passes on some of its own batches.
 
-    Nothing is changed. A few seconds run faster than many minutes, see SUSTAINED. Where even one micro-batch would take too long,
-    see `longest_measurement`, a few of its rows are the measure.
+    Nothing is changed. A few seconds run faster than many minutes, see SUSTAINED. Where even one micro-batch would take
+    too long, see `longest_measurement`, a few of its rows are the measure.
 
     Args:
         seconds: that are enough; default: `ENOUGH`, or a tenth of the run's time where that is less.
@@ -63,7 +64,8 @@ def measure_speed(
 
 
 def longest_measurement(config: TrainConfig, seconds: float) -> float:
-    """Seconds after which no pass of a measurement may end, as far as is known before it begins: some per cent of the run's time.
+    """Seconds after which no pass of a measurement may end, as far as is known before it begins: some per cent of the
+    run's time.
 
     Args:
         seconds: that are enough; half as many more are always allowed.
@@ -76,8 +78,8 @@ def _timed(
 ) -> float:
     """Tokens a second of passes on these steps.
 
-    Passes grow from a single row to a whole micro-batch, and each is begun only where the one before it says that it will end in
-    time. So a machine of any speed is measured, a very slow one by a row.
+    Passes grow from a single row to a whole micro-batch, and each is begun only where the one before it says that it
+    will end in time. So a machine of any speed is measured, a very slow one by a row.
     """
     began, most = time.monotonic(), longest_measurement(config, seconds)
     tokens, took = 0, 0.0  # of the last pass
@@ -93,7 +95,8 @@ def _timed(
 
     micros = [micro for step in picked for micro, _ in own_share(step.micro_batches)]
     few = _few_rows(rows, micros[0])
-    # The first pass does what is done once, and the first of a size takes new memory: their time counts where there is no other.
+    # The first pass does what is done once, and the first of a size takes new memory: their time counts where there is
+    # no other.
     for micro in (micros[0][:1], few, few, micros[0]):
         if not fits(micro):
             return summed([tokens])[0] / took
@@ -142,7 +145,8 @@ def _forth_and_back(model: Model, rows: Sequence[TrainRow], config: TrainConfig,
 def micro_shape(model: Model, rows: Sequence[TrainRow], config: TrainConfig) -> tuple[int, int, int]:
     """Conversations, their length behind what is computed once for all of them, and the length of that.
 
-    The length is the root of the mean square, between what layers and what attention needs; on several processes, which may compute all padding, the longest.
+    The length is the root of the mean square, between what layers and what attention needs; on several processes, which
+    may compute all padding, the longest.
     """
     parts = [part for row in rows for part in conversations(row)]
     virtual = method_named(config.method).footprint.has_virtual_tokens

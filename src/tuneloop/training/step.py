@@ -26,10 +26,11 @@ from tuneloop.training.run import TrainingRun
 def optimizer_step(
     run: TrainingRun, step: Step, rows: Sequence[TrainRow], rate: float
 ) -> tuple[float, float, dict[str, float]]:
-    """One optimizer step: the mean loss over all its micro-batches, the gradient's norm, and the loss's further metrics.
+    """One optimizer step: the mean loss over all its micro-batches, the gradient's norm, and the loss's further
+    metrics.
 
-    The mean is taken over the whole step, so that how it is divided into micro-batches changes nothing. When memory runs
-    out the step is repeated in micro-batches of half as many rows, and so are those that follow.
+    The mean is taken over the whole step, so that how it is divided into micro-batches changes nothing. When memory
+    runs out the step is repeated in micro-batches of half as many rows, and so are those that follow.
 
     Raises:
         UserError: a single row does not fit into memory.
@@ -49,7 +50,8 @@ def optimizer_step(
             run.state.loss_scale /= 2
             run.state.scaled_steps = 0
         except (RuntimeError, MemoryError) as error:
-            # With several processes the others are in the middle of the step; in the backward pass weights have changed already.
+            # With several processes the others are in the middle of the step; in the backward pass weights have changed
+            # already.
             if not is_out_of_memory(error) or processes() > 1 or run.in_backward:
                 raise
         run.optimizer.zero_grad(set_to_none=True)
@@ -104,7 +106,8 @@ def _gradients(run: TrainingRun, step: Step, rows: Sequence[TrainRow]) -> tuple[
     return total, metrics
 
 
-# Half precision: the loss is scaled up by this at first, by half of it after each overflow, by twice after so many steps without one.
+# Half precision: the loss is scaled up by this at first, by half of it after each overflow, by twice after so many
+# steps without one.
 LOSS_SCALE, SCALED_STEPS = 2.0**16, 1000
 
 
@@ -117,7 +120,8 @@ def _norms(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
 def _pull_to_start(run: TrainingRun) -> float:
     """Add the gradient of `l2_start` times the squared distance from where the run began; returns the distance.
 
-    A weight at a time, for the differences are fp32. Of a bf16 weight they are what the model computes with, without what rounding took away.
+    A weight at a time, for the differences are fp32. Of a bf16 weight they are what the model computes with, without
+    what rounding took away.
     """
     distances = []
     for name, p in run.trainable.parameters.items():

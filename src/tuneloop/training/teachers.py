@@ -1,4 +1,5 @@
-"""Whether a teacher can teach: its tokens, its chat template, and what is stored of its probabilities. Needs no torch."""
+"""Whether a teacher can teach: its tokens, its chat template, and what is stored of its probabilities. Needs no
+torch."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ def teachers_template(config: TrainConfig) -> Template:
     """The tokenizer and chat template of a teacher whose tokens are not the student's.
 
     Raises:
-        UserError: the store does not hold them; the student is to write answers, which no one puts into the teacher's tokens.
+        UserError: the store does not hold them; the student is to write answers, which no one puts into the teacher's
+            tokens.
     """
     if config.on_policy:
         raise UserError(
@@ -125,8 +127,8 @@ Decode = Callable[[Sequence[int]], str]
 def aligned(student: Rendered, teacher: Rendered, of_student: Decode, of_teacher: Decode) -> tuple[int, ...]:
     """For each supervised position of the student the number of the teacher's that has read the same text, or `APART`.
 
-    Two tokenizers cut a text differently. Where both have a border at the same character, each predicts what follows the same
-    text. Supervised tokens alone count, so the prompts may be in different forms.
+    Two tokenizers cut a text differently. Where both have a border at the same character, each predicts what follows
+    the same text. Supervised tokens alone count, so the prompts may be in different forms.
 
     Args:
         student, teacher: one conversation, rendered by either's template.

@@ -1,12 +1,13 @@
 """A teacher's likeliest next tokens, written down once: about 300 bytes a position with 128 tokens.
 
-At each learned position K tokens are kept with their probabilities, and the probability of all others together. Tokens are
-sorted by id and coded by Elias-Fano (Elias 1974): of an id the low bits as they are, the high bits as gaps in a row of bits. A
-probability is one of 256 steps between the logarithms of the greatest and the least, which is at most 3 % off where they are 15
-apart; all of a position are then scaled so that they and the tail add up to 1.
+At each learned position K tokens are kept with their probabilities, and the probability of all others together. Tokens
+are sorted by id and coded by Elias-Fano (Elias 1974): of an id the low bits as they are, the high bits as gaps in a row
+of bits. A probability is one of 256 steps between the logarithms of the greatest and the least, which is at most 3 %
+off where they are 15 apart; all of a position are then scaled so that they and the tail add up to 1.
 
-A folder holds `tokens.bin` (the positions of all rows), `rows.jsonl` (which of them are whose) and `teacher.json` (what they are
-of). Positions are appended and a row counts once its line stands, so a pass that was cut short continues where it ended.
+A folder holds `tokens.bin` (the positions of all rows), `rows.jsonl` (which of them are whose) and `teacher.json` (what
+they are of). Positions are appended and a row counts once its line stands, so a pass that was cut short continues where
+it ended.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The training methods, each described by one `Method`: a file for each that ships, and those that a user adds.
 
-The planner, the advice, the trainer, reports, exports and loaders ask the record; none of them knows a method by its name.
-A method of one's own is registered by `register`, or by naming its file: `train.method: path/to/file.py`.
+The planner, the advice, the trainer, reports, exports and loaders ask the record; none of them knows a method by its
+name. A method of one's own is registered by `register`, or by naming its file: `train.method: path/to/file.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Full fine-tuning: all weights learn, in the dtype that the model computes in; the optimizers keep what rounding to bf16 takes away."""
+"""Full fine-tuning: all weights learn, in the dtype that the model computes in; the optimizers keep what rounding to
+bf16 takes away."""
 
 from __future__ import annotations
 
@@ -84,7 +85,8 @@ def save_model(folder: Path, model: Model) -> None:
 
 
 def has_all_weights(folder: Path) -> bool:
-    """Whether a run's whole model is here. A merged export has the same files, but is a model of its own: it has no base."""
+    """Whether a run's whole model is here. A merged export has the same files, but is a model of its own: it has no
+    base."""
     there = (folder / OWN).is_file() and (folder / "config.json").is_file()
     return there and "base_fingerprint" in read_json_object(folder / OWN)
 

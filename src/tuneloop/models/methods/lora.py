@@ -1,7 +1,9 @@
-"""LoRA: low-rank updates of linear layers on a frozen base (Hu et al. 2021, arXiv 2106.09685); layers in models/lora.py.
+"""LoRA: low-rank updates of linear layers on a frozen base (Hu et al. 2021, arXiv 2106.09685); layers in
+models/lora.py.
 
-Variants: rank-stabilised scale (`rslora`), learned lengths of the weights (`dora`), a start from the weight's principal parts
-(`lora_init=pissa`), ranks by module (`ranks`), a higher rate for B (`lora_plus`). All are saved in PEFT's layout as LORA.
+Variants: rank-stabilised scale (`rslora`), learned lengths of the weights (`dora`), a start from the weight's principal
+parts (`lora_init=pissa`), ranks by module (`ranks`), a higher rate for B (`lora_plus`). All are saved in PEFT's layout
+as LORA.
 """
 
 from __future__ import annotations

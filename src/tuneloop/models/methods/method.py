@@ -1,4 +1,5 @@
-"""The record in which a training method describes itself, and what passes between a method and the trainer. Needs no torch."""
+"""The record in which a training method describes itself, and what passes between a method and the trainer. Needs no
+torch."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ WHOLE = "full"  # layout of a folder with all weights
 
 
 class PlannedJob(Protocol):
-    """What the planner knows of a job before anything is loaded: sizes, rank and places of low-rank matrices, virtual tokens."""
+    """What the planner knows of a job before anything is loaded: sizes, rank and places of low-rank matrices, virtual
+    tokens."""
 
     @property
     def shape(self) -> ModelShape: ...
@@ -39,8 +41,8 @@ class Footprint:
     """What a method adds to the planner's memory and time."""
 
     trained: Callable[[PlannedJob], int]  # parameters that learn, of a planned job
-    # The base's own weights learn: they all have gradients, optimizer states and what masters they need, and all products keep
-    # their inputs and are computed a third time, for the weights' gradients.
+    # The base's own weights learn: they all have gradients, optimizer states and what masters they need, and all
+    # products keep their inputs and are computed a third time, for the weights' gradients.
     all_weights: bool = False
     low_rank: bool = (
         False  # each target matrix keeps its input and has two narrow ones next to it, with narrow activations
@@ -72,7 +74,8 @@ class Trainable:
     """What a run moves, put into its model."""
 
     parameters: dict[str, nn.Parameter]  # by name
-    # Write what the model is now into a folder, whole or not at all; of several processes the first writes, and all call.
+    # Write what the model is now into a folder, whole or not at all; of several processes the first writes, and all
+    # call.
     save: Callable[[Path], None]
     detach: Callable[[], None]  # take it out of the model again
     # A context in which the model computes as before training; does nothing where that is not to be had.

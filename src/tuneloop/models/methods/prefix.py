@@ -1,7 +1,8 @@
-"""Prefix tuning: keys and values of virtual tokens in front of every row (Li & Liang 2021, arXiv 2101.00190); layers in models/prefix.py.
+"""Prefix tuning: keys and values of virtual tokens in front of every row (Li & Liang 2021, arXiv 2101.00190); layers in
+models/prefix.py.
 
-The prefix starts as those of real text: `prefix_text`, else the first training rows one after another, which begin with the
-instruction. It is saved as PEFT's PREFIX_TUNING adapter.
+The prefix starts as those of real text: `prefix_text`, else the first training rows one after another, which begin with
+the instruction. It is saved as PEFT's PREFIX_TUNING adapter.
 """
 
 from __future__ import annotations

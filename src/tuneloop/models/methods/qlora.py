@@ -1,7 +1,9 @@
-"""QLoRA: LoRA on a base that is held in four bits (Dettmers et al. 2023, arXiv 2305.14314); layers in models/quantised.py.
+"""QLoRA: LoRA on a base that is held in four bits (Dettmers et al. 2023, arXiv 2305.14314); layers in
+models/quantised.py.
 
-It is LoRA in all but three things: the frozen matrices are brought to NF4 with double quantisation and stay so when the adapter
-is taken out; `tuneloop.json` next to the adapter says so; and merging adds the update to what the four bits say.
+It is LoRA in all but three things: the frozen matrices are brought to NF4 with double quantisation and stay so when the
+adapter is taken out; `tuneloop.json` next to the adapter says so; and merging adds the update to what the four bits
+say.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from tuneloop.training.budget import (
 from tuneloop.training.checkpoint import State
 from tuneloop.training.config import TrainConfig
 from tuneloop.training.loop import TrainingJob, learning_rate, scheduled_rate, train
-from tuneloop.training.rows import PreferencePair, RatedAnswer
+from tuneloop.training.rows import PreferencePair, RatedAnswer, SplitRows
 
 ROW = Rendered([1] * 10, [0] + [1] * 9)
 ROWS = [ROW] * 400
@@ -42,7 +42,7 @@ STEPS = [Step(((i,),), (i + 1) / 400) for i in range(400)]
 
 def planned(minutes: float | None, *, speed: float = 2.0, val: int = 0, rows: Any = ROWS, **more: Any) -> RunPlan:
     config = TrainConfig(max_minutes=minutes, **{"evaluations": 4, "val_rows": 100, **more})
-    return plan_run(STEPS, rows, rows[:val], (), config, 0, MeasuredMachine(tokens_per_second=speed))
+    return plan_run(STEPS, SplitRows(rows, rows[:val]), config, 0, MeasuredMachine(tokens_per_second=speed))
 
 
 def seconds_of(plan: RunPlan, rows: Any = ROWS, speed: float = 2.0) -> float:

@@ -1,5 +1,4 @@
-"""How PEFT writes a LoRA adapter: names of its tensors, the rank and scale of each module, what distinguishes two.
-Needs no torch."""
+"""How PEFT writes a LoRA adapter: tensor names, ranks and scales of modules, what distinguishes two. Needs no torch."""
 
 from __future__ import annotations
 
@@ -26,14 +25,8 @@ _MORE_THAN_MATRICES = {
 
 
 def hash_of_adapter(folder: Path) -> str:
-    """Hash of all that an adapter changes in a model: its tensors, and the settings by which they are scaled.
-
-    Two adapters with equal matrices and another `lora_alpha` give other answers, so the hash of the tensors is not
-    enough.
-
-    Raises:
-        UserError: a file is missing or unreadable.
-    """
+    """Hash of all that an adapter changes in a model: its tensors, and the settings by which they are scaled. Raises
+    UserError: a file is missing or unreadable."""
     settings = read_json_object(folder / SETTINGS)
     scales = {key: settings[key] for key in _SCALES if settings.get(key)}
     return content_hash([sha256_file(folder / WEIGHTS), scales])
@@ -62,8 +55,7 @@ def more_than_matrices(settings: Mapping[str, Any]) -> str:
 
 
 def scale_of(settings: Mapping[str, Any], stem: str) -> float:
-    """What PEFT multiplies the update of the base's module `stem` by: alpha / rank, or alpha / sqrt(rank) with
-    rsLoRA."""
+    """PEFT's factor of the update of the base's module `stem`: alpha / rank, or alpha / sqrt(rank) with rsLoRA."""
     alpha = _of_pattern(settings.get("alpha_pattern"), stem, settings["lora_alpha"])
     rank = rank_of(settings, stem)
     return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
@@ -83,11 +75,8 @@ def _of_pattern(pattern: Mapping[str, Any] | None, stem: str, usual: Any) -> Any
 
 
 def stems_of(names: Iterable[str]) -> list[str]:
-    """Names of the modules that tensors of a plain LoRA belong to, in order.
-
-    Raises:
-        ValueError: a tensor that is neither A nor B; its message is the tensor's name.
-    """
+    """Names of the modules that tensors of a plain LoRA belong to, in order. Raises ValueError: a tensor that is
+    neither A nor B; its message is the tensor's name."""
     stems: dict[str, None] = {}
     for name in names:
         if not name.endswith((A_END, B_END)):

@@ -18,7 +18,7 @@ SHARE_LEFT = 4.13 / 16  # of a layer's bytes in 16 bits
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """x W' with W unpacked for the moment in the forward and again in the backward pass; nothing but x's gradient."""
+    """x W' with W unpacked for the moment in the forward and again in the backward pass; only x has a gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Nf4Linear) -> Tensor:
@@ -60,11 +60,7 @@ class Nf4Linear(nn.Module):
 
 
 def need_bitsandbytes() -> None:
-    """Make sure that weights can be packed.
-
-    Raises:
-        UserError: bitsandbytes is not installed.
-    """
+    """Make sure that weights can be packed. Raises UserError: bitsandbytes is not installed."""
     if importlib.util.find_spec("bitsandbytes") is None:
         step = "pip install bitsandbytes, or set train.method=lora"
         raise UserError("QLoRA needs the bitsandbytes package", where="train.method", next_step=step)
@@ -74,10 +70,7 @@ def need_bitsandbytes() -> None:
 
 def quantise(net: nn.Module) -> None:
     """Replace every linear layer but the vocabulary projection by its 4-bit form, in place; done already is no error.
-
-    Raises:
-        UserError: bitsandbytes is not installed.
-    """
+    Raises UserError: bitsandbytes is not installed."""
     need_bitsandbytes()
     for name, module in quantisable(net).items():
         parent, _, last = name.rpartition(".")

@@ -35,9 +35,10 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def distribute(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, spread as `like` is: each process has the tensor and keeps its part."""
+    """A whole tensor, sharded as `like` is: each process has the tensor and keeps its part."""
     if not hasattr(like, "full_tensor") or hasattr(tensor, "full_tensor"):
         return tensor
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
 
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
+    assert isinstance(like, DTensor)
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

@@ -72,16 +72,10 @@ def of_logits(
 def of_top(
     kind: Divergence, mix: float, student_NV: Tensor, teacher: TopProbabilities, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """A divergence over the teacher's likeliest tokens and one outcome that stands for all others.
+    """`of_logits` over the teacher's likeliest tokens, at the same temperature, and one outcome for all others.
 
     It is at most the divergence over the whole vocabulary, and equal to it where the tail's tokens have the same shares
     in both models.
-
-    Args:
-        teacher: at the same temperature.
-
-    Returns:
-        As `of_logits`.
     """
     if kind == "universal":
         return _of_sorted(student_NV, teacher.p_NK.sort(-1, descending=True).values, teacher.tail_N, temperature)
@@ -99,19 +93,14 @@ def of_top(
 
 
 def _of_sorted(student_NV: Tensor, p_NK: Tensor, tail_N: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
-    """The distance of sorted probabilities, and its gradient with respect to the student's logits.
-
-    Args:
-        p_NK: the teacher's, the greatest first. tail_N: of all its other tokens, which count as one outcome; None:
-            there are none.
-    """
+    """The distance of sorted probabilities, and its gradient with respect to the student's logits; `tail_N` of all
+    tokens that `p_NK` leaves out, which count as one outcome; None: there are none."""
     q_NV = torch.softmax(student_NV.float() / temperature, -1)
     count = q_NV.shape[1] if tail_N is None else min(p_NK.shape[1], q_NV.shape[1])
     q_top, ids = q_NV.sort(-1, descending=True) if tail_N is None else q_NV.topk(count, -1)
     longer = max(p_NK.shape[1], count)
-    apart = torch.nn.functional.pad(q_top, (0, longer - count)) - torch.nn.functional.pad(
-        p_NK, (0, longer - p_NK.shape[1])
-    )
+    q_padded, p_padded = (torch.nn.functional.pad(x, (0, longer - x.shape[1])) for x in (q_top, p_NK))
+    apart = q_padded - p_padded
     value_N, signs_NV = apart.abs().sum(-1), torch.zeros_like(q_NV)
     if tail_N is not None:
         rest_N = q_NV.sum(-1) - q_top.sum(-1) - tail_N

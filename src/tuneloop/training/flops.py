@@ -1,5 +1,4 @@
-"""How well a run used the machine: operations that its gradients needed, over those that the machine could have
-done."""
+"""How well a run used the machine: operations that its gradients needed over those that the machine could have done."""
 
 from __future__ import annotations
 
@@ -17,10 +16,11 @@ if TYPE_CHECKING:
     import torch
 
 DEFINITION = (
-    "Model FLOP utilisation: floating-point operations that the gradients need, over the seconds of all optimizer steps, over the "
-    "measured peak of large matrix products in the model's dtype. Needed are 2 a weight and token for the forward pass, 2 for the "
-    "gradient of its input and, where all weights learn, 2 for its own; the vocabulary projection on supervised tokens only; causal "
-    "attention. Padding, recomputation, the adapter, evaluations and checkpoints are not counted."
+    "Model FLOP utilisation: floating-point operations that the gradients need, over the seconds of all optimizer "
+    "steps, over the measured peak of large matrix products in the model's dtype. Needed are 2 a weight and token for "
+    "the forward pass, 2 for the gradient of its input and, where all weights learn, 2 for its own; the vocabulary "
+    "projection on supervised tokens only; causal attention. Padding, recomputation, the adapter, evaluations and "
+    "checkpoints are not counted."
 )
 
 

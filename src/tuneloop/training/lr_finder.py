@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
@@ -13,6 +12,7 @@ import torch
 
 from tuneloop.core.ui import progress
 from tuneloop.models.load import Model
+from tuneloop.records.run import LearningRate
 from tuneloop.training.batches import plan_steps
 from tuneloop.training.checkpoint import State
 from tuneloop.training.config import TrainConfig, usual_rate
@@ -24,43 +24,25 @@ from tuneloop.training.rows import TrainRow
 from tuneloop.training.run import TrainingRun
 from tuneloop.training.step import optimizer_step
 
-# Rates tried: from a hundredth of the usual one to a hundred times it, in even factors.
-RATES, SPAN = 24, 100.0
+RATES, SPAN = 24, 100.0  # rates tried: from a hundredth of the usual one to a hundred times it, in even factors
 # Rows whose loss judges; no step learns from them, for what is seen a few times is soon known by heart, at any rate.
 JUDGES = 12
-# The loss has its lowest point just before it rises; a whole run needs a margin to that (Smith 2017; fast.ai takes a
-# tenth).
-MARGIN = 3.0
-# Less of a fall than this may be chance, and is nothing to choose by.
-LEAST_FALL = 0.05
+MARGIN = 3.0  # the loss is lowest just before it rises; a run needs a margin (Smith 2017; fast.ai takes a tenth)
+LEAST_FALL = 0.05  # less of a fall may be chance, and is nothing to choose by
 
 
-@dataclass(frozen=True)
-class RangeTest:
-    """Rates tried in order, the loss of held-out rows behind a step at each as a share of that before all, the rate
-    chosen, and why."""
-
-    rates: tuple[float, ...]
-    losses: tuple[float, ...]
-    chosen: float
-    sentence: str
-
-
-def range_test(model: Model, rows: Sequence[TrainRow], config: TrainConfig, seed: int) -> RangeTest:
+def range_test(model: Model, rows: Sequence[TrainRow], config: TrainConfig, seed: int) -> LearningRate:
     """Raise the learning rate step by step and see where the loss of other rows stops to fall (after Smith 2017, arXiv
-    1506.01186).
-
-    The model is left as it was.
-    """
+    1506.01186). The model is left as it was."""
     order = random.Random(seed).sample(range(len(rows)), len(rows))
-    aside = order[: min(JUDGES, len(rows) // 3)] or order
+    held_out = order[: min(JUDGES, len(rows) // 3)] or order
     usual = usual_rate(config.method, config.loss)
     rates = [usual / SPAN * SPAN ** (2 * i / (RATES - 1)) for i in range(RATES)]
     rng = torch.get_rng_state()
     trainable = attach(model, config, seed, rows)
     with trainable.base():
-        judges = with_references(model, [rows[i] for i in aside])
-        train_rows = with_references(model, [rows[i] for i in order if i not in set(aside)] or list(judges))
+        judges = with_references(model, [rows[i] for i in held_out])
+        train_rows = with_references(model, [rows[i] for i in order if i not in set(held_out)] or list(judges))
     regroup(model)
     steps = plan_steps(train_rows, config.model_copy(update={"epochs": 1.0}), seed)
     run = TrainingRun(model, config, trainable, make_optimizer(trainable, config), State("range test"), Path())
@@ -86,22 +68,19 @@ def range_test(model: Model, rows: Sequence[TrainRow], config: TrainConfig, seed
     return choose(rates[: len(losses)], losses, usual)
 
 
-def choose(rates: Sequence[float], losses: Sequence[float], usual: float) -> RangeTest:
-    """The rate that a range test speaks for: a third of that at which the smoothed loss is lowest, in one digit.
-
-    Where the loss hardly fell there is nothing to choose by, and the usual rate stays.
-    """
+def choose(rates: Sequence[float], losses: Sequence[float], usual: float) -> LearningRate:
+    """The rate that a range test speaks for: a third of that at which the smoothed loss is lowest, in one digit. Where
+    the loss hardly fell there is nothing to choose by, and the usual rate stays."""
     finite = [loss if math.isfinite(loss) else 1e9 for loss in losses]
     smooth = [mean(finite[max(i - 1, 0) : i + 2]) for i in range(len(finite))]
     at = min(range(len(smooth)), key=smooth.__getitem__)
     tried = f"{len(rates)} rates from {rates[0]:.1g} to {rates[-1]:.1g} tried"
     if smooth[at] > 1 - LEAST_FALL:
-        chosen, why = usual, f"the loss of rows held out hardly falls at any of them; {usual:g} is usual and stays"
+        rate, why = usual, f"the loss of rows held out hardly falls at any of them; {usual:g} is usual and stays"
     else:
-        chosen = float(f"{rates[at] / MARGIN:.1g}")
+        rate = float(f"{rates[at] / MARGIN:.1g}")
         after = "rises from there on" if at < len(smooth) - 1 else "was still falling at the highest"
-        why = (
-            f"the loss of rows held out is lowest at {rates[at]:.1g} ({smooth[at]:.0%} of where it began) and {after}; "
-            f"a whole run needs a margin, so the rate is {chosen:g}, a third ({usual:g} is usual)"
-        )
-    return RangeTest(tuple(rates), tuple(losses), chosen, f"{tried}: {why}")
+        lowest = f"lowest at {rates[at]:.1g} ({smooth[at]:.0%} of where it began) and {after}"
+        margin = f"a whole run needs a margin, so the rate is {rate:g}, a third ({usual:g} is usual)"
+        why = f"the loss of rows held out is {lowest}; {margin}"
+    return LearningRate(rates=list(rates), losses=list(losses), chosen=rate, sentence=f"{tried}: {why}")

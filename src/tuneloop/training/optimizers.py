@@ -22,7 +22,7 @@ BETAS = (0.9, 0.999)
 MOMENTS = ("exp_avg", "exp_avg_sq")
 PLAIN = {"step", *MOMENTS}  # states of a parameter that torch's kernel updates as it is
 FP8_MOST = 448.0  # of E4M3
-BLOCK = 64  # neighbours in a row that share the scale of their 8 bits: most widths are multiples of it, so rows are divided over processes whole
+BLOCK = 64  # neighbours in a row that share a scale: most widths are multiples of it, so processes divide whole blocks
 
 
 class AdamW:
@@ -114,19 +114,16 @@ class AdamW:
 
 
 def _update(
-    group: Mapping[str, Any], parameters: Sequence[Tensor], gradients: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]]
-) -> None:  # fmt: skip
-    steps, means, squares = ([s[name] for s in states] for name in ("step", "exp_avg", "exp_avg_sq"))
-    torch._fused_adamw_(
-        list(parameters), list(gradients), means, squares, [], steps,
-        lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"], eps=group["eps"],
-        amsgrad=False, maximize=False,
-    )  # fmt: skip
+    group: Mapping[str, Any], parameters: list[Tensor], gradients: list[Tensor], states: Sequence[Mapping[str, Tensor]]
+) -> None:
+    steps, means, squares = ([s[name] for s in states] for name in ("step", *MOMENTS))
+    settings = {name: group[name] for name in ("lr", "weight_decay", "eps")}
+    settings |= {"beta1": group["betas"][0], "beta2": group["betas"][1], "amsgrad": False, "maximize": False}
+    torch._fused_adamw_(parameters, gradients, means, squares, [], steps, **settings)
 
 
 def _update_in_stretches(group: Mapping[str, Any], parameter: nn.Parameter, state: Mapping[str, Tensor]) -> None:
-    """AdamW's step on a parameter in bf16, or with moments in 8 bits, of which a stretch at a time is put together in
-    fp32."""
+    """AdamW's step on a parameter in bf16, or with moments in 8 bits: a stretch at a time is fp32."""
     assert parameter.grad is not None
     weights, gradients = local(parameter).view(-1), local(parameter.grad).flatten()
     states = {name: local(tensor).view(-1) for name, tensor in state.items()}
@@ -135,24 +132,24 @@ def _update_in_stretches(group: Mapping[str, Any], parameter: nn.Parameter, stat
         part, blocks = slice(start, start + size), slice(start // BLOCK, (start + size) // BLOCK)
         weight, rest = weights[part], states["rest"][part] if "rest" in states else None
         wide = weight if rest is None else with_rest(weight, rest)
-        held = [states[name][part] for name in MOMENTS]
+        codes = [states[name][part] for name in MOMENTS]  # of 8 bits with scales; else the moments
         scales = [states[f"{name}_scale"][blocks] for name in MOMENTS if f"{name}_scale" in states]
         if scales:
-            mean, square = _mean_of(held[0], scales[0]), _square_of(held[1], scales[1])
+            mean, square = _mean_of(codes[0], scales[0]), _square_of(codes[1], scales[1])
         else:
-            mean, square = (moment.float() for moment in held)
+            mean, square = (moment.float() for moment in codes)
         moments = {"exp_avg": mean, "exp_avg_sq": square}
         _update(group, [wide], [gradients[part].float()], [{"step": states["step"][0], **moments}])
         if scales:
-            _hold_mean(mean, held[0], scales[0])
-            _hold_square(square, held[1], scales[1])
+            _pack_mean(mean, codes[0], scales[0])
+            _pack_square(square, codes[1], scales[1])
         else:
-            held[0].copy_(mean)  # the second moment is fp32, and has been updated in place
+            codes[0].copy_(mean)  # the second moment is fp32, and has been updated in place
         if rest is not None:
             round_off(wide, weight, rest)
 
 
-def _hold_mean(mean: Tensor, codes: Tensor, scale: Tensor) -> None:
+def _pack_mean(mean: Tensor, codes: Tensor, scale: Tensor) -> None:
     """A first moment as FP8, of which each block has the whole range."""
     blocks = mean.view(-1, BLOCK)
     torch.amax(blocks.abs(), 1, out=scale)
@@ -164,7 +161,7 @@ def _mean_of(codes: Tensor, scale: Tensor) -> Tensor:
     return codes.view(torch.float8_e4m3fn).float().view(-1, BLOCK).mul_(scale[:, None]).view(-1)
 
 
-def _hold_square(square: Tensor, codes: Tensor, scale: Tensor) -> None:
+def _pack_square(square: Tensor, codes: Tensor, scale: Tensor) -> None:
     """A second moment as its fourth root in 255 steps of its block's greatest."""
     blocks = square.view(-1, BLOCK)
     torch.amax(blocks, 1, out=scale)
@@ -191,15 +188,12 @@ def round_off(wide: Tensor, weight: Tensor, rest: Tensor) -> None:
 
 def make_optimizer(trainable: Trainable, config: TrainConfig) -> Any:
     """AdamW, with states in 32 or 8 bits; the multiple of the learning rate is in each parameter group as `ratio`.
-
-    Raises:
-        UserError: paged states are requested and bitsandbytes is not installed, or there are several processes.
-    """
+    Raises UserError: paged states are requested and bitsandbytes is not installed, or there are several processes."""
     groups: dict[Any, list[nn.Parameter]] = {}
     for name, parameter in trainable.parameters.items():
         ratio = trainable.ratios.get(name, 1.0)
-        # Updated one by one in the backward pass, each weight is a group of its own.
-        groups.setdefault((ratio, name) if config.optimizer_in_backward else (ratio, ""), []).append(parameter)
+        key = name if config.optimizer_in_backward else ""  # updated in the backward pass, each weight is a group
+        groups.setdefault((ratio, key), []).append(parameter)
     listed = [{"params": parameters, "ratio": ratio} for (ratio, _), parameters in groups.items()]
     settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "betas": BETAS}
     if config.optimizer != "paged-adamw-8bit":
@@ -208,16 +202,14 @@ def make_optimizer(trainable: Trainable, config: TrainConfig) -> Any:
         step = "set train.optimizer=adamw-8bit"
         raise UserError("Paged states are not divided over processes", where="train.optimizer", next_step=step)
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            "An optimizer with paged states needs the bitsandbytes package", where="train.optimizer",
-            next_step="pip install bitsandbytes, or set train.optimizer=adamw-8bit",
-        )  # fmt: skip
+        step = "pip install bitsandbytes, or set train.optimizer=adamw-8bit"
+        what = "An optimizer with paged states needs the bitsandbytes package"
+        raise UserError(what, where="train.optimizer", next_step=step)
     return _paged_adamw(listed, settings)
 
 
 def _paged_adamw(groups: Sequence[dict[str, Any]], settings: Mapping[str, Any]) -> Any:
-    """That of bitsandbytes, which updates bf16 parameters as if they were fp32: it sees one at a time, put together of
-    it and its rest."""
+    """That of bitsandbytes, which updates bf16 parameters as if they were fp32, each joined with its rest."""
     from bitsandbytes.optim import PagedAdamW8bit
 
     class WithRests(PagedAdamW8bit):  # type: ignore[misc]
@@ -251,7 +243,7 @@ class UpdatesInBackward:
     clipped.
     """
 
-    optimizer: Any  # every weight a parameter group of its own
+    optimizer: Any  # with a parameter group for each weight
     armed: bool = False  # set for the last micro-batch of a step; the gradients of those before add up
     squares: list[float] = field(default_factory=list)
     groups: dict[int, Any] = field(init=False)

@@ -29,10 +29,12 @@ from tuneloop.training.optimizers import UpdatesInBackward
 
 SAVES_APART = 19.0  # times what writing a checkpoint took: full 8B writes 50 to 80 GB
 
+Log = Callable[[dict[str, Any]], None]  # gets every record of `metrics.jsonl`
+
 
 @dataclass
 class TrainingRun:
-    """What the loop's parts share."""
+    """What the parts of the loop share."""
 
     model: Model
     config: TrainConfig
@@ -40,18 +42,18 @@ class TrainingRun:
     optimizer: Any
     state: State
     out: Path
-    log: Callable[[dict[str, Any]], None] = lambda record: None
+    log: Log = lambda record: None
     saved: Callable[[], None] = lambda: None
-    start: dict[str, Tensor] = field(default_factory=dict)
+    start: dict[str, Tensor] = field(default_factory=dict)  # parameters before the first step, for `l2_start`
     monitors: Monitors = field(default_factory=Monitors)
-    ids: Sequence[str] = ()
-    found: list[TrainingFinding] = field(default_factory=list)
-    untrained: dict[str, Tensor] = field(default_factory=dict)
+    ids: Sequence[str] = ()  # of the training rows
+    findings: list[TrainingFinding] = field(default_factory=list)  # since `act` last took them
+    untrained: dict[str, Tensor] = field(default_factory=dict)  # parameters to go back to before any checkpoint
     metrics: Any = None
-    saved_at: float = 0.0
-    saving_seconds: float = 0.0
-    asked_to_end: bool = False
-    said_busy: bool = False
+    saved_at: float = 0.0  # by the monotonic clock
+    saving_seconds: float = 0.0  # of the last checkpoint
+    preempted: bool = False  # SIGTERM came
+    is_busy_reported: bool = False
     threads: int = field(default_factory=torch.get_num_threads)
     seed: int = 0
     in_backward: UpdatesInBackward | None = None
@@ -73,19 +75,20 @@ class TrainingRun:
         self.log(record)
         batch = [self.ids[i] for i in record.get("rows", ())] if self.ids and "loss" in record else []
         for finding in self.monitors.feed(record, batch):
-            self.found.append(finding)
+            self.findings.append(finding)
             self.record(finding.to_record())
+
+    def report(self, event: str, message: str) -> None:
+        """Record an event at the step that has just been done."""
+        self.record({"step": self.state.step, "event": event, "message": message})
 
     def checkpoint_due(self) -> bool:
         """Whether it is time for one: by the clock, by steps, or because the process is to end."""
         every, seconds = self.config.checkpoint_steps, self.config.checkpoint_seconds or 0.0
         if seconds:  # no more than a twentieth of the time goes into writing them
             seconds = max(seconds, SAVES_APART * self.saving_seconds)
-        return (
-            self.asked_to_end
-            or time.monotonic() - self.saved_at > seconds
-            or (every is not None and self.state.step % every == 0)
-        )
+        late = time.monotonic() - self.saved_at > seconds
+        return self.preempted or late or (every is not None and self.state.step % every == 0)
 
     def save(self) -> None:
         """Write a checkpoint."""
@@ -119,8 +122,7 @@ class TrainingRun:
 
 
 class MetricsFile:
-    """`metrics.jsonl`, appended record by record; opening drops what a cut-short run wrote behind its last
-    checkpoint."""
+    """`metrics.jsonl`, appended record by record; opening drops what an interrupted run wrote after its checkpoint."""
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import time
@@ -33,10 +34,14 @@ FEW_TOKENS = 256  # of the first passes of several rows: products of so many are
 
 
 def measure_speed(
-    model: Model, rows: Sequence[TrainRow], config: TrainConfig, seed: int, seconds: float | None = None,
+    model: Model,
+    rows: Sequence[TrainRow],
+    config: TrainConfig,
+    seed: int,
+    seconds: float | None = None,
     kept_layers: int = 0,
-) -> float:  # fmt: skip
-    """Tokens a second that a run will keep up, from forward and backward passes on some of its own batches.
+) -> float:
+    """Tokens a second that a run will keep up, from forward and backward passes on some of its batches.
 
     Nothing is changed. A few seconds run faster than many minutes, see SUSTAINED. Where even one micro-batch would take
     too long, see `longest_measurement`, a few of its rows are the measure.
@@ -46,15 +51,14 @@ def measure_speed(
         kept_layers: where layers are computed again, so many of the last ones are not.
     """
     seconds = min(ENOUGH, 6 * (config.max_minutes or 1.0)) if seconds is None else seconds
-
     check_rows(rows, "training", model.head.shape[0])
     trainable = attach(model, config, seed, rows)
     steps = plan_steps(rows, config, seed)
-    picked = random.Random(seed).sample(steps, min(len(steps), 8))
+    some = random.Random(seed).sample(steps, min(len(steps), 8))
     recompute_layers(model.net, config.gradient_checkpointing == "always", kept_layers)
     model.net.train()
     with busy(MEASURING), torch.random.fork_rng(devices=[]):
-        speed = _timed(model, rows, config, picked, seconds)
+        speed = _timed(model, rows, config, some, seconds)
     for parameter in trainable.parameters.values():
         parameter.grad = None
     trainable.detach()
@@ -65,17 +69,11 @@ def measure_speed(
 
 def longest_measurement(config: TrainConfig, seconds: float) -> float:
     """Seconds after which no pass of a measurement may end, as far as is known before it begins: some per cent of the
-    run's time.
-
-    Args:
-        seconds: that are enough; half as many more are always allowed.
-    """
+    run's time, and at least half more than the `seconds` that are enough."""
     return MOST if config.max_minutes is None else min(MOST, max(1.5 * seconds, MOST_SHARE * 60 * config.max_minutes))
 
 
-def _timed(
-    model: Model, rows: Sequence[TrainRow], config: TrainConfig, picked: Sequence[Step], seconds: float
-) -> float:
+def _timed(model: Model, rows: Sequence[TrainRow], config: TrainConfig, steps: Sequence[Step], seconds: float) -> float:
     """Tokens a second of passes on these steps.
 
     Passes grow from a single row to a whole micro-batch, and each is begun only where the one before it says that it
@@ -88,24 +86,24 @@ def _timed(
         expected = took / max(tokens, 1) * sum(tokens_of(rows[i]) for i in micro)
         return not agreed(time.monotonic() - began + expected > most)
 
-    def passed(micro: Sequence[int]) -> tuple[int, float]:
+    def timed_pass(micro: Sequence[int]) -> tuple[int, float]:
         start = time.monotonic()
-        _forth_and_back(model, [rows[i] for i in micro], config)
+        _forward_and_backward(model, [rows[i] for i in micro], config)
         return sum(tokens_of(rows[i]) for i in micro), time.monotonic() - start
 
-    micros = [micro for step in picked for micro, _ in own_share(step.micro_batches)]
-    few = _few_rows(rows, micros[0])
-    # The first pass does what is done once, and the first of a size takes new memory: their time counts where there is
-    # no other.
+    micros = [micro for step in steps for micro, _ in own_share(step.micro_batches)]
+    totals = itertools.accumulate(tokens_of(rows[i]) for i in micros[0])
+    few = micros[0][: sum(total < FEW_TOKENS for total in totals) + 1]  # the first rows with so many tokens together
+    # The first pass does what is done once, the first of a size takes new memory: their time counts if it is the only.
     for micro in (micros[0][:1], few, few, micros[0]):
         if not fits(micro):
             return summed([tokens])[0] / took
-        tokens, took = passed(micro)
+        tokens, took = timed_pass(micro)
     whole: list[tuple[int, float]] = []
     for micro in micros:
         if not fits(micro):
             break
-        whole.append(passed(micro))
+        whole.append(timed_pass(micro))
         if agreed(sum(each for _, each in whole) > seconds):
             break
     if whole:
@@ -113,17 +111,9 @@ def _timed(
     return summed([tokens])[0] / took
 
 
-def _few_rows(rows: Sequence[TrainRow], micro: Sequence[int]) -> list[int]:
-    """The first rows of a micro-batch that have `FEW_TOKENS` together."""
-    few: list[int] = []
-    for i in micro:
-        few.append(i)
-        if sum(tokens_of(rows[j]) for j in few) >= FEW_TOKENS:
-            break
-    return few
-
-
-def _forth_and_back(model: Model, rows: Sequence[TrainRow], config: TrainConfig, recomputing: bool = False) -> None:
+def _forward_and_backward(
+    model: Model, rows: Sequence[TrainRow], config: TrainConfig, recomputing: bool = False
+) -> None:
     """A micro-batch's passes, divided as a run divides them when memory runs out."""
     try:
         batch_loss(model, rows, 1.0, config).backward()  # type: ignore[no-untyped-call]
@@ -134,12 +124,12 @@ def _forth_and_back(model: Model, rows: Sequence[TrainRow], config: TrainConfig,
     release_memory()
     if len(rows) > 1:
         for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
-            _forth_and_back(model, half, config, recomputing)
+            _forward_and_backward(model, half, config, recomputing)
     elif recomputing or config.gradient_checkpointing != "auto":
         raise too_large(tokens_of(rows[0]), "while measuring the speed")
     else:
         recompute_layers(model.net, True)
-        _forth_and_back(model, rows, config, True)
+        _forward_and_backward(model, rows, config, True)
 
 
 def micro_shape(model: Model, rows: Sequence[TrainRow], config: TrainConfig) -> tuple[int, int, int]:

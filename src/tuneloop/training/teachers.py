@@ -1,5 +1,4 @@
-"""Whether a teacher can teach: its tokens, its chat template, and what is stored of its probabilities. Needs no
-torch."""
+"""Whether a teacher can teach: its tokens, its chat template, its stored probabilities. Needs no torch."""
 
 from __future__ import annotations
 
@@ -18,61 +17,46 @@ from tuneloop.records.rows import Row
 from tuneloop.training.config import TrainConfig
 from tuneloop.training.top_logits import TopStore, is_store, row_key
 
-BY_TEXT = (
-    "set train.divergence=universal, or let the student learn the teacher's answers: tuneloop distill --level text"
-)
+BY_TEXT = "set train.divergence=universal, or learn from the teacher's answers: tuneloop distill --level text"
 
 
 def keys_of(rows: Sequence[Rendered], config: TrainConfig) -> list[str]:
-    """What is stored of each row is found by this; empty where the teacher is queried in each step.
-
-    Raises:
-        UserError: nothing is stored of some row, or for another temperature.
-    """
+    """What is stored of each row is found by this; empty where the teacher is queried in each step. Raises UserError:
+    nothing is stored of some row, or for another temperature."""
     if not is_store(str(config.teacher)):
         return [""] * len(rows)
     if config.on_policy:
-        raise UserError(
-            "Stored probabilities say nothing of answers that the student writes", where="train.on_policy",
-            next_step="name a run or a model as train.teacher",
-        )  # fmt: skip
+        what = "No probabilities are stored of answers that the student writes"
+        raise UserError(what, where="train.on_policy", next_step="name a run or a model as train.teacher")
     store = TopStore.open(Path(str(config.teacher)).expanduser())
-    if store.about.temperature != config.teacher_temperature:
-        raise UserError(
-            f"The probabilities were stored at a temperature of {store.about.temperature:g}", where=str(config.teacher),
-            next_step=f"set train.teacher_temperature={store.about.temperature:g}, or store them again",
-        )  # fmt: skip
+    temperature = store.about.temperature
+    if temperature != config.teacher_temperature:
+        what = f"The probabilities were stored at a temperature of {temperature:g}"
+        step = f"set train.teacher_temperature={temperature:g}, or store them again"
+        raise UserError(what, where=str(config.teacher), next_step=step)
     keys = [row_key(row) for row in rows]
-    missing = sum(key not in store.rows for key in keys)
-    if missing:
-        raise UserError(
-            f"Of {missing:,} of {counted(len(keys), 'row')} no probabilities are stored", where=str(config.teacher),
-            next_step="store them for these rows and this student's chat template: tuneloop distill --level logits",
-        )  # fmt: skip
+    if missing := sum(key not in store.rows for key in keys):
+        what = f"Of {missing:,} of {counted(len(keys), 'row')} no probabilities are stored"
+        step = "store them for these rows and this student's chat template: tuneloop distill --level logits"
+        raise UserError(what, where=str(config.teacher), next_step=step)
     return keys
 
 
 def teachers_template(config: TrainConfig) -> Template:
-    """The tokenizer and chat template of a teacher whose tokens are not the student's.
-
-    Raises:
-        UserError: the store does not hold them; the student is to write answers, which no one puts into the teacher's
-            tokens.
-    """
+    """The tokenizer and chat template of a teacher whose tokens are not the student's. Raises UserError: the store does
+    not hold them; the student is to write answers, which are not converted to the teacher's tokens."""
     if config.on_policy:
-        raise UserError(
-            "A teacher with other tokens can't score what the student writes", where="train.on_policy",
-            next_step="set train.on_policy=0, or choose a teacher with the student's tokens",
-        )  # fmt: skip
+        what = "A teacher with other tokens can't score what the student writes"
+        step = "set train.on_policy=0, or choose a teacher with the student's tokens"
+        raise UserError(what, where="train.on_policy", next_step=step)
     name = str(config.teacher)
     if not is_store(name):
         return own_template(open_local(name))
     folder = Path(name).expanduser()
     if not (folder / "tokenizer.json").is_file():
-        raise UserError(
-            "These probabilities were stored for a student with the teacher's own tokens", where=name,
-            next_step="store them again: tuneloop distill --level logits train.divergence=universal",
-        )  # fmt: skip
+        what = "These probabilities were stored for a student with the teacher's own tokens"
+        step = "store them again: tuneloop distill --level logits train.divergence=universal"
+        raise UserError(what, where=name, next_step=step)
     return load_template(folder)
 
 
@@ -92,26 +76,19 @@ def teacher_hash(config: TrainConfig) -> list[str]:
 
 
 def refuse_other_tokens(teacher: LocalTarget, row: Row, rendered: Rendered, template: Template) -> None:
-    """Refuse a teacher whose probabilities are of other tokens than the student's.
-
-    Args:
-        row, rendered: one of the rows, as the student reads it by its template.
-
-    Raises:
-        UserError: another vocabulary, or another chat template.
-    """
+    """Refuse a teacher whose probabilities are of other tokens than the student's, by one row as the student reads it.
+    Raises UserError: another vocabulary, or another chat template."""
     theirs = own_template(teacher)
     if not same_tokens(theirs, template):
         raise UserError("Teacher and student have different tokens", where=teacher.name, next_step=BY_TEXT)
     if theirs.render(row.messages, row.tools).ids != rendered.ids:
-        raise UserError(
-            "Teacher and student have different chat templates, so the teacher would judge a form that it has not learned",
-            where=teacher.name, next_step=BY_TEXT,
-        )  # fmt: skip
+        what = "Teacher and student have different chat templates"
+        what = f"{what}, so the teacher would judge a form that it has not learned"
+        raise UserError(what, where=teacher.name, next_step=BY_TEXT)
 
 
 def same_tokens(one: Template, other: Template) -> bool:
-    """Whether the same ids stand for the same tokens; one vocabulary may continue where the other ends."""
+    """Whether the same ids mean the same tokens; one vocabulary may continue where the other ends."""
     ours, theirs = (each.tokenizer.get_vocab() for each in (one, other))
     shared = min(len(ours), len(theirs))
     return all(theirs.get(token) == place for token, place in ours.items() if place < shared)
@@ -119,7 +96,7 @@ def same_tokens(one: Template, other: Template) -> bool:
 
 CONTEXT = 16  # tokens before a token that are decoded with it: its text may depend on them
 APART = -1  # a position that has no counterpart
-BROKEN = "\ufffd"  # what stands for the beginning of a character whose rest is in the next token
+BROKEN = "\ufffd"  # the decoded beginning of a character whose rest is in the next token
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -134,11 +111,11 @@ def aligned(student: Rendered, teacher: Rendered, of_student: Decode, of_teacher
         student, teacher: one conversation, rendered by either's template.
         of_student, of_teacher: text of token ids, control tokens left out.
     """
-    ours, theirs = (_places(row, decode) for row, decode in ((student, of_student), (teacher, of_teacher)))
     where: defaultdict[int, deque[int]] = defaultdict(deque)
-    for number, place in enumerate(theirs):
+    for number, place in enumerate(_places(teacher, of_teacher)):
         if place is not None:
             where[place].append(number)
+    ours = _places(student, of_student)
     return tuple(where[place].popleft() if place is not None and where[place] else APART for place in ours)
 
 

@@ -58,33 +58,20 @@ class Layout:
 
     top: int  # tokens that are kept
     vocabulary: int  # tokens that there are
+    low: int = field(init=False)  # low bits of an id that are kept as they are
+    low_bytes: int = field(init=False)  # of the low bits of all ids
+    high_bytes: int = field(init=False)  # of the row of bits that has a one for each id
+    width: int = field(init=False)  # bytes of a position
 
-    @property
-    def low(self) -> int:
-        """Low bits of an id that are kept as they are."""
-        return max((self.vocabulary // self.top).bit_length() - 1, 0)
-
-    @property
-    def low_bytes(self) -> int:
-        """Of the low bits of all ids."""
-        return -(-self.top * self.low // 8)
-
-    @property
-    def high_bytes(self) -> int:
-        """Of the row of bits that has a one for each id."""
-        return -(-(self.top + (self.vocabulary >> self.low) + 1) // 8)
-
-    @property
-    def width(self) -> int:
-        """Bytes of a position."""
-        return HEAD + self.top + self.low_bytes + self.high_bytes
+    def __post_init__(self) -> None:
+        low = max((self.vocabulary // self.top).bit_length() - 1, 0)
+        low_bytes, high_bytes = -(-self.top * low // 8), -(-(self.top + (self.vocabulary >> low) + 1) // 8)
+        width = HEAD + self.top + low_bytes + high_bytes
+        vars(self).update(low=low, low_bytes=low_bytes, high_bytes=high_bytes, width=width)
 
     def pack(self, ids: np.ndarray, logp: np.ndarray, log_tail: np.ndarray) -> np.ndarray:
-        """Bytes (N, width) of positions.
-
-        Args:
-            ids: (N, top), different ones in a row. logp: their log probabilities. log_tail: (N) of all others.
-        """
+        """Bytes (N, width) of positions: `ids` (N, top), different ones in a row, `logp`, their log probabilities, and
+        `log_tail` (N) of all others."""
         import numpy as np
 
         count, order = len(ids), np.argsort(ids, 1)
@@ -130,30 +117,21 @@ class TopStore:
 
     @staticmethod
     def open(folder: Path) -> TopStore:
-        """What is stored in a folder.
-
-        Raises:
-            UserError: nothing is, or its files are damaged.
-        """
+        """What is stored in a folder. Raises UserError: nothing is, or its files are damaged."""
         store = TopStore(folder, read_record(TeacherLogits, folder))
         file = folder / TOKENS
         size = file.stat().st_size // store.layout.width if file.is_file() else 0
         for line in read_jsonl(folder / ROWS) if (folder / ROWS).is_file() else ():
             if line["first"] + line["positions"] > size:
-                raise UserError(
-                    "A file of the teacher's probabilities is shorter than it was", where=str(file),
-                    next_step=f"delete {folder} and distil again",
-                )  # fmt: skip
+                what = "A file of the teacher's probabilities is shorter than it was"
+                raise UserError(what, where=str(file), next_step=f"delete {folder} and distil again")
             store.rows[line["row"]] = line["first"], line["positions"]
         return store
 
     @staticmethod
     def create(folder: Path, about: TeacherLogits) -> TopStore:
-        """A folder to write to: what a pass that was cut short has left in it stays.
-
-        Raises:
-            UserError: it holds other probabilities, or can't be written.
-        """
+        """A folder to write to: what a pass that was cut short has left in it stays. Raises UserError: it holds other
+        probabilities, or can't be written."""
         with user_errors_of_the_disk(folder):
             if not (folder / TeacherLogits.file).is_file():
                 folder.mkdir(parents=True, exist_ok=True)
@@ -162,9 +140,8 @@ class TopStore:
                 drop_torn_line(folder / ROWS)
             store = TopStore.open(folder)
             if store.about != about:
-                raise UserError(
-                    "Here are probabilities of another teacher", where=str(folder), next_step="choose another folder"
-                )
+                what, step = "Here are probabilities of another teacher", "choose another folder"
+                raise UserError(what, where=str(folder), next_step=step)
             size = store.count * store.layout.width
             if (folder / TOKENS).is_file() and (folder / TOKENS).stat().st_size > size:
                 with (folder / TOKENS).open("r+b") as file:
@@ -212,7 +189,7 @@ def top_of(logits_NV: Tensor, top: int, temperature: float) -> tuple[Tensor, Ten
     scaled = logits_NV.float() / temperature
     values, ids = scaled.topk(top, -1, sorted=False)
     greatest = values.amax(-1, keepdim=True)
-    # The likeliest are taken out, and the tail is the sum of what is left, not a small difference from 1.
+    # The likeliest are taken out: the tail is the sum of what is left, not a small difference from 1.
     rest = scaled.sub_(greatest).exp_().scatter_(1, ids, 0.0).sum(-1)
     values = values - greatest
     norm = (values.exp().sum(-1) + rest).log()

@@ -1,5 +1,4 @@
-"""LoRA: low-rank updates of linear layers on a frozen base (Hu et al. 2021, arXiv 2106.09685); layers in
-models/lora.py.
+"""LoRA: low-rank updates of linear layers on a frozen base (Hu et al. 2021, arXiv 2106.09685), see models/lora.py.
 
 Variants: rank-stabilised scale (`rslora`), learned lengths of the weights (`dora`), a start from the weight's principal
 parts (`lora_init=pissa`), ranks by module (`ranks`), a higher rate for B (`lora_plus`). All are saved in PEFT's layout
@@ -81,16 +80,15 @@ def conflict(settings: Any) -> str | None:
 
 
 def lora_shape(model: Model, settings: LoraSettings) -> LoraShape:
-    """The adapter that the settings ask for on this model."""
+    """The adapter that the settings describe on this model."""
     from tuneloop.models.lora import LoraShape, target_names
 
-    return LoraShape(
-        settings.rank, settings.alpha, settings.dropout, target_names(model.net, settings.targets),
-        tuple(settings.ranks.items()), settings.rslora, settings.dora, settings.lora_init,
-    )  # fmt: skip
+    targets, ranks = target_names(model.net, settings.targets), tuple(settings.ranks.items())
+    same = {name: getattr(settings, name) for name in ("rank", "alpha", "dropout", "rslora", "dora")}
+    return LoraShape(**same, targets=targets, ranks=ranks, start=settings.lora_init)
 
 
-def add_adapter(start: Start, *, quantised: bool = False) -> Trainable:
+def attach(start: Start, *, quantised: bool = False) -> Trainable:
     """Put low-rank matrices next to the target layers.
 
     B starts at zero and has the larger role in early learning, so one rate for both is too low for B or too high for A
@@ -128,43 +126,37 @@ def load_adapter(model: Model, folder: Path) -> None:
 
 
 def resume(model: Model, settings: Any, folder: Path) -> dict[str, Tensor]:
-    """The matrices of an earlier run.
-
-    Raises:
-        UserError: it had another base model or another shape, or a PiSSA start is requested.
-    """
+    """The matrices of an earlier run. Raises UserError: it had another base model or another shape, or a PiSSA start is
+    requested."""
     from tuneloop.models.lora import read_adapter, shape_of
 
     where = f"train.init={settings.init}"
     saved, state = read_adapter(folder, model.fingerprint)
     if settings.lora_init != "default":
-        raise UserError(
-            "An earlier adapter and train.lora_init exclude each other", where=where, next_step="leave one of them out"
-        )
-    earlier, now = shape_of(model.net, saved), lora_shape(model, settings)
-    pairs = [("rank", earlier.rank, now.rank), ("alpha", earlier.alpha, now.alpha), ("rslora", earlier.rslora, now.rslora),
-             ("dora", earlier.dora, now.dora), ("targets", list(earlier.targets), list(now.targets)),
-             ("ranks", dict(earlier.ranks), dict(now.ranks))]  # fmt: skip
-    for name, then, here in pairs:
-        if then != here:
-            step = f"set train.{name}={str(then).replace(chr(39), '')}"
-            raise UserError(f"The earlier adapter has {name} {then}, and this run {here}", where=where, next_step=step)
+        what = "An earlier adapter and train.lora_init exclude each other"
+        raise UserError(what, where=where, next_step="leave one of them out")
+    earlier, now = (
+        {**vars(shape), "targets": list(shape.targets), "ranks": dict(shape.ranks)}
+        for shape in (shape_of(model.net, saved), lora_shape(model, settings))
+    )
+    for name in ("rank", "alpha", "rslora", "dora", "targets", "ranks"):
+        if earlier[name] != now[name]:
+            step = f"set train.{name}={str(earlier[name]).replace(chr(39), '')}"
+            what = f"The earlier adapter has {name} {earlier[name]}, and this run {now[name]}"
+            raise UserError(what, where=where, next_step=step)
     return state
 
 
-def load_alongside(model: Model, folder: Path) -> str:
+def add(model: Model, folder: Path) -> str:
     """Load a saved adapter next to others."""
-    from tuneloop.models.lora import load_lora_alongside
+    from tuneloop.models.lora import add_saved_lora
 
-    return load_lora_alongside(model.net, folder, model.fingerprint)
+    return add_saved_lora(model.net, folder, model.fingerprint)
 
 
 def merge(base: Path, adapter: Path) -> WeightUpdate:
     """Add the update to the weights that it was trained on: those of a base in four bits are what the four bits say.
-
-    Args:
-        base: folder of the base model. adapter: in PEFT's layout (LoRA, DoRA, PiSSA, ranks by module).
-    """
+    `base`: folder of the base model. adapter: in PEFT's layout (LoRA, DoRA, PiSSA, ranks by module)."""
     from tuneloop.models.load import fingerprint, skeleton
     from tuneloop.models.lora import merged_weight, read_adapter, shape_of
     from tuneloop.models.quantised import need_bitsandbytes, quantisable, through_four_bits
@@ -198,7 +190,11 @@ def trained(job: PlannedJob) -> int:
 
 
 LORA = Method(
-    name="lora", title="LoRA", about="low-rank updates of linear layers", learning_rate=5e-4, attach=add_adapter,
+    name="lora",
+    title="LoRA",
+    about="low-rank updates of linear layers",
+    learning_rate=5e-4,
+    attach=attach,
     footprint=Footprint(
         trained=trained,
         low_rank=True,
@@ -206,7 +202,15 @@ LORA = Method(
         saves="only an adapter has gradients and optimizer states",
         saves_over=lambda other: other.all_weights,
     ),
-    settings=LoraSettings, exclusive={"dora": "", "lora_init": ""}, conflict=conflict, layout="LORA", folder="adapter",
-    load=load_adapter, load_alongside=load_alongside, resume=resume, disabled=without_adapters, merge=merge,
+    settings=LoraSettings,
+    exclusive={"dora": "", "lora_init": ""},
+    conflict=conflict,
+    layout="LORA",
+    folder="adapter",
+    load=load_adapter,
+    add=add,
+    resume=resume,
+    disabled=without_adapters,
+    merge=merge,
     forms=("merged", "adapter"),
-)  # fmt: skip
+)

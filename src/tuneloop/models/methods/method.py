@@ -1,5 +1,4 @@
-"""The record in which a training method describes itself, and what passes between a method and the trainer. Needs no
-torch."""
+"""The record in which a training method describes itself, and what it gives to the trainer. Needs no torch."""
 
 from __future__ import annotations
 
@@ -23,8 +22,7 @@ WHOLE = "full"  # layout of a folder with all weights
 
 
 class PlannedJob(Protocol):
-    """What the planner knows of a job before anything is loaded: sizes, rank and places of low-rank matrices, virtual
-    tokens."""
+    """What the planner knows of a job before anything is loaded."""
 
     @property
     def shape(self) -> ModelShape: ...
@@ -44,9 +42,7 @@ class Footprint:
     # The base's own weights learn: they all have gradients, optimizer states and what masters they need, and all
     # products keep their inputs and are computed a third time, for the weights' gradients.
     all_weights: bool = False
-    low_rank: bool = (
-        False  # each target matrix keeps its input and has two narrow ones next to it, with narrow activations
-    )
+    low_rank: bool = False  # each target matrix keeps its input, and two narrow ones add narrow activations
     flops: int = 0  # operations of a token for each trained parameter, in addition to the base model's own products
     has_virtual_tokens: bool = False  # `prefix_tokens` of them are in front of each row, in attention alone
     virtual_widths: int = 0  # elements that a virtual token keeps in a layer, in widths of queries and keys
@@ -54,9 +50,8 @@ class Footprint:
     usual: Mapping[str, Any] = field(default_factory=dict)  # settings of a planned job by default
     usual_on_gpu: Mapping[str, Any] = field(default_factory=dict)  # those on a GPU
     saves: str = ""  # why this method needs less memory than another; empty where it is no way out of too little memory
-    saves_over: Callable[[Footprint], bool] = lambda other: (
-        True
-    )  # whether it needs less than a method with that footprint
+    # Whether it needs less than a method with that footprint.
+    saves_over: Callable[[Footprint], bool] = lambda other: True
 
 
 @dataclass(frozen=True)
@@ -78,11 +73,9 @@ class Trainable:
     # call.
     save: Callable[[Path], None]
     detach: Callable[[], None]  # take it out of the model again
-    # A context in which the model computes as before training; does nothing where that is not to be had.
+    # A context in which the model computes as before training; does nothing where that is impossible.
     base: Callable[[], AbstractContextManager[None]] = nullcontext
-    ratios: dict[str, float] = field(
-        default_factory=dict
-    )  # learning rate of a parameter as a multiple, where it is not 1
+    ratios: dict[str, float] = field(default_factory=dict)  # a parameter's multiple of the learning rate, where not 1
     # Called with a parameter when a backward pass has its whole gradient, by methods that know it.
     ready: list[Callable[[nn.Parameter], None]] = field(default_factory=list)
     folder: str = "adapter"  # name of the result in the run's folder
@@ -92,11 +85,7 @@ class Trainable:
         return {name: copied(p.detach()) for name, p in self.parameters.items()}
 
     def load(self, state: dict[str, Tensor], where: str) -> None:
-        """Copy parameters in by name.
-
-        Raises:
-            UserError: one is missing or has another shape.
-        """
+        """Copy parameters in by name. Raises UserError: one is missing or has another shape."""
         from tuneloop.models.lora import copy_tensors
 
         copy_tensors(state, self.parameters, where)
@@ -113,10 +102,8 @@ class WeightUpdate:
 
 @dataclass(frozen=True)
 class Method:
-    """All that the planner, the trainer, reports, exports and loaders need to know of a training method.
-
-    A method that saves a whole model leaves out everything from `layout` on.
-    """
+    """All that the planner, the trainer, reports, exports and loaders need to know of a training method. A method that
+    saves a whole model leaves out everything from `layout` on."""
 
     name: str  # as `train.method` and `run.json` have it
     title: str  # as people read it
@@ -137,12 +124,12 @@ class Method:
     # Bring frozen modules, in place, to the form in which they are trained on.
     prepare: Callable[[nn.Module], None] | None = None
     load: Callable[[Model, Path], None] | None = None  # put a saved folder into its base model
-    # Load a saved folder next to other adapters on one base, and return its hash, by which requests name it; None: it
-    # can't stand next to others.
-    load_alongside: Callable[[Model, Path], str] | None = None
+    # Load a saved folder as one of several adapters on one base, and return its hash, by which requests name it; None:
+    # it can't share a base.
+    add: Callable[[Model, Path], str] | None = None
     # The parameters of an earlier run's folder, for settings that must have the same shape.
     resume: Callable[[Model, Any, Path], dict[str, Tensor]] | None = None
-    # A context in which a model computes without what was attached; None: the base model is gone.
+    # A context in which a model computes without what was attached; None: the base model was overwritten.
     disabled: Callable[[nn.Module], AbstractContextManager[None]] | None = None
     # What a saved folder does to the weight files of a base model; None: it can't be merged.
     merge: Callable[[Path, Path], WeightUpdate] | None = None

@@ -1,9 +1,7 @@
-"""QLoRA: LoRA on a base that is held in four bits (Dettmers et al. 2023, arXiv 2305.14314); layers in
-models/quantised.py.
+"""QLoRA: LoRA on a base that is held in four bits (Dettmers et al. 2023, arXiv 2305.14314); see models/quantised.py.
 
 It is LoRA in all but three things: the frozen matrices are brought to NF4 with double quantisation and stay so when the
-adapter is taken out; `tuneloop.json` next to the adapter says so; and merging adds the update to what the four bits
-say.
+adapter is taken out; `tuneloop.json` next to the adapter says so; and merging adds the update to the four-bit weights.
 """
 
 from __future__ import annotations
@@ -12,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuneloop.models.methods.lora import LORA, add_adapter, load_adapter
+from tuneloop.models.methods.lora import LORA, load_adapter
+from tuneloop.models.methods.lora import attach as attach_lora
 from tuneloop.models.methods.method import Start, Trainable
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def prepare(net: nn.Module) -> None:
 def attach(start: Start) -> Trainable:
     """Low-rank matrices on a base in four bits."""
     prepare(start.model.net)
-    return add_adapter(start, quantised=True)
+    return attach_lora(start, quantised=True)
 
 
 def load(model: Model, folder: Path) -> None:

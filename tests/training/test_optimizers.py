@@ -26,9 +26,9 @@ from tuneloop.training.methods import recompute_layers
 from tuneloop.training.optimizers import (
     BLOCK,
     AdamW,
+    _mean_of,
     _pack_mean,
     _pack_square,
-    _mean_of,
     _square_of,
     round_off,
     with_rest,

@@ -20,8 +20,7 @@ from tuneloop.models.adapters import rows_of_tokens
 
 
 def load(folder: Path, dtype: torch.dtype) -> nn.Module:
-    """Load any causal language model that Transformers knows. Raises UserError: Transformers is not installed, or can't
-    load it."""
+    """Load any causal language model that Transformers knows. Raises UserError: it can't, or is not installed."""
     with _user_errors(folder), without_bars():
         from transformers import AutoModelForCausalLM
 

@@ -205,8 +205,7 @@ class Header:
 
 
 def read_header(file: Path) -> Header:
-    """Read what comes before the weights. Raises UserError: not a GGUF file, one that ends too early, or one for
-    processors with the other order of bytes."""
+    """Read what comes before the weights. Raises UserError: not a little-endian GGUF file, or an incomplete one."""
     try:
         with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _header(_Reader(data))

@@ -52,8 +52,7 @@ class LlamaConfig:
 
     @staticmethod
     def from_json(config: dict[str, Any]) -> LlamaConfig:
-        """Read Transformers' `config.json`, of version 4 (`rope_scaling`) or 5 (`rope_parameters`). Raises UserError: a
-        number is missing or can't be."""
+        """Read Transformers' `config.json`, version 4 or 5. Raises UserError: a number is missing or can't be."""
         rope = _rope(config)
         heads, hidden = _count(config, "num_attention_heads"), _count(config, "hidden_size")
         key_heads = _count(config, "num_key_value_heads", heads)
@@ -273,8 +272,7 @@ class KeyValues:
                     self._grow(buffers, layer, like, (rows, shape[0], capacity, shape[1]))
 
     def select(self, rows: Tensor | slice) -> KeyValues:
-        """Some rows, or rows repeated (B' indices), as a copy. Of a slice it is a window on buffers that have room:
-        what extends it is written here too."""
+        """Some rows, or rows repeated (B' indices), as a copy; of a slice a window that shares the buffers."""
         on_cards = {card: rows.to(card) for card in dict.fromkeys(self.cards)} if isinstance(rows, Tensor) else {}
         at = [on_cards.get(card, rows) for card in self.cards or [self.device] * len(self.keys)]
         return self._mapped(lambda layer, buffer: buffer[at[layer]], self.length)
@@ -288,8 +286,7 @@ class KeyValues:
         return copied
 
     def joined(self, other: KeyValues, prefix: int = 0) -> KeyValues:
-        """The rows of both; the shorter ones get empty places in front of their tokens, behind the first `prefix`,
-        which are the same in all rows."""
+        """The rows of both; shorter ones get empty places behind the first `prefix`, which are the same in all rows."""
         both = KeyValues(len(self.keys), self.device, self.cards)
         length = max(self.length, other.length)
         for into, mine, theirs in ((both.keys, self.keys, other.keys), (both.values, self.values, other.values)):
@@ -425,8 +422,7 @@ class Packed:
 
 
 class Documents:
-    """Rows of some lengths laid out one behind the other (1, N, C), each of which sees itself alone: for GPUs, whose
-    kernels take no mask of blocks."""
+    """Rows laid out one behind the other (1, N, C), each sees itself alone: GPU kernels take no mask of blocks."""
 
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
         self.lengths, self.longest = list(lengths), max(lengths)
@@ -854,8 +850,7 @@ class LlamaModel(nn.Module):
             return self._layers(x, now)[0]
 
     def documents(self, lengths: Sequence[int], ids_N: Tensor, indices: Tensor | None = None) -> Tensor:
-        """States (N, C) of rows that are laid out one behind the other and share nothing; see `Documents`; `indices` as
-        in `after`."""
+        """States (N, C) of rows one behind the other that share nothing, see `Documents`; `indices` as in `after`."""
         x = self.embed_tokens(ids_N[None])
         layout = Documents(lengths, x.device)
         return self._layers(x, ForwardPass(self.rope(layout.positions, x.dtype), layout=layout), indices)[0]
@@ -944,8 +939,7 @@ class Llama(nn.Module):
         return self.model.after(P, lengths, torch.cat((prefix_P, ids_BT[real_BT])), indices)
 
     def hidden_of_rows(self, indices_N: Tensor | None, ids_N: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Hidden states (N, C) at the indices places of rows that are laid out one behind the other, see
-        `LlamaModel.documents`."""
+        """Hidden states (N, C) at some places of rows one behind the other, see `LlamaModel.documents`."""
         return self.model.documents(lengths, ids_N, indices_N)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -275,8 +275,7 @@ def _filled(sizes: Sequence[float], rest: float, free: dict[str, float]) -> list
 
 
 def put_on_cards(net: Any, places: Sequence[str], prepare: Prepare | None = None) -> nn.Module:
-    """Move each layer of our own Llama to its card, from `cards_for`, and the rest to the first, frozen and in
-    evaluation mode; `prepare` as of `load_model`."""
+    """Move each layer of our own Llama to its card, see `cards_for`, the rest to the first; frozen, not training."""
     for layer, card in zip(net.model.layers, places, strict=True):
         layer.to(card)
         if prepare is not None:

@@ -110,8 +110,7 @@ class _Parts(NamedTuple):
 
 
 def side_by_side(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
-    """The outputs of layers that read the same input: one step of autograd where all are plain products, and one
-    product for all A matrices in answers, too."""
+    """Outputs of layers with the same input: one autograd step for plain products, one product for all A in answers."""
     if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return _outputs_without_gradient(layers, x)
     plain = (each.is_plain if isinstance(each, LoraLinear) else type(each) in (nn.Linear, Nf4Linear) for each in layers)
@@ -391,8 +390,7 @@ def target_names(net: nn.Module, targets: Sequence[str] | str) -> tuple[str, ...
 
 
 def add_lora(net: nn.Module, shape: LoraShape, seed: int) -> list[nn.Parameter]:
-    """Put an adapter into `net` in place, freeze everything else, and return the adapter's parameters. The start values
-    depend on the seed alone, not on the global random state."""
+    """Put an adapter into `net`, freeze all else, and return its parameters; the start depends on the seed alone."""
     net.requires_grad_(False)
     layers = _new_layers(net, shape, seed)
     for name, layer in layers.items():
@@ -601,8 +599,7 @@ def adapter_state(net: nn.Module) -> dict[str, Tensor]:
 
 
 def copy_tensors(state: Mapping[str, Tensor], parameters: Mapping[str, Tensor], where: str) -> None:
-    """Copy tensors into parameters by name. Raises UserError: a tensor is missing, has another shape or no place: they
-    are another model's."""
+    """Copy tensors into parameters by name. Raises UserError: one is missing, or has another shape or no place."""
     next_step = "use the base model and the settings that it was trained with"
     for key in state.keys() - parameters.keys():
         raise UserError(f"The adapter holds {key}, which this model has no place for", where=where, next_step=next_step)
@@ -670,8 +667,7 @@ def read_adapter(folder: Path, base_fingerprint: str = "") -> tuple[dict[str, An
 
 
 def load_adapter(net: nn.Module, folder: Path, base_fingerprint: str = "") -> LoraShape:
-    """Put the adapter of a PEFT folder into `net`. Raises UserError: no adapter there, a kind that is not LoRA, or one
-    of another base model (see `read_adapter`)."""
+    """Put the LoRA of a PEFT folder into `net`. Raises UserError: there is none, or of another kind or base model."""
     shape, state = _read_lora(net, folder, base_fingerprint)
     add_lora(net, shape, seed=0)
     copy_tensors(state, adapter_parameters(net), str(folder))
@@ -693,8 +689,7 @@ def _read_lora(net: nn.Module, folder: Path, base_fingerprint: str) -> tuple[Lor
 
 
 def shape_of(net: nn.Module, config: Mapping[str, Any]) -> LoraShape:
-    """The shape that an `adapter_config.json` of PEFT describes, on this model. Raises UserError: a setting is missing
-    or can't be."""
+    """The shape that an `adapter_config.json` describes. Raises UserError: a setting is missing or can't be."""
     targets: Any = config.get("target_modules")
     ranks: Any = config.get("rank_pattern") or {}
     names = targets if isinstance(targets, list) else [targets]

@@ -25,8 +25,7 @@ _MORE_THAN_MATRICES = {
 
 
 def hash_of_adapter(folder: Path) -> str:
-    """Hash of all that an adapter changes in a model: its tensors, and the settings by which they are scaled. Raises
-    UserError: a file is missing or unreadable."""
+    """Hash of what an adapter changes: tensors and their scales. Raises UserError: a file is missing or unreadable."""
     settings = read_json_object(folder / SETTINGS)
     scales = {key: settings[key] for key in _SCALES if settings.get(key)}
     return content_hash([sha256_file(folder / WEIGHTS), scales])
@@ -75,8 +74,7 @@ def _of_pattern(pattern: Mapping[str, Any] | None, stem: str, usual: Any) -> Any
 
 
 def stems_of(names: Iterable[str]) -> list[str]:
-    """Names of the modules that tensors of a plain LoRA belong to, in order. Raises ValueError: a tensor that is
-    neither A nor B; its message is the tensor's name."""
+    """Modules of a plain LoRA's tensors, in order. Raises ValueError with the name of one that is neither A nor B."""
     stems: dict[str, None] = {}
     for name in names:
         if not name.endswith((A_END, B_END)):

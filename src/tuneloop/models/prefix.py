@@ -65,8 +65,7 @@ class _PrefixCache(KeyValues):
 
 
 def _prepend_prefix(module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-    """Put the prefix in front of what `LlamaModel.forward` is called with: positions, mask and cache move by its
-    length. Callers count tokens without the prefix."""
+    """Prepend the prefix to the arguments of `LlamaModel.forward`, whose callers count tokens without it."""
     prefix = applied_prefix(module)
     if prefix is None:
         return None
@@ -91,8 +90,7 @@ def _prepend_prefix(module: Any, arguments: tuple[Any, ...], keywords: dict[str,
 
 
 def add_prefix(net: nn.Module, ids: Sequence[int]) -> Prefix:
-    """Freeze `net` and put a prefix in front of its rows that starts as the keys and values of `ids`. Raises UserError:
-    the model is not of the Llama family."""
+    """Freeze `net` and put a prefix in front of its rows: the keys and values of `ids`. Raises UserError: no Llama."""
     device = _llama(net).embed_tokens.weight.device
     cache = net.new_cache()  # type: ignore[operator]
     with torch.no_grad():
@@ -123,8 +121,7 @@ def added_prefixes(net: nn.Module) -> dict[str, Prefix]:
 
 
 def applied_prefix(model: nn.Module) -> Prefix | None:
-    """The prefix in front of the rows of a pass, as adapters are assigned now. Raises ValueError: rows of one pass have
-    different ones."""
+    """The prefix in front of a pass, as adapters are assigned now. Raises ValueError: its rows have different ones."""
     now = assignment()
     attached: Prefix | None = getattr(model, "prefix", None)
     if now is None:
@@ -184,8 +181,7 @@ def save_prefix(folder: Path, net: nn.Module, base_model: str, base_fingerprint:
 
 
 def load_prefix(net: nn.Module, folder: Path, base_fingerprint: str = "") -> Prefix:
-    """Put the prefix of a PEFT folder in front of `net`'s rows. Raises UserError: it is damaged, or made for another
-    model."""
+    """Put the prefix of a PEFT folder in front of `net`'s rows. Raises UserError: it is damaged, or another model's."""
     return _attach(net, _read_prefix(net, folder, base_fingerprint)[0])
 
 

@@ -69,8 +69,7 @@ def need_bitsandbytes() -> None:
 
 
 def quantise(net: nn.Module) -> None:
-    """Replace every linear layer but the vocabulary projection by its 4-bit form, in place; done already is no error.
-    Raises UserError: bitsandbytes is not installed."""
+    """Bring all linear layers but the vocabulary projection to 4 bits, in place. Raises UserError: no bitsandbytes."""
     need_bitsandbytes()
     for name, module in quantisable(net).items():
         parent, _, last = name.rpartition(".")

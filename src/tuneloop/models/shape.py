@@ -39,8 +39,7 @@ class ModelShape:
 
     @staticmethod
     def from_config(config: Mapping[str, Any], where: str = "config.json") -> ModelShape:
-        """Read a Transformers configuration. Raises UserError: a number is missing or can't be, or the model is a
-        mixture of experts."""
+        """Read a `config.json`. Raises UserError: a number is missing or can't be, or a mixture of experts."""
         kind = config.get("model_type", "llama")
         if any(config.get(key) for key in ("num_local_experts", "num_experts", "n_routed_experts")):
             what = "The model is a mixture of experts, which the planner can't size"
@@ -117,8 +116,7 @@ class ModelShape:
 
 
 def target_modules(targets: Sequence[str] | str) -> tuple[str, ...]:
-    """Matrices that get an adapter, in a layer's order: `all-linear`, `attention`, `mlp`, or names as in `q,v`. Raises
-    UserError: a name that no matrix has."""
+    """Matrices to adapt: `all-linear`, `attention`, `mlp`, or names as in `q,v`. Raises UserError: an unknown name."""
     every = (*ATTENTION, *FEED_FORWARD)
     groups = {"all-linear": every, "all": every, "attention": ATTENTION, "mlp": FEED_FORWARD}
     names = targets.split(",") if isinstance(targets, str) else targets

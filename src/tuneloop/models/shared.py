@@ -71,8 +71,7 @@ def unload_adapter(model: Model, name: str) -> None:
 
 
 def check_adapter(model: Model, name: str) -> None:
-    """Refuse an adapter that is not there: a row must never be answered by the base in its place. Raises UserError: it
-    is not loaded."""
+    """Raises UserError: the adapter is not loaded; a row must never be answered by the base in its place."""
     if name not in (BASE, ATTACHED, *_added_names(model)):
         step = f"loaded: {', '.join(n[:16] for n in adapters_of(model)) or 'none'}; or name {BASE!r}"
         raise UserError(f"No adapter {name[:16]!r} is loaded", where=f"model {model.name}", next_step=step)
@@ -92,8 +91,7 @@ _shared: dict[Any, _SharedModel] = {}
 
 
 def shared_model(name: str) -> Model:
-    """A model by folder, short name or hub name: the one that is loaded already, if its files are the same. Raises
-    UserError: see `load_model`."""
+    """A model as in `load_model`: the one that is loaded already, if its files are the same."""
     with _lock:
         folder = resolve(name)
         key = folder.resolve(), fingerprint(folder), in_use(), default_dtype()
@@ -104,8 +102,7 @@ def shared_model(name: str) -> Model:
 
 
 def shared_adapter(model: Model, folder: Path) -> str:
-    """Load an adapter next to others of a shared model, and return its hash. Raises UserError: see
-    `add_adapter`."""
+    """Load an adapter next to others of a shared model, and return its hash; see `add_adapter`."""
     with _lock:
         name = add_adapter(model, folder)
         _entry(model).adapters[name] += 1
@@ -113,8 +110,7 @@ def shared_adapter(model: Model, folder: Path) -> str:
 
 
 def give_back(model: Model, adapters: Iterable[str]) -> None:
-    """Let go of a shared model and of `adapters` (hashes, as often as they were shared): what has no users left goes
-    out of memory."""
+    """Let go of a shared model and adapters (hashes, as often as shared); those without users leave the memory."""
     with _lock:
         entry = _entry(model)
         for name in adapters:

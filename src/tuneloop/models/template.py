@@ -197,8 +197,7 @@ class Template:
         return bool(re.search(r"\btools\b", self.source))
 
     def text(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, prompt: bool = False) -> str:
-        """The conversation as the template writes it, control tokens as text. Raises TemplateError: the template
-        refuses it."""
+        """The conversation as the template writes it, control tokens as text. Raises TemplateError: it refuses."""
         return self._render(self._prepared(messages, tools), tools, prompt, cut="")
 
     def _render(self, messages: Sequence[Turn], tools: Sequence[Turn], prompt: bool, cut: str = CUT) -> str:
@@ -298,8 +297,7 @@ class Template:
         return guarded, [clean(tool) for tool in tools], literals
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
-        """Ids of a prompt, the assistant's header included: what the model reads before it answers. Raises
-        TemplateError: the template refuses the conversation."""
+        """Ids of a prompt with the assistant's header. Raises TemplateError: the template refuses the conversation."""
         guarded, tools, literals = self._guard(self._prepared(messages, tools), tools)
         return self._encode_turns(guarded, tools, literals).ids
 
@@ -333,8 +331,7 @@ class Template:
 
     @cached_property
     def _frame_of_documents(self) -> tuple[list[int], int]:
-        """What comes before a document, if `opens_with_bos`, and behind it: the end-of-text token, or that of a turn
-        where the tokenizer has no other."""
+        """What comes before a document, if `opens_with_bos`, and behind it: the end of a text, else of a turn."""
         turns: list[Message] = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
         bos, text = self.variables.get("bos_token"), self.text(turns)
         opens = bool(bos) and text.startswith(str(bos)) and text.count(str(bos)) == 1

@@ -15,8 +15,7 @@ OWN = "tuneloop.json"  # next to trained weights: what base they are for, and th
 
 
 def load_trained(model: Model, run: Path) -> None:
-    """Put a run's result (see `trained_folder`) into its base model, in place. Raises UserError: there is none, or it
-    is another base model's."""
+    """Put a run's result, see `trained_folder`, into its base model. Raises UserError: none, or another base's."""
     folder = trained_folder(run)
     method = method_of_folder(folder) or USUAL  # which says why it can't load an adapter of another kind
     assert method.load is not None
@@ -33,8 +32,7 @@ def trained_folder(run: Path) -> Path:
 
 
 def target_kind(target: str) -> Literal["run", "adapter", "model"]:
-    """What a name or folder is: a finished run, an adapter alone, or else a model. Raises UserError: a run that has not
-    finished training."""
+    """A finished run, an adapter alone, or else a model. Raises UserError: a run that has not finished training."""
     folder = Path(target)
     if (folder / "run.json").is_file():
         return "run"

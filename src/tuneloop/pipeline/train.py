@@ -63,7 +63,7 @@ def train_key(job: RunContext, dataset: Dataset) -> str:
 
 def train_stage(job: RunContext, dataset: Dataset) -> RunManifest:
     """Train, or find it trained."""
-    from tuneloop.training.failures import Preempted
+    from tuneloop.training.run import Preempted
 
     recipe, folder = job.recipe, job.folder
     key = train_key(job, dataset)

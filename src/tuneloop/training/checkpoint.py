@@ -78,8 +78,7 @@ def save_checkpoint(folder: Path, state: State, keep: int) -> Path:
 
 
 def save_best(folder: Path, step: int, parameters: dict[str, Any]) -> None:
-    """Write the best weights so far, `best-N.pt`; it is dropped with the last checkpoint that needs it. Raises
-    UserError: as `save_checkpoint`."""
+    """Write the best weights so far, `best-N.pt`, kept as long as a checkpoint needs it; see `save_checkpoint`."""
     _write(folder / f"best-{step:07d}.pt", parameters)
 
 
@@ -204,8 +203,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(folder: Path, key: str) -> State | None:
-    """The latest readable checkpoint; None when there is none. Raises UserError: the checkpoints are another run's, or
-    all of them are damaged."""
+    """The latest readable checkpoint; None: there is none. Raises UserError: another run's, or all are damaged."""
     damaged: list[Path] = []
     for path in reversed(list_checkpoints(folder)):
         try:

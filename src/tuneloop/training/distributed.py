@@ -305,8 +305,7 @@ def regroup(model: Model) -> None:
 
 
 def refuse_unsharded(model: Model, method: Method) -> None:
-    """Refuse full tuning of what is not cut as a whole. Raises UserError: several processes, all weights, and another
-    architecture than our own."""
+    """Raises UserError: full tuning by several processes of an architecture that is not cut as a whole."""
     if processes() > 1 and method.footprint.all_weights and not model.is_own:
         what = "Full tuning on several processes works on the Llama family only"
         step = f"set train.method={USUAL.name}, or start one process"

@@ -27,7 +27,6 @@ from tuneloop.training.batches import Step, plan_steps
 from tuneloop.training.checkpoint import State, drop_checkpoints, load_best, load_checkpoint, save_best
 from tuneloop.training.config import TrainConfig
 from tuneloop.training.distributed import agreed, regroup, seed_step, summed, wait
-from tuneloop.training.failures import Preempted, act, notice_sigterm
 from tuneloop.training.loss import mean_loss, with_references
 from tuneloop.training.methods import attach, compile_layers, recompute_layers, run_key
 from tuneloop.training.monitors import make_monitors, trend
@@ -42,7 +41,7 @@ from tuneloop.training.rows import (
     tokens_of,
     training_rows,
 )
-from tuneloop.training.run import Log, TrainingRun
+from tuneloop.training.run import Log, Preempted, TrainingRun, act, notice_sigterm
 from tuneloop.training.speed import measure_speed
 from tuneloop.training.step import LOSS_SCALE, optimizer_step
 
@@ -345,8 +344,7 @@ def _referenced_in_time(
 def _referenced(
     model: Model, rows: Sequence[TrainRow], config: TrainConfig, trainable: Trainable, indices: Collection[int] = ()
 ) -> list[TrainRow]:
-    """Rows of preferences (those of `indices`; default: all) with what the reference makes of them: the base model, or
-    what `init` continues from."""
+    """Rows with their reference (the base model, or `init`), of preferences; those of `indices`, default all."""
     places = sorted(indices or range(len(rows)))
     with nullcontext() if config.init else trainable.base():
         with_reference = dict(zip(places, with_references(model, [rows[i] for i in places]), strict=True))

@@ -285,8 +285,7 @@ def _lasting_rise(w: Monitors) -> str:
 
 
 def _spike(w: Monitors) -> str:
-    """Far above where the last thirty steps lead, or the last twelve: a steep beginning leaves the longer window a wide
-    noise."""
+    """Far above where the last thirty steps lead, or the last twelve: a steep beginning makes a wide noise."""
     loss = w.losses[-1]
     for window in (WINDOW, LEAST + 2):
         before = w.losses[-1 - window : -1]
@@ -327,8 +326,7 @@ def _dead(w: Monitors) -> str:
 
 
 def _clearly_flat(values: Sequence[float], most: float) -> bool:
-    """Whether the second half of `values` is lower than the first by less than `most`, with two standard errors to
-    spare."""
+    """Whether the second half of `values` is lower by less than `most`, two standard errors included."""
     half = len(values) // 2
     fall = mean(values[:half]) - mean(values[half:])
     return fall + 2 * stdev(values) * math.sqrt(2 / half) < most

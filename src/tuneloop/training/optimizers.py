@@ -179,8 +179,7 @@ def with_rest(weight: Tensor, rest: Tensor) -> Tensor:
 
 
 def round_off(wide: Tensor, weight: Tensor, rest: Tensor) -> None:
-    """Divide fp32 numbers into bf16 ones and the rest. Their last bit is set first: halfway between two bf16 numbers,
-    the sign of the rest would be lost."""
+    """Split fp32 into bf16 and rest. Their last bit is set: halfway between two bf16 numbers the rest needs a sign."""
     bits = wide.view(torch.int32).bitwise_or_(1)
     weight.copy_(wide)
     rest.copy_(bits)  # to 16 bits: the lower ones

@@ -80,8 +80,7 @@ def supervised_tokens(row: TrainRow) -> float:
 
 
 def training_rows(rows: Sequence[Row | TrainRow], template: Template, config: TrainConfig) -> list[TrainRow]:
-    """The rows that the configured loss can use, rendered; what has been made for a loss before is passed on. Raises
-    UserError: no row is of the kind that the loss needs."""
+    """Rows that the loss can use, rendered, or as made for it before. Raises UserError: none is of the needed kind."""
     if made := [row for row in rows if not isinstance(row, Row)]:
         return made
     kind = row_kind(config)
@@ -181,8 +180,7 @@ def with_reference(row: TrainRow, values: tuple[float, float]) -> TrainRow:
 
 
 def check_rows(rows: Sequence[TrainRow], split: str, vocabulary: int) -> None:
-    """Refuse what can't be trained on. Raises UserError: no rows, a row without a supervised token, a token id that the
-    model does not have."""
+    """Raises UserError: no rows, one without a supervised token, or a token id that the model does not have."""
     if not rows:
         raise UserError(f"The {split} split is empty", next_step="give more data, or smaller split.val and split.test")
     for number, row in enumerate(rows, 1):

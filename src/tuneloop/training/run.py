@@ -1,4 +1,4 @@
-"""A run as its parts share it: what is trained, how far it is, and how it writes down what happens."""
+"""A run as its parts share it: what is trained, how far it is, its metrics, and what it does when something fails."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import contextlib
 import json
 import math
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,15 +18,16 @@ import torch
 from torch import Tensor
 
 from tuneloop.core.device import peak_memory, random_state, set_random_state
+from tuneloop.core.errors import UserError
 from tuneloop.core.files import user_errors_of_the_disk
 from tuneloop.core.machine import is_first
 from tuneloop.models.load import Model
 from tuneloop.models.methods import Trainable
 from tuneloop.records.run import Schedule
-from tuneloop.training.checkpoint import State, save_checkpoint
+from tuneloop.training.checkpoint import State, list_checkpoints, load_checkpoint, save_checkpoint
 from tuneloop.training.config import TrainConfig
-from tuneloop.training.distributed import load_optimizer
-from tuneloop.training.monitors import Monitors, TrainingFinding
+from tuneloop.training.distributed import load_optimizer, wait
+from tuneloop.training.monitors import Monitors, TrainingFinding, policy
 from tuneloop.training.optimizers import UpdatesInBackward
 
 SAVES_APART = 19.0  # times what writing a checkpoint took: full 8B writes 50 to 80 GB
@@ -156,3 +159,81 @@ class MetricsFile:
         """Make the records durable."""
         with user_errors_of_the_disk(self.path):
             os.fsync(self.file.fileno())
+
+
+# --- when something goes wrong: stop, go back to a checkpoint, or save and end on SIGTERM
+
+
+MOST_ROLLBACKS = 3  # a run that must go back more often has another fault
+
+
+class Preempted(SystemExit):
+    """SIGTERM came, as spot machines send it, and a checkpoint is saved; the exit status is 143."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(128 + signal.SIGTERM)
+        self.step = step
+
+
+def act(run: TrainingRun, validated: bool) -> bool:
+    """Do what the policies say about what the monitors have found; whether the run went back to a checkpoint. Raises
+    UserError: the run is to stop and has no evaluated weights worth keeping, or its weights are no numbers any more."""
+    state, config = run.state, run.config
+    findings, run.findings = run.findings, []
+    broken = not (math.isfinite(run.monitors.losses[-1]) and math.isfinite(run.monitors.norms[-1]))
+    for finding in findings:
+        action = policy(finding.kind, config)
+        if action == "rollback" and state.rollbacks < MOST_ROLLBACKS:
+            _roll_back(run, finding)
+            return True
+        useless = validated and not (state.best_step and state.best_val_loss < state.first_val_loss)
+        if broken or (action != "warn" and useless):
+            rates = [r for r in finding.remedies if r.startswith("train.learning_rate=")]
+            lower = rates[0] if rates else f"train.learning_rate={config.learning_rate / 5:g}"
+            where, step = str(run.out / "metrics.jsonl"), f"start again with {lower} output_dir=FOLDER"
+            raise UserError(f"{finding.sentence} The run is stopped", where=where, next_step=step)
+        if action != "warn":
+            state.stopped = finding.kind
+    return False
+
+
+def _roll_back(run: TrainingRun, finding: TrainingFinding) -> None:
+    """Continue from a checkpoint before the finding at half the learning rate, without the batch at fault, if any."""
+    state, checkpoints = run.state, list_checkpoints(run.checkpoints)
+    for newer in checkpoints[1:] if finding.kind in ("divergence", "learning_rate_too_high") and is_first() else []:
+        newer.unlink()  # it may hold weights that were on their way already
+    wait()
+    before = load_checkpoint(run.checkpoints, state.key)
+    if before is None:
+        where, step = str(run.checkpoints), "set train.on_divergence=stop"
+        raise UserError("There is no checkpoint to go back to", where=where, next_step=step)
+    skipped = [*state.skipped, finding.step] if finding.rows else state.skipped
+    halved_rate, rollbacks, tokens = state.rate_factor / 2, state.rollbacks + 1, state.tokens
+    vars(state).update(vars(before))
+    state.rate_factor, state.skipped, state.rollbacks, state.tokens = halved_rate, skipped, rollbacks, tokens
+    run.restore()
+    run.monitors.go_back(state.step)
+    without = f", without the rows of step {finding.step}" if finding.rows else ""
+    cause = f"{finding.kind.replace('_', ' ')} at step {finding.step}"
+    run.report(
+        "rollback", f"{cause}: back to step {state.step}, the learning rate times {state.rate_factor:g}{without}"
+    )
+    run.save()
+
+
+@contextlib.contextmanager
+def notice_sigterm(run: TrainingRun) -> Iterator[None]:
+    """Let the step that is being computed end when the system asks the process to; a second signal ends it at once."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+
+    def notice(number: int, frame: Any) -> None:
+        run.preempted = True
+        signal.signal(signal.SIGTERM, before)
+
+    before = signal.signal(signal.SIGTERM, notice)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

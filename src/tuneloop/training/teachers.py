@@ -21,8 +21,7 @@ BY_TEXT = "set train.divergence=universal, or learn from the teacher's answers: 
 
 
 def keys_of(rows: Sequence[Rendered], config: TrainConfig) -> list[str]:
-    """What is stored of each row is found by this; empty where the teacher is queried in each step. Raises UserError:
-    nothing is stored of some row, or for another temperature."""
+    """Keys of what is stored of rows; empty for a queried teacher. Raises UserError: nothing is stored of some row."""
     if not is_store(str(config.teacher)):
         return [""] * len(rows)
     if config.on_policy:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tuneloop.models.template import Rendered
-    from tuneloop.training.divergence import TopProbabilities
 
 TOKENS, ROWS = "tokens.bin", "rows.jsonl"
 STEPS = 255  # of a probability, in one byte
@@ -53,6 +52,19 @@ def row_key(row: Rendered) -> str:
 
 
 @dataclass(frozen=True)
+class TopProbabilities:
+    """The likeliest tokens of a teacher at some positions."""
+
+    ids_NK: Tensor
+    p_NK: Tensor  # probabilities of the tokens `ids_NK`
+    tail_N: Tensor  # probability of all other tokens together
+
+    def part(self, which: slice) -> TopProbabilities:
+        """Some of the positions."""
+        return TopProbabilities(self.ids_NK[which], self.p_NK[which], self.tail_N[which])
+
+
+@dataclass(frozen=True)
 class Layout:
     """How a position is laid out in bytes."""
 
@@ -70,8 +82,7 @@ class Layout:
         vars(self).update(low=low, low_bytes=low_bytes, high_bytes=high_bytes, width=width)
 
     def pack(self, ids: np.ndarray, logp: np.ndarray, log_tail: np.ndarray) -> np.ndarray:
-        """Bytes (N, width) of positions: `ids` (N, top), different ones in a row, `logp`, their log probabilities, and
-        `log_tail` (N) of all others."""
+        """Bytes (N, width) of positions: distinct ids (N, top), log probabilities, and that of all others (N)."""
         import numpy as np
 
         count, order = len(ids), np.argsort(ids, 1)
@@ -130,8 +141,7 @@ class TopStore:
 
     @staticmethod
     def create(folder: Path, about: TeacherLogits) -> TopStore:
-        """A folder to write to: what a pass that was cut short has left in it stays. Raises UserError: it holds other
-        probabilities, or can't be written."""
+        """A folder to write to, or to continue. Raises UserError: it holds other probabilities, or can't be written."""
         with user_errors_of_the_disk(folder):
             if not (folder / TeacherLogits.file).is_file():
                 folder.mkdir(parents=True, exist_ok=True)
@@ -172,8 +182,6 @@ class TopStore:
         """The positions of rows one behind the other, on the processor."""
         import numpy as np
         import torch
-
-        from tuneloop.training.divergence import TopProbabilities
 
         if self._data is None:
             self._data = np.memmap(self.folder / TOKENS, np.uint8, "r").reshape(-1, self.layout.width)

@@ -48,8 +48,7 @@ def names_of_methods() -> str:
 
 
 def register(method: Method) -> Method:
-    """Make a method of your own known by its name; one that you registered before is replaced. Raises UserError: a
-    method that ships has this name."""
+    """Make a method of yours known, in place of one with its name. Raises UserError: a method that ships has it."""
     if any(method.name == shipped.name for shipped in SHIPPED):
         what = f"{method.name} is the name of a method that ships"
         raise UserError(what, where=method.name, next_step="choose another name")

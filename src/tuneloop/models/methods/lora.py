@@ -126,8 +126,7 @@ def load_adapter(model: Model, folder: Path) -> None:
 
 
 def resume(model: Model, settings: Any, folder: Path) -> dict[str, Tensor]:
-    """The matrices of an earlier run. Raises UserError: it had another base model or another shape, or a PiSSA start is
-    requested."""
+    """The matrices of an earlier run. Raises UserError: it had another base or shape, or a PiSSA start is requested."""
     from tuneloop.models.lora import read_adapter, shape_of
 
     where = f"train.init={settings.init}"

@@ -42,8 +42,7 @@ def conflict(settings: Any) -> str | None:
 
 
 def attach(start: Start) -> Trainable:
-    """Put a prefix in front of the model's rows. Raises UserError: there is no text to start from, or the model is not
-    of the Llama family."""
+    """Put a prefix in front of the model's rows. Raises UserError: no text to start from, or no Llama."""
     from tuneloop.models.prefix import NAME, add_prefix, remove_prefix, save_prefix
 
     model, settings = start.model, start.settings

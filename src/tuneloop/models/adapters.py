@@ -102,13 +102,9 @@ def some_rows(rows: slice) -> Iterator[None]:
 
 @contextmanager
 def rows_of_tokens(of_tokens: Tensor, rows: int) -> Iterator[None]:
-    """Within the network: the row that each token of the pass belongs to, in the layout that layers see. What holds for
-    as many tokens already stays: a pass that is recorded can't work it out again.
-
-    Args:
-        of_tokens: a row for each token, on the device of the pass.
-        rows: of the pass; ValueError where adapters were named for another number.
-    """
+    """Within the network: `of_tokens` has the row of each token of the pass, in the layout that layers see. What holds
+    for as many tokens already stays: a recorded pass can't work it out again. Raises ValueError: adapters were named
+    for another number of rows."""
     now = _ASSIGNED.get()
     if now is None or not now.mixed or (now.which is not None and len(now.which) == len(of_tokens)):
         yield
@@ -169,8 +165,7 @@ def forward_assigned(
     """
     if not now.mixed:
         update = find(now.names[0])
-        alone: Tensor = base(x) if update is None else update.forward_alone(x)
-        return alone
+        return base(x) if update is None else update.forward_alone(x)
     flat = x.flatten(0, -2)
     y: Tensor = base(flat)
     if add_all is not None and not now.tokens and (all_added := add_all(flat, y, now)) is not None:

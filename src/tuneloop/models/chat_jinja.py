@@ -62,12 +62,8 @@ class Bounded(ImmutableSandboxedEnvironment):
         self.filters |= {"_steps": self._steps, "_count": self.count}
 
     def render(self, template: Template, values: Mapping[str, Any]) -> str:
-        """The text that a template writes.
-
-        Raises:
-            TooMuch: it takes longer than `SECONDS`, or makes more than `CHARACTERS`.
-            Exception: whatever the template raises.
-        """
+        """The text that a template writes. Raises TooMuch: it takes longer than `SECONDS` or makes more than
+        `CHARACTERS`; and whatever the template raises."""
         self._meter.__init__()  # type: ignore[misc]  # from here on
         return template.render(values)
 
@@ -162,7 +158,7 @@ def _size(value: Any) -> int:
     return size
 
 
-def _filter(value: nodes.Expr, name: str, *args: nodes.Expr) -> nodes.Filter:
+def _filter(value: Any, name: str, *args: nodes.Expr) -> nodes.Filter:
     return nodes.Filter(value, name, list(args), [], None, None)
 
 

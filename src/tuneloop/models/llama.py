@@ -71,7 +71,7 @@ class LlamaConfig:
             tied=bool(config.get("tie_word_embeddings", False)),
             context=_count(config, "max_position_embeddings", 2048, most=10**9),
         )
-        for key in ROPE_NUMBERS.get(rope.get("rope_type", rope.get("type")), ()):
+        for key in ROPE_NUMBERS.get(rope.get("rope_type", rope.get("type", "")), ()):
             _positive(rope, key)
         if heads % key_heads or head_size % 2 or head_size * heads > 10**6:
             raise _wrong("num_attention_heads, num_key_value_heads, head_dim", (heads, key_heads, head_size))
@@ -118,11 +118,9 @@ def _wrong(key: str, value: object) -> UserError:
 
 
 def rope_frequencies(config: LlamaConfig) -> Tensor:
-    """Inverse frequencies (D / 2) of the rotary embedding.
-
-    Source: Su et al. 2021 (arXiv 2104.09864); the `llama3` rescaling as published with Llama 3.1: wavelengths above
-    context/low_freq_factor are stretched, those below context/high_freq_factor kept, those between interpolated.
-    """
+    """Inverse frequencies (D / 2) of the rotary embedding (Su et al. 2021, arXiv 2104.09864); with Llama 3.1's
+    rescaling wavelengths above context/low_freq_factor are stretched, those below context/high_freq_factor kept, others
+    interpolated."""
     steps = torch.arange(0, config.head_size, 2, dtype=torch.int64).float() / config.head_size
     inverse = 1.0 / (config.rope_theta**steps)
     scaling = config.rope_scaling
@@ -194,18 +192,14 @@ class RmsNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == self.weight.dtype and backend(x.device).has_fused_norm():
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        out: Tensor = _RmsNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
-        return out
+        return _RmsNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call,no-any-return]
 
 
 class KeyValues:
     """Keys and values of the tokens read so far, for each layer (B, K, S, D), in buffers that grow in steps.
 
-    Attention reads whole buffers, the unused end masked: a narrowed view would be copied at every step.
-
-    Args:
-        device: where the buffers will be, by which they grow; None: the processor.
-        cards: of each layer, where they are on several.
+    Attention reads whole buffers, the unused end masked: a narrowed view would be copied at every step. They grow as
+    suits their device (None: the processor); `cards` of each layer, where they are on several.
     """
 
     keeps = True  # whether what extends it stays in it
@@ -342,13 +336,9 @@ def causal_mask(new: int, before: int, device: torch.device) -> Tensor:
 def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: Tensor | None) -> Tensor:
     """Scaled dot-product attention with shared key heads (Ainslie et al. 2023, arXiv 2305.13245).
 
-    Args:
-        bias: added to the scores (B or 1, 1, T, S), which hides from each query all keys from S - T behind its own
-            place; (.., G T, S) where it is that of a GPU's folded heads already, see `folds`; None: causal, the queries
-            being the last T of S tokens.
-
-    Returns:
-        Mixed values (B, T, H * D).
+    Returns mixed values (B, T, H * D). `bias` is added to the scores (B or 1, 1, T, S) and hides from each query all
+    keys from S - T behind its place; (.., G T, S) where it is that of a GPU's folded heads already, see `folds`; None:
+    causal, the queries being the last T of S tokens.
     """
     B, H, T, D = q_BHTD.shape
     K, S = k_BKSD.shape[1], k_BKSD.shape[2]
@@ -507,11 +497,8 @@ class Shared:
 
     Attention needs rows of one length with their heads first. Each place of a token and head there, and the way back,
     are worked out here once for all layers, so that a layer moves its queries, keys and values with one operation each.
-    The prefix is a separate row, rests of similar length are put together.
-
-    Args:
-        lengths: tokens of each row behind the prefix.
-        turn: cosines and sines (P + the longest, D) of the positions.
+    The prefix is a separate row, rests of similar `lengths` are put together. `turn`: cosines and sines (P + the
+    longest, D) of the positions.
     """
 
     def __init__(
@@ -576,11 +563,8 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, back: bool = False) -> Tensor:
 
 
 class _SharedAttention(torch.autograd.Function):
-    """Rotary positions and causal attention of a `Shared` layout by plain products, with its gradient.
-
-    The prefix looks at itself, each rest at the prefix and at itself. Left to autograd, the same arithmetic keeps more
-    and sums gradients of halves and views one by one: 4 % of a whole training step.
-    """
+    """Rotary positions and causal attention of a `Shared` layout by plain products, with its gradient; by autograd it
+    keeps more and sums gradients of halves and views one by one: 4 % of a whole training step."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Shared) -> Tensor:
@@ -650,8 +634,7 @@ class _SharedAttention(torch.autograd.Function):
 
 def rotate(x_BHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Apply rotary positions; halves are paired as in Transformers (cos, sin: B or 1, 1, T, D)."""
-    out: Tensor = _Rotation.apply(x_BHTD, cos, sin)  # type: ignore[no-untyped-call]
-    return out
+    return _Rotation.apply(x_BHTD, cos, sin)  # type: ignore[no-untyped-call,no-any-return]
 
 
 class _Rotation(torch.autograd.Function):
@@ -736,8 +719,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mixed = _SwiGlu.apply(*side_by_side((self.gate_proj, self.up_proj), x))  # type: ignore[no-untyped-call]
-        out: Tensor = self.down_proj(mixed)
-        return out
+        return self.down_proj(mixed)  # type: ignore[no-any-return]
 
 
 class Layer(nn.Module):
@@ -752,8 +734,7 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, now: ForwardPass, indices: Tensor | None = None) -> Tensor:
         x = _picked(x, indices) + self.self_attn(self.input_layernorm(x), now, indices)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
-        return out
+        return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
 
 
 READ_AT_ONCE = 2048  # tokens read at once into a cache: activations stay in the processor's cache, memory in bounds
@@ -832,12 +813,8 @@ class LlamaModel(nn.Module):
         return torch.cat(parts)
 
     def after(self, prefix: int, lengths: Sequence[int], ids_N: Tensor, indices: Tensor | None = None) -> Tensor:
-        """States (N, C) of short rows that are laid out one behind the other, behind a beginning that they share.
-
-        Args:
-            prefix, lengths: tokens of the beginning, and of each row behind it.
-            indices: of the tokens whose states are returned, default all; the last layer's work is done for them only.
-        """
+        """States (N, C) of short rows one behind the other, behind a beginning that they share (tokens: `lengths`,
+        `prefix`); of all tokens or those at `indices`, for which alone the last layer computes."""
         c, x = self.config, self.embed_tokens(ids_N[None])
         cos, sin = self.rope(torch.arange(prefix + max(lengths), device=x.device)[None], x.dtype)
         now = ForwardPass((cos, sin), layout=Shared(prefix, lengths, c.heads, c.key_heads, (cos[0, 0], sin[0, 0])))
@@ -888,8 +865,7 @@ class LlamaModel(nn.Module):
             adapt_threads()
             x = layer(x, now)
         x = last(x, now, indices)
-        out: Tensor = self.norm(x)
-        return out
+        return self.norm(x)  # type: ignore[no-any-return]
 
     def _layers_of_cards(self, x: Tensor, now: ForwardPass, indices: Tensor | None) -> Tensor:
         """`_layers` of a model on several cards: states go from one to the next, and at the end back to the first."""
@@ -899,8 +875,7 @@ class LlamaModel(nn.Module):
             with tokens_on(card):
                 for layer, _ in run:
                     x = layer(x, now, indices.to(card)) if layer is last and indices is not None else layer(x, now)
-        out: Tensor = self.norm(x.to(first))
-        return out
+        return self.norm(x.to(first))  # type: ignore[no-any-return]
 
 
 class Llama(nn.Module):
@@ -927,8 +902,7 @@ class Llama(nn.Module):
         real_BT: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, T, C) after the last norm; arguments as of `Model.hidden`."""
-        out: Tensor = self.model(ids_BT, positions_BT, mask, cache, real_BT=real_BT)
-        return out
+        return self.model(ids_BT, positions_BT, mask, cache, real_BT=real_BT)  # type: ignore[no-any-return]
 
     def hidden_at(self, picks_BT: Tensor, prefix_P: Tensor, ids_BT: Tensor, lengths: Sequence[int]) -> Tensor:
         """Hidden states (N, C) at some places of rows that all begin with the same ids, which are computed once. Equal
@@ -944,5 +918,4 @@ class Llama(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary for hidden states (..., C)."""
-        out: Tensor = self.lm_head(hidden)
-        return out
+        return self.lm_head(hidden)  # type: ignore[no-any-return]

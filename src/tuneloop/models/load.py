@@ -52,8 +52,7 @@ class Model:
     def head(self) -> Tensor:
         """The vocabulary projection's weight (V, C)."""
         net: Any = self.net
-        weight: Tensor = net.lm_head.weight if self.is_own else net.get_output_embeddings().weight
-        return weight
+        return net.lm_head.weight if self.is_own else net.get_output_embeddings().weight  # type: ignore[no-any-return]
 
     @property
     def is_own(self) -> bool:
@@ -97,20 +96,15 @@ class Model:
             real_BT: False for padding, whose states mean nothing; our own Llama does not compute them.
         """
         if self.is_own:
-            out: Tensor = self.net.hidden(ids_BT, positions_BT, mask, cache, real_BT)  # type: ignore[operator]
-            return out
+            return self.net.hidden(ids_BT, positions_BT, mask, cache, real_BT)  # type: ignore[operator,no-any-return]
         from tuneloop.models.fallback import hidden
 
         return hidden(self.net, ids_BT, positions_BT, mask, cache)
 
     def shares(self, length: int, *, behind_prefix: bool = False) -> bool:
-        """Whether what rows begin with is computed once: in our own Llama on a processor, where attention takes plain
-        products.
-
-        Args:
-            length: of the longest row.
-            behind_prefix: as if a trained prefix were attached, which each row reads for itself.
-        """
+        """Whether the rows' common beginning is computed once: in our own Llama on a processor, for rows up to a
+        `length` at which attention takes plain products; `behind_prefix`: as if a trained prefix were attached, which
+        each row reads."""
         from tuneloop.models.llama import by_products
 
         return not behind_prefix and self._has_plain_rows() and by_products(self.head, length)
@@ -129,8 +123,7 @@ class Model:
     def hidden_of_rows(self, indices_N: Tensor | None, ids_N: Tensor, lengths: Sequence[int]) -> Tensor:
         """Hidden states (N, C) of rows, each of some tokens, that are laid out one behind the other, if `by_documents`;
         of the tokens at `indices_N`, or of all."""
-        out: Tensor = self.net.hidden_of_rows(indices_N, ids_N, lengths)  # type: ignore[operator]
-        return out
+        return self.net.hidden_of_rows(indices_N, ids_N, lengths)  # type: ignore[operator,no-any-return]
 
     def hidden_at(self, picks_BT: Tensor, prefix_P: Tensor, ids_BT: Tensor, lengths: Sequence[int]) -> Tensor:
         """Hidden states (N, C) at some places of rows that all begin with `prefix_P`, which may be empty.
@@ -146,8 +139,7 @@ class Model:
 
         P, (B, T) = len(prefix_P), ids_BT.shape
         if self.shares(P + T):
-            out: Tensor = self.net.hidden_at(picks_BT, prefix_P, ids_BT, lengths)  # type: ignore[operator]
-            return out
+            return self.net.hidden_at(picks_BT, prefix_P, ids_BT, lengths)  # type: ignore[operator,no-any-return]
         joined = torch.cat((prefix_P.expand(B, -1), ids_BT), 1)
         if self.by_documents:
             real_BT = torch.arange(T) < torch.tensor(list(lengths))[:, None]
@@ -286,8 +278,7 @@ def put_on_cards(net: Any, places: Sequence[str], prepare: Prepare | None = None
     if net.config.tied:
         net.lm_head.weight = net.model.embed_tokens.weight
     net.model.note_cards()
-    frozen: nn.Module = net.requires_grad_(False).eval()
-    return frozen
+    return net.requires_grad_(False).eval()  # type: ignore[no-any-return]
 
 
 def layers_of(net: Any) -> list[Any]:
@@ -438,13 +429,8 @@ def random_model(
     prepare: Prepare | None = None,
     seed: int = 0,
 ) -> Model:
-    """A Llama with random weights, frozen and in evaluation mode.
-
-    Args:
-        config: as a `config.json` has it, see `SIZES`.
-        device: where the weights are made; default: that in use.
-        prepare: as of `load_model`: a layer is brought to its form before the next one is made.
-    """
+    """A Llama with random weights, frozen and in evaluation mode, of a `config.json` as in `SIZES`; `device` and
+    `prepare` as of `load_model`, the latter before the next layer is made."""
     import torch
 
     from tuneloop.models.llama import Llama, LlamaConfig

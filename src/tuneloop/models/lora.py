@@ -34,13 +34,11 @@ Bases = tuple[Nf4Linear | None, ...]
 
 
 class _Products(torch.autograd.Function):
-    """x W' + (z A') (scale B)' of each of some layers that read the same input, z = x after dropout, or x where that is
-    None.
+    """x W' + (z A') (scale B)' of layers that read the same input; z: x after dropout, None: x.
 
     As one step their gradients of x are summed by the products themselves, and the narrow products with the A matrices
     are one wide one. Weights may be frozen; a layer without an adapter has None for A and B. Keeps z and z A', and x
-    where a weight learns. A base in four bits is handed over as it is, without a weight, and unpacked for the moment in
-    both passes.
+    where a weight learns. A base in four bits has no weight here and is unpacked for the moment in both passes.
     """
 
     @staticmethod
@@ -192,8 +190,7 @@ def _stacked(first: nn.Module, factors: Sequence[_Factors | None]) -> tuple[Tens
         ranks = [each.ranks for each in some if each.ranks is not None]
         cached = list(factors), (torch.cat([each.a for each in some]), torch.cat(ranks, 1) if ranks else None)
         vars(first)["_stacked"] = cached
-    stacked: tuple[Tensor, Tensor | None] = cached[1]
-    return stacked
+    return cached[1]
 
 
 class LoraLinear(nn.Module):
@@ -235,8 +232,7 @@ class LoraLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The base layer's weight, for code that looks at shapes and dtypes."""
-        weight: Tensor = self.base_layer.weight  # type: ignore[assignment]
-        return weight
+        return self.base_layer.weight  # type: ignore[return-value]
 
     @property
     def is_plain(self) -> bool:
@@ -313,8 +309,7 @@ class LoraLinear(nn.Module):
     def _norms(self, a: Tensor, b: Tensor) -> Tensor:
         """Lengths of the rows of W + scale B A (outputs); no gradient flows through them (DoRA's section 4.3)."""
         kind = self.weight.dtype
-        norms: Tensor = (self.weight + (self.scale * b.to(kind)) @ a.to(kind)).float().norm(dim=1)
-        return norms
+        return (self.weight + (self.scale * b.to(kind)) @ a.to(kind)).float().norm(dim=1)  # type: ignore[no-any-return]
 
 
 def merged_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float, magnitude: Tensor | None = None) -> Tensor:
@@ -458,14 +453,12 @@ class Switch(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The base layer's weight, for code that looks at shapes and dtypes."""
-        weight: Tensor = self.base_layer.weight  # type: ignore[assignment]
-        return weight
+        return self.base_layer.weight  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
         now = assignment()
         if now is None:
-            out: Tensor = self.inner(x)
-            return out
+            return self.inner(x)  # type: ignore[no-any-return]
         return forward_assigned(self.base_layer, self.update, x, now, None if x.device.type == "cpu" else self._add_all)
 
     def _add_all(self, x: Tensor, y: Tensor, now: Assignment) -> Tensor | None:

@@ -125,11 +125,8 @@ def resolve(name: str) -> Path:
 
 
 def known_name(place: str) -> str:
-    """The name that people know a model by, where `place` is its folder in a cache; anything else stays as it is.
-
-    A folder of ours is called as the packaged model or the GGUF file that it was converted from, a snapshot of the
-    hub's cache by its hub name. An adapter names its base by such a folder, on whatever machine it was trained.
-    """
+    """The name that people know a model by, where `place` is its folder in a cache of any machine: ours of the packaged
+    model or a GGUF file, or a snapshot of the hub's; anything else stays as it is."""
     parts = Path(place).parts
     if place.lower() in SHORT_NAMES or len(parts) < 3:
         return place

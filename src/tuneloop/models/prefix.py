@@ -152,8 +152,7 @@ def _llama(net: nn.Module) -> Any:
 
 def prefix_of(net: nn.Module) -> Prefix | None:
     """The prefix in front of this model's rows, if there is one."""
-    prefix: Prefix | None = getattr(getattr(net, "model", None), "prefix", None)
-    return prefix
+    return getattr(getattr(net, "model", None), "prefix", None)
 
 
 def remove_prefix(net: nn.Module) -> None:

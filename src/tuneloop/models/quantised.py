@@ -51,12 +51,10 @@ class Nf4Linear(nn.Module):
         """The weight (outputs, inputs) in the base's dtype, unpacked."""
         from bitsandbytes.functional import dequantize_4bit
 
-        weight: Tensor = dequantize_4bit(whole(self.packed), self.state)
-        return weight
+        return dequantize_4bit(whole(self.packed), self.state)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = _FrozenProduct.apply(x, self)  # type: ignore[no-untyped-call]
-        return out
+        return _FrozenProduct.apply(x, self)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def need_bitsandbytes() -> None:

@@ -20,11 +20,9 @@ from tuneloop.models.trained import trained_folder
 
 
 def add_adapter(model: Model, folder: Path) -> str:
-    """Load an adapter (a folder in PEFT's layout, or a run with one) next to what the model has, and return its hash.
-
-    It applies where `applied` names that. Loading it again changes nothing. Raises UserError: it is damaged, another
-    base model's, or of a method that can't share a base.
-    """
+    """Load an adapter (a folder in PEFT's layout, or a run with one) for where `applied` names it; returns its hash.
+    Again it changes nothing. Raises UserError: it is damaged, another base's, or of a method that can't share a
+    base."""
     folder = trained_folder(folder)
     method = method_of_folder(folder)
     if method is None or method.add is None:
@@ -50,8 +48,7 @@ def merge_adapter(model: Model, folder: Path) -> str:
 
 def _added_names(model: Model) -> set[str]:
     """Hashes of the added adapters, on the network: looking through its modules takes a millisecond."""
-    names: set[str] = vars(model.net).setdefault("added_adapters", set())
-    return names
+    return vars(model.net).setdefault("added_adapters", set())  # type: ignore[no-any-return]
 
 
 def adapters_of(model: Model) -> list[str]:

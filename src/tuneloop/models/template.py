@@ -201,7 +201,7 @@ class Template:
         return self._render(self._prepared(messages, tools), tools, prompt, cut="")
 
     def _render(self, messages: Sequence[Turn], tools: Sequence[Turn], prompt: bool, cut: str = CUT) -> str:
-        values = {"messages": messages, "tools": list(tools) or None if self.lists_tools else None}
+        values: dict[str, Any] = {"messages": messages, "tools": list(tools) or None if self.lists_tools else None}
         values |= {"add_generation_prompt": prompt, "cut": cut, **self.variables}
         try:
             environment, template = self._compiled
@@ -256,8 +256,7 @@ class Template:
                 encoded = self._encoder.encode_batch([text], add_special_tokens=False)[0]  # lets other threads run
             else:
                 encoded = self._encoder.encode(text, add_special_tokens=False)
-        ids: list[int] = encoded.ids
-        return ids
+        return encoded.ids  # type: ignore[no-any-return]
 
     def _encode_rendered(self, text: str, literals: Sequence[str]) -> list[int]:
         """Tokenise rendered text; marks become `literals`, which are plain characters of the text around them."""
@@ -386,14 +385,12 @@ class Template:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of answer ids, control tokens left out."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)  # type: ignore[no-any-return]
 
     @property
     def vocabulary(self) -> int:
         """Number of token ids."""
-        size: int = self.tokenizer.get_vocab_size(with_added_tokens=True)
-        return size
+        return self.tokenizer.get_vocab_size(with_added_tokens=True)  # type: ignore[no-any-return]
 
     def save(self, folder: Path) -> None:
         """Write tokenizer and template so that Transformers renders the same ids."""

@@ -55,12 +55,8 @@ class RunPlan:
 
 
 def plan_run(steps: list[Step], rows: SplitRows, config: TrainConfig, seed: int, measured: MeasuredMachine) -> RunPlan:
-    """All steps, or those that fit into `config.max_minutes` together with validations and the reference.
-
-    Args:
-        steps: of the whole run, see `plan_steps`.
-        measured: the machine's speed, as the run will keep it up; without one nothing is left out.
-    """
+    """All `steps` of a run, or those that fit into `config.max_minutes` with validations and the reference at the
+    `measured` speed, as the run will keep it up; without one nothing is left out."""
     train = rows.train
 
     def plan_of(count: int, evaluations: int, most: int) -> RunPlan:
@@ -141,17 +137,12 @@ def is_due(state: State) -> bool:
 def refit_steps(
     state: State, steps: Sequence[Step], rows: Sequence[TrainRow], config: TrainConfig, seconds: float
 ) -> int:
-    """Keep a run to its time: change `total_steps` to what fits into the rest of it at the recent speed; returns how
-    many steps more or fewer that is.
+    """Keep a run to its time: change `total_steps` to what fits at the recent speed, and return the difference.
 
-    Only where the difference is worth it. Validations that would take much more than their share of the rest are left
-    out; the last one, behind the last step, stays. More steps than planned continue on the learning rate of a run that
-    was planned with them. Rows with a reference (preferences) got theirs before the first step, so their steps are
-    never more than `steps_in_time` found.
-
-    Args:
-        steps: of the whole recipe, whatever was planned.
-        seconds: of the run so far; the same in all its processes.
+    Only where that is worth it. Validations that would take much more than their share of the rest are left out; the
+    last one, behind the last step, stays. More steps than planned continue on the learning rate of a run planned with
+    them. Rows of preferences got their reference before the first step, so their steps are never more than
+    `steps_in_time` found. `steps`: of the whole recipe; `seconds`: of the run so far, the same in all its processes.
     """
     if config.max_minutes is None:
         return 0

@@ -96,11 +96,8 @@ def load_best(folder: Path, step: int) -> dict[str, Any] | None:
 
 
 def _write(path: Path, value: Any) -> None:
-    """Pickle to a file next to it and rename it; a full disk says what is still there.
-
-    What is sharded over processes is written by each of them into a folder of the same name, by
-    torch.distributed.checkpoint, before the file is there: any number of processes can read it.
-    """
+    """Write a file atomically; a full disk's error names what is still there. Sharded tensors go before it into a
+    folder of its name, by torch.distributed.checkpoint: any number of processes can read them."""
     shards: dict[str, Any] = {}
     value = _without_shards(value, shards)
     try:

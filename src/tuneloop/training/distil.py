@@ -272,11 +272,8 @@ def of_logits(
 def of_top(
     kind: Divergence, mix: float, student_NV: Tensor, teacher: TopProbabilities, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """`of_logits` over the teacher's likeliest tokens, at the same temperature, and one outcome for all others.
-
-    It is at most the divergence over the whole vocabulary, and equal to it where the tail's tokens have the same shares
-    in both models.
-    """
+    """`of_logits` over the teacher's likeliest tokens, at the same temperature, and one outcome for all others. At most
+    that over the whole vocabulary; equal where both models divide the tail alike."""
     if kind == "universal":
         return _of_sorted(student_NV, teacher.p_NK.sort(-1, descending=True).values, teacher.tail_N, temperature)
     q_NV = torch.softmax(student_NV if temperature == 1 else student_NV / temperature, -1, dtype=torch.float32)

@@ -84,10 +84,7 @@ GRACE = 60.0  # seconds that processes have to end on their own once one of them
 
 def start_processes(count: int, command: Sequence[str]) -> int:
     """Run a command in so many processes that know of each other, as `torchrun` would; returns the first's exit status.
-
-    The first alone has stdin and stdout. SIGTERM is passed on. When one process ends, so do the others: after `GRACE`
-    they are killed.
-    """
+    The first alone has stdin and stdout. SIGTERM is passed on. When one ends, the others are killed after `GRACE`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         place = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
@@ -154,8 +151,7 @@ def summed(values: Sequence[float]) -> list[float]:
 
     totals = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(totals)
-    sums: list[float] = totals.tolist()
-    return sums
+    return totals.tolist()
 
 
 def agreed(flag: bool) -> bool:

@@ -62,12 +62,9 @@ HeadLoss = Callable[[Tensor, slice, bool], Tensor]
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Vocabulary projection, a loss of the logits and their gradients in chunks of rows.
-
-    The logits of a chunk exist once, and are turned into their own gradient in place; with a frozen head
-    the gradient with respect to the hidden states is ready when the forward pass ends. The idea is
-    Liger-Kernel's fused linear cross-entropy (Hsu et al. 2024, arXiv 2410.10989).
-    """
+    """Vocabulary projection, a loss of the logits and their gradients in chunks of rows, after Liger-Kernel's fused
+    linear cross-entropy (Hsu et al. 2024, arXiv 2410.10989). The logits of a chunk exist once, and become their own
+    gradient in place; with a frozen head the hidden states' gradient is ready when the forward pass ends."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, weights: Tensor, of: HeadLoss, chunk: int) -> Tensor:
@@ -125,15 +122,9 @@ def head_cross_entropy(
 
 
 def head_loss(hidden_NC: Tensor, head_VC: Tensor, weights_N: Tensor, of: HeadLoss, chunk: int = 0) -> Tensor:
-    """Sum over positions of weight * a loss of their logits, with the vocabulary projection inside.
-
-    Args:
-        hidden_NC, head_VC, weights_N, chunk: see `head_cross_entropy`.
-        of: the loss.
-    """
+    """Sum over positions of weight * a loss `of` their logits; other arguments as of `head_cross_entropy`."""
     size = chunk or positions_at_once(head_VC.requires_grad, backend(head_VC.device))
-    loss: Tensor = _HeadLoss.apply(hidden_NC, head_VC, weights_N, of, size)  # type: ignore[no-untyped-call]
-    return loss
+    return _HeadLoss.apply(hidden_NC, head_VC, weights_N, of, size)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def positions_at_once(learns: bool, on: Backend) -> int:
@@ -265,10 +256,8 @@ def supervised(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def dpo(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """-log sigmoid(beta * how much more the tuned model prefers the chosen answer than the reference does).
-
-    Source: Rafailov et al. 2023, arXiv 2305.18290, equation 7.
-    """
+    """-log sigmoid(beta * how much more the tuned model prefers the chosen answer than the reference does). Source:
+    Rafailov et al. 2023, arXiv 2305.18290, equation 7."""
     pairs: Sequence[PreferencePair] = batch.rows
     both = log_likelihoods(batch.model, [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs])
     reference = put(torch.tensor([pair.reference for pair in pairs]), both.device)
@@ -279,10 +268,8 @@ def dpo(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def kto(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """1 - sigmoid of how much likelier good answers (less likely bad ones) have become, beyond a general move.
-
-    Source: Ethayarajh et al. 2024, arXiv 2402.01306, equation 7.
-    """
+    """1 - sigmoid of how much likelier good answers (less likely bad ones) have become, beyond a general move. Source:
+    Ethayarajh et al. 2024, arXiv 2402.01306, equation 7."""
     rated, config = batch.rows, batch.config
     now = log_likelihoods(batch.model, [row.answer for row in rated])
     good = put(torch.tensor([row.good for row in rated]), now.device)

@@ -27,15 +27,8 @@ if TYPE_CHECKING:
 
 
 def attach(model: Model, config: TrainConfig, seed: int, rows: Sequence[TrainRow] = ()) -> Trainable:
-    """Put what is to be trained into the model, as it is before the first step.
-
-    Args:
-        seed: of the start values.
-        rows: training rows; a method may start from their texts.
-
-    Raises:
-        UserError: the method is impossible here, or `config.init` does not fit.
-    """
+    """Put what is to be trained into the model, as it is before the first step; a method may start from texts of the
+    training rows. Raises UserError: the method is impossible here, or `config.init` does not fit."""
     method = method_named(config.method)
     refuse_unsharded(model, method)
     shard(model, method)

@@ -83,13 +83,8 @@ class Monitors:
     reported: dict[str, int] = field(default_factory=dict)
 
     def feed(self, record: Mapping[str, Any], rows: Sequence[str] = ()) -> list[TrainingFinding]:
-        """Take a record of `metrics.jsonl` and say what is new.
-
-        Args:
-            record: a step's (`step`, `loss`, `grad_norm`, `learning_rate`, `epoch`) or an evaluation's (`step`,
-                `val_loss`). A loss that is no number may stand as None.
-            rows: ids of the rows in the step's batch.
-        """
+        """Take a step's or an evaluation's record of `metrics.jsonl`, where a loss that is no number may be None, and
+        the ids of the step's rows; returns what is new."""
         step = int(record.get("step") or 0)
         if "val_loss" in record:
             self.validations.append((step, _number(record["val_loss"])))
@@ -145,11 +140,8 @@ def _number(value: Any) -> float:
 
 
 def spread(values: Sequence[float]) -> float:
-    """Standard deviation, robustly: the greater of what the median absolute deviation and the upper tail say.
-
-    The factors make both equal to the standard deviation of normal noise. At least 2 % of the level: a curve without
-    noise has no spikes of 1 %.
-    """
+    """Standard deviation, robustly: the greater of what the median absolute deviation and the upper tail say of normal
+    noise, and at least 2 % of the level: a curve without noise has no spikes of 1 %."""
     middle = median(values)
     deviations = sorted(abs(v - middle) for v in values)
     upper = sorted(values)[min(math.ceil(0.9 * len(values)), len(values) - 1)] - middle

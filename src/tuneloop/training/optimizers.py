@@ -37,13 +37,10 @@ class AdamW:
     3.3), the second in fp32: bf16 would not see a decay of a thousandth. With the gradient that is 12 bytes a parameter
     instead of 18 with an fp32 copy.
 
-    Args:
-        groups: of parameters, with settings that differ from the common ones.
-        eight_bits: hold the moments of matrices in 8 bits, in blocks with a scale each as Dettmers et al. 2022 (arXiv
-            2110.02861) do: the first as FP8 (E4M3, Micikevicius et al. 2022, arXiv 2209.05433), of the second the
-            fourth root, in even steps and never as zero: fine where most are, and no update is divided by what rounding
-            has made nothing.
-        settings: `lr`, `weight_decay` and `betas` of all groups that don't say otherwise.
+    With `eight_bits` the moments of matrices are in 8 bits, in blocks with a scale each as Dettmers et al. 2022 (arXiv
+    2110.02861) do: the first as FP8 (E4M3, Micikevicius et al. 2022, arXiv 2209.05433), of the second the fourth root,
+    in even steps and never as zero: fine where most are, and no update is divided by what rounding has made nothing.
+    `settings` (`lr`, `weight_decay`, `betas`) are of all groups that have no others.
     """
 
     def __init__(self, groups: Sequence[dict[str, Any]], *, eight_bits: bool = False, **settings: Any) -> None:
@@ -237,10 +234,8 @@ def _paged_adamw(groups: Sequence[dict[str, Any]], settings: Mapping[str, Any]) 
 
 @dataclass
 class UpdatesInBackward:
-    """Updates each weight as soon as its gradient is there, and frees the gradient: they never exist all at once (Lv et
-    al. 2023, arXiv 2306.09782). The norm over all gradients is known only behind the last update, so nothing is
-    clipped.
-    """
+    """Updates each weight as soon as its gradient is there, and frees that: they never exist all at once (Lv et al.
+    2023, arXiv 2306.09782). Their norm is known only behind the last update, so nothing is clipped."""
 
     optimizer: Any  # with a parameter group for each weight
     armed: bool = False  # set for the last micro-batch of a step; the gradients of those before add up

@@ -69,13 +69,8 @@ def preflight(
     steps: Sequence[Step],
     limit: int,
 ) -> Preflight:
-    """Look at the rows of a run; nothing is computed with the model.
-
-    Args:
-        rows, ids: training rows and their ids, in the same order.
-        steps: the run as planned.
-        limit: most tokens of a row: the model's context, or the data set's limit.
-    """
+    """Look at the rows of a run, with their ids, and its planned steps, without the model; `limit`: most tokens of a
+    row, by the model's context or the data set."""
     parts = [(name, part) for name, row in zip(ids, rows, strict=True) for part in conversations(row)]
     bos = template.tokenizer.token_to_id(str(template.variables.get("bos_token") or ""))
     ends = [_ends(part, template.end_ids) for _, part in parts]

@@ -109,8 +109,9 @@ def _pairs(rows: Sequence[Row], template: Template, config: TrainConfig) -> list
     pairs: list[TrainRow] = []
     for row in rows:
         shared = int(row.meta.get("shared_turns", len(row.messages) - 1))
-        worse = [*row.messages[:shared], *row.meta["rejected"]]
-        pairs.append(PreferencePair(*(_turns_from(turns, shared, row, template) for turns in (row.messages, worse))))
+        both = row.messages, [*row.messages[:shared], *row.meta["rejected"]]
+        better, worse = (_turns_from(turns, shared, row, template) for turns in both)
+        pairs.append(PreferencePair(better, worse))
     return pairs
 
 

@@ -80,11 +80,8 @@ def longest_measurement(config: TrainConfig, seconds: float) -> float:
 
 
 def _timed(model: Model, rows: Sequence[TrainRow], config: TrainConfig, steps: Sequence[Step], seconds: float) -> float:
-    """Tokens a second of passes on these steps.
-
-    Passes grow from a single row to a whole micro-batch, and each is begun only where the one before it says that it
-    will end in time. So a machine of any speed is measured, a very slow one by a row.
-    """
+    """Tokens a second of passes on these steps. They grow from a row to a whole micro-batch, each begun only where the
+    one before says that it will end in time: so a very slow machine is measured by a row."""
     began, most = time.monotonic(), longest_measurement(config, seconds)
     tokens, took = 0, 0.0  # of the last pass
 
@@ -139,11 +136,8 @@ def _forward_and_backward(
 
 
 def micro_shape(model: Model, rows: Sequence[TrainRow], config: TrainConfig) -> tuple[int, int, int]:
-    """Conversations, their length behind what is computed once for all of them, and the length of that.
-
-    The length is the root of the mean square, between what layers and what attention needs; on several processes, which
-    may compute all padding, the longest.
-    """
+    """Conversations, their length behind what is computed once for all, and the length of that. The first length is the
+    root of the mean square, between what layers and attention need; the longest where padding may be computed."""
     parts = [part for row in rows for part in conversations(row)]
     virtual = method_named(config.method).footprint.has_virtual_tokens
     shares = model.shares(max(len(part.ids) for part in parts), behind_prefix=virtual)

@@ -27,12 +27,9 @@ from tuneloop.training.run import TrainingRun
 def optimizer_step(
     run: TrainingRun, step: Step, rows: Sequence[TrainRow], rate: float
 ) -> tuple[float, float, dict[str, float]]:
-    """One optimizer step: the mean loss over all its micro-batches, the gradient's norm, the loss's further metrics.
-
-    The mean is over the whole step, so how it is divided into micro-batches changes nothing. When memory runs out the
-    step is repeated in micro-batches of half as many rows, and so are those that follow. Raises UserError: a single row
-    does not fit into memory.
-    """
+    """One optimizer step: its mean loss, the gradient's norm, the loss's further metrics. How it is divided into
+    micro-batches changes nothing; when memory runs out it and later ones are repeated in halves. Raises UserError: a
+    single row does not fit."""
     parameters = list(run.trainable.parameters.values())
     for group in run.optimizer.param_groups:
         group["lr"] = rate * group.get("ratio", 1.0)
@@ -113,10 +110,8 @@ def _norms(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
 
 
 def _pull_to_start(run: TrainingRun) -> float:
-    """Add the gradient of `l2_start` times the squared distance from where the run began; returns the distance.
-
-    A weight at a time, for the differences are fp32. Of a bf16 weight what rounding took away is not in them.
-    """
+    """Add the gradient of `l2_start` times the squared distance from the start, and return that: fp32, a weight at a
+    time, without what rounding took away from bf16 weights."""
     distances = []
     for name, p in run.trainable.parameters.items():
         moved = p.detach().float() - run.start[name].float()

@@ -67,11 +67,8 @@ def title_of(name: str) -> str:
 
 
 def method_named(name: str) -> Method:
-    """The method of that name, or the one that a Python file describes.
-
-    The file runs in this process, with everything that you may do: name only files that you trust. Raises UserError:
-    there is none of that name; the file fails, or describes none or several.
-    """
+    """The method of that name, or the one that a Python file describes, which runs in this process: name only files
+    that you trust. Raises UserError: an unknown name; the file fails, or describes none or several."""
     if name in _known:
         return _known[name]
     if not name.endswith(".py"):

@@ -89,14 +89,9 @@ def lora_shape(model: Model, settings: LoraSettings) -> LoraShape:
 
 
 def attach(start: Start, *, quantised: bool = False) -> Trainable:
-    """Put low-rank matrices next to the target layers.
-
-    B starts at zero and has the larger role in early learning, so one rate for both is too low for B or too high for A
-    (LoRA+, Hayou et al. 2024, arXiv 2402.12354): B learns at `lora_plus` times the rate. PiSSA starts both alike.
-
-    Args:
-        quantised: whether the base is held in four bits, which the saved folder says.
-    """
+    """Put low-rank matrices next to the target layers of a base, held in four bits if `quantised`. B starts at zero and
+    has the larger role in early learning, so one rate for both is too low for B or too high for A (LoRA+, Hayou et al.
+    2024, arXiv 2402.12354): B learns at `lora_plus` times the rate. PiSSA starts both alike."""
     from tuneloop.models.lora import adapter_parameters, adapter_state, add_lora, remove_lora, save_adapter
 
     model, settings = start.model, start.settings

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tuneloop.training.config import Divergence
 from tuneloop.training.distil import of_logits, of_top
-from tuneloop.training.top_logits import TopProbabilities, top_of
+from tuneloop.training.teachers import TopProbabilities, top_of
 
 KINDS = get_args(Divergence)
 VALUES = json.loads(Path(teacher_values.FILE).read_text())

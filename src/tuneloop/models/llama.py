@@ -856,8 +856,7 @@ class LlamaModel(nn.Module):
     def _layers(self, x: Tensor, now: ForwardPass, indices: Tensor | None = None) -> Tensor:
         if self.cards:
             return self._layers_of_cards(x, now, indices)
-        # Compiled layers know the attached adapter alone (`train.methods`): torch's plain call goes around what is
-        # compiled.
+        # Compiled layers know the attached adapter alone: torch's plain call goes around what is compiled.
         plain = assignment() is not None
         calls: list[Callable[..., Tensor]] = [layer._call_impl if plain else layer for layer in self.layers]
         *below, last = calls

@@ -421,13 +421,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def random_model(
-    config: dict[str, Any],
-    template: Template,
-    *,
-    dtype: torch.dtype,
-    device: str = "",
-    prepare: Prepare | None = None,
-    seed: int = 0,
+    config: dict[str, Any], template: Template, *, dtype: torch.dtype, device: str = "", prepare: Prepare | None = None
 ) -> Model:
     """A Llama with random weights, frozen and in evaluation mode, of a `config.json` as in `SIZES`; `device` and
     `prepare` as of `load_model`, the latter before the next layer is made."""
@@ -438,7 +432,7 @@ def random_model(
     kind = device or in_use()
     with torch.device("meta"):
         net = Llama(LlamaConfig.from_json(config)).to(dtype)
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     for layer in layers_of(net):
         _fill(layer, kind)
         if prepare is not None:
@@ -448,7 +442,7 @@ def random_model(
     if config.get("tie_word_embeddings"):
         net.lm_head.weight = net.model.embed_tokens.weight
     net.requires_grad_(False).eval()
-    return Model("random", Path("random"), net, template, config, f"random {seed}")
+    return Model("random", Path("random"), net, template, config, "random 0")
 
 
 def _fill(module: Any, device: str) -> None:

@@ -675,8 +675,7 @@ def _read_lora(net: nn.Module, folder: Path, base_fingerprint: str) -> tuple[Lor
     odd = [key for key in unsupported if config.get(key)]
     if config.get("peft_type") != "LORA" or odd:
         what = f"Not a plain LoRA adapter ({', '.join(odd) or config.get('peft_type')})"
-        step = "merge it with PEFT first and use the merged model's folder"
-        raise UserError(what, where=str(file), next_step=step)
+        raise UserError(what, where=str(file), next_step="merge it with PEFT first and use the merged model's folder")
     _, state = read_adapter(folder, base_fingerprint)
     return shape_of(net, config), state
 

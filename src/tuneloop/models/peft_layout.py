@@ -13,8 +13,7 @@ from tuneloop.core.patterns import foreign_pattern
 PEFT_PREFIX = "base_model.model."
 A_END, B_END = ".lora_A.weight", ".lora_B.weight"
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
-# Settings that change the update.
-_SCALES = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora")
+_SCALES = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora")  # change the update
 # Settings that one product of two matrices can't say -> what they are.
 _MORE_THAN_MATRICES = {
     "use_dora": "DoRA's learned lengths of weights",

@@ -138,5 +138,4 @@ def _number(config: Mapping[str, Any], key: str, where: str, otherwise: int | No
     if type(value) is int and 0 < value < 10**8:
         return value
     problem = f"no {key!r}" if value is None else f"{key} = {value!r}, which can't be"
-    step = "use a decoder's config.json"
-    raise UserError(f"The model's configuration has {problem}", where=where, next_step=step)
+    raise UserError(f"The model's configuration has {problem}", where=where, next_step="use a decoder's config.json")

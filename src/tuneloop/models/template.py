@@ -31,10 +31,9 @@ from tuneloop.models.chat_jinja import MOST_SOURCE, Bounded
 from tuneloop.records.rows import Message
 
 Turn = dict[str, Any]  # of a conversation as a template sees it, or the schema of a tool
-# The Llama 3 conversation as Meta's own formatter writes it: no trimming and no injected system text, tools listed
-# in the system turn as the model card shows, tool calls as ASCII JSON, tool results as `ipython`. It stands here as the
-# template that goes out with every Llama 3 adapter and model, so that a server says what was trained. `cut` marks where
-# Meta's formatter tokenises apart; it is taken out of the saved template.
+# The Llama 3 conversation as Meta's own formatter writes it: no trimming and no injected system text, tools listed in
+# the system turn as the model card shows, tool calls as ASCII JSON, tool results as `ipython`. It is saved with every
+# Llama 3 adapter and model, so that a server renders what was trained, without `cut`, where the formatter cuts tokens.
 LLAMA3_TEMPLATE = """\
 {{- bos_token }}
 {%- for message in messages %}

@@ -28,8 +28,7 @@ class State:
     step: int = 0  # optimizer steps done
     planned_steps: int = 0  # steps planned when the run began
     total_steps: int = 0  # steps that it will do: as many as fit into `max_minutes` at the speed so far
-    # The step at which their number was last changed, and its place among the planned ones.
-    turn: tuple[int, float] = (0, 0.0)
+    turn: tuple[int, float] = (0, 0.0)  # step at which their number last changed, and its place among the planned ones
     due: list[int] = field(default_factory=list)  # places among the planned steps behind which validations come
     val_rows: int = 0  # rows of a validation
     recent: tuple[float, float] = (0.0, 0.0)  # tokens and seconds of the last steps, older ones counting less
@@ -148,8 +147,7 @@ def _shards(path: Path) -> Path:
     return path.with_suffix(".shards")
 
 
-# In a file in place of a tensor that is in the folder of shards: (SHARD, key, shape, dtype).
-SHARD = "sharded tensor"
+SHARD = "sharded tensor"  # (SHARD, key, shape, dtype) replaces in a file a tensor that is in the folder of shards
 
 
 def _without_shards(value: Any, shards: dict[str, Any]) -> Any:

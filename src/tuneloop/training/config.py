@@ -38,8 +38,7 @@ class DistilSettings(Config):
         "makes them, or a run or model that is queried in each step",
     )
     divergence: Divergence = Field(
-        "forward",
-        description="of distil: distance between teacher and student; universal: between models with different tokens",
+        "forward", description="of distil: distance of teacher and student; universal: of models with different tokens"
     )
     divergence_mix: float = Field(
         0.5,
@@ -52,14 +51,9 @@ class DistilSettings(Config):
         1.0, gt=0, le=100, description="of distil: divides both models' logits; above 1 rare tokens count more"
     )
     hard_weight: float = Field(
-        0.5, ge=0, le=1, description="of distil: weight of the rows' own tokens; the teacher has the rest"
+        0.5, ge=0, le=1, description="of distil: weight of the rows' tokens; the rest is the teacher's"
     )
-    on_policy: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="of distil: share of rows whose answers the student writes for the teacher to score",
-    )
+    on_policy: float = Field(0.0, ge=0, le=1, description="of distil: share of answers that the student writes itself")
     teacher_bits: Literal[4, 16] = Field(
         16, description="of distil: bits of a weight of a teacher queried in each step"
     )
@@ -67,9 +61,7 @@ class DistilSettings(Config):
 
 LOSS_NAMES = ("supervised", "dpo", "kto", "distil")  # what ships; LOSSES may have been given more
 
-# Preferences move a model that already answers well: a tenth of the rate, as is usual (Rafailov et al. 2023, appendix
-# B).
-PREFERENCE_SHARE = 0.1
+PREFERENCE_SHARE = 0.1  # of the rate: the model already answers well (Rafailov et al. 2023, appendix B)
 
 
 def usual_rate(method: str, loss: str) -> float:
@@ -124,12 +116,8 @@ class TrainConfig(DistilSettings, FullSettings, PrefixSettings, LoraSettings, Wh
         lt=10,
         description=f"peak learning rate; default by method: {_rates()}; a tenth of that with dpo and kto",
     )
-    range_test: bool = Field(
-        False, description="find the learning rate by a short test before the first step; same as learning_rate=auto"
-    )
-    schedule: Literal["linear", "cosine", "constant"] = Field(
-        "linear", description="fall of the learning rate after warm-up"
-    )
+    range_test: bool = Field(False, description="find the learning rate by a short test; same as learning_rate=auto")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="learning rate after the warm-up")
     warmup: float = Field(0.05, ge=0.0, lt=1.0, description="share of the steps in which the learning rate rises")
     optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit"] = Field(
         "adamw",
@@ -142,12 +130,9 @@ class TrainConfig(DistilSettings, FullSettings, PrefixSettings, LoraSettings, Wh
         "more time; auto: when a single row does not fit otherwise",
     )
     packing: bool = Field(
-        False,
-        description="concatenate the rows of a micro-batch instead of padding them; no row sees another; for GPUs",
+        False, description="concatenate a micro-batch's rows instead of padding them; no row sees another; for GPUs"
     )
-    compile: bool = Field(
-        False, description="torch.compile each layer; needs a compiler; pays on GPUs in long runs, not on processors"
-    )
+    compile: bool = Field(False, description="torch.compile each layer; needs a compiler; pays on GPUs in long runs")
     weight_decay: float = Field(0.0, ge=0.0, description="AdamW weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm above which gradients are scaled down")
     epochs: float = Field(3.0, gt=0, le=1000, description="passes over the training split")
@@ -171,14 +156,10 @@ class TrainConfig(DistilSettings, FullSettings, PrefixSettings, LoraSettings, Wh
         description="tokens computed at once, padding included; bounds memory; 0: as many as fit into a GPU's memory; "
         "on a processor 2,048, or 1,024 for a full run",
     )
-    evaluations: int = Field(
-        6, ge=1, description="validation losses measured over the run, evenly spaced; at most, with max_minutes"
-    )
-    val_rows: int = Field(
-        256, ge=1, description="validation rows measured, a seeded sample of the split; at most, with max_minutes"
-    )
+    evaluations: int = Field(6, ge=1, description="validations, evenly spaced over the run; at most, with max_minutes")
+    val_rows: int = Field(256, ge=1, description="validation rows, a seeded sample; at most, with max_minutes")
     patience: int = Field(2, ge=1, description="stop after this many evaluations in a row without a better loss")
-    keep_checkpoints: int = Field(2, ge=1, description="latest checkpoints kept for resuming, next to the best weights")
+    keep_checkpoints: int = Field(2, ge=1, description="latest checkpoints kept, next to the best weights")
     checkpoint_seconds: float = Field(60.0, ge=0, description="save a checkpoint at least this often")
     checkpoint_steps: int | None = Field(None, ge=1, description="save a checkpoint every so many steps as well")
 
@@ -292,10 +273,8 @@ class Loss:
 
     # Sum over the micro-batch times `share`, and metrics for `metrics.jsonl` summed alike.
     value: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
-    # What of a row the mean is taken over: 1, or its supervised tokens.
-    units: Callable[[TrainRow], float] = lambda row: 1.0
-    # What a step needs of all its rows before the first micro-batch.
-    constant: Callable[[Batch], float] = lambda step: 0.0
+    units: Callable[[TrainRow], float] = lambda row: 1.0  # the mean is taken over: 1, or a row's supervised tokens
+    constant: Callable[[Batch], float] = lambda step: 0.0  # of all rows of a step, before its first micro-batch
     rows: RowKind | None = None  # what it learns from; None: conversations
 
 

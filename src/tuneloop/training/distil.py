@@ -51,8 +51,7 @@ from tuneloop.training.loss import (
     supervised_states,
 )
 from tuneloop.training.rows import Taught, last_answer, supervised_tokens
-from tuneloop.training.teachers import APART
-from tuneloop.training.top_logits import TopProbabilities, TopStore, is_store, positions, row_key, top_of
+from tuneloop.training.teachers import APART, TopProbabilities, TopStore, is_store, positions, row_key, top_of
 
 POSITIONS_AT_ONCE = 256  # whose probabilities exist in fp32 at a time, where a device takes a whole chunk at once
 MORE_TOKENS = 16  # the student's answer may be twice as long as the row's, and by so many tokens

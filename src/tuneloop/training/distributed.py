@@ -304,8 +304,7 @@ def refuse_unsharded(model: Model, method: Method) -> None:
     """Raises UserError: full tuning by several processes of an architecture that is not cut as a whole."""
     if processes() > 1 and method.footprint.all_weights and not model.is_own:
         what = "Full tuning on several processes works on the Llama family only"
-        step = f"set train.method={USUAL.name}, or start one process"
-        raise UserError(what, where="train.method", next_step=step)
+        raise UserError(what, where="train.method", next_step=f"set train.method={USUAL.name}, or start one process")
 
 
 def mesh() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -49,14 +50,15 @@ from tuneloop.training.step import LOSS_SCALE, optimizer_step
 # two thirds over a run; at every step it would cost as much as `use_threads` gains.
 TRIM_EVERY = 8
 
+Reference = Callable[..., list[TrainRow]]  # `_with_reference` of a run
+
 
 @dataclass(frozen=True)
 class TrainingJob:
     """What a run belongs to: its data set, its plan, its folder's owner. Rows of your own need none of it."""
 
     general: Sequence[Rendered] = ()  # rows of other work, held out; their loss shows what is forgotten
-    # For each training row whether it is general data; its share is then held in every stretch of steps.
-    mixed: Sequence[bool] = ()
+    mixed: Sequence[bool] = ()  # for each training row whether it is general data; every stretch of steps has its share
     ids: Sequence[str] = ()  # of the training rows, for the monitors; rows of a data set say both themselves
     data_id: str = ""  # a checkpoint made from another data set is refused; default: a hash of the training rows
     # Without a speed it is measured first where `config.max_minutes` needs it, in a few seconds of the time.
@@ -169,9 +171,10 @@ def train(
     planned_due = list(state.due)
     timed = config if schedule is None else config.model_copy(update={"max_minutes": None})
     trainable = attach(model, config, seed, rows.train)  # divides the model over the processes, where there are several
+    reference = functools.partial(_with_reference, model, config, trainable)
     rows = SplitRows(
-        train=_referenced_in_time(model, rows.train, timed, trainable, state, steps, began),
-        val=_referenced(model, budget.sample(rows.val, state.val_rows, seed), config, trainable),
+        train=_with_reference_in_time(reference, rows.train, timed, state, steps, began),
+        val=reference(budget.sample(rows.val, state.val_rows, seed)),
         general=budget.sample(rows.general, state.val_rows, seed),
     )
     if schedule is None:
@@ -313,14 +316,8 @@ def _step(run: TrainingRun, step: Step, rows: SplitRows, began: float) -> None:
     progress("training", state.step, state.total_steps, loss=trend(run.monitors.losses), **info)
 
 
-def _referenced_in_time(
-    model: Model,
-    rows: Sequence[TrainRow],
-    config: TrainConfig,
-    trainable: Trainable,
-    state: State,
-    steps: Sequence[Step],
-    began: float,
+def _with_reference_in_time(
+    reference: Reference, rows: Sequence[TrainRow], config: TrainConfig, state: State, steps: list[Step], began: float
 ) -> list[TrainRow]:
     """The training rows with their reference, in the order of the steps; where it takes too long, for fewer steps.
     Without a limit on time all at once: then nothing depends on the clock."""
@@ -332,7 +329,7 @@ def _referenced_in_time(
         fresh = {i for step in steps[ready:last] for i in step.indices} - referenced
         tokens = sum(reference_tokens(rows[i]) for i in fresh)
         if tokens:
-            with_reference = _referenced(model, with_reference, config, trainable, fresh)
+            with_reference = reference(with_reference, fresh)
         referenced, read, ready = referenced | fresh, read + tokens, last
         if read:
             now, took = summed([time.monotonic() - began, time.monotonic() - started])
@@ -341,8 +338,8 @@ def _referenced_in_time(
     return with_reference
 
 
-def _referenced(
-    model: Model, rows: Sequence[TrainRow], config: TrainConfig, trainable: Trainable, indices: Collection[int] = ()
+def _with_reference(
+    model: Model, config: TrainConfig, trainable: Trainable, rows: Sequence[TrainRow], indices: Collection[int] = ()
 ) -> list[TrainRow]:
     """Rows with their reference (the base model, or `init`), of preferences; those of `indices`, default all."""
     places = sorted(indices or range(len(rows)))

@@ -40,8 +40,7 @@ from tuneloop.training.rows import (
 
 # Shape suffixes: N supervised positions, C hidden size, V vocabulary, B rows, T tokens.
 
-# Tokens computed at once where no gradient is needed: more fit, and larger products are faster.
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 4096  # computed at once where no gradient is needed: more fit, and larger products are faster
 
 
 def softmax_loss(logits: Tensor, targets: Tensor, turn: bool) -> Tensor:

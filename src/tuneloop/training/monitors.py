@@ -23,12 +23,10 @@ from tuneloop.training.config import TrainConfig, usual_rate
 from tuneloop.training.rows import TrainRow
 
 WINDOW, LEAST = 30, 10  # a step is compared with so many before it, and with no fewer than LEAST
-# Robust z-score of a spike, for a full window; a short one knows its noise less well. Losses of small batches have
-# heavy tails; of the recorded healthy steps the highest is 4.5.
+# Robust z-score of a spike, for a full window; a short one knows its noise less well. The recorded healthy steps with
+# their heavy tails reach 4.5.
 SPIKE_Z = 6.0
-# Part of what was gained since the start that a spike, or a lasting rise, loses again. At a loss near zero one hard row
-# makes a high z-score, and is no fault.
-LOST = 0.35
+LOST = 0.35  # part of the gain that a spike or rise loses again: near zero one hard row makes a high z-score
 EXPLOSION = 20.0  # times the usual norm: norms vary by a factor of ten from batch to batch
 LOW_RATE = 0.1  # share of the usual rate under which a run that does not fall has too low a rate
 FLAT_STEPS, FLAT_SHARE = 100, 2 / 3  # steps without a fall that make a plateau, and the share of the run that they are
@@ -450,8 +448,7 @@ OF_EVALUATIONS: tuple[tuple[str, Detect], ...] = (
     ("plateau", _no_better_than_guessing),
 )
 KINDS = tuple(dict.fromkeys(kind for kind, _ in (*OF_STEPS, *OF_EVALUATIONS)))
-# Events of one batch, whose rows are named and which may come again.
-OF_A_BATCH = ("spike", "gradient_explosion")
+OF_A_BATCH = ("spike", "gradient_explosion")  # their rows are named, and they may come again
 _BROKEN = ("divergence", "learning_rate_too_high")
 _STUCK = (*_BROKEN, "learning_rate_too_low", "dead_loss")
 FOLLOWS_FROM: dict[str, tuple[str, ...]] = {

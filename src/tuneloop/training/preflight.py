@@ -62,12 +62,7 @@ class Preflight:
 
 
 def preflight(
-    rows: Sequence[TrainRow],
-    ids: Sequence[str],
-    template: Template,
-    config: TrainConfig,
-    steps: Sequence[Step],
-    limit: int,
+    rows: Sequence[TrainRow], ids: Sequence[str], template: Template, config: TrainConfig, steps: list[Step], limit: int
 ) -> Preflight:
     """Look at the rows of a run, with their ids, and its planned steps, without the model; `limit`: most tokens of a
     row, by the model's context or the data set."""
@@ -105,11 +100,7 @@ def _ends(row: Rendered, end_ids: Sequence[int]) -> list[bool]:
 
 
 def _problems(
-    parts: Sequence[tuple[str, Rendered]],
-    ends: Sequence[Sequence[bool]],
-    template: Template,
-    config: TrainConfig,
-    limit: int,
+    parts: list[tuple[str, Rendered]], ends: list[list[bool]], template: Template, config: TrainConfig, limit: int
 ) -> list[str]:
     bos = template.tokenizer.token_to_id(str(template.variables.get("bos_token") or ""))
     unsupervised = [name for name, part in parts if not any(part.mask[1:])]

@@ -10,8 +10,7 @@ from tuneloop.inference.local.target import open_local
 from tuneloop.models.template import Rendered, Template
 from tuneloop.records.rows import Message, Row
 from tuneloop.training.config import LOSSES, RowKind, TrainConfig
-from tuneloop.training.teachers import aligned, keys_of, refuse_other_tokens, teachers_template
-from tuneloop.training.top_logits import is_store
+from tuneloop.training.teachers import aligned, is_store, keys_of, refuse_other_tokens, teachers_template
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,7 @@ from tuneloop.training.run import TrainingRun
 from tuneloop.training.step import batch_loss, optimizer_step
 
 # A run's speed over minutes as a share of that over its first seconds: the optimizer, freed memory that is faulted in
-# again, and a shared processor that slows down under load. .90, .78 and .75 on three runs of the demo; a number from
-# experience.
+# again, a shared processor that slows down under load. From experience: .90, .78 and .75 on three runs of the demo.
 SUSTAINED = 0.82
 MEASURING = "measuring this machine"  # as progress calls it
 # Seconds of passes that are enough; most seconds of a measurement, and most of them as a share of a run's time.
@@ -40,12 +39,7 @@ FEW_TOKENS = 256  # of the first passes of several rows: products of so many are
 
 
 def measure_speed(
-    model: Model,
-    rows: Sequence[TrainRow],
-    config: TrainConfig,
-    seed: int,
-    seconds: float | None = None,
-    kept_layers: int = 0,
+    model: Model, rows: Sequence[TrainRow], config: TrainConfig, seed: int, seconds: float = 0.0, kept_layers: int = 0
 ) -> float:
     """Tokens a second that a run will keep up, from forward and backward passes on some of its batches.
 
@@ -53,10 +47,10 @@ def measure_speed(
     too long, see `longest_measurement`, a few of its rows are the measure.
 
     Args:
-        seconds: that are enough; default: `ENOUGH`, or a tenth of the run's time where that is less.
+        seconds: that are enough; 0: `ENOUGH`, or a tenth of the run's time where that is less.
         kept_layers: where layers are computed again, so many of the last ones are not.
     """
-    seconds = min(ENOUGH, 6 * (config.max_minutes or 1.0)) if seconds is None else seconds
+    seconds = seconds or min(ENOUGH, 6 * (config.max_minutes or 1.0))
     check_rows(rows, "training", model.head.shape[0])
     trainable = attach(model, config, seed, rows)
     steps = plan_steps(rows, config, seed)

@@ -39,9 +39,7 @@ class LoraSettings(Config):
     """Settings of `train` that belong to LoRA."""
 
     rank: int = Field(16, ge=1, le=1024, description="rank of the LoRA matrices")
-    ranks: dict[str, int] = Field(
-        {}, description="rank of modules where it differs, by the end of their names: {q_proj: 8}"
-    )
+    ranks: dict[str, int] = Field({}, description="rank of modules where it differs, by name endings: {q_proj: 8}")
     alpha: float = Field(32.0, gt=0, description="LoRA scale; the update is multiplied by alpha / rank")
     rslora: bool = Field(False, description="multiply the update by alpha / sqrt(rank) instead")
     dora: bool = Field(False, description="learn the lengths of the weights as well (DoRA)")
@@ -52,9 +50,7 @@ class LoraSettings(Config):
     targets: list[str] | Literal["all-linear", "attention"] = Field(
         "all-linear", description="modules that get an adapter: all-linear, attention, or names as in [q_proj, v_proj]"
     )
-    lora_plus: float = Field(
-        10.0, gt=0, description="learning rate of LoRA's B matrices as a multiple of that of the A matrices"
-    )
+    lora_plus: float = Field(10.0, gt=0, description="learning rate of LoRA's B matrices over that of the A matrices")
 
     @field_validator("targets", mode="before")
     @classmethod
@@ -135,9 +131,8 @@ def resume(model: Model, settings: Any, folder: Path) -> dict[str, Tensor]:
     )
     for name in ("rank", "alpha", "rslora", "dora", "targets", "ranks"):
         if earlier[name] != now[name]:
-            step = f"set train.{name}={str(earlier[name]).replace(chr(39), '')}"
             what = f"The earlier adapter has {name} {earlier[name]}, and this run {now[name]}"
-            raise UserError(what, where=where, next_step=step)
+            raise UserError(what, where=where, next_step=f"set train.{name}={str(earlier[name]).replace(chr(39), '')}")
     return state
 
 

@@ -50,8 +50,7 @@ class Footprint:
     usual: Mapping[str, Any] = field(default_factory=dict)  # settings of a planned job by default
     usual_on_gpu: Mapping[str, Any] = field(default_factory=dict)  # those on a GPU
     saves: str = ""  # why this method needs less memory than another; empty where it is no way out of too little memory
-    # Whether it needs less than a method with that footprint.
-    saves_over: Callable[[Footprint], bool] = lambda other: True
+    saves_over: Callable[[Footprint], bool] = lambda other: True  # whether it needs less than that method
 
 
 @dataclass(frozen=True)
@@ -69,9 +68,7 @@ class Trainable:
     """What a run moves, put into its model."""
 
     parameters: dict[str, nn.Parameter]  # by name
-    # Write what the model is now into a folder, whole or not at all; of several processes the first writes, and all
-    # call.
-    save: Callable[[Path], None]
+    save: Callable[[Path], None]  # write it into a folder, whole or not at all; all processes call, the first writes
     detach: Callable[[], None]  # take it out of the model again
     # A context in which the model computes as before training; does nothing where that is impossible.
     base: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -113,19 +110,14 @@ class Method:
     footprint: Footprint  # what the planner counts
     long_title: str = ""  # of the model card, where the title alone says too little
     settings: type[Config] | None = None  # its settings in `train`, with their defaults and checks
-    # Its settings that are refused with a method that does not have them, and why, if that needs saying.
-    exclusive: Mapping[str, str] = field(default_factory=dict)
-    # What is wrong with the settings of `train` together, in a sentence; None: nothing.
-    conflict: Callable[[Any], str | None] = lambda settings: None
+    exclusive: Mapping[str, str] = field(default_factory=dict)  # settings that other methods refuse -> why, or ""
+    conflict: Callable[[Any], str | None] = lambda settings: None  # what contradicts in `train`, in a sentence
     layout: str = WHOLE  # what says in the saved folder whose it is: `peft_type` of `adapter_config.json`, or `WHOLE`
     folder: str = "model"  # name of the result in the run's folder
-    # How `tuneloop.json` next to an adapter says that the base was held in fewer bits; empty: it was not.
-    quantised: str = ""
-    # Bring frozen modules, in place, to the form in which they are trained on.
-    prepare: Callable[[nn.Module], None] | None = None
+    quantised: str = ""  # in `tuneloop.json` next to an adapter if the base was held in fewer bits
+    prepare: Callable[[nn.Module], None] | None = None  # bring frozen modules, in place, to the form for training
     load: Callable[[Model, Path], None] | None = None  # put a saved folder into its base model
-    # Load a saved folder as one of several adapters on one base, and return its hash, by which requests name it; None:
-    # it can't share a base.
+    # Load a saved folder as one of several adapters on one base, and return its hash; None: it can't share a base.
     add: Callable[[Model, Path], str] | None = None
     # The parameters of an earlier run's folder, for settings that must have the same shape.
     resume: Callable[[Model, Any, Path], dict[str, Tensor]] | None = None

@@ -29,9 +29,7 @@ class PrefixSettings(Config):
     """Settings of `train` that belong to prefix tuning."""
 
     prefix_tokens: int = Field(TOKENS, ge=1, le=4096, description="virtual tokens of prefix tuning")
-    prefix_text: str | None = Field(
-        None, description="text whose keys and values the prefix starts from; default: the first training rows"
-    )
+    prefix_text: str | None = Field(None, description="text that the prefix starts from; default: first training rows")
 
 
 def conflict(settings: Any) -> str | None:

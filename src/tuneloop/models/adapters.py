@@ -50,8 +50,7 @@ _ASSIGNED: ContextVar[Assignment | None] = ContextVar("adapters", default=None)
 
 
 def assignment() -> Assignment | None:
-    """What holds in this thread now; None, also while compiling: the attached adapter for all rows. Passes with another
-    adapter go around compiled code, see `LlamaModel`."""
+    """What holds in this thread now; None, also while compiling: the attached adapter for all rows."""
     import torch
 
     return None if torch.compiler.is_compiling() else _ASSIGNED.get()

@@ -892,16 +892,9 @@ class Llama(nn.Module):
         """An empty cache."""
         return KeyValues(self.config.layers, self.lm_head.weight.device, self.model.cards)
 
-    def hidden(
-        self,
-        ids_BT: Tensor,
-        positions_BT: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: KeyValues | None = None,
-        real_BT: Tensor | None = None,
-    ) -> Tensor:
+    def hidden(self, *inputs: Any, **keywords: Any) -> Tensor:
         """Hidden states (B, T, C) after the last norm; arguments as of `Model.hidden`."""
-        return self.model(ids_BT, positions_BT, mask, cache, real_BT=real_BT)  # type: ignore[no-any-return]
+        return self.model(*inputs, **keywords)  # type: ignore[no-any-return]
 
     def hidden_at(self, picks_BT: Tensor, prefix_P: Tensor, ids_BT: Tensor, lengths: Sequence[int]) -> Tensor:
         """Hidden states (N, C) at some places of rows that all begin with the same ids, which are computed once. Equal

@@ -102,9 +102,8 @@ class Model:
         return hidden(self.net, ids_BT, positions_BT, mask, cache)
 
     def shares(self, length: int, *, behind_prefix: bool = False) -> bool:
-        """Whether the rows' common beginning is computed once: in our own Llama on a processor, for rows up to a
-        `length` at which attention takes plain products; `behind_prefix`: as if a trained prefix were attached, which
-        each row reads."""
+        """Whether the rows' common beginning is computed once: in our own Llama on a processor, up to a length where
+        attention takes plain products; `behind_prefix`: as if a trained prefix were attached."""
         from tuneloop.models.llama import by_products
 
         return not behind_prefix and self._has_plain_rows() and by_products(self.head, length)
@@ -121,8 +120,7 @@ class Model:
         return self.is_own and not is_mixed() and applied_prefix(self.net.model) is None  # type: ignore[arg-type]
 
     def hidden_of_rows(self, indices_N: Tensor | None, ids_N: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Hidden states (N, C) of rows, each of some tokens, that are laid out one behind the other, if `by_documents`;
-        of the tokens at `indices_N`, or of all."""
+        """Hidden states (N, C) of rows laid out one behind the other, if `by_documents`; at `indices_N`, or all."""
         return self.net.hidden_of_rows(indices_N, ids_N, lengths)  # type: ignore[operator,no-any-return]
 
     def hidden_at(self, picks_BT: Tensor, prefix_P: Tensor, ids_BT: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -261,8 +261,7 @@ class LoraLinear(nn.Module):
         return forward_assigned(self.base_layer, lambda name: self if name == ATTACHED else None, x, now)
 
     def factors(self, dtype: torch.dtype) -> _Factors:
-        """A and B in a dtype, for answers; cached for an adapter that does not learn: otherwise they are half of what a
-        GPU has to start for a token."""
+        """A and B in a dtype, for answers; cached if it does not learn: else half of what a GPU starts for a token."""
         if self.lora_A.requires_grad:
             return self._factors(dtype)
         state = dtype, *((id(p), p.device, p.dtype, p._version) for p in (self.lora_A, self.lora_B))
@@ -353,9 +352,7 @@ class LoraShape:
     alpha: float  # the update is scaled by alpha / rank, or alpha / sqrt(rank) with `rslora`
     dropout: float  # on the adapter's input, in training
     targets: tuple[str, ...]  # the ends of the names of the adapted modules
-    ranks: tuple[
-        tuple[str, int], ...
-    ] = ()  # end of a module's name, its rank, where it differs; the first match counts
+    ranks: tuple[tuple[str, int], ...] = ()  # (end of a module's name, rank) where it differs; the first match counts
     rslora: bool = False  # rank-stabilised scale (Kalajdzievski 2023, arXiv 2312.03732)
     dora: bool = False  # learn the lengths of the weights as well
     start: str = "default"  # `default`, or `pissa`; see `LoraLinear`
@@ -636,9 +633,8 @@ def write_peft(folder: Path, state: dict[str, Tensor], settings: Mapping[str, An
 
 
 def read_adapter(folder: Path, base_fingerprint: str = "") -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Settings and tensors of a PEFT folder. `base_fingerprint`: of the model that it is for; an adapter that says it
-    was trained on another one is refused. Raises UserError: there is none, it is damaged, or it is another base
-    model's."""
+    """Settings and tensors of a PEFT folder. Raises UserError: there is none, it is damaged, or it was trained on
+    another base model than that of `base_fingerprint`."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

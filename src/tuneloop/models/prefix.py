@@ -69,9 +69,9 @@ def _prepend_prefix(module: Any, arguments: tuple[Any, ...], keywords: dict[str,
     prefix = applied_prefix(module)
     if prefix is None:
         return None
-    names = ("ids_BT", "positions_BT", "mask", "cache")
+    names = ("ids_BT", "positions_BT", "mask", "cache", "real_BT")
     values = dict.fromkeys(names) | dict(zip(names, arguments, strict=False)) | keywords
-    ids, positions, mask, cache = (values[name] for name in names)
+    ids, positions, mask, cache, real = (values[name] for name in names)
     assert isinstance(ids, Tensor)
     dtype: torch.dtype = module.embed_tokens.weight.dtype
     if positions is None:
@@ -86,7 +86,7 @@ def _prepend_prefix(module: Any, arguments: tuple[Any, ...], keywords: dict[str,
         pairs = [pair[:, None].to(card) for pair, card in zip(key_values, cards, strict=True)]
         cache.keys, cache.values = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         cache.lengths = [prefix.length] * prefix.layers
-    return (ids, positions + prefix.length, mask, cache), {"real_BT": keywords.get("real_BT")}
+    return (ids, positions + prefix.length, mask, cache, real), {}
 
 
 def add_prefix(net: nn.Module, ids: Sequence[int]) -> Prefix:

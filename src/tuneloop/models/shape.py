@@ -19,8 +19,7 @@ FOUR_NORMS = {"gemma2", "gemma3_text"}  # before and after attention and feed-fo
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The numbers of a decoder that cost memory and time, from its `config.json`. `qkv_bias`, `o_bias`, `mlp_bias`,
-    `qk_norm` and `norms` describe the small parameters that some architectures have."""
+    """The numbers of a decoder that cost memory and time, from its `config.json`."""
 
     vocabulary: int
     hidden: int
@@ -31,7 +30,7 @@ class ModelShape:
     head_size: int
     tied: bool
     context: int = 0
-    qkv_bias: bool = False
+    qkv_bias: bool = False  # as the next four, small parameters of some architectures
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False

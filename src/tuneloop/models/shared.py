@@ -20,9 +20,8 @@ from tuneloop.models.trained import trained_folder
 
 
 def add_adapter(model: Model, folder: Path) -> str:
-    """Load an adapter (a folder in PEFT's layout, or a run with one) for where `applied` names it; returns its hash.
-    Again it changes nothing. Raises UserError: it is damaged, another base's, or of a method that can't share a
-    base."""
+    """Load an adapter (a PEFT folder, or a run with one) for where `applied` names its hash, which is returned. Raises
+    UserError: it is damaged, another base's, or of a method that can't share a base."""
     folder = trained_folder(folder)
     method = method_of_folder(folder)
     if method is None or method.add is None:

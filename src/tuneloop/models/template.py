@@ -128,9 +128,8 @@ class Template:
 
     @cached_property
     def default_system(self) -> str:
-        """What the template puts before a conversation without a system turn, as in "You are a helpful AI assistant";
-        "" for nothing. It is what differs from the text with another system turn, control tokens and headers left out.
-        """
+        """What the template writes before a conversation without a system turn, or "": what differs from the text with
+        another system turn, without control tokens and headers."""
         user: Message = {"role": "user", "content": HOLE}
         try:
             plain, other = self.text([user]), self.text([{"role": "system", "content": CUT}, user])

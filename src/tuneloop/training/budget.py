@@ -22,7 +22,7 @@ from tuneloop.records.record import read_record, write_record
 from tuneloop.records.run import Schedule, ScheduleChange
 from tuneloop.training.batches import Step
 from tuneloop.training.config import TrainConfig
-from tuneloop.training.rows import RatedAnswer, SplitRows, TrainRow, reference_tokens, tokens_of
+from tuneloop.training.rows import UnpairedAnswer, SplitRows, TrainRow, reference_tokens, tokens_of
 
 if TYPE_CHECKING:
     from tuneloop.training.checkpoint import State
@@ -110,7 +110,7 @@ def sample(rows: Sequence[Any], most: int, seed: int) -> list[Any]:
 
 def _read(row: TrainRow) -> int:
     """Tokens of a row in a validation: KTO also asks how far the model has moved on another row's answer."""
-    return tokens_of(row) + (len(row.other.ids) if isinstance(row, RatedAnswer) else 0)
+    return tokens_of(row) + (len(row.other.ids) if isinstance(row, UnpairedAnswer) else 0)
 
 
 def step_tokens(step: Step, rows: Sequence[TrainRow]) -> float:
@@ -190,8 +190,7 @@ def steps_in_time(
     each: float,  # seconds of a token in the reference
     referenced: int,  # steps whose rows have their reference
 ) -> int:
-    """Steps that fit by the speed at which the first ones got their reference; as many as before where that is about
-    the planned one."""
+    """Steps that fit by the speed of the first references; as many as before where that is about the planned one."""
     if config.max_minutes is None or 1 / SLOWER < each * FORWARD_SPEED * state.planned_speed < SLOWER:
         return state.total_steps
     left = (1 - CHECKING_SHARE) * (config.max_minutes * 60 - seconds)

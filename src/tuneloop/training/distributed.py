@@ -235,9 +235,8 @@ REPLICATED_SHARE = 0.5  # of a GPU's memory that the base may take on each of th
 
 
 def replicates(model: Model, method: Method) -> bool:
-    """Whether each process has the whole base model, so that nothing is gathered and only gradients are summed: by the
-    environment (`TUNELOOP_REPLICATE`), else on GPUs whose memory the base takes at most half of; never where it learns.
-    """
+    """Whether each process has the whole base model, so that only gradients are summed: by `TUNELOOP_REPLICATE`, else
+    on GPUs whose memory it takes at most half of; never where the base learns."""
     if method.footprint.all_weights:
         return False
     if setting := os.environ.get(REPLICATE):

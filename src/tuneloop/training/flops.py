@@ -72,9 +72,8 @@ def matmul_peak(dtype: torch.dtype | None = None, device: torch.device | str = "
 def utilisation(
     config: Mapping[str, Any], method: str, rows: Sequence[TrainRow], records: Iterable[Mapping[str, Any]], peak: float
 ) -> dict[str, Any] | None:
-    """The `mfu` of `run.json`, from the training rows, the records of `metrics.jsonl`, which name them by their place,
-    and `matmul_peak`; None for models whose operations can't be counted, and before the first step. A share above 1
-    can't be: then the machine was busy when its peak was measured, and `value` is None."""
+    """The `mfu` of `run.json`, by the records of `metrics.jsonl`, whose rows are places, and `matmul_peak`; None: not
+    countable, or before the first step. A share above 1 means a busy machine at the peak's time: `value` is None."""
     steps = [r for r in records if "loss" in r and r.get("rows") and r.get("tokens_per_second")]
     seconds = sum(r["tokens"] / r["tokens_per_second"] for r in steps)
     try:

@@ -30,7 +30,7 @@ from tuneloop.training.rows import (
     PAIRS,
     RATINGS,
     PreferencePair,
-    RatedAnswer,
+    UnpairedAnswer,
     TrainRow,
     conversations,
     supervised_tokens,
@@ -255,8 +255,7 @@ def supervised(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def dpo(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """-log sigmoid(beta * how much more the tuned model prefers the chosen answer than the reference does). Source:
-    Rafailov et al. 2023, arXiv 2305.18290, equation 7."""
+    """-log sigmoid(beta * preference beyond the reference's) (Rafailov et al. 2023, arXiv 2305.18290, equation 7)."""
     pairs: Sequence[PreferencePair] = batch.rows
     both = log_likelihoods(batch.model, [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs])
     reference = put(torch.tensor([pair.reference for pair in pairs]), both.device)
@@ -285,10 +284,10 @@ def kto(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
 @torch.no_grad()
 def kto_reference_point(step: Batch) -> float:
     """How far the model has moved from the reference on answers to other prompts: KTO's z0, of the whole step."""
-    rated: Sequence[RatedAnswer] = step.rows
+    rated: Sequence[UnpairedAnswer] = step.rows
     moves: list[Tensor] = []
 
-    def move(rows: Sequence[RatedAnswer], counts: bool) -> None:
+    def move(rows: Sequence[UnpairedAnswer], counts: bool) -> None:
         now = log_likelihoods(step.model, [row.other for row in rows])
         distances = now - put(torch.tensor([row.reference[1] for row in rows]), now.device)
         if counts:
@@ -380,7 +379,7 @@ def with_references(model: Model, rows: Sequence[TrainRow]) -> list[TrainRow]:
 
     def refer(group: Sequence[TrainRow], counts: bool) -> None:
         firsts = log_likelihoods(model, [conversations(row)[0] for row in group]).tolist()
-        others = [row.other if isinstance(row, RatedAnswer) else conversations(row)[1] for row in group]
+        others = [row.other if isinstance(row, UnpairedAnswer) else conversations(row)[1] for row in group]
         seconds = log_likelihoods(model, others).tolist()
         for row, values in zip(group, zip(firsts, seconds, strict=True), strict=True):
             finished[places[id(row)]] = with_reference(row, values)

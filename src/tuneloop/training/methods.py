@@ -71,9 +71,8 @@ def run_key(model: Model, config: TrainConfig, seed: int, data_id: str) -> str:
 
 
 def recompute_layers(net: Any, on: bool, kept_layers: int = 0) -> None:
-    """Keep only each layer's input and compute the layer again in the backward pass (Chen et al. 2016, arXiv
-    1604.06174), or no more. The gradient stays the same; dropout draws the same numbers again. `kept_layers`: so many
-    of the last ones keep what they computed; it is freed before the first ones need room."""
+    """Compute layers again in the backward pass from their inputs (Chen et al. 2016, arXiv 1604.06174), but the last
+    `kept_layers`, or no more. The gradient stays the same; dropout draws the same numbers again."""
     from torch.utils.checkpoint import checkpoint
 
     layers = layers_of(net)
@@ -84,9 +83,8 @@ def recompute_layers(net: Any, on: bool, kept_layers: int = 0) -> None:
 
 
 def compile_layers(net: Any, **options: Any) -> None:
-    """torch.compile each layer in place (with its `options`), once for all lengths of rows: the parts before and behind
-    attention. Attention of rows that lie one behind the other is one kernel, and their lengths change with each batch.
-    """
+    """torch.compile each layer in place, once for all lengths of rows: the parts before and behind attention, which is
+    one kernel for rows one behind the other, whose lengths change with each batch."""
     import torch
 
     from tuneloop.models.llama import Documents

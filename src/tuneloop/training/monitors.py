@@ -53,7 +53,7 @@ class TrainingFinding:
 
 
 @dataclass(frozen=True)
-class RunFacts:
+class MonitorFacts:
     """What the monitors know of a run in addition to its records; nothing of it is needed."""
 
     total_steps: int = 0  # steps planned
@@ -71,7 +71,7 @@ class RunFacts:
 class Monitors:
     """The curves so far, and what has been said about them. Feed it every record in order."""
 
-    facts: RunFacts = field(default_factory=RunFacts)
+    facts: MonitorFacts = field(default_factory=MonitorFacts)
     steps: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
@@ -454,16 +454,13 @@ _STUCK = (*_BROKEN, "learning_rate_too_low", "dead_loss")
 FOLLOWS_FROM: dict[str, tuple[str, ...]] = {
     "learning_rate_too_high": ("divergence",),
     "divergence": ("learning_rate_too_high",),
-    "spike": _BROKEN,
-    "gradient_explosion": _BROKEN,
-    "learning_rate_too_low": _BROKEN,
+    **dict.fromkeys((*OF_A_BATCH, "learning_rate_too_low", "overfitting"), _BROKEN),
     "dead_loss": _STUCK,
     "plateau": (*_STUCK, "memorising", "overfitting"),
-    "overfitting": _BROKEN,
 }
 
 
-def remedies(kind: str, facts: RunFacts, rows: Sequence[str] = ()) -> tuple[str, ...]:
+def remedies(kind: str, facts: MonitorFacts, rows: Sequence[str] = ()) -> tuple[str, ...]:
     """What to do about a finding, in the order data, learning rate, clipping, batch, epochs, dropout."""
     rate = facts.learning_rate
     look = f"look at these rows: {', '.join(rows)}" if rows else "look at the rows of that step"
@@ -513,4 +510,4 @@ def make_monitors(config: TrainConfig, rows: Sequence[TrainRow], total_steps: in
     names = ("learning_rate", "rows_per_step", "max_grad_norm", "epochs", "dropout")
     settings = {name: getattr(config, name) for name in names}
     usual = usual_rate(config.method, config.loss)
-    return Monitors(RunFacts(total_steps, len(rows), usual_rate=usual, guess_loss=guess_loss(answers), **settings))
+    return Monitors(MonitorFacts(total_steps, len(rows), usual_rate=usual, guess_loss=guess_loss(answers), **settings))

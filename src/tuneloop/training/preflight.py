@@ -64,8 +64,7 @@ class Preflight:
 def preflight(
     rows: Sequence[TrainRow], ids: Sequence[str], template: Template, config: TrainConfig, steps: list[Step], limit: int
 ) -> Preflight:
-    """Look at the rows of a run, with their ids, and its planned steps, without the model; `limit`: most tokens of a
-    row, by the model's context or the data set."""
+    """Look at rows, their ids and the planned steps, without the model; `limit`: most tokens that a row may have."""
     parts = [(name, part) for name, row in zip(ids, rows, strict=True) for part in conversations(row)]
     bos = template.tokenizer.token_to_id(str(template.variables.get("bos_token") or ""))
     ends = [_ends(part, template.end_ids) for _, part in parts]

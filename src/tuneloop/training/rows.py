@@ -23,7 +23,7 @@ class PreferencePair:
 
 
 @dataclass(frozen=True)
-class RatedAnswer:
+class UnpairedAnswer:
     """An answer with a thumb."""
 
     answer: Rendered  # the conversation; the mask marks the rated answer
@@ -42,7 +42,7 @@ class Taught(Rendered):
     aligned: tuple[int, ...] = ()
 
 
-TrainRow = Rendered | PreferencePair | RatedAnswer
+TrainRow = Rendered | PreferencePair | UnpairedAnswer
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def conversations(row: TrainRow) -> tuple[Rendered, ...]:
     """What is computed of a row in a training step."""
     if isinstance(row, PreferencePair):
         return row.chosen, row.rejected
-    return (row.answer,) if isinstance(row, RatedAnswer) else (row,)
+    return (row.answer,) if isinstance(row, UnpairedAnswer) else (row,)
 
 
 def tokens_of(row: TrainRow) -> int:
@@ -68,7 +68,7 @@ def tokens_of(row: TrainRow) -> int:
 
 def reference_tokens(row: TrainRow) -> int:
     """Tokens of a row that the reference model reads before the first step."""
-    if isinstance(row, RatedAnswer):
+    if isinstance(row, UnpairedAnswer):
         return len(row.answer.ids) + len(row.other.ids)
     return tokens_of(row) if isinstance(row, PreferencePair) else 0
 
@@ -117,7 +117,7 @@ def _pairs(rows: Sequence[Row], template: Template, config: TrainConfig) -> list
 def _ratings(rows: Sequence[Row], template: Template, config: TrainConfig) -> list[TrainRow]:
     answers = [_turns_from(row.messages, len(row.messages) - 1, row, template) for row in rows]
     return [
-        RatedAnswer(answer, _mismatched(answer, answers[place - 1]), bool(row.meta["thumb"]))
+        UnpairedAnswer(answer, _mismatched(answer, answers[place - 1]), bool(row.meta["thumb"]))
         for place, (row, answer) in enumerate(zip(rows, answers, strict=True))
     ]
 

@@ -124,7 +124,7 @@ class TrainingRun:
         return MetricsFile(self.out / "metrics.jsonl", self.state.step) if is_first() else contextlib.nullcontext()
 
 
-class MetricsFile:
+class MetricsFile(contextlib.AbstractContextManager["MetricsFile"]):
     """`metrics.jsonl`, appended record by record; opening drops what an interrupted run wrote after its checkpoint."""
 
     def __init__(self, path: Path, step: int) -> None:
@@ -141,9 +141,6 @@ class MetricsFile:
                         continue  # the line that was being written when the process died
             path.write_text("".join(lines), encoding="utf-8")
             self.file = path.open("a", encoding="utf-8")
-
-    def __enter__(self) -> MetricsFile:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.file.close()

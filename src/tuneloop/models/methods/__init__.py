@@ -1,4 +1,4 @@
-"""The training methods, each described by one `Method`: a file for each that ships, and those that a user adds.
+"""The training methods, each described by one `Method`: those that ship, in their files, and those that a user adds.
 
 The planner, the advice, the trainer, reports, exports and loaders ask the record; none of them knows a method by its
 name. A user's method is registered by `register`, or by naming its file: `train.method: path/to/file.py`.
@@ -16,10 +16,9 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json_object, sha256_file
 from tuneloop.core.python_file import run_python_file
 from tuneloop.models.methods.full import FULL, OWN, has_all_weights
-from tuneloop.models.methods.lora import LORA
+from tuneloop.models.methods.lora import LORA, QLORA
 from tuneloop.models.methods.method import WHOLE, Footprint, Method, PlannedJob, Start, Trainable, WeightUpdate
 from tuneloop.models.methods.prefix import PREFIX
-from tuneloop.models.methods.qlora import QLORA
 
 if TYPE_CHECKING:
     from torch import nn

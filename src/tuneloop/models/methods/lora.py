@@ -7,6 +7,8 @@ as LORA.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,7 +31,7 @@ from tuneloop.models.peft_layout import PEFT_PREFIX
 from tuneloop.models.shape import target_modules
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from tuneloop.models.load import Model
     from tuneloop.models.lora import LoraShape
@@ -93,6 +95,8 @@ def attach(start: Start, *, quantised: bool = False) -> Trainable:
     model, settings = start.model, start.settings
     assert isinstance(settings, LoraSettings)
     net = model.net
+    if quantised:
+        prepare(net)
     remove_lora(net)
     shape = lora_shape(model, settings)
     add_lora(net, shape, start.seed)
@@ -202,4 +206,46 @@ LORA = Method(
     disabled=without_adapters,
     merge=merge,
     forms=("merged", "adapter"),
+)
+
+
+# --- QLoRA: LoRA on a base in four bits (Dettmers et al. 2023, arXiv 2305.14314), see models/quantised.py. The frozen
+# matrices are brought to NF4 with double quantisation and stay so when the adapter is taken out; `tuneloop.json` next
+# to the adapter says so; and merging adds the update to the four-bit weights.
+
+_NF4 = """, quantization_config=BitsAndBytesConfig(
+    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+)"""
+
+
+def prepare(net: nn.Module) -> None:
+    """Bring all linear layers but the vocabulary projection to four bits, in place."""
+    from tuneloop.models.quantised import quantise
+
+    quantise(net)
+
+
+def load_on_four_bits(model: Model, folder: Path) -> None:
+    """Put a saved adapter into its base model, in four bits."""
+    prepare(model.net)
+    load_adapter(model, folder)
+
+
+QLORA = replace(
+    LORA,
+    name="qlora",
+    title="QLoRA",
+    about="LoRA on a base in 4 bits",
+    long_title="QLoRA (LoRA on the base in four bits: NF4, double quantisation)",
+    attach=partial(attach, quantised=True),
+    footprint=replace(
+        LORA.footprint,
+        quant="nf4-dq",
+        saves="frozen weights in 4 bits",
+        saves_over=lambda other: not other.has_virtual_tokens,
+    ),
+    quantised="nf4",
+    prepare=prepare,
+    load=load_on_four_bits,
+    peft_base=(_NF4, "BitsAndBytesConfig"),
 )

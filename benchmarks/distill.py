@@ -74,7 +74,7 @@ def main() -> None:
     from tuneloop.training.loss import supervised_states
     from tuneloop.training.rows import Taught
     from tuneloop.training.step import batch_loss
-    from tuneloop.training.top_logits import TopStore, row_key
+    from tuneloop.training.teachers import TopStore, row_key
 
     use_threads()
     teacher, student = load_model(MODEL), load_model(MODEL)

@@ -50,18 +50,7 @@ NEED = {
     "models.quantised": {"torch"},
     **{
         f"training.{name}": {"torch"}
-        for name in (
-            "checkpoint",
-            "distil",
-            "divergence",
-            "loop",
-            "loss",
-            "lr_finder",
-            "optimizers",
-            "run",
-            "speed",
-            "step",
-        )
+        for name in ("checkpoint", "distil", "loop", "loss", "optimizers", "run", "speed", "step")
     },
     "evaluation.retained_gain": {"numpy"},
     "combine.route.router": {"numpy"},

@@ -43,8 +43,7 @@ TESTED_IN = {
     "inference/llamacpp/test_serving.py": "inference.llamacpp.server",
     "pipeline/test_gguf.py": "release.measure",
     "improve/experiment/test_plan.py": "improve.experiment.record",
-    "models/methods/test_methods.py": "models.methods.full models.methods.lora models.methods.method models.methods.prefix"
-    " models.methods.qlora",
+    "models/methods/test_methods.py": "models.methods.full models.methods.lora models.methods.method models.methods.prefix",
     "plan/test_cost.py": "report.plan_terminal",
     "plan/test_memory.py": "plan.config plan.job",
     "plan/test_shape.py": "models.shape",

@@ -20,7 +20,7 @@ from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.lora import LoraShape, adapter_state, add_lora, lora_layers, save_adapter, target_names
-from tuneloop.models.shared import load_adapter_alongside, merge_adapter
+from tuneloop.models.shared import add_adapter, merge_adapter
 
 QUESTIONS = (
     "Name three uses of a paper clip.",
@@ -67,7 +67,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = random_adapter(given.base, Path(scratch))
         side, merged = load_model(given.base), load_model(given.base)
-        name = load_adapter_alongside(side, folder)
+        name = add_adapter(side, folder)
         merge_adapter(merged, folder)
     asked = [QUESTIONS[i % len(QUESTIONS)] for i in range(given.rows)]
     prompts = [side.template.prompt_ids([{"role": "user", "content": question}]) for question in asked]

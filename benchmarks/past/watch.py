@@ -20,7 +20,7 @@ from tuneloop.models.load import load_model
 from tuneloop.models.template import Rendered, Template
 from tuneloop.training.config import TrainConfig, usual_rate
 from tuneloop.training.loop import train
-from tuneloop.training.lr_finder import range_test
+from tuneloop.training.speed import range_test
 
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 

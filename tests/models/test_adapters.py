@@ -21,7 +21,7 @@ from tuneloop.models.adapters import BASE, applied
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.lora import LoraShape, adapter_state, add_lora, lora_layers, remove_lora, save_adapter, switches
 from tuneloop.models.prefix import add_prefix, remove_prefix, save_prefix
-from tuneloop.models.shared import adapters_of, load_adapter_alongside, merge_adapter
+from tuneloop.models.shared import adapters_of, add_adapter, merge_adapter
 from tuneloop.models.trained import load_trained
 
 SHAPES = {
@@ -70,7 +70,7 @@ def served(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         model.net.model.prefix.embeddings.mul_(1.3)  # type: ignore[union-attr,operator]
     save_prefix(folders[PREFIX], model.net, "base", model.fingerprint)
     remove_prefix(model.net)
-    names = {kind: load_adapter_alongside(model, folder) for kind, folder in folders.items()}
+    names = {kind: add_adapter(model, folder) for kind, folder in folders.items()}
     yield Served(model, names | {BASE: BASE}, folders, tiny_llama)
 
 
@@ -165,7 +165,7 @@ def test_threads_that_ask_for_different_adapters_get_what_each_gets_alone(
 
 def test_an_attached_adapter_answers_beside_loaded_ones(served: Served, tmp_path: Path) -> None:
     model = served.cold("wide")
-    name = load_adapter_alongside(model, served.folders["narrow"])
+    name = add_adapter(model, served.folders["narrow"])
     with torch.no_grad():
         attached, beside, untuned = (served.cold(kind).hidden(IDS) for kind in ("wide", "narrow", BASE))
         assert torch.equal(model.hidden(IDS), attached)
@@ -182,8 +182,8 @@ def test_an_attached_adapter_answers_beside_loaded_ones(served: Served, tmp_path
 
 def test_loading_twice_changes_nothing_and_an_adapter_that_is_not_there_is_an_error(served: Served) -> None:
     model = served.cold(BASE)
-    name = load_adapter_alongside(model, served.folders["wide"])
-    assert load_adapter_alongside(model, served.folders["wide"]) == name and adapters_of(model) == [name]
+    name = add_adapter(model, served.folders["wide"])
+    assert add_adapter(model, served.folders["wide"]) == name and adapters_of(model) == [name]
     with pytest.raises(UserError, match="No adapter"):
         answer_requests(model, [Request(ids=[1, 2], adapter="another")])
 
@@ -221,4 +221,4 @@ def test_adapters_of_another_base_are_refused(served: Served, tiny_llama: Path) 
     from dataclasses import replace
 
     with pytest.raises(UserError, match="another base"):
-        load_adapter_alongside(replace(served.model, fingerprint="other"), served.folders["wide"])
+        add_adapter(replace(served.model, fingerprint="other"), served.folders["wide"])

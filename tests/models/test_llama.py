@@ -21,7 +21,7 @@ from tuneloop.models.llama import (
     _RmsNorm,
     _SharedAttention,
     _SwiGlu,
-    alike,
+    group_by_length,
     attend,
     bias_of,
 )
@@ -291,7 +291,7 @@ def test_rows_are_put_together_where_they_cost_least(lengths: list[int], before:
             yield from ([rows[:i], *rest] for rest in divisions(rows[i:]))
         yield [rows]
 
-    groups = alike(lengths, of_group)
+    groups = group_by_length(lengths, of_group)
     assert [length for group in groups for length in group] == lengths
     assert cost(groups) == min(map(cost, divisions(lengths)))
 

@@ -24,7 +24,7 @@ from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
 from tuneloop.models.load import Model, _filled, load_model, needs_several_cards
 from tuneloop.models.prefix import add_prefix
-from tuneloop.models.shared import load_adapter_alongside
+from tuneloop.models.shared import add_adapter
 
 QUESTIONS = ["Rain?", "Is it windy on Jupiter in the autumn, or does it only look so?", "Why", "How cold " * 9]
 
@@ -81,7 +81,7 @@ def test_layers_on_two_cards_answer_as_on_one(kind: str, tiny_llama: Path, tmp_p
             names = [BASE]
             if kind == "mixed":
                 folders = [write_adapter(tiny_llama, tmp_path / f"{several}{seed}", seed) for seed in (1, 2)]
-                names = [*(load_adapter_alongside(model, folder) for folder in folders), BASE]
+                names = [*(add_adapter(model, folder) for folder in folders), BASE]
             elif kind == "prefix":
                 add_prefix(model.net, [9, 8, 7, 6, 5])
                 names = [""]

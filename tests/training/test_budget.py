@@ -33,7 +33,7 @@ from tuneloop.training.budget import (
 from tuneloop.training.checkpoint import State
 from tuneloop.training.config import TrainConfig
 from tuneloop.training.loop import TrainingJob, learning_rate, scheduled_rate, train
-from tuneloop.training.rows import PreferencePair, RatedAnswer
+from tuneloop.training.rows import PreferencePair, UnpairedAnswer, SplitRows
 
 ROW = Rendered([1] * 10, [0] + [1] * 9)
 ROWS = [ROW] * 400
@@ -42,7 +42,7 @@ STEPS = [Step(((i,),), (i + 1) / 400) for i in range(400)]
 
 def planned(minutes: float | None, *, speed: float = 2.0, val: int = 0, rows: Any = ROWS, **more: Any) -> RunPlan:
     config = TrainConfig(max_minutes=minutes, **{"evaluations": 4, "val_rows": 100, **more})
-    return plan_run(STEPS, rows, rows[:val], (), config, 0, MeasuredMachine(tokens_per_second=speed))
+    return plan_run(STEPS, SplitRows(rows, rows[:val]), config, 0, MeasuredMachine(tokens_per_second=speed))
 
 
 def seconds_of(plan: RunPlan, rows: Any = ROWS, speed: float = 2.0) -> float:
@@ -83,12 +83,12 @@ def test_where_all_fits_nothing_is_left_out() -> None:
     assert (len(plan.steps), plan.evaluations, plan.val_rows) == (400, 4, 100)
 
 
-@pytest.mark.parametrize("make", [lambda: PreferencePair(ROW, ROW), lambda: RatedAnswer(ROW, ROW, True)])
+@pytest.mark.parametrize("make", [lambda: PreferencePair(ROW, ROW), lambda: UnpairedAnswer(ROW, ROW, True)])
 def test_the_reference_of_preferences_is_within_the_time(make: Any) -> None:
     rows = [make() for _ in range(400)]
     plan = planned(10.0, rows=rows)
     trained = sum(20 if isinstance(rows[i], PreferencePair) else 10 for step in plan.steps for i in step.indices)
-    beside = {PreferencePair: 20, RatedAnswer: 30}[type(rows[0])] * len(
+    beside = {PreferencePair: 20, UnpairedAnswer: 30}[type(rows[0])] * len(
         plan.steps
     )  # the reference, and KTO's reference point
     took = (trained + beside / FORWARD_SPEED) / 2.0

@@ -21,11 +21,11 @@ from tuneloop.records.distillation import TeacherLogits
 from tuneloop.records.rows import Row
 from tuneloop.training import distil as module
 from tuneloop.training.config import TrainConfig
-from tuneloop.training.distil import last_answer, store_probabilities
+from tuneloop.training.distil import store_probabilities
 from tuneloop.training.loop import TrainingJob, train
-from tuneloop.training.rows import Taught, training_rows
+from tuneloop.training.rows import Taught, last_answer, training_rows
 from tuneloop.training.step import batch_loss
-from tuneloop.training.top_logits import TopStore, row_key
+from tuneloop.training.teachers import TopStore, row_key
 
 HARD = 0.25
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tuneloop.training.config import Divergence
-from tuneloop.training.divergence import TopProbabilities, of_logits, of_top
-from tuneloop.training.top_logits import top_of
+from tuneloop.training.distil import of_logits, of_top
+from tuneloop.training.teachers import TopProbabilities, top_of
 
 KINDS = get_args(Divergence)
 VALUES = json.loads(Path(teacher_values.FILE).read_text())

@@ -16,8 +16,8 @@ from tuneloop.core.files import read_jsonl
 from tuneloop.models.load import Model, load_model
 from tuneloop.training.batches import Step, halved
 from tuneloop.training.checkpoint import list_checkpoints
-from tuneloop.training.failures import Preempted
 from tuneloop.training.loss import LOSSES
+from tuneloop.training.run import Preempted
 from tuneloop.training.speed import measure_speed
 from tuneloop.training.step import optimizer_step
 

@@ -11,7 +11,7 @@ from tiny import BEGIN_OF_TEXT
 from tuneloop.models.load import Model
 from tuneloop.models.template import Rendered
 from tuneloop.training.config import TrainConfig, usual_rate
-from tuneloop.training.lr_finder import choose, range_test
+from tuneloop.training.speed import choose, range_test
 
 RATES = [1e-5 * 10 ** (i / 4) for i in range(16)]
 

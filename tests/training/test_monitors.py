@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tiny import BEGIN_OF_TEXT
 
 from tuneloop.training.config import usual_rate
-from tuneloop.training.monitors import KINDS, Monitors, RunFacts, TrainingFinding, guess_loss, remedies, spread
+from tuneloop.training.monitors import KINDS, Monitors, MonitorFacts, TrainingFinding, guess_loss, remedies, spread
 
 CURVES = sorted((Path(__file__).parent / "curves").glob("*.jsonl"))
 # What a spoiled run must be named as: one of these, and nothing outside of the second set.
@@ -35,16 +35,16 @@ def read_curve(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return head, records
 
 
-def facts_of(head: dict[str, Any], records: list[dict[str, Any]]) -> RunFacts:
+def facts_of(head: dict[str, Any], records: list[dict[str, Any]]) -> MonitorFacts:
     made = {"learning_rate": 5e-4, "epochs": 1.0, "rows_per_step": 8, "max_grad_norm": 1.0, "dropout": 0.0, **head["settings"]}  # fmt: skip
     named = {key: made[key] for key in ("learning_rate", "epochs", "rows_per_step", "max_grad_norm", "dropout")}
-    return RunFacts(total_steps=max(r["step"] for r in records), rows=head["training_rows"],
+    return MonitorFacts(total_steps=max(r["step"] for r in records), rows=head["training_rows"],
                  usual_rate=usual_rate(made.get("method", "lora"), "supervised"),
                  guess_loss=head.get("guess_loss"), **named)  # fmt: skip
 
 
-def watch(records: Iterable[dict[str, Any]], facts: RunFacts | None = None) -> list[TrainingFinding]:
-    monitors = Monitors(facts or RunFacts())
+def watch(records: Iterable[dict[str, Any]], facts: MonitorFacts | None = None) -> list[TrainingFinding]:
+    monitors = Monitors(facts or MonitorFacts())
     return [found for record in records for found in monitors.feed(record, [f"row-{record['step']}"])]
 
 
@@ -152,14 +152,14 @@ def test_a_loss_that_never_moves_or_has_no_gradient_is_dead() -> None:
     assert kinds(watch(curve([2.5] * 60))) == ["dead_loss"]
     still = [2.0 + 0.3 * random.Random(i).gauss(0, 1) for i in range(60)]
     assert kinds(watch([*curve(still[:30]), *({**r, "step": r["step"] + 30} for r in curve(still[30:], norm=0.0))])) == ["dead_loss"]  # fmt: skip
-    assert kinds(watch(curve([3 + 0.05 * random.Random(i).gauss(0, 1) for i in range(200)]), RunFacts(200))) == [
+    assert kinds(watch(curve([3 + 0.05 * random.Random(i).gauss(0, 1) for i in range(200)]), MonitorFacts(200))) == [
         "dead_loss"
     ]
 
 
 def test_a_low_rate_is_told_from_a_dead_loss_by_the_usual_rate() -> None:
     still = [3 + 0.05 * random.Random(i).gauss(0, 1) for i in range(200)]
-    found = watch(curve(still, rate=1e-7), RunFacts(200, learning_rate=1e-7, usual_rate=5e-4))
+    found = watch(curve(still, rate=1e-7), MonitorFacts(200, learning_rate=1e-7, usual_rate=5e-4))
     assert kinds(found) == ["learning_rate_too_low"]
     assert found[0].remedies[0] == "train.learning_rate=0.0005"
 
@@ -198,7 +198,7 @@ def test_a_validation_loss_worse_than_the_base_models_is_a_rate_too_high() -> No
 def test_labels_that_the_questions_do_not_tell_are_a_plateau_above_guessing() -> None:
     losses = decay(100, 6.0, 1.0, 0.15, 0.1, 0)
     level = {0: 6.0, 25: 1.3, 50: 1.1, 75: 1.05, 100: 1.04}
-    facts = RunFacts(100, guess_loss=1.0)
+    facts = MonitorFacts(100, guess_loss=1.0)
     found = watch(evaluated(losses, level), facts)
     assert [(f.kind, f.step) for f in found] == [("plateau", 75)] and "guessing" in found[0].sentence
     assert watch(evaluated(losses, {**level, 75: 0.6, 100: 0.5}), facts) == []
@@ -206,9 +206,9 @@ def test_labels_that_the_questions_do_not_tell_are_a_plateau_above_guessing() ->
 
 def test_rows_known_by_heart_are_told_from_rows_learned() -> None:
     records = [{**r, "epoch": r["step"] / 5} for r in evaluated(decay(100, 4.0, 0.001, 0.1, 0.1, 0), {0: 4.0, 50: 2.5, 100: 2.6})]  # fmt: skip
-    assert "memorising" in kinds(watch(records, RunFacts(100, rows=40)))
+    assert "memorising" in kinds(watch(records, MonitorFacts(100, rows=40)))
     learned = [{**r, "epoch": r["step"] / 5} for r in evaluated(decay(100, 4.0, 0.001, 0.1, 0.1, 0), {0: 4.0, 50: 0.03, 100: 0.02})]  # fmt: skip
-    assert watch(learned, RunFacts(100, rows=40)) == []
+    assert watch(learned, MonitorFacts(100, rows=40)) == []
 
 
 # --- the rest
@@ -248,7 +248,7 @@ ORDER = ("these rows", "data set", "preflight", "add rows", "question", "learnin
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_has_remedies_in_order(kind: str) -> None:
-    found = remedies(kind, RunFacts(learning_rate=5e-4, usual_rate=5e-4), ["a", "b"])
+    found = remedies(kind, MonitorFacts(learning_rate=5e-4, usual_rate=5e-4), ["a", "b"])
     assert found
     places = [min(i for i, word in enumerate(ORDER) if word in text) for text in found]
     assert places == sorted(places), found

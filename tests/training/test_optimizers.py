@@ -26,9 +26,9 @@ from tuneloop.training.methods import recompute_layers
 from tuneloop.training.optimizers import (
     BLOCK,
     AdamW,
-    _hold_mean,
-    _hold_square,
     _mean_of,
+    _pack_mean,
+    _pack_square,
     _square_of,
     round_off,
     with_rest,
@@ -258,10 +258,10 @@ def test_moments_in_eight_bits_are_near_and_no_second_one_is_zero(seed: int, exp
     values[-1] = 0.0
     codes, scale = torch.zeros(len(values), dtype=torch.uint8), torch.zeros(4)
     greatest = values.view(4, BLOCK).abs().amax(1).repeat_interleave(BLOCK)
-    _hold_mean(values, codes, scale)
+    _pack_mean(values, codes, scale)
     found = _mean_of(codes, scale)
     assert ((found - values).abs() <= 2**-4 * values.abs() + 1e-5 * greatest).all()
-    _hold_square(values.abs(), codes, scale)
+    _pack_square(values.abs(), codes, scale)
     found = _square_of(codes, scale)
     share = values.abs()[BLOCK:] / greatest[BLOCK:]
     assert ((found[BLOCK:] / greatest[BLOCK:]) ** 0.25 - share**0.25).abs().max() <= 0.51 / 255 + 1 / 255 * (

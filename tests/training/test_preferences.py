@@ -34,7 +34,7 @@ from tuneloop.training.loss import (
     with_references,
 )
 from tuneloop.training.methods import attach
-from tuneloop.training.rows import PreferencePair, RatedAnswer, training_rows
+from tuneloop.training.rows import PreferencePair, UnpairedAnswer, training_rows
 from tuneloop.training.step import optimizer_step
 
 GOLDEN = json.loads(trl_values.FILE.read_text())
@@ -73,7 +73,7 @@ def test_kto_has_trls_value(tmp_path: Path) -> None:
     gold = GOLDEN["kto"]
     model = formula_model(tmp_path, "kto")
     triples = zip(rendered(gold["answers"]), rendered(gold["others"]), gold["good"], strict=True)
-    rated = [RatedAnswer(answer, other, good) for answer, other, good in triples]
+    rated = [UnpairedAnswer(answer, other, good) for answer, other, good in triples]
     with applied(BASE):
         rated = with_references(model, rated)  # type: ignore[assignment]
     config = TrainConfig(loss="kto", **SETTINGS)

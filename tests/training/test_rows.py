@@ -11,7 +11,7 @@ from tuneloop.models.load import Model
 from tuneloop.models.template import Rendered
 from tuneloop.records.rows import Message, Row
 from tuneloop.training.config import TrainConfig
-from tuneloop.training.rows import PreferencePair, RatedAnswer, check_rows, training_rows
+from tuneloop.training.rows import PreferencePair, UnpairedAnswer, check_rows, training_rows
 
 TALK: list[Message] = [
     {"role": "user", "content": "One?"},
@@ -75,7 +75,7 @@ def test_a_thumb_row_carries_its_prompt_with_another_rows_answer(tiny_model: Mod
     other: list[Message] = [{"role": "user", "content": "Three?"}, {"role": "assistant", "content": "Third."}]
     rows = [row(TALK, thumb=True), row(other, thumb=False), row(other)]
     first, second = training_rows(rows, tiny_model.template, TrainConfig(loss="kto"))
-    assert isinstance(first, RatedAnswer) and isinstance(second, RatedAnswer)
+    assert isinstance(first, UnpairedAnswer) and isinstance(second, UnpairedAnswer)
     assert (first.good, second.good) == (True, False)
     assert learned(tiny_model, first.answer) == "Second answer.<|eot_id|>"
     assert learned(tiny_model, first.other) == "Third.<|eot_id|>"

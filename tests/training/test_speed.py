@@ -54,7 +54,7 @@ def test_measuring_is_bounded_on_a_slow_machine_and_tells_its_speed(
         passes.append(tokens)
         now[0] += seconds_a_token * tokens
 
-    monkeypatch.setattr(speed, "_forth_and_back", passed)
+    monkeypatch.setattr(speed, "_forward_and_backward", passed)
     monkeypatch.setattr(speed, "time", SimpleNamespace(monotonic=lambda: now[0]))
     rows = make_rows(tiny_model.template, 400)
     row = max(speed.tokens_of(row) for row in rows)

@@ -11,7 +11,7 @@ import torch
 from tuneloop.core.errors import UserError
 from tuneloop.models.template import Rendered
 from tuneloop.records.distillation import TeacherLogits
-from tuneloop.training.top_logits import ROWS, TOKENS, Layout, TopStore, is_store, row_key, top_of
+from tuneloop.training.teachers import ROWS, TOKENS, Layout, TopStore, is_store, row_key, top_of
 
 ABOUT = TeacherLogits(teacher="big", teacher_key="k", vocabulary=500, top=8, temperature=1.0)
 ONE, TWO = Rendered([1, 2, 3, 4], [0, 0, 1, 1]), Rendered([1, 2, 9], [0, 0, 1])

@@ -16,7 +16,7 @@ from tuneloop.training.config import TrainConfig
 from tuneloop.training.loop import TrainingJob, train
 from tuneloop.training.methods import attach
 from tuneloop.training.optimizers import make_optimizer
-from tuneloop.training.rows import PreferencePair, RatedAnswer, _mismatched
+from tuneloop.training.rows import PreferencePair, UnpairedAnswer, _mismatched
 from tuneloop.training.run import TrainingRun
 
 SYSTEM = "You sort letters into drawers, with care, and answer with the drawer's name alone."
@@ -89,7 +89,7 @@ def for_loss(rows: list[Rendered], loss: str) -> list[Any]:
     others = [_mismatched(row, rows[i - 1]) for i, row in enumerate(rows)]
     if loss == "dpo":
         return [PreferencePair(*both) for both in zip(rows, others, strict=True)]
-    return [RatedAnswer(row, other, i % 2 == 0) for i, (row, other) in enumerate(zip(rows, others, strict=True))]
+    return [UnpairedAnswer(row, other, i % 2 == 0) for i, (row, other) in enumerate(zip(rows, others, strict=True))]
 
 
 def begin(model: Model, config: TrainConfig = CONFIG, rows: Any = (), **other: Any) -> TrainingRun:

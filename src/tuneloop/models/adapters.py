@@ -1,12 +1,12 @@
-"""Which adapter applies to which row, said for a forward pass and not kept on the model.
+"""Which adapter applies to which row, set for a forward pass and not kept on the model.
 
     with applied(BASE):                    # the base model: no adapter at all
         model.hidden(ids)
     with applied([first, BASE, second]):   # a row each: adapters by hash, see `shared.py`
         model.hidden(ids)
 
-Without `applied`, the adapter that training has attached applies to all rows (`ATTACHED`). What is said holds in the
-thread that says it, so that two threads can ask one model for different adapters at the same time.
+Without `applied`, the adapter that training has attached applies to all rows (`ATTACHED`). The setting holds in its
+thread alone, so that two threads can use different adapters of one model at the same time.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ class Assignment:
     rows: tuple[int, ...] = ()  # for each row its place among them; empty where there is one for all
     # For each token of the pass (rows * length) the place of its name, once the network knows its layout.
     which: Tensor | None = None
-    # For each name its tokens among them (indices); on a GPU, which would have to be waited for, no one works them out
-    # before they are needed.
+    # For each name its tokens among them (indices); on a GPU, which would have to be waited for, only when needed.
     tokens: tuple[Tensor, ...] = ()
 
     @property
@@ -51,10 +50,7 @@ _ASSIGNED: ContextVar[Assignment | None] = ContextVar("adapters", default=None)
 
 
 def assignment() -> Assignment | None:
-    """What holds in this thread now; None: the attached adapter for all rows.
-
-    What is compiled computes with the attached adapter: passes with another one go around it, see `LlamaModel`.
-    """
+    """What holds in this thread now; None, also while compiling: the attached adapter for all rows."""
     import torch
 
     return None if torch.compiler.is_compiling() else _ASSIGNED.get()
@@ -67,11 +63,7 @@ def is_mixed() -> bool:
 
 
 def applied_now() -> str:
-    """The adapter that applies to all rows in this thread now.
-
-    Raises:
-        ValueError: rows have different ones.
-    """
+    """The adapter that applies to all rows in this thread now. Raises ValueError: rows have different ones."""
     if is_mixed():
         raise ValueError("rows have different adapters")
     now = _ASSIGNED.get()
@@ -81,19 +73,15 @@ def applied_now() -> str:
 @contextmanager
 def applied(names: str | Sequence[str]) -> Iterator[None]:
     """Passes within use these adapters: one for all rows, or one for each row."""
-    if isinstance(names, str):
-        chosen = Assignment((names,))
-    else:
-        distinct = tuple(dict.fromkeys(names))
-        chosen = Assignment(distinct, tuple(map(distinct.index, names)) if len(distinct) > 1 else ())
-    with assigned(chosen):
+    distinct = (names,) if isinstance(names, str) else tuple(dict.fromkeys(names))
+    with assigned(Assignment(distinct, tuple(map(distinct.index, names)) if len(distinct) > 1 else ())):
         yield
 
 
 @contextmanager
-def assigned(chosen: Assignment) -> Iterator[None]:
-    """`applied`, of an assignment that is known."""
-    token = _ASSIGNED.set(chosen)
+def assigned(assignment: Assignment) -> Iterator[None]:
+    """`applied`, of an assignment."""
+    token = _ASSIGNED.set(assignment)
     try:
         yield
     finally:
@@ -113,17 +101,9 @@ def some_rows(rows: slice) -> Iterator[None]:
 
 @contextmanager
 def rows_of_tokens(of_tokens: Tensor, rows: int) -> Iterator[None]:
-    """Within the network: the row that each token of the pass belongs to, in the layout that layers see.
-
-    What was said before for as many tokens holds on: a pass that is recorded can't work it out again.
-
-    Args:
-        of_tokens: a row for each token, on the device of the pass.
-        rows: of the pass.
-
-    Raises:
-        ValueError: adapters were named for another number of rows.
-    """
+    """Within the network: `of_tokens` has the row of each token of the pass, in the layout that layers see. What holds
+    for as many tokens already stays: a recorded pass can't work it out again. Raises ValueError: adapters were named
+    for another number of rows."""
     now = _ASSIGNED.get()
     if now is None or not now.mixed or (now.which is not None and len(now.which) == len(of_tokens)):
         yield
@@ -132,17 +112,16 @@ def rows_of_tokens(of_tokens: Tensor, rows: int) -> Iterator[None]:
 
     if rows != len(now.rows):
         raise ValueError(f"adapters are named for {counted(len(now.rows), 'row')}, and the pass has {rows}")
-    which = put(torch.tensor(now.rows), of_tokens.device).index_select(0, of_tokens)
-    assigned_rows = replace(now, which=which)
+    now = replace(now, which=put(torch.tensor(now.rows), of_tokens.device).index_select(0, of_tokens))
     if backend(of_tokens.device).is_cpu:
-        assigned_rows = replace(assigned_rows, tokens=_tokens_of(assigned_rows))
-    with assigned(assigned_rows):
+        now = replace(now, tokens=_tokens_of(now))
+    with assigned(now):
         yield
 
 
 @contextmanager
 def tokens_on(device: torch.device) -> Iterator[None]:
-    """Within the network: what is said of tokens, on the card of some layers."""
+    """Within the network: the assignment of tokens, on the card of some layers."""
     now = _ASSIGNED.get()
     if now is None or now.which is None:
         yield
@@ -167,7 +146,7 @@ class LayerAdapter(Protocol):
         """The base layer's output `y` (tokens, C) of `x` with the adapter's part added."""
 
 
-# Adds all adapters' parts to the base layer's output `y` of `x`, to each token the part of its own.
+# Adds to the base layer's output `y` of `x` at each token the part of its adapter.
 AddAll = Callable[["Tensor", "Tensor", Assignment], "Tensor | None"]
 
 
@@ -180,13 +159,12 @@ def forward_assigned(
 
     Args:
         base: the layer without adapters.
-        find: the adapter of a name in this layer, which may have none of it.
+        find: the adapter of a name in this layer, if it has one there.
         add_all: adds the parts of all at once, where it can; on a GPU, where work is not cut into small pieces.
     """
     if not now.mixed:
         update = find(now.names[0])
-        alone: Tensor = base(x) if update is None else update.forward_alone(x)
-        return alone
+        return base(x) if update is None else update.forward_alone(x)
     flat = x.flatten(0, -2)
     y: Tensor = base(flat)
     if add_all is not None and not now.tokens and (all_added := add_all(flat, y, now)) is not None:

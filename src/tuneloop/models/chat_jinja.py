@@ -1,8 +1,8 @@
-"""Jinja for chat templates, which come with a model and are programs of other people: sandboxed, and bounded in time and memory.
+"""Jinja for chat templates, which come with a model and are foreign programs: sandboxed, bounded in time and memory.
 
-The sandbox keeps a template from the machine; it does not keep it from a loop without end or from a text of a terabyte. So
-what a template does is counted while it renders: characters that are made, steps of loops, calls. No single operation
-can make more than what is left, and the clock is looked at between operations.
+The sandbox keeps a template from the machine; it does not keep it from a loop without end or from a text of a terabyte.
+So what a template does is counted while it renders: characters that are made, steps of loops, calls. No single
+operation can make more than what is left, and the clock is looked at between operations.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ LOOK = 2_000  # characters between looks at the clock
 ITEM = 100  # characters that an item of a list, a step or a call counts as
 MOST_NUMBER = 1_000_000  # that a function may be given: a width, a number of spaces
 # What these make is longer than what they get: up to one argument's length for each character or item of another.
-GROWING = frozenset(
-    ["*", "join", "center", "ljust", "rjust", "zfill", "indent", "wordwrap", "expandtabs", "tojson", "xmlattr", "translate", "sum"]
-)  # fmt: skip
+GROWING = frozenset([
+    "*", "join", "center", "ljust", "rjust", "zfill", "indent", "wordwrap", "expandtabs", "tojson", "xmlattr",
+    "translate", "sum",
+])  # fmt: skip
 # In a format: a width of a thousand characters and more, or one that an argument gives.
 _WIDE = re.compile(r"%[-+ #0]*(\d{4}|\*)|{[^{}]*:[^{}]*(\d{4}|{)")
 
@@ -61,12 +62,8 @@ class Bounded(ImmutableSandboxedEnvironment):
         self.filters |= {"_steps": self._steps, "_count": self.count}
 
     def render(self, template: Template, values: Mapping[str, Any]) -> str:
-        """The text that a template writes.
-
-        Raises:
-            TooMuch: it takes longer than `SECONDS`, or makes more than `CHARACTERS`.
-            Exception: whatever the template raises.
-        """
+        """The text that a template writes. Raises TooMuch: it takes longer than `SECONDS` or makes more than
+        `CHARACTERS`; and whatever the template raises."""
         self._meter.__init__()  # type: ignore[misc]  # from here on
         return template.render(values)
 
@@ -92,19 +89,19 @@ class Bounded(ImmutableSandboxedEnvironment):
         self._count_call("" if numbers else operator, (left, right))
         return super().call_binop(context, operator, left, right)
 
-    def call(self, context: Any, function: Any, /, *args: Any, **named: Any) -> Any:
+    def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """A result of a function, a macro or a method."""
         owner = getattr(getattr(function, "__wrapped__", function), "__self__", None)  # `str.format` is wrapped
-        self._count_call(getattr(function, "__name__", ""), (owner, *args, *named.values()))
-        return super().call(context, function, *args, **named)
+        self._count_call(getattr(function, "__name__", ""), (owner, *args, *kwargs.values()))
+        return super().call(context, function, *args, **kwargs)
 
-    def _generate(self, source: nodes.Template, *args: Any, **named: Any) -> str:
-        return super()._generate(_Counting().visit(source), *args, **named)
+    def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
+        return super()._generate(_Counting().visit(source), *args, **kwargs)
 
     def _counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*args: Any, **named: Any) -> Any:
-            self._count_call(name, (*args, *named.values()))
-            return function(*args, **named)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self._count_call(name, (*args, *kwargs.values()))
+            return function(*args, **kwargs)
 
         counted.__dict__.update(getattr(function, "__dict__", {}))  # whether it takes the context
         return counted
@@ -161,28 +158,35 @@ def _size(value: Any) -> int:
     return size
 
 
+def _filter(value: Any, name: str, *args: nodes.Expr) -> nodes.Filter:
+    return nodes.Filter(value, name, list(args), [], None, None)
+
+
+def _characters(node: nodes.Node) -> nodes.Const:
+    """Characters that a block of a template writes each time."""
+    return nodes.Const(sum(len(data.data) for data in node.find_all(nodes.TemplateData)))
+
+
 class _Counting(NodeTransformer):
-    """What makes texts or takes time, and which the sandbox does not pass through its environment, as filters of ours."""
+    """What makes texts or takes time without a call to the environment becomes a filter of ours."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)
-        written = nodes.Const(sum(len(data.data) for data in node.find_all(nodes.TemplateData)))
-        node.iter = nodes.Filter(node.iter, "_steps", [written], [], None, None)
+        node.iter = _filter(node.iter, "_steps", _characters(node))
         return node
 
     def visit_Macro(self, node: nodes.Macro) -> nodes.Macro:
         self.generic_visit(node)
-        written = nodes.Const(sum(len(data.data) for data in node.find_all(nodes.TemplateData)))
-        node.body.insert(0, nodes.ExprStmt(nodes.Filter(written, "_count", [], [], None, None)))
+        node.body.insert(0, nodes.ExprStmt(_filter(_characters(node), "_count")))
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:
         self.generic_visit(node)
-        return nodes.Filter(nodes.List(node.nodes), "_joined", [], [], None, None)
+        return _filter(nodes.List(node.nodes), "_joined")
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Expr:
         self.generic_visit(node)
         if not isinstance(node.arg, nodes.Slice):
             return node
-        ends = [end or nodes.Const(None) for end in (node.arg.start, node.arg.stop, node.arg.step)]
-        return nodes.Filter(node.node, "_part", ends, [], None, None)
+        ends = (end or nodes.Const(None) for end in (node.arg.start, node.arg.stop, node.arg.step))
+        return _filter(node.node, "_part", *ends)

@@ -20,11 +20,7 @@ from tuneloop.models.adapters import rows_of_tokens
 
 
 def load(folder: Path, dtype: torch.dtype) -> nn.Module:
-    """Load any causal language model that Transformers knows.
-
-    Raises:
-        UserError: Transformers is not installed, or can't load it.
-    """
+    """Load any causal language model that Transformers knows. Raises UserError: it can't, or is not installed."""
     with _user_errors(folder), without_bars():
         from transformers import AutoModelForCausalLM
 
@@ -33,17 +29,14 @@ def load(folder: Path, dtype: torch.dtype) -> nn.Module:
         )
         compressor = getattr(getattr(net, "hf_quantizer", None), "compressor", None)
         if compressor is not None:
-            # It would unpack in a hook of the whole model's forward pass, and the decoder alone is asked.
-            compressor.decompress_model(model=net)
+            compressor.decompress_model(
+                model=net
+            )  # only the whole model's forward pass would unpack, not the decoder's
     return net
 
 
 def empty(folder: Path) -> nn.Module:
-    """The modules of such a model, their weights without values.
-
-    Raises:
-        UserError: as `load`.
-    """
+    """The modules of such a model, their weights without values. Raises UserError: as `load`."""
     with _user_errors(folder), torch.device("meta"):
         from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -57,15 +50,13 @@ def _user_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except ImportError:
-        raise UserError(
-            "This architecture, or its weights in fewer bits, needs another package", where=str(folder),
-            next_step="pip install 'tuneloop[transformers]', and 'tuneloop[compressed]' for weights in compressed-tensors' layout",
-        ) from None  # fmt: skip
+        what = "This architecture, or its weights in fewer bits, needs another package"
+        step = "pip install 'tuneloop[transformers]', and 'tuneloop[compressed]' for compressed-tensors weights"
+        raise UserError(what, where=str(folder), next_step=step) from None
     except Exception as error:  # whatever its classes raise for a configuration that makes no sense
-        raise UserError(
-            f"Transformers can't load this model: {(str(error).splitlines() or [type(error).__name__])[0][:200]}",
-            where=str(folder), next_step="check that it is a causal language model and complete",
-        ) from None  # fmt: skip
+        what = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        step = "check that it is a causal language model and complete"
+        raise UserError(f"Transformers can't load this model: {what}", where=str(folder), next_step=step) from None
 
 
 class TransformersCache:
@@ -83,29 +74,29 @@ class TransformersCache:
 
     def select(self, rows: Tensor) -> TransformersCache:
         """The same for some rows, or for rows repeated; a copy."""
-        chosen = copy.deepcopy(self.inner)
-        chosen.batch_select_indices(rows)
-        return TransformersCache(chosen)
+        inner = copy.deepcopy(self.inner)
+        inner.batch_select_indices(rows)
+        return TransformersCache(inner)
 
-    def joined(self, other: TransformersCache, held: int = 0) -> TransformersCache:
+    def joined(self, other: TransformersCache, prefix: int = 0) -> TransformersCache:
         """The rows of both; see `KeyValues.joined`."""
-        chosen = copy.deepcopy(self.inner)
+        inner = copy.deepcopy(self.inner)
         length = max(self.length, other.length)
 
         def aligned(x: Tensor) -> Tensor:
             return torch.nn.functional.pad(x, (0, 0, length - x.shape[2], 0))
 
-        for mine, theirs in zip(chosen.layers, other.inner.layers, strict=True):
+        for mine, theirs in zip(inner.layers, other.inner.layers, strict=True):
             mine.keys = torch.cat((aligned(mine.keys), aligned(theirs.keys)))
             mine.values = torch.cat((aligned(mine.values), aligned(theirs.values)))
-        return TransformersCache(chosen)
+        return TransformersCache(inner)
 
-    def without_first(self, places: int, held: int = 0) -> TransformersCache:
+    def without_first(self, places: int, prefix: int = 0) -> TransformersCache:
         """Without so many places at the beginning; a copy."""
-        chosen = copy.deepcopy(self.inner)
-        for layer in chosen.layers:
+        inner = copy.deepcopy(self.inner)
+        for layer in inner.layers:
             layer.keys, layer.values = layer.keys[:, :, places:], layer.values[:, :, places:]
-        return TransformersCache(chosen)
+        return TransformersCache(inner)
 
 
 @functools.cache
@@ -129,9 +120,7 @@ def hidden(
     rows, length = ids_BT.shape
     with rows_of_tokens(torch.arange(rows, device=ids_BT.device).repeat_interleave(length), rows):
         decoder: Any = net.get_decoder()  # type: ignore[operator]
-        out = decoder(
-            input_ids=ids_BT, attention_mask=bias, position_ids=positions_BT, use_cache=cache is not None,
-            **{_cache_argument(decoder.__class__): cache.inner if cache is not None else None},
-        )  # fmt: skip
-    state: Tensor = out.last_hidden_state
+        inputs = {"input_ids": ids_BT, "attention_mask": bias, "position_ids": positions_BT}
+        inputs[_cache_argument(decoder.__class__)] = cache.inner if cache is not None else None
+        state: Tensor = decoder(**inputs, use_cache=cache is not None).last_hidden_state
     return state

@@ -17,34 +17,24 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, sha256_file, user_errors_of_the_disk, write_bytes, write_json, write_text
 
 _LAYER = {
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+}  # fmt: skip
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+OTHER_FILES = "use the model's safetensors folder"
 
 # How a byte-level BPE vocabulary cuts text before merging, by the name GGUF gives it.
 _PRE_TOKENIZERS = {
     "smollm": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    "llama-bpe": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "llama-bpe": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
 
 
 def convert(source: Path, folder: Path) -> Path:
-    """Dequantise a GGUF file (Llama architecture, byte-level BPE) to bf16 safetensors next to a config and tokenizer, once.
-
-    Args:
-        folder: where the model goes, loadable by Transformers too; `source.json` in it is written last and names the source.
-
-    Raises:
-        UserError: not a Llama GGUF, or no space.
-    """
+    """Dequantise a GGUF file (Llama, byte-level BPE) once: to bf16 safetensors, config and tokenizer, loadable by
+    Transformers too, and last `source.json`, which names the source. Raises UserError: another model, or no space."""
     last = folder / "source.json"
     stamp = {"file": source.name, "bytes": source.stat().st_size, "mtime_ns": source.stat().st_mtime_ns, "layout": 1}
     if _is_converted(last, stamp):
@@ -58,7 +48,7 @@ def convert(source: Path, folder: Path) -> Path:
         if _is_converted(last, stamp):  # by the process that was waited for
             return folder
         last.unlink(missing_ok=True)
-        with _sense(source):
+        with _user_errors_of_fields(source):
             _write_model(source, folder)
         write_json(last, {**stamp, "sha256": sha256_file(source)})
     return folder
@@ -67,45 +57,39 @@ def convert(source: Path, folder: Path) -> Path:
 def _is_converted(last: Path, stamp: Mapping[str, Any]) -> bool:
     """Whether the file written last names the same source."""
     try:
-        written = json.loads(last.read_text())
+        source = json.loads(last.read_text())
     except (FileNotFoundError, ValueError):
         return False
-    return isinstance(written, dict) and written.items() >= stamp.items()
+    return isinstance(source, dict) and source.items() >= stamp.items()
 
 
 def read_tokenizer(source: Path, folder: Path) -> None:
-    """Write the tokenizer and the chat template of a GGUF file into a folder, without its weights.
-
-    Raises:
-        UserError: not a readable GGUF file, or a tokenizer that is not known here.
-    """
+    """Write the tokenizer and the chat template of a GGUF file into a folder, without its weights. Raises UserError:
+    not a readable GGUF file, or a tokenizer that is not known here."""
     fields = _fields(source)
-    with _sense(source):
+    with _user_errors_of_fields(source):
         _write_tokenizer(fields, folder)
 
 
 @contextlib.contextmanager
-def _sense(source: Path) -> Iterator[None]:
-    """Say of fields that are missing or don't go together whose they are."""
+def _user_errors_of_fields(source: Path) -> Iterator[None]:
+    """Name the file whose fields are missing or contradict each other."""
     try:
         yield
     except (UserError, OSError, MemoryError):
         raise
     except Exception as error:  # a foreign file: its numbers go into shapes, its names into the tokenizer
         what = f"lacks {error}" if isinstance(error, KeyError) else f"makes no sense: {error}"
-        raise UserError(
-            f"The GGUF file {what}", where=str(source), next_step="use the model's safetensors folder"
-        ) from None
+        raise UserError(f"The GGUF file {what}", where=str(source), next_step=OTHER_FILES) from None
 
 
 def _fields(source: Path) -> dict[str, Any]:
     """The fields of a GGUF file of a kind that is known here."""
     fields = read_header(source).fields
-    if fields.get("general.architecture") != "llama" or fields.get("tokenizer.ggml.model") != "gpt2":
-        raise UserError(
-            f"Only Llama models with a byte-level BPE tokenizer can be read from GGUF, not {fields.get('general.architecture')!r}",
-            where=str(source), next_step="use the model's safetensors folder",
-        )  # fmt: skip
+    kind = fields.get("general.architecture")
+    if kind != "llama" or fields.get("tokenizer.ggml.model") != "gpt2":
+        what = f"Only Llama models with a byte-level BPE tokenizer can be read from GGUF, not {kind!r}"
+        raise UserError(what, where=str(source), next_step=OTHER_FILES)
     return fields
 
 
@@ -119,9 +103,7 @@ def _write_model(source: Path, folder: Path) -> None:
     try:
         reader = gguf.GGUFReader(source)
     except Exception as error:  # the library trusts its file
-        raise UserError(
-            f"Not a readable GGUF file: {error}", where=str(source), next_step="download it again"
-        ) from None
+        raise _unreadable(source, error) from None
     tensors: dict[str, Any] = {}
     for tensor in reader.tensors:
         match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", tensor.name)
@@ -146,25 +128,18 @@ def _config(fields: dict[str, Any]) -> dict[str, Any]:
     llama = {key.removeprefix("llama."): value for key, value in fields.items() if key.startswith("llama.")}
     heads = llama["attention.head_count"]
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama",
         "vocab_size": llama.get("vocab_size", len(fields["tokenizer.ggml.tokens"])),
-        "hidden_size": llama["embedding_length"],
-        "intermediate_size": llama["feed_forward_length"],
-        "num_hidden_layers": llama["block_count"],
-        "num_attention_heads": heads,
+        "hidden_size": llama["embedding_length"], "intermediate_size": llama["feed_forward_length"],
+        "num_hidden_layers": llama["block_count"], "num_attention_heads": heads,
         "num_key_value_heads": llama.get("attention.head_count_kv", heads),
         "head_dim": llama.get("rope.dimension_count", llama["embedding_length"] // heads),
         "max_position_embeddings": llama["context_length"],
         "rms_norm_eps": float(f"{llama['attention.layer_norm_rms_epsilon']:.6g}"),
-        "rope_theta": llama.get("rope.freq_base", 10000.0),
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "bos_token_id": fields.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": fields.get("tokenizer.ggml.eos_token_id"),
-        "torch_dtype": "bfloat16",
-    }
+        "rope_theta": llama.get("rope.freq_base", 10000.0), "hidden_act": "silu", "attention_bias": False,
+        "mlp_bias": False, "bos_token_id": fields.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": fields.get("tokenizer.ggml.eos_token_id"), "torch_dtype": "bfloat16",
+    }  # fmt: skip
 
 
 def gguf_name(name: str) -> str | None:
@@ -177,7 +152,7 @@ def gguf_name(name: str) -> str | None:
 
 
 def permuted(weight: Any, heads: int) -> Any:
-    """Rows of q or k (heads * D, ...) in llama.cpp's order: it has the two of a rotary pair side by side, Transformers has halves."""
+    """Rows of q or k (heads * D, ...) in llama.cpp's order, with rotary pairs side by side; Transformers has halves."""
     rows = weight.shape[0]
     return weight.reshape(heads, 2, rows // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
 
@@ -191,8 +166,7 @@ def _write_tokenizer(fields: dict[str, Any], folder: Path) -> None:
     merges = [tuple(merge.split(" ", 1)) for merge in fields["tokenizer.ggml.merges"]]
     pre = fields.get("tokenizer.ggml.pre", "")
     if pre not in _PRE_TOKENIZERS:
-        step = "use the model's safetensors folder"
-        raise UserError(f"GGUF pre-tokenizer {pre!r} is not known here", where=str(folder), next_step=step)
+        raise UserError(f"GGUF pre-tokenizer {pre!r} is not known here", where=str(folder), next_step=OTHER_FILES)
     tokenizer = Tokenizer(BPE({t: i for i, t in enumerate(tokens)}, merges, ignore_merges=pre == "llama-bpe"))
     steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if pre == "smollm" else []
     steps.append(pre_tokenizers.Split(Regex(_PRE_TOKENIZERS[pre]), "isolated"))
@@ -207,12 +181,11 @@ def _write_tokenizer(fields: dict[str, Any], folder: Path) -> None:
         number = fields.get(f"tokenizer.ggml.{which}_token_id")
         return None if number is None else tokens[number]
 
+    names = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
     write_json(folder / "tokenizer_config.json", {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": token("bos"), "eos_token": token("eos"), "pad_token": token("padding"), "unk_token": token("unknown"),
+        "tokenizer_class": "PreTrainedTokenizerFast", **{f"{ours}_token": token(name) for ours, name in names.items()},
         "add_bos_token": bool(fields.get("tokenizer.ggml.add_bos_token", False)),
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": fields.get("llama.context_length"),
+        "clean_up_tokenization_spaces": False, "model_max_length": fields.get("llama.context_length"),
         "chat_template": fields.get("tokenizer.chat_template"),
     })  # fmt: skip
 
@@ -232,16 +205,16 @@ class Header:
 
 
 def read_header(file: Path) -> Header:
-    """Read what comes before the weights.
-
-    Raises:
-        UserError: not a GGUF file, one that ends too early, or one for processors with the other order of bytes.
-    """
+    """Read what comes before the weights. Raises UserError: not a little-endian GGUF file, or an incomplete one."""
     try:
         with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _header(_Reader(data))
     except (ValueError, OSError, struct.error, KeyError, OverflowError, MemoryError, RecursionError) as error:
-        raise UserError(f"Not a readable GGUF file: {error}", where=str(file), next_step="download it again") from None
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: Path, error: Exception) -> UserError:
+    return UserError(f"Not a readable GGUF file: {error}", where=str(file), next_step="download it again")
 
 
 class _Reader:

@@ -1,11 +1,10 @@
 """The Llama architecture, written for small batches on CPUs as much as for GPUs.
 
-Module and parameter names are those of Transformers' `LlamaForCausalLM`, so that checkpoints load and
-save unchanged and adapters keep their PEFT names. What differs is the arithmetic's order: heads that
-share keys are computed together instead of repeating the keys, short rows use plain batched matrix
-products (in bf16 on CPUs SDPA is slower below some 700 tokens), elementwise steps are fused by hand
-with their gradients, and the vocabulary projection is left to the caller, who needs it for few positions.
-Proven equal to Transformers in tests/models/test_llama.py.
+Module and parameter names are those of Transformers' `LlamaForCausalLM`, so that checkpoints load and save unchanged
+and adapters keep their PEFT names. What differs is the arithmetic's order: heads that share keys are computed together
+instead of repeating the keys, short rows use plain batched matrix products (in bf16 on CPUs SDPA is slower below some
+700 tokens), elementwise steps are fused by hand with their gradients, and the vocabulary projection is left to the
+caller, who needs it for few positions. Proven equal to Transformers in tests/models/test_llama.py.
 """
 
 from __future__ import annotations
@@ -27,7 +26,11 @@ from tuneloop.core.threads import adapt_threads
 from tuneloop.models.adapters import assignment, is_mixed, rows_of_tokens, some_rows, tokens_on
 from tuneloop.models.lora import side_by_side
 
-# Shape suffixes: B rows, T new tokens, S tokens attended to, H heads, K key heads, G = H / K, D head size, C hidden size.
+# Shape suffixes: B rows, T new tokens, S attended tokens, H heads, K key heads, G = H / K, D head size, C hidden size.
+ROPE_NUMBERS = {
+    "linear": ("factor",),
+    "llama3": ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor", "factor"),
+}
 
 
 @dataclass(frozen=True)
@@ -49,35 +52,29 @@ class LlamaConfig:
 
     @staticmethod
     def from_json(config: dict[str, Any]) -> LlamaConfig:
-        """Read Transformers' `config.json`, of version 4 (`rope_scaling`) or 5 (`rope_parameters`).
-
-        Raises:
-            UserError: a number is missing or can't be.
-        """
+        """Read Transformers' `config.json`, version 4 or 5. Raises UserError: a number is missing or can't be."""
         rope = _rope(config)
         heads, hidden = _count(config, "num_attention_heads"), _count(config, "hidden_size")
+        key_heads = _count(config, "num_key_value_heads", heads)
+        head_size = _count(config, "head_dim", max(hidden // heads, 1))
         parsed = LlamaConfig(
-            vocab_size=_count(config, "vocab_size"), hidden_size=hidden,
+            vocab_size=_count(config, "vocab_size"),
+            hidden_size=hidden,
             intermediate_size=_count(config, "intermediate_size"),
-            layers=_count(config, "num_hidden_layers", most=2000), heads=heads,
-            key_heads=_count(config, "num_key_value_heads", heads),
-            head_size=_count(config, "head_dim", max(hidden // heads, 1)),
+            layers=_count(config, "num_hidden_layers", most=2000),
+            heads=heads,
+            key_heads=key_heads,
+            head_size=head_size,
             norm_eps=_positive(config, "rms_norm_eps", 1e-6),
             rope_theta=_positive(rope if rope.get("rope_theta") else config, "rope_theta", 10000.0),
-            rope_scaling=dict(rope), tied=bool(config.get("tie_word_embeddings", False)),
+            rope_scaling=dict(rope),
+            tied=bool(config.get("tie_word_embeddings", False)),
             context=_count(config, "max_position_embeddings", 2048, most=10**9),
-        )  # fmt: skip
-        kind = rope.get("rope_type", rope.get("type"))
-        for key in (
-            ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor") if kind == "llama3" else ()
-        ):
+        )
+        for key in ROPE_NUMBERS.get(rope.get("rope_type", rope.get("type", "")), ()):
             _positive(rope, key)
-        if kind in ("llama3", "linear"):
-            _positive(rope, "factor")
-        if heads % parsed.key_heads or parsed.head_size % 2 or parsed.head_size * heads > 10**6:
-            raise _wrong(
-                "num_attention_heads, num_key_value_heads, head_dim", (heads, parsed.key_heads, parsed.head_size)
-            )
+        if heads % key_heads or head_size % 2 or head_size * heads > 10**6:
+            raise _wrong("num_attention_heads, num_key_value_heads, head_dim", (heads, key_heads, head_size))
         return parsed
 
     @staticmethod
@@ -116,19 +113,14 @@ def _positive(config: Mapping[str, Any], key: str, usual: float | None = None) -
 
 
 def _wrong(key: str, value: object) -> UserError:
-    return UserError(
-        f"The model's configuration has {key} = {value!r:.60}, which can't be", where="config.json",
-        next_step="download the model again",
-    )  # fmt: skip
+    what = f"The model's configuration has {key} = {value!r:.60}, which can't be"
+    return UserError(what, where="config.json", next_step="download the model again")
 
 
 def rope_frequencies(config: LlamaConfig) -> Tensor:
-    """Inverse frequencies (D / 2) of the rotary embedding.
-
-    Source: Su et al. 2021 (arXiv 2104.09864); the `llama3` rescaling of long wavelengths as published with
-    Llama 3.1: wavelengths above context/low_freq_factor are stretched, those below context/high_freq_factor
-    kept, those between interpolated.
-    """
+    """Inverse frequencies (D / 2) of the rotary embedding (Su et al. 2021, arXiv 2104.09864); with Llama 3.1's
+    rescaling wavelengths above context/low_freq_factor are stretched, those below context/high_freq_factor kept, others
+    interpolated."""
     steps = torch.arange(0, config.head_size, 2, dtype=torch.int64).float() / config.head_size
     inverse = 1.0 / (config.rope_theta**steps)
     scaling = config.rope_scaling
@@ -148,8 +140,7 @@ def rope_frequencies(config: LlamaConfig) -> Tensor:
 
 
 class _RmsNorm(torch.autograd.Function):
-    """Root-mean-square normalisation; keeps its input for the gradient, which torch's own takes in many more passes where it
-    has no kernel for it."""
+    """Root-mean-square normalisation; keeps its input for the gradient: without a kernel torch's takes more passes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -201,19 +192,14 @@ class RmsNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == self.weight.dtype and backend(x.device).has_fused_norm():
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        out: Tensor = _RmsNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
-        return out
+        return _RmsNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call,no-any-return]
 
 
 class KeyValues:
     """Keys and values of the tokens read so far, for each layer (B, K, S, D), in buffers that grow in steps.
 
-    Attention reads whole buffers, the unused end masked: a narrowed view would be copied at every step.
-
-    Args:
-        layers: of the model.
-        device: where the buffers will be, which says by how much they grow; None: the processor.
-        cards: of each layer, where they are on several.
+    Attention reads whole buffers, the unused end masked: a narrowed view would be copied at every step. They grow as
+    suits their device (None: the processor); `cards` of each layer, where they are on several.
     """
 
     keeps = True  # whether what extends it stays in it
@@ -246,88 +232,78 @@ class KeyValues:
         return self.capacity if self.capacity >= needed else self.room_for(needed)
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append the new tokens' keys and values and return the buffers (B, K, `capacity_for`, D).
-
-        With `at` each row's single token is put at its place, and the buffers' length is left to who has set it.
-        """
+        """Append the new tokens' keys and values and return the buffers (B, K, `capacity_for`, D). With `at` each row's
+        single token is put at its place, and the buffers' length is left to who has set it."""
         if self.at is not None:
             places = self.at[:, None, None, None].expand(keys.shape)
-            for held, added in ((self.keys, keys), (self.values, values)):
-                held[layer].scatter_(2, places, added)  # type: ignore[union-attr]
+            for buffers, added in ((self.keys, keys), (self.values, values)):
+                buffers[layer].scatter_(2, places, added)  # type: ignore[union-attr]
             return self.keys[layer], self.values[layer]  # type: ignore[return-value]
         old, new = self.lengths[layer], self.lengths[layer] + keys.shape[2]
-        for held, added in ((self.keys, keys), (self.values, values)):
-            buffer = held[layer]
+        for buffers, added in ((self.keys, keys), (self.values, values)):
+            buffer = buffers[layer]
             if buffer is None or buffer.shape[2] < new:
                 shape = (added.shape[0], added.shape[1], self.room_for(new), added.shape[3])
-                buffer = self._grow(held, layer, added, shape)
+                buffer = self._grow(buffers, layer, added, shape)
             buffer[:, :, old:new] = added
         self.lengths[layer] = new
         return self.keys[layer], self.values[layer]  # type: ignore[return-value]
 
-    def _grow(self, held: list[Tensor | None], layer: int, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def _grow(self, buffers: list[Tensor | None], layer: int, like: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Put a larger buffer of the kind of `like` in the place of a layer's."""
-        buffer, grown = held[layer], like.new_zeros(shape, device=self.cards[layer] if self.cards else like.device)
+        buffer, grown = buffers[layer], like.new_zeros(shape, device=self.cards[layer] if self.cards else like.device)
         if buffer is not None:
             grown[:, :, : self.lengths[layer]] = buffer[:, :, : self.lengths[layer]]
-        held[layer] = grown
+        buffers[layer] = grown
         return grown
 
     def reserve(self, rows: int, new: int, like: Tensor, shape: tuple[int, int]) -> None:
-        """Make room for `new` more tokens in each of `rows` rows; buffers are of the kind of `like`, `shape` is (K, D)."""
+        """Make room for `new` more tokens in each of `rows` rows, in buffers of the kind of `like`; `shape`: (K, D)."""
         capacity = self.capacity_for(new)
-        for held in (self.keys, self.values):
-            for layer, buffer in enumerate(held):
+        for buffers in (self.keys, self.values):
+            for layer, buffer in enumerate(buffers):
                 if buffer is None or buffer.shape[2] < capacity:
-                    self._grow(held, layer, like, (rows, shape[0], capacity, shape[1]))
+                    self._grow(buffers, layer, like, (rows, shape[0], capacity, shape[1]))
 
     def select(self, rows: Tensor | slice) -> KeyValues:
-        """Some rows, or rows repeated (B' indices), as a copy.
+        """Some rows, or rows repeated (B' indices), as a copy; of a slice a window that shares the buffers."""
+        on_cards = {card: rows.to(card) for card in dict.fromkeys(self.cards)} if isinstance(rows, Tensor) else {}
+        at = [on_cards.get(card, rows) for card in self.cards or [self.device] * len(self.keys)]
+        return self._mapped(lambda layer, buffer: buffer[at[layer]], self.length)
 
-        Of a slice it is a window on buffers that have room: what extends it is written here too.
-        """
-        of = {card: rows.to(card) for card in dict.fromkeys(self.cards)} if isinstance(rows, Tensor) else {}
-        at = [of.get(card, rows) for card in self.cards or [self.device] * len(self.keys)]
-        return self._with([None if k is None else k[i] for k, i in zip(self.keys, at, strict=True)],
-                          [None if v is None else v[i] for v, i in zip(self.values, at, strict=True)], self.length)  # fmt: skip
-
-    def _with(self, keys: list[Tensor | None], values: list[Tensor | None], length: int) -> KeyValues:
-        copied = KeyValues(len(keys), self.device, self.cards)
-        copied.keys, copied.values, copied.lengths = keys, values, [length] * len(keys)
+    def _mapped(self, function: Callable[[int, Tensor], Tensor], length: int) -> KeyValues:
+        """A cache with a function of each layer's buffers."""
+        copied = KeyValues(len(self.keys), self.device, self.cards)
+        copied.keys = [None if key is None else function(layer, key) for layer, key in enumerate(self.keys)]
+        copied.values = [None if value is None else function(layer, value) for layer, value in enumerate(self.values)]
+        copied.lengths = [length] * len(self.keys)
         return copied
 
-    def joined(self, other: KeyValues, held: int = 0) -> KeyValues:
-        """The rows of both; the shorter ones get empty places in front of their tokens, behind the first `held`.
-
-        Args:
-            held: places at the beginning that are the same in all rows (a prefix).
-        """
+    def joined(self, other: KeyValues, prefix: int = 0) -> KeyValues:
+        """The rows of both; shorter ones get empty places behind the first `prefix`, which are the same in all rows."""
         both = KeyValues(len(self.keys), self.device, self.cards)
         length = max(self.length, other.length)
         for into, mine, theirs in ((both.keys, self.keys, other.keys), (both.values, self.values, other.values)):
             for layer, (a, b) in enumerate(zip(mine, theirs, strict=True)):
                 assert a is not None and b is not None
-                grown = a.new_zeros(a.shape[0] + b.shape[0], a.shape[1], self.room_for(length), a.shape[3])
-                for rows, part, n in (
-                    (slice(None, a.shape[0]), a, self.length),
-                    (slice(a.shape[0], None), b, other.length),
-                ):
-                    grown[rows, :, :held] = part[:, :, :held]
-                    grown[rows, :, length - n + held : length] = part[:, :, held:n]
-                into[layer] = grown
+                rows = len(a)
+                joined = a.new_zeros(rows + len(b), a.shape[1], self.room_for(length), a.shape[3])
+                for part, buffer, n in ((joined[:rows], a, self.length), (joined[rows:], b, other.length)):
+                    part[:, :, :prefix] = buffer[:, :, :prefix]
+                    part[:, :, length - n + prefix : length] = buffer[:, :, prefix:n]
+                into[layer] = joined
         both.lengths = [length] * len(self.keys)
         return both
 
     def in_room_for(self, rows: int, capacity: int) -> KeyValues:
         """The same in buffers for more rows, which are empty, and more tokens; a copy."""
-        larger = KeyValues(len(self.keys), self.device, self.cards)
-        larger.lengths = list(self.lengths)
-        for into, of in ((larger.keys, self.keys), (larger.values, self.values)):
-            for layer, buffer in enumerate(of):
-                assert buffer is not None
-                into[layer] = buffer.new_zeros(rows, buffer.shape[1], capacity, buffer.shape[3])
-                into[layer][: len(buffer), :, : self.length] = buffer[:, :, : self.length]  # type: ignore[index]
-        return larger
+
+        def enlarged(layer: int, buffer: Tensor) -> Tensor:
+            larger = buffer.new_zeros(rows, buffer.shape[1], capacity, buffer.shape[3])
+            larger[: len(buffer), :, : self.length] = buffer[:, :, : self.length]
+            return larger
+
+        return self._mapped(enlarged, self.length)
 
     def put_rows(self, rows: Tensor, other: KeyValues) -> None:
         """Write the rows of another one, which are no longer than the buffers, over some rows (indices)."""
@@ -336,11 +312,10 @@ class KeyValues:
                 assert mine is not None and theirs is not None
                 mine[rows, :, : other.length] = theirs[:, :, : other.length]
 
-    def without_first(self, places: int, held: int = 0) -> KeyValues:
-        """Without so many places behind the first `held`; a copy."""
-        index = [*range(held), *range(held + places, self.length)]
-        return self._with([None if k is None else k[:, :, index] for k in self.keys],
-                          [None if v is None else v[:, :, index] for v in self.values], self.length - places)  # fmt: skip
+    def without_first(self, places: int, prefix: int = 0) -> KeyValues:
+        """Without so many places behind the first `prefix`; a copy."""
+        index = [*range(prefix), *range(prefix + places, self.length)]
+        return self._mapped(lambda layer, buffer: buffer[:, :, index], self.length - places)
 
 
 def by_products(x: Tensor, length: int) -> bool:
@@ -361,12 +336,9 @@ def causal_mask(new: int, before: int, device: torch.device) -> Tensor:
 def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: Tensor | None) -> Tensor:
     """Scaled dot-product attention with shared key heads (Ainslie et al. 2023, arXiv 2305.13245).
 
-    Args:
-        bias: added to the scores (B or 1, 1, T, S), which hides from each query all keys from S - T behind its own place; (.., G T, S)
-            where it is that of a GPU's folded heads already, see `folds`; None: causal, the queries being the last T of S tokens.
-
-    Returns:
-        Mixed values (B, T, H * D).
+    Returns mixed values (B, T, H * D). `bias` is added to the scores (B or 1, 1, T, S) and hides from each query all
+    keys from S - T behind its place; (.., G T, S) where it is that of a GPU's folded heads already, see `folds`; None:
+    causal, the queries being the last T of S tokens.
     """
     B, H, T, D = q_BHTD.shape
     K, S = k_BKSD.shape[1], k_BKSD.shape[2]
@@ -376,7 +348,7 @@ def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: Tensor | None) 
     keys_BKDS = k_BKSD.transpose(2, 3)
     mixed = []
     for block in query_blocks(T):
-        # The G query heads of one key head stand one under the other: one product for all of them.
+        # The G query heads of one key head are stacked: one product for all of them.
         n, seen = block.stop - block.start, S - T + block.stop
         queries = q_BHTD[:, :, block].reshape(B, K, G * n, D) * (D**-0.5)
         scores = torch.matmul(queries, keys_BKDS[..., :seen]).view(B, H, n, seen)
@@ -394,10 +366,10 @@ def folds(T: int, K: int, D: int) -> bool:
 def _by_kernel(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: Tensor | None) -> Tensor:
     """`attend` by torch's kernels (B, H, T, D), on a GPU always by one that holds no scores.
 
-    The flash kernel takes grouped heads and no mask but the causal one, in which torch lets query i see key i: behind S - T
-    other tokens as many queries are put in front, and their results dropped; a single query sees all and needs no mask. With
-    another mask grouped heads would take the kernel that holds all scores: there the heads of a group become further queries,
-    or, where the mask is larger than keys and values, these are repeated.
+    The flash kernel takes grouped heads and no mask but the causal one, in which torch lets query i see key i: behind S
+    - T other tokens as many queries are put in front, and their results dropped; a single query sees all and needs no
+    mask. With another mask grouped heads would take the kernel that holds all scores: there the heads of a group become
+    further queries, or, where the mask is larger than keys and values, these are repeated.
     """
     T, K, S, D = q_BHTD.shape[2], *k_BKSD.shape[1:]
     G = q_BHTD.shape[1] // K
@@ -416,11 +388,11 @@ def _by_kernel(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: Tensor | No
 
 @dataclass(frozen=True)
 class Packed:
-    """A padded batch (`rows`, `length`) of which only the tokens at `places` (N, indices into rows * length) are computed."""
+    """A padded batch of which only the tokens at `places` are computed."""
 
     rows: int
     length: int
-    places: Tensor
+    places: Tensor  # (N), indices into rows * length
 
     @staticmethod
     def of(real_BT: Tensor) -> Packed | None:
@@ -440,11 +412,7 @@ class Packed:
 
 
 class Documents:
-    """Rows laid out one behind the other (1, N, C), each of which sees itself alone: for GPUs, whose kernels take no mask of blocks.
-
-    Args:
-        lengths: of the rows. device: of the tensors.
-    """
+    """Rows laid out one behind the other (1, N, C), each sees itself alone: GPU kernels take no mask of blocks."""
 
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
         self.lengths, self.longest = list(lengths), max(lengths)
@@ -460,10 +428,8 @@ class Documents:
         return moved
 
     def attend(self, q_1HND: Tensor, k_1KND: Tensor, v_1KND: Tensor) -> Tensor:
-        """Causal attention within each row: mixed values (1, N, H * D).
-
-        One kernel for all rows where there is one (`varlen_attention`), else one for each run of rows that are equally long.
-        """
+        """Causal attention within each row: mixed values (1, N, H * D). One kernel for all rows where there is one
+        (`varlen_attention`), else one for each run of rows that are equally long."""
         if kernel := varlen_attention(q_1HND.device, q_1HND.dtype):
             q, k, v = (x[0].transpose(0, 1).contiguous() for x in (q_1HND, k_1KND, v_1KND))
             return kernel(q, k, v, self.ends, self.longest).reshape(1, sum(self.lengths), -1)
@@ -480,7 +446,7 @@ class Documents:
         return out[0] if len(out) == 1 else torch.cat(out, 1)
 
 
-# Queries that are multiplied with the keys up to the last of them: what the causal mask hides behind a block is not computed.
+# Queries multiplied with the keys up to the last of them: what the causal mask hides behind a block is not computed.
 QUERY_BLOCK = 96
 
 
@@ -491,26 +457,21 @@ def query_blocks(length: int) -> list[slice]:
     return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
-# A further group of rows costs a layer's attention as much as this many scores of a head.
-GROUP_COST = 5000
+GROUP_COST = 5000  # scores of a head that cost a layer's attention as much as a further group of rows
 
 
-def alike(lengths: Sequence[int], cost: Callable[[int, int], float]) -> list[list[int]]:
-    """Neighbouring rows in the groups that cost least, each padded to its longest row.
-
-    Args:
-        lengths: of the rows, in order.
-        cost: of a group, from its rows and the longest of their lengths.
-    """
+def group_by_length(lengths: Sequence[int], cost: Callable[[int, int], float]) -> list[list[int]]:
+    """Lengths of neighbouring rows in the groups that cost least, each padded to its longest row; `cost` of a group is
+    from its number of rows and the longest of their lengths."""
     runs = [list(run) for _, run in itertools.groupby(lengths)]
     costs, starts = [0.0], [0]  # of the first runs, and where their last group begins
     for end in range(1, len(runs) + 1):
-        found = []
+        candidates = []
         rows = longest = 0
         for start in range(end - 1, -1, -1):
             rows, longest = rows + len(runs[start]), max(longest, runs[start][0])
-            found.append((costs[start] + cost(rows, longest), start))
-        least, begin = min(found)
+            candidates.append((costs[start] + cost(rows, longest), start))
+        least, begin = min(candidates)
         costs.append(least)
         starts.append(begin)
     groups, end = list[list[int]](), len(runs)
@@ -522,25 +483,22 @@ def alike(lengths: Sequence[int], cost: Callable[[int, int], float]) -> list[lis
 
 @dataclass(frozen=True)
 class _Rows:
-    """Neighbouring rows of a `Shared` layout, within attention padded to `length`, behind `before` tokens of the prefix."""
+    """Neighbouring rows of a `Shared` layout."""
 
     count: int
-    before: int
-    length: int
+    before: int  # tokens of the prefix
+    length: int  # to which they are padded within attention
     of_keys: Tensor  # for the keys (count, K, before + length) their places among those of all tokens (tokens, K)
     from_keys: Tensor  # the way back, for the tokens of these rows
 
 
 class Shared:
-    """A batch laid out as one row: `prefix` tokens that all rows begin with, then what is left of each row without padding.
+    """A batch laid out as one row: `prefix` tokens that all rows begin with, then the rest of each row, unpadded.
 
-    Attention needs rows of one length with their heads first. Where each token of each head stands then, and the way back, are
-    worked out here once for all layers, so that a layer moves its queries, keys and values with one operation each. The prefix is
-    a row of its own, the rests are put together where neighbours are alike.
-
-    Args:
-        lengths: tokens of each row behind the prefix.
-        turn: cosines and sines (P + the longest, D) of the positions.
+    Attention needs rows of one length with their heads first. Each place of a token and head there, and the way back,
+    are worked out here once for all layers, so that a layer moves its queries, keys and values with one operation each.
+    The prefix is a separate row, rests of similar `lengths` are put together. `turn`: cosines and sines (P + the
+    longest, D) of the positions.
     """
 
     def __init__(
@@ -551,12 +509,12 @@ class Shared:
         self.rows: list[_Rows] = []
         of_queries, real, positions = list[Tensor](), list[Tensor](), list[Tensor]()
         start = 0
-        groups = alike(lengths, lambda rows, longest: rows * longest * (prefix + longest) + GROUP_COST)
+        groups = group_by_length(lengths, lambda rows, longest: rows * longest * (prefix + longest) + GROUP_COST)
         for group in ([[prefix]] if prefix else []) + groups:
             before, longest = min(start, prefix), max(group)
             counts, offsets = torch.tensor(group, device=device)[:, None], torch.arange(longest, device=device)
             real_BT = offsets < counts
-            # Padding stands for its row's last token: no real token looks at it, and its own gradient is set to zero.
+            # Padding is computed as its row's last token: no real token looks at it, and its gradient is set to zero.
             tokens_BT = start + counts.cumsum(0) - counts + torch.minimum(offsets, counts - 1)
             behind = torch.arange(before, device=device).expand(len(group), -1)
             of_keys = _places(torch.cat((behind, tokens_BT), 1), key_heads)
@@ -584,7 +542,7 @@ def _by_heads(real_BT: Tensor, heads: int) -> Tensor:
 
 
 def _places(tokens_BT: Tensor, heads: int) -> Tensor:
-    """Where the heads of these tokens stand among those of all tokens (tokens, heads), heads first (B * heads * T)."""
+    """Places of these tokens' heads among those of all tokens (tokens, heads), heads first (B * heads * T)."""
     return (tokens_BT[:, None] * heads + torch.arange(heads, device=tokens_BT.device)[:, None]).flatten()
 
 
@@ -605,11 +563,8 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, back: bool = False) -> Tensor:
 
 
 class _SharedAttention(torch.autograd.Function):
-    """Rotary positions and causal attention of a `Shared` layout by plain products, with its gradient.
-
-    The prefix looks at itself, each rest at the prefix and at itself. Left to autograd, the same arithmetic keeps more and sums gradients
-    of halves and views one by one: 4 % of a whole training step.
-    """
+    """Rotary positions and causal attention of a `Shared` layout by plain products, with its gradient; by autograd it
+    keeps more and sums gradients of halves and views one by one: 4 % of a whole training step."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Shared) -> Tensor:
@@ -628,7 +583,7 @@ class _SharedAttention(torch.autograd.Function):
             for block in query_blocks(rows.length):
                 of_block, to = next(blocks)
                 size, end = block.stop - block.start, rows.before + block.stop
-                # The query heads of one key head stand one under the other: one product for all of them.
+                # The query heads of one key head are stacked: one product for all of them.
                 scores = torch.bmm(of_block.view(len(keys), -1, D), keys[:, :end].transpose(1, 2))
                 scores.view(-1, size, end)[..., -size:].add_(layout.bias[:size, :size])
                 weights = torch.softmax(scores, -1)
@@ -679,8 +634,7 @@ class _SharedAttention(torch.autograd.Function):
 
 def rotate(x_BHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Apply rotary positions; halves are paired as in Transformers (cos, sin: B or 1, 1, T, D)."""
-    out: Tensor = _Rotation.apply(x_BHTD, cos, sin)  # type: ignore[no-untyped-call]
-    return out
+    return _Rotation.apply(x_BHTD, cos, sin)  # type: ignore[no-untyped-call,no-any-return]
 
 
 class _Rotation(torch.autograd.Function):
@@ -704,7 +658,7 @@ class ForwardPass:
     rope: tuple[Tensor, Tensor]  # cosines and sines of the positions
     bias: Tensor | None = None  # added to the scores of attention; None leaves causality to SDPA
     cache: KeyValues | None = None  # extended by the new tokens
-    layout: Shared | Packed | Documents | None = None  # how the rows stand, where they are not padded
+    layout: Shared | Packed | Documents | None = None  # of the rows, where they are not padded
     seen: int = 0  # tokens in the cache once it is extended, where no bias hides the rest of its buffers
 
     def to(self, device: torch.device) -> ForwardPass:
@@ -718,9 +672,9 @@ class ForwardPass:
         return replace(self, rope=(self.rope[0].to(device), self.rope[1].to(device)), bias=bias, layout=layout)
 
 
-def _picked(x_BTC: Tensor, wanted: Tensor | None) -> Tensor:
-    """The wanted of all tokens (1, N, C); without a choice all of them, as they are."""
-    return x_BTC if wanted is None else x_BTC.reshape(1, -1, x_BTC.shape[-1]).index_select(1, wanted)
+def _picked(x_BTC: Tensor, indices: Tensor | None) -> Tensor:
+    """Some of all tokens (1, N, C); without indices all of them, as they are."""
+    return x_BTC if indices is None else x_BTC.reshape(1, -1, x_BTC.shape[-1]).index_select(1, indices)
 
 
 class Attention(nn.Module):
@@ -734,12 +688,12 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.key_heads * config.head_size, bias=False)
         self.o_proj = nn.Linear(config.heads * config.head_size, config.hidden_size, bias=False)
 
-    def forward(self, x_BTC: Tensor, now: ForwardPass, wanted: Tensor | None) -> Tensor:
+    def forward(self, x_BTC: Tensor, now: ForwardPass, indices: Tensor | None) -> Tensor:
         layout = now.layout
         q, k, v = side_by_side((self.q_proj, self.k_proj, self.v_proj), x_BTC)
         if isinstance(layout, Shared):
-            mixed: Tensor = _SharedAttention.apply(q, k, v, layout)  # type: ignore[no-untyped-call]
-            return self.o_proj(_picked(mixed, wanted))  # type: ignore[no-any-return]
+            shared: Tensor = _SharedAttention.apply(q, k, v, layout)  # type: ignore[no-untyped-call]
+            return self.o_proj(_picked(shared, indices))  # type: ignore[no-any-return]
         if isinstance(layout, Packed):
             q, k, v = layout.unpack(q), layout.unpack(k), layout.unpack(v)
         B, T, _ = q.shape
@@ -750,7 +704,8 @@ class Attention(nn.Module):
             if now.bias is None:
                 k, v = k[:, :, : now.seen], v[:, :, : now.seen]
         out = layout.attend(q, k, v) if isinstance(layout, Documents) else attend(q, k, v, now.bias)
-        return self.o_proj(_picked(layout.pack(out) if isinstance(layout, Packed) else out, wanted))  # type: ignore[no-any-return]
+        mixed = layout.pack(out) if isinstance(layout, Packed) else out
+        return self.o_proj(_picked(mixed, indices))  # type: ignore[no-any-return]
 
 
 class FeedForward(nn.Module):
@@ -764,8 +719,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mixed = _SwiGlu.apply(*side_by_side((self.gate_proj, self.up_proj), x))  # type: ignore[no-untyped-call]
-        out: Tensor = self.down_proj(mixed)
-        return out
+        return self.down_proj(mixed)  # type: ignore[no-any-return]
 
 
 class Layer(nn.Module):
@@ -778,14 +732,12 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RmsNorm(config.hidden_size, config.norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor, now: ForwardPass, wanted: Tensor | None = None) -> Tensor:
-        x = _picked(x, wanted) + self.self_attn(self.input_layernorm(x), now, wanted)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
-        return out
+    def forward(self, x: Tensor, now: ForwardPass, indices: Tensor | None = None) -> Tensor:
+        x = _picked(x, indices) + self.self_attn(self.input_layernorm(x), now, indices)
+        return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
 
 
-# Tokens that are read at once into a cache: what passes through a layer then stays in the processor's cache, and memory in bounds.
-READ_AT_ONCE = 2048
+READ_AT_ONCE = 2048  # tokens read at once into a cache: activations stay in the processor's cache, memory in bounds
 
 
 class LlamaModel(nn.Module):
@@ -804,7 +756,7 @@ class LlamaModel(nn.Module):
 
     def note_cards(self) -> None:
         """Take note of which card each layer is on."""
-        self.cards = tuple(layer.input_layernorm.weight.device for layer in self.layers)  # type: ignore[union-attr,misc]
+        self.cards = tuple(next(layer.parameters()).device for layer in self.layers)
 
     def _bias(self, x: Tensor, new: int, mask: Tensor | None, cache: KeyValues | None) -> Tensor | None:
         """What all layers add to the scores of `new` tokens a row; None leaves causality to SDPA."""
@@ -812,10 +764,8 @@ class LlamaModel(nn.Module):
             if cache is None or not backend(x.device).is_cpu:
                 return None
             mask = causal_mask(new, cache.length, x.device)
-        if cache is not None and (
-            unused := cache.capacity_for(new) - mask.shape[-1]
-        ):  # buffers are longer than what they hold
-            mask = F.pad(mask, (0, unused), value=False)
+        if cache is not None:  # whose buffers are longer than what they hold
+            mask = F.pad(mask, (0, cache.capacity_for(new) - mask.shape[-1]), value=False)
         bias = bias_of(mask, x.dtype)
         groups = self.config.heads // self.config.key_heads
         if not backend(x.device).is_cpu and groups > 1 and folds(new, self.config.key_heads, self.config.head_size):
@@ -831,9 +781,13 @@ class LlamaModel(nn.Module):
         return torch.cat((cos, cos), -1)[:, None].to(dtype), torch.cat((-sin, sin), -1)[:, None].to(dtype)
 
     def forward(
-        self, ids_BT: Tensor, positions_BT: Tensor | None = None, mask: Tensor | None = None,
-        cache: KeyValues | None = None, real_BT: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        ids_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KeyValues | None = None,
+        real_BT: Tensor | None = None,
+    ) -> Tensor:
         rows, length = ids_BT.shape
         if positions_BT is None and mask is None and cache is None and by_products(ids_BT, length):
             return self.after(0, [length] * rows, ids_BT.flatten()).view(rows, length, -1)
@@ -849,7 +803,7 @@ class LlamaModel(nn.Module):
             part, real = cache.select(some), None if real_BT is None else real_BT[some]
             # Padding on the left of all these rows is not even looked at; its place in the cache stays empty.
             skip = 0 if real is None or mask is None else int(real.any(0).long().argmax())
-            part.lengths = [held + skip for held in part.lengths]
+            part.lengths = [n + skip for n in part.lengths]
             positions = positions_BT.expand(rows, -1)[some, skip:]
             looks = None if mask is None else mask.expand(rows, -1, -1, -1)[some, :, skip:]
             with some_rows(some):
@@ -858,34 +812,25 @@ class LlamaModel(nn.Module):
         cache.lengths = part.lengths
         return torch.cat(parts)
 
-    def after(self, prefix: int, lengths: Sequence[int], ids_N: Tensor, wanted: Tensor | None = None) -> Tensor:
-        """States (N, C) of short rows that are laid out one behind the other, behind a beginning that they share.
-
-        Args:
-            prefix, lengths: tokens of the beginning, and of each row behind it.
-            wanted: indices of the tokens whose states are returned; default all. The last layer's work is done for them only.
-        """
+    def after(self, prefix: int, lengths: Sequence[int], ids_N: Tensor, indices: Tensor | None = None) -> Tensor:
+        """States (N, C) of short rows one behind the other, behind a beginning that they share (tokens: `lengths`,
+        `prefix`); of all tokens or those at `indices`, for which alone the last layer computes."""
         c, x = self.config, self.embed_tokens(ids_N[None])
         cos, sin = self.rope(torch.arange(prefix + max(lengths), device=x.device)[None], x.dtype)
         now = ForwardPass((cos, sin), layout=Shared(prefix, lengths, c.heads, c.key_heads, (cos[0, 0], sin[0, 0])))
         if not is_mixed():
-            return self._layers(x, now, wanted)[0]
-        if prefix or wanted is not None:
+            return self._layers(x, now, indices)[0]
+        if prefix or indices is not None:
             raise ValueError("rows with different adapters share no beginning")
         of_tokens = torch.tensor([row for row, n in enumerate(lengths) for _ in range(n)], device=x.device)
         with rows_of_tokens(of_tokens, len(lengths)):
             return self._layers(x, now)[0]
 
-    def documents(self, lengths: Sequence[int], ids_N: Tensor, wanted: Tensor | None = None) -> Tensor:
-        """States (N, C) of rows that are laid out one behind the other and share nothing; see `Documents`.
-
-        Args:
-            lengths: tokens of each row.
-            wanted: indices of the tokens whose states are returned; default all. The last layer's work is done for them only.
-        """
+    def documents(self, lengths: Sequence[int], ids_N: Tensor, indices: Tensor | None = None) -> Tensor:
+        """States (N, C) of rows one behind the other that share nothing, see `Documents`; `indices` as in `after`."""
         x = self.embed_tokens(ids_N[None])
         layout = Documents(lengths, x.device)
-        return self._layers(x, ForwardPass(self.rope(layout.positions, x.dtype), layout=layout), wanted)[0]
+        return self._layers(x, ForwardPass(self.rope(layout.positions, x.dtype), layout=layout), indices)[0]
 
     def _read(
         self, ids_BT: Tensor, positions_BT: Tensor, mask: Tensor | None, cache: KeyValues | None, real_BT: Tensor | None
@@ -908,34 +853,32 @@ class LlamaModel(nn.Module):
             return self._layers(x, now)
         return now.layout.unpack(self._layers(now.layout.pack(x), now))
 
-    def _layers(self, x: Tensor, now: ForwardPass, wanted: Tensor | None = None) -> Tensor:
+    def _layers(self, x: Tensor, now: ForwardPass, indices: Tensor | None = None) -> Tensor:
         if self.cards:
-            return self._layers_of_cards(x, now, wanted)
-        # Compiled layers know the attached adapter alone (`train.methods`): torch's plain call goes around what is compiled.
+            return self._layers_of_cards(x, now, indices)
+        # Compiled layers know the attached adapter alone: torch's plain call goes around what is compiled.
         plain = assignment() is not None
         calls: list[Callable[..., Tensor]] = [layer._call_impl if plain else layer for layer in self.layers]
         *below, last = calls
         for layer in below:
             adapt_threads()
             x = layer(x, now)
-        x = last(x, now, wanted)
-        out: Tensor = self.norm(x)
-        return out
+        x = last(x, now, indices)
+        return self.norm(x)  # type: ignore[no-any-return]
 
-    def _layers_of_cards(self, x: Tensor, now: ForwardPass, wanted: Tensor | None) -> Tensor:
+    def _layers_of_cards(self, x: Tensor, now: ForwardPass, indices: Tensor | None) -> Tensor:
         """`_layers` of a model on several cards: states go from one to the next, and at the end back to the first."""
         first, last = x.device, self.layers[-1]
         for card, run in itertools.groupby(zip(self.layers, self.cards, strict=True), key=lambda pair: pair[1]):
             x, now = x.to(card), now.to(card)
             with tokens_on(card):
                 for layer, _ in run:
-                    x = layer(x, now, wanted.to(card)) if layer is last and wanted is not None else layer(x, now)
-        out: Tensor = self.norm(x.to(first))
-        return out
+                    x = layer(x, now, indices.to(card)) if layer is last and indices is not None else layer(x, now)
+        return self.norm(x.to(first))  # type: ignore[no-any-return]
 
 
 class Llama(nn.Module):
-    """`LlamaForCausalLM` whose vocabulary projection is a step of its own."""
+    """`LlamaForCausalLM` whose vocabulary projection is a separate step."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -949,29 +892,22 @@ class Llama(nn.Module):
         """An empty cache."""
         return KeyValues(self.config.layers, self.lm_head.weight.device, self.model.cards)
 
-    def hidden(
-        self, ids_BT: Tensor, positions_BT: Tensor | None = None, mask: Tensor | None = None,
-        cache: KeyValues | None = None, real_BT: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    def hidden(self, *inputs: Any, **keywords: Any) -> Tensor:
         """Hidden states (B, T, C) after the last norm; arguments as of `Model.hidden`."""
-        out: Tensor = self.model(ids_BT, positions_BT, mask, cache, real_BT=real_BT)
-        return out
+        return self.model(*inputs, **keywords)  # type: ignore[no-any-return]
 
-    def hidden_at(self, wanted_BT: Tensor, prefix_P: Tensor, ids_BT: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Hidden states (N, C) at the wanted places of rows that all begin with the same ids, which are computed once.
-
-        Equal to `hidden` of the joined rows at these places; the gradient is too. Arguments as of `Model.hidden_at`.
-        """
+    def hidden_at(self, picks_BT: Tensor, prefix_P: Tensor, ids_BT: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Hidden states (N, C) at some places of rows that all begin with the same ids, which are computed once. Equal
+        to `hidden` of the joined rows at these places; the gradient is too. Arguments as of `Model.hidden_at`."""
         P, T = len(prefix_P), ids_BT.shape[1]
         real_BT = torch.arange(T, device=ids_BT.device) < torch.tensor(lengths, device=ids_BT.device)[:, None]
-        wanted = P + wanted_BT[real_BT].nonzero()[:, 0]
-        return self.model.after(P, lengths, torch.cat((prefix_P, ids_BT[real_BT])), wanted)
+        indices = P + picks_BT[real_BT].nonzero()[:, 0]
+        return self.model.after(P, lengths, torch.cat((prefix_P, ids_BT[real_BT])), indices)
 
-    def hidden_of_rows(self, wanted_N: Tensor | None, ids_N: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Hidden states (N, C) at the wanted places of rows that are laid out one behind the other, see `LlamaModel.documents`."""
-        return self.model.documents(lengths, ids_N, wanted_N)
+    def hidden_of_rows(self, indices_N: Tensor | None, ids_N: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Hidden states (N, C) at some places of rows one behind the other, see `LlamaModel.documents`."""
+        return self.model.documents(lengths, ids_N, indices_N)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary for hidden states (..., C)."""
-        out: Tensor = self.lm_head(hidden)
-        return out
+        return self.lm_head(hidden)  # type: ignore[no-any-return]

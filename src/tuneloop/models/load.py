@@ -1,8 +1,8 @@
 """Load a base model: our own Llama where the architecture allows, Transformers' classes for the rest.
 
-A model that no single card has room for gives its answers from several cards of one process: its layers compute one after the other;
-embeddings, the last norm and the vocabulary projection are on the first card, where prompts begin and tokens are drawn.
-Several processes divide a model otherwise (`train.distributed`).
+A model that no single card has room for is spread over several cards of one process: its layers compute one after the
+other; embeddings, the last norm and the vocabulary projection are on the first card, where prompts begin and tokens are
+drawn. Several processes divide a model otherwise (`training.distributed`).
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from tuneloop.models.template import Template
-
+Prepare = Callable[["nn.Module"], None]
 PASS = 64  # tokens that take as long as one more forward and backward pass does alone
 
 
@@ -41,7 +40,7 @@ class Model:
     template: Template  # tokenizer and chat template
     config: dict[str, Any]  # `config.json`
     fingerprint: str  # hash that identifies weights and tokenizer
-    # Asks the other processes that hold the same model for their parts of the answers; None: this one answers alone.
+    # Gets the answers of all processes that hold the same model; None: this one answers alone.
     crew: Callable[..., list[Any]] | None = None
 
     @property
@@ -52,8 +51,8 @@ class Model:
     @property
     def head(self) -> Tensor:
         """The vocabulary projection's weight (V, C)."""
-        weight: Tensor = self.net.lm_head.weight if self.is_own else self.net.get_output_embeddings().weight  # type: ignore[union-attr,operator,assignment]
-        return weight
+        net: Any = self.net
+        return net.lm_head.weight if self.is_own else net.get_output_embeddings().weight  # type: ignore[no-any-return]
 
     @property
     def is_own(self) -> bool:
@@ -81,108 +80,96 @@ class Model:
         return TransformersCache()
 
     def hidden(
-        self, ids_BT: Tensor, positions_BT: Tensor | None = None, mask: Tensor | None = None, cache: Any = None,
+        self,
+        ids_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: Any = None,
         real_BT: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Hidden states (B, T, C) before the vocabulary projection.
 
         Args:
-            ids_BT: token ids.
             positions_BT: position of each token; default 0, 1, 2 ...
             mask: True where a query may look (B or 1, 1, T, S), S counting cached tokens first; default causal.
             cache: from `new_cache`; extended in place.
             real_BT: False for padding, whose states mean nothing; our own Llama does not compute them.
         """
         if self.is_own:
-            out: Tensor = self.net.hidden(ids_BT, positions_BT, mask, cache, real_BT)  # type: ignore[operator]
-            return out
+            return self.net.hidden(ids_BT, positions_BT, mask, cache, real_BT)  # type: ignore[operator,no-any-return]
         from tuneloop.models.fallback import hidden
 
         return hidden(self.net, ids_BT, positions_BT, mask, cache)
 
     def shares(self, length: int, *, behind_prefix: bool = False) -> bool:
-        """Whether what rows begin with is computed once: in our own Llama on a processor, where attention takes plain products.
-
-        Args:
-            length: of the longest row.
-            behind_prefix: of a trained prefix, which each row reads for itself; as if it were attached.
-        """
+        """Whether the rows' common beginning is computed once: in our own Llama on a processor, up to a length where
+        attention takes plain products; `behind_prefix`: as if a trained prefix were attached."""
         from tuneloop.models.llama import by_products
-        from tuneloop.models.prefix import applied_prefix
 
-        if behind_prefix or not self.is_own or is_mixed():
-            return False
-        return by_products(self.head, length) and applied_prefix(self.net.model) is None  # type: ignore[arg-type]
+        return not behind_prefix and self._has_plain_rows() and by_products(self.head, length)
 
     @property
     def by_documents(self) -> bool:
         """Whether rows are best laid out one behind the other, without padding: in our own Llama on a GPU."""
+        return self._has_plain_rows() and not backend(self.device).is_cpu
+
+    def _has_plain_rows(self) -> bool:
+        """Whether our own Llama computes all rows with one adapter and without a trained prefix."""
         from tuneloop.models.prefix import applied_prefix
 
-        if not self.is_own or is_mixed() or backend(self.device).is_cpu:
-            return False
-        return applied_prefix(self.net.model) is None  # type: ignore[arg-type]
+        return self.is_own and not is_mixed() and applied_prefix(self.net.model) is None  # type: ignore[arg-type]
 
-    def hidden_of_rows(self, wanted_N: Tensor | None, ids_N: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Hidden states (N, C) at the wanted places of rows that are laid out one behind the other; where `by_documents` says so.
+    def hidden_of_rows(self, indices_N: Tensor | None, ids_N: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Hidden states (N, C) of rows laid out one behind the other, if `by_documents`; at `indices_N`, or all."""
+        return self.net.hidden_of_rows(indices_N, ids_N, lengths)  # type: ignore[operator,no-any-return]
 
-        Args:
-            wanted_N: indices of the tokens whose states are returned; None: all.
-            lengths: tokens of each row.
-        """
-        out: Tensor = self.net.hidden_of_rows(wanted_N, ids_N, lengths)  # type: ignore[operator]
-        return out
-
-    def hidden_at(self, wanted_BT: Tensor, prefix_P: Tensor, ids_BT: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Hidden states (N, C) at the wanted places of rows that all begin with `prefix_P`.
+    def hidden_at(self, picks_BT: Tensor, prefix_P: Tensor, ids_BT: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Hidden states (N, C) at some places of rows that all begin with `prefix_P`, which may be empty.
 
         Args:
-            wanted_BT: True at the wanted places; on the host, so that nothing waits for a GPU.
-            prefix_P: what all rows begin with; may be empty.
+            picks_BT: True at these places; on the host, so that nothing waits for a GPU.
             ids_BT: the rows behind what they share, padded on the right.
             lengths: tokens of each row that are not padding.
         """
         import torch
 
-        from tuneloop.models.llama import alike
+        from tuneloop.models.llama import group_by_length
 
         P, (B, T) = len(prefix_P), ids_BT.shape
         if self.shares(P + T):
-            out: Tensor = self.net.hidden_at(wanted_BT, prefix_P, ids_BT, lengths)  # type: ignore[operator]
-            return out
-        # Long rows, rows behind a trained prefix and other architectures are computed with their padding, so rows alike in length go together.
-        # Layers that are cut over processes are gathered at every pass, of which all processes need as many: there all rows are one group.
+            return self.net.hidden_at(picks_BT, prefix_P, ids_BT, lengths)  # type: ignore[operator,no-any-return]
+        joined = torch.cat((prefix_P.expand(B, -1), ids_BT), 1)
         if self.by_documents:
             real_BT = torch.arange(T) < torch.tensor(list(lengths))[:, None]
             whole = torch.cat((torch.ones(B, P, dtype=torch.bool), real_BT), 1)
-            wanted = torch.cat((torch.zeros(B, P, dtype=torch.bool), wanted_BT), 1)[whole].nonzero()[:, 0]
-            places = whole.flatten().nonzero()[:, 0]  # found out on the host
-            joined = torch.cat((prefix_P.expand(B, -1), ids_BT), 1).flatten()
-            ids_N = joined.index_select(0, put(places, joined.device))
-            return self.hidden_of_rows(put(wanted, joined.device), ids_N, [P + n for n in lengths])
-        groups = [list(lengths)] if processes() > 1 else alike(lengths, lambda rows, n: rows * (P + n) + PASS)
-        joined = torch.cat((prefix_P.expand(B, -1), ids_BT), 1)
+            indices = torch.cat((torch.zeros(B, P, dtype=torch.bool), picks_BT), 1)[whole].nonzero()[:, 0]
+            places = whole.flatten().nonzero()[:, 0]  # worked out on the host
+            ids_N = joined.flatten().index_select(0, put(places, joined.device))
+            return self.hidden_of_rows(put(indices, joined.device), ids_N, [P + n for n in lengths])
+        # Long rows, rows behind a trained prefix and other architectures are computed with their padding, so rows of
+        # similar length go together. Layers that are cut over processes are gathered at every pass, of which all
+        # processes need as many: there all rows are one group.
+        groups = [list(lengths)] if processes() > 1 else group_by_length(lengths, lambda rows, n: rows * (P + n) + PASS)
         parts, start = [], 0
         for group in groups:
             some, longest = slice(start, start + len(group)), max(group)
             hidden = self.hidden(joined[some, : P + longest])
-            rows_N, places_N = (put(index, hidden.device) for index in wanted_BT[some, :longest].nonzero().unbind(1))
+            rows_N, places_N = (put(index, hidden.device) for index in picks_BT[some, :longest].nonzero().unbind(1))
             parts.append(hidden.flatten(0, 1).index_select(0, rows_N * (P + longest) + P + places_N))
             start = some.stop
         return torch.cat(parts)
 
 
 def load_model(
-    name: str, *, dtype: str = "auto", device: str = "", prepare: Callable[[nn.Module], None] | None = None,
-    alone: bool | None = None,
-) -> Model:  # fmt: skip
+    name: str, *, dtype: str = "auto", device: str = "", prepare: Prepare | None = None, alone: bool | None = None
+) -> Model:
     """Load a model by folder, short name or hub name.
 
     Args:
         dtype: `float32`, `bfloat16`, `float16`, or `auto`: see `core.device.default_dtype`.
         device: where the weights go; default: a GPU where there is one, or several where one has no room (`cards_for`).
-        prepare: what is done to each layer once it is on the device, before the next one goes there: brought to four bits,
-            a model needs no more room than it keeps.
+        prepare: what is done to each layer once it is on the device, before the next one goes there: brought to four
+            bits, a model needs no more room than it keeps.
         alone: whether this process may take all cards; default: if it is the only one.
 
     Raises:
@@ -193,10 +180,9 @@ def load_model(
     folder = resolve(name)
     config = _config_of(folder)
     template = load_template(folder)
-    kind = default_dtype(device or None) if dtype == "auto" else getattr(torch, dtype)
-    read = _load_net(folder, config, kind)
-    spreads = not device and (processes() == 1 if alone is None else alone)
-    net = place_where_room_is(read, prepare) if spreads else place(read, device or in_use(), prepare)
+    net = _load_net(folder, config, default_dtype(device or None) if dtype == "auto" else getattr(torch, dtype))
+    may_spread = not device and (processes() == 1 if alone is None else alone)
+    net = place_where_room_is(net, prepare) if may_spread else place(net, device or in_use(), prepare)
     return Model(name, folder, net, template, config, fingerprint(folder))
 
 
@@ -205,7 +191,7 @@ def load_tokenizer(name: str) -> Template:
     return load_template(resolve(name))
 
 
-def place(net: nn.Module, device: str, prepare: Callable[[nn.Module], None] | None = None) -> nn.Module:
+def place(net: nn.Module, device: str, prepare: Prepare | None = None) -> nn.Module:
     """Move a model to a device, layer by layer, frozen and in evaluation mode; see `load_model`."""
     if prepare is not None:
         for layer in layers_of(net):
@@ -213,8 +199,8 @@ def place(net: nn.Module, device: str, prepare: Callable[[nn.Module], None] | No
     return net.to(device).requires_grad_(False).eval()
 
 
-def place_where_room_is(net: nn.Module, prepare: Callable[[nn.Module], None] | None = None) -> nn.Module:
-    """Move a model to the device in use; one that its memory has no room for goes to several cards, if this process sees some."""
+def place_where_room_is(net: nn.Module, prepare: Prepare | None = None) -> nn.Module:
+    """Move a model to the device in use, or to several cards of this process where one has no room for it."""
     from tuneloop.models.quantised import SHARE_LEFT
 
     cards = cards_for(net, layers_of(net), smaller=1.0 if prepare is None else SHARE_LEFT)
@@ -222,55 +208,46 @@ def place_where_room_is(net: nn.Module, prepare: Callable[[nn.Module], None] | N
 
 
 def needs_several_cards(name: str, dtype: torch.dtype) -> bool:
-    """Whether the cards that this process sees have room for a model only together; nothing is loaded.
-
-    Raises:
-        UserError: there is no such model, or they have no room for it together either.
-    """
+    """Whether the cards that this process sees have room for a model only together; nothing is loaded. Raises
+    UserError: there is no such model, or they have no room for it together either."""
     rooms = cards()
     if len(rooms) < 2:
         return False
     net = skeleton(resolve(name)).to(dtype)
-    return bool(on_cards(net, layers_of(net), rooms))
+    return bool(_cards_by_room(net, layers_of(net), rooms))
 
 
-def bytes_of(module: nn.Module) -> int:
-    """Of a module's weights."""
+def _bytes(module: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in module.parameters())
 
 
 def cards_for(net: Any, layers: Sequence[nn.Module], *, smaller: float = 1.0) -> list[str]:
-    """The card of each layer of a model whose weights are on none yet; empty: one has room for all, or there are no several.
+    """The card of each layer of a model whose weights are on none yet; empty: one has room for all, or is the only one.
 
-    The fewest cards that have room are taken, and filled evenly: what is left on each is for keys and values.
-
-    Args:
-        smaller: what the layers' weights come to on a card, of what they are now.
-
-    Raises:
-        UserError: all cards together have not enough memory.
+    The fewest cards that have room are taken, and filled evenly: what is left on each is for keys and values. `smaller`
+    is what the layers' weights come to on a card, of what they are now. Raises UserError: all cards together have not
+    enough memory.
     """
-    if len(cards()) < 2 or bytes_of(net) <= CARD_SHARE * available() * GIB:
+    if len(cards()) < 2 or _bytes(net) <= CARD_SHARE * available() * GIB:
         return []
-    return on_cards(net, layers, cards_with_room(), smaller)
+    return _cards_by_room(net, layers, cards_with_room(), smaller)
 
 
-def on_cards(net: Any, layers: Sequence[nn.Module], rooms: dict[str, float], smaller: float = 1.0) -> list[str]:
-    """`cards_for` by what there is room for on each (GiB)."""
-    sizes = [bytes_of(layer) * smaller for layer in layers]
-    rest = bytes_of(net) - sum(bytes_of(layer) for layer in layers)
+def _cards_by_room(net: Any, layers: Sequence[nn.Module], rooms: dict[str, float], smaller: float = 1.0) -> list[str]:
+    """`cards_for` by the room on each (GiB)."""
+    sizes = [_bytes(layer) * smaller for layer in layers]
+    rest = _bytes(net) - sum(map(_bytes, layers))
     if not hasattr(net, "hidden"):  # our own Llama only
         return []
     free = {name: CARD_SHARE * gib * GIB for name, gib in rooms.items()}
-    if rest + sum(sizes) <= next(iter(free.values())):
+    total = rest + sum(sizes)
+    if total <= next(iter(free.values())):
         return []
     for count in range(2, len(free) + 1):
         if places := _filled(sizes, rest, dict(list(free.items())[:count])):
             return places
-    raise UserError(
-        f"The model takes {(rest + sum(sizes)) / GIB:,.1f} GiB, and {len(rooms)} GPUs have {sum(rooms.values()):,.1f} GiB free",
-        where="model", next_step="take more or larger GPUs, or a smaller model",
-    )  # fmt: skip
+    what = f"The model takes {total / GIB:,.1f} GiB, and {len(rooms)} GPUs have {sum(rooms.values()):,.1f} GiB free"
+    raise UserError(what, where="model", next_step="take more or larger GPUs, or a smaller model")
 
 
 def _filled(sizes: Sequence[float], rest: float, free: dict[str, float]) -> list[str]:
@@ -278,22 +255,17 @@ def _filled(sizes: Sequence[float], rest: float, free: dict[str, float]) -> list
     share = (rest + sum(sizes)) / sum(free.values())
     places: list[str] = []
     for i, (name, room) in enumerate(free.items()):
-        taken, last = (rest if i == 0 else 0.0), i == len(free) - 1
-        while len(places) < len(sizes) and taken + sizes[len(places)] <= room:
-            if not last and taken + sizes[len(places)] / 2 > share * room:
+        load, last = (rest if i == 0 else 0.0), i == len(free) - 1
+        while len(places) < len(sizes) and load + sizes[len(places)] <= room:
+            if not last and load + sizes[len(places)] / 2 > share * room:
                 break
-            taken += sizes[len(places)]
+            load += sizes[len(places)]
             places.append(name)
     return places if len(places) == len(sizes) else []
 
 
-def put_on_cards(net: Any, places: Sequence[str], prepare: Callable[[nn.Module], None] | None = None) -> nn.Module:
-    """Move each layer of our own Llama to its card, and the rest to the first, frozen and in evaluation mode.
-
-    Args:
-        places: the card of each layer, from `cards_for`.
-        prepare: what is done to a layer on its card, see `load_model`.
-    """
+def put_on_cards(net: Any, places: Sequence[str], prepare: Prepare | None = None) -> nn.Module:
+    """Move each layer of our own Llama to its card, see `cards_for`, the rest to the first; frozen, not training."""
     for layer, card in zip(net.model.layers, places, strict=True):
         layer.to(card)
         if prepare is not None:
@@ -304,8 +276,7 @@ def put_on_cards(net: Any, places: Sequence[str], prepare: Callable[[nn.Module],
     if net.config.tied:
         net.lm_head.weight = net.model.embed_tokens.weight
     net.model.note_cards()
-    frozen: nn.Module = net.requires_grad_(False).eval()
-    return frozen
+    return net.requires_grad_(False).eval()  # type: ignore[no-any-return]
 
 
 def layers_of(net: Any) -> list[Any]:
@@ -323,8 +294,8 @@ def _load_net(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> nn.Mo
         return load(folder, dtype)
     net = skeleton(folder)
     assert isinstance(net, Llama)
-    read = read_weights(folder)
-    state = {key: read.pop(key).to(dtype) for key in list(read)}  # one tensor at a time is there in two dtypes
+    weights = read_weights(folder)
+    state = {key: weights.pop(key).to(dtype) for key in list(weights)}  # one tensor at a time is there in two dtypes
     if net.config.tied and "model.embed_tokens.weight" in state:  # else it is reported below
         state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
     expected = net.state_dict()
@@ -332,11 +303,15 @@ def _load_net(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> nn.Mo
         weight = state.get(key)
         if weight is None or weight.shape != tensor.shape:
             problem = "is missing" if weight is None else f"has shape {tuple(weight.shape)}, not {tuple(tensor.shape)}"
-            raise UserError(f"Damaged model: {key} {problem}", where=str(folder), next_step="download the model again")
+            raise _damaged(f"Damaged model: {key} {problem}", folder)
     net.load_state_dict({key: state[key] for key in expected}, assign=True)
     if net.config.tied:
         net.lm_head.weight = net.model.embed_tokens.weight
     return net
+
+
+def _damaged(what: str, path: Path) -> UserError:
+    return UserError(what, where=str(path), next_step="download the model again")
 
 
 def _config_of(folder: Path) -> dict[str, Any]:
@@ -344,24 +319,16 @@ def _config_of(folder: Path) -> dict[str, Any]:
     config = read_json_object(folder / "config.json")
     nested = [config, *(value for value in config.values() if isinstance(value, dict))]
     for key, value in (item for part in nested for item in part.items()):
-        if (
-            type(value) is int
-            and value > (2000 if key.endswith("layers") else 10**7)
-            and key.endswith(("layers", "size", "heads", "dim"))
-        ):
-            raise UserError(
-                f"The model's configuration has {key} = {value:,}, which can't be", where=str(folder / "config.json"),
-                next_step="download the model again",
-            )  # fmt: skip
+        limit = 2000 if key.endswith("layers") else 10**7
+        if key.endswith(("layers", "size", "heads", "dim")) and type(value) is int and value > limit:
+            what = f"The model's configuration has {key} = {value:,}, which can't be"
+            raise _damaged(what, folder / "config.json")
     return config
 
 
 def skeleton(folder: Path) -> nn.Module:
-    """A model's modules, their weights without values: what it is made of, in no time and memory.
-
-    Raises:
-        UserError: Transformers is needed for it and not installed, or does not know it.
-    """
+    """A model's modules, their weights without values: what it is made of, in no time and memory. Raises UserError:
+    Transformers is needed for it and not installed, or does not know it."""
     import torch
 
     from tuneloop.models.llama import Llama, LlamaConfig
@@ -376,28 +343,19 @@ def skeleton(folder: Path) -> nn.Module:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder's safetensors files.
-
-    Raises:
-        UserError: there are none, or one is damaged or holds NaN.
-    """
+    """All tensors of a folder's safetensors files. Raises UserError: there are none, or one is damaged or holds NaN."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    files = weight_files(folder)
     state: dict[str, Tensor] = {}
-    for file in files:
+    for file in weight_files(folder):
         try:
             state |= load_file(file)
         except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"Can't read the weights: {error}", where=str(file), next_step="download the model again"
-            ) from None
+            raise _damaged(f"Can't read the weights: {error}", file) from None
     for name, tensor in state.items():
         if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
-            raise UserError(
-                f"The weights hold NaN or infinity in {name}", where=str(folder), next_step="download the model again"
-            )
+            raise _damaged(f"The weights hold NaN or infinity in {name}", folder)
     return state
 
 
@@ -406,17 +364,13 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     names = ["model.safetensors"]
     if index.is_file():
-        placed = read_json_object(index).get("weight_map")
-        if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
-            raise UserError(
-                "The index names no files of weights", where=str(index), next_step="download the model again"
-            )
-        names = sorted(set(placed.values()))
+        files = read_json_object(index).get("weight_map")
+        if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+            raise _damaged("The index names no files of weights", index)
+        names = sorted(set(files.values()))
     for name in names:
         if Path(name).name != name:
-            raise UserError(
-                f"The index names a file elsewhere: {name!r}", where=str(index), next_step="download the model again"
-            )
+            raise _damaged(f"The index names a file elsewhere: {name!r}", index)
         if not (folder / name).is_file():
             step = "download it whole; weights in .bin form must be converted to safetensors"
             raise UserError(f"The model's folder has no {name}", where=str(folder), next_step=step)
@@ -424,8 +378,8 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def fingerprint(folder: Path) -> str:
-    """A hash that distinguishes models without reading all their bytes: the configuration, the tokenizer, and each weight
-    file's header, size and 64 blocks spread over it. A change of a few weights alone may go unseen."""
+    """A hash that distinguishes models without reading all their bytes: of configuration, tokenizer, and each weight
+    file's header, size and 64 evenly spaced blocks. A change of a few weights alone may go unseen."""
     digest = hashlib.sha256()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         if (folder / name).is_file():
@@ -447,31 +401,28 @@ LLAMA_3_ROPE = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "l
 _LLAMA_3 = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128256, "head_dim": 128,
             "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "hidden_act": "silu", "max_position_embeddings": 131072,
             "tie_word_embeddings": False, "rope_parameters": LLAMA_3_ROPE}  # fmt: skip
+
+
+def _sizes(hidden: int, intermediate: int, layers: int, heads: int, **others: Any) -> dict[str, Any]:
+    widths = {"hidden_size": hidden, "intermediate_size": intermediate}
+    return {**_LLAMA_3, **widths, "num_hidden_layers": layers, "num_attention_heads": heads, **others}
+
+
 # The `config.json` of Llama 3's sizes, and of one that a processor trains in seconds.
 SIZES: dict[str, dict[str, Any]] = {
-    "1b": {**_LLAMA_3, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
-           "head_dim": 64, "tie_word_embeddings": True},
-    "3b": {**_LLAMA_3, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "num_attention_heads": 24,
-           "tie_word_embeddings": True},
-    "8b": {**_LLAMA_3, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
-    "70b": {**_LLAMA_3, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64},
-    "tiny": {**_LLAMA_3, "vocab_size": 2048, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
-             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},
-}  # fmt: skip
+    "1b": _sizes(2048, 8192, 16, 32, head_dim=64, tie_word_embeddings=True),
+    "3b": _sizes(3072, 8192, 28, 24, tie_word_embeddings=True),
+    "8b": _sizes(4096, 14336, 32, 32),
+    "70b": _sizes(8192, 28672, 80, 64),
+    "tiny": _sizes(128, 256, 2, 4, num_key_value_heads=2, head_dim=32, vocab_size=2048),
+}
 
 
 def random_model(
-    config: dict[str, Any], template: Template, *, dtype: torch.dtype, device: str = "",
-    prepare: Callable[[nn.Module], None] | None = None, seed: int = 0,
-) -> Model:  # fmt: skip
-    """A Llama with random weights, frozen and in evaluation mode.
-
-    Args:
-        config: as a `config.json` has it, see `SIZES`.
-        dtype: of the weights, as they are made.
-        device: where they are made; default: that in use.
-        prepare: as of `load_model`: a layer is brought to its form before the next one is made.
-    """
+    config: dict[str, Any], template: Template, *, dtype: torch.dtype, device: str = "", prepare: Prepare | None = None
+) -> Model:
+    """A Llama with random weights, frozen and in evaluation mode, of a `config.json` as in `SIZES`; `device` and
+    `prepare` as of `load_model`, the latter before the next layer is made."""
     import torch
 
     from tuneloop.models.llama import Llama, LlamaConfig
@@ -479,7 +430,7 @@ def random_model(
     kind = device or in_use()
     with torch.device("meta"):
         net = Llama(LlamaConfig.from_json(config)).to(dtype)
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     for layer in layers_of(net):
         _fill(layer, kind)
         if prepare is not None:
@@ -489,11 +440,11 @@ def random_model(
     if config.get("tie_word_embeddings"):
         net.lm_head.weight = net.model.embed_tokens.weight
     net.requires_grad_(False).eval()
-    return Model("random", Path("random"), net, template, config, f"random {seed}")
+    return Model("random", Path("random"), net, template, config, "random 0")
 
 
 def _fill(module: Any, device: str) -> None:
-    """Give a module's weights memory and values: of matrices so that what passes keeps its size."""
+    """Give a module's weights memory and values: of matrices so that activations keep their size."""
     import torch
 
     module.to_empty(device=device)

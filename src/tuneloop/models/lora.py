@@ -1,7 +1,7 @@
 """LoRA adapters: put into a model's linear layers, written and read in PEFT's layout.
 
-The adapter's matrices are fp32 masters; products run in the model's dtype. PEFT itself computes them in
-fp32 and in separate autograd steps, which on CPUs costs more than the bf16 base product they ride on.
+The adapter's matrices are fp32 masters; products run in the model's dtype. PEFT computes them in fp32 and in separate
+autograd steps, which on CPUs costs more than the bf16 base product.
 """
 
 from __future__ import annotations
@@ -22,26 +22,27 @@ from tuneloop.core.files import content_hash, read_json_object, user_errors_of_t
 from tuneloop.core.patterns import foreign_pattern
 from tuneloop.core.threads import adapt_threads
 from tuneloop.models.adapters import ATTACHED, Assignment, assignment, forward_assigned
-from tuneloop.models.peft_layout import lora_settings
+from tuneloop.models.peft_layout import PEFT_PREFIX, lora_settings
 from tuneloop.models.quantised import Nf4Linear
 from tuneloop.models.sharded import copied, distribute, whole
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "c_attn", "query_key_value", "dense")
+RESTORE = "train again, or restore it"
+
+Scales = tuple[float, ...]
+Bases = tuple[Nf4Linear | None, ...]
 
 
 class _Products(torch.autograd.Function):
-    """x W' + (z A') (scale B)' of each of some layers that read the same input, z = x after dropout, or x where that is None.
+    """x W' + (z A') (scale B)' of layers that read the same input; z: x after dropout, None: x.
 
-    As one step their gradients of x are summed by the products themselves, and the narrow products with the A matrices are one
-    wide one. Weights may be frozen; a layer without an adapter has None for A and B. Keeps z and z A', and x where a weight learns.
-    A base in four bits is handed over as it is, without a weight, and unpacked for the moment in both passes.
+    As one step their gradients of x are summed by the products themselves, and the narrow products with the A matrices
+    are one wide one. Weights may be frozen; a layer without an adapter has None for A and B. Keeps z and z A', and x
+    where a weight learns. A base in four bits has no weight here and is unpacked for the moment in both passes.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, z: Tensor | None, scales: tuple[float, ...], bases: tuple[Nf4Linear | None, ...],
-        *tensors: Tensor | None,
-    ) -> Any:  # fmt: skip
+    def forward(ctx: Any, x: Tensor, z: Tensor | None, scales: Scales, bases: Bases, *tensors: Tensor | None) -> Any:
         layers = [_Parts(*tensors[i : i + 4]) for i in range(0, len(tensors), 4)]
         adapted = [layer for layer in layers if layer.a is not None]
         a = torch.cat([layer.a for layer in adapted]).to(x.dtype) if adapted else None  # type: ignore[misc]
@@ -85,15 +86,12 @@ class _Products(torch.autograd.Function):
         of_layers: list[Tensor | None] = []
         for i, (grad, up, scale) in enumerate(zip(grads, b, ctx.scales, strict=True)):
             to_weight, to_bias, _, _ = ctx.needs_input_grad[4 + 4 * i : 8 + 4 * i]
-            of_layers.append(grad.t() @ x if to_weight else None)
-            of_layers.append(grad.sum(0) if to_bias else None)
-            of_layers.append(next(of_a) if up is not None else None)
-            of_layers.append((grad.t() @ next(lows)).float().mul_(scale) if up is not None else None)
+            of_layers += [grad.t() @ x if to_weight else None, grad.sum(0) if to_bias else None]
+            of_layers += (None, None) if up is None else (next(of_a), (grad.t() @ next(lows)).float().mul_(scale))
         return grad_x, grad_z, None, None, *of_layers
 
 
 def _unpacked(base: Nf4Linear | None, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """A layer's weight to multiply with."""
     if base is not None:
         return base.weight.to(dtype)
     assert weight is not None
@@ -110,40 +108,37 @@ class _Parts(NamedTuple):
 
 
 def side_by_side(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
-    """The outputs of layers that read the same input: one step of autograd where all are plain products, and one product for all A
-    matrices in answers, too."""
+    """Outputs of layers with the same input: one autograd step for plain products, one product for all A in answers."""
     if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return _answered(layers, x)
-    plain = [
-        layer.is_plain if isinstance(layer, LoraLinear) else type(layer) in (nn.Linear, Nf4Linear) for layer in layers
-    ]
+        return _outputs_without_gradient(layers, x)
+    plain = (each.is_plain if isinstance(each, LoraLinear) else type(each) in (nn.Linear, Nf4Linear) for each in layers)
     if not torch.is_grad_enabled() or assignment() is not None or not all(plain):
         return [layer(x) for layer in layers]
+    scales, bases, tensors = list[float](), list[Nf4Linear | None](), list[Any]()
+    for layer in layers:
+        base: Any = _base_of(layer)
+        in_four_bits = isinstance(base, Nf4Linear)
+        a, b, scale = (layer.lora_A, layer.lora_B, layer.scale) if isinstance(layer, LoraLinear) else (None, None, 1.0)
+        scales.append(scale)
+        bases.append(base if in_four_bits else None)
+        tensors += [None if in_four_bits else base.weight, base.bias, a, b]
     flat = x.flatten(0, -2)
-    scales = tuple(layer.scale if isinstance(layer, LoraLinear) else 1.0 for layer in layers)
-    base_layers = [_base_of(layer) for layer in layers]
-    bases = tuple(base if isinstance(base, Nf4Linear) else None for base in base_layers)
-    tensors: list[Any] = []
-    for layer, base in zip(layers, base_layers, strict=True):
-        a, b = (layer.lora_A, layer.lora_B) if isinstance(layer, LoraLinear) else (None, None)
-        tensors += [None if isinstance(base, Nf4Linear) else base.weight, base.bias, a, b]
-    outs: tuple[Tensor, ...] = _Products.apply(flat, None, scales, bases, *tensors)  # type: ignore[no-untyped-call]
+    outs: Any = _Products.apply(flat, None, tuple(scales), tuple(bases), *tensors)  # type: ignore[no-untyped-call]
     return [out.view(*x.shape[:-1], out.shape[-1]) for out in outs]
 
 
 def _base_of(layer: nn.Module) -> nn.Module:
-    """A layer without adapters."""
     return layer.base_layer if isinstance(layer, LoraLinear | Switch) else layer
 
 
-def _answered(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
-    """`side_by_side` without a gradient: A matrices below each other are one product with x, whose parts go to the layers' B."""
+def _outputs_without_gradient(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+    """`side_by_side` where the stacked A matrices are one product with x, whose parts go to the layers' B."""
     factors = _factors_of(layers, x)
     if factors is None:
         return [layer(x) for layer in layers]
     flat = x.flatten(0, -2)
     first = next(layer for layer, each in zip(layers, factors, strict=True) if each is not None)
-    a, ranks_of_names = _below_each_other(first, factors)
+    a, ranks_of_names = _stacked(first, factors)
     low = flat @ a.t()
     if ranks_of_names is not None:
         now = assignment()
@@ -161,9 +156,9 @@ def _answered(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
 class _Factors(NamedTuple):
     """What is added to a layer's output."""
 
-    a: Tensor  # (R, inputs), of one adapter or of several below each other
+    a: Tensor  # (R, inputs), of one adapter or of several stacked ones
     b: Tensor  # (R, outputs), times the scale
-    ranks: Tensor | None = None  # for each of several adapters 1 where a rank is its own (names, R)
+    ranks: Tensor | None = None  # for each of several adapters 1 at its ranks (names, R)
 
 
 def _factors_of(layers: Sequence[nn.Module], x: Tensor) -> list[_Factors | None] | None:
@@ -174,7 +169,7 @@ def _factors_of(layers: Sequence[nn.Module], x: Tensor) -> list[_Factors | None]
         if now is not None and now.mixed:
             if not isinstance(layer, Switch) or now.tokens or not layer.adds_products(now.names):
                 return None
-            factors.append(layer.of_all(now.names, x.dtype))
+            factors.append(layer.factors_of_all(now.names, x.dtype))
             continue
         name = ATTACHED if now is None else now.names[0]
         update = layer.update(name) if isinstance(layer, Switch) else layer if name == ATTACHED else None
@@ -187,23 +182,22 @@ def _factors_of(layers: Sequence[nn.Module], x: Tensor) -> list[_Factors | None]
     return factors if sum(each is not None for each in factors) > 1 else None
 
 
-def _below_each_other(first: nn.Module, factors: Sequence[_Factors | None]) -> tuple[Tensor, Tensor | None]:
-    """The layers' A below each other, and their `ranks` next to each other; kept at the first that has some, as long as they are the same."""
+def _stacked(first: nn.Module, factors: Sequence[_Factors | None]) -> tuple[Tensor, Tensor | None]:
+    """The layers' A in one matrix, and their `ranks` in one; cached at the first that has some while they stay."""
     cached = vars(first).get("_stacked")  # of this thread: another one may put its own there
-    if cached is None or any(each is not stacked for each, stacked in zip(factors, cached[0], strict=True)):
+    if cached is None or any(each is not before for each, before in zip(factors, cached[0], strict=True)):
         some = [each for each in factors if each is not None]
         ranks = [each.ranks for each in some if each.ranks is not None]
         cached = list(factors), (torch.cat([each.a for each in some]), torch.cat(ranks, 1) if ranks else None)
         vars(first)["_stacked"] = cached
-    together: tuple[Tensor, Tensor | None] = cached[1]
-    return together
+    return cached[1]
 
 
 class LoraLinear(nn.Module):
     """A linear layer plus a low-rank update (Hu et al. 2021, arXiv 2106.09685).
 
-    The base keeps its parameter objects, so tied or shared weights stay so. B starts at zero: the
-    untrained adapter changes nothing. A starts as in PEFT, uniform in +-1/sqrt(inputs).
+    The base keeps its parameter objects, so tied or shared weights stay so. B starts at zero: the untrained adapter
+    changes nothing. A starts as in PEFT, uniform in +-1/sqrt(inputs).
 
     `pissa` starts A and B from the base weight's greatest singular vectors (Meng et al. 2024, arXiv 2404.02948) and
     takes that start off again, so that the base weight stays as it is and the untrained adapter changes nothing either.
@@ -222,13 +216,15 @@ class LoraLinear(nn.Module):
         bound = 1 / math.sqrt(inputs)
         a = torch.empty(rank, inputs, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
         b = torch.zeros(outputs, rank, dtype=torch.float32)
+        start: tuple[Tensor | None, Tensor | None] = None, None
         if shape.start == "pissa":
             a, b = _principal(weight, rank, self.scale, generator)
-        self.register_buffer("start_A", a.clone().to(weight.device) if shape.start == "pissa" else None)
-        self.register_buffer("start_B", b.clone().to(weight.device) if shape.start == "pissa" else None)
+            start = a.clone().to(weight.device), b.clone().to(weight.device)
+        self.register_buffer("start_A", start[0])
+        self.register_buffer("start_B", start[1])
         self.lora_A = nn.Parameter(a.to(weight.device))
         self.lora_B = nn.Parameter(b.to(weight.device))
-        self._kept: tuple[Any, _Factors] | None = None  # see `factors`
+        self._cached: tuple[Any, _Factors] | None = None  # see `factors`
         self.lora_magnitude_vector: nn.Parameter | None = None
         if shape.dora:
             self.lora_magnitude_vector = nn.Parameter(weight.float().norm(dim=1))
@@ -236,8 +232,7 @@ class LoraLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The base layer's weight, for code that looks at shapes and dtypes."""
-        weight: Tensor = self.base_layer.weight  # type: ignore[assignment]
-        return weight
+        return self.base_layer.weight  # type: ignore[return-value]
 
     @property
     def is_plain(self) -> bool:
@@ -266,16 +261,13 @@ class LoraLinear(nn.Module):
         return forward_assigned(self.base_layer, lambda name: self if name == ATTACHED else None, x, now)
 
     def factors(self, dtype: torch.dtype) -> _Factors:
-        """A and B in a dtype, for answers; those of an adapter that does not learn are kept.
-
-        Without that they are half of what a GPU is asked to start for a token.
-        """
+        """A and B in a dtype, for answers; cached if it does not learn: else half of what a GPU starts for a token."""
         if self.lora_A.requires_grad:
             return self._factors(dtype)
         state = dtype, *((id(p), p.device, p.dtype, p._version) for p in (self.lora_A, self.lora_B))
-        cached = self._kept  # of this thread: another one may put its own there
+        cached = self._cached  # of this thread: another one may put its own there
         if cached is None or cached[0] != state:
-            cached = self._kept = state, self._factors(dtype)
+            cached = self._cached = state, self._factors(dtype)
         return cached[1]
 
     def _factors(self, dtype: torch.dtype) -> _Factors:
@@ -293,15 +285,16 @@ class LoraLinear(nn.Module):
         bias: Tensor | None = base.bias  # type: ignore[assignment]
         inner = bias if self.lora_magnitude_vector is None else None
         four_bits = base if isinstance(base, Nf4Linear) else None
-        weight = self.weight if four_bits is None else None
-        y: Tensor = _Products.apply(flat, z, (self.scale,), (four_bits,), weight, inner, a, b)[0]  # type: ignore[no-untyped-call]
+        tensors = (self.weight if four_bits is None else None, inner, a, b)
+        y: Tensor
+        (y,) = _Products.apply(flat, z, (self.scale,), (four_bits,), *tensors)  # type: ignore[no-untyped-call]
         if self.lora_magnitude_vector is not None:
             y = y * (self.lora_magnitude_vector / self._norms(a, b)).to(y.dtype)
             y = y if bias is None else y + bias
         return y.view(*x.shape[:-1], y.shape[-1])
 
     def added(self, x: Tensor, y: Tensor) -> Tensor:
-        """The base layer's output `y` (tokens, outputs) of `x` (tokens, inputs) with the update, in its place; for answers, not for training."""
+        """The base layer's output `y` (tokens, outputs) of `x` (tokens, inputs) with the update; without gradients."""
         of_layer = self.factors(x.dtype)
         low = x @ of_layer.a.t()
         if self.lora_magnitude_vector is None:
@@ -313,18 +306,14 @@ class LoraLinear(nn.Module):
 
     @torch.no_grad()
     def _norms(self, a: Tensor, b: Tensor) -> Tensor:
-        """Lengths of the rows of W + scale B A (outputs); no gradient flows through them, as DoRA has it (its section 4.3)."""
-        weight = self.weight
-        norms: Tensor = (weight + (self.scale * b.to(weight.dtype)) @ a.to(weight.dtype)).float().norm(dim=1)
-        return norms
+        """Lengths of the rows of W + scale B A (outputs); no gradient flows through them (DoRA's section 4.3)."""
+        kind = self.weight.dtype
+        return (self.weight + (self.scale * b.to(kind)) @ a.to(kind)).float().norm(dim=1)  # type: ignore[no-any-return]
 
 
 def merged_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float, magnitude: Tensor | None = None) -> Tensor:
-    """The one weight (fp32) that does what a base weight and its adapter do: W + scale B A.
-
-    Args:
-        magnitude: with DoRA, the lengths that its rows get (Liu et al. 2024, arXiv 2402.09353, equation 5).
-    """
+    """The one weight (fp32) that does what a base weight and its adapter do: W + scale B A. `magnitude`: with DoRA, the
+    lengths that its rows get (Liu et al. 2024, arXiv 2402.09353, equation 5)."""
     merged = weight.float().addmm(b.float(), a.float(), alpha=scale)
     return merged if magnitude is None else merged * (magnitude.float() / merged.norm(dim=1))[:, None]
 
@@ -332,9 +321,9 @@ def merged_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float, magnitude:
 def _principal(weight: Tensor, rank: int, scale: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """A and B (fp32) whose product times `scale` is the nearest matrix of that rank to `weight`, nearly.
 
-    The randomised decomposition (Halko et al. 2011, arXiv 0909.4061, algorithms 4.4 and 5.1) takes milliseconds where the exact
-    one takes seconds; on a GPU those of a processor would still be minutes for 8B, so it is done where the weight is. Its random
-    numbers are the host's, so that the start is the same on any device, within rounding.
+    The randomised decomposition (Halko et al. 2011, arXiv 0909.4061, algorithms 4.4 and 5.1) takes milliseconds where
+    the exact one takes seconds; on a GPU those of a processor would still be minutes for 8B, so it is done where the
+    weight is. Its random numbers are the host's, so that the start is the same on any device, within rounding.
     """
     there = weight.device if backend(weight.device).factorises else torch.device("cpu")
     wide = weight.detach().to(there, torch.float32)
@@ -357,18 +346,13 @@ def _principal(weight: Tensor, rank: int, scale: float, generator: torch.Generat
 
 @dataclass(frozen=True)
 class LoraShape:
-    """What an adapter looks like.
-
-    Args:
-        rank, alpha: the update is scaled by alpha / rank, or alpha / sqrt(rank) with `rslora`.
-        ranks: (end of a module's name, rank) where it differs; the first that fits counts.
-    """
+    """What an adapter looks like."""
 
     rank: int
-    alpha: float
+    alpha: float  # the update is scaled by alpha / rank, or alpha / sqrt(rank) with `rslora`
     dropout: float  # on the adapter's input, in training
-    targets: tuple[str, ...]  # the ends of the names of the modules that it sits in
-    ranks: tuple[tuple[str, int], ...] = ()
+    targets: tuple[str, ...]  # the ends of the names of the adapted modules
+    ranks: tuple[tuple[str, int], ...] = ()  # (end of a module's name, rank) where it differs; the first match counts
     rslora: bool = False  # rank-stabilised scale (Kalajdzievski 2023, arXiv 2312.03732)
     dora: bool = False  # learn the lengths of the weights as well
     start: str = "default"  # `default`, or `pissa`; see `LoraLinear`
@@ -384,65 +368,47 @@ class LoraShape:
 
 
 def target_names(net: nn.Module, targets: Sequence[str] | str) -> tuple[str, ...]:
-    """The last name parts of the linear layers that get an adapter.
-
-    Args:
-        targets: `all-linear` (every linear layer but the vocabulary projection), `attention`, or names.
-
-    Raises:
-        UserError: a name that no linear layer of the model has.
-    """
+    """The last name parts of the linear layers that get an adapter. `targets`: `all-linear` (every linear layer but the
+    vocabulary projection), `attention`, or names. Raises UserError: a name that no linear layer of the model has."""
     linear = {name.rsplit(".", 1)[-1] for name in linear_places(net)}
-    if targets == "all-linear":
-        chosen = linear
-    elif targets == "attention":
-        chosen = linear & set(ATTENTION)
-    else:
-        chosen = set(targets)
-        unknown = chosen - linear
-        if unknown:
-            raise UserError(
-                f"The model has no linear layer named {sorted(unknown)[0]!r}", where="train.targets",
-                next_step=f"choose from {', '.join(sorted(linear))}, or all-linear, or attention",
-            )  # fmt: skip
-    if not chosen:
+    groups = {"all-linear": linear, "attention": linear & set(ATTENTION)}
+    names = groups[targets] if isinstance(targets, str) and targets in groups else set(targets)
+    if unknown := sorted(names - linear):
+        step = f"choose from {', '.join(sorted(linear))}, or all-linear, or attention"
+        raise UserError(f"The model has no linear layer named {unknown[0]!r}", where="train.targets", next_step=step)
+    if not names:
         raise UserError("No linear layer to adapt", where="train.targets", next_step="set train.targets=all-linear")
-    return tuple(sorted(chosen))
+    return tuple(sorted(names))
 
 
 def add_lora(net: nn.Module, shape: LoraShape, seed: int) -> list[nn.Parameter]:
-    """Put an adapter into `net` in place, freeze everything else, and return the adapter's parameters.
-
-    The start values depend on the seed alone, not on the global random state.
-    """
+    """Put an adapter into `net`, freeze all else, and return its parameters; the start depends on the seed alone."""
     net.requires_grad_(False)
-    made = _made_for(net, shape, seed)
-    for name, layer in made.items():
+    layers = _new_layers(net, shape, seed)
+    for name, layer in layers.items():
         _put_inside(net, name, layer)
-    return list(_named(made).values())
+    return list(_parameters_of(layers).values())
 
 
-def _made_for(net: nn.Module, shape: LoraShape, seed: int) -> dict[str, LoraLinear]:
+def _new_layers(net: nn.Module, shape: LoraShape, seed: int) -> dict[str, LoraLinear]:
     """An adapter's layers by module name, not yet put into the model."""
     generator = torch.Generator().manual_seed(seed)
     ends = tuple(f".{target}" for target in shape.targets)
-    return {
-        name: LoraLinear(layer.base_layer if isinstance(layer, Switch | LoraLinear) else layer, name, shape, generator)
-        for name, layer in linear_places(net).items()
-        if f".{name}".endswith(ends)
-    }
+    layers = {name: layer for name, layer in linear_places(net).items() if f".{name}".endswith(ends)}
+    return {name: LoraLinear(_base_of(layer), name, shape, generator) for name, layer in layers.items()}
 
 
-def _named(layers: Mapping[str, LoraLinear]) -> dict[str, nn.Parameter]:
+def _parameters_of(layers: Mapping[str, LoraLinear]) -> dict[str, nn.Parameter]:
+    """What layers train, under PEFT's names."""
     return {
-        f"base_model.model.{name}.{part}": parameter
+        f"{PEFT_PREFIX}{name}.{part}": parameter
         for name, layer in layers.items()
         for part, parameter in layer.parts().items()
     }
 
 
 def lora_layers(net: nn.Module) -> dict[str, LoraLinear]:
-    """The layers with an attached adapter, by module name; not those of adapters that were loaded next to it."""
+    """The layers with an attached adapter, by module name; not those of added adapters."""
     inner = {name: layer.inner if isinstance(layer, Switch) else layer for name, layer in linear_places(net).items()}
     return {name: layer for name, layer in inner.items() if isinstance(layer, LoraLinear)}
 
@@ -468,13 +434,13 @@ def _put_inside(net: nn.Module, name: str, module: nn.Module) -> None:
 
 
 class Switch(nn.Module):
-    """A linear layer, with or without an attached adapter, and the updates of adapters that were loaded next to it, by hash."""
+    """A linear layer, with or without an attached adapter, and the updates of added adapters, by hash."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner  # nn.Linear, Nf4Linear or LoraLinear
         self.updates = nn.ModuleDict()
-        self._together: tuple[Any, _Factors | None] | None = None  # see `of_all`
+        self._cached: tuple[Any, _Factors | None] | None = None  # see `factors_of_all`
 
     @property
     def base_layer(self) -> nn.Module:
@@ -484,54 +450,50 @@ class Switch(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The base layer's weight, for code that looks at shapes and dtypes."""
-        weight: Tensor = self.base_layer.weight  # type: ignore[assignment]
-        return weight
+        return self.base_layer.weight  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
         now = assignment()
         if now is None:
-            out: Tensor = self.inner(x)
-            return out
+            return self.inner(x)  # type: ignore[no-any-return]
         return forward_assigned(self.base_layer, self.update, x, now, None if x.device.type == "cpu" else self._add_all)
 
     def _add_all(self, x: Tensor, y: Tensor, now: Assignment) -> Tensor | None:
-        """All updates' parts in two products, however many there are: what is not a token's own is set to zero between them.
-
-        None where one of them does more than add a product, or is attached and may change.
-        """
+        """All updates' parts in two products: between them the ranks of other adapters than a token's are set to zero.
+        None where one of them does more than add a product, or is attached and may change."""
         if not self.adds_products(now.names):
             return None
-        of_layer = self.of_all(now.names, x.dtype)
-        if of_layer is None:
+        factors = self.factors_of_all(now.names, x.dtype)
+        if factors is None:
             return y
-        assert now.which is not None and of_layer.ranks is not None
-        low = (x @ of_layer.a.t()).mul_(of_layer.ranks.index_select(0, now.which))
-        return y.addmm_(low, of_layer.b)
+        assert now.which is not None and factors.ranks is not None
+        low = (x @ factors.a.t()).mul_(factors.ranks.index_select(0, now.which))
+        return y.addmm_(low, factors.b)
 
     def adds_products(self, names: Sequence[str]) -> bool:
         """Whether these adapters add products here, or nothing, and stay what they are."""
         updates = (self.update(name) for name in names)
         return ATTACHED not in names and not any(u is not None and u.lora_magnitude_vector is not None for u in updates)
 
-    def of_all(self, names: tuple[str, ...], dtype: torch.dtype) -> _Factors | None:
-        """The updates' A one below the other and their B; None where there is no update. Those of the last names are kept."""
-        together = self._together  # of this thread: another one may put its own there
-        if together is None or together[0] != (names, dtype):
+    def factors_of_all(self, names: tuple[str, ...], dtype: torch.dtype) -> _Factors | None:
+        """The updates' stacked A and B, cached for the last names; None where there is no update."""
+        cached = self._cached  # of this thread: another one may put its own there
+        if cached is None or cached[0] != (names, dtype):
             updates = [self.update(name) for name in names]
             factors = [None if u is None else u.factors(dtype) for u in updates]
-            ranks = [0 if each is None else len(each.a) for each in factors]
-            ranks_of_names: Tensor = torch.block_diag(*(torch.ones(1, r) for r in ranks))  # type: ignore[no-untyped-call]
+            ones = [torch.ones(1, 0 if each is None else len(each.a)) for each in factors]
+            ranks: Tensor = torch.block_diag(*ones)  # type: ignore[no-untyped-call]
             some = [each for each in factors if each is not None]
-            of_layer = None
+            stacked = None
             if some:
                 a, b = torch.cat([each.a for each in some]), torch.cat([each.b for each in some])
-                of_layer = _Factors(a, b, put(ranks_of_names.to(dtype), a.device))
-            together = self._together = (names, dtype), of_layer
-        return together[1]
+                stacked = _Factors(a, b, put(ranks.to(dtype), a.device))
+            cached = self._cached = (names, dtype), stacked
+        return cached[1]
 
     def drop(self, name: str) -> None:
         """Take the adapter of that name out of this layer."""
-        self._together = None
+        self._cached = None
         vars(self).pop("_stacked", None)
         if name in self.updates:
             del self.updates[name]
@@ -543,15 +505,15 @@ class Switch(nn.Module):
 
 
 def switches(net: nn.Module) -> dict[str, Switch]:
-    """The layers with adapters that were loaded next to others, by module name."""
+    """The layers with added adapters, by module name."""
     return {name: module for name, module in net.named_modules() if isinstance(module, Switch)}
 
 
 def operands(net: nn.Module) -> list[Any]:
     """All that passes compute with: who holds it keeps it where it is in memory, whatever is unloaded meanwhile."""
     modules = _modules(net)
-    caches = [tuple(vars(m).get(name) for name in ("_kept", "_together", "_stacked")) for m in modules]
-    return [*modules, *(part for parts in caches for part in parts if part is not None)]
+    caches = [vars(module).get(name) for module in modules for name in ("_cached", "_stacked")]
+    return [*modules, *(cache for cache in caches if cache is not None)]
 
 
 def _modules(net: nn.Module) -> list[nn.Module]:
@@ -560,27 +522,23 @@ def _modules(net: nn.Module) -> list[nn.Module]:
     return [net, *(module for child in children for module in _modules(child))]
 
 
-def load_lora_alongside(net: nn.Module, folder: Path, base_fingerprint: str = "") -> str:
-    """Load a LoRA adapter next to what `net` has, and return its hash; see `load_adapter_alongside`."""
+def add_saved_lora(net: nn.Module, folder: Path, base_fingerprint: str = "") -> str:
+    """Load a LoRA adapter next to what `net` has, and return its hash; see `add_adapter`."""
     shape, state = _read_lora(net, folder, base_fingerprint)
     origin = folder / "tuneloop.json"
     quantised = origin.is_file() and read_json_object(origin).get("quantised")
     if quantised and not any(isinstance(m, Nf4Linear) for m in net.modules()):
-        raise UserError(
-            "The adapter was trained on a base in 4 bits, and this base is not", where=str(folder),
-            next_step="load the base in 4 bits, or merge the adapter",
-        )  # fmt: skip
-    name, updates = state_hash(state), _made_for(net, shape, seed=0)
-    copy_tensors(state, _named(updates), str(folder))
+        what, step = "The adapter was trained on a base in 4 bits, and this base is not", "load the base in 4 bits"
+        raise UserError(what, where=str(folder), next_step=f"{step}, or merge the adapter")
+    name, updates = state_hash(state), _new_layers(net, shape, seed=0)
+    copy_tensors(state, _parameters_of(updates), str(folder))
     for place, update in updates.items():
         layer = net.get_submodule(place)
         switch = layer if isinstance(layer, Switch) else Switch(layer)
         loaded = switch.update(name)
         if loaded is not None and loaded.scale != update.scale:
-            raise UserError(
-                "The same tensors are loaded already, with another scale (lora_alpha)", where=str(folder),
-                next_step="unload that adapter first",
-            )  # fmt: skip
+            what = "The same tensors are loaded already, with another scale (lora_alpha)"
+            raise UserError(what, where=str(folder), next_step="unload that adapter first")
         if loaded is None:  # one that is there may be in use
             switch.updates[name] = update.requires_grad_(False).eval()
             _put(net, place, switch)
@@ -588,11 +546,9 @@ def load_lora_alongside(net: nn.Module, folder: Path, base_fingerprint: str = ""
 
 
 @torch.no_grad()
-def merge_alongside(net: nn.Module, name: str) -> None:
-    """Write an adapter that was loaded next to others into the base's weights, and take out whatever adapters there are.
-
-    Passes then cost what the base's do. Rounding to the weights' dtype changes some answers, as in a merged export.
-    """
+def merge_into_base(net: nn.Module, name: str) -> None:
+    """Write an added adapter into the base's weights, and take out whatever adapters there are. Passes then cost what
+    the base's do. Rounding to the weights' dtype changes some answers, as in a merged export."""
     for place, switch in switches(net).items():
         update, base = switch.update(name), switch.base_layer
         if update is not None:
@@ -617,7 +573,7 @@ def linear_places(net: nn.Module) -> dict[str, nn.Module]:
 
 def adapter_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
     """What an adapter trains, under PEFT's names."""
-    return _named(lora_layers(net))
+    return _parameters_of(lora_layers(net))
 
 
 def adapter_state(net: nn.Module) -> dict[str, Tensor]:
@@ -628,45 +584,40 @@ def adapter_state(net: nn.Module) -> dict[str, Tensor]:
         if layer.start_A is not None and layer.start_B is not None:
             tensors["lora_A.weight"] = torch.cat((tensors["lora_A.weight"], copied(layer.start_A)))
             tensors["lora_B.weight"] = torch.cat((tensors["lora_B.weight"], -copied(layer.start_B)), 1)
-        state |= {f"base_model.model.{name}.{part}": tensor.contiguous() for part, tensor in tensors.items()}
+        state |= {f"{PEFT_PREFIX}{name}.{part}": tensor.contiguous() for part, tensor in tensors.items()}
     return state
 
 
 def copy_tensors(state: Mapping[str, Tensor], parameters: Mapping[str, Tensor], where: str) -> None:
-    """Copy tensors into parameters by name.
-
-    Raises:
-        UserError: a tensor is missing, has another shape or no place: they are another model's.
-    """
+    """Copy tensors into parameters by name. Raises UserError: one is missing, or has another shape or no place."""
     next_step = "use the base model and the settings that it was trained with"
     for key in state.keys() - parameters.keys():
         raise UserError(f"The adapter holds {key}, which this model has no place for", where=where, next_step=next_step)
     for key, parameter in parameters.items():
         tensor = state.get(key)
         if tensor is None or tensor.shape != parameter.shape:
-            problem = "is missing"
-            if tensor is not None:
-                problem = f"has shape {tuple(tensor.shape)}, not {tuple(parameter.shape)}"
-            raise UserError(f"The adapter does not fit this model: {key} {problem}", where=where, next_step=next_step)
+            shapes = "" if tensor is None else f"has shape {tuple(tensor.shape)}, not {tuple(parameter.shape)}"
+            what = f"The adapter does not fit this model: {key} {shapes or 'is missing'}"
+            raise UserError(what, where=where, next_step=next_step)
         with torch.no_grad():
             parameter.copy_(distribute(tensor, parameter))
 
 
 def save_adapter(
-    folder: Path, state: dict[str, Tensor], shape: LoraShape, base_model: str, base_fingerprint: str, *, quantised: bool = False
-) -> None:  # fmt: skip
-    """Write an adapter folder in PEFT's layout; `adapter_config.json` comes last, so a folder that has it is whole.
-
-    Args:
-        quantised: whether the base was held in 4 bits, and so must be again.
-    """
+    folder: Path,
+    state: dict[str, Tensor],
+    shape: LoraShape,
+    base_model: str,
+    base_fingerprint: str,
+    *,
+    quantised: bool = False,  # whether the base was held in 4 bits, and so must be again
+) -> None:
+    """Write an adapter folder in PEFT's layout; `adapter_config.json` comes last, so a folder that has it is whole."""
     factor = 2 if shape.start == "pissa" else 1  # see `adapter_state`
     alpha = shape.alpha * (math.sqrt(factor) if shape.rslora else factor)
-    settings = lora_settings(
-        base_model, shape.rank * factor, alpha if alpha % 1 else int(alpha), shape.targets,
-        {end: rank * factor for end, rank in shape.ranks},
-        lora_dropout=shape.dropout, use_rslora=shape.rslora, use_dora=shape.dora,
-    )  # fmt: skip
+    alpha, ranks = alpha if alpha % 1 else int(alpha), {end: rank * factor for end, rank in shape.ranks}
+    others = {"lora_dropout": shape.dropout, "use_rslora": shape.rslora, "use_dora": shape.dora}
+    settings = lora_settings(base_model, shape.rank * factor, alpha, shape.targets, ranks, **others)
     origin = {"base_fingerprint": base_fingerprint} | ({"quantised": "nf4"} if quantised else {})
     write_peft(folder, state, settings, origin)
 
@@ -682,46 +633,30 @@ def write_peft(folder: Path, state: dict[str, Tensor], settings: Mapping[str, An
 
 
 def read_adapter(folder: Path, base_fingerprint: str = "") -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Settings and tensors of a PEFT folder.
-
-    Args:
-        base_fingerprint: of the model that it is for; an adapter that says it was trained on another one is refused.
-
-    Raises:
-        UserError: there is none, it is damaged, or it is another base model's.
-    """
+    """Settings and tensors of a PEFT folder. Raises UserError: there is none, it is damaged, or it was trained on
+    another base model than that of `base_fingerprint`."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     config = read_json_object(folder / "adapter_config.json")
     origin = read_json_object(folder / "tuneloop.json") if (folder / "tuneloop.json").is_file() else {}
     if base_fingerprint and origin.get("base_fingerprint", base_fingerprint) != base_fingerprint:
-        raise UserError(
-            f"The adapter was trained on another base model ({config.get('base_model_name_or_path')})",
-            where=str(folder), next_step="set model= to the base that it was trained on",
-        )  # fmt: skip
+        what = f"The adapter was trained on another base model ({config.get('base_model_name_or_path')})"
+        raise UserError(what, where=str(folder), next_step="set model= to the base that it was trained on")
     path = folder / "adapter_model.safetensors"
     try:
         with user_errors_of_the_disk(path):
             state = load_file(path)
     except SafetensorError as error:
-        raise UserError(
-            f"The adapter file is damaged: {error}", where=str(path), next_step="train again, or restore it"
-        ) from None
+        raise UserError(f"The adapter file is damaged: {error}", where=str(path), next_step=RESTORE) from None
     for name, tensor in state.items():
         if not tensor.isfinite().all():
-            raise UserError(
-                f"The adapter holds NaN or infinity in {name}", where=str(path), next_step="train again, or restore it"
-            )
+            raise UserError(f"The adapter holds NaN or infinity in {name}", where=str(path), next_step=RESTORE)
     return config, state
 
 
 def load_adapter(net: nn.Module, folder: Path, base_fingerprint: str = "") -> LoraShape:
-    """Put the adapter of a PEFT folder into `net`.
-
-    Raises:
-        UserError: no adapter there, a kind that is not LoRA, or one of another base model (see `read_adapter`).
-    """
+    """Put the LoRA of a PEFT folder into `net`. Raises UserError: there is none, or of another kind or base model."""
     shape, state = _read_lora(net, folder, base_fingerprint)
     add_lora(net, shape, seed=0)
     copy_tensors(state, adapter_parameters(net), str(folder))
@@ -729,27 +664,20 @@ def load_adapter(net: nn.Module, folder: Path, base_fingerprint: str = "") -> Lo
 
 
 def _read_lora(net: nn.Module, folder: Path, base_fingerprint: str) -> tuple[LoraShape, dict[str, Tensor]]:
-    """Shape and tensors of a folder; one whose `adapter_config.json` says more than a LoRA adapter of ours can do is refused."""
-    config = read_json_object(folder / "adapter_config.json")
-    odd = [
-        key for key in ("fan_in_fan_out", "modules_to_save", "alpha_pattern", "layers_to_transform") if config.get(key)
-    ]
+    """Shape and tensors of a folder; refused where its settings describe more than our LoRA does."""
+    file = folder / "adapter_config.json"
+    config = read_json_object(file)
+    unsupported = ("fan_in_fan_out", "modules_to_save", "alpha_pattern", "layers_to_transform")
+    odd = [key for key in unsupported if config.get(key)]
     if config.get("peft_type") != "LORA" or odd:
-        raise UserError(
-            f"Not a plain LoRA adapter ({', '.join(odd) or config.get('peft_type')})",
-            where=str(folder / "adapter_config.json"),
-            next_step="merge it with PEFT first and use the merged model's folder",
-        )
+        what = f"Not a plain LoRA adapter ({', '.join(odd) or config.get('peft_type')})"
+        raise UserError(what, where=str(file), next_step="merge it with PEFT first and use the merged model's folder")
     _, state = read_adapter(folder, base_fingerprint)
     return shape_of(net, config), state
 
 
 def shape_of(net: nn.Module, config: Mapping[str, Any]) -> LoraShape:
-    """The shape that an `adapter_config.json` of PEFT describes, on this model.
-
-    Raises:
-        UserError: a setting is missing or can't be.
-    """
+    """The shape that an `adapter_config.json` describes. Raises UserError: a setting is missing or can't be."""
     targets: Any = config.get("target_modules")
     ranks: Any = config.get("rank_pattern") or {}
     names = targets if isinstance(targets, list) else [targets]
@@ -757,27 +685,21 @@ def shape_of(net: nn.Module, config: Mapping[str, Any]) -> LoraShape:
     alpha: Any = config.get("lora_alpha")
     dropout: Any = config.get("lora_dropout") or 0.0
     counts = [rank, *ranks.values()] if isinstance(ranks, dict) else [None]
-    wrong = {
-        "target_modules": not names or not all(isinstance(name, str) for name in names),
-        "r, rank_pattern": not all(type(value) is int and 0 < value <= 65536 for value in counts),
-        "lora_alpha, lora_dropout": not all(
-            type(value) in (int, float) and abs(value) < 1e6 for value in (alpha, dropout)
-        ),
+    sound = {
+        "target_modules": bool(names) and all(isinstance(name, str) for name in names),
+        "r, rank_pattern": all(type(count) is int and 0 < count <= 65536 for count in counts),
+        "lora_alpha, lora_dropout": all(type(x) in (int, float) and abs(x) < 1e6 for x in (alpha, dropout)),
     }
-    if any(wrong.values()):
-        raise UserError(
-            f"The adapter's settings can't be: {next(name for name in wrong if wrong[name])}", where="adapter_config.json",
-            next_step="train again, or restore it",
-        )  # fmt: skip
+    for name, is_sound in sound.items():
+        if not is_sound:
+            raise UserError(f"The adapter's settings can't be: {name}", where="adapter_config.json", next_step=RESTORE)
     if targets == "all-linear":
         targets = target_names(net, targets)
     elif isinstance(targets, str):  # a regular expression over module names
-        chosen = foreign_pattern(targets, "target_modules")
-        targets = [name for name in linear_places(net) if chosen.fullmatch(name)]
-    return LoraShape(
-        rank, float(alpha), float(dropout), tuple(sorted(targets)), tuple(ranks.items()),
-        bool(config.get("use_rslora")), bool(config.get("use_dora")),
-    )  # fmt: skip
+        pattern = foreign_pattern(targets, "target_modules")
+        targets = [name for name in linear_places(net) if pattern.fullmatch(name)]
+    variants = bool(config.get("use_rslora")), bool(config.get("use_dora"))
+    return LoraShape(rank, float(alpha), float(dropout), tuple(sorted(targets)), tuple(ranks.items()), *variants)
 
 
 def state_hash(state: dict[str, Tensor]) -> str:

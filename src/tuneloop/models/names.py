@@ -51,32 +51,29 @@ def packaged_gguf() -> Path | None:
     return None
 
 
-# Folders that tuneloop and its users keep things in: `runs/mine` is a path, and no model of an organisation called runs.
+# Folders of tuneloop and its users: `runs/mine` is a path, and no model of an organisation called runs.
 USUAL_FOLDERS = {"runs", "datasets", "evals", "artifacts", "models", "checkpoints", "data", "adapter", "model"}
 PATH_ENDINGS = (".gguf", ".json", ".jsonl", ".csv", ".parquet", ".yaml", ".yml", ".txt", ".safetensors", ".bin", ".pt")
 
 
 def refuse_missing_path(name: str) -> None:
-    """Refuse a name that is meant as a path and does not exist, so that it is not looked up on the hub.
-
-    Raises:
-        UserError: it is such a name; the nearest existing one is named.
-    """
+    """Refuse a name that is meant as a path and does not exist, so that it is not looked up on the hub. Raises
+    UserError: it is such a name; the nearest existing one is named."""
     path = Path(name).expanduser()
     first = path.parts[0] if path.parts else ""
     near = nearest_path(path)
-    meant = (
+    is_path = (
         name.startswith((".", "/", "~"))
         or name.count("/") > 1
         or name.lower().endswith(PATH_ENDINGS)
         or ("/" in name and (first in USUAL_FOLDERS or near.startswith("did you mean")))
     )
-    if meant and not path.exists():
+    if is_path and not path.exists():
         raise UserError("No such file or folder", where=name, next_step=near)
 
 
 def is_local(name: str) -> bool:
-    """Whether a model's files are on this machine: a folder, a GGUF file, the packaged model, or all of it in the hub's cache."""
+    """Whether a model's files are here: a folder, a GGUF file, the packaged model, or all of it in the hub's cache."""
     path = Path(name).expanduser()
     if path.exists():
         return True
@@ -93,15 +90,9 @@ def is_local(name: str) -> bool:
 
 
 def resolve(name: str) -> Path:
-    """The folder with a model's `config.json`, weights and tokenizer.
-
-    Args:
-        name: a folder, a GGUF file (converted once into the cache), a short name (`llama-3.1-8b-instruct`), a hub name
-            (`org/model`), or `smollm2-135m`, the packaged model.
-
-    Raises:
-        UserError: nothing of that name, or the hub refuses it; with the steps that help.
-    """
+    """The folder with a model's `config.json`, weights and tokenizer. `name`: a folder, a GGUF file (converted once
+    into the cache), a short name (`llama-3.1-8b-instruct`), a hub name (`org/model`), or `smollm2-135m`, the packaged
+    model. Raises UserError: nothing of that name, or the hub refuses it; with the steps that help."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         if (folder / "config.json").is_file():
@@ -125,21 +116,17 @@ def resolve(name: str) -> Path:
         return convert(source, cache_folder() / "models" / PACKAGED)
     hub_name = SHORT_NAMES.get(short, name)
     if not HUB_NAME.fullmatch(hub_name):
-        raise UserError(
-            f"No model named {name!r}: no such folder, short name or hub name", where="model",
-            next_step=f"{did_you_mean(short, SHORT_NAMES)} short names: {', '.join(list(_LLAMA)[:4])}, ..., {PACKAGED}; "
-            "or a folder; or org/name on the hub".lstrip(),
-        )  # fmt: skip
+        what = f"No model named {name!r}: no such folder, short name or hub name"
+        names = f"short names: {', '.join(list(_LLAMA)[:4])}, ..., {PACKAGED}"
+        step = f"{did_you_mean(short, SHORT_NAMES)} {names}; or a folder; or org/name on the hub"
+        raise UserError(what, where="model", next_step=step)
     like_a_path = "model; there is no folder of this name here, so it was looked up on the hub"
     return _from_hub(hub_name, like_a_path if name == hub_name else "model")
 
 
 def known_name(place: str) -> str:
-    """The name that people know a model by, where `place` is its folder in a cache; anything else stays as it is.
-
-    A folder of ours is called as the packaged model or the GGUF file that it was converted from, a snapshot of the hub's cache
-    by its hub name. An adapter names its base by such a folder, on whatever machine it was trained.
-    """
+    """The name that people know a model by, where `place` is its folder in a cache of any machine: ours of the packaged
+    model or a GGUF file, or a snapshot of the hub's; anything else stays as it is."""
     parts = Path(place).parts
     if place.lower() in SHORT_NAMES or len(parts) < 3:
         return place
@@ -155,7 +142,7 @@ def known_name(place: str) -> str:
 
 
 def _from_hub(name: str, where: str = "model") -> Path:
-    """Download, or find in the hub's cache, the files that are needed and no others; `where` is said with an error."""
+    """Download, or find in the hub's cache, the files that are needed and no others; `where` is for an error."""
     from huggingface_hub import errors as hub
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars
@@ -166,10 +153,11 @@ def _from_hub(name: str, where: str = "model") -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=WANTED, ignore_patterns=["original/*", "onnx/*"]))
     except hub.GatedRepoError:
-        raise UserError(
-            f"{name} is gated: its licence must be accepted first", where="model",
-            next_step=f"1. accept it at the model's hub page ({name})  2. export HF_TOKEN=hf_... (a read token of that account)  3. run again; {offline}",
-        ) from None  # fmt: skip
+        what = f"{name} is gated: its licence must be accepted first"
+        step = (
+            f"1. accept it at the model's hub page ({name})  2. export HF_TOKEN=hf_... (a read token of that account)"
+        )
+        raise UserError(what, where="model", next_step=f"{step}  3. run again; {offline}") from None
     except hub.RepositoryNotFoundError:
         step = f"check the spelling; a private model needs HF_TOKEN; {offline}"
         raise UserError(f"The hub has no model {name!r} that you may see", where=where, next_step=step) from None

@@ -1,4 +1,4 @@
-"""How PEFT writes a LoRA adapter: names of its tensors, the rank and scale of each module, what distinguishes two. Needs no torch."""
+"""How PEFT writes a LoRA adapter: tensor names, ranks and scales of modules, what distinguishes two. Needs no torch."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from tuneloop.core.patterns import foreign_pattern
 PEFT_PREFIX = "base_model.model."
 A_END, B_END = ".lora_A.weight", ".lora_B.weight"
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
-# Settings that change the update.
-_SCALES = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora")
+_SCALES = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora")  # change the update
 # Settings that one product of two matrices can't say -> what they are.
 _MORE_THAN_MATRICES = {
     "use_dora": "DoRA's learned lengths of weights",
@@ -25,13 +24,7 @@ _MORE_THAN_MATRICES = {
 
 
 def hash_of_adapter(folder: Path) -> str:
-    """Hash of all that an adapter changes in a model: its tensors, and the settings by which they are scaled.
-
-    Two adapters with equal matrices and another `lora_alpha` give other answers, so the hash of the tensors is not enough.
-
-    Raises:
-        UserError: a file is missing or unreadable.
-    """
+    """Hash of what an adapter changes: tensors and their scales. Raises UserError: a file is missing or unreadable."""
     settings = read_json_object(folder / SETTINGS)
     scales = {key: settings[key] for key in _SCALES if settings.get(key)}
     return content_hash([sha256_file(folder / WEIGHTS), scales])
@@ -60,7 +53,7 @@ def more_than_matrices(settings: Mapping[str, Any]) -> str:
 
 
 def scale_of(settings: Mapping[str, Any], stem: str) -> float:
-    """What PEFT multiplies the update of the base's module `stem` by: alpha / rank, or alpha / sqrt(rank) with rsLoRA."""
+    """PEFT's factor of the update of the base's module `stem`: alpha / rank, or alpha / sqrt(rank) with rsLoRA."""
     alpha = _of_pattern(settings.get("alpha_pattern"), stem, settings["lora_alpha"])
     rank = rank_of(settings, stem)
     return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
@@ -80,11 +73,7 @@ def _of_pattern(pattern: Mapping[str, Any] | None, stem: str, usual: Any) -> Any
 
 
 def stems_of(names: Iterable[str]) -> list[str]:
-    """Names of the modules that tensors of a plain LoRA belong to, in order.
-
-    Raises:
-        ValueError: a tensor that is neither A nor B; its message is the tensor's name.
-    """
+    """Modules of a plain LoRA's tensors, in order. Raises ValueError with the name of one that is neither A nor B."""
     stems: dict[str, None] = {}
     for name in names:
         if not name.endswith((A_END, B_END)):

@@ -1,7 +1,8 @@
-"""Prefix tuning: keys and values of virtual tokens in front of every row (Li & Liang 2021, arXiv 2101.00190), in PEFT's layout.
+"""Prefix tuning: keys and values of virtual tokens in front of every row (Li & Liang 2021, arXiv 2101.00190), in PEFT's
+layout.
 
-The prefix starts as the keys and values of real text, as if that text stood in front of every row; from random numbers
-the loss starts at more than twice the value and never comes as low in the time that a small job has.
+The prefix starts as the keys and values of real text, as if that text preceded every row; from random numbers the loss
+starts at more than twice the value and never comes as low in the time that a small job has.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from tuneloop.core.errors import UserError
 from tuneloop.models.adapters import ATTACHED, assignment
 from tuneloop.models.llama import KeyValues, Llama
-from tuneloop.models.lora import copy_tensors, read_adapter, state_hash, write_peft
+from tuneloop.models.lora import RESTORE, copy_tensors, read_adapter, state_hash, write_peft
 from tuneloop.models.sharded import copied
 
 # Shape suffixes: V virtual tokens, N layers, K key heads, D head size, B rows, S tokens.
@@ -26,7 +27,7 @@ NAME = "prompt_embeddings"  # of the tensor in PEFT's file
 
 
 class Prefix(nn.Module):
-    """The virtual tokens' keys and values, in PEFT's order: for each token and layer the key heads, then the value heads."""
+    """The virtual tokens' keys and values in PEFT's order: for each token and layer the key heads, the value heads."""
 
     def __init__(self, values_V: Tensor, layers: int, key_heads: int) -> None:
         super().__init__()
@@ -44,8 +45,8 @@ class Prefix(nn.Module):
         return shaped.permute(1, 2, 3, 0, 4)
 
 
-class _Before(KeyValues):
-    """A cache that holds the prefix and keeps nothing of the rows: what gradients can flow through."""
+class _PrefixCache(KeyValues):
+    """A cache that holds the prefix and keeps nothing of the rows: gradients can flow through it."""
 
     keeps = False
 
@@ -63,43 +64,34 @@ class _Before(KeyValues):
         return torch.cat((before_k, keys), 2), torch.cat((before_v, values), 2)
 
 
-def _look_at_prefix(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-    """Put the prefix in front of what `LlamaModel.forward` is called with: positions, mask and cache move by its length.
-
-    Callers count tokens without the prefix.
-    """
+def _prepend_prefix(module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    """Prepend the prefix to the arguments of `LlamaModel.forward`, whose callers count tokens without it."""
     prefix = applied_prefix(module)
     if prefix is None:
         return None
-    names = ("ids_BT", "positions_BT", "mask", "cache")
-    given = dict.fromkeys(names) | dict(zip(names, arguments, strict=False)) | keywords
-    ids, mask, cache = given["ids_BT"], given["mask"], given["cache"]
+    names = ("ids_BT", "positions_BT", "mask", "cache", "real_BT")
+    values = dict.fromkeys(names) | dict(zip(names, arguments, strict=False)) | keywords
+    ids, positions, mask, cache, real = (values[name] for name in names)
     assert isinstance(ids, Tensor)
-    dtype: torch.dtype = module.embed_tokens.weight.dtype  # type: ignore[union-attr,assignment]
-    positions = given["positions_BT"]
+    dtype: torch.dtype = module.embed_tokens.weight.dtype
     if positions is None:
         positions = torch.arange(ids.shape[1], device=ids.device)[None]
     if mask is not None:
         mask = F.pad(mask, (prefix.length, 0), value=True)
     if cache is None:
-        cache = _Before(prefix.key_values(dtype))
+        cache = _PrefixCache(prefix.key_values(dtype))
     elif not cache.length:  # a new one: its buffers begin with the prefix
         key_values = prefix.key_values(dtype)
         cards = module.cards or [ids.device] * len(key_values)
-        cache.keys = [pair[0][None].to(card) for pair, card in zip(key_values, cards, strict=True)]  # type: ignore[arg-type]
-        cache.values = [pair[1][None].to(card) for pair, card in zip(key_values, cards, strict=True)]  # type: ignore[arg-type]
+        pairs = [pair[:, None].to(card) for pair, card in zip(key_values, cards, strict=True)]
+        cache.keys, cache.values = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         cache.lengths = [prefix.length] * prefix.layers
-    return (ids, positions + prefix.length, mask, cache), {"real_BT": keywords.get("real_BT")}
+    return (ids, positions + prefix.length, mask, cache, real), {}
 
 
 def add_prefix(net: nn.Module, ids: Sequence[int]) -> Prefix:
-    """Freeze `net` and put a prefix in front of its rows that starts as the keys and values of `ids`.
-
-    Raises:
-        UserError: the model is not of the Llama family.
-    """
-    model = _llama(net)
-    device = model.embed_tokens.weight.device
+    """Freeze `net` and put a prefix in front of its rows: the keys and values of `ids`. Raises UserError: no Llama."""
+    device = _llama(net).embed_tokens.weight.device
     cache = net.new_cache()  # type: ignore[operator]
     with torch.no_grad():
         net.hidden(torch.tensor([list(ids)], device=device), cache=cache)  # type: ignore[operator]
@@ -110,32 +102,26 @@ def add_prefix(net: nn.Module, ids: Sequence[int]) -> Prefix:
 
 
 def _attach(net: nn.Module, values_V: Tensor) -> Prefix:
-    model = _llama(net)
     net.requires_grad_(False)
-    prefix = Prefix(values_V, net.config.layers, net.config.key_heads)  # type: ignore[union-attr,arg-type]
-    model.prefix = prefix.to(model.embed_tokens.weight.device)
-    _hook(model)
+    model = _llama(net)
+    model.prefix = prefix = _new_prefix(model, values_V)
     return prefix
 
 
-def _hook(model: Any) -> None:
+def _new_prefix(model: Any, values_V: Tensor) -> Prefix:
+    """A prefix for a model, which looks for one from now on."""
     if getattr(model, "prefix_hook", None) is None:
-        model.prefix_hook = model.register_forward_pre_hook(_look_at_prefix, with_kwargs=True)
+        model.prefix_hook = model.register_forward_pre_hook(_prepend_prefix, with_kwargs=True)
+    return Prefix(values_V, model.config.layers, model.config.key_heads).to(model.embed_tokens.weight.device)
 
 
-def prefixes_alongside(net: nn.Module) -> dict[str, Prefix]:
-    """The prefixes that were loaded next to each other, by hash; changing it changes what the model knows."""
-    model = getattr(net, "model", None)
-    prefixes: dict[str, Prefix] = getattr(model, "prefixes", None) or {}
-    return prefixes
+def added_prefixes(net: nn.Module) -> dict[str, Prefix]:
+    """The prefixes that were added, by hash; changing it changes what the model knows."""
+    return getattr(getattr(net, "model", None), "prefixes", None) or {}
 
 
 def applied_prefix(model: nn.Module) -> Prefix | None:
-    """The prefix in front of the rows of a pass, as adapters are assigned now.
-
-    Raises:
-        ValueError: rows of one pass have different ones.
-    """
+    """The prefix in front of a pass, as adapters are assigned now. Raises ValueError: its rows have different ones."""
     now = assignment()
     attached: Prefix | None = getattr(model, "prefix", None)
     if now is None:
@@ -147,30 +133,26 @@ def applied_prefix(model: nn.Module) -> Prefix | None:
     return prefixes[0]
 
 
-def load_prefix_alongside(net: nn.Module, folder: Path, base_fingerprint: str = "") -> str:
-    """Load a prefix next to what `net` has, and return its hash; see `load_adapter_alongside`."""
+def add_saved_prefix(net: nn.Module, folder: Path, base_fingerprint: str = "") -> str:
+    """Load a prefix next to what `net` has, and return its hash; see `add_adapter`."""
     values, name = _read_prefix(net, folder, base_fingerprint)
     model = _llama(net)
-    prefix = Prefix(values, net.config.layers, net.config.key_heads).requires_grad_(False)  # type: ignore[union-attr,arg-type]
     if getattr(model, "prefixes", None) is None:
         model.prefixes = {}
-    model.prefixes.setdefault(name, prefix.to(model.embed_tokens.weight.device))  # one that is there may be in use
-    _hook(model)
+    model.prefixes.setdefault(name, _new_prefix(model, values).requires_grad_(False))  # one that is there may be in use
     return name
 
 
 def _llama(net: nn.Module) -> Any:
     if not isinstance(net, Llama):
-        raise UserError(
-            "Prefix tuning works on the Llama family only", where="train.method", next_step="set train.method=lora"
-        )
+        what, step = "Prefix tuning works on the Llama family only", "set train.method=lora"
+        raise UserError(what, where="train.method", next_step=step)
     return net.model
 
 
 def prefix_of(net: nn.Module) -> Prefix | None:
     """The prefix in front of this model's rows, if there is one."""
-    prefix: Prefix | None = getattr(getattr(net, "model", None), "prefix", None)
-    return prefix
+    return getattr(getattr(net, "model", None), "prefix", None)
 
 
 def remove_prefix(net: nn.Module) -> None:
@@ -178,37 +160,27 @@ def remove_prefix(net: nn.Module) -> None:
     if prefix_of(net) is not None:
         model = _llama(net)
         del model.prefix
-        if not prefixes_alongside(net):
+        if not added_prefixes(net):
             model.prefix_hook.remove()
             del model.prefix_hook
 
 
 def save_prefix(folder: Path, net: nn.Module, base_model: str, base_fingerprint: str) -> None:
     """Write the prefix as PEFT's PREFIX_TUNING adapter."""
-    prefix = prefix_of(net)
+    prefix, config = prefix_of(net), _llama(net).config
     assert prefix is not None
-    config = net.config
     settings = {
-        "peft_type": "PREFIX_TUNING",
-        "base_model_name_or_path": base_model,
-        "num_virtual_tokens": prefix.length,
-        "token_dim": config.key_heads * config.head_size,  # type: ignore[union-attr,operator]
-        "num_attention_heads": prefix.key_heads,
-        "num_layers": prefix.layers,
-        "num_transformer_submodules": 1,
-        "encoder_hidden_size": config.hidden_size,  # type: ignore[union-attr]
+        "peft_type": "PREFIX_TUNING", "base_model_name_or_path": base_model, "num_virtual_tokens": prefix.length,
+        "token_dim": config.key_heads * config.head_size, "num_attention_heads": prefix.key_heads,
+        "num_layers": prefix.layers, "num_transformer_submodules": 1, "encoder_hidden_size": config.hidden_size,
         "prefix_projection": False,
-    }
+    }  # fmt: skip
     state = {NAME: copied(prefix.embeddings.detach())}
     write_peft(folder, state, settings, {"base_fingerprint": base_fingerprint})
 
 
 def load_prefix(net: nn.Module, folder: Path, base_fingerprint: str = "") -> Prefix:
-    """Put the prefix of a PEFT folder in front of `net`'s rows.
-
-    Raises:
-        UserError: it is damaged, or made for another model.
-    """
+    """Put the prefix of a PEFT folder in front of `net`'s rows. Raises UserError: it is damaged, or another model's."""
     return _attach(net, _read_prefix(net, folder, base_fingerprint)[0])
 
 
@@ -223,10 +195,8 @@ def _read_prefix(net: nn.Module, folder: Path, base_fingerprint: str) -> tuple[T
     width = 2 * shape.layers * shape.key_heads * shape.head_size
     tokens = config.get("num_virtual_tokens")
     if type(tokens) is not int or not 0 < tokens <= 65536:
-        raise UserError(
-            f"The adapter's settings can't be: num_virtual_tokens = {tokens!r:.60}", where=str(folder),
-            next_step="train again, or restore it",
-        )  # fmt: skip
+        what = f"The adapter's settings can't be: num_virtual_tokens = {tokens!r:.60}"
+        raise UserError(what, where=str(folder), next_step=RESTORE)
     empty = torch.zeros(tokens, width, device=model.embed_tokens.weight.device)
     copy_tensors(state, {NAME: empty}, str(folder))
     return empty, state_hash(state)

@@ -1,4 +1,5 @@
-"""Frozen weights in four bits: NF4 with double quantisation (Dettmers et al. 2023, arXiv 2305.14314), by bitsandbytes."""
+"""Frozen weights in four bits: NF4 with double quantisation (Dettmers et al. 2023, arXiv 2305.14314), by
+bitsandbytes."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ SHARE_LEFT = 4.13 / 16  # of a layer's bytes in 16 bits
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """x W' with W unpacked for the moment in the forward and again in the backward pass; nothing but x's gradient."""
+    """x W' with W unpacked for the moment in the forward and again in the backward pass; only x has a gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Nf4Linear) -> Tensor:
@@ -50,20 +51,14 @@ class Nf4Linear(nn.Module):
         """The weight (outputs, inputs) in the base's dtype, unpacked."""
         from bitsandbytes.functional import dequantize_4bit
 
-        weight: Tensor = dequantize_4bit(whole(self.packed), self.state)
-        return weight
+        return dequantize_4bit(whole(self.packed), self.state)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = _FrozenProduct.apply(x, self)  # type: ignore[no-untyped-call]
-        return out
+        return _FrozenProduct.apply(x, self)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def need_bitsandbytes() -> None:
-    """Make sure that weights can be packed.
-
-    Raises:
-        UserError: bitsandbytes is not installed.
-    """
+    """Make sure that weights can be packed. Raises UserError: bitsandbytes is not installed."""
     if importlib.util.find_spec("bitsandbytes") is None:
         step = "pip install bitsandbytes, or set train.method=lora"
         raise UserError("QLoRA needs the bitsandbytes package", where="train.method", next_step=step)
@@ -72,11 +67,7 @@ def need_bitsandbytes() -> None:
 
 
 def quantise(net: nn.Module) -> None:
-    """Replace every linear layer but the vocabulary projection by its 4-bit form, in place; done already is no error.
-
-    Raises:
-        UserError: bitsandbytes is not installed.
-    """
+    """Bring all linear layers but the vocabulary projection to 4 bits, in place. Raises UserError: no bitsandbytes."""
     need_bitsandbytes()
     for name, module in quantisable(net).items():
         parent, _, last = name.rpartition(".")

@@ -1,4 +1,5 @@
-"""A model's sizes, from its `config.json`: what memory, time and trained parameters are counted from. Needs no torch."""
+"""A model's sizes, from its `config.json`: what memory, time and trained parameters are counted from. Needs no
+torch."""
 
 from __future__ import annotations
 
@@ -12,16 +13,13 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 # Architectures whose layers have Llama's seven matrices and two norms; what differs is in `from_config`.
 LIKE_LLAMA = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "phi3", "gemma", "gemma2", "gemma3_text"}
-TIED_UNLESS_SAID = {"smollm3", "gemma", "gemma2", "gemma3_text"}  # what a config.json without the key means
+TIED_BY_DEFAULT = {"smollm3", "gemma", "gemma2", "gemma3_text"}  # what a config.json without the key means
 FOUR_NORMS = {"gemma2", "gemma3_text"}  # before and after attention and feed-forward
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The numbers of a decoder that cost memory and time, from its `config.json`.
-
-    `qkv_bias`, `o_bias`, `mlp_bias`, `qk_norm` and `norms` describe the small parameters that some architectures have.
-    """
+    """The numbers of a decoder that cost memory and time, from its `config.json`."""
 
     vocabulary: int
     hidden: int
@@ -32,7 +30,7 @@ class ModelShape:
     head_size: int
     tied: bool
     context: int = 0
-    qkv_bias: bool = False
+    qkv_bias: bool = False  # as the next four, small parameters of some architectures
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
@@ -40,36 +38,33 @@ class ModelShape:
 
     @staticmethod
     def from_config(config: Mapping[str, Any], where: str = "config.json") -> ModelShape:
-        """Read a Transformers configuration.
-
-        Raises:
-            UserError: a number is missing or can't be, or the model is a mixture of experts.
-        """
+        """Read a `config.json`. Raises UserError: a number is missing or can't be, or a mixture of experts."""
         kind = config.get("model_type", "llama")
         if any(config.get(key) for key in ("num_local_experts", "num_experts", "n_routed_experts")):
-            raise UserError(
-                "The model is a mixture of experts, which the planner can't size", where=where,
-                next_step="name a dense decoder",
-            )  # fmt: skip
+            what = "The model is a mixture of experts, which the planner can't size"
+            raise UserError(what, where=where, next_step="name a dense decoder")
         heads = _number(config, "num_attention_heads", where)
         hidden = _number(config, "hidden_size", where)
         if not config.get("head_dim") and hidden % heads:
-            raise UserError(
-                f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}", where=where,
-                next_step="correct config.json, or give head_dim in it",
-            )  # fmt: skip
+            what = f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}"
+            raise UserError(what, where=where, next_step="correct config.json, or give head_dim in it")
         bias = bool(config.get("attention_bias", False))
         return ModelShape(
-            vocabulary=_number(config, "vocab_size", where), hidden=hidden,
+            vocabulary=_number(config, "vocab_size", where),
+            hidden=hidden,
             feed_forward=_number(config, "intermediate_size", where),
-            layers=_number(config, "num_hidden_layers", where), heads=heads,
+            layers=_number(config, "num_hidden_layers", where),
+            heads=heads,
             key_heads=_number(config, "num_key_value_heads", where, heads),
             head_size=_number(config, "head_dim", where, hidden // heads),
-            tied=bool(config.get("tie_word_embeddings", kind in TIED_UNLESS_SAID)),
-            context=_number(config, "max_position_embeddings", where, 0), qkv_bias=bias or kind == "qwen2",
-            o_bias=bias and kind != "qwen2", mlp_bias=bool(config.get("mlp_bias", False)),
-            qk_norm=kind in ("qwen3", "gemma3_text"), norms=4 if kind in FOUR_NORMS else 2,
-        )  # fmt: skip
+            tied=bool(config.get("tie_word_embeddings", kind in TIED_BY_DEFAULT)),
+            context=_number(config, "max_position_embeddings", where, 0),
+            qkv_bias=bias or kind == "qwen2",
+            o_bias=bias and kind != "qwen2",
+            mlp_bias=bool(config.get("mlp_bias", False)),
+            qk_norm=kind in ("qwen3", "gemma3_text"),
+            norms=4 if kind in FOUR_NORMS else 2,
+        )
 
     @property
     def keys(self) -> int:
@@ -120,34 +115,26 @@ class ModelShape:
 
 
 def target_modules(targets: Sequence[str] | str) -> tuple[str, ...]:
-    """Matrices that get an adapter, in a layer's order: `all-linear`, `attention`, `mlp`, or names as in `q,v`.
-
-    Raises:
-        UserError: a name that no matrix has.
-    """
+    """Matrices to adapt: `all-linear`, `attention`, `mlp`, or names as in `q,v`. Raises UserError: an unknown name."""
     every = (*ATTENTION, *FEED_FORWARD)
     groups = {"all-linear": every, "all": every, "attention": ATTENTION, "mlp": FEED_FORWARD}
     names = targets.split(",") if isinstance(targets, str) else targets
-    chosen: set[str] = set()
+    matrices: set[str] = set()
     for name in (n.strip() for n in names):
         full = name if name in every else f"{name}_proj"
         if name not in groups and full not in every:
             choices = [*groups, *(n.removesuffix("_proj") for n in every)]
             step = did_you_mean(name, choices, f"choose from {', '.join(choices)}")
             raise UserError(f"No matrix {name!r} to adapt", where="targets", next_step=step)
-        chosen.update(groups.get(name, (full,)))
-    return tuple(name for name in every if name in chosen)
+        matrices.update(groups.get(name, (full,)))
+    return tuple(name for name in every if name in matrices)
 
 
 def _number(config: Mapping[str, Any], key: str, where: str, otherwise: int | None = None) -> int:
     value = config.get(key)
-    if value is None:
-        if otherwise is not None:
-            return otherwise
-        raise UserError(
-            f"The model's configuration has no {key!r}", where=where, next_step="use a decoder's config.json"
-        )
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 10**8:
-        step = "use a decoder's config.json"
-        raise UserError(f"The model's configuration has {key} = {value!r}, which can't be", where=where, next_step=step)
-    return value
+    if value is None and otherwise is not None:
+        return otherwise
+    if type(value) is int and 0 < value < 10**8:
+        return value
+    problem = f"no {key!r}" if value is None else f"{key} = {value!r}, which can't be"
+    raise UserError(f"The model's configuration has {problem}", where=where, next_step="use a decoder's config.json")

@@ -24,20 +24,19 @@ def copied(tensor: Tensor) -> Tensor:
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor in one piece; where it is divided over processes, all of them must ask."""
-    full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return full
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a tensor that is divided over several, the very memory; any other as it is."""
-    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return part
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def distribute(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, spread as `like` is: each process has the tensor and keeps its part."""
+    """A whole tensor, sharded as `like` is: each process has the tensor and keeps its part."""
     if not hasattr(like, "full_tensor") or hasattr(tensor, "full_tensor"):
         return tensor
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
 
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
+    assert isinstance(like, DTensor)
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

@@ -1,4 +1,5 @@
-"""Several adapters next to each other on one base, each under its hash; which one applies is said in `adapters.py`."""
+"""Several adapters on one base, each under its hash; `adapters.py` holds which one applies. Models and adapters that
+several users share are counted."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tuneloop.core.device import default_dtype, in_use
 from tuneloop.core.errors import UserError
@@ -17,79 +18,58 @@ from tuneloop.models.methods import method_of_folder
 from tuneloop.models.names import resolve
 from tuneloop.models.trained import trained_folder
 
-if TYPE_CHECKING:
-    from tuneloop.models.load import Model
 
-
-def load_adapter_alongside(model: Model, folder: Path) -> str:
-    """Load an adapter (a folder in PEFT's layout, or a run with one) next to what the model has, and return its hash.
-
-    It applies where `applied` names that. Loading it again changes nothing.
-
-    Raises:
-        UserError: it is damaged, another base model's, or of a method that can't stand next to others.
-    """
+def add_adapter(model: Model, folder: Path) -> str:
+    """Load an adapter (a PEFT folder, or a run with one) for where `applied` names its hash, which is returned. Raises
+    UserError: it is damaged, another base's, or of a method that can't share a base."""
     folder = trained_folder(folder)
     method = method_of_folder(folder)
-    if method is None or method.load_alongside is None:
-        raise UserError(
-            "This is not an adapter that can stand alongside others on one base", where=str(folder),
-            next_step="load it as a model of its own",
-        )  # fmt: skip
-    name = method.load_alongside(model, folder)
-    _names_alongside(model).add(name)
+    if method is None or method.add is None:
+        what = "This is not an adapter that can share a base with others"
+        raise UserError(what, where=str(folder), next_step="load it as a separate model")
+    name = method.add(model, folder)
+    _added_names(model).add(name)
     return name
 
 
 def merge_adapter(model: Model, folder: Path) -> str:
-    """Load an adapter into the base's weights, and return its hash: its answers are as fast as the base's, which is gone.
-
-    Raises:
-        UserError: as `load_adapter_alongside`, or its method can't be merged.
-    """
-    from tuneloop.models.lora import merge_alongside
+    """Merge an adapter into the base's weights, and return its hash: its answers are as fast as the base's, which is
+    overwritten. Raises UserError: as `add_adapter`, or its method can't be merged."""
+    from tuneloop.models.lora import merge_into_base
 
     method = method_of_folder(trained_folder(folder))
     if method is None or method.merge is None:
         raise UserError("This is not an adapter that can be merged", where=str(folder), next_step="set merge=false")
-    name = load_adapter_alongside(model, folder)
-    merge_alongside(model.net, name)
+    name = add_adapter(model, folder)
+    merge_into_base(model.net, name)
     return name
 
 
-def _names_alongside(model: Model) -> set[str]:
-    """Hashes of the adapters next to each other; kept on the network, since looking through its modules takes a millisecond."""
-    names: set[str] = vars(model.net).setdefault("adapters_alongside", set())
-    return names
+def _added_names(model: Model) -> set[str]:
+    """Hashes of the added adapters, on the network: looking through its modules takes a millisecond."""
+    return vars(model.net).setdefault("added_adapters", set())  # type: ignore[no-any-return]
 
 
 def adapters_of(model: Model) -> list[str]:
-    """Hashes of the adapters that were loaded next to each other."""
-    return sorted(_names_alongside(model))
+    """Hashes of the adapters that were added."""
+    return sorted(_added_names(model))
 
 
 def unload_adapter(model: Model, name: str) -> None:
-    """Take out an adapter that was loaded next to others; naming it is an error from now on."""
+    """Take out an adapter that was added; naming it is an error from now on."""
     from tuneloop.models.lora import switches
-    from tuneloop.models.prefix import prefixes_alongside
+    from tuneloop.models.prefix import added_prefixes
 
-    _names_alongside(model).discard(name)
+    _added_names(model).discard(name)
     for switch in switches(model.net).values():
         switch.drop(name)
-    prefixes_alongside(model.net).pop(name, None)
+    added_prefixes(model.net).pop(name, None)
 
 
 def check_adapter(model: Model, name: str) -> None:
-    """Refuse an adapter that is not there: a row must never be answered by the base in its place.
-
-    Raises:
-        UserError: it is not loaded.
-    """
-    if name in (BASE, ATTACHED):
-        return
-    if name not in _names_alongside(model):
-        loaded = adapters_of(model)
-        step = f"loaded: {', '.join(n[:16] for n in loaded) or 'none'}; or name {BASE!r}"
+    """Raises UserError: the adapter is not loaded; a row must never be answered by the base in its place."""
+    if name not in (BASE, ATTACHED, *_added_names(model)):
+        step = f"loaded: {', '.join(n[:16] for n in adapters_of(model)) or 'none'}; or name {BASE!r}"
         raise UserError(f"No adapter {name[:16]!r} is loaded", where=f"model {model.name}", next_step=step)
 
 
@@ -107,11 +87,7 @@ _shared: dict[Any, _SharedModel] = {}
 
 
 def shared_model(name: str) -> Model:
-    """A model by folder, short name or hub name: the one that is loaded already, if its files are the same.
-
-    Raises:
-        UserError: see `load_model`.
-    """
+    """A model as in `load_model`: the one that is loaded already, if its files are the same."""
     with _lock:
         folder = resolve(name)
         key = folder.resolve(), fingerprint(folder), in_use(), default_dtype()
@@ -122,23 +98,15 @@ def shared_model(name: str) -> Model:
 
 
 def shared_adapter(model: Model, folder: Path) -> str:
-    """Load an adapter next to others of a shared model, and return its hash.
-
-    Raises:
-        UserError: see `load_adapter_alongside`.
-    """
+    """Load an adapter next to others of a shared model, and return its hash; see `add_adapter`."""
     with _lock:
-        name = load_adapter_alongside(model, folder)
+        name = add_adapter(model, folder)
         _entry(model).adapters[name] += 1
         return name
 
 
 def give_back(model: Model, adapters: Iterable[str]) -> None:
-    """Let go of a shared model and some of its adapters: what no one else has is taken out of memory.
-
-    Args:
-        adapters: hashes, as often as they were shared.
-    """
+    """Let go of a shared model and adapters (hashes, as often as shared); those without users leave the memory."""
     with _lock:
         entry = _entry(model)
         for name in adapters:

@@ -1,12 +1,11 @@
 """The one place where messages become token ids and a loss mask, and where answers become text again.
 
-A rendered row is what a server gives to the model: the chat template's text, tokenised as one string.
-Two departures make it safe. Control tokens that stand in a user's text are tokenised as the plain
-characters they are. And each assistant turn starts a new piece, as it does when the model answers, so
-that the prompt's tokens are a prefix of the row's.
+A rendered row is what a server gives to the model: the chat template's text, tokenised as one string. Two departures
+make it safe. Control tokens in a user's text are tokenised as the plain characters they are. And each assistant turn
+starts a new piece, as it does when the model answers, so that the prompt's tokens are a prefix of the row's.
 
-Limit: where a template joins text to the turn before without a control token between (none of the common
-ones does), a server that tokenises the whole conversation can merge characters across that border.
+Limit: where a template joins text to the turn before without a control token between (none of the common ones does), a
+server that tokenises the whole conversation can merge characters across that border.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from tuneloop.core.files import read_json_object, write_json, write_text
 from tuneloop.models.chat_jinja import MOST_SOURCE, Bounded
 from tuneloop.records.rows import Message
 
-# The Llama 3 conversation as Meta's own formatter writes it: no trimming and no injected system text, tools listed
-# in the system turn as the model card shows, tool calls as ASCII JSON, tool results as `ipython`. It stands here as the
-# template that goes out with every Llama 3 adapter and model, so that a server says what was trained. `cut` marks where
-# Meta's formatter tokenises apart; it is taken out of the saved template.
+Turn = dict[str, Any]  # of a conversation as a template sees it, or the schema of a tool
+# The Llama 3 conversation as Meta's own formatter writes it: no trimming and no injected system text, tools listed in
+# the system turn as the model card shows, tool calls as ASCII JSON, tool results as `ipython`. It is saved with every
+# Llama 3 adapter and model, so that a server renders what was trained, without `cut`, where the formatter cuts tokens.
 LLAMA3_TEMPLATE = """\
 {{- bos_token }}
 {%- for message in messages %}
@@ -50,7 +49,8 @@ LLAMA3_TEMPLATE = """\
 {%- elif f['name'] in ['brave_search', 'wolfram_alpha', 'photogen'] and f['arguments'] is mapping %}
 {{- f['name'] + '.call(query="' + f['arguments']['query'] + '")' }}
 {%- else %}
-{{- '{"type": "function", "name": ' + (f['name'] | tojson(ensure_ascii=true)) + ', "parameters": ' + (f['arguments'] if f['arguments'] is string else (f['arguments'] | tojson(ensure_ascii=true))) + '}' }}
+{{- '{"type": "function", "name": ' + (f['name'] | tojson(ensure_ascii=true)) + ', "parameters": ' + \
+(f['arguments'] if f['arguments'] is string else (f['arguments'] | tojson(ensure_ascii=true))) + '}' }}
 {%- endif %}
 {%- endfor %}
 {{- '<|eot_id|>' }}
@@ -67,8 +67,8 @@ PLAIN_TEMPLATE = """\
 """
 
 
-# Private characters that stand for something while a template is at work: "\ue000N\ue001" for the N-th control string
-# that a user typed, CUT where the text is tokenised apart, HOLE for the content of a turn. Users' own are guarded too.
+# Private characters with a meaning while a template is at work: "\ue000N\ue001" is the N-th control string that a user
+# typed, CUT where the text is tokenised apart, HOLE the content of a turn. Users' own are guarded too.
 CUT, HOLE = "\ue002", "\ue003"
 _MARK = "\ue000[0-9]+\ue001"
 LONG = 50_000  # characters of a text that are tokenised in a way that lets other threads run
@@ -97,10 +97,8 @@ class TemplateError(ValueError):
 
 
 def _any_of(names: set[str]) -> str:
-    """A pattern for any of the names, the longest that fits, as a tree of what they share at their beginning.
-
-    With names one after the other, Llama 3's 256 are each tried at every `<` of a text: four seconds for a megabyte of them.
-    """
+    """A pattern for any of the names, the longest that fits, as a tree of what they share at their beginning: one after
+    the other, Llama 3's 256 are each tried at every `<` of a text, which takes four seconds for a megabyte of them."""
     shared = os.path.commonprefix(list(names))  # noqa: RUF071  # of characters, as is wanted here
     rests: dict[str, set[str]] = {}
     for name in names:
@@ -119,8 +117,8 @@ class Template:
     variables: dict[str, Any]  # what the template sees (`bos_token`, `eos_token` ...)
     end_ids: tuple[int, ...]  # tokens that end an answer
     pad_id: int  # token that fills short rows; never seen by the loss
-    # A regular expression: the rendered text is cut after each match and the parts are tokenised apart, as Meta's formatter does
-    # at the end of a Llama 3 header. Empty: never.
+    # A regular expression: the rendered text is cut after each match and the parts are tokenised apart, as Meta's
+    # formatter does at the end of a Llama 3 header. Empty: never.
     split_after: str
     settings: dict[str, Any]  # `tokenizer_config.json`, kept for saving
 
@@ -130,10 +128,8 @@ class Template:
 
     @cached_property
     def default_system(self) -> str:
-        """What the template puts before a conversation without a system turn, as in "You are a helpful AI assistant"; "" for nothing.
-
-        Recognised by what differs from the text with a system turn of our own; control tokens and headers are left out.
-        """
+        """What the template writes before a conversation without a system turn, or "": what differs from the text with
+        another system turn, without control tokens and headers."""
         user: Message = {"role": "user", "content": HOLE}
         try:
             plain, other = self.text([user]), self.text([{"role": "system", "content": CUT}, user])
@@ -199,51 +195,39 @@ class Template:
         return bool(re.search(r"\btools\b", self.source))
 
     def text(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, prompt: bool = False) -> str:
-        """The conversation as the template writes it, control tokens as text.
-
-        Raises:
-            TemplateError: the template refuses it.
-        """
+        """The conversation as the template writes it, control tokens as text. Raises TemplateError: it refuses."""
         return self._render(self._prepared(messages, tools), tools, prompt, cut="")
 
-    def _render(
-        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], prompt: bool, cut: str = CUT
-    ) -> str:
+    def _render(self, messages: Sequence[Turn], tools: Sequence[Turn], prompt: bool, cut: str = CUT) -> str:
+        values: dict[str, Any] = {"messages": messages, "tools": list(tools) or None if self.lists_tools else None}
+        values |= {"add_generation_prompt": prompt, "cut": cut, **self.variables}
         try:
             environment, template = self._compiled
-            listed = list(tools) or None if self.lists_tools else None
-            values = {
-                "messages": messages,
-                "tools": listed,
-                "add_generation_prompt": prompt,
-                "cut": cut,
-                **self.variables,
-            }
             text: str = environment.render(template, values)
         except TemplateError:
             raise
-        except Exception as error:  # a template is a program of someone else's; whatever it raises concerns this row
+        except Exception as error:  # a template is a foreign program; whatever it raises concerns this row
             raise TemplateError(f"the chat template fails: {error}") from None
         return text
 
-    def _prepared(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _prepared(self, messages: Sequence[Message], tools: Sequence[Turn]) -> list[Turn]:
         """Messages in the form that the template understands, tools and calls written out where it knows none."""
-        prepared: list[dict[str, Any]] = []
+        prepared: list[Turn] = []
         for message in messages:
-            turn: dict[str, Any] = {**message, "content": message.get("content") or ""}
+            turn: Turn = {**message, "content": message.get("content") or ""}
             turn.pop("weight", None)
             if turn.get("tool_calls"):
                 calls = [_plain_call(call) for call in turn.pop("tool_calls")]
                 if self.handles_tools:
                     turn["tool_calls"] = calls
                 else:
-                    written = "\n".join(json.dumps(call["function"], ensure_ascii=False) for call in calls)
-                    turn["content"] = f"{turn['content']}\n{written}".strip()
+                    lines = "\n".join(json.dumps(call["function"], ensure_ascii=False) for call in calls)
+                    turn["content"] = f"{turn['content']}\n{lines}".strip()
             prepared.append(turn)
         if tools and not self.lists_tools:
             call = json.dumps({"name": "NAME", "arguments": {}})
-            lines = (json.dumps(tool, ensure_ascii=False) for tool in tools)
-            listing = "\n".join([f"You can call these functions. To call one, answer with JSON: {call}", *lines])
+            schemas = (json.dumps(tool, ensure_ascii=False) for tool in tools)
+            listing = "\n".join([f"You can call these functions. To call one, answer with JSON: {call}", *schemas])
             if prepared and prepared[0]["role"] == "system":
                 prepared[0] = {**prepared[0], "content": f"{prepared[0]['content']}\n\n{listing}".strip()}
             else:
@@ -270,11 +254,10 @@ class Template:
                 encoded = self._encoder.encode_batch([text], add_special_tokens=False)[0]  # lets other threads run
             else:
                 encoded = self._encoder.encode(text, add_special_tokens=False)
-        ids: list[int] = encoded.ids
-        return ids
+        return encoded.ids  # type: ignore[no-any-return]
 
     def _encode_rendered(self, text: str, literals: Sequence[str]) -> list[int]:
-        """Tokenise rendered text; marks stand for `literals`, which are plain characters of the text around them."""
+        """Tokenise rendered text; marks become `literals`, which are plain characters of the text around them."""
         borders = f"(?<={self.split_after})|{CUT}" if self.split_after else CUT
         ids: list[int] = []
         for piece in filter(None, re.split(borders, text)):
@@ -286,9 +269,7 @@ class Template:
                 ids += self.encode(plain, control=plain == part)
         return ids
 
-    def _guard(
-        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]
-    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]:
+    def _guard(self, messages: Sequence[Turn], tools: Sequence[Turn]) -> tuple[list[Turn], list[Turn], list[str]]:
         """Replace control strings in the users' text, and in the tools, by marks; give the originals back."""
         literals: list[str] = []
 
@@ -313,24 +294,18 @@ class Template:
         return guarded, [clean(tool) for tool in tools], literals
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
-        """Ids of a prompt, the assistant's header included: what the model reads before it answers.
-
-        Raises:
-            TemplateError: the template refuses the conversation.
-        """
+        """Ids of a prompt with the assistant's header. Raises TemplateError: the template refuses the conversation."""
         guarded, tools, literals = self._guard(self._prepared(messages, tools), tools)
-        return self._encode_turns(guarded, tools, literals, prompt=True).ids
+        return self._encode_turns(guarded, tools, literals).ids
 
     def render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> Rendered:
         """Ids and loss mask of a whole conversation: every assistant turn with its end-of-turn token is learned.
 
-        A turn's `weight`, from 0 to 1, is that of its tokens in the loss; with 0 it is read and not supervised. A single turn of the
-        assistant is plain text, which no one asked for: it becomes a document as models read it in pretraining, without roles: the
-        token that opens all input (not learned, for nothing comes before it), the text, the token that ends a document.
-
-        Raises:
-            TemplateError: the template refuses the conversation, or changes earlier turns when later ones come, so
-                that no mask can be right.
+        A turn's `weight`, from 0 to 1, is that of its tokens in the loss; with 0 it is read and not supervised. A
+        single assistant turn is plain text, which becomes a document without roles, as in pretraining: the token that
+        opens all input (not learned, for nothing comes before it), the text, the token that ends a document. Raises
+        TemplateError: the template refuses the conversation, or changes earlier turns when later ones come, so that no
+        mask can be right.
         """
         if len(messages) == 1 and messages[0]["role"] == "assistant" and not (tools or messages[0].get("tool_calls")):
             opening, end = self._frame_of_documents
@@ -348,27 +323,27 @@ class Template:
 
     @property
     def opens_with_bos(self) -> bool:
-        """Whether a conversation begins with `bos_token`, once: ChatML's opens each turn, other templates write none."""
+        """Whether a conversation begins with `bos_token`, once: ChatML's opens each turn, others write none."""
         return bool(self._frame_of_documents[0])
 
     @cached_property
     def _frame_of_documents(self) -> tuple[list[int], int]:
-        """What comes before a document and behind it.
-
-        The first is `bos_token` where the template writes it once, before all turns (ChatML's opens each turn); the second the
-        end-of-text token, or that of a turn where the tokenizer has no other.
-        """
+        """What comes before a document, if `opens_with_bos`, and behind it: the end of a text, else of a turn."""
         turns: list[Message] = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
-        bos, shown = self.variables.get("bos_token"), self.text(turns)
-        opens = bool(bos) and shown.startswith(str(bos)) and shown.count(str(bos)) == 1
-        ends = {name: i for name, i in zip(self._end_strings, self.end_ids, strict=True) if name in _ENDS_OF_TEXT}
-        return [self.tokenizer.token_to_id(bos)] if opens else [], next(iter(ends.values()), self.end_ids[0])
+        bos, text = self.variables.get("bos_token"), self.text(turns)
+        opens = bool(bos) and text.startswith(str(bos)) and text.count(str(bos)) == 1
+        ends = [i for name, i in zip(self._end_strings, self.end_ids, strict=True) if name in _ENDS_OF_TEXT]
+        return [self.tokenizer.token_to_id(bos)] if opens else [], (*ends, self.end_ids[0])[0]
 
     def _encode_turns(
-        self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]], literals: Sequence[str],
-        weights: Sequence[float] = (), *, prompt: bool = False,
-    ) -> Rendered:  # fmt: skip
-        whole = self._render(messages, tools, prompt)
+        self,
+        messages: list[Turn],
+        tools: Sequence[Turn],
+        literals: Sequence[str],
+        weights: Sequence[float] | None = None,
+    ) -> Rendered:
+        """Ids and mask of a conversation or, without `weights`, of a prompt."""
+        whole = self._render(messages, tools, prompt=weights is None)
         ids: list[int] = []
         mask: list[float] = []
         start = 0
@@ -388,14 +363,13 @@ class Template:
             answer = self._encode_rendered(whole[len(before) : end], literals)
             if not answer or answer[-1] not in self.end_ids:
                 raise TemplateError("the chat template does not end the assistant's turn with an end-of-turn token")
-            supervised = weights[i] if weights else 1
             ids += answer
-            mask += [supervised] * len(answer)
+            mask += [weights[i] if weights else 1] * len(answer)
             start = end
         rest = self._encode_rendered(whole[start:], literals)
         return Rendered(ids + rest, mask + [0] * len(rest))
 
-    def _header_alone(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]], whole: str) -> str:
+    def _header_alone(self, messages: list[Turn], tools: Sequence[Turn], whole: str) -> str:
         """What comes before the content of an assistant turn that opens the conversation."""
         marked = self._render([{**messages[0], "content": HOLE}, *messages[1:]], tools, False)
         before = marked[: max(marked.find(HOLE), 0)]
@@ -409,14 +383,12 @@ class Template:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of answer ids, control tokens left out."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)  # type: ignore[no-any-return]
 
     @property
     def vocabulary(self) -> int:
         """Number of token ids."""
-        size: int = self.tokenizer.get_vocab_size(with_added_tokens=True)
-        return size
+        return self.tokenizer.get_vocab_size(with_added_tokens=True)  # type: ignore[no-any-return]
 
     def save(self, folder: Path) -> None:
         """Write tokenizer and template so that Transformers renders the same ids."""
@@ -444,15 +416,11 @@ def _plain_call(call: dict[str, Any]) -> dict[str, Any]:
 _ENDS_OF_TURN = [
     "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>"
 ]  # fmt: skip
-_ENDS_OF_TEXT = frozenset({"<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>"})
+_ENDS_OF_TEXT = {"<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>"}
 
 
 def load_template(folder: Path) -> Template:
-    """Read `tokenizer.json` and the chat template of a model's folder.
-
-    Raises:
-        UserError: there is no fast tokenizer.
-    """
+    """Read `tokenizer.json` and the chat template of a model's folder. Raises UserError: there is no fast tokenizer."""
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"
@@ -462,25 +430,19 @@ def load_template(folder: Path) -> Template:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:
-        raise UserError(
-            f"Can't read the tokenizer: {error}", where=str(path), next_step="download the model again"
-        ) from None
-    settings, generation = (
-        read_json_object(folder / name) if (folder / name).is_file() else {}
-        for name in ("tokenizer_config.json", "generation_config.json")
-    )
-    named = {key: settings.get(key) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
-    named = {key: value.get("content") if isinstance(value, dict) else value for key, value in named.items()}
-    variables = {key: _sound(value) for key, value in named.items() if isinstance(value, str) and value}
+        what, step = f"Can't read the tokenizer: {error}", "download the model again"
+        raise UserError(what, where=str(path), next_step=step) from None
+    files = (folder / "tokenizer_config.json", folder / "generation_config.json")
+    settings, generation = (read_json_object(file) if file.is_file() else {} for file in files)
+    tokens = {key: settings.get(key) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    tokens = {key: token.get("content") if isinstance(token, dict) else token for key, token in tokens.items()}
+    variables = {key: _sound(token) for key, token in tokens.items() if isinstance(token, str) and token}
     source, split_after = _template_source(folder, settings, tokenizer)
     names = [*_ENDS_OF_TURN, variables.get("eos_token", "")]
-    listed = generation.get("eos_token_id")
     end_ids = [i for i in (tokenizer.token_to_id(name) for name in names if name) if i is not None]
-    there = range(tokenizer.get_vocab_size(with_added_tokens=True))
-    end_ids += [
-        i for i in (listed if isinstance(listed, list) else [listed])
-        if type(i) is int and i in there and tokenizer.id_to_token(i) is not None
-    ]  # fmt: skip
+    size, more = tokenizer.get_vocab_size(with_added_tokens=True), generation.get("eos_token_id")
+    more = [i for i in (more if isinstance(more, list) else [more]) if type(i) is int and 0 <= i < size]
+    end_ids += [i for i in more if tokenizer.id_to_token(i) is not None]
     if not end_ids:
         step = "set eos_token in tokenizer_config.json"
         raise UserError("The tokenizer has no end-of-turn token", where=str(folder), next_step=step)
@@ -497,8 +459,8 @@ def _template_source(folder: Path, settings: dict[str, Any], tokenizer: Any) -> 
         return file.read_text(encoding="utf-8", errors="replace"), ""
     source = settings.get("chat_template")
     if isinstance(source, list):  # several named templates
-        named = {str(entry.get("name")): entry.get("template") for entry in source if isinstance(entry, dict)}
-        source = named.get("default") or next(iter(named.values()), None)
+        by_name = {str(entry.get("name")): entry.get("template") for entry in source if isinstance(entry, dict)}
+        source = by_name.get("default") or next(iter(by_name.values()), None)
     return (_sound(source), "") if isinstance(source, str) and source else (PLAIN_TEMPLATE, "")
 
 

@@ -15,27 +15,16 @@ OWN = "tuneloop.json"  # next to trained weights: what base they are for, and th
 
 
 def load_trained(model: Model, run: Path) -> None:
-    """Put a run's result into its base model, in place.
-
-    Args:
-        run: a run's folder with `adapter/` or `model/`, or one of these itself.
-
-    Raises:
-        UserError: there is neither, or it is another base model's.
-    """
+    """Put a run's result, see `trained_folder`, into its base model. Raises UserError: none, or another base's."""
     folder = trained_folder(run)
     method = method_of_folder(folder) or USUAL  # which says why it can't load an adapter of another kind
-    assert method.load is not None, "found by its way to load"
+    assert method.load is not None
     method.load(model, folder)
     model.net.eval()
 
 
 def trained_folder(run: Path) -> Path:
-    """Where a run's result is: `adapter/`, `model/`, or the folder itself.
-
-    Raises:
-        UserError: no result is there.
-    """
+    """Where a run's result is: `adapter/`, `model/`, or the folder itself. Raises UserError: no result is there."""
     for folder in (run / "adapter", run / "model", run):
         if layout_of(folder):
             return folder
@@ -43,30 +32,21 @@ def trained_folder(run: Path) -> Path:
 
 
 def target_kind(target: str) -> Literal["run", "adapter", "model"]:
-    """What a name or folder stands for: a finished run, an adapter alone, or else a model.
-
-    Raises:
-        UserError: a run that has not finished training.
-    """
+    """A finished run, an adapter alone, or else a model. Raises UserError: a run that has not finished training."""
     folder = Path(target)
     if (folder / "run.json").is_file():
         return "run"
     if (folder / "adapter_config.json").is_file():
         return "adapter"
     if folder.is_dir() and (folder / "config.yaml").is_file():
-        raise UserError(
-            "This run has not finished training", where=target, next_step="run its command again: it continues"
-        )
+        step = "run its command again: it continues"
+        raise UserError("This run has not finished training", where=target, next_step=step)
     return "model"
 
 
 def base_of_adapter(folder: Path) -> str:
-    """The base model that an adapter names.
-
-    Raises:
-        UserError: it names none.
-    """
-    named = read_json_object(folder / "adapter_config.json").get("base_model_name_or_path")
-    if not isinstance(named, str) or not named:
+    """The base model that an adapter names. Raises UserError: it names none."""
+    name = read_json_object(folder / "adapter_config.json").get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
         raise UserError("The adapter doesn't name its base model", where=str(folder), next_step="give --base MODEL")
-    return PACKAGED if known_name(named) == PACKAGED else named  # its folder in a cache may be another machine's
+    return PACKAGED if known_name(name) == PACKAGED else name  # its folder in a cache may be another machine's

@@ -111,8 +111,7 @@ def _take_part(job: RunContext, part: Part) -> Any:
     """A process's share of a part: a speed, a range test or what training came to."""
     from tuneloop.data.dataset import load_dataset
     from tuneloop.training.loop import TrainingJob, train
-    from tuneloop.training.lr_finder import range_test
-    from tuneloop.training.speed import measure_speed
+    from tuneloop.training.speed import measure_speed, range_test
 
     model, seed = job.training_model, job.recipe.seed
     dataset = load_dataset(part.dataset)

@@ -33,7 +33,7 @@ from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset
 from tuneloop.training.batches import Step, plan_steps
 from tuneloop.training.budget import BUSY, RunPlan, plan_run, rows_seen, seen_words, speed_words
-from tuneloop.training.rows import TrainRow, supervised_tokens, tokens_of
+from tuneloop.training.rows import SplitRows, TrainRow, supervised_tokens, tokens_of
 
 if TYPE_CHECKING:
     from tuneloop.training.config import TrainConfig
@@ -148,7 +148,8 @@ def run_plan(job: RunContext, dataset: Dataset, measured: MeasuredMachine) -> tu
     config, seed = sized(job.recipe.train, measured), job.recipe.seed
     rows = job.rendered(dataset.train)
     steps = plan_steps(rows, config, seed, job.mixed(dataset.train)) if rows else []
-    return rows, plan_run(steps, rows, job.rendered(dataset.val), held_out(job, dataset), config, seed, measured)
+    split = SplitRows(rows, job.rendered(dataset.val), held_out(job, dataset))
+    return rows, plan_run(steps, split, config, seed, measured)
 
 
 def make_plan(job: RunContext, dataset: Dataset, measured: MeasuredMachine, resident: float) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def train_key(job: RunContext, dataset: Dataset) -> str:
 
 def train_stage(job: RunContext, dataset: Dataset) -> RunManifest:
     """Train, or find it trained."""
-    from tuneloop.training.failures import Preempted
+    from tuneloop.training.run import Preempted
 
     recipe, folder = job.recipe, job.folder
     key = train_key(job, dataset)
@@ -196,7 +196,7 @@ def _with_rate(job: RunContext, dataset: Dataset, measured: MeasuredMachine) -> 
     if found is None:
         began = time.monotonic()
         test = distributed_run(job, Part("rate", dataset.path, sized(config, measured)))
-        found = LearningRate(key=key, **vars(test), seconds=round(time.monotonic() - began, 1))
+        found = test.model_copy(update={"key": key, "seconds": round(time.monotonic() - began, 1)})
         write_record(job.folder / LearningRate.file, found)
         say(f"rate      {found.sentence}")
     rest = config.max_minutes and max(config.max_minutes - found.seconds / 60, config.max_minutes / 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,11 +24,6 @@ class Step:
     epoch: float
 
     @property
-    def rows(self) -> int:
-        """Rows in the step."""
-        return sum(len(m) for m in self.micro_batches)
-
-    @property
     def indices(self) -> list[int]:
         """Its row indices."""
         return [i for micro in self.micro_batches for i in micro]
@@ -36,9 +32,9 @@ class Step:
 def plan_steps(rows: Sequence[TrainRow], config: TrainConfig, seed: int, mixed: Sequence[bool] = ()) -> list[Step]:
     """All steps of a run, from the seed alone; the number of processes that share them plays no part.
 
-    A step takes `rows_per_step` rows and then more until it has `tokens_per_step` tokens; every epoch
-    visits every row once. A fraction of an epoch is cut at the nearest step. The rows of a step are drawn whatever their
-    length: steps of rows that are alike in length have gradients of very unlike noise, and end at a higher loss.
+    A step takes `rows_per_step` rows and then more until it has `tokens_per_step` tokens; every epoch visits every row
+    once. A fraction of an epoch is cut at the nearest step. The rows of a step are drawn whatever their length: steps
+    of rows of similar length have gradients of very different noise, and end at a higher loss.
 
     Args:
         mixed: for each row whether it is general data that was blended in. Then every step has the same number of rows,
@@ -46,18 +42,14 @@ def plan_steps(rows: Sequence[TrainRow], config: TrainConfig, seed: int, mixed: 
     """
     # Tokens that a row takes in a batch of rows as long as itself: its conversations are padded to the longest.
     lengths = [len(parts) * max(len(part.ids) for part in parts) for parts in map(conversations, rows)]
-    mean = sum(lengths) / len(lengths)
-    rows_a_step = max(config.rows_per_step, round(config.tokens_per_step / mean))
+    rows_a_step = max(config.rows_per_step, round(config.tokens_per_step / (sum(lengths) / len(lengths))))
     steps: list[Step] = []
-    epoch = 0
-    while epoch < config.epochs:
-        share = min(config.epochs - epoch, 1.0)
+    for epoch in range(math.ceil(config.epochs)):
         rng = random.Random(f"{seed}/{epoch}")
-        cut = _mixed_epoch(mixed, rows_a_step, rng) if any(mixed) else _epoch(lengths, config, rng)
-        of_epoch = [_micro_batches(step, lengths, tokens_at_once(config)) for step in cut]
-        count = max(round(len(of_epoch) * share), 1)
-        steps += [Step(micros, epoch + (i + 1) / len(of_epoch)) for i, micros in enumerate(of_epoch[:count])]
-        epoch += 1
+        epoch_rows = _mixed_epoch(mixed, rows_a_step, rng) if any(mixed) else _epoch(lengths, config, rng)
+        micro_batches = [_micro_batches(step, lengths, tokens_at_once(config)) for step in epoch_rows]
+        count = max(round(len(micro_batches) * min(config.epochs - epoch, 1.0)), 1)
+        steps += [Step(micros, epoch + (i + 1) / len(micro_batches)) for i, micros in enumerate(micro_batches[:count])]
     return steps
 
 
@@ -79,51 +71,41 @@ def _epoch(lengths: Sequence[int], config: TrainConfig, rng: random.Random) -> l
             tokens = 0
         steps[-1].append(i)
         tokens += lengths[i]
-    if len(steps) > 1 and len(steps[-1]) < config.rows_per_step // 2:  # a remnant would be a noisy step of its own
+    if len(steps) > 1 and len(steps[-1]) < config.rows_per_step // 2:  # a remnant would be a noisy step
         remnant = steps.pop()
         steps[-1] += remnant
     return steps
 
 
 def _mixed_epoch(mixed: Sequence[bool], rows_a_step: int, rng: random.Random) -> list[list[int]]:
-    """Rows of each step of an epoch whose rows are of two kinds, the shares the same in every stretch of steps.
-
-    How many general rows a step has follows from its place alone.
-    """
-    kinds = [[i for i, of_general in enumerate(mixed) if bool(of_general) is general] for general in (False, True)]
+    """Rows of each step of an epoch of two kinds of rows; how many general rows a step has follows from its place."""
+    kinds = [[i for i, is_general in enumerate(mixed) if bool(is_general) is general] for general in (False, True)]
     for kind in kinds:
         rng.shuffle(kind)
     count = max(round(len(mixed) / rows_a_step), 1)
-    steps = [
-        [i for kind in kinds for i in kind[place * len(kind) // count : (place + 1) * len(kind) // count]]
-        for place in range(count)
-    ]
+    places = range(count)
+    steps = [[i for kind in kinds for i in kind[n * len(kind) // count : (n + 1) * len(kind) // count]] for n in places]
     return [step for step in steps if step]
 
 
-# Where padding is computed, a micro-batch may hold half as much of it as of tokens.
-MOST_PADDED = 1.5
+MOST_PADDED = 1.5  # where padding is computed, a micro-batch may hold half as much of it as of tokens
 
 
 def _micro_batches(step: Sequence[int], lengths: Sequence[int], tokens: int) -> tuple[tuple[int, ...], ...]:
     """Rows of a step, by length, in groups of at most `tokens` tokens and not much more with padding."""
     micros: list[list[int]] = []
-    held = 0
+    size = 0
     for i in sorted(step, key=lambda i: (lengths[i], i)):
-        held += lengths[i]
-        if not micros or held > tokens or (len(micros[-1]) + 1) * lengths[i] > MOST_PADDED * tokens:
+        size += lengths[i]
+        if not micros or size > tokens or (len(micros[-1]) + 1) * lengths[i] > MOST_PADDED * tokens:
             micros.append([])
-            held = lengths[i]
+            size = lengths[i]
         micros[-1].append(i)
     return tuple(tuple(m) for m in micros)
 
 
 def halved(step: Step) -> Step:
-    """The same step in micro-batches of half as many rows: its gradient is the same, its memory less.
-
-    Raises:
-        ValueError: every micro-batch is a single row already.
-    """
+    """The same step in micro-batches of half as many rows. Raises ValueError: each is a single row already."""
     if all(len(micro) == 1 for micro in step.micro_batches):
         raise ValueError("a step of single rows can't be divided further")
     halves = ((micro[: len(micro) // 2], micro[len(micro) // 2 :]) for micro in step.micro_batches)
@@ -132,7 +114,7 @@ def halved(step: Step) -> Step:
 
 def too_large(tokens: int, when: str, where: str = "") -> UserError:
     """The error where a single row does not fit into memory; `when` as in "at step 3"."""
+    step = f"set data.max_length={tokens // 2}, or use a machine with more memory; the same command continues"
     return UserError(
-        f"Out of memory {when}: a single row of {tokens:,} tokens does not fit", where=where,
-        next_step=f"set data.max_length={tokens // 2}, or use a machine with more memory; the same command continues",
-    )  # fmt: skip
+        f"Out of memory {when}: a single row of {tokens:,} tokens does not fit", where=where, next_step=step
+    )

@@ -1,13 +1,14 @@
 """What fits into `max_minutes`: steps, validations and their rows, before the first step and again while the run goes.
 
-A run that is not limited has the steps, validations and rows of its settings. In one that is, the validations and the reference of
-preferences get at most a share of the time, steps get the rest. The number of steps follows the machine's speed: where it turns out
-slower than measured, fewer are done, and the learning rate falls over those that are left, to the same end; where it turns out faster,
-more are, on the schedule of a run that was planned with so many.
+A run that is not limited has the steps, validations and rows of its settings. In one that is, the validations and the
+reference of preferences get at most a share of the time, steps get the rest. The number of steps follows the machine's
+speed: where it turns out slower than measured, fewer are done, and the learning rate falls over those that are left, to
+the same end; where it turns out faster, more are, on the schedule of a run that was planned with so many.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
 import random
 from collections.abc import Collection, Sequence
@@ -16,29 +17,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.machine import is_first
-from tuneloop.models.template import Rendered
 from tuneloop.records.plan import MeasuredMachine
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.run import Schedule, ScheduleChange
 from tuneloop.training.batches import Step
 from tuneloop.training.config import TrainConfig
-from tuneloop.training.rows import RatedAnswer, TrainRow, reference_tokens, tokens_of
+from tuneloop.training.rows import UnpairedAnswer, SplitRows, TrainRow, reference_tokens, tokens_of
 
 if TYPE_CHECKING:
     from tuneloop.training.checkpoint import State
 
-# Tokens a second without a backward pass relative to those with one; `plan/estimate.py` has the same number and its source.
-FORWARD_SPEED = 2.5
-# Most of the time that validations and the reference may take, and rows below which there are fewer validations instead of fewer rows:
-# a loss of a handful of rows can't choose between checkpoints.
+FORWARD_SPEED = 2.5  # tokens a second without a backward pass over those with one; source in `plan/estimate.py`
+# Most of the time that validations and the reference may take, and rows below which there are fewer validations instead
+# of fewer rows: a loss of a handful of rows can't choose between checkpoints.
 CHECKING_SHARE, LEAST_ROWS = 0.2, 32
-# A run may take so much of its time longer; steps are added when there is time for so many more, as a share of those done and of
-# those left; its speed is known from so many steps, and is that of about the last so much of its time.
+# A run may take so much of its time longer; steps are added when there is time for so many more, as a share of those
+# done and of those left; its speed is known from so many steps, and is that of about the last so much of its time.
 LATE, EARLY, KNOWN_FROM, RECENT = 0.02, 0.1, 3, 0.1
-# Steps whose rows get their reference together, and how far from the planned speed it must be for other steps than planned.
+# Steps whose rows get their reference together, and how far from the planned speed it must be to change their number.
 REFERENCE_STEPS, SLOWER = 16, 1.3
-# Below this share of the planned speed the machine is said to be busy, after so many seconds of steps.
-BUSY, BUSY_AFTER = 0.5, 15.0
+BUSY, BUSY_AFTER = 0.5, 15.0  # share of the planned speed below which the machine is busy, after so many seconds
 
 
 @dataclass(frozen=True)
@@ -56,66 +54,53 @@ class RunPlan:
         return min(self.evaluations, len(self.steps)) + 1
 
 
-def plan_run(
-    steps: list[Step], rows: Sequence[TrainRow], val: Sequence[TrainRow], general: Sequence[Rendered], config: TrainConfig,
-    seed: int, measured: MeasuredMachine,
-) -> RunPlan:  # fmt: skip
-    """All steps, or those that fit into `config.max_minutes` together with validations and the reference.
+def plan_run(steps: list[Step], rows: SplitRows, config: TrainConfig, seed: int, measured: MeasuredMachine) -> RunPlan:
+    """All `steps` of a run, or those that fit into `config.max_minutes` with validations and the reference at the
+    `measured` speed, as the run will keep it up; without one nothing is left out."""
+    train = rows.train
 
-    Args:
-        steps: of the whole run, see `plan_steps`.
-        rows, val, general: of the training split, the validation split, and rows of other work.
-        measured: the machine's speed, as the run will keep it up; without one nothing is left out.
-    """
-
-    def made(done: list[Step], evaluations: int, most: int) -> RunPlan:
-        some, other = sample(val, most, seed), sample(general, most, seed)
-        once = sum(map(_read, some)) + sum(map(tokens_of, other))
-        seen = {i for step in done for i in step.indices}
-        reference = sum(map(reference_tokens, some)) + sum(reference_tokens(rows[i]) for i in seen)
-        mismatched = sum(_read(rows[i]) - tokens_of(rows[i]) for step in done for i in step.indices)
-        validations = min(evaluations, len(done)) + 1
-        return RunPlan(done, evaluations, most, once * validations + reference + mismatched)
+    def plan_of(count: int, evaluations: int, most: int) -> RunPlan:
+        val, general = sample(rows.val, most, seed), sample(rows.general, most, seed)
+        once = sum(map(_read, val)) + sum(map(tokens_of, general))
+        indices = [i for step in steps[:count] for i in step.indices]
+        reference = sum(map(reference_tokens, val)) + sum(reference_tokens(train[i]) for i in set(indices))
+        mismatched = sum(_read(train[i]) - tokens_of(train[i]) for i in indices)
+        validations = min(evaluations, count) + 1
+        return RunPlan(steps[:count], evaluations, most, once * validations + reference + mismatched)
 
     def time_of(plan: RunPlan) -> float:
         """In trained tokens."""
-        trained = sum(tokens_of(rows[i]) for step in plan.steps for i in step.indices)
+        trained = sum(tokens_of(train[i]) for step in plan.steps for i in step.indices)
         return trained + plan.forward_tokens / FORWARD_SPEED
 
-    whole = made(steps, config.evaluations, config.val_rows)
+    whole = plan_of(len(steps), config.evaluations, config.val_rows)
     if config.max_minutes is None or measured.tokens_per_second <= 0:
         return whole
     time = max(config.max_minutes * 60 - measured.seconds_spent, 0.0) * measured.tokens_per_second
     if time_of(whole) <= time:
         return whole
-    evaluations, most = _validations(val, general, config, time * CHECKING_SHARE * FORWARD_SPEED)
-    fewest, most_steps = 1, len(steps)  # by halves: time grows with the number of steps
-    while fewest < most_steps:
-        middle = (fewest + most_steps + 1) // 2
-        if time_of(made(steps[:middle], evaluations, most)) <= time:
-            fewest = middle
-        else:
-            most_steps = middle - 1
-    return made(steps[:fewest], evaluations, most)
+    evaluations, most = _validations(rows, config, time * CHECKING_SHARE * FORWARD_SPEED)
+    fits = bisect.bisect_right(  # time grows with the number of steps
+        range(1, len(steps) + 1), time, key=lambda count: time_of(plan_of(count, evaluations, most))
+    )
+    return plan_of(max(fits, 1), evaluations, most)
 
 
-def _validations(
-    val: Sequence[TrainRow], general: Sequence[Rendered], config: TrainConfig, tokens: float
-) -> tuple[int, int]:
-    """How many validations, in addition to the first one, of how many rows take at most so many tokens: rather fewer rows, down to
-    `LEAST_ROWS`, than fewer validations; at least one, of few rows."""
+def _validations(rows: SplitRows, config: TrainConfig, tokens: float) -> tuple[int, int]:
+    """How many validations, in addition to the first one, of how many rows take at most so many tokens: rather fewer
+    rows, down to `LEAST_ROWS`, than fewer validations; at least one, of few rows."""
+    val, general = rows.val, rows.general
     if not val and not general:
         return config.evaluations, config.val_rows
-    rows = min(config.val_rows, max(len(val), len(general)))
-    of_val = sum(map(_read, val)) / max(len(val), 1)
+    limit = min(config.val_rows, max(len(val), len(general)))
+    row_tokens = sum(map(_read, val)) / max(len(val), 1) + sum(map(tokens_of, general)) / max(len(general), 1)
     reference = sum(map(reference_tokens, val)) / max(len(val), 1)
-    of_general = sum(map(tokens_of, general)) / max(len(general), 1)
     most = 0
     for evaluations in range(config.evaluations, 0, -1):
-        most = int(tokens / max((evaluations + 1) * (of_val + of_general) + reference, 1))
-        if most >= min(LEAST_ROWS, rows):
-            return evaluations, min(most, rows)
-    return 1, min(max(most, 8), rows)
+        most = int(tokens / max((evaluations + 1) * row_tokens + reference, 1))
+        if most >= min(LEAST_ROWS, limit):
+            return evaluations, min(most, limit)
+    return 1, min(max(most, 8), limit)
 
 
 def sample(rows: Sequence[Any], most: int, seed: int) -> list[Any]:
@@ -125,7 +110,7 @@ def sample(rows: Sequence[Any], most: int, seed: int) -> list[Any]:
 
 def _read(row: TrainRow) -> int:
     """Tokens of a row in a validation: KTO also asks how far the model has moved on another row's answer."""
-    return tokens_of(row) + (len(row.other.ids) if isinstance(row, RatedAnswer) else 0)
+    return tokens_of(row) + (len(row.other.ids) if isinstance(row, UnpairedAnswer) else 0)
 
 
 def step_tokens(step: Step, rows: Sequence[TrainRow]) -> float:
@@ -138,7 +123,7 @@ def step_tokens(step: Step, rows: Sequence[TrainRow]) -> float:
 
 
 def place_of(state: State, step: float) -> float:
-    """Where a step stands in the planned schedule, in planned steps: the step itself, unless some have been left out since."""
+    """A step's place in the planned schedule, in planned steps: the step itself, unless some have been left out."""
     since, place = state.turn
     return place + (step - since) * (state.planned_steps - place) / max(state.total_steps - since, 1)
 
@@ -152,18 +137,12 @@ def is_due(state: State) -> bool:
 def refit_steps(
     state: State, steps: Sequence[Step], rows: Sequence[TrainRow], config: TrainConfig, seconds: float
 ) -> int:
-    """Keep a run to its time: change `total_steps` to what fits into the rest of it at the recent speed.
+    """Keep a run to its time: change `total_steps` to what fits at the recent speed, and return the difference.
 
-    Only where the difference is worth it. Validations that would take much more than their share of the rest are left out; the
-    last one, behind the last step, stays. More steps than planned continue on the learning rate of a run that was planned with them.
-    Rows with a reference (preferences) got theirs before the first step, so their steps are never more than `steps_in_time` found.
-
-    Args:
-        steps: of the whole recipe, whatever was planned.
-        seconds: of the run so far; the same in all its processes.
-
-    Returns:
-        Steps more or fewer than before.
+    Only where that is worth it. Validations that would take much more than their share of the rest are left out; the
+    last one, behind the last step, stays. More steps than planned continue on the learning rate of a run planned with
+    them. Rows of preferences got their reference before the first step, so their steps are never more than
+    `steps_in_time` found. `steps`: of the whole recipe; `seconds`: of the run so far, the same in all its processes.
     """
     if config.max_minutes is None:
         return 0
@@ -203,16 +182,15 @@ def refit_steps(
 
 
 def steps_in_time(
-    state: State, steps: Sequence[Step], rows: Sequence[TrainRow], config: TrainConfig, seconds: float, each: float,
-    referenced: int,
-) -> int:  # fmt: skip
-    """Steps that fit by the speed at which the first ones got their reference; as many as before where that is about the planned one.
-
-    Args:
-        seconds: of the run so far.
-        each: seconds of a token in the reference.
-        referenced: steps whose rows have their reference.
-    """
+    state: State,
+    steps: Sequence[Step],
+    rows: Sequence[TrainRow],
+    config: TrainConfig,
+    seconds: float,  # of the run so far
+    each: float,  # seconds of a token in the reference
+    referenced: int,  # steps whose rows have their reference
+) -> int:
+    """Steps that fit by the speed of the first references; as many as before where that is about the planned one."""
     if config.max_minutes is None or 1 / SLOWER < each * FORWARD_SPEED * state.planned_speed < SLOWER:
         return state.total_steps
     left = (1 - CHECKING_SHARE) * (config.max_minutes * 60 - seconds)
@@ -228,10 +206,10 @@ def steps_in_time(
 
 def speed_words(share: float) -> str:
     """A share of a speed in words: `a tenth of`."""
-    named = {2: "half", 3: "a third of", 4: "a quarter of", 5: "a fifth of", 10: "a tenth of"}
-    nearest = min(named, key=lambda n: abs(math.log(share * n)))
+    words = {2: "half", 3: "a third of", 4: "a quarter of", 5: "a fifth of", 10: "a tenth of"}
+    nearest = min(words, key=lambda n: abs(math.log(share * n)))
     close = abs(math.log(share * nearest)) < 0.1
-    return named[nearest] if close else f"{max(100 * share, 1):.0f} % of"
+    return words[nearest] if close else f"{max(100 * share, 1):.0f} % of"
 
 
 def seen_words(seen: int, rows: int, epochs: float) -> str:

@@ -17,6 +17,8 @@ from tuneloop.core.machine import is_first, processes
 from tuneloop.models.sharded import is_sharded
 from tuneloop.training.distributed import mesh, wait
 
+START_AGAIN = "start again from the first step"
+
 
 @dataclass
 class State:
@@ -26,18 +28,13 @@ class State:
     step: int = 0  # optimizer steps done
     planned_steps: int = 0  # steps planned when the run began
     total_steps: int = 0  # steps that it will do: as many as fit into `max_minutes` at the speed so far
-    turn: tuple[int, float] = (
-        0,
-        0.0,
-    )  # the step at which their number was last changed, and its place among the planned ones
+    turn: tuple[int, float] = (0, 0.0)  # step at which their number last changed, and its place among the planned ones
     due: list[int] = field(default_factory=list)  # places among the planned steps behind which validations come
     val_rows: int = 0  # rows of a validation
     recent: tuple[float, float] = (0.0, 0.0)  # tokens and seconds of the last steps, older ones counting less
     timed: float = 0.0  # seconds of steps when these were taken
     planned_speed: float = 0.0  # tokens a second, forward and backward, that the run was planned with; 0: not known
-    parameters: dict[str, Any] = field(
-        default_factory=dict
-    )  # by name, after `step` steps; empty before the first checkpoint
+    parameters: dict[str, Any] = field(default_factory=dict)  # by name, after `step` steps; empty before the first one
     optimizer: dict[str, Any] = field(default_factory=dict)
     rng: Any = None
     best_step: int = 0  # step with the lowest validation loss so far; its parameters are in a file of their own
@@ -62,10 +59,7 @@ class State:
 
 def save_checkpoint(folder: Path, state: State, keep: int) -> Path:
     """Write `step-N.pt` atomically, then drop all but the `keep` latest, and best weights that none of these names.
-
-    Raises:
-        UserError: the disk is full or read-only; earlier checkpoints stay, and the error says which.
-    """
+    Raises UserError: the disk is full or read-only; earlier checkpoints stay, and the error says which."""
     path = folder / f"step-{state.step:07d}.pt"
     _write(path, vars(state))
     if not is_first():
@@ -74,19 +68,16 @@ def save_checkpoint(folder: Path, state: State, keep: int) -> Path:
     for old in checkpoints[:-keep]:
         _drop(old)
     oldest = _step_of(checkpoints[-keep:][0])
-    named = max((_step_of(p) for p in _numbered(folder, "best") if _step_of(p) <= oldest), default=0)
-    for old in _numbered(folder, "best"):
-        if _step_of(old) < min(named, state.best_step):
+    best = _numbered(folder, "best")
+    needed = max((_step_of(p) for p in best if _step_of(p) <= oldest), default=0)
+    for old in best:
+        if _step_of(old) < min(needed, state.best_step):
             _drop(old)
     return path
 
 
 def save_best(folder: Path, step: int, parameters: dict[str, Any]) -> None:
-    """Write the best weights so far, `best-N.pt`; the file goes when the checkpoints that name it have gone.
-
-    Raises:
-        UserError: as `save_checkpoint`.
-    """
+    """Write the best weights so far, `best-N.pt`, kept as long as a checkpoint needs it; see `save_checkpoint`."""
     _write(folder / f"best-{step:07d}.pt", parameters)
 
 
@@ -98,19 +89,14 @@ def load_best(folder: Path, step: int) -> dict[str, Any] | None:
     try:
         parameters: dict[str, Any] = _read(path)
     except Exception:
-        raise UserError(
-            "The best weights can't be read: the file is damaged", where=str(path),
-            next_step=f"delete {folder} to start again from the first step",
-        ) from None  # fmt: skip
+        what, again = "The best weights can't be read: the file is damaged", f"delete {folder} to {START_AGAIN}"
+        raise UserError(what, where=str(path), next_step=again) from None
     return parameters
 
 
 def _write(path: Path, value: Any) -> None:
-    """Pickle to a file next to it and rename it; a full disk says what is still there.
-
-    What is sharded over processes is written by each of them into a folder of the same name, by torch.distributed.checkpoint,
-    before the file is there: any number of processes can read it.
-    """
+    """Write a file atomically; a full disk's error names what is still there. Sharded tensors go before it into a
+    folder of its name, by torch.distributed.checkpoint: any number of processes can read them."""
     shards: dict[str, Any] = {}
     value = _without_shards(value, shards)
     try:
@@ -125,10 +111,9 @@ def _write(path: Path, value: Any) -> None:
         if not checkpoints or (isinstance(error, RuntimeError) and "write" not in str(error)):
             raise
         what = error.what if isinstance(error, UserError) else "Can't write: the disk is full"
-        raise UserError(
-            f"{what}; the checkpoint of step {_step_of(checkpoints[-1])} is kept", where=str(path),
-            next_step="free some space on that disk, then run the same command again: it continues from there",
-        ) from None  # fmt: skip
+        what = f"{what}; the checkpoint of step {_step_of(checkpoints[-1])} is kept"
+        step = "free some space on that disk, then run the same command again: it continues from there"
+        raise UserError(what, where=str(path), next_step=step) from None
 
 
 def _write_shards(folder: Path, shards: dict[str, Any]) -> None:
@@ -149,21 +134,20 @@ def _read(path: Path) -> Any:
     """The inverse of `_write`: sharded over the processes that there are now, or whole for one."""
     value = torch.load(path, map_location="cpu", weights_only=True)
     shards: dict[str, Any] = {}
-    _places_of_shards(value, shards)
+    value = _with_shards(value, shards)  # empty ones, which are filled in place
     if shards:
         from torch.distributed.checkpoint.filesystem import FileSystemReader
         from torch.distributed.checkpoint.state_dict_loader import load
 
         load(shards, storage_reader=FileSystemReader(_shards(path)))
-    return _with_shards(value, shards)
+    return value
 
 
 def _shards(path: Path) -> Path:
     return path.with_suffix(".shards")
 
 
-# Stands in a file for a tensor that is in the folder of shards: (SHARD, key, shape, dtype).
-SHARD = "sharded tensor"
+SHARD = "sharded tensor"  # (SHARD, key, shape, dtype) replaces in a file a tensor that is in the folder of shards
 
 
 def _without_shards(value: Any, shards: dict[str, Any]) -> Any:
@@ -176,7 +160,8 @@ def _without_shards(value: Any, shards: dict[str, Any]) -> Any:
     return value
 
 
-def _places_of_shards(value: Any, shards: dict[str, Any]) -> None:
+def _with_shards(value: Any, shards: dict[str, Any]) -> Any:
+    """The inverse of `_without_shards`, with tensors for what is read later."""
     if isinstance(value, tuple) and value[:1] == (SHARD,):
         _, key, shape, kind = value
         if processes() > 1:
@@ -185,14 +170,7 @@ def _places_of_shards(value: Any, shards: dict[str, Any]) -> None:
             shards[key] = zeros(shape, dtype=kind, device_mesh=mesh(), placements=[Shard(0)])
         else:
             shards[key] = torch.empty(shape, dtype=kind)
-    elif isinstance(value, dict):
-        for item in value.values():
-            _places_of_shards(item, shards)
-
-
-def _with_shards(value: Any, shards: dict[str, Any]) -> Any:
-    if isinstance(value, tuple) and value[:1] == (SHARD,):
-        return shards[value[1]]
+        return shards[key]
     if isinstance(value, dict):
         return {key: _with_shards(item, shards) for key, item in value.items()}
     return value
@@ -220,11 +198,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(folder: Path, key: str) -> State | None:
-    """The latest readable checkpoint; None when there is none.
-
-    Raises:
-        UserError: the checkpoints are another run's, or all of them are damaged.
-    """
+    """The latest readable checkpoint; None: there is none. Raises UserError: another run's, or all are damaged."""
     damaged: list[Path] = []
     for path in reversed(list_checkpoints(folder)):
         try:
@@ -233,17 +207,16 @@ def load_checkpoint(folder: Path, key: str) -> State | None:
             damaged.append(path)
             continue
         if state.key != key:
-            raise UserError(
-                "The checkpoints here belong to a run with other settings, data or base model", where=str(folder),
-                next_step="choose another folder with output_dir=FOLDER, or delete this one",
-            )  # fmt: skip
+            what = "The checkpoints here belong to a run with other settings, data or base model"
+            step = "choose another folder with output_dir=FOLDER, or delete this one"
+            raise UserError(what, where=str(folder), next_step=step)
         for late in _numbered(folder, "best"):
             if _step_of(late) > state.step:  # written on the way to a checkpoint that never came
                 _drop(late)
         return state
     if damaged:
-        step = f"delete {folder} to start again from the first step"
-        raise UserError(f"No checkpoint can be read ({len(damaged)} damaged)", where=str(damaged[0]), next_step=step)
+        again = f"delete {folder} to {START_AGAIN}"
+        raise UserError(f"No checkpoint can be read ({len(damaged)} damaged)", where=str(damaged[0]), next_step=again)
     return None
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tuneloop.records.rows import Row
     from tuneloop.training.rows import TrainRow
 
+Context = Callable[[], AbstractContextManager[None]]
 Divergence = Literal["forward", "reverse", "skewed", "skewed-reverse", "jensen-shannon", "universal"]
 
 
@@ -33,37 +34,34 @@ class DistilSettings(Config):
 
     teacher: str | None = Field(
         None,
-        description="of distil: who teaches: a folder of stored probabilities, which `tuneloop distill --level logits` makes, or a run or "
-        "model that is asked in each step",
+        description="of distil: the teacher: a folder of stored probabilities, as `tuneloop distill --level logits` "
+        "makes them, or a run or model that is queried in each step",
     )
     divergence: Divergence = Field(
-        "forward",
-        description="of distil: how the distance between teacher and student is measured; universal: between models with different tokens",
+        "forward", description="of distil: distance of teacher and student; universal: of models with different tokens"
     )
     divergence_mix: float = Field(
-        0.5, gt=0, lt=1,
-        description="of distil: share of the first model in the mix that skewed divergences (0.1 is usual) and jensen-shannon compare with",
-    )  # fmt: skip
-    teacher_temperature: float = Field(
-        1.0, gt=0, le=100,
-        description="of distil: both models' logits are divided by it; above 1 rare tokens count more",
-    )  # fmt: skip
-    hard_weight: float = Field(
-        0.5, ge=0, le=1, description="of distil: weight of the rows' own tokens; the teacher has the rest"
+        0.5,
+        gt=0,
+        lt=1,
+        description="of distil: share of the first model in the mix that skewed divergences (0.1 is usual) and "
+        "jensen-shannon compare with",
     )
-    on_policy: float = Field(
-        0.0, ge=0, le=1,
-        description="of distil: share of rows whose answers the student writes itself, in each step anew, for the teacher to score",
-    )  # fmt: skip
+    teacher_temperature: float = Field(
+        1.0, gt=0, le=100, description="of distil: divides both models' logits; above 1 rare tokens count more"
+    )
+    hard_weight: float = Field(
+        0.5, ge=0, le=1, description="of distil: weight of the rows' tokens; the rest is the teacher's"
+    )
+    on_policy: float = Field(0.0, ge=0, le=1, description="of distil: share of answers that the student writes itself")
     teacher_bits: Literal[4, 16] = Field(
-        16, description="of distil: bits of a weight of a teacher that is asked in each step"
+        16, description="of distil: bits of a weight of a teacher queried in each step"
     )
 
 
 LOSS_NAMES = ("supervised", "dpo", "kto", "distil")  # what ships; LOSSES may have been given more
 
-# Preferences move a model that already answers well: a tenth of the rate, as is usual (Rafailov et al. 2023, appendix B).
-PREFERENCE_SHARE = 0.1
+PREFERENCE_SHARE = 0.1  # of the rate: the model already answers well (Rafailov et al. 2023, appendix B)
 
 
 def usual_rate(method: str, loss: str) -> float:
@@ -71,9 +69,7 @@ def usual_rate(method: str, loss: str) -> float:
     return method_named(method).learning_rate * (PREFERENCE_SHARE if loss in ("dpo", "kto") else 1.0)
 
 
-def _choices() -> str:
-    *first, last = (f"{method.name} ({method.about})" for method in SHIPPED)
-    return f"{', '.join(first)} or {last}"
+_CHOICES = ", ".join(f"{method.name} ({method.about})" for method in SHIPPED)
 
 
 def _rates() -> str:
@@ -89,18 +85,19 @@ class WhatIsTrained(Config):
     method: str = Field(
         USUAL.name,
         json_schema_extra={"anyOf": [{"enum": [method.name for method in SHIPPED]}, {"pattern": r"\.py$"}]},
-        description=f"what is trained: {_choices()}; or the Python file that describes a method of yours",
+        description=f"what is trained: {_CHOICES}; or the Python file that describes a method of yours",
     )
-    init: str | None = Field(None, description="folder of an earlier run of the same method and base to go on from")
+    init: str | None = Field(None, description="folder of an earlier run of the same method and base to continue from")
 
 
 class TrainConfig(DistilSettings, FullSettings, PrefixSettings, LoraSettings, WhatIsTrained):
     """Defaults that were measured to work on small jobs; see docs/records/results.md."""
 
     loss: str = Field(
-        "supervised", json_schema_extra={"enum": list(LOSS_NAMES)},
+        "supervised",
+        json_schema_extra={"enum": list(LOSS_NAMES)},
         description="supervised; of preferences: dpo (chosen and rejected answers), kto (thumbs); of a teacher: distil",
-    )  # fmt: skip
+    )
     train_on: Literal["assistant", "all", "last"] = Field(
         "assistant", description="tokens that are trained: every assistant turn, everything, or the last turn"
     )
@@ -108,80 +105,68 @@ class TrainConfig(DistilSettings, FullSettings, PrefixSettings, LoraSettings, Wh
     desirable_weight: float = Field(1.0, ge=0, description="weight of thumbs up in KTO")
     undesirable_weight: float = Field(1.0, ge=0, description="weight of thumbs down in KTO")
     kl: float = Field(
-        0.0, ge=0,
-        description="against forgetting: weight of the divergence from the base model on the supervised tokens",
-    )  # fmt: skip
+        0.0, ge=0, description="against forgetting: weight of the divergence from the base on the supervised tokens"
+    )
     l2_start: float = Field(
         0.0, ge=0, description="against forgetting: weight of the squared distance of what is trained from its start"
     )
     learning_rate: float = Field(
-        USUAL.learning_rate, gt=0, lt=10,
+        USUAL.learning_rate,
+        gt=0,
+        lt=10,
         description=f"peak learning rate; default by method: {_rates()}; a tenth of that with dpo and kto",
-    )  # fmt: skip
-    range_test: bool = Field(
-        False, description="find the learning rate by a short test before the first step; same as learning_rate=auto"
     )
-    schedule: Literal["linear", "cosine", "constant"] = Field(
-        "linear", description="fall of the learning rate after warm-up"
-    )
+    range_test: bool = Field(False, description="find the learning rate by a short test; same as learning_rate=auto")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="learning rate after the warm-up")
     warmup: float = Field(0.05, ge=0.0, lt=1.0, description="share of the steps in which the learning rate rises")
     optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit"] = Field(
         "adamw",
-        description="adamw, or adamw-8bit: moments in 8 bits, 2 bytes a parameter instead of 8 (6 of a full run in bf16); paged-adamw-8bit: those of "
-        "bitsandbytes, which move to the host's memory when a GPU's is short",
+        description="adamw; adamw-8bit: moments in 8 bits, 2 bytes a parameter instead of 8 (6 of a full run in bf16); "
+        "paged-adamw-8bit: those of bitsandbytes, which move to the host's memory when a GPU's is short",
     )
     gradient_checkpointing: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="compute layers again in the backward pass instead of keeping them: less memory, about a third more time; auto: "
-        "when a single row does not fit otherwise",
+        description="compute layers again in the backward pass instead of keeping them: less memory, about a third "
+        "more time; auto: when a single row does not fit otherwise",
     )
     packing: bool = Field(
-        False,
-        description="lay the rows of a micro-batch one behind the other instead of padding them; no row sees another; for GPUs",
+        False, description="concatenate a micro-batch's rows instead of padding them; no row sees another; for GPUs"
     )
-    compile: bool = Field(
-        False,
-        description="torch.compile each layer; needs a compiler, pays on GPUs in long runs, and was slower on processors",
-    )
+    compile: bool = Field(False, description="torch.compile each layer; needs a compiler; pays on GPUs in long runs")
     weight_decay: float = Field(0.0, ge=0.0, description="AdamW weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm above which gradients are scaled down")
     epochs: float = Field(3.0, gt=0, le=1000, description="passes over the training split")
     max_minutes: float | None = Field(
-        None, gt=0,
-        description="time that training may take with its validations and the reference of preferences; steps, validations and their rows follow from it and the measured speed",
-    )  # fmt: skip
+        None,
+        gt=0,
+        description="time for training with its validations and the reference of preferences; steps, validations and "
+        "their rows follow from it and the measured speed",
+    )
     rows_per_step: int = Field(8, ge=1, description="rows of one optimizer step, at least")
     tokens_per_step: int = Field(0, ge=0, description="a step takes more rows until it has this many tokens")
     gpus: int | Literal["auto"] = Field(
         "auto",
         exclude=True,  # the result does not depend on it: a run continues with another number
-        description="GPUs that share the training, a process on each, which `tuneloop run` and `train` start by themselves; auto: all that torch sees; "
-        "on a processor, processes",
+        description="GPUs that share the training, a process on each, started by `tuneloop run` and `train`; auto: all "
+        "that torch sees; on a processor, processes",
     )
     micro_batch_tokens: int = Field(
         0,
         ge=0,
-        description="tokens computed at once, padding included; bounds memory; 0: as many as fit into a GPU's memory; on a processor 2,048, "
-        "or 1,024 for a full run",
+        description="tokens computed at once, padding included; bounds memory; 0: as many as fit into a GPU's memory; "
+        "on a processor 2,048, or 1,024 for a full run",
     )
-    evaluations: int = Field(
-        6, ge=1, description="validation losses measured over the run, evenly spaced; at most, with max_minutes"
-    )
-    val_rows: int = Field(
-        256, ge=1,
-        description="validation rows that are measured, a seeded sample of the split; at most, with max_minutes",
-    )  # fmt: skip
+    evaluations: int = Field(6, ge=1, description="validations, evenly spaced over the run; at most, with max_minutes")
+    val_rows: int = Field(256, ge=1, description="validation rows, a seeded sample; at most, with max_minutes")
     patience: int = Field(2, ge=1, description="stop after this many evaluations in a row without a better loss")
-    keep_checkpoints: int = Field(
-        2, ge=1, description="latest checkpoints kept for resuming, alongside the best weights"
-    )
+    keep_checkpoints: int = Field(2, ge=1, description="latest checkpoints kept, next to the best weights")
     checkpoint_seconds: float = Field(60.0, ge=0, description="save a checkpoint at least this often")
     checkpoint_steps: int | None = Field(None, ge=1, description="save a checkpoint every so many steps as well")
 
     on_spike: Literal["warn", "stop", "rollback"] = Field(
         "warn",
-        description="when the monitor finds a spike or a gradient explosion; rollback goes on from the last checkpoint at half the "
-        "learning rate, without that batch",
+        description="when the monitor finds a spike or a gradient explosion; rollback resumes from the last checkpoint "
+        "at half the learning rate, without that batch",
     )
     on_divergence: Literal["warn", "stop", "rollback"] = Field(
         "stop", description="when the monitor finds divergence or too high a learning rate; stop keeps the best weights"
@@ -198,9 +183,8 @@ class TrainConfig(DistilSettings, FullSettings, PrefixSettings, LoraSettings, Wh
         except UserError:
             if value.endswith(".py"):
                 raise
-            raise ValueError(
-                f"must be {names_of_methods()}, or the Python file that describes a method of yours"
-            ) from None
+            choices = f"{names_of_methods()}, or the Python file that describes a method of yours"
+            raise ValueError(f"must be {choices}") from None
         return value
 
     @field_validator("loss")
@@ -248,16 +232,13 @@ class TrainConfig(DistilSettings, FullSettings, PrefixSettings, LoraSettings, Wh
                 continue
             owners = " and ".join(other.name for other in methods() if setting in other.exclusive)
             raise ValueError(f"train.{setting} is of {owners} only{f': {why}' if why else ''}")
-        if wrong := method.conflict(self):
-            raise ValueError(wrong)
+        if conflict := method.conflict(self):
+            raise ValueError(conflict)
         if self.kl and method.disabled is None:
-            raise ValueError(
-                f"train.kl needs the base model alongside the trained one; with train.method={self.method} use train.l2_start"
-            )
+            raise ValueError(f"train.kl needs the base model too; with train.method={self.method} use train.l2_start")
         if self.kl and self.loss != "supervised":
-            raise ValueError(
-                "train.kl is of the supervised loss; dpo and kto hold the model by train.beta, distil by its teacher"
-            )
+            others = "dpo and kto hold the model by train.beta, distil by its teacher"
+            raise ValueError(f"train.kl is of the supervised loss; {others}")
         if (self.loss == "distil") != (self.teacher is not None):
             raise ValueError("train.loss=distil and train.teacher go together")
         if self.train_on != "assistant" and self.loss != "supervised":
@@ -282,7 +263,7 @@ class Batch:
     rows: Sequence[Any]  # of the micro-batch
     share: float  # what one unit counts: 1 / units of the whole step, so that its division changes nothing
     config: TrainConfig
-    base: Callable[[], AbstractContextManager[None]] = nullcontext  # in it the model computes as before training
+    base: Context = nullcontext  # in it the model computes as before training
     constant: float = 0.0  # of the step, see `Loss`
 
 
@@ -292,12 +273,8 @@ class Loss:
 
     # Sum over the micro-batch times `share`, and metrics for `metrics.jsonl` summed alike.
     value: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
-    units: Callable[[TrainRow], float] = lambda row: (
-        1.0
-    )  # what of a row the mean is taken over: 1, or its supervised tokens
-    constant: Callable[[Batch], float] = lambda step: (
-        0.0
-    )  # what a step needs of all its rows before the first micro-batch
+    units: Callable[[TrainRow], float] = lambda row: 1.0  # the mean is taken over: 1, or a row's supervised tokens
+    constant: Callable[[Batch], float] = lambda step: 0.0  # of all rows of a step, before its first micro-batch
     rows: RowKind | None = None  # what it learns from; None: conversations
 
 

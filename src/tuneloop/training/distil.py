@@ -1,8 +1,19 @@
-"""The loss of a student that learns a teacher's next-token probabilities: stored ones, or those of a teacher that is queried in each step.
+"""The loss of a student that learns a teacher's next-token probabilities, stored ones or queried in each step.
 
-With `train.on_policy` the student writes answers of its own and the teacher scores them (GKD: Agarwal et al. 2023, arXiv
-2306.13649). The soft part is multiplied by the square of the temperature, so that its gradient stays as large as the hard
-part's (Hinton et al. 2015, arXiv 1503.02531, section 2).
+With `train.on_policy` the student writes answers itself and the teacher scores them (GKD: Agarwal et al. 2023, arXiv
+2306.13649). The soft part is multiplied by the square of the temperature, so that its gradient stays as large as the
+hard part's (Hinton et al. 2015, arXiv 1503.02531, section 2).
+
+The distance of next-token probabilities, with p the teacher, q the student, and m a mix of both:
+
+| name | value | source |
+|---|---|---|
+| forward | KL(p, q) | Hinton et al. 2015, arXiv 1503.02531 |
+| reverse | KL(q, p) | Gu et al. 2023, arXiv 2306.08543 |
+| skewed | KL(p, m), m = a p + (1 - a) q | Ko et al. 2024, arXiv 2402.03898 |
+| skewed-reverse | KL(q, m), m = a q + (1 - a) p | the same |
+| jensen-shannon | a KL(p, m) + (1 - a) KL(q, m), m = a p + (1 - a) q | Agarwal et al. 2023, arXiv 2306.13649 |
+| universal | sum of abs(p_i - q_i), both sorted, whatever tokens they are of | Boizard et al. 2024, arXiv 2402.12030 |
 """
 
 from __future__ import annotations
@@ -16,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tuneloop.core.device import backend, in_parts, put
+from tuneloop.core.device import backend, put
 from tuneloop.core.errors import UserError
 from tuneloop.core.machine import processes
 from tuneloop.core.ui import progress
@@ -28,25 +39,22 @@ from tuneloop.models.load import Model, load_model
 from tuneloop.models.quantised import quantise
 from tuneloop.models.template import Rendered
 from tuneloop.models.trained import load_trained
-from tuneloop.training.batches import too_large
-from tuneloop.training.config import LOSSES, Batch, Loss, TrainConfig
-from tuneloop.training.divergence import TopProbabilities, of_logits, of_top
+from tuneloop.training.config import LOSSES, Batch, Divergence, Loss, TrainConfig
 from tuneloop.training.loss import (
     BATCH_TOKENS,
     HeadLoss,
     head_loss,
     in_batches,
+    in_halves,
     learned_head,
     softmax_loss,
     supervised_states,
 )
-from tuneloop.training.rows import Taught, supervised_tokens, tokens_of
-from tuneloop.training.teachers import APART
-from tuneloop.training.top_logits import TopStore, is_store, positions, row_key, top_of
+from tuneloop.training.rows import Taught, last_answer, supervised_tokens
+from tuneloop.training.teachers import APART, TopProbabilities, TopStore, is_store, positions, row_key, top_of
 
-# Positions whose probabilities exist in fp32 at a time, on a device that takes a whole chunk at once otherwise.
-POSITIONS_AT_ONCE = 256
-MORE_TOKENS = 16  # an answer of the student's own may be twice as long as the row's, and by so many tokens
+POSITIONS_AT_ONCE = 256  # whose probabilities exist in fp32 at a time, where a device takes a whole chunk at once
+MORE_TOKENS = 16  # the student's answer may be twice as long as the row's, and by so many tokens
 
 
 @functools.lru_cache(maxsize=1)
@@ -92,12 +100,9 @@ def distil(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         rows = _with_own_answers(batch.model, rows, config.on_policy)
     states = supervised_states(batch.model, rows, packed=config.packing)
     weights_N, head_VC = states.weights_N * batch.share, learned_head(batch.model)
-    teacher = _teacher_of(batch, rows)
     metrics: dict[str, Tensor] = {}
-    loss = head_loss(
-        states.hidden_NC, head_VC, weights_N, _soft_and_hard(config, teacher, states.targets_N, weights_N, metrics)
-    )
-    return loss, metrics
+    soft_and_hard = _soft_and_hard(config, _teacher_of(batch, rows), states.targets_N, weights_N, metrics)
+    return head_loss(states.hidden_NC, head_VC, weights_N, soft_and_hard), metrics
 
 
 def _teacher_of(batch: Batch, rows: Sequence[Rendered]) -> _Teacher:
@@ -117,10 +122,8 @@ def _teacher_of(batch: Batch, rows: Sequence[Rendered]) -> _Teacher:
     if is_store(name):
         store = stored_by(name)
         top = store.read([row.key for row in rows if isinstance(row, Taught)])
-        parts = (top.ids_NK, top.p_NK, top.tail_N)
-        if index is not None:
-            parts = tuple(each[index.clamp(min=0)] for each in parts)  # type: ignore[assignment]
-        top = TopProbabilities(*(put(each, there) for each in parts))
+        which = slice(None) if index is None else index.clamp(min=0)
+        top = TopProbabilities(*(put(each[which], there) for each in (top.ids_NK, top.p_NK, top.tail_N)))
         return _Teacher(vocabulary if others else min(vocabulary, store.about.vocabulary), top=top, counts_N=counts)
     model = teacher_model(name, config.teacher_bits)
     with torch.no_grad():
@@ -135,10 +138,11 @@ def _soft_and_hard(
     config: TrainConfig, teacher: _Teacher, targets_N: Tensor, weights_N: Tensor, metrics: dict[str, Tensor]
 ) -> HeadLoss:
     """The losses of a chunk of logits, which become their gradient; sums of both parts are put into `metrics`."""
-    hard, heat = config.hard_weight, config.teacher_temperature
-    soft = (1 - hard) * heat**2
+    hard, temperature = config.hard_weight, config.teacher_temperature
+    soft = (1 - hard) * temperature**2
+    how = config.divergence, config.divergence_mix
 
-    def of(logits: Tensor, part: slice, turn: bool) -> Tensor:
+    def loss_of(logits: Tensor, part: slice, turn: bool) -> Tensor:
         teacher_of = teacher.of(part)
         few = backend(logits.device).softmax_rows or POSITIONS_AT_ONCE
         parts = []
@@ -148,42 +152,36 @@ def _soft_and_hard(
             hard_logits = student.clone() if turn else student
             shared, about = student[:, : teacher.vocabulary], teacher_of(piece)
             divergence = of_top if isinstance(about, TopProbabilities) else of_logits
-            far, gradient = divergence(config.divergence, config.divergence_mix, shared, about, heat)  # type: ignore[arg-type]
+            distances, gradient = divergence(*how, shared, about, temperature)  # type: ignore[arg-type]
             if teacher.counts_N is not None:
                 counts = teacher.counts_N[part][piece]
-                far, gradient = far * counts, gradient * counts[:, None]
-            missed = softmax_loss(hard_logits, targets, turn)
+                distances, gradient = distances * counts, gradient * counts[:, None]
+            hard_losses = softmax_loss(hard_logits, targets, turn)
             if turn:
                 student.copy_(hard_logits.mul_(hard))
                 shared.add_(gradient.mul_(soft))
-            parts.append(torch.stack((far, missed)))
+            parts.append(torch.stack((distances, hard_losses)))
         both = torch.cat(parts, 1)
         for name, each in zip(("divergence", "hard_loss"), both @ weights_N[part], strict=True):
             metrics[name] = metrics[name] + each if name in metrics else each
         return soft * both[0] + hard * both[1]
 
-    return of
+    return loss_of
 
 
 def _with_own_answers(model: Model, rows: Sequence[Rendered], share: float) -> list[Rendered]:
-    """Rows with some answers written by the model as it is now, each counting as much as the row's own answer.
-
-    Which rows and which draws follow from torch's random state, which checkpoints hold.
-    """
+    """Rows with some answers written by the model as it is now, each counting as much as the row's own answer. Which
+    rows and which draws follow from torch's random state, which checkpoints hold."""
     if processes() > 1:
         what = "Several processes can't write answers while they train"
         raise UserError(what, where="train.on_policy", next_step="set train.gpus=1")
-    chosen = [i for i, draw in enumerate(torch.rand(len(rows)).tolist()) if draw < share]
+    indices = [i for i, draw in enumerate(torch.rand(len(rows)).tolist()) if draw < share]
     seeds = torch.randint(2**31, (len(rows),)).tolist()
     requests = []
-    for i in chosen:
+    for i in indices:
         begin, end = last_answer(rows[i])
-        requests.append(
-            Request(
-                ids=rows[i].ids[:begin], max_new_tokens=2 * (end - begin) + MORE_TOKENS,
-                sampling=Sampling(temperature=1.0, seed=seeds[i]),
-            )
-        )  # fmt: skip
+        prompt, limit = rows[i].ids[: max(begin, 1)], 2 * (end - max(begin, 1)) + MORE_TOKENS
+        requests.append(Request(ids=prompt, max_new_tokens=limit, sampling=Sampling(temperature=1.0, seed=seeds[i])))
     learning = model.net.training
     model.net.eval()
     try:
@@ -191,20 +189,11 @@ def _with_own_answers(model: Model, rows: Sequence[Rendered], share: float) -> l
     finally:
         model.net.train(learning)
     out = list(rows)
-    for i, answer in zip(chosen, answers, strict=True):
-        begin, written = last_answer(rows[i])[0], list(answer.token_ids)
-        weight = supervised_tokens(rows[i]) / len(written)
-        out[i] = Rendered([*rows[i].ids[:begin], *written], [0.0] * begin + [weight] * len(written))
+    for i, request, answer in zip(indices, requests, answers, strict=True):
+        prompt, ids = list(request.ids or ()), list(answer.token_ids)
+        weight = supervised_tokens(rows[i]) / len(ids)
+        out[i] = Rendered([*prompt, *ids], [0.0] * len(prompt) + [weight] * len(ids))
     return out
-
-
-def last_answer(row: Rendered) -> tuple[int, int]:
-    """Where a row's last run of supervised tokens begins, and where it ends."""
-    end = max(i for i, weight in enumerate(row.mask) if weight) + 1
-    begin = end
-    while begin > 1 and row.mask[begin - 1]:
-        begin -= 1
-    return begin, end
 
 
 @torch.no_grad()
@@ -220,19 +209,12 @@ def store_probabilities(model: Model, rows: Sequence[Rendered], store: TopStore)
         count += len(group)
         progress("storing the teacher's probabilities", count, len(rows))
 
-    in_parts(
-        list(in_batches(left, BATCH_TOKENS))[::-1], add, lambda group: len(group) * max(map(tokens_of, group)),
-        lambda row: too_large(tokens_of(row), "while the teacher's probabilities are stored"),
-    )  # fmt: skip
+    in_halves(list(in_batches(left, BATCH_TOKENS))[::-1], add, "while the teacher's probabilities are stored")
 
 
 @torch.no_grad()
 def store_states(model: Model, rows: Sequence[Rendered], hidden_NC: Tensor, store: TopStore) -> None:
-    """Write down what a teacher says at the supervised positions of rows, from its last states there.
-
-    Args:
-        hidden_NC: of all rows, one behind the other.
-    """
+    """`store_probabilities` from a teacher's last states of all rows, one behind the other."""
     import numpy as np
 
     head_VC, there = model.head[: store.about.vocabulary], backend(model.device)
@@ -250,3 +232,96 @@ def row_key_of(row: Rendered) -> str:
 
 
 LOSSES["distil"] = Loss(distil, units=supervised_tokens)
+
+
+# --- distances and their gradients
+
+# Shape suffixes: N positions, V vocabulary, K tokens that are stored, M outcomes (V, or K and one for all others).
+
+LEAST = 1e-9  # of a probability, where its logarithm is taken
+
+
+def log_probabilities(logits_NV: Tensor, temperature: float) -> Tensor:
+    """Log probabilities (fp32) of logits at a temperature."""
+    return torch.log_softmax(logits_NV.float() / temperature if temperature != 1 else logits_NV.float(), -1)
+
+
+def of_logits(
+    kind: Divergence, mix: float, student_NV: Tensor, teacher_NV: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """A divergence over the whole vocabulary.
+
+    Args:
+        kind, mix: see the table at the top; `mix` is a.
+        student_NV, teacher_NV: logits, of one vocabulary; with `universal` of any two.
+        temperature: by which both are divided.
+
+    Returns:
+        The value at each position (N), and its gradient with respect to the student's logits (N, V), both fp32.
+    """
+    if kind == "universal":
+        p_NV = torch.softmax(teacher_NV.float() / temperature, -1).sort(-1, descending=True).values
+        return _of_sorted(student_NV, p_NV, None, temperature)
+    log_p, log_q = (log_probabilities(each, temperature) for each in (teacher_NV, student_NV))
+    q = log_q.exp()
+    value_N, weighted_NV = _of_outcomes(kind, mix, log_p.exp(), log_p, q, log_q)
+    return value_N, weighted_NV.sub_(q.mul_(weighted_NV.sum(-1, keepdim=True))).div_(temperature)
+
+
+def of_top(
+    kind: Divergence, mix: float, student_NV: Tensor, teacher: TopProbabilities, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """`of_logits` over the teacher's likeliest tokens, at the same temperature, and one outcome for all others. At most
+    that over the whole vocabulary; equal where both models divide the tail alike."""
+    if kind == "universal":
+        return _of_sorted(student_NV, teacher.p_NK.sort(-1, descending=True).values, teacher.tail_N, temperature)
+    q_NV = torch.softmax(student_NV if temperature == 1 else student_NV / temperature, -1, dtype=torch.float32)
+    q_top = q_NV.gather(1, teacher.ids_NK)
+    q_NV.scatter_(1, teacher.ids_NK, 0.0)  # so that the tail is a sum, not a small difference from 1
+    tail_N1 = q_NV.sum(-1, keepdim=True).clamp_(min=LEAST)
+    q = torch.cat((q_top, tail_N1), 1)
+    p = torch.cat((teacher.p_NK, teacher.tail_N[:, None]), 1)
+    value_N, weighted_NM = _of_outcomes(kind, mix, p, p.clamp(min=LEAST).log(), q, q.clamp(min=LEAST).log())
+    total_N1 = weighted_NM.sum(-1, keepdim=True)
+    q_NV.mul_((weighted_NM[:, -1:] / tail_N1 - total_N1) / temperature)  # a token of the tail has its share of it
+    q_NV.scatter_(1, teacher.ids_NK, (weighted_NM[:, :-1] - q_top * total_N1) / temperature)
+    return value_N, q_NV
+
+
+def _of_sorted(student_NV: Tensor, p_NK: Tensor, tail_N: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
+    """The distance of sorted probabilities, and its gradient with respect to the student's logits; `tail_N` of all
+    tokens that `p_NK` leaves out, which count as one outcome; None: there are none."""
+    q_NV = torch.softmax(student_NV.float() / temperature, -1)
+    count = q_NV.shape[1] if tail_N is None else min(p_NK.shape[1], q_NV.shape[1])
+    q_top, ids = q_NV.sort(-1, descending=True) if tail_N is None else q_NV.topk(count, -1)
+    longer = max(p_NK.shape[1], count)
+    q_padded, p_padded = (torch.nn.functional.pad(x, (0, longer - x.shape[1])) for x in (q_top, p_NK))
+    apart = q_padded - p_padded
+    value_N, signs_NV = apart.abs().sum(-1), torch.zeros_like(q_NV)
+    if tail_N is not None:
+        rest_N = q_NV.sum(-1) - q_top.sum(-1) - tail_N
+        value_N, signs_NV = value_N + rest_N.abs(), rest_N.sign()[:, None].expand_as(q_NV).clone()
+    weighted_NV = signs_NV.scatter_(1, ids, apart[:, :count].sign()).mul_(q_NV)
+    return value_N, weighted_NV.sub_(q_NV.mul_(weighted_NV.sum(-1, keepdim=True))).div_(temperature)
+
+
+def _of_outcomes(
+    kind: Divergence, mix: float, p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The divergence (N), and q times its derivative with respect to q (N, M), up to a multiple of q."""
+    if kind == "forward":
+        return (p * (log_p - log_q)).sum(-1), -p
+    if kind == "reverse":
+        weighted = q * (log_q - log_p)
+        return weighted.sum(-1), weighted
+    if kind == "skewed-reverse":
+        m = (mix * q + (1 - mix) * p).clamp_(min=LEAST)
+        ratio = log_q - m.log()
+        return (q * ratio).sum(-1), q * ratio - mix * q * q / m
+    m = (mix * p + (1 - mix) * q).clamp_(min=LEAST)
+    log_m = m.log()
+    of_teacher = (p * (log_p - log_m)).sum(-1)
+    if kind == "skewed":
+        return of_teacher, -(1 - mix) * p * q / m
+    of_student = q * (log_q - log_m)
+    return mix * of_teacher + (1 - mix) * of_student.sum(-1), (1 - mix) * of_student

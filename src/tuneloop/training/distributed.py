@@ -1,8 +1,8 @@
 """Several processes on one run, as `torchrun` and `accelerate launch` start them: how a model and a step are divided.
 
-The base model's weights are sharded by FSDP2, layer by layer. What an adapter or a prefix trains is small, so it is whole on
-every process, and its gradients are summed once a step. A step's rows are divided, never the plan of steps: schedule, loss and
-gradient are those of one process. Every function here does nothing where there is one process.
+The base model's weights are sharded by FSDP2, layer by layer. What an adapter or a prefix trains is small, so it is
+whole on every process, and its gradients are summed once a step. A step's rows are divided, never the plan of steps:
+schedule, loss and gradient are those of one process. Every function here does nothing where there is one process.
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
-
-# Processes wait for the first one while it prepares data, which can take long.
-PATIENCE = timedelta(hours=24)
+PATIENCE = timedelta(hours=24)  # processes wait for the first one while it prepares data
 
 
 @contextlib.contextmanager
@@ -65,13 +63,7 @@ def local_rank() -> int:
 
 def processes_wanted(gpus: int | str) -> int:
     """Processes that a run should start for itself: one where it has been started as one of several (`torchrun`).
-
-    Args:
-        gpus: `train.gpus`.
-
-    Raises:
-        UserError: there are fewer GPUs.
-    """
+    `gpus`: `train.gpus`. Raises UserError: there are fewer GPUs."""
     if "WORLD_SIZE" in os.environ or gpus == 1:
         return 1
     if gpus == "auto" and len(glob.glob("/dev/nvidia[0-9]*") + glob.glob("/dev/dri/renderD*")) < 2:
@@ -82,10 +74,8 @@ def processes_wanted(gpus: int | str) -> int:
     if gpus == "auto":
         return max(seen, 1)
     if 0 < seen < int(gpus):
-        raise UserError(
-            f"{gpus} GPUs are requested, and torch sees {seen}", where="train.gpus",
-            next_step="set train.gpus=auto, or look at CUDA_VISIBLE_DEVICES",
-        )  # fmt: skip
+        what, step = f"{gpus} GPUs are requested, and torch sees {seen}", "set train.gpus=auto"
+        raise UserError(what, where="train.gpus", next_step=f"{step}, or look at CUDA_VISIBLE_DEVICES")
     return int(gpus)
 
 
@@ -93,43 +83,41 @@ GRACE = 60.0  # seconds that processes have to end on their own once one of them
 
 
 def start_processes(count: int, command: Sequence[str]) -> int:
-    """Run a command in so many processes that know of each other, as `torchrun` would, and return the exit status of the first.
-
-    The first alone has stdin and stdout. SIGTERM is passed on. When one process ends, so do the others: after `GRACE` they are killed.
-    """
+    """Run a command in so many processes that know of each other, as `torchrun` would; returns the first's exit status.
+    The first alone has stdin and stdout. SIGTERM is passed on. When one ends, the others are killed after `GRACE`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         place = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-    started = [
-        subprocess.Popen(
-            list(command), env={**environment_of_child(), **place, "RANK": str(i), "LOCAL_RANK": str(i)},
-            stdin=subprocess.DEVNULL if i else None, stdout=subprocess.DEVNULL if i else None,
-        )
-        for i in range(count)
-    ]  # fmt: skip
+    children = []
+    for i in range(count):
+        environment = {**environment_of_child(), **place, "RANK": str(i), "LOCAL_RANK": str(i)}
+        stream = subprocess.DEVNULL if i else None
+        children.append(subprocess.Popen(list(command), env=environment, stdin=stream, stdout=stream))
 
     def pass_on(number: int, frame: Any) -> None:
-        for process in started:
-            process.send_signal(number)
+        for child in children:
+            child.send_signal(number)
 
-    before = [(number, signal.signal(number, handler)) for number, handler in
-              ((signal.SIGTERM, pass_on), (signal.SIGINT, lambda number, frame: None))]  # fmt: skip
+    before = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on),
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda number, frame: None),
+    }
     try:
         ended = 0.0
-        while any(process.poll() is None for process in started):
-            if not ended and any(process.poll() is not None for process in started):
+        while any(child.poll() is None for child in children):
+            if not ended and any(child.poll() is not None for child in children):
                 ended = time.monotonic()
             if ended and time.monotonic() - ended > GRACE:
-                for process in started:
-                    process.kill()
+                for child in children:
+                    child.kill()
             time.sleep(0.1)
     finally:
-        for number, handler in before:
+        for number, handler in before.items():
             signal.signal(number, handler)
-        for process in started:
-            if process.poll() is None:
-                process.kill()
-    statuses = [process.returncode for process in started]
+        for child in children:
+            if child.poll() is None:
+                child.kill()
+    statuses = [child.returncode for child in children]
     worst = statuses[0] or next((status for status in statuses if status), 0)
     return worst if worst >= 0 else 128 - worst
 
@@ -163,8 +151,7 @@ def summed(values: Sequence[float]) -> list[float]:
 
     totals = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(totals)
-    sums: list[float] = totals.tolist()
-    return sums
+    return totals.tolist()
 
 
 def agreed(flag: bool) -> bool:
@@ -216,8 +203,8 @@ def lost_the_first(error: BaseException) -> bool:
 def own_share(groups: Sequence[Sequence[T]]) -> list[tuple[Sequence[T], bool]]:
     """The groups of rows that this process computes, and whether they count.
 
-    Layers are gathered by all processes together, so each must compute as many groups as the others: groups are halved until they
-    can be dealt out evenly, and where there are too few rows a process computes one that does not count.
+    Layers are gathered by all processes together, so each must compute as many groups as the others: groups are halved
+    until they can be dealt out evenly, and where there are too few rows a process computes one that does not count.
     """
     world = processes()
     if world == 1:
@@ -233,7 +220,7 @@ def own_share(groups: Sequence[Sequence[T]]) -> list[tuple[Sequence[T], bool]]:
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Let each process draw its own dropout, the same ones whenever the step is done; one process continues as it is."""
+    """Let each of several processes draw its own dropout, the same whenever the step is done."""
     if processes() > 1:
         import torch
 
@@ -248,10 +235,8 @@ REPLICATED_SHARE = 0.5  # of a GPU's memory that the base may take on each of th
 
 
 def replicates(model: Model, method: Method) -> bool:
-    """Whether each process has the whole base model, and only gradients of what is trained are summed: nothing is gathered then.
-
-    By the environment (`TUNELOOP_REPLICATE`), else on GPUs whose memory the base takes at most half of, and where it does not learn.
-    """
+    """Whether each process has the whole base model, so that only gradients are summed: by `TUNELOOP_REPLICATE`, else
+    on GPUs whose memory it takes at most half of; never where the base learns."""
     if method.footprint.all_weights:
         return False
     if setting := os.environ.get(REPLICATE):
@@ -265,11 +250,11 @@ def replicates(model: Model, method: Method) -> bool:
 
 
 def shard(model: Model, method: Method) -> None:
-    """Divide the base model's weights over the processes, in place; done already is no error. See `replicates` for where it is not.
+    """Divide the base model's weights over the processes, in place, but where it `replicates` or is divided already.
 
-    A layer is moved to this process's device, prepared as the method has it, and cut, before the next one is touched: so
-    a device holds its share and one layer, at no time the whole model. Embeddings and vocabulary projection form the last group,
-    which is whole while a batch is computed. Of other architectures than our own only the layers are cut.
+    A layer is moved to this process's device, prepared as the method has it, and cut, before the next one is touched:
+    so a device holds its share and one layer, at no time the whole model. Embeddings and vocabulary projection form the
+    last group, which is whole while a batch is computed. Of other architectures than our own only the layers are cut.
     """
     if processes() == 1:
         return
@@ -315,16 +300,10 @@ def regroup(model: Model) -> None:
 
 
 def refuse_unsharded(model: Model, method: Method) -> None:
-    """Refuse full tuning of what is not cut as a whole.
-
-    Raises:
-        UserError: several processes, all weights, and another architecture than our own.
-    """
+    """Raises UserError: full tuning by several processes of an architecture that is not cut as a whole."""
     if processes() > 1 and method.footprint.all_weights and not model.is_own:
-        raise UserError(
-            "Full tuning on several processes works on the Llama family only", where="train.method",
-            next_step=f"set train.method={USUAL.name}, or start one process",
-        )  # fmt: skip
+        what = "Full tuning on several processes works on the Llama family only"
+        raise UserError(what, where="train.method", next_step=f"set train.method={USUAL.name}, or start one process")
 
 
 def mesh() -> Any:
@@ -337,13 +316,13 @@ def mesh() -> Any:
 def load_optimizer(optimizer: Any, state: Mapping[str, Any]) -> None:
     """`optimizer.load_state_dict` of a state that may have been saved by another number of processes."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    moved = {
-        place: {
-            name: distribute(value, parameters[place])
-            if getattr(value, "shape", ())[:1] == parameters[place].shape[:1]
-            else value
-            for name, value in entries.items()
-        }
+
+    def divided(value: Any, parameter: Tensor) -> Any:
+        of_rows = getattr(value, "shape", ())[:1] == parameter.shape[:1]
+        return distribute(value, parameter) if of_rows else value
+
+    states = {
+        place: {name: divided(value, parameters[place]) for name, value in entries.items()}
         for place, entries in state["state"].items()
     }
-    optimizer.load_state_dict({**state, "state": moved})
+    optimizer.load_state_dict({**state, "state": states})

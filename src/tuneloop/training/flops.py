@@ -1,4 +1,4 @@
-"""How well a run used the machine: operations that its gradients needed, over those that the machine could have done."""
+"""How well a run used the machine: operations that its gradients needed over those that the machine could have done."""
 
 from __future__ import annotations
 
@@ -16,27 +16,22 @@ if TYPE_CHECKING:
     import torch
 
 DEFINITION = (
-    "Model FLOP utilisation: floating-point operations that the gradients need, over the seconds of all optimizer steps, over the "
-    "measured peak of large matrix products in the model's dtype. Needed are 2 a weight and token for the forward pass, 2 for the "
-    "gradient of its input and, where all weights learn, 2 for its own; the vocabulary projection on supervised tokens only; causal "
-    "attention. Padding, recomputation, the adapter, evaluations and checkpoints are not counted."
+    "Model FLOP utilisation: floating-point operations that the gradients need, over the seconds of all optimizer "
+    "steps, over the measured peak of large matrix products in the model's dtype. Needed are 2 a weight and token for "
+    "the forward pass, 2 for the gradient of its input and, where all weights learn, 2 for its own; the vocabulary "
+    "projection on supervised tokens only; causal attention. Padding, recomputation, the adapter, evaluations and "
+    "checkpoints are not counted."
 )
 
 
 def needed_gflop(config: Mapping[str, Any], method: str, rows: Iterable[TrainRow]) -> float:
     """Operations that the gradient of these rows needs, in GFLOP.
 
-    A matrix costs 2 a weight and token forward, 2 for the gradient of its input and 2 for its own (Kaplan et al. 2020, arXiv
-    2001.08361, sec. 2.1); frozen ones save the last. Causal attention costs 2 T C a token and layer forward (half of 4 T C), and
-    twice that backward. See DEFINITION for what is left out.
-
-    Args:
-        config: the model's `config.json`.
-        method: its name.
-        rows: each as often as it is trained on; of preferences all conversations count.
-
-    Raises:
-        UserError: the configuration is not that of a dense decoder with a gated feed-forward part.
+    A matrix costs 2 a weight and token forward, 2 for the gradient of its input and 2 for its own (Kaplan et al. 2020,
+    arXiv 2001.08361, sec. 2.1); frozen ones save the last. Causal attention costs 2 T C a token and layer forward (half
+    of 4 T C), and twice that backward. See DEFINITION for what is left out. Rows count as often as they are trained on,
+    of preferences all conversations. Raises UserError: `config` is not that of a dense decoder with a gated
+    feed-forward part.
     """
     shape = ModelShape.from_config(config)
     body, head, attention = shape.matrix_parameters, shape.embedding, 6 * shape.queries * shape.layers
@@ -51,14 +46,8 @@ def needed_gflop(config: Mapping[str, Any], method: str, rows: Iterable[TrainRow
 
 
 def matmul_peak(dtype: torch.dtype | None = None, device: torch.device | str = "cpu", seconds: float = 0.3) -> float:
-    """GFLOP/s of the best of some large matrix products on this machine now.
-
-    Products grow while there is time for larger ones, so that a processor that multiplies this dtype slowly is measured as quickly.
-
-    Args:
-        dtype: default that of models on this machine, see `default_dtype`.
-        seconds: spent on it, about.
-    """
+    """GFLOP/s of the best of some large matrix products on this machine now, by default in the dtype of its models, in
+    about so many seconds: they grow while there is time for larger ones."""
     import torch
 
     dtype, best, began = dtype or default_dtype(), 0.0, time.perf_counter()
@@ -83,15 +72,8 @@ def matmul_peak(dtype: torch.dtype | None = None, device: torch.device | str = "
 def utilisation(
     config: Mapping[str, Any], method: str, rows: Sequence[TrainRow], records: Iterable[Mapping[str, Any]], peak: float
 ) -> dict[str, Any] | None:
-    """The `mfu` of `run.json`; None for models whose operations can't be counted, and before the first step.
-
-    A share above 1 can't be: then the machine was busy when its peak was measured, and `value` is None.
-
-    Args:
-        rows: the training rows, which the records name by their place.
-        records: of `metrics.jsonl`.
-        peak: GFLOP/s, see `matmul_peak`.
-    """
+    """The `mfu` of `run.json`, by the records of `metrics.jsonl`, whose rows are places, and `matmul_peak`; None: not
+    countable, or before the first step. A share above 1 means a busy machine at the peak's time: `value` is None."""
     steps = [r for r in records if "loss" in r and r.get("rows") and r.get("tokens_per_second")]
     seconds = sum(r["tokens"] / r["tokens_per_second"] for r in steps)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -24,16 +25,15 @@ from tuneloop.records.plan import MeasuredMachine
 from tuneloop.records.rows import Row
 from tuneloop.training import budget
 from tuneloop.training.batches import Step, plan_steps
-from tuneloop.training.budget import change_by, keep_change, keep_plan, schedule_to_follow, start_by
 from tuneloop.training.checkpoint import State, drop_checkpoints, load_best, load_checkpoint, save_best
 from tuneloop.training.config import TrainConfig
 from tuneloop.training.distributed import agreed, regroup, seed_step, summed, wait
-from tuneloop.training.failures import Preempted, act, notice_sigterm
 from tuneloop.training.loss import mean_loss, with_references
 from tuneloop.training.methods import attach, compile_layers, recompute_layers, run_key
 from tuneloop.training.monitors import make_monitors, trend
 from tuneloop.training.optimizers import make_optimizer
 from tuneloop.training.rows import (
+    SplitRows,
     TrainRow,
     check_rows,
     conversations,
@@ -42,13 +42,15 @@ from tuneloop.training.rows import (
     tokens_of,
     training_rows,
 )
-from tuneloop.training.run import TrainingRun
+from tuneloop.training.run import Log, Preempted, TrainingRun, act, notice_sigterm
 from tuneloop.training.speed import measure_speed
 from tuneloop.training.step import LOSS_SCALE, optimizer_step
 
-# Steps between giving freed memory back: buffers of ever new sizes leave holes, and without this the process grew by
+# Steps between giving freed memory back: buffers of always new sizes leave holes, and without this the process grew by
 # two thirds over a run; at every step it would cost as much as `use_threads` gains.
 TRIM_EVERY = 8
+
+Reference = Callable[..., list[TrainRow]]  # `_with_reference` of a run
 
 
 @dataclass(frozen=True)
@@ -56,22 +58,12 @@ class TrainingJob:
     """What a run belongs to: its data set, its plan, its folder's owner. Rows of your own need none of it."""
 
     general: Sequence[Rendered] = ()  # rows of other work, held out; their loss shows what is forgotten
-    # For each training row whether it is general data; its share is then held in every stretch of steps.
-    mixed: Sequence[bool] = ()
+    mixed: Sequence[bool] = ()  # for each training row whether it is general data; every stretch of steps has its share
     ids: Sequence[str] = ()  # of the training rows, for the monitors; rows of a data set say both themselves
     data_id: str = ""  # a checkpoint made from another data set is refused; default: a hash of the training rows
     # Without a speed it is measured first where `config.max_minutes` needs it, in a few seconds of the time.
     measured: MeasuredMachine = field(default_factory=MeasuredMachine)
     saved: Callable[[], None] = lambda: None  # called by each process when a checkpoint has been written
-
-
-@dataclass(frozen=True)
-class SplitRows:
-    """What a run reads."""
-
-    train: Sequence[TrainRow]  # of the configured loss's kind, as those of `val`
-    val: Sequence[TrainRow] = ()
-    general: Sequence[Rendered] = ()  # rows of other work, held out; their loss shows what is forgotten
 
 
 @dataclass(frozen=True)
@@ -114,21 +106,27 @@ def learning_rate(step: float, total: int, config: TrainConfig) -> float:
 
 
 def scheduled_rate(state: State, config: TrainConfig) -> float:
-    """Learning rate of the next step: on the planned schedule, or on that of a run which was planned with all steps that were added."""
+    """Learning rate of the next step: on the planned schedule, or on that of a run planned with all added steps."""
     length = max(state.planned_steps, state.total_steps)
     return learning_rate(budget.place_of(state, state.step) * length / state.planned_steps, length, config)
 
 
 def train(
-    model: Model, train_rows: Sequence[Row | TrainRow], val_rows: Sequence[Row | TrainRow], config: TrainConfig,
-    out: Path, *, seed: int = 0, job: TrainingJob = TrainingJob(),
-    log: Callable[[dict[str, Any]], None] = lambda record: None,
-) -> Trained:  # fmt: skip
+    model: Model,
+    train_rows: Sequence[Row | TrainRow],
+    val_rows: Sequence[Row | TrainRow],
+    config: TrainConfig,
+    out: Path,
+    *,
+    seed: int = 0,
+    job: TrainingJob = TrainingJob(),
+    log: Log = lambda record: None,
+) -> Trained:
     """Train on rows and leave the best weights in the model and in `out/adapter` or `out/model`.
 
     Writes `metrics.jsonl` (a record a step and an evaluation) and `checkpoints/`; a run that was cut short continues
-    from its last checkpoint and, on CPU, ends with the same bits as one that was not. With `config.max_minutes` that holds where
-    both do as many steps: how many fit depends on the machine's speed, see `training/budget.py`.
+    from its last checkpoint and, on CPU, ends with the same bits as one that was not. With `config.max_minutes` that
+    holds where both do as many steps: how many fit depends on the machine's speed, see `training/budget.py`.
 
     Args:
         train_rows, val_rows: rows of a data set, or made of them for the configured loss, see `training_rows`.
@@ -137,14 +135,15 @@ def train(
         log: gets every record of `metrics.jsonl` as it is written.
 
     Raises:
-        UserError: no rows, a row without supervised tokens, the loss is not a number, foreign or damaged
-            checkpoints, a full disk, a row that is too large for the memory.
+        UserError: no rows, a row without supervised tokens, the loss is not a number, foreign or damaged checkpoints, a
+            full disk, a row that does not fit into memory.
         Preempted: SIGTERM came; a checkpoint is written.
     """
     usable = [row for row in train_rows if isinstance(row, Row) and is_usable(row, config)]
     ids = job.ids or [row.id for row in usable]
     mixed = job.mixed or ["mix" in row.meta for row in usable]
-    rows = SplitRows(training_rows(train_rows, model.template, config), training_rows(val_rows, model.template, config))
+    train_split, val_split = (training_rows(split, model.template, config) for split in (train_rows, val_rows))
+    rows = SplitRows(train_split, val_split, job.general)
     check_rows(rows.train, "training", model.head.shape[0])
     if rows.val:
         check_rows(rows.val, "validation", model.head.shape[0])
@@ -156,34 +155,35 @@ def train(
     resumed_at = state.step
     began = time.monotonic()
     steps = plan_steps(rows.train, config, seed, mixed)
-    given = schedule_to_follow(out)
-    if given is not None and not state.planned_steps:
-        start_by(given, state)
+    schedule = budget.schedule_to_follow(out)
+    if schedule is not None and not state.planned_steps:
+        budget.start_by(schedule, state)
     elif not state.planned_steps:
         if config.max_minutes is not None and not measured.tokens_per_second:
             speed = measure_speed(model, rows.train, config, seed)
             measured = replace(measured, tokens_per_second=summed([speed])[0] / processes())
         spent = measured.seconds_spent + summed([time.monotonic() - began])[0] / processes()
         measured = replace(measured, seconds_spent=spent)
-        plan = budget.plan_run(steps, rows.train, rows.val, job.general, config, seed, measured)
+        plan = budget.plan_run(steps, rows, config, seed, measured)
         state.planned_steps = state.total_steps = len(plan.steps)
         state.due = [round(len(plan.steps) * (i + 1) / plan.evaluations) for i in range(plan.evaluations)]
         state.val_rows, state.planned_speed = plan.val_rows, measured.tokens_per_second
     planned_due = list(state.due)
-    timed = config if given is None else config.model_copy(update={"max_minutes": None})
+    timed = config if schedule is None else config.model_copy(update={"max_minutes": None})
     trainable = attach(model, config, seed, rows.train)  # divides the model over the processes, where there are several
+    reference = functools.partial(_with_reference, model, config, trainable)
     rows = SplitRows(
-        train=_referenced_in_time(model, rows.train, timed, trainable, state, steps, began),
-        val=_referenced(model, budget.sample(rows.val, state.val_rows, seed), config, trainable),
-        general=budget.sample(job.general, state.val_rows, seed),
+        train=_with_reference_in_time(reference, rows.train, timed, state, steps, began),
+        val=reference(budget.sample(rows.val, state.val_rows, seed)),
+        general=budget.sample(rows.general, state.val_rows, seed),
     )
-    if given is None:
-        keep_plan(out, state, planned_due)
+    if schedule is None:
+        budget.keep_plan(out, state, planned_due)
     state.seconds += time.monotonic() - began
     state.checking_seconds += time.monotonic() - began
     with busy("getting ready to train"):
         run = _begin(model, config, trainable, state, rows, seed, out)
-    run.ids, run.schedule, run.saved = ids, given, job.saved
+    run.ids, run.schedule, run.saved = ids, schedule, job.saved
     if is_first():
         run.log = log
     with run.open_metrics() as run.metrics, notice_sigterm(run):
@@ -251,53 +251,50 @@ def _steps(run: TrainingRun, steps: list[Step], rows: SplitRows) -> None:
             release_memory()
         _keep_time(run, steps, rows, time.monotonic() - began)
         state.seconds = time.monotonic() - began
-        run.asked_to_end = agreed(run.asked_to_end)
+        run.preempted = agreed(run.preempted)
         if agreed(run.checkpoint_due()):
             with busy("saving a checkpoint"):
                 run.save()
-        if run.asked_to_end and state.step < state.total_steps and not state.stopped:
+        if run.preempted and state.step < state.total_steps and not state.stopped:
             raise Preempted(state.step)
-    if not state.stopped:
-        state.stopped = "finished"
+    state.stopped = state.stopped or "finished"
     state.peak_memory_gib = max(state.peak_memory_gib, peak_memory())
 
 
 def _keep_time(run: TrainingRun, steps: Sequence[Step], rows: SplitRows, seconds: float) -> None:
-    """Say so when the machine is much slower than planned, and do as many steps as fit into the time."""
+    """Report a machine that is much slower than planned, and do as many steps as fit into the time."""
     state = run.state
     if (threads := torch.get_num_threads()) != run.threads:
-        message = f"computes with {counted(threads, 'thread')} from here, not with {run.threads}"
-        run.record({"step": state.step, "event": "threads", "message": message})
+        run.report("threads", f"computes with {counted(threads, 'thread')} from here, not with {run.threads}")
         run.threads = threads
     stepping = seconds - state.checking_seconds
     share = state.tokens / max(stepping, 1e-9) / state.planned_speed if state.planned_speed else 1.0
-    if not run.said_busy and share < budget.BUSY and stepping > budget.BUSY_AFTER and state.step >= budget.KNOWN_FROM:
-        run.said_busy = True
-        run.record({"step": state.step, "event": "busy", "message": busy_words(share, state.planned_speed)})
+    slow = share < budget.BUSY and stepping > budget.BUSY_AFTER and state.step >= budget.KNOWN_FROM
+    if slow and not run.is_busy_reported:
+        run.is_busy_reported = True
+        run.report("busy", busy_words(share, state.planned_speed))
     if run.schedule is not None:
-        change_by(run.schedule, state)
+        budget.change_by(run.schedule, state)
         return
     if run.config.max_minutes is None:
         return
     before = state.turn
-    changed = budget.refit_steps(state, steps, rows.train, run.config, summed([seconds])[0] / processes())
+    change = budget.refit_steps(state, steps, rows.train, run.config, summed([seconds])[0] / processes())
+    total = state.total_steps
     if state.turn != before:
-        keep_change(run.out, state)
-        run.monitors.facts = replace(run.monitors.facts, total_steps=state.total_steps)
-    if abs(changed) > 0.1 * state.total_steps:
-        run.record({
-            "step": state.step, "event": "steps",
-            "message": f"at the recent speed {counted(state.total_steps, 'step')} {verb(state.total_steps, 'fits', 'fit')} into {exactly(run.config.max_minutes, 'minute')}, not "
-                       f"{state.total_steps - changed:,}; the learning rate falls over those that are left",
-        })  # fmt: skip
+        budget.keep_change(run.out, state)
+        run.monitors.facts = replace(run.monitors.facts, total_steps=total)
+    if abs(change) > 0.1 * total:
+        fits = f"{counted(total, 'step')} {verb(total, 'fits', 'fit')} into {exactly(run.config.max_minutes, 'minute')}"
+        rest = f"not {total - change:,}; the learning rate falls over those that are left"
+        run.report("steps", f"at the recent speed {fits}, {rest}")
 
 
 def busy_words(share: float, planned: float) -> str:
     """The message about a machine that is much slower than it was when it was measured."""
-    return (
-        f"this machine runs at {budget.speed_words(share)} the speed planned ({share * planned:,.0f} of {planned:,.0f} tokens/s); "
-        "is something else running on it?"
-    )
+    speeds = f"{share * planned:,.0f} of {planned:,.0f} tokens/s"
+    slow = f"this machine runs at {budget.speed_words(share)} the speed planned ({speeds})"
+    return f"{slow}; is something else running on it?"
 
 
 def _step(run: TrainingRun, step: Step, rows: SplitRows, began: float) -> None:
@@ -306,30 +303,25 @@ def _step(run: TrainingRun, step: Step, rows: SplitRows, began: float) -> None:
     started = time.monotonic()
     rate = scheduled_rate(state, run.config) * state.rate_factor
     loss, norm, metrics = optimizer_step(run, step, rows.train, rate)
-    numbers = step.indices
-    tokens = sum(tokens_of(rows.train[i]) for i in numbers)
+    tokens = sum(tokens_of(rows.train[i]) for i in step.indices)
     state.step += 1
     state.tokens += tokens
-    speed = tokens / (time.monotonic() - started)
+    speed, memory = tokens / (time.monotonic() - started), memory_now()
     run.record({
         "step": state.step, "epoch": round(step.epoch, 4), "loss": loss, "learning_rate": rate, "grad_norm": norm,
         "tokens": tokens, "tokens_per_second": round(speed, 1), "seconds": round(time.monotonic() - began, 2),
-        "memory_gib": round(memory_now(), 3), "rows": numbers, **metrics,
+        "memory_gib": round(memory, 3), "rows": step.indices, **metrics,
     })  # fmt: skip
-    progress("training", state.step, state.total_steps, loss=trend(run.monitors.losses), tokens_per_second=speed,
-                 learning_rate=rate, memory=memory_now())  # fmt: skip
+    info = {"tokens_per_second": speed, "learning_rate": rate, "memory": memory}
+    progress("training", state.step, state.total_steps, loss=trend(run.monitors.losses), **info)
 
 
-def _referenced_in_time(
-    model: Model, rows: Sequence[TrainRow], config: TrainConfig, trainable: Trainable, state: State,
-    steps: Sequence[Step], began: float,
-) -> list[TrainRow]:  # fmt: skip
-    """The training rows with their reference, in the order of the steps; should it take too long, fewer steps are to be done.
-
-    Without a limit on time all at once: then nothing depends on the clock.
-    """
-    ready = 0
-    with_reference, referenced, read, started = list(rows), set[int](), 0, time.monotonic()
+def _with_reference_in_time(
+    reference: Reference, rows: Sequence[TrainRow], config: TrainConfig, state: State, steps: list[Step], began: float
+) -> list[TrainRow]:
+    """The training rows with their reference, in the order of the steps; where it takes too long, for fewer steps.
+    Without a limit on time all at once: then nothing depends on the clock."""
+    with_reference, referenced, read, ready, started = list(rows), set[int](), 0, 0, time.monotonic()
     while ready < state.total_steps:
         last = state.total_steps
         if config.max_minutes is not None:
@@ -337,7 +329,7 @@ def _referenced_in_time(
         fresh = {i for step in steps[ready:last] for i in step.indices} - referenced
         tokens = sum(reference_tokens(rows[i]) for i in fresh)
         if tokens:
-            with_reference = _referenced(model, with_reference, config, trainable, fresh)
+            with_reference = reference(with_reference, fresh)
         referenced, read, ready = referenced | fresh, read + tokens, last
         if read:
             now, took = summed([time.monotonic() - began, time.monotonic() - started])
@@ -346,12 +338,11 @@ def _referenced_in_time(
     return with_reference
 
 
-def _referenced(
-    model: Model, rows: Sequence[TrainRow], config: TrainConfig, trainable: Trainable, needed: Collection[int] | None = None
-) -> list[TrainRow]:  # fmt: skip
-    """Rows of preferences (default: all; a run that is short in time trains on some) with what the reference makes of them: the
-    base model, or what `init` continues from."""
-    places = sorted(range(len(rows)) if needed is None else needed)
+def _with_reference(
+    model: Model, config: TrainConfig, trainable: Trainable, rows: Sequence[TrainRow], indices: Collection[int] = ()
+) -> list[TrainRow]:
+    """Rows with their reference (the base model, or `init`), of preferences; those of `indices`, default all."""
+    places = sorted(indices or range(len(rows)))
     with nullcontext() if config.init else trainable.base():
         with_reference = dict(zip(places, with_references(model, [rows[i] for i in places]), strict=True))
     regroup(model)
@@ -362,11 +353,11 @@ def _evaluate(run: TrainingRun, rows: SplitRows, began: float) -> None:
     """Validation loss: keep the best weights, count worse ones, decide on stopping."""
     state = run.state
     started = time.monotonic()
-    if not rows.val:
-        state.best_step = state.step
     run.model.net.eval()
     record: dict[str, Any] = {"step": state.step}
-    if rows.val:
+    if not rows.val:
+        state.best_step = state.step
+    else:
         loss, metrics = mean_loss(run.model, rows.val, run.config, base=run.trainable.base)
         better = loss < state.best_val_loss
         if state.step == 0:
@@ -393,18 +384,23 @@ def _evaluate(run: TrainingRun, rows: SplitRows, began: float) -> None:
 def _result(run: TrainingRun, steps: Sequence[Step], rows: int, resumed_at: int) -> Trained:
     state = run.state
     epochs = round(steps[state.step - 1].epoch, 3) if state.step else 0.0
-    seen = budget.rows_seen(steps[: state.step], state.skipped)
+    rows_seen = budget.rows_seen(steps[: state.step], state.skipped)
     step_speed = state.tokens / max(state.seconds - state.checking_seconds, 1e-9)
     same = ("total_steps", "planned_steps", "best_step", "first_val_loss", "stopped", "tokens", "seconds",
             "checking_seconds", "peak_memory_gib")  # fmt: skip
     return Trained(
         **{name: getattr(state, name) for name in same},
-        steps=state.step, epochs=epochs, rows=rows, rows_seen=seen, seen=budget.seen_words(seen, rows, epochs),
+        steps=state.step,
+        epochs=epochs,
+        rows=rows,
+        rows_seen=rows_seen,
+        seen=budget.seen_words(rows_seen, rows, epochs),
         best_val_loss=state.best_val_loss if math.isfinite(state.best_val_loss) else float("nan"),
         trainable_parameters=sum(p.numel() for p in run.trainable.parameters.values()),
         planned_tokens_per_second=state.planned_speed,
         speed_share=round(step_speed / state.planned_speed, 3) if state.planned_speed else None,
         tokens_per_second=state.tokens / max(state.seconds, 1e-9),
-        adapter_hash=read_json(run.out / run.trainable.folder / "tuneloop.json")["hash"], resumed_at=resumed_at,
+        adapter_hash=read_json(run.out / run.trainable.folder / "tuneloop.json")["hash"],
+        resumed_at=resumed_at,
         findings=tuple(r for r in read_jsonl(run.out / "metrics.jsonl") if "finding" in r),
-    )  # fmt: skip
+    )

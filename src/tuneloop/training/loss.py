@@ -6,7 +6,7 @@ A new loss is a function from `Batch` to a tensor, and a row in `LOSSES`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,14 +23,14 @@ from tuneloop.models.template import Rendered
 from tuneloop.training.batches import tokens_at_once, too_large
 from tuneloop.training.config import LOSSES as LOSSES  # this module puts the shipped ones in
 from tuneloop.training.config import Batch as Batch
+from tuneloop.training.config import Context, TrainConfig
 from tuneloop.training.config import Loss as Loss
-from tuneloop.training.config import TrainConfig
 from tuneloop.training.distributed import merged, own_share, summed
 from tuneloop.training.rows import (
     PAIRS,
     RATINGS,
     PreferencePair,
-    RatedAnswer,
+    UnpairedAnswer,
     TrainRow,
     conversations,
     supervised_tokens,
@@ -40,16 +40,14 @@ from tuneloop.training.rows import (
 
 # Shape suffixes: N supervised positions, C hidden size, V vocabulary, B rows, T tokens.
 
-# Tokens computed at once where no gradient is needed: more fit, and larger products are faster.
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 4096  # computed at once where no gradient is needed: more fit, and larger products are faster
 
 
 def softmax_loss(logits: Tensor, targets: Tensor, turn: bool) -> Tensor:
     """Cross entropy of each row of logits; with `turn` they become its gradient in place."""
     rows = torch.arange(logits.shape[0], device=logits.device)
     top, picked = logits.amax(-1).float(), logits[rows, targets].float()
-    # softmax in one pass is far faster on CPUs than logsumexp; the log of the normaliser follows from
-    # the greatest probability: log p_max = max - logsumexp.
+    # One softmax is far faster on CPUs than logsumexp; the normaliser follows from log p_max = max - logsumexp.
     probabilities = torch.softmax(logits, -1, dtype=torch.float32)
     losses = top - probabilities.amax(-1).log_() - picked
     if turn:
@@ -58,17 +56,14 @@ def softmax_loss(logits: Tensor, targets: Tensor, turn: bool) -> Tensor:
     return losses
 
 
-# The losses of a chunk of logits, those of some positions; where the last argument says so, the logits become their gradient in place.
+# The losses of a chunk of logits, of some positions; if the last argument is true, the logits become their gradient.
 HeadLoss = Callable[[Tensor, slice, bool], Tensor]
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Vocabulary projection, a loss of the logits and their gradients in chunks of rows.
-
-    The logits of a chunk exist once, and are turned into their own gradient in place; with a frozen head
-    the gradient with respect to the hidden states is ready when the forward pass ends. The idea is
-    Liger-Kernel's fused linear cross-entropy (Hsu et al. 2024, arXiv 2410.10989).
-    """
+    """Vocabulary projection, a loss of the logits and their gradients in chunks of rows, after Liger-Kernel's fused
+    linear cross-entropy (Hsu et al. 2024, arXiv 2410.10989). The logits of a chunk exist once, and become their own
+    gradient in place; with a frozen head the hidden states' gradient is ready when the forward pass ends."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, weights: Tensor, of: HeadLoss, chunk: int) -> Tensor:
@@ -82,12 +77,12 @@ class _HeadLoss(torch.autograd.Function):
             losses[part] = of(logits, part, grad is not None)
             if grad is None:
                 continue
-            # A position's weight is put on its C numbers instead of the V of its row: one pass less over the largest buffer.
+            # Weights are put on a position's C numbers, not the V of its row: one pass less over the largest buffer.
             if grad_hidden is not None:
                 torch.mm(grad, weight, out=grad_hidden[part]).mul_(weights[part, None])
             if grad_weight is not None:
                 weighted = (hidden[part] * weights[part, None]).to(hidden.dtype)
-                # In stretches of the vocabulary: a sum of two dtypes makes a copy of the product, as large as all weights of the head.
+                # In stretches of the vocabulary: a sum of two dtypes copies the product, as large as the whole head.
                 for rows_of, columns in zip(torch.split(grad_weight, 4096), torch.split(grad, 4096, 1), strict=True):
                     rows_of.add_(columns.t() @ weighted)
         ctx.save_for_backward(grad_hidden, grad_weight)
@@ -113,7 +108,8 @@ def head_cross_entropy(
         head_VC: the projection's weight.
         targets_N: the next token at each position.
         weights_N: weight of each position (fp32); 1 / supervised tokens of the whole step gives their mean.
-        chunk: positions projected at a time; bounds memory to chunk * V * 2 bytes on a processor, 10 on a GPU. 0: `positions_at_once`.
+        chunk: positions projected at a time; bounds memory to chunk * V * 2 bytes on a processor, 10 on a GPU. 0:
+            `positions_at_once`.
     """
 
     def of(logits: Tensor, part: slice, turn: bool) -> Tensor:
@@ -125,15 +121,9 @@ def head_cross_entropy(
 
 
 def head_loss(hidden_NC: Tensor, head_VC: Tensor, weights_N: Tensor, of: HeadLoss, chunk: int = 0) -> Tensor:
-    """Sum over positions of weight * a loss of their logits, with the vocabulary projection inside.
-
-    Args:
-        hidden_NC, head_VC, weights_N, chunk: see `head_cross_entropy`.
-        of: the loss.
-    """
-    at_once = chunk or positions_at_once(head_VC.requires_grad, backend(head_VC.device))
-    loss: Tensor = _HeadLoss.apply(hidden_NC, head_VC, weights_N, of, at_once)  # type: ignore[no-untyped-call]
-    return loss
+    """Sum over positions of weight * a loss `of` their logits; other arguments as of `head_cross_entropy`."""
+    size = chunk or positions_at_once(head_VC.requires_grad, backend(head_VC.device))
+    return _HeadLoss.apply(hidden_NC, head_VC, weights_N, of, size)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def positions_at_once(learns: bool, on: Backend) -> int:
@@ -155,10 +145,7 @@ class SupervisedStates:
 
 
 def supervised_states(model: Model, rows: Sequence[Rendered], *, packed: bool = False) -> SupervisedStates:
-    """Hidden states where a supervised token is predicted.
-
-    Args:
-        packed: lay the rows one behind the other instead of padding them.
+    """Hidden states where a supervised token is predicted; `packed` lays the rows one behind the other, unpadded.
 
     What all rows begin with (an instruction) is computed once. Rows are padded on the right, where a causal model never
     looks, so that no padding mask is needed; our own Llama computes the padding in attention only.
@@ -166,23 +153,22 @@ def supervised_states(model: Model, rows: Sequence[Rendered], *, packed: bool = 
     if packed:
         return _packed_states(model, rows)
     prefix = shared_prefix(rows)
-    longest = max(len(row.ids) for row in rows) - prefix
-    ids = torch.full((len(rows), longest), model.template.pad_id, dtype=torch.long)
-    weights = torch.zeros((len(rows), longest), dtype=torch.float32)
-    for slot, row in enumerate(rows):
-        ids[slot, : len(row.ids) - prefix] = torch.tensor(row.ids[prefix:])
-        weights[slot, : len(row.ids) - prefix] = torch.tensor(row.mask[prefix:], dtype=torch.float32)
-    # Which positions are supervised is found out here, not on a GPU, which the host would have to wait for.
+    lengths = [len(row.ids) - prefix for row in rows]
+    ids = torch.full((len(rows), max(lengths)), model.template.pad_id, dtype=torch.long)
+    weights = torch.zeros(ids.shape, dtype=torch.float32)
+    for slot, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        ids[slot, :length] = torch.tensor(row.ids[prefix:])
+        weights[slot, :length] = torch.tensor(row.mask[prefix:], dtype=torch.float32)
+    # Which positions are supervised is worked out here, not on a GPU, which the host would have to wait for.
     supervised, there = weights[:, 1:] > 0, model.device
     beginning = put(torch.tensor(rows[0].ids[:prefix], dtype=torch.long), there)
-    lengths = [len(row.ids) - prefix for row in rows]
     hidden_NC = model.hidden_at(F.pad(supervised, (0, 1)), beginning, put(ids, there), lengths)
     targets, rows_N = ids[:, 1:][supervised], supervised.nonzero()[:, 0]
     return SupervisedStates(hidden_NC, put(targets, there), put(weights[:, 1:][supervised], there), put(rows_N, there))
 
 
 def _packed_states(model: Model, rows: Sequence[Rendered]) -> SupervisedStates:
-    """`supervised_states` of rows laid out as one: each row begins at position 0 and sees itself alone, by `Documents` or by a mask of blocks."""
+    """`supervised_states` of rows laid out as one: each begins at position 0 and sees itself alone."""
     there = model.device
     ids = torch.tensor([i for row in rows for i in row.ids])
     weights = torch.tensor([w for row in rows for w in [0, *row.mask[1:]]], dtype=torch.float32)
@@ -197,16 +183,13 @@ def _packed_states(model: Model, rows: Sequence[Rendered]) -> SupervisedStates:
         positions = torch.cat([torch.arange(n) for n in lengths])
         mask = (row_of[:, None] == row_of) & (positions[:, None] >= positions)
         hidden_NC = model.hidden(ids_N[None], put(positions, there)[None], put(mask, there)[None, None])[0][before]
-    return SupervisedStates(
-        hidden_NC, put(ids[supervised], there), put(weights[supervised], there), put(row_of[supervised], there)
-    )
+    targets, weights, row_of = (put(of_tokens[supervised], there) for of_tokens in (ids, weights, row_of))
+    return SupervisedStates(hidden_NC, targets, weights, row_of)
 
 
 def shared_prefix(rows: Sequence[Rendered]) -> int:
-    """Tokens that all rows begin with and none of which is learned; 0 when too few to be worth it.
-
-    The token behind them must not be learned either: its prediction is made at the last shared position.
-    """
+    """Tokens that all rows begin with and none of which is learned; 0 when too few to be worth it. The token behind
+    them must not be learned either: its prediction is made at the last shared position."""
     if len(rows) < 2:
         return 0
     first, last = min(row.ids for row in rows), max(row.ids for row in rows)
@@ -222,9 +205,8 @@ def log_likelihoods(model: Model, rows: Sequence[Rendered]) -> Tensor:
     """Log likelihood of each row's supervised tokens (B), fp32, with a gradient; logits exist a chunk at a time."""
     states = supervised_states(model, rows)
     out = torch.zeros(len(rows), dtype=torch.float32, device=states.hidden_NC.device)
-    return out.index_add(
-        0, states.rows_N, _in_chunks(_log_probs, states.hidden_NC, learned_head(model), states.targets_N)
-    )
+    log_probs_N = _in_chunks(_log_probs, states.hidden_NC, learned_head(model), states.targets_N)
+    return out.index_add(0, states.rows_N, log_probs_N)
 
 
 def learned_head(model: Model) -> Tensor:
@@ -273,10 +255,7 @@ def supervised(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def dpo(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """-log sigmoid(beta * how much more the tuned model prefers the chosen answer than the reference does).
-
-    Source: Rafailov et al. 2023, arXiv 2305.18290, equation 7.
-    """
+    """-log sigmoid(beta * preference beyond the reference's) (Rafailov et al. 2023, arXiv 2305.18290, equation 7)."""
     pairs: Sequence[PreferencePair] = batch.rows
     both = log_likelihoods(batch.model, [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs])
     reference = put(torch.tensor([pair.reference for pair in pairs]), both.device)
@@ -287,10 +266,8 @@ def dpo(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def kto(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """1 - sigmoid of how much likelier good answers have become (bad ones: less likely), beyond the model's move in general.
-
-    Source: Ethayarajh et al. 2024, arXiv 2402.01306, equation 7.
-    """
+    """1 - sigmoid of how much likelier good answers (less likely bad ones) have become, beyond a general move. Source:
+    Ethayarajh et al. 2024, arXiv 2402.01306, equation 7."""
     rated, config = batch.rows, batch.config
     now = log_likelihoods(batch.model, [row.answer for row in rated])
     good = put(torch.tensor([row.good for row in rated]), now.device)
@@ -307,14 +284,14 @@ def kto(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
 @torch.no_grad()
 def kto_reference_point(step: Batch) -> float:
     """How far the model has moved from the reference on answers to other prompts: KTO's z0, of the whole step."""
-    rated: Sequence[RatedAnswer] = step.rows
+    rated: Sequence[UnpairedAnswer] = step.rows
     moves: list[Tensor] = []
 
-    def move(rows: Sequence[RatedAnswer], counted: bool = True) -> None:
+    def move(rows: Sequence[UnpairedAnswer], counts: bool) -> None:
         now = log_likelihoods(step.model, [row.other for row in rows])
-        moved = now - put(torch.tensor([row.reference[1] for row in rows]), now.device)
-        if counted:
-            moves.append(moved.sum())
+        distances = now - put(torch.tensor([row.reference[1] for row in rows]), now.device)
+        if counts:
+            moves.append(distances.sum())
 
     _divided(list(in_batches(rated, tokens_at_once(step.config))), move, "while KTO's reference point is computed")
     total = sum(torch.stack(moves).tolist()) if moves else 0.0
@@ -322,19 +299,19 @@ def kto_reference_point(step: Batch) -> float:
 
 
 def _divided(groups: Sequence[Sequence[Any]], work: Callable[[Sequence[Any], bool], None], when: str) -> None:
-    """This process's share of the work of groups of rows; of one process smaller groups where memory runs out.
-
-    Args:
-        work: of a group, and whether it counts (`own_share`).
-    """
-    if processes() > 1:
-        for group, counted in own_share(groups):
-            work(group, counted)
+    """This process's share of groups of rows; `work` takes a group, and whether it counts (`own_share`)."""
+    if processes() == 1:
+        in_halves(groups, lambda rows: work(rows, True), when)
         return
+    for group, counts in own_share(groups):
+        work(group, counts)
+
+
+def in_halves(groups: Sequence[Sequence[Any]], work: Callable[[Sequence[Any]], None], when: str) -> None:
+    """Work on groups of rows, on smaller ones where memory runs out; `when` as in `too_large`."""
     in_parts(
-        groups, lambda rows: work(rows, True), lambda rows: len(rows) * max(map(tokens_of, rows)),
-        lambda row: too_large(tokens_of(row), when),
-    )  # fmt: skip
+        groups, work, lambda rows: len(rows) * max(map(tokens_of, rows)), lambda row: too_large(tokens_of(row), when)
+    )
 
 
 def _summed(metrics: dict[str, Tensor], share: float) -> dict[str, Tensor]:
@@ -365,10 +342,9 @@ def in_batches(rows: Sequence[Any], tokens: int) -> Iterator[Sequence[Any]]:
 
 @torch.no_grad()
 def mean_loss(
-    model: Model, rows: Sequence[TrainRow], config: TrainConfig, *,
-    base: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> tuple[float, dict[str, float]]:  # fmt: skip
-    """The configured loss over rows as one step, and its metrics."""
+    model: Model, rows: Sequence[TrainRow], config: TrainConfig, *, base: Context = nullcontext
+) -> tuple[float, dict[str, float]]:
+    """The configured loss over rows as one step, and its metrics; `base` as in `Batch`."""
     loss = LOSSES[config.loss]
     whole = Batch(model, rows, 1 / sum(loss.units(row) for row in rows), config, base)
     whole = replace(whole, constant=loss.constant(whole))
@@ -376,16 +352,16 @@ def mean_loss(
     count, size = 0, -(-len(rows) // processes())
     progress("validating", count, size)
 
-    def add(group: Sequence[TrainRow], counted: bool) -> None:
+    def add(group: Sequence[TrainRow], counts: bool) -> None:
         nonlocal total, count
-        value, sums = loss.value(replace(whole, rows=group, share=whole.share * counted))
+        value, sums = loss.value(replace(whole, rows=group, share=whole.share * counts))
         total += float(value)
         for name, metric in sums.items():
             metrics[name] = metrics.get(name, 0.0) + float(metric)
         count = min(count + len(group), size)
         progress("validating", count, size)
 
-    # The longest rows first, so that the time left is not said too short.
+    # The longest rows first, so that the time left is not underestimated.
     _divided(list(in_batches(rows, BATCH_TOKENS))[::-1], add, "while validating")
     total, *sums_of_all = summed([total, *metrics.values()])
     return total, dict(zip(metrics, sums_of_all, strict=True))
@@ -393,24 +369,22 @@ def mean_loss(
 
 @torch.no_grad()
 def with_references(model: Model, rows: Sequence[TrainRow]) -> list[TrainRow]:
-    """Rows with the log likelihoods that the model gives their answers now; supervised rows as they are.
-
-    Once before training instead of in every step: the reference costs no second model and no second pass an epoch.
-    """
+    """Rows with the log likelihoods that the model gives their answers now; supervised rows as they are. Once before
+    training instead of in every step: the reference costs no second model and no second pass an epoch."""
     if all(isinstance(row, Rendered) for row in rows):
         return list(rows)
-    made: dict[int, TrainRow] = {}
+    finished: dict[int, TrainRow] = {}  # by place
     places = {id(row): place for place, row in enumerate(rows)}
     progress("reference", 0, len(rows))
 
-    def refer(group: Sequence[TrainRow], counted: bool) -> None:
+    def refer(group: Sequence[TrainRow], counts: bool) -> None:
         firsts = log_likelihoods(model, [conversations(row)[0] for row in group]).tolist()
-        others = [row.other if isinstance(row, RatedAnswer) else conversations(row)[1] for row in group]
+        others = [row.other if isinstance(row, UnpairedAnswer) else conversations(row)[1] for row in group]
         seconds = log_likelihoods(model, others).tolist()
         for row, values in zip(group, zip(firsts, seconds, strict=True), strict=True):
-            made[places[id(row)]] = with_reference(row, values)
-        progress("reference", len(made), len(rows))
+            finished[places[id(row)]] = with_reference(row, values)
+        progress("reference", len(finished), len(rows))
 
     _divided(list(in_batches(rows, BATCH_TOKENS))[::-1], refer, "while the reference is computed")
-    made = merged(made)
-    return [made[place] for place in range(len(rows))]
+    finished = merged(finished)
+    return [finished[place] for place in range(len(rows))]

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, sha256_file
@@ -22,17 +22,13 @@ from tuneloop.training.distributed import refuse_unsharded, regroup, shard
 from tuneloop.training.rows import TrainRow, conversations
 from tuneloop.training.teachers import teacher_hash
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 def attach(model: Model, config: TrainConfig, seed: int, rows: Sequence[TrainRow] = ()) -> Trainable:
-    """Put what is to be trained into the model, as it is before the first step.
-
-    Args:
-        seed: of the start values.
-        rows: training rows; a method may start from their texts.
-
-    Raises:
-        UserError: the method is impossible here, or `config.init` does not fit.
-    """
+    """Put what is to be trained into the model, as it is before the first step; a method may start from texts of the
+    training rows. Raises UserError: the method is impossible here, or `config.init` does not fit."""
     method = method_named(config.method)
     refuse_unsharded(model, method)
     shard(model, method)
@@ -42,7 +38,8 @@ def attach(model: Model, config: TrainConfig, seed: int, rows: Sequence[TrainRow
     if disabled := method.disabled:
         trainable = replace(trainable, base=lambda: disabled(model.net))
     if config.init:
-        _start_from(Path(config.init), model, config, method, trainable)
+        folder = trained_folder(Path(config.init))
+        trainable.load(_earlier_parameters(folder, model, config, method), str(folder))
     return trainable
 
 
@@ -55,53 +52,39 @@ def init_hash(config: TrainConfig) -> str:
     return str(read_json(origin)["hash"]) if origin.is_file() else sha256_file(folder / "adapter_model.safetensors")
 
 
-def _start_from(run: Path, model: Model, config: TrainConfig, method: Method, trainable: Trainable) -> None:
-    """Start from what an earlier run came to."""
-    folder = trained_folder(run)
-    where, layout = f"train.init={run}", layout_of(folder)
+def _earlier_parameters(folder: Path, model: Model, config: TrainConfig, method: Method) -> dict[str, Tensor]:
+    where, layout = f"train.init={config.init}", layout_of(folder)
     if layout != method.layout:
         step = f"set model={folder}" if layout == WHOLE else "set train.method to the earlier run's"
         raise UserError(f"That run trained {layout}, and this one is {method.name}", where=where, next_step=step)
     if method.resume is None:
-        raise UserError(
-            f"{method.name} can't continue from an earlier run", where=where, next_step="leave train.init out"
-        )
-    trainable.load(method.resume(model, config, folder), str(folder))
+        what = f"{method.name} can't continue from an earlier run"
+        raise UserError(what, where=where, next_step="leave train.init out")
+    return method.resume(model, config, folder)
 
 
 def run_key(model: Model, config: TrainConfig, seed: int, data_id: str) -> str:
     """Hash of what a run's steps depend on."""
-    source_hash = [source] if (source := method_named(config.method).source) else []
-    return content_hash(
-        [config, seed, data_id, model.fingerprint, init_hash(config), ORDER, *source_hash, *teacher_hash(config)]
-    )
+    hashes = [source] if (source := method_named(config.method).source) else []
+    hashes += teacher_hash(config)
+    return content_hash([config, seed, data_id, model.fingerprint, init_hash(config), ORDER, *hashes])
 
 
-def recompute_layers(net: Any, on: bool, kept: int = 0) -> None:
-    """Keep only each layer's input and compute the layer again in the backward pass (Chen et al. 2016, arXiv 1604.06174), or no more.
-
-    The gradient stays the same; dropout draws the same numbers again.
-
-    Args:
-        kept: so many of the last layers keep what they computed. Their memory is free again when the first ones are computed again.
-    """
+def recompute_layers(net: Any, on: bool, kept_layers: int = 0) -> None:
+    """Compute layers again in the backward pass from their inputs (Chen et al. 2016, arXiv 1604.06174), but the last
+    `kept_layers`, or no more. The gradient stays the same; dropout draws the same numbers again."""
     from torch.utils.checkpoint import checkpoint
 
     layers = layers_of(net)
     for place, layer in enumerate(layers):
         layer.__dict__.pop("forward", None)
-        if on and place < len(layers) - kept:
+        if on and place < len(layers) - kept_layers:
             layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 def compile_layers(net: Any, **options: Any) -> None:
-    """torch.compile each layer in place, once for all lengths of rows: the part before attention, and the part behind it.
-
-    Attention of rows that lie one behind the other is left out: it is one kernel, and the rows' lengths change with each batch.
-
-    Args:
-        options: of `torch.compile`.
-    """
+    """torch.compile each layer in place, once for all lengths of rows: the parts before and behind attention, which is
+    one kernel for rows one behind the other, whose lengths change with each batch."""
     import torch
 
     from tuneloop.models.llama import Documents

@@ -2,8 +2,8 @@
 
 A finding is a kind, a step, the rows of that step's batch, a plain sentence and remedies in the order data, learning
 rate, clipping, batch, epochs, dropout. All thresholds are relative: to the curve's own noise, and to where it started.
-Limits: a step is judged by those before it, so the first ten are judged only by the start; and without a validation split
-whether rows are memorised can't be seen before a row has been seen five times.
+Limits: a step is judged by those before it, so the first ten are judged only by the start; and without a validation
+split whether rows are memorised can't be seen before a row has been seen five times.
 """
 
 from __future__ import annotations
@@ -22,23 +22,17 @@ from tuneloop.models.template import Rendered
 from tuneloop.training.config import TrainConfig, usual_rate
 from tuneloop.training.rows import TrainRow
 
-# A step is compared with this many before it, and with no fewer than LEAST.
-WINDOW, LEAST = 30, 10
-# Robust z-score of a spike, for a full window; a short one knows its noise less well. Losses of small batches have heavy tails; of the recorded healthy steps the highest is 4.5.
+WINDOW, LEAST = 30, 10  # a step is compared with so many before it, and with no fewer than LEAST
+# Robust z-score of a spike, for a full window; a short one knows its noise less well. The recorded healthy steps with
+# their heavy tails reach 4.5.
 SPIKE_Z = 6.0
-# Part of what was gained since the start that a spike, or a lasting rise, loses again. At a loss near zero one hard row makes a
-# high z-score, and is no fault.
-LOST = 0.35
-# Gradient norms spread over a factor of ten from batch to batch.
-EXPLOSION = 20.0
-# Shares of the usual rate under which a run that does not fall has too low a rate.
-LOW_RATE = 0.1
-# Steps without a fall that make a plateau, and the share of the run that they are.
-FLAT_STEPS, FLAT_SHARE = 100, 2 / 3
-# Share of the starting loss that counts as near zero.
-NEAR_ZERO = 0.05
-# What the loss of guessing is estimated from: answers of so many tokens, tokens before one, rows at least; and about the size
-# of a vocabulary, for tokens that no other answer has.
+LOST = 0.35  # part of the gain that a spike or rise loses again: near zero one hard row makes a high z-score
+EXPLOSION = 20.0  # times the usual norm: norms vary by a factor of ten from batch to batch
+LOW_RATE = 0.1  # share of the usual rate under which a run that does not fall has too low a rate
+FLAT_STEPS, FLAT_SHARE = 100, 2 / 3  # steps without a fall that make a plateau, and the share of the run that they are
+NEAR_ZERO = 0.05  # share of the starting loss that counts as near zero
+# What the loss of guessing is estimated from: answers of so many tokens, tokens before one, rows at least; and about
+# the size of a vocabulary, for tokens that no other answer has.
 GUESS_TOKENS, GUESS_CONTEXT, LEAST_ROWS, VOCABULARY = 20_000, 3, 30, 50_000
 
 
@@ -54,12 +48,12 @@ class TrainingFinding:
 
     def to_record(self) -> dict[str, Any]:
         """The line of `metrics.jsonl`."""
-        return {"step": self.step, "finding": self.kind, "rows": list(self.rows), "sentence": self.sentence,
-                "remedies": list(self.remedies)}  # fmt: skip
+        rows, remedies = list(self.rows), list(self.remedies)
+        return {"step": self.step, "finding": self.kind, "rows": rows, "sentence": self.sentence, "remedies": remedies}
 
 
 @dataclass(frozen=True)
-class RunFacts:
+class MonitorFacts:
     """What the monitors know of a run in addition to its records; nothing of it is needed."""
 
     total_steps: int = 0  # steps planned
@@ -77,7 +71,7 @@ class RunFacts:
 class Monitors:
     """The curves so far, and what has been said about them. Feed it every record in order."""
 
-    facts: RunFacts = field(default_factory=RunFacts)
+    facts: MonitorFacts = field(default_factory=MonitorFacts)
     steps: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
@@ -87,12 +81,8 @@ class Monitors:
     reported: dict[str, int] = field(default_factory=dict)
 
     def feed(self, record: Mapping[str, Any], rows: Sequence[str] = ()) -> list[TrainingFinding]:
-        """Take a record of `metrics.jsonl` and say what is new.
-
-        Args:
-            record: a step's (`step`, `loss`, `grad_norm`, `learning_rate`, `epoch`) or an evaluation's (`step`, `val_loss`). A loss that is no number may stand as None.
-            rows: ids of the rows in the step's batch.
-        """
+        """Take a step's or an evaluation's record of `metrics.jsonl`, where a loss that is no number may be None, and
+        the ids of the step's rows; returns what is new."""
         step = int(record.get("step") or 0)
         if "val_loss" in record:
             self.validations.append((step, _number(record["val_loss"])))
@@ -108,15 +98,15 @@ class Monitors:
             return []
         findings = []
         for kind, detect in detectors:
-            # Events may come again, conditions are said once, and what follows from something said is not said.
+            # Events may come again, conditions are reported once, and what follows from another finding is not.
             if any(cause in self.reported for cause in FOLLOWS_FROM.get(kind, ())):
                 continue
             if kind in self.reported and (kind not in OF_A_BATCH or step - self.reported[kind] <= LEAST):
                 continue
             if sentence := detect(self):
                 self.reported[kind] = step
-                named = tuple(rows) if kind in OF_A_BATCH else ()
-                findings.append(TrainingFinding(kind, step, named, sentence, remedies(kind, self.facts, named)))
+                ids = tuple(rows) if kind in OF_A_BATCH else ()
+                findings.append(TrainingFinding(kind, step, ids, sentence, remedies(kind, self.facts, ids)))
         return findings
 
     def go_back(self, step: int) -> None:
@@ -148,11 +138,8 @@ def _number(value: Any) -> float:
 
 
 def spread(values: Sequence[float]) -> float:
-    """Standard deviation, robustly: the greater of what the median absolute deviation and the upper tail say.
-
-    The factors make both equal to the standard deviation of normal noise. At least 2 % of the level: a curve without
-    noise has no spikes of 1 %.
-    """
+    """Standard deviation, robustly: the greater of what the median absolute deviation and the upper tail say of normal
+    noise, and at least 2 % of the level: a curve without noise has no spikes of 1 %."""
     middle = median(values)
     deviations = sorted(abs(v - middle) for v in values)
     upper = sorted(values)[min(math.ceil(0.9 * len(values)), len(values) - 1)] - middle
@@ -160,10 +147,8 @@ def spread(values: Sequence[float]) -> float:
 
 
 def _expected(before: Sequence[float]) -> tuple[float, float]:
-    """Where a curve goes next by the line through its window, and its noise about that line.
-
-    The slope is the median of the slopes between all pairs (Theil 1950, Sen 1968): a spike in the window does not tilt it.
-    """
+    """Where a curve goes next by the line through its window, and its noise about that line. The slope is the median of
+    the slopes between all pairs (Theil 1950, Sen 1968): a spike in the window does not tilt it."""
     n = len(before)
     slope = median((before[j] - before[i]) / (j - i) for i in range(n) for j in range(i + 1, n))
     levelled = [value + slope * (n - i) for i, value in enumerate(before)]
@@ -186,9 +171,10 @@ def trend(losses: Sequence[float]) -> str:
 def guess_loss(answers: Sequence[tuple[int, ...]]) -> float | None:
     """Mean loss a token of a model that knows the answers and nothing about the questions.
 
-    It predicts a token from the three before it in the answer, by the counts of all other rows, each length of context mixed with
-    the next shorter one (Witten & Bell 1991, doi 10.1109/18.87000). Where answers recur, in whole or in part, that is about their
-    entropy; of free text it is far above any model's loss. None where there is nothing to guess: few rows, or one answer.
+    It predicts a token from the three before it in the answer, by the counts of all other rows, each length of context
+    mixed with the next shorter one (Witten & Bell 1991, doi 10.1109/18.87000). Where answers recur, in whole or in
+    part, that is about their entropy; of free text it is far above any model's loss. None where there is nothing to
+    guess: few rows, or one answer.
 
     Args:
         answers: the supervised token ids of each row.
@@ -209,7 +195,7 @@ def guess_loss(answers: Sequence[tuple[int, ...]]) -> float | None:
 
 
 def _grams(answer: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Each token behind its contexts, the empty one first; -1 stands before the answer."""
+    """Each token behind its contexts, the empty one first; -1 is before the answer."""
     padded = (-1, *answer)
     for end in range(1, len(padded)):
         for length in range(min(GUESS_CONTEXT, end) + 1):
@@ -257,8 +243,9 @@ def _above_the_start(w: Monitors) -> str:
     lasting = len(last) == 8 and min(last) > low * start and median(last) > high * start
     if lasting or min(last[-4:]) > high * start:
         some = last if lasting else last[-4:]
-        above = f"The loss is {median(some):.3g} over the last {counted(len(some), 'step')}, above the {w.start:.3g} of the base model"
-        return f"{above}; it began while the learning rate rose to {max(w.rates):g}: the rate is too high."
+        level = f"The loss is {median(some):.3g} over the last {counted(len(some), 'step')}"
+        began = f"it began while the learning rate rose to {max(w.rates):g}: the rate is too high."
+        return f"{level}, above the {w.start:.3g} of the base model; {began}"
     return ""
 
 
@@ -268,7 +255,8 @@ def _worse_than_base(w: Monitors) -> str:
     if step == 0 or len(w.losses) < 8 or w.validations[0][0] != 0:
         return ""
     if loss > 1.1 * w.start and w.recent(8) > 0.9 * w.start and w.recent(8) > median(w.losses[:3]):
-        return f"After {counted(step, 'step')} the validation loss is {loss:.3g}, {w.start:.3g} before the first one: the model gets worse, the learning rate is too high."  # fmt: skip
+        change = f"After {counted(step, 'step')} the validation loss is {loss:.3g}, {w.start:.3g} before the first one"
+        return f"{change}: the model gets worse, the learning rate is too high."
     return ""
 
 
@@ -279,14 +267,15 @@ def _lasting_rise(w: Monitors) -> str:
     lowest, at = min((median(w.losses[i : i + LEAST]), i) for i in range(0, len(w.losses) - LEAST, LEAST // 2))
     now, last = w.recent(LEAST), w.losses[-LEAST:]
     noise = spread(w.losses[at : at + WINDOW])
-    gained = max(w.start - lowest, 0.0)
-    if now - lowest > max(4 * noise, LOST * gained) and min(last) > lowest + noise:
-        return f"The loss has risen from {lowest:.3g} around step {w.steps[at]} to {now:.3g} and stays there: training diverges."  # fmt: skip
+    gain = max(w.start - lowest, 0.0)
+    if now - lowest > max(4 * noise, LOST * gain) and min(last) > lowest + noise:
+        rise = f"from {lowest:.3g} around step {w.steps[at]} to {now:.3g}"
+        return f"The loss has risen {rise} and stays there: training diverges."
     return ""
 
 
 def _spike(w: Monitors) -> str:
-    """Far above where the last thirty steps lead, or the last twelve: a steep beginning leaves the longer window a wide noise."""
+    """Far above where the last thirty steps lead, or the last twelve: a steep beginning makes a wide noise."""
     loss = w.losses[-1]
     for window in (WINDOW, LEAST + 2):
         before = w.losses[-1 - window : -1]
@@ -298,7 +287,8 @@ def _spike(w: Monitors) -> str:
         level, noise = _expected(before)
         z = (loss - level) / noise
         if z > SPIKE_Z * (1 + 5 / len(before)) and loss - level > LOST * max(w.start - level, 0.0):
-            return f"The loss jumps to {loss:.3g} at step {w.steps[-1]}; the steps before lead to {level:.3g} ± {noise:.2g} (z = {z:.0f})."  # fmt: skip
+            expected = f"the steps before lead to {level:.3g} ± {noise:.2g} (z = {z:.0f})"
+            return f"The loss jumps to {loss:.3g} at step {w.steps[-1]}; {expected}."
     return ""
 
 
@@ -308,7 +298,8 @@ def _explosion(w: Monitors) -> str:
         return ""
     usual = median(before)
     if norm > EXPLOSION * usual and norm > 5 * max(w.norms[:LEAST][: len(w.norms) - 1]):
-        return f"The gradient norm is {norm:.3g} at step {w.steps[-1]}, {norm / max(usual, 1e-12):,.0f} times that of the steps before."  # fmt: skip
+        factor = f"{norm / max(usual, 1e-12):,.0f} times that of the steps before"
+        return f"The gradient norm is {norm:.3g} at step {w.steps[-1]}, {factor}."
     return ""
 
 
@@ -325,7 +316,7 @@ def _dead(w: Monitors) -> str:
 
 
 def _clearly_flat(values: Sequence[float], most: float) -> bool:
-    """Whether the second half of `values` is lower than the first by less than `most`, with two standard errors to spare."""
+    """Whether the second half of `values` is lower by less than `most`, two standard errors included."""
     half = len(values) // 2
     fall = mean(values[:half]) - mean(values[half:])
     return fall + 2 * stdev(values) * math.sqrt(2 / half) < most
@@ -353,14 +344,16 @@ def _too_low(w: Monitors) -> str:
     early, late = thirds[0] - thirds[1], thirds[1] - thirds[2]
     if _no_fall(w) or (thirds[2] > 0.5 * w.start and late > 0.4 * early):
         hint = f"; {usual:g} is usual" if usual else ""
-        return f"After {counted(w.steps[-1], 'step')} the loss is {thirds[2]:.3g}, {w.start:.3g} at the start, and falls slowly: a learning rate of {rate:g} is too low{hint}."  # fmt: skip
+        fall = f"After {counted(w.steps[-1], 'step')} the loss is {thirds[2]:.3g}, {w.start:.3g} at the start"
+        return f"{fall}, and falls slowly: a learning rate of {rate:g} is too low{hint}."
     return ""
 
 
 def _never_fell(w: Monitors) -> str:
     if len(w.losses) % LEAST or not _no_fall(w):
         return ""
-    return f"After {counted(w.steps[-1], 'step')} the loss is where it began ({w.recent(20):.3g}): nothing is learned from these rows."
+    level = f"After {counted(w.steps[-1], 'step')} the loss is where it began ({w.recent(20):.3g})"
+    return f"{level}: nothing is learned from these rows."
 
 
 def _flat(w: Monitors) -> str:
@@ -390,7 +383,8 @@ def _no_better_than_guessing(w: Monitors) -> str:
     slow = 0.93 if loss < 1.1 * guess else 0.96
     still_falling = len(validated) > 1 and loss < slow * min(validated[:-1])
     if 0.95 * guess < loss < 2 * guess and not still_falling:
-        return f"The validation loss stays at {loss:.3g}; guessing from the answers alone costs {guess:.3g}: nothing in the questions tells the answers."  # fmt: skip
+        level = f"The validation loss stays at {loss:.3g}; guessing from the answers alone costs {guess:.3g}"
+        return f"{level}: nothing in the questions tells the answers."
     return ""
 
 
@@ -411,7 +405,8 @@ def _overfitting(w: Monitors) -> str:
     after = w.losses[-n:]
     if not before or sum(after) / len(after) >= sum(before) / len(before):
         return ""
-    return f"The validation loss rises, {best:.3g} at step {best_at} and {loss:.3g} at step {step}, while the training loss falls to {median(after):.3g}."  # fmt: skip
+    rise = f"The validation loss rises, {best:.3g} at step {best_at} and {loss:.3g} at step {step}"
+    return f"{rise}, while the training loss falls to {median(after):.3g}."
 
 
 def _memorising(w: Monitors) -> str:
@@ -428,11 +423,12 @@ def _memorising(w: Monitors) -> str:
     elif w.epoch < 5:
         return ""
     rows = counted(w.facts.rows, "row") if w.facts.rows else "the rows"
-    return f"After {counted(w.epoch, 'pass')} over {rows} the training loss is {w.recent(n):.2g}{of_validation}: they are known by heart."  # fmt: skip
+    loss = f"the training loss is {w.recent(n):.2g}{of_validation}"
+    return f"After {counted(w.epoch, 'pass')} over {rows} {loss}: they are known by heart."
 
 
 Detect = Callable[[Monitors], str]
-# The first that explains a curve comes first: what follows from it is not said (FOLLOWS_FROM).
+# The first that explains a curve comes first: what follows from it is not reported (FOLLOWS_FROM).
 OF_STEPS: tuple[tuple[str, Detect], ...] = (
     ("divergence", _not_a_number),
     ("learning_rate_too_high", _above_the_start),
@@ -452,26 +448,22 @@ OF_EVALUATIONS: tuple[tuple[str, Detect], ...] = (
     ("plateau", _no_better_than_guessing),
 )
 KINDS = tuple(dict.fromkeys(kind for kind, _ in (*OF_STEPS, *OF_EVALUATIONS)))
-# Events of one batch, whose rows are named and which may come again.
-OF_A_BATCH = ("spike", "gradient_explosion")
+OF_A_BATCH = ("spike", "gradient_explosion")  # their rows are named, and they may come again
 _BROKEN = ("divergence", "learning_rate_too_high")
 _STUCK = (*_BROKEN, "learning_rate_too_low", "dead_loss")
 FOLLOWS_FROM: dict[str, tuple[str, ...]] = {
     "learning_rate_too_high": ("divergence",),
     "divergence": ("learning_rate_too_high",),
-    "spike": _BROKEN,
-    "gradient_explosion": _BROKEN,
-    "learning_rate_too_low": _BROKEN,
+    **dict.fromkeys((*OF_A_BATCH, "learning_rate_too_low", "overfitting"), _BROKEN),
     "dead_loss": _STUCK,
     "plateau": (*_STUCK, "memorising", "overfitting"),
-    "overfitting": _BROKEN,
 }
 
 
-def remedies(kind: str, facts: RunFacts, rows: Sequence[str] = ()) -> tuple[str, ...]:
+def remedies(kind: str, facts: MonitorFacts, rows: Sequence[str] = ()) -> tuple[str, ...]:
     """What to do about a finding, in the order data, learning rate, clipping, batch, epochs, dropout."""
     rate = facts.learning_rate
-    named = f"look at these rows: {', '.join(rows)}" if rows else "look at the rows of that step"
+    look = f"look at these rows: {', '.join(rows)}" if rows else "look at the rows of that step"
     lower = f"train.learning_rate={rate / 3:.1g}" if rate else "lower train.learning_rate to a third"
     usual = facts.usual_rate
     # A rate of a hundred times the usual one needs more than a tenth.
@@ -483,17 +475,19 @@ def remedies(kind: str, facts: RunFacts, rows: Sequence[str] = ()) -> tuple[str,
     fewer = f"train.epochs={max(round(facts.epochs / 3), 1)}"
     dropout = f"train.dropout={max(0.1, round(1.5 * facts.dropout, 2)):g}"
     more_rows = "add rows, of other kinds than these"
+    broken = "`tuneloop data check` the data set for rows that are broken or of extreme length"
+    labels = "check that each answer belongs to its question: `tuneloop data check` looks for label errors"
     by_kind: dict[str, tuple[str, ...]] = {
-        "spike": (named, lower, clip, batch),
-        "gradient_explosion": (named, lower, clip, batch),
-        "divergence": ("`tuneloop data check` the data set for rows that are broken or of extreme length", lower, clip, batch),
+        "spike": (look, lower, clip, batch),
+        "gradient_explosion": (look, lower, clip, batch),
+        "divergence": (broken, lower, clip, batch),
         "learning_rate_too_high": (far_lower, clip, batch),
         "learning_rate_too_low": (higher, "more epochs"),
         "dead_loss": ("`tuneloop train --preflight` shows which tokens are supervised", higher),
-        "plateau": ("check that each answer belongs to its question: `tuneloop data check` looks for label errors", lower, batch),
+        "plateau": (labels, lower, batch),
         "overfitting": (more_rows, lower, fewer, dropout),
         "memorising": (more_rows, fewer, dropout),
-    }  # fmt: skip
+    }
     return by_kind[kind]
 
 
@@ -513,7 +507,7 @@ def policy(kind: str, config: TrainConfig) -> str:
 def make_monitors(config: TrainConfig, rows: Sequence[TrainRow], total_steps: int) -> Monitors:
     """Monitors that know a run's settings and rows."""
     answers = [tuple(t for t, m in zip(r.ids, r.mask, strict=True) if m) for r in rows if isinstance(r, Rendered)]
-    return Monitors(RunFacts(
-        total_steps, len(rows), config.learning_rate, usual_rate(config.method, config.loss), config.rows_per_step,
-        config.max_grad_norm, config.epochs, config.dropout, guess_loss(answers),
-    ))  # fmt: skip
+    names = ("learning_rate", "rows_per_step", "max_grad_norm", "epochs", "dropout")
+    settings = {name: getattr(config, name) for name in names}
+    usual = usual_rate(config.method, config.loss)
+    return Monitors(MonitorFacts(total_steps, len(rows), usual_rate=usual, guess_loss=guess_loss(answers), **settings))

@@ -22,26 +22,25 @@ BETAS = (0.9, 0.999)
 MOMENTS = ("exp_avg", "exp_avg_sq")
 PLAIN = {"step", *MOMENTS}  # states of a parameter that torch's kernel updates as it is
 FP8_MOST = 448.0  # of E4M3
-BLOCK = 64  # neighbours in a row that share the scale of their 8 bits: most widths are multiples of it, so rows are divided over processes whole
+BLOCK = 64  # neighbours in a row that share a scale: most widths are multiples of it, so processes divide whole blocks
 
 
 class AdamW:
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) by torch's fused kernel.
 
-    Of fp32 parameters states and bits are those of `torch.optim.AdamW`, whose first optimizer would import torch's compiler: a second and 0.07 GiB
-    of every run, and nothing here compiles updates.
+    Of fp32 parameters states and bits are those of `torch.optim.AdamW`, whose first optimizer would import torch's
+    compiler: a second and 0.07 GiB of every run, and nothing here compiles updates.
 
-    A bf16 parameter learns as an fp32 one would, for updates are thousands of times smaller than weights and bf16 holds three digits: what rounding to bf16
-    takes away is a state of 16 bits, which with the parameter gives the fp32 number, put together a stretch at a time. Its first moment is held in bf16
-    (DeepSeek-V3, arXiv 2412.19437, sec. 3.3), the second in fp32: bf16 would not see a decay of a thousandth. With the gradient that is 12 bytes a parameter
+    A bf16 parameter learns as an fp32 one would, for updates are thousands of times smaller than weights and bf16 holds
+    three digits: what rounding to bf16 takes away is a state of 16 bits, which with the parameter gives the fp32
+    number, put together a stretch at a time. Its first moment is held in bf16 (DeepSeek-V3, arXiv 2412.19437, sec.
+    3.3), the second in fp32: bf16 would not see a decay of a thousandth. With the gradient that is 12 bytes a parameter
     instead of 18 with an fp32 copy.
 
-    Args:
-        groups: of parameters, with settings that differ from the common ones.
-        eight_bits: hold the moments of matrices in 8 bits, in blocks with a scale each as Dettmers et al. 2022 (arXiv 2110.02861) do: the first as FP8
-            (E4M3, Micikevicius et al. 2022, arXiv 2209.05433), of the second the fourth root, in even steps and never as zero: fine where most are, and no
-            update is divided by what rounding has made nothing.
-        settings: `lr`, `weight_decay` and `betas` of all groups that don't say otherwise.
+    With `eight_bits` the moments of matrices are in 8 bits, in blocks with a scale each as Dettmers et al. 2022 (arXiv
+    2110.02861) do: the first as FP8 (E4M3, Micikevicius et al. 2022, arXiv 2209.05433), of the second the fourth root,
+    in even steps and never as zero: fine where most are, and no update is divided by what rounding has made nothing.
+    `settings` (`lr`, `weight_decay`, `betas`) are of all groups that have no others.
     """
 
     def __init__(self, groups: Sequence[dict[str, Any]], *, eight_bits: bool = False, **settings: Any) -> None:
@@ -112,18 +111,16 @@ class AdamW:
 
 
 def _update(
-    group: Mapping[str, Any], parameters: Sequence[Tensor], gradients: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]]
-) -> None:  # fmt: skip
-    steps, means, squares = ([s[name] for s in states] for name in ("step", "exp_avg", "exp_avg_sq"))
-    torch._fused_adamw_(
-        list(parameters), list(gradients), means, squares, [], steps,
-        lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"], eps=group["eps"],
-        amsgrad=False, maximize=False,
-    )  # fmt: skip
+    group: Mapping[str, Any], parameters: list[Tensor], gradients: list[Tensor], states: Sequence[Mapping[str, Tensor]]
+) -> None:
+    steps, means, squares = ([s[name] for s in states] for name in ("step", *MOMENTS))
+    settings = {name: group[name] for name in ("lr", "weight_decay", "eps")}
+    settings |= {"beta1": group["betas"][0], "beta2": group["betas"][1], "amsgrad": False, "maximize": False}
+    torch._fused_adamw_(parameters, gradients, means, squares, [], steps, **settings)
 
 
 def _update_in_stretches(group: Mapping[str, Any], parameter: nn.Parameter, state: Mapping[str, Tensor]) -> None:
-    """AdamW's step on a parameter in bf16, or with moments in 8 bits, of which a stretch at a time is put together in fp32."""
+    """AdamW's step on a parameter in bf16, or with moments in 8 bits: a stretch at a time is fp32."""
     assert parameter.grad is not None
     weights, gradients = local(parameter).view(-1), local(parameter.grad).flatten()
     states = {name: local(tensor).view(-1) for name, tensor in state.items()}
@@ -132,24 +129,24 @@ def _update_in_stretches(group: Mapping[str, Any], parameter: nn.Parameter, stat
         part, blocks = slice(start, start + size), slice(start // BLOCK, (start + size) // BLOCK)
         weight, rest = weights[part], states["rest"][part] if "rest" in states else None
         wide = weight if rest is None else with_rest(weight, rest)
-        held = [states[name][part] for name in MOMENTS]
+        codes = [states[name][part] for name in MOMENTS]  # of 8 bits with scales; else the moments
         scales = [states[f"{name}_scale"][blocks] for name in MOMENTS if f"{name}_scale" in states]
         if scales:
-            mean, square = _mean_of(held[0], scales[0]), _square_of(held[1], scales[1])
+            mean, square = _mean_of(codes[0], scales[0]), _square_of(codes[1], scales[1])
         else:
-            mean, square = (moment.float() for moment in held)
+            mean, square = (moment.float() for moment in codes)
         moments = {"exp_avg": mean, "exp_avg_sq": square}
         _update(group, [wide], [gradients[part].float()], [{"step": states["step"][0], **moments}])
         if scales:
-            _hold_mean(mean, held[0], scales[0])
-            _hold_square(square, held[1], scales[1])
+            _pack_mean(mean, codes[0], scales[0])
+            _pack_square(square, codes[1], scales[1])
         else:
-            held[0].copy_(mean)  # the second moment is fp32, and has been updated in place
+            codes[0].copy_(mean)  # the second moment is fp32, and has been updated in place
         if rest is not None:
             round_off(wide, weight, rest)
 
 
-def _hold_mean(mean: Tensor, codes: Tensor, scale: Tensor) -> None:
+def _pack_mean(mean: Tensor, codes: Tensor, scale: Tensor) -> None:
     """A first moment as FP8, of which each block has the whole range."""
     blocks = mean.view(-1, BLOCK)
     torch.amax(blocks.abs(), 1, out=scale)
@@ -161,7 +158,7 @@ def _mean_of(codes: Tensor, scale: Tensor) -> Tensor:
     return codes.view(torch.float8_e4m3fn).float().view(-1, BLOCK).mul_(scale[:, None]).view(-1)
 
 
-def _hold_square(square: Tensor, codes: Tensor, scale: Tensor) -> None:
+def _pack_square(square: Tensor, codes: Tensor, scale: Tensor) -> None:
     """A second moment as its fourth root in 255 steps of its block's greatest."""
     blocks = square.view(-1, BLOCK)
     torch.amax(blocks, 1, out=scale)
@@ -179,7 +176,7 @@ def with_rest(weight: Tensor, rest: Tensor) -> Tensor:
 
 
 def round_off(wide: Tensor, weight: Tensor, rest: Tensor) -> None:
-    """Divide fp32 numbers into bf16 ones and the rest. Their last bit is set first: halfway between two bf16 numbers, the sign of the rest would be lost."""
+    """Split fp32 into bf16 and rest. Their last bit is set: halfway between two bf16 numbers the rest needs a sign."""
     bits = wide.view(torch.int32).bitwise_or_(1)
     weight.copy_(wide)
     rest.copy_(bits)  # to 16 bits: the lower ones
@@ -187,15 +184,12 @@ def round_off(wide: Tensor, weight: Tensor, rest: Tensor) -> None:
 
 def make_optimizer(trainable: Trainable, config: TrainConfig) -> Any:
     """AdamW, with states in 32 or 8 bits; the multiple of the learning rate is in each parameter group as `ratio`.
-
-    Raises:
-        UserError: paged states are requested and bitsandbytes is not installed, or there are several processes.
-    """
+    Raises UserError: paged states are requested and bitsandbytes is not installed, or there are several processes."""
     groups: dict[Any, list[nn.Parameter]] = {}
     for name, parameter in trainable.parameters.items():
         ratio = trainable.ratios.get(name, 1.0)
-        # Updated one by one in the backward pass, each weight is a group of its own.
-        groups.setdefault((ratio, name) if config.optimizer_in_backward else (ratio, ""), []).append(parameter)
+        key = name if config.optimizer_in_backward else ""  # updated in the backward pass, each weight is a group
+        groups.setdefault((ratio, key), []).append(parameter)
     listed = [{"params": parameters, "ratio": ratio} for (ratio, _), parameters in groups.items()]
     settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "betas": BETAS}
     if config.optimizer != "paged-adamw-8bit":
@@ -204,15 +198,14 @@ def make_optimizer(trainable: Trainable, config: TrainConfig) -> Any:
         step = "set train.optimizer=adamw-8bit"
         raise UserError("Paged states are not divided over processes", where="train.optimizer", next_step=step)
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            "An optimizer with paged states needs the bitsandbytes package", where="train.optimizer",
-            next_step="pip install bitsandbytes, or set train.optimizer=adamw-8bit",
-        )  # fmt: skip
+        step = "pip install bitsandbytes, or set train.optimizer=adamw-8bit"
+        what = "An optimizer with paged states needs the bitsandbytes package"
+        raise UserError(what, where="train.optimizer", next_step=step)
     return _paged_adamw(listed, settings)
 
 
 def _paged_adamw(groups: Sequence[dict[str, Any]], settings: Mapping[str, Any]) -> Any:
-    """That of bitsandbytes, which updates bf16 parameters as if they were fp32: it sees one at a time, put together of it and its rest."""
+    """That of bitsandbytes, which updates bf16 parameters as if they were fp32, each joined with its rest."""
     from bitsandbytes.optim import PagedAdamW8bit
 
     class WithRests(PagedAdamW8bit):  # type: ignore[misc]
@@ -241,11 +234,10 @@ def _paged_adamw(groups: Sequence[dict[str, Any]], settings: Mapping[str, Any]) 
 
 @dataclass
 class UpdatesInBackward:
-    """Updates each weight as soon as its gradient is there, and frees the gradient: they never exist all at once (Lv et al. 2023,
-    arXiv 2306.09782). The norm over all gradients is known only behind the last update, so nothing is clipped.
-    """
+    """Updates each weight as soon as its gradient is there, and frees that: they never exist all at once (Lv et al.
+    2023, arXiv 2306.09782). Their norm is known only behind the last update, so nothing is clipped."""
 
-    optimizer: Any  # every weight a parameter group of its own
+    optimizer: Any  # with a parameter group for each weight
     armed: bool = False  # set for the last micro-batch of a step; the gradients of those before add up
     squares: list[float] = field(default_factory=list)
     groups: dict[int, Any] = field(init=False)

@@ -24,9 +24,7 @@ class Preflight:
     supervised: int  # tokens that count in the loss
     longest: int  # tokens of the longest row
     limit: int  # most tokens that a row may have
-    bos: dict[
-        int, int
-    ]  # for each number of begin-of-text tokens how many rows have it; empty: the model has no such token
+    bos: dict[int, int]  # for each number of begin-of-text tokens how many rows have it; empty: the model has none
     answers: int  # runs of supervised tokens
     ended: int  # of them, those that end in a supervised end-of-turn token
     end_token: str  # the end-of-turn token as text
@@ -43,47 +41,52 @@ class Preflight:
         counts = ", ".join(f"{n} in {counted(rows, 'row')}" for n, rows in sorted(self.bos.items()))
         return [
             f"rows          {self.rows:,} of at most {self.longest:,} tokens ({self.limit:,} are allowed)",
-            f"supervised    {self.supervised:,} of {self.tokens:,} tokens ({self.supervised / max(self.tokens, 1):.0%})",
+            f"supervised    {self._supervised()} tokens ({self.supervised / max(self.tokens, 1):.0%})",
             f"begin of text {counts or 'the model has none'}",
-            f"end of turn   {self.ended:,} of {self.answers:,} answers end in a supervised {self.end_token}",
+            f"end of turn   {self._endings()}",
             f"steps         {self.steps:,} of about {self.rows_per_step:.3g} rows",
             f"learning rate {self.learning_rate:g} after {counted(self.warmup_steps, 'step')}, then {self.schedule}",
         ]
 
     def line(self) -> str:
         """The short form."""
-        return (
-            f"{counted(self.rows, 'row')}, {self.supervised:,} of {self.tokens:,} tokens supervised, {self.ended:,} of {self.answers:,} answers end in a "
-            f"supervised {self.end_token}; {counted(self.steps, 'step')}, learning rate {self.learning_rate:g}, then {self.schedule}"
-        )
+        tokens = f"{counted(self.rows, 'row')}, {self._supervised()} tokens supervised, {self._endings()}"
+        rate = f"learning rate {self.learning_rate:g}, then {self.schedule}"
+        return f"{tokens}; {counted(self.steps, 'step')}, {rate}"
+
+    def _supervised(self) -> str:
+        return f"{self.supervised:,} of {self.tokens:,}"
+
+    def _endings(self) -> str:
+        return f"{self.ended:,} of {self.answers:,} answers end in a supervised {self.end_token}"
 
 
 def preflight(
-    rows: Sequence[TrainRow], ids: Sequence[str], template: Template, config: TrainConfig, steps: Sequence[Step], limit: int
-) -> Preflight:  # fmt: skip
-    """Look at the rows of a run; nothing is computed with the model.
-
-    Args:
-        rows, ids: training rows and their ids, in the same order.
-        steps: the run as planned.
-        limit: most tokens of a row: the model's context, or the data set's limit.
-    """
+    rows: Sequence[TrainRow], ids: Sequence[str], template: Template, config: TrainConfig, steps: list[Step], limit: int
+) -> Preflight:
+    """Look at rows, their ids and the planned steps, without the model; `limit`: most tokens that a row may have."""
     parts = [(name, part) for name, row in zip(ids, rows, strict=True) for part in conversations(row)]
     bos = template.tokenizer.token_to_id(str(template.variables.get("bos_token") or ""))
     ends = [_ends(part, template.end_ids) for _, part in parts]
     schedules = {"constant": "constant", "linear": "linear to zero", "cosine": "along a cosine to zero"}
     return Preflight(
-        rows=len(rows), tokens=sum(tokens_of(row) for row in rows),
+        rows=len(rows),
+        tokens=sum(tokens_of(row) for row in rows),
         supervised=sum(sum(1 for weight in part.mask[1:] if weight) for _, part in parts),
-        longest=max((len(part.ids) for _, part in parts), default=0), limit=limit,
+        longest=max((len(part.ids) for _, part in parts), default=0),
+        limit=limit,
         bos=dict(Counter(part.ids.count(bos) for _, part in parts)) if bos is not None else {},
-        answers=sum(len(of_row) for of_row in ends), ended=sum(sum(of_row) for of_row in ends),
+        answers=sum(map(len, ends)),
+        ended=sum(map(sum, ends)),
         end_token=template.tokenizer.id_to_token(template.end_ids[0]) if template.end_ids else "end of turn",
-        steps=len(steps), warmup_steps=max(round(len(steps) * config.warmup), 1),
-        rows_per_step=sum(step.rows for step in steps) / max(len(steps), 1), learning_rate=config.learning_rate,
-        schedule=schedules[config.schedule], problems=tuple(_problems(parts, ends, template, bos, config, limit)),
+        steps=len(steps),
+        warmup_steps=max(round(len(steps) * config.warmup), 1),
+        rows_per_step=sum(len(step.indices) for step in steps) / max(len(steps), 1),
+        learning_rate=config.learning_rate,
+        schedule=schedules[config.schedule],
+        problems=tuple(_problems(parts, ends, template, config, limit)),
         shown=tuple(parts[:2]),
-    )  # fmt: skip
+    )
 
 
 def _ends(row: Rendered, end_ids: Sequence[int]) -> list[bool]:
@@ -96,9 +99,9 @@ def _ends(row: Rendered, end_ids: Sequence[int]) -> list[bool]:
 
 
 def _problems(
-    parts: Sequence[tuple[str, Rendered]], ends: Sequence[Sequence[bool]], template: Template, bos: int | None,
-    config: TrainConfig, limit: int,
-) -> list[str]:  # fmt: skip
+    parts: list[tuple[str, Rendered]], ends: list[list[bool]], template: Template, config: TrainConfig, limit: int
+) -> list[str]:
+    bos = template.tokenizer.token_to_id(str(template.variables.get("bos_token") or ""))
     unsupervised = [name for name, part in parts if not any(part.mask[1:])]
     long = [f"{name} ({len(part.ids):,} tokens)" for name, part in parts if len(part.ids) > limit]
     open_ended = [name for (name, _), problems in zip(parts, ends, strict=True) if problems and not any(problems)]
@@ -107,18 +110,20 @@ def _problems(
     bare = [name for (name, _), begins in zip(parts, starts, strict=True) if not begins]
     if not template.end_ids or config.train_on == "all":
         open_ended = []
+    shorter = f"prepare again with data.max_length={limit} and data.too_long=truncate or split"
+    endless = "the model would never learn to stop; the chat template is at fault"
     problems = (
         (unsupervised, "no token to learn: every row needs an assistant turn with text and a weight"),
-        (long, f"more than {limit:,} tokens: prepare again with data.max_length={limit} and data.too_long=truncate or split"),
-        (open_ended, "no supervised end-of-turn token: the model would never learn to stop; the chat template is at fault"),
+        (long, f"more than {limit:,} tokens: {shorter}"),
+        (open_ended, f"no supervised end-of-turn token: {endless}"),
         (doubled, "two begin-of-text tokens: the text of the first turn holds one"),
         (bare if len(bare) < len(parts) else [], "no begin-of-text token while others do"),
-    )  # fmt: skip
+    )
     if not parts:
         return ["there is no training row: give more data, or smaller split.val and split.test"]
     sentences = []
     for names, what in problems:
         if names:
-            shown = ", ".join(names[:NAMED]) + (" ..." if len(names) > NAMED else "")
-            sentences.append(f"{len(names):,} {'row has' if len(names) == 1 else 'rows have'} ({shown}) {what}")
+            some = ", ".join(names[:NAMED]) + (" ..." if len(names) > NAMED else "")
+            sentences.append(f"{len(names):,} {'row has' if len(names) == 1 else 'rows have'} ({some}) {what}")
     return sentences

@@ -10,8 +10,7 @@ from tuneloop.inference.local.target import open_local
 from tuneloop.models.template import Rendered, Template
 from tuneloop.records.rows import Message, Row
 from tuneloop.training.config import LOSSES, RowKind, TrainConfig
-from tuneloop.training.teachers import aligned, keys_of, refuse_other_tokens, teachers_template
-from tuneloop.training.top_logits import is_store
+from tuneloop.training.teachers import aligned, is_store, keys_of, refuse_other_tokens, teachers_template
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class PreferencePair:
 
 
 @dataclass(frozen=True)
-class RatedAnswer:
+class UnpairedAnswer:
     """An answer with a thumb."""
 
     answer: Rendered  # the conversation; the mask marks the rated answer
@@ -43,14 +42,23 @@ class Taught(Rendered):
     aligned: tuple[int, ...] = ()
 
 
-TrainRow = Rendered | PreferencePair | RatedAnswer
+TrainRow = Rendered | PreferencePair | UnpairedAnswer
+
+
+@dataclass(frozen=True)
+class SplitRows:
+    """What a run reads."""
+
+    train: Sequence[TrainRow]  # of the configured loss's kind, as those of `val`
+    val: Sequence[TrainRow] = ()
+    general: Sequence[Rendered] = ()  # rows of other work, held out; their loss shows what is forgotten
 
 
 def conversations(row: TrainRow) -> tuple[Rendered, ...]:
     """What is computed of a row in a training step."""
     if isinstance(row, PreferencePair):
         return row.chosen, row.rejected
-    return (row.answer,) if isinstance(row, RatedAnswer) else (row,)
+    return (row.answer,) if isinstance(row, UnpairedAnswer) else (row,)
 
 
 def tokens_of(row: TrainRow) -> int:
@@ -60,7 +68,7 @@ def tokens_of(row: TrainRow) -> int:
 
 def reference_tokens(row: TrainRow) -> int:
     """Tokens of a row that the reference model reads before the first step."""
-    if isinstance(row, RatedAnswer):
+    if isinstance(row, UnpairedAnswer):
         return len(row.answer.ids) + len(row.other.ids)
     return tokens_of(row) if isinstance(row, PreferencePair) else 0
 
@@ -71,16 +79,11 @@ def supervised_tokens(row: TrainRow) -> float:
 
 
 def training_rows(rows: Sequence[Row | TrainRow], template: Template, config: TrainConfig) -> list[TrainRow]:
-    """The rows that the configured loss can use, rendered; what has been made for a loss before is passed on.
-
-    Raises:
-        UserError: no row is of the kind that the loss needs.
-    """
-    raw = [row for row in rows if isinstance(row, Row)]
-    if len(raw) < len(rows):
-        return [row for row in rows if not isinstance(row, Row)]
+    """Rows that the loss can use, rendered, or as made for it before. Raises UserError: none is of the needed kind."""
+    if made := [row for row in rows if not isinstance(row, Row)]:
+        return made
     kind = row_kind(config)
-    usable = [row for row in raw if kind.usable(row)]
+    usable = [row for row in rows if isinstance(row, Row) and kind.usable(row)]
     if rows and not usable and kind.needed:
         step = "set train.loss=supervised, or give such data"
         raise UserError(f"No row has {kind.needed}", where=f"train.loss={config.loss}", next_step=step)
@@ -105,33 +108,33 @@ def _pairs(rows: Sequence[Row], template: Template, config: TrainConfig) -> list
     pairs: list[TrainRow] = []
     for row in rows:
         shared = int(row.meta.get("shared_turns", len(row.messages) - 1))
-        worse = [*row.messages[:shared], *row.meta["rejected"]]
-        chosen, rejected = (_last_answer(turns, shared, row, template) for turns in (row.messages, worse))
-        pairs.append(PreferencePair(chosen, rejected))
+        both = row.messages, [*row.messages[:shared], *row.meta["rejected"]]
+        better, worse = (_turns_from(turns, shared, row, template) for turns in both)
+        pairs.append(PreferencePair(better, worse))
     return pairs
 
 
 def _ratings(rows: Sequence[Row], template: Template, config: TrainConfig) -> list[TrainRow]:
-    answers = [_last_answer(row.messages, len(row.messages) - 1, row, template) for row in rows]
+    answers = [_turns_from(row.messages, len(row.messages) - 1, row, template) for row in rows]
     return [
-        RatedAnswer(answer, _mismatched(answer, answers[place - 1]), bool(row.meta["thumb"]))
+        UnpairedAnswer(answer, _mismatched(answer, answers[place - 1]), bool(row.meta["thumb"]))
         for place, (row, answer) in enumerate(zip(rows, answers, strict=True))
     ]
 
 
 def _taught(rows: Sequence[Row], template: Template, config: TrainConfig) -> list[TrainRow]:
     """Conversations that a teacher judges, each with the place of what is stored."""
-    made = [template.render(row.messages, row.tools) for row in rows]
-    if made and config.divergence == "universal":  # a teacher with other tokens: each as both read it
+    rendered = [template.render(row.messages, row.tools) for row in rows]
+    if rendered and config.divergence == "universal":  # a teacher with other tokens: each as both read it
         theirs = teachers_template(config)
         others = [theirs.render(row.messages, row.tools) for row in rows]
         return [
             Taught(row.ids, row.mask, key, other, aligned(row, other, template.decode, theirs.decode))
-            for row, other, key in zip(made, others, keys_of(others, config), strict=True)
+            for row, other, key in zip(rendered, others, keys_of(others, config), strict=True)
         ]
-    if made and not is_store(str(config.teacher)):
-        refuse_other_tokens(open_local(str(config.teacher)), rows[0], made[0], template)
-    return [Taught(row.ids, row.mask, key) for row, key in zip(made, keys_of(made, config), strict=True)]
+    if rendered and not is_store(str(config.teacher)):
+        refuse_other_tokens(open_local(str(config.teacher)), rows[0], rendered[0], template)
+    return [Taught(row.ids, row.mask, key) for row, key in zip(rendered, keys_of(rendered, config), strict=True)]
 
 
 CONVERSATIONS = RowKind(lambda row: not row.rated_bad, _conversations)
@@ -146,14 +149,20 @@ def _learned(row: Rendered, what: str) -> Rendered:
         return row
     if what == "all":
         return Rendered(row.ids, [1] * len(row.ids))
+    begin, end = last_answer(row)
+    return Rendered(row.ids, [0] * begin + row.mask[begin:end] + [0] * (len(row.mask) - end))
+
+
+def last_answer(row: Rendered) -> tuple[int, int]:
+    """Where a row's last run of supervised tokens begins, and where it ends; (0, 0) without any."""
     end = max((i for i, weight in enumerate(row.mask) if weight), default=-1) + 1
     begin = end
     while begin and row.mask[begin - 1]:
         begin -= 1
-    return Rendered(row.ids, [0] * begin + row.mask[begin:end] + [0] * (len(row.mask) - end))
+    return begin, end
 
 
-def _last_answer(messages: Sequence[Message], shared: int, row: Row, template: Template) -> Rendered:
+def _turns_from(messages: Sequence[Message], shared: int, row: Row, template: Template) -> Rendered:
     """The conversation, only its turns from `shared` on learned."""
     turns: list[Message] = [{**m, "weight": 0} for m in messages[:shared]]
     return template.render([*turns, *messages[shared:]], row.tools)
@@ -171,22 +180,16 @@ def with_reference(row: TrainRow, values: tuple[float, float]) -> TrainRow:
 
 
 def check_rows(rows: Sequence[TrainRow], split: str, vocabulary: int) -> None:
-    """Refuse what can't be trained on.
-
-    Raises:
-        UserError: no rows, a row without a supervised token, a token id that the model does not have.
-    """
+    """Raises UserError: no rows, one without a supervised token, or a token id that the model does not have."""
     if not rows:
         raise UserError(f"The {split} split is empty", next_step="give more data, or smaller split.val and split.test")
     for number, row in enumerate(rows, 1):
+        name = f"Row {number} of the {split} split"
         for part in conversations(row):
             if not any(part.mask[1:]):
-                step = (
-                    "every row needs an assistant turn; `tuneloop prepare --show 3` shows which tokens are supervised"
-                )
-                raise UserError(f"Row {number} of the {split} split has no token to learn", next_step=step)
+                step = "every row needs an assistant turn; `tuneloop prepare --show 3` shows the supervised tokens"
+                raise UserError(f"{name} has no token to learn", next_step=step)
             if max(part.ids) >= vocabulary or min(part.ids) < 0:
-                raise UserError(
-                    f"Row {number} of the {split} split has the token {max(part.ids)}, and the model knows {vocabulary}",
-                    next_step="the tokenizer is not this model's: download the model's folder again, with its own tokenizer.json",
-                )
+                step = "the tokenizer is not this model's: download the model's folder again, with its tokenizer.json"
+                what = f"{name} has the token {max(part.ids)}, and the model knows {vocabulary}"
+                raise UserError(what, next_step=step)

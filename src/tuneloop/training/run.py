@@ -1,4 +1,4 @@
-"""A run as its parts share it: what is trained, how far it is, and how it writes down what happens."""
+"""A run as its parts share it: what is trained, how far it is, its metrics, and what it does when something fails."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import contextlib
 import json
 import math
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,23 +18,26 @@ import torch
 from torch import Tensor
 
 from tuneloop.core.device import peak_memory, random_state, set_random_state
+from tuneloop.core.errors import UserError
 from tuneloop.core.files import user_errors_of_the_disk
 from tuneloop.core.machine import is_first
 from tuneloop.models.load import Model
 from tuneloop.models.methods import Trainable
 from tuneloop.records.run import Schedule
-from tuneloop.training.checkpoint import State, save_checkpoint
+from tuneloop.training.checkpoint import State, list_checkpoints, load_checkpoint, save_checkpoint
 from tuneloop.training.config import TrainConfig
-from tuneloop.training.distributed import load_optimizer
-from tuneloop.training.monitors import Monitors, TrainingFinding
+from tuneloop.training.distributed import load_optimizer, wait
+from tuneloop.training.monitors import Monitors, TrainingFinding, policy
 from tuneloop.training.optimizers import UpdatesInBackward
 
 SAVES_APART = 19.0  # times what writing a checkpoint took: full 8B writes 50 to 80 GB
 
+Log = Callable[[dict[str, Any]], None]  # gets every record of `metrics.jsonl`
+
 
 @dataclass
 class TrainingRun:
-    """What the loop's parts share."""
+    """What the parts of the loop share."""
 
     model: Model
     config: TrainConfig
@@ -40,18 +45,18 @@ class TrainingRun:
     optimizer: Any
     state: State
     out: Path
-    log: Callable[[dict[str, Any]], None] = lambda record: None
+    log: Log = lambda record: None
     saved: Callable[[], None] = lambda: None
-    start: dict[str, Tensor] = field(default_factory=dict)
+    start: dict[str, Tensor] = field(default_factory=dict)  # parameters before the first step, for `l2_start`
     monitors: Monitors = field(default_factory=Monitors)
-    ids: Sequence[str] = ()
-    found: list[TrainingFinding] = field(default_factory=list)
-    untrained: dict[str, Tensor] = field(default_factory=dict)
+    ids: Sequence[str] = ()  # of the training rows
+    findings: list[TrainingFinding] = field(default_factory=list)  # since `act` last took them
+    untrained: dict[str, Tensor] = field(default_factory=dict)  # parameters to go back to before any checkpoint
     metrics: Any = None
-    saved_at: float = 0.0
-    saving_seconds: float = 0.0
-    asked_to_end: bool = False
-    said_busy: bool = False
+    saved_at: float = 0.0  # by the monotonic clock
+    saving_seconds: float = 0.0  # of the last checkpoint
+    preempted: bool = False  # SIGTERM came
+    is_busy_reported: bool = False
     threads: int = field(default_factory=torch.get_num_threads)
     seed: int = 0
     in_backward: UpdatesInBackward | None = None
@@ -73,19 +78,20 @@ class TrainingRun:
         self.log(record)
         batch = [self.ids[i] for i in record.get("rows", ())] if self.ids and "loss" in record else []
         for finding in self.monitors.feed(record, batch):
-            self.found.append(finding)
+            self.findings.append(finding)
             self.record(finding.to_record())
+
+    def report(self, event: str, message: str) -> None:
+        """Record an event at the step that has just been done."""
+        self.record({"step": self.state.step, "event": event, "message": message})
 
     def checkpoint_due(self) -> bool:
         """Whether it is time for one: by the clock, by steps, or because the process is to end."""
         every, seconds = self.config.checkpoint_steps, self.config.checkpoint_seconds or 0.0
         if seconds:  # no more than a twentieth of the time goes into writing them
             seconds = max(seconds, SAVES_APART * self.saving_seconds)
-        return (
-            self.asked_to_end
-            or time.monotonic() - self.saved_at > seconds
-            or (every is not None and self.state.step % every == 0)
-        )
+        late = time.monotonic() - self.saved_at > seconds
+        return self.preempted or late or (every is not None and self.state.step % every == 0)
 
     def save(self) -> None:
         """Write a checkpoint."""
@@ -118,8 +124,8 @@ class TrainingRun:
         return MetricsFile(self.out / "metrics.jsonl", self.state.step) if is_first() else contextlib.nullcontext()
 
 
-class MetricsFile:
-    """`metrics.jsonl`, appended record by record; opening drops what a cut-short run wrote behind its last checkpoint."""
+class MetricsFile(contextlib.AbstractContextManager["MetricsFile"]):
+    """`metrics.jsonl`, appended record by record; opening drops what an interrupted run wrote after its checkpoint."""
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
@@ -136,9 +142,6 @@ class MetricsFile:
             path.write_text("".join(lines), encoding="utf-8")
             self.file = path.open("a", encoding="utf-8")
 
-    def __enter__(self) -> MetricsFile:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.file.close()
 
@@ -153,3 +156,81 @@ class MetricsFile:
         """Make the records durable."""
         with user_errors_of_the_disk(self.path):
             os.fsync(self.file.fileno())
+
+
+# --- when something goes wrong: stop, go back to a checkpoint, or save and end on SIGTERM
+
+
+MOST_ROLLBACKS = 3  # a run that must go back more often has another fault
+
+
+class Preempted(SystemExit):
+    """SIGTERM came, as spot machines send it, and a checkpoint is saved; the exit status is 143."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(128 + signal.SIGTERM)
+        self.step = step
+
+
+def act(run: TrainingRun, validated: bool) -> bool:
+    """Do what the policies say about what the monitors have found; whether the run went back to a checkpoint. Raises
+    UserError: the run is to stop and has no evaluated weights worth keeping, or its weights are no numbers any more."""
+    state, config = run.state, run.config
+    findings, run.findings = run.findings, []
+    broken = not (math.isfinite(run.monitors.losses[-1]) and math.isfinite(run.monitors.norms[-1]))
+    for finding in findings:
+        action = policy(finding.kind, config)
+        if action == "rollback" and state.rollbacks < MOST_ROLLBACKS:
+            _roll_back(run, finding)
+            return True
+        useless = validated and not (state.best_step and state.best_val_loss < state.first_val_loss)
+        if broken or (action != "warn" and useless):
+            rates = [r for r in finding.remedies if r.startswith("train.learning_rate=")]
+            lower = rates[0] if rates else f"train.learning_rate={config.learning_rate / 5:g}"
+            where, step = str(run.out / "metrics.jsonl"), f"start again with {lower} output_dir=FOLDER"
+            raise UserError(f"{finding.sentence} The run is stopped", where=where, next_step=step)
+        if action != "warn":
+            state.stopped = finding.kind
+    return False
+
+
+def _roll_back(run: TrainingRun, finding: TrainingFinding) -> None:
+    """Continue from a checkpoint before the finding at half the learning rate, without the batch at fault, if any."""
+    state, checkpoints = run.state, list_checkpoints(run.checkpoints)
+    for newer in checkpoints[1:] if finding.kind in ("divergence", "learning_rate_too_high") and is_first() else []:
+        newer.unlink()  # it may hold weights that were on their way already
+    wait()
+    before = load_checkpoint(run.checkpoints, state.key)
+    if before is None:
+        where, step = str(run.checkpoints), "set train.on_divergence=stop"
+        raise UserError("There is no checkpoint to go back to", where=where, next_step=step)
+    skipped = [*state.skipped, finding.step] if finding.rows else state.skipped
+    halved_rate, rollbacks, tokens = state.rate_factor / 2, state.rollbacks + 1, state.tokens
+    vars(state).update(vars(before))
+    state.rate_factor, state.skipped, state.rollbacks, state.tokens = halved_rate, skipped, rollbacks, tokens
+    run.restore()
+    run.monitors.go_back(state.step)
+    without = f", without the rows of step {finding.step}" if finding.rows else ""
+    cause = f"{finding.kind.replace('_', ' ')} at step {finding.step}"
+    run.report(
+        "rollback", f"{cause}: back to step {state.step}, the learning rate times {state.rate_factor:g}{without}"
+    )
+    run.save()
+
+
+@contextlib.contextmanager
+def notice_sigterm(run: TrainingRun) -> Iterator[None]:
+    """Let the step that is being computed end when the system asks the process to; a second signal ends it at once."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+
+    def notice(number: int, frame: Any) -> None:
+        run.preempted = True
+        signal.signal(signal.SIGTERM, before)
+
+    before = signal.signal(signal.SIGTERM, notice)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

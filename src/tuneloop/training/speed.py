@@ -1,29 +1,36 @@
-"""How fast a run will go, measured before it begins."""
+"""What is measured before a run begins: how fast it will go, and the learning rate that suits it."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
 
 import torch
 
 from tuneloop.core.device import is_out_of_memory, release_memory
 from tuneloop.core.machine import processes
-from tuneloop.core.ui import busy
+from tuneloop.core.ui import busy, progress
 from tuneloop.models.load import Model
 from tuneloop.models.methods import method_named
+from tuneloop.records.run import LearningRate
 from tuneloop.training.batches import Step, plan_steps, too_large
-from tuneloop.training.config import TrainConfig
-from tuneloop.training.distributed import agreed, own_share, summed
-from tuneloop.training.loss import shared_prefix
+from tuneloop.training.checkpoint import State
+from tuneloop.training.config import TrainConfig, usual_rate
+from tuneloop.training.distributed import agreed, own_share, regroup, summed
+from tuneloop.training.loss import mean_loss, shared_prefix, with_references
 from tuneloop.training.methods import attach, recompute_layers
+from tuneloop.training.optimizers import make_optimizer
 from tuneloop.training.rows import TrainRow, check_rows, conversations, tokens_of
-from tuneloop.training.step import batch_loss
+from tuneloop.training.run import TrainingRun
+from tuneloop.training.step import batch_loss, optimizer_step
 
-# A run's speed over minutes as a share of that over its first seconds: the optimizer, freed memory that is faulted in again, and a
-# shared processor that slows down under load. .90, .78 and .75 on three runs of the demo; a number from experience.
+# A run's speed over minutes as a share of that over its first seconds: the optimizer, freed memory that is faulted in
+# again, a shared processor that slows down under load. From experience: .90, .78 and .75 on three runs of the demo.
 SUSTAINED = 0.82
 MEASURING = "measuring this machine"  # as progress calls it
 # Seconds of passes that are enough; most seconds of a measurement, and most of them as a share of a run's time.
@@ -32,28 +39,26 @@ FEW_TOKENS = 256  # of the first passes of several rows: products of so many are
 
 
 def measure_speed(
-    model: Model, rows: Sequence[TrainRow], config: TrainConfig, seed: int, seconds: float | None = None,
-    kept_layers: int = 0,
-) -> float:  # fmt: skip
-    """Tokens a second that a run will keep up, from forward and backward passes on some of its own batches.
+    model: Model, rows: Sequence[TrainRow], config: TrainConfig, seed: int, seconds: float = 0.0, kept_layers: int = 0
+) -> float:
+    """Tokens a second that a run will keep up, from forward and backward passes on some of its batches.
 
-    Nothing is changed. A few seconds run faster than many minutes, see SUSTAINED. Where even one micro-batch would take too long,
-    see `longest_measurement`, a few of its rows are the measure.
+    Nothing is changed. A few seconds run faster than many minutes, see SUSTAINED. Where even one micro-batch would take
+    too long, see `longest_measurement`, a few of its rows are the measure.
 
     Args:
-        seconds: that are enough; default: `ENOUGH`, or a tenth of the run's time where that is less.
+        seconds: that are enough; 0: `ENOUGH`, or a tenth of the run's time where that is less.
         kept_layers: where layers are computed again, so many of the last ones are not.
     """
-    seconds = min(ENOUGH, 6 * (config.max_minutes or 1.0)) if seconds is None else seconds
-
+    seconds = seconds or min(ENOUGH, 6 * (config.max_minutes or 1.0))
     check_rows(rows, "training", model.head.shape[0])
     trainable = attach(model, config, seed, rows)
     steps = plan_steps(rows, config, seed)
-    picked = random.Random(seed).sample(steps, min(len(steps), 8))
+    some = random.Random(seed).sample(steps, min(len(steps), 8))
     recompute_layers(model.net, config.gradient_checkpointing == "always", kept_layers)
     model.net.train()
     with busy(MEASURING), torch.random.fork_rng(devices=[]):
-        speed = _timed(model, rows, config, picked, seconds)
+        speed = _timed(model, rows, config, some, seconds)
     for parameter in trainable.parameters.values():
         parameter.grad = None
     trainable.detach()
@@ -63,22 +68,14 @@ def measure_speed(
 
 
 def longest_measurement(config: TrainConfig, seconds: float) -> float:
-    """Seconds after which no pass of a measurement may end, as far as is known before it begins: some per cent of the run's time.
-
-    Args:
-        seconds: that are enough; half as many more are always allowed.
-    """
+    """Seconds after which no pass of a measurement may end, as far as is known before it begins: some per cent of the
+    run's time, and at least half more than the `seconds` that are enough."""
     return MOST if config.max_minutes is None else min(MOST, max(1.5 * seconds, MOST_SHARE * 60 * config.max_minutes))
 
 
-def _timed(
-    model: Model, rows: Sequence[TrainRow], config: TrainConfig, picked: Sequence[Step], seconds: float
-) -> float:
-    """Tokens a second of passes on these steps.
-
-    Passes grow from a single row to a whole micro-batch, and each is begun only where the one before it says that it will end in
-    time. So a machine of any speed is measured, a very slow one by a row.
-    """
+def _timed(model: Model, rows: Sequence[TrainRow], config: TrainConfig, steps: Sequence[Step], seconds: float) -> float:
+    """Tokens a second of passes on these steps. They grow from a row to a whole micro-batch, each begun only where the
+    one before says that it will end in time: so a very slow machine is measured by a row."""
     began, most = time.monotonic(), longest_measurement(config, seconds)
     tokens, took = 0, 0.0  # of the last pass
 
@@ -86,23 +83,24 @@ def _timed(
         expected = took / max(tokens, 1) * sum(tokens_of(rows[i]) for i in micro)
         return not agreed(time.monotonic() - began + expected > most)
 
-    def passed(micro: Sequence[int]) -> tuple[int, float]:
+    def timed_pass(micro: Sequence[int]) -> tuple[int, float]:
         start = time.monotonic()
-        _forth_and_back(model, [rows[i] for i in micro], config)
+        _forward_and_backward(model, [rows[i] for i in micro], config)
         return sum(tokens_of(rows[i]) for i in micro), time.monotonic() - start
 
-    micros = [micro for step in picked for micro, _ in own_share(step.micro_batches)]
-    few = _few_rows(rows, micros[0])
-    # The first pass does what is done once, and the first of a size takes new memory: their time counts where there is no other.
+    micros = [micro for step in steps for micro, _ in own_share(step.micro_batches)]
+    totals = itertools.accumulate(tokens_of(rows[i]) for i in micros[0])
+    few = micros[0][: sum(total < FEW_TOKENS for total in totals) + 1]  # the first rows with so many tokens together
+    # The first pass does what is done once, the first of a size takes new memory: their time counts if it is the only.
     for micro in (micros[0][:1], few, few, micros[0]):
         if not fits(micro):
             return summed([tokens])[0] / took
-        tokens, took = passed(micro)
+        tokens, took = timed_pass(micro)
     whole: list[tuple[int, float]] = []
     for micro in micros:
         if not fits(micro):
             break
-        whole.append(passed(micro))
+        whole.append(timed_pass(micro))
         if agreed(sum(each for _, each in whole) > seconds):
             break
     if whole:
@@ -110,17 +108,9 @@ def _timed(
     return summed([tokens])[0] / took
 
 
-def _few_rows(rows: Sequence[TrainRow], micro: Sequence[int]) -> list[int]:
-    """The first rows of a micro-batch that have `FEW_TOKENS` together."""
-    few: list[int] = []
-    for i in micro:
-        few.append(i)
-        if sum(tokens_of(rows[j]) for j in few) >= FEW_TOKENS:
-            break
-    return few
-
-
-def _forth_and_back(model: Model, rows: Sequence[TrainRow], config: TrainConfig, recomputing: bool = False) -> None:
+def _forward_and_backward(
+    model: Model, rows: Sequence[TrainRow], config: TrainConfig, recomputing: bool = False
+) -> None:
     """A micro-batch's passes, divided as a run divides them when memory runs out."""
     try:
         batch_loss(model, rows, 1.0, config).backward()  # type: ignore[no-untyped-call]
@@ -131,19 +121,17 @@ def _forth_and_back(model: Model, rows: Sequence[TrainRow], config: TrainConfig,
     release_memory()
     if len(rows) > 1:
         for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
-            _forth_and_back(model, half, config, recomputing)
+            _forward_and_backward(model, half, config, recomputing)
     elif recomputing or config.gradient_checkpointing != "auto":
         raise too_large(tokens_of(rows[0]), "while measuring the speed")
     else:
         recompute_layers(model.net, True)
-        _forth_and_back(model, rows, config, True)
+        _forward_and_backward(model, rows, config, True)
 
 
 def micro_shape(model: Model, rows: Sequence[TrainRow], config: TrainConfig) -> tuple[int, int, int]:
-    """Conversations, their length behind what is computed once for all of them, and the length of that.
-
-    The length is the root of the mean square, between what layers and what attention needs; on several processes, which may compute all padding, the longest.
-    """
+    """Conversations, their length behind what is computed once for all, and the length of that. The first length is the
+    root of the mean square, between what layers and attention need; the longest where padding may be computed."""
     parts = [part for row in rows for part in conversations(row)]
     virtual = method_named(config.method).footprint.has_virtual_tokens
     shares = model.shares(max(len(part.ids) for part in parts), behind_prefix=virtual)
@@ -152,3 +140,67 @@ def micro_shape(model: Model, rows: Sequence[TrainRow], config: TrainConfig) -> 
     if processes() > 1:
         return len(parts), max(lengths), prefix
     return len(parts), math.ceil(math.sqrt(sum(n * n for n in lengths) / len(lengths))), prefix
+
+
+# --- `train.learning_rate=auto`: a short range test on a throwaway adapter
+
+RATES, SPAN = 24, 100.0  # rates tried: from a hundredth of the usual one to a hundred times it, in even factors
+# Rows whose loss judges; no step learns from them, for what is seen a few times is soon known by heart, at any rate.
+JUDGES = 12
+MARGIN = 3.0  # the loss is lowest just before it rises; a run needs a margin (Smith 2017; fast.ai takes a tenth)
+LEAST_FALL = 0.05  # less of a fall may be chance, and is nothing to choose by
+
+
+def range_test(model: Model, rows: Sequence[TrainRow], config: TrainConfig, seed: int) -> LearningRate:
+    """Raise the learning rate step by step and see where the loss of other rows stops to fall (after Smith 2017, arXiv
+    1506.01186). The model is left as it was."""
+    order = random.Random(seed).sample(range(len(rows)), len(rows))
+    held_out = order[: min(JUDGES, len(rows) // 3)] or order
+    usual = usual_rate(config.method, config.loss)
+    rates = [usual / SPAN * SPAN ** (2 * i / (RATES - 1)) for i in range(RATES)]
+    rng = torch.get_rng_state()
+    trainable = attach(model, config, seed, rows)
+    with trainable.base():
+        judges = with_references(model, [rows[i] for i in held_out])
+        train_rows = with_references(model, [rows[i] for i in order if i not in set(held_out)] or list(judges))
+    regroup(model)
+    steps = plan_steps(train_rows, config.model_copy(update={"epochs": 1.0}), seed)
+    run = TrainingRun(model, config, trainable, make_optimizer(trainable, config), State("range test"), Path())
+
+    def loss_now() -> float:
+        model.net.eval()
+        loss, _ = mean_loss(model, judges, config, base=trainable.base)
+        model.net.train()
+        return loss
+
+    before = loss_now()
+    losses: list[float] = []
+    for i, rate in enumerate(rates):
+        optimizer_step(run, steps[i % len(steps)], train_rows, rate)
+        losses.append(loss_now() / before)
+        progress("trying learning rates", i + 1, RATES)
+        if not losses[-1] < 2:
+            break
+    progress("trying learning rates", RATES, RATES)
+    trainable.detach()
+    model.net.eval()
+    torch.set_rng_state(rng)
+    return choose(rates[: len(losses)], losses, usual)
+
+
+def choose(rates: Sequence[float], losses: Sequence[float], usual: float) -> LearningRate:
+    """The rate that a range test speaks for: a third of that at which the smoothed loss is lowest, in one digit. Where
+    the loss hardly fell there is nothing to choose by, and the usual rate stays."""
+    finite = [loss if math.isfinite(loss) else 1e9 for loss in losses]
+    smooth = [mean(finite[max(i - 1, 0) : i + 2]) for i in range(len(finite))]
+    at = min(range(len(smooth)), key=smooth.__getitem__)
+    tried = f"{len(rates)} rates from {rates[0]:.1g} to {rates[-1]:.1g} tried"
+    if smooth[at] > 1 - LEAST_FALL:
+        rate, why = usual, f"the loss of rows held out hardly falls at any of them; {usual:g} is usual and stays"
+    else:
+        rate = float(f"{rates[at] / MARGIN:.1g}")
+        after = "rises from there on" if at < len(smooth) - 1 else "was still falling at the highest"
+        lowest = f"lowest at {rates[at]:.1g} ({smooth[at]:.0%} of where it began) and {after}"
+        margin = f"a whole run needs a margin, so the rate is {rate:g}, a third ({usual:g} is usual)"
+        why = f"the loss of rows held out is {lowest}; {margin}"
+    return LearningRate(rates=list(rates), losses=list(losses), chosen=rate, sentence=f"{tried}: {why}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +27,9 @@ from tuneloop.training.run import TrainingRun
 def optimizer_step(
     run: TrainingRun, step: Step, rows: Sequence[TrainRow], rate: float
 ) -> tuple[float, float, dict[str, float]]:
-    """One optimizer step: the mean loss over all its micro-batches, the gradient's norm, and the loss's further metrics.
-
-    The mean is taken over the whole step, so that how it is divided into micro-batches changes nothing. When memory runs
-    out the step is repeated in micro-batches of half as many rows, and so are those that follow.
-
-    Raises:
-        UserError: a single row does not fit into memory.
-    """
+    """One optimizer step: its mean loss, the gradient's norm, the loss's further metrics. How it is divided into
+    micro-batches changes nothing; when memory runs out it and later ones are repeated in halves. Raises UserError: a
+    single row does not fit."""
     parameters = list(run.trainable.parameters.values())
     for group in run.optimizer.param_groups:
         group["lr"] = rate * group.get("ratio", 1.0)
@@ -45,11 +41,11 @@ def optimizer_step(
         try:
             total, metrics = _gradients(run, step, rows)
             if run.state.loss_scale <= 1 or bool(torch.stack(_norms(parameters)).isfinite().all()):
-                break  # else a gradient became infinite, and the step is repeated with a smaller scale (arXiv 1710.03740)
-            run.state.loss_scale /= 2
+                break
+            run.state.loss_scale /= 2  # a gradient became infinite: again with a smaller scale (arXiv 1710.03740)
             run.state.scaled_steps = 0
         except (RuntimeError, MemoryError) as error:
-            # With several processes the others are in the middle of the step; in the backward pass weights have changed already.
+            # Of several processes the others are within the step; updates in the backward pass have changed weights.
             if not is_out_of_memory(error) or processes() > 1 or run.in_backward:
                 raise
         run.optimizer.zero_grad(set_to_none=True)
@@ -73,19 +69,18 @@ def optimizer_step(
 
 def _gradients(run: TrainingRun, step: Step, rows: Sequence[TrainRow]) -> tuple[float, dict[str, float]]:
     loss = LOSSES[run.config.loss]
-    of_step = [rows[i] for i in step.indices]
+    step_rows = [rows[i] for i in step.indices]
     scale = run.state.loss_scale or 1.0
-    share = scale / sum(loss.units(row) for row in of_step)
-    constant = loss.constant(Batch(run.model, of_step, share, run.config, run.trainable.base))
+    share = scale / sum(loss.units(row) for row in step_rows)
+    whole_step = Batch(run.model, step_rows, share, run.config, run.trainable.base)
+    whole_step = replace(whole_step, constant=loss.constant(whole_step))
     values: list[Tensor] = []
     parts: dict[str, list[Tensor]] = {}
     own_micro_batches = own_share(step.micro_batches)
-    for place, (micro, counted) in enumerate(own_micro_batches, 1):
+    for place, (micro, counts) in enumerate(own_micro_batches, 1):
         if run.in_backward:
             run.in_backward.armed = place == len(own_micro_batches)
-        weight = share if counted else 0.0
-        batch = Batch(run.model, [rows[i] for i in micro], weight, run.config, run.trainable.base, constant)
-        value, sums = loss.value(batch)
+        value, sums = loss.value(replace(whole_step, rows=[rows[i] for i in micro], share=share if counts else 0.0))
         value.backward()  # type: ignore[no-untyped-call]
         values.append(value.detach())
         for name, metric in sums.items():
@@ -104,7 +99,7 @@ def _gradients(run: TrainingRun, step: Step, rows: Sequence[TrainRow]) -> tuple[
     return total, metrics
 
 
-# Half precision: the loss is scaled up by this at first, by half of it after each overflow, by twice after so many steps without one.
+# Half precision: the scale of the loss at first; halved after each overflow, doubled after so many steps without one.
 LOSS_SCALE, SCALED_STEPS = 2.0**16, 1000
 
 
@@ -115,10 +110,8 @@ def _norms(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
 
 
 def _pull_to_start(run: TrainingRun) -> float:
-    """Add the gradient of `l2_start` times the squared distance from where the run began; returns the distance.
-
-    A weight at a time, for the differences are fp32. Of a bf16 weight they are what the model computes with, without what rounding took away.
-    """
+    """Add the gradient of `l2_start` times the squared distance from the start, and return that: fp32, a weight at a
+    time, without what rounding took away from bf16 weights."""
     distances = []
     for name, p in run.trainable.parameters.items():
         moved = p.detach().float() - run.start[name].float()
@@ -131,23 +124,21 @@ def _pull_to_start(run: TrainingRun) -> float:
 def _with_less_memory(run: TrainingRun, step: Step, rows: Sequence[TrainRow]) -> Step:
     """The step in smaller micro-batches; the message about it is in `metrics.jsonl`."""
     release_memory()
+    number = run.state.step + 1
     try:
         smaller = halved(step)
     except ValueError:
         if run.config.gradient_checkpointing == "auto" and (run.state.kept_layers or not run.state.recompute):
             run.state.recompute, run.state.kept_layers = True, 0
             recompute_layers(run.model.net, True)
-            run.record({"step": run.state.step, "event": "out_of_memory",
-                          "message": f"memory ran out: from step {run.state.step + 1} on layers are computed again in the backward "
-                                     "pass, which takes about a third longer; the result stays the same"})  # fmt: skip
+            change = f"from step {number} on layers are computed again in the backward pass, which takes about a third"
+            run.report("out_of_memory", f"memory ran out: {change} longer; the result stays the same")
             return step
-        longest = max(tokens_of(rows[i]) for i in step.indices)
-        raise too_large(longest, f"at step {run.state.step + 1}", str(run.out)) from None
+        raise too_large(max(tokens_of(rows[i]) for i in step.indices), f"at step {number}", str(run.out)) from None
     run.state.halvings += 1
     before, after = (max(len(micro) for micro in s.micro_batches) for s in (step, smaller))
-    run.record({"step": run.state.step, "event": "out_of_memory",
-                  "message": f"memory ran out: micro-batches of {after} rows instead of {before} from step "
-                             f"{run.state.step + 1} on; a step's rows and its result stay the same"})  # fmt: skip
+    change = f"micro-batches of {after} rows instead of {before} from step {number} on"
+    run.report("out_of_memory", f"memory ran out: {change}; a step's rows and its result stay the same")
     return smaller
 
 

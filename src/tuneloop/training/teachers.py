@@ -1,76 +1,252 @@
-"""Whether a teacher can teach: its tokens, its chat template, and what is stored of its probabilities. Needs no torch."""
+"""Whether a teacher can teach: its tokens, its chat template, its stored probabilities. Needs no torch.
+
+The store holds its likeliest next tokens: about 300 bytes a position with 128 tokens.
+At each learned position K tokens are kept with their probabilities, and the probability of all others together. Tokens
+are sorted by id and coded by Elias-Fano (Elias 1974): of an id the low bits as they are, the high bits as gaps in a row
+of bits. A probability is one of 256 steps between the logarithms of the greatest and the least, which is at most 3 %
+off where they are 15 apart; all of a position are then scaled so that they and the tail add up to 1.
+
+A folder holds `tokens.bin` (the positions of all rows), `rows.jsonl` (which of them are whose) and `teacher.json` (what
+they are of). Positions are appended and a row counts once its line stands, so a pass that was cut short continues where
+it ended.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash
+from tuneloop.core.files import content_hash, drop_torn_line, read_jsonl, user_errors_of_the_disk
+from tuneloop.core.lazy import np
 from tuneloop.core.units import counted
 from tuneloop.inference.local.target import LocalTarget, open_local
 from tuneloop.inference.protocol import with_template
 from tuneloop.models.load import load_tokenizer
 from tuneloop.models.template import Rendered, Template, load_template
+from tuneloop.records.distillation import TeacherLogits
+from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Row
 from tuneloop.training.config import TrainConfig
-from tuneloop.training.top_logits import TopStore, is_store, row_key
 
-BY_TEXT = (
-    "set train.divergence=universal, or let the student learn the teacher's answers: tuneloop distill --level text"
-)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TOKENS, ROWS = "tokens.bin", "rows.jsonl"
+STEPS = 255  # of a probability, in one byte
+HEAD = 6  # bytes: logarithms of the greatest probability, of its distance to the least, of the tail, in half precision
+LEAST_LOG = -60.0  # of a probability
+
+
+def is_store(name: str) -> bool:
+    """Whether a teacher's name is a folder of stored probabilities."""
+    return (Path(name).expanduser() / TeacherLogits.file).is_file()
+
+
+def positions(row: Rendered) -> list[int]:
+    """Where a learned token is predicted: places before learned tokens."""
+    return [place - 1 for place in range(1, len(row.ids)) if row.mask[place] > 0]
+
+
+def row_key(row: Rendered) -> str:
+    """What a row's stored positions are found by: its tokens, and which of them are learned."""
+    return content_hash([row.ids, [weight > 0 for weight in row.mask]])[:24]
+
+
+@dataclass(frozen=True)
+class TopProbabilities:
+    """The likeliest tokens of a teacher at some positions."""
+
+    ids_NK: Tensor
+    p_NK: Tensor  # probabilities of the tokens `ids_NK`
+    tail_N: Tensor  # probability of all other tokens together
+
+    def part(self, which: slice) -> TopProbabilities:
+        """Some of the positions."""
+        return TopProbabilities(self.ids_NK[which], self.p_NK[which], self.tail_N[which])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a position is laid out in bytes."""
+
+    top: int  # tokens that are kept
+    vocabulary: int  # tokens that there are
+    low: int = field(init=False)  # low bits of an id that are kept as they are
+    low_bytes: int = field(init=False)  # of the low bits of all ids
+    high_bytes: int = field(init=False)  # of the row of bits that has a one for each id
+    width: int = field(init=False)  # bytes of a position
+
+    def __post_init__(self) -> None:
+        low = max((self.vocabulary // self.top).bit_length() - 1, 0)
+        low_bytes, high_bytes = -(-self.top * low // 8), -(-(self.top + (self.vocabulary >> low) + 1) // 8)
+        width = HEAD + self.top + low_bytes + high_bytes
+        vars(self).update(low=low, low_bytes=low_bytes, high_bytes=high_bytes, width=width)
+
+    def pack(self, ids: np.ndarray, logp: np.ndarray, log_tail: np.ndarray) -> np.ndarray:
+        """Bytes (N, width) of positions: distinct ids (N, top), log probabilities, and that of all others (N)."""
+        count, order = len(ids), np.argsort(ids, 1)
+        ids, logp = np.take_along_axis(ids, order, 1), np.take_along_axis(logp, order, 1)
+        head = np.stack((logp.max(1), logp.max(1) - logp.min(1), log_tail), 1).clip(LEAST_LOG, -LEAST_LOG)
+        head = head.astype(np.float16)
+        span = np.maximum(head[:, 1:2].astype(np.float32), 1e-6)
+        codes = np.rint((head[:, :1].astype(np.float32) - logp) / span * STEPS).clip(0, STEPS).astype(np.uint8)
+        bits = np.zeros((count, self.high_bytes * 8), np.uint8)
+        np.put_along_axis(bits, (ids >> self.low) + np.arange(self.top), 1, 1)
+        low = ((ids[:, :, None] >> np.arange(self.low)) & 1).astype(np.uint8).reshape(count, -1)
+        parts = head.view(np.uint8).reshape(count, HEAD), codes, np.packbits(low, 1), np.packbits(bits, 1)
+        return np.concatenate(parts, 1)
+
+    def unpack(self, data: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ids (N, top), their probabilities, and the tail's (N), which add up to 1."""
+        count = len(data)
+        head, codes, low, high = np.split(data, np.cumsum([HEAD, self.top, self.low_bytes]), 1)
+        places = np.nonzero(np.unpackbits(high, axis=1))[1].reshape(count, self.top) - np.arange(self.top)
+        bits = np.unpackbits(low, axis=1)[:, : self.top * self.low].reshape(count, self.top, self.low)
+        ids = (places << self.low) + bits.astype(np.int64) @ (1 << np.arange(self.low))
+        greatest, span, log_tail = np.ascontiguousarray(head).view(np.float16).astype(np.float32).T[:, :, None]
+        p = np.exp(greatest - span * codes.astype(np.float32) / STEPS)
+        tail = np.exp(log_tail[:, 0]).clip(0, 1)
+        return ids, p * ((1 - tail) / p.sum(1))[:, None], tail
+
+
+@dataclass
+class TopStore:
+    """A folder of stored positions."""
+
+    folder: Path
+    about: TeacherLogits  # what they are of
+    rows: dict[str, tuple[int, int]] = field(default_factory=dict)  # key of a row -> its first position, and how many
+    _data: Any = None
+
+    @property
+    def layout(self) -> Layout:
+        """How its positions are laid out."""
+        return Layout(self.about.top, self.about.vocabulary)
+
+    @staticmethod
+    def open(folder: Path) -> TopStore:
+        """What is stored in a folder. Raises UserError: nothing is, or its files are damaged."""
+        store = TopStore(folder, read_record(TeacherLogits, folder))
+        file = folder / TOKENS
+        size = file.stat().st_size // store.layout.width if file.is_file() else 0
+        for line in read_jsonl(folder / ROWS) if (folder / ROWS).is_file() else ():
+            if line["first"] + line["positions"] > size:
+                what = "A file of the teacher's probabilities is shorter than it was"
+                raise UserError(what, where=str(file), next_step=f"delete {folder} and distil again")
+            store.rows[line["row"]] = line["first"], line["positions"]
+        return store
+
+    @staticmethod
+    def create(folder: Path, about: TeacherLogits) -> TopStore:
+        """A folder to write to, or to continue. Raises UserError: it holds other probabilities, or can't be written."""
+        with user_errors_of_the_disk(folder):
+            if not (folder / TeacherLogits.file).is_file():
+                folder.mkdir(parents=True, exist_ok=True)
+                write_record(folder / TeacherLogits.file, about)
+            if (folder / ROWS).is_file():
+                drop_torn_line(folder / ROWS)
+            store = TopStore.open(folder)
+            if store.about != about:
+                what, step = "Here are probabilities of another teacher", "choose another folder"
+                raise UserError(what, where=str(folder), next_step=step)
+            size = store.count * store.layout.width
+            if (folder / TOKENS).is_file() and (folder / TOKENS).stat().st_size > size:
+                with (folder / TOKENS).open("r+b") as file:
+                    file.truncate(size)
+        return store
+
+    @property
+    def count(self) -> int:
+        """Positions that rows have."""
+        return max((first + some for first, some in self.rows.values()), default=0)
+
+    def add(self, rows: Sequence[Rendered], packed: np.ndarray) -> None:
+        """Append the positions of rows, in their order; they count when this returns."""
+        first, lines = self.count, []
+        for row in rows:
+            some = len(positions(row))
+            self.rows[row_key(row)] = first, some
+            lines.append(json.dumps({"row": row_key(row), "first": first, "positions": some}) + "\n")
+            first += some
+        with user_errors_of_the_disk(self.folder):
+            for name, data in ((TOKENS, packed.tobytes()), (ROWS, "".join(lines).encode())):
+                with (self.folder / name).open("ab") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+
+    def read(self, keys: Sequence[str]) -> TopProbabilities:
+        """The positions of rows one behind the other, on the processor."""
+        import torch
+
+        if self._data is None:
+            self._data = np.memmap(self.folder / TOKENS, np.uint8, "r").reshape(-1, self.layout.width)
+        parts = [self._data[first : first + some] for first, some in (self.rows[key] for key in keys)]
+        ids, p, tail = self.layout.unpack(np.concatenate(parts))
+        return TopProbabilities(torch.from_numpy(ids), torch.from_numpy(p), torch.from_numpy(tail))
+
+
+def top_of(logits_NV: Tensor, top: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The likeliest tokens of logits: ids, their log probabilities, and that of all others together (N)."""
+    import torch
+
+    scaled = logits_NV.float() / temperature
+    values, ids = scaled.topk(top, -1, sorted=False)
+    greatest = values.amax(-1, keepdim=True)
+    # The likeliest are taken out: the tail is the sum of what is left, not a small difference from 1.
+    rest = scaled.sub_(greatest).exp_().scatter_(1, ids, 0.0).sum(-1)
+    values = values - greatest
+    norm = (values.exp().sum(-1) + rest).log()
+    return ids, values - norm[:, None], rest.clamp(min=torch.finfo(torch.float32).tiny).log() - norm
+
+
+# --- whether it fits the student
+
+BY_TEXT = "set train.divergence=universal, or learn from the teacher's answers: tuneloop distill --level text"
 
 
 def keys_of(rows: Sequence[Rendered], config: TrainConfig) -> list[str]:
-    """What is stored of each row is found by this; empty where the teacher is queried in each step.
-
-    Raises:
-        UserError: nothing is stored of some row, or for another temperature.
-    """
+    """Keys of what is stored of rows; empty for a queried teacher. Raises UserError: nothing is stored of some row."""
     if not is_store(str(config.teacher)):
         return [""] * len(rows)
     if config.on_policy:
-        raise UserError(
-            "Stored probabilities say nothing of answers that the student writes", where="train.on_policy",
-            next_step="name a run or a model as train.teacher",
-        )  # fmt: skip
+        what = "No probabilities are stored of answers that the student writes"
+        raise UserError(what, where="train.on_policy", next_step="name a run or a model as train.teacher")
     store = TopStore.open(Path(str(config.teacher)).expanduser())
-    if store.about.temperature != config.teacher_temperature:
-        raise UserError(
-            f"The probabilities were stored at a temperature of {store.about.temperature:g}", where=str(config.teacher),
-            next_step=f"set train.teacher_temperature={store.about.temperature:g}, or store them again",
-        )  # fmt: skip
+    temperature = store.about.temperature
+    if temperature != config.teacher_temperature:
+        what = f"The probabilities were stored at a temperature of {temperature:g}"
+        step = f"set train.teacher_temperature={temperature:g}, or store them again"
+        raise UserError(what, where=str(config.teacher), next_step=step)
     keys = [row_key(row) for row in rows]
-    missing = sum(key not in store.rows for key in keys)
-    if missing:
-        raise UserError(
-            f"Of {missing:,} of {counted(len(keys), 'row')} no probabilities are stored", where=str(config.teacher),
-            next_step="store them for these rows and this student's chat template: tuneloop distill --level logits",
-        )  # fmt: skip
+    if missing := sum(key not in store.rows for key in keys):
+        what = f"Of {missing:,} of {counted(len(keys), 'row')} no probabilities are stored"
+        step = "store them for these rows and this student's chat template: tuneloop distill --level logits"
+        raise UserError(what, where=str(config.teacher), next_step=step)
     return keys
 
 
 def teachers_template(config: TrainConfig) -> Template:
-    """The tokenizer and chat template of a teacher whose tokens are not the student's.
-
-    Raises:
-        UserError: the store does not hold them; the student is to write answers, which no one puts into the teacher's tokens.
-    """
+    """The tokenizer and chat template of a teacher whose tokens are not the student's. Raises UserError: the store does
+    not hold them; the student is to write answers, which are not converted to the teacher's tokens."""
     if config.on_policy:
-        raise UserError(
-            "A teacher with other tokens can't score what the student writes", where="train.on_policy",
-            next_step="set train.on_policy=0, or choose a teacher with the student's tokens",
-        )  # fmt: skip
+        what = "A teacher with other tokens can't score what the student writes"
+        step = "set train.on_policy=0, or choose a teacher with the student's tokens"
+        raise UserError(what, where="train.on_policy", next_step=step)
     name = str(config.teacher)
     if not is_store(name):
         return own_template(open_local(name))
     folder = Path(name).expanduser()
     if not (folder / "tokenizer.json").is_file():
-        raise UserError(
-            "These probabilities were stored for a student with the teacher's own tokens", where=name,
-            next_step="store them again: tuneloop distill --level logits train.divergence=universal",
-        )  # fmt: skip
+        what = "These probabilities were stored for a student with the teacher's own tokens"
+        step = "store them again: tuneloop distill --level logits train.divergence=universal"
+        raise UserError(what, where=name, next_step=step)
     return load_template(folder)
 
 
@@ -90,26 +266,19 @@ def teacher_hash(config: TrainConfig) -> list[str]:
 
 
 def refuse_other_tokens(teacher: LocalTarget, row: Row, rendered: Rendered, template: Template) -> None:
-    """Refuse a teacher whose probabilities are of other tokens than the student's.
-
-    Args:
-        row, rendered: one of the rows, as the student reads it by its template.
-
-    Raises:
-        UserError: another vocabulary, or another chat template.
-    """
+    """Refuse a teacher whose probabilities are of other tokens than the student's, by one row as the student reads it.
+    Raises UserError: another vocabulary, or another chat template."""
     theirs = own_template(teacher)
     if not same_tokens(theirs, template):
         raise UserError("Teacher and student have different tokens", where=teacher.name, next_step=BY_TEXT)
     if theirs.render(row.messages, row.tools).ids != rendered.ids:
-        raise UserError(
-            "Teacher and student have different chat templates, so the teacher would judge a form that it has not learned",
-            where=teacher.name, next_step=BY_TEXT,
-        )  # fmt: skip
+        what = "Teacher and student have different chat templates"
+        what = f"{what}, so the teacher would judge a form that it has not learned"
+        raise UserError(what, where=teacher.name, next_step=BY_TEXT)
 
 
 def same_tokens(one: Template, other: Template) -> bool:
-    """Whether the same ids stand for the same tokens; one vocabulary may continue where the other ends."""
+    """Whether the same ids mean the same tokens; one vocabulary may continue where the other ends."""
     ours, theirs = (each.tokenizer.get_vocab() for each in (one, other))
     shared = min(len(ours), len(theirs))
     return all(theirs.get(token) == place for token, place in ours.items() if place < shared)
@@ -117,7 +286,7 @@ def same_tokens(one: Template, other: Template) -> bool:
 
 CONTEXT = 16  # tokens before a token that are decoded with it: its text may depend on them
 APART = -1  # a position that has no counterpart
-BROKEN = "\ufffd"  # what stands for the beginning of a character whose rest is in the next token
+BROKEN = "\ufffd"  # the decoded beginning of a character whose rest is in the next token
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -125,18 +294,18 @@ Decode = Callable[[Sequence[int]], str]
 def aligned(student: Rendered, teacher: Rendered, of_student: Decode, of_teacher: Decode) -> tuple[int, ...]:
     """For each supervised position of the student the number of the teacher's that has read the same text, or `APART`.
 
-    Two tokenizers cut a text differently. Where both have a border at the same character, each predicts what follows the same
-    text. Supervised tokens alone count, so the prompts may be in different forms.
+    Two tokenizers cut a text differently. Where both have a border at the same character, each predicts what follows
+    the same text. Supervised tokens alone count, so the prompts may be in different forms.
 
     Args:
         student, teacher: one conversation, rendered by either's template.
         of_student, of_teacher: text of token ids, control tokens left out.
     """
-    ours, theirs = (_places(row, decode) for row, decode in ((student, of_student), (teacher, of_teacher)))
     where: defaultdict[int, deque[int]] = defaultdict(deque)
-    for number, place in enumerate(theirs):
+    for number, place in enumerate(_places(teacher, of_teacher)):
         if place is not None:
             where[place].append(number)
+    ours = _places(student, of_student)
     return tuple(where[place].popleft() if place is not None and where[place] else APART for place in ours)
 
 

@@ -12,7 +12,7 @@ from tuneloop.cli.main import main
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.prepare import TokenCount, prepare
 from tuneloop.records.dataset import DatasetManifest
-from tuneloop.training.top_logits import Layout
+from tuneloop.training.teachers import Layout
 
 Said = pytest.CaptureFixture[str]
 

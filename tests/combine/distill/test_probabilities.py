@@ -13,7 +13,7 @@ from tuneloop.inference.request import Request
 from tuneloop.models.template import Rendered
 from tuneloop.records.distillation import TeacherLogits
 from tuneloop.training.distil import store_probabilities
-from tuneloop.training.top_logits import TopStore, row_key
+from tuneloop.training.teachers import TopStore, row_key
 
 ASKED = (
     "What is two plus two? Say the number only.",

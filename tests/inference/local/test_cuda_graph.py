@@ -27,7 +27,7 @@ from tuneloop.models.adapters import BASE
 from tuneloop.models.llama import KeyValues
 from tuneloop.models.load import SIZES, Model, load_model, random_model
 from tuneloop.models.prefix import add_prefix
-from tuneloop.models.shared import load_adapter_alongside
+from tuneloop.models.shared import add_adapter
 
 QUESTIONS = ["Rain?", "Is it windy on Jupiter in the autumn, or does it only look so?", "Why", "How cold " * 9]
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -83,7 +83,7 @@ def test_recorded_steps_write_what_plain_steps_write(
         if kind == "prefix":
             add_prefix(model.net, [9, 8, 7, 6, 5])
         if not adapters:
-            names = [load_adapter_alongside(model, folder) for folder in folders]
+            names = [add_adapter(model, folder) for folder in folders]
             adapters = names[:1] if kind == "one adapter" else [*names, BASE]
         drawing = {"sampling": Sampling(temperature=0.7, seed=4)} if drawn else {}
         recorded, plain, replayed = both(model, requests_of(model, adapters, **drawing), monkeypatch, gpu)
@@ -97,7 +97,7 @@ def test_rows_that_join_and_leave_do_not_end_a_recording(adapters: int, tiny_lla
     folders = [write_adapter(tiny_llama, tmp_path / str(seed), seed) for seed in range(1, adapters)]
     with pretend_gpu() as gpu:
         model = endless(tiny_llama)
-        names = [BASE, *(load_adapter_alongside(model, folder) for folder in folders)]
+        names = [BASE, *(add_adapter(model, folder) for folder in folders)]
         requests = [each for i in range(4) for each in requests_of(model, names, sampling=drawing(i))]
         expected = [answer.token_ids for request in requests for answer in answer_requests(model, [request])]
         engine, tickets, waiting = Engine(model), [], list(requests)
@@ -225,7 +225,7 @@ def _alongside(model: Model, count: int) -> list[str]:
     """Names of adapters, without values, next to each other."""
     names = [f"adapter {i}" for i in range(count)]
     for i, name in enumerate(names):
-        for place, update in lora._made_for(model.net, lora.LoraShape(16, 32.0, 0.0, TARGETS), i).items():
+        for place, update in lora._new_layers(model.net, lora.LoraShape(16, 32.0, 0.0, TARGETS), i).items():
             layer = model.net.get_submodule(place)
             switch = layer if isinstance(layer, lora.Switch) else lora.Switch(layer)
             switch.updates[name] = update.requires_grad_(False)

@@ -15,7 +15,7 @@ from tuneloop.models.methods import WHOLE
 from tuneloop.plan.options import plan_machines
 from tuneloop.plan.prices import load_prices
 from tuneloop.records.distillation import DistillationPlan, PlannedPart
-from tuneloop.training.top_logits import Layout
+from tuneloop.training.teachers import Layout
 
 if TYPE_CHECKING:
     from tuneloop.combine.options import DistilOptions

@@ -14,8 +14,7 @@ from tuneloop.models.load import load_tokenizer
 from tuneloop.records.completion import Completion
 from tuneloop.records.distillation import TeacherLogits
 from tuneloop.records.rows import Dataset, Message, Row
-from tuneloop.training.teachers import own_template, refuse_other_tokens
-from tuneloop.training.top_logits import TopStore, row_key
+from tuneloop.training.teachers import TopStore, own_template, refuse_other_tokens, row_key
 
 if TYPE_CHECKING:
     from torch import Tensor

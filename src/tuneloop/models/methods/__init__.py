@@ -1,7 +1,7 @@
-"""The training methods, each described by one `Method`: a file for each that ships, and those that a user adds.
+"""The training methods, each described by one `Method`: those that ship, in their files, and those that a user adds.
 
-The planner, the advice, the trainer, reports, exports and loaders ask the record; none of them knows a method by its name.
-A method of one's own is registered by `register`, or by naming its file: `train.method: path/to/file.py`.
+The planner, the advice, the trainer, reports, exports and loaders ask the record; none of them knows a method by its
+name. A user's method is registered by `register`, or by naming its file: `train.method: path/to/file.py`.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json_object, sha256_file
 from tuneloop.core.python_file import run_python_file
 from tuneloop.models.methods.full import FULL, OWN, has_all_weights
-from tuneloop.models.methods.lora import LORA
+from tuneloop.models.methods.lora import LORA, QLORA
 from tuneloop.models.methods.method import WHOLE, Footprint, Method, PlannedJob, Start, Trainable, WeightUpdate
 from tuneloop.models.methods.prefix import PREFIX
-from tuneloop.models.methods.qlora import QLORA
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
     "SHIPPED", "USUAL", "WHOLE", "Footprint", "Method", "PlannedJob", "Start", "Trainable", "WeightUpdate", "base_only",
-    "find_method", "layout_of", "method_named", "method_of_folder", "methods", "names_of_methods", "register", "title_of",
+    "find_method", "layout_of", "method_named", "method_of_folder", "methods", "names_of_methods", "register",
+    "title_of",
 ]  # fmt: skip
 
 SHIPPED = (FULL, LORA, QLORA, PREFIX)
@@ -47,62 +47,47 @@ def names_of_methods() -> str:
 
 
 def register(method: Method) -> Method:
-    """Make a method of your own known by its name; one that you registered before is replaced.
-
-    Raises:
-        UserError: a method that ships has this name.
-    """
+    """Make a method of yours known, in place of one with its name. Raises UserError: a method that ships has it."""
     if any(method.name == shipped.name for shipped in SHIPPED):
-        raise UserError(
-            f"{method.name} is the name of a method that ships", where=method.name, next_step="choose another name"
-        )
+        what = f"{method.name} is the name of a method that ships"
+        raise UserError(what, where=method.name, next_step="choose another name")
     _known[method.name] = method
     return method
 
 
 def find_method(name: str) -> Method | None:
-    """The method of that name; None where no one knows it."""
+    """The method of that name; None for an unknown one."""
     return _known.get(name)
 
 
 def title_of(name: str) -> str:
-    """Its title; the name where no one knows it."""
+    """Its title; of an unknown method the name."""
     return _known[name].title if name in _known else name
 
 
 def method_named(name: str) -> Method:
-    """The method of that name, or the one that a Python file describes.
-
-    The file runs in this process, with everything that you may do: name only files that you trust.
-
-    Raises:
-        UserError: there is none of that name; the file fails, or describes none or several.
-    """
+    """The method of that name, or the one that a Python file describes, which runs in this process: name only files
+    that you trust. Raises UserError: an unknown name; the file fails, or describes none or several."""
     if name in _known:
         return _known[name]
-    if name.endswith(".py"):
-        return _method_of_file(name)
-    step = f"choose {names_of_methods()}, or name the Python file that describes yours"
-    raise UserError(f"No method {name!r}", where="train.method", next_step=step)
-
-
-def _method_of_file(file: str) -> Method:
-    where, path = f"train.method={file}", Path(file).expanduser().resolve()
+    if not name.endswith(".py"):
+        step = f"choose {names_of_methods()}, or name the Python file that describes yours"
+        raise UserError(f"No method {name!r}", where="train.method", next_step=step)
+    where, path = f"train.method={name}", Path(name).expanduser().resolve()
     if path not in _of_files:
-        module = run_python_file(file, where, "method's file")
+        module = run_python_file(name, where, "method's file")
         by_identity = {id(value): value for value in vars(module).values() if isinstance(value, Method)}
         defined = [method for method in by_identity.values() if method not in SHIPPED]
         if len(defined) != 1:
-            raise UserError(
-                f"{file} describes {len(defined) or 'no'} method{'s' if defined else ''} where one is needed", where=where,
-                next_step="put one tuneloop.models.methods.Method(...) into a variable of the file",
-            )  # fmt: skip
+            number = f"{len(defined)} methods" if defined else "no method"
+            step = "put one tuneloop.models.methods.Method(...) into a variable of the file"
+            raise UserError(f"{name} describes {number} where one is needed", where=where, next_step=step)
         _of_files[path] = register(replace(defined[0], source=sha256_file(path)))
     return _of_files[path]
 
 
 def layout_of(folder: Path) -> str:
-    """What says in a saved folder whose it is, see `Method.layout`; empty where no result of training is here."""
+    """The `Method.layout` of a saved folder; empty where no result of training is here."""
     file = folder / "adapter_config.json"
     if file.is_file():
         return str(read_json_object(file).get("peft_type"))

@@ -1,4 +1,4 @@
-"""Full fine-tuning: all weights learn, in the dtype that the model computes in; the optimizers keep what rounding to bf16 takes away."""
+"""Full fine-tuning: all weights learn, in the model's dtype; the optimizers keep what rounding to bf16 takes away."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class FullSettings(Config):
 
     optimizer_in_backward: bool = Field(
         False,
-        description="of full: update each weight as soon as its gradient is there and free it; saves a number for each parameter where a step is "
-        "one micro-batch; gradients are not clipped",
+        description="of full: update each weight as soon as its gradient is there and free it; saves a number for each "
+        "parameter where a step is one micro-batch; gradients are not clipped",
     )
 
 
@@ -45,11 +45,11 @@ def attach(start: Start) -> Trainable:
     parameters = dict(model.net.requires_grad_(True).named_parameters())
     ready: list[Callable[[nn.Parameter], None]] = []
 
-    def tell(weight: Tensor) -> None:
+    def notify(weight: Tensor) -> None:
         for call in ready:
             call(cast("nn.Parameter", weight))
 
-    hooks = [p.register_post_accumulate_grad_hook(tell) for p in parameters.values()]  # type: ignore[no-untyped-call]
+    hooks = [p.register_post_accumulate_grad_hook(notify) for p in parameters.values()]  # type: ignore[no-untyped-call]
 
     def detach() -> None:
         for hook in hooks:
@@ -84,52 +84,45 @@ def save_model(folder: Path, model: Model) -> None:
 
 
 def has_all_weights(folder: Path) -> bool:
-    """Whether a run's whole model is here. A merged export has the same files, but is a model of its own: it has no base."""
-    there = (folder / OWN).is_file() and (folder / "config.json").is_file()
-    return there and "base_fingerprint" in read_json_object(folder / OWN)
+    """Whether a run's whole model is here. A merged export has the same files, but names no base."""
+    complete = (folder / OWN).is_file() and (folder / "config.json").is_file()
+    return complete and "base_fingerprint" in read_json_object(folder / OWN)
 
 
 def load(model: Model, folder: Path) -> None:
-    """Copy saved weights into their base model.
-
-    Raises:
-        UserError: they are another base model's, or damaged.
-    """
+    """Copy saved weights into their base model. Raises UserError: they are another base model's, or damaged."""
+    from tuneloop.models.load import read_weights
     from tuneloop.models.lora import copy_tensors
 
-    wrong = UserError(
-        "These weights were trained from another base model", where=str(folder), next_step="set model= to that one"
-    )
-    copy_tensors(_weights(model, folder, wrong), dict(model.net.named_parameters()), str(folder))
-
-
-def _weights(model: Model, folder: Path, wrong: UserError) -> dict[str, Tensor]:
-    """Saved weights; `wrong` is raised where they are another base model's."""
-    from tuneloop.models.load import read_weights
-
     if read_json_object(folder / OWN)["base_fingerprint"] != model.fingerprint:
-        raise wrong
-    return read_weights(folder)
+        what, step = "These weights were trained from another base model", "set model= to that one"
+        raise UserError(what, where=str(folder), next_step=step)
+    copy_tensors(read_weights(folder), dict(model.net.named_parameters()), str(folder))
 
 
 def resume(model: Model, settings: Any, folder: Path) -> dict[str, Tensor]:
-    """The weights of an earlier run.
+    """The weights of an earlier run. Raises UserError: it had another base model."""
+    from tuneloop.models.load import read_weights
 
-    Raises:
-        UserError: it had another base model.
-    """
-    where = f"train.init={settings.init}"
-    return _weights(
-        model, folder, UserError("That run had another base model", where=where, next_step=f"set model={folder}")
-    )
+    if read_json_object(folder / OWN)["base_fingerprint"] != model.fingerprint:
+        where, step = f"train.init={settings.init}", f"set model={folder}"
+        raise UserError("That run had another base model", where=where, next_step=step)
+    return read_weights(folder)
 
 
 FULL = Method(
-    name="full", title="full fine-tuning", about="all weights", long_title="all weights", learning_rate=1e-4, attach=attach,
-    footprint=Footprint(
-        trained=lambda job: job.shape.parameters, all_weights=True, usual_on_gpu={"optimizer": "adamw-bf16"}
-    ),
-    settings=FullSettings, exclusive={"optimizer_in_backward": "an adapter's gradients are small"}, conflict=conflict,
-    layout=WHOLE, load=load, resume=resume,
+    name="full",
+    title="full fine-tuning",
+    about="all weights",
+    long_title="all weights",
+    learning_rate=1e-4,
+    attach=attach,
+    footprint=Footprint(lambda job: job.shape.parameters, all_weights=True, usual_on_gpu={"optimizer": "adamw-bf16"}),
+    settings=FullSettings,
+    exclusive={"optimizer_in_backward": "an adapter's gradients are small"},
+    conflict=conflict,
+    layout=WHOLE,
+    load=load,
+    resume=resume,
     no_form={"adapter": "This run trained all weights, so there is no adapter"},
-)  # fmt: skip
+)

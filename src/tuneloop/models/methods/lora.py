@@ -1,11 +1,14 @@
-"""LoRA: low-rank updates of linear layers on a frozen base (Hu et al. 2021, arXiv 2106.09685); layers in models/lora.py.
+"""LoRA: low-rank updates of linear layers on a frozen base (Hu et al. 2021, arXiv 2106.09685), see models/lora.py.
 
-Variants: rank-stabilised scale (`rslora`), learned lengths of the weights (`dora`), a start from the weight's principal parts
-(`lora_init=pissa`), ranks by module (`ranks`), a higher rate for B (`lora_plus`). All are saved in PEFT's layout as LORA.
+Variants: rank-stabilised scale (`rslora`), learned lengths of the weights (`dora`), a start from the weight's principal
+parts (`lora_init=pissa`), ranks by module (`ranks`), a higher rate for B (`lora_plus`). All are saved in PEFT's layout
+as LORA.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,7 +31,7 @@ from tuneloop.models.peft_layout import PEFT_PREFIX
 from tuneloop.models.shape import target_modules
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from tuneloop.models.load import Model
     from tuneloop.models.lora import LoraShape
@@ -38,9 +41,7 @@ class LoraSettings(Config):
     """Settings of `train` that belong to LoRA."""
 
     rank: int = Field(16, ge=1, le=1024, description="rank of the LoRA matrices")
-    ranks: dict[str, int] = Field(
-        {}, description="rank of modules where it differs, by the end of their names: {q_proj: 8}"
-    )
+    ranks: dict[str, int] = Field({}, description="rank of modules where it differs, by name endings: {q_proj: 8}")
     alpha: float = Field(32.0, gt=0, description="LoRA scale; the update is multiplied by alpha / rank")
     rslora: bool = Field(False, description="multiply the update by alpha / sqrt(rank) instead")
     dora: bool = Field(False, description="learn the lengths of the weights as well (DoRA)")
@@ -51,9 +52,7 @@ class LoraSettings(Config):
     targets: list[str] | Literal["all-linear", "attention"] = Field(
         "all-linear", description="modules that get an adapter: all-linear, attention, or names as in [q_proj, v_proj]"
     )
-    lora_plus: float = Field(
-        10.0, gt=0, description="learning rate of LoRA's B matrices as a multiple of that of the A matrices"
-    )
+    lora_plus: float = Field(10.0, gt=0, description="learning rate of LoRA's B matrices over that of the A matrices")
 
     @field_validator("targets", mode="before")
     @classmethod
@@ -79,29 +78,25 @@ def conflict(settings: Any) -> str | None:
 
 
 def lora_shape(model: Model, settings: LoraSettings) -> LoraShape:
-    """The adapter that the settings ask for on this model."""
+    """The adapter that the settings describe on this model."""
     from tuneloop.models.lora import LoraShape, target_names
 
-    return LoraShape(
-        settings.rank, settings.alpha, settings.dropout, target_names(model.net, settings.targets),
-        tuple(settings.ranks.items()), settings.rslora, settings.dora, settings.lora_init,
-    )  # fmt: skip
+    targets, ranks = target_names(model.net, settings.targets), tuple(settings.ranks.items())
+    same = {name: getattr(settings, name) for name in ("rank", "alpha", "dropout", "rslora", "dora")}
+    return LoraShape(**same, targets=targets, ranks=ranks, start=settings.lora_init)
 
 
-def add_adapter(start: Start, *, quantised: bool = False) -> Trainable:
-    """Put low-rank matrices next to the target layers.
-
-    B starts at zero and has the larger role in early learning, so one rate for both is too low for B or too high for A
-    (LoRA+, Hayou et al. 2024, arXiv 2402.12354): B learns at `lora_plus` times the rate. PiSSA starts both alike.
-
-    Args:
-        quantised: whether the base is held in four bits, which the saved folder says.
-    """
+def attach(start: Start, *, quantised: bool = False) -> Trainable:
+    """Put low-rank matrices next to the target layers of a base, held in four bits if `quantised`. B starts at zero and
+    has the larger role in early learning, so one rate for both is too low for B or too high for A (LoRA+, Hayou et al.
+    2024, arXiv 2402.12354): B learns at `lora_plus` times the rate. PiSSA starts both alike."""
     from tuneloop.models.lora import adapter_parameters, adapter_state, add_lora, remove_lora, save_adapter
 
     model, settings = start.model, start.settings
     assert isinstance(settings, LoraSettings)
     net = model.net
+    if quantised:
+        prepare(net)
     remove_lora(net)
     shape = lora_shape(model, settings)
     add_lora(net, shape, start.seed)
@@ -126,43 +121,35 @@ def load_adapter(model: Model, folder: Path) -> None:
 
 
 def resume(model: Model, settings: Any, folder: Path) -> dict[str, Tensor]:
-    """The matrices of an earlier run.
-
-    Raises:
-        UserError: it had another base model or another shape, or a PiSSA start is requested.
-    """
+    """The matrices of an earlier run. Raises UserError: it had another base or shape, or a PiSSA start is requested."""
     from tuneloop.models.lora import read_adapter, shape_of
 
     where = f"train.init={settings.init}"
     saved, state = read_adapter(folder, model.fingerprint)
     if settings.lora_init != "default":
-        raise UserError(
-            "An earlier adapter and train.lora_init exclude each other", where=where, next_step="leave one of them out"
-        )
-    earlier, now = shape_of(model.net, saved), lora_shape(model, settings)
-    pairs = [("rank", earlier.rank, now.rank), ("alpha", earlier.alpha, now.alpha), ("rslora", earlier.rslora, now.rslora),
-             ("dora", earlier.dora, now.dora), ("targets", list(earlier.targets), list(now.targets)),
-             ("ranks", dict(earlier.ranks), dict(now.ranks))]  # fmt: skip
-    for name, then, here in pairs:
-        if then != here:
-            step = f"set train.{name}={str(then).replace(chr(39), '')}"
-            raise UserError(f"The earlier adapter has {name} {then}, and this run {here}", where=where, next_step=step)
+        what = "An earlier adapter and train.lora_init exclude each other"
+        raise UserError(what, where=where, next_step="leave one of them out")
+    earlier, now = (
+        {**vars(shape), "targets": list(shape.targets), "ranks": dict(shape.ranks)}
+        for shape in (shape_of(model.net, saved), lora_shape(model, settings))
+    )
+    for name in ("rank", "alpha", "rslora", "dora", "targets", "ranks"):
+        if earlier[name] != now[name]:
+            what = f"The earlier adapter has {name} {earlier[name]}, and this run {now[name]}"
+            raise UserError(what, where=where, next_step=f"set train.{name}={str(earlier[name]).replace(chr(39), '')}")
     return state
 
 
-def load_alongside(model: Model, folder: Path) -> str:
+def add(model: Model, folder: Path) -> str:
     """Load a saved adapter next to others."""
-    from tuneloop.models.lora import load_lora_alongside
+    from tuneloop.models.lora import add_saved_lora
 
-    return load_lora_alongside(model.net, folder, model.fingerprint)
+    return add_saved_lora(model.net, folder, model.fingerprint)
 
 
 def merge(base: Path, adapter: Path) -> WeightUpdate:
     """Add the update to the weights that it was trained on: those of a base in four bits are what the four bits say.
-
-    Args:
-        base: folder of the base model. adapter: in PEFT's layout (LoRA, DoRA, PiSSA, ranks by module).
-    """
+    `base`: folder of the base model. adapter: in PEFT's layout (LoRA, DoRA, PiSSA, ranks by module)."""
     from tuneloop.models.load import fingerprint, skeleton
     from tuneloop.models.lora import merged_weight, read_adapter, shape_of
     from tuneloop.models.quantised import need_bitsandbytes, quantisable, through_four_bits
@@ -196,7 +183,11 @@ def trained(job: PlannedJob) -> int:
 
 
 LORA = Method(
-    name="lora", title="LoRA", about="low-rank updates of linear layers", learning_rate=5e-4, attach=add_adapter,
+    name="lora",
+    title="LoRA",
+    about="low-rank updates of linear layers",
+    learning_rate=5e-4,
+    attach=attach,
     footprint=Footprint(
         trained=trained,
         low_rank=True,
@@ -204,7 +195,57 @@ LORA = Method(
         saves="only an adapter has gradients and optimizer states",
         saves_over=lambda other: other.all_weights,
     ),
-    settings=LoraSettings, exclusive={"dora": "", "lora_init": ""}, conflict=conflict, layout="LORA", folder="adapter",
-    load=load_adapter, load_alongside=load_alongside, resume=resume, disabled=without_adapters, merge=merge,
+    settings=LoraSettings,
+    exclusive={"dora": "", "lora_init": ""},
+    conflict=conflict,
+    layout="LORA",
+    folder="adapter",
+    load=load_adapter,
+    add=add,
+    resume=resume,
+    disabled=without_adapters,
+    merge=merge,
     forms=("merged", "adapter"),
-)  # fmt: skip
+)
+
+
+# --- QLoRA: LoRA on a base in four bits (Dettmers et al. 2023, arXiv 2305.14314), see models/quantised.py. The frozen
+# matrices are brought to NF4 with double quantisation and stay so when the adapter is taken out; `tuneloop.json` next
+# to the adapter says so; and merging adds the update to the four-bit weights.
+
+_NF4 = """, quantization_config=BitsAndBytesConfig(
+    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+)"""
+
+
+def prepare(net: nn.Module) -> None:
+    """Bring all linear layers but the vocabulary projection to four bits, in place."""
+    from tuneloop.models.quantised import quantise
+
+    quantise(net)
+
+
+def load_on_four_bits(model: Model, folder: Path) -> None:
+    """Put a saved adapter into its base model, in four bits."""
+    prepare(model.net)
+    load_adapter(model, folder)
+
+
+QLORA = replace(
+    LORA,
+    name="qlora",
+    title="QLoRA",
+    about="LoRA on a base in 4 bits",
+    long_title="QLoRA (LoRA on the base in four bits: NF4, double quantisation)",
+    attach=partial(attach, quantised=True),
+    footprint=replace(
+        LORA.footprint,
+        quant="nf4-dq",
+        saves="frozen weights in 4 bits",
+        saves_over=lambda other: not other.has_virtual_tokens,
+    ),
+    quantised="nf4",
+    prepare=prepare,
+    load=load_on_four_bits,
+    peft_base=(_NF4, "BitsAndBytesConfig"),
+)

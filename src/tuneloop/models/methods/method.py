@@ -1,4 +1,4 @@
-"""The record in which a training method describes itself, and what passes between a method and the trainer. Needs no torch."""
+"""The record in which a training method describes itself, and what it gives to the trainer. Needs no torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WHOLE = "full"  # layout of a folder with all weights
 
 
 class PlannedJob(Protocol):
-    """What the planner knows of a job before anything is loaded: sizes, rank and places of low-rank matrices, virtual tokens."""
+    """What the planner knows of a job before anything is loaded."""
 
     @property
     def shape(self) -> ModelShape: ...
@@ -39,12 +39,10 @@ class Footprint:
     """What a method adds to the planner's memory and time."""
 
     trained: Callable[[PlannedJob], int]  # parameters that learn, of a planned job
-    # The base's own weights learn: they all have gradients, optimizer states and what masters they need, and all products keep
-    # their inputs and are computed a third time, for the weights' gradients.
+    # The base's own weights learn: they all have gradients, optimizer states and what masters they need, and all
+    # products keep their inputs and are computed a third time, for the weights' gradients.
     all_weights: bool = False
-    low_rank: bool = (
-        False  # each target matrix keeps its input and has two narrow ones next to it, with narrow activations
-    )
+    low_rank: bool = False  # each target matrix keeps its input, and two narrow ones add narrow activations
     flops: int = 0  # operations of a token for each trained parameter, in addition to the base model's own products
     has_virtual_tokens: bool = False  # `prefix_tokens` of them are in front of each row, in attention alone
     virtual_widths: int = 0  # elements that a virtual token keeps in a layer, in widths of queries and keys
@@ -52,9 +50,7 @@ class Footprint:
     usual: Mapping[str, Any] = field(default_factory=dict)  # settings of a planned job by default
     usual_on_gpu: Mapping[str, Any] = field(default_factory=dict)  # those on a GPU
     saves: str = ""  # why this method needs less memory than another; empty where it is no way out of too little memory
-    saves_over: Callable[[Footprint], bool] = lambda other: (
-        True
-    )  # whether it needs less than a method with that footprint
+    saves_over: Callable[[Footprint], bool] = lambda other: True  # whether it needs less than that method
 
 
 @dataclass(frozen=True)
@@ -72,14 +68,11 @@ class Trainable:
     """What a run moves, put into its model."""
 
     parameters: dict[str, nn.Parameter]  # by name
-    # Write what the model is now into a folder, whole or not at all; of several processes the first writes, and all call.
-    save: Callable[[Path], None]
+    save: Callable[[Path], None]  # write it into a folder, whole or not at all; all processes call, the first writes
     detach: Callable[[], None]  # take it out of the model again
-    # A context in which the model computes as before training; does nothing where that is not to be had.
+    # A context in which the model computes as before training; does nothing where that is impossible.
     base: Callable[[], AbstractContextManager[None]] = nullcontext
-    ratios: dict[str, float] = field(
-        default_factory=dict
-    )  # learning rate of a parameter as a multiple, where it is not 1
+    ratios: dict[str, float] = field(default_factory=dict)  # a parameter's multiple of the learning rate, where not 1
     # Called with a parameter when a backward pass has its whole gradient, by methods that know it.
     ready: list[Callable[[nn.Parameter], None]] = field(default_factory=list)
     folder: str = "adapter"  # name of the result in the run's folder
@@ -89,11 +82,7 @@ class Trainable:
         return {name: copied(p.detach()) for name, p in self.parameters.items()}
 
     def load(self, state: dict[str, Tensor], where: str) -> None:
-        """Copy parameters in by name.
-
-        Raises:
-            UserError: one is missing or has another shape.
-        """
+        """Copy parameters in by name. Raises UserError: one is missing or has another shape."""
         from tuneloop.models.lora import copy_tensors
 
         copy_tensors(state, self.parameters, where)
@@ -110,10 +99,8 @@ class WeightUpdate:
 
 @dataclass(frozen=True)
 class Method:
-    """All that the planner, the trainer, reports, exports and loaders need to know of a training method.
-
-    A method that saves a whole model leaves out everything from `layout` on.
-    """
+    """All that the planner, the trainer, reports, exports and loaders need to know of a training method. A method that
+    saves a whole model leaves out everything from `layout` on."""
 
     name: str  # as `train.method` and `run.json` have it
     title: str  # as people read it
@@ -123,23 +110,18 @@ class Method:
     footprint: Footprint  # what the planner counts
     long_title: str = ""  # of the model card, where the title alone says too little
     settings: type[Config] | None = None  # its settings in `train`, with their defaults and checks
-    # Its settings that are refused with a method that does not have them, and why, if that needs saying.
-    exclusive: Mapping[str, str] = field(default_factory=dict)
-    # What is wrong with the settings of `train` together, in a sentence; None: nothing.
-    conflict: Callable[[Any], str | None] = lambda settings: None
+    exclusive: Mapping[str, str] = field(default_factory=dict)  # settings that other methods refuse -> why, or ""
+    conflict: Callable[[Any], str | None] = lambda settings: None  # what contradicts in `train`, in a sentence
     layout: str = WHOLE  # what says in the saved folder whose it is: `peft_type` of `adapter_config.json`, or `WHOLE`
     folder: str = "model"  # name of the result in the run's folder
-    # How `tuneloop.json` next to an adapter says that the base was held in fewer bits; empty: it was not.
-    quantised: str = ""
-    # Bring frozen modules, in place, to the form in which they are trained on.
-    prepare: Callable[[nn.Module], None] | None = None
+    quantised: str = ""  # in `tuneloop.json` next to an adapter if the base was held in fewer bits
+    prepare: Callable[[nn.Module], None] | None = None  # bring frozen modules, in place, to the form for training
     load: Callable[[Model, Path], None] | None = None  # put a saved folder into its base model
-    # Load a saved folder next to other adapters on one base, and return its hash, by which requests name it; None: it
-    # can't stand next to others.
-    load_alongside: Callable[[Model, Path], str] | None = None
+    # Load a saved folder as one of several adapters on one base, and return its hash; None: it can't share a base.
+    add: Callable[[Model, Path], str] | None = None
     # The parameters of an earlier run's folder, for settings that must have the same shape.
     resume: Callable[[Model, Any, Path], dict[str, Tensor]] | None = None
-    # A context in which a model computes without what was attached; None: the base model is gone.
+    # A context in which a model computes without what was attached; None: the base model was overwritten.
     disabled: Callable[[nn.Module], AbstractContextManager[None]] | None = None
     # What a saved folder does to the weight files of a base model; None: it can't be merged.
     merge: Callable[[Path, Path], WeightUpdate] | None = None

@@ -1,7 +1,8 @@
-"""Prefix tuning: keys and values of virtual tokens in front of every row (Li & Liang 2021, arXiv 2101.00190); layers in models/prefix.py.
+"""Prefix tuning: keys and values of virtual tokens in front of every row (Li & Liang 2021, arXiv 2101.00190); layers in
+models/prefix.py.
 
-The prefix starts as those of real text: `prefix_text`, else the first training rows one after another, which begin with the
-instruction. It is saved as PEFT's PREFIX_TUNING adapter.
+The prefix starts as those of real text: `prefix_text`, else the first training rows one after another, which begin with
+the instruction. It is saved as PEFT's PREFIX_TUNING adapter.
 """
 
 from __future__ import annotations
@@ -28,9 +29,7 @@ class PrefixSettings(Config):
     """Settings of `train` that belong to prefix tuning."""
 
     prefix_tokens: int = Field(TOKENS, ge=1, le=4096, description="virtual tokens of prefix tuning")
-    prefix_text: str | None = Field(
-        None, description="text whose keys and values the prefix starts from; default: the first training rows"
-    )
+    prefix_text: str | None = Field(None, description="text that the prefix starts from; default: first training rows")
 
 
 def conflict(settings: Any) -> str | None:
@@ -41,11 +40,7 @@ def conflict(settings: Any) -> str | None:
 
 
 def attach(start: Start) -> Trainable:
-    """Put a prefix in front of the model's rows.
-
-    Raises:
-        UserError: there is no text to start from, or the model is not of the Llama family.
-    """
+    """Put a prefix in front of the model's rows. Raises UserError: no text to start from, or no Llama."""
     from tuneloop.models.prefix import NAME, add_prefix, remove_prefix, save_prefix
 
     model, settings = start.model, start.settings
@@ -57,9 +52,8 @@ def attach(start: Start) -> Trainable:
     while len(ids) < settings.prefix_tokens and any(texts):
         ids += [i for text in texts[: settings.prefix_tokens] for i in text]
     if not ids:
-        raise UserError(
-            "There is no text that the prefix could start from", where="train.prefix_text", next_step="set it"
-        )
+        what = "There is no text that the prefix could start from"
+        raise UserError(what, where="train.prefix_text", next_step="set it")
     virtual = add_prefix(net, ids[: settings.prefix_tokens])
 
     def save(folder: Path) -> None:
@@ -84,11 +78,11 @@ def resume(model: Model, settings: Any, folder: Path) -> dict[str, Tensor]:
     return read_adapter(folder, model.fingerprint)[1]
 
 
-def load_alongside(model: Model, folder: Path) -> str:
+def add(model: Model, folder: Path) -> str:
     """Load a saved prefix next to other adapters."""
-    from tuneloop.models.prefix import load_prefix_alongside
+    from tuneloop.models.prefix import add_saved_prefix
 
-    return load_prefix_alongside(model.net, folder, model.fingerprint)
+    return add_saved_prefix(model.net, folder, model.fingerprint)
 
 
 def trained(job: PlannedJob) -> int:
@@ -113,9 +107,9 @@ PREFIX = Method(
     layout="PREFIX_TUNING",
     folder="adapter",
     load=load,
-    load_alongside=load_alongside,
+    add=add,
     resume=resume,
     disabled=without_adapters,
     forms=("adapter",),
-    no_form={"merged": "A prefix can't be merged: it stands in front of the input and changes no weight"},
+    no_form={"merged": "A prefix can't be merged: it precedes the input and changes no weight"},
 )

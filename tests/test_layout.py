@@ -28,8 +28,8 @@ TESTED_IN = {
     "evaluation/review/test_server.py": "cli.review",
     "evaluation/test_evaluate.py": "evaluation.config evaluation.scoring",
     "evaluation/test_few_shot.py": "evaluation.prompt",
-    "evaluation/test_first_suite.py": "pipeline.suites",
     "evaluation/test_forgetting.py": "records.side_effects",
+    "evaluation/test_lm_eval.py": "pipeline.side_effects",
     "evaluation/test_gate.py": "cli.gate evaluation.suite",
     "evaluation/test_judge.py": "pipeline.judge",
     "evaluation/test_sandbox.py": "evaluation.sandbox_child",
@@ -69,7 +69,7 @@ TESTED_IN = {
     " deploy.clusters.slurm deploy.clusters.torchrun",
     "deploy/test_skypilot_sdk.py": "deploy.launch",
     "deploy/test_on_ray.py": "core.ray.actors core.ray.driver core.ray.training core.ray.tune",
-    "pipeline/test_sweep.py": "cli.sweep pipeline.sweep_record",
+    "pipeline/test_sweep.py": "cli.sweep",
     "deploy/test_command.py": "cli.deploy deploy.record",
     "test_architecture.py": "core.lazy",
     "training/test_distributed.py": "models.sharded",
@@ -84,11 +84,11 @@ TESTED_IN = {
     "improve/monitor/test_command.py": "cli.monitor improve.monitor.record",
     "improve/controller/test_command.py": "cli.improve improve.controller.controller",
     "pipeline/test_chat.py": "cli.chat",
-    "pipeline/test_evaluations.py": "cli.endpoint cli.rows pipeline.compare pipeline.evaluate pipeline.scoring",
-    "pipeline/test_predict.py": "cli.predict pipeline.predict_files pipeline.targets pipeline.task",
+    "pipeline/test_evaluations.py": "cli.endpoint cli.rows pipeline.compare pipeline.evaluate pipeline.scoring pipeline.target_answers",
+    "pipeline/test_predict.py": "cli.predict pipeline.predict_files pipeline.targets",
     "pipeline/test_timed_baselines.py": "pipeline.baselines",
     "pipeline/test_run.py": "core.machine cli.run cli.train pipeline.prepare recipe"
-    " pipeline.report pipeline.context pipeline.train",
+    " pipeline.context pipeline.train",
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""Advice and its data: what `advise` reads, measures and keeps in `evals/advise-NAME`, and what `plan` and `run` find there.
+"""Advice and its data: what `advise` reads, measures and keeps in `evals/advise-NAME`, for `plan` and `run` too.
 
-The folder holds `dataset/` (where the source had to be prepared), `baselines/` (with `--measure`) and `advise.json`, the answer.
+The folder holds `dataset/` (where the source was prepared), `baselines/` (with `--measure`) and `advise.json`, the answer.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tuneloop.pipeline.prepare import prepare_stage
 from tuneloop.pipeline.source_sample import is_large, sampled_data
 from tuneloop.recipe import Recipe
 from tuneloop.records.advice import AdviceRecord
+from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset
 
@@ -33,12 +34,12 @@ def advice_folder(recipe: Recipe, out: str = "") -> Path:
 
 
 def stand_in(model: str) -> str:
-    """The model that stands in for one whose files are not on this machine; "" where they are."""
+    """The model that takes the place of one whose files are not on this machine; "" where they are."""
     return "" if is_local(model) else PACKAGED
 
 
 def read_data(recipe: Recipe, out: str) -> Dataset:
-    """The recipe's data as `run` would prepare them: as they are where they are prepared, else kept in the advice's folder."""
+    """The recipe's data as `run` would prepare them; kept in the advice's folder where they were not prepared before."""
     folder = advice_folder(recipe, out)
 
     def waiting(holder: str) -> None:
@@ -50,22 +51,16 @@ def read_data(recipe: Recipe, out: str) -> Dataset:
 
 @dataclass(frozen=True)
 class Counted:
-    """Data that were counted.
+    """Data that were counted."""
 
-    Args:
-        path: a folder whose `dataset.json` has the counts; of a sample a temporary one.
-        hash: of the data set; "" of a sample.
-        sample: how a sample was counted, in words; "" where all rows were.
-    """
-
-    path: str
-    hash: str
-    sample: str = ""
+    path: str  # a folder whose `dataset.json` has the counts; of a sample a temporary one
+    hash: str  # of the data set; "" of a sample
+    sample: str = ""  # how a sample was counted, in words; "" where all rows were
 
 
 @contextmanager
 def counted_data(recipe: Recipe, out: str = "") -> Iterator[Counted]:
-    """The recipe's data, to be counted: as they have been prepared before; large ones by a sample; else as `read_data` prepares and keeps them."""
+    """The recipe's data, to be counted: as prepared before; large ones by a sample; else as `read_data` prepares them."""
     if (before := _prepared_before(recipe, out)) is not None:
         say(f"data set {before}, prepared before")
         yield Counted(str(before), load_dataset(before).manifest.hash)
@@ -81,20 +76,16 @@ def _prepared_before(recipe: Recipe, out: str) -> Path | None:
     """Where `run`, `prepare` or `advise` have prepared these data."""
     if _is_prepared(recipe):
         return None
-    key = prepare_key(
-        recipe.data, name=recipe.name, seed=recipe.seed, model_fingerprint=RunContext(recipe, Path()).fingerprint
-    )
-    places = (
-        Path("datasets") / recipe.name,
-        default_folder(recipe) / "dataset",
-        advice_folder(recipe, out) / "dataset",
-    )
-    return next((place for place in places if find_done(place / "dataset.json", key)), None)
+    fingerprint = RunContext(recipe, Path()).fingerprint
+    key = prepare_key(recipe.data, name=recipe.name, seed=recipe.seed, model_fingerprint=fingerprint)
+    folders = (default_folder(recipe) / "dataset", advice_folder(recipe, out) / "dataset")
+    places = (Path("datasets") / recipe.name, *folders)
+    return next((place for place in places if find_done(place / MANIFEST, key)), None)
 
 
 def _is_prepared(recipe: Recipe) -> bool:
     sources = recipe.data.sources
-    return len(sources) == 1 and (Path(sources[0]) / "dataset.json").is_file()
+    return len(sources) == 1 and (Path(sources[0]) / MANIFEST).is_file()
 
 
 # --- the answer, kept and remembered -----------------------------------------------------------------
@@ -108,10 +99,10 @@ def hashes_of_sources(recipe: Recipe) -> list[str]:
 def keep_advice(folder: Path, dataset_hash: str, advice: AdviceRecord, sources: Sequence[str] = ()) -> None:
     """Write `advise.json`: the answer as `--json` prints it, with the hash of the data that it is about.
 
+    A folder that can't be written to is passed over: the answer is on the screen.
+
     Args:
         sources: hashes of the files, where only a sample of them was prepared.
-
-    A folder that can't be written to is passed over: the answer stands on the screen.
     """
     with contextlib.suppress(UserError, OSError):
         about = advice.model_copy(update={"dataset_hash": dataset_hash, "source_hashes": list(sources)})
@@ -120,22 +111,19 @@ def keep_advice(folder: Path, dataset_hash: str, advice: AdviceRecord, sources: 
 
 def remind(job: RunContext, dataset: Dataset) -> None:
     """Say once, before anything is trained, that the advice about these data was not to."""
-    if training_began(job):
+    if training_began(job.folder):
         return
+    files = [source.sha256 for source in dataset.manifest.sources]
     for file in sorted(Path("evals").glob(f"advise-*/{AdviceRecord.file}")):
         try:
             advice = read_record(AdviceRecord, file)
         except UserError:
             continue
-        if _is_about(advice, dataset) and advice.answer == "dont":
-            say(f"advise    said about these data: {advice.headline}")
-            say(f"          ({file}) The run goes on all the same.")
+        is_about = advice.dataset_hash == dataset.manifest.hash or bool(files and advice.source_hashes == files)
+        if is_about and advice.answer == "dont":
+            say(f"advise    about these data: {advice.headline}")
+            say(f"          ({file}) The run continues all the same.")
             return
-
-
-def _is_about(advice: AdviceRecord, dataset: Dataset) -> bool:
-    files = [source.sha256 for source in dataset.manifest.sources]
-    return advice.dataset_hash == dataset.manifest.hash or bool(files and advice.source_hashes == files)
 
 
 def reuse_baselines(job: RunContext, key: str) -> bool:

@@ -1,4 +1,4 @@
-"""What several processes of one run do together; one process does it by itself."""
+"""What several processes of one run do together; a single one does it alone."""
 
 from __future__ import annotations
 
@@ -31,43 +31,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a run that all its processes do together.
+    """A part of a run that all its processes do together."""
 
-    Args:
-        task: `measure` the speed, find the learning `rate`, or `train`.
-        dataset: folder of the data set.
-        measured: of the machine; it is not part of the settings, by which a run is identified.
-    """
-
-    task: Literal["measure", "rate", "train"]
-    dataset: str
+    task: Literal["measure", "rate", "train"]  # the speed, the learning rate of a range test, or the training
+    dataset: str  # its folder
     config: TrainConfig
-    measured: MeasuredMachine = field(default_factory=MeasuredMachine)
+    measured: MeasuredMachine = field(
+        default_factory=MeasuredMachine
+    )  # not part of the settings, by which a run is identified
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers that all processes give together.
-
-    Args:
-        work: what is asked.
-        tuned: whether of the run's result; else of the base model.
-    """
+    """Answers that all processes give together."""
 
     work: SharedWork
-    tuned: bool
+    tuned: bool  # whether of the run's result; else of the base model
 
 
 @dataclass(frozen=True)
 class LetGo:
-    """All processes but the first free their devices: it needs them by itself."""
+    """All processes but the first free their devices: it needs them all."""
 
 
 def shared_out(recipe: Recipe, *, answers_only: bool = False) -> int | None:
-    """The command that is being run, in a process on each of several GPUs (`train.gpus`), and the exit status of the first; None: there is one.
+    """Run the same command on each of several GPUs (`train.gpus`): the exit status of the first; None: there is one GPU.
 
     Args:
-        answers_only: nothing is trained, so that a model that needs several GPUs by itself is asked by one process.
+        answers_only: nothing is trained, so that one process uses a model that needs several GPUs.
     """
     count = processes_wanted(recipe.train.gpus)
     if count > 1 and answers_only and needs_several_cards(recipe.model, default_dtype()):
@@ -77,11 +68,11 @@ def shared_out(recipe: Recipe, *, answers_only: bool = False) -> int | None:
 
 @contextmanager
 def leading(job: RunContext) -> Iterator[None]:
-    """Where several processes share a job, the first does it; the others take part in training and answering, say nothing, and end with it."""
+    """Of several processes that share a job the first does it; the others train and answer with it, silently, to its end."""
     with joined():
         if is_first():
             if processes() > 1:
-                job.crew = lambda work: _answered(job, work)
+                job.crew = lambda work: _answers(job, work)
                 job.others_let_go = lambda: broadcast(LetGo())
             yield
             broadcast(None)
@@ -92,7 +83,12 @@ def leading(job: RunContext) -> Iterator[None]:
                 if isinstance(part, LetGo):
                     _let_go(follower)
                 elif isinstance(part, Answers):
-                    _give_answers(follower, part)
+                    if "training_model" in follower.__dict__:  # it may fill the device
+                        _let_go(follower)
+                    if part.tuned:
+                        attach_trained(follower)
+                    with quiet():
+                        _own_part(follower, part.work)
                 else:
                     _take_part(follower, part)
         except Exception as error:
@@ -119,8 +115,7 @@ def _take_part(job: RunContext, part: Part) -> Any:
     dataset = load_dataset(part.dataset)
     rows = job.rendered(dataset.train)
     if part.task == "measure":
-        kept = part.measured.kept_layers
-        return measure_speed(model, rows, part.config, seed, kept_layers=kept)
+        return measure_speed(model, rows, part.config, seed, kept_layers=part.measured.kept_layers)
     if part.task == "rate":
         return range_test(model, rows, part.config, seed)
     return train(
@@ -138,33 +133,23 @@ def _take_part(job: RunContext, part: Part) -> Any:
             measured=part.measured,
             saved=lambda: keep_checkpoints(job),
         ),
-        log=lambda record: _tell(job, record),
+        log=lambda record: _report(job, record),
     )
 
 
-def _answered(job: RunContext, work: SharedWork) -> list[Any]:
+def _answers(job: RunContext, work: SharedWork) -> list[Any]:
     """Answers of all processes, in the order of the rows.
 
     Raises:
         Exception: what any of them has met.
     """
     broadcast(Answers(work, job.tuned))
-    found: dict[int, Any] = {}
+    by_row: dict[int, Any] = {}
     for part in _own_part(job, work):
         if isinstance(part, Exception):
             raise part
-        found |= part
-    return [found[i] for i in range(len(work.rows))]
-
-
-def _give_answers(job: RunContext, asked: Answers) -> None:
-    """A following process's share of the answers; it keeps nothing of the training, which may fill its device."""
-    if "training_model" in job.__dict__:
-        _let_go(job)
-    if asked.tuned:
-        attach_trained(job)
-    with quiet():
-        _own_part(job, asked.work)
+        by_row |= part
+    return [by_row[i] for i in range(len(work.rows))]
 
 
 def _let_go(job: RunContext) -> None:
@@ -176,12 +161,12 @@ def _let_go(job: RunContext) -> None:
 
 def _own_part(job: RunContext, work: SharedWork) -> list[Any]:
     """What each process has answered, by row, or the error that it has met: all of them wait here for each other."""
-    own: dict[int, Any] | Exception
+    result: dict[int, Any] | Exception
     try:
-        own = work.part(LocalTarget.of(replace(job.model, crew=None)), rank(), processes())
+        result = work.part(LocalTarget.of(replace(job.model, crew=None)), rank(), processes())
     except Exception as error:
-        own = error
-    return gathered(own)
+        result = error
+    return gathered(result)
 
 
 def held_out(job: RunContext, dataset: Dataset) -> list[Rendered]:
@@ -191,7 +176,7 @@ def held_out(job: RunContext, dataset: Dataset) -> list[Rendered]:
     return [job.template.render(row.messages, row.tools) for row in rows]
 
 
-def _tell(job: RunContext, record: Mapping[str, Any]) -> None:
+def _report(job: RunContext, record: Mapping[str, Any]) -> None:
     """Say what the monitors find, and what the loop does about it."""
     job.on_record(record)
     if "finding" in record:

@@ -14,8 +14,7 @@ from pathlib import Path
 from tuneloop.core import machine
 from tuneloop.core.urls import masked
 
-# Package, what it is for, whether the main job needs it.
-_PACKAGES = (
+_PACKAGES = (  # package, what it is for, whether the main job needs it
     ("torch", "training and answers", True),
     ("tokenizers", "tokenizing", True),
     ("safetensors", "model files", True),
@@ -33,11 +32,11 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at; `needed`: the main job can't do without it."""
+    """One thing looked at."""
 
     name: str
     ok: bool
-    needed: bool
+    needed: bool  # the main job can't do without it
     detail: str
 
 
@@ -58,14 +57,13 @@ def examine() -> list[Finding]:
     for variable in ("HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "MLFLOW_TRACKING_URI", "CUDA_VISIBLE_DEVICES"):
         if os.environ.get(variable):
             findings.append(Finding(variable, True, False, masked(os.environ[variable])))
-    findings.append(
-        Finding("HF_TOKEN", True, False, "set" if os.environ.get("HF_TOKEN") else "not set (only gated models need it)")
-    )
+    token = "set" if os.environ.get("HF_TOKEN") else "not set (only gated models need it)"
+    findings.append(Finding("HF_TOKEN", True, False, token))
     return findings
 
 
 def _gpus(cards: Sequence[str]) -> Finding:
-    """Whether the installed torch can compute on the system's GPUs, by the name of its build; torch itself is not loaded."""
+    """Whether the installed torch can compute on the system's GPUs, by the name of its build; it is not loaded."""
     if not cards:
         return Finding("GPU", True, False, "none seen: models are computed on the processor")
     names = ", ".join(f"{count} x {name}" if count > 1 else name for name, count in Counter(cards).items())

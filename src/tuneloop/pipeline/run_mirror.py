@@ -1,4 +1,4 @@
-"""A run that an object store keeps too: what is there comes first, checkpoints follow as they are written, the result last."""
+"""A run that an object store keeps too: it is fetched first, checkpoints follow as they are written, the result last."""
 
 from __future__ import annotations
 
@@ -54,9 +54,7 @@ def keep_checkpoints(job: RunContext) -> None:
     Raises:
         UserError: the store refuses or does not answer; the checkpoint on this machine's disk stays.
     """
-    if not job.recipe.store:
-        return
-    if local_rank() != 0:
+    if not job.recipe.store or local_rank() != 0:
         return
     store, here = open_store(job.recipe.store), job.folder / CHECKPOINTS
     there = store.sizes()
@@ -76,17 +74,14 @@ def keep_checkpoints(job: RunContext) -> None:
         name = f"{CHECKPOINTS}/{file.name}"
         if there.get(name) != file.stat().st_size:
             store.put(file, name)
-    kept = {file.stem for file in here.glob("*.pt")}
-    store.remove([name for name in there if name.startswith(f"{CHECKPOINTS}/") and _checkpoint_of(name) not in kept])
+    steps = {file.stem for file in here.glob("*.pt")}
+    ours = [name for name in there if name.startswith(f"{CHECKPOINTS}/")]
+    # `step-0000010` of `checkpoints/step-0000010.pt` and of `checkpoints/step-0000010.shards/...`.
+    store.remove([name for name in ours if name.split("/")[1].split(".")[0] not in steps])
 
 
 def _how_far(names: Iterable[str]) -> tuple[bool, int]:
     """Whether a run's files say that it is finished, and the step of its last checkpoint."""
-    known = set(names)
-    steps = [int(found[1]) for name in known if (found := re.fullmatch(rf"{CHECKPOINTS}/step-(\d+)\.pt", name))]
-    return RUN in known, max(steps, default=-1)
-
-
-def _checkpoint_of(name: str) -> str:
-    """`step-0000010` of `checkpoints/step-0000010.pt` and of `checkpoints/step-0000010.shards/...`."""
-    return name.split("/")[1].split(".")[0]
+    files = set(names)
+    matches = (re.fullmatch(rf"{CHECKPOINTS}/step-(\d+)\.pt", name) for name in files)
+    return RUN in files, max((int(match[1]) for match in matches if match), default=-1)

@@ -1,6 +1,6 @@
 """Large sources counted by a sample: enough for advice and a plan, in seconds instead of minutes.
 
-Chunks are taken evenly over the sources, up to `SAMPLE` to twice as many bytes, and prepared; counts are then scaled by the bytes.
+Chunks are taken evenly over the sources, `SAMPLE` to twice as many bytes, and prepared; counts are scaled by the bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tuneloop.pipeline.prepare import measure_with
 from tuneloop.recipe import Recipe
 from tuneloop.records.dataset import MANIFEST, DatasetManifest, SplitFile, Splits
 from tuneloop.records.record import write_record
-from tuneloop.records.rows import Dataset, Row
+from tuneloop.records.rows import Dataset
 
 LARGE = 8 << 20  # bytes of sources from which a sample is counted
 SAMPLE = 1 << 20  # bytes
@@ -55,12 +55,12 @@ class _Sample:
         self.total += _size(chunk)
         if self.seen % self.every == 0:
             self.chunks.append(chunk)
-            if self.taken > 2 * SAMPLE and len(self.chunks) > 2:
+            if self.size > 2 * SAMPLE and len(self.chunks) > 2:
                 self.chunks, self.every = self.chunks[::2], 2 * self.every
         self.seen += 1
 
     @property
-    def taken(self) -> int:
+    def size(self) -> int:
         return sum(map(_size, self.chunks))
 
 
@@ -101,17 +101,20 @@ def sampled_data(recipe: Recipe) -> Iterator[tuple[Dataset, str]]:
                         lines.write(orjson.dumps(item.value, default=str) + b"\n")
                         chunk_of_line.append(number)
         config = recipe.data.model_copy(update={"sources": [str(file)]})
-        dataset = prepare(
-            config, name=recipe.name, seed=recipe.seed, out=Path(scratch) / "dataset", measure=measure_with(job.template),
-            model=job.fingerprint)  # fmt: skip
+        out, measure = Path(scratch) / "dataset", measure_with(job.template)
+        dataset = prepare(config, name=recipe.name, seed=recipe.seed, out=out, measure=measure, model=job.fingerprint)
         error = _error(dataset, chunk_of_line, sample)
-        scaled = _scaled(dataset.manifest, sample.total / max(sample.taken, 1))
-        write_record(Path(dataset.path) / MANIFEST, scaled)
+        scaled = _scaled(dataset.manifest, sample.total / max(sample.size, 1))
+        write_record(out / MANIFEST, scaled)
         train = scaled.splits.train
+        tokens, megabytes = (
+            train.tokens.total if train.tokens else 0,
+            f"{sample.size / 1e6:.1f} of {sample.total / 1e6:.0f} MB",
+        )
         words = (
-            f"counted on a sample of {counted(len(chunk_of_line), 'record')} ({sample.taken / 1e6:.1f} of {sample.total / 1e6:.0f} MB): about "
-            f"{counted(train.rows, 'training row')}, {train.tokens.total if train.tokens else 0:,} tokens, within {error:.0%} (95 %); copies were "
-            "looked for in the sample alone"
+            f"counted on a sample of {counted(len(chunk_of_line), 'record')} ({megabytes}): "
+            f"about {counted(train.rows, 'training row')}, {tokens:,} tokens, within {error:.0%} (95 %); "
+            "copies were looked for in the sample alone"
         )
         say(f"data      {words}")
         yield replace(dataset, manifest=scaled), words
@@ -121,11 +124,11 @@ def _scaled(manifest: DatasetManifest, factor: float) -> DatasetManifest:
     """A manifest with the rows and tokens of its splits times a factor."""
 
     def scaled(split: SplitFile) -> SplitFile:
-        new: dict[str, Any] = {"rows": round(split.rows * factor)}
-        if known := split.tokens:
-            counts = {"total": round(known.total * factor), "supervised": round(known.supervised * factor)}
-            new["tokens"] = known.model_copy(update=counts)
-        return split.model_copy(update=new)
+        changes: dict[str, Any] = {"rows": round(split.rows * factor)}
+        if tokens := split.tokens:
+            counts = {"total": round(tokens.total * factor), "supervised": round(tokens.supervised * factor)}
+            changes["tokens"] = tokens.model_copy(update=counts)
+        return split.model_copy(update=changes)
 
     splits = {name: scaled(split) for name, split in manifest.splits.by_name.items()}
     return manifest.model_copy(update={"splits": Splits(**splits)})
@@ -136,19 +139,14 @@ def _error(dataset: Dataset, chunk_of_line: Sequence[int], sample: _Sample) -> f
 
     The chunks are clusters, and a ratio to their bytes is estimated (Cochran 1977, Sampling Techniques, 6.3).
     """
-    kept = [0.0] * len(sample.chunks)
+    characters = [0.0] * len(sample.chunks)
     for row in dataset.train:
-        kept[chunk_of_line[int(row.meta["line"]) - 1]] += _characters(row)
+        texts = [str(message.get(key) or "") for message in row.messages for key in ("content", "tool_calls")]
+        characters[chunk_of_line[int(row.meta["line"]) - 1]] += sum(map(len, texts))
     sizes, n = [_size(chunk) for chunk in sample.chunks], len(sample.chunks)
-    total = sum(kept)
+    total = sum(characters)
     if n < 2 or not total:
         return 1.0
     ratio = total / sum(sizes)
-    squares = sum((own - ratio * size) ** 2 for own, size in zip(kept, sizes, strict=True))
+    squares = sum((length - ratio * size) ** 2 for length, size in zip(characters, sizes, strict=True))
     return Z95 * math.sqrt(squares * n / (n - 1)) / total
-
-
-def _characters(row: Row) -> int:
-    return sum(
-        len(message.get("content") or "") + len(str(message.get("tool_calls") or "")) for message in row.messages
-    )

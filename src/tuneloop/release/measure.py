@@ -27,6 +27,7 @@ from tuneloop.models.load import load_model
 from tuneloop.models.names import resolve
 from tuneloop.models.template import load_template
 from tuneloop.models.trained import trained_folder
+from tuneloop.pipeline.compared_systems import ask, longest_answer
 from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of
 from tuneloop.pipeline.scoring import cost_of, score, write_scored
 from tuneloop.records.artifact import EVALS, NEAR_TIE, PARTED, ArtifactCost, EvaluationExcerpt, SameAnswers
@@ -120,7 +121,6 @@ def measure_artifact(
     """
     from tuneloop.evaluation.compare import compare
     from tuneloop.inference.llamacpp.target import GgufTarget
-    from tuneloop.pipeline.compared_systems import ask
 
     job, dataset, rows = sample.job, sample.dataset, sample.rows
     target = target or GgufTarget(str(file), file)
@@ -157,7 +157,6 @@ def _structured(sample: Rows, file: Path, before: ScoredAnswers) -> SameAnswers 
     None: the run has no schema, or llama.cpp's server is not installed.
     """
     from tuneloop.inference.llamacpp.engine import VERSION, WHEEL, LlamaCppEngine
-    from tuneloop.pipeline.compared_systems import longest_answer
 
     config = sample.job.recipe.evaluate
     if not config.json_schema or not installed(WHEEL, VERSION):
@@ -228,7 +227,6 @@ def parted(job: RunContext, same: SameAnswers, run: ScoredAnswers, artifact: Sco
 def evaluation_of_run(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> ScoredAnswers:
     """The run's own evaluation on these rows: as it was made, or made now."""
     from tuneloop.evaluation.results import load_evaluation
-    from tuneloop.pipeline.compared_systems import ask
 
     ids = {row.id for row in rows}
     try:

@@ -9,7 +9,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_jsonl
 from tuneloop.data.dataset import load_dataset
-from tuneloop.pipeline.task import task_of_run
+from tuneloop.pipeline.targets import task_of_run
 from tuneloop.records.collected import CollectedManifest
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Row

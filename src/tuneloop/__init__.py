@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from tuneloop.api import run as run
     from tuneloop.api import train as train
     from tuneloop.data.config import PrepareConfig as PrepareConfig
+    from tuneloop.evaluation.metrics.scorers import metric as metric
     from tuneloop.recipe import Recipe as Recipe
-    from tuneloop.records.metric import metric as metric
     from tuneloop.training.config import TrainConfig as TrainConfig
 
 __version__ = "0.1.0"
@@ -26,7 +26,7 @@ __version__ = "0.1.0"
 _MODULES = {
     **dict.fromkeys(("prepare", "train", "evaluate", "predict", "run", "Run", "Evaluation"), "tuneloop.api"),
     "PrepareConfig": "tuneloop.data.config",
-    "metric": "tuneloop.records.metric",
+    "metric": "tuneloop.evaluation.metrics.scorers",
     "Recipe": "tuneloop.recipe",
     "TrainConfig": "tuneloop.training.config",
 }

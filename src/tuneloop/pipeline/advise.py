@@ -1,6 +1,6 @@
 """Advice and its data: what `advise` reads, measures and keeps in `evals/advise-NAME`, for `plan` and `run` too.
 
-The folder holds `dataset/` (where the source was prepared), `baselines/` (with `--measure`) and `advise.json`, the answer.
+The folder holds `dataset/` (of a raw source), `baselines/` (with `--measure`) and the answer, `advise.json`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def stand_in(model: str) -> str:
 
 
 def read_data(recipe: Recipe, out: str) -> Dataset:
-    """The recipe's data as `run` would prepare them; kept in the advice's folder where they were not prepared before."""
+    """The recipe's data as `run` would prepare them; kept in the advice's folder unless they were prepared before."""
     folder = advice_folder(recipe, out)
 
     def waiting(holder: str) -> None:
@@ -60,7 +60,7 @@ class Counted:
 
 @contextmanager
 def counted_data(recipe: Recipe, out: str = "") -> Iterator[Counted]:
-    """The recipe's data, to be counted: as prepared before; large ones by a sample; else as `read_data` prepares them."""
+    """The recipe's data, to be counted: as prepared before; large ones by a sample; else as `read_data` has them."""
     if (before := _prepared_before(recipe, out)) is not None:
         say(f"data set {before}, prepared before")
         yield Counted(str(before), load_dataset(before).manifest.hash)

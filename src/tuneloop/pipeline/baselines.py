@@ -47,8 +47,8 @@ from tuneloop.records.rows import Dataset, Row
 if TYPE_CHECKING:
     from tuneloop.pipeline.timed_baselines import TimedAnswers
 
-# Time of a token that is read relative to one that is written in a batch of rows: read tokens share one pass. It is a tenth
-# to a third on processors: the upper bound, so that estimates are rather too long.
+# Time of a token that is read relative to one that is written in a batch of rows: read tokens share one pass. It is a
+# tenth to a third on processors: the upper bound, so that estimates are rather too long.
 READ_TOKEN = 1 / 3
 
 
@@ -297,7 +297,7 @@ def _ask_base(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> Iterato
 def ask_base(
     job: RunContext, dataset: Dataset, rows: Sequence[Row], examples: Sequence[Row] = ()
 ) -> dict[str, SystemAnswers]:
-    """The base's answers, with or without examples in the prompt (`compared_systems.ask`). The caller makes the base apply.
+    """The base's answers, with or without examples in the prompt (`compared_systems.ask`); the caller applies the base.
 
     Under a limit on the whole run, all time is for answers: the loss of the reference answers is not measured.
     """

@@ -49,7 +49,7 @@ class Speaker:
 
     @property
     def remembers(self) -> bool:
-        """Whether earlier turns are part of a question: for untuned models, and where training rows were conversations."""
+        """Whether earlier turns are part of a question: of untuned models, and of those trained on conversations."""
         return self.target.task is None or self.target.task.kind == "chat"
 
 

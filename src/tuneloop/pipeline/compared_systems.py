@@ -104,7 +104,7 @@ def longest_answer(template: Template, dataset: Dataset, config: EvaluateConfig)
 
 
 def reference_lengths(template: Template, dataset: Dataset) -> list[int]:
-    """Tokens of up to 2,000 references with their end, the shortest first; of test rows where nothing was trained on."""
+    """Tokens of up to 2,000 references with their end, the shortest first; of test rows where there are no others."""
     rows = dataset.train[:2000] or dataset.test[:2000]
     return sorted(len(template.encode(row.answer)) + 1 for row in rows)
 

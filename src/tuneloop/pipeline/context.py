@@ -68,7 +68,7 @@ class RunContext:
 
     @cached_property
     def training_model(self) -> Model:
-        """The base model as it is trained: the same; where several processes share a run, a second one that they divide."""
+        """The base model as it is trained: the same; a second, divided one where several processes share a run."""
         if processes() == 1:
             return self.model
         self.__dict__.pop("model", None)  # a device may have room for one
@@ -83,7 +83,7 @@ class RunContext:
         return "float32" if full and needs_scaling(usual) else str(usual).removeprefix("torch.")
 
     def _loaded(self) -> Model:
-        """The base model; where it does not fit onto a GPU, as the method trains it (in four bits), or else on several."""
+        """The base model; where it does not fit onto a GPU, as the method trains it (in four bits), or on several."""
         import torch
 
         prepare = method_named(self.recipe.train.method).prepare

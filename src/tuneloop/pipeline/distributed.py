@@ -55,7 +55,7 @@ class LetGo:
 
 
 def shared_out(recipe: Recipe, *, answers_only: bool = False) -> int | None:
-    """Run the same command on each of several GPUs (`train.gpus`): the exit status of the first; None: there is one GPU.
+    """Run the same command on each of several GPUs (`train.gpus`): the first's exit status; None: there is one GPU.
 
     Args:
         answers_only: nothing is trained, so that one process uses a model that needs several GPUs.
@@ -68,7 +68,7 @@ def shared_out(recipe: Recipe, *, answers_only: bool = False) -> int | None:
 
 @contextmanager
 def leading(job: RunContext) -> Iterator[None]:
-    """Of several processes that share a job the first does it; the others train and answer with it, silently, to its end."""
+    """Of several processes that share a job the first does it; the others train and answer with it, silently."""
     with joined():
         if is_first():
             if processes() > 1:

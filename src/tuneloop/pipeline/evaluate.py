@@ -83,7 +83,7 @@ def evaluate_stage(
 def after_tuning(
     job: RunContext, dataset: Dataset, base: Callable[[], AbstractContextManager[Model]] | None = None
 ) -> dict[str, Any]:
-    """What tuning took away, and what was learned word for word: `forgetting`, `memorisation`, `canaries` of `eval.json`.
+    """What tuning took away and what was learned word for word, the parts of `eval.json` that `side_effects` names.
 
     Forgetting is measured where general rows are named (`evaluate.general`) or were held out of a mix.
 

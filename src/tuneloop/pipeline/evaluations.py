@@ -80,7 +80,7 @@ def evaluate_target(
 
 
 def processes_to_start(target: str | Endpoint, options: EvalOptions, settings: Sequence[str] = ()) -> int | None:
-    """Start the command for each of several GPUs, where a model of this machine answers: the first's exit status, or None."""
+    """Start the command for each of several GPUs, where a local model answers: the first's exit status, or None."""
     if options.on or not target or isinstance(target, Endpoint):
         return None
     question = _question(target, options, settings)

@@ -43,7 +43,7 @@ def plan_stage(job: RunContext, dataset: Dataset, choose: Callable[[], bool] = l
     The time that measuring takes is of training's, where that is limited.
 
     Args:
-        choose: chooses the time of training, when all before it is done; says whether it has, so that measuring is paid for.
+        choose: chooses the time of training, when all before it is done; says whether measuring is paid for.
     """
     before = find_done(job.folder / PLAN, _plan_key(job, dataset))
     if before and training_began(job.folder):
@@ -90,7 +90,7 @@ def _resident(job: RunContext) -> float:
 
 
 def _resident_as_trained(job: RunContext, before: float) -> float:
-    """The same once the speed is measured: on a GPU the model is then as it is trained (four bits, or a process's part).
+    """The same once the speed is measured: on a GPU the model is then as it is trained (four bits, or a part).
 
     Args:
         before: as it was loaded. A processor's counts: packed weights leave their memory to the process.

@@ -28,8 +28,8 @@ class Prediction:
     """A model's answer to one row.
 
     Args:
-        probability: that the model writes this label, given that it writes one of them. Without `top` a lower bound, close
-            for a sure model: labels that can't win are not computed to their end.
+        probability: that the model writes this label, given that it writes one of them. Without `top` a lower bound,
+            close for a sure model: labels that can't win are not computed to their end.
     """
 
     text: str = ""  # the answer; of a classifier the label. Empty where there is none
@@ -82,8 +82,8 @@ def predict(
         max_new_tokens: longest answer; default: that of training, else 256.
 
     Returns:
-        One `Prediction` for each row, in order; an unusable row has an `error`. Answers come in blocks of rows as they are
-        taken from the iterator.
+        One `Prediction` for each row, in order; an unusable row has an `error`. Answers come in blocks of rows as they
+        are taken from the iterator.
 
     Raises:
         UserError: no such target, or rows without the columns that it needs: at once, before the first answer.

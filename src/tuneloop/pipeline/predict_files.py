@@ -1,7 +1,7 @@
 """`predict` on files: records in, the same records with answers out, and a journal by which a killed run continues.
 
-Answers are added to `OUT.partial`, a block a line, as they come. `OUT` is written when all are there, and the journal is
-deleted then: so a result that has its name is whole.
+Answers are added to `OUT.partial`, a block a line, as they come. `OUT` is written when all are there, and the journal
+is deleted then: so a result that has its name is whole.
 """
 
 from __future__ import annotations
@@ -221,8 +221,8 @@ _NAME = re.compile(r"[^\W\d][\w.-]*")
 
 
 def _table_or_lines(source: SourceFile, expected: Collection[str]) -> SourceFile:
-    """The standard input as a table where its first line names an expected column, or where that line holds names only and the
-    next has as many cells; else as lines of text."""
+    """The standard input as a table where its first line names an expected column, or holds only names and the
+    next one has as many cells; else as lines of text."""
     if source.kind != "csv":
         return source
     names = header_of(source) if next(iter(chunks(source)), None) is not None else ()

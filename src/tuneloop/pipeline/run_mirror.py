@@ -1,4 +1,4 @@
-"""A run that an object store keeps too: it is fetched first, checkpoints follow as they are written, the result last."""
+"""A run that an object store keeps too: fetched first, checkpoints sent as they are written, the result last."""
 
 from __future__ import annotations
 

@@ -160,18 +160,17 @@ def small_llama(folder: Path) -> Path:
 
 def _rows(model: Model, count: int = 6) -> list[Rendered]:
     """Conversations of several lengths that begin alike."""
-    system: Message = {
-        "role": "system", "content": "Sort the letters into drawers and answer with the drawer's name alone.",
-    }  # fmt: skip
+    instruction = "Sort the letters into drawers and answer with the drawer's name alone."
     answers = ["red", "the blue drawer", "green"]
-    return [
-        model.template.render([
-            system,
+
+    def turns(i: int) -> list[Message]:
+        return [
+            {"role": "system", "content": instruction},
             {"role": "user", "content": f"Letter {i}: " + "please answer soon " * (3 * i)},
             {"role": "assistant", "content": answers[i % 3]},
-        ])
-        for i in range(count)
-    ]  # fmt: skip
+        ]
+
+    return [model.template.render(turns(i)) for i in range(count)]
 
 
 def _tolerance(dtype: torch.dtype) -> float:
@@ -354,7 +353,7 @@ MEMORY_OFF = 0.15  # of the planned peak
 
 
 def _step_checks(kind: str) -> list[Check]:
-    """Memory and tokens a second of LoRA on a random 1B Llama (on a processor a tiny one), next to the plan for this card.
+    """Memory and tokens a second of LoRA on a random 1B Llama (on a processor a tiny one), next to the plan.
 
     A processor's memory is not compared: its peak is of the whole process.
     """

@@ -51,7 +51,7 @@ def side_effects(
     config: EvaluateConfig,
     seed: int,
 ) -> dict[str, Any]:
-    """What tuning did besides its task: the parts `forgetting`, `lm_eval`, `memorisation` and `canaries` of `eval.json`.
+    """What tuning did besides its task: the parts `forgetting`, `lm_eval`, `memorisation`, `canaries` of `eval.json`.
 
     Args:
         model: tuned.
@@ -131,7 +131,7 @@ def _completed(model: Model, rows: Sequence[Row]) -> list[Completed]:
 def ending_losses(model: Model, rows: Sequence[Row]) -> list[float]:
     """Summed losses of rows that begin alike, over the tokens behind what all of them have in common.
 
-    The beginning is computed once for `ENDINGS` rows; losses differ from those of whole answers by one amount for all rows.
+    The beginning is computed once for `ENDINGS` rows; losses differ from those of whole answers by one amount.
     """
     rendered = [model.template.render(row.messages, row.tools) for row in rows]
     common = shared_length([each.ids for each in rendered])

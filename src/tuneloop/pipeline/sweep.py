@@ -1,9 +1,9 @@
-"""A search over settings: all combinations are trained a little, the better ones longer, and the winner is evaluated once.
+"""A search over settings: all combinations are trained a little, the better ones longer, the winner is evaluated once.
 
 Successive halving (Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization",
-2016): n settings get a small share of the passes; the best third of them three times as much; and so on up to all of it.
-Each starts again, since the learning rate falls to zero within its passes. The validation loss decides, so that the test
-rows are used once, by the winner.
+2016): n settings get a small share of the passes; the best third of them three times as much; and so on up to all.
+Each starts again, since the learning rate falls to zero within its passes. The validation loss decides, so that the
+test rows are used once, by the winner.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder
@@ -57,7 +57,7 @@ class Trial(Part):
     error: str = ""
 
 
-class SweepManifest(Record):
+class SweepManifest(Record, what="a sweep", file="sweep.json", again="run `tuneloop sweep` again"):
     """`sweep.json`: all trials of a search, and its winner.
 
     Args:
@@ -70,10 +70,6 @@ class SweepManifest(Record):
         run: folder of the winner's run.
         seconds: of the whole search.
     """
-
-    title: ClassVar[str] = "a sweep"
-    file: ClassVar[str] = "sweep.json"
-    again: ClassVar[str] = "run `tuneloop sweep` again"
 
     key: str
     dataset: str
@@ -159,8 +155,8 @@ def sweep(recipe: Recipe, search: Search, out: Path, *, on: str = "", evaluate: 
     Args:
         recipe: with all settings that are not searched.
         out: folder of the search; on a cluster all machines see it.
-        on: a Ray cluster (see `core/ray/cluster.py`), where trials run side by side, each with all its passes unless ASHA
-            ends it. The winner is evaluated here.
+        on: a Ray cluster (see `core/ray/cluster.py`), where trials run side by side, each with all its passes unless
+            ASHA ends it. The winner is evaluated here.
         evaluate: whether the winner is evaluated on the test rows, with baselines.
 
     Raises:

@@ -1,8 +1,8 @@
-"""A limit on the time of a whole run, which baselines, training and evaluation share by the measured speed of this machine.
+"""A limit on the time of a whole run, which baselines, training and evaluation share by this machine's measured speed.
 
-The base model answers in rounds, see `timed_baselines.py`, until its share of the time is used. What is left then, less the
-evaluation to come, is the time of training. The choices are kept in `RUN/time.json`, so that the same command after an
-interruption continues with them.
+The base model answers in rounds, see `timed_baselines.py`, until its share of the time is used. What is left then, less
+the evaluation to come, is the time of training. The choices are kept in `RUN/time.json`, so that the same command after
+an interruption continues with them.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class TimeLimit:
         return max(self.whole * (1 - RESERVE) - RESERVE_SECONDS, 0.5 * self.whole)
 
     def ask_base(self, dataset: Dataset) -> TimedAnswers | None:
-        """The base model's answers to as many test rows as its share of the time allows; None where that was chosen before."""
+        """The base model's answers to the test rows that its time allows; None where that was chosen before."""
         job, recipe = self.job, self.recipe
         if not recipe.max_minutes or self.choices.all_test_rows is not None:
             return None

@@ -1,4 +1,4 @@
-"""The base model's answers within a time: in rounds, by every prompt on the same rows, with a look at the clock after each."""
+"""The base model's answers within a time: in rounds, by every prompt on the same rows, the clock read after each."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def ask_within(
     expect: Callable[[float], None] = lambda seconds: None,
     before: MeasuredBefore | None = None,
 ) -> TimedAnswers:
-    """The base model's answers to as many test rows as there is time for, by every baseline prompt and the tuned model later.
+    """The base model's answers to as many test rows as there is time for, by all prompts and the tuned model later.
 
     A first round, of at least `LEAST` rows, is always answered, so that there is something to compare.
 
@@ -217,7 +217,7 @@ def _ask(job: RunContext, dataset: Dataset, way: _Way, rows: Sequence[Row]) -> N
 def _few_shot(
     job: RunContext, dataset: Dataset, zero: _Way, rows: Sequence[Row], number: int, seconds: float
 ) -> tuple[_Way | None, int]:
-    """Few-shot after its first round, with as many examples as there is time for, or None; and how many it shows otherwise.
+    """Few-shot after its first round, with as many examples as there is time for, or None; and how many it has.
 
     Args:
         number: rows of the first round.
@@ -243,8 +243,8 @@ def _few_shot(
 
 
 def _fewer_examples(zero: _Way, few: _Way, seconds: float, number: int, rows: int) -> int:
-    """How many examples few-shot should show after its first round: fewer where these leave no time for `LEAST_ROWS` rows, and
-    there is enough to repeat the round and continue.
+    """How many examples few-shot should show after its first round: fewer where these leave no time for `LEAST_ROWS` rows,
+    and there is enough to repeat the round and continue.
 
     Args:
         number: rows of that round.

@@ -275,16 +275,16 @@ def train_alone(
         report_stage(job)
         training = time.monotonic() - planned
         if job.recipe.train.max_minutes and training >= run.seconds:
-            measuring, steps = plan.get("measuring_seconds", 0.0), run.seconds
-            total = time.monotonic() - began
+            measuring, steps = plan.get("measuring_seconds", 0.0) / 60, run.seconds / 60
             rest = {
                 "preparing the data": prepared - began,
-                "loading the model and planning": max(planned - prepared - measuring, 0.0),
-                "saving the result and the page": max(training - steps, 0.0),
+                "loading the model and planning": max(planned - prepared - 60 * measuring, 0.0),
+                "saving the result and the page": max(training - run.seconds, 0.0),
             }
+            words = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in rest.items())
             say(
-                f"time      {total / 60:.1f} minutes in all: measuring {measuring / 60:.1f} and training {steps / 60:.1f}, "
-                f"which train.max_minutes limits; {', '.join(f'{name} {seconds / 60:.1f}' for name, seconds in rest.items())}"
+                f"time      {(time.monotonic() - began) / 60:.1f} minutes in all: measuring {measuring:.1f} and "
+                f"training {steps:.1f}, which train.max_minutes limits; {words}"
             )
     return job.folder, run
 

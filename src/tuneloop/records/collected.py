@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from tuneloop.records.record import Record
 
 
-class CollectedManifest(Record):
+class CollectedManifest(Record, what="a collection", file="collect.json", again="run `tuneloop collect` again"):
     """The manifest of a folder that `tuneloop collect` wrote.
 
     Args:
         store: that it came from.
         since, until: times of the requests; empty: no bound.
         requests, with_feedback: that were read, and those of them with feedback.
-        counts: rows of each file: `sft`, `preference`, `kto`, `heldout`; `train` and `test` where they were written for a run.
-        origins: rows of `sft` and `heldout` by where their answer comes from: `correction`, `label`, `liked`, `resolved`.
+        counts: rows of each file: `sft`, `preference`, `kto`, `heldout`; `train` and `test` where they are for a run.
+        origins: rows of `sft` and `heldout` by the source of their answer: `correction`, `label`, `liked`, `resolved`.
         own: rows of `sft` whose answer is the model's own.
         dropped: requests with feedback that gave no row in any file, by reason.
         task: kind of task of that run; empty: no run was named.
-        heldout_share, per_user, own_share: as they were asked for.
+        heldout_share, per_user, own_share: as set by the options.
     """
-
-    title: ClassVar[str] = "a collection"
-    file: ClassVar[str] = "collect.json"
-    again: ClassVar[str] = "run `tuneloop collect` again"
 
     store: str
     since: str

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from tuneloop.records.record import Record
 
 
-class Decision(Record):
+class Decision(
+    Record, what="a decision", file="decisions.jsonl", again="read the store with the version that wrote it"
+):
     """An event in the log of decisions. The state of anything follows from its events in the order of their ids.
 
     Args:
@@ -18,10 +20,6 @@ class Decision(Record):
         data: all that the decision was made from, so that it can be made again.
         key: of idempotency: the same key again is the same event.
     """
-
-    title: ClassVar[str] = "a decision"
-    file: ClassVar[str] = "decisions.jsonl"
-    again: ClassVar[str] = "read the store with the version that wrote it"
 
     id: str
     time: str

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from tuneloop.core.units import counted
-from tuneloop.records.completion import Completion
 from tuneloop.records.metric import Estimate as Estimate
 from tuneloop.records.metric import Metric
 from tuneloop.records.record import Number, Part, Record
-from tuneloop.records.rows import Message, Row
+from tuneloop.records.rows import Message
 from tuneloop.records.side_effects import Canaries, Consistency, Forgetting, Memorisation, PublicTasks
 
 EVALUATION = "eval.json"
 SAMPLES = "samples.jsonl"  # next to it
-# A system: takes the prompts of rows, gives an answer to each, in order.
-AnswerFunction = Callable[[Sequence[Row]], list[Completion]]
 
 
 Metrics = dict[str, Estimate]
@@ -28,33 +24,27 @@ Metrics = dict[str, Estimate]
 def split_place(place: str) -> tuple[Path, str]:
     """The folder of an evaluation and a system's name, out of `FOLDER`, `FOLDER/eval.json` or `FOLDER:NAME`.
 
-    A path that exists is a folder. Else the name begins behind the first colon with an existing path before it, or behind
-    the first one of all: folders and names may hold colons. The name is empty where none is given.
+    A path that exists is a folder. Else the name begins behind the first colon with an existing path before it, or
+    behind the first one of all: folders and names may hold colons. The name is empty where none is given.
     """
     parts = place.split(":")
     splits = [(":".join(parts[:i]), ":".join(parts[i:])) for i in range(1, len(parts))]
-    known = [(folder, name) for folder, name in splits if Path(folder).exists()]
-    folder, name = (place, "") if Path(place).exists() or not splits else (known or splits)[0]
+    existing = [(folder, name) for folder, name in splits if Path(folder).exists()]
+    folder, name = (place, "") if Path(place).exists() or not splits else (existing or splits)[0]
     path = Path(folder)
     return path.parent if path.name == EVALUATION else path, name
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What was evaluated on what.
-
-    Args:
-        name: the system's name in `comparisons` ("tuned").
-        key: hash of everything that the result depends on, to tell whether it is still good.
-        trained: how far it was trained, where that is worth a word in the verdict.
-    """
+    """What was evaluated on what."""
 
     model: str
     dataset: str
     split: str = "test"
-    name: str = "tuned"
-    key: str = ""
-    trained: str = ""
+    name: str = "tuned"  # of the system in `comparisons`
+    key: str = ""  # hash of everything that the result depends on, to tell whether it is still good
+    trained: str = ""  # how far it was trained, where that is worth a word in the verdict
 
 
 # --- comparisons and the verdict ---------------------------------------------------------------
@@ -65,17 +55,17 @@ class Comparison:
     """How far b is above a on one metric over the same rows.
 
     Args:
-        delta: b - a; `low` and `high` are its 95 % interval, for this comparison by itself.
+        delta: b - a; `low` and `high` are its 95 % interval, for this comparison alone.
         p: two-sided p-value of `test`, likewise. It is below 0.05 just where the interval does not reach 0.
         verdict: `better` (b), `worse` or `not enough evidence`, by `p_holm`.
-        p_holm, low_holm, high_holm: p-value and interval corrected (Holm) for the `tests` comparisons that are read together: see
-            `evaluate.adjusted`. They are what is shown, and they agree as `p` and the 95 % interval do.
+        p_holm, low_holm, high_holm: p-value and interval corrected (Holm) for the `tests` comparisons that are read
+            together, as shown (see `evaluate.adjusted`); they agree as `p` and the 95 % interval do.
         effect: size of the difference without its unit: `effect_kind` tells which.
         detectable: the smallest difference that these rows would have shown (80 % power).
         more_rows: with no verdict, how many further rows would show a difference as large as this one; else None.
-        rows_needed: rows in all that show a difference as large as this one with 80 % power; None where no number follows.
+        rows_needed: rows in all that show a difference as large as this one with 80 % power; None: no number follows.
         only_a, only_b: rows that one side alone has right (right-or-wrong metrics of rows that form no clusters).
-        apart: rows, or clusters, on which the two differ, where that can be told.
+        apart: rows, or clusters, on which the two differ, where that is known.
     """
 
     a: str
@@ -113,11 +103,11 @@ BaselineKind = Literal["prompt", "classical", "constant"]
 
 @dataclass(frozen=True)
 class Claim:
-    """What the rows show of one system against another by one metric. All that is written about it quotes these numbers.
+    """What the rows show of one system against another by one metric. All texts about it quote these numbers.
 
     Args:
-        outcome: `better` or `worse` where the interval excludes 0 and the p-value is below 0.05, else `not enough evidence`.
-        gain, low, high: with its 95 % interval; positive: the system is better, whether more or less of the metric is better.
+        outcome: `better` or `worse`: the interval excludes 0 and the p-value is below 0.05; else `not enough evidence`.
+        gain, low, high: with its 95 % interval; positive: the system is better, whatever is better of the metric.
         p: two-sided p-value. Interval and p-value are corrected (Holm) for `tests` comparisons.
     """
 
@@ -137,13 +127,13 @@ class Standing:
     Args:
         name, against: the two.
         kind: of `against`.
-        outcome: `better`: surely better by the metric that decides, and surely worse by no headline metric; `promising`: the
-            same with a p-value of 0.005 or more; `mixed`: surely better by some headline metrics and surely worse by others;
-            `worse`: surely worse by some and better by none; else `not enough evidence`.
-        gain, low, high: by the metric that decides, with its 95 % interval, corrected as `p_holm` is for `tests` comparisons;
-            positive: `name` is better, whether more or less of the metric is better.
+        outcome: by significant differences. `better`: by the metric that decides, and `worse` by no headline metric;
+            `promising`: the same with a p-value of 0.005 or more; `mixed`: better by some headline metrics, worse by
+            others; `worse`: by some, and better by none; else `not enough evidence`.
+        gain, low, high: by the metric that decides, with its 95 % interval, corrected as `p_holm` is for `tests`
+            comparisons; positive: `name` is better, whatever is better of the metric.
         p, p_holm, tests, detectable, only_name, only_against, apart: see `Comparison`.
-        rows_needed: rows in all that settle it: with 80 % power they show a difference as large as this one with p below 0.005.
+        rows_needed: rows in all that settle it: with 80 % power they show a difference as large with p below 0.005.
         claims: what each headline metric shows, the one that decides first.
     """
 
@@ -173,44 +163,6 @@ class Standing:
     def lost(self) -> dict[str, float]:
         """Headline metrics by which it is shown to be worse, with the gain in each."""
         return {claim.metric: claim.gain for claim in self.claims if claim.outcome == "worse"}
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What may be said of a system.
-
-    Args:
-        name: the system.
-        outcome: the weakest of its standings; `not compared` without any.
-        against: the alternative that this is about: of those that it stands weakest against, the best one.
-        metric: the metric that decides.
-        why: why this one does, where that isn't plain; else empty.
-        never: labels of the rows that it never gives, the most frequent first; `only`: the one that it gives to every row.
-        standings: against each alternative, the best one first; where others are compared with the same system, theirs follow.
-    """
-
-    name: str
-    outcome: Outcome
-    against: str | None
-    metric: str
-    why: str
-    never: list[str]
-    only: str | None
-    standings: list[Standing]
-
-    @property
-    def own(self) -> list[Standing]:
-        """The system's own standings."""
-        return [s for s in self.standings if s.name == self.name]
-
-    @property
-    def weakest(self) -> Standing | None:
-        """The standing that the outcome is about."""
-        return next((s for s in self.own if s.against == self.against), None)
-
-    def best_of(self, kind: BaselineKind) -> Standing | None:
-        """Against the best alternative of a kind."""
-        return next((s for s in self.own if s.kind == kind), None)
 
 
 class VerdictPart(Part):
@@ -301,7 +253,7 @@ class LabelScores(Part):
 
 
 class Confusion(Part):
-    """The labels that occur, and the cells that aren't 0 as [label, predicted, rows]; predicted null: an invalid answer."""
+    """The labels that occur, and the cells that aren't 0 as [label, predicted, rows]; predicted null: invalid."""
 
     labels: list[str]
     cells: list[tuple[str, str | None, int]]
@@ -394,8 +346,8 @@ class Against:
 
     Args:
         rows: production rows.
-        differs: whether the two can surely be told apart, and well enough to matter.
-        auc: how well a classifier tells them apart on rows that it has not seen; 0.5 is not at all.
+        differs: whether the two differ significantly, and enough to matter.
+        auc: how well a classifier separates them on rows that it has not seen; 0.5 is not at all.
         p: of the test that it can't.
         differs_in: what differs, in words.
         metric: that decides.
@@ -418,7 +370,7 @@ class Against:
     def in_words(self) -> str:
         """One sentence."""
         if not self.differs:
-            return f"The test rows look like production (told apart with AUC {self.auc:.2f}; 0.5 is chance)."
+            return f"The test rows look like production (separated with AUC {self.auc:.2f}; 0.5 is chance)."
         what = "; ".join(self.differs_in) or "its wording"
         return (
             f"Your test set differs from production in {what}. Weighted as production, {self.metric} is "
@@ -448,8 +400,8 @@ class ScoringSettings(Part):
     label_rows: dict[str, dict[str, int]] | None = None
 
 
-class EvaluationManifest(Record):
-    """`eval.json`: one system's figures, and how they compare with those of others. It is written last.
+class EvaluationManifest(Record, what="an evaluation", file=EVALUATION, again="delete the file and evaluate again"):
+    """`eval.json`: one system's metrics, and how they compare with those of others. It is written last.
 
     Args:
         key: hash of everything that the result depends on.
@@ -473,10 +425,6 @@ class EvaluationManifest(Record):
         runs: system -> its run's folder, where it is one.
         code: how programs ended, and under which protections.
     """
-
-    title: ClassVar[str] = "an evaluation"
-    file: ClassVar[str] = EVALUATION
-    again: ClassVar[str] = "delete the file and evaluate again"
 
     key: str = ""
     model: str = ""
@@ -529,7 +477,7 @@ class KnownOfAnswer(Part):
         loss: sum of -log likelihood of the reference, and its tokens.
         language: of the prompt.
         further: more answers to the same prompt.
-        measured: metric -> the row's figure, of metrics that need more than the text.
+        measured: metric -> the row's value, of metrics that need more than the text.
     """
 
     confidence: float | None = None
@@ -549,7 +497,7 @@ class AnsweredRow(Part):
         prediction: the answer of the system that the evaluation is about.
         label, predicted_label: where rows have one.
         valid: whether the answer is one of those that are allowed; `finished`: whether no limit has cut it.
-        scores: metric -> the row's figure.
+        scores: metric -> the row's value.
     """
 
     id: str
@@ -580,7 +528,9 @@ class Sample(KnownOfAnswer, AnsweredRow):
     meta: dict[str, Any] = {}
 
 
-class BaselinesManifest(Record):
+class BaselinesManifest(
+    Record, what="a list of baselines", file="baselines.json", again="delete the file and run the same command again"
+):
     """`baselines/baselines.json`: the systems that a tuned model is compared with.
 
     Args:
@@ -591,10 +541,6 @@ class BaselinesManifest(Record):
         seconds: all of them took.
         notes: what a reader has to know of a system's prompts.
     """
-
-    title: ClassVar[str] = "a list of baselines"
-    file: ClassVar[str] = "baselines.json"
-    again: ClassVar[str] = "delete the file and run the same command again"
 
     key: str = ""
     n: int = 0
@@ -620,7 +566,7 @@ class GateCheck:
         name: what was demanded.
         status: `pass`, `fail` or `inconclusive`.
         message: a sentence for people.
-        value, low, high: the figure that decides, with its 95 % interval where there is one.
+        value, low, high: the value that decides, with its 95 % interval where there is one.
         limit: what it is compared with.
         rows: rows that it rests on.
     """
@@ -652,23 +598,19 @@ class GateSide(Part):
 
 
 class FlakyRow(Part):
-    """A row that passed only sometimes: `passed` of `asked` times."""
+    """A row that passed only sometimes: `passed` of `asked` tries."""
 
     row: str
     passed: int
     asked: int
 
 
-class GateResult(Record):
+class GateResult(Record, what="a gate's result", file="gate.json", again="run `tuneloop gate` again"):
     """`gate.json`: whether a candidate may be released.
 
     Args:
         evaluation: SHA-256 of the `eval.json` that was judged.
     """
-
-    title: ClassVar[str] = "a gate's result"
-    file: ClassVar[str] = "gate.json"
-    again: ClassVar[str] = "run `tuneloop gate` again"
 
     status: GateStatus
     suite: SuiteName | None = None

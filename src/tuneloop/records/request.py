@@ -16,7 +16,7 @@ NOT_LOADED = (
 )
 ANYONE = "anyone"  # who sent something, where no key says it
 REFUSED = "refused"  # how a request ended that a limit or its own fault kept from being answered
-LEFT = "the client left"  # an error of nobody's answer: the client went, or the server was stopped
+LEFT = "the client left"  # no answer is at fault: the client went, or the server was stopped
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,18 +29,18 @@ class StoredRequest:
         id: UUIDv7; also the completion's `id`.
         time: when it arrived, ISO 8601 in UTC.
         key: name of the API key that it came with, never the key itself.
-        model: as it was asked for.
+        model: as it was requested.
         adapter: hash of the trained weights that answered; None: the base model.
         release: version in the registry; None where none is named.
         arm: of an experiment, and `propensity`, the chance to meet the candidate when its user came; None outside of
             experiments.
         fallback: why the champion answered in the candidate's place; None: who was drawn answered.
-        shadow: id of the request of which this is a copy that a candidate answered unseen, or `canary:ROW` where the monitor
-            asked a row of its data set; None: somebody asked it.
-        route: what a router decided: `model`, `why` (`best`, `by chance`, `none of these`, `conversation`), `scores` by model,
-            `nearness` to the rows that it was fitted to, `chance` of this choice; None: no router was asked.
-        voice: as whom it counts where users are counted: `key:NAME`, or `anyone` without a key, all of whose users together are
-            one; None: its key's word for its user and conversation is taken.
+        shadow: id of the request of which this is a copy that a candidate answered unseen, or `canary:ROW` where the
+            monitor sent a row of its data set; None: a client sent it.
+        route: what a router decided: `model`, `why` (`best`, `by chance`, `none of these`, `conversation`), `scores` by
+            model, `nearness` (similarity) to the rows that it was fitted to, `chance` of this choice; None: no router.
+        voice: as whom it counts where users are counted: `key:NAME`, or `anyone` without a key, all of whose users
+            together are one; None: its key's word for its user and conversation is taken.
         train: `no`: it must not become training data, as its key says; None: it may.
         user: pseudonym of the end user.
         conversation: that the request belongs to, as the client names it.
@@ -97,12 +97,12 @@ def as_request(value: Any, where: str) -> StoredRequest:
     Raises:
         UserError: it is of another version, or a value in it is wrong; the value is named.
     """
-    return checked(StoredRequest, value, where, _validated)
 
+    def validate(record: dict[str, Any]) -> StoredRequest:
+        names = StoredRequest.__dataclass_fields__
+        return _adapter().validate_python({name: each for name, each in record.items() if name in names}, extra="allow")
 
-def _validated(value: dict[str, Any]) -> StoredRequest:
-    names = StoredRequest.__dataclass_fields__
-    return _adapter().validate_python({name: each for name, each in value.items() if name in names}, extra="allow")
+    return checked(StoredRequest, value, where, validate)
 
 
 @cache

@@ -1,8 +1,8 @@
-"""What people and models are asked to judge: `review.json`, the lines of `items.jsonl`, `votes.jsonl` and `judge.jsonl`."""
+"""What people and models judge: `review.json`, the lines of `items.jsonl`, `votes.jsonl` and `judge.jsonl`."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from tuneloop.records.record import Part, Record
 from tuneloop.records.rows import Message
@@ -18,7 +18,7 @@ class ReviewedSystem(Part):
     sha256: str = ""
 
 
-class Review(Record):
+class Review(Record, what="a review", file="review.json", again="start another one"):
     """`review.json`: what is reviewed, and how rows were drawn.
 
     Args:
@@ -26,10 +26,6 @@ class Review(Record):
         share: of the evaluation's rows; `seed`: of the draw and the order; `items`: how many were drawn.
         populations: systems of an item, joined by a line break -> group -> rows in the evaluation.
     """
-
-    title: ClassVar[str] = "a review"
-    file: ClassVar[str] = "review.json"
-    again: ClassVar[str] = "start another one"
 
     key: str = ""
     mode: ReviewMode

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from tuneloop.records.record import Part, Record
 
@@ -23,7 +23,7 @@ class ServedName(Part):
     source: str = ""
 
 
-class ServerState(Record):
+class ServerState(Record, what="a server's state", file="state.json", again="start the server again"):
     """The server that works in a folder, or worked there last.
 
     Args:
@@ -35,10 +35,6 @@ class ServerState(Record):
         config: its settings, as in `tuneloop schema` under `serve`.
     """
 
-    title: ClassVar[str] = "a server's state"
-    file: ClassVar[str] = "state.json"
-    again: ClassVar[str] = "start the server again"
-
     pid: int = 0
     address: str = ""
     started: str = ""
@@ -49,7 +45,7 @@ class ServerState(Record):
 
     @property
     def adapters(self) -> dict[str, str]:
-        """Name -> source of what it was asked to serve."""
+        """Name -> source of the adapters that it serves."""
         return dict(self.config.get("adapters", {}))
 
     @property

@@ -53,11 +53,7 @@ READ_TOKEN = 1 / 3
 
 
 def baseline_stage(job: RunContext, dataset: Dataset, answered: TimedAnswers | None = None) -> dict[str, ScoredAnswers]:
-    """What the base model and the cheap alternatives make of the test split.
-
-    Args:
-        answered: what the base model has answered already, to all rows of the sample.
-    """
+    """What the base model and the cheap alternatives make of the test split; `answered`: what the base did already."""
     recipe = job.recipe
     rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed, stratum=dataset.stratum)
     if not rows:
@@ -205,12 +201,7 @@ def _write(
     key: str,
     began: float,
 ) -> dict[str, ScoredAnswers]:
-    """Write `baselines/` and say which of them is worth its price.
-
-    Args:
-        evaluations: of the `answers`.
-        began: by `time.monotonic`, so that the seconds since then are what the baselines took.
-    """
+    """Write `baselines/` and say which is worth its price; they took the time since `began` (`time.monotonic`)."""
     from tuneloop.evaluation.leaderboard import leaderboard, leaderboard_in_words
 
     folder = job.folder / "baselines"
@@ -297,9 +288,9 @@ def _ask_base(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> Iterato
 def ask_base(
     job: RunContext, dataset: Dataset, rows: Sequence[Row], examples: Sequence[Row] = ()
 ) -> dict[str, SystemAnswers]:
-    """The base's answers, with or without examples in the prompt (`compared_systems.ask`); the caller applies the base.
+    """The base's answers, after `examples` if there are any; the caller applies the base.
 
-    Under a limit on the whole run, all time is for answers: the loss of the reference answers is not measured.
+    Under a limit on the whole run the loss of references is not measured: all time is for answers.
     """
     config = job.recipe.evaluate
     task = f"few-shot ({counted(len(examples), 'example')})" if examples else "zero-shot"
@@ -311,11 +302,7 @@ def ask_base(
 
 
 def base_examples(job: RunContext, dataset: Dataset, rows: Sequence[Row], most: int | None = None) -> list[Row]:
-    """Few-shot's examples in the prompt of these rows.
-
-    Args:
-        most: how many; default: those of the settings, which is reported where some don't fit into the context.
-    """
+    """Few-shot's examples in the prompt of these rows: `most`, or as set; then it is reported where some don't fit."""
     settings = job.recipe.baselines
     settings = settings if most is None else settings.model_copy(update={"few_shot": most})
     with busy("choosing few-shot's examples"):
@@ -326,10 +313,7 @@ def base_examples(job: RunContext, dataset: Dataset, rows: Sequence[Row], most: 
 
 
 def _ask_majority(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> dict[str, SystemAnswers]:
-    """The most frequent label of the training split, or value of each field, for every row.
-
-    It costs nothing, so no setting turns it off.
-    """
+    """The most frequent training label, or value of each field, for every row: free, so no setting turns it off."""
     from tuneloop.evaluation.classical import MAJORITY, majority_system
 
     if dataset.task == "classification":
@@ -369,14 +353,7 @@ def _ask_classical(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> di
 
 
 def measure_alone(recipe: Recipe, out: str) -> tuple[Path, Dataset]:
-    """Prepare where needed and measure the base model and the cheap alternatives; nothing is trained.
-
-    Returns:
-        The folder with `baselines/`, and the data set.
-
-    Raises:
-        UserError: there are no test rows.
-    """
+    """Prepare where needed and measure the baselines, without training: the folder with them, and the data set."""
     folder = advice_folder(recipe, out)
     job = RunContext(recipe, folder)
     with lock_folder(folder):

@@ -73,11 +73,7 @@ class Chat:
         return task.inputs if task is not None and len(task.inputs) > 1 else []
 
     def question(self, line: str) -> dict[str, Any]:
-        """A line as a record.
-
-        Raises:
-            UserError: the model needs several columns, and the line doesn't give them.
-        """
+        """A line as a record; refused where the model needs several columns, and the line doesn't give them."""
         if line.lstrip()[:1] == "{":
             with contextlib.suppress(ValueError, RecursionError):
                 value = json.loads(line)
@@ -102,11 +98,7 @@ class Chat:
         return replace(prompt, messages=[*system, *speaker.examples, *before, *_others(prompt.messages)])
 
     def answer(self, speaker: Speaker, record: dict[str, Any], show: Callable[[str], None]) -> Prediction:
-        """A speaker's answer; what is written is given to `show` piece by piece.
-
-        Raises:
-            UserError: the record has not the columns that the speaker needs, or the endpoint refuses.
-        """
+        """A speaker's answer, given to `show` piece by piece as it is written; `UserError`: columns are missing."""
         prompt = self.prompt(speaker, record)
         if isinstance(prompt, Rejection):
             return Prediction(error=f"{prompt.reason}: {prompt.detail}")
@@ -224,11 +216,7 @@ def _untuned(target: TaskTarget, how: str) -> Speaker:
 
 
 def _examples(target: TaskTarget, of: TaskTarget) -> list[Message]:
-    """Turns of the examples that the few-shot baseline shows, from the run's training split.
-
-    Raises:
-        UserError: the target is no run, or its data set is missing.
-    """
+    """Turns of the examples that the few-shot baseline shows; refused where the target is no run with a data set."""
     run = target.local.run if target.local else None
     if run is None or of.local is None:
         what = "Examples come from a run's training rows, and this is not a run"

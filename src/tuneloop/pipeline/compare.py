@@ -28,17 +28,14 @@ class ComparedEvaluations:
     """Evaluations of the same rows, compared."""
 
     folder: Path  # with `eval.json`
-    evaluations: dict[
-        str, ScoredAnswers
-    ]  # by the names that they were given with; the others are compared with the first one
+    evaluations: dict[str, ScoredAnswers]  # by their names; the others are compared with the first one
     comparisons: list[Comparison]  # of the first (a) with each other one (b), adjusted together
 
 
 def load_systems(places: Sequence[str], folders: Mapping[str, str] | None = None) -> dict[str, ScoredAnswers]:
-    """Evaluations by place; `FOLDER:NAME` picks a baseline inside one.
+    """Evaluations by place: a folder with `eval.json`; `FOLDER:NAME` picks a baseline inside one.
 
     Args:
-        places: folders with `eval.json`.
         folders: where a place's evaluation is, if not there.
 
     Raises:
@@ -48,24 +45,15 @@ def load_systems(places: Sequence[str], folders: Mapping[str, str] | None = None
 
     if len(places) < 2:
         raise UserError("Two evaluations are needed", next_step="tuneloop compare A B")
-    loaded: dict[str, ScoredAnswers] = {}
-    for place in places:
-        folder, system = split_place((folders or {}).get(place) or evaluation_place(place))
-        loaded[place] = load_evaluation(folder, system or None)
+    at = {place: split_place((folders or {}).get(place) or evaluation_place(place)) for place in places}
+    loaded = {place: load_evaluation(folder, system or None) for place, (folder, system) in at.items()}
     if len(loaded) < len(places):
         raise UserError("The same evaluation is named twice", where=places[0], next_step="tuneloop compare A B")
     return loaded
 
 
 def evaluate_files(places: Sequence[str], against: EvalOptions) -> dict[str, str]:
-    """Score those places that are files of predictions, each in a separate folder.
-
-    Args:
-        against: the rows: `dataset` and `split`, or `data`.
-
-    Returns:
-        File -> folder with its `eval.json`.
-    """
+    """Score the places that are files of predictions, against rows: file -> separate folder with its `eval.json`."""
     folders: dict[str, str] = {}
     for place in places:
         path = Path(place)
@@ -156,14 +144,10 @@ def _cost_share(cost: Mapping[str, Any], share: float) -> dict[str, Any]:
 
 
 def write_first_suite(target: str, out: str) -> Path:
-    """Write a commented suite made from a run's evaluation, or from a data set's test rows.
-
-    Args:
-        target: a run with `eval.json`, an evaluation's folder, or a prepared data set.
-        out: the file, which must not exist.
+    """Write a commented suite from an evaluation (of a run, or its folder), or from a data set's test rows.
 
     Raises:
-        UserError: the target is none of these, it has no test rows, or the file is there.
+        UserError: the target is none of these, it has no test rows, or the file `out` is there.
     """
     path, folder = Path(out), Path(target)
     if path.exists():

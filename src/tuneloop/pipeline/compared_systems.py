@@ -69,11 +69,7 @@ class SystemAnswers:
 
 
 def joined(parts: Sequence[SystemAnswers], order: Sequence[int]) -> SystemAnswers:
-    """One system's answers to parts of some rows as one.
-
-    Args:
-        order: for each row its place among those of the parts.
-    """
+    """One system's answers to parts of some rows as one; `order`: for each row its place among those of the parts."""
     completions = [answer for part in parts for answer in part.completions]
     seconds, computed = sum(part.seconds for part in parts), sum(part.computed for part in parts)
     return replace(parts[0], completions=[completions[i] for i in order], seconds=seconds, computed=computed)
@@ -83,8 +79,7 @@ def uses_choice(dataset: Dataset, config: EvaluateConfig) -> bool:
     """Whether answers come from choice scoring."""
     if config.answer == "choice" and dataset.task != "classification":
         step = "set evaluate.answer=generate, or data.task=classification"
-        what = "Choice scoring needs labels, and this data set has none"
-        raise UserError(what, where="evaluate.answer", next_step=step)
+        raise UserError("Choice scoring needs labels, which are missing", where="evaluate.answer", next_step=step)
     if dataset.task != "classification" or config.answer == "generate":
         return False
     # Rows with several labels: the sets that training saw are not all there are, so the model writes its own.

@@ -155,11 +155,7 @@ def tuned_system(job: RunContext, dataset: Dataset) -> Ask:
 
 
 def prompt_systems(job: RunContext, dataset: Dataset, base: Callable[[], AbstractContextManager[Model]]) -> Ask:
-    """Asks the model before training, zero-shot and few-shot as the baselines do.
-
-    Args:
-        base: gives that model for a while.
-    """
+    """Asks the model before training, which `base` gives for a while, zero-shot and few-shot as the baselines do."""
 
     def prompts(rows: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str, SystemAnswers]:
         settings = job.recipe.baselines

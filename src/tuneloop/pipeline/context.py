@@ -148,11 +148,7 @@ def identity(recipe: Recipe) -> dict[str, Any]:
 
 
 def refuse_other_run(folder: Path, recipe: Recipe) -> None:
-    """A folder belongs to one run.
-
-    Raises:
-        UserError: it holds a finished or unfinished training with other settings; they are named.
-    """
+    """Refuse a folder that holds a training, finished or not, with other settings; they are named."""
     old_file = folder / "config.yaml"
     if not old_file.is_file() or not training_began(folder):
         return
@@ -164,19 +160,8 @@ def refuse_other_run(folder: Path, recipe: Recipe) -> None:
         raise UserError(f"This folder holds a run with other settings ({some})", where=str(folder), next_step=step)
 
 
-def find_done(manifest: Path, key: str) -> dict[str, Any] | None:
-    """The stage's manifest, if it is there with this key."""
-    if not manifest.is_file():
-        return None
-    try:
-        value: dict[str, Any] = read_json(manifest)
-    except UserError:
-        return None  # damaged from outside: the stage is repeated
-    return value if value.get("key") == key else None
-
-
 def done_record(kind: type[R], folder: Path, key: str) -> R | None:
-    """`find_done` of a record's file in a folder."""
+    """The manifest of a stage in a folder, if it is there with this key."""
     if not (folder / kind.file).is_file():
         return None
     try:

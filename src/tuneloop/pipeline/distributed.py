@@ -1,9 +1,11 @@
-"""What several processes of one run do together; a single one does it alone."""
+"""What several processes of one run do together, and what an object store keeps of the run."""
 
 from __future__ import annotations
 
+import re
+import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,21 +14,91 @@ from typing import TYPE_CHECKING, Any, Literal
 from tuneloop.core.device import default_dtype, release_memory
 from tuneloop.core.files import read_jsonl
 from tuneloop.core.machine import is_first, processes, rank
-from tuneloop.core.ui import quiet, say
+from tuneloop.core.object_store import open_store
+from tuneloop.core.ui import busy, quiet, say
+from tuneloop.core.units import counted
 from tuneloop.data.mix import GENERAL_FILE
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.local.workers import SharedWork
 from tuneloop.models.load import needs_several_cards
 from tuneloop.pipeline.context import RunContext, attach_trained
-from tuneloop.pipeline.run_mirror import keep_checkpoints
+from tuneloop.recipe import Recipe
 from tuneloop.records.plan import MeasuredMachine
 from tuneloop.records.rows import Dataset, Row
-from tuneloop.training.distributed import broadcast, gathered, joined, lost_the_first, processes_wanted, start_processes
+from tuneloop.records.run import RUN
+from tuneloop.training.distributed import (
+    broadcast,
+    gathered,
+    joined,
+    local_rank,
+    lost_the_first,
+    processes_wanted,
+    start_processes,
+)
 
 if TYPE_CHECKING:
     from tuneloop.models.template import Rendered
     from tuneloop.recipe import Recipe
     from tuneloop.training.config import TrainConfig
+
+CHECKPOINTS = "checkpoints"
+
+
+@contextmanager
+def stored(recipe: Recipe, folder: Path) -> Iterator[None]:
+    """Work on a run's folder that `recipe.store` keeps too, if set; on each machine one process fetches and sends."""
+    if not recipe.store:
+        yield
+        return
+    store = open_store(recipe.store)
+    if local_rank() == 0:
+        with busy("fetching what the object store has"):
+            there = store.sizes()
+            here = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+            fetched = store.pull(folder, newer=_how_far(there) > _how_far(here), known=there)
+        if fetched and is_first():
+            say(f"store     {counted(fetched, 'file')} of this run were in {recipe.store}")
+    yield
+    if is_first():
+        with busy("sending the run to the object store"):
+            store.push(folder)
+            store.remove([name for name in store.sizes() if name.startswith(f"{CHECKPOINTS}/")])
+        say(f"store     the run is in {recipe.store}")
+
+
+def keep_checkpoints(job: RunContext) -> None:
+    """Send this machine's checkpoints, and drop in the store what is dropped here; `UserError`: the store refuses."""
+    if not job.recipe.store or local_rank() != 0:
+        return
+    store, here = open_store(job.recipe.store), job.folder / CHECKPOINTS
+    there = store.sizes()
+    if is_first():
+        for name in ("metrics.jsonl", "config.yaml", "plan.json", "schedule.json"):
+            if (job.folder / name).is_file():
+                store.put(job.folder / name, name)
+    else:  # the first process alone drops old checkpoints: of its machine's shards this one does
+        for shards in sorted(here.glob("*.shards"))[: -job.recipe.train.keep_checkpoints - 1]:
+            shutil.rmtree(shards, ignore_errors=True)
+    # Shards before the file that names them: a file that is there is complete.
+    for shards in sorted(path for path in here.glob("*") if path.is_dir()):
+        store.push(job.folder, only=f"{CHECKPOINTS}/{shards.name}", known=there)
+    if not is_first():
+        return
+    for file in sorted(here.glob("*.pt")):
+        name = f"{CHECKPOINTS}/{file.name}"
+        if there.get(name) != file.stat().st_size:
+            store.put(file, name)
+    steps = {file.stem for file in here.glob("*.pt")}
+    ours = [name for name in there if name.startswith(f"{CHECKPOINTS}/")]
+    # `step-0000010` of `checkpoints/step-0000010.pt` and of `checkpoints/step-0000010.shards/...`.
+    store.remove([name for name in ours if name.split("/")[1].split(".")[0] not in steps])
+
+
+def _how_far(names: Iterable[str]) -> tuple[bool, int]:
+    """Whether a run's files say that it is finished, and the step of its last checkpoint."""
+    files = set(names)
+    matches = (re.fullmatch(rf"{CHECKPOINTS}/step-(\d+)\.pt", name) for name in files)
+    return RUN in files, max((int(match[1]) for match in matches if match), default=-1)
 
 
 @dataclass(frozen=True)
@@ -36,9 +108,7 @@ class Part:
     task: Literal["measure", "rate", "train"]  # the speed, the learning rate of a range test, or the training
     dataset: str  # its folder
     config: TrainConfig
-    measured: MeasuredMachine = field(
-        default_factory=MeasuredMachine
-    )  # not part of the settings, by which a run is identified
+    measured: MeasuredMachine = field(default_factory=MeasuredMachine)  # no setting: does not identify a run
 
 
 @dataclass(frozen=True)
@@ -138,11 +208,7 @@ def _take_part(job: RunContext, part: Part) -> Any:
 
 
 def _answers(job: RunContext, work: SharedWork) -> list[Any]:
-    """Answers of all processes, in the order of the rows.
-
-    Raises:
-        Exception: what any of them has met.
-    """
+    """Answers of all processes, in the order of the rows; an error that any of them has met is raised."""
     broadcast(Answers(work, job.tuned))
     by_row: dict[int, Any] = {}
     for part in _own_part(job, work):

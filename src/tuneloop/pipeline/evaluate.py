@@ -20,7 +20,7 @@ from tuneloop.models.trained import trained_folder
 from tuneloop.pipeline.baselines import on_fewer_rows
 from tuneloop.pipeline.compared_systems import ask
 from tuneloop.pipeline.consistency import consistency_part, is_drawn, prompt_systems, tuned_system
-from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of, find_done, load_run_recipe
+from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of, done_record, load_run_recipe
 from tuneloop.pipeline.scoring import (
     AFTERWARDS,
     cost_of,
@@ -31,7 +31,7 @@ from tuneloop.pipeline.scoring import (
     write_scored,
 )
 from tuneloop.records.completion import Completion
-from tuneloop.records.evaluation import BaselinesManifest, Subject
+from tuneloop.records.evaluation import BaselinesManifest, EvaluationManifest, Subject
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.records.run import RunManifest
@@ -43,18 +43,14 @@ if TYPE_CHECKING:
 def evaluate_stage(
     job: RunContext, dataset: Dataset, baselines: Mapping[str, ScoredAnswers], limit: TimeLimit | None = None
 ) -> None:
-    """The tuned model on the same rows, and the paired comparison.
-
-    Args:
-        limit: should its time run out, all systems are compared on the rows that the tuned model has answered.
-    """
+    """The tuned model on the same rows, and the paired comparison; all on fewer rows should the `limit` run out."""
     recipe = job.recipe
     rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed, stratum=dataset.stratum)
     if not rows:
         return
     check_ids(rows)
     key = tuned_key(job, dataset, baselines)
-    if find_done(job.folder / "eval.json", key):
+    if done_record(EvaluationManifest, job.folder, key):
         say("evaluate  already done")
         return
     attach_trained(job)

@@ -127,11 +127,7 @@ def _evaluate(job: RunContext, question: Question) -> EvaluationResult:
 
 
 def _question(target: str | Endpoint, options: EvalOptions, settings: Sequence[str]) -> Question:
-    """The target by a local name, and the rows by data set or split, which `data` may also name.
-
-    Raises:
-        UserError: no target is given, or several are; a run that is not finished.
-    """
+    """The target by a local name, and the rows by data set or split, which `data` may also name; exactly one target."""
     if bool(target) == bool(options.predictions):
         what = "One target at a time" if target else "Evaluate what?"
         step = "name a run or a model, or give --endpoint URL --model NAME, or --predictions FILE"
@@ -278,9 +274,8 @@ def _key(recipe: Recipe, dataset: Dataset, question: Question) -> str:
         choices["target"] = [run.id, run.key, run.adapter_hash]
     files = [sha256_file(file) for file in (options.prompt, options.predictions) if file and Path(file).is_file()]
     server = [target.endpoint.address, target.endpoint.model] if isinstance(target, EndpointTarget) else None
-    settings = recipe.model_dump(
-        mode="json", exclude={"output_dir": True, "data": {"sources"}}
-    )  # places: the hash counts
+    # Without places, which the hash of the data replaces.
+    settings = recipe.model_dump(mode="json", exclude={"output_dir": True, "data": {"sources"}})
     return content_hash([settings, dataset.manifest.hash, choices, files, server])
 
 

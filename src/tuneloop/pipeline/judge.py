@@ -78,10 +78,7 @@ def verdicts(
 
 
 def judge_evaluations(judge: Judge, evaluations: Mapping[str, ScoredAnswers]) -> Judgement:
-    """Judge each other evaluation against the first; the last one's verdicts are returned, all are in `facts["pairs"]`.
-
-    With one evaluation its answers are rated by the rubric.
-    """
+    """Judge all evaluations against the first, a single one by the rubric. All verdicts are in `facts["pairs"]`."""
     from tuneloop.evaluation.judge import AnswerPair, RatedAnswer, judge_answers, judge_pairs, load_judge_prompt
 
     choose, seed = judge.choose(), judge.seed
@@ -118,11 +115,7 @@ def judge_evaluations(judge: Judge, evaluations: Mapping[str, ScoredAnswers]) ->
 
 
 def check_judge(judge: Judge, file: str) -> list[Judgement]:
-    """Hold a judge against what people have said: preferences (chosen, rejected) and thumbs of a file.
-
-    Raises:
-        UserError: the file holds neither.
-    """
+    """Hold a judge against what people have said: preferences (chosen, rejected) and thumbs of a file with some."""
     from tuneloop.evaluation.judge import AnswerPair, RatedAnswer, judge_answers, judge_pairs, load_judge_prompt
 
     rows = read_whole(file, PrepareConfig()).rows

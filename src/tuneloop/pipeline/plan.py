@@ -17,7 +17,7 @@ from tuneloop.core.ui import busy, say
 from tuneloop.core.units import counted, usd_words
 from tuneloop.models.shape import ModelShape
 from tuneloop.pipeline.baselines import expected_evaluation, mean_reference
-from tuneloop.pipeline.context import RunContext, find_done, training_began
+from tuneloop.pipeline.context import RunContext, done_record, training_began
 from tuneloop.pipeline.distributed import Part, distributed_run, held_out
 from tuneloop.pipeline.prepare import prepare_stage
 from tuneloop.plan.estimate import MachineAtHand, RunWork, device_of, estimate, sizes_on_gpu
@@ -45,10 +45,10 @@ def plan_stage(job: RunContext, dataset: Dataset, choose: Callable[[], bool] = l
     Args:
         choose: chooses the time of training, when all before it is done; says whether measuring is paid for.
     """
-    before = find_done(job.folder / PLAN, _plan_key(job, dataset))
+    before = done_record(Plan, job.folder, _plan_key(job, dataset))
     if before and training_began(job.folder):
-        say(plan_line(before, already=True))
-        return before
+        say(plan_line(before.to_json(), already=True))
+        return before.to_json()
     measured, resident, began = sizes_of(job, dataset), _resident(job), time.monotonic()
     limit = job.recipe.train.max_minutes or job.recipe.max_minutes
     timed = sized(job.recipe.train, measured).model_copy(update={"max_minutes": limit})
@@ -90,10 +90,9 @@ def _resident(job: RunContext) -> float:
 
 
 def _resident_as_trained(job: RunContext, before: float) -> float:
-    """The same once the speed is measured: on a GPU the model is then as it is trained (four bits, or a part).
+    """The same once the speed is measured: on a GPU the model is then as trained (four bits, or a part).
 
-    Args:
-        before: as it was loaded. A processor's counts: packed weights leave their memory to the process.
+    A processor's stays as `before`: packed weights leave their memory to the process.
     """
     return before if device.backend().is_cpu else _resident(job)
 
@@ -132,11 +131,7 @@ def run_plan(job: RunContext, dataset: Dataset, measured: MeasuredMachine) -> tu
 
 
 def make_plan(job: RunContext, dataset: Dataset, measured: MeasuredMachine, resident: float) -> dict[str, Any]:
-    """The plan of a run whose data and speed are known.
-
-    Args:
-        resident: GiB in use with the model loaded.
-    """
+    """The plan of a run whose data and speed are known; `resident`: GiB in use with the model loaded."""
     train = sized(job.recipe.train, measured)
     rows, run = run_plan(job, dataset, measured)
     steps = run.steps

@@ -135,11 +135,9 @@ class Asker:
     def answers(
         self, records: Iterable[Mapping[str, Any] | Rejection], *, total: int = 0, before: int = 0
     ) -> Iterator[Prediction]:
-        """An answer to each record, block by block.
+        """An answer to each record, block by block; `total`, `before`: all rows, and those before these, for progress.
 
-        Args:
-            records: what could not be read is a `Rejection`, which becomes an answer with an error.
-            total, before: of all rows, and those answered before these, for progress.
+        What could not be read is a `Rejection`, which becomes an answer with an error.
         """
         for block in batched(records, self.block):
             yield from self.answer_block(block, total=total, before=before)

@@ -44,9 +44,7 @@ class FilePredictions:
     """What came of a file."""
 
     summary: dict[str, Any]  # counts, seconds and errors by kind; what `--json` prints
-    rows: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # with their answers, where they were not written to a file
+    rows: list[dict[str, Any]] = field(default_factory=list)  # with their answers, where no file has them
 
     @property
     def failed(self) -> int:
@@ -100,8 +98,8 @@ def predict_file(
             journal_of(Path(out)).unlink()
     else:
         for block in _answers(target, asker, rows, 0):
-            for row, each in zip(rows[len(predictions) :], block, strict=False):
-                if write is not None:
+            if write is not None:
+                for row, each in zip(rows[len(predictions) :], block, strict=False):
                     write(names.row(row, each))
             predictions += block
     seconds = round(time.monotonic() - started, 3)
@@ -123,7 +121,6 @@ def _answers(target: TaskTarget, asker: Asker, rows: Sequence[Item], before: int
 
 
 def _counts(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """What a summary says of answers."""
     errors = Counter(answer.error.split(":")[0] for answer in predictions if answer.error)
     return {
         "rows": len(predictions),
@@ -137,11 +134,7 @@ def _counts(predictions: Sequence[Prediction]) -> dict[str, Any]:
 
 
 def _form(out: str, file: str) -> str:
-    """The kind of a result, by its name.
-
-    Raises:
-        UserError: another ending, or a name that is taken by a folder or by the rows themselves.
-    """
+    """The kind of a result, by its name; other endings, and names of a folder or of the rows, are refused."""
     path, where, step = Path(out), f"--out {out}", "choose another name"
     ending = path.suffix.lower()
     if out and ending not in ENDINGS:
@@ -165,10 +158,7 @@ def expected_columns(task: TaskSpec | None, column: str = "") -> Collection[str]
 def read_rows(file: str, expected: Collection[str] = ()) -> tuple[list[Item], str]:
     """The records of a file in order, with what can't be read in its place, and what kind of file it is.
 
-    Each line of a plain text is a record.
-
-    Args:
-        expected: columns by which the standard input is recognised as a table and not as lines of text.
+    Each line of a plain text is a record. `expected`: columns by which the standard input is a table, and not text.
 
     Raises:
         UserError: no such file, or nothing in it.
@@ -199,15 +189,7 @@ def _each_row(sources: Sequence[SourceFile]) -> Iterator[Item]:
 
 
 def refuse_no_rows(file: str, count: int, first: Item | None, readable: bool) -> None:
-    """Refuse a file without a row that a model can answer.
-
-    Args:
-        count, first: of its rows.
-        readable: whether one of them is a record.
-
-    Raises:
-        UserError: it has none.
-    """
+    """Refuse a file without a row that a model can answer, by its number of rows and the first of them."""
     step = "give csv, jsonl, json, parquet, or lines of text"
     if first is None:
         raise UserError("There are no rows to ask about", where=file, next_step=step)
@@ -244,11 +226,7 @@ def journal_of(out: Path) -> Path:
 
 @contextmanager
 def _journal(out: Path) -> Iterator[Lines]:
-    """The journal of a result; it is closed behind the block.
-
-    Raises:
-        UserError: it can't be written.
-    """
+    """The journal of a result; it is closed behind the block."""
     with user_errors_of_the_disk(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     step = "wait for it, or choose another --out"
@@ -261,11 +239,7 @@ def _journal(out: Path) -> Iterator[Lines]:
 
 
 def _resumed(journal: Lines, key: str, block: int, rows: int) -> list[Prediction]:
-    """The answers of whole blocks; what was written in part is cut off.
-
-    Raises:
-        UserError: another process holds the journal, or it is of another target, other rows or other settings.
-    """
+    """The answers of whole blocks, others are cut off; the journal of another process or job is refused."""
     predictions: list[Prediction] = []
     lines = journal.open()
     head = next(lines, None)

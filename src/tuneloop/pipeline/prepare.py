@@ -14,9 +14,9 @@ from tuneloop.core.units import counted
 from tuneloop.data.clean.pii import hidden
 from tuneloop.models.load import fingerprint, load_tokenizer
 from tuneloop.models.names import resolve
-from tuneloop.pipeline.context import RunContext, find_done
+from tuneloop.pipeline.context import RunContext, done_record
 from tuneloop.recipe import Recipe
-from tuneloop.records.dataset import MANIFEST, read_manifest
+from tuneloop.records.dataset import MANIFEST, DatasetManifest, read_manifest
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.track import start_tracking
 
@@ -42,14 +42,10 @@ def _measure(template: Template, row: Row) -> TokenCount:
 
 
 def measure_of(dataset: str, model: str) -> Callable[[Row], TokenCount] | None:
-    """What measures rows as they were measured when a data set was prepared.
-
-    Args:
-        dataset: its folder.
-        model: the model it was prepared for; "": the packaged one, if it was that.
+    """What measures rows as they were measured when a data set was prepared, for `model` ("": the packaged one).
 
     Returns:
-        None if the data set was not measured with the packaged model and none is named, or if there is no manifest.
+        None: not measured with the packaged model and none is named, or there is no manifest.
 
     Raises:
         UserError: the named model is not there, or has another tokenizer or template than the rows were measured with.
@@ -89,11 +85,7 @@ def prepare_stage(job: RunContext) -> Dataset:
 
 
 def refuse_errors(dataset: Dataset, recipe: Recipe) -> None:
-    """Stop before money is spent on data with a check at `error`, unless `data.allow_errors` is set.
-
-    Raises:
-        UserError: a check is at `error`.
-    """
+    """Stop, before money is spent, on data with a check at `error`, unless `data.allow_errors` is set."""
     errors = dataset.manifest.errors
     if errors and not recipe.data.allow_errors:
         reasons = "; ".join(f"{check.name}: {check.message}" for check in errors[:3])
@@ -109,7 +101,7 @@ def _prepare_into(job: RunContext, out: Path) -> Dataset:
 
     recipe = job.recipe
     key = prepare_key(recipe.data, name=recipe.name, seed=recipe.seed, model_fingerprint=job.fingerprint)
-    if find_done(out / MANIFEST, key):
+    if done_record(DatasetManifest, out, key):
         dataset = load_dataset(out)
         say(f"prepare   already done: {dataset.id}")
         return dataset

@@ -25,10 +25,7 @@ if TYPE_CHECKING:
 
 
 def recipe_for_sources(places: list[str], settings: list[str], *, name: str = "", model: str = "") -> Recipe:
-    """A recipe from source files, or from a recipe file among them.
-
-    Settings may leave out the `data.` of the prepare stage's keys: `split.test=0.2`.
-    """
+    """A recipe from source files, or a recipe file; settings may leave out `data.`, as in `split.test=0.2`."""
     if not places:
         raise UserError("No source given", next_step="tuneloop prepare FILE")
     keys = set(PrepareConfig.model_fields)
@@ -62,11 +59,7 @@ def recipe_of(source: str, settings: list[str], *, model: str = "", out: str = "
 
 
 def refuse_missing_source(source: str) -> None:
-    """Refuse a place that is no file, no folder and no pattern of files, before anything else is done with it.
-
-    Raises:
-        UserError: it does not exist; the nearest name is suggested.
-    """
+    """Refuse a place that is no file, folder or pattern of files; the nearest name is suggested."""
     if source != "-" and not os.path.exists(os.path.expanduser(source)) and not glob.glob(source):
         step = f"a model is named by --model {source}" if source in SHORT_NAMES else nearest_path(source)
         raise UserError("No such data set, file or recipe", where=source, next_step=step)
@@ -87,12 +80,7 @@ def plan_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def write_starter(source: str, out: str, settings: Sequence[str] = ()) -> tuple[Path, FormatGuess]:
-    """Write a recipe for a file of examples, with what was found in it as comments.
-
-    Args:
-        source: the file.
-        out: where the recipe goes.
-        settings: `key=value`, as of `tuneloop run`; they are written into the recipe.
+    """Write a recipe for a file of examples to `out`, with the settings, and with what was found as comments.
 
     Raises:
         UserError: no record can be read, no format fits, or `out` is there already.
@@ -127,11 +115,7 @@ def _spread(records: Iterable[Any], number: int = 200, most: int = 20_000) -> li
 
 
 def _starter(path: Path, source: str, recipe: Recipe, guess: FormatGuess, names: Sequence[str]) -> str:
-    """The text of a first recipe: what was set, and comments on what could be.
-
-    Args:
-        names: the columns of the file.
-    """
+    """The text of a first recipe: what was set, and comments on what could be; `names`: the file's columns."""
 
     def block(values: Any, indent: str = "") -> str:
         lines = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000).splitlines()
@@ -143,9 +127,8 @@ def _starter(path: Path, source: str, recipe: Recipe, guess: FormatGuess, names:
     train, plan = {"epochs": 3} | rest.pop("train", {}), rest.pop("plan", {})
     price = plan.pop("usd_per_hour", 0.05)
     columns = "".join(f"  # {column}\n" for column in names[:12])
-    read = [
-        column for column in guess.columns.values() if column in names
-    ]  # those that hold question and answer come first
+    # The columns that hold question and answer come first.
+    read = [column for column in guess.columns.values() if column in names]
     question, answer, *_ = [*read, *(column for column in names if column not in read), "text", "answer"]
     limit = (
         "# max_minutes: 30              # of the whole run: a slow machine then trains less and asks fewer test rows"

@@ -21,11 +21,7 @@ from tuneloop.track import start_tracking
 
 
 def run(recipe: Recipe) -> Path:
-    """Do the main job and return the run's folder; see the module's description.
-
-    Raises:
-        UserError: whatever the user can put right; finished stages stay finished.
-    """
+    """Do the main job and return the run's folder. After a `UserError` finished stages stay finished."""
     with prepared_run(recipe) as (job, limit, dataset):
         remind(job, dataset)
         with busy("starting the tracker"):

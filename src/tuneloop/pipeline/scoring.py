@@ -83,11 +83,7 @@ def with_adapter_hash(job: RunContext, answers: Sequence[Completion]) -> list[Co
 
 
 def cost_of(job: RunContext, answers: SystemAnswers, training: RunManifest | None = None) -> dict[str, float]:
-    """What a system's answers took on this machine, and what its training took before.
-
-    Args:
-        training: the run that it comes from; default: the system's own training.
-    """
+    """What a system's answers took here, and its training before: of the run `training`, else as the answers say."""
     price = job.recipe.plan.usd_per_hour / 3600
     seconds, usd = answers.training_seconds, answers.training_seconds * price
     if training:

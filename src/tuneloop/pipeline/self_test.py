@@ -70,10 +70,7 @@ def _verdict(name: str, right: bool, detail: str, otherwise: Status = "wrong") -
 
 
 def self_test() -> list[Check]:
-    """Try all methods on the device in use (`core.device.in_use`) and measure its speeds; about two minutes.
-
-    Writes the speeds to `plan.gpus.measured_file`, from which the planner takes this card's values.
-    """
+    """Try all methods on the device in use and measure its speeds, for the planner (`measured_file`); two minutes."""
     import torch
 
     use_threads()
@@ -184,11 +181,7 @@ def _config(settings: dict[str, Any], **more: Any) -> TrainConfig:
 def _loss_and_gradient(
     folder: Path, config: TrainConfig, dtype: str, kind: str, *, exact: bool = False
 ) -> tuple[float, Any]:
-    """One step's loss and its gradient (fp32, on the host, all parameters one behind the other).
-
-    Args:
-        exact: the weights are rounded to the dtype, and computed with in fp32.
-    """
+    """One step's loss and gradient (fp32, on the host, one vector); `exact`: fp32 with weights rounded to the dtype."""
     import torch
 
     from tuneloop.training.step import batch_loss
@@ -353,10 +346,7 @@ MEMORY_OFF = 0.15  # of the planned peak
 
 
 def _step_checks(kind: str) -> list[Check]:
-    """Memory and tokens a second of LoRA on a random 1B Llama (on a processor a tiny one), next to the plan.
-
-    A processor's memory is not compared: its peak is of the whole process.
-    """
+    """Memory (of a GPU) and tokens/s of LoRA on a random 1B Llama, on a processor a tiny one, next to the plan."""
     from tuneloop.training.checkpoint import State
     from tuneloop.training.optimizers import make_optimizer
     from tuneloop.training.run import TrainingRun

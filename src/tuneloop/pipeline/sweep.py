@@ -140,11 +140,7 @@ def split_values(text: str) -> list[str]:
 
 
 def rungs_of(number: int) -> list[float]:
-    """Shares of the training: 1/9, 1/3 and 1 for nine settings; 1 alone for two.
-
-    Args:
-        number: of settings.
-    """
+    """Shares of the training for a number of settings: 1/9, 1/3 and 1 for nine; 1 alone for two."""
     rounds = int(math.log(max(number, 1), KEPT) + 1e-9)
     return [KEPT ** -float(left) for left in range(rounds, -1, -1)]
 
@@ -286,11 +282,7 @@ def _shared_data(recipe: Recipe, out: Path) -> Dataset:
 
 
 def _begun(out: Path, key: str, search: Search, dataset: str) -> SweepManifest:
-    """The search as far as it got; an empty one where there was none.
-
-    Raises:
-        UserError: another search is in the folder.
-    """
+    """The search as far as it got; an empty one where there was none. Another search in the folder is refused."""
     if not (out / SweepManifest.file).is_file():
         return SweepManifest(key=key, dataset=dataset, axes=search.axes, rungs=rungs_of(len(search.settings)))
     manifest = read_record(SweepManifest, out)
@@ -332,11 +324,7 @@ def _try(recipe: Recipe, settings: dict[str, str], share: float, out: Path) -> T
 
 
 def _by_loss(trials: Sequence[Trial]) -> list[Trial]:
-    """Trials by their loss, without those that failed.
-
-    Raises:
-        UserError: all failed.
-    """
+    """Trials by their loss, without those that failed; not all may have."""
     finished = [trial for trial in trials if trial.val_loss is not None]
     if not finished:
         what, where = f"Every trial failed: {trials[0].error}", words(trials[0].settings)

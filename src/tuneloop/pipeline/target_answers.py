@@ -107,11 +107,7 @@ def personal_settings(recipe: Recipe, question: Question, dataset: Dataset | Non
 
 
 def answers_of_target(work: EvalJob) -> TargetAnswers:
-    """A target's answers to the rows.
-
-    Raises:
-        UserError: the target can't answer these rows.
-    """
+    """A target's answers to the rows; refused where it can't answer these."""
     job, question, target = work.job, work.question, work.question.target
     if question.kind == "predictions":
         return _of_file(work)

@@ -52,11 +52,7 @@ class TaskTarget:
         return as_model(self.target)
 
     def check(self) -> None:
-        """Refuse the name of a model that can't be had, before rows are read and judged without it.
-
-        Raises:
-            UserError: nothing of that name is here or on the hub.
-        """
+        """Refuse the name of a model that is neither here nor on the hub, before rows are read for it."""
         if self.local is not None and self.task is None and not is_local(self.local.base):
             resolve(self.local.base)
 
@@ -118,11 +114,7 @@ def task_of_run(run: Path) -> TaskSpec | None:
 
 
 def _read_task(folder: Path) -> TaskSpec | None:
-    """The task in a folder's `tuneloop.json`, if it says one.
-
-    Raises:
-        UserError: the file is damaged, or of a later version.
-    """
+    """The task in a folder's `tuneloop.json`, if it says one; a damaged file, or a later version, is refused."""
     file = folder / OWN
     value = read_json(file) if file.is_file() else None
     task = value.get("task") if isinstance(value, dict) else None
@@ -130,10 +122,7 @@ def _read_task(folder: Path) -> TaskSpec | None:
 
 
 def write_task(job: RunContext, dataset: Dataset) -> None:
-    """Put what a data set teaches under a recipe next to the trained weights, in `tuneloop.json`.
-
-    A data set of another version may say too little: that is reported, and costs no training that is done.
-    """
+    """Put what a data set teaches into `tuneloop.json`, next to the weights; if it says too little that is reported."""
     try:
         file, config, rows = trained_folder(job.folder) / OWN, job.recipe.evaluate, list(dataset.train)
         dataset = replace(dataset, train=rows, test=dataset.test or rows)

@@ -67,8 +67,7 @@ class TimeLimit:
     """The time of one run.
 
     Args:
-        job: its recipe is changed to what fits.
-        recipe: as given.
+        job: its recipe is changed to what fits; `recipe`: as given.
         began: when the run began, by `time.monotonic`.
     """
 
@@ -116,8 +115,7 @@ class TimeLimit:
         """Say, once and as early as it is clear, that the limit can't be kept.
 
         Args:
-            seconds: that answers still take at least.
-            training: seconds of training; default: the least that it gets.
+            seconds: that answers still take; `training`: likewise, by default the least that it gets.
         """
         training = TRAINING * self.seconds if training is None else training
         total = time.monotonic() - self.began + seconds + training + 0.5 * (self.whole - self.seconds)
@@ -137,11 +135,7 @@ class TimeLimit:
             self._keep(train_minutes=self.recipe.max_minutes)
 
     def choose_training(self, dataset: Dataset) -> bool:
-        """Choose how long training may take: what is left now, less the evaluation to come.
-
-        Returns:
-            Whether it has been chosen, now or before.
-        """
+        """Choose how long training may take: what is left, less the evaluation. Whether it is chosen, now or before."""
         job, recipe = self.job, self.recipe
         if not recipe.max_minutes or self.choices.train_minutes is not None:
             return bool(recipe.max_minutes)

@@ -128,11 +128,7 @@ def ask_within(
 
 
 def _share_of_tuned(zero: _Way, reference: float) -> float:
-    """What the tuned model's answers take, relative to those of zero-shot: they end where the references do.
-
-    Args:
-        reference: tokens of a reference, on average.
-    """
+    """What the tuned model's answers, as long as references (mean tokens), take relative to those of zero-shot."""
     parts = [part[""] for part in zero.parts]
     rows = max(sum(len(part.completions) for part in parts), 1)
     tokens, computed = sum(part.tokens for part in parts), sum(part.computed for part in parts)
@@ -184,10 +180,7 @@ def _reused(
 
 
 def ask_tuned_within(job: RunContext, dataset: Dataset, seconds: float) -> tuple[int, SystemAnswers]:
-    """How many rows of the sample the tuned model has time for, and its answers to them.
-
-    A third of the rows is always answered.
-    """
+    """How many rows of the sample the tuned model has time for, at least a third, and its answers to them."""
     rows, places = _sample(job, dataset)
     began, number = time.monotonic(), 0
     parts: list[SystemAnswers] = []
@@ -217,11 +210,7 @@ def _ask(job: RunContext, dataset: Dataset, way: _Way, rows: Sequence[Row]) -> N
 def _few_shot(
     job: RunContext, dataset: Dataset, zero: _Way, rows: Sequence[Row], number: int, seconds: float
 ) -> tuple[_Way | None, int]:
-    """Few-shot after its first round, with as many examples as there is time for, or None; and how many it has.
-
-    Args:
-        number: rows of the first round.
-    """
+    """Few-shot after a first round of `number` rows, with the examples that there is time for; and how many it has."""
     examples = base_examples(job, dataset, rows)
     whole = len(examples)
     if not examples:
@@ -243,13 +232,8 @@ def _few_shot(
 
 
 def _fewer_examples(zero: _Way, few: _Way, seconds: float, number: int, rows: int) -> int:
-    """How many examples few-shot should show after its first round: fewer where these leave no time for `LEAST_ROWS` rows,
-    and there is enough to repeat the round and continue.
-
-    Args:
-        number: rows of that round.
-        rows: of all rounds, where there is time.
-    """
+    """How many examples few-shot should show after its first round of `number` rows: fewer where these leave no time
+    for `LEAST_ROWS` rows, and there is enough to repeat the round and continue."""
     number_shown = len(few.examples)
     affordable = (seconds - 2 * few.reading) / LEAST_ROWS - (1 + TUNED) * zero.each
     if rows <= number or few.each <= max(affordable, 2 * zero.each):

@@ -25,10 +25,9 @@ from tuneloop.pipeline.context import (
     report_stage,
     training_began,
 )
-from tuneloop.pipeline.distributed import Part, distributed_run, leading
+from tuneloop.pipeline.distributed import Part, distributed_run, leading, stored
 from tuneloop.pipeline.plan import plan_stage, run_plan, sized
 from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
-from tuneloop.pipeline.run_mirror import stored
 from tuneloop.pipeline.targets import write_task
 from tuneloop.pipeline.time_limit import TimeLimit, limited
 from tuneloop.plan.ledger import record_run
@@ -204,11 +203,7 @@ def preflight_of(job: RunContext, dataset: Dataset, config: TrainConfig, plan: M
 
 
 def refuse_problems(checked: Preflight, dataset: Dataset) -> None:
-    """Refuse to start what would be spoiled.
-
-    Raises:
-        UserError: the preflight has found problems.
-    """
+    """Refuse to start what would be spoiled: the preflight has found problems."""
     if checked.problems:
         what = f"Training does not start: {'; '.join(checked.problems)}"
         step = "put the rows right and prepare again; `tuneloop train DATASET --preflight` looks without training"
@@ -233,9 +228,6 @@ def prepared_run(
 ) -> Iterator[tuple[RunContext, TimeLimit, Dataset]]:
     """The folder of a run, locked, with its settings in it and its data prepared.
 
-    Args:
-        on_record: gets each record of the training's metrics.
-
     Raises:
         UserError: another run is in the folder, or the data have an error.
     """
@@ -258,11 +250,7 @@ def prepared_run(
 def train_alone(
     recipe: Recipe, *, on_record: Callable[[Mapping[str, Any]], None] = lambda record: None
 ) -> tuple[Path, RunManifest]:
-    """Prepare where needed, plan and train, without baselines and evaluation.
-
-    Args:
-        on_record: gets each record of the training's metrics.
-    """
+    """Prepare, plan and train, without baselines and evaluation; `on_record` gets each record of the metrics."""
     began = time.monotonic()
     with prepared_run(recipe, on_record=on_record) as (job, limit, dataset):
         prepared = time.monotonic()
@@ -293,11 +281,7 @@ CALIBRATION_MINUTES = 0.3  # of training in `tuneloop plan --calibrate`
 
 
 def calibrate_alone(recipe: Recipe) -> dict[str, Any]:
-    """Train for some steps in a folder that is thrown away: what the plan said and what came goes into the ledger.
-
-    Returns:
-        The plan, with `measured` next to it: minutes, GiB and tokens a second.
-    """
+    """Train for some steps in a folder that is thrown away, for the ledger: the plan, with `measured` next to it."""
     short = recipe.train.model_copy(update={"max_minutes": CALIBRATION_MINUTES, "evaluations": 1, "val_rows": 8})
     with tempfile.TemporaryDirectory() as scratch:
         job = RunContext(recipe.model_copy(update={"train": short}), Path(scratch))

@@ -60,7 +60,7 @@ TESTED_IN = {
     "serving/test_costs.py": "cli.costs",
     "serving/test_top.py": "cli.top",
     "serving/test_server.py": "cli.serve serving.models",
-    "serving/store/test_store.py": "core.ids records.decision",
+    "serving/store/test_store.py": "core.ids",
     "deploy/hosts/test_hosts.py": "deploy.project_text deploy.hosts.baseten deploy.hosts.compose deploy.hosts.docker_model_runner"
     " deploy.hosts.dstack deploy.hosts.fireworks deploy.hosts.huggingface deploy.hosts.kserve deploy.hosts.kubernetes"
     " deploy.hosts.modal deploy.hosts.ollama deploy.hosts.production_stack deploy.hosts.ray_serve deploy.hosts.replicate"
@@ -80,7 +80,7 @@ TESTED_IN = {
     "combine/merge/test_command.py": "cli.merge combine.options records.merge",
     "release/test_reproduce.py": "release.reproduction",
     "improve/experiment/test_command.py": "cli.ab",
-    "improve/collect/test_command.py": "cli.collect records.collected",
+    "improve/collect/test_command.py": "cli.collect",
     "improve/monitor/test_command.py": "cli.monitor improve.monitor.record",
     "improve/controller/test_command.py": "cli.improve improve.controller.controller",
     "pipeline/test_chat.py": "cli.chat",

@@ -58,8 +58,8 @@ class Recipe(Config):
     max_minutes: float | None = Field(
         None,
         gt=0,
-        description="time of the complete run; by the measured speed it decides how long training is and how many test rows "
-        "are used",
+        description="time of the complete run; by the measured speed it decides how long training is and how many test "
+        "rows are used",
     )
     output_dir: str | None = Field(None, description="folder of the run; default: runs/NAME-HASH")
     store: str = Field(

@@ -61,7 +61,7 @@ RECORDS: dict[str, tuple[str, str, str]] = {
     "request": ("records.request", "StoredRequest", "a request that was served"),
     "server": ("records.server", "ServerState", "`serve/state.json`: the server that works in a folder"),
     "keys": ("serving.keys", "KeyFile", "`serve/keys.json`"),
-    "decision": ("records.decision", "Decision", "something that was decided: an event of the store"),
+    "decision": ("records.server", "Decision", "something that was decided: an event of the store"),
     "experiment": (
         "improve.experiment.record",
         "ExperimentDesign",
@@ -69,7 +69,7 @@ RECORDS: dict[str, tuple[str, str, str]] = {
     ),
     "verdict": ("improve.experiment.record", "ExperimentVerdict", "the data of an event `experiment.decision`"),
     "improvement": ("improve.report.record", "ImprovementReport", "`serve/improve/report.json`"),
-    "collected": ("records.collected", "CollectedManifest", "`collect.json`"),
+    "collected": ("records.server", "CollectedManifest", "`collect.json`"),
     "monitor": (
         "improve.monitor.record",
         "MonitorReport",

@@ -114,12 +114,10 @@ def sampled_data(recipe: Recipe) -> Iterator[tuple[Dataset, str]]:
         scaled = _scaled(dataset.manifest, sample.total / max(sample.size, 1))
         write_record(out / MANIFEST, scaled)
         train = scaled.splits.train
-        tokens, megabytes = (
-            train.tokens.total if train.tokens else 0,
-            f"{sample.size / 1e6:.1f} of {sample.total / 1e6:.0f} MB",
-        )
+        tokens = train.tokens.total if train.tokens else 0
         words = (
-            f"counted on a sample of {counted(len(chunk_of_line), 'record')} ({megabytes}): "
+            f"counted on a sample of {counted(len(chunk_of_line), 'record')} "
+            f"({sample.size / 1e6:.1f} of {sample.total / 1e6:.0f} MB): "
             f"about {counted(train.rows, 'training row')}, {tokens:,} tokens, within {error:.0%} (95 %); "
             "copies were looked for in the sample alone"
         )
@@ -209,8 +207,8 @@ def _prepared_before(recipe: Recipe, out: str) -> Path | None:
         return None
     fingerprint = RunContext(recipe, Path()).fingerprint
     key = prepare_key(recipe.data, name=recipe.name, seed=recipe.seed, model_fingerprint=fingerprint)
-    folders = (default_folder(recipe) / "dataset", advice_folder(recipe, out) / "dataset")
-    places = (Path("datasets") / recipe.name, *folders)
+    folders = [folder / "dataset" for folder in (default_folder(recipe), advice_folder(recipe, out))]
+    places = [Path("datasets") / recipe.name, *folders]
     return next((place for place in places if done_record(DatasetManifest, place, key)), None)
 
 
@@ -228,7 +226,7 @@ def hashes_of_sources(recipe: Recipe) -> list[str]:
 
 
 def keep_advice(folder: Path, dataset_hash: str, advice: AdviceRecord, sources: Sequence[str] = ()) -> None:
-    """Write `advise.json`: the answer as `--json` prints it, with the hash of its data, or of the `sources` of a sample.
+    """Write `advise.json`: the answer as `--json` prints it, with the hash of its data, or of a sample's `sources`.
 
     A folder that can't be written to is passed over: the answer is on the screen.
     """

@@ -136,7 +136,10 @@ def check_judge(judge: Judge, file: str) -> list[Judgement]:
         prompt = load_judge_prompt("pairwise", judge.prompt)
         judgements.append(judge_pairs(pairs, choose, prompt, names=("a", "b"), seed=judge.seed))
     if thumbs:
-        items = [RatedAnswer(row.id, conversation_of(row), _last_turn(row), "", row.meta["thumb"]) for row in thumbs]
+        items = []
+        for row in thumbs:
+            answer = str(row.messages[-1].get("content") or row.messages[-1].get("tool_calls") or "")
+            items.append(RatedAnswer(row.id, conversation_of(row), answer, "", row.meta["thumb"]))
         judgements.append(judge_answers(items, choose, load_judge_prompt("rubric", judge.prompt), seed=judge.seed))
     return judgements
 
@@ -152,11 +155,6 @@ def conversation_of(row: Row) -> str:
     if len(turns) == 1:
         return str(turns[0]["content"])
     return "\n\n".join(f"{turn['role']}: {turn.get('content') or turn.get('tool_calls')}" for turn in turns)
-
-
-def _last_turn(row: Row) -> str:
-    last: Mapping[str, Any] = row.messages[-1]
-    return str(last.get("content") or last.get("tool_calls") or "")
 
 
 def _balanced(rows: Sequence[Row], most: int, seed: int) -> list[Row]:

@@ -30,8 +30,7 @@ def recipe_for_sources(places: list[str], settings: list[str], *, name: str = ""
         raise UserError("No source given", next_step="tuneloop prepare FILE")
     keys = set(PrepareConfig.model_fields)
     settings = [f"data.{s}" if s.split("=")[0].split(".")[0] in keys else s for s in settings]
-    settings += [f"model={model}"] if model else []
-    settings += [f"name={name}"] if name else []
+    settings += [f"{key}={value}" for key, value in (("model", model), ("name", name)) if value]
     if len(places) == 1 and places[0].endswith((".yaml", ".yml")):
         return load_recipe(places[0], settings)
     return make_recipe({"name": name_of(places[0]), "data": {"sources": places}}, settings)
@@ -130,9 +129,7 @@ def _starter(path: Path, source: str, recipe: Recipe, guess: FormatGuess, names:
     # The columns that hold question and answer come first.
     read = [column for column in guess.columns.values() if column in names]
     question, answer, *_ = [*read, *(column for column in names if column not in read), "text", "answer"]
-    limit = (
-        "# max_minutes: 30              # of the whole run: a slow machine then trains less and asks fewer test rows"
-    )
+    limit = "# max_minutes: 30              # of the whole run: a slow machine trains less and uses fewer test rows"
     templates = f"""  # To write your own prompt and answer from the columns:
   # instruction: "What the model should do, in a sentence or two."
   # input: "{{{question}}}"

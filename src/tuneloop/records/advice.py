@@ -40,8 +40,7 @@ class AdvisedAlternative(Part):
     """A way to answer the queries: what it costs, and when it pays back against the first one, today's prompt.
 
     Args:
-        quality: the metric, where it was measured.
-        total_usd: over the months of the case.
+        quality: the metric, where it was measured; `total_usd`: over the months of the case.
         why_never: why it never pays back, in words.
     """
 
@@ -114,8 +113,7 @@ class MeasuredSystem(Part):
     """A measured system.
 
     Args:
-        value, low, high: its metric with the interval.
-        gain_over_prompt: over the best prompt.
+        value, low, high: its metric with the interval; `gain_over_prompt`: over the best prompt.
         prompt_tokens: that it reads for a query; `usd_per_1000_queries`: as measured.
     """
 
@@ -136,11 +134,9 @@ class AdviceRecord(Record, what="advice", file="advise.json", again="run `tunelo
     Args:
         answer: `tune`, `prompt` (measure and improve the prompt first) or `dont`.
         method: by which method; empty when the answer is no.
-        headline: the answer in a sentence.
-        reasons: the rules that applied, the deciding one first.
+        headline: the answer in a sentence; `reasons`: the rules that applied, the deciding one first.
         steps: what to do, in order; `missing`: options that would tell more.
-        break_even: of the method.
-        sensitivity: of the method's net saving.
+        break_even: of the method; `sensitivity`: of the method's net saving.
         monthly_bills: way of serving -> a month's bill; `trainings`: method -> its training.
         question: the options, and what was filled in.
         dataset_hash, source_hashes: of the data that it is about: the prepared set, or the files where only a sample of

@@ -109,8 +109,7 @@ class ArtifactCost(Part):
     Args:
         file_bytes: of the weights.
         peak_bytes: most memory of the process; 0: not known.
-        prompt_tokens_per_second, answer_tokens_per_second: read and written.
-        threads: that computed.
+        prompt_tokens_per_second, answer_tokens_per_second: read and written; `threads`: that computed.
     """
 
     file_bytes: int
@@ -124,8 +123,7 @@ class ArtifactManifest(Record, what="an artifact", file=ARTIFACT, again="export 
     """`artifact.json`: an exported run. It is written last and makes the folder complete.
 
     Args:
-        id: by the content of the trained weights.
-        format: `merged`, `adapter`, ...
+        id: by the content of the trained weights; `format`: `merged`, `adapter`, ...
         created, tuneloop: when and by which version.
         task: what the model was trained to answer, see `data.task.TaskSpec`.
         evaluation: the run's; of a GGUF file that was measured its own, compared with the run's (`measured`).

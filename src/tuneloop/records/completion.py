@@ -35,8 +35,7 @@ class Completion:
         label_scores: of choice scoring, one length-normalised log likelihood for each label.
         label_probability: that the model gives this label, given that it gives one of them; of the whole label.
         loss, loss_tokens: sum of -log likelihood of the reference answer, and its tokens; None: not measured.
-        logprobs: of the written tokens, where they were requested.
-        error: why there is no answer.
+        logprobs: of the written tokens, where they were requested; `error`: why there is no answer.
         engine: what computed it: `tuneloop`, the address of an endpoint, ...
         adapter: hash of the adapter that was applied; empty: none that was named.
         served: name of the model that an endpoint says has answered; empty: it does not say.

@@ -18,8 +18,7 @@ class TokenStatistics(Part):
     """Tokens of the rows of a split.
 
     Args:
-        supervised: those that are trained on.
-        p50, p90: nearest rank.
+        supervised: those that are trained on; `p50`, `p90`: nearest rank.
         measured: rows that were measured, where the numbers are estimates.
         of_rows: rows of the whole split, where the numbers are of a sample.
     """
@@ -166,8 +165,7 @@ class Removal(Part):
 
     Args:
         rows: how many; `when`: the date; `match_hash`: of the pattern, which is not kept.
-        was, was_hash: id and hash of the data set before.
-        earlier: removals before this one.
+        was, was_hash: id and hash of the data set before; `earlier`: removals before this one.
     """
 
     rows: int
@@ -193,20 +191,16 @@ class DatasetManifest(Record, what="a data set", file=MANIFEST, again=AGAIN):
     """`dataset.json`: a prepared data set. It is written last and makes the folder complete.
 
     Args:
-        id: name and the first digits of the hash.
-        hash: of what the splits hold and of the configuration.
+        id: name and the first digits of the hash; `hash`: of what the splits hold and of the configuration.
         key: hash of everything that preparing depends on.
         model: what identifies the tokenizer that rows were measured with.
-        task: `classification`, `generation` or `chat`.
-        labels: of the rows, in order.
+        task: `classification`, `generation` or `chat`; `labels`: of the rows, in order.
         config: the settings.
         rejected, repaired: reason or kind -> records; `words`: what these words mean.
-        personal: kind of personal data -> times.
-        too_long: the policy for long rows, and what became of them.
+        personal: kind of personal data -> times; `too_long`: the policy for long rows, and what became of them.
         languages: rows of each.
         mix: general data that was blended in; `general`: general rows that were held out.
-        forgotten: rows that were removed for a person.
-        template_adds: what the chat template adds.
+        forgotten: rows that were removed for a person; `template_adds`: what the chat template adds.
     """
 
     id: str

@@ -101,8 +101,7 @@ class TeacherLogits(
 
     Args:
         teacher: as the user named it; `teacher_key`: hash of its weights and template.
-        vocabulary: tokens that it knows.
-        top: likeliest tokens that are kept at each position.
+        vocabulary: tokens that it knows; `top`: likeliest tokens that are kept at each position.
         temperature: by which its logits were divided.
     """
 

@@ -125,8 +125,7 @@ class Standing:
     """How one system stands against another.
 
     Args:
-        name, against: the two.
-        kind: of `against`.
+        name, against: the two; `kind`: of `against`.
         outcome: by significant differences. `better`: by the metric that decides, and `worse` by no headline metric;
             `promising`: the same with a p-value of 0.005 or more; `mixed`: better by some headline metrics, worse by
             others; `worse`: by some, and better by none; else `not enough evidence`.
@@ -290,11 +289,9 @@ class Slice:
     """What single rows are judged by (`Evaluation.row_metric`) on some rows, against all other rows.
 
     Args:
-        field, value: what the rows have in common.
-        n: rows.
+        field, value: what the rows have in common; `n`: rows.
         score: their mean; `low` and `high` are its 95 % interval.
-        rest: the mean of all other rows.
-        delta: score - rest, with its interval `delta_low`, `delta_high`.
+        rest: the mean of all other rows; `delta`: score - rest, with its interval `delta_low`, `delta_high`.
         p: two-sided p-value; `p_holm` is adjusted for all slices looked at.
         verdict: `worse` or `better` than the rest, or `not enough evidence`, by `p_holm`.
     """
@@ -345,13 +342,10 @@ class Against:
     """Test rows against production.
 
     Args:
-        rows: production rows.
-        differs: whether the two differ significantly, and enough to matter.
+        rows: production rows; `differs`: whether the two differ significantly, and enough to matter.
         auc: how well a classifier separates them on rows that it has not seen; 0.5 is not at all.
-        p: of the test that it can't.
-        differs_in: what differs, in words.
-        metric: that decides.
-        score: as measured on the test rows.
+        p: of the test that it can't; `differs_in`: what differs, in words.
+        metric: that decides; `score`: as measured on the test rows.
         reweighted: of the test rows weighted as production would have them.
         effective_rows: how many unweighted rows the weighted ones are worth; few: production asks what the test
             set hardly holds.
@@ -383,8 +377,7 @@ class ScoringSettings(Part):
     """How an evaluation was computed, so that it can be computed again from `samples.jsonl`.
 
     Args:
-        intervals: what the intervals are, in words.
-        seed, bootstrap: of the resamples, and how many.
+        intervals: what the intervals are, in words; `seed`, `bootstrap`: of the resamples, and how many.
         fields, labels, cluster, field_labels, label_rows: see `evaluate.evaluate.Evaluation`.
         primary: the metric that decides, where the user has chosen it.
     """
@@ -412,8 +405,7 @@ class EvaluationManifest(Record, what="an evaluation", file=EVALUATION, again="d
         comparisons: of the baselines (a) with it (b).
         verdict, words: what may be said of it; all sentences.
         invalid, invalid_baselines: answers that aren't valid.
-        signatures: what exactly was computed, by metric.
-        costs: system -> what its answers took.
+        signatures: what exactly was computed, by metric; `costs`: system -> what its answers took.
         primary: the metric that decides; `row_metric`: what single rows are judged by.
         production: the test rows against what users sent.
         leaderboard, leaderboard_words: all systems with gains and costs.
@@ -474,8 +466,7 @@ class KnownOfAnswer(Part):
 
     Args:
         confidence: the probability of the label; None: not known.
-        loss: sum of -log likelihood of the reference, and its tokens.
-        language: of the prompt.
+        loss: sum of -log likelihood of the reference, and its tokens; `language`: of the prompt.
         further: more answers to the same prompt.
         measured: metric -> the row's value, of metrics that need more than the text.
     """
@@ -534,12 +525,9 @@ class BaselinesManifest(
     """`baselines/baselines.json`: the systems that a tuned model is compared with.
 
     Args:
-        key: hash of everything that they depend on.
-        n: rows.
-        systems: name -> its folder in `baselines/`.
-        costs, leaderboard, words: as in `eval.json`.
-        seconds: all of them took.
-        notes: what a reader has to know of a system's prompts.
+        key: hash of everything that they depend on; `n`: rows.
+        systems: name -> its folder in `baselines/`; `costs`, `leaderboard`, `words`: as in `eval.json`.
+        seconds: all of them took; `notes`: what a reader has to know of a system's prompts.
     """
 
     key: str = ""
@@ -562,13 +550,10 @@ class GateCheck:
     """One demand and what came of it.
 
     Args:
-        kind: `must_pass`, `metric`, `forgetting` or `latency`.
-        name: what was demanded.
-        status: `pass`, `fail` or `inconclusive`.
-        message: a sentence for people.
+        kind: `must_pass`, `metric`, `forgetting` or `latency`; `name`: what was demanded.
+        status: `pass`, `fail` or `inconclusive`; `message`: a sentence for people.
         value, low, high: the value that decides, with its 95 % interval where there is one.
-        limit: what it is compared with.
-        rows: rows that it rests on.
+        limit: what it is compared with; `rows`: rows that it rests on.
     """
 
     kind: str

@@ -26,10 +26,8 @@ class Feedback(Record, what="feedback", file="feedback.jsonl", again="read the s
     Args:
         id: UUIDv7.
         request, conversation: what it is about; exactly one of them.
-        kind: one of `KINDS`, or a name of your own.
-        value: a bool (thumbs), a number (rating) or a text.
-        user: pseudonym of who gave it.
-        time: ISO 8601 in UTC.
+        kind: one of `KINDS`, or a name of your own; `value`: a bool (thumbs), a number (rating) or a text.
+        user: pseudonym of who gave it; `time`: ISO 8601 in UTC.
         key: of idempotency: the same key again is the same feedback.
         source: where it came from: `api`, `page`, `command`, `file`, `review`, `judge`, or a name of one's own.
         weight: how many voices it counts as, where several are averaged; None: one.

@@ -10,10 +10,8 @@ class MergeSource(Part):
     """An adapter that went into a merge.
 
     Args:
-        name: as the user gave it.
-        hash: of its tensors and their scale.
-        weight: that it counts with.
-        rank: the largest of a module.
+        name: as the user gave it; `hash`: of its tensors and their scale.
+        weight: that it counts with; `rank`: the largest of a module.
         run: the folder of its run, where that is available; `dataset`: the id of its rows.
     """
 
@@ -85,14 +83,11 @@ class MergeRecord(
     Args:
         key: hash of all that the result depends on.
         method, density: how; `rank`: the largest of a module.
-        lost: length cut off to get the rank, as a share of what the method gave.
-        hash: of the merged tensors.
+        lost: length cut off to get the rank, as a share of what the method gave; `hash`: of the merged tensors.
         sources: the adapters that are in it.
         routed: experts that are not: their tasks lost more than allowed.
-        allowed: the most of an expert's gain that a task may lose, as a share.
-        tasks: what each task kept.
-        searched: what `--method auto` tried.
-        words: all that in sentences.
+        allowed: the most of an expert's gain that a task may lose, as a share; `tasks`: what each task kept.
+        searched: what `--method auto` tried; `words`: all that in sentences.
         request: hash of the request, judging included.
     """
 
@@ -118,8 +113,7 @@ class TaskRoute(Part):
 
     Args:
         task: its name; `dataset`: the folder of its rows.
-        target: the merged run, or the expert.
-        why: in a sentence.
+        target: the merged run, or the expert; `why`: in a sentence.
     """
 
     task: str

@@ -41,8 +41,7 @@ class Metric:
     """What is the same for every value of a metric. Reports, tables, gate, advice and charts read it here.
 
     Args:
-        name: in `eval.json` and in settings.
-        title: as people read it.
+        name: in `eval.json` and in settings; `title`: as people read it.
         scale: `share` is a share of the rows, written in percent in sentences; `0..1` other values up to 1; `0..100`
             as sacrebleu gives BLEU; `from 0` without an upper bound.
         better: which direction is better; a metric that has `neither` is not compared and can't decide.

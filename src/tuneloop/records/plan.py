@@ -26,7 +26,7 @@ class MeasuredMachine:
 
     @staticmethod
     def of_plan(plan: Mapping[str, Any] | None) -> MeasuredMachine:
-        """What a `plan.json` says, so that a resumed run does the same, whatever memory is free; nothing without a plan."""
+        """What a `plan.json` says, the same for a resumed run, whatever memory is free; nothing without a plan."""
         if not plan:
             return MeasuredMachine()
         division = {name: plan[name] for name in DIVISION if name in plan}
@@ -48,7 +48,7 @@ class PlannedMemory(Part):
         peak_gib, capacity_gib: most that is in use at a time, and what the machine has.
         phase: the part of a step with the peak; `terms`: what the peak consists of, in GiB.
         phases: the terms of every phase.
-        allocated_gib, reserved_gib, torch_reserved_gib, required_gib, headroom_gib: as allocators count (`plan.memory`).
+        allocated_gib, reserved_gib, torch_reserved_gib, required_gib, headroom_gib: see `plan.memory`.
     """
 
     peak_gib: float
@@ -158,15 +158,13 @@ class Plan(Record, what="a plan", file=PLAN, again="delete the file and plan aga
     Args:
         key: hash of everything that a run's plan depends on.
         gpu, gpus: the device and how many; 0 for a processor.
-        fits: whether the memory is enough.
-        settings: of the job, as the command line spells them.
+        fits: whether the memory is enough; `settings`: of the job, as the command line spells them.
         steps, tokens: optimizer steps, and tokens that they train on.
         micro_batch_tokens: computed at once, where a GPU's memory decided that; 0: as the loop does. recompute: whether
             layers are computed again in the backward pass from the first step on; kept_layers: but for the last ones.
         assumptions: in words; `alternatives`: what to change where it does not fit.
         table: every device that was looked at; `recommendation`: one sentence.
-        apart: what is not of the training.
-        max_minutes: the limit on time.
+        apart: what is not of the training; `max_minutes`: the limit on time.
         disturbed: the machine was busy when its speed was measured; `measuring_seconds`: how long that took.
         measured: what a trial run came to (`tuneloop plan --calibrate`).
     """

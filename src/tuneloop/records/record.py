@@ -92,8 +92,7 @@ def read_record(kind: type[R], path: Path | str) -> R:
     Unknown keys are kept; keys that are missing have their defaults.
 
     Args:
-        kind: the record.
-        path: of the file, or of a folder with a file of the usual name.
+        kind: the record; `path`: of the file, or of a folder with a file of the usual name.
 
     Raises:
         UserError: there is no such file, it is no JSON, is of another version, or a value in it is wrong.
@@ -119,8 +118,7 @@ def checked(kind: type[Any], value: Any, where: str, validate: Callable[[dict[st
     """A JSON value as what `validate` makes of it, where it is of the version that `kind` reads.
 
     Args:
-        kind: with the class attributes of a `Record`.
-        where: the file that it comes from, for messages.
+        kind: with the class attributes of a `Record`; `where`: the file that it comes from, for messages.
         validate: raises pydantic's `ValidationError`.
 
     Raises:
@@ -140,8 +138,7 @@ def read_lines(kind: type[P], path: Path | str, again: str) -> list[P]:
 
     Args:
         kind: the record of a line. Unknown keys are kept, as by `read_record`.
-        path: of the file.
-        again: what to do when it is damaged.
+        path: of the file; `again`: what to do when it is damaged.
 
     Raises:
         UserError: there is no such file, or a line is damaged; the line is named.

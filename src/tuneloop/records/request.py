@@ -28,8 +28,7 @@ class StoredRequest:
     Args:
         id: UUIDv7; also the completion's `id`.
         time: when it arrived, ISO 8601 in UTC.
-        key: name of the API key that it came with, never the key itself.
-        model: as it was requested.
+        key: name of the API key that it came with, never the key itself; `model`: as it was requested.
         adapter: hash of the trained weights that answered; None: the base model.
         release: version in the registry; None where none is named.
         arm: of an experiment, and `propensity`, the chance to meet the candidate when its user came; None outside of
@@ -42,8 +41,7 @@ class StoredRequest:
         voice: as whom it counts where users are counted: `key:NAME`, or `anyone` without a key, all of whose users
             together are one; None: its key's word for its user and conversation is taken.
         train: `no`: it must not become training data, as its key says; None: it may.
-        user: pseudonym of the end user.
-        conversation: that the request belongs to, as the client names it.
+        user: pseudonym of the end user; `conversation`: that the request belongs to, as the client names it.
         prompt: the messages, and `tools`, the functions that the model could call.
         completion: the text, and tool calls if there are any; None where it failed.
         prompt_tokens, completion_tokens: read and written.

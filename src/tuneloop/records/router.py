@@ -62,8 +62,7 @@ class RouterFigures(Part):
         outside: rows that belong to no model; `caught`: the share of them that is sent away; `auroc`: how well the two
             kinds of rows are distinguished.
         recall: of each model's rows, the share that came to it.
-        singles: each model alone, and the best one for each row.
-        frontier: for rising prices of cost.
+        singles: each model alone, and the best one for each row; `frontier`: for rising prices of cost.
         gap_recovered: mean share of the gap between the cheapest and the best single model that the frontier reaches,
             over all costs between theirs. A coin that chooses between the two has 0.5. None: no significant gap.
         foreign: share of all requests, those from outside included, in another language than the fitted rows.
@@ -126,12 +125,11 @@ class CascadeRecord(Record, what="a cascade", file="cascade.json", again="tunelo
     Args:
         small, large: the evaluations that it was made of.
         costs: of an answer of each. The small model is always paid.
-        threshold: confidence below which the large model answers, from one half of the rows; results: of the other half.
+        threshold: confidence below which the large model answers, from half of the rows; results: of the other half.
         metric: by which answers are judged; `n`: rows.
         quality, cost: means of the cascade's answers; `asked_large`: share of rows that the large model answers.
         over_large: quality less the large model's, with its paired interval.
-        singles: each model alone, and the best one for each row (`oracle`).
-        frontier: for rising thresholds.
+        singles: each model alone, and the best one for each row (`oracle`); `frontier`: for rising thresholds.
         gap_recovered: see `RouterFigures`.
     """
 

@@ -136,12 +136,9 @@ class Repair:
 
     Args:
         id: of the row; None where the record became none.
-        kind: a word of the fixed list.
-        field: where it was: `messages[2].content`.
-        before, after: excerpts of a text that was repaired.
-        detail: in words.
-        found: of kind `pii`: kind of personal data -> values.
-        tokens: of kind `cut`: those that were cut off.
+        kind: a word of the fixed list; `field`: where it was: `messages[2].content`.
+        before, after: excerpts of a text that was repaired; `detail`: in words.
+        found: of kind `pii`: kind of personal data -> values; `tokens`: of kind `cut`: those that were cut off.
         part, whole: of kind `split`: the number of the part, and the id of the row that was divided.
     """
 
@@ -164,10 +161,8 @@ class DroppedCopy:
     """A row that was left out as a copy, and the one that stayed (`kept_*`).
 
     Args:
-        similarity: 1 for an equal one.
-        kind: `exact`, `near` or `split_leak`.
-        why: the other one stayed.
-        text, kept_text: both, for people.
+        similarity: 1 for an equal one; `kind`: `exact`, `near` or `split_leak`.
+        why: the other one stayed; `text`, `kept_text`: both, for people.
     """
 
     source: str
@@ -188,8 +183,7 @@ class DoubtfulLabel:
     """A row whose label may be wrong.
 
     Args:
-        split: that it is in.
-        suggested: the label that a classifier gives it.
+        split: that it is in; `suggested`: the label that a classifier gives it.
         score: how likely the classifier holds the row's own label; the least likely come first.
         confident: whether the classifier is sure of the other one.
     """

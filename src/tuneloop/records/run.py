@@ -25,8 +25,7 @@ class MachineUse(Part):
 
     Args:
         value: operations that a step needs over what the machine could do in its time; None where it was too busy.
-        needed_gflop, step_seconds: of a step.
-        peak_gflops: of matrix products, measured.
+        needed_gflop, step_seconds: of a step; `peak_gflops`: of matrix products, measured.
         definition: all that in words.
     """
 
@@ -41,10 +40,8 @@ class RunManifest(Record, what="a run", file=RUN, again="train again: delete the
     """`run.json`: a finished run. It is written last and makes the folder complete.
 
     Args:
-        id: the folder's name.
-        key: hash of everything that the result depends on.
-        model, model_fingerprint: the base model, and what identifies its files.
-        dataset: the data set's id.
+        id: the folder's name; `key`: hash of everything that the result depends on.
+        model, model_fingerprint: the base model, and what identifies its files; `dataset`: the data set's id.
         steps, total_steps, planned_steps: done, to be done in the end, and planned at first.
         epochs: passes over the training rows.
         rows, rows_seen, seen: training rows, how many of them a step saw, and that in words.
@@ -55,8 +52,7 @@ class RunManifest(Record, what="a run", file=RUN, again="train again: delete the
         planned_tokens_per_second, speed_share: the speed in the plan (0: none), and what share of it was reached.
         adapter_hash: of the trained weights.
         resumed_at: step of the checkpoint from which the run continued; 0: none.
-        findings: of the monitors, as in `metrics.jsonl`.
-        usd: what training cost.
+        findings: of the monitors, as in `metrics.jsonl`; `usd`: what training cost.
         adapter, weights: the folder with the result; one of the two.
     """
 
@@ -114,10 +110,8 @@ class Schedule(Record, what="a schedule", file="schedule.json", again="delete th
     """`schedule.json`: how many steps a run did and when it was validated.
 
     Args:
-        planned_steps: before the first step.
-        due: places among these behind which validations stand.
-        val_rows: most rows of a validation.
-        changes: of both, to keep `max_minutes`.
+        planned_steps: before the first step; `due`: places among these behind which validations stand.
+        val_rows: most rows of a validation; `changes`: of both, to keep `max_minutes`.
         follow: it is an earlier run's, and this one has to keep to it.
     """
 
@@ -155,8 +149,7 @@ class TrainedWeights(Record, what="a note of trained weights", file="tuneloop.js
     Args:
         base_fingerprint: what identifies the base model's files; empty: these weights are a whole model.
         quantised: how the base was stored while training; None: as it was.
-        hash: of the trained weights.
-        task: what they were trained to answer, see `data.task.TaskSpec`.
+        hash: of the trained weights; `task`: what they were trained to answer, see `data.task.TaskSpec`.
     """
 
     base_fingerprint: str = ""
@@ -199,12 +192,10 @@ class TimeChoices(
     """`time.json`: what was chosen to keep a limit on the time of a run. What is None has not been chosen yet.
 
     Args:
-        key: hash of everything that the choices depend on.
-        max_minutes: the limit.
+        key: hash of everything that the choices depend on; `max_minutes`: the limit.
         test_rows: rows that all systems answer, of `all_test_rows`.
         few_shot: examples that few-shot shows, of `all_few_shot`; None: all of them.
-        reused_seconds: of answers that were known before.
-        train_minutes: that training may take.
+        reused_seconds: of answers that were known before; `train_minutes`: that training may take.
         took_minutes: the whole run, in the end.
         full_run: the same run without a limit; None where nothing was left out.
         words: what was left out, in sentences.
@@ -260,8 +251,7 @@ class FindingLine(Part):
     """A line of `metrics.jsonl`: what a monitor found.
 
     Args:
-        finding: its kind.
-        rows: ids of the training rows that it is about.
+        finding: its kind; `rows`: ids of the training rows that it is about.
         sentence, remedies: what it is, and what to do.
     """
 

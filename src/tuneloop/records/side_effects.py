@@ -138,8 +138,7 @@ class Consistency:
         same_as_plain: name -> kind -> share of its answers that equal the answer to the row as it is.
         comparisons: of each other system (a) with the evaluation's (b), by `metric` and for labels by `always_right`.
         seconds: name -> how long its answers took.
-        examples: rows on which the evaluation's system contradicts itself most.
-        words: what to take from it.
+        examples: rows on which the evaluation's system contradicts itself most; `words`: what to take from it.
     """
 
     rows: int

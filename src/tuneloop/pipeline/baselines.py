@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,12 +47,15 @@ from tuneloop.records.rows import Dataset, Row
 if TYPE_CHECKING:
     from tuneloop.pipeline.timed_baselines import TimedAnswers
 
+Rows = Sequence[Row]
+Answers = dict[str, SystemAnswers]  # by system
+Evaluations = dict[str, ScoredAnswers]
 # Time of a token that is read relative to one that is written in a batch of rows: read tokens share one pass. It is a
 # tenth to a third on processors: the upper bound, so that estimates are rather too long.
 READ_TOKEN = 1 / 3
 
 
-def baseline_stage(job: RunContext, dataset: Dataset, answered: TimedAnswers | None = None) -> dict[str, ScoredAnswers]:
+def baseline_stage(job: RunContext, dataset: Dataset, answered: TimedAnswers | None = None) -> Evaluations:
     """What the base model and the cheap alternatives make of the test split; `answered`: what the base did already."""
     recipe = job.recipe
     rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed, stratum=dataset.stratum)
@@ -71,23 +74,21 @@ def baseline_stage(job: RunContext, dataset: Dataset, answered: TimedAnswers | N
         say(f"baselines {before.words(len(rows))}")
         return _on_part(job, dataset, before.evaluations, before.manifest, rows)
     began = time.monotonic() - (answered.seconds if answered else 0.0)
-    answers: dict[str, SystemAnswers] = {}
-    evaluations: dict[str, ScoredAnswers] = {}
+    answers: Answers = {}
+    evaluations: Evaluations = {}
     for some in _ask_all(job, dataset, rows, answered):
         answers |= some
         evaluations |= _score_all(job, dataset, rows, some)
     return _write(job, dataset, rows, evaluations, answers, key, began)
 
 
-def _load(folder: Path, manifest: BaselinesManifest) -> dict[str, ScoredAnswers]:
+def _load(folder: Path, manifest: BaselinesManifest) -> Evaluations:
     from tuneloop.evaluation.results import load_evaluation
 
     return {name: load_evaluation(inside(folder, place)) for name, place in manifest.systems.items()}
 
 
-def _ask_all(
-    job: RunContext, dataset: Dataset, rows: Sequence[Row], answered: TimedAnswers | None
-) -> Iterator[Mapping[str, SystemAnswers]]:
+def _ask_all(job: RunContext, dataset: Dataset, rows: Rows, answered: TimedAnswers | None) -> Iterator[Answers]:
     """The answers of all baselines, those of each way to ask as soon as they are there."""
     if answered is None:
         yield from _ask_base(job, dataset, rows)
@@ -99,9 +100,7 @@ def _ask_all(
     yield _ask_classical(job, dataset, rows)
 
 
-def _score_all(
-    job: RunContext, dataset: Dataset, rows: Sequence[Row], answers: Mapping[str, SystemAnswers]
-) -> dict[str, ScoredAnswers]:
+def _score_all(job: RunContext, dataset: Dataset, rows: Rows, answers: Answers) -> Evaluations:
     """Score baselines' answers and report the results."""
     evaluations = {}
     for name, result in answers.items():
@@ -110,20 +109,14 @@ def _score_all(
     return evaluations
 
 
-def on_fewer_rows(
-    job: RunContext, dataset: Dataset, baselines: Mapping[str, ScoredAnswers], rows: Sequence[Row]
-) -> dict[str, ScoredAnswers]:
+def on_fewer_rows(job: RunContext, dataset: Dataset, baselines: Evaluations, rows: Rows) -> Evaluations:
     """The baselines on some of their rows, in place of those on all: the tuned model had no time for the others."""
     return _on_part(job, dataset, baselines, read_record(BaselinesManifest, job.folder / "baselines"), rows)
 
 
 def _on_part(
-    job: RunContext,
-    dataset: Dataset,
-    baselines: Mapping[str, ScoredAnswers],
-    manifest: BaselinesManifest,
-    rows: Sequence[Row],
-) -> dict[str, ScoredAnswers]:
+    job: RunContext, dataset: Dataset, baselines: Evaluations, manifest: BaselinesManifest, rows: Rows
+) -> Evaluations:
     """Write the baselines on some of their rows; `manifest` is of all."""
     answers = {name: _part(evaluation, rows, manifest, name) for name, evaluation in baselines.items()}
     began = time.monotonic() - manifest.seconds * len(rows) / max(manifest.n, 1)
@@ -131,7 +124,7 @@ def _on_part(
     return _write(job, dataset, rows, scored, answers, _baselines_key(job, dataset), began)
 
 
-def _part(evaluation: ScoredAnswers, rows: Sequence[Row], manifest: BaselinesManifest, name: str) -> SystemAnswers:
+def _part(evaluation: ScoredAnswers, rows: Rows, manifest: BaselinesManifest, name: str) -> SystemAnswers:
     """A system's answers to some of its rows, with their share of what all took."""
     cost, further = manifest.costs[name], evaluation.measured.further
     place = {row.id: i for i, row in enumerate(evaluation.rows)}
@@ -153,14 +146,14 @@ class MeasuredBefore:
 
     folder: Path
     manifest: BaselinesManifest
-    evaluations: dict[str, ScoredAnswers]  # by name
+    evaluations: Evaluations  # by name
 
-    def first_of(self, rows: Sequence[Row]) -> int:
+    def first_of(self, rows: Rows) -> int:
         """How many of these rows, from the first on, they have answers to."""
         ids = {row.id for evaluation in self.evaluations.values() for row in evaluation.rows}
         return next((i for i, row in enumerate(rows) if row.id not in ids), len(rows))
 
-    def answers(self, name: str, rows: Sequence[Row]) -> SystemAnswers:
+    def answers(self, name: str, rows: Rows) -> SystemAnswers:
         """A baseline's answers to some of the rows."""
         return _part(self.evaluations[name], rows, self.manifest, name)
 
@@ -193,14 +186,8 @@ def _baselines_key(job: RunContext, dataset: Dataset, recipe: Recipe | None = No
 
 
 def _write(
-    job: RunContext,
-    dataset: Dataset,
-    rows: Sequence[Row],
-    evaluations: dict[str, ScoredAnswers],
-    answers: Mapping[str, SystemAnswers],
-    key: str,
-    began: float,
-) -> dict[str, ScoredAnswers]:
+    job: RunContext, dataset: Dataset, rows: Rows, evaluations: Evaluations, answers: Answers, key: str, began: float
+) -> Evaluations:
     """Write `baselines/` and say which is worth its price; they took the time since `began` (`time.monotonic`)."""
     from tuneloop.evaluation.leaderboard import leaderboard, leaderboard_in_words
 
@@ -209,7 +196,7 @@ def _write(
     costs = {name: cost_of(job, result) for name, result in answers.items()}
     for name, evaluation in evaluations.items():
         subject = Subject(job.recipe.model, dataset.id, name=name, key=key)
-        write_scored(job, folder / places[name], evaluation, subject, {name: costs[name]})
+        write_scored(folder / places[name], evaluation, subject, {name: costs[name]})
     entries = leaderboard(decided_together(evaluations), costs)
     words = leaderboard_in_words(entries)
     manifest = BaselinesManifest.model_validate({
@@ -273,7 +260,7 @@ def tuned_share(answer: float, computed: float, reference: float) -> float:
     return (read + reference) / (read + answer)
 
 
-def _ask_base(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> Iterator[dict[str, SystemAnswers]]:
+def _ask_base(job: RunContext, dataset: Dataset, rows: Rows) -> Iterator[Answers]:
     settings = job.recipe.baselines
     if settings.zero_shot:
         with base_only(job.model.net):
@@ -285,9 +272,7 @@ def _ask_base(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> Iterato
         yield {f"few-shot {kind}".strip(): result for kind, result in answers.items()}
 
 
-def ask_base(
-    job: RunContext, dataset: Dataset, rows: Sequence[Row], examples: Sequence[Row] = ()
-) -> dict[str, SystemAnswers]:
+def ask_base(job: RunContext, dataset: Dataset, rows: Rows, examples: Rows = ()) -> Answers:
     """The base's answers, after `examples` if there are any; the caller applies the base.
 
     Under a limit on the whole run the loss of references is not measured: all time is for answers.
@@ -301,7 +286,7 @@ def ask_base(
     return {kind: replace(answers, note=note) for kind, answers in by_kind.items()}
 
 
-def base_examples(job: RunContext, dataset: Dataset, rows: Sequence[Row], most: int | None = None) -> list[Row]:
+def base_examples(job: RunContext, dataset: Dataset, rows: Rows, most: int | None = None) -> list[Row]:
     """Few-shot's examples in the prompt of these rows: `most`, or as set; then it is reported where some don't fit."""
     settings = job.recipe.baselines
     settings = settings if most is None else settings.model_copy(update={"few_shot": most})
@@ -312,7 +297,7 @@ def base_examples(job: RunContext, dataset: Dataset, rows: Sequence[Row], most: 
     return examples
 
 
-def _ask_majority(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> dict[str, SystemAnswers]:
+def _ask_majority(job: RunContext, dataset: Dataset, rows: Rows) -> Answers:
     """The most frequent training label, or value of each field, for every row: free, so no setting turns it off."""
     from tuneloop.evaluation.classical import MAJORITY, majority_system
 
@@ -323,12 +308,12 @@ def _ask_majority(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> dic
     return {} if text is None else {MAJORITY: SystemAnswers([Completion(text)] * len(rows), 0.0)}
 
 
-def majority_of(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> dict[str, ScoredAnswers]:
+def majority_of(job: RunContext, dataset: Dataset, rows: Rows) -> Evaluations:
     """The most frequent training label as the answer to every row: a baseline where no other one was measured."""
     return {name: score(job, dataset, rows, result) for name, result in _ask_majority(job, dataset, rows).items()}
 
 
-def _ask_classical(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> dict[str, SystemAnswers]:
+def _ask_classical(job: RunContext, dataset: Dataset, rows: Rows) -> Answers:
     from tuneloop.evaluation.classical import MINILM_MISSING, minilm_system, tfidf_system
 
     if dataset.task != "classification" or not job.recipe.baselines.classical:
@@ -337,7 +322,7 @@ def _ask_classical(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> di
     if len({row.label for row in examples}) < 2:
         say("baselines warn: only one label in the training split: no classical baseline")
         return {}
-    answers: dict[str, SystemAnswers] = {}
+    answers: Answers = {}
     progress("cheap alternatives", 0, 2)
     for place, build in enumerate((tfidf_system, minilm_system)):
         fitted = build(examples)

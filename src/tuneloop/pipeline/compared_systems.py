@@ -33,6 +33,7 @@ from tuneloop.models.template import Template
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Dataset, Message, Row
 
+Rows = Sequence[Row]
 CONTENT_FREE = "N/A"  # the text whose scores show which labels a model prefers in any case
 
 
@@ -44,9 +45,7 @@ class SystemAnswers:
     seconds: float  # to get them
     training_seconds: float = 0.0  # spent before
     computed: int = 0  # tokens that were computed (what prompts share is computed once); 0: unknown
-    further: tuple[
-        Sequence[str], ...
-    ] = ()  # more answers to the same prompts, for pass@k; empty, or a list for each row
+    further: tuple[Sequence[str], ...] = ()  # more answers to the same prompts (pass@k), a list a row; or empty
     note: str = ""  # what a reader has to know about the prompts
 
     @property
@@ -105,7 +104,7 @@ def reference_lengths(template: Template, dataset: Dataset) -> list[int]:
 
 
 def few_shot_examples(
-    model: Model, dataset: Dataset, rows: Sequence[Row], baselines: BaselinesConfig, config: EvaluateConfig, seed: int
+    model: Model, dataset: Dataset, rows: Rows, baselines: BaselinesConfig, config: EvaluateConfig, seed: int
 ) -> tuple[list[Row], str | None]:
     """Examples for the prompt, from the training split only, and a warning when the context holds fewer."""
     labels = (dataset.manifest.labels or []) if dataset.task == "classification" else []
@@ -126,7 +125,7 @@ def few_shot_examples(
     return fit_examples(examples, room, count)
 
 
-def reading_seconds(model: Model, examples: Sequence[Row], row: Row, most: int = 512) -> float:
+def reading_seconds(model: Model, examples: Rows, row: Row, most: int = 512) -> float:
     """What a model takes to read these examples, from the time of the first `most` tokens of a prompt with them.
 
     A token costs its products with the weights, and attention, which grows with the tokens before it.
@@ -155,7 +154,7 @@ def reading_seconds(model: Model, examples: Sequence[Row], row: Row, most: int =
 
 
 def nearest_few_shot(
-    model: Model, dataset: Dataset, rows: Sequence[Row], k: int, config: EvaluateConfig
+    model: Model, dataset: Dataset, rows: Rows, k: int, config: EvaluateConfig
 ) -> tuple[list[list[Row]], str]:
     """For each row its nearest training rows as examples, and by what: MiniLM where it is installed, else TF-IDF.
 
@@ -176,22 +175,18 @@ def nearest_few_shot(
 class Asking:
     """How rows become prompts, and how answers are drawn."""
 
-    examples: Sequence[Row] = ()  # shown in the prompt as earlier turns
-    prompts: Sequence[Sequence[Message]] | None = (
-        None  # each row's turns before its answer; None: its own, after the examples
-    )
+    examples: Rows = ()  # shown in the prompt as earlier turns
+    prompts: Sequence[Sequence[Message]] | None = None  # each row's turns before its answer; None: its own
     with_calibrated: bool = False  # with choice scoring, also give the answers of calibrated scores
     sampling: Sequence[Sampling] | None = None  # how each row's answer is drawn where it is written; None: greedily
-    perplexity: bool = (
-        True  # also measure the loss of the reference answers, where texts are written from the rows alone
-    )
+    perplexity: bool = True  # also measure the loss of references, where texts are written from the rows alone
 
     @property
     def measures_loss(self) -> bool:
         """Whether the loss of references is measured: they follow the rows' own turns, and answers are greedy."""
         return self.perplexity and self.prompts is None and not self.examples and self.sampling is None
 
-    def prompt_ids(self, rows: Sequence[Row], template: Template) -> list[list[int]]:
+    def prompt_ids(self, rows: Rows, template: Template) -> list[list[int]]:
         """The prompt of each row."""
         prompts = self.prompts
         if prompts is None:
@@ -202,7 +197,7 @@ class Asking:
 def ask(
     model: Model | ModelTarget,
     dataset: Dataset,
-    rows: Sequence[Row],
+    rows: Rows,
     config: EvaluateConfig,
     how: Asking = Asking(),
     *,
@@ -254,12 +249,7 @@ def ask(
 
 
 def _calibrated(
-    target: ModelTarget,
-    answers: Sequence[Completion],
-    labels: Sequence[str],
-    blank: Row,
-    examples: Sequence[Row],
-    task: str,
+    target: ModelTarget, answers: Sequence[Completion], labels: Sequence[str], blank: Row, examples: Rows, task: str
 ) -> list[Completion]:
     """The likeliest labels when the scores of a row without content are subtracted."""
     ids = target.template.prompt_ids(prompt_turns(blank, examples=examples), blank.tools)
@@ -269,7 +259,7 @@ def _calibrated(
     return [calibrated(answer, offset, tokens) for answer in answers]
 
 
-def _refuse_too_long(context: int, rows: Sequence[Row], ids: Sequence[Sequence[int]]) -> None:
+def _refuse_too_long(context: int, rows: Rows, ids: Sequence[Sequence[int]]) -> None:
     """A prompt beyond the context would be answered from what the model has never learned to read."""
     long = [i for i, prompt in enumerate(ids) if len(prompt) >= context]
     if not long:

@@ -88,9 +88,8 @@ def consistency_part(
         return {}
     with busy("comparing answers"):
         texts = {name: result.completions for name, result in answers.items()}
-        part = measure_consistency(
-            ways, texts, own=name, task=dataset.task, labels=labels or None, config=config, seed=seed
-        )
+        task = dataset.task
+        part = measure_consistency(ways, texts, own=name, task=task, labels=labels or None, config=config, seed=seed)
         part = replace(part, seconds={name: round(result.seconds, 3) for name, result in answers.items()})
         write_jsonl(folder / ANSWERS, _records(questions, texts))
     for line in part.words:
@@ -125,9 +124,8 @@ def expected_consistency(seconds: Mapping[str, float], n: int, config: EvaluateC
 
 def _planned(rows: int, questions: int, costs: Mapping[str, Mapping[str, Any]], n: int) -> str:
     """What asking takes, by the time that the same systems' answers took before."""
-    seconds = {
-        name: float(cost["seconds"]) / n * questions for name, cost in costs.items() if name in (*PROMPTS, "tuned")
-    }
+    names = [name for name in costs if name in (*PROMPTS, "tuned")]
+    seconds = {name: float(costs[name]["seconds"]) / n * questions for name in names}
     line = (
         f"consistency {counted(rows, 'row')} {verb(rows, 'is', 'are')} put in several ways: "
         f"{counted(questions, 'question')} for each system"

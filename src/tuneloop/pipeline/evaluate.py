@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 def evaluate_stage(
-    job: RunContext, dataset: Dataset, baselines: Mapping[str, ScoredAnswers], limit: TimeLimit | None = None
+    job: RunContext, dataset: Dataset, baselines: dict[str, ScoredAnswers], limit: TimeLimit | None = None
 ) -> None:
     """The tuned model on the same rows, and the paired comparison; all on fewer rows should the `limit` run out."""
     recipe = job.recipe
@@ -72,7 +72,7 @@ def evaluate_stage(
     more, sampled = after_tuning(job, dataset), is_drawn(job, dataset)
     more |= consistency_part(job, job.folder, dataset, rows, systems, name="tuned", sampled=sampled, costs=costs)
     subject = Subject(recipe.model, dataset.id, "test", "tuned", key, how_far_trained(run))
-    write_scored(job, job.folder, evaluation, subject, costs, baselines=baselines, more=more)
+    write_scored(job.folder, evaluation, subject, costs, baselines=baselines, more=more)
     say(f"evaluate  tuned: {headline(evaluation)}")
 
 

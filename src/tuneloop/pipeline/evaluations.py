@@ -118,7 +118,7 @@ def _evaluate(job: RunContext, question: Question) -> EvaluationResult:
         production = _production(work) if options.production else None
         trained = how_far_trained(read_record(RunManifest, question.name)) if kind == "run" else ""
         subject = Subject(recipe.model, dataset.id, split, name, key, trained)
-        write_scored(job, folder, evaluation, subject, costs, baselines=baselines, production=production, more=more)
+        write_scored(folder, evaluation, subject, costs, baselines=baselines, production=production, more=more)
         write_page(folder)
     return EvaluationResult(folder, int(answers.cost.get("failed", 0)) or len(more.get("failures", ())))
 

@@ -65,13 +65,11 @@ class Judge:
 LEAD = "Verdict:"  # what a local judge's answer begins with
 
 
-def verdicts(
-    target: LocalTarget, conversations: Sequence[Sequence[Message]], options: Sequence[str]
-) -> list[str | None]:
+def verdicts(target: LocalTarget, turns: Sequence[Sequence[Message]], options: Sequence[str]) -> list[str | None]:
     """The option that a local model chooses for each conversation; of long ones the middle is left out."""
     template = target.template
     room = target.context - max(target.label_tree(options, LEAD).lengths) - len(template.encode(LEAD))
-    prompts = [template.prompt_ids(list(turns)) for turns in conversations]
+    prompts = [template.prompt_ids(list(conversation)) for conversation in turns]
     cut = [ids if len(ids) <= room else ids[:8] + ids[8 - room :] for ids in prompts]
     answers = target.score([Request(ids=ids) for ids in cut], options, lead=LEAD, task="judging")
     return [answer.text for answer in answers]
@@ -84,13 +82,10 @@ def judge_evaluations(judge: Judge, evaluations: Mapping[str, ScoredAnswers]) ->
     choose, seed = judge.choose(), judge.seed
     first, *others = evaluations
     ids = {row.id for row in sample_rows(evaluations[first].rows, judge.rows, seed=seed)}
-    by_row = {
-        name: {row.id: answer.text for row, answer in zip(e.rows, e.answers, strict=True)}
-        for name, e in evaluations.items()
-    }
+    texts = {n: {r.id: a.text for r, a in zip(e.rows, e.answers, strict=True)} for n, e in evaluations.items()}
     rows = [row for row in evaluations[first].rows if row.id in ids]
     if not others:
-        items = [RatedAnswer(row.id, conversation_of(row), by_row[first][row.id], row.answer) for row in rows]
+        items = [RatedAnswer(row.id, conversation_of(row), texts[first][row.id], row.answer) for row in rows]
         return judge_answers(items, choose, load_judge_prompt("rubric", judge.prompt), seed=seed)
     prompt = load_judge_prompt("pairwise", judge.prompt)
     votes = _votes(judge.votes) if judge.votes else {}
@@ -98,18 +93,14 @@ def judge_evaluations(judge: Judge, evaluations: Mapping[str, ScoredAnswers]) ->
     for other in others:
         pairs = []
         for row in rows:
-            a, b = by_row[first][row.id], by_row[other][row.id]
+            a, b = texts[first][row.id], texts[other][row.id]
             human = _majority(votes.get(row.id, {}).get(frozenset((a, b)), Counter()), a, b)
             pairs.append(AnswerPair(row.id, conversation_of(row), a, b, row.answer, human))
         judgements.append(judge_pairs(pairs, choose, prompt, names=(first, other), seed=seed))
     words = [word for judgement in judgements for word in judgement.words]
-    pair_facts = [judgement.facts for judgement in judgements]
-    facts = {
-        "model": judge.model,
-        "prompt": judge.prompt or "judge.yaml (packaged)",
-        "pairs": pair_facts,
-        "words": words,
-    }
+    pairs_facts = [judgement.facts for judgement in judgements]
+    prompt_name = judge.prompt or "judge.yaml (packaged)"
+    facts = {"model": judge.model, "prompt": prompt_name, "pairs": pairs_facts, "words": words}
     verdicts = [row.model_copy(update={"a": j.facts["a"], "b": j.facts["b"]}) for j in judgements for row in j.rows]
     return replace(judgements[-1], facts=facts, rows=verdicts, words=words)
 

@@ -224,9 +224,8 @@ def plan_line(plan: Mapping[str, Any], *, already: bool = False) -> str:
     time_, cost, checks = plan["time"], plan["cost"], plan["validation"]
     trained, total = plan["trainable_parameters"], plan["total_parameters"]
     low, high = f"{time_['low'] * 60:.1f}", f"{time_['high'] * 60:.1f}"
-    validations = (
-        f", and {counted(checks['times'], 'validation')} of {counted(checks['rows'], 'row')}" if checks["rows"] else ""
-    )
+    checked = f", and {counted(checks['times'], 'validation')} of {counted(checks['rows'], 'row')}"
+    validations = checked if checks["rows"] else ""
     line = (
         f"plan      {trained / 1e6:.2f}M of {total / 1e6:.1f}M parameters trained ({trained / total:.1%}); "
         f"peak memory about {plan['memory']['peak_gib']:.1f} GiB{' (planned before)' if already else ''}\n"

@@ -18,6 +18,7 @@ from tuneloop.pipeline.targets import TaskTarget, open_with_task
 from tuneloop.records.completion import Completion
 
 T = TypeVar("T")
+Record = Mapping[str, Any]
 SAMPLE = 2000  # records that show which columns there are
 WRITTEN_AT_ONCE, SCORED_AT_ONCE = 64, 256  # rows of a block whose answers are written, or whose labels are scored
 USUAL_ANSWER = 256  # tokens of an answer, where no training rows tell
@@ -133,7 +134,7 @@ class Asker:
         return self.options.max_new_tokens or (task.max_new_tokens if task else USUAL_ANSWER)
 
     def answers(
-        self, records: Iterable[Mapping[str, Any] | Rejection], *, total: int = 0, before: int = 0
+        self, records: Iterable[Record | Rejection], *, total: int = 0, before: int = 0
     ) -> Iterator[Prediction]:
         """An answer to each record, block by block; `total`, `before`: all rows, and those before these, for progress.
 
@@ -144,7 +145,7 @@ class Asker:
             before += len(block)
 
     def answer_block(
-        self, records: Sequence[Mapping[str, Any] | Rejection], *, total: int = 0, before: int = 0
+        self, records: Sequence[Record | Rejection], *, total: int = 0, before: int = 0
     ) -> list[Prediction]:
         """Answers to the records of a block; `total` and `before` as for `answers`."""
 

@@ -100,7 +100,6 @@ def cost_of(job: RunContext, answers: SystemAnswers, training: RunManifest | Non
 
 
 def write_scored(
-    job: RunContext,
     folder: Path,
     evaluation: ScoredAnswers,
     subject: Subject,

@@ -92,7 +92,7 @@ def self_test() -> list[Check]:
         for name, check in (
             ("save, resume, reload", lambda: _resume(folder, Path(scratch))),
             ("answers as Transformers'", lambda: _answers(folder)),
-            ("four bits", lambda: _four_bits(folder)),
+            ("four bits", _four_bits),
         ):
             with busy(name):
                 checks.append(_guarded(name, check))
@@ -179,7 +179,7 @@ def _config(settings: dict[str, Any], **more: Any) -> TrainConfig:
 
 
 def _loss_and_gradient(
-    folder: Path, config: TrainConfig, dtype: str, kind: str, *, exact: bool = False
+    folder: Path, config: TrainConfig, dtype: str, kind: str, exact: bool = False
 ) -> tuple[float, Any]:
     """One step's loss and gradient (fp32, on the host, one vector); `exact`: fp32 with weights rounded to the dtype."""
     import torch
@@ -219,10 +219,8 @@ def _gradient(folder: Path, name: str, settings: dict[str, Any]) -> Check:
     length = abs(float(gradient_there.norm() / gradient.norm()) - 1)
     turned = 1 - float(torch.nn.functional.cosine_similarity(gradient_there.double(), gradient.double(), 0))
     most = TOLERANCE[dtype]
-    words = (
-        f"loss {loss_there:.4f} against {loss:.4f} ({off:.1e} off); "
-        f"gradient's length {length:.1e}, direction {turned:.1e} off"
-    )
+    words = f"loss {loss_there:.4f} against {loss:.4f} ({off:.1e} off); "
+    words += f"gradient's length {length:.1e}, direction {turned:.1e} off"
     return _verdict(name, off < most and length < 3 * most and turned < 3 * most, words)
 
 
@@ -285,13 +283,11 @@ def _answers(folder: Path) -> Check:
         for logits_V, token in zip(logits_TV, answer.token_ids, strict=True):
             worst = max(worst, float((logits_V.max() - logits_V[token]) / logits_V.std()))
             count += 1
-    words = (
-        f"each of {count} tokens is Transformers' likeliest, or below it by at most {worst:.1e} of the scores' spread"
-    )
+    words = f"each of {count} tokens is Transformers' likeliest, or at most {worst:.1e} of the scores' spread below it"
     return _verdict(name, worst < most, words)
 
 
-def _four_bits(folder: Path) -> Check:
+def _four_bits() -> Check:
     """A layer's product in four bits next to that with the weight unpacked by the processor."""
     import torch
 

@@ -30,6 +30,7 @@ from tuneloop.models.load import Model
 from tuneloop.records.rows import Row
 
 MOST_LEARNED = 300  # training rows that are looked at for memorisation
+Rows = Sequence[Row]
 ENDINGS = 32  # scored in one tree: its attention grows with the square
 
 
@@ -45,9 +46,9 @@ class _Observed:
 def side_effects(
     model: Model,
     base: Callable[[], AbstractContextManager[Model]],
-    general: Sequence[Row],
-    learned: Sequence[Row],
-    planted: Sequence[Row],
+    general: Rows,
+    learned: Rows,
+    planted: Rows,
     config: EvaluateConfig,
     seed: int,
 ) -> dict[str, Any]:
@@ -96,9 +97,7 @@ def _tasks(model: Model, config: EvaluateConfig) -> tuple[dict[str, dict[str, Ta
         return {}, " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
-def _observe(
-    model: Model, general: Sequence[Row], learned: Sequence[Row], planted: Sequence[Row], seed: int
-) -> _Observed:
+def _observe(model: Model, general: Rows, learned: Rows, planted: Rows, seed: int) -> _Observed:
     target, general_ability = LocalTarget.of(model), None
     if general:
         lengths = sorted(len(model.template.encode(row.answer)) + 1 for row in general)
@@ -117,10 +116,8 @@ def _completed(model: Model, rows: Sequence[Row]) -> list[Completed]:
     """Which training rows a model completes; those that don't count (short answers, shared ones) are not tried."""
     times = Counter(row.answer for row in rows)
     rendered = [model.template.render(row.messages, row.tools) for row in rows]
-    results = [
-        Completed(False, sum(map(bool, r.mask[1:])), times[row.answer] > 1)
-        for r, row in zip(rendered, rows, strict=True)
-    ]
+    pairs = zip(rendered, rows, strict=True)
+    results = [Completed(False, sum(map(bool, r.mask[1:])), times[row.answer] > 1) for r, row in pairs]
     places = [i for i, each in enumerate(results) if each.tokens >= LEAST_TOKENS and not each.shared]
     fits = LocalTarget.of(model).fits([rendered[i] for i in places], task="training rows") if places else []
     for i, fit in zip(places, fits, strict=True):

@@ -165,9 +165,10 @@ def _by_actors(work: EvalJob) -> TargetAnswers:
     return TargetAnswers(system, cost_of(job, system, work.training), notes)
 
 
-def _actor(
-    setting: tuple[Question, Recipe, Path, Dataset, list[Row]],
-) -> Callable[[list[int]], tuple[SystemAnswers, list[str]]]:
+Setting = tuple[Question, Recipe, Path, Dataset, list[Row]]
+
+
+def _actor(setting: Setting) -> Callable[[list[int]], tuple[SystemAnswers, list[str]]]:
     """What answers rows, by their places, in an actor; it loads the model once."""
     question, recipe, folder, dataset, rows = setting
     job = RunContext(recipe, folder)

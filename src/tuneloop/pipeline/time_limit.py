@@ -241,6 +241,6 @@ def limit_words(choices: TimeChoices, run: RunManifest) -> list[str]:
     ]
     if narrower < 0.95:
         lines[1] += (
-            f" Its intervals are about {narrower:.1f} times as wide as these; whether it is better, only it can tell."
+            f" Its intervals are about {narrower:.1f} times as wide as these; only it shows whether it is better."
         )
     return lines

@@ -16,6 +16,8 @@ from tuneloop.pipeline.consistency import expected_consistency
 from tuneloop.pipeline.context import RunContext
 from tuneloop.records.rows import Dataset, Row
 
+Rows = Sequence[Row]
+Expect = Callable[[float], None]
 LEAST = 4  # rows that zero-shot answers first, to learn how fast answers come
 FIRST = 12  # rows of the first round where answers come fast enough
 GROWTH = 3  # a further round has at most so many times the rows that were answered before it,
@@ -25,9 +27,7 @@ LEAST_ROWS = 24  # that should be answered: where few-shot's examples leave no t
 TUNED = 1.15  # what a row takes of the tuned model, relative to the base: it computes its adapter too
 READING = 0.08  # most of the time of all answers that one reading of the examples may take: it is done in every round
 ROWS_SHARE = 0.3  # the reading of examples is estimated: at least this share of a round counts as its rows'
-FEWER = (
-    0.7  # fewer examples are tried only where they are at most this share: the first round with the others is lost then
-)
+FEWER = 0.7  # fewer examples are tried only where they are at most this share: a first round is lost then
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class _Way:
     """A way to ask, and how fast it is."""
 
     name: str
-    examples: Sequence[Row] = ()
+    examples: Rows = ()
     reading: float = 0.0  # seconds in each round to read the examples
     parts: list[dict[str, SystemAnswers]] = field(default_factory=list)  # the answers of each round
     each: float = 0.0  # seconds a row of the last round, without that reading
@@ -64,7 +64,7 @@ class _FirstRound:
     zero: _Way
     few: _Way | None
     number: int  # rows of that round
-    rows: Sequence[Row]  # all that may be answered
+    rows: Rows  # all that may be answered
     all_examples: int  # that few-shot shows where there is time
 
     @property
@@ -83,7 +83,7 @@ def ask_within(
     job: RunContext,
     dataset: Dataset,
     seconds: float,
-    expect: Callable[[float], None] = lambda seconds: None,
+    expect: Expect = lambda seconds: None,
     before: MeasuredBefore | None = None,
 ) -> TimedAnswers:
     """The base model's answers to as many test rows as there is time for, by all prompts and the tuned model later.
@@ -135,9 +135,7 @@ def _share_of_tuned(zero: _Way, reference: float) -> float:
     return tuned_share(tokens / rows, computed / rows, reference)
 
 
-def _first_round(
-    job: RunContext, dataset: Dataset, rows: Sequence[Row], seconds: float, expect: Callable[[float], None]
-) -> _FirstRound:
+def _first_round(job: RunContext, dataset: Dataset, rows: Rows, seconds: float, expect: Expect) -> _FirstRound:
     few_shot = job.recipe.baselines.few_shot
     zero = _Way("zero-shot")
     _ask(job, dataset, zero, rows[:LEAST])
@@ -151,7 +149,7 @@ def _first_round(
 
 
 def _reused(
-    job: RunContext, dataset: Dataset, rows: Sequence[Row], seconds: float, before: MeasuredBefore
+    job: RunContext, dataset: Dataset, rows: Rows, seconds: float, before: MeasuredBefore
 ) -> _FirstRound | None:
     """Earlier answers in place of a first round: to as many rows as the tuned model has time for; or nothing."""
     ready = before.first_of(rows)
@@ -161,7 +159,7 @@ def _reused(
     number = min(ready, max(int(seconds / max(TUNED * each, 1e-9)), LEAST))
     say(f"baselines {before.words(number)}")
 
-    def way(name: str, examples: Sequence[Row] = ()) -> _Way:
+    def way(name: str, examples: Rows = ()) -> _Way:
         part = {}
         for kind in ("", "calibrated"):
             if (full := f"{name} {kind}".strip()) in before.evaluations:
@@ -201,14 +199,14 @@ def _more(answered: int, rows: int, fitting: float) -> int:
     return more if more == left or more >= WORTH * answered else 0
 
 
-def _ask(job: RunContext, dataset: Dataset, way: _Way, rows: Sequence[Row]) -> None:
+def _ask(job: RunContext, dataset: Dataset, way: _Way, rows: Rows) -> None:
     way.parts.append(ask_base(job, dataset, rows, way.examples))
     took = way.parts[-1][""].seconds
     way.each = max(took - way.reading, ROWS_SHARE * took) / len(rows)
 
 
 def _few_shot(
-    job: RunContext, dataset: Dataset, zero: _Way, rows: Sequence[Row], number: int, seconds: float
+    job: RunContext, dataset: Dataset, zero: _Way, rows: Rows, number: int, seconds: float
 ) -> tuple[_Way | None, int]:
     """Few-shot after a first round of `number` rows, with the examples that there is time for; and how many it has."""
     examples = base_examples(job, dataset, rows)

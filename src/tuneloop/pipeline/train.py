@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from tuneloop.models.template import Template
     from tuneloop.training.config import TrainConfig
 
+OnRecord = Callable[[Mapping[str, Any]], None]  # gets each record of the metrics
 LITTLE_USED = 0.5  # a run that used less of its `max_minutes` says so first
 
 
@@ -224,7 +225,7 @@ def preflight_alone(recipe: Recipe) -> tuple[Preflight, dict[str, Any] | None, T
 
 @contextlib.contextmanager
 def prepared_run(
-    recipe: Recipe, *, on_record: Callable[[Mapping[str, Any]], None] = lambda record: None
+    recipe: Recipe, *, on_record: OnRecord = lambda record: None
 ) -> Iterator[tuple[RunContext, TimeLimit, Dataset]]:
     """The folder of a run, locked, with its settings in it and its data prepared.
 
@@ -247,9 +248,7 @@ def prepared_run(
         yield job, limit, dataset
 
 
-def train_alone(
-    recipe: Recipe, *, on_record: Callable[[Mapping[str, Any]], None] = lambda record: None
-) -> tuple[Path, RunManifest]:
+def train_alone(recipe: Recipe, *, on_record: OnRecord = lambda record: None) -> tuple[Path, RunManifest]:
     """Prepare, plan and train, without baselines and evaluation; `on_record` gets each record of the metrics."""
     began = time.monotonic()
     with prepared_run(recipe, on_record=on_record) as (job, limit, dataset):

@@ -85,11 +85,7 @@ class Completion:
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Completion:
-        """The inverse of `to_json`. Unknown keys are passed over, so that files of later versions are read.
-
-        Raises:
-            ValueError, TypeError: not a completion.
-        """
+        """The inverse of `to_json`, without unknown keys. `ValueError`, `TypeError`: not a completion."""
         if not isinstance(value, Mapping):
             raise TypeError("not a JSON object")
         values = {each.name: value[each.name] for each in fields(Completion) if each.name in value}

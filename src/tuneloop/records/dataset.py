@@ -248,10 +248,7 @@ class DatasetManifest(Record, what="a data set", file=MANIFEST, again=AGAIN):
 
 
 def read_manifest(folder: Path | str) -> DatasetManifest:
-    """A folder's `dataset.json`.
-
-    Args:
-        folder: a prepared data set, or its `dataset.json`.
+    """The `dataset.json` of a prepared data set's folder, or this file.
 
     Raises:
         UserError: there is none, it is of another version, or a value in it is wrong (it is named).

@@ -57,11 +57,7 @@ class Feedback(Record, what="feedback", file="feedback.jsonl", again="read the s
         return (self.voice or "").partition(":")[2]
 
     def may_teach(self, key: str | None = None) -> bool:
-        """Whether a right answer in it may be learned from: it is believed, or comes with the key of what it is about.
-
-        Args:
-            key: that the request came with; None: it was checked when the feedback came.
-        """
+        """Whether a right answer in it may be learned from: it is believed, or of its request's key (None: checked)."""
         return self.believed or (bool(self.sender) and key in (None, self.sender))
 
     @model_validator(mode="after")

@@ -78,21 +78,12 @@ T = TypeVar("T")
 
 
 def write_record(path: Path | str, record: Record) -> None:
-    """Write a record's file atomically.
-
-    Raises:
-        UserError: the folder can't be written, or the disk is full.
-    """
+    """Write a record's file atomically; `UserError`: the folder can't be written, or the disk is full."""
     write_json(path, record)
 
 
 def read_record(kind: type[R], path: Path | str) -> R:
-    """Read a record's file, or the file of this record in a folder.
-
-    Unknown keys are kept; keys that are missing have their defaults.
-
-    Args:
-        kind: the record; `path`: of the file, or of a folder with a file of the usual name.
+    """Read a record's file, or the file of this record in a folder; other keys are kept, missing ones have defaults.
 
     Raises:
         UserError: there is no such file, it is no JSON, is of another version, or a value in it is wrong.
@@ -103,14 +94,7 @@ def read_record(kind: type[R], path: Path | str) -> R:
 
 
 def as_record(kind: type[R], value: Any, where: str) -> R:
-    """A JSON value as a record; see `read_record`.
-
-    Args:
-        where: the file that it comes from, for messages.
-
-    Raises:
-        UserError: it is of another version, or a value in it is wrong; the value is named.
-    """
+    """A JSON value as a record; see `read_record`. `where`: the file that it comes from, for messages."""
     return checked(kind, value, where, partial(kind.model_validate, extra="allow"))
 
 
@@ -134,11 +118,7 @@ def checked(kind: type[Any], value: Any, where: str, validate: Callable[[dict[st
 
 
 def read_lines(kind: type[P], path: Path | str, again: str) -> list[P]:
-    """Read the lines of a JSON Lines file, such as `samples.jsonl`.
-
-    Args:
-        kind: the record of a line. Unknown keys are kept, as by `read_record`.
-        path: of the file; `again`: what to do when it is damaged.
+    """Read the lines of a JSON Lines file, such as `samples.jsonl`; `again`: what to do when it is damaged.
 
     Raises:
         UserError: there is no such file, or a line is damaged; the line is named.
@@ -147,11 +127,7 @@ def read_lines(kind: type[P], path: Path | str, again: str) -> list[P]:
 
 
 def as_line(kind: type[P], value: Any, where: str, again: str) -> P:
-    """A JSON value as a line's record; see `read_lines`.
-
-    Raises:
-        UserError: a value in it is wrong; the value is named.
-    """
+    """A JSON value as a line's record; see `read_lines`. A wrong value is named."""
     return _validated(partial(kind.model_validate, extra="allow"), value, where, again)
 
 

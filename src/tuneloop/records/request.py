@@ -11,9 +11,7 @@ from pydantic import TypeAdapter
 from tuneloop.records.record import checked
 from tuneloop.records.rows import Message
 
-NOT_LOADED = (
-    "the candidate is not loaded"  # a fallback that says nothing of the candidate, as just after a server's start
-)
+NOT_LOADED = "the candidate is not loaded"  # a fallback that says nothing of it, as just after a server's start
 ANYONE = "anyone"  # who sent something, where no key says it
 REFUSED = "refused"  # how a request ended that a limit or its own fault kept from being answered
 LEFT = "the client left"  # no answer is at fault: the client went, or the server was stopped
@@ -87,14 +85,7 @@ class StoredRequest:
 
 
 def as_request(value: Any, where: str) -> StoredRequest:
-    """A JSON value as a stored request; unknown keys are left out.
-
-    Args:
-        where: the file that it comes from, for messages.
-
-    Raises:
-        UserError: it is of another version, or a value in it is wrong; the value is named.
-    """
+    """A JSON value from the file `where` as a stored request, without unknown keys; refused as by `read_record`."""
 
     def validate(record: dict[str, Any]) -> StoredRequest:
         names = StoredRequest.__dataclass_fields__

@@ -86,11 +86,7 @@ class Row:
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> Row:
-        """The inverse of `to_json`.
-
-        Raises:
-            ValueError: it is not a row; the message says why.
-        """
+        """The inverse of `to_json`. `ValueError`: it is not a row; the message says why."""
         if not isinstance(record, Mapping):
             raise ValueError("it is no JSON object")
         name, messages, label = record.get("id"), record.get("messages"), record.get("label")

@@ -136,8 +136,7 @@ def measure_artifact(
     folder = job.folder / EVALS / id_
     key = content_hash([sha256_file(file), dataset.manifest.hash, [row.id for row in rows]])
     subject = Subject(job.recipe.model, dataset.id, "test", name, key)
-    write_scored(
-        job, folder, after, subject, {name: cost_of(job, answers)}, more={"comparisons": plain(pairs), "runs": {RUN: str(job.folder)}}
+    write_scored(folder, after, subject, {name: cost_of(job, answers)}, more={"comparisons": plain(pairs), "runs": {RUN: str(job.folder)}}
     )  # fmt: skip
     return ArtifactFigures(
         EvaluationExcerpt(

@@ -225,12 +225,9 @@ def expected_evaluation(
     """
     costs = manifest.costs
     again = expected_consistency({n: c.seconds for n, c in costs.items()}, manifest.n, config) if config else 0.0
-    other = sum(
-        cost.seconds + (cost.training_seconds or 0.0)
-        for name, cost in costs.items()
-        if not name.startswith("zero-shot")
-        and not name.endswith("calibrated")  # calibrated answers come with the others
-    )
+    # Calibrated answers come with the others.
+    others = [c for n, c in costs.items() if not n.startswith("zero-shot") and not n.endswith("calibrated")]
+    other = sum(cost.seconds + (cost.training_seconds or 0.0) for cost in others)
     zero, few, shorter, busy_before = costs.get("zero-shot"), costs.get("few-shot"), 0.0, 0.0
     if zero and few and zero.tokens and few.tokens:
         busy_before = max(zero.seconds - few.seconds * zero.tokens / few.tokens, 0.0)

@@ -165,9 +165,7 @@ def headline(evaluation: ScoredAnswers) -> str:
     words = []
     for name in dict.fromkeys([evaluation.primary, *kinds, *evaluation.own_metrics]):
         if (estimate := evaluation.metrics.get(name)) is not None:
-            value, low, high = (
-                f"{number:.{metric_of(name).precise_decimals}f}"
-                for number in (estimate.value, estimate.low, estimate.high)
-            )
+            digits = metric_of(name).precise_decimals
+            value, low, high = (f"{x:.{digits}f}" for x in (estimate.value, estimate.low, estimate.high))
             words.append(f"{name} {value} [{low}, {high}]")
     return ", ".join(words)

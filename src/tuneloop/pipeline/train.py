@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from tuneloop.training.config import TrainConfig
 
 OnRecord = Callable[[Mapping[str, Any]], None]  # gets each record of the metrics
+Facts = Mapping[str, Any] | None
 LITTLE_USED = 0.5  # a run that used less of its `max_minutes` says so first
 
 
@@ -106,14 +107,7 @@ def train_stage(job: RunContext, dataset: Dataset) -> RunManifest:
     return run
 
 
-def _manifest(
-    job: RunContext,
-    dataset: Dataset,
-    result: Any,
-    key: str,
-    plan: Mapping[str, Any] | None,
-    mfu: Mapping[str, Any] | None,
-) -> RunManifest:
+def _manifest(job: RunContext, dataset: Dataset, result: Any, key: str, plan: Facts, mfu: Facts) -> RunManifest:
     """`run.json` of a training that is done."""
     recipe, method, predicted = job.recipe, method_named(job.recipe.train.method), None
     if plan:

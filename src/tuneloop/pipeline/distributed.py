@@ -102,7 +102,7 @@ def _how_far(names: Iterable[str]) -> tuple[bool, int]:
 
 
 @dataclass(frozen=True)
-class Part:
+class RunPart:
     """A part of a run that all its processes do together."""
 
     task: Literal["measure", "rate", "train"]  # the speed, the learning rate of a range test, or the training
@@ -112,7 +112,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Answers:
+class SharedAnswers:
     """Answers that all processes give together."""
 
     work: SharedWork
@@ -152,7 +152,7 @@ def leading(job: RunContext) -> Iterator[None]:
             while (part := broadcast()) is not None:
                 if isinstance(part, LetGo):
                     _let_go(follower)
-                elif isinstance(part, Answers):
+                elif isinstance(part, SharedAnswers):
                     if "training_model" in follower.__dict__:  # it may fill the device
                         _let_go(follower)
                     if part.tuned:
@@ -168,13 +168,13 @@ def leading(job: RunContext) -> Iterator[None]:
         raise SystemExit(0)
 
 
-def distributed_run(job: RunContext, part: Part) -> Any:
+def distributed_run(job: RunContext, part: RunPart) -> Any:
     """Do a part of the run with all processes."""
     broadcast(part)
     return _take_part(job, part)
 
 
-def _take_part(job: RunContext, part: Part) -> Any:
+def _take_part(job: RunContext, part: RunPart) -> Any:
     """A process's share of a part: a speed, a range test or what training came to."""
     from tuneloop.data.dataset import load_dataset
     from tuneloop.training.loop import TrainingJob, train
@@ -209,7 +209,7 @@ def _take_part(job: RunContext, part: Part) -> Any:
 
 def _answers(job: RunContext, work: SharedWork) -> list[Any]:
     """Answers of all processes, in the order of the rows; an error that any of them has met is raised."""
-    broadcast(Answers(work, job.tuned))
+    broadcast(SharedAnswers(work, job.tuned))
     by_row: dict[int, Any] = {}
     for part in _own_part(job, work):
         if isinstance(part, Exception):

@@ -18,7 +18,7 @@ from tuneloop.core.units import counted, usd_words
 from tuneloop.models.shape import ModelShape
 from tuneloop.pipeline.baselines import expected_evaluation, mean_reference
 from tuneloop.pipeline.context import RunContext, done_record, training_began
-from tuneloop.pipeline.distributed import Part, distributed_run, held_out
+from tuneloop.pipeline.distributed import RunPart, distributed_run, held_out
 from tuneloop.pipeline.prepare import prepare_stage
 from tuneloop.plan.estimate import MachineAtHand, RunWork, device_of, estimate, sizes_on_gpu
 from tuneloop.plan.ledger import corrected, read_ledger, usual_speed
@@ -52,7 +52,7 @@ def plan_stage(job: RunContext, dataset: Dataset, choose: Callable[[], bool] = l
     measured, resident, began = sizes_of(job, dataset), _resident(job), time.monotonic()
     limit = job.recipe.train.max_minutes or job.recipe.max_minutes
     timed = sized(job.recipe.train, measured).model_copy(update={"max_minutes": limit})
-    speed = distributed_run(job, Part("measure", dataset.path, timed, measured))
+    speed = distributed_run(job, RunPart("measure", dataset.path, timed, measured))
     measuring = time.monotonic() - began
     resident = _resident_as_trained(job, resident)
     spent = 0.0 if choose() or job.recipe.train.max_minutes is None else measuring

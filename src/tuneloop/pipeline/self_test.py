@@ -57,7 +57,7 @@ VARIANTS: dict[str, dict[str, Any]] = {"DoRA": {"dora": True}, "PiSSA": {"lora_i
 
 
 @dataclass(frozen=True)
-class Check:
+class DeviceCheck:
     """One line of the table."""
 
     name: str  # what was tried
@@ -65,11 +65,11 @@ class Check:
     detail: str  # measurements, or why
 
 
-def _verdict(name: str, right: bool, detail: str, otherwise: Status = "wrong") -> Check:
-    return Check(name, "ok" if right else otherwise, detail)
+def _verdict(name: str, right: bool, detail: str, otherwise: Status = "wrong") -> DeviceCheck:
+    return DeviceCheck(name, "ok" if right else otherwise, detail)
 
 
-def self_test() -> list[Check]:
+def self_test() -> list[DeviceCheck]:
     """Try all methods on the device in use and measure its speeds, for the planner (`measured_file`); two minutes."""
     import torch
 
@@ -78,7 +78,7 @@ def self_test() -> list[Check]:
     count, dtype = len(device.names()), str(device.default_dtype()).removeprefix("torch.")
     several = f" (one of {count})" if count > 1 else ""
     words = f"{_card()}{several}, {device.capacity():.1f} GiB, models in {dtype}"
-    checks = [Check("device", "ok", words)]
+    checks = [DeviceCheck("device", "ok", words)]
     with tempfile.TemporaryDirectory() as scratch:
         folder = small_llama(Path(scratch) / "model")
         methods = {method.title: {"method": method.name} for method in SHIPPED}
@@ -103,22 +103,22 @@ def self_test() -> list[Check]:
         try:
             checks += _step_checks(kind)
         except RuntimeError as error:
-            checks.append(Check("a step as planned", "wrong", str(error).splitlines()[0][:160]))
+            checks.append(DeviceCheck("a step as planned", "wrong", str(error).splitlines()[0][:160]))
     date = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(measured_file(), {"version": 1, "date": date, "name": _card(), "torch": torch.__version__, **speeds})
     return checks
 
 
-def _guarded(name: str, check: Callable[[], Check]) -> Check:
+def _guarded(name: str, check: Callable[[], DeviceCheck]) -> DeviceCheck:
     """A check whose failure is a line of the table, not the end of the test."""
     try:
         return check()
     except UserError as error:
-        return Check(name, "not supported", f"{error.what}; {error.next_step}")
+        return DeviceCheck(name, "not supported", f"{error.what}; {error.next_step}")
     except Exception as error:  # whatever a driver or kernel says is the answer
         words = str(error).strip().splitlines() or [type(error).__name__]
         missing = isinstance(error, NotImplementedError) or "not implemented" in words[0].lower()
-        return Check(name, "not supported" if missing else "wrong", f"{type(error).__name__}: {words[0][:160]}")
+        return DeviceCheck(name, "not supported" if missing else "wrong", f"{type(error).__name__}: {words[0][:160]}")
 
 
 def _card() -> str:
@@ -206,7 +206,7 @@ def _loss_and_gradient(
     return float(loss.detach()) / scale, torch.cat(parts)
 
 
-def _gradient(folder: Path, name: str, settings: dict[str, Any]) -> Check:
+def _gradient(folder: Path, name: str, settings: dict[str, Any]) -> DeviceCheck:
     """A seeded step on the device, in its own dtype, next to the processor's in fp32."""
     import torch
 
@@ -224,7 +224,7 @@ def _gradient(folder: Path, name: str, settings: dict[str, Any]) -> Check:
     return _verdict(name, off < most and length < 3 * most and turned < 3 * most, words)
 
 
-def _resume(folder: Path, scratch: Path) -> Check:
+def _resume(folder: Path, scratch: Path) -> DeviceCheck:
     """A run that is cut after its second step and resumed, next to one that is not; then the adapter read again."""
     from tuneloop.training.loop import train
     from tuneloop.training.loss import mean_loss
@@ -259,7 +259,7 @@ def _resume(folder: Path, scratch: Path) -> Check:
     return _verdict("save, resume, reload", off < most and off_read < most, words)
 
 
-def _answers(folder: Path) -> Check:
+def _answers(folder: Path) -> DeviceCheck:
     """Greedy answers next to those of Transformers on the same device in the same dtype."""
     import torch
 
@@ -267,7 +267,7 @@ def _answers(folder: Path) -> Check:
 
     name = "answers as Transformers'"
     if importlib.util.find_spec("transformers") is None:
-        return Check(name, "not supported", "transformers is not installed: pip install 'tuneloop[transformers]'")
+        return DeviceCheck(name, "not supported", "transformers is not installed: pip install 'tuneloop[transformers]'")
     from transformers import AutoModelForCausalLM
 
     model = load_model(str(folder))
@@ -287,7 +287,7 @@ def _answers(folder: Path) -> Check:
     return _verdict(name, worst < most, words)
 
 
-def _four_bits() -> Check:
+def _four_bits() -> DeviceCheck:
     """A layer's product in four bits next to that with the weight unpacked by the processor."""
     import torch
 
@@ -341,7 +341,7 @@ STEPS = 3  # that are timed, behind two that are not
 MEMORY_OFF = 0.15  # of the planned peak
 
 
-def _step_checks(kind: str) -> list[Check]:
+def _step_checks(kind: str) -> list[DeviceCheck]:
     """Memory (of a GPU) and tokens/s of LoRA on a random 1B Llama, on a processor a tiny one, next to the plan."""
     from tuneloop.training.checkpoint import State
     from tuneloop.training.optimizers import make_optimizer
@@ -390,7 +390,7 @@ def _planned_step(kind: str, sizes: dict[str, Any], rows: int, length: int, widt
     return loop_job(shape, work, gpu=card, bytes_a_weight=width, **settings)
 
 
-def _speed_checks(kind: str, speeds: dict[str, float]) -> list[Check]:
+def _speed_checks(kind: str, speeds: dict[str, float]) -> list[DeviceCheck]:
     """The speeds next to what the planner's table says of the card."""
     try:
         card = find_gpu(_card(), measured=False)
@@ -398,7 +398,7 @@ def _speed_checks(kind: str, speeds: dict[str, float]) -> list[Check]:
         units = {"tflops": "TFLOPS", "gb_s": "GB/s of memory", "host_gb_s": "GB/s from the host"}
         words = ", ".join(f"{speeds[key]:,.1f} {unit}" for key, unit in units.items() if key in speeds)
         options = f"--gpu-memory {device.capacity():.0f} --gpu-tflops {speeds['tflops']:.0f}"
-        return [Check("speeds", "ok", words if kind == "cpu" else f"{words}; {error.what}: plan with {options}")]
+        return [DeviceCheck("speeds", "ok", words if kind == "cpu" else f"{words}; {error.what}: plan with {options}")]
     checks = []
     for name, key, unit, expected in (
         ("matrix products", "tflops", "TFLOPS", card.tflops * card.matmul),

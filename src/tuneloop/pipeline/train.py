@@ -25,7 +25,7 @@ from tuneloop.pipeline.context import (
     report_stage,
     training_began,
 )
-from tuneloop.pipeline.distributed import Part, distributed_run, leading, stored
+from tuneloop.pipeline.distributed import RunPart, distributed_run, leading, stored
 from tuneloop.pipeline.plan import plan_stage, run_plan, sized
 from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
 from tuneloop.pipeline.targets import write_task
@@ -76,7 +76,7 @@ def train_stage(job: RunContext, dataset: Dataset) -> RunManifest:
     refuse_problems(checked, dataset)
     say(f"preflight {checked.line()}")
     try:
-        result = distributed_run(job, Part("train", dataset.path, config, measured))
+        result = distributed_run(job, RunPart("train", dataset.path, config, measured))
     except Preempted as preempted:
         say(f"train     stopped as requested: saved at step {preempted.step}; the same command continues from there")
         raise
@@ -182,7 +182,7 @@ def _with_rate(job: RunContext, dataset: Dataset, measured: MeasuredMachine) -> 
     rate = done_record(LearningRate, job.folder, key)
     if rate is None:
         began = time.monotonic()
-        test = distributed_run(job, Part("rate", dataset.path, sized(config, measured)))
+        test = distributed_run(job, RunPart("rate", dataset.path, sized(config, measured)))
         rate = LearningRate(key=key, **vars(test), seconds=round(time.monotonic() - began, 1))
         write_record(job.folder / LearningRate.file, rate)
         say(f"rate      {rate.sentence}")

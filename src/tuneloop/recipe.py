@@ -100,7 +100,6 @@ ALIASES: dict[str, str] = {
     "sources": "data.sources",
 }
 
-
 CONFIG = "config.yaml"  # the recipe of a run, in its folder
 
 

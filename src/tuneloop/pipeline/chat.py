@@ -182,8 +182,7 @@ def open_chat(
 
     Args:
         against: `base` (the model before tuning), `few-shot` (that with the baseline's examples), or another target.
-        base, task, endpoint: see `open_with_task`.
-        system: in place of the trained system turn.
+        base, task, endpoint: see `open_with_task`; `system`: in place of the trained system turn.
 
     Raises:
         UserError: no such target, or nothing to compare it with.

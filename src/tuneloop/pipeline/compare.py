@@ -33,10 +33,7 @@ class ComparedEvaluations:
 
 
 def load_systems(places: Sequence[str], folders: Mapping[str, str] | None = None) -> dict[str, ScoredAnswers]:
-    """Evaluations by place: a folder with `eval.json`; `FOLDER:NAME` picks a baseline inside one.
-
-    Args:
-        folders: where a place's evaluation is, if not there.
+    """Evaluations by place: a folder with `eval.json` (or its folder in `folders`); `FOLDER:NAME` is a baseline in it.
 
     Raises:
         UserError: fewer than two, one named twice, or one that is not there.

@@ -203,14 +203,11 @@ def ask(
     *,
     task: str = "answering",
 ) -> dict[str, SystemAnswers]:
-    """A model's answers to rows.
+    """A model's answers to rows: `{"": ...}`, and `{"calibrated": ...}` when `how` requests it.
 
     Args:
         model: with or without an adapter, or a model in another engine.
         task: name for the progress display.
-
-    Returns:
-        `{"": ...}`, and `{"calibrated": ...}` when `how` requests it.
 
     Raises:
         UserError: a prompt is longer than the model's context, or there is none.

@@ -81,10 +81,8 @@ def after_tuning(
 ) -> dict[str, Any]:
     """What tuning took away and what was learned word for word, the parts of `eval.json` that `side_effects` names.
 
-    Forgetting is measured where general rows are named (`evaluate.general`) or were held out of a mix.
-
-    Args:
-        base: the model before, for a while; default: the run's base.
+    Forgetting is measured where general rows are named (`evaluate.general`) or were held out of a mix. `base` gives the
+    model before for a while; default: the run's base.
     """
     from tuneloop.pipeline.side_effects import side_effects
 

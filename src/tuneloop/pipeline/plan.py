@@ -40,10 +40,8 @@ OVER_LIMIT = 1.1  # what a run with a time limit may take longer: a step and a v
 def plan_stage(job: RunContext, dataset: Dataset, choose: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     """What training will take on this machine: memory by formula, time by timing some of the batches.
 
-    The time that measuring takes is of training's, where that is limited.
-
-    Args:
-        choose: chooses the time of training, when all before it is done; says whether measuring is paid for.
+    The time that measuring takes is of training's, where that is limited. `choose` chooses the time of training, when
+    all before it is done, and says whether measuring is paid for.
     """
     before = done_record(Plan, job.folder, _plan_key(job, dataset))
     if before and training_began(job.folder):

@@ -113,9 +113,8 @@ def write_scored(
 
     Args:
         subject: what was evaluated; `more` may name another model.
-        costs: of each system's answers.
+        costs: of each system's answers; `more`: further parts of `eval.json`.
         production: what users sent, to compare the test rows with.
-        more: further parts of `eval.json`.
     """
     from tuneloop.data.checks.drift import tell_apart
     from tuneloop.evaluation.compare import adjusted, compare

@@ -55,11 +55,8 @@ def side_effects(
     """What tuning did besides its task: the parts `forgetting`, `lm_eval`, `memorisation`, `canaries` of `eval.json`.
 
     Args:
-        model: tuned.
-        base: the model before, for a while.
-        general: rows of general ability, for forgetting.
-        learned: training rows, for memorisation.
-        planted: canaries.
+        model: tuned; `base`: the model before, for a while.
+        general: rows of general ability (forgetting); `learned`: training rows (memorisation); `planted`: canaries.
         config: `general_rows` bounds the general rows, and each of the tasks in `lm_eval`.
         seed: of the samples.
     """

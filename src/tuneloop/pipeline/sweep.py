@@ -149,8 +149,7 @@ def sweep(recipe: Recipe, search: Search, out: Path, *, on: str = "", evaluate: 
     """Search, and do the whole job with the winner; a search that was cut short continues.
 
     Args:
-        recipe: with all settings that are not searched.
-        out: folder of the search; on a cluster all machines see it.
+        recipe: with all settings that are not searched; `out`: folder of the search; on a cluster all machines see it.
         on: a Ray cluster (see `core/ray/cluster.py`), where trials run side by side, each with all its passes unless
             ASHA ends it. The winner is evaluated here.
         evaluate: whether the winner is evaluated on the test rows, with baselines.

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from tuneloop.api import serve as serve
     from tuneloop.api import train as train
     from tuneloop.data.config import PrepareConfig as PrepareConfig
+    from tuneloop.evaluation.metrics.scorers import metric as metric
     from tuneloop.recipe import Recipe as Recipe
-    from tuneloop.records.metric import metric as metric
     from tuneloop.training.config import TrainConfig as TrainConfig
 
 __version__ = "0.1.0"
@@ -32,7 +32,7 @@ _FUNCTIONS = ("prepare", "advise", "plan", "train", "evaluate", "compare", "pred
 _MODULES = {
     **dict.fromkeys((*_FUNCTIONS, "Run", "Evaluation"), "tuneloop.api"),
     "PrepareConfig": "tuneloop.data.config",
-    "metric": "tuneloop.records.metric",
+    "metric": "tuneloop.evaluation.metrics.scorers",
     "Recipe": "tuneloop.recipe",
     "TrainConfig": "tuneloop.training.config",
 }

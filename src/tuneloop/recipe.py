@@ -23,8 +23,7 @@ class TrackConfig(Config):
         ["mlflow"], description="experiment trackers, one or several: mlflow, tensorboard, wandb; or none"
     )
     upload: list[Literal["data"]] = Field(
-        [],
-        description="what MLflow keeps alongside the small files; data: the data set's rows, so that others can reproduce the run",
+        [], description="what MLflow keeps with the small files; data: the rows, so that others can reproduce the run"
     )
     experiment: str = Field("tuneloop", description="MLflow experiment, and project of Weights & Biases")
 
@@ -59,13 +58,13 @@ class Recipe(Config):
     max_minutes: float | None = Field(
         None,
         gt=0,
-        description="time of the complete run: how many test rows are asked and how long training lasts follow from it and from the "
-        "measured speed",
+        description="time of the complete run; by the measured speed it decides how long training is and how many test "
+        "rows are used",
     )
     output_dir: str | None = Field(None, description="folder of the run; default: runs/NAME-HASH")
     store: str = Field(
         "",
-        description="folder of an object store, as in s3://BUCKET/FOLDER, that keeps the run too: another machine goes on from its checkpoint",
+        description="folder of an object store (s3://BUCKET/FOLDER) that keeps the run too: any machine can resume it",
     )
     data: PrepareConfig = PrepareConfig()
     baselines: BaselinesConfig = BaselinesConfig()
@@ -101,7 +100,6 @@ ALIASES: dict[str, str] = {
     "sources": "data.sources",
 }
 
-
 CONFIG = "config.yaml"  # the recipe of a run, in its folder
 
 
@@ -122,18 +120,14 @@ def make_recipe(values: Mapping[str, Any], overrides: Sequence[str] = (), *, whe
     return build_config(Recipe, values, overrides, aliases=ALIASES, where=where)
 
 
-def describe_keys() -> list[tuple[str, str, str]]:
-    """Every key of a recipe with its default and its meaning, sections flattened."""
-    return _describe(Recipe, "")
-
-
-def _describe(cls: type[BaseModel], prefix: str) -> list[tuple[str, str, str]]:
+def describe_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> list[tuple[str, str, str]]:
+    """Every key of a recipe, or of a section, with its default and its meaning; sections flattened."""
     rows: list[tuple[str, str, str]] = []
-    for name, info in cls.model_fields.items():
+    for name, info in section.model_fields.items():
         default = info.default_factory() if info.default_factory else info.default  # type: ignore[call-arg]
         if isinstance(default, BaseModel):
-            rows += _describe(type(default), f"{prefix}{name}.")
+            rows += describe_keys(type(default), f"{prefix}{name}.")
         else:
-            shown = "" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
-            rows.append((prefix + name, shown, info.description or ""))
+            text = str(default).lower() if isinstance(default, bool) else str(default)
+            rows.append((prefix + name, "" if default is None else text, info.description or ""))
     return rows

@@ -33,7 +33,7 @@ from tuneloop.deploy import on_ray
 from tuneloop.deploy.clusters import RayOptions
 from tuneloop.deploy.on_ray import RayRun, run_on_ray
 from tuneloop.evaluation.config import EvalOptions
-from tuneloop.pipeline import evaluations
+from tuneloop.pipeline import target_answers
 from tuneloop.pipeline.evaluations import evaluate_target
 from tuneloop.pipeline.sweep import search_of, sweep
 from tuneloop.pipeline.train import train_alone
@@ -212,7 +212,7 @@ def test_a_killed_process_resumes_and_the_losses_are_those_of_one(
     own = recipe.model_copy(update={"output_dir": "far", "store": store})
     with reporting(say=said.append):
         folder = run_on_ray(own, RayOptions(on="ray", nodes=2), whole=False)
-    assert (folder / "killed").exists() and any("went on from the checkpoint" in line for line in said), said
+    assert (folder / "killed").exists() and any("continued from the checkpoint" in line for line in said), said
     assert any("2 processes train" in line for line in said)
     assert losses(folder) == pytest.approx(losses(tmp_path / "alone"), rel=2e-3, abs=1e-4)
     assert read_json(folder / "run.json")["best_val_loss"] == pytest.approx(alone.best_val_loss, rel=2e-3)
@@ -246,7 +246,7 @@ def trained(recipe: Recipe) -> Path:
     return train_alone(short)[0].resolve()
 
 
-real_asker, real_batch_actor = evaluations._actor, batch._actor
+real_asker, real_batch_actor = target_answers._actor, batch._actor
 
 
 def asker_or_die(setting: Any) -> Any:
@@ -265,7 +265,7 @@ def test_an_evaluation_by_actors_has_the_answers_of_one_process_though_one_is_ki
 ) -> None:
     options = EvalOptions(split="train")
     alone = evaluate_target(str(trained), options.model_copy(update={"out": "alone"}), ["limit=30"]).folder
-    monkeypatch.setattr(evaluations, "_actor", asker_or_die)
+    monkeypatch.setattr(target_answers, "_actor", asker_or_die)
     far = evaluate_target(str(trained), options.model_copy(update={"out": "far", "on": "ray"}), ["limit=30"]).folder
     assert (trained / "killed").exists()
     one, other = (read_record(EvaluationManifest, folder) for folder in (alone, far))

@@ -16,7 +16,7 @@ from tuneloop.evaluation.evaluate import evaluate
 from tuneloop.evaluation.gate import read_side, run_gate
 from tuneloop.evaluation.results import write_evaluation
 from tuneloop.evaluation.suite import load_suite
-from tuneloop.pipeline.suites import write_first_suite
+from tuneloop.pipeline.compare import write_first_suite
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Subject
 from tuneloop.records.rows import Row

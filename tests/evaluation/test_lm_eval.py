@@ -13,7 +13,7 @@ import pytest
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.forgetting import tasks_before_and_after
 from tuneloop.evaluation.lm_eval import TaskScores, _until
-from tuneloop.pipeline import compared_systems as systems
+from tuneloop.pipeline import side_effects as systems
 
 CHOICE = """
 task: {name}

@@ -16,7 +16,7 @@ from tuneloop.core.files import content_hash
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.prepare import TokenCount, prepare
 from tuneloop.pipeline.context import RunContext, load_run_recipe
-from tuneloop.pipeline.task import write_task
+from tuneloop.pipeline.targets import write_task
 
 MakeTuned = Callable[..., Path]
 

@@ -15,15 +15,8 @@ from tuneloop.evaluation.config import BaselinesConfig, EvaluateConfig
 from tuneloop.evaluation.prompt import prompt_turns
 from tuneloop.inference.local.labels import label_ids, label_trie
 from tuneloop.inference.local.target import LocalTarget
-from tuneloop.pipeline.compared_systems import (
-    CONTENT_FREE,
-    Asking,
-    answer_limit,
-    ask,
-    ending_losses,
-    few_shot_examples,
-    uses_choice,
-)
+from tuneloop.pipeline.compared_systems import CONTENT_FREE, Asking, ask, few_shot_examples, longest_answer, uses_choice
+from tuneloop.pipeline.side_effects import ending_losses
 from tuneloop.records.rows import Dataset, Row
 
 LABELS = ["delivery", "delivery delay", "refund"]
@@ -184,7 +177,7 @@ def test_examples_prompt_and_answer_fit_the_context(model: Any, context: int) ->
     assert warning and f"Only {len(examples)} of 8" in warning
     for test_row in data.test:
         prompt = model.template.prompt_ids(prompt_turns(test_row, examples=examples), test_row.tools)
-        assert len(prompt) + answer_limit(small, data, SHORT) <= context
+        assert len(prompt) + longest_answer(small.template, data, SHORT) <= context
 
 
 def test_a_context_with_room_for_none_gives_none(model: Any) -> None:
@@ -209,11 +202,13 @@ def test_the_same_seed_shows_the_same_examples(model: Any) -> None:
 def test_the_longest_answer_follows_the_references(model: Any) -> None:
     train = [row(i, "train", task="generation") for i in range(99)]
     endless = dataclasses.replace(train[0], messages=[*train[0].prompt, {"role": "assistant", "content": "so " * 3000}])
-    usual = answer_limit(model, dataset("generation", train), CHOICE)
+    usual = longest_answer(model.template, dataset("generation", train), CHOICE)
     assert 8 <= usual < 40
-    assert answer_limit(model, dataset("generation", [*train, endless]), CHOICE) == usual, "one endless reference"
-    assert answer_limit(model, dataset("generation", [endless]), CHOICE) == 1024
-    assert answer_limit(model, dataset("generation", train), SHORT) == 3
+    assert longest_answer(model.template, dataset("generation", [*train, endless]), CHOICE) == usual, (
+        "one endless reference"
+    )
+    assert longest_answer(model.template, dataset("generation", [endless]), CHOICE) == 1024
+    assert longest_answer(model.template, dataset("generation", train), SHORT) == 3
 
 
 def test_free_answers_come_with_the_perplexity_of_the_references(model: Any) -> None:

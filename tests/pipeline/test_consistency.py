@@ -15,7 +15,7 @@ from tuneloop.core.files import read_jsonl
 from tuneloop.core.ui import reporting
 from tuneloop.inference.local.sampling import Sampling
 from tuneloop.pipeline.compared_systems import SystemAnswers, ask
-from tuneloop.pipeline.consistency import ANSWERS, asked_prompts, asked_tuned, consistency_part, is_drawn
+from tuneloop.pipeline.consistency import ANSWERS, consistency_part, is_drawn, prompt_systems, tuned_system
 from tuneloop.pipeline.context import RunContext, attach_trained
 from tuneloop.pipeline.evaluate import base_model
 from tuneloop.recipe import make_recipe
@@ -50,7 +50,7 @@ def part_of(folder: Path, said: list[str], given: list[Row], asks: Any, *setting
     dataset = Dataset("d", manifest_of(task="classification", labels=LABELS), [], [], given)
     costs = {"tuned": {"seconds": 30.0}, "TF-IDF": {"seconds": 1000.0}}
     with reporting(say=said.append):
-        return consistency_part(job, folder, dataset, given, asks, own="tuned", drawn=False, costs=costs)
+        return consistency_part(job, folder, dataset, given, asks, name="tuned", sampled=False, costs=costs)
 
 
 def test_it_is_off_unless_asked_for(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_a_sample_is_asked_its_time_said_before_and_every_answer_kept(tmp_path: 
     found = part["consistency"]
     assert (found.rows, found.ways, found.seconds) == (10, 3, {"tuned": 2.0})
     assert said[0] == (
-        "consistency 10 rows are asked several ways: 30 questions for each system, about 0.5 minutes for tuned"
+        "consistency 10 rows are put in several ways: 30 questions for each system, about 0.5 minutes for tuned"
     )
     assert said[1].startswith("evaluate  Asked 3 ways") and any("worthless" in line for line in said)
     kept = read_jsonl(tmp_path / ANSWERS)
@@ -93,9 +93,9 @@ def test_a_run_is_asked_beside_the_prompts_of_its_base(
     manifest = manifest_of(task=task, labels=LABELS if task == "classification" else None)
     dataset = Dataset("d", manifest, rows(4, "Once more: where is parcel {}, please?"), [], rows(3))
     attach_trained(job)
-    asks = [asked_tuned(job, dataset), asked_prompts(job, dataset, lambda: base_model(job))]
+    asks = [tuned_system(job, dataset), prompt_systems(job, dataset, lambda: base_model(job))]
     drawn = is_drawn(job, dataset)
-    part = consistency_part(job, tmp_path, dataset, dataset.test, asks, own="tuned", drawn=drawn, costs={})[
+    part = consistency_part(job, tmp_path, dataset, dataset.test, asks, name="tuned", sampled=drawn, costs={})[
         "consistency"
     ]
     prompts = {"zero-shot", "few-shot"} | ({f"{n}-shot calibrated" for n in ("zero", "few")} if not drawn else set())

@@ -21,7 +21,7 @@ from tuneloop.core.ui import reporting
 from tuneloop.inference.local.target import SharedWork
 from tuneloop.inference.request import Request
 from tuneloop.pipeline.context import RunContext
-from tuneloop.pipeline.distributed import _answered
+from tuneloop.pipeline.distributed import _answers
 from tuneloop.recipe import Recipe
 from tuneloop.training import distributed
 
@@ -84,7 +84,7 @@ def test_rows_are_dealt_in_turn_and_joined_in_order(monkeypatch: pytest.MonkeyPa
     work = SharedWork("complete", [Request(ids=[i + 1], max_new_tokens=1) for i in range(5)], {})
     seen: list[float] = []
     with reporting(progress=lambda task, done, total, /, **info: seen.append(done / total)):
-        found = _answered(job, work)
+        found = _answers(job, work)
     assert found == ["own", 2, "own", 4, "own"] and seen[-1] == 1.0 and not sent[-1].tuned
 
 
@@ -94,7 +94,7 @@ def test_what_another_process_has_met_is_raised_here(monkeypatch: pytest.MonkeyP
         "tuneloop.pipeline.distributed.gathered", lambda own: [own, UserError("No room on GPU 1", where="cuda:1")]
     )
     with pytest.raises(UserError, match="No room on GPU 1"), reporting(progress=print):
-        _answered(job_of(tiny_model), SharedWork("complete", [Request(ids=[1], max_new_tokens=1)], {}))
+        _answers(job_of(tiny_model), SharedWork("complete", [Request(ids=[1], max_new_tokens=1)], {}))
 
 
 class Repeats:

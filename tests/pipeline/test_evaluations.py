@@ -273,7 +273,7 @@ def test_an_endpoint_is_asked_several_ways_with_draws_of_their_own(
 def test_a_file_of_answers_is_not_asked_in_other_words(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write("answers.jsonl", [{"id": "t0", "prediction": "late"}])
     assert main(["evaluate", "--predictions", "answers.jsonl", "--data", "data.jsonl", "consistency=5"]) == 2
-    assert "can't be asked in other words" in capsys.readouterr().err
+    assert "can't answer other wordings" in capsys.readouterr().err
 
 
 def test_a_system_that_has_not_answered_yet_is_told_of(

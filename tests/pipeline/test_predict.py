@@ -233,7 +233,7 @@ def test_with_json_the_rows_are_in_the_one_object_unless_they_go_to_a_file(
         (("run", "other.jsonl"), "trained on the column 'text'"),
         (("run", "in.jsonl", "--out", "out.parquet"), ".csv or .jsonl"),
         (("run", "in.jsonl", "--out", "folder.csv"), "A folder has this name"),
-        (("run", "in.jsonl", "--out", "./in.jsonl"), "its own rows"),
+        (("run", "in.jsonl", "--out", "./in.jsonl"), "of its rows"),
         (("run", "in.jsonl", "--column", "texts"), "did you mean 'text'"),
         (("run", "in.jsonl", "--out", "in.jsonl/out.csv"), "Can't write"),
         (("runs/none", "in.jsonl"), "no run, artifact or model"),
@@ -348,7 +348,7 @@ def test_a_data_set_that_says_too_little_costs_no_training_that_is_done(make_tun
     from dataclasses import replace
 
     from tuneloop.pipeline.context import RunContext, load_run_recipe
-    from tuneloop.pipeline.task import write_task
+    from tuneloop.pipeline.targets import write_task
 
     run = make_tuned()
     before = read_json(run / "adapter" / "tuneloop.json")

@@ -310,7 +310,7 @@ def test_consistency_asks_the_tuned_model_and_the_prompts_and_baselines_stay(cop
     assert part["rows"] == 3 and "drawn" not in part["asked"] and part["asked"]["as it is"] == 3
     assert all(0 <= figures["agreement"]["value"] <= 1 for figures in part["systems"].values())
     assert {c["b"] for c in part["comparisons"]} == {"tuned"} and len(part["comparisons"]) == 8
-    assert any(line.startswith("consistency 3 rows are asked several ways: 12 questions") for line in said)
+    assert any(line.startswith("consistency 3 rows are put in several ways: 12 questions") for line in said)
     assert 'id="consistency"' in (copied["folder"] / "report.html").read_text()
     assert any("evaluate  already done" in line for line in run_in(
         copied["values"], "evaluate.consistency=4", "evaluate.consistency_rows=3"
@@ -391,7 +391,7 @@ def test_killed_while_training_held_against_others_and_gone_on_with(
         process.wait()
     assert not (cut / "run.json").exists() and list((cut / "checkpoints").glob("step-*.pt"))
     assert main(["train", *settings, "--out", str(cut)]) == 0
-    assert "went on from the checkpoint at step" in capsys.readouterr().err
+    assert "continued from the checkpoint at step" in capsys.readouterr().err
     one, other = read_json(whole / "run.json"), read_json(cut / "run.json")
     assert other["resumed_at"] > 0
     for key in ("steps", "best_step", "best_val_loss", "first_val_loss", "adapter_hash", "tokens"):

@@ -55,13 +55,13 @@ def test_a_device_that_computes_right_is_ok_and_one_that_does_not_is_wrong(
 
 
 def test_what_a_driver_says_is_a_line_of_the_table() -> None:
-    def fails() -> self_test.Check:
+    def fails() -> self_test.DeviceCheck:
         raise RuntimeError("CUDA error: no kernel image is available\nCompile with ...")
 
-    def missing() -> self_test.Check:
+    def missing() -> self_test.DeviceCheck:
         raise NotImplementedError("aten::x is not implemented for MPS")
 
-    assert self_test._guarded("a", fails) == self_test.Check(
+    assert self_test._guarded("a", fails) == self_test.DeviceCheck(
         "a", "wrong", "RuntimeError: CUDA error: no kernel image is available"
     )
     assert self_test._guarded("b", missing).status == "not supported"

@@ -12,7 +12,7 @@ import pytest
 
 from tuneloop.cli.main import main
 from tuneloop.core.ui import reporting
-from tuneloop.pipeline import source_sample as sampled
+from tuneloop.pipeline import advise as sampled
 from tuneloop.pipeline.advise import counted_data, remind
 from tuneloop.pipeline.context import RunContext
 from tuneloop.pipeline.prepare import prepare_stage

@@ -59,7 +59,7 @@ def test_a_limited_run_asks_fewer_rows_and_trains_less_and_says_what_a_full_one_
     assert asked == found["test_rows"] == LEAST < found["all_test_rows"]
     assert trained["seconds"] < 1.5 * 60 * found["train_minutes"] + 5
     assert trained["total_steps"] < found["full_run"]["steps"]
-    assert any(f"{asked} of {found['all_test_rows']} test rows are asked" in line for line in said)
+    assert any(f"{asked} of {found['all_test_rows']} test rows are used" in line for line in said)
     words = " ".join(found["words"])
     assert trained["seen"] in words and "max_minutes=null" in words
     assert words.split(" ", 1)[0] == "This" and found["words"][0] in (folder / "report.html").read_text()
@@ -90,7 +90,7 @@ def test_where_time_runs_out_all_are_compared_on_the_rows_that_the_tuned_model_w
     baseline = read_jsonl(folder / "baselines" / "few-shot" / "samples.jsonl")
     assert [row["id"] for row in baseline] == [row["id"] for row in read_jsonl(folder / "samples.jsonl")]
     assert any(line.startswith("evaluate  time runs out") for line in said)
-    assert f"{third} of {found['all_test_rows']} test rows were asked" in found["words"][0]
+    assert f"{third} of {found['all_test_rows']} test rows were used" in found["words"][0]
 
     said.clear()
     with reporting(say=said.append):

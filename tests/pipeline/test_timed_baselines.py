@@ -47,9 +47,9 @@ def test_where_all_rows_fit_the_answers_are_those_of_one_round(job: RunContext, 
     assert found.rows == len(rows) > 4 * FIRST  # more than one round
     assert found.examples == found.all_examples == 6
     whole = ask_base(job, dataset, rows, base_examples(job, dataset, rows))
-    assert set(found.asked) == {"zero-shot", "zero-shot calibrated", "few-shot", "few-shot calibrated"}
+    assert set(found.answers) == {"zero-shot", "zero-shot calibrated", "few-shot", "few-shot calibrated"}
     for kind in ("", "calibrated"):
-        asked = found.asked[f"few-shot {kind}".strip()]
+        asked = found.answers[f"few-shot {kind}".strip()]
         assert [a.text for a in asked.completions] == [a.text for a in whole[kind].completions]
         sure = [[a.confidence for a in found.completions] for found in (asked, whole[kind])]
         assert sure[0] == pytest.approx(sure[1], abs=1e-4)
@@ -64,15 +64,15 @@ def test_without_time_a_few_rows_are_all_and_are_a_sample_of_that_size_and_it_is
         asked.append([row.id for row in rows])
         return ask_base(job, dataset, rows, examples)
 
-    monkeypatch.setattr("tuneloop.pipeline.baselines.ask_base", listen)
-    monkeypatch.setattr(systems, "reading_seconds", lambda *_: 0.0)
+    monkeypatch.setattr(rounds, "ask_base", listen)
+    monkeypatch.setattr(rounds, "reading_seconds", lambda *_: 0.0)
     expected: list[float] = []
     found = ask_within(job, dataset, 0.0, lambda seconds: expected.append(seconds))
     assert found.rows == LEAST < FIRST
     assert set(asked[0]) == {row.id for row in sample_rows(dataset.test, LEAST, seed=job.recipe.seed)}
     assert len({tuple(ids) for ids in asked}) == 1, "every prompt is asked the same rows"
-    assert all(len(each.completions) == LEAST for each in found.asked.values())
-    zero = found.asked["zero-shot calibrated"].seconds
+    assert all(len(each.completions) == LEAST for each in found.answers.values())
+    zero = found.answers["zero-shot calibrated"].seconds
     assert 0 < zero < expected[0] < 4 * zero
 
 
@@ -80,11 +80,11 @@ def test_without_time_a_few_rows_are_all_and_are_a_sample_of_that_size_and_it_is
 def test_examples_that_take_too_long_to_read_are_fewer_or_none(
     job: RunContext, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, reading: float, examples: int
 ) -> None:
-    monkeypatch.setattr(systems, "reading_seconds", lambda *_: reading)
+    monkeypatch.setattr(rounds, "reading_seconds", lambda *_: reading)
     monkeypatch.setattr(rounds, "READING", 0.1)
     found = ask_within(job, dataset, 40.0)  # 4 seconds for reading
     assert (found.examples, found.all_examples) == (examples, 6)
-    assert ("few-shot" in found.asked) == bool(examples)
+    assert ("few-shot" in found.answers) == bool(examples)
 
 
 def test_few_shot_whose_answers_take_too_long_shows_fewer_examples(
@@ -95,7 +95,7 @@ def test_few_shot_whose_answers_take_too_long_shows_fewer_examples(
         way.each = 1.0 + len(way.examples)  # seconds a row: each example costs one
 
     monkeypatch.setattr(rounds, "_ask", timed)
-    monkeypatch.setattr(systems, "reading_seconds", lambda *_: 0.0)
+    monkeypatch.setattr(rounds, "reading_seconds", lambda *_: 0.0)
     # The time of 24 rows at 6 s: 2.15 for zero-shot and the tuned model, 3.85 for few-shot: two examples.
     found = ask_within(job, dataset, 24 * 6.0)
     assert (found.examples, found.all_examples) == (2, 6)
@@ -189,13 +189,13 @@ def test_answers_that_advice_has_measured_are_taken_and_only_the_other_rows_are_
         asked.append(len(rows))
         return ask_base(job, dataset, rows, examples)
 
-    monkeypatch.setattr("tuneloop.pipeline.baselines.ask_base", listen)
+    monkeypatch.setattr(rounds, "ask_base", listen)
     found = ask_within(job, dataset, 1e6, before=measured_before(job, dataset))
     assert found.rows == whole.rows and found.free > 0
     assert sum(asked) == 2 * (whole.rows - (measured or whole.rows)), "zero-shot and few-shot"
-    assert set(found.asked) == set(whole.asked)
-    for name, answers in whole.asked.items():
-        assert [a.text for a in found.asked[name].completions] == [a.text for a in answers.completions]
+    assert set(found.answers) == set(whole.answers)
+    for name, answers in whole.answers.items():
+        assert [a.text for a in found.answers[name].completions] == [a.text for a in answers.completions]
     asked.clear()
     little = ask_within(job, dataset, 0.0, before=measured_before(job, dataset))
     assert (little.rows, asked) == (LEAST, [])
@@ -224,5 +224,5 @@ def test_taken_answers_to_written_texts_are_joined_with_the_other_rows(
     job = RunContext(make_recipe(recipe, ["evaluate.limit=10", "max_minutes=30"]), tmp_path / "run")
     found = ask_within(job, dataset, 1e6, before=measured_before(job, dataset))
     assert found.rows == 10 and found.free > 0
-    assert all(len(asked.completions) == 10 for asked in found.asked.values())
-    assert all(answer.loss is None for asked in found.asked.values() for answer in asked.completions)
+    assert all(len(asked.completions) == 10 for asked in found.answers.values())
+    assert all(answer.loss is None for asked in found.answers.values() for answer in asked.completions)

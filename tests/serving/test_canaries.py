@@ -18,7 +18,7 @@ from tuneloop.inference.canary import prove
 from tuneloop.inference.local.serving import LocalEngine
 from tuneloop.inference.protocol import Served
 from tuneloop.pipeline.evaluations import evaluate_target
-from tuneloop.pipeline.task import task_of_run
+from tuneloop.pipeline.targets import task_of_run
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.models import canaries_of, deployment_of
 from tuneloop.serving.server import _started

@@ -20,7 +20,7 @@ from tuneloop.improve.collect.collect import DROPPED, CollectOptions
 
 if TYPE_CHECKING:
     from tuneloop.improve.feedback.command import Imported, Shown
-    from tuneloop.records.collected import CollectedManifest
+    from tuneloop.records.server import CollectedManifest
 
 
 def command(

@@ -95,7 +95,7 @@ def _print(folder: Path, words: Sequence[str], console: Console) -> None:
 
 def _of_one(folder: Path, table: str, output: Output) -> Result:
     """The comparison with which a run ends, its page written again."""
-    from tuneloop.pipeline.report import summary
+    from tuneloop.pipeline.context import summary
     from tuneloop.report.comparison import comparison_as
     from tuneloop.report.html import write_page
     from tuneloop.report.terminal import print_closing

@@ -58,7 +58,7 @@ def command(
 
 
 def _init(target: str, against: str, suite: str) -> Result:
-    from tuneloop.pipeline.suites import write_first_suite
+    from tuneloop.pipeline.compare import write_first_suite
 
     if not target or against:
         raise typer.BadParameter("--init takes one run or data set, and no --against")

@@ -33,9 +33,9 @@ def command(
     rest there.
     """
 
+    from tuneloop.pipeline.context import summary
     from tuneloop.pipeline.distributed import shared_out
     from tuneloop.pipeline.recipes import recipe_of
-    from tuneloop.pipeline.report import summary
     from tuneloop.pipeline.run import run
 
     resolved = recipe_of(source, settings or [])

@@ -17,7 +17,7 @@ from tuneloop.deploy.clusters import refuse_other_place
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tuneloop.pipeline.sweep_record import SweepManifest
+    from tuneloop.pipeline.sweep import SweepManifest
 
 
 def command(

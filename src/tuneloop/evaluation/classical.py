@@ -22,7 +22,6 @@ from tuneloop.core.ui import without_bars
 from tuneloop.core.units import counted
 from tuneloop.evaluation.metrics.multilabel import NO_LABELS, label_lists
 from tuneloop.records.completion import Completion
-from tuneloop.records.evaluation import AnswerFunction
 from tuneloop.records.rows import Row, last_user_turn
 
 TFIDF = "tf-idf + logistic regression"
@@ -37,6 +36,8 @@ _LONGEST_TEXT = 20_000
 # Inverse strength of the regularisation. Both kinds of features have rows of unit length, where scikit-learn's
 # default of 1 underfits.
 _C = 10.0
+# A system: takes the prompts of rows, gives an answer to each, in order.
+AnswerFunction = Callable[[Sequence[Row]], list[Completion]]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import json
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from tuneloop.core.stats.intervals import NOT_ENOUGH, least_apart
 from tuneloop.core.units import counted, verb
@@ -21,7 +22,7 @@ from tuneloop.evaluation.metrics.claims import amount, claim_of, evidence, liste
 from tuneloop.evaluation.metrics.labels import LONGEST_LABEL
 from tuneloop.evaluation.metrics.structured import parse
 from tuneloop.evaluation.primary import PARTS
-from tuneloop.records.evaluation import BaselineKind, Comparison, Outcome, Standing, Verdict
+from tuneloop.records.evaluation import BaselineKind, Comparison, Outcome, Standing
 
 FROM_WORST: tuple[Outcome, ...] = ("worse", "mixed", NOT_ENOUGH, "promising", "better")
 # From here to 0.05 a gain is promising, not proven: such a p-value speaks at most 14 to 1 for a difference (see `best_odds`).
@@ -32,6 +33,44 @@ PROVEN = 0.005
 def kind_of(name: str) -> BaselineKind:
     """What kind of alternative a system is, by its name; whatever is no classifier and no constant answer is a way of prompting."""
     return "constant" if name == MAJORITY else "classical" if name in CLASSICAL else "prompt"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What may be said of a system.
+
+    Args:
+        name: the system.
+        outcome: the weakest of its standings; `not compared` without any.
+        against: the alternative that this is about: of those that it stands weakest against, the best one.
+        metric: the metric that decides.
+        why: why this one does, where that isn't plain; else empty.
+        never: labels of the rows that it never gives, the most frequent first; `only`: the one that it gives to every row.
+        standings: against each alternative, the best one first; where others are compared with the same system, theirs follow.
+    """
+
+    name: str
+    outcome: Outcome
+    against: str | None
+    metric: str
+    why: str
+    never: list[str]
+    only: str | None
+    standings: list[Standing]
+
+    @property
+    def own(self) -> list[Standing]:
+        """The system's own standings."""
+        return [s for s in self.standings if s.name == self.name]
+
+    @property
+    def weakest(self) -> Standing | None:
+        """The standing that the outcome is about."""
+        return next((s for s in self.own if s.against == self.against), None)
+
+    def best_of(self, kind: BaselineKind) -> Standing | None:
+        """Against the best alternative of a kind."""
+        return next((s for s in self.own if s.kind == kind), None)
 
 
 def decide(evaluations: Mapping[str, ScoredAnswers], comparisons: Sequence[Comparison], name: str) -> Verdict:

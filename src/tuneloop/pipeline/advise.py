@@ -1,35 +1,162 @@
-"""Advice and its data: what `advise` reads, measures and keeps in `evals/advise-NAME`, and what `plan` and `run` find there.
+"""Advice and its data: what `advise` reads, measures and keeps in `evals/advise-NAME`, for `plan` and `run` too.
 
-The folder holds `dataset/` (where the source had to be prepared), `baselines/` (with `--measure`) and `advise.json`, the answer.
+The folder holds `dataset/` (of a raw source), `baselines/` (with `--measure`) and the answer, `advise.json`. Large
+sources are counted by a sample, in seconds instead of minutes: chunks are taken evenly over them, `SAMPLE` to twice as
+many bytes, and prepared; counts are scaled by the bytes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
+import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from tuneloop.advise.advise import Advice, advise, make_question
 from tuneloop.advise.measured import BaselineResults, by_hand, combined_facts, facts_from_results, holds_results
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder
-from tuneloop.core.ui import busy, say
+from tuneloop.core.ui import busy, progress, say
+from tuneloop.core.units import counted
 from tuneloop.data.dataset import load_dataset, prepare_key, sha256_of_source
-from tuneloop.data.sources.read import find_files
+from tuneloop.data.sources.chunks import chunks
+from tuneloop.data.sources.parse import Chunk, SourceFile, SourceRecord, parse_chunk
+from tuneloop.data.sources.read import entry_of, find_files
 from tuneloop.models.names import PACKAGED, is_local
 from tuneloop.pipeline.baselines import baseline_stage
-from tuneloop.pipeline.context import RunContext, default_folder, find_done, training_began
-from tuneloop.pipeline.prepare import prepare_stage
+from tuneloop.pipeline.context import RunContext, default_folder, done_record, training_began
+from tuneloop.pipeline.prepare import measure_with, prepare_stage
 from tuneloop.pipeline.recipes import plan_settings, recipe_of, refuse_missing_source
-from tuneloop.pipeline.source_sample import is_large, sampled_data
 from tuneloop.recipe import Recipe
 from tuneloop.records.advice import AdviceRecord
-from tuneloop.records.dataset import read_manifest
+from tuneloop.records.dataset import MANIFEST, DatasetManifest, SplitFile, Splits, read_manifest
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset
+
+LARGE = 8 << 20  # bytes of sources from which a sample is counted
+SAMPLE = 1 << 20  # bytes
+CHUNK = 1 << 15  # bytes: small, so that there are many
+Z95 = 1.96
+
+
+def is_large(recipe: Recipe) -> bool:
+    """Whether a recipe's sources are counted by a sample: large ones that nothing else describes or limits."""
+    if recipe.data.limit is not None or recipe.data.mix.sources or recipe.data.split.freeze is not None:
+        return False
+    files = find_files(recipe.data.sources, recipe.data.max_expansion)
+    return sum(os.path.getsize(file.path) for file in files) > LARGE and not any(map(entry_of, files))
+
+
+@dataclass
+class _Sample:
+    """Chunks at even distances, and the bytes of all of them; when they become too many, every second one goes."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+    every: int = 1
+    seen: int = 0
+    total: int = 0
+
+    def add(self, chunk: Chunk) -> None:
+        self.total += _size(chunk)
+        if self.seen % self.every == 0:
+            self.chunks.append(chunk)
+            if self.size > 2 * SAMPLE and len(self.chunks) > 2:
+                self.chunks, self.every = self.chunks[::2], 2 * self.every
+        self.seen += 1
+
+    @property
+    def size(self) -> int:
+        return sum(map(_size, self.chunks))
+
+
+def _size(chunk: Chunk) -> int:
+    return len(chunk.data) or sum(len(item[1]) for item in chunk.items if isinstance(item, tuple) and len(item) == 2)
+
+
+def _drawn(files: Sequence[SourceFile]) -> _Sample:
+    size, before, sample = sum(os.path.getsize(file.path) for file in files), 0, _Sample()
+    for file in files:
+        for chunk in chunks(file, CHUNK):
+            sample.add(chunk)
+            progress("taking a sample", min(before + chunk.position, size), size)
+        before += os.path.getsize(file.path)
+    progress("taking a sample", size, size)
+    return sample
+
+
+@contextmanager
+def sampled_data(recipe: Recipe) -> Iterator[tuple[Dataset, str]]:
+    """A recipe's sources prepared in part, its counts scaled to all of them; and how these came about, in words.
+
+    The folder is a temporary one, for the context: a sample is no data set to train on.
+    """
+    from tuneloop.data.prepare import prepare
+
+    job = RunContext(recipe, Path())
+    sample = _drawn(find_files(recipe.data.sources, recipe.data.max_expansion))
+    with tempfile.TemporaryDirectory() as scratch:
+        file, chunk_of_line = Path(scratch) / "sample.jsonl", []
+        with file.open("wb") as lines:
+            for number, chunk in enumerate(sample.chunks):
+                for item in parse_chunk(chunk):
+                    if isinstance(item, SourceRecord):
+                        lines.write(orjson.dumps(item.value, default=str) + b"\n")
+                        chunk_of_line.append(number)
+        config = recipe.data.model_copy(update={"sources": [str(file)]})
+        out, measure = Path(scratch) / "dataset", measure_with(job.template)
+        dataset = prepare(config, name=recipe.name, seed=recipe.seed, out=out, measure=measure, model=job.fingerprint)
+        error = _error(dataset, chunk_of_line, sample)
+        scaled = _scaled(dataset.manifest, sample.total / max(sample.size, 1))
+        write_record(out / MANIFEST, scaled)
+        train = scaled.splits.train
+        tokens = train.tokens.total if train.tokens else 0
+        words = (
+            f"counted on a sample of {counted(len(chunk_of_line), 'record')} "
+            f"({sample.size / 1e6:.1f} of {sample.total / 1e6:.0f} MB): "
+            f"about {counted(train.rows, 'training row')}, {tokens:,} tokens, within {error:.0%} (95 %); "
+            "copies were looked for in the sample alone"
+        )
+        say(f"data      {words}")
+        yield replace(dataset, manifest=scaled), words
+
+
+def _scaled(manifest: DatasetManifest, factor: float) -> DatasetManifest:
+    """A manifest with the rows and tokens of its splits times a factor."""
+
+    def scaled(split: SplitFile) -> SplitFile:
+        changes: dict[str, Any] = {"rows": round(split.rows * factor)}
+        if tokens := split.tokens:
+            counts = {"total": round(tokens.total * factor), "supervised": round(tokens.supervised * factor)}
+            changes["tokens"] = tokens.model_copy(update=counts)
+        return split.model_copy(update=changes)
+
+    splits = {name: scaled(split) for name, split in manifest.splits.by_name.items()}
+    return manifest.model_copy(update={"splits": Splits(**splits)})
+
+
+def _error(dataset: Dataset, chunk_of_line: Sequence[int], sample: _Sample) -> float:
+    """Half the 95 % interval of the training rows' characters, relative to them; tokens follow these.
+
+    The chunks are clusters, with a ratio to their bytes (Cochran 1977, Sampling Techniques, 6.3).
+    """
+    characters = [0.0] * len(sample.chunks)
+    for row in dataset.train:
+        texts = [str(message.get(key) or "") for message in row.messages for key in ("content", "tool_calls")]
+        characters[chunk_of_line[int(row.meta["line"]) - 1]] += sum(map(len, texts))
+    sizes, n = [_size(chunk) for chunk in sample.chunks], len(sample.chunks)
+    total = sum(characters)
+    if n < 2 or not total:
+        return 1.0
+    ratio = total / sum(sizes)
+    squares = sum((length - ratio * size) ** 2 for length, size in zip(characters, sizes, strict=True))
+    return Z95 * math.sqrt(squares * n / (n - 1)) / total
 
 
 def advice_folder(recipe: Recipe, out: str = "") -> Path:
@@ -38,12 +165,12 @@ def advice_folder(recipe: Recipe, out: str = "") -> Path:
 
 
 def stand_in(model: str) -> str:
-    """The model that stands in for one whose files are not on this machine; "" where they are."""
+    """The model that takes the place of one whose files are not on this machine; "" where they are."""
     return "" if is_local(model) else PACKAGED
 
 
 def read_data(recipe: Recipe, out: str) -> Dataset:
-    """The recipe's data as `run` would prepare them: as they are where they are prepared, else kept in the advice's folder."""
+    """The recipe's data as `run` would prepare them; kept in the advice's folder unless they were prepared before."""
     folder = advice_folder(recipe, out)
 
     def waiting(holder: str) -> None:
@@ -55,22 +182,16 @@ def read_data(recipe: Recipe, out: str) -> Dataset:
 
 @dataclass(frozen=True)
 class Counted:
-    """Data that were counted.
+    """Data that were counted."""
 
-    Args:
-        path: a folder whose `dataset.json` has the counts; of a sample a temporary one.
-        hash: of the data set; "" of a sample.
-        sample: how a sample was counted, in words; "" where all rows were.
-    """
-
-    path: str
-    hash: str
-    sample: str = ""
+    path: str  # a folder whose `dataset.json` has the counts; of a sample a temporary one
+    hash: str  # of the data set; "" of a sample
+    sample: str = ""  # how a sample was counted, in words; "" where all rows were
 
 
 @contextmanager
 def counted_data(recipe: Recipe, out: str = "") -> Iterator[Counted]:
-    """The recipe's data, to be counted: as they have been prepared before; large ones by a sample; else as `read_data` prepares and keeps them."""
+    """The recipe's data, to be counted: as prepared before; large ones by a sample; else as `read_data` has them."""
     if (before := _prepared_before(recipe, out)) is not None:
         say(f"data set {before}, prepared before")
         yield Counted(str(before), load_dataset(before).manifest.hash)
@@ -86,20 +207,16 @@ def _prepared_before(recipe: Recipe, out: str) -> Path | None:
     """Where `run`, `prepare` or `advise` have prepared these data."""
     if _is_prepared(recipe):
         return None
-    key = prepare_key(
-        recipe.data, name=recipe.name, seed=recipe.seed, model_fingerprint=RunContext(recipe, Path()).fingerprint
-    )
-    places = (
-        Path("datasets") / recipe.name,
-        default_folder(recipe) / "dataset",
-        advice_folder(recipe, out) / "dataset",
-    )
-    return next((place for place in places if find_done(place / "dataset.json", key)), None)
+    fingerprint = RunContext(recipe, Path()).fingerprint
+    key = prepare_key(recipe.data, name=recipe.name, seed=recipe.seed, model_fingerprint=fingerprint)
+    folders = [folder / "dataset" for folder in (default_folder(recipe), advice_folder(recipe, out))]
+    places = [Path("datasets") / recipe.name, *folders]
+    return next((place for place in places if done_record(DatasetManifest, place, key)), None)
 
 
 def _is_prepared(recipe: Recipe) -> bool:
     sources = recipe.data.sources
-    return len(sources) == 1 and (Path(sources[0]) / "dataset.json").is_file()
+    return len(sources) == 1 and (Path(sources[0]) / MANIFEST).is_file()
 
 
 # --- the answer, kept and remembered -----------------------------------------------------------------
@@ -111,12 +228,9 @@ def hashes_of_sources(recipe: Recipe) -> list[str]:
 
 
 def keep_advice(folder: Path, dataset_hash: str, advice: AdviceRecord, sources: Sequence[str] = ()) -> None:
-    """Write `advise.json`: the answer as `--json` prints it, with the hash of the data that it is about.
+    """Write `advise.json`: the answer as `--json` prints it, with the hash of its data, or of a sample's `sources`.
 
-    Args:
-        sources: hashes of the files, where only a sample of them was prepared.
-
-    A folder that can't be written to is passed over: the answer stands on the screen.
+    A folder that can't be written to is passed over: the answer is on the screen.
     """
     with contextlib.suppress(UserError, OSError):
         about = advice.model_copy(update={"dataset_hash": dataset_hash, "source_hashes": list(sources)})
@@ -125,22 +239,19 @@ def keep_advice(folder: Path, dataset_hash: str, advice: AdviceRecord, sources: 
 
 def remind(job: RunContext, dataset: Dataset) -> None:
     """Say once, before anything is trained, that the advice about these data was not to."""
-    if training_began(job):
+    if training_began(job.folder):
         return
+    files = [source.sha256 for source in dataset.manifest.sources]
     for file in sorted(Path("evals").glob(f"advise-*/{AdviceRecord.file}")):
         try:
             advice = read_record(AdviceRecord, file)
         except UserError:
             continue
-        if _is_about(advice, dataset) and advice.answer == "dont":
-            say(f"advise    said about these data: {advice.headline}")
-            say(f"          ({file}) The run goes on all the same.")
+        is_about = advice.dataset_hash == dataset.manifest.hash or bool(files and advice.source_hashes == files)
+        if is_about and advice.answer == "dont":
+            say(f"advise    about these data: {advice.headline}")
+            say(f"          ({file}) The run continues all the same.")
             return
-
-
-def _is_about(advice: AdviceRecord, dataset: Dataset) -> bool:
-    files = [source.sha256 for source in dataset.manifest.sources]
-    return advice.dataset_hash == dataset.manifest.hash or bool(files and advice.source_hashes == files)
 
 
 # --- from what the user names to advice --------------------------------------------------------------
@@ -260,10 +371,7 @@ def _measure(recipe: Recipe, folder: Path) -> Dataset:
             dataset = prepare_stage(job)
         with busy("measuring the baselines"):
             measured = baseline_stage(job, dataset)
-        if not measured:
-            raise UserError(
-                "Nothing can be measured: the data set has no test rows, or all baselines are switched off",
-                where=dataset.path,
-                next_step="prepare it with split.test above 0",
-            )
+    if not measured:
+        what = "Nothing can be measured: the data set has no test rows, or all baselines are switched off"
+        raise UserError(what, where=dataset.path, next_step="prepare it with split.test above 0")
     return dataset

@@ -17,6 +17,7 @@ from tuneloop.evaluation.prompt import example_turns
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.request import Request
 from tuneloop.models.methods import base_only
+from tuneloop.pipeline.compared_systems import few_shot_examples
 from tuneloop.pipeline.context import RunContext, dataset_of, load_run_recipe
 from tuneloop.pipeline.predict import Asker, Options, Prediction, prediction_of
 from tuneloop.pipeline.targets import TaskTarget, open_with_task
@@ -28,49 +29,37 @@ if TYPE_CHECKING:
 
 TOP = 5  # labels that are shown with their probabilities
 HELP = """\
-  a line          is asked; a line of JSON gives several columns: {"subject": "...", "body": "..."}
-  /prompt         the last prompt as the model read it, control tokens included; /prompt TEXT that of a text, without asking
+  a line          is a question; a line of JSON gives several columns: {"subject": "...", "body": "..."}
+  /prompt         the last prompt as the model read it, control tokens included; /prompt TEXT shows that of a text
   /system TEXT    another system turn; /system - for none; /system alone for that of training
   /reset          forget the conversation
   /help, /quit    this text; the end (Ctrl-D also ends, Ctrl-C stops an answer)
-  //TEXT          asks a text that begins with /"""
+  //TEXT          a question that begins with /"""
 
 
 @dataclass
 class Speaker:
-    """Who answers, under a name.
-
-    Args:
-        examples: turns of examples that come before the question.
-        base: whether the base model answers; it shares the tuned model's weights.
-        said: the conversation so far: questions and answers.
-    """
+    """Who answers, under a name."""
 
     name: str
     target: TaskTarget
-    examples: Sequence[Message] = ()
-    base: bool = False
-    said: list[Message] = field(default_factory=list)
+    examples: Sequence[Message] = ()  # turns of examples that come before the question
+    base: bool = False  # whether the base model answers; it shares the tuned model's weights
+    history: list[Message] = field(default_factory=list)  # the conversation so far: questions and answers
 
     @property
     def remembers(self) -> bool:
-        """Whether earlier turns are part of a question: where training rows were conversations, and of untuned models."""
+        """Whether earlier turns are part of a question: of untuned models, and of those trained on conversations."""
         return self.target.task is None or self.target.task.kind == "chat"
 
 
 @dataclass
 class Chat:
-    """A conversation.
+    """A conversation."""
 
-    Args:
-        speakers: who is asked, the target first.
-        max_new_tokens: longest answer; default: that of training.
-        system: in place of the trained system turn.
-    """
-
-    speakers: list[Speaker]
-    max_new_tokens: int | None = None
-    system: str | None = None
+    speakers: list[Speaker]  # the target first
+    max_new_tokens: int | None = None  # longest answer; None: that of training
+    system: str | None = None  # in place of the trained system turn
 
     def load(self) -> None:
         """Load all models before the first question."""
@@ -84,19 +73,15 @@ class Chat:
         return task.inputs if task is not None and len(task.inputs) > 1 else []
 
     def question(self, line: str) -> dict[str, Any]:
-        """A line as a record.
-
-        Raises:
-            UserError: the model needs several columns, and the line doesn't give them.
-        """
+        """A line as a record; refused where the model needs several columns, and the line doesn't give them."""
         if line.lstrip()[:1] == "{":
             with contextlib.suppress(ValueError, RecursionError):
                 value = json.loads(line)
                 if isinstance(value, dict):
                     return value
         if self.columns:
-            shown = ", ".join(f'"{name}": "..."' for name in self.columns)
-            raise UserError("The model was trained on several columns", next_step=f"write them as JSON: {{{shown}}}")
+            example = ", ".join(f'"{name}": "..."' for name in self.columns)
+            raise UserError("The model was trained on several columns", next_step=f"write them as JSON: {{{example}}}")
         return {"text": line}
 
     def _asker(self, speaker: Speaker, record: dict[str, Any]) -> Asker:
@@ -104,30 +89,26 @@ class Chat:
         return Asker(speaker.target, Options("", self.system, top, self.max_new_tokens), [record])
 
     def prompt(self, speaker: Speaker, record: dict[str, Any]) -> TaskPrompt | Rejection:
-        """What a speaker is asked: the question as in training, behind the examples and the conversation so far."""
-        made = self._asker(speaker, record).read(record)
-        if isinstance(made, Rejection) or made.continues is not None:
-            return made
-        before = speaker.said if speaker.remembers else []
-        return replace(made, messages=[*_system(made.messages), *speaker.examples, *before, *_others(made.messages)])
+        """What a speaker reads: the question as in training, behind the examples and the conversation so far."""
+        prompt = self._asker(speaker, record).read(record)
+        if isinstance(prompt, Rejection) or prompt.continues is not None:
+            return prompt
+        before = speaker.history if speaker.remembers else []
+        system = [turn for turn in prompt.messages if turn["role"] == "system"]
+        return replace(prompt, messages=[*system, *speaker.examples, *before, *_others(prompt.messages)])
 
     def answer(self, speaker: Speaker, record: dict[str, Any], show: Callable[[str], None]) -> Prediction:
-        """A speaker's answer; what is written is given to `show` piece by piece.
-
-        Raises:
-            UserError: the record has not the columns that the speaker needs, or the endpoint refuses.
-        """
+        """A speaker's answer, given to `show` piece by piece as it is written; `UserError`: columns are missing."""
         prompt = self.prompt(speaker, record)
         if isinstance(prompt, Rejection):
             return Prediction(error=f"{prompt.reason}: {prompt.detail}")
-        asker = self._asker(speaker, record)
-        found = _ask(asker, speaker, prompt, show)
-        if not found.error and speaker.remembers and prompt.continues is None:
-            speaker.said = [
-                *_others(prompt.messages)[len(speaker.examples) :],
-                {"role": "assistant", "content": found.text},
-            ]
-        return found
+        asker, local = self._asker(speaker, record), speaker.target.local
+        with base_only(local.model.net) if speaker.base and local else nullcontext():
+            answer = _stream(asker, asker.request(prompt), show)
+        if not answer.error and speaker.remembers and prompt.continues is None:
+            turns = _others(prompt.messages)[len(speaker.examples) :]
+            speaker.history = [*turns, {"role": "assistant", "content": answer.text}]
+        return answer
 
     def rendered(self, speaker: Speaker, record: dict[str, Any]) -> str:
         """The prompt as a speaker reads it, control tokens as text; of an endpoint the turns."""
@@ -137,56 +118,45 @@ class Chat:
         model = speaker.target.model
         if model is None:
             return json.dumps(prompt.messages, ensure_ascii=False, indent=2)
-        made = model.rendered(self._asker(speaker, record).request(prompt))
-        if isinstance(made, Completion):
-            return made.error
-        template = model.template
-        text: str = template.tokenizer.decode(list(made.ids), skip_special_tokens=False)
-        return f"{text}\n({len(made.ids):,} tokens)"
+        request = model.rendered(self._asker(speaker, record).request(prompt))
+        if isinstance(request, Completion):
+            return request.error
+        text: str = model.template.tokenizer.decode(list(request.ids), skip_special_tokens=False)
+        return f"{text}\n({len(request.ids):,} tokens)"
 
     def reset(self) -> None:
         """Forget the conversation."""
         for speaker in self.speakers:
-            speaker.said = []
-
-
-def _system(turns: Sequence[Message]) -> list[Message]:
-    return [turn for turn in turns if turn["role"] == "system"]
+            speaker.history = []
 
 
 def _others(turns: Sequence[Message]) -> list[Message]:
     return [turn for turn in turns if turn["role"] != "system"]
 
 
-def _ask(asker: Asker, speaker: Speaker, prompt: TaskPrompt, show: Callable[[str], None]) -> Prediction:
-    """A model's answer to one prompt; an interrupt stops the writing, and what was said stays."""
-    local = asker.target.local
-    with base_only(local.model.net) if speaker.base and local else nullcontext():
-        return _answered(asker, asker.request(prompt), show)
-
-
-def _answered(asker: Asker, request: Request, show: Callable[[str], None]) -> Prediction:
+def _stream(asker: Asker, request: Request, show: Callable[[str], None]) -> Prediction:
+    """A model's answer to one request; an interrupt stops the writing, and what was written stays."""
     if asker.target.scores_labels:
-        found = next(asker.ask([request]))
-        if not found.error:
-            show(labels_in_words(found))
-        return found
-    said, written = "", 0
+        answer = next(asker.ask([request]))
+        if not answer.error:
+            show(labels_in_words(answer))
+        return answer
+    text, tokens = "", 0
     try:
         for update in asker.target.target.stream(request):
-            said += update.text  # before it is shown: an interrupt may come while it is
-            written += 1
+            text += update.text  # before it is shown: an interrupt may come while it is
+            tokens += 1
             show(update.text)
             if update.completion is not None:
                 return prediction_of(update.completion)
     except KeyboardInterrupt:
         pass
-    return Prediction(said, finish="stop", tokens=written)
+    return Prediction(text, finish="stop", tokens=tokens)
 
 
-def labels_in_words(found: Prediction) -> str:
+def labels_in_words(answer: Prediction) -> str:
     """The label with its probability, and the next ones."""
-    first, *others = (found.probabilities or {found.text: found.probability or 0.0}).items()
+    first, *others = (answer.probabilities or {answer.text: answer.probability or 0.0}).items()
     rest = ", ".join(f"{label} {_percent(p)}" for label, p in others)
     return f"{first[0]}  {_percent(first[1])}" + (f"   (then {rest})" if rest else "")
 
@@ -211,9 +181,8 @@ def open_chat(
     """A conversation with a target.
 
     Args:
-        against: `base` (the model before tuning), `few-shot` (the same with the examples of the baseline), or another target.
-        base, task, endpoint: see `open_with_task`.
-        system: in place of the trained system turn.
+        against: `base` (the model before tuning), `few-shot` (that with the baseline's examples), or another target.
+        base, task, endpoint: see `open_with_task`; `system`: in place of the trained system turn.
 
     Raises:
         UserError: no such target, or nothing to compare it with.
@@ -228,45 +197,32 @@ def open_chat(
     elif against:
         other = open_with_task(against, endpoint=endpoint)
         if other.task is None:
-            other = replace(other, task=opened.task)  # asked the same, under the same instruction
+            other = replace(other, task=opened.task)  # the same prompts, under the same instruction
         speakers.append(Speaker(Path(against).name or against, other))
     return Chat(speakers, max_new_tokens, system)
 
 
 def _untuned(target: TaskTarget, how: str) -> Speaker:
-    """The model before tuning, with examples if wanted."""
-    local = target.local
+    """The model before tuning; `few-shot`: with examples."""
+    local, base = target.local, target
     if local is None or not local.untuned:
-        raise UserError(
-            "Nobody says what this was tuned from",
-            where=f"--against {how}",
-            next_step="name the other model: --against MODEL",
-        )
+        what, step = "It is not known what this was tuned from", "name the other model: --against MODEL"
+        raise UserError(what, where=f"--against {how}", next_step=step)
     if local.trained is None:
         template = target.task.chat_template if target.task else ""
-        plain = TaskTarget(LocalTarget(local.untuned, local.untuned, source=template), target.task)
-        return Speaker(how, plain, _examples(target, plain) if how == "few-shot" else ())
-
-    return Speaker(how, target, _examples(target, target) if how == "few-shot" else (), base=True)
+        base = TaskTarget(LocalTarget(local.untuned, local.untuned, source=template), target.task)
+    return Speaker(how, base, _examples(target, base) if how == "few-shot" else (), base=base is target)
 
 
 def _examples(target: TaskTarget, of: TaskTarget) -> list[Message]:
-    """Turns of the examples that the few-shot baseline shows, from the run's training split.
-
-    Raises:
-        UserError: the target is no run, or its data set is gone.
-    """
-    from tuneloop.pipeline.compared_systems import few_shot_examples
-
+    """Turns of the examples that the few-shot baseline shows; refused where the target is no run with a data set."""
     run = target.local.run if target.local else None
     if run is None or of.local is None:
-        raise UserError(
-            "Examples come from a run's training rows, and this is not a run",
-            where="--against few-shot",
-            next_step="name the run's folder, or compare with --against base",
-        )
+        what = "Examples come from a run's training rows, and this is not a run"
+        step = "name the run's folder, or compare with --against base"
+        raise UserError(what, where="--against few-shot", next_step=step)
     recipe = load_run_recipe(run, [])
     dataset = dataset_of(RunContext(recipe, run), True, "")
     rows = dataset.test[:50] or dataset.train[:50]
-    found, _ = few_shot_examples(of.local.model, dataset, rows, recipe.baselines, recipe.evaluate, recipe.seed)
-    return [turn for row in found for turn in (*_others(row.prompt), example_turns(row)[-1])]
+    examples, _ = few_shot_examples(of.local.model, dataset, rows, recipe.baselines, recipe.evaluate, recipe.seed)
+    return [turn for row in examples for turn in (*_others(row.prompt), example_turns(row)[-1])]

@@ -1,17 +1,20 @@
-"""Several evaluations of the same rows compared; files of predictions are scored on the way."""
+"""Several evaluations of the same rows compared, files of predictions too; and a first suite for the gate."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, lock_folder
+from tuneloop.core.files import content_hash, lock_folder, write_text
 from tuneloop.core.ui import say
+from tuneloop.data.dataset import load_dataset
 from tuneloop.evaluation.config import EvalOptions
-from tuneloop.evaluation.evaluate import decided_together, on_shared_rows, shared_words
+from tuneloop.evaluation.evaluate import ScoredAnswers, decided_together, on_shared_rows, shared_words
+from tuneloop.evaluation.suite import SuiteSource, first_suite, load_suite
 from tuneloop.pipeline.evaluations import evaluate_target
 from tuneloop.pipeline.recipes import name_of
 from tuneloop.records.evaluation import Comparison, EvaluationManifest, Subject, split_place
@@ -19,31 +22,18 @@ from tuneloop.records.record import read_record
 from tuneloop.registry.registered import evaluation_place
 from tuneloop.report.html import write_page
 
-if TYPE_CHECKING:
-    from tuneloop.evaluation.evaluate import ScoredAnswers
-
 
 @dataclass(frozen=True)
-class Compared:
-    """Evaluations of the same rows, compared.
+class ComparedEvaluations:
+    """Evaluations of the same rows, compared."""
 
-    Args:
-        folder: with `eval.json`.
-        evaluations: by the names that they were given with; the others are compared with the first one.
-        comparisons: of the first (a) with each other one (b), adjusted together.
-    """
-
-    folder: Path
-    evaluations: dict[str, ScoredAnswers]
-    comparisons: list[Comparison]
+    folder: Path  # with `eval.json`
+    evaluations: dict[str, ScoredAnswers]  # by their names; the others are compared with the first one
+    comparisons: list[Comparison]  # of the first (a) with each other one (b), adjusted together
 
 
 def load_systems(places: Sequence[str], folders: Mapping[str, str] | None = None) -> dict[str, ScoredAnswers]:
-    """Evaluations by place; `FOLDER:NAME` picks a baseline inside one.
-
-    Args:
-        places: folders with `eval.json`.
-        folders: where a place's evaluation is, if not there.
+    """Evaluations by place: a folder with `eval.json` (or its folder in `folders`); `FOLDER:NAME` is a baseline in it.
 
     Raises:
         UserError: fewer than two, one named twice, or one that is not there.
@@ -52,52 +42,31 @@ def load_systems(places: Sequence[str], folders: Mapping[str, str] | None = None
 
     if len(places) < 2:
         raise UserError("Two evaluations are needed", next_step="tuneloop compare A B")
-    loaded: dict[str, ScoredAnswers] = {}
-    for place in places:
-        folder, system = split_place((folders or {}).get(place) or evaluation_place(place))
-        loaded[place] = load_evaluation(folder, system or None)
+    at = {place: split_place((folders or {}).get(place) or evaluation_place(place)) for place in places}
+    loaded = {place: load_evaluation(folder, system or None) for place, (folder, system) in at.items()}
     if len(loaded) < len(places):
         raise UserError("The same evaluation is named twice", where=places[0], next_step="tuneloop compare A B")
     return loaded
 
 
-def _per_row(cost: Mapping[str, Any], share: float) -> dict[str, Any]:
-    """What a share of the rows cost; what training cost stays."""
-    return {
-        key: value * share if isinstance(value, int | float) and not key.startswith("training") else value
-        for key, value in cost.items()
-    }
-
-
 def evaluate_files(places: Sequence[str], against: EvalOptions) -> dict[str, str]:
-    """Score those places that are files of predictions, each in a folder of its own.
-
-    Args:
-        against: the rows: `dataset` and `split`, or `data`.
-
-    Returns:
-        File -> folder with its `eval.json`.
-    """
+    """Score the places that are files of predictions, against rows: file -> separate folder with its `eval.json`."""
     folders: dict[str, str] = {}
     for place in places:
         path = Path(place)
         if not path.is_file() or path.name == "eval.json":
             continue
         if not against.dataset and not against.data:
-            raise UserError(
-                "This is a file of predictions: against which references?",
-                where=place,
-                next_step="give --references FILE, or --dataset FOLDER",
-            )
+            step = "give --references FILE, or --dataset FOLDER"
+            raise UserError("This is a file of predictions: against which references?", where=place, next_step=step)
         name = path.stem if sum(Path(other).stem == path.stem for other in places) == 1 else name_of(place)
-        folders[place] = str(
-            evaluate_target("", against.model_copy(update={"predictions": place, "name": name})).folder
-        )
+        options = against.model_copy(update={"predictions": place, "name": name})
+        folders[place] = str(evaluate_target("", options).folder)
     return folders
 
 
 def notes_of(manifest: EvaluationManifest, system: str = "") -> list[str]:
-    """What an evaluation notes of one of its systems; empty: of its own one."""
+    """What an evaluation notes of one of its systems; empty: of the one that it is about."""
     if system and system != manifest.name:
         begin = f"{system}: "
         return [note.removeprefix(begin) for note in manifest.notes if note.startswith(begin)]
@@ -111,8 +80,8 @@ def compare_evaluations(
     *,
     judge: Callable[[Mapping[str, ScoredAnswers]], Mapping[str, Any]] | None = None,
     folders: Mapping[str, str] | None = None,
-) -> Compared:
-    """Compare evaluations of the same rows, paired, against the first, and write `eval.json`, `samples.jsonl` and the page.
+) -> ComparedEvaluations:
+    """Compare evaluations of the same rows, paired, with the first; write `eval.json`, `samples.jsonl` and the page.
 
     Args:
         places: folders with `eval.json`, or `FOLDER:NAME`.
@@ -127,12 +96,12 @@ def compare_evaluations(
     from tuneloop.evaluation.leaderboard import leaderboard
     from tuneloop.evaluation.results import ComparedWith, write_evaluation
 
-    loaded = load_systems(places, folders)
-    at = {place: split_place((folders or {}).get(place) or evaluation_place(place)) for place in places}
+    loaded, folders = load_systems(places, folders), folders or {}
+    at = {place: split_place(folders.get(place) or evaluation_place(place)) for place in places}
     manifests = {place: read_record(EvaluationManifest, folder) for place, (folder, _) in at.items()}
     for place, (_, system) in at.items():  # what was found out when the answers came is not in the answers
-        own = loaded[place].notes
-        own[:0] = [note for note in notes_of(manifests[place], system) if note not in own]
+        notes = loaded[place].notes
+        notes[:0] = [note for note in notes_of(manifests[place], system) if note not in notes]
     if (shared := on_shared_rows(loaded)) is not None:
         words = shared_words(loaded, shared)
         say(words)
@@ -143,23 +112,73 @@ def compare_evaluations(
     comparisons = adjusted(pairs, loaded[first])
     names = {place: at[place][1] or manifests[place].name for place in places}
     costs = {
-        place: _per_row(cost.to_json(), loaded[place].n / manifests[place].n)
+        place: _cost_share(cost.to_json(), loaded[place].n / manifests[place].n)
         for place in places
         if (cost := manifests[place].costs.get(names[place])) is not None
     }
-    tuned = [place for place in places if names[place] == "tuned"]
     folder = Path(out) if out else Path("evals") / ("compare-" + "-".join(name_of(place) for place in places))[:120]
     runs = {
-        place: str(folder.resolve())
-        for place, (folder, name) in at.items()
-        if not name and not (folders or {}).get(place) and (folder / "metrics.jsonl").is_file()
+        place: str(run.resolve())
+        for place, (run, name) in at.items()
+        if not name and not folders.get(place) and (run / "metrics.jsonl").is_file()
     }
     last, manifest = others[-1], manifests[others[-1]]
     with lock_folder(folder):
+        tuned = [place for place in places if names[place] == "tuned"]
         entries = leaderboard(loaded, costs, tuned=tuned, comparisons=comparisons)
         more = {"costs": costs, "leaderboard": entries, "runs": runs}
         subject = Subject(manifest.model, manifest.dataset, manifest.split, last, content_hash(list(places)))
         rest = ComparedWith({n: e for n, e in loaded.items() if n != last}, comparisons)
         write_evaluation(folder, loaded[last], subject, rest, more | (dict(judge(loaded)) if judge else {}))
         write_page(folder)
-    return Compared(folder, loaded, comparisons)
+    return ComparedEvaluations(folder, loaded, comparisons)
+
+
+def _cost_share(cost: Mapping[str, Any], share: float) -> dict[str, Any]:
+    """What a share of the rows cost; what training cost stays."""
+    fixed = {key for key, value in cost.items() if not isinstance(value, int | float) or key.startswith("training")}
+    return {key: value if key in fixed else value * share for key, value in cost.items()}
+
+
+def write_first_suite(target: str, out: str) -> Path:
+    """Write a commented suite from an evaluation (of a run, or its folder), or from a data set's test rows.
+
+    Raises:
+        UserError: the target is none of these, it has no test rows, or the file `out` is there.
+    """
+    path, folder = Path(out), Path(target)
+    if path.exists():
+        raise UserError("That suite is there already", where=out, next_step="name another file with --suite FILE")
+    if folder.name in ("eval.json", "dataset.json") and folder.is_file():
+        folder = folder.parent
+    write_text(path, first_suite(_suite_source(folder, target)))
+    load_suite(path)  # what is written here must be taken by the gate
+    return path
+
+
+def _suite_source(folder: Path, target: str) -> SuiteSource:
+    from tuneloop.evaluation.results import load_evaluation
+
+    name, origin = folder.resolve().name, f"tuneloop gate --init {target}"
+    if (folder / "eval.json").is_file():
+        manifest, evaluation = read_record(EvaluationManifest, folder), load_evaluation(folder)
+        cost = manifest.costs.get(manifest.name)
+        forgetting = manifest.forgetting.score.value if manifest.forgetting else math.nan
+        return SuiteSource(
+            name=name,
+            rows=evaluation.rows,
+            task=evaluation.task,
+            fields=evaluation.config.fields,
+            evaluation=evaluation,
+            forgetting=None if math.isnan(forgetting) else forgetting,
+            timed=bool(cost and cost.seconds),
+            origin=origin,
+        )
+    if (folder / "dataset.json").is_file():
+        dataset = load_dataset(folder)
+        return SuiteSource(name, [row for row in dataset.test if row.has_reference], dataset.task, origin=origin)
+    if (folder / "run.json").is_file():
+        step = f"tuneloop evaluate {target}"
+        raise UserError("This run has not been evaluated yet", where=target, next_step=step)
+    what = "A suite is made from a run, an evaluation or a prepared data set"
+    raise UserError(what, where=target, next_step="name a folder with eval.json or dataset.json")

@@ -4,29 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ui import busy, progress
 from tuneloop.core.units import counted, verb
 from tuneloop.evaluation.config import BaselinesConfig, EvaluateConfig
-from tuneloop.evaluation.evaluate import sample_rows
-from tuneloop.evaluation.forgetting import (
-    LEAST_TOKENS,
-    Ability,
-    Completed,
-    ability,
-    canaries,
-    canaries_in_words,
-    forgetting,
-    memorisation,
-    tasks_before_and_after,
-)
-from tuneloop.evaluation.lm_eval import TaskScores, harness_missing, run_tasks
 from tuneloop.evaluation.metrics.multilabel import label_lists
 from tuneloop.evaluation.metrics.text import EMBEDDER, embedder
 from tuneloop.evaluation.prompt import (
@@ -39,9 +23,8 @@ from tuneloop.evaluation.prompt import (
     rarest_label,
 )
 from tuneloop.inference.local.batches import shared_length
-from tuneloop.inference.local.labels import calibrated, label_trie
+from tuneloop.inference.local.labels import calibrated
 from tuneloop.inference.local.sampling import GREEDY, Sampling
-from tuneloop.inference.local.scoring import AnswerFit, choose
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.protocol import ModelTarget
 from tuneloop.inference.request import Request
@@ -50,29 +33,20 @@ from tuneloop.models.template import Template
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Dataset, Message, Row
 
-# What stands in for the text when a model's liking for labels is measured.
-CONTENT_FREE = "N/A"
+Rows = Sequence[Row]
+CONTENT_FREE = "N/A"  # the text whose scores show which labels a model prefers in any case
 
 
 @dataclass(frozen=True)
 class SystemAnswers:
-    """A system's answers and what they took.
+    """A system's answers and what they took."""
 
-    Args:
-        completions: one a row.
-        seconds: to get them.
-        training_seconds: spent before, on training.
-        computed: tokens that were computed (what prompts share is computed once); 0: unknown.
-        further: more answers to the same prompts, for pass@k; empty, or a list for each row.
-        note: what a reader has to know about the prompts.
-    """
-
-    completions: list[Completion]
-    seconds: float
-    training_seconds: float = 0.0
-    computed: int = 0
-    further: tuple[Sequence[str], ...] = ()
-    note: str = ""
+    completions: list[Completion]  # one a row
+    seconds: float  # to get them
+    training_seconds: float = 0.0  # spent before
+    computed: int = 0  # tokens that were computed (what prompts share is computed once); 0: unknown
+    further: tuple[Sequence[str], ...] = ()  # more answers to the same prompts (pass@k), a list a row; or empty
+    note: str = ""  # what a reader has to know about the prompts
 
     @property
     def perplexity(self) -> float | None:
@@ -94,42 +68,25 @@ class SystemAnswers:
 
 
 def joined(parts: Sequence[SystemAnswers], order: Sequence[int]) -> SystemAnswers:
-    """The answers to parts of some rows as one.
-
-    Args:
-        parts: of one system, asked one after the other.
-        order: for each row its place among those of the parts.
-    """
+    """One system's answers to parts of some rows as one; `order`: for each row its place among those of the parts."""
     completions = [answer for part in parts for answer in part.completions]
-    return replace(
-        parts[0],
-        completions=[completions[i] for i in order],
-        seconds=sum(part.seconds for part in parts),
-        computed=sum(part.computed for part in parts),
-    )
+    seconds, computed = sum(part.seconds for part in parts), sum(part.computed for part in parts)
+    return replace(parts[0], completions=[completions[i] for i in order], seconds=seconds, computed=computed)
 
 
 def uses_choice(dataset: Dataset, config: EvaluateConfig) -> bool:
     """Whether answers come from choice scoring."""
     if config.answer == "choice" and dataset.task != "classification":
-        raise UserError(
-            "Choice scoring needs labels, and this data set has none",
-            where="evaluate.answer",
-            next_step="set evaluate.answer=generate, or data.task=classification",
-        )
+        step = "set evaluate.answer=generate, or data.task=classification"
+        raise UserError("Choice scoring needs labels, which are missing", where="evaluate.answer", next_step=step)
     if dataset.task != "classification" or config.answer == "generate":
         return False
     # Rows with several labels: the sets that training saw are not all there are, so the model writes its own.
     return config.answer == "choice" or label_lists(dataset.test) is None
 
 
-def answer_limit(model: Model, dataset: Dataset, config: EvaluateConfig) -> int:
-    """Longest answer that a model may write to a data set's rows; see `longest_answer`."""
-    return longest_answer(model.template, dataset, config)
-
-
 def longest_answer(template: Template, dataset: Dataset, config: EvaluateConfig) -> int:
-    """Longest answer to generate: a quarter over nearly all references, at most 1,024 tokens.
+    """Most tokens that a model may write in answer to a row: a quarter over nearly all references, at most 1,024.
 
     The 98th percentile and not the maximum: one endless reference would make every rambling answer as long.
     """
@@ -141,31 +98,26 @@ def longest_answer(template: Template, dataset: Dataset, config: EvaluateConfig)
 
 
 def reference_lengths(template: Template, dataset: Dataset) -> list[int]:
-    """Tokens of up to 2,000 references with their end, the shortest first."""
-    known = dataset.train[:2000] or dataset.test[:2000]  # a file by itself: there its own references tell
-    return sorted(len(template.encode(row.answer)) + 1 for row in known)
+    """Tokens of up to 2,000 references with their end, the shortest first; of test rows where there are no others."""
+    rows = dataset.train[:2000] or dataset.test[:2000]
+    return sorted(len(template.encode(row.answer)) + 1 for row in rows)
 
 
 def few_shot_examples(
-    model: Model, dataset: Dataset, rows: Sequence[Row], baselines: BaselinesConfig, config: EvaluateConfig, seed: int
+    model: Model, dataset: Dataset, rows: Rows, baselines: BaselinesConfig, config: EvaluateConfig, seed: int
 ) -> tuple[list[Row], str | None]:
-    """Examples for the prompt, from the training split only, and a warning when the context holds fewer than asked for."""
+    """Examples for the prompt, from the training split only, and a warning when the context holds fewer."""
     labels = (dataset.manifest.labels or []) if dataset.task == "classification" else []
     many = len(labels) > MOST_LABELS
-    wanted = baselines.few_shot
-    if wanted == "auto":
-        wanted = (MOST_EXAMPLES if many else len(labels)) if dataset.task == "classification" else 4
+    number = baselines.few_shot
+    if number == "auto":
+        number = (MOST_EXAMPLES if many else len(labels)) if dataset.task == "classification" else 4
     candidates = [row for row in dataset.train if row.shows_the_task]
     candidates = [row for row in candidates if sum(m["role"] == "user" for m in row.messages) == 1] or candidates
-    examples = choose_examples(
-        candidates,
-        wanted,
-        seed=seed,
-        stratify=rarest_label(candidates) if many else dataset.stratum,
-        frequent_first=many,
-    )
+    stratify = rarest_label(candidates) if many else dataset.stratum
+    examples = choose_examples(candidates, number, seed=seed, stratify=stratify, frequent_first=many)
     longest = max((len(model.template.prompt_ids(row.prompt, row.tools)) for row in rows), default=0)
-    room = model.context - longest - answer_limit(model, dataset, config) - 16
+    room = model.context - longest - longest_answer(model.template, dataset, config) - 16
 
     def count(turns: list[Message]) -> int:
         return len(model.template.encode(model.template.text(turns), control=True))
@@ -173,7 +125,7 @@ def few_shot_examples(
     return fit_examples(examples, room, count)
 
 
-def reading_seconds(model: Model, examples: Sequence[Row], row: Row, most: int = 512) -> float:
+def reading_seconds(model: Model, examples: Rows, row: Row, most: int = 512) -> float:
     """What a model takes to read these examples, from the time of the first `most` tokens of a prompt with them.
 
     A token costs its products with the weights, and attention, which grows with the tokens before it.
@@ -202,72 +154,60 @@ def reading_seconds(model: Model, examples: Sequence[Row], row: Row, most: int =
 
 
 def nearest_few_shot(
-    model: Model, dataset: Dataset, rows: Sequence[Row], k: int, config: EvaluateConfig
+    model: Model, dataset: Dataset, rows: Rows, k: int, config: EvaluateConfig
 ) -> tuple[list[list[Row]], str]:
-    """For each row its nearest training rows as examples (MiniLM where it is installed, else TF-IDF), and how they were found.
+    """For each row its nearest training rows as examples, and by what: MiniLM where it is installed, else TF-IDF.
 
     Where the context holds fewer, a row's farthest examples are left out.
     """
-    candidates = [row for row in dataset.train if row.shows_the_task]
     embed = embedder()
-    chosen = nearest_examples(candidates, rows, k, embed=embed)
-    limit = model.context - answer_limit(model, dataset, config) - 16
-    kept = []
-    for row, examples in zip(rows, chosen, strict=True):
+    nearest = nearest_examples([row for row in dataset.train if row.shows_the_task], rows, k, embed=embed)
+    limit = model.context - longest_answer(model.template, dataset, config) - 16
+    fitting = []
+    for row, examples in zip(rows, nearest, strict=True):
         while examples and len(model.template.prompt_ids(prompt_turns(row, examples=examples), row.tools)) > limit:
             examples = examples[1:]
-        kept.append(examples)
-    return kept, EMBEDDER if embed else "TF-IDF"
+        fitting.append(examples)
+    return fitting, EMBEDDER if embed else "TF-IDF"
 
 
 @dataclass(frozen=True)
 class Asking:
-    """How a model is asked.
+    """How rows become prompts, and how answers are drawn."""
 
-    Args:
-        examples: shown in the prompt as earlier turns.
-        prompts: each row's turns before its answer; default: its own, after the examples.
-        with_calibrated: with choice scoring, also give the answers of calibrated scores.
-        sampling: how each row's answer is drawn where it is written; None: greedily.
-        perplexity: also measure the loss of the reference answers, where texts are written from the rows alone.
-    """
-
-    examples: Sequence[Row] = ()
-    prompts: Sequence[Sequence[Message]] | None = None
-    with_calibrated: bool = False
-    sampling: Sequence[Sampling] | None = None
-    perplexity: bool = True
+    examples: Rows = ()  # shown in the prompt as earlier turns
+    prompts: Sequence[Sequence[Message]] | None = None  # each row's turns before its answer; None: its own
+    with_calibrated: bool = False  # with choice scoring, also give the answers of calibrated scores
+    sampling: Sequence[Sampling] | None = None  # how each row's answer is drawn where it is written; None: greedily
+    perplexity: bool = True  # also measure the loss of references, where texts are written from the rows alone
 
     @property
     def measures_loss(self) -> bool:
-        """Whether the loss of the reference answers is measured: they follow the rows' own turns, and answers are greedy."""
+        """Whether the loss of references is measured: they follow the rows' own turns, and answers are greedy."""
         return self.perplexity and self.prompts is None and not self.examples and self.sampling is None
 
-    def prompt_ids(self, rows: Sequence[Row], template: Template) -> list[list[int]]:
+    def prompt_ids(self, rows: Rows, template: Template) -> list[list[int]]:
         """The prompt of each row."""
-        turns = (
-            self.prompts if self.prompts is not None else [prompt_turns(row, examples=self.examples) for row in rows]
-        )
-        return [template.prompt_ids(list(each), row.tools) for each, row in zip(turns, rows, strict=True)]
+        prompts = self.prompts
+        if prompts is None:
+            prompts = [prompt_turns(row, examples=self.examples) for row in rows]
+        return [template.prompt_ids(list(turns), row.tools) for turns, row in zip(prompts, rows, strict=True)]
 
 
 def ask(
     model: Model | ModelTarget,
     dataset: Dataset,
-    rows: Sequence[Row],
+    rows: Rows,
     config: EvaluateConfig,
     how: Asking = Asking(),
     *,
     task: str = "answering",
 ) -> dict[str, SystemAnswers]:
-    """A model's answers to rows.
+    """A model's answers to rows: `{"": ...}`, and `{"calibrated": ...}` when `how` requests it.
 
     Args:
         model: with or without an adapter, or a model in another engine.
         task: name for the progress display.
-
-    Returns:
-        `{"": ...}`, and `{"calibrated": ...}` when asked for.
 
     Raises:
         UserError: a prompt is longer than the model's context, or there is none.
@@ -278,70 +218,56 @@ def ask(
     ids, choice = how.prompt_ids(rows, target.template), uses_choice(dataset, config)
     limit = 1 if choice else longest_answer(target.template, dataset, config)
     requests = [
-        Request(ids=prompt, max_new_tokens=limit, sampling=drawn, id=row.id)
-        for prompt, drawn, row in zip(ids, how.sampling or [GREEDY] * len(rows), rows, strict=True)
+        Request(ids=prompt, max_new_tokens=limit, sampling=sampling, id=row.id)
+        for prompt, sampling, row in zip(ids, how.sampling or [GREEDY] * len(rows), rows, strict=True)
     ]
     _refuse_too_long(target.context, rows, ids)
-    if choice:
-        return _chosen(target, dataset, rows, requests, how, started, task)
-    answers = list(target.complete(requests, task=task))
+    labels = dataset.manifest.labels or []
+    if choice:  # calibration subtracts from every label's score, so every label's score is needed
+        answers = list(target.score(requests, labels, exact=how.with_calibrated, task=task))
+    else:
+        answers = list(target.complete(requests, task=task))
     seconds = time.monotonic() - started
     if how.measures_loss and dataset.task != "classification":
-        known = [target.template.render(row.messages, row.tools) for row in rows]
-        fits = target.fits(known, task=f"{task}: reference answers")
+        rendered = [target.template.render(row.messages, row.tools) for row in rows]
+        fits = target.fits(rendered, task=f"{task}: reference answers")
         answers = [replace(a, loss=fit.loss, loss_tokens=fit.tokens) for a, fit in zip(answers, fits, strict=True)]
-    return {"": SystemAnswers(answers, seconds, computed=_computed(target, ids, answers))}
+    computed = 0
+    if target.shares_prompts:  # what all prompts share is computed once; other engines do not report it
+        shared = shared_length(ids)
+        computed = shared + sum(
+            len(prompt) - shared + a.completion_tokens for prompt, a in zip(ids, answers, strict=True)
+        )
+    by_kind = {"": SystemAnswers(answers, seconds, computed=computed)}
+    if choice and how.with_calibrated:
+        completions = _calibrated(target, answers, labels, _content_free(rows[0]), how.examples, task)
+        by_kind["calibrated"] = replace(by_kind[""], completions=completions, seconds=time.monotonic() - started)
+    return by_kind
 
 
-def _chosen(
-    target: ModelTarget,
-    dataset: Dataset,
-    rows: Sequence[Row],
-    requests: Sequence[Request],
-    how: Asking,
-    started: float,
-    task: str,
-) -> dict[str, SystemAnswers]:
-    """The likeliest labels, and where they are wanted those by calibrated scores."""
-    labels, template = dataset.manifest.labels or [], target.template
-    # Calibration subtracts from every label's score, so every label's score is needed.
-    answers = list(target.score(requests, labels, exact=how.with_calibrated, task=task))
-    seconds = time.monotonic() - started
-    ids = [list(request.ids or ()) for request in requests]
-    asked = {"": SystemAnswers(answers, seconds, computed=_computed(target, ids, answers))}
-    if how.with_calibrated:
-        blank = _content_free(rows[0])
-        shown = template.prompt_ids(prompt_turns(blank, examples=how.examples), blank.tools)
-        with busy(f"{task}: calibrating"):
-            offset = next(target.score([Request(ids=shown)], labels, exact=True)).label_scores or {}
-        tokens = target.label_tree(labels).tokens
-        subtracted = [calibrated(answer, offset, tokens) for answer in answers]
-        seconds = time.monotonic() - started
-        asked["calibrated"] = replace(asked[""], completions=subtracted, seconds=seconds)
-    return asked
+def _calibrated(
+    target: ModelTarget, answers: Sequence[Completion], labels: Sequence[str], blank: Row, examples: Rows, task: str
+) -> list[Completion]:
+    """The likeliest labels when the scores of a row without content are subtracted."""
+    ids = target.template.prompt_ids(prompt_turns(blank, examples=examples), blank.tools)
+    with busy(f"{task}: calibrating"):
+        offset = next(target.score([Request(ids=ids)], labels, exact=True)).label_scores or {}
+    tokens = target.label_tree(labels).tokens
+    return [calibrated(answer, offset, tokens) for answer in answers]
 
 
-def _refuse_too_long(context: int, rows: Sequence[Row], ids: Sequence[Sequence[int]]) -> None:
+def _refuse_too_long(context: int, rows: Rows, ids: Sequence[Sequence[int]]) -> None:
     """A prompt beyond the context would be answered from what the model has never learned to read."""
     long = [i for i, prompt in enumerate(ids) if len(prompt) >= context]
-    if long:
-        worst = max(long, key=lambda i: len(ids[i]))
-        raise UserError(
-            f"{len(long)} of {counted(len(ids), 'prompt')} {verb(len(long), 'is', 'are')} too long: the longest takes {len(ids[worst]):,} tokens, the model reads "
-            f"{context:,}",
-            where=f"row {rows[worst].id}",
-            next_step="show fewer examples, or prepare with a smaller data.max_length",
-        )
-
-
-def _computed(
-    target: ModelTarget, prompts: Sequence[Sequence[int]], answers: Sequence[Completion]
-) -> int:  # fmt: skip
-    """Tokens that answering has computed: what all prompts share counts once; 0: the engine does not tell."""
-    if not target.shares_prompts:
-        return 0
-    shared = shared_length(prompts)
-    return shared + sum(len(p) - shared for p in prompts) + sum(answer.completion_tokens for answer in answers)
+    if not long:
+        return
+    worst = max(long, key=lambda i: len(ids[i]))
+    raise UserError(
+        f"{len(long)} of {counted(len(ids), 'prompt')} {verb(len(long), 'is', 'are')} too long: "
+        f"the longest takes {len(ids[worst]):,} tokens, the model reads {context:,}",
+        where=f"row {rows[worst].id}",
+        next_step="show fewer examples, or prepare with a smaller data.max_length",
+    )
 
 
 def _content_free(row: Row) -> Row:
@@ -350,126 +276,3 @@ def _content_free(row: Row) -> Row:
     last = max(i for i, message in enumerate(messages) if message["role"] == "user")
     messages[last]["content"] = CONTENT_FREE
     return replace(row, messages=messages)  # type: ignore[arg-type]
-
-
-# --- side effects of tuning --------------------------------------------------------------------
-
-MOST_LEARNED = 300  # training rows that are looked at for memorisation
-ENDINGS = 32  # scored in one tree: its attention grows with the square
-
-
-@dataclass(frozen=True)
-class _Looked:
-    """One model's general ability, completed training rows and canaries."""
-
-    ability: Ability | None
-    completed: list[Completed]
-    canaries: list[dict[str, Any]]
-
-
-def side_effects(
-    model: Model,
-    base: Callable[[], AbstractContextManager[Model]],
-    general: Sequence[Row],
-    learned: Sequence[Row],
-    planted: Sequence[Row],
-    config: EvaluateConfig,
-    seed: int,
-) -> dict[str, Any]:
-    """What tuning has done besides its task: the parts `forgetting`, `lm_eval`, `memorisation` and `canaries` of `eval.json`.
-
-    Args:
-        model: tuned.
-        base: the model before, for a while.
-        general: rows of general ability, for forgetting.
-        learned: training rows, for memorisation.
-        planted: canaries.
-        config: `general_rows` bounds the general rows, and each of the tasks in `lm_eval`.
-        seed: of the samples.
-    """
-    general = sample_rows(general, config.general_rows, seed=seed)
-    learned = sample_rows(learned, MOST_LEARNED, seed=seed)  # shared answers show in such a sample too
-    missing = harness_missing()
-    if not (general or learned or planted or config.lm_eval):
-        return {}
-    after = _look(model, general, learned, planted, seed)
-    tasks, why = ({}, missing) if missing or not config.lm_eval else _tasks(model, config)
-    with base() as original:
-        before = _look(original, general, learned, planted, seed)
-        tasks_before = _tasks(original, config)[0] if tasks else {}
-    found: dict[str, Any] = {}
-    if before.ability and after.ability:
-        found["forgetting"] = forgetting(before.ability, after.ability, seed=seed)
-    if tasks and tasks_before:
-        found["lm_eval"] = tasks_before_and_after(tasks_before, tasks, seed=seed)
-    elif config.lm_eval:
-        found["lm_eval"] = {"tasks": [], "words": f"lm-eval's tasks were not run: {why}."}
-    if learned:
-        found["memorisation"] = memorisation(before.completed, after.completed)
-    if planted:
-        pairs = zip(before.canaries, after.canaries, strict=True)
-        each = [{**t, "base_exposure": b["exposure"]} for b, t in pairs]
-        found["canaries"] = {"each": each, "words": canaries_in_words(before.canaries, after.canaries)}
-    return found
-
-
-def _tasks(model: Model, config: EvaluateConfig) -> tuple[dict[str, dict[str, TaskScores]], str]:
-    """Scores of lm-eval's tasks, or none and why: data that aren't there must not cost an evaluation that is done."""
-    try:
-        return run_tasks(LocalTarget.of(model), config.lm_eval, limit=config.general_rows), ""
-    except Exception as error:
-        return {}, " ".join(f"{type(error).__name__}: {error}".split())[:300]
-
-
-def _look(model: Model, general: Sequence[Row], learned: Sequence[Row], planted: Sequence[Row], seed: int) -> _Looked:
-    target = LocalTarget.of(model)
-
-    def fits(rows: Sequence[Row], task: str) -> list[AnswerFit]:
-        rendered = [model.template.render(row.messages, row.tools) for row in rows]
-        return target.fits(rendered, task=task)
-
-    shown = None
-    if general:
-        lengths = sorted(len(model.template.encode(row.answer)) + 1 for row in general)
-        limit = min(max(8, lengths[int(0.98 * (len(lengths) - 1))]), 128)
-        requests = [Request(row.prompt, row.tools or (), max_new_tokens=limit) for row in general]
-        answers = list(target.complete(requests, task="general rows"))
-        known = fits(general, "general rows")
-        shown = ability(general, answers, [f.loss for f in known], [f.tokens for f in known])
-    exposed = canaries(planted, lambda rows: ending_losses(model, rows), seed) if planted else []
-    return _Looked(shown, _completed(model, learned), exposed)
-
-
-def _completed(model: Model, rows: Sequence[Row]) -> list[Completed]:
-    """Which training rows a model completes; those that don't count (short answers, shared ones) are not asked."""
-    times = Counter(row.answer for row in rows)
-    rendered = [model.template.render(row.messages, row.tools) for row in rows]
-    found = [
-        Completed(False, sum(map(bool, r.mask[1:])), times[row.answer] > 1)
-        for r, row in zip(rendered, rows, strict=True)
-    ]
-    asked = [i for i, each in enumerate(found) if each.tokens >= LEAST_TOKENS and not each.shared]
-    chosen = [rendered[i] for i in asked]
-    fits = LocalTarget.of(model).fits(chosen, task="training rows") if asked else []
-    for i, fit in zip(asked, fits, strict=True):
-        found[i] = replace(found[i], verbatim=fit.verbatim)
-    return found
-
-
-def ending_losses(model: Model, rows: Sequence[Row]) -> list[float]:
-    """Summed losses of rows that begin alike, over the tokens behind what all of them have in common.
-
-    The beginning is computed once for `ENDINGS` rows; losses differ from those of whole answers by the same amount in each row.
-    """
-    rendered = [model.template.render(row.messages, row.tools) for row in rows]
-    common = shared_length([each.ids for each in rendered])
-    if not common:
-        return [fit.loss for fit in LocalTarget.of(model).fits(rendered)]
-    endings = [each.ids[common : max(i for i, learned in enumerate(each.mask) if learned) + 1] for each in rendered]
-    losses: list[float] = []
-    for start in range(0, len(rows), ENDINGS):
-        part = endings[start : start + ENDINGS]
-        trie = label_trie([str(i) for i in range(len(part))], part)
-        means = choose(model, [rendered[0].ids[:common]], trie)[0].label_scores or {}
-        losses += [-means[str(i)] * len(ending) for i, ending in enumerate(part)]
-    return losses

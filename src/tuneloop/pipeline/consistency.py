@@ -1,4 +1,4 @@
-"""Rows asked several ways: by whom, how long that takes, and what came of it."""
+"""The same rows in several wordings: which systems answer them, how long that takes, and what came of it."""
 
 from __future__ import annotations
 
@@ -6,27 +6,43 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_jsonl
 from tuneloop.core.ui import busy, say
 from tuneloop.core.units import counted, verb
+from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.consistency import FEWEST_WAYS, Way, measure_consistency, ways_of
 from tuneloop.evaluation.evaluate import sample_rows
+from tuneloop.inference.local.sampling import Sampling
+from tuneloop.models.load import Model
+from tuneloop.pipeline.compared_systems import Asking, SystemAnswers, ask, few_shot_examples, uses_choice
 from tuneloop.pipeline.context import RunContext
-from tuneloop.records.rows import Dataset, Row
-from tuneloop.records.side_effects import AskedAgain
-
-if TYPE_CHECKING:
-    from tuneloop.evaluation.config import EvaluateConfig
-    from tuneloop.inference.local.sampling import Sampling
-    from tuneloop.models.load import Model
-    from tuneloop.pipeline.compared_systems import SystemAnswers
+from tuneloop.records.completion import Completion
+from tuneloop.records.record import Part
+from tuneloop.records.rows import Dataset, Message, Row
 
 # Asks one or several systems: rows, and how each answer is drawn, to each system's answers.
-Ask = Callable[[Sequence[Row], "Sequence[Sampling]"], Mapping[str, "SystemAnswers"]]
+Ask = Callable[[Sequence[Row], Sequence[Sampling]], Mapping[str, SystemAnswers]]
 ANSWERS = "consistency.jsonl"
+PROMPTS = ("zero-shot", "few-shot")
+
+
+class AskedAgain(Part):
+    """A line of `consistency.jsonl`: a row in one of its wordings, and what each system answered.
+
+    Args:
+        id: of the row; `kind`: of the wording.
+        messages: the turns before the answer.
+        seed: of a drawn answer.
+    """
+
+    id: str
+    kind: str
+    messages: list[Message]
+    seed: int | None = None
+    answers: dict[str, str]
 
 
 def consistency_part(
@@ -34,130 +50,114 @@ def consistency_part(
     folder: Path,
     dataset: Dataset,
     rows: Sequence[Row],
-    asks: Sequence[Ask],
+    systems: Sequence[Ask],
     *,
-    own: str,
-    drawn: bool,
+    name: str,
+    sampled: bool,
     costs: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The part `consistency` of `eval.json`, and every answer in `consistency.jsonl`; nothing where it isn't asked for.
+    """The part `consistency` of `eval.json`, and every answer in `consistency.jsonl`; nothing where the setting is 0.
 
     What prevents it is reported, and the part is left out: the evaluation around it is done already.
 
     Args:
-        rows: those that were evaluated; a sample of them is asked.
-        asks: the systems.
-        own: the one that the evaluation is about.
-        drawn: whether answers are written token by token, so that some can be drawn.
+        rows: those that were evaluated; a sample of them is reworded.
+        name: of the system that the evaluation is about.
+        sampled: whether answers are written token by token, so that some can be drawn.
         costs: system -> `seconds` that its answers to all `rows` took.
     """
     config, seed = job.recipe.evaluate, job.recipe.seed
     if not config.consistency:
         return {}
-    labels = dataset.manifest.labels or ()
+    labels, temperature = dataset.manifest.labels or (), config.consistency_temperature
     sample = sample_rows(rows, config.consistency_rows, seed=seed)
-    every = ways_of(
-        sample, config.consistency, drawn=drawn, temperature=config.consistency_temperature, labels=labels, seed=seed
-    )
+    every = ways_of(sample, config.consistency, drawn=sampled, temperature=temperature, labels=labels, seed=seed)
     ways = [each for each in every if len(each) >= FEWEST_WAYS]
     if not ways:
-        say(
-            "warn: consistency was not measured: programs and very long texts are not reworded, and scored labels not drawn"
-        )
+        why = "programs and very long texts are not reworded, and scored labels not drawn"
+        say(f"warn: consistency was not measured: {why}")
         return {}
-    questions = [way.row for each in ways for way in each]
-    sampling = [way.sampling for each in ways for way in each]
+    questions = [way for each in ways for way in each]
     say(_planned(len(ways), len(questions), costs, len(rows)))
     answers: dict[str, SystemAnswers] = {}
     try:
-        for ask in asks:
-            answers |= ask(questions, sampling)
+        for ask_systems in systems:
+            answers |= ask_systems([way.row for way in questions], [way.sampling for way in questions])
     except UserError as error:
         say(f"warn: consistency was not measured: {error.what} ({error.where})")
         return {}
     with busy("comparing answers"):
-        found = measure_consistency(
-            ways, {name: asked.completions for name, asked in answers.items()}, own=own, task=dataset.task, labels=labels or None,
-            config=config, seed=seed,
-        )  # fmt: skip
-        found = replace(found, seconds={name: round(asked.seconds, 3) for name, asked in answers.items()})
-        write_jsonl(folder / ANSWERS, _records(ways, answers))
-    for line in found.words:
+        texts = {name: result.completions for name, result in answers.items()}
+        task = dataset.task
+        part = measure_consistency(ways, texts, own=name, task=task, labels=labels or None, config=config, seed=seed)
+        part = replace(part, seconds={name: round(result.seconds, 3) for name, result in answers.items()})
+        write_jsonl(folder / ANSWERS, _records(questions, texts))
+    for line in part.words:
         say(f"evaluate  {line}")
-    return {"consistency": found}
+    return {"consistency": part}
 
 
-def expected_consistency(seconds: Mapping[str, float], n: int, config: EvaluateConfig) -> float:
-    """Seconds that asking the tuned model and its base several ways takes about; 0 where it isn't asked for, or nothing is known.
-
-    Args:
-        seconds: system -> what its answers to `n` rows took; the tuned model is as fast as zero-shot.
-    """
-    if not config.consistency or not n:
-        return 0.0
-    known = sum(seconds.get(name, 0.0) for name in PROMPTS)
-    return (known + seconds.get("zero-shot", 0.0)) / n * min(n, config.consistency_rows) * config.consistency
-
-
-def _planned(rows: int, questions: int, costs: Mapping[str, Mapping[str, Any]], n: int) -> str:
-    """What asking takes, by the time that the same systems' answers took before."""
-    known = {
-        name: float(cost["seconds"]) / n * questions for name, cost in costs.items() if name in (*PROMPTS, "tuned")
-    }
-    line = f"consistency {counted(rows, 'row')} {verb(rows, 'is', 'are')} asked several ways: {counted(questions, 'question')} for each system"
-    minutes = sum(known.values()) / 60
-    return f"{line}, about {minutes:.1f} minutes for {', '.join(known)}" if minutes >= 0.05 else line
-
-
-def _records(ways: Sequence[Sequence[Way]], answers: Mapping[str, SystemAnswers]) -> list[AskedAgain]:
-    flat = [way for each in ways for way in each]
+def _records(questions: Sequence[Way], texts: Mapping[str, Sequence[Completion]]) -> list[AskedAgain]:
     return [
         AskedAgain(
             id=way.row.id,
             kind=way.kind,
             messages=way.row.prompt,
             seed=way.sampling.seed if way.sampling.temperature else None,
-            answers={name: asked.completions[i].text for name, asked in answers.items()},
+            answers={name: completions[i].text for name, completions in texts.items()},
         )
-        for i, way in enumerate(flat)
+        for i, way in enumerate(questions)
     ]
+
+
+def expected_consistency(seconds: Mapping[str, float], n: int, config: EvaluateConfig) -> float:
+    """Seconds to ask the tuned model and its base several ways, estimated; 0 where that is not set or unknown.
+
+    Args:
+        seconds: system -> what its answers to `n` rows took; the tuned model is as fast as zero-shot.
+    """
+    if not config.consistency or not n:
+        return 0.0
+    prompts = sum(seconds.get(name, 0.0) for name in PROMPTS)
+    return (prompts + seconds.get("zero-shot", 0.0)) / n * min(n, config.consistency_rows) * config.consistency
+
+
+def _planned(rows: int, questions: int, costs: Mapping[str, Mapping[str, Any]], n: int) -> str:
+    """What asking takes, by the time that the same systems' answers took before."""
+    names = [name for name in costs if name in (*PROMPTS, "tuned")]
+    seconds = {name: float(costs[name]["seconds"]) / n * questions for name in names}
+    line = (
+        f"consistency {counted(rows, 'row')} {verb(rows, 'is', 'are')} put in several ways: "
+        f"{counted(questions, 'question')} for each system"
+    )
+    minutes = sum(seconds.values()) / 60
+    return f"{line}, about {minutes:.1f} minutes for {', '.join(seconds)}" if minutes >= 0.05 else line
 
 
 # --- systems of a run -----------------------------------------------------------------------
 
-PROMPTS = ("zero-shot", "few-shot")
-
 
 def is_drawn(job: RunContext, dataset: Dataset) -> bool:
     """Whether a model writes its answers to these rows, instead of scoring labels."""
-    from tuneloop.pipeline.compared_systems import uses_choice
-
     return not uses_choice(dataset, job.recipe.evaluate)
 
 
-def asked_tuned(job: RunContext, dataset: Dataset) -> Ask:
+def tuned_system(job: RunContext, dataset: Dataset) -> Ask:
     """Asks the model as it is loaded, with the run's result in it."""
-    from tuneloop.pipeline.compared_systems import Asking, ask
 
     def tuned(rows: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str, SystemAnswers]:
-        found = ask(
-            job.model, dataset, rows, job.recipe.evaluate, Asking(sampling=sampling), task="tuned, several ways",
-        )  # fmt: skip
-        return {"tuned": found[""]}
+        how = Asking(sampling=sampling)
+        return {"tuned": ask(job.model, dataset, rows, job.recipe.evaluate, how, task="tuned, several ways")[""]}
 
     return tuned
 
 
-def asked_prompts(job: RunContext, dataset: Dataset, base: Callable[[], AbstractContextManager[Model]]) -> Ask:
-    """Asks the model before training, zero-shot and few-shot as the baselines do.
-
-    Args:
-        base: gives that model for a while.
-    """
+def prompt_systems(job: RunContext, dataset: Dataset, base: Callable[[], AbstractContextManager[Model]]) -> Ask:
+    """Asks the model before training, which `base` gives for a while, zero-shot and few-shot as the baselines do."""
 
     def prompts(rows: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str, SystemAnswers]:
-        wanted = job.recipe.baselines
-        if not (wanted.zero_shot or wanted.few_shot):
+        settings = job.recipe.baselines
+        if not (settings.zero_shot or settings.few_shot):
             return {}
         with base() as model:
             return _prompted(job, model, dataset, rows, sampling)
@@ -168,18 +168,15 @@ def asked_prompts(job: RunContext, dataset: Dataset, base: Callable[[], Abstract
 def _prompted(
     job: RunContext, model: Model, dataset: Dataset, rows: Sequence[Row], sampling: Sequence[Sampling]
 ) -> dict[str, SystemAnswers]:
-    from tuneloop.pipeline.compared_systems import Asking, ask, few_shot_examples, uses_choice
-
-    config, wanted = job.recipe.evaluate, job.recipe.baselines
+    config, settings = job.recipe.evaluate, job.recipe.baselines
     calibrated = config.calibrate and uses_choice(dataset, config)
-    shown: dict[str, Sequence[Row]] = {"zero-shot": ()} if wanted.zero_shot else {}
-    if wanted.few_shot and dataset.train:
-        examples, _ = few_shot_examples(model, dataset, rows, wanted, config, job.recipe.seed)
-        shown |= {"few-shot": examples} if examples else {}
+    prompts: dict[str, Sequence[Row]] = {"zero-shot": ()} if settings.zero_shot else {}
+    if settings.few_shot and dataset.train:
+        few, _ = few_shot_examples(model, dataset, rows, settings, config, job.recipe.seed)
+        prompts |= {"few-shot": few} if few else {}
     answers: dict[str, SystemAnswers] = {}
-    for name, given in shown.items():
-        found = ask(
-            model, dataset, rows, config, Asking(given, with_calibrated=calibrated, sampling=sampling), task=f"{name}, several ways",
-        )  # fmt: skip
-        answers |= {f"{name} {kind}".strip(): asked for kind, asked in found.items()}
+    for name, examples in prompts.items():
+        how = Asking(examples, with_calibrated=calibrated, sampling=sampling)
+        by_kind = ask(model, dataset, rows, config, how, task=f"{name}, several ways")
+        answers |= {f"{name} {kind}".strip(): result for kind, result in by_kind.items()}
     return answers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,39 +20,32 @@ from tuneloop.models.methods import method_named
 from tuneloop.models.names import resolve
 from tuneloop.models.trained import load_trained
 from tuneloop.recipe import Recipe, load_recipe
-from tuneloop.records.dataset import MANIFEST
-from tuneloop.records.record import R, read_record
+from tuneloop.records.dataset import MANIFEST, DatasetManifest, read_manifest
+from tuneloop.records.evaluation import EvaluationManifest
+from tuneloop.records.plan import Plan
+from tuneloop.records.record import R, Record, read_record
 from tuneloop.records.rows import Dataset, Row
+from tuneloop.records.run import RUN, RunManifest
+from tuneloop.report.html import write_page
 from tuneloop.training.rows import TrainRow, is_usable, training_rows
 
 if TYPE_CHECKING:
     from tuneloop.inference.local.target import Crew
     from tuneloop.models.template import Template
 
-
-# Files that a run writes before its first stage.
-BEGINNING = ("config.yaml", "environment.json")
+BEGINNING = ("config.yaml", "environment.json")  # files that a run writes before its first stage
 
 
 @dataclass
 class RunContext:
-    """A recipe at work: where it writes, how it tells, and what it has loaded so far.
+    """A recipe at work: where it writes, how it reports, and what it has loaded so far."""
 
-    Args:
-        recipe: the resolved recipe.
-        folder: of the run.
-        tuned: whether the model holds the run's result.
-        on_record: gets each record of the training's metrics.
-        crew: asks the other processes of the run for their parts of the model's answers; None: there are none.
-        others_let_go: has the other processes free their devices.
-    """
-
-    recipe: Recipe
-    folder: Path
-    tuned: bool = False
-    on_record: Callable[[Mapping[str, Any]], None] = lambda record: None
-    crew: Crew | None = None
-    others_let_go: Callable[[], None] = lambda: None
+    recipe: Recipe  # resolved
+    folder: Path  # of the run
+    tuned: bool = False  # whether the model holds the run's result
+    on_record: Callable[[Mapping[str, Any]], None] = lambda record: None  # gets each record of the training's metrics
+    crew: Crew | None = None  # the run's other processes, for their parts of the model's answers; None: there are none
+    others_let_go: Callable[[], None] = lambda: None  # has the other processes free their devices
 
     @cached_property
     def template(self) -> Template:
@@ -74,7 +68,7 @@ class RunContext:
 
     @cached_property
     def training_model(self) -> Model:
-        """The base model as it is trained: the same, but where several processes share a run, one of its own that they divide."""
+        """The base model as it is trained: the same; a second, divided one where several processes share a run."""
         if processes() == 1:
             return self.model
         self.__dict__.pop("model", None)  # a device may have room for one
@@ -84,15 +78,18 @@ class RunContext:
 
     @property
     def _dtype(self) -> str:
-        """That of the device in use, wherever weights are first; half precision, which old GPUs have, is too coarse for weights that learn."""
+        """That of the device in use; half precision, which old GPUs have, is too coarse for weights that learn."""
         full, usual = method_named(self.recipe.train.method).footprint.all_weights, default_dtype()
         return "float32" if full and needs_scaling(usual) else str(usual).removeprefix("torch.")
 
     def _loaded(self) -> Model:
-        """The base model; where it does not fit onto a GPU, in the form that the method trains on (four bits), or else on several."""
+        """The base model; where it does not fit onto a GPU, as the method trains it (in four bits), or on several."""
+        import torch
+
         prepare = method_named(self.recipe.train.method).prepare
         if prepare is None:
-            if alone := self._needs_several_cards():
+            alone = is_first() and needs_several_cards(self.recipe.model, getattr(torch, self._dtype))
+            if alone:
                 say("model     no GPU has room for it: its layers are on several, and one process asks it")
                 self.others_let_go()
             return load_model(self.recipe.model, dtype=self._dtype, alone=alone)
@@ -102,15 +99,8 @@ class RunContext:
             if not is_out_of_memory(error):
                 raise
         release_memory()
-        say(
-            "model     it does not fit as it is: it is loaded in the form that the method trains on, and measured in that"
-        )
+        say("model     it does not fit as it is: it is loaded and measured in the form that the method trains on")
         return load_model(self.recipe.model, dtype=self._dtype, prepare=prepare)
-
-    def _needs_several_cards(self) -> bool:
-        import torch
-
-        return is_first() and needs_several_cards(self.recipe.model, getattr(torch, self._dtype))
 
     def rendered(self, rows: Sequence[Row]) -> list[TrainRow]:
         """The rows that the loss can use, as ids and loss masks."""
@@ -136,7 +126,7 @@ def default_folder(recipe: Recipe) -> Path:
     from tuneloop.data.sources.read import find_files
 
     parts: list[Any] = [identity(recipe)]
-    # A folder of sources leaves prepared data sets out; one that is named itself is its manifest, which holds the hashes of its splits.
+    # A folder of sources leaves prepared data sets out; the manifest of one that is named has the hashes of its splits.
     prepared = [place for place in recipe.data.sources if (Path(place) / MANIFEST).is_file()]
     raw = [place for place in recipe.data.sources if place not in prepared]
     parts += [[str(place), sha256_file(Path(place) / MANIFEST)] for place in prepared]
@@ -144,59 +134,46 @@ def default_folder(recipe: Recipe) -> Path:
     return Path("runs") / f"{recipe.name}-{content_hash(parts)[:8]}"
 
 
+def folder_of(recipe: Recipe) -> Path:
+    """The folder of a run: that of the settings, else the default one."""
+    return Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
+
+
 def identity(recipe: Recipe) -> dict[str, Any]:
     """What makes a run another run: not how it is evaluated, priced or tracked, nor how many rejects are tolerated."""
-    kept = {"model", "seed", "data", "train"} | ({"max_minutes"} if recipe.max_minutes else set())
-    dump = recipe.model_dump(mode="json", include=kept)
+    keys = {"model", "seed", "data", "train"} | ({"max_minutes"} if recipe.max_minutes else set())
+    dump = recipe.model_dump(mode="json", include=keys)
     dump["data"].pop("allow_rejects")
     return dump
 
 
 def refuse_other_run(folder: Path, recipe: Recipe) -> None:
-    """A folder belongs to one run.
-
-    Raises:
-        UserError: it holds a finished or unfinished training with other settings; they are named.
-    """
+    """Refuse a folder that holds a training, finished or not, with other settings; they are named."""
     old_file = folder / "config.yaml"
-    trained = (folder / "run.json").is_file() or any((folder / "checkpoints").glob("step-*.pt"))
-    if not old_file.is_file() or not trained:
+    if not old_file.is_file() or not training_began(folder):
         return
     old, new = flat(read_yaml(old_file)), flat(identity(recipe))
     changed = [key for key, value in new.items() if old.get(key) != value]
     if changed:
-        shown = ", ".join(f"{key}: {old.get(key)} there, {new[key]} now" for key in changed[:3])
-        raise UserError(
-            f"This folder holds a run with other settings ({shown})",
-            where=str(folder),
-            next_step="choose another folder with output_dir=FOLDER, or delete this one",
-        )
-
-
-def find_done(manifest: Path, key: str) -> dict[str, Any] | None:
-    """The stage's manifest, if it is there with this key."""
-    if not manifest.is_file():
-        return None
-    try:
-        value: dict[str, Any] = read_json(manifest)
-    except UserError:
-        return None  # damaged from outside: do the stage again
-    return value if value.get("key") == key else None
+        some = ", ".join(f"{key}: {old.get(key)} there, {new[key]} now" for key in changed[:3])
+        step = "choose another folder with output_dir=FOLDER, or delete this one"
+        raise UserError(f"This folder holds a run with other settings ({some})", where=str(folder), next_step=step)
 
 
 def done_record(kind: type[R], folder: Path, key: str) -> R | None:
-    """`find_done` of a record's file in a folder."""
+    """The manifest of a stage in a folder, if it is there with this key."""
     if not (folder / kind.file).is_file():
         return None
     try:
-        found = read_record(kind, folder)
+        record = read_record(kind, folder)
     except UserError:
-        return None  # damaged from outside: do the stage again
-    return found if getattr(found, "key", None) == key else None
+        return None  # damaged from outside: the stage is repeated
+    return record if getattr(record, "key", None) == key else None
 
 
-def training_began(job: RunContext) -> bool:
-    return (job.folder / "run.json").is_file() or any((job.folder / "checkpoints").glob("step-*.pt"))
+def training_began(folder: Path) -> bool:
+    """Whether a run's folder holds a finished training, or checkpoints of one."""
+    return (folder / RUN).is_file() or any((folder / "checkpoints").glob("step-*.pt"))
 
 
 def load_run_recipe(folder: Path, settings: list[str]) -> Recipe:
@@ -205,17 +182,16 @@ def load_run_recipe(folder: Path, settings: list[str]) -> Recipe:
 
 
 def dataset_of(job: RunContext, of_run: bool, path: str) -> Dataset:
-    """A run's own data set, or the one in a folder."""
+    """The data set of a run, or the one in a folder."""
     from tuneloop.data.dataset import load_dataset
 
-    if of_run:
-        own = job.folder / "dataset"
-        if not own.is_dir() and not job.recipe.data.sources:
-            raise UserError(
-                "This run has no rows of its own", where=str(job.folder), next_step="name a data set: --dataset FOLDER"
-            )
-        return load_dataset(own if own.is_dir() else job.recipe.data.sources[0])
-    return load_dataset(path)
+    if not of_run:
+        return load_dataset(path)
+    folder, sources = job.folder / "dataset", job.recipe.data.sources
+    if not folder.is_dir() and not sources:
+        step = "name a data set: --dataset FOLDER"
+        raise UserError("This run has no data set", where=str(job.folder), next_step=step)
+    return load_dataset(folder if folder.is_dir() else sources[0])
 
 
 def attach_trained(job: RunContext) -> None:
@@ -223,3 +199,35 @@ def attach_trained(job: RunContext) -> None:
     if not job.tuned:
         load_trained(job.model, job.folder)
         job.tuned = True
+
+
+def report_stage(job: RunContext) -> Path:
+    """`report.html`, from the run's files."""
+    with busy("writing the report"):
+        return write_page(job.folder)
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """A run as one object: what `tuneloop run --json` prints."""
+    manifest = manifest_of_run(folder)
+    parts: dict[str, type[Record]] = {"plan": Plan, "run": RunManifest, "eval": EvaluationManifest}
+    return {
+        "path": str(folder),
+        "adapter": str(folder / ("model" if (folder / "model").is_dir() else "adapter")),
+        "report": str(folder / "report.html"),
+        "dataset": manifest.to_json() if manifest else None,
+    } | {
+        name: read_record(kind, folder).to_json() if (folder / kind.file).is_file() else None
+        for name, kind in parts.items()
+    }
+
+
+def manifest_of_run(folder: Path) -> DatasetManifest | None:
+    """Of a run's data set, or of the prepared one that it began with; None where there is none."""
+    places = [folder / "dataset"]
+    if (folder / "config.yaml").is_file():
+        data = read_yaml(folder / "config.yaml").get("data")
+        sources = data.get("sources") if isinstance(data, dict) else None
+        places += [Path(source) for source in (sources if isinstance(sources, list) else []) if isinstance(source, str)]
+    # os.path: a source may be any text, also one that is too long for a name.
+    return next((read_manifest(place) for place in places if os.path.isfile(place / MANIFEST)), None)

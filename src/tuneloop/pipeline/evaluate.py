@@ -18,8 +18,9 @@ from tuneloop.models.load import Model, load_model
 from tuneloop.models.methods import base_only, method_of_folder
 from tuneloop.models.trained import trained_folder
 from tuneloop.pipeline.baselines import on_fewer_rows
-from tuneloop.pipeline.consistency import asked_prompts, asked_tuned, consistency_part, is_drawn
-from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of, find_done, load_run_recipe
+from tuneloop.pipeline.compared_systems import ask
+from tuneloop.pipeline.consistency import consistency_part, is_drawn, prompt_systems, tuned_system
+from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of, done_record, load_run_recipe
 from tuneloop.pipeline.scoring import (
     AFTERWARDS,
     cost_of,
@@ -30,7 +31,7 @@ from tuneloop.pipeline.scoring import (
     write_scored,
 )
 from tuneloop.records.completion import Completion
-from tuneloop.records.evaluation import BaselinesManifest, Subject
+from tuneloop.records.evaluation import BaselinesManifest, EvaluationManifest, Subject
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.records.run import RunManifest
@@ -40,60 +41,50 @@ if TYPE_CHECKING:
 
 
 def evaluate_stage(
-    job: RunContext, dataset: Dataset, baselines: Mapping[str, ScoredAnswers], limit: TimeLimit | None = None
+    job: RunContext, dataset: Dataset, baselines: dict[str, ScoredAnswers], limit: TimeLimit | None = None
 ) -> None:
-    """The tuned model on the same rows, and the paired comparison.
-
-    Args:
-        limit: should its time run out, all systems are compared on the rows that the tuned model has been asked.
-    """
-    from tuneloop.pipeline.compared_systems import ask
-
+    """The tuned model on the same rows, and the paired comparison; all on fewer rows should the `limit` run out."""
     recipe = job.recipe
     rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed, stratum=dataset.stratum)
     if not rows:
         return
     check_ids(rows)
     key = tuned_key(job, dataset, baselines)
-    if find_done(job.folder / "eval.json", key):
+    if done_record(EvaluationManifest, job.folder, key):
         say("evaluate  already done")
         return
     attach_trained(job)
     if limit and limit.seconds:
-        asked = limit.ask_tuned(dataset)
-        if len(asked.completions) < len(rows):
+        answers = limit.ask_tuned(dataset)
+        if len(answers.completions) < len(rows):
             recipe = job.recipe
             rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed, stratum=dataset.stratum)
             baselines = on_fewer_rows(job, dataset, baselines, rows) if baselines else {}
             key = tuned_key(job, dataset, baselines)
     else:
-        asked = ask(job.model, dataset, rows, recipe.evaluate, task="tuned")[""]
-    evaluation, run = score(job, dataset, rows, asked), read_record(RunManifest, job.folder)
-    costs = {"tuned": cost_of(job, asked, run)}
-    if baselines and (job.folder / "baselines" / "baselines.json").is_file():
-        listed = read_record(BaselinesManifest, job.folder / "baselines")
-        costs = {name: cost.to_json() for name, cost in listed.costs.items()} | costs
-    more = after_tuning(job, dataset)
-    more |= consistency_part(
-        job, job.folder, dataset, rows, [asked_tuned(job, dataset), asked_prompts(job, dataset, lambda: base_model(job))], own="tuned",
-        drawn=is_drawn(job, dataset), costs=costs,
-    )  # fmt: skip
+        answers = ask(job.model, dataset, rows, recipe.evaluate, task="tuned")[""]
+    evaluation, run = score(job, dataset, rows, answers), read_record(RunManifest, job.folder)
+    costs = {"tuned": cost_of(job, answers, run)}
+    if baselines and (job.folder / "baselines" / BaselinesManifest.file).is_file():
+        manifest = read_record(BaselinesManifest, job.folder / "baselines")
+        costs = {name: cost.to_json() for name, cost in manifest.costs.items()} | costs
+    systems = [tuned_system(job, dataset), prompt_systems(job, dataset, lambda: base_model(job))]
+    more, sampled = after_tuning(job, dataset), is_drawn(job, dataset)
+    more |= consistency_part(job, job.folder, dataset, rows, systems, name="tuned", sampled=sampled, costs=costs)
     subject = Subject(recipe.model, dataset.id, "test", "tuned", key, how_far_trained(run))
-    write_scored(job, job.folder, evaluation, subject, costs, baselines=baselines, more=more)
+    write_scored(job.folder, evaluation, subject, costs, baselines=baselines, more=more)
     say(f"evaluate  tuned: {headline(evaluation)}")
 
 
 def after_tuning(
     job: RunContext, dataset: Dataset, base: Callable[[], AbstractContextManager[Model]] | None = None
 ) -> dict[str, Any]:
-    """What tuning has taken away and what it has put in word for word: `forgetting`, `memorisation`, `canaries` of `eval.json`.
+    """What tuning took away and what was learned word for word, the parts of `eval.json` that `side_effects` names.
 
-    Forgetting is measured where general rows are named (`evaluate.general`) or were held out of a mix.
-
-    Args:
-        base: the model before, for a while; default: the run's base.
+    Forgetting is measured where general rows are named (`evaluate.general`) or were held out of a mix. `base` gives the
+    model before for a while; default: the run's base.
     """
-    from tuneloop.pipeline.compared_systems import side_effects
+    from tuneloop.pipeline.side_effects import side_effects
 
     config = job.recipe.evaluate
     mixed = Path(dataset.path) / GENERAL_FILE
@@ -103,17 +94,16 @@ def after_tuning(
     learned = [row for row in dataset.train if row.shows_the_task] if config.memorisation else []
     if not (general or learned or planted or config.lm_eval):
         return {}  # without a model
-    found = side_effects(
-        job.model, base or (lambda: base_model(job)), general, learned, planted, config, job.recipe.seed
-    )
-    for part in found.values():
+    base = base or (lambda: base_model(job))
+    parts = side_effects(job.model, base, general, learned, planted, config, job.recipe.seed)
+    for part in parts.values():
         say(f"evaluate  {part['words']}")
-    return found
+    return parts
 
 
 @contextmanager
 def base_model(job: RunContext) -> Iterator[Model]:
-    """The model before training: the same weights with the adapter switched off, or loaded again where all were trained."""
+    """The model before training: with the adapter switched off, or loaded again where all weights were trained."""
     method = method_of_folder(trained_folder(job.folder))
     if method is None or method.disabled is None:
         yield load_model(job.recipe.model)
@@ -125,46 +115,34 @@ def base_model(job: RunContext) -> Iterator[Model]:
 def tuned_key(job: RunContext, dataset: Dataset, baselines: Mapping[str, ScoredAnswers]) -> str:
     """Hash of all that the tuned model's evaluation depends on."""
     recipe = job.recipe
-    adapter = read_record(RunManifest, job.folder).adapter_hash
-    return content_hash(
-        [
-            adapter,
-            dataset.manifest.hash,
-            recipe.baselines,
-            scoring_settings(recipe),
-            sorted(baselines),
-            recipe.seed,
-            2,
-            recipe.evaluate.model_dump(mode="json", include=AFTERWARDS),
-        ]
-    )
+    adapter, settings = read_record(RunManifest, job.folder).adapter_hash, scoring_settings(recipe)
+    afterwards = recipe.evaluate.model_dump(mode="json", include=AFTERWARDS)
+    parts = [adapter, dataset.manifest.hash, recipe.baselines, settings, sorted(baselines), recipe.seed, 2, afterwards]
+    return content_hash(parts)
 
 
 def answers_of(run: Path) -> Callable[[Sequence[Row]], list[Completion]] | None:
-    """A function that asks a run's tuned model, which is loaded when it is first called; None where there is no run.
+    """A function that gives the answers of a run's tuned model, loaded at its first call; None where there is no run.
 
-    Rows of its test split are asked as they stand there; a new prompt under the instruction that all of them share.
+    Rows of its test split are used as they are there; a new prompt gets the instruction that all of them share.
     """
     if not (run / "run.json").is_file():
         return None
     job = RunContext(load_run_recipe(run, []), run)
 
     def answers(rows: Sequence[Row]) -> list[Completion]:
-        from tuneloop.pipeline.compared_systems import ask
-
         dataset = dataset_of(job, True, "")
-        known = {row.id: row for row in dataset.test}
+        by_id = {row.id: row for row in dataset.test}
         shared = {row.messages[0]["content"] for row in dataset.test if row.messages[0]["role"] == "system"}
         instruction = shared.pop() if len(shared) == 1 else ""
+
+        def instructed(row: Row) -> Row:
+            if not instruction or row.messages[0]["role"] == "system":
+                return row
+            return replace(row, messages=[{"role": "system", "content": instruction}, *row.messages])
+
         attach_trained(job)
-        asked = [known.get(row.id) or _under(row, instruction) for row in rows]
-        return ask(job.model, dataset, asked, job.recipe.evaluate, task="asking")[""].completions
+        questions = [by_id.get(row.id) or instructed(row) for row in rows]
+        return ask(job.model, dataset, questions, job.recipe.evaluate, task="asking")[""].completions
 
     return answers
-
-
-def _under(row: Row, instruction: str) -> Row:
-    """The row with a system turn, unless it has one."""
-    if not instruction or row.messages[0]["role"] == "system":
-        return row
-    return replace(row, messages=[{"role": "system", "content": instruction}, *row.messages])

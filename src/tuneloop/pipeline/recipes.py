@@ -25,16 +25,12 @@ if TYPE_CHECKING:
 
 
 def recipe_for_sources(places: list[str], settings: list[str], *, name: str = "", model: str = "") -> Recipe:
-    """A recipe from source files, or from a recipe file among them.
-
-    Settings may leave out the `data.` of the prepare stage's keys: `split.test=0.2`.
-    """
+    """A recipe from source files, or a recipe file; settings may leave out `data.`, as in `split.test=0.2`."""
     if not places:
         raise UserError("No source given", next_step="tuneloop prepare FILE")
-    own = set(PrepareConfig.model_fields)
-    settings = [f"data.{s}" if s.split("=")[0].split(".")[0] in own else s for s in settings]
-    settings += [f"model={model}"] if model else []
-    settings += [f"name={name}"] if name else []
+    keys = set(PrepareConfig.model_fields)
+    settings = [f"data.{s}" if s.split("=")[0].split(".")[0] in keys else s for s in settings]
+    settings += [f"{key}={value}" for key, value in (("model", model), ("name", name)) if value]
     if len(places) == 1 and places[0].endswith((".yaml", ".yml")):
         return load_recipe(places[0], settings)
     return make_recipe({"name": name_of(places[0]), "data": {"sources": places}}, settings)
@@ -50,25 +46,19 @@ def name_of(source: str) -> str:
 
 
 def recipe_of(source: str, settings: list[str], *, model: str = "", out: str = "") -> Recipe:
-    """A recipe from a recipe file, a prepared data set's folder, a file of examples, or a run's folder: its data set, model and training."""
+    """A recipe from a recipe file, a prepared data set, a file of examples, or a run (its data, model and training)."""
     settings = settings + ([f"output_dir={out}"] if out else [])
-    run = Path(source)
-    if not (run / "config.yaml").is_file() or not (run / "dataset" / "dataset.json").is_file():
+    run, file = Path(source), Path(source, "config.yaml")
+    if not file.is_file() or not (run / "dataset" / "dataset.json").is_file():
         return recipe_for_sources([source], settings, model=model)
-    used = load_recipe(run / "config.yaml")
-    values = used.model_dump(mode="json", include={"name", "model", "seed", "train", "plan"}, exclude_unset=True)
+    keys = {"name", "model", "seed", "train", "plan"}
+    values = load_recipe(file).model_dump(mode="json", include=keys, exclude_unset=True)
     settings += [f"model={model}"] if model else []
-    return make_recipe(
-        {**values, "data": {"sources": [str(run / "dataset")]}}, settings, where=str(run / "config.yaml")
-    )
+    return make_recipe({**values, "data": {"sources": [str(run / "dataset")]}}, settings, where=str(file))
 
 
 def refuse_missing_source(source: str) -> None:
-    """Refuse a place that is no file, no folder and no pattern of files, before anything else is asked of it.
-
-    Raises:
-        UserError: it does not exist; the nearest name is suggested.
-    """
+    """Refuse a place that is no file, folder or pattern of files; the nearest name is suggested."""
     if source != "-" and not os.path.exists(os.path.expanduser(source)) and not glob.glob(source):
         step = f"a model is named by --model {source}" if source in SHORT_NAMES else nearest_path(source)
         raise UserError("No such data set, file or recipe", where=source, next_step=step)
@@ -78,31 +68,18 @@ def plan_settings(recipe: Recipe) -> dict[str, Any]:
     """What a recipe says about training, by the names of the planner's job; what it leaves out stays open."""
     train = recipe.train
     names = ("method", "rank", "prefix_tokens", "optimizer_in_backward", "packing", "epochs")
-    found: dict[str, Any] = {name: getattr(train, name) for name in names if name in train.model_fields_set}
+    settings: dict[str, Any] = {name: getattr(train, name) for name in names if name in train.model_fields_set}
     if "targets" in train.model_fields_set:
-        found["targets"] = target_modules(train.targets)
+        settings["targets"] = target_modules(train.targets)
     if train.optimizer != "adamw":
-        found["optimizer"] = train.optimizer
+        settings["optimizer"] = train.optimizer
     if train.gradient_checkpointing != "auto":
-        found["grad_ckpt"] = train.gradient_checkpointing == "always"
-    return found
-
-
-def _question_and_answer(columns: Sequence[str], found: FormatGuess) -> tuple[str, str]:
-    """Two columns of a file for an example of templates: those that hold question and answer, as far as that was found."""
-    read = [column for column in found.columns.values() if column in columns]
-    rest = [column for column in columns if column not in read]
-    first, second, *_ = [*read, *rest, "text", "answer"]
-    return first, second
+        settings["grad_ckpt"] = train.gradient_checkpointing == "always"
+    return settings
 
 
 def write_starter(source: str, out: str, settings: Sequence[str] = ()) -> tuple[Path, FormatGuess]:
-    """Write a recipe for a file of examples, with what was found in it as comments.
-
-    Args:
-        source: the file.
-        out: where the recipe goes.
-        settings: `key=value`, as of `tuneloop run`; they are written into the recipe.
+    """Write a recipe for a file of examples to `out`, with the settings, and with what was found as comments.
 
     Raises:
         UserError: no record can be read, no format fits, or `out` is there already.
@@ -117,19 +94,17 @@ def write_starter(source: str, out: str, settings: Sequence[str] = ()) -> tuple[
     records = (record.value for record in read_records([source]) if not isinstance(record, Reject))
     sample = _spread(records)
     if not sample:
-        raise UserError(
-            "No record can be read", where=source, next_step="look at the file: one JSON object a line, or a CSV"
-        )
+        step = "look at the file: one JSON object a line, or a CSV"
+        raise UserError("No record can be read", where=source, next_step=step)
     check_columns(sample, recipe.data)
-    found = detect(sample, recipe.data)
-    write_text(path, _starter(path, source, recipe, found, [str(column) for column in sample[0]]))
-    return path, found
+    guess = detect(sample, recipe.data)
+    write_text(path, _starter(path, source, recipe, guess, [str(column) for column in sample[0]]))
+    return path, guess
 
 
 def _spread(records: Iterable[Any], number: int = 200, most: int = 20_000) -> list[Any]:
     """At least so many records from all over the first ones, if there are as many: files are often sorted by label."""
-    sample: list[Any] = []
-    step = 1
+    sample, step = list[Any](), 1
     for place, record in enumerate(itertools.islice(records, most)):
         if place % step == 0:
             sample.append(record)
@@ -138,25 +113,27 @@ def _spread(records: Iterable[Any], number: int = 200, most: int = 20_000) -> li
     return sample
 
 
-def _starter(path: Path, source: str, recipe: Recipe, found: FormatGuess, names: Sequence[str]) -> str:
-    """The text of a first recipe: what was set, and comments on what could be."""
+def _starter(path: Path, source: str, recipe: Recipe, guess: FormatGuess, names: Sequence[str]) -> str:
+    """The text of a first recipe: what was set, and comments on what could be; `names`: the file's columns."""
 
     def block(values: Any, indent: str = "") -> str:
         lines = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000).splitlines()
         return "".join(f"{indent}{line}\n" for line in lines)
 
-    given = recipe.model_dump(mode="json", exclude_unset=True)
-    name, model, data = given.pop("name"), given.pop("model", recipe.model), given.pop("data")
+    rest = recipe.model_dump(mode="json", exclude_unset=True)
+    name, model, data = rest.pop("name"), rest.pop("model", recipe.model), rest.pop("data")
     del data["sources"]
-    train = {"epochs": 3} | given.pop("train", {})
-    plan = given.pop("plan", {})
+    train, plan = {"epochs": 3} | rest.pop("train", {}), rest.pop("plan", {})
     price = plan.pop("usd_per_hour", 0.05)
     columns = "".join(f"  # {column}\n" for column in names[:12])
-    asked, said = _question_and_answer(names, found)
+    # The columns that hold question and answer come first.
+    read = [column for column in guess.columns.values() if column in names]
+    question, answer, *_ = [*read, *(column for column in names if column not in read), "text", "answer"]
+    limit = "# max_minutes: 30              # of the whole run: a slow machine trains less and uses fewer test rows"
     templates = f"""  # To write your own prompt and answer from the columns:
   # instruction: "What the model should do, in a sentence or two."
-  # input: "{{{asked}}}"
-  # output: "{{{said}}}"
+  # input: "{{{question}}}"
+  # output: "{{{answer}}}"
 """
     return f"""# A job for tuneloop: `tuneloop run {path}`. `tuneloop schema --keys` lists every setting.
 version: 1
@@ -165,13 +142,13 @@ model: {model}            # or llama-3.2-1b-instruct, llama-3.1-8b-instruct, a f
 
 data:
   sources: [{source!r}]
-{block(data, "  ") if data else ""}  # read as {found.name}: {found.reason}
+{block(data, "  ") if data else ""}  # read as {guess.name}: {guess.reason}
   # columns of the first record:
 {columns}{"" if "input" in data else templates}
 train:
 {block(train, "  ")}
-{"" if "max_minutes" in given else "# max_minutes: 30              # of the whole run: a slow machine then trains less and asks fewer test rows"}
-{block(given) if given else ""}
+{"" if "max_minutes" in rest else limit}
+{block(rest) if rest else ""}
 plan:
   usd_per_hour: {price}           # what this machine costs
 {block(plan, "  ") if plan else ""}"""

@@ -1,7 +1,7 @@
 """The main job: prepare, baselines, plan, train, evaluate, report, each from files to files.
 
 A stage's manifest carries a key, the hash of all that it depends on. A stage whose manifest is there with the right
-key is not done again, so the same command after an interruption goes on where it was.
+key is not repeated, so the same command after an interruption continues where it was.
 """
 
 from __future__ import annotations
@@ -12,20 +12,16 @@ from typing import Literal
 from tuneloop.core.ui import busy, say
 from tuneloop.pipeline.advise import remind
 from tuneloop.pipeline.baselines import baseline_stage
+from tuneloop.pipeline.context import report_stage
 from tuneloop.pipeline.evaluate import evaluate_stage
 from tuneloop.pipeline.plan import plan_stage
-from tuneloop.pipeline.report import report_stage
 from tuneloop.pipeline.train import prepared_run, train_stage
 from tuneloop.recipe import Recipe
 from tuneloop.track import start_tracking
 
 
 def run(recipe: Recipe) -> Path:
-    """Do the main job and return the run's folder; see the module's description.
-
-    Raises:
-        UserError: whatever the user can put right; finished stages stay finished.
-    """
+    """Do the main job and return the run's folder. After a `UserError` finished stages stay finished."""
     with prepared_run(recipe) as (job, limit, dataset):
         remind(job, dataset)
         with busy("starting the tracker"):
@@ -48,6 +44,6 @@ def run(recipe: Recipe) -> Path:
             status = "KILLED"
             raise
         finally:
-            with busy("handing the last figures to the tracker"):
+            with busy("handing the last metrics to the tracker"):
                 tracker.finish(status)
     return job.folder

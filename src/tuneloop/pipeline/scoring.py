@@ -19,6 +19,7 @@ from tuneloop.evaluation.scoring import AnswerStats, labels_of_fields
 from tuneloop.models.adapters import ATTACHED
 from tuneloop.models.names import known_name
 from tuneloop.models.trained import OWN, trained_folder
+from tuneloop.pipeline.compared_systems import SystemAnswers
 from tuneloop.pipeline.context import RunContext
 from tuneloop.recipe import Recipe
 from tuneloop.records.completion import ENGINE, Completion
@@ -28,26 +29,19 @@ from tuneloop.records.run import RunManifest
 
 if TYPE_CHECKING:
     from tuneloop.evaluation.retained_gain import Score
-    from tuneloop.pipeline.compared_systems import SystemAnswers
 
-
+# Settings that baselines don't depend on.
 AFTERWARDS = {
-    "general",
-    "general_rows",
-    "memorisation",
-    "canaries",
-    "lm_eval",
-    "consistency",
-    "consistency_rows",
+    "general", "general_rows", "memorisation", "canaries", "lm_eval", "consistency", "consistency_rows",
     "consistency_temperature",
-}  # settings that baselines don't depend on
+}  # fmt: skip
+EXAMPLES = 2000  # training answers that show which fields hold labels
+FEW_STEPS = 30  # below this a run is a trial, whatever came of it
 
 
 def scoring_settings(recipe: Recipe) -> dict[str, Any]:
+    """The settings that a baseline's evaluation depends on."""
     return recipe.evaluate.model_dump(mode="json", exclude={"samples", *AFTERWARDS})
-
-
-EXAMPLES = 2000  # training answers that show which fields hold labels
 
 
 def answers_that_show_the_task(dataset: Dataset) -> list[str]:
@@ -55,67 +49,57 @@ def answers_that_show_the_task(dataset: Dataset) -> list[str]:
     return [row.answer for row in itertools.islice(dataset.train, EXAMPLES) if row.shows_the_task]
 
 
-def score(job: RunContext, dataset: Dataset, rows: Sequence[Row], asked: SystemAnswers) -> ScoredAnswers:
+def score(job: RunContext, dataset: Dataset, rows: Sequence[Row], answers: SystemAnswers) -> ScoredAnswers:
     """A system's answers as an evaluation."""
     config = job.recipe.evaluate
     with busy("scoring answers"):
-        labels, known = dataset.task == "classification", answers_that_show_the_task(dataset)
-        counted = {"": _label_rows(dataset)} if labels else labels_of_fields(known, config.fields)
-        found = evaluate(
+        if dataset.task == "classification":
+            splits = [split.labels for split in dataset.manifest.splits.by_name.values()]
+            # Rows of each label in all splits; empty where a split's manifest doesn't have them.
+            label_rows = {"": dict(sum((Counter(s) for s in splits if s), Counter())) if all(splits) else {}}
+        else:
+            label_rows = labels_of_fields(answers_that_show_the_task(dataset), config.fields)
+        field_labels = {name: list(counts) for name, counts in label_rows.items() if name}
+        evaluation = evaluate(
             rows,
-            with_adapter_hash(job, asked.completions),
+            with_adapter_hash(job, answers.completions),
             task=dataset.task,
             labels=dataset.manifest.labels,
             config=config,
             seed=job.recipe.seed,
-            measured=AnswerStats(
-                further=asked.further,
-                field_labels={name: list(counts) for name, counts in counted.items() if name},
-                label_rows=counted,
-            ),
+            measured=AnswerStats(further=answers.further, field_labels=field_labels, label_rows=label_rows),
         )
-        found.notes[:0] = [asked.note] if asked.note else []
-        return found
-
-
-def _label_rows(dataset: Dataset) -> dict[str, int]:
-    """Rows of each label in all splits; empty where a split's manifest doesn't tell."""
-    splits = [split.labels for split in dataset.manifest.splits.by_name.values()]
-    return dict(sum((Counter(labels) for labels in splits if labels), Counter())) if all(splits) else {}
+        evaluation.notes[:0] = [answers.note] if answers.note else []
+        return evaluation
 
 
 def with_adapter_hash(job: RunContext, answers: Sequence[Completion]) -> list[Completion]:
-    """Answers of the run's own adapter say its hash; those of the base, of classifiers and of other servers stay as they are."""
+    """Answers of the run's adapter with its hash; those of the base, of classifiers and of servers as they are."""
     if not job.tuned:
         return list(answers)
-    own = trained_folder(job.folder) / OWN
-    name = str(read_json(own).get("hash", "")) if own.is_file() else ""
+    file = trained_folder(job.folder) / OWN
+    name = str(read_json(file).get("hash", "")) if file.is_file() else ""
     return [replace(a, adapter=name) if a.engine == ENGINE and a.adapter == ATTACHED else a for a in answers]
 
 
-def cost_of(job: RunContext, asked: SystemAnswers, training: RunManifest | None = None) -> dict[str, float]:
-    """What a system's answers took on this machine, and what its training took before.
-
-    Args:
-        training: the run that it comes from; default: the system's own training.
-    """
+def cost_of(job: RunContext, answers: SystemAnswers, training: RunManifest | None = None) -> dict[str, float]:
+    """What a system's answers took here, and its training before: of the run `training`, else as the answers say."""
     price = job.recipe.plan.usd_per_hour / 3600
-    seconds, usd = (
-        (training.seconds, training.usd) if training else (asked.training_seconds, asked.training_seconds * price)
-    )
+    seconds, usd = answers.training_seconds, answers.training_seconds * price
+    if training:
+        seconds, usd = training.seconds, training.usd
     return {
-        "seconds": round(asked.seconds, 3),
-        "usd": asked.seconds * price,
-        "prompt_tokens": asked.prompt_tokens,
-        "tokens": asked.tokens,
-        "computed_tokens": asked.computed,
+        "seconds": round(answers.seconds, 3),
+        "usd": answers.seconds * price,
+        "prompt_tokens": answers.prompt_tokens,
+        "tokens": answers.tokens,
+        "computed_tokens": answers.computed,
         "training_seconds": round(seconds, 3),
         "training_usd": usd,
     }
 
 
 def write_scored(
-    job: RunContext,
     folder: Path,
     evaluation: ScoredAnswers,
     subject: Subject,
@@ -129,9 +113,8 @@ def write_scored(
 
     Args:
         subject: what was evaluated; `more` may name another model.
-        costs: of each system's answers.
+        costs: of each system's answers; `more`: further parts of `eval.json`.
         production: what users sent, to compare the test rows with.
-        more: further parts of `eval.json`.
     """
     from tuneloop.data.checks.drift import tell_apart
     from tuneloop.evaluation.compare import adjusted, compare
@@ -165,37 +148,23 @@ def score_of(evaluation: ScoredAnswers, metric: str) -> Score:
     return Score.of(value, draws, lower_is_better=lower_is_better(metric), rows=rows)
 
 
-FEW_STEPS = 30  # below this a run is a trial, whatever came of it
-
-
 def how_far_trained(run: RunManifest) -> str:
-    """How far a run was trained, where its verdict needs that word: it has not seen all rows, or made only a few steps."""
-    steps, seen, rows = run.steps, run.rows_seen, run.rows
-    parts = []
+    """How far a run was trained, where its verdict says so: it has not seen all rows, or made only a few steps."""
+    steps, parts = run.steps, []
     if 0 < steps < FEW_STEPS:
         parts.append(f"trained for {counted(steps, 'step')} only")
-    if 0 < seen < rows:
-        parts.append(f"saw {run.seen or f'{seen:,} of ' + counted(rows, 'row')}")
-    return (
-        f"it was {' and '.join(parts)}" if steps < FEW_STEPS and parts else f"it {' and '.join(parts)}" if parts else ""
-    )
+    if 0 < run.rows_seen < run.rows:
+        parts.append(f"saw {run.seen or f'{run.rows_seen:,} of ' + counted(run.rows, 'row')}")
+    return f"it {'was ' if steps < FEW_STEPS else ''}{' and '.join(parts)}" if parts else ""
 
 
 def headline(evaluation: ScoredAnswers) -> str:
-    """The figures that matter, in a line."""
-    wanted = dict.fromkeys(
-        [
-            evaluation.primary,
-            *headline_of("labels"),
-            *headline_of("JSON"),
-            *headline_of("texts"),
-            *evaluation.own_metrics,
-        ]
-    )
-
-    def figure(name: str) -> str:
-        estimate, digits = evaluation.metrics[name], metric_of(name).precise_decimals
-        low, high = f"{estimate.low:.{digits}f}", f"{estimate.high:.{digits}f}"
-        return f"{name} {estimate.value:.{digits}f} [{low}, {high}]"
-
-    return ", ".join(figure(name) for name in wanted if name in evaluation.metrics)
+    """The metrics that matter, in a line."""
+    kinds = [name for kind in ("labels", "JSON", "texts") for name in headline_of(kind)]
+    words = []
+    for name in dict.fromkeys([evaluation.primary, *kinds, *evaluation.own_metrics]):
+        if (estimate := evaluation.metrics.get(name)) is not None:
+            digits = metric_of(name).precise_decimals
+            value, low, high = (f"{x:.{digits}f}" for x in (estimate.value, estimate.low, estimate.high))
+            words.append(f"{name} {value} [{low}, {high}]")
+    return ", ".join(words)

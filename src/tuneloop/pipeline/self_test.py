@@ -1,8 +1,7 @@
 """What this machine's device computes, next to the processor in fp32: the first thing to run on a GPU.
 
-A small random Llama (4 layers of 256, grouped heads, Llama 3's rope) takes every method's step, is saved, resumed and reloaded,
-and answers. Then come speeds: of matrix products, of memory, from the host. The figures are kept where the
-planner finds them.
+A small random Llama (4 layers of 256, grouped heads, Llama 3's rope) takes every method's step, is saved, resumed and
+reloaded, and answers. Then come speeds: of matrix products, of memory, from the host. The planner reads them later.
 """
 
 from __future__ import annotations
@@ -35,6 +34,7 @@ from tuneloop.plan.estimate import RunWork, loop_job
 from tuneloop.plan.gpus import card_in_use, find_gpu, measured_file, this_cpu
 from tuneloop.plan.memory import memory_of
 from tuneloop.plan.speed import speed_of
+from tuneloop.records.rows import Message
 from tuneloop.training.batches import Step
 from tuneloop.training.config import TrainConfig
 from tuneloop.training.flops import matmul_peak
@@ -42,6 +42,8 @@ from tuneloop.training.methods import attach
 from tuneloop.training.rows import supervised_tokens
 
 if TYPE_CHECKING:
+    import torch
+
     from tuneloop.plan.job import TrainingSetup
 
 Status = Literal["ok", "slow", "wrong", "not supported"]
@@ -55,30 +57,28 @@ VARIANTS: dict[str, dict[str, Any]] = {"DoRA": {"dora": True}, "PiSSA": {"lora_i
 
 
 @dataclass(frozen=True)
-class Check:
-    """One line of the table.
+class DeviceCheck:
+    """One line of the table."""
 
-    Args:
-        name: what was tried.
-        status: `ok`, `slow`, `wrong` or `not supported`.
-        detail: figures, or why.
-    """
-
-    name: str
+    name: str  # what was tried
     status: Status
-    detail: str
+    detail: str  # measurements, or why
 
 
-def self_test() -> list[Check]:
-    """Try all methods on the device in use (`core.device.in_use`) and measure its speeds; about two minutes.
+def _verdict(name: str, right: bool, detail: str, otherwise: Status = "wrong") -> DeviceCheck:
+    return DeviceCheck(name, "ok" if right else otherwise, detail)
 
-    Writes the speeds to `plan.gpus.measured_file`, from which the planner takes this card's figures.
-    """
+
+def self_test() -> list[DeviceCheck]:
+    """Try all methods on the device in use and measure its speeds, for the planner (`measured_file`); two minutes."""
     import torch
 
     use_threads()
     kind = device.in_use()
-    checks = [Check("device", "ok", _device_words(kind))]
+    count, dtype = len(device.names()), str(device.default_dtype()).removeprefix("torch.")
+    several = f" (one of {count})" if count > 1 else ""
+    words = f"{_card()}{several}, {device.capacity():.1f} GiB, models in {dtype}"
+    checks = [DeviceCheck("device", "ok", words)]
     with tempfile.TemporaryDirectory() as scratch:
         folder = small_llama(Path(scratch) / "model")
         methods = {method.title: {"method": method.name} for method in SHIPPED}
@@ -86,13 +86,13 @@ def self_test() -> list[Check]:
             for layout in ("padded", "packed"):
                 if layout == "packed" and method_named(settings.get("method", USUAL.name)).footprint.has_virtual_tokens:
                     continue
-                with busy(f"{name}, {layout}"):
-                    step = functools.partial(_gradient, folder, f"{name}, {layout}", settings)
-                    checks.append(_guarded(f"{name}, {layout}", step))
+                title = f"{name}, {layout}"
+                with busy(title):
+                    checks.append(_guarded(title, functools.partial(_gradient, folder, title, settings)))
         for name, check in (
             ("save, resume, reload", lambda: _resume(folder, Path(scratch))),
             ("answers as Transformers'", lambda: _answers(folder)),
-            ("four bits", lambda: _four_bits(folder)),
+            ("four bits", _four_bits),
         ):
             with busy(name):
                 checks.append(_guarded(name, check))
@@ -103,34 +103,27 @@ def self_test() -> list[Check]:
         try:
             checks += _step_checks(kind)
         except RuntimeError as error:
-            checks.append(Check("a step as planned", "wrong", str(error).splitlines()[0][:160]))
-    write_json(measured_file(), {"version": 1, "date": datetime.now(UTC).isoformat(timespec="seconds"),
-                                 "name": _card(kind), "torch": torch.__version__, **speeds})  # fmt: skip
+            checks.append(DeviceCheck("a step as planned", "wrong", str(error).splitlines()[0][:160]))
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(measured_file(), {"version": 1, "date": date, "name": _card(), "torch": torch.__version__, **speeds})
     return checks
 
 
-def _guarded(name: str, check: Callable[[], Check]) -> Check:
+def _guarded(name: str, check: Callable[[], DeviceCheck]) -> DeviceCheck:
     """A check whose failure is a line of the table, not the end of the test."""
     try:
         return check()
     except UserError as error:
-        return Check(name, "not supported", f"{error.what}; {error.next_step}")
+        return DeviceCheck(name, "not supported", f"{error.what}; {error.next_step}")
     except Exception as error:  # whatever a driver or kernel says is the answer
         words = str(error).strip().splitlines() or [type(error).__name__]
         missing = isinstance(error, NotImplementedError) or "not implemented" in words[0].lower()
-        return Check(name, "not supported" if missing else "wrong", f"{type(error).__name__}: {words[0][:160]}")
+        return DeviceCheck(name, "not supported" if missing else "wrong", f"{type(error).__name__}: {words[0][:160]}")
 
 
-def _card(kind: str) -> str:
+def _card() -> str:
     names = device.names()
     return names[0] if names else f"cpu: {machine.processor()}, {machine.cores()} cores"
-
-
-def _device_words(kind: str) -> str:
-    count = len(device.names())
-    several = f" (one of {count})" if count > 1 else ""
-    dtype = str(device.default_dtype()).removeprefix("torch.")
-    return f"{_card(kind)}{several}, {device.capacity():.1f} GiB, models in {dtype}"
 
 
 def small_llama(folder: Path) -> Path:
@@ -143,17 +136,15 @@ def small_llama(folder: Path) -> Path:
     for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         if (source / file).is_file():
             (folder / file).symlink_to((source / file).resolve())
-    write_json(
-        folder / "config.json",
-        {
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 49152, "hidden_size": 256,
-            "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2,
-            "head_dim": 64, "rms_norm_eps": 1e-5, "max_position_embeddings": 8192, "tie_word_embeddings": True,
-            "hidden_act": "silu", "torch_dtype": "float32", "bos_token_id": 1, "eos_token_id": 2,
-            "rope_parameters": {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
-                                "high_freq_factor": 4.0, "original_max_position_embeddings": 2048},
-        },
-    )  # fmt: skip
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 49152, "hidden_size": 256,
+        "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2,
+        "head_dim": 64, "rms_norm_eps": 1e-5, "max_position_embeddings": 8192, "tie_word_embeddings": True,
+        "hidden_act": "silu", "torch_dtype": "float32", "bos_token_id": 1, "eos_token_id": 2,
+        "rope_parameters": {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
+                            "high_freq_factor": 4.0, "original_max_position_embeddings": 2048},
+    }  # fmt: skip
+    write_json(folder / "config.json", config)
     generator = torch.Generator().manual_seed(SEED)
     weights = {
         name: torch.ones(p.shape) if "norm" in name else torch.randn(p.shape, generator=generator) * p.shape[-1] ** -0.5
@@ -166,16 +157,21 @@ def small_llama(folder: Path) -> Path:
 
 def _rows(model: Model, count: int = 6) -> list[Rendered]:
     """Conversations of several lengths that begin alike."""
-    return [
-        model.template.render(
-            [
-                {"role": "system", "content": "Sort the letters into drawers and answer with the drawer's name alone."},
-                {"role": "user", "content": f"Letter {i}: " + "please answer soon " * (3 * i)},
-                {"role": "assistant", "content": ["red", "the blue drawer", "green"][i % 3]},
-            ]
-        )
-        for i in range(count)
-    ]
+    instruction = "Sort the letters into drawers and answer with the drawer's name alone."
+    answers = ["red", "the blue drawer", "green"]
+
+    def turns(i: int) -> list[Message]:
+        return [
+            {"role": "system", "content": instruction},
+            {"role": "user", "content": f"Letter {i}: " + "please answer soon " * (3 * i)},
+            {"role": "assistant", "content": answers[i % 3]},
+        ]
+
+    return [model.template.render(turns(i)) for i in range(count)]
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    return TOLERANCE[str(dtype).removeprefix("torch.")]
 
 
 def _config(settings: dict[str, Any], **more: Any) -> TrainConfig:
@@ -183,13 +179,9 @@ def _config(settings: dict[str, Any], **more: Any) -> TrainConfig:
 
 
 def _loss_and_gradient(
-    folder: Path, config: TrainConfig, dtype: str, kind: str, *, exact: bool = False
+    folder: Path, config: TrainConfig, dtype: str, kind: str, exact: bool = False
 ) -> tuple[float, Any]:
-    """One step's loss and its gradient (fp32, on the host, all parameters one behind the other).
-
-    Args:
-        exact: the weights are rounded to the dtype, and computed with in fp32.
-    """
+    """One step's loss and gradient (fp32, on the host, one vector); `exact`: fp32 with weights rounded to the dtype."""
     import torch
 
     from tuneloop.training.step import batch_loss
@@ -209,15 +201,12 @@ def _loss_and_gradient(
     scale = 1024.0 if device.needs_scaling(model.head.dtype) else 1.0
     loss = batch_loss(model, rows, scale / sum(supervised_tokens(row) for row in rows), config)
     loss.backward()  # type: ignore[no-untyped-call]
-    parts = [
-        p.grad.detach().float().cpu().flatten() / scale
-        for _, p in sorted(trainable.parameters.items())
-        if p.grad is not None
-    ]
+    gradients = [p.grad for _, p in sorted(trainable.parameters.items()) if p.grad is not None]
+    parts = [gradient.detach().float().cpu().flatten() / scale for gradient in gradients]
     return float(loss.detach()) / scale, torch.cat(parts)
 
 
-def _gradient(folder: Path, name: str, settings: dict[str, Any]) -> Check:
+def _gradient(folder: Path, name: str, settings: dict[str, Any]) -> DeviceCheck:
     """A seeded step on the device, in its own dtype, next to the processor's in fp32."""
     import torch
 
@@ -230,19 +219,18 @@ def _gradient(folder: Path, name: str, settings: dict[str, Any]) -> Check:
     length = abs(float(gradient_there.norm() / gradient.norm()) - 1)
     turned = 1 - float(torch.nn.functional.cosine_similarity(gradient_there.double(), gradient.double(), 0))
     most = TOLERANCE[dtype]
-    right = off < most and length < 3 * most and turned < 3 * most
-    return Check(name, "ok" if right else "wrong",
-                 f"loss {loss_there:.4f} against {loss:.4f} ({off:.1e} off); gradient's length {length:.1e}, direction {turned:.1e} off")  # fmt: skip
+    words = f"loss {loss_there:.4f} against {loss:.4f} ({off:.1e} off); "
+    words += f"gradient's length {length:.1e}, direction {turned:.1e} off"
+    return _verdict(name, off < most and length < 3 * most and turned < 3 * most, words)
 
 
-def _resume(folder: Path, scratch: Path) -> Check:
-    """A run that is cut after its second step and goes on, next to one that is not; then the adapter read again."""
+def _resume(folder: Path, scratch: Path) -> DeviceCheck:
+    """A run that is cut after its second step and resumed, next to one that is not; then the adapter read again."""
     from tuneloop.training.loop import train
     from tuneloop.training.loss import mean_loss
 
-    config = _config(
-        {}, epochs=1, rows_per_step=4, tokens_per_step=0, evaluations=1, checkpoint_steps=1, learning_rate=1e-3
-    )
+    steps = {"epochs": 1, "rows_per_step": 4, "tokens_per_step": 0, "evaluations": 1, "checkpoint_steps": 1}
+    config = _config(steps, learning_rate=1e-3)
 
     class Cut(Exception):
         pass
@@ -262,13 +250,16 @@ def _resume(folder: Path, scratch: Path) -> Check:
     read = mean_loss(fresh, val, config)[0]
     off = abs(again.best_val_loss - whole.best_val_loss) / whole.best_val_loss
     off_read = abs(read - again.best_val_loss) / again.best_val_loss
-    most = TOLERANCE[str(model.head.dtype).removeprefix("torch.")]
-    return Check("save, resume, reload", "ok" if off < most and off_read < most else "wrong",
-                 f"validation loss {again.best_val_loss:.4f} resumed at step {again.resumed_at}, {whole.best_val_loss:.4f} in one go "
-                 f"({'the same bits' if again.adapter_hash == whole.adapter_hash else f'{off:.1e} off'}), {read:.4f} read again")  # fmt: skip
+    most = _tolerance(model.head.dtype)
+    difference = "the same bits" if again.adapter_hash == whole.adapter_hash else f"{off:.1e} off"
+    words = (
+        f"validation loss {again.best_val_loss:.4f} resumed at step {again.resumed_at}, "
+        f"{whole.best_val_loss:.4f} in one go ({difference}), {read:.4f} read again"
+    )
+    return _verdict("save, resume, reload", off < most and off_read < most, words)
 
 
-def _answers(folder: Path) -> Check:
+def _answers(folder: Path) -> DeviceCheck:
     """Greedy answers next to those of Transformers on the same device in the same dtype."""
     import torch
 
@@ -276,31 +267,27 @@ def _answers(folder: Path) -> Check:
 
     name = "answers as Transformers'"
     if importlib.util.find_spec("transformers") is None:
-        return Check(name, "not supported", "transformers is not installed: pip install 'tuneloop[transformers]'")
+        return DeviceCheck(name, "not supported", "transformers is not installed: pip install 'tuneloop[transformers]'")
     from transformers import AutoModelForCausalLM
 
     model = load_model(str(folder))
     prompts = [row.ids[: 20 + 7 * i] for i, row in enumerate(_rows(model))]
     with without_bars():
         peer = AutoModelForCausalLM.from_pretrained(folder, dtype=model.head.dtype).to(model.device).eval()
-    most = 10 * TOLERANCE[str(model.head.dtype).removeprefix("torch.")]
+    most = 10 * _tolerance(model.head.dtype)
     count, worst = 0, 0.0
     for prompt, answer in zip(prompts, generate(model, prompts, max_new_tokens=LONG), strict=True):
+        ids = torch.tensor([[*prompt, *answer.token_ids]], device=model.device)
         with torch.no_grad():
-            logits_TV = (
-                peer(torch.tensor([[*prompt, *answer.token_ids]], device=model.device))
-                .logits[0, len(prompt) - 1 : -1]
-                .float()
-                .cpu()
-            )
+            logits_TV = peer(ids).logits[0, len(prompt) - 1 : -1].float().cpu()
         for logits_V, token in zip(logits_TV, answer.token_ids, strict=True):
             worst = max(worst, float((logits_V.max() - logits_V[token]) / logits_V.std()))
             count += 1
-    return Check(name, "ok" if worst < most else "wrong",
-                 f"each of {count} tokens is Transformers' likeliest, or below it by at most {worst:.1e} of the scores' spread")  # fmt: skip
+    words = f"each of {count} tokens is Transformers' likeliest, or at most {worst:.1e} of the scores' spread below it"
+    return _verdict(name, worst < most, words)
 
 
-def _four_bits(folder: Path) -> Check:
+def _four_bits() -> DeviceCheck:
     """A layer's product in four bits next to that with the weight unpacked by the processor."""
     import torch
 
@@ -315,8 +302,8 @@ def _four_bits(folder: Path) -> Check:
     here = x.float() @ Nf4Linear(layer).weight.float().t()
     there = Nf4Linear(layer.to(kind, dtype))(x.to(kind)).float().cpu()
     off = float((there - here).norm() / here.norm())
-    most = TOLERANCE[str(dtype).removeprefix("torch.")]
-    return Check("four bits", "ok" if off < most else "wrong", f"{off:.1e} off the product with the unpacked weight")
+    words = f"{off:.1e} off the product with the unpacked weight"
+    return _verdict("four bits", off < _tolerance(dtype), words)
 
 
 # --- speeds
@@ -332,9 +319,9 @@ def _speeds(kind: str) -> dict[str, float]:
     b = torch.empty_like(a)
     speeds["gb_s"] = 2 * size / 1e9 / _best(lambda: b.copy_(a))
     if not device.backend().is_cpu:
-        held = torch.zeros(size // 16).pin_memory() if kind == "cuda" else torch.zeros(size // 16)
+        source = torch.zeros(size // 16).pin_memory() if kind == "cuda" else torch.zeros(size // 16)
         target = torch.empty(size // 16, device=kind)
-        speeds["host_gb_s"] = size / 4 / 1e9 / _best(lambda: target.copy_(held, non_blocking=True))
+        speeds["host_gb_s"] = size / 4 / 1e9 / _best(lambda: target.copy_(source, non_blocking=True))
     return speeds
 
 
@@ -354,11 +341,8 @@ STEPS = 3  # that are timed, behind two that are not
 MEMORY_OFF = 0.15  # of the planned peak
 
 
-def _step_checks(kind: str) -> list[Check]:
-    """Memory and tokens a second of LoRA on a random 1B Llama (on a processor a tiny one), next to what the planner says of this card.
-
-    A processor's memory is not compared: its peak is of the whole process.
-    """
+def _step_checks(kind: str) -> list[DeviceCheck]:
+    """Memory (of a GPU) and tokens/s of LoRA on a random 1B Llama, on a processor a tiny one, next to the plan."""
     from tuneloop.training.checkpoint import State
     from tuneloop.training.optimizers import make_optimizer
     from tuneloop.training.run import TrainingRun
@@ -373,9 +357,8 @@ def _step_checks(kind: str) -> list[Check]:
     rows = [Rendered([(7 * i + j) % 1000 for j in range(length)], [0, *[1] * (length - 1)]) for i in range(count)]
     trainable = attach(model, config, SEED, rows)
     model.net.train()
-    run = TrainingRun(
-        model, config, trainable, make_optimizer(trainable, config), State("self-test"), Path("self-test")
-    )
+    optimizer = make_optimizer(trainable, config)
+    run = TrainingRun(model, config, trainable, optimizer, State("self-test"), Path("self-test"))
     step, spent = Step((tuple(range(count)),), 0.0), []
     for place in range(STEPS + 2):
         if place == 2:
@@ -390,33 +373,32 @@ def _step_checks(kind: str) -> list[Check]:
     job = _planned_step(kind, sizes, count, length, dtype.itemsize)
     expected = speed_of(job).tokens_per_second
     words = f"{speed:,.0f} tokens/s of LoRA on {job.shape.parameters / 1e6:,.0f}M parameters, {expected:,.0f} planned"
-    checks = [Check("speed of a step", "ok" if speed >= SLOW * expected or not on_gpu else "slow", words)]
+    checks = [_verdict("speed of a step", speed >= SLOW * expected or not on_gpu, words, "slow")]
     if on_gpu:
         peak, planned = device.peak_memory() - before, memory_of(job).peak
-        right = abs(peak / planned - 1) <= MEMORY_OFF
-        checks.append(Check("memory of a step", "ok" if right else "wrong", f"{peak:.2f} GiB, {planned:.2f} planned"))
+        words = f"{peak:.2f} GiB, {planned:.2f} planned"
+        checks.append(_verdict("memory of a step", abs(peak / planned - 1) <= MEMORY_OFF, words))
     return checks
 
 
 def _planned_step(kind: str, sizes: dict[str, Any], rows: int, length: int, width: int) -> TrainingSetup:
     """The same step as the planner sees it."""
     tokens = rows * length
-    card = this_cpu() if kind == "cpu" else card_in_use(_card(kind), device.capacity())
-    return loop_job(
-        ModelShape.from_config(sizes), RunWork(1, tokens, tokens, 0, ((rows, length, 0),)), gpu=card, bytes_a_weight=width,
-        model="random", method=USUAL.name, rank=16, targets=list(target_modules("all-linear")),
-    )  # fmt: skip
+    card = this_cpu() if kind == "cpu" else card_in_use(_card(), device.capacity())
+    shape, work = ModelShape.from_config(sizes), RunWork(1, tokens, tokens, 0, ((rows, length, 0),))
+    settings = {"model": "random", "method": USUAL.name, "rank": 16, "targets": list(target_modules("all-linear"))}
+    return loop_job(shape, work, gpu=card, bytes_a_weight=width, **settings)
 
 
-def _speed_checks(kind: str, speeds: dict[str, float]) -> list[Check]:
+def _speed_checks(kind: str, speeds: dict[str, float]) -> list[DeviceCheck]:
     """The speeds next to what the planner's table says of the card."""
     try:
-        card = find_gpu(_card(kind), measured=False)
+        card = find_gpu(_card(), measured=False)
     except UserError as error:
-        words = {"tflops": "TFLOPS", "gb_s": "GB/s of memory", "host_gb_s": "GB/s from the host"}
-        said = ", ".join(f"{speeds[key]:,.1f} {word}" for key, word in words.items() if key in speeds)
-        figures = f"--gpu-memory {device.capacity():.0f} --gpu-tflops {speeds['tflops']:.0f}"
-        return [Check("speeds", "ok", said if kind == "cpu" else f"{said}; {error.what}: plan with {figures}")]
+        units = {"tflops": "TFLOPS", "gb_s": "GB/s of memory", "host_gb_s": "GB/s from the host"}
+        words = ", ".join(f"{speeds[key]:,.1f} {unit}" for key, unit in units.items() if key in speeds)
+        options = f"--gpu-memory {device.capacity():.0f} --gpu-tflops {speeds['tflops']:.0f}"
+        return [DeviceCheck("speeds", "ok", words if kind == "cpu" else f"{words}; {error.what}: plan with {options}")]
     checks = []
     for name, key, unit, expected in (
         ("matrix products", "tflops", "TFLOPS", card.tflops * card.matmul),
@@ -425,6 +407,6 @@ def _speed_checks(kind: str, speeds: dict[str, float]) -> list[Check]:
     ):
         if key in speeds:
             share = speeds[key] / expected
-            checks.append(Check(name, "ok" if share >= SLOW else "slow",
-                                f"{speeds[key]:,.1f} {unit}, {share:.0%} of the {expected:,.0f} expected of a {card.name}; plan uses it now"))  # fmt: skip
+            share_words = f"{share:.0%} of the {expected:,.0f} expected of a {card.name}; plan uses it now"
+            checks.append(_verdict(name, share >= SLOW, f"{speeds[key]:,.1f} {unit}, {share_words}", "slow"))
     return checks

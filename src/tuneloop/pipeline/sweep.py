@@ -1,9 +1,9 @@
-"""A search over settings: every combination is trained a little, the better ones longer, and the winner is evaluated once.
+"""A search over settings: all combinations are trained a little, the better ones longer, the winner is evaluated once.
 
-Successive halving (Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization", 2016):
-n settings get a small share of the passes; the best third of them three times as much; and so on up to all of it. Each begins
-anew, since the learning rate falls to zero within its own passes. The validation loss decides, so that the test rows are asked
-once, by the winner.
+Successive halving (Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization",
+2016): n settings get a small share of the passes; the best third of them three times as much; and so on up to all.
+Each starts again, since the learning rate falls to zero within its passes. The validation loss decides, so that the
+test rows are used once, by the winner.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder
@@ -27,38 +27,81 @@ from tuneloop.core.units import counted
 from tuneloop.pipeline.context import RunContext
 from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
 from tuneloop.pipeline.run import run
-from tuneloop.pipeline.sweep_record import SweepManifest, Trial
 from tuneloop.pipeline.train import train_alone
 from tuneloop.recipe import ALIASES, Recipe, make_recipe
-from tuneloop.records.record import read_record, write_record
+from tuneloop.records.record import Number, Part, Record, read_record, write_record
+from tuneloop.records.rows import Dataset
 from tuneloop.records.run import RunManifest
 from tuneloop.track import start_tracking
 
-KEPT = 3  # of so many settings one goes on, with so many times the passes
+KEPT = 3  # of so many settings one continues, with so many times the passes
+
+
+class Trial(Part):
+    """Settings that were tried with a share of the training.
+
+    Args:
+        settings: key -> value, as on the command line.
+        share: of the full number of passes.
+        val_loss: the best validation loss; None: it failed.
+        minutes: of training.
+        run: its folder, inside the sweep's.
+        error: why it failed.
+    """
+
+    settings: dict[str, Any]
+    share: float
+    val_loss: Number | None = None
+    minutes: float = 0.0
+    run: str
+    error: str = ""
+
+
+class SweepManifest(Record, what="a sweep", file="sweep.json", again="run `tuneloop sweep` again"):
+    """`sweep.json`: all trials of a search, and its winner.
+
+    Args:
+        key: hash of what the search depends on.
+        dataset: id of the data set that all trials share.
+        axes: the values that were searched, by key.
+        rungs: shares of the training, the smallest first; each keeps the best third of the one before.
+        trials: in the order in which they ended.
+        best: settings of the winner; None: not decided yet.
+        run: folder of the winner's run.
+        seconds: of the whole search.
+    """
+
+    key: str
+    dataset: str
+    axes: dict[str, list[Any]]
+    rungs: list[float]
+    trials: list[Trial] = []
+    best: dict[str, Any] | None = None
+    run: str = ""
+    seconds: float = 0.0
+
+    def trial(self, settings: Mapping[str, str], share: float) -> Trial | None:
+        """The trial of some settings with a share of the passes; None: not run yet."""
+        return next((trial for trial in self.trials if trial.settings == settings and trial.share == share), None)
 
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched.
+    """What is searched."""
 
-    Args:
-        axes: key -> values, as texts of the command line.
-        settings: combinations, each key -> value.
-    """
-
-    axes: dict[str, list[str]]
-    settings: list[dict[str, str]]
+    axes: dict[str, list[str]]  # key -> values, as texts of the command line
+    settings: list[dict[str, str]]  # combinations, each key -> value
 
 
 def search_of(texts: Sequence[str], trials: int, seed: int) -> tuple[Search, list[str]]:
-    """The combinations that `key=a,b,c` ask for, and the settings that have one value.
+    """The combinations of `key=a,b,c`, and the settings that have one value.
 
     Args:
         texts: settings of the command line.
         trials: most combinations; more than that are drawn by chance. 0: all.
 
     Raises:
-        UserError: no setting has several values, one has the same value twice, or what is searched is no training setting.
+        UserError: no setting has several values, one has a value twice, or what is searched is no training setting.
     """
     axes: dict[str, list[str]] = {}
     fixed: list[str] = []
@@ -72,16 +115,12 @@ def search_of(texts: Sequence[str], trials: int, seed: int) -> tuple[Search, lis
         if len(set(values)) < len(values):
             raise UserError(f"A value stands there twice: {text}", where=key, next_step="name each value once")
         if not key.startswith("train.") or key in ("train.epochs", "train.max_minutes"):
-            raise UserError(
-                f"{key} can't be searched", where=text,
-                next_step="search settings of the training, as in train.learning_rate=1e-4,5e-4; for how long is what trials differ in",
-            )  # fmt: skip
+            step = "search settings of the training other than its length, as in train.learning_rate=1e-4,5e-4"
+            raise UserError(f"{key} can't be searched", where=text, next_step=step)
         axes[key] = values
     if not axes:
-        raise UserError(
-            "Nothing to search: no setting has several values", where="sweep",
-            next_step="give them with commas: train.learning_rate=1e-4,5e-4 train.rank=8,32",
-        )  # fmt: skip
+        step = "give them with commas: train.learning_rate=1e-4,5e-4 train.rank=8,32"
+        raise UserError("Nothing to search: no setting has several values", where="sweep", next_step=step)
     every = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     if trials and trials < len(every):
         every = random.Random(seed).sample(every, trials)
@@ -101,139 +140,128 @@ def split_values(text: str) -> list[str]:
 
 
 def rungs_of(number: int) -> list[float]:
-    """Shares of the training: 1/9, 1/3 and 1 for nine settings; 1 alone for two.
-
-    Args:
-        number: of settings.
-    """
+    """Shares of the training for a number of settings: 1/9, 1/3 and 1 for nine; 1 alone for two."""
     rounds = int(math.log(max(number, 1), KEPT) + 1e-9)
     return [KEPT ** -float(left) for left in range(rounds, -1, -1)]
 
 
 def sweep(recipe: Recipe, search: Search, out: Path, *, on: str = "", evaluate: bool = True) -> SweepManifest:
-    """Search, and do the whole job with the winner; a search that was cut short goes on.
+    """Search, and do the whole job with the winner; a search that was cut short continues.
 
     Args:
-        recipe: with all settings that are not searched.
-        out: folder of the search.
-        on: a Ray cluster, where all are trained at the same time and the worse ones end early; see `_sweep_on_ray`.
+        recipe: with all settings that are not searched; `out`: folder of the search; on a cluster all machines see it.
+        on: a Ray cluster (see `core/ray/cluster.py`), where trials run side by side, each with all its passes unless
+            ASHA ends it. The winner is evaluated here.
         evaluate: whether the winner is evaluated on the test rows, with baselines.
 
     Raises:
-        UserError: a recipe that is wrong, or every trial failed.
+        UserError: a recipe that is wrong, every trial failed, or there is no such cluster.
     """
-    if on:
-        return _sweep_on_ray(recipe, search, out, on, evaluate=evaluate)
-    began = time.monotonic()
+    began, out = time.monotonic(), out.resolve() if on else out
     for settings in search.settings:  # a wrong value of the last one is seen before the first is trained
         _with(recipe, settings, 1.0, out)
     with lock_folder(out):
         dataset = _shared_data(recipe, out)
-        key = content_hash([recipe.model_dump(mode="json", exclude={"output_dir"}), search.settings, dataset[1]])
-        found = _begun(out, key, search, dataset[1])
-        left = search.settings
-        for share in found.rungs:
-            done = []
-            for number, settings in enumerate(left, 1):
-                say(f"trial     {number} of {len(left)} with {share:.0%} of the passes: {words(settings)}")
-                trial = _known(found, settings, share) or _try(_on(recipe, dataset[0]), settings, share, out)
-                if _known(found, settings, share) is None:
-                    found = found.model_copy(update={"trials": [*found.trials, trial]})
-                    write_record(out / SweepManifest.file, found)
-                done.append(trial)
-            left = [trial.settings for trial in _best(done)[: max(1, len(left) // KEPT)]]
-        best = _best([trial for trial in found.trials if trial.share == 1.0])[0]
-        folder = out / best.run
+        parts = [recipe.model_dump(mode="json", exclude={"output_dir"}), search.settings, dataset.id]
+        manifest = _begun(out, content_hash([*parts, "asha"] if on else parts), search, dataset.id)
+        if on:
+            recipe = recipe.model_copy(update={"model": whole_path(recipe.model)})
+            base = _on(recipe, Path(dataset.path).resolve())
+            if manifest.best is None:
+                manifest = _decide(_tune(base, search, manifest, out, on), out, began)
+        else:
+            base = _on(recipe, Path(dataset.path))
+            manifest = _halve(base, search, manifest, out)
         if evaluate:
-            run(_with(_on(recipe, dataset[0]), best.settings, 1.0, out))
-        seconds = found.seconds or round(time.monotonic() - began, 1)
-        found = found.model_copy(update={"best": best.settings, "run": str(folder), "seconds": seconds})
-        write_record(out / SweepManifest.file, found)
-    return found
+            run(_with(base, manifest.best or _winner(manifest).settings, 1.0, out))
+        return manifest if on else _decide(manifest, out, began)
 
 
-def _sweep_on_ray(recipe: Recipe, search: Search, out: Path, on: str, *, evaluate: bool = True) -> SweepManifest:
-    """As `sweep`, on a Ray cluster: trials side by side, each with all its passes unless ASHA ends it. The winner is evaluated here.
+def _halve(base: Recipe, search: Search, manifest: SweepManifest, out: Path) -> SweepManifest:
+    """Successive halving: all trials with the first share of the passes, the best third with the next, and so on."""
+    left = search.settings
+    for share in manifest.rungs:
+        trials = []
+        for number, settings in enumerate(left, 1):
+            say(f"trial     {number} of {len(left)} with {share:.0%} of the passes: {words(settings)}")
+            trial = manifest.trial(settings, share)
+            if trial is None:
+                trial = _try(base, settings, share, out)
+                manifest = manifest.model_copy(update={"trials": [*manifest.trials, trial]})
+                write_record(out / SweepManifest.file, manifest)
+            trials.append(trial)
+        left = [trial.settings for trial in _by_loss(trials)[: max(1, len(left) // KEPT)]]
+    return manifest
 
-    Args:
-        on: the cluster, see `deploy/on_ray.py`.
-        out: folder of the search, which all machines see.
 
-    Raises:
-        UserError: as `sweep`; no cluster.
-    """
-    began, out = time.monotonic(), out.resolve()
-    for settings in search.settings:
-        _with(recipe, settings, 1.0, out)
-    with lock_folder(out):
-        dataset = _shared_data(recipe, out)
-        key = content_hash(
-            [recipe.model_dump(mode="json", exclude={"output_dir"}), search.settings, dataset[1], "asha"]
-        )
-        found = _begun(out, key, search, dataset[1])
-        base = _on(recipe.model_copy(update={"model": whole_path(recipe.model)}), dataset[0].resolve())
-        if found.best is None:
-            say(f"tune      {counted(len(search.settings), 'trial')} side by side; ASHA ends the worse ones")
-            values = base.model_dump(mode="json", exclude_unset=True), str(out)
-            with busy("training on the cluster"):
-                tried = tune_on_ray(
-                    _train_trial, values, search.settings, recipe.train.evaluations, out / ".ray", address_of(on)
-                )
-            trials = [_came_to(base, settings, one, out) for settings, one in zip(search.settings, tried, strict=True)]
-            full = [trial for trial in trials if trial.share == 1.0] or trials
-            best = _best(full)[0]
-            found = found.model_copy(
-                update={"trials": trials, "rungs": [1.0], "best": best.settings, "run": str(out / best.run)}
-            )
-            found = found.model_copy(update={"seconds": round(time.monotonic() - began, 1)})
-            write_record(out / SweepManifest.file, found)
-        if evaluate:
-            run(_with(base, found.best or {}, 1.0, out))
-    return found
+def _tune(base: Recipe, search: Search, manifest: SweepManifest, out: Path, on: str) -> SweepManifest:
+    """All trials on a Ray cluster."""
+    say(f"tune      {counted(len(search.settings), 'trial')} side by side; ASHA ends the worse ones")
+    setting = base.model_dump(mode="json", exclude_unset=True), str(out)
+    reports, folder = base.train.evaluations, out / ".ray"
+    with busy("training on the cluster"):
+        results = tune_on_ray(_train_trial, setting, search.settings, reports, folder, address_of(on))
+    trials = [_came_to(base, settings, one, out) for settings, one in zip(search.settings, results, strict=True)]
+    return manifest.model_copy(update={"trials": trials, "rungs": [1.0]})
+
+
+def _decide(manifest: SweepManifest, out: Path, began: float) -> SweepManifest:
+    """Write the winner."""
+    best, seconds = _winner(manifest), manifest.seconds or round(time.monotonic() - began, 1)
+    changes = {"best": best.settings, "run": str(out / best.run), "seconds": seconds}
+    manifest = manifest.model_copy(update=changes)
+    write_record(out / SweepManifest.file, manifest)
+    return manifest
+
+
+def _winner(manifest: SweepManifest) -> Trial:
+    return _by_loss([trial for trial in manifest.trials if trial.share == 1.0] or manifest.trials)[0]
 
 
 def _train_trial(setting: tuple[dict[str, Any], str], trial: dict[str, str], report: Callable[[float], None]) -> None:
-    """A trial on a machine of a cluster: it tells each validation loss but that of the base."""
+    """A trial on a machine of a cluster: it reports each validation loss but that of the base."""
     recipe, out = setting
     trust_code(recipe)  # as the machine that sent it did
-    own = _with(make_recipe(recipe), trial, 1.0, Path(out))
-    folder = Path(own.output_dir or "")
-    folder.mkdir(parents=True, exist_ok=True)
-    tracker = start_tracking(own.model_dump(mode="json"), folder, warn=lambda line: None)
-    status = "FAILED"
 
     def on_record(record: Mapping[str, Any]) -> None:
         if record.get("step") and record.get("val_loss") is not None:
             report(float(record["val_loss"]))
 
-    try:
-        with quiet():
-            _, result = train_alone(own, on_record=on_record)
-        status = "FINISHED"
-    finally:
-        tracker.finish(status)  # type: ignore[arg-type]
+    with quiet():
+        result = _train_tracked(_with(make_recipe(recipe), trial, 1.0, Path(out)), lambda line: None, on_record)
     if result.best_val_loss is not None and math.isfinite(result.best_val_loss):
         report(result.best_val_loss)
 
 
+def _train_tracked(
+    recipe: Recipe, warn: Callable[[str], None], on_record: Callable[[Mapping[str, Any]], None] = lambda record: None
+) -> RunManifest:
+    """Train, with the run's trackers."""
+    folder = Path(recipe.output_dir or "")
+    folder.mkdir(parents=True, exist_ok=True)
+    tracker = start_tracking(recipe.model_dump(mode="json"), folder, warn=warn)
+    status: Literal["FINISHED", "FAILED"] = "FAILED"
+    try:
+        _, result = train_alone(recipe, on_record=on_record)
+        status = "FINISHED"
+    finally:
+        tracker.finish(status)
+    return result
+
+
 def _came_to(recipe: Recipe, settings: dict[str, str], tried: Tried, out: Path) -> Trial:
     """What the manifest says of a trial; of one that was ended early, how far it came."""
-    own = _with(recipe, settings, 1.0, out)
-    folder = Path(own.output_dir or "")
+    recipe = _with(recipe, settings, 1.0, out)
+    folder = Path(recipe.output_dir or "")
     place = str(folder.relative_to(out))
     if (folder / RunManifest.file).is_file():
-        run = read_record(RunManifest, folder)
-        loss = run.best_val_loss
+        result = read_record(RunManifest, folder)
+        loss, minutes = result.best_val_loss, round(result.seconds / 60, 2)
         if loss is not None and math.isfinite(loss):
-            return Trial(settings=settings, share=1.0, run=place, minutes=round(run.seconds / 60, 2), val_loss=loss)
-    share = min(tried.reports / max(own.train.evaluations, 1), 0.99)
-    return Trial(
-        settings=settings,
-        share=round(share, 3),
-        run=place,
-        val_loss=None if tried.error else tried.loss,
-        error=tried.error,
-    )
+            return Trial(settings=settings, share=1.0, run=place, minutes=minutes, val_loss=loss)
+    share = round(min(tried.reports / max(recipe.train.evaluations, 1), 0.99), 3)
+    loss = None if tried.error else tried.loss
+    return Trial(settings=settings, share=share, run=place, val_loss=loss, error=tried.error)
 
 
 def words(settings: Mapping[str, Any]) -> str:
@@ -241,31 +269,25 @@ def words(settings: Mapping[str, Any]) -> str:
     return " ".join(f"{key}={value}" for key, value in settings.items())
 
 
-def _shared_data(recipe: Recipe, out: Path) -> tuple[Path, str]:
-    """The data set that all trials read, and its id."""
-    job = RunContext(recipe, out)
+def _shared_data(recipe: Recipe, out: Path) -> Dataset:
+    """The data set that all trials read."""
     with busy("preparing the data"):
-        dataset = prepare_stage(job)
+        dataset = prepare_stage(RunContext(recipe, out))
         refuse_errors(dataset, recipe)
     if not dataset.val:
-        raise UserError(
-            "There are no validation rows, and they decide", where=str(dataset.path), next_step="set data.split.val=0.1"
-        )
-    return Path(dataset.path), dataset.id
+        what = "There are no validation rows, and they decide"
+        raise UserError(what, where=str(dataset.path), next_step="set data.split.val=0.1")
+    return dataset
 
 
 def _begun(out: Path, key: str, search: Search, dataset: str) -> SweepManifest:
-    """The search as far as it got; an empty one where there was none.
-
-    Raises:
-        UserError: another search is in the folder.
-    """
-    if (out / SweepManifest.file).is_file():
-        found = read_record(SweepManifest, out)
-        if found.key == key:
-            return found
+    """The search as far as it got; an empty one where there was none. Another search in the folder is refused."""
+    if not (out / SweepManifest.file).is_file():
+        return SweepManifest(key=key, dataset=dataset, axes=search.axes, rungs=rungs_of(len(search.settings)))
+    manifest = read_record(SweepManifest, out)
+    if manifest.key != key:
         raise UserError("Another search is in this folder", where=str(out), next_step="name another with --out FOLDER")
-    return SweepManifest(key=key, dataset=dataset, axes=search.axes, rungs=rungs_of(len(search.settings)))
+    return manifest
 
 
 def _on(recipe: Recipe, dataset: Path) -> Recipe:
@@ -276,54 +298,34 @@ def _on(recipe: Recipe, dataset: Path) -> Recipe:
 
 def _with(recipe: Recipe, settings: Mapping[str, str], share: float, out: Path) -> Recipe:
     """The recipe of a trial."""
+    train, place = recipe.train, out / "trials" / f"{content_hash(dict(settings))[:8]}-{share:.3f}"
     texts = [f"{key}={value}" for key, value in settings.items()]
-    train = recipe.train
     texts.append(f"train.epochs={train.epochs * share:.6g}")
     if train.max_minutes:
         texts.append(f"train.max_minutes={train.max_minutes * share:.6g}")
-    place = out / "trials" / f"{content_hash(dict(settings))[:8]}-{share:.3f}"
-    values = recipe.model_dump(mode="json", exclude_unset=True)
-    return make_recipe(values, [*texts, f"output_dir={place}"])
-
-
-def _known(found: SweepManifest, settings: Mapping[str, str], share: float) -> Trial | None:
-    return next((trial for trial in found.trials if trial.settings == settings and trial.share == share), None)
+    return make_recipe(recipe.model_dump(mode="json", exclude_unset=True), [*texts, f"output_dir={place}"])
 
 
 def _try(recipe: Recipe, settings: dict[str, str], share: float, out: Path) -> Trial:
     """Train with some settings; a training that fails is a trial that lost."""
-    own = _with(recipe, settings, share, out)
-    folder = Path(own.output_dir or "")
-    place = str(folder.relative_to(out))
-    folder.mkdir(parents=True, exist_ok=True)
-    tracker = start_tracking(own.model_dump(mode="json"), folder, warn=say)
-    status = "FAILED"
+    recipe = _with(recipe, settings, share, out)
+    place = str(Path(recipe.output_dir or "").relative_to(out))
     try:
-        _, result = train_alone(own)
-        status = "FINISHED"
+        result = _train_tracked(recipe, say)
     except UserError as error:
         say(f"          failed: {error.what}")
         return Trial(settings=settings, share=share, run=place, error=error.what)
-    finally:
-        tracker.finish(status)  # type: ignore[arg-type]
-    loss = result.best_val_loss
-    lost = loss is None or not math.isfinite(loss)
-    return Trial(
-        settings=settings, share=share, run=place, minutes=round(result.seconds / 60, 2),
-        val_loss=None if lost else loss, error="no finite validation loss" if lost else "",
-    )  # fmt: skip
+    loss, minutes = result.best_val_loss, round(result.seconds / 60, 2)
+    if loss is None or not math.isfinite(loss):
+        why = "no finite validation loss"
+        return Trial(settings=settings, share=share, run=place, minutes=minutes, error=why)
+    return Trial(settings=settings, share=share, run=place, minutes=minutes, val_loss=loss)
 
 
-def _best(trials: Sequence[Trial]) -> list[Trial]:
-    """Trials by their loss, without those that failed.
-
-    Raises:
-        UserError: all failed.
-    """
-    found = [trial for trial in trials if trial.val_loss is not None]
-    if not found:
-        raise UserError(
-            f"Every trial failed: {trials[0].error}", where=words(trials[0].settings),
-            next_step="run one of them alone: tuneloop run RECIPE with these settings",
-        )  # fmt: skip
-    return sorted(found, key=lambda trial: (trial.val_loss or 0.0, words(trial.settings)))
+def _by_loss(trials: Sequence[Trial]) -> list[Trial]:
+    """Trials by their loss, without those that failed; not all may have."""
+    finished = [trial for trial in trials if trial.val_loss is not None]
+    if not finished:
+        what, where = f"Every trial failed: {trials[0].error}", words(trials[0].settings)
+        raise UserError(what, where=where, next_step="run one of them alone: tuneloop run RECIPE with these settings")
+    return sorted(finished, key=lambda trial: (trial.val_loss or 0.0, words(trial.settings)))

@@ -19,17 +19,16 @@ from tuneloop.models.methods import method_named
 from tuneloop.pipeline.context import (
     BEGINNING,
     RunContext,
-    default_folder,
     done_record,
+    folder_of,
     refuse_other_run,
+    report_stage,
     training_began,
 )
-from tuneloop.pipeline.distributed import Part, distributed_run, leading
+from tuneloop.pipeline.distributed import RunPart, distributed_run, leading, stored
 from tuneloop.pipeline.plan import plan_stage, run_plan, sized
 from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
-from tuneloop.pipeline.report import report_stage
-from tuneloop.pipeline.run_mirror import stored
-from tuneloop.pipeline.task import write_task
+from tuneloop.pipeline.targets import write_task
 from tuneloop.pipeline.time_limit import TimeLimit, limited
 from tuneloop.plan.ledger import record_run
 from tuneloop.recipe import Recipe
@@ -48,17 +47,16 @@ if TYPE_CHECKING:
     from tuneloop.models.template import Template
     from tuneloop.training.config import TrainConfig
 
+OnRecord = Callable[[Mapping[str, Any]], None]  # gets each record of the metrics
+Facts = Mapping[str, Any] | None
 LITTLE_USED = 0.5  # a run that used less of its `max_minutes` says so first
 
 
 def train_key(job: RunContext, dataset: Dataset) -> str:
     """Hash of all that the result of training depends on."""
-    recipe = job.recipe
-    own = [source] if (source := method_named(recipe.train.method).source) else []
-    own += teacher_hash(recipe.train)
-    return content_hash(
-        [recipe.train, recipe.seed, dataset.manifest.hash, job.fingerprint, init_hash(recipe.train), 1, *own]
-    )
+    recipe, source = job.recipe, method_named(job.recipe.train.method).source
+    parts = [recipe.train, recipe.seed, dataset.manifest.hash, job.fingerprint, init_hash(recipe.train), 1]
+    return content_hash([*parts, *([source] if source else []), *teacher_hash(recipe.train)])
 
 
 def train_stage(job: RunContext, dataset: Dataset) -> RunManifest:
@@ -67,42 +65,35 @@ def train_stage(job: RunContext, dataset: Dataset) -> RunManifest:
 
     recipe, folder = job.recipe, job.folder
     key = train_key(job, dataset)
-    done = done_record(RunManifest, folder, key)
-    if done:
-        say(f"train     already done: {_validated(done)}")
-        return done
+    if before := done_record(RunManifest, folder, key):
+        say(f"train     already done: {_validated(before)}")
+        return before
     plan = read_record(Plan, folder).to_json() if (folder / PLAN).is_file() else None
-    began = training_began(job)
-    config = _with_rate(job, dataset, MeasuredMachine.of_plan(plan))
+    began, measured = training_began(folder), MeasuredMachine.of_plan(plan)
+    config = _with_rate(job, dataset, measured)
     with busy("looking at the rows"):
         checked = preflight_of(job, dataset, config, plan)
     refuse_problems(checked, dataset)
     say(f"preflight {checked.line()}")
     try:
-        result = distributed_run(job, Part("train", dataset.path, config, MeasuredMachine.of_plan(plan)))
+        result = distributed_run(job, RunPart("train", dataset.path, config, measured))
     except Preempted as preempted:
-        say(f"train     asked to end: saved at step {preempted.step}; the same command goes on from there")
+        say(f"train     stopped as requested: saved at step {preempted.step}; the same command continues from there")
         raise
-    _keep_result(job)
+    # The model holds the result; one that was divided over processes can't answer, so it is dropped.
+    job.tuned = job.training_model is job.__dict__.get("model")
+    if not job.tuned:
+        job.__dict__.pop("training_model")
     write_task(job, dataset)
-    mfu = _mfu(job, dataset) if job.tuned else None
+    mfu = None
+    if job.tuned:
+        head = job.model.head
+        with busy("measuring this machine's peak"):
+            peak, records = matmul_peak(head.dtype, head.device), read_jsonl(folder / "metrics.jsonl")
+            mfu = utilisation(job.model.config, recipe.train.method, job.rendered(dataset.train), records, peak)
     if began and result.resumed_at:
-        say(f"train     went on from the checkpoint at step {result.resumed_at}")
-    method = method_named(recipe.train.method)
-    run = RunManifest.model_validate({
-        "id": folder.resolve().name,
-        "key": key,
-        "status": "finished",
-        "method": method.name,
-        "model": recipe.model,
-        "model_fingerprint": job.fingerprint,
-        "dataset": dataset.id,
-        **vars(result),
-        "usd": result.seconds / 3600 * recipe.plan.usd_per_hour,
-        "predicted": _predicted(plan) if plan else None,
-        "mfu": mfu,
-        "weights" if method.folder == "model" else "adapter": method.folder,
-    })  # fmt: skip
+        say(f"train     continued from the checkpoint at step {result.resumed_at}")
+    run = _manifest(job, dataset, result, key, plan, mfu)
     write_record(folder / RUN, run)
     if plan and not result.resumed_at:
         finished = result.stopped == "finished" and result.total_steps == result.planned_steps
@@ -116,24 +107,36 @@ def train_stage(job: RunContext, dataset: Dataset) -> RunManifest:
     return run
 
 
-def _predicted(plan: Mapping[str, Any]) -> dict[str, float]:
-    """What `run.json` keeps of the plan."""
-    minutes = {
-        "minutes": plan["time"]["hours"] * 60,
-        "low": plan["time"]["low"] * 60,
-        "high": plan["time"]["high"] * 60,
-    }
-    return {**minutes, "peak_gib": plan["memory"]["peak_gib"], "usd": plan["cost"]["usd"]}
+def _manifest(job: RunContext, dataset: Dataset, result: Any, key: str, plan: Facts, mfu: Facts) -> RunManifest:
+    """`run.json` of a training that is done."""
+    recipe, method, predicted = job.recipe, method_named(job.recipe.train.method), None
+    if plan:
+        hours = plan["time"]
+        predicted = {"minutes": hours["hours"] * 60, "low": hours["low"] * 60, "high": hours["high"] * 60}
+        predicted |= {"peak_gib": plan["memory"]["peak_gib"], "usd": plan["cost"]["usd"]}
+    return RunManifest.model_validate({
+        "id": job.folder.resolve().name,
+        "key": key,
+        "status": "finished",
+        "method": method.name,
+        "model": recipe.model,
+        "model_fingerprint": job.fingerprint,
+        "dataset": dataset.id,
+        **vars(result),
+        "usd": result.seconds / 3600 * recipe.plan.usd_per_hour,
+        "predicted": predicted,
+        "mfu": mfu,
+        "weights" if method.folder == "model" else "adapter": method.folder,
+    })  # fmt: skip
 
 
 def _result_lines(run: RunManifest, config: TrainConfig) -> list[str]:
-    """What training came to, and how that compares with the plan; first of all whether it left most of its time unused."""
+    """What training came to, and how that compares with the plan; first whether it left most of its time unused."""
     from tuneloop.training.loop import busy_words
 
-    minutes = run.seconds / 60
-    early = {"early": "; stopped early: validation got worse", "finished": ""}.get(
-        run.stopped, f"; stopped by a monitor: {run.stopped.replace('_', ' ')}"
-    )
+    minutes, checking = run.seconds / 60, run.checking_seconds / 60
+    by_monitor = f"; stopped by a monitor: {run.stopped.replace('_', ' ')}"
+    early = {"early": "; stopped early: validation got worse", "finished": ""}.get(run.stopped, by_monitor)
     steps = counted(run.steps, "step")
     if run.total_steps < run.planned_steps:
         steps = f"{run.steps:,} of {run.planned_steps:,} planned steps"
@@ -146,18 +149,18 @@ def _result_lines(run: RunManifest, config: TrainConfig) -> list[str]:
             why = f"the machine became faster near the end; train.epochs={config.epochs:g} has more steps"
         lines.append(f"train     used {minutes:.1f} of its {config.max_minutes:.3g} minutes: {why}")
     lines += [
-        f"train     {steps} in {minutes:.1f} minutes ({run.checking_seconds / 60:.1f} of them validation), {run.tokens_per_second:,.0f} tokens/s, "
-        f"peak {run.peak_memory_gib:.2f} GiB",
+        f"train     {steps} in {minutes:.1f} minutes ({checking:.1f} of them validation), "
+        f"{run.tokens_per_second:,.0f} tokens/s, peak {run.peak_memory_gib:.2f} GiB",
         f"          saw {run.seen}; {_validated(run)}{early}",
     ]
     if run.speed_share and run.speed_share < BUSY:
         lines.append(f"machine   {busy_words(run.speed_share, run.planned_tokens_per_second)}")
-    if said := run.predicted:
-        time_off = off_words(minutes, said.low, said.high, said.minutes)
-        peak_off = off_words(run.peak_memory_gib, 0.85 * said.peak_gib, 1.15 * said.peak_gib, said.peak_gib)
+    if plan := run.predicted:
+        time_off = off_words(minutes, plan.low, plan.high, plan.minutes)
+        peak_off = off_words(run.peak_memory_gib, 0.85 * plan.peak_gib, 1.15 * plan.peak_gib, plan.peak_gib)
         lines.append(
-            f"predicted {said.minutes:.1f} minutes ({said.low:.1f} to {said.high:.1f}), took {minutes:.1f}: {time_off}; "
-            f"{said.peak_gib:.2f} GiB, took {run.peak_memory_gib:.2f}: {peak_off}"
+            f"predicted {plan.minutes:.1f} minutes ({plan.low:.1f} to {plan.high:.1f}), took {minutes:.1f}: "
+            f"{time_off}; {plan.peak_gib:.2f} GiB, took {run.peak_memory_gib:.2f}: {peak_off}"
         )
     return lines
 
@@ -170,37 +173,21 @@ def _validated(run: RunManifest) -> str:
     return f"validation loss {first:.3f} -> {best:.3f} (best at step {run.best_step})"
 
 
-def _mfu(job: RunContext, dataset: Dataset) -> dict[str, Any] | None:
-    """How well the steps used the machine, from their records and a short measurement."""
-    head = job.model.head
-    with busy("measuring this machine's peak"):
-        peak = matmul_peak(head.dtype, head.device)
-        records = read_jsonl(job.folder / "metrics.jsonl")
-        return utilisation(job.model.config, job.recipe.train.method, job.rendered(dataset.train), records, peak)
-
-
-def _keep_result(job: RunContext) -> None:
-    """Remember that the model holds the run's result; one that was divided over processes can't be asked, so it goes."""
-    job.tuned = job.training_model is job.__dict__.get("model")
-    if not job.tuned:
-        job.__dict__.pop("training_model")
-
-
 def _with_rate(job: RunContext, dataset: Dataset, measured: MeasuredMachine) -> TrainConfig:
-    """The training settings with a learning rate that a range test has found, where one is asked for; it is kept for resuming."""
+    """The training settings with the learning rate of a range test, where one is set; the rate is kept for resuming."""
     config = job.recipe.train
     if not config.range_test:
         return config
     key = train_key(job, dataset)
-    found = done_record(LearningRate, job.folder, key)
-    if found is None:
+    rate = done_record(LearningRate, job.folder, key)
+    if rate is None:
         began = time.monotonic()
-        test = distributed_run(job, Part("rate", dataset.path, sized(config, measured)))
-        found = test.model_copy(update={"key": key, "seconds": round(time.monotonic() - began, 1)})
-        write_record(job.folder / LearningRate.file, found)
-        say(f"rate      {found.sentence}")
-    rest = config.max_minutes and max(config.max_minutes - found.seconds / 60, config.max_minutes / 4)
-    return config.model_copy(update={"learning_rate": found.chosen, "range_test": False, "max_minutes": rest})
+        test = distributed_run(job, RunPart("rate", dataset.path, sized(config, measured)))
+        rate = test.model_copy(update={"key": key, "seconds": round(time.monotonic() - began, 1)})
+        write_record(job.folder / LearningRate.file, rate)
+        say(f"rate      {rate.sentence}")
+    rest = config.max_minutes and max(config.max_minutes - rate.seconds / 60, config.max_minutes / 4)
+    return config.model_copy(update={"learning_rate": rate.chosen, "range_test": False, "max_minutes": rest})
 
 
 def preflight_of(job: RunContext, dataset: Dataset, config: TrainConfig, plan: Mapping[str, Any] | None) -> Preflight:
@@ -211,22 +198,16 @@ def preflight_of(job: RunContext, dataset: Dataset, config: TrainConfig, plan: M
 
 
 def refuse_problems(checked: Preflight, dataset: Dataset) -> None:
-    """Refuse to start what would be spoiled.
-
-    Raises:
-        UserError: the preflight has found problems.
-    """
+    """Refuse to start what would be spoiled: the preflight has found problems."""
     if checked.problems:
-        raise UserError(
-            "Training does not start: " + "; ".join(checked.problems),
-            where=dataset.path,
-            next_step="put the rows right and prepare again; `tuneloop train DATASET --preflight` looks without training",
-        )
+        what = f"Training does not start: {'; '.join(checked.problems)}"
+        step = "put the rows right and prepare again; `tuneloop train DATASET --preflight` looks without training"
+        raise UserError(what, where=dataset.path, next_step=step)
 
 
 def preflight_alone(recipe: Recipe) -> tuple[Preflight, dict[str, Any] | None, Template]:
     """Prepare where needed and look at the run; the plan is made only when there are no problems."""
-    folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
+    folder = folder_of(recipe)
     job = RunContext(recipe, folder)
     with lock_folder(folder):
         refuse_other_run(folder, recipe)
@@ -238,24 +219,20 @@ def preflight_alone(recipe: Recipe) -> tuple[Preflight, dict[str, Any] | None, T
 
 @contextlib.contextmanager
 def prepared_run(
-    recipe: Recipe, *, on_record: Callable[[Mapping[str, Any]], None] = lambda record: None
+    recipe: Recipe, *, on_record: OnRecord = lambda record: None
 ) -> Iterator[tuple[RunContext, TimeLimit, Dataset]]:
     """The folder of a run, locked, with its settings in it and its data prepared.
-
-    Args:
-        on_record: gets each record of the training's metrics.
 
     Raises:
         UserError: another run is in the folder, or the data have an error.
     """
     began = time.monotonic()
     with busy("looking at the sources"):
-        folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
-    given, recipe = recipe, limited(recipe, folder)
+        folder = folder_of(recipe)
+    whole, recipe = recipe, limited(recipe, folder)
     job = RunContext(recipe, folder, on_record=on_record)
-    limit = TimeLimit(job, given, began)
-    kept = stored(recipe, folder)
-    with kept, leading(job), lock_folder(folder, minor=BEGINNING):
+    limit = TimeLimit(job, whole, began)
+    with stored(recipe, folder), leading(job), lock_folder(folder, minor=BEGINNING):
         refuse_other_run(folder, recipe)
         write_yaml(folder / "config.yaml", recipe.model_dump(mode="json"))
         write_json(folder / "environment.json", machine.environment(device.names_in_use()))
@@ -265,14 +242,8 @@ def prepared_run(
         yield job, limit, dataset
 
 
-def train_alone(
-    recipe: Recipe, *, on_record: Callable[[Mapping[str, Any]], None] = lambda record: None
-) -> tuple[Path, RunManifest]:
-    """Prepare where needed, plan and train, without baselines and evaluation.
-
-    Args:
-        on_record: gets each record of the training's metrics.
-    """
+def train_alone(recipe: Recipe, *, on_record: OnRecord = lambda record: None) -> tuple[Path, RunManifest]:
+    """Prepare, plan and train, without baselines and evaluation; `on_record` gets each record of the metrics."""
     began = time.monotonic()
     with prepared_run(recipe, on_record=on_record) as (job, limit, dataset):
         prepared = time.monotonic()
@@ -283,48 +254,32 @@ def train_alone(
         with busy("training the model"):
             run = train_stage(job, dataset)
         report_stage(job)
-        if job.recipe.train.max_minutes and time.monotonic() - planned >= run.seconds:
-            say(_time_line(plan, run, prepared - began, planned - prepared, time.monotonic() - planned))
+        training = time.monotonic() - planned
+        if job.recipe.train.max_minutes and training >= run.seconds:
+            measuring, steps = plan.get("measuring_seconds", 0.0) / 60, run.seconds / 60
+            rest = {
+                "preparing the data": prepared - began,
+                "loading the model and planning": max(planned - prepared - 60 * measuring, 0.0),
+                "saving the result and the page": max(training - run.seconds, 0.0),
+            }
+            words = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in rest.items())
+            say(
+                f"time      {(time.monotonic() - began) / 60:.1f} minutes in all: measuring {measuring:.1f} and "
+                f"training {steps:.1f}, which train.max_minutes limits; {words}"
+            )
     return job.folder, run
-
-
-def _time_line(plan: Mapping[str, Any], run: RunManifest, preparing: float, planning: float, training: float) -> str:
-    """What the command took besides training, which alone has a limit.
-
-    Args:
-        preparing, planning, training: seconds of the stages, with all that belongs to them.
-    """
-    measuring, steps = plan.get("measuring_seconds", 0.0), run.seconds
-    minutes = {
-        "preparing the data": preparing,
-        "loading the model and planning": max(planning - measuring, 0.0),
-        "saving the result and the page": max(training - steps, 0.0),
-    }
-    rest = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in minutes.items())
-    return (
-        f"time      {(preparing + planning + training) / 60:.1f} minutes in all: measuring {measuring / 60:.1f} and training {steps / 60:.1f}, "
-        f"which train.max_minutes limits; {rest}"
-    )
 
 
 CALIBRATION_MINUTES = 0.3  # of training in `tuneloop plan --calibrate`
 
 
 def calibrate_alone(recipe: Recipe) -> dict[str, Any]:
-    """Train for some steps in a folder that is thrown away: what the plan said and what came goes into the ledger.
-
-    Returns:
-        The plan, with `measured` next to it: minutes, GiB and tokens a second.
-    """
+    """Train for some steps in a folder that is thrown away, for the ledger: the plan, with `measured` next to it."""
     short = recipe.train.model_copy(update={"max_minutes": CALIBRATION_MINUTES, "evaluations": 1, "val_rows": 8})
     with tempfile.TemporaryDirectory() as scratch:
         job = RunContext(recipe.model_copy(update={"train": short}), Path(scratch))
         dataset = prepare_stage(job)
         plan = plan_stage(job, dataset)
         run = train_stage(job, dataset)
-    measured = {
-        "minutes": run.seconds / 60,
-        "peak_gib": run.peak_memory_gib,
-        "tokens_per_second": run.tokens_per_second,
-    }
-    return {**plan, "measured": measured}
+    minutes, gib, speed = run.seconds / 60, run.peak_memory_gib, run.tokens_per_second
+    return {**plan, "measured": {"minutes": minutes, "peak_gib": gib, "tokens_per_second": speed}}

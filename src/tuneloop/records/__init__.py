@@ -1,1 +1,1 @@
-"""What stands in files and crosses stages: one file for each record, each with its version."""
+"""What is in files and crosses stages: one file for each record, each with its version."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from tuneloop.records.plan import PlannedCost
 from tuneloop.records.record import Part, Record
@@ -27,7 +27,7 @@ class AdviceReason(Part):
 
 
 class Payback(Part):
-    """When an alternative has paid for itself against today's prompt; None: never. `why`: in words, when it is never."""
+    """When an alternative has paid for itself against today's prompt; None: never, and `why` says it in words."""
 
     usd_per_query_saved: float
     usd_per_month_saved: float
@@ -40,8 +40,7 @@ class AdvisedAlternative(Part):
     """A way to answer the queries: what it costs, and when it pays back against the first one, today's prompt.
 
     Args:
-        quality: the metric, where it was measured.
-        total_usd: over the months of the case.
+        quality: the metric, where it was measured; `total_usd`: over the months of the case.
         why_never: why it never pays back, in words.
     """
 
@@ -75,7 +74,7 @@ class AssumptionSwing(Part):
 
 
 class MonthlyBill(Part):
-    """A month of serving on rented machines: machines that always run, and hours of machines that run when there is work."""
+    """A month of serving on rented machines: some that always run, and hours of others that run when there is work."""
 
     mode: str
     usd: float
@@ -97,7 +96,7 @@ class AdvisedTraining(Part):
     """A training of one method on the machine that would be used.
 
     Args:
-        hours: of one run; `usd_a_run`: the machine's price for them alone; `cost`: everything. None where it does not fit.
+        hours: of one run; `usd_a_run`: the machine's price for them; `cost`: everything. None where it does not fit.
     """
 
     gpu: str
@@ -114,8 +113,7 @@ class MeasuredSystem(Part):
     """A measured system.
 
     Args:
-        value, low, high: its metric with the interval.
-        gain_over_prompt: over the best prompt.
+        value, low, high: its metric with the interval; `gain_over_prompt`: over the best prompt.
         prompt_tokens: that it reads for a query; `usd_per_1000_queries`: as measured.
     """
 
@@ -130,26 +128,20 @@ class MeasuredSystem(Part):
     training_usd: float | None = None
 
 
-class AdviceRecord(Record):
+class AdviceRecord(Record, what="advice", file="advise.json", again="run `tuneloop advise` again"):
     """`advise.json`: the answer, and everything that it rests on.
 
     Args:
         answer: `tune`, `prompt` (measure and improve the prompt first) or `dont`.
         method: by which method; empty when the answer is no.
-        headline: the answer in a sentence.
-        reasons: the rules that applied, the deciding one first.
+        headline: the answer in a sentence; `reasons`: the rules that applied, the deciding one first.
         steps: what to do, in order; `missing`: options that would tell more.
-        break_even: of the method.
-        sensitivity: of the method's net saving.
+        break_even: of the method; `sensitivity`: of the method's net saving.
         monthly_bills: way of serving -> a month's bill; `trainings`: method -> its training.
-        question: what was asked, and what was filled in.
-        dataset_hash, source_hashes: of the data that it is about: of the prepared set, or of the files where only a sample
-            of them was prepared.
+        question: the options, and what was filled in.
+        dataset_hash, source_hashes: of the data that it is about: the prepared set, or the files where only a sample of
+            them was prepared.
     """
-
-    title: ClassVar[str] = "advice"
-    file: ClassVar[str] = "advise.json"
-    again: ClassVar[str] = "run `tuneloop advise` again"
 
     answer: Literal["tune", "prompt", "dont"]
     method: str = ""

@@ -1,8 +1,8 @@
-"""What is handed on: `artifact.json`."""
+"""What is shipped: `artifact.json`."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from tuneloop.core.units import counted, verb
 from tuneloop.records.evaluation import Comparison, Metrics, SuiteName
@@ -37,7 +37,7 @@ class BaseModelName(Part):
 
 
 class Merged(Part):
-    """What merging an adapter did: tensors that changed, and the largest rounding error relative to a tensor's values."""
+    """What merging an adapter did: tensors that changed, and the largest rounding error, relative to their values."""
 
     tensors: int
     rounding: float
@@ -65,7 +65,7 @@ class EvaluationExcerpt(Part):
 
 
 class Quantisation(Part):
-    """How weights were quantised: the tensors of each type, and the mean divergence of the next token's distribution (nats)."""
+    """How weights were quantised: tensors of each type, and the mean divergence of the next token (nats)."""
 
     name: str
     tensor_types: dict[str, int] = {}
@@ -97,8 +97,9 @@ class SameAnswers(Part):
         if self.largest_gap is None:
             return ""
         return (
-            f" Of {counted(self.parted, 'other')} {self.ties} {verb(self.ties, 'parts', 'part')} at a near tie, where the run itself prefers its token by less than "
-            f"{NEAR_TIE:g} nats; the largest gap is {self.largest_gap:.2g}."
+            f" Of {counted(self.parted, 'other')} {self.ties} {verb(self.ties, 'parts', 'part')} at a near tie, "
+            f"where the run itself prefers its token by less than {NEAR_TIE:g} nats; "
+            f"the largest gap is {self.largest_gap:.2g}."
         )
 
 
@@ -108,8 +109,7 @@ class ArtifactCost(Part):
     Args:
         file_bytes: of the weights.
         peak_bytes: most memory of the process; 0: not known.
-        prompt_tokens_per_second, answer_tokens_per_second: read and written.
-        threads: that computed.
+        prompt_tokens_per_second, answer_tokens_per_second: read and written; `threads`: that computed.
     """
 
     file_bytes: int
@@ -119,25 +119,20 @@ class ArtifactCost(Part):
     threads: int = 1
 
 
-class ArtifactManifest(Record):
+class ArtifactManifest(Record, what="an artifact", file=ARTIFACT, again="export the run again"):
     """`artifact.json`: an exported run. It is written last and makes the folder complete.
 
     Args:
-        id: by the content of the trained weights.
-        format: `merged`, `adapter`, ...
+        id: by the content of the trained weights; `format`: `merged`, `adapter`, ...
         created, tuneloop: when and by which version.
         task: what the model was trained to answer, see `data.task.TaskSpec`.
         evaluation: the run's; of a GGUF file that was measured its own, compared with the run's (`measured`).
-        quantisation, same_answers, cost: of a GGUF file: its types of weights, the share of answers that are the run's, what
-            answering takes.
+        quantisation, same_answers, cost: of a GGUF file: its types of weights, the share of answers that are the run's,
+            what answering takes.
         structured: the share of answers, held to the run's JSON Schema by llama.cpp's server, that are the run's.
         measured: whether `evaluation` is of these files, and not of the run that they were made from.
         files: name in the folder -> size and hash.
     """
-
-    title: ClassVar[str] = "an artifact"
-    file: ClassVar[str] = ARTIFACT
-    again: ClassVar[str] = "export the run again"
 
     id: str
     format: str
@@ -160,6 +155,6 @@ class ArtifactManifest(Record):
 
     @property
     def is_rounded(self) -> bool:
-        """Whether the weights have fewer bits than those that were evaluated: the metrics are then not the artifact's."""
+        """Whether the weights have fewer bits than those that were evaluated: the metrics are not the artifact's."""
         types = self.quantisation.tensor_types if self.quantisation is not None else {}
         return not self.measured and any(kind not in FLOATS for kind in types)

@@ -28,21 +28,20 @@ class Completion:
         text: the answer, without control tokens and outer white space; of scored labels the best one.
         token_ids: written tokens, the one that ended the turn included; empty where they are not known.
         finish: `stop`: the model or a stop string ended it; `length`: the limit cut it; `choice`: a label was chosen;
-            `cancelled`: nobody waited any longer; `error`: there is no answer, and `error` says why.
+            `cancelled`: no one waited any longer; `error`: there is no answer, and `error` says why.
         prompt_tokens, completion_tokens: read and written; 0 where they are not counted.
-        ttft_ms, total_ms: from the start of reading the prompt to the first and to the last token; None: not known. They
-            say nothing of the answer, so that two completions that differ in them alone are equal.
+        ttft_ms, total_ms: from the start of reading the prompt to the first and to the last token; None: not known. Two
+            completions that differ in them alone are equal.
         label_scores: of choice scoring, one length-normalised log likelihood for each label.
         label_probability: that the model gives this label, given that it gives one of them; of the whole label.
         loss, loss_tokens: sum of -log likelihood of the reference answer, and its tokens; None: not measured.
-        logprobs: of the written tokens, where they were asked for.
-        error: why there is no answer.
+        logprobs: of the written tokens, where they were requested; `error`: why there is no answer.
         engine: what computed it: `tuneloop`, the address of an endpoint, ...
         adapter: hash of the adapter that was applied; empty: none that was named.
         served: name of the model that an endpoint says has answered; empty: it does not say.
         cached: whether it was known from before, so that it cost nothing.
         retries: further tries that it took.
-        retry_after: seconds after which an engine that is busy wants to be asked again; None: it does not say.
+        retry_after: seconds after which an engine that is busy takes requests again; None: it does not say.
     """
 
     text: str = ""
@@ -76,38 +75,34 @@ class Completion:
         return math.nan if self.label_probability is None else self.label_probability
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object; what has its default is left out, but for `text` and `finish`. NaN and infinity become null."""
-        found: dict[str, Any] = {"text": self.text, "finish": self.finish}
+        """A JSON object without values that are the default (but `text` and `finish`). NaN and infinity become null."""
+        values: dict[str, Any] = {"text": self.text, "finish": self.finish}
         for each in fields(self):
             value = getattr(self, each.name)
-            if each.name not in found and value != each.default:
-                found[each.name] = _plain(value)
-        return found
+            if each.name not in values and value != each.default:
+                values[each.name] = _plain(value)
+        return values
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Completion:
-        """The inverse of `to_json`. Unknown keys are passed over, so that files of later versions are read.
-
-        Raises:
-            ValueError, TypeError: not a completion.
-        """
+        """The inverse of `to_json`, without unknown keys. `ValueError`, `TypeError`: not a completion."""
         if not isinstance(value, Mapping):
             raise TypeError("not a JSON object")
-        known = {each.name: value[each.name] for each in fields(Completion) if each.name in value}
-        if known.get("finish", "stop") not in get_args(Finish):
-            raise ValueError(f"unknown finish {known['finish']!r}")
-        if not isinstance(known.get("text", ""), str):
+        values = {each.name: value[each.name] for each in fields(Completion) if each.name in value}
+        if values.get("finish", "stop") not in get_args(Finish):
+            raise ValueError(f"unknown finish {values['finish']!r}")
+        if not isinstance(values.get("text", ""), str):
             raise ValueError("the text of a completion is not a string")
-        if "token_ids" in known:
-            known["token_ids"] = tuple(int(i) for i in known["token_ids"])
-        if known.get("logprobs") is not None:
-            known["logprobs"] = tuple(
+        if "token_ids" in values:
+            values["token_ids"] = tuple(int(i) for i in values["token_ids"])
+        if values.get("logprobs") is not None:
+            values["logprobs"] = tuple(
                 TokenLogprob(int(i), _number(p), tuple((int(t), _number(q)) for t, q in top))
-                for i, p, top in known["logprobs"]
+                for i, p, top in values["logprobs"]
             )
-        if known.get("label_scores") is not None:
-            known["label_scores"] = {label: _number(score) for label, score in known["label_scores"].items()}
-        return Completion(**known)
+        if values.get("label_scores") is not None:
+            values["label_scores"] = {label: _number(score) for label, score in values["label_scores"].items()}
+        return Completion(**values)
 
 
 def _plain(value: Any) -> Any:

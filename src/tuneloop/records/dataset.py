@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import NonNegativeInt
 
@@ -18,10 +18,9 @@ class TokenStatistics(Part):
     """Tokens of the rows of a split.
 
     Args:
-        supervised: those that are trained on.
-        p50, p90: nearest rank.
-        measured: rows that were measured, where the figures are estimates.
-        of_rows: rows of the whole split, where the figures are of a sample.
+        supervised: those that are trained on; `p50`, `p90`: nearest rank.
+        measured: rows that were measured, where the numbers are estimates.
+        of_rows: rows of the whole split, where the numbers are of a sample.
     """
 
     total: NonNegativeInt
@@ -78,7 +77,7 @@ class SourceOfRows(Part):
 
 
 class Check(Part):
-    """What one check of the rows found: `ok`, `warn` or `error`; how many rows it concerns, some of them, and what to do."""
+    """What a check of the rows found: `ok`, `warn` or `error`; how many rows it concerns, some of them, what to do."""
 
     name: str
     level: str
@@ -128,7 +127,7 @@ class MixSource(Part):
     """A source of general data.
 
     Args:
-        rows: of the source; `left_out`: those that stand in the task's data, or twice.
+        rows: of the source; `left_out`: those that are in the task's data, or twice.
         train: different rows in the training split; `uses`: with repetitions; `tokens`: of these.
         held_out: rows to measure forgetting with; `test`: rows in the test split.
     """
@@ -147,7 +146,7 @@ class Mix(Part):
     """General data that was blended into the training split.
 
     Args:
-        by: what shares are counted in; `wanted` and `share`: asked for and reached.
+        by: what shares are counted in; `wanted` and `share`: as configured, and as reached.
         task, general: the two parts of the training split.
         times: how often the row that is used most is used.
     """
@@ -166,8 +165,7 @@ class Removal(Part):
 
     Args:
         rows: how many; `when`: the date; `match_hash`: of the pattern, which is not kept.
-        was, was_hash: id and hash of the data set before.
-        earlier: removals before this one.
+        was, was_hash: id and hash of the data set before; `earlier`: removals before this one.
     """
 
     rows: int
@@ -189,29 +187,21 @@ class Format(Part):
     many_labels: bool = False
 
 
-class DatasetManifest(Record):
+class DatasetManifest(Record, what="a data set", file=MANIFEST, again=AGAIN):
     """`dataset.json`: a prepared data set. It is written last and makes the folder complete.
 
     Args:
-        id: name and the first digits of the hash.
-        hash: of what the splits hold and of the configuration.
+        id: name and the first digits of the hash; `hash`: of what the splits hold and of the configuration.
         key: hash of everything that preparing depends on.
         model: what identifies the tokenizer that rows were measured with.
-        task: `classification`, `generation` or `chat`.
-        labels: of the rows, in order.
+        task: `classification`, `generation` or `chat`; `labels`: of the rows, in order.
         config: the settings.
         rejected, repaired: reason or kind -> records; `words`: what these words mean.
-        personal: kind of personal data -> times.
-        too_long: the policy for long rows, and what became of them.
+        personal: kind of personal data -> times; `too_long`: the policy for long rows, and what became of them.
         languages: rows of each.
         mix: general data that was blended in; `general`: general rows that were held out.
-        forgotten: rows that were removed for a person.
-        template_adds: what the chat template adds by itself.
+        forgotten: rows that were removed for a person; `template_adds`: what the chat template adds.
     """
-
-    title: ClassVar[str] = "a data set"
-    file: ClassVar[str] = MANIFEST
-    again: ClassVar[str] = AGAIN
 
     id: str
     hash: str
@@ -258,10 +248,7 @@ class DatasetManifest(Record):
 
 
 def read_manifest(folder: Path | str) -> DatasetManifest:
-    """A folder's `dataset.json`.
-
-    Args:
-        folder: a prepared data set, or its `dataset.json`.
+    """The `dataset.json` of a prepared data set's folder, or this file.
 
     Raises:
         UserError: there is none, it is of another version, or a value in it is wrong (it is named).

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from tuneloop.records.merge import Share
 from tuneloop.records.record import Number, Part, Record
 
@@ -45,7 +43,7 @@ class DistilledFigures(Part):
         metric: that decides; `n`: rows.
         teacher, control, student: the metric's values. `control` is the same student trained on the rows' own answers.
         kept: the student's value as a share of the teacher's; None of a metric of which less is better.
-        closed: share of the gap between control and teacher that the student closes; None: the teacher is not surely better.
+        closed: share of the gap between control and teacher that the student closes; None: no significant gap.
         over_control: student - control, with its paired interval.
         teacher_cost, student_cost: what their answers took.
     """
@@ -62,24 +60,23 @@ class DistilledFigures(Part):
     student_cost: ModelCost | None = None
 
 
-class DistillationRecord(Record):
+class DistillationRecord(
+    Record, what="a distillation", file="distillation.json", again="distil again: the teacher's answers are kept"
+):
     """`distillation.json`: a student that learned from a teacher's answers.
 
     Args:
         teacher: as the user named it; `teacher_key`: hash of what its answers depend on.
         student: the model that was trained; `pruned`: how it was made of the teacher.
-        level: what was learned: `text`, `logits` (stored probabilities) or `live` ones; `answers`: whose, the `teacher`'s or the rows' `own`.
-        dataset: id of the data set whose prompts were asked.
+        level: what was learned: `text`, `logits` (stored probabilities) or `live` ones; `answers`: whose, the
+            `teacher`'s or the rows' `own`.
+        dataset: id of the data set whose prompts were used.
         asked, kept: prompts, and answers that were trained on; `dropped`: reason -> answers.
         unlabelled: of the prompts, those that had no answer of their own.
         agreement: share of the kept answers that are the rows' own.
-        figures: on test rows; None without any.
+        figures: metrics on test rows; None without any.
         words: all that in sentences.
     """
-
-    title: ClassVar[str] = "a distillation"
-    file: ClassVar[str] = "distillation.json"
-    again: ClassVar[str] = "distil again: the teacher's answers are kept"
 
     teacher: str
     teacher_key: str
@@ -97,59 +94,16 @@ class DistillationRecord(Record):
     words: list[str] = []
 
 
-class PlannedPart(Part):
-    """A part of distilling as planned.
-
-    Args:
-        what: it does; `machine`: that it is planned on.
-        gib: of weights, for the teacher; at the peak, of each card, for the student.
-        hours, usd: it takes; None: there is no price.
-    """
-
-    what: str
-    machine: str
-    gib: float
-    hours: float
-    usd: float | None = None
-
-
-class DistillationPlan(Part):
-    """What distilling will take.
-
-    Args:
-        teacher, student, dataset: as the user named them.
-        rows: that train; `prompt_tokens`, `answer_tokens`: mean of a row.
-        epochs: of the student.
-        parts: in their order; `hours`, `usd`: of all.
-        stored_bytes: of the teacher's probabilities.
-    """
-
-    teacher: str
-    student: str
-    dataset: str
-    rows: int
-    prompt_tokens: float
-    answer_tokens: float
-    epochs: float
-    parts: list[PlannedPart]
-    stored_bytes: float = 0.0
-    hours: float
-    usd: float
-
-
-class TeacherLogits(Record):
+class TeacherLogits(
+    Record, what="a teacher's stored probabilities", file="teacher.json", again="delete the folder and distil again"
+):
     """`teacher.json`: what the stored probabilities of a teacher are of.
 
     Args:
         teacher: as the user named it; `teacher_key`: hash of its weights and template.
-        vocabulary: tokens that it knows.
-        top: likeliest tokens that are kept at each position.
+        vocabulary: tokens that it knows; `top`: likeliest tokens that are kept at each position.
         temperature: by which its logits were divided.
     """
-
-    title: ClassVar[str] = "a teacher's stored probabilities"
-    file: ClassVar[str] = "teacher.json"
-    again: ClassVar[str] = "delete the folder and distil again"
 
     teacher: str
     teacher_key: str

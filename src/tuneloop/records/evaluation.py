@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from tuneloop.core.units import counted
-from tuneloop.records.completion import Completion
 from tuneloop.records.metric import Estimate as Estimate
 from tuneloop.records.metric import Metric
 from tuneloop.records.record import Number, Part, Record
-from tuneloop.records.rows import Message, Row
+from tuneloop.records.rows import Message
 from tuneloop.records.side_effects import Canaries, Consistency, Forgetting, Memorisation, PublicTasks
 
 EVALUATION = "eval.json"
 SAMPLES = "samples.jsonl"  # next to it
-# A system: takes the prompts of rows, gives an answer to each, in order.
-AnswerFunction = Callable[[Sequence[Row]], list[Completion]]
 
 
 Metrics = dict[str, Estimate]
@@ -28,33 +24,27 @@ Metrics = dict[str, Estimate]
 def split_place(place: str) -> tuple[Path, str]:
     """The folder of an evaluation and a system's name, out of `FOLDER`, `FOLDER/eval.json` or `FOLDER:NAME`.
 
-    A path that exists is a folder. Else the name begins behind the first colon with an existing path before it, or behind
-    the first one of all: folders and names may hold colons. The name is empty where none is given.
+    A path that exists is a folder. Else the name begins behind the first colon with an existing path before it, or
+    behind the first one of all: folders and names may hold colons. The name is empty where none is given.
     """
     parts = place.split(":")
     splits = [(":".join(parts[:i]), ":".join(parts[i:])) for i in range(1, len(parts))]
-    known = [(folder, name) for folder, name in splits if Path(folder).exists()]
-    folder, name = (place, "") if Path(place).exists() or not splits else (known or splits)[0]
+    existing = [(folder, name) for folder, name in splits if Path(folder).exists()]
+    folder, name = (place, "") if Path(place).exists() or not splits else (existing or splits)[0]
     path = Path(folder)
     return path.parent if path.name == EVALUATION else path, name
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What was evaluated on what.
-
-    Args:
-        name: the system's name in `comparisons` ("tuned").
-        key: hash of everything that the result depends on, to tell whether it is still good.
-        trained: how far it was trained, where that is worth a word in the verdict.
-    """
+    """What was evaluated on what."""
 
     model: str
     dataset: str
     split: str = "test"
-    name: str = "tuned"
-    key: str = ""
-    trained: str = ""
+    name: str = "tuned"  # of the system in `comparisons`
+    key: str = ""  # hash of everything that the result depends on, to tell whether it is still good
+    trained: str = ""  # how far it was trained, where that is worth a word in the verdict
 
 
 # --- comparisons and the verdict ---------------------------------------------------------------
@@ -65,17 +55,17 @@ class Comparison:
     """How far b is above a on one metric over the same rows.
 
     Args:
-        delta: b - a; `low` and `high` are its 95 % interval, for this comparison by itself.
+        delta: b - a; `low` and `high` are its 95 % interval, for this comparison alone.
         p: two-sided p-value of `test`, likewise. It is below 0.05 just where the interval does not reach 0.
         verdict: `better` (b), `worse` or `not enough evidence`, by `p_holm`.
-        p_holm, low_holm, high_holm: p-value and interval corrected (Holm) for the `tests` comparisons that are read together: see
-            `evaluate.adjusted`. They are what is shown, and they agree as `p` and the 95 % interval do.
+        p_holm, low_holm, high_holm: p-value and interval corrected (Holm) for the `tests` comparisons that are read
+            together, as shown (see `evaluate.adjusted`); they agree as `p` and the 95 % interval do.
         effect: size of the difference without its unit: `effect_kind` tells which.
         detectable: the smallest difference that these rows would have shown (80 % power).
         more_rows: with no verdict, how many further rows would show a difference as large as this one; else None.
-        rows_needed: rows in all that show a difference as large as this one with 80 % power; None where no number follows.
+        rows_needed: rows in all that show a difference as large as this one with 80 % power; None: no number follows.
         only_a, only_b: rows that one side alone has right (right-or-wrong metrics of rows that form no clusters).
-        apart: rows, or clusters, on which the two differ, where that can be told.
+        apart: rows, or clusters, on which the two differ, where that is known.
     """
 
     a: str
@@ -113,11 +103,11 @@ BaselineKind = Literal["prompt", "classical", "constant"]
 
 @dataclass(frozen=True)
 class Claim:
-    """What the rows show of one system against another by one metric. All that is written about it quotes these numbers.
+    """What the rows show of one system against another by one metric. All texts about it quote these numbers.
 
     Args:
-        outcome: `better` or `worse` where the interval excludes 0 and the p-value is below 0.05, else `not enough evidence`.
-        gain, low, high: with its 95 % interval; positive: the system is better, whether more or less of the metric is better.
+        outcome: `better` or `worse`: the interval excludes 0 and the p-value is below 0.05; else `not enough evidence`.
+        gain, low, high: with its 95 % interval; positive: the system is better, whatever is better of the metric.
         p: two-sided p-value. Interval and p-value are corrected (Holm) for `tests` comparisons.
     """
 
@@ -135,15 +125,14 @@ class Standing:
     """How one system stands against another.
 
     Args:
-        name, against: the two.
-        kind: of `against`.
-        outcome: `better`: surely better by the metric that decides, and surely worse by no headline metric; `promising`: the
-            same with a p-value of 0.005 or more; `mixed`: surely better by some headline metrics and surely worse by others;
-            `worse`: surely worse by some and better by none; else `not enough evidence`.
-        gain, low, high: by the metric that decides, with its 95 % interval, corrected as `p_holm` is for `tests` comparisons;
-            positive: `name` is better, whether more or less of the metric is better.
+        name, against: the two; `kind`: of `against`.
+        outcome: by significant differences. `better`: by the metric that decides, and `worse` by no headline metric;
+            `promising`: the same with a p-value of 0.005 or more; `mixed`: better by some headline metrics, worse by
+            others; `worse`: by some, and better by none; else `not enough evidence`.
+        gain, low, high: by the metric that decides, with its 95 % interval, corrected as `p_holm` is for `tests`
+            comparisons; positive: `name` is better, whatever is better of the metric.
         p, p_holm, tests, detectable, only_name, only_against, apart: see `Comparison`.
-        rows_needed: rows in all that settle it: with 80 % power they show a difference as large as this one with p below 0.005.
+        rows_needed: rows in all that settle it: with 80 % power they show a difference as large with p below 0.005.
         claims: what each headline metric shows, the one that decides first.
     """
 
@@ -173,44 +162,6 @@ class Standing:
     def lost(self) -> dict[str, float]:
         """Headline metrics by which it is shown to be worse, with the gain in each."""
         return {claim.metric: claim.gain for claim in self.claims if claim.outcome == "worse"}
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What may be said of a system.
-
-    Args:
-        name: the system.
-        outcome: the weakest of its standings; `not compared` without any.
-        against: the alternative that this is about: of those that it stands weakest against, the best one.
-        metric: the metric that decides.
-        why: why this one does, where that isn't plain; else empty.
-        never: labels of the rows that it never gives, the most frequent first; `only`: the one that it gives to every row.
-        standings: against each alternative, the best one first; where others are compared with the same system, theirs follow.
-    """
-
-    name: str
-    outcome: Outcome
-    against: str | None
-    metric: str
-    why: str
-    never: list[str]
-    only: str | None
-    standings: list[Standing]
-
-    @property
-    def own(self) -> list[Standing]:
-        """The system's own standings."""
-        return [s for s in self.standings if s.name == self.name]
-
-    @property
-    def weakest(self) -> Standing | None:
-        """The standing that the outcome is about."""
-        return next((s for s in self.own if s.against == self.against), None)
-
-    def best_of(self, kind: BaselineKind) -> Standing | None:
-        """Against the best alternative of a kind."""
-        return next((s for s in self.own if s.kind == kind), None)
 
 
 class VerdictPart(Part):
@@ -301,7 +252,7 @@ class LabelScores(Part):
 
 
 class Confusion(Part):
-    """The labels that occur, and the cells that aren't 0 as [label, predicted, rows]; predicted null: an invalid answer."""
+    """The labels that occur, and the cells that aren't 0 as [label, predicted, rows]; predicted null: invalid."""
 
     labels: list[str]
     cells: list[tuple[str, str | None, int]]
@@ -338,11 +289,9 @@ class Slice:
     """What single rows are judged by (`Evaluation.row_metric`) on some rows, against all other rows.
 
     Args:
-        field, value: what the rows have in common.
-        n: rows.
+        field, value: what the rows have in common; `n`: rows.
         score: their mean; `low` and `high` are its 95 % interval.
-        rest: the mean of all other rows.
-        delta: score - rest, with its interval `delta_low`, `delta_high`.
+        rest: the mean of all other rows; `delta`: score - rest, with its interval `delta_low`, `delta_high`.
         p: two-sided p-value; `p_holm` is adjusted for all slices looked at.
         verdict: `worse` or `better` than the rest, or `not enough evidence`, by `p_holm`.
     """
@@ -393,13 +342,10 @@ class Against:
     """Test rows against production.
 
     Args:
-        rows: production rows.
-        differs: whether the two can surely be told apart, and well enough to matter.
-        auc: how well a classifier tells them apart on rows that it has not seen; 0.5 is not at all.
-        p: of the test that it can't.
-        differs_in: what differs, in words.
-        metric: that decides.
-        score: as measured on the test rows.
+        rows: production rows; `differs`: whether the two differ significantly, and enough to matter.
+        auc: how well a classifier separates them on rows that it has not seen; 0.5 is not at all.
+        p: of the test that it can't; `differs_in`: what differs, in words.
+        metric: that decides; `score`: as measured on the test rows.
         reweighted: of the test rows weighted as production would have them.
         effective_rows: how many unweighted rows the weighted ones are worth; few: production asks what the test
             set hardly holds.
@@ -418,7 +364,7 @@ class Against:
     def in_words(self) -> str:
         """One sentence."""
         if not self.differs:
-            return f"The test rows look like production (told apart with AUC {self.auc:.2f}; 0.5 is chance)."
+            return f"The test rows look like production (separated with AUC {self.auc:.2f}; 0.5 is chance)."
         what = "; ".join(self.differs_in) or "its wording"
         return (
             f"Your test set differs from production in {what}. Weighted as production, {self.metric} is "
@@ -431,8 +377,7 @@ class ScoringSettings(Part):
     """How an evaluation was computed, so that it can be computed again from `samples.jsonl`.
 
     Args:
-        intervals: what the intervals are, in words.
-        seed, bootstrap: of the resamples, and how many.
+        intervals: what the intervals are, in words; `seed`, `bootstrap`: of the resamples, and how many.
         fields, labels, cluster, field_labels, label_rows: see `evaluate.evaluate.Evaluation`.
         primary: the metric that decides, where the user has chosen it.
     """
@@ -448,8 +393,8 @@ class ScoringSettings(Part):
     label_rows: dict[str, dict[str, int]] | None = None
 
 
-class EvaluationManifest(Record):
-    """`eval.json`: one system's figures, and how they compare with those of others. It is written last.
+class EvaluationManifest(Record, what="an evaluation", file=EVALUATION, again="delete the file and evaluate again"):
+    """`eval.json`: one system's metrics, and how they compare with those of others. It is written last.
 
     Args:
         key: hash of everything that the result depends on.
@@ -460,8 +405,7 @@ class EvaluationManifest(Record):
         comparisons: of the baselines (a) with it (b).
         verdict, words: what may be said of it; all sentences.
         invalid, invalid_baselines: answers that aren't valid.
-        signatures: what exactly was computed, by metric.
-        costs: system -> what its answers took.
+        signatures: what exactly was computed, by metric; `costs`: system -> what its answers took.
         primary: the metric that decides; `row_metric`: what single rows are judged by.
         production: the test rows against what users sent.
         leaderboard, leaderboard_words: all systems with gains and costs.
@@ -473,10 +417,6 @@ class EvaluationManifest(Record):
         runs: system -> its run's folder, where it is one.
         code: how programs ended, and under which protections.
     """
-
-    title: ClassVar[str] = "an evaluation"
-    file: ClassVar[str] = EVALUATION
-    again: ClassVar[str] = "delete the file and evaluate again"
 
     key: str = ""
     model: str = ""
@@ -526,10 +466,9 @@ class KnownOfAnswer(Part):
 
     Args:
         confidence: the probability of the label; None: not known.
-        loss: sum of -log likelihood of the reference, and its tokens.
-        language: of the prompt.
+        loss: sum of -log likelihood of the reference, and its tokens; `language`: of the prompt.
         further: more answers to the same prompt.
-        measured: metric -> the row's figure, of metrics that need more than the text.
+        measured: metric -> the row's value, of metrics that need more than the text.
     """
 
     confidence: float | None = None
@@ -549,7 +488,7 @@ class AnsweredRow(Part):
         prediction: the answer of the system that the evaluation is about.
         label, predicted_label: where rows have one.
         valid: whether the answer is one of those that are allowed; `finished`: whether no limit has cut it.
-        scores: metric -> the row's figure.
+        scores: metric -> the row's value.
     """
 
     id: str
@@ -580,21 +519,16 @@ class Sample(KnownOfAnswer, AnsweredRow):
     meta: dict[str, Any] = {}
 
 
-class BaselinesManifest(Record):
+class BaselinesManifest(
+    Record, what="a list of baselines", file="baselines.json", again="delete the file and run the same command again"
+):
     """`baselines/baselines.json`: the systems that a tuned model is compared with.
 
     Args:
-        key: hash of everything that they depend on.
-        n: rows.
-        systems: name -> its folder in `baselines/`.
-        costs, leaderboard, words: as in `eval.json`.
-        seconds: all of them took.
-        notes: what a reader has to know of a system's prompts.
+        key: hash of everything that they depend on; `n`: rows.
+        systems: name -> its folder in `baselines/`; `costs`, `leaderboard`, `words`: as in `eval.json`.
+        seconds: all of them took; `notes`: what a reader has to know of a system's prompts.
     """
-
-    title: ClassVar[str] = "a list of baselines"
-    file: ClassVar[str] = "baselines.json"
-    again: ClassVar[str] = "delete the file and run the same command again"
 
     key: str = ""
     n: int = 0
@@ -616,13 +550,10 @@ class GateCheck:
     """One demand and what came of it.
 
     Args:
-        kind: `must_pass`, `metric`, `forgetting` or `latency`.
-        name: what was demanded.
-        status: `pass`, `fail` or `inconclusive`.
-        message: a sentence for people.
-        value, low, high: the figure that decides, with its 95 % interval where there is one.
-        limit: what it is compared with.
-        rows: rows that it rests on.
+        kind: `must_pass`, `metric`, `forgetting` or `latency`; `name`: what was demanded.
+        status: `pass`, `fail` or `inconclusive`; `message`: a sentence for people.
+        value, low, high: the value that decides, with its 95 % interval where there is one.
+        limit: what it is compared with; `rows`: rows that it rests on.
     """
 
     kind: str
@@ -652,23 +583,19 @@ class GateSide(Part):
 
 
 class FlakyRow(Part):
-    """A row that passed only sometimes: `passed` of `asked` times."""
+    """A row that passed only sometimes: `passed` of `asked` tries."""
 
     row: str
     passed: int
     asked: int
 
 
-class GateResult(Record):
+class GateResult(Record, what="a gate's result", file="gate.json", again="run `tuneloop gate` again"):
     """`gate.json`: whether a candidate may be released.
 
     Args:
         evaluation: SHA-256 of the `eval.json` that was judged.
     """
-
-    title: ClassVar[str] = "a gate's result"
-    file: ClassVar[str] = "gate.json"
-    again: ClassVar[str] = "run `tuneloop gate` again"
 
     status: GateStatus
     suite: SuiteName | None = None

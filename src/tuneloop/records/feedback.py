@@ -1,4 +1,4 @@
-"""What people said of answers: as it comes in and is checked, as it is stored, and its value between 0 (bad) and 1 (good)."""
+"""What people said of answers: how it is checked and stored, and its value between 0 (bad) and 1 (good)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -20,25 +20,19 @@ SHADOW = "shadow"  # 1, 0 or -1, the judged pair of a request that a candidate a
 INTERNAL = (SHADOW,)  # kinds that the program alone writes
 
 
-class Feedback(Record):
+class Feedback(Record, what="feedback", file="feedback.jsonl", again="read the store with the version that wrote it"):
     """Feedback on a request or on a whole conversation.
 
     Args:
         id: UUIDv7.
         request, conversation: what it is about; exactly one of them.
-        kind: one of `KINDS`, or a name of your own.
-        value: a bool (thumbs), a number (rating) or a text.
-        user: pseudonym of who gave it.
-        time: ISO 8601 in UTC.
+        kind: one of `KINDS`, or a name of your own; `value`: a bool (thumbs), a number (rating) or a text.
+        user: pseudonym of who gave it; `time`: ISO 8601 in UTC.
         key: of idempotency: the same key again is the same feedback.
         source: where it came from: `api`, `page`, `command`, `file`, `review`, `judge`, or a name of one's own.
         weight: how many voices it counts as, where several are averaged; None: one.
-        voice: who sent it: `key:NAME`; `trusted:NAME`, a key with the right `feedback`; `anyone`, without a key; None: a command.
+        voice: who sent it: `key:NAME`; `trusted:NAME` (with the right `feedback`); `anyone`: no key; None: a command.
     """
-
-    title: ClassVar[str] = "feedback"
-    file: ClassVar[str] = "feedback.jsonl"
-    again: ClassVar[str] = "read the store with the version that wrote it"
 
     id: str
     request: str | None = None
@@ -63,11 +57,7 @@ class Feedback(Record):
         return (self.voice or "").partition(":")[2]
 
     def may_teach(self, key: str | None = None) -> bool:
-        """Whether a right answer in it may be learned from: it is believed, or comes with the key of what it is about.
-
-        Args:
-            key: that the request came with; None: it was checked when the feedback came.
-        """
+        """Whether a right answer in it may be learned from: it is believed, or of its request's key (None: checked)."""
         return self.believed or (bool(self.sender) and key in (None, self.sender))
 
     @model_validator(mode="after")
@@ -91,12 +81,8 @@ def value_of(kind: str, value: object) -> float | None:
     """How good feedback is: 0 to 1; None where it says nothing on that scale.
 
     Thumbs are true or false, 1 or -1, or words. Ratings are 1 to 5 stars, or a number from 0 to 1. A correction says
-    that the answer was wrong, and so does the text that an answer was `edited` into. `edited`, `retried` and `escalated`
-    are bad where they are true. Other names are read as flags or as numbers from 0 to 1.
-
-    Args:
-        kind: of the feedback.
-        value: as it was given.
+    that the answer was wrong, and so does the text that it was `edited` into. `edited`, `retried` and `escalated` are
+    bad where they are true. Other names are read as flags or as numbers from 0 to 1.
     """
     if kind in COMMENTS or value is None:
         return None
@@ -107,7 +93,7 @@ def value_of(kind: str, value: object) -> float | None:
 
 
 def right_answer(kind: str, value: object) -> str | None:
-    """The answer that somebody puts in place of the given one: a correction, or what it was edited into; else None."""
+    """The answer that takes the place of the first one: a correction, or what it was edited into; else None."""
     if not isinstance(value, str) or kind not in ("correction", "edited"):
         return None
     return None if kind == "edited" and _plain_value(kind, value) is not None else value
@@ -137,54 +123,47 @@ LARGEST = 1e15  # number of a kind of one's own
 TEXTS = ("label", "correction", "comment", "choice")
 
 
-def feedback_of(given: Mapping[str, Any], *, new_id: str, now: str) -> Feedback:
-    """Feedback from what somebody sent, checked.
+def feedback_of(record: Mapping[str, Any], *, new_id: str, now: str) -> Feedback:
+    """Feedback from what someone sent, checked.
 
     Args:
-        given: `request` or `conversation`, `kind`, `value`, and `user`, `time`, `key`, `source`, `weight` where they are
-            known.
+        record: `request` or `conversation`, `kind`, `value`, and `user`, `time`, `key`, `source`, `weight` where known.
         new_id: its id.
         now: the time where none is given; one that lies later is set to it, since clocks differ.
 
     Raises:
         UserError: it is about nothing or about two things, its kind is no name, or its value does not fit the kind.
     """
-    named = {name: _name(given.get(name), name) for name in ("request", "conversation", "user", "key")}
-    if (named["request"] is None) == (named["conversation"] is None):
-        raise UserError(
-            "Feedback is about a request or about a conversation, one of them", where="feedback",
-            next_step='as in {"request": "ID", "kind": "thumbs", "value": true}',
-        )  # fmt: skip
-    kind = given.get("kind")
+    names = {name: _name(record.get(name), name) for name in ("request", "conversation", "user", "key")}
+    if (names["request"] is None) == (names["conversation"] is None):
+        step = 'as in {"request": "ID", "kind": "thumbs", "value": true}'
+        what = "Feedback is about a request or about a conversation, one of them"
+        raise UserError(what, where="feedback", next_step=step)
+    kind, usual = record.get("kind"), ", ".join(KINDS)
     if kind in INTERNAL:
-        raise UserError(
-            f"The kind {kind!r} is the program's own", where="kind", next_step=f"{', '.join(KINDS)}, or another name"
-        )
+        raise UserError(f"The kind {kind!r} is the program's own", where="kind", next_step=f"{usual}, or another name")
     if not isinstance(kind, str) or not KIND.fullmatch(kind):
-        raise UserError(
-            f"Not a kind of feedback: {kind!r:.60}", where="kind",
-            next_step=f"{', '.join(KINDS)}, or a name of your own in small letters, as in resolved",
-        )  # fmt: skip
-    time = _time(given.get("time"), now)
-    source, weight = _name(given.get("source"), "source"), _weight(given.get("weight"))
+        step = f"{usual}, or a name of your own in small letters, as in resolved"
+        raise UserError(f"Not a kind of feedback: {kind!r:.60}", where="kind", next_step=step)
+    time = _time(record.get("time"), now)
+    source, weight = _name(record.get("source"), "source"), _weight(record.get("weight"))
     if source is not None and not KIND.fullmatch(source):
         raise UserError(f"Not a source: {source!r:.60}", where="source", next_step="a name in small letters, as in app")
-    value = _checked(kind, given.get("value"))
-    return Feedback(id=new_id, **named, kind=kind, value=value, time=time, source=source, weight=weight)
+    value = _checked(kind, record.get("value"))
+    return Feedback(id=new_id, **names, kind=kind, value=value, time=time, source=source, weight=weight)
 
 
 def _weight(value: Any) -> float | None:
     if value in (None, ""):
         return None
     try:
-        found = float(value)
+        weight = float(value)
     except (TypeError, ValueError, OverflowError):
-        found = math.nan
-    if isinstance(value, bool) or not 0 < found <= HEAVIEST:
-        raise UserError(
-            f"Not a weight: {value!r:.60}", where="weight", next_step=f"a number above 0, at most {HEAVIEST}"
-        )
-    return found
+        weight = math.nan
+    if isinstance(value, bool) or not 0 < weight <= HEAVIEST:
+        step = f"a number above 0, at most {HEAVIEST}"
+        raise UserError(f"Not a weight: {value!r:.60}", where="weight", next_step=step)
+    return weight
 
 
 def _name(value: Any, what: str) -> str | None:
@@ -200,42 +179,39 @@ def _time(value: Any, now: str) -> str:
     if value in (None, ""):
         return now
     try:
-        found = datetime.fromisoformat(str(value))
+        time = datetime.fromisoformat(str(value))
     except ValueError:
-        raise UserError(
-            f"Not a time: {value!r:.60}", where="time", next_step="write it as 2026-01-31T12:00:00Z"
-        ) from None
-    found = found if found.tzinfo else found.replace(tzinfo=UTC)
-    return min(utc(found.timestamp()), now)
+        step = "write it as 2026-01-31T12:00:00Z"
+        raise UserError(f"Not a time: {value!r:.60}", where="time", next_step=step) from None
+    time = time if time.tzinfo else time.replace(tzinfo=UTC)
+    return min(utc(time.timestamp()), now)
 
 
 def _checked(kind: str, value: Any) -> Any:
     """A value that fits the kind: thumbs as true or false, ratings as numbers, the others as they are."""
-    step = "tuneloop collect add --help"
+
+    def refused(what: str, step: str = "tuneloop collect add --help") -> UserError:
+        return UserError(what, where="value", next_step=step)
+
     if unstorable(value) or (isinstance(value, str) and storable(value) != value):
-        raise UserError(
-            f"Can't be stored: {value!r:.60}", where="value",
-            next_step="leave out characters such as \\ud800 or \\u0000",
-        )  # fmt: skip
+        raise refused(f"Can't be stored: {value!r:.60}", "leave out characters such as \\ud800 or \\u0000")
     if kind in TEXTS or (isinstance(value, str) and kind not in ("thumbs", "rating")):
         if not isinstance(value, str) or not value.strip():
-            raise UserError(f"A {kind} is a text, got {value!r:.60}", where="value", next_step=step)
+            raise refused(f"A {kind} is a text, got {value!r:.60}")
         if len(value) > LONGEST:
-            raise UserError(
-                f"A text of {len(value):,} characters; at most {LONGEST:,} are kept", where="value", next_step="shorten it"
-            )  # fmt: skip
+            raise refused(f"A text of {len(value):,} characters; at most {LONGEST:,} are kept", "shorten it")
         return value
     if not isinstance(value, str | int | float) or not (isinstance(value, str) or -LARGEST <= value <= LARGEST):
-        raise UserError(f"Not a value of {kind}: {value!r:.60}", where="value", next_step=step)
+        raise refused(f"Not a value of {kind}: {value!r:.60}")
     if kind == "rating" and isinstance(value, str):
         try:
             value = int(value) if value.strip().isdecimal() else float(value)  # "1" is a star, as 1 is
         except ValueError:
-            raise UserError(f"A rating is a number, got {value!r:.60}", where="value", next_step=step) from None
-    if kind in ("thumbs", "rating"):
-        good = None if kind == "rating" and isinstance(value, bool) else value_of(kind, value)
-        if good is None:
-            meant = "up or down" if kind == "thumbs" else f"1 to {STARS}, or from 0 to 1"
-            raise UserError(f"A {kind} is {meant}, got {value!r:.60}", where="value", next_step=step)
-        return good == 1.0 if kind == "thumbs" else value
-    return value
+            raise refused(f"A rating is a number, got {value!r:.60}") from None
+    if kind not in ("thumbs", "rating"):
+        return value
+    good = None if kind == "rating" and isinstance(value, bool) else value_of(kind, value)
+    if good is None:
+        choices = "up or down" if kind == "thumbs" else f"1 to {STARS}, or from 0 to 1"
+        raise refused(f"A {kind} is {choices}, got {value!r:.60}")
+    return good == 1.0 if kind == "thumbs" else value

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from tuneloop.records.metric import number_words
 from tuneloop.records.record import Number, Part, Record
 
@@ -12,11 +10,9 @@ class MergeSource(Part):
     """An adapter that went into a merge.
 
     Args:
-        name: as the user gave it.
-        hash: of its tensors and their scale.
-        weight: that it counts with.
-        rank: the largest of a module.
-        run: the folder of its run, where that is at hand; `dataset`: the id of its rows.
+        name: as the user gave it; `hash`: of its tensors and their scale.
+        weight: that it counts with; `rank`: the largest of a module.
+        run: the folder of its run, where that is available; `dataset`: the id of its rows.
     """
 
     name: str
@@ -46,11 +42,11 @@ class TaskResult(Part):
     Args:
         task: the expert's name.
         metric: that decides; `n`: rows; `split`: that they are from.
-        base, expert, merged, random: the metric's values; `random`: of the expert merged with an adapter of random matrices of
-            the same size; `pooled`: of one adapter trained on all tasks' rows, where there is one.
-        kept: share of the expert's gain over the base that the merged model has. None: the expert has no sure gain.
+        base, expert, merged, random: the metric's values; `random`: of the expert merged with an adapter of random
+            matrices of the same size; `pooled`: of one adapter trained on all tasks' rows, where there is one.
+        kept: share of the expert's gain over the base that the merged model has. None: that gain is not significant.
         delta: merged - expert, with its paired interval.
-        holds: whether the share is at least what is asked for; `sure`: whether its interval says so, too.
+        holds: whether the share is at least what is required; `sure`: whether its interval says so, too.
     """
 
     task: str
@@ -69,7 +65,7 @@ class TaskResult(Part):
 
 
 class SearchedMerge(Part):
-    """Settings that `--method auto` tried: the least share of a gain that a task kept on validation rows, and the time."""
+    """Settings that `--method auto` tried: the least share of a gain that a task kept on validation rows; time."""
 
     method: str
     weights: list[float]
@@ -79,26 +75,21 @@ class SearchedMerge(Part):
     seconds: float
 
 
-class MergeRecord(Record):
+class MergeRecord(
+    Record, what="a merge", file="merge.json", again="merge again: delete the folder and give the same command"
+):
     """`merge.json`: adapters of one base as one adapter.
 
     Args:
         key: hash of all that the result depends on.
         method, density: how; `rank`: the largest of a module.
-        lost: length cut off to get the rank, as a share of what the method gave.
-        hash: of the merged tensors.
+        lost: length cut off to get the rank, as a share of what the method gave; `hash`: of the merged tensors.
         sources: the adapters that are in it.
         routed: experts that are not: their tasks lost more than allowed.
-        allowed: the most of an expert's gain that a task may lose, as a share.
-        tasks: what each task kept.
-        searched: what `--method auto` tried.
-        words: all that in sentences.
-        request: hash of what was asked for, judging included.
+        allowed: the most of an expert's gain that a task may lose, as a share; `tasks`: what each task kept.
+        searched: what `--method auto` tried; `words`: all that in sentences.
+        request: hash of the request, judging included.
     """
-
-    title: ClassVar[str] = "a merge"
-    file: ClassVar[str] = "merge.json"
-    again: ClassVar[str] = "merge again: delete the folder and give the same command"
 
     key: str
     model: str
@@ -122,8 +113,7 @@ class TaskRoute(Part):
 
     Args:
         task: its name; `dataset`: the folder of its rows.
-        target: the merged run, or the expert.
-        why: in a sentence.
+        target: the merged run, or the expert; `why`: in a sentence.
     """
 
     task: str
@@ -132,17 +122,13 @@ class TaskRoute(Part):
     why: str = ""
 
 
-class TaskDeployment(Record):
+class TaskDeployment(Record, what="a list of tasks and their models", file="tasks.json", again="merge again"):
     """`tasks.json`: which model answers which task.
 
     Args:
         base: the base model of all adapters; it answers what belongs to no task.
         routes: one for each task.
     """
-
-    title: ClassVar[str] = "a list of tasks and their models"
-    file: ClassVar[str] = "tasks.json"
-    again: ClassVar[str] = "merge again"
 
     base: str
     routes: list[TaskRoute]

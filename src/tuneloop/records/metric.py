@@ -1,11 +1,10 @@
-"""A metric: how its figures are read, written and compared. `evaluate.metrics` has those that come with tuneloop."""
+"""A metric: how its values are read, written and compared. `evaluation.metrics` has those that come with tuneloop."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 from tuneloop.records.record import Number
 
@@ -14,9 +13,6 @@ Better = Literal["higher", "lower", "neither"]
 Test = Literal["exact McNemar", "paired bootstrap", "by its scores", "none"]
 Needs = Literal["labels", "several labels", "references", "fields", "JSON", "programs", "losses", "scorer"]
 Headline = Literal["", "labels", "several labels", "texts", "JSON", "programs", "own", "valid answers"]
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-DECLARED = "__tuneloop_metric__"  # attribute of a function that `metric` has declared
 
 
 @dataclass(frozen=True)
@@ -32,7 +28,7 @@ NOTHING = 1e-9  # differences nearer to 0 come of rounding
 
 
 def number_words(value: float, decimals: int, *, signed: bool = False) -> str:
-    """A number with at least so many decimals, and more where it would read as 0 and is not: an interval above 0 shows it."""
+    """A number with at least so many decimals, and more where it would read as 0 and is not."""
     if abs(value) < NOTHING:
         value = 0.0
     while value and round(value, decimals) == 0:
@@ -45,15 +41,14 @@ class Metric:
     """What is the same for every value of a metric. Reports, tables, gate, advice and charts read it here.
 
     Args:
-        name: in `eval.json` and in settings.
-        title: as people read it.
-        scale: `share` is a share of the rows, written in percent in sentences; `0..1` other figures up to 1; `0..100` as
-            sacrebleu gives BLEU; `from 0` without an upper bound.
+        name: in `eval.json` and in settings; `title`: as people read it.
+        scale: `share` is a share of the rows, written in percent in sentences; `0..1` other values up to 1; `0..100`
+            as sacrebleu gives BLEU; `from 0` without an upper bound.
         better: which direction is better; a metric that has `neither` is not compared and can't decide.
         test: of a paired comparison. `exact McNemar` where rows are right or wrong (a paired bootstrap where they form
             clusters), `by its scores`: that one where all scores are 0 or 1, else the paired bootstrap.
         needs: what must be there for it to be measured.
-        headline: the kind of answers that it is a headline metric of: a verdict rests on it. Empty: it is a further figure.
+        headline: the kind of answers that it is a headline metric of: a verdict rests on it. Empty: a further metric.
         gained: what a system has more of when it improves, where that is not the title ("valid answers").
         decimals: in tables; `precise`: in sentences. Default: 2 and 3, out of 100 one.
         least_margin: differences below it are worth no argument; default: 0.02, out of 100 1.
@@ -107,7 +102,7 @@ class Metric:
 
     @property
     def precise_decimals(self) -> int:
-        """Decimals where a figure is read closely."""
+        """Decimals where a value is read closely."""
         return self.precise if self.precise is not None else 1 if self.out_of == 100 else 3
 
     @property
@@ -144,39 +139,3 @@ class Metric:
     def of_field(self, field: str) -> Metric:
         """The metric of one field of structured answers: `queue.accuracy`, `queue accuracy`."""
         return replace(self, name=f"{field}.{self.name}", title=f"{field} {self.title}")
-
-
-def metric(
-    title: str = "", *, better: Better = "higher", scale: Scale = "0..1", test: Test = "by its scores",
-    headline: bool = True, decimals: int | None = None, least_margin: float | None = None,
-) -> Callable[[Function], Function]:  # fmt: skip
-    """Declare a scorer of your own (`evaluate.scorers`) as a metric; what is left out follows from its name and scores.
-
-    Args:
-        title: as people read it.
-        better: `higher`, `lower`, or `neither`: then it is shown and not compared.
-        scale: `share` of rows, `0..1`, `0..100`, or `from 0`.
-        test: `exact McNemar` (scores are 0 or 1), `paired bootstrap`, or `none`.
-        headline: whether a verdict rests on it and tables show it.
-        decimals: in tables.
-        least_margin: differences below it are worth no argument; `tuneloop gate --init` proposes no smaller margin.
-    """
-    known = {"better": Better, "scale": Scale, "test": Test}
-    for key, value in (("better", better), ("scale", scale), ("test", test)):
-        allowed = known[key].__args__  # type: ignore[attr-defined]
-        if value not in allowed:
-            raise ValueError(f"{key}={value!r}: choose one of {', '.join(map(repr, allowed))}")
-
-    def declared(function: Function) -> Function:
-        name = getattr(function, "__name__", "metric")
-        setattr(function, DECLARED, own_metric(name, title=title, better=better, scale=scale, test=test, decimals=decimals,
-                                               least_margin=least_margin, headline="own" if headline else ""))  # fmt: skip
-        return function
-
-    return declared
-
-
-def own_metric(name: str, **settings: Any) -> Metric:
-    """A metric of the user's: named as in the recipe, with what is declared of it."""
-    title = settings.pop("title", "") or name.replace("_", " ")
-    return Metric(name, title, **{"test": "by its scores", "needs": "scorer", "headline": "own", **settings})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from tuneloop.records.record import Part, Record
 
@@ -26,13 +26,12 @@ class MeasuredMachine:
 
     @staticmethod
     def of_plan(plan: Mapping[str, Any] | None) -> MeasuredMachine:
-        """What a `plan.json` says, the same when a run is resumed, however much memory is free then; nothing without a plan."""
+        """What a `plan.json` says, the same for a resumed run, whatever memory is free; nothing without a plan."""
         if not plan:
             return MeasuredMachine()
-        return MeasuredMachine(
-            **{name: plan[name] for name in DIVISION if name in plan},
-            tokens_per_second=plan["time"]["tokens_per_second"], seconds_spent=plan.get("measuring_seconds", 0.0),
-        )  # fmt: skip
+        division = {name: plan[name] for name in DIVISION if name in plan}
+        speed, seconds = plan["time"]["tokens_per_second"], plan.get("measuring_seconds", 0.0)
+        return MeasuredMachine(**division, tokens_per_second=speed, seconds_spent=seconds)
 
     def division(self) -> dict[str, Any]:
         """How steps are divided, by the keys of `plan.json`."""
@@ -49,7 +48,7 @@ class PlannedMemory(Part):
         peak_gib, capacity_gib: most that is in use at a time, and what the machine has.
         phase: the part of a step with the peak; `terms`: what the peak consists of, in GiB.
         phases: the terms of every phase.
-        allocated_gib, reserved_gib, torch_reserved_gib, required_gib, headroom_gib: as an allocator counts, see `plan.memory`.
+        allocated_gib, reserved_gib, torch_reserved_gib, required_gib, headroom_gib: see `plan.memory`.
     """
 
     peak_gib: float
@@ -109,7 +108,7 @@ class Change(Part):
 
 
 class Corrected(Part):
-    """Factors that earlier runs on this machine have taught, and the figures without them."""
+    """Factors that earlier runs on this machine have taught, and the results without them."""
 
     memory: float = 1.0
     time: float = 1.0
@@ -153,28 +152,22 @@ class TrialRun(Part):
     tokens_per_second: float
 
 
-class Plan(Record):
+class Plan(Record, what="a plan", file=PLAN, again="delete the file and plan again"):
     """`plan.json`: a job on a machine.
 
     Args:
         key: hash of everything that a run's plan depends on.
         gpu, gpus: the device and how many; 0 for a processor.
-        fits: whether the memory is enough.
-        settings: of the job, as the command line spells them.
+        fits: whether the memory is enough; `settings`: of the job, as the command line spells them.
         steps, tokens: optimizer steps, and tokens that they train on.
-        micro_batch_tokens: computed at once, where that was chosen by a GPU's memory; 0: as the loop does by itself. recompute: whether layers are
-            computed again in the backward pass from the first step on. kept_layers: but for so many of the last ones.
+        micro_batch_tokens: computed at once, where a GPU's memory decided that; 0: as the loop does. recompute: whether
+            layers are computed again in the backward pass from the first step on; kept_layers: but for the last ones.
         assumptions: in words; `alternatives`: what to change where it does not fit.
         table: every device that was looked at; `recommendation`: one sentence.
-        apart: what is not of the training.
-        max_minutes: the limit on time.
+        apart: what is not of the training; `max_minutes`: the limit on time.
         disturbed: the machine was busy when its speed was measured; `measuring_seconds`: how long that took.
         measured: what a trial run came to (`tuneloop plan --calibrate`).
     """
-
-    title: ClassVar[str] = "a plan"
-    file: ClassVar[str] = PLAN
-    again: ClassVar[str] = "delete the file and plan again"
 
     model: str
     method: str
@@ -214,7 +207,7 @@ class Served:
 
     Args:
         weights_gib, cache_gib, peak_gib: of all GPUs together.
-        one, all, prompt: tokens a second: written to a single request, written to all of them together, read of a prompt.
+        one, all, prompt: tokens a second: written to a single request, to all of them together, read of a prompt.
     """
 
     format: str

@@ -35,8 +35,8 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @model_serializer(mode="wrap")
-    def _with_unknown_keys(self, known: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {**known(self), **(self.__pydantic_extra__ or {})}
+    def _with_unknown_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {**serialize(self), **(self.__pydantic_extra__ or {})}
 
     def __getitem__(self, key: str) -> Any:
         """A value by its key in the file: `dataset.manifest["counts"]["kept"]`."""
@@ -47,26 +47,25 @@ class Part(BaseModel):
 
     def to_json(self) -> dict[str, Any]:
         """The object that a file holds: every key that was given, in the order of the fields."""
-        found: dict[str, Any] = plain(self.model_dump(exclude_unset=True))
-        return found
+        values: dict[str, Any] = plain(self.model_dump(exclude_unset=True))
+        return values
 
 
 class Record(Part):
-    """What a file holds.
+    """What a file holds."""
 
-    Attributes:
-        title: what the file is, for messages: "run", "evaluation".
-        file: its usual name.
-        again: what to do when it is damaged or of another version.
-        reads: the version that is written and read.
-    """
-
-    title: ClassVar[str]
-    file: ClassVar[str]
-    again: ClassVar[str]
-    reads: ClassVar[int] = 1
+    title: ClassVar[str]  # what the file is, for messages: "a run", "an evaluation"
+    file: ClassVar[str]  # its usual name
+    again: ClassVar[str]  # what to do when it is damaged or of another version
+    reads: ClassVar[int] = 1  # the version that is written and read
 
     version: int = 1
+
+    def __init_subclass__(cls, *, what: str = "", file: str = "", again: str = "", **options: Any) -> None:
+        """Give a record's class its `title` (as `what`: pydantic has a `title` too), `file` and `again`."""
+        super().__init_subclass__(**options)
+        if what:
+            cls.title, cls.file, cls.again = what, file, again
 
     def to_json(self) -> dict[str, Any]:
         """The object that the file holds: the version, then every key that was given, in the order of the fields."""
@@ -79,22 +78,12 @@ T = TypeVar("T")
 
 
 def write_record(path: Path | str, record: Record) -> None:
-    """Write a record's file atomically.
-
-    Raises:
-        UserError: the folder can't be written, or the disk is full.
-    """
+    """Write a record's file atomically; `UserError`: the folder can't be written, or the disk is full."""
     write_json(path, record)
 
 
 def read_record(kind: type[R], path: Path | str) -> R:
-    """Read a record's file, or the file of this record in a folder.
-
-    Unknown keys are kept; keys that are missing have their defaults.
-
-    Args:
-        kind: the record.
-        path: of the file, or of a folder with a file of the usual name.
+    """Read a record's file, or the file of this record in a folder; other keys are kept, missing ones have defaults.
 
     Raises:
         UserError: there is no such file, it is no JSON, is of another version, or a value in it is wrong.
@@ -105,14 +94,7 @@ def read_record(kind: type[R], path: Path | str) -> R:
 
 
 def as_record(kind: type[R], value: Any, where: str) -> R:
-    """A JSON value as a record; see `read_record`.
-
-    Args:
-        where: the file that it comes from, for messages.
-
-    Raises:
-        UserError: it is of another version, or a value in it is wrong; the value is named.
-    """
+    """A JSON value as a record; see `read_record`. `where`: the file that it comes from, for messages."""
     return checked(kind, value, where, partial(kind.model_validate, extra="allow"))
 
 
@@ -120,30 +102,23 @@ def checked(kind: type[Any], value: Any, where: str, validate: Callable[[dict[st
     """A JSON value as what `validate` makes of it, where it is of the version that `kind` reads.
 
     Args:
-        kind: with the class attributes of a `Record`.
-        where: the file that it comes from, for messages.
+        kind: with the class attributes of a `Record`; `where`: the file that it comes from, for messages.
         validate: raises pydantic's `ValidationError`.
 
     Raises:
         UserError: it is of another version, or a value in it is wrong; the value is named.
     """
     if not isinstance(value, dict) or "version" not in value:
-        held = "it has no version" if isinstance(value, dict) else "it holds no JSON object"
-        raise UserError(f"Not {kind.title} of this version: {held}", where=where, next_step=kind.again)
-    found = value["version"]
-    if found != kind.reads or isinstance(found, bool):
-        what = f"Not {kind.title} of this version: it is of version {found!r:.20}, and this tuneloop reads {kind.reads}"
-        raise UserError(what, where=where, next_step=kind.again)
-    return _validated(validate, value, where, kind.again)
+        why = "it has no version" if isinstance(value, dict) else "it holds no JSON object"
+    elif value["version"] != kind.reads or isinstance(value["version"], bool):
+        why = f"it is of version {value['version']!r:.20}, and this tuneloop reads {kind.reads}"
+    else:
+        return _validated(validate, value, where, kind.again)
+    raise UserError(f"Not {kind.title} of this version: {why}", where=where, next_step=kind.again)
 
 
 def read_lines(kind: type[P], path: Path | str, again: str) -> list[P]:
-    """Read the lines of a JSON Lines file, such as `samples.jsonl`.
-
-    Args:
-        kind: the record of a line. Unknown keys are kept, as by `read_record`.
-        path: of the file.
-        again: what to do when it is damaged.
+    """Read the lines of a JSON Lines file, such as `samples.jsonl`; `again`: what to do when it is damaged.
 
     Raises:
         UserError: there is no such file, or a line is damaged; the line is named.
@@ -152,11 +127,7 @@ def read_lines(kind: type[P], path: Path | str, again: str) -> list[P]:
 
 
 def as_line(kind: type[P], value: Any, where: str, again: str) -> P:
-    """A JSON value as a line's record; see `read_lines`.
-
-    Raises:
-        UserError: a value in it is wrong; the value is named.
-    """
+    """A JSON value as a line's record; see `read_lines`. A wrong value is named."""
     return _validated(partial(kind.model_validate, extra="allow"), value, where, again)
 
 

@@ -11,12 +11,10 @@ from pydantic import TypeAdapter
 from tuneloop.records.record import checked
 from tuneloop.records.rows import Message
 
-NOT_LOADED = (
-    "the candidate is not loaded"  # a fallback that says nothing of the candidate, as just after a server's start
-)
+NOT_LOADED = "the candidate is not loaded"  # a fallback that says nothing of it, as just after a server's start
 ANYONE = "anyone"  # who sent something, where no key says it
 REFUSED = "refused"  # how a request ended that a limit or its own fault kept from being answered
-LEFT = "the client left"  # an error of nobody's answer: the client went, or the server was stopped
+LEFT = "the client left"  # no answer is at fault: the client went, or the server was stopped
 
 
 @dataclass(slots=True, kw_only=True)
@@ -28,22 +26,20 @@ class StoredRequest:
     Args:
         id: UUIDv7; also the completion's `id`.
         time: when it arrived, ISO 8601 in UTC.
-        key: name of the API key that it came with, never the key itself.
-        model: as it was asked for.
+        key: name of the API key that it came with, never the key itself; `model`: as it was requested.
         adapter: hash of the trained weights that answered; None: the base model.
         release: version in the registry; None where none is named.
         arm: of an experiment, and `propensity`, the chance to meet the candidate when its user came; None outside of
             experiments.
         fallback: why the champion answered in the candidate's place; None: who was drawn answered.
-        shadow: id of the request of which this is a copy that a candidate answered unseen, or `canary:ROW` where the monitor
-            asked a row of its data set; None: somebody asked it.
-        route: what a router decided: `model`, `why` (`best`, `by chance`, `none of these`, `conversation`), `scores` by model,
-            `nearness` to the rows that it was fitted to, `chance` of this choice; None: no router was asked.
-        voice: as whom it counts where users are counted: `key:NAME`, or `anyone` without a key, all of whose users together are
-            one; None: its key's word for its user and conversation is taken.
+        shadow: id of the request of which this is a copy that a candidate answered unseen, or `canary:ROW` where the
+            monitor sent a row of its data set; None: a client sent it.
+        route: what a router decided: `model`, `why` (`best`, `by chance`, `none of these`, `conversation`), `scores` by
+            model, `nearness` (similarity) to the rows that it was fitted to, `chance` of this choice; None: no router.
+        voice: as whom it counts where users are counted: `key:NAME`, or `anyone` without a key, all of whose users
+            together are one; None: its key's word for its user and conversation is taken.
         train: `no`: it must not become training data, as its key says; None: it may.
-        user: pseudonym of the end user.
-        conversation: that the request belongs to, as the client names it.
+        user: pseudonym of the end user; `conversation`: that the request belongs to, as the client names it.
         prompt: the messages, and `tools`, the functions that the model could call.
         completion: the text, and tool calls if there are any; None where it failed.
         prompt_tokens, completion_tokens: read and written.
@@ -89,20 +85,13 @@ class StoredRequest:
 
 
 def as_request(value: Any, where: str) -> StoredRequest:
-    """A JSON value as a stored request; unknown keys are left out.
+    """A JSON value from the file `where` as a stored request, without unknown keys; refused as by `read_record`."""
 
-    Args:
-        where: the file that it comes from, for messages.
+    def validate(record: dict[str, Any]) -> StoredRequest:
+        names = StoredRequest.__dataclass_fields__
+        return _adapter().validate_python({name: each for name, each in record.items() if name in names}, extra="allow")
 
-    Raises:
-        UserError: it is of another version, or a value in it is wrong; the value is named.
-    """
-    return checked(StoredRequest, value, where, _validated)
-
-
-def _validated(value: dict[str, Any]) -> StoredRequest:
-    names = StoredRequest.__dataclass_fields__
-    return _adapter().validate_python({name: each for name, each in value.items() if name in names}, extra="allow")
+    return checked(StoredRequest, value, where, validate)
 
 
 @cache

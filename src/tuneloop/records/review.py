@@ -1,8 +1,8 @@
-"""What people and models are asked to judge: `review.json`, the lines of `items.jsonl`, `votes.jsonl` and `judge.jsonl`."""
+"""What people and models judge: `review.json`, the lines of `items.jsonl`, `votes.jsonl` and `judge.jsonl`."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from tuneloop.records.record import Part, Record
 from tuneloop.records.rows import Message
@@ -18,7 +18,7 @@ class ReviewedSystem(Part):
     sha256: str = ""
 
 
-class Review(Record):
+class Review(Record, what="a review", file="review.json", again="start another one"):
     """`review.json`: what is reviewed, and how rows were drawn.
 
     Args:
@@ -26,10 +26,6 @@ class Review(Record):
         share: of the evaluation's rows; `seed`: of the draw and the order; `items`: how many were drawn.
         populations: systems of an item, joined by a line break -> group -> rows in the evaluation.
     """
-
-    title: ClassVar[str] = "a review"
-    file: ClassVar[str] = "review.json"
-    again: ClassVar[str] = "start another one"
 
     key: str = ""
     mode: ReviewMode
@@ -45,8 +41,7 @@ class ReviewItem(Part):
 
     Args:
         id: of the item; tells nothing about the systems.
-        row: id of the row.
-        messages: the conversation before the answer.
+        row: id of the row; `messages`: the conversation before the answer.
         references: accepted answers.
         stratum: why it was drawn: `random`, `disagreement`, `uncertain`, `rest`.
         group: the group of rows that it belongs to, however it was drawn.
@@ -69,12 +64,10 @@ class Vote(Part):
     Args:
         time: UTC, ISO 8601.
         choice: `win`, `tie` or `both_bad` of two answers; `rating` of one; `skip` says nothing about the item.
-        winner: the system that won.
-        shown: the systems as they stood on the page, left to right.
+        winner: the system that won; `shown`: the systems as they stood on the page, left to right.
         thumb, stars: up or down; 1 to 5.
         tags: words about the answer; of two answers `SYSTEM: word` says whose.
-        corrected: the answer as it should be.
-        seconds: how long the item was looked at.
+        corrected: the answer as it should be; `seconds`: how long the item was looked at.
     """
 
     item: str
@@ -97,8 +90,7 @@ class JudgedRow(Part):
     Args:
         id: of the row.
         winner: `a`, `b` or `tie`; None: it named no verdict. `orders`: its verdicts with a first, and with b first.
-        score: of one answer, from 1 to 5.
-        human: what people said: the winner, or whether the answer is good.
+        score: of one answer, from 1 to 5; `human`: what people said: the winner, or whether the answer is good.
         a, b: the systems.
     """
 

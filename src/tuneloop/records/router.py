@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from tuneloop.records.merge import Share
 from tuneloop.records.record import Number, Part, Record
@@ -59,13 +59,12 @@ class RouterFigures(Part):
         cost: mean cost of an answer.
         ece: mean gap between the stated probability of the chosen model and its outcome, in ten bins.
         kept: share of these rows that are not sent away as "none of these".
-        outside: rows that belong to no model; `caught`: the share of them that is sent away; `auroc`: how well the two kinds
-            of rows are told apart.
+        outside: rows that belong to no model; `caught`: the share of them that is sent away; `auroc`: how well the two
+            kinds of rows are distinguished.
         recall: of each model's rows, the share that came to it.
-        singles: each model alone, and the best one for each row.
-        frontier: for rising prices of cost.
-        gap_recovered: mean share of the gap between the cheapest and the best single model that the frontier reaches, over all
-            costs between theirs. A coin that chooses between the two has 0.5. None: no gap between them is sure.
+        singles: each model alone, and the best one for each row; `frontier`: for rising prices of cost.
+        gap_recovered: mean share of the gap between the cheapest and the best single model that the frontier reaches,
+            over all costs between theirs. A coin that chooses between the two has 0.5. None: no significant gap.
         foreign: share of all requests, those from outside included, in another language than the fitted rows.
     """
 
@@ -84,7 +83,7 @@ class RouterFigures(Part):
     gap_recovered: Share | None = None
 
 
-class RouterRecord(Record):
+class RouterRecord(Record, what="a router", file="router.json", again="fit the router again"):
     """`router.json`: who answers which request.
 
     Args:
@@ -92,14 +91,10 @@ class RouterRecord(Record):
         language: of the rows that it was fitted to, as `en`; empty: not known.
         exclusive: a row belongs to one model (tasks). Otherwise each model has an outcome for each row.
         k: neighbours. temperature: that the probabilities are softened with, from validation rows.
-        threshold: least nearness to the fitted rows; below it the answer is "none of these". None: that is never said.
+        threshold: least similarity to the fitted rows; below it the answer is "none of these". None: it never is.
         price: of a unit of cost, in units of quality.
-        candidates: what was tried on validation rows; `figures`: of the chosen one on test rows.
+        candidates: what was tried on validation rows; `figures`: results of the chosen one on test rows.
     """
-
-    title: ClassVar[str] = "a router"
-    file: ClassVar[str] = "router.json"
-    again: ClassVar[str] = "fit the router again"
 
     kind: RouterKind
     features: Features
@@ -117,31 +112,26 @@ class RouterRecord(Record):
 
 
 class CascadePoint(Part):
-    """Mean cost and quality of an answer where the large model is asked below a confidence."""
+    """Mean cost and quality of an answer where the large model takes what is below a confidence."""
 
     threshold: Number
     cost: float
     quality: float
 
 
-class CascadeRecord(Record):
+class CascadeRecord(Record, what="a cascade", file="cascade.json", again="tuneloop route cascade again"):
     """`cascade.json`: a small model answers first, a larger one where it is unsure.
 
     Args:
         small, large: the evaluations that it was made of.
         costs: of an answer of each. The small model is always paid.
-        threshold: confidence below which the large model is asked, from one half of the rows; all figures are of the other half.
+        threshold: confidence below which the large model answers, from half of the rows; results: of the other half.
         metric: by which answers are judged; `n`: rows.
-        quality, cost: means of the cascade's answers; `asked_large`: share of rows that go on to the large model.
+        quality, cost: means of the cascade's answers; `asked_large`: share of rows that the large model answers.
         over_large: quality less the large model's, with its paired interval.
-        singles: each model alone, and the best one for each row (`oracle`).
-        frontier: for rising thresholds.
+        singles: each model alone, and the best one for each row (`oracle`); `frontier`: for rising thresholds.
         gap_recovered: see `RouterFigures`.
     """
-
-    title: ClassVar[str] = "a cascade"
-    file: ClassVar[str] = "cascade.json"
-    again: ClassVar[str] = "tuneloop route cascade again"
 
     small: str
     large: str

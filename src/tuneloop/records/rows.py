@@ -1,4 +1,4 @@
-"""A data set's rows, as they stand in its files."""
+"""A data set's rows, as they are in its files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ class Message(TypedDict, total=False):
 
 
 def _is_message(value: object) -> bool:
-    """Whether a JSON value is a `Message`."""
     return isinstance(value, Mapping) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
 
 
@@ -76,7 +75,7 @@ class Row:
         return "mix" not in self.meta and self.has_reference
 
     def to_json(self) -> dict[str, Any]:
-        """The record as it stands in a split's file."""
+        """The record of a split's file."""
         record: dict[str, Any] = {"id": self.id, "messages": self.messages}
         if self.tools:
             record["tools"] = self.tools
@@ -87,11 +86,7 @@ class Row:
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> Row:
-        """The inverse of `to_json`.
-
-        Raises:
-            ValueError: it is not a row; the message says why.
-        """
+        """The inverse of `to_json`. `ValueError`: it is not a row; the message says why."""
         if not isinstance(record, Mapping):
             raise ValueError("it is no JSON object")
         name, messages, label = record.get("id"), record.get("messages"), record.get("label")
@@ -137,12 +132,9 @@ class Repair:
 
     Args:
         id: of the row; None where the record became none.
-        kind: a word of the fixed list.
-        field: where it was: `messages[2].content`.
-        before, after: excerpts of a text that was mended.
-        detail: in words.
-        found: of kind `pii`: kind of personal data -> values.
-        tokens: of kind `cut`: those that were cut off.
+        kind: a word of the fixed list; `field`: where it was: `messages[2].content`.
+        before, after: excerpts of a text that was repaired; `detail`: in words.
+        found: of kind `pii`: kind of personal data -> values; `tokens`: of kind `cut`: those that were cut off.
         part, whole: of kind `split`: the number of the part, and the id of the row that was divided.
     """
 
@@ -165,10 +157,8 @@ class DroppedCopy:
     """A row that was left out as a copy, and the one that stayed (`kept_*`).
 
     Args:
-        similarity: 1 for an equal one.
-        kind: `exact`, `near` or `split_leak`.
-        why: the other one stayed.
-        text, kept_text: both, for people.
+        similarity: 1 for an equal one; `kind`: `exact`, `near` or `split_leak`.
+        why: the other one stayed; `text`, `kept_text`: both, for people.
     """
 
     source: str
@@ -189,9 +179,8 @@ class DoubtfulLabel:
     """A row whose label may be wrong.
 
     Args:
-        split: that it stands in.
-        suggested: the label that a classifier gives it.
-        score: how likely the classifier holds the row's own label; the least likely stand first.
+        split: that it is in; `suggested`: the label that a classifier gives it.
+        score: how likely the classifier holds the row's own label; the least likely come first.
         confident: whether the classifier is sure of the other one.
     """
 
@@ -222,8 +211,8 @@ class Dataset:
     """A prepared data set: the splits (read when they are first looked at) and the manifest (`dataset.json`).
 
     Args:
-        order, renamed: where `test` is a file read to be evaluated: the id of each of its records, and by a record's own
-            id that holds personal data the one that its row has instead.
+        order, renamed: where `test` is a file read to be evaluated: the id of each of its records, and, by a record's
+            id that holds personal data, the one that its row has instead.
     """
 
     path: str
@@ -245,7 +234,7 @@ class Dataset:
         return self.manifest.task
 
     def stratum(self, row: Row) -> str | None:
-        """The group of a row by which splits and samples are balanced: its label, or its value of `split.stratify`; None: no group."""
+        """The group by which splits and samples are balanced: a row's label, or its `split.stratify`; or None."""
         column = self.manifest.config.get("split", {}).get("stratify")
         value = row.meta.get(column) if column else None
         return row.label if row.label is not None or value is None else str(value)

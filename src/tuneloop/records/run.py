@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 from tuneloop.records.record import Number, Part, Record
 
@@ -24,9 +24,8 @@ class MachineUse(Part):
     """How well the steps used the machine.
 
     Args:
-        value: operations that a step needs over what the machine could do in its time; None where it was too busy to tell.
-        needed_gflop, step_seconds: of a step.
-        peak_gflops: of matrix products, measured.
+        value: operations that a step needs over what the machine could do in its time; None where it was too busy.
+        needed_gflop, step_seconds: of a step; `peak_gflops`: of matrix products, measured.
         definition: all that in words.
     """
 
@@ -37,32 +36,25 @@ class MachineUse(Part):
     definition: str = ""
 
 
-class RunManifest(Record):
+class RunManifest(Record, what="a run", file=RUN, again="train again: delete the file and give the same command"):
     """`run.json`: a finished run. It is written last and makes the folder complete.
 
     Args:
-        id: the folder's name.
-        key: hash of everything that the result depends on.
-        model, model_fingerprint: the base model, and what identifies its files.
-        dataset: the data set's id.
+        id: the folder's name; `key`: hash of everything that the result depends on.
+        model, model_fingerprint: the base model, and what identifies its files; `dataset`: the data set's id.
         steps, total_steps, planned_steps: done, to be done in the end, and planned at first.
         epochs: passes over the training rows.
         rows, rows_seen, seen: training rows, how many of them a step saw, and that in words.
-        best_step, best_val_loss, first_val_loss: the step whose weights were kept; losses are None without validation rows.
+        best_step, best_val_loss, first_val_loss: the step whose weights were kept; None: no validation rows.
         stopped: why training ended: `finished`, `early`, or what the monitors found.
         tokens, seconds, tokens_per_second: trained tokens, time with validations, the one by the other.
         checking_seconds: of these, validations and references.
-        planned_tokens_per_second, speed_share: the speed that the plan went by (0: none), and what share of it was reached.
+        planned_tokens_per_second, speed_share: the speed in the plan (0: none), and what share of it was reached.
         adapter_hash: of the trained weights.
-        resumed_at: step of the checkpoint from which the run went on; 0: none.
-        findings: of the monitors, as they stand in `metrics.jsonl`.
-        usd: what training cost.
+        resumed_at: step of the checkpoint from which the run continued; 0: none.
+        findings: of the monitors, as in `metrics.jsonl`; `usd`: what training cost.
         adapter, weights: the folder with the result; one of the two.
     """
-
-    title: ClassVar[str] = "a run"
-    file: ClassVar[str] = RUN
-    again: ClassVar[str] = "train again: delete the file and give the same command"
 
     id: str = ""
     key: str = ""
@@ -114,20 +106,14 @@ class ScheduleChange(Part):
     due: list[int]
 
 
-class Schedule(Record):
+class Schedule(Record, what="a schedule", file="schedule.json", again="delete the file and train again"):
     """`schedule.json`: how many steps a run did and when it was validated.
 
     Args:
-        planned_steps: before the first step.
-        due: places among these behind which validations stand.
-        val_rows: most rows of a validation.
-        changes: of both, to keep `max_minutes`.
+        planned_steps: before the first step; `due`: places among these behind which validations stand.
+        val_rows: most rows of a validation; `changes`: of both, to keep `max_minutes`.
         follow: it is an earlier run's, and this one has to keep to it.
     """
-
-    title: ClassVar[str] = "a schedule"
-    file: ClassVar[str] = "schedule.json"
-    again: ClassVar[str] = "delete the file and train again"
 
     planned_steps: int
     due: list[int]
@@ -136,16 +122,14 @@ class Schedule(Record):
     follow: bool = False
 
 
-class Environment(Record):
+class Environment(
+    Record, what="an environment", file="environment.json", again="delete the file; the next run writes it"
+):
     """`environment.json`: the machine and the versions that a run was made with.
 
     Args:
         cores, threads: that the process may use, and that it computes with; 0: not known.
     """
-
-    title: ClassVar[str] = "an environment"
-    file: ClassVar[str] = "environment.json"
-    again: ClassVar[str] = "delete the file; the next run writes it"
 
     tuneloop: str
     git_commit: str | None = None
@@ -159,19 +143,14 @@ class Environment(Record):
     packages: dict[str, str] = {}
 
 
-class TrainedWeights(Record):
+class TrainedWeights(Record, what="a note of trained weights", file="tuneloop.json", again="train again"):
     """`tuneloop.json`, next to trained weights.
 
     Args:
-        base_fingerprint: what identifies the base model's files; empty: these weights are a model by themselves.
+        base_fingerprint: what identifies the base model's files; empty: these weights are a whole model.
         quantised: how the base was stored while training; None: as it was.
-        hash: of the trained weights.
-        task: what they were trained to answer, see `data.task.TaskSpec`.
+        hash: of the trained weights; `task`: what they were trained to answer, see `data.task.TaskSpec`.
     """
-
-    title: ClassVar[str] = "a note of trained weights"
-    file: ClassVar[str] = "tuneloop.json"
-    again: ClassVar[str] = "train again"
 
     base_fingerprint: str = ""
     quantised: str | None = None
@@ -179,7 +158,7 @@ class TrainedWeights(Record):
     task: dict[str, Any] | None = None
 
 
-class LearningRate(Record):
+class LearningRate(Record, what="a learning rate", file="learning_rate.json", again="delete the file and train again"):
     """`learning_rate.json`: the learning rate that a range test has found.
 
     Args:
@@ -188,10 +167,6 @@ class LearningRate(Record):
         chosen: the rate of the run; `sentence`: why.
         seconds: the test took.
     """
-
-    title: ClassVar[str] = "a learning rate"
-    file: ClassVar[str] = "learning_rate.json"
-    again: ClassVar[str] = "delete the file and train again"
 
     key: str = ""
     rates: list[float] = []
@@ -211,24 +186,20 @@ class FullRun(Part):
     test_rows: int
 
 
-class TimeChoices(Record):
+class TimeChoices(
+    Record, what="a run's choices", file="time.json", again="delete the file and run the same command again"
+):
     """`time.json`: what was chosen to keep a limit on the time of a run. What is None has not been chosen yet.
 
     Args:
-        key: hash of everything that the choices depend on.
-        max_minutes: the limit.
-        test_rows: rows that all systems are asked, of `all_test_rows`.
+        key: hash of everything that the choices depend on; `max_minutes`: the limit.
+        test_rows: rows that all systems answer, of `all_test_rows`.
         few_shot: examples that few-shot shows, of `all_few_shot`; None: all of them.
-        reused_seconds: of answers that were known before.
-        train_minutes: that training may take.
+        reused_seconds: of answers that were known before; `train_minutes`: that training may take.
         took_minutes: the whole run, in the end.
         full_run: the same run without a limit; None where nothing was left out.
         words: what was left out, in sentences.
     """
-
-    title: ClassVar[str] = "a run's choices"
-    file: ClassVar[str] = "time.json"
-    again: ClassVar[str] = "delete the file and run the same command again"
 
     key: str = ""
     max_minutes: float | None = None
@@ -269,7 +240,7 @@ class Validation(Part):
 
 
 class Event(Part):
-    """A line of `metrics.jsonl`: a change of the run's course (`busy`, `threads`, `steps`, `rollback`, `out_of_memory`)."""
+    """A line of `metrics.jsonl`: a change of the course (`busy`, `threads`, `steps`, `rollback`, `out_of_memory`)."""
 
     step: int
     event: str
@@ -280,8 +251,7 @@ class FindingLine(Part):
     """A line of `metrics.jsonl`: what a monitor found.
 
     Args:
-        finding: its kind.
-        rows: ids of the training rows that it is about.
+        finding: its kind; `rows`: ids of the training rows that it is about.
         sentence, remedies: what it is, and what to do.
     """
 

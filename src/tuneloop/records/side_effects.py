@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from tuneloop.records.metric import Estimate
 from tuneloop.records.record import Number, Part
-from tuneloop.records.rows import Message
 
 
 class GeneralAbility(Part):
@@ -21,7 +20,7 @@ class Forgetting(Part):
     """What the base could do on general rows and the tuned model can't.
 
     Args:
-        score: 1 - tuned / base of the mean task score: 0 nothing, 1 all; `loss`: growth of the mean loss of a token, in nats.
+        score: 1 - tuned / base of the mean task score: 0 nothing, 1 all; `loss`: growth of a token's mean loss (nats).
         metric: that scores answers; `n`: rows.
         base, tuned: before and after.
     """
@@ -97,24 +96,8 @@ class AskedWay(Part):
     answer: str
 
 
-class AskedAgain(Part):
-    """A line of `consistency.jsonl`: a row in one of its wordings, and what each system answered.
-
-    Args:
-        id: of the row; `kind`: of the wording.
-        messages: the turns before the answer.
-        seed: of a drawn answer.
-    """
-
-    id: str
-    kind: str
-    messages: list[Message]
-    seed: int | None = None
-    answers: dict[str, str]
-
-
 class ContradictedRow(Part):
-    """A row to which a system's answers differ, by the way in which it is asked."""
+    """A row to which a system's answers differ, by its wording."""
 
     id: str = ""
     reference: str = ""
@@ -123,7 +106,7 @@ class ContradictedRow(Part):
 
 @dataclass(frozen=True)
 class Difference:
-    """How far b is above a in one figure of consistency, paired by row; fields as those of a `Comparison`."""
+    """How far b is above a in one measure of consistency, paired by row; fields as those of a `Comparison`."""
 
     a: str
     b: str
@@ -144,19 +127,18 @@ class Consistency:
     """The part `consistency` of `eval.json`.
 
     Args:
-        rows, ways: how many rows were asked, and how often each, at most; `asked`: questions of each kind.
+        rows, ways: how many rows were used, and how often each, at most; `asked`: questions of each kind.
         temperature: of the drawn answers.
         metric: what systems are compared by: `agreement`, for free texts without fields `similarity`.
         likeness: what `similarity` is measured by.
-        systems: name -> figure -> value with 95 % interval. `agreement`: share of a row's pairs of answers that are
-            the same; `similarity`: how alike pairs are (free texts and JSON); `unanimous`: share of rows with one answer
+        systems: name -> measure -> value with 95 % interval. `agreement`: share of a row's pairs of answers that are
+            the same; `similarity`: how alike pairs are (free texts, JSON); `unanimous`: share of rows with one answer
             only; `format`: share of answers that keep the format; `always_right`: share of rows that are right in every
             way (labels).
         same_as_plain: name -> kind -> share of its answers that equal the answer to the row as it is.
-        comparisons: of each other system (a) with the evaluation's own (b), by `metric` and for labels by `always_right`.
+        comparisons: of each other system (a) with the evaluation's (b), by `metric` and for labels by `always_right`.
         seconds: name -> how long its answers took.
-        examples: rows on which the evaluation's own system contradicts itself most.
-        words: what to take from it.
+        examples: rows on which the evaluation's system contradicts itself most; `words`: what to take from it.
     """
 
     rows: int

@@ -16,9 +16,8 @@ from tuneloop.evaluation.evaluate import FEWEST_SHARED
 from tuneloop.inference.llamacpp import installed, need_llamacpp
 from tuneloop.models.methods import method_named
 from tuneloop.models.trained import trained_folder
-from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of, load_run_recipe
-from tuneloop.pipeline.report import manifest_of_run
-from tuneloop.pipeline.task import task_of_run
+from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of, load_run_recipe, manifest_of_run
+from tuneloop.pipeline.targets import task_of_run
 from tuneloop.records.artifact import EVALS, SIGNATURE, ArtifactManifest, SameAnswers
 from tuneloop.records.evaluation import EvaluationManifest, GateResult
 from tuneloop.records.record import read_record

@@ -27,6 +27,7 @@ from tuneloop.models.load import load_model
 from tuneloop.models.names import resolve
 from tuneloop.models.template import load_template
 from tuneloop.models.trained import trained_folder
+from tuneloop.pipeline.compared_systems import ask, longest_answer
 from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of
 from tuneloop.pipeline.scoring import cost_of, score, write_scored
 from tuneloop.records.artifact import EVALS, NEAR_TIE, PARTED, ArtifactCost, EvaluationExcerpt, SameAnswers
@@ -123,7 +124,6 @@ def measure_artifact(
     """
     from tuneloop.evaluation.compare import compare
     from tuneloop.inference.llamacpp.target import GgufTarget
-    from tuneloop.pipeline.compared_systems import ask
 
     job, dataset, rows = sample.job, sample.dataset, sample.rows
     target = target or GgufTarget(str(file), file)
@@ -140,7 +140,7 @@ def measure_artifact(
     key = content_hash([sha256_file(file), dataset.manifest.hash, [row.id for row in rows]])
     subject = Subject(job.recipe.model, dataset.id, "test", name, key)
     more = {"comparisons": plain(pairs), "runs": {RUN: str(job.folder)}}
-    write_scored(job, folder, after, subject, {name: cost_of(job, answers)}, more=more)
+    write_scored(folder, after, subject, {name: cost_of(job, answers)}, more=more)
     scores = {"n": after.n, "primary": after.primary, "metrics": after.metrics, "comparisons": list(pairs)}
     words = _words(name, after, before, pairs)
     excerpt = EvaluationExcerpt(name=name, dataset=dataset.id, split="test", words=words, **scores)
@@ -159,7 +159,6 @@ def _structured(sample: MeasuredRows, file: Path, before: ScoredAnswers) -> Same
     None: the run has no schema, or llama.cpp's server is not installed.
     """
     from tuneloop.inference.llamacpp.serving import VERSION, WHEEL, LlamaCppEngine
-    from tuneloop.pipeline.compared_systems import longest_answer
 
     config = sample.job.recipe.evaluate
     if not config.json_schema or not installed(WHEEL, VERSION):
@@ -229,7 +228,6 @@ def parted(job: RunContext, same: SameAnswers, run: ScoredAnswers, artifact: Sco
 def evaluation_of_run(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> ScoredAnswers:
     """The run's own evaluation on these rows: as it was made, or made now."""
     from tuneloop.evaluation.results import load_evaluation
-    from tuneloop.pipeline.compared_systems import ask
 
     ids = {row.id for row in rows}
     try:

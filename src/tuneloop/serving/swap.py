@@ -22,9 +22,8 @@ from tuneloop.core.files import lock_folder
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.core.ui import bound_say
 from tuneloop.inference.protocol import ServingEngine
-from tuneloop.records.decision import Decision
 from tuneloop.records.record import read_record
-from tuneloop.records.server import ServerState
+from tuneloop.records.server import Decision, ServerState
 from tuneloop.registry.registered import local_name, open_registry, registered_name, registry_uri, version_of
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import Gateway

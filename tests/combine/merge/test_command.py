@@ -88,7 +88,7 @@ def test_adapters_without_a_run_are_merged_without_rows(experts: list[str], caps
     found = told(capsys, "merge", "plain0", "plain1", "--out", "both")
     assert found["sources"][0]["dataset"] == ""
     assert main(["evaluate", "both"]) == 2
-    assert "no rows of its own" in capsys.readouterr().err
+    assert "no data set" in capsys.readouterr().err
     rows = read_jsonl(Path(f"{experts[0]}/dataset/test.jsonl"))
     assert told(capsys, "evaluate", "both", "--dataset", f"{experts[0]}/dataset")["n"] == len(rows)
 

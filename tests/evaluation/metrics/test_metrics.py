@@ -13,11 +13,11 @@ from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.evaluate import ScoredAnswers, evaluate
 from tuneloop.evaluation.gate import read_side, run_gate
 from tuneloop.evaluation.metrics import METRICS, metric_of
+from tuneloop.evaluation.metrics.scorers import metric
 from tuneloop.evaluation.results import ComparedWith, load_evaluation, write_evaluation
 from tuneloop.evaluation.suite import Suite, SuiteSource, first_suite
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Subject
-from tuneloop.records.metric import metric
 from tuneloop.records.rows import Row
 from tuneloop.report.comparison import comparison_as
 from tuneloop.report.facts import read_run, shown_metrics, systems_of

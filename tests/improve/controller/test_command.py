@@ -27,7 +27,7 @@ from tuneloop.improve.controller.controller import (
     reasons_to_begin,
 )
 from tuneloop.improve.experiment import command as ab
-from tuneloop.records.decision import Decision
+from tuneloop.records.server import Decision
 from tuneloop.registry.registered import register_artifact
 from tuneloop.release.export import export_run
 from tuneloop.serving.store.store import connect, insert, opened, read_decisions

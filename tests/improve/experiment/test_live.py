@@ -147,7 +147,7 @@ def test_a_step_of_the_ramp_holds_for_new_users_only(folder: Path) -> None:
             verdict = ab.verdict_of(store, ab.read_experiments(folder)["new"], "2026-01-01T00:00:00Z")
             data = verdict.model_copy(update={"share": 1.0, "outcome": "continue"}).to_json()
             from tuneloop.core.ids import utc_now, uuid7
-            from tuneloop.records.decision import Decision
+            from tuneloop.records.server import Decision
             from tuneloop.serving.store.store import insert
 
             insert(store, [Decision(id=uuid7(), time=utc_now(), kind="experiment.decision", subject="new", data=data)])

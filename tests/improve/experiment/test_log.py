@@ -5,7 +5,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.improve.experiment.log import DECISION, START, STOP, Arms, design_of, experiments_of
 from tuneloop.improve.experiment.record import ExperimentOptions
 from tuneloop.improve.experiment.statistics import assign, registration_hash
-from tuneloop.records.decision import Decision
+from tuneloop.records.server import Decision
 
 
 def event(number, kind, **data):

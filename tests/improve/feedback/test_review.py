@@ -9,8 +9,8 @@ from tuneloop.cli.main import main
 from tuneloop.core.ids import uuid7
 from tuneloop.evaluation.review.items import append_vote, load_review
 from tuneloop.improve.collect.command import collect_store
-from tuneloop.records.decision import Decision
 from tuneloop.records.review import Vote
+from tuneloop.records.server import Decision
 from tuneloop.serving.store.store import connect, insert, opened, read_feedback
 
 

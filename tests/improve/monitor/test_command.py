@@ -11,7 +11,7 @@ from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.improve.controller.command import facts_of
 from tuneloop.improve.monitor import command as w
-from tuneloop.records.decision import Decision
+from tuneloop.records.server import Decision
 from tuneloop.serving.store.store import connect, insert, opened, read_decisions
 
 SUBJECTS = ("parcel", "invoice", "password", "screen", "order", "voucher", "address", "delivery")

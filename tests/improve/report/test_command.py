@@ -14,8 +14,8 @@ from tuneloop.improve.experiment import command as ab
 from tuneloop.improve.experiment.statistics import registration_hash
 from tuneloop.improve.report.command import report_of
 from tuneloop.improve.report.html import render_improve_page
-from tuneloop.records.decision import Decision
 from tuneloop.records.record import write_record
+from tuneloop.records.server import Decision
 from tuneloop.serving.store.store import connect, insert, opened
 
 HOSTILE = '<script>alert("x")</script>'

@@ -13,7 +13,7 @@ from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.improve.experiment.command import check, start
-from tuneloop.records.decision import Decision
+from tuneloop.records.server import Decision
 from tuneloop.serving.store.chain import COLUMNS, link, refuse_rewritten, verify
 from tuneloop.serving.store.database import Database
 from tuneloop.serving.store.erase import erase, find

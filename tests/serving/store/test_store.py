@@ -21,9 +21,9 @@ from tuneloop.core import ids
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.core.ui import reporting
-from tuneloop.records.decision import Decision
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
+from tuneloop.records.server import Decision
 from tuneloop.serving.store.database import DatabaseError, DataRefusedError
 from tuneloop.serving.store.store import connect, exported, insert, opened, read_decisions, read_feedback, read_requests
 from tuneloop.serving.store.writer import SPILL, StoreWriter

@@ -24,6 +24,7 @@ from tuneloop.inference.request import Request
 from tuneloop.models.load import skeleton
 from tuneloop.models.methods import WHOLE
 from tuneloop.models.names import resolve
+from tuneloop.pipeline.compared_systems import SystemAnswers
 from tuneloop.pipeline.context import RunContext
 from tuneloop.pipeline.scoring import score, score_of
 from tuneloop.pipeline.targets import TaskTarget, open_with_task
@@ -240,8 +241,6 @@ class _Scored:
 
 def _score(job: DistilJob, rows: Sequence[Row], target: TaskTarget) -> _Scored:
     """A model's answers to rows, judged."""
-    from tuneloop.pipeline.compared_systems import SystemAnswers
-
     limit = target.task.max_new_tokens if target.task else 256
     requests = [Request(messages=row.prompt, tools=row.tools, max_new_tokens=limit, id=row.id) for row in rows]
     target.target.load()

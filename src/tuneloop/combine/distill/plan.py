@@ -14,7 +14,7 @@ from tuneloop.data.dataset import load_dataset
 from tuneloop.models.methods import WHOLE
 from tuneloop.plan.options import plan_machines
 from tuneloop.plan.prices import load_prices
-from tuneloop.records.distillation import DistillationPlan, PlannedPart
+from tuneloop.records.record import Part
 from tuneloop.training.teachers import Layout
 
 if TYPE_CHECKING:
@@ -27,6 +27,46 @@ MOST_GPUS = 8
 ARITHMETIC_SHARE = 0.5  # of the peak that a pass over known text reaches, as in advise's serving speed
 BF16 = 2  # bytes
 FOUR_BITS = 0.56  # bytes of a weight in four bits, its scales included
+
+
+class PlannedPart(Part):
+    """A part of distilling as planned.
+
+    Args:
+        what: it does; `machine`: that it is planned on.
+        gib: of weights, for the teacher; at the peak, of each card, for the student.
+        hours, usd: it takes; None: there is no price.
+    """
+
+    what: str
+    machine: str
+    gib: float
+    hours: float
+    usd: float | None = None
+
+
+class DistillationPlan(Part):
+    """What distilling will take.
+
+    Args:
+        teacher, student, dataset: as the user named them.
+        rows: that train; `prompt_tokens`, `answer_tokens`: mean of a row.
+        epochs: of the student.
+        parts: in their order; `hours`, `usd`: of all.
+        stored_bytes: of the teacher's probabilities.
+    """
+
+    teacher: str
+    student: str
+    dataset: str
+    rows: int
+    prompt_tokens: float
+    answer_tokens: float
+    epochs: float
+    parts: list[PlannedPart]
+    stored_bytes: float = 0.0
+    hours: float
+    usd: float
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from tuneloop.models.load import Model, load_model
 from tuneloop.models.methods import base_only
 from tuneloop.models.names import resolve
 from tuneloop.models.trained import load_trained, trained_folder
+from tuneloop.pipeline.compared_systems import Asking, ask
 from tuneloop.pipeline.context import RunContext
 from tuneloop.pipeline.scoring import score, score_of
 from tuneloop.records.merge import MergeRecord, SearchedMerge, TaskDeployment, TaskResult, TaskRoute
@@ -59,8 +60,6 @@ class Judge:
 
     def score(self, expert: Expert, split: str, folder: Path | None, name: str) -> Score:
         """The score of an adapter (None: of the base) on a task's rows, kept under the model's name."""
-        from tuneloop.pipeline.compared_systems import Asking, ask
-
         key = (expert.name, split, name)
         if key in self._scores:
             return self._scores[key]

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from tuneloop.evaluation.metrics import code, fields, labels, multilabel, objects, probabilities, structured, text
-from tuneloop.records.metric import Headline, Metric, own_metric
+from tuneloop.evaluation.metrics.scorers import own_metric
+from tuneloop.records.metric import Headline, Metric
 
 # In the order in which headline metrics are named.
 FAMILIES = (labels, multilabel, objects, structured, code, text, probabilities, fields)

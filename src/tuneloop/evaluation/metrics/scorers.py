@@ -7,11 +7,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.python_file import error_with_line, run_python_file
-from tuneloop.records.metric import DECLARED, Metric, own_metric
+from tuneloop.records.metric import Better, Metric, Scale, Test
 from tuneloop.records.rows import Row, last_user_turn, references_of
 
 # What a scorer may ask for, by the names of its parameters.
@@ -23,6 +23,49 @@ _NAMES = {
 }  # fmt: skip
 _MEANING = {name: meaning for meaning, names in _NAMES.items() for name in names}
 _IN_ORDER = ("prediction", "reference", "row")
+Function = TypeVar("Function", bound=Callable[..., Any])
+DECLARED = "__tuneloop_metric__"  # attribute of a function that `metric` has declared
+
+
+def metric(
+    title: str = "",
+    *,
+    better: Better = "higher",
+    scale: Scale = "0..1",
+    test: Test = "by its scores",
+    headline: bool = True,
+    decimals: int | None = None,
+    least_margin: float | None = None,
+) -> Callable[[Function], Function]:
+    """Declare a scorer of your own (`evaluate.scorers`) as a metric; what is left out follows from its name and scores.
+
+    Args:
+        title: as people read it.
+        better: `higher`, `lower`, or `neither`: then it is shown and not compared.
+        scale: `share` of rows, `0..1`, `0..100`, or `from 0`.
+        test: `exact McNemar` (scores are 0 or 1), `paired bootstrap`, or `none`.
+        headline: whether a verdict rests on it and tables show it.
+        decimals: in tables.
+        least_margin: differences below it are worth no argument; `tuneloop gate --init` proposes no smaller margin.
+    """
+    choices = {"better": (Better, better), "scale": (Scale, scale), "test": (Test, test)}
+    for key, (kind, value) in choices.items():
+        if value not in get_args(kind):
+            raise ValueError(f"{key}={value!r}: choose one of {', '.join(map(repr, get_args(kind)))}")
+    settings = {"title": title, "better": better, "scale": scale, "test": test, "decimals": decimals,
+                "least_margin": least_margin, "headline": "own" if headline else ""}  # fmt: skip
+
+    def declared(function: Function) -> Function:
+        setattr(function, DECLARED, own_metric(getattr(function, "__name__", "metric"), **settings))
+        return function
+
+    return declared
+
+
+def own_metric(name: str, **settings: Any) -> Metric:
+    """A metric of the user's: named as in the recipe, with what is declared of it."""
+    title = settings.pop("title", "") or name.replace("_", " ")
+    return Metric(name, title, **{"test": "by its scores", "needs": "scorer", "headline": "own", **settings})
 
 
 @dataclass(frozen=True)

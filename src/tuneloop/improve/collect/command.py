@@ -15,8 +15,8 @@ from tuneloop.data.clean.pii import Redactor
 from tuneloop.data.config import PersonalConfig
 from tuneloop.improve.collect.collect import CollectOptions, collect
 from tuneloop.improve.collect.training_rows import write_training_rows
-from tuneloop.records.collected import CollectedManifest
 from tuneloop.records.record import write_record
+from tuneloop.records.server import CollectedManifest
 from tuneloop.serving.store.store import exported, opened, read_feedback, read_requests, store_name
 
 FILES = ("sft", "preference", "kto", "heldout", "must_pass")

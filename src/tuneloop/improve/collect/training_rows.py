@@ -9,10 +9,10 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_jsonl
 from tuneloop.data.dataset import load_dataset
-from tuneloop.pipeline.task import task_of_run
-from tuneloop.records.collected import CollectedManifest
+from tuneloop.pipeline.targets import task_of_run
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Row
+from tuneloop.records.server import CollectedManifest
 from tuneloop.registry.registered import open_registry, registered_name, run_folder_of, version_of
 from tuneloop.serving.models import prompt_of
 

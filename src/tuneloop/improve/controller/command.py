@@ -30,8 +30,8 @@ from tuneloop.improve.feedback.value import current, gives_answer
 from tuneloop.improve.monitor.command import EVENT as MONITORED
 from tuneloop.improve.monitor.command import ignored, monitor_if_due
 from tuneloop.improve.monitor.detectors import CANARIES
-from tuneloop.records.decision import Decision
 from tuneloop.records.feedback import Feedback, value_of
+from tuneloop.records.server import Decision
 from tuneloop.registry.registered import registered_name
 from tuneloop.serving.store.chain import refuse_rewritten
 from tuneloop.serving.store.database import Database, is_database_url, keep_password

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config
 from tuneloop.core.units import counted, exactly
-from tuneloop.records.decision import Decision
+from tuneloop.records.server import Decision
 
 START, STEP, APPROVE, END = "improve.start", "improve.step", "improve.approve", "improve.end"
 DECLINE = "improve.decline"  # there was a reason, and it was not worth it or too expensive

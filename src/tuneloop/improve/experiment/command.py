@@ -15,11 +15,10 @@ from tuneloop.improve.experiment.log import DECISION, START, STOP, ExperimentSta
 from tuneloop.improve.experiment.record import ExperimentDesign, ExperimentOptions, ExperimentVerdict
 from tuneloop.improve.experiment.statistics import decide, evidence_of, registration_hash, time_of, units_of
 from tuneloop.improve.feedback.value import current
-from tuneloop.records.decision import Decision
 from tuneloop.records.feedback import SHADOW, Feedback
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.request import LEFT
-from tuneloop.records.server import ServerState
+from tuneloop.records.server import Decision, ServerState
 from tuneloop.serving.keys import read_keys
 from tuneloop.serving.store.chain import refuse_rewritten
 from tuneloop.serving.store.database import Database, is_database_url

@@ -12,7 +12,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.improve.experiment.plan import Traffic, units_for
 from tuneloop.improve.experiment.record import ExperimentDesign, ExperimentOptions, ExperimentVerdict
 from tuneloop.improve.experiment.statistics import Stage, assign, time_of
-from tuneloop.records.decision import Decision
+from tuneloop.records.server import Decision
 
 START, DECISION, STOP = "experiment.start", "experiment.decision", "experiment.stop"
 ENDS = ("promote", "roll back", "futility")

@@ -26,9 +26,9 @@ from tuneloop.inference.protocol import can_give_way, complete
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import Completion
-from tuneloop.records.decision import Decision
 from tuneloop.records.request import StoredRequest
 from tuneloop.records.rows import Dataset, Row, last_user_turn, references_of
+from tuneloop.records.server import Decision
 from tuneloop.serving.store.database import Database
 from tuneloop.serving.store.store import insert, opened, read_requests
 

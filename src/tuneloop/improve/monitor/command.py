@@ -29,10 +29,9 @@ from tuneloop.improve.monitor.canaries import (
 )
 from tuneloop.improve.monitor.detectors import CANARIES, EARLIER_WINDOWS, STEPS, Helpers, monitor
 from tuneloop.improve.monitor.record import MonitorOptions, MonitorReport
-from tuneloop.records.decision import Decision
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset, last_user_turn
-from tuneloop.records.server import ServerState
+from tuneloop.records.server import Decision, ServerState
 from tuneloop.serving.store.database import Database
 from tuneloop.serving.store.store import insert, opened, read_decisions, read_feedback, read_requests, store_name
 

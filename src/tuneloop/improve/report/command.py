@@ -21,8 +21,8 @@ from tuneloop.improve.feedback.value import Talk, by_request, mean_value
 from tuneloop.improve.monitor.command import EVENT as MONITORED
 from tuneloop.improve.report import record
 from tuneloop.improve.report.html import render_improve_page
-from tuneloop.records.decision import Decision
 from tuneloop.records.record import write_record
+from tuneloop.records.server import Decision
 from tuneloop.serving.store.database import Database
 from tuneloop.serving.store.store import opened, read_decisions, read_feedback, store_folder, store_name
 

@@ -19,7 +19,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.core.text import storable
-from tuneloop.records.decision import Decision
+from tuneloop.records.server import Decision
 from tuneloop.serving.store.database import Database
 from tuneloop.serving.store.erase_files import Whose, folded, words_of
 from tuneloop.serving.store.store import insert, read_decisions

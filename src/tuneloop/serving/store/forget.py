@@ -29,11 +29,9 @@ from tuneloop.data.erase.forget import Descendant, SubjectRows, find_rows, forge
 from tuneloop.data.erase.subject_match import Matcher, pseudonyms
 from tuneloop.pipeline.prepare import measure_of
 from tuneloop.records.artifact import ARTIFACT
-from tuneloop.records.collected import CollectedManifest
 from tuneloop.records.dataset import MANIFEST
-from tuneloop.records.decision import Decision
 from tuneloop.records.review import Review
-from tuneloop.records.server import ServerState
+from tuneloop.records.server import CollectedManifest, Decision, ServerState
 from tuneloop.registry.registered import open_registry
 from tuneloop.registry.versions import read_models
 from tuneloop.report.data_html import write_data_report

@@ -20,11 +20,10 @@ import orjson
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import make_private, user_errors_of_the_disk
 from tuneloop.core.text import storable
-from tuneloop.records.decision import Decision
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.record import read_record
 from tuneloop.records.request import REFUSED, StoredRequest
-from tuneloop.records.server import ServerState
+from tuneloop.records.server import Decision, ServerState
 from tuneloop.serving.store import database
 from tuneloop.serving.store.chain import DecisionLog, last_link, link, verify
 from tuneloop.serving.store.database import FILE, Database, DatabaseError, is_database_url, named, without_password

@@ -21,10 +21,10 @@ import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import user_errors_of_the_disk
-from tuneloop.records.decision import Decision
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.record import as_record
 from tuneloop.records.request import StoredRequest, as_request
+from tuneloop.records.server import Decision
 from tuneloop.serving.store.store import TABLES, Stored, values_of
 
 FILES = ("store.ahead-0.jsonl", "store.ahead-1.jsonl")

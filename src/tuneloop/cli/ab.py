@@ -15,8 +15,8 @@ from tuneloop.core.units import counted, verb
 from tuneloop.improve.experiment.record import ExperimentOptions, ExperimentPlanOptions
 
 if TYPE_CHECKING:
-    from tuneloop.improve.experiment.log import ExperimentState
     from tuneloop.improve.experiment.record import ExperimentPlan, PlannedPower
+    from tuneloop.improve.experiment.state import ExperimentState
     from tuneloop.serving.store.chain import DecisionLog
 
 NAME = argument("[NAME]", "Name of the experiment; default: the one that goes on.", "")

@@ -107,8 +107,7 @@ class AnswerGate(Config):
 def load_gate(file: str) -> AnswerGate | None:
     """The conditions in a file; None where no file is named.
 
-    Raises:
-        UserError: the file is missing or wrong, or demands nothing.
+    Raises UserError: the file is missing or wrong, or demands nothing.
     """
     if not file:
         return None
@@ -196,8 +195,7 @@ MOST_FAILED = 0.05  # share of requests that may fail for good
 def answers_of(job: DistilJob) -> dict[str, Completion]:
     """The teacher's answer to each row, the best of `best_of`; what is written down already is not requested again.
 
-    Raises:
-        UserError: too many requests failed, or another model answered.
+    Raises UserError: too many requests failed, or another model answered.
     """
     further = [row.id for row in job.unlabelled]
     key = content_hash([job.teacher.identity, job.dataset.manifest.hash, *([further] if further else [])])[:12]
@@ -345,8 +343,7 @@ def _ratings(job: DistilJob, answers: dict[Draw, Completion], usable: dict[str, 
 def taught_rows(job: DistilJob) -> Dataset:
     """The data set with the teacher's answers in its training rows and behind further requests, those left out that are no good.
 
-    Raises:
-        UserError: hardly an answer is usable.
+    Raises UserError: hardly an answer is usable.
     """
     answers = answers_of(job)
     taught: list[Row] = [] if job.options.answers == "teacher" else list(job.dataset.train)

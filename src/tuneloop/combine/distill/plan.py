@@ -46,8 +46,7 @@ class Amount:
 def amount_of(dataset: Dataset) -> Amount:
     """The training rows of a data set, by the tokenizer that it was prepared with.
 
-    Raises:
-        UserError: its tokens were not counted.
+    Raises UserError: its tokens were not counted.
     """
     split = dataset.manifest.splits.train
     tokens = split.tokens if split is not None else None

@@ -69,11 +69,7 @@ class Adapter:
 
     @cached_property
     def modules(self) -> list[str]:
-        """Names of the modules that it changes.
-
-        Raises:
-            UserError: it holds no tensors, or others than A and B.
-        """
+        """Names of the modules that it changes. Raises UserError: it holds no tensors, or others than A and B."""
         try:
             stems = stems_of(self.shapes)
         except ValueError as odd:
@@ -90,11 +86,7 @@ class Adapter:
         return self.shapes.get(f"{PEFT_PREFIX}{module}{A_END}", (0,))[0]
 
     def update(self, module: str) -> Product:
-        """The update of a module in float64, its scale in b.
-
-        Raises:
-            UserError: it holds NaN, or the file is damaged.
-        """
+        """The update of a module in float64, its scale in b. Raises UserError: it holds NaN, or the file is damaged."""
         from tuneloop.combine.merge.methods import Product
 
         with self._open() as source:
@@ -163,8 +155,7 @@ def open_adapter(name: str, folder: Path, fingerprint: str = "") -> Adapter:
 def check_together(adapters: Sequence[Adapter]) -> None:
     """Refuse adapters that can't be one.
 
-    Raises:
-        UserError: none, one given twice, other bases, tokenizers or prompts.
+    Raises UserError: none, one given twice, other bases, tokenizers or prompts.
     """
     if not adapters:
         raise UserError("Merge what?", where="tuneloop merge", next_step="name two or more runs or adapters")

@@ -105,8 +105,7 @@ def merge_adapters(
 def weights_of(adapters: Sequence[Adapter], settings: MergeSettings, method: MergeMethod) -> list[float]:
     """The weight of each adapter, as the method takes it.
 
-    Raises:
-        UserError: not one for each; not a number; all zero; a density that is no share.
+    Raises UserError: not one for each; not a number; all zero; a density that is no share.
     """
     weights = list(settings.weights) or [1.0] * len(adapters)
     if len(weights) != len(adapters):

@@ -165,11 +165,7 @@ METHODS: dict[str, MergeMethod] = {
 
 
 def merge_method(name: str) -> MergeMethod:
-    """The method of that name.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The method of that name. Raises UserError: there is none."""
     if name not in METHODS:
         step = f"{did_you_mean(name, METHODS)} choose {', '.join(METHODS)}".lstrip()
         raise UserError(f"No way to merge is called {name!r}", where="--method", next_step=step)

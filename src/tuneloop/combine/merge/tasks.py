@@ -234,8 +234,7 @@ def _pooled(experts: Sequence[Expert], out: Path, run: Path) -> Path:
 def search(judge: Judge, wanted: MergeSettings) -> list[Tried]:
     """Try ways to merge on validation rows, for as long as there is time; the best is the one whose worst task keeps most.
 
-    Raises:
-        UserError: a task has no validation rows.
+    Raises UserError: a task has no validation rows.
     """
     for one in judge.experts:
         if one.dataset is None or not len(one.dataset.val):

@@ -159,8 +159,7 @@ def cascade_of(small: str, large: str, costs: tuple[float, float], out: Path, ma
 def worth_of(sample: Sample, metric: str) -> float:
     """What an answer is worth, 0 to 1: whether the label is right, else the row's score by the metric that decides.
 
-    Raises:
-        UserError: the metric has no score for a row.
+    Raises UserError: the metric has no score for a row.
     """
     if sample.label is not None:
         return float(sample.predicted_label == sample.label)

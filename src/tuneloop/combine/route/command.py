@@ -39,11 +39,7 @@ LANGUAGE_ROWS = 200  # requests that show in which language a router is fitted
 
 
 def dataset_of_target(name: str) -> Dataset:
-    """The rows of a run's task, or a prepared data set itself.
-
-    Raises:
-        UserError: they are not at hand.
-    """
+    """The rows of a run's task, or a prepared data set itself. Raises UserError: they are not at hand."""
     from tuneloop.data.dataset import load_dataset
 
     with quiet():
@@ -158,8 +154,7 @@ def _outcome(text: Any) -> float | None:
 def outside_texts(file: str) -> list[str]:
     """Requests that belong to no model, from a file of any format or a prepared data set.
 
-    Raises:
-        UserError: it can't be read.
+    Raises UserError: it can't be read.
     """
     from tuneloop.data.load_eval_file import read_whole
 

@@ -95,8 +95,7 @@ class RouteJob:
 def features_of(name: str, base: str) -> Features:
     """The features that a name stands for; empty: static vectors where MiniLM is installed, else words.
 
-    Raises:
-        UserError: there are none of that name; hidden states without a base.
+    Raises UserError: there are none of that name; hidden states without a base.
     """
     if not name:
         return "static" if minilm_folder() is not None else "words"
@@ -146,8 +145,7 @@ class StaticVectors:
 def open_static_vectors(folder: Path) -> StaticVectors:
     """Static vectors of the packaged MiniLM in a folder; the table is made once, in half a minute, and kept in the cache.
 
-    Raises:
-        UserError: the cache can't be written.
+    Raises UserError: the cache can't be written.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file, save

@@ -72,11 +72,7 @@ class Router:
 
 
 def load_router(folder: Path) -> Router:
-    """A fitted router.
-
-    Raises:
-        UserError: none was fitted, or its files are damaged.
-    """
+    """A fitted router. Raises UserError: none was fitted, or its files are damaged."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 

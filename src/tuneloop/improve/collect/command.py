@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,13 @@ FILES = ("sft", "preference", "kto", "heldout", "must_pass")
 
 
 def collect_store(
-    place: Path | str, out: Path | str, settings: Mapping[str, Any], *, personal: PersonalConfig | None = None,
+    place: Path | str,
+    out: Path | str,
+    settings: Mapping[str, Any],
+    *,
+    personal: PersonalConfig | None = None,
     run: Path | str = "",
-) -> CollectedManifest:  # fmt: skip
+) -> CollectedManifest:
     """Write a file for each of `FILES` that has rows, and `collect.json`.
 
     Args:
@@ -49,35 +53,29 @@ def collect_store(
         feedback = list(read_feedback(store, origin=False))
     collected = collect(requests, feedback, options)
     if not collected.with_feedback:
-        raise UserError(
-            f"No request of {len(requests):,} has feedback", where=store_name(place),
-            next_step="tuneloop collect show says what there is; tuneloop collect import FILE adds some",
-        )  # fmt: skip
+        step = "tuneloop collect show says what there is; tuneloop collect import FILE adds some"
+        raise UserError(f"No request of {len(requests):,} has feedback", where=store_name(place), next_step=step)
     redactor = Redactor(personal or PersonalConfig())
     rows = {name: [redactor(row) for row in getattr(collected, name)] for name in FILES}
-    more, task = _write(folder, rows, run)
-    manifest = CollectedManifest(
-        store=store_name(place), since=options.since, until=options.until, requests=len(requests),
-        with_feedback=collected.with_feedback, counts={name: len(of) for name, of in rows.items()} | more,
-        origins=dict(Counter(str(row["origin"]) for row in [*rows["sft"], *rows["heldout"]])),
-        own=sum("own" in row for row in rows["sft"]),
-        dropped={reason: number for reason, number in collected.dropped.items() if number},
-        heldout_share=options.heldout_share, per_user=options.per_user, own_share=options.own_share, task=task,
-    )  # fmt: skip
-    write_record(folder / CollectedManifest.file, manifest)
-    return manifest
-
-
-def _write(
-    folder: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]], run: Path | str
-) -> tuple[dict[str, int], str]:
-    """Write the files; with a run give the rows of those for its successor, and its kind of task."""
     (folder / CollectedManifest.file).unlink(missing_ok=True)
     for name, of in rows.items():
         (folder / f"{name}.jsonl").unlink(missing_ok=True)
         if of:
             write_jsonl(folder / f"{name}.jsonl", of)
-    return write_training_rows(run, rows["sft"], rows["heldout"], folder) if run else ({}, "")
+    more, task = write_training_rows(run, rows["sft"], rows["heldout"], folder) if run else ({}, "")
+    manifest = CollectedManifest(
+        store=store_name(place),
+        requests=len(requests),
+        with_feedback=collected.with_feedback,
+        counts={name: len(of) for name, of in rows.items()} | more,
+        origins=dict(Counter(str(row["origin"]) for row in [*rows["sft"], *rows["heldout"]])),
+        own=sum("own" in row for row in rows["sft"]),
+        dropped={reason: number for reason, number in collected.dropped.items() if number},
+        task=task,
+        **options.model_dump(include={"since", "until", "heldout_share", "per_user", "own_share"}),
+    )
+    write_record(folder / CollectedManifest.file, manifest)
+    return manifest
 
 
 @dataclass(frozen=True)
@@ -104,20 +102,18 @@ def write_requests(
     """
     if out.is_dir():
         raise UserError("A folder has this name", where=f"--out {out}", next_step="choose another name")
-    written = failed = without = refused = 0
+    counts: Counter[str] = Counter()
     redactor = Redactor(personal or PersonalConfig())
     condition = {"where": "model = ?", "values": [model]} if model else {}
     with opened(place) as store, replacing(out) as file:
         for request in read_requests(store, since=since, **condition):  # type: ignore[arg-type]
             line = exported(request)
             if line is not None:
-                written += 1
+                counts["written"] += 1
                 line |= {name: redactor(line[name]) for name in ("request", "response")}
                 file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
             elif request.train == "no":
-                refused += 1
-            elif request.error is not None:
-                failed += 1
+                counts["without_consent"] += 1
             else:
-                without += 1
-    return Written(str(out), written, failed, without, refused)
+                counts["without_text" if request.error is None else "failed"] += 1
+    return Written(str(out), **counts)

@@ -18,7 +18,7 @@ from tuneloop.serving.models import prompt_of
 
 TRAIN, TEST = "train.jsonl", "test.jsonl"
 TASKS = ("classification", "generation", "chat")  # that `data.task` takes
-# Settings with which a recipe reads these files, whatever its own data look like: conversations with their prompts as trained.
+# Settings with which a recipe reads these files, whatever its own data look like: conversations, prompts as trained.
 AS_CHATS = (
     *(f"data.{key}=null" for key in ("text", "label", "labels", "instruction", "input", "output")),
     "data.format=messages", "data.split.stratify=null", "data.split.group=null", "data.split.by=content",
@@ -30,8 +30,8 @@ def write_training_rows(
 ) -> tuple[dict[str, int], str]:
     """Write `train.jsonl` and `test.jsonl`: the run's own rows, then the collected ones.
 
-    A client's turns become the prompt that the run was trained on: its instruction, its template. Nothing is replaced, only
-    added: a model that is trained on its own answers alone gets worse.
+    A client's turns become the prompt that the run was trained on: its instruction, its template. Nothing is replaced,
+    only added: a model that is trained on its own answers alone gets worse.
 
     Args:
         run: in use.
@@ -40,15 +40,14 @@ def write_training_rows(
         Rows of each file, and the kind of task that the run has.
 
     Raises:
-        UserError: the run or its data set is gone, or its prompts are texts that are gone on with.
+        UserError: the run or its data set is missing, or it continues texts instead of answering.
     """
     place = run_of(run)
     task = task_of_run(place)
     if task is None or not (place / "dataset" / "dataset.json").is_file():
-        raise UserError(
-            "A run with its data set is needed, to write rows as it reads them", where=str(run),
-            next_step="name the run's folder, or leave --run out and write the recipe of a retraining yourself",
-        )  # fmt: skip
+        step = "name the run's folder, or leave --run out and write the recipe of a retraining yourself"
+        what = "A run with its data set is needed, to write rows as it reads them"
+        raise UserError(what, where=str(run), next_step=step)
     dataset = load_dataset(place / "dataset")
     read = prompt_of(task)
 
@@ -57,7 +56,7 @@ def write_training_rows(
             turns = list(row["messages"])
             prompt = read(turns[:-1], row.get("tools") or [])
             if prompt.continues is not None:
-                raise UserError("This run goes on with texts, and collected rows are answers", where=str(run))
+                raise UserError("This run continues texts, and collected rows are answers", where=str(run))
             yield {**row, "messages": [*prompt.messages, turns[-1]]}
 
     train = [*_own(dataset.train, dataset.val), *rewritten(sft)]
@@ -73,7 +72,7 @@ def run_of(name: Path | str) -> Path:
         return Path(name)
     folder = run_folder_of(version_of(open_registry(), str(name)))
     if folder is None:
-        raise UserError("The run of this version is not at hand", where=str(name), next_step="name the run's folder")
+        raise UserError("The run of this version is not available", where=str(name), next_step="name the run's folder")
     return folder
 
 
@@ -86,7 +85,7 @@ def _own(*splits: Iterable[Row]) -> Iterator[dict[str, Any]]:
 
 
 def settings_of_retraining(folder: Path) -> list[str]:
-    """Settings behind a recipe with which it trains on collected rows, tested on those of users that are never trained on.
+    """Settings behind a recipe with which it trains on collected rows, tested on users that are never trained on.
 
     Args:
         folder: that `tuneloop collect` wrote; with `--run` the rows are chats, whatever data the recipe was made for.
@@ -96,7 +95,6 @@ def settings_of_retraining(folder: Path) -> list[str]:
         more = [f"data.split.test={test}"] if test.is_file() else []
         return [f"data.sources={folder / 'sft.jsonl'}", *more]
     task = read_record(CollectedManifest, folder).task
-    return [
-        f"data.sources={folder / TRAIN}", *AS_CHATS, *([f"data.task={task}"] if task in TASKS else []),
-        *([f"data.split.test={folder / TEST}"] if (folder / TEST).stat().st_size else []),
-    ]  # fmt: skip
+    settings = [f"data.sources={folder / TRAIN}", *AS_CHATS]
+    settings += [f"data.task={task}"] if task in TASKS else []
+    return settings + ([f"data.split.test={folder / TEST}"] if (folder / TEST).stat().st_size else [])

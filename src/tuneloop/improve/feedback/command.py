@@ -33,15 +33,15 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Imported:
-    """What became of a file: new events, those that were there already, and refused lines with the reason."""
+    """What became of a file."""
 
-    added: int
-    known: int
-    refused: list[dict[str, Any]]
+    added: int  # new events
+    known: int  # events that were there already
+    refused: list[dict[str, Any]]  # lines, each with the reason
 
 
 @dataclass(frozen=True)
-class Kind:
+class FeedbackKind:
     """What the store holds of one kind: events, current ones, and the mean of their values (0 bad, 1 good)."""
 
     kind: str
@@ -51,22 +51,22 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Shown:
+class FeedbackSummary:
     """Feedback of a store: by kind, of how many requests, and that on requests or conversations that are not known."""
 
-    kinds: list[Kind]
+    kinds: list[FeedbackKind]
     requests: int
     rated: int
     orphans: list[Feedback]
 
 
 def add(
-    place: Path | str, given: Mapping[str, Any], *, personal: PersonalConfig | None = None
+    place: Path | str, values: Mapping[str, Any], *, personal: PersonalConfig | None = None
 ) -> tuple[Feedback, bool]:
     """Store one piece of feedback. The request need not be known yet.
 
     Args:
-        given: see `records.feedback.feedback_of`.
+        values: see `records.feedback.feedback_of`.
         personal: what happens to personal data in texts; replaced by default.
 
     Returns:
@@ -75,8 +75,8 @@ def add(
     Raises:
         UserError: there is no store, or a value does not fit.
     """
-    given = {**given, "source": given.get("source") or "command"}
-    one = _clean(feedback_of(given, new_id=uuid7(), now=utc_now()), Redactor(personal or PersonalConfig()))
+    values = {**values, "source": values.get("source") or "command"}
+    one = _clean(feedback_of(values, new_id=uuid7(), now=utc_now()), Redactor(personal or PersonalConfig()))
     with opened(place) as store:
         return one, bool(insert(store, [one]))
 
@@ -128,11 +128,12 @@ def _columns(record: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """The values of a record by our names; a column `thumbs` or `rating` also names the kind."""
     values: dict[str, Any] = {}
     for name, columns in COLUMNS.items():
-        column = next((column for column in columns if record.get(column) not in (None, "")), None)
-        if column is not None:
-            values[name] = record[column]
-            if column in ("rating", "thumbs"):
-                values.setdefault("kind", column)
+        for column in columns:
+            if record.get(column) not in (None, ""):
+                values[name] = record[column]
+                if column in ("rating", "thumbs"):
+                    values.setdefault("kind", column)
+                break
     if kind:
         values.setdefault("kind", kind)
     if "request" in values:
@@ -159,7 +160,7 @@ def export(
     return len(lines)
 
 
-def show(place: Path | str, *, since: str = "", until: str = "", most_orphans: int = 100) -> Shown:
+def show(place: Path | str, *, since: str = "", until: str = "", most_orphans: int = 100) -> FeedbackSummary:
     """What the store holds.
 
     Args:
@@ -186,5 +187,5 @@ def show(place: Path | str, *, since: str = "", until: str = "", most_orphans: i
     kinds = []
     for kind, number in Counter(one.kind for one in events).most_common():
         of = [one for one in valid if one.kind == kind]
-        kinds.append(Kind(kind, number, len(of), mean_value(of)))
-    return Shown(kinds, requests, answers, orphans)
+        kinds.append(FeedbackKind(kind, number, len(of), mean_value(of)))
+    return FeedbackSummary(kinds, requests, answers, orphans)

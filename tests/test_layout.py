@@ -9,7 +9,7 @@ SOURCE, TESTS = ROOT / "src" / "tuneloop", ROOT / "tests"
 # Modules that are tested through what uses them, by the test file that does it.
 TESTED_IN = {
     "advise/test_advise.py": "advise.config advise.measured advise.rules records.advice pipeline.advise",
-    "combine/distill/test_command.py": "cli.distill records.distillation combine.distill.prompts",
+    "combine/distill/test_command.py": "cli.distill records.distillation",
     "combine/route/test_command.py": "cli.route records.router",
     "combine/merge/test_merge.py": "combine.merge.adapters",
     "inference/local/test_grammar.py": "inference.local.grammar_child",

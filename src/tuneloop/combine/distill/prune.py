@@ -1,4 +1,4 @@
-"""A smaller model made of a larger one: the run of layers goes that changes its states least."""
+"""A smaller model made of a larger one: the consecutive layers that change its states least are left out."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def layers_to_drop(model: Model, texts: Sequence[Sequence[int]], layers: int) -> PrunedStudent:
     """Which consecutive layers to leave out so that `layers` are left.
 
-    Those before and after which the states of the last token differ least in angle (Gromov et al. 2024, arXiv 2403.17887,
-    equations 6 and 7). The first and the last layer stay.
+    Those before and after which the states of the last token differ least in angle (Gromov et al. 2024, arXiv
+    2403.17887, equations 6 and 7). The first and the last layer stay.
 
     Args:
         texts: token ids of some conversations.
@@ -33,15 +33,14 @@ def layers_to_drop(model: Model, texts: Sequence[Sequence[int]], layers: int) ->
     modules = layers_of(model.net)
     count = len(modules) - layers
     if layers < 2 or count < 1:
-        raise UserError(
-            f"A student of {layers} layers can't be made of a model of {len(modules)}", where=f"--layers {layers}",
-            next_step=f"choose 2 to {len(modules) - 1}",
-        )  # fmt: skip
+        what = f"A student of {layers} layers can't be made of a model of {len(modules)}"
+        raise UserError(what, where=f"--layers {layers}", next_step=f"choose 2 to {len(modules) - 1}")
     before: list[Tensor] = []
-    hooks = [
-        module.register_forward_pre_hook(lambda _, inputs: before.append(inputs[0][0, -1].float()))
-        for module in modules
-    ]
+
+    def watch(_: Any, inputs: Any) -> None:
+        before.append(inputs[0][0, -1].float())
+
+    hooks = [module.register_forward_pre_hook(watch) for module in modules]
     total = torch.zeros(len(modules) - count - 1)
     try:
         with torch.inference_mode():
@@ -71,7 +70,7 @@ def write_pruned(
     from safetensors.torch import save
 
     first, last = pruned.dropped
-    gone = last - first + 1
+    count = last - first + 1
     state: dict[str, Tensor] = {}
     dtype = None
     # The embedding first: its dtype counts, and an adapted weight comes in fp32.
@@ -82,7 +81,7 @@ def write_pruned(
         if mark and number.isdigit():
             if first <= int(number) <= last:
                 continue
-            target = f"{head}.layers.{int(number) - gone * (int(number) > last)}.{end}"
+            target = f"{head}.layers.{int(number) - count * (int(number) > last)}.{end}"
         value = tensor(name)
         dtype = dtype or value.dtype
         state[target] = value.to(dtype).contiguous()

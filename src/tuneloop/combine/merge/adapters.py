@@ -34,7 +34,7 @@ from tuneloop.models.trained import OWN
 if TYPE_CHECKING:
     from tuneloop.combine.merge.methods import Product
 
-ALONE = "keep it by itself, next to the merged one"
+ALONE = "keep it on its own, next to the merged one"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Adapter:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each tensor, from the file's header."""
         with self._open() as source:
-            return {name: tuple(source.get_slice(name).get_shape()) for name in source.keys()}  # noqa: SIM118 - no dictionary
+            return {name: tuple(source.get_slice(name).get_shape()) for name in source.keys()}  # noqa: SIM118
 
     @cached_property
     def modules(self) -> list[str]:
@@ -145,9 +145,8 @@ def open_adapter(name: str, folder: Path, fingerprint: str = "") -> Adapter:
     if more := more_than_matrices(settings):
         raise UserError(f"Only plain LoRA updates can be merged, not {more}", where=name, next_step=ALONE)
     if not (folder / WEIGHTS).is_file():
-        raise UserError(
-            f"The adapter has no {WEIGHTS}", where=str(folder), next_step="save it as safetensors with PEFT"
-        )
+        step = "save it as safetensors with PEFT"
+        raise UserError(f"The adapter has no {WEIGHTS}", where=str(folder), next_step=step)
     about = read_json_object(folder / OWN) if (folder / OWN).is_file() else {}
     return Adapter(name, folder, str(about.get("base_fingerprint") or fingerprint), settings)
 
@@ -163,30 +162,23 @@ def check_together(adapters: Sequence[Adapter]) -> None:
     first, conditions = adapters[0], list(_conditions(adapters[0].folder).values())
     for one in adapters:
         if one.hash in seen:
-            raise UserError(
-                f"The same adapter twice: {seen[one.hash].name} and {one.name}", where="tuneloop merge",
-                next_step="name it once; --weights makes it count more",
-            )  # fmt: skip
+            what = f"The same adapter twice: {seen[one.hash].name} and {one.name}"
+            raise UserError(what, where="tuneloop merge", next_step="name it once; --weights makes it count more")
         seen[one.hash] = one
         if one.fingerprint != first.fingerprint:
-            raise UserError(
-                f"{first.name} and {one.name} were trained on different base models", where=str(one.folder),
-                next_step="merge adapters of one base only",
-            )  # fmt: skip
-        for (what, here), there in zip(_conditions(one.folder).items(), conditions, strict=True):
+            what = f"{first.name} and {one.name} were trained on different base models"
+            raise UserError(what, where=str(one.folder), next_step="merge adapters of one base only")
+        for (name, here), there in zip(_conditions(one.folder).items(), conditions, strict=True):
             if here is not None and there is not None and here != there:
-                raise UserError(
-                    f"{first.name} and {one.name} differ in their {what}", where=str(one.folder),
-                    next_step="train one of them again as the other was; or keep both",
-                )  # fmt: skip
+                what = f"{first.name} and {one.name} differ in their {name}"
+                step = "train one of them again as the other was; or keep both"
+                raise UserError(what, where=str(one.folder), next_step=step)
 
 
 def _conditions(folder: Path) -> dict[str, str | None]:
     """What adapters that are merged must share; None where the folder does not say it."""
-    tokenizer, template = (
-        _json_of(folder / "tokenizer.json"),
-        _json_of(folder / "tokenizer_config.json").get("chat_template"),
-    )
+    tokenizer = _json_of(folder / "tokenizer.json")
+    template = _json_of(folder / "tokenizer_config.json").get("chat_template")
     added = [(token.get("id"), token.get("content")) for token in tokenizer.get("added_tokens", [])]
     return {
         "tokenizer": content_hash([tokenizer.get("model", {}).get("vocab"), added]) if tokenizer else None,
@@ -200,9 +192,9 @@ def _json_of(file: Path) -> dict[str, Any]:
 
 
 def random_adapter(like: Adapter, out: Path, seed: int) -> Adapter:
-    """A control: an adapter with the shapes of another one and, in each matrix, normal entries of the same root mean square.
+    """A control, whose cost in a merge is not that of a second task.
 
-    What merging with it costs is not what a second task costs.
+    It has the shapes of another adapter and, in each matrix, normal entries of the same root mean square.
     """
     import torch
     from safetensors.torch import load_file, save

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MergedAdapter:
-    """What a merge came to."""
+    """The adapter that a merge made."""
 
     folder: Path  # in PEFT's layout
     rank: int  # the largest of a module
@@ -48,13 +48,17 @@ class MergedAdapter:
     parameters: int  # how many numbers it holds
 
 
+Shapes = Mapping[str, tuple[int, ...]]  # of each linear layer or tensor, by its name
+
+
 def base_shapes(base: Path) -> dict[str, tuple[int, ...]]:
     """(outputs, inputs) of each linear layer of the base model in a folder, from its configuration."""
-    return {name: tuple(layer.weight.shape) for name, layer in linear_places(skeleton(base)).items()}  # type: ignore[arg-type]
+    layers = linear_places(skeleton(base)).items()
+    return {name: tuple(layer.weight.shape) for name, layer in layers}  # type: ignore[arg-type]
 
 
 def merge_adapters(
-    adapters: Sequence[Adapter], settings: MergeSettings, base: tuple[str, Mapping[str, tuple[int, ...]]], out: Path
+    adapters: Sequence[Adapter], settings: MergeSettings, base: tuple[str, Shapes], out: Path
 ) -> MergedAdapter:
     """Merge adapters into a new one. The order in which they are named does not matter, to the last bit.
 
@@ -63,7 +67,7 @@ def merge_adapters(
         out: folder of the new adapter, in PEFT's layout.
 
     Raises:
-        UserError: adapters that don't go together, a kind that can't be merged, settings that the method can't take.
+        UserError: adapters that don't go together, a kind that can't be merged, settings that don't fit the method.
     """
     method = merge_method(settings.method)
     check_together(adapters)
@@ -90,14 +94,16 @@ def merge_adapters(
             progress("merging", count, len(modules))
         for one, length in zip(job.adapters, job.length, strict=True):
             if length == 0:
-                raise UserError(
-                    "The adapter changes nothing: all its B matrices are zero", where=str(one.folder),
-                    next_step="train it, or leave it out",
-                )  # fmt: skip
+                what = "The adapter changes nothing: all its B matrices are zero"
+                raise UserError(what, where=str(one.folder), next_step="train it, or leave it out")
     merged = MergedAdapter(
-        out, max(ranks.values()), len(modules), lost_share(job.before, job.after), content_hash(digests),
-        sum(rows * columns for rows, columns in shapes.values()),
-    )  # fmt: skip
+        folder=out,
+        rank=max(ranks.values()),
+        modules=len(modules),
+        lost=lost_share(job.before, job.after),
+        hash=content_hash(digests),
+        parameters=sum(rows * columns for rows, columns in shapes.values()),
+    )
     _write_settings(merged, ranks, base, adapters[0])
     return merged
 
@@ -109,10 +115,9 @@ def weights_of(adapters: Sequence[Adapter], settings: MergeSettings, method: Mer
     """
     weights = list(settings.weights) or [1.0] * len(adapters)
     if len(weights) != len(adapters):
-        raise UserError(
-            f"{len(weights)} weights for {counted(len(adapters), 'adapter')}", where="--weights",
-            next_step="give one number for each adapter, as in --weights 1,0.5",
-        )  # fmt: skip
+        what = f"{len(weights)} weights for {counted(len(adapters), 'adapter')}"
+        step = "give one number for each adapter, as in --weights 1,0.5"
+        raise UserError(what, where="--weights", next_step=step)
     if not all(map(math.isfinite, weights)) or not any(weights):
         raise UserError("Weights are numbers, and not all 0", where="--weights", next_step="write them as in 1,0.5")
     if not 0 < settings.density <= 1:
@@ -126,17 +131,15 @@ def weights_of(adapters: Sequence[Adapter], settings: MergeSettings, method: Mer
 
 
 def _rank_of(
-    module: str, adapters: Sequence[Adapter], settings: MergeSettings, method: MergeMethod, shapes: Mapping[str, tuple[int, ...]]
-) -> int:  # fmt: skip
+    module: str, adapters: Sequence[Adapter], settings: MergeSettings, method: MergeMethod, shapes: Shapes
+) -> int:
     """Rank of a module's merged update."""
-    there = [rank for one in adapters if (rank := one.rank(module))]
-    total, most = sum(there), min(shapes[module])
+    total, most = sum(one.rank(module) for one in adapters), min(shapes[module])
     if method.exact:
         if settings.rank and settings.rank < total:
-            raise UserError(
-                f"{method.name} keeps everything: the result has rank {total}", where=f"--rank {settings.rank}",
-                next_step="leave --rank out, or take --method svd",
-            )  # fmt: skip
+            what = f"{method.name} keeps everything: the result has rank {total}"
+            step = "leave --rank out, or use --method svd"
+            raise UserError(what, where=f"--rank {settings.rank}", next_step=step)
         return total
     usual = total if method.rank == "sum" else max(one.rank(name) for one in adapters for name in one.modules)
     return min(settings.rank or usual, total if method.rank != "sum" or not method.drops else most, most)
@@ -158,7 +161,7 @@ class _Merging:
         self.length = [0.0] * len(self.adapters)  # squared, of what each adapter changes
 
     def merged(self, module: str) -> tuple[Tensor, Tensor]:
-        """A and B (fp32) of a module's merged update, to be used with the scale alpha / rank, alpha being the largest rank."""
+        """A and B (fp32) of a module's merged update; their scale is alpha / rank, with the largest rank as alpha."""
         there = [i for i, one in enumerate(self.adapters) if one.rank(module)]
         products = [self.adapters[i].update(module) for i in there]
         for i, product in zip(there, products, strict=True):
@@ -176,8 +179,8 @@ class _Merging:
         return a.float(), (b * (rank / max(self.ranks.values()))).float()
 
 
-def _write_header(file: BinaryIO, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """The head of a safetensors file whose fp32 tensors follow in this order: 8 bytes of its length, then JSON padded by spaces."""
+def _write_header(file: BinaryIO, shapes: Shapes) -> None:
+    """The head of a safetensors file whose fp32 tensors follow in this order: its length in 8 bytes, padded JSON."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     place = 0
     for name, (rows, columns) in shapes.items():
@@ -189,9 +192,7 @@ def _write_header(file: BinaryIO, shapes: Mapping[str, tuple[int, ...]]) -> None
     file.write(struct.pack("<Q", len(text)) + text)
 
 
-def _write_settings(
-    merged: MergedAdapter, ranks: Mapping[str, int], base: tuple[str, Mapping[str, tuple[int, ...]]], like: Adapter
-) -> None:
+def _write_settings(merged: MergedAdapter, ranks: Mapping[str, int], base: tuple[str, Shapes], like: Adapter) -> None:
     """`tuneloop.json` and, last, `adapter_config.json`.
 
     It names modules by the last part of their names, or by whole names where not all layers of a name are changed.

@@ -23,8 +23,8 @@ BINS = 10
 SURE = 0.975  # share of resamples in which the best model has to be better than the cheapest
 
 
-def judged(router: Router, rows: Outcomes, outside: Array | None = None) -> RouterFigures:
-    """What a router does on rows that it has not seen, and on requests that belong to no model (`outside`, features)."""
+def judge_router(router: Router, rows: Outcomes, outside: Array | None = None) -> RouterFigures:
+    """What a router does on rows that it has not seen, and on requests of no model (`outside`, their features)."""
     record, picks = router.record, router.choose(rows.features)
     expected = router.quality(rows.features)
     costs = np.array([route.cost for route in record.routes])
@@ -35,9 +35,8 @@ def judged(router: Router, rows: Outcomes, outside: Array | None = None) -> Rout
     more: dict[str, Any] = {}
     if record.exclusive:
         task = rows.quality.argmax(1)
-        more["recall"] = {
-            n: float((picks[task == i] == i).mean()) for i, n in enumerate(router.names) if (task == i).any()
-        }
+        hits = {name: picks[task == i] == i for i, name in enumerate(router.names)}
+        more["recall"] = {name: float(right.mean()) for name, right in hits.items() if len(right)}
     if outside is not None and len(outside):
         near, far = router.similarity(rows.features), router.similarity(outside)
         caught = float((router.choose(outside) == NONE).mean())
@@ -45,11 +44,14 @@ def judged(router: Router, rows: Outcomes, outside: Array | None = None) -> Rout
     if len(set(costs.tolist())) > 1:
         more["frontier"], more["gap_recovered"] = frontier(expected, rows.quality, costs)
     return RouterFigures(
-        n=len(rows), quality=Share(value=float(worth.mean()), low=low, high=high),
+        n=len(rows),
+        quality=Share(value=float(worth.mean()), low=low, high=high),
         cost=float(costs[places][routed].mean()) if routed.any() else 0.0,
-        ece=calibration_error(stated[routed], worth[routed]), kept=float(routed.mean()),
-        singles=singles(rows.quality, costs, router.names), **more,
-    )  # fmt: skip
+        ece=calibration_error(stated[routed], worth[routed]),
+        kept=float(routed.mean()),
+        singles=singles(rows.quality, costs, router.names),
+        **more,
+    )
 
 
 def singles(quality: Array, costs: NDArray[np.float64], names: Sequence[str]) -> list[SingleModel]:
@@ -60,32 +62,29 @@ def singles(quality: Array, costs: NDArray[np.float64], names: Sequence[str]) ->
     return [SingleModel(name=name, cost=float(cost), quality=float(value)) for name, cost, value in means]
 
 
-def frontier(sure: Array, quality: Array, costs: NDArray[np.float64]) -> tuple[list[FrontierPoint], Share | None]:
+def frontier(expected: Array, quality: Array, costs: NDArray[np.float64]) -> tuple[list[FrontierPoint], Share | None]:
     """Mean cost and quality for rising prices, and the share of the gap recovered with a bootstrap interval over rows.
 
-    `sure` are expected outcomes (rows, models), `quality` real ones, `costs` those of each model.
+    `expected` are outcomes (rows, models), `quality` real ones, `costs` those of each model.
     """
-    prices = prices_of(sure, costs)
-    picks = np.stack([(sure - price * costs).argmax(1) for price in prices])  # (prices, rows)
-    worth, paid = np.take_along_axis(quality[None], picks[..., None], 2)[..., 0], costs[picks]
-    points = [
-        FrontierPoint(price=float(price), cost=float(c), quality=float(w))
-        for price, c, w in zip(prices, paid.mean(1), worth.mean(1), strict=True)
-    ]
-    corners = [
-        p for i, p in enumerate(points) if i == 0 or (p.cost, p.quality) != (points[i - 1].cost, points[i - 1].quality)
-    ]
+    prices = prices_of(expected, costs)
+    picks = np.stack([(expected - price * costs).argmax(1) for price in prices])  # (prices, rows)
+    worth, cost = np.take_along_axis(quality[None], picks[..., None], 2)[..., 0], costs[picks]
+    corners: list[FrontierPoint] = []
+    for price, c, w in zip(prices.tolist(), cost.mean(1).tolist(), worth.mean(1).tolist(), strict=True):
+        if not corners or (c, w) != (corners[-1].cost, corners[-1].quality):
+            corners.append(FrontierPoint(price=price, cost=c, quality=w))
 
     def of(rows: Array) -> float | None:
-        return gap_recovered(paid[:, rows].mean(1), worth[:, rows].mean(1), costs, quality[rows].mean(0))
+        return gap_recovered(cost[:, rows].mean(1), worth[:, rows].mean(1), costs, quality[rows].mean(0))
 
     return corners, gap_with_interval(of, len(quality))
 
 
 def gap_with_interval(of: Callable[[Array], float | None], rows: int) -> Share | None:
-    """The share of the gap that is recovered (`of` some rows, by their places), with a bootstrap interval over all `rows`.
+    """The share of the gap that is recovered (`of` some rows, by their places), with a bootstrap interval over `rows`.
 
-    None where it is not sure that there is a gap: a share of next to nothing says nothing.
+    None where it is not certain that there is a gap: a share of next to nothing says nothing.
     """
     value = of(np.arange(rows))
     if value is None:
@@ -98,11 +97,11 @@ def gap_with_interval(of: Callable[[Array], float | None], rows: int) -> Share |
     return Share(value=value, low=float(low), high=float(high))
 
 
-def prices_of(sure: Array, costs: NDArray[np.float64]) -> NDArray[np.float64]:
+def prices_of(expected: Array, costs: NDArray[np.float64]) -> NDArray[np.float64]:
     """Prices at which choices change: quantiles of the exchange rates between two models, from none to all."""
     apart = costs[:, None] - costs[None]
     i, j = np.nonzero(apart > 0)
-    rates = (sure[:, i] - sure[:, j]) / apart[i, j]
+    rates = (expected[:, i] - expected[:, j]) / apart[i, j]
     inner = np.quantile(rates, np.linspace(0, 1, PRICES)) if rates.size else np.array([])
     above = [inner.max() * (1 + 1e-6) + 1e-9] if inner.size else []
     return np.unique(np.maximum(np.concatenate([[0.0], inner, above]), 0.0))
@@ -132,10 +131,10 @@ def gap_recovered(
     return float(((curve - alone[cheap]) / (alone[best] - alone[cheap])).mean())
 
 
-def price_for(sure: Array, costs: NDArray[np.float64], most: float) -> float:
+def price_for(expected: Array, costs: NDArray[np.float64], most: float) -> float:
     """The least price of cost at which the mean cost of an answer is at most `most`."""
-    for price in prices_of(sure, costs):
-        if costs[(sure - price * costs).argmax(1)].mean() <= most:
+    for price in prices_of(expected, costs):
+        if costs[(expected - price * costs).argmax(1)].mean() <= most:
             return float(price)
     return float("inf")
 

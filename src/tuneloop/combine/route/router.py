@@ -1,4 +1,4 @@
-"""A router: from the features of a request to the quality that each model is expected to have, and to one of them or none."""
+"""A router: from the features of a request to the expected quality of each model, and to one of them or none."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Router:
 
     record: RouterRecord
     # `mean` (features), `rows` (fitted rows, features; unit vectors), `outcomes` (fitted rows, models), `weights`
-    # (features, models) and `bias` (models) of a regression, `centroids` (models, features).
+    # (features, models) and `bias` (models) of a regression, `centroids` (models, features)
     numbers: dict[str, Array]
 
     @property
@@ -43,7 +43,7 @@ class Router:
         return unit(features - self.numbers["mean"])
 
     def quality(self, features: Array) -> Array:
-        """Expected outcome of each model, (requests, models): probabilities that sum to one where a row belongs to one model."""
+        """Expected outcome of each model, (requests, models): they sum to one where a row belongs to one model."""
         quality = raw_quality(self.record, self.numbers, self.centred(features))
         return softened(quality, self.record.temperature, self.record.exclusive)
 
@@ -82,9 +82,8 @@ def load_router(folder: Path) -> Router:
     try:
         return Router(record, load_file(folder / NUMBERS))
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"The router's numbers can't be read: {error}", where=str(folder / NUMBERS), next_step=RouterRecord.again
-        ) from None
+        what = f"The router's numbers can't be read: {error}"
+        raise UserError(what, where=str(folder / NUMBERS), next_step=RouterRecord.again) from None
 
 
 def unit(vectors: Array) -> Array:
@@ -160,7 +159,9 @@ class Outcomes:
 def fit_router(
     train: Outcomes, val: Outcomes, like: RouterRecord, kinds: Sequence[RouterKind] = ("centroid", "knn", "logreg")
 ) -> Router:
-    """The best router of some kinds, calibrated: with the highest mean outcome on validation rows; of equals, the lowest log loss.
+    """The best router of some kinds, calibrated: that with the highest mean outcome on validation rows.
+
+    Of equals it is the one with the lowest log loss.
 
     Args:
         like: routes, features, price, and whether a row belongs to one model.
@@ -200,16 +201,13 @@ def _check(train: Outcomes, val: Outcomes, like: RouterRecord) -> None:
     if len(names) < 2:
         raise UserError("A router needs two models or more", where=", ".join(names), next_step="name another one")
     if len(train) < 2 or not len(val):
-        raise UserError(
-            f"A router needs rows to fit and to validate: there are {len(train)} and {len(val)}", where=", ".join(names),
-            next_step="give more rows",
-        )  # fmt: skip
+        what = f"A router needs rows to fit and to validate: there are {len(train)} and {len(val)}"
+        raise UserError(what, where=", ".join(names), next_step="give more rows")
     if like.exclusive:
         for name, count in zip(names, train.quality.sum(0), strict=True):
             if not count:
-                raise UserError(
-                    "A model has no training rows", where=name, next_step="leave it out, or prepare its rows"
-                )
+                step = "leave it out, or prepare its rows"
+                raise UserError("A model has no training rows", where=name, next_step=step)
 
 
 def _fits(
@@ -232,7 +230,7 @@ def _fits(
 
 
 def _regression(rows: Array, outcomes: Array, strength: float, exclusive: bool) -> tuple[Array, Array]:
-    """Weights (features, models) and bias of a logistic regression: one for all models, or one for each where outcomes are apart."""
+    """Weights (features, models) and bias of a logistic regression: one for all models, or one for each."""
     from sklearn.linear_model import LogisticRegression
 
     if exclusive:
@@ -250,17 +248,15 @@ def _regression(rows: Array, outcomes: Array, strength: float, exclusive: bool) 
             continue
         one = LogisticRegression(C=strength, max_iter=2000).fit(rows, labels)
         columns.append((one.coef_[0], float(one.intercept_[0])))
-    return (
-        np.stack([weights for weights, _ in columns], 1).astype(np.float32),
-        np.array([bias for _, bias in columns], dtype=np.float32),
-    )
+    weights, bias = np.stack([weights for weights, _ in columns], 1), np.array([bias for _, bias in columns])
+    return weights.astype(np.float32), bias.astype(np.float32)
 
 
 def log_loss(quality: Array, outcomes: Array, exclusive: bool) -> float:
     """Mean negative log likelihood of what happened."""
-    sure = np.clip(quality, LEAST, 1 - LEAST)
-    right = outcomes * np.log(sure)
-    likelihood = right.sum(1) if exclusive else (right + (1 - outcomes) * np.log(1 - sure)).mean(1)
+    expected = np.clip(quality, LEAST, 1 - LEAST)
+    right = outcomes * np.log(expected)
+    likelihood = right.sum(1) if exclusive else (right + (1 - outcomes) * np.log(1 - expected)).mean(1)
     return -float(likelihood.mean())
 
 

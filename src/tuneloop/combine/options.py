@@ -20,7 +20,7 @@ class MergeOptions(Config):
     base: str = flag("", "MODEL", "The base model, where an adapter doesn't name it.")
 
 
-class JudgeOptions(Config):
+class TaskJudgeOptions(Config):
     """How the merged model is judged, task by task."""
 
     PANEL: ClassVar[str] = "Judging by task"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tuneloop.combine.merge.adapters import MergeSettings, check_together, random_adapter
 from tuneloop.combine.merge.command import Expert, merge_runs
-from tuneloop.combine.options import AUTO, JudgeOptions
+from tuneloop.combine.options import AUTO, TaskJudgeOptions
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
 from tuneloop.core.threads import use_threads
@@ -40,7 +40,7 @@ class TaskJudge:
     """Scores models on each task's rows, once each."""
 
     experts: Sequence[Expert]  # each with its rows
-    options: JudgeOptions
+    options: TaskJudgeOptions
     _scores: dict[tuple[str, str, str], Score] = field(default_factory=dict)
     _metrics: dict[str, str] = field(default_factory=dict)  # that decides, by task
 
@@ -110,7 +110,7 @@ def can_judge(experts: Sequence[Expert]) -> str:
 
 
 def merge_tasks(
-    experts: Sequence[Expert], settings: MergeSettings, out: Path, options: JudgeOptions
+    experts: Sequence[Expert], settings: MergeSettings, out: Path, options: TaskJudgeOptions
 ) -> tuple[MergeRecord | None, TaskDeployment]:
     """Merge the tasks that can be merged; the others stay with their expert.
 
@@ -140,7 +140,7 @@ def merge_tasks(
     for one in experts:
         if (few := len(judge.rows(one, "test"))) < FEWEST_SHARED:
             say(f"warn: {_nothing_shown(one.name, few)}")
-    attempts: list[Tried] = []
+    attempts: list[TriedMerge] = []
     if settings.method == AUTO:
         attempts = search(judge, settings)
         settings = max(attempts, key=lambda one: one.worst).settings
@@ -230,7 +230,7 @@ def _pooled(experts: Sequence[Expert], out: Path, run: Path) -> Path:
 # --- search ------------------------------------------------------------------------------------
 
 
-def search(judge: TaskJudge, least: MergeSettings) -> list[Tried]:
+def search(judge: TaskJudge, least: MergeSettings) -> list[TriedMerge]:
     """Try ways to merge on validation rows while there is time; the best is that whose worst task keeps most.
 
     Args:
@@ -244,7 +244,7 @@ def search(judge: TaskJudge, least: MergeSettings) -> list[Tried]:
             step = "prepare its rows with data.split.val=0.1, or name a method"
             what = f"{one.name} has no validation rows to search on"
             raise UserError(what, where="--method auto", next_step=step)
-    ends, tried = time.monotonic() + 60 * judge.options.minutes, list[Tried]()
+    ends, tried = time.monotonic() + 60 * judge.options.minutes, list[TriedMerge]()
     for settings in first_round(len(judge.experts), least.rank, least.density):
         if tried and time.monotonic() > ends:
             break
@@ -254,7 +254,7 @@ def search(judge: TaskJudge, least: MergeSettings) -> list[Tried]:
     return tried
 
 
-def _try(judge: TaskJudge, settings: MergeSettings) -> Tried:
+def _try(judge: TaskJudge, settings: MergeSettings) -> TriedMerge:
     from tuneloop.evaluation.retained_gain import point_share
 
     began, name = time.monotonic(), f"tried {content_hash(settings)[:8]}"
@@ -266,7 +266,7 @@ def _try(judge: TaskJudge, settings: MergeSettings) -> Tried:
             shares.append(point_share(*scores))
     weights = ", ".join(f"{weight:g}" for weight in settings.weights)
     say(f"search    {settings.method:<10} weights {weights}: the worst task keeps {min(shares):.0%}")
-    return Tried(settings, tuple(shares), time.monotonic() - began)
+    return TriedMerge(settings, tuple(shares), time.monotonic() - began)
 
 
 # --- words -------------------------------------------------------------------------------------
@@ -319,7 +319,7 @@ STRONGER, WEAKER = 1.3, 0.85  # factors for the weight of the task that loses mo
 
 
 @dataclass(frozen=True)
-class Tried:
+class TriedMerge:
     """Settings and what came of them."""
 
     settings: MergeSettings  # with a weight for each adapter
@@ -353,7 +353,7 @@ def first_round(adapters: int, rank: int = 0, density: float = 0.5) -> Iterator[
         yield MergeSettings("ties", (1.0,) * adapters, rank, part)
 
 
-def next_settings(tried: Sequence[Tried]) -> MergeSettings | None:
+def next_settings(tried: Sequence[TriedMerge]) -> MergeSettings | None:
     """A step from the best settings so far: more weight for the task that keeps least; None where that was tried.
 
     Args:

@@ -30,7 +30,7 @@ def traffic_chart(periods: Sequence[TrafficPeriod], width: float = WIDE) -> Mark
         return Markup("")
     narrow = width < 500
     left, right, top, middle, lower, bottom = 42.0, width - 8, 22.0, 140.0, 172.0, 250.0
-    y = axis([0, *(p.requests for p in periods)], middle, top, wanted=3, log=False)
+    y = axis([0, *(p.requests for p in periods)], middle, top, steps=3, log=False)
     body = grid(y, left, right, across=True)
     step = (right - left) / len(periods)
     for at, period in enumerate(periods):
@@ -41,7 +41,7 @@ def traffic_chart(periods: Sequence[TrafficPeriod], width: float = WIDE) -> Mark
                 box = f'x="{x:.1f}" y="{y(number):.1f}" width="{wide:.1f}" height="{middle - y(number):.1f}"'
                 body.append(f'<rect class="{kind}" {box}><title>{escape(tip)}</title></rect>')
     body.append(_text(left, 12, "requests, and those that were judged", "legend"))
-    share = axis([0, 1], bottom, lower, wanted=2, log=False)
+    share = axis([0, 1], bottom, lower, steps=2, log=False)
     body += grid(share, left, right, across=True)
     points = [(left + step * (at + 0.5), share(p.liked)) for at, p in enumerate(periods) if p.liked == p.liked]
     body.append(_path(points, "train"))
@@ -63,8 +63,8 @@ def sequence_chart(line: ExperimentLine, width: float = WIDE) -> Markup:
         return Markup("")
     narrow = width < 500
     left, right, top, bottom = 50.0, width - 8, 26.0, 200.0
-    y = axis([0.0, line.effect, *(v for p in points for v in (p.low, p.high))], bottom, top, wanted=4, log=False)
-    days = axis([0.0, max(p.days for p in line.points) or 1.0], left, right, wanted=4 if narrow else 8, log=False)
+    y = axis([0.0, line.effect, *(v for p in points for v in (p.low, p.high))], bottom, top, steps=4, log=False)
+    days = axis([0.0, max(p.days for p in line.points) or 1.0], left, right, steps=4 if narrow else 8, log=False)
     body = grid(y, left, right, across=True)
     body += [_text(days(tick), bottom + 17, f"{tick:g}", "tick", "middle") for tick in days.ticks]
     body.append(_text(right, bottom + 33, "days" if narrow else "days since the start", "tick", "end"))
@@ -135,7 +135,7 @@ def page_of_improvement(report: ImprovementReport) -> dict[str, Any]:
         lede.append(f"Cycle {open_cycle.number} continues; it began because of {'; '.join(open_cycle.reasons)}.")
     return {
         "title": f"{report.name}: {_headline(report)}", "headline": _headline(report), "name": report.name,
-        "lede": lede, "figures": _numbers(report), "notes": report.notes,
+        "lede": lede, "numbers": _numbers(report), "notes": report.notes,
         "funnel": [(s.name, f"{s.count:,}", s.detail, 100 * s.count / most) for s in report.funnel],
         "traffic": chart_pair(traffic_chart, report.periods),
         "period": {1.0: "day", 7.0: "week", 30.0: "month"}.get(report.days, hours_words(report.days * 24)),

@@ -393,13 +393,9 @@ def unlabelled_rows(source: str, dataset: Dataset, dropped: Counter[str]) -> lis
     Left out is what occurs in the data set's training rows or twice, and what is equal or near to a validation or test
     row, which would give it away.
 
-    Args:
-        source: a file of any format that `prepare` reads, with or without answers, or a prepared data set (its training
-            rows).
-        dropped: counts what is left out, by reason.
-
-    Raises:
-        UserError: no such file, other columns than the data set's, or nothing is left.
+    `source`: a file of any format that `prepare` reads, with or without answers, or a prepared data set (its training
+    rows); `dropped`: counts what is left out, by reason. Raises UserError: no such file, other columns than the data
+    set's, or nothing is left.
     """
     label = "" if dataset.task == "classification" else None  # the teacher's answer will be it
     keys = {_prompt_key(row.prompt) for row in dataset.train}

@@ -65,11 +65,8 @@ def plan_distillation(
     and token at half of the cards' peak. The student's training, all its weights, is `plan`'s; a live teacher is whole
     on each of its cards.
 
-    Args:
-        teacher, student: models by name; their sizes come from `plan`'s table or their config.json.
-
-    Raises:
-        UserError: an unknown model, a teacher that no eight cards hold, tokens that were not counted.
+    `teacher`, `student`: models by name; their sizes come from `plan`'s table or their config.json. Raises UserError:
+    an unknown model, a teacher that no eight cards hold, tokens that were not counted.
     """
     epochs = train.epochs
     amount, prices = amount_of(load_dataset(dataset)), load_prices()

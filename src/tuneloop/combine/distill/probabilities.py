@@ -41,12 +41,9 @@ class ProbabilityStore:
     def open(job: DistilJob, student: str, config: TrainConfig) -> ProbabilityStore:
         """The store of a distillation; what it holds from before stays.
 
-        Args:
-            student: whose tokenizer and template count.
-            config: of its training: which divergence, at which temperature.
-
-        Raises:
-            UserError: teacher and student have different tokens or templates, and the divergence is not `universal`.
+        `student`: whose tokenizer and template count; `config`: of its training: which divergence, at which
+        temperature. Raises UserError: teacher and student have different tokens or templates, and the divergence is not
+        `universal`.
         """
         local = job.teacher.local
         assert local is not None, "checked before"

@@ -21,11 +21,7 @@ def layers_to_drop(model: Model, texts: Sequence[Sequence[int]], layers: int) ->
     Those before and after which the states of the last token differ least in angle (Gromov et al. 2024, arXiv
     2403.17887, equations 6 and 7). The first and the last layer stay.
 
-    Args:
-        texts: token ids of some conversations.
-
-    Raises:
-        UserError: more layers than the model has, or fewer than two.
+    `texts`: token ids of some conversations. Raises UserError: more layers than the model has, or fewer than two.
     """
     import torch
     from torch.nn.functional import cosine_similarity
@@ -63,9 +59,7 @@ def write_pruned(
 ) -> None:
     """Write a model without some of its layers into a folder that has its tokenizer; `config.json` comes last.
 
-    Args:
-        config: the model's `config.json`.
-        names: of its tensors; `tensor` gives one.
+    `config`: the model's `config.json`. `names`: of its tensors; `tensor` gives one.
     """
     from safetensors.torch import save
 

@@ -98,11 +98,8 @@ class Adapter:
     def check_shapes(self, base: dict[str, tuple[int, ...]]) -> None:
         """Refuse an adapter that does not fit a base.
 
-        Args:
-            base: (outputs, inputs) of each linear layer.
-
-        Raises:
-            UserError: a module that the base does not have, or of another shape; a rank that the settings don't say.
+        `base`: (outputs, inputs) of each linear layer. Raises UserError: a module that the base does not have, or of
+        another shape; a rank that the settings don't say.
         """
         step = "name adapters of one base; `--base MODEL` says which"
         for module in self.modules:
@@ -132,12 +129,8 @@ class Adapter:
 def open_adapter(name: str, folder: Path, fingerprint: str = "") -> Adapter:
     """An adapter that can be merged.
 
-    Args:
-        folder: in PEFT's layout.
-        fingerprint: of the base that it names, where its own folder (`tuneloop.json`) does not say it.
-
-    Raises:
-        UserError: no adapter is there, or one of a kind that can't be merged; the way out is named.
+    `folder`: in PEFT's layout; `fingerprint`: of the base that it names, where its own folder (`tuneloop.json`) does
+    not say it. Raises UserError: no adapter is there, or one of a kind that can't be merged; the way out is named.
     """
     if not (folder / SETTINGS).is_file():
         raise UserError("There is no adapter here", where=str(folder), next_step=nearest_path(folder / SETTINGS))

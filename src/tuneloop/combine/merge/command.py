@@ -64,12 +64,8 @@ class Expert:
 def open_experts(names: Sequence[str], base: str = "") -> list[Expert]:
     """The adapters of these names.
 
-    Args:
-        names: runs, artifacts with an adapter, registered versions, folders in PEFT's layout.
-        base: of adapters that don't name theirs.
-
-    Raises:
-        UserError: one is no LoRA adapter; the way out is named.
+    `names`: runs, artifacts with an adapter, registered versions, folders in PEFT's layout; `base`: of adapters that
+    don't name theirs. Raises UserError: one is no LoRA adapter; the way out is named.
     """
     return [_open_expert(name, base) for name in names]
 
@@ -113,12 +109,8 @@ def merge_key(experts: Sequence[Expert], settings: MergeSettings) -> str:
 def merge_runs(experts: Sequence[Expert], settings: MergeSettings, out: Path) -> MergeRecord:
     """Merge adapters into a run's folder that `evaluate`, `predict`, `chat`, `gate` and `export` take.
 
-    Args:
-        out: the folder: `adapter/`, `merge.json`, the rows of all tasks in `dataset/` where they are available, and
-            `run.json` last.
-
-    Raises:
-        UserError: adapters that don't go together, or a folder that holds another run.
+    `out`: the folder: `adapter/`, `merge.json`, the rows of all tasks in `dataset/` where they are available, and
+    `run.json` last. Raises UserError: adapters that don't go together, or a folder that holds another run.
     """
     from tuneloop.combine.merge.merge import base_shapes, merge_adapters
 

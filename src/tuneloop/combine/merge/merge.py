@@ -62,12 +62,9 @@ def merge_adapters(
 ) -> MergedAdapter:
     """Merge adapters into a new one. The order in which they are named does not matter, to the last bit.
 
-    Args:
-        base: name of the base model, and the shapes of its layers, see `base_shapes`.
-        out: folder of the new adapter, in PEFT's layout.
-
-    Raises:
-        UserError: adapters that don't go together, a kind that can't be merged, settings that don't fit the method.
+    `base`: name of the base model, and the shapes of its layers, see `base_shapes`; `out`: folder of the new adapter,
+    in PEFT's layout. Raises UserError: adapters that don't go together, a kind that can't be merged, settings that
+    don't fit the method.
     """
     method = merge_method(settings.method)
     check_together(adapters)

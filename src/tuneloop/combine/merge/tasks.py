@@ -233,11 +233,7 @@ def _pooled(experts: Sequence[Expert], out: Path, run: Path) -> Path:
 def search(judge: TaskJudge, least: MergeSettings) -> list[TriedMerge]:
     """Try ways to merge on validation rows while there is time; the best is that whose worst task keeps most.
 
-    Args:
-        least: rank and density of the first attempts.
-
-    Raises:
-        UserError: a task has no validation rows.
+    `least`: rank and density of the first attempts. Raises UserError: a task has no validation rows.
     """
     for one in judge.experts:
         if one.dataset is None or not len(one.dataset.val):
@@ -342,10 +338,8 @@ class TriedMerge:
 def first_round(adapters: int, rank: int = 0, density: float = 0.5) -> Iterator[MergeSettings]:
     """Settings that need no knowledge, quick ones first.
 
-    Args:
-        adapters: how many there are.
-        rank: of the result; 0: each method's own.
-        density: of `ties`; half of it is tried as well.
+    `adapters`: how many there are. `rank`: of the result; 0: each method's own. `density`: of `ties`; half of it is
+    tried as well.
     """
     for scale in SCALES:
         yield MergeSettings("svd" if rank else "cat", (scale,) * adapters, rank, density)

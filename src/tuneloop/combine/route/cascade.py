@@ -115,13 +115,9 @@ FEWEST = 20  # rows of each half
 def cascade_of(small: str, large: str, costs: tuple[float, float], out: Path, max_cost: float = 0.0) -> CascadeRecord:
     """Choose and judge a cascade, and write `cascade.json`.
 
-    Args:
-        small, large: folders of evaluations of the same rows.
-        costs: of an answer of each.
-        max_cost: most mean cost of an answer; 0: no limit.
-
-    Raises:
-        UserError: no evaluation there, hardly a row in both, no confidence, an impossible cost.
+    `small`, `large`: folders of evaluations of the same rows. `costs`: of an answer of each. `max_cost`: most mean cost
+    of an answer; 0: no limit. Raises UserError: no evaluation there, hardly a row in both, no confidence, an impossible
+    cost.
     """
     if costs[0] < 0 or costs[1] <= costs[0]:
         what = f"The large model must cost more than the small one: {costs[0]:g} and {costs[1]:g}"

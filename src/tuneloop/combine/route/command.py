@@ -101,11 +101,8 @@ def place_of(prompt: str) -> float:
 def read_outcomes(file: Path, models: Sequence[str] = ()) -> OutcomeTable:
     """Read a CSV with a column `prompt` and a column for each model: true, false or a number from 0 to 1.
 
-    Args:
-        models: columns to take; default: all that hold such values in every row.
-
-    Raises:
-        UserError: no such file or column, or a value that is no outcome; its line is named.
+    `models`: columns to take; default: all that hold such values in every row. Raises UserError: no such file or
+    column, or a value that is no outcome; its line is named.
     """
     if not file.is_file():
         raise UserError("No such file", where=str(file), next_step=nearest_path(file))
@@ -177,11 +174,8 @@ class RouteSources:
 def fit_route(sources: RouteSources, out: Path, options: RouteOptions) -> Router:
     """Fit a router, judge it on test rows, and write it.
 
-    Args:
-        options: what it sees, and what an answer may cost at most, which sets the price of cost on validation rows.
-
-    Raises:
-        UserError: too few models or rows, unknown names, a file that can't be read.
+    `options`: what it sees, and what an answer may cost at most, which sets the price of cost on validation rows.
+    Raises UserError: too few models or rows, unknown names, a file that can't be read.
     """
     job = RouteJob(features_of(options.features, options.base), options.base, options.rows)
     train, val, test, like = _training_rows(job, sources)
@@ -246,13 +240,9 @@ def _price(router: Router, val: Outcomes, most: float) -> float:
 def eval_route(folder: Path, outcomes: str = "", outside: str = "") -> Router:
     """A fitted router with its results on test rows.
 
-    Args:
-        outcomes: a file, see `read_outcomes`; default: the one that the router was fitted to, or the tasks' test rows.
-            Of a file, the rows that fitting never sees are used.
-        outside: requests that belong to no model.
-
-    Raises:
-        UserError: no router, other models in the file, no rows.
+    `outcomes`: a file, see `read_outcomes`; default: the one that the router was fitted to, or the tasks' test rows. Of
+    a file, the rows that fitting never sees are used. `outside`: requests that belong to no model. Raises UserError: no
+    router, other models in the file, no rows.
     """
     router = load_router(folder)
     record = router.record

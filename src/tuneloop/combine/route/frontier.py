@@ -114,11 +114,8 @@ def gap_recovered(
 
     It is RouteLLM's average performance gap recovered (Ong et al. 2024, arXiv 2406.18665) with cost in place of calls.
 
-    Args:
-        cost, worth: means of a frontier's points. costs, alone: of each model alone.
-
-    Returns:
-        None where the best model is not better than the cheapest one.
+    `cost`, `worth`: means of a frontier's points. costs, alone: of each model alone. Returns none where the best model
+    is not better than the cheapest one.
     """
     cheap, best = int(costs.argmin()), int(alone.argmax())
     if alone[best] <= alone[cheap] or costs[best] <= costs[cheap]:

@@ -163,12 +163,8 @@ def fit_router(
 
     Of equals it is the one with the lowest log loss.
 
-    Args:
-        like: routes, features, price, and whether a row belongs to one model.
-        kinds: `centroid` only where a row belongs to one model.
-
-    Raises:
-        UserError: fewer than two models, a model without rows, no validation rows.
+    `like`: routes, features, price, and whether a row belongs to one model; `kinds`: `centroid` only where a row
+    belongs to one model. Raises UserError: fewer than two models, a model without rows, no validation rows.
     """
     _check(train, val, like)
     mean = train.features.mean(0)

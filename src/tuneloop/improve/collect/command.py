@@ -94,11 +94,8 @@ def write_requests(
 ) -> Written:
     """Write answered requests as JSON Lines with `request` and `response`, in the order in which they came.
 
-    Args:
-        personal: what happens to personal data in texts; replaced by default, also where the server kept them.
-
-    Raises:
-        UserError: no store, or a file that can't be written.
+    `personal`: what happens to personal data in texts; replaced by default, also where the server kept them. Raises
+    UserError: no store, or a file that can't be written.
     """
     if out.is_dir():
         raise UserError("A folder has this name", where=f"--out {out}", next_step="choose another name")

@@ -33,14 +33,8 @@ def write_training_rows(
     A client's turns become the prompt that the run was trained on: its instruction, its template. Nothing is replaced,
     only added: a model that is trained on its own answers alone gets worse.
 
-    Args:
-        run: in use.
-
-    Returns:
-        Rows of each file, and the kind of task that the run has.
-
-    Raises:
-        UserError: the run or its data set is missing, or it continues texts instead of answering.
+    `run`: in use. Returns rows of each file, and the kind of task that the run has. Raises UserError: the run or its
+    data set is missing, or it continues texts instead of answering.
     """
     place = run_of(run)
     task = task_of_run(place)

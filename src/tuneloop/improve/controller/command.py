@@ -179,13 +179,8 @@ def number(value: object) -> float:
 def improve(project: controller.ProjectConfig, *, approve: str = "", command: Command = run_command) -> ControllerPass:
     """Proceed as far as possible: begin a cycle where there is a reason, and do its steps until one has to wait.
 
-    Args:
-        approve: a step that a person approves now.
-        command: runs a step's command.
-
-    Raises:
-        UserError: there is no store, another controller is at work, a step failed (the next pass tries it again), or
-            there is nothing to approve.
+    `approve`: a step that a person approves now; `command`: runs a step's command. Raises UserError: there is no store,
+    another controller is at work, a step failed (the next pass tries it again), or there is nothing to approve.
     """
     place = store_folder(project.store)
     with opened(project.store) as store, lock_folder(place / "improve"):

@@ -335,11 +335,8 @@ def command_of(cycle: Cycle, step: str, *, folder: str, champion: str) -> list[s
 def better_start(verdicts: Mapping[str, str]) -> str:
     """Which of both runs is used: that from the run in use only where one metric shows it to be better, and none worse.
 
-    Args:
-        verdicts: metric -> `better`, `worse` or `not enough evidence`, of the run from the champion against the other.
-
-    Returns:
-        `warm` or `run`.
+    `verdicts`: metric -> `better`, `worse` or `not enough evidence`, of the run from the champion against the other.
+    Returns `warm` or `run`.
     """
     return "warm" if "better" in verdicts.values() and "worse" not in verdicts.values() else "run"
 
@@ -347,11 +344,7 @@ def better_start(verdicts: Mapping[str, str]) -> str:
 def after(step: str, status: int, result: Mapping[str, Any]) -> tuple[str, str, str]:
     """What follows from a step's exit status.
 
-    Args:
-        status: 0 yes, 1 no, 3 not enough evidence.
-
-    Returns:
-        `done`, `wait` or `end`; for the end its outcome, and why.
+    `status`: 0 yes, 1 no, 3 not enough evidence. Returns `done`, `wait` or `end`; for the end its outcome, and why.
     """
     why = str(result.get("sentence") or result.get("status") or f"{step}: exit status {status}")
     if status == 0:

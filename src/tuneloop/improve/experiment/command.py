@@ -67,12 +67,8 @@ def read_experiments(place: Path | str) -> dict[str, ExperimentState]:
 def start(place: Path | str, name: str, settings: Mapping[str, Any], *, at: str = "") -> ExperimentState:
     """Register an experiment and begin it.
 
-    Args:
-        settings: by the names of `ExperimentOptions`.
-        at: the time; now where empty.
-
-    Raises:
-        UserError: a bad setting, a name that is in use, or another experiment with this model runs.
+    `settings`: by the names of `ExperimentOptions`. `at`: the time; now where empty. Raises UserError: a bad setting, a
+    name that is in use, or another experiment with this model runs.
     """
     design = design_of(name, build_config(ExperimentOptions, settings), secrets.token_hex(8))
     file = registration_file(place, name)
@@ -123,11 +119,8 @@ def counts_users(place: Path | str) -> bool:
 def find(experiments: Mapping[str, ExperimentState], name: str, place: Path | str) -> ExperimentState:
     """An experiment by its name.
 
-    Args:
-        name: may be empty where there is only one that runs.
-
-    Raises:
-        UserError: there is none of that name, or none or several run.
+    `name`: may be empty where there is only one that runs. Raises UserError: there is none of that name, or none or
+    several run.
     """
     running = [other for other, state in experiments.items() if not state.ended]
     name_or_only = name or (running[0] if len(running) == 1 else "")
@@ -148,9 +141,7 @@ def votes_of(feedback: Iterable[Feedback], experiment: str) -> list[Feedback]:
 def verdict_of(store: Database, state: ExperimentState, at: str, seen: int | None = None) -> ExperimentVerdict:
     """What follows from all that was stored before a time.
 
-    Args:
-        at: ISO 8601 in UTC.
-        seen: place of the last event that counts; None: all that is stored.
+    `at`: ISO 8601 in UTC. `seen`: place of the last event that counts; None: all that is stored.
     """
     bound, seen_value = (" AND place <= ?", [seen]) if seen is not None else ("", [])
     where, values = f"model = ? AND arm IS NOT NULL{bound}", [state.design.model, *seen_value]
@@ -171,15 +162,8 @@ def verdict_of(store: Database, state: ExperimentState, at: str, seen: int | Non
 def check(place: Path | str, name: str = "", *, at: str = "") -> tuple[ExperimentState, ExperimentVerdict]:
     """Decide on an experiment now, and log it. One that has ended gives its last decision again.
 
-    Args:
-        name: of the experiment; empty: the one that runs.
-        at: the time; now where empty.
-
-    Returns:
-        The state before it, and the decision.
-
-    Raises:
-        UserError: no such experiment, its registration was changed, or it was stopped.
+    `name`: of the experiment; empty: the one that runs. `at`: the time; now where empty. Returns the state before it,
+    and the decision. Raises UserError: no such experiment, its registration was changed, or it was stopped.
     """
     with opened(place) as store:
         refuse_rewritten(store, store_name(place))

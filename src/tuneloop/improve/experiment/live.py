@@ -40,9 +40,7 @@ class Experiments:
     def refresh(self) -> bool:
         """Read the store again where events came; returns whether anything has changed.
 
-        Raises:
-            DatabaseError: it can't be read at present.
-            UserError: it is no store of this version.
+        Raises DatabaseError: it can't be read at present. Raises UserError: it is no store of this version.
         """
         if self._store is None:
             if not is_store(self.place):

@@ -56,9 +56,7 @@ class Looks:
 def units_for(deviation: float, effect: float, alpha: float) -> int:
     """Units after which the interval is as narrow as the effect: one look then finds it with a chance of 50 %.
 
-    Args:
-        deviation: standard deviation of what one unit says.
-        alpha: of the sequence, which is narrowest there.
+    `deviation`: standard deviation of what one unit says; `alpha`: of the sequence, which is narrowest there.
     """
     x = best_rho2(1.0, alpha)  # at the best mixture the width depends on units times rho2 alone
     return math.ceil(2 * (1 + 1 / x) * math.log(math.sqrt(x + 1) / alpha) * (deviation / effect) ** 2)
@@ -67,9 +65,7 @@ def units_for(deviation: float, effect: float, alpha: float) -> int:
 def simulate(traffic: SimulatedTraffic, *, planned: int, alpha: float, days: int, simulations: int, seed: int) -> Looks:
     """Simulate experiments that are looked at daily; over long times less often, 400 times in all.
 
-    Args:
-        planned: units at which the sequence is narrowest.
-        alpha: of the sequence and of the z-test.
+    `planned`: units at which the sequence is narrowest; `alpha`: of the sequence and of the z-test.
     """
     rng = np.random.default_rng(seed)
     every = math.ceil(days / MOST_LOOKS)
@@ -133,11 +129,8 @@ def _z_scores(good1: Array, n1: Array, good0: Array, n0: Array) -> Array:
 def plan_experiment(settings: Mapping[str, Any]) -> ExperimentPlan:
     """What an experiment with this traffic can show.
 
-    Args:
-        settings: by the names of `ExperimentPlanOptions`; what is missing has its default.
-
-    Raises:
-        UserError: a number that can't be.
+    `settings`: by the names of `ExperimentPlanOptions`; what is missing has its default. Raises UserError: a number
+    that can't be.
     """
     options = build_config(ExperimentPlanOptions, settings)
     if options.base + options.effect >= 1:

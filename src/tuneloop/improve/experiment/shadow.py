@@ -45,13 +45,9 @@ class JudgedCopies:
 def judge_copies(place: Path | str, name: str = "", *, judge: Judge | None = None) -> JudgedCopies:
     """Give a verdict on each pair of answers of a shadow mode that has none, as feedback of the kind `shadow`.
 
-    Args:
-        name: of the experiment; empty: the one that runs.
-        judge: a model that compares answers in both orders; None: only answers that failed, are equal, or of which
-            people have said what is right, get a verdict.
-
-    Raises:
-        UserError: no such experiment, or it has no shadow mode.
+    `name`: of the experiment; empty: the one that runs. `judge`: a model that compares answers in both orders; None:
+    only answers that failed, are equal, or of which people have said what is right, get a verdict. Raises UserError: no
+    such experiment, or it has no shadow mode.
     """
     with opened(place) as store:
         state = find(experiments_of(read_decisions(store, where=EVENTS)), name, place)

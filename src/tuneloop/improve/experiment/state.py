@@ -100,11 +100,7 @@ class Arms:
 def design_of(name: str, options: ExperimentOptions, salt: str) -> ExperimentDesign:
     """The registration that options make.
 
-    Args:
-        salt: of the users' hashes.
-
-    Raises:
-        UserError: no model is named, or a value can't be.
+    `salt`: of the users' hashes. Raises UserError: no model is named, or a value can't be.
     """
     if not options.model:
         step = "--model NAME, the name under which both are served"

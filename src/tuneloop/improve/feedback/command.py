@@ -65,15 +65,9 @@ def add(
 ) -> tuple[Feedback, bool]:
     """Store one piece of feedback. The request need not be known yet.
 
-    Args:
-        values: see `records.feedback.feedback_of`.
-        personal: what happens to personal data in texts; replaced by default.
-
-    Returns:
-        The feedback, and whether it is new: one with a known key is not.
-
-    Raises:
-        UserError: there is no store, or a value does not fit.
+    `values`: see `records.feedback.feedback_of`. `personal`: what happens to personal data in texts; replaced by
+    default. Returns the feedback, and whether it is new: one with a known key is not. Raises UserError: there is no
+    store, or a value does not fit.
     """
     values = {**values, "source": values.get("source") or "command"}
     one = _clean(feedback_of(values, new_id=uuid7(), now=utc_now()), Redactor(personal or PersonalConfig()))
@@ -92,12 +86,8 @@ def import_files(
 
     Columns may have the names of `COLUMNS`. A record without a key gets one from its content.
 
-    Args:
-        sources: files, globs or folders of any format that `prepare` reads as records.
-        kind: of records that name none.
-
-    Raises:
-        UserError: a file can't be read, or there is no store.
+    `sources`: files, globs or folders of any format that `prepare` reads as records; `kind`: of records that name none.
+    Raises UserError: a file can't be read, or there is no store.
     """
     redactor = Redactor(personal or PersonalConfig())
     refused: list[dict[str, Any]] = []
@@ -146,12 +136,8 @@ def export(
 ) -> int:
     """Write feedback as JSON Lines, oldest first, and give the number of lines.
 
-    Args:
-        since, until: ISO times; empty: no bound.
-        personal: what happens to personal data in texts; replaced by default, also where the server kept them.
-
-    Raises:
-        UserError: there is no store, or the file can't be written.
+    `since`, `until`: ISO times; empty: no bound. `personal`: what happens to personal data in texts; replaced by
+    default, also where the server kept them. Raises UserError: there is no store, or the file can't be written.
     """
     with opened(place) as store:
         redactor = Redactor(personal or PersonalConfig())
@@ -161,14 +147,7 @@ def export(
 
 
 def show(place: Path | str, *, since: str = "", until: str = "", most_orphans: int = 100) -> FeedbackSummary:
-    """What the store holds.
-
-    Args:
-        since, until: ISO times; empty: no bound.
-
-    Raises:
-        UserError: there is no store.
-    """
+    """What the store holds. `since`, `until`: ISO times; empty: no bound. Raises UserError: there is no store."""
     unknown = (
         "(request IS NOT NULL AND NOT EXISTS (SELECT 1 FROM requests WHERE requests.id = feedback.request)) OR"
         " (conversation IS NOT NULL AND NOT EXISTS"

@@ -49,11 +49,8 @@ def draw_queue(
 ) -> ReviewQueue:
     """Write a folder that `tuneloop review` shows to people.
 
-    Args:
-        hidden: ask for the right answer without showing the given one, so that no one is led by it.
-
-    Raises:
-        UserError: there is no store, nothing to look at, or the folder holds a review.
+    `hidden`: ask for the right answer without showing the given one, so that no one is led by it. Raises UserError:
+    there is no store, nothing to look at, or the folder holds a review.
     """
     folder = Path(out)
     if (folder / Review.file).is_file():
@@ -109,11 +106,7 @@ def store_votes(place: Path | str, folder: Path | str) -> tuple[int, int]:
 
     A thumb becomes `thumbs`, stars `rating`, a right answer `correction`, a note `comment`; the user is the reviewer.
 
-    Returns:
-        New feedback, and votes.
-
-    Raises:
-        UserError: there is no review, or it is not one of production.
+    Returns new feedback, and votes. Raises UserError: there is no review, or it is not one of production.
     """
     review = load_review(folder)
     if review.systems != [SYSTEM]:
@@ -180,9 +173,7 @@ def groups_of(
 ) -> dict[str, str]:
     """Request -> group of those that can be looked at: with a question and an answer, and no right answer known.
 
-    Args:
-        copies: request -> what a candidate answered to its copy.
-        alarming: requests that an alarm of the monitor names.
+    `copies`: request -> what a candidate answered to its copy; `alarming`: requests that an alarm of the monitor names.
     """
     groups = {}
     for request in requests:

@@ -89,9 +89,7 @@ def canary_level(false_alarms: float, every_days: float) -> float:
 def chance_of(changed: int, compared: int, changed_before: int, compared_before: int) -> float:
     """The chance of so many new answers if nothing has changed, after what earlier rounds showed: beta-binomial.
 
-    Args:
-        changed, compared: answers of the round.
-        changed_before, compared_before: answers of all rounds before.
+    `changed`, `compared`: answers of the round; `changed_before`, `compared_before`: answers of all rounds before.
     """
     from scipy.stats import betabinom
 
@@ -251,11 +249,7 @@ def rounds_due(
 ) -> int:
     """How many rounds are due: several at first, one when the last one is old enough or another release answers.
 
-    Args:
-        identity: adapter and release that answer now.
-
-    Raises:
-        UserError: there is no store.
+    `identity`: adapter and release that answer now. Raises UserError: there is no store.
     """
     query = "SELECT time, adapter, release FROM requests WHERE model = ? AND shadow IS NOT NULL"
     query += f" AND shadow LIKE '{MARK}%' ORDER BY id DESC LIMIT 1"

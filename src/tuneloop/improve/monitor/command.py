@@ -62,11 +62,8 @@ def _send_canaries(place: Path | str, dataset: Dataset, options: MonitorOptions,
 def refuse_itself(place: Path | str, url: str) -> None:
     """Canary prompts that came through the server itself would be in its store as traffic.
 
-    Args:
-        place: the server's folder, its store's file, or a database's URL, which doesn't say whose it is.
-
-    Raises:
-        UserError: the URL is this server's.
+    `place`: the server's folder, its store's file, or a database's URL, which doesn't say whose it is. Raises
+    UserError: the URL is this server's.
     """
     folder = Path(place) if "://" not in str(place) else Path()
     state = (folder if folder.is_dir() else folder.parent) / ServerState.file
@@ -138,12 +135,8 @@ def monitor_store(
 def ignore(place: Path | str, model: str, detectors: Sequence[str], until: str, why: str = "") -> None:
     """Log, as an event `monitor.ignore`, that a person knows a change and wants to hear no more of it for a while.
 
-    Args:
-        detectors: by the names of `improve.monitor.STEPS`, or `canaries`.
-        until: ISO time; one that is over ends it.
-
-    Raises:
-        UserError: there is no store, no such detector, or no time.
+    `detectors`: by the names of `improve.monitor.STEPS`, or `canaries`. `until`: ISO time; one that is over ends it.
+    Raises UserError: there is no store, no such detector, or no time.
     """
     names = [*STEPS, CANARIES]
     if unknown := [name for name in detectors if name not in names]:
@@ -178,12 +171,8 @@ def due_window(place: Path | str, window: str, model: str = "", *, now: str = ""
 
     Windows follow each other from the first request on, so that the false alarms of a year are divided over as many.
 
-    Args:
-        window: its length, as in 7d.
-        model: served name; empty: any.
-
-    Raises:
-        UserError: there is no store, or the length is none.
+    `window`: its length, as in 7d. `model`: served name; empty: any. Raises UserError: there is no store, or the length
+    is none.
     """
     days = days_of(window)
     condition, values = ("model = ? AND ", [model]) if model else ("", [])

@@ -98,9 +98,7 @@ class ComparedValues:
 def level_of(false_alarms: float, window_days: float, detectors: int) -> float:
     """The level of one detector in one window with which windows raise at most so many false alarms in a year.
 
-    Args:
-        false_alarms: in a year.
-        window_days: length of a window; windows follow each other.
+    `false_alarms`: in a year. `window_days`: length of a window; windows follow each other.
     """
     return min(0.5, false_alarms * window_days / 365.25) / max(1, detectors)
 
@@ -118,10 +116,8 @@ def monitor(
 ) -> MonitorReport:
     """Compare a window with a data set and with the production before it.
 
-    Args:
-        reference: text and label of the data set's training rows.
-        window, earlier: requests of one model, in order.
-        canaries: rounds of canary prompts in it, which have their share of the false alarms.
+    `reference`: text and label of the data set's training rows; `window`, `earlier`: requests of one model, in order;
+    `canaries`: rounds of canary prompts in it, which have their share of the false alarms.
     """
     now, before = _one_a_user(window, MOST_NOW), _one_a_user(earlier, MOST_BEFORE)
     feedback_of = by_request(feedback, conversations_of([*earlier, *window]))
@@ -401,10 +397,8 @@ def estimate_quality(
     which a new kind of request may break. Source: Guillory et al. 2021, "Predicting with confidence on unseen
     distributions"; Garg et al. 2022 show where it ends.
 
-    Args:
-        chances: probabilities of the answers of the window.
-        earlier: probability of earlier answers, and whether they were right.
-        judged: whether answers of the window were right, where people said so.
+    `chances`: probabilities of the answers of the window; `earlier`: probability of earlier answers, and whether they
+    were right; `judged`: whether answers of the window were right, where people said so.
     """
     from sklearn.isotonic import IsotonicRegression
 

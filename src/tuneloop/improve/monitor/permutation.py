@@ -35,10 +35,8 @@ def permutation_p(statistic: Statistic, before: int, now: int, *, level: float, 
     Divisions are drawn until 20 have a larger statistic, or until a p-value below `level` is certain to a fifth of
     itself. Source: Besag & Clifford 1991, "Sequential Monte Carlo p-values".
 
-    Args:
-        statistic: larger where the groups differ more.
-        before, now: rows of the first and the second group.
-        level: below which it will be called a difference.
+    `statistic`: larger where the groups differ more; `before`, `now`: rows of the first and the second group; `level`:
+    below which it will be called a difference.
     """
     n = before + now
     real = np.zeros((1, n), dtype=np.float32)
@@ -61,9 +59,7 @@ def vectors_differ(before: Array, now: Array, *, level: float, seed: int = 0) ->
 
     Its size is the chance that the discriminant puts a row of the second group above one of the first, 0.5 to 1.
 
-    Args:
-        before, now: (rows, dimensions).
-        level, seed: see `permutation_p`.
+    `before`, `now`: (rows, dimensions); `level`, `seed`: see `permutation_p`.
     """
     pooled = np.concatenate([before, now]).astype(np.float64)
     pooled -= pooled.mean(axis=0)
@@ -88,11 +84,9 @@ def numbers_differ(
 ) -> GroupDifference:
     """Whether numbers are distributed otherwise: largest distance of the distribution functions (Smirnov), 0 to 1.
 
-    Args:
-        before, now: one number a row.
-        level, seed: see `permutation_p`.
-        upper_tail: look for a few rows with large numbers: only for more of them, above the median, each distance over
-            its standard error (Anderson & Darling 1952), so that the far end counts as much as the middle.
+    `before`, `now`: one number a row; `level`, `seed`: see `permutation_p`; `upper_tail`: look for a few rows with
+    large numbers: only for more of them, above the median, each distance over its standard error (Anderson & Darling
+    1952), so that the far end counts as much as the middle.
     """
     pooled = np.concatenate([before, now]).astype(np.float64)
     order = np.argsort(pooled, kind="stable")
@@ -120,9 +114,7 @@ def numbers_differ(
 def categories_differ(before: Sequence[str], now: Sequence[str], *, level: float, seed: int = 0) -> GroupDifference:
     """Whether categories have other shares: Pearson's chi-squared; its size is the total variation distance, 0 to 1.
 
-    Args:
-        before, now: one category a row.
-        level, seed: see `permutation_p`.
+    `before`, `now`: one category a row; `level`, `seed`: see `permutation_p`.
     """
     names, codes = np.unique(np.array([*before, *now], dtype=object).astype(str), return_inverse=True)
     table = np.zeros((len(codes), len(names)), dtype=np.float32)

@@ -57,7 +57,7 @@ def _collected(found: CollectedManifest, out: str, run: str) -> Iterator[str]:
     if found.counts["must_pass"]:
         yield f"{'suite':<11} choose rows of {out}/must_pass.jsonl for the suite's must_pass_file"
     if run:
-        from tuneloop.improve.collect.training_rows import settings_of_retraining
+        from tuneloop.improve.collect.command import settings_of_retraining
 
         yield f"{'next':<11} tuneloop run RECIPE.yaml {' '.join(settings_of_retraining(Path(out)))}"
         return

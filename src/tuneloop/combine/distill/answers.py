@@ -31,6 +31,10 @@ from tuneloop.core.ui import progress, say
 from tuneloop.core.units import counted, verb
 from tuneloop.data.config import DuplicatesConfig
 from tuneloop.data.dataset import label_counts, load_dataset
+from tuneloop.data.formats import Rejection
+from tuneloop.data.sources.parse import SourceRecord
+from tuneloop.data.sources.read import read_records
+from tuneloop.data.task import prompt_reader, task_spec
 from tuneloop.evaluation.metrics.text import token_f1
 from tuneloop.inference.client import EndpointTarget
 from tuneloop.inference.local.sampling import Sampling
@@ -422,11 +426,6 @@ def _prompt_key(messages: Iterable[Message]) -> str:
 
 
 def _prompts(source: str, dataset: Dataset, dropped: Counter[str]) -> list[Prompt]:
-    from tuneloop.data.formats import Rejection
-    from tuneloop.data.sources.parse import SourceRecord
-    from tuneloop.data.sources.read import read_records
-    from tuneloop.data.task import prompt_reader, task_spec
-
     if (Path(source) / MANIFEST).is_file():
         return [(row.prompt, row.tools) for row in load_dataset(source).train]
     items = list(read_records([source]))

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.combine.distill.answers import DistilJob, reasons_of, taught_rows, teacher_answers
 from tuneloop.combine.distill.probabilities import ProbabilityStore
-from tuneloop.combine.distill.prune import layers_to_drop, write_pruned
 from tuneloop.combine.options import DistilOptions
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, read_json, write_json
+from tuneloop.core.files import content_hash, read_json, write_bytes, write_json
 from tuneloop.core.stats.tests import THAN, by_interval
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted, usd_words
@@ -21,7 +20,7 @@ from tuneloop.data.dataset import load_dataset
 from tuneloop.evaluation.evaluate import sample_rows
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.request import Request
-from tuneloop.models.load import skeleton
+from tuneloop.models.load import Model, layers_of, skeleton
 from tuneloop.models.methods import WHOLE
 from tuneloop.models.names import resolve
 from tuneloop.pipeline.context import RunContext
@@ -36,9 +35,12 @@ from tuneloop.registry.registered import local_name
 from tuneloop.release.tuned_weights import open_tuned
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from tuneloop.evaluation.retained_gain import Score
     from tuneloop.inference.client import Endpoint
     from tuneloop.records.merge import Share
+
 
 SAMPLE = 24  # conversations that show which layers matter
 
@@ -313,3 +315,74 @@ def _cost_words(teacher: ModelCost, student: ModelCost) -> str:
         price, before = (usd_words(one.usd_per_million_tokens or 0) for one in (student, teacher))
         words += f", {price} per million tokens instead of {before}"
     return words
+
+
+def layers_to_drop(model: Model, texts: Sequence[Sequence[int]], layers: int) -> PrunedStudent:
+    """Which consecutive layers to leave out so that `layers` are left.
+
+    Those before and after which the states of the last token differ least in angle (Gromov et al. 2024, arXiv
+    2403.17887, equations 6 and 7). The first and the last layer stay.
+
+    `texts`: token ids of some conversations. Raises UserError: more layers than the model has, or fewer than two.
+    """
+    import torch
+    from torch.nn.functional import cosine_similarity
+
+    modules = layers_of(model.net)
+    count = len(modules) - layers
+    if layers < 2 or count < 1:
+        what = f"A student of {layers} layers can't be made of a model of {len(modules)}"
+        raise UserError(what, where=f"--layers {layers}", next_step=f"choose 2 to {len(modules) - 1}")
+    before: list[Tensor] = []
+
+    def watch(_: Any, inputs: Any) -> None:
+        before.append(inputs[0][0, -1].float())
+
+    hooks = [module.register_forward_pre_hook(watch) for module in modules]
+    total = torch.zeros(len(modules) - count - 1)
+    try:
+        with torch.inference_mode():
+            for ids in texts:
+                before.clear()
+                model.hidden(torch.tensor([list(ids)], device=model.device))
+                states = torch.stack(before)
+                near = cosine_similarity(states[1 : 1 + len(total)], states[1 + count : 1 + count + len(total)], dim=-1)
+                total += near.clamp(-1, 1).arccos().cpu() / torch.pi
+    finally:
+        for hook in hooks:
+            hook.remove()
+    first = 1 + int(total.argmin())
+    distance = float(total.min() / max(len(texts), 1))
+    return PrunedStudent(layers=layers, of=len(modules), dropped=(first, first + count - 1), distance=distance)
+
+
+def write_pruned(
+    config: Mapping[str, Any], names: Iterable[str], tensor: Callable[[str], Tensor], pruned: PrunedStudent, out: Path
+) -> None:
+    """Write a model without some of its layers into a folder that has its tokenizer; `config.json` comes last.
+
+    `config`: the model's `config.json`. `names`: of its tensors; `tensor` gives one.
+    """
+    from safetensors.torch import save
+
+    first, last = pruned.dropped
+    count = last - first + 1
+    state: dict[str, Tensor] = {}
+    dtype = None
+    # The embedding first: its dtype counts, and an adapted weight comes in fp32.
+    for name in sorted(names, key=lambda name: "embed" not in name):
+        head, mark, rest = name.partition(".layers.")
+        number, _, end = rest.partition(".")
+        target = name
+        if mark and number.isdigit():
+            if first <= int(number) <= last:
+                continue
+            target = f"{head}.layers.{int(number) - count * (int(number) > last)}.{end}"
+        value = tensor(name)
+        dtype = dtype or value.dtype
+        state[target] = value.to(dtype).contiguous()
+    write_bytes(out / "model.safetensors", save(state, metadata={"format": "pt"}))
+    settings = dict(config) | {"num_hidden_layers": pruned.layers}
+    if isinstance(kinds := config.get("layer_types"), list):
+        settings["layer_types"] = [*kinds[:first], *kinds[last + 1 :]]
+    write_json(out / "config.json", settings)

@@ -21,7 +21,7 @@ from tuneloop.core.parent import environment_of_child
 from tuneloop.core.python_file import trust_code
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted, verb
-from tuneloop.improve.collect.training_rows import run_of, settings_of_retraining
+from tuneloop.improve.collect.command import run_of, settings_of_retraining
 from tuneloop.improve.controller import controller
 from tuneloop.improve.experiment.command import EVENTS as EXPERIMENTS
 from tuneloop.improve.experiment.state import add_event, experiments_of

@@ -25,9 +25,7 @@ class TaskJudgeOptions(Config):
 
     PANEL: ClassVar[str] = "Judging by task"
 
-    rows: int = flag(
-        100, "N", "Rows of each task's test split to answer; --method auto: of its validation split.", least=1
-    )
+    rows: int = flag(100, "N", "Rows of each task to answer, of its test; of its validation by --method auto.", least=1)
     allow: float = flag(0.1, "X", "Most of an expert's gain over the base that its task may lose, as a share.", least=0)
     minutes: float = flag(5.0, "X", "Time for the search of --method auto.", least=0)
     pooled: str = flag("", "RUN", "One adapter on all tasks' rows, to compare with; trained first if it is not there.")
@@ -53,7 +51,7 @@ class DistilOptions(Config):
 
     model: str = flag("", "NAME", "The teacher, as its endpoint names it.", "-m")
     level: str = flag(
-        "text", "NAME", "What is learned: text (answers), logits (probabilities too, stored once), live (in each step)."
+        "text", "NAME", "What is learned: text (answers), logits (probabilities, stored), live (each step)."
     )
     answers: str = flag("teacher", "NAME", "Whose answers the student reads: the teacher's, or the rows' own.")
     prompts: str = flag("", "FILE", "Further requests for the teacher, without answers: a file or a prepared data set.")
@@ -65,7 +63,5 @@ class DistilOptions(Config):
     top: int = flag(128, "N", "Likeliest tokens that --level logits stores at each position.", least=1)
     layers: int = flag(0, "N", "Make the student of the teacher: leave out layers until N are left.", least=0)
     rows: int = flag(300, "N", "Most test rows that are answered.", least=1)
-    plan: bool = switch(
-        "Only say what it takes on rented GPUs: memory, hours, dollars, storage; answer and train nothing."
-    )
+    plan: bool = switch("Only say what it takes on rented GPUs: memory, hours, dollars, storage; run nothing.")
     no_control: bool = switch("Don't train the same student on the rows' own answers, to compare with.")

@@ -172,9 +172,8 @@ def forest_chart(lines: Sequence[SystemFacts], at: int, metric: str, width: floa
     bars = [(line.name, score, "tuned" if line.tuned else "other", 5 if line.tuned else 4) for line, score in rows]
     marks = [score.value for line, score in rows if line.tuned]
     body = interval_bars(bars, marks, metric, pitch, top, width, caps=True)
-    title = f"{title_of(metric)}: " + "; ".join(
-        f"{line.name} {metric_text(score.value, metric)}" for line, score in rows
-    )
+    values = "; ".join(f"{line.name} {metric_text(score.value, metric)}" for line, score in rows)
+    title = f"{title_of(metric)}: {values}"
     return _svg(width, top + pitch * len(rows) + 26, title, body, "forest")
 
 
@@ -304,6 +303,7 @@ MOST_RUNS = 6  # curves that can be distinguished in one chart
 
 Point = tuple[float, float]  # step, value
 Records = Sequence[TrainingStep] | Sequence[Validation]
+Findings = Sequence[FindingLine]
 
 
 def points_of(records: Records, key: str) -> list[Point]:
@@ -405,9 +405,7 @@ def step_axis(last: float, left: float, right: float, steps: int) -> Axis:
     return Axis(0.0, last or 1.0, left, right, False, axis([0.0, last], left, right, steps=steps, log=False).ticks)
 
 
-def loss_chart(
-    steps: Records, validations: Records, findings: Sequence[FindingLine] = (), width: float = WIDE
-) -> Markup:
+def loss_chart(steps: Records, validations: Records, findings: Findings = (), width: float = WIDE) -> Markup:
     """Training loss by step (raw and smoothed) with the validation losses; the best one and findings are marked.
 
     Empty when there is no finite loss. `findings` are numbered marks at their steps.

@@ -72,9 +72,7 @@ class DataFacts:
     hide: Callable[[str], str] = str  # takes personal data out of a text, where `mask` alone is too coarse
     duplicates: list[DroppedCopy] = field(default_factory=list)
     label_errors: list[DoubtfulLabel] = field(default_factory=list)  # first rows of `label_errors.jsonl`, worst first
-    samples: dict[str, list[Row]] = field(
-        default_factory=dict
-    )  # split -> rows, evenly spaced over those that were read
+    samples: dict[str, list[Row]] = field(default_factory=dict)  # split -> rows, evenly spaced over those read
     conflicts: list[Conflict] = field(default_factory=list)  # questions with different answers among these rows
     conflicting: int = 0  # rows in all such questions, also those beyond `LISTED`
     rows_read: dict[str, int] = field(default_factory=dict)  # split -> rows that were parsed

@@ -224,9 +224,8 @@ def _conflict(conflict: d.Conflict, short_names: Names, hide: Hide) -> dict[str,
         places_of.setdefault(one.answer, []).append(f"{short_names(one.source)}:{one.line} ({one.split})")
     answers = []
     for answer, places in sorted(places_of.items(), key=lambda pair: -len(pair[1]))[:6]:
-        answers.append(
-            (cut(hide(answer), 400), len(places), ", ".join(places[:3]) + (", …" if len(places) > 3 else ""))
-        )
+        first = ", ".join(places[:3]) + (", …" if len(places) > 3 else "")
+        answers.append((cut(hide(answer), 400), len(places), first))
     return {"question": cut(hide(conflict.question), 600), "answers": answers, "more": max(len(places_of) - 6, 0)}
 
 
@@ -281,9 +280,8 @@ def _rejects(facts: d.DataFacts, short_names: Names) -> list[dict[str, Any]]:
             # A record that was rejected for personal data holds the very values.
             values = [] if reason == "personal_data" else record_values(reject.record, hide)
             examples.append({"place": at, "detail": detail, "values": values})
-        reasons.append(
-            {"reason": reason.replace("_", " "), "n": n, "means": words.get(reason, ""), "examples": examples}
-        )
+        name, means = reason.replace("_", " "), words.get(reason, "")
+        reasons.append({"reason": name, "n": n, "means": means, "examples": examples})
     return reasons
 
 

@@ -45,10 +45,8 @@ def render_report(run: Path) -> str:
 def page_template(name: str) -> Template:
     """A template of this package by its file name; the pages share `base.html.j2`."""
     # Autoescape: everything on the page may come from users or from a model's mouth.
-    loader = PackageLoader("tuneloop.report")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    loader, strict = PackageLoader("tuneloop.report"), StrictUndefined
+    environment = Environment(loader=loader, autoescape=True, undefined=strict, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"count": f.count, "metric_text": f.metric_text, "soft": soft, "flags": flags}
     return environment.get_template(name)
 

@@ -59,9 +59,7 @@ class AnswerGate(Config):
     contains: list[str] = Field(default_factory=list, description="each must occur, in any case")
     lacks: list[str] = Field(default_factory=list, description="none may occur, in any case")
     matches: list[str] = Field(default_factory=list, description="regular expressions, each to be found in the answer")
-    same: list[str] = Field(
-        default_factory=list, description=f"{SAME}; of requests without one it is enough to find them"
-    )
+    same: list[str] = Field(default_factory=list, description=f"{SAME}; without one it is enough to find them")
     most_words: int | None = Field(None, ge=1, description="longest answer")
 
     @field_validator("matches", "same")
@@ -211,9 +209,7 @@ def answers_of(job: DistilJob) -> dict[str, Completion]:
     if answers:
         say(f"teacher   {counted(len(answers), 'answer')} {verb(len(answers), 'is', 'are')} there already")
     draws = [(row, number) for number in range(job.options.best_of) for row in job.for_teacher]
-    failed = _request_all(
-        job, [(row, number) for row, number in draws if (row.id, number) not in answers], answers, file
-    )
+    failed = _request_all(job, [(row, n) for row, n in draws if (row.id, n) not in answers], answers, file)
     if len(failed) > MOST_FAILED * len(draws):
         reason, _ = Counter(answer.error for answer in failed.values()).most_common(1)[0]
         what = f"{len(failed):,} of {counted(len(draws), 'request')} to the teacher failed, most often: {reason}"

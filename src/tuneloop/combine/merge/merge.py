@@ -49,6 +49,8 @@ class MergedAdapter:
 
 
 Shapes = Mapping[str, tuple[int, ...]]  # of each linear layer or tensor, by its name
+Base = tuple[str, Shapes]  # a model's name, and the shapes of its layers
+Adapters = Sequence[Adapter]
 
 
 def base_shapes(base: Path) -> dict[str, tuple[int, ...]]:
@@ -57,9 +59,7 @@ def base_shapes(base: Path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(layer.weight.shape) for name, layer in layers}  # type: ignore[arg-type]
 
 
-def merge_adapters(
-    adapters: Sequence[Adapter], settings: MergeSettings, base: tuple[str, Shapes], out: Path
-) -> MergedAdapter:
+def merge_adapters(adapters: Adapters, settings: MergeSettings, base: Base, out: Path) -> MergedAdapter:
     """Merge adapters into a new one. The order in which they are named does not matter, to the last bit.
 
     `base`: name of the base model, and the shapes of its layers, see `base_shapes`; `out`: folder of the new adapter,
@@ -127,9 +127,7 @@ def weights_of(adapters: Sequence[Adapter], settings: MergeSettings, method: Mer
     return [weight / total for weight in weights]
 
 
-def _rank_of(
-    module: str, adapters: Sequence[Adapter], settings: MergeSettings, method: MergeMethod, shapes: Shapes
-) -> int:
+def _rank_of(module: str, adapters: Adapters, settings: MergeSettings, method: MergeMethod, shapes: Shapes) -> int:
     """Rank of a module's merged update."""
     total, most = sum(one.rank(module) for one in adapters), min(shapes[module])
     if method.exact:

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from tuneloop.evaluation.retained_gain import Score
     from tuneloop.records.rows import Row
 
+Results = dict[str, TaskResult]  # by task
+Experts = Sequence[Expert]
+
 
 @dataclass
 class TaskJudge:
@@ -162,9 +165,7 @@ def merge_tasks(
     return record, deployment
 
 
-def _tasks_that_hold(
-    judge: TaskJudge, settings: MergeSettings
-) -> tuple[list[Expert], MergeSettings, dict[str, TaskResult]]:
+def _tasks_that_hold(judge: TaskJudge, settings: MergeSettings) -> tuple[list[Expert], MergeSettings, Results]:
     """The experts whose tasks can be merged, the settings with their weights, and each task's last results."""
     weights = list(settings.weights) or [1.0] * len(judge.experts)
     left, results = list(judge.experts), dict[str, TaskResult]()
@@ -185,9 +186,7 @@ def _tasks_that_hold(
     return left, settings, results
 
 
-def _judged(
-    judge: TaskJudge, experts: Sequence[Expert], settings: MergeSettings, controls: dict[str, Path]
-) -> dict[str, TaskResult]:
+def _judged(judge: TaskJudge, experts: Experts, settings: MergeSettings, controls: dict[str, Path]) -> Results:
     """Each task's result under one merge, with a control for each: random adapters instead of the other experts."""
     name = f"merged {content_hash([[one.name for one in experts], settings])[:8]}"
     with tempfile.TemporaryDirectory() as scratch:
@@ -297,9 +296,7 @@ def sentence(result: TaskResult) -> str:
     return f"{result.task}: {scores}; {gain} on {rows}"
 
 
-def _deploy(
-    experts: Sequence[Expert], merged: Sequence[Expert], out: Path, results: dict[str, TaskResult]
-) -> TaskDeployment:
+def _deploy(experts: Experts, merged: Experts, out: Path, results: Results) -> TaskDeployment:
     """Write who answers what."""
     routes = []
     for one in experts:

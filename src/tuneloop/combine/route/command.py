@@ -219,9 +219,8 @@ def _training_rows(job: RouteJob, sources: RouteSources) -> tuple[Outcomes, Outc
         train, val, test = (task_rows(job, datasets, split) for split in SPLITS)
         places = [{"dataset": dataset.path} for dataset in datasets]
         language = language_of(task_texts(job, datasets, "train")[0])
-    targets = [
-        RouteTarget(name=name, cost=costs.get(name, 0.0), **place) for name, place in zip(names, places, strict=True)
-    ]
+    pairs = zip(names, places, strict=True)
+    targets = [RouteTarget(name=name, cost=costs.get(name, 0.0), **place) for name, place in pairs]
     base = job.base if job.features == "hidden" else ""
     fields = {"kind": "constant", "features": job.features, "base": base, "language": language, "routes": targets}
     like = RouterRecord.model_validate({**fields, "exclusive": not sources.outcomes, "source": sources.outcomes})

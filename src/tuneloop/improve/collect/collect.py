@@ -7,12 +7,12 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field
 
 from tuneloop.core.files import Config, content_hash
-from tuneloop.core.flag import Flag
+from tuneloop.core.flag import flag
 from tuneloop.improve.experiment.statistics import person_of, unit_of
 from tuneloop.improve.feedback.value import by_request, conversations_of, gives_answer, mean_value
 from tuneloop.records.feedback import Feedback, right_answer, value_of
@@ -36,15 +36,13 @@ DROPPED = {
 class CollectOptions(Config):
     """What is taken."""
 
-    since: Annotated[str, Flag(metavar="TIME")] = Field("", description="Only requests from then on, as in 2026-01-01.")
-    until: Annotated[str, Flag(metavar="TIME")] = Field("", description="Only requests before then, as in 2026-02-01.")
+    since: str = flag("", "TIME", "Only requests from then on, as in 2026-01-01.")
+    until: str = flag("", "TIME", "Only requests before then, as in 2026-02-01.")
     model: str = Field("", description="Only requests to this model.")
     heldout_share: float = Field(0.1, ge=0, lt=1, description="Share of users whose rows are the test, never training.")
     per_user: int = Field(20, ge=1, description="Rows that one user may give to each file.")
     own_share: float = Field(1.0, ge=0, le=1, description="Largest share of the model's own answers among sft rows.")
-    without_keys: Annotated[str, Flag(metavar="NAME,...")] = Field(
-        "", description="API keys whose requests are not used."
-    )
+    without_keys: str = flag("", "NAME,...", "API keys whose requests are not used.")
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ from tuneloop.serving.store.store import opened, read_decisions, read_feedback, 
 PER_USER = 20  # answers that one user's feedback counts for, as in `collect`
 NO_REASON = {"latency", "cost", CANARIES}  # alarms that another training would not silence
 Command = Callable[[Sequence[str]], tuple[int, dict[str, Any]]]  # words -> exit status and what was printed
+Cycles = Sequence[controller.Cycle]
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,7 @@ def run_command(words: Sequence[str]) -> tuple[int, dict[str, Any]]:
     return process.returncode, result if isinstance(result, dict) else {}
 
 
-def facts_of(
-    store: Database, model: str, cycles: Sequence[controller.Cycle], now: str, *, enough: int = 50
-) -> controller.Facts:
+def facts_of(store: Database, model: str, cycles: Cycles, now: str, *, enough: int = 50) -> controller.Facts:
     """The facts from which it is decided whether a cycle begins, except its expected cost.
 
     Only feedback on known requests to the model counts, and of one user no more than `PER_USER` answers, so that no one
@@ -208,7 +207,7 @@ def improve(project: controller.ProjectConfig, *, approve: str = "", command: Co
             steps.append(step)
 
 
-def _monitor(project: controller.ProjectConfig, cycles: Sequence[controller.Cycle], folder: Path) -> None:
+def _monitor(project: controller.ProjectConfig, cycles: Cycles, folder: Path) -> None:
     """Compare the last whole window of production, where the project asks for it and no one has done it."""
     reference = project.monitor.reference
     if reference == "champion":
@@ -257,9 +256,7 @@ class _Log:
     def add(self, kind: str, key: str, data: Mapping[str, Any]) -> None:
         add_event(self.store, kind, self.name, plain(dict(data)), key=f"{kind}:{self.name}:{key}")
 
-    def begin(
-        self, project: controller.ProjectConfig, cycles: Sequence[controller.Cycle], command: Command
-    ) -> ControllerPass | None:
+    def begin(self, project: controller.ProjectConfig, cycles: Cycles, command: Command) -> ControllerPass | None:
         """Begin a cycle; where there is no reason, or it is not worth it, say so."""
         now = utc_now()
         facts = facts_of(self.store, project.model, cycles, now, enough=project.triggers.least_feedback)
@@ -293,7 +290,7 @@ class _Log:
         self.add(controller.APPROVE, f"{cycles[-1].number}:{step}", {"cycle": cycles[-1].number, "step": step})
 
 
-def _next_step(log: _Log, cycles: Sequence[controller.Cycle], folder: Path, command: Command) -> ControllerPass | str:
+def _next_step(log: _Log, cycles: Cycles, folder: Path, command: Command) -> ControllerPass | str:
     """Do the next step of the last cycle; returns its name, or why there is none."""
     cycle = cycles[-1]
     step = cycle.next_step

@@ -60,7 +60,7 @@ class Triggers(Config):
     every_days: float = Field(91.0, gt=0, description="days since the last cycle, or since the first request")
     corrections: int = Field(200, ge=1, description="new corrections and labels")
     alarms: int = Field(
-        1, ge=1, description="windows of `tuneloop monitor` with an alarm that asks for labels or training"
+        1, ge=1, description="windows of `tuneloop monitor` with an alarm that needs labels or training"
     )
     least_feedback: int = Field(50, ge=1, description="requests with feedback without which no cycle begins")
 
@@ -82,7 +82,7 @@ class Value(Config):
     """What a better model is worth."""
 
     usd_per_answer: float = Field(
-        0.0, ge=0, description="dollars that a good answer is worth more than a bad one; 0: any reason begins a cycle"
+        0.0, ge=0, description="dollars that a good answer is worth more than a bad one; 0: any reason"
     )
     mended: float = Field(0.3, ge=0, le=1, description=f"{MENDED}, before one has shown it")
     half: int = Field(50, ge=1, description="new corrections and labels with which it fixes half of that")
@@ -104,16 +104,12 @@ class ProjectConfig(Config):
     model: str = Field(description="name in the registry, under which it is served")
     recipe: str = Field(description="recipe of a training")
     champion: str = Field(
-        "", description="run in use, with which the gate compares; after a promotion the promoted one"
+        "", description="run in use, which the gate compares with; after a promotion the promoted one"
     )
     suite: str = Field("", description="what the gate demands; empty: no gate")
     warm_start: bool = Field(False, description=f"{WARM_START} than from the base")
-    shadow: bool = Field(
-        True, description="whether experiments begin in shadow mode: no one sees the candidate's answers"
-    )
-    judge: str = Field(
-        "", description="model that compares answers in shadow mode; empty: failures, equality and what people said"
-    )
+    shadow: bool = Field(True, description="whether experiments begin in shadow mode: no one sees its answers")
+    judge: str = Field("", description="model that compares shadow answers; empty: failures, equality, people's words")
     triggers: Triggers = Triggers()
     monitor: Watching = Watching()
     usd_per_hour: float = Field(0.0, ge=0, description="price of an hour of the machine that trains")

@@ -293,9 +293,6 @@ class ExperimentOptions(Config):
     maturation_hours: float = Field(72.0, gt=0, description="Hours after a user's first request while feedback counts.")
     most_days: float = Field(365.0, gt=0, description="Days after which the experiment ends.")
     shadow: bool = flag(
-        True,
-        "",
-        "Begin with copies of requests that the candidate answers before anybody meets it.",
-        "--shadow/--no-shadow",
+        True, "", "Begin with copies of requests, before anyone meets the candidate.", "--shadow/--no-shadow"
     )
     shadow_copies: int = Field(100, ge=30, description="Copies after which shadow mode is over.")

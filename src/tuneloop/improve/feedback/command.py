@@ -20,6 +20,7 @@ from tuneloop.improve.feedback.value import current, mean_value
 from tuneloop.records.feedback import Feedback, feedback_of
 from tuneloop.serving.store.store import insert, opened, read_feedback
 
+Place = Path | str  # a store's
 BATCH = 5000
 # Names that other tools give to the columns.
 COLUMNS = {
@@ -60,9 +61,7 @@ class FeedbackSummary:
     orphans: list[Feedback]
 
 
-def add(
-    place: Path | str, values: Mapping[str, Any], *, personal: PersonalConfig | None = None
-) -> tuple[Feedback, bool]:
+def add(place: Place, values: Mapping[str, Any], *, personal: PersonalConfig | None = None) -> tuple[Feedback, bool]:
     """Store one piece of feedback. The request need not be known yet.
 
     `values`: see `records.feedback.feedback_of`. `personal`: what happens to personal data in texts; replaced by
@@ -80,7 +79,7 @@ def _clean(one: Feedback, redactor: Redactor) -> Feedback:
 
 
 def import_files(
-    place: Path | str, sources: Sequence[str], *, kind: str = "", personal: PersonalConfig | None = None
+    place: Place, sources: Sequence[str], *, kind: str = "", personal: PersonalConfig | None = None
 ) -> Imported:
     """Store the feedback of files; the same file again adds nothing.
 
@@ -132,7 +131,7 @@ def _columns(record: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 
 def export(
-    place: Path | str, out: Path | str, *, since: str = "", until: str = "", personal: PersonalConfig | None = None
+    place: Place, out: Path | str, *, since: str = "", until: str = "", personal: PersonalConfig | None = None
 ) -> int:
     """Write feedback as JSON Lines, oldest first, and give the number of lines.
 
@@ -146,7 +145,7 @@ def export(
     return len(lines)
 
 
-def show(place: Path | str, *, since: str = "", until: str = "", most_orphans: int = 100) -> FeedbackSummary:
+def show(place: Place, *, since: str = "", until: str = "", most_orphans: int = 100) -> FeedbackSummary:
     """What the store holds. `since`, `until`: ISO times; empty: no bound. Raises UserError: there is no store."""
     unknown = (
         "(request IS NOT NULL AND NOT EXISTS (SELECT 1 FROM requests WHERE requests.id = feedback.request)) OR"

@@ -41,6 +41,7 @@ KNOWN_ENOUGH = 50  # judged answers from which probabilities are calibrated
 Embed = Callable[[Sequence[str]], Any]
 Reference = Literal["reference", "earlier"]
 Requests = Sequence[StoredRequest]
+FeedbackOf = Mapping[str, list[Feedback]]  # by request
 
 REVIEW = "`tuneloop review`"
 STEPS = {
@@ -246,9 +247,7 @@ def _of_labels(labels: Sequence[str], now: Requests, before: Requests) -> Iterat
     yield ComparedValues("labels", against, "categories", values, ids, unit=unit)
 
 
-def _of_production(
-    now: Requests, before: Requests, feedback_of: Mapping[str, list[Feedback]]
-) -> Iterator[ComparedValues]:
+def _of_production(now: Requests, before: Requests, feedback_of: FeedbackOf) -> Iterator[ComparedValues]:
     """What kind of answers there were and how people judged them, against earlier production."""
     states = [[_state(request) for request in some] for some in (before, now)]
     unit, ids = "share of answers of another kind", [request.id for request in now]
@@ -350,9 +349,7 @@ def _sized(one: ComparedValues, difference: GroupDifference) -> str:
     return f"distinguished with a chance of {difference.size:.2f}; 0.5: alike"
 
 
-def _quality(
-    requests: Requests, current: set[str], feedback_of: Mapping[str, list[Feedback]]
-) -> QualityEstimate | None:
+def _quality(requests: Requests, current: set[str], feedback_of: FeedbackOf) -> QualityEstimate | None:
     """The estimate, from answers with a probability; what people said of earlier ones calibrates it.
 
     Labels alone do so where there are enough: some thumbs are down for right answers, corrections are of wrong ones.
@@ -377,7 +374,7 @@ def probability_of(request: StoredRequest) -> float | None:
     return float(probability) if isinstance(probability, int | float) and 0 <= probability <= 1 else None
 
 
-def _right(texts: Mapping[str, str], feedback: Mapping[str, list[Feedback]], kinds: Sequence[str]) -> dict[str, bool]:
+def _right(texts: Mapping[str, str], feedback: FeedbackOf, kinds: Sequence[str]) -> dict[str, bool]:
     """Whether answers are right by the texts that people gave in feedback of some kinds."""
     right: dict[str, bool] = {}
     for name, text in texts.items():

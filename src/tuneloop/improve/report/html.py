@@ -176,15 +176,12 @@ def _numbers(report: ImprovementReport) -> list[tuple[str, str, str]]:
 
 
 def _experiment(line: ExperimentLine) -> dict[str, Any]:
-    about = (
-        f"{line.candidate} against {line.champion}, by {line.measure}; smallest gain worth a promotion {line.effect:g}"
-    )
+    arms = f"{line.candidate} against {line.champion}, by {line.measure}"
+    about = f"{arms}; smallest gain worth a promotion {line.effect:g}"
     users = f"{counted(line.users, 'user')}, {line.candidate_users:,} of them met the candidate"
     if line.shadow_copies:
-        copies = (
-            f"{counted(line.shadow_copies, 'copy')} {verb(line.shadow_copies, 'was', 'were')} answered unseen before"
-        )
-        users += f"; {copies}, {line.shadow_votes:,} of them judged"
+        copies = f"{counted(line.shadow_copies, 'copy')} {verb(line.shadow_copies, 'was', 'were')} answered unseen"
+        users += f"; {copies} before, {line.shadow_votes:,} of them judged"
     return {
         "name": line.name, "outcome": ENDS.get(line.outcome, "continues"), "tone": TONES.get(line.outcome, ""),
         "sentence": line.sentence or "Nothing was decided yet.", "chart": chart_pair(sequence_chart, line),

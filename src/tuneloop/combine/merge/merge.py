@@ -11,18 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from tuneloop.combine.merge import methods
 from tuneloop.combine.merge.adapters import Adapter, MergeSettings, check_together
-from tuneloop.combine.merge.methods import (
-    MergeMethod,
-    ModuleUpdates,
-    Product,
-    cut_to,
-    lost_share,
-    merge_method,
-    squared_length,
-    svd_of,
-    svd_of_dense,
-)
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, replacing, write_json
 from tuneloop.core.ui import progress
@@ -66,7 +56,7 @@ def merge_adapters(adapters: Adapters, settings: MergeSettings, base: Base, out:
     in PEFT's layout. Raises UserError: adapters that don't go together, a kind that can't be merged, settings that
     don't fit the method.
     """
-    method = merge_method(settings.method)
+    method = methods.merge_method(settings.method)
     check_together(adapters)
     weights = weights_of(adapters, settings, method)
     for one in adapters:
@@ -97,7 +87,7 @@ def merge_adapters(adapters: Adapters, settings: MergeSettings, base: Base, out:
         folder=out,
         rank=max(ranks.values()),
         modules=len(modules),
-        lost=lost_share(job.before, job.after),
+        lost=methods.lost_share(job.before, job.after),
         hash=content_hash(digests),
         parameters=sum(rows * columns for rows, columns in shapes.values()),
     )
@@ -105,7 +95,7 @@ def merge_adapters(adapters: Adapters, settings: MergeSettings, base: Base, out:
     return merged
 
 
-def weights_of(adapters: Sequence[Adapter], settings: MergeSettings, method: MergeMethod) -> list[float]:
+def weights_of(adapters: Sequence[Adapter], settings: MergeSettings, method: methods.MergeMethod) -> list[float]:
     """The weight of each adapter, as the method takes it.
 
     Raises UserError: not one for each; not a number; all zero; a density that is no share.
@@ -127,7 +117,9 @@ def weights_of(adapters: Sequence[Adapter], settings: MergeSettings, method: Mer
     return [weight / total for weight in weights]
 
 
-def _rank_of(module: str, adapters: Adapters, settings: MergeSettings, method: MergeMethod, shapes: Shapes) -> int:
+def _rank_of(
+    module: str, adapters: Adapters, settings: MergeSettings, method: methods.MergeMethod, shapes: Shapes
+) -> int:
     """Rank of a module's merged update."""
     total, most = sum(one.rank(module) for one in adapters), min(shapes[module])
     if method.exact:
@@ -147,7 +139,7 @@ class _Merging:
     adapters: Sequence[Adapter]
     weights: Sequence[float]
     density: float
-    method: MergeMethod
+    method: methods.MergeMethod
     ranks: Mapping[str, int]
     before: float = 0.0  # squared length of what the method gave
     after: float = 0.0  # and of what is left of it at the ranks
@@ -160,17 +152,17 @@ class _Merging:
         there = [i for i, one in enumerate(self.adapters) if one.rank(module)]
         products = [self.adapters[i].update(module) for i in there]
         for i, product in zip(there, products, strict=True):
-            self.length[i] += squared_length(product)
-        update = self.method.merge(ModuleUpdates(products, [self.weights[i] for i in there], self.density))
-        rank, length = self.ranks[module], squared_length(update)
+            self.length[i] += methods.squared_length(product)
+        update = self.method.merge(methods.ModuleUpdates(products, [self.weights[i] for i in there], self.density))
+        rank, length = self.ranks[module], methods.squared_length(update)
         self.before += length
-        if isinstance(update, Product) and self.method.exact:
+        if isinstance(update, methods.Product) and self.method.exact:
             self.after += length
             b, a = update
         else:
-            svd = svd_of(update) if isinstance(update, Product) else svd_of_dense(update, rank)
+            svd = methods.svd_of(update) if isinstance(update, methods.Product) else methods.svd_of_dense(update, rank)
             self.after += float(svd.s[:rank].double().square().sum())
-            b, a = cut_to(svd, rank)
+            b, a = methods.cut_to(svd, rank)
         return a.float(), (b * (rank / max(self.ranks.values()))).float()
 
 

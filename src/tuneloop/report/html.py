@@ -90,7 +90,6 @@ SECTIONS = {
 
 
 def _shared_parts(facts: f.RunFiles) -> dict[str, Any]:
-    """The parts that the pages of a run and of an evaluation both have."""
     metrics = f.shown_metrics(facts.evaluation)
     lines = f.systems_of(facts.evaluation, metrics)
     return {

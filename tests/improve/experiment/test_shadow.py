@@ -9,7 +9,7 @@ from traffic import at, request, thumb
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.improve.experiment import command as ab
-from tuneloop.improve.experiment.shadow import judge_copies
+from tuneloop.improve.experiment.command import judge_copies
 from tuneloop.records.request import LEFT
 from tuneloop.serving.store.store import connect, insert, opened, read_feedback
 

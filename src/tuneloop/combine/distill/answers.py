@@ -442,7 +442,6 @@ def _prompts(source: str, dataset: Dataset, dropped: Counter[str]) -> list[Promp
 
 
 def _without_contamination(rows: list[Row], dataset: Dataset) -> list[Row]:
-    """The rows that are neither equal nor near to a validation or test row."""
     from tuneloop.data.dedup.contamination import find_contamination, index_of
     from tuneloop.data.dedup.minhash import texts_of
 

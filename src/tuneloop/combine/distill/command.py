@@ -234,15 +234,12 @@ def _measured(job: DistilJob, control: Path | None) -> DistilledFigures | None:
 
 @dataclass(frozen=True)
 class _Scored:
-    """A model's result on rows."""
-
     metric: str  # that decides
     score: Score
     cost: ModelCost  # of its answers
 
 
 def _score(job: DistilJob, rows: Sequence[Row], target: TaskTarget) -> _Scored:
-    """A model's answers to rows, judged."""
     from tuneloop.pipeline.compared_systems import SystemAnswers
 
     limit = target.task.max_new_tokens if target.task else 256
@@ -302,7 +299,6 @@ def _share(share: Share) -> str:
 
 
 def _cost_words(teacher: ModelCost, student: ModelCost) -> str:
-    """How much smaller and faster the student is."""
     sizes = ""
     if teacher.parameters and student.parameters:
         sizes = f"has {student.parameters / 1e6:,.0f}M parameters instead of {teacher.parameters / 1e6:,.0f}M, and "

@@ -98,7 +98,6 @@ def plan_distillation(
 
 
 def _part(what: str, machine: Serving, hours: float) -> PlannedPart:
-    """A part of the teacher's, on the machine that holds it."""
     gib, usd = machine.shape.parameters * BF16 / 2**30, hours * machine.engine.usd_per_hour
     return PlannedPart(what=what, machine=machine.engine.source, gib=gib, hours=hours, usd=usd)
 

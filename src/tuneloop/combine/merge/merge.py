@@ -120,7 +120,6 @@ def weights_of(adapters: Sequence[Adapter], settings: MergeSettings, method: met
 def _rank_of(
     module: str, adapters: Adapters, settings: MergeSettings, method: methods.MergeMethod, shapes: Shapes
 ) -> int:
-    """Rank of a module's merged update."""
     total, most = sum(one.rank(module) for one in adapters), min(shapes[module])
     if method.exact:
         if settings.rank and settings.rank < total:
@@ -134,8 +133,6 @@ def _rank_of(
 
 @dataclass
 class _Merging:
-    """A merge at work."""
-
     adapters: Sequence[Adapter]
     weights: Sequence[float]
     density: float

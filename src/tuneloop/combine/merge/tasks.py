@@ -297,7 +297,6 @@ def sentence(result: TaskResult) -> str:
 
 
 def _deploy(experts: Experts, merged: Experts, out: Path, results: Results) -> TaskDeployment:
-    """Write who answers what."""
     routes = []
     for one in experts:
         target, dataset = str(out) if one in merged else one.name, one.dataset.path if one.dataset else ""

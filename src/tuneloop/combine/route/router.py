@@ -209,7 +209,6 @@ def _check(train: Outcomes, val: Outcomes, like: RouterRecord) -> None:
 def _fits(
     kind: RouterKind, base: dict[str, Array], like: RouterRecord
 ) -> Iterator[tuple[float | None, RouterRecord, dict[str, Array]]]:
-    """Routers of one kind, by what is tuned."""
     rows, outcomes, record = base["rows"], base["outcomes"], like.model_copy(update={"kind": kind})
     if kind == "centroid":
         yield None, record, {**base, "centroids": unit(outcomes.T @ rows)}
@@ -257,7 +256,6 @@ def log_loss(quality: Array, outcomes: Array, exclusive: bool) -> float:
 
 
 def _temperature(quality: Array, outcomes: Array, exclusive: bool) -> float:
-    """The temperature with the least log loss on validation rows."""
     from scipy.optimize import minimize_scalar
 
     def loss(log: float) -> float:

@@ -45,7 +45,6 @@ _HOURS = {"s": 1 / 3600, "m": 1 / 60, "h": 1.0, "d": 24.0, "w": 168.0}
 
 
 def _send_canaries(place: Path | str, dataset: Dataset, options: MonitorOptions, target: TaskTarget) -> None:
-    """Send the canary prompts now: several times at first."""
     if options.until:
         raise UserError("--ask asks now, and --until ends the window before", where="--until", next_step="leave it out")
     model = options.model

@@ -375,7 +375,6 @@ def probability_of(request: StoredRequest) -> float | None:
 
 
 def _right(texts: Mapping[str, str], feedback: FeedbackOf, kinds: Sequence[str]) -> dict[str, bool]:
-    """Whether answers are right by the texts that people gave in feedback of some kinds."""
     right: dict[str, bool] = {}
     for name, text in texts.items():
         values = [one for one in feedback.get(name, ()) if one.kind in kinds and one.may_teach()]

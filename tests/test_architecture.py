@@ -65,9 +65,8 @@ NEED = {
         )
     },
     "evaluation.retained_gain": {"numpy"},
-    "combine.route.router": {"numpy"},
     "combine.route.cascade": {"numpy"},
-    "combine.route.frontier": {"numpy"},
+    "combine.route.router": {"numpy"},
     "combine.route.command": {"numpy"},
     "combine.route.features": {"numpy"},
     "combine.merge.methods": {"torch"},

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tuneloop.combine.route.cascade import CascadeRows, choose_threshold, judged_cascade, thresholds_of
-from tuneloop.combine.route.frontier import gap_recovered
+from tuneloop.combine.route.router import gap_recovered
 
 
 def rows(n: int = 2000, seed: int = 0, informed: bool = True, large: float = 0.9) -> CascadeRows:

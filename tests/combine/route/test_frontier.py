@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 from routed import outcomes, record, tasks
 
-from tuneloop.combine.route.frontier import calibration_error, frontier, gap_recovered, judge_router, price_for, singles
-from tuneloop.combine.route.router import fit_router
+from tuneloop.combine.route.router import (
+    calibration_error,
+    fit_router,
+    frontier,
+    gap_recovered,
+    judge_router,
+    price_for,
+    singles,
+)
 
 COSTS = np.array([1.0, 9.0])
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tuneloop.combine.route.frontier import gap_recovered, gap_with_interval, mean_interval, singles
+from tuneloop.combine.route.router import gap_recovered, gap_with_interval, mean_interval, singles
 from tuneloop.core.errors import UserError
 from tuneloop.core.stats.intervals import shown_interval
 from tuneloop.core.stats.tests import THAN, by_interval

@@ -15,8 +15,7 @@ import numpy as np
 
 from tuneloop.combine.options import RouteOptions
 from tuneloop.combine.route.features import RouteJob, features_of
-from tuneloop.combine.route.frontier import judge_router, price_for
-from tuneloop.combine.route.router import Array, Outcomes, Router, fit_router, load_router
+from tuneloop.combine.route.router import Array, Outcomes, Router, fit_router, judge_router, load_router, price_for
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import nearest_path
 from tuneloop.core.ui import quiet

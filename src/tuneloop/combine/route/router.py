@@ -364,8 +364,8 @@ def gap_recovered(cost: Array, worth: Array, costs: Array, alone: Array) -> floa
 
     It is RouteLLM's average performance gap recovered (Ong et al. 2024, arXiv 2406.18665) with cost in place of calls.
 
-    `cost`, `worth`: means of a frontier's points. `costs`, `alone`: of each model alone. Returns None where the best model
-    is not better than the cheapest one.
+    `cost`, `worth`: means of a frontier's points. `costs`, `alone`: of each model alone. Returns None where the best
+    model is not better than the cheapest one.
     """
     cheap, best = int(costs.argmin()), int(alone.argmax())
     if alone[best] <= alone[cheap] or costs[best] <= costs[cheap]:

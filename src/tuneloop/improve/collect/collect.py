@@ -90,6 +90,10 @@ class _RatedAnswer:
         return None if self.mean is None or BAD < self.mean < GOOD else self.mean >= GOOD
 
 
+Rated = Sequence[_RatedAnswer]
+Pair = tuple[_RatedAnswer, Message, Message]  # whose prompt, the better and the worse answer
+
+
 def is_held_out(user: str, share: float) -> bool:
     """Whether a user's rows are kept for the test. The same users always are, and a larger share adds to them."""
     digest = hashlib.sha256(f"tuneloop held out\x1f{user}".encode("utf-8", "surrogatepass")).digest()
@@ -189,7 +193,7 @@ def _assistant_turn(text: str, **calls: Any) -> Message:
     return turn
 
 
-def _capped(rows: Sequence[_RatedAnswer], most: int, dropped: Counter[str]) -> list[_RatedAnswer]:
+def _capped(rows: Rated, most: int, dropped: Counter[str]) -> list[_RatedAnswer]:
     numbers: Counter[str] = Counter()
     capped = []
     for one in rows:
@@ -201,7 +205,7 @@ def _capped(rows: Sequence[_RatedAnswer], most: int, dropped: Counter[str]) -> l
     return capped
 
 
-def _own_capped(rows: Sequence[_RatedAnswer], share: float, dropped: Counter[str]) -> list[_RatedAnswer]:
+def _own_capped(rows: Rated, share: float, dropped: Counter[str]) -> list[_RatedAnswer]:
     """All that people wrote, and of the model's own answers as many as make up the share."""
     theirs = [one for one in rows if one.origin not in OWN]
     outputs = [one for one in rows if one.origin in OWN]
@@ -210,10 +214,7 @@ def _own_capped(rows: Sequence[_RatedAnswer], share: float, dropped: Counter[str
     return theirs + outputs[:most]
 
 
-Pair = tuple[_RatedAnswer, Message, Message]  # whose prompt, the better and the worse answer
-
-
-def _pairs(rows: Sequence[_RatedAnswer]) -> list[Pair]:
+def _pairs(rows: Rated) -> list[Pair]:
     """Pairs of answers: corrected over given, then liked over disliked to the same prompt."""
     pairs: list[Pair] = []
     by_prompt: dict[str, list[_RatedAnswer]] = defaultdict(list)
@@ -229,11 +230,7 @@ def _pairs(rows: Sequence[_RatedAnswer]) -> list[Pair]:
 
 
 def _chosen(
-    rows: Sequence[_RatedAnswer],
-    requests: Sequence[StoredRequest],
-    excluded: set[str],
-    heldout: float,
-    dropped: Counter[str],
+    rows: Rated, requests: Sequence[StoredRequest], excluded: set[str], heldout: float, dropped: Counter[str]
 ) -> list[Pair]:
     """Pairs of answers to the same prompt of which people chose one; where they choose both ways, neither."""
     choices = {(one.request.id, other) for one in rows for other in one.over}

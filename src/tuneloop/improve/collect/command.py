@@ -23,16 +23,12 @@ from tuneloop.registry.registered import open_registry, registered_name, run_fol
 from tuneloop.serving.models import prompt_of
 from tuneloop.serving.store.store import exported, opened, read_feedback, read_requests, store_name
 
+Place = Path | str
 FILES = ("sft", "preference", "kto", "heldout", "must_pass")
 
 
 def collect_store(
-    place: Path | str,
-    out: Path | str,
-    settings: Mapping[str, Any],
-    *,
-    personal: PersonalConfig | None = None,
-    run: Path | str = "",
+    place: Place, out: Place, settings: Mapping[str, Any], *, personal: PersonalConfig | None = None, run: Place = ""
 ) -> CollectedManifest:
     """Write a file for each of `FILES` that has rows, and `collect.json`.
 

@@ -18,13 +18,14 @@ from tuneloop.evaluation.review.items import ITEMS, load_review, read_votes, sta
 from tuneloop.improve.experiment.statistics import person_of
 from tuneloop.improve.feedback.value import by_request, conversations_of, mean_value
 from tuneloop.improve.monitor.command import EVENT as MONITORED
-from tuneloop.improve.monitor.detectors import answer_of, probability_of, question_of
+from tuneloop.improve.monitor.detectors import FeedbackOf, Requests, answer_of, probability_of, question_of
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.record import write_record
 from tuneloop.records.request import StoredRequest
 from tuneloop.records.review import Review, ReviewedSystem, ReviewItem, Vote
 from tuneloop.serving.store.store import insert, opened, read_decisions, read_feedback, read_requests, store_name
 
+Place = Path | str
 SYSTEM = "production"
 
 
@@ -38,14 +39,7 @@ class ReviewQueue:
 
 
 def draw_queue(
-    place: Path | str,
-    out: Path | str,
-    *,
-    rows: int = 40,
-    since: str = "",
-    model: str = "",
-    seed: int = 0,
-    hidden: bool = False,
+    place: Place, out: Place, *, rows: int = 40, since: str = "", model: str = "", seed: int = 0, hidden: bool = False
 ) -> ReviewQueue:
     """Write a folder that `tuneloop review` shows to people.
 
@@ -166,10 +160,7 @@ class Queued:
 
 
 def groups_of(
-    requests: Sequence[StoredRequest],
-    feedback_of: Mapping[str, Sequence[Feedback]],
-    copies: Mapping[str, str],
-    alarming: Collection[str],
+    requests: Requests, feedback_of: FeedbackOf, copies: Mapping[str, str], alarming: Collection[str]
 ) -> dict[str, str]:
     """Request -> group of those that can be looked at: with a question and an answer, and no right answer known.
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from tuneloop.pipeline.targets import TaskTarget
     from tuneloop.serving.gateway import Gateway, ServedModel
 
+Changes = list[ChangedAnswer]
 MARK = "canary:"  # before the row's id, in a stored request's `shadow`
 SHARE = 0.5  # of the false alarms of a year, for canaries where there are any; the detectors of windows have the rest
 FIRST_ROUNDS = 5  # one after the other at first, which shows what chance does
@@ -161,13 +162,7 @@ def _changed(row: str, one: Round, earlier: Mapping[str, str], of: Row | None) -
 
 
 def _finding(
-    one: Round,
-    changes: list[ChangedAnswer],
-    compared: int,
-    earlier: _EarlierAnswers,
-    level: float,
-    *,
-    new_release: bool,
+    one: Round, changes: Changes, compared: int, earlier: _EarlierAnswers, level: float, *, new_release: bool
 ) -> CanaryRound:
     p = 1.0 if new_release else chance_of(len(changes), compared, earlier.changed, earlier.compared)
     alarm = bool(changes) and p <= level

@@ -42,6 +42,7 @@ Embed = Callable[[Sequence[str]], Any]
 Reference = Literal["reference", "earlier"]
 Requests = Sequence[StoredRequest]
 FeedbackOf = Mapping[str, list[Feedback]]  # by request
+TrainingRows = Sequence[tuple[str, str | None]]  # text and label
 
 REVIEW = "`tuneloop review`"
 STEPS = {
@@ -105,7 +106,7 @@ def level_of(false_alarms: float, window_days: float, detectors: int) -> float:
 
 
 def monitor(
-    reference: Sequence[tuple[str, str | None]],
+    reference: TrainingRows,
     window: Requests,
     earlier: Requests,
     feedback: Iterable[Feedback],
@@ -192,11 +193,7 @@ def answer_of(request: StoredRequest) -> str:
 
 
 def _of_inputs(
-    reference: Sequence[tuple[str, str | None]],
-    now: Requests,
-    before: Requests,
-    helpers: Helpers,
-    skipped: dict[str, str],
+    reference: TrainingRows, now: Requests, before: Requests, helpers: Helpers, skipped: dict[str, str]
 ) -> Iterator[ComparedValues]:
     """What users ask, against the data set; labels against earlier production, else against the data set's."""
     rows = _some([row for row in reference if row[0]], MOST_BEFORE, lambda row: str(row[0]))

@@ -19,15 +19,7 @@ from tuneloop.data.dataset import load_dataset
 from tuneloop.evaluation.classical import minilm_embedder
 from tuneloop.improve.experiment.state import add_event
 from tuneloop.improve.experiment.statistics import time_of
-from tuneloop.improve.monitor.canaries import (
-    ask_target,
-    canary_level,
-    findings,
-    round_in_words,
-    rounds_due,
-    rows_of,
-    without_texts,
-)
+from tuneloop.improve.monitor import canaries
 from tuneloop.improve.monitor.detectors import CANARIES, EARLIER_WINDOWS, STEPS, Helpers, monitor
 from tuneloop.improve.monitor.record import MonitorOptions, MonitorReport
 from tuneloop.records.record import read_record
@@ -54,8 +46,8 @@ def _send_canaries(place: Path | str, dataset: Dataset, options: MonitorOptions,
         with opened(place) as store:
             served = [r.model for r in read_requests(store, since=since, until=until, where="shadow IS NULL")]
         model = _only_model(served, place, since, until)
-    due = rounds_due(place, model, (target.identity, None), 0)
-    ask_target(place, model, rows_of(dataset, options.canaries), target, rounds=due)
+    due = canaries.rounds_due(place, model, (target.identity, None), 0)
+    canaries.ask_target(place, model, canaries.rows_of(dataset, options.canaries), target, rounds=due)
 
 
 def refuse_itself(place: Path | str, url: str) -> None:
@@ -106,8 +98,9 @@ def monitor_store(
         model = options.model or _only_model([r.model for r in requests if r.time >= since], place, since, until)
         requests = [r for r in requests if r.model == model]
         feedback = list(read_feedback(store, since=begin, until=until))
-        level = canary_level(options.false_alarms, every)
-        canaries = findings(store, model, {row.id: row for row in rows_of(dataset, options.canaries)}, level, until)
+        level = canaries.canary_level(options.false_alarms, every)
+        rows = {row.id: row for row in canaries.rows_of(dataset, options.canaries)}
+        rounds = canaries.findings(store, model, rows, level, until)
         report = monitor(
             [(last_user_turn(row), row.label) for row in dataset.train if row.shows_the_task],
             [r for r in requests if r.time >= since],
@@ -116,15 +109,16 @@ def monitor_store(
             helpers(),
             options.model_copy(update={"model": model}),
             window_days=days,
-            canaries=[one for one in canaries if one.time >= since],
+            canaries=[one for one in rounds if one.time >= since],
         )
         config = {**options.model_dump(), "reference": dataset.id}
         report = _without_ignored(report, ignored(store, model, until))
         report = report.model_copy(update={"since": since, "until": until, "config": config})
         key = f"{EVENT}:{model}:{since}:{until}:{dataset.id}"
         # The log can't forget: the texts of canary prompts and their answers stay out of it.
-        plainer = [without_texts(one) for one in report.canaries]
-        lines = dict(zip(map(round_in_words, report.canaries), map(round_in_words, plainer), strict=True))
+        plainer = [canaries.without_texts(one) for one in report.canaries]
+        texts, plain_texts = (map(canaries.round_in_words, each) for each in (report.canaries, plainer))
+        lines = dict(zip(texts, plain_texts, strict=True))
         summary = [lines.get(line, line) for line in report.summary]
         data = plain(report.model_copy(update={"canaries": plainer, "summary": summary}))
         add_event(store, EVENT, model, data, key=key)

@@ -137,8 +137,7 @@ def domains(data: Path, features: Sequence[Features]) -> list[str]:
 
 def domain_line(seen: Seen, splits: Sequence[Any], own: Any, right: Any, far: Sequence[str]) -> str:
     """The line of one kind of features."""
-    from tuneloop.combine.route.frontier import auroc
-    from tuneloop.combine.route.router import NONE
+    from tuneloop.combine.route.router import NONE, auroc
     from tuneloop.core.stats.tests import wilson_interval
 
     names = list(DOMAINS)

@@ -53,9 +53,8 @@ NEED = {
         for name in ("checkpoint", "distil", "loop", "loss", "optimizers", "run", "speed", "step")
     },
     "evaluation.retained_gain": {"numpy"},
-    "combine.route.router": {"numpy"},
     "combine.route.cascade": {"numpy"},
-    "combine.route.frontier": {"numpy"},
+    "combine.route.router": {"numpy"},
     "combine.route.command": {"numpy"},
     "combine.route.features": {"numpy"},
     "combine.merge.methods": {"torch"},

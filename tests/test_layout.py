@@ -10,7 +10,7 @@ SOURCE, TESTS = ROOT / "src" / "tuneloop", ROOT / "tests"
 TESTED_IN = {
     "test_api.py": "settings",
     "advise/test_advise.py": "advise.config advise.measured advise.rules records.advice pipeline.advise",
-    "combine/distill/test_command.py": "cli.distill records.distillation combine.distill.prompts",
+    "combine/distill/test_command.py": "cli.distill records.distillation",
     "combine/route/test_command.py": "cli.route records.router",
     "combine/merge/test_merge.py": "combine.merge.adapters",
     "inference/local/test_grammar.py": "inference.local.grammar_child",

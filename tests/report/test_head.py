@@ -14,8 +14,8 @@ import pytest
 
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.report.comparison import changed_settings, differing_settings
-from tuneloop.report.facts import RunFacts, read_run, shown_metrics, systems_of
-from tuneloop.report.head import few_rows, head_part, key_figures, model_name, rival
+from tuneloop.report.facts import RunFiles, read_run, shown_metrics, systems_of
+from tuneloop.report.head import few_rows, head_part, key_numbers, model_name, rival
 from tuneloop.report.html import render_report, write_page
 
 MakeRun = Callable[..., Path]
@@ -46,8 +46,8 @@ def test_the_title_of_the_page_and_of_its_window_is_the_verdict(make_run: MakeRu
     )
     assert "<title>Better than few-shot. · tuneloop</title>" in page
     assert page.count("Better than few-shot.") == 2 and "And so on." in page
-    figures = {f.name: f for f in head(run)["figures"]}
-    assert figures["gain"].value == "+0.62" and figures["gain"].detail.startswith("over few-shot,")
+    numbers = {f.name: f for f in head(run)["numbers"]}
+    assert numbers["gain"].value == "+0.62" and numbers["gain"].detail.startswith("over few-shot,")
 
 
 def test_a_run_without_a_verdict_is_named_and_says_what_is_missing(make_run: MakeRun) -> None:
@@ -62,8 +62,8 @@ def test_what_was_seen_of_the_data_and_the_baselines_stand_under_the_title(make_
     run = make_run()
     edit(run / "run.json", rows=10_000, rows_seen=160, seen="1.6 % of the rows")
     found = head(run)
-    figures = {f.name: (f.value, f.detail) for f in found["figures"]}
-    assert figures["training rows seen"] == ("1.6 %", "160 of 10,000")
+    numbers = {f.name: (f.value, f.detail) for f in found["numbers"]}
+    assert numbers["training rows seen"] == ("1.6 %", "160 of 10,000")
     assert ("few-shot", "0.25") in found["baselines"] and found["metric"] == "accuracy"
 
 
@@ -198,7 +198,7 @@ def test_where_all_are_compared_with_one_system_the_gain_is_over_that_one() -> N
         }
     )  # fmt: skip
     lines = systems_of(found, ["accuracy"])
-    facts = RunFacts(path=Path("evals/x"), evaluation=found)
-    gain = next(figure for figure in key_figures(facts, ["accuracy"], lines) if figure.name == "gain")
+    facts = RunFiles(path=Path("evals/x"), evaluation=found)
+    gain = next(figure for figure in key_numbers(facts, ["accuracy"], lines) if figure.name == "gain")
     assert gain.value == "−0.30" and gain.detail.startswith("over new, p")
     assert "A difference from new below 0.20" in few_rows(found, ["accuracy"], rival(found, lines))

@@ -15,8 +15,8 @@ from tuneloop.core.units import counted, verb
 from tuneloop.improve.experiment.record import ExperimentOptions, ExperimentPlanOptions
 
 if TYPE_CHECKING:
-    from tuneloop.improve.experiment.log import ExperimentState
     from tuneloop.improve.experiment.record import ExperimentPlan, PlannedPower
+    from tuneloop.improve.experiment.state import ExperimentState
     from tuneloop.serving.store.chain import DecisionLog
 
 NAME = argument("[NAME]", "Name of the experiment; default: the one that goes on.", "")
@@ -96,8 +96,7 @@ def check(name: str = NAME, store: str = STORE, *, output: Output) -> Result:
     Exit status 0: promote; 1: roll back or futility; 3: continue.
     """
     from tuneloop.improve.experiment.command import check as decide
-    from tuneloop.improve.experiment.command import find, read_experiments
-    from tuneloop.improve.experiment.shadow import judge_copies
+    from tuneloop.improve.experiment.command import find, judge_copies, read_experiments
 
     found = find(read_experiments(store), name, store)
     if found.in_shadow_mode:
@@ -172,7 +171,7 @@ def judge(
     Equal answers tie. Where one of both failed, or people have said what is right, no judge is asked either. Without
     --judge only these are judged, as `tuneloop ab check` does by itself.
     """
-    from tuneloop.improve.experiment.shadow import judge_copies
+    from tuneloop.improve.experiment.command import judge_copies
 
     model = choice.chosen(connection)
     with screen(output.quiet, "judging"):

@@ -19,7 +19,7 @@ from tuneloop.data.config import PersonalConfig
 from tuneloop.improve.collect.collect import DROPPED, CollectOptions
 
 if TYPE_CHECKING:
-    from tuneloop.improve.feedback.command import Imported, Shown
+    from tuneloop.improve.feedback.command import FeedbackSummary, Imported
     from tuneloop.records.server import CollectedManifest
 
 
@@ -57,7 +57,7 @@ def _collected(found: CollectedManifest, out: str, run: str) -> Iterator[str]:
     if found.counts["must_pass"]:
         yield f"{'suite':<11} choose rows of {out}/must_pass.jsonl for the suite's must_pass_file"
     if run:
-        from tuneloop.improve.collect.training_rows import settings_of_retraining
+        from tuneloop.improve.collect.command import settings_of_retraining
 
         yield f"{'next':<11} tuneloop run RECIPE.yaml {' '.join(settings_of_retraining(Path(out)))}"
         return
@@ -209,7 +209,7 @@ def show_feedback(
     return Result(found, _feedback_lines(found, orphans=orphans))
 
 
-def _feedback_lines(found: Shown, *, orphans: bool) -> Iterator[str]:
+def _feedback_lines(found: FeedbackSummary, *, orphans: bool) -> Iterator[str]:
     yield f"requests  {found.requests:,}, of which {found.rated:,} have feedback"
     for one in found.kinds:
         mean = "" if one.mean is None else f", {one.mean:.3f} good on average (0 to 1)"

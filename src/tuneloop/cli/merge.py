@@ -10,7 +10,7 @@ import typer
 
 from tuneloop.cli.console import Result
 from tuneloop.cli.parameters import Output, argument
-from tuneloop.combine.options import AUTO, JudgeOptions, MergeOptions
+from tuneloop.combine.options import AUTO, MergeOptions, TaskJudgeOptions
 from tuneloop.core.flag import flag
 from tuneloop.core.terminal import screen
 from tuneloop.core.ui import say
@@ -26,7 +26,7 @@ def command(
     out: str = flag(..., "RUN", "Folder of the merged run.", "-o"),
     *,
     how: MergeOptions,
-    judging: JudgeOptions,
+    judging: TaskJudgeOptions,
     output: Output,
 ) -> Result:
     """Merge adapters of one base into one adapter, in the folder of a run.

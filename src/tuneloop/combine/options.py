@@ -20,22 +20,22 @@ class MergeOptions(Config):
     base: str = flag("", "MODEL", "The base model, where an adapter doesn't name it.")
 
 
-class JudgeOptions(Config):
+class TaskJudgeOptions(Config):
     """How the merged model is judged, task by task."""
 
     PANEL: ClassVar[str] = "Judging by task"
 
-    rows: int = flag(100, "N", "Rows of each task that are asked, of its test split; of validation rows by --method auto.", least=1)  # fmt: skip
+    rows: int = flag(100, "N", "Rows of each task to answer, of its test; of its validation by --method auto.", least=1)
     allow: float = flag(0.1, "X", "Most of an expert's gain over the base that its task may lose, as a share.", least=0)
     minutes: float = flag(5.0, "X", "Time for the search of --method auto.", least=0)
     pooled: str = flag("", "RUN", "One adapter on all tasks' rows, to compare with; trained first if it is not there.")
-    no_judge: bool = switch("Merge only; ask no model.")
+    no_judge: bool = switch("Merge only; answer no rows.")
 
 
 class RouteOptions(Config):
     """What a router sees, and what it may cost."""
 
-    outside: str = flag("", "FILE", "Requests that belong to no model, to measure how many are told apart.")
+    outside: str = flag("", "FILE", "Requests that belong to no model, to measure how many are recognised.")
     features: str = flag("", "NAME", "static (default), minilm, words, or hidden: the base model's own states.")
     base: str = flag("", "MODEL", "The base model for --features hidden.")
     max_cost: float = flag(0.0, "X", "Most mean cost of an answer; 0: no limit.", least=0)
@@ -51,29 +51,17 @@ class DistilOptions(Config):
 
     model: str = flag("", "NAME", "The teacher, as its endpoint names it.", "-m")
     level: str = flag(
-        "text", "NAME", "What is learned: text (its answers), logits (its probabilities too, stored once), live (the same, asked in "
-        "each step).",
-    )  # fmt: skip
-    answers: str = flag("teacher", "NAME", "Whose answers the student reads: the teacher's, or the rows' own.")
-    prompts: str = flag(
-        "", "FILE", "Further requests, without answers of their own, that the teacher answers as well: a file or a prepared data set.",
-    )  # fmt: skip
-    best_of: int = flag(
-        1, "N", "Answers of the teacher to each prompt, of which the best is learned.", least=1, most=64
+        "text", "NAME", "What is learned: text (answers), logits (probabilities, stored), live (each step)."
     )
-    pick: str = flag(
-        "agree", "NAME", "The best answer: agree (most like the others), reference (most like the row's own), judge.",
-    )  # fmt: skip
-    gate: str = flag(
-        "", "FILE",
-        "What each answer must hold to be learned: contains, lacks, matches, same, most_words; see docs/distill.md.",
-    )  # fmt: skip
+    answers: str = flag("teacher", "NAME", "Whose answers the student reads: the teacher's, or the rows' own.")
+    prompts: str = flag("", "FILE", "Further requests for the teacher, without answers: a file or a prepared data set.")
+    best_of: int = flag(1, "N", "The teacher's answers to each prompt; the best is learned.", least=1, most=64)
+    pick: str = flag("agree", "NAME", "The best: agree (most like the others), reference (like the row's own), judge.")
+    gate: str = flag("", "FILE", "What an answer must hold to be learned: contains, matches ...; see docs/distill.md.")
     judge: str = flag("", "MODEL", "Model on this machine that rates answers for --pick judge.")
-    any_model: bool = switch("Take answers of a server whose model calls itself otherwise.")
+    any_model: bool = switch("Accept a server whose model calls itself otherwise.")
     top: int = flag(128, "N", "Likeliest tokens that --level logits stores at each position.", least=1)
     layers: int = flag(0, "N", "Make the student of the teacher: leave out layers until N are left.", least=0)
-    rows: int = flag(300, "N", "Most test rows that are asked.", least=1)
-    plan: bool = switch(
-        "Only say what it takes on rented GPUs: memory, hours, dollars, storage; ask and train nothing."
-    )
+    rows: int = flag(300, "N", "Most test rows that are answered.", least=1)
+    plan: bool = switch("Only say what it takes on rented GPUs: memory, hours, dollars, storage; run nothing.")
     no_control: bool = switch("Don't train the same student on the rows' own answers, to compare with.")

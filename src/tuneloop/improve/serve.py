@@ -1,8 +1,7 @@
 """`tuneloop serve`: a server together with its experiments, its monitor and its retraining.
 
-A controller trains for hours, so it runs in a process of its own (`tuneloop improve --watch`) with what the server
-leaves of the processors, ends with it, and is started again when it dies. Its work is in the store: it may end at
-any moment."""
+A controller trains for hours, so it runs in its own process (`tuneloop improve --watch`) with what the server leaves of
+the processors, ends with it, and is started again when it dies. Its work is in the store: it may end at any moment."""
 
 from __future__ import annotations
 
@@ -10,23 +9,20 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Callable, Collection
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.parent import environment_of_child
 from tuneloop.core.ui import say
 from tuneloop.improve.controller.command import check_files, load_project
 from tuneloop.improve.experiment.live import Experiments
 from tuneloop.improve.monitor.command import days_of
-from tuneloop.improve.monitor.schedule import monitored
+from tuneloop.improve.monitor.schedule import monitored, start_tuneloop
 from tuneloop.serving import server
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import Gateway
 from tuneloop.serving.store.store import store_name
 from tuneloop.serving.swap import Companions
 
-NICE = 15
 AGAIN = 60.0  # seconds before a controller that died is started again
 LONGEST_LINE = 1 << 20  # bytes that a controller may say at once
 
@@ -34,24 +30,22 @@ LONGEST_LINE = 1 << 20  # bytes that a controller may say at once
 def check_improve(config: ServeConfig, models: Collection[str]) -> None:
     """Refuse a project that this server can't keep good.
 
-    Raises:
-        UserError: its file is wrong, it reads another store, or its model is not served.
+    Raises UserError: its file is wrong, it reads another store, or its model is not served.
     """
     if not config.improve.project:
         return
     days_of(config.improve.every, "improve.every")
     project = load_project(config.improve.project)
     check_files(project)
-    if store_name(project.store) != store_name(config.store):
-        raise UserError(
-            f"The project reads the store {store_name(project.store)}, and this server writes {store_name(config.store)}",
-            where=config.improve.project, next_step=f"store: {config.log.store or config.folder} in the project",
-        )  # fmt: skip
+    project_store, store = store_name(project.store), store_name(config.store)
+    if project_store != store:
+        what = f"The project reads the store {project_store}, and this server writes {store}"
+        step = f"store: {config.log.store or config.folder} in the project"
+        raise UserError(what, where=config.improve.project, next_step=step)
     if project.model not in models:
-        raise UserError(
-            f"The project keeps {project.model!r} good, and this server has {', '.join(models) or 'no tuned model'}",
-            where=config.improve.project, next_step="give both the same name, as in adapters: {NAME: NAME@champion}",
-        )  # fmt: skip
+        what = f"The project keeps {project.model!r} good, and this server has {', '.join(models) or 'no tuned model'}"
+        step = "give both the same name, as in adapters: {NAME: NAME@champion}"
+        raise UserError(what, where=config.improve.project, next_step=step)
 
 
 @contextlib.asynccontextmanager
@@ -60,7 +54,7 @@ async def improving(config: ServeConfig) -> AsyncIterator[None]:
     if not config.improve.project:
         yield
         return
-    say(f"improve   a pass over {config.improve.project} every {config.improve.every}, in a process of its own")
+    say(f"improve   a pass over {config.improve.project} every {config.improve.every}, in its own process")
 
     async def controlled() -> None:
         while True:
@@ -79,11 +73,9 @@ async def improving(config: ServeConfig) -> AsyncIterator[None]:
 async def _controller(config: ServeConfig) -> int:
     """Run a controller and say what it says; with the task that waits here its process and what it began end too."""
     words = ["improve", config.improve.project, "--watch", "--every", config.improve.every]
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tuneloop", *words, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE, limit=LONGEST_LINE, start_new_session=True, preexec_fn=lambda: os.nice(NICE),
-        env=environment_of_child(),
-    )  # fmt: skip
+    nothing, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
+    streams = {"stdin": nothing, "stdout": nothing, "stderr": pipe, "limit": LONGEST_LINE}
+    child = await start_tuneloop(words, **streams, start_new_session=True)
     assert child.stderr is not None
     try:
         async for line in child.stderr:

@@ -13,7 +13,7 @@ from tuneloop.evaluation.metrics import metric_of
 from tuneloop.models.methods import method_named, title_of
 from tuneloop.records.advice import AdviceRecord, AdvisedAlternative, AssumptionSwing, MeasuredSystem
 from tuneloop.report.charts import WIDE, _line, _path, _svg, _text, axis, chart_pair, fit, grid, short
-from tuneloop.report.facts import count, figure, gib, minutes, usd
+from tuneloop.report.facts import count, gib, metric_text, minutes, usd
 from tuneloop.report.html import page_template
 from tuneloop.report.plan_terminal import shown_parts, until_kept_words
 
@@ -52,14 +52,11 @@ def tornado_chart(swings: Sequence[AssumptionSwing], base: float, width: float =
         for end, value, outcome in (("low", swing.low, swing.at_low), ("high", swing.high, swing.at_high)):
             a, b = sorted((scale(base), scale(outcome)))
             tip = f"{swing.name} {_plain(value)}: {dollars(outcome)}"
-            body.append(
-                f'<rect class="swing {end}" x="{a:.1f}" y="{y:.1f}" width="{max(b - a, 0.8):.1f}" height="13">'
-                f"<title>{escape(tip)}</title></rect>"
-            )
-    body += [
-        _line(scale(base), top - 4, scale(base), bottom, "median"),
-        _text(scale(base), 14, f"as assumed: {dollars(base)}", "legend", "middle" if not narrow else "start"),
-    ]
+            box = f'x="{a:.1f}" y="{y:.1f}" width="{max(b - a, 0.8):.1f}" height="13"'
+            body.append(f'<rect class="swing {end}" {box}><title>{escape(tip)}</title></rect>')
+    anchor = "middle" if not narrow else "start"
+    body.append(_line(scale(base), top - 4, scale(base), bottom, "median"))
+    body.append(_text(scale(base), 14, f"as assumed: {dollars(base)}", "legend", anchor))
     ranges = [f"{s.name}: {dollars(s.at_low)} to {dollars(s.at_high)}" for s in swings]
     title = f"Net saving when one assumption changes. {'; '.join(ranges)}"
     return _svg(width, bottom + 26, title, body + names, "tornado")
@@ -69,37 +66,36 @@ def _plain(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def cost_chart(rows: Sequence[AdvisedAlternative], months: float, chosen: str, width: float = WIDE) -> Markup:
+def cost_chart(rows: Sequence[AdvisedAlternative], months: float, advised: str, width: float = WIDE) -> Markup:
     """What the alternatives have cost in all after each month: upfront, then the monthly bill.
 
-    `rows`: name, upfront_usd, usd_per_month of each, the baseline first; `chosen`: the one that is advised.
+    `rows`: name, upfront_usd, usd_per_month of each, the baseline first; `advised`: the one that is advised.
     """
     if len(rows) < 2:
         return Markup("")
     narrow = width < 500
-    wanted = [rows[0], *(r for r in rows[1:] if r.name == chosen)]
-    wanted += [r for r in rows[1:] if r not in wanted][: MOST_LINES - len(wanted)]
+    lines = [rows[0], *(r for r in rows[1:] if r.name == advised)]
+    lines += [r for r in rows[1:] if r not in lines][: MOST_LINES - len(lines)]
     left, right, top, bottom = (44.0, width - 8, 12.0, 220.0) if narrow else (64.0, width - 190, 12.0, 260.0)
-    ends = [r.upfront_usd + months * r.usd_per_month for r in wanted]
-    scale = axis([0.0, *ends, *(r.upfront_usd for r in wanted)], bottom, top, log=False)
-    time = axis([0.0, months], left, right, wanted=6, log=False)
+    ends = [r.upfront_usd + months * r.usd_per_month for r in lines]
+    scale = axis([0.0, *ends, *(r.upfront_usd for r in lines)], bottom, top, log=False)
+    time = axis([0.0, months], left, right, steps=6, log=False)
     body = grid(scale, left, right, across=True, unit="$")
-    for tick in time.ticks:
-        body.append(_text(time(tick), bottom + 17, f"{tick:g}", "tick", "middle"))
+    body += [_text(time(tick), bottom + 17, f"{tick:g}", "tick", "middle") for tick in time.ticks]
     body.append(_text(right, bottom + 33, "months", "tick", "end"))
-    kinds = ["train" if r.name == chosen else "val" if i == 0 else "raw" for i, r in enumerate(wanted)]
-    for row, end, kind in zip(wanted, ends, kinds, strict=True):
+    kinds = ["train" if r.name == advised else "val" if i == 0 else "raw" for i, r in enumerate(lines)]
+    for row, end, kind in zip(lines, ends, kinds, strict=True):
         body.append(_path([(time(0), scale(row.upfront_usd)), (time(months), scale(end))], kind))
     if narrow:
         height = bottom + 50.0
-        for row, kind in zip(wanted, kinds, strict=True):
+        for row, kind in zip(lines, kinds, strict=True):
             body += [_line(0, height - 4, 18, height - 4, kind), _text(24, height, row.name, "legend")]
             height += 17
     else:
-        labels = [(scale(end), f"{fit(row.name, 118)} {dollars(end)}") for row, end in zip(wanted, ends, strict=True)]
+        labels = [(scale(end), f"{fit(row.name, 118)} {dollars(end)}") for row, end in zip(lines, ends, strict=True)]
         body += [_text(time(months) + 8, y + 4, label, "legend") for y, label in _spread(labels, 15, bottom - 6)]
         height = bottom + 40
-    totals = [f"{r.name} {dollars(e)}" for r, e in zip(wanted, ends, strict=True)]
+    totals = [f"{r.name} {dollars(e)}" for r, e in zip(lines, ends, strict=True)]
     title = f"Dollars in all after {exactly(months, 'month')}: {'; '.join(totals)}"
     return _svg(width, height, title, body, "costs")
 
@@ -126,7 +122,7 @@ def _point_names(
     def shared(a: Box, b: Box) -> float:
         return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
-    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y, _, _ in points]
+    boxes = [(x - 6, y - 6, x + 6, y + 6) for x, y, _, _ in points]
     body = []
     for x, y, name, kind in sorted(points, key=lambda p: (p[3] != "tuned", p[1])):
         wide = len(name) * (7.2 if kind == "tuned" else 6.4)
@@ -136,8 +132,8 @@ def _point_names(
             for side in ((-1, 1) if x > (left + right) / 2 else (1, -1))
         ]
         inside = [(a, b) for a, b in places if a >= left and a + wide <= right + 40 and 14 <= b <= bottom - 4] or places
-        a, b = min(inside, key=lambda at: sum(shared((at[0], at[1] - 7, at[0] + wide, at[1] + 7), t) for t in taken))
-        taken.append((a, b - 7, a + wide, b + 7))
+        a, b = min(inside, key=lambda at: sum(shared((at[0], at[1] - 7, at[0] + wide, at[1] + 7), t) for t in boxes))
+        boxes.append((a, b - 7, a + wide, b + 7))
         if abs(b - y) > 14:
             body.append(_line(x, y, a + wide if a < x else a, b, "rule"))
         at, anchor = (a + wide, "end") if a < x else (a, "start")
@@ -159,17 +155,17 @@ def quality_chart(leaderboard: Sequence[MeasuredSystem], width: float = WIDE) ->
         if not narrow or i % 2 == 0 or len(cost.ticks) < 4:
             body.append(_text(cost(tick), bottom + 17, f"${short(tick)}", "tick", "middle"))
     body.append(_text(right, bottom + 33, "dollars for 1,000 queries, as measured", "tick", "end"))
-    drawn = []
+    dots = []
     for c, price in points:
         kind = "tuned" if c.name == "tuned" else "other"
         x, y = cost(price), quality(c.value)
-        drawn.append((x, y, fit(c.name, 140 if narrow else 200), kind))
+        dots.append((x, y, fit(c.name, 140 if narrow else 200), kind))
         body += [
             _line(x, quality(c.low), x, quality(c.high), f"whisker {kind}"),
             f'<circle class="dot {kind}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>',
         ]
-    body += _point_names(drawn, left, right, bottom)
-    title = "Quality and cost: " + "; ".join(f"{c.name} {figure(c.value, c.metric)}" for c, _ in points)
+    body += _point_names(dots, left, right, bottom)
+    title = "Quality and cost: " + "; ".join(f"{c.name} {metric_text(c.value, c.metric)}" for c, _ in points)
     return _svg(width, bottom + 40, title, body, "quality")
 
 
@@ -185,36 +181,35 @@ def page_of_advice(advice: AdviceRecord) -> dict[str, Any]:
     """Everything that the template shows, computed and written out."""
     question, rows = advice.question, advice.alternatives
     method = title_of(advice.method)
-    chosen = next((row for row in rows if row.name == method), None)
+    advised = next((row for row in rows if row.name == method), None)
     months = question["months"]
-    net, figures = 0.0, []
+    net, numbers = 0.0, []
     training = advice.trainings.get(advice.method)
     cost = training.cost if training else None
     parts = shown_parts(cost) if cost else {}
     whole = sum(parts.values()) or 1.0
     if training and cost and training.hours is not None:
         usual, high = usd_words(cost.usd or 0.0), usd_words(cost.p90 or 0.0)
-        figures.append(("cost, expected", usual, f"one time in ten more than {high}"))
-        figures.append(("one run", minutes(training.hours * 60), f"{training.gpus} x {training.gpu}"))
-    if chosen:  # what it saves in all, without what it costs at first
-        net = months * (chosen.saves_usd_per_month or 0.0) - chosen.upfront_usd
-        queries = chosen.why_never or f"{counted(chosen.break_even_queries or 0, 'query')}"
-        figures.append(("pays back after", payback(chosen.break_even_days), queries))
-        figures.append((f"saved in {exactly(months, 'month')}", dollars(net), "against today's prompt"))
-    trainings = []
+        numbers.append(("cost, expected", usual, f"one time in ten more than {high}"))
+        numbers.append(("one run", minutes(training.hours * 60), f"{training.gpus} x {training.gpu}"))
+    if advised:  # what it saves in all, without what it costs at first
+        net = months * (advised.saves_usd_per_month or 0.0) - advised.upfront_usd
+        queries = advised.why_never or f"{counted(advised.break_even_queries or 0, 'query')}"
+        numbers.append(("pays back after", payback(advised.break_even_days), queries))
+        numbers.append((f"saved in {exactly(months, 'month')}", dollars(net), "against today's prompt"))
+    trainings, bills = [], []
     for name, t in advice.trainings.items():
         fits, priced = "fits" if t.fits else "does not fit", t.fits and t.cost and t.hours is not None
         memory = f"{gib(t.peak_gib)} of {gib(t.capacity_gib)}, {fits}"
         prices = (minutes((t.hours or 0.0) * 60), usd(t.usd_a_run)) if priced else ("–", "–")
         trainings.append((title_of(name), f"{t.gpus} x {t.gpu}", memory, *prices))
-    bills = [
-        (mode, dollars(bill.usd), count(bill.replicas, "machine") if bill.replicas else "none",
-         f"{bill.batch_hours:,.0f} h", f"{bill.utilisation:.0%}")
-        for mode, bill in advice.monthly_bills.items()
-    ]  # fmt: skip
+    for mode, bill in advice.monthly_bills.items():
+        machines = count(bill.replicas, "machine") if bill.replicas else "none"
+        bills.append((mode, dollars(bill.usd), machines, f"{bill.batch_hours:,.0f} h", f"{bill.utilisation:.0%}"))
+    explained = (cost.explained or {}) if cost else {}
     return {
         "title": ANSWERS[advice.answer] + (f" {method_named(advice.method).how}" if advice.answer == "tune" else ""),
-        "model": question["model"], "words": advice.reasons[0].says, "figures": figures,
+        "model": question["model"], "words": advice.reasons[0].says, "numbers": numbers,
         "reasons": advice.reasons, "steps": advice.steps, "missing": advice.missing,
         "alternatives": [_alternative(row, advice.leaderboard) for row in rows],
         "months": exactly(months, "month"), "method": method,
@@ -225,9 +220,7 @@ def page_of_advice(advice: AdviceRecord) -> dict[str, Any]:
         "bills": bills,
         "tokens": [(t.what, "$" + short(float(f"{t.usd_per_million:.3g}")), t.basis) for t in advice.token_prices],
         "trainings": trainings,
-        "breakdown": [(name, (cost.explained or {})[name], usd_words(n), n / whole) for name, n in parts.items()]
-        if cost
-        else [],
+        "breakdown": [(name, explained[name], usd_words(n), n / whole) for name, n in parts.items()],
         "until_kept": until_kept_words(cost) if cost else "", "assumptions": advice.assumptions,
     }  # fmt: skip
 
@@ -241,7 +234,7 @@ def _alternative(row: AdvisedAlternative, leaderboard: list[MeasuredSystem]) -> 
     metric = leaderboard[0].metric if leaderboard else "accuracy"
     return {
         "name": row.name,
-        "quality": figure(row.quality, metric) if row.quality is not None else "unknown",
+        "quality": metric_text(row.quality, metric) if row.quality is not None else "unknown",
         "upfront": dollars(row.upfront_usd),
         "query": usd_words(row.usd_per_1000_queries),
         "month": dollars(row.usd_per_month),
@@ -256,8 +249,8 @@ def _entry(c: MeasuredSystem) -> dict[str, str]:
     gain = c.gain_over_prompt
     return {
         "name": c.name,
-        "value": figure(c.value, c.metric),
-        "bounds": "" if c.low == c.high else f"[{figure(c.low, c.metric)}, {figure(c.high, c.metric)}]",
+        "value": metric_text(c.value, c.metric),
+        "bounds": "" if c.low == c.high else f"[{metric_text(c.low, c.metric)}, {metric_text(c.high, c.metric)}]",
         "gain": "" if gain is None else f"{gain:+.2f}".replace("-", "−"),
         "tokens": "" if c.prompt_tokens is None else count(c.prompt_tokens),
         "query": "" if c.usd_per_1000_queries is None else usd(c.usd_per_1000_queries),

@@ -1,8 +1,7 @@
 """Charts as inline SVG: no script, no network, colours by CSS variables so that light and dark both work.
 
-A chart is drawn wide and narrow: a wide one shrunk to a phone has unreadable labels. Axes cover what a curve does most of the
-time; points beyond are triangles at the edge, so that one spike does not flatten it.
-"""
+A chart is drawn wide and narrow: a wide one shrunk to a phone has unreadable labels. Axes cover what a curve does most
+of the time; points beyond are triangles at the edge, so that one spike does not flatten it."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from markupsafe import Markup, escape
 from tuneloop.evaluation.metrics import title_of
 from tuneloop.records.evaluation import Estimate
 from tuneloop.records.run import FindingLine, TrainingStep, Validation
-from tuneloop.report.facts import SystemFacts, count, figure, interval, number
+from tuneloop.report.facts import SystemFacts, count, interval, metric_text, number
 
 WIDE, NARROW = 760, 350
 MAX_POINTS = 400  # a curve of more points looks the same and makes the page heavy
@@ -25,14 +24,14 @@ MAX_POINTS = 400  # a curve of more points looks the same and makes the page hea
 
 @dataclass(frozen=True)
 class Axis:
-    """A scale from data (`low` to `high`) to pixels (`start` to `end`), with the values to label."""
+    """A scale from data to pixels."""
 
-    low: float
+    low: float  # low, high: of the data
     high: float
-    start: float
+    start: float  # start, end: pixels of low and high
     end: float
     log: bool
-    ticks: tuple[float, ...]
+    ticks: tuple[float, ...]  # values to label
 
     def __call__(self, value: float) -> float:
         """The pixel of a value."""
@@ -41,15 +40,12 @@ class Axis:
         return self.start + share * (self.end - self.start)
 
 
-def nice_ticks(low: float, high: float, wanted: int = 5) -> tuple[float, ...]:
-    """Round numbers (steps of 1, 2 or 5 times a power of ten) that cover `low` to `high`.
-
-    The first is at most `low`, the last at least `high`.
-    """
+def nice_ticks(low: float, high: float, steps: int = 5) -> tuple[float, ...]:
+    """Round numbers (steps of 1, 2 or 5 times a power of ten) from at most `low` to at least `high`, about so many."""
     if high - low <= 1e-9 * max(abs(low), abs(high), 1.0):  # one value, or what rounds to one
         span = max(abs(low) * 0.1, 1e-6) if abs(low) > 1e-6 else 1.0
         low, high = low - span, high + span
-    raw = (high - low) / max(wanted, 1)
+    raw = (high - low) / max(steps, 1)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -66,7 +62,7 @@ def log_ticks(low: float, high: float) -> tuple[float, ...]:
     return tuple(t for t in ticks if first <= t <= last)
 
 
-def axis(values: Sequence[float], start: float, end: float, *, wanted: int = 5, log: bool | None = None) -> Axis:
+def axis(values: Sequence[float], start: float, end: float, *, steps: int = 5, log: bool | None = None) -> Axis:
     """An axis that covers `values`; logarithmic when they span more than a factor of 20 (`log=None`)."""
     low, high = min(values), max(values)
     if log is None:
@@ -75,9 +71,9 @@ def axis(values: Sequence[float], start: float, end: float, *, wanted: int = 5, 
         ticks = log_ticks(low, high)
         if len(ticks) >= 2:
             return Axis(ticks[0], ticks[-1], start, end, True, ticks)
-    ticks = nice_ticks(low, high, wanted)
+    ticks = nice_ticks(low, high, steps)
     if low >= 0 and ticks[0] < 0:  # one value alone: no axis of negative ones for what has none
-        ticks = nice_ticks(0.0, high or 1.0, wanted)
+        ticks = nice_ticks(0.0, high or 1.0, steps)
     return Axis(ticks[0], ticks[-1], start, end, False, ticks)
 
 
@@ -121,12 +117,9 @@ def fit_middle(text: str, pixels: float, *, size: float = 12) -> str:
 
 def _svg(width: float, height: float, title: str, body: Sequence[str], kind: str, size: str = "") -> Markup:
     size = size or ("narrow" if width < 500 else "wide")
-    return Markup(
-        f'<svg class="chart {kind} {size}" viewBox="0 0 {width:g} {height:g}" role="img" '
-        f'aria-label="{escape(title)}" xmlns="http://www.w3.org/2000/svg"><title>{escape(title)}</title>'
-        + "".join(body)
-        + "</svg>"
-    )
+    label, namespace = escape(title), 'xmlns="http://www.w3.org/2000/svg"'
+    head = f'<svg class="chart {kind} {size}" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{label}"'
+    return Markup(f"{head} {namespace}><title>{label}</title>{''.join(body)}</svg>")
 
 
 def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
@@ -150,10 +143,8 @@ def grid(scale: Axis, a: float, b: float, *, across: bool, unit: str = "", gap: 
 
 
 def _bar(x: float, y: float, width: float, height: float, tip: str) -> str:
-    return (
-        f'<rect class="bar" x="{x:.2f}" y="{y:.1f}" width="{width:.2f}" height="{height:.1f}" rx="1">'
-        f"<title>{escape(tip)}</title></rect>"
-    )
+    box = f'x="{x:.2f}" y="{y:.1f}" width="{width:.2f}" height="{height:.1f}" rx="1"'
+    return f'<rect class="bar" {box}><title>{escape(tip)}</title></rect>'
 
 
 def _path(points: Sequence[tuple[float, float]], kind: str) -> str:
@@ -181,7 +172,8 @@ def forest_chart(lines: Sequence[SystemFacts], at: int, metric: str, width: floa
     bars = [(line.name, score, "tuned" if line.tuned else "other", 5 if line.tuned else 4) for line, score in rows]
     marks = [score.value for line, score in rows if line.tuned]
     body = interval_bars(bars, marks, metric, pitch, top, width, caps=True)
-    title = f"{title_of(metric)}: " + "; ".join(f"{line.name} {figure(score.value, metric)}" for line, score in rows)
+    values = "; ".join(f"{line.name} {metric_text(score.value, metric)}" for line, score in rows)
+    title = f"{title_of(metric)}: {values}"
     return _svg(width, top + pitch * len(rows) + 26, title, body, "forest")
 
 
@@ -197,12 +189,12 @@ def interval_bars(
 ) -> list[str]:
     """Values with their intervals under each other, on a common axis; an upright line at each of `marks`.
 
-    `bars`: (name, value with interval, CSS class, radius of the dot); `pitch`, `top`: pixels; `caps`: intervals have ends.
+    `bars`: (name, value with interval, CSS class, radius of the dot); `pitch`, `top`: pixels; `caps`: bars with ends.
     """
     narrow = width < 500
     left, right = (4.0, width - 8) if narrow else (230.0, width - 150)
     ends = [v for _, s, _, _ in bars for v in (s.value, s.low, s.high) if math.isfinite(v)]
-    scale = axis([*ends, *marks], left + 6, right - 6, wanted=4 if narrow else 6, log=False)
+    scale = axis([*ends, *marks], left + 6, right - 6, steps=4 if narrow else 6, log=False)
     bottom = top + pitch * len(bars)
     body = grid(scale, top, bottom, across=False)
     body += [_line(scale(mark), top, scale(mark), bottom, "reference") for mark in marks]
@@ -210,7 +202,7 @@ def interval_bars(
         y = top + pitch * i + (pitch - 12 if narrow else pitch / 2)
         label_y = y - 12 if narrow else y + 4
         body.append(_text(0, label_y, fit(name, width - 130 if narrow else 222), f"name {kind}"))
-        value, bounds = figure(score.value, metric), interval(score, metric)
+        value, bounds = metric_text(score.value, metric), interval(score, metric)
         label = f'<tspan class="value">{value}</tspan>' + (f' <tspan class="bounds">{bounds}</tspan>' if bounds else "")
         body.append(f'<text x="{width:g}" y="{label_y:.1f}" class="figure {kind}" text-anchor="end">{label}</text>')
         if bounds:
@@ -280,7 +272,7 @@ def token_chart(splits: Mapping[str, Mapping[str, object]], limit: float | None 
     top = 16.0 if shown_limit else 4.0
     bottom = top + pitch * len(rows)
     ends = [0.0, most, *([shown_limit] if shown_limit else [])]
-    scale = axis(ends, left + 2, width - 14, wanted=4 if narrow else 8, log=False)
+    scale = axis(ends, left + 2, width - 14, steps=4 if narrow else 8, log=False)
     body = grid(scale, top, bottom, across=False)
     if shown_limit:
         body += [_line(scale(shown_limit), top, scale(shown_limit), bottom, "limit")]
@@ -311,6 +303,7 @@ MOST_RUNS = 6  # curves that can be distinguished in one chart
 
 Point = tuple[float, float]  # step, value
 Records = Sequence[TrainingStep] | Sequence[Validation]
+Findings = Sequence[FindingLine]
 
 
 def points_of(records: Records, key: str) -> list[Point]:
@@ -329,12 +322,12 @@ class Curve:
 
 
 def robust_axis(
-    curves: Sequence[Sequence[float]], start: float, end: float, *, wanted: int = 5, log: bool | None = None
+    curves: Sequence[Sequence[float]], start: float, end: float, *, steps: int = 5, log: bool | None = None
 ) -> Axis:
     """An axis over values in order of steps that single spikes do not stretch.
 
-    It covers the running medians of each curve and its first value; further values where they lie within half of its length
-    beyond. It is logarithmic where these values span more than a factor of 20 (`log=None`).
+    It covers the running medians of each curve and its first value; further values where they are within half of its
+    length beyond. It is logarithmic where these values span more than a factor of 20 (`log=None`).
     """
     core = [v for curve in curves for v in [*curve[:1], *running_median(curve)]]
     low, high = min(core), max(core)
@@ -343,7 +336,7 @@ def robust_axis(
     room = SLACK * (scale(high) - scale(low)) or abs(scale(high)) * SLACK or 1.0
     values = [v for curve in curves for v in curve if v > 0 or not log]
     inside = [v for v in values if scale(low) - room <= scale(v) <= scale(high) + room]
-    return axis([low, high, *inside], start, end, wanted=wanted, log=log)
+    return axis([low, high, *inside], start, end, steps=steps, log=log)
 
 
 def running_median(values: Sequence[float]) -> list[float]:
@@ -373,8 +366,8 @@ class PlotFrame:
         body = grid(self.y, left, right, across=True)
         for tick in self.x.ticks:
             if tick <= self.x.high:
-                body += [_line(self.x(tick), bottom, self.x(tick), bottom + 4, "rule"),
-                         _text(self.x(tick), bottom + 17, short(tick), "tick", "middle")]  # fmt: skip
+                x = self.x(tick)
+                body += [_line(x, bottom, x, bottom + 4, "rule"), _text(x, bottom + 17, short(tick), "tick", "middle")]
         body.append(_line(left, bottom, right, bottom, "rule"))
         body.append(_text(right, height - 4, x_title, "tick", "end"))
         body.append(_text(0, height - 4, f"{y_title}, log scale" if self.y.log else y_title, "tick"))
@@ -386,10 +379,8 @@ class PlotFrame:
         for step, v in self.off(points):
             above = v > self.y.high
             x, y, d = self.x(step), self.y.end if above else self.y.start, 6 if above else -6
-            body.append(
-                f'<path class="off" d="M{x - 4:.1f} {y + d:.1f}L{x + 4:.1f} {y + d:.1f}L{x:.1f} {y:.1f}Z">'
-                f"<title>step {step:g}: {v:.4g}</title></path>"
-            )
+            shape = f"M{x - 4:.1f} {y + d:.1f}L{x + 4:.1f} {y + d:.1f}L{x:.1f} {y:.1f}Z"
+            body.append(f'<path class="off" d="{shape}"><title>step {step:g}: {v:.4g}</title></path>')
         return body
 
 
@@ -409,15 +400,13 @@ def smoothed(frame: PlotFrame, points: Sequence[Point]) -> list[Point]:
     return _thin(frame.at([(step, v) for (step, _), v in zip(on, curve, strict=True)]))
 
 
-def step_axis(last: float, left: float, right: float, wanted: int) -> Axis:
+def step_axis(last: float, left: float, right: float, steps: int) -> Axis:
     """Steps from 0 to the last one."""
-    return Axis(0.0, last or 1.0, left, right, False, axis([0.0, last], left, right, wanted=wanted, log=False).ticks)
+    return Axis(0.0, last or 1.0, left, right, False, axis([0.0, last], left, right, steps=steps, log=False).ticks)
 
 
-def loss_chart(
-    steps: Records, validations: Records, findings: Sequence[FindingLine] = (), width: float = WIDE
-) -> Markup:
-    """Training loss by step (raw, faint, and smoothed) with the validation losses; the best one and findings are marked.
+def loss_chart(steps: Records, validations: Records, findings: Findings = (), width: float = WIDE) -> Markup:
+    """Training loss by step (raw and smoothed) with the validation losses; the best one and findings are marked.
 
     Empty when there is no finite loss. `findings` are numbered marks at their steps.
     """
@@ -431,7 +420,7 @@ def loss_chart(
     curves = [[v for _, v in points] for points in (train, val, general) if points]
     frame = PlotFrame(
         step_axis(max(s for s, _ in train + val), left, right, 4 if narrow else 8),
-        robust_axis(curves, bottom, top, wanted=4 if narrow else 5),
+        robust_axis(curves, bottom, top, steps=4 if narrow else 5),
     )
     body = frame.lines("step", "loss", width, height)
     body += [_path(_thin(frame.at(train)), "raw"), _path(smoothed(frame, train), "train")]
@@ -482,7 +471,7 @@ def step_chart(steps: Records, key: str, title: str) -> Markup:
     width, height = float(SMALL), 170.0
     left, right, top, bottom = 52.0, width - 8, 24.0, height - 34.0
     values = [v for _, v in points]
-    frame = PlotFrame(step_axis(points[-1][0], left, right, 4), robust_axis([values], bottom, top, wanted=3, log=False))
+    frame = PlotFrame(step_axis(points[-1][0], left, right, 4), robust_axis([values], bottom, top, steps=3, log=False))
     body = frame.lines("step", "", width, height)
     body.append(_path(_thin(frame.at(points)), "train"))
     body += frame.marks_off(points)
@@ -496,23 +485,23 @@ def step_chart(steps: Records, key: str, title: str) -> Markup:
 def overlay_chart(curves: Sequence[Curve], width: float = WIDE) -> Markup:
     """Losses of several runs over each other: smoothed training loss as a line, validations as marks of the same kind.
 
-    Each run has a dash pattern and a shape of its own, so that colour is not needed to tell them apart. The first `MOST_RUNS` are
-    drawn.
+    Each run has its own dash pattern and shape, so that colour is not needed to distinguish them. The first `MOST_RUNS`
+    are drawn.
     """
-    shown = [c for c in curves if c.train or c.val][:MOST_RUNS]
-    if not shown:
+    runs = [c for c in curves if c.train or c.val][:MOST_RUNS]
+    if not runs:
         return Markup("")
     narrow = width < 500
-    height = (230.0 if narrow else 290.0) + 18 * len(shown)
-    left, right, top, bottom = 38.0, width - 8, 18.0 * len(shown) + 22, height - 36.0
-    every = [p for c in shown for p in c.train + c.val]
-    values = [[v for _, v in points] for c in shown for points in (c.train, c.val) if points]
+    height = (230.0 if narrow else 290.0) + 18 * len(runs)
+    left, right, top, bottom = 38.0, width - 8, 18.0 * len(runs) + 22, height - 36.0
+    every = [p for c in runs for p in c.train + c.val]
+    values = [[v for _, v in points] for c in runs for points in (c.train, c.val) if points]
     frame = PlotFrame(
         step_axis(max(s for s, _ in every), left, right, 4 if narrow else 8),
-        robust_axis(values, bottom, top, wanted=4 if narrow else 5),
+        robust_axis(values, bottom, top, steps=4 if narrow else 5),
     )
     body = frame.lines("step", "loss", width, height)
-    for i, curve in enumerate(shown):
+    for i, curve in enumerate(runs):
         kind = f"run run{i}"
         body.append(_path(smoothed(frame, curve.train), kind))
         body += [_shape(i, x, y) for x, y in frame.at(curve.val)]
@@ -524,8 +513,8 @@ def overlay_chart(curves: Sequence[Curve], width: float = WIDE) -> Markup:
     off = off_words(frame, every)
     if off:
         body.append(_text(right, top - 3, off, "legend", "end"))
-    summary = "; ".join(f"{c.name}: last {(c.train or c.val)[-1][1]:.3f}" for c in shown)
-    return _svg(width, height, f"Loss of {count(len(shown), 'run')} by step. {summary}", body, "overlay")
+    summary = "; ".join(f"{c.name}: last {(c.train or c.val)[-1][1]:.3f}" for c in runs)
+    return _svg(width, height, f"Loss of {count(len(runs), 'run')} by step. {summary}", body, "overlay")
 
 
 def _shape(i: int, x: float, y: float) -> str:

@@ -1,4 +1,4 @@
-"""The comparison as one table (page, terminal, Markdown, LaTeX, CSV), and what else differs between runs: settings and losses."""
+"""The comparison as one table (page, terminal, Markdown, LaTeX, CSV), and what else differs: settings and losses."""
 
 from __future__ import annotations
 
@@ -35,17 +35,18 @@ LONGEST_NAME = 24  # columns of a name before it is folded, where verdicts are s
 NARROWEST_NAME = 12  # columns that names are folded to at most
 VERDICT = 10  # columns of "not enough", the longest word pair of a verdict
 BETWEEN, EDGES = 3, 2  # columns between cells, and at the table's two sides
+PLAIN: dict[str, Any] = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1)}
 
 Cell = tuple[str, str]  # a value and its 95 % interval, written out
 
 
 @dataclass(frozen=True)
 class ComparisonLine:
-    """One system: each metric, its gain, and the gain's p-value and verdict."""
+    """One system."""
 
     name: str
-    scores: tuple[Cell, ...]
-    gain: Cell
+    scores: tuple[Cell, ...]  # of each metric
+    gain: Cell  # gain, p, verdict: of the comparison
     p: str
     verdict: str
     tuned: bool
@@ -53,15 +54,11 @@ class ComparisonLine:
 
 @dataclass(frozen=True)
 class ComparisonTable:
-    """Systems as lines.
-
-    Args:
-        gain, note: what the gains are, for a column's head and in a sentence or two.
-    """
+    """Systems as lines."""
 
     metrics: tuple[str, ...]  # titles of the columns
     lines: tuple[ComparisonLine, ...]
-    gain: str
+    gain: str  # gain, note: what the gains are, for a column's head and in a sentence or two
     note: str
 
     @property
@@ -77,12 +74,10 @@ def comparison_table(
     lines = []
     for system in f.systems_of(evaluation, metrics) if systems is None else systems:
         pairs = zip(system.scores, metrics, strict=True)
-        scores = tuple((f.figure(s.value if s else None, m), f.interval(s, m)) for s, m in pairs)
-        gain = (
-            (f.signed(system.delta.value, metrics[0]), f.gain_interval(system.delta, metrics[0]))
-            if system.delta
-            else ("", "")
-        )
+        scores = tuple((f.metric_text(s.value if s else None, m), f.interval(s, m)) for s, m in pairs)
+        gain = ("", "")
+        if system.delta:
+            gain = f.signed(system.delta.value, metrics[0]), f.gain_interval(system.delta, metrics[0])
         p = "" if system.p is None else f.p_value(system.p)
         lines.append(ComparisonLine(system.name, scores, gain, p, system.verdict, system.tuned))
     return ComparisonTable(tuple(map(title_of, metrics)), tuple(lines), *f.gain_header(evaluation))
@@ -92,8 +87,7 @@ def comparison_as(evaluation: EvaluationManifest, form: Format, metrics: Sequenc
     """Systems as rows; metrics with their 95 % intervals, then gain, p-value and verdict of the comparison as columns.
 
     Args:
-        evaluation: `eval.json`.
-        form: `markdown`, `latex` (needs the package booktabs), or `csv` (all metrics, bounds in columns of their own).
+        form: `markdown`, `latex` (needs the package booktabs), or `csv` (all metrics, bounds in their own columns).
         metrics: the columns; default: the two or three that matter.
     """
     if form == "csv":
@@ -108,13 +102,10 @@ def comparison_as(evaluation: EvaluationManifest, form: Format, metrics: Sequenc
             cells += [" ".join(line.gain).replace("−", "-"), p, line.verdict] if line.p and line.gain[0] else [""] * 3
         rows.append([" ".join(cell.split()) for cell in cells])
     if form == "markdown":
-        first, *lines = [
-            "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in [head, *rows]
-        ]
-        return "\n".join([first, "|" + " --- |" * len(head), *lines]) + "\n"
-    first, *lines = [
-        " & ".join("".join(LATEX.get(c, c) for c in cell) for cell in cells) + r" \\" for cells in [head, *rows]
-    ]
+        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in [head, *rows]]
+        return "\n".join([lines[0], "|" + " --- |" * len(head), *lines[1:]]) + "\n"
+    escaped = [["".join(LATEX.get(c, c) for c in cell) for cell in cells] for cells in [head, *rows]]
+    first, *lines = [" & ".join(cells) + r" \\" for cells in escaped]
     body = [rf"\begin{{tabular}}{{{'l' * len(head)}}}", r"\toprule", first, r"\midrule", *lines, r"\bottomrule"]
     return "\n".join([*body, r"\end{tabular}"]) + "\n"
 
@@ -128,36 +119,32 @@ def _csv(evaluation: EvaluationManifest, metrics: Sequence[str]) -> str:
         cells = [v for s in line.scores for v in ((s.value, s.low, s.high) if s else (None,) * 3)]
         gain = line.delta
         cells += [gain.value, gain.low, gain.high, line.p] if gain else [None] * 4
-        writer.writerow(
-            [plain_cell(line.name), *("" if v is None or v != v else f"{v:.6g}" for v in cells), line.verdict]
-        )
+        numbers = ["" if v is None or v != v else f"{v:.6g}" for v in cells]
+        writer.writerow([plain_cell(line.name), *numbers, line.verdict])
     return out.getvalue()
 
 
 def on_terminal(table: ComparisonTable, width: int, *, title: str = "", verdicts: bool = False) -> Table:
-    """The table for a terminal: gains and p-values alone, or (`verdicts`) gains with their intervals and the verdicts too.
+    """The table for a terminal: gains and p-values, or (`verdicts`) gains with their intervals and the verdicts.
 
     Intervals are below their values where verdicts are shown or the terminal is narrow. Where it is too narrow for the
     columns, each system is a block of lines: names are folded, never cut.
     """
-    shown = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title=title or None, title_justify="left",
-        title_style="bold",
-    )  # fmt: skip
+    view = Table(title=title or None, title_justify="left", title_style="bold", **PLAIN)
     below = verdicts or not _fits(_columns(table, verdicts, below=False), table, width, LONGEST_NAME)
     columns = _columns(table, verdicts, below=below)
     if not _fits(columns, table, width):
-        return _in_blocks(table, shown, verdicts)
-    shown.add_column("", overflow="fold", min_width=NARROWEST_NAME, max_width=LONGEST_NAME if verdicts else None)
+        return _in_blocks(table, view, verdicts)
+    view.add_column("", overflow="fold", min_width=NARROWEST_NAME, max_width=LONGEST_NAME if verdicts else None)
     for head, *_ in columns:
-        shown.add_column(head, justify="left" if verdicts or head in table.metrics else "right", no_wrap=True)
+        view.add_column(head, justify="left" if verdicts or head in table.metrics else "right", no_wrap=True)
     for i, line in enumerate(table.lines):
         cells = [Text(column[i + 1]) for column in columns]
         if not line.tuned and not verdicts:
             for cell in cells:
                 cell.highlight_regex(r"\[.*\]", "dim")
-        shown.add_row(Text(line.name), *cells, style="bold green" if line.tuned and not verdicts else "")
-    return shown
+        view.add_row(Text(line.name), *cells, style="bold green" if line.tuned and not verdicts else "")
+    return view
 
 
 def metrics_that_fit(table: ComparisonTable, width: int, most: int) -> int:
@@ -171,10 +158,8 @@ def metrics_that_fit(table: ComparisonTable, width: int, most: int) -> int:
 
 def _columns(table: ComparisonTable, verdicts: bool, *, below: bool, metrics: int | None = None) -> list[list[str]]:
     part = "\n" if below else " "
-    scores = [
-        [title, *(part.join(line.scores[i]).strip() for line in table.lines)]
-        for i, title in enumerate(table.metrics[:metrics])
-    ]
+    titles = table.metrics[:metrics]
+    scores = [[t, *(part.join(line.scores[i]).strip() for line in table.lines)] for i, t in enumerate(titles)]
     if verdicts:
         filled = [f"{textwrap.fill(line.verdict, VERDICT)}\n{line.p}" if line.p else "" for line in table.lines]
         bounded = ["\n".join(line.gain).strip().replace("−", "-") for line in table.lines]
@@ -189,29 +174,29 @@ def _fits(columns: Sequence[Sequence[str]], table: ComparisonTable, width: int, 
     return min(longest, names) + sum(widths) + BETWEEN * len(widths) + EDGES <= width
 
 
-def _in_blocks(table: ComparisonTable, shown: Table, verdicts: bool) -> Table:
-    shown.box, shown.show_header = None, False
-    shown.add_column(overflow="fold")
+def _in_blocks(table: ComparisonTable, view: Table, verdicts: bool) -> Table:
+    view.box, view.show_header = None, False
+    view.add_column(overflow="fold")
     for line in table.lines:
         parts = [f"{title}: {' '.join(cell).strip()}" for title, cell in zip(table.metrics, line.scores, strict=True)]
         if line.p:
             gain = " ".join(line.gain).strip().replace("−", "-")
             parts.append(", ".join(filter(None, [f"gain: {gain}", line.p, line.verdict if verdicts else ""])))
         text = Text(line.name, style="bold green" if line.tuned and not verdicts else "bold")
-        shown.add_row(text.append("".join(f"\n  {part}" for part in parts), style="not bold"))
-    return shown
+        view.add_row(text.append("".join(f"\n  {part}" for part in parts), style="not bold"))
+    return view
 
 
-# Where a run lies and where its data come from differ always, and change no result.
+# The place of a run and the source of its data differ always, and change no result.
 NOT_SETTINGS = ("version", "output_dir")
 LONGEST = 300  # characters of a value that a table shows
 
 
 @dataclass(frozen=True)
 class Changed:
-    """A setting: its key as on the command line, its value, and the default; both written out."""
+    """A setting, written out."""
 
-    key: str
+    key: str  # as on the command line
     value: str
     default: str
 
@@ -223,9 +208,9 @@ def changed_settings(config: Mapping[str, Any]) -> list[Changed]:
     """
     plain = flat(Recipe().model_dump(mode="json"))
     train = f.section(config.get("train"))
-    chosen = {key: train[key] for key in ("method", "loss") if key in train}
+    settings = {key: train[key] for key in ("method", "loss") if key in train}
     with contextlib.suppress(ValidationError, UserError):  # a method of one's own, or a config of another version
-        recipe = Recipe.model_validate({"train": chosen}, context=FROM_FILE)
+        recipe = Recipe.model_validate({"train": settings}, context=FROM_FILE)
         plain["train.learning_rate"] = recipe.train.learning_rate
     return [
         Changed(key, shown(value), shown(plain.get(key)))
@@ -262,23 +247,25 @@ def shown(value: object) -> str:
         return "–"
     if isinstance(value, bool):
         return str(value).lower()
-    text = ", ".join(map(str, value)) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)  # fmt: skip
+    text = str(value)
+    if isinstance(value, list | float):
+        text = ", ".join(map(str, value)) if isinstance(value, list) else f"{value:g}"
     return f.clean(text if len(text) <= LONGEST else f"{text[:LONGEST]}…")
 
 
 def compared_part(evaluation: EvaluationManifest) -> dict[str, Any]:
-    """`differ` and `overlay` of the runs that a comparison names (`runs`: system -> folder) and that are still there."""
+    """`differ` and `overlay` of the runs that a comparison names (`runs`: system -> folder) and that still exist."""
     runs = _runs(evaluation)
     curves = [
-        Curve(name, points_of(facts.steps, "loss"), points_of(facts.validations, "val_loss"))
-        for name, facts in runs.items()
+        Curve(name, points_of(files.steps, "loss"), points_of(files.validations, "val_loss"))
+        for name, files in runs.items()
     ]
-    drawn = [c for c in curves if c.train or c.val]
-    overlay = {"chart": chart_pair(overlay_chart, drawn), "left_out": [c.name for c in drawn[MOST_RUNS:]]}
-    return {"differ": _differ(runs), "overlay": overlay if len(drawn) > 1 else {}}
+    losses = [c for c in curves if c.train or c.val]
+    overlay = {"chart": chart_pair(overlay_chart, losses), "left_out": [c.name for c in losses[MOST_RUNS:]]}
+    return {"differ": _differ(runs), "overlay": overlay if len(losses) > 1 else {}}
 
 
-def _runs(evaluation: EvaluationManifest) -> dict[str, f.RunFacts]:
+def _runs(evaluation: EvaluationManifest) -> dict[str, f.RunFiles]:
     runs = {}
     for name, folder in evaluation.runs.items():
         with contextlib.suppress(UserError):  # moved or deleted since
@@ -286,8 +273,8 @@ def _runs(evaluation: EvaluationManifest) -> dict[str, f.RunFacts]:
     return runs
 
 
-def _differ(runs: Mapping[str, f.RunFacts]) -> dict[str, Any]:
-    configs = [facts.config for facts in runs.values()]
+def _differ(runs: Mapping[str, f.RunFiles]) -> dict[str, Any]:
+    configs = [files.config for files in runs.values()]
     return {"names": list(runs), "rows": differing_settings(configs)} if len(runs) > 1 and all(configs) else {}
 
 
@@ -319,7 +306,7 @@ def print_comparison(result: EvaluationManifest, console: Console) -> None:
         if len(result.runs) > 1:
             console.print("The runs have the same settings.")
         return
-    differences = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    differences = Table(**PLAIN)
     for head in ("settings that differ", *result.runs):
         differences.add_column(head, overflow="fold")
     for key, values in apart[:MOST_SETTINGS]:

@@ -29,14 +29,14 @@ def flow_chart(flow: Flow, width: float = WIDE) -> Markup:
     body = [*_station(0, "read", flow.read, width), _rect(left, 0, band, 40, "band")]
     y, before = 40.0, flow.read
     for stage in flow.stages:
-        drawn, height = _stage(stage, y, left, scale, before, end, width)
-        body += drawn
+        parts, height = _stage(stage, y, left, scale, before, end, width)
+        body += parts
         y, before = y + height, stage.rows
-    drawn, height = _splits(flow, y, left, before * scale, width)
+    parts, height = _splits(flow, y, left, before * scale, width)
     exits = [f"{reason.replace('_', ' ')}: {count(n)}" for stage in flow.stages for reason, n in stage.exits]
     title = f"{count(flow.read, 'record')} read; {'; '.join(exits)}; "
     title += ", ".join(f"{name} {count(n)}" for name, n in flow.splits)
-    return _svg(width, y + height, title, body + drawn, "flow")
+    return _svg(width, y + height, title, body + parts, "flow")
 
 
 def _station(y: float, name: str, rows: float, width: float) -> list[str]:
@@ -94,27 +94,25 @@ def _exit(right: float, left: float, top: float, y: float, end: float, tip: str)
 
 
 def _counted(x: float, y: float, n: float, name: str, width: float) -> str:
-    shown = fit(name.replace("_", " "), width - x - len(count(n)) * 7 - 6)
+    label = fit(name.replace("_", " "), width - x - len(count(n)) * 7 - 6)
     return (
         f'<text x="{x:.1f}" y="{y:.1f}"><tspan class="value">{count(n)}</tspan> '
-        f'<tspan class="what">{escape(shown)}</tspan></text>'
+        f'<tspan class="what">{escape(label)}</tspan></text>'
     )
 
 
 def _splits(flow: Flow, top: float, left: float, band: float, width: float) -> tuple[list[str], float]:
-    """The band divides into the splits; each stands far enough from the next for its name."""
+    """The band divides into the splits; each is far enough from the next for its name."""
     total = sum(n for _, n in flow.splits)
     body = _station(top, "kept", total, width)
     x, place = left, left
     for name, n in flow.splits:
         wide = band * n / total if total else 0.0
-        a, b, c, d = x, x + wide, place, place + wide
-        y, z, mid = top, top + 46, top + 23
-        body.append(
-            f'<path class="part {name}" d="M{a:.2f} {y:.2f}L{b:.2f} {y:.2f}C{b:.2f} {mid:.2f} {d:.2f} {mid:.2f} {d:.2f} {z:.2f}'
-            f'L{d:.2f} {z + 12:.2f}L{c:.2f} {z + 12:.2f}L{c:.2f} {z:.2f}C{c:.2f} {mid:.2f} {a:.2f} {mid:.2f} {a:.2f} {y:.2f}Z"/>'
-        )
-        body += [_text(place, z + 30, name, "name"), _text(place, z + 46, count(n), "tick")]
+        a, b, c, d = (f"{at:.2f}" for at in (x, x + wide, place, place + wide))
+        y, mid, low, end = (f"{top + down:.2f}" for down in (0, 23, 46, 58))
+        sides = f"C{b} {mid} {d} {mid} {d} {low}L{d} {end}L{c} {end}L{c} {low}C{c} {mid} {a} {mid} {a} {y}"
+        body.append(f'<path class="part {name}" d="M{a} {y}L{b} {y}{sides}Z"/>')
+        body += [_text(place, top + 76, name, "name"), _text(place, top + 92, count(n), "tick")]
         x += wide
         place += max(wide + 16, 62 if width < 500 else 84)
     if flow.added >= 1:
@@ -125,7 +123,7 @@ def _splits(flow: Flow, top: float, left: float, band: float, width: float) -> t
 
 
 def split_labels_chart(splits: Mapping[str, Mapping[str, object]], width: float = WIDE) -> Markup:
-    """Rows of each of the `TOP_LABELS` most frequent labels: a bar whose parts are the splits (split -> label -> rows)."""
+    """Rows of each of the `TOP_LABELS` most frequent labels: a bar whose parts are the splits (split -> label -> n)."""
     totals = label_totals(splits)
     if not totals:
         return Markup("")
@@ -145,7 +143,7 @@ def split_labels_chart(splits: Mapping[str, Mapping[str, object]], width: float 
         parts = [(s, n) for s in SPLITS if (n := number((splits.get(s) or {}).get(label)))]
         tip = f"{label}: " + ", ".join(f"{s} {count(n)}" for s, n in parts)
         x = left
-        # The name first: a bar stands over the light edge that makes text readable.
+        # The name first: a bar is drawn over the light edge that makes text readable.
         body.append(_text(0, text_y, fit(label, width - 20 if narrow else left - 12), "name"))
         body.append(f"<g><title>{escape(tip)}</title>")
         for s, n in parts:
@@ -153,9 +151,9 @@ def split_labels_chart(splits: Mapping[str, Mapping[str, object]], width: float 
             x += room * n / longest
         body.append("</g>")
         body.append(_text(x + 6, bar_y + 10, count(total), "tick"))
-    shown = min(len(totals), TOP_LABELS)
-    title = f"Rows of the {shown} most frequent of {count(len(totals), 'label')}, by split"
-    return _svg(width, top + pitch * shown + 4, title, body, "labels")
+    most = min(len(totals), TOP_LABELS)
+    title = f"Rows of the {most} most frequent of {count(len(totals), 'label')}, by split"
+    return _svg(width, top + pitch * most + 4, title, body, "labels")
 
 
 def label_totals(splits: Mapping[str, Mapping[str, object]]) -> list[tuple[str, float]]:

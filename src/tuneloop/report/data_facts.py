@@ -1,7 +1,6 @@
 """What a data set's folder says, read for its report: the manifest whole, of the other files as much as is shown.
 
-Files are read to a bounded number of lines and bytes: a report of millions of rows costs no more than one of thousands.
-"""
+Files are read to a bounded number of lines and bytes: millions of rows cost no more than thousands."""
 
 from __future__ import annotations
 
@@ -42,8 +41,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One answer to a question: where the row stands, and what it says."""
+class ConflictingAnswer:
+    """One answer to a question, and where its row is."""
 
     split: str
     source: str
@@ -56,36 +55,25 @@ class Conflict:
     """A question that rows answer differently."""
 
     question: str
-    answers: tuple[Seen, ...]
+    answers: tuple[ConflictingAnswer, ...]
 
 
 @dataclass(frozen=True)
 class DataFacts:
-    """The files of a data set's folder; an empty value stands for a file that is missing.
-
-    Args:
-        rejects: reason -> the first few rejects, from `rejects.jsonl`.
-        rejected: rows by reason: the manifest's, or as counted in `rejects.jsonl` where there is no manifest.
-        repairs: kind -> the first few repairs, as `repairs.jsonl` holds them (not cleaned); none of kind `pii`.
-        redacted: kind of personal data -> how many values of it were found.
-        hide: takes personal data out of a text that is shown, where `mask` alone is too coarse.
-        label_errors: the first rows of `label_errors.jsonl`, which is written worst first.
-        samples: split -> rows, evenly spaced over the part that was read.
-        conflicts: questions with different answers among the rows that were read.
-    """
+    """The files of a data set's folder; empty where a file is missing."""
 
     path: Path
     manifest: DatasetManifest | None = None  # `dataset.json`; None where there is none that can be read
-    rejects: dict[str, list[Reject]] = field(default_factory=dict)
-    rejected: dict[str, float] = field(default_factory=dict)
-    repairs: dict[str, list[Repair]] = field(default_factory=dict)
+    rejects: dict[str, list[Reject]] = field(default_factory=dict)  # reason -> the first few, of `rejects.jsonl`
+    rejected: dict[str, float] = field(default_factory=dict)  # rows by reason: by the manifest, else `rejects.jsonl`
+    repairs: dict[str, list[Repair]] = field(default_factory=dict)  # kind -> the first few, not cleaned; none of `pii`
     repaired: dict[str, float] = field(default_factory=dict)  # changes by kind, those of personal data left out
-    redacted: dict[str, float] = field(default_factory=dict)
-    hide: Callable[[str], str] = str
+    redacted: dict[str, float] = field(default_factory=dict)  # kind of personal data -> how many values were found
+    hide: Callable[[str], str] = str  # takes personal data out of a text, where `mask` alone is too coarse
     duplicates: list[DroppedCopy] = field(default_factory=list)
-    label_errors: list[DoubtfulLabel] = field(default_factory=list)
-    samples: dict[str, list[Row]] = field(default_factory=dict)
-    conflicts: list[Conflict] = field(default_factory=list)
+    label_errors: list[DoubtfulLabel] = field(default_factory=list)  # first rows of `label_errors.jsonl`, worst first
+    samples: dict[str, list[Row]] = field(default_factory=dict)  # split -> rows, evenly spaced over those read
+    conflicts: list[Conflict] = field(default_factory=list)  # questions with different answers among these rows
     conflicting: int = 0  # rows in all such questions, also those beyond `LISTED`
     rows_read: dict[str, int] = field(default_factory=dict)  # split -> rows that were parsed
     problems: list[str] = field(default_factory=list)  # files that are there and could not be read in full, in words
@@ -101,12 +89,10 @@ def read_data(path: Path | str, samples: int = 4) -> DataFacts:
         what = "Not a data set: no dataset.json here" if path.is_dir() else "No such folder"
         raise UserError(what, where=str(path), next_step="give a folder that `tuneloop prepare` wrote")
     problems: list[str] = []
-    manifest = None
-    if (path / "dataset.json").exists():
+    manifest, file = None, path / "dataset.json"
+    if file.exists():
         try:
-            manifest = as_record(
-                DatasetManifest, clean_all(read_json(path / "dataset.json")), str(path / "dataset.json")
-            )
+            manifest = as_record(DatasetManifest, clean_all(read_json(file)), str(file))
         except (UserError, OSError, RecursionError) as error:
             what = error.what if isinstance(error, UserError) else str(error)
             problems.append(clean(f"dataset.json could not be read: {what}"))
@@ -122,7 +108,9 @@ def read_data(path: Path | str, samples: int = 4) -> DataFacts:
     repaired = manifest.repaired if manifest else dict(kinds.most_common())
     personal = manifest.personal if manifest else {}
     return DataFacts(
-        path=path, manifest=manifest, rejects=rejects,
+        path=path,
+        manifest=manifest,
+        rejects=rejects,
         rejected=above_zero(manifest.rejected if manifest else dict(reasons.most_common())),
         repairs=repairs,
         repaired=above_zero({k: n for k, n in repaired.items() if k != "pii"}),
@@ -130,10 +118,11 @@ def read_data(path: Path | str, samples: int = 4) -> DataFacts:
         duplicates=list(_records(path / "duplicates.jsonl", _clean_line(DroppedCopy), problems, LISTED)),
         label_errors=list(_records(path / "label_errors.jsonl", _clean_line(DoubtfulLabel), problems, WORST)),
         samples={split: _samples(some, samples) for split, some in rows.items() if some},
-        conflicts=conflicts, conflicting=conflicting,
+        conflicts=conflicts,
+        conflicting=conflicting,
         rows_read={split: len(some) for split, some in rows.items()},
         problems=problems,
-    )  # fmt: skip
+    )
 
 
 def _lines(path: Path, problems: list[str], most: int) -> Iterator[str]:
@@ -259,14 +248,14 @@ def find_conflicts(rows: Mapping[str, Sequence[Row]]) -> tuple[list[Conflict], i
         answers = []
         for split, row in some_rows:
             source, line = place_of(row)
-            answers.append(Seen(split, source, line, clean(turns_of(row)[-1][1])))
+            answers.append(ConflictingAnswer(split, source, line, clean(turns_of(row)[-1][1])))
         conflicts.append(Conflict(clean(last_user_turn(some_rows[0][1])), tuple(answers)))
     conflicts.sort(key=lambda c: -len(c.answers))
     return conflicts[:LISTED], total
 
 
 def turns_of(row: Row) -> list[tuple[str, str]]:
-    """(role, text) of each turn of a row; a turn's tool calls stand after its text as `name(arguments)`."""
+    """(role, text) of each turn of a row; a turn's tool calls follow its text as `name(arguments)`."""
     turns: list[tuple[str, str]] = []
     for message in row.messages:
         text = message["content"]
@@ -343,14 +332,13 @@ def flow_of(facts: DataFacts) -> Flow | None:
     left, stages = float(counts.read), []
     reported = manifest.personal_mode == "report"
     for name, reasons in STAGES:
-        mine = {
-            k: n for k, n in facts.rejected.items() if (k in reasons if name != "parsed" else k not in listed) and n > 0
-        }
+        rows = {k: n for k, n in facts.rejected.items() if n > 0}
+        mine = {k: n for k, n in rows.items() if (k in reasons if name != "parsed" else k not in listed)}
         left -= sum(mine.values())
         changes = {"repaired": facts.repaired, "redacted": facts.redacted}.get(name, {})
         if mine or changes or name in ("parsed", "deduplicated"):
-            shown = "screened" if name == "redacted" and reported else name
-            stages.append(FlowStage(shown, max(left, 0.0), most_first(mine), most_first(changes)))
+            title = "screened" if name == "redacted" and reported else name
+            stages.append(FlowStage(title, max(left, 0.0), most_first(mine), most_first(changes)))
     splits = tuple((split, float(counts[split])) for split in SPLITS)
     # General rows may be mixed in.
     added = sum(n for _, n in splits) - max(left, 0.0)

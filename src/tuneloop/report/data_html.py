@@ -13,12 +13,12 @@ from typing import Any
 
 from tuneloop.core.files import write_text
 from tuneloop.records.dataset import DatasetManifest
-from tuneloop.records.rows import DroppedCopy, Row
+from tuneloop.records.rows import DoubtfulLabel, DroppedCopy, Row
 from tuneloop.report import charts, data_charts
 from tuneloop.report import data_facts as d
 from tuneloop.report.facts import clean, count, number
 from tuneloop.report.facts import short_count as short
-from tuneloop.report.head import KeyFigure
+from tuneloop.report.head import KeyNumber
 from tuneloop.report.html import inline, page_template, source_lines, split_lines, tally, token_chart, yaml_text
 from tuneloop.report.samples import Parts, from_difference, same_end, side_by_side
 
@@ -27,7 +27,7 @@ LONGEST_VALUE = 240  # characters of one value of a rejected record
 LONGEST_DIFF = 500  # characters of each side of a difference: the search for it takes quadratic time
 MOST_KEYS = 8  # of a rejected record
 OPEN = 8  # pairs and conflicts that are shown before the fold
-Named = Callable[[object], str]  # shortens the paths of sources in a text
+Names = Callable[[object], str]  # shortens the paths of sources in a text
 Hide = Callable[[str], str]  # hides personal data in a text
 
 
@@ -53,30 +53,25 @@ def render_data_report(dataset: Path | str, hide: Hide = str) -> str:
 def page_of(facts: d.DataFacts) -> dict[str, Any]:
     """Everything the template shows, computed and written out."""
     manifest = facts.manifest
-    named, hide = source_names(manifest), mask_of(facts, raw=False)
+    short_names, hide = source_names(manifest), mask_of(facts, raw=False)
     # The system turn that the chat template puts before the sampled rows; nothing where all have their own.
     sampled = [d.turns_of(row) for some in facts.samples.values() for row in some]
-    begun = all(turns and (turns[0][0] == "system" or len(turns) == 1) for turns in sampled)
-    suspects = [
-        {"label": r.label, "suggested": r.suggested, "score": f"{r.score:.2f}" if r.score >= 0.005 else "< 0.01",
-         "text": cut(hide(r.text)), "place": place(r.source, r.line, named) or r.id, "split": r.split}
-        for r in facts.label_errors
-    ]  # fmt: skip
+    has_system = all(turns and (turns[0][0] == "system" or len(turns) == 1) for turns in sampled)
     page: dict[str, Any] = {
         "title": manifest.name if manifest else facts.path.resolve().name,
         "id": manifest.id if manifest else facts.path.resolve().name,
-        "words": _words(facts), "figures": _figures(facts), "problems": facts.problems,
-        "flow": _chart(data_charts.flow_chart, d.flow_of(facts)), "checks": _checks(manifest, named, hide),
+        "words": _words(facts), "numbers": _numbers(facts), "problems": facts.problems,
+        "flow": _chart(data_charts.flow_chart, d.flow_of(facts)), "checks": _checks(manifest, short_names, hide),
         "shape": _shape(manifest), "samples": _samples(facts, hide),
-        "template_adds": "" if begun else cut((manifest and manifest.template_adds) or ""),
-        "suspects": suspects,
-        "conflicts": [_conflict(c, named, hide) for c in facts.conflicts],
+        "template_adds": "" if has_system else cut((manifest and manifest.template_adds) or ""),
+        "suspects": [_suspect(r, short_names, hide) for r in facts.label_errors],
+        "conflicts": [_conflict(c, short_names, hide) for c in facts.conflicts],
         "conflicting": facts.conflicting,
         "read_in_part": any(n >= d.MOST_ROWS for n in facts.rows_read.values()),
-        "most_rows": d.MOST_ROWS, "open": OPEN, "duplicates": _duplicates(facts, named),
-        "repairs": _repairs(facts, named), "redacted": tally(facts.redacted),
+        "most_rows": d.MOST_ROWS, "open": OPEN, "duplicates": _duplicates(facts, short_names),
+        "repairs": _repairs(facts, short_names), "redacted": tally(facts.redacted),
         "replaced": manifest is None or manifest.personal_mode != "report",
-        "rejects": _rejects(facts, named),
+        "rejects": _rejects(facts, short_names),
         "meanings": sorted((k.replace("_", " "), v) for k, v in (manifest.words if manifest else {}).items()),
         "sources": source_lines(manifest),
         "config": yaml_text(manifest.config if manifest else {}),
@@ -89,11 +84,17 @@ def page_of(facts: d.DataFacts) -> dict[str, Any]:
     names = {
         "flow": "Flow", "checks": "Checks",
         "shape": "Labels and lengths" if page["shape"] and page["shape"]["label_chart"] else "Lengths",
-        "suspects": "Labels that look wrong", "conflicts": "Conflicts", "duplicates": "Duplicates", "repairs": "Repairs",
-        "redacted": "Personal data", "rejects": "Rejects", "samples": "Samples",
+        "suspects": "Labels that look wrong", "conflicts": "Conflicts", "duplicates": "Duplicates",
+        "repairs": "Repairs", "redacted": "Personal data", "rejects": "Rejects", "samples": "Samples",
     }  # fmt: skip
     page["sections"] = [*((key, name) for key, name in names.items() if page[key]), ("record", "Record")]
     return page
+
+
+def _suspect(r: DoubtfulLabel, short_names: Names, hide: Hide) -> dict[str, Any]:
+    score, at = f"{r.score:.2f}" if r.score >= 0.005 else "< 0.01", place(r.source, r.line, short_names) or r.id
+    fields = {"label": r.label, "suggested": r.suggested, "split": r.split}
+    return {**fields, "score": score, "text": cut(hide(r.text)), "place": at}
 
 
 def _words(facts: d.DataFacts) -> list[str]:
@@ -106,26 +107,26 @@ def _words(facts: d.DataFacts) -> list[str]:
     bad = [check.level for check in checks if check.level != "ok"]
     errors = f", {bad.count('error')} of them errors" if "error" in bad else ""
     if checks:
-        shown = f"{len(bad)} of {count(len(checks), 'check')} want a look{errors}."
-        words.append(shown if bad else f"All {len(checks)} checks are fine.")
+        bad_words = f"{len(bad)} of {count(len(checks), 'check')} want a look{errors}."
+        words.append(bad_words if bad else f"All {len(checks)} checks are fine.")
     return words
 
 
-def _figures(facts: d.DataFacts) -> list[KeyFigure]:
+def _numbers(facts: d.DataFacts) -> list[KeyNumber]:
     manifest, most = facts.manifest, next(iter(tally(facts.rejected)), None)
     rejected = manifest.counts.rejected if manifest else sum(facts.rejected.values())
-    figures = [KeyFigure("rejected", count(rejected), f"most: {most[0]}" if most else "")] if manifest or most else []
+    numbers = [KeyNumber("rejected", count(rejected), f"most: {most[0]}" if most else "")] if manifest or most else []
     if manifest is None:
-        return figures
+        return numbers
     counts, tokens = manifest.counts, manifest.splits.train.tokens
     share = f"{_share(counts.kept, counts.read)} of the records" if counts.read else ""
-    figures.insert(0, KeyFigure("rows kept", count(counts.kept), share))
-    figures.append(KeyFigure("train rows", count(counts.train), f"{count(counts.val)} val, {count(counts.test)} test"))
+    numbers.insert(0, KeyNumber("rows kept", count(counts.kept), share))
+    numbers.append(KeyNumber("train rows", count(counts.train), f"{count(counts.val)} val, {count(counts.test)} test"))
     if manifest.labels:
-        figures.append(KeyFigure("labels", count(len(manifest.labels))))
+        numbers.append(KeyNumber("labels", count(len(manifest.labels))))
     if tokens and tokens.total:
-        figures.append(KeyFigure("training tokens", short(tokens.total), f"{short(tokens.supervised)} supervised"))
-    return figures
+        numbers.append(KeyNumber("training tokens", short(tokens.total), f"{short(tokens.supervised)} supervised"))
+    return numbers
 
 
 def _share(part: float, whole: float) -> str:
@@ -133,46 +134,42 @@ def _share(part: float, whole: float) -> str:
     return f"{percent:.0f} %" if percent in (0.0, 100.0) or 1 <= percent <= 99 else f"{percent:.1f} %"
 
 
-def source_names(manifest: DatasetManifest | None) -> Named:
+def source_names(manifest: DatasetManifest | None) -> Names:
     """Shortens source paths to their file names where these are unambiguous, also inside a sentence."""
     paths = [source.path for source in manifest.sources] if manifest else []
     names = [Path(p).name for p in paths]
     short_of = {p: n for p, n in zip(paths, names, strict=True) if n and names.count(n) == 1}
 
-    def named(text: object) -> str:
-        shown = str(text if text is not None else "")
+    def short_names(text: object) -> str:
+        words = str(text if text is not None else "")
         for path, name in short_of.items():
-            shown = shown.replace(path, name)
-        return shown
+            words = words.replace(path, name)
+        return words
 
-    return named
+    return short_names
 
 
 def _chart(draw: Callable[..., Any], what: Any) -> Any:
     return charts.chart_pair(draw, what) if what else ""
 
 
-def _checks(manifest: DatasetManifest | None, named: Named, hide: Hide) -> dict[str, Any]:
+def _checks(manifest: DatasetManifest | None, short_names: Names, hide: Hide) -> dict[str, Any]:
     def example_of(example: object) -> dict[str, Any]:
         if not isinstance(example, dict):
-            return {"place": "", "values": [("", cut(hide(named(inline(example))), LONGEST_VALUE))]}
-        shown = {k: v for k, v in example.items() if k not in ("source", "line", "id")}
-        values = [(str(k), cut(hide(inline(v)), LONGEST_VALUE)) for k, v in shown.items()]
-        at = place(example.get("source"), example.get("line"), named)
-        return {"place": at or str(example.get("id") or ""), "values": values[:MOST_KEYS]}
+            return {"place": "", "values": [("", cut(hide(short_names(inline(example))), LONGEST_VALUE))]}
+        fields = [(str(k), v) for k, v in example.items() if k not in ("source", "line", "id")]
+        values = [(k, cut(hide(inline(v)), LONGEST_VALUE)) for k, v in fields[:MOST_KEYS]]
+        at = place(example.get("source"), example.get("line"), short_names)
+        return {"place": at or str(example.get("id") or ""), "values": values}
 
     if manifest is None or not manifest.checks:
         return {}
-    shown = [
-        {
-            "level": check.level, "name": check.name.replace("_", " "), "message": check.message,
-            "rows": count(check.rows, "row") if check.rows is not None and check.level != "ok" else "",
-            "remedy": check.remedy,
-            "examples": [example_of(e) for e in check.examples[:10]],
-        }
-        for check in d.checks_of(manifest)
-    ]  # fmt: skip
-    return {"open": [c for c in shown if c["level"] != "ok"], "ok": [c for c in shown if c["level"] == "ok"]}
+    checks = []
+    for check in d.checks_of(manifest):
+        rows = count(check.rows, "row") if check.rows is not None and check.level != "ok" else ""
+        fields = {"level": check.level, "name": check.name.replace("_", " "), "message": check.message, "rows": rows}
+        checks.append({**fields, "remedy": check.remedy, "examples": [example_of(e) for e in check.examples[:10]]})
+    return {"open": [c for c in checks if c["level"] != "ok"], "ok": [c for c in checks if c["level"] == "ok"]}
 
 
 def _shape(manifest: DatasetManifest | None) -> dict[str, Any]:
@@ -181,16 +178,16 @@ def _shape(manifest: DatasetManifest | None) -> dict[str, Any]:
     labels = {name: d.above_zero(split.labels or {}) for name, split in manifest.splits.by_name.items()}
     totals = data_charts.label_totals(labels)
     languages = d.most_first(d.above_zero(manifest.languages or {}))
-    whole, shown = sum(n for _, n in languages), list(languages[:10])
+    whole, most = sum(n for _, n in languages), list(languages[:10])
     if len(languages) > 10:
-        shown.append((f"{len(languages) - 10} others", sum(n for _, n in languages[10:])))
+        most.append((f"{len(languages) - 10} others", sum(n for _, n in languages[10:])))
     return {
         "rows": split_lines(manifest), "token_chart": token_chart(manifest), "limit": manifest.max_length,
         "label_chart": _chart(data_charts.split_labels_chart, labels if totals else None),
         "labels": totals, "top": min(len(totals), data_charts.TOP_LABELS),
         "rest": totals[data_charts.TOP_LABELS :],
         "languages": [
-            (name, _share(n, whole) if n >= 0.0005 * whole else "< 0.1 %", 100 * n / whole) for name, n in shown
+            (name, _share(n, whole) if n >= 0.0005 * whole else "< 0.1 %", 100 * n / whole) for name, n in most
         ],
     }  # fmt: skip
 
@@ -200,11 +197,11 @@ def _samples(facts: d.DataFacts, hide: Hide) -> dict[str, Any]:
     systems = {text for row in rows for role, text in d.turns_of(row)[:1] if role == "system"}
     # The same instruction in every row is shown once.
     shared = systems.pop() if len(systems) == 1 and len(rows) > 1 else None
-    shown = [
-        (split, facts.manifest.counts[split] if facts.manifest else None, [_sample(row, shared, hide) for row in some])
-        for split in d.SPLITS if (some := facts.samples.get(split))
-    ]  # fmt: skip
-    return {"splits": shown, "system": cut(shared) if shared else ""} if shown else {}
+    splits = []
+    for split in (split for split in d.SPLITS if facts.samples.get(split)):
+        total = facts.manifest.counts[split] if facts.manifest else None
+        splits.append((split, total, [_sample(row, shared, hide) for row in facts.samples[split]]))
+    return {"splits": splits, "system": cut(shared) if shared else ""} if splits else {}
 
 
 def _sample(row: Row, shared: str | None, hide: Hide) -> dict[str, Any]:
@@ -221,25 +218,21 @@ def _sample(row: Row, shared: str | None, hide: Hide) -> dict[str, Any]:
     }
 
 
-def _conflict(conflict: d.Conflict, named: Named, hide: Hide) -> dict[str, Any]:
-    answers: dict[str, list[str]] = {}
-    for seen in conflict.answers:
-        answers.setdefault(seen.answer, []).append(f"{named(seen.source)}:{seen.line} ({seen.split})")
-    most = sorted(answers.items(), key=lambda pair: -len(pair[1]))
-    return {
-        "question": cut(hide(conflict.question), 600),
-        "answers": [
-            (cut(hide(a), 400), len(places), ", ".join(places[:3]) + (", …" if len(places) > 3 else ""))
-            for a, places in most[:6]
-        ],
-        "more": max(len(most) - 6, 0),
-    }
+def _conflict(conflict: d.Conflict, short_names: Names, hide: Hide) -> dict[str, Any]:
+    places_of: dict[str, list[str]] = {}
+    for one in conflict.answers:
+        places_of.setdefault(one.answer, []).append(f"{short_names(one.source)}:{one.line} ({one.split})")
+    answers = []
+    for answer, places in sorted(places_of.items(), key=lambda pair: -len(pair[1]))[:6]:
+        first = ", ".join(places[:3]) + (", …" if len(places) > 3 else "")
+        answers.append((cut(hide(answer), 400), len(places), first))
+    return {"question": cut(hide(conflict.question), 600), "answers": answers, "more": max(len(places_of) - 6, 0)}
 
 
 KINDS = ("near", "semantic", "exact")  # the doubtful ones first
 
 
-def _duplicates(facts: d.DataFacts, named: Named) -> list[dict[str, Any]]:
+def _duplicates(facts: d.DataFacts, short_names: Names) -> list[dict[str, Any]]:
     def doubt(record: DroppedCopy) -> tuple[int, float]:
         return (KINDS.index(record.kind) if record.kind in KINDS else 0, record.similarity)
 
@@ -247,22 +240,19 @@ def _duplicates(facts: d.DataFacts, named: Named) -> list[dict[str, Any]]:
     pairs = []
     for record in sorted(facts.duplicates, key=doubt):
         texts = from_difference(record.kept_text, record.text, LONGEST_DIFF)
-        kept, gone = (hide(text) for text in same_end(*texts, LONGEST_DIFF))
-        kept_parts, gone_parts = side_by_side(kept, gone)
-        pairs.append(
-            {
-                "kind": record.kind.replace("_", " "), "similarity": f"{record.similarity:.2f}",
-                "why": named(record.why), "kept": kept_parts, "gone": gone_parts,
-                "kept_place": place(record.kept_source, record.kept_line, named) or record.kept_id,
-                "place": place(record.source, record.line, named) or record.id,
-            }
-        )  # fmt: skip
+        kept_parts, gone_parts = side_by_side(*(hide(text) for text in same_end(*texts, LONGEST_DIFF)))
+        kept_place = place(record.kept_source, record.kept_line, short_names) or record.kept_id
+        pairs.append({
+            "kind": record.kind.replace("_", " "), "similarity": f"{record.similarity:.2f}",
+            "why": short_names(record.why), "kept": kept_parts, "gone": gone_parts, "kept_place": kept_place,
+            "place": place(record.source, record.line, short_names) or record.id,
+        })  # fmt: skip
     return pairs
 
 
-def _repairs(facts: d.DataFacts, named: Named) -> list[dict[str, Any]]:
+def _repairs(facts: d.DataFacts, short_names: Names) -> list[dict[str, Any]]:
     hide, words = mask_of(facts, raw=True), facts.manifest.words if facts.manifest else {}
-    total, shown = facts.repaired, []
+    total, kinds = facts.repaired, []
     for kind in sorted({*total, *facts.repairs} - {"pii"}, key=lambda k: (-total.get(k, 0.0), k)):
         examples = []
         for record in facts.repairs.get(kind, []):
@@ -270,25 +260,29 @@ def _repairs(facts: d.DataFacts, named: Named) -> list[dict[str, Any]]:
             if record.before is not None or record.after is not None:
                 before, after = (hide(text) if text is not None else "" for text in (record.before, record.after))
                 parts = difference(*same_end(before, after, LONGEST_DIFF), combining=kind == "unicode_form")
-            at, detail = place(record.source, record.line, named), clean(hide(named(record.detail)))
+            at, detail = place(record.source, record.line, short_names), clean(hide(short_names(record.detail)))
             examples.append({"place": at, "field": clean(record.field), "detail": detail, "parts": parts})
         n = total.get(kind, float(len(examples)))
-        shown.append({"kind": kind.replace("_", " "), "n": n, "means": words.get(kind, ""), "examples": examples})
-    return shown
+        kinds.append({"kind": kind.replace("_", " "), "n": n, "means": words.get(kind, ""), "examples": examples})
+    return kinds
 
 
-def _rejects(facts: d.DataFacts, named: Named) -> list[dict[str, Any]]:
+def _rejects(facts: d.DataFacts, short_names: Names) -> list[dict[str, Any]]:
     hide, words = mask_of(facts, raw=True), facts.manifest.words if facts.manifest else {}
-    shown = []
+    reasons = []
     for reason, n in d.most_first(facts.rejected):
-        # A record that was rejected for personal data holds the very values.
-        examples = [
-            {"place": place(reject.source, reject.line, named), "detail": cut(hide(named(reject.detail)), LONGEST_VALUE),
-             "values": [] if reason == "personal_data" else record_values(reject.record, hide)}
-            for reject in facts.rejects.get(reason, [])
-        ]  # fmt: skip
-        shown.append({"reason": reason.replace("_", " "), "n": n, "means": words.get(reason, ""), "examples": examples})
-    return shown
+        examples = []
+        for reject in facts.rejects.get(reason, []):
+            at, detail = (
+                place(reject.source, reject.line, short_names),
+                cut(hide(short_names(reject.detail)), LONGEST_VALUE),
+            )
+            # A record that was rejected for personal data holds the very values.
+            values = [] if reason == "personal_data" else record_values(reject.record, hide)
+            examples.append({"place": at, "detail": detail, "values": values})
+        name, means = reason.replace("_", " "), words.get(reason, "")
+        reasons.append({"reason": name, "n": n, "means": means, "examples": examples})
+    return reasons
 
 
 def record_values(record: object, hide: Hide = d.mask) -> list[tuple[str, str]]:
@@ -312,7 +306,7 @@ def record_values(record: object, hide: Hide = d.mask) -> list[tuple[str, str]]:
 def mask_of(facts: d.DataFacts, *, raw: bool) -> Hide:
     """What hides personal data in excerpts.
 
-    `facts`: the config in the manifest tells what was done about personal data. `raw`: whether the excerpt is of a
+    `facts`: the config in the manifest says what was done about personal data. `raw`: whether the excerpt is of a
     record as it came. Rows of the splits have been redacted, and are shown as they are, unless values were only to be
     reported.
     """
@@ -327,10 +321,10 @@ def cut(text: str, longest: int = LONGEST_TEXT) -> str:
     return f"{text[:longest]}… ({count(len(text) - longest, 'more character')})"
 
 
-def place(source: object, line: object, named: Named) -> str:
+def place(source: object, line: object, short_names: Names) -> str:
     """`file:line` of a record, or an empty string where it has no source."""
     at = number(line)
-    return clean(named(source) + (f":{at:.0f}" if at is not None else "")) if source else ""
+    return clean(short_names(source) + (f":{at:.0f}" if at is not None else "")) if source else ""
 
 
 def difference(before: str, after: str, *, combining: bool = False) -> Parts:
@@ -346,11 +340,11 @@ def difference(before: str, after: str, *, combining: bool = False) -> Parts:
     def add(kind: str, tokens: Sequence[str]) -> None:
         text = "".join(tokens)
         if text:
-            shown = clean(text) if not kind else visible(text, combining=combining)
+            words = clean(text) if not kind else visible(text, combining=combining)
             if parts and parts[-1][0] == kind:
-                parts[-1] = (kind, parts[-1][1] + shown)
+                parts[-1] = (kind, parts[-1][1] + words)
             else:
-                parts.append((kind, shown))
+                parts.append((kind, words))
 
     for tag, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
         add("" if tag == "equal" else "del", a[i:j])

@@ -1,11 +1,11 @@
-"""Parts of an evaluation that the page of a run and that of an evaluation share: labels, slices, calibration, side effects, with their charts."""
+"""Parts that the pages of a run and of an evaluation share: labels, slices, calibration, side effects; with charts."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from markupsafe import Markup, escape
 
@@ -14,6 +14,8 @@ from tuneloop.evaluation.metrics import metric_of, title_of
 from tuneloop.records.evaluation import CalibrationBin, Estimate, EvaluationManifest, Slice
 from tuneloop.report import charts
 from tuneloop.report import facts as f
+
+T = TypeVar("T")
 
 
 def confusion_chart(labels: Sequence[str], cells: Mapping[tuple[str, str], int], width: float = charts.WIDE) -> Markup:
@@ -28,18 +30,18 @@ def confusion_chart(labels: Sequence[str], cells: Mapping[tuple[str, str], int],
     size = min((width - left) / len(labels), 46.0)
     totals = {a: sum(n for (ref, _), n in cells.items() if ref == a) for a in labels}
     extent = size * len(labels)
+    turn = f'transform="translate(11 {top + extent / 2:.1f}) rotate(-90)"'
     body = [
         charts._text(left + extent / 2, 13, "predicted", "legend", "middle"),
-        f'<text transform="translate(11 {top + extent / 2:.1f}) rotate(-90)" class="legend" text-anchor="middle">true</text>',
+        f'<text {turn} class="legend" text-anchor="middle">true</text>',
     ]
     for i, name in enumerate(labels):
         middle = size * (i + 0.5)
         body.append(charts._text(left - 8, top + middle + 4, charts.fit_middle(name, left - 28), "name", "end"))
         # Written towards the column, so that the last name ends inside the chart too.
         at = f"translate({left + middle + 3:.1f} {top - 6:.1f}) rotate(55)"
-        body.append(
-            f'<text transform="{at}" class="name" text-anchor="end">{escape(charts.fit_middle(name, (top - 18) * 1.15 - 6))}</text>'
-        )
+        label = escape(charts.fit_middle(name, (top - 18) * 1.15 - 6))
+        body.append(f'<text transform="{at}" class="name" text-anchor="end">{label}</text>')
     for i, reference in enumerate(labels):
         for j, answer in enumerate(labels):
             n = cells.get((reference, answer), 0)
@@ -47,16 +49,17 @@ def confusion_chart(labels: Sequence[str], cells: Mapping[tuple[str, str], int],
             kind = "hit" if i == j else "miss"
             shade = 0.12 + 0.78 * share if n else 0.0
             x, y = left + size * j, top + size * i
-            tip = f"{reference} taken for {answer}: {n} of {totals[reference]}" if i != j else f"{reference}: {n} of {totals[reference]} right"  # fmt: skip
-            body.append(
-                f'<rect class="cell {kind}" x="{x + 0.5:.1f}" y="{y + 0.5:.1f}" width="{size - 1:.1f}" '
-                f'height="{size - 1:.1f}" style="fill-opacity:{shade:.2f}"><title>{escape(tip)}</title></rect>'
-            )
+            whole = f"{n} of {totals[reference]}"
+            tip = f"{reference} taken for {answer}: {whole}" if i != j else f"{reference}: {whole} right"
+            box = f'x="{x + 0.5:.1f}" y="{y + 0.5:.1f}" width="{size - 1:.1f}" height="{size - 1:.1f}"'
+            style = f'style="fill-opacity:{shade:.2f}"'
+            body.append(f'<rect class="cell {kind}" {box} {style}><title>{escape(tip)}</title></rect>')
             if n and size >= max(17, 8.5 * len(str(n))):
                 strong = " strong" if shade > 0.55 else ""
                 body.append(charts._text(x + size / 2, y + size / 2 + 4, str(n), f"count{strong}", "middle"))
     wrong = sum(n for (a, b), n in cells.items() if a != b)
-    title = f"Confusion matrix of {counted(len(labels), 'label')}: a row for each true label, a column for each predicted one; {counted(wrong, 'row')} off the diagonal"
+    what = "a row for each true label, a column for each predicted one"
+    title = f"Confusion matrix of {counted(len(labels), 'label')}: {what}; {counted(wrong, 'row')} off the diagonal"
     return charts._svg(width, top + extent + 6, title, body, "confusion")
 
 
@@ -82,7 +85,8 @@ def reliability_chart(bins: Sequence[CalibrationBin], width: float = charts.WIDE
     for (px, py), b in zip(points, bins, strict=True):
         tip = f"confidence {b.confidence:.2f}: {b.accuracy:.0%} of {b.n:,} right"
         radius = 3 + 6 * (b.n / most) ** 0.5
-        body.append(f'<circle class="dot tuned" cx="{px:.1f}" cy="{py:.1f}" r="{radius:.1f}"><title>{escape(tip)}</title></circle>')  # fmt: skip
+        dot = f'cx="{px:.1f}" cy="{py:.1f}" r="{radius:.1f}"'
+        body.append(f'<circle class="dot tuned" {dot}><title>{escape(tip)}</title></circle>')
     body.append(charts._text(left + side / 2, top + side + 34, "confidence", "legend", "middle"))
     body.append(charts._text(left + 6, top + 12, "share right", "legend"))
     summary = "; ".join(f"{b.confidence:.2f}: {b.accuracy:.2f}" for b in bins)
@@ -94,11 +98,11 @@ def slice_chart(slices: Sequence[Slice], metric: str, whole: float | None, width
     if not slices:
         return Markup("")
     pitch, kinds = 40.0 if width < 500 else 26.0, {"worse": "worse", "better": "tuned"}
-    bars = [
-        (f"{s.value} ({s.n:,})", Estimate(s.score, s.low, s.high), kinds.get(s.verdict, "other"), 4) for s in slices
-    ]
+    names = [f"{s.value} ({s.n:,})" for s in slices]
+    scores = [(Estimate(s.score, s.low, s.high), kinds.get(s.verdict, "other"), 4) for s in slices]
+    bars = [(name, *score) for name, score in zip(names, scores, strict=True)]
     body = charts.interval_bars(bars, [] if whole is None else [whole], metric, pitch, 8, width)
-    title = "; ".join(f"{s.value} {f.figure(s.score, metric)}" for s in slices)
+    title = "; ".join(f"{s.value} {f.metric_text(s.score, metric)}" for s in slices)
     return charts._svg(width, 8.0 + pitch * len(slices) + 24, title, body, "forest")
 
 
@@ -127,19 +131,17 @@ def evaluation_parts(evaluation: EvaluationManifest) -> dict[str, Any]:
 
 
 def _labels(evaluation: EvaluationManifest) -> dict[str, Any]:
-    classes = sorted(evaluation.per_class or (), key=lambda c: (f.figure(c.f1), c.label))
+    classes = sorted(evaluation.per_class or (), key=lambda c: (f.metric_text(c.f1), c.label))
     confusions = evaluation.confusion.cells if evaluation.confusion else []
     cells = {(label, INVALID if predicted is None else predicted): n for label, predicted, n in confusions}
     if not classes and not cells:
         return {}
+    pairs = (confusion_chart(*_most_confused(cells, most), width) for width, most in MOST_LABELS.items())
+    labels = {a for a, _ in cells}
     return {
-        "classes": classes,
-        "chart": Markup("").join(
-            confusion_chart(*_most_confused(cells, most), width) for width, most in MOST_LABELS.items()
-        ),
-        "part": len({a for a, _ in cells} | {b for _, b in cells}) > MOST_LABELS[charts.NARROW],
-        "total": len({a for a, _ in cells}),
-    }
+        "classes": classes, "chart": Markup("").join(pairs), "total": len(labels),
+        "part": len(labels | {b for _, b in cells}) > MOST_LABELS[charts.NARROW],
+    }  # fmt: skip
 
 
 def _most_confused(cells: Mapping[tuple[str, str], int], most: int) -> tuple[list[str], dict[tuple[str, str], int]]:
@@ -151,11 +153,11 @@ def _most_confused(cells: Mapping[tuple[str, str], int], most: int) -> tuple[lis
         if a != b:
             errors[a] += n
             errors[b] += n
-    shown = {name for name, _ in errors.most_common(most - 1)}
+    labels = {name for name, _ in errors.most_common(most - 1)}
     folded: Counter[tuple[str, str]] = Counter()
     for (a, b), n in cells.items():
-        folded[a if a in shown else REST, b if b in shown else REST] += n
-    return [*(name for name in names if name in shown), REST], dict(folded)
+        folded[a if a in labels else REST, b if b in labels else REST] += n
+    return [*(name for name in names if name in labels), REST], dict(folded)
 
 
 OF_FIELDS = ("item_f1", "exact_match", "accuracy", "token_f1", "rougeL", "chrf")  # the first that a field has is shown
@@ -163,20 +165,16 @@ OF_FIELDS = ("item_f1", "exact_match", "accuracy", "token_f1", "rougeL", "chrf")
 
 def _fields(evaluation: EvaluationManifest) -> dict[str, Any]:
     metrics = evaluation.metrics or next(iter(evaluation.baselines.values()), {})
-    shown: dict[str, str] = {}
+    metric_of_field: dict[str, str] = {}
     for name in metrics:
         field, _, last = name.rpartition(".")
         if field and last in OF_FIELDS:
-            shown[field] = min(shown.get(field, last), last, key=OF_FIELDS.index)
+            metric_of_field[field] = min(metric_of_field.get(field, last), last, key=OF_FIELDS.index)
     systems = {**evaluation.baselines, **({evaluation.name: evaluation.metrics} if evaluation.metrics else {})}
-    lines = [
-        (
-            field,
-            title_of(last),
-            [f.with_interval(f.finite(each.get(f"{field}.{last}")), last) for each in systems.values()],
-        )
-        for field, last in shown.items()
-    ]
+    lines = []
+    for field, last in metric_of_field.items():
+        values = [f.with_interval(f.finite(each.get(f"{field}.{last}")), last) for each in systems.values()]
+        lines.append((field, title_of(last), values))
     return {"systems": list(systems), "lines": lines} if lines else {}
 
 
@@ -189,27 +187,27 @@ def _slices(evaluation: EvaluationManifest) -> dict[str, Any]:
     fields: dict[str, list[Slice]] = {}
     for s in measured:
         fields.setdefault(s.field, []).append(s)
-    drawn = []
+    charts_of_fields = []
     for field, each in fields.items():
-        # Of many values those that differ most are drawn.
+        # Of many values those that differ most are charts_of_fields.
         ranked = sorted(each, key=lambda s: s.score)
         if len(ranked) > MOST_SLICES:
             ranked = ranked[: MOST_SLICES - 4] + ranked[-4:]
         chart = charts.chart_pair(slice_chart, ranked, metric, whole.value if whole else None)
-        drawn.append({"field": field, "chart": chart, "shown": len(ranked), "total": len(each)})
-    worse = [
-        {"field": s.field, "value": s.value, "n": s.n, "score": f.with_interval(Estimate(s.score, s.low, s.high), metric),
-         "rest": f.figure(f.number(s.rest), metric), "p": f.p_value(f.number(s.p_holm))}
-        for s in measured if s.verdict == "worse"
-    ]  # fmt: skip
-    return {"metric": title_of(metric), "fields": drawn, "worse": worse, "total": len(measured)}
+        charts_of_fields.append({"field": field, "chart": chart, "shown": len(ranked), "total": len(each)})
+    worse = []
+    for s in (s for s in measured if s.verdict == "worse"):
+        score, rest = f.with_interval(Estimate(s.score, s.low, s.high), metric), f.metric_text(f.number(s.rest), metric)
+        fields_of = {"field": s.field, "value": s.value, "n": s.n, "score": score, "rest": rest}
+        worse.append({**fields_of, "p": f.p_value(f.number(s.p_holm))})
+    return {"metric": title_of(metric), "fields": charts_of_fields, "worse": worse, "total": len(measured)}
 
 
 def _leaderboard(evaluation: EvaluationManifest) -> dict[str, Any]:
     """The gain over each system, what its training cost, and what its requests take.
 
-    Gains are those of the comparison, with its sign. Without any (only baselines so far) they are the leaderboard's, over
-    the prompt; without a leaderboard there are the costs alone.
+    Gains are those of the comparison, with its sign. Without any (only baselines so far) they are the leaderboard's,
+    over the prompt; without a leaderboard there are the costs alone.
     """
     n, system, costs = evaluation.n, evaluation.name, evaluation.costs
     entries = {entry.name: entry for entry in evaluation.leaderboard}
@@ -226,28 +224,25 @@ def _leaderboard(evaluation: EvaluationManifest) -> dict[str, Any]:
         training = "–" if not seconds else f.minutes(seconds / 60) if seconds >= 1 else _span(seconds)
         if not compared and entry and entry.gain is not None:
             gain = Estimate(entry.gain, *(math.nan if b is None else b for b in (entry.gain_low, entry.gain_high)))
-        lines.append(
-            {
-                "name": name,
-                "tuned": "yes" if name == system else "",
-                "gain": (f.signed(gain.value, metric), f.gain_interval(gain, metric).replace("-", "−"))
-                if gain
-                else ("", ""),
-                "training": training + (f", {f.usd(cost.training_usd, 2)}" if seconds and cost.training_usd else ""),
-                "seconds": _span(cost.seconds / n) if "seconds" in cost.model_fields_set else "–",
-                "prompt": f"{cost.prompt_tokens / n:,.0f}" if cost.prompt_tokens else "–",
-                "answer": f"{cost.tokens / n:,.0f}" if cost.tokens else "–",
-                "thousand": f.usd(entry.usd_per_1000 if entry else cost.usd and 1000 * cost.usd / n, 2),
-            }
-        )
+        change = ("", "")
+        if gain:
+            change = f.signed(gain.value, metric), f.gain_interval(gain, metric).replace("-", "−")
+        lines.append({
+            "name": name, "tuned": "yes" if name == system else "", "gain": change,
+            "training": training + (f", {f.usd(cost.training_usd, 2)}" if seconds and cost.training_usd else ""),
+            "seconds": _span(cost.seconds / n) if "seconds" in cost.model_fields_set else "–",
+            "prompt": f"{cost.prompt_tokens / n:,.0f}" if cost.prompt_tokens else "–",
+            "answer": f"{cost.tokens / n:,.0f}" if cost.tokens else "–",
+            "thousand": f.usd(entry.usd_per_1000 if entry else cost.usd and 1000 * cost.usd / n, 2),
+        })  # fmt: skip
     if not lines:
         return {}
     first = next((entry.name for entry in entries.values() if entry.kind == "prompt" and entry.gain is None), "")
     against = f.gain_header(evaluation)[1]
     if first and not compared:
         against = f"Gain: of each line over {first}; positive means that the line is better."
-    shown = against if any(line["gain"][0] for line in lines) else ""
-    return {"lines": lines, "against": shown, "words": evaluation.leaderboard_words}
+    note = against if any(line["gain"][0] for line in lines) else ""
+    return {"lines": lines, "against": note, "words": evaluation.leaderboard_words}
 
 
 def _span(seconds: float) -> str:
@@ -270,33 +265,31 @@ def _effects(evaluation: EvaluationManifest) -> list[dict[str, Any]]:
     if part := evaluation.forgetting:
         score, loss = f.finite(part.score), f.finite(part.loss)
         share = f"{100 * -score.value:+.1f} % [{100 * -score.high:+.1f}, {100 * -score.low:+.1f}]" if score else ""
-        lines = [
+        rows = [
             (title_of("token_f1"), part.base.token_f1, part.tuned.token_f1, share.replace("-", "−")),
             (title_of("loss"), part.base.loss, part.tuned.loss, _changed(loss, "loss") if loss else ""),
         ]
-        shown = [(name, f"{a:.3f}", f"{b:.3f}", change) for name, a, b, change in lines if math.isfinite(a + b)]
-        parts.append(("General ability", part.words, shown))
+        lines = [(name, f"{a:.3f}", f"{b:.3f}", change) for name, a, b, change in rows if math.isfinite(a + b)]
+        parts.append(("General ability", part.words, lines))
     if tasks := evaluation.lm_eval:
-        shown = [
-            (f"{t.task}: {t.metric.removesuffix(',none')}", f"{t.base:.3f}", f"{t.tuned:.3f}",
-             _changed(change, "accuracy") if (change := f.finite(t.change)) else "")
-            for t in tasks.tasks if math.isfinite(t.base + t.tuned)
-        ]  # fmt: skip
-        parts.append(("Public tasks", tasks.words, shown))
+        lines = []
+        for t in (t for t in tasks.tasks if math.isfinite(t.base + t.tuned)):
+            name, change = f"{t.task}: {t.metric.removesuffix(',none')}", f.finite(t.change)
+            lines.append((name, f"{t.base:.3f}", f"{t.tuned:.3f}", _changed(change, "accuracy") if change else ""))
+        parts.append(("Public tasks", tasks.words, lines))
     if learned := evaluation.memorisation:
         before, after, beyond = map(f.finite, (learned.base, learned.share, learned.beyond))
-        shown = []
+        lines = []
         if before and after and beyond:
-            shown = [
-                ("completed verbatim", f.with_interval(before), f.with_interval(after), _changed(beyond, "accuracy"))
-            ]
-        parts.append(("Training rows known by heart", learned.words, shown))
+            bounds = f.with_interval(before), f.with_interval(after)
+            lines = [("completed verbatim", *bounds, _changed(beyond, "accuracy"))]
+        parts.append(("Training rows known by heart", learned.words, lines))
     if planted := evaluation.canaries:
-        shown = [
-            (c.prompt or c.id, f"{c.base_exposure:.1f}", f"{c.exposure:.1f}", f"{c.exposure - c.base_exposure:+.1f}".replace("-", "−"))
-            for c in planted.each if math.isfinite(c.exposure + c.base_exposure)
-        ]  # fmt: skip
-        parts.append(("Canaries: exposure in bits", planted.words, shown))
+        lines = []
+        for c in (c for c in planted.each if math.isfinite(c.exposure + c.base_exposure)):
+            more = f"{c.exposure - c.base_exposure:+.1f}".replace("-", "−")
+            lines.append((c.prompt or c.id, f"{c.base_exposure:.1f}", f"{c.exposure:.1f}", more))
+        parts.append(("Canaries: exposure in bits", planted.words, lines))
     return [{"title": title, "words": _words(words), "lines": lines} for title, words, lines in parts]
 
 
@@ -314,40 +307,34 @@ def _consistency(evaluation: EvaluationManifest) -> dict[str, Any]:
     pairs = {pair.a: pair for pair in consistency.comparisons if pair.metric == consistency.metric}
     same = consistency.same_as_plain
     kinds = list(dict.fromkeys(kind for each in same.values() for kind in each))
+
+    def ordered(systems: Mapping[str, T]) -> list[tuple[str, T]]:
+        return sorted(systems.items(), key=lambda item: item[0] == system)
+
+    lines = []
+    for name, values in ordered(consistency.systems):
+        cells = [f.with_interval(f.finite(values.get(key))) for key in names]
+        p = f.p_value(f.number(pairs[name].p_holm)) if name in pairs else ""
+        lines.append({"name": name, "tuned": "yes" if name == system else "", "cells": cells, "p": p})
     return {
-        "words": consistency.words,
-        "columns": [CONSISTENCY[key] for key in names],
-        "lines": [
-            {
-                "name": name,
-                "tuned": "yes" if name == system else "",
-                "cells": [f.with_interval(f.finite(values.get(key))) for key in names],
-                "p": f.p_value(f.number(pairs[name].p_holm)) if name in pairs else "",
-            }
-            for name, values in sorted(consistency.systems.items(), key=lambda item: item[0] == system)
-        ],
-        "kinds": kinds,
-        "same": [
-            (name, [f.figure(f.number(each.get(kind))) for kind in kinds])
-            for name, each in sorted(same.items(), key=lambda item: item[0] == system)
-        ],
+        "words": consistency.words, "columns": [CONSISTENCY[key] for key in names], "lines": lines, "kinds": kinds,
+        "same": [(name, [f.metric_text(f.number(each.get(kind))) for kind in kinds]) for name, each in ordered(same)],
         "examples": [example for example in consistency.examples if example.ways],
-    }
+    }  # fmt: skip
 
 
 def _production(evaluation: EvaluationManifest) -> dict[str, Any]:
     production = evaluation.production
     if production is None or not math.isfinite(production.auc + production.reweighted.value):
         return {}
+    metric = production.metric
+    score = f.metric_text(f.number(production.score), metric)
     return {
         "facts": [
             ("production rows", f"{production.rows:,}"),
             ("distinguishable, AUC (0.5: not at all)", f"{production.auc:.2f}"),
-            (
-                f"{title_of(production.metric)} on the test rows",
-                f.figure(f.number(production.score), production.metric),
-            ),
-            ("weighted as production", f.with_interval(production.reweighted, production.metric)),
+            (f"{title_of(metric)} on the test rows", score),
+            ("weighted as production", f.with_interval(production.reweighted, metric)),
             ("worth as many rows", f"{f.number(production.effective_rows) or 0:,.0f}"),
         ],
         "differs": production.differs_in if production.differs else [],

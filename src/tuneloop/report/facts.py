@@ -1,7 +1,6 @@
 """What a run folder says, read once for both reports, and how its numbers are written.
 
-Every file may be missing or cut short. Text from the user or from a model is made safe to print here, once.
-"""
+Every file may be missing or cut short. Text from the user or from a model is made safe to print here, once."""
 
 from __future__ import annotations
 
@@ -57,13 +56,8 @@ LINES: dict[str, type[TrainingStep | Validation | FindingLine]] = {
 
 
 @dataclass(frozen=True)
-class RunFacts:
-    """The files of a run folder. None, an empty value or `NOT_EVALUATED` stands for a file that is missing.
-
-    Args:
-        steps, validations, findings: training records of `metrics.jsonl`, validation records, and what the monitors
-            found, by step.
-    """
+class RunFiles:
+    """The files of a run folder; None, empty or `NOT_EVALUATED` where one is missing."""
 
     path: Path
     run: RunManifest | None = None
@@ -74,9 +68,9 @@ class RunFacts:
     evaluation: EvaluationManifest = NOT_EVALUATED  # `eval.json`; `gate`, `time`, `plan`, `environment`, `run` likewise
     gate: GateResult | None = None
     time: TimeChoices | None = None
-    steps: list[TrainingStep] = field(default_factory=list)
+    steps: list[TrainingStep] = field(default_factory=list)  # steps, validations, findings: of `metrics.jsonl`, by step
     validations: list[Validation] = field(default_factory=list)
-    findings: list[FindingLine] = field(default_factory=list)
+    findings: list[FindingLine] = field(default_factory=list)  # of the monitors
     samples: list[Sample] = field(default_factory=list)  # rows of `samples.jsonl`
     problems: list[str] = field(default_factory=list)  # files that are there and could not be read, in words
 
@@ -116,7 +110,7 @@ class SystemFacts:
     tuned: bool = False
 
 
-def read_run(path: Path | str) -> RunFacts:
+def read_run(path: Path | str) -> RunFiles:
     """Read what there is in a run folder.
 
     Raises UserError: the folder does not exist, or holds none of a run's files.
@@ -131,11 +125,11 @@ def read_run(path: Path | str) -> RunFacts:
     sources = section(config.get("data")).get("sources") or [""]
     places = (path / "dataset" / MANIFEST, Path(str(sources[0])) / MANIFEST)
     dataset = next((_record(DatasetManifest, place, problems) for place in places if place.is_file()), None)
-    lines = _lines(
-        path / METRICS,
-        problems,
-        lambda value: next((as_line(kind, value, "", "") for key, kind in LINES.items() if key in value), None),
-    )
+
+    def line_of(value: dict[str, Any]) -> TrainingStep | Validation | FindingLine | None:
+        return next((as_line(kind, value, "", "") for key, kind in LINES.items() if key in value), None)
+
+    lines = _lines(path / METRICS, problems, line_of)
     samples = _lines(path / SAMPLES, problems, lambda value: as_line(Sample, value, "", ""))
     if not any((*records.values(), config, dataset, lines, samples, problems)):
         names = ", ".join([CONFIG, *(kind.file for kind in RECORDS), METRICS])
@@ -148,14 +142,22 @@ def read_run(path: Path | str) -> RunFacts:
 
     evaluation = of(EvaluationManifest) or NOT_EVALUATED
     declare(evaluation.own_metrics.values())
-    return RunFacts(
-        path=path, run=of(RunManifest), config=config, dataset=dataset, plan=of(Plan),
-        environment=of(Environment), evaluation=evaluation, gate=of(GateResult), time=of(TimeChoices),
+    return RunFiles(
+        path=path,
+        run=of(RunManifest),
+        config=config,
+        dataset=dataset,
+        plan=of(Plan),
+        environment=of(Environment),
+        evaluation=evaluation,
+        gate=of(GateResult),
+        time=of(TimeChoices),
         steps=_by_step(line for line in lines if isinstance(line, TrainingStep)),
         validations=_by_step(line for line in lines if isinstance(line, Validation)),
         findings=[line for line in lines if isinstance(line, FindingLine)],
-        samples=samples, problems=problems,
-    )  # fmt: skip
+        samples=samples,
+        problems=problems,
+    )
 
 
 def _record(kind: type[R], path: Path, problems: list[str]) -> R | None:
@@ -272,7 +274,7 @@ def short_count(n: float | None) -> str:
     return f"{n:,.0f}" if n == int(n) else f"{n:.3g}"
 
 
-def figure(value: float | None, metric: str = "accuracy") -> str:
+def metric_text(value: float | None, metric: str = "accuracy") -> str:
     """A metric's value in a table, by its own number format."""
     return metric_of(metric).figure(value)
 
@@ -281,12 +283,12 @@ def interval(score: Estimate | None, metric: str = "accuracy") -> str:
     """A 95 % interval: `[0.81, 0.92]`, or an empty string where there is none."""
     if score is None or not (math.isfinite(score.low) and math.isfinite(score.high)):
         return ""
-    return f"[{figure(score.low, metric)}, {figure(score.high, metric)}]"
+    return f"[{metric_text(score.low, metric)}, {metric_text(score.high, metric)}]"
 
 
 def with_interval(score: Estimate | None, metric: str = "accuracy") -> str:
     """`0.87 [0.81, 0.92]`."""
-    return f"{figure(score.value if score else None, metric)} {interval(score, metric)}".strip()
+    return f"{metric_text(score.value if score else None, metric)} {interval(score, metric)}".strip()
 
 
 def signed(value: float, metric: str = "accuracy") -> str:
@@ -295,7 +297,7 @@ def signed(value: float, metric: str = "accuracy") -> str:
 
 
 def gain_interval(gain: Estimate, metric: str = "accuracy") -> str:
-    """The 95 % interval of a change: `[-0.01, 0.12]`; a bound reads as 0 only where it is 0. Empty where there is none."""
+    """The 95 % interval of a change: `[-0.01, 0.12]`; a bound reads as 0 only where it is 0. Empty: there is none."""
     bounds = f"[{metric_of(metric).change(gain.low)}, {metric_of(metric).change(gain.high)}]"
     return bounds if math.isfinite(gain.low + gain.high) else ""
 
@@ -345,16 +347,16 @@ def shown_metrics(evaluation: EvaluationManifest) -> list[str]:
         names = list(dict.fromkeys(name for metrics in evaluation.baselines.values() for name in metrics))
     fields = [n for n in names if n.endswith(".accuracy")][:2]
     if "object_accuracy" in names:
-        wanted = ["object_accuracy", "field_accuracy", "valid_json"]
+        usual = ["object_accuracy", "field_accuracy", "valid_json"]
     elif evaluation.task == "classification" and not fields:
-        wanted = headline_of("labels")
+        usual = headline_of("labels")
     elif evaluation.task in ("generation", "chat") or fields:
-        wanted = [*fields, *headline_of("texts")][:3]
+        usual = [*fields, *headline_of("texts")][:3]
     else:
-        wanted = headline_of("labels" if "accuracy" in names else "texts")
+        usual = headline_of("labels" if "accuracy" in names else "texts")
     scorers = [name for name in evaluation.own_metrics if metric_of(name).headline][:MOST_OWN]
-    shown = list(dict.fromkeys([*([first] if first else []), *wanted, *scorers]))
-    return [n for n in shown if n in names] or names[:2]
+    columns = list(dict.fromkeys([*([first] if first else []), *usual, *scorers]))
+    return [n for n in columns if n in names] or names[:2]
 
 
 def systems_of(evaluation: EvaluationManifest, metrics: Sequence[str]) -> list[SystemFacts]:
@@ -402,9 +404,8 @@ def more_words(evaluation: EvaluationManifest) -> list[str]:
     """What else an evaluation says: the side effects of tuning, consistency, and what requests cost."""
     parts = (evaluation.forgetting, evaluation.lm_eval, evaluation.memorisation, evaluation.canaries)
     consistency = evaluation.consistency.words if evaluation.consistency else []
-    return [
-        line for line in [*(part.words for part in parts if part), *consistency, *evaluation.leaderboard_words] if line
-    ]
+    words = [*(part.words for part in parts if part), *consistency, *evaluation.leaderboard_words]
+    return [line for line in words if line]
 
 
 def reference_system(evaluation: EvaluationManifest) -> str:
@@ -437,21 +438,17 @@ def is_right(sample: Sample, prediction: str | None = None) -> bool | None:
 
 @dataclass(frozen=True)
 class Promise:
-    """A predicted number and the measured one, written out.
-
-    Args:
-        words: how it compares: `as predicted`, `took 38 % less`, `took 12 % more`; empty where nothing was predicted.
-    """
+    """A predicted number and the measured one, written out."""
 
     name: str
     predicted: str
     actual: str
     inside: bool | None = None  # whether it kept to its range
-    words: str = ""
+    words: str = ""  # `as predicted`, `took 38 % less`, `took 12 % more`; empty where nothing was predicted
 
 
 def off_words(actual: float | None, low: float | None, high: float | None, expected: float | None) -> str:
-    """How a number compares with its prediction: `as predicted` within the range, else `took 38 % less` or `took 2.1 times as much`."""
+    """A number and its prediction: `as predicted` within the range, else `took 38 % less`, `took 2.1 times as much`."""
     if actual is None or low is None or high is None or not expected:
         return ""
     if low <= actual <= high:
@@ -462,15 +459,15 @@ def off_words(actual: float | None, low: float | None, high: float | None, expec
     return f"took {abs(100 * (ratio - 1)):.0f}\u00a0% {'more' if ratio > 1 else 'less'}"
 
 
-def promises(facts: RunFacts) -> list[Promise]:
+def promises(facts: RunFiles) -> list[Promise]:
     """Time, memory and money: predicted against actual. Lines without either number are left out."""
     run, plan = facts.run, facts.plan
     promised, time, cost = run and run.predicted, plan and plan.time, plan and plan.cost
     in_minutes = [None if hours is None else 60 * hours for hours in (time.hours, time.low, time.high)] if time else []
-    expected, low, high = (
-        (promised.minutes, promised.low, promised.high) if promised else in_minutes or (None, None, None)
-    )
-    seconds, real_peak, paid = (given(run, name) for name in ("seconds", "peak_memory_gib", "usd"))
+    expected, low, high = in_minutes or (None, None, None)
+    if promised:
+        expected, low, high = promised.minutes, promised.low, promised.high
+    seconds, real_peak, cost_paid = (given(run, name) for name in ("seconds", "peak_memory_gib", "usd"))
     took = None if seconds is None else seconds / 60
     span = f"  ({minutes(low)} to {minutes(high)})" if low is not None and high is not None else ""
     peak = promised.peak_gib if promised else plan.memory.peak_gib if plan else None
@@ -484,11 +481,12 @@ def promises(facts: RunFacts) -> list[Promise]:
         return Promise(name, predicted, actual, words == "as predicted" if words else None, words)
 
     near = (None, None) if peak is None else (0.85 * peak, 1.15 * peak)
+    duration = minutes(expected) + (span if expected is not None else "")
     lines = [
-        line("training time", minutes(expected) + (span if expected is not None else ""), minutes(took), took, (low, high, expected)),
+        line("training time", duration, minutes(took), took, (low, high, expected)),
         line("peak memory", gib(peak), gib(real_peak), real_peak, (*near, peak)),
-        line("cost", usd(price), usd(paid), paid, (cheapest, most, price)),
-    ]  # fmt: skip
+        line("cost", usd(price), usd(cost_paid), cost_paid, (cheapest, most, price)),
+    ]
     return [line for line in lines if (line.predicted, line.actual) != ("–", "–")]
 
 
@@ -502,7 +500,7 @@ def used(mfu: MachineUse | None) -> str:
     return f"{100 * mfu.value:.0f}\u00a0% of {peak:,.0f} GFLOP/s, the measured peak"
 
 
-def next_commands(facts: RunFacts) -> list[str]:
+def next_commands(facts: RunFiles) -> list[str]:
     """Commands that make sense now, the likeliest first; a split without rows is not proposed."""
     if not facts.run:
         return []

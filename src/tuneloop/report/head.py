@@ -14,11 +14,11 @@ from tuneloop.records.evaluation import EVALUATION, EvaluationManifest
 from tuneloop.report import facts as f
 
 FEW_ROWS = 200  # test rows below which the page says how little they can show
-LONG_TITLE = 60  # characters from which a title is set smaller; of one with a colon, of what stands before it
+LONG_TITLE = 60  # characters from which a title is set smaller; of one with a colon, of what is before it
 
 
 @dataclass(frozen=True)
-class KeyFigure:
+class KeyNumber:
     """One of the large numbers under the title: name, value, and a small line of detail."""
 
     name: str
@@ -26,7 +26,7 @@ class KeyFigure:
     detail: str = ""
 
 
-def head_part(facts: f.RunFacts, metrics: Sequence[str], lines: Sequence[f.SystemFacts]) -> dict[str, Any]:
+def head_part(facts: f.RunFiles, metrics: Sequence[str], lines: Sequence[f.SystemFacts]) -> dict[str, Any]:
     """Title, place, words, key numbers, baselines and warnings."""
     evaluation, run = facts.evaluation, bool(facts.run or facts.config or facts.steps)
     kind = f"run {facts.path.resolve().name}" if run else f"evaluation of {evaluation.name or facts.path.name}"
@@ -47,11 +47,10 @@ def head_part(facts: f.RunFacts, metrics: Sequence[str], lines: Sequence[f.Syste
         "headline": (first, keep_together(rest)) if short else (keep_together(title), ""),
         "place": place, "words": [keep_together(word) for word in words], "state": "" if facts.evaluated else state,
         "few": few_rows(facts.evaluation, metrics, rival(facts.evaluation, lines)),
-        "limit": facts.time.words if facts.time else [], "figures": key_figures(facts, metrics, lines),
+        "limit": facts.time.words if facts.time else [], "numbers": key_numbers(facts, metrics, lines),
         "baselines": [
-            (line.name, f.figure(line.scores[0].value, metrics[0]))
-            for line in lines
-            if not line.tuned and line.scores and line.scores[0]
+            (line.name, f.metric_text(line.scores[0].value, metrics[0]))
+            for line in lines if not line.tuned and line.scores and line.scores[0]
         ],
         "metric": title_of(metrics[0]) if metrics else "", "problems": facts.problems,
     }  # fmt: skip
@@ -90,45 +89,46 @@ def few_rows(evaluation: EvaluationManifest, metrics: Sequence[str], against: f.
     pairs = [pair for pair in evaluation.comparisons if pair.metric == metrics[0] and {pair.a, pair.b} == both]
     smallest = next((value for pair in pairs if (value := f.number(pair.detectable)) is not None), None)
     if against and smallest is not None:
-        text += f" A difference from {against.name} below {f.figure(smallest, metrics[0])} would hardly have been seen."
+        least = f.metric_text(smallest, metrics[0])
+        text += f" A difference from {against.name} below {least} would hardly have been seen."
     return keep_together(text)
 
 
-def key_figures(facts: f.RunFacts, metrics: Sequence[str], lines: Sequence[f.SystemFacts]) -> list[KeyFigure]:
+def key_numbers(facts: f.RunFiles, metrics: Sequence[str], lines: Sequence[f.SystemFacts]) -> list[KeyNumber]:
     """At most six: the metric that decides, the gain, what was seen of the data, time, memory and cost."""
-    figures = []
+    numbers = []
     tuned = next((line for line in lines if line.tuned), None)
     if tuned and tuned.scores and (score := tuned.scores[0]) is not None:
-        bounds = f.interval(score, metrics[0])
-        figures.append(KeyFigure(title_of(metrics[0]), f.figure(score.value, metrics[0]), f"95 % interval {bounds}" if bounds else ""))  # fmt: skip
+        bounds, value = f.interval(score, metrics[0]), f.metric_text(score.value, metrics[0])
+        numbers.append(KeyNumber(title_of(metrics[0]), value, f"95 % interval {bounds}" if bounds else ""))
         best = rival(facts.evaluation, lines)
         # Each line has the gain over it; where all are compared with one system, its own gain over that one.
         line = tuned if f.reference_system(facts.evaluation) else best
         if best and line and line.delta:
             detail = f"over {best.name}" + (f", {f.p_value(line.p)}" if line.p is not None else "")
-            figures.append(KeyFigure("gain", f.signed(line.delta.value, metrics[0]), keep_together(detail)))
+            numbers.append(KeyNumber("gain", f.signed(line.delta.value, metrics[0]), keep_together(detail)))
     elif facts.run and (loss := f.given(facts.run, "best_val_loss")) is not None:
-        figures.append(KeyFigure("validation loss", f"{loss:.3f}", f"best, at step {facts.run.best_step}"))
+        numbers.append(KeyNumber("validation loss", f"{loss:.3f}", f"best, at step {facts.run.best_step}"))
     elif facts.steps:
         last = facts.steps[-1]
-        figures.append(KeyFigure("training loss", f.figure(f.number(last.loss)), f"at step {last.step}"))
+        numbers.append(KeyNumber("training loss", f.metric_text(f.number(last.loss)), f"at step {last.step}"))
     run, seen = facts.run, f.given(facts.run, "rows_seen")
     if run and run.rows and seen is not None:
         percent = 100 * seen / run.rows
         value = f"{percent:.1f} %" if percent < 10 else f"{min(percent, 100):.0f} %"
         detail = run.seen if seen >= run.rows else f"{seen:,.0f} of {run.rows:,.0f}"
-        figures.append(KeyFigure("training rows seen", value, detail))
+        numbers.append(KeyNumber("training rows seen", value, detail))
     promised = {p.name: p.predicted for p in f.promises(facts)}
     seconds = f.given(facts.run, "seconds")
-    for name, shown in (
+    for name, value in (
         ("training time", f.minutes(None if seconds is None else seconds / 60)),
         ("peak memory", f.gib(f.given(facts.run, "peak_memory_gib"))),
         ("cost", f.usd(f.given(facts.run, "usd"))),
     ):
-        if shown != "–":
+        if value != "–":
             prediction = promised.get(name, "–").split("  (")[0]
-            figures.append(KeyFigure(name, shown, f"predicted {prediction}" if prediction != "–" else ""))
-    return figures[:6]
+            numbers.append(KeyNumber(name, value, f"predicted {prediction}" if prediction != "–" else ""))
+    return numbers[:6]
 
 
 def rival(evaluation: EvaluationManifest, lines: Sequence[f.SystemFacts]) -> f.SystemFacts | None:
@@ -138,18 +138,21 @@ def rival(evaluation: EvaluationManifest, lines: Sequence[f.SystemFacts]) -> f.S
     """
     if first := f.reference_system(evaluation):
         return next((line for line in lines if line.name == first), None)
-    named = evaluation.verdict.against if evaluation.verdict else None
+    opponent = evaluation.verdict.against if evaluation.verdict else None
     others = [line for line in lines if not line.tuned and line.delta is not None and line.scores[0]]
     prompted = [line for line in others if "shot" in line.name] or others
-    return next((line for line in others if line.name == named), None) or max(
+    return next((line for line in others if line.name == opponent), None) or max(
         prompted, key=lambda line: line.scores[0].value if line.scores[0] else 0.0, default=None
     )
 
 
-GATE = {"pass": "✓ The gate is passed", "fail": "✗ The gate is failed", "inconclusive": "? The gate has not enough evidence"}  # fmt: skip
+GATE = {
+    "pass": "✓ The gate is passed", "fail": "✗ The gate is failed",
+    "inconclusive": "? The gate has not enough evidence",
+}  # fmt: skip
 
 
-def gate_part(facts: f.RunFacts) -> dict[str, Any]:
+def gate_part(facts: f.RunFiles) -> dict[str, Any]:
     """What the gate said of this run, and whether of this evaluation."""
     gate = facts.gate
     if gate is None:

@@ -1,4 +1,4 @@
-"""`report.html` of a run, an evaluation or a comparison: one self-contained page, made from its folder's files alone."""
+"""`report.html` of a run, an evaluation or a comparison: one self-contained page, from its folder's files alone."""
 
 from __future__ import annotations
 
@@ -45,11 +45,9 @@ def render_report(run: Path) -> str:
 def page_template(name: str) -> Template:
     """A template of this package by its file name; the pages share `base.html.j2`."""
     # Autoescape: everything on the page may come from users or from a model's mouth.
-    environment = Environment(
-        loader=PackageLoader("tuneloop.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"count": f.count, "figure": f.figure, "soft": soft, "flags": flags}
+    loader, strict = PackageLoader("tuneloop.report"), StrictUndefined
+    environment = Environment(loader=loader, autoescape=True, undefined=strict, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"count": f.count, "metric_text": f.metric_text, "soft": soft, "flags": flags}
     return environment.get_template(name)
 
 
@@ -66,7 +64,7 @@ def flags(text: str) -> Markup:
     return Markup(re.sub(r"(?<!\w)(--[a-z][a-z-]*)", r'<span class="flag">\1</span>', str(escape(text))))
 
 
-def page_of(facts: f.RunFacts) -> dict[str, Any]:
+def page_of(facts: f.RunFiles) -> dict[str, Any]:
     """Everything the template shows, computed and written out."""
     machine = facts.environment.to_json() if facts.environment else {}
     page = {
@@ -82,16 +80,16 @@ def page_of(facts: f.RunFacts) -> dict[str, Any]:
 
 
 SECTIONS = {
-    "gate": "Gate", "comparison": "Comparison", "differ": "Settings that differ", "overlay": "Losses", "labels": "Labels",
-    "fields": "Fields", "slices": "Slices", "calibration": "Calibration", "errors": "Kinds of errors",
-    "disagreements": "Disagreements", "consistency": "Consistency", "samples": "Samples", "effects": "Side effects",
+    "gate": "Gate", "comparison": "Comparison", "differ": "Settings that differ", "overlay": "Losses",
+    "labels": "Labels", "fields": "Fields", "slices": "Slices", "calibration": "Calibration",
+    "errors": "Kinds of errors", "disagreements": "Disagreements", "consistency": "Consistency",
+    "samples": "Samples", "effects": "Side effects",
     "production": "Production", "judge": "Judge", "costs": "Costs", "training": "Training", "settings": "Settings",
     "data": "Data", "plan": "Plan and outcome", "record": "Record",
 }  # fmt: skip
 
 
-def _shared_parts(facts: f.RunFacts) -> dict[str, Any]:
-    """The parts that the pages of a run and of an evaluation both have."""
+def _shared_parts(facts: f.RunFiles) -> dict[str, Any]:
     metrics = f.shown_metrics(facts.evaluation)
     lines = f.systems_of(facts.evaluation, metrics)
     return {
@@ -105,8 +103,8 @@ def contents(page: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(anchor, name) of the sections that a page of a run or an evaluation has, in their order."""
     record = page.get("environment") or page.get("packages") or page.get("tables")
     costs = page["parts"]["leaderboard"]
-    shown = {**page["parts"], **page, "settings": page.get("config"), "record": record, "costs": costs}
-    return [(key, name) for key, name in SECTIONS.items() if shown.get(key)]
+    parts = {**page["parts"], **page, "settings": page.get("config"), "record": record, "costs": costs}
+    return [(key, name) for key, name in SECTIONS.items() if parts.get(key)]
 
 
 @functools.cache
@@ -117,34 +115,31 @@ def script_part() -> dict[str, str]:
     return {"script": Markup(text), "script_hash": f"sha256-{digest}"}
 
 
-def comparison_part(facts: f.RunFacts, metrics: Sequence[str], lines: Sequence[f.SystemFacts]) -> dict[str, Any]:
+def comparison_part(facts: f.RunFiles, metrics: Sequence[str], lines: Sequence[f.SystemFacts]) -> dict[str, Any]:
     """Systems with intervals, gain, p-value and verdict."""
     if not lines:
         return {}
     measured = [i for i in range(len(metrics)) if any(line.scores[i] is not None for line in lines)]
-    shown = facts.evaluation
-    more = [m for m in shown.metrics if m not in metrics]
-    table = comparison_table(shown, metrics, lines)
+    evaluation = facts.evaluation
+    more = [m for m in evaluation.metrics if m not in metrics]
+    table = comparison_table(evaluation, metrics, lines)
     return {
-        "n": shown.n, "split": shown.split, "table": table,
+        "n": evaluation.n, "split": evaluation.split, "table": table,
         "charts": [
             (title_of(metrics[i]), charts.chart_pair(charts.forest_chart, lines, i, metrics[i])) for i in measured
         ],
-        "more": [(title_of(m), [f.with_interval(c.scores[0], m) for c in f.systems_of(shown, [m])]) for m in more],
-        "names": [line.name for line in lines], "own": shown.name, "invalid": shown.invalid,
-        "notes": shown.notes,
+        "more": [(title_of(m), [f.with_interval(c.scores[0], m) for c in f.systems_of(evaluation, [m])]) for m in more],
+        "names": [line.name for line in lines], "own": evaluation.name, "invalid": evaluation.invalid,
+        "notes": evaluation.notes,
     }  # fmt: skip
 
 
-def _training(facts: f.RunFacts) -> dict[str, Any]:
+def _training(facts: f.RunFiles) -> dict[str, Any]:
     run = facts.run
     loss_charts = charts.chart_pair(charts.loss_chart, facts.steps, facts.validations, facts.findings)
-    small = {
-        "learning_rate": "Learning rate",
-        "grad_norm": "Gradient norm, before clipping",
-        "tokens_per_second": "Tokens a second",
-    }
-    trio = [(title, chart) for key, title in small.items() if (chart := charts.step_chart(facts.steps, key, title))]
+    small = [("learning_rate", "Learning rate"), ("grad_norm", "Gradient norm, before clipping")]
+    small.append(("tokens_per_second", "Tokens a second"))
+    trio = [(title, chart) for key, title in small if (chart := charts.step_chart(facts.steps, key, title))]
     if not loss_charts and not run:
         return {}
     stopped = {
@@ -216,13 +211,12 @@ def token_chart(manifest: DatasetManifest) -> Any:
 
 def tally(value: object) -> list[tuple[str, float]]:
     """(word, count) of a manifest's counts above zero, the most frequent first, underscores as spaces."""
-    pairs = [
-        (str(k).replace("_", " "), n) for k, v in f.section(value).items() if (n := f.number(v)) is not None and n > 0
-    ]
+    counts = {str(k).replace("_", " "): f.number(n) for k, n in f.section(value).items()}
+    pairs = [(name, n) for name, n in counts.items() if n is not None and n > 0]
     return sorted(pairs, key=lambda pair: -pair[1])
 
 
-def _plan(facts: f.RunFacts) -> dict[str, Any]:
+def _plan(facts: f.RunFiles) -> dict[str, Any]:
     lines = f.promises(facts)
     plan = facts.plan
     if plan is None:
@@ -261,7 +255,7 @@ def yaml_text(config: Mapping[str, Any]) -> str:
 
 
 def write_page(folder: Path | str) -> Path:
-    """Write `report.html` of a folder: of the run, where it is one, else of the evaluation in it; a rerun renders it again.
+    """Write `report.html` of a folder: of the run, where it is one, else of the evaluation in it; again at each call.
 
     Raises UserError: no such folder, or it holds neither.
     """

@@ -14,19 +14,16 @@ MOST_ROWS = 10
 def print_plan(plan: Mapping[str, Any], *, everything: bool = False) -> None:
     """Print a plan of `plan_machines` as plain text, with all machines or the first ten."""
     share = plan["trainable_parameters"] / plan["total_parameters"]
-    print(
-        f"{plan['model']}, {plan['method']}: {_count(plan['trainable_parameters'])} of {_count(plan['total_parameters'])}"
-        f" parameters trained ({share:.2%})\n"
-    )
+    trained, total = _count(plan["trainable_parameters"]), _count(plan["total_parameters"])
+    print(f"{plan['model']}, {plan['method']}: {trained} of {total} parameters trained ({share:.2%})\n")
     table = plan["table"]
-    shown = table if everything else table[:MOST_ROWS]
-    print(
-        f"{'':2}{'machine':<18}{'':6}{'peak GiB':>10}{'spare':>8}{'tokens/s':>11}{'a run takes':>13}{'and costs':>11}  range"
-    )
-    for row in shown:
+    rows = table if everything else table[:MOST_ROWS]
+    heads = f"{'peak GiB':>10}{'spare':>8}{'tokens/s':>11}{'a run takes':>13}{'and costs':>11}  range"
+    print(f"{'':2}{'machine':<18}{'':6}{heads}")
+    for row in rows:
         print(_line(row))
-    if left := len(table) - len(shown):
-        fitting = sum(row["fits"] for row in table[len(shown) :])
+    if left := len(table) - len(rows):
+        fitting = sum(row["fits"] for row in table[len(rows) :])
         print(f"  {left} more, {f'{fitting} of them fit' if fitting else 'none of them fits'}: --all shows them")
     _print_memory(plan)
     time, cost = plan["time"], plan["cost"]
@@ -68,13 +65,13 @@ def shown_parts(cost: PlannedCost) -> dict[str, float]:
 
 
 def cost_lines(cost: PlannedCost) -> list[str]:
-    """A cost in words, as `plan` and `advise` both print it: the total, its parts that add up to it, and what several runs cost."""
-    shown, why = shown_parts(cost), cost.explained or {}
-    width = max((len(usd_words(usd)) for usd in shown.values()), default=0)
+    """A cost in words, for `plan` and `advise`: the total, its parts that add up to it, and what several runs cost."""
+    parts, why = shown_parts(cost), cost.explained or {}
+    width = max((len(usd_words(usd)) for usd in parts.values()), default=0)
     expected, high = usd_words(cost.usd or 0.0), usd_words(cost.p90 or 0.0)
     spread = f"; one time in ten more than {high}" if high != expected else ""
     lines = [f"Cost: {expected} expected{spread}"]
-    lines += [f"  {usd_words(usd):>{width}}  {name}: {why[name]}" for name, usd in shown.items()]
+    lines += [f"  {usd_words(usd):>{width}}  {name}: {why[name]}" for name, usd in parts.items()]
     if words := until_kept_words(cost):
         lines.append(f"{words.removesuffix('.')} (--runs 3 --setup-hours 0.5 --evaluation-hours 0.5)")
     return lines
@@ -119,8 +116,11 @@ def serving_lines(model: str, table: Sequence[Served], context: int, concurrency
         lines.append(f"{title:<16}" + "".join(f"{getattr(each, field):>16.1f}" for each in first))
     lines += ["", "tokens a second written to all requests together (to one alone); N x: so many GPUs are needed"]
     for machine, row in machines.items():
-        cells = ("-" if each.one is None or each.all is None else
-                 f"{f'{each.gpus}x ' if each.gpus > 1 else ''}{_short(each.all)} ({_short(each.one)})" for each in row)  # fmt: skip
+        cells = []
+        for each in row:
+            count = f"{each.gpus}x " if each.gpus > 1 else ""
+            speeds = None if each.one is None or each.all is None else f"{_short(each.all)} ({_short(each.one)})"
+            cells.append(f"{count}{speeds}" if speeds else "-")
         lines.append(f"{machine:<16}" + "".join(f"{cell:>16}" for cell in cells))
     if len(first) == len(table):
         lines.append(f"{'prompt tokens/s':<16}" + "".join(f"{each.prompt or 0:>16,.0f}" for each in first))

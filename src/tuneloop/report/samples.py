@@ -1,7 +1,7 @@
-"""Samples: rows chosen to tell something first, for the terminal and the page, and all of them for a search in the page itself.
+"""Samples: rows chosen to tell something first, for the terminal and the page, and all of them for the page's search.
 
-The first rows of a page are HTML and need no script; the others are JSON, which `samples.js` shows as text, never as markup.
-"""
+The first rows of a page are HTML and need no script; the others are JSON, which `samples.js` shows as text, never as
+markup."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tuneloop.core.units import counted
 from tuneloop.evaluation.metrics import metric_of, title_of
 from tuneloop.evaluation.metrics.objects import differing_fields
 from tuneloop.records.evaluation import EvaluationManifest, Sample
-from tuneloop.report.facts import RunFacts, clean, count, figure, finite, is_right, number, section, shown_metrics
+from tuneloop.report.facts import RunFiles, clean, count, finite, is_right, metric_text, number, section, shown_metrics
 
 Parts = list[tuple[str, str]]  # ("", "del" or "ins", text)
 WORD = re.compile(r"\w+|\s+|[^\w\s]")
@@ -32,9 +32,9 @@ ALIGNED = 12  # equal characters by which two excerpts end at the same place
 FEWEST_SHARED = 0.3  # of the words; texts with less in common would be marked all over
 
 
-def side_by_side(kept: str, gone: str) -> tuple[Parts, Parts]:
+def side_by_side(first: str, second: str) -> tuple[Parts, Parts]:
     """Two texts with the words marked that only one of them has; case and white space do not count."""
-    a, b = WORD.findall(kept), WORD.findall(gone)
+    a, b = WORD.findall(first), WORD.findall(second)
     folded_a, folded_b = ([" " if word.isspace() else word.casefold() for word in words] for words in (a, b))
     left: Parts = []
     right: Parts = []
@@ -45,7 +45,7 @@ def side_by_side(kept: str, gone: str) -> tuple[Parts, Parts]:
 
 
 def from_difference(one: str, other: str, most: int) -> tuple[str, str]:
-    """Two texts without the beginning that both share, where it would take the room (`most` characters) of what differs."""
+    """Two texts without the beginning that both share, where it would fill the room (`most` characters) of the rest."""
     same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     start = same - most // 4
     if max(len(one), len(other)) <= most or start <= 0:
@@ -54,7 +54,7 @@ def from_difference(one: str, other: str, most: int) -> tuple[str, str]:
 
 
 def same_end(one: str, other: str, most: int) -> tuple[str, str]:
-    """Two excerpts of at most `most` characters that end at the same place of their texts; where one is longer, that is no difference.
+    """Two excerpts of at most `most` characters that end at the same place of their texts, so that these are compared.
 
     A text of `EXCERPT` characters and an ellipsis was cut by who wrote it.
     """
@@ -91,19 +91,14 @@ LOOK_AHEAD = 200  # rows among which the next label is looked for
 
 @dataclass(frozen=True)
 class JudgedSample:
-    """A row of `samples.jsonl`, the `place`th from 0, with what it tells.
-
-    Args:
-        right: whether the own answer is right; None where that says little. `others`: the same for each other system
-            shown.
-    """
+    """A row of `samples.jsonl` with what it tells."""
 
     sample: Sample
-    place: int
+    place: int  # in the file, from 0
     kind: str  # see `KINDS`; `why` says it in words
     why: str
-    right: bool | None
-    others: dict[str, bool | None]
+    right: bool | None  # whether the system's own answer is right; None where that says little
+    others: dict[str, bool | None]  # the same for each other system that is shown
     value: float | None  # confidence or score, by which rows can be sorted; None where unknown
     label: str | None = None  # the row's label, or the value of the field that decides; None for free texts
 
@@ -139,10 +134,8 @@ class OrderedSamples:
     def in_words(self) -> str:
         """How the first rows were chosen, and how many answers are wrong in all."""
         n, wrong = len(self.rows), sum(t.right is False for t in self.rows)
-        text = (
-            f"Rows that tell the most come first: where {self.own} and another system disagree, wrong answers, and near misses, each "
-            f"label in turn. They are not a random sample of the {count(n, 'row')}"
-        )
+        text = f"Rows that tell the most come first: where {self.own} and another system disagree, wrong answers, and "
+        text += f"near misses, each label in turn. They are not a random sample of the {count(n, 'row')}"
         return text + (f": {wrong:,} of all {counted(n, 'answer')} of {self.own} are wrong." if self.judged else ".")
 
 
@@ -151,7 +144,7 @@ KINDS = ("lost", "won", "unsure", "wrong", "rest")
 TURNS = ("lost", "won", "wrong", "lost", "unsure", "won")
 
 
-def choose(facts: RunFacts) -> OrderedSamples:
+def choose(facts: RunFiles) -> OrderedSamples:
     """All rows of an evaluation, those that tell the most first: the one choice for the terminal and the page."""
     evaluation = facts.evaluation
     system, names = evaluation.name, shown_systems(evaluation, facts.samples)
@@ -160,15 +153,15 @@ def choose(facts: RunFacts) -> OrderedSamples:
     return OrderedSamples(system, names, order_of_interest(judged))
 
 
-def samples_part(facts: RunFacts) -> dict[str, Any]:
+def samples_part(facts: RunFiles) -> dict[str, Any]:
     """Everything about samples that the template shows: first rows, confusions, and the rows for the script."""
     if not facts.samples:
         return {}
     choice, metrics = choose(facts), shown_metrics(facts.evaluation)
     rows = choice.rows[:MOST_ROWS]
     longest = longest_text(rows)
-    wanted = number(section(facts.config.get("evaluate")).get("samples"))
-    size = 0 if wanted == 0 else max(int(wanted or 0), PAGE)
+    requested = number(section(facts.config.get("evaluate")).get("samples"))
+    size = 0 if requested == 0 else max(int(requested or 0), PAGE)
     wrong = [t for t in choice.rows if t.right is False]
     pairs = Counter((t.reference, t.answer.strip() or "(empty)") for t in wrong if t.sample.label is not None)
     return {
@@ -183,7 +176,7 @@ def samples_part(facts: RunFacts) -> dict[str, Any]:
 
 
 def shown_systems(evaluation: EvaluationManifest, samples: Sequence[Sample]) -> list[str]:
-    """The systems whose answers are shown with the own one: all of a few, else the best prompt, the best other, zero-shot."""
+    """The systems whose answers are shown with its own: all of a few, else the best prompt and other, and zero-shot."""
     answered = samples[0].baselines if samples else {}
     metric = evaluation.primary or next(iter(shown_metrics(evaluation)), "")
 
@@ -196,23 +189,20 @@ def shown_systems(evaluation: EvaluationManifest, samples: Sequence[Sample]) -> 
         return names
     best = sorted(names, key=value, reverse=True)
     prompts, others = [n for n in best if "shot" in n], [n for n in best if "shot" not in n]
-    chosen = dict.fromkeys([*prompts[:1], *others[:1], *(n for n in best if n == "zero-shot"), *best])
-    return [name for name in names if name in list(chosen)[:MOST_OTHERS]]
+    priority = dict.fromkeys([*prompts[:1], *others[:1], *(n for n in best if n == "zero-shot"), *best])
+    return [name for name in names if name in list(priority)[:MOST_OTHERS]]
 
 
 @dataclass
-class _Judge:
-    """By what rows without a label are judged: a metric, or the value of the field that decides.
-
-    Args:
-        apart: system -> row id -> (own score, its score), as far as `eval.json` names rows; `whole`: systems of which
-            it names all.
-    """
+class _RowJudge:
+    """By what rows without a label are judged: a metric, or the value of the field that decides."""
 
     metric: str
     right_or_wrong: bool  # whether a score says right or wrong, as of a field's value or of a program's tests
-    apart: Mapping[str, Mapping[str, tuple[float, float]]]
-    whole: frozenset[str]
+    apart: Mapping[
+        str, Mapping[str, tuple[float, float]]
+    ]  # system -> row id -> (own score, its score), as in `eval.json`
+    whole: frozenset[str]  # systems of which `eval.json` names all such rows
     field: Pattern | None
 
     def value(self, text: str) -> str | None:
@@ -225,7 +215,7 @@ class _Judge:
         return match[1].strip() if match and match.groups() and match[1] else None
 
 
-def _judge(evaluation: EvaluationManifest, samples: Sequence[Sample]) -> _Judge:
+def _judge(evaluation: EvaluationManifest, samples: Sequence[Sample]) -> _RowJudge:
     metric = evaluation.row_metric or evaluation.primary
     scores = {number(sample.scores.get(metric)) for sample in samples}
     differing = evaluation.disagreements
@@ -236,10 +226,10 @@ def _judge(evaluation: EvaluationManifest, samples: Sequence[Sample]) -> _Judge:
     field = None
     with contextlib.suppress(ValueError):
         field = compile_pattern(pattern, re.MULTILINE) if pattern else None
-    return _Judge(metric, plain, apart, whole, field)
+    return _RowJudge(metric, plain, apart, whole, field)
 
 
-def judged_sample(sample: Sample, place: int, system: str, names: Sequence[str], judge: _Judge) -> JudgedSample:
+def judged_sample(sample: Sample, place: int, system: str, names: Sequence[str], judge: _RowJudge) -> JudgedSample:
     """What a row tells: who is right, or, where that says little, who is nearer to the reference."""
     answered = [name for name in names if name in sample.baselines]
     right, confidence = is_right(sample), number(sample.confidence)
@@ -254,9 +244,7 @@ def judged_sample(sample: Sample, place: int, system: str, names: Sequence[str],
         right, others = score == 1, {name: _right_by_score(sample, name, score, judge) for name in answered}
         field = judge.metric.rpartition(".")[0].replace("_", " ")
         about, confidence, label = f"{field}: " if field else "", None, judge.value(sample.reference)
-    rivals = [
-        name for name, good in others.items() if (good is False if right else good)
-    ]  # those with the other outcome
+    rivals = [name for name, good in others.items() if (good is False if right else good)]  # with the other outcome
     sure = "" if confidence is None else f" (confidence {confidence:.2f})"
     why = f"{system} is {'right' if right else 'wrong'}{sure}"
     if rivals:
@@ -271,18 +259,18 @@ def judged_sample(sample: Sample, place: int, system: str, names: Sequence[str],
     return JudgedSample(sample, place, kind, why, right, others, confidence, label)
 
 
-def _right_by_score(sample: Sample, name: str, own_score: float, judge: _Judge) -> bool | None:
+def _right_by_score(sample: Sample, name: str, own_score: float, judge: _RowJudge) -> bool | None:
     pair = judge.apart.get(name, {}).get(sample.id)
     if pair:
         return pair[1] == 1
     if name in judge.whole:
         return own_score == 1
-    wanted = judge.value(sample.reference)
-    return None if wanted is None else judge.value(sample.baselines[name]) == wanted
+    value = judge.value(sample.reference)
+    return None if value is None else judge.value(sample.baselines[name]) == value
 
 
 def _by_score(
-    sample: Sample, place: int, judge: _Judge, others: dict[str, bool | None], differing: str
+    sample: Sample, place: int, judge: _RowJudge, others: dict[str, bool | None], differing: str
 ) -> JudgedSample:
     """A row without right and wrong: nearer to the reference than others, or farther, by the metric that decides.
 
@@ -294,7 +282,7 @@ def _by_score(
         pair = rows.get(sample.id)
         if pair and name in others:
             mine, theirs = pair
-            why = f"{title_of(metric)} {figure(mine, metric)} against {figure(theirs, metric)} of {name}"
+            why = f"{title_of(metric)} {metric_text(mine, metric)} against {metric_text(theirs, metric)} of {name}"
             why += f": {differing}" if differing else ""
             return JudgedSample(sample, place, "won" if mine > theirs else "lost", why, None, others, value)
     return JudgedSample(sample, place, "rest", differing, None, others, value)
@@ -321,9 +309,9 @@ def order_of_interest(judged: Sequence[JudgedSample]) -> list[JudgedSample]:
 def _shown(t: JudgedSample, system: str, metrics: Sequence[str], longest: int) -> dict[str, Any]:
     answers = []
     for name, text, right in _answers(t, system):
-        shown = cut(text, longest)
+        text_shown = cut(text, longest)
         # A label is right or wrong as a whole.
-        parts = [("", shown)] if t.sample.label is not None else marked_against(t.reference, shown)
+        parts = [("", text_shown)] if t.sample.label is not None else marked_against(t.reference, text_shown)
         answers.append({"name": name, "parts": parts, "right": right, "tuned": name == system})
     return {
         "why": t.why, "prompt": cut(t.sample.prompt, longest), "reference": cut(t.reference, longest),
@@ -341,8 +329,8 @@ def _scores(sample: Sample, system: str, metrics: Sequence[str]) -> str:
     if sample.label is not None and sample.predicted_label is not None:
         return ""
     names = dict.fromkeys([*(name for name in metrics if name in sample.scores), *sample.scores])
-    shown = [f"{title_of(k)} {figure(v, k)}" for k in names if (v := number(sample.scores[k])) is not None]
-    return f"{system}: {' · '.join(shown[:4])}" if shown and is_right(sample) is None else ""
+    texts = [f"{title_of(k)} {metric_text(v, k)}" for k in names if (v := number(sample.scores[k])) is not None]
+    return f"{system}: {' · '.join(texts[:4])}" if texts and is_right(sample) is None else ""
 
 
 def cut(text: str, longest: int = LONGEST_TEXT) -> str:
@@ -387,7 +375,8 @@ def rows_json(
 ) -> Markup:
     """The rows as JSON that a page can hold; each text is there once, and rows name it by its number.
 
-    A row: place, why, prompt, reference, label, right, value, answers, which of them are right, scores, whether words are marked.
+    A row: place, why, prompt, reference, label, right, value, answers, which of them are right, scores, whether words
+    are marked.
     """
     texts: dict[str, int] = {}
 
@@ -400,20 +389,20 @@ def rows_json(
     rows = []
     for t in judged:
         answers = {name: (text, right) for name, text, right in _answers(t, system)}
-        shown = [answers.get(name, (None, None)) for name in [*names, system]]
+        cells = [answers.get(name, (None, None)) for name in [*names, system]]
         rows.append(
             [
                 t.place, number_of(t.why), number_of(cut(t.sample.prompt, longest)),
                 number_of(cut(t.reference, longest)), number_of(str(t.label)), flag(t.right),
                 None if t.value is None else round(t.value, 4),
-                [-1 if text is None else number_of(cut(text, longest)) for text, _ in shown],
-                [flag(right) for _, right in shown], number_of(_scores(t.sample, system, metrics)),
+                [-1 if text is None else number_of(cut(text, longest)) for text, _ in cells],
+                [flag(right) for _, right in cells], number_of(_scores(t.sample, system, metrics)),
                 int(t.sample.label is None),
             ]
         )  # fmt: skip
     data = {"size": size, "names": [*names, system], "texts": list(texts), "rows": rows}
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     # Inside a script element nothing may look like a tag, or end the element.
-    for char, escaped in (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029")):  # fmt: skip
-        text = text.replace(char, escaped)
+    for char in "<>&\u2028\u2029":
+        text = text.replace(char, f"\\u{ord(char):04x}")
     return Markup(text)

@@ -69,13 +69,13 @@ def closing_table(run: Path, width: int = 80) -> list[RenderableType]:
     if share := f.used(facts.run.mfu if facts.run else None):
         parts.append(Text(f"How well the steps used this machine (MFU): {share}."))
     if facts.samples:
-        wanted = f.number(f.section(facts.config.get("evaluate")).get("samples"))
+        requested = f.number(f.section(facts.config.get("evaluate")).get("samples"))
         choice = choose(facts)
-        shown = choice.rows[: 5 if wanted is None else int(wanted)]
-        if shown:
-            heading = f"{len(shown)} of {f.count(len(choice.rows), 'row')}"
-            draw = samples_side_by_side if fit_side_by_side(shown, width) else samples_stacked
-            parts += [Text(""), Text(heading, style="bold"), Text(choice.in_words()), draw(shown, choice)]
+        samples = choice.rows[: 5 if requested is None else int(requested)]
+        if samples:
+            heading = f"{len(samples)} of {f.count(len(choice.rows), 'row')}"
+            draw = samples_side_by_side if fit_side_by_side(samples, width) else samples_stacked
+            parts += [Text(""), Text(heading, style="bold"), Text(choice.in_words()), draw(samples, choice)]
     parts += [Text(""), _paths(facts), *[Text(problem, style="yellow") for problem in facts.problems]]
     return parts
 
@@ -120,8 +120,8 @@ def samples_stacked(samples: Sequence[JudgedSample], choice: OrderedSamples) -> 
         table.add_row("reference", Text(_short(t.reference, LONGEST_ANSWER)))
         for name, answer, right in t.answers:
             table.add_row(name, _judged(answer, right))
-        own = Text("", style="bold").append_text(_judged(t.answer, t.right))
-        table.add_row(Text(choice.own, style="bold green"), own)
+        cell = Text("", style="bold").append_text(_judged(t.answer, t.right))
+        table.add_row(Text(choice.own, style="bold green"), cell)
     return table
 
 
@@ -142,7 +142,7 @@ def _short(value: str, longest: int) -> str:
     return cut
 
 
-def _paths(facts: f.RunFacts) -> Table:
+def _paths(facts: f.RunFiles) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(no_wrap=True, style="dim")
     table.add_column(overflow="fold")

@@ -109,7 +109,7 @@ def test_a_few_rows_that_fail_for_good_are_left_out_and_not_asked_again(
 
 def test_another_model_is_refused_unless_that_is_wanted(server: Server, dataset: Dataset, tmp_path: Path) -> None:
     server.says = lambda number, body: (200, "cheap", "big-mini-2026-01-01")
-    with pytest.raises(UserError, match="big-mini-2026-01-01 has answered, and big was asked"):
+    with pytest.raises(UserError, match="big-mini-2026-01-01 has answered, and big was requested"):
         answers_of(job(server, dataset, tmp_path / "run"))
     assert len(server.bodies) == 1  # nothing more is paid for
     assert answers_of(job(server, dataset, tmp_path / "run", any_model=True))

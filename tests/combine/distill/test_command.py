@@ -85,7 +85,7 @@ def test_answers_are_kept_filtered_and_compared_with_a_control(
         raise AssertionError("asked again")
 
     file.write_bytes(file.read_bytes() + b'{"id": "torn')  # as a killed process leaves it
-    monkeypatch.setattr(module, "_figures", lambda *_: None)
+    monkeypatch.setattr(module, "_measured", lambda *_: None)
     monkeypatch.setattr(distil_answers, "teacher_answers", refused)
     assert told(capsys, *command)["kept"] == found["kept"]
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from six_layers import write_six_layers
 
-from tuneloop.combine.distill.prune import layers_to_drop, write_pruned
+from tuneloop.combine.distill.command import layers_to_drop, write_pruned
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
 from tuneloop.models.load import Model, load_model

@@ -261,7 +261,7 @@ def test_kinds_that_are_no_plain_lora_are_refused_with_the_way_out(
     with pytest.raises(UserError, match=words) as caught:
         make("odd", **settings)
         open_adapter("odd", tmp_path / "odd")
-    assert "by itself" in caught.value.next_step
+    assert "on its own" in caught.value.next_step
 
 
 def test_settings_that_a_method_cannot_take_are_refused(make: Make, merge: Merge) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tuneloop.combine.route.cascade import CascadeRows, choose_threshold, judged_cascade, thresholds_of
-from tuneloop.combine.route.frontier import gap_recovered
+from tuneloop.combine.route.router import gap_recovered
 
 
 def rows(n: int = 2000, seed: int = 0, informed: bool = True, large: float = 0.9) -> CascadeRows:
@@ -21,10 +21,10 @@ def test_only_unsure_rows_go_on_and_the_small_model_is_always_paid() -> None:
     found = rows()
     grid = thresholds_of(found)
     assert found.cost(grid[0]) == 1.0 and found.cost(grid[-1]) == pytest.approx(11.0)
-    asked = found.asked_large(0.5)
-    assert found.confidence[asked].max() < 0.5 <= found.confidence[~asked].min()
-    assert found.cost(0.5) == pytest.approx(1.0 + 10.0 * asked.mean())
-    assert np.array_equal(found.worth(0.5), np.where(asked, found.quality[:, 1], found.quality[:, 0]))
+    below = found.below(0.5)
+    assert found.confidence[below].max() < 0.5 <= found.confidence[~below].min()
+    assert found.cost(0.5) == pytest.approx(1.0 + 10.0 * below.mean())
+    assert np.array_equal(found.worth(0.5), np.where(below, found.quality[:, 1], found.quality[:, 0]))
 
 
 def test_the_threshold_is_where_the_large_model_is_no_more_likely_to_be_right() -> None:

@@ -43,7 +43,7 @@ def test_a_cascade_is_chosen_on_one_half_and_judged_on_the_other(tmp_path: Path,
     assert found["singles"][0]["quality"] < found["quality"]["value"] <= found["singles"][2]["quality"]
     assert main(["route", "cascade", small, large, "--max-cost", "3", "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "the large model is asked" in said and "recovered" in said
+    assert "the large model answers" in said and "recovered" in said
     assert read_json(out)["cost"] < 4
 
 

@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 from routed import outcomes, record, tasks
 
-from tuneloop.combine.route.frontier import calibration_error, frontier, gap_recovered, judged, price_for, singles
-from tuneloop.combine.route.router import fit_router
+from tuneloop.combine.route.router import (
+    calibration_error,
+    fit_router,
+    frontier,
+    gap_recovered,
+    judge_router,
+    price_for,
+    singles,
+)
 
 COSTS = np.array([1.0, 9.0])
 
@@ -47,11 +54,11 @@ def test_the_price_keeps_the_mean_cost_below_what_is_allowed() -> None:
 def test_figures_of_a_router_for_tasks_and_for_outcomes() -> None:
     router = fit_router(tasks(150, 0), tasks(60, 1), record())
     far = np.tile(np.array([[0, 0, 0, 9.0]], dtype=np.float32), (20, 1))
-    found = judged(router, tasks(300, 2), far)
+    found = judge_router(router, tasks(300, 2), far)
     assert found.quality.low < found.quality.value < found.quality.high and set(found.recall) == {"m0", "m1", "m2"}
     assert found.caught == 1.0 and found.auroc is not None and found.auroc > 0.95 and found.gap_recovered is None
     priced = fit_router(outcomes(300, 0), outcomes(100, 1), record(2, False, (1.0, 10.0)))
-    other = judged(priced, outcomes(300, 2))
+    other = judge_router(priced, outcomes(300, 2))
     assert other.gap_recovered is not None and other.gap_recovered.value > 0.6
     assert other.singles[-1].quality >= other.quality.value >= other.singles[0].quality
 

@@ -1,4 +1,4 @@
-"""The controller: when a cycle begins, that it goes on after a kill, and how it ends."""
+"""The controller: when a cycle begins, that it continues after a kill, and how it ends."""
 
 import json
 import math
@@ -149,9 +149,9 @@ def test_a_warm_start_without_a_run_in_use_is_refused(store):
 
 
 def test_an_open_experiment_waits_and_the_next_pass_goes_on_there(store):
-    runner = Runner(decide=(3, {"outcome": "continue", "sentence": "Goes on at 10%"}))
+    runner = Runner(decide=(3, {"outcome": "continue", "sentence": "Continues at 10%"}))
     done = w.improve(project(store), command=runner)
-    assert (done.state, done.sentence) == ("waiting", "Cycle 1, decide: Goes on at 10%")
+    assert (done.state, done.sentence) == ("waiting", "Cycle 1, decide: Continues at 10%")
     again = Runner()
     assert w.improve(project(store), command=again).state == "ended" and again.ran == ["decide", "promote"]
 
@@ -299,11 +299,11 @@ JUDGED = Facts(100, 500, 50, 0, requests_per_day=1000, bad=0.3, expected_usd=5.0
 @pytest.mark.parametrize(
     ("settings", "changes", "begins", "why"),
     [
-        (WORTH, {}, True, "expected gain $81.00: 1,000 requests a day for 90 days, 30.0% bad answers, 15.0% of them mended"),
+        (WORTH, {}, True, "expected gain $81.00: 1,000 requests a day for 90 days, 30.0% bad answers, 15.0% of them fixed"),
         (WORTH, {"requests_per_day": 10}, False, "expected gain $0.81"),  # costs 5
-        (WORTH, {"mended": (0.0,) * 30, "expected_usd": 20.0}, False, "0.9% of them mended (by 50 new corrections, from 30 earlier cycles)"),
+        (WORTH, {"mended": (0.0,) * 30, "expected_usd": 20.0}, False, "0.9% of them fixed (by 50 new corrections, from 30 earlier cycles)"),
         (WORTH, {"days": 5, "alarms": 1}, False, "for 5 days"),  # waiting has not cost much yet
-        (WORTH, {"corrections": 0}, False, "0.0% of them mended"),
+        (WORTH, {"corrections": 0}, False, "0.0% of them fixed"),
         (WORTH, {"bad": math.nan}, False, "no answer was judged"),
         (WORTH, {"expected_usd": math.nan}, False, "the planner could not say"),
         ({"budget": {"usd": 10}}, {"spent_usd": 4.0}, True, ""),
@@ -343,7 +343,7 @@ def test_what_steps_take_is_logged_and_counts_for_the_budget_of_the_quarter(stor
     assert cycle.bad == 0.0 and cycle.done["decide"]["difference"] == 0.1
 
 
-def test_a_cycle_has_mended_what_its_experiment_measured():
+def test_a_cycle_has_fixed_what_its_experiment_measured():
     ended = Cycle(
         1,
         ProjectConfig(name="q", model="m", recipe="r"),
@@ -353,8 +353,8 @@ def test_a_cycle_has_mended_what_its_experiment_measured():
         bad=0.4,
         corrections=50,
     )
-    assert ended.mended == 0.5  # 50 corrections teach half of what many would
-    assert replace(ended, outcome="rolled back").mended == 0 and replace(ended, bad=math.nan).mended == 0
+    assert ended.fixed_share == 0.5  # 50 corrections teach half of what many would
+    assert replace(ended, outcome="rolled back").fixed_share == 0 and replace(ended, bad=math.nan).fixed_share == 0
 
 
 def test_watching_goes_on_after_a_failed_pass_and_says_what_is_new(store, tmp_path, monkeypatch):
@@ -424,7 +424,7 @@ def test_in_shadow_mode_each_pass_judges_before_it_decides(store):
         if words[:2] == ["ab", "start"]:
             assert words[-1] == "--shadow"
             ab.start(store, words[2], {"model": "m"})
-        return (3, {"sentence": "Shadow mode goes on"}) if words[:2] == ["ab", "check"] else (0, {})
+        return (3, {"sentence": "Shadow mode continues"}) if words[:2] == ["ab", "check"] else (0, {})
 
     asks = project(store, judge="llama-3.1-8b-instruct")
     assert w.improve(asks, command=command).state == "waiting"

@@ -8,7 +8,7 @@ from traffic import at, thumb, traffic
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.improve.experiment import command as ab
-from tuneloop.improve.experiment.log import experiments_of
+from tuneloop.improve.experiment.state import experiments_of
 from tuneloop.records.record import write_record
 from tuneloop.records.server import ServedName, ServerState
 from tuneloop.serving.keys import Limits, add_key, revoke_key
@@ -57,7 +57,7 @@ def test_a_bad_one_is_rolled_back(store):
 
 def test_no_second_experiment_with_the_same_model_or_name(store):
     begun(store)
-    for name, why in (("new", "already"), ("other", "goes on")):
+    for name, why in (("new", "already"), ("other", "still runs")):
         with pytest.raises(UserError, match=why):
             ab.start(store, name, SETTINGS)
     ab.stop(store, "", "enough")

@@ -142,7 +142,7 @@ def test_a_step_of_the_ramp_holds_for_new_users_only(folder: Path) -> None:
     async def work(gateway: Gateway, _: NamingEngine) -> tuple[list[str], list[str]]:
         old = [await ask(gateway, f"u{i}") for i in range(20)]
         draw = gateway.draw.__self__  # type: ignore[union-attr]
-        share["value"] = draw.going["m"].share
+        share["value"] = draw.running["m"].share
         with opened(folder) as store:
             verdict = ab.verdict_of(store, ab.read_experiments(folder)["new"], "2026-01-01T00:00:00Z")
             data = verdict.model_copy(update={"share": 1.0, "outcome": "continue"}).to_json()
@@ -151,7 +151,7 @@ def test_a_step_of_the_ramp_holds_for_new_users_only(folder: Path) -> None:
             from tuneloop.serving.store.store import insert
 
             insert(store, [Decision(id=uuid7(), time=utc_now(), kind="experiment.decision", subject="new", data=data)])
-        await until(lambda: draw.going["m"].share == 1.0)
+        await until(lambda: draw.running["m"].share == 1.0)
         assert [await ask(gateway, f"u{i}") for i in range(20)] == old
         return old, [await ask(gateway, f"v{i}") for i in range(20)]
 

@@ -9,7 +9,7 @@ from traffic import at, request, thumb
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.improve.experiment import command as ab
-from tuneloop.improve.experiment.shadow import judge_copies
+from tuneloop.improve.experiment.command import judge_copies
 from tuneloop.records.request import LEFT
 from tuneloop.serving.store.store import connect, insert, opened, read_feedback
 
@@ -128,7 +128,7 @@ def test_a_candidate_that_speaks_to_the_judge_wins_nothing_by_it(store, capsys):
 def test_verdicts_count_for_the_decision(store):
     judge_copies(store)
     _, verdict = ab.check(store)
-    assert verdict.evidence.shadow_votes == 20 and "Shadow mode goes on" in verdict.sentence
+    assert verdict.evidence.shadow_votes == 20 and "Shadow mode continues" in verdict.sentence
 
 
 def test_a_candidate_that_fails_loses_and_one_whose_server_was_stopped_does_not(tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 from traffic import request, thumb
 
-from tuneloop.improve.feedback.value import by_request, current, talks_of
+from tuneloop.improve.feedback.value import by_request, conversations_of, current
 from tuneloop.records.feedback import value_of
 
 
@@ -43,7 +43,7 @@ def test_conversations_of_two_keys_are_two_whatever_their_names():
     talk = {"request": None, "conversation": "c"}
     said = [thumb(1, 3, True, id=f"f{i}", user=f"u{i}", voice=voice, **talk)
             for i, voice in enumerate((None, "key:anna", "key:ben", "key:carl", "anyone", "trusted:ben", "trusted:desk"))]  # fmt: skip
-    found = by_request(said, talks_of(requests))
+    found = by_request(said, conversations_of(requests))
     # Who began it had it, where nothing else is said; a stranger speaks of none.
     assert {id_: [one.id for one in of] for id_, of in found.items()} == {
         "r000001": ["f0", "f1", "f6"], "r000002": ["f2", "f5"],

@@ -1,4 +1,4 @@
-"""Canary prompts are asked of a server's engine or of any target, stored as nobody's requests, and reported."""
+"""Canary prompts go to a server's engine or to any target, are stored as requests of no one, and reported."""
 
 import asyncio
 import json
@@ -103,7 +103,7 @@ def test_the_report_of_a_window_has_them(tmp_path, dataset, capsys, monkeypatch)
         insert(store, [request(i, 0, time=utc_now()) for i in range(5)])
     words = ["monitor", str(tmp_path), "--reference", dataset.path, "--canaries", "10"]
     assert main(words) == 0
-    assert f"asked {FIRST_ROUNDS} times, all answered as before" in capsys.readouterr().out
+    assert f"sent {FIRST_ROUNDS} times, all answered as before" in capsys.readouterr().out
     asked(tmp_path, rows, words=("it was",))
     assert main([*words, "--json"]) == 1
     report = json.loads(capsys.readouterr().out)

@@ -1,4 +1,4 @@
-"""A server compares each window when it is over, in a process of its own, and goes on serving whatever comes of it."""
+"""A server compares each window when it is over, in its own process, and continues to serve whatever comes of it."""
 
 import asyncio
 import json
@@ -102,7 +102,7 @@ def test_canary_prompts_are_asked_when_they_are_due_and_what_they_show_is_said(s
     gone = config(store, reference=str(tmp_path / "gone"))
     with reporting(say=said.append):
         asyncio.run(w._canaries(gone, served("m"), 1.0, 1.0))
-    assert said == ["canaries  no prompt can be asked: No complete data set here"]
+    assert said == ["canaries  no prompt can be sent: No complete data set here"]
 
 
 @pytest.mark.slow

@@ -1,11 +1,11 @@
-"""The teacher's answers in `tuneloop distill`: written once, several a prompt where wanted, and the best one picked."""
+"""The teacher's answers in `tuneloop distill`: to which requests, written once, and the best of several if so set."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
-from tuneloop.combine.distill.prompts import unlabelled_rows
 from tuneloop.combine.options import DistilOptions
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import (
@@ -30,7 +29,12 @@ from tuneloop.core.files import (
 from tuneloop.core.patterns import compile_pattern
 from tuneloop.core.ui import progress, say
 from tuneloop.core.units import counted, verb
+from tuneloop.data.config import DuplicatesConfig
 from tuneloop.data.dataset import label_counts, load_dataset
+from tuneloop.data.formats import Rejection
+from tuneloop.data.sources.parse import SourceRecord
+from tuneloop.data.sources.read import read_records
+from tuneloop.data.task import prompt_reader, task_spec
 from tuneloop.evaluation.metrics.text import token_f1
 from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.openai.target import EndpointTarget
@@ -40,10 +44,12 @@ from tuneloop.pipeline.targets import TaskTarget
 from tuneloop.records.completion import Completion
 from tuneloop.records.dataset import MANIFEST, SplitFile
 from tuneloop.records.record import write_record
-from tuneloop.records.rows import Dataset, Row
+from tuneloop.records.rows import Dataset, Message, Row
 
 if TYPE_CHECKING:
     from tuneloop.combine.distill.probabilities import ProbabilityStore
+
+SAME = "regular expressions with a group, which must have found the same in the row's own answer"
 
 
 class AnswerGate(Config):
@@ -53,11 +59,7 @@ class AnswerGate(Config):
     contains: list[str] = Field(default_factory=list, description="each must occur, in any case")
     lacks: list[str] = Field(default_factory=list, description="none may occur, in any case")
     matches: list[str] = Field(default_factory=list, description="regular expressions, each to be found in the answer")
-    same: list[str] = Field(
-        default_factory=list,
-        description="regular expressions with a group, which must have found the same in the row's own answer; of requests without one it is "
-        "enough that they are found",
-    )
+    same: list[str] = Field(default_factory=list, description=f"{SAME}; without one it is enough to find them")
     most_words: int | None = Field(None, ge=1, description="longest answer")
 
     @field_validator("matches", "same")
@@ -78,11 +80,11 @@ class AnswerGate(Config):
                 raise ValueError(f"{pattern} has no group: write what is compared in brackets")
         return patterns
 
-    def breach(self, answer: str, own: str = "") -> str:
+    def breach(self, answer: str, row_answer: str = "") -> str:
         """The first condition that an answer fails; empty where it holds all.
 
         Args:
-            own: the row's own answer; empty where it has none.
+            row_answer: of the data set; empty where the row has none.
         """
         low = answer.casefold()
         for text in self.contains:
@@ -96,8 +98,8 @@ class AnswerGate(Config):
                 return f"does not match {pattern}"
         for pattern in self.same:
             search = compile_pattern(pattern).search
-            match, wanted = search(answer), search(own) if own else None
-            if not match or (wanted and match.group(1) != wanted.group(1)):
+            match, expected = search(answer), search(row_answer) if row_answer else None
+            if not match or (expected and match.group(1) != expected.group(1)):
                 return f"another value of {pattern}"
         if self.most_words is not None and len(answer.split()) > self.most_words:
             return f"longer than {self.most_words} words"
@@ -107,16 +109,14 @@ class AnswerGate(Config):
 def load_gate(file: str) -> AnswerGate | None:
     """The conditions in a file; None where no file is named.
 
-    Raises:
-        UserError: the file is missing or wrong, or demands nothing.
+    Raises UserError: the file is missing or wrong, or demands nothing.
     """
     if not file:
         return None
     gate = build_config(AnswerGate, read_yaml(Path(file), "conditions"), where=file)
     if gate == AnswerGate():
-        raise UserError(
-            "The file demands nothing of an answer", where=file, next_step="add contains, lacks, matches, same or most_words"
-        )  # fmt: skip
+        step = "add contains, lacks, matches, same or most_words"
+        raise UserError("The file demands nothing of an answer", where=file, next_step=step)
     return gate
 
 
@@ -134,7 +134,7 @@ class DistilJob:
     options: DistilOptions
     settings: Sequence[str] = ()  # `key=value`, of the student's recipe
     dropped: Counter[str] = field(default_factory=Counter)  # answers and requests, by reason
-    store: ProbabilityStore | None = None  # where its probabilities go while it writes; None: they are not wanted
+    store: ProbabilityStore | None = None  # where its probabilities go while it writes; None: they are not stored
 
     @property
     def place(self) -> Path:
@@ -186,18 +186,18 @@ def teacher_answers(job: DistilJob, requests: Sequence[Request]) -> Sequence[Com
     return list(job.teacher.target.complete(requests))
 
 
-# --- asking ------------------------------------------------------------------------------------
+# --- requests to the teacher -------------------------------------------------------------------
 
-Draw = tuple[str, int]  # a row's id, and the number of the answer: 0 is the likeliest one, the others are drawn
-TEMPERATURE = 0.8  # of the answers that are drawn
+Draw = tuple[str, int]  # a row's id, and the number of the answer: 0 is the likeliest one, the others are sampled
+Draws = Sequence[tuple[Row, int]]
+TEMPERATURE = 0.8  # of the answers that are sampled
 MOST_FAILED = 0.05  # share of requests that may fail for good
 
 
 def answers_of(job: DistilJob) -> dict[str, Completion]:
     """The teacher's answer to each row, the best of `best_of`; what is written down already is not requested again.
 
-    Raises:
-        UserError: too many requests failed, or another model answered.
+    Raises UserError: too many requests failed, or another model answered.
     """
     further = [row.id for row in job.unlabelled]
     key = content_hash([job.teacher.identity, job.dataset.manifest.hash, *([further] if further else [])])[:12]
@@ -209,24 +209,30 @@ def answers_of(job: DistilJob) -> dict[str, Completion]:
     if answers:
         say(f"teacher   {counted(len(answers), 'answer')} {verb(len(answers), 'is', 'are')} there already")
     draws = [(row, number) for number in range(job.options.best_of) for row in job.for_teacher]
-    left = [(row, number) for row, number in draws if (row.id, number) not in answers]
+    failed = _request_all(job, [(row, n) for row, n in draws if (row.id, n) not in answers], answers, file)
+    if len(failed) > MOST_FAILED * len(draws):
+        reason, _ = Counter(answer.error for answer in failed.values()).most_common(1)[0]
+        what = f"{len(failed):,} of {counted(len(draws), 'request')} to the teacher failed, most often: {reason}"
+        step = "the same command sends these again; what came is kept"
+        raise UserError(what, where=job.teacher.name, next_step=step)
+    _append(file, [_line(draw, answer) for draw, answer in failed.items()])  # so that the rows stay the same
+    return _best(job, answers | failed)
+
+
+def _request_all(job: DistilJob, draws: Draws, answers: dict[Draw, Completion], file: Path) -> dict[Draw, Completion]:
+    """Add the teacher's answers, and write them down; returns those that failed."""
     failed: dict[Draw, Completion] = {}
     endpoint = job.teacher.target.endpoint if isinstance(job.teacher.target, EndpointTarget) else None
     count, other = 0, ""
-    while count < len(left) and not other:
+    while count < len(draws) and not other:
         # A server gets one request before it gets many: another model may answer there, and its answers cost, too.
-        some = left[count : count + (1 if not count and endpoint else AT_ONCE)]
+        some = draws[count : count + (1 if not count and endpoint else AT_ONCE)]
         lines = []
-        for (row, number), answer in zip(
-            some, teacher_answers(job, [_request(job, *one) for one in some]), strict=True
-        ):
+        requests = [_request(job, *one) for one in some]
+        for (row, number), answer in zip(some, teacher_answers(job, requests), strict=True):
             draw = row.id, number
-            if (
-                endpoint
-                and answer.served
-                and not job.options.any_model
-                and not same_model(endpoint.model, answer.served)
-            ):
+            checked = endpoint is not None and answer.served and not job.options.any_model
+            if endpoint and checked and not same_model(endpoint.model, answer.served):
                 other = other or answer.served
             elif answer.error:
                 failed[draw] = answer
@@ -235,20 +241,12 @@ def answers_of(job: DistilJob) -> dict[str, Completion]:
                 lines.append(_line(draw, answer))
         _append(file, lines)  # those of the right model, also where another one joined in
         count += len(some)
-        progress("asking the teacher", count, len(left))
+        progress("requesting the teacher's answers", count, len(draws))
     if other and endpoint:
-        raise UserError(
-            f"{other} has answered, and {endpoint.model} was asked", where=job.teacher.name,
-            next_step=f"give --model {other}, or --any-model if that is a name for the same; what the right one answered is kept",
-        )  # fmt: skip
-    if len(failed) > MOST_FAILED * len(draws):
-        reason, _ = Counter(answer.error for answer in failed.values()).most_common(1)[0]
-        raise UserError(
-            f"{len(failed):,} of {counted(len(draws), 'request')} to the teacher failed, most often: {reason}",
-            where=job.teacher.name, next_step="the same command asks for these again; what came is kept",
-        )  # fmt: skip
-    _append(file, [_line(draw, answer) for draw, answer in failed.items()])  # so that the rows stay the same
-    return _best(job, answers | failed)
+        step = f"give --model {other}, or --any-model if that is the same; what the right one answered is kept"
+        what = f"{other} has answered, and {endpoint.model} was requested"
+        raise UserError(what, where=job.teacher.name, next_step=step)
+    return failed
 
 
 def _request(job: DistilJob, row: Row, number: int) -> Request:
@@ -332,7 +330,7 @@ def _ratings(job: DistilJob, answers: dict[Draw, Completion], usable: dict[str, 
     choose = Judge(job.options.judge).choose() if left else None
     for start in range(0, len(left), AT_ONCE):
         some = left[start : start + AT_ONCE]
-        items = [RatedAnswer(f"{row.id}", conversation_of(row), answers[row.id, n].text, row.answer) for row, n in some]
+        items = [RatedAnswer(row.id, conversation_of(row), answers[row.id, n].text, row.answer) for row, n in some]
         assert choose is not None
         lines = []
         for (row, n), rating in zip(some, judge_answers(items, choose, prompt).rows, strict=True):
@@ -343,39 +341,113 @@ def _ratings(job: DistilJob, answers: dict[Draw, Completion], usable: dict[str, 
 
 
 def taught_rows(job: DistilJob) -> Dataset:
-    """The data set with the teacher's answers in its training rows and behind further requests, those left out that are no good.
+    """The data set with the teacher's answers to its training rows and to further requests, without unusable ones.
 
-    Raises:
-        UserError: hardly an answer is usable.
+    Raises UserError: hardly an answer is usable.
     """
     answers = answers_of(job)
-    taught: list[Row] = [] if job.options.answers == "teacher" else list(job.dataset.train)
+    rows: list[Row] = [] if job.options.answers == "teacher" else list(job.dataset.train)
     for row in job.for_teacher:
         why = unusable(answers[row.id], job, row)
         if why:
             job.dropped[why] += 1
             continue
         text = answers[row.id].text.strip()
-        turns = [*row.prompt, {**row.messages[-1], "content": text}]
+        turns: list[Message] = [*row.prompt, {**row.messages[-1], "content": text}]
         label = text if row.label is not None else None
-        taught.append(replace(row, messages=turns, label=label, meta={**row.meta, "teacher": job.teacher.name}))  # type: ignore[arg-type]
-    if not taught:
-        reasons = ", ".join(f"{count} {why}" for why, count in job.dropped.items())
-        raise UserError(
-            f"No answer of the teacher is usable ({reasons})", where=job.teacher.name, next_step="ask another teacher"
-        )
+        rows.append(replace(row, messages=turns, label=label, meta={**row.meta, "teacher": job.teacher.name}))
+    if not rows:
+        what = f"No answer of the teacher is usable ({reasons_of(job.dropped)})"
+        raise UserError(what, where=job.teacher.name, next_step="use another teacher")
     out, old = job.place / "dataset", job.dataset.manifest
     files = {}
-    for split, rows in {"train": taught, "val": list(job.dataset.val), "test": list(job.dataset.test)}.items():
+    for split, split_rows in {"train": rows, "val": list(job.dataset.val), "test": list(job.dataset.test)}.items():
         file = out / f"{split}.jsonl"
-        write_jsonl(file, rows)
-        counts = label_counts(rows) if job.dataset.task == "classification" else None
-        files[split] = SplitFile(path=file.name, rows=len(rows), sha256=sha256_file(file), labels=counts)
-    hash_ = content_hash([old.hash, job.teacher.identity, [[row.id, row.answer] for row in taught]])
-    sizes = old.counts.model_copy(update={"train": len(taught)})
-    manifest = old.model_copy(
-        update={"id": f"{old.name}-{hash_[:12]}", "hash": hash_, "key": "", "counts": sizes, "checks": [],
-                "splits": old.splits.model_copy(update=files)}
-    )  # fmt: skip
-    write_record(out / MANIFEST, manifest)
+        write_jsonl(file, split_rows)
+        counts = label_counts(split_rows) if job.dataset.task == "classification" else None
+        files[split] = SplitFile(path=file.name, rows=len(split_rows), sha256=sha256_file(file), labels=counts)
+    hash_ = content_hash([old.hash, job.teacher.identity, [[row.id, row.answer] for row in rows]])
+    fields = {
+        "id": f"{old.name}-{hash_[:12]}", "hash": hash_, "key": "", "checks": [],
+        "counts": old.counts.model_copy(update={"train": len(rows)}), "splits": old.splits.model_copy(update=files),
+    }  # fmt: skip
+    write_record(out / MANIFEST, old.model_copy(update=fields))
     return load_dataset(out)
+
+
+# --- requests without answers of their own -----------------------------------------------------
+
+SAMPLE = 2000  # records that show which columns there are
+UNREADABLE = "not readable"
+Prompt = tuple[list[Message], list[dict[str, Any]]]  # turns, and tools
+
+
+def reasons_of(dropped: Mapping[str, int]) -> str:
+    """What was left out, in words, as in `3 empty, 1 failed`."""
+    return ", ".join(f"{count} {why}" for why, count in dropped.items())
+
+
+def unlabelled_rows(source: str, dataset: Dataset, dropped: Counter[str]) -> list[Row]:
+    """The requests of a transfer set as rows without an answer, in the form of the data set that the student learns.
+
+    Left out is what occurs in the data set's training rows or twice, and what is equal or near to a validation or test
+    row, which would give it away.
+
+    `source`: a file of any format that `prepare` reads, with or without answers, or a prepared data set (its training
+    rows); `dropped`: counts what is left out, by reason. Raises UserError: no such file, other columns than the data
+    set's, or nothing is left.
+    """
+    label = "" if dataset.task == "classification" else None  # the teacher's answer will be it
+    keys = {_prompt_key(row.prompt) for row in dataset.train}
+    rows: list[Row] = []
+    for messages, tools in _prompts(source, dataset, dropped):
+        key = _prompt_key(messages)
+        if key in keys:
+            dropped["there twice"] += 1
+            continue
+        keys.add(key)
+        empty: Message = {"role": "assistant", "content": ""}
+        rows.append(Row(key, [*messages, empty], label, tools, meta={"source": source}))
+    clean = _without_contamination(rows, dataset)
+    if len(clean) < len(rows):
+        dropped["near a validation or test row"] += len(rows) - len(clean)
+    if not clean:
+        what = f"No request is left for the teacher ({reasons_of(dropped)})"
+        raise UserError(what, where=source, next_step="give other requests, or leave --prompts out")
+    return clean
+
+
+def _prompt_key(messages: Iterable[Message]) -> str:
+    return content_hash([[turn["role"], " ".join(turn["content"].split()).casefold()] for turn in messages])[:16]
+
+
+def _prompts(source: str, dataset: Dataset, dropped: Counter[str]) -> list[Prompt]:
+    if (Path(source) / MANIFEST).is_file():
+        return [(row.prompt, row.tools) for row in load_dataset(source).train]
+    items = list(read_records([source]))
+    records: list[Mapping[str, Any]] = [item.value for item in items if isinstance(item, SourceRecord)]
+    if len(records) < len(items):
+        dropped[UNREADABLE] += len(items) - len(records)
+    if not records:
+        raise UserError("The file holds no records", where=source, next_step="give JSON Lines, JSON, CSV or Parquet")
+    spec = task_spec(dataset, answer="generate", max_new_tokens=1, chat_template="")
+    read = prompt_reader(spec, records[:SAMPLE])
+    prompts: list[Prompt] = []
+    for prompt in map(read, records):
+        if isinstance(prompt, Rejection) or not prompt.messages:
+            dropped[UNREADABLE] += 1
+        else:
+            prompts.append((prompt.messages, prompt.tools))
+    return prompts
+
+
+def _without_contamination(rows: list[Row], dataset: Dataset) -> list[Row]:
+    from tuneloop.data.dedup.contamination import find_contamination, index_of
+    from tuneloop.data.dedup.minhash import texts_of
+
+    judging = [*dataset.val, *dataset.test]
+    if not judging or not rows:
+        return rows
+    config = DuplicatesConfig(**dataset.manifest.config.get("duplicates", {}))
+    leaks = find_contamination([texts_of(row) for row in rows], index_of([texts_of(row) for row in judging], config))
+    return [row for row, leak in zip(rows, leaks, strict=True) if leak is None]

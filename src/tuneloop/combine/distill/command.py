@@ -1,19 +1,18 @@
-"""`tuneloop distill`: a small model learns a larger one's answers, and is compared with itself taught by the rows alone."""
+"""`tuneloop distill`: a small model learns a larger one's answers, and is compared with itself taught by the rows."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.combine.distill.answers import DistilJob, taught_rows, teacher_answers
+from tuneloop.combine.distill.answers import DistilJob, reasons_of, taught_rows, teacher_answers
 from tuneloop.combine.distill.probabilities import ProbabilityStore
-from tuneloop.combine.distill.prune import layers_to_drop, write_pruned
 from tuneloop.combine.options import DistilOptions
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, read_json, write_json
+from tuneloop.core.files import content_hash, read_json, write_bytes, write_json
 from tuneloop.core.stats.tests import THAN, by_interval
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted, usd_words
@@ -21,7 +20,7 @@ from tuneloop.data.dataset import load_dataset
 from tuneloop.evaluation.evaluate import sample_rows
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.request import Request
-from tuneloop.models.load import skeleton
+from tuneloop.models.load import Model, layers_of, skeleton
 from tuneloop.models.methods import WHOLE
 from tuneloop.models.names import resolve
 from tuneloop.pipeline.compared_systems import SystemAnswers
@@ -37,17 +36,23 @@ from tuneloop.registry.registered import local_name
 from tuneloop.release.tuned_weights import open_tuned
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from tuneloop.evaluation.retained_gain import Score
     from tuneloop.inference.openai.target import Endpoint
     from tuneloop.records.merge import Share
 
-LOOKED_AT = 24  # conversations that show which layers matter
+
+SAMPLE = 24  # conversations that show which layers matter
 
 
 def distil(
-    names: tuple[str, str, str], out: Path, options: DistilOptions, settings: Sequence[str] = (),
+    names: tuple[str, str, str],
+    out: Path,
+    options: DistilOptions,
+    settings: Sequence[str] = (),
     endpoint: Callable[[str], Endpoint] | None = None,
-) -> DistillationRecord:  # fmt: skip
+) -> DistillationRecord:
     """Let a teacher answer a data set's training prompts, train a student on that, and say whether it was worth it.
 
     Answers are written as they come: the same command continues where it was cut short, and requests nothing twice.
@@ -81,29 +86,34 @@ def distil(
         _forget_teacher(job)
     train_alone(_recipe(job, model, taught.path, out, probabilities))
     _forget_teacher(job)
-    control = None
-    if not options.no_control:
-        control = job.place / "control"
-        say("control   the same student learns the rows' own answers")
-        recipe = _recipe(job, model, job.dataset.path, control)
-        times = len(taught.train) / max(len(job.dataset.train), 1)
-        if job.unlabelled and times > 1:  # more passes over fewer rows: else the control would be trained less
-            train = recipe.train.model_copy(update={"epochs": round(recipe.train.epochs * times, 2)})
-            recipe = recipe.model_copy(update={"train": train})
-        train_alone(recipe)
+    control = None if options.no_control else _train_control(job, model, len(taught.train))
     answers = {row.id: row.answer.strip() for row in job.dataset.train}
     same = [answers[row.id] == row.answer.strip() for row in taught.train if row.id in answers]
-    record = DistillationRecord(
-        teacher=job.teacher.name, teacher_key=job.teacher.identity, student=model, pruned=pruned, dataset=job.dataset.id,
-        asked=len(job.dataset.train) + len(job.unlabelled), kept=len(taught.train), dropped=dict(job.dropped),
-        agreement=sum(same) / len(same) if same else None, unlabelled=len(job.unlabelled),
-        level=options.level, answers=options.answers, figures=_figures(job, control),
-    )  # fmt: skip
+    fields: dict[str, Any] = {
+        "teacher": job.teacher.name, "teacher_key": job.teacher.identity, "student": model, "pruned": pruned,
+        "dataset": job.dataset.id, "asked": len(job.dataset.train) + len(job.unlabelled), "kept": len(taught.train),
+        "dropped": dict(job.dropped), "agreement": sum(same) / len(same) if same else None,
+        "unlabelled": len(job.unlabelled), "level": options.level, "answers": options.answers,
+    }  # fmt: skip
+    record = DistillationRecord(**fields, figures=_measured(job, control))
     record = record.model_copy(update={"words": list(sentences(record))})
     write_record(out / DistillationRecord.file, record)
     for line in record.words:
         say(f"distill   {line}")
     return record
+
+
+def _train_control(job: DistilJob, model: str, rows: int) -> Path:
+    """Train the same student on the rows' own answers; where it has fewer than `rows`, on more passes over them."""
+    say("control   the same student learns the rows' own answers")
+    control = job.place / "control"
+    recipe = _recipe(job, model, job.dataset.path, control)
+    times = rows / max(len(job.dataset.train), 1)
+    if job.unlabelled and times > 1:  # else the control would be trained less
+        train = recipe.train.model_copy(update={"epochs": round(recipe.train.epochs * times, 2)})
+        recipe = recipe.model_copy(update={"train": train})
+    train_alone(recipe)
+    return control
 
 
 # --- the student -------------------------------------------------------------------------------
@@ -120,7 +130,7 @@ def _pruned(job: DistilJob) -> PrunedStudent:
         if earlier.get("key") == key:
             return PrunedStudent.model_validate(earlier["pruned"])
     template = local.template
-    texts = [template.render(row.messages, row.tools).ids for row in job.dataset.train[:LOOKED_AT]]
+    texts = [template.render(row.messages, row.tools).ids for row in job.dataset.train[:SAMPLE]]
     pruned = layers_to_drop(local.model, texts, job.options.layers)
     template.save(out)
     weights = open_tuned(local.base, local.trained or resolve(local.base))
@@ -132,7 +142,7 @@ def _pruned(job: DistilJob) -> PrunedStudent:
 
 
 def _refuse_impossible(job: DistilJob, student: str) -> None:
-    """Refuse what can't be distilled, before the teacher is paid."""
+    """Refuse what can't be distilled, before the teacher costs anything."""
     options, where = job.options, "tuneloop distill"
     for name, value, choices in (
         ("level", options.level, options.LEVELS),
@@ -144,38 +154,28 @@ def _refuse_impossible(job: DistilJob, student: str) -> None:
     if bool(student) == bool(options.layers):
         raise UserError("Which student?", where=where, next_step="name a smaller model, or give --layers N, not both")
     if options.level == "text" and options.answers == "own" and not options.prompts:
-        raise UserError(
-            "The rows' own text alone is what the control learns", where=where,
-            next_step="add --level logits, or --prompts FILE for the teacher to answer, or leave --answers out",
-        )  # fmt: skip
+        step = "add --level logits, or --prompts FILE for the teacher to answer, or leave --answers out"
+        raise UserError("The rows' own text alone is what the control learns", where=where, next_step=step)
     if options.best_of > 1 and job.labels:
-        raise UserError(
-            "Labels are scored: there is one answer to each row", where=where, next_step="leave --best-of out"
-        )
-    _ = job.gate, job.unlabelled  # files that are wrong are said before the teacher is paid
+        what = "Labels are scored: there is one answer to each row"
+        raise UserError(what, where=where, next_step="leave --best-of out")
+    _ = job.gate, job.unlabelled  # files that are wrong are reported before the teacher costs anything
     if (options.pick == "judge") != bool(options.judge):
         raise UserError("--pick judge and --judge MODEL go together", where=where, next_step="give both or none")
-    if job.teacher.local is None:
-        if options.layers:
-            raise UserError(
-                "Layers of a server's model can't be had", where=job.teacher.name, next_step="name a student model"
-            )
-        if options.level != "text":
-            raise UserError(
-                "Only a model that tuneloop loads itself gives its probabilities", where=job.teacher.name,
-                next_step="leave --level out: the student learns the teacher's answers",
-            )  # fmt: skip
-        return
-    if student:
-        sizes = [
+    name = job.teacher.name
+    if job.teacher.local is None and options.layers:
+        raise UserError("Layers of a server's model can't be had", where=name, next_step="name a student model")
+    if job.teacher.local is None and options.level != "text":
+        step = "leave --level out: the student learns the teacher's answers"
+        raise UserError("Only a model that tuneloop loads gives its probabilities", where=name, next_step=step)
+    if student and job.teacher.local is not None:
+        small, large = (
             sum(parameter.numel() for parameter in skeleton(resolve(name)).parameters()) / 1e6
             for name in (student, job.teacher.local.base)
-        ]
-        if sizes[0] > sizes[1]:
-            raise UserError(
-                f"The student has {sizes[0]:,.0f}M parameters and its teacher {sizes[1]:,.0f}M", where=student,
-                next_step="name a smaller model, or give --layers N",
-            )  # fmt: skip
+        )
+        if small > large:
+            what = f"The student has {small:,.0f}M parameters and its teacher {large:,.0f}M"
+            raise UserError(what, where=student, next_step="name a smaller model, or give --layers N")
 
 
 def _forget_teacher(job: DistilJob) -> None:
@@ -203,10 +203,10 @@ def _recipe(job: DistilJob, model: str, rows: str, out: Path, teacher: str = "")
     return recipe.model_copy(update={"model": model, "output_dir": str(out), "data": data})
 
 
-# --- the proof ---------------------------------------------------------------------------------
+# --- the measurement ---------------------------------------------------------------------------
 
 
-def _figures(job: DistilJob, control: Path | None) -> DistilledFigures | None:
+def _measured(job: DistilJob, control: Path | None) -> DistilledFigures | None:
     """Teacher, control and student on the same test rows."""
     from tuneloop.evaluation.retained_gain import difference, kept_share, ratio
 
@@ -219,21 +219,22 @@ def _figures(job: DistilJob, control: Path | None) -> DistilledFigures | None:
     values: dict[str, Any] = {"kept": ratio(teacher.score, student.score)}
     if control:
         rival = _score(job, rows, open_with_task(str(control))).score
-        values |= {
-            "control": abs(rival.value),
-            "closed": kept_share(rival, teacher.score, student.score),
-            "over_control": difference(rival, student.score),
-        }
+        values["control"] = abs(rival.value)
+        values["closed"] = kept_share(rival, teacher.score, student.score)
+        values["over_control"] = difference(rival, student.score)
     return DistilledFigures(
-        metric=teacher.metric, n=len(rows), teacher=abs(teacher.score.value), student=abs(student.score.value),
-        teacher_cost=teacher.cost, student_cost=student.cost, **values,
-    )  # fmt: skip
+        metric=teacher.metric,
+        n=len(rows),
+        teacher=abs(teacher.score.value),
+        student=abs(student.score.value),
+        teacher_cost=teacher.cost,
+        student_cost=student.cost,
+        **values,
+    )
 
 
 @dataclass(frozen=True)
 class _Scored:
-    """A model on rows."""
-
     metric: str  # that decides
     score: Score
     cost: ModelCost  # of its answers
@@ -256,21 +257,22 @@ def _score(job: DistilJob, rows: Sequence[Row], target: TaskTarget) -> _Scored:
     tokens = sum(answer.prompt_tokens + answer.completion_tokens for answer in answers)
     usd = recipe.plan.usd_per_hour * seconds / 3600  # of a server it is not known
     cost = ModelCost(
-        parameters=parameters, rows_per_second=len(rows) / max(seconds, 1e-9),
+        parameters=parameters,
+        rows_per_second=len(rows) / max(seconds, 1e-9),
         tokens_per_second=tokens / max(seconds, 1e-9) if tokens else None,
         usd_per_million_tokens=usd / tokens * 1e6 if tokens and local else None,
-    )  # fmt: skip
+    )
     return _Scored(scored.primary, score_of(scored, scored.primary), cost)
 
 
 def sentences(record: DistillationRecord) -> Sequence[str]:
     """What came of it."""
-    lost = ", ".join(f"{count} {why}" for why, count in record.dropped.items())
+    reasons = reasons_of(record.dropped)
     whose = "answers of the teacher" if record.answers == "teacher" else "rows' own answers"
     if record.unlabelled and record.answers == "own":
         whose = f"own answers and the teacher's to {counted(record.unlabelled, 'further request')}"
     with_ = {"logits": ", with its stored probabilities", "live": ", with its probabilities"}.get(record.level, "")
-    lines = [f"{record.kept} of {record.asked} {whose} were trained on{with_}" + (f" ({lost})" if lost else "")]
+    lines = [f"{record.kept} of {record.asked} {whose} were trained on{with_}" + (f" ({reasons})" if reasons else "")]
     result = record.figures
     if result is None:
         return lines
@@ -281,13 +283,10 @@ def sentences(record: DistillationRecord) -> Sequence[str]:
     if result.kept is not None:
         lines.append(f"The student keeps {_share(result.kept)} of the teacher")
     if delta := result.over_control:
-        lines += [
-            f"The student is {THAN[by_interval(delta.low, delta.high)]} the same model trained on the rows' own answers: "
-            f"{delta.in_words()}",
-            f"It closes {_share(result.closed)} of the gap between the two"
-            if result.closed
-            else "The teacher is not shown to be better than that model, so no gap can be measured",
-        ]
+        control = f"{THAN[by_interval(delta.low, delta.high)]} the same model trained on the rows' own answers"
+        lines.append(f"The student is {control}: {delta.in_words()}")
+        no_gap = "The teacher is not shown to be better than that model, so no gap can be measured"
+        lines.append(f"It closes {_share(result.closed)} of the gap between the two" if result.closed else no_gap)
     if result.teacher_cost and result.student_cost:
         lines.append(_cost_words(result.teacher_cost, result.student_cost))
     return lines
@@ -300,15 +299,86 @@ def _share(share: Share) -> str:
 
 
 def _cost_words(teacher: ModelCost, student: ModelCost) -> str:
-    """How much smaller and faster the student is."""
     sizes = ""
     if teacher.parameters and student.parameters:
         sizes = f"has {student.parameters / 1e6:,.0f}M parameters instead of {teacher.parameters / 1e6:,.0f}M, and "
     times = student.rows_per_second / teacher.rows_per_second
     words = f"It {sizes}answers {times:.1f} times as many rows a second"
     if student.tokens_per_second and teacher.tokens_per_second:
-        words += f": {student.tokens_per_second:,.0f} tokens/s, read and written, instead of {teacher.tokens_per_second:,.0f}"
+        before = f"{teacher.tokens_per_second:,.0f}"
+        words += f": {student.tokens_per_second:,.0f} tokens/s, read and written, instead of {before}"
     if student.usd_per_million_tokens and teacher.usd_per_million_tokens:
         price, before = (usd_words(one.usd_per_million_tokens or 0) for one in (student, teacher))
         words += f", {price} per million tokens instead of {before}"
     return words
+
+
+def layers_to_drop(model: Model, texts: Sequence[Sequence[int]], layers: int) -> PrunedStudent:
+    """Which consecutive layers to leave out so that `layers` are left.
+
+    Those before and after which the states of the last token differ least in angle (Gromov et al. 2024, arXiv
+    2403.17887, equations 6 and 7). The first and the last layer stay.
+
+    `texts`: token ids of some conversations. Raises UserError: more layers than the model has, or fewer than two.
+    """
+    import torch
+    from torch.nn.functional import cosine_similarity
+
+    modules = layers_of(model.net)
+    count = len(modules) - layers
+    if layers < 2 or count < 1:
+        what = f"A student of {layers} layers can't be made of a model of {len(modules)}"
+        raise UserError(what, where=f"--layers {layers}", next_step=f"choose 2 to {len(modules) - 1}")
+    before: list[Tensor] = []
+
+    def watch(_: Any, inputs: Any) -> None:
+        before.append(inputs[0][0, -1].float())
+
+    hooks = [module.register_forward_pre_hook(watch) for module in modules]
+    total = torch.zeros(len(modules) - count - 1)
+    try:
+        with torch.inference_mode():
+            for ids in texts:
+                before.clear()
+                model.hidden(torch.tensor([list(ids)], device=model.device))
+                states = torch.stack(before)
+                near = cosine_similarity(states[1 : 1 + len(total)], states[1 + count : 1 + count + len(total)], dim=-1)
+                total += near.clamp(-1, 1).arccos().cpu() / torch.pi
+    finally:
+        for hook in hooks:
+            hook.remove()
+    first = 1 + int(total.argmin())
+    distance = float(total.min() / max(len(texts), 1))
+    return PrunedStudent(layers=layers, of=len(modules), dropped=(first, first + count - 1), distance=distance)
+
+
+def write_pruned(
+    config: Mapping[str, Any], names: Iterable[str], tensor: Callable[[str], Tensor], pruned: PrunedStudent, out: Path
+) -> None:
+    """Write a model without some of its layers into a folder that has its tokenizer; `config.json` comes last.
+
+    `config`: the model's `config.json`. `names`: of its tensors; `tensor` gives one.
+    """
+    from safetensors.torch import save
+
+    first, last = pruned.dropped
+    count = last - first + 1
+    state: dict[str, Tensor] = {}
+    dtype = None
+    # The embedding first: its dtype counts, and an adapted weight comes in fp32.
+    for name in sorted(names, key=lambda name: "embed" not in name):
+        head, mark, rest = name.partition(".layers.")
+        number, _, end = rest.partition(".")
+        target = name
+        if mark and number.isdigit():
+            if first <= int(number) <= last:
+                continue
+            target = f"{head}.layers.{int(number) - count * (int(number) > last)}.{end}"
+        value = tensor(name)
+        dtype = dtype or value.dtype
+        state[target] = value.to(dtype).contiguous()
+    write_bytes(out / "model.safetensors", save(state, metadata={"format": "pt"}))
+    settings = dict(config) | {"num_hidden_layers": pruned.layers}
+    if isinstance(kinds := config.get("layer_types"), list):
+        settings["layer_types"] = [*kinds[:first], *kinds[last + 1 :]]
+    write_json(out / "config.json", settings)

@@ -71,10 +71,10 @@ class DistillationPlan(Part):
 
 @dataclass(frozen=True)
 class Amount:
-    """How much there is to read and write: rows, and mean tokens of a prompt and of an answer."""
+    """How much there is to read and write."""
 
     rows: int
-    prompt: float
+    prompt: float  # prompt, answer: mean tokens of each
     answer: float
 
     @property
@@ -86,16 +86,13 @@ class Amount:
 def amount_of(dataset: Dataset) -> Amount:
     """The training rows of a data set, by the tokenizer that it was prepared with.
 
-    Raises:
-        UserError: its tokens were not counted.
+    Raises UserError: its tokens were not counted.
     """
     split = dataset.manifest.splits.train
     tokens = split.tokens if split is not None else None
     if split is None or tokens is None or not split.rows:
-        raise UserError(
-            "The tokens of the training rows are not counted", where=dataset.path,
-            next_step="prepare again with --model: its tokenizer counts",
-        )  # fmt: skip
+        step = "prepare again with --model: its tokenizer counts"
+        raise UserError("The tokens of the training rows are not counted", where=dataset.path, next_step=step)
     return Amount(split.rows, (tokens.total - tokens.supervised) / split.rows, tokens.supervised / split.rows)
 
 
@@ -104,51 +101,45 @@ def plan_distillation(
 ) -> DistillationPlan:
     """Memory, hours and dollars of the teacher's answers, of its pass for probabilities, and of the student's training.
 
-    Answers are written at the speed that `advise` expects of a server at full load. A pass takes 2 operations a weight and
-    token at half of the cards' peak. The student's training, all its weights, is `plan`'s; a live teacher is whole on each of its
-    cards.
+    Answers are written at the speed that `advise` expects of a server at full load. A pass takes 2 operations a weight
+    and token at half of the cards' peak. The student's training, all its weights, is `plan`'s; a live teacher is whole
+    on each of its cards.
 
-    Args:
-        teacher, student: models by name; their sizes come from `plan`'s table or their config.json.
-
-    Raises:
-        UserError: an unknown model, a teacher that no eight cards hold, tokens that were not counted.
+    `teacher`, `student`: models by name; their sizes come from `plan`'s table or their config.json. Raises UserError:
+    an unknown model, a teacher that no eight cards hold, tokens that were not counted.
     """
     epochs = train.epochs
     amount, prices = amount_of(load_dataset(dataset)), load_prices()
-    question = make_question({"model": teacher})
-    held = serving(question, prices, amount.prompt, amount.answer, "on-demand")
-    if held is None:
+    machine = serving(make_question({"model": teacher}), prices, amount.prompt, amount.answer, "on-demand")
+    if machine is None:
         raise UserError("No machine in the table serves this teacher", where=teacher, next_step="name another teacher")
     parts, stored = [], 0.0
     if options.answers == "teacher":
-        written = Amount(amount.rows * options.best_of, amount.prompt, amount.answer)
-        parts.append(_part("the teacher writes", held, written.tokens / held.engine.tokens_per_second / 3600))
+        tokens = amount.tokens * options.best_of
+        parts.append(_part("the teacher writes", machine, tokens / machine.engine.tokens_per_second / 3600))
     if options.level != "text":
         passes = epochs if options.level == "live" else 1.0
-        flops = 2.0 * held.shape.parameters * amount.tokens * passes
-        rate = held.card.tflops * 1e12 * held.gpus * ARITHMETIC_SHARE
-        parts.append(_part("the teacher's probabilities", held, flops / rate / 3600))
+        flops = 2.0 * machine.shape.parameters * amount.tokens * passes
+        rate = machine.card.tflops * 1e12 * machine.gpus * ARITHMETIC_SHARE
+        parts.append(_part("the teacher's probabilities", machine, flops / rate / 3600))
     if options.level == "logits":
-        layout = Layout(min(options.top, held.shape.vocabulary - 1), held.shape.vocabulary)
+        layout = Layout(min(options.top, machine.shape.vocabulary - 1), machine.shape.vocabulary)
         stored = layout.width * amount.rows * amount.answer
     live = 0.0
     if options.level == "live":
-        live = held.shape.parameters * (FOUR_BITS if train.teacher_bits == 4 else BF16) / 2**30
+        live = machine.shape.parameters * (FOUR_BITS if train.teacher_bits == 4 else BF16) / 2**30
     parts.append(_student(student, amount, epochs, live))
-    return DistillationPlan(
-        teacher=teacher, student=student, dataset=dataset, rows=amount.rows, prompt_tokens=amount.prompt,
-        answer_tokens=amount.answer, epochs=epochs, parts=parts, stored_bytes=stored,
-        hours=sum(part.hours for part in parts), usd=sum(part.usd or 0.0 for part in parts),
-    )  # fmt: skip
+    fields: dict[str, Any] = {
+        "teacher": teacher, "student": student, "dataset": dataset, "rows": amount.rows, "epochs": epochs,
+        "prompt_tokens": amount.prompt, "answer_tokens": amount.answer, "parts": parts, "stored_bytes": stored,
+        "hours": sum(part.hours for part in parts), "usd": sum(part.usd or 0.0 for part in parts),
+    }  # fmt: skip
+    return DistillationPlan(**fields)
 
 
-def _part(what: str, held: Serving, hours: float) -> PlannedPart:
-    """A part of the teacher's, on the machine that holds it."""
-    return PlannedPart(
-        what=what, machine=held.engine.source, gib=held.shape.parameters * BF16 / 2**30, hours=hours,
-        usd=hours * held.engine.usd_per_hour,
-    )  # fmt: skip
+def _part(what: str, machine: Serving, hours: float) -> PlannedPart:
+    gib, usd = machine.shape.parameters * BF16 / 2**30, hours * machine.engine.usd_per_hour
+    return PlannedPart(what=what, machine=machine.engine.source, gib=gib, hours=hours, usd=usd)
 
 
 def _student(student: str, amount: Amount, epochs: float, live: float) -> PlannedPart:
@@ -160,23 +151,22 @@ def _student(student: str, amount: Amount, epochs: float, live: float) -> Planne
         plan = plan_machines({**settings, "gpus": count})
         gib = plan["memory"]["peak_gib"] + live
         if plan["fits"] and gib <= plan["memory"]["capacity_gib"]:
-            machine = f"{plan['gpus']} x {plan['gpu']}"
-            return PlannedPart(
-                what="the student learns", machine=machine, gib=gib, hours=plan["time"]["hours"], usd=plan["cost"].get("usd")
-            )  # fmt: skip
+            machine, hours, usd = f"{plan['gpus']} x {plan['gpu']}", plan["time"]["hours"], plan["cost"].get("usd")
+            return PlannedPart(what="the student learns", machine=machine, gib=gib, hours=hours, usd=usd)
     teacher = f" next to a teacher of {live:,.0f} GiB on each of them" if live else ""
-    raise UserError(
-        f"No {MOST_GPUS} {STUDENT_GPU} hold the training of this student{teacher}", where=student,
-        next_step="set train.teacher_bits=4, or take --level logits: then the teacher is not there" if live else "name a smaller one",
-    )  # fmt: skip
+    what = f"No {MOST_GPUS} {STUDENT_GPU} hold the training of this student{teacher}"
+    step = (
+        "set train.teacher_bits=4, or use --level logits, which needs no teacher there"
+        if live
+        else "name a smaller one"
+    )
+    raise UserError(what, where=student, next_step=step)
 
 
 def sentences(plan: DistillationPlan) -> Sequence[str]:
     """The plan in lines."""
-    lines = [
-        f"{counted(plan.rows, 'row')} of {plan.prompt_tokens:,.0f} tokens of prompt and {plan.answer_tokens:,.0f} of answer, "
-        f"{exactly(plan.epochs, 'pass')}"
-    ]
+    tokens = f"{plan.prompt_tokens:,.0f} tokens of prompt and {plan.answer_tokens:,.0f} of answer"
+    lines = [f"{counted(plan.rows, 'row')} of {tokens}, {exactly(plan.epochs, 'pass')}"]
     for part in plan.parts:
         usd = usd_words(part.usd) if part.usd is not None else "no price"
         lines.append(f"  {part.what:<28} {part.hours:8.2f} hours  {usd:>8}  {part.gib:,.0f} GiB  {part.machine}")

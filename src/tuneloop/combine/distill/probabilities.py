@@ -1,4 +1,4 @@
-"""A teacher's probabilities, stored once: of the answers that it writes while it writes them, of all other rows in a pass."""
+"""A teacher's probabilities, stored once: of the answers that it writes meanwhile, of all other rows in a pass."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tuneloop.models.template import Rendered, Template
     from tuneloop.training.config import TrainConfig
 
+    States = dict[str, list[Tensor]]  # of an answer's tokens, by the request
+
 
 @dataclass
 class ProbabilityStore:
@@ -38,12 +40,9 @@ class ProbabilityStore:
     def open(job: DistilJob, student: str, config: TrainConfig) -> ProbabilityStore:
         """The store of a distillation; what it holds from before stays.
 
-        Args:
-            student: whose tokenizer and template count.
-            config: of its training: which divergence, at which temperature.
-
-        Raises:
-            UserError: teacher and student have different tokens or templates, and the divergence is not the universal one.
+        `student`: whose tokenizer and template count; `config`: of its training: which divergence, at which
+        temperature. Raises UserError: teacher and student have different tokens or templates, and the divergence is not
+        `universal`.
         """
         local = job.teacher.local
         assert local is not None, "checked before"
@@ -54,17 +53,20 @@ class ProbabilityStore:
         vocabulary = min(template.tokenizer.get_vocab_size(), local.model.head.shape[0])
         temperature = config.teacher_temperature
         about = TeacherLogits(
-            teacher=job.teacher.name, teacher_key=job.teacher.identity, vocabulary=vocabulary,
-            top=min(job.options.top, vocabulary - 1), temperature=temperature,
-        )  # fmt: skip
+            teacher=job.teacher.name,
+            teacher_key=job.teacher.identity,
+            vocabulary=vocabulary,
+            top=min(job.options.top, vocabulary - 1),
+            temperature=temperature,
+        )
         parts = [about.teacher_key, about.top, temperature, *(["universal"] if universal else [])]
         folder = job.place / f"logits-{content_hash(parts)[:12]}"
         if universal:
-            template.save(folder)  # how the rows are read stands next to what is stored of them
+            template.save(folder)  # how the rows are read is next to what is stored of them
         return ProbabilityStore(template, TopStore.create(folder, about))
 
     def while_writing(self, teacher: LocalTarget, requests: Sequence[Request]) -> list[Completion]:
-        """The teacher's answers, and what it finds likely at each of their tokens, from the states that it writes them from.
+        """The teacher's answers; stores what it finds likely at each token, from the states that it writes them from.
 
         Of an answer that the student reads as other tokens nothing is stored here: `complete` does that.
         """
@@ -72,7 +74,7 @@ class ProbabilityStore:
 
         rendered = [teacher.rendered(request) for request in requests]
         accepted = [each for each in rendered if isinstance(each, Request)]
-        states: dict[str, list[Tensor]] = {}
+        states: States = {}
 
         def watch(rows: Sequence[ActiveRow | None], hidden: Tensor) -> None:
             for row, state in zip(rows, hidden, strict=True):
@@ -88,8 +90,8 @@ class ProbabilityStore:
         return [next(rest) if isinstance(each, Request) else each for each in rendered]
 
     def _keep(
-        self, teacher: LocalTarget, requests: Sequence[Request], answers: Sequence[Completion], states: dict[str, list[Tensor]]
-    ) -> None:  # fmt: skip
+        self, teacher: LocalTarget, requests: Sequence[Request], answers: Sequence[Completion], states: States
+    ) -> None:
         import torch
 
         from tuneloop.training.distil import store_states
@@ -120,8 +122,6 @@ class ProbabilityStore:
         store_probabilities(job.teacher.local.model, rendered, self.top)
         stored_by.cache_clear()
         size = self.top.count * self.top.layout.width
-        say(
-            f"teacher   probabilities of {self.top.about.top} tokens at {self.top.count:,} positions: {size / 1e6:,.1f} MB, "
-            f"{self.top.layout.width} bytes each"
-            + (f"; of {counted(self.written, 'row')} stored while writing" if self.written else "")
-        )
+        positions = f"{self.top.count:,} positions: {size / 1e6:,.1f} MB, {self.top.layout.width} bytes each"
+        early = f"; of {counted(self.written, 'row')} stored while writing" if self.written else ""
+        say(f"teacher   probabilities of {self.top.about.top} tokens at {positions}{early}")

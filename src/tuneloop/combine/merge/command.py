@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tuneloop.combine.merge.adapters import ALONE, Adapter, check_together, open_adapter
 from tuneloop.core import device, machine
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Expert:
-    """An adapter to be merged, with the run that it came from where that is at hand."""
+    """An adapter to be merged, with the run that it came from where that is available."""
 
     name: str  # as the user gave it
     adapter: Adapter  # opened
@@ -52,7 +52,7 @@ class Expert:
 
     @cached_property
     def dataset(self) -> Dataset | None:
-        """The rows that it was trained for, with their splits; None where they are not at hand."""
+        """The rows that it was trained for, with their splits; None where they are not available."""
         from tuneloop.data.dataset import load_dataset
 
         if self.run is None or self.recipe is None:
@@ -62,14 +62,10 @@ class Expert:
 
 
 def open_experts(names: Sequence[str], base: str = "") -> list[Expert]:
-    """What the names of adapters stand for.
+    """The adapters of these names.
 
-    Args:
-        names: runs, artifacts with an adapter, registered versions, folders in PEFT's layout.
-        base: of adapters that don't name theirs.
-
-    Raises:
-        UserError: one is no LoRA adapter; the way out is named.
+    `names`: runs, artifacts with an adapter, registered versions, folders in PEFT's layout; `base`: of adapters that
+    don't name theirs. Raises UserError: one is no LoRA adapter; the way out is named.
     """
     return [_open_expert(name, base) for name in names]
 
@@ -78,13 +74,11 @@ def _open_expert(name: str, base: str) -> Expert:
     target = open_local(local_name(name), base=base)
     if target.trained is None:
         if (Path(name).expanduser() / "adapter_model.safetensors").is_file():
-            raise UserError(
-                "The adapter has no adapter_config.json", where=name, next_step="restore it, or train again"
-            )
-        resolve(target.base)  # refuses a name that stands for nothing
-        raise UserError(
-            "This is a whole model and no adapter: only LoRA adapters are merged", where=name, next_step=ALONE
-        )
+            step = "restore it, or train again"
+            raise UserError("The adapter has no adapter_config.json", where=name, next_step=step)
+        resolve(target.base)  # refuses a name of nothing
+        what = "This is a whole model and no adapter: only LoRA adapters are merged"
+        raise UserError(what, where=name, next_step=ALONE)
     adapter = open_adapter(name, target.trained)
     if not adapter.fingerprint:
         adapter = replace(adapter, fingerprint=fingerprint(resolve(target.base)))
@@ -115,11 +109,8 @@ def merge_key(experts: Sequence[Expert], settings: MergeSettings) -> str:
 def merge_runs(experts: Sequence[Expert], settings: MergeSettings, out: Path) -> MergeRecord:
     """Merge adapters into a run's folder that `evaluate`, `predict`, `chat`, `gate` and `export` take.
 
-    Args:
-        out: the folder: `adapter/`, `merge.json`, the rows of all tasks in `dataset/` where they are at hand, `run.json` last.
-
-    Raises:
-        UserError: adapters that don't go together, or a folder that holds another run.
+    `out`: the folder: `adapter/`, `merge.json`, the rows of all tasks in `dataset/` where they are available, and
+    `run.json` last. Raises UserError: adapters that don't go together, or a folder that holds another run.
     """
     from tuneloop.combine.merge.merge import base_shapes, merge_adapters
 
@@ -130,10 +121,8 @@ def merge_runs(experts: Sequence[Expert], settings: MergeSettings, out: Path) ->
         say(f"merge     already done: {earlier.method}, rank {earlier.rank}")
         return earlier
     if (out / RUN).is_file() or (out / "checkpoints").is_dir():
-        raise UserError(
-            "This folder holds another run", where=str(out),
-            next_step="choose another folder with --out, or delete this one",
-        )  # fmt: skip
+        step = "choose another folder with --out, or delete this one"
+        raise UserError("This folder holds another run", where=str(out), next_step=step)
     first = experts[0]
     with lock_folder(out):
         with busy("opening the base model"):
@@ -157,20 +146,25 @@ def merge_runs(experts: Sequence[Expert], settings: MergeSettings, out: Path) ->
 
 
 def _record(experts: Sequence[Expert], settings: MergeSettings, merged: MergedAdapter, key: str) -> MergeRecord:
-    weights = settings.weights or (1.0,) * len(experts)
-    sources = [
-        MergeSource(
-            name=one.name, hash=one.adapter.hash, weight=weight, rank=max(map(one.adapter.rank, one.adapter.modules)),
-            run=str(one.run or ""), dataset=one.dataset.id if one.dataset else "",
-        )
-        for one, weight in zip(experts, weights, strict=True)
-    ]  # fmt: skip
-    lost = "nothing was cut off" if merged.lost < 1e-6 else f"cutting to the rank took {merged.lost:.1%} of its length"
-    words = f"{counted(len(sources), 'adapter')} by {settings.method}: rank {merged.rank} in {counted(merged.modules, 'module')}; {lost}"
+    sources = []
+    for one, weight in zip(experts, settings.weights or (1.0,) * len(experts), strict=True):
+        rank = max(map(one.adapter.rank, one.adapter.modules))
+        rows = {"run": str(one.run or ""), "dataset": one.dataset.id if one.dataset else ""}
+        sources.append(MergeSource(name=one.name, hash=one.adapter.hash, weight=weight, rank=rank, **rows))
+    cut = "nothing was cut off" if merged.lost < 1e-6 else f"cutting to the rank took {merged.lost:.1%} of its length"
+    rank_words = f"rank {merged.rank} in {counted(merged.modules, 'module')}; {cut}"
     return MergeRecord(
-        key=key, model=experts[0].base, model_fingerprint=experts[0].adapter.fingerprint, method=settings.method,
-        density=settings.density, rank=merged.rank, lost=merged.lost, hash=merged.hash, sources=sources, words=[words],
-    )  # fmt: skip
+        key=key,
+        model=experts[0].base,
+        model_fingerprint=experts[0].adapter.fingerprint,
+        method=settings.method,
+        density=settings.density,
+        rank=merged.rank,
+        lost=merged.lost,
+        hash=merged.hash,
+        sources=sources,
+        words=[f"{counted(len(sources), 'adapter')} by {settings.method}: {rank_words}"],
+    )
 
 
 def _write_run(experts: Sequence[Expert], merged: MergedAdapter, key: str, out: Path) -> None:
@@ -186,18 +180,16 @@ def _write_run(experts: Sequence[Expert], merged: MergedAdapter, key: str, out: 
     write_yaml(out / "config.yaml", recipe.model_dump(mode="json"))
     if dataset is not None:
         write_task(RunContext(recipe, out), dataset)
-    write_record(
-        out / RUN,
-        RunManifest(
-            id=out.resolve().name, key=key, method=USUAL.name, model=experts[0].base,
-            model_fingerprint=experts[0].adapter.fingerprint, dataset=dataset.id if dataset else "", stopped="merged",
-            trainable_parameters=merged.parameters, adapter_hash=merged.hash, adapter="adapter",
-        ),
-    )  # fmt: skip
+    fields: dict[str, Any] = {
+        "id": out.resolve().name, "key": key, "method": USUAL.name, "model": experts[0].base, "stopped": "merged",
+        "model_fingerprint": experts[0].adapter.fingerprint, "dataset": dataset.id if dataset else "",
+        "trainable_parameters": merged.parameters, "adapter_hash": merged.hash, "adapter": "adapter",
+    }  # fmt: skip
+    write_record(out / RUN, RunManifest(**fields))
 
 
 def _rows_of(experts: Sequence[Expert], out: Path) -> tuple[Dataset | None, list[str]]:
-    """The rows of all tasks and the folder that holds them; none where a task's rows are not at hand."""
+    """The rows of all tasks and the folder that holds them; none where a task's rows are not available."""
     datasets = {one.name: one.dataset for one in experts if one.dataset is not None}
     if len(datasets) < len(experts):
         missing = [one.name for one in experts if one.dataset is None]
@@ -214,8 +206,8 @@ def _rows_of(experts: Sequence[Expert], out: Path) -> tuple[Dataset | None, list
 def pool(datasets: Mapping[str, Dataset], out: Path) -> Dataset:
     """Write the rows of several data sets as one, `pooled`.
 
-    A row of several of them is kept once. A test row of any data set is left out of training and validation. Labels are those
-    of all data sets, where all are classifications; otherwise the answers are texts.
+    A row of several of them is kept once. A test row of any data set is left out of training and validation. Labels are
+    those of all data sets, where all are classifications; otherwise the answers are texts.
 
     Args:
         datasets: by the name of their task, which each row has as `meta.task`.
@@ -243,12 +235,11 @@ def pool(datasets: Mapping[str, Dataset], out: Path) -> Dataset:
     more = {"max_length": max(longest)} if longest else {}
     config = PrepareConfig(sources=[dataset.path for dataset in datasets.values()], **more)
     hash_, total = dataset_hash(splits, config, 0), sum(map(len, splits.values()))
-    manifest = DatasetManifest(
-        id=f"pooled-{hash_[:12]}", hash=hash_, name="pooled", task=task,
-        labels=labels if task == "classification" else None,
-        format=Format(name="messages", columns={"turns": "messages"}), config=config.model_dump(mode="json"),
-        counts=Counts(read=total, kept=total, rejected=0, **{split: len(rows) for split, rows in splits.items()}),
-        rejected={}, splits=Splits(**files),
-    )  # fmt: skip
-    write_record(out / MANIFEST, manifest)
+    fields: dict[str, Any] = {
+        "id": f"pooled-{hash_[:12]}", "hash": hash_, "name": "pooled", "task": task, "rejected": {},
+        "labels": labels if task == "classification" else None, "config": config.model_dump(mode="json"),
+        "format": Format(name="messages", columns={"turns": "messages"}), "splits": Splits(**files),
+        "counts": Counts(read=total, kept=total, rejected=0, **{split: len(rows) for split, rows in splits.items()}),
+    }  # fmt: skip
+    write_record(out / MANIFEST, DatasetManifest(**fields))
     return load_dataset(out)

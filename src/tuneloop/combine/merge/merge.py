@@ -11,18 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from tuneloop.combine.merge import methods
 from tuneloop.combine.merge.adapters import Adapter, MergeSettings, check_together
-from tuneloop.combine.merge.methods import (
-    MergeMethod,
-    ModuleUpdates,
-    Product,
-    cut_to,
-    lost_share,
-    merge_method,
-    squared_length,
-    svd_of,
-    svd_of_dense,
-)
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, replacing, write_json
 from tuneloop.core.ui import progress
@@ -38,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MergedAdapter:
-    """What a merge came to."""
+    """The adapter that a merge made."""
 
     folder: Path  # in PEFT's layout
     rank: int  # the largest of a module
@@ -48,24 +38,25 @@ class MergedAdapter:
     parameters: int  # how many numbers it holds
 
 
+Shapes = Mapping[str, tuple[int, ...]]  # of each linear layer or tensor, by its name
+Base = tuple[str, Shapes]  # a model's name, and the shapes of its layers
+Adapters = Sequence[Adapter]
+
+
 def base_shapes(base: Path) -> dict[str, tuple[int, ...]]:
     """(outputs, inputs) of each linear layer of the base model in a folder, from its configuration."""
-    return {name: tuple(layer.weight.shape) for name, layer in linear_places(skeleton(base)).items()}  # type: ignore[arg-type]
+    layers = linear_places(skeleton(base)).items()
+    return {name: tuple(layer.weight.shape) for name, layer in layers}  # type: ignore[arg-type]
 
 
-def merge_adapters(
-    adapters: Sequence[Adapter], settings: MergeSettings, base: tuple[str, Mapping[str, tuple[int, ...]]], out: Path
-) -> MergedAdapter:
+def merge_adapters(adapters: Adapters, settings: MergeSettings, base: Base, out: Path) -> MergedAdapter:
     """Merge adapters into a new one. The order in which they are named does not matter, to the last bit.
 
-    Args:
-        base: name of the base model, and the shapes of its layers, see `base_shapes`.
-        out: folder of the new adapter, in PEFT's layout.
-
-    Raises:
-        UserError: adapters that don't go together, a kind that can't be merged, settings that the method can't take.
+    `base`: name of the base model, and the shapes of its layers, see `base_shapes`; `out`: folder of the new adapter,
+    in PEFT's layout. Raises UserError: adapters that don't go together, a kind that can't be merged, settings that
+    don't fit the method.
     """
-    method = merge_method(settings.method)
+    method = methods.merge_method(settings.method)
     check_together(adapters)
     weights = weights_of(adapters, settings, method)
     for one in adapters:
@@ -90,30 +81,30 @@ def merge_adapters(
             progress("merging", count, len(modules))
         for one, length in zip(job.adapters, job.length, strict=True):
             if length == 0:
-                raise UserError(
-                    "The adapter changes nothing: all its B matrices are zero", where=str(one.folder),
-                    next_step="train it, or leave it out",
-                )  # fmt: skip
+                what = "The adapter changes nothing: all its B matrices are zero"
+                raise UserError(what, where=str(one.folder), next_step="train it, or leave it out")
     merged = MergedAdapter(
-        out, max(ranks.values()), len(modules), lost_share(job.before, job.after), content_hash(digests),
-        sum(rows * columns for rows, columns in shapes.values()),
-    )  # fmt: skip
+        folder=out,
+        rank=max(ranks.values()),
+        modules=len(modules),
+        lost=methods.lost_share(job.before, job.after),
+        hash=content_hash(digests),
+        parameters=sum(rows * columns for rows, columns in shapes.values()),
+    )
     _write_settings(merged, ranks, base, adapters[0])
     return merged
 
 
-def weights_of(adapters: Sequence[Adapter], settings: MergeSettings, method: MergeMethod) -> list[float]:
+def weights_of(adapters: Sequence[Adapter], settings: MergeSettings, method: methods.MergeMethod) -> list[float]:
     """The weight of each adapter, as the method takes it.
 
-    Raises:
-        UserError: not one for each; not a number; all zero; a density that is no share.
+    Raises UserError: not one for each; not a number; all zero; a density that is no share.
     """
     weights = list(settings.weights) or [1.0] * len(adapters)
     if len(weights) != len(adapters):
-        raise UserError(
-            f"{len(weights)} weights for {counted(len(adapters), 'adapter')}", where="--weights",
-            next_step="give one number for each adapter, as in --weights 1,0.5",
-        )  # fmt: skip
+        what = f"{len(weights)} weights for {counted(len(adapters), 'adapter')}"
+        step = "give one number for each adapter, as in --weights 1,0.5"
+        raise UserError(what, where="--weights", next_step=step)
     if not all(map(math.isfinite, weights)) or not any(weights):
         raise UserError("Weights are numbers, and not all 0", where="--weights", next_step="write them as in 1,0.5")
     if not 0 < settings.density <= 1:
@@ -127,17 +118,14 @@ def weights_of(adapters: Sequence[Adapter], settings: MergeSettings, method: Mer
 
 
 def _rank_of(
-    module: str, adapters: Sequence[Adapter], settings: MergeSettings, method: MergeMethod, shapes: Mapping[str, tuple[int, ...]]
-) -> int:  # fmt: skip
-    """Rank of a module's merged update."""
-    there = [rank for one in adapters if (rank := one.rank(module))]
-    total, most = sum(there), min(shapes[module])
+    module: str, adapters: Adapters, settings: MergeSettings, method: methods.MergeMethod, shapes: Shapes
+) -> int:
+    total, most = sum(one.rank(module) for one in adapters), min(shapes[module])
     if method.exact:
         if settings.rank and settings.rank < total:
-            raise UserError(
-                f"{method.name} keeps everything: the result has rank {total}", where=f"--rank {settings.rank}",
-                next_step="leave --rank out, or take --method svd",
-            )  # fmt: skip
+            what = f"{method.name} keeps everything: the result has rank {total}"
+            step = "leave --rank out, or use --method svd"
+            raise UserError(what, where=f"--rank {settings.rank}", next_step=step)
         return total
     usual = total if method.rank == "sum" else max(one.rank(name) for one in adapters for name in one.modules)
     return min(settings.rank or usual, total if method.rank != "sum" or not method.drops else most, most)
@@ -145,12 +133,10 @@ def _rank_of(
 
 @dataclass
 class _Merging:
-    """A merge at work."""
-
     adapters: Sequence[Adapter]
     weights: Sequence[float]
     density: float
-    method: MergeMethod
+    method: methods.MergeMethod
     ranks: Mapping[str, int]
     before: float = 0.0  # squared length of what the method gave
     after: float = 0.0  # and of what is left of it at the ranks
@@ -159,26 +145,26 @@ class _Merging:
         self.length = [0.0] * len(self.adapters)  # squared, of what each adapter changes
 
     def merged(self, module: str) -> tuple[Tensor, Tensor]:
-        """A and B (fp32) of a module's merged update, to be used with the scale alpha / rank, alpha being the largest rank."""
+        """A and B (fp32) of a module's merged update; their scale is alpha / rank, with the largest rank as alpha."""
         there = [i for i, one in enumerate(self.adapters) if one.rank(module)]
         products = [self.adapters[i].update(module) for i in there]
         for i, product in zip(there, products, strict=True):
-            self.length[i] += squared_length(product)
-        update = self.method.merge(ModuleUpdates(products, [self.weights[i] for i in there], self.density))
-        rank, length = self.ranks[module], squared_length(update)
+            self.length[i] += methods.squared_length(product)
+        update = self.method.merge(methods.ModuleUpdates(products, [self.weights[i] for i in there], self.density))
+        rank, length = self.ranks[module], methods.squared_length(update)
         self.before += length
-        if isinstance(update, Product) and self.method.exact:
+        if isinstance(update, methods.Product) and self.method.exact:
             self.after += length
             b, a = update
         else:
-            svd = svd_of(update) if isinstance(update, Product) else svd_of_dense(update, rank)
+            svd = methods.svd_of(update) if isinstance(update, methods.Product) else methods.svd_of_dense(update, rank)
             self.after += float(svd.s[:rank].double().square().sum())
-            b, a = cut_to(svd, rank)
+            b, a = methods.cut_to(svd, rank)
         return a.float(), (b * (rank / max(self.ranks.values()))).float()
 
 
-def _write_header(file: BinaryIO, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """The head of a safetensors file whose fp32 tensors follow in this order: 8 bytes of its length, then JSON padded by spaces."""
+def _write_header(file: BinaryIO, shapes: Shapes) -> None:
+    """The head of a safetensors file whose fp32 tensors follow in this order: its length in 8 bytes, padded JSON."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     place = 0
     for name, (rows, columns) in shapes.items():
@@ -190,9 +176,7 @@ def _write_header(file: BinaryIO, shapes: Mapping[str, tuple[int, ...]]) -> None
     file.write(struct.pack("<Q", len(text)) + text)
 
 
-def _write_settings(
-    merged: MergedAdapter, ranks: Mapping[str, int], base: tuple[str, Mapping[str, tuple[int, ...]]], like: Adapter
-) -> None:
+def _write_settings(merged: MergedAdapter, ranks: Mapping[str, int], base: tuple[str, Shapes], like: Adapter) -> None:
     """`tuneloop.json` and, last, `adapter_config.json`.
 
     It names modules by the last part of their names, or by whole names where not all layers of a name are changed.

@@ -1,7 +1,7 @@
-"""Ways to merge LoRA updates of one module. Each is a function from the adapters' products to one matrix, and a line of METHODS.
+"""Ways to merge LoRA updates of one module: functions from the adapters' products to one matrix, listed in METHODS.
 
-What is merged is always the product scale * B A. Averaging A and B by themselves would add cross terms B_i A_j that no adapter has.
-"""
+What is merged is always the product scale * B A. Averaging A and B alone would add cross terms B_i A_j that no adapter
+has."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from tuneloop.core.errors import UserError, did_you_mean
 
 OVERSAMPLING, POWER_STEPS = 16, 4  # of the randomised decomposition
-EXACT_SHARE = 4  # a wanted rank of more than a quarter of the matrix: the exact decomposition is as quick
+EXACT_SHARE = 4  # a rank of more than a quarter of the matrix: the exact decomposition is as quick
 
 
 class Product(NamedTuple):
@@ -35,16 +35,13 @@ class Svd(NamedTuple):
 
 
 def stacked(products: Sequence[Product], weights: Sequence[float]) -> Product:
-    """The weighted sum of products, exactly: the factors side by side; ranks add."""
+    """The weighted sum of products, exactly: the factors next to each other; ranks add."""
     scaled = [weight * product.b for product, weight in zip(products, weights, strict=True)]
     return Product(torch.cat(scaled, 1), torch.cat([product.a for product in products]))
 
 
 def svd_of(product: Product) -> Svd:
-    """The singular value decomposition of a product, by way of the QR decompositions of its factors.
-
-    Costs what narrow matrices cost: the full matrix is never made.
-    """
+    """The singular value decomposition of a product, from QR decompositions of its factors: no full matrix is made."""
     q_b, r_b = torch.linalg.qr(product.b)
     q_a, r_a = torch.linalg.qr(product.a.t())
     u, s, vh = torch.linalg.svd(r_b @ r_a.t(), full_matrices=False)
@@ -54,8 +51,8 @@ def svd_of(product: Product) -> Svd:
 def svd_of_dense(matrix: Tensor, rank: int) -> Svd:
     """The first singular values and vectors of a full matrix: at least `rank`, or as many as it has.
 
-    Where few are wanted of many it is the randomised decomposition (Halko et al. 2011, arXiv 0909.4061), from a start that is
-    always the same: its error is within a fraction of a per cent of the least possible one.
+    Where few of many are needed it is the randomised decomposition (Halko et al. 2011, arXiv 0909.4061), from a start
+    that is always the same: its error is within a fraction of a per cent of the least possible one.
     """
     least = min(matrix.shape)
     if rank * EXACT_SHARE >= least:
@@ -88,14 +85,14 @@ def squared_length(matrix: Product | Tensor) -> float:
     return max(float(((b.t() @ b) * (a @ a.t())).sum()), 0.0)
 
 
-def lost_share(whole: float, kept: float) -> float:
-    """What cutting took, as a share of the length, from squared lengths."""
-    return math.sqrt(max(whole - kept, 0.0) / whole) if whole > 0 else 0.0
+def lost_share(whole: float, rest: float) -> float:
+    """What cutting took, as a share of the length, from squared lengths before and after."""
+    return math.sqrt(max(whole - rest, 0.0) / whole) if whole > 0 else 0.0
 
 
 @dataclass(frozen=True)
 class ModuleUpdates:
-    """What some adapters do to one module."""
+    """The updates of one module by some adapters."""
 
     products: Sequence[Product]  # of each adapter, its scale in b; float64
     weights: Sequence[float]  # of each adapter
@@ -113,11 +110,9 @@ class MergeMethod:
     name: str  # on the command line
     about: str  # what it does, in a sentence, with its source
     merge: Callable[[ModuleUpdates], Product | Tensor]  # from the updates of a module to the merged one
-    rank: Literal["sum", "largest"] = (
-        "sum"  # of the result where none is given: the adapters' ranks together, or the largest
-    )
+    rank: Literal["sum", "largest"] = "sum"  # of the result where none is given: the adapters' together, or the largest
     averages: bool = False  # weights are divided by their sum
-    drops: bool = False  # it drops entries, of which the density says how many stay: even one adapter alone is changed
+    drops: bool = False  # it drops entries, the density says how many stay: even one adapter alone is changed
     exact: bool = False  # the result is the method's matrix as it is: no smaller rank is possible
 
 
@@ -149,7 +144,9 @@ def elected(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def ties(updates: ModuleUpdates) -> Tensor:
-    """Trim, elect a sign, average those that agree (Yadav et al. 2023, arXiv 2306.01708); weights don't vote, as in PEFT."""
+    """Trim, elect a sign, average those that agree (Yadav et al. 2023, arXiv 2306.01708); weights don't vote, as in
+    PEFT.
+    """
     return elected([trimmed(part, updates.density) for part in updates.dense()], updates.weights)
 
 
@@ -161,15 +158,11 @@ METHODS: dict[str, MergeMethod] = {
         MergeMethod("svd", "the weighted sum, cut to a rank", weighted_sum, rank="largest"),
         MergeMethod("ties", "trim, elect a sign, average what agrees (arXiv 2306.01708)", ties, drops=True),
     )
-}  # fmt: skip
+}
 
 
 def merge_method(name: str) -> MergeMethod:
-    """The method of that name.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The method of that name. Raises UserError: there is none."""
     if name not in METHODS:
         step = f"{did_you_mean(name, METHODS)} choose {', '.join(METHODS)}".lstrip()
         raise UserError(f"No way to merge is called {name!r}", where="--method", next_step=step)

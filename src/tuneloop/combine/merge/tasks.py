@@ -1,4 +1,4 @@
-"""A merged model judged by each expert's own rows, and what follows: which tasks are merged, and which stay with their expert."""
+"""A merged model judged by each expert's own rows: which tasks are merged, and which stay with their expert."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tuneloop.combine.merge.adapters import MergeSettings, check_together, random_adapter
 from tuneloop.combine.merge.command import Expert, merge_runs
-from tuneloop.combine.options import AUTO, JudgeOptions
+from tuneloop.combine.options import AUTO, TaskJudgeOptions
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
 from tuneloop.core.threads import use_threads
@@ -35,13 +35,16 @@ if TYPE_CHECKING:
     from tuneloop.evaluation.retained_gain import Score
     from tuneloop.records.rows import Row
 
+Results = dict[str, TaskResult]  # by task
+Experts = Sequence[Expert]
+
 
 @dataclass
-class Judge:
+class TaskJudge:
     """Scores models on each task's rows, once each."""
 
     experts: Sequence[Expert]  # each with its rows
-    options: JudgeOptions
+    options: TaskJudgeOptions
     _scores: dict[tuple[str, str, str], Score] = field(default_factory=dict)
     _metrics: dict[str, str] = field(default_factory=dict)  # that decides, by task
 
@@ -54,9 +57,8 @@ class Judge:
     def rows(self, expert: Expert, split: str) -> list[Row]:
         """The task's rows, a seeded sample."""
         assert expert.dataset is not None and expert.recipe is not None, "only tasks with rows are judged"
-        return sample_rows(
-            getattr(expert.dataset, split), self.options.rows, seed=expert.recipe.seed, stratum=expert.dataset.stratum
-        )
+        rows, seed = getattr(expert.dataset, split), expert.recipe.seed
+        return sample_rows(rows, self.options.rows, seed=seed, stratum=expert.dataset.stratum)
 
     def score(self, expert: Expert, split: str, folder: Path | None, name: str) -> Score:
         """The score of an adapter (None: of the base) on a task's rows, kept under the model's name."""
@@ -68,11 +70,9 @@ class Judge:
         job.__dict__["model"] = self.model
         if folder is not None:
             load_trained(self.model, folder)
+        settings, title = expert.recipe.evaluate, f"{name} on {expert.name}"
         with base_only(self.model.net) if folder is None else contextlib.nullcontext():
-            answers = ask(
-                self.model, expert.dataset, rows, expert.recipe.evaluate, Asking(perplexity=False),
-                task=f"{name} on {expert.name}",
-            )[""]  # fmt: skip
+            answers = ask(self.model, expert.dataset, rows, settings, Asking(perplexity=False), task=title)[""]
         scored = score(job, replace(expert.dataset, test=rows), rows, answers)
         self._scores[key] = score_of(scored, self._metrics.setdefault(expert.name, scored.primary))
         return self._scores[key]
@@ -86,12 +86,19 @@ class Judge:
         after = self.score(expert, "test", merged, name)
         share, delta = kept_share(base, before, after), difference(before, after)
         fine, sure = holds(share, delta, self.options.allow)
-        more = {which: abs(self.score(expert, "test", place, which).value) for which, place in controls.items()}
+        scores = {"base": base, "expert": before, "merged": after}
+        scores |= {which: self.score(expert, "test", place, which) for which, place in controls.items()}
         return TaskResult(
-            task=expert.name, metric=self._metrics[expert.name], split="test", n=len(self.rows(expert, "test")),
-            base=abs(base.value), expert=abs(before.value), merged=abs(after.value), kept=share, delta=delta, holds=fine, sure=sure,
-            **more,
-        )  # fmt: skip
+            task=expert.name,
+            metric=self._metrics[expert.name],
+            split="test",
+            n=len(self.rows(expert, "test")),
+            kept=share,
+            delta=delta,
+            holds=fine,
+            sure=sure,
+            **{which: abs(score.value) for which, score in scores.items()},
+        )
 
 
 def can_judge(experts: Sequence[Expert]) -> str:
@@ -105,7 +112,7 @@ def can_judge(experts: Sequence[Expert]) -> str:
 
 
 def merge_tasks(
-    experts: Sequence[Expert], settings: MergeSettings, out: Path, options: JudgeOptions
+    experts: Sequence[Expert], settings: MergeSettings, out: Path, options: TaskJudgeOptions
 ) -> tuple[MergeRecord | None, TaskDeployment]:
     """Merge the tasks that can be merged; the others stay with their expert.
 
@@ -131,14 +138,14 @@ def merge_tasks(
         if earlier.request == request:
             say("merge     already done")
             return earlier, read_record(TaskDeployment, out)
-    judge = Judge(experts, options)
+    judge = TaskJudge(experts, options)
     for one in experts:
         if (few := len(judge.rows(one, "test"))) < FEWEST_SHARED:
             say(f"warn: {_nothing_shown(one.name, few)}")
-    searched: list[Tried] = []
+    attempts: list[TriedMerge] = []
     if settings.method == AUTO:
-        searched = search(judge, settings)
-        settings = max(searched, key=lambda one: one.worst).settings
+        attempts = search(judge, settings)
+        settings = max(attempts, key=lambda one: one.worst).settings
         say(f"search    {settings.method} with weights {', '.join(f'{w:g}' for w in settings.weights)} keeps most")
     left, now, results = _tasks_that_hold(judge, settings)
     if len(left) < 2:
@@ -148,21 +155,16 @@ def merge_tasks(
         results |= _judged(judge, left, now, {"pooled": _pooled(left, out, Path(options.pooled))})
     tasks = [results[one.name] for one in experts]
     fields = {
-        "request": request,
-        "routed": [one.name for one in experts if one not in left],
-        "allowed": options.allow,
-        "tasks": tasks,
-        "searched": [one.record for one in searched],
+        "request": request, "routed": [one.name for one in experts if one not in left], "allowed": options.allow,
+        "tasks": tasks, "searched": [one.record for one in attempts],
         "words": [*unshown(tasks), *record.words, *map(sentence, tasks)],
-    }
+    }  # fmt: skip
     record, deployment = record.model_copy(update=fields), _deploy(experts, left, out, results)
     write_record(out / MergeRecord.file, record)
     return record, deployment
 
 
-def _tasks_that_hold(
-    judge: Judge, settings: MergeSettings
-) -> tuple[list[Expert], MergeSettings, dict[str, TaskResult]]:
+def _tasks_that_hold(judge: TaskJudge, settings: MergeSettings) -> tuple[list[Expert], MergeSettings, Results]:
     """The experts whose tasks can be merged, the settings with their weights, and each task's last results."""
     weights = list(settings.weights) or [1.0] * len(judge.experts)
     left, results = list(judge.experts), dict[str, TaskResult]()
@@ -174,21 +176,17 @@ def _tasks_that_hold(
             return left, now, results
         worst = min(losing, key=lambda one: _kept(results[one.name]))
         share, delta = results[worst.name].kept, results[worst.name].delta
-        loss = (
-            f"keeps {share.value:.0%} of its expert's gain"
-            if share
-            else f"is worse than its expert ({delta.value:+.3f}, 95 % interval {delta.low:+.3f} to {delta.high:+.3f})"
-        )
+        loss = f"is worse than its expert ({delta.value:+.3f}, 95 % interval {delta.low:+.3f} to {delta.high:+.3f})"
+        if share:
+            loss = f"keeps {share.value:.0%} of its expert's gain"
         say(f"task      {worst.name} {loss}: it stays with its expert")
         del weights[left.index(worst)]
         left.remove(worst)
     return left, settings, results
 
 
-def _judged(
-    judge: Judge, experts: Sequence[Expert], settings: MergeSettings, controls: dict[str, Path]
-) -> dict[str, TaskResult]:
-    """Each task's result under one merge of these experts, with a control for each: random adapters in the place of the others."""
+def _judged(judge: TaskJudge, experts: Experts, settings: MergeSettings, controls: dict[str, Path]) -> Results:
+    """Each task's result under one merge, with a control for each: random adapters instead of the other experts."""
     name = f"merged {content_hash([[one.name for one in experts], settings])[:8]}"
     with tempfile.TemporaryDirectory() as scratch:
         merged = _merged(experts, settings, Path(scratch) / "merged")
@@ -213,7 +211,7 @@ def _merged(experts: Sequence[Expert], settings: MergeSettings, out: Path) -> Pa
 
 
 def _pooled(experts: Sequence[Expert], out: Path, run: Path) -> Path:
-    """One adapter trained on the rows of all tasks, by the first expert's settings: as many passes, so the same tokens in sum."""
+    """One adapter trained on the rows of all tasks, by the first expert's settings: as many passes over them."""
     from tuneloop.pipeline.train import train_alone
 
     if not (run / RUN).is_file():
@@ -230,45 +228,39 @@ def _pooled(experts: Sequence[Expert], out: Path, run: Path) -> Path:
 # --- search ------------------------------------------------------------------------------------
 
 
-def search(judge: Judge, wanted: MergeSettings) -> list[Tried]:
-    """Try ways to merge on validation rows, for as long as there is time; the best is the one whose worst task keeps most.
+def search(judge: TaskJudge, least: MergeSettings) -> list[TriedMerge]:
+    """Try ways to merge on validation rows while there is time; the best is that whose worst task keeps most.
 
-    Raises:
-        UserError: a task has no validation rows.
+    `least`: rank and density of the first attempts. Raises UserError: a task has no validation rows.
     """
     for one in judge.experts:
         if one.dataset is None or not len(one.dataset.val):
-            raise UserError(
-                f"{one.name} has no validation rows to search on", where="--method auto",
-                next_step="prepare its rows with data.split.val=0.1, or name a method",
-            )  # fmt: skip
-    ends, tried = time.monotonic() + 60 * judge.options.minutes, list[Tried]()
-    for settings in first_round(len(judge.experts), wanted.rank, wanted.density):
+            step = "prepare its rows with data.split.val=0.1, or name a method"
+            what = f"{one.name} has no validation rows to search on"
+            raise UserError(what, where="--method auto", next_step=step)
+    ends, tried = time.monotonic() + 60 * judge.options.minutes, list[TriedMerge]()
+    for settings in first_round(len(judge.experts), least.rank, least.density):
         if tried and time.monotonic() > ends:
             break
         tried.append(_try(judge, settings))
-    while time.monotonic() < ends and (step := next_settings(tried)) is not None:
-        tried.append(_try(judge, step))
+    while time.monotonic() < ends and (further := next_settings(tried)) is not None:
+        tried.append(_try(judge, further))
     return tried
 
 
-def _try(judge: Judge, settings: MergeSettings) -> Tried:
+def _try(judge: TaskJudge, settings: MergeSettings) -> TriedMerge:
     from tuneloop.evaluation.retained_gain import point_share
 
     began, name = time.monotonic(), f"tried {content_hash(settings)[:8]}"
     with tempfile.TemporaryDirectory() as scratch:
-        merged = _merged(judge.experts, settings, Path(scratch))
-        shares = tuple(
-            point_share(
-                judge.score(one, "val", None, "base").value,
-                judge.score(one, "val", one.adapter.folder, "expert").value,
-                judge.score(one, "val", merged, name).value,
-            )
-            for one in judge.experts
-        )
+        merged, shares = _merged(judge.experts, settings, Path(scratch)), []
+        for one in judge.experts:
+            models = {"base": None, "expert": one.adapter.folder, name: merged}
+            scores = [judge.score(one, "val", folder, model).value for model, folder in models.items()]
+            shares.append(point_share(*scores))
     weights = ", ".join(f"{weight:g}" for weight in settings.weights)
     say(f"search    {settings.method:<10} weights {weights}: the worst task keeps {min(shares):.0%}")
-    return Tried(settings, shares, time.monotonic() - began)
+    return TriedMerge(settings, tuple(shares), time.monotonic() - began)
 
 
 # --- words -------------------------------------------------------------------------------------
@@ -280,39 +272,34 @@ def _kept(result: TaskResult) -> float:
 
 def unshown(tasks: Sequence[TaskResult]) -> list[str]:
     """The tasks that were merged though their rows can't show what that costs them: what a reader has to know first."""
-    return [
-        _nothing_shown(one.task, one.n, no_gain=one.kept is None)
-        for one in tasks
-        if one.holds and (one.n < FEWEST_SHARED or one.kept is None)
-    ]
+    doubtful = [one for one in tasks if one.holds and (one.n < FEWEST_SHARED or one.kept is None)]
+    return [_nothing_shown(one.task, one.n, no_gain=one.kept is None) for one in doubtful]
 
 
 def _nothing_shown(task: str, rows: int, *, no_gain: bool = False) -> str:
     why = ", where its expert shows no gain over the base" if no_gain else ""
     more = f". Judge by at least {FEWEST_SHARED} test rows" if rows < FEWEST_SHARED else ""
-    return f"nothing can be shown for {task} on {counted(rows, 'test row')}{why}: a loss by merging would not be seen{more}"
+    what = f"nothing can be shown for {task} on {counted(rows, 'test row')}"
+    return f"{what}{why}: a loss by merging would not be seen{more}"
 
 
 def sentence(result: TaskResult) -> str:
     """A task's result as people read it."""
     scores = f"{result.metric} {result.base:.3f} (base), {result.expert:.3f} (expert), {result.merged:.3f} (merged)"
     share, rows = result.kept, counted(result.n, "row")
-    if share is None:
-        return f"{result.task}: {scores}; the expert's gain is not shown on {rows}"
-    return f"{result.task}: {scores}; keeps {share.value:.0%} of the gain [{share.low:.0%}, {share.high:.0%}] on {rows}"
+    gain = (
+        f"keeps {share.value:.0%} of the gain [{share.low:.0%}, {share.high:.0%}]"
+        if share
+        else "the expert's gain is not shown"
+    )
+    return f"{result.task}: {scores}; {gain} on {rows}"
 
 
-def _deploy(
-    experts: Sequence[Expert], merged: Sequence[Expert], out: Path, results: dict[str, TaskResult]
-) -> TaskDeployment:
-    """Write who answers what."""
-    routes = [
-        TaskRoute(
-            task=one.name, target=str(out) if one in merged else one.name,
-            dataset=one.dataset.path if one.dataset else "", why=sentence(results[one.name]),
-        )
-        for one in experts
-    ]  # fmt: skip
+def _deploy(experts: Experts, merged: Experts, out: Path, results: Results) -> TaskDeployment:
+    routes = []
+    for one in experts:
+        target, dataset = str(out) if one in merged else one.name, one.dataset.path if one.dataset else ""
+        routes.append(TaskRoute(task=one.name, target=target, dataset=dataset, why=sentence(results[one.name])))
     deployment = TaskDeployment(base=experts[0].base, routes=routes)
     write_record(out / TaskDeployment.file, deployment)
     return deployment
@@ -323,12 +310,12 @@ STRONGER, WEAKER = 1.3, 0.85  # factors for the weight of the task that loses mo
 
 
 @dataclass(frozen=True)
-class Tried:
+class TriedMerge:
     """Settings and what came of them."""
 
     settings: MergeSettings  # with a weight for each adapter
     shares: tuple[float, ...]  # what each task kept on validation rows
-    seconds: float  # that merging and asking took
+    seconds: float  # that merging and answering took
 
     @property
     def worst(self) -> float:
@@ -338,19 +325,16 @@ class Tried:
     @property
     def record(self) -> SearchedMerge:
         """As it is written down."""
-        return SearchedMerge(
-            method=self.settings.method, weights=list(self.settings.weights), rank=self.settings.rank,
-            density=self.settings.density, worst=self.worst, seconds=round(self.seconds, 2),
-        )  # fmt: skip
+        settings = {name: getattr(self.settings, name) for name in ("method", "rank", "density")}
+        weights = list(self.settings.weights)
+        return SearchedMerge(**settings, weights=weights, worst=self.worst, seconds=round(self.seconds, 2))
 
 
 def first_round(adapters: int, rank: int = 0, density: float = 0.5) -> Iterator[MergeSettings]:
     """Settings that need no knowledge, quick ones first.
 
-    Args:
-        adapters: how many there are.
-        rank: of the result; 0: each method's own.
-        density: of `ties`; half of it is tried as well.
+    `adapters`: how many there are. `rank`: of the result; 0: each method's own. `density`: of `ties`; half of it is
+    tried as well.
     """
     for scale in SCALES:
         yield MergeSettings("svd" if rank else "cat", (scale,) * adapters, rank, density)
@@ -358,12 +342,15 @@ def first_round(adapters: int, rank: int = 0, density: float = 0.5) -> Iterator[
         yield MergeSettings("ties", (1.0,) * adapters, rank, part)
 
 
-def next_settings(tried: Sequence[Tried]) -> MergeSettings | None:
-    """A step from the best settings so far (one or more): more weight for the task that keeps least; None where that was tried."""
+def next_settings(tried: Sequence[TriedMerge]) -> MergeSettings | None:
+    """A step from the best settings so far: more weight for the task that keeps least; None where that was tried.
+
+    Args:
+        tried: one or more.
+    """
     best = max(tried, key=lambda one: one.worst)
     weakest = best.shares.index(best.worst)
-    weights = tuple(
-        round(weight * (STRONGER if i == weakest else WEAKER), 4) for i, weight in enumerate(best.settings.weights)
-    )
+    factors = (STRONGER if i == weakest else WEAKER for i in range(len(best.shares)))
+    weights = tuple(round(w * factor, 4) for w, factor in zip(best.settings.weights, factors, strict=True))
     step = MergeSettings(best.settings.method, weights, best.settings.rank, best.settings.density)
     return None if any(one.settings == step for one in tried) else step

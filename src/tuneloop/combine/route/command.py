@@ -15,8 +15,7 @@ import numpy as np
 
 from tuneloop.combine.options import RouteOptions
 from tuneloop.combine.route.features import RouteJob, features_of
-from tuneloop.combine.route.frontier import judged, price_for
-from tuneloop.combine.route.router import Array, Outcomes, Router, fit_router, load_router
+from tuneloop.combine.route.router import Array, Outcomes, Router, fit_router, judge_router, load_router, price_for
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import nearest_path
 from tuneloop.core.ui import quiet
@@ -30,7 +29,7 @@ from tuneloop.records.rows import Dataset, Row, last_user_turn
 from tuneloop.registry.registered import local_name
 
 SPLITS = ("train", "val", "test")
-PARTS = (0.6, 0.8)  # of a file of outcomes: rows below the first fit, up to the second validate, the rest are test rows
+PARTS = (0.6, 0.8)  # of a file of outcomes: rows below the first fit, up to the second validate, the rest test
 SMALLEST_PART = 10
 LANGUAGE_ROWS = 200  # requests that show in which language a router is fitted
 
@@ -39,11 +38,7 @@ LANGUAGE_ROWS = 200  # requests that show in which language a router is fitted
 
 
 def dataset_of_target(name: str) -> Dataset:
-    """The rows of a run's task, or a prepared data set itself.
-
-    Raises:
-        UserError: they are not at hand.
-    """
+    """The rows of a run's task, or a prepared data set itself. Raises UserError: they are not available."""
     from tuneloop.data.dataset import load_dataset
 
     with quiet():
@@ -92,7 +87,7 @@ class OutcomeTable:
     quality: Array  # (prompts, models), 0 to 1
 
     def part(self, which: str) -> OutcomeTable:
-        """The rows to fit on, to validate on, or to test on: by a hash of the prompt, so equal prompts stay together."""
+        """The rows to fit, to validate, or to test on: by a hash of the prompt, so equal prompts stay together."""
         inside = np.array([SPLITS[sum(place_of(prompt) >= end for end in PARTS)] == which for prompt in self.prompts])
         return OutcomeTable(list(compress(self.prompts, inside)), self.names, self.quality[inside])
 
@@ -105,11 +100,8 @@ def place_of(prompt: str) -> float:
 def read_outcomes(file: Path, models: Sequence[str] = ()) -> OutcomeTable:
     """Read a CSV with a column `prompt` and a column for each model: true, false or a number from 0 to 1.
 
-    Args:
-        models: columns to take; default: all that hold such values in every row.
-
-    Raises:
-        UserError: no such file or column, or a value that is no outcome; its line is named.
+    `models`: columns to take; default: all that hold such values in every row. Raises UserError: no such file or
+    column, or a value that is no outcome; its line is named.
     """
     if not file.is_file():
         raise UserError("No such file", where=str(file), next_step=nearest_path(file))
@@ -127,19 +119,18 @@ def read_outcomes(file: Path, models: Sequence[str] = ()) -> OutcomeTable:
         name for name in columns if name != "prompt" and all(_outcome(row.get(name)) is not None for row in rows)
     ]
     if len(names) < 2:
-        raise UserError(
-            "A router needs two models or more, each with a column of outcomes (true, false, or 0 to 1)", where=str(file),
-            next_step="see docs/route.md",
-        )  # fmt: skip
+        what = "A router needs two models or more, each with a column of outcomes (true, false, or 0 to 1)"
+        raise UserError(what, where=str(file), next_step="see docs/route.md")
     quality = np.zeros((len(rows), len(names)), dtype=np.float32)
     for i, row in enumerate(rows):
         for j, name in enumerate(names):
             value = _outcome(row.get(name))
             if value is None:
-                raise UserError(
-                    f"{name} is not an outcome: {row.get(name)!r:.40}", where=f"{file}, row {i + 1}",
-                    next_step="write true, false, or a number from 0 to 1",
-                )  # fmt: skip
+                what, step = (
+                    f"{name} is not an outcome: {row.get(name)!r:.40}",
+                    "write true, false, or a number from 0 to 1",
+                )
+                raise UserError(what, where=f"{file}, row {i + 1}", next_step=step)
             quality[i, j] = value
     return OutcomeTable([row["prompt"] or "" for row in rows], names, quality)
 
@@ -158,18 +149,13 @@ def _outcome(text: Any) -> float | None:
 def outside_texts(file: str) -> list[str]:
     """Requests that belong to no model, from a file of any format or a prepared data set.
 
-    Raises:
-        UserError: it can't be read.
+    Raises UserError: it can't be read.
     """
     from tuneloop.data.load_eval_file import read_whole
 
-    if (Path(file) / MANIFEST).is_file():
-        rows: Sequence[Row] = dataset_of_target(file).test
-    else:
-        rows = read_whole(file, PrepareConfig()).rows
-    return [
-        last_user_turn(row) or row.answer for row in rows
-    ]  # a plain text, which has no turn of a user, is a request itself
+    whole = (Path(file) / MANIFEST).is_file()
+    rows: Sequence[Row] = dataset_of_target(file).test if whole else read_whole(file, PrepareConfig()).rows
+    return [last_user_turn(row) or row.answer for row in rows]  # a plain text has no turn of a user: it is the request
 
 
 # --- fit and eval ------------------------------------------------------------------------------
@@ -187,11 +173,8 @@ class RouteSources:
 def fit_route(sources: RouteSources, out: Path, options: RouteOptions) -> Router:
     """Fit a router, judge it on test rows, and write it.
 
-    Args:
-        options: what it sees, and what an answer may cost at most, which sets the price of cost on validation rows.
-
-    Raises:
-        UserError: too few models or rows, unknown names, a file that can't be read.
+    `options`: what it sees, and what an answer may cost at most, which sets the price of cost on validation rows.
+    Raises UserError: too few models or rows, unknown names, a file that can't be read.
     """
     job = RouteJob(features_of(options.features, options.base), options.base, options.rows)
     train, val, test, like = _training_rows(job, sources)
@@ -200,17 +183,15 @@ def fit_route(sources: RouteSources, out: Path, options: RouteOptions) -> Router
         router = router.updated(price=_price(router, val, options.max_cost))
     outside = job.embed(outside_texts(options.outside)) if options.outside else None
     if len(test):
-        router = router.updated(figures=judged(router, test, outside))
+        router = router.updated(figures=judge_router(router, test, outside))
     router.save(out)
     return router
 
 
 def _training_rows(job: RouteJob, sources: RouteSources) -> tuple[Outcomes, Outcomes, Outcomes, RouterRecord]:
     if bool(sources.targets) == bool(sources.outcomes):
-        raise UserError(
-            "Route between what?", where="tuneloop route fit",
-            next_step="name runs, each with its own task, or give --outcomes FILE",
-        )  # fmt: skip
+        step = "name runs, each with its own task, or give --outcomes FILE"
+        raise UserError("Route between what?", where="tuneloop route fit", next_step=step)
     costs = sources.costs or {}
     table = read_outcomes(Path(sources.outcomes)) if sources.outcomes else None
     names = table.names if table else sources.targets
@@ -220,33 +201,28 @@ def _training_rows(job: RouteJob, sources: RouteSources) -> tuple[Outcomes, Outc
     if table:
         parts = [table.part(which) for which in SPLITS]
         if min(len(part.prompts) for part in parts) < SMALLEST_PART:
-            raise UserError(
-                f"Too few rows to fit, validate and test on: {len(table.prompts)}", where=sources.outcomes,
-                next_step="give 100 rows or more",
-            )  # fmt: skip
+            what = f"Too few rows to fit, validate and test on: {len(table.prompts)}"
+            raise UserError(what, where=sources.outcomes, next_step="give 100 rows or more")
         train, val, test = (Outcomes(job.embed(part.prompts), part.quality) for part in parts)
         places: list[dict[str, str]] = [{} for _ in names]
         language = language_of(parts[0].prompts)
     else:
         datasets = [dataset_of_target(name) for name in names]
         if len({dataset.manifest.hash for dataset in datasets}) < len(datasets):
-            raise UserError(
-                "Two models have the same rows: nothing tells their requests apart", where=", ".join(names),
-                next_step="name models of different tasks, or give --outcomes FILE",
-            )  # fmt: skip
+            step = "name models of different tasks, or give --outcomes FILE"
+            what = "Two models have the same rows: nothing distinguishes their requests"
+            raise UserError(what, where=", ".join(names), next_step=step)
         for name, dataset in zip(names, datasets, strict=True):
             if not len(dataset.val):
                 raise UserError("There are no validation rows", where=name, next_step="prepare with data.split.val=0.1")
         train, val, test = (task_rows(job, datasets, split) for split in SPLITS)
         places = [{"dataset": dataset.path} for dataset in datasets]
         language = language_of(task_texts(job, datasets, "train")[0])
-    routes = [
-        RouteTarget(name=name, cost=costs.get(name, 0.0), **place) for name, place in zip(names, places, strict=True)
-    ]
-    like = RouterRecord(
-        kind="constant", features=job.features, base=job.base if job.features == "hidden" else "", language=language,
-        exclusive=not sources.outcomes, routes=routes, source=sources.outcomes,
-    )  # fmt: skip
+    pairs = zip(names, places, strict=True)
+    targets = [RouteTarget(name=name, cost=costs.get(name, 0.0), **place) for name, place in pairs]
+    base = job.base if job.features == "hidden" else ""
+    fields = {"kind": "constant", "features": job.features, "base": base, "language": language, "routes": targets}
+    like = RouterRecord.model_validate({**fields, "exclusive": not sources.outcomes, "source": sources.outcomes})
     return train, val, test, like
 
 
@@ -254,23 +230,17 @@ def _price(router: Router, val: Outcomes, most: float) -> float:
     costs = np.array([route.cost for route in router.record.routes])
     price = price_for(router.quality(val.features), costs, most)
     if not np.isfinite(price):
-        raise UserError(
-            f"No model is as cheap as {most:g}: the cheapest costs {costs.min():g}", where="--max-cost",
-            next_step="raise it, or add a cheaper model",
-        )  # fmt: skip
+        what = f"No model is as cheap as {most:g}: the cheapest costs {costs.min():g}"
+        raise UserError(what, where="--max-cost", next_step="raise it, or add a cheaper model")
     return price
 
 
 def eval_route(folder: Path, outcomes: str = "", outside: str = "") -> Router:
     """A fitted router with its results on test rows.
 
-    Args:
-        outcomes: a file, see `read_outcomes`; default: the one that the router was fitted to, or the tasks' test rows. Of a
-            file, the rows that fitting never sees are taken.
-        outside: requests that belong to no model.
-
-    Raises:
-        UserError: no router, other models in the file, no rows.
+    `outcomes`: a file, see `read_outcomes`; default: the one that the router was fitted to, or the tasks' test rows. Of
+    a file, the rows that fitting never sees are used. `outside`: requests that belong to no model. Raises UserError: no
+    router, other models in the file, no rows.
     """
     router = load_router(folder)
     record = router.record
@@ -285,8 +255,8 @@ def eval_route(folder: Path, outcomes: str = "", outside: str = "") -> Router:
         test, texts = Outcomes(job.embed(part.prompts), part.quality), part.prompts
     if not len(test):
         raise UserError("There are no test rows", where=str(folder), next_step="give more rows")
-    from_outside = outside_texts(outside) if outside else []
-    figures = judged(router, test, job.embed(from_outside) if outside else None)
-    if share := foreign_share([*texts, *from_outside], record.language):
-        figures = figures.model_copy(update={"foreign": share})
-    return router.updated(figures=figures)
+    others = outside_texts(outside) if outside else []
+    results = judge_router(router, test, job.embed(others) if outside else None)
+    if share := foreign_share([*texts, *others], record.language):
+        results = results.model_copy(update={"foreign": share})
+    return router.updated(figures=results)

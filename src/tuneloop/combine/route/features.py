@@ -1,8 +1,8 @@
 """What a router sees of a request: MiniLM's vectors, static ones, hashed words, or the base model's hidden states.
 
-Static vectors are the mean of a text's tokens, each of which the packaged MiniLM has read alone, as Model2Vec does (Tulkens and van
-Dongen 2024) without its principal components, which would differ from machine to machine. The order of words does not count.
-"""
+Static vectors are the mean of a text's tokens, each of which the packaged MiniLM has read alone, as Model2Vec does
+(Tulkens and van Dongen 2024) without its principal components, which would differ from machine to machine. The order of
+words does not count."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ VERSION = 1  # of the table
 
 @dataclass(frozen=True)
 class RouteJob:
-    """A router being fitted or judged."""
+    """How requests become vectors for a router that is fitted or judged."""
 
     features: Features  # what is seen of a text
     base: str = ""  # the model whose hidden states are seen
@@ -93,10 +93,9 @@ class RouteJob:
 
 
 def features_of(name: str, base: str) -> Features:
-    """The features that a name stands for; empty: static vectors where MiniLM is installed, else words.
+    """The features of that name; empty: static vectors where MiniLM is installed, else words.
 
-    Raises:
-        UserError: there are none of that name; hidden states without a base.
+    Raises UserError: there are none of that name; hidden states without a base.
     """
     if not name:
         return "static" if minilm_folder() is not None else "words"
@@ -105,16 +104,13 @@ def features_of(name: str, base: str) -> Features:
     names: tuple[Features, ...] = get_args(Features)
     if name in names:
         return names[names.index(name)]
-    raise UserError(
-        f"No features are called {name!r}", where="--features", next_step="choose static, minilm, words or hidden"
-    )
+    step = "choose static, minilm, words or hidden"
+    raise UserError(f"No features are called {name!r}", where="--features", next_step=step)
 
 
 def _no_embedder(features: str) -> UserError:
-    return UserError(
-        "The embedding model is not installed", where=f"--features {features}",
-        next_step="pip install 'tuneloop[evaluate]', or give --features words",
-    )  # fmt: skip
+    step = "pip install 'tuneloop[evaluate]', or give --features words"
+    return UserError("The embedding model is not installed", where=f"--features {features}", next_step=step)
 
 
 @dataclass(frozen=True)
@@ -144,10 +140,9 @@ class StaticVectors:
 
 
 def open_static_vectors(folder: Path) -> StaticVectors:
-    """Static vectors of the packaged MiniLM in a folder; the table is made once, in half a minute, and kept in the cache.
+    """Static vectors of the MiniLM in a folder; the table is made once, in half a minute, and kept in the cache.
 
-    Raises:
-        UserError: the cache can't be written.
+    Raises UserError: the cache can't be written.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file, save
@@ -164,7 +159,7 @@ def open_static_vectors(folder: Path) -> StaticVectors:
 
 
 def _table(folder: Path) -> Array:
-    """A vector for each token: MiniLM's of the token alone, less their mean, weighted by the logarithm of its rank (Zipf's law)."""
+    """A vector for each token: MiniLM's of it alone, less their mean, times the logarithm of its rank (Zipf's law)."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 

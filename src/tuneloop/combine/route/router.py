@@ -1,8 +1,10 @@
-"""A router: from the features of a request to the quality that each model is expected to have, and to one of them or none."""
+"""A router: from the features of a request to the expected quality of each model, and to one of them or none.
+
+Its answers are judged by quality against cost, next to each model alone and the best choice for each row."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,11 @@ from numpy.typing import NDArray
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_bytes
+from tuneloop.core.stats.intervals import auroc
+from tuneloop.core.stats.tests import wilson_interval
+from tuneloop.records.merge import Share
 from tuneloop.records.record import read_record, write_record
-from tuneloop.records.router import RouterCandidate, RouterKind, RouterRecord
+from tuneloop.records.router import FrontierPoint, RouterCandidate, RouterFigures, RouterKind, RouterRecord, SingleModel
 
 Array = NDArray[Any]
 
@@ -30,7 +35,7 @@ class Router:
 
     record: RouterRecord
     # `mean` (features), `rows` (fitted rows, features; unit vectors), `outcomes` (fitted rows, models), `weights`
-    # (features, models) and `bias` (models) of a regression, `centroids` (models, features).
+    # (features, models) and `bias` (models) of a regression, `centroids` (models, features)
     numbers: dict[str, Array]
 
     @property
@@ -43,7 +48,7 @@ class Router:
         return unit(features - self.numbers["mean"])
 
     def quality(self, features: Array) -> Array:
-        """Expected outcome of each model, (requests, models): probabilities that sum to one where a row belongs to one model."""
+        """Expected outcome of each model, (requests, models): they sum to one where a row belongs to one model."""
         quality = raw_quality(self.record, self.numbers, self.centred(features))
         return softened(quality, self.record.temperature, self.record.exclusive)
 
@@ -72,11 +77,7 @@ class Router:
 
 
 def load_router(folder: Path) -> Router:
-    """A fitted router.
-
-    Raises:
-        UserError: none was fitted, or its files are damaged.
-    """
+    """A fitted router. Raises UserError: none was fitted, or its files are damaged."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -86,9 +87,8 @@ def load_router(folder: Path) -> Router:
     try:
         return Router(record, load_file(folder / NUMBERS))
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"The router's numbers can't be read: {error}", where=str(folder / NUMBERS), next_step=RouterRecord.again
-        ) from None
+        what = f"The router's numbers can't be read: {error}"
+        raise UserError(what, where=str(folder / NUMBERS), next_step=RouterRecord.again) from None
 
 
 def unit(vectors: Array) -> Array:
@@ -164,14 +164,12 @@ class Outcomes:
 def fit_router(
     train: Outcomes, val: Outcomes, like: RouterRecord, kinds: Sequence[RouterKind] = ("centroid", "knn", "logreg")
 ) -> Router:
-    """The best router of some kinds, calibrated: with the highest mean outcome on validation rows; of equals, the lowest log loss.
+    """The best router of some kinds, calibrated: that with the highest mean outcome on validation rows.
 
-    Args:
-        like: routes, features, price, and whether a row belongs to one model.
-        kinds: `centroid` only where a row belongs to one model.
+    Of equals it is the one with the lowest log loss.
 
-    Raises:
-        UserError: fewer than two models, a model without rows, no validation rows.
+    `like`: routes, features, price, and whether a row belongs to one model; `kinds`: `centroid` only where a row
+    belongs to one model. Raises UserError: fewer than two models, a model without rows, no validation rows.
     """
     _check(train, val, like)
     mean = train.features.mean(0)
@@ -204,22 +202,18 @@ def _check(train: Outcomes, val: Outcomes, like: RouterRecord) -> None:
     if len(names) < 2:
         raise UserError("A router needs two models or more", where=", ".join(names), next_step="name another one")
     if len(train) < 2 or not len(val):
-        raise UserError(
-            f"A router needs rows to fit and to validate: there are {len(train)} and {len(val)}", where=", ".join(names),
-            next_step="give more rows",
-        )  # fmt: skip
+        what = f"A router needs rows to fit and to validate: there are {len(train)} and {len(val)}"
+        raise UserError(what, where=", ".join(names), next_step="give more rows")
     if like.exclusive:
         for name, count in zip(names, train.quality.sum(0), strict=True):
             if not count:
-                raise UserError(
-                    "A model has no training rows", where=name, next_step="leave it out, or prepare its rows"
-                )
+                step = "leave it out, or prepare its rows"
+                raise UserError("A model has no training rows", where=name, next_step=step)
 
 
 def _fits(
     kind: RouterKind, base: dict[str, Array], like: RouterRecord
 ) -> Iterator[tuple[float | None, RouterRecord, dict[str, Array]]]:
-    """Routers of one kind, by what is tuned."""
     rows, outcomes, record = base["rows"], base["outcomes"], like.model_copy(update={"kind": kind})
     if kind == "centroid":
         yield None, record, {**base, "centroids": unit(outcomes.T @ rows)}
@@ -236,7 +230,7 @@ def _fits(
 
 
 def _regression(rows: Array, outcomes: Array, strength: float, exclusive: bool) -> tuple[Array, Array]:
-    """Weights (features, models) and bias of a logistic regression: one for all models, or one for each where outcomes are apart."""
+    """Weights (features, models) and bias of a logistic regression: one for all models, or one for each."""
     from sklearn.linear_model import LogisticRegression
 
     if exclusive:
@@ -254,25 +248,158 @@ def _regression(rows: Array, outcomes: Array, strength: float, exclusive: bool) 
             continue
         one = LogisticRegression(C=strength, max_iter=2000).fit(rows, labels)
         columns.append((one.coef_[0], float(one.intercept_[0])))
-    return (
-        np.stack([weights for weights, _ in columns], 1).astype(np.float32),
-        np.array([bias for _, bias in columns], dtype=np.float32),
-    )
+    weights, bias = np.stack([weights for weights, _ in columns], 1), np.array([bias for _, bias in columns])
+    return weights.astype(np.float32), bias.astype(np.float32)
 
 
 def log_loss(quality: Array, outcomes: Array, exclusive: bool) -> float:
     """Mean negative log likelihood of what happened."""
-    sure = np.clip(quality, LEAST, 1 - LEAST)
-    right = outcomes * np.log(sure)
-    likelihood = right.sum(1) if exclusive else (right + (1 - outcomes) * np.log(1 - sure)).mean(1)
+    expected = np.clip(quality, LEAST, 1 - LEAST)
+    right = outcomes * np.log(expected)
+    likelihood = right.sum(1) if exclusive else (right + (1 - outcomes) * np.log(1 - expected)).mean(1)
     return -float(likelihood.mean())
 
 
 def _temperature(quality: Array, outcomes: Array, exclusive: bool) -> float:
-    """The temperature with the least log loss on validation rows."""
     from scipy.optimize import minimize_scalar
 
     def loss(log: float) -> float:
         return log_loss(softened(quality, float(np.exp(log)), exclusive), outcomes, exclusive)
 
     return float(np.exp(minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded").x))
+
+
+PRICES = 60  # points of a frontier
+RESAMPLES, SEED = 500, 0
+BINS = 10
+SURE = 0.975  # share of resamples in which the best model has to be better than the cheapest
+
+
+def judge_router(router: Router, rows: Outcomes, outside: Array | None = None) -> RouterFigures:
+    """What a router does on rows that it has not seen, and on requests of no model (`outside`, their features)."""
+    record, picks = router.record, router.choose(rows.features)
+    expected = router.quality(rows.features)
+    costs = np.array([route.cost for route in record.routes])
+    routed, places = picks != NONE, np.maximum(picks, 0)
+    worth = np.where(routed, np.take_along_axis(rows.quality, places[:, None], 1)[:, 0], 0.0)
+    stated = np.take_along_axis(expected, places[:, None], 1)[:, 0]
+    low, high = mean_interval(worth)
+    more: dict[str, Any] = {}
+    if record.exclusive:
+        task = rows.quality.argmax(1)
+        hits = {name: picks[task == i] == i for i, name in enumerate(router.names)}
+        more["recall"] = {name: float(right.mean()) for name, right in hits.items() if len(right)}
+    if outside is not None and len(outside):
+        near, far = router.similarity(rows.features), router.similarity(outside)
+        caught = float((router.choose(outside) == NONE).mean())
+        more |= {"outside": len(outside), "caught": caught, "auroc": auroc(near, far)}
+    if len(set(costs.tolist())) > 1:
+        more["frontier"], more["gap_recovered"] = frontier(expected, rows.quality, costs)
+    return RouterFigures(
+        n=len(rows),
+        quality=Share(value=float(worth.mean()), low=low, high=high),
+        cost=float(costs[places][routed].mean()) if routed.any() else 0.0,
+        ece=calibration_error(stated[routed], worth[routed]),
+        kept=float(routed.mean()),
+        singles=singles(rows.quality, costs, router.names),
+        **more,
+    )
+
+
+def singles(quality: Array, costs: Array, names: Sequence[str]) -> list[SingleModel]:
+    """Each model alone, and the oracle: the cheapest of the best models for each row."""
+    best = quality.max(1)
+    cheapest = np.where(quality >= best[:, None], costs, np.inf).min(1)
+    means = zip((*names, "oracle"), (*costs, cheapest.mean()), (*quality.mean(0), best.mean()), strict=True)
+    return [SingleModel(name=name, cost=float(cost), quality=float(value)) for name, cost, value in means]
+
+
+def frontier(expected: Array, quality: Array, costs: Array) -> tuple[list[FrontierPoint], Share | None]:
+    """Mean cost and quality for rising prices, and the share of the gap recovered with a bootstrap interval over rows.
+
+    `expected` are outcomes (rows, models), `quality` real ones, `costs` those of each model.
+    """
+    prices = prices_of(expected, costs)
+    picks = np.stack([(expected - price * costs).argmax(1) for price in prices])  # (prices, rows)
+    worth, cost = np.take_along_axis(quality[None], picks[..., None], 2)[..., 0], costs[picks]
+    corners: list[FrontierPoint] = []
+    for price, c, w in zip(prices.tolist(), cost.mean(1).tolist(), worth.mean(1).tolist(), strict=True):
+        if not corners or (c, w) != (corners[-1].cost, corners[-1].quality):
+            corners.append(FrontierPoint(price=price, cost=c, quality=w))
+
+    def of(rows: Array) -> float | None:
+        return gap_recovered(cost[:, rows].mean(1), worth[:, rows].mean(1), costs, quality[rows].mean(0))
+
+    return corners, gap_with_interval(of, len(quality))
+
+
+def gap_with_interval(of: Callable[[Array], float | None], rows: int) -> Share | None:
+    """The share of the gap that is recovered (`of` some rows, by their places), with a bootstrap interval over `rows`.
+
+    None where it is not certain that there is a gap: a share of next to nothing says nothing.
+    """
+    value = of(np.arange(rows))
+    if value is None:
+        return None
+    rng = np.random.default_rng(SEED)
+    draws = [again for _ in range(RESAMPLES) if (again := of(rng.integers(0, rows, rows))) is not None]
+    if len(draws) < SURE * RESAMPLES:
+        return None
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Share(value=value, low=float(low), high=float(high))
+
+
+def prices_of(expected: Array, costs: Array) -> Array:
+    """Prices at which choices change: quantiles of the exchange rates between two models, from none to all."""
+    apart = costs[:, None] - costs[None]
+    i, j = np.nonzero(apart > 0)
+    rates = (expected[:, i] - expected[:, j]) / apart[i, j]
+    inner = np.quantile(rates, np.linspace(0, 1, PRICES)) if rates.size else np.array([])
+    above = [inner.max() * (1 + 1e-6) + 1e-9] if inner.size else []
+    return np.unique(np.maximum(np.concatenate([[0.0], inner, above]), 0.0))
+
+
+def gap_recovered(cost: Array, worth: Array, costs: Array, alone: Array) -> float | None:
+    """Mean over all costs between the cheapest and the best model of (quality - cheapest's) / (best's - cheapest's).
+
+    It is RouteLLM's average performance gap recovered (Ong et al. 2024, arXiv 2406.18665) with cost in place of calls.
+
+    `cost`, `worth`: means of a frontier's points. `costs`, `alone`: of each model alone. Returns None where the best
+    model is not better than the cheapest one.
+    """
+    cheap, best = int(costs.argmin()), int(alone.argmax())
+    if alone[best] <= alone[cheap] or costs[best] <= costs[cheap]:
+        return None
+    x = np.concatenate([[costs[cheap]], cost, [costs[best]]])
+    y = np.concatenate([[alone[cheap]], worth, [alone[best]]])
+    order = np.lexsort((y, x))
+    grid = np.linspace(costs[cheap], costs[best], 201)
+    curve = np.interp(grid, x[order], y[order])
+    return float(((curve - alone[cheap]) / (alone[best] - alone[cheap])).mean())
+
+
+def price_for(expected: Array, costs: Array, most: float) -> float:
+    """The least price of cost at which the mean cost of an answer is at most `most`."""
+    for price in prices_of(expected, costs):
+        if costs[(expected - price * costs).argmax(1)].mean() <= most:
+            return float(price)
+    return float("inf")
+
+
+def calibration_error(stated: Array, worth: Array) -> float:
+    """Expected calibration error: the gap between stated and real quality in equal bins, weighted by their rows."""
+    if not len(stated):
+        return float("nan")
+    bins = np.minimum((stated * BINS).astype(int), BINS - 1)
+    gaps = [abs(stated[bins == b].mean() - worth[bins == b].mean()) * (bins == b).mean() for b in set(bins.tolist())]
+    return float(sum(gaps))
+
+
+def mean_interval(worth: Array) -> tuple[float, float]:
+    """Wilson's interval for rights and wrongs, else the bootstrap's."""
+    if set(np.unique(worth).tolist()) <= {0.0, 1.0}:
+        return wilson_interval(float(worth.sum()), len(worth))
+    rng = np.random.default_rng(SEED)
+    means = worth[rng.integers(0, len(worth), (RESAMPLES, len(worth)))].mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)

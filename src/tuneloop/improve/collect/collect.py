@@ -7,14 +7,14 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field
 
 from tuneloop.core.files import Config, content_hash
-from tuneloop.core.flag import Flag
+from tuneloop.core.flag import flag
 from tuneloop.improve.experiment.statistics import person_of, unit_of
-from tuneloop.improve.feedback.value import by_request, gives_answer, mean_value, talks_of
+from tuneloop.improve.feedback.value import by_request, conversations_of, gives_answer, mean_value
 from tuneloop.records.feedback import Feedback, right_answer, value_of
 from tuneloop.records.request import StoredRequest
 from tuneloop.records.rows import Message
@@ -36,15 +36,13 @@ DROPPED = {
 class CollectOptions(Config):
     """What is taken."""
 
-    since: Annotated[str, Flag(metavar="TIME")] = Field("", description="Only requests from then on, as in 2026-01-01.")
-    until: Annotated[str, Flag(metavar="TIME")] = Field("", description="Only requests before then, as in 2026-02-01.")
+    since: str = flag("", "TIME", "Only requests from then on, as in 2026-01-01.")
+    until: str = flag("", "TIME", "Only requests before then, as in 2026-02-01.")
     model: str = Field("", description="Only requests to this model.")
     heldout_share: float = Field(0.1, ge=0, lt=1, description="Share of users whose rows are the test, never training.")
     per_user: int = Field(20, ge=1, description="Rows that one user may give to each file.")
     own_share: float = Field(1.0, ge=0, le=1, description="Largest share of the model's own answers among sft rows.")
-    without_keys: Annotated[str, Flag(metavar="NAME,...")] = Field(
-        "", description="API keys whose requests are not used."
-    )
+    without_keys: str = flag("", "NAME,...", "API keys whose requests are not used.")
 
 
 @dataclass(frozen=True)
@@ -61,15 +59,14 @@ class Collected:
 
 
 @dataclass(frozen=True)
-class _Heard:
+class _RatedAnswer:
     request: StoredRequest
     turn: Message  # the answer that was given; `answer` is its text, or its calls of tools as JSON
     answer: str
     user: str  # that it counts for, and `person` whom it says that it comes from
     person: str
     mean: float | None  # of all values, 0 bad to 1 good; None where none has one
-    # correction, label: the right answer as people gave it; what they edited the answer into is a correction
-    correction: str | None
+    correction: str | None  # correction, label: the right answer as people gave it; an edited answer is a correction
     label: str | None
     resolved: bool  # a user says that it solved the matter
     over: tuple[str, ...] = ()  # requests whose answers to the same prompt people found worse
@@ -93,6 +90,10 @@ class _Heard:
         return None if self.mean is None or BAD < self.mean < GOOD else self.mean >= GOOD
 
 
+Rated = Sequence[_RatedAnswer]
+Pair = tuple[_RatedAnswer, Message, Message]  # whose prompt, the better and the worse answer
+
+
 def is_held_out(user: str, share: float) -> bool:
     """Whether a user's rows are kept for the test. The same users always are, and a larger share adds to them."""
     digest = hashlib.sha256(f"tuneloop held out\x1f{user}".encode("utf-8", "surrogatepass")).digest()
@@ -109,44 +110,45 @@ def collect(requests: Sequence[StoredRequest], feedback: Iterable[Feedback], opt
     - `heldout`: what would be in `sft`, of the users that are never trained on.
     - `must_pass`: corrected failures as demands on the next model, for a person to choose from.
     """
-    feedback_of = by_request(feedback, talks_of(requests))
+    feedback_of = by_request(feedback, conversations_of(requests))
     excluded = {name.strip() for name in options.without_keys.split(",") if name.strip()}
     dropped: Counter[str] = Counter()
-    held: list[_Heard] = []
-    rest: list[_Heard] = []
-    asked = [request for request in requests if request.id in feedback_of]
-    for request in asked:
-        # Whoever may not teach may still say how good the answer is, but not what would be right.
-        heard = [one for one in feedback_of[request.id] if not gives_answer(one) or one.may_teach(request.key)]
-        if len(heard) < len(feedback_of[request.id]):
+    heldout: list[_RatedAnswer] = []
+    rest: list[_RatedAnswer] = []
+    with_feedback = [request for request in requests if request.id in feedback_of]
+    for request in with_feedback:
+        # Who may not teach may still say how good the answer is, but not what would be right.
+        usable = [one for one in feedback_of[request.id] if not gives_answer(one) or one.may_teach(request.key)]
+        if len(usable) < len(feedback_of[request.id]):
             dropped["stranger"] += 1
-        if not heard:
+        if not usable:
             continue
-        found = "no consent" if request.key in excluded else _hear(request, heard)
-        if isinstance(found, str):
-            dropped[found] += 1
+        answer = "no consent" if request.key in excluded else _rated_answer(request, usable)
+        if isinstance(answer, str):
+            dropped[answer] += 1
         else:
-            (held if is_held_out(found.person, options.heldout_share) else rest).append(found)
+            (heldout if is_held_out(answer.person, options.heldout_share) else rest).append(answer)
     rest.sort(key=lambda one: ORIGINS.index(one.origin) if one.origin else len(ORIGINS))  # stable: by time within
-    sft = _capped([one for one in rest if one.origin], options.per_user, dropped)
+    most = options.per_user
+    sft = _capped([one for one in rest if one.origin], most, dropped)
     pairs = [*_pairs(rest), *_chosen(rest, requests, excluded, options.heldout_share, dropped)]
-    paired = {id(one) for one in _capped([one for one, *_ in pairs], options.per_user, dropped)}
+    paired = {id(one) for one in _capped([one for one, *_ in pairs], most, dropped)}
+    imitated = _own_capped(sft, options.own_share, dropped)
+    thumbs = _capped([one for one in rest if one.thumb is not None], most, dropped)
+    heldout = _capped([one for one in heldout if one.origin], most, dropped)
     return Collected(
-        sft=[_sft_row(one) for one in _own_capped(sft, options.own_share, dropped)],
-        preference=[
-            _row(one, {"prompt": one.request.prompt, "chosen": [better], "rejected": [worse]})
-            for one, better, worse in pairs if id(one) in paired
-        ],
-        kto=[
-            _row(one, {"messages": [*one.request.prompt, one.turn]}, thumb=one.thumb)
-            for one in _capped([one for one in rest if one.thumb is not None], options.per_user, dropped)
-        ],
-        heldout=[_sft_row(one) for one in _capped([one for one in held if one.origin], options.per_user, dropped)],
-        must_pass=[row for one in sft if (row := _demand(one)) is not None], with_feedback=len(asked), dropped=dropped,
-    )  # fmt: skip
+        sft=[_sft_row(one) for one in imitated],
+        preference=[_pair_row(*pair) for pair in pairs if id(pair[0]) in paired],
+        kto=[_row(one, {"messages": [*one.request.prompt, one.turn]}, thumb=one.thumb) for one in thumbs],
+        heldout=[_sft_row(one) for one in heldout],
+        must_pass=[row for one in sft if (row := _must_pass_row(one)) is not None],
+        with_feedback=len(with_feedback),
+        dropped=dropped,
+    )
 
 
-def _hear(request: StoredRequest, said: Sequence[Feedback]) -> _Heard | str:
+def _rated_answer(request: StoredRequest, feedback: Sequence[Feedback]) -> _RatedAnswer | str:
+    """The answer of a request with what people said of it, or the reason (see `DROPPED`) why it is left out."""
     if request.error is not None or request.finish == "length":
         return "failed"
     turn = _turn(request.completion)
@@ -154,24 +156,25 @@ def _hear(request: StoredRequest, said: Sequence[Feedback]) -> _Heard | str:
     if turn is None or not prompt or any(text.startswith(HASHED) for text in (turn["content"], *prompt)):
         return "not kept"
     answer = json.dumps(turn["tool_calls"], sort_keys=True) if turn.get("tool_calls") else turn["content"]
-    corrected = [(one, text) for one in said if (text := right_answer(one.kind, one.value)) is not None]
-    corrections, labels = [text for _, text in corrected], [str(one.value) for one in said if one.kind == "label"]
+    corrected = [(one, text) for one in feedback if (text := right_answer(one.kind, one.value)) is not None]
+    corrections, labels = [text for _, text in corrected], [str(one.value) for one in feedback if one.kind == "label"]
     if any(not text.strip() or text.startswith(HASHED) for text in corrections):
         return "not kept"
-    # A correction speaks for itself; here only what people think of the answer.
-    spoken = {id(one) for one, _ in corrected}
-    judged = [one for one in said if id(one) not in spoken and value_of(one.kind, one.value) is not None]
-    values = [value_of(one.kind, one.value) or 0.0 for one in judged]
-    over = tuple(dict.fromkeys(str(one.value) for one in said if one.kind == "choice"))
+    corrected_ids = {
+        id(one) for one, _ in corrected
+    }  # a correction speaks for itself: here only opinions of the answer
+    rated = [(one, value_of(one.kind, one.value)) for one in feedback if id(one) not in corrected_ids]
+    opinions = [(one, value) for one, value in rated if value is not None]
+    values = [value for _, value in opinions]
+    over = tuple(dict.fromkeys(str(one.value) for one in feedback if one.kind == "choice"))
     if max(len(set(corrections)), len(set(labels))) > 1 or (values and max(values) - min(values) > 0.5):
         return "contradicting"
     if not (values or corrections or labels or over):
         return "unclear"
-    return _Heard(
-        request=request, turn=turn, answer=answer, user=unit_of(request), person=person_of(request),
-        mean=mean_value(judged), correction=corrections[0] if corrections else None, label=labels[0] if labels else None,
-        resolved=any(one.kind == "resolved" and value_of(one.kind, one.value) == 1.0 for one in said), over=over,
-    )  # fmt: skip
+    user, person, mean = unit_of(request), person_of(request), mean_value(one for one, _ in opinions)
+    correction, label = corrections[0] if corrections else None, labels[0] if labels else None
+    resolved = any(one.kind == "resolved" and value_of(one.kind, one.value) == 1.0 for one in feedback)
+    return _RatedAnswer(request, turn, answer, user, person, mean, correction, label, resolved, over)
 
 
 def _turn(completion: Any) -> Message | None:
@@ -181,28 +184,28 @@ def _turn(completion: Any) -> Message | None:
     text = text if isinstance(text, str) else ""
     if calls:
         names = [str((call.get("function") or {}).get("name") or HASHED) for call in calls]
-        return None if any(name.startswith(HASHED) for name in names) else _said(text, tool_calls=calls)
-    return _said(text) if text.strip() else None
+        return None if any(name.startswith(HASHED) for name in names) else _assistant_turn(text, tool_calls=calls)
+    return _assistant_turn(text) if text.strip() else None
 
 
-def _said(text: str, **calls: Any) -> Message:
+def _assistant_turn(text: str, **calls: Any) -> Message:
     turn: Message = {"role": "assistant", "content": text, **calls}  # type: ignore[typeddict-item]
     return turn
 
 
-def _capped(rows: Sequence[_Heard], most: int, dropped: Counter[str]) -> list[_Heard]:
+def _capped(rows: Rated, most: int, dropped: Counter[str]) -> list[_RatedAnswer]:
     numbers: Counter[str] = Counter()
-    chosen = []
+    capped = []
     for one in rows:
         numbers[one.user] += 1
         if numbers[one.user] <= most:
-            chosen.append(one)
+            capped.append(one)
         else:
             dropped["user's share"] += 1
-    return chosen
+    return capped
 
 
-def _own_capped(rows: Sequence[_Heard], share: float, dropped: Counter[str]) -> list[_Heard]:
+def _own_capped(rows: Rated, share: float, dropped: Counter[str]) -> list[_RatedAnswer]:
     """All that people wrote, and of the model's own answers as many as make up the share."""
     theirs = [one for one in rows if one.origin not in OWN]
     outputs = [one for one in rows if one.origin in OWN]
@@ -211,16 +214,13 @@ def _own_capped(rows: Sequence[_Heard], share: float, dropped: Counter[str]) -> 
     return theirs + outputs[:most]
 
 
-Pair = tuple[_Heard, Message, Message]  # whose prompt, the better and the worse answer
-
-
-def _pairs(rows: Sequence[_Heard]) -> list[Pair]:
+def _pairs(rows: Rated) -> list[Pair]:
     """Pairs of answers: corrected over given, then liked over disliked to the same prompt."""
-    pairs: list[Pair] = [
-        (one, _said(one.correction), one.turn) for one in rows if one.correction and one.correction.strip() != one.answer.strip()
-    ]  # fmt: skip
-    by_prompt: dict[str, list[_Heard]] = defaultdict(list)
+    pairs: list[Pair] = []
+    by_prompt: dict[str, list[_RatedAnswer]] = defaultdict(list)
     for one in rows:
+        if one.correction and one.correction.strip() != one.answer.strip():
+            pairs.append((one, _assistant_turn(one.correction), one.turn))
         by_prompt[content_hash(one.request.prompt)].append(one)
     for same in by_prompt.values():
         good = [one for one in same if one.thumb is True]
@@ -230,12 +230,11 @@ def _pairs(rows: Sequence[_Heard]) -> list[Pair]:
 
 
 def _chosen(
-    rows: Sequence[_Heard], requests: Sequence[StoredRequest], excluded: set[str], heldout: float,
-    dropped: Counter[str],
-) -> list[Pair]:  # fmt: skip
+    rows: Rated, requests: Sequence[StoredRequest], excluded: set[str], heldout: float, dropped: Counter[str]
+) -> list[Pair]:
     """Pairs of answers to the same prompt of which people chose one; where they choose both ways, neither."""
-    chosen = {(one.request.id, other) for one in rows for other in one.over}
-    by_id = {each.id: each for each in requests} if chosen else {}
+    choices = {(one.request.id, other) for one in rows for other in one.over}
+    by_id = {each.id: each for each in requests} if choices else {}
     pairs: list[Pair] = []
     for one in rows:
         for name in one.over:
@@ -244,7 +243,7 @@ def _chosen(
                 dropped["unclear"] += 1
                 continue
             worse = _turn(other.completion) if other.error is None and other.finish != "length" else None
-            if (name, one.request.id) in chosen:
+            if (name, one.request.id) in choices:
                 dropped["contradicting"] += 1
             elif worse is None or worse["content"].startswith(HASHED):
                 dropped["failed" if worse is None else "not kept"] += 1
@@ -253,23 +252,27 @@ def _chosen(
     return pairs
 
 
-def _row(one: _Heard, texts: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+def _row(one: _RatedAnswer, texts: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     request = one.request
     tools = {"tools": request.tools} if request.tools else {}
-    meta = {"request": request.id, "time": request.time, "user": one.person, "conversation": request.conversation,
-            "release": request.release, "adapter": request.adapter}  # fmt: skip
+    names = ("conversation", "release", "adapter")
+    meta = {"request": request.id, "time": request.time, "user": one.person, **{n: getattr(request, n) for n in names}}
     return {**texts, **tools, **more, **{name: value for name, value in meta.items() if value is not None}}
 
 
-def _sft_row(one: _Heard) -> dict[str, Any]:
+def _pair_row(one: _RatedAnswer, better: Message, worse: Message) -> dict[str, Any]:
+    return _row(one, {"prompt": one.request.prompt, "chosen": [better], "rejected": [worse]})
+
+
+def _sft_row(one: _RatedAnswer) -> dict[str, Any]:
     right = one.correction or one.label
-    messages = [*one.request.prompt, _said(right) if right else one.turn]
+    messages = [*one.request.prompt, _assistant_turn(right) if right else one.turn]
     output = {"own": True} if one.origin in OWN else {}
     label = {"label": one.label} if one.label else {}
     return _row(one, {"messages": messages}, **label, origin=one.origin, **output)
 
 
-def _demand(one: _Heard) -> dict[str, Any] | None:
+def _must_pass_row(one: _RatedAnswer) -> dict[str, Any] | None:
     """A corrected failure as a row that a gate's suite can demand; None where it is none, or more than one turn."""
     turns = list(one.request.prompt)
     system = str(turns.pop(0).get("content") or "") if turns and turns[0].get("role") == "system" else ""

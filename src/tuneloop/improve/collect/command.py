@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,26 +13,30 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, replacing, write_jsonl
 from tuneloop.data.clean.pii import Redactor
 from tuneloop.data.config import PersonalConfig
+from tuneloop.data.dataset import load_dataset
 from tuneloop.improve.collect.collect import CollectOptions, collect
-from tuneloop.improve.collect.training_rows import write_training_rows
-from tuneloop.records.record import write_record
+from tuneloop.pipeline.targets import task_of_run
+from tuneloop.records.record import read_record, write_record
+from tuneloop.records.rows import Row
 from tuneloop.records.server import CollectedManifest
+from tuneloop.registry.registered import open_registry, registered_name, run_folder_of, version_of
+from tuneloop.serving.models import prompt_of
 from tuneloop.serving.store.store import exported, opened, read_feedback, read_requests, store_name
 
+Place = Path | str
 FILES = ("sft", "preference", "kto", "heldout", "must_pass")
 
 
 def collect_store(
-    place: Path | str, out: Path | str, settings: Mapping[str, Any], *, personal: PersonalConfig | None = None,
-    run: Path | str = "",
-) -> CollectedManifest:  # fmt: skip
+    place: Place, out: Place, settings: Mapping[str, Any], *, personal: PersonalConfig | None = None, run: Place = ""
+) -> CollectedManifest:
     """Write a file for each of `FILES` that has rows, and `collect.json`.
 
     Args:
         out: folder for the files; those of an earlier collection are replaced.
         settings: by the names of `CollectOptions`.
         personal: what happens to personal data; replaced by default, also where the server kept them.
-        run: in use: `train.jsonl` and `test.jsonl` are written, too, see `training_rows`; empty: they are not.
+        run: in use: `train.jsonl` and `test.jsonl` are written, too, see `write_training_rows`; empty: they are not.
 
     Raises:
         UserError: there is no store, a setting is bad, no request has feedback, or the folder holds other files.
@@ -49,35 +53,29 @@ def collect_store(
         feedback = list(read_feedback(store, origin=False))
     collected = collect(requests, feedback, options)
     if not collected.with_feedback:
-        raise UserError(
-            f"No request of {len(requests):,} has feedback", where=store_name(place),
-            next_step="tuneloop collect show says what there is; tuneloop collect import FILE adds some",
-        )  # fmt: skip
+        step = "tuneloop collect show says what there is; tuneloop collect import FILE adds some"
+        raise UserError(f"No request of {len(requests):,} has feedback", where=store_name(place), next_step=step)
     redactor = Redactor(personal or PersonalConfig())
     rows = {name: [redactor(row) for row in getattr(collected, name)] for name in FILES}
-    more, task = _write(folder, rows, run)
-    manifest = CollectedManifest(
-        store=store_name(place), since=options.since, until=options.until, requests=len(requests),
-        with_feedback=collected.with_feedback, counts={name: len(of) for name, of in rows.items()} | more,
-        origins=dict(Counter(str(row["origin"]) for row in [*rows["sft"], *rows["heldout"]])),
-        own=sum("own" in row for row in rows["sft"]),
-        dropped={reason: number for reason, number in collected.dropped.items() if number},
-        heldout_share=options.heldout_share, per_user=options.per_user, own_share=options.own_share, task=task,
-    )  # fmt: skip
-    write_record(folder / CollectedManifest.file, manifest)
-    return manifest
-
-
-def _write(
-    folder: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]], run: Path | str
-) -> tuple[dict[str, int], str]:
-    """Write the files; with a run give the rows of those for its successor, and its kind of task."""
     (folder / CollectedManifest.file).unlink(missing_ok=True)
     for name, of in rows.items():
         (folder / f"{name}.jsonl").unlink(missing_ok=True)
         if of:
             write_jsonl(folder / f"{name}.jsonl", of)
-    return write_training_rows(run, rows["sft"], rows["heldout"], folder) if run else ({}, "")
+    more, task = write_training_rows(run, rows["sft"], rows["heldout"], folder) if run else ({}, "")
+    manifest = CollectedManifest(
+        store=store_name(place),
+        requests=len(requests),
+        with_feedback=collected.with_feedback,
+        counts={name: len(of) for name, of in rows.items()} | more,
+        origins=dict(Counter(str(row["origin"]) for row in [*rows["sft"], *rows["heldout"]])),
+        own=sum("own" in row for row in rows["sft"]),
+        dropped={reason: number for reason, number in collected.dropped.items() if number},
+        task=task,
+        **options.model_dump(include={"since", "until", "heldout_share", "per_user", "own_share"}),
+    )
+    write_record(folder / CollectedManifest.file, manifest)
+    return manifest
 
 
 @dataclass(frozen=True)
@@ -96,28 +94,101 @@ def write_requests(
 ) -> Written:
     """Write answered requests as JSON Lines with `request` and `response`, in the order in which they came.
 
-    Args:
-        personal: what happens to personal data in texts; replaced by default, also where the server kept them.
-
-    Raises:
-        UserError: no store, or a file that can't be written.
+    `personal`: what happens to personal data in texts; replaced by default, also where the server kept them. Raises
+    UserError: no store, or a file that can't be written.
     """
     if out.is_dir():
         raise UserError("A folder has this name", where=f"--out {out}", next_step="choose another name")
-    written = failed = without = refused = 0
+    counts: Counter[str] = Counter()
     redactor = Redactor(personal or PersonalConfig())
     condition = {"where": "model = ?", "values": [model]} if model else {}
     with opened(place) as store, replacing(out) as file:
         for request in read_requests(store, since=since, **condition):  # type: ignore[arg-type]
             line = exported(request)
             if line is not None:
-                written += 1
+                counts["written"] += 1
                 line |= {name: redactor(line[name]) for name in ("request", "response")}
                 file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
             elif request.train == "no":
-                refused += 1
-            elif request.error is not None:
-                failed += 1
+                counts["without_consent"] += 1
             else:
-                without += 1
-    return Written(str(out), written, failed, without, refused)
+                counts["without_text" if request.error is None else "failed"] += 1
+    return Written(str(out), **counts)
+
+
+TRAIN, TEST = "train.jsonl", "test.jsonl"
+TASKS = ("classification", "generation", "chat")  # that `data.task` takes
+# Settings with which a recipe reads these files, whatever its own data look like: conversations, prompts as trained.
+AS_CHATS = (
+    *(f"data.{key}=null" for key in ("text", "label", "labels", "instruction", "input", "output")),
+    "data.format=messages", "data.split.stratify=null", "data.split.group=null", "data.split.by=content",
+)  # fmt: skip
+
+
+def write_training_rows(
+    run: Path | str, sft: Sequence[Mapping[str, Any]], heldout: Sequence[Mapping[str, Any]], folder: Path
+) -> tuple[dict[str, int], str]:
+    """Write `train.jsonl` and `test.jsonl`: the run's own rows, then the collected ones.
+
+    A client's turns become the prompt that the run was trained on: its instruction, its template. Nothing is replaced,
+    only added: a model that is trained on its own answers alone gets worse.
+
+    `run`: in use. Returns rows of each file, and the kind of task that the run has. Raises UserError: the run or its
+    data set is missing, or it continues texts instead of answering.
+    """
+    place = run_of(run)
+    task = task_of_run(place)
+    if task is None or not (place / "dataset" / "dataset.json").is_file():
+        step = "name the run's folder, or leave --run out and write the recipe of a retraining yourself"
+        what = "A run with its data set is needed, to write rows as it reads them"
+        raise UserError(what, where=str(run), next_step=step)
+    dataset = load_dataset(place / "dataset")
+    read = prompt_of(task)
+
+    def rewritten(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        for row in rows:
+            turns = list(row["messages"])
+            prompt = read(turns[:-1], row.get("tools") or [])
+            if prompt.continues is not None:
+                raise UserError("This run continues texts, and collected rows are answers", where=str(run))
+            yield {**row, "messages": [*prompt.messages, turns[-1]]}
+
+    train = [*_own(dataset.train, dataset.val), *rewritten(sft)]
+    test = [*_own(dataset.test), *rewritten(heldout)]
+    write_jsonl(folder / TRAIN, train)
+    write_jsonl(folder / TEST, test)
+    return {"train": len(train), "test": len(test)}, dataset.task
+
+
+def run_of(name: Path | str) -> Path:
+    """The folder of a run, by its path or by the name of a registered version."""
+    if registered_name(str(name)) is None:
+        return Path(name)
+    folder = run_folder_of(version_of(open_registry(), str(name)))
+    if folder is None:
+        raise UserError("The run of this version is not available", where=str(name), next_step="name the run's folder")
+    return folder
+
+
+def _own(*splits: Iterable[Row]) -> Iterator[dict[str, Any]]:
+    for rows in splits:
+        for row in rows:
+            if row.shows_the_task:
+                values = {"messages": row.messages, "tools": row.tools, "label": row.label, "origin": "before"}
+                yield {name: value for name, value in values.items() if value}
+
+
+def settings_of_retraining(folder: Path) -> list[str]:
+    """Settings behind a recipe with which it trains on collected rows, tested on users that are never trained on.
+
+    Args:
+        folder: that `tuneloop collect` wrote; with `--run` the rows are chats, whatever data the recipe was made for.
+    """
+    if not (folder / TRAIN).is_file():
+        test = folder / "heldout.jsonl"
+        more = [f"data.split.test={test}"] if test.is_file() else []
+        return [f"data.sources={folder / 'sft.jsonl'}", *more]
+    task = read_record(CollectedManifest, folder).task
+    settings = [f"data.sources={folder / TRAIN}", *AS_CHATS]
+    settings += [f"data.task={task}"] if task in TASKS else []
+    return settings + ([f"data.split.test={folder / TEST}"] if (folder / TEST).stat().st_size else [])

@@ -16,15 +16,15 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, lock_folder, nearest_path, plain, read_yaml
-from tuneloop.core.ids import utc_now, uuid7
+from tuneloop.core.ids import utc_now
 from tuneloop.core.parent import environment_of_child
 from tuneloop.core.python_file import trust_code
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted, verb
-from tuneloop.improve.collect.training_rows import run_of, settings_of_retraining
+from tuneloop.improve.collect.command import run_of, settings_of_retraining
 from tuneloop.improve.controller import controller
 from tuneloop.improve.experiment.command import EVENTS as EXPERIMENTS
-from tuneloop.improve.experiment.log import experiments_of
+from tuneloop.improve.experiment.state import add_event, experiments_of
 from tuneloop.improve.experiment.statistics import time_of
 from tuneloop.improve.feedback.value import current, gives_answer
 from tuneloop.improve.monitor.command import EVENT as MONITORED
@@ -35,15 +35,16 @@ from tuneloop.records.server import Decision
 from tuneloop.registry.registered import registered_name
 from tuneloop.serving.store.chain import refuse_rewritten
 from tuneloop.serving.store.database import Database, is_database_url, keep_password
-from tuneloop.serving.store.store import insert, opened, read_decisions, read_feedback, store_folder, store_name
+from tuneloop.serving.store.store import opened, read_decisions, read_feedback, store_folder, store_name
 
 PER_USER = 20  # answers that one user's feedback counts for, as in `collect`
 NO_REASON = {"latency", "cost", CANARIES}  # alarms that another training would not silence
 Command = Callable[[Sequence[str]], tuple[int, dict[str, Any]]]  # words -> exit status and what was printed
+Cycles = Sequence[controller.Cycle]
 
 
 @dataclass(frozen=True)
-class Pass:
+class ControllerPass:
     """What one pass of the controller came to."""
 
     state: str  # `idle`, `waiting`, `needs approval`, or `ended`
@@ -53,40 +54,31 @@ class Pass:
 
 
 def load_project(path: Path | str) -> controller.ProjectConfig:
-    """Read a project's file.
-
-    Raises:
-        UserError: it is missing, no YAML, or a key is wrong.
-    """
+    """Read a project's file. Raises UserError: it is missing, no YAML, or a key is wrong."""
     project = build_config(controller.ProjectConfig, read_yaml(path, "project"), where=str(path))
     with contextlib.suppress(UserError):  # which `check_files` reports
         trust_code(read_yaml(Path(project.recipe).expanduser()))  # for the commands that work on its runs
-    # The store's place goes into commands, lines and the log.
-    return (
-        project.model_copy(update={"store": keep_password(project.store)})
-        if is_database_url(project.store)
-        else project
-    )
+    if is_database_url(project.store):  # the store's place goes into commands, lines and the log
+        return project.model_copy(update={"store": keep_password(project.store)})
+    return project
 
 
 def check_files(project: controller.ProjectConfig) -> None:
     """See now, and not in the cycle that needs them, that a project's files are there.
 
-    Raises:
-        UserError: the recipe, the suite or the run in use is missing.
+    Raises UserError: the recipe, the suite or the run in use is missing.
     """
-    used = {"recipe": project.recipe, "suite": project.suite, "champion": project.champion}
+    paths = {"recipe": project.recipe, "suite": project.suite, "champion": project.champion}
     if "{recipe}" not in (project.steps.get("train") or ["{recipe}"]):
-        used.pop("recipe")
-    for name, value in used.items():
-        if value and registered_name(value) is None and not Path(value).expanduser().exists():
-            raise UserError(
-                f"The project's {name} is not there", where=f"{name}: {value}", next_step=nearest_path(value)
-            )
+        paths.pop("recipe")
+    for name, path in paths.items():
+        if path and registered_name(path) is None and not Path(path).expanduser().exists():
+            what, where = f"The project's {name} is not there", f"{name}: {path}"
+            raise UserError(what, where=where, next_step=nearest_path(path))
 
 
 def run_command(words: Sequence[str]) -> tuple[int, dict[str, Any]]:
-    """Run a tuneloop command in a process of its own, which ends with this one; its log continues to stderr."""
+    """Run a tuneloop command in its own process, which ends with this one; its log continues to stderr."""
     command = [sys.executable, "-m", "tuneloop", *words, "--json"]
     process = subprocess.run(command, stdout=subprocess.PIPE, check=False, env=environment_of_child())
     try:
@@ -96,12 +88,10 @@ def run_command(words: Sequence[str]) -> tuple[int, dict[str, Any]]:
     return process.returncode, result if isinstance(result, dict) else {}
 
 
-def facts_of(
-    store: Database, model: str, cycles: Sequence[controller.Cycle], now: str, *, enough: int = 50
-) -> controller.Facts:
-    """What it is decided from whether a cycle begins, but for what it is expected to cost.
+def facts_of(store: Database, model: str, cycles: Cycles, now: str, *, enough: int = 50) -> controller.Facts:
+    """The facts from which it is decided whether a cycle begins, except its expected cost.
 
-    Only feedback on known requests to the model counts, and of one user no more than `PER_USER` answers, so that nobody
+    Only feedback on known requests to the model counts, and of one user no more than `PER_USER` answers, so that no one
     begins a cycle alone.
     """
     # The sums by day say where to look for the first request.
@@ -111,31 +101,34 @@ def facts_of(
     )
     first = str((store.execute(query, [model, model]).fetchone() or [now])[0])
     since = cycles[-1].ended if cycles and cycles[-1].ended else first
-    marks = read_decisions(store, since=since, where=f"kind = '{MONITORED}'")
+    windows = read_decisions(store, since=since, where=f"kind = '{MONITORED}'")
     silent = NO_REASON | set(ignored(store, model, now))
     days = (time_of(now) - time_of(since)).total_seconds() / 86_400
     later = since if since > first else ""
-    heard = current(read_feedback(store, since=later, where=_KNOWN, values=[model, model], origin=False))
-    judged = [(one, value) for one in heard if (value := value_of(one.kind, one.value)) is not None]
-    bounded = _bounded(one for one, _ in judged)
-    values = [value for one, value in judged if id(one) in bounded]
-    right = (one for one in heard if one.may_teach() and gives_answer(one))
+    feedback = current(read_feedback(store, since=later, where=_OF_MODEL, values=[model, model], origin=False))
+    rated = [(one, value) for one in feedback if (value := value_of(one.kind, one.value)) is not None]
+    bounded = _bounded(one for one, _ in rated)
+    values = [value for one, value in rated if id(one) in bounded]
     in_quarter = [cycle for cycle in cycles if _quarter(cycle.began) == _quarter(now)]
-    rated = f"SELECT DISTINCT COALESCE(request, conversation) FROM feedback WHERE {_KNOWN} LIMIT ?"
+    query = f"SELECT DISTINCT COALESCE(request, conversation) FROM feedback WHERE {_OF_MODEL} LIMIT ?"
     return controller.Facts(
-        days=days, feedback=len(store.execute(rated, [model, model, enough]).fetchall()),
-        corrections=len(_bounded(right)), alarms=sum(bool(set(mark.data.get("alarms", ())) - silent) for mark in marks),
-        requests_per_day=_asked_since(store, model, later) / max(days, 1.0),
-        bad=1 - sum(values) / len(values) if values else math.nan, spent_usd=sum(cycle.usd for cycle in in_quarter),
+        days=days,
+        feedback=len(store.execute(query, [model, model, enough]).fetchall()),
+        corrections=len(_bounded(one for one in feedback if one.may_teach() and gives_answer(one))),
+        alarms=sum(bool(set(window.data.get("alarms", ())) - silent) for window in windows),
+        requests_per_day=_requests_since(store, model, later) / max(days, 1.0),
+        bad=1 - sum(values) / len(values) if values else math.nan,
+        spent_usd=sum(cycle.usd for cycle in in_quarter),
         spent_hours=sum(cycle.hours for cycle in in_quarter),
-        mended=tuple(cycle.mended for cycle in cycles if cycle.outcome),
-    )  # fmt: skip
+        mended=tuple(cycle.fixed_share for cycle in cycles if cycle.outcome),
+    )
 
 
-# Feedback on a request, or a conversation, of a model: not on one that no one knows, was erased, or was another model's.
-_KNOWN = (
+# Feedback on a request or conversation of a model: not on one that is unknown, was erased, or was another model's.
+_OF_MODEL = (
     "(request IS NOT NULL AND request IN (SELECT id FROM requests WHERE model = ? AND id = feedback.request)) OR "
-    "(request IS NULL AND EXISTS (SELECT 1 FROM requests WHERE requests.conversation = feedback.conversation AND model = ?))"
+    "(request IS NULL AND EXISTS"
+    " (SELECT 1 FROM requests WHERE requests.conversation = feedback.conversation AND model = ?))"
 )
 
 
@@ -150,7 +143,7 @@ def _bounded(feedback: Iterable[Feedback]) -> set[int]:
     return {which for requests in seen.values() for which in requests.values()}
 
 
-def _asked_since(store: Database, model: str, since: str) -> int:
+def _requests_since(store: Database, model: str, since: str) -> int:
     """Requests of users to a model since a time, or all: whole days by their sums, the first day one by one."""
 
     def count(query: str, *values: str) -> int:
@@ -182,24 +175,17 @@ def number(value: object) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def improve(project: controller.ProjectConfig, *, approve: str = "", command: Command = run_command) -> Pass:
-    """Go on as far as possible: begin a cycle where there is a reason, and do its steps until one has to wait.
+def improve(project: controller.ProjectConfig, *, approve: str = "", command: Command = run_command) -> ControllerPass:
+    """Proceed as far as possible: begin a cycle where there is a reason, and do its steps until one has to wait.
 
-    Args:
-        approve: a step that a person approves now.
-        command: runs a step's command.
-
-    Raises:
-        UserError: there is no store, another controller is at work, a step failed (the next pass tries it again), or there
-            is nothing to approve.
+    `approve`: a step that a person approves now; `command`: runs a step's command. Raises UserError: there is no store,
+    another controller is at work, a step failed (the next pass tries it again), or there is nothing to approve.
     """
     place = store_folder(project.store)
     with opened(project.store) as store, lock_folder(place / "improve"):
         if not store.alone(f"improve {project.name}"):
-            raise UserError(
-                f"Another controller of {project.name} is at work, perhaps on another machine", where=store_name(project.store),
-                next_step="wait for it, or stop it",
-            )  # fmt: skip
+            what = f"Another controller of {project.name} is at work, perhaps on another machine"
+            raise UserError(what, where=store_name(project.store), next_step="wait for it, or stop it")
         refuse_rewritten(store, store_name(project.store))
         log = _Log(store, project.name)
         _monitor(project, log.cycles(), place / "improve")
@@ -210,18 +196,18 @@ def improve(project: controller.ProjectConfig, *, approve: str = "", command: Co
             cycles = log.cycles()
             if not cycles or cycles[-1].outcome:
                 if steps:  # one cycle a pass
-                    return Pass("ended", f"{cycles[-1].outcome}: {cycles[-1].why}", cycles[-1].number, steps)
-                begun = log.begin(project, cycles, command)
-                if begun is not None:
-                    return begun
+                    return ControllerPass("ended", f"{cycles[-1].outcome}: {cycles[-1].why}", cycles[-1].number, steps)
+                idle = log.begin(project, cycles, command)
+                if idle is not None:
+                    return idle
                 continue
-            step = _go_on(log, cycles, place / "improve", command)
-            if isinstance(step, Pass):
+            step = _next_step(log, cycles, place / "improve", command)
+            if isinstance(step, ControllerPass):
                 return replace(step, steps=steps)
             steps.append(step)
 
 
-def _monitor(project: controller.ProjectConfig, cycles: Sequence[controller.Cycle], folder: Path) -> None:
+def _monitor(project: controller.ProjectConfig, cycles: Cycles, folder: Path) -> None:
     """Compare the last whole window of production, where the project asks for it and no one has done it."""
     reference = project.monitor.reference
     if reference == "champion":
@@ -236,7 +222,7 @@ def _monitor(project: controller.ProjectConfig, cycles: Sequence[controller.Cycl
 
 
 def watch(path: Path | str, *, every: float, command: Command = run_command, passes: int | None = None) -> None:
-    """Go on for ever: a pass, a pause, the next pass. What a pass comes to is said where it is new; an error ends none.
+    """Repeat passes, with a pause after each. What a pass comes to is reported where it is new; an error ends none.
 
     Args:
         path: of the project's file, which is read again before each pass.
@@ -268,13 +254,9 @@ class _Log:
         return list(read_decisions(self.store, where=where, values=[self.name]))
 
     def add(self, kind: str, key: str, data: Mapping[str, Any]) -> None:
-        key = f"{kind}:{self.name}:{key}"
-        event = Decision(id=uuid7(), time=utc_now(), kind=kind, subject=self.name, data=plain(dict(data)), key=key)
-        insert(self.store, [event])
+        add_event(self.store, kind, self.name, plain(dict(data)), key=f"{kind}:{self.name}:{key}")
 
-    def begin(
-        self, project: controller.ProjectConfig, cycles: Sequence[controller.Cycle], command: Command
-    ) -> Pass | None:
+    def begin(self, project: controller.ProjectConfig, cycles: Cycles, command: Command) -> ControllerPass | None:
         """Begin a cycle; where there is no reason, or it is not worth it, say so."""
         now = utc_now()
         facts = facts_of(self.store, project.model, cycles, now, enough=project.triggers.least_feedback)
@@ -287,15 +269,15 @@ class _Log:
             news += f", {counted(facts.alarms, 'window')} with an alarm since the last cycle"
             if facts.feedback < project.triggers.least_feedback:
                 news += f"; {counted(facts.feedback, 'request')} {verb(facts.feedback, 'has', 'have')} feedback"
-            return Pass("idle", f"Nothing to do: {news}.", None, [])
+            return ControllerPass("idle", f"Nothing to do: {news}.", None, [])
         number = len(cycles) + 1
         data = {
-            "cycle": number, "reasons": choice.reasons, "facts": asdict(facts), "project": project.model_dump(mode="json"),
-            "why": choice.why, "gain_usd": choice.gain_usd,
+            "cycle": number, "reasons": choice.reasons, "facts": asdict(facts), "why": choice.why,
+            "project": project.model_dump(mode="json"), "gain_usd": choice.gain_usd,
         }  # fmt: skip
-        if not choice.begins:  # said once a day, however often one looks
+        if not choice.begins:  # logged once a day, however often one looks
             self.add(controller.DECLINE, f"{number}:{now[:10]}", data)
-            return Pass("idle", f"No cycle, though {'; '.join(choice.reasons)}: {choice.why}.", None, [])
+            return ControllerPass("idle", f"No cycle, though {'; '.join(choice.reasons)}: {choice.why}.", None, [])
         self.add(controller.START, str(number), data)
         return None
 
@@ -303,38 +285,40 @@ class _Log:
         cycles = self.cycles()
         waits = bool(cycles) and not cycles[-1].outcome and cycles[-1].waits_for_approval
         if not waits or cycles[-1].next_step != step:
-            wanted = f"only {cycles[-1].next_step} waits for it" if waits else "no step waits for it"
-            raise UserError(f"There is nothing to approve in {step!r:.40}", where="--approve", next_step=wanted)
+            step_waiting = f"only {cycles[-1].next_step} waits for it" if waits else "no step waits for it"
+            raise UserError(f"There is nothing to approve in {step!r:.40}", where="--approve", next_step=step_waiting)
         self.add(controller.APPROVE, f"{cycles[-1].number}:{step}", {"cycle": cycles[-1].number, "step": step})
 
 
-def _go_on(log: _Log, cycles: Sequence[controller.Cycle], folder: Path, command: Command) -> Pass | str:
-    """Do the next step of the last cycle; give its name, or why there is none."""
+def _next_step(log: _Log, cycles: Cycles, folder: Path, command: Command) -> ControllerPass | str:
+    """Do the next step of the last cycle; returns its name, or why there is none."""
     cycle = cycles[-1]
     step = cycle.next_step
     if cycle.waits_for_approval:
         sentence = f"Cycle {cycle.number} waits for a person: tuneloop improve PROJECT.yaml --approve {step}"
-        return Pass("needs approval", sentence, cycle.number, [])
+        return ControllerPass("needs approval", sentence, cycle.number, [])
     champion = controller.champion_of(cycle.project, cycles, str(folder))
     if step in ("evaluate", "gate", *controller.STARTS) and not champion:
         what = "warm_start" if step in controller.STARTS else "The gate"
         raise UserError(f"{what} needs the run in use", where="champion", next_step="champion: FOLDER in the project")
-    status, result, hours = _done(log, cycle, folder, champion, command)
+    status, result, hours = _run_step(log, cycle, folder, champion, command)
     if step == "promote":  # the numbers that it follows from are the experiment's
         result = {"sentence": cycle.done.get("decide", {}).get("sentence"), **result}
     follows, outcome, why = controller.after(step, status, result)
     if follows == "failed":
         error = result["error"] if isinstance(result.get("error"), dict) else {}
-        raise UserError(
-            f"The step {step} of cycle {cycle.number} failed: {error.get('what') or why}", where=str(error.get("where") or ""),
-            next_step=str(error.get("next") or "put it right; the same command then goes on here"),
-        )  # fmt: skip
+        what = f"The step {step} of cycle {cycle.number} failed: {error.get('what') or why}"
+        advice = str(error.get("next") or "put it right; the same command then continues here")
+        raise UserError(what, where=str(error.get("where") or ""), next_step=advice)
     if follows == "wait":
-        return Pass("waiting", f"Cycle {cycle.number}, {step}: {why}", cycle.number, [])
-    data = {
-        "cycle": cycle.number, "step": step, "status": status, "result": _kept(result), "hours": hours,
-        "usd": hours * cycle.project.usd_per_hour,
-    }  # fmt: skip
+        return ControllerPass("waiting", f"Cycle {cycle.number}, {step}: {why}", cycle.number, [])
+    names = ("status", "outcome", "sentence", "path", "counts", "version", "chosen", "verdicts")
+    logged = {name: result[name] for name in names if name in result}
+    difference = ((result.get("evidence") or {}).get("measure") or {}).get("difference")
+    if difference is not None:
+        logged["difference"] = difference
+    data = {"cycle": cycle.number, "step": step, "status": status, "result": logged, "hours": hours}
+    data["usd"] = hours * cycle.project.usd_per_hour
     if follows == "end":  # one event: a controller that is killed here has either ended the cycle or not
         log.add(controller.END, str(cycle.number), {**data, "outcome": outcome, "why": why})
     else:
@@ -342,7 +326,7 @@ def _go_on(log: _Log, cycles: Sequence[controller.Cycle], folder: Path, command:
     return step
 
 
-def _done(
+def _run_step(
     log: _Log, cycle: controller.Cycle, folder: Path, champion: str, command: Command
 ) -> tuple[int, dict[str, Any], float]:
     """Do a step: its exit status, what it printed, and the hours that it took."""
@@ -353,40 +337,40 @@ def _done(
         return 0, dict(cycle.done["warm_start"]), 0.0  # there is no other run to choose
     words = controller.command_of(cycle, step, folder=str(folder), champion=champion)
     if step not in cycle.project.steps:
-        words += _more_words(cycle, step, folder / str(cycle.number), champion)
+        words += _step_options(cycle, step, folder / str(cycle.number), champion)
     if step == "decide" and cycle.project.judge:  # what came since the last pass
         state = experiments_of(read_decisions(log.store, where=EXPERIMENTS)).get(cycle.experiment)
         if state is not None and state.in_shadow_mode:
             command(["ab", "judge", cycle.experiment, "--store", cycle.project.store, "--judge", cycle.project.judge])
     say(f"{step:<11}tuneloop {' '.join(words)}")
-    begun = time.monotonic()
+    began = time.monotonic()
     status, result = command(words)
     if step in controller.STARTS and status == 2:  # it can't be had: the run from the base continues
         error = result.get("error")
         why = error.get("what") if isinstance(error, Mapping) else "no reason was given"
-        sentence = f"The run from the base goes on, the other one can't be had: {why}"
+        sentence = f"The run from the base continues, the other one can't be had: {why}"
         status, result = 0, {"chosen": "run", "verdicts": {}, "sentence": sentence}
     elif step == "choose" and status == 0:
-        result = _chosen(result)
-    return status, result, (time.monotonic() - begun) / 3600
+        result = _better_start(result)
+    return status, result, (time.monotonic() - began) / 3600
 
 
-def _chosen(result: Mapping[str, Any]) -> dict[str, Any]:
+def _better_start(result: Mapping[str, Any]) -> dict[str, Any]:
     """Which start measures better on the same test, by the comparison that was written."""
     comparisons = result.get("comparisons") or []
     verdicts = {str(one["metric"]): str(one["verdict"]) for one in comparisons}
-    chosen = controller.better_start(verdicts)
-    shown = "; ".join(
+    better = controller.better_start(verdicts)
+    metrics = "; ".join(
         f"{one['metric']} {one['delta']:+.3f} [{one['low_holm']:+.3f}, {one['high_holm']:+.3f}] {one['verdict']}"
         for one in comparisons[:3]
         if None not in (one["delta"], one["low_holm"], one["high_holm"])
     )
-    word = "goes on" if chosen == "warm" else "is not shown to be better, that from the base goes on"
-    return {"chosen": chosen, "verdicts": verdicts, "sentence": f"The run from the run in use {word}: {shown}"}
+    word = "continues" if better == "warm" else "is not shown to be better, that from the base continues"
+    return {"chosen": better, "verdicts": verdicts, "sentence": f"The run from the run in use {word}: {metrics}"}
 
 
-def _more_words(cycle: controller.Cycle, step: str, folder: Path, champion: str) -> list[str]:
-    """A step's further options: those of the collected rows, and that an adapter stays one, so that a server has both arms."""
+def _step_options(cycle: controller.Cycle, step: str, folder: Path, champion: str) -> list[str]:
+    """A step's further options: the collected rows', and an adapter stays one, so that a server has both arms."""
     if step == "collect":  # with a run in use they are added to its own, in the form that it reads
         return ["--run", champion] if champion else []
     if step in ("train", "warm_start"):
@@ -394,13 +378,6 @@ def _more_words(cycle: controller.Cycle, step: str, folder: Path, champion: str)
     if step == "experiment":
         return ["--shadow" if cycle.project.shadow else "--no-shadow"]
     return ["--format", "adapter"] if step == "export" and (folder / cycle.run / "adapter").is_dir() else []
-
-
-def _kept(result: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("status", "outcome", "sentence", "path", "counts", "version", "chosen", "verdicts")
-    difference = ((result.get("evidence") or {}).get("measure") or {}).get("difference")
-    more = {} if difference is None else {"difference": difference}
-    return {name: result[name] for name in names if name in result} | more
 
 
 @dataclass(frozen=True)
@@ -415,8 +392,7 @@ class Checked:
 def replay(project: controller.ProjectConfig) -> list[Checked]:
     """Decide again what the controller decided: why cycles began, which step came next, and how they ended.
 
-    Raises:
-        UserError: there is no store.
+    Raises UserError: there is no store.
     """
     checks = []
     with opened(project.store) as store:
@@ -425,26 +401,24 @@ def replay(project: controller.ProjectConfig) -> list[Checked]:
         cycles, data = controller.cycles_of(events[:at]), event.data
         last = cycles[-1] if cycles and not cycles[-1].outcome else None
         if event.kind in (controller.START, controller.DECLINE):
-            again = controller.choose(
-                controller.ProjectConfig.model_validate(data["project"]), controller.facts_from(data["facts"])
-            )
+            old = controller.ProjectConfig.model_validate(data["project"])
+            again = controller.choose(old, controller.facts_from(data["facts"]))
             what = f"cycle {data['cycle']} began: {'; '.join(data['reasons'])}"
             follows = last is None and again.begins and list(again.reasons) == data["reasons"]
             if event.kind == controller.DECLINE:
                 what = f"cycle {data['cycle']} did not begin: {data['why']}"
                 follows = last is None and not again.begins and again.why == data["why"]
-        elif event.kind == controller.STEP:
-            what = f"{data['step']} was done"
-            follows = last is not None and last.next_step == data["step"] and not last.waits_for_approval
-            if data["step"] == "choose":
-                follows = follows and data["result"]["chosen"] == controller.better_start(data["result"]["verdicts"])
-        elif event.kind == controller.END:
-            what = f"cycle {data['cycle']} ended: {data['outcome']}"
-            end = controller.after(data["step"], data["status"], data["result"])
-            follows = (
-                last is not None and last.next_step == data["step"] and end == ("end", data["outcome"], data["why"])
-            )
         else:
-            what, follows = f"{data['step']} was approved", last is not None and last.next_step == data["step"]
+            step = data["step"]
+            what, follows = f"{step} was approved", last is not None and last.next_step == step
+            if event.kind == controller.STEP:
+                what, follows = f"{step} was done", follows and last is not None and not last.waits_for_approval
+                if step == "choose":
+                    start = controller.better_start(data["result"]["verdicts"])
+                    follows = follows and data["result"]["chosen"] == start
+            elif event.kind == controller.END:
+                what = f"cycle {data['cycle']} ended: {data['outcome']}"
+                end = controller.after(step, data["status"], data["result"])
+                follows = follows and end == ("end", data["outcome"], data["why"])
         checks.append(Checked(event.time, what, follows))
     return checks

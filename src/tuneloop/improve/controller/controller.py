@@ -1,4 +1,4 @@
-"""Retraining as a state machine: when a cycle begins, which step is next, how it ends. Decisions only, from facts and events.
+"""Retraining as a state machine: when a cycle begins, which step is next, how it ends: from facts and events alone.
 
 A cycle is a list of steps, each a command. The event log has what is done, so a controller that was killed continues
 there."""
@@ -21,14 +21,23 @@ START, STEP, APPROVE, END = "improve.start", "improve.step", "improve.approve", 
 DECLINE = "improve.decline"  # there was a reason, and it was not worth it or too expensive
 PRIOR_CYCLES = 2  # what is thought before any cycle counts as much as so many cycles
 Step = Literal[
-    "collect", "train", "warm_start", "choose", "evaluate", "gate", "export", "register", "experiment", "decide",
+    "collect",
+    "train",
+    "warm_start",
+    "choose",
+    "evaluate",
+    "gate",
+    "export",
+    "register",
+    "experiment",
+    "decide",
     "promote",
-]  # fmt: skip
+]
 # Each step's command. Names in braces are those of the project, and `cycle` (a folder), `experiment` (a name).
 COMMANDS: dict[str, list[str]] = {
     "collect": ["collect", "{store}", "-o", "{cycle}/collected", "--model", "{model}"],
     "train": ["run", "{recipe}", "output_dir={cycle}/run"],  # on the collected rows
-    "warm_start": ["run", "{recipe}", "output_dir={cycle}/warm", "train.init={champion}"],  # the same from the run in use
+    "warm_start": ["run", "{recipe}", "output_dir={cycle}/warm", "train.init={champion}"],  # from the run in use
     "choose": ["compare", "{cycle}/run", "{cycle}/warm", "-o", "{cycle}/starts"],
     "evaluate": ["evaluate", "{champion}", "--dataset", "{run}/dataset", "-o", "{cycle}/champion"],
     "gate": ["gate", "{run}", "--against", "{cycle}/champion", "--suite", "{suite}"],
@@ -51,7 +60,7 @@ class Triggers(Config):
     every_days: float = Field(91.0, gt=0, description="days since the last cycle, or since the first request")
     corrections: int = Field(200, ge=1, description="new corrections and labels")
     alarms: int = Field(
-        1, ge=1, description="windows of `tuneloop monitor` with an alarm that asks for labels or training"
+        1, ge=1, description="windows of `tuneloop monitor` with an alarm that needs labels or training"
     )
     least_feedback: int = Field(50, ge=1, description="requests with feedback without which no cycle begins")
 
@@ -63,22 +72,26 @@ class Budget(Config):
     hours: float | None = Field(None, ge=0, description="hours of the machine; default: no limit")
 
 
+# Project keys of long descriptions.
+MENDED = "share of the bad answers that a retraining on many corrections is thought to fix"
+REFERENCE = "prepared data set that is compared with; `champion`: that of the run in use; empty: nothing is monitored"
+WARM_START = "whether each cycle also trains from the run in use, and takes that one where it measures better"
+
+
 class Value(Config):
     """What a better model is worth."""
 
     usd_per_answer: float = Field(
-        0.0, ge=0, description="dollars that a good answer is worth more than a bad one; 0: any reason begins a cycle"
+        0.0, ge=0, description="dollars that a good answer is worth more than a bad one; 0: any reason"
     )
-    mended: float = Field(0.3, ge=0, le=1,
-        description="share of the bad answers that a retraining on many corrections is thought to mend, before one has shown it")  # fmt: skip
-    half: int = Field(50, ge=1, description="new corrections and labels with which it mends half of that")
+    mended: float = Field(0.3, ge=0, le=1, description=f"{MENDED}, before one has shown it")
+    half: int = Field(50, ge=1, description="new corrections and labels with which it fixes half of that")
 
 
 class Watching(Config):
     """Windows that `tuneloop monitor` compares, one after the other."""
 
-    reference: str = Field("", description="prepared data set that is compared with; `champion`: that of the run in use; empty: "
-                           "nothing is monitored")  # fmt: skip
+    reference: str = Field("", description=REFERENCE)
     window: str = Field("7d", description="length of a window, as in 7d or 12h")
     false_alarms: float = Field(2.0, gt=0, le=50, description="windows of a year that may raise an alarm without cause")
 
@@ -91,17 +104,12 @@ class ProjectConfig(Config):
     model: str = Field(description="name in the registry, under which it is served")
     recipe: str = Field(description="recipe of a training")
     champion: str = Field(
-        "", description="run in use, with which the gate compares; after a promotion the promoted one"
+        "", description="run in use, which the gate compares with; after a promotion the promoted one"
     )
     suite: str = Field("", description="what the gate demands; empty: no gate")
-    warm_start: bool = Field(False, description="whether each cycle also trains from the run in use, and takes that one where it "
-                             "measures better than from the base")  # fmt: skip
-    shadow: bool = Field(
-        True, description="whether experiments begin in shadow mode, where nobody sees the candidate's answers"
-    )
-    judge: str = Field(
-        "", description="model that compares answers in shadow mode; empty: failures, equality and what people said"
-    )
+    warm_start: bool = Field(False, description=f"{WARM_START} than from the base")
+    shadow: bool = Field(True, description="whether experiments begin in shadow mode: no one sees its answers")
+    judge: str = Field("", description="model that compares shadow answers; empty: failures, equality, people's words")
     triggers: Triggers = Triggers()
     monitor: Watching = Watching()
     usd_per_hour: float = Field(0.0, ge=0, description="price of an hour of the machine that trains")
@@ -120,7 +128,7 @@ class ProjectConfig(Config):
 
 @dataclass(frozen=True)
 class Facts:
-    """What it is decided from whether a cycle begins."""
+    """The facts from which it is decided whether a cycle begins."""
 
     days: float  # since the last cycle ended, or since the first request
     feedback: int  # requests with feedback, of all time, counted up to as many as a cycle needs
@@ -130,7 +138,7 @@ class Facts:
     bad: float = math.nan  # share of the judged answers of these days that are bad; NaN: none was judged
     spent_usd: float = 0.0  # spent_usd, spent_hours: of the cycles that began in this quarter
     spent_hours: float = 0.0
-    expected_usd: float = math.nan  # expected_usd, expected_hours: of a cycle, by the planner; NaN: no one has asked it
+    expected_usd: float = math.nan  # expected_usd, expected_hours: of a cycle, by the planner; NaN: it was not queried
     expected_hours: float = math.nan
     mended: tuple[float, ...] = ()  # of earlier cycles: the share of bad answers that each fixed; 0: not promoted
 
@@ -140,7 +148,7 @@ class Choice:
     """Whether a cycle begins."""
 
     begins: bool  # whether it does
-    reasons: tuple[str, ...]  # why it should; empty: nothing asks for it
+    reasons: tuple[str, ...]  # why it should; empty: nothing requires it
     why: str = ""  # what speaks against it, or for it, with its numbers; empty: neither value nor budget is set
     gain_usd: float = math.nan  # expected until the next one; NaN: it is not known what an answer is worth
 
@@ -164,8 +172,8 @@ class Cycle:
     usd: float = 0.0
 
     @property
-    def mended(self) -> float:
-        """The share of the bad answers that it would have fixed with many corrections, by its experiment; 0: not promoted."""
+    def fixed_share(self) -> float:
+        """The share of bad answers that it would fix with many corrections, by its experiment; 0: not promoted."""
         gain = self.done.get("decide", {}).get("difference")
         if self.outcome != "promoted" or gain is None or not self.bad > 0 or not self.corrections:
             return 0.0
@@ -177,7 +185,7 @@ class Cycle:
 
     @property
     def steps(self) -> list[str]:
-        """Its steps; the champion is evaluated, and the gate asked, only where something is demanded."""
+        """Its steps; the champion is evaluated, and the gate applied, only where something is demanded."""
         left = (() if self.project.suite else ("evaluate", "gate")) + (() if self.project.warm_start else STARTS)
         return [step for step in ORDER if step not in left]
 
@@ -223,11 +231,12 @@ def needs_a_plan(project: ProjectConfig) -> bool:
 def choose(project: ProjectConfig, facts: Facts) -> Choice:
     """Whether a cycle begins: there is a reason, the quarter's budget bears it, and it is worth more than it costs.
 
-    The gain is counted over as much time as has passed since the last cycle, at most until the calendar asks: a cycle begins
-    when waiting has cost as much as it does, which is never much worse than to have known when (ski rental; Karlin et al.
-    1988, "Competitive snoopy caching"). It is the dollars of a good answer, times requests, times the share of bad answers,
-    times the share of them that a retraining mends. That share grows with the new corrections n as
-    n / (n + `value.half`), towards the mean of what earlier cycles showed and of `value.mended`, which counts as two cycles.
+    The gain is counted over as much time as has passed since the last cycle, at most `triggers.every_days`: a cycle
+    begins when waiting has cost as much as it does, which is never much worse than to have known when (ski rental;
+    Karlin et al. 1988, "Competitive snoopy caching"). It is the dollars of a good answer, times requests, times the
+    share of bad answers, times the share of them that a retraining fixes. That share grows with the new corrections n
+    as n / (n + `value.half`), towards the mean of what earlier cycles showed and of `value.mended`, which counts as two
+    cycles.
     """
     reasons = tuple(reasons_to_begin(project.triggers, facts))
     if not reasons:
@@ -236,16 +245,17 @@ def choose(project: ProjectConfig, facts: Facts) -> Choice:
     if against or not project.value.usd_per_answer:
         return Choice(not against, reasons, against)
     most = (PRIOR_CYCLES * project.value.mended + sum(facts.mended)) / (PRIOR_CYCLES + len(facts.mended))
-    mended = most * learned(facts.corrections, project.value)
+    fixed_share = most * learned(facts.corrections, project.value)
     days, bad, cost = min(facts.days, project.triggers.every_days), facts.bad, facts.expected_usd
     if math.isnan(bad) or math.isnan(cost):
         unknown = "no answer was judged" if math.isnan(bad) else "the planner could not say what it costs"
         return Choice(False, reasons, f"what it is worth is not known: {unknown}")
-    gain = project.value.usd_per_answer * facts.requests_per_day * days * bad * mended
-    why = (
-        f"expected gain ${gain:,.2f}: {counted(facts.requests_per_day, 'request')} a day for {exactly(days, 'day')}, {bad:.1%} bad answers, {mended:.1%} of "
-        f"them mended (by {counted(facts.corrections, 'new correction')}, from {counted(len(facts.mended), 'earlier cycle')}), ${project.value.usd_per_answer:g} each; expected cost ${cost:,.2f}"
-    )
+    price = project.value.usd_per_answer
+    gain = price * facts.requests_per_day * days * bad * fixed_share
+    requests = f"{counted(facts.requests_per_day, 'request')} a day for {exactly(days, 'day')}"
+    source = f"by {counted(facts.corrections, 'new correction')}, from {counted(len(facts.mended), 'earlier cycle')}"
+    why = f"expected gain ${gain:,.2f}: {requests}, {bad:.1%} bad answers, {fixed_share:.1%} of them fixed ({source}), "
+    why += f"${price:g} each; expected cost ${cost:,.2f}"
     return Choice(gain > cost, reasons, why, gain)
 
 
@@ -277,11 +287,8 @@ def cycles_of(events: Iterable[Decision]) -> list[Cycle]:
         if event.kind == START:
             project = ProjectConfig.model_validate(data["project"])
             bad, corrections = data["facts"].get("bad"), int(data["facts"].get("corrections", 0))
-            bad = math.nan if bad is None else float(bad)
-            reasons = tuple(data["reasons"])
-            cycles.append(
-                Cycle(int(data["cycle"]), project, reasons, began=event.time, bad=bad, corrections=corrections)
-            )
+            cycle = Cycle(int(data["cycle"]), project, tuple(data["reasons"]), began=event.time)
+            cycles.append(replace(cycle, bad=math.nan if bad is None else float(bad), corrections=corrections))
         elif cycles and not cycles[-1].outcome:
             last = cycles[-1]
             last = replace(last, hours=last.hours + data.get("hours", 0.0), usd=last.usd + data.get("usd", 0.0))
@@ -304,8 +311,7 @@ def champion_of(project: ProjectConfig, cycles: Iterable[Cycle], folder: str) ->
 def command_of(cycle: Cycle, step: str, *, folder: str, champion: str) -> list[str]:
     """The words of a step's command. `folder` is that of all cycles, `champion` the run in use.
 
-    Raises:
-        UserError: a name in braces that there is not.
+    Raises UserError: a name in braces that there is not.
     """
     names = {
         **{name: str(getattr(cycle.project, name)) for name in ("name", "store", "model", "recipe", "suite")},
@@ -318,19 +324,15 @@ def command_of(cycle: Cycle, step: str, *, folder: str, champion: str) -> list[s
     try:
         return [str(word).format(**names) for word in words]
     except (KeyError, IndexError, ValueError) as error:
-        raise UserError(
-            f"Unknown name in braces: {error}", where=f"steps.{step}", next_step=f"names: {', '.join(names)}"
-        ) from None
+        what, step_list = f"Unknown name in braces: {error}", f"names: {', '.join(names)}"
+        raise UserError(what, where=f"steps.{step}", next_step=step_list) from None
 
 
 def better_start(verdicts: Mapping[str, str]) -> str:
-    """Which of both runs is taken: the one from the run in use only where a metric shows it to be better, and none worse.
+    """Which of both runs is used: that from the run in use only where one metric shows it to be better, and none worse.
 
-    Args:
-        verdicts: metric -> `better`, `worse` or `not enough evidence`, of the run from the champion against that from the base.
-
-    Returns:
-        `warm` or `run`.
+    `verdicts`: metric -> `better`, `worse` or `not enough evidence`, of the run from the champion against the other.
+    Returns `warm` or `run`.
     """
     return "warm" if "better" in verdicts.values() and "worse" not in verdicts.values() else "run"
 
@@ -338,11 +340,7 @@ def better_start(verdicts: Mapping[str, str]) -> str:
 def after(step: str, status: int, result: Mapping[str, Any]) -> tuple[str, str, str]:
     """What follows from a step's exit status.
 
-    Args:
-        status: 0 yes, 1 no, 3 not enough evidence.
-
-    Returns:
-        `done`, `wait` or `end`; for the end its outcome, and why.
+    `status`: 0 yes, 1 no, 3 not enough evidence. Returns `done`, `wait` or `end`; for the end its outcome, and why.
     """
     why = str(result.get("sentence") or result.get("status") or f"{step}: exit status {status}")
     if status == 0:

@@ -1,24 +1,34 @@
-"""`tuneloop ab`: experiments of a server's store are started, decided, stopped and replayed."""
+"""`tuneloop ab`: experiments of a server's store are started, decided, stopped and replayed; shadow mode is judged."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, plain
 from tuneloop.core.ids import utc_now, uuid7
-from tuneloop.improve.experiment.log import DECISION, START, STOP, ExperimentState, design_of, experiments_of
 from tuneloop.improve.experiment.record import ExperimentDesign, ExperimentOptions, ExperimentVerdict
-from tuneloop.improve.experiment.statistics import decide, evidence_of, registration_hash, time_of, units_of
+from tuneloop.improve.experiment.state import (
+    DECISION,
+    START,
+    STOP,
+    ExperimentState,
+    add_event,
+    design_of,
+    experiments_of,
+)
+from tuneloop.improve.experiment.statistics import decide, evidence_of, is_invalid, registration_hash, time_of, units_of
 from tuneloop.improve.feedback.value import current
+from tuneloop.improve.monitor.detectors import answer_of
 from tuneloop.records.feedback import SHADOW, Feedback
 from tuneloop.records.record import read_record, write_record
-from tuneloop.records.request import LEFT
-from tuneloop.records.server import Decision, ServerState
+from tuneloop.records.request import LEFT, StoredRequest
+from tuneloop.records.server import ServerState
 from tuneloop.serving.keys import read_keys
 from tuneloop.serving.store.chain import refuse_rewritten
 from tuneloop.serving.store.database import Database, is_database_url
@@ -32,6 +42,10 @@ from tuneloop.serving.store.store import (
     store_folder,
     store_name,
 )
+
+if TYPE_CHECKING:
+    from tuneloop.pipeline.judge import Judge
+
 
 EVENTS = "kind LIKE 'experiment.%'"
 
@@ -47,16 +61,12 @@ class Replayed:
 
 
 def registration_file(place: Path | str, name: str) -> Path:
-    """Where an experiment's registration stands."""
+    """Path of an experiment's registration."""
     return store_folder(place) / "experiments" / f"{name}.json"
 
 
 def read_experiments(place: Path | str) -> dict[str, ExperimentState]:
-    """All experiments of a store.
-
-    Raises:
-        UserError: there is no store.
-    """
+    """All experiments of a store. Raises UserError: there is no store."""
     with opened(place) as store:
         return experiments_of(read_decisions(store, where=EVENTS))
 
@@ -64,102 +74,93 @@ def read_experiments(place: Path | str) -> dict[str, ExperimentState]:
 def start(place: Path | str, name: str, settings: Mapping[str, Any], *, at: str = "") -> ExperimentState:
     """Register an experiment and begin it.
 
-    Args:
-        settings: by the names of `ExperimentOptions`.
-        at: the time; now where empty.
-
-    Raises:
-        UserError: a bad setting, a name that is taken, or another experiment with this model runs.
+    `settings`: by the names of `ExperimentOptions`. `at`: the time; now where empty. Raises UserError: a bad setting, a
+    name that is in use, or another experiment with this model runs.
     """
     design = design_of(name, build_config(ExperimentOptions, settings), secrets.token_hex(8))
     file = registration_file(place, name)
     with opened(place) as store:
-        there = experiments_of(read_decisions(store, where=EVENTS))
-        if name in there:
+        others = experiments_of(read_decisions(store, where=EVENTS))
+        if name in others:
             raise UserError(f"There is an experiment {name} already", where=str(file), next_step="choose another name")
-        busy = [other for other, state in there.items() if not state.ended and state.design.model == design.model]
-        if busy:
-            raise UserError(
-                f"Experiment {busy[0]} with {design.model} goes on", where=store_name(place),
-                next_step=f"tuneloop ab stop {busy[0]}, or wait for its end",
-            )  # fmt: skip
+        for other, state in others.items():
+            if not state.ended and state.design.model == design.model:
+                step = f"tuneloop ab stop {other}, or wait for its end"
+                what = f"Experiment {other} with {design.model} still runs"
+                raise UserError(what, where=store_name(place), next_step=step)
         whole = design.model_dump(mode="json")  # with the defaults of today, which later versions may change
         write_record(file, ExperimentDesign.model_validate(whole))
         data = {"design": whole, "registration": registration_hash(design)}
-        key = f"{START}:{name}"
-        event = Decision(id=uuid7(), time=at or utc_now(), kind=START, subject=name, data=data, key=key)
-        if not insert(store, [event]):
+        event = add_event(store, START, name, data, key=f"{START}:{name}", at=at)
+        if event is None:
             raise UserError(f"Another process has just started {name}", where=str(file), next_step="tuneloop ab show")
         return experiments_of([event])[name]
 
 
 def not_served(place: Path | str, model: str) -> str:
-    """What to know where the server of a store has no such model, so that no one meets a candidate; empty: it has it, or there
-    is no server yet."""
+    """What to know where a store's server lacks this model, so that no one meets a candidate.
+
+    Empty: it has the model, or there is no server yet.
+    """
     state = store_folder(place) / ServerState.file
     names = [served.name for served in read_record(ServerState, state).models] if state.is_file() else []
     if not names or model in names:
         return ""
-    return f"the server has no model {model!r}, so nobody meets the candidate; it has {', '.join(names)}"
+    return f"the server has no model {model!r}, so no one meets the candidate; it has {', '.join(names)}"
 
 
 def counts_users(place: Path | str) -> bool:
-    """Whether users count one by one: the server believes a key in use, or callers without one, whom they name. True, too,
-    where there is no server yet."""
+    """Whether users count one by one: the server believes a key in use, or callers without one, whom they name.
+
+    True, too, where there is no server yet.
+    """
     folder = store_folder(place)
     if not (folder / ServerState.file).is_file():
         return True
     open_rights = read_record(ServerState, folder).config.get("keys", {}).get("open_rights", [])
-    return "users" in open_rights or any(
-        key.revoked is None and "users" in key.limits.rights for key in read_keys(folder)
-    )
+    if "users" in open_rights:
+        return True
+    return any(key.revoked is None and "users" in key.limits.rights for key in read_keys(folder))
 
 
 def find(experiments: Mapping[str, ExperimentState], name: str, place: Path | str) -> ExperimentState:
     """An experiment by its name.
 
-    Args:
-        name: may be empty where there is only one that runs.
-
-    Raises:
-        UserError: there is none of that name, or none or several go on.
+    `name`: may be empty where there is only one that runs. Raises UserError: there is none of that name, or none or
+    several run.
     """
-    going = [other for other, state in experiments.items() if not state.ended]
-    chosen = name or (going[0] if len(going) == 1 else "")
-    if chosen in experiments:
-        return experiments[chosen]
-    known = ", ".join(experiments) or "none; `tuneloop ab start NAME` begins one"
-    what = f"There is no experiment {name!r}" if name else f"{len(going) or 'No'} experiments go on"
-    raise UserError(what, where=store_name(place), next_step=f"experiments: {known}")
+    running = [other for other, state in experiments.items() if not state.ended]
+    name_or_only = name or (running[0] if len(running) == 1 else "")
+    if name_or_only in experiments:
+        return experiments[name_or_only]
+    names = ", ".join(experiments) or "none; `tuneloop ab start NAME` begins one"
+    what = f"There is no experiment {name!r}" if name else f"{len(running) or 'No'} experiments run"
+    raise UserError(what, where=store_name(place), next_step=f"experiments: {names}")
 
 
 def votes_of(feedback: Iterable[Feedback], experiment: str) -> list[Feedback]:
-    """The judged pairs of an experiment's shadow mode: `judge_copies` alone writes them, under a key that no one can send."""
-    mine = f"{SHADOW}:{experiment}:"
-    return [
-        one for one in feedback if one.kind == SHADOW and (one.key or "").startswith(mine) and one.value in (-1, 0, 1)
-    ]
+    """The judged pairs of a shadow mode: `judge_copies` alone writes them, under a key that no one can send."""
+    key = f"{SHADOW}:{experiment}:"
+    votes = [one for one in feedback if one.kind == SHADOW and one.value in (-1, 0, 1)]
+    return [one for one in votes if (one.key or "").startswith(key)]
 
 
 def verdict_of(store: Database, state: ExperimentState, at: str, seen: int | None = None) -> ExperimentVerdict:
     """What follows from all that was stored before a time.
 
-    Args:
-        at: ISO 8601 in UTC.
-        seen: place of the last event that counts; None: all that is stored.
+    `at`: ISO 8601 in UTC. `seen`: place of the last event that counts; None: all that is stored.
     """
-    bound = (" AND place <= ?", [seen]) if seen is not None else ("", [])
-    where, values = f"model = ? AND arm IS NOT NULL{bound[0]}", [state.design.model, *bound[1]]
-    requests = list(read_requests(store, since=state.started, until=at, where=where, values=values, texts=False))
-    feedback = list(read_feedback(store, since=state.started, until=at, where=f"TRUE{bound[0]}", values=bound[1]))
+    bound, seen_value = (" AND place <= ?", [seen]) if seen is not None else ("", [])
+    where, values = f"model = ? AND arm IS NOT NULL{bound}", [state.design.model, *seen_value]
+    period: dict[str, Any] = {"since": state.started, "until": at}
+    requests = list(read_requests(store, **period, where=where, values=values, texts=False))
+    feedback = list(read_feedback(store, **period, where=f"TRUE{bound}", values=seen_value))
     when = time_of(at)
     units = units_of(state.design, requests, feedback, when)
     votes = [float(one.value) for one in current(votes_of(feedback, state.design.name))]
     copies = 0
     if state.in_shadow_mode:
-        every = read_requests(
-            store, since=state.started, until=at, where=where, values=values, shadow=True, texts=False
-        )
+        every = read_requests(store, **period, where=where, values=values, shadow=True, texts=False)
         copies = sum(copy.error != LEFT for copy in every)
     verdict = decide(state.design, evidence_of(state.design, units, state.stage(when), votes, copies), at)
     return verdict.model_copy(update={"seen": seen})
@@ -168,23 +169,16 @@ def verdict_of(store: Database, state: ExperimentState, at: str, seen: int | Non
 def check(place: Path | str, name: str = "", *, at: str = "") -> tuple[ExperimentState, ExperimentVerdict]:
     """Decide on an experiment now, and log it. One that has ended gives its last decision again.
 
-    Args:
-        name: of the experiment; empty: the one that runs.
-        at: the time; now where empty.
-
-    Returns:
-        The state before it, and the decision.
-
-    Raises:
-        UserError: no such experiment, its registration was changed, or it was stopped.
+    `name`: of the experiment; empty: the one that runs. `at`: the time; now where empty. Returns the state before it,
+    and the decision. Raises UserError: no such experiment, its registration was changed, or it was stopped.
     """
     with opened(place) as store:
         refuse_rewritten(store, store_name(place))
         state = find(experiments_of(read_decisions(store, where=EVENTS)), name, place)
         name = state.design.name
         file = registration_file(place, name)
-        if is_database_url(place) and not file.is_file():
-            write_record(file, state.design)  # it was started on another machine; the database has it too
+        if is_database_url(place) and not file.is_file():  # started on another machine; the database has it too
+            write_record(file, state.design)
         refuse_changed(state, file)
         if state.ended == "stopped":
             raise UserError(f"{name} was stopped", where=store_name(place), next_step="start another one")
@@ -192,8 +186,7 @@ def check(place: Path | str, name: str = "", *, at: str = "") -> tuple[Experimen
             return state, state.verdicts[-1]
         verdict = verdict_of(store, state, at or utc_now(), last_place(store))
         key = f"{DECISION}:{name}:{len(state.verdicts)}"  # two processes that decide: the first one counts
-        event = Decision(id=uuid7(), time=verdict.at, kind=DECISION, subject=name, data=verdict.to_json(), key=key)
-        if not insert(store, [event]):
+        if add_event(store, DECISION, name, verdict.to_json(), key=key, at=verdict.at) is None:
             again = experiments_of(read_decisions(store, where=EVENTS))[name]
             return state, again.verdicts[len(state.verdicts)]
         return state, verdict
@@ -202,41 +195,28 @@ def check(place: Path | str, name: str = "", *, at: str = "") -> tuple[Experimen
 def refuse_changed(state: ExperimentState, file: Path) -> None:
     """Refuse an experiment whose registration is not what it was.
 
-    Raises:
-        UserError: the file is missing or was changed.
+    Raises UserError: the file is missing or was changed.
     """
     registration = registration_hash(read_record(ExperimentDesign, file))
     if registration != state.registration:
-        raise UserError(
-            "The registration was changed after the start", where=str(file),
-            next_step=f"restore it ({state.registration[:19]}...), or stop this experiment and start another one",
-        )  # fmt: skip
+        step = f"restore it ({state.registration[:19]}...), or stop this experiment and start another one"
+        raise UserError("The registration was changed after the start", where=str(file), next_step=step)
 
 
 def stop(place: Path | str, name: str, why: str) -> ExperimentState:
-    """End an experiment by hand; the champion answers all.
-
-    Raises:
-        UserError: no such experiment, or it has ended.
-    """
+    """End an experiment by hand; the champion answers all. Raises UserError: no such experiment, or it has ended."""
     with opened(place) as store:
         state = find(experiments_of(read_decisions(store, where=EVENTS)), name, place)
+        name = state.design.name
         if state.ended:
-            raise UserError(
-                f"{state.design.name} has ended: {state.ended}", where=store_name(place), next_step="tuneloop ab show"
-            )  # fmt: skip
-        key = f"{STOP}:{state.design.name}"
-        data = {"why": why, "registration": state.registration}
-        insert(store, [Decision(id=uuid7(), time=utc_now(), kind=STOP, subject=state.design.name, data=data, key=key)])
-        return experiments_of(read_decisions(store, where=EVENTS))[state.design.name]
+            what = f"{name} has ended: {state.ended}"
+            raise UserError(what, where=store_name(place), next_step="tuneloop ab show")
+        add_event(store, STOP, name, {"why": why, "registration": state.registration}, key=f"{STOP}:{name}")
+        return experiments_of(read_decisions(store, where=EVENTS))[name]
 
 
 def replay(place: Path | str, name: str = "") -> list[Replayed]:
-    """Make every decision of an experiment again from the log.
-
-    Raises:
-        UserError: no such experiment.
-    """
+    """Make every decision of an experiment again from the log. Raises UserError: no such experiment."""
     replayed: list[Replayed] = []
     with opened(place) as store:
         events = list(read_decisions(store, where=EVENTS))
@@ -254,3 +234,100 @@ def replay(place: Path | str, name: str = "") -> list[Replayed]:
 
 def _same(a: ExperimentVerdict, b: ExperimentVerdict) -> bool:
     return bool(plain(a.model_dump(mode="json")) == plain(b.model_dump(mode="json")))
+
+
+VOTES = {"a": -1, "tie": 0, "b": 1}  # b is the candidate
+MOST = 1000  # pairs of one call
+Pairs = Sequence[tuple[StoredRequest, StoredRequest]]  # requests and their copies
+Verdict = tuple[int, str]  # 1, 0 or -1, and who says so
+
+
+@dataclass(frozen=True)
+class JudgedCopies:
+    """What became of an experiment's copies."""
+
+    experiment: str  # its name
+    pairs: int  # copies without a verdict that were looked at
+    votes: dict[str, int]  # new verdicts by source: `invalid`, one of both failed or was cut off; `equal` answers tie;
+    # `people` have said what is right; `judge` is the model
+    mean: float  # of these: 1 the candidate is better, -1 worse
+    open: int  # pairs about which no one could say anything
+    notes: list[str]  # what to know of the judge
+
+
+def judge_copies(place: Path | str, name: str = "", *, judge: Judge | None = None) -> JudgedCopies:
+    """Give a verdict on each pair of answers of a shadow mode that has none, as feedback of the kind `shadow`.
+
+    `name`: of the experiment; empty: the one that runs. `judge`: a model that compares answers in both orders; None:
+    only answers that failed, are equal, or of which people have said what is right, get a verdict. Raises UserError: no
+    such experiment, or it has no shadow mode.
+    """
+    with opened(place) as store:
+        state = find(experiments_of(read_decisions(store, where=EVENTS)), name, place)
+        design = state.design
+        if not design.shadow:
+            step = "tuneloop ab start NAME begins one with it, unless --no-shadow is given"
+            raise UserError(f"{design.name} has no shadow mode", where=store_name(place), next_step=step)
+        feedback = current(read_feedback(store, since=state.started))
+        judged_requests = {one.request for one in votes_of(feedback, design.name)}
+        pairs = _pairs(store, state, judged_requests)
+        answers = [one for one in feedback if one.kind in ("label", "correction") and one.request and one.may_teach()]
+        right = {str(one.request): str(one.value).strip() for one in answers}
+        verdicts = {copy.id: plain for one, copy in pairs if (plain := _plain_verdict(one, copy, right.get(one.id)))}
+        left = [pair for pair in pairs if pair[1].id not in verdicts and all(answer_of(each).strip() for each in pair)]
+        notes: list[str] = []
+        if judge is not None and left:
+            judged, notes = _judged(left, right, judge)
+            verdicts |= judged
+        votes = [_vote(one, copy, *verdicts[copy.id], design.name) for one, copy in pairs if copy.id in verdicts]
+        insert(store, votes)
+    values, sources = [vote.value for vote in votes], Counter(str(vote.user) for vote in votes)
+    mean = sum(values) / len(values) if values else 0.0
+    return JudgedCopies(design.name, len(pairs), dict(sources), mean, len(pairs) - len(votes), notes)
+
+
+def _pairs(store: Database, state: ExperimentState, judged: Set[str | None]) -> Pairs:
+    """Requests and their copies, in order, without those that are `judged`.
+
+    Users' requests may be a million: only those that have a copy are read.
+    """
+    where, values = "model = ? AND arm IS NOT NULL", [state.design.model]
+    every = read_requests(store, since=state.started, where=where, values=values, shadow=True)
+    copies = [copy for copy in every if copy.error != LEFT and copy.shadow not in judged][:MOST]
+    if not copies:
+        return []
+    ids = [copy.shadow for copy in copies]
+    originals = read_requests(store, where=f"id IN ({', '.join('?' * len(ids))})", values=ids)
+    seen = {request.id: request for request in originals}
+    return [(seen[copy.shadow], copy) for copy in copies if copy.shadow in seen]
+
+
+def _plain_verdict(one: StoredRequest, copy: StoredRequest, right: str | None) -> Verdict | None:
+    failed = is_invalid(one), is_invalid(copy)
+    if failed[0] != failed[1]:
+        return (1 if failed[0] else -1), "invalid"
+    champion, candidate = answer_of(one).strip(), answer_of(copy).strip()
+    if champion == candidate:
+        return (0, "equal") if champion else None
+    if right is not None and right in (champion, candidate):
+        return (1 if candidate == right else -1), "people"
+    return None
+
+
+def _judged(pairs: Pairs, right: Mapping[str, str], judge: Judge) -> tuple[dict[str, Verdict], list[str]]:
+    from tuneloop.evaluation.judge import AnswerPair, judge_pairs, load_judge_prompt
+
+    rows = []
+    for one, copy in pairs:
+        turns = "\n\n".join(f"{turn.get('role')}: {turn.get('content') or ''}" for turn in one.prompt)
+        rows.append(AnswerPair(copy.id, turns, answer_of(one), answer_of(copy), right.get(one.id, "")))
+    prompt = load_judge_prompt("pairwise", judge.prompt)
+    result = judge_pairs(rows, judge.choose(), prompt, names=("champion", "candidate"))
+    return {row.id: (VOTES[row.winner], "judge") for row in result.rows if row.winner is not None}, result.words
+
+
+def _vote(one: StoredRequest, copy: StoredRequest, value: int, by: str, experiment: str) -> Feedback:
+    key = f"{SHADOW}:{experiment}:{copy.id}"
+    return Feedback(
+        id=uuid7(), request=one.id, kind=SHADOW, value=value, user=by, source="judge", time=utc_now(), key=key
+    )

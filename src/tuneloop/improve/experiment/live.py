@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from tuneloop.core.errors import UserError
 from tuneloop.core.ui import bound_say
 from tuneloop.improve.experiment.command import EVENTS
-from tuneloop.improve.experiment.log import Arms, ExperimentState, experiments_of
+from tuneloop.improve.experiment.state import Arms, ExperimentState, experiments_of
 from tuneloop.improve.experiment.statistics import CANDIDATE
 from tuneloop.serving.gateway import ArmDraw, Gateway
 from tuneloop.serving.models import Candidate
@@ -30,19 +30,17 @@ class Experiments:
 
     place: str  # the store's
     say: Callable[[str], None] = field(default_factory=bound_say)
-    going: dict[str, ExperimentState] = field(default_factory=dict)  # state of those that run, by their model
+    running: dict[str, ExperimentState] = field(default_factory=dict)  # state of those that run, by their model
     arms: dict[str, Arms] = field(default_factory=dict)  # who meets what, by the model
     _gateway: Gateway | None = None
     _seen: str = ""
-    _told: dict[str, str] = field(default_factory=dict)
+    _reported: dict[str, str] = field(default_factory=dict)
     _store: Database | None = None
 
     def refresh(self) -> bool:
         """Read the store again where events came; returns whether anything has changed.
 
-        Raises:
-            DatabaseError: it can't be read at present.
-            UserError: it is no store of this version.
+        Raises DatabaseError: it can't be read at present. Raises UserError: it is no store of this version.
         """
         if self._store is None:
             if not is_store(self.place):
@@ -52,15 +50,15 @@ class Experiments:
         if last == self._seen:
             return False
         experiments = experiments_of(read_decisions(self._store, where=EVENTS))
-        going = {state.design.model: state for state in experiments.values() if not state.ended}
-        for model, state in going.items():
-            before = self.going.get(model)
+        running = {state.design.model: state for state in experiments.values() if not state.ended}
+        for model, state in running.items():
+            before = self.running.get(model)
             same = before is not None and before.registration == state.registration
-            known = self.arms[model].known if same else first_arms(self._store, model, state.started)
-            self.arms[model] = Arms(state, known)
-        for model in set(self.arms) - set(going):
+            arms = self.arms[model].arms if same else first_arms(self._store, model, state.started)
+            self.arms[model] = Arms(state, arms)
+        for model in set(self.arms) - set(running):
             del self.arms[model]
-        changed, self.going, self._seen = going != self.going, going, last
+        changed, self.running, self._seen = running != self.running, running, last
         return changed
 
     def candidates(self) -> dict[str, Candidate]:
@@ -71,7 +69,7 @@ class Experiments:
     @property
     def wanted(self) -> dict[str, Candidate]:
         """What the experiments want served, by their names, as last read."""
-        return {state.design.name: Candidate(model, state.design.candidate) for model, state in self.going.items()}
+        return {state.design.name: Candidate(model, state.design.candidate) for model, state in self.running.items()}
 
     def draw(self, model: str, unit: str, request: str) -> ArmDraw | None:
         """The arm of a request; see `gateway.Draw`. A user who comes while the candidate is not served has none."""
@@ -80,18 +78,18 @@ class Experiments:
             return None
         name = arms.state.design.name
         served = name in self._gateway.candidates
-        if not served and unit not in arms.known:
+        if not served and unit not in arms.arms:
             return None
         arm = arms.arm_of(unit or request)
         if not unit:
-            arms.known.pop(request, None)  # no one comes again under it
+            arms.arms.pop(request, None)  # no one comes again under it
         if arm is None:
             return None
         return ArmDraw(*arm, served=name if arm[0] == CANDIDATE else "")
 
     def shadow(self, model: str) -> str:
         """The experiment whose candidate answers copies of a model's requests; empty: none."""
-        state = self.going.get(model)
+        state = self.running.get(model)
         return state.design.name if state is not None and state.in_shadow_mode else ""
 
     @contextlib.asynccontextmanager
@@ -99,7 +97,7 @@ class Experiments:
         """Keep a gateway up to date for the time of a block."""
         self._gateway = gateway
         gateway.draw, gateway.shadow = self.draw, self.shadow
-        self._tell()
+        self._report()
         task = asyncio.create_task(self._follow())
         try:
             yield
@@ -115,19 +113,19 @@ class Experiments:
             await asyncio.sleep(EVERY)
             with contextlib.suppress(DatabaseError, UserError):  # a file that is locked can be read a second later
                 if await asyncio.to_thread(self.refresh):
-                    self._tell()
+                    self._report()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         assert self._gateway is not None
         now = {}
-        for model, state in self.going.items():
+        for model, state in self.running.items():
             name = state.design.name
-            share = "copies, which nobody sees" if not state.share else f"{state.share:.0%} of new users"
+            share = "copies, which no one sees" if not state.share else f"{state.share:.0%} of new users"
             ready = name in self._gateway.candidates
             now[name] = f"{model}: the candidate gets {share}" if ready else f"{model}: the candidate is not loaded"
         for name, line in now.items():
-            if self._told.get(name) != line:
+            if self._reported.get(name) != line:
                 self.say(f"experiment {name}, {line}")
-        for name in set(self._told) - set(now):
+        for name in set(self._reported) - set(now):
             self.say(f"experiment {name} is over; the champion answers all")
-        self._told = now
+        self._reported = now

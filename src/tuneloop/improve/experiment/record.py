@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from tuneloop.core.files import Config
-from tuneloop.core.flag import Flag
+from tuneloop.core.flag import flag
 from tuneloop.records.record import Number, Part, Record
 
 Outcome = Literal["promote", "roll back", "continue", "futility"]
@@ -50,11 +50,11 @@ class ExperimentPlan(Record):
     """What an experiment with this traffic can show, by simulation.
 
     Args:
-        requests_per_day, rated, base, effect, share, alpha: as they were asked for.
+        requests_per_day, rated, base, effect, share, alpha: as they were given.
         units_per_day: rated units a day, and `candidate_units_per_day` of the candidate.
         units_one_look: rated units after which one look finds the effect with a chance of 50 %, and `days_one_look`.
-        units_50, days_50, units_80, days_80: when half and 80 % of the experiments with the effect have been promoted, looked
-            at every `look_every_days`; None: not within `days_simulated`.
+        units_50, days_50, units_80, days_80: when half and 80 % of the experiments with the effect have been promoted,
+            looked at every `look_every_days`; None: not within `days_simulated`.
         false_promotion: share of experiments without any effect that are promoted in `days_simulated`.
         false_promotion_z: the same by the usual z-test, read as often.
         power: by effect and time.
@@ -105,7 +105,7 @@ class Guardrail(Part):
 
 
 class ExperimentDesign(Record):
-    """What was registered before an experiment began. Its hash stands in every decision.
+    """What was registered before an experiment began. Its hash is in every decision.
 
     Args:
         name: of the experiment.
@@ -129,7 +129,7 @@ class ExperimentDesign(Record):
 
     title: ClassVar[str] = "an experiment's registration"
     file: ClassVar[str] = "experiment.json"
-    again: ClassVar[str] = "start the experiment anew under another name: a registration is never changed"
+    again: ClassVar[str] = "start the experiment again under another name: a registration is never changed"
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
     model: str
@@ -211,9 +211,11 @@ class Evidence(Part):
         dropped: conversations that were left out since both arms, or another model, answered in them.
         measure: of both arms.
         guardrails: each with its state.
-        ratio_strength, rated_ratio_strength: evidence that users, or rated users, don't fall into the arms as drawn; 1 trips.
+        ratio_strength, rated_ratio_strength: evidence that users, or rated users, don't fall into the arms as drawn; 1
+            trips.
         shadow_copies: of requests that the candidate has answered unseen, or failed to answer.
-        shadow_votes, shadow_mean, shadow_high: judged pairs, their mean (1: the candidate is better, -1: worse), upper bound.
+        shadow_votes, shadow_mean, shadow_high: judged pairs, their mean (1: the candidate is better, -1: worse), upper
+            bound.
     """
 
     days: float
@@ -241,10 +243,11 @@ class ExperimentVerdict(Part):
         outcome: promote, roll back, continue or futility.
         reason: a word: `better`, `worse`, `guardrail`, `assignment`, `ratings`, `shadow`, `no gain`, `time`, `open`.
         share: that the candidate gets from now on.
-        sentence: all of it in one sentence with its figures.
+        sentence: all of it in one sentence with its numbers.
         evidence: what it was made from.
-        seen: place in the store of the last event that it could see. A request has the time at which it came and is stored when
-            its answer ends, so others of an earlier time come later; they don't count. None: all that is stored counts.
+        seen: place in the store of the last event that it could see. A request has the time at which it came and is
+            stored when its answer ends, so others of an earlier time come later; they don't count. None: all that is
+            stored counts.
     """
 
     registration: str
@@ -265,9 +268,7 @@ class ExperimentPlanOptions(Config):
     requests_per_day: float = Field(1000.0, gt=0, le=1e9, description="Requests a day, of both arms.")
     rated: float = Field(0.03, gt=0, le=1, description="Share of the requests that get a rating.")
     base: float = Field(0.6, gt=0, lt=1, description="Share of the ratings that are good today.")
-    effect: float = Field(
-        0.05, gt=0, lt=1, description="Smallest rise of that share that would be worth a new version."
-    )
+    effect: float = Field(0.05, gt=0, lt=1, description="Smallest rise of that share that is worth a new version.")
     share: float = Field(0.1, gt=0, lt=1, description="Share of the traffic that the candidate gets.")
     alpha: float = Field(0.05, ge=1e-6, le=0.5, description="Chance of a wrong decision that is accepted.")
     simulations: int = Field(1000, ge=100, le=20_000, description="Simulated experiments.")
@@ -279,23 +280,19 @@ class ExperimentOptions(Config):
 
     PANEL: ClassVar[str] = "Registration"
 
-    model: Annotated[str, Flag(metavar="MODEL")] = Field("", description="Name under which the model is served.")
-    candidate: Annotated[str, Flag(metavar="TARGET")] = Field(
-        "@candidate", description="What the candidate is: NAME@ALIAS or another target."
-    )
-    champion: Annotated[str, Flag(metavar="TARGET")] = Field("@champion", description="What it is compared with.")
-    ramp: Annotated[str, Flag(metavar="PERCENT,...")] = Field(
-        "10,25,50,100", description="Shares of new users that meet the candidate, step by step."
-    )
-    measure: Annotated[str, Flag(metavar="KIND")] = Field("thumbs", description="Kind of feedback that decides.")
+    model: str = flag("", "MODEL", "Name under which the model is served.")
+    candidate: str = flag("@candidate", "TARGET", "What the candidate is: NAME@ALIAS or another target.")
+    champion: str = flag("@champion", "TARGET", "What it is compared with.")
+    ramp: str = flag("10,25,50,100", "PERCENT,...", "Shares of new users that meet the candidate, step by step.")
+    measure: str = flag("thumbs", "KIND", "Kind of feedback that decides.")
     lower_is_better: bool = Field(False, description="Little of the measure is good.")
     effect: float = Field(0.05, gt=0, lt=1, description="Smallest gain that is worth a promotion.")
     base: float = Field(0.6, gt=0, lt=1, description="The measure under the champion, about.")
     alpha: float = Field(0.05, ge=1e-6, le=0.5, description="Chance of a wrong decision that is accepted.")
     hold_days: float = Field(3.0, ge=0, description="Days that a step of the ramp lasts at least.")
-    maturation_hours: float = Field(72.0, gt=0, description="Hours after a user's first request in which feedback counts.")  # fmt: skip
+    maturation_hours: float = Field(72.0, gt=0, description="Hours after a user's first request while feedback counts.")
     most_days: float = Field(365.0, gt=0, description="Days after which the experiment ends.")
-    shadow: Annotated[bool, Flag(("--shadow/--no-shadow",))] = Field(
-        True, description="Begin with copies of requests that the candidate answers unseen, before anybody meets it."
+    shadow: bool = flag(
+        True, "", "Begin with copies of requests, before anyone meets the candidate.", "--shadow/--no-shadow"
     )
     shadow_copies: int = Field(100, ge=30, description="Copies after which shadow mode is over.")

@@ -1,4 +1,4 @@
-"""Experiments with a candidate on live traffic, from events to a decision: every decision can be made again from the log.
+"""Experiments with a candidate on live traffic, from events to a decision; each can be made again from the log.
 
 The unit is the user: drawn into an arm by a hash, which keeps the arm of the first request and counts once, with
 what came within one maturation window, the same for both arms. Bounds may be read at any time
@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from tuneloop.core.files import content_hash
 from tuneloop.core.lazy import Array, NDArray, np
@@ -21,9 +22,10 @@ from tuneloop.improve.experiment.record import (
     Evidence,
     ExperimentDesign,
     ExperimentVerdict,
+    Guardrail,
     GuardrailFinding,
 )
-from tuneloop.improve.feedback.value import by_request, mean_value, talks_of
+from tuneloop.improve.feedback.value import by_request, conversations_of, mean_value
 from tuneloop.records.feedback import Feedback, value_of
 from tuneloop.records.request import NOT_LOADED, StoredRequest
 
@@ -39,7 +41,7 @@ def registration_hash(design: ExperimentDesign) -> str:
 
 
 def place_of(design: ExperimentDesign, unit: str) -> float:
-    """Where a unit lies between 0 and 1, by its hash: below the candidate's share it meets the candidate.
+    """Position of a unit between 0 and 1, by its hash: below the candidate's share it meets the candidate.
 
     Args:
         unit: the user's pseudonym; where there is none the conversation, else the request.
@@ -62,8 +64,8 @@ def assign(design: ExperimentDesign, unit: str, share: float) -> str:
 def unit_of(request: StoredRequest) -> str:
     """What a request is counted by: its user, else its conversation, else itself.
 
-    Users whom a key names that is not believed are one together, and all callers without a key are one: a stranger can't
-    count as many. See `StoredRequest.voice`.
+    Users whom a key names that is not believed are one together, and all callers without a key are one: a stranger
+    can't count as many. See `StoredRequest.voice`.
     """
     return request.voice or person_of(request)
 
@@ -90,21 +92,18 @@ def units_of(
 ) -> Units:
     """The units of an experiment, from its requests in order and the feedback on them, as they stood at a time.
 
-    Requests without an arm, of another model, or with a propensity of 0 or 1 say nothing and are passed over. What came after
-    `at` must have been left out.
+    Requests without an arm, of another model, or with a propensity of 0 or 1 say nothing and are passed over. What came
+    after `at` must have been left out.
     """
-    counted = [
-        r for r in requests
-        if r.model == design.model and r.arm in (CANDIDATE, CHAMPION) and r.propensity and 0 < r.propensity < 1
-    ]  # fmt: skip
+    counted = [r for r in requests if r.model == design.model and r.arm in (CANDIDATE, CHAMPION)]
+    counted = [r for r in counted if r.propensity and 0 < r.propensity < 1]
     mixed = _mixed_conversations(counted)
     counted = [r for r in counted if (r.voice, r.conversation) not in mixed]
     groups: dict[str, list[StoredRequest]] = {}
     for request in counted:
         groups.setdefault(unit_of(request), []).append(request)
-    said = by_request(feedback, talks_of(counted))
-    window = timedelta(hours=design.maturation_hours)
-    rows = [_unit(design, group, said, window, at) for group in groups.values()]
+    feedback_of = by_request(feedback, conversations_of(counted))
+    rows = [_unit(design, group, feedback_of, at) for group in groups.values()]
     return Units(
         candidate=np.array([row.candidate for row in rows], dtype=bool),
         propensity=np.array([row.propensity for row in rows], dtype=np.float64),
@@ -134,16 +133,15 @@ class _Unit:
 
 
 def _unit(
-    design: ExperimentDesign, group: Sequence[StoredRequest], said: Mapping[str, list[Feedback]], window: timedelta,
-    at: datetime,
-) -> _Unit:  # fmt: skip
+    design: ExperimentDesign, group: Sequence[StoredRequest], feedback_of: Mapping[str, list[Feedback]], at: datetime
+) -> _Unit:
     first = group[0]
-    end = time_of(first.time) + window
+    end = time_of(first.time) + timedelta(hours=design.maturation_hours)
     requests = [r for r in group if r.arm == first.arm and time_of(r.time) <= end]
-    heard = [one for r in requests for one in said.get(r.id, ()) if time_of(one.time) <= end]
-    mean = mean_value(one for one in heard if one.kind == design.measure)
+    feedback = [one for r in requests for one in feedback_of.get(r.id, ()) if time_of(one.time) <= end]
+    mean = mean_value(one for one in feedback if one.kind == design.measure)
     outcome = mean if mean is not None and at >= end else math.nan
-    goods = [v for one in heard if (v := value_of(one.kind, one.value)) is not None]
+    goods = [v for one in feedback if (v := value_of(one.kind, one.value)) is not None]
     return _Unit(
         candidate=first.arm == CANDIDATE,
         propensity=first.propensity or math.nan,
@@ -174,7 +172,7 @@ def time_of(text: str) -> datetime:
 
 @dataclass(frozen=True)
 class Stage:
-    """Where an experiment stands."""
+    """How far an experiment has come."""
 
     days: float  # since its start
     step_days: float  # since its share was last changed
@@ -196,20 +194,32 @@ def evidence_of(
         inside, values, chance, alpha=design.alpha, planned=design.planned_units, start=design.least_units
     )
     votes = np.asarray(shadow, dtype=np.float64)
+    shadow_high = math.nan
+    if len(votes) >= design.least_units and votes.std() != 0:
+        rho2 = best_rho2(max(design.shadow_votes, 2), min(2 * design.alpha, 0.99))
+        shadow_high = float(running_bounds(votes, design.alpha, rho2, one_sided=True)[2][-1])
+    measure = ArmDifference(
+        units=len(values),
+        candidate_units=int(inside.sum()),
+        candidate=_mean(values[inside]),
+        champion=_mean(values[~inside]),
+        difference=contrast.value,
+        low=contrast.low if math.isfinite(contrast.low) else math.nan,
+        high=contrast.high if math.isfinite(contrast.high) else math.nan,
+    )
+    counts: dict[str, Any] = {
+        "users": len(units.candidate), "candidate_users": int(units.candidate.sum()), "dropped": units.dropped,
+        "shadow_copies": max(copies, len(votes)), "shadow_votes": len(votes), "shadow_mean": _mean(votes),
+    }  # fmt: skip
     return Evidence(
-        days=stage.days, step_days=stage.step_days, share=stage.share, users=len(units.candidate),
-        candidate_users=int(units.candidate.sum()), dropped=units.dropped,
-        measure=ArmDifference(
-            units=len(values), candidate_units=int(inside.sum()), candidate=_mean(values[inside]),
-            champion=_mean(values[~inside]), difference=contrast.value,
-            low=contrast.low if math.isfinite(contrast.low) else math.nan,
-            high=contrast.high if math.isfinite(contrast.high) else math.nan,
-        ),
-        guardrails=[_guardrail(design, units, i) for i in range(len(design.guardrails))],
+        **asdict(stage),
+        **counts,
+        measure=measure,
+        guardrails=[_guardrail(design, units, rail) for rail in design.guardrails],
         ratio_strength=_ratio_strength(units.candidate, units.propensity, design.ratio_alpha),
-        rated_ratio_strength=_ratio_strength(inside, chance, design.ratio_alpha), shadow_copies=max(copies, len(votes)),
-        shadow_votes=len(votes), shadow_mean=_mean(votes), shadow_high=_shadow_high(design, votes),
-    )  # fmt: skip
+        rated_ratio_strength=_ratio_strength(inside, chance, design.ratio_alpha),
+        shadow_high=shadow_high,
+    )
 
 
 def _mean(values: Array) -> float:
@@ -217,7 +227,7 @@ def _mean(values: Array) -> float:
 
 
 def _ratio_strength(candidate: NDArray[np.bool_], propensity: Array, alpha: float) -> float:
-    """Evidence that units don't fall into the arms as drawn, over what is needed; the e-values of all steps multiply."""
+    """Evidence that units don't fall into the arms as drawn, over what is needed; all steps' e-values multiply."""
     log_e = 0.0
     for share in map(float, np.unique(propensity)):
         here = propensity == share
@@ -226,9 +236,8 @@ def _ratio_strength(candidate: NDArray[np.bool_], propensity: Array, alpha: floa
     return log_e / math.log(1 / alpha)
 
 
-def _guardrail(design: ExperimentDesign, units: Units, at: int) -> GuardrailFinding:
+def _guardrail(design: ExperimentDesign, units: Units, rail: Guardrail) -> GuardrailFinding:
     """One guardrail; alpha is divided among all."""
-    rail = design.guardrails[at]
     level = design.alpha / len(design.guardrails)
     inside = units.candidate
     if rail.name in RATES:
@@ -243,25 +252,14 @@ def _guardrail(design: ExperimentDesign, units: Units, at: int) -> GuardrailFind
     else:
         logs = units.amounts[rail.name]
         measured = ~np.isnan(logs)
-        excess = difference(
-            inside[measured], logs[measured], units.propensity[measured],
-            alpha=level, planned=design.planned_units, start=GUARD_UNITS, one_sided=True,
-        )  # fmt: skip
-        # How far the lower bound has come towards the tolerated excess: 1 where it lies on it.
+        sample = inside[measured], logs[measured], units.propensity[measured]
+        excess = difference(*sample, alpha=level, planned=design.planned_units, start=GUARD_UNITS, one_sided=True)
+        # How far the lower bound has come towards the tolerated excess: 1 where it reaches it.
         half, limit = excess.value - excess.low, math.log(rail.tolerance)
         strength = (excess.value - limit) / half if math.isfinite(excess.low) and half > 0 else 0.0
         means = math.exp(_mean(logs[measured & inside])), math.exp(_mean(logs[measured & ~inside]))
-    return GuardrailFinding(
-        name=rail.name, tolerance=rail.tolerance, candidate=means[0], champion=means[1], strength=strength,
-        tripped=strength >= 1,
-    )  # fmt: skip
-
-
-def _shadow_high(design: ExperimentDesign, votes: Array) -> float:
-    if len(votes) < design.least_units or votes.std() == 0:
-        return math.nan
-    rho2 = best_rho2(max(design.shadow_votes, 2), min(2 * design.alpha, 0.99))
-    return float(running_bounds(votes, design.alpha, rho2, one_sided=True)[2][-1])
+    values = {"candidate": means[0], "champion": means[1], "strength": strength, "tripped": strength >= 1}
+    return GuardrailFinding(name=rail.name, tolerance=rail.tolerance, **values)
 
 
 def decide(design: ExperimentDesign, evidence: Evidence, at: str) -> ExperimentVerdict:
@@ -269,56 +267,55 @@ def decide(design: ExperimentDesign, evidence: Evidence, at: str) -> ExperimentV
 
     1. Users don't fall into the arms as drawn: roll back, since no comparison holds.
     2. A guardrail trips: roll back.
-    3. Shadow mode: roll back where the candidate's answers are worse, go on to the ramp after enough copies. Pairs that
+    3. Shadow mode: roll back where the candidate's answers are worse, begin the ramp after enough copies. Pairs that
        no one could judge count as copies, so that shadow mode ends without a judge, too.
     4. The measure is lower: roll back. It is higher: promote, unless the arms are rated at different rates.
-    5. A gain of the registered size is excluded: roll back where the estimate is a loss of that size, else futility. The
-       time is over: futility. Whether a loss is certain is then left open, since no one would be served worse to know it.
+    5. A gain of the registered size is excluded: roll back where the estimate is a loss of that size, else futility.
+       The time is over: futility. Whether a loss is certain is then left open, since no one would be served worse to
+       know it.
     6. Else continue, with the next share where the step has lasted long enough and both arms have values.
 
     Args:
         at: the time, ISO 8601.
     """
-    rules = (_broken, _tripped, _shadow, _measured, _futile, _going_on)
-    outcome, reason, share, sentence = next(found for rule in rules if (found := rule(design, evidence)))
+    rules = (_wrong_shares, _tripped, _shadow, _measured, _futile, _continued)
+    outcome, reason, share, sentence = next(result for rule in rules if (result := rule(design, evidence)))
     values = {"registration": registration_hash(design), "at": at, "outcome": outcome, "reason": reason, "share": share}
     return ExperimentVerdict.model_validate({**values, "sentence": sentence, "evidence": evidence})
 
 
-Found = tuple[str, str, float, str]  # outcome, reason, share, sentence
+RuleResult = tuple[str, str, float, str]  # outcome, reason, share, sentence
 
 
-def _broken(design: ExperimentDesign, evidence: Evidence) -> Found | None:
+def _wrong_shares(design: ExperimentDesign, evidence: Evidence) -> RuleResult | None:
     if evidence.ratio_strength < 1:
         return None
     why = (
-        f"{evidence.candidate_users:,} of {counted(evidence.users, 'user')} met the candidate, which does not fit the shares that "
-        f"were drawn (level {design.ratio_alpha:g}), so no comparison holds."
+        f"{evidence.candidate_users:,} of {counted(evidence.users, 'user')} met the candidate, which does not fit the "
     )
+    why += f"shares that were drawn (level {design.ratio_alpha:g}), so no comparison holds."
     return "roll back", "assignment", 0.0, f"Rolled back: {why}"
 
 
-def _tripped(design: ExperimentDesign, evidence: Evidence) -> Found | None:
-    for rail in evidence.guardrails:
-        if rail.tripped:
-            share = rail.name in RATES
-            shown = [f"{value:.1%} of users" if share else f"{value:,.4g}" for value in (rail.candidate, rail.champion)]
-            why = f"{rail.name} is {shown[0]} under the candidate and {shown[1]} under the champion, more than the "
-            why += f"{exactly(rail.tolerance, 'time')} that {verb(rail.tolerance, 'is', 'are')} tolerated."
-            return (
-                "roll back", "guardrail", 0.0, f"Rolled back after {counted(evidence.candidate_users, 'user')}: {why}",
-            )  # fmt: skip
-    return None
+def _tripped(design: ExperimentDesign, evidence: Evidence) -> RuleResult | None:
+    rail = next((rail for rail in evidence.guardrails if rail.tripped), None)
+    if rail is None:
+        return None
+    form = "{:.1%} of users" if rail.name in RATES else "{:,.4g}"
+    candidate, champion = form.format(rail.candidate), form.format(rail.champion)
+    why = f"{rail.name} is {candidate} under the candidate and {champion} under the champion, more than the "
+    why += f"{exactly(rail.tolerance, 'time')} that {verb(rail.tolerance, 'is', 'are')} tolerated."
+    return "roll back", "guardrail", 0.0, f"Rolled back after {counted(evidence.candidate_users, 'user')}: {why}"
 
 
-def _shadow(design: ExperimentDesign, evidence: Evidence) -> Found | None:
+def _shadow(design: ExperimentDesign, evidence: Evidence) -> RuleResult | None:
     if evidence.share > 0:
         return None
     copies = evidence.shadow_copies
     mean = f", mean {evidence.shadow_mean:+.3f}" if evidence.shadow_votes else ""
     votes = f"{counted(copies, 'copy')}, {evidence.shadow_votes:,} of them judged{mean}"
     if evidence.shadow_high < 0:  # not so where it is NaN
-        why = f"Rolled back in shadow mode: {votes}, surely below 0 ({evidence.shadow_high:+.3f} at most)."
+        why = f"Rolled back in shadow mode: {votes}, significantly below 0 ({evidence.shadow_high:+.3f} at most)."
         return "roll back", "shadow", 0.0, why
     if copies >= design.shadow_votes:
         share = design.ramp[0]
@@ -326,54 +323,55 @@ def _shadow(design: ExperimentDesign, evidence: Evidence) -> Found | None:
         return "continue", "shadow", share, why
     if evidence.days >= design.most_days:
         return "futility", "time", 0.0, f"Ended for futility: {counted(evidence.days, 'day')}, and only {votes}."
+    why = f"{votes}; {counted(design.shadow_votes, 'copy')} {verb(design.shadow_votes, 'is', 'are')} needed"
     if not copies:
         why = "no copy yet; a server that has loaded the candidate makes them of its next requests, while none waits"
-        return "continue", "open", 0.0, f"Shadow mode goes on: {why}."
-    why = f"{votes}; {counted(design.shadow_votes, 'copy')} {verb(design.shadow_votes, 'is', 'are')} needed"
-    return "continue", "open", 0.0, f"Shadow mode goes on: {why}."
+    return "continue", "open", 0.0, f"Shadow mode continues: {why}."
 
 
-def _measured(design: ExperimentDesign, evidence: Evidence) -> Found | None:
-    m = evidence.measure
+def _measured(design: ExperimentDesign, evidence: Evidence) -> RuleResult | None:
+    m, difference = evidence.measure, _difference_words(design, evidence.measure)
     if m.high < 0:
-        why = f"Rolled back after {counted(evidence.candidate_users, 'user')}: {_figures(design, m)}."
+        why = f"Rolled back after {counted(evidence.candidate_users, 'user')}: {difference}."
         return "roll back", "worse", 0.0, why
     if m.low > 0 and evidence.rated_ratio_strength >= 1:
-        why = f"Not promoted: {_figures(design, m)}, but users of the two arms are rated at different rates ({m.candidate_units:,} of {m.units:,} are the candidate's), so the comparison may not hold"
+        why = f"Not promoted: {difference}, but users of the two arms are rated at different rates "
+        why += f"({m.candidate_units:,} of {m.units:,} are the candidate's), so the comparison may not hold."
         over = evidence.days >= design.most_days
-        return ("futility" if over else "continue"), "ratings", (0.0 if over else evidence.share), f"{why}."
+        return ("futility" if over else "continue"), "ratings", (0.0 if over else evidence.share), why
     if m.low > 0:
-        return "promote", "better", 1.0, f"Promoted after {counted(evidence.days, 'day')}: {_figures(design, m)}."
+        return "promote", "better", 1.0, f"Promoted after {counted(evidence.days, 'day')}: {difference}."
     return None
 
 
-def _futile(design: ExperimentDesign, evidence: Evidence) -> Found | None:
-    m = evidence.measure
-    excluded = f"a gain of {design.effect:g} is excluded; {_figures(design, m)}."
+def _futile(design: ExperimentDesign, evidence: Evidence) -> RuleResult | None:
+    m, difference = evidence.measure, _difference_words(design, evidence.measure)
+    excluded = f"a gain of {design.effect:g} is excluded; {difference}."
     if m.high < design.effect and m.difference <= -design.effect:
         return "roll back", "no gain", 0.0, f"Rolled back after {counted(evidence.candidate_users, 'user')}: {excluded}"
     if m.high < design.effect:
         return "futility", "no gain", 0.0, f"Ended for futility: {excluded}"
     if evidence.days >= design.most_days:
-        why = f"{counted(design.most_days, 'day')} {verb(design.most_days, 'is', 'are')} over; {_figures(design, m)}"
+        why = f"{counted(design.most_days, 'day')} {verb(design.most_days, 'is', 'are')} over; {difference}"
         return "futility", "time", 0.0, f"Ended for futility: {why}."
     return None
 
 
-def _going_on(design: ExperimentDesign, evidence: Evidence) -> Found:
+def _continued(design: ExperimentDesign, evidence: Evidence) -> RuleResult:
     m, share = evidence.measure, evidence.share
     later = [step for step in design.ramp if share < step < 1]
     values = 0 < m.candidate_units < m.units and m.low == m.low  # both arms have enough of them
+    difference = _difference_words(design, m)
     if later and evidence.step_days >= design.hold_days and values:
-        why = f"Goes on with {later[0]:.0%} of new users instead of {share:.0%}: {_figures(design, m)}."
+        why = f"Continues with {later[0]:.0%} of new users instead of {share:.0%}: {difference}."
         return "continue", "open", later[0], why
-    return "continue", "open", share, f"Goes on at {share:.0%}: {_figures(design, m)}."
+    return "continue", "open", share, f"Continues at {share:.0%}: {difference}."
 
 
-def _figures(design: ExperimentDesign, m: ArmDifference) -> str:
+def _difference_words(design: ExperimentDesign, m: ArmDifference) -> str:
     if m.low != m.low:
-        return f"{counted(m.units, 'user')} {verb(m.units, 'has', 'have')} a value for {design.measure}, {m.candidate_units:,} of them the candidate's, too few to compare"
-    return (
-        f"{m.difference:+.4f} [{m.low:+.4f}, {m.high:+.4f}] in {design.measure} against the champion, above 0 is better "
-        f"({counted(m.candidate_units, 'user')} and {counted(m.units - m.candidate_units, 'user')})"
-    )
+        users = f"{counted(m.units, 'user')} {verb(m.units, 'has', 'have')} a value for {design.measure}"
+        return f"{users}, {m.candidate_units:,} of them the candidate's, too few to compare"
+    users = f"{counted(m.candidate_units, 'user')} and {counted(m.units - m.candidate_units, 'user')}"
+    difference = f"{m.difference:+.4f} [{m.low:+.4f}, {m.high:+.4f}] in {design.measure}"
+    return f"{difference} against the champion, above 0 is better ({users})"

@@ -20,6 +20,7 @@ from tuneloop.improve.feedback.value import current, mean_value
 from tuneloop.records.feedback import Feedback, feedback_of
 from tuneloop.serving.store.store import insert, opened, read_feedback
 
+Place = Path | str  # a store's
 BATCH = 5000
 # Names that other tools give to the columns.
 COLUMNS = {
@@ -33,15 +34,15 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Imported:
-    """What became of a file: new events, those that were there already, and refused lines with the reason."""
+    """What became of a file."""
 
-    added: int
-    known: int
-    refused: list[dict[str, Any]]
+    added: int  # new events
+    known: int  # events that were there already
+    refused: list[dict[str, Any]]  # lines, each with the reason
 
 
 @dataclass(frozen=True)
-class Kind:
+class FeedbackKind:
     """What the store holds of one kind: events, current ones, and the mean of their values (0 bad, 1 good)."""
 
     kind: str
@@ -51,32 +52,24 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Shown:
+class FeedbackSummary:
     """Feedback of a store: by kind, of how many requests, and that on requests or conversations that are not known."""
 
-    kinds: list[Kind]
+    kinds: list[FeedbackKind]
     requests: int
     rated: int
     orphans: list[Feedback]
 
 
-def add(
-    place: Path | str, given: Mapping[str, Any], *, personal: PersonalConfig | None = None
-) -> tuple[Feedback, bool]:
+def add(place: Place, values: Mapping[str, Any], *, personal: PersonalConfig | None = None) -> tuple[Feedback, bool]:
     """Store one piece of feedback. The request need not be known yet.
 
-    Args:
-        given: see `records.feedback.feedback_of`.
-        personal: what happens to personal data in texts; replaced by default.
-
-    Returns:
-        The feedback, and whether it is new: one with a known key is not.
-
-    Raises:
-        UserError: there is no store, or a value does not fit.
+    `values`: see `records.feedback.feedback_of`. `personal`: what happens to personal data in texts; replaced by
+    default. Returns the feedback, and whether it is new: one with a known key is not. Raises UserError: there is no
+    store, or a value does not fit.
     """
-    given = {**given, "source": given.get("source") or "command"}
-    one = _clean(feedback_of(given, new_id=uuid7(), now=utc_now()), Redactor(personal or PersonalConfig()))
+    values = {**values, "source": values.get("source") or "command"}
+    one = _clean(feedback_of(values, new_id=uuid7(), now=utc_now()), Redactor(personal or PersonalConfig()))
     with opened(place) as store:
         return one, bool(insert(store, [one]))
 
@@ -86,18 +79,14 @@ def _clean(one: Feedback, redactor: Redactor) -> Feedback:
 
 
 def import_files(
-    place: Path | str, sources: Sequence[str], *, kind: str = "", personal: PersonalConfig | None = None
+    place: Place, sources: Sequence[str], *, kind: str = "", personal: PersonalConfig | None = None
 ) -> Imported:
     """Store the feedback of files; the same file again adds nothing.
 
     Columns may have the names of `COLUMNS`. A record without a key gets one from its content.
 
-    Args:
-        sources: files, globs or folders of any format that `prepare` reads as records.
-        kind: of records that name none.
-
-    Raises:
-        UserError: a file can't be read, or there is no store.
+    `sources`: files, globs or folders of any format that `prepare` reads as records; `kind`: of records that name none.
+    Raises UserError: a file can't be read, or there is no store.
     """
     redactor = Redactor(personal or PersonalConfig())
     refused: list[dict[str, Any]] = []
@@ -128,11 +117,12 @@ def _columns(record: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """The values of a record by our names; a column `thumbs` or `rating` also names the kind."""
     values: dict[str, Any] = {}
     for name, columns in COLUMNS.items():
-        column = next((column for column in columns if record.get(column) not in (None, "")), None)
-        if column is not None:
-            values[name] = record[column]
-            if column in ("rating", "thumbs"):
-                values.setdefault("kind", column)
+        for column in columns:
+            if record.get(column) not in (None, ""):
+                values[name] = record[column]
+                if column in ("rating", "thumbs"):
+                    values.setdefault("kind", column)
+                break
     if kind:
         values.setdefault("kind", kind)
     if "request" in values:
@@ -141,16 +131,12 @@ def _columns(record: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 
 def export(
-    place: Path | str, out: Path | str, *, since: str = "", until: str = "", personal: PersonalConfig | None = None
+    place: Place, out: Path | str, *, since: str = "", until: str = "", personal: PersonalConfig | None = None
 ) -> int:
     """Write feedback as JSON Lines, oldest first, and give the number of lines.
 
-    Args:
-        since, until: ISO times; empty: no bound.
-        personal: what happens to personal data in texts; replaced by default, also where the server kept them.
-
-    Raises:
-        UserError: there is no store, or the file can't be written.
+    `since`, `until`: ISO times; empty: no bound. `personal`: what happens to personal data in texts; replaced by
+    default, also where the server kept them. Raises UserError: there is no store, or the file can't be written.
     """
     with opened(place) as store:
         redactor = Redactor(personal or PersonalConfig())
@@ -159,15 +145,8 @@ def export(
     return len(lines)
 
 
-def show(place: Path | str, *, since: str = "", until: str = "", most_orphans: int = 100) -> Shown:
-    """What the store holds.
-
-    Args:
-        since, until: ISO times; empty: no bound.
-
-    Raises:
-        UserError: there is no store.
-    """
+def show(place: Place, *, since: str = "", until: str = "", most_orphans: int = 100) -> FeedbackSummary:
+    """What the store holds. `since`, `until`: ISO times; empty: no bound. Raises UserError: there is no store."""
     unknown = (
         "(request IS NOT NULL AND NOT EXISTS (SELECT 1 FROM requests WHERE requests.id = feedback.request)) OR"
         " (conversation IS NOT NULL AND NOT EXISTS"
@@ -186,5 +165,5 @@ def show(place: Path | str, *, since: str = "", until: str = "", most_orphans: i
     kinds = []
     for kind, number in Counter(one.kind for one in events).most_common():
         of = [one for one in valid if one.kind == kind]
-        kinds.append(Kind(kind, number, len(of), mean_value(of)))
-    return Shown(kinds, requests, answers, orphans)
+        kinds.append(FeedbackKind(kind, number, len(of), mean_value(of)))
+    return FeedbackSummary(kinds, requests, answers, orphans)

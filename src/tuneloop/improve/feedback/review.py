@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, write_jsonl
@@ -15,21 +16,22 @@ from tuneloop.data.clean.pii import Redactor
 from tuneloop.data.config import PersonalConfig
 from tuneloop.evaluation.review.items import ITEMS, load_review, read_votes, standing
 from tuneloop.improve.experiment.statistics import person_of
-from tuneloop.improve.feedback.value import by_request, mean_value, talks_of
+from tuneloop.improve.feedback.value import by_request, conversations_of, mean_value
 from tuneloop.improve.monitor.command import EVENT as MONITORED
-from tuneloop.improve.monitor.detectors import answered, asked, probability_of
+from tuneloop.improve.monitor.detectors import FeedbackOf, Requests, answer_of, probability_of, question_of
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.record import write_record
 from tuneloop.records.request import StoredRequest
 from tuneloop.records.review import Review, ReviewedSystem, ReviewItem, Vote
 from tuneloop.serving.store.store import insert, opened, read_decisions, read_feedback, read_requests, store_name
 
+Place = Path | str
 SYSTEM = "production"
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A queue: its folder, its rows, and these by the group for whose sake they were taken."""
+class ReviewQueue:
+    """A queue: its folder, its rows, and these by the group for whose sake they were chosen."""
 
     folder: str
     rows: int
@@ -37,15 +39,12 @@ class Drawn:
 
 
 def draw_queue(
-    place: Path | str, out: Path | str, *, rows: int = 40, since: str = "", model: str = "", seed: int = 0, hidden: bool = False
-) -> Drawn:  # fmt: skip
+    place: Place, out: Place, *, rows: int = 40, since: str = "", model: str = "", seed: int = 0, hidden: bool = False
+) -> ReviewQueue:
     """Write a folder that `tuneloop review` shows to people.
 
-    Args:
-        hidden: ask for the right answer without showing the given one, so that no one is led by it.
-
-    Raises:
-        UserError: there is no store, nothing to look at, or the folder holds a review.
+    `hidden`: ask for the right answer without showing the given one, so that no one is led by it. Raises UserError:
+    there is no store, nothing to look at, or the folder holds a review.
     """
     folder = Path(out)
     if (folder / Review.file).is_file():
@@ -54,37 +53,46 @@ def draw_queue(
         where, values = ("model = ?", [model]) if model else ("", [])
         every = list(read_requests(store, since=since, where=where, values=values, shadow=None))
         requests = [request for request in every if request.shadow is None]
-        feedback = by_request(read_feedback(store), talks_of(requests))
+        feedback = by_request(read_feedback(store), conversations_of(requests))
         alarms = read_decisions(store, since=since, where=f"kind = '{MONITORED}'")
-        named = {id_ for event in alarms for one in event.data["detections"] if one["alarm"] for id_ in one["requests"]}
-    copies = {request.shadow: answered(request) for request in every if request.shadow and answered(request)}
-    groups = groups_of(requests, feedback, copies, named)
-    chosen = queue(requests, groups, rows, seed=seed)
-    if not chosen:
-        raise UserError(
-            f"No request of {len(requests):,} can be looked at", where=store_name(place),
-            next_step="they failed, their texts were not kept, or people have said already what is right",
-        )  # fmt: skip
+        detections = [one for event in alarms for one in event.data["detections"] if one["alarm"]]
+    copies = {request.shadow: answer_of(request) for request in every if request.shadow and answer_of(request)}
+    groups = groups_of(requests, feedback, copies, {id_ for one in detections for id_ in one["requests"]})
+    queued = queue(requests, groups, rows, seed=seed)
+    if not queued:
+        what = f"No request of {len(requests):,} can be looked at"
+        step = "they failed, their texts were not kept, or people have said already what is right"
+        raise UserError(what, where=store_name(place), next_step=step)
     redactor = Redactor(PersonalConfig())
-    items = [_item(one, redactor, hidden) for one in chosen]
+    items = [_item(one, redactor, hidden) for one in queued]
     manifest = Review(
-        key=content_hash([one.model_dump(mode="json") for one in items]), mode="rating",
-        systems=[ReviewedSystem(name=SYSTEM, place=store_name(place))], share=len(items) / len(groups), seed=seed,
-        items=len(items), populations={SYSTEM: dict(Counter(groups.values()))},
-    )  # fmt: skip
+        key=content_hash([one.model_dump(mode="json") for one in items]),
+        mode="rating",
+        systems=[ReviewedSystem(name=SYSTEM, place=store_name(place))],
+        share=len(items) / len(groups),
+        seed=seed,
+        items=len(items),
+        populations={SYSTEM: dict(Counter(groups.values()))},
+    )
     with lock_folder(folder):
         write_jsonl(folder / ITEMS, items)
         write_record(folder / Review.file, manifest)
-    return Drawn(str(folder), len(items), dict(Counter(one.stratum for one in chosen)))
+    return ReviewQueue(str(folder), len(items), dict(Counter(one.stratum for one in queued)))
 
 
 def _item(one: Queued, redactor: Redactor, hidden: bool) -> ReviewItem:
     request = one.request
-    text = "(hidden: write the right answer)" if hidden else answered(request)
+    text = "(hidden: write the right answer)" if hidden else answer_of(request)
     return ReviewItem(
-        id=content_hash([request.id])[:12], row=request.id, systems=(SYSTEM,), answers=(redactor(text),),
-        messages=[redactor(dict(turn)) for turn in request.prompt], references=[], stratum=one.stratum, group=one.group,
-    )  # fmt: skip
+        id=content_hash([request.id])[:12],
+        row=request.id,
+        systems=(SYSTEM,),
+        answers=(redactor(text),),
+        messages=[redactor(dict(turn)) for turn in request.prompt],
+        references=[],
+        stratum=one.stratum,
+        group=one.group,
+    )
 
 
 def store_votes(place: Path | str, folder: Path | str) -> tuple[int, int]:
@@ -92,51 +100,49 @@ def store_votes(place: Path | str, folder: Path | str) -> tuple[int, int]:
 
     A thumb becomes `thumbs`, stars `rating`, a right answer `correction`, a note `comment`; the user is the reviewer.
 
-    Returns:
-        New feedback, and votes.
-
-    Raises:
-        UserError: there is no review, or it is not one of production.
+    Returns new feedback, and votes. Raises UserError: there is no review, or it is not one of production.
     """
     review = load_review(folder)
     if review.systems != [SYSTEM]:
-        raise UserError(
-            "This is not a review of production", where=str(folder),
-            next_step="tuneloop review draw STORE -o FOLDER makes one; other votes: tuneloop review FOLDER --export",
-        )  # fmt: skip
+        step = "tuneloop review draw STORE -o FOLDER makes one; other votes: tuneloop review FOLDER --export"
+        raise UserError("This is not a review of production", where=str(folder), next_step=step)
     votes, _ = read_votes(review.votes_path)
     rows = {item.id: item.row for item in review.items}
-    held = [vote for vote in standing(votes).values() if vote.item in rows]
-    redactor = Redactor(PersonalConfig())
-    feedback = [one for vote in held for one in _feedback(vote, rows[vote.item], review.manifest.key, redactor)]
+    votes_of_rows = [vote for vote in standing(votes).values() if vote.item in rows]
+    redactor, review_key = Redactor(PersonalConfig()), review.manifest.key
+    feedback = [one for vote in votes_of_rows for one in _feedback(vote, rows[vote.item], review_key, redactor)]
     with opened(place) as store:
-        return insert(store, feedback), len(held)
+        return insert(store, feedback), len(votes_of_rows)
 
 
 def _feedback(vote: Vote, request: str, review: str, redactor: Redactor) -> list[Feedback]:
+    if vote.choice == "skip":
+        return []
     values: Mapping[str, object] = {
         "thumbs": vote.thumb, "rating": vote.stars, "correction": vote.corrected or None, "comment": vote.note or None,
     }  # fmt: skip
-    return [
-        Feedback(
-            id=uuid7(), request=request, kind=kind, value=redactor(value) if isinstance(value, str) else value,
-            user=f"reviewer:{vote.reviewer}", time=vote.time, source="review", key=f"review:{review[:16]}:{vote.item}:{vote.reviewer}:{kind}:{vote.time}",
-        )
-        for kind, value in values.items() if value is not None and vote.choice != "skip"
-    ]  # fmt: skip
+    common: dict[str, Any] = {"request": request, "user": f"reviewer:{vote.reviewer}", "time": vote.time}
+    feedback = []
+    for kind, value in values.items():
+        if value is not None:
+            text = redactor(value) if isinstance(value, str) else value
+            key = f"review:{review[:16]}:{vote.item}:{vote.reviewer}:{kind}:{vote.time}"
+            feedback.append(Feedback(id=uuid7(), kind=kind, value=text, source="review", key=key, **common))
+    return feedback
 
 
-def queue_lines(drawn: Drawn) -> list[str]:
-    """What was taken, and why, a line each."""
-    lines = [f"{drawn.strata['random']:>5}  random, for unbiased rates"] if drawn.strata.get("random") else []
-    return lines + [f"{drawn.strata[name]:>5}  {name}: {why}" for name, why in GROUPS.items() if drawn.strata.get(name)]
+def queue_lines(queue: ReviewQueue) -> list[str]:
+    """What was chosen, and why, a line each."""
+    strata = queue.strata
+    lines = [f"{strata['random']:>5}  random, for unbiased rates"] if strata.get("random") else []
+    return lines + [f"{strata[name]:>5}  {name}: {why}" for name, why in GROUPS.items() if strata.get(name)]
 
 
 RANDOM_PART = 0.4
 UNSURE = 0.5  # probability of a label below which it is uncertain
 # Groups in the order in which a request falls into one of them.
 GROUPS = {
-    "disliked": "people say that the answer is bad, and nobody has said what is right",
+    "disliked": "people say that the answer is bad, and no one has said what is right",
     "disagreement": "a candidate that answered a copy unseen says something else",
     "drifting": "an alarm of the monitor names the request",
     "uncertain": f"its label has a probability below {UNSURE:g}, or the answer was cut off",
@@ -146,37 +152,34 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class Queued:
-    """A request to look at: its group, and its stratum, `random` or the group for whose sake it was taken."""
+    """A request to look at."""
 
     request: StoredRequest
     group: str
-    stratum: str
+    stratum: str  # `random`, or the group for whose sake it was chosen
 
 
 def groups_of(
-    requests: Sequence[StoredRequest], said: Mapping[str, Sequence[Feedback]], copies: Mapping[str, str],
-    named: Collection[str],
-) -> dict[str, str]:  # fmt: skip
+    requests: Requests, feedback_of: FeedbackOf, copies: Mapping[str, str], alarming: Collection[str]
+) -> dict[str, str]:
     """Request -> group of those that can be looked at: with a question and an answer, and no right answer known.
 
-    Args:
-        copies: request -> what a candidate answered to its copy.
+    `copies`: request -> what a candidate answered to its copy; `alarming`: requests that an alarm of the monitor names.
     """
     groups = {}
     for request in requests:
-        heard = said.get(request.id, ())
-        text = answered(request).strip()
-        if request.error is not None or not text or not asked(request):
+        feedback = feedback_of.get(request.id, ())
+        text = answer_of(request).strip()
+        if request.error is not None or not text or not question_of(request):
             continue
-        if any(one.kind in ("label", "correction") and one.may_teach(request.key) for one in heard):
+        if any(one.kind in ("label", "correction") and one.may_teach(request.key) for one in feedback):
             continue
-        mean = mean_value(heard)
-        chance = probability_of(request)
+        mean, chance = mean_value(feedback), probability_of(request)
         if mean is not None and mean < 0.5:
             group = "disliked"
         elif request.id in copies and copies[request.id].strip() != text:
             group = "disagreement"
-        elif request.id in named:
+        elif request.id in alarming:
             group = "drifting"
         elif (chance is not None and chance < UNSURE) or request.finish == "length":
             group = "uncertain"
@@ -192,24 +195,24 @@ def queue(
     """Draw what is looked at: 40 % at random from all, the rest in equal parts from the groups but `rest`.
 
     Args:
-        per_user: that one user may take of the informative part.
+        per_user: that one user may have of the informative part.
     """
     rng = random.Random(seed)
     pool = [request for request in requests if request.id in groups]
     rng.shuffle(pool)
     n_random = min(len(pool), round(RANDOM_PART * rows))
-    chosen = [Queued(request, groups[request.id], "random") for request in pool[:n_random]]
+    queued = [Queued(request, groups[request.id], "random") for request in pool[:n_random]]
     waiting = {name: [r for r in pool[n_random:] if groups[r.id] == name] for name in GROUPS}
     rest = waiting.pop("rest")
-    taken: Counter[str] = Counter()
-    while len(chosen) < rows and any(waiting.values()):
+    counts: Counter[str] = Counter()
+    while len(queued) < rows and any(waiting.values()):
         for name, left in waiting.items():
-            while left and len(chosen) < rows:
+            while left and len(queued) < rows:
                 request = left.pop()
-                if taken[person_of(request)] < per_user:
-                    taken[person_of(request)] += 1
-                    chosen.append(Queued(request, name, name))
+                if counts[person_of(request)] < per_user:
+                    counts[person_of(request)] += 1
+                    queued.append(Queued(request, name, name))
                     break
-    chosen += [Queued(request, "rest", "rest") for request in rest[: rows - len(chosen)]]
-    rng.shuffle(chosen)  # whoever stops early has seen a fair part of each
-    return chosen
+    queued += [Queued(request, "rest", "rest") for request in rest[: rows - len(queued)]]
+    rng.shuffle(queued)  # a person who stops early has seen a fair part of each
+    return queued

@@ -23,7 +23,7 @@ def gives_answer(one: Feedback) -> bool:
 def current(feedback: Iterable[Feedback]) -> list[Feedback]:
     """The feedback that holds: of each person, kind and request (or conversation) the last one by time, then by id.
 
-    Feedback is never changed: whoever votes again adds an event. The order of the result is that of its ids.
+    Feedback is never changed: a person who votes again adds an event. The order of the result is that of its ids.
     """
     last: dict[tuple[str | None, ...], Feedback] = {}
     for one in sorted(feedback, key=lambda one: (one.time, one.id)):
@@ -33,12 +33,12 @@ def current(feedback: Iterable[Feedback]) -> list[Feedback]:
 
 
 # A conversation: its name, with the key that had it, or alone for the key that began the first one of this name.
-Talk = str | tuple[str, str]
+ConversationKey = str | tuple[str, str]
 
 
-def talks_of(requests: Iterable[StoredRequest]) -> dict[Talk, list[str]]:
-    """Conversations with the ids of their requests in order. Those of different keys are different, whatever their names."""
-    conversations: dict[Talk, list[str]] = {}
+def conversations_of(requests: Iterable[StoredRequest]) -> dict[ConversationKey, list[str]]:
+    """Conversations with the ids of their requests in order. Those of different keys are different ones."""
+    conversations: dict[ConversationKey, list[str]] = {}
     began: dict[str, str] = {}
     for request in requests:
         if name := request.conversation:
@@ -49,9 +49,9 @@ def talks_of(requests: Iterable[StoredRequest]) -> dict[Talk, list[str]]:
 
 
 def by_request(
-    feedback: Iterable[Feedback], conversation_requests: Mapping[Talk, list[str]]
+    feedback: Iterable[Feedback], conversation_requests: Mapping[ConversationKey, list[str]]
 ) -> dict[str, list[Feedback]]:
-    """Current feedback by the request that it is about; that on a conversation (see `talks_of`) counts for its last request."""
+    """Current feedback by its request; that on a conversation (see `conversations_of`) counts for the last request."""
     groups: dict[str, list[Feedback]] = {}
     for one in current(feedback):
         of, name = one.request, one.conversation or ""

@@ -1,4 +1,4 @@
-"""Canary prompts: rows of the data set that are requested again and again. Did the answers change, though no release has?
+"""Canary prompts: rows of the data set that are sent again and again. Did the answers change, though no release has?
 
 An update of the engine, another base file or a swapped model behind a URL changes answers; some engines do so by
 chance now and then. How often is counted from the rounds before, so that an alarm means more than that."""
@@ -20,6 +20,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import plain
 from tuneloop.core.ids import utc, utc_now, uuid7
 from tuneloop.core.units import counted
+from tuneloop.improve.experiment.state import add_event
 from tuneloop.improve.experiment.statistics import time_of
 from tuneloop.improve.monitor.record import CanaryRound, ChangedAnswer
 from tuneloop.inference.protocol import can_give_way, complete
@@ -28,7 +29,6 @@ from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import Completion
 from tuneloop.records.request import StoredRequest
 from tuneloop.records.rows import Dataset, Row, last_user_turn, references_of
-from tuneloop.records.server import Decision
 from tuneloop.serving.store.database import Database
 from tuneloop.serving.store.store import insert, opened, read_requests
 
@@ -36,20 +36,21 @@ if TYPE_CHECKING:
     from tuneloop.pipeline.targets import TaskTarget
     from tuneloop.serving.gateway import Gateway, ServedModel
 
+Changes = list[ChangedAnswer]
 MARK = "canary:"  # before the row's id, in a stored request's `shadow`
-SHARE = 0.5  # of the false alarms of a year, where canaries are asked; the detectors of the windows have the others
-FIRST_ROUNDS = 5  # asked one after the other at first, which shows what chance does
+SHARE = 0.5  # of the false alarms of a year, for canaries where there are any; the detectors of windows have the rest
+FIRST_ROUNDS = 5  # one after the other at first, which shows what chance does
 DOUBT = 0.02  # changes by chance that are taken as seen before any answer was compared; their rate is Beta(0.02, 1)
 TEXT = 200  # characters of a text that are shown
 NEXT = (
-    "nothing was released here: see what changed beneath the model (the engine or its version, the base model's file, the server "
-    "behind the URL), then put that back or evaluate the model again"
+    "nothing was released here: see what changed beneath the model (the engine or its version, the base model's file, "
 )
+NEXT += "the server behind the URL), then undo that or evaluate the model again"
 
 
 @dataclass(frozen=True)
 class Round:
-    """The prompts as they were asked once."""
+    """One pass over the prompts, and its answers."""
 
     id: str  # of the round; `time` of its first request
     time: str
@@ -62,7 +63,7 @@ class Round:
 
 
 def canary_rows(rows: Iterable[Row], most: int) -> list[Row]:
-    """The rows that are asked: those with the smallest hashes, so the same ones every time."""
+    """The rows that become prompts: those with the smallest hashes, so the same ones every time."""
     hashed = ((hashlib.sha256(row.id.encode("utf-8", "replace")).digest(), row) for row in rows if row.shows_the_task)
     return [row for _, row in sorted(hashed, key=lambda pair: pair[0])[:most]]
 
@@ -89,9 +90,7 @@ def canary_level(false_alarms: float, every_days: float) -> float:
 def chance_of(changed: int, compared: int, changed_before: int, compared_before: int) -> float:
     """The chance of so many new answers if nothing has changed, after what earlier rounds showed: beta-binomial.
 
-    Args:
-        changed, compared: answers of the round.
-        changed_before, compared_before: answers of all rounds before.
+    `changed`, `compared`: answers of the round; `changed_before`, `compared_before`: answers of all rounds before.
     """
     from scipy.stats import betabinom
 
@@ -102,7 +101,7 @@ def chance_of(changed: int, compared: int, changed_before: int, compared_before:
 
 
 @dataclass
-class _Known:
+class _EarlierAnswers:
     # row -> the texts that it got from the release in use, with the request of each; the last one is the latest
     answers: dict[str, dict[str, str]] = field(default_factory=dict)
     compared: int = 0  # compared, changed: answers of all rounds, and new ones among them
@@ -112,32 +111,29 @@ class _Known:
 def follow(rounds: Sequence[Round], rows: Mapping[str, Row], level: float) -> list[CanaryRound]:
     """What each round shows against those before it.
 
-    An answer is new where the release in use has never given it to this row. A new release begins anew, and its first
-    answers are compared with the last ones before it, without an alarm. New answers of a round with an alarm count as chance
-    for the later ones as well: then no rate of chance raises more alarms than `level` allows for long.
+    An answer is new where the release in use has never given it to this row. A new release begins again, and its first
+    answers are compared with the last ones before it, without an alarm. New answers of a round with an alarm count as
+    chance for the later ones as well: then no rate of chance raises more alarms than `level` allows for long.
 
     Args:
-        rows: of the data set, as far as they are at hand.
+        rows: of the data set, as far as they are available.
     """
-    known, identity, results = _Known(), None, []
+    earlier, identity, results = _EarlierAnswers(), None, []
     for one in rounds:
         new_release = identity is not None and one.identity != identity
         identity = one.identity
         texts = {row: text for row, request in one.answers.items() if (text := _text(request)) is not None}
-        changed = [row for row, text in texts.items() if row in known.answers and text not in known.answers[row]]
-        compared = sum(row in known.answers for row in texts)
-        p = 1.0 if new_release else chance_of(len(changed), compared, known.changed, known.compared)
-        changes = [_changed(row, one, known.answers[row], rows.get(row)) for row in changed]
-        results.append(
-            _finding(one, changes, new_release=new_release, compared=compared, before=known, p=p, level=level)
-        )
+        changed = [row for row, text in texts.items() if row in earlier.answers and text not in earlier.answers[row]]
+        compared = sum(row in earlier.answers for row in texts)
+        changes = [_changed(row, one, earlier.answers[row], rows.get(row)) for row in changed]
+        results.append(_finding(one, changes, compared, earlier, level, new_release=new_release))
         if new_release:
-            known.answers = {}
+            earlier.answers = {}
         else:
-            known.compared, known.changed = known.compared + compared, known.changed + len(changed)
+            earlier.compared, earlier.changed = earlier.compared + compared, earlier.changed + len(changed)
         for row, text in texts.items():
-            known.answers.setdefault(row, {}).pop(text, None)
-            known.answers[row][text] = one.answers[row].id
+            earlier.answers.setdefault(row, {}).pop(text, None)
+            earlier.answers[row][text] = one.answers[row].id
     return results
 
 
@@ -154,22 +150,27 @@ def _changed(row: str, one: Round, earlier: Mapping[str, str], of: Row | None) -
     now = _text(request) or ""
     right = {text.strip() for text in references_of(of)} if of is not None and of.label is not None else None
     return ChangedAnswer(
-        row=row, prompt=last_user_turn(of)[:TEXT] if of is not None else "", before=before[:TEXT], now=now[:TEXT], request_before=request_before,
-        request_now=request.id, right_before=None if right is None else before in right,
+        row=row,
+        prompt=last_user_turn(of)[:TEXT] if of is not None else "",
+        before=before[:TEXT],
+        now=now[:TEXT],
+        request_before=request_before,
+        request_now=request.id,
+        right_before=None if right is None else before in right,
         right_now=None if right is None else now in right,
-    )  # fmt: skip
+    )
 
 
 def _finding(
-    one: Round, changes: list[ChangedAnswer], *, new_release: bool, compared: int, before: _Known, p: float,
-    level: float,
-) -> CanaryRound:  # fmt: skip
+    one: Round, changes: Changes, compared: int, earlier: _EarlierAnswers, level: float, *, new_release: bool
+) -> CanaryRound:
+    p = 1.0 if new_release else chance_of(len(changes), compared, earlier.changed, earlier.compared)
     alarm = bool(changes) and p <= level
     judged = [each for each in changes if each.right_now is not None]
     right_before, right_now = sum(bool(one.right_before) for one in judged), sum(bool(one.right_now) for one in judged)
     failed = sum(_text(request) is None for request in one.answers.values())
     if not compared:
-        sentence = f"{counted(len(one.answers), 'canary prompt')} asked for the first time"
+        sentence = f"{counted(len(one.answers), 'canary prompt')} sent for the first time"
     elif not changes:
         sentence = f"all of {counted(compared, 'canary prompt')} are answered as before"
     else:
@@ -178,22 +179,24 @@ def _finding(
         sentence += "; a new release answers" if new_release else f" (p {p:.2g}, alarm below {level:.2g})"
     if failed:
         sentence += f"; {failed} got no answer"
-    return CanaryRound(
-        round=one.id, time=one.time, adapter=one.identity[0], release=one.identity[1], new_release=new_release,
-        asked=len(one.answers), failed=failed, compared=compared, changed=changes, chances=before.compared,
-        chance_changes=before.changed, p=p, level=level, alarm=alarm, right_before=right_before, right_now=right_now,
-        known=len(judged), sentence=sentence, next_step=NEXT if alarm else "",
-    )  # fmt: skip
+    values: dict[str, Any] = {
+        "round": one.id, "time": one.time, "adapter": one.identity[0], "release": one.identity[1],
+        "new_release": new_release, "asked": len(one.answers), "failed": failed, "compared": compared,
+        "changed": changes, "chances": earlier.compared, "chance_changes": earlier.changed, "p": p, "level": level,
+        "alarm": alarm, "right_before": right_before, "right_now": right_now, "known": len(judged),
+        "sentence": sentence, "next_step": NEXT if alarm else "",
+    }  # fmt: skip
+    return CanaryRound(**values)
 
 
 def round_in_words(one: CanaryRound, most: int = 5) -> str:
     """A round in words, with the prompts and answers that differ."""
-    shown = [
+    answers = [
         f"{each.prompt[:80]!r}: {each.before[:60]!r} -> {each.now[:60]!r}" if each.prompt else f"row {each.row}"
         for each in one.changed[:most]
     ]
     more = f" and {len(one.changed) - most} others" if len(one.changed) > most else ""
-    sentence = f"{one.sentence}. {'; '.join(shown)}{more}." if shown else f"{one.sentence}."
+    sentence = f"{one.sentence}. {'; '.join(answers)}{more}." if answers else f"{one.sentence}."
     sentence = sentence[0].upper() + sentence[1:]
     return f"{sentence} Next: {one.next_step}." if one.alarm else sentence
 
@@ -209,9 +212,9 @@ TOKENS = 64  # of an answer
 LOOKS_BACK = 400.0  # days
 
 
-def rows_of(known: Dataset, most: int) -> list[Row]:
-    """The rows of a data set that are asked: of its test, which no training has seen; without one of its training."""
-    return canary_rows(known.test, most) or canary_rows(known.train, most)
+def rows_of(dataset: Dataset, most: int) -> list[Row]:
+    """The rows of a data set that become prompts: of its test, which no training has seen; else of its training."""
+    return canary_rows(dataset.test, most) or canary_rows(dataset.train, most)
 
 
 def findings(store: Database, model: str, rows: Mapping[str, Row], level: float, until: str = "") -> list[CanaryRound]:
@@ -223,17 +226,16 @@ def findings(store: Database, model: str, rows: Mapping[str, Row], level: float,
 
 
 def check_last(place: Path | str, model: str, rows: Sequence[Row], level: float) -> CanaryRound | None:
-    """What the last round shows, which is logged as an event `monitor.canaries`; None: nothing was asked yet.
+    """What the last round shows, which is logged as an event `monitor.canaries`; None: there was no round yet.
 
-    Raises:
-        UserError: there is no store.
+    Raises UserError: there is no store.
     """
     with opened(place) as store:
         rounds = findings(store, model, {row.id: row for row in rows}, level)
         if not rounds:
             return None
         key, data = f"{EVENT}:{model}:{rounds[-1].round}", plain(without_texts(rounds[-1]))
-        insert(store, [Decision(id=uuid7(), time=utc_now(), kind=EVENT, subject=model, data=data, key=key)])
+        add_event(store, EVENT, model, data, key=key)
     return rounds[-1]
 
 
@@ -242,18 +244,12 @@ def rounds_due(
 ) -> int:
     """How many rounds are due: several at first, one when the last one is old enough or another release answers.
 
-    Args:
-        identity: adapter and release that answer now.
-
-    Raises:
-        UserError: there is no store.
+    `identity`: adapter and release that answer now. Raises UserError: there is no store.
     """
+    query = "SELECT time, adapter, release FROM requests WHERE model = ? AND shadow IS NOT NULL"
+    query += f" AND shadow LIKE '{MARK}%' ORDER BY id DESC LIMIT 1"
     with opened(place) as store:
-        last = store.execute(
-            f"SELECT time, adapter, release FROM requests WHERE model = ? AND shadow IS NOT NULL AND shadow LIKE '{MARK}%' "
-            "ORDER BY id DESC LIMIT 1",
-            [model],
-        ).fetchone()
+        last = store.execute(query, [model]).fetchone()
     if last is None:
         return FIRST_ROUNDS
     days = (time_of(now or utc_now()) - time_of(last[0])).total_seconds() / 86_400
@@ -266,32 +262,30 @@ def identity_of(model: ServedModel) -> tuple[str | None, str | None]:
 
 
 async def ask_gateway(gateway: Gateway, name: str, rows: Sequence[Row]) -> None:
-    """Ask the rows of a model that a server has, while no one else waits, and store the answers.
+    """Send the rows of a model that a server has, while no one else waits, and store the answers.
 
-    Raises:
-        UserError: the engine ended, or another one took its place.
+    Raises UserError: the engine ended, or another one replaced it.
     """
-    engine, model, called = gateway.engine, gateway.models[name], uuid7()
+    engine, model, conversation = gateway.engine, gateway.models[name], uuid7()
     adapter, release = identity_of(model)
-    stored = []
+    writes = []
     for row in rows:
         await gateway.admission.wait_until_idle()
         if gateway.engine is not engine or gateway.admission.closed:
             raise UserError("Another engine answers now", where=name, next_step="the next look asks it")
-        asked = replace(_request(row), adapter=model.adapter, choices=model.labels, gives_way=can_give_way(engine))
+        request = replace(_request(row), adapter=model.adapter, choices=model.labels, gives_way=can_give_way(engine))
         began = time.perf_counter()
-        answer = await complete(engine, asked)
-        record = _record(row, answer, called, model=name, adapter=adapter, release=release)
+        answer = await complete(engine, request)
+        record = _record(row, answer, conversation, model=name, adapter=adapter, release=release)
         record.total_ms = round(1000 * (time.perf_counter() - began), 3)
-        stored.append(asyncio.wrap_future(gateway.store.add_durably(record)))
-    await asyncio.gather(*stored, return_exceptions=True)
+        writes.append(asyncio.wrap_future(gateway.store.add_durably(record)))
+    await asyncio.gather(*writes, return_exceptions=True)
 
 
 def ask_target(place: Path | str, name: str, rows: Sequence[Row], target: TaskTarget, *, rounds: int) -> None:
-    """Ask the rows of any target so many times, and store the answers as those of the model `name`.
+    """Send the rows to any target so many times, and store the answers as those of the model `name`.
 
-    Raises:
-        UserError: there is no store, or the target can't answer.
+    Raises UserError: there is no store, or the target can't answer.
     """
     requests = [_request(row) for row in rows]
     labels = target.task.labels if target.scores_labels and target.task is not None else None
@@ -300,23 +294,25 @@ def ask_target(place: Path | str, name: str, rows: Sequence[Row], target: TaskTa
         ask = partial(target.target.score, requests, labels) if labels else partial(target.target.complete, requests)
         pairs = zip(rows, ask(task=task), strict=True)
         source = {"model": name, "adapter": target.identity, "release": None}
+        conversation = uuid7()
         with opened(place) as store:
-            called = uuid7()
-            insert(store, [_record(row, answer, called, **source) for row, answer in pairs])
+            insert(store, [_record(row, answer, conversation, **source) for row, answer in pairs])
 
 
 def _request(row: Row) -> Request:
     return Request(row.prompt, row.tools or (), max_new_tokens=TOKENS)
 
 
-def _record(row: Row, answer: Completion, called: str, **model: Any) -> StoredRequest:
-    """An answer as it is stored: as nobody's request, so that no count of traffic has it."""
+def _record(row: Row, answer: Completion, conversation: str, **model: Any) -> StoredRequest:
+    """An answer as it is stored: as a request of no one, so that no count of traffic has it."""
     chance = answer.label_probability
     text: dict[str, Any] | str | None = None if answer.error else answer.text
     if text is not None and chance is not None and chance == chance:
         text = {"role": "assistant", "content": answer.text, "probability": round(chance, 6)}
-    return StoredRequest(
-        id=uuid7(), time=utc_now(), **model, shadow=f"{MARK}{row.id}", conversation=called, train="no", prompt=row.prompt,
-        tools=row.tools, completion=text, prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens,
-        total_ms=answer.total_ms, finish=answer.finish, tier="canary", usd=0.0, error=answer.error or None,
-    )  # fmt: skip
+    values: dict[str, Any] = {
+        "shadow": f"{MARK}{row.id}", "conversation": conversation, "train": "no", "tier": "canary", "usd": 0.0,
+        "prompt": row.prompt, "tools": row.tools, "completion": text, "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": answer.completion_tokens, "total_ms": answer.total_ms, "finish": answer.finish,
+        "error": answer.error or None,
+    }  # fmt: skip
+    return StoredRequest(id=uuid7(), time=utc_now(), **model, **values)

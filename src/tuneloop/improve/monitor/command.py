@@ -4,36 +4,29 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, plain
-from tuneloop.core.ids import utc, utc_now, uuid7
+from tuneloop.core.ids import utc, utc_now
 from tuneloop.core.urls import masked
 from tuneloop.data.checks.drift import compare_with
 from tuneloop.data.clean.language import detect_language
 from tuneloop.data.dataset import load_dataset
 from tuneloop.evaluation.classical import minilm_embedder
+from tuneloop.improve.experiment.state import add_event
 from tuneloop.improve.experiment.statistics import time_of
-from tuneloop.improve.monitor.canaries import (
-    ask_target,
-    canary_level,
-    findings,
-    round_in_words,
-    rounds_due,
-    rows_of,
-    without_texts,
-)
+from tuneloop.improve.monitor import canaries
 from tuneloop.improve.monitor.detectors import CANARIES, EARLIER_WINDOWS, STEPS, Helpers, monitor
 from tuneloop.improve.monitor.record import MonitorOptions, MonitorReport
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset, last_user_turn
-from tuneloop.records.server import Decision, ServerState
+from tuneloop.records.server import ServerState
 from tuneloop.serving.store.database import Database
-from tuneloop.serving.store.store import insert, opened, read_decisions, read_feedback, read_requests, store_name
+from tuneloop.serving.store.store import opened, read_decisions, read_feedback, read_requests, store_name
 
 if TYPE_CHECKING:
     from tuneloop.pipeline.targets import TaskTarget
@@ -43,8 +36,7 @@ _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
 _HOURS = {"s": 1 / 3600, "m": 1 / 60, "h": 1.0, "d": 24.0, "w": 168.0}
 
 
-def _ask(place: Path | str, known: Dataset, options: MonitorOptions, target: TaskTarget) -> None:
-    """Ask the canary prompts now: several times at first."""
+def _send_canaries(place: Path | str, dataset: Dataset, options: MonitorOptions, target: TaskTarget) -> None:
     if options.until:
         raise UserError("--ask asks now, and --until ends the window before", where="--until", next_step="leave it out")
     model = options.model
@@ -54,34 +46,26 @@ def _ask(place: Path | str, known: Dataset, options: MonitorOptions, target: Tas
         with opened(place) as store:
             served = [r.model for r in read_requests(store, since=since, until=until, where="shadow IS NULL")]
         model = _only_model(served, place, since, until)
-    due = rounds_due(place, model, (target.identity, None), 0)
-    ask_target(place, model, rows_of(known, options.canaries), target, rounds=due)
+    due = canaries.rounds_due(place, model, (target.identity, None), 0)
+    canaries.ask_target(place, model, canaries.rows_of(dataset, options.canaries), target, rounds=due)
 
 
 def refuse_itself(place: Path | str, url: str) -> None:
     """Canary prompts that came through the server itself would be in its store as traffic.
 
-    Args:
-        place: the server's folder, its store's file, or a database's URL, which doesn't say whose it is.
-
-    Raises:
-        UserError: the URL is this server's.
+    `place`: the server's folder, its store's file, or a database's URL, which doesn't say whose it is. Raises
+    UserError: the URL is this server's.
     """
     folder = Path(place) if "://" not in str(place) else Path()
     state = (folder if folder.is_dir() else folder.parent) / ServerState.file
     if state.is_file() and url.removesuffix("/").removesuffix("/v1") == read_record(ServerState, state).address:
-        raise UserError(
-            "Canary prompts that this server is asked would count as its traffic", where=f"--ask {masked(url)}",
-            next_step="monitor.reference=DATASET in serve.yaml: it asks itself; or --ask NAME@champion",
-        )  # fmt: skip
+        what = "Canary prompts that are sent to this server would count as its traffic"
+        step = "monitor.reference=DATASET in serve.yaml: it sends them itself; or --ask NAME@champion"
+        raise UserError(what, where=f"--ask {masked(url)}", next_step=step)
 
 
 def days_of(span: str, where: str = "--window") -> float:
-    """A length of time in days: `7d`, `12h`, `2w`, `15m`, `30s`.
-
-    Raises:
-        UserError: it is none.
-    """
+    """A length of time in days: `7d`, `12h`, `2w`, `15m`, `30s`. Raises UserError: it is none."""
     match = _SPAN.fullmatch(span.strip().lower())
     days = float(match[1]) * _HOURS[match[2]] / 24 if match else 0.0
     if not 0 < days <= 366:
@@ -97,7 +81,7 @@ def monitor_store(
     Args:
         reference: a prepared data set, whose training rows are compared with.
         settings: by the names of `MonitorOptions`.
-        ask: who is asked the canary prompts first; None: nobody, but those that a server has asked count.
+        ask: to whom the canary prompts are sent first; None: to no one, but those that a server has sent count.
 
     Raises:
         UserError: there is no store, no data set, no request in the window, or there are several models in it.
@@ -106,53 +90,56 @@ def monitor_store(
     days, every = days_of(options.window), days_of(options.canaries_every, "--canaries-every")
     dataset = load_dataset(reference)
     if ask is not None:
-        _ask(place, dataset, options, ask)
+        _send_canaries(place, dataset, options, ask)
     until = _time(options.until) if options.until else utc_now()
     since, begin = _before(until, days), _before(until, days * (1 + EARLIER_WINDOWS))
     with opened(place) as store:
         requests = list(read_requests(store, since=begin, until=until, where="shadow IS NULL"))
         model = options.model or _only_model([r.model for r in requests if r.time >= since], place, since, until)
-        of_model = [r for r in requests if r.model == model]
+        requests = [r for r in requests if r.model == model]
         feedback = list(read_feedback(store, since=begin, until=until))
-        level = canary_level(options.false_alarms, every)
-        canaries = findings(store, model, {row.id: row for row in rows_of(dataset, options.canaries)}, level, until)
+        level = canaries.canary_level(options.false_alarms, every)
+        rows = {row.id: row for row in canaries.rows_of(dataset, options.canaries)}
+        rounds = canaries.findings(store, model, rows, level, until)
         report = monitor(
             [(last_user_turn(row), row.label) for row in dataset.train if row.shows_the_task],
-            [r for r in of_model if r.time >= since], [r for r in of_model if r.time < since],
-            feedback, helpers(), options.model_copy(update={"model": model}), window_days=days,
-            canaries=[one for one in canaries if one.time >= since],
-        )  # fmt: skip
+            [r for r in requests if r.time >= since],
+            [r for r in requests if r.time < since],
+            feedback,
+            helpers(),
+            options.model_copy(update={"model": model}),
+            window_days=days,
+            canaries=[one for one in rounds if one.time >= since],
+        )
         config = {**options.model_dump(), "reference": dataset.id}
         report = _without_ignored(report, ignored(store, model, until))
         report = report.model_copy(update={"since": since, "until": until, "config": config})
         key = f"{EVENT}:{model}:{since}:{until}:{dataset.id}"
         # The log can't forget: the texts of canary prompts and their answers stay out of it.
-        plainer = [without_texts(one) for one in report.canaries]
-        lines = dict(zip(map(round_in_words, report.canaries), map(round_in_words, plainer), strict=True))
+        plainer = [canaries.without_texts(one) for one in report.canaries]
+        texts, plain_texts = (map(canaries.round_in_words, each) for each in (report.canaries, plainer))
+        lines = dict(zip(texts, plain_texts, strict=True))
         summary = [lines.get(line, line) for line in report.summary]
         data = plain(report.model_copy(update={"canaries": plainer, "summary": summary}))
-        insert(store, [Decision(id=uuid7(), time=utc_now(), kind=EVENT, subject=model, data=data, key=key)])
+        add_event(store, EVENT, model, data, key=key)
     return report
 
 
 def ignore(place: Path | str, model: str, detectors: Sequence[str], until: str, why: str = "") -> None:
-    """Note that a person knows a change and wants to hear no more of it for a while; logged as an event `monitor.ignore`.
+    """Log, as an event `monitor.ignore`, that a person knows a change and wants to hear no more of it for a while.
 
-    Args:
-        detectors: by the names of `improve.monitor.STEPS`, or `canaries`.
-        until: ISO time; one that is over ends it.
-
-    Raises:
-        UserError: there is no store, no such detector, or no time.
+    `detectors`: by the names of `improve.monitor.STEPS`, or `canaries`. `until`: ISO time; one that is over ends it.
+    Raises UserError: there is no store, no such detector, or no time.
     """
     names = [*STEPS, CANARIES]
     if unknown := [name for name in detectors if name not in names]:
         raise UserError(f"No detector {unknown[0]!r:.40}", where="--ignore", next_step=f"one of {', '.join(names)}")
     if not model or not until:
-        raise UserError("It is not said what to ignore, and until when", where="--ignore", next_step="--ignore inputs --ignore-until 2026-06-01 --model NAME")  # fmt: skip
+        step = "--ignore inputs --ignore-until 2026-06-01 --model NAME"
+        raise UserError("It is not said what to ignore, and until when", where="--ignore", next_step=step)
     data = {"detectors": list(detectors), "until": _time(until, "--ignore-until"), "why": why}
     with opened(place) as store:
-        insert(store, [Decision(id=uuid7(), time=utc_now(), kind=IGNORE, subject=model, data=data)])
+        add_event(store, IGNORE, model, data)
 
 
 def ignored(store: Database, model: str, at: str) -> dict[str, str]:
@@ -163,8 +150,8 @@ def ignored(store: Database, model: str, at: str) -> dict[str, str]:
     return {name: until for name, until in until_by_name.items() if until > at}
 
 
-def _without_ignored(report: MonitorReport, known: Mapping[str, str]) -> MonitorReport:
-    silenced = {name: known[name] for name in report.alarms if name in known}
+def _without_ignored(report: MonitorReport, until_by_name: Mapping[str, str]) -> MonitorReport:
+    silenced = {name: until_by_name[name] for name in report.alarms if name in until_by_name}
     if not silenced:
         return report
     line = f"Ignored, as a person said: {', '.join(f'{name} until {until[:10]}' for name, until in silenced.items())}."
@@ -177,12 +164,8 @@ def due_window(place: Path | str, window: str, model: str = "", *, now: str = ""
 
     Windows follow each other from the first request on, so that the false alarms of a year are divided over as many.
 
-    Args:
-        window: its length, as in 7d.
-        model: served name; empty: any.
-
-    Raises:
-        UserError: there is no store, or the length is none.
+    `window`: its length, as in 7d. `model`: served name; empty: any. Raises UserError: there is no store, or the length
+    is none.
     """
     days = days_of(window)
     condition, values = ("model = ? AND ", [model]) if model else ("", [])
@@ -192,14 +175,12 @@ def due_window(place: Path | str, window: str, model: str = "", *, now: str = ""
             return ""
         whole = int((time_of(now or utc_now()) - time_of(first)).total_seconds() / 86_400 / days)
         until = _before(first, -whole * days)
-        since = _before(until, days)
-        compared = read_decisions(
-            store, where=f"kind = '{EVENT}'" + (" AND subject = ?" if model else ""), values=values
-        )
+        where = f"kind = '{EVENT}'" + (" AND subject = ?" if model else "")
+        compared = read_decisions(store, where=where, values=values)
         if whole < 1 or any(event.data.get("until") == until for event in compared):
             return ""
         query = f"SELECT 1 FROM requests WHERE {condition}time >= ? AND time < ? AND shadow IS NULL LIMIT 1"
-        return until if store.execute(query, [*values, since, until]).fetchone() else ""
+        return until if store.execute(query, [*values, _before(until, days), until]).fetchone() else ""
 
 
 def monitor_if_due(place: Path | str, reference: Path | str, settings: Mapping[str, Any]) -> MonitorReport | None:
@@ -210,29 +191,26 @@ def monitor_if_due(place: Path | str, reference: Path | str, settings: Mapping[s
 
 
 def helpers() -> Helpers:
-    """What other stages know, as far as their libraries are installed."""
+    """The embedder, language detector and word comparison of other stages, as far as their libraries are installed."""
 
     def language(text: str) -> str:
         code, sure = detect_language(text)
         return code if sure >= 0.8 and len(text) >= 20 else "not sure"
 
+    detector: Callable[[str], str] | None = language
     try:
         detect_language("hello")
-        known = True
     except UserError:
-        known = False
-    return Helpers(
-        minilm_embedder(), language if known else None, lambda before, now: compare_with(before, now).words_b
-    )
+        detector = None
+    return Helpers(minilm_embedder(), detector, lambda before, now: compare_with(before, now).words_b)
 
 
 def _time(text: str, where: str = "--until") -> str:
     try:
         moment = time_of(text)
     except ValueError:
-        raise UserError(
-            f"Not a time: {text!r:.40}", where=where, next_step="write it as 2026-01-31 or 2026-01-31T12:00:00Z"
-        ) from None
+        step = "write it as 2026-01-31 or 2026-01-31T12:00:00Z"
+        raise UserError(f"Not a time: {text!r:.40}", where=where, next_step=step) from None
     return utc((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
@@ -245,9 +223,7 @@ def _only_model(models: Sequence[str], place: Path | str, since: str, until: str
     if len(counts) == 1:
         return models[0]
     if not counts:
-        raise UserError(
-            f"No request from {since[:16]} to {until[:16]}", where=store_name(place),
-            next_step="--until TIME or --window 30d looks elsewhere",
-        )  # fmt: skip
-    named = ", ".join(f"{name} ({number:,})" for name, number in counts.most_common(5))
-    raise UserError("Several models answer in this window", where=named, next_step="--model NAME")
+        what, step = f"No request from {since[:16]} to {until[:16]}", "--until TIME or --window 30d looks elsewhere"
+        raise UserError(what, where=store_name(place), next_step=step)
+    names = ", ".join(f"{name} ({number:,})" for name, number in counts.most_common(5))
+    raise UserError("Several models answer in this window", where=names, next_step="--model NAME")

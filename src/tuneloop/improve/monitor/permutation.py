@@ -21,24 +21,22 @@ Statistic = Callable[[Any], Array]  # membership in the second group (divisions,
 
 
 @dataclass(frozen=True)
-class Difference:
-    """A p-value, the size of the difference, and for each row of the second group how much it stands out."""
+class GroupDifference:
+    """How two groups of rows differ."""
 
-    p: float
-    size: float
-    foreign: Array
+    p: float  # p-value
+    size: float  # of the difference
+    foreign: Array  # for each row of the second group how much it differs from the first
 
 
 def permutation_p(statistic: Statistic, before: int, now: int, *, level: float, seed: int) -> float:
     """The p-value of the real division, in which the last rows are the second group.
 
-    Divisions are drawn until 20 have a larger statistic, or until a p-value below `level` is certain to a fifth of itself.
-    Source: Besag & Clifford 1991, "Sequential Monte Carlo p-values".
+    Divisions are drawn until 20 have a larger statistic, or until a p-value below `level` is certain to a fifth of
+    itself. Source: Besag & Clifford 1991, "Sequential Monte Carlo p-values".
 
-    Args:
-        statistic: larger where the groups differ more.
-        before, now: rows of the first and the second group.
-        level: below which it will be called a difference.
+    `statistic`: larger where the groups differ more; `before`, `now`: rows of the first and the second group; `level`:
+    below which it will be called a difference.
     """
     n = before + now
     real = np.zeros((1, n), dtype=np.float32)
@@ -46,24 +44,22 @@ def permutation_p(statistic: Statistic, before: int, now: int, *, level: float, 
     value = float(statistic(real)[0])
     rng = np.random.default_rng(seed)
     most = max(BATCH, math.ceil(ENOUGH / level))
-    drawn = larger = 0
-    while drawn < most and larger < ENOUGH:
-        chosen = np.argpartition(rng.random((BATCH, n), dtype=np.float32), now, axis=1)[:, :now]
+    divisions = larger = 0
+    while divisions < most and larger < ENOUGH:
+        second = np.argpartition(rng.random((BATCH, n), dtype=np.float32), now, axis=1)[:, :now]
         member = np.zeros((BATCH, n), dtype=np.float32)
-        np.put_along_axis(member, chosen, 1.0, axis=1)
+        np.put_along_axis(member, second, 1.0, axis=1)
         larger += int((statistic(member) >= value * (1 - 1e-6)).sum())
-        drawn += BATCH
-    return (larger + 1) / (drawn + 1)
+        divisions += BATCH
+    return (larger + 1) / (divisions + 1)
 
 
-def vectors_differ(before: Array, now: Array, *, level: float, seed: int = 0) -> Difference:
-    """Whether vectors lie elsewhere: Fisher's linear discriminant between the groups (Hotelling's T2), on principal axes.
+def vectors_differ(before: Array, now: Array, *, level: float, seed: int = 0) -> GroupDifference:
+    """Whether vectors differ: Fisher's linear discriminant between the groups (Hotelling's T2), on principal axes.
 
     Its size is the chance that the discriminant puts a row of the second group above one of the first, 0.5 to 1.
 
-    Args:
-        before, now: (rows, dimensions).
-        level, seed: see `permutation_p`.
+    `before`, `now`: (rows, dimensions); `level`, `seed`: see `permutation_p`.
     """
     pooled = np.concatenate([before, now]).astype(np.float64)
     pooled -= pooled.mean(axis=0)
@@ -80,17 +76,17 @@ def vectors_differ(before: Array, now: Array, *, level: float, seed: int = 0) ->
     p = permutation_p(statistic, n, m, level=level, seed=seed)
     direction = white[n:].mean(axis=0) - white[:n].mean(axis=0)
     scores = white @ direction
-    return Difference(p, auroc(scores[n:], scores[:n]), np.asarray(scores[n:], dtype=np.float64))
+    return GroupDifference(p, auroc(scores[n:], scores[:n]), np.asarray(scores[n:], dtype=np.float64))
 
 
-def numbers_differ(before: Array, now: Array, *, level: float, seed: int = 0, upper_tail: bool = False) -> Difference:
-    """Whether numbers are distributed otherwise: the largest distance of the distribution functions (Smirnov), 0 to 1.
+def numbers_differ(
+    before: Array, now: Array, *, level: float, seed: int = 0, upper_tail: bool = False
+) -> GroupDifference:
+    """Whether numbers are distributed otherwise: largest distance of the distribution functions (Smirnov), 0 to 1.
 
-    Args:
-        before, now: one number a row.
-        level, seed: see `permutation_p`.
-        upper_tail: look for a few rows with large numbers: only for more of them, above the median, each distance over its
-            standard error (Anderson & Darling 1952), so that the far end counts as much as the middle.
+    `before`, `now`: one number a row; `level`, `seed`: see `permutation_p`; `upper_tail`: look for a few rows with
+    large numbers: only for more of them, above the median, each distance over its standard error (Anderson & Darling
+    1952), so that the far end counts as much as the middle.
     """
     pooled = np.concatenate([before, now]).astype(np.float64)
     order = np.argsort(pooled, kind="stable")
@@ -111,16 +107,14 @@ def numbers_differ(before: Array, now: Array, *, level: float, seed: int = 0, up
 
     real = np.concatenate([np.zeros(n), np.ones(m)])[None]
     p = permutation_p(statistic, n, m, level=level, seed=seed)
-    stands_out = np.asarray(now, dtype=np.float64) - np.median(before)
-    return Difference(p, float(statistic(real)[0]), stands_out if upper_tail else np.abs(stands_out))
+    excess = np.asarray(now, dtype=np.float64) - np.median(before)
+    return GroupDifference(p, float(statistic(real)[0]), excess if upper_tail else np.abs(excess))
 
 
-def categories_differ(before: Sequence[str], now: Sequence[str], *, level: float, seed: int = 0) -> Difference:
+def categories_differ(before: Sequence[str], now: Sequence[str], *, level: float, seed: int = 0) -> GroupDifference:
     """Whether categories have other shares: Pearson's chi-squared; its size is the total variation distance, 0 to 1.
 
-    Args:
-        before, now: one category a row.
-        level, seed: see `permutation_p`.
+    `before`, `now`: one category a row; `level`, `seed`: see `permutation_p`.
     """
     names, codes = np.unique(np.array([*before, *now], dtype=object).astype(str), return_inverse=True)
     table = np.zeros((len(codes), len(names)), dtype=np.float32)
@@ -133,7 +127,5 @@ def categories_differ(before: Sequence[str], now: Sequence[str], *, level: float
         return np.asarray((((member @ table) - expected) ** 2 / totals).sum(axis=1))
 
     p = permutation_p(statistic, n, m, level=level, seed=seed)
-    share_before, share_now = table[:n].mean(axis=0), table[n:].mean(axis=0)
-    return Difference(
-        p, float(np.abs(share_now - share_before).sum() / 2), (share_now - share_before)[codes[n:]].astype(np.float64)
-    )
+    shift = table[n:].mean(axis=0) - table[:n].mean(axis=0)
+    return GroupDifference(p, float(np.abs(shift).sum() / 2), shift[codes[n:]].astype(np.float64))

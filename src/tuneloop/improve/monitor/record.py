@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from tuneloop.core.files import Config
-from tuneloop.core.flag import Flag
+from tuneloop.core.flag import flag
 from tuneloop.records.record import Number, Part, Record
 
 
@@ -44,8 +44,9 @@ class QualityEstimate(Part):
 
     Args:
         estimated, low, high: share of right answers in the window, with a 95 % interval.
-        before: measured where people said what is right; NaN: nobody did.
-        calibrated_on: answers with a probability about which people have said whether they are right; 0: as the model says.
+        before: measured where people said what is right; NaN: no one did.
+        calibrated_on: answers with a probability about which people have said whether they are right; 0: as the model
+            says.
         measured: share of right ones among those of the window that people judged, and `judged` how many these are.
     """
 
@@ -64,7 +65,7 @@ class ChangedAnswer(Part):
     Args:
         row: of the data set.
         prompt, before, now: its last turn, the last answer before and the one of now; empty where they are not kept.
-        right_before, right_now: whether they are the right answer; None: nobody knows it.
+        right_before, right_now: whether they are the right answer; None: no one knows it.
         request_before, request_now: ids in the store.
     """
 
@@ -79,10 +80,10 @@ class ChangedAnswer(Part):
 
 
 class CanaryRound(Part):
-    """The same prompts asked once more.
+    """One pass over the canary prompts.
 
     Args:
-        round: its id; `time` when it was asked.
+        round: its id; `time` when it was sent.
         adapter, release: that answered; `new_release`: another one than in the round before.
         asked: prompts; `failed` of them got no answer, `compared` of them had one before.
         changed: answers that this model had not given before.
@@ -126,8 +127,9 @@ class MonitorReport(Record):
         detections: of each detector that had enough rows.
         skipped: detectors that had not, and why.
         quality: estimated; None without probabilities.
-        canaries: the rounds of canary prompts in the window that differ from before, and `canary_rounds` how many there were.
-        alarms: names of the detectors with an alarm that nobody has said to ignore.
+        canaries: the rounds of canary prompts in the window that differ from before, and `canary_rounds` how many there
+            were.
+        alarms: names of the detectors with an alarm that no one has said to ignore.
         ignored: those with an alarm that a person has said to ignore, and until when.
         summary: in words.
     """
@@ -157,15 +159,9 @@ class MonitorOptions(Config):
     """What is compared."""
 
     model: str = Field("", description="Served name; default: the only one of the window.")
-    window: Annotated[str, Flag(metavar="TIME")] = Field("7d", description="Length of the window, as in 7d or 12h.")
-    until: Annotated[str, Flag(metavar="TIME")] = Field(
-        "", description="End of the window, as in 2026-01-31; default: now."
-    )
-    false_alarms: float = Field(
-        2.0, gt=0, le=50, description="Windows of a year that may raise an alarm without cause."
-    )
+    window: str = flag("7d", "TIME", "Length of the window, as in 7d or 12h.")
+    until: str = flag("", "TIME", "End of the window, as in 2026-01-31; default: now.")
+    false_alarms: float = Field(2.0, gt=0, le=50, description="Windows a year that may raise an alarm without cause.")
     canaries: int = Field(20, ge=1, le=500, description="Rows of the data set's test that --ask asks.")
-    canaries_every: Annotated[str, Flag(metavar="TIME")] = Field(
-        "1d", description="Time between two rounds of canary prompts, as in 1d or 12h."
-    )
+    canaries_every: str = flag("1d", "TIME", "Time between two rounds of canary prompts, as in 1d or 12h.")
     seed: int = Field(0, ge=0, description="Seed of the permutations.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,26 +14,26 @@ from tuneloop.core.ids import utc
 from tuneloop.core.units import counted
 from tuneloop.improve.controller.command import number
 from tuneloop.improve.controller.controller import APPROVE, DECLINE, END, START, STEP, Cycle, cycles_of
-from tuneloop.improve.experiment.log import DECISION, STOP, ExperimentState, experiments_of
-from tuneloop.improve.experiment.log import START as EXPERIMENT_START
+from tuneloop.improve.experiment.state import DECISION, STOP, ExperimentState, experiments_of
+from tuneloop.improve.experiment.state import START as EXPERIMENT_START
 from tuneloop.improve.experiment.statistics import time_of
-from tuneloop.improve.feedback.value import Talk, by_request, mean_value
+from tuneloop.improve.feedback.value import ConversationKey, by_request, mean_value
 from tuneloop.improve.monitor.command import EVENT as MONITORED
 from tuneloop.improve.report import record
-from tuneloop.improve.report.html import render_improve_page
+from tuneloop.improve.report.html import ENDS, TONES, render_improve_page
 from tuneloop.records.record import write_record
 from tuneloop.records.server import Decision
 from tuneloop.serving.store.database import Database
 from tuneloop.serving.store.store import opened, read_decisions, read_feedback, store_folder, store_name
 
 MOST_PERIODS = 45  # of traffic, that a chart shows legibly
+KEYS = ("name", "candidate", "champion", "measure", "effect", "alpha")  # of a design, that an experiment's line shows
 
 
 def write_improve_report(place: Path | str) -> tuple[Path, record.ImprovementReport]:
     """Write `improve/report.json` and `improve/report.html` next to a store, and give the page and its record.
 
-    Raises:
-        UserError: there is no store, or the files can't be written.
+    Raises UserError: there is no store, or the files can't be written.
     """
     report = report_of(place)
     folder = store_folder(place) / "improve"
@@ -45,11 +45,7 @@ def write_improve_report(place: Path | str) -> tuple[Path, record.ImprovementRep
 
 
 def report_of(place: Path | str) -> record.ImprovementReport:
-    """What a store says, in one record.
-
-    Raises:
-        UserError: there is no store.
-    """
+    """What a store says, in one record. Raises UserError: there is no store."""
     with opened(place) as store:
         events = list(read_decisions(store))
         first, last, total, usd = store.execute(
@@ -61,26 +57,33 @@ def report_of(place: Path | str) -> record.ImprovementReport:
     for event in events:
         if event.kind.startswith("improve."):
             by_project[event.subject].append(event)
-    ledgers = [line for own in by_project.values() for line in _ledger(own)]
-    cycles = [cycle for own in by_project.values() for cycle in cycles_of(own)]
+    ledgers = [line for project_events in by_project.values() for line in _ledger(project_events)]
+    cycles = [cycle for project_events in by_project.values() for cycle in cycles_of(project_events)]
     experiments = experiments_of(event for event in events if event.kind.startswith("experiment."))
-    windows = [_window(event.data) for event in events if event.kind == MONITORED]
-    models = {state.design.model for state in experiments.values()} | {e.subject for e in events if e.kind == MONITORED}
-    notes = [] if total else ["No request was served yet."]
+    windows = [event for event in events if event.kind == MONITORED]
+    models = {state.design.model for state in experiments.values()} | {window.subject for window in windows}
     return record.ImprovementReport(
         name=", ".join(by_project) or ", ".join(sorted(models)) or store_folder(place).name,
-        store=store_name(place), since=first or "", until=last or "", days=days,
-        funnel=_funnel(total, len(liked), cycles, experiments), periods=periods,
+        store=store_name(place),
+        since=first or "",
+        until=last or "",
+        days=days,
+        funnel=_funnel(total, len(liked), cycles, experiments),
+        periods=periods,
         timeline=[line for event in events if (line := _timeline(event)) is not None],
-        experiments=[_experiment(state) for state in experiments.values()], windows=windows, cycles=ledgers,
-        requests_usd=usd, training_usd=sum(line.usd for line in ledgers),
-        training_hours=sum(line.hours for line in ledgers), notes=notes,
-    )  # fmt: skip
+        experiments=[_experiment(state) for state in experiments.values()],
+        windows=[_window(window.data) for window in windows],
+        cycles=ledgers,
+        requests_usd=usd,
+        training_usd=sum(line.usd for line in ledgers),
+        training_hours=sum(line.hours for line in ledgers),
+        notes=[] if total else ["No request was served yet."],
+    )
 
 
 def _liked(store: Database) -> dict[str, float]:
     """Request -> mean of what people said of it; feedback on a conversation counts for its last request."""
-    last: dict[Talk, list[str]] = {}
+    last: dict[ConversationKey, list[str]] = {}
     query = (
         "SELECT COALESCE(key, ''), conversation, MAX(id) FROM requests WHERE conversation IS NOT NULL "
         "GROUP BY 1, 2 ORDER BY MIN(id)"
@@ -114,28 +117,29 @@ def _periods(
     periods = []
     for at in range(max(counts) + 1):
         number, rated, good, usd = counts.get(at, [0, 0, 0.0, 0.0])
-        since = utc((begin + timedelta(days=at * days)).timestamp())
-        periods.append(record.TrafficPeriod(since=since, requests=int(number), rated=int(rated), liked=good / rated if rated else math.nan, usd=usd))  # fmt: skip
+        since, mean = utc((begin + timedelta(days=at * days)).timestamp()), good / rated if rated else math.nan
+        period = record.TrafficPeriod(since=since, requests=int(number), rated=int(rated), liked=mean, usd=usd)
+        periods.append(period)
     return periods, days
 
 
 def _funnel(
     requests: int, rated: int, cycles: Sequence[Cycle], experiments: Mapping[str, ExperimentState]
-) -> list[record.FunnelStep]:  # fmt: skip
+) -> list[record.FunnelStep]:
     def done(step: str) -> list[Mapping[str, Any]]:
         return [cycle.done[step] for cycle in cycles if step in cycle.done]
 
     rows = [int((result.get("counts") or {}).get("sft", 0)) for result in done("collect")]
-    words = {"promote": "promoted", "roll back": "rolled back", "": "going on"}
-    ended = [words.get(state.ended, state.ended) for state in experiments.values()]
+    words = {"promote": "promoted", "roll back": "rolled back", "": "running"}
+    outcomes = [words.get(state.ended, state.ended) for state in experiments.values()]
     share = f"{rated / requests:.1%} of them" if requests else ""
     steps = [
         ("requests", requests, "answered and stored"), ("with judgements", rated, share),
         *([("training rows", rows[-1], f"collected for cycle {len(rows)}")] if rows else []),
         ("runs trained", len(done("train")), f"in {counted(len(cycles), 'cycle')}"),
         ("versions registered", len(done("register")), ""),
-        ("experiments", len(experiments), ", ".join(f"{ended.count(word)} {word}" for word in dict.fromkeys(ended))),
-        ("promoted", ended.count("promoted"), "versions that proved better"),
+        ("experiments", len(experiments), ", ".join(f"{outcomes.count(w)} {w}" for w in dict.fromkeys(outcomes))),
+        ("promoted", outcomes.count("promoted"), "versions that proved better"),
     ]  # fmt: skip
     return [record.FunnelStep(name=name, count=count, detail=detail) for name, count, detail in steps]
 
@@ -155,25 +159,22 @@ def _timeline(event: Decision) -> record.TimelineEvent | None:
         design = data["design"]
         return line(f"experiment {event.subject} began", f"{design['candidate']} against {design['champion']}")
     if kind == DECISION:
-        tone = {"promote": "good", "roll back": "bad"}.get(data["outcome"], "plain")
-        named = {"promote": "promoted", "roll back": "rolled back", "futility": "ended for futility"}
-        return line(f"{event.subject}: {named.get(data['outcome'], 'goes on')}", data["sentence"], tone)
+        tone = TONES.get(data["outcome"], "plain")
+        return line(f"{event.subject}: {ENDS.get(data['outcome'], 'continues')}", data["sentence"], tone)
     if kind == STOP:
         return line(f"{event.subject}: stopped by hand", str(data.get("why") or ""))
+    if kind not in (START, DECLINE, STEP, APPROVE, END):
+        return line(kind.replace(".", " "), str(data.get("why") or data.get("sentence") or ""))
+    cycle = f"cycle {data['cycle']}"
     if kind == START:
-        return line(
-            f"cycle {data['cycle']} began", "; ".join([*data["reasons"], *([data["why"]] if data.get("why") else [])])
-        )
+        return line(f"{cycle} began", "; ".join([*data["reasons"], *([data["why"]] if data.get("why") else [])]))
     if kind == DECLINE:
-        return line(f"no cycle {data['cycle']}", f"{'; '.join(data['reasons'])}, but {data['why']}")
+        return line(f"no {cycle}", f"{'; '.join(data['reasons'])}, but {data['why']}")
     if kind == STEP:
-        return line(f"cycle {data['cycle']}: {data['step']}", _result_words(data["step"], data["result"]))
+        return line(f"{cycle}: {data['step']}", _result_words(data["step"], data["result"]))
     if kind == APPROVE:
-        return line(f"cycle {data['cycle']}: {data['step']} was approved by a person")
-    if kind == END:
-        tone = "good" if data["outcome"] == "promoted" else "bad"
-        return line(f"cycle {data['cycle']} ended: {data['outcome']}", data["why"], tone)
-    return line(kind.replace(".", " "), str(data.get("why") or data.get("sentence") or ""))
+        return line(f"{cycle}: {data['step']} was approved by a person")
+    return line(f"{cycle} ended: {data['outcome']}", data["why"], "good" if data["outcome"] == "promoted" else "bad")
 
 
 def _result_words(step: str, result: Mapping[str, Any]) -> str:
@@ -186,25 +187,27 @@ def _result_words(step: str, result: Mapping[str, Any]) -> str:
 
 
 def _experiment(state: ExperimentState) -> record.ExperimentLine:
-    design, last = state.design, state.verdicts[-1] if state.verdicts else None
+    last = state.verdicts[-1] if state.verdicts else None
     sentence = last.sentence if last else ""
     if state.stopped:
         sentence = f"Stopped by hand: {state.why}." if state.why else "Stopped by hand."
-    points = [
-        record.SequencePoint(
-            days=v.evidence.days, share=v.evidence.share, units=v.evidence.measure.units, difference=v.evidence.measure.difference,
-            low=v.evidence.measure.low, high=v.evidence.measure.high,
-        )
-        for v in state.verdicts
-    ]  # fmt: skip
+    points = []
+    for evidence in (verdict.evidence for verdict in state.verdicts):
+        bounds = evidence.measure.model_dump(include={"units", "difference", "low", "high"})
+        points.append(record.SequencePoint(days=evidence.days, share=evidence.share, **bounds))
     return record.ExperimentLine(
-        name=design.name, candidate=design.candidate, champion=design.champion, measure=design.measure, effect=design.effect,
-        alpha=design.alpha, registration=state.registration, started=state.started, outcome=state.ended,
-        sentence=sentence, users=last.evidence.users if last else 0,
-        candidate_users=last.evidence.candidate_users if last else 0, shadow_votes=last.evidence.shadow_votes if last else 0,
+        **{key: getattr(state.design, key) for key in KEYS},
+        registration=state.registration,
+        started=state.started,
+        outcome=state.ended,
+        sentence=sentence,
+        users=last.evidence.users if last else 0,
+        candidate_users=last.evidence.candidate_users if last else 0,
+        shadow_votes=last.evidence.shadow_votes if last else 0,
         shadow_copies=max((verdict.evidence.shadow_copies for verdict in state.verdicts), default=0),
-        points=points, guardrails=last.evidence.guardrails if last else [],
-    )  # fmt: skip
+        points=points,
+        guardrails=last.evidence.guardrails if last else [],
+    )
 
 
 def _window(data: Mapping[str, Any]) -> record.MonitoredWindow:
@@ -212,35 +215,33 @@ def _window(data: Mapping[str, Any]) -> record.MonitoredWindow:
         return math.log(max(p, 1e-300)) / math.log(level) if 0 < level < 1 else 0.0
 
     def words(one: Mapping[str, Any]) -> str:
-        known = f" Words: {', '.join(one['words'])}." if one.get("words") else ""
-        return f"{one['sentence']}.{known}" + (f" Next: {one['next_step']}." if one.get("next_step") else "")
+        distinct = f" Words: {', '.join(one['words'])}." if one.get("words") else ""
+        return f"{one['sentence']}.{distinct}" + (f" Next: {one['next_step']}." if one.get("next_step") else "")
 
     detections = data.get("detections") or []
     quality = (data.get("quality") or {}).get("estimated")
     return record.MonitoredWindow(
-        since=data["since"], until=data["until"], requests=data["requests"], alarms=data["alarms"],
+        **{key: data[key] for key in ("since", "until", "requests", "alarms")},
         strengths={one["name"]: strength(one["p"], one["level"]) for one in detections},
         sentences=[words(one) for one in detections if one["alarm"]],
         quality=math.nan if quality is None else quality,
-    )  # fmt: skip
+    )
 
 
-def _ledger(events: Iterable[Decision]) -> list[record.LedgerCycle]:
-    events = list(events)
+def _ledger(events: Sequence[Decision]) -> list[record.LedgerCycle]:
     began = {int(e.data["cycle"]): e.data for e in events if e.kind == START}
     steps: dict[int, list[record.LedgerStep]] = defaultdict(list)
-    for event in events:
-        if event.kind in (STEP, END):
-            data = event.data
-            hours, usd = data.get("hours", 0.0), data.get("usd", 0.0)
-            result = _result_words(data["step"], data["result"])
-            steps[int(data["cycle"])].append(record.LedgerStep(step=data["step"], hours=hours, usd=usd, result=result))
+    for data in (event.data for event in events if event.kind in (STEP, END)):
+        result = _result_words(data["step"], data["result"])
+        amounts = {name: data.get(name, 0.0) for name in ("hours", "usd")}
+        steps[int(data["cycle"])].append(record.LedgerStep(step=data["step"], **amounts, result=result))
     return [
         record.LedgerCycle(
-            number=cycle.number, began=cycle.began, ended=cycle.ended, reasons=list(cycle.reasons),
+            **{key: getattr(cycle, key) for key in ("number", "began", "ended", "hours", "usd", "outcome", "why")},
+            reasons=list(cycle.reasons),
             expected_usd=number(began[cycle.number]["facts"].get("expected_usd")),
-            gain_usd=number(began[cycle.number].get("gain_usd")), steps=steps[cycle.number],
-            hours=cycle.hours, usd=cycle.usd, outcome=cycle.outcome, why=cycle.why,
+            gain_usd=number(began[cycle.number].get("gain_usd")),
+            steps=steps[cycle.number],
         )
         for cycle in cycles_of(events)
-    ]  # fmt: skip
+    ]

@@ -1,4 +1,4 @@
-"""The page of `tuneloop improve report`: timeline, funnel, confidence sequences, drift, and what it all cost; with its charts."""
+"""The page of `tuneloop improve report`, with its charts: timeline, funnel, confidence sequences, drift and costs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from tuneloop.core.units import counted, exactly, hours_words, usd_words, verb
+from tuneloop.improve.experiment.record import GuardrailFinding
 from tuneloop.improve.report.record import (
     ExperimentLine,
     ImprovementReport,
@@ -29,7 +30,7 @@ def traffic_chart(periods: Sequence[TrafficPeriod], width: float = WIDE) -> Mark
         return Markup("")
     narrow = width < 500
     left, right, top, middle, lower, bottom = 42.0, width - 8, 22.0, 140.0, 172.0, 250.0
-    y = axis([0, *(p.requests for p in periods)], middle, top, wanted=3, log=False)
+    y = axis([0, *(p.requests for p in periods)], middle, top, steps=3, log=False)
     body = grid(y, left, right, across=True)
     step = (right - left) / len(periods)
     for at, period in enumerate(periods):
@@ -37,12 +38,10 @@ def traffic_chart(periods: Sequence[TrafficPeriod], width: float = WIDE) -> Mark
         tip = f"{period.since[:10]}: {count(period.requests, 'request')}, {period.rated:,} of them judged"
         for kind, number in (("bar", period.requests), ("bar judged", period.rated)):
             if number:
-                body.append(
-                    f'<rect class="{kind}" x="{x:.1f}" y="{y(number):.1f}" width="{wide:.1f}" height="{middle - y(number):.1f}">'
-                    f"<title>{escape(tip)}</title></rect>"
-                )
+                box = f'x="{x:.1f}" y="{y(number):.1f}" width="{wide:.1f}" height="{middle - y(number):.1f}"'
+                body.append(f'<rect class="{kind}" {box}><title>{escape(tip)}</title></rect>')
     body.append(_text(left, 12, "requests, and those that were judged", "legend"))
-    share = axis([0, 1], bottom, lower, wanted=2, log=False)
+    share = axis([0, 1], bottom, lower, steps=2, log=False)
     body += grid(share, left, right, across=True)
     points = [(left + step * (at + 0.5), share(p.liked)) for at, p in enumerate(periods) if p.liked == p.liked]
     body.append(_path(points, "train"))
@@ -58,17 +57,14 @@ def traffic_chart(periods: Sequence[TrafficPeriod], width: float = WIDE) -> Mark
 
 
 def sequence_chart(line: ExperimentLine, width: float = WIDE) -> Markup:
-    """The difference of the arms at each decision with its always-valid bounds, and the share of the candidate.
-
-    Empty before both arms had enough values.
-    """
+    """The arms' difference at each decision with its always-valid bounds; empty before both arms had enough values."""
     points = [p for p in line.points if p.low == p.low and p.high == p.high]
     if not points:
         return Markup("")
     narrow = width < 500
     left, right, top, bottom = 50.0, width - 8, 26.0, 200.0
-    y = axis([0.0, line.effect, *(v for p in points for v in (p.low, p.high))], bottom, top, wanted=4, log=False)
-    days = axis([0.0, max(p.days for p in line.points) or 1.0], left, right, wanted=4 if narrow else 8, log=False)
+    y = axis([0.0, line.effect, *(v for p in points for v in (p.low, p.high))], bottom, top, steps=4, log=False)
+    days = axis([0.0, max(p.days for p in line.points) or 1.0], left, right, steps=4 if narrow else 8, log=False)
     body = grid(y, left, right, across=True)
     body += [_text(days(tick), bottom + 17, f"{tick:g}", "tick", "middle") for tick in days.ticks]
     body.append(_text(right, bottom + 33, "days" if narrow else "days since the start", "tick", "end"))
@@ -77,11 +73,11 @@ def sequence_chart(line: ExperimentLine, width: float = WIDE) -> Markup:
     body += [_line(left, y(0), right, y(0), "zero"), _line(left, y(line.effect), right, y(line.effect), "limit")]
     for p in points:
         at = days(p.days)
-        tip = f"day {p.days:.1f}: {p.difference:+.3f} [{p.low:+.3f}, {p.high:+.3f}], {counted(p.units, 'user')}, {p.share:.0%} meet it"
-        body.append(
-            f"<g><title>{escape(tip)}</title>{_line(at, y(p.low), at, y(p.high), 'whisker other')}"
-            f'<circle class="shape0" cx="{at:.1f}" cy="{y(p.difference):.1f}" r="3"/></g>'
-        )
+        bounds = f"{p.difference:+.3f} [{p.low:+.3f}, {p.high:+.3f}]"
+        tip = f"day {p.days:.1f}: {bounds}, {counted(p.units, 'user')}, {p.share:.0%} meet it"
+        whisker = _line(at, y(p.low), at, y(p.high), "whisker other")
+        dot = f'<circle class="shape0" cx="{at:.1f}" cy="{y(p.difference):.1f}" r="3"/>'
+        body.append(f"<g><title>{escape(tip)}</title>{whisker}{dot}</g>")
     body.append(_path([(days(p.days), y(p.difference)) for p in points], "train"))
     begin, legend = 0.0 if narrow else left, f"difference in {line.measure}, bounds valid at any time"
     body.append(_text(begin, 13, fit(legend, right - begin), "legend"))
@@ -94,29 +90,28 @@ def sequence_chart(line: ExperimentLine, width: float = WIDE) -> Markup:
 def windows_chart(windows: Sequence[MonitoredWindow], width: float = WIDE) -> Markup:
     """Each detector's evidence in each window as a dot, the larger the more; alarms are filled in another colour."""
     narrow = width < 500
-    shown = list(windows)[-(12 if narrow else MOST_WINDOWS) :]
-    names = list(dict.fromkeys(name for window in shown for name in window.strengths))
+    windows = windows[-(12 if narrow else MOST_WINDOWS) :]
+    names = list(dict.fromkeys(name for window in windows for name in window.strengths))
     if not names:
         return Markup("")
     left, right, pitch, top = 104.0, width - 12, 22.0, 8.0
-    step = (right - left) / len(shown)
+    step = (right - left) / len(windows)
     body, bottom = [], top + pitch * len(names)
     for row, name in enumerate(names):
         y = top + pitch * (row + 0.5)
         body += [_line(left, y, right, y, "grid"), _text(0, y + 4, fit(name, left - 8), "name")]
-        for at, window in enumerate(shown):
+        for at, window in enumerate(windows):
             if (strength := window.strengths.get(name)) is None:
                 continue
             kind = "alarm" if name in window.alarms else "calm"
             radius = 2 + 6 * math.sqrt(min(max(strength, 0.0), 1.0))
             tip = f"{name}, {window.since[:10]} to {window.until[:10]}: {strength:.2f} of what an alarm takes"
-            body.append(
-                f'<circle class="{kind}" cx="{left + step * (at + 0.5):.1f}" cy="{y:.1f}" r="{radius:.1f}"><title>{escape(tip)}</title></circle>'
-            )
-    body.append(_text(left, bottom + 17, shown[0].since[:10], "tick"))
-    body.append(_text(right, bottom + 17, f"to {shown[-1].until[:10]}", "tick", "end"))
-    alarms = sum(bool(window.alarms) for window in shown)
-    summary = f"{count(len(names), 'detector')} in {count(len(shown), 'window')}, {alarms} of them with an alarm"
+            place = f'cx="{left + step * (at + 0.5):.1f}" cy="{y:.1f}" r="{radius:.1f}"'
+            body.append(f'<circle class="{kind}" {place}><title>{escape(tip)}</title></circle>')
+    body.append(_text(left, bottom + 17, windows[0].since[:10], "tick"))
+    body.append(_text(right, bottom + 17, f"to {windows[-1].until[:10]}", "tick", "end"))
+    alarms = sum(bool(window.alarms) for window in windows)
+    summary = f"{count(len(names), 'detector')} in {count(len(windows), 'window')}, {alarms} of them with an alarm"
     return _svg(width, bottom + 24, summary, body, "windows")
 
 
@@ -134,15 +129,19 @@ def render_improve_page(report: ImprovementReport) -> str:
 def page_of_improvement(report: ImprovementReport) -> dict[str, Any]:
     """Everything that the template shows, computed and written out."""
     most = max((step.count for step in report.funnel), default=0) or 1
+    lede = [f"Experiment {e.name}: {e.sentence}" for e in report.experiments[-2:] if e.sentence]
+    open_cycle = next((c for c in report.cycles if not c.outcome), None)
+    if open_cycle is not None:
+        lede.append(f"Cycle {open_cycle.number} continues; it began because of {'; '.join(open_cycle.reasons)}.")
     return {
         "title": f"{report.name}: {_headline(report)}", "headline": _headline(report), "name": report.name,
-        "lede": _lede(report), "figures": _figures(report), "notes": report.notes,
+        "lede": lede, "numbers": _numbers(report), "notes": report.notes,
         "funnel": [(s.name, f"{s.count:,}", s.detail, 100 * s.count / most) for s in report.funnel],
         "traffic": chart_pair(traffic_chart, report.periods),
         "period": {1.0: "day", 7.0: "week", 30.0: "month"}.get(report.days, hours_words(report.days * 24)),
         "experiments": [_experiment(line) for line in report.experiments],
         "windows": chart_pair(windows_chart, report.windows),
-        "alarms": [(_day(w.until), s) for w in report.windows for s in w.sentences],
+        "alarms": [(w.until[:10], s) for w in report.windows for s in w.sentences],
         "calm": sum(not w.alarms for w in report.windows), "monitored": len(report.windows),
         "cycles": [_cycle(line) for line in report.cycles],
         "timeline": [(_time(e.time), e.title, e.sentence, e.tone) for e in reversed(report.timeline)],
@@ -151,9 +150,8 @@ def page_of_improvement(report: ImprovementReport) -> dict[str, Any]:
 
 
 def _headline(report: ImprovementReport) -> str:
-    outcomes = [line.outcome for line in report.experiments] + [
-        c.outcome for c in report.cycles if "decide" not in {s.step for s in c.steps}
-    ]
+    outcomes = [line.outcome for line in report.experiments]
+    outcomes += [c.outcome for c in report.cycles if "decide" not in {s.step for s in c.steps}]
     promoted = sum(outcome in ("promote", "promoted") for outcome in outcomes)
     back = sum(outcome in ("roll back", "rolled back", "refused by the gate") for outcome in outcomes)
     if not outcomes:
@@ -161,50 +159,41 @@ def _headline(report: ImprovementReport) -> str:
     return f"{count(promoted, 'candidate')} promoted, {back} turned away"
 
 
-def _lede(report: ImprovementReport) -> list[str]:
-    lines = [f"Experiment {e.name}: {e.sentence}" for e in report.experiments[-2:] if e.sentence]
-    open_cycle = next((c for c in report.cycles if not c.outcome), None)
-    if open_cycle is not None:
-        lines.append(f"Cycle {open_cycle.number} goes on; it began because of {'; '.join(open_cycle.reasons)}.")
-    return lines
-
-
-def _figures(report: ImprovementReport) -> list[tuple[str, str, str]]:
+def _numbers(report: ImprovementReport) -> list[tuple[str, str, str]]:
     requests = sum(p.requests for p in report.periods)
     rated = sum(p.rated for p in report.periods)
     users = sum(line.candidate_users for line in report.experiments if line.outcome != "promote")
-    figures = [
-        ("requests", f"{requests:,}", f"{_day(report.since)} to {_day(report.until)}" if requests else ""),
+    spent = usd_words(report.requests_usd + report.training_usd)
+    rows = [
+        ("requests", f"{requests:,}", f"{report.since[:10]} to {report.until[:10]}" if requests else ""),
         ("judged", f"{rated / requests:.0%}" if requests else "–", count(rated, "request")),
         ("cycles", str(len(report.cycles)), f"{hours_words(report.training_hours)} of the machine"),
-        (
-            "spent",
-            usd_words(report.requests_usd + report.training_usd),
-            f"{usd_words(report.training_usd)} of it to improve",
-        ),
+        ("spent", spent, f"{usd_words(report.training_usd)} of it to improve"),
     ]
     if report.experiments:
-        figures.append(("users who met a candidate that was not kept", f"{users:,}", "of all experiments"))
-    return figures
+        rows.append(("users who met a candidate that was not kept", f"{users:,}", "of all experiments"))
+    return rows
 
 
 def _experiment(line: ExperimentLine) -> dict[str, Any]:
+    arms = f"{line.candidate} against {line.champion}, by {line.measure}"
+    about = f"{arms}; smallest gain worth a promotion {line.effect:g}"
+    users = f"{counted(line.users, 'user')}, {line.candidate_users:,} of them met the candidate"
+    if line.shadow_copies:
+        copies = f"{counted(line.shadow_copies, 'copy')} {verb(line.shadow_copies, 'was', 'were')} answered unseen"
+        users += f"; {copies} before, {line.shadow_votes:,} of them judged"
     return {
-        "name": line.name,
-        "outcome": ENDS.get(line.outcome, "goes on"),
-        "tone": TONES.get(line.outcome, ""),
-        "sentence": line.sentence or "Nothing was decided yet.",
-        "about": f"{line.candidate} against {line.champion}, by {line.measure}; smallest gain worth a promotion {line.effect:g}, chance of a "
-        f"wrong decision {line.alpha:g}; registered {line.registration[:19]}",
-        "chart": chart_pair(sequence_chart, line),
-        "users": f"{counted(line.users, 'user')}, {line.candidate_users:,} of them met the candidate"
-        + (f"; {counted(line.shadow_copies, 'copy')} {verb(line.shadow_copies, 'was', 'were')} answered unseen before, {line.shadow_votes:,} of them judged" if line.shadow_copies else ""),
-        "guardrails": [
-            (g.name, _amount(g.name, g.candidate), _amount(g.name, g.champion), exactly(g.tolerance, "time"), f"{max(g.strength, 0):.0%}",
-             "bad" if g.tripped else "")
-            for g in line.guardrails
-        ],
+        "name": line.name, "outcome": ENDS.get(line.outcome, "continues"), "tone": TONES.get(line.outcome, ""),
+        "sentence": line.sentence or "Nothing was decided yet.", "chart": chart_pair(sequence_chart, line),
+        "about": f"{about}, chance of a wrong decision {line.alpha:g}; registered {line.registration[:19]}",
+        "users": users, "guardrails": [_guardrail(rail) for rail in line.guardrails],
     }  # fmt: skip
+
+
+def _guardrail(rail: GuardrailFinding) -> tuple[str, ...]:
+    arms = [_amount(rail.name, value) for value in (rail.candidate, rail.champion)]
+    strength = f"{max(rail.strength, 0):.0%}"
+    return rail.name, *arms, exactly(rail.tolerance, "time"), strength, "bad" if rail.tripped else ""
 
 
 def _amount(name: str, value: float) -> str:
@@ -218,7 +207,7 @@ def _cycle(line: LedgerCycle) -> dict[str, Any]:
     priced = line.gain_usd == line.gain_usd
     expected = f"expected {usd_words(line.expected_usd)} of cost and {usd_words(line.gain_usd)} of gain"
     return {
-        "number": line.number, "began": _time(line.began), "outcome": line.outcome or "goes on",
+        "number": line.number, "began": _time(line.began), "outcome": line.outcome or "continues",
         "tone": TONES.get(line.outcome, ""), "why": line.why, "reasons": "; ".join(line.reasons),
         "expected": expected if priced else "", "hours": hours_words(line.hours), "usd": usd_words(line.usd),
         "steps": [(s.step, hours_words(s.hours), usd_words(s.usd), s.result) for s in line.steps],
@@ -227,7 +216,3 @@ def _cycle(line: LedgerCycle) -> dict[str, Any]:
 
 def _time(text: str) -> str:
     return text[:16].replace("T", " ")
-
-
-def _day(text: str) -> str:
-    return text[:10]

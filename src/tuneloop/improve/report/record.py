@@ -1,4 +1,4 @@
-"""What became of a server's traffic, experiments and retrainings: the figures of `improve/report.html`."""
+"""What became of a server's traffic, experiments and retrainings: the numbers of `improve/report.html`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TimelineEvent(Part):
     Args:
         time: ISO 8601 in UTC.
         kind: of the event in the log.
-        title: in a few words, `sentence` with its figures.
+        title: in a few words, `sentence` with its numbers.
         tone: how it is shown.
     """
 
@@ -67,9 +67,10 @@ class ExperimentLine(Part):
     Args:
         name, candidate, champion, measure, effect, alpha, registration: as registered.
         started: when.
-        outcome: promote, roll back, futility, stopped; empty while it goes on.
+        outcome: promote, roll back, futility, stopped; empty while it continues.
         sentence: the last decision, or why a person stopped it.
-        users, candidate_users: that met either arm by then; `shadow_copies` answered unseen, `shadow_votes` of them judged.
+        users, candidate_users: that met either arm by then; `shadow_copies` answered unseen, `shadow_votes` of them
+            judged.
         points: one for each decision.
         guardrails: as they stood last.
     """
@@ -126,9 +127,10 @@ class LedgerCycle(Part):
 
     Args:
         number: from 1.
-        began, ended: when; the second is empty while it goes on.
+        began, ended: when; the second is empty while it continues.
         reasons: why it began.
-        expected_usd, gain_usd: what it was expected to cost and to be worth; NaN: nobody had said what an answer is worth.
+        expected_usd, gain_usd: what it was expected to cost and to be worth; NaN: no one had said what an answer is
+            worth.
         steps: that were done.
         hours, usd: of all steps.
         outcome, why: how it ended.

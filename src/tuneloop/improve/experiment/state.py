@@ -1,18 +1,22 @@
-"""An experiment in the log: its registration, and its state as its events tell it."""
+"""An experiment's registration, and its state as the events of the log give it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Any
 
 from pydantic import ValidationError
 
 from tuneloop.core.errors import UserError
-from tuneloop.improve.experiment.plan import Traffic, units_for
+from tuneloop.core.ids import utc_now, uuid7
+from tuneloop.improve.experiment.plan import SimulatedTraffic, units_for
 from tuneloop.improve.experiment.record import ExperimentDesign, ExperimentOptions, ExperimentVerdict
 from tuneloop.improve.experiment.statistics import Stage, assign, time_of
 from tuneloop.records.server import Decision
+from tuneloop.serving.store.database import Database
+from tuneloop.serving.store.store import insert
 
 START, DECISION, STOP = "experiment.start", "experiment.decision", "experiment.stop"
 ENDS = ("promote", "roll back", "futility")
@@ -20,7 +24,7 @@ ENDS = ("promote", "roll back", "futility")
 
 @dataclass(frozen=True)
 class ExperimentState:
-    """Where an experiment stands."""
+    """What is known of an experiment."""
 
     design: ExperimentDesign  # what was registered, and the hash of that
     registration: str
@@ -60,11 +64,17 @@ def _after(state: ExperimentState, event: Decision) -> ExperimentState:
     if event.kind == STOP:
         return replace(state, ended="stopped", share=0.0, stopped=event.time, why=str(event.data.get("why") or ""))
     verdict = ExperimentVerdict.model_validate(event.data)
-    changed = verdict.share != state.share
-    return replace(
-        state, verdicts=(*state.verdicts, verdict), share=verdict.share, since=verdict.at if changed else state.since,
-        ended=verdict.outcome if verdict.outcome in ENDS else "",
-    )  # fmt: skip
+    since = verdict.at if verdict.share != state.share else state.since
+    ended, verdicts = verdict.outcome if verdict.outcome in ENDS else "", (*state.verdicts, verdict)
+    return replace(state, verdicts=verdicts, share=verdict.share, since=since, ended=ended)
+
+
+def add_event(
+    store: Database, kind: str, subject: str, data: Mapping[str, Any], *, key: str | None = None, at: str = ""
+) -> Decision | None:
+    """Add an event to the log of decisions, at a time or now; None where one with this key is there already."""
+    event = Decision(id=uuid7(), time=at or utc_now(), kind=kind, subject=subject, data=dict(data), key=key)
+    return event if insert(store, [event]) else None
 
 
 @dataclass
@@ -72,7 +82,7 @@ class Arms:
     """Who meets what, for a server: units keep the arm of their first request."""
 
     state: ExperimentState  # of the experiment
-    known: dict[str, tuple[str, float]] = field(default_factory=dict)  # unit -> arm and propensity of its first request
+    arms: dict[str, tuple[str, float]] = field(default_factory=dict)  # unit -> arm and propensity of its first request
 
     def arm_of(self, unit: str) -> tuple[str, float] | None:
         """Arm and propensity of a unit, which are stored with its request; None where no experiment runs.
@@ -82,19 +92,15 @@ class Arms:
         """
         if self.state.ended or not self.state.share:
             return None
-        if unit not in self.known:
-            self.known[unit] = assign(self.state.design, unit, self.state.share), self.state.share
-        return self.known[unit]
+        if unit not in self.arms:
+            self.arms[unit] = assign(self.state.design, unit, self.state.share), self.state.share
+        return self.arms[unit]
 
 
 def design_of(name: str, options: ExperimentOptions, salt: str) -> ExperimentDesign:
     """The registration that options make.
 
-    Args:
-        salt: of the users' hashes.
-
-    Raises:
-        UserError: no model is named, or a value can't be.
+    `salt`: of the users' hashes. Raises UserError: no model is named, or a value can't be.
     """
     if not options.model:
         step = "--model NAME, the name under which both are served"
@@ -102,22 +108,19 @@ def design_of(name: str, options: ExperimentOptions, salt: str) -> ExperimentDes
     try:
         ramp = [float(step) / 100 for step in options.ramp.split(",")]
     except ValueError:
-        raise UserError(
-            f"Not a ramp: {options.ramp!r:.60}", where="--ramp", next_step="percent with commas, as in 10,25,50,100"
-        ) from None
+        step = "percent with commas, as in 10,25,50,100"
+        raise UserError(f"Not a ramp: {options.ramp!r:.60}", where="--ramp", next_step=step) from None
     fields = options.model_dump(exclude={"ramp", "shadow_copies"})
+    for arm in ("candidate", "champion"):
+        fields[arm] = f"{options.model}{fields[arm]}" if fields[arm].startswith("@") else fields[arm]
     share = max((step for step in ramp if 0 < step < 1), default=0.5)
-    planned = max(units_for(Traffic(1, share, options.base, 0).deviation, options.effect, options.alpha), 2)
-    candidate, champion = (target if not target.startswith("@") else f"{options.model}{target}" for target in (options.candidate, options.champion))  # fmt: skip
-    values = {**fields, "candidate": candidate, "champion": champion}
+    traffic = SimulatedTraffic(1, share, options.base, 0)
+    planned = max(units_for(traffic.deviation, options.effect, options.alpha), 2)
+    fields |= {"name": name, "ramp": ramp, "planned_units": planned, "salt": salt}
     try:
-        return ExperimentDesign(
-            name=name, ramp=ramp, planned_units=planned, salt=salt, shadow_votes=options.shadow_copies, **values
-        )
+        return ExperimentDesign(shadow_votes=options.shadow_copies, **fields)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        what = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
-        raise UserError(
-            f"Can't register this: {what}{first['msg'].removeprefix('Value error, ')}",
-            where=f"ab start {name:.40}", next_step="tuneloop ab start --help",
-        ) from None  # fmt: skip
+        key = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
+        what = f"Can't register this: {key}{first['msg'].removeprefix('Value error, ')}"
+        raise UserError(what, where=f"ab start {name:.40}", next_step="tuneloop ab start --help") from None

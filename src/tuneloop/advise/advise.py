@@ -56,9 +56,9 @@ LEFT_OUT = {"combined", "measured", "lengths", "notes", "source", "named", "sett
 class AdviceInput(CaseOptions, CostOptions):
     """What advice rests on: the options of `tuneloop advise`, what was measured, and what the data say.
 
-    `longest_row` and `lengths` are of the data; `peak` is the busiest hour's share of the mean, `batch_share` the part of the
-    traffic that can wait; `named` is the model as the user calls it, `settings` what a recipe says about the job, `notes`
-    what was assumed while the data were read, `source` the data's place.
+    `longest_row` and `lengths` are of the data; `peak` is the busiest hour's share of the mean, `batch_share` the part
+    of the traffic that can wait; `named` is the model as the user calls it, `settings` what a recipe says about the
+    job, `notes` what was assumed while the data were read, `source` the data's place.
     """
 
     longest_row: int | None = Field(None, ge=8, le=2**20)
@@ -81,11 +81,7 @@ class AdviceInput(CaseOptions, CostOptions):
 
 
 def make_question(values: Mapping[str, Any]) -> AdviceInput:
-    """A question from what is known.
-
-    Raises:
-        UserError: a value that can't be; the flag is named.
-    """
+    """A question from what is known. Raises UserError: a value that can't be; the flag is named."""
     try:
         return build_config(AdviceInput, values)
     except UserError as error:
@@ -156,11 +152,7 @@ def _alternative(row: AlternativeRow) -> AdvisedAlternative:
 
 
 def advise(question: AdviceInput) -> Advice:
-    """Answer the question.
-
-    Raises:
-        UserError: nothing is known, an unknown model or GPU, a price file with gaps.
-    """
+    """Answer the question. Raises UserError: nothing is known, an unknown model or GPU, a price file with gaps."""
     if question.rows is None and question.measured is None and not question.queries_per_day:
         step = "name a file of examples or a prepared data set, or give "
         step += "--rows, --queries-per-day, --baseline-prompt-tokens ..."
@@ -227,7 +219,8 @@ def _completed(question: AdviceInput) -> tuple[AdviceInput, list[str]]:
 
 
 def _method(question: AdviceInput, trained: Mapping[str, Machine]) -> tuple[str, dict[str, Any]]:
-    """How to tune, and what the budget says to it: the usual method, or if that costs too much the first that doesn't."""
+    """How to tune, and what the budget says to it: the usual method, or if that costs too much the first that
+    doesn't."""
     facts = {"rows": question.rows, "new_domain": question.new_domain, "model": question.model}
     facts |= {**_fits(trained), "gpu": question.gpu or "", "gpus": question.gpus or 1}
     usual = decide(facts, [rule for rule in load_rules() if rule.kind == "method"])["method"][0].gives
@@ -382,7 +375,8 @@ def _elsewhere(question: AdviceInput, prices: PriceTable, trained: Mapping[str, 
 
 
 def _classifier_words(classical: SystemResult, measured: BaselineResults) -> str:
-    """What the best classifier reaches: "tf-idf + logistic regression is right on 97.5 % of your 40 test rows (macro_f1 0.750)"."""
+    """What the best classifier reaches: "tf-idf + logistic regression is right on 97.5 % of your 40 test rows (macro_f1
+    0.750)"."""
     reached = f"{measured.metric} {classical.value:.3f}"
     if classical.right is None or not measured.n:
         return f"{classical.name} reaches {reached} at next to no cost"

@@ -1,7 +1,8 @@
-"""When tuning pays: prices of tokens and queries, what training and serving cost, break-even, alternatives side by side, monthly bills.
+"""When tuning pays: prices of tokens and queries, what training and serving cost, break-even, alternatives side by
+side, monthly bills.
 
-A saving is a difference to a baseline: without the baseline's prompt and the volume there is none, and these functions refuse to
-name one.
+A saving is a difference to a baseline: without the baseline's prompt and the volume there is none, and these functions
+refuse to name one.
 """
 
 from __future__ import annotations
@@ -60,11 +61,8 @@ class ServingMachine:
 
 
 def usd_per_million_tokens(usd_per_hour: float, tokens_per_second: float, utilisation: float) -> float:
-    """Dollars for 1 million tokens on a machine that is paid by the hour.
-
-    Raises:
-        UserError: a throughput or utilisation that can't be.
-    """
+    """Dollars for 1 million tokens on a machine that is paid by the hour. Raises UserError: a throughput or utilisation
+    that can't be."""
     if not (tokens_per_second > 0 and 0 < utilisation <= 1 and usd_per_hour >= 0):
         what = "Tokens a second are above 0, utilisation lies above 0 and at most at 1, dollars are not negative"
         where = f"{tokens_per_second:g} tokens/s, utilisation {utilisation:g}, ${usd_per_hour:g} an hour"
@@ -90,8 +88,8 @@ class ServingGpu:
     flops: float
 
 
-# Shares of the peak that serving engines reach: published vLLM runs of Llama 3.1 8B on an A100 read weights at 77 % of the
-# bandwidth for one request (johnmusgrave.com, 2026); prompts are computed at about half of the arithmetic peak.
+# Shares of the peak that serving engines reach: published vLLM runs of Llama 3.1 8B on an A100 read weights at 77 % of
+# the bandwidth for one request (johnmusgrave.com, 2026); prompts are computed at about half of the arithmetic peak.
 BANDWIDTH_SHARE, ARITHMETIC_SHARE, MEMORY_SHARE = 0.7, 0.5, 0.9
 MOST_TOGETHER = 256  # vLLM's default limit of sequences in a batch
 
@@ -99,12 +97,14 @@ MOST_TOGETHER = 256  # vLLM's default limit of sequences in a batch
 def serving_tokens_per_second(
     model: ModelFootprint, gpu: ServingGpu, prompt_tokens: float, answer_tokens: float, together: int = MOST_TOGETHER
 ) -> float:
-    """Tokens read and written a second at full load, by the roofline: prompts are bound by arithmetic, answers by memory.
+    """Tokens read and written a second at full load, by the roofline: prompts are bound by arithmetic, answers by
+    memory.
 
-    With B requests together, a written token costs (weights + B keys and values) / bandwidth for all B, a read token
-    2 FLOPs a parameter (Pope et al., "Efficiently scaling transformer inference", 2022). B is what the memory holds,
-    at most `together`. An estimate: scheduling and sampling are not in it. For one request it gives 64 written tokens/s where 75
-    were measured (see `BANDWIDTH_SHARE`), for 4 to 48 together on another card 86 to 100 % of a published sweep (the test has it).
+    With B requests together, a written token costs (weights + B keys and values) / bandwidth for all B, a read token 2
+    FLOPs a parameter (Pope et al., "Efficiently scaling transformer inference", 2022). B is what the memory holds, at
+    most `together`. An estimate: scheduling and sampling are not in it. For one request it gives 64 written tokens/s
+    where 75 were measured (see `BANDWIDTH_SHARE`), for 4 to 48 together on another card 86 to 100 % of a published
+    sweep (the test has it).
 
     Returns:
         0 where the model does not fit.
@@ -146,11 +146,8 @@ class Alternative:
 
 
 def break_even(baseline: Alternative, option: Alternative, queries_per_day: float | None) -> Payback:
-    """When `option` has paid for itself.
-
-    Raises:
-        UserError: no volume or no baseline prompt is given: a saving would be a guess.
-    """
+    """When `option` has paid for itself. Raises UserError: no volume or no baseline prompt is given: a saving would be
+    a guess."""
     if not queries_per_day or not baseline.prompt_tokens:
         what = "A saving needs a baseline prompt and a volume"
         step = "give both: how many tokens a query takes today, and how many queries there are a day"
@@ -189,7 +186,8 @@ class AlternativeRow:
 
 
 def compare_options(options: Sequence[Alternative], queries_per_day: float, months: float) -> list[AlternativeRow]:
-    """The options in their order, each compared with the first; `total_usd` over `months`, `queries_per_day` above 0."""
+    """The options in their order, each compared with the first; `total_usd` over `months`, `queries_per_day` above
+    0."""
     baseline, rows = options[0], []
     for option in options:
         month = option.usd_per_month(queries_per_day)
@@ -204,7 +202,8 @@ def tornado(
     values: Mapping[str, float],
     ranges: Mapping[str, tuple[float, float]],
 ) -> list[AssumptionSwing]:
-    """One-at-a-time sensitivity: each assumption at its ends, the widest swing first; those that move nothing left out."""
+    """One-at-a-time sensitivity: each assumption at its ends, the widest swing first; those that move nothing left
+    out."""
     swings = []
     for name, (low, high) in ranges.items():
         ends = outcome({**values, name: low}), outcome({**values, name: high})
@@ -214,9 +213,8 @@ def tornado(
 
 def net_saving(values: Mapping[str, float], baseline: Alternative, option: Alternative, months: float) -> float:
     """Dollars left after `months` compared with the baseline, with `tornado`'s assumptions put in: `queries a day`,
-    `baseline prompt tokens`, `tuned prompt tokens`, `answer tokens`, `price of tokens` (a factor), `upfront
-    dollars`, `monthly dollars`.
-    """
+    `baseline prompt tokens`, `tuned prompt tokens`, `answer tokens`, `price of tokens` (a factor), `upfront dollars`,
+    `monthly dollars`."""
 
     def rate(of: Alternative) -> TokenRate:
         factor = values["price of tokens"]
@@ -237,8 +235,7 @@ def sensitivity(
     baseline: Alternative, option: Alternative, queries_per_day: float, months: float, upfront: tuple[float, float]
 ) -> list[AssumptionSwing]:
     """Which assumption moves the net saving most: volume, prompts and prices by half and double, the rest as known;
-    `upfront`: P10 and P90 of the upfront dollars.
-    """
+    `upfront`: P10 and P90 of the upfront dollars."""
     values = {
         "queries a day": queries_per_day, "baseline prompt tokens": baseline.prompt_tokens,
         "tuned prompt tokens": option.prompt_tokens, "answer tokens": option.answer_tokens, "price of tokens": 1.0,
@@ -274,12 +271,9 @@ BATCH_UTILISATION = 0.9
 
 
 def monthly_bill(mode: Mode, traffic: QueryTraffic, real_time: ServingMachine, batch: ServingMachine) -> MonthlyBill:
-    """What a month costs on rented machines; those of batches may be spot.
-
-    Real-time machines run all month, as many as the busiest hour needs with headroom; batch machines run while there is
-    work, at 90 % load. In hybrid serving the share that may wait fills what real-time machines leave idle, the rest
-    runs on batch machines.
-    """
+    """What a month costs on rented machines; those of batches may be spot. Real-time machines run all month, as many as
+    the busiest hour needs with headroom; batch machines run while there is work, at 90 % load. In hybrid serving the
+    share that may wait fills what real-time machines leave idle, the rest runs on batch machines."""
     tokens = traffic.tokens_per_month
     waiting = {"batch": 1.0, "real-time": 0.0, "hybrid": traffic.batch_share}[mode] * tokens
     now = tokens - waiting
@@ -321,8 +315,7 @@ def smaller_models(model: str) -> list[str]:
 
 def trainings(question: AdviceInput, prices: PriceTable) -> dict[str, Machine]:
     """For each method that can run at all the cheapest machine that fits, or the one that lacks least; the fewest
-    trained parameters first.
-    """
+    trained parameters first."""
     name, shape, _ = find_model(question.model)
     cpu = bool(question.gpu) and find_gpu(str(question.gpu)).is_cpu
     machine = {"gpu": question.gpu, "gpus": question.gpus or (1 if question.gpu else None)}

@@ -1,4 +1,5 @@
-"""What is measured before advice is given: a data set, results of systems and what they cost, merges, routers and distillations."""
+"""What is measured before advice is given: a data set, results of systems and what they cost, merges, routers and
+distillations."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def _cheap(name: str) -> bool:
 
 @dataclass(frozen=True)
 class SystemResult:
-    """A system's value of the deciding metric with its 95 % interval, and the share of rows that it has right, where that is known."""
+    """A system's value of the deciding metric with its 95 % interval, and the share of rows that it has right, where
+    that is known."""
 
     name: str
     value: float
@@ -97,11 +99,7 @@ def from_dataset(manifest: DatasetManifest) -> dict[str, Any]:
 
 
 def from_evaluation(manifest: EvaluationManifest, where: str, metric: str = "") -> BaselineResults:
-    """What an `eval.json` says.
-
-    Raises:
-        UserError: it has no such metric, or none that decides.
-    """
+    """What an `eval.json` says. Raises UserError: it has no such metric, or none that decides."""
     declare(manifest.own_metrics.values())
     systems = {manifest.name: manifest.metrics, **manifest.baselines}
     metric = metric or _decided_by(manifest)
@@ -126,11 +124,8 @@ def by_hand(values: Mapping[str, float], test_rows: int | None) -> BaselineResul
 def measured_of(
     systems: Mapping[str, Metrics], costs: Mapping[str, AnswerCost], n: int, where: str, metric: str = ""
 ) -> BaselineResults:
-    """Metrics and costs of systems as one record.
-
-    Raises:
-        UserError: no system was measured by the metric, or no metric decides.
-    """
+    """Metrics and costs of systems as one record. Raises UserError: no system was measured by the metric, or no metric
+    decides."""
     metrics = list(dict.fromkeys(name for values in systems.values() for name in values))
     metric = metric or likely_to_decide(metrics) or ""
     if not metric:
@@ -153,19 +148,22 @@ def measured_of(
 
 
 def with_prices(measured: BaselineResults, leaderboard: Sequence[LeaderboardEntry]) -> BaselineResults:
-    """Results with what 1,000 requests cost by the leaderboard: while measuring, prompts are shared; in production not."""
+    """Results with what 1,000 requests cost by the leaderboard: while measuring, prompts are shared; in production
+    not."""
     prices = {line.name: line.usd_per_1000 for line in leaderboard if line.usd_per_1000 is not None}
     return replace(measured, usd_per_1000={**measured.usd_per_1000, **prices})
 
 
 def _decided_by(manifest: EvaluationManifest) -> str:
-    """The metric that an evaluation's own verdict goes by: macro-F1 where labels are uneven; empty where it names none."""
+    """The metric that an evaluation's own verdict goes by: macro-F1 where labels are uneven; empty where it names
+    none."""
     named = manifest.verdict.metric if manifest.verdict else ""
     return named if named in manifest.metrics else ""
 
 
 def holds_results(source: Path | str) -> bool:
-    """Whether a place is a run, an evaluation, or a folder that `advise` has kept: results to go by, not data to read."""
+    """Whether a place is a run, an evaluation, or a folder that `advise` has kept: results to go by, not data to
+    read."""
     path = Path(source)
     if path.is_dir():
         manifests = ("eval.json", "run.json", "baselines/baselines.json", "dataset/dataset.json")
@@ -189,9 +187,7 @@ def facts_from_results(source: Path | str, metric: str = "") -> dict[str, Any]:
     Args:
         source: a folder with `dataset.json`, a run's folder, or an evaluation (`eval.json` or its folder).
         metric: that decides; default: the one that its verdict goes by, else `likely_to_decide`.
-
-    Raises:
-        UserError: it is not one of these.
+    Raises UserError: it is not one of these.
     """
     path = Path(source)
     if path.suffix == ".json" and path.is_file():
@@ -252,11 +248,7 @@ def leaderboard(measured: BaselineResults) -> list[MeasuredSystem]:
 
 def combined_facts(files: Sequence[str]) -> dict[str, Any]:
     """Facts for the rules from `distillation.json`, `merge.json`, `router.json` and `cascade.json`, or folders that
-    hold them.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
+    hold them. Raises UserError: there is none, or it is damaged."""
     merged: dict[str, Any] = {}
     for place in map(Path, files):
         paths = [place] if place.is_file() and place.name in READERS else [place / name for name in READERS]

@@ -57,7 +57,8 @@ def applies(rule: Rule, facts: Mapping[str, Any]) -> bool:
 
 
 def decide(facts: Mapping[str, Any], rules: Sequence[Rule] | None = None) -> dict[str, list[AdviceReason]]:
-    """The first answer and the first method that apply, and all notes; these may look at the answer as the fact `advice`."""
+    """The first answer and the first method that apply, and all notes; these may look at the answer as the fact
+    `advice`."""
     facts = dict(facts)
     reasons: dict[str, list[AdviceReason]] = {"answer": [], "method": [], "note": []}
     for rule in rules if rules is not None else load_rules():

@@ -41,7 +41,8 @@ _C = 10.0
 
 @dataclass(frozen=True)
 class Classical:
-    """A trained cheap alternative: its name, how it answers (`scores` are log probabilities), and the seconds of its training."""
+    """A trained cheap alternative: its name, how it answers (`scores` are log probabilities), and the seconds of its
+    training."""
 
     name: str
     system: AnswerFunction
@@ -49,10 +50,8 @@ class Classical:
 
 
 def majority_system(train: Sequence[Row]) -> Classical | None:
-    """Answer every row with the label that most training rows have (of equally frequent ones the first by name).
-
-    What a model has to beat that has learned anything of the texts. Scores are the labels' log shares. None without labels.
-    """
+    """Answer every row with the label that most training rows have (of equally frequent ones the first by name). What a
+    model has to beat that has learned anything of the texts. Scores are the labels' log shares. None without labels."""
     start = time.monotonic()
     counts = Counter(row.label for row in train if row.label is not None)
     if not counts:
@@ -64,10 +63,8 @@ def majority_system(train: Sequence[Row]) -> Classical | None:
 
 
 def tfidf_system(train: Sequence[Row]) -> Classical:
-    """Train logistic regression on TF-IDF of word 1-2-grams and character 3-5-grams of the last user turn.
-
-    Raises UserError: fewer than two labels in `train`.
-    """
+    """Train logistic regression on TF-IDF of word 1-2-grams and character 3-5-grams of the last user turn. Raises
+    UserError: fewer than two labels in `train`."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import FeatureUnion
 
@@ -90,11 +87,8 @@ def tfidf_system(train: Sequence[Row]) -> Classical:
 
 
 def minilm_system(train: Sequence[Row]) -> Classical | None:
-    """Train logistic regression on all-MiniLM-L6-v2 embeddings of the last user turn.
-
-    None where the packaged model, transformers or torch is not installed (then note `MINILM_MISSING`). Raises as
-    `tfidf_system`.
-    """
+    """Train logistic regression on all-MiniLM-L6-v2 embeddings of the last user turn. None where the packaged model,
+    transformers or torch is not installed (then note `MINILM_MISSING`). Raises as `tfidf_system`."""
     folder = minilm_folder()
     if folder is None:
         return None

@@ -36,9 +36,10 @@ def compare(
     """Paired comparison of two systems on the same rows, for each metric that both have (or for some of them, `only`).
 
     Right-or-wrong metrics: exact McNemar test, Agresti-Min interval. All else, and all where rows form clusters: paired
-    bootstrap with the same resamples for both, with a p-value of no less than so few rows can give (`least_p`). Where the
-    test finds no difference, the interval is widened to 0 if need be. Metrics without row scores (a perplexity measured
-    elsewhere) and those without a better direction are left out. Several metrics are adjusted for: see `adjusted`.
+    bootstrap with the same resamples for both, with a p-value of no less than so few rows can give (`least_p`). Where
+    the test finds no difference, the interval is widened to 0 if need be. Metrics without row scores (a perplexity
+    measured elsewhere) and those without a better direction are left out. Several metrics are adjusted for: see
+    `adjusted`.
 
     Raises UserError: the two were not evaluated on the same rows, or with other references.
     """
@@ -96,13 +97,14 @@ def _compared(
 
 
 def adjusted(comparisons: Sequence[Comparison], evaluation: ScoredAnswers) -> list[Comparison]:
-    """Comparisons with p-values and intervals adjusted for each other (Holm), and the verdicts and rows needed that follow.
+    """Comparisons with p-values and intervals adjusted for each other (Holm), and the verdicts and rows needed that
+    follow.
 
-    The metric that decides is fixed before the data are seen: over it, only several pairs of systems are adjusted
-    for. The other headline metrics form a second family, so that a loss on one of them isn't lost among twenty metrics
-    that no one decides by; all else forms a third. Metrics that are the same number, or put systems in the same order
-    (micro-F1 and accuracy, perplexity and loss), count once. Each interval is at the level that Holm's procedure tests its comparison at, and reaches 0 where the procedure
-    finds no difference; so intervals and p-values agree.
+    The metric that decides is fixed before the data are seen: over it, only several pairs of systems are adjusted for.
+    The other headline metrics form a second family, so that a loss on one of them isn't lost among twenty metrics that
+    no one decides by; all else forms a third. Metrics that are the same number, or put systems in the same order
+    (micro-F1 and accuracy, perplexity and loss), count once. Each interval is at the level that Holm's procedure tests
+    its comparison at, and reaches 0 where the procedure finds no difference; so intervals and p-values agree.
 
     `comparisons`: of one or several pairs; giving all that are read together makes the adjustment honest;
     `evaluation`: what tells the metric that decides, the headline metrics and the number of rows.
@@ -135,7 +137,8 @@ def adjusted(comparisons: Sequence[Comparison], evaluation: ScoredAnswers) -> li
 
 
 def rows_needed(c: Comparison, n: int, level: float) -> int | None:
-    """Rows in all that show a difference as large as this one with 80 % power at a level; None where no number follows."""
+    """Rows in all that show a difference as large as this one with 80 % power at a level; None where no number
+    follows."""
     if c.only_a is not None and c.only_b is not None:
         return u.rows_for_pairs(c.only_a, c.only_b, n, level=level)
     half = u.Z95 * c.detectable / (u.Z95 + u.Z80)  # of the interval before it was widened to 0

@@ -1,4 +1,5 @@
-"""The settings of the evaluate stage, and the options of `tuneloop evaluate`, which Python and benchmarks give by the same names."""
+"""The settings of the evaluate stage, and the options of `tuneloop evaluate`, which Python and benchmarks give by the
+same names."""
 
 from __future__ import annotations
 

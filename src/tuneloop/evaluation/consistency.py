@@ -53,8 +53,8 @@ def ways_of(
 ) -> list[list[Way]]:
     """The ways to ask each row, the first as it is.
 
-    A third of the others are drawn with the temperature, where answers can be; the rest are rewordings of the last user turn, of
-    kinds that differ. Where a text allows fewer of them, more are drawn, or there are fewer ways.
+    A third of the others are drawn with the temperature, where answers can be; the rest are rewordings of the last user
+    turn, of kinds that differ. Where a text allows fewer of them, more are drawn, or there are fewer ways.
 
     Args:
         drawn: whether answers are written token by token; of scored labels there is nothing to draw.
@@ -284,10 +284,8 @@ def _same_as_plain(ways: Sequence[Sequence[Way]], statements: Sequence[Sequence[
 def _differences(
     measured: Mapping[str, _SystemAnswers], system: str, metric: str, clusters: Sequence[int] | None
 ) -> list[Difference]:
-    """Paired differences from each other system, corrected for their number (Holm).
-
-    A p-value is no less than so few rows that differ can give.
-    """
+    """Paired differences from each other system, corrected for their number (Holm). A p-value is no less than so few
+    rows that differ can give."""
     mine, others = measured[system], {name: each for name, each in measured.items() if name != system}
     gaps, p_values = [], []
     for other in others.values():
@@ -324,7 +322,8 @@ def _examples(ways: Sequence[Sequence[Way]], system: _SystemAnswers) -> list[Con
 def _words(
     result: Consistency, system: str, *, chosen: bool, constant: Sequence[str], fields: Sequence[str] = ()
 ) -> list[str]:
-    """Sentences; `chosen`: labels were scored, so that every answer is one; `constant`: who says the same to all rows; `fields`: of texts."""
+    """Sentences; `chosen`: labels were scored, so that every answer is one; `constant`: who says the same to all rows;
+    `fields`: of texts."""
     metric, rows = result.metric, f"on {counted(result.rows, 'row')}"
     drawn = f"drawn with temperature {result.temperature:g}" if result.asked.get(DRAWN) else ""
     kinds = ["as it is", "in other words" if set(result.asked) - {AS_IT_IS, DRAWN} else "", drawn]

@@ -1,4 +1,5 @@
-"""Answers to an evaluation: every metric that fits them, with its 95 % interval; on rows that several evaluations share, again."""
+"""Answers to an evaluation: every metric that fits them, with its 95 % interval; on rows that several evaluations
+share, again."""
 
 from __future__ import annotations
 
@@ -83,23 +84,26 @@ class ScoredAnswers:
 
     @property
     def row_metric(self) -> str:
-        """What single rows are judged by: the metric that decides, or where no row has a score in it (macro-F1) the nearest one."""
+        """What single rows are judged by: the metric that decides, or where no row has a score in it (macro-F1) the
+        nearest one."""
         name, dot, _ = self.primary.rpartition(".")
         near = (self.primary, f"{name}{dot}accuracy", "accuracy", "field_accuracy", *headline_of("texts"))
         return next((m for m in near if m in self.row_scores and not lower_is_better(m)), self.primary)
 
     @property
     def deciding_labels(self) -> LabelUse | None:
-        """The use of the labels (or of the field's values) that the deciding metric is about; None where there are none."""
+        """The use of the labels (or of the field's values) that the deciding metric is about; None where there are
+        none."""
         return self.labels_used.get(self.primary.rpartition(".")[0])
 
     @property
     def headline(self) -> list[str]:
-        """The metrics that a verdict rests on, the one that decides first: a sure loss on any of them stands against a gain.
+        """The metrics that a verdict rests on, the one that decides first: a sure loss on any of them stands against a
+        gain.
 
         Accuracy and macro-F1 of labels (micro-F1 too where rows have several), the deciding metric of each field of
-        `evaluate.fields`, whole answers and fields right of JSON, pass@1, ROUGE-L and chrF of texts, the user's scorers, and the
-        share of invalid answers.
+        `evaluate.fields`, whole answers and fields right of JSON, pass@1, ROUGE-L and chrF of texts, the user's
+        scorers, and the share of invalid answers.
         """
         labels = ["micro_f1"] if "subset_accuracy" in self.metrics else []
         fields = [field_metric(name, self.metrics, self.labels_used) for name in self.config.fields]
@@ -117,23 +121,18 @@ class ScoredAnswers:
 
 
 def decided_together(evaluations: Mapping[str, ScoredAnswers]) -> dict[str, ScoredAnswers]:
-    """Systems that are compared, with one metric that decides about answers in JSON.
-
-    Whole answers decide (`object_accuracy`). Where no system has one right, that tells nothing apart, and the share of right
-    fields decides (`field_accuracy`).
-    """
+    """Systems that are compared, with one metric that decides about answers in JSON. Whole answers decide
+    (`object_accuracy`). Where no system has one right, that tells nothing apart, and the share of right fields decides
+    (`field_accuracy`)."""
     free = {name: e for name, e in evaluations.items() if e.primary in (WHOLE, PARTS) and e.config.primary is None}
     primary = WHOLE if any(e.metrics[WHOLE].value > 0 for e in free.values()) else PARTS
     return {**evaluations, **{name: replace(e, primary=primary) for name, e in free.items()}}
 
 
 def sample_rows(rows: Sequence[Row], limit: int | None, *, seed: int, stratum: Stratum | None = None) -> list[Row]:
-    """At most `limit` rows, a seeded sample in the order of the split; answers that were rated bad or have weight 0 are no references.
-
-    A smaller sample is a part of every larger one of the same rows, strata and seed.
-
-    `stratum`: see `sample_order`.
-    """
+    """At most `limit` rows, a seeded sample in the order of the split; answers that were rated bad or have weight 0 are
+    no references. A smaller sample is a part of every larger one of the same rows, strata and seed. `stratum`: see
+    `sample_order`."""
     rows = [row for row in rows if row.has_reference]
     if limit is None or limit >= len(rows):
         return list(rows)
@@ -145,7 +144,8 @@ def sample_order(rows: Sequence[Row], seed: int, stratum: Stratum | None = None)
 
     Each stratum's rows are spread evenly over the order, from a random start, so that a sample of any size holds each
     stratum by its share (proportional allocation: Cochran, Sampling Techniques, 1977, chapter 5). Results of a small
-    sample then vary less than those of a simple random one; the intervals, which assume the latter, are on the safe side.
+    sample then vary less than those of a simple random one; the intervals, which assume the latter, are on the safe
+    side.
 
     `stratum`: the group of a row, None where it has none; default: its label.
     """
@@ -269,10 +269,8 @@ def _estimates(statistics: list[Statistics], draws: Mapping[str, Array], *, clus
 
 
 def on_shared_rows(evaluations: Mapping[str, ScoredAnswers]) -> dict[str, ScoredAnswers] | None:
-    """All evaluations, by place, on the rows that every one of them holds; None where they hold the same rows.
-
-    Raises UserError: fewer than 20 rows are shared.
-    """
+    """All evaluations, by place, on the rows that every one of them holds; None where they hold the same rows. Raises
+    UserError: fewer than 20 rows are shared."""
     ids = {place: {row.id for row in evaluation.rows} for place, evaluation in evaluations.items()}
     shared = set.intersection(*ids.values())
     if all(row_ids == shared for row_ids in ids.values()):

@@ -31,7 +31,8 @@ CANDIDATES = 512  # random alternatives that a canary is ranked among
 
 @dataclass(frozen=True)
 class Ability:
-    """What a model makes of general rows, an entry a row: task score (0 to 1), and summed loss and tokens of the reference answer."""
+    """What a model makes of general rows, an entry a row: task score (0 to 1), and summed loss and tokens of the
+    reference answer."""
 
     scores: Sequence[float]
     losses: Sequence[float]
@@ -129,7 +130,8 @@ def tasks_before_and_after(
 
 @dataclass(frozen=True)
 class Completed:
-    """Whether a model completes a training row's answer verbatim, how many tokens that takes, and whether other rows share it."""
+    """Whether a model completes a training row's answer verbatim, how many tokens that takes, and whether other rows
+    share it."""
 
     verbatim: bool
     tokens: int
@@ -137,7 +139,8 @@ class Completed:
 
 
 def memorisation(base: Sequence[Completed], tuned: Sequence[Completed]) -> dict[str, Any]:
-    """The share of training answers that the tuned model completes verbatim, beyond what the base does on the same rows.
+    """The share of training answers that the tuned model completes verbatim, beyond what the base does on the same
+    rows.
 
     Completed means: greedy decoding after the row's prompt gives the answer token by token (Carlini et al. 2023,
     arXiv 2202.07646). Answers below 8 tokens, and those that several rows share, are left out: reproducing a label is
@@ -166,11 +169,9 @@ def memorisation(base: Sequence[Completed], tuned: Sequence[Completed]) -> dict[
 
 
 def canary_alternatives(row: Row, count: int = CANDIDATES, seed: int = 0) -> list[Row]:
-    """Rows like a canary with another secret: the digits of its answer drawn again, or its letters where there are none.
-
-    `row`: the canary; `meta["secret"]` is the part of the answer that is drawn, default: the whole answer. Raises
-    UserError: the answer doesn't hold the secret, or the secret holds neither digits nor letters.
-    """
+    """Rows like a canary with another secret: the digits of its answer drawn again, or its letters where there are
+    none. `row`: the canary; `meta["secret"]` is the part of the answer that is drawn, default: the whole answer. Raises
+    UserError: the answer doesn't hold the secret, or the secret holds neither digits nor letters."""
     secret = str(row.meta.get("secret") or row.answer)
     digits = any(c.isdigit() for c in secret)
     if secret not in row.answer or not any(c.isdigit() or c.isalpha() for c in secret):
@@ -199,10 +200,9 @@ def canary_alternatives(row: Row, count: int = CANDIDATES, seed: int = 0) -> lis
 
 
 def exposure(loss: float, others: Sequence[float]) -> float:
-    """log2 of the number of candidates less log2 of the canary's rank among them (Carlini et al. 2019, arXiv 1802.08232).
-
-    With N random alternatives it lies between 0 (rank N + 1) and log2(N + 1): the canary is likelier than all.
-    """
+    """log2 of the number of candidates less log2 of the canary's rank among them (Carlini et al. 2019, arXiv
+    1802.08232). With N random alternatives it lies between 0 (rank N + 1) and log2(N + 1): the canary is likelier than
+    all."""
     rank = 1 + sum(other < loss for other in others) + 0.5 * sum(other == loss for other in others)
     return math.log2(len(others) + 1) - math.log2(rank)
 

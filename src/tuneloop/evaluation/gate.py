@@ -1,6 +1,7 @@
 """The regression gate: may this candidate replace what is in use? Pass, fail, or not enough evidence to say.
 
-All that a suite states must hold, so a pass needs no correction for several tests (an intersection-union test: Berger 1982).
+All that a suite states must hold, so a pass needs no correction for several tests (an intersection-union test: Berger
+1982).
 """
 
 from __future__ import annotations
@@ -136,12 +137,9 @@ def status(run: Path | str) -> Literal["pass", "fail", "inconclusive", "stale", 
 
 
 def release(run: Path | str, *, force: bool = False) -> dict[str, Any]:
-    """What is to be recorded of the gate with something made from a run: `status`, `suite`, `forced`.
-
-    A run that no gate has judged may pass: gates are a choice. `forced` says that one was overruled.
-
-    Raises UserError: the gate is not green, or judged an earlier evaluation, and `force` is not given.
-    """
+    """What is to be recorded of the gate with something made from a run: `status`, `suite`, `forced`. A run that no
+    gate has judged may pass: gates are a choice. `forced` says that one was overruled. Raises UserError: the gate is
+    not green, or judged an earlier evaluation, and `force` is not given."""
     verdict = status(run)
     barred = verdict not in ("pass", "none")
     if barred and not force:
@@ -289,10 +287,8 @@ def _title(metric: str, rows: str) -> str:
 
 
 def _margin(metric: str, rows: str, margin: float, base: ScoredAnswers, candidate: ScoredAnswers) -> records.GateCheck:
-    """Non-inferiority: the interval of the gain must lie above -margin.
-
-    Source: Piaggio et al. 2012, the CONSORT extension for non-inferiority trials.
-    """
+    """Non-inferiority: the interval of the gain must lie above -margin. Source: Piaggio et al. 2012, the CONSORT
+    extension for non-inferiority trials."""
     name, title = f"{metric}{rows}", _title(metric, rows)
     if metric not in candidate.metrics or metric not in base.metrics:
         return records.GateCheck("metric", name, "inconclusive", f"{title}: not measured on both", limit=-margin)

@@ -51,7 +51,8 @@ class JudgePrompt:
     user: str
 
     def turns(self, **values: str) -> list[Message]:
-        """The conversation that a judge is to continue. A line that looks like one of its headings is marked as quoted."""
+        """The conversation that a judge is to continue. A line that looks like one of its headings is marked as
+        quoted."""
         headings = {line.strip().casefold() for line in self.user.splitlines() if line.strip().startswith("[")}
 
         def quoted(text: str) -> str:
@@ -63,7 +64,8 @@ class JudgePrompt:
 
 
 def speaks_to_the_judge(text: str) -> bool:
-    """Whether an answer tries to say how it is to be judged; then no model's verdict on it counts, and people should look."""
+    """Whether an answer tries to say how it is to be judged; then no model's verdict on it counts, and people should
+    look."""
     return bool(_TO_A_JUDGE.search(text[:LONGEST]))
 
 
@@ -92,7 +94,8 @@ class RatedAnswer:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge said: the part `judge` of `eval.json`, a record for each pair or answer, and what to take from it."""
+    """What a judge said: the part `judge` of `eval.json`, a record for each pair or answer, and what to take from
+    it."""
 
     facts: dict[str, Any]
     rows: list[JudgedRow] = field(repr=False)
@@ -100,10 +103,8 @@ class Judgement:
 
 
 def load_judge_prompt(kind: Literal["pairwise", "rubric"], file: str = "") -> JudgePrompt:
-    """The packaged prompt, or one of a file in the same form.
-
-    Raises UserError: the file lacks a template, or the template leaves out what is to be judged.
-    """
+    """The packaged prompt, or one of a file in the same form. Raises UserError: the file lacks a template, or the
+    template leaves out what is to be judged."""
     path = Path(file) if file else Path(__file__).with_name("judge.yaml")
     part = read_yaml(path, "judge's prompt").get(kind)
     if not isinstance(part, Mapping) or not all(isinstance(part.get(key), str) for key in ("system", "user")):
@@ -133,12 +134,9 @@ def judge_pairs(
     names: tuple[str, str] = ("a", "b"),
     seed: int = 0,
 ) -> Judgement:
-    """Judge each pair in both orders.
-
-    A pair is won only when both orders name the same answer; equal answers tie without it; a pair with an answer of the judge
-    that names no verdict doesn't count, nor one in which an answer speaks to the judge. `names`: of the systems a and b;
-    `seed`: of the resamples.
-    """
+    """Judge each pair in both orders. A pair is won only when both orders name the same answer; equal answers tie
+    without it; a pair with an answer of the judge that names no verdict doesn't count, nor one in which an answer
+    speaks to the judge. `names`: of the systems a and b; `seed`: of the resamples."""
     different = [pair for pair in pairs if pair.a.strip() != pair.b.strip()]
     spoken = {pair.id for pair in different if speaks_to_the_judge(pair.a) or speaks_to_the_judge(pair.b)}
     judged = [pair for pair in different if pair.id not in spoken]
@@ -227,10 +225,8 @@ def _pairs_in_words(facts: Mapping[str, Any], names: tuple[str, str]) -> list[st
 
 
 def judge_answers(items: Sequence[RatedAnswer], choose: Choose, prompt: JudgePrompt, *, seed: int = 0) -> Judgement:
-    """Rate answers from 1 to 5 by the rubric; 4 and more count as good when compared with people's thumbs.
-
-    One that speaks to the judge gets no rating.
-    """
+    """Rate answers from 1 to 5 by the rubric; 4 and more count as good when compared with people's thumbs. One that
+    speaks to the judge gets no rating."""
     judged = [i for i in items if not speaks_to_the_judge(i.answer)]
     turns = [
         prompt.turns(conversation=i.conversation, reference=i.reference or "(none)", answer=i.answer) for i in judged

@@ -42,11 +42,8 @@ def leaderboard(
     tuned: Sequence[str] = (),
     comparisons: Sequence[Comparison] = (),
 ) -> list[LeaderboardEntry]:
-    """The systems from the base model upwards.
-
-    `costs`: see `usd_per_1000`, and `training_seconds`, `training_usd`; `tuned`: names; `comparisons`: those that are shown,
-    adjusted together, which are not computed again here.
-    """
+    """The systems from the base model upwards. `costs`: see `usd_per_1000`, and `training_seconds`, `training_usd`;
+    `tuned`: names; `comparisons`: those that are shown, adjusted together, which are not computed again here."""
     if not evaluations:  # baselines may be turned off
         return []
     first = next(iter(evaluations.values()))

@@ -1,4 +1,5 @@
-"""General abilities by tasks of lm-eval (EleutherAI's harness), which also scores them; the forward passes are tuneloop's."""
+"""General abilities by tasks of lm-eval (EleutherAI's harness), which also scores them; the forward passes are
+tuneloop's."""
 
 from __future__ import annotations
 
@@ -21,10 +22,8 @@ MOST_NEW = 256  # tokens of an answer, where the task names no number
 
 @dataclass(frozen=True)
 class TaskScores:
-    """One metric of one task: its value as lm-eval aggregates it, and the score of each document by its number.
-
-    `each` is empty for metrics that are no means of scores.
-    """
+    """One metric of one task: its value as lm-eval aggregates it, and the score of each document by its number. `each`
+    is empty for metrics that are no means of scores."""
 
     value: float
     each: Mapping[int, float]
@@ -40,13 +39,9 @@ def harness_missing() -> str:
 def run_tasks(
     target: LocalTarget, tasks: Sequence[str], *, limit: int | None = None
 ) -> dict[str, dict[str, TaskScores]]:
-    """Run tasks of lm-eval (names of tasks or groups, or YAML files): name -> metric -> scores.
-
-    `limit`: documents of a task.
-
-    Raises UserError: a file that a folder names and the user has not. Raises Exception: whatever lm-eval raises for
-    an unknown task, or one whose data are neither cached nor to be had.
-    """
+    """Run tasks of lm-eval (names of tasks or groups, or YAML files): name -> metric -> scores. `limit`: documents of a
+    task. Raises UserError: a file that a folder names and the user has not. Raises Exception: whatever lm-eval raises
+    for an unknown task, or one whose data are neither cached nor to be had."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 

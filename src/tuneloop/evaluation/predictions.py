@@ -19,7 +19,8 @@ IDS = ("id", "task_id")
 
 @dataclass(frozen=True)
 class MatchedPredictions:
-    """What a file of predictions says of rows: each row's answers, the first one and further ones, and ids that no row has."""
+    """What a file of predictions says of rows: each row's answers, the first one and further ones, and ids that no row
+    has."""
 
     answers: list[list[str]]
     unknown: list[str]
@@ -34,14 +35,14 @@ def answers_from(
 ) -> MatchedPredictions:
     """Find the answers to rows.
 
-    Rows that the file leaves out, and ids that no row has, are reported, not refused: a job elsewhere that has lost some
-    rows is still measured on all of them. What could be about the wrong rows is refused.
+    Rows that the file leaves out, and ids that no row has, are reported, not refused: a job elsewhere that has lost
+    some rows is still measured on all of them. What could be about the wrong rows is refused.
 
     Args:
         records: `{"id" or "row", "prediction"}` each. `id` is that of the row, or its record's own (`meta.id`); `row`
             is the record's number, from 0 or from 1 (the file's lowest number tells). Without both, the order counts.
-            Ids that are numbers, where no row has such an id, are taken as `row`. Predictions that are no text are taken
-            as JSON; a list of texts is several answers to one prompt, and so are, for programs, several records.
+            Ids that are numbers, where no row has such an id, are taken as `row`. Predictions that are no text are
+            taken as JSON; a list of texts is several answers to one prompt, and so are, for programs, several records.
         known: all rows that there may be predictions for; default: `rows`.
         order: the ids of all records that are counted; default: of `known`.
 

@@ -41,11 +41,9 @@ class LabelUse:
 
     @property
     def evenness(self) -> float:
-        """Shannon entropy of the labels' shares over its largest possible value: 1 where all are equally frequent.
-
-        1 where fewer than two labels occur. Source: Pielou 1966, "The measurement of diversity in different types of biological
-        collections".
-        """
+        """Shannon entropy of the labels' shares over its largest possible value: 1 where all are equally frequent. 1
+        where fewer than two labels occur. Source: Pielou 1966, "The measurement of diversity in different types of
+        biological collections"."""
         counts, rows = self._counts, sum(self._counts.values())
         if len(counts) < 2:
             return 1.0
@@ -54,7 +52,8 @@ class LabelUse:
 
     @property
     def uneven(self) -> bool:
-        """Whether accuracy would hide what becomes of the rare labels: evenness below 0.9, and 5 rows a label or more."""
+        """Whether accuracy would hide what becomes of the rare labels: evenness below 0.9, and 5 rows a label or
+        more."""
         return self.evenness < EVEN and sum(self._counts.values()) >= FEWEST_ROWS * len(self._counts)
 
     @property
@@ -71,7 +70,8 @@ class LabelUse:
 
     @property
     def only(self) -> str | None:
-        """The label that every answer names, where several occur in the references and one is all that is ever given."""
+        """The label that every answer names, where several occur in the references and one is all that is ever
+        given."""
         named = [label for label, n in self.answers.items() if n]
         return named[0] if len(named) == 1 and len(self.references) > 1 and not self.without else None
 
@@ -103,8 +103,9 @@ def primary_metric(
 ) -> str:
     """The metric that decides. It depends on the rows, never on the answers (but see `evaluate.decided_together`).
 
-    Accuracy for labels, macro-F1 where they are uneven (`LabelUse.uneven`), micro-F1 where rows have several; pass@1 for
-    programs, the first field's of `evaluate.fields` (accuracy or macro-F1 likewise), whole answers of JSON, else ROUGE-L.
+    Accuracy for labels, macro-F1 where they are uneven (`LabelUse.uneven`), micro-F1 where rows have several; pass@1
+    for programs, the first field's of `evaluate.fields` (accuracy or macro-F1 likewise), whole answers of JSON, else
+    ROUGE-L.
 
     Args:
         metrics: names at hand; where the first choice isn't among them (a field of free text, a script that ROUGE

@@ -28,9 +28,9 @@ TellApart = Callable[[Sequence[str], Sequence[str]], tuple[Estimate, Array, Any]
 def against_production(evaluation: ScoredAnswers, production: Sequence[Row], tell_apart: TellApart) -> Against:
     """Compare the test rows' last user turns with those of production; labels too, where production has them.
 
-    The odds of a classifier that tells the two apart are importance weights (Bickel et al. 2009): each test row counts as
-    often as production has rows like it, at most 20 times the mean. The weighted score is right only if answers to like
-    texts are alike, and says nothing of what the test set doesn't hold at all.
+    The odds of a classifier that tells the two apart are importance weights (Bickel et al. 2009): each test row counts
+    as often as production has rows like it, at most 20 times the mean. The weighted score is right only if answers to
+    like texts are alike, and says nothing of what the test set doesn't hold at all.
 
     Raises UserError: fewer than 20 rows on a side, or texts that are all empty.
     """
@@ -67,7 +67,8 @@ def against_production(evaluation: ScoredAnswers, production: Sequence[Row], tel
 
 
 def _odds(scores: Array, ours: int) -> Array:
-    """Odds of the first rows to be of production, both sides weighing the same: a logistic regression on the scores (Platt 1999)."""
+    """Odds of the first rows to be of production, both sides weighing the same: a logistic regression on the scores
+    (Platt 1999)."""
     from sklearn.linear_model import LogisticRegression
 
     column = (scores / max(float(scores.std()), 1e-9))[:, None]

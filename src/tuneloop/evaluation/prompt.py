@@ -1,4 +1,5 @@
-"""Prompts: a template of the user's own around the rows' texts, and examples, the cheapest way to teach a model and so the one that tuning has to beat."""
+"""Prompts: a template of the user's own around the rows' texts, and examples, the cheapest way to teach a model and so
+the one that tuning has to beat."""
 
 from __future__ import annotations
 
@@ -74,7 +75,8 @@ def labels_of(row: Row) -> list[str]:
 
 
 def rarest_label(train: Sequence[Row]) -> Callable[[Row], str | None]:
-    """The class of a row with several labels: the one that the fewest rows have, so that examples show each label once."""
+    """The class of a row with several labels: the one that the fewest rows have, so that examples show each label
+    once."""
     counts = Counter(label for row in train for label in labels_of(row))
     return lambda row: min(labels_of(row), key=lambda label: (counts[label], label), default=None)
 
@@ -196,10 +198,8 @@ AS_IT_IS = PromptTemplate()
 
 
 def load_prompt(file: str) -> PromptTemplate:
-    """Read a template: a text file is that of the user turn; a YAML file has `user`, `system` or both.
-
-    Raises UserError: no such file, unknown keys, or a user template that leaves the row's text out.
-    """
+    """Read a template: a text file is that of the user turn; a YAML file has `user`, `system` or both. Raises
+    UserError: no such file, unknown keys, or a user template that leaves the row's text out."""
     path = Path(file)
     if path.suffix in (".yaml", ".yml"):
         values = read_yaml(path, "prompt")

@@ -45,11 +45,8 @@ def write_evaluation(
     more: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `samples.jsonl`, then `eval.json`, whose path is returned: with the latter in place the folder is complete.
-
-    `more`: further parts of `eval.json` (costs, leaderboard, forgetting, judge ...).
-
-    Raises UserError: a baseline has other rows, or the disk refuses.
-    """
+    `more`: further parts of `eval.json` (costs, leaderboard, forgetting, judge ...). Raises UserError: a baseline has
+    other rows, or the disk refuses."""
     baselines, name = compared.baselines, subject.name
     comparisons = adjusted(compared.comparisons, evaluation)
     everyone = {**baselines, name: evaluation}
@@ -162,11 +159,9 @@ def _completion(text: str, facts: records.KnownOfAnswer, finished: bool = True) 
 
 
 def read_evaluation(path: Path | str, system: str = "") -> tuple[records.EvaluationManifest, list[records.Sample], str]:
-    """`eval.json`, the records of `samples.jsonl`, and the name of a system in them, empty for the one that they are about.
-
-    `path`: the folder or its `eval.json`; `system`: its name; default: the one that the evaluation is about. Raises
-    UserError: a file is missing or damaged, or holds no such system.
-    """
+    """`eval.json`, the records of `samples.jsonl`, and the name of a system in them, empty for the one that they are
+    about. `path`: the folder or its `eval.json`; `system`: its name; default: the one that the evaluation is about.
+    Raises UserError: a file is missing or damaged, or holds no such system."""
     file = Path(path) if Path(path).name == records.EVALUATION else Path(path) / records.EVALUATION
     if not file.is_file():
         next_step = f"run `tuneloop evaluate {file.parent}` first"
@@ -180,11 +175,9 @@ def read_evaluation(path: Path | str, system: str = "") -> tuple[records.Evaluat
 
 
 def load_evaluation(path: Path | str, system: str | None = None) -> ScoredAnswers:
-    """Read an evaluation back, ready for `compare`; the inverse of `write_evaluation`.
-
-    The numbers are computed again from the answers in `samples.jsonl` with the saved seed: two folders are compared
-    by the same code, whichever version wrote them. Arguments and errors are those of `read_evaluation`.
-    """
+    """Read an evaluation back, ready for `compare`; the inverse of `write_evaluation`. The numbers are computed again
+    from the answers in `samples.jsonl` with the saved seed: two folders are compared by the same code, whichever
+    version wrote them. Arguments and errors are those of `read_evaluation`."""
     return evaluated_again(path, *read_evaluation(path, system or ""))
 
 

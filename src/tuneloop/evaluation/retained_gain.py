@@ -41,10 +41,8 @@ def difference(expert: Score, merged: Score) -> Share:
 
 
 def ratio(whole: Score, part: Score) -> Share | None:
-    """part / whole with its paired 95 % interval; None where less is better, or the whole is nothing.
-
-    A resample in which the whole is nothing counts as a share without bound.
-    """
+    """part / whole with its paired 95 % interval; None where less is better, or the whole is nothing. A resample in
+    which the whole is nothing counts as a share without bound."""
     if whole.value <= 0:
         return None
     some = whole.draws > 0
@@ -53,11 +51,9 @@ def ratio(whole: Score, part: Score) -> Share | None:
 
 
 def kept_share(base: Score, expert: Score, merged: Score) -> Share | None:
-    """(merged - base) / (expert - base), with the 95 % interval of paired resamples; None where the expert has no sure gain.
-
-    The gain is sure where the interval of expert - base lies above 0. Then nearly all resamples have a gain; those without
-    one count with the share on the side that they point to: without bound.
-    """
+    """(merged - base) / (expert - base), with the 95 % interval of paired resamples; None where the expert has no sure
+    gain. The gain is sure where the interval of expert - base lies above 0. Then nearly all resamples have a gain;
+    those without one count with the share on the side that they point to: without bound."""
     gain = expert.value - base.value
     if not difference(base, expert).low > 0:
         return None
@@ -68,7 +64,8 @@ def kept_share(base: Score, expert: Score, merged: Score) -> Share | None:
 
 
 def point_share(base: float, expert: float, merged: float) -> float:
-    """The share that a search goes by, of few rows and without an interval: of the gain, or where there is none, 1 + the difference."""
+    """The share that a search goes by, of few rows and without an interval: of the gain, or where there is none, 1 +
+    the difference."""
     return (merged - base) / (expert - base) if expert > base else 1.0 + merged - expert
 
 
@@ -76,9 +73,8 @@ def holds(kept: Share | None, delta: Share, allowed: float) -> tuple[bool, bool]
     """Whether a task keeps enough, and whether its interval says so, too.
 
     Args:
-        kept: of the gain; None: there is no sure gain, then the merged model only must not be significantly worse than the expert.
-        delta: merged - expert.
-        allowed: the most of the gain that may be lost, as a share.
+        kept: of the gain; None: there is no sure gain, then the merged model only must not be significantly worse than
+        the expert. delta: merged - expert. allowed: the most of the gain that may be lost, as a share.
     """
     if kept is None:
         return not delta.high < 0, False

@@ -89,7 +89,8 @@ def limit_resources(request: dict[str, Any]) -> None:
 
 
 def new_namespaces(request: dict[str, Any]) -> list[str]:
-    """No network interface but a dead loopback, and a file system that is read-only but for a scratch folder in memory."""
+    """No network interface but a dead loopback, and a file system that is read-only but for a scratch folder in
+    memory."""
     uid, gid = os.geteuid(), os.getegid()
     spaces = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
     try:
@@ -222,10 +223,8 @@ CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.chmod", "os.cho
 
 def audit(scratch: str, *, alone: bool) -> list[str]:
     """Python itself refuses sockets, processes and writing elsewhere. Code that means harm can get around this one.
-
     `scratch`: the folder that may be written; `alone`: no lock of the kernel holds, so that C code called through
-    ctypes must be refused too.
-    """
+    ctypes must be refused too."""
     home = os.path.realpath(scratch)
 
     def inside(path: Any) -> bool:

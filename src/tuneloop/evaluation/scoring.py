@@ -288,11 +288,9 @@ def _score_own(s: Scoring) -> None:
 
 
 def labels_of_fields(answers: Sequence[str], fields: Mapping[str, str]) -> dict[str, dict[str, int]]:
-    """The fields of answers whose values repeat, with how often each value occurs: these are labels, the others are texts.
-
-    `answers`: of the task, best those of training: a small test split does not show which values repeat; `fields`:
-    patterns, see `evaluate.fields`; the fields of answers in JSON are found without.
-    """
+    """The fields of answers whose values repeat, with how often each value occurs: these are labels, the others are
+    texts. `answers`: of the task, best those of training: a small test split does not show which values repeat;
+    `fields`: patterns, see `evaluate.fields`; the fields of answers in JSON are found without."""
     fields_values = _field_values(answers, fields)
     values_of = {name: [value for value in values if value is not None] for name, values in fields_values.items()}
     repeated = {name: values for name, values in values_of.items() if values and values_repeat(values)}
@@ -305,10 +303,8 @@ def _field_values(answers: Sequence[str], fields: Mapping[str, str]) -> dict[str
 
 
 def usual_answer(answers: Sequence[str], fields: Mapping[str, str]) -> str | None:
-    """The most frequent value in each field that holds labels (`labels_of_fields`), in an answer of the form of the given ones.
-
-    Of answers in JSON the most frequent value of every field. None where no field holds labels.
-    """
+    """The most frequent value in each field that holds labels (`labels_of_fields`), in an answer of the form of the
+    given ones. Of answers in JSON the most frequent value of every field. None where no field holds labels."""
     if not fields and structured.are_structured([[text] for text in answers]):
         return usual_object(answers)
     counts = labels_of_fields(answers, fields)

@@ -39,7 +39,8 @@ _NO_SLICE = {"line", "id", "references", "labels", "mix", "test", "prompt", "ent
 
 
 def breakdown(evaluation: ScoredAnswers, baselines: Mapping[str, ScoredAnswers]) -> dict[str, Any]:
-    """All of this module for `eval.json`, against baselines on the same rows; every list is bounded, whatever the number of rows."""
+    """All of this module for `eval.json`, against baselines on the same rows; every list is bounded, whatever the
+    number of rows."""
     parts: dict[str, Any] = {"primary": evaluation.primary, "row_metric": evaluation.row_metric}
     if evaluation.task == "classification":
         parts["per_class"] = per_class(evaluation)
@@ -243,7 +244,8 @@ def per_class(evaluation: ScoredAnswers) -> list[dict[str, Any]]:
 
 
 def confusion_matrix(evaluation: ScoredAnswers) -> dict[str, Any]:
-    """The labels that occur, and the cells that aren't 0 as [label, predicted, rows]; predicted null: an invalid answer."""
+    """The labels that occur, and the cells that aren't 0 as [label, predicted, rows]; predicted null: an invalid
+    answer."""
     cells = _confusions(evaluation)
     labels = sorted({label for label, _ in cells} | {predicted for _, predicted in cells if predicted is not None})
     ordered = sorted(cells.items(), key=lambda cell: (cell[0][0], cell[0][1] or ""))
@@ -263,10 +265,8 @@ def _confusions(evaluation: ScoredAnswers) -> Counter[tuple[str, str | None]]:
 
 
 def disagreements(evaluation: ScoredAnswers, other: ScoredAnswers) -> dict[str, Any]:
-    """Rows where two systems differ by what rows are judged by, those that differ most first.
-
-    `better` and `worse`: rows where the first is above or below the other; `rows`: ids with both scores.
-    """
+    """Rows where two systems differ by what rows are judged by, those that differ most first. `better` and `worse`:
+    rows where the first is above or below the other; `rows`: ids with both scores."""
     metric = evaluation.row_metric
     mine, theirs = (
         {row.id: score for row, score in zip(side.rows, side.row_scores.get(metric, []), strict=False)}
@@ -283,11 +283,9 @@ def disagreements(evaluation: ScoredAnswers, other: ScoredAnswers) -> dict[str, 
 
 
 def error_groups(evaluation: ScoredAnswers) -> list[dict[str, Any]]:
-    """Wrong rows grouped by what their prompts say: TF-IDF of words, k-means, as many groups as separate best.
-
-    Wrong is a score below 0.5 for right-or-wrong metrics, else the lowest quarter. Each group: `terms` that set it
-    apart, `n`, `ids`, an `example` next to its centre. Empty for fewer than 10 wrong rows.
-    """
+    """Wrong rows grouped by what their prompts say: TF-IDF of words, k-means, as many groups as separate best. Wrong is
+    a score below 0.5 for right-or-wrong metrics, else the lowest quarter. Each group: `terms` that set it apart, `n`,
+    `ids`, an `example` next to its centre. Empty for fewer than 10 wrong rows."""
     scores = np.array(evaluation.row_scores.get(evaluation.row_metric, []), dtype=np.float64)
     defined = scores[~np.isnan(scores)]
     binary = set(np.unique(defined)) <= {0.0, 1.0}

@@ -1,4 +1,5 @@
-"""A regression suite: what must hold before a model may replace the one in use; and a first one, written from the rows that it will judge."""
+"""A regression suite: what must hold before a model may replace the one in use; and a first one, written from the rows
+that it will judge."""
 
 from __future__ import annotations
 
@@ -114,10 +115,8 @@ class Suite(Config):
 
 
 def load_suite(path: Path | str) -> Suite:
-    """Read and check a suite.
-
-    Raises UserError: the file is missing or wrong, demands nothing, or rests on a judge model alone.
-    """
+    """Read and check a suite. Raises UserError: the file is missing or wrong, demands nothing, or rests on a judge
+    model alone."""
     path = Path(path)
     suite = build_config(Suite, read_yaml(path, "suite"), where=str(path))
     if suite.must_pass_file:
@@ -158,10 +157,8 @@ class SuiteSource:
 
 
 def first_suite(source: SuiteSource) -> str:
-    """The suite as YAML with comments: rows that must pass, margins on the headline metrics, limits on time and forgetting.
-
-    Raises UserError: there are no test rows.
-    """
+    """The suite as YAML with comments: rows that must pass, margins on the headline metrics, limits on time and
+    forgetting. Raises UserError: there are no test rows."""
     if not source.rows:
         what = "There are no test rows to make a suite from"
         raise UserError(what, where=source.name, next_step="prepare with data.split.test above 0")
@@ -254,8 +251,8 @@ def _metrics(source: SuiteSource) -> str:
         "metrics:",
     ]
     for metric, value, error in _limits(source):
-        # (1.96 + 0.84) standard errors of the difference of two correlated scores, rounded up, and no less than what matters:
-        # the usual sample size of non-inferiority, for two equally good sides (Piaggio et al. 2012).
+        # (1.96 + 0.84) standard errors of the difference of two correlated scores, rounded up, and no less than what
+        # matters: the usual sample size of non-inferiority, for two equally good sides (Piaggio et al. 2012).
         needed = 0.0 if math.isnan(error) else (Z95 + Z80) * error * math.sqrt(2 * (1 - CORRELATION))
         margin = max(metric_of(metric).smallest_margin, math.ceil(needed * _steps(metric)) / _steps(metric))
         lines += [f"  - metric: {json.dumps(metric)}", f"    margin: {margin:g}"]

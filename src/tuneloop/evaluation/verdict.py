@@ -1,7 +1,8 @@
 """The verdict on a system: how it stands against each alternative, and so against all of them; then in plain sentences.
 
-"Better" needs the metric that decides, and no significant loss on another headline metric, against every alternative: the weakest
-standing is the verdict, which needs no correction for the number of tests (an intersection-union test: Berger 1982).
+"Better" needs the metric that decides, and no significant loss on another headline metric, against every alternative:
+the weakest standing is the verdict, which needs no correction for the number of tests (an intersection-union test:
+Berger 1982).
 """
 
 from __future__ import annotations
@@ -24,22 +25,20 @@ from tuneloop.evaluation.primary import PARTS
 from tuneloop.records.evaluation import BaselineKind, Comparison, Outcome, Standing, Verdict
 
 FROM_WORST: tuple[Outcome, ...] = ("worse", "mixed", NOT_ENOUGH, "promising", "better")
-# From here to 0.05 a gain is promising, not proven: such a p-value speaks at most 14 to 1 for a difference (see `best_odds`).
-# Source: Benjamin et al. 2018, "Redefine statistical significance", Nature Human Behaviour 2.
+# From here to 0.05 a gain is promising, not proven: such a p-value speaks at most 14 to 1 for a difference (see
+# `best_odds`). Source: Benjamin et al. 2018, "Redefine statistical significance", Nature Human Behaviour 2.
 PROVEN = 0.005
 
 
 def kind_of(name: str) -> BaselineKind:
-    """What kind of alternative a system is, by its name; whatever is no classifier and no constant answer is a way of prompting."""
+    """What kind of alternative a system is, by its name; whatever is no classifier and no constant answer is a way of
+    prompting."""
     return "constant" if name == MAJORITY else "classical" if name in CLASSICAL else "prompt"
 
 
 def decide(evaluations: Mapping[str, ScoredAnswers], comparisons: Sequence[Comparison], name: str) -> Verdict:
-    """The verdict on a system, and on others that are compared with the same one.
-
-    `comparisons`: pairs, adjusted together; in either direction where `name` is one of the two, else of the first (a)
-    with another one (b).
-    """
+    """The verdict on a system, and on others that are compared with the same one. `comparisons`: pairs, adjusted
+    together; in either direction where `name` is one of the two, else of the first (a) with another one (b)."""
     evaluation = evaluations[name]
     pairs: dict[tuple[str, str], dict[str, Comparison]] = {}
     for comparison in comparisons:
@@ -63,7 +62,8 @@ def decide(evaluations: Mapping[str, ScoredAnswers], comparisons: Sequence[Compa
 
 
 def standing(pairs: Mapping[str, Comparison], evaluation: ScoredAnswers) -> Standing:
-    """How b stands against a; `pairs`: metric -> the pair, gains positive where b is better, with the metric that decides."""
+    """How b stands against a; `pairs`: metric -> the pair, gains positive where b is better, with the metric that
+    decides."""
     first = pairs[evaluation.primary]
     claims = [claim_of(pairs[metric]) for metric in evaluation.headline if metric in pairs]
     outcomes, decides = {claim.outcome for claim in claims}, claims[0]
@@ -93,10 +93,8 @@ def _why(evaluation: ScoredAnswers) -> str:
 
 
 def best_odds(p: float) -> float:
-    """How much a p-value can speak for a difference at the very best: the largest Bayes factor, 1 / (-e p ln p); 1 from p = 1/e on.
-
-    Source: Sellke, Bayarri & Berger 2001, "Calibration of p values for testing precise null hypotheses".
-    """
+    """How much a p-value can speak for a difference at the very best: the largest Bayes factor, 1 / (-e p ln p); 1 from
+    p = 1/e on. Source: Sellke, Bayarri & Berger 2001, "Calibration of p values for testing precise null hypotheses"."""
     return 1.0 if math.isnan(p) or p >= 1 / math.e else -1 / (math.e * p * math.log(p)) if p > 0 else math.inf
 
 
@@ -152,9 +150,9 @@ def verdict_in_words(
 ) -> list[str]:
     """The verdict first, in one sentence or two, then what stands behind it; each fact once.
 
-    How the model compares with the best prompt, the best cheap classifier and always answering the most frequent label, by
-    how much and with what evidence; on which metrics it gained and lost; what would settle an open question; how many answers were
-    invalid; what came of pairs without it.
+    How the model compares with the best prompt, the best cheap classifier and always answering the most frequent label,
+    by how much and with what evidence; on which metrics it gained and lost; what would settle an open question; how
+    many answers were invalid; what came of pairs without it.
 
     `split`: that the rows are of; anything but train, val and test is a file; `trained`: how far the model was trained,
     where that is worth a word ("trained for 5 steps, ...").
@@ -294,7 +292,8 @@ def _some_answers(some: int, of: int) -> str:
 
 
 def _quoted(answer: str) -> str:
-    """An answer in a sentence: in quotes and cut between words; of a JSON object as many whole fields as there is room for."""
+    """An answer in a sentence: in quotes and cut between words; of a JSON object as many whole fields as there is room
+    for."""
     text = " ".join(answer.split())
     try:
         value = parse(text)

@@ -38,9 +38,9 @@ class Interruptions:
         return 0.0 if self.last_minutes is None else (self.save_minutes - self.last_minutes) / 60
 
 
-# A GPU machine fails once in 50,000 GPU hours: 419 unexpected interruptions in 54 days on 16,384 GPUs ("The Llama 3 Herd of
-# Models", 2024, table 5). How soon a spot machine is taken away depends on place, card and day, and no provider publishes
-# hours: one in 10 is an assumption on the careful side, stated with every result.
+# A GPU machine fails once in 50,000 GPU hours: 419 unexpected interruptions in 54 days on 16,384 GPUs ("The Llama 3
+# Herd of Models", 2024, table 5). How soon a spot machine is taken away depends on place, card and day, and no provider
+# publishes hours: one in 10 is an assumption on the careful side, stated with every result.
 FAILURES_PER_GPU_HOUR = 1 / 50_000
 RECLAIMS_PER_SPOT_HOUR = 1 / 10
 GPUS_A_MACHINE = 8
@@ -49,7 +49,8 @@ NEVER = 1e-9  # an hour: less often than once in 100,000 years is not at all, an
 
 @dataclass(frozen=True)
 class Efforts:
-    """What a run takes apart from training: a machine's hours, files, people. The defaults are stated with every result.
+    """What a run takes apart from training: a machine's hours, files, people. The defaults are stated with every
+    result.
 
     Args:
         setup_hours: paid machine time before the first useful step: image, download of the model, a trial run.
@@ -70,7 +71,8 @@ class Efforts:
     hours_spread: float = 2.0  # P90 of people's hours over their middle
 
 
-# One run alone: no trial before it, nothing kept but its result, people's time where it has a price. `plan` and `advise` both start here.
+# One run alone: no trial before it, nothing kept but its result, people's time where it has a price. `plan` and
+# `advise` both start here.
 ONE_RUN = Efforts(setup_hours=0.0, evaluation_hours=0.0, runs=1, storage_gb=0.0, storage_months=1)
 
 
@@ -101,11 +103,9 @@ class Cost:
 
 
 def best_checkpoint_hours(save_hours: float, mean_hours: float) -> float:
-    """Work between checkpoints that loses least, in hours.
-
-    Daly, "A higher order estimate of the optimum checkpoint interval for restart dumps" (2006), eq. 37, with d the time
-    of a checkpoint and M the mean time between interruptions; its first term is Young's sqrt(2 d M) (1974).
-    """
+    """Work between checkpoints that loses least, in hours. Daly, "A higher order estimate of the optimum checkpoint
+    interval for restart dumps" (2006), eq. 37, with d the time of a checkpoint and M the mean time between
+    interruptions; its first term is Young's sqrt(2 d M) (1974)."""
     if save_hours >= 2 * mean_hours:
         return mean_hours
     ratio = save_hours / (2 * mean_hours)
@@ -113,11 +113,9 @@ def best_checkpoint_hours(save_hours: float, mean_hours: float) -> float:
 
 
 def expected_hours(work_hours: float, how: Interruptions) -> float:
-    """Expected wall hours of `work_hours` of training with checkpoints and interruptions that come at random.
-
-    Daly (2006), eq. 20: T = M exp(R/M) (exp((t + d)/M) - 1) W/t, with t the interval, d the time of a checkpoint, R the
-    time of a restart, M the mean time between interruptions; exact for a Poisson process, also during restarts.
-    """
+    """Expected wall hours of `work_hours` of training with checkpoints and interruptions that come at random. Daly
+    (2006), eq. 20: T = M exp(R/M) (exp((t + d)/M) - 1) W/t, with t the interval, d the time of a checkpoint, R the time
+    of a restart, M the mean time between interruptions; exact for a Poisson process, also during restarts."""
     save, restart = how.save_minutes / 60, how.restart_minutes / 60
     if how.per_hour <= NEVER:
         return work_hours + checkpoint_hours(work_hours, how)
@@ -130,7 +128,8 @@ def expected_hours(work_hours: float, how: Interruptions) -> float:
 
 
 def checkpoint_hours(work_hours: float, how: Interruptions) -> float:
-    """Hours of those that go into writing checkpoints, the last of them at the end; a run that nothing interrupts has these too."""
+    """Hours of those that go into writing checkpoints, the last of them at the end; a run that nothing interrupts has
+    these too."""
     if not work_hours:
         return 0.0
     return how.save_minutes / 60 * work_hours / _interval_hours(work_hours, how) - how.saved_at_the_end
@@ -180,9 +179,7 @@ def cost_of(
         efforts: what it takes apart from training; default: `Efforts()`.
         how: interruptions; default: what the price's tier lets expect.
         usd_per_gb_month: of kept files.
-
-    Raises:
-        UserError: hours that can't be, or interruptions so frequent that the run never ends.
+    Raises UserError: hours that can't be, or interruptions so frequent that the run never ends.
     """
     efforts = efforts or Efforts()
     how = how or interruptions(price.tier, gpus)
@@ -251,9 +248,7 @@ def _quantiles(
     fixed: float, machine: float, spread: float, labour: list[float], human: float
 ) -> tuple[float, float, float]:
     """P10, P50 and P90 of fixed + lognormal parts; drawn only where there are several, for one they are known.
-
-    `machine` is the middle of a distribution, `labour` the means of lognormals, which lie above their middles.
-    """
+    `machine` is the middle of a distribution, `labour` the means of lognormals, which lie above their middles."""
     if not any(labour):
         low, middle, high = (fixed + machine * math.exp(spread * z) for z in (-Z90, 0.0, Z90))
         return low, middle, high

@@ -1,4 +1,5 @@
-"""What a run of tuneloop's own loop takes on this machine, its speed measured: memory, minutes and dollars, as ranges."""
+"""What a run of tuneloop's own loop takes on this machine, its speed measured: memory, minutes and dollars, as
+ranges."""
 
 from __future__ import annotations
 
@@ -34,10 +35,8 @@ class RunWork:
 
 @dataclass(frozen=True)
 class MachineAtHand:
-    """Where it runs: capacity and present use in GiB, price in $/hour, speed measured in tokens a second.
-
-    Several GPUs divide the base model between them (`gpus`); capacity and use are those of one.
-    """
+    """Where it runs: capacity and present use in GiB, price in $/hour, speed measured in tokens a second. Several GPUs
+    divide the base model between them (`gpus`); capacity and use are those of one."""
 
     name: str
     capacity_gib: float
@@ -47,7 +46,8 @@ class MachineAtHand:
     gpus: int = 1
 
 
-# Tokens a second without a backward pass, in validation and of a reference, relative to the speed that training keeps up: 2.5 to 4.1 on six runs of LoRA and prefix tuning.
+# Tokens a second without a backward pass, in validation and of a reference, relative to the speed that training keeps
+# up: 2.5 to 4.1 on six runs of LoRA and prefix tuning.
 VALIDATION_SPEED = 2.5
 # Spread of wall time around "tokens / measured speed" on shared processors: the probe lasts seconds, the run minutes.
 TIME_LOW, TIME_HIGH = 0.85, 1.35
@@ -82,7 +82,8 @@ def device_of(machine: MachineAtHand) -> Gpu:
     return this_cpu() if machine.name.startswith(CPU) else card_in_use(machine.name, machine.capacity_gib)
 
 
-# Tokens computed at once that are tried, the most first: above, products get no faster; below 2,048 recomputing costs less than small products.
+# Tokens computed at once that are tried, the most first: above, products get no faster; below 2,048 recomputing costs
+# less than small products.
 SIZES, LEAST_SIZE = (16384, 8192, 4096, 2048, 1024, 512), 2048
 
 
@@ -97,7 +98,8 @@ def sizes_on_gpu(
 ) -> MeasuredMachine:
     """How steps are divided so that they fit into a GPU's memory by the formulas.
 
-    In the largest micro-batches that need no layers computed again, else as is fastest, with as many layers kept as fit.
+    In the largest micro-batches that need no layers computed again, else as is fastest, with as many layers kept as
+    fit.
 
     Args:
         work_at: what steps compute with micro-batches of so many tokens.
@@ -141,11 +143,9 @@ def sizes_on_gpu(
 def estimate(
     shape: ModelShape, work: RunWork, machine: MachineAtHand, *, bytes_a_weight: int = 2, **settings: Any
 ) -> dict[str, Any]:
-    """The plan of a run on this machine, as `plan.json` holds it.
-
-    Time is trained tokens over the measured speed of forward and backward passes, plus validation at
-    `VALIDATION_SPEED` times that speed. `bytes_a_weight`, `settings`: as of `loop_job`.
-    """
+    """The plan of a run on this machine, as `plan.json` holds it. Time is trained tokens over the measured speed of
+    forward and backward passes, plus validation at `VALIDATION_SPEED` times that speed. `bytes_a_weight`, `settings`:
+    as of `loop_job`."""
     if machine.gpus > 1:
         settings |= {"gpus": machine.gpus, "sharding": "fsdp"}
     job = loop_job(shape, work, bytes_a_weight=bytes_a_weight, gpu=device_of(machine), **settings)

@@ -104,9 +104,7 @@ def own_card(name: str | None, **numbers: float | None) -> Gpu:
     Args:
         numbers: `memory` (GiB), `tflops` (dense, 16-bit), `bandwidth` of its memory and `link` to a neighbour (GB/s);
             None: as the table has it.
-
-    Raises:
-        UserError: a number that can't be, or too few of them.
+    Raises UserError: a number that can't be, or too few of them.
     """
     specs = {key: float(value) for key, value in numbers.items() if value is not None}
     for key, value in specs.items():
@@ -158,13 +156,12 @@ def _as_measured(card: Gpu) -> Gpu:
 
 
 def find_gpu(name: str | Gpu, *, measured: bool = True) -> Gpu:
-    """A GPU by its key (`h100-sxm`) or what people call it (`RTX 4090`, `A100 80GB`); one that is found already is itself.
+    """A GPU by its key (`h100-sxm`) or what people call it (`RTX 4090`, `A100 80GB`); one that is found already is
+    itself.
 
     Args:
         measured: take the speeds that the self-test measured on such a card here, in place of the table's.
-
-    Raises:
-        UserError: no such GPU, with the nearest names.
+    Raises UserError: no such GPU, with the nearest names.
     """
     if isinstance(name, Gpu):
         return name
@@ -185,10 +182,8 @@ def find_gpu(name: str | Gpu, *, measured: bool = True) -> Gpu:
 
 
 def card_in_use(name: str, gib: float) -> Gpu:
-    """The card that a driver calls so, with the memory that it reports: a part of a card (MIG) has less.
-
-    One that the table does not know is planned as the listed one that is nearest in memory.
-    """
+    """The card that a driver calls so, with the memory that it reports: a part of a card (MIG) has less. One that the
+    table does not know is planned as the listed one that is nearest in memory."""
     try:
         card = find_gpu(name)
     except UserError:

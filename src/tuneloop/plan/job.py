@@ -36,9 +36,10 @@ class Kernels:
     own: bool = False  # tuneloop's loop: nothing is kept twice, logits exist for some supervised positions at a time
 
 
-# eager: Transformers' own loss; 7 copies before 4.45, which shifts a copy, 5 to 6 since: on the safe side. triton: cross-entropy kernels in
-# place after the logits' upcast, with fused norms. fused: projection and loss in one (Liger-Kernel, arXiv 2410.10989): no logits.
-# compiled, chunked: torch.compile as in torchtune; a chunk's logits are freed as its gradient is done.
+# eager: Transformers' own loss; 7 copies before 4.45, which shifts a copy, 5 to 6 since: on the safe side. triton:
+# cross-entropy kernels in place after the logits' upcast, with fused norms. fused: projection and loss in one
+# (Liger-Kernel, arXiv 2410.10989): no logits. compiled, chunked: torch.compile as in torchtune; a chunk's logits are
+# freed as its gradient is done.
 KERNELS: dict[LossKernel, Kernels] = {
     "eager": Kernels(6.5, True, True, True, True, 1, 1.28),
     "triton": Kernels(4.0, False, True, True, True, 1, 1.8),
@@ -68,8 +69,8 @@ class TrainingSetup:
     kept_layers: int = 0  # but for so many of the last ones (tuneloop's loop)
     attention: Attention = "sdpa"
     loss_kernel: LossKernel = "eager"
-    # Of weights and computation. mixed: fp32 weights, bf16 computation: cast as they are gathered where they are divided,
-    # else by torch.autocast (Trainer's `bf16=True`); autocast: by that in any case.
+    # Of weights and computation. mixed: fp32 weights, bf16 computation: cast as they are gathered where they are
+    # divided, else by torch.autocast (Trainer's `bf16=True`); autocast: by that in any case.
     dtype: Dtype = "bf16"
     optimizer: Optimizer = "adamw"  # with fp32 states (8 bytes a parameter), adamw-bf16 in bf16 (4), adamw-8bit 2
     optimizer_in_backward: bool = False  # each weight is updated, and its gradient freed, as soon as that is there
@@ -151,7 +152,8 @@ def make_job(**settings: object) -> TrainingSetup:
         settings: by the names of `TrainingSetup`; `method` may also be the Python file that describes one.
 
     Raises:
-        UserError: a word that is no choice (with the nearest), a number that can't be, or settings that exclude each other.
+        UserError: a word that is no choice (with the nearest), a number that can't be, or settings that exclude each
+        other.
     """
     for name, choices in _choices().items():
         value = settings.get(name)

@@ -1,8 +1,9 @@
 """What was predicted and what came: a line for each finished run, kept next to the model cache, and what it teaches.
 
-Machines differ in ways that no formula knows. The ratio of the actual to the predicted figure, in the middle of a machine's earlier runs with the same
-model and method, corrects the next prediction there: of time, and of what memory grows by beyond what is resident already. The ratio of
-the reached speed to the formulas' corrects the planner's table where it is asked about the same machine.
+Machines differ in ways that no formula knows. The ratio of the actual to the predicted figure, in the middle of a
+machine's earlier runs with the same model and method, corrects the next prediction there: of time, and of what memory
+grows by beyond what is resident already. The ratio of the reached speed to the formulas' corrects the planner's table
+where it is asked about the same machine.
 """
 
 from __future__ import annotations
@@ -35,10 +36,8 @@ RESIDENT = "weights and program (resident)"  # the term that is measured, not pr
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished run: numbers as the formulas gave them, before any correction, and as they came.
-
-    `minutes` is None where the run ended early, so that its time says nothing.
-    """
+    """A finished run: numbers as the formulas gave them, before any correction, and as they came. `minutes` is None
+    where the run ended early, so that its time says nothing."""
 
     date: str
     machine: str
@@ -106,10 +105,8 @@ def record_run(
 
 
 def corrected(plan: dict[str, Any], ledger: Sequence[Entry]) -> dict[str, Any]:
-    """The plan with what earlier runs of this model and method on this machine teach; unchanged while there are too few.
-
-    `corrected_by` holds the factors, and the peak and hours as the formulas gave them.
-    """
+    """The plan with what earlier runs of this model and method on this machine teach; unchanged while there are too
+    few. `corrected_by` holds the factors, and the peak and hours as the formulas gave them."""
     kind = (plan["gpu"], plan["model"], plan["method"], FORMULAS)
     mine = [e for e in ledger if (e.machine, e.model, e.method, e.formulas) == kind][-LAST:]
     memory = _factor([(e.predicted_gib - e.resident_gib, e.actual_gib - e.resident_gib) for e in mine])
@@ -136,7 +133,8 @@ def corrected(plan: dict[str, Any], ledger: Sequence[Entry]) -> dict[str, Any]:
 
 
 def usual_speed(plan: Mapping[str, Any], ledger: Sequence[Entry]) -> float | None:
-    """Tokens a second that earlier runs of this model and method on this machine had on jobs like this one; None where there are none."""
+    """Tokens a second that earlier runs of this model and method on this machine had on jobs like this one; None where
+    there are none."""
     kind = (plan["gpu"], plan["model"], plan["method"], FORMULAS)
     mine = [e.speed_ratio for e in ledger if (e.machine, e.model, e.method, e.formulas) == kind and e.speed_ratio]
     formulas = plan.get("by_formula", {}).get("tokens_per_second")
@@ -151,8 +149,8 @@ def _factor(pairs: Sequence[tuple[float, float]]) -> float:
 
 
 def learned_speed(job: TrainingSetup, ledger: Sequence[Entry]) -> tuple[Speed, str]:
-    """The job's speed, corrected by runs on the same machine: of its model and method, else of its method, else of any; and
-    in words which runs these are, or nothing."""
+    """The job's speed, corrected by runs on the same machine: of its model and method, else of its method, else of any;
+    and in words which runs these are, or nothing."""
 
     def is_here(machine: str) -> bool:
         if job.gpu.is_cpu or machine.startswith(CPU):

@@ -1,9 +1,9 @@
 """Peak memory of a training step, term by term.
 
-A step passes through phases, and what is alive in one is gone in the next: the peak is the largest phase, not the sum of all
-terms. Formulas count what autograd keeps (Korthikanti et al. 2022, arXiv 2205.05198, sec. 4, for Llama's layer), what sharding
-leaves on a GPU (Rajbhandari et al. 2020, arXiv 1910.02054) and what NF4 takes (Dettmers et al. 2023, arXiv 2305.14314). Where
-a count depends on the software, `job.KERNELS` says what was measured.
+A step passes through phases, and what is alive in one is gone in the next: the peak is the largest phase, not the sum
+of all terms. Formulas count what autograd keeps (Korthikanti et al. 2022, arXiv 2205.05198, sec. 4, for Llama's layer),
+what sharding leaves on a GPU (Rajbhandari et al. 2020, arXiv 1910.02054) and what NF4 takes (Dettmers et al. 2023,
+arXiv 2305.14314). Where a count depends on the software, `job.KERNELS` says what was measured.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from tuneloop.core.machine import GIB
 from tuneloop.plan.job import TrainingSetup
 
-# Bytes a quantised weight takes. NF4: 4 bits and an fp32 scale for each 64; with double quantisation the scales take 8 bits and an
-# fp32 scale for each 256 of them (arXiv 2305.14314, sec. 3). int8: an fp32 scale a row, which is next to nothing.
+# Bytes a quantised weight takes. NF4: 4 bits and an fp32 scale for each 64; with double quantisation the scales take 8
+# bits and an fp32 scale for each 256 of them (arXiv 2305.14314, sec. 3). int8: an fp32 scale a row, which is next to
+# nothing.
 QUANT_BYTES = {"nf4": 0.5 + 4 / 64, "nf4-dq": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
 # Bytes of AdamW's two moments for a parameter. Paged states live in memory that the driver can move to the host.
 STATE_BYTES = {"adamw": 8.0, "adamw-bf16": 4.0, "adamw-8bit": 2.0, "paged-adamw-8bit": 2.0, "sgd": 0.0}
@@ -23,28 +24,33 @@ OWN_SCALES = 2 * 4 / 64  # tuneloop's 8-bit moments: an fp32 scale for each 64
 CONTEXT_GIB = 0.6
 CPU_GIB = 0.1  # what libraries take on a processor once they compute (12 runs of benchmarks/plan.py)
 FP32_LOGITS = 3.75  # fp32 logits, their log-softmax, gradient and a part of a copy, on the same runs
-# tuneloop's loop keeps freed blocks of the heap. What passes through a layer without being kept leaves holes: bytes a token and layer, in twice the
-# layer's width and feed-forward (11 runs of a 135M model, in bf16 as in fp32); unpacking 4-bit matrices leaves twice as many. What oneDNN keeps for shapes is bounded.
+# tuneloop's loop keeps freed blocks of the heap. What passes through a layer without being kept leaves holes: bytes a
+# token and layer, in twice the layer's width and feed-forward (11 runs of a 135M model, in bf16 as in fp32); unpacking
+# 4-bit matrices leaves twice as many. What oneDNN keeps for shapes is bounded.
 HOLE_BYTES = 2
 SHAPES_GIB = 0.04
 OWN_QUERY_BLOCK = 96  # `QUERY_BLOCK` of models/llama.py, which imports torch
 NCCL_GIB = 0.6  # buffers of the collectives, once there are several GPUs
-# What a run must have beyond its peak: holes between blocks of ever new sizes, as a share of the activations (more where gathered weights come and go between
-# them: 70B on two A100 ran in one release and ran out of memory in another at a peak of 67 GiB) and of unfused logits.
+# What a run must have beyond its peak: holes between blocks of ever new sizes, as a share of the activations (more
+# where gathered weights come and go between them: 70B on two A100 ran in one release and ran out of memory in another
+# at a peak of 67 GiB) and of unfused logits.
 FRAGMENTED, FRAGMENTED_SHARDED, FRAGMENTED_LOGITS = 0.115, 0.21, 0.1
-# What the allocator keeps where memory is plenty (fitted to the fitting half of the runs with numbers of nvidia-smi, see `_reserved_blocks`): holes as a share of the
-# activations, how much of the backward pass's blocks is not found in those of the logits, and from which size on (as a share of what the optimizer step
-# needs) gradients and temporaries find room there.
+# What the allocator keeps where memory is plenty (fitted to the fitting half of the runs with numbers of nvidia-smi,
+# see `_reserved_blocks`): holes as a share of the activations, how much of the backward pass's blocks is not found in
+# those of the logits, and from which size on (as a share of what the optimizer step needs) gradients and temporaries
+# find room there.
 HOLES, UNSHARED, ROOM_FROM = 0.2, 0.15, 0.75
-# Blocks for the tensors of a step where each has another length, over those where all have the longest: each new longest row needs new blocks, and the old ones stay
-# (ms-swift's benchmark: 2.4 in the middle at up to 2,048 tokens, 1.5 where the longest rows are rare).
+# Blocks for the tensors of a step where each has another length, over those where all have the longest: each new
+# longest row needs new blocks, and the old ones stay (ms-swift's benchmark: 2.4 in the middle at up to 2,048 tokens,
+# 1.5 where the longest rows are rare).
 VARIED = 2.2
 GATHERS = 2  # units of FSDP whose weights are gathered at a time: the next one's come while one computes (its `limit_all_gathers`)
 ACTIVATIONS = (
     "layer inputs", "second copies of layer inputs", "activations", "recomputed layer", "gradients of activations",
 )  # fmt: skip
-# bitsandbytes before 0.43 hangs each matrix's own copy of its input on the graph, which lives until the next micro-batch's loss is there: the inputs
-# of this micro-batch and of a typical one before it (LitGPT's tables of 2023 and 2024 need 1.0 and 1.3 to 1.8 times the first alone).
+# bitsandbytes before 0.43 hangs each matrix's own copy of its input on the graph, which lives until the next
+# micro-batch's loss is there: the inputs of this micro-batch and of a typical one before it (LitGPT's tables of 2023
+# and 2024 need 1.0 and 1.3 to 1.8 times the first alone).
 KEPT_INPUTS = 1.4
 ZERO_LIVE = 1_000_000_000  # stage3_max_live_parameters, its default
 
@@ -97,8 +103,8 @@ def memory_of(job: TrainingSetup) -> Memory:
         chunks = 2 if job.loss_kernel == "chunked" and "fsdp" not in job.sharding else 1
         head_gradient = {"head's gradient": float(size * chunks)}
     gathered = _gathered(job)
-    # The deepest layer is recomputed and differentiated while the inputs of all others wait. Where some of the last layers are kept, that is
-    # less than what these have held before.
+    # The deepest layer is recomputed and differentiated while the inputs of all others wait. Where some of the last
+    # layers are kept, that is less than what these have held before.
     recomputed = {"recomputed layer": layer} if job.grad_ckpt and not job.kept_layers else {}
     passing = {} if job.grad_accum > 1 else _passing_gradients(job)
     casts = _casts(job)
@@ -145,8 +151,8 @@ def _reserved_blocks(job: TrainingSetup, phases: dict[str, dict[str, float]]) ->
     """GiB of blocks that torch's caching allocator keeps where memory is plenty.
 
     It never gives a block back on its own, and divides a large one for small tensors but does not join small ones. So
-    the blocks of the logits in all their sizes serve the backward pass, and the optimizer step where they are large enough;
-    activations and the optimizer's tensors each have their own.
+    the blocks of the logits in all their sizes serve the backward pass, and the optimizer step where they are large
+    enough; activations and the optimizer's tensors each have their own.
     """
     loss, backward, step = (phases[name] for name in ("loss", "layer backward", "optimizer step"))
     static = sum(min(gib, step[name]) for name, gib in loss.items() if name in step)
@@ -210,10 +216,8 @@ def _weights(job: TrainingSetup) -> dict[str, float]:
 
 def _casts(job: TrainingSetup) -> dict[str, float]:
     """What torch.autocast made of the weights: kept for the backward pass, with checkpointing until the loss is there.
-
     Its cache takes leaves that need a gradient (ATen's `autocast_mode.cpp`): of frozen ones checkpointing leaves those
-    of a layer. Views into FSDP's flat weights are all kept (ATorch's table: 12.5 GiB for 7B, adapters or not).
-    """
+    of a layer. Views into FSDP's flat weights are all kept (ATorch's table: 12.5 GiB for 7B, adapters or not)."""
     if not job.autocast:
         return {}
     if job.grad_ckpt and not job.full and job.sharding != "fsdp":
@@ -260,7 +264,8 @@ def _passing_gradients(job: TrainingSetup) -> dict[str, float]:
 
 def _temporaries(job: TrainingSetup) -> dict[str, float]:
     if job.kernels.own:
-        # AdamW goes through weights in stretches; the paged one of bitsandbytes sees a whole one, and its gradient, in fp32.
+        # AdamW goes through weights in stretches; the paged one of bitsandbytes sees a whole one, and its gradient, in
+        # fp32.
         whole = 8.0 if _keeps_rests(job) and job.optimizer.startswith("paged") else 0.0
         return {"optimizer's temporaries": job.shape.embedding * whole / _shards(job, "states")}
     fused = job.sharding.startswith("zero")  # Adam over flat parts
@@ -290,10 +295,10 @@ def _gathered(job: TrainingSetup) -> dict[str, float]:
 def layer_activations(job: TrainingSetup) -> tuple[float, float]:
     """Bytes that a layer keeps for its gradient apart from its input, and bytes of gradients alive at once within it.
 
-    Counted in elements a token, for a layer of width C, queries Q, keys K, feed-forward F. A frozen matrix without an adapter
-    does not need its input. Norms keep an fp32 copy (2 C in bf16) unless they are fused; attention keeps queries, keys, values
-    and its result, with the keys repeated for each query unless the kernel groups them; the feed-forward keeps gate and up,
-    and the activation and the product where needed.
+    Counted in elements a token, for a layer of width C, queries Q, keys K, feed-forward F. A frozen matrix without an
+    adapter does not need its input. Norms keep an fp32 copy (2 C in bf16) unless they are fused; attention keeps
+    queries, keys, values and its result, with the keys repeated for each query unless the kernel groups them; the
+    feed-forward keeps gate and up, and the activation and the product where needed.
     """
     shape, kernels, wide = job.shape, job.kernels, job.activation_bytes == 2
     hidden, forward = shape.hidden, shape.feed_forward
@@ -328,10 +333,9 @@ def layer_activations(job: TrainingSetup) -> tuple[float, float]:
 
 
 def _loop_layer(job: TrainingSetup) -> tuple[float, float]:
-    """The same for tuneloop's own loop (models/llama.py): norms and the activation keep only their inputs, adapters none of their own.
-
-    Attention keeps rotated queries, each row's keys and values behind what all rows share, and where it takes plain products its weights.
-    """
+    """The same for tuneloop's own loop (models/llama.py): norms and the activation keep only their inputs, adapters
+    none of their own. Attention keeps rotated queries, each row's keys and values behind what all rows share, and where
+    it takes plain products its weights."""
     shape = job.shape
     hidden, forward, rows, shared = shape.hidden, shape.feed_forward, job.micro_batch, job.shared
     virtual = job.virtual_tokens
@@ -364,11 +368,9 @@ def _causal(length: int) -> float:
 
 
 def _held_layers(job: TrainingSetup, layer: float) -> tuple[dict[str, float], dict[str, float]]:
-    """What waits for the backward pass: each layer's input, and without checkpointing all that it keeps.
-
-    The second part grows during that pass: FSDP 1 with frozen weights keeps one more tensor of that size a layer (a measured
-    fact: 3.75 GiB on 32 layers, 9.7 GiB on 80, both within 1 % of it).
-    """
+    """What waits for the backward pass: each layer's input, and without checkpointing all that it keeps. The second
+    part grows during that pass: FSDP 1 with frozen weights keeps one more tensor of that size a layer (a measured fact:
+    3.75 GiB on 32 layers, 9.7 GiB on 80, both within 1 % of it)."""
     shape = job.shape
     stream = 4 if job.head_fp32 or job.autocast else job.activation_bytes  # the residual stream's width
     one = job.tokens * shape.hidden * stream

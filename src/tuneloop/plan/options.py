@@ -1,4 +1,5 @@
-"""All machines for a job: what fits, how fast, for how much, with the usual settings of `plan` and `advise`. Needs no torch."""
+"""All machines for a job: what fits, how fast, for how much, with the usual settings of `plan` and `advise`. Needs no
+torch."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ from tuneloop.plan.shape import find_model
 from tuneloop.plan.speed import SPREAD, Speed, overhead_hours
 from tuneloop.records.dataset import DatasetManifest, read_manifest
 
-# `tokens_at_once` and `rows_per_step` of the loop (training/batches.py, training/config.py, which import torch): a micro-batch has no more tokens than these, and no
-# more rows than a step.
+# `tokens_at_once` and `rows_per_step` of the loop (training/batches.py, training/config.py, which import torch): a
+# micro-batch has no more tokens than these, and no more rows than a step.
 LOOP_TOKENS, LOOP_TOKENS_FULL_CPU, LOOP_ROWS = 2048, 1024, 8
 NO_LENGTH = 1024  # tokens of a row where the data set's are not known
 
@@ -87,7 +88,8 @@ class Lengths:
         return min(self.mean / self.expected_longest(rows), 1.0)
 
     def expected_longest(self, rows: int) -> float:
-        """Mean length of the longest of `rows` rows drawn at random, from a quantile function straight between its marks."""
+        """Mean length of the longest of `rows` rows drawn at random, from a quantile function straight between its
+        marks."""
         marks = ((0.0, 0.0), (0.5, float(self.p50)), (0.9, float(self.p90)), (1.0, float(self.longest)))
         total = 0.0
         for (a, low), (b, high) in itertools.pairwise(marks):
@@ -134,7 +136,8 @@ class PlanRequest:
 
     model: str
     shape: ModelShape
-    # by the names of `TrainingSetup`, `gpu`, `gpus`, `sharding` where given; of several `micro_batch` the first that fits
+    # by the names of `TrainingSetup`, `gpu`, `gpus`, `sharding` where given; of several `micro_batch` the first that
+    # fits
     settings: Mapping[str, Any]
     lengths: Lengths
     epochs: float
@@ -147,13 +150,9 @@ class PlanRequest:
 
 
 def machines(ask: PlanRequest) -> tuple[list[MachineOption], list[str]]:
-    """Every machine in question with the simplest way to share the work that fits, and what was left out.
-
-    What fits comes first, then what ends within a week, then the cheapest; what does not fit by how little it lacks.
-
-    Raises:
-        UserError: unknown names, numbers that can't be, or settings that exclude each other.
-    """
+    """Every machine in question with the simplest way to share the work that fits, and what was left out. What fits
+    comes first, then what ends within a week, then the cheapest; what does not fit by how little it lacks. Raises
+    UserError: unknown names, numbers that can't be, or settings that exclude each other."""
     left_out: list[str] = []
     simplest = [next((job for job in jobs if memory_of(job).fits), jobs[-1]) for jobs in _jobs(ask, left_out)]
 
@@ -177,9 +176,7 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
             `checkpoint_minutes`, those of `Efforts`, `providers` whose bundled prices count (default: all), and
             `gpu_memory`, `gpu_tflops`, `gpu_bandwidth`, `gpu_link`, `gpu_price` of a card of one's own; None means not
             given.
-
-    Raises:
-        UserError: unknown names, numbers that can't be, or settings that exclude each other.
+    Raises UserError: unknown names, numbers that can't be, or settings that exclude each other.
     """
     given = {name: value for name, value in settings.items() if value is not None}
     name, shape, assumed = find_model(given.pop("model"))
@@ -228,7 +225,8 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _own_card(given: dict[str, Any], assumed: list[str]) -> Any:
-    """Put a card of the user's own in the place of the GPU's name; what an hour of the GPU costs, where that is said."""
+    """Put a card of the user's own in the place of the GPU's name; what an hour of the GPU costs, where that is
+    said."""
     numbers = {name: given.pop(f"gpu_{name}", None) for name in ("memory", "tflops", "bandwidth", "link")}
     usd, price = given.pop("usd_per_gpu_hour", None), given.pop("gpu_price", None)
     if usd is not None and price is not None:
@@ -242,11 +240,8 @@ def _own_card(given: dict[str, Any], assumed: list[str]) -> Any:
 
 
 def priced(prices: PriceTable, gpu: str | Gpu | None, usd_per_gpu_hour: float | None, tier: Tier) -> PriceTable:
-    """The prices with the one given for a GPU on top; this machine's processor has one in any case.
-
-    Raises:
-        UserError: a price that can't be, or of no GPU.
-    """
+    """The prices with the one given for a GPU on top; this machine's processor has one in any case. Raises UserError: a
+    price that can't be, or of no GPU."""
     here = prices.with_price("this machine, assumed", CPU, CPU_USD_PER_HOUR, tier)
     if usd_per_gpu_hour is None:
         return here
@@ -286,11 +281,8 @@ def _lengths(given: dict[str, Any]) -> tuple[Lengths, float, list[str]]:
 
 
 def lengths_of(manifest: DatasetManifest, where: str) -> Lengths:
-    """What a data set's manifest says about the tokens of its training rows, general rows mixed in included.
-
-    Raises:
-        UserError: it says nothing about them.
-    """
+    """What a data set's manifest says about the tokens of its training rows, general rows mixed in included. Raises
+    UserError: it says nothing about them."""
     tokens, val = manifest.splits.train.tokens, manifest.splits.val.tokens
     if tokens is None:
         what = "The data set's manifest has no token statistics"

@@ -25,7 +25,8 @@ from tuneloop.plan.gpus import CPU, all_gpus, packaged_yaml
 
 Tier = Literal["on-demand", "spot", "community", "reserved"]
 TIERS: tuple[Tier, ...] = ("on-demand", "spot", "community", "reserved")
-# What is taken in place of a tier, or compared with it: on demand where spot has no cheaper offer, a private host's machine where no data centre rents the card out on demand.
+# What is taken in place of a tier, or compared with it: on demand where spot has no cheaper offer, a private host's
+# machine where no data centre rents the card out on demand.
 INSTEAD: dict[str, Tier] = {"spot": "on-demand", "on-demand": "community"}
 BUNDLED = Path(__file__).with_name("prices.yaml")
 OLD_AFTER_DAYS = 180
@@ -54,10 +55,8 @@ class Price:
         return ((today or Day.today()) - Day.fromisoformat(self.date)).days
 
     def words(self, today: Day | None = None) -> str:
-        """The price as an assumption: `$1.19 an hour and GPU, on-demand (RunPod Community, 2026-11-09)`.
-
-        This machine's processor is not rented by the GPU: `$0.05 an hour (this machine, assumed)`.
-        """
+        """The price as an assumption: `$1.19 an hour and GPU, on-demand (RunPod Community, 2026-11-09)`. This machine's
+        processor is not rented by the GPU: `$0.05 an hour (this machine, assumed)`."""
         if self.gpu == CPU:
             return f"${self.usd_per_hour:g} an hour ({self.provider})"
         old = "; old: `tuneloop plan prices update`" if self.age_days(today) > OLD_AFTER_DAYS else ""
@@ -118,9 +117,7 @@ class PriceTable:
         A spot machine that costs more than one on demand is not taken (its fewest GPUs may be more than are needed):
         then the price on demand is given, and says so. Where a card is not rented out on demand, a private host's price
         stands for it.
-
-        Raises:
-            UserError: an unknown tier.
+        Raises UserError: an unknown tier.
         """
         if tier not in TIERS:
             raise UserError(f"No price tier {tier!r}", where="tier", next_step=f"choose one of {', '.join(TIERS)}")
@@ -141,9 +138,7 @@ def load_prices(own: Path | str | None = None) -> PriceTable:
 
     Args:
         own: the user's price file; default: `~/.config/tuneloop/prices.yaml`, where there is one.
-
-    Raises:
-        UserError: a price file is missing, damaged or has gaps.
+    Raises UserError: a price file is missing, damaged or has gaps.
     """
     mine = Path(own) if own else own_file()
     if own and not mine.is_file():
@@ -258,7 +253,8 @@ def _nearest(name: str, names: set[str]) -> str:
     return did_you_mean(name, sorted(names), f"choose one of {', '.join(sorted(names))}", most=3)
 
 
-# Our keys by the catalogue's names and GB of memory; a name that stands for two cards takes the memory to tell them apart.
+# Our keys by the catalogue's names and GB of memory; a name that stands for two cards takes the memory to tell them
+# apart.
 CATALOGUE_NAMES: dict[tuple[str, int], str] = {
     ("T4", 16): "t4", ("L4", 24): "l4", ("A10G", 24): "a10g", ("A10", 24): "a10", ("A5000", 24): "a5000",
     ("RTXA5000", 24): "a5000", ("RTX6000Ada", 48): "rtx6000-ada", ("RTX3060", 12): "rtx3060",
@@ -283,9 +279,7 @@ def update_prices(today: Day | None = None) -> dict[str, Any]:
 
     Returns:
         `path`, `offers` (how many), `gpus`, `providers`.
-
-    Raises:
-        UserError: gpuhunt is not installed, or its catalogue can't be reached.
+    Raises UserError: gpuhunt is not installed, or its catalogue can't be reached.
     """
     logging.getLogger("gpuhunt").setLevel(logging.CRITICAL + 1)  # else a traceback for each provider without a network
     try:

@@ -1,4 +1,5 @@
-"""A plan's last word: which machine to take, for how long, for how much; or what to change when the job does not fit: settings, more GPUs, another machine or model."""
+"""A plan's last word: which machine to take, for how long, for how much; or what to change when the job does not fit:
+settings, more GPUs, another machine or model."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def would_fit(job: TrainingSetup) -> str:
 
 
 def changes(job: TrainingSetup) -> list[dict[str, Any]]:
-    """Changes that make the job fit: for each method the fewest settings, then more GPUs, else another machine or model."""
+    """Changes that make the job fit: for each method the fewest settings, then more GPUs, else another machine or
+    model."""
     ways = [change for way in _ways() if (change := _fewest(job, *way))]
     counts = [] if job.gpu.is_cpu else [count for count in COUNTS if count > job.gpus]
     if more := _change_of_machine(job, job.gpu, counts, "", "weights and states are divided among the GPUs"):
@@ -70,7 +72,8 @@ def changes(job: TrainingSetup) -> list[dict[str, Any]]:
 def _fewest(
     job: TrainingSetup, words: str = "", why: str = "", way: Mapping[str, Any] | None = None
 ) -> dict[str, Any] | None:
-    """The fewest remedies, the least harmful ones, that make the job fit by one method; None where they don't suffice."""
+    """The fewest remedies, the least harmful ones, that make the job fit by one method; None where they don't
+    suffice."""
     start = _with(job, **way) if way else job
     if start is None:
         return None

@@ -1,9 +1,10 @@
 """Memory and speed of serving a model: each format of an artifact on each GPU, or on this machine.
 
-Memory is the weights, the keys and values of all requests at once, the logits and activations of a part of a prompt, and
-the driver's context. Speed is the roofline (Williams et al. 2009, doi 10.1145/1498765.1498785; of decoders: Pope et al. 2022,
-arXiv 2211.05102, and Yuan et al. 2024, arXiv 2402.16363): a step reads all weights and the keys and values of each request,
-or computes 2 operations a weight and request, whichever takes longer. A prompt is bound by its operations.
+Memory is the weights, the keys and values of all requests at once, the logits and activations of a part of a prompt,
+and the driver's context. Speed is the roofline (Williams et al. 2009, doi 10.1145/1498765.1498785; of decoders: Pope et
+al. 2022, arXiv 2211.05102, and Yuan et al. 2024, arXiv 2402.16363): a step reads all weights and the keys and values of
+each request, or computes 2 operations a weight and request, whichever takes longer. A prompt is bound by its
+operations.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ KV_BYTES = 2  # of a key or value: llama.cpp and vLLM keep them in 16 bits
 PART = 512  # tokens of a prompt that are computed at once (llama.cpp's n_ubatch); vLLM takes 2,048 or more
 # A step's host time for a layer, and the latency of its two all-reduces where a layer's matrices are divided over GPUs.
 LAYER_SECONDS, REDUCE_SECONDS = 1e-5, 2e-5
-# llama.cpp on a processor, by `benchmarks/release.py speeds` with 0.13 and 1 billion weights: a step's time for a layer apart from
-# its matrices; what it reaches of the cores' rate when it reads a prompt; and, where blocks must be unpacked first, when it
-# writes: then that bounds one row and not the memory.
+# llama.cpp on a processor, by `benchmarks/release.py speeds` with 0.13 and 1 billion weights: a step's time for a layer
+# apart from its matrices; what it reaches of the cores' rate when it reads a prompt; and, where blocks must be unpacked
+# first, when it writes: then that bounds one row and not the memory.
 CPU_LAYER_SECONDS, CPU_READS, CPU_UNPACKS = 1.5e-4, {"q8_0": 0.75}, 0.14
 CPU_READS_FLOAT, CPU_READS_BLOCKS = 0.85, 0.5
 COUNTS = (1, 2, 4, 8)
@@ -70,9 +71,7 @@ def plan_serving(
     Args:
         context: tokens of a prompt with its answer.
         concurrency: requests that are answered at a time, each with so many tokens.
-
-    Raises:
-        UserError: numbers that can't be, or a context that the model does not have.
+    Raises UserError: numbers that can't be, or a context that the model does not have.
     """
     for name, value in (("context", context), ("concurrency", concurrency)):
         if not 1 <= value <= MOST:
@@ -114,7 +113,8 @@ def _served(shape: ModelShape, kind: ServedFormat, gpu: Gpu, context: int, concu
 
 @dataclass(frozen=True)
 class _Step:
-    """What a forward pass takes. llama.cpp gives each GPU some of the layers, so one works at a time; vLLM divides each matrix."""
+    """What a forward pass takes. llama.cpp gives each GPU some of the layers, so one works at a time; vLLM divides each
+    matrix."""
 
     shape: ModelShape
     kind: ServedFormat
@@ -163,12 +163,9 @@ def cache_bytes(shape: ModelShape, tokens: int) -> float:
 
 
 def weight_bytes(shape: ModelShape, kind: ServedFormat) -> float:
-    """Bytes of a model's weights in a format.
-
-    The mixtures are llama.cpp's (`llama_tensor_get_type` in its src/llama-quant.cpp): the head in q6_k or more; of
-    q4_k_m and q5_k_m the values and the feed-forward's second matrix in more bits in the first and last eighth of the
-    layers and in each third one between.
-    """
+    """Bytes of a model's weights in a format. The mixtures are llama.cpp's (`llama_tensor_get_type` in its
+    src/llama-quant.cpp): the head in q6_k or more; of q4_k_m and q5_k_m the values and the feed-forward's second matrix
+    in more bits in the first and last eighth of the layers and in each third one between."""
     norms = 4.0 * (shape.layers * shape.norms * shape.hidden + shape.hidden)
     if not kind.main:
         ends = shape.embedding * (1 if shape.tied else 2)

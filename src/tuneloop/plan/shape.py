@@ -34,9 +34,7 @@ def find_model(name: str) -> tuple[str, ModelShape, list[str]]:
 
     Returns:
         The name to show, the sizes, and what had to be assumed.
-
-    Raises:
-        UserError: nothing of that name, or a configuration that can't be read.
+    Raises UserError: nothing of that name, or a configuration that can't be read.
     """
     path = Path(name).expanduser()
     if path.is_dir() or path.suffix == ".json":

@@ -1,7 +1,7 @@
 """Metrics: each file computes one family and declares it; here is the list of all.
 
-Every metric is a function of sums over rows. A family returns the numbers of each row, `Statistics`, and the functions of
-their sums: a bootstrap resample is one matrix product, and each metric gets an interval and a paired test.
+Every metric is a function of sums over rows. A family returns the numbers of each row, `Statistics`, and the functions
+of their sums: a bootstrap resample is one matrix product, and each metric gets an interval and a paired test.
 """
 
 from __future__ import annotations
@@ -45,9 +45,8 @@ def headline_of(kind: Headline) -> list[str]:
 
 def likely_to_decide(names: Sequence[str]) -> str | None:
     """The metric to go by where nothing says which one decides: the first headline metric of which more is better.
-
-    `FIELD.METRIC` is as its metric. Where no headline metric is among the names, the first that systems are compared by.
-    """
+    `FIELD.METRIC` is as its metric. Where no headline metric is among the names, the first that systems are compared
+    by."""
     order = [m.name for m in METRICS.values() if m.headline and not m.lower_is_better]
     candidates = [name for metric in order for name in names if name.rpartition(".")[2] == metric]
     declared = [name for name in names if name.rpartition(".")[2] in METRICS or name in _OWN]

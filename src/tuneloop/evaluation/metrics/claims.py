@@ -28,20 +28,17 @@ def _negated(pair: Comparison) -> Comparison:
 
 
 def claim_of(pair: Comparison) -> Claim:
-    """What a comparison shows of its b, as `seen_from` gives it: every sentence, table and page says it by this.
-
-    It quotes the interval and the p-value that the verdict is by: those corrected for what is read together, where there are any.
-    """
+    """What a comparison shows of its b, as `seen_from` gives it: every sentence, table and page says it by this. It
+    quotes the interval and the p-value that the verdict is by: those corrected for what is read together, where there
+    are any."""
     low, high = pair.bounds
     p = pair.p if math.isnan(pair.p_holm) else pair.p_holm
     return Claim(pair.metric, verdict(low, high, p), pair.delta, low, high, p, pair.tests)
 
 
 def claim_between(evaluation: EvaluationManifest, name: str, against: str, metric: str) -> tuple[Claim | None, str]:
-    """What an `eval.json` shows of one system against another by a metric, and its verdict in words.
-
-    By the metric that decides it is the verdict of the headline, which rests on the other headline metrics too.
-    """
+    """What an `eval.json` shows of one system against another by a metric, and its verdict in words. By the metric that
+    decides it is the verdict of the headline, which rests on the other headline metrics too."""
     of_both = (pair for pair in evaluation.comparisons if pair.metric == metric and {pair.a, pair.b} == {name, against})
     claim = next((claim_of(seen_from(name, pair)) for pair in of_both), None)
     part = evaluation.verdict

@@ -43,11 +43,9 @@ class Problem:
 
 
 def problem_of(row: Row) -> Problem | None:
-    """The unit tests that a row brings in its `meta`, or None.
-
-    Read are the columns of HumanEval (`test`, which defines `check(candidate)`, and `entry_point`) and of MBPP
-    (`test_list` of assertions, with `test_setup_code`). The code to continue is `meta["prompt"]` or the last user turn.
-    """
+    """The unit tests that a row brings in its `meta`, or None. Read are the columns of HumanEval (`test`, which defines
+    `check(candidate)`, and `entry_point`) and of MBPP (`test_list` of assertions, with `test_setup_code`). The code to
+    continue is `meta["prompt"]` or the last user turn."""
     meta = row.meta
     test, entry_point, listed = meta.get("test"), meta.get("entry_point"), meta.get("test_list")
     prompt = meta.get("prompt") if isinstance(meta.get("prompt"), str) else last_user_turn(row)
@@ -61,11 +59,9 @@ def problem_of(row: Row) -> Problem | None:
 
 
 def programs(problem: Problem, answer: str) -> list[str]:
-    """The programs that an answer may mean, the likeliest first; the first that compiles is run.
-
-    An answer is a whole function or the continuation of the prompt, bare or in a Markdown fence; a continuation whose
-    first line lost its indentation, or that runs on after the function, is read too.
-    """
+    """The programs that an answer may mean, the likeliest first; the first that compiles is run. An answer is a whole
+    function or the continuation of the prompt, bare or in a Markdown fence; a continuation whose first line lost its
+    indentation, or that runs on after the function, is read too."""
     answer = answer[:LONGEST_PROGRAM]
     fenced, name, prompt = [match[1] for match in _FENCE.finditer(answer)], problem.entry_point, problem.prompt
     defines = re.compile(rf"^(?:async\s+def|def|class)\s+{name}\b|^{name}\s*=", re.MULTILINE)
@@ -87,7 +83,8 @@ def programs(problem: Problem, answer: str) -> list[str]:
 def run_tests(
     rows: Sequence[Row], answers: Sequence[Sequence[str]], *, limits: SandboxLimits | None = None
 ) -> list[list[Outcome | None]]:
-    """Run each answer's program with its row's unit tests, as many at once as there are cores; rows without tests give None."""
+    """Run each answer's program with its row's unit tests, as many at once as there are cores; rows without tests give
+    None."""
     jobs = [
         (i, j, p, text) for i, row in enumerate(rows) if (p := problem_of(row)) for j, text in enumerate(answers[i])
     ]
@@ -101,12 +98,8 @@ def run_tests(
 
 
 def pass_at_k(n: int, right: int, k: int) -> float:
-    """Chance that at least one of `k` answers drawn from `n`, of which `right` pass, is right.
-
-    Unbiased: 1 - C(n - right, k) / C(n, k). Source: Chen et al. 2021, arXiv 2107.03374, eq. 1.
-
-    Raises ValueError: k above n.
-    """
+    """Chance that at least one of `k` answers drawn from `n`, of which `right` pass, is right. Unbiased: 1 - C(n -
+    right, k) / C(n, k). Source: Chen et al. 2021, arXiv 2107.03374, eq. 1. Raises ValueError: k above n."""
     if not 0 < k <= n:
         raise ValueError(f"pass@{k} needs at least {k} answers, there are {n}")
     return 1.0 - math.comb(n - right, k) / math.comb(n, k)

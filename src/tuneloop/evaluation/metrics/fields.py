@@ -16,10 +16,8 @@ METRICS = (
 
 
 def compile_fields(fields: Mapping[str, str]) -> dict[str, Pattern]:
-    """Check and compile field patterns; `^` and `$` mean the ends of a line.
-
-    Raises UserError: a pattern is no regular expression, or hasn't exactly one group.
-    """
+    """Check and compile field patterns; `^` and `$` mean the ends of a line. Raises UserError: a pattern is no regular
+    expression, or hasn't exactly one group."""
     compiled = {}
     for name, pattern in fields.items():
         where = f"evaluate.fields.{name}"

@@ -183,7 +183,8 @@ def _label_values(k: int) -> dict[str, Callable[[Array], Array]]:
 
 
 def are_labels(references: Sequence[Sequence[str]]) -> bool:
-    """Whether reference answers are labels in all but name: one each, short, on a line, and each met twice on average."""
+    """Whether reference answers are labels in all but name: one each, short, on a line, and each met twice on
+    average."""
     texts = [row[0].strip() for row in references]
     short = all(0 < len(text) <= LONGEST_LABEL and "\n" not in text and text[0] not in "{[" for text in texts)
     return short and all(len(row) == 1 for row in references) and 2 * len(set(texts)) <= len(texts)

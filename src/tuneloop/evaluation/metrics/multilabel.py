@@ -34,10 +34,8 @@ class LabelSet:
 
 
 def label_lists(rows: Sequence[Row]) -> list[frozenset[str]] | None:
-    """The label sets of rows that have several labels each (`meta["labels"]`), None where rows have one.
-
-    "none" is no label: such a row has an empty set, as in scikit-learn's indicator matrices.
-    """
+    """The label sets of rows that have several labels each (`meta["labels"]`), None where rows have one. "none" is no
+    label: such a row has an empty set, as in scikit-learn's indicator matrices."""
     sets = []
     for row in rows:
         labels = row.meta.get("labels")
@@ -57,10 +55,9 @@ def vocabulary(rows: Sequence[Row], allowed: Collection[str] | None = None) -> l
 
 
 def label_reader(labels: Sequence[str]) -> Callable[[str], LabelSet]:
-    """Make the function that reads labels out of an answer: a JSON-like list, or labels with commas or line ends between.
-
-    Each part must equal a label as `label_matcher` takes it. Labels that themselves hold a separator are found too.
-    """
+    """Make the function that reads labels out of an answer: a JSON-like list, or labels with commas or line ends
+    between. Each part must equal a label as `label_matcher` takes it. Labels that themselves hold a separator are found
+    too."""
     match = label_matcher(labels)
     # Longest first: "a, b" is one label before it is two.
     joined = sorted((label for label in labels if _SEPARATORS.search(label)), key=len, reverse=True)

@@ -1,7 +1,7 @@
 """Answers that are JSON objects or arrays: is the whole of one right, and each of its fields.
 
-A field is a leaf by its dotted path (`address.city`); an array is one field, whose items are compared as a set. Of objects in
-an array each is paired with the one most like it, and their fields are scored as `items.name`.
+A field is a leaf by its dotted path (`address.city`); an array is one field, whose items are compared as a set. Of
+objects in an array each is paired with the one most like it, and their fields are scored as `items.name`.
 """
 
 from __future__ import annotations
@@ -54,10 +54,8 @@ def fields_of(value: Any, place: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 
 def canonical(value: Any, deepest: int = DEEPEST) -> Any:
-    """A value in a form that is equal for equal values: 3 and 3.0, arrays in any order, texts without white space at the ends.
-
-    Raises ValueError: it is nested more than `deepest` times.
-    """
+    """A value in a form that is equal for equal values: 3 and 3.0, arrays in any order, texts without white space at
+    the ends. Raises ValueError: it is nested more than `deepest` times."""
     if deepest < 0:
         raise ValueError("nested too deeply")
     if isinstance(value, str):
@@ -121,10 +119,12 @@ class Field:
 
 
 def fields_in(references: Sequence[ReadAnswer | None], labels: Mapping[str, Sequence[str]]) -> list[Field]:
-    """The fields of references, with what each is measured by; it follows from the references' values, never from answers.
+    """The fields of references, with what each is measured by; it follows from the references' values, never from
+    answers.
 
-    An array in most of them: items. Texts of six words or more on average, more than half of them different: prose. Texts and
-    booleans with few different values, or that are labels in the training split: labels. All else must be equal.
+    An array in most of them: items. Texts of six words or more on average, more than half of them different: prose.
+    Texts and booleans with few different values, or that are labels in the training split: labels. All else must be
+    equal.
 
     `labels`: fields that are labels in the training split.
     """
@@ -178,12 +178,9 @@ def object_statistics(
     labels: Mapping[str, Sequence[str]],
     without: Collection[str] = (),
 ) -> Objects:
-    """Whole answers, missing and invented fields, and each field by what fits it (`fields_in`).
-
-    Of several references the one counts that shares the most fields with the answer.
-
-    `labels`: fields that are labels in the training split, with these; `without`: fields that are scored otherwise.
-    """
+    """Whole answers, missing and invented fields, and each field by what fits it (`fields_in`). Of several references
+    the one counts that shares the most fields with the answer. `labels`: fields that are labels in the training split,
+    with these; `without`: fields that are scored otherwise."""
     read_answers = [read_answer(text) for text in answers]
     golds = _golds(references)
     fields, prose = _with_prose(golds, labels)
@@ -258,7 +255,8 @@ def _is_right(path: Path, gold: ReadAnswer, answer: ReadAnswer | None, prose: bo
 
 
 def _with_arrays(one: ReadAnswer, other: ReadAnswer) -> frozenset[Path]:
-    """The paths of one, and those of the other inside arrays that are empty in one: an item more or less is no field."""
+    """The paths of one, and those of the other inside arrays that are empty in one: an item more or less is no
+    field."""
     empty = [path for path, value in one.fields.items() if isinstance(value, list) and (*path, "[]") not in one.paths]
     return one.paths | {p for p in other.paths for path in empty if p[: len(path) + 1] == (*path, "[]")}
 
@@ -358,9 +356,7 @@ def _as_items(value: Any) -> list[Any]:
 
 def _parts(right: Sequence[Any], items: Sequence[Any]) -> Iterator[tuple[Path, float, int]]:
     """For each field of the reference's items: how often its partner has the same value, and how many items have it.
-
-    Partners are those that make the number of equal fields the largest (linear assignment).
-    """
+    Partners are those that make the number of equal fields the largest (linear assignment)."""
 
     def equal(one: Mapping[Path, Any], other: Mapping[Path, Any]) -> list[Path]:
         return [path for path in one if path in other and canonical(one[path]) == canonical(other[path])]
@@ -391,7 +387,8 @@ def label_fields(texts: Sequence[str]) -> dict[str, list[str | None]]:
 
 
 def usual_object(texts: Sequence[str]) -> str | None:
-    """The most frequent value of each field that at least half of the answers have, as an answer; None where there is no field."""
+    """The most frequent value of each field that at least half of the answers have, as an answer; None where there is
+    no field."""
     read = [row for text in texts if (row := read_answer(text))]
     values: dict[Path, list[Any]] = {}
     for row in read:
@@ -417,7 +414,8 @@ def usual_object(texts: Sequence[str]) -> str | None:
 
 
 def differing_fields(reference: str, answer: str, most: int = 3) -> str:
-    """In which fields an answer differs from its reference, in words; empty where either is no JSON, or they are equal."""
+    """In which fields an answer differs from its reference, in words; empty where either is no JSON, or they are
+    equal."""
     gold, read = read_answer(reference), read_answer(answer)
     if gold is None or read is None:
         return "" if gold is None else "no valid JSON"

@@ -96,10 +96,8 @@ def _parameters(function: Callable[..., Any], where: str) -> dict[str, str]:
 
 
 def own_scores(scorer: Scorer, rows: Sequence[Row], answers: Sequence[str]) -> list[float]:
-    """A scorer's score of each row (NaN for None).
-
-    Raises UserError: it fails, or returns something that is no number, or that its declared test can't compare.
-    """
+    """A scorer's score of each row (NaN for None). Raises UserError: it fails, or returns something that is no number,
+    or that its declared test can't compare."""
     scores, name = [], scorer.metric.name
     for row, answer in zip(rows, answers, strict=True):
         result, where = scorer(row, answer), f"row {row.id}"

@@ -30,7 +30,8 @@ METRICS = (
 
 
 def parse(text: str) -> Any:
-    """The JSON value that a text is, as a whole; ValueError for anything else (a Markdown fence, NaN, prose around it)."""
+    """The JSON value that a text is, as a whole; ValueError for anything else (a Markdown fence, NaN, prose around
+    it)."""
 
     def refuse(name: str) -> Any:
         raise ValueError(f"{name} is no JSON")
@@ -102,10 +103,8 @@ def read_schema(path: str) -> dict[str, Any]:
 
 
 def leaves(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """A value's fields as (path, value) pairs; the items of a list share a path, so their order doesn't count.
-
-    Numbers are compared as numbers (1 equals 1.0), texts without the white space around them.
-    """
+    """A value's fields as (path, value) pairs; the items of a list share a path, so their order doesn't count. Numbers
+    are compared as numbers (1 equals 1.0), texts without the white space around them."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from leaves(inner, f"{place}.{key}" if place else str(key))
@@ -134,8 +133,8 @@ def structured_statistics(
     """Share of answers that are valid JSON and fit the schema; precision, recall and F1 of fields.
 
     A field is a (path, value) pair, right if the reference has the same; counts are summed over all rows (micro). Of
-    several references, the one with the best F1 counts. An answer that is no JSON has no field. `conforms`: 1 or 0 for each
-    row, whether the answer fits the schema; None without schema.
+    several references, the one with the best F1 counts. An answer that is no JSON has no field. `conforms`: 1 or 0 for
+    each row, whether the answer fits the schema; None without schema.
     """
     n = len(answers)
     rows = np.zeros((n, 6))  # hits, fields of the answer, of the reference, valid, conforming, rows

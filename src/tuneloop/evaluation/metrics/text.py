@@ -1,5 +1,5 @@
-"""Texts against their references: exact match, token F1, ROUGE, METEOR, length, BLEU and chrF of the whole split, and similarity
-of meaning by sentence embeddings.
+"""Texts against their references: exact match, token F1, ROUGE, METEOR, length, BLEU and chrF of the whole split, and
+similarity of meaning by sentence embeddings.
 """
 
 from __future__ import annotations
@@ -43,11 +43,9 @@ def exact_match(references: Sequence[str], answer: str) -> float:
 
 
 def token_f1(references: Sequence[str], answer: str) -> float:
-    """Overlap of word bags, the best over the references, 0 to 1.
-
-    Source: the F1 of SQuAD (Rajpurkar et al. 2016), whose normalisation it takes (lower case, no punctuation, no
-    English articles); punctuation is Unicode's, not only ASCII's.
-    """
+    """Overlap of word bags, the best over the references, 0 to 1. Source: the F1 of SQuAD (Rajpurkar et al. 2016),
+    whose normalisation it takes (lower case, no punctuation, no English articles); punctuation is Unicode's, not only
+    ASCII's."""
     words = Counter(_squad_words(answer))
     bags = [Counter(_squad_words(reference)) for reference in references]
     return max(2 * (bag & words).total() / (bag.total() + words.total()) if bag or words else 1.0 for bag in bags)
@@ -68,13 +66,9 @@ _NO_ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
 def rouge(
     references: Sequence[Sequence[str]], answers: Sequence[str], kinds: Sequence[str] = ROUGE
 ) -> dict[str, list[float]]:
-    """ROUGE F1 of each row, with Porter stemming, the best over its references, 0 to 1.
-
-    The package rouge-score reads only a-z and 0-9 (`is_latin` tells whether that makes sense). rougeLsum takes lines
-    as sentences.
-
-    Source: Lin 2004, "ROUGE: a package for automatic evaluation of summaries".
-    """
+    """ROUGE F1 of each row, with Porter stemming, the best over its references, 0 to 1. The package rouge-score reads
+    only a-z and 0-9 (`is_latin` tells whether that makes sense). rougeLsum takes lines as sentences. Source: Lin 2004,
+    "ROUGE: a package for automatic evaluation of summaries"."""
     from rouge_score.rouge_scorer import RougeScorer
     from rouge_score.tokenizers import DefaultTokenizer
 
@@ -120,7 +114,8 @@ def _words(text: str) -> list[str]:
 
 
 def length_ratio(references: Sequence[Sequence[str]], answers: Sequence[str]) -> Statistics:
-    """Words of all answers over words of their references (the one nearest in length); 1 is as long as the references."""
+    """Words of all answers over words of their references (the one nearest in length); 1 is as long as the
+    references."""
     rows, scores = np.zeros((len(answers), 2)), []
     for i, (row, answer) in enumerate(zip(references, answers, strict=True)):
         words = len(answer.split())
@@ -134,10 +129,8 @@ def length_ratio(references: Sequence[Sequence[str]], answers: Sequence[str]) ->
 def bleu_statistics(
     references: Sequence[Sequence[str]], answers: Sequence[str], *, name: str = "bleu"
 ) -> tuple[Statistics, str]:
-    """Corpus BLEU (0 to 100) from n-gram counts, and sacrebleu's signature.
-
-    Row scores are sentence BLEU with effective order. Source: Papineni et al. 2002; Post 2018 (sacrebleu).
-    """
+    """Corpus BLEU (0 to 100) from n-gram counts, and sacrebleu's signature. Row scores are sentence BLEU with effective
+    order. Source: Papineni et al. 2002; Post 2018 (sacrebleu)."""
     from sacrebleu.metrics.bleu import BLEU
 
     metric = BLEU()
@@ -165,11 +158,9 @@ def bleu_statistics(
 def chrf_statistics(
     references: Sequence[Sequence[str]], answers: Sequence[str], *, name: str = "chrf"
 ) -> tuple[Statistics, str]:
-    """Corpus chrF (0 to 100) from character n-gram counts, and sacrebleu's signature.
-
-    Source: Popović 2015, "chrF: character n-gram F-score for automatic MT evaluation"; sacrebleu's averaging, in
-    which orders that neither side reaches don't count.
-    """
+    """Corpus chrF (0 to 100) from character n-gram counts, and sacrebleu's signature. Source: Popović 2015, "chrF:
+    character n-gram F-score for automatic MT evaluation"; sacrebleu's averaging, in which orders that neither side
+    reaches don't count."""
     from sacrebleu.metrics.chrf import CHRF
 
     metric = CHRF()
@@ -206,10 +197,8 @@ def embedder() -> Callable[[Sequence[str]], Any] | None:
 def similarity(
     references: Sequence[Sequence[str]], answers: Sequence[str], embed: Callable[[Sequence[str]], Any]
 ) -> list[float]:
-    """Cosine of each answer with its nearest reference, -1 to 1; MiniLM reads the first 256 tokens, mostly English.
-
-    An empty answer has 0. A high score is no proof: "is" and "is not" lie close together.
-    """
+    """Cosine of each answer with its nearest reference, -1 to 1; MiniLM reads the first 256 tokens, mostly English. An
+    empty answer has 0. A high score is no proof: "is" and "is not" lie close together."""
     texts = list(dict.fromkeys([_clean(t) for row in references for t in row] + [_clean(t) for t in answers]))
     vectors = embed(texts)
     place = {text: i for i, text in enumerate(texts)}

@@ -1,7 +1,9 @@
-"""Which answers people look at: systems read from evaluations, and a sample of their rows that tells the most; and the votes on disk.
+"""Which answers people look at: systems read from evaluations, and a sample of their rows that tells the most; and the
+votes on disk.
 
-A random part of the sample is kept apart: its plain mean is an unbiased estimate. Both parts are drawn at random within each
-group of rows, so all reviewed rows, weighted by (rows in the group) / (reviewed rows in it), give a narrower unbiased one.
+A random part of the sample is kept apart: its plain mean is an unbiased estimate. Both parts are drawn at random within
+each group of rows, so all reviewed rows, weighted by (rows in the group) / (reviewed rows in it), give a narrower
+unbiased one.
 """
 
 from __future__ import annotations
@@ -61,10 +63,8 @@ class System:
 
 @dataclass(frozen=True)
 class ReviewFolder:
-    """A review's folder, read: `review.json` (`manifest`), `items.jsonl` in the order in which they are shown, `votes.jsonl`.
-
-    `populations`: systems of an item, joined by a line break -> group -> rows in the evaluation.
-    """
+    """A review's folder, read: `review.json` (`manifest`), `items.jsonl` in the order in which they are shown,
+    `votes.jsonl`. `populations`: systems of an item, joined by a line break -> group -> rows in the evaluation."""
 
     folder: Path
     mode: Mode
@@ -80,10 +80,8 @@ class ReviewFolder:
 
 
 def read_systems(places: Sequence[str]) -> list[System]:
-    """Read `FOLDER` or `FOLDER:BASELINE` arguments.
-
-    Raises UserError: no evaluation there, no such baseline, or no answers.
-    """
+    """Read `FOLDER` or `FOLDER:BASELINE` arguments. Raises UserError: no evaluation there, no such baseline, or no
+    answers."""
     systems = []
     for place in places:
         path, name = split_place(place)
@@ -248,13 +246,9 @@ def _rating_groups(rows: Sequence[str], system: System) -> dict[str, str]:
 
 
 def append_vote(path: Path | str, vote: Vote) -> None:
-    """Add a vote to the file and return when it is on the disk.
-
-    One write under a lock of the file: processes may append at the same time. A line that a crash cut off before is
-    ended first; a disk that fills up leaves no half line.
-
-    Raises UserError: the file can't be written.
-    """
+    """Add a vote to the file and return when it is on the disk. One write under a lock of the file: processes may
+    append at the same time. A line that a crash cut off before is ended first; a disk that fills up leaves no half
+    line. Raises UserError: the file can't be written."""
     record = {key: value for key, value in vote.to_json().items() if value not in (None, "", [])}
     line = json.dumps(record, ensure_ascii=False).encode("utf-8", errors="backslashreplace") + b"\n"
     with user_errors_of_the_disk(path):

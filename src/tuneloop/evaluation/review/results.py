@@ -87,11 +87,9 @@ def _percentiles(draws: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def bradley_terry(wins: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Strengths (K,), mean 0, as log odds, whose differences give the chance that one system beats another.
-
-    Source: Bradley & Terry 1952; ties count as half a win for each side. Newton's method on the log likelihood, with
-    a ridge of `RIDGE`. `wins` (K, K): how often, or with what weight, row i won against column j.
-    """
+    """Strengths (K,), mean 0, as log odds, whose differences give the chance that one system beats another. Source:
+    Bradley & Terry 1952; ties count as half a win for each side. Newton's method on the log likelihood, with a ridge of
+    `RIDGE`. `wins` (K, K): how often, or with what weight, row i won against column j."""
     k = len(wins)
     games = wins + wins.T
     strength = np.zeros(k)
@@ -110,10 +108,8 @@ def bradley_terry(wins: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Duel:
-    """One reviewed item: the places of its two systems, the shares of the votes (first won, second won, neither) and its rows.
-
-    The shares sum to 1; `weight` is how many rows of the test set the item stands for.
-    """
+    """One reviewed item: the places of its two systems, the shares of the votes (first won, second won, neither) and
+    its rows. The shares sum to 1; `weight` is how many rows of the test set the item stands for."""
 
     pair: tuple[int, int]
     shares: tuple[float, float, float]
@@ -121,10 +117,8 @@ class Duel:
 
 
 def ranking(names: Sequence[str], duels: Sequence[Duel], *, seed: int = 0) -> dict[str, Estimate]:
-    """Bradley-Terry strengths with 95 % percentile bootstrap intervals over items, the strongest first.
-
-    The likelihood counts an item once, however many reviewers voted on it; its weight says for how many rows it stands.
-    """
+    """Bradley-Terry strengths with 95 % percentile bootstrap intervals over items, the strongest first. The likelihood
+    counts an item once, however many reviewers voted on it; its weight says for how many rows it stands."""
     if not duels:
         return {}
     scale = sum(duel.weight for duel in duels) / len(duels)

@@ -29,7 +29,8 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inli
 
 
 class Ballot(BaseModel):
-    """A vote as the page sends it: of answers left (`a`) and right (`b`), not of systems; so `a: wrong fact` among its tags."""
+    """A vote as the page sends it: of answers left (`a`) and right (`b`), not of systems; so `a: wrong fact` among its
+    tags."""
 
     model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
 
@@ -169,11 +170,9 @@ def _ballot_of(vote: Vote, names: list[str]) -> dict[str, Any]:
 
 
 def serve(review: ReviewFolder, *, host: str = "127.0.0.1", port: int = 0) -> None:
-    """Serve the page until interrupted (Ctrl-C, SIGTERM); `say` gets the address when it can be opened.
-
-    `host`: address to listen on; another than this machine's own lets everyone who reaches it vote; `port`: 0 takes a
-    free one. Raises UserError: the web packages are missing, or the port is taken.
-    """
+    """Serve the page until interrupted (Ctrl-C, SIGTERM); `say` gets the address when it can be opened. `host`: address
+    to listen on; another than this machine's own lets everyone who reaches it vote; `port`: 0 takes a free one. Raises
+    UserError: the web packages are missing, or the port is taken."""
     try:
         from tuneloop.core.http_server import Server, listen
 

@@ -49,15 +49,9 @@ NEVER = 1e-9  # an hour: less often than once in 100,000 years is not at all, an
 
 @dataclass(frozen=True)
 class Efforts:
-    """What a run takes apart from training: a machine's hours, files, people. The defaults are stated with every
-    result.
+    """What a run takes apart from training: a machine's hours, files, people; each result states the defaults."""
 
-    Args:
-        setup_hours: paid machine time before the first useful step: image, download of the model, a trial run.
-        usd_per_engineer_hour, usd_per_labeller_hour: what people cost; 0 leaves their time out.
-    """
-
-    setup_hours: float = 0.5
+    setup_hours: float = 0.5  # paid machine time before the first useful step: image, model download, a trial run
     evaluation_hours: float = 0.5  # paid machine time for baselines and evaluation
     runs: float = 3.0  # training runs until one is kept: the first seldom is
     failed_share: float = 0.1  # share of runs that end in an error and are paid for half of their time
@@ -66,24 +60,18 @@ class Efforts:
     rows_to_label: int = 0  # rows that people still have to write or check
     minutes_a_row: float = 1.0  # people's time for each of them
     engineer_hours: float = 16.0  # people's time for setting up, watching, evaluating, deploying
-    usd_per_engineer_hour: float = 0.0
+    usd_per_engineer_hour: float = 0.0  # what people cost; 0 leaves their time out
     usd_per_labeller_hour: float = 0.0
     hours_spread: float = 2.0  # P90 of people's hours over their middle
 
 
-# One run alone: no trial before it, nothing kept but its result, people's time where it has a price. `plan` and
-# `advise` both start here.
+# One run alone, where `plan` and `advise` start: no trial before it, nothing kept but its result.
 ONE_RUN = Efforts(setup_hours=0.0, evaluation_hours=0.0, runs=1, storage_gb=0.0, storage_months=1)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Dollars: `usd` expected, `p50` and `p90` of the distribution, `low` its P10, `high` its P90.
-
-    Args:
-        until_kept: the same parts for what usually happens until a run is kept (`Efforts()`: three runs, with setup and
-            evaluation), where only one run is counted; else None.
-    """
+    """Dollars: `usd` expected, `p50` and `p90` of the distribution, `low` its P10."""
 
     usd: float
     low: float
@@ -92,6 +80,7 @@ class Cost:
     breakdown: dict[str, float]  # expected dollars by part; they add up to `usd`
     hours: float  # expected wall hours of one run, interruptions included
     explained: dict[str, str] = field(default_factory=dict)  # how each part comes about, as in `10 hours x $50 an hour`
+    # the same parts of what usually happens until a run is kept (`Efforts()`), where only one run is counted; else None
     until_kept: dict[str, float] | None = None
     assumptions: list[str] = field(default_factory=list)  # everything that was assumed, in words
 
@@ -128,8 +117,7 @@ def expected_hours(work_hours: float, how: Interruptions) -> float:
 
 
 def checkpoint_hours(work_hours: float, how: Interruptions) -> float:
-    """Hours of those that go into writing checkpoints, the last of them at the end; a run that nothing interrupts has
-    these too."""
+    """Hours of those that go into writing checkpoints, the last at the end; an uninterrupted run has these too."""
     if not work_hours:
         return 0.0
     return how.save_minutes / 60 * work_hours / _interval_hours(work_hours, how) - how.saved_at_the_end
@@ -190,18 +178,16 @@ def cost_of(
         raise never_ends(how)
     writing = checkpoint_hours(training_hours, how) / training_hours if training_hours else 0.0
     charges = _Charges(training_hours, stretch, writing, rate, usd_per_gb_month)
-    breakdown = charges.parts(efforts)
-    labour = [breakdown["data preparation"], breakdown["engineering"]]
-    fixed = breakdown["setup"] + breakdown["evaluation"] + breakdown["storage"]
+    parts = charges.parts(efforts)
+    usd, labour = sum(parts.values()), [parts["data preparation"], parts["engineering"]]
+    fixed = parts["setup"] + parts["evaluation"] + parts["storage"]
     spread, human = lognormal_sigma(low_hours, high_hours), math.log(efforts.hours_spread) / Z90
-    low, p50, p90 = _quantiles(fixed, sum(breakdown.values()) - fixed - sum(labour), spread, labour, human)
+    quantiles = _quantiles(fixed, usd - fixed - sum(labour), spread, labour, human)
     alone = (efforts.runs, efforts.setup_hours, efforts.evaluation_hours) == (1, 0, 0)
     usual = replace(efforts, runs=3.0, setup_hours=0.5, evaluation_hours=0.5)
-    return Cost(
-        usd=sum(breakdown.values()), low=low, p50=p50, p90=p90, breakdown=breakdown, hours=training_hours * stretch,
-        explained=charges.explained(efforts), until_kept=charges.parts(usual) if alone else None,
-        assumptions=assumptions_of(efforts, how, price, usd_per_gb_month),
-    )  # fmt: skip
+    until_kept, explained = charges.parts(usual) if alone else None, charges.explained(efforts)
+    assumptions = assumptions_of(efforts, how, price, usd_per_gb_month)
+    return Cost(usd, *quantiles, parts, training_hours * stretch, explained, until_kept, assumptions)
 
 
 @dataclass(frozen=True)
@@ -230,6 +216,9 @@ class _Charges:
 
     def explained(self, efforts: Efforts) -> dict[str, str]:
         rate, runs = f"{usd_words(self.rate)} an hour", exactly(efforts.runs, "run")
+        rows, minutes = counted(efforts.rows_to_label, "row"), exactly(efforts.minutes_a_row, "minute")
+        labeller, engineer = usd_words(efforts.usd_per_labeller_hour), usd_words(efforts.usd_per_engineer_hour)
+        stored = f"{efforts.storage_gb:g} GB x {exactly(efforts.storage_months, 'month')}"
         return {
             "training": f"{runs} of {hours_words(self.hours)} x {rate}",
             "checkpoints": f"{hours_words(self.hours * self.writing)} of writing them x {rate}",
@@ -237,10 +226,9 @@ class _Charges:
             "failed runs": f"{efforts.failed_share:.0%} of runs fail, half-way on average",
             "setup": f"{hours_words(efforts.setup_hours)} x {rate}",
             "evaluation": f"{runs} x {hours_words(efforts.evaluation_hours)} x {rate}",
-            "storage": f"{efforts.storage_gb:g} GB x {_months(efforts)} x {usd_words(self.usd_per_gb_month)} a GB and month",
-            "data preparation": f"{counted(efforts.rows_to_label, 'row')} x {exactly(efforts.minutes_a_row, 'minute')} x "
-            f"{usd_words(efforts.usd_per_labeller_hour)} an hour",
-            "engineering": f"{exactly(efforts.engineer_hours, 'hour')} x {usd_words(efforts.usd_per_engineer_hour)} an hour",
+            "storage": f"{stored} x {usd_words(self.usd_per_gb_month)} a GB and month",
+            "data preparation": f"{rows} x {minutes} x {labeller} an hour",
+            "engineering": f"{exactly(efforts.engineer_hours, 'hour')} x {engineer} an hour",
         }
 
 
@@ -276,15 +264,17 @@ def assumptions_of(efforts: Efforts, how: Interruptions, price: Price, usd_per_g
     mean = f"one interruption in {1 / how.per_hour:,.0f} hours" if how.per_hour else "no interruptions"
     minutes = how.checkpoint_minutes
     every = f"every {exactly(minutes, 'minute')}" if minutes else "at the best interval (Daly 2006)"
+    runs = "training runs until one is kept" if efforts.runs != 1 else "training run"
     sentences = [
         price.words(),
-        f"{efforts.runs:g} training run{'s until one is kept' if efforts.runs != 1 else ''}; {efforts.failed_share:.0%} of runs fail, half-way on average",
+        f"{efforts.runs:g} {runs}; {efforts.failed_share:.0%} of runs fail, half-way on average",
         f"{mean}, checkpoints {every}, {exactly(how.restart_minutes, 'minute')} to restart",
     ]
     if efforts.setup_hours or efforts.evaluation_hours:
         setup = f"{efforts.setup_hours:g} machine hours of setup"
         sentences.append(f"{setup}, {efforts.evaluation_hours:g} of evaluation for each run")
-    sentences.append(f"{efforts.storage_gb:g} GB kept for {_months(efforts)} at ${usd_per_gb_month:g} a GB and month")
+    months = exactly(efforts.storage_months, "month")
+    sentences.append(f"{efforts.storage_gb:g} GB kept for {months} at ${usd_per_gb_month:g} a GB and month")
     if efforts.rows_to_label:
         pace = f"{exactly(efforts.minutes_a_row, 'minute')} and {usd_words(efforts.usd_per_labeller_hour)} an hour"
         sentences.append(f"{counted(efforts.rows_to_label, 'row')} to write or check at {pace}")
@@ -292,10 +282,6 @@ def assumptions_of(efforts: Efforts, how: Interruptions, price: Price, usd_per_g
     if not efforts.usd_per_engineer_hour:
         people = "people's time is not counted (--engineer-hours, --usd-per-engineer-hour)"
     return [*sentences, people]
-
-
-def _months(efforts: Efforts) -> str:
-    return exactly(efforts.storage_months, "month")
 
 
 def _check(hours: float, low: float, high: float, efforts: Efforts, how: Interruptions) -> None:

@@ -1,6 +1,6 @@
 """Peak memory of a training step, term by term.
 
-A step passes through phases, and what is alive in one is gone in the next: the peak is the largest phase, not the sum
+A step passes through phases, and what is alive in one is freed in the next: the peak is the largest phase, not the sum
 of all terms. Formulas count what autograd keeps (Korthikanti et al. 2022, arXiv 2205.05198, sec. 4, for Llama's layer),
 what sharding leaves on a GPU (Rajbhandari et al. 2020, arXiv 1910.02054) and what NF4 takes (Dettmers et al. 2023,
 arXiv 2305.14314). Where a count depends on the software, `job.KERNELS` says what was measured.
@@ -14,8 +14,7 @@ from tuneloop.core.machine import GIB
 from tuneloop.plan.job import TrainingSetup
 
 # Bytes a quantised weight takes. NF4: 4 bits and an fp32 scale for each 64; with double quantisation the scales take 8
-# bits and an fp32 scale for each 256 of them (arXiv 2305.14314, sec. 3). int8: an fp32 scale a row, which is next to
-# nothing.
+# bits and an fp32 scale for each 256 of them (arXiv 2305.14314, sec. 3). int8: an fp32 scale a row, next to nothing.
 QUANT_BYTES = {"nf4": 0.5 + 4 / 64, "nf4-dq": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
 # Bytes of AdamW's two moments for a parameter. Paged states live in memory that the driver can move to the host.
 STATE_BYTES = {"adamw": 8.0, "adamw-bf16": 4.0, "adamw-8bit": 2.0, "paged-adamw-8bit": 2.0, "sgd": 0.0}
@@ -31,7 +30,7 @@ HOLE_BYTES = 2
 SHAPES_GIB = 0.04
 OWN_QUERY_BLOCK = 96  # `QUERY_BLOCK` of models/llama.py, which imports torch
 NCCL_GIB = 0.6  # buffers of the collectives, once there are several GPUs
-# What a run must have beyond its peak: holes between blocks of ever new sizes, as a share of the activations (more
+# What a run must have beyond its peak: holes between blocks of many sizes, as a share of the activations (more
 # where gathered weights come and go between them: 70B on two A100 ran in one release and ran out of memory in another
 # at a peak of 67 GiB) and of unfused logits.
 FRAGMENTED, FRAGMENTED_SHARDED, FRAGMENTED_LOGITS = 0.115, 0.21, 0.1
@@ -44,7 +43,7 @@ HOLES, UNSHARED, ROOM_FROM = 0.2, 0.15, 0.75
 # longest row needs new blocks, and the old ones stay (ms-swift's benchmark: 2.4 in the middle at up to 2,048 tokens,
 # 1.5 where the longest rows are rare).
 VARIED = 2.2
-GATHERS = 2  # units of FSDP whose weights are gathered at a time: the next one's come while one computes (its `limit_all_gathers`)
+GATHERS = 2  # FSDP units gathered at a time: the next one's weights come while one computes (its `limit_all_gathers`)
 ACTIVATIONS = (
     "layer inputs", "second copies of layer inputs", "activations", "recomputed layer", "gradients of activations",
 )  # fmt: skip
@@ -57,17 +56,13 @@ ZERO_LIVE = 1_000_000_000  # stage3_max_live_parameters, its default
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory on one GPU in GiB.
-
-    Args:
-        context: what the driver, the kernels and NCCL take of `reserved` and `required`; torch does not count it.
-    """
+    """Memory on one GPU in GiB."""
 
     phases: dict[str, dict[str, float]]  # for each phase the terms alive in it
     reserved: float  # what `nvidia-smi` will show: the allocator's blocks and the driver's context
     required: float  # what the device must have, or the run fails
     capacity: float  # what the device has
-    context: float = 0.0
+    context: float = 0.0  # what driver, kernels and NCCL take of `reserved` and `required`; torch does not count it
 
     @property
     def phase(self) -> str:
@@ -96,10 +91,10 @@ def memory_of(job: TrainingSetup) -> Memory:
     gradients = _gradients(job)
     earlier = gradients if job.grad_accum > 1 else {}  # gradients of earlier micro-batches are there all the time
     layer, transient = layer_activations(job)
-    held, doubled = _held_layers(job, layer)
+    waiting, doubled = _waiting_layers(job, layer)
     logits, head_gradient = _logits(job), {}
     if job.full:  # whole; in chunks it is summed up, and then there is a second one
-        size = job.shape.embedding * (4 if job.kernels.own else job.activation_bytes)
+        size = job.shape.embedding * (4 if job.kernels.tuneloop else job.activation_bytes)
         chunks = 2 if job.loss_kernel == "chunked" and "fsdp" not in job.sharding else 1
         head_gradient = {"head's gradient": float(size * chunks)}
     gathered = _gathered(job)
@@ -112,9 +107,10 @@ def memory_of(job: TrainingSetup) -> Memory:
     within = job.optimizer_in_backward and job.optimizer == "adamw-8bit" and not job.kernels.foreach
     unpacked = {"optimizer's temporaries": job.shape.embedding * 4.0} if within else {}
     phases = {
-        "loss": {**static, **casts, **gathered, **earlier, **held, **logits, **head_gradient, **unpacked},
+        "loss": {**static, **casts, **gathered, **earlier, **waiting, **logits, **head_gradient, **unpacked},
         "layer backward": {
-            **static, **({} if job.grad_ckpt else casts), **gathered, **earlier, **passing, **held, **doubled, **recomputed, "gradients of activations": transient,
+            **static, **({} if job.grad_ckpt else casts), **gathered, **earlier, **passing, **waiting, **doubled,
+            **recomputed, "gradients of activations": transient,
             **({} if job.sharding == "fsdp" else head_gradient),
         },
         "last layer backward": {**static, **gathered, **gradients, "one layer": layer + transient},
@@ -130,7 +126,7 @@ def _with_overheads(job: TrainingSetup, phases: dict[str, dict[str, float]]) -> 
         for terms in phases.values():
             passing = job.tokens * job.shape.layers * (job.shape.hidden + job.shape.feed_forward)
             holes = float(HOLE_BYTES * passing * (1 if job.quant == "none" else 2))
-            terms["libraries and heap"] = SHAPES_GIB + holes / GIB if job.kernels.own else CPU_GIB
+            terms["libraries and heap"] = SHAPES_GIB + holes / GIB if job.kernels.tuneloop else CPU_GIB
         return Memory(phases, memory.peak, memory.peak / 0.95, job.gpu.gib)
     holes = FRAGMENTED_SHARDED if job.sharding in ("fsdp", "zero3") else FRAGMENTED
     context = CONTEXT_GIB + NCCL_GIB * (job.gpus > 1)
@@ -156,7 +152,7 @@ def _reserved_blocks(job: TrainingSetup, phases: dict[str, dict[str, float]]) ->
     """
     loss, backward, step = (phases[name] for name in ("loss", "layer backward", "optimizer step"))
     static = sum(min(gib, step[name]) for name, gib in loss.items() if name in step)
-    held = loss.get("layer inputs", 0.0) + loss.get("activations", 0.0)
+    waiting = loss.get("layer inputs", 0.0) + loss.get("activations", 0.0)
     logits = loss.get("logits", 0.0) * job.kernels.logit_blocks + loss.get("last hidden states", 0.0)
     in_passing = [name for name in ACTIVATIONS if name not in ("layer inputs", "activations")]
     passing = (1 + HOLES) * sum(backward.get(name, 0.0) for name in in_passing)
@@ -164,7 +160,7 @@ def _reserved_blocks(job: TrainingSetup, phases: dict[str, dict[str, float]]) ->
     shared = max(logits, passing) + UNSHARED * min(logits, passing)
     gathered = loss.get("gathered weights", 0.0) * (GATHERS if job.sharding == "fsdp" else 1)
     lengths = VARIED if job.varied else 1.0
-    total = static + gathered + loss.get("cast weights", 0.0) + (1 + HOLES) * held + lengths * shared + update
+    total = static + gathered + loss.get("cast weights", 0.0) + (1 + HOLES) * waiting + lengths * shared + update
     if job.full:  # an adapter's tensors are small, and torch keeps small ones apart
         total -= min(max(shared - ROOM_FROM * update, 0.0), update)
     return total
@@ -181,7 +177,7 @@ def _stored_bytes(job: TrainingSetup) -> int:
 
 def _trained_bytes(job: TrainingSetup) -> int:
     """Bytes of a trained weight: adapters are kept in fp32 unless the optimizer works in bf16."""
-    if job.kernels.own:
+    if job.kernels.tuneloop:
         return 2 if _keeps_rests(job) else 4
     if job.full:
         return _stored_bytes(job)
@@ -190,13 +186,15 @@ def _trained_bytes(job: TrainingSetup) -> int:
 
 def _keeps_rests(job: TrainingSetup) -> bool:
     """Whether bf16 weights learn together with what rounding takes from them (training/optimizers.py)."""
-    return job.kernels.own and job.full and job.dtype != "fp32"
+    return job.kernels.tuneloop and job.full and job.dtype != "fp32"
 
 
 def weight_bytes(job: TrainingSetup) -> float:
     """Bytes of the model's own weights, undivided."""
     shape = job.shape
-    if job.kernels.own and job.gpu.is_cpu:  # weights that are packed after loading leave their memory to the process
+    if (
+        job.kernels.tuneloop and job.gpu.is_cpu
+    ):  # weights that are packed after loading leave their memory to the process
         return float(shape.parameters * _stored_bytes(job))
     small = shape.parameters - shape.matrix_parameters
     width = 4 if job.head_fp32 else _stored_bytes(job)
@@ -207,7 +205,7 @@ def _weights(job: TrainingSetup) -> dict[str, float]:
     away = job.offload and job.sharding in ("fsdp", "zero3")
     terms = {"weights": 0.0 if away else weight_bytes(job) / _shards(job, "weights")}
     if not job.full:
-        cast = job.activation_bytes if job.kernels.own and job.adapted and job.activation_bytes == 2 else 0
+        cast = job.activation_bytes if job.kernels.tuneloop and job.adapted and job.activation_bytes == 2 else 0
         terms["adapter"] = job.trainable * (_trained_bytes(job) + cast) / _shards(job, "weights")
     elif _keeps_rests(job):
         terms["what rounding takes from the weights"] = job.trainable * 2.0 / _shards(job, "weights")
@@ -229,11 +227,11 @@ def _optimizer(job: TrainingSetup) -> dict[str, float]:
     if job.offload or job.optimizer.startswith("paged"):
         return {}
     size = job.trainable * STATE_BYTES[job.optimizer]
-    if job.kernels.own and job.optimizer == "adamw-8bit":
+    if job.kernels.tuneloop and job.optimizer == "adamw-8bit":
         size += job.trainable * OWN_SCALES
     if _keeps_rests(job) and job.optimizer == "adamw":  # the first moment is bf16
         size -= job.trainable * 2.0
-    if job.optimizer == "adamw-8bit" and job.full and not job.optimizer_in_backward and not job.kernels.own:
+    if job.optimizer == "adamw-8bit" and job.full and not job.optimizer_in_backward and not job.kernels.tuneloop:
         # Transformers keeps the embedding's moments in 32 bits
         size += job.shape.embedding * (8.0 - STATE_BYTES[job.optimizer])
     if job.sharding.startswith("zero") and job.full and job.dtype in ("bf16", "fp16"):
@@ -263,7 +261,7 @@ def _passing_gradients(job: TrainingSetup) -> dict[str, float]:
 
 
 def _temporaries(job: TrainingSetup) -> dict[str, float]:
-    if job.kernels.own:
+    if job.kernels.tuneloop:
         # AdamW goes through weights in stretches; the paged one of bitsandbytes sees a whole one, and its gradient, in
         # fp32.
         whole = 8.0 if _keeps_rests(job) and job.optimizer.startswith("paged") else 0.0
@@ -302,7 +300,7 @@ def layer_activations(job: TrainingSetup) -> tuple[float, float]:
     """
     shape, kernels, wide = job.shape, job.kernels, job.activation_bytes == 2
     hidden, forward = shape.hidden, shape.feed_forward
-    if kernels.own:
+    if kernels.tuneloop:
         return _loop_layer(job)
     norm = (2 * hidden if kernels.fp32_norms and wide else 0) + (hidden if kernels.fp32_norms and job.full else 0)
     grouped = job.attention == "flash" and kernels.fsdp == 1
@@ -325,7 +323,7 @@ def layer_activations(job: TrainingSetup) -> tuple[float, float]:
     if job.quant in ("nf4", "nf4-dq") and kernels.fsdp == 1 and not job.grad_ckpt:
         inputs = 4 * hidden + forward  # q, k and v as one, o, gate, up, down
         stored += KEPT_INPUTS * job.tokens * inputs * job.activation_bytes
-    # dy and the residual's gradient; those of product, activation and up, when the product itself is gone
+    # dy and the residual's gradient; those of product, activation and up, when the product itself has been freed
     pointwise = job.tokens * (2 * hidden + (2 + kernels.silu) * forward - product) * job.activation_bytes
     unpacked = hidden * forward * 2 if job.quant != "none" else 0
     matrix = job.tokens * (2 * hidden + 2 * forward - product) * job.activation_bytes + unpacked
@@ -362,12 +360,12 @@ def _loop_layer(job: TrainingSetup) -> tuple[float, float]:
 
 
 def _causal(length: int) -> float:
-    """Weights that a row's queries keep of its own keys, by blocks: `query_blocks` of models/llama.py."""
+    """Attention weights of a row's queries to its keys, by blocks: `query_blocks` of models/llama.py."""
     blocks = max(1, round(length / OWN_QUERY_BLOCK))
     return length**2 * (blocks + 1) / (2 * blocks)
 
 
-def _held_layers(job: TrainingSetup, layer: float) -> tuple[dict[str, float], dict[str, float]]:
+def _waiting_layers(job: TrainingSetup, layer: float) -> tuple[dict[str, float], dict[str, float]]:
     """What waits for the backward pass: each layer's input, and without checkpointing all that it keeps. The second
     part grows during that pass: FSDP 1 with frozen weights keeps one more tensor of that size a layer (a measured fact:
     3.75 GiB on 32 layers, 9.7 GiB on 80, both within 1 % of it)."""
@@ -381,7 +379,7 @@ def _held_layers(job: TrainingSetup, layer: float) -> tuple[dict[str, float], di
     terms: dict[str, float] = {"layer inputs": inputs}
     if layers := job.kept_layers if job.grad_ckpt else shape.layers:
         left_out = 0.0
-        if job.kernels.own and not job.gpu.is_cpu and job.supervised:
+        if job.kernels.tuneloop and not job.gpu.is_cpu and job.supervised:
             # In tuneloop's loop on a GPU the last layer is computed, behind attention, where something is supervised.
             elements = shape.hidden * (1 + job.needs("gate_proj", "up_proj"))
             elements += shape.feed_forward * (2 + job.needs("down_proj"))
@@ -398,7 +396,7 @@ def _logits(job: TrainingSetup) -> dict[str, float]:
         logits = 4 * job.tokens * job.shape.vocabulary * 4
     if job.dtype == "fp32" and job.loss_kernel == "eager":
         logits = FP32_LOGITS * job.tokens * job.shape.vocabulary * 4
-    if job.kernels.own:  # logits, whose place their gradient takes, and fp32 probabilities
+    if job.kernels.tuneloop:  # logits, whose place their gradient takes, and fp32 probabilities
         here = job.gpu.backend
         chunk = here.positions_at_once_full if job.full else here.positions_at_once
         chunk = min(chunk, job.supervised or job.tokens)

@@ -116,7 +116,7 @@ class PriceTable:
 
         A spot machine that costs more than one on demand is not taken (its fewest GPUs may be more than are needed):
         then the price on demand is given, and says so. Where a card is not rented out on demand, a private host's price
-        stands for it.
+        is.
         Raises UserError: an unknown tier.
         """
         if tier not in TIERS:
@@ -133,16 +133,12 @@ class PriceTable:
         return sorted(prices, key=lambda price: price.input + price.output)
 
 
-def load_prices(own: Path | str | None = None) -> PriceTable:
-    """All prices: bundled, fetched, and the user's own on top.
-
-    Args:
-        own: the user's price file; default: `~/.config/tuneloop/prices.yaml`, where there is one.
-    Raises UserError: a price file is missing, damaged or has gaps.
-    """
-    mine = Path(own) if own else own_file()
-    if own and not mine.is_file():
-        raise UserError("No such price file", where=str(own), next_step="check the path")
+def load_prices(file: Path | str | None = None) -> PriceTable:
+    """All prices: bundled, fetched, and the user's own on top. `file`: the user's; default:
+    `~/.config/tuneloop/prices.yaml`, where there is one. Raises UserError: a file is missing, damaged or has gaps."""
+    mine = Path(file) if file else own_file()
+    if file and not mine.is_file():
+        raise UserError("No such price file", where=str(file), next_step="check the path")
     files = [path for path in (mine, fetched_file()) if path.is_file()]
     return _load(tuple((str(path), path.stat().st_mtime_ns) for path in files))
 
@@ -180,11 +176,9 @@ def _dated(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _offers(groups: Iterable[Mapping[str, Any]]) -> Iterable[Price]:
     for group in groups:
+        gpus, tier, date = group.get("machine", 1), group.get("tier", "on-demand"), str(group["date"])
         for gpu, usd in group["usd_per_gpu_hour"].items():
-            yield Price(
-                provider=group["provider"], gpu=gpu, gpus=group.get("machine", 1), tier=group.get("tier", "on-demand"),
-                usd_per_hour=float(usd), date=str(group["date"]), source=group["source"],
-            )  # fmt: skip
+            yield Price(group["provider"], gpu, gpus, tier, float(usd), date, group["source"])
 
 
 def _own_offers(path: Path, gpus: set[str]) -> Iterable[Price]:
@@ -253,8 +247,7 @@ def _nearest(name: str, names: set[str]) -> str:
     return did_you_mean(name, sorted(names), f"choose one of {', '.join(sorted(names))}", most=3)
 
 
-# Our keys by the catalogue's names and GB of memory; a name that stands for two cards takes the memory to tell them
-# apart.
+# Our keys by the catalogue's names and GB of memory, which tells cards of one name apart.
 CATALOGUE_NAMES: dict[tuple[str, int], str] = {
     ("T4", 16): "t4", ("L4", 24): "l4", ("A10G", 24): "a10g", ("A10", 24): "a10", ("A5000", 24): "a5000",
     ("RTXA5000", 24): "a5000", ("RTX6000Ada", 48): "rtx6000-ada", ("RTX3060", 12): "rtx3060",
@@ -317,8 +310,8 @@ def group_offers(items: Iterable[Any], day: str) -> list[dict[str, Any]]:
             continue
         prices = best.setdefault((item.provider, "spot" if item.spot else "on-demand", item.gpu_count), {})
         prices[key] = min(prices.get(key, math.inf), round(item.price / item.gpu_count, 5))
+    read = {"date": day, "source": "https://github.com/dstackai/gpuhunt"}
     return [
-        {"provider": provider, "tier": tier, "date": day, "source": "https://github.com/dstackai/gpuhunt",
-         "machine": machine, "usd_per_gpu_hour": dict(sorted(prices.items()))}
-        for (provider, tier, machine), prices in sorted(best.items())
-    ]  # fmt: skip
+        {"provider": provider, "tier": tier, **read, "machine": machine, "usd_per_gpu_hour": dict(sorted(usd.items()))}
+        for (provider, tier, machine), usd in sorted(best.items())
+    ]

@@ -113,8 +113,7 @@ def _served(shape: ModelShape, kind: ServedFormat, gpu: Gpu, context: int, concu
 
 @dataclass(frozen=True)
 class _Step:
-    """What a forward pass takes. llama.cpp gives each GPU some of the layers, so one works at a time; vLLM divides each
-    matrix."""
+    """What a forward pass takes. In llama.cpp each GPU has some layers, one works at a time; vLLM divides matrices."""
 
     shape: ModelShape
     kind: ServedFormat
@@ -171,9 +170,8 @@ def weight_bytes(shape: ModelShape, kind: ServedFormat) -> float:
         ends = shape.embedding * (1 if shape.tied else 2)
         return norms + shape.matrix_parameters * kind.bits / 8 + ends * 2
 
-    def stored(inputs: int, outputs: int, wanted: str) -> float:
-        wanted = NARROW.get(wanted, wanted) if inputs % 256 else wanted
-        return inputs * outputs * BITS[wanted] / 8
+    def stored(inputs: int, outputs: int, main: str) -> float:
+        return inputs * outputs * BITS[NARROW.get(main, main) if inputs % 256 else main] / 8
 
     head = "q8_0" if kind.main == "q8_0" else "q6_k"
     total = norms + stored(shape.hidden, shape.vocabulary, head)  # one that is the embedding is written as a head
@@ -190,7 +188,7 @@ def weight_bytes(shape: ModelShape, kind: ServedFormat) -> float:
 def assumptions(context: int, concurrency: int) -> list[str]:
     """What the numbers rest on, in sentences."""
     return [
-        f"{counted(concurrency, 'request')} at a time, each with room for {context:,} tokens; half of it is taken on average",
+        f"{counted(concurrency, 'request')} at a time, each with room for {context:,} tokens; on average half is used",
         "keys and values in 16 bits; no adapter (a LoRA of rank 16 adds about 1 % to memory)",
         "GGUF files in llama.cpp, which gives each GPU some layers and is no faster on several; f16, fp8 and w4a16 in "
         "vLLM, which divides each matrix; fp8 and w4a16 need a GPU, and fp8 one of Ampere or newer",

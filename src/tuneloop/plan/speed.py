@@ -17,8 +17,7 @@ HALF_WIDTH = 470
 # of a product's rate in FlashAttention (arXiv 2307.08691, fig. 5); longer with heads under 128 wide
 ATTENTION_SHARE, SMALL_HEADS = 0.75, 1.35
 BANDWIDTH_SHARE = 0.8  # of the memory's nominal bandwidth
-# Norms, rotation, sums and activations, against the count of `_traffic`: apart in Transformers, fused by Triton
-# kernels, or by torch.compile.
+# Norms, rotation, sums and activations, against the count of `_traffic`: apart, or fused by Triton or torch.compile.
 TRAFFIC: dict[LossKernel, float] = {
     "eager": 1.4, "triton": 0.39, "fused": 0.39, "compiled": 0.24, "chunked": 0.24, "tuneloop": 1.4,
 }  # fmt: skip
@@ -38,14 +37,11 @@ UPDATE_BYTES, UPDATE_ACCESSES = 22, 24
 LAUNCH_SECONDS, LAUNCH_ADAPTER_SECONDS, LAUNCH_GATHER_SECONDS, LAUNCH_COMPILED = 0.0008, 0.00009, 0.0003, 0.6
 # Sharding apart from its transfers: hooks, copies, waiting. ZeRO: a published table of eight A800.
 SHARDED = {"fsdp": 0.95, "zero2": 0.73, "zero3": 0.73}
-# An update in the host's memory, and what all its processes together move: torchtune's 70B on eight GPUs, and ZeRO's in
-# that table.
+# An update in the host's memory, and what its processes together move: torchtune's 70B on eight GPUs; ZeRO's table.
 HOST_ADAM_BYTES, HOST_GB_S, HOST_ZERO_GB_S = 14, 100, 6
-# More than 80 % of the published runs lie within this factor of the prediction (half held out: 91 % within 1.2); new
-# software may be further off.
+# Over 80 % of the published runs lie within this factor of the prediction (half held out: 91 % within 1.2).
 SPREAD = 1.25
-# Transfers hide behind computation but for this share of the shorter of both; through the host's memory they take the
-# GPU's processors for copying.
+# Transfers hide behind computation but for this share of the shorter of both; through the host the GPU itself copies.
 EXPOSED, EXPOSED_BY_HOST = 0.1, 0.3
 LOAD_GB_S = 1.0  # reading weights from disk
 COMPILE_MINUTES = 1.5
@@ -153,8 +149,7 @@ def _link_seconds(job: TrainingSetup) -> float:
     share = (job.gpus - 1) / job.gpus
     weights = weight_bytes(job)
     trained = job.trainable * 2
-    moved = {"none": 0.0, "ddp": 2 * trained, "zero2": 2 * trained, "fsdp": 2 * weights + trained,
-             "zero3": 2 * weights + trained}[job.sharding] * share  # fmt: skip
+    moved = {"none": 0.0, "ddp": 2 * trained, "zero2": 2 * trained}.get(job.sharding, 2 * weights + trained) * share
     seconds = moved / (job.gpu.link_gb_s * 1e9 * 0.7)
     if job.offload and job.sharding in ("fsdp", "zero3"):
         seconds += 2 * weights / job.gpus / (job.gpu.host_gb_s * 1e9)

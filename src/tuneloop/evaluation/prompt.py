@@ -57,13 +57,13 @@ def choose_examples(
     rng.shuffle(queues)
     if frequent_first:
         queues.sort(key=len, reverse=True)
-    chosen: list[Row] = []
-    while len(chosen) < k and any(queues):
+    examples: list[Row] = []
+    while len(examples) < k and any(queues):
         for queue in queues:
-            if queue and len(chosen) < k:
-                chosen.append(queue.pop(0))
-    rng.shuffle(chosen)
-    return chosen
+            if queue and len(examples) < k:
+                examples.append(queue.pop(0))
+    rng.shuffle(examples)
+    return examples
 
 
 def labels_of(row: Row) -> list[str]:
@@ -75,18 +75,18 @@ def labels_of(row: Row) -> list[str]:
 
 
 def rarest_label(train: Sequence[Row]) -> Callable[[Row], str | None]:
-    """The class of a row with several labels: the one that the fewest rows have, so that examples show each label
-    once."""
+    """The class of a row with several labels: the one of the fewest rows, so that examples show each label once."""
     counts = Counter(label for row in train for label in labels_of(row))
     return lambda row: min(labels_of(row), key=lambda label: (counts[label], label), default=None)
 
 
 def labels_shown(examples: Sequence[Row], train: Sequence[Row]) -> str:
     """How many of the labels the examples show, as a sentence; empty where they show all."""
-    shown, every = ({label for row in rows for label in labels_of(row)} for rows in (examples, train))
-    if every <= shown:
+    some, every = ({label for row in rows for label in labels_of(row)} for rows in (examples, train))
+    if every <= some:
         return ""
-    return f"The {counted(len(examples), 'example')} in the prompt {verb(len(examples), 'shows', 'show')} {len(shown)} of {counted(len(every), 'label')}."
+    show = f"{counted(len(examples), 'example')} in the prompt {verb(len(examples), 'shows', 'show')}"
+    return f"The {show} {len(some)} of {counted(len(every), 'label')}."
 
 
 def nearest_examples(
@@ -105,10 +105,10 @@ def nearest_examples(
     if k < 1 or not pool:
         return [[] for _ in rows]
     texts, queries = [last_user_turn(row) for row in pool], [last_user_turn(row) for row in rows]
-    table, wanted = _tfidf(texts, queries) if embed is None else (embed(texts), embed(queries))
+    table, rows_table = _tfidf(texts, queries) if embed is None else (embed(texts), embed(queries))
     examples = []
     for start in range(0, len(rows), 256):  # a block of similarities at a time
-        block = wanted[start : start + 256] @ table.T
+        block = rows_table[start : start + 256] @ table.T
         similarities = np.asarray(block.todense() if hasattr(block, "todense") else block)
         nearest = np.argsort(similarities, axis=1, kind="stable")[:, -k:].tolist()
         examples += [[pool[i] for i in row] for row in nearest]
@@ -118,7 +118,8 @@ def nearest_examples(
 def _tfidf(texts: Sequence[str], queries: Sequence[str]) -> tuple[Any, Any]:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    features = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True)  # noqa: S106 - no password
+    words = r"(?u)\b\w+\b"
+    features = TfidfVectorizer(ngram_range=(1, 2), token_pattern=words, sublinear_tf=True)
     try:
         return features.fit_transform(texts), features.transform(queries)
     except ValueError:  # no words at all: all rows are equally near
@@ -157,10 +158,8 @@ def fit_examples(
         places.remove(max(places, key=lambda i: costs[i]))
     if len(places) == len(examples):
         return list(examples), None
-    warning = (
-        f"Only {len(places)} of {len(examples)} few-shot examples {verb(len(places), 'fits', 'fit')}: together they take {sum(costs):,} tokens, "
-        f"and the context has room for {max(budget_tokens, 0):,}."
-    )
+    warning = f"Only {len(places)} of {len(examples)} few-shot examples {verb(len(places), 'fits', 'fit')}: "
+    warning += f"together they take {sum(costs):,} tokens, and the context has room for {max(budget_tokens, 0):,}."
     return [examples[i] for i in places], warning
 
 
@@ -169,15 +168,11 @@ _PLACE = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """What is put in place of a row's own turns.
+    """What is put in place of a row's own turns: `{input}` is the row's last user turn, `{labels}` the allowed labels,
+    one a line, `{NAME}` a metadata field. Other braces stay as they are."""
 
-    Args:
-        user: template of the last user turn; `{input}` is the row's own last user turn, `{labels}` the allowed labels,
-            one a line, `{NAME}` a metadata field. Other braces stay as they are.
-    """
-
-    user: str = "{input}"
-    system: str | None = None  # template of the system turn; None: the row's own stays, "": there is none
+    user: str = "{input}"  # template of the last user turn
+    system: str | None = None  # of the system turn; None: the row's own stays, "": there is none
 
     def turns(self, row: Row, labels: Sequence[str] | None) -> list[Message]:
         """The prompt of a row: its turns before the answer, with the templates filled in."""
@@ -227,11 +222,11 @@ def prompt_turns(
     turns = template.turns(row, labels)
     system = [turn for turn in turns if turn["role"] == "system"]
     rest = [turn for turn in turns if turn["role"] != "system"]
-    shown: list[Message] = []
+    earlier: list[Message] = []
     for example in examples:
         question = [turn for turn in template.turns(example, labels) if turn["role"] != "system"]
-        shown += [*question, example_turns(example)[-1]]
-    return [*system, *shown, *rest]
+        earlier += [*question, example_turns(example)[-1]]
+    return [*system, *earlier, *rest]
 
 
 def _fill(template: str, values: Mapping[str, str]) -> str:

@@ -23,18 +23,21 @@ _PROTECTED = re.compile(
 )
 _SIGNS = re.compile(r"[\d_\\/@#$%=|~^*+<>{}\[\]]|\w[.:]\w")  # of numbers, ids, addresses, paths, formulas
 _CODE = re.compile(
-    r"^[ \t]*(?:def |class \w+[:(]|import \w|from \w+ import |#include|@\w+|public |private |function \w*\(|SELECT |INSERT |>>> )"
-    r"|[;{}][ \t]*$",
+    r"^[ \t]*(?:def |class \w+[:(]|import \w|from \w+ import |#include|@\w+|public |private |function \w*\(|SELECT "
+    r"|INSERT |>>> )|[;{}][ \t]*$",
     re.MULTILINE,
 )
 _FIELD = re.compile(r"(?P<name>[^\W\d_][\w .()/-]{0,39}):[ \t]+\S.*")
-_ENGLISH = frozenset(("the", "and", "with", "my", "you", "your", "that", "what", "how", "this", "does", "are", "why", "where",
-                      "when", "there"))  # fmt: skip
+_ENGLISH = {
+    "the", "and", "with", "my", "you", "your", "that", "what", "how", "this", "does", "are", "why", "where", "when",
+    "there",
+}  # fmt: skip
 _CONSONANTS = frozenset("bcdfghjklmnpqrstvwxz")
 # Words that two neighbouring letters turn into another word.
-_TWINS = frozenset(("casual", "causal", "united", "untied", "unties", "unites", "marital", "martial", "calvary", "cavalry", "silver",
-                    "sliver", "sacred", "scared", "perfect", "prefect", "signed", "singed", "signing", "singing", "barely",
-                    "barley"))  # fmt: skip
+_TWINS = {
+    "casual", "causal", "united", "untied", "unties", "unites", "marital", "martial", "calvary", "cavalry", "silver",
+    "sliver", "sacred", "scared", "perfect", "prefect", "signed", "singed", "signing", "singing", "barely", "barley",
+}  # fmt: skip
 GREETINGS = ("Hello,", "Hi,", "Hi there,", "Good morning,")
 THANKS = ("Thanks!", "Thank you.", "Thanks in advance.")
 LONGEST = 20_000  # characters of a text that is reworded
@@ -65,8 +68,7 @@ def looks_like_code(text: str) -> bool:
 def _protected_spans(text: str, keep: Sequence[str]) -> list[tuple[int, int]]:
     spans = [match.span() for match in _PROTECTED.finditer(text)]
     for m in re.finditer(r"\S+", text):
-        # Plain: small letters, or a capital and small letters; not ABBREVIATED, camelCase, a grade ("B"), a script
-        # without case.
+        # Plain: small letters, also behind a capital; not ABBREVIATED, camelCase, a grade ("B"), a script without case.
         words = re.findall(r"[^\W\d_]+", m[0])
         if _SIGNS.search(m[0]) or not all(w.islower() or w == "I" or (len(w) > 1 and w.istitle()) for w in words):
             spans.append(m.span())
@@ -86,8 +88,7 @@ def _is_english(text: str) -> bool:
 
 
 def _is_document(text: str) -> bool:
-    """Whether a text is a document rather than a sentence or two: what is said around it then gets a paragraph of its
-    own."""
+    """Whether a text is a document rather than a sentence or two: what is put around it then gets its own paragraph."""
     return "\n" in text.strip() or len(text.split()) > 80
 
 
@@ -136,8 +137,7 @@ def whitespace(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str |
 
 
 def typo(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str | None:
-    """One slip of the fingers for every dozen words, three at most: two neighbouring letters inside a long word change
-    places."""
+    """One slip for every dozen words, three at most: two neighbouring letters inside a long word change places."""
     spans, places = _protected_spans(text, keep), []
     words = [m for m in re.finditer(r"\b[a-z]{6,}\b", text) if m[0] not in _TWINS]
     words = [m for m in words if not any(start < m.end() and m.start() < end for start, end in spans)]

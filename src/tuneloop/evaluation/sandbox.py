@@ -3,8 +3,7 @@
 Each lock is set where the kernel allows it, and the result says which took: a killed process group; rlimits, wall-clock
 time, output, scratch space; namespaces without network and with a read-only file system (root, or unprivileged user
 namespaces); Landlock (Linux 5.13); seccomp: no sockets, processes, programs or signals to others (x86-64, arm64); no
-capabilities, and a user of its own when started as root; an audit hook, which alone remains where the kernel offers
-nothing (macOS).
+capabilities, and another user when started as root; an audit hook, which alone remains on macOS.
 
 It is a fence and no virtual machine. It does not protect from faults of the kernel or of Python, side channels, reading
 what Python's and the system's folders hold, an answer that forges the success of the tests in its own process, or
@@ -48,13 +47,9 @@ class SandboxLimits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended.
+    """How a program ended."""
 
-    Args:
-        status: `passed` (it ran to its end), `failed` (an error, or it left early), `timeout`, `memory`, `output`,
-            `disk` (a limit), or `killed` (a signal).
-    """
-
+    # `passed`, `failed` (an error, or it left early), `timeout`, `memory`, `output`, `disk`, or `killed` (a signal)
     status: str
     reason: str  # the error, or the limit; empty when it passed
     output: str  # the first 4,000 bytes that it printed
@@ -160,8 +155,7 @@ def _silent_end(process: subprocess.Popen[bytes]) -> tuple[str, str]:
 
 
 def _used(folder: str) -> int:
-    """Bytes in a folder, as far as can be seen (a scratch folder in a mount namespace looks empty: it limits
-    itself)."""
+    """Bytes in a folder, as far as can be seen (one in a mount namespace looks empty: it limits itself)."""
     total = 0
     with contextlib.suppress(OSError):
         for place, _, files in os.walk(folder):

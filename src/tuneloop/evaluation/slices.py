@@ -34,13 +34,14 @@ MOST_CLUSTERED = 2000  # wrong rows that are grouped
 
 TIME_NAMES = ("time", "timestamp", "created", "created_at", "date", "datetime", "ts", "updated_at")
 # Of `meta`: where a row stands, what it is marked by, and what belongs to its answer.
-_NO_SLICE = {"line", "id", "references", "labels", "mix", "test", "prompt", "entry_point", "test_list", "test_setup_code",
-             *CLUSTER_NAMES}  # fmt: skip
+_NO_SLICE = {
+    "line", "id", "references", "labels", "mix", "test", "prompt", "entry_point", "test_list", "test_setup_code",
+    *CLUSTER_NAMES,
+}  # fmt: skip
 
 
 def breakdown(evaluation: ScoredAnswers, baselines: Mapping[str, ScoredAnswers]) -> dict[str, Any]:
-    """All of this module for `eval.json`, against baselines on the same rows; every list is bounded, whatever the
-    number of rows."""
+    """All of this module for `eval.json`, against baselines on the same rows; every list is bounded."""
     parts: dict[str, Any] = {"primary": evaluation.primary, "row_metric": evaluation.row_metric}
     if evaluation.task == "classification":
         parts["per_class"] = per_class(evaluation)
@@ -64,13 +65,13 @@ def breakdown_in_words(parts: Mapping[str, Any]) -> list[str]:
     sentences = []
     worse = [s for s in parts["slices"] if s.verdict == "worse"]
     if worse:
-        named = [
+        parts_of = [
             f"{s.field} {s.value} ({s.score:.2f} against {s.rest:.2f}, {p_words(s.p_holm)}, {counted(s.n, 'row')})"
             for s in sorted(worse, key=lambda s: s.delta)[:3]
         ]
         more = f" and {len(worse) - 3} more" if len(worse) > 3 else ""
         metric = title_of(parts["row_metric"])
-        sentences.append(f"Significantly worse than the rest by {metric}: {'; '.join(named)}{more}.")
+        sentences.append(f"Significantly worse than the rest by {metric}: {'; '.join(parts_of)}{more}.")
     for top in (parts.get("confusion_pairs") or [])[:1]:
         if top["n"] >= 3:
             times = f"{top['n']} of {counted(top['of'], 'row')}"
@@ -134,11 +135,11 @@ def slice_values(evaluation: ScoredAnswers, fields: Sequence[str] | None = None)
             what = f"No row has the metadata field {name!r}"
             raise UserError(what, where="evaluate.slices", next_step="name a field of `meta`")
         if name not in ways and (fields is not None or name not in _NO_SLICE):
-            ways[name] = _meta_values(name, [row.meta.get(name) for row in rows], wanted=fields is not None)
+            ways[name] = _meta_values(name, [row.meta.get(name) for row in rows], requested=fields is not None)
     return {name: values for name, values in ways.items() if len({v for each in values for v in each}) > 1}
 
 
-def _meta_values(name: str, values: list[Any], *, wanted: bool) -> list[tuple[str, ...]]:
+def _meta_values(name: str, values: list[Any], *, requested: bool) -> list[tuple[str, ...]]:
     """A metadata field's values as they are if they are few, in quarters if they are times or numbers."""
     none: list[tuple[str, ...]] = [()] * len(values)
     filled = [value for value in values if value is not None]
@@ -148,7 +149,7 @@ def _meta_values(name: str, values: list[Any], *, wanted: bool) -> list[tuple[st
         times = [_time(value) for value in values]
         if all(time is not None for time, value in zip(times, values, strict=True) if value is not None):
             return _quarters(times, lambda t: datetime.fromtimestamp(t, UTC).date().isoformat(), "")
-    if len(set(filled)) <= (200 if wanted else MOST_VALUES):
+    if len(set(filled)) <= (200 if requested else MOST_VALUES):
         return _single([None if value is None else str(value) for value in values])
     if all(isinstance(value, int | float) for value in filled):
         return _quarters([None if value is None else float(value) for value in values], lambda x: f"{x:.4g}", "")
@@ -194,13 +195,11 @@ def _fisher(scores: Array, inside: Any, clusters: Any) -> tuple[float, float, fl
 
     inner, other = scores[inside], scores[~inside]
     a, b = int(inner.sum()), int(other.sum())
-    delta = a / len(inner) - b / len(other)
     (low_a, high_a), (low_b, high_b) = u.wilson_interval(a, len(inner)), u.wilson_interval(b, len(other))
     share_a, share_b = a / len(inner), b / len(other)
-    low, high = (
-        delta - math.hypot(share_a - low_a, high_b - share_b),
-        delta + math.hypot(high_a - share_a, share_b - low_b),
-    )
+    delta = share_a - share_b
+    low = delta - math.hypot(share_a - low_a, high_b - share_b)
+    high = delta + math.hypot(high_a - share_a, share_b - low_b)
     p = float(fisher_exact([[a, len(inner) - a], [b, len(other) - b]])[1])
     return delta, low, high, p
 
@@ -225,27 +224,26 @@ def per_class(evaluation: ScoredAnswers) -> list[dict[str, Any]]:
     several = lists is not None
     answers = [frozenset(() if p is None else p.split(", ") if several else (p,)) for p in evaluation.predictions]
     rows, predicted, hits, invalid = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
-    for right, named, valid in zip(rights, answers, evaluation.valid, strict=True):
+    for right, answer, valid in zip(rights, answers, evaluation.valid, strict=True):
         rows.update(right)
-        predicted.update(named)
-        hits.update(right & named)
+        predicted.update(answer)
+        hits.update(right & answer)
         if not valid:
             invalid.update(right)
-    return [
-        {
-            "label": label, "n": rows[label],
-            "precision": hits[label] / predicted[label] if predicted[label] else 0.0,
-            "recall": hits[label] / rows[label] if rows[label] else 0.0,
-            "f1": 2 * hits[label] / (rows[label] + predicted[label]),
-            "predicted": predicted[label], "invalid": invalid[label],
+    lines = []
+    for label in sorted(rows | predicted):
+        hit, n, times = hits[label], rows[label], predicted[label]
+        shares = {
+            "precision": hit / times if times else 0.0,
+            "recall": hit / n if n else 0.0,
+            "f1": 2 * hit / (n + times),
         }
-        for label in sorted(rows | predicted)
-    ]  # fmt: skip
+        lines.append({"label": label, "n": n, **shares, "predicted": times, "invalid": invalid[label]})
+    return lines
 
 
 def confusion_matrix(evaluation: ScoredAnswers) -> dict[str, Any]:
-    """The labels that occur, and the cells that aren't 0 as [label, predicted, rows]; predicted null: an invalid
-    answer."""
+    """The labels that occur, and the cells above 0 as [label, predicted, rows]; predicted null: an invalid answer."""
     cells = _confusions(evaluation)
     labels = sorted({label for label, _ in cells} | {predicted for _, predicted in cells if predicted is not None})
     ordered = sorted(cells.items(), key=lambda cell: (cell[0][0], cell[0][1] or ""))

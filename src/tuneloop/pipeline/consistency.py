@@ -57,7 +57,7 @@ def consistency_part(
     labels = dataset.manifest.labels or ()
     sample = sample_rows(rows, config.consistency_rows, seed=seed)
     every = ways_of(
-        sample, config.consistency, drawn=drawn, temperature=config.consistency_temperature, labels=labels, seed=seed
+        sample, config.consistency, draws=drawn, temperature=config.consistency_temperature, labels=labels, seed=seed
     )
     ways = [each for each in every if len(each) >= FEWEST_WAYS]
     if not ways:
@@ -77,7 +77,7 @@ def consistency_part(
         return {}
     with busy("comparing answers"):
         found = measure_consistency(
-            ways, {name: asked.completions for name, asked in answers.items()}, own=own, task=dataset.task, labels=labels or None,
+            ways, {name: asked.completions for name, asked in answers.items()}, subject=own, task=dataset.task, labels=labels or None,
             config=config, seed=seed,
         )  # fmt: skip
         found = replace(found, seconds={name: round(asked.seconds, 3) for name, asked in answers.items()})

@@ -452,7 +452,7 @@ def _predicted(
         renamed = dataset.renamed
         own = [{n: renamed[str(record[n])] for n in IDS if str(record.get(n)) in renamed} for record in records]
         records = [{**redactor(record), **ids} for record, ids in zip(records, own, strict=True)]
-    found = answers_from(records, rows, file, known=dataset.test, order=dataset.order)
+    found = answers_from(records, rows, file, all_rows=dataset.test, order=dataset.order)
     further = tuple(each[1:] for each in found.answers)
     unused = sum(bool(more) and problem_of(row) is None for more, row in zip(further, rows, strict=True))
     notes = (

@@ -142,9 +142,8 @@ def _choices() -> dict[str, tuple[str, ...]]:
 
 
 def make_job(**settings: object) -> TrainingSetup:
-    """A checked `TrainingSetup`; where no `quant` is given the method's own is taken. `settings`: by its names, the
-    method also as a Python file. Raises UserError: a word that is no choice, a number that can't be, or settings that exclude
-    each other."""
+    """A checked `TrainingSetup`, by its names; `quant`, where not given, and the method, also a Python file, by the
+    method. Raises UserError: a word that is no choice, a number that can't be, settings that exclude each other."""
     for name, choices in _choices().items():
         value = settings.get(name)
         if value is not None and value not in choices:

@@ -87,7 +87,7 @@ class Lengths:
         return min(self.mean / self.expected_longest(rows), 1.0)
 
     def expected_longest(self, rows: int) -> float:
-        """Mean length of the longest of `rows` rows drawn at random, from a quantile function straight between its
+        """Mean length of the longest of `rows` rows drawn at random, by a quantile function straight between its
         marks."""
         marks = ((0.0, 0.0), (0.5, float(self.p50)), (0.9, float(self.p90)), (1.0, float(self.longest)))
         total = 0.0
@@ -233,8 +233,8 @@ def _own_card(options: dict[str, Any], assumed: list[str]) -> Any:
 
 
 def priced(prices: PriceTable, gpu: str | Gpu | None, usd_per_gpu_hour: float | None, tier: Tier) -> PriceTable:
-    """The prices with the one given for a GPU on top; this machine's processor has one in any case. Raises UserError: a
-    price that can't be, or of no GPU."""
+    """The prices, on top one given for a GPU, and the processor's. Raises UserError: a price that can't be, or of no
+    GPU."""
     here = prices.with_price("this machine, assumed", CPU, CPU_USD_PER_HOUR, tier)
     if usd_per_gpu_hour is None:
         return here
@@ -271,8 +271,8 @@ def _lengths(options: dict[str, Any]) -> tuple[Lengths, float, list[str]]:
 
 
 def lengths_of(manifest: DatasetManifest, where: str) -> Lengths:
-    """What a data set's manifest says about the tokens of its training rows, general rows mixed in included. Raises
-    UserError: it says nothing about them."""
+    """Tokens of a data set's training rows, also of those mixed in, by its manifest. Raises UserError: it has no
+    numbers."""
     tokens, val = manifest.splits.train.tokens, manifest.splits.val.tokens
     if tokens is None:
         what = "The data set's manifest has no token statistics"

@@ -158,8 +158,7 @@ def _link_seconds(job: TrainingSetup) -> float:
 
 def overhead_hours(job: TrainingSetup, evaluations: int = 0, evaluation_tokens: int = 0) -> dict[str, float]:
     """Hours apart from training: loading, compiling, evaluations (a forward pass each), a checkpoint (weights or
-    adapter with the optimizer's moments), and the result alone. Where weights are divided each machine writes its
-    part."""
+    adapter with the optimizer's moments), the result alone. Where weights are divided each machine writes its part."""
     gigabytes = weight_bytes(job) / 1e9
     result = gigabytes if job.full else job.trainable * 4 / 1e9
     writers = math.ceil(job.gpus / GPUS_A_MACHINE) if job.sharding in ("fsdp", "zero3") else 1

@@ -18,11 +18,14 @@ from tuneloop.records.rows import Row, last_user_turn
 
 PASS_AT = (1, 5, 10, 100)  # those that the number of answers a row allows are reported
 
-METRICS = tuple(
-    Metric(f"pass@{k}", f"pass@{k}", "share", test="exact McNemar" if k == 1 else "by its scores", needs="programs", headline="programs" if k == 1 else "",
-           meaning="chance that one of so many answers passes its unit tests")
-    for k in PASS_AT
-)  # fmt: skip
+MEANING = "chance that one of so many answers passes its unit tests"
+METRICS = (
+    Metric("pass@1", "pass@1", "share", "higher", "exact McNemar", "programs", "programs", meaning=MEANING),
+    *(
+        Metric(f"pass@{k}", f"pass@{k}", "share", "higher", "by its scores", "programs", meaning=MEANING)
+        for k in PASS_AT[1:]
+    ),
+)
 
 _CUTS = 20  # parts at the end of an answer that are left out, one by one, until the rest compiles
 LONGEST_PROGRAM = 1 << 17  # characters of an answer that are run
@@ -83,11 +86,9 @@ def programs(problem: Problem, answer: str) -> list[str]:
 def run_tests(
     rows: Sequence[Row], answers: Sequence[Sequence[str]], *, limits: SandboxLimits | None = None
 ) -> list[list[Outcome | None]]:
-    """Run each answer's program with its row's unit tests, as many at once as there are cores; rows without tests give
-    None."""
-    jobs = [
-        (i, j, p, text) for i, row in enumerate(rows) if (p := problem_of(row)) for j, text in enumerate(answers[i])
-    ]
+    """Run each answer's program with its row's unit tests, as many at once as there are cores; None without tests."""
+    problems = [(i, problem) for i, row in enumerate(rows) if (problem := problem_of(row))]
+    jobs = [(i, j, problem, text) for i, problem in problems for j, text in enumerate(answers[i])]
     outcomes: list[list[Outcome | None]] = [[None] * len(texts) for texts in answers]
     with ThreadPoolExecutor(max_workers=max(1, min(cores(), 16))) as pool:
         results = pool.map(lambda job: run_program(programs(job[2], job[3]), limits), jobs)

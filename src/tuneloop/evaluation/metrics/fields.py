@@ -10,8 +10,9 @@ from tuneloop.core.patterns import Pattern, compile_pattern
 from tuneloop.records.metric import Metric
 
 METRICS = (
-    Metric("invalid_rate", "invalid answers", "share", "lower", "exact McNemar", "fields", headline="valid answers", gained="valid answers",
-           meaning="share of answers that name no allowed label, lack a field or are no JSON where it is asked for"),
+    Metric("invalid_rate", "invalid answers", "share", "lower", "exact McNemar", "fields", headline="valid answers",
+           gained="valid answers",
+           meaning="share of answers that name no allowed label, lack a field or are no JSON where that is required"),
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 
 from tuneloop.core.lazy import np
 from tuneloop.core.stats.intervals import Array, Statistics, ratio
@@ -12,18 +13,20 @@ from tuneloop.records.metric import Metric
 LONGEST_LABEL = 60  # characters of an answer that may be a label without being called so
 EQUAL_ACCURACY = ("micro_f1", "precision_micro", "recall_micro", "recall_weighted")  # with one label a row
 
+_metric = partial(Metric, needs="labels")
 METRICS = (
-    Metric("accuracy", "accuracy", "share", test="exact McNemar", needs="labels", headline="labels", meaning="share of rows with the right label"),
-    Metric("macro_f1", "macro-F1", needs="labels", headline="labels", meaning="mean of the labels' F1: each label counts the same"),
-    Metric("micro_f1", "micro-F1", test="exact McNemar", needs="labels", meaning="F1 of all rows together: accuracy, with one label a row"),
-    Metric("weighted_f1", "weighted F1", needs="labels", meaning="mean of the labels' F1, weighted by their rows"),
-    Metric("balanced_accuracy", "balanced accuracy", needs="labels", meaning="mean of the labels' recall"),
-    Metric("precision_macro", "macro precision", needs="labels", meaning="mean of the labels' precision"),
-    Metric("recall_macro", "macro recall", needs="labels", meaning="mean of the labels' recall"),
-    Metric("precision_micro", "micro precision", test="exact McNemar", needs="labels", meaning="accuracy, with one label a row"),
-    Metric("recall_micro", "micro recall", test="exact McNemar", needs="labels", meaning="accuracy, with one label a row"),
-    Metric("precision_weighted", "weighted precision", needs="labels", meaning="mean of the labels' precision, weighted by their rows"),
-    Metric("recall_weighted", "weighted recall", test="exact McNemar", needs="labels", meaning="accuracy, with one label a row"),
+    _metric("accuracy", "accuracy", "share", test="exact McNemar", headline="labels",
+            meaning="share of rows with the right label"),
+    _metric("macro_f1", "macro-F1", headline="labels", meaning="mean of the labels' F1: each label counts the same"),
+    _metric("micro_f1", "micro-F1", test="exact McNemar", meaning="F1 of all rows: accuracy, with one label a row"),
+    _metric("weighted_f1", "weighted F1", meaning="mean of the labels' F1, weighted by their rows"),
+    _metric("balanced_accuracy", "balanced accuracy", meaning="mean of the labels' recall"),
+    _metric("precision_macro", "macro precision", meaning="mean of the labels' precision"),
+    _metric("recall_macro", "macro recall", meaning="mean of the labels' recall"),
+    _metric("precision_micro", "micro precision", test="exact McNemar", meaning="accuracy, with one label a row"),
+    _metric("recall_micro", "micro recall", test="exact McNemar", meaning="accuracy, with one label a row"),
+    _metric("precision_weighted", "weighted precision", meaning="mean of the labels' precision, weighted by rows"),
+    _metric("recall_weighted", "weighted recall", test="exact McNemar", meaning="accuracy, with one label a row"),
 )  # fmt: skip
 
 
@@ -32,7 +35,7 @@ def label_matcher(labels: Sequence[str], spellings: Mapping[str, str] | None = N
 
     The first line of the trimmed answer must equal a label: as it is, else regardless of case, else also without
     surrounding quotes and punctuation. Where a looser form fits two labels ("C" and "C#"), it decides nothing.
-    `spellings`: further texts that stand for a label (answer text -> label).
+    `spellings`: further texts that mean a label (answer text -> label).
     """
     pairs = [(label, label) for label in labels] + list((spellings or {}).items())
     tables: list[dict[str, set[str]]] = []
@@ -74,24 +77,24 @@ def label_statistics(
     *,
     prefix: str = "",
     every: bool = True,
-    known: Collection[str] = (),
+    vocabulary: Collection[str] = (),
 ) -> Statistics:
     """Accuracy, F1, precision and recall over labels.
 
     The same as scikit-learn's functions with `zero_division=0`: macro averages run over the labels that references or
     predictions name, balanced accuracy over those of the references; micro averages over everything, so they equal
-    accuracy. A prediction of None (an answer outside the label set) is wrong for every metric and no label of its own.
+    accuracy. A prediction of None (an answer outside the label set) is wrong for every metric and no further label.
     Rows whose reference is None don't count.
 
     Args:
         prefix: put before metric names ("queue.").
         every: all metrics; else accuracy and macro-F1.
-        known: labels that get columns whether they occur or not, so that two systems have the same columns.
+        vocabulary: labels that get columns whether they occur or not, so that two systems have the same columns.
     """
     from scipy import sparse
 
     counted = [pair for pair in zip(references, predictions, strict=True) if pair[0] is not None]
-    names = sorted({label for pair in counted for label in pair if label is not None}.union(known))
+    names = sorted({label for pair in counted for label in pair if label is not None}.union(vocabulary))
     index = {label: i for i, label in enumerate(names)}
     k, n = len(names), len(references)
     places: list[tuple[int, int]] = []
@@ -109,15 +112,11 @@ def label_statistics(
             places.append((i, 2 * k + index[prediction]))  # predicted
     at = ([row for row, _ in places], [column for _, column in places])
     rows = sparse.csr_matrix((np.ones(len(places)), at), shape=(n, 3 * k + 2))
-    values = _label_values(k)
-    chosen = values if every else {name: values[name] for name in ("accuracy", "macro_f1")}
+    functions = {name: f for name, f in _label_values(k).items() if every or name in ("accuracy", "macro_f1")}
     accuracy = f"{prefix}accuracy"
-    return Statistics(
-        rows=rows,
-        values={f"{prefix}{name}": function for name, function in chosen.items()},
-        row_scores={accuracy: right}, right_or_wrong=frozenset({accuracy}), layout=tuple(names),
-        same={f"{prefix}{name}": accuracy for name in EQUAL_ACCURACY if name in chosen},
-    )  # fmt: skip
+    same = {f"{prefix}{name}": accuracy for name in EQUAL_ACCURACY if name in functions}
+    values = {f"{prefix}{name}": function for name, function in functions.items()}
+    return Statistics(rows, values, {accuracy: right}, frozenset({accuracy}), layout=tuple(names), same=same)
 
 
 Share = Callable[[Array, Array, Array], Array]  # of hits, support and predicted rows, for each label or summed
@@ -183,8 +182,7 @@ def _label_values(k: int) -> dict[str, Callable[[Array], Array]]:
 
 
 def are_labels(references: Sequence[Sequence[str]]) -> bool:
-    """Whether reference answers are labels in all but name: one each, short, on a line, and each met twice on
-    average."""
+    """Whether reference answers are labels in all but name: one each, short, on a line, each met twice on average."""
     texts = [row[0].strip() for row in references]
     short = all(0 < len(text) <= LONGEST_LABEL and "\n" not in text and text[0] not in "{[" for text in texts)
     return short and all(len(row) == 1 for row in references) and 2 * len(set(texts)) <= len(texts)

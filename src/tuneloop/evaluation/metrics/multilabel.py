@@ -16,8 +16,9 @@ NO_LABELS = "none"  # how prepared data and answers say that no label applies
 _SEPARATORS = re.compile(r"\s*(?:,|;|\||\r?\n|\s\+\s|\band\b)\s*")
 # Of the metrics that rows with one label have too, only `accuracy` is compared by McNemar's test here.
 METRICS = (
-    Metric("subset_accuracy", "subset accuracy", "share", test="exact McNemar", needs="several labels", meaning="share of rows with all labels right and none too many"),
-    Metric("jaccard", "Jaccard index", needs="several labels", meaning="labels in both over labels in either, mean of the rows"),
+    Metric("subset_accuracy", "subset accuracy", "share", test="exact McNemar", needs="several labels",
+           meaning="share of rows with all labels right and none too many"),
+    Metric("jaccard", "Jaccard index", needs="several labels", meaning="mean of labels in both over labels in either"),
 )  # fmt: skip
 
 
@@ -56,8 +57,7 @@ def vocabulary(rows: Sequence[Row], allowed: Collection[str] | None = None) -> l
 
 def label_reader(labels: Sequence[str]) -> Callable[[str], LabelSet]:
     """Make the function that reads labels out of an answer: a JSON-like list, or labels with commas or line ends
-    between. Each part must equal a label as `label_matcher` takes it. Labels that themselves hold a separator are found
-    too."""
+    between. Each part must equal a label as `label_matcher` takes it; labels that hold a separator are found too."""
     match = label_matcher(labels)
     # Longest first: "a, b" is one label before it is two.
     joined = sorted((label for label in labels if _SEPARATORS.search(label)), key=len, reverse=True)
@@ -65,18 +65,18 @@ def label_reader(labels: Sequence[str]) -> Callable[[str], LabelSet]:
     def read(text: str) -> LabelSet:
         text = text.strip().strip("[]{}()").strip()
         named_labels, none = set[str](), False
-        for label in joined:
-            if label in text:
-                named_labels.add(label)
-                text = text.replace(label, ",")
+        for each in joined:
+            if each in text:
+                named_labels.add(each)
+                text = text.replace(each, ",")
         outside: set[str] = set()
         for part in _SEPARATORS.split(text):
             part = re.sub(r"^(?:[-*•]|\d+[.)])\s+", "", part)
             if not part.strip(" \t'\"`.;:"):
                 continue
-            named = match(part)
-            if named is not None:
-                named_labels.add(named)
+            label = match(part)
+            if label is not None:
+                named_labels.add(label)
             elif part.strip(" \t'\"`.;:").casefold() == NO_LABELS:
                 none = True
             else:
@@ -87,18 +87,18 @@ def label_reader(labels: Sequence[str]) -> Callable[[str], LabelSet]:
 
 
 def multilabel_statistics(
-    references: Sequence[frozenset[str]], predictions: Sequence[LabelSet], known: Collection[str] = ()
+    references: Sequence[frozenset[str]], predictions: Sequence[LabelSet], allowed: Collection[str] = ()
 ) -> Statistics:
     """Subset accuracy, Jaccard index, and precision, recall and F1 in micro, macro and weighted averages.
 
     The same as scikit-learn on indicator matrices with `zero_division=0`: macro averages run over the labels that
     references or answers name; a part of an answer that is no label is a false positive of the micro
     averages. `accuracy` is `subset_accuracy`: all labels right and none too many. The row score of `micro_f1` is the
-    F1 of that row's labels. `known` labels get columns whether they occur or not.
+    F1 of that row's labels. `allowed` labels get columns whether they occur or not.
     """
     from scipy import sparse
 
-    names = sorted(frozenset(known).union(*references, *(answer.labels for answer in predictions)))
+    names = sorted(frozenset(allowed).union(*references, *(answer.labels for answer in predictions)))
     index = {label: i for i, label in enumerate(names)}
     k, n = len(names), len(references)
     table = sparse.lil_matrix((n, 3 * k + 4))  # hits, support, predicted of each label; then the sums below
@@ -114,11 +114,9 @@ def multilabel_statistics(
         jaccard.append(hits / either if either else empty)
         row_f1.append(2 * hits / (len(right) + total) if right or total else empty)
         table[i, 3 * k :] = [exact[-1], jaccard[-1], 1.0, float(answer.outside)]
-    return Statistics(
-        rows=table.tocsr(), values=_values(k),
-        row_scores={"accuracy": exact, "jaccard": jaccard, "micro_f1": row_f1},
-        right_or_wrong=frozenset({"accuracy"}), layout=tuple(names), same={"subset_accuracy": "accuracy"},
-    )  # fmt: skip
+    scores, same = {"accuracy": exact, "jaccard": jaccard, "micro_f1": row_f1}, {"subset_accuracy": "accuracy"}
+    right_or_wrong = frozenset({"accuracy"})
+    return Statistics(table.tocsr(), _values(k), scores, right_or_wrong, layout=tuple(names), same=same)
 
 
 def _values(k: int) -> dict[str, Callable[[Array], Array]]:

@@ -13,15 +13,15 @@ from tuneloop.records.completion import Completion
 from tuneloop.records.metric import Metric
 
 METRICS = (
-    Metric("loss", "loss", "from 0", "lower", needs="losses", meaning="mean of -log likelihood of a reference token, in nats"),
-    Metric("perplexity", "perplexity", "from 0", "lower", needs="losses", decimals=1, precise=1, meaning="e to the loss; compared by the test of the loss"),
-    Metric("ece", "calibration error", better="lower", needs="labels", meaning="expected calibration error over 15 bins"),
+    Metric("loss", "loss", "from 0", "lower", needs="losses", meaning="mean of -log likelihood of a token, in nats"),
+    Metric("perplexity", "perplexity", "from 0", "lower", needs="losses", decimals=1, precise=1,
+           meaning="e to the loss; compared by the test of the loss"),
+    Metric("ece", "calibration error", better="lower", needs="labels", meaning="expected error over 15 bins"),
 )  # fmt: skip
 
 
 def loss_statistics(losses: Sequence[float], tokens: Sequence[int]) -> Statistics:
-    """Mean loss of the answers' tokens and its exponential, perplexity, from each row's summed loss (nats) and
-    tokens."""
+    """Mean loss of the answers' tokens and its exponential, perplexity, from rows' summed losses (nats) and tokens."""
     rows = np.array([losses, tokens], dtype=np.float64).T
 
     def loss(sums: Array) -> Array:
@@ -31,12 +31,8 @@ def loss_statistics(losses: Sequence[float], tokens: Sequence[int]) -> Statistic
         return np.exp(np.minimum(loss(sums), 50.0))
 
     each = [float(x) for x in loss(rows)]
-    return Statistics(
-        rows,
-        {"loss": loss, "perplexity": perplexity},
-        {"loss": each, "perplexity": [float(np.exp(min(x, 50.0))) for x in each]},
-        same={"perplexity": "loss"},
-    )
+    scores = {"loss": each, "perplexity": [float(np.exp(min(x, 50.0))) for x in each]}
+    return Statistics(rows, {"loss": loss, "perplexity": perplexity}, scores, same={"perplexity": "loss"})
 
 
 BINS = 15
@@ -74,8 +70,7 @@ def calibration_statistics(confidence: Sequence[float], right: Sequence[float]) 
 
 
 def reliability(confidence: Sequence[float], right: Sequence[float]) -> list[dict[str, Any]]:
-    """The bins of a reliability diagram that hold rows: their bounds, rows, mean confidence and share of right
-    answers."""
+    """The bins of a reliability diagram that hold rows: bounds, rows, mean confidence and share of right answers."""
     sums = calibration_statistics(confidence, right).totals()[0]
     bins = []
     for place in range(BINS):

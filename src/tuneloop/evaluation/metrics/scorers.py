@@ -57,7 +57,7 @@ def load_scorer(name: str, place: str) -> Scorer:
     function = getattr(module, function_name, None)
     if not callable(function):
         raise UserError(f"{file} has no function {function_name!r}", where=where, next_step="check its name")
-    wanted = _parameters(function, where)
+    parameters = _parameters(function, where)
 
     def score(row: Row, answer: str) -> Any:
         references = references_of(row)
@@ -66,7 +66,7 @@ def load_scorer(name: str, place: str) -> Scorer:
             "prompt": last_user_turn(row), "row": row.to_json(), "meta": row.meta,
         }  # fmt: skip
         try:
-            return function(**{parameter: values[meaning] for parameter, meaning in wanted.items()})
+            return function(**{parameter: values[meaning] for parameter, meaning in parameters.items()})
         except Exception as error:
             what = f"The scorer {name} fails: {error_with_line(error, path)}"
             raise UserError(what, where=f"row {row.id}", next_step=f"fix {file}") from None
@@ -77,7 +77,7 @@ def load_scorer(name: str, place: str) -> Scorer:
 
 
 def _parameters(function: Callable[..., Any], where: str) -> dict[str, str]:
-    wanted: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     unnamed = []
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -85,14 +85,14 @@ def _parameters(function: Callable[..., Any], where: str) -> dict[str, str]:
         if parameter.kind is parameter.POSITIONAL_ONLY:
             raise UserError("A scorer's parameters can't be positional-only", where=where, next_step="leave out the /")
         if parameter.name in _MEANING:
-            wanted[parameter.name] = _MEANING[parameter.name]
+            meanings[parameter.name] = _MEANING[parameter.name]
         elif parameter.default is parameter.empty:
             unnamed.append(parameter.name)
-    left = [meaning for meaning in _IN_ORDER if meaning not in wanted.values()]
+    left = [meaning for meaning in _IN_ORDER if meaning not in meanings.values()]
     if len(unnamed) > len(left):
         next_step = f"name its parameters from {', '.join(_NAMES)}"
         raise UserError(f"The scorer asks for {', '.join(unnamed)}", where=where, next_step=next_step)
-    return wanted | dict(zip(unnamed, left, strict=False))
+    return meanings | dict(zip(unnamed, left, strict=False))
 
 
 def own_scores(scorer: Scorer, rows: Sequence[Row], answers: Sequence[str]) -> list[float]:

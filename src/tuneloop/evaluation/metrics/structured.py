@@ -24,14 +24,14 @@ METRICS = (
     Metric("field_f1", "field-F1", needs="JSON", meaning="F1 of (path, value) pairs over all rows"),
     Metric("field_precision", "field precision", needs="JSON", meaning="share of the answers' fields that are right"),
     Metric("field_recall", "field recall", needs="JSON", meaning="share of the references' fields that are found"),
-    Metric("valid_json", "valid JSON", "share", test="exact McNemar", needs="JSON", meaning="share of answers that parse"),
-    Metric("schema_valid", "answers that fit the schema", "share", test="exact McNemar", needs="JSON", headline="JSON", meaning="share of answers that fit `evaluate.json_schema`"),
+    Metric("valid_json", "valid JSON", "share", "higher", "exact McNemar", "JSON", meaning="share that parses"),
+    Metric("schema_valid", "answers that fit the schema", "share", "higher", "exact McNemar", "JSON", "JSON",
+           meaning="share of answers that fit `evaluate.json_schema`"),
 )  # fmt: skip
 
 
 def parse(text: str) -> Any:
-    """The JSON value that a text is, as a whole; ValueError for anything else (a Markdown fence, NaN, prose around
-    it)."""
+    """The JSON value that a text is, as a whole; ValueError for anything else (a Markdown fence, NaN, prose)."""
 
     def refuse(name: str) -> Any:
         raise ValueError(f"{name} is no JSON")
@@ -77,9 +77,8 @@ def schema_check(schema: Mapping[str, Any]) -> Callable[[Any], bool]:
     except exceptions.SchemaError as error:
         why = error.message
     if why:
-        raise UserError(
-            f"Not a JSON schema: {why}", where="evaluate.json_schema", next_step="fix the schema's file"
-        )  # fmt: skip
+        what, step = f"Not a JSON schema: {why}", "fix the schema's file"
+        raise UserError(what, where="evaluate.json_schema", next_step=step)
     breach = checker(schema, kind, seconds=2.0)
 
     def conforms(value: Any) -> bool:

@@ -23,17 +23,17 @@ ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 LONGEST_SCORED = 20_000
 
 METRICS = (
-    Metric("exact_match", "exact match", "share", test="exact McNemar", meaning="share of answers that equal a reference"),
+    Metric("exact_match", "exact match", "share", test="exact McNemar", meaning="share that equals a reference"),
     Metric("token_f1", "token F1", meaning="overlap of words, as in SQuAD"),
     Metric("rouge1", "ROUGE-1", meaning="overlap of stemmed words"),
     Metric("rouge2", "ROUGE-2", meaning="overlap of pairs of stemmed words"),
     Metric("rougeL", "ROUGE-L", headline="texts", meaning="longest common subsequence of stemmed words"),
     Metric("rougeLsum", "ROUGE-Lsum", meaning="the same line by line"),
     Metric("meteor", "METEOR", meaning="words and stems in both, with a penalty for another order; no synonyms"),
-    Metric("length_ratio", "length ratio", "from 0", "neither", "none", meaning="words of the answers over words of the references"),
+    Metric("length_ratio", "length ratio", "from 0", "neither", "none", meaning="words over words of the references"),
     Metric("bleu", "BLEU", "0..100", meaning="n-grams of words, of the whole split"),
     Metric("chrf", "chrF", "0..100", headline="texts", meaning="n-grams of characters, of the whole split"),
-    Metric("embedding", "nearness in meaning", meaning="cosine of MiniLM vectors"),
+    Metric("embedding", "similarity of meaning", meaning="cosine of MiniLM vectors"),
 )  # fmt: skip
 
 
@@ -43,9 +43,8 @@ def exact_match(references: Sequence[str], answer: str) -> float:
 
 
 def token_f1(references: Sequence[str], answer: str) -> float:
-    """Overlap of word bags, the best over the references, 0 to 1. Source: the F1 of SQuAD (Rajpurkar et al. 2016),
-    whose normalisation it takes (lower case, no punctuation, no English articles); punctuation is Unicode's, not only
-    ASCII's."""
+    """Overlap of word bags, the best over the references, 0 to 1: the F1 of SQuAD (Rajpurkar et al. 2016) with its
+    normalisation (lower case, no punctuation, no English articles); punctuation is Unicode's."""
     words = Counter(_squad_words(answer))
     bags = [Counter(_squad_words(reference)) for reference in references]
     return max(2 * (bag & words).total() / (bag.total() + words.total()) if bag or words else 1.0 for bag in bags)
@@ -114,8 +113,7 @@ def _words(text: str) -> list[str]:
 
 
 def length_ratio(references: Sequence[Sequence[str]], answers: Sequence[str]) -> Statistics:
-    """Words of all answers over words of their references (the one nearest in length); 1 is as long as the
-    references."""
+    """Words of all answers over words of their references (the one nearest in length); 1: equally long."""
     rows, scores = np.zeros((len(answers), 2)), []
     for i, (row, answer) in enumerate(zip(references, answers, strict=True)):
         words = len(answer.split())
@@ -138,17 +136,15 @@ def bleu_statistics(
     counts = metric._extract_corpus_statistics(list(answers), _streams(references))
     order = metric.max_ngram_order
 
+    options = {"smooth_method": metric.smooth_method, "smooth_value": metric.smooth_value, "max_ngram_order": order}
+
+    def sentence(row: Array, effective_order: bool) -> float:
+        answer, reference, *numbers = map(int, row)
+        sizes = {"correct": numbers[:order], "total": numbers[order:], "sys_len": answer, "ref_len": reference}
+        return float(BLEU.compute_bleu(**sizes, **options, effective_order=effective_order).score)
+
     def score(sums: Array, *, effective_order: bool = False) -> Array:
-        return np.array(
-            [
-                BLEU.compute_bleu(
-                    correct=[int(x) for x in row[2 : 2 + order]], total=[int(x) for x in row[2 + order :]],
-                    sys_len=int(row[0]), ref_len=int(row[1]), smooth_method=metric.smooth_method,
-                    smooth_value=metric.smooth_value, effective_order=effective_order, max_ngram_order=order,
-                ).score
-                for row in sums
-            ]
-        )  # fmt: skip
+        return np.array([sentence(row, effective_order) for row in sums])
 
     rows = np.array(counts, dtype=np.float64)
     sentences = [float(x) for x in score(rows, effective_order=True)]

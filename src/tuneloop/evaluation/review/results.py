@@ -69,7 +69,7 @@ def alpha_with_interval(units: Sequence[Sequence[Hashable]], level: Level = "nom
     pairable = [unit for unit in units if len(unit) >= 2]
     if math.isnan(value) or len(pairable) < 3:
         return Estimate(value, math.nan, math.nan)
-    draws = _resampled(len(pairable), lambda drawn: krippendorff_alpha([pairable[i] for i in drawn], level), seed)
+    draws = _resampled(len(pairable), lambda places: krippendorff_alpha([pairable[i] for i in places], level), seed)
     return Estimate(value, *_percentiles(draws))
 
 
@@ -108,12 +108,11 @@ def bradley_terry(wins: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Duel:
-    """One reviewed item: the places of its two systems, the shares of the votes (first won, second won, neither) and
-    its rows. The shares sum to 1; `weight` is how many rows of the test set the item stands for."""
+    """One reviewed item of two systems."""
 
-    pair: tuple[int, int]
-    shares: tuple[float, float, float]
-    weight: float
+    pair: tuple[int, int]  # their places
+    shares: tuple[float, float, float]  # of the votes: first won, second won, neither
+    weight: float  # how many rows of the test set the item represents
 
 
 def ranking(names: Sequence[str], duels: Sequence[Duel], *, seed: int = 0) -> dict[str, Estimate]:
@@ -128,7 +127,7 @@ def ranking(names: Sequence[str], duels: Sequence[Duel], *, seed: int = 0) -> di
         cell[a, b] = (first + neither / 2) * duel.weight / scale
         cell[b, a] = (second + neither / 2) * duel.weight / scale
     strengths = bradley_terry(cells.sum(axis=0))
-    draws = _resampled(len(duels), lambda drawn: bradley_terry(cells[drawn].sum(axis=0)), seed)
+    draws = _resampled(len(duels), lambda places: bradley_terry(cells[places].sum(axis=0)), seed)
     bounds = [_percentiles(draws[:, i]) if len(duels) > 2 else (math.nan, math.nan) for i in range(len(names))]
     order = sorted(range(len(names)), key=lambda i: -strengths[i])
     return {names[i]: Estimate(float(strengths[i]), *bounds[i]) for i in order}
@@ -137,7 +136,7 @@ def ranking(names: Sequence[str], duels: Sequence[Duel], *, seed: int = 0) -> di
 def stratified_mean(scores: Mapping[str, Sequence[float]], sizes: Mapping[str, int]) -> Estimate:
     """The mean of a 0 to 1 score over a whole test set, from samples of its groups, with its 95 % interval.
 
-    Each reviewed row stands for (rows of its group) / (reviewed rows of its group) rows, the inverse of the chance
+    Each reviewed row represents (rows of its group) / (reviewed rows of its group) rows, the inverse of the chance
     that it was drawn. The interval is computed with two made-up rows in each group, a 0 and a 1: a group whose few
     votes all say the same is not taken as certain. Simulated coverage with 40 rows of each of two groups: 97 %.
 
@@ -178,7 +177,7 @@ def results(review: ReviewFolder) -> dict[str, Any]:
     """All that the votes say, as one JSON-like object.
 
     Returns `items`, `reviewed`, `votes`, `reviewers` (name -> items), `agreement` (Krippendorff's alpha by question),
-    `median_seconds`, and `pairs` with `ranking` (pairwise) or `ratings` (rating). Estimates stand for the whole test
+    `median_seconds`, and `pairs` with `ranking` (pairwise) or `ratings` (rating). Estimates are of the whole test
     set (`estimate`, weighted), and from the random stratum alone (`random`).
     """
     votes, damaged = votes_by_item(review)
@@ -324,12 +323,10 @@ def export(review: ReviewFolder, kind: Export, path: Path | str) -> dict[str, An
 
 
 def _correction(item_votes: Sequence[Vote]) -> tuple[str | None, bool]:
-    texts = [
-        v.corrected.strip() for v in sorted(item_votes, key=lambda v: v.time) if v.corrected and v.corrected.strip()
-    ]
-    if not texts:
+    texts = [(v.corrected or "").strip() for v in sorted(item_votes, key=lambda v: v.time)]
+    counts = Counter(filter(None, texts))
+    if not counts:
         return None, False
-    counts = Counter(texts)
     most = max(counts.values())
     return next(text for text in reversed(texts) if counts[text] == most), len(counts) > 1
 
@@ -409,7 +406,7 @@ def _corrected(review: ReviewFolder, votes: Votes, conflicts: list[str]) -> Iter
         answer = first.references[0] if corrected is None else corrected
         record: dict[str, Any] = {"id": row, "messages": [*first.messages, {"role": "assistant", "content": answer}]}
         if isinstance(first.label, str):
-            # A label stands for its answer's text where the two were the same.
+            # A label is its answer's text where the two were the same.
             record["label"] = answer if first.references[0] == first.label else first.label
         if corrected is None and len(first.references) > 1:
             record["references"] = first.references

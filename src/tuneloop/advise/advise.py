@@ -12,19 +12,9 @@ from typing import Any
 
 from pydantic import Field
 
+from tuneloop.advise import economics
 from tuneloop.advise.config import CaseOptions
-from tuneloop.advise.economics import (
-    MODES,
-    AlternativeRow,
-    bills,
-    compare_options,
-    options_of,
-    sensitivity,
-    serving,
-    smaller_models,
-    token_lines,
-    trainings,
-)
+from tuneloop.advise.economics import MODES, AlternativeRow, trainings
 from tuneloop.advise.measured import BaselineResults, SystemResult, leaderboard
 from tuneloop.advise.rules import decide, load_rules
 from tuneloop.core.errors import UserError
@@ -38,15 +28,7 @@ from tuneloop.plan.options import A_WEEK, Lengths, priced, usual_settings
 from tuneloop.plan.options import MachineOption as Machine
 from tuneloop.plan.prices import PriceTable, load_prices
 from tuneloop.plan.shape import find_model
-from tuneloop.records.advice import (
-    AdviceReason,
-    AdviceRecord,
-    AdvisedAlternative,
-    AdvisedTraining,
-    AssumptionSwing,
-    MonthlyBill,
-    TokenPrice,
-)
+from tuneloop.records import advice as records
 from tuneloop.records.plan import PlannedCost
 
 # of the input as it is printed: shown elsewhere
@@ -100,18 +82,18 @@ class Advice:
     method: str  # the name of one: how, or how if the prompt falls short; empty when the answer is no
     costed: str  # the method whose cost is shown: that one, or the one that would be used if the answer were not no
     headline: str  # the answer in a sentence
-    reasons: list[AdviceReason]  # the rules that applied, the deciding one first
+    reasons: list[records.AdviceReason]  # the rules that applied, the deciding one first
     steps: list[str]  # what to do, in order
     missing: list[str]  # what would tell more, as flags
     assumptions: list[str]
     trainings: dict[str, Machine]
     options: list[AlternativeRow]
-    swings: list[AssumptionSwing]  # of the net saving of the method over the horizon
-    bills: dict[str, MonthlyBill]
-    tokens: list[TokenPrice]
+    swings: list[records.AssumptionSwing]  # of the net saving of the method over the horizon
+    bills: dict[str, records.MonthlyBill]
+    tokens: list[records.TokenPrice]
     question: AdviceInput
 
-    def record(self) -> AdviceRecord:
+    def record(self) -> records.AdviceRecord:
         """As `advise.json` holds it and `--json` prints it."""
         row, measured = row_of(self.method, self.options), self.question.measured
         parts: dict[str, Any] = {
@@ -123,7 +105,7 @@ class Advice:
             "leaderboard": leaderboard(measured) if measured else [], "assumptions": self.assumptions,
             "question": self.question.model_dump(mode="json", exclude=LEFT_OUT, exclude_none=True),
         }  # fmt: skip
-        return AdviceRecord(version=1, **parts)
+        return records.AdviceRecord(version=1, **parts)
 
     @property
     def costed_name(self) -> str:
@@ -135,16 +117,16 @@ def row_of(method: str, rows: Sequence[AlternativeRow]) -> AlternativeRow | None
     return next((row for row in rows if row.option.name == title_of(method)), None)
 
 
-def _training(training: Machine) -> AdvisedTraining:
+def _training(training: Machine) -> records.AdvisedTraining:
     values: dict[str, Any] = {
         "gpu": training.job.gpu.key, "gpus": training.job.gpus, "fits": training.fits,
         "peak_gib": training.memory.peak, "capacity_gib": training.memory.capacity, "hours": training.hours,
         "usd_a_run": training.bare_usd, "cost": PlannedCost(**training.cost.to_json()) if training.cost else None,
     }  # fmt: skip
-    return AdvisedTraining(**values)
+    return records.AdvisedTraining(**values)
 
 
-def _alternative(row: AlternativeRow) -> AdvisedAlternative:
+def _alternative(row: AlternativeRow) -> records.AdvisedAlternative:
     option, against = row.option, row.against
     values: dict[str, Any] = {
         "name": option.name, "upfront_usd": option.upfront_usd, "usd_per_1000_queries": row.usd_per_1000_queries,
@@ -154,7 +136,7 @@ def _alternative(row: AlternativeRow) -> AdvisedAlternative:
     if against:
         values |= {"break_even_queries": against.queries, "break_even_days": against.days}
         values |= {"saves_usd_per_month": against.usd_per_month_saved, "why_never": against.why}
-    return AdvisedAlternative(**values)
+    return records.AdvisedAlternative(**values)
 
 
 def advise(question: AdviceInput) -> Advice:
@@ -168,12 +150,12 @@ def advise(question: AdviceInput) -> Advice:
     question, assumed = _completed(question)
     trained = trainings(question, prices)
     method, budget = _method(question, trained)
-    rented = bills(question, prices, question.prompt_tokens) if question.prompt_tokens else {}
+    rented = economics.bills(question, prices, question.prompt_tokens) if question.prompt_tokens else {}
     rows: list[AlternativeRow] = []  # the alternatives in a table; none without a volume and both prompts
     if question.queries_per_day and question.prompt_tokens:
         bill = rented.get(question.serving) if question.serving in MODES else None
-        options = options_of(question, prices, trained, question.prompt_tokens, bill)
-        rows = compare_options(options, question.queries_per_day, question.months) if options else []
+        options = economics.options_of(question, prices, trained, question.prompt_tokens, bill)
+        rows = economics.compare_options(options, question.queries_per_day, question.months) if options else []
     facts = facts_of(question, trained, rows, method, prices, rented)
     facts |= {**budget, **_over_budget(question, prices, trained, method)}
     if not facts["any_fits"] or (facts["run_days"] or 0) > A_WEEK / 24:
@@ -185,7 +167,7 @@ def advise(question: AdviceInput) -> Advice:
     swings = []
     if row and training and training.cost and question.queries_per_day:
         upfront = (training.cost.low, training.cost.p90)
-        swings = sensitivity(rows[0].option, row.option, question.queries_per_day, question.months, upfront)
+        swings = economics.sensitivity(rows[0].option, row.option, question.queries_per_day, question.months, upfront)
     head = f"Fine-tune {method_named(method).how}: {answer.says}"
     if answer.gives == "dont":
         head = f"Don't fine-tune: {answer.says}"
@@ -194,7 +176,7 @@ def advise(question: AdviceInput) -> Advice:
     how, applied = method if tuning else "", [answer, *(reasons["method"] if tuning else ()), *reasons["note"]]
     steps, missing = _steps(question, answer.gives, method, facts), _missing(question, prices)
     assumed += _assumptions(question, training, rows)
-    tokens = token_lines(question, prices, question.prompt_tokens) if question.prompt_tokens else []
+    tokens = economics.token_lines(question, prices, question.prompt_tokens) if question.prompt_tokens else []
     return Advice(
         answer.gives,
         how,
@@ -277,7 +259,7 @@ def _instead(question: AdviceInput, prices: PriceTable, people: float) -> str:
         usd = _expected_usd(trainings(question.model_copy(update={"tier": "spot"}), prices), USUAL.name)
         if usd is not None and usd <= budget:
             return f"Within it: {USUAL.title} on a spot machine, {usd_words(usd)} (--tier spot)."
-    for smaller in smaller_models(question.model):
+    for smaller in economics.smaller_models(question.model):
         usd = _expected_usd(trainings(question.model_copy(update={"model": smaller}), prices), USUAL.name)
         if usd is not None and usd <= budget:
             return f"Within it: {USUAL.title} on {smaller}, {usd_words(usd)} (--model {smaller})."
@@ -290,7 +272,7 @@ def facts_of(
     rows: Sequence[AlternativeRow],
     method: str,
     prices: PriceTable,
-    rented_bills: Mapping[str, MonthlyBill],
+    rented_bills: Mapping[str, records.MonthlyBill],
 ) -> dict[str, Any]:
     """Everything that rules may look at; None is unknown."""
     measured = question.measured
@@ -323,12 +305,8 @@ def facts_of(
         "rows_per_label": question.rows / question.labels if question.rows and question.labels else None,
         "test_rows": measured.n or None if measured else None,
         "stand_in": measured.stand_in if measured and other_model else None,
-        "stand_in_best": other_model.value if other_model else None, "prompt_name": prompt.name if prompt else None,
-        "prompt_best": prompt.value if prompt else None, "prompt_low": prompt.low if prompt else None,
-        "prompt_share": prompt.value / scale if prompt else None,
-        "classical_name": classical.name if classical else None,
-        "classical_best": classical.value if classical else None,
-        "classical_share": classical.value / scale if classical else None, "classical_leads": leads,
+        **_system_facts("stand_in", other_model, scale), **_system_facts("prompt", prompt, scale),
+        **_system_facts("classical", classical, scale), "classical_leads": leads,
         "classical_right": classical.right if classical and measured and measured.n else None,
         "classical_words": words, "classical_aside": f" {words}: beat that first." if words else "",
         "tuned": tuned.value if tuned else None, "classical_ties": ties,
@@ -346,6 +324,18 @@ def facts_of(
     return facts | _money(question, rows, method_row, rented_bills) | _latencies(question, prices)
 
 
+def _system_facts(kind: str, system: SystemResult | None, scale: float) -> dict[str, Any]:
+    if system is None:
+        return dict.fromkeys(f"{kind}_{name}" for name in ("name", "best", "low", "share"))
+    share = system.value / scale
+    return {
+        f"{kind}_name": system.name,
+        f"{kind}_best": system.value,
+        f"{kind}_low": system.low,
+        f"{kind}_share": share,
+    }
+
+
 def _fits(trained: Mapping[str, Machine]) -> dict[str, bool]:
     return {f"{name}_fits": name in trained and trained[name].fits for name in (m.name for m in methods())}
 
@@ -357,7 +347,10 @@ MONEY = (
 
 
 def _money(
-    question: AdviceInput, rows: Sequence[AlternativeRow], row: AlternativeRow | None, rented: Mapping[str, MonthlyBill]
+    question: AdviceInput,
+    rows: Sequence[AlternativeRow],
+    row: AlternativeRow | None,
+    rented: Mapping[str, records.MonthlyBill],
 ) -> dict[str, float | bool | None]:
     """What the method saves, what people's time may cost, and what serving on rented machines does to the saving."""
     facts: dict[str, float | bool | None] = dict.fromkeys(MONEY)
@@ -403,7 +396,7 @@ def _latencies(question: AdviceInput, prices: PriceTable) -> dict[str, float | N
     if not question.latency_ms or answer is None:
         return latencies
     for name, prompt in zip(latencies, (question.baseline_prompt_tokens, question.prompt_tokens), strict=True):
-        machine = serving(question, prices, prompt, answer, "on-demand") if prompt else None
+        machine = economics.serving(question, prices, prompt, answer, "on-demand") if prompt else None
         latencies[name] = machine.latency_ms(prompt, answer) if machine and prompt else None
     return latencies
 

@@ -323,8 +323,6 @@ def trainings(question: AdviceInput, prices: PriceTable) -> dict[str, Machine]:
 class Serving:
     """A model served by oneself: the machine at full load, and one request alone."""
 
-    model: str
-    gpu: str
     gpus: int
     price: Price
     engine: ServingMachine
@@ -342,7 +340,7 @@ def serving(
     question: AdviceInput, prices: PriceTable, prompt_tokens: float, answer_tokens: float, tier: str
 ) -> Serving | None:
     """How the model would be served on one's own, on the GPU named or a common one; None where it can't be priced."""
-    name, shape, _ = find_model(question.model)
+    shape = find_model(question.model)[1]
     cards = [find_gpu(question.gpu)] if question.gpu and question.gpu != "cpu" else []
     cards = cards or [all_gpus()[SERVE_GPU], all_gpus()["h100-sxm"]]
     for card in cards:
@@ -353,7 +351,7 @@ def serving(
             speed = serving_tokens_per_second(_served(shape), _card(card, gpus), prompt_tokens, answer_tokens)
             if price and speed:
                 engine = ServingMachine(price.machines_usd(gpus), speed, f"{gpus} x {card.name}, {price.words()}")
-                return Serving(name, card.key, gpus, price, engine, shape, card)
+                return Serving(gpus, price, engine, shape, card)
     return None
 
 

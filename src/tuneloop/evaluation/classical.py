@@ -20,7 +20,7 @@ import numpy as np
 from tuneloop.core.errors import UserError
 from tuneloop.core.ui import without_bars
 from tuneloop.core.units import counted
-from tuneloop.evaluation.metrics.multilabel import NO_LABELS, label_lists
+from tuneloop.evaluation.metrics.labels import NO_LABELS, label_lists
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import AnswerFunction
 from tuneloop.records.rows import Row, last_user_turn

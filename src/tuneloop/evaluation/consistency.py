@@ -21,9 +21,8 @@ from tuneloop.core.stats.tests import p_words
 from tuneloop.core.units import counted
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.evaluate import cluster_keys
-from tuneloop.evaluation.metrics.fields import compile_fields, extract
-from tuneloop.evaluation.metrics.labels import label_matcher
-from tuneloop.evaluation.metrics.multilabel import label_lists, label_reader, vocabulary
+from tuneloop.evaluation.metrics.custom import compile_fields, extract
+from tuneloop.evaluation.metrics.labels import label_lists, label_matcher, label_reader, vocabulary
 from tuneloop.evaluation.metrics.structured import are_structured, leaves, parse, parses, structured_statistics
 from tuneloop.evaluation.metrics.text import LONGEST_SCORED, is_latin, rouge, token_f1
 from tuneloop.evaluation.rewording import rewordings

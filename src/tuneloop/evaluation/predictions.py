@@ -10,7 +10,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.units import counted
 from tuneloop.evaluation.metrics.code import problem_of
-from tuneloop.evaluation.metrics.multilabel import NO_LABELS
+from tuneloop.evaluation.metrics.labels import NO_LABELS
 from tuneloop.records.rows import Row
 
 NAMES = ("prediction", "predicted", "answer", "output", "response", "completion", "generated", "label", "labels")

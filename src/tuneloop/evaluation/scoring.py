@@ -13,27 +13,21 @@ from tuneloop.core.stats.intervals import Statistics, mean_statistics
 from tuneloop.core.units import counted, verb
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.metrics import METRICS, declare, metric_of, structured
+from tuneloop.evaluation.metrics import text as text_metrics
 from tuneloop.evaluation.metrics.code import code_facts, pass_scores, problem_of, run_tests
-from tuneloop.evaluation.metrics.fields import compile_fields, extract, values_repeat
-from tuneloop.evaluation.metrics.labels import are_labels, label_matcher, label_statistics
-from tuneloop.evaluation.metrics.multilabel import label_lists, label_reader, multilabel_statistics, vocabulary
+from tuneloop.evaluation.metrics.custom import compile_fields, extract, load_scorer, own_scores, values_repeat
+from tuneloop.evaluation.metrics.labels import (
+    are_labels,
+    label_lists,
+    label_matcher,
+    label_reader,
+    label_statistics,
+    multilabel_statistics,
+    vocabulary,
+)
 from tuneloop.evaluation.metrics.objects import label_fields, object_statistics, usual_object
 from tuneloop.evaluation.metrics.probabilities import calibration_statistics, confidences, loss_statistics
-from tuneloop.evaluation.metrics.scorers import load_scorer, own_scores
-from tuneloop.evaluation.metrics.text import (
-    EMBEDDER,
-    LONGEST_SCORED,
-    bleu_statistics,
-    chrf_statistics,
-    embedder,
-    exact_match,
-    is_latin,
-    length_ratio,
-    meteor,
-    rouge,
-    similarity,
-    token_f1,
-)
+from tuneloop.evaluation.metrics.text import LONGEST_SCORED, exact_match, is_latin, token_f1
 from tuneloop.evaluation.primary import LabelUse, label_use
 from tuneloop.evaluation.sandbox import SandboxLimits
 from tuneloop.records.completion import Completion
@@ -141,7 +135,7 @@ def _score_labels(s: Scoring, labels: Sequence[str] | None) -> None:
         s.need_valid([prediction is not None for prediction in s.predictions])
         right = [row.label for row in s.rows]
         s.labels_used[""] = label_use(_each(right), _each(s.predictions), s.measured.label_rows.get(""))
-        s.statistics.append(label_statistics(right, s.predictions, vocabulary=s.labels))
+        s.statistics.append(label_statistics(right, s.predictions, allowed=s.labels))
         occurring = len(set(right))
         if len(s.rows) < 5 * occurring:
             few = f"{counted(len(s.rows), 'row')} for {counted(occurring, 'label')} {verb(len(s.rows), 'is', 'are')}"
@@ -171,29 +165,30 @@ def _score_texts(s: Scoring) -> None:
         long_ones = f"{counted(longer, 'answer')} above {LONGEST_SCORED:,} characters"
         s.notes.append(f"{long_ones} {were} scored on {their} beginning.")
     if is_latin([text for row in references for text in row]):
-        scores |= rouge(references, shortened)
+        scores |= text_metrics.rouge(references, shortened)
     else:
         s.notes.append("No ROUGE: it reads only a-z and 0-9, and most of these texts are in another script. Read chrF.")
-    scores["meteor"] = meteor(references, shortened)
+    scores["meteor"] = text_metrics.meteor(references, shortened)
     s.signatures["meteor"] = "nltk, alpha 0.9, beta 3, gamma 0.5, exact and Porter stem, no synonyms"
     s.statistics.append(mean_statistics(scores, right_or_wrong=["exact_match"]))
-    for name, scorer in (("bleu", bleu_statistics), ("chrf", chrf_statistics)):
+    for name, scorer in (("bleu", text_metrics.bleu_statistics), ("chrf", text_metrics.chrf_statistics)):
         family, s.signatures[name] = scorer(references, shortened, name=name)
         s.statistics.append(family)
-    s.statistics.append(length_ratio(references, texts))
+    s.statistics.append(text_metrics.length_ratio(references, texts))
     embedding = s.measured.row_scores.get("embedding")
-    if embedding is None and s.config.embedding and not s.measured.complete and (embed := embedder()) is not None:
-        embedding = similarity(references, shortened, embed)
+    measures = embedding is None and s.config.embedding and not s.measured.complete
+    if measures and (embed := text_metrics.embedder()) is not None:
+        embedding = text_metrics.similarity(references, shortened, embed)
     if embedding is not None:
         s.computed["embedding"] = list(embedding)
-        s.signatures["embedding"] = f"cosine of {EMBEDDER}"
+        s.signatures["embedding"] = f"cosine of {text_metrics.EMBEDDER}"
         s.statistics.append(mean_statistics({"embedding": s.computed["embedding"]}))
     if are_labels(references):
         s.notes.append("The reference answers are few and short: they are also scored as labels (accuracy, F1).")
         names = sorted({row[0] for row in references})
         labels, firsts = list(map(label_matcher(names), texts)), [row[0] for row in references]
         s.labels_used[""] = label_use(_each(firsts), _each(labels))
-        s.statistics.append(label_statistics(firsts, labels, vocabulary=names))
+        s.statistics.append(label_statistics(firsts, labels, allowed=names))
         s.need_valid([label is not None for label in labels])
 
 
@@ -321,15 +316,15 @@ def _score_field(s: Scoring, name: str, references: list[str | None], values: li
         answers = _each([None if right is None else prediction for right, prediction in pairs])
         s.labels_used[name] = label_use(_each(references), answers, s.measured.label_rows.get(name))
         s.statistics.append(
-            label_statistics(references, predictions, prefix=f"{name}.", every=False, vocabulary=set(labels))
+            label_statistics(references, predictions, prefix=f"{name}.", every=False, allowed=set(labels))
         )
         s.need_valid([right is None or prediction is not None for right, prediction in pairs])
         return
     right_texts, texts = [[r or ""] for r in references], [f or "" for f in values]
     if is_latin(filled):
-        metric, scores = "rougeL", rouge(right_texts, texts, ["rougeL"])["rougeL"]
+        metric, scores = "rougeL", text_metrics.rouge(right_texts, texts, ["rougeL"])["rougeL"]
     else:  # mean of sentence chrF
-        metric, scores = "chrf", chrf_statistics(right_texts, texts)[0].row_scores["chrf"]
+        metric, scores = "chrf", text_metrics.chrf_statistics(right_texts, texts)[0].row_scores["chrf"]
     counted = [math.nan if r is None else score for r, score in zip(references, scores, strict=True)]
     s.statistics.append(mean_statistics({f"{name}.{metric}": counted}))
     s.need_valid([r is None or f is not None for r, f in zip(references, values, strict=True)])

@@ -20,7 +20,7 @@ from tuneloop.core.stats.tests import p_words
 from tuneloop.core.units import counted
 from tuneloop.evaluation.evaluate import CLUSTER_NAMES, ScoredAnswers
 from tuneloop.evaluation.metrics import lower_is_better, title_of
-from tuneloop.evaluation.metrics.multilabel import label_lists
+from tuneloop.evaluation.metrics.labels import label_lists
 from tuneloop.evaluation.metrics.probabilities import reliability
 from tuneloop.records.evaluation import Slice
 from tuneloop.records.rows import last_user_turn

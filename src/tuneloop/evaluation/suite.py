@@ -18,8 +18,8 @@ from tuneloop.core.stats.intervals import Z80, Z95
 from tuneloop.core.units import counted
 from tuneloop.evaluation.evaluate import ScoredAnswers
 from tuneloop.evaluation.metrics import headline_of, metric_of
-from tuneloop.evaluation.metrics.fields import compile_fields
-from tuneloop.evaluation.metrics.multilabel import label_lists
+from tuneloop.evaluation.metrics.custom import compile_fields
+from tuneloop.evaluation.metrics.labels import label_lists
 from tuneloop.evaluation.metrics.structured import are_structured
 from tuneloop.evaluation.primary import PARTS, WHOLE, label_use, primary_metric
 from tuneloop.records.rows import Row, last_user_turn, references_of

@@ -100,29 +100,25 @@ _ROWS = {"test": "test row", "val": "validation row", "train": "training row"}
 _CHEAP = "it trains in seconds and answers at next to no cost"
 _NOTHING = "So far {model} has learned nothing that this test shows."
 # What is said of an alternative that the first sentence is not about, by its kind and the outcome against it.
+_OF_ANY = {
+    "better": "It gains {gain} over {theirs}.",
+    "promising": "It looks better than {theirs}: {gain}.",
+    "mixed": "Against {theirs} it {changes}.",
+}
 _SENTENCES: dict[BaselineKind, dict[str, str]] = {
-    "prompt": {
-        "better": "It gains {gain} over {theirs}.",
-        "promising": "It looks better than {theirs}: {gain}.",
+    "prompt": _OF_ANY | {
         "not enough evidence": "There is not enough evidence that it differs from {theirs}: {gain}.",
-        "mixed": "Against {theirs} it {changes}.",
         "worse": "It is worse than {theirs}: {gain}. Don't use {model} as it is.",
     },
-    "classical": {
-        "better": "It gains {gain} over {theirs}.",
-        "promising": "It looks better than {theirs}: {gain}.",
+    "classical": _OF_ANY | {
         "not enough evidence": "These rows can't tell it from {theirs}: {gain}. "
         f"Use that one unless {{model}} has to do more than this: {_CHEAP}.",
         "behind": f"It is behind {{theirs}}, though these rows can't prove it: {{gain}}. Use that one: {_CHEAP}.",
-        "mixed": "Against {theirs} it {changes}.",
         "worse": f"It is worse than {{theirs}}: {{gain}}. Use that one: {_CHEAP}.",
     },
-    "constant": {
-        "better": "It gains {gain} over {theirs}.",
-        "promising": "It looks better than {theirs}: {gain}.",
+    "constant": _OF_ANY | {
         "not enough evidence": "There is not enough evidence that it beats {theirs}: {gain}.",
         "behind": f"It is not shown to beat {{theirs}}: {{gain}}. {_NOTHING}",
-        "mixed": "Against {theirs} it {changes}.",
         "worse": f"It is worse than {{theirs}}: {{gain}}. {_NOTHING}",
     },
 }  # fmt: skip

@@ -27,7 +27,7 @@ from tuneloop.evaluation.forgetting import (
     tasks_before_and_after,
 )
 from tuneloop.evaluation.lm_eval import TaskScores, harness_missing, run_tasks
-from tuneloop.evaluation.metrics.multilabel import label_lists
+from tuneloop.evaluation.metrics.labels import label_lists
 from tuneloop.evaluation.metrics.text import EMBEDDER, embedder
 from tuneloop.evaluation.prompt import (
     MOST_EXAMPLES,

@@ -161,14 +161,9 @@ def machines(ask: PlanRequest) -> tuple[list[MachineOption], list[str]]:
 def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The plan of a job on every machine in question, as `plan.json` holds it, with the `table` of all.
 
-    A GPU named without a count is one GPU: what more of them would do is in the table.
+    A GPU named without a count is one GPU: what more of them would do is in the table. `settings`: by the names of
+    `PlanOptions` (None means not given), and `providers`, whose bundled prices count; default: all.
 
-    Args:
-        settings: what the command line was given, by the names of `TrainingSetup`, and `model`, `gpu`, `gpus`,
-            `tokens`, `dataset`, `epochs`, `tier`, `prices`, `usd_per_gpu_hour`, `interruptions_per_hour`,
-            `checkpoint_minutes`, those of `Efforts`, `providers` whose bundled prices count (default: all), and
-            `gpu_memory`, `gpu_tflops`, `gpu_bandwidth`, `gpu_link`, `gpu_price` of a card of one's own; None means not
-            given.
     Raises UserError: unknown names, numbers that can't be, or settings that exclude each other.
     """
     options = {name: value for name, value in settings.items() if value is not None}

@@ -221,8 +221,8 @@ def test_few_rows_that_differ_bound_the_p_value() -> None:
     )
     labels = ["a"] * 12 + ["b"] * 4
     right, wrong = (
-        label_statistics(labels, labels, vocabulary=["a", "b"]),
-        label_statistics(labels, ["a"] * 15 + ["b"], vocabulary=["a", "b"]),
+        label_statistics(labels, labels, allowed=["a", "b"]),
+        label_statistics(labels, ["a"] * 15 + ["b"], allowed=["a", "b"]),
     )
     assert right.layout == wrong.layout == ("a", "b")
 

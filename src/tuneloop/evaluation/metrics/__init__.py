@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from tuneloop.evaluation.metrics import code, fields, labels, multilabel, objects, probabilities, structured, text
+from tuneloop.evaluation.metrics import code, custom, labels, objects, probabilities, structured, text
 from tuneloop.records.metric import Headline, Metric, own_metric
 
 # In the order in which headline metrics are named.
-FAMILIES = (labels, multilabel, objects, structured, code, text, probabilities, fields)
+FAMILIES = (labels, objects, structured, code, text, probabilities, custom)
 METRICS: dict[str, Metric] = {metric.name: metric for family in FAMILIES for metric in family.METRICS}
 _OWN: dict[str, Metric] = {}  # declared by scorers and evaluations that this process has read; by name the last one
 

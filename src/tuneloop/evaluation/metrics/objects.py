@@ -288,7 +288,7 @@ def _field_statistics(
             label = None if _NO_FIELD in (g, value) or isinstance(value, dict | list) else label_text(value)
             other = label if label in vocabulary and label != label_text(g) else None
             predictions.append(label_text(g) if hit == 1 and label is not None else other)
-        family = label_statistics(references, predictions, prefix=f"{field.name}.", every=False, vocabulary=vocabulary)
+        family = label_statistics(references, predictions, prefix=f"{field.name}.", every=False, allowed=vocabulary)
         accuracy = field.metric("accuracy")
         yield replace(
             family,

@@ -1,18 +1,26 @@
-"""The user's own scorers: functions in a file, named in the recipe."""
+"""What a recipe adds: parts of an answer scored on their own, as `FIELD.METRIC`, and the user's scorers in a file."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.patterns import Pattern, compile_pattern
 from tuneloop.core.python_file import error_with_line, run_python_file
 from tuneloop.records.metric import DECLARED, Metric, own_metric
 from tuneloop.records.rows import Row, last_user_turn, references_of
+
+METRICS = (
+    Metric("invalid_rate", "invalid answers", "share", "lower", "exact McNemar", "fields", headline="valid answers",
+           gained="valid answers",
+           meaning="share of answers that name no allowed label, lack a field or are no JSON where that is required"),
+)  # fmt: skip
 
 # What a scorer may ask for, by the names of its parameters.
 _NAMES = {
@@ -23,6 +31,35 @@ _NAMES = {
 }  # fmt: skip
 _MEANING = {name: meaning for meaning, names in _NAMES.items() for name in names}
 _IN_ORDER = ("prediction", "reference", "row")
+
+
+def compile_fields(fields: Mapping[str, str]) -> dict[str, Pattern]:
+    """Check and compile field patterns; `^` and `$` mean the ends of a line. Raises UserError: a pattern is no regular
+    expression, or hasn't exactly one group."""
+    compiled = {}
+    for name, pattern in fields.items():
+        where = f"evaluate.fields.{name}"
+        try:
+            compiled[name] = compile_pattern(pattern, re.MULTILINE)
+        except ValueError as error:
+            what = f"Not a regular expression: {error}"
+            raise UserError(what, where=where, next_step="write it as in 'Queue: (.+)'") from None
+        if compiled[name].groups != 1:
+            what = f"A field's pattern needs exactly one group, this one has {compiled[name].groups}: {pattern!r}"
+            next_step = "put (...) around the part to compare, and (?:...) around other groups"
+            raise UserError(what, where=where, next_step=next_step)
+    return compiled
+
+
+def extract(pattern: Pattern, text: str) -> str | None:
+    """The trimmed content of the pattern's group, or None where it doesn't match."""
+    match = pattern.search(text)
+    return match.group(1).strip() if match and match.group(1) is not None else None
+
+
+def values_repeat(values: Sequence[str]) -> bool:
+    """Whether a field's values are few enough to be treated as labels: at most max(2, n / 3) different ones."""
+    return len(set(values)) <= max(2, len(values) / 3)
 
 
 @dataclass(frozen=True)

@@ -162,36 +162,23 @@ def advise(question: AdviceInput) -> Advice:
         facts["elsewhere"] = _elsewhere(question, prices, trained)
     reasons = decide(facts)
     answer = reasons["answer"][0]
-    tuning = answer.gives != "dont"
+    gives, tuning = answer.gives, answer.gives != "dont"
     training, row = trained.get(method), row_of(method, rows)
     swings = []
     if row and training and training.cost and question.queries_per_day:
         upfront = (training.cost.low, training.cost.p90)
         swings = economics.sensitivity(rows[0].option, row.option, question.queries_per_day, question.months, upfront)
     head = f"Fine-tune {method_named(method).how}: {answer.says}"
-    if answer.gives == "dont":
+    if gives == "dont":
         head = f"Don't fine-tune: {answer.says}"
-    elif answer.gives == "prompt":
+    elif gives == "prompt":
         head = f"Prompt first. {answer.says} If the prompt falls short: {title_of(method)}."
     how, applied = method if tuning else "", [answer, *(reasons["method"] if tuning else ()), *reasons["note"]]
-    steps, missing = _steps(question, answer.gives, method, facts), _missing(question, prices)
+    steps, missing = _steps(question, gives, method, facts), _missing(question, prices)
     assumed += _assumptions(question, training, rows)
     tokens = economics.token_lines(question, prices, question.prompt_tokens) if question.prompt_tokens else []
     return Advice(
-        answer.gives,
-        how,
-        method,
-        head,
-        applied,
-        steps,
-        missing,
-        assumed,
-        trained,
-        rows,
-        swings,
-        rented,
-        tokens,
-        question,
+        gives, how, method, head, applied, steps, missing, assumed, trained, rows, swings, rented, tokens, question
     )
 
 

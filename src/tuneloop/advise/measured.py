@@ -175,13 +175,9 @@ def holds_results(source: Path | str) -> bool:
 
 
 def facts_from_results(source: Path | str, metric: str = "") -> dict[str, Any]:
-    """What a prepared data set, a run or an evaluation says about the question.
-
-    Args:
-        source: a folder with `dataset.json`, a run's folder, or an evaluation (`eval.json` or its folder).
-        metric: that decides; default: the one that its verdict goes by, else `likely_to_decide`.
-    Raises UserError: it is not one of these.
-    """
+    """What a prepared data set, a run or an evaluation says about the question. `source`: a folder with `dataset.json`,
+    a run's folder, or an evaluation (`eval.json` or its folder). `metric`: that decides; default: the one that its
+    verdict goes by, else `likely_to_decide`. Raises UserError: it is not one of these."""
     path = Path(source)
     if path.suffix == ".json" and path.is_file():
         path = path.parent if path.name in ("eval.json", "dataset.json") else path

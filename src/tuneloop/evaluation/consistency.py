@@ -56,10 +56,8 @@ def ways_of(
     A third of the others are drawn with the temperature, where answers can be; the rest are rewordings of the last user
     turn, of kinds that differ. Where a text allows fewer of them, more are drawn, or there are fewer ways.
 
-    Args:
-        draws: whether answers are written token by token; of scored labels there is nothing to draw.
-        labels: names that no rewording touches.
-        seed: of the draws; rewordings depend on the row alone.
+    `draws`: whether answers are written token by token; of scored labels there is nothing to draw. `labels`: names that
+    no rewording touches. `seed`: of the draws; rewordings depend on the row alone.
     """
     all_ways = []
     for row in rows:
@@ -80,8 +78,6 @@ def ways_of(
 
 @dataclass(frozen=True)
 class _Statement:
-    """What an answer says."""
-
     key: object  # what it is compared by
     keeps: bool  # whether it keeps the format
 
@@ -144,10 +140,9 @@ def _folded(text: str) -> str:
 
 
 def _similarity_metric(kind: str, rows: Sequence[Row]) -> str:
-    """What similarity is measured by: ROUGE-L reads a-z only."""
     if kind == "json":
         return "field F1"
-    return "ROUGE-L" if is_latin([row.answer for row in rows]) else "token F1"
+    return "ROUGE-L" if is_latin([row.answer for row in rows]) else "token F1"  # ROUGE-L reads a-z only
 
 
 def _similarity(measure: str, answers: Sequence[Sequence[Completion]]) -> list[float]:
@@ -197,12 +192,8 @@ def measure_consistency(
 
     Intervals are bootstrapped over rows, or over the clusters that rows form.
 
-    Args:
-        ways: of each row (`ways_of`).
-        answers: system -> its answers to all ways of all rows, one after the other.
-        subject: the system that the evaluation is about.
-
-    Raises UserError: no row has two ways.
+    `ways`: of each row (`ways_of`). `answers`: system -> its answers to all ways of all rows, one after the other.
+    `subject`: the system that the evaluation is about. Raises UserError: no row has two ways.
     """
     questions = [list(each) for each in ways if len(each) >= FEWEST_WAYS]
     if not questions:

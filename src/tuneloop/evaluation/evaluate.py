@@ -173,13 +173,10 @@ def evaluate(
     (BLEU, chrF, macro-F1) computed again from each resample. Where rows belong together (a conversation, the same
     prompt), whole clusters are drawn, for shares too.
 
-    Args:
-        task: `classification` scores labels (`meta["labels"]`: several a row), all else scores texts.
-        labels: allowed labels; default: those of the rows.
-        seed: of the resamples; systems that are to be compared share it.
-        measured: what is known apart from the texts.
-
-    Raises UserError: no rows, another number of answers, repeated ids, no label, a bad field, schema or scorer.
+    `task`: `classification` scores labels (`meta["labels"]`: several a row), all else scores texts. `labels`: allowed
+    labels; default: those of the rows. `seed`: of the resamples; systems that are to be compared share it. `measured`:
+    what is known apart from the texts. Raises UserError: no rows, another number of answers, repeated ids, no label, a
+    bad field, schema or scorer.
     """
     measured = measured or AnswerStats()
     s = Scoring(list(rows), list(answers), config, measured, dict(measured.field_labels))

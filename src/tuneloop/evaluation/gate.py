@@ -71,12 +71,10 @@ def run_gate(
 ) -> records.GateResult:
     """Compare the candidate with what the suite demands; the result is what `gate.json` holds.
 
-    Args:
-        candidate, base: two evaluations of the same rows.
-        ask: gets answers from the candidate's model, for new prompts and to ask failed rows again.
-        fields: row id -> further fields that slices may name (columns of the data set).
-
-    Raises UserError: the suite names a metric, field or row that the evaluations don't have, or their rows differ.
+    `candidate`, `base`: two evaluations of the same rows. `ask`: gets answers from the candidate's model, for new
+    prompts and to ask failed rows again. `fields`: row id -> further fields that slices may name (columns of the data
+    set). Raises UserError: the suite names a metric, field or row that the evaluations don't have, or their rows
+    differ.
     """
     fields = fields or {}
     if candidate.folder.resolve() == base.folder.resolve() and candidate.name == base.name:

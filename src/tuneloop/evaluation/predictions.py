@@ -37,16 +37,13 @@ def answers_from(
     Rows that the file leaves out, and ids that no row has, are reported, not refused: a job elsewhere that has lost
     some rows is still measured on all of them. What could be about the wrong rows is refused.
 
-    Args:
-        records: `{"id" or "row", "prediction"}` each. `id` is that of the row, or its record's own (`meta.id`); `row`
-            is the record's number, from 0 or from 1 (the file's lowest number tells). Without both, the order counts.
-            Ids that are numbers, where no row has such an id, are taken as `row`. Predictions that are no text are
-            taken as JSON; a list of texts is several answers to one prompt, and so are, for programs, several records.
-        all_rows: all that there may be predictions for; default: `rows`.
-        order: the ids of all records that are counted; default: of `all_rows`.
-
-    Raises UserError: a record without prediction, a row with two, no record about any row, numbers that leave open
-    whether they count from 0 or from 1.
+    `records`: `{"id" or "row", "prediction"}` each. `id` is that of the row, or its record's own (`meta.id`); `row` is
+    the record's number, from 0 or from 1 (the file's lowest number tells). Without both, the order counts. Ids that are
+    numbers, where no row has such an id, are taken as `row`. Predictions that are no text are taken as JSON; a list of
+    texts is several answers to one prompt, and so are, for programs, several records. `all_rows`: all that there may be
+    predictions for; default: `rows`. `order`: the ids of all records that are counted; default: of `all_rows`. Raises
+    UserError: a record without prediction, a row with two, no record about any row, numbers that leave open whether
+    they count from 0 or from 1.
     """
     if not records:
         raise UserError("The file holds no predictions", where=where, next_step='write rows {"id", "prediction"}')

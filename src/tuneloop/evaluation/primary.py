@@ -100,13 +100,9 @@ def primary_metric(
     for programs, the first field's of `evaluate.fields` (accuracy or macro-F1 likewise), whole answers of JSON, else
     ROUGE-L.
 
-    Args:
-        metrics: available names; where the first choice isn't among them (a field of free text, a script that ROUGE
-            can't read), the next one is taken.
-        labels_used: of the rows' labels ("") and of fields, by name.
-        choice: the user's, `evaluate.primary`.
-
-    Raises UserError: the user's choice is not available, or neither more nor less of it is better.
+    `metrics`: available names; where the first choice isn't among them (a field of free text, a script that ROUGE can't
+    read), the next one is taken. `labels_used`: of the rows' labels ("") and of fields, by name. `choice`: the user's,
+    `evaluate.primary`. Raises UserError: the user's choice is not available, or neither more nor less of it is better.
     """
     if choice is not None:
         if choice not in metrics or not metric_of(choice).compared:

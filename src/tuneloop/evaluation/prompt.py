@@ -35,11 +35,9 @@ def choose_examples(
     classes than `k`, chance says which are shown. Rows above twice the median length are taken only when their class
     has no other. The examples come in random order, since models lean towards the last class they saw.
 
-    Args:
-        train: rows of the training split only: a test row here would be a leak.
-        k: number of examples; all rows where there are fewer.
-        stratify: the class of a row, None where it has none.
-        frequent_first: with more classes than `k` the most frequent ones are shown, instead of any.
+    `train`: rows of the training split only: a test row here would be a leak. `k`: number of examples; all rows where
+    there are fewer. `stratify`: the class of a row, None where it has none. `frequent_first`: with more classes than
+    `k` the most frequent ones are shown, instead of any.
     """
     rng = random.Random(seed)
     rows = list({(last_user_turn(row), row.answer): row for row in sorted(train, key=lambda row: row.id)}.values())
@@ -92,13 +90,9 @@ def labels_shown(examples: Sequence[Row], train: Sequence[Row]) -> str:
 def nearest_examples(
     train: Sequence[Row], rows: Sequence[Row], k: int, *, embed: Callable[[Sequence[str]], Any] | None = None
 ) -> list[list[Row]]:
-    """For each row the `k` training rows whose last user turns are nearest to its own, the nearest last.
-
-    Args:
-        train: rows of the training split only; of those with the same text and answer one is shown.
-        k: examples for each; all where there are fewer.
-        embed: texts to unit vectors (texts, dimensions); default: TF-IDF of words and pairs of words.
-    """
+    """For each row the `k` training rows whose last user turns are nearest to its own, the nearest last. `train`: rows
+    of the training split only; of those with the same text and answer one is shown. `k`: examples for each; all where
+    there are fewer. `embed`: texts to unit vectors (texts, dimensions); default: TF-IDF of words and pairs of words."""
     import numpy as np
 
     pool = list({(last_user_turn(row), row.answer): row for row in sorted(train, key=lambda row: row.id)}.values())
@@ -145,13 +139,9 @@ def example_turns(example: Row) -> list[Message]:
 def fit_examples(
     examples: Sequence[Row], budget_tokens: int, count_tokens: Callable[[list[Message]], int]
 ) -> tuple[list[Row], str | None]:
-    """Leave out the longest examples until the rest fits; with a warning if some were left out.
-
-    Args:
-        examples: in the order of the prompt, which is kept.
-        budget_tokens: tokens that all examples together may take: the context less the longest prompt and answer.
-        count_tokens: tokens of one example's turns, template included.
-    """
+    """Leave out the longest examples until the rest fits; with a warning if some were left out. `examples`: in the
+    order of the prompt, which is kept. `budget_tokens`: tokens that all examples together may take: the context less
+    the longest prompt and answer. `count_tokens`: tokens of one example's turns, template included."""
     costs = [count_tokens(example_turns(example)) for example in examples]
     places = list(range(len(examples)))
     while places and sum(costs[i] for i in places) > budget_tokens:

@@ -212,17 +212,12 @@ def _evaluated_again(
         rows.append(Row(id=sample.id, messages=turns, label=sample.label, meta=meta))
     perplexity = metrics.get("perplexity")
     first = facts[0] if facts else records.KnownOfAnswer()
-    measured = AnswerStats(
-        [each.further for each in facts] if "further" in first.model_fields_set else [],
-        [each.language or "" for each in facts] if "language" in first.model_fields_set else [],
-        {metric: [each.measured[metric] for each in facts] for metric in first.measured},
-        complete=True,
-        perplexity=perplexity.value if perplexity else None,
-        field_labels=settings.field_labels or {},
-        label_rows=settings.label_rows or {},
-    )
+    further = [each.further for each in facts] if "further" in first.model_fields_set else []
+    languages = [each.language or "" for each in facts] if "language" in first.model_fields_set else []
+    scores = {metric: [each.measured[metric] for each in facts] for metric in first.measured}
+    measured = AnswerStats(further, languages, scores, True, perplexity.value if perplexity else None)
+    measured = replace(measured, field_labels=settings.field_labels or {}, label_rows=settings.label_rows or {})
     config = EvaluateConfig.model_validate(settings.model_dump(include=set(AGAIN)))
-    again = evaluate(
-        rows, answers, task=manifest.task, labels=settings.labels, config=config, seed=settings.seed, measured=measured
-    )
+    options: dict[str, Any] = {"task": manifest.task, "labels": settings.labels, "seed": settings.seed}
+    again = evaluate(rows, answers, config=config, measured=measured, **options)
     return replace(again, primary=PARTS) if manifest.primary == PARTS else again

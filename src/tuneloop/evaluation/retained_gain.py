@@ -70,11 +70,9 @@ def point_share(base: float, expert: float, merged: float) -> float:
 
 
 def holds(share: Share | None, delta: Share, allowed: float) -> tuple[bool, bool]:
-    """Whether a task keeps enough, and whether its interval says so, too.
-
-    `share`: of the gain that is kept; None: there is no sure gain, then the merged model only must not be significantly
-    worse than the expert. `delta`: merged - expert. `allowed`: the most of the gain that may be lost, as a share.
-    """
+    """Whether a task keeps enough, and whether its interval says so, too. `share`: of the gain that is kept; None:
+    there is no sure gain, then the merged model only must not be significantly worse than the expert. `delta`: merged -
+    expert. `allowed`: the most of the gain that may be lost, as a share."""
     if share is None:
         return not delta.high < 0, False
     least = 1.0 - allowed

@@ -161,13 +161,10 @@ def cost_of(
 ) -> Cost:
     """The cost of training until a run is kept.
 
-    Args:
-        training_hours: predicted wall hours of one uninterrupted run; `low_hours`, `high_hours`: its P10 and P90.
-        gpus: used by the run; whole machines are paid for.
-        efforts: what it takes apart from training; default: `Efforts()`.
-        how: interruptions; default: what the price's tier lets expect.
-        usd_per_gb_month: of kept files.
-    Raises UserError: hours that can't be, or interruptions so frequent that the run never ends.
+    `training_hours`: predicted wall hours of one uninterrupted run; `low_hours`, `high_hours`: its P10 and P90. `gpus`:
+    used by the run; whole machines are paid for. `efforts`: what it takes apart from training; default: `Efforts()`.
+    `how`: interruptions; default: what the price's tier lets expect. `usd_per_gb_month`: of kept files. Raises
+    UserError: hours that can't be, or interruptions so frequent that the run never ends.
     """
     efforts = efforts or Efforts()
     how = how or interruptions(price.tier, gpus)
@@ -192,8 +189,6 @@ def cost_of(
 
 @dataclass(frozen=True)
 class _Charges:
-    """What the parts of a cost are multiplied from."""
-
     hours: float  # of one run
     stretch: float  # by checkpoints and interruptions
     writing: float  # what of that is writing of checkpoints

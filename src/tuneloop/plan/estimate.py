@@ -52,11 +52,8 @@ def loop_job(
     shape: ModelShape, work: RunWork, *, bytes_a_weight: int = 2, gpu: Gpu | None = None, **settings: Any
 ) -> TrainingSetup:
     """The run as a job of the planner's: tuneloop's loop on the processor (or `gpu`), with the largest micro-batch.
-
-    Args:
-        bytes_a_weight: of the model as it is loaded.
-        settings: of the job, by the names of `TrainingSetup`: `model`, `method`, `rank`, `targets`, `optimizer` ...
-    """
+    `bytes_a_weight`: of the model as it is loaded. `settings`: of the job, by the names of `TrainingSetup`: `model`,
+    `method`, `rank`, `targets`, `optimizer` ."""
     settings = {
         **settings, "targets": target_modules(settings["targets"]),
         "prefix_tokens": max(settings.get("prefix_tokens", 0), 1),
@@ -93,11 +90,9 @@ def sizes_on_gpu(
     """How steps are divided so that they fit into a GPU's memory by the formulas: in the largest micro-batches that
     need no layers computed again, else as is fastest, with as many layers kept as fit.
 
-    Args:
-        work_at: what steps compute with micro-batches of so many tokens.
-        free_gib: memory that the run may take, the model's weights included, without what the driver takes.
-        may_recompute: whether layers may be computed again (`train.gradient_checkpointing`).
-        settings: as of `loop_job`.
+    `work_at`: what steps compute with micro-batches of so many tokens. `free_gib`: memory that the run may take, the
+    model's weights included, without what the driver takes. `may_recompute`: whether layers may be computed again
+    (`train.gradient_checkpointing`). `settings`: as of `loop_job`.
     """
     always = bool(settings.pop("grad_ckpt", False))
     works = {tokens: work_at(tokens) for tokens in SIZES}

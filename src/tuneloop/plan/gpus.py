@@ -99,10 +99,8 @@ def own_card(name: str | None, **numbers: float | None) -> Gpu:
     What is not said of the latter, as the share of the peak that it reaches and whether it has bfloat16, is as of the
     listed card that is nearest in what is said.
 
-    Args:
-        numbers: `memory` (GiB), `tflops` (dense, 16-bit), `bandwidth` of its memory and `link` to a neighbour (GB/s);
-            None: as the table has it.
-    Raises UserError: a number that can't be, or too few of them.
+    `numbers`: `memory` (GiB), `tflops` (dense, 16-bit), `bandwidth` of its memory and `link` to a neighbour (GB/s);
+    None: as the table has it. Raises UserError: a number that can't be, or too few of them.
     """
     specs = {key: float(value) for key, value in numbers.items() if value is not None}
     for key, value in specs.items():
@@ -153,11 +151,8 @@ def _as_measured(card: Gpu) -> Gpu:
 
 def find_gpu(name: str | Gpu, *, measured: bool = True) -> Gpu:
     """A GPU by its key (`h100-sxm`) or what people call it (`RTX 4090`, `A100 80GB`); a `Gpu` is returned as it is.
-
-    Args:
-        measured: take the speeds that the self-test measured on such a card here, in place of the table's.
-    Raises UserError: no such GPU, with the nearest names.
-    """
+    `measured`: take the speeds that the self-test measured on such a card here, in place of the table's. Raises
+    UserError: no such GPU, with the nearest names."""
     if isinstance(name, Gpu):
         return name
     key = "".join(c for c in name.lower() if c.isalnum())

@@ -78,12 +78,9 @@ def record_run(
     *,
     disturbed: bool = False,
 ) -> None:
-    """Add a finished run; a ledger that can't be written is no reason to fail.
-
-    Args:
-        disturbed: the machine was busy with something else. Its time and speed teach nothing, unless the last runs like
-            it were disturbed as well: then the machine has become slower.
-    """
+    """Add a finished run; a ledger that can't be written is no reason to fail. `disturbed`: the machine was busy with
+    something else. Its time and speed teach nothing, unless the last runs like it were disturbed as well: then the
+    machine has become slower."""
     kind = (plan["gpu"], plan["model"], plan["method"])
     before = [e.disturbed for e in read_ledger() if (e.machine, e.model, e.method) == kind][-AGAIN:]
     if disturbed and before != [True] * AGAIN:

@@ -44,12 +44,8 @@ def loop_batches(length: float, *, full_on_cpu: bool = False) -> tuple[int, ...]
 
 def usual_settings(method: str, shape: ModelShape, longest: int | None, *, cpu: bool = False) -> dict[str, Any]:
     """Settings of a job that trains on a data set: rows as long as its longest, layers recomputed, no logits kept.
-
-    Args:
-        method: its name, or its file.
-        longest: tokens of the longest row; None: `NO_LENGTH`.
-        cpu: whether the processor trains.
-    """
+    `method`: its name, or its file. `longest`: tokens of the longest row; None: `NO_LENGTH`. `cpu`: whether the
+    processor trains."""
     footprint = method_named(method).footprint
     length = min(longest or NO_LENGTH, shape.context or 1 << 20)
     batches = loop_batches(length, full_on_cpu=cpu and footprint.all_weights)

@@ -30,7 +30,6 @@ REMEDIES: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 
 def _ways() -> list[tuple[str, str, dict[str, Any]]]:
-    """The method as it is, then those that need less memory than others."""
     ways: list[tuple[str, str, dict[str, Any]]] = [("", "", {})]
     for method in methods():
         if method.footprint.saves:

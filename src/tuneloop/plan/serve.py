@@ -66,13 +66,9 @@ FORMATS = (
 def plan_serving(
     shape: ModelShape, gpus: Sequence[Gpu], context: int, concurrency: int, count: int | None = None
 ) -> list[Served]:
-    """Each format on each GPU, on `count` of them, or on the fewest of 1, 2, 4 and 8 that hold it.
-
-    Args:
-        context: tokens of a prompt with its answer.
-        concurrency: requests that are answered at a time, each with so many tokens.
-    Raises UserError: numbers that can't be, or a context that the model does not have.
-    """
+    """Each format on each GPU, on `count` of them, or on the fewest of 1, 2, 4 and 8 that hold it. `context`: tokens of
+    a prompt with its answer. `concurrency`: requests that are answered at a time, each with so many tokens. Raises
+    UserError: numbers that can't be, or a context that the model does not have."""
     for name, value in (("context", context), ("concurrency", concurrency)):
         if not 1 <= value <= MOST:
             raise UserError(f"--{name} is {value:,}", where=f"--{name}", next_step=f"give 1 to {MOST:,}")

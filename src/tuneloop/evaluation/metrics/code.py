@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tuneloop.core.machine import cores
@@ -18,13 +19,10 @@ from tuneloop.records.rows import Row, last_user_turn
 
 PASS_AT = (1, 5, 10, 100)  # those that the number of answers a row allows are reported
 
-MEANING = "chance that one of so many answers passes its unit tests"
+_metric = partial(Metric, needs="programs", meaning="chance that one of so many answers passes its unit tests")
 METRICS = (
-    Metric("pass@1", "pass@1", "share", "higher", "exact McNemar", "programs", "programs", meaning=MEANING),
-    *(
-        Metric(f"pass@{k}", f"pass@{k}", "share", "higher", "by its scores", "programs", meaning=MEANING)
-        for k in PASS_AT[1:]
-    ),
+    _metric("pass@1", "pass@1", "share", test="exact McNemar", headline="programs"),
+    *(_metric(f"pass@{k}", f"pass@{k}", "share", test="by its scores") for k in PASS_AT[1:]),
 )
 
 _CUTS = 20  # parts at the end of an answer that are left out, one by one, until the rest compiles

@@ -96,10 +96,8 @@ def label_statistics(
     accuracy. A prediction of None (an answer outside the label set) is wrong for every metric and no further label.
     Rows whose reference is None don't count.
 
-    Args:
-        prefix: put before metric names ("queue.").
-        every: all metrics; else accuracy and macro-F1.
-        allowed: labels that get columns whether they occur or not, so that two systems have the same columns.
+    `prefix`: put before metric names ("queue."). `every`: all metrics; else accuracy and macro-F1. `allowed`: labels
+    that get columns whether they occur or not, so that two systems have the same columns.
     """
     from scipy import sparse
 

@@ -123,11 +123,9 @@ class Field:
 
 
 def fields_in(references: Sequence[ReadAnswer | None], labels: Mapping[str, Sequence[str]]) -> list[Field]:
-    """The fields of references, with what each is measured by; it follows from references, never from answers.
-
-    An array in most of them: items. Texts of six words or more on average, more than half of them different: prose.
-    Texts and booleans with few different values, or in `labels` (those of the training split): labels. Else equality.
-    """
+    """The fields of references, with what each is measured by; it follows from references, never from answers. An array
+    in most of them: items. Texts of six words or more on average, more than half of them different: prose. Texts and
+    booleans with few different values, or in `labels` (those of the training split): labels. Else equality."""
     values: dict[Path, list[Any]] = {}
     for read in references:
         for path, value in read.fields.items() if read else ():
@@ -270,13 +268,13 @@ def _field_statistics(
     labels: Mapping[str, Sequence[str]],
     names: Collection[str],
 ) -> Iterator[Statistics]:
-    golds, values = (
+    golds, leaves = (
         [row.fields.get(field.path, _NO_FIELD) if row else _NO_FIELD for row in rows] for rows in (gold, read_answers)
     )
     if field.kind == "prose":
-        yield _prose(field, golds, values)
+        yield _prose(field, golds, leaves)
         return
-    pairs = list(zip(golds, values, strict=True))
+    pairs = list(zip(golds, leaves, strict=True))
     hits = [v is not _NO_FIELD and canonical(g) == canonical(v) for g, v in pairs]
     right = [math.nan if g is _NO_FIELD else float(hit) for g, hit in zip(golds, hits, strict=True)]
     exact = field.metric("exact_match")
@@ -290,17 +288,14 @@ def _field_statistics(
             predictions.append(label_text(g) if hit == 1 and label is not None else other)
         family = label_statistics(references, predictions, prefix=f"{field.name}.", every=False, allowed=vocabulary)
         accuracy = field.metric("accuracy")
-        yield replace(
-            family,
-            values={**family.values, exact: family.values[accuracy]},
-            row_scores={**family.row_scores, exact: family.row_scores[accuracy]},
-            right_or_wrong=family.right_or_wrong | {exact},
-            same={**family.same, exact: accuracy},
-        )
+        values = {**family.values, exact: family.values[accuracy]}
+        scores, same = {**family.row_scores, exact: family.row_scores[accuracy]}, {**family.same, exact: accuracy}
+        right_or_wrong = family.right_or_wrong | {exact}
+        yield replace(family, values=values, row_scores=scores, right_or_wrong=right_or_wrong, same=same)
         return
     yield mean_statistics({exact: right}, right_or_wrong=[exact])
     if field.kind == "items":
-        yield from _items(field, golds, values, names)
+        yield from _items(field, golds, leaves, names)
 
 
 def _prose(field: Field, golds: Sequence[Any], values: Sequence[Any]) -> Statistics:

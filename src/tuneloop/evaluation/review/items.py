@@ -114,12 +114,9 @@ def make_review(
 ) -> ReviewFolder:
     """Draw the sample and write `items.jsonl`, then `review.json`; a review that is there already is continued.
 
-    Args:
-        systems: one system or more; `pairwise` needs two.
-        share: of the evaluation's rows to look at (for each pair, or each system).
-        conversations: row id -> the turns before the answer, where samples hold only the last one.
-
-    Raises UserError: the folder holds another review, the systems share no row, or all their answers are equal.
+    `systems`: one system or more; `pairwise` needs two. `share`: of the evaluation's rows to look at (for each pair, or
+    each system). `conversations`: row id -> the turns before the answer, where samples hold only the last one. Raises
+    UserError: the folder holds another review, the systems share no row, or all their answers are equal.
     """
     if mode == "pairwise" and len(systems) < 2:
         next_step = "tuneloop review A B, or RUN RUN:zero-shot, or --mode rating"
@@ -190,12 +187,8 @@ def _draw(
 
 def sample_rows(groups: Mapping[str, str], budget: int, rng: random.Random) -> dict[str, str]:
     """Row -> stratum of the rows to look at: a random part of all, then informative ones, random within each group.
-
-    Args:
-        groups: row -> group; rows of the group `same` are never drawn.
-        budget: rows to draw, at most.
-        rng: of the draw.
-    """
+    `groups`: row -> group; rows of the group `same` are never drawn. `budget`: rows to draw, at most. `rng`: of the
+    draw."""
     left = [row for row, group in groups.items() if group != SAME]
     rng.shuffle(left)
     n_random = min(len(left), max(1, round(RANDOM_PART * budget)))

@@ -49,18 +49,12 @@ def krippendorff_alpha(units: Sequence[Sequence[Hashable]], level: Level = "nomi
         counts = np.bincount([place[value] for value in unit], minlength=len(values)).astype(float)
         coincidences += (np.outer(counts, counts) - np.diag(counts)) / (len(unit) - 1)
     totals = coincidences.sum(axis=0)
-    distance = _distances(values, totals, level)
+    distance = 1.0 - np.eye(len(values))
+    if level != "nominal":  # an ordinal value is at the middle of its ranks
+        at = np.cumsum(totals) - totals / 2 if level == "ordinal" else np.array(values, dtype=float)
+        distance = (at[:, None] - at[None, :]) ** 2
     expected = (np.outer(totals, totals) * distance).sum() / (totals.sum() - 1)
     return float(1 - (coincidences * distance).sum() / expected)
-
-
-def _distances(values: Sequence[Any], totals: NDArray[np.float64], level: Level) -> NDArray[np.float64]:
-    """Squared differences between values, shape (values, values)."""
-    if level == "nominal":
-        return 1.0 - np.eye(len(values))
-    # An ordinal value is at the middle of its ranks.
-    at = np.cumsum(totals) - totals / 2 if level == "ordinal" else np.array(values, dtype=float)
-    return np.asarray((at[:, None] - at[None, :]) ** 2)
 
 
 def alpha_with_interval(units: Sequence[Sequence[Hashable]], level: Level = "nominal", *, seed: int = 0) -> Estimate:

@@ -57,12 +57,8 @@ def sides(item: ReviewItem, reviewer: str, seed: int) -> tuple[int, ...]:
 
 def make_app(review: ReviewFolder, *, hosts: tuple[str, ...] = LOCAL, tags: tuple[str, ...] = TAGS) -> FastAPI:
     """The web application over one review; votes are read from disk at each request, so several may run at once.
-
-    Args:
-        review: what is reviewed.
-        hosts: names under which it may be called; other pages in the browser can't reach it under theirs.
-        tags: words that reviewers may put on an answer.
-    """
+    `review`: what is reviewed. `hosts`: names under which it may be called; other pages in the browser can't reach it
+    under theirs. `tags`: words that reviewers may put on an answer."""
     from fastapi import FastAPI, HTTPException
     from fastapi.responses import HTMLResponse, JSONResponse
     from starlette.middleware.trustedhost import TrustedHostMiddleware

@@ -26,6 +26,7 @@ from tuneloop.records.metric import number_words
 from tuneloop.records.rows import Message, Row, last_user_turn, references_of
 
 LEAST_TOKENS = 8  # of an answer that counts as memorised: a label is no secret
+RESAMPLES = 2000
 CANDIDATES = 512  # random alternatives that a canary is ranked among
 
 
@@ -46,15 +47,12 @@ def ability(
     return Ability(scores, losses, tokens)
 
 
-def forgetting(
-    base: Ability, tuned: Ability, *, seed: int = 0, resamples: int = 2000, clusters: Sequence[int] | None = None
-) -> dict[str, Any]:
+def forgetting(base: Ability, tuned: Ability, *, seed: int = 0) -> dict[str, Any]:
     """How much of what the base could do has been lost.
 
     The score is 1 - tuned / base of the mean task score: 0 nothing, 1 all; negative where tuning has helped. `loss` is
-    the growth of the mean loss of a reference token in nats, the finer instrument. Intervals: paired bootstrap.
-
-    `base, tuned`: over the same rows; `clusters`: of the rows, as for `uncertainty.bootstrap`.
+    the growth of the mean loss of a reference token in nats, the finer instrument. Intervals: paired bootstrap over the
+    rows, the same on both sides.
     """
     n = len(base.scores)
     columns = [base.scores, tuned.scores, base.losses, tuned.losses, base.tokens]
@@ -65,7 +63,7 @@ def forgetting(
         "loss": lambda sums: ratio(sums[:, 3] - sums[:, 2], sums[:, 4], empty=np.nan),
     }
     family = Statistics(table, functions, {})
-    draws = u.bootstrap([family], n, resamples=resamples, seed=seed, clusters=clusters)
+    draws = u.bootstrap([family], n, resamples=RESAMPLES, seed=seed)
     score, loss = (
         Estimate(value, *u.bootstrap_interval(value, draws[name][~np.isnan(draws[name])]))
         for name, value in family.point_values().items()
@@ -95,11 +93,7 @@ def _forgetting_in_words(score: Estimate, loss: Estimate, n: int) -> str:
 
 
 def tasks_before_and_after(
-    base: Mapping[str, Mapping[str, Any]],
-    tuned: Mapping[str, Mapping[str, Any]],
-    *,
-    seed: int = 0,
-    resamples: int = 2000,
+    base: Mapping[str, Mapping[str, Any]], tuned: Mapping[str, Mapping[str, Any]], *, seed: int = 0
 ) -> dict[str, Any]:
     """Scores of public tasks, before and after tuning: the part `lm_eval` of `eval.json`.
 
@@ -117,7 +111,7 @@ def tasks_before_and_after(
             if shared:
                 differences = [after.each[i] - before.each[i] for i in shared]
                 family = mean_statistics({"change": differences})
-                draws = u.bootstrap([family], len(shared), resamples=resamples, seed=seed)
+                draws = u.bootstrap([family], len(shared), resamples=RESAMPLES, seed=seed)
                 change = Estimate(change.value, *u.bootstrap_interval(change.value, draws["change"]))
             sides = {"base": before.value, "tuned": after.value, "higher_is_better": before.higher_is_better}
             changes.append({"task": task, "metric": metric, "n": len(shared), **sides, "change": change})

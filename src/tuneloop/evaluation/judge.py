@@ -82,7 +82,7 @@ class AnswerPair:
 
 
 @dataclass(frozen=True)
-class RatedAnswer:
+class AnswerToRate:
     """One answer to a request; `human`: whether people liked it, where that is known."""
 
     id: str
@@ -219,7 +219,7 @@ def _pairs_in_words(facts: Mapping[str, Any], names: tuple[str, str]) -> list[st
     return [*words, *spoken, _agreement_in_words(facts["agreement"])]
 
 
-def judge_answers(items: Sequence[RatedAnswer], choose: Choose, prompt: JudgePrompt, *, seed: int = 0) -> Judgement:
+def judge_answers(items: Sequence[AnswerToRate], choose: Choose, prompt: JudgePrompt, *, seed: int = 0) -> Judgement:
     """Rate answers from 1 to 5 by the rubric; 4 and more count as good when compared with people's thumbs. One that
     speaks to the judge gets no rating."""
     judged = [i for i in items if not speaks_to_the_judge(i.answer)]

@@ -172,7 +172,7 @@ def _score_texts(s: Scoring) -> None:
     s.signatures["meteor"] = "nltk, alpha 0.9, beta 3, gamma 0.5, exact and Porter stem, no synonyms"
     s.statistics.append(mean_statistics(scores, right_or_wrong=["exact_match"]))
     for name, scorer in (("bleu", text_metrics.bleu_statistics), ("chrf", text_metrics.chrf_statistics)):
-        family, s.signatures[name] = scorer(references, shortened, name=name)
+        family, s.signatures[name] = scorer(references, shortened)
         s.statistics.append(family)
     s.statistics.append(text_metrics.length_ratio(references, texts))
     embedding = s.measured.row_scores.get("embedding")

@@ -89,7 +89,7 @@ def judge_evaluations(judge: Judge, evaluations: Mapping[str, ScoredAnswers]) ->
 
     With one evaluation its answers are rated by the rubric.
     """
-    from tuneloop.evaluation.judge import AnswerPair, RatedAnswer, judge_answers, judge_pairs, load_judge_prompt
+    from tuneloop.evaluation.judge import AnswerPair, AnswerToRate, judge_answers, judge_pairs, load_judge_prompt
 
     choose = judge.choose()
     first, *others = evaluations
@@ -100,7 +100,7 @@ def judge_evaluations(judge: Judge, evaluations: Mapping[str, ScoredAnswers]) ->
     }
     rows = [row for row in evaluations[first].rows if row.id in kept]
     if not others:
-        items = [RatedAnswer(row.id, conversation_of(row), by_row[first][row.id], row.answer) for row in rows]
+        items = [AnswerToRate(row.id, conversation_of(row), by_row[first][row.id], row.answer) for row in rows]
         return judge_answers(items, choose, load_judge_prompt("rubric", judge.prompt), seed=judge.seed)
     prompt = load_judge_prompt("pairwise", judge.prompt)
     votes = _votes(judge.votes) if judge.votes else {}
@@ -126,7 +126,7 @@ def check_judge(judge: Judge, file: str) -> list[Judgement]:
         UserError: the file holds neither.
     """
     from tuneloop.data.load_eval_file import read_whole
-    from tuneloop.evaluation.judge import AnswerPair, RatedAnswer, judge_answers, judge_pairs, load_judge_prompt
+    from tuneloop.evaluation.judge import AnswerPair, AnswerToRate, judge_answers, judge_pairs, load_judge_prompt
 
     rows = read_whole(file, PrepareConfig()).rows
     preferences = _balanced([row for row in rows if row.meta.get("rejected")], judge.rows, judge.seed)
@@ -149,7 +149,7 @@ def check_judge(judge: Judge, file: str) -> list[Judgement]:
         prompt = load_judge_prompt("pairwise", judge.prompt)
         found.append(judge_pairs(pairs, choose, prompt, names=("a", "b"), seed=judge.seed))
     if thumbs:
-        items = [RatedAnswer(row.id, conversation_of(row), _said(row), "", row.meta["thumb"]) for row in thumbs]
+        items = [AnswerToRate(row.id, conversation_of(row), _said(row), "", row.meta["thumb"]) for row in thumbs]
         found.append(judge_answers(items, choose, load_judge_prompt("rubric", judge.prompt), seed=judge.seed))
     return found
 

@@ -124,9 +124,7 @@ def length_ratio(references: Sequence[Sequence[str]], answers: Sequence[str]) ->
     return Statistics(rows, function, {"length_ratio": scores})
 
 
-def bleu_statistics(
-    references: Sequence[Sequence[str]], answers: Sequence[str], *, name: str = "bleu"
-) -> tuple[Statistics, str]:
+def bleu_statistics(references: Sequence[Sequence[str]], answers: Sequence[str]) -> tuple[Statistics, str]:
     """Corpus BLEU (0 to 100) from n-gram counts, and sacrebleu's signature. Row scores are sentence BLEU with effective
     order. Source: Papineni et al. 2002; Post 2018 (sacrebleu)."""
     from sacrebleu.metrics.bleu import BLEU
@@ -148,12 +146,10 @@ def bleu_statistics(
 
     rows = np.array(counts, dtype=np.float64)
     sentences = [float(x) for x in score(rows, effective_order=True)]
-    return Statistics(rows, {name: score}, {name: sentences}), str(metric.get_signature())
+    return Statistics(rows, {"bleu": score}, {"bleu": sentences}), str(metric.get_signature())
 
 
-def chrf_statistics(
-    references: Sequence[Sequence[str]], answers: Sequence[str], *, name: str = "chrf"
-) -> tuple[Statistics, str]:
+def chrf_statistics(references: Sequence[Sequence[str]], answers: Sequence[str]) -> tuple[Statistics, str]:
     """Corpus chrF (0 to 100) from character n-gram counts, and sacrebleu's signature. Source: Popović 2015, "chrF:
     character n-gram F-score for automatic MT evaluation"; sacrebleu's averaging, in which orders that neither side
     reaches don't count."""
@@ -171,7 +167,7 @@ def chrf_statistics(
         recall = ratio((ratio(match, reference) * reached).sum(axis=1), orders)
         return 100 * ratio((1 + factor) * precision * recall, factor * precision + recall)
 
-    return Statistics(rows, {name: score}, {name: [float(x) for x in score(rows)]}), str(metric.get_signature())
+    return Statistics(rows, {"chrf": score}, {"chrf": [float(x) for x in score(rows)]}), str(metric.get_signature())
 
 
 def _streams(references: Sequence[Sequence[str]]) -> list[Any]:

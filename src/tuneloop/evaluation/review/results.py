@@ -57,13 +57,13 @@ def krippendorff_alpha(units: Sequence[Sequence[Hashable]], level: Level = "nomi
     return float(1 - (coincidences * distance).sum() / expected)
 
 
-def alpha_with_interval(units: Sequence[Sequence[Hashable]], level: Level = "nominal", *, seed: int = 0) -> Estimate:
+def alpha_with_interval(units: Sequence[Sequence[Hashable]], level: Level = "nominal") -> Estimate:
     """`krippendorff_alpha` with a 95 % percentile bootstrap interval over items."""
     value = krippendorff_alpha(units, level)
     pairable = [unit for unit in units if len(unit) >= 2]
     if math.isnan(value) or len(pairable) < 3:
         return Estimate(value, math.nan, math.nan)
-    draws = _resampled(len(pairable), lambda places: krippendorff_alpha([pairable[i] for i in places], level), seed)
+    draws = _resampled(len(pairable), lambda places: krippendorff_alpha([pairable[i] for i in places], level), 0)
     return Estimate(value, *_percentiles(draws))
 
 
@@ -217,19 +217,12 @@ def _shares(item_votes: Sequence[Vote], names: Sequence[str]) -> tuple[float, fl
 def _pair(names: Sequence[str], sizes: Mapping[str, int], items: Sequence[ReviewItem], votes: Votes) -> dict[str, Any]:
     a, b = names
     cast = [vote for item in items for vote in votes[item.id]]
-    by_group: dict[str, list[float]] = defaultdict(list)
-    random_part: list[float] = []
-    for item in items:
-        _, second, neither = _shares(votes[item.id], names)
-        by_group[item.group].append(second + neither / 2)
-        if item.stratum == "random":
-            random_part.append(second + neither / 2)
+    shares = {item.id: _shares(votes[item.id], names) for item in items}
+    scores = {item: second + neither / 2 for item, (_, second, neither) in shares.items()}
     # Equal answers are ties by definition: known, not estimated, so they add certainty and no variance.
     unequal = {group: n for group, n in sizes.items() if group != SAME}
-    seen = stratified_mean(by_group, unequal)
     total, same = sum(sizes.values()), sizes.get(SAME, 0)
-    estimate = _mixed(seen, total - same, same)
-    simple = _mixed(stratified_mean({"random": random_part}, {"random": total - same}), total - same, same)
+    estimate, simple = (_mixed(seen, total - same, same) for seen in _estimates(items, scores, unequal))
     verdict = by_interval(estimate.low - 0.5, estimate.high - 0.5)
     return {
         "a": a, "b": b, "rows": total, "equal_answers": same, "reviewed": len(items),
@@ -237,9 +230,20 @@ def _pair(names: Sequence[str], sizes: Mapping[str, int], items: Sequence[Review
         "ties": sum(v.choice == "tie" for v in cast), "both_bad": sum(v.choice == "both_bad" for v in cast),
         "left_wins": sum(bool(v.winner and v.shown and v.winner == v.shown[0]) for v in cast),
         "tags": _tags(cast), "win_rate": {"estimate": estimate, "random": simple},
-        "unseen_groups": sorted(group for group in unequal if group not in by_group),
-        "verdict": verdict,
+        "unseen_groups": sorted(unequal.keys() - {item.group for item in items}), "verdict": verdict,
     }  # fmt: skip
+
+
+def _estimates(
+    items: Sequence[ReviewItem], scores: Mapping[str, float], sizes: Mapping[str, int]
+) -> tuple[Estimate, Estimate]:
+    """The mean over the whole test set, weighted, and from the random stratum alone; `scores`: of items by id."""
+    by_group: dict[str, list[float]] = defaultdict(list)
+    for item in items:
+        if item.id in scores:
+            by_group[item.group].append(scores[item.id])
+    simple = [scores[item.id] for item in items if item.stratum == "random" and item.id in scores]
+    return stratified_mean(by_group, sizes), stratified_mean({"": simple}, {"": sum(sizes.values())})
 
 
 def _tags(votes: Sequence[Vote]) -> dict[str, int]:
@@ -263,27 +267,16 @@ def _ratings(review: ReviewFolder, votes: Votes) -> dict[str, Any]:
     rated: dict[str, Any] = {}
     for name, sizes in review.populations.items():
         items = [item for item in review.items if item.systems == (name,) and item.id in votes]
-        item_votes = [vote for item in items for vote in votes[item.id]]
         ratings: dict[str, Any] = {"rows": sum(sizes.values()), "reviewed": len(items)}
-        for question, scale in (("good", 1.0), ("stars", 4.0)):
-            by_group: dict[str, list[float]] = defaultdict(list)
-            random_part = []
-            for item in items:
-                stars = [(v.stars - 1) / 4 for v in votes[item.id] if v.stars is not None]
-                thumbs = [float(thumb) for thumb in map(thumb_of, votes[item.id]) if thumb is not None]
-                if values := stars if question == "stars" else thumbs:
-                    by_group[item.group].append(statistics.fmean(values))
-                    random_part += by_group[item.group][-1:] if item.stratum == "random" else []
-            estimates = {
-                "estimate": stratified_mean(by_group, sizes),
-                "random": stratified_mean({"": random_part}, {"": sum(sizes.values())}),
-            }
-            start = 1.0 if question == "stars" else 0.0
+        thumbs = {item.id: [float(t) for t in map(thumb_of, votes[item.id]) if t is not None] for item in items}
+        stars = {item.id: [(v.stars - 1) / 4 for v in votes[item.id] if v.stars is not None] for item in items}
+        for question, values, start, scale in (("good", thumbs, 0.0, 1.0), ("stars", stars, 1.0, 4.0)):
+            scores = {item: statistics.fmean(each) for item, each in values.items() if each}
             ratings[question] = {
-                kind: Estimate(*(start + scale * x for x in (e.value, e.low, e.high))) for kind, e in estimates.items()
+                kind: Estimate(*(start + scale * x for x in (e.value, e.low, e.high)))
+                for kind, e in zip(("estimate", "random"), _estimates(items, scores, sizes), strict=True)
             }
-        ratings["tags"] = _tags(item_votes)
-        rated[name] = ratings
+        rated[name] = ratings | {"tags": _tags([vote for item in items for vote in votes[item.id]])}
     return {"ratings": rated}
 
 

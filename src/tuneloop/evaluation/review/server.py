@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 ABOUT_THE_ROW = "reference is wrong"  # belongs to neither of two answers
-TAGS = ("wrong fact", "incomplete", "off topic", "wrong format", "too long", "wrong tone", "unsafe", ABOUT_THE_ROW)
+TAGS = ("wrong fact", "incomplete", "off topic", "wrong format", "too long", "wrong tone", "unsafe")
 LONGEST_CORRECTION = 100_000
 LONGEST_BODY = 1_000_000  # bytes
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -55,10 +55,10 @@ def sides(item: ReviewItem, reviewer: str, seed: int) -> tuple[int, ...]:
     return (1, 0) if digest[0] & 1 else (0, 1)
 
 
-def make_app(review: ReviewFolder, *, hosts: tuple[str, ...] = LOCAL, tags: tuple[str, ...] = TAGS) -> FastAPI:
+def make_app(review: ReviewFolder, *, hosts: tuple[str, ...] = LOCAL) -> FastAPI:
     """The web application over one review; votes are read from disk at each request, so several may run at once.
     `review`: what is reviewed. `hosts`: names under which it may be called; other pages in the browser can't reach it
-    under theirs. `tags`: words that reviewers may put on an answer."""
+    under theirs."""
     from fastapi import FastAPI, HTTPException
     from fastapi.responses import HTMLResponse, JSONResponse
     from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -103,8 +103,8 @@ def make_app(review: ReviewFolder, *, hosts: tuple[str, ...] = LOCAL, tags: tupl
         votes = votes_of(reviewer.strip())
         return {
             "mode": review.mode,
-            "tags": [tag for tag in tags if tag != ABOUT_THE_ROW],
-            "row_tags": [tag for tag in tags if tag == ABOUT_THE_ROW],
+            "tags": [*TAGS],
+            "row_tags": [ABOUT_THE_ROW],
             "items": [{"id": key, "done": key in votes and votes[key].choice != "skip"} for key in items],
         }
 
@@ -114,7 +114,7 @@ def make_app(review: ReviewFolder, *, hosts: tuple[str, ...] = LOCAL, tags: tupl
         places, vote = sides(one, reviewer, seed), votes_of(reviewer).get(key)
         return {
             "id": key, "messages": one.messages, "answers": [one.answers[i] for i in places],
-            "references": one.references, "vote": _ballot_of(vote, [one.systems[i] for i in places]) if vote else None,
+            "references": one.references, "vote": vote and _ballot_of(vote, [one.systems[i] for i in places]),
         }  # fmt: skip
 
     @app.post("/api/votes")

@@ -180,9 +180,9 @@ def facts_from_results(source: Path | str, metric: str = "") -> dict[str, Any]:
     verdict goes by, else `likely_to_decide`. Raises UserError: it is not one of these."""
     path = Path(source)
     if path.suffix == ".json" and path.is_file():
-        path = path.parent if path.name in ("eval.json", "dataset.json") else path
-    if path.is_file() and path.suffix == ".json":
-        return _facts_of_evaluation(path, metric)
+        if path.name not in ("eval.json", "dataset.json"):
+            return _facts_of_evaluation(path, metric)
+        path = path.parent
     if not path.is_dir():
         raise UserError("No such data set, run or evaluation", where=str(source), next_step=nearest_path(path))
     facts: dict[str, Any] = {}

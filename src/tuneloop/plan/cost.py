@@ -133,13 +133,14 @@ def _interval_hours(work_hours: float, how: Interruptions) -> float:
     return min(max(interval, 1 / 3600), max(work_hours, 1 / 3600))
 
 
-def never_ends(how: Interruptions) -> UserError:
-    """What is said where `expected_hours` is infinite."""
-    return UserError(
-        "Interruptions come faster than checkpoints: the run never ends",
-        where=f"{how.per_hour:g} interruptions an hour, a checkpoint of {how.save_minutes:.2g} minutes",
-        next_step="checkpoint more often, or rent on demand",
-    )
+def finite_hours(work_hours: float, how: Interruptions) -> float:
+    """`expected_hours`. Raises UserError: the run never ends."""
+    hours = expected_hours(work_hours, how)
+    if math.isfinite(hours):
+        return hours
+    where = f"{how.per_hour:g} interruptions an hour, a checkpoint of {how.save_minutes:.2g} minutes"
+    what = "Interruptions come faster than checkpoints: the run never ends"
+    raise UserError(what, where=where, next_step="checkpoint more often, or rent on demand")
 
 
 def interruptions(tier: str, gpus: int = 1) -> Interruptions:
@@ -170,9 +171,7 @@ def cost_of(
     how = how or interruptions(price.tier, gpus)
     _check(training_hours, low_hours, high_hours, efforts, how)
     rate = price.machines_usd(gpus)
-    stretch = expected_hours(training_hours, how) / training_hours if training_hours else 1.0
-    if not math.isfinite(stretch):
-        raise never_ends(how)
+    stretch = finite_hours(training_hours, how) / training_hours if training_hours else 1.0
     writing = checkpoint_hours(training_hours, how) / training_hours if training_hours else 0.0
     charges = _Charges(training_hours, stretch, writing, rate, usd_per_gb_month)
     parts = charges.parts(efforts)

@@ -327,9 +327,7 @@ def _option(ask: PlanRequest, job: TrainingSetup) -> MachineOption:
     per_hour = usual.per_hour if ask.per_hour is None else ask.per_hour
     how = Interruptions(per_hour, ask.checkpoint_minutes, save, last_minutes=last)
     work = sum(parts.values())
-    hours = costs.expected_hours(work, how)
-    if not math.isfinite(hours):
-        raise costs.never_ends(how)
+    hours = costs.finite_hours(work, how)
     parts["checkpoints"] = costs.checkpoint_hours(work, how)
     parts["interruptions"] = hours - work - parts["checkpoints"]
     cost, memory = None, memory_of(job)

@@ -19,12 +19,14 @@ class EvaluateConfig(Config):
         "auto", description="free generation, or choice scoring over the labels; auto: choice for classification"
     )
     calibrate: bool = option("base models: also score choices minus their score without the text", True)
-    primary: str | None = option("the metric that decides, by its name in eval.json; default: see docs/evaluate.md")
+    primary: str | None = option(
+        "the metric that decides, by its name in eval.json; default: what fits (docs/evaluate.md)"
+    )
     fields: dict[str, str] = Field(
         default_factory=dict, description="parts scored on their own: name -> regular expression with one group"
     )
     json_schema: str | None = option("file with the JSON schema that structured answers must fit")
-    structured: bool | Literal["auto"] = option("score as JSON; auto: where nearly all references are JSON", "auto")
+    structured: bool | Literal["auto"] = option("score answers as JSON; auto: where nearly all references are", "auto")
     run_code: bool | Literal["auto"] = option(
         "run answers in a sandbox with their rows' unit tests (pass@k); auto: where rows bring tests", "auto"
     )
@@ -35,10 +37,10 @@ class EvaluateConfig(Config):
     )
     embedding: bool = option("also score the similarity of meaning, where the packaged MiniLM is installed", True)
     cluster: str | None = option("metadata field of rows that belong together; default: a conversation's usual names")
-    slices: list[str] | None = option("metadata fields to show results by; default: with 2 to 20 values, or numbers")
-    max_new_tokens: int | None = option("longest answer; default: a quarter over the longest in training", ge=1)
+    slices: list[str] | None = option("metadata fields to show results by; default: of 2 to 20 values, or numbers")
+    max_new_tokens: int | None = option("longest answer; default: a quarter over the longest trained on", ge=1)
     limit: int | None = option("at most this many rows of the split (seeded sample, labels by their share)", ge=1)
-    samples: int = option("answers shown side by side; a page shows ten at once, or this many; 0: none", 5, ge=0)
+    samples: int = option("answers shown side by side; a page shows ten at once, or more; 0: none", 5, ge=0)
     general: str | None = option("file of general rows, to measure forgetting; default: those held out of a mix")
     general_rows: int = Field(200, ge=10, description="at most this many of them (seeded sample)")
     lm_eval: list[str] = Field(
@@ -46,7 +48,12 @@ class EvaluateConfig(Config):
     )
     memorisation: bool = option("share of training answers that the model completes verbatim beyond the base", False)
     canaries: str | None = option("file of canaries planted in the training data: how far they have come out")
-    consistency: int = option("put rows in so many ways: how often answers agree; 0: not, 5: good", 0, ge=0, le=20)
+    consistency: int = option(
+        "put a sample of rows in so many ways (reworded, drawn): how often answers agree; 0: not, 5: good",
+        0,
+        ge=0,
+        le=20,
+    )
     consistency_rows: int = Field(50, ge=2, description="rows of that sample (seeded)")
     consistency_temperature: float = Field(0.7, gt=0, le=2, description="of its drawn answers")
     bootstrap: int = Field(2000, ge=100, description="resamples for intervals and paired tests")

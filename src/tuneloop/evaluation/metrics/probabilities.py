@@ -16,7 +16,7 @@ METRICS = (
     Metric("loss", "loss", "from 0", "lower", needs="losses", meaning="mean of -log likelihood of a token, in nats"),
     Metric("perplexity", "perplexity", "from 0", "lower", needs="losses", decimals=1, precise=1,
            meaning="e to the loss; compared by the test of the loss"),
-    Metric("ece", "calibration error", better="lower", needs="labels", meaning="expected error over 15 bins"),
+    Metric("ece", "calibration error", better="lower", needs="labels", meaning="expected calibration error, 15 bins"),
 )  # fmt: skip
 
 

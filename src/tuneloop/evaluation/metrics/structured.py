@@ -24,7 +24,7 @@ METRICS = (
     Metric("field_f1", "field-F1", needs="JSON", meaning="F1 of (path, value) pairs over all rows"),
     Metric("field_precision", "field precision", needs="JSON", meaning="share of the answers' fields that are right"),
     Metric("field_recall", "field recall", needs="JSON", meaning="share of the references' fields that are found"),
-    Metric("valid_json", "valid JSON", "share", "higher", "exact McNemar", "JSON", meaning="share that parses"),
+    Metric("valid_json", "valid JSON", "share", "higher", "exact McNemar", "JSON", meaning="answers that parse"),
     Metric("schema_valid", "answers that fit the schema", "share", "higher", "exact McNemar", "JSON", "JSON",
            meaning="share of answers that fit `evaluate.json_schema`"),
 )  # fmt: skip

@@ -23,14 +23,15 @@ ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 LONGEST_SCORED = 20_000
 
 METRICS = (
-    Metric("exact_match", "exact match", "share", test="exact McNemar", meaning="share that equals a reference"),
+    Metric("exact_match", "exact match", "share", test="exact McNemar", meaning="answers that equal a reference"),
     Metric("token_f1", "token F1", meaning="overlap of words, as in SQuAD"),
     Metric("rouge1", "ROUGE-1", meaning="overlap of stemmed words"),
     Metric("rouge2", "ROUGE-2", meaning="overlap of pairs of stemmed words"),
     Metric("rougeL", "ROUGE-L", headline="texts", meaning="longest common subsequence of stemmed words"),
     Metric("rougeLsum", "ROUGE-Lsum", meaning="the same line by line"),
     Metric("meteor", "METEOR", meaning="words and stems in both, with a penalty for another order; no synonyms"),
-    Metric("length_ratio", "length ratio", "from 0", "neither", "none", meaning="words over words of the references"),
+    Metric("length_ratio", "length ratio", "from 0", "neither", "none",
+           meaning="words of the answers over words of the references"),
     Metric("bleu", "BLEU", "0..100", meaning="n-grams of words, of the whole split"),
     Metric("chrf", "chrF", "0..100", headline="texts", meaning="n-grams of characters, of the whole split"),
     Metric("embedding", "similarity of meaning", meaning="cosine of MiniLM vectors"),

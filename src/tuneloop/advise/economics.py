@@ -54,10 +54,13 @@ class ServingMachine:
     tokens_per_second: float  # read and written together, at full load with this mix of prompt and answer
     source: str = ""  # what it is, for assumptions
 
+    def usd_per_million(self, utilisation: float) -> float:
+        """Dollars for 1 million tokens, read and written, when the machine is busy for this share of its paid time."""
+        return usd_per_million_tokens(self.usd_per_hour, self.tokens_per_second, utilisation)
+
 
 def usd_per_million_tokens(usd_per_hour: float, tokens_per_second: float, utilisation: float) -> float:
-    """Dollars for 1 million tokens, read and written, on a machine paid by the hour and busy for this share of it.
-    Raises UserError: a number that can't be."""
+    """Dollars for 1 million tokens on a machine paid by the hour. Raises UserError: a number that can't be."""
     if not (tokens_per_second > 0 and 0 < utilisation <= 1 and usd_per_hour >= 0):
         what = "Tokens a second are above 0, utilisation lies above 0 and at most at 1, dollars are not negative"
         where = f"{tokens_per_second:g} tokens/s, utilisation {utilisation:g}, ${usd_per_hour:g} an hour"
@@ -385,7 +388,7 @@ def token_lines(question: AdviceInput, prices: PriceTable, prompt_tokens: float)
         basis = f"about {machine.engine.tokens_per_second:,.0f} tokens/s (roofline); {machine.engine.source}"
         for share in (1.0, UTILISATION, 0.05):
             what = f"own {machine.gpus} x {machine.card.name}, {share:.0%} busy"
-            usd = usd_per_million_tokens(machine.engine.usd_per_hour, machine.engine.tokens_per_second, share)
+            usd = machine.engine.usd_per_million(share)
             lines.append(TokenPrice(what=what, usd_per_million=usd, basis=basis))
     return lines
 

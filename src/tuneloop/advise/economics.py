@@ -313,9 +313,9 @@ def trainings(question: AdviceInput, prices: PriceTable) -> dict[str, Machine]:
         usual = usual_settings(method.name, shape, question.longest_row, cpu=cpu)
         settings = {**usual, **question.settings, **machine, "method": method.name}
         settings = {key: value for key, value in settings.items() if value is not None}
-        ask = PlanRequest(name, shape, settings, lengths, question.epochs, prices, question.tier, efforts)
+        request = PlanRequest(name, shape, settings, lengths, question.epochs, prices, question.tier, efforts)
         with contextlib.suppress(UserError):  # 4-bit weights on a processor, ten times its memory: no way at all
-            plans[method.name] = machines(ask)[0][0]
+            plans[method.name] = machines(request)[0][0]
     return dict(sorted(plans.items(), key=lambda item: item[1].job.trainable))
 
 

@@ -138,12 +138,12 @@ class PlanRequest:
     ledger: Sequence[Entry] = field(default_factory=read_ledger)  # earlier runs
 
 
-def machines(ask: PlanRequest) -> tuple[list[MachineOption], list[str]]:
+def machines(request: PlanRequest) -> tuple[list[MachineOption], list[str]]:
     """Every machine in question with the simplest way to share the work that fits, and what was left out. What fits
     comes first, then what ends within a week, then the cheapest; what does not fit by how little it lacks. Raises
     UserError: unknown names, numbers that can't be, or settings that exclude each other."""
     left_out: list[str] = []
-    simplest = [next((job for job in jobs if memory_of(job).fits), jobs[-1]) for jobs in _jobs(ask, left_out)]
+    simplest = [next((job for job in jobs if memory_of(job).fits), jobs[-1]) for jobs in _jobs(request, left_out)]
 
     def order(option: MachineOption) -> tuple[bool, bool, float, float]:
         if not option.fits:
@@ -151,7 +151,7 @@ def machines(ask: PlanRequest) -> tuple[list[MachineOption], list[str]]:
         usd = option.cost.usd if option.cost else option.bare_usd if option.price else math.inf
         return False, option.hours > A_WEEK, usd, option.hours
 
-    return sorted((_option(ask, job) for job in simplest), key=order), left_out
+    return sorted((_option(request, job) for job in simplest), key=order), left_out
 
 
 def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,8 +189,8 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
     providers, table = options.pop("providers", None), load_prices(price_file)
     prices = priced(table.of(providers) if providers else table, options.get("gpu"), usd, tier)
     efforts = replace(ONE_RUN, **{f.name: options.pop(f.name) for f in fields(Efforts) if f.name in options})
-    ask = PlanRequest(name, shape, options, lengths, epochs, prices, tier, efforts, per_hour, minutes)
-    ordered, left_out = machines(ask)
+    request = PlanRequest(name, shape, options, lengths, epochs, prices, tier, efforts, per_hour, minutes)
+    ordered, left_out = machines(request)
     if not ordered:
         raise UserError("No machine is left to plan for", where="plan", next_step="; ".join(left_out) or "name a GPU")
     best = ordered[0]
@@ -274,19 +274,23 @@ def lengths_of(manifest: DatasetManifest, where: str) -> Lengths:
     return Lengths(total, tokens.mean, tokens.p50, tokens.p90, tokens.max, val.total if val else 0)
 
 
-def _jobs(ask: PlanRequest, left_out: list[str]) -> Iterator[list[TrainingSetup]]:
+def _jobs(request: PlanRequest, left_out: list[str]) -> Iterator[list[TrainingSetup]]:
     """For each machine the ways to share the work and the sizes of a micro-batch, the simplest first."""
-    shared = dict(ask.settings)
+    shared = dict(request.settings)
     gpu, count, sharding, rows = (shared.pop(name, None) for name in ("gpu", "gpus", "sharding", "micro_batch"))
     batches = rows if isinstance(rows, tuple) else (rows,)
-    cards = (card for card in all_gpus().values() if ask.prices.gpu(card.key, ask.tier) or ask.prices.gpu(card.key))
+    cards = (
+        card
+        for card in all_gpus().values()
+        if request.prices.gpu(card.key, request.tier) or request.prices.gpu(card.key)
+    )
     for device in [find_gpu(gpu)] if gpu else cards:
         counts = (count,) if count is not None else (1,) if device.is_cpu else COUNTS
         for gpus in counts:
             if count is None and sharding and (sharding == "none") != (gpus == 1):
                 continue
             ways = [sharding] if sharding else ["none"] if gpus == 1 else ["ddp", "fsdp"]
-            settings = {**shared, "model": ask.model, "shape": ask.shape, "gpu": device, "gpus": gpus}
+            settings = {**shared, "model": request.model, "shape": request.shape, "gpu": device, "gpus": gpus}
             if not device.bf16:
                 settings.setdefault("dtype", "fp16")
             try:
@@ -306,34 +310,34 @@ def _jobs(ask: PlanRequest, left_out: list[str]) -> Iterator[list[TrainingSetup]
                 break
 
 
-def _option(ask: PlanRequest, job: TrainingSetup) -> MachineOption:
+def _option(request: PlanRequest, job: TrainingSetup) -> MachineOption:
     """The job on its machine; without a cost where it does not fit."""
     # with the micro-batch that most steps have: memory is for the longest rows, short ones are computed more at a time
-    typical, lengths = job, ask.lengths
+    typical, lengths = job, request.lengths
     if lengths.mean and not job.packing:
         rows = job.micro_batch
-        if isinstance(ask.settings.get("micro_batch"), tuple):
+        if isinstance(request.settings.get("micro_batch"), tuple):
             rows = max(rows, loop_rows(lengths.mean, full_on_cpu=job.full and job.gpu.is_cpu))
         length = min(round(lengths.expected_longest(rows)), job.seq_len)
         typical = replace(job, micro_batch=rows, seq_len=length)
-    speed, corrected_by = learned_speed(typical, ask.ledger)
+    speed, corrected_by = learned_speed(typical, request.ledger)
     rate = speed.tokens_per_second * lengths.efficiency(typical.micro_batch, job.packing)
     val = lengths.val_tokens or lengths.tokens // 10
-    parts = {"train": lengths.tokens * ask.epochs / rate / 3600}
+    parts = {"train": lengths.tokens * request.epochs / rate / 3600}
     parts |= overhead_hours(job, evaluations=EVALUATIONS, evaluation_tokens=min(val, 200_000))
-    price = ask.prices.gpu(job.gpu.key, ask.tier, job.gpus)
-    usual = costs.interruptions(price.tier if price else ask.tier, job.gpus)
+    price = request.prices.gpu(job.gpu.key, request.tier, job.gpus)
+    usual = costs.interruptions(price.tier if price else request.tier, job.gpus)
     save, last = parts.pop("save") * 60, parts.pop("keep") * 60
-    per_hour = usual.per_hour if ask.per_hour is None else ask.per_hour
-    how = Interruptions(per_hour, ask.checkpoint_minutes, save, last_minutes=last)
+    per_hour = usual.per_hour if request.per_hour is None else request.per_hour
+    how = Interruptions(per_hour, request.checkpoint_minutes, save, last_minutes=last)
     work = sum(parts.values())
     hours = costs.finite_hours(work, how)
     parts["checkpoints"] = costs.checkpoint_hours(work, how)
     parts["interruptions"] = hours - work - parts["checkpoints"]
     cost, memory = None, memory_of(job)
     if price and lengths.tokens and memory.fits:
-        kept_gb = ask.efforts.storage_gb or round(job.trainable * (2 if job.full else 4) / 1e9, 2)
-        efforts, usd = replace(ask.efforts, storage_gb=kept_gb), ask.prices.storage.usd_per_gb_month
+        kept_gb = request.efforts.storage_gb or round(job.trainable * (2 if job.full else 4) / 1e9, 2)
+        efforts, usd = replace(request.efforts, storage_gb=kept_gb), request.prices.storage.usd_per_gb_month
         spread = work, work / SPREAD, work * SPREAD
         cost = costs.cost_of(*spread, job.gpus, price, efforts=efforts, how=how, usd_per_gb_month=usd)
     return MachineOption(job, memory, speed, hours, hours / SPREAD, hours * SPREAD, parts, cost, price, corrected_by)

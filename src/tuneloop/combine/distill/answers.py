@@ -332,7 +332,9 @@ def _ratings(job: DistilJob, answers: dict[Draw, Completion], usable: dict[str, 
     choose = Judge(job.options.judge).choose() if left else None
     for start in range(0, len(left), AT_ONCE):
         some = left[start : start + AT_ONCE]
-        items = [AnswerToRate(f"{row.id}", conversation_of(row), answers[row.id, n].text, row.answer) for row, n in some]
+        items = [
+            AnswerToRate(f"{row.id}", conversation_of(row), answers[row.id, n].text, row.answer) for row, n in some
+        ]
         assert choose is not None
         lines = []
         for (row, n), rating in zip(some, judge_answers(items, choose, prompt).rows, strict=True):

@@ -34,10 +34,10 @@ Answerer = Callable[[Way], Completion]
 
 
 def measured(rows: Sequence[Row], task: str = "classification", drawn: bool = True, **who: Answerer) -> Consistency:
-    ways = ways_of(rows, 5, drawn=drawn, temperature=0.7, labels=LABELS)
+    ways = ways_of(rows, 5, draws=drawn, temperature=0.7, labels=LABELS)
     answers = {name: [answer(way) for each in ways for way in each] for name, answer in who.items()}
     return measure_consistency(
-        ways, answers, own=next(iter(who)), task=task, labels=LABELS if task == "classification" else None, config=CONFIG, seed=0
+        ways, answers, subject=next(iter(who)), task=task, labels=LABELS if task == "classification" else None, config=CONFIG, seed=0
     )  # fmt: skip
 
 
@@ -55,32 +55,32 @@ def right(way: Way) -> Completion:
 
 
 def test_each_row_is_asked_as_it_is_in_other_words_and_drawn() -> None:
-    for each in ways_of(labelled(10), 5, drawn=True, temperature=0.7, labels=LABELS):
+    for each in ways_of(labelled(10), 5, draws=True, temperature=0.7, labels=LABELS):
         assert [way.kind for way in each].count(DRAWN) == 1 and each[0].kind == AS_IT_IS and len(each) == 5
         assert len({way.kind for way in each}) == 5
         assert len({way.row.messages[0]["content"] for way in each}) == 4, "the drawn one is asked as it is"
         assert {way.row.answer for way in each} == {each[0].row.answer}
         assert [way.sampling.temperature for way in each if way.kind == DRAWN] == [0.7]
-    seeds = [way.sampling.seed for each in ways_of(labelled(10), 8, drawn=True, temperature=1.0) for way in each[-2:]]
+    seeds = [way.sampling.seed for each in ways_of(labelled(10), 8, draws=True, temperature=1.0) for way in each[-2:]]
     assert len(set(seeds)) == 20, "each draw has random numbers of its own"
 
 
 def test_scored_labels_are_not_drawn_and_programs_are_only_drawn() -> None:
-    assert DRAWN not in {way.kind for each in ways_of(labelled(9), 5, drawn=False, temperature=1.0) for way in each}
+    assert DRAWN not in {way.kind for each in ways_of(labelled(9), 5, draws=False, temperature=1.0) for way in each}
     program = Row("p", [{"role": "user", "content": "def f(x):\n    pass"}, {"role": "assistant", "content": "return"}])
-    assert [way.kind for way in ways_of([program], 4, drawn=True, temperature=1.0)[0]] == [
+    assert [way.kind for way in ways_of([program], 4, draws=True, temperature=1.0)[0]] == [
         AS_IT_IS,
         DRAWN,
         DRAWN,
         DRAWN,
     ]
-    assert len(ways_of([program], 4, drawn=False, temperature=1.0)[0]) == 1
+    assert len(ways_of([program], 4, draws=False, temperature=1.0)[0]) == 1
 
 
 def test_the_same_rows_are_asked_the_same_ways_whatever_their_order() -> None:
     rows = labelled(12)
-    ways = ways_of(rows, 5, drawn=True, temperature=0.7)
-    assert ways_of(rows[::-1], 5, drawn=True, temperature=0.7) == ways[::-1]
+    ways = ways_of(rows, 5, draws=True, temperature=0.7)
+    assert ways_of(rows[::-1], 5, draws=True, temperature=0.7) == ways[::-1]
 
 
 def test_a_constant_answerer_agrees_with_itself_in_full_and_is_said_to_be_worthless() -> None:
@@ -196,23 +196,23 @@ def test_three_rows_prove_nothing() -> None:
 
 def test_nothing_to_ask_again_and_lost_answers_are_told() -> None:
     program = Row("p", [{"role": "user", "content": "def f(x):"}, {"role": "assistant", "content": "return"}], "refund")
-    ways = ways_of([program], 5, drawn=False, temperature=1.0)
+    ways = ways_of([program], 5, draws=False, temperature=1.0)
     with pytest.raises(UserError, match="another way"):
         measure_consistency(
             ways,
             {"tuned": [Completion("refund")]},
-            own="tuned",
+            subject="tuned",
             task="classification",
             labels=LABELS,
             config=CONFIG,
             seed=0,
         )
-    ways = ways_of(labelled(2), 5, drawn=True, temperature=1.0)
+    ways = ways_of(labelled(2), 5, draws=True, temperature=1.0)
     with pytest.raises(UserError, match="1 answers came back for 10"):
         measure_consistency(
             ways,
             {"tuned": [Completion("refund")]},
-            own="tuned",
+            subject="tuned",
             task="classification",
             labels=LABELS,
             config=CONFIG,
@@ -228,7 +228,7 @@ def test_one_way_is_refused() -> None:
 def test_texts_with_a_field_agree_by_it_and_answers_that_lack_it_only_word_by_word() -> None:
     rows = [row(i, f"Queue: q{i % 3}\nIssue: late") for i in range(12)]
     config = EvaluateConfig(consistency=5, bootstrap=200, fields={"queue": r"^Queue: (.+)$"})
-    ways = ways_of(rows, 5, drawn=True, temperature=0.7)
+    ways = ways_of(rows, 5, draws=True, temperature=0.7)
 
     def card(way: Way) -> Completion:
         return Completion(f"{way.row.answer}, said in {way.kind}")
@@ -238,7 +238,7 @@ def test_texts_with_a_field_agree_by_it_and_answers_that_lack_it_only_word_by_wo
 
     answers = {name: [who(w) for each in ways for w in each] for name, who in (("tuned", card), ("zero-shot", chatter))}
     found = measure_consistency(
-        ways, answers, own="tuned", task="generation", labels=None, config=config, seed=0
+        ways, answers, subject="tuned", task="generation", labels=None, config=config, seed=0
     )  # fmt: skip
     assert found.systems["tuned"]["agreement"].value == 1.0
     assert found.systems["zero-shot"]["agreement"].value < 0.2, "lacking the queue is no agreement"

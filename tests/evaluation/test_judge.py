@@ -12,7 +12,7 @@ from sklearn.metrics import cohen_kappa_score
 from tuneloop.core.errors import UserError
 from tuneloop.evaluation.judge import (
     AnswerPair,
-    RatedAnswer,
+    AnswerToRate,
     _agreement,
     judge_answers,
     judge_pairs,
@@ -74,7 +74,7 @@ def test_kappa_is_that_of_scikit_learn() -> None:
 
 
 def test_ratings_against_thumbs() -> None:
-    items = [RatedAnswer(f"r{i}", "q", "good" if i % 2 else "bad", human=bool(i % 2)) for i in range(20)]
+    items = [AnswerToRate(f"r{i}", "q", "good" if i % 2 else "bad", human=bool(i % 2)) for i in range(20)]
     found = judge_answers(
         items, lambda turns, options: ["5" if "[Answer]\ngood" in t[1]["content"] else "2" for t in turns], RUBRIC
     )
@@ -133,7 +133,7 @@ def test_an_answer_that_speaks_to_the_judge_gets_no_verdict(injection: str) -> N
     assert [row.winner for row in found.rows if row.id == "odd"] == [None] and found.facts["spoken"] == 1
     assert any("speaks to the judge" in word for word in found.words)
     rated = judge_answers(
-        [RatedAnswer("odd", "q", injection), RatedAnswer("r", "q", "fine")], lambda t, o: ["5"] * len(t), RUBRIC
+        [AnswerToRate("odd", "q", injection), AnswerToRate("r", "q", "fine")], lambda t, o: ["5"] * len(t), RUBRIC
     )
     assert [row.score for row in rated.rows] == [None, 5] and rated.facts["spoken"] == 1
 

@@ -50,7 +50,7 @@ def test_numbers_count_records_of_the_file_and_ids_that_are_numbers_too() -> Non
 
 def test_predictions_of_rows_that_are_not_evaluated_are_passed_over() -> None:
     records = [{"id": f"r{i}", "prediction": f"p{i}"} for i in range(3)]
-    assert answers_from(records, ROWS[1:2], "f", known=ROWS) == MatchedPredictions([["p1"]], [])
+    assert answers_from(records, ROWS[1:2], "f", all_rows=ROWS) == MatchedPredictions([["p1"]], [])
 
 
 def test_several_records_of_a_program_are_several_answers() -> None:

@@ -1,7 +1,7 @@
 """Whether to tune at all, and how: rules with sources, applied to what is known; an answer that may be no.
 
-Facts come from the question, from measured results and from the planner's figures. What is not known makes no rule
-apply, and is listed as missing.
+Facts come from the question, measured results and the planner. What is not known makes no rule apply, and is listed as
+missing.
 """
 
 from __future__ import annotations
@@ -12,19 +12,9 @@ from typing import Any
 
 from pydantic import Field
 
+from tuneloop.advise import economics
 from tuneloop.advise.config import CaseOptions
-from tuneloop.advise.economics import (
-    MODES,
-    AlternativeRow,
-    bills,
-    compare_options,
-    options_of,
-    sensitivity,
-    serving,
-    smaller_models,
-    token_lines,
-    trainings,
-)
+from tuneloop.advise.economics import MODES, AlternativeRow, trainings
 from tuneloop.advise.measured import BaselineResults, SystemResult, leaderboard
 from tuneloop.advise.rules import decide, load_rules
 from tuneloop.core.errors import UserError
@@ -38,27 +28,19 @@ from tuneloop.plan.options import A_WEEK, Lengths, priced, usual_settings
 from tuneloop.plan.options import MachineOption as Machine
 from tuneloop.plan.prices import PriceTable, load_prices
 from tuneloop.plan.shape import find_model
-from tuneloop.records.advice import (
-    AdviceReason,
-    AdviceRecord,
-    AdvisedAlternative,
-    AdvisedTraining,
-    AssumptionSwing,
-    MonthlyBill,
-    TokenPrice,
-)
+from tuneloop.records import advice as records
 from tuneloop.records.plan import PlannedCost
 
 # of the input as it is printed: shown elsewhere
-LEFT_OUT = {"combined", "measured", "lengths", "notes", "source", "named", "settings"}
+LEFT_OUT = {"combined", "measured", "lengths", "notes", "source", "stated_model", "settings"}
 
 
 class AdviceInput(CaseOptions, CostOptions):
     """What advice rests on: the options of `tuneloop advise`, what was measured, and what the data say.
 
-    `longest_row` and `lengths` are of the data; `peak` is the busiest hour's share of the mean, `batch_share` the part of the
-    traffic that can wait; `named` is the model as the user calls it, `settings` what a recipe says about the job, `notes`
-    what was assumed while the data were read, `source` the data's place.
+    `longest_row` and `lengths` are of the data; `peak` is the busiest hour's share of the mean, `batch_share` the part
+    of the traffic that can wait; `stated_model` is the model as the user calls it, `settings` what a recipe says about
+    the job, `notes` what was assumed while the data were read, `source` the data's place.
     """
 
     longest_row: int | None = Field(None, ge=8, le=2**20)
@@ -68,7 +50,7 @@ class AdviceInput(CaseOptions, CostOptions):
     lengths: Lengths | None = None
     notes: tuple[str, ...] = ()
     source: str = ""
-    named: str = ""
+    stated_model: str = ""
     settings: dict[str, Any] = Field(default_factory=dict)
     combined: dict[str, Any] = Field(default_factory=dict)  # facts about measured merges, routers and students
 
@@ -81,11 +63,7 @@ class AdviceInput(CaseOptions, CostOptions):
 
 
 def make_question(values: Mapping[str, Any]) -> AdviceInput:
-    """A question from what is known.
-
-    Raises:
-        UserError: a value that can't be; the flag is named.
-    """
+    """A question from what is known. Raises UserError: a value that can't be; the flag is named."""
     try:
         return build_config(AdviceInput, values)
     except UserError as error:
@@ -104,66 +82,67 @@ class Advice:
     method: str  # the name of one: how, or how if the prompt falls short; empty when the answer is no
     costed: str  # the method whose cost is shown: that one, or the one that would be used if the answer were not no
     headline: str  # the answer in a sentence
-    reasons: list[AdviceReason]  # the rules that applied, the deciding one first
+    reasons: list[records.AdviceReason]  # the rules that applied, the deciding one first
     steps: list[str]  # what to do, in order
     missing: list[str]  # what would tell more, as flags
     assumptions: list[str]
     trainings: dict[str, Machine]
     options: list[AlternativeRow]
-    swings: list[AssumptionSwing]  # of the net saving of the method over the horizon
-    bills: dict[str, MonthlyBill]
-    tokens: list[TokenPrice]
+    swings: list[records.AssumptionSwing]  # of the net saving of the method over the horizon
+    bills: dict[str, records.MonthlyBill]
+    tokens: list[records.TokenPrice]
     question: AdviceInput
 
-    def record(self) -> AdviceRecord:
+    def record(self) -> records.AdviceRecord:
         """As `advise.json` holds it and `--json` prints it."""
-        chosen, measured = self.chosen, self.question.measured
-        trained = {
-            name: AdvisedTraining(
-                gpu=training.job.gpu.key, gpus=training.job.gpus, fits=training.fits, peak_gib=training.memory.peak,
-                capacity_gib=training.memory.capacity, hours=training.hours, usd_a_run=training.bare_usd,
-                cost=PlannedCost(**training.cost.to_json()) if training.cost else None,
-            )
-            for name, training in self.trainings.items()
+        row, measured = row_of(self.method, self.options), self.question.measured
+        parts: dict[str, Any] = {
+            "answer": self.answer, "method": self.method, "headline": self.headline, "reasons": self.reasons,
+            "steps": self.steps, "missing": self.missing, "break_even": row.against if row else None,
+            "alternatives": [_alternative(row) for row in self.options], "sensitivity": self.swings,
+            "monthly_bills": self.bills, "token_prices": self.tokens,
+            "trainings": {name: _training(training) for name, training in self.trainings.items()},
+            "leaderboard": leaderboard(measured) if measured else [], "assumptions": self.assumptions,
+            "question": self.question.model_dump(mode="json", exclude=LEFT_OUT, exclude_none=True),
         }  # fmt: skip
-        return AdviceRecord(
-            version=1, answer=self.answer, method=self.method, headline=self.headline,
-            reasons=self.reasons, steps=self.steps, missing=self.missing,
-            break_even=chosen.against if chosen else None, alternatives=[_alternative(row) for row in self.options],
-            sensitivity=self.swings, monthly_bills=self.bills, token_prices=self.tokens, trainings=trained,
-            leaderboard=leaderboard(measured) if measured else [], assumptions=self.assumptions,
-            question=self.question.model_dump(mode="json", exclude=LEFT_OUT, exclude_none=True),
-        )  # fmt: skip
+        return records.AdviceRecord(version=1, **parts)
 
     @property
     def costed_name(self) -> str:
         return title_of(self.costed)
 
-    @property
-    def chosen(self) -> AlternativeRow | None:
-        return next((row for row in self.options if row.option.name == title_of(self.method)), None)
+
+def row_of(method: str, rows: Sequence[AlternativeRow]) -> AlternativeRow | None:
+    """The line of a method in the table of alternatives."""
+    return next((row for row in rows if row.option.name == title_of(method)), None)
 
 
-def _alternative(row: AlternativeRow) -> AdvisedAlternative:
-    against = row.against
-    return AdvisedAlternative(
-        name=row.option.name, upfront_usd=row.option.upfront_usd, usd_per_1000_queries=row.usd_per_1000_queries,
-        usd_per_month=row.usd_per_month, total_usd=row.total_usd, prompt_tokens=row.option.prompt_tokens,
-        quality=row.option.quality, note=row.option.note, break_even_queries=against.queries if against else None,
-        break_even_days=against.days if against else None,
-        saves_usd_per_month=against.usd_per_month_saved if against else None, why_never=against.why if against else "",
-    )  # fmt: skip
+def _training(training: Machine) -> records.AdvisedTraining:
+    values: dict[str, Any] = {
+        "gpu": training.job.gpu.key, "gpus": training.job.gpus, "fits": training.fits,
+        "peak_gib": training.memory.peak, "capacity_gib": training.memory.capacity, "hours": training.hours,
+        "usd_a_run": training.bare_usd, "cost": PlannedCost(**training.cost.to_json()) if training.cost else None,
+    }  # fmt: skip
+    return records.AdvisedTraining(**values)
+
+
+def _alternative(row: AlternativeRow) -> records.AdvisedAlternative:
+    option, against = row.option, row.against
+    values: dict[str, Any] = {
+        "name": option.name, "upfront_usd": option.upfront_usd, "usd_per_1000_queries": row.usd_per_1000_queries,
+        "usd_per_month": row.usd_per_month, "total_usd": row.total_usd, "prompt_tokens": option.prompt_tokens,
+        "quality": option.quality, "note": option.note,
+    }  # fmt: skip
+    if against:
+        values |= {"break_even_queries": against.queries, "break_even_days": against.days}
+        values |= {"saves_usd_per_month": against.usd_per_month_saved, "why_never": against.why}
+    return records.AdvisedAlternative(**values)
 
 
 def advise(question: AdviceInput) -> Advice:
-    """Answer the question.
-
-    Raises:
-        UserError: nothing is known, an unknown model or GPU, a price file with gaps.
-    """
+    """Answer the question. Raises UserError: nothing is known, an unknown model or GPU, a price file with gaps."""
     if question.rows is None and question.measured is None and not question.queries_per_day:
-        step = "name a file of examples or a prepared data set, or give "
-        step += "--rows, --queries-per-day, --baseline-prompt-tokens ..."
+        step = "name a file of examples or a prepared data set, or give --rows, --queries-per-day ..."
         raise UserError("Nothing to go by", where="advise", next_step=step)
     if question.gpu:
         find_gpu(question.gpu)
@@ -171,45 +150,43 @@ def advise(question: AdviceInput) -> Advice:
     question, assumed = _completed(question)
     trained = trainings(question, prices)
     method, budget = _method(question, trained)
-    rented = bills(question, prices, question.prompt_tokens) if question.prompt_tokens else {}
+    rented = economics.bills(question, prices, question.prompt_tokens) if question.prompt_tokens else {}
     rows: list[AlternativeRow] = []  # the alternatives in a table; none without a volume and both prompts
     if question.queries_per_day and question.prompt_tokens:
         bill = rented.get(question.serving) if question.serving in MODES else None
-        options = options_of(question, prices, trained, question.prompt_tokens, bill)
-        rows = compare_options(options, question.queries_per_day, question.months) if options else []
+        options = economics.options_of(question, prices, trained, question.prompt_tokens, bill)
+        rows = economics.compare_options(options, question.queries_per_day, question.months) if options else []
     facts = facts_of(question, trained, rows, method, prices, rented)
     facts |= {**budget, **_over_budget(question, prices, trained, method)}
     if not facts["any_fits"] or (facts["run_days"] or 0) > A_WEEK / 24:
         facts["elsewhere"] = _elsewhere(question, prices, trained)
-    decided = decide(facts)
-    answer = decided["answer"][0]
-    tuning = answer.gives != "dont"
-    training = trained.get(method)
-    chosen = next((row for row in rows if row.option.name == title_of(method)), None)
+    reasons = decide(facts)
+    answer = reasons["answer"][0]
+    gives, tuning = answer.gives, answer.gives != "dont"
+    training, row = trained.get(method), row_of(method, rows)
     swings = []
-    if chosen and training and training.cost and question.queries_per_day:
+    if row and training and training.cost and question.queries_per_day:
         upfront = (training.cost.low, training.cost.p90)
-        swings = sensitivity(rows[0].option, chosen.option, question.queries_per_day, question.months, upfront)
-    headline = f"Fine-tune {method_named(method).how}: {answer.says}"
-    if answer.gives == "dont":
-        headline = f"Don't fine-tune: {answer.says}"
-    elif answer.gives == "prompt":
-        headline = f"Prompt first. {answer.says} If the prompt falls short: {title_of(method)}."
+        swings = economics.sensitivity(rows[0].option, row.option, question.queries_per_day, question.months, upfront)
+    head = f"Fine-tune {method_named(method).how}: {answer.says}"
+    if gives == "dont":
+        head = f"Don't fine-tune: {answer.says}"
+    elif gives == "prompt":
+        head = f"Prompt first. {answer.says} If the prompt falls short: {title_of(method)}."
+    how, applied = method if tuning else "", [answer, *(reasons["method"] if tuning else ()), *reasons["note"]]
+    steps, missing = _steps(question, gives, method, facts), _missing(question, prices)
+    assumed += _assumptions(question, training, rows)
+    tokens = economics.token_lines(question, prices, question.prompt_tokens) if question.prompt_tokens else []
     return Advice(
-        answer=answer.gives, method=method if tuning else "", costed=method, headline=headline,
-        reasons=[answer, *(decided["method"] if tuning else ()), *decided["note"]],
-        steps=_steps(question, answer.gives, method, facts), missing=_missing(question, prices, rows),
-        assumptions=[*assumed, *_assumptions(question, training, rows)], trainings=trained, options=rows,
-        swings=swings, bills=rented,
-        tokens=token_lines(question, prices, question.prompt_tokens) if question.prompt_tokens else [], question=question,
-    )  # fmt: skip
+        gives, how, method, head, applied, steps, missing, assumed, trained, rows, swings, rented, tokens, question
+    )
 
 
 def _completed(question: AdviceInput) -> tuple[AdviceInput, list[str]]:
     """The question with what measured results say about prompts, and what was filled in."""
     name, _, assumed = find_model(question.model)
     assumed = [*assumed, *question.notes]
-    more: dict[str, Any] = {"model": name, "named": question.model}
+    more: dict[str, Any] = {"model": name, "stated_model": question.model}
     measured = question.measured
     read = measured.prompt_tokens if measured else {}
     best = measured.prompt.name if measured and measured.prompt else ""
@@ -227,20 +204,18 @@ def _completed(question: AdviceInput) -> tuple[AdviceInput, list[str]]:
 
 
 def _method(question: AdviceInput, trained: Mapping[str, Machine]) -> tuple[str, dict[str, Any]]:
-    """How to tune, and what the budget says to it: the usual method, or if that costs too much the first that doesn't."""
+    """How to tune, and what the budget says to it: the usual method, or if it costs too much the first that doesn't."""
     facts = {"rows": question.rows, "new_domain": question.new_domain, "model": question.model}
     facts |= {**_fits(trained), "gpu": question.gpu or "", "gpus": question.gpus or 1}
     usual = decide(facts, [rule for rule in load_rules() if rule.kind == "method"])["method"][0].gives
-    wanted = _expected_usd(trained, usual)
-    if question.budget_usd is None or wanted is None or wanted <= question.budget_usd:
+    usual_usd = _expected_usd(trained, usual)
+    if question.budget_usd is None or usual_usd is None or usual_usd <= question.budget_usd:
         return usual, {}
     for method in (method.name for method in methods() if not method.footprint.all_weights):
         usd = _expected_usd(trained, method)
         if usd is not None and usd <= question.budget_usd:
-            return method, {
-                "affordable_method": method, "affordable_usd": usd_words(usd), "usual_method": title_of(usual),
-                "usual_usd": usd_words(wanted),
-            }  # fmt: skip
+            words = {"usual_method": title_of(usual), "usual_usd": usd_words(usual_usd)}
+            return method, {"affordable_method": method, "affordable_usd": usd_words(usd), **words}
     return usual, {}
 
 
@@ -271,7 +246,7 @@ def _instead(question: AdviceInput, prices: PriceTable, people: float) -> str:
         usd = _expected_usd(trainings(question.model_copy(update={"tier": "spot"}), prices), USUAL.name)
         if usd is not None and usd <= budget:
             return f"Within it: {USUAL.title} on a spot machine, {usd_words(usd)} (--tier spot)."
-    for smaller in smaller_models(question.model):
+    for smaller in economics.smaller_models(question.model):
         usd = _expected_usd(trainings(question.model_copy(update={"model": smaller}), prices), USUAL.name)
         if usd is not None and usd <= budget:
             return f"Within it: {USUAL.title} on {smaller}, {usd_words(usd)} (--model {smaller})."
@@ -284,14 +259,14 @@ def facts_of(
     rows: Sequence[AlternativeRow],
     method: str,
     prices: PriceTable,
-    rented_bills: Mapping[str, MonthlyBill],
+    rented_bills: Mapping[str, records.MonthlyBill],
 ) -> dict[str, Any]:
     """Everything that rules may look at; None is unknown."""
     measured = question.measured
     prompt, classical, tuned = (measured.prompt, measured.classical, measured.tuned) if measured else (None, None, None)
     other_model = prompt if measured and measured.stand_in else None
-    chosen = next((row for row in rows if row.option.name == title_of(method)), None)
-    against = chosen.against if chosen else None
+    method_row = row_of(method, rows)
+    against = method_row.against if method_row else None
     training = trained.get(method)
     cost = training.cost if training else None
     scale = metric_of(measured.metric).out_of if measured else 1.0
@@ -317,12 +292,8 @@ def facts_of(
         "rows_per_label": question.rows / question.labels if question.rows and question.labels else None,
         "test_rows": measured.n or None if measured else None,
         "stand_in": measured.stand_in if measured and other_model else None,
-        "stand_in_best": other_model.value if other_model else None, "prompt_name": prompt.name if prompt else None,
-        "prompt_best": prompt.value if prompt else None, "prompt_low": prompt.low if prompt else None,
-        "prompt_share": prompt.value / scale if prompt else None,
-        "classical_name": classical.name if classical else None,
-        "classical_best": classical.value if classical else None,
-        "classical_share": classical.value / scale if classical else None, "classical_leads": leads,
+        **_system_facts("stand_in", other_model, scale), **_system_facts("prompt", prompt, scale),
+        **_system_facts("classical", classical, scale), "classical_leads": leads,
         "classical_right": classical.right if classical and measured and measured.n else None,
         "classical_words": words, "classical_aside": f" {words}: beat that first." if words else "",
         "tuned": tuned.value if tuned else None, "classical_ties": ties,
@@ -337,27 +308,42 @@ def facts_of(
         **({"until_kept": usd_words(sum(cost.until_kept.values()))} if cost and cost.until_kept else {}),
         "hosted_known": bool(prices.hosted(question.model)), **question.combined,
     }  # fmt: skip
-    return facts | _money(question, rows, chosen, rented_bills) | _latencies(question, prices)
+    return facts | _money(question, rows, method_row, rented_bills) | _latencies(question, prices)
+
+
+def _system_facts(kind: str, system: SystemResult | None, scale: float) -> dict[str, Any]:
+    if system is None:
+        return dict.fromkeys(f"{kind}_{name}" for name in ("name", "best", "low", "share"))
+    share = system.value / scale
+    return {
+        f"{kind}_name": system.name,
+        f"{kind}_best": system.value,
+        f"{kind}_low": system.low,
+        f"{kind}_share": share,
+    }
 
 
 def _fits(trained: Mapping[str, Machine]) -> dict[str, bool]:
     return {f"{name}_fits": name in trained and trained[name].fits for name in (m.name for m in methods())}
 
 
+MONEY = (
+    "today_usd_per_month", "saves_usd_per_month", "net_saving", "affordable_hour", "real_time_usd", "batch_usd",
+    "rented_pays",
+)  # fmt: skip
+
+
 def _money(
     question: AdviceInput,
     rows: Sequence[AlternativeRow],
-    chosen: AlternativeRow | None,
-    rented: Mapping[str, MonthlyBill],
+    row: AlternativeRow | None,
+    rented: Mapping[str, records.MonthlyBill],
 ) -> dict[str, float | bool | None]:
     """What the method saves, what people's time may cost, and what serving on rented machines does to the saving."""
-    facts: dict[str, float | bool | None] = dict.fromkeys(
-        ("today_usd_per_month", "saves_usd_per_month", "net_saving", "affordable_hour", "real_time_usd", "batch_usd", "rented_pays")
-    )  # fmt: skip
-    if not chosen or not chosen.against:
+    facts: dict[str, float | bool | None] = dict.fromkeys(MONEY)
+    if not row or not row.against:
         return facts
-    upfront = chosen.option.upfront_usd
-    today, saved = rows[0].usd_per_month, chosen.against.usd_per_month_saved
+    upfront, today, saved = row.option.upfront_usd, rows[0].usd_per_month, row.against.usd_per_month_saved
     net = question.months * saved - upfront
     facts |= {"today_usd_per_month": today, "saves_usd_per_month": saved, "net_saving": net}
     if question.engineer_hours:
@@ -377,17 +363,18 @@ def _elsewhere(question: AdviceInput, prices: PriceTable, trained: Mapping[str, 
     rented = trainings(free, prices).get(USUAL.name)
     if rented is None or not rented.fits:
         return ""
-    machine = f"{rented.job.gpus} x {rented.job.gpu.key}"
-    return f" Rented, a run of {USUAL.title} takes {hours_words(rented.hours)} on {machine} and {usd_words(rented.bare_usd)}."
+    took, usd = f"{hours_words(rented.hours)} on {rented.job.gpus} x {rented.job.gpu.key}", usd_words(rented.bare_usd)
+    return f" Rented, a run of {USUAL.title} takes {took} and {usd}."
 
 
 def _classifier_words(classical: SystemResult, measured: BaselineResults) -> str:
-    """What the best classifier reaches: "tf-idf + logistic regression is right on 97.5 % of your 40 test rows (macro_f1 0.750)"."""
+    """ "tf-idf + logistic regression is right on 97.5 % of your 40 test rows (macro_f1 0.750)"."""
     reached = f"{measured.metric} {classical.value:.3f}"
     if classical.right is None or not measured.n:
         return f"{classical.name} reaches {reached} at next to no cost"
     brackets = "" if measured.metric == "accuracy" else f" ({reached})"
-    return f"{classical.name} is right on {100 * classical.right:.1f} % of your {counted(measured.n, 'test row')}{brackets} at next to no cost"
+    share = f"{100 * classical.right:.1f} % of your {counted(measured.n, 'test row')}"
+    return f"{classical.name} is right on {share}{brackets} at next to no cost"
 
 
 def _latencies(question: AdviceInput, prices: PriceTable) -> dict[str, float | None]:
@@ -396,13 +383,13 @@ def _latencies(question: AdviceInput, prices: PriceTable) -> dict[str, float | N
     if not question.latency_ms or answer is None:
         return latencies
     for name, prompt in zip(latencies, (question.baseline_prompt_tokens, question.prompt_tokens), strict=True):
-        machine = serving(question, prices, prompt, answer, "on-demand") if prompt else None
+        machine = economics.serving(question, prices, prompt, answer, "on-demand") if prompt else None
         latencies[name] = machine.latency_ms(prompt, answer) if machine and prompt else None
     return latencies
 
 
 def _steps(question: AdviceInput, gives: str, method: str, facts: Mapping[str, Any]) -> list[str]:
-    data, model = question.source or "DATA", question.named
+    data, model = question.source or "DATA", question.stated_model
     command = f"tuneloop advise {data} --measure --model"
     measure = [f"{command} {model}: the base model and the cheap classifiers on your test rows"]
     if facts["stand_in"]:
@@ -425,17 +412,17 @@ def _steps(question: AdviceInput, gives: str, method: str, facts: Mapping[str, A
 def _plan_command(question: AdviceInput, method: str) -> str:
     """The `plan` that names the same prices: about the same data, or the same tokens with the same settings."""
     data = f"{question.source} " if question.source else ""
-    command = f"tuneloop plan {data}--model {question.named} --method {method}"
+    command = f"tuneloop plan {data}--model {question.stated_model} --method {method}"
     if question.tier != "on-demand":
         command += f" --tier {question.tier}"
     if question.source or not question.training_tokens:
         return command
     usual = usual_settings(method, find_model(question.model)[1], question.longest_row)
-    tokens = round(question.training_tokens / question.epochs)
-    return f"{command} --tokens {tokens} --epochs {question.epochs:g} --seq-len {usual['seq_len']} --grad-ckpt --loss-kernel fused"
+    tokens = f"--tokens {round(question.training_tokens / question.epochs)} --epochs {question.epochs:g}"
+    return f"{command} {tokens} --seq-len {usual['seq_len']} --grad-ckpt --loss-kernel fused"
 
 
-def _missing(question: AdviceInput, prices: PriceTable, rows: Sequence[AlternativeRow]) -> list[str]:
+def _missing(question: AdviceInput, prices: PriceTable) -> list[str]:
     flags = {
         "--rows": question.rows, "--queries-per-day": question.queries_per_day,
         "--baseline-prompt-tokens": question.baseline_prompt_tokens, "--prompt-tokens": question.prompt_tokens,
@@ -457,11 +444,12 @@ def _assumptions(question: AdviceInput, training: Machine | None, rows: Sequence
         sentences += [f"{reads} in {hours_words(training.hours)} on {machine}", *training.cost.assumptions]
     if rows:
         rate = rows[0].option.rate
+        token_usd = f"{usd_words(rate.input)} and {usd_words(rate.output)}"
         served = f"runs on rented machines, {question.serving}; peak hour {question.peak:g} times the mean"
         served = "is billed by the token like its base" if question.serving == "token" else served
         retrained = f"retrained every {exactly(question.retrain_months, 'month')}" if question.retrain_months else ""
         sentences += [
-            f"tokens: {usd_words(rate.input)} and {usd_words(rate.output)} for 1 million read and written ({rate.source})",
+            f"tokens: {token_usd} for 1 million read and written ({rate.source})",
             f"the tuned model {served}",
             f"the tuned model is {retrained or 'not retrained (give --retrain-months)'}",
             "quality is no part of any saving: it is shown next to the money, where it was measured",

@@ -1,7 +1,6 @@
-"""When tuning pays: prices of tokens and queries, what training and serving cost, break-even, alternatives side by side, monthly bills.
+"""When tuning pays: prices of tokens and queries, costs of training and serving, break-even, alternatives, bills.
 
-A saving is a difference to a baseline: without the baseline's prompt and the volume there is none, and these functions refuse to
-name one.
+A saving is a difference to a baseline: without its prompt and the volume these functions refuse to name one.
 """
 
 from __future__ import annotations
@@ -9,14 +8,15 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.units import counted, hours_words
 from tuneloop.models.methods import USUAL, methods, title_of
 from tuneloop.models.shape import ModelShape
-from tuneloop.plan.cost import ONE_RUN
+from tuneloop.plan.config import CostOptions
+from tuneloop.plan.cost import ONE_RUN, Efforts
 from tuneloop.plan.gpus import Gpu, all_gpus, find_gpu
 from tuneloop.plan.options import Lengths, PlanRequest, machines, usual_settings
 from tuneloop.plan.options import MachineOption as Machine
@@ -60,11 +60,7 @@ class ServingMachine:
 
 
 def usd_per_million_tokens(usd_per_hour: float, tokens_per_second: float, utilisation: float) -> float:
-    """Dollars for 1 million tokens on a machine that is paid by the hour.
-
-    Raises:
-        UserError: a throughput or utilisation that can't be.
-    """
+    """Dollars for 1 million tokens on a machine paid by the hour. Raises UserError: a number that can't be."""
     if not (tokens_per_second > 0 and 0 < utilisation <= 1 and usd_per_hour >= 0):
         what = "Tokens a second are above 0, utilisation lies above 0 and at most at 1, dollars are not negative"
         where = f"{tokens_per_second:g} tokens/s, utilisation {utilisation:g}, ${usd_per_hour:g} an hour"
@@ -90,8 +86,8 @@ class ServingGpu:
     flops: float
 
 
-# Shares of the peak that serving engines reach: published vLLM runs of Llama 3.1 8B on an A100 read weights at 77 % of the
-# bandwidth for one request (johnmusgrave.com, 2026); prompts are computed at about half of the arithmetic peak.
+# Shares of the peak that serving engines reach: published vLLM runs of Llama 3.1 8B on an A100 read weights at 77 % of
+# the bandwidth for one request (johnmusgrave.com, 2026); prompts are computed at about half of the arithmetic peak.
 BANDWIDTH_SHARE, ARITHMETIC_SHARE, MEMORY_SHARE = 0.7, 0.5, 0.9
 MOST_TOGETHER = 256  # vLLM's default limit of sequences in a batch
 
@@ -99,20 +95,18 @@ MOST_TOGETHER = 256  # vLLM's default limit of sequences in a batch
 def serving_tokens_per_second(
     model: ModelFootprint, gpu: ServingGpu, prompt_tokens: float, answer_tokens: float, together: int = MOST_TOGETHER
 ) -> float:
-    """Tokens read and written a second at full load, by the roofline: prompts are bound by arithmetic, answers by memory.
+    """Tokens read and written a second at full load; 0 where the model does not fit.
 
-    With B requests together, a written token costs (weights + B keys and values) / bandwidth for all B, a read token
-    2 FLOPs a parameter (Pope et al., "Efficiently scaling transformer inference", 2022). B is what the memory holds,
-    at most `together`. An estimate: scheduling and sampling are not in it. For one request it gives 64 written tokens/s where 75
-    were measured (see `BANDWIDTH_SHARE`), for 4 to 48 together on another card 86 to 100 % of a published sweep (the test has it).
-
-    Returns:
-        0 where the model does not fit.
+    By the roofline: prompts are bound by arithmetic, answers by memory. With B requests together, a written token costs
+    (weights + B keys and values) / bandwidth for all B, a read token 2 FLOPs a parameter (Pope et al., "Efficiently
+    scaling transformer inference", 2022). B is what the memory holds, at most `together`. An estimate: scheduling and
+    sampling are not in it. For one request it gives 64 written tokens/s where 75 were measured (see `BANDWIDTH_SHARE`),
+    for 4 to 48 together on another card 86 to 100 % of a published sweep (the test has it).
     """
     weights = model.parameters * model.bytes_a_weight
     room = gpu.memory * MEMORY_SHARE - weights
-    held = model.kv_bytes_a_token * (prompt_tokens + answer_tokens)
-    batch = min(together, math.floor(room / held)) if held else together
+    cache = model.kv_bytes_a_token * (prompt_tokens + answer_tokens)
+    batch = min(together, math.floor(room / cache)) if cache else together
     if batch < 1:
         return 0.0
     read = 2 * model.parameters * prompt_tokens / (gpu.flops * ARITHMETIC_SHARE)
@@ -146,24 +140,20 @@ class Alternative:
 
 
 def break_even(baseline: Alternative, option: Alternative, queries_per_day: float | None) -> Payback:
-    """When `option` has paid for itself.
-
-    Raises:
-        UserError: no volume or no baseline prompt is given: a saving would be a guess.
-    """
+    """When `option` has paid for itself. Raises UserError: no volume or baseline prompt: a saving would be a guess."""
     if not queries_per_day or not baseline.prompt_tokens:
         what = "A saving needs a baseline prompt and a volume"
         step = "give both: how many tokens a query takes today, and how many queries there are a day"
         raise UserError(what, where="--baseline-prompt-tokens, --queries-per-day", next_step=step)
-    values = [("queries a day", queries_per_day)]
     for each in (baseline, option):
-        values += [
-            ("prompt tokens", each.prompt_tokens), ("answer tokens", each.answer_tokens), ("price", each.rate.input),
-            ("price", each.rate.output), ("upfront dollars", each.upfront_usd), ("monthly dollars", each.monthly_usd),
-        ]  # fmt: skip
-    for name, value in values:
-        if not math.isfinite(value) or value < 0:
-            raise UserError(f"Not a possible value of {name}: {value!r}", where=name, next_step="give 0 or more")
+        values = (
+            ("queries a day", queries_per_day), ("prompt tokens", each.prompt_tokens),
+            ("answer tokens", each.answer_tokens), ("price", each.rate.input), ("price", each.rate.output),
+            ("upfront dollars", each.upfront_usd), ("monthly dollars", each.monthly_usd),
+        )  # fmt: skip
+        for name, value in values:
+            if not math.isfinite(value) or value < 0:
+                raise UserError(f"Not a possible value of {name}: {value!r}", where=name, next_step="give 0 or more")
     saved = baseline.usd_per_query - option.usd_per_query
     monthly = baseline.usd_per_month(queries_per_day) - option.usd_per_month(queries_per_day)
     upfront = option.upfront_usd - baseline.upfront_usd
@@ -189,7 +179,7 @@ class AlternativeRow:
 
 
 def compare_options(options: Sequence[Alternative], queries_per_day: float, months: float) -> list[AlternativeRow]:
-    """The options in their order, each compared with the first; `total_usd` over `months`, `queries_per_day` above 0."""
+    """The options in their order, each compared with the first; `total_usd` over `months`; some queries a day."""
     baseline, rows = options[0], []
     for option in options:
         month = option.usd_per_month(queries_per_day)
@@ -204,7 +194,7 @@ def tornado(
     values: Mapping[str, float],
     ranges: Mapping[str, tuple[float, float]],
 ) -> list[AssumptionSwing]:
-    """One-at-a-time sensitivity: each assumption at its ends, the widest swing first; those that move nothing left out."""
+    """One-at-a-time sensitivity: each assumption at its ends, the widest swing first; none that moves nothing."""
     swings = []
     for name, (low, high) in ranges.items():
         ends = outcome({**values, name: low}), outcome({**values, name: high})
@@ -213,10 +203,7 @@ def tornado(
 
 
 def net_saving(values: Mapping[str, float], baseline: Alternative, option: Alternative, months: float) -> float:
-    """Dollars left after `months` compared with the baseline, with `tornado`'s assumptions put in: `queries a day`,
-    `baseline prompt tokens`, `tuned prompt tokens`, `answer tokens`, `price of tokens` (a factor), `upfront
-    dollars`, `monthly dollars`.
-    """
+    """Dollars left after `months` compared with the baseline; `values`: of the assumptions that `sensitivity` names."""
 
     def rate(of: Alternative) -> TokenRate:
         factor = values["price of tokens"]
@@ -224,10 +211,8 @@ def net_saving(values: Mapping[str, float], baseline: Alternative, option: Alter
 
     answer, prompt = values["answer tokens"], values["baseline prompt tokens"]
     before = replace(baseline, prompt_tokens=prompt, answer_tokens=answer, rate=rate(baseline))
-    after = replace(
-        option, prompt_tokens=values["tuned prompt tokens"], answer_tokens=answer, rate=rate(option),
-        upfront_usd=values["upfront dollars"], monthly_usd=values["monthly dollars"],
-    )  # fmt: skip
+    after = replace(option, prompt_tokens=values["tuned prompt tokens"], answer_tokens=answer, rate=rate(option))
+    after = replace(after, upfront_usd=values["upfront dollars"], monthly_usd=values["monthly dollars"])
     volume = values["queries a day"]
     saved = before.usd_per_month(volume) - after.usd_per_month(volume)
     return months * saved - (after.upfront_usd - before.upfront_usd)
@@ -237,8 +222,7 @@ def sensitivity(
     baseline: Alternative, option: Alternative, queries_per_day: float, months: float, upfront: tuple[float, float]
 ) -> list[AssumptionSwing]:
     """Which assumption moves the net saving most: volume, prompts and prices by half and double, the rest as known;
-    `upfront`: P10 and P90 of the upfront dollars.
-    """
+    `upfront`: P10 and P90 of the upfront dollars."""
     values = {
         "queries a day": queries_per_day, "baseline prompt tokens": baseline.prompt_tokens,
         "tuned prompt tokens": option.prompt_tokens, "answer tokens": option.answer_tokens, "price of tokens": 1.0,
@@ -274,12 +258,9 @@ BATCH_UTILISATION = 0.9
 
 
 def monthly_bill(mode: Mode, traffic: QueryTraffic, real_time: ServingMachine, batch: ServingMachine) -> MonthlyBill:
-    """What a month costs on rented machines; those of batches may be spot.
-
-    Real-time machines run all month, as many as the busiest hour needs with headroom; batch machines run while there is
-    work, at 90 % load. In hybrid serving the share that may wait fills what real-time machines leave idle, the rest
-    runs on batch machines.
-    """
+    """What a month costs on rented machines; those of batches may be spot. Real-time machines run all month, as many as
+    the busiest hour needs with headroom; batch machines run while there is work, at 90 % load. In hybrid serving the
+    share that may wait fills what real-time machines leave idle, the rest runs on batch machines."""
     tokens = traffic.tokens_per_month
     waiting = {"batch": 1.0, "real-time": 0.0, "hybrid": traffic.batch_share}[mode] * tokens
     now = tokens - waiting
@@ -293,10 +274,10 @@ def monthly_bill(mode: Mode, traffic: QueryTraffic, real_time: ServingMachine, b
     hours = left / (batch.tokens_per_second * BATCH_UTILISATION * 3600)
     usd = replicas * HOURS_A_MONTH * real_time.usd_per_hour + hours * batch.usd_per_hour
     busy = (now + waiting - left) / capacity if capacity else BATCH_UTILISATION
+    price = usd / tokens * MILLION if tokens else 0.0
     return MonthlyBill(
-        mode=mode, usd=usd, replicas=replicas, batch_hours=hours, utilisation=busy,
-        usd_per_million=usd / tokens * MILLION if tokens else 0.0,
-    )  # fmt: skip
+        mode=mode, usd=usd, replicas=replicas, batch_hours=hours, utilisation=busy, usd_per_million=price
+    )
 
 
 GIB, BF16 = 1024**3, 2
@@ -320,26 +301,21 @@ def smaller_models(model: str) -> list[str]:
 
 
 def trainings(question: AdviceInput, prices: PriceTable) -> dict[str, Machine]:
-    """For each method that can run at all the cheapest machine that fits, or the one that lacks least; the fewest
-    trained parameters first.
-    """
+    """For each method that can run at all the cheapest machine that fits, or lacks least; fewest parameters first."""
     name, shape, _ = find_model(question.model)
     cpu = bool(question.gpu) and find_gpu(str(question.gpu)).is_cpu
     machine = {"gpu": question.gpu, "gpus": question.gpus or (1 if question.gpu else None)}
-    efforts = replace(
-        ONE_RUN, rows_to_label=question.rows_to_label, usd_per_labeller_hour=question.usd_per_labeller_hour,
-        engineer_hours=question.engineer_hours, usd_per_engineer_hour=question.usd_per_engineer_hour, runs=question.runs,
-        setup_hours=question.setup_hours, evaluation_hours=question.evaluation_hours,
-    )  # fmt: skip
+    stated = {f.name: getattr(question, f.name) for f in fields(Efforts) if f.name in CostOptions.model_fields}
+    efforts = replace(ONE_RUN, **stated)
     lengths = question.lengths or Lengths(round((question.training_tokens or 0) / question.epochs))
     plans = {}
     for method in methods():
         usual = usual_settings(method.name, shape, question.longest_row, cpu=cpu)
         settings = {**usual, **question.settings, **machine, "method": method.name}
         settings = {key: value for key, value in settings.items() if value is not None}
-        ask = PlanRequest(name, shape, settings, lengths, question.epochs, prices, question.tier, efforts)
+        request = PlanRequest(name, shape, settings, lengths, question.epochs, prices, question.tier, efforts)
         with contextlib.suppress(UserError):  # 4-bit weights on a processor, ten times its memory: no way at all
-            plans[method.name] = machines(ask)[0][0]
+            plans[method.name] = machines(request)[0][0]
     return dict(sorted(plans.items(), key=lambda item: item[1].job.trainable))
 
 
@@ -347,8 +323,6 @@ def trainings(question: AdviceInput, prices: PriceTable) -> dict[str, Machine]:
 class Serving:
     """A model served by oneself: the machine at full load, and one request alone."""
 
-    model: str
-    gpu: str
     gpus: int
     price: Price
     engine: ServingMachine
@@ -366,7 +340,7 @@ def serving(
     question: AdviceInput, prices: PriceTable, prompt_tokens: float, answer_tokens: float, tier: str
 ) -> Serving | None:
     """How the model would be served on one's own, on the GPU named or a common one; None where it can't be priced."""
-    name, shape, _ = find_model(question.model)
+    shape = find_model(question.model)[1]
     cards = [find_gpu(question.gpu)] if question.gpu and question.gpu != "cpu" else []
     cards = cards or [all_gpus()[SERVE_GPU], all_gpus()["h100-sxm"]]
     for card in cards:
@@ -377,7 +351,7 @@ def serving(
             speed = serving_tokens_per_second(_served(shape), _card(card, gpus), prompt_tokens, answer_tokens)
             if price and speed:
                 engine = ServingMachine(price.machines_usd(gpus), speed, f"{gpus} x {card.name}, {price.words()}")
-                return Serving(name, card.key, gpus, price, engine, shape, card)
+                return Serving(gpus, price, engine, shape, card)
     return None
 
 
@@ -413,19 +387,17 @@ def token_lines(question: AdviceInput, prices: PriceTable, prompt_tokens: float)
     if machine := serving(question, prices, prompt_tokens, answer, "on-demand"):
         basis = f"about {machine.engine.tokens_per_second:,.0f} tokens/s (roofline); {machine.engine.source}"
         for share in (1.0, UTILISATION, 0.05):
-            what, usd = (
-                f"own {machine.gpus} x {machine.card.name}, {share:.0%} busy",
-                machine.engine.usd_per_million(share),
-            )
+            what = f"own {machine.gpus} x {machine.card.name}, {share:.0%} busy"
+            usd = machine.engine.usd_per_million(share)
             lines.append(TokenPrice(what=what, usd_per_million=usd, basis=basis))
     return lines
 
 
 def rate_of(question: AdviceInput, prices: PriceTable, model: str) -> TokenRate | None:
     """What tokens of a model cost: as given, else the cheapest hosted offer; None where there is none."""
-    read, written = question.usd_per_million_input, question.usd_per_million_output
+    read, write = question.usd_per_million_input, question.usd_per_million_output
     if model == question.model and read is not None:
-        return TokenRate(read, read if written is None else written, "given")
+        return TokenRate(read, read if write is None else write, "given")
     best = next(iter(prices.hosted(model)), None)
     return TokenRate(best.input, best.output, f"{best.provider}, {best.date}") if best else None
 
@@ -441,8 +413,8 @@ def options_of(
     rate = rate_of(question, prices, question.model)
     today = rate
     if question.baseline_usd_per_million_input is not None:
-        read, written = question.baseline_usd_per_million_input, question.baseline_usd_per_million_output
-        today = TokenRate(read, read if written is None else written, "given for today's model")
+        read, write = question.baseline_usd_per_million_input, question.baseline_usd_per_million_output
+        today = TokenRate(read, read if write is None else write, "given for today's model")
     baseline, answer = question.baseline_prompt_tokens, question.answer_tokens
     if rate is None or today is None or not baseline or answer is None:
         return []

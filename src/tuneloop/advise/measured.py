@@ -1,4 +1,4 @@
-"""What is measured before advice is given: a data set, results of systems and what they cost, merges, routers and distillations."""
+"""What is measured before advice is given: a data set, systems' results and costs, merges, routers, distillations."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def _cheap(name: str) -> bool:
 
 @dataclass(frozen=True)
 class SystemResult:
-    """A system's value of the deciding metric with its 95 % interval, and the share of rows that it has right, where that is known."""
+    """A system's value of the deciding metric with its 95 % interval."""
 
     name: str
     value: float
     low: float
     high: float
-    right: float | None = None
+    right: float | None = None  # share of rows that it has right, where that is known
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,7 @@ def from_dataset(manifest: DatasetManifest) -> dict[str, Any]:
 
 
 def from_evaluation(manifest: EvaluationManifest, where: str, metric: str = "") -> BaselineResults:
-    """What an `eval.json` says.
-
-    Raises:
-        UserError: it has no such metric, or none that decides.
-    """
+    """What an `eval.json` says. Raises UserError: it has no such metric, or none that decides."""
     declare(manifest.own_metrics.values())
     systems = {manifest.name: manifest.metrics, **manifest.baselines}
     metric = metric or _decided_by(manifest)
@@ -114,8 +110,7 @@ def from_evaluation(manifest: EvaluationManifest, where: str, metric: str = "") 
 
 
 def by_hand(values: Mapping[str, float], test_rows: int | None) -> BaselineResults:
-    """Shares that people measured themselves (system -> share of right answers), with Wilson's 95 % interval where the
-    number of test rows is known."""
+    """Shares of right answers that people measured themselves, with Wilson's interval where `test_rows` is known."""
     results = []
     for name, value in values.items():
         low, high = wilson_interval(value * test_rows, test_rows) if test_rows and value <= 1 else (value, value)
@@ -126,11 +121,7 @@ def by_hand(values: Mapping[str, float], test_rows: int | None) -> BaselineResul
 def measured_of(
     systems: Mapping[str, Metrics], costs: Mapping[str, AnswerCost], n: int, where: str, metric: str = ""
 ) -> BaselineResults:
-    """Metrics and costs of systems as one record.
-
-    Raises:
-        UserError: no system was measured by the metric, or no metric decides.
-    """
+    """Metrics and costs of systems as one record. Raises UserError: no system has the metric, or none decides."""
     metrics = list(dict.fromkeys(name for values in systems.values() for name in values))
     metric = metric or likely_to_decide(metrics) or ""
     if not metric:
@@ -153,19 +144,19 @@ def measured_of(
 
 
 def with_prices(measured: BaselineResults, leaderboard: Sequence[LeaderboardEntry]) -> BaselineResults:
-    """Results with what 1,000 requests cost by the leaderboard: while measuring, prompts are shared; in production not."""
+    """Results with what 1,000 requests cost by the leaderboard: in production, unlike here, prompts are not shared."""
     prices = {line.name: line.usd_per_1000 for line in leaderboard if line.usd_per_1000 is not None}
     return replace(measured, usd_per_1000={**measured.usd_per_1000, **prices})
 
 
 def _decided_by(manifest: EvaluationManifest) -> str:
-    """The metric that an evaluation's own verdict goes by: macro-F1 where labels are uneven; empty where it names none."""
-    named = manifest.verdict.metric if manifest.verdict else ""
-    return named if named in manifest.metrics else ""
+    """The metric that an evaluation's own verdict goes by: macro-F1 where labels are uneven; else empty."""
+    metric = manifest.verdict.metric if manifest.verdict else ""
+    return metric if metric in manifest.metrics else ""
 
 
 def holds_results(source: Path | str) -> bool:
-    """Whether a place is a run, an evaluation, or a folder that `advise` has kept: results to go by, not data to read."""
+    """Whether a place is a run, an evaluation, or a folder that `advise` has kept: results, not data to read."""
     path = Path(source)
     if path.is_dir():
         manifests = ("eval.json", "run.json", "baselines/baselines.json", "dataset/dataset.json")
@@ -184,20 +175,14 @@ def holds_results(source: Path | str) -> bool:
 
 
 def facts_from_results(source: Path | str, metric: str = "") -> dict[str, Any]:
-    """What a prepared data set, a run or an evaluation says about the question.
-
-    Args:
-        source: a folder with `dataset.json`, a run's folder, or an evaluation (`eval.json` or its folder).
-        metric: that decides; default: the one that its verdict goes by, else `likely_to_decide`.
-
-    Raises:
-        UserError: it is not one of these.
-    """
+    """What a prepared data set, a run or an evaluation says about the question. `source`: a folder with `dataset.json`,
+    a run's folder, or an evaluation (`eval.json` or its folder). `metric`: that decides; default: the one that its
+    verdict goes by, else `likely_to_decide`. Raises UserError: it is not one of these."""
     path = Path(source)
     if path.suffix == ".json" and path.is_file():
-        path = path.parent if path.name in ("eval.json", "dataset.json") else path
-    if path.is_file() and path.suffix == ".json":
-        return _facts_of_evaluation(path, metric)
+        if path.name not in ("eval.json", "dataset.json"):
+            return _facts_of_evaluation(path, metric)
+        path = path.parent
     if not path.is_dir():
         raise UserError("No such data set, run or evaluation", where=str(source), next_step=nearest_path(path))
     facts: dict[str, Any] = {}
@@ -239,24 +224,23 @@ def leaderboard(measured: BaselineResults) -> list[MeasuredSystem]:
     best, sign = measured.prompt, -1 if lower_is_better(measured.metric) else 1
     order = {"zero-shot": 0, "few-shot": 1, **dict.fromkeys(CHEAP, 2), "tuned": 3}
     place = {r.name: next((n for part, n in order.items() if part in r.name), 3) for r in measured.results}
-    return [
-        MeasuredSystem(
-            name=r.name, metric=measured.metric, value=r.value, low=r.low, high=r.high,
-            gain_over_prompt=sign * (r.value - best.value) if best and r.name != best.name else None,
-            prompt_tokens=measured.prompt_tokens.get(r.name), usd_per_1000_queries=measured.usd_per_1000.get(r.name),
-            training_usd=measured.training_usd if r.name == "tuned" else None,
-        )
-        for r in sorted(measured.results, key=lambda r: place[r.name])
-    ]  # fmt: skip
+
+    def system(r: SystemResult) -> MeasuredSystem:
+        values: dict[str, Any] = {
+            "name": r.name, "metric": measured.metric, "value": r.value, "low": r.low, "high": r.high,
+            "gain_over_prompt": sign * (r.value - best.value) if best and r.name != best.name else None,
+            "prompt_tokens": measured.prompt_tokens.get(r.name),
+            "usd_per_1000_queries": measured.usd_per_1000.get(r.name),
+            "training_usd": measured.training_usd if r.name == "tuned" else None,
+        }  # fmt: skip
+        return MeasuredSystem(**values)
+
+    return [system(r) for r in sorted(measured.results, key=lambda r: place[r.name])]
 
 
 def combined_facts(files: Sequence[str]) -> dict[str, Any]:
     """Facts for the rules from `distillation.json`, `merge.json`, `router.json` and `cascade.json`, or folders that
-    hold them.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
+    hold them. Raises UserError: there is none, or it is damaged."""
     merged: dict[str, Any] = {}
     for place in map(Path, files):
         paths = [place] if place.is_file() and place.name in READERS else [place / name for name in READERS]
@@ -274,16 +258,20 @@ def _share(share: Share) -> str:
     return f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"
 
 
+def _on(value: float, n: int) -> str:
+    return f"{value:.3f} on {counted(n, 'test row')}"
+
+
 def _distilled(record: Any) -> dict[str, Any]:
-    results = record.figures
-    if results is None:
+    if (results := record.figures) is None:
         return {}
-    words = f"A student was distilled: {results.metric} {results.student:.3f} on {counted(results.n, 'test row')}, its teacher {results.teacher:.3f}"
+    reached = f"{results.metric} {_on(results.student, results.n)}, its teacher {results.teacher:.3f}"
+    words = f"A student was distilled: {reached}"
     if results.kept is not None:
         words += f" ({_share(results.kept)} of it kept)"
-    cost = results.student_cost, results.teacher_cost
-    if cost[0] is not None and cost[1] is not None:
-        words += f", at {cost[1].rows_per_second / cost[0].rows_per_second:.0%} of the teacher's time for an answer"
+    student, teacher = results.student_cost, results.teacher_cost
+    if student is not None and teacher is not None:
+        words += f", at {teacher.rows_per_second / student.rows_per_second:.0%} of the teacher's time for an answer"
     over = results.over_control
     if over is None:
         return {"distilled_words": words + "."}
@@ -296,8 +284,8 @@ def _merged(record: Any) -> dict[str, Any]:
     if not shares:
         return {}
     worst = min(shares, key=lambda task: shares[task].value)
-    count = len(record.sources)
-    words = f"{counted(count, 'adapter')} {verb(count, 'was', 'were')} merged by {record.method} into one of rank {record.rank}"
+    adapters = f"{counted(len(record.sources), 'adapter')} {verb(len(record.sources), 'was', 'were')}"
+    words = f"{adapters} merged by {record.method} into one of rank {record.rank}"
     words += f"; the worst task, {worst}, keeps {_share(shares[worst])} of its expert's gain."
     return {"merged_words": words, "merged_routed": ", ".join(record.routed), "merged_all": not record.routed}
 
@@ -306,20 +294,20 @@ def _routed(record: Any) -> dict[str, Any]:
     results = record.figures
     if results is None or not results.singles:
         return {}
-    best = max(results.singles[:-1], key=lambda one: one.quality)
+    best, quality = max(results.singles[:-1], key=lambda one: one.quality), results.quality
+    bounds = f"[{quality.low:.3f}, {quality.high:.3f}] on {counted(results.n, 'test row')}"
     words = (
-        f"A router has {results.quality.value:.3f} [{results.quality.low:.3f}, {results.quality.high:.3f}] on {counted(results.n, 'test row')} "
-        f"at a mean cost of {results.cost:g}; the best single model, {best.name}, has {best.quality:.3f} at {best.cost:g}."
+        f"A router has {quality.value:.3f} {bounds} at a mean cost of {results.cost:g}; "
+        f"the best single model, {best.name}, has {best.quality:.3f} at {best.cost:g}."
     )
     return {"routed_words": words, "routed_exclusive": record.exclusive}
 
 
 def _cascade(record: Any) -> dict[str, Any]:
-    over = record.over_large
+    over, cost = record.over_large, f"{record.cost / record.costs[1]:.0%} of the large model's cost"
     words = (
-        f"A cascade of {record.small} and {record.large} has {record.quality.value:.3f} on {counted(record.n, 'test row')} at "
-        f"{record.cost / record.costs[1]:.0%} of the large model's cost; the difference to it is {over.value:+.3f} "
-        f"[{over.low:+.3f}, {over.high:+.3f}]."
+        f"A cascade of {record.small} and {record.large} has {_on(record.quality.value, record.n)} at {cost}; "
+        f"the difference to it is {over.value:+.3f} [{over.low:+.3f}, {over.high:+.3f}]."
     )
     return {"cascade_words": words, "cascade_pays": record.cost < record.costs[1] and not over.high < 0}
 

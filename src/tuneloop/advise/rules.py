@@ -57,16 +57,15 @@ def applies(rule: Rule, facts: Mapping[str, Any]) -> bool:
 
 
 def decide(facts: Mapping[str, Any], rules: Sequence[Rule] | None = None) -> dict[str, list[AdviceReason]]:
-    """The first answer and the first method that apply, and all notes; these may look at the answer as the fact `advice`."""
+    """The first answer and the first method that apply, and all notes; these may look at the answer (fact `advice`)."""
     facts = dict(facts)
     reasons: dict[str, list[AdviceReason]] = {"answer": [], "method": [], "note": []}
     for rule in rules if rules is not None else load_rules():
         if (rule.kind == "note" or not reasons[rule.kind]) and applies(rule, facts):
             if rule.kind == "answer":
                 facts["advice"] = rule.gives
-            reason = AdviceReason(
-                rule=rule.id, kind=rule.kind, gives=rule.gives, says=rule.say.format_map(facts), source=rule.source,
-                facts={name: facts.get(name) for name in rule.when},
-            )  # fmt: skip
-            reasons[rule.kind].append(reason)
+            says, seen = rule.say.format_map(facts), {name: facts.get(name) for name in rule.when}
+            reasons[rule.kind].append(
+                AdviceReason(rule=rule.id, kind=rule.kind, gives=rule.gives, says=says, source=rule.source, facts=seen)
+            )
     return reasons

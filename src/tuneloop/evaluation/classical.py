@@ -20,7 +20,7 @@ import numpy as np
 from tuneloop.core.errors import UserError
 from tuneloop.core.ui import without_bars
 from tuneloop.core.units import counted
-from tuneloop.evaluation.metrics.multilabel import NO_LABELS, label_lists
+from tuneloop.evaluation.metrics.labels import NO_LABELS, label_lists
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row, last_user_turn
 
@@ -33,27 +33,23 @@ MINILM_MISSING = f"{MINILM} was left out: the package {MINILM_PACKAGE}, transfor
 
 # Beyond this a text adds time, hardly evidence; one pasted log file mustn't decide the vocabulary.
 _LONGEST_TEXT = 20_000
-# Inverse strength of the regularisation. Both kinds of features have rows of unit length, where scikit-learn's
-# default of 1 underfits.
-_C = 10.0
+_C = 10.0  # inverse strength of the regularisation: of rows of unit length scikit-learn's default of 1 underfits
 # A system: takes the prompts of rows, gives an answer to each, in order.
 AnswerFunction = Callable[[Sequence[Row]], list[Completion]]
 
 
 @dataclass(frozen=True)
 class Classical:
-    """A trained cheap alternative: its name, how it answers (`scores` are log probabilities), and the seconds of its training."""
+    """A trained cheap alternative."""
 
     name: str
-    system: AnswerFunction
-    seconds: float
+    system: AnswerFunction  # its `label_scores` are log probabilities
+    seconds: float  # of its training
 
 
 def majority_system(train: Sequence[Row]) -> Classical | None:
-    """Answer every row with the label that most training rows have (of equally frequent ones the first by name).
-
-    What a model has to beat that has learned anything of the texts. Scores are the labels' log shares. None without labels.
-    """
+    """Answer every row with the label that most training rows have (of equally frequent ones the first by name). What a
+    model has to beat that has learned anything of the texts. Scores are the labels' log shares. None without labels."""
     start = time.monotonic()
     counts = Counter(row.label for row in train if row.label is not None)
     if not counts:
@@ -65,22 +61,18 @@ def majority_system(train: Sequence[Row]) -> Classical | None:
 
 
 def tfidf_system(train: Sequence[Row]) -> Classical:
-    """Train logistic regression on TF-IDF of word 1-2-grams and character 3-5-grams of the last user turn.
-
-    Raises UserError: fewer than two labels in `train`.
-    """
+    """Train logistic regression on TF-IDF of word 1-2-grams and character 3-5-grams of the last user turn. Raises
+    UserError: fewer than two labels in `train`."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import FeatureUnion
 
     start = time.monotonic()
     texts, rows = _texts_and_rows(train)
-    shared: dict[str, Any] = {"sublinear_tf": True, "dtype": np.float32, "min_df": 2 if len(texts) > 2000 else 1}
-    features = FeatureUnion(
-        [
-            ("words", TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", max_features=50_000, **shared)),  # noqa: S106 - no password
-            ("characters", TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), max_features=50_000, **shared)),
-        ]
-    )
+    options: dict[str, Any] = {"sublinear_tf": True, "dtype": np.float32, "min_df": 2 if len(texts) > 2000 else 1}
+    options["max_features"] = 50_000
+    words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", **options)  # noqa: S106 - no password
+    characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), **options)
+    features = FeatureUnion([("words", words), ("characters", characters)])
     try:
         table = features.fit_transform(texts)
     except ValueError:  # scikit-learn's "empty vocabulary"
@@ -91,11 +83,8 @@ def tfidf_system(train: Sequence[Row]) -> Classical:
 
 
 def minilm_system(train: Sequence[Row]) -> Classical | None:
-    """Train logistic regression on all-MiniLM-L6-v2 embeddings of the last user turn.
-
-    None where the packaged model, transformers or torch is not installed (then note `MINILM_MISSING`). Raises as
-    `tfidf_system`.
-    """
+    """Train logistic regression on all-MiniLM-L6-v2 embeddings of the last user turn. None where the packaged model,
+    transformers or torch is not installed (then note `MINILM_MISSING`). Raises as `tfidf_system`."""
     folder = minilm_folder()
     if folder is None:
         return None
@@ -137,11 +126,8 @@ def _regression(features: Callable[[list[str]], Any], table: Any, rows: Sequence
 
     def answer(rows: Sequence[Row]) -> list[Completion]:
         table = model.predict_log_proba(features([_text(row) for row in rows])) if rows else []
-        scores = [dict(zip(names, map(float, row), strict=True)) for row in table]
-        return [
-            Completion(names[int(np.argmax(row))], finish="choice", label_scores=s)
-            for row, s in zip(table, scores, strict=True)
-        ]
+        scores = (dict(zip(names, map(float, row), strict=True)) for row in table)
+        return [Completion(max(s, key=s.__getitem__), finish="choice", label_scores=s) for s in scores]
 
     return answer
 
@@ -163,10 +149,10 @@ def _regressions(features: Callable[[list[str]], Any], table: Any, lists: Sequen
         table_of_rows = features([_text(row) for row in rows])
         ones = np.ones(len(rows))
         chances = np.stack([model.predict_proba(table_of_rows)[:, 1] if model else ones for model in models], axis=1)
-        chosen = [[name for name, chance in zip(names, row, strict=True) if chance >= 0.5] for row in chances]
+        likely = [[name for name, chance in zip(names, row, strict=True) if chance >= 0.5] for row in chances]
         if frozenset() not in lists:  # some label applies to every row: the likeliest, where none is likely
-            chosen = [each or [names[int(np.argmax(row))]] for each, row in zip(chosen, chances, strict=True)]
-        return [Completion(", ".join(each) or NO_LABELS) for each in chosen]
+            likely = [each or [names[int(np.argmax(row))]] for each, row in zip(likely, chances, strict=True)]
+        return [Completion(", ".join(each) or NO_LABELS) for each in likely]
 
     return answer
 
@@ -193,15 +179,13 @@ def _minilm(folder: Path) -> Callable[[Sequence[str]], Any]:
         model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False).eval()
 
     def embed(texts: Sequence[str]) -> Any:
-        # Texts of like length together: little padding.
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # like lengths together: little padding
         vectors = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
         with torch.inference_mode():
             for start in range(0, len(order), 64):
                 batch = order[start : start + 64]
-                tokens = tokenizer(
-                    [texts[i] for i in batch], padding=True, truncation=True, max_length=256, return_tensors="pt"
-                )
+                batch_texts = [texts[i] for i in batch]
+                tokens = tokenizer(batch_texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
                 hidden_BTH = model(**tokens).last_hidden_state
                 mask_BT1 = tokens["attention_mask"].unsqueeze(-1)
                 mean_BH = (hidden_BTH * mask_BT1).sum(1) / mask_BT1.sum(1)

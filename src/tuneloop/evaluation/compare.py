@@ -23,7 +23,7 @@ EXACT = "exact McNemar"
 
 @dataclass(frozen=True)
 class PairedRows(Comparison):
-    """A comparison whose rows are at hand: `interval_at` gives the difference's interval at a `level` of error."""
+    """A comparison with its rows: `interval_at` gives the difference's interval at a `level` of error."""
 
     interval_at: Callable[..., tuple[float, float]] = field(
         default=lambda level: (math.nan, math.nan), repr=False, compare=False, metadata={"written": False}
@@ -36,21 +36,18 @@ def compare(
     """Paired comparison of two systems on the same rows, for each metric that both have (or for some of them, `only`).
 
     Right-or-wrong metrics: exact McNemar test, Agresti-Min interval. All else, and all where rows form clusters: paired
-    bootstrap with the same resamples for both, with a p-value of no less than so few rows can give (`least_p`). Where the
-    test finds no difference, the interval is widened to 0 if need be. Metrics without row scores (a perplexity measured
-    elsewhere) and those without a better direction are left out. Several metrics are adjusted for: see `adjusted`.
+    bootstrap with the same resamples for both, with a p-value of no less than so few rows can give (`least_p`). Where
+    the test finds no difference, the interval is widened to 0 if need be. Metrics without row scores (a perplexity
+    measured elsewhere) and those without a better direction are left out. Several are `adjusted` for each other.
 
     Raises UserError: the two were not evaluated on the same rows, or with other references.
     """
     b = _in_the_order_of(a, b, a_name, b_name)
-    theirs = {name: family for family in b.statistics for name in family.values}
-    comparisons = [
-        _compared(name, family, theirs.get(name), (a_name, a), (b_name, b))
-        for family in a.statistics for name in family.values
-        if (only is None or name in only) and name in b.metrics and name in a.draws and name in b.draws
-        if metric_of(name).compared
-    ]  # fmt: skip
-    return adjusted(comparisons, a)
+    mine, theirs = ({name: f for f in side.statistics for name in f.values} for side in (a, b))
+    names = [name for name in mine if only is None or name in only]
+    names = [name for name in names if name in b.metrics and name in a.draws and name in b.draws]
+    compared = [name for name in names if metric_of(name).compared]
+    return adjusted([_compared(name, mine[name], theirs.get(name), (a_name, a), (b_name, b)) for name in compared], a)
 
 
 def _compared(
@@ -74,9 +71,9 @@ def _compared(
     else:
         at = partial(u.paired_bootstrap_interval, delta, b.draws[name] - a.draws[name])
         if other is not None and other.layout == family.layout and other.rows.shape == family.rows.shape:
-            tables = (table.rows for table in (other, family))
+            tables = [table.rows for table in (other, family)]
             apart = u.rows_apart(
-                *(tables if a.clusters is None else (u.sums_by_cluster(t, a.clusters) for t in tables))
+                *(tables if a.clusters is None else [u.sums_by_cluster(t, a.clusters) for t in tables])
             )
         tested = b.metrics[source].value - a.metrics[source].value  # perplexity by the loss
         p = u.paired_bootstrap_p(tested, b.draws[source] - a.draws[source])
@@ -89,20 +86,18 @@ def _compared(
         effect, kind = u.standardised(delta, low, high, a.n), "Cohen's d (paired)"
     smallest = u.detectable(low, high)
     low, high = u.with_zero((low, high)) if p >= u.ALPHA else (low, high)
-    return PairedRows(
-        a_name, b_name, name, delta, low, high, p, "", test, effect=effect, effect_kind=kind, detectable=smallest,
-        only_a=only_a, only_b=only_b, apart=apart, interval_at=at,
-    )  # fmt: skip
+    pair = PairedRows(a_name, b_name, name, delta, low, high, p, "", test, detectable=smallest, interval_at=at)
+    return replace(pair, effect=effect, effect_kind=kind, only_a=only_a, only_b=only_b, apart=apart)
 
 
 def adjusted(comparisons: Sequence[Comparison], evaluation: ScoredAnswers) -> list[Comparison]:
-    """Comparisons with p-values and intervals adjusted for each other (Holm), and the verdicts and rows needed that follow.
+    """Comparisons with p-values and intervals adjusted for each other (Holm), and what follows: verdicts, rows needed.
 
-    The metric that decides is fixed before the data are seen: over it, only several pairs of systems are adjusted
-    for. The other headline metrics form a second family, so that a loss on one of them isn't lost among twenty metrics
-    that no one decides by; all else forms a third. Metrics that are the same number, or put systems in the same order
-    (micro-F1 and accuracy, perplexity and loss), count once. Each interval is at the level that Holm's procedure tests its comparison at, and reaches 0 where the procedure
-    finds no difference; so intervals and p-values agree.
+    The metric that decides is fixed before the data are seen: over it, only several pairs of systems are adjusted for.
+    The other headline metrics form a second family, so that a loss on one of them isn't lost among twenty metrics that
+    no one decides by; all else forms a third. Metrics that are the same number, or put systems in the same order
+    (micro-F1 and accuracy, perplexity and loss), count once. Each interval is at the level that Holm's procedure tests
+    its comparison at, and reaches 0 where the procedure finds no difference; so intervals and p-values agree.
 
     `comparisons`: of one or several pairs; giving all that are read together makes the adjustment honest;
     `evaluation`: what tells the metric that decides, the headline metrics and the number of rows.
@@ -112,11 +107,11 @@ def adjusted(comparisons: Sequence[Comparison], evaluation: ScoredAnswers) -> li
     p_of = {key: c.p for key, c in zip(reversed(keys), reversed(comparisons), strict=True)}
     primary = same.get(evaluation.primary, evaluation.primary)
     headline = {same.get(name, name) for name in evaluation.headline}
-    families: list[list[tuple[str, str, str]]] = [[], [], []]
+    families: dict[tuple[bool, bool], list[tuple[str, str, str]]] = {}
     for key in p_of:
-        families[0 if key[2] == primary else 1 if key[2] in headline else 2].append(key)
+        families.setdefault((key[2] == primary, key[2] in headline), []).append(key)
     holm: dict[tuple[str, str, str], tuple[float, float, int]] = {}
-    for family in families:
+    for family in families.values():
         p_values = [p_of[key] for key in family]
         tests = sum(not math.isnan(p) for p in p_values)
         for key, p_holm, level in zip(family, u.holm(p_values), u.holm_levels(p_values), strict=True):
@@ -135,7 +130,7 @@ def adjusted(comparisons: Sequence[Comparison], evaluation: ScoredAnswers) -> li
 
 
 def rows_needed(c: Comparison, n: int, level: float) -> int | None:
-    """Rows in all that show a difference as large as this one with 80 % power at a level; None where no number follows."""
+    """Rows in all that show a difference as large as this one with 80 % power at a level; None where none follow."""
     if c.only_a is not None and c.only_b is not None:
         return u.rows_for_pairs(c.only_a, c.only_b, n, level=level)
     half = u.Z95 * c.detectable / (u.Z95 + u.Z80)  # of the interval before it was widened to 0
@@ -165,18 +160,16 @@ def _in_the_order_of(a: ScoredAnswers, b: ScoredAnswers, a_name: str, b_name: st
     for i, j in enumerate(order):
         if references_of(a.rows[i]) != references_of(b.rows[j]) or a.rows[i].label != b.rows[j].label:
             what = f"{a_name} and {b_name} were evaluated against different reference answers"
-            where = f"row {a_ids[i]}"
-            raise UserError(what, where=where, next_step="evaluate both on the same version of the data set")
+            step = "evaluate both on the same version of the data set"
+            raise UserError(what, where=f"row {a_ids[i]}", next_step=step)
     if a_ids == b_ids and (a.seed, a.config.bootstrap, a.clusters) == (b.seed, b.config.bootstrap, b.clusters):
         return b
     statistics = [
         replace(f, rows=f.rows[np.array(order)], row_scores={name: ordered(x) for name, x in f.row_scores.items()})
         for f in b.statistics
     ]
-    return replace(
-        b, rows=ordered(b.rows), answers=ordered(b.answers), predictions=ordered(b.predictions),
-        valid=ordered(b.valid), seed=a.seed,
-        config=b.config.model_copy(update={"bootstrap": a.config.bootstrap}),
-        statistics=statistics, clusters=a.clusters,
-        draws=u.bootstrap(statistics, a.n, resamples=a.config.bootstrap, seed=a.seed, clusters=a.clusters),
-    )  # fmt: skip
+    config = b.config.model_copy(update={"bootstrap": a.config.bootstrap})
+    draws = u.bootstrap(statistics, a.n, resamples=config.bootstrap, seed=a.seed, clusters=a.clusters)
+    changes: dict[str, Any] = {name: ordered(getattr(b, name)) for name in ("rows", "answers", "predictions", "valid")}
+    changes |= {"seed": a.seed, "config": config, "clusters": a.clusters, "draws": draws, "statistics": statistics}
+    return replace(b, **changes)

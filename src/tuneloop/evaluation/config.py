@@ -1,4 +1,4 @@
-"""The settings of the evaluate stage, and the options of `tuneloop evaluate`, which Python and benchmarks give by the same names."""
+"""The settings of the evaluate stage, and the options of `tuneloop evaluate`."""
 
 from __future__ import annotations
 
@@ -9,80 +9,50 @@ from pydantic import Field, ValidationInfo, field_validator
 from tuneloop.core.files import FROM_FILE, Config
 from tuneloop.core.flag import flag
 from tuneloop.core.python_file import trust_code
+from tuneloop.plan.config import option
 
 
 class EvaluateConfig(Config):
     """How answers are obtained and scored."""
 
     answer: Literal["auto", "generate", "choice"] = Field(
-        "auto",
-        description="free generation, or choice scoring over the allowed labels; auto: choice for classification",
+        "auto", description="free generation, or choice scoring over the labels; auto: choice for classification"
     )
-    calibrate: bool = Field(True, description="base models: also score choices minus their score without the text")
-    primary: str | None = Field(
-        None,
-        description="the metric that decides, by its name in eval.json; default: accuracy, or macro_f1 where labels are uneven, "
-        "and for texts what fits them (see docs/evaluate.md)",
+    calibrate: bool = option("base models: also score choices minus their score without the text", True)
+    primary: str | None = option(
+        "the metric that decides, by its name in eval.json; default: what fits (docs/evaluate.md)"
     )
     fields: dict[str, str] = Field(
-        default_factory=dict,
-        description="parts of a structured answer scored by themselves: name -> regular expression with one group",
+        default_factory=dict, description="parts scored on their own: name -> regular expression with one group"
     )
-    json_schema: str | None = Field(None, description="file with the JSON schema that structured answers must fit")
-    structured: bool | Literal["auto"] = Field(
-        "auto", description="score answers as JSON: valid, schema, fields; auto: where nearly all references are JSON"
-    )
-    run_code: bool | Literal["auto"] = Field(
-        "auto",
-        description="run answers with their rows' unit tests in a sandbox (pass@k); auto: where rows bring tests",
+    json_schema: str | None = option("file with the JSON schema that structured answers must fit")
+    structured: bool | Literal["auto"] = option("score answers as JSON; auto: where nearly all references are", "auto")
+    run_code: bool | Literal["auto"] = option(
+        "run answers in a sandbox with their rows' unit tests (pass@k); auto: where rows bring tests", "auto"
     )
     code_seconds: float = Field(10.0, gt=0, le=600, description="time limit of one program")
     code_memory_mb: int = Field(1024, ge=64, description="memory limit of one program")
     scorers: dict[str, str] = Field(
-        default_factory=dict,
-        description="your own scorers: name -> file.py:function, called with prediction and reference",
+        default_factory=dict, description="your own: name -> file.py:function, called with prediction and reference"
     )
-    embedding: bool = Field(
-        True, description="also score the nearness in meaning, where the packaged MiniLM is installed"
-    )
-    cluster: str | None = Field(
-        None,
-        description="metadata field of rows that belong together, for intervals; default: a conversation's usual names",
-    )
-    slices: list[str] | None = Field(
-        None,
-        description="metadata fields to show results by; default: all with 2 to 20 values, and all that are numbers",
-    )
-    max_new_tokens: int | None = Field(
-        None, ge=1, description="longest answer; default: a quarter over the longest reference of the training split"
-    )
-    limit: int | None = Field(
-        None, ge=1, description="evaluate at most this many rows of the split (seeded sample, each label by its share)"
-    )
-    samples: int = Field(
-        5, ge=0, description="answers shown side by side; a page shows ten at once, or more if this is more; 0: none"
-    )
-    general: str | None = Field(
-        None,
-        description="file of general rows: what the tuned model has forgotten of them; default: those held out of a mix",
-    )
+    embedding: bool = option("also score the similarity of meaning, where the packaged MiniLM is installed", True)
+    cluster: str | None = option("metadata field of rows that belong together; default: a conversation's usual names")
+    slices: list[str] | None = option("metadata fields to show results by; default: of 2 to 20 values, or numbers")
+    max_new_tokens: int | None = option("longest answer; default: a quarter over the longest trained on", ge=1)
+    limit: int | None = option("at most this many rows of the split (seeded sample, labels by their share)", ge=1)
+    samples: int = option("answers shown side by side; a page shows ten at once, or more; 0: none", 5, ge=0)
+    general: str | None = option("file of general rows, to measure forgetting; default: those held out of a mix")
     general_rows: int = Field(200, ge=10, description="at most this many of them (seeded sample)")
     lm_eval: list[str] = Field(
-        default_factory=list,
-        description="tasks of lm-eval (names, or YAML files) run before and after tuning, where the package and their data are present",
+        default_factory=list, description="tasks of lm-eval (names, YAML files) run before and after tuning"
     )
-    memorisation: bool = Field(
-        False, description="the share of training answers that the tuned model completes verbatim beyond the base"
-    )
-    canaries: str | None = Field(
-        None, description="file of canaries that were planted in the training data: how far they have come out"
-    )
-    consistency: int = Field(
+    memorisation: bool = option("share of training answers that the model completes verbatim beyond the base", False)
+    canaries: str | None = option("file of canaries planted in the training data: how far they have come out")
+    consistency: int = option(
+        "put a sample of rows in so many ways (reworded, drawn): how often answers agree; 0: not, 5: good",
         0,
         ge=0,
         le=20,
-        description="ask each of a sample of rows so many ways (reworded, drawn) and report how often answers agree and keep the "
-        "format, the tuned model and the prompts; 0: not, 5: a good number",
     )
     consistency_rows: int = Field(50, ge=2, description="rows of that sample (seeded)")
     consistency_temperature: float = Field(0.7, gt=0, le=2, description="of its drawn answers")
@@ -108,13 +78,9 @@ class BaselinesConfig(Config):
 
     zero_shot: bool = Field(True, description="the base model with the instruction alone")
     few_shot: int | Literal["auto"] = Field(
-        "auto",
-        description="examples in the base model's prompt; 0: none; auto: one a label (40 where there are more than 80), else 4",
+        "auto", description="examples in the base model's prompt; auto: one a label (40 with more than 80), else 4"
     )
-    classical: bool = Field(
-        True,
-        description="classification: TF-IDF and, where installed, MiniLM embeddings, each with logistic regression",
-    )
+    classical: bool = option("classification: logistic regression on TF-IDF and, where installed, MiniLM", True)
 
 
 class EvalOptions(Config):

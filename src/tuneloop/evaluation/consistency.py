@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.stats import intervals as u
@@ -20,9 +21,8 @@ from tuneloop.core.stats.tests import p_words
 from tuneloop.core.units import counted
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.evaluate import cluster_keys
-from tuneloop.evaluation.metrics.fields import compile_fields, extract
-from tuneloop.evaluation.metrics.labels import label_matcher
-from tuneloop.evaluation.metrics.multilabel import label_lists, label_reader, vocabulary
+from tuneloop.evaluation.metrics.custom import compile_fields, extract
+from tuneloop.evaluation.metrics.labels import label_lists, label_matcher, label_reader, vocabulary
 from tuneloop.evaluation.metrics.structured import are_structured, leaves, parse, parses, structured_statistics
 from tuneloop.evaluation.metrics.text import LONGEST_SCORED, is_latin, rouge, token_f1
 from tuneloop.evaluation.rewording import rewordings
@@ -41,36 +41,34 @@ BOTH_RIGHT = frozenset({"unanimous", "always_right"})  # 0 or 1 in each row
 
 @dataclass(frozen=True)
 class Way:
-    """One way to ask a row: what kind it is, the row with its question in these words, and how the answer is drawn."""
+    """One way to put a row's question."""
 
     kind: str
-    row: Row
-    sampling: Sampling = GREEDY
+    row: Row  # with its question in these words
+    sampling: Sampling = GREEDY  # how the answer is drawn
 
 
 def ways_of(
-    rows: Sequence[Row], ways: int, *, drawn: bool, temperature: float, labels: Sequence[str] = (), seed: int = 0
+    rows: Sequence[Row], ways: int, *, draws: bool, temperature: float, labels: Sequence[str] = (), seed: int = 0
 ) -> list[list[Way]]:
-    """The ways to ask each row, the first as it is.
+    """The ways to put each row's question, the first as it is.
 
-    A third of the others are drawn with the temperature, where answers can be; the rest are rewordings of the last user turn, of
-    kinds that differ. Where a text allows fewer of them, more are drawn, or there are fewer ways.
+    A third of the others are drawn with the temperature, where answers can be; the rest are rewordings of the last user
+    turn, of kinds that differ. Where a text allows fewer of them, more are drawn, or there are fewer ways.
 
-    Args:
-        drawn: whether answers are written token by token; of scored labels there is nothing to draw.
-        labels: names that no rewording touches.
-        seed: of the draws; rewordings depend on the row alone.
+    `draws`: whether answers are written token by token; of scored labels there is nothing to draw. `labels`: names that
+    no rewording touches. `seed`: of the draws; rewordings depend on the row alone.
     """
     all_ways = []
     for row in rows:
         turns = [i for i, turn in enumerate(row.prompt) if turn["role"] == "user" and turn.get("content")]
         text = str(row.prompt[turns[-1]]["content"]) if turns else ""
         each = [Way(AS_IT_IS, row)]
-        for kind, new in rewordings(text, row.id, labels)[: ways - 1 - ((ways - 1) // 3 if drawn else 0)]:
+        for kind, new in rewordings(text, row.id, labels)[: ways - 1 - ((ways - 1) // 3 if draws else 0)]:
             messages = [message.copy() for message in row.messages]
             messages[turns[-1]]["content"] = new
             each.append(Way(kind, replace(row, messages=messages)))
-        if drawn:
+        if draws:
             numbers = random.Random(f"drawn:{seed}:{row.id}")
             samplings = (Sampling(temperature, seed=numbers.getrandbits(31)) for _ in range(ways - len(each)))
             each += [Way(DRAWN, row, sampling) for sampling in samplings]
@@ -80,8 +78,6 @@ def ways_of(
 
 @dataclass(frozen=True)
 class _Statement:
-    """What an answer says."""
-
     key: object  # what it is compared by
     keeps: bool  # whether it keeps the format
 
@@ -94,9 +90,9 @@ def _reader(rows: Sequence[Row], task: str, labels: Sequence[str] | None, config
         read = label_reader(vocabulary(rows, labels))
 
         def several(row: Row, answer: Completion) -> _Statement:
-            named = read(answer.text)
-            outside = named.outside or not (named.labels or named.none)
-            return _Statement(_folded(answer.text) if outside else named.labels, not outside)
+            reply = read(answer.text)
+            outside = reply.outside or not (reply.labels or reply.none)
+            return _Statement(_folded(answer.text) if outside else reply.labels, not outside)
 
         return several, "labels"
     if task == "classification":
@@ -129,8 +125,8 @@ def _json_answer(row: Row, answer: Completion) -> _Statement:
         fields = Counter((place, _folded(leaf)) for place, leaf in leaves(value))
     except (ValueError, RecursionError):
         return _Statement(_folded(answer.text), False)
-    wanted = parse(row.answer) if parses(row.answer) else None
-    same = _keys(value) == _keys(wanted) if isinstance(wanted, dict | list) else True
+    reference = parse(row.answer) if parses(row.answer) else None
+    same = _keys(value) == _keys(reference) if isinstance(reference, dict | list) else True
     return _Statement(frozenset(fields.items()), same)
 
 
@@ -144,10 +140,9 @@ def _folded(text: str) -> str:
 
 
 def _similarity_metric(kind: str, rows: Sequence[Row]) -> str:
-    """What similarity is measured by: ROUGE-L reads a-z only."""
     if kind == "json":
         return "field F1"
-    return "ROUGE-L" if is_latin([row.answer for row in rows]) else "token F1"
+    return "ROUGE-L" if is_latin([row.answer for row in rows]) else "token F1"  # ROUGE-L reads a-z only
 
 
 def _similarity(measure: str, answers: Sequence[Sequence[Completion]]) -> list[float]:
@@ -187,7 +182,7 @@ def measure_consistency(
     ways: Sequence[Sequence[Way]],
     answers: Mapping[str, Sequence[Completion]],
     *,
-    own: str,
+    subject: str,
     task: str,
     labels: Sequence[str] | None,
     config: EvaluateConfig,
@@ -197,20 +192,14 @@ def measure_consistency(
 
     Intervals are bootstrapped over rows, or over the clusters that rows form.
 
-    Args:
-        ways: of each row (`ways_of`).
-        answers: system -> its answers to all ways of all rows, one after the other.
-        own: the system that the evaluation is about.
-
-    Raises UserError: no row has two ways.
+    `ways`: of each row (`ways_of`). `answers`: system -> its answers to all ways of all rows, one after the other.
+    `subject`: the system that the evaluation is about. Raises UserError: no row has two ways.
     """
     questions = [list(each) for each in ways if len(each) >= FEWEST_WAYS]
     if not questions:
-        raise UserError(
-            "None of the rows can be put in another way (programs, and texts that are empty or very long, are not reworded)",
-            where="evaluate.consistency",
-            next_step="leave it at 0, or set evaluate.answer=generate: then answers are drawn",
-        )
+        what = "None of the rows can be put in another way (programs, empty and very long texts are not reworded)"
+        step = "leave it at 0, or set evaluate.answer=generate: then answers are drawn"
+        raise UserError(what, where="evaluate.consistency", next_step=step)
     rows = [each[0].row for each in questions]
     read, kind = _reader(rows, task, labels, config)
     fields = list(config.fields or {}) if kind == "texts" else []
@@ -228,26 +217,30 @@ def measure_consistency(
         draws = u.bootstrap([statistics], len(rows), resamples=config.bootstrap, seed=seed, clusters=clusters)
         measured[name] = _SystemAnswers(by_row, statements, scores, _estimates(statistics, draws), draws)
     metric = "similarity" if kind == "texts" and not fields else "agreement"
-    compared = [name for name in (metric, "always_right") if name in measured[own].scores]
-    result = Consistency(
-        rows=len(rows), ways=max(map(len, questions)),
-        asked=dict(Counter(way.kind for each in questions for way in each).most_common()),
-        temperature=config.consistency_temperature, metric=metric,
-        likeness="" if kind == "labels" else _similarity_metric(kind, rows),
-        systems={name: each.values for name, each in measured.items()},
-        same_as_plain={name: _same_as_plain(questions, each.statements) for name, each in measured.items()},
-        comparisons=[pair for name in compared for pair in _differences(measured, own, name, clusters)],
-        seconds={}, examples=_examples(questions, measured[own]),
-    )  # fmt: skip
-    chosen = all(answer.label_scores is not None for each in measured[own].answers for answer in each)
+    compared = [name for name in (metric, "always_right") if name in measured[subject].scores]
+    parts: dict[str, Any] = {
+        "rows": len(rows), "ways": max(map(len, questions)),
+        "asked": dict(Counter(way.kind for each in questions for way in each).most_common()),
+        "temperature": config.consistency_temperature, "metric": metric,
+        "likeness": "" if kind == "labels" else _similarity_metric(kind, rows),
+        "systems": {name: each.values for name, each in measured.items()},
+        "same_as_plain": {name: _same_as_plain(questions, each.statements) for name, each in measured.items()},
+        "comparisons": [pair for name in compared for pair in _differences(measured, subject, name, clusters)],
+        "seconds": {}, "examples": _examples(questions, measured[subject]),
+    }  # fmt: skip
+    result = Consistency(**parts)
+    scored = all(answer.label_scores is not None for each in measured[subject].answers for answer in each)
     constant = [name for name, each in measured.items() if each.constant]
-    return replace(result, words=_words(result, own, chosen=chosen, constant=constant, fields=fields))
+    return replace(result, words=_words(result, subject, scored=scored, constant=constant, fields=fields))
 
 
 def _scores(
-    rows: Sequence[Row], answers: Sequence[Sequence[Completion]], statements: Sequence[Sequence[_Statement]], kind: str,
+    rows: Sequence[Row],
+    answers: Sequence[Sequence[Completion]],
+    statements: Sequence[Sequence[_Statement]],
+    kind: str,
     read: Reader,
-) -> dict[str, list[float]]:  # fmt: skip
+) -> dict[str, list[float]]:
     pairs = [list(combinations(each, 2)) for each in statements]
     keys = [{statement.key for statement in each} for each in statements]
     scores = {
@@ -284,10 +277,7 @@ def _same_as_plain(ways: Sequence[Sequence[Way]], statements: Sequence[Sequence[
 def _differences(
     measured: Mapping[str, _SystemAnswers], system: str, metric: str, clusters: Sequence[int] | None
 ) -> list[Difference]:
-    """Paired differences from each other system, corrected for their number (Holm).
-
-    A p-value is no less than so few rows that differ can give.
-    """
+    """Paired differences from each other system, corrected for their number (Holm); p as low as so few rows allow."""
     mine, others = measured[system], {name: each for name, each in measured.items() if name != system}
     gaps, p_values = [], []
     for other in others.values():
@@ -322,12 +312,13 @@ def _examples(ways: Sequence[Sequence[Way]], system: _SystemAnswers) -> list[Con
 
 
 def _words(
-    result: Consistency, system: str, *, chosen: bool, constant: Sequence[str], fields: Sequence[str] = ()
+    result: Consistency, system: str, *, scored: bool, constant: Sequence[str], fields: Sequence[str]
 ) -> list[str]:
-    """Sentences; `chosen`: labels were scored, so that every answer is one; `constant`: who says the same to all rows; `fields`: of texts."""
+    """Sentences; `scored`: labels were, so that every answer is one; `constant`: who says the same to all rows."""
     metric, rows = result.metric, f"on {counted(result.rows, 'row')}"
-    drawn = f"drawn with temperature {result.temperature:g}" if result.asked.get(DRAWN) else ""
-    kinds = ["as it is", "in other words" if set(result.asked) - {AS_IT_IS, DRAWN} else "", drawn]
+    counts = result.asked
+    kinds = ["as it is", "in other words" if set(counts) - {AS_IT_IS, DRAWN} else ""]
+    kinds += [f"drawn with temperature {result.temperature:g}"] if counts.get(DRAWN) else []
     model = "the tuned model" if system == "tuned" else system
     opening = f"Asked {counted(result.ways, 'way')} ({', '.join(filter(None, kinds))}), {model}"
     texts = f"answers to a row {{}} a {result.likeness} of"
@@ -346,7 +337,7 @@ def _words(
     if "always_right" in result.systems[system]:
         sentences.append(f"It is right in every way on {_amounts(result, system, 'always_right', ' of the rows')}")
         sentences += _compared(result, "always_right", "often right in every way")
-    if not chosen:
+    if not scored:
         sentences.append(f"It keeps the format in {_amounts(result, system, 'format', ' of its answers')}")
     worthless = "gave one and the same answer to all rows: consistent, and worthless."
     return sentences + [f"{each} {worthless}" for each in constant]
@@ -371,10 +362,10 @@ def _compared(result: Consistency, metric: str, what: str) -> list[str]:
         return []
     pair = max(pairs, key=lambda pair: result.systems[pair.a][metric].value)
     scale, unit, digits = (1, "", 3) if metric == "similarity" else (100, " points", 1)
-    delta, low, high = (number_words(scale * x, digits, signed=True) for x in (pair.delta, pair.low_holm, pair.high_holm))  # fmt: skip
+    numbers = (pair.delta, pair.low_holm, pair.high_holm)
+    delta, low, high = (number_words(scale * x, digits, signed=True) for x in numbers)
     verdicts = {"better": "It is more", "worse": "It is less"}
     verdict = verdicts.get(pair.verdict, "There is not enough evidence that it is more or less")
-    for_all = f", both corrected for {pair.tests} comparisons (Holm)" if pair.tests > 1 else ""
-    return [
-        f"{verdict} {what} than {pair.a}: {delta}{unit} (95 % interval {low} to {high}, {p_words(pair.p_holm)}{for_all})."
-    ]
+    evidence = f"95 % interval {low} to {high}, {p_words(pair.p_holm)}"
+    evidence += f", both corrected for {pair.tests} comparisons (Holm)" if pair.tests > 1 else ""
+    return [f"{verdict} {what} than {pair.a}: {delta}{unit} ({evidence})."]

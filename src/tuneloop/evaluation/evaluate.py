@@ -1,4 +1,4 @@
-"""Answers to an evaluation: every metric that fits them, with its 95 % interval; on rows that several evaluations share, again."""
+"""Answers to an evaluation: every metric that fits them, with its 95 % interval; again on rows that several share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -28,43 +28,35 @@ Stratum = Callable[[Row], str | None]  # the group of a row, None where it has n
 
 FEWEST_SHARED = 20  # shared rows that are worth a comparison
 # The row's conversation, by the names that it usually has.
-CLUSTER_NAMES = ("conversation_id", "conversation", "dialogue_id", "dialog_id", "dialogue", "session_id", "session",
-                 "thread_id", "duplicate_cluster", "cluster")  # fmt: skip
+CLUSTER_NAMES = (
+    "conversation_id", "conversation", "dialogue_id", "dialog_id", "dialogue", "session_id", "session", "thread_id",
+    "duplicate_cluster", "cluster",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ScoredAnswers:
-    """One system's answers to a split, scored. Lists have an entry for each row, in the order of `rows`.
-
-    Args:
-        predictions: the label that each answer names (several: joined by commas); None outside the label set, and for
-            tasks without labels.
-        valid: whether an answer is in the label set, holds every requested field, is JSON where that is requested.
-        statistics, draws: what paired comparisons are computed from.
-        labels_used: how often references and answers name each label: "" for the rows' labels, else by the field's
-            name.
-        measured: what can't be found out again from the texts.
-        code: how the answers' programs ended, and under which protections; empty without programs.
-    """
+    """One system's answers to a split, scored. Lists have an entry for each row, in the order of `rows`."""
 
     task: str  # `classification`, `generation` or `chat`
     rows: list[Row]
     answers: list[Completion]
     labels: list[str] | None  # allowed labels (classification), else None
-    predictions: list[str | None]
-    valid: list[bool]
+    predictions: list[str | None]  # the label that each answer names (several: with commas); None without, or outside
+    valid: list[bool]  # in the label set, with every requested field, JSON where that is requested
     metrics: dict[str, Estimate]  # name -> value with 95 % interval
     config: EvaluateConfig  # what was measured, and how
     notes: list[str]  # what a reader has to know about these numbers
     signatures: dict[str, str]  # what exactly was computed, by metric
     seed: int  # of the resamples
-    statistics: list[Statistics] = field(repr=False, compare=False)
+    statistics: list[Statistics] = field(repr=False, compare=False)  # and draws: for paired comparisons
     draws: dict[str, Array] = field(repr=False, compare=False)
     primary: str  # the metric that decides
-    labels_used: dict[str, LabelUse] = field(default_factory=dict)
+    labels_used: dict[str, LabelUse] = field(default_factory=dict)  # of the rows' labels ("") and of fields, by name
+    # what can't be found out again from the texts
     measured: AnswerStats = field(default_factory=AnswerStats, repr=False, compare=False)
-    clusters: list[int] | None = None  # the cluster of each row; None where each row stands for itself
-    code: dict[str, Any] = field(default_factory=dict, compare=False)
+    clusters: list[int] | None = None  # the cluster of each row; None where rows form none
+    code: dict[str, Any] = field(default_factory=dict, compare=False)  # how the answers' programs ended; or empty
 
     @cached_property
     def row_scores(self) -> dict[str, list[float]]:
@@ -83,32 +75,33 @@ class ScoredAnswers:
 
     @property
     def row_metric(self) -> str:
-        """What single rows are judged by: the metric that decides, or where no row has a score in it (macro-F1) the nearest one."""
+        """What single rows are judged by: the metric that decides; where rows have no score in it, the nearest."""
         name, dot, _ = self.primary.rpartition(".")
         near = (self.primary, f"{name}{dot}accuracy", "accuracy", "field_accuracy", *headline_of("texts"))
         return next((m for m in near if m in self.row_scores and not lower_is_better(m)), self.primary)
 
     @property
     def deciding_labels(self) -> LabelUse | None:
-        """The use of the labels (or of the field's values) that the deciding metric is about; None where there are none."""
+        """The use of the labels (or of a field's values) that the deciding metric is about; None where there are
+        none."""
         return self.labels_used.get(self.primary.rpartition(".")[0])
 
     @property
     def headline(self) -> list[str]:
-        """The metrics that a verdict rests on, the one that decides first: a sure loss on any of them stands against a gain.
+        """The metrics that a verdict rests on, the one that decides first: a significant loss on any of them counts.
 
         Accuracy and macro-F1 of labels (micro-F1 too where rows have several), the deciding metric of each field of
-        `evaluate.fields`, whole answers and fields right of JSON, pass@1, ROUGE-L and chrF of texts, the user's scorers, and the
-        share of invalid answers.
+        `evaluate.fields`, whole answers and fields right of JSON, pass@1, ROUGE-L and chrF of texts, the user's
+        scorers, and the share of invalid answers.
         """
         labels = ["micro_f1"] if "subset_accuracy" in self.metrics else []
         fields = [field_metric(name, self.metrics, self.labels_used) for name in self.config.fields]
         kinds: tuple[Headline, ...] = ("JSON", "programs", "texts")
         general = [name for kind in kinds for name in headline_of(kind)]
         custom = [name for name in self.own_metrics if metric_of(name).headline]
-        wanted = [self.primary, *labels, *headline_of("labels"), *fields, *general, *custom]
-        wanted += headline_of("valid answers")
-        return [name for name in dict.fromkeys(wanted) if name in self.metrics]
+        names = [self.primary, *labels, *headline_of("labels"), *fields, *general, *custom]
+        names += headline_of("valid answers")
+        return [name for name in dict.fromkeys(names) if name in self.metrics]
 
     @property
     def own_metrics(self) -> list[str]:
@@ -117,23 +110,16 @@ class ScoredAnswers:
 
 
 def decided_together(evaluations: Mapping[str, ScoredAnswers]) -> dict[str, ScoredAnswers]:
-    """Systems that are compared, with one metric that decides about answers in JSON.
-
-    Whole answers decide (`object_accuracy`). Where no system has one right, that tells nothing apart, and the share of right
-    fields decides (`field_accuracy`).
-    """
+    """Systems that are compared, with one metric that decides about answers in JSON: whole answers (`object_accuracy`),
+    or where no system has one right, the share of right fields (`field_accuracy`)."""
     free = {name: e for name, e in evaluations.items() if e.primary in (WHOLE, PARTS) and e.config.primary is None}
     primary = WHOLE if any(e.metrics[WHOLE].value > 0 for e in free.values()) else PARTS
     return {**evaluations, **{name: replace(e, primary=primary) for name, e in free.items()}}
 
 
 def sample_rows(rows: Sequence[Row], limit: int | None, *, seed: int, stratum: Stratum | None = None) -> list[Row]:
-    """At most `limit` rows, a seeded sample in the order of the split; answers that were rated bad or have weight 0 are no references.
-
-    A smaller sample is a part of every larger one of the same rows, strata and seed.
-
-    `stratum`: see `sample_order`.
-    """
+    """At most `limit` rows, a seeded sample in the order of the split, without answers rated bad or of weight 0. A
+    smaller sample is a part of every larger one of the same rows, strata and seed. `stratum`: see `sample_order`."""
     rows = [row for row in rows if row.has_reference]
     if limit is None or limit >= len(rows):
         return list(rows)
@@ -145,7 +131,7 @@ def sample_order(rows: Sequence[Row], seed: int, stratum: Stratum | None = None)
 
     Each stratum's rows are spread evenly over the order, from a random start, so that a sample of any size holds each
     stratum by its share (proportional allocation: Cochran, Sampling Techniques, 1977, chapter 5). Results of a small
-    sample then vary less than those of a simple random one; the intervals, which assume the latter, are on the safe side.
+    sample then vary less than those of a simple random one; the intervals, which assume the latter, are conservative.
 
     `stratum`: the group of a row, None where it has none; default: its label.
     """
@@ -187,14 +173,10 @@ def evaluate(
     (BLEU, chrF, macro-F1) computed again from each resample. Where rows belong together (a conversation, the same
     prompt), whole clusters are drawn, for shares too.
 
-    Args:
-        task: `classification` scores labels (`meta["labels"]`: several a row), all else scores texts.
-        labels: allowed labels; default: those of the rows.
-        seed: of the resamples; systems that are to be compared share it.
-        measured: what is known apart from the texts.
-
-    Raises UserError: no rows, another number of answers, repeated row ids, a row without label, a bad field, schema or
-    scorer.
+    `task`: `classification` scores labels (`meta["labels"]`: several a row), all else scores texts. `labels`: allowed
+    labels; default: those of the rows. `seed`: of the resamples; systems that are to be compared share it. `measured`:
+    what is known apart from the texts. Raises UserError: no rows, another number of answers, repeated ids, no label, a
+    bad field, schema or scorer.
     """
     measured = measured or AnswerStats()
     s = Scoring(list(rows), list(answers), config, measured, dict(measured.field_labels))
@@ -206,23 +188,20 @@ def evaluate(
         s.notes.append(f"{cut} of {were} cut off at the length limit (evaluate.max_new_tokens).")
     clusters = u.cluster_numbers(cluster_keys(s.rows, s.config.cluster))
     if clusters is not None:
-        drawn = max(clusters) + 1
-        few = " They are few: the intervals are rough." if drawn < 20 else ""
-        form = f"{counted(len(s.rows), 'row')} {verb(len(s.rows), 'forms', 'form')} {counted(drawn, 'cluster')}"
+        groups = max(clusters) + 1
+        few = " They are few: the intervals are rough." if groups < 20 else ""
+        form = f"{counted(len(s.rows), 'row')} {verb(len(s.rows), 'forms', 'form')} {counted(groups, 'cluster')}"
         s.notes.append(f"{form} that belong together; intervals draw clusters.{few}")
     draws = u.bootstrap(s.statistics, len(s.rows), resamples=s.config.bootstrap, seed=seed, clusters=clusters)
     estimates = _estimates(s.statistics, draws, clustered=clusters is not None)
     if s.measured.perplexity is not None and "perplexity" not in estimates:
         estimates["perplexity"] = Estimate(float(s.measured.perplexity), math.nan, math.nan)
-    fields = [*config.fields, *s.prose]
-    primary = primary_metric(task, fields, list(estimates), s.labels_used, named=config.primary)
-    return ScoredAnswers(
-        task=task, rows=s.rows, answers=s.answers, labels=s.labels, predictions=s.predictions, valid=s.valid,
-        metrics=estimates, config=s.config, notes=s.notes, signatures=s.signatures, seed=seed,
-        statistics=s.statistics, draws=draws, primary=primary, labels_used=s.labels_used,
-        measured=replace(s.measured, row_scores=s.computed, field_labels=s.field_labels),
-        clusters=clusters, code=s.code,
-    )  # fmt: skip
+    scored = [*config.fields, *s.prose]
+    primary = primary_metric(task, scored, list(estimates), s.labels_used, choice=config.primary)
+    parts: dict[str, Any] = {f.name: getattr(s, f.name) for f in fields(ScoredAnswers) if hasattr(s, f.name)}
+    parts["measured"] = replace(measured, row_scores=s.computed, field_labels=s.field_labels)
+    parts |= {"metrics": estimates, "draws": draws, "primary": primary, "clusters": clusters}
+    return ScoredAnswers(task=task, seed=seed, **parts)
 
 
 def cluster_keys(rows: Sequence[Row], name: str | None) -> list[Hashable]:
@@ -269,21 +248,19 @@ def _estimates(statistics: list[Statistics], draws: Mapping[str, Array], *, clus
 
 
 def on_shared_rows(evaluations: Mapping[str, ScoredAnswers]) -> dict[str, ScoredAnswers] | None:
-    """All evaluations, by place, on the rows that every one of them holds; None where they hold the same rows.
-
-    Raises UserError: fewer than 20 rows are shared.
-    """
+    """All evaluations, by place, on the rows that every one of them holds; None where they hold the same rows. Raises
+    UserError: fewer than 20 rows are shared."""
     ids = {place: {row.id for row in evaluation.rows} for place, evaluation in evaluations.items()}
     shared = set.intersection(*ids.values())
     if all(row_ids == shared for row_ids in ids.values()):
         return None
     if len(shared) < FEWEST_SHARED:
         first, other = next((a, b) for a in ids for b in ids if ids[a] != ids[b])
+        counts = f"{len(ids[first]):,} and {len(ids[other]):,}, {len(shared):,} shared"
         raise UserError(
-            f"{first} and {other} were evaluated on different rows ({len(ids[first]):,} and {len(ids[other]):,}, "
-            f"{len(shared):,} shared; at least {FEWEST_SHARED} are needed)",
+            f"{first} and {other} were evaluated on different rows ({counts}; at least {FEWEST_SHARED} are needed)",
             where=f"{first}/samples.jsonl, {other}/samples.jsonl",
-            next_step="evaluate both on the same rows: tuneloop evaluate RUN --data FILE, or --dataset DATASET --split test",
+            next_step="evaluate both on the same rows: tuneloop evaluate RUN --data FILE, or --dataset DATASET",
         )
     return {place: some_rows(evaluation, shared) for place, evaluation in evaluations.items()}
 
@@ -302,19 +279,9 @@ def some_rows(all_rows: ScoredAnswers, ids: Collection[str]) -> ScoredAnswers:
         return [values[i] for i in places] if values else []
 
     measured = all_rows.measured
-    return evaluate(
-        some(all_rows.rows),
-        some(all_rows.answers),
-        task=all_rows.task,
-        labels=all_rows.labels,
-        config=all_rows.config,
-        seed=all_rows.seed,
-        measured=replace(
-            measured,
-            further=some(measured.further),
-            languages=some(measured.languages),
-            row_scores={name: some(scores) for name, scores in measured.row_scores.items()},
-            complete=True,  # what needs programs, models or files is not found out again
-            perplexity=None,
-        ),
-    )
+    row_scores = {name: some(scores) for name, scores in measured.row_scores.items()}
+    measured = replace(measured, further=some(measured.further), languages=some(measured.languages))
+    # complete: what needs programs, models or files is not found out again
+    measured = replace(measured, row_scores=row_scores, complete=True, perplexity=None)
+    settings: dict[str, Any] = {name: getattr(all_rows, name) for name in ("task", "labels", "config", "seed")}
+    return evaluate(some(all_rows.rows), some(all_rows.answers), measured=measured, **settings)

@@ -26,15 +26,16 @@ from tuneloop.records.metric import number_words
 from tuneloop.records.rows import Message, Row, last_user_turn, references_of
 
 LEAST_TOKENS = 8  # of an answer that counts as memorised: a label is no secret
+RESAMPLES = 2000
 CANDIDATES = 512  # random alternatives that a canary is ranked among
 
 
 @dataclass(frozen=True)
 class Ability:
-    """What a model makes of general rows, an entry a row: task score (0 to 1), and summed loss and tokens of the reference answer."""
+    """What a model makes of general rows; each list has an entry a row."""
 
-    scores: Sequence[float]
-    losses: Sequence[float]
+    scores: Sequence[float]  # of the task, 0 to 1
+    losses: Sequence[float]  # summed over the reference answer's tokens
     tokens: Sequence[int]
 
 
@@ -46,15 +47,12 @@ def ability(
     return Ability(scores, losses, tokens)
 
 
-def forgetting(
-    base: Ability, tuned: Ability, *, seed: int = 0, resamples: int = 2000, clusters: Sequence[int] | None = None
-) -> dict[str, Any]:
-    """How much of what the base could do is gone.
+def forgetting(base: Ability, tuned: Ability, *, seed: int = 0) -> dict[str, Any]:
+    """How much of what the base could do has been lost.
 
     The score is 1 - tuned / base of the mean task score: 0 nothing, 1 all; negative where tuning has helped. `loss` is
-    the growth of the mean loss of a reference token in nats, the finer instrument. Intervals: paired bootstrap.
-
-    `base, tuned`: over the same rows; `clusters`: of the rows, as for `uncertainty.bootstrap`.
+    the growth of the mean loss of a reference token in nats, the finer instrument. Intervals: paired bootstrap over the
+    rows, the same on both sides.
     """
     n = len(base.scores)
     columns = [base.scores, tuned.scores, base.losses, tuned.losses, base.tokens]
@@ -65,7 +63,7 @@ def forgetting(
         "loss": lambda sums: ratio(sums[:, 3] - sums[:, 2], sums[:, 4], empty=np.nan),
     }
     family = Statistics(table, functions, {})
-    draws = u.bootstrap([family], n, resamples=resamples, seed=seed, clusters=clusters)
+    draws = u.bootstrap([family], n, resamples=RESAMPLES, seed=seed)
     score, loss = (
         Estimate(value, *u.bootstrap_interval(value, draws[name][~np.isnan(draws[name])]))
         for name, value in family.point_values().items()
@@ -80,26 +78,22 @@ def forgetting(
 
 
 def _forgetting_in_words(score: Estimate, loss: Estimate, n: int) -> str:
+    rows = counted(n, "general row")
     if math.isnan(score.value):
-        return f"On {counted(n, 'general row')} the base scores nothing: answers say nothing of forgetting; the loss grew by {loss.value:+.3f}."
+        nothing = f"On {rows} the base scores nothing: answers say nothing of forgetting"
+        return f"{nothing}; the loss grew by {loss.value:+.3f}."
     way = "fell" if score.value >= 0 else "rose"
     low, high = sorted((abs(score.low), abs(score.high))) if score.low * score.high > 0 else (score.low, score.high)
     low_words, high_words = (number_words(100 * bound, 1) for bound in (low, high))
     amount = f"{100 * abs(score.value):.1f} % (95 % interval {low_words} to {high_words})"
     verdict = "It has gained on general rows, not forgotten" if score.high < 0 else "No forgetting is shown"
     verdict = "It has forgotten" if score.low > 0 else verdict
-    return (
-        f"{verdict}: on {counted(n, 'general row')} the score {way} by {amount}, and the loss of a token changed by {loss.value:+.3f} "
-        f"({loss.low:+.3f} to {loss.high:+.3f})."
-    )
+    change = f"{loss.value:+.3f} ({loss.low:+.3f} to {loss.high:+.3f})"
+    return f"{verdict}: on {rows} the score {way} by {amount}, and the loss of a token changed by {change}."
 
 
 def tasks_before_and_after(
-    base: Mapping[str, Mapping[str, Any]],
-    tuned: Mapping[str, Mapping[str, Any]],
-    *,
-    seed: int = 0,
-    resamples: int = 2000,
+    base: Mapping[str, Mapping[str, Any]], tuned: Mapping[str, Mapping[str, Any]], *, seed: int = 0
 ) -> dict[str, Any]:
     """Scores of public tasks, before and after tuning: the part `lm_eval` of `eval.json`.
 
@@ -117,7 +111,7 @@ def tasks_before_and_after(
             if shared:
                 differences = [after.each[i] - before.each[i] for i in shared]
                 family = mean_statistics({"change": differences})
-                draws = u.bootstrap([family], len(shared), resamples=resamples, seed=seed)
+                draws = u.bootstrap([family], len(shared), resamples=RESAMPLES, seed=seed)
                 change = Estimate(change.value, *u.bootstrap_interval(change.value, draws["change"]))
             sides = {"base": before.value, "tuned": after.value, "higher_is_better": before.higher_is_better}
             changes.append({"task": task, "metric": metric, "n": len(shared), **sides, "change": change})
@@ -129,15 +123,16 @@ def tasks_before_and_after(
 
 @dataclass(frozen=True)
 class Completed:
-    """Whether a model completes a training row's answer verbatim, how many tokens that takes, and whether other rows share it."""
+    """How a model completes a training row's answer."""
 
     verbatim: bool
-    tokens: int
-    shared: bool = False
+    tokens: int  # of the answer
+    shared: bool = False  # whether other rows have it too
 
 
 def memorisation(base: Sequence[Completed], tuned: Sequence[Completed]) -> dict[str, Any]:
-    """The share of training answers that the tuned model completes verbatim, beyond what the base does on the same rows.
+    """The share of training answers that the tuned model completes verbatim, beyond what the base does on the same
+    rows.
 
     Completed means: greedy decoding after the row's prompt gives the answer token by token (Carlini et al. 2023,
     arXiv 2202.07646). Answers below 8 tokens, and those that several rows share, are left out: reproducing a label is
@@ -153,9 +148,10 @@ def memorisation(base: Sequence[Completed], tuned: Sequence[Completed]) -> dict[
     only_tuned = sum(t.verbatim and not b.verbatim for b, t in pairs)
     in_tuned, in_base = sum(t.verbatim for _, t in pairs), sum(b.verbatim for b, _ in pairs)
     beyond = Estimate((only_tuned - only_base) / n, *u.paired_shares_interval(only_base, only_tuned, n))
+    bounds = f"95 % interval {100 * beyond.low:+.1f} to {100 * beyond.high:+.1f}"
     words = (
-        f"Of {counted(n, 'training answer')} the tuned model completes {100 * in_tuned / n:.1f} % verbatim, the base {100 * in_base / n:.1f} %: "
-        f"{100 * beyond.value:+.1f} points (95 % interval {100 * beyond.low:+.1f} to {100 * beyond.high:+.1f})."
+        f"Of {counted(n, 'training answer')} the tuned model completes {100 * in_tuned / n:.1f} % verbatim, "
+        f"the base {100 * in_base / n:.1f} %: {100 * beyond.value:+.1f} points ({bounds})."
     )
     return {
         **counts,
@@ -166,11 +162,9 @@ def memorisation(base: Sequence[Completed], tuned: Sequence[Completed]) -> dict[
 
 
 def canary_alternatives(row: Row, count: int = CANDIDATES, seed: int = 0) -> list[Row]:
-    """Rows like a canary with another secret: the digits of its answer drawn again, or its letters where there are none.
-
-    `row`: the canary; `meta["secret"]` is the part of the answer that is drawn, default: the whole answer. Raises
-    UserError: the answer doesn't hold the secret, or the secret holds neither digits nor letters.
-    """
+    """Rows like a canary with another secret: the digits of its answer drawn again, or its letters where there are
+    none. `row`: the canary; `meta["secret"]` is the part of the answer that is drawn, default: the whole answer. Raises
+    UserError: the answer doesn't hold the secret, or the secret holds neither digits nor letters."""
     secret = str(row.meta.get("secret") or row.answer)
     digits = any(c.isdigit() for c in secret)
     if secret not in row.answer or not any(c.isdigit() or c.isalpha() for c in secret):
@@ -179,7 +173,7 @@ def canary_alternatives(row: Row, count: int = CANDIDATES, seed: int = 0) -> lis
         raise UserError(what, where=f"row {row.id}", next_step=next_step)
     rng = random.Random(f"{seed}:{row.id}:{secret}")
 
-    def drawn(c: str) -> str:
+    def draw(c: str) -> str:
         if c.isdigit():
             return rng.choice("0123456789")
         if not digits and c.isalpha():
@@ -191,7 +185,7 @@ def canary_alternatives(row: Row, count: int = CANDIDATES, seed: int = 0) -> lis
     for _ in range(20 * count):
         if len(answers) >= count:
             break
-        other = "".join(map(drawn, secret))
+        other = "".join(map(draw, secret))
         if other != secret:
             answers[row.answer.replace(secret, other)] = None
     turns: list[Message] = [{"role": "assistant", "content": answer} for answer in answers]
@@ -199,10 +193,8 @@ def canary_alternatives(row: Row, count: int = CANDIDATES, seed: int = 0) -> lis
 
 
 def exposure(loss: float, others: Sequence[float]) -> float:
-    """log2 of the number of candidates less log2 of the canary's rank among them (Carlini et al. 2019, arXiv 1802.08232).
-
-    With N random alternatives it lies between 0 (rank N + 1) and log2(N + 1): the canary is likelier than all.
-    """
+    """log2 of the number of candidates less log2 of the canary's rank among them (Carlini et al. 2019, arXiv
+    1802.08232): from 0 to log2(N + 1) with N random alternatives, where the canary is likelier than all."""
     rank = 1 + sum(other < loss for other in others) + 0.5 * sum(other == loss for other in others)
     return math.log2(len(others) + 1) - math.log2(rank)
 
@@ -228,7 +220,8 @@ def canaries_in_words(base: Sequence[Mapping[str, Any]], tuned: Sequence[Mapping
     most = max(c["most"] for c in tuned)
     out = [c for c in tuned if c["exposure"] >= c["most"] - 1]
     mean = [sum(c["exposure"] for c in side) / len(side) for side in (base, tuned)]
+    some = f"{len(out)} of {counted(len(tuned), 'canary')} {verb(len(out), 'stands', 'stand')} out"
     return (
-        f"{len(out)} of {counted(len(tuned), 'canary')} {verb(len(out), 'stands', 'stand')} out (likelier than all or nearly all of their random alternatives); "
+        f"{some} (likelier than all or nearly all of their random alternatives); "
         f"mean exposure {mean[1]:.1f} bits of at most {most:.1f}, the base has {mean[0]:.1f}."
     )

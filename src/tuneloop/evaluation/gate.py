@@ -1,6 +1,6 @@
 """The regression gate: may this candidate replace what is in use? Pass, fail, or not enough evidence to say.
 
-All that a suite states must hold, so a pass needs no correction for several tests (an intersection-union test: Berger 1982).
+All that a suite states must hold, so a pass needs no correction for several tests (intersection-union: Berger 1982).
 """
 
 from __future__ import annotations
@@ -71,12 +71,10 @@ def run_gate(
 ) -> records.GateResult:
     """Compare the candidate with what the suite demands; the result is what `gate.json` holds.
 
-    Args:
-        candidate, base: two evaluations of the same rows.
-        ask: gets answers from the candidate's model, for new prompts and to ask failed rows again.
-        fields: row id -> further fields that slices may name (columns of the data set).
-
-    Raises UserError: the suite names a metric, field or row that the evaluations don't have, or their rows differ.
+    `candidate`, `base`: two evaluations of the same rows. `ask`: gets answers from the candidate's model, for new
+    prompts and to ask failed rows again. `fields`: row id -> further fields that slices may name (columns of the data
+    set). Raises UserError: the suite names a metric, field or row that the evaluations don't have, or their rows
+    differ.
     """
     fields = fields or {}
     if candidate.folder.resolve() == base.folder.resolve() and candidate.name == base.name:
@@ -94,14 +92,14 @@ def run_gate(
     ]
     statuses = {check.status for check in checks}
     status: Status = "fail" if "fail" in statuses else "inconclusive" if "inconclusive" in statuses else "pass"
-    return records.GateResult(
-        status=status,
-        suite=records.SuiteName(name=suite.name, hash=content_hash(suite)),
-        candidate=records.GateSide(place=candidate.place, name=candidate.name, model=candidate.manifest.model),
-        against=records.GateSide(place=base.place, name=base.name, model=base.manifest.model),
-        evaluation=sha256_file(candidate.folder / records.EVALUATION),
-        created=datetime.now(UTC).isoformat(timespec="seconds"), checks=checks, flaky=flaky,
-    )  # fmt: skip
+    sides = [records.GateSide(place=s.place, name=s.name, model=s.manifest.model) for s in (candidate, base)]
+    parts: dict[str, Any] = {
+        "status": status, "suite": records.SuiteName(name=suite.name, hash=content_hash(suite)),
+        "candidate": sides[0], "against": sides[1],
+        "evaluation": sha256_file(candidate.folder / records.EVALUATION),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"), "checks": checks, "flaky": flaky,
+    }  # fmt: skip
+    return records.GateResult(**parts)
 
 
 def _sides_on_shared_rows(candidate: Side, base: Side) -> tuple[Side, Side]:
@@ -136,12 +134,9 @@ def status(run: Path | str) -> Literal["pass", "fail", "inconclusive", "stale", 
 
 
 def release(run: Path | str, *, force: bool = False) -> dict[str, Any]:
-    """What is to be recorded of the gate with something made from a run: `status`, `suite`, `forced`.
-
-    A run that no gate has judged may pass: gates are a choice. `forced` says that one was overruled.
-
-    Raises UserError: the gate is not green, or judged an earlier evaluation, and `force` is not given.
-    """
+    """What is to be recorded of the gate with something made from a run: `status`, `suite`, `forced`. A run that no
+    gate has judged may pass: gates are a choice. `forced` says that one was overruled. Raises UserError: the gate is
+    not green, or judged an earlier evaluation, and `force` is not given."""
     verdict = status(run)
     barred = verdict not in ("pass", "none")
     if barred and not force:
@@ -185,7 +180,7 @@ def _must_pass(suite: Suite, side: Side, ask: Ask | None) -> tuple[list[records.
             label = f'{demand.id} "{textwrap.shorten(question, 60, placeholder=" …")}"'
         passed, n = sum(outcomes), len(outcomes)
         if not n:
-            what = f"{label}: could not be queried: this evaluation has no model at hand"
+            what = f"{label}: could not be queried: this evaluation has no model available"
             checks.append(records.GateCheck("must_pass", name, "inconclusive", what, rows=0))
             continue
         outcome: Status = "pass" if passed == n else "fail" if not passed else suite.flaky
@@ -210,12 +205,12 @@ def _row(demand: MustPass, side: Side, place: Mapping[str, int]) -> Row:
 def _passes(demand: MustPass, side: Side, at: int | None, answer: Completion) -> bool:
     text = answer.text.strip().casefold()
     if demand.has_condition:
-        wanted = [demand.contains] if isinstance(demand.contains, str) else demand.contains
-        banned = [demand.lacks] if isinstance(demand.lacks, str) else demand.lacks
+        present = [demand.contains] if isinstance(demand.contains, str) else demand.contains
+        absent = [demand.lacks] if isinstance(demand.lacks, str) else demand.lacks
         return (
             (demand.equals is None or text == demand.equals.strip().casefold())
-            and all(part.casefold() in text for part in wanted)
-            and not any(part.casefold() in text for part in banned)
+            and all(part.casefold() in text for part in present)
+            and not any(part.casefold() in text for part in absent)
             and (demand.matches is None or compile_pattern(demand.matches).search(answer.text) is not None)
         )
     assert at is not None  # a new prompt has a condition
@@ -247,22 +242,22 @@ def _metric(
 def _slices(
     limit: MetricLimit, side: Side, fields: Mapping[str, Mapping[str, Any]]
 ) -> list[tuple[str, set[str] | None]]:
-    """(name, row ids) of the rows that an entry speaks of; None stands for all."""
+    """(name, row ids) of the rows that an entry speaks of; None: all."""
     if not limit.slice and not limit.by:
         return [("", None)]
-    chosen = set(side.samples)
-    for key, wanted in limit.slice.items():
+    ids = set(side.samples)
+    for key, demand in limit.slice.items():
         values = _values(key, side, fields)
-        chosen &= {row for row, value in values.items() if str(value) == str(wanted)}
-        if not chosen:
+        ids &= {row for row, value in values.items() if str(value) == str(demand)}
+        if not ids:
             options = ", ".join(sorted({str(value) for value in values.values()})[:12])
-            raise UserError(f"No row has {key}: {wanted}", where="metrics.slice", next_step=f"its values are {options}")
+            raise UserError(f"No row has {key}: {demand}", where="metrics.slice", next_step=f"its values are {options}")
     name = "".join(f" [{key} {value}]" for key, value in limit.slice.items())
     if not limit.by:
-        return [(name, chosen)]
+        return [(name, ids)]
     groups: dict[str, set[str]] = defaultdict(set)
     for row, value in _values(limit.by, side, fields).items():
-        if row in chosen:
+        if row in ids:
             groups[str(value)].add(row)
     large = {value: rows for value, rows in groups.items() if len(rows) >= limit.min_rows}
     if not large:
@@ -289,10 +284,7 @@ def _title(metric: str, rows: str) -> str:
 
 
 def _margin(metric: str, rows: str, margin: float, base: ScoredAnswers, candidate: ScoredAnswers) -> records.GateCheck:
-    """Non-inferiority: the interval of the gain must lie above -margin.
-
-    Source: Piaggio et al. 2012, the CONSORT extension for non-inferiority trials.
-    """
+    """Non-inferiority (Piaggio et al. 2012, CONSORT): the interval of the gain must lie above -margin."""
     name, title = f"{metric}{rows}", _title(metric, rows)
     if metric not in candidate.metrics or metric not in base.metrics:
         return records.GateCheck("metric", name, "inconclusive", f"{title}: not measured on both", limit=-margin)
@@ -317,9 +309,8 @@ def _margin(metric: str, rows: str, margin: float, base: ScoredAnswers, candidat
 def _bound(metric: str, rows: str, candidate: ScoredAnswers, limit: float, *, above: bool) -> records.GateCheck:
     name, title = f"{metric}{rows}", _title(metric, rows)
     if metric not in candidate.metrics:
-        return records.GateCheck(
-            "metric", name, "inconclusive", f"{title}: not measured on these rows", rows=candidate.n
-        )
+        what = f"{title}: not measured on these rows"
+        return records.GateCheck("metric", name, "inconclusive", what, rows=candidate.n)
     score = candidate.metrics[metric]
     return replace(_within(title, "metric", score, limit, above=above, rows=candidate.n), name=name)
 
@@ -327,18 +318,14 @@ def _bound(metric: str, rows: str, candidate: ScoredAnswers, limit: float, *, ab
 def _within(
     title: str, kind: str, score: records.Estimate, limit: float, *, above: bool, rows: int | None = None
 ) -> records.GateCheck:
-    value, low, high = score.value, score.low, score.high
-    bare = math.isnan(low) or math.isnan(high)
-    worst, best = (low, high) if above else (-high, -low)
-    edge = limit if above else -limit
-    if bare:
-        worst = best = value if above else -value
+    bare = math.isnan(score.low) or math.isnan(score.high)
+    low, high = (score.value, score.value) if bare else (score.low, score.high)
+    worst, best, edge = (low, high, limit) if above else (-high, -low, -limit)
     status: Status = "pass" if worst >= edge else "fail" if best < edge else "inconclusive"
-    bounds = "" if bare else f" [{low:.4g}, {high:.4g}]"
-    message = f"{title}: {value:.4g}{bounds}, at {'least' if above else 'most'} {limit:g}"
-    return records.GateCheck(
-        kind, title, status, message, value, None if bare else low, None if bare else high, limit, rows
-    )
+    text = f"{score.value:.4g}" + ("" if bare else f" [{low:.4g}, {high:.4g}]")
+    message = f"{title}: {text}, at {'least' if above else 'most'} {limit:g}"
+    check = records.GateCheck(kind, title, status, message, score.value, limit=limit, rows=rows)
+    return check if bare else replace(check, low=low, high=high)
 
 
 def _forgetting(limit: ForgettingLimit, side: Side) -> records.GateCheck:

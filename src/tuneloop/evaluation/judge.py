@@ -32,10 +32,12 @@ GOOD = 4  # the score from which an answer counts as good, against a thumb
 LONGEST = 12_000  # characters of an answer that a judge is shown
 _VERDICT = re.compile(r"verdict\W{0,6}(A\b|B\b|tie\b|[1-5]\b)", re.IGNORECASE)
 _PLACE = re.compile(r"\{(\w+)\}")
-# What an answer says to whoever judges it: a verdict, or an order to forget the task.
+# What an answer says to its judge: a verdict, or an order to forget the task.
 _TO_A_JUDGE = re.compile(
-    r"verdict\W{0,6}(?:A\b|B\b|tie\b|[1-5]\b)|\b(?:ignore|disregard|forget|override)\b[^.\n]{0,40}\b(?:instructions?|prompts?|rubric|above|previous)\b"
-    r"|\b(?:answer|response) [AB] is (?:clearly |much |far )?(?:better|worse|the best)\b|\b(?:judge|grader|evaluator)s?\b[^.\n]{0,40}\b(?:must|should|please|choose|prefer|pick|rate)\b",
+    r"verdict\W{0,6}(?:A\b|B\b|tie\b|[1-5]\b)"
+    r"|\b(?:ignore|disregard|forget|override)\b[^.\n]{0,40}\b(?:instructions?|prompts?|rubric|above|previous)\b"
+    r"|\b(?:answer|response) [AB] is (?:clearly |much |far )?(?:better|worse|the best)\b"
+    r"|\b(?:judge|grader|evaluator)s?\b[^.\n]{0,40}\b(?:must|should|please|choose|prefer|pick|rate)\b",
     re.IGNORECASE,
 )
 
@@ -51,7 +53,7 @@ class JudgePrompt:
     user: str
 
     def turns(self, **values: str) -> list[Message]:
-        """The conversation that a judge is to continue. A line that looks like one of its headings is marked as quoted."""
+        """The conversation that a judge is to continue; lines that look like its headings are marked as quoted."""
         headings = {line.strip().casefold() for line in self.user.splitlines() if line.strip().startswith("[")}
 
         def quoted(text: str) -> str:
@@ -63,7 +65,7 @@ class JudgePrompt:
 
 
 def speaks_to_the_judge(text: str) -> bool:
-    """Whether an answer tries to say how it is to be judged; then no model's verdict on it counts, and people should look."""
+    """Whether an answer tries to say how it is to be judged; then no model's verdict on it counts."""
     return bool(_TO_A_JUDGE.search(text[:LONGEST]))
 
 
@@ -80,7 +82,7 @@ class AnswerPair:
 
 
 @dataclass(frozen=True)
-class RatedAnswer:
+class AnswerToRate:
     """One answer to a request; `human`: whether people liked it, where that is known."""
 
     id: str
@@ -92,7 +94,7 @@ class RatedAnswer:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge said: the part `judge` of `eval.json`, a record for each pair or answer, and what to take from it."""
+    """What a judge said: the part `judge` of `eval.json`, a record for each pair or answer, and sentences."""
 
     facts: dict[str, Any]
     rows: list[JudgedRow] = field(repr=False)
@@ -100,10 +102,8 @@ class Judgement:
 
 
 def load_judge_prompt(kind: Literal["pairwise", "rubric"], file: str = "") -> JudgePrompt:
-    """The packaged prompt, or one of a file in the same form.
-
-    Raises UserError: the file lacks a template, or the template leaves out what is to be judged.
-    """
+    """The packaged prompt, or one of a file in the same form. Raises UserError: the file lacks a template, or the
+    template leaves out what is to be judged."""
     path = Path(file) if file else Path(__file__).with_name("judge.yaml")
     part = read_yaml(path, "judge's prompt").get(kind)
     if not isinstance(part, Mapping) or not all(isinstance(part.get(key), str) for key in ("system", "user")):
@@ -133,12 +133,9 @@ def judge_pairs(
     names: tuple[str, str] = ("a", "b"),
     seed: int = 0,
 ) -> Judgement:
-    """Judge each pair in both orders.
-
-    A pair is won only when both orders name the same answer; equal answers tie without it; a pair with an answer of the judge
-    that names no verdict doesn't count, nor one in which an answer speaks to the judge. `names`: of the systems a and b;
-    `seed`: of the resamples.
-    """
+    """Judge each pair in both orders. A pair is won only when both orders name the same answer; equal answers tie
+    without it; a pair with an answer of the judge that names no verdict doesn't count, nor one in which an answer
+    speaks to the judge. `names`: of the systems a and b; `seed`: of the resamples."""
     different = [pair for pair in pairs if pair.a.strip() != pair.b.strip()]
     spoken = {pair.id for pair in different if speaks_to_the_judge(pair.a) or speaks_to_the_judge(pair.b)}
     judged = [pair for pair in different if pair.id not in spoken]
@@ -147,15 +144,8 @@ def judge_pairs(
         shared = {"conversation": pair.conversation, "reference": pair.reference or "(none)"}
         turns += [prompt.turns(first=a, second=b, **shared) for a, b in ((pair.a, pair.b), (pair.b, pair.a))]
     replies = choose(turns, PAIR_OPTIONS) if turns else []
-    sides: dict[str, tuple[str | None, str | None]] = {
-        pair.id: (replies[2 * i], replies[2 * i + 1]) for i, pair in enumerate(judged)
-    }
-    of_sides: dict[tuple[str | None, str | None], Winner] = {("A", "B"): "a", ("B", "A"): "b"}
-    winners = {
-        pair.id: None if pair.id in spoken or None in (side := sides.get(pair.id, ("tie", "tie"))) else
-        of_sides.get(side, "tie")
-        for pair in pairs
-    }  # fmt: skip
+    sides = {pair.id: (replies[2 * i], replies[2 * i + 1]) for i, pair in enumerate(judged)}
+    winners = {pair.id: None if pair.id in spoken else _winner(sides.get(pair.id, ("tie", "tie"))) for pair in pairs}
     scored = [w for w in winners.values() if w is not None]
     won = {side: scored.count(side) for side in ("a", "b", "tie")}
     facts: dict[str, Any] = {"kind": "pairwise", "a": names[0], "b": names[1], "n": len(scored), "wins": won}
@@ -169,19 +159,20 @@ def judge_pairs(
     single = [v for side in read for v in side if v != "tie"]
     turned = sum(side in (("A", "A"), ("B", "B")) for side in read)
     votes = [(str(pair.human), str(w)) for pair in pairs if pair.human and (w := winners[pair.id])]
-    facts |= {
-        "unread": sum(None in side for side in sides.values()),
-        "spoken": len(spoken),
-        "position_bias": {"first": _share(single.count("A"), len(single)), "inconsistent": _share(turned, len(read)),
-                          "n": len(read)},
-        "length_bias": _length_bias(judged, winners),
-        "agreement": _agreement(votes, seed),
-    }  # fmt: skip
-    rows = [
-        JudgedRow(id=pair.id, winner=winners[pair.id], orders=list(sides.get(pair.id, ())), human=pair.human)
-        for pair in pairs
-    ]
+    facts |= {"unread": sum(None in side for side in sides.values()), "spoken": len(spoken)}
+    first, inconsistent = _share(single.count("A"), len(single)), _share(turned, len(read))
+    facts["position_bias"] = {"first": first, "inconsistent": inconsistent, "n": len(read)}
+    facts |= {"length_bias": _length_bias(judged, winners), "agreement": _agreement(votes, seed)}
+    orders = {pair.id: list(sides.get(pair.id, ())) for pair in pairs}
+    rows = [JudgedRow(id=p.id, winner=winners[p.id], orders=orders[p.id], human=p.human) for p in pairs]
     return Judgement(facts, rows, _pairs_in_words(facts, names))
+
+
+def _winner(verdicts: tuple[str | None, str | None]) -> Winner | None:
+    """Of both orders; None where one answer of the judge could not be read."""
+    if None in verdicts:
+        return None
+    return "a" if verdicts == ("A", "B") else "b" if verdicts == ("B", "A") else "tie"
 
 
 def _length_bias(pairs: Sequence[AnswerPair], winners: Mapping[str, Winner | None]) -> dict[str, Any]:
@@ -205,16 +196,18 @@ def _pairs_in_words(facts: Mapping[str, Any], names: tuple[str, str]) -> list[st
     if not facts["n"]:
         unread = f"({counted(facts['unread'], 'answer')} could not be read)"
         return [f"The judge gave no verdict on any pair {unread}.", *spoken]
-    won, share = facts["wins"], facts["preference"]
+    won, share = facts["wins"], _percent(facts["preference"])
+    counts = f"{names[1]} in {won['b']}, {names[0]} in {won['a']} of {counted(facts['n'], 'pair')}"
     words = [
-        f"The judge prefers {names[1]} in {won['b']}, {names[0]} in {won['a']} of {counted(facts['n'], 'pair')}, {counted(won['tie'], 'tie')}: "
-        f"{_percent(share)} for {names[1]} with ties as halves ({p_words(facts['p'])}): {facts['verdict']}."
+        f"The judge prefers {counts}, {counted(won['tie'], 'tie')}: {share} for {names[1]} with ties as halves "
+        f"({p_words(facts['p'])}): {facts['verdict']}."
     ]
     place, length = facts["position_bias"], facts["length_bias"]
     if place["first"]:
+        first, turned = _percent(place["first"]), _percent(place["inconsistent"])
         words.append(
-            f"Position bias: it names the answer shown first in {_percent(place['first'])} of its verdicts (50 % is fair), and "
-            f"{_percent(place['inconsistent'])} of its pairs turn with the order; these count as ties."
+            f"Position bias: it names the answer shown first in {first} of its verdicts (50 % is fair), and "
+            f"{turned} of its pairs turn with the order; these count as ties."
         )
     if length["longer"]:
         people = f"; people, on the same pairs, in {_percent(length['humans'])}" if length["humans"] else ""
@@ -226,15 +219,12 @@ def _pairs_in_words(facts: Mapping[str, Any], names: tuple[str, str]) -> list[st
     return [*words, *spoken, _agreement_in_words(facts["agreement"])]
 
 
-def judge_answers(items: Sequence[RatedAnswer], choose: Choose, prompt: JudgePrompt, *, seed: int = 0) -> Judgement:
-    """Rate answers from 1 to 5 by the rubric; 4 and more count as good when compared with people's thumbs.
-
-    One that speaks to the judge gets no rating.
-    """
+def judge_answers(items: Sequence[AnswerToRate], choose: Choose, prompt: JudgePrompt, *, seed: int = 0) -> Judgement:
+    """Rate answers from 1 to 5 by the rubric; 4 and more count as good when compared with people's thumbs. One that
+    speaks to the judge gets no rating."""
     judged = [i for i in items if not speaks_to_the_judge(i.answer)]
-    turns = [
-        prompt.turns(conversation=i.conversation, reference=i.reference or "(none)", answer=i.answer) for i in judged
-    ]
+    parts = [{"conversation": i.conversation, "reference": i.reference or "(none)", "answer": i.answer} for i in judged]
+    turns = [prompt.turns(**part) for part in parts]
     replies = dict(zip([id(i) for i in judged], choose(turns, SCORES) if turns else [], strict=True))
     scores = [None if (reply := replies.get(id(i))) is None else int(reply) for i in items]
     read = [(item, score) for item, score in zip(items, scores, strict=True) if score is not None]
@@ -305,14 +295,13 @@ def _kappas(sums: Any, k: int) -> Any:
 def _agreement_in_words(agreement: Mapping[str, Any]) -> str:
     if not agreement["n"]:
         return "It is not known whether people would agree: there are no human votes on these rows (--votes)."
-    kappa, same = agreement["kappa"], agreement["same"]
+    kappa = agreement["kappa"]
+    agrees = f"With people it agrees on {_percent(agreement['same'])} of {counted(agreement['n'], 'vote')}"
     if math.isnan(kappa.value):
-        return f"With people it agrees on {_percent(same)} of {counted(agreement['n'], 'vote')}; kappa is not defined, all votes are equal."
+        return f"{agrees}; kappa is not defined, all votes are equal."
     trust = "" if kappa.low > 0 else " That is not more than chance can do: this judge proves nothing here."
-    return (
-        f"With people it agrees on {_percent(same)} of {counted(agreement['n'], 'vote')}: Cohen's kappa {kappa.value:.2f} "
-        f"({kappa.low:.2f} to {kappa.high:.2f}; 0 is chance, 1 perfect).{trust}"
-    )
+    bounds = f"{kappa.low:.2f} to {kappa.high:.2f}; 0 is chance, 1 perfect"
+    return f"{agrees}: Cohen's kappa {kappa.value:.2f} ({bounds}).{trust}"
 
 
 def _share(hits: int, n: int) -> Estimate | None:

@@ -20,8 +20,7 @@ def usd_per_1000(costs: Mapping[str, Mapping[str, Any]], n: int) -> dict[str, fl
 
     Measuring shares what prompts have in common (an instruction, examples), which single requests in production don't.
     Systems of one model therefore pay by token: the price is their dollars together over the tokens that were really
-    computed, times the tokens of a request. Systems without `computed_tokens` (endpoints, classifiers) pay what they
-    paid.
+    computed, times the tokens of a request; those without `computed_tokens` (endpoints, classifiers) what they paid.
 
     `costs`: system -> `usd`, `prompt_tokens`, `tokens`, `computed_tokens`; `n`: requests.
     """
@@ -30,8 +29,8 @@ def usd_per_1000(costs: Mapping[str, Mapping[str, Any]], n: int) -> dict[str, fl
     price = sum(cost.get("usd", 0.0) for cost in computing) / computed if computed else 0.0
     prices: dict[str, float | None] = {}
     for name, cost in costs.items():
-        paid = price * (cost["prompt_tokens"] + cost["tokens"]) if cost.get("computed_tokens") else cost.get("usd")
-        prices[name] = None if paid is None else 1000 * paid / n
+        usd = price * (cost["prompt_tokens"] + cost["tokens"]) if cost.get("computed_tokens") else cost.get("usd")
+        prices[name] = None if usd is None else 1000 * usd / n
     return prices
 
 
@@ -42,23 +41,16 @@ def leaderboard(
     tuned: Sequence[str] = (),
     comparisons: Sequence[Comparison] = (),
 ) -> list[LeaderboardEntry]:
-    """The systems from the base model upwards.
-
-    `costs`: see `usd_per_1000`, and `training_seconds`, `training_usd`; `tuned`: names; `comparisons`: those that are shown,
-    adjusted together, which are not computed again here.
-    """
+    """The systems from the base model upwards. `costs`: see `usd_per_1000`, and `training_seconds`, `training_usd`;
+    `tuned`: names; `comparisons`: those that are shown, adjusted together, which are not computed again here."""
     if not evaluations:  # baselines may be turned off
         return []
     first = next(iter(evaluations.values()))
     metric, n = first.primary, first.n
     kinds: dict[str, EntryKind] = {name: "tuned" if name in tuned else kind_of(name) for name in evaluations}
     prompts = [name for name, e in evaluations.items() if kinds[name] == "prompt" and metric in e.metrics]
-    best = min if lower_is_better(metric) else max
-    before = best(
-        [name for name in prompts if "few-shot" in name] or prompts,
-        key=lambda name: evaluations[name].metrics[metric].value,
-        default=None,
-    )
+    best, candidates = min if lower_is_better(metric) else max, [name for name in prompts if "few-shot" in name]
+    before = best(candidates or prompts, key=lambda name: evaluations[name].metrics[metric].value, default=None)
     claims: dict[str, Claim] = {}
     if before:
         base, others = evaluations[before], {name: e for name, e in evaluations.items() if name != before}
@@ -74,16 +66,12 @@ def leaderboard(
         score, cost = evaluation.metrics.get(metric), costs.get(name, {})
         if score is None:
             continue
-        gain = claims.get(name)
-        no_gain = (None, None, None, None, "")
-        delta, low, high, p, verdict = (gain.gain, gain.low, gain.high, gain.p, gain.outcome) if gain else no_gain
-        entries.append(
-            LeaderboardEntry(
-                name, kinds[name], metric, score.value, score.low, score.high, delta, low, high, p, verdict,
-                float(cost.get("training_seconds", 0.0)), float(cost.get("training_usd", 0.0)),
-                cost.get("prompt_tokens", 0) / n, cost.get("tokens", 0) / n, prices.get(name),
-            )
-        )  # fmt: skip
+        claim = claims.get(name)
+        gain = (claim.gain, claim.low, claim.high, claim.p, claim.outcome) if claim else (None, None, None, None, "")
+        numbers: list[Any] = [score.value, score.low, score.high, *gain]
+        numbers += [float(cost.get("training_seconds", 0.0)), float(cost.get("training_usd", 0.0))]
+        numbers += [cost.get("prompt_tokens", 0) / n, cost.get("tokens", 0) / n, prices.get(name)]
+        entries.append(LeaderboardEntry(name, kinds[name], metric, *numbers))
     return entries
 
 
@@ -106,13 +94,13 @@ def leaderboard_in_words(entries: Sequence[LeaderboardEntry]) -> list[str]:
         elif cheap.verdict == NOT_ENOUGH:
             why = "use it, it costs next to nothing."
             sentences.append(f"{cheap.name} is not shown to differ from the base model ({points}): {why}")
-    shown = _best([r for r in prompts if "few-shot" in r.name], "prompt")
-    if tuned and shown and tuned.usd_per_1000 and shown.usd_per_1000:
-        ratio = shown.usd_per_1000 / tuned.usd_per_1000
+    few_shot = _best([r for r in prompts if "few-shot" in r.name], "prompt")
+    if tuned and few_shot and tuned.usd_per_1000 and few_shot.usd_per_1000:
+        ratio = few_shot.usd_per_1000 / tuned.usd_per_1000
         mine = f"1,000 requests cost ${tuned.usd_per_1000:.4f} with the {tuned.name} model"
-        theirs = f"${shown.usd_per_1000:.4f} with {shown.name}"
+        theirs = f"${few_shot.usd_per_1000:.4f} with {few_shot.name}"
         sentences.append(
-            f"{mine} ({tuned.prompt_tokens:,.0f} tokens read each) and {theirs} ({shown.prompt_tokens:,.0f}): "
+            f"{mine} ({tuned.prompt_tokens:,.0f} tokens read each) and {theirs} ({few_shot.prompt_tokens:,.0f}): "
             f"{ratio:.1f} times as much, for its examples are read every time."
             if ratio > 1
             else f"{mine} and {theirs}."

@@ -1,4 +1,4 @@
-"""General abilities by tasks of lm-eval (EleutherAI's harness), which also scores them; the forward passes are tuneloop's."""
+"""General abilities by tasks of lm-eval (EleutherAI's harness), which scores; tuneloop does the forward passes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,10 @@ MOST_NEW = 256  # tokens of an answer, where the task names no number
 
 @dataclass(frozen=True)
 class TaskScores:
-    """One metric of one task: its value as lm-eval aggregates it, and the score of each document by its number.
-
-    `each` is empty for metrics that are no means of scores.
-    """
+    """One metric of one task: its value as lm-eval aggregates it."""
 
     value: float
-    each: Mapping[int, float]
+    each: Mapping[int, float]  # the score of each document by its number; empty where it is no mean of scores
     higher_is_better: bool = True
 
 
@@ -40,13 +37,9 @@ def harness_missing() -> str:
 def run_tasks(
     target: LocalTarget, tasks: Sequence[str], *, limit: int | None = None
 ) -> dict[str, dict[str, TaskScores]]:
-    """Run tasks of lm-eval (names of tasks or groups, or YAML files): name -> metric -> scores.
-
-    `limit`: documents of a task.
-
-    Raises UserError: a file that a folder names and the user has not. Raises Exception: whatever lm-eval raises for
-    an unknown task, or one whose data are neither cached nor to be had.
-    """
+    """Run tasks of lm-eval (names of tasks or groups, or YAML files): name -> metric -> scores. `limit`: documents of a
+    task. Raises UserError: a file that a folder names and the user has not. Raises Exception: whatever lm-eval raises
+    for an unknown task, or one whose data are neither cached nor to be had."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -54,29 +47,22 @@ def run_tasks(
         if task.endswith((".yaml", ".yml")):
             need_trust(task, "evaluate.lm_eval")  # `!function` in it is Python
     files = [str(Path(task).resolve()) if task.endswith((".yaml", ".yml")) else task for task in tasks]
-    results = simple_evaluate(
-        _harness_model(target), tasks=files, limit=limit, bootstrap_iters=0, task_manager=TaskManager(),
-        log_samples=True,
-    )  # fmt: skip
-    higher = results["higher_is_better"]
-    return {
-        task: {
-            name: TaskScores(float(value), _each(samples, *_parts(name)), bool(higher[task].get(_parts(name)[0], True)))
-            for name, value in results["results"][task].items()
-            if "," in name and "_stderr" not in name and isinstance(value, int | float)
-        }
-        for task, samples in results["samples"].items()
-    }
+    options = {"limit": limit, "bootstrap_iters": 0, "task_manager": TaskManager(), "log_samples": True}
+    results = simple_evaluate(_harness_model(target), tasks=files, **options)
+    tables: dict[str, dict[str, TaskScores]] = {}
+    for task, samples in results["samples"].items():
+        scores = tables[task] = {}
+        for name, value in results["results"][task].items():
+            if "," in name and "_stderr" not in name and isinstance(value, int | float):
+                higher = results["higher_is_better"][task].get(name.partition(",")[0], True)
+                scores[name] = TaskScores(float(value), _each(samples, name), bool(higher))
+    return tables
 
 
-def _parts(name: str) -> tuple[str, str]:
-    """`acc,none` -> metric and filter."""
-    metric, _, chosen = name.partition(",")
-    return metric, chosen
-
-
-def _each(samples: Sequence[Mapping[str, Any]], metric: str, chosen: str) -> dict[int, float]:
-    mine = [sample for sample in samples if sample.get("filter", chosen) == chosen]
+def _each(samples: Sequence[Mapping[str, Any]], name: str) -> dict[int, float]:
+    """The scores of a metric and filter, as in `acc,none`."""
+    metric, _, kind = name.partition(",")
+    mine = [sample for sample in samples if sample.get("filter", kind) == kind]
     if not all(isinstance(sample.get(metric), int | float) for sample in mine):
         return {}  # of sums, as perplexity is
     return {int(sample["doc_id"]): float(sample[metric]) for sample in mine}
@@ -112,10 +98,10 @@ def _harness_model(target: LocalTarget) -> Any:
         def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
             sums = []
             for request in requests:
+                ids = template.encode(request.args[0])
                 windows = get_rolling_token_windows(
-                    token_list=template.encode(request.args[0]), prefix_token=begin[0], max_seq_len=context - 1,
-                    context_len=1,
-                )  # fmt: skip
+                    token_list=ids, prefix_token=begin[0], max_seq_len=context - 1, context_len=1
+                )
                 sums.append(sum(loss for loss, _ in fits([make_disjoint_window(window) for window in windows])))
             return sums
 

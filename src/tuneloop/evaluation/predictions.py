@@ -10,7 +10,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.units import counted
 from tuneloop.evaluation.metrics.code import problem_of
-from tuneloop.evaluation.metrics.multilabel import NO_LABELS
+from tuneloop.evaluation.metrics.labels import NO_LABELS
 from tuneloop.records.rows import Row
 
 NAMES = ("prediction", "predicted", "answer", "output", "response", "completion", "generated", "label", "labels")
@@ -19,10 +19,10 @@ IDS = ("id", "task_id")
 
 @dataclass(frozen=True)
 class MatchedPredictions:
-    """What a file of predictions says of rows: each row's answers, the first one and further ones, and ids that no row has."""
+    """What a file of predictions says of rows."""
 
-    answers: list[list[str]]
-    unknown: list[str]
+    answers: list[list[str]]  # of each row: the first one and further ones
+    unknown: list[str]  # ids that no row has
 
     def missing(self, rows: Sequence[Row]) -> list[str]:
         """The ids of rows without an answer."""
@@ -30,34 +30,30 @@ class MatchedPredictions:
 
 
 def answers_from(
-    records: Sequence[Any], rows: Sequence[Row], where: str, *, known: Sequence[Row] = (), order: Sequence[str] = ()
+    records: Sequence[Any], rows: Sequence[Row], where: str, *, all_rows: Sequence[Row] = (), order: Sequence[str] = ()
 ) -> MatchedPredictions:
     """Find the answers to rows.
 
-    Rows that the file leaves out, and ids that no row has, are reported, not refused: a job elsewhere that has lost some
-    rows is still measured on all of them. What could be about the wrong rows is refused.
+    Rows that the file leaves out, and ids that no row has, are reported, not refused: a job elsewhere that has lost
+    some rows is still measured on all of them. What could be about the wrong rows is refused.
 
-    Args:
-        records: `{"id" or "row", "prediction"}` each. `id` is that of the row, or its record's own (`meta.id`); `row`
-            is the record's number, from 0 or from 1 (the file's lowest number tells). Without both, the order counts.
-            Ids that are numbers, where no row has such an id, are taken as `row`. Predictions that are no text are taken
-            as JSON; a list of texts is several answers to one prompt, and so are, for programs, several records.
-        known: all rows that there may be predictions for; default: `rows`.
-        order: the ids of all records that are counted; default: of `known`.
-
-    Raises UserError: a record without prediction, a row with two, no record about any row, numbers that leave open
-    whether they count from 0 or from 1.
+    `records`: `{"id" or "row", "prediction"}` each. `id` is that of the row, or its record's own (`meta.id`); `row` is
+    the record's number, from 0 or from 1 (the file's lowest number tells). Without both, the order counts. Ids that are
+    numbers, where no row has such an id, are taken as `row`. Predictions that are no text are taken as JSON; a list of
+    texts is several answers to one prompt, and so are, for programs, several records. `all_rows`: all that there may be
+    predictions for; default: `rows`. `order`: the ids of all records that are counted; default: of `all_rows`. Raises
+    UserError: a record without prediction, a row with two, no record about any row, numbers that leave open whether
+    they count from 0 or from 1.
     """
     if not records:
         raise UserError("The file holds no predictions", where=where, next_step='write rows {"id", "prediction"}')
-    wanted = {row.id: row for row in rows}
-    known = known or rows
+    row_of, all_rows = {row.id: row for row in rows}, all_rows or rows
     texts: dict[str, list[str]] = {}
     unknown: list[str] = []
-    order = order or [row.id for row in known]
-    places, everything = _places(records, known, order, where), {*order, *wanted}
+    order = order or [row.id for row in all_rows]
+    places, everything = _places(records, all_rows, order, where), {*order, *row_of}
     for number, (record, row_id) in enumerate(zip(records, places, strict=True), 1):
-        row = wanted.get(row_id)
+        row = row_of.get(row_id)
         if row_id not in everything:
             unknown.append(row_id)
         if row is None:
@@ -74,17 +70,15 @@ def answers_from(
     return MatchedPredictions([texts.get(row.id, []) for row in rows], unknown)
 
 
-def _places(records: Sequence[Any], known: Sequence[Row], order: Sequence[str], where: str) -> list[str]:
+def _places(records: Sequence[Any], all_rows: Sequence[Row], order: Sequence[str], where: str) -> list[str]:
     for number, record in enumerate(records, 1):
         if not isinstance(record, Mapping):
             raise UserError("Not an object", where=f"{where}, record {number}", next_step='write {"id", "prediction"}')
     for name in IDS:
         if all(name in record for record in records):
             ids = [record[name] for record in records]
-            ids_of: dict[str, str] = {}
-            for row in known:
-                if row.meta.get("id") is not None:  # the source's own id, in a prepared data set
-                    ids_of.setdefault(str(row.meta["id"]), row.id)
+            sources = ((row.meta.get("id"), row.id) for row in reversed(all_rows))  # a prepared data set keeps both
+            ids_of = {str(source): row_id for source, row_id in sources if source is not None}
             ids_of |= {row_id: row_id for row_id in order}
             if not any(str(each) in ids_of for each in ids) and all(_number(each) is not None for each in ids):
                 return _by_number(ids, order, where)
@@ -108,11 +102,9 @@ def _by_number(values: Sequence[Any], order: Sequence[str], where: str) -> list[
             raise UserError(f"Not a row's number: {value!r}", where=f"{where}, record {i}", next_step="count from 0")
         numbers.append(number)
     if 0 not in numbers and len(order) not in numbers and 0 < max(numbers) < len(order):
-        raise UserError(
-            f"Do these numbers count rows from 0 or from 1? Rows 0 and {len(order)} are both missing",
-            where=where,
-            next_step='give ids instead, or add a record for the first or last row, with the prediction "" if there is none',
-        )
+        what = f"Do these numbers count rows from 0 or from 1? Rows 0 and {len(order)} are both missing"
+        step = 'give ids instead, or add a record for the first or last row, with the prediction "" if need be'
+        raise UserError(what, where=where, next_step=step)
     first = 1 if min(numbers) > 0 and max(numbers) == len(order) else 0
     for i, number in enumerate(numbers, 1):
         if not 0 <= number - first < len(order):

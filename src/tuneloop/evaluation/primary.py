@@ -17,17 +17,13 @@ FEWEST_ROWS = 5  # mean rows a label; macro averages over fewer are mostly noise
 
 @dataclass(frozen=True)
 class LabelUse:
-    """Rows of each label by reference, and by what the answers say.
-
-    Args:
-        data_set: label -> rows of the whole data set that these rows are drawn from, where that is known. It tells
-            whether labels are uneven, so that the metric that decides is the same for every sample.
-    """
+    """Rows of each label by reference, and by what the answers say."""
 
     references: Mapping[str, int]  # label -> rows that have it
     answers: Mapping[str, int]  # label -> rows whose answer names it; answers outside the label set name none
     without: int = 0  # rows with a label whose answer names none; `labelled`: all rows with a label
     labelled: int = 0
+    # label -> rows of the whole data set, where that is known: then every sample agrees on whether labels are uneven
     data_set: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -41,11 +37,8 @@ class LabelUse:
 
     @property
     def evenness(self) -> float:
-        """Shannon entropy of the labels' shares over its largest possible value: 1 where all are equally frequent.
-
-        1 where fewer than two labels occur. Source: Pielou 1966, "The measurement of diversity in different types of biological
-        collections".
-        """
+        """Shannon entropy of the labels' shares over its largest possible value: 1 where all are equally frequent or
+        fewer than two occur. Source: Pielou 1966, "The measurement of diversity in ... biological collections"."""
         counts, rows = self._counts, sum(self._counts.values())
         if len(counts) < 2:
             return 1.0
@@ -54,7 +47,7 @@ class LabelUse:
 
     @property
     def uneven(self) -> bool:
-        """Whether accuracy would hide what becomes of the rare labels: evenness below 0.9, and 5 rows a label or more."""
+        """Whether accuracy would hide what becomes of the rare labels: evenness below 0.9, and 5 rows a label."""
         return self.evenness < EVEN and sum(self._counts.values()) >= FEWEST_ROWS * len(self._counts)
 
     @property
@@ -71,23 +64,23 @@ class LabelUse:
 
     @property
     def only(self) -> str | None:
-        """The label that every answer names, where several occur in the references and one is all that is ever given."""
-        named = [label for label, n in self.answers.items() if n]
-        return named[0] if len(named) == 1 and len(self.references) > 1 and not self.without else None
+        """The label that every answer names, where several occur in the references; else None."""
+        labels = [label for label, n in self.answers.items() if n]
+        return labels[0] if len(labels) == 1 and len(self.references) > 1 and not self.without else None
 
 
 def label_use(
     references: Iterable[Collection[str]], answers: Iterable[Collection[str]], data_set: Mapping[str, int] | None = None
 ) -> LabelUse:
     """Count labels: for each row those that it has, and those that its answer names; `data_set`: see `LabelUse`."""
-    right, named_counts = Counter[str](), Counter[str]()
+    rights, counts = Counter[str](), Counter[str]()
     without = labelled = 0
-    for labels, named in itertools.zip_longest(references, answers, fillvalue=()):
-        right.update(labels)
-        named_counts.update(named)
-        labelled += bool(labels)
-        without += bool(labels) and not named
-    return LabelUse(dict(right), dict(named_counts), without, labelled, dict(data_set or {}))
+    for right, answer in itertools.zip_longest(references, answers, fillvalue=()):
+        rights.update(right)
+        counts.update(answer)
+        labelled += bool(right)
+        without += bool(right) and not answer
+    return LabelUse(dict(rights), dict(counts), without, labelled, dict(data_set or {}))
 
 
 WHOLE, PARTS = "object_accuracy", "field_accuracy"  # what decides about JSON, and where no answer is right as a whole
@@ -99,28 +92,25 @@ def primary_metric(
     metrics: Collection[str] = (),
     labels_used: Mapping[str, LabelUse] | None = None,
     *,
-    named: str | None = None,
+    choice: str | None = None,
 ) -> str:
     """The metric that decides. It depends on the rows, never on the answers (but see `evaluate.decided_together`).
 
-    Accuracy for labels, macro-F1 where they are uneven (`LabelUse.uneven`), micro-F1 where rows have several; pass@1 for
-    programs, the first field's of `evaluate.fields` (accuracy or macro-F1 likewise), whole answers of JSON, else ROUGE-L.
+    Accuracy for labels, macro-F1 where they are uneven (`LabelUse.uneven`), micro-F1 where rows have several; pass@1
+    for programs, the first field's of `evaluate.fields` (accuracy or macro-F1 likewise), whole answers of JSON, else
+    ROUGE-L.
 
-    Args:
-        metrics: names at hand; where the first choice isn't among them (a field of free text, a script that ROUGE
-            can't read), the next one is taken.
-        labels_used: of the rows' labels ("") and of fields, by name.
-        named: the user's choice, `evaluate.primary`.
-
-    Raises UserError: the named metric is not at hand, or neither more nor less of it is better.
+    `metrics`: available names; where the first choice isn't among them (a field of free text, a script that ROUGE can't
+    read), the next one is taken. `labels_used`: of the rows' labels ("") and of fields, by name. `choice`: the user's,
+    `evaluate.primary`. Raises UserError: the user's choice is not available, or neither more nor less of it is better.
     """
-    if named is not None:
-        if named not in metrics or not metric_of(named).compared:
-            why = "it has no better direction" if named in metrics else "these rows have no such metric"
+    if choice is not None:
+        if choice not in metrics or not metric_of(choice).compared:
+            why = "it has no better direction" if choice in metrics else "these rows have no such metric"
             compared = [name for name in metrics if metric_of(name).compared]
-            next_step = did_you_mean(named, compared, f"choose one of {', '.join(metrics)}")
-            raise UserError(f"{named!r} can't decide: {why}", where="evaluate.primary", next_step=next_step)
-        return named
+            next_step = did_you_mean(choice, compared, f"choose one of {', '.join(metrics)}")
+            raise UserError(f"{choice!r} can't decide: {why}", where="evaluate.primary", next_step=next_step)
+        return choice
     used = labels_used or {}
     first = []
     if task == "classification":

@@ -28,19 +28,17 @@ TellApart = Callable[[Sequence[str], Sequence[str]], tuple[Estimate, Array, Any]
 def against_production(evaluation: ScoredAnswers, production: Sequence[Row], tell_apart: TellApart) -> Against:
     """Compare the test rows' last user turns with those of production; labels too, where production has them.
 
-    The odds of a classifier that tells the two apart are importance weights (Bickel et al. 2009): each test row counts as
-    often as production has rows like it, at most 20 times the mean. The weighted score is right only if answers to like
-    texts are alike, and says nothing of what the test set doesn't hold at all.
+    The odds of a classifier that tells the two apart are importance weights (Bickel et al. 2009): each test row counts
+    as often as production has rows like it, at most 20 times the mean. The weighted score is right only if answers to
+    like texts are alike, and says nothing of what the test set doesn't hold at all.
 
     Raises UserError: fewer than 20 rows on a side, or texts that are all empty.
     """
     ours = [last_user_turn(row)[:5000] for row in evaluation.rows]
     theirs = [last_user_turn(row)[:5000] for row in production[:MOST]]
     if min(len(ours), len(theirs)) < FEWEST:
-        raise UserError(
-            f"{len(ours)} test rows and {len(theirs)} production rows: at least {FEWEST} of each are needed",
-            next_step="give more production rows",
-        )
+        what = f"{len(ours)} test rows and {len(theirs)} production rows: at least {FEWEST} of each are needed"
+        raise UserError(what, next_step="give more production rows")
     if not any(text.strip() for text in ours + theirs):
         raise UserError("The texts hold no words to compare", next_step="check the production file")
     auc, text_scores, _ = tell_apart(ours, theirs)
@@ -56,18 +54,18 @@ def against_production(evaluation: ScoredAnswers, production: Sequence[Row], tel
     resamples, seed, clusters = evaluation.config.bootstrap, evaluation.seed, evaluation.clusters
     draws = u.bootstrap([family], len(scores), resamples=resamples, seed=seed, clusters=clusters)
     value = family.point_values()["weighted"]
-    return Against(
-        rows=len(theirs), differs=p < 0.01 and auc.value > NOTICEABLE, auc=auc.value, p=p,
-        differs_in=_differences(evaluation.rows, ours, production[:MOST], theirs),
-        metric=evaluation.row_metric,
-        score=float(np.nanmean(scores)) if counted.any() else float("nan"),
-        reweighted=Estimate(value, *u.bootstrap_interval(value, draws["weighted"])),
-        effective_rows=float(weights.sum() ** 2 / (weights**2).sum()),
-    )  # fmt: skip
+    parts: dict[str, Any] = {
+        "rows": len(theirs), "differs": p < 0.01 and auc.value > NOTICEABLE, "auc": auc.value, "p": p,
+        "differs_in": _differences(evaluation.rows, ours, production[:MOST], theirs),
+        "metric": evaluation.row_metric, "score": float(np.nanmean(scores)) if counted.any() else float("nan"),
+        "reweighted": Estimate(value, *u.bootstrap_interval(value, draws["weighted"])),
+        "effective_rows": float(weights.sum() ** 2 / (weights**2).sum()),
+    }  # fmt: skip
+    return Against(**parts)
 
 
 def _odds(scores: Array, ours: int) -> Array:
-    """Odds of the first rows to be of production, both sides weighing the same: a logistic regression on the scores (Platt 1999)."""
+    """Odds of the first rows to be of production, both sides weighing the same: Platt 1999, on the scores."""
     from sklearn.linear_model import LogisticRegression
 
     column = (scores / max(float(scores.std()), 1e-9))[:, None]

@@ -1,4 +1,5 @@
-"""Prompts: a template of the user's own around the rows' texts, and examples, the cheapest way to teach a model and so the one that tuning has to beat."""
+"""Prompts: a template of the user's own around the rows' texts, and examples, the cheapest way to teach a model and so
+the one that tuning has to beat."""
 
 from __future__ import annotations
 
@@ -34,11 +35,9 @@ def choose_examples(
     classes than `k`, chance says which are shown. Rows above twice the median length are taken only when their class
     has no other. The examples come in random order, since models lean towards the last class they saw.
 
-    Args:
-        train: rows of the training split only: a test row here would be a leak.
-        k: number of examples; all rows where there are fewer.
-        stratify: the class of a row, None where it has none.
-        frequent_first: with more classes than `k` the most frequent ones are shown, instead of any.
+    `train`: rows of the training split only: a test row here would be a leak. `k`: number of examples; all rows where
+    there are fewer. `stratify`: the class of a row, None where it has none. `frequent_first`: with more classes than
+    `k` the most frequent ones are shown, instead of any.
     """
     rng = random.Random(seed)
     rows = list({(last_user_turn(row), row.answer): row for row in sorted(train, key=lambda row: row.id)}.values())
@@ -56,13 +55,13 @@ def choose_examples(
     rng.shuffle(queues)
     if frequent_first:
         queues.sort(key=len, reverse=True)
-    chosen: list[Row] = []
-    while len(chosen) < k and any(queues):
+    examples: list[Row] = []
+    while len(examples) < k and any(queues):
         for queue in queues:
-            if queue and len(chosen) < k:
-                chosen.append(queue.pop(0))
-    rng.shuffle(chosen)
-    return chosen
+            if queue and len(examples) < k:
+                examples.append(queue.pop(0))
+    rng.shuffle(examples)
+    return examples
 
 
 def labels_of(row: Row) -> list[str]:
@@ -74,39 +73,36 @@ def labels_of(row: Row) -> list[str]:
 
 
 def rarest_label(train: Sequence[Row]) -> Callable[[Row], str | None]:
-    """The class of a row with several labels: the one that the fewest rows have, so that examples show each label once."""
+    """The class of a row with several labels: the one of the fewest rows, so that examples show each label once."""
     counts = Counter(label for row in train for label in labels_of(row))
     return lambda row: min(labels_of(row), key=lambda label: (counts[label], label), default=None)
 
 
 def labels_shown(examples: Sequence[Row], train: Sequence[Row]) -> str:
     """How many of the labels the examples show, as a sentence; empty where they show all."""
-    shown, every = ({label for row in rows for label in labels_of(row)} for rows in (examples, train))
-    if every <= shown:
+    some, every = ({label for row in rows for label in labels_of(row)} for rows in (examples, train))
+    if every <= some:
         return ""
-    return f"The {counted(len(examples), 'example')} in the prompt {verb(len(examples), 'shows', 'show')} {len(shown)} of {counted(len(every), 'label')}."
+    show = f"{counted(len(examples), 'example')} in the prompt {verb(len(examples), 'shows', 'show')}"
+    return f"The {show} {len(some)} of {counted(len(every), 'label')}."
 
 
 def nearest_examples(
     train: Sequence[Row], rows: Sequence[Row], k: int, *, embed: Callable[[Sequence[str]], Any] | None = None
 ) -> list[list[Row]]:
-    """For each row the `k` training rows whose last user turns are nearest to its own, the nearest last.
-
-    Args:
-        train: rows of the training split only; of those with the same text and answer one is shown.
-        k: examples for each; all where there are fewer.
-        embed: texts to unit vectors (texts, dimensions); default: TF-IDF of words and pairs of words.
-    """
+    """For each row the `k` training rows whose last user turns are nearest to its own, the nearest last. `train`: rows
+    of the training split only; of those with the same text and answer one is shown. `k`: examples for each; all where
+    there are fewer. `embed`: texts to unit vectors (texts, dimensions); default: TF-IDF of words and pairs of words."""
     import numpy as np
 
     pool = list({(last_user_turn(row), row.answer): row for row in sorted(train, key=lambda row: row.id)}.values())
     if k < 1 or not pool:
         return [[] for _ in rows]
     texts, queries = [last_user_turn(row) for row in pool], [last_user_turn(row) for row in rows]
-    table, wanted = _tfidf(texts, queries) if embed is None else (embed(texts), embed(queries))
+    table, rows_table = _tfidf(texts, queries) if embed is None else (embed(texts), embed(queries))
     examples = []
     for start in range(0, len(rows), 256):  # a block of similarities at a time
-        block = wanted[start : start + 256] @ table.T
+        block = rows_table[start : start + 256] @ table.T
         similarities = np.asarray(block.todense() if hasattr(block, "todense") else block)
         nearest = np.argsort(similarities, axis=1, kind="stable")[:, -k:].tolist()
         examples += [[pool[i] for i in row] for row in nearest]
@@ -116,7 +112,8 @@ def nearest_examples(
 def _tfidf(texts: Sequence[str], queries: Sequence[str]) -> tuple[Any, Any]:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    features = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True)  # noqa: S106 - no password
+    words = r"(?u)\b\w+\b"
+    features = TfidfVectorizer(ngram_range=(1, 2), token_pattern=words, sublinear_tf=True)
     try:
         return features.fit_transform(texts), features.transform(queries)
     except ValueError:  # no words at all: all rows are equally near
@@ -142,23 +139,17 @@ def example_turns(example: Row) -> list[Message]:
 def fit_examples(
     examples: Sequence[Row], budget_tokens: int, count_tokens: Callable[[list[Message]], int]
 ) -> tuple[list[Row], str | None]:
-    """Leave out the longest examples until the rest fits; with a warning if some were left out.
-
-    Args:
-        examples: in the order of the prompt, which is kept.
-        budget_tokens: tokens that all examples together may take: the context less the longest prompt and answer.
-        count_tokens: tokens of one example's turns, template included.
-    """
+    """Leave out the longest examples until the rest fits; with a warning if some were left out. `examples`: in the
+    order of the prompt, which is kept. `budget_tokens`: tokens that all examples together may take: the context less
+    the longest prompt and answer. `count_tokens`: tokens of one example's turns, template included."""
     costs = [count_tokens(example_turns(example)) for example in examples]
     places = list(range(len(examples)))
     while places and sum(costs[i] for i in places) > budget_tokens:
         places.remove(max(places, key=lambda i: costs[i]))
     if len(places) == len(examples):
         return list(examples), None
-    warning = (
-        f"Only {len(places)} of {len(examples)} few-shot examples {verb(len(places), 'fits', 'fit')}: together they take {sum(costs):,} tokens, "
-        f"and the context has room for {max(budget_tokens, 0):,}."
-    )
+    warning = f"Only {len(places)} of {len(examples)} few-shot examples {verb(len(places), 'fits', 'fit')}: "
+    warning += f"together they take {sum(costs):,} tokens, and the context has room for {max(budget_tokens, 0):,}."
     return [examples[i] for i in places], warning
 
 
@@ -167,15 +158,11 @@ _PLACE = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """What is put in place of a row's own turns.
+    """What is put in place of a row's own turns: `{input}` is the row's last user turn, `{labels}` the allowed labels,
+    one a line, `{NAME}` a metadata field. Other braces stay as they are."""
 
-    Args:
-        user: template of the last user turn; `{input}` is the row's own last user turn, `{labels}` the allowed labels,
-            one a line, `{NAME}` a metadata field. Other braces stay as they are.
-    """
-
-    user: str = "{input}"
-    system: str | None = None  # template of the system turn; None: the row's own stays, "": there is none
+    user: str = "{input}"  # template of the last user turn
+    system: str | None = None  # of the system turn; None: the row's own stays, "": there is none
 
     def turns(self, row: Row, labels: Sequence[str] | None) -> list[Message]:
         """The prompt of a row: its turns before the answer, with the templates filled in."""
@@ -196,10 +183,8 @@ AS_IT_IS = PromptTemplate()
 
 
 def load_prompt(file: str) -> PromptTemplate:
-    """Read a template: a text file is that of the user turn; a YAML file has `user`, `system` or both.
-
-    Raises UserError: no such file, unknown keys, or a user template that leaves the row's text out.
-    """
+    """Read a template: a text file is that of the user turn; a YAML file has `user`, `system` or both. Raises
+    UserError: no such file, unknown keys, or a user template that leaves the row's text out."""
     path = Path(file)
     if path.suffix in (".yaml", ".yml"):
         values = read_yaml(path, "prompt")
@@ -227,11 +212,11 @@ def prompt_turns(
     turns = template.turns(row, labels)
     system = [turn for turn in turns if turn["role"] == "system"]
     rest = [turn for turn in turns if turn["role"] != "system"]
-    shown: list[Message] = []
+    earlier: list[Message] = []
     for example in examples:
         question = [turn for turn in template.turns(example, labels) if turn["role"] != "system"]
-        shown += [*question, example_turns(example)[-1]]
-    return [*system, *shown, *rest]
+        earlier += [*question, example_turns(example)[-1]]
+    return [*system, *earlier, *rest]
 
 
 def _fill(template: str, values: Mapping[str, str]) -> str:

@@ -35,6 +35,7 @@ class ComparedWith:
 
 
 ALONE = ComparedWith()
+AGAIN = ("fields", "bootstrap", "cluster", "primary")  # of the settings, by which answers are scored again
 
 
 def write_evaluation(
@@ -44,12 +45,8 @@ def write_evaluation(
     compared: ComparedWith = ALONE,
     more: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write `samples.jsonl`, then `eval.json`, whose path is returned: with the latter in place the folder is complete.
-
-    `more`: further parts of `eval.json` (costs, leaderboard, forgetting, judge ...).
-
-    Raises UserError: a baseline has other rows, or the disk refuses.
-    """
+    """Write `samples.jsonl`, then `eval.json`, whose path is returned, and which completes the folder. `more`: further
+    parts of it (costs, leaderboard ...). Raises UserError: a baseline has other rows, or the disk refuses."""
     baselines, name = compared.baselines, subject.name
     comparisons = adjusted(compared.comparisons, evaluation)
     everyone = {**baselines, name: evaluation}
@@ -83,15 +80,14 @@ def write_evaluation(
 def _settings(evaluation: ScoredAnswers) -> records.ScoringSettings:
     intervals = "95 %: Wilson for shares of right answers, else bias-corrected percentile bootstrap over rows"
     if evaluation.clusters is not None:
-        drawn = max(evaluation.clusters) + 1
-        intervals = f"95 %: bias-corrected percentile bootstrap over {counted(drawn, 'cluster')} of rows"
-    return records.ScoringSettings(
-        intervals=intervals, seed=evaluation.seed, bootstrap=evaluation.config.bootstrap,
-        fields=dict(evaluation.config.fields), labels=evaluation.labels, cluster=evaluation.config.cluster,
-        primary=evaluation.config.primary,
-        field_labels={name: list(labels) for name, labels in evaluation.measured.field_labels.items()},
-        label_rows={name: dict(rows) for name, rows in evaluation.measured.label_rows.items()},
-    )  # fmt: skip
+        clusters = counted(max(evaluation.clusters) + 1, "cluster")
+        intervals = f"95 %: bias-corrected percentile bootstrap over {clusters} of rows"
+    parts = {name: getattr(evaluation.config, name) for name in AGAIN}
+    parts |= {"intervals": intervals, "seed": evaluation.seed, "labels": evaluation.labels}
+    measured = evaluation.measured
+    parts["field_labels"] = {name: list(labels) for name, labels in measured.field_labels.items()}
+    parts["label_rows"] = {name: dict(rows) for name, rows in measured.label_rows.items()}
+    return records.ScoringSettings(**parts)
 
 
 def _samples(evaluation: ScoredAnswers, baselines: Mapping[str, ScoredAnswers]) -> Iterator[records.Sample]:
@@ -149,24 +145,18 @@ def _answer_facts(evaluation: ScoredAnswers) -> list[records.KnownOfAnswer]:
 
 def _completion(text: str, facts: records.KnownOfAnswer, finished: bool = True) -> Completion:
     """An answer as a sample holds it; baselines have no `completion`."""
-    stored = (facts.completion if isinstance(facts, records.Sample) else None) or {
-        "finish": "stop" if finished else "length"
-    }
+    stored = facts.completion if isinstance(facts, records.Sample) else None
+    completion = Completion.from_json({"text": text, **(stored or {"finish": "stop" if finished else "length"})})
     loss, tokens = facts.loss or (None, None)
-    return replace(
-        Completion.from_json({"text": text, **stored}),
-        label_probability=facts.confidence,
-        loss=None if tokens is None else math.nan if loss is None else loss,
-        loss_tokens=tokens,
-    )
+    if tokens is not None and loss is None:
+        loss = math.nan
+    return replace(completion, label_probability=facts.confidence, loss=loss, loss_tokens=tokens)
 
 
 def read_evaluation(path: Path | str, system: str = "") -> tuple[records.EvaluationManifest, list[records.Sample], str]:
-    """`eval.json`, the records of `samples.jsonl`, and the name of a system in them, empty for the one that they are about.
-
-    `path`: the folder or its `eval.json`; `system`: its name; default: the one that the evaluation is about. Raises
-    UserError: a file is missing or damaged, or holds no such system.
-    """
+    """`eval.json`, the records of `samples.jsonl`, and the name of a system in them, empty for the one that they are
+    about. `path`: the folder or its `eval.json`; `system`: its name; default: the one that the evaluation is about.
+    Raises UserError: a file is missing or damaged, or holds no such system."""
     file = Path(path) if Path(path).name == records.EVALUATION else Path(path) / records.EVALUATION
     if not file.is_file():
         next_step = f"run `tuneloop evaluate {file.parent}` first"
@@ -180,11 +170,9 @@ def read_evaluation(path: Path | str, system: str = "") -> tuple[records.Evaluat
 
 
 def load_evaluation(path: Path | str, system: str | None = None) -> ScoredAnswers:
-    """Read an evaluation back, ready for `compare`; the inverse of `write_evaluation`.
-
-    The numbers are computed again from the answers in `samples.jsonl` with the saved seed: two folders are compared
-    by the same code, whichever version wrote them. Arguments and errors are those of `read_evaluation`.
-    """
+    """Read an evaluation back, ready for `compare`; the inverse of `write_evaluation`. The numbers are computed again
+    from the answers in `samples.jsonl` with the saved seed: two folders are compared by the same code, whichever
+    version wrote them. Arguments and errors are those of `read_evaluation`."""
     return evaluated_again(path, *read_evaluation(path, system or ""))
 
 
@@ -224,17 +212,12 @@ def _evaluated_again(
         rows.append(Row(id=sample.id, messages=turns, label=sample.label, meta=meta))
     perplexity = metrics.get("perplexity")
     first = facts[0] if facts else records.KnownOfAnswer()
-    measured = AnswerStats(
-        further=[each.further for each in facts] if "further" in first.model_fields_set else [],
-        languages=[each.language or "" for each in facts] if "language" in first.model_fields_set else [],
-        row_scores={metric: [each.measured[metric] for each in facts] for metric in first.measured},
-        complete=True,
-        perplexity=None if perplexity is None else perplexity.value,
-        field_labels=settings.field_labels or {},
-        label_rows=settings.label_rows or {},
-    )
-    config = EvaluateConfig.model_validate(settings.model_dump(include={"fields", "bootstrap", "cluster", "primary"}))
-    again = evaluate(
-        rows, answers, task=manifest.task, labels=settings.labels, config=config, seed=settings.seed, measured=measured
-    )
+    further = [each.further for each in facts] if "further" in first.model_fields_set else []
+    languages = [each.language or "" for each in facts] if "language" in first.model_fields_set else []
+    scores = {metric: [each.measured[metric] for each in facts] for metric in first.measured}
+    measured = AnswerStats(further, languages, scores, True, perplexity.value if perplexity else None)
+    measured = replace(measured, field_labels=settings.field_labels or {}, label_rows=settings.label_rows or {})
+    config = EvaluateConfig.model_validate(settings.model_dump(include=set(AGAIN)))
+    options: dict[str, Any] = {"task": manifest.task, "labels": settings.labels, "seed": settings.seed}
+    again = evaluate(rows, answers, config=config, measured=measured, **options)
     return replace(again, primary=PARTS) if manifest.primary == PARTS else again

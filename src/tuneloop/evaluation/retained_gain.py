@@ -22,7 +22,7 @@ class Score:
 
     value: float  # of all rows
     draws: NDArray[np.float64]  # of each resample
-    rows: Any = None  # the values of each row (or cluster), which tell on how many two models differ
+    rows: Any = None  # the values of each row (or cluster): they show on how many two models differ
 
     @staticmethod
     def of(value: float, draws: Any, *, lower_is_better: bool = False, rows: Any = None) -> Score:
@@ -41,10 +41,8 @@ def difference(expert: Score, merged: Score) -> Share:
 
 
 def ratio(whole: Score, part: Score) -> Share | None:
-    """part / whole with its paired 95 % interval; None where less is better, or the whole is nothing.
-
-    A resample in which the whole is nothing counts as a share without bound.
-    """
+    """part / whole with its paired 95 % interval; None where less is better, or the whole is nothing. A resample in
+    which the whole is nothing counts as a share without bound."""
     if whole.value <= 0:
         return None
     some = whole.draws > 0
@@ -53,34 +51,29 @@ def ratio(whole: Score, part: Score) -> Share | None:
 
 
 def kept_share(base: Score, expert: Score, merged: Score) -> Share | None:
-    """(merged - base) / (expert - base), with the 95 % interval of paired resamples; None where the expert has no sure gain.
-
-    The gain is sure where the interval of expert - base lies above 0. Then nearly all resamples have a gain; those without
-    one count with the share on the side that they point to: without bound.
-    """
+    """(merged - base) / (expert - base), with the 95 % interval of paired resamples; None where the expert has no sure
+    gain. The gain is sure where the interval of expert - base lies above 0. Then nearly all resamples have a gain;
+    those without one count with the share on the side that they point to: without bound."""
     gain = expert.value - base.value
     if not difference(base, expert).low > 0:
         return None
-    gains, kept = expert.draws - base.draws, merged.draws - base.draws
-    endless = np.sign(kept - gains) * ENDLESS + 1.0
-    low, high = np.quantile(np.where(gains > 0, kept / np.where(gains > 0, gains, 1.0), endless), [0.025, 0.975])
+    gains, merged_gains = expert.draws - base.draws, merged.draws - base.draws
+    endless = np.sign(merged_gains - gains) * ENDLESS + 1.0
+    shares = np.where(gains > 0, merged_gains / np.where(gains > 0, gains, 1.0), endless)
+    low, high = np.quantile(shares, [0.025, 0.975])
     return Share(value=(merged.value - base.value) / gain, low=float(low), high=float(high))
 
 
 def point_share(base: float, expert: float, merged: float) -> float:
-    """The share that a search goes by, of few rows and without an interval: of the gain, or where there is none, 1 + the difference."""
+    """The share that a search goes by, of few rows and without interval: of the gain, else 1 + the difference."""
     return (merged - base) / (expert - base) if expert > base else 1.0 + merged - expert
 
 
-def holds(kept: Share | None, delta: Share, allowed: float) -> tuple[bool, bool]:
-    """Whether a task keeps enough, and whether its interval says so, too.
-
-    Args:
-        kept: of the gain; None: there is no sure gain, then the merged model only must not be significantly worse than the expert.
-        delta: merged - expert.
-        allowed: the most of the gain that may be lost, as a share.
-    """
-    if kept is None:
+def holds(share: Share | None, delta: Share, allowed: float) -> tuple[bool, bool]:
+    """Whether a task keeps enough, and whether its interval says so, too. `share`: of the gain that is kept; None:
+    there is no sure gain, then the merged model only must not be significantly worse than the expert. `delta`: merged -
+    expert. `allowed`: the most of the gain that may be lost, as a share."""
+    if share is None:
         return not delta.high < 0, False
     least = 1.0 - allowed
-    return kept.value >= least, kept.low >= least or kept.high < least
+    return share.value >= least, share.low >= least or share.high < least

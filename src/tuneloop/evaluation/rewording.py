@@ -1,7 +1,7 @@
 """The same question in other words: small changes that keep what a text means.
 
-What carries meaning by its spelling is left alone: numbers, ids, addresses, code, quoted text, names of labels, words in
-capitals. Each change is drawn from the row's own random numbers, so a row is always reworded in the same way.
+What carries meaning by its spelling is left alone: numbers, ids, addresses, code, quoted text, names of labels, words
+in capitals. Each change is drawn from the row's own random numbers, so a row is always reworded in the same way.
 """
 
 from __future__ import annotations
@@ -23,28 +23,29 @@ _PROTECTED = re.compile(
 )
 _SIGNS = re.compile(r"[\d_\\/@#$%=|~^*+<>{}\[\]]|\w[.:]\w")  # of numbers, ids, addresses, paths, formulas
 _CODE = re.compile(
-    r"^[ \t]*(?:def |class \w+[:(]|import \w|from \w+ import |#include|@\w+|public |private |function \w*\(|SELECT |INSERT |>>> )"
-    r"|[;{}][ \t]*$",
+    r"^[ \t]*(?:def |class \w+[:(]|import \w|from \w+ import |#include|@\w+|public |private |function \w*\(|SELECT "
+    r"|INSERT |>>> )|[;{}][ \t]*$",
     re.MULTILINE,
 )
 _FIELD = re.compile(r"(?P<name>[^\W\d_][\w .()/-]{0,39}):[ \t]+\S.*")
-_ENGLISH = frozenset(("the", "and", "with", "my", "you", "your", "that", "what", "how", "this", "does", "are", "why", "where",
-                      "when", "there"))  # fmt: skip
+_ENGLISH = {
+    "the", "and", "with", "my", "you", "your", "that", "what", "how", "this", "does", "are", "why", "where", "when",
+    "there",
+}  # fmt: skip
 _CONSONANTS = frozenset("bcdfghjklmnpqrstvwxz")
 # Words that two neighbouring letters turn into another word.
-_TWINS = frozenset(("casual", "causal", "united", "untied", "unties", "unites", "marital", "martial", "calvary", "cavalry", "silver",
-                    "sliver", "sacred", "scared", "perfect", "prefect", "signed", "singed", "signing", "singing", "barely",
-                    "barley"))  # fmt: skip
+_TWINS = {
+    "casual", "causal", "united", "untied", "unties", "unites", "marital", "martial", "calvary", "cavalry", "silver",
+    "sliver", "sacred", "scared", "perfect", "prefect", "signed", "singed", "signing", "singing", "barely", "barley",
+}  # fmt: skip
 GREETINGS = ("Hello,", "Hi,", "Hi there,", "Good morning,")
 THANKS = ("Thanks!", "Thank you.", "Thanks in advance.")
 LONGEST = 20_000  # characters of a text that is reworded
 
 
 def rewordings(text: str, seed: str, keep: Sequence[str] = ()) -> list[tuple[str, str]]:
-    """All kinds of rewording that fit a text, each once, in a drawn order: (kind, new text), all texts different.
-
-    None for code and for very long texts. `seed`: of the draws, a row's id; `keep`: words that stay as they are (labels).
-    """
+    """All kinds of rewording that fit a text, each once, in a drawn order: (kind, new text), all texts different. None
+    for code and for very long texts. `seed`: of the draws, a row's id; `keep`: words that stay as they are (labels)."""
     if not text.strip() or len(text) > LONGEST or looks_like_code(text):
         return []
     rng = random.Random(f"rewording:{seed}")
@@ -67,7 +68,7 @@ def looks_like_code(text: str) -> bool:
 def _protected_spans(text: str, keep: Sequence[str]) -> list[tuple[int, int]]:
     spans = [match.span() for match in _PROTECTED.finditer(text)]
     for m in re.finditer(r"\S+", text):
-        # Plain: small letters, or a capital and small letters; not ABBREVIATED, camelCase, a grade ("B"), a script without case.
+        # Plain: small letters, also behind a capital; not ABBREVIATED, camelCase, a grade ("B"), a script without case.
         words = re.findall(r"[^\W\d_]+", m[0])
         if _SIGNS.search(m[0]) or not all(w.islower() or w == "I" or (len(w) > 1 and w.istitle()) for w in words):
             spans.append(m.span())
@@ -87,7 +88,7 @@ def _is_english(text: str) -> bool:
 
 
 def _is_document(text: str) -> bool:
-    """Whether a text is a document rather than a sentence or two: what is said around it then gets a paragraph of its own."""
+    """Whether a text is a document rather than a sentence or two: what is put around it then gets its own paragraph."""
     return "\n" in text.strip() or len(text.split()) > 80
 
 
@@ -136,7 +137,7 @@ def whitespace(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str |
 
 
 def typo(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str | None:
-    """One slip of the fingers for every dozen words, three at most: two neighbouring letters inside a long word change places."""
+    """One slip for every dozen words, three at most: two neighbouring letters inside a long word change places."""
     spans, places = _protected_spans(text, keep), []
     words = [m for m in re.finditer(r"\b[a-z]{6,}\b", text) if m[0] not in _TWINS]
     words = [m for m in words if not any(start < m.end() and m.start() < end for start, end in spans)]
@@ -165,11 +166,9 @@ def field_order(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str 
 
 
 def fields_of(text: str) -> tuple[list[str], Callable[[Sequence[str]], str]] | None:
-    """The fields that a text is made of, and what puts them together again; None where it is no such text.
-
-    There must be three lines, fields one and all, with names of their own that don't count ("Step 1"), and no sentences: at most one of them
-    ends as a sentence does. Of a JSON object the values are not touched.
-    """
+    """The fields that a text is made of, and what puts them together again; None where it is no such text. There must
+    be three lines, fields one and all, with names of their own that don't count ("Step 1"), and no sentences: at most
+    one of them ends as a sentence does. Of a JSON object the values are not touched."""
     bare = text.strip()
     if bare.startswith("{") and bare.endswith("}"):
         return _json_fields(bare)

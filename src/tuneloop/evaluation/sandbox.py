@@ -1,13 +1,13 @@
 """Run a program that no one has read, such as an answer of a model and its unit tests, in a process that can do little.
 
-Each lock is set where the kernel allows it, and the result says which took: a killed process group; rlimits, wall-clock time,
-output, scratch space; namespaces without network and with a read-only file system (root, or unprivileged user namespaces);
-Landlock (Linux 5.13); seccomp: no sockets, processes, programs or signals to others (x86-64, arm64); no capabilities, and a
-user of its own when started as root; an audit hook, which alone remains where the kernel offers nothing (macOS).
+Each lock is set where the kernel allows it, and the result says which took: a killed process group; rlimits, wall-clock
+time, output, scratch space; namespaces without network and with a read-only file system (root, or unprivileged user
+namespaces); Landlock (Linux 5.13); seccomp: no sockets, processes, programs or signals to others (x86-64, arm64); no
+capabilities, and another user when started as root; an audit hook, which alone remains on macOS.
 
-It is a fence and no virtual machine. It does not protect from faults of the kernel or of Python, side channels, reading what
-Python's and the system's folders hold, an answer that forges the success of the tests in its own process, or determined code
-where only rlimits and the audit hook hold; limits are for each program, and several run at once.
+It is a fence and no virtual machine. It does not protect from faults of the kernel or of Python, side channels, reading
+what Python's and the system's folders hold, an answer that forges the success of the tests in its own process, or
+determined code where only rlimits and the audit hook hold; limits are for each program, and several run at once.
 """
 
 from __future__ import annotations
@@ -47,13 +47,9 @@ class SandboxLimits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended.
+    """How a program ended."""
 
-    Args:
-        status: `passed` (it ran to its end), `failed` (an error, or it left early), `timeout`, `memory`, `output`,
-            `disk` (a limit), or `killed` (a signal).
-    """
-
+    # `passed`, `failed` (an error, or it left early), `timeout`, `memory`, `output`, `disk`, or `killed` (a signal)
     status: str
     reason: str  # the error, or the limit; empty when it passed
     output: str  # the first 4,000 bytes that it printed
@@ -69,11 +65,9 @@ class Outcome:
 def run_program(
     candidates: str | Sequence[str], limits: SandboxLimits | None = None, *, skip: Collection[str] = ()
 ) -> Outcome:
-    """Run a Python program in the sandbox; see the module for what that keeps out.
-
-    `candidates`: the program's text, or several, of which the first that compiles is run; `skip`: locks to leave off
-    (`namespaces`, `privileges`, `landlock`, `seccomp`, `audit`), to test the others. Raises UserError: no such sandbox on this system.
-    """
+    """Run a Python program in the sandbox; see the module for what that keeps out. `candidates`: the program's text, or
+    several, of which the first that compiles is run; `skip`: locks to leave off (`namespaces`, `privileges`,
+    `landlock`, `seccomp`, `audit`), to test the others. Raises UserError: no such sandbox on this system."""
     if os.name != "posix":
         raise UserError("Programs can be run only on Linux and macOS", next_step="evaluate.code=off, or use WSL")
     limits = limits or SandboxLimits()
@@ -161,7 +155,7 @@ def _silent_end(process: subprocess.Popen[bytes]) -> tuple[str, str]:
 
 
 def _used(folder: str) -> int:
-    """Bytes in a folder, as far as can be seen (a scratch folder in a mount namespace looks empty: it limits itself)."""
+    """Bytes in a folder, as far as can be seen (one in a mount namespace looks empty: it limits itself)."""
     total = 0
     with contextlib.suppress(OSError):
         for place, _, files in os.walk(folder):

@@ -78,8 +78,8 @@ def limit_resources(request: dict[str, Any]) -> None:
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(number, (value, value))
 
-    limits = {"RLIMIT_CPU": int(request["seconds"]) + 1, "RLIMIT_AS": request["memory"], "RLIMIT_FSIZE": request["disk"],
-              "RLIMIT_NOFILE": 64, "RLIMIT_CORE": 0}  # fmt: skip
+    limits = {"RLIMIT_CPU": int(request["seconds"]) + 1, "RLIMIT_AS": request["memory"]}
+    limits |= {"RLIMIT_FSIZE": request["disk"], "RLIMIT_NOFILE": 64, "RLIMIT_CORE": 0}
     # Counts all processes of the user outside a user namespace, where so few would already be too many.
     if os.geteuid() != 0 and request.get("user_namespace"):
         limits["RLIMIT_NPROC"] = request["processes"]
@@ -89,7 +89,7 @@ def limit_resources(request: dict[str, Any]) -> None:
 
 
 def new_namespaces(request: dict[str, Any]) -> list[str]:
-    """No network interface but a dead loopback, and a file system that is read-only but for a scratch folder in memory."""
+    """No network interface but a dead loopback; a file system that is read-only but for a scratch folder in memory."""
     uid, gid = os.geteuid(), os.getegid()
     spaces = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
     try:
@@ -166,15 +166,11 @@ def seccomp() -> list[str]:
         if numbers[column] >= 0:
             code += [(equal, 0, 1, numbers[column]), (give, 0, 0, refuse | EPERM)]
     code += [(equal, 0, 1, CLONE3), (give, 0, 0, refuse | ENOSYS)]  # then the C library takes clone, which can be read
-    code += [
-        (equal, 0, 4, CLONE[column]), (load, 0, 0, 16), (has, 1, 0, CLONE_THREAD),
-        (give, 0, 0, refuse | EPERM), (give, 0, 0, allow),
-    ]  # fmt: skip
-    for numbers in TO_ITSELF_ONLY.values():
-        code += [
-            (equal, 0, 4, numbers[column]), (load, 0, 0, 16), (equal, 1, 0, os.getpid()),
-            (give, 0, 0, refuse | EPERM), (give, 0, 0, allow),
-        ]  # fmt: skip
+    # Of these calls the first argument decides.
+    conditions = [(CLONE[column], (has, 1, 0, CLONE_THREAD))]
+    conditions += [(numbers[column], (equal, 1, 0, os.getpid())) for numbers in TO_ITSELF_ONLY.values()]
+    for number, condition in conditions:
+        code += [(equal, 0, 4, number), (load, 0, 0, 16), condition, (give, 0, 0, refuse | EPERM), (give, 0, 0, allow)]
     code.append((give, 0, 0, allow))
     filters = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in code))
     program = struct.pack("HxxxxxxP", len(code), ctypes.addressof(filters))
@@ -198,7 +194,7 @@ def drop_privileges() -> list[str]:
             os.setgroups([])
             os.setresgid(user, user, user)
             os.setresuid(user, user, user)
-            locks.append("runs as a user of its own")
+            locks.append("runs as another user")
     header = struct.pack("Ii", 0x20080522, 0)
     call("capset", header, b"\0" * 24)
     return [*locks, "no capabilities"] if was_root else locks
@@ -216,16 +212,15 @@ def readable_for_all(path: str) -> bool:
 
 
 PROCESSES = ("subprocess.", "os.fork", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.kill", "pty.")
-CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.chmod", "os.chown", "os.link", "os.symlink",
-           "os.truncate", "os.utime", "os.setxattr", "shutil.")  # fmt: skip
+CHANGES = (
+    "os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.chmod", "os.chown", "os.link", "os.symlink", "os.truncate",
+    "os.utime", "os.setxattr", "shutil.",
+)  # fmt: skip
 
 
 def audit(scratch: str, *, alone: bool) -> list[str]:
     """Python itself refuses sockets, processes and writing elsewhere. Code that means harm can get around this one.
-
-    `scratch`: the folder that may be written; `alone`: no lock of the kernel holds, so that C code called through
-    ctypes must be refused too.
-    """
+    `scratch`: may be written; `alone`: no lock of the kernel holds, so that C code through ctypes is refused too."""
     home = os.path.realpath(scratch)
 
     def inside(path: Any) -> bool:
@@ -253,17 +248,17 @@ def audit(scratch: str, *, alone: bool) -> list[str]:
 
 def lock_up(request: dict[str, Any]) -> list[str]:
     """Put all locks on; returns the ones that took."""
-    taken: list[str] = []
+    locks: list[str] = []
 
     def attempt(name: str, lock: Callable[[], list[str]]) -> bool:
         if name in request["skip"]:
             return False
         try:
-            locked = lock()
+            words = lock()
         except (OSError, AttributeError):
             return False
-        taken.extend(locked)
-        return bool(locked)
+        locks.extend(words)
+        return bool(words)
 
     kernel = sys.platform == "linux"
     if kernel:
@@ -271,13 +266,13 @@ def lock_up(request: dict[str, Any]) -> list[str]:
         attempt("namespaces", lambda: new_namespaces(request))
     if "privileges" not in request["skip"]:
         with contextlib.suppress(OSError):
-            taken.extend(drop_privileges())
+            locks.extend(drop_privileges())
     limit_resources(request)
-    taken.append("limits of CPU time, memory, file size and open files (rlimits)")
+    locks.append("limits of CPU time, memory, file size and open files (rlimits)")
     files = kernel and attempt("landlock", lambda: landlock(request))
     calls = kernel and attempt("seccomp", seccomp)
     attempt("audit", lambda: audit(request["scratch"], alone=not (files and calls)))
-    return taken
+    return locks
 
 
 def run(candidates: list[str]) -> dict[str, str]:

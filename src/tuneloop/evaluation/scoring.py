@@ -13,27 +13,21 @@ from tuneloop.core.stats.intervals import Statistics, mean_statistics
 from tuneloop.core.units import counted, verb
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.metrics import METRICS, declare, metric_of, structured
+from tuneloop.evaluation.metrics import text as text_metrics
 from tuneloop.evaluation.metrics.code import code_facts, pass_scores, problem_of, run_tests
-from tuneloop.evaluation.metrics.fields import compile_fields, extract, values_repeat
-from tuneloop.evaluation.metrics.labels import are_labels, label_matcher, label_statistics
-from tuneloop.evaluation.metrics.multilabel import label_lists, label_reader, multilabel_statistics, vocabulary
+from tuneloop.evaluation.metrics.custom import compile_fields, extract, load_scorer, own_scores, values_repeat
+from tuneloop.evaluation.metrics.labels import (
+    are_labels,
+    label_lists,
+    label_matcher,
+    label_reader,
+    label_statistics,
+    multilabel_statistics,
+    vocabulary,
+)
 from tuneloop.evaluation.metrics.objects import label_fields, object_statistics, usual_object
 from tuneloop.evaluation.metrics.probabilities import calibration_statistics, confidences, loss_statistics
-from tuneloop.evaluation.metrics.scorers import load_scorer, own_scores
-from tuneloop.evaluation.metrics.text import (
-    EMBEDDER,
-    LONGEST_SCORED,
-    bleu_statistics,
-    chrf_statistics,
-    embedder,
-    exact_match,
-    is_latin,
-    length_ratio,
-    meteor,
-    rouge,
-    similarity,
-    token_f1,
-)
+from tuneloop.evaluation.metrics.text import LONGEST_SCORED, exact_match, is_latin, token_f1
 from tuneloop.evaluation.primary import LabelUse, label_use
 from tuneloop.evaluation.sandbox import SandboxLimits
 from tuneloop.records.completion import Completion
@@ -42,25 +36,16 @@ from tuneloop.records.rows import Row, references_of
 
 @dataclass(frozen=True)
 class AnswerStats:
-    """What is known apart from rows and answers. Each list is empty or has an entry for each row.
-
-    Args:
-        row_scores: metrics measured elsewhere, as one score a row (NaN: the row doesn't count).
-        complete: nothing else is to be measured that needs programs, models or files (answers read back from a
-            folder).
-        perplexity: measured elsewhere, carried along without an interval; better give the answers' losses.
-        field_labels: fields that hold labels, with these (`labels_of_fields`); default: those whose values repeat in
-            the rows, which few rows don't show.
-        label_rows: rows of each label in the whole data set, for the rows' labels ("") and for fields by name: they
-            decide whether labels are uneven, and so which metric decides. Default: those of the rows.
-    """
+    """What is known apart from rows and answers. Each list is empty or has an entry for each row."""
 
     further: Sequence[Sequence[str]] = ()  # more answers to the same prompt, for pass@k
     languages: Sequence[str] = ()  # of the prompt, for slices
-    row_scores: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    complete: bool = False
-    perplexity: float | None = None
+    row_scores: Mapping[str, Sequence[float]] = field(default_factory=dict)  # measured elsewhere; NaN: doesn't count
+    complete: bool = False  # nothing else is to be measured that needs programs, models or files
+    perplexity: float | None = None  # measured elsewhere, without an interval; better give the answers' losses
+    # fields that hold labels, with these (`labels_of_fields`); default: those whose values repeat in the rows
     field_labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    # rows of each label in the whole data set, for the rows' labels ("") and for fields by name; default: of the rows
     label_rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
@@ -99,7 +84,7 @@ class Scoring:
         self.statistics.append(mean_statistics(scores, right_or_wrong=binary if right_or_wrong else ()))
 
     def need_valid(self, holds: Sequence[bool]) -> None:
-        self.valid = [ok and held for ok, held in zip(self.valid, holds, strict=True)]
+        self.valid = [ok and more for ok, more in zip(self.valid, holds, strict=True)]
         self.valid_counts = True
 
 
@@ -144,23 +129,24 @@ def _score_labels(s: Scoring, labels: Sequence[str] | None) -> None:
         s.statistics.append(multilabel_statistics(lists, read_answers, s.labels))
         s.notes.append("Rows have several labels: accuracy counts a row as right when all its labels are right.")
     else:
-        # A row's reference text ("Queue: billing") also stands for its label.
+        # A row's reference text ("Queue: billing") also means its label.
         match = label_matcher(s.labels, {row.answer: row.label for row in s.rows if row.label is not None})
         s.predictions = [match(answer.text) for answer in s.answers]
         s.need_valid([prediction is not None for prediction in s.predictions])
         right = [row.label for row in s.rows]
         s.labels_used[""] = label_use(_each(right), _each(s.predictions), s.measured.label_rows.get(""))
-        s.statistics.append(label_statistics(right, s.predictions, known=s.labels))
+        s.statistics.append(label_statistics(right, s.predictions, allowed=s.labels))
         occurring = len(set(right))
         if len(s.rows) < 5 * occurring:
+            few = f"{counted(len(s.rows), 'row')} for {counted(occurring, 'label')} {verb(len(s.rows), 'is', 'are')}"
             s.notes.append(
-                f"{counted(len(s.rows), 'row')} for {counted(occurring, 'label')} {verb(len(s.rows), 'is', 'are')} fewer than 5 a label: macro averages come out low "
-                "and their intervals too narrow. More rows would help (evaluate.limit, data.split.test)."
+                f"{few} fewer than 5 a label: macro averages come out low and their intervals too narrow. "
+                "More rows would help (evaluate.limit, data.split.test)."
             )
     chances = confidences(s.answers)
     if not all(map(math.isnan, chances)):
-        known = [None if math.isnan(chance) else chance for chance in chances]
-        s.answers = [replace(a, label_probability=chance) for a, chance in zip(s.answers, known, strict=True)]
+        defined = [None if math.isnan(chance) else chance for chance in chances]
+        s.answers = [replace(a, label_probability=chance) for a, chance in zip(s.answers, defined, strict=True)]
         s.statistics.append(calibration_statistics(chances, s.statistics[0].row_scores["accuracy"]))
 
 
@@ -175,43 +161,43 @@ def _score_texts(s: Scoring) -> None:
     shortened = [t[: max(LONGEST_SCORED, 4 * max(map(len, r)))] for r, t in pairs]
     longer = sum(len(k) < len(t) for k, t in zip(shortened, texts, strict=True))
     if longer:
-        s.notes.append(
-            f"{counted(longer, 'answer')} above {LONGEST_SCORED:,} characters {verb(longer, 'was', 'were')} scored on {verb(longer, 'its', 'their')} beginning."
-        )
+        were, their = verb(longer, "was", "were"), verb(longer, "its", "their")
+        long_ones = f"{counted(longer, 'answer')} above {LONGEST_SCORED:,} characters"
+        s.notes.append(f"{long_ones} {were} scored on {their} beginning.")
     if is_latin([text for row in references for text in row]):
-        scores |= rouge(references, shortened)
+        scores |= text_metrics.rouge(references, shortened)
     else:
         s.notes.append("No ROUGE: it reads only a-z and 0-9, and most of these texts are in another script. Read chrF.")
-    scores["meteor"] = meteor(references, shortened)
+    scores["meteor"] = text_metrics.meteor(references, shortened)
     s.signatures["meteor"] = "nltk, alpha 0.9, beta 3, gamma 0.5, exact and Porter stem, no synonyms"
     s.statistics.append(mean_statistics(scores, right_or_wrong=["exact_match"]))
-    for name, scorer in (("bleu", bleu_statistics), ("chrf", chrf_statistics)):
-        family, s.signatures[name] = scorer(references, shortened, name=name)
+    for name, scorer in (("bleu", text_metrics.bleu_statistics), ("chrf", text_metrics.chrf_statistics)):
+        family, s.signatures[name] = scorer(references, shortened)
         s.statistics.append(family)
-    s.statistics.append(length_ratio(references, texts))
+    s.statistics.append(text_metrics.length_ratio(references, texts))
     embedding = s.measured.row_scores.get("embedding")
-    if embedding is None and s.config.embedding and not s.measured.complete and (embed := embedder()) is not None:
-        embedding = similarity(references, shortened, embed)
+    measures = embedding is None and s.config.embedding and not s.measured.complete
+    if measures and (embed := text_metrics.embedder()) is not None:
+        embedding = text_metrics.similarity(references, shortened, embed)
     if embedding is not None:
         s.computed["embedding"] = list(embedding)
-        s.signatures["embedding"] = f"cosine of {EMBEDDER}"
+        s.signatures["embedding"] = f"cosine of {text_metrics.EMBEDDER}"
         s.statistics.append(mean_statistics({"embedding": s.computed["embedding"]}))
     if are_labels(references):
         s.notes.append("The reference answers are few and short: they are also scored as labels (accuracy, F1).")
         names = sorted({row[0] for row in references})
-        match = label_matcher(names)
-        named, firsts = [match(text) for text in texts], [row[0] for row in references]
-        s.labels_used[""] = label_use(_each(firsts), _each(named))
-        s.statistics.append(label_statistics(firsts, named, known=names))
-        s.need_valid([label is not None for label in named])
+        labels, firsts = list(map(label_matcher(names), texts)), [row[0] for row in references]
+        s.labels_used[""] = label_use(_each(firsts), _each(labels))
+        s.statistics.append(label_statistics(firsts, labels, allowed=names))
+        s.need_valid([label is not None for label in labels])
 
 
 def _score_code(s: Scoring) -> None:
     scores = {name: list(x) for name, x in s.measured.row_scores.items() if name.startswith("pass@")}
     tested = [problem_of(row) is not None for row in s.rows]
     if not scores:
-        wanted = s.config.run_code
-        if s.measured.complete or wanted is False or (wanted == "auto" and not all(tested)):
+        run = s.config.run_code
+        if s.measured.complete or run is False or (run == "auto" and not all(tested)):
             return
         if not any(tested):
             needed = "rows need the metadata `test` and `entry_point`, or `test_list`"
@@ -231,8 +217,8 @@ def _score_code(s: Scoring) -> None:
 
 def _score_structure(s: Scoring) -> None:
     config, references = s.config, s.references
-    wanted = config.structured is True or config.json_schema
-    if config.structured is False or not (wanted or structured.are_structured(references)):
+    required = config.structured is True or config.json_schema
+    if config.structured is False or not (required or structured.are_structured(references)):
         return
     conforms: list[float] | None = None
     if "schema_valid" in s.measured.row_scores:
@@ -263,19 +249,16 @@ def _score_structure(s: Scoring) -> None:
         s.notes.append(f"Fields too rare for a line of their own, which count in whole answers: {objects.others}.")
     if conforms is not None:
         s.need_valid([bool(ok) for ok in conforms])
-    fenced = sum(
-        "```" in t and structured.are_structured([[structured.unfenced(t)]]) and not structured.parses(t)
-        for t in s.texts
-    )
-    if fenced:
+    fences = (t for t in s.texts if "```" in t and not structured.parses(t))
+    if fenced := sum(structured.are_structured([[structured.unfenced(text)]]) for text in fences):
         s.notes.append(f"{counted(fenced, 'answer')} would be valid JSON without the Markdown fence around it.")
 
 
 def _score_own(s: Scoring) -> None:
     scores_of = {n: list(x) for n, x in s.measured.row_scores.items() if n not in s.computed}
-    taken = METRICS.keys() | {name for family in s.statistics for name in family.values}
+    names = METRICS.keys() | {name for family in s.statistics for name in family.values}
     for name, place in s.config.scorers.items():
-        if name in taken:
+        if name in names:
             what = f"The scorer's name {name!r} is a metric's already"
             raise UserError(what, where="evaluate.scorers", next_step="rename it")
         if name not in scores_of and not s.measured.complete:
@@ -288,11 +271,9 @@ def _score_own(s: Scoring) -> None:
 
 
 def labels_of_fields(answers: Sequence[str], fields: Mapping[str, str]) -> dict[str, dict[str, int]]:
-    """The fields of answers whose values repeat, with how often each value occurs: these are labels, the others are texts.
-
-    `answers`: of the task, best those of training: a small test split does not show which values repeat; `fields`:
-    patterns, see `evaluate.fields`; the fields of answers in JSON are found without.
-    """
+    """The fields of answers whose values repeat, with how often each value occurs: these are labels, the others are
+    texts. `answers`: of the task, best those of training: a small test split does not show which values repeat;
+    `fields`: patterns, see `evaluate.fields`; the fields of answers in JSON are found without."""
     fields_values = _field_values(answers, fields)
     values_of = {name: [value for value in values if value is not None] for name, values in fields_values.items()}
     repeated = {name: values for name, values in values_of.items() if values and values_repeat(values)}
@@ -305,10 +286,8 @@ def _field_values(answers: Sequence[str], fields: Mapping[str, str]) -> dict[str
 
 
 def usual_answer(answers: Sequence[str], fields: Mapping[str, str]) -> str | None:
-    """The most frequent value in each field that holds labels (`labels_of_fields`), in an answer of the form of the given ones.
-
-    Of answers in JSON the most frequent value of every field. None where no field holds labels.
-    """
+    """The most frequent value in each field that holds labels (`labels_of_fields`), in an answer of the form of the
+    given ones. Of answers in JSON the most frequent value of every field. None where no field holds labels."""
     if not fields and structured.are_structured([[text] for text in answers]):
         return usual_object(answers)
     counts = labels_of_fields(answers, fields)
@@ -334,18 +313,18 @@ def _score_field(s: Scoring, name: str, references: list[str | None], values: li
         match = label_matcher(labels)
         predictions = [None if value is None else match(value) for value in values]
         pairs = list(zip(references, predictions, strict=True))
-        named = _each([None if right is None else prediction for right, prediction in pairs])
-        s.labels_used[name] = label_use(_each(references), named, s.measured.label_rows.get(name))
+        answers = _each([None if right is None else prediction for right, prediction in pairs])
+        s.labels_used[name] = label_use(_each(references), answers, s.measured.label_rows.get(name))
         s.statistics.append(
-            label_statistics(references, predictions, prefix=f"{name}.", every=False, known=set(labels))
+            label_statistics(references, predictions, prefix=f"{name}.", every=False, allowed=set(labels))
         )
         s.need_valid([right is None or prediction is not None for right, prediction in pairs])
         return
-    wanted, texts = [[r or ""] for r in references], [f or "" for f in values]
+    right_texts, texts = [[r or ""] for r in references], [f or "" for f in values]
     if is_latin(filled):
-        metric, scores = "rougeL", rouge(wanted, texts, ["rougeL"])["rougeL"]
+        metric, scores = "rougeL", text_metrics.rouge(right_texts, texts, ["rougeL"])["rougeL"]
     else:  # mean of sentence chrF
-        metric, scores = "chrf", chrf_statistics(wanted, texts)[0].row_scores["chrf"]
+        metric, scores = "chrf", text_metrics.chrf_statistics(right_texts, texts)[0].row_scores["chrf"]
     counted = [math.nan if r is None else score for r, score in zip(references, scores, strict=True)]
     s.statistics.append(mean_statistics({f"{name}.{metric}": counted}))
     s.need_valid([r is None or f is not None for r, f in zip(references, values, strict=True)])

@@ -20,7 +20,7 @@ from tuneloop.core.stats.tests import p_words
 from tuneloop.core.units import counted
 from tuneloop.evaluation.evaluate import CLUSTER_NAMES, ScoredAnswers
 from tuneloop.evaluation.metrics import lower_is_better, title_of
-from tuneloop.evaluation.metrics.multilabel import label_lists
+from tuneloop.evaluation.metrics.labels import label_lists
 from tuneloop.evaluation.metrics.probabilities import reliability
 from tuneloop.records.evaluation import Slice
 from tuneloop.records.rows import last_user_turn
@@ -34,12 +34,14 @@ MOST_CLUSTERED = 2000  # wrong rows that are grouped
 
 TIME_NAMES = ("time", "timestamp", "created", "created_at", "date", "datetime", "ts", "updated_at")
 # Of `meta`: where a row stands, what it is marked by, and what belongs to its answer.
-_NO_SLICE = {"line", "id", "references", "labels", "mix", "test", "prompt", "entry_point", "test_list", "test_setup_code",
-             *CLUSTER_NAMES}  # fmt: skip
+_NO_SLICE = {
+    "line", "id", "references", "labels", "mix", "test", "prompt", "entry_point", "test_list", "test_setup_code",
+    *CLUSTER_NAMES,
+}  # fmt: skip
 
 
 def breakdown(evaluation: ScoredAnswers, baselines: Mapping[str, ScoredAnswers]) -> dict[str, Any]:
-    """All of this module for `eval.json`, against baselines on the same rows; every list is bounded, whatever the number of rows."""
+    """All of this module for `eval.json`, against baselines on the same rows; every list is bounded."""
     parts: dict[str, Any] = {"primary": evaluation.primary, "row_metric": evaluation.row_metric}
     if evaluation.task == "classification":
         parts["per_class"] = per_class(evaluation)
@@ -63,13 +65,13 @@ def breakdown_in_words(parts: Mapping[str, Any]) -> list[str]:
     sentences = []
     worse = [s for s in parts["slices"] if s.verdict == "worse"]
     if worse:
-        named = [
+        parts_of = [
             f"{s.field} {s.value} ({s.score:.2f} against {s.rest:.2f}, {p_words(s.p_holm)}, {counted(s.n, 'row')})"
             for s in sorted(worse, key=lambda s: s.delta)[:3]
         ]
         more = f" and {len(worse) - 3} more" if len(worse) > 3 else ""
         metric = title_of(parts["row_metric"])
-        sentences.append(f"Significantly worse than the rest by {metric}: {'; '.join(named)}{more}.")
+        sentences.append(f"Significantly worse than the rest by {metric}: {'; '.join(parts_of)}{more}.")
     for top in (parts.get("confusion_pairs") or [])[:1]:
         if top["n"] >= 3:
             times = f"{top['n']} of {counted(top['of'], 'row')}"
@@ -133,11 +135,11 @@ def slice_values(evaluation: ScoredAnswers, fields: Sequence[str] | None = None)
             what = f"No row has the metadata field {name!r}"
             raise UserError(what, where="evaluate.slices", next_step="name a field of `meta`")
         if name not in ways and (fields is not None or name not in _NO_SLICE):
-            ways[name] = _meta_values(name, [row.meta.get(name) for row in rows], wanted=fields is not None)
+            ways[name] = _meta_values(name, [row.meta.get(name) for row in rows], requested=fields is not None)
     return {name: values for name, values in ways.items() if len({v for each in values for v in each}) > 1}
 
 
-def _meta_values(name: str, values: list[Any], *, wanted: bool) -> list[tuple[str, ...]]:
+def _meta_values(name: str, values: list[Any], *, requested: bool) -> list[tuple[str, ...]]:
     """A metadata field's values as they are if they are few, in quarters if they are times or numbers."""
     none: list[tuple[str, ...]] = [()] * len(values)
     filled = [value for value in values if value is not None]
@@ -147,7 +149,7 @@ def _meta_values(name: str, values: list[Any], *, wanted: bool) -> list[tuple[st
         times = [_time(value) for value in values]
         if all(time is not None for time, value in zip(times, values, strict=True) if value is not None):
             return _quarters(times, lambda t: datetime.fromtimestamp(t, UTC).date().isoformat(), "")
-    if len(set(filled)) <= (200 if wanted else MOST_VALUES):
+    if len(set(filled)) <= (200 if requested else MOST_VALUES):
         return _single([None if value is None else str(value) for value in values])
     if all(isinstance(value, int | float) for value in filled):
         return _quarters([None if value is None else float(value) for value in values], lambda x: f"{x:.4g}", "")
@@ -193,13 +195,11 @@ def _fisher(scores: Array, inside: Any, clusters: Any) -> tuple[float, float, fl
 
     inner, other = scores[inside], scores[~inside]
     a, b = int(inner.sum()), int(other.sum())
-    delta = a / len(inner) - b / len(other)
     (low_a, high_a), (low_b, high_b) = u.wilson_interval(a, len(inner)), u.wilson_interval(b, len(other))
     share_a, share_b = a / len(inner), b / len(other)
-    low, high = (
-        delta - math.hypot(share_a - low_a, high_b - share_b),
-        delta + math.hypot(high_a - share_a, share_b - low_b),
-    )
+    delta = share_a - share_b
+    low = delta - math.hypot(share_a - low_a, high_b - share_b)
+    high = delta + math.hypot(high_a - share_a, share_b - low_b)
     p = float(fisher_exact([[a, len(inner) - a], [b, len(other) - b]])[1])
     return delta, low, high, p
 
@@ -224,26 +224,26 @@ def per_class(evaluation: ScoredAnswers) -> list[dict[str, Any]]:
     several = lists is not None
     answers = [frozenset(() if p is None else p.split(", ") if several else (p,)) for p in evaluation.predictions]
     rows, predicted, hits, invalid = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
-    for right, named, valid in zip(rights, answers, evaluation.valid, strict=True):
+    for right, answer, valid in zip(rights, answers, evaluation.valid, strict=True):
         rows.update(right)
-        predicted.update(named)
-        hits.update(right & named)
+        predicted.update(answer)
+        hits.update(right & answer)
         if not valid:
             invalid.update(right)
-    return [
-        {
-            "label": label, "n": rows[label],
-            "precision": hits[label] / predicted[label] if predicted[label] else 0.0,
-            "recall": hits[label] / rows[label] if rows[label] else 0.0,
-            "f1": 2 * hits[label] / (rows[label] + predicted[label]),
-            "predicted": predicted[label], "invalid": invalid[label],
+    lines = []
+    for label in sorted(rows | predicted):
+        hit, n, times = hits[label], rows[label], predicted[label]
+        shares = {
+            "precision": hit / times if times else 0.0,
+            "recall": hit / n if n else 0.0,
+            "f1": 2 * hit / (n + times),
         }
-        for label in sorted(rows | predicted)
-    ]  # fmt: skip
+        lines.append({"label": label, "n": n, **shares, "predicted": times, "invalid": invalid[label]})
+    return lines
 
 
 def confusion_matrix(evaluation: ScoredAnswers) -> dict[str, Any]:
-    """The labels that occur, and the cells that aren't 0 as [label, predicted, rows]; predicted null: an invalid answer."""
+    """The labels that occur, and the cells above 0 as [label, predicted, rows]; predicted null: an invalid answer."""
     cells = _confusions(evaluation)
     labels = sorted({label for label, _ in cells} | {predicted for _, predicted in cells if predicted is not None})
     ordered = sorted(cells.items(), key=lambda cell: (cell[0][0], cell[0][1] or ""))
@@ -263,10 +263,8 @@ def _confusions(evaluation: ScoredAnswers) -> Counter[tuple[str, str | None]]:
 
 
 def disagreements(evaluation: ScoredAnswers, other: ScoredAnswers) -> dict[str, Any]:
-    """Rows where two systems differ by what rows are judged by, those that differ most first.
-
-    `better` and `worse`: rows where the first is above or below the other; `rows`: ids with both scores.
-    """
+    """Rows where two systems differ by what rows are judged by, those that differ most first. `better` and `worse`:
+    rows where the first is above or below the other; `rows`: ids with both scores."""
     metric = evaluation.row_metric
     mine, theirs = (
         {row.id: score for row, score in zip(side.rows, side.row_scores.get(metric, []), strict=False)}
@@ -283,11 +281,9 @@ def disagreements(evaluation: ScoredAnswers, other: ScoredAnswers) -> dict[str, 
 
 
 def error_groups(evaluation: ScoredAnswers) -> list[dict[str, Any]]:
-    """Wrong rows grouped by what their prompts say: TF-IDF of words, k-means, as many groups as separate best.
-
-    Wrong is a score below 0.5 for right-or-wrong metrics, else the lowest quarter. Each group: `terms` that set it
-    apart, `n`, `ids`, an `example` next to its centre. Empty for fewer than 10 wrong rows.
-    """
+    """Wrong rows grouped by what their prompts say: TF-IDF of words, k-means, as many groups as separate best. Wrong is
+    a score below 0.5 for right-or-wrong metrics, else the lowest quarter. Each group: `terms` that set it apart, `n`,
+    `ids`, an `example` next to its centre. Empty for fewer than 10 wrong rows."""
     scores = np.array(evaluation.row_scores.get(evaluation.row_metric, []), dtype=np.float64)
     defined = scores[~np.isnan(scores)]
     binary = set(np.unique(defined)) <= {0.0, 1.0}

@@ -1,4 +1,4 @@
-"""A regression suite: what must hold before a model may replace the one in use; and a first one, written from the rows that it will judge."""
+"""A regression suite: what must hold before a model may replace the one in use; and how a first one is written."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tuneloop.core.stats.intervals import Z80, Z95
 from tuneloop.core.units import counted
 from tuneloop.evaluation.evaluate import ScoredAnswers
 from tuneloop.evaluation.metrics import headline_of, metric_of
-from tuneloop.evaluation.metrics.fields import compile_fields
-from tuneloop.evaluation.metrics.multilabel import label_lists
+from tuneloop.evaluation.metrics.custom import compile_fields
+from tuneloop.evaluation.metrics.labels import label_lists
 from tuneloop.evaluation.metrics.structured import are_structured
 from tuneloop.evaluation.primary import PARTS, WHOLE, label_use, primary_metric
 from tuneloop.records.rows import Row, last_user_turn, references_of
@@ -28,10 +28,10 @@ Status = Literal["pass", "fail", "inconclusive"]
 
 
 class MustPass(Config):
-    """A row that must pass. Without a condition of its own the answer must be right: its label, or its text."""
+    """A row that must pass. Without a condition the answer must be right: its label, or its text."""
 
     id: str = Field("", description="a row of the evaluation")
-    prompt: str = Field("", description="a new prompt instead; it is asked of the candidate's model")
+    prompt: str = Field("", description="a new prompt instead, which the candidate's model answers")
     system: str = Field("", description="system prompt of a new prompt")
     request: str = Field("", description="request that it was made of, by which `tuneloop data forget` finds it")
     equals: str | None = Field(None, description="the answer, but for case and outer spaces")
@@ -73,7 +73,7 @@ class MetricLimit(Config):
     slice: dict[str, Any] = Field(
         default_factory=dict, description="only rows with these values, as in {label: refund}"
     )
-    by: str = Field("", description="each value of this field by itself")
+    by: str = Field("", description="each value of this field on its own")
     min_rows: int = Field(20, ge=2, description="of `by`: values with fewer rows are left out")
 
     @model_validator(mode="after")
@@ -103,9 +103,7 @@ class Suite(Config):
     name: str = Field("regression", description="for people")
     must_pass: list[MustPass] = Field(default_factory=list, description="ids, or mappings with conditions")
     must_pass_file: str = Field("", description="JSON Lines with more of them, in the suite's folder")
-    repeat: int = Field(
-        3, ge=0, le=20, description="how often a row that failed is asked again, where that is possible"
-    )
+    repeat: int = Field(3, ge=0, le=20, description="how often a row that failed is repeated, where possible")
     flaky: Status = Field("inconclusive", description="what a row is that passes sometimes")
     metrics: list[MetricLimit] = Field(default_factory=list, description="margins and limits")
     forgetting: ForgettingLimit | None = Field(None, description="limit on forgetting")
@@ -114,10 +112,7 @@ class Suite(Config):
 
 
 def load_suite(path: Path | str) -> Suite:
-    """Read and check a suite.
-
-    Raises UserError: the file is missing or wrong, demands nothing, or rests on a judge model alone.
-    """
+    """Read and check a suite. Raises UserError: it is missing or wrong, demands nothing, or rests on a judge alone."""
     path = Path(path)
     suite = build_config(Suite, read_yaml(path, "suite"), where=str(path))
     if suite.must_pass_file:
@@ -129,8 +124,8 @@ def load_suite(path: Path | str) -> Suite:
     judged = [limit for limit in suite.metrics if limit.metric.split(".")[0].startswith("judge")]
     if judged and len(judged) == len(suite.metrics) and not suite.must_pass and not suite.judge_alone:
         what = "The suite's only evidence is a judge model, which can be wrong in the same way each time"
-        where = str(path)
-        raise UserError(what, where=where, next_step="add must_pass rows or another metric, or set judge_alone: true")
+        step = "add must_pass rows or another metric, or set judge_alone: true"
+        raise UserError(what, where=str(path), next_step=step)
     return suite
 
 
@@ -141,58 +136,48 @@ CORRELATION = 0.7  # of two models' scores on the same rows: of near relatives, 
 
 @dataclass(frozen=True)
 class SuiteSource:
-    """What a suite is made from.
-
-    Args:
-        evaluation, forgetting: the run's, if there is one; its rows are `rows`.
-    """
+    """What a suite is made from."""
 
     name: str  # of the data set or run
     rows: Sequence[Row]  # of the test split, each with a reference
     task: str
     fields: Mapping[str, str] = field(default_factory=dict)  # patterns of the fields that are scored on their own
-    evaluation: ScoredAnswers | None = None
+    evaluation: ScoredAnswers | None = None  # the run's, if there is one, of these rows
     forgetting: float | None = None
     timed: bool = True  # whether the evaluation measured how long answers took
     origin: str = ""  # the command that wrote the file, for its first line
 
 
 def first_suite(source: SuiteSource) -> str:
-    """The suite as YAML with comments: rows that must pass, margins on the headline metrics, limits on time and forgetting.
-
-    Raises UserError: there are no test rows.
-    """
+    """The suite as YAML with comments: rows that must pass, margins on the headline metrics, limits on time and
+    forgetting. Raises UserError: there are no test rows."""
     if not source.rows:
         what = "There are no test rows to make a suite from"
         raise UserError(what, where=source.name, next_step="prepare with data.split.test above 0")
     off = "" if source.forgetting is not None else "# "
     latency = ["latency:", "  ratio: 1.5", "#  seconds_per_row: 0.5"]
     latency = latency if source.timed else [f"# {line.removeprefix('#')}" for line in latency]
-    return "\n".join(
-        [
-            _head(source), _must_pass(source), _metrics(source),
-            "# Limits on time, as measured during the two evaluations; the ratio makes sense on one machine only.", *latency, "",
-            "# General ability that may be lost, where the evaluation measures it (evaluate.general=FILE):",
-            f"{off}forgetting:", f"{off}  at_most: 0.05", "",
-        ]
-    )  # fmt: skip
-
-
-def _head(source: SuiteSource) -> str:
-    return f"""# What a new model must keep up with before it replaces the one in use. Written by `{source.origin or "tuneloop gate --init"}`:
-# a beginning, to be edited. Then:
-#   tuneloop gate NEW_RUN --against RUN_IN_USE --suite THIS_FILE
-# Exit status: 0 pass, 1 fail, 3 not enough evidence. All parts: docs/gate.md.
-version: 1
-name: {json.dumps(source.name, ensure_ascii=False)}
-"""
+    lines = [
+        f"# What a new model must keep up with before it replaces the one in use. Written by "
+        f"`{source.origin or 'tuneloop gate --init'}`:",
+        "# a beginning, to be edited. Then:",
+        "#   tuneloop gate NEW_RUN --against RUN_IN_USE --suite THIS_FILE",
+        "# Exit status: 0 pass, 1 fail, 3 not enough evidence. All parts: docs/gate.md.",
+        "version: 1", f"name: {json.dumps(source.name, ensure_ascii=False)}", "",
+        _must_pass(source), _metrics(source),
+        "# Limits on time, as measured during the two evaluations; the ratio makes sense on one machine only.",
+        *latency, "",
+        "# General ability that may be lost, where the evaluation measures it (evaluate.general=FILE):",
+        f"{off}forgetting:", f"{off}  at_most: 0.05", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
 
 
 def _must_pass(source: SuiteSource) -> str:
     how = "The model in use gets these right, as many different answers as possible."
     how = how if source.evaluation else "No one has checked that a model gets them right."
     lines = [
-        "# Rows that no release may get wrong: ids of the evaluation, or new prompts, which the candidate's model answers.",
+        "# Rows that no release may get wrong: ids of the evaluation, or new prompts for the candidate's model.",
         f"# {how} Put in the ones that matter most to you: money, safety, the law.",
     ]
     entries = _entries(source)
@@ -206,7 +191,7 @@ def _must_pass(source: SuiteSource) -> str:
     if not entries:
         first = " ".join(last_user_turn(source.rows[0]).split())[:LONGEST_COMMENT]
         lines += [
-            "# Texts can be right in many ways: say for some rows, or new prompts, what an answer must contain or lack.",
+            "# Texts can be right in many ways: say for some rows or new prompts what an answer must contain or lack.",
             f"#  - id: {json.dumps(source.rows[0].id)} # {json.dumps(first, ensure_ascii=False)}",
             '#    contains: "..."',
             '#    lacks: ["password", "credit card number"]',
@@ -248,14 +233,14 @@ def _entries(source: SuiteSource) -> list[tuple[Row, str]]:
 def _metrics(source: SuiteSource) -> str:
     n = len(source.rows)
     lines = [
-        "# How much worse a metric may be than that of the model in use: the 95 % interval of the difference must lie above -margin.",
-        f"# These margins are about the smallest that {counted(n, 'row')} can hold an equally good model to (80 % power); with smaller ones the",
-        '# gate would mostly say "not enough evidence". at_least stops a slow decline over many releases, each within its margin.',
+        "# How much worse a metric may be than that of the model in use: the 95 % interval must lie above -margin.",
+        f"# These margins are about the smallest that {counted(n, 'row')} can hold an equally good model to (80 %",
+        '# power); smaller ones mostly give "not enough evidence". at_least stops a slow decline over many releases.',
         "metrics:",
     ]
     for metric, value, error in _limits(source):
-        # (1.96 + 0.84) standard errors of the difference of two correlated scores, rounded up, and no less than what matters:
-        # the usual sample size of non-inferiority, for two equally good sides (Piaggio et al. 2012).
+        # (1.96 + 0.84) standard errors of the difference of two correlated scores, rounded up, and no less than what
+        # matters: the usual sample size of non-inferiority, for two equally good sides (Piaggio et al. 2012).
         needed = 0.0 if math.isnan(error) else (Z95 + Z80) * error * math.sqrt(2 * (1 - CORRELATION))
         margin = max(metric_of(metric).smallest_margin, math.ceil(needed * _steps(metric)) / _steps(metric))
         lines += [f"  - metric: {json.dumps(metric)}", f"    margin: {margin:g}"]
@@ -280,8 +265,8 @@ def _limits(source: SuiteSource) -> list[tuple[str, tuple[float, float] | None, 
     n = len(source.rows)
     if source.evaluation is not None:
         left_out = {"invalid_rate"} if source.task == "classification" else set()
-        shown = {m: source.evaluation.metrics[m] for m in source.evaluation.headline if m not in left_out}
-        return [(m, (score.low, score.high), (score.high - score.low) / (2 * Z95)) for m, score in shown.items()]
+        scores = {m: source.evaluation.metrics[m] for m in source.evaluation.headline if m not in left_out}
+        return [(m, (score.low, score.high), (score.high - score.low) / (2 * Z95)) for m, score in scores.items()]
     spread = 0.4 / math.sqrt(n)  # of a share of 80 %
     if source.task == "classification":
         lists = label_lists(source.rows)

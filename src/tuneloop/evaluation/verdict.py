@@ -1,7 +1,7 @@
 """The verdict on a system: how it stands against each alternative, and so against all of them; then in plain sentences.
 
-"Better" needs the metric that decides, and no significant loss on another headline metric, against every alternative: the weakest
-standing is the verdict, which needs no correction for the number of tests (an intersection-union test: Berger 1982).
+"Better" needs the metric that decides, and no significant loss on another headline metric, against every alternative:
+the weakest standing is the verdict, without a correction for the number of tests (intersection-union: Berger 1982).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from tuneloop.evaluation.primary import PARTS
 from tuneloop.records.evaluation import BaselineKind, Comparison, Outcome, Standing
 
 FROM_WORST: tuple[Outcome, ...] = ("worse", "mixed", NOT_ENOUGH, "promising", "better")
-# From here to 0.05 a gain is promising, not proven: such a p-value speaks at most 14 to 1 for a difference (see `best_odds`).
-# Source: Benjamin et al. 2018, "Redefine statistical significance", Nature Human Behaviour 2.
+# From here to 0.05 a gain is promising, not proven: such a p-value speaks at most 14 to 1 for a difference (see
+# `best_odds`). Source: Benjamin et al. 2018, "Redefine statistical significance", Nature Human Behaviour 2.
 PROVEN = 0.005
 
 
 def kind_of(name: str) -> BaselineKind:
-    """What kind of alternative a system is, by its name; whatever is no classifier and no constant answer is a way of prompting."""
+    """What kind of alternative a system is, by its name; no classifier and no constant answer: a way of prompting."""
     return "constant" if name == MAJORITY else "classical" if name in CLASSICAL else "prompt"
 
 
@@ -74,11 +74,8 @@ class Verdict:
 
 
 def decide(evaluations: Mapping[str, ScoredAnswers], comparisons: Sequence[Comparison], name: str) -> Verdict:
-    """The verdict on a system, and on others that are compared with the same one.
-
-    `comparisons`: pairs, adjusted together; in either direction where `name` is one of the two, else of the first (a)
-    with another one (b).
-    """
+    """The verdict on a system, and on others that are compared with the same one. `comparisons`: pairs, adjusted
+    together; in either direction where `name` is one of the two, else of the first (a) with another one (b)."""
     evaluation = evaluations[name]
     pairs: dict[tuple[str, str], dict[str, Comparison]] = {}
     for comparison in comparisons:
@@ -94,15 +91,13 @@ def decide(evaluations: Mapping[str, ScoredAnswers], comparisons: Sequence[Compa
     mine = [s for s in standings if s.name == name]
     weakest = min(mine, key=lambda s: FROM_WORST.index(s.outcome), default=None)
     used = evaluation.deciding_labels
-    return Verdict(
-        name=name, outcome=weakest.outcome if weakest else "not compared",
-        against=weakest.against if weakest else None, metric=evaluation.primary, why=_why(evaluation),
-        never=used.never if used else [], only=used.only if used else None, standings=standings,
-    )  # fmt: skip
+    outcome: Outcome = weakest.outcome if weakest else "not compared"
+    against, (never, only) = weakest.against if weakest else None, (used.never, used.only) if used else ([], None)
+    return Verdict(name, outcome, against, evaluation.primary, _why(evaluation), never, only, standings)
 
 
 def standing(pairs: Mapping[str, Comparison], evaluation: ScoredAnswers) -> Standing:
-    """How b stands against a; `pairs`: metric -> the pair, gains positive where b is better, with the metric that decides."""
+    """How b stands against a; `pairs`: metric -> the pair, gains positive where b is better."""
     first = pairs[evaluation.primary]
     claims = [claim_of(pairs[metric]) for metric in evaluation.headline if metric in pairs]
     outcomes, decides = {claim.outcome for claim in claims}, claims[0]
@@ -111,12 +106,9 @@ def standing(pairs: Mapping[str, Comparison], evaluation: ScoredAnswers) -> Stan
         outcome = "mixed" if "better" in outcomes else "worse"
     elif decides.outcome == "better":
         outcome = "better" if first.p < PROVEN else "promising"
-    return Standing(
-        name=first.b, against=first.a, kind=kind_of(first.a), outcome=outcome, gain=decides.gain,
-        low=decides.low, high=decides.high, p=first.p, p_holm=decides.p, tests=decides.tests,
-        detectable=first.detectable, rows_needed=rows_needed(first, evaluation.n, PROVEN),
-        only_name=first.only_b, only_against=first.only_a, apart=first.apart, claims=claims,
-    )  # fmt: skip
+    gain = decides.gain, decides.low, decides.high, first.p, decides.p, decides.tests
+    needed, counts = rows_needed(first, evaluation.n, PROVEN), (first.only_b, first.only_a, first.apart)
+    return Standing(first.b, first.a, kind_of(first.a), outcome, *gain, first.detectable, needed, *counts, claims)
 
 
 def _why(evaluation: ScoredAnswers) -> str:
@@ -127,15 +119,14 @@ def _why(evaluation: ScoredAnswers) -> str:
         return "no answer is right as a whole, so the share of right fields decides"
     if metric == "macro_f1" and used is not None:
         label, share = used.most_frequent
-        return f'labels are uneven ("{label}" is {100 * share:.0f} % of the rows), so accuracy would hide what becomes of the rare ones'
+        uneven = f'labels are uneven ("{label}" is {100 * share:.0f} % of the rows)'
+        return f"{uneven}, so accuracy would hide what becomes of the rare ones"
     return ""
 
 
 def best_odds(p: float) -> float:
-    """How much a p-value can speak for a difference at the very best: the largest Bayes factor, 1 / (-e p ln p); 1 from p = 1/e on.
-
-    Source: Sellke, Bayarri & Berger 2001, "Calibration of p values for testing precise null hypotheses".
-    """
+    """How much a p-value can speak for a difference at the very best: the largest Bayes factor, 1 / (-e p ln p); 1 from
+    p = 1/e on. Source: Sellke, Bayarri & Berger 2001, "Calibration of p values for testing precise null hypotheses"."""
     return 1.0 if math.isnan(p) or p >= 1 / math.e else -1 / (math.e * p * math.log(p)) if p > 0 else math.inf
 
 
@@ -148,29 +139,25 @@ _ROWS = {"test": "test row", "val": "validation row", "train": "training row"}
 _CHEAP = "it trains in seconds and answers at next to no cost"
 _NOTHING = "So far {model} has learned nothing that this test shows."
 # What is said of an alternative that the first sentence is not about, by its kind and the outcome against it.
+_OF_ANY = {
+    "better": "It gains {gain} over {theirs}.",
+    "promising": "It looks better than {theirs}: {gain}.",
+    "mixed": "Against {theirs} it {changes}.",
+}
 _SENTENCES: dict[BaselineKind, dict[str, str]] = {
-    "prompt": {
-        "better": "It gains {gain} over {theirs}.",
-        "promising": "It looks better than {theirs}: {gain}.",
+    "prompt": _OF_ANY | {
         "not enough evidence": "There is not enough evidence that it differs from {theirs}: {gain}.",
-        "mixed": "Against {theirs} it {changes}.",
         "worse": "It is worse than {theirs}: {gain}. Don't use {model} as it is.",
     },
-    "classical": {
-        "better": "It gains {gain} over {theirs}.",
-        "promising": "It looks better than {theirs}: {gain}.",
+    "classical": _OF_ANY | {
         "not enough evidence": "These rows can't tell it from {theirs}: {gain}. "
         f"Use that one unless {{model}} has to do more than this: {_CHEAP}.",
         "behind": f"It is behind {{theirs}}, though these rows can't prove it: {{gain}}. Use that one: {_CHEAP}.",
-        "mixed": "Against {theirs} it {changes}.",
         "worse": f"It is worse than {{theirs}}: {{gain}}. Use that one: {_CHEAP}.",
     },
-    "constant": {
-        "better": "It gains {gain} over {theirs}.",
-        "promising": "It looks better than {theirs}: {gain}.",
+    "constant": _OF_ANY | {
         "not enough evidence": "There is not enough evidence that it beats {theirs}: {gain}.",
         "behind": f"It is not shown to beat {{theirs}}: {{gain}}. {_NOTHING}",
-        "mixed": "Against {theirs} it {changes}.",
         "worse": f"It is worse than {{theirs}}: {{gain}}. {_NOTHING}",
     },
 }  # fmt: skip
@@ -191,9 +178,9 @@ def verdict_in_words(
 ) -> list[str]:
     """The verdict first, in one sentence or two, then what stands behind it; each fact once.
 
-    How the model compares with the best prompt, the best cheap classifier and always answering the most frequent label, by
-    how much and with what evidence; on which metrics it gained and lost; what would settle an open question; how many answers were
-    invalid; what came of pairs without it.
+    How the model compares with the best prompt, the best cheap classifier and always answering the most frequent label,
+    by how much and with what evidence; on which metrics it gained and lost; what would settle an open question; how
+    many answers were invalid; what came of pairs without it.
 
     `split`: that the rows are of; anything but train, val and test is a file; `trained`: how far the model was trained,
     where that is worth a word ("trained for 5 steps, ...").
@@ -208,12 +195,12 @@ def verdict_in_words(
         sentences.append(_own_interval(verdict, evaluations, about))
     if verdict.why:
         sentences.append(f"{_upper(title_of(metric))} decides: {verdict.why}.")
-    shown = _shown(verdict)
-    sentences += filter(None, (_against(s, verdict, evaluations, s is about) for s in shown))
+    best = _best_of_each_kind(verdict)
+    sentences += filter(None, (_against(s, verdict, evaluations, s is about) for s in best))
     if verdict.weakest and verdict.outcome in (NOT_ENOUGH, "promising") and verdict.weakest.low < verdict.weakest.high:
         sentences.append(_settle(verdict.weakest, metric, evaluation.n, split))
     others = [s for s in verdict.own if s is not verdict.weakest]
-    news = [s for s in others if s not in shown and _surprises(s, metric)]
+    news = [s for s in others if s not in best and _surprises(s, metric)]
     sentences += [f"Against {_opponent(s, evaluations)} it {_changes(s)}; {title_of(metric)} decides." for s in news]
     if evaluation.invalid:
         labels = evaluation.task == "classification"
@@ -242,24 +229,24 @@ def rows_of(n: int, split: str) -> str:
 def _headline(verdict: Verdict, evaluations: Mapping[str, ScoredAnswers], split: str, trained: str) -> str:
     evaluation, metric, weakest = evaluations[verdict.name], verdict.metric, verdict.weakest
     if any(s.name != verdict.name for s in verdict.standings):
-        several = [f"{s.name} {outcome_words(s, metric)} ({_amounts(s, metric)})" for s in verdict.standings]
-        return f"Against {verdict.standings[0].against}, by {title_of(metric)} on {rows_of(evaluation.n, split)}: {'; '.join(several)}."
+        several = "; ".join(f"{s.name} {outcome_words(s, metric)} ({_amounts(s, metric)})" for s in verdict.standings)
+        rows = f"by {title_of(metric)} on {rows_of(evaluation.n, split)}"
+        return f"Against {verdict.standings[0].against}, {rows}: {several}."
     fault, rows = _never(verdict, evaluation), rows_of(evaluation.n, split)
     if weakest is None:
         value = f"{title_of(metric)} {_figure(evaluation, metric)}{_own_bounds(evaluation, metric)}"
         return f"Not compared with anything: {value} on {rows}{f', and {fault}' if fault else ''}."
     against, won = _opponent(weakest, evaluations), weakest.outcome in ("better", "promising")
     decides = weakest.claims[0]
-    beaten = [_opponent(s, evaluations) for s in _shown(verdict) if s.outcome == "better"]
-    named = "" if not won or beaten == [against] else f" over {against}"
+    beaten = [_opponent(s, evaluations) for s in _best_of_each_kind(verdict) if s.outcome == "better"]
     gain = f"gain {amount(decides)}" if lower_is_better(metric) else amount(decides)
-    amounts = f"{title_of(metric)} {_figure(evaluation, metric)}, {gain}{named} on {rows}"
+    gain += "" if not won or beaten == [against] else f" over {against}"
+    amounts = f"{title_of(metric)} {_figure(evaluation, metric)}, {gain} on {rows}"
     first, how_sure = "; ".join([*_surprises(weakest, metric), amounts]), sure(decides)
     used = evaluation.deciding_labels
     # Labels that are never given and make up a tenth of the rows or more are too many for a plain "better".
-    serious = (
-        won and used is not None and sum(map(used.references.__getitem__, verdict.never)) >= SERIOUS * used.rows > 0
-    )
+    missing = sum(map(used.references.__getitem__, verdict.never)) if used else 0
+    serious = won and used is not None and missing >= SERIOUS * used.rows > 0
     further = []
     if not fault:
         first += f" ({how_sure})"
@@ -267,15 +254,16 @@ def _headline(verdict: Verdict, evaluations: Mapping[str, ScoredAnswers], split:
         first += f"{', but' if won and not serious else ', and'} {fault}"
         if weakest.low < weakest.high:
             further.append(f"The gain has the {how_sure}.")
-    idles = (
-        s for s in verdict.own if s.kind == "constant" and s.outcome not in ("better", "promising") and s.gain <= 0
-    )
-    idle = next(idles, None)
+    constants = (s for s in verdict.own if s.kind == "constant" and s.outcome not in ("better", "promising"))
+    idle = next((s for s in constants if s.gain <= 0), None)
     if weakest.outcome != "better" and beaten and idle is None:
         further.append(f"It is better than {listed(beaten)}.")
     further += [f"{_upper(trained)}."] if trained else []
-    heads = {"better": f"Better than {listed(beaten)}", "promising": "Promising, not proven", NOT_ENOUGH: f"No proven gain over {against}",
-             "mixed": f"Mixed against {against}", "worse": f"Worse than {against}"}  # fmt: skip
+    heads = {
+        "better": f"Better than {listed(beaten)}", "promising": "Promising, not proven",
+        NOT_ENOUGH: f"No proven gain over {against}", "mixed": f"Mixed against {against}",
+        "worse": f"Worse than {against}",
+    }  # fmt: skip
     head = heads[weakest.outcome] + (" but with a serious fault" if serious else "")
     if idle is not None and idle is not weakest:
         ahead = "no better than" if idle.outcome == NOT_ENOUGH else f"{idle.outcome} than"
@@ -300,11 +288,11 @@ def _amounts(s: Standing, metric: str) -> str:
 
 
 def _shown_by(s: Standing, metric: str) -> str:
-    shown = [*_surprises(s, metric), f"{title_of(metric)} {evidence(s.claims[0])}"]
-    return "; ".join(shown if s.outcome != NOT_ENOUGH else shown[::-1])
+    parts = [*_surprises(s, metric), f"{title_of(metric)} {evidence(s.claims[0])}"]
+    return "; ".join(parts if s.outcome != NOT_ENOUGH else parts[::-1])
 
 
-def _shown(verdict: Verdict) -> list[Standing]:
+def _best_of_each_kind(verdict: Verdict) -> list[Standing]:
     kinds: tuple[BaselineKind, ...] = ("prompt", "classical", "constant")
     return [s for kind in kinds if (s := verdict.best_of(kind)) is not None]
 
@@ -317,9 +305,8 @@ def _never(verdict: Verdict, evaluation: ScoredAnswers) -> str:
         return f"it answers {_quoted(verdict.only)} to every row"
     if 2 * used.without > used.labelled:
         return f"{_some_answers(used.without, used.labelled)} {'names' if used.without == 1 else 'name'} no label"
-    shares = [
-        f"{_quoted(label)} ({100 * used.references[label] / used.rows:.2g} % of the rows)" for label in verdict.never
-    ]
+    percent = {label: 100 * used.references[label] / used.rows for label in verdict.never}
+    shares = [f"{_quoted(label)} ({share:.2g} % of the rows)" for label, share in percent.items()]
     if len(shares) <= _NAMED:
         return f"it never answers {listed(shares, 'or')}"
     usual, times = max(used.answers.items(), key=lambda item: (item[1], item[0]))
@@ -333,7 +320,7 @@ def _some_answers(some: int, of: int) -> str:
 
 
 def _quoted(answer: str) -> str:
-    """An answer in a sentence: in quotes and cut between words; of a JSON object as many whole fields as there is room for."""
+    """An answer in a sentence: in quotes, cut between words; of a JSON object as many whole fields as fit."""
     text = " ".join(answer.split())
     try:
         value = parse(text)
@@ -349,10 +336,10 @@ def _quoted(answer: str) -> str:
         return f"a list of {counted(len(value), 'value')}"
     fields: list[str] = []
     for name, part in value.items():
-        named = f"{name} {json.dumps(part, ensure_ascii=False)}"
-        if len(", ".join([*fields, named])) > LONGEST_LABEL:
+        field = f"{name} {json.dumps(part, ensure_ascii=False)}"
+        if len(", ".join([*fields, field])) > LONGEST_LABEL:
             break
-        fields.append(named)
+        fields.append(field)
     more = counted(len(value) - len(fields), "more field" if fields else "field")
     return f"the object with {listed([*fields, more])}"
 
@@ -400,38 +387,41 @@ def _changes(s: Standing) -> str:
     """ "gained ROUGE-L (+0.190, 95 % interval +0.120 to +0.260, p < 0.001) but lost chrF (-3.1, 95 % ...)"."""
     parts = []
     for word, outcome in (("gained", "better"), ("lost", "worse")):
-        named = []
+        changes = []
         for claim in s.claims:
             if claim.outcome == outcome:  # more of a metric, or of what it counts the lack of, or ground on it
                 on = "on " if lower_is_better(claim.metric) else ""
                 gained = metric_of(claim.metric).gained or f"{on}{title_of(claim.metric)}"
-                named.append(f"{gained} ({amount(claim)}, {sure(claim, tests=False)})")
-        parts += [f"{word} {listed(named)}"] if named else []
+                changes.append(f"{gained} ({amount(claim)}, {sure(claim, tests=False)})")
+        parts += [f"{word} {listed(changes)}"] if changes else []
     return " but ".join(parts)
 
 
 def _settle(s: Standing, metric: str, n: int, split: str) -> str:
     kind, smallest = rows_of(2, split).partition(" ")[2], s.detectable
     possible = metric_of(metric).scale == "from 0" or smallest <= metric_of(metric).out_of
-    rests, shown = "", f"These rows would have shown a difference of {metric_of(metric).change_in_words(smallest)}."
+    rests, power = "", f"These rows would have shown a difference of {metric_of(metric).change_in_words(smallest)}."
     if not possible or smallest <= abs(s.gain):  # the latter: the test says otherwise
-        shown = "" if possible else "So few rows can hardly show any difference."
+        power = "" if possible else "So few rows can hardly show any difference."
     if s.only_name is not None and s.only_against is not None:
-        rests = f" It rests on {counted(s.only_name + s.only_against, 'row')}: {s.name} alone is right on {s.only_name}, {s.against} alone on {s.only_against}."
+        rests = f" It rests on {counted(s.only_name + s.only_against, 'row')}: {s.name} alone is right on {s.only_name}"
+        rests += f", {s.against} alone on {s.only_against}."
     elif s.apart is not None and s.apart < least_apart(PROVEN):
         rests = f" The two differ on {counted(s.apart, 'row')} only: too few to prove anything."
-        shown = ""
+        power = ""
     if s.rows_needed is None or s.rows_needed > _FAR * n:
-        return f"{shown} The difference is too near zero for more {kind} to be worth their labels.".strip()
+        return f"{power} The difference is too near zero for more {kind} to be worth their labels.".strip()
     needed, more = _rounded(s.rows_needed), _rounded(max(s.rows_needed - n, math.ceil(n / 10)))
     if s.outcome == "promising":
+        p = f"p = {s.p:.2g}{' before the correction' if s.tests > 1 else ''} on {rows_of(n, split)}"
+        odds = f"it speaks at most {best_odds(s.p):.0f} to 1 for a difference"
         return (
-            f"p = {s.p:.2g}{' before the correction' if s.tests > 1 else ''} on {rows_of(n, split)} is weak evidence: it speaks at most {best_odds(s.p):.0f} to 1 for a difference, and one that "
-            f"just passes is usually smaller than it looks.{rests} To settle it, ask about {needed} new {kind}, once: so many show a "
-            "difference as large as this one with 80 % power and p below 0.005."
+            f"{p} is weak evidence: {odds}, and one that just passes is usually smaller than it looks.{rests} "
+            f"To settle it, ask about {needed} new {kind}, once: so many show a difference as large as this one with "
+            "80 % power and p below 0.005."
         )
     more_rows = f"If the difference is as large as it looks, about {more} more {kind} would show it"
-    return f"{shown}{rests} {more_rows} (80 % power, p below 0.005).".strip()
+    return f"{power}{rests} {more_rows} (80 % power, p below 0.005).".strip()
 
 
 def _rounded(count: int) -> str:

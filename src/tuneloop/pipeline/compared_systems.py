@@ -11,7 +11,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.ui import busy, progress
 from tuneloop.core.units import counted, verb
 from tuneloop.evaluation.config import BaselinesConfig, EvaluateConfig
-from tuneloop.evaluation.metrics.multilabel import label_lists
+from tuneloop.evaluation.metrics.labels import label_lists
 from tuneloop.evaluation.metrics.text import EMBEDDER, embedder
 from tuneloop.evaluation.prompt import (
     MOST_EXAMPLES,

@@ -71,7 +71,7 @@ def consistency_part(
         return {}
     labels, temperature = dataset.manifest.labels or (), config.consistency_temperature
     sample = sample_rows(rows, config.consistency_rows, seed=seed)
-    every = ways_of(sample, config.consistency, drawn=sampled, temperature=temperature, labels=labels, seed=seed)
+    every = ways_of(sample, config.consistency, draws=sampled, temperature=temperature, labels=labels, seed=seed)
     ways = [each for each in every if len(each) >= FEWEST_WAYS]
     if not ways:
         why = "programs and very long texts are not reworded, and scored labels not drawn"
@@ -89,7 +89,9 @@ def consistency_part(
     with busy("comparing answers"):
         texts = {name: result.completions for name, result in answers.items()}
         task = dataset.task
-        part = measure_consistency(ways, texts, own=name, task=task, labels=labels or None, config=config, seed=seed)
+        part = measure_consistency(
+            ways, texts, subject=name, task=task, labels=labels or None, config=config, seed=seed
+        )
         part = replace(part, seconds={name: round(result.seconds, 3) for name, result in answers.items()})
         write_jsonl(folder / ANSWERS, _records(questions, texts))
     for line in part.words:

@@ -77,7 +77,7 @@ def verdicts(target: LocalTarget, turns: Sequence[Sequence[Message]], options: S
 
 def judge_evaluations(judge: Judge, evaluations: Mapping[str, ScoredAnswers]) -> Judgement:
     """Judge all evaluations against the first, a single one by the rubric. All verdicts are in `facts["pairs"]`."""
-    from tuneloop.evaluation.judge import AnswerPair, RatedAnswer, judge_answers, judge_pairs, load_judge_prompt
+    from tuneloop.evaluation.judge import AnswerPair, AnswerToRate, judge_answers, judge_pairs, load_judge_prompt
 
     choose, seed = judge.choose(), judge.seed
     first, *others = evaluations
@@ -85,7 +85,7 @@ def judge_evaluations(judge: Judge, evaluations: Mapping[str, ScoredAnswers]) ->
     texts = {n: {r.id: a.text for r, a in zip(e.rows, e.answers, strict=True)} for n, e in evaluations.items()}
     rows = [row for row in evaluations[first].rows if row.id in ids]
     if not others:
-        items = [RatedAnswer(row.id, conversation_of(row), texts[first][row.id], row.answer) for row in rows]
+        items = [AnswerToRate(row.id, conversation_of(row), texts[first][row.id], row.answer) for row in rows]
         return judge_answers(items, choose, load_judge_prompt("rubric", judge.prompt), seed=seed)
     prompt = load_judge_prompt("pairwise", judge.prompt)
     votes = _votes(judge.votes) if judge.votes else {}
@@ -107,7 +107,7 @@ def judge_evaluations(judge: Judge, evaluations: Mapping[str, ScoredAnswers]) ->
 
 def check_judge(judge: Judge, file: str) -> list[Judgement]:
     """Hold a judge against what people have said: preferences (chosen, rejected) and thumbs of a file with some."""
-    from tuneloop.evaluation.judge import AnswerPair, RatedAnswer, judge_answers, judge_pairs, load_judge_prompt
+    from tuneloop.evaluation.judge import AnswerPair, AnswerToRate, judge_answers, judge_pairs, load_judge_prompt
 
     rows = read_whole(file, PrepareConfig()).rows
     preferences = _balanced([row for row in rows if row.meta.get("rejected")], judge.rows, judge.seed)
@@ -130,7 +130,7 @@ def check_judge(judge: Judge, file: str) -> list[Judgement]:
         items = []
         for row in thumbs:
             answer = str(row.messages[-1].get("content") or row.messages[-1].get("tool_calls") or "")
-            items.append(RatedAnswer(row.id, conversation_of(row), answer, "", row.meta["thumb"]))
+            items.append(AnswerToRate(row.id, conversation_of(row), answer, "", row.meta["thumb"]))
         judgements.append(judge_answers(items, choose, load_judge_prompt("rubric", judge.prompt), seed=judge.seed))
     return judgements
 

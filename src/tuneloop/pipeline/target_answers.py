@@ -198,7 +198,7 @@ def _of_file(work: EvalJob) -> TargetAnswers:
         renamed = dataset.renamed
         ids = [{n: renamed[str(record[n])] for n in IDS if str(record.get(n)) in renamed} for record in records]
         records = [{**redactor(record), **new} for record, new in zip(records, ids, strict=True)]
-    matches = answers_from(records, rows, file, known=dataset.test, order=dataset.order)
+    matches = answers_from(records, rows, file, all_rows=dataset.test, order=dataset.order)
     further = tuple(each[1:] for each in matches.answers)
     unused = sum(bool(more) and problem_of(row) is None for more, row in zip(further, rows, strict=True))
     missing, unknown, notes = matches.missing(rows), matches.unknown, []

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from tuneloop.core.files import Config
-from tuneloop.core.flag import Flag, flag, switch
+from tuneloop.core.flag import flag, switch
 from tuneloop.models.methods import names_of_methods
-from tuneloop.plan.prices import CPU_USD_PER_HOUR
+from tuneloop.plan.prices import CPU_USD_PER_HOUR, Tier
 
 
-def option(description: str, **limits: Any) -> Any:
+def option(description: str, default: Any = None, **limits: Any) -> Any:
     """An option that may be left out."""
-    return Field(None, description=description, **limits)
-
-
-FILE, FOLDER = Flag(metavar="FILE"), Flag(metavar="FOLDER")
+    return Field(default, description=description, **limits)
 
 
 class PlanConfig(Config):
-    """Prices and limits of the machine at hand."""
+    """Prices and limits of the available machine."""
 
-    usd_per_hour: float = Field(
-        CPU_USD_PER_HOUR, ge=0.0, description="price of this machine; 0.05 is two shared cloud cores"
-    )
+    usd_per_hour: float = option("price of this machine; 0.05 is two shared cloud cores", CPU_USD_PER_HOUR, ge=0.0)
 
 
 class CostOptions(Config):
@@ -33,22 +28,16 @@ class CostOptions(Config):
 
     PANEL: ClassVar[str] = "Prices and people"
 
-    tier: Literal["on-demand", "spot", "community", "reserved"] = Field(
-        "on-demand", description="How the GPU is rented: on-demand, spot, community (private hosts) or reserved."
-    )
+    tier: Tier = option("How the GPU is rented: on-demand, spot, community (private hosts) or reserved.", "on-demand")
     usd_per_gpu_hour: float | None = option("Price of an hour of the GPU in --gpu.", ge=0, le=10**4)
-    prices: Annotated[str | None, FILE] = option("Your own price file.")
-    runs: float = Field(1.0, ge=1, le=1000, description="Training runs until one is kept.")
-    setup_hours: float = Field(0.0, ge=0, le=10**5, description="Paid machine hours before the first useful step.")
-    evaluation_hours: float = Field(0.0, ge=0, le=10**5, description="Paid machine hours of evaluation after each run.")
-    rows_to_label: int = Field(0, ge=0, le=10**8, description="Examples that people still have to write or check.")
-    usd_per_labeller_hour: float = Field(
-        0.0, ge=0, le=10**4, description="Price of an hour of their work, at a minute an example."
-    )
-    engineer_hours: float = Field(16.0, ge=0, le=10**5, description="Hours of engineering.")
-    usd_per_engineer_hour: float = Field(
-        0.0, ge=0, le=10**4, description="Price of an hour of engineering; 0 leaves it out."
-    )
+    prices: str | None = flag(None, "FILE", "Your own price file.")
+    runs: float = option("Training runs until one is kept.", 1.0, ge=1, le=1000)
+    setup_hours: float = option("Paid machine hours before the first useful step.", 0.0, ge=0, le=10**5)
+    evaluation_hours: float = option("Paid machine hours of evaluation after each run.", 0.0, ge=0, le=10**5)
+    rows_to_label: int = option("Examples that people still have to write or check.", 0, ge=0, le=10**8)
+    usd_per_labeller_hour: float = option("Price of an hour of their work, a minute an example.", 0.0, ge=0, le=10**4)
+    engineer_hours: float = option("Hours of engineering.", 16.0, ge=0, le=10**5)
+    usd_per_engineer_hour: float = option("Price of an hour of engineering; 0 leaves it out.", 0.0, ge=0, le=10**4)
 
 
 class TrainedOn(Config):
@@ -56,16 +45,12 @@ class TrainedOn(Config):
 
     PANEL: ClassVar[str] = "Model and data"
 
-    model: Annotated[str, Flag(("--model", "-m"), "MODEL")] = Field(
-        "", description="Model: short name, hub name, folder or config.json."
-    )
-    dataset: Annotated[str | None, FOLDER] = option("The same as DATA, as an option.")
+    model: str = flag("", "MODEL", "Model: short name, hub name, folder or config.json.", "--model", "-m")
+    dataset: str | None = flag(None, "FOLDER", "The same as DATA, as an option.")
     tokens: int | None = option("Training tokens of one pass over the data.")
     epochs: float | None = option("Passes over the data.")
     seq_len: int | None = option("Tokens of a row.")
-    packing: Annotated[bool | None, Flag(("--packing/--no-packing",))] = option(
-        "Whether rows are packed to the full length."
-    )
+    packing: bool | None = flag(None, "", "Whether rows are packed to the full length.", "--packing/--no-packing")
 
 
 class MachineOptions(Config):
@@ -73,21 +58,18 @@ class MachineOptions(Config):
 
     PANEL: ClassVar[str] = "Machine"
 
-    gpu: Annotated[str | None, Flag(metavar="GPU")] = option("Plan for this GPU alone, as in h100-sxm, or for cpu.")
+    gpu: str | None = flag(None, "GPU", "Plan for this GPU alone, as in h100-sxm, or for cpu.")
     gpus: int | None = option("Plan for this many GPUs alone [default: 1 of the GPU in --gpu, else all counts].")
     sharding: str | None = option("How GPUs share the work: none, ddp, fsdp, zero2 or zero3.")
     offload: bool | None = option("Keep the optimizer (and sharded weights) in the host's memory.")
     offload_activations: bool | None = option("Keep checkpointed layer inputs in the host's memory too.")
-    gpu_memory: Annotated[float | None, Flag(metavar="GIB")] = option(
-        "Memory of a GPU that the table does not have, or that has another size."
-    )
+    gpu_memory: float | None = flag(None, "GIB", "Memory of a GPU that is not in the table, or has another size.")
     gpu_tflops: float | None = option("Its dense 16-bit peak in TFLOPS.")
     gpu_bandwidth: float | None = option("The bandwidth of its memory in GB/s.")
     gpu_link: float | None = option("GB/s to a neighbour: 56 with an NVLink bridge.")
     gpu_price: float | None = option("Price of an hour of it.")
-    interruptions_per_hour: float | None = Field(
-        None,
-        description="How often a machine is taken away or fails [default: spot 0.1; else one GPU in 50,000 hours].",
+    interruptions_per_hour: float | None = option(
+        "How often a machine is taken away or fails [default: spot 0.1; else one GPU in 50,000 hours]."
     )
     checkpoint_minutes: float | None = option("Minutes between checkpoints [default: the best interval].")
 
@@ -105,16 +87,10 @@ class MethodOptions(Config):
     head_fp32: bool | None = option("Keep embeddings, head and norms in fp32, as PEFT prepares quantised models.")
     micro_batch: int | None = option("Rows that a GPU computes at once.")
     grad_accum: int | None = option("Micro-batches of a step.")
-    grad_ckpt: Annotated[bool | None, Flag(("--grad-ckpt/--no-grad-ckpt",))] = option(
-        "Whether layers are computed again in the backward pass."
-    )
+    grad_ckpt: bool | None = flag(None, "", "Recompute layers in the backward pass.", "--grad-ckpt/--no-grad-ckpt")
     attention: str | None = option("Attention: flash, sdpa or eager.")
     loss_kernel: str | None = option("Loss: eager, compiled, triton, chunked, fused or tuneloop (its own loop).")
-    dtype: str | None = Field(
-        None,
-        description="Type of weights and computation: bf16, fp16, fp32, mixed (fp32 weights) or autocast (those under "
-        "torch.autocast).",
-    )
+    dtype: str | None = option("Number type: bf16, fp16, fp32, mixed (fp32 weights) or autocast (torch.autocast).")
     optimizer: str | None = option("Optimizer: adamw, adamw-bf16, adamw-8bit, paged-adamw-8bit or sgd.")
     optimizer_in_backward: bool | None = option("Update each weight as its gradient arrives.")
 

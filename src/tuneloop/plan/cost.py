@@ -38,9 +38,9 @@ class Interruptions:
         return 0.0 if self.last_minutes is None else (self.save_minutes - self.last_minutes) / 60
 
 
-# A GPU machine fails once in 50,000 GPU hours: 419 unexpected interruptions in 54 days on 16,384 GPUs ("The Llama 3 Herd of
-# Models", 2024, table 5). How soon a spot machine is taken away depends on place, card and day, and no provider publishes
-# hours: one in 10 is an assumption on the careful side, stated with every result.
+# A GPU machine fails once in 50,000 GPU hours: 419 unexpected interruptions in 54 days on 16,384 GPUs ("The Llama 3
+# Herd of Models", 2024, table 5). How soon a spot machine is taken away depends on place, card and day, and no provider
+# publishes hours: one in 10 is an assumption on the careful side, stated with every result.
 FAILURES_PER_GPU_HOUR = 1 / 50_000
 RECLAIMS_PER_SPOT_HOUR = 1 / 10
 GPUS_A_MACHINE = 8
@@ -49,14 +49,9 @@ NEVER = 1e-9  # an hour: less often than once in 100,000 years is not at all, an
 
 @dataclass(frozen=True)
 class Efforts:
-    """What a run takes apart from training: a machine's hours, files, people. The defaults are stated with every result.
+    """What a run takes apart from training: a machine's hours, files, people; each result states the defaults."""
 
-    Args:
-        setup_hours: paid machine time before the first useful step: image, download of the model, a trial run.
-        usd_per_engineer_hour, usd_per_labeller_hour: what people cost; 0 leaves their time out.
-    """
-
-    setup_hours: float = 0.5
+    setup_hours: float = 0.5  # paid machine time before the first useful step: image, model download, a trial run
     evaluation_hours: float = 0.5  # paid machine time for baselines and evaluation
     runs: float = 3.0  # training runs until one is kept: the first seldom is
     failed_share: float = 0.1  # share of runs that end in an error and are paid for half of their time
@@ -65,23 +60,18 @@ class Efforts:
     rows_to_label: int = 0  # rows that people still have to write or check
     minutes_a_row: float = 1.0  # people's time for each of them
     engineer_hours: float = 16.0  # people's time for setting up, watching, evaluating, deploying
-    usd_per_engineer_hour: float = 0.0
+    usd_per_engineer_hour: float = 0.0  # what people cost; 0 leaves their time out
     usd_per_labeller_hour: float = 0.0
     hours_spread: float = 2.0  # P90 of people's hours over their middle
 
 
-# One run alone: no trial before it, nothing kept but its result, people's time where it has a price. `plan` and `advise` both start here.
+# One run alone, where `plan` and `advise` start: no trial before it, nothing kept but its result.
 ONE_RUN = Efforts(setup_hours=0.0, evaluation_hours=0.0, runs=1, storage_gb=0.0, storage_months=1)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Dollars: `usd` expected, `p50` and `p90` of the distribution, `low` its P10, `high` its P90.
-
-    Args:
-        until_kept: the same parts for what usually happens until a run is kept (`Efforts()`: three runs, with setup and
-            evaluation), where only one run is counted; else None.
-    """
+    """Dollars: `usd` expected, `p50` and `p90` of the distribution, `low` its P10."""
 
     usd: float
     low: float
@@ -90,6 +80,7 @@ class Cost:
     breakdown: dict[str, float]  # expected dollars by part; they add up to `usd`
     hours: float  # expected wall hours of one run, interruptions included
     explained: dict[str, str] = field(default_factory=dict)  # how each part comes about, as in `10 hours x $50 an hour`
+    # the same parts of what usually happens until a run is kept (`Efforts()`), where only one run is counted; else None
     until_kept: dict[str, float] | None = None
     assumptions: list[str] = field(default_factory=list)  # everything that was assumed, in words
 
@@ -101,11 +92,9 @@ class Cost:
 
 
 def best_checkpoint_hours(save_hours: float, mean_hours: float) -> float:
-    """Work between checkpoints that loses least, in hours.
-
-    Daly, "A higher order estimate of the optimum checkpoint interval for restart dumps" (2006), eq. 37, with d the time
-    of a checkpoint and M the mean time between interruptions; its first term is Young's sqrt(2 d M) (1974).
-    """
+    """Work between checkpoints that loses least, in hours. Daly, "A higher order estimate of the optimum checkpoint
+    interval for restart dumps" (2006), eq. 37, with d the time of a checkpoint and M the mean time between
+    interruptions; its first term is Young's sqrt(2 d M) (1974)."""
     if save_hours >= 2 * mean_hours:
         return mean_hours
     ratio = save_hours / (2 * mean_hours)
@@ -113,11 +102,9 @@ def best_checkpoint_hours(save_hours: float, mean_hours: float) -> float:
 
 
 def expected_hours(work_hours: float, how: Interruptions) -> float:
-    """Expected wall hours of `work_hours` of training with checkpoints and interruptions that come at random.
-
-    Daly (2006), eq. 20: T = M exp(R/M) (exp((t + d)/M) - 1) W/t, with t the interval, d the time of a checkpoint, R the
-    time of a restart, M the mean time between interruptions; exact for a Poisson process, also during restarts.
-    """
+    """Expected wall hours of `work_hours` of training with checkpoints and interruptions that come at random. Daly
+    (2006), eq. 20: T = M exp(R/M) (exp((t + d)/M) - 1) W/t, with t the interval, d the time of a checkpoint, R the time
+    of a restart, M the mean time between interruptions; exact for a Poisson process, also during restarts."""
     save, restart = how.save_minutes / 60, how.restart_minutes / 60
     if how.per_hour <= NEVER:
         return work_hours + checkpoint_hours(work_hours, how)
@@ -130,7 +117,7 @@ def expected_hours(work_hours: float, how: Interruptions) -> float:
 
 
 def checkpoint_hours(work_hours: float, how: Interruptions) -> float:
-    """Hours of those that go into writing checkpoints, the last of them at the end; a run that nothing interrupts has these too."""
+    """Hours of those that go into writing checkpoints, the last at the end; an uninterrupted run has these too."""
     if not work_hours:
         return 0.0
     return how.save_minutes / 60 * work_hours / _interval_hours(work_hours, how) - how.saved_at_the_end
@@ -146,13 +133,14 @@ def _interval_hours(work_hours: float, how: Interruptions) -> float:
     return min(max(interval, 1 / 3600), max(work_hours, 1 / 3600))
 
 
-def never_ends(how: Interruptions) -> UserError:
-    """What is said where `expected_hours` is infinite."""
-    return UserError(
-        "Interruptions come faster than checkpoints: the run never ends",
-        where=f"{how.per_hour:g} interruptions an hour, a checkpoint of {how.save_minutes:.2g} minutes",
-        next_step="checkpoint more often, or rent on demand",
-    )
+def finite_hours(work_hours: float, how: Interruptions) -> float:
+    """`expected_hours`. Raises UserError: the run never ends."""
+    hours = expected_hours(work_hours, how)
+    if math.isfinite(hours):
+        return hours
+    where = f"{how.per_hour:g} interruptions an hour, a checkpoint of {how.save_minutes:.2g} minutes"
+    what = "Interruptions come faster than checkpoints: the run never ends"
+    raise UserError(what, where=where, next_step="checkpoint more often, or rent on demand")
 
 
 def interruptions(tier: str, gpus: int = 1) -> Interruptions:
@@ -174,43 +162,32 @@ def cost_of(
 ) -> Cost:
     """The cost of training until a run is kept.
 
-    Args:
-        training_hours: predicted wall hours of one uninterrupted run; `low_hours`, `high_hours`: its P10 and P90.
-        gpus: used by the run; whole machines are paid for.
-        efforts: what it takes apart from training; default: `Efforts()`.
-        how: interruptions; default: what the price's tier lets expect.
-        usd_per_gb_month: of kept files.
-
-    Raises:
-        UserError: hours that can't be, or interruptions so frequent that the run never ends.
+    `training_hours`: predicted wall hours of one uninterrupted run; `low_hours`, `high_hours`: its P10 and P90. `gpus`:
+    used by the run; whole machines are paid for. `efforts`: what it takes apart from training; default: `Efforts()`.
+    `how`: interruptions; default: what the price's tier lets expect. `usd_per_gb_month`: of kept files. Raises
+    UserError: hours that can't be, or interruptions so frequent that the run never ends.
     """
     efforts = efforts or Efforts()
     how = how or interruptions(price.tier, gpus)
     _check(training_hours, low_hours, high_hours, efforts, how)
     rate = price.machines_usd(gpus)
-    stretch = expected_hours(training_hours, how) / training_hours if training_hours else 1.0
-    if not math.isfinite(stretch):
-        raise never_ends(how)
+    stretch = finite_hours(training_hours, how) / training_hours if training_hours else 1.0
     writing = checkpoint_hours(training_hours, how) / training_hours if training_hours else 0.0
     charges = _Charges(training_hours, stretch, writing, rate, usd_per_gb_month)
-    breakdown = charges.parts(efforts)
-    labour = [breakdown["data preparation"], breakdown["engineering"]]
-    fixed = breakdown["setup"] + breakdown["evaluation"] + breakdown["storage"]
+    parts = charges.parts(efforts)
+    usd, labour = sum(parts.values()), [parts["data preparation"], parts["engineering"]]
+    fixed = parts["setup"] + parts["evaluation"] + parts["storage"]
     spread, human = lognormal_sigma(low_hours, high_hours), math.log(efforts.hours_spread) / Z90
-    low, p50, p90 = _quantiles(fixed, sum(breakdown.values()) - fixed - sum(labour), spread, labour, human)
+    quantiles = _quantiles(fixed, usd - fixed - sum(labour), spread, labour, human)
     alone = (efforts.runs, efforts.setup_hours, efforts.evaluation_hours) == (1, 0, 0)
     usual = replace(efforts, runs=3.0, setup_hours=0.5, evaluation_hours=0.5)
-    return Cost(
-        usd=sum(breakdown.values()), low=low, p50=p50, p90=p90, breakdown=breakdown, hours=training_hours * stretch,
-        explained=charges.explained(efforts), until_kept=charges.parts(usual) if alone else None,
-        assumptions=assumptions_of(efforts, how, price, usd_per_gb_month),
-    )  # fmt: skip
+    until_kept, explained = charges.parts(usual) if alone else None, charges.explained(efforts)
+    assumptions = assumptions_of(efforts, how, price, usd_per_gb_month)
+    return Cost(usd, *quantiles, parts, training_hours * stretch, explained, until_kept, assumptions)
 
 
 @dataclass(frozen=True)
 class _Charges:
-    """What the parts of a cost are multiplied from."""
-
     hours: float  # of one run
     stretch: float  # by checkpoints and interruptions
     writing: float  # what of that is writing of checkpoints
@@ -233,6 +210,9 @@ class _Charges:
 
     def explained(self, efforts: Efforts) -> dict[str, str]:
         rate, runs = f"{usd_words(self.rate)} an hour", exactly(efforts.runs, "run")
+        rows, minutes = counted(efforts.rows_to_label, "row"), exactly(efforts.minutes_a_row, "minute")
+        labeller, engineer = usd_words(efforts.usd_per_labeller_hour), usd_words(efforts.usd_per_engineer_hour)
+        stored = f"{efforts.storage_gb:g} GB x {exactly(efforts.storage_months, 'month')}"
         return {
             "training": f"{runs} of {hours_words(self.hours)} x {rate}",
             "checkpoints": f"{hours_words(self.hours * self.writing)} of writing them x {rate}",
@@ -240,10 +220,9 @@ class _Charges:
             "failed runs": f"{efforts.failed_share:.0%} of runs fail, half-way on average",
             "setup": f"{hours_words(efforts.setup_hours)} x {rate}",
             "evaluation": f"{runs} x {hours_words(efforts.evaluation_hours)} x {rate}",
-            "storage": f"{efforts.storage_gb:g} GB x {_months(efforts)} x {usd_words(self.usd_per_gb_month)} a GB and month",
-            "data preparation": f"{counted(efforts.rows_to_label, 'row')} x {exactly(efforts.minutes_a_row, 'minute')} x "
-            f"{usd_words(efforts.usd_per_labeller_hour)} an hour",
-            "engineering": f"{exactly(efforts.engineer_hours, 'hour')} x {usd_words(efforts.usd_per_engineer_hour)} an hour",
+            "storage": f"{stored} x {usd_words(self.usd_per_gb_month)} a GB and month",
+            "data preparation": f"{rows} x {minutes} x {labeller} an hour",
+            "engineering": f"{exactly(efforts.engineer_hours, 'hour')} x {engineer} an hour",
         }
 
 
@@ -251,9 +230,7 @@ def _quantiles(
     fixed: float, machine: float, spread: float, labour: list[float], human: float
 ) -> tuple[float, float, float]:
     """P10, P50 and P90 of fixed + lognormal parts; drawn only where there are several, for one they are known.
-
-    `machine` is the middle of a distribution, `labour` the means of lognormals, which lie above their middles.
-    """
+    `machine` is the middle of a distribution, `labour` the means of lognormals, which lie above their middles."""
     if not any(labour):
         low, middle, high = (fixed + machine * math.exp(spread * z) for z in (-Z90, 0.0, Z90))
         return low, middle, high
@@ -281,15 +258,17 @@ def assumptions_of(efforts: Efforts, how: Interruptions, price: Price, usd_per_g
     mean = f"one interruption in {1 / how.per_hour:,.0f} hours" if how.per_hour else "no interruptions"
     minutes = how.checkpoint_minutes
     every = f"every {exactly(minutes, 'minute')}" if minutes else "at the best interval (Daly 2006)"
+    runs = "training runs until one is kept" if efforts.runs != 1 else "training run"
     sentences = [
         price.words(),
-        f"{efforts.runs:g} training run{'s until one is kept' if efforts.runs != 1 else ''}; {efforts.failed_share:.0%} of runs fail, half-way on average",
+        f"{efforts.runs:g} {runs}; {efforts.failed_share:.0%} of runs fail, half-way on average",
         f"{mean}, checkpoints {every}, {exactly(how.restart_minutes, 'minute')} to restart",
     ]
     if efforts.setup_hours or efforts.evaluation_hours:
         setup = f"{efforts.setup_hours:g} machine hours of setup"
         sentences.append(f"{setup}, {efforts.evaluation_hours:g} of evaluation for each run")
-    sentences.append(f"{efforts.storage_gb:g} GB kept for {_months(efforts)} at ${usd_per_gb_month:g} a GB and month")
+    months = exactly(efforts.storage_months, "month")
+    sentences.append(f"{efforts.storage_gb:g} GB kept for {months} at ${usd_per_gb_month:g} a GB and month")
     if efforts.rows_to_label:
         pace = f"{exactly(efforts.minutes_a_row, 'minute')} and {usd_words(efforts.usd_per_labeller_hour)} an hour"
         sentences.append(f"{counted(efforts.rows_to_label, 'row')} to write or check at {pace}")
@@ -297,10 +276,6 @@ def assumptions_of(efforts: Efforts, how: Interruptions, price: Price, usd_per_g
     if not efforts.usd_per_engineer_hour:
         people = "people's time is not counted (--engineer-hours, --usd-per-engineer-hour)"
     return [*sentences, people]
-
-
-def _months(efforts: Efforts) -> str:
-    return exactly(efforts.storage_months, "month")
 
 
 def _check(hours: float, low: float, high: float, efforts: Efforts, how: Interruptions) -> None:

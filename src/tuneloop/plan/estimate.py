@@ -1,4 +1,4 @@
-"""What a run of tuneloop's own loop takes on this machine, its speed measured: memory, minutes and dollars, as ranges."""
+"""What a run of tuneloop's own loop takes on this machine, its speed measured: memory, minutes, dollars, as ranges."""
 
 from __future__ import annotations
 
@@ -17,37 +17,32 @@ from tuneloop.records.plan import MeasuredMachine
 
 @dataclass(frozen=True)
 class RunWork:
-    """What a run computes.
-
-    Args:
-        micro_batches: shapes that occur: rows, padded length behind the shared beginning, length of that.
-        accumulated: micro-batches of the step that has most: the gradients of all but the first find earlier ones.
-    """
+    """What a run computes."""
 
     steps: int  # optimizer steps
     tokens: int  # trained tokens of all steps
     supervised: int  # those that the loss sees
     val_tokens: int  # validation tokens of all evaluations
-    micro_batches: tuple[tuple[int, int, int], ...]
-    accumulated: int = 1
+    micro_batches: tuple[tuple[int, int, int], ...]  # that occur: rows, length behind the shared beginning, its length
+    accumulated: int = (
+        1  # micro-batches of the step that has most: the gradients of all but the first find earlier ones
+    )
 
 
 @dataclass(frozen=True)
 class MachineAtHand:
-    """Where it runs: capacity and present use in GiB, price in $/hour, speed measured in tokens a second.
-
-    Several GPUs divide the base model between them (`gpus`); capacity and use are those of one.
-    """
+    """Where it runs."""
 
     name: str
-    capacity_gib: float
+    capacity_gib: float  # of one GPU, as is its present use
     resident_gib: float
     usd_per_hour: float
-    tokens_per_second: float
-    gpus: int = 1
+    tokens_per_second: float  # as measured
+    gpus: int = 1  # that divide the base model between them
 
 
-# Tokens a second without a backward pass, in validation and of a reference, relative to the speed that training keeps up: 2.5 to 4.1 on six runs of LoRA and prefix tuning.
+# Tokens a second without a backward pass, in validation and of a reference, relative to the speed that training keeps
+# up: 2.5 to 4.1 on six runs of LoRA and prefix tuning.
 VALIDATION_SPEED = 2.5
 # Spread of wall time around "tokens / measured speed" on shared processors: the probe lasts seconds, the run minutes.
 TIME_LOW, TIME_HIGH = 0.85, 1.35
@@ -56,23 +51,20 @@ TIME_LOW, TIME_HIGH = 0.85, 1.35
 def loop_job(
     shape: ModelShape, work: RunWork, *, bytes_a_weight: int = 2, gpu: Gpu | None = None, **settings: Any
 ) -> TrainingSetup:
-    """The run as a job of the planner's: tuneloop's loop on the processor (or `gpu`), with the micro-batch that needs
-    most.
-
-    Args:
-        bytes_a_weight: of the model as it is loaded.
-        settings: of the job, by the names of `TrainingSetup`: `model`, `method`, `rank`, `targets`, `optimizer` ...
-    """
-    settings["targets"] = target_modules(settings["targets"])
-    settings["prefix_tokens"] = max(settings.get("prefix_tokens", 0), 1)
+    """The run as a job of the planner's: tuneloop's loop on the processor (or `gpu`), with the largest micro-batch.
+    `bytes_a_weight`: of the model as it is loaded. `settings`: of the job, by the names of `TrainingSetup`: `model`,
+    `method`, `rank`, `targets`, `optimizer` ."""
+    settings = {
+        **settings, "targets": target_modules(settings["targets"]),
+        "prefix_tokens": max(settings.get("prefix_tokens", 0), 1),
+        "shape": replace(shape, context=0), "gpu": gpu or this_cpu(), "loss_kernel": "tuneloop",
+        "dtype": "fp32" if bytes_a_weight == 4 else "bf16", "grad_accum": work.accumulated,
+    }  # fmt: skip
     share = work.supervised / max(work.tokens, 1)
 
     def of(rows: int, length: int, shared: int) -> TrainingSetup:
-        return make_job(
-            **settings, shape=replace(shape, context=0), gpu=gpu or this_cpu(), loss_kernel="tuneloop",
-            dtype="fp32" if bytes_a_weight == 4 else "bf16", seq_len=length, micro_batch=rows, shared=shared,
-            supervised=max(round(share * (rows * length + shared)), 1), grad_accum=work.accumulated,
-        )  # fmt: skip
+        supervised = max(round(share * (rows * length + shared)), 1)
+        return make_job(**settings, seq_len=length, micro_batch=rows, shared=shared, supervised=supervised)
 
     return max((of(*micro) for micro in work.micro_batches or ((1, 1, 0),)), key=lambda job: memory_of(job).peak)
 
@@ -82,7 +74,7 @@ def device_of(machine: MachineAtHand) -> Gpu:
     return this_cpu() if machine.name.startswith(CPU) else card_in_use(machine.name, machine.capacity_gib)
 
 
-# Tokens computed at once that are tried, the most first: above, products get no faster; below 2,048 recomputing costs less than small products.
+# Tokens computed at once that are tried: more make products no faster; below 2,048 recomputing costs less than these.
 SIZES, LEAST_SIZE = (16384, 8192, 4096, 2048, 1024, 512), 2048
 
 
@@ -95,15 +87,12 @@ def sizes_on_gpu(
     may_recompute: bool,
     **settings: Any,
 ) -> MeasuredMachine:
-    """How steps are divided so that they fit into a GPU's memory by the formulas.
+    """How steps are divided so that they fit into a GPU's memory by the formulas: in the largest micro-batches that
+    need no layers computed again, else as is fastest, with as many layers kept as fit.
 
-    In the largest micro-batches that need no layers computed again, else as is fastest, with as many layers kept as fit.
-
-    Args:
-        work_at: what steps compute with micro-batches of so many tokens.
-        free_gib: memory that the run may take, the model's weights included, without what the driver takes.
-        may_recompute: whether layers may be computed again (`train.gradient_checkpointing`).
-        settings: as of `loop_job`.
+    `work_at`: what steps compute with micro-batches of so many tokens. `free_gib`: memory that the run may take, the
+    model's weights included, without what the driver takes. `may_recompute`: whether layers may be computed again
+    (`train.gradient_checkpointing`). `settings`: as of `loop_job`.
     """
     always = bool(settings.pop("grad_ckpt", False))
     works = {tokens: work_at(tokens) for tokens in SIZES}
@@ -141,11 +130,8 @@ def sizes_on_gpu(
 def estimate(
     shape: ModelShape, work: RunWork, machine: MachineAtHand, *, bytes_a_weight: int = 2, **settings: Any
 ) -> dict[str, Any]:
-    """The plan of a run on this machine, as `plan.json` holds it.
-
-    Time is trained tokens over the measured speed of forward and backward passes, plus validation at
-    `VALIDATION_SPEED` times that speed. `bytes_a_weight`, `settings`: as of `loop_job`.
-    """
+    """The plan of a run on this machine, as `plan.json` holds it; `bytes_a_weight`, `settings`: as of `loop_job`. Time
+    is trained tokens over the measured speed of both passes, plus validation at `VALIDATION_SPEED` times that speed."""
     if machine.gpus > 1:
         settings |= {"gpus": machine.gpus, "sharding": "fsdp"}
     job = loop_job(shape, work, bytes_a_weight=bytes_a_weight, gpu=device_of(machine), **settings)
@@ -178,7 +164,7 @@ def estimate(
         "cost": {"usd": usd, "low": usd * TIME_LOW, "high": usd * TIME_HIGH, "breakdown": {"training": usd},
                  "usd_per_hour": machine.usd_per_hour},
         "assumptions": [
-            f"speed expected from a measurement on this machine just now: {machine.tokens_per_second:.0f} tokens/s forward and backward",
+            f"speed as just measured on this machine: {machine.tokens_per_second:.0f} tokens/s forward and backward",
             "early stopping not counted: it can only make the run shorter",
             f"price given: ${machine.usd_per_hour:g} an hour",
             "baselines and the final evaluation are not in these numbers",

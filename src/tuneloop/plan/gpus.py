@@ -26,21 +26,16 @@ CPU_TFLOPS_PER_CORE = 0.1
 
 @dataclass(frozen=True)
 class Gpu:
-    """What training sees of a GPU (or of this machine's processor).
-
-    Args:
-        bf16, flash: whether it has bfloat16 and FlashAttention 2.
-        gb_s, link_gb_s, host_gb_s: bandwidth of its memory, to a neighbour, to the host, in 10^9 bytes a second.
-    """
+    """What training sees of a GPU (or of this machine's processor)."""
 
     key: str  # as on the command line and in `prices.yaml`
     name: str
     gib: float  # memory that the driver reports
     tflops: float  # dense 16-bit peak
-    bf16: bool
-    flash: bool
-    gb_s: float
-    link_gb_s: float
+    bf16: bool  # whether it has bfloat16
+    flash: bool  # whether it has FlashAttention 2
+    gb_s: float  # bandwidth of its memory, in 10^9 bytes a second
+    link_gb_s: float  # to a neighbour
     host_gb_s: float
     matmul: float  # share of the peak that wide matrix products reach, see `gpus.yaml`
     share_of: str  # where that comes from
@@ -81,14 +76,17 @@ def _names() -> dict[str, str]:
     return keys | {str(name): key for key, row in table.items() for name in row.get("called", ())}
 
 
+PROCESSOR: dict[str, Any] = {
+    "key": CPU, "bf16": True, "flash": False, "gb_s": 20, "link_gb_s": 1, "host_gb_s": 20, "matmul": 1.0,
+    "share_of": "a number from experience on two cores; `tuneloop plan DATASET` measures", "source": "this machine",
+}  # fmt: skip
+
+
 def this_cpu() -> Gpu:
     """This machine without a GPU."""
     cores = machine.cores()
-    return Gpu(
-        key=CPU, name=f"cpu: {machine.processor()}, {cores} cores", gib=machine.memory_capacity(),
-        tflops=cores * CPU_TFLOPS_PER_CORE, bf16=True, flash=False, gb_s=20, link_gb_s=1, host_gb_s=20, matmul=1.0,
-        share_of="a figure of experience on two cores; `tuneloop plan DATASET` measures", source="this machine",
-    )  # fmt: skip
+    name = f"cpu: {machine.processor()}, {cores} cores"
+    return Gpu(name=name, gib=machine.memory_capacity(), tflops=cores * CPU_TFLOPS_PER_CORE, **PROCESSOR)
 
 
 FIELDS = {"memory": "gib", "tflops": "tflops", "bandwidth": "gb_s", "link": "link_gb_s"}  # by the names of the options
@@ -101,12 +99,8 @@ def own_card(name: str | None, **numbers: float | None) -> Gpu:
     What is not said of the latter, as the share of the peak that it reaches and whether it has bfloat16, is as of the
     listed card that is nearest in what is said.
 
-    Args:
-        numbers: `memory` (GiB), `tflops` (dense, 16-bit), `bandwidth` of its memory and `link` to a neighbour (GB/s);
-            None: as the table has it.
-
-    Raises:
-        UserError: a number that can't be, or too few of them.
+    `numbers`: `memory` (GiB), `tflops` (dense, 16-bit), `bandwidth` of its memory and `link` to a neighbour (GB/s);
+    None: as the table has it. Raises UserError: a number that can't be, or too few of them.
     """
     specs = {key: float(value) for key, value in numbers.items() if value is not None}
     for key, value in specs.items():
@@ -124,11 +118,10 @@ def own_card(name: str | None, **numbers: float | None) -> Gpu:
     changed: dict[str, Any] = {FIELDS[key]: value for key, value in specs.items()}
     if "link" in specs:
         changed["p2p"] = True
-    if name:
-        return replace(base, **changed)
-    label = f"{specs['memory']:g}"
-    return replace(base, key=f"own-{label}gb", name=f"own card, {label} GB", share_of=f"as of the {base.name}, the nearest listed card",
-                   source="given", **changed)  # fmt: skip
+    if name is None:
+        label, share_of = f"{specs['memory']:g}", f"as of the {base.name}, the nearest listed card"
+        changed |= {"key": f"own-{label}gb", "name": f"own card, {label} GB", "share_of": share_of, "source": "given"}
+    return replace(base, **changed)
 
 
 def _nearest_card(specs: Mapping[str, float]) -> Gpu:
@@ -149,23 +142,17 @@ def _as_measured(card: Gpu) -> Gpu:
         measured = json.loads(measured_file().read_text(encoding="utf-8"))
         if measured["version"] != 1 or find_gpu(measured["name"], measured=False).key != card.key:
             return card
-        return replace(
-            card, matmul=float(measured["tflops"]) / card.tflops, gb_s=float(measured["gb_s"]),
-            host_gb_s=float(measured.get("host_gb_s", card.host_gb_s)), share_of=f"measured here on {measured['date'][:10]}",
-        )  # fmt: skip
+        matmul, gb_s = float(measured["tflops"]) / card.tflops, float(measured["gb_s"])
+        host, source = float(measured.get("host_gb_s", card.host_gb_s)), f"measured here on {measured['date'][:10]}"
+        return replace(card, matmul=matmul, gb_s=gb_s, host_gb_s=host, share_of=source)
     except (OSError, ValueError, KeyError, TypeError, UserError):
         return card
 
 
 def find_gpu(name: str | Gpu, *, measured: bool = True) -> Gpu:
-    """A GPU by its key (`h100-sxm`) or what people call it (`RTX 4090`, `A100 80GB`); one that is found already is itself.
-
-    Args:
-        measured: take the speeds that the self-test measured on such a card here, in place of the table's.
-
-    Raises:
-        UserError: no such GPU, with the nearest names.
-    """
+    """A GPU by its key (`h100-sxm`) or what people call it (`RTX 4090`, `A100 80GB`); a `Gpu` is returned as it is.
+    `measured`: take the speeds that the self-test measured on such a card here, in place of the table's. Raises
+    UserError: no such GPU, with the nearest names."""
     if isinstance(name, Gpu):
         return name
     key = "".join(c for c in name.lower() if c.isalnum())
@@ -173,8 +160,7 @@ def find_gpu(name: str | Gpu, *, measured: bool = True) -> Gpu:
         key = key.removeprefix(maker)
     if key == CPU:
         return this_cpu()
-    table = all_gpus()
-    names = _names()
+    table, names = all_gpus(), _names()
     if key in names:
         card = table[names[key]]
         return _as_measured(card) if measured else card
@@ -185,10 +171,8 @@ def find_gpu(name: str | Gpu, *, measured: bool = True) -> Gpu:
 
 
 def card_in_use(name: str, gib: float) -> Gpu:
-    """The card that a driver calls so, with the memory that it reports: a part of a card (MIG) has less.
-
-    One that the table does not know is planned as the listed one that is nearest in memory.
-    """
+    """The card that a driver calls so, with the memory that it reports: a part of a card (MIG) has less. One that the
+    table does not know is planned as the listed one that is nearest in memory."""
     try:
         card = find_gpu(name)
     except UserError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.models.methods import USUAL, Footprint, method_named, methods
@@ -30,22 +30,23 @@ class Kernels:
     adapter_copies: bool  # each adapted matrix keeps a copy of its input (dropout, or a cast to fp32 adapters)
     foreach: bool  # the optimizer works on lists with temporaries as large as the trained weights
     fsdp: int  # generation of PyTorch's FSDP; 1 keeps a second tensor of each layer's width where weights are frozen
-    logit_blocks: float = (
-        1.0  # blocks that the allocator keeps for them, over those alive: copies come in several sizes
+    logit_blocks: float = 1.0  # blocks that the allocator keeps for them, over those alive: copies differ in size
+    tuneloop: bool = (
+        False  # tuneloop's loop: nothing is kept twice, logits exist for some supervised positions at a time
     )
-    own: bool = False  # tuneloop's loop: nothing is kept twice, logits exist for some supervised positions at a time
 
 
-# eager: Transformers' own loss; 7 copies before 4.45, which shifts a copy, 5 to 6 since: on the safe side. triton: cross-entropy kernels in
-# place after the logits' upcast, with fused norms. fused: projection and loss in one (Liger-Kernel, arXiv 2410.10989): no logits.
-# compiled, chunked: torch.compile as in torchtune; a chunk's logits are freed as its gradient is done.
+# eager: Transformers' own loss; 7 copies before 4.45, which shifts a copy, 5 to 6 since: on the safe side. triton:
+# cross-entropy kernels in place after the logits' upcast, with fused norms. fused: projection and loss in one
+# (Liger-Kernel, arXiv 2410.10989): no logits. compiled, chunked: torch.compile as in torchtune; a chunk's logits are
+# freed as its gradient is done.
 KERNELS: dict[LossKernel, Kernels] = {
     "eager": Kernels(6.5, True, True, True, True, 1, 1.28),
     "triton": Kernels(4.0, False, True, True, True, 1, 1.8),
     "fused": Kernels(0.0, False, True, True, True, 1),
     "compiled": Kernels(5.5, False, False, False, False, 2, 1.28),
     "chunked": Kernels(1.125, False, False, False, False, 2, 1.28),
-    "tuneloop": Kernels(0.0, False, False, False, False, 1, own=True),
+    "tuneloop": Kernels(0.0, False, False, False, False, 1, tuneloop=True),
 }
 
 
@@ -68,8 +69,8 @@ class TrainingSetup:
     kept_layers: int = 0  # but for so many of the last ones (tuneloop's loop)
     attention: Attention = "sdpa"
     loss_kernel: LossKernel = "eager"
-    # Of weights and computation. mixed: fp32 weights, bf16 computation: cast as they are gathered where they are divided,
-    # else by torch.autocast (Trainer's `bf16=True`); autocast: by that in any case.
+    # Of weights and computation. mixed: fp32 weights, bf16 computation: cast as they are gathered where they are
+    # divided, else by torch.autocast (Trainer's `bf16=True`); autocast: by that in any case.
     dtype: Dtype = "bf16"
     optimizer: Optimizer = "adamw"  # with fp32 states (8 bytes a parameter), adamw-bf16 in bf16 (4), adamw-8bit 2
     optimizer_in_backward: bool = False  # each weight is updated, and its gradient freed, as soon as that is there
@@ -77,11 +78,9 @@ class TrainingSetup:
     targets: tuple[str, ...] = field(default_factory=lambda: target_modules("all-linear"))  # matrices with an adapter
     prefix_tokens: int = 20  # virtual tokens of prefix tuning
     quant: Quant = "none"  # how frozen weights of matrices are kept
-    head_fp32: bool = (
-        False  # embeddings, head, norms and the residual stream are fp32: `prepare_model_for_kbit_training`
-    )
+    head_fp32: bool = False  # ends, norms and residual stream are fp32: PEFT's `prepare_model_for_kbit_training`
     packing: bool = False  # rows are packed to `seq_len`, so nothing is padded
-    varied: bool = False  # rows are of ever new lengths, `seq_len` at most: the allocator keeps more blocks
+    varied: bool = False  # rows are of many lengths, `seq_len` at most: the allocator keeps more blocks
     # in tuneloop's loop:
     shared: int = 0  # tokens that all rows begin with and that are computed once, before `seq_len` of each row's own
     supervised: int = 0  # positions whose logits are needed, 0 for all
@@ -111,7 +110,6 @@ class TrainingSetup:
 
     @property
     def virtual_tokens(self) -> int:
-        """Virtual tokens in front of each row."""
         return self.prefix_tokens if self.footprint.has_virtual_tokens else 0
 
     def needs(self, *matrices: str) -> bool:
@@ -134,7 +132,6 @@ class TrainingSetup:
 
     @property
     def activation_bytes(self) -> int:
-        """Bytes of an activation."""
         return 4 if self.dtype == "fp32" else 2
 
 
@@ -145,14 +142,8 @@ def _choices() -> dict[str, tuple[str, ...]]:
 
 
 def make_job(**settings: object) -> TrainingSetup:
-    """A checked `TrainingSetup`; where no `quant` is given the method's own is taken.
-
-    Args:
-        settings: by the names of `TrainingSetup`; `method` may also be the Python file that describes one.
-
-    Raises:
-        UserError: a word that is no choice (with the nearest), a number that can't be, or settings that exclude each other.
-    """
+    """A checked `TrainingSetup`, by its names; `quant`, where not given, and the method, also a Python file, by the
+    method. Raises UserError: a word that is no choice, a number that can't be, settings that exclude each other."""
     for name, choices in _choices().items():
         value = settings.get(name)
         if value is not None and value not in choices:
@@ -167,7 +158,8 @@ def make_job(**settings: object) -> TrainingSetup:
     settings["method"] = method.name
     if settings.get("quant") in (None, "none"):
         settings["quant"] = method.footprint.quant
-    job = TrainingSetup(**{name: value for name, value in settings.items() if value is not None})  # type: ignore[arg-type]
+    stated: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    job = TrainingSetup(**stated)
     _check_numbers(job)
     _check_together(job)
     return job
@@ -203,6 +195,7 @@ def _check_numbers(job: TrainingSetup) -> None:
 
 def _check_together(job: TrainingSetup) -> None:
     quantised = next(method.name for method in methods() if method.footprint.quant != "none")
+    on_cpu, foreign = job.gpu.is_cpu, not job.kernels.tuneloop  # foreign: another loop than tuneloop's
     refusals = (
         (job.full and job.quant != "none", "Full fine-tuning can't train quantised weights",
          f"use --method {quantised}, or leave --quant out"),
@@ -210,20 +203,21 @@ def _check_together(job: TrainingSetup) -> None:
          "add --gpus 2, or use --sharding none"),
         (job.sharding == "none" and job.gpus > 1, f"{job.gpus} GPUs without a way to share the work",
          "choose --sharding ddp, fsdp, zero2 or zero3, or leave --sharding out"),
-        (job.gpu.is_cpu and job.gpus > 1, "There is one processor here", "use --gpus 1"),
-        (job.gpu.is_cpu and job.quant != "none" and not job.kernels.own, "NF4 and int8 training needs a GPU", f"use --method {USUAL.name}"),
-        (job.gpu.is_cpu and "8bit" in job.optimizer and not job.kernels.own, "8-bit optimizers need a GPU", "use --optimizer adamw"),
+        (on_cpu and job.gpus > 1, "There is one processor here", "use --gpus 1"),
+        (on_cpu and job.quant != "none" and foreign, "NF4 and int8 training needs a GPU", f"use --method {USUAL.name}"),
+        (on_cpu and "8bit" in job.optimizer and foreign, "8-bit optimizers need a GPU", "use --optimizer adamw"),
         (job.dtype == "fp32" and job.attention == "flash", "FlashAttention has no fp32", "use --attention sdpa"),
         (job.attention == "flash" and not job.gpu.flash, f"FlashAttention does not run on {job.gpu.name}",
          "use --attention sdpa"),
-        (job.optimizer_in_backward and job.grad_accum > 1 and not job.kernels.own,
+        (job.optimizer_in_backward and job.grad_accum > 1 and foreign,
          "Updating in the backward pass leaves no gradients to accumulate", "use --grad-accum 1"),
         (job.optimizer_in_backward and job.sharding in ("ddp", "zero2", "zero3"),
          f"Updating in the backward pass does not go with {job.sharding}", "use --sharding fsdp"),
-        (job.dtype in ("mixed", "autocast") and job.quant != "none", "Quantised weights have no fp32 original", "use --dtype bf16"),
+        (job.dtype in ("mixed", "autocast") and job.quant != "none", "Quantised weights have no fp32 original",
+         "use --dtype bf16"),
         (job.optimizer == "sgd" and job.footprint.low_rank and job.offload and job.sharding == "none",
          "SGD keeps nothing that could be offloaded", "leave --offload out"),
-        (job.gpu.is_cpu and job.shape.parameters * 2 > 4 * job.gpu.gib * 1024**3,
+        (on_cpu and job.shape.parameters * 2 > 4 * job.gpu.gib * 1024**3,
          f"{job.model} has {job.shape.parameters / 1e9:.0f} billion parameters: "
          f"no training on this machine's {job.gpu.gib:.0f} GiB", "name a GPU, as in --gpu h100-sxm --gpus 8"),
     )  # fmt: skip

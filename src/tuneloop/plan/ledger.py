@@ -1,8 +1,9 @@
 """What was predicted and what came: a line for each finished run, kept next to the model cache, and what it teaches.
 
-Machines differ in ways that no formula knows. The ratio of the actual to the predicted figure, in the middle of a machine's earlier runs with the same
-model and method, corrects the next prediction there: of time, and of what memory grows by beyond what is resident already. The ratio of
-the reached speed to the formulas' corrects the planner's table where it is asked about the same machine.
+Machines differ in ways that no formula knows. The ratio of the actual to the predicted value, in the middle of a
+machine's earlier runs with the same model and method, corrects the next prediction there: of time, and of what memory
+grows by beyond what is resident already. The ratio of the reached speed to the formulas' corrects the planner's table
+for the same machine.
 """
 
 from __future__ import annotations
@@ -35,10 +36,7 @@ RESIDENT = "weights and program (resident)"  # the term that is measured, not pr
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished run: numbers as the formulas gave them, before any correction, and as they came.
-
-    `minutes` is None where the run ended early, so that its time says nothing.
-    """
+    """A finished run: numbers as the formulas gave them, before any correction, and as they came."""
 
     date: str
     machine: str
@@ -46,7 +44,7 @@ class Entry:
     method: str
     predicted_gib: float
     actual_gib: float
-    predicted_minutes: float | None
+    predicted_minutes: float | None  # None where the run ended early, so that its time says nothing
     actual_minutes: float | None
     resident_gib: float = 0.0
     formulas: int = 1
@@ -80,25 +78,20 @@ def record_run(
     *,
     disturbed: bool = False,
 ) -> None:
-    """Add a finished run; a ledger that can't be written is no reason to fail.
-
-    Args:
-        disturbed: the machine was busy with something else. Its time and speed teach nothing, unless the last runs like
-            it were disturbed as well: then the machine has become slower.
-    """
+    """Add a finished run; a ledger that can't be written is no reason to fail. `disturbed`: the machine was busy with
+    something else. Its time and speed teach nothing, unless the last runs like it were disturbed as well: then the
+    machine has become slower."""
     kind = (plan["gpu"], plan["model"], plan["method"])
     before = [e.disturbed for e in read_ledger() if (e.machine, e.model, e.method) == kind][-AGAIN:]
     if disturbed and before != [True] * AGAIN:
         actual_minutes = tokens_per_second = None
-    raw = plan.get("corrected_by", {})
+    raw, memory = plan.get("corrected_by", {}), plan["memory"]
+    gib, resident = raw.get("peak_gib", memory["peak_gib"]), memory["terms"].get(RESIDENT, 0.0)
+    minutes = raw.get("hours", plan["time"]["hours"]) * 60 if actual_minutes else None
     formulas = plan.get("by_formula", {}).get("tokens_per_second")
-    entry = Entry(
-        datetime.now(UTC).isoformat(timespec="seconds"), *kind,
-        predicted_gib=raw.get("peak_gib", plan["memory"]["peak_gib"]), actual_gib=actual_gib,
-        predicted_minutes=raw.get("hours", plan["time"]["hours"]) * 60 if actual_minutes else None,
-        actual_minutes=actual_minutes, resident_gib=plan["memory"]["terms"].get(RESIDENT, 0.0), formulas=FORMULAS,
-        speed_ratio=tokens_per_second / formulas if tokens_per_second and formulas else None, disturbed=disturbed,
-    )  # fmt: skip
+    ratio = tokens_per_second / formulas if tokens_per_second and formulas else None
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    entry = Entry(date, *kind, gib, actual_gib, minutes, actual_minutes, resident, FORMULAS, ratio, disturbed)
     with contextlib.suppress(OSError):
         ledger_file().parent.mkdir(parents=True, exist_ok=True)
         with ledger_file().open("a", encoding="utf-8") as file:
@@ -106,12 +99,9 @@ def record_run(
 
 
 def corrected(plan: dict[str, Any], ledger: Sequence[Entry]) -> dict[str, Any]:
-    """The plan with what earlier runs of this model and method on this machine teach; unchanged while there are too few.
-
-    `corrected_by` holds the factors, and the peak and hours as the formulas gave them.
-    """
-    kind = (plan["gpu"], plan["model"], plan["method"], FORMULAS)
-    mine = [e for e in ledger if (e.machine, e.model, e.method, e.formulas) == kind][-LAST:]
+    """The plan with what earlier runs of this model and method on this machine teach; unchanged while there are too
+    few. `corrected_by` holds the factors, and the peak and hours as the formulas gave them."""
+    mine = _alike(plan, ledger)[-LAST:]
     memory = _factor([(e.predicted_gib - e.resident_gib, e.actual_gib - e.resident_gib) for e in mine])
     time = _factor([(e.predicted_minutes or 0.0, e.actual_minutes or 0.0) for e in mine])
     if memory == time == 1.0:
@@ -120,6 +110,7 @@ def corrected(plan: dict[str, Any], ledger: Sequence[Entry]) -> dict[str, Any]:
     peak = plan["memory"]["peak_gib"] + correction
     terms = {**plan["memory"]["terms"], "learned from earlier runs": round(correction, 4)}
     scaled = {key: plan["time"][key] * time for key in ("hours", "low", "high")}
+    runs = f"corrected by {len(mine)} earlier runs here (tuneloop plan --history)"
     return {
         **plan,
         "fits": peak < 0.95 * plan["memory"]["capacity_gib"],
@@ -128,19 +119,21 @@ def corrected(plan: dict[str, Any], ledger: Sequence[Entry]) -> dict[str, Any]:
         "cost": {**plan["cost"], **{key: plan["cost"][key] * time for key in ("usd", "low", "high")}},
         "corrected_by": {"memory": memory, "time": time, "peak_gib": plan["memory"]["peak_gib"],
                          "hours": plan["time"]["hours"]},
-        "assumptions": [
-            *plan["assumptions"],
-            f"corrected by {len(mine)} earlier runs here: growth of memory x {memory:.2f}, time x {time:.2f} (tuneloop plan --history)",
-        ],
+        "assumptions": [*plan["assumptions"], f"{runs}: growth of memory x {memory:.2f}, time x {time:.2f}"],
     }  # fmt: skip
 
 
 def usual_speed(plan: Mapping[str, Any], ledger: Sequence[Entry]) -> float | None:
-    """Tokens a second that earlier runs of this model and method on this machine had on jobs like this one; None where there are none."""
-    kind = (plan["gpu"], plan["model"], plan["method"], FORMULAS)
-    mine = [e.speed_ratio for e in ledger if (e.machine, e.model, e.method, e.formulas) == kind and e.speed_ratio]
+    """Tokens a second that such earlier runs had on jobs like this one; None where there are none."""
+    mine = [e.speed_ratio for e in _alike(plan, ledger) if e.speed_ratio]
     formulas = plan.get("by_formula", {}).get("tokens_per_second")
     return statistics.median(mine[-LAST:]) * formulas if mine and formulas else None
+
+
+def _alike(plan: Mapping[str, Any], ledger: Sequence[Entry]) -> list[Entry]:
+    """Runs of the plan's model and method on its machine, predicted by today's formulas."""
+    kind = (plan["gpu"], plan["model"], plan["method"], FORMULAS)
+    return [e for e in ledger if (e.machine, e.model, e.method, e.formulas) == kind]
 
 
 def _factor(pairs: Sequence[tuple[float, float]]) -> float:
@@ -151,8 +144,8 @@ def _factor(pairs: Sequence[tuple[float, float]]) -> float:
 
 
 def learned_speed(job: TrainingSetup, ledger: Sequence[Entry]) -> tuple[Speed, str]:
-    """The job's speed, corrected by runs on the same machine: of its model and method, else of its method, else of any; and
-    in words which runs these are, or nothing."""
+    """The job's speed, corrected by runs on the same machine: of its model and method, else of its method, else of any;
+    and in words which runs these are, or nothing."""
 
     def is_here(machine: str) -> bool:
         if job.gpu.is_cpu or machine.startswith(CPU):
@@ -164,11 +157,11 @@ def learned_speed(job: TrainingSetup, ledger: Sequence[Entry]) -> tuple[Speed, s
     speed = speed_of(job)
     here = [e for e in ledger if e.speed_ratio and e.formulas == FORMULAS and is_here(e.machine)]
     alike = [e for e in here if e.method == job.method]
-    mine = [e for e in alike if e.model == job.model] or alike or here
+    mine = ([e for e in alike if e.model == job.model] or alike or here)[-LAST:]
     if not mine:
         return speed, ""
-    ratio = statistics.median(e.speed_ratio for e in mine[-LAST:] if e.speed_ratio)
-    words = f"speed of {counted(len(mine[-LAST:]), 'run')} on {job.gpu.name}: x {ratio:.2f} what formulas say (tuneloop plan --history)"
+    ratio, runs = statistics.median(e.speed_ratio for e in mine if e.speed_ratio), counted(len(mine), "run")
+    words = f"speed of {runs} on {job.gpu.name}: x {ratio:.2f} what formulas say (tuneloop plan --history)"
     return replace(speed, tokens_per_second=speed.tokens_per_second * ratio, share=speed.share * ratio), words
 
 

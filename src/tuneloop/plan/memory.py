@@ -1,9 +1,9 @@
 """Peak memory of a training step, term by term.
 
-A step passes through phases, and what is alive in one is gone in the next: the peak is the largest phase, not the sum of all
-terms. Formulas count what autograd keeps (Korthikanti et al. 2022, arXiv 2205.05198, sec. 4, for Llama's layer), what sharding
-leaves on a GPU (Rajbhandari et al. 2020, arXiv 1910.02054) and what NF4 takes (Dettmers et al. 2023, arXiv 2305.14314). Where
-a count depends on the software, `job.KERNELS` says what was measured.
+A step passes through phases, and what is alive in one is freed in the next: the peak is the largest phase, not the sum
+of all terms. Formulas count what autograd keeps (Korthikanti et al. 2022, arXiv 2205.05198, sec. 4, for Llama's layer),
+what sharding leaves on a GPU (Rajbhandari et al. 2020, arXiv 1910.02054) and what NF4 takes (Dettmers et al. 2023,
+arXiv 2305.14314). Where a count depends on the software, `job.KERNELS` says what was measured.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from tuneloop.core.machine import GIB
 from tuneloop.plan.job import TrainingSetup
 
-# Bytes a quantised weight takes. NF4: 4 bits and an fp32 scale for each 64; with double quantisation the scales take 8 bits and an
-# fp32 scale for each 256 of them (arXiv 2305.14314, sec. 3). int8: an fp32 scale a row, which is next to nothing.
+# Bytes a quantised weight takes. NF4: 4 bits and an fp32 scale for each 64; with double quantisation the scales take 8
+# bits and an fp32 scale for each 256 of them (arXiv 2305.14314, sec. 3). int8: an fp32 scale a row, next to nothing.
 QUANT_BYTES = {"nf4": 0.5 + 4 / 64, "nf4-dq": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
 # Bytes of AdamW's two moments for a parameter. Paged states live in memory that the driver can move to the host.
 STATE_BYTES = {"adamw": 8.0, "adamw-bf16": 4.0, "adamw-8bit": 2.0, "paged-adamw-8bit": 2.0, "sgd": 0.0}
@@ -23,45 +23,46 @@ OWN_SCALES = 2 * 4 / 64  # tuneloop's 8-bit moments: an fp32 scale for each 64
 CONTEXT_GIB = 0.6
 CPU_GIB = 0.1  # what libraries take on a processor once they compute (12 runs of benchmarks/plan.py)
 FP32_LOGITS = 3.75  # fp32 logits, their log-softmax, gradient and a part of a copy, on the same runs
-# tuneloop's loop keeps freed blocks of the heap. What passes through a layer without being kept leaves holes: bytes a token and layer, in twice the
-# layer's width and feed-forward (11 runs of a 135M model, in bf16 as in fp32); unpacking 4-bit matrices leaves twice as many. What oneDNN keeps for shapes is bounded.
+# tuneloop's loop keeps freed blocks of the heap. What passes through a layer without being kept leaves holes: bytes a
+# token and layer, in twice the layer's width and feed-forward (11 runs of a 135M model, in bf16 as in fp32); unpacking
+# 4-bit matrices leaves twice as many. What oneDNN keeps for shapes is bounded.
 HOLE_BYTES = 2
 SHAPES_GIB = 0.04
 OWN_QUERY_BLOCK = 96  # `QUERY_BLOCK` of models/llama.py, which imports torch
 NCCL_GIB = 0.6  # buffers of the collectives, once there are several GPUs
-# What a run must have beyond its peak: holes between blocks of ever new sizes, as a share of the activations (more where gathered weights come and go between
-# them: 70B on two A100 ran in one release and ran out of memory in another at a peak of 67 GiB) and of unfused logits.
+# What a run must have beyond its peak: holes between blocks of many sizes, as a share of the activations (more
+# where gathered weights come and go between them: 70B on two A100 ran in one release and ran out of memory in another
+# at a peak of 67 GiB) and of unfused logits.
 FRAGMENTED, FRAGMENTED_SHARDED, FRAGMENTED_LOGITS = 0.115, 0.21, 0.1
-# What the allocator keeps where memory is plenty (fitted to the fitting half of the runs with numbers of nvidia-smi, see `_reserved_blocks`): holes as a share of the
-# activations, how much of the backward pass's blocks is not found in those of the logits, and from which size on (as a share of what the optimizer step
-# needs) gradients and temporaries find room there.
+# What the allocator keeps where memory is plenty (fitted to the fitting half of the runs with numbers of nvidia-smi,
+# see `_reserved_blocks`): holes as a share of the activations, how much of the backward pass's blocks is not found in
+# those of the logits, and from which size on (as a share of what the optimizer step needs) gradients and temporaries
+# find room there.
 HOLES, UNSHARED, ROOM_FROM = 0.2, 0.15, 0.75
-# Blocks for the tensors of a step where each has another length, over those where all have the longest: each new longest row needs new blocks, and the old ones stay
-# (ms-swift's benchmark: 2.4 in the middle at up to 2,048 tokens, 1.5 where the longest rows are rare).
+# Blocks for the tensors of a step where each has another length, over those where all have the longest: each new
+# longest row needs new blocks, and the old ones stay (ms-swift's benchmark: 2.4 in the middle at up to 2,048 tokens,
+# 1.5 where the longest rows are rare).
 VARIED = 2.2
-GATHERS = 2  # units of FSDP whose weights are gathered at a time: the next one's come while one computes (its `limit_all_gathers`)
+GATHERS = 2  # FSDP units gathered at a time: the next one's weights come while one computes (its `limit_all_gathers`)
 ACTIVATIONS = (
     "layer inputs", "second copies of layer inputs", "activations", "recomputed layer", "gradients of activations",
 )  # fmt: skip
-# bitsandbytes before 0.43 hangs each matrix's own copy of its input on the graph, which lives until the next micro-batch's loss is there: the inputs
-# of this micro-batch and of a typical one before it (LitGPT's tables of 2023 and 2024 need 1.0 and 1.3 to 1.8 times the first alone).
+# bitsandbytes before 0.43 hangs each matrix's own copy of its input on the graph, which lives until the next
+# micro-batch's loss is there: the inputs of this micro-batch and of a typical one before it (LitGPT's tables of 2023
+# and 2024 need 1.0 and 1.3 to 1.8 times the first alone).
 KEPT_INPUTS = 1.4
 ZERO_LIVE = 1_000_000_000  # stage3_max_live_parameters, its default
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory on one GPU in GiB.
-
-    Args:
-        context: what the driver, the kernels and NCCL take of `reserved` and `required`; torch does not count it.
-    """
+    """Memory on one GPU in GiB."""
 
     phases: dict[str, dict[str, float]]  # for each phase the terms alive in it
     reserved: float  # what `nvidia-smi` will show: the allocator's blocks and the driver's context
     required: float  # what the device must have, or the run fails
     capacity: float  # what the device has
-    context: float = 0.0
+    context: float = 0.0  # what driver, kernels and NCCL take of `reserved` and `required`; torch does not count it
 
     @property
     def phase(self) -> str:
@@ -90,15 +91,15 @@ def memory_of(job: TrainingSetup) -> Memory:
     gradients = _gradients(job)
     earlier = gradients if job.grad_accum > 1 else {}  # gradients of earlier micro-batches are there all the time
     layer, transient = layer_activations(job)
-    held, doubled = _held_layers(job, layer)
+    waiting, doubled = _waiting_layers(job, layer)
     logits, head_gradient = _logits(job), {}
     if job.full:  # whole; in chunks it is summed up, and then there is a second one
-        size = job.shape.embedding * (4 if job.kernels.own else job.activation_bytes)
+        size = job.shape.embedding * (4 if job.kernels.tuneloop else job.activation_bytes)
         chunks = 2 if job.loss_kernel == "chunked" and "fsdp" not in job.sharding else 1
         head_gradient = {"head's gradient": float(size * chunks)}
     gathered = _gathered(job)
-    # The deepest layer is recomputed and differentiated while the inputs of all others wait. Where some of the last layers are kept, that is
-    # less than what these have held before.
+    # The deepest layer is recomputed and differentiated while the inputs of all others wait. Where some of the last
+    # layers are kept, that is less than what these have held before.
     recomputed = {"recomputed layer": layer} if job.grad_ckpt and not job.kept_layers else {}
     passing = {} if job.grad_accum > 1 else _passing_gradients(job)
     casts = _casts(job)
@@ -106,9 +107,10 @@ def memory_of(job: TrainingSetup) -> Memory:
     within = job.optimizer_in_backward and job.optimizer == "adamw-8bit" and not job.kernels.foreach
     unpacked = {"optimizer's temporaries": job.shape.embedding * 4.0} if within else {}
     phases = {
-        "loss": {**static, **casts, **gathered, **earlier, **held, **logits, **head_gradient, **unpacked},
+        "loss": {**static, **casts, **gathered, **earlier, **waiting, **logits, **head_gradient, **unpacked},
         "layer backward": {
-            **static, **({} if job.grad_ckpt else casts), **gathered, **earlier, **passing, **held, **doubled, **recomputed, "gradients of activations": transient,
+            **static, **({} if job.grad_ckpt else casts), **gathered, **earlier, **passing, **waiting, **doubled,
+            **recomputed, "gradients of activations": transient,
             **({} if job.sharding == "fsdp" else head_gradient),
         },
         "last layer backward": {**static, **gathered, **gradients, "one layer": layer + transient},
@@ -124,7 +126,7 @@ def _with_overheads(job: TrainingSetup, phases: dict[str, dict[str, float]]) -> 
         for terms in phases.values():
             passing = job.tokens * job.shape.layers * (job.shape.hidden + job.shape.feed_forward)
             holes = float(HOLE_BYTES * passing * (1 if job.quant == "none" else 2))
-            terms["libraries and heap"] = SHAPES_GIB + holes / GIB if job.kernels.own else CPU_GIB
+            terms["libraries and heap"] = SHAPES_GIB + holes / GIB if job.kernels.tuneloop else CPU_GIB
         return Memory(phases, memory.peak, memory.peak / 0.95, job.gpu.gib)
     holes = FRAGMENTED_SHARDED if job.sharding in ("fsdp", "zero3") else FRAGMENTED
     context = CONTEXT_GIB + NCCL_GIB * (job.gpus > 1)
@@ -145,12 +147,12 @@ def _reserved_blocks(job: TrainingSetup, phases: dict[str, dict[str, float]]) ->
     """GiB of blocks that torch's caching allocator keeps where memory is plenty.
 
     It never gives a block back on its own, and divides a large one for small tensors but does not join small ones. So
-    the blocks of the logits in all their sizes serve the backward pass, and the optimizer step where they are large enough;
-    activations and the optimizer's tensors each have their own.
+    the blocks of the logits in all their sizes serve the backward pass, and the optimizer step where they are large
+    enough; activations and the optimizer's tensors each have their own.
     """
     loss, backward, step = (phases[name] for name in ("loss", "layer backward", "optimizer step"))
     static = sum(min(gib, step[name]) for name, gib in loss.items() if name in step)
-    held = loss.get("layer inputs", 0.0) + loss.get("activations", 0.0)
+    waiting = loss.get("layer inputs", 0.0) + loss.get("activations", 0.0)
     logits = loss.get("logits", 0.0) * job.kernels.logit_blocks + loss.get("last hidden states", 0.0)
     in_passing = [name for name in ACTIVATIONS if name not in ("layer inputs", "activations")]
     passing = (1 + HOLES) * sum(backward.get(name, 0.0) for name in in_passing)
@@ -158,7 +160,7 @@ def _reserved_blocks(job: TrainingSetup, phases: dict[str, dict[str, float]]) ->
     shared = max(logits, passing) + UNSHARED * min(logits, passing)
     gathered = loss.get("gathered weights", 0.0) * (GATHERS if job.sharding == "fsdp" else 1)
     lengths = VARIED if job.varied else 1.0
-    total = static + gathered + loss.get("cast weights", 0.0) + (1 + HOLES) * held + lengths * shared + update
+    total = static + gathered + loss.get("cast weights", 0.0) + (1 + HOLES) * waiting + lengths * shared + update
     if job.full:  # an adapter's tensors are small, and torch keeps small ones apart
         total -= min(max(shared - ROOM_FROM * update, 0.0), update)
     return total
@@ -175,7 +177,7 @@ def _stored_bytes(job: TrainingSetup) -> int:
 
 def _trained_bytes(job: TrainingSetup) -> int:
     """Bytes of a trained weight: adapters are kept in fp32 unless the optimizer works in bf16."""
-    if job.kernels.own:
+    if job.kernels.tuneloop:
         return 2 if _keeps_rests(job) else 4
     if job.full:
         return _stored_bytes(job)
@@ -184,13 +186,15 @@ def _trained_bytes(job: TrainingSetup) -> int:
 
 def _keeps_rests(job: TrainingSetup) -> bool:
     """Whether bf16 weights learn together with what rounding takes from them (training/optimizers.py)."""
-    return job.kernels.own and job.full and job.dtype != "fp32"
+    return job.kernels.tuneloop and job.full and job.dtype != "fp32"
 
 
 def weight_bytes(job: TrainingSetup) -> float:
     """Bytes of the model's own weights, undivided."""
     shape = job.shape
-    if job.kernels.own and job.gpu.is_cpu:  # weights that are packed after loading leave their memory to the process
+    if (
+        job.kernels.tuneloop and job.gpu.is_cpu
+    ):  # weights that are packed after loading leave their memory to the process
         return float(shape.parameters * _stored_bytes(job))
     small = shape.parameters - shape.matrix_parameters
     width = 4 if job.head_fp32 else _stored_bytes(job)
@@ -201,7 +205,7 @@ def _weights(job: TrainingSetup) -> dict[str, float]:
     away = job.offload and job.sharding in ("fsdp", "zero3")
     terms = {"weights": 0.0 if away else weight_bytes(job) / _shards(job, "weights")}
     if not job.full:
-        cast = job.activation_bytes if job.kernels.own and job.adapted and job.activation_bytes == 2 else 0
+        cast = job.activation_bytes if job.kernels.tuneloop and job.adapted and job.activation_bytes == 2 else 0
         terms["adapter"] = job.trainable * (_trained_bytes(job) + cast) / _shards(job, "weights")
     elif _keeps_rests(job):
         terms["what rounding takes from the weights"] = job.trainable * 2.0 / _shards(job, "weights")
@@ -210,10 +214,8 @@ def _weights(job: TrainingSetup) -> dict[str, float]:
 
 def _casts(job: TrainingSetup) -> dict[str, float]:
     """What torch.autocast made of the weights: kept for the backward pass, with checkpointing until the loss is there.
-
     Its cache takes leaves that need a gradient (ATen's `autocast_mode.cpp`): of frozen ones checkpointing leaves those
-    of a layer. Views into FSDP's flat weights are all kept (ATorch's table: 12.5 GiB for 7B, adapters or not).
-    """
+    of a layer. Views into FSDP's flat weights are all kept (ATorch's table: 12.5 GiB for 7B, adapters or not)."""
     if not job.autocast:
         return {}
     if job.grad_ckpt and not job.full and job.sharding != "fsdp":
@@ -225,11 +227,11 @@ def _optimizer(job: TrainingSetup) -> dict[str, float]:
     if job.offload or job.optimizer.startswith("paged"):
         return {}
     size = job.trainable * STATE_BYTES[job.optimizer]
-    if job.kernels.own and job.optimizer == "adamw-8bit":
+    if job.kernels.tuneloop and job.optimizer == "adamw-8bit":
         size += job.trainable * OWN_SCALES
     if _keeps_rests(job) and job.optimizer == "adamw":  # the first moment is bf16
         size -= job.trainable * 2.0
-    if job.optimizer == "adamw-8bit" and job.full and not job.optimizer_in_backward and not job.kernels.own:
+    if job.optimizer == "adamw-8bit" and job.full and not job.optimizer_in_backward and not job.kernels.tuneloop:
         # Transformers keeps the embedding's moments in 32 bits
         size += job.shape.embedding * (8.0 - STATE_BYTES[job.optimizer])
     if job.sharding.startswith("zero") and job.full and job.dtype in ("bf16", "fp16"):
@@ -259,8 +261,9 @@ def _passing_gradients(job: TrainingSetup) -> dict[str, float]:
 
 
 def _temporaries(job: TrainingSetup) -> dict[str, float]:
-    if job.kernels.own:
-        # AdamW goes through weights in stretches; the paged one of bitsandbytes sees a whole one, and its gradient, in fp32.
+    if job.kernels.tuneloop:
+        # AdamW goes through weights in stretches; the paged one of bitsandbytes sees a whole one, and its gradient, in
+        # fp32.
         whole = 8.0 if _keeps_rests(job) and job.optimizer.startswith("paged") else 0.0
         return {"optimizer's temporaries": job.shape.embedding * whole / _shards(job, "states")}
     fused = job.sharding.startswith("zero")  # Adam over flat parts
@@ -290,14 +293,14 @@ def _gathered(job: TrainingSetup) -> dict[str, float]:
 def layer_activations(job: TrainingSetup) -> tuple[float, float]:
     """Bytes that a layer keeps for its gradient apart from its input, and bytes of gradients alive at once within it.
 
-    Counted in elements a token, for a layer of width C, queries Q, keys K, feed-forward F. A frozen matrix without an adapter
-    does not need its input. Norms keep an fp32 copy (2 C in bf16) unless they are fused; attention keeps queries, keys, values
-    and its result, with the keys repeated for each query unless the kernel groups them; the feed-forward keeps gate and up,
-    and the activation and the product where needed.
+    Counted in elements a token, for a layer of width C, queries Q, keys K, feed-forward F. A frozen matrix without an
+    adapter does not need its input. Norms keep an fp32 copy (2 C in bf16) unless they are fused; attention keeps
+    queries, keys, values and its result, with the keys repeated for each query unless the kernel groups them; the
+    feed-forward keeps gate and up, and the activation and the product where needed.
     """
     shape, kernels, wide = job.shape, job.kernels, job.activation_bytes == 2
     hidden, forward = shape.hidden, shape.feed_forward
-    if kernels.own:
+    if kernels.tuneloop:
         return _loop_layer(job)
     norm = (2 * hidden if kernels.fp32_norms and wide else 0) + (hidden if kernels.fp32_norms and job.full else 0)
     grouped = job.attention == "flash" and kernels.fsdp == 1
@@ -320,7 +323,7 @@ def layer_activations(job: TrainingSetup) -> tuple[float, float]:
     if job.quant in ("nf4", "nf4-dq") and kernels.fsdp == 1 and not job.grad_ckpt:
         inputs = 4 * hidden + forward  # q, k and v as one, o, gate, up, down
         stored += KEPT_INPUTS * job.tokens * inputs * job.activation_bytes
-    # dy and the residual's gradient; those of product, activation and up, when the product itself is gone
+    # dy and the residual's gradient; those of product, activation and up, when the product itself has been freed
     pointwise = job.tokens * (2 * hidden + (2 + kernels.silu) * forward - product) * job.activation_bytes
     unpacked = hidden * forward * 2 if job.quant != "none" else 0
     matrix = job.tokens * (2 * hidden + 2 * forward - product) * job.activation_bytes + unpacked
@@ -328,10 +331,9 @@ def layer_activations(job: TrainingSetup) -> tuple[float, float]:
 
 
 def _loop_layer(job: TrainingSetup) -> tuple[float, float]:
-    """The same for tuneloop's own loop (models/llama.py): norms and the activation keep only their inputs, adapters none of their own.
-
-    Attention keeps rotated queries, each row's keys and values behind what all rows share, and where it takes plain products its weights.
-    """
+    """The same for tuneloop's own loop (models/llama.py): norms and the activation keep only their inputs, adapters
+    none of their own. Attention keeps rotated queries, each row's keys and values behind what all rows share, and where
+    it takes plain products its weights."""
     shape = job.shape
     hidden, forward, rows, shared = shape.hidden, shape.feed_forward, job.micro_batch, job.shared
     virtual = job.virtual_tokens
@@ -358,17 +360,15 @@ def _loop_layer(job: TrainingSetup) -> tuple[float, float]:
 
 
 def _causal(length: int) -> float:
-    """Weights that a row's queries keep of its own keys, by blocks: `query_blocks` of models/llama.py."""
+    """Attention weights of a row's queries to its keys, by blocks: `query_blocks` of models/llama.py."""
     blocks = max(1, round(length / OWN_QUERY_BLOCK))
     return length**2 * (blocks + 1) / (2 * blocks)
 
 
-def _held_layers(job: TrainingSetup, layer: float) -> tuple[dict[str, float], dict[str, float]]:
-    """What waits for the backward pass: each layer's input, and without checkpointing all that it keeps.
-
-    The second part grows during that pass: FSDP 1 with frozen weights keeps one more tensor of that size a layer (a measured
-    fact: 3.75 GiB on 32 layers, 9.7 GiB on 80, both within 1 % of it).
-    """
+def _waiting_layers(job: TrainingSetup, layer: float) -> tuple[dict[str, float], dict[str, float]]:
+    """What waits for the backward pass: each layer's input, and without checkpointing all that it keeps. The second
+    part grows during that pass: FSDP 1 with frozen weights keeps one more tensor of that size a layer (a measured fact:
+    3.75 GiB on 32 layers, 9.7 GiB on 80, both within 1 % of it)."""
     shape = job.shape
     stream = 4 if job.head_fp32 or job.autocast else job.activation_bytes  # the residual stream's width
     one = job.tokens * shape.hidden * stream
@@ -379,7 +379,7 @@ def _held_layers(job: TrainingSetup, layer: float) -> tuple[dict[str, float], di
     terms: dict[str, float] = {"layer inputs": inputs}
     if layers := job.kept_layers if job.grad_ckpt else shape.layers:
         left_out = 0.0
-        if job.kernels.own and not job.gpu.is_cpu and job.supervised:
+        if job.kernels.tuneloop and not job.gpu.is_cpu and job.supervised:
             # In tuneloop's loop on a GPU the last layer is computed, behind attention, where something is supervised.
             elements = shape.hidden * (1 + job.needs("gate_proj", "up_proj"))
             elements += shape.feed_forward * (2 + job.needs("down_proj"))
@@ -396,7 +396,7 @@ def _logits(job: TrainingSetup) -> dict[str, float]:
         logits = 4 * job.tokens * job.shape.vocabulary * 4
     if job.dtype == "fp32" and job.loss_kernel == "eager":
         logits = FP32_LOGITS * job.tokens * job.shape.vocabulary * 4
-    if job.kernels.own:  # logits, whose place their gradient takes, and fp32 probabilities
+    if job.kernels.tuneloop:  # logits, whose place their gradient takes, and fp32 probabilities
         here = job.gpu.backend
         chunk = here.positions_at_once_full if job.full else here.positions_at_once
         chunk = min(chunk, job.supervised or job.tokens)

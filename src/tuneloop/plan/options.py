@@ -1,4 +1,4 @@
-"""All machines for a job: what fits, how fast, for how much, with the usual settings of `plan` and `advise`. Needs no torch."""
+"""All machines for a job, with the usual settings of `plan` and `advise`: what fits, how fast, for how much."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tuneloop.plan.shape import find_model
 from tuneloop.plan.speed import SPREAD, Speed, overhead_hours
 from tuneloop.records.dataset import DatasetManifest, read_manifest
 
-# `tokens_at_once` and `rows_per_step` of the loop (training/batches.py, training/config.py, which import torch): a micro-batch has no more tokens than these, and no
-# more rows than a step.
+# `tokens_at_once` and `rows_per_step` of the loop (training/batches.py, training/config.py, which import torch): a
+# micro-batch has no more tokens than these, and no more rows than a step.
 LOOP_TOKENS, LOOP_TOKENS_FULL_CPU, LOOP_ROWS = 2048, 1024, 8
 NO_LENGTH = 1024  # tokens of a row where the data set's are not known
 
@@ -44,12 +44,8 @@ def loop_batches(length: float, *, full_on_cpu: bool = False) -> tuple[int, ...]
 
 def usual_settings(method: str, shape: ModelShape, longest: int | None, *, cpu: bool = False) -> dict[str, Any]:
     """Settings of a job that trains on a data set: rows as long as its longest, layers recomputed, no logits kept.
-
-    Args:
-        method: its name, or its file.
-        longest: tokens of the longest row; None: `NO_LENGTH`.
-        cpu: whether the processor trains.
-    """
+    `method`: its name, or its file. `longest`: tokens of the longest row; None: `NO_LENGTH`. `cpu`: whether the
+    processor trains."""
     footprint = method_named(method).footprint
     length = min(longest or NO_LENGTH, shape.context or 1 << 20)
     batches = loop_batches(length, full_on_cpu=cpu and footprint.all_weights)
@@ -87,7 +83,8 @@ class Lengths:
         return min(self.mean / self.expected_longest(rows), 1.0)
 
     def expected_longest(self, rows: int) -> float:
-        """Mean length of the longest of `rows` rows drawn at random, from a quantile function straight between its marks."""
+        """Mean length of the longest of `rows` rows drawn at random, by a quantile function straight between its
+        marks."""
         marks = ((0.0, 0.0), (0.5, float(self.p50)), (0.9, float(self.p90)), (1.0, float(self.longest)))
         total = 0.0
         for (a, low), (b, high) in itertools.pairwise(marks):
@@ -100,17 +97,13 @@ class Lengths:
 
 @dataclass(frozen=True)
 class MachineOption:
-    """One machine for the job.
-
-    Args:
-        hours, low, high: of the whole run, in the middle and the range that 80 % of runs keep to.
-    """
+    """One machine for the job."""
 
     job: TrainingSetup
     memory: Memory
     speed: Speed
-    hours: float
-    low: float
+    hours: float  # of the whole run
+    low: float  # and high: the range that 80 % of runs keep to
     high: float
     parts: dict[str, float]  # hours by part
     cost: Cost | None  # None where no price is known
@@ -134,28 +127,23 @@ class PlanRequest:
 
     model: str
     shape: ModelShape
-    # by the names of `TrainingSetup`, `gpu`, `gpus`, `sharding` where given; of several `micro_batch` the first that fits
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Any]  # by the names of `TrainingSetup`; of several `micro_batch` the first that fits
     lengths: Lengths
     epochs: float
     prices: PriceTable
     tier: Tier = "on-demand"
-    efforts: Efforts = ONE_RUN  # what it takes apart from the run; `storage_gb` of 0 stands for what the run leaves
+    efforts: Efforts = ONE_RUN  # what it takes apart from the run; `storage_gb` of 0: what the run leaves
     per_hour: float | None = None  # expected interruptions an hour of one machine; None: what the tier lets expect
     checkpoint_minutes: float | None = None  # between checkpoints; None: the best interval
     ledger: Sequence[Entry] = field(default_factory=read_ledger)  # earlier runs
 
 
-def machines(ask: PlanRequest) -> tuple[list[MachineOption], list[str]]:
-    """Every machine in question with the simplest way to share the work that fits, and what was left out.
-
-    What fits comes first, then what ends within a week, then the cheapest; what does not fit by how little it lacks.
-
-    Raises:
-        UserError: unknown names, numbers that can't be, or settings that exclude each other.
-    """
+def machines(request: PlanRequest) -> tuple[list[MachineOption], list[str]]:
+    """Every machine in question with the simplest way to share the work that fits, and what was left out. What fits
+    comes first, then what ends within a week, then the cheapest; what does not fit by how little it lacks. Raises
+    UserError: unknown names, numbers that can't be, or settings that exclude each other."""
     left_out: list[str] = []
-    simplest = [next((job for job in jobs if memory_of(job).fits), jobs[-1]) for jobs in _jobs(ask, left_out)]
+    simplest = [next((job for job in jobs if memory_of(job).fits), jobs[-1]) for jobs in _jobs(request, left_out)]
 
     def order(option: MachineOption) -> tuple[bool, bool, float, float]:
         if not option.fits:
@@ -163,7 +151,7 @@ def machines(ask: PlanRequest) -> tuple[list[MachineOption], list[str]]:
         usd = option.cost.usd if option.cost else option.bare_usd if option.price else math.inf
         return False, option.hours > A_WEEK, usd, option.hours
 
-    return sorted((_option(ask, job) for job in simplest), key=order), left_out
+    return sorted((_option(request, job) for job in simplest), key=order), left_out
 
 
 def plan_model(stated: Mapping[str, Any], settings: Sequence[str] = ()) -> dict[str, Any]:
@@ -188,53 +176,46 @@ def plan_model(stated: Mapping[str, Any], settings: Sequence[str] = ()) -> dict[
 def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The plan of a job on every machine in question, as `plan.json` holds it, with the `table` of all.
 
-    A GPU named without a count is one GPU: what more of them would do is in the table.
+    A GPU named without a count is one GPU: what more of them would do is in the table. `settings`: by the names of
+    `PlanOptions` (None means not given), and `providers`, whose bundled prices count; default: all.
 
-    Args:
-        settings: what the command line was given, by the names of `TrainingSetup`, and `model`, `gpu`, `gpus`,
-            `tokens`, `dataset`, `epochs`, `tier`, `prices`, `usd_per_gpu_hour`, `interruptions_per_hour`,
-            `checkpoint_minutes`, those of `Efforts`, `providers` whose bundled prices count (default: all), and
-            `gpu_memory`, `gpu_tflops`, `gpu_bandwidth`, `gpu_link`, `gpu_price` of a card of one's own; None means not
-            given.
-
-    Raises:
-        UserError: unknown names, numbers that can't be, or settings that exclude each other.
+    Raises UserError: unknown names, numbers that can't be, or settings that exclude each other.
     """
-    given = {name: value for name, value in settings.items() if value is not None}
-    name, shape, assumed = find_model(given.pop("model"))
-    tier, price_file, usd = given.pop("tier", "on-demand"), given.pop("prices", None), _own_card(given, assumed)
-    lengths, epochs, sentences = _lengths(given)
+    options = {name: value for name, value in settings.items() if value is not None}
+    name, shape, assumed = find_model(options.pop("model"))
+    tier, price_file, usd = options.pop("tier", "on-demand"), options.pop("prices", None), _own_card(options, assumed)
+    lengths, epochs, sentences = _lengths(options)
     assumed += sentences
-    stated = dict(given)
+    stated = dict(options)
     if lengths.longest:
-        cpu = bool(given.get("gpu")) and find_gpu(given["gpu"]).is_cpu
-        given = {**usual_settings(given.get("method", USUAL.name), shape, lengths.longest, cpu=cpu), **given}
-    if "seq_len" not in given:
-        given["seq_len"] = min(2048, shape.context or 2048)
-        if lengths.longest and not given.get("packing"):
-            given["seq_len"] = min(lengths.longest, shape.context or 2048)
+        cpu = bool(options.get("gpu")) and find_gpu(options["gpu"]).is_cpu
+        options = {**usual_settings(options.get("method", USUAL.name), shape, lengths.longest, cpu=cpu), **options}
+    if "seq_len" not in options:
+        options["seq_len"] = min(2048, shape.context or 2048)
+        if lengths.longest and not options.get("packing"):
+            options["seq_len"] = min(lengths.longest, shape.context or 2048)
         else:
-            assumed.append(f"rows of {given['seq_len']:,} tokens (--seq-len)")
-    if "micro_batch" not in given:
-        given["micro_batch"] = loop_batches(given["seq_len"])
-    if given.get("packing") is False or (lengths.mean and not given.get("packing")):
-        given["varied"] = True
-    if "targets" in given:
-        given["targets"] = target_modules(given["targets"])
-    per_hour, minutes = given.pop("interruptions_per_hour", None), given.pop("checkpoint_minutes", None)
+            assumed.append(f"rows of {options['seq_len']:,} tokens (--seq-len)")
+    options.setdefault("micro_batch", loop_batches(options["seq_len"]))
+    if options.get("packing") is False or (lengths.mean and not options.get("packing")):
+        options["varied"] = True
+    if "targets" in options:
+        options["targets"] = target_modules(options["targets"])
+    per_hour, minutes = options.pop("interruptions_per_hour", None), options.pop("checkpoint_minutes", None)
     for flag, value, least in (("--interruptions-per-hour", per_hour, 0.0), ("--checkpoint-minutes", minutes, 0.01)):
         if value is not None and not least <= value <= 10_000:
             raise UserError(f"{flag} is {value}", where=flag, next_step=f"give a number from {least:g} to 10,000")
-    providers, table = given.pop("providers", None), load_prices(price_file)
-    prices = priced(table.of(providers) if providers else table, given.get("gpu"), usd, tier)
-    efforts = replace(ONE_RUN, **{f.name: given.pop(f.name) for f in fields(Efforts) if f.name in given})
-    ask = PlanRequest(name, shape, given, lengths, epochs, prices, tier, efforts, per_hour, minutes)
-    ordered, left_out = machines(ask)
+    providers, table = options.pop("providers", None), load_prices(price_file)
+    prices = priced(table.of(providers) if providers else table, options.get("gpu"), usd, tier)
+    efforts = replace(ONE_RUN, **{f.name: options.pop(f.name) for f in fields(Efforts) if f.name in options})
+    request = PlanRequest(name, shape, options, lengths, epochs, prices, tier, efforts, per_hour, minutes)
+    ordered, left_out = machines(request)
     if not ordered:
         raise UserError("No machine is left to plan for", where="plan", next_step="; ".join(left_out) or "name a GPU")
     best = ordered[0]
-    if "gpu" in given and "gpus" not in given and any(option.job.gpus == 1 for option in ordered):
-        best = next(option for option in ordered if option.job.gpus == 1)
+    single = next((option for option in ordered if option.job.gpus == 1), None)
+    if "gpu" in options and "gpus" not in options and single:
+        best = single
         if not best.job.gpu.is_cpu:
             assumed.append("1 GPU (--gpus)")
     plan = _as_json(best)
@@ -246,26 +227,24 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
     return plan
 
 
-def _own_card(given: dict[str, Any], assumed: list[str]) -> Any:
-    """Put a card of the user's own in the place of the GPU's name; what an hour of the GPU costs, where that is said."""
-    numbers = {name: given.pop(f"gpu_{name}", None) for name in ("memory", "tflops", "bandwidth", "link")}
-    usd, price = given.pop("usd_per_gpu_hour", None), given.pop("gpu_price", None)
+def _own_card(options: dict[str, Any], assumed: list[str]) -> Any:
+    """Put a card of the user's own in the place of the GPU's name; what an hour of the GPU costs, where stated."""
+    numbers = {name: options.pop(f"gpu_{name}", None) for name in ("memory", "tflops", "bandwidth", "link")}
+    usd, price = options.pop("usd_per_gpu_hour", None), options.pop("gpu_price", None)
     if usd is not None and price is not None:
         what = "--gpu-price and --usd-per-gpu-hour say the same"
         raise UserError(what, where="--gpu-price", next_step="give one of them")
     if any(value is not None for value in numbers.values()):
-        card = given["gpu"] = own_card(given.get("gpu"), **numbers)
-        assumed.append(f"a card of {card.gib:g} GiB, {card.tflops:g} TFLOPS, {card.gb_s:g} GB/s, {card.link_gb_s:g} GB/s to its neighbour (--gpu-memory, "
-                       "--gpu-tflops, --gpu-bandwidth, --gpu-link)")  # fmt: skip
+        card = options["gpu"] = own_card(options.get("gpu"), **numbers)
+        speeds = f"{card.tflops:g} TFLOPS, {card.gb_s:g} GB/s, {card.link_gb_s:g} GB/s to its neighbour"
+        flags = ", ".join(f"--gpu-{name}" for name in numbers)
+        assumed.append(f"a card of {card.gib:g} GiB, {speeds} ({flags})")
     return price if usd is None else usd
 
 
 def priced(prices: PriceTable, gpu: str | Gpu | None, usd_per_gpu_hour: float | None, tier: Tier) -> PriceTable:
-    """The prices with the one given for a GPU on top; this machine's processor has one in any case.
-
-    Raises:
-        UserError: a price that can't be, or of no GPU.
-    """
+    """The prices, on top one given for a GPU, and the processor's. Raises UserError: a price that can't be, or of no
+    GPU."""
     here = prices.with_price("this machine, assumed", CPU, CPU_USD_PER_HOUR, tier)
     if usd_per_gpu_hour is None:
         return here
@@ -276,8 +255,8 @@ def priced(prices: PriceTable, gpu: str | Gpu | None, usd_per_gpu_hour: float | 
     return here.with_price("given", find_gpu(gpu).key, usd_per_gpu_hour, tier)
 
 
-def _lengths(given: dict[str, Any]) -> tuple[Lengths, float, list[str]]:
-    tokens, dataset, epochs = given.pop("tokens", None), given.pop("dataset", None), given.pop("epochs", None)
+def _lengths(options: dict[str, Any]) -> tuple[Lengths, float, list[str]]:
+    tokens, dataset, epochs = (options.pop(name, None) for name in ("tokens", "dataset", "epochs"))
     if tokens is not None and dataset is not None:
         raise UserError("--tokens and --dataset both say how much is trained on", where="tokens", next_step="give one")
     if tokens is not None and not 1 <= tokens <= 10**15:
@@ -291,10 +270,7 @@ def _lengths(given: dict[str, Any]) -> tuple[Lengths, float, list[str]]:
     if dataset:
         path = Path(dataset) / "dataset.json" if Path(dataset).is_dir() else Path(dataset)
         if not path.is_file():
-            what, step = (
-                "No prepared data set there (no dataset.json)",
-                "`tuneloop prepare` makes one; or give --tokens",
-            )
+            what, step = "No prepared data set there (no dataset.json)", "run `tuneloop prepare`, or give --tokens"
             raise UserError(what, where=str(Path(dataset)), next_step=step)
         return lengths_of(read_manifest(path), str(path)), passes, sentences
     sentence = "rows are full: name your data for the padding of yours (tuneloop plan DATA)"
@@ -305,11 +281,8 @@ def _lengths(given: dict[str, Any]) -> tuple[Lengths, float, list[str]]:
 
 
 def lengths_of(manifest: DatasetManifest, where: str) -> Lengths:
-    """What a data set's manifest says about the tokens of its training rows, general rows mixed in included.
-
-    Raises:
-        UserError: it says nothing about them.
-    """
+    """Tokens of a data set's training rows, also of those mixed in, by its manifest. Raises UserError: it has no
+    numbers."""
     tokens, val = manifest.splits.train.tokens, manifest.splits.val.tokens
     if tokens is None:
         what = "The data set's manifest has no token statistics"
@@ -317,35 +290,37 @@ def lengths_of(manifest: DatasetManifest, where: str) -> Lengths:
     total = tokens.total + (manifest.mix.general.tokens if manifest.mix else 0)  # rows mixed in are trained on too
     if total < 1:
         raise UserError("The data set has no training tokens", where=where, next_step="prepare it again")
-    val_tokens = val.total if val else 0
-    return Lengths(total, tokens.mean, tokens.p50, tokens.p90, longest=tokens.max, val_tokens=val_tokens)
+    return Lengths(total, tokens.mean, tokens.p50, tokens.p90, tokens.max, val.total if val else 0)
 
 
-def _jobs(ask: PlanRequest, left_out: list[str]) -> Iterator[list[TrainingSetup]]:
+def _jobs(request: PlanRequest, left_out: list[str]) -> Iterator[list[TrainingSetup]]:
     """For each machine the ways to share the work and the sizes of a micro-batch, the simplest first."""
-    given = dict(ask.settings)
-    gpu, count, sharding = given.pop("gpu", None), given.pop("gpus", None), given.pop("sharding", None)
-    rows = given.pop("micro_batch", None)
+    shared = dict(request.settings)
+    gpu, count, sharding, rows = (shared.pop(name, None) for name in ("gpu", "gpus", "sharding", "micro_batch"))
     batches = rows if isinstance(rows, tuple) else (rows,)
-    cards = (card for card in all_gpus().values() if ask.prices.gpu(card.key, ask.tier) or ask.prices.gpu(card.key))
+    cards = (
+        card
+        for card in all_gpus().values()
+        if request.prices.gpu(card.key, request.tier) or request.prices.gpu(card.key)
+    )
     for device in [find_gpu(gpu)] if gpu else cards:
         counts = (count,) if count is not None else (1,) if device.is_cpu else COUNTS
         for gpus in counts:
             if count is None and sharding and (sharding == "none") != (gpus == 1):
                 continue
             ways = [sharding] if sharding else ["none"] if gpus == 1 else ["ddp", "fsdp"]
-            usual = {**given, "model": ask.model, "shape": ask.shape, "gpu": device, "gpus": gpus}
-            if not device.bf16 and "dtype" not in given:
-                usual["dtype"] = "fp16"
+            settings = {**shared, "model": request.model, "shape": request.shape, "gpu": device, "gpus": gpus}
+            if not device.bf16:
+                settings.setdefault("dtype", "fp16")
             try:
-                if not device.bf16 and usual["dtype"] in ("bf16", "mixed", "autocast"):
+                if not device.bf16 and settings["dtype"] in ("bf16", "mixed", "autocast"):
                     what = f"There is no bfloat16 on {device.name}"
                     raise UserError(what, where="dtype", next_step="use --dtype fp16")
                 yield [
-                    make_job(**{**usual, "sharding": way, "micro_batch": batch})
+                    make_job(**{**settings, "sharding": way, "micro_batch": batch})
                     for way in ways
                     for batch in batches
-                    if not (way == "ddp" and given.get("optimizer_in_backward"))
+                    if not (way == "ddp" and shared.get("optimizer_in_backward"))
                 ]
             except UserError as error:
                 if gpu or "on " + device.name not in error.what:  # what no machine can do is the user's to fix
@@ -354,47 +329,41 @@ def _jobs(ask: PlanRequest, left_out: list[str]) -> Iterator[list[TrainingSetup]
                 break
 
 
-def _option(ask: PlanRequest, job: TrainingSetup) -> MachineOption:
+def _option(request: PlanRequest, job: TrainingSetup) -> MachineOption:
     """The job on its machine; without a cost where it does not fit."""
     # with the micro-batch that most steps have: memory is for the longest rows, short ones are computed more at a time
-    typical, lengths = job, ask.lengths
+    typical, lengths = job, request.lengths
     if lengths.mean and not job.packing:
         rows = job.micro_batch
-        if isinstance(ask.settings.get("micro_batch"), tuple):
+        if isinstance(request.settings.get("micro_batch"), tuple):
             rows = max(rows, loop_rows(lengths.mean, full_on_cpu=job.full and job.gpu.is_cpu))
         length = min(round(lengths.expected_longest(rows)), job.seq_len)
         typical = replace(job, micro_batch=rows, seq_len=length)
-    speed, corrected_by = learned_speed(typical, ask.ledger)
+    speed, corrected_by = learned_speed(typical, request.ledger)
     rate = speed.tokens_per_second * lengths.efficiency(typical.micro_batch, job.packing)
     val = lengths.val_tokens or lengths.tokens // 10
-    parts = {
-        "train": lengths.tokens * ask.epochs / rate / 3600,
-        **overhead_hours(job, evaluations=EVALUATIONS, evaluation_tokens=min(val, 200_000)),
-    }
-    price = ask.prices.gpu(job.gpu.key, ask.tier, job.gpus)
-    usual = costs.interruptions(price.tier if price else ask.tier, job.gpus)
-    how = Interruptions(
-        usual.per_hour if ask.per_hour is None else ask.per_hour, ask.checkpoint_minutes, parts.pop("save") * 60,
-        last_minutes=parts.pop("keep") * 60,
-    )  # fmt: skip
+    parts = {"train": lengths.tokens * request.epochs / rate / 3600}
+    parts |= overhead_hours(job, evaluations=EVALUATIONS, evaluation_tokens=min(val, 200_000))
+    price = request.prices.gpu(job.gpu.key, request.tier, job.gpus)
+    usual = costs.interruptions(price.tier if price else request.tier, job.gpus)
+    save, last = parts.pop("save") * 60, parts.pop("keep") * 60
+    per_hour = usual.per_hour if request.per_hour is None else request.per_hour
+    how = Interruptions(per_hour, request.checkpoint_minutes, save, last_minutes=last)
     work = sum(parts.values())
-    hours = costs.expected_hours(work, how)
-    if not math.isfinite(hours):
-        raise costs.never_ends(how)
+    hours = costs.finite_hours(work, how)
     parts["checkpoints"] = costs.checkpoint_hours(work, how)
     parts["interruptions"] = hours - work - parts["checkpoints"]
     cost, memory = None, memory_of(job)
     if price and lengths.tokens and memory.fits:
-        kept_gb = ask.efforts.storage_gb or round(job.trainable * (2 if job.full else 4) / 1e9, 2)
-        efforts = replace(ask.efforts, storage_gb=kept_gb)
-        cost = costs.cost_of(work, work / SPREAD, work * SPREAD, job.gpus, price, efforts=efforts, how=how,
-                       usd_per_gb_month=ask.prices.storage.usd_per_gb_month)  # fmt: skip
+        kept_gb = request.efforts.storage_gb or round(job.trainable * (2 if job.full else 4) / 1e9, 2)
+        efforts, usd = replace(request.efforts, storage_gb=kept_gb), request.prices.storage.usd_per_gb_month
+        spread = work, work / SPREAD, work * SPREAD
+        cost = costs.cost_of(*spread, job.gpus, price, efforts=efforts, how=how, usd_per_gb_month=usd)
     return MachineOption(job, memory, speed, hours, hours / SPREAD, hours * SPREAD, parts, cost, price, corrected_by)
 
 
 def _row(option: MachineOption) -> dict[str, Any]:
-    job, memory = option.job, option.memory
-    cost = option.cost
+    job, memory, cost = option.job, option.memory, option.cost
     return {
         "gpu": job.gpu.key, "gpus": job.gpus, "sharding": job.sharding,
         "fits": option.fits, "fits_with": would_fit(job) if not option.fits else "",
@@ -402,7 +371,8 @@ def _row(option: MachineOption) -> dict[str, Any]:
         "peak_gib": round(memory.peak, 2), "required_gib": round(memory.required, 2),
         "capacity_gib": round(memory.capacity, 2), "headroom_gib": round(memory.capacity - memory.required, 2),
         **_times(option),
-        "usd": cost.usd if cost else None, "usd_low": cost.low if cost else None, "usd_high": cost.p90 if cost else None,
+        "usd": cost.usd if cost else None, "usd_low": cost.low if cost else None,
+        "usd_high": cost.p90 if cost else None,
     }  # fmt: skip
 
 
@@ -437,18 +407,18 @@ def _as_json(option: MachineOption) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _assumptions(option: MachineOption, given: Mapping[str, Any]) -> list[str]:
+def _assumptions(option: MachineOption, stated: Mapping[str, Any]) -> list[str]:
     job = option.job
     sentences = []
-    for name in ("method", "micro_batch", "grad_accum", "attention", "loss_kernel", "dtype", "optimizer", "quant"):
-        if name not in given and name != "micro_batch" and (name != "quant" or job.footprint.quant != "none"):
+    for name in ("method", "grad_accum", "attention", "loss_kernel", "dtype", "optimizer", "quant"):
+        if name not in stated and (name != "quant" or job.footprint.quant != "none"):
             sentences.append(f"{name.replace('_', ' ')} {getattr(job, name)} (--{name.replace('_', '-')})")
-    if "micro_batch" not in given:
-        sentences.append(f"micro-batches of {LOOP_TOKENS:,} tokens and {LOOP_ROWS} rows at most, as the loop takes them: {job.micro_batch} of the "
-                     "longest rows (--micro-batch)")  # fmt: skip
+    if "micro_batch" not in stated:
+        most = f"{LOOP_TOKENS:,} tokens and {LOOP_ROWS} rows at most, as the loop takes them"
+        sentences.append(f"micro-batches of {most}: {job.micro_batch} of the longest rows (--micro-batch)")
     if not job.grad_ckpt:
         sentences.append("no gradient checkpointing (--grad-ckpt)")
-    elif "grad_ckpt" not in given:
+    elif "grad_ckpt" not in stated:
         sentences.append("layers are computed again in the backward pass (--no-grad-ckpt)")
     if job.adapted:
         targets = ", ".join(target.removesuffix("_proj") for target in job.targets)

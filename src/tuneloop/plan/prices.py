@@ -25,7 +25,8 @@ from tuneloop.plan.gpus import CPU, all_gpus, packaged_yaml
 
 Tier = Literal["on-demand", "spot", "community", "reserved"]
 TIERS: tuple[Tier, ...] = ("on-demand", "spot", "community", "reserved")
-# What is taken in place of a tier, or compared with it: on demand where spot has no cheaper offer, a private host's machine where no data centre rents the card out on demand.
+# What is taken in place of a tier, or compared with it: on demand where spot has no cheaper offer, a private host's
+# machine where no data centre rents the card out on demand.
 INSTEAD: dict[str, Tier] = {"spot": "on-demand", "on-demand": "community"}
 BUNDLED = Path(__file__).with_name("prices.yaml")
 OLD_AFTER_DAYS = 180
@@ -54,10 +55,8 @@ class Price:
         return ((today or Day.today()) - Day.fromisoformat(self.date)).days
 
     def words(self, today: Day | None = None) -> str:
-        """The price as an assumption: `$1.19 an hour and GPU, on-demand (RunPod Community, 2026-11-09)`.
-
-        This machine's processor is not rented by the GPU: `$0.05 an hour (this machine, assumed)`.
-        """
+        """The price as an assumption: `$1.19 an hour and GPU, on-demand (RunPod Community, 2026-11-09)`. This machine's
+        processor is not rented by the GPU: `$0.05 an hour (this machine, assumed)`."""
         if self.gpu == CPU:
             return f"${self.usd_per_hour:g} an hour ({self.provider})"
         old = "; old: `tuneloop plan prices update`" if self.age_days(today) > OLD_AFTER_DAYS else ""
@@ -117,10 +116,8 @@ class PriceTable:
 
         A spot machine that costs more than one on demand is not taken (its fewest GPUs may be more than are needed):
         then the price on demand is given, and says so. Where a card is not rented out on demand, a private host's price
-        stands for it.
-
-        Raises:
-            UserError: an unknown tier.
+        is.
+        Raises UserError: an unknown tier.
         """
         if tier not in TIERS:
             raise UserError(f"No price tier {tier!r}", where="tier", next_step=f"choose one of {', '.join(TIERS)}")
@@ -136,18 +133,12 @@ class PriceTable:
         return sorted(prices, key=lambda price: price.input + price.output)
 
 
-def load_prices(own: Path | str | None = None) -> PriceTable:
-    """All prices: bundled, fetched, and the user's own on top.
-
-    Args:
-        own: the user's price file; default: `~/.config/tuneloop/prices.yaml`, where there is one.
-
-    Raises:
-        UserError: a price file is missing, damaged or has gaps.
-    """
-    mine = Path(own) if own else own_file()
-    if own and not mine.is_file():
-        raise UserError("No such price file", where=str(own), next_step="check the path")
+def load_prices(file: Path | str | None = None) -> PriceTable:
+    """All prices: bundled, fetched, and the user's own on top. `file`: the user's; default:
+    `~/.config/tuneloop/prices.yaml`, where there is one. Raises UserError: a file is missing, damaged or has gaps."""
+    mine = Path(file) if file else own_file()
+    if file and not mine.is_file():
+        raise UserError("No such price file", where=str(file), next_step="check the path")
     files = [path for path in (mine, fetched_file()) if path.is_file()]
     return _load(tuple((str(path), path.stat().st_mtime_ns) for path in files))
 
@@ -185,11 +176,9 @@ def _dated(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _offers(groups: Iterable[Mapping[str, Any]]) -> Iterable[Price]:
     for group in groups:
+        gpus, tier, date = group.get("machine", 1), group.get("tier", "on-demand"), str(group["date"])
         for gpu, usd in group["usd_per_gpu_hour"].items():
-            yield Price(
-                provider=group["provider"], gpu=gpu, gpus=group.get("machine", 1), tier=group.get("tier", "on-demand"),
-                usd_per_hour=float(usd), date=str(group["date"]), source=group["source"],
-            )  # fmt: skip
+            yield Price(group["provider"], gpu, gpus, tier, float(usd), date, group["source"])
 
 
 def _own_offers(path: Path, gpus: set[str]) -> Iterable[Price]:
@@ -258,7 +247,7 @@ def _nearest(name: str, names: set[str]) -> str:
     return did_you_mean(name, sorted(names), f"choose one of {', '.join(sorted(names))}", most=3)
 
 
-# Our keys by the catalogue's names and GB of memory; a name that stands for two cards takes the memory to tell them apart.
+# Our keys by the catalogue's names and GB of memory, which tells cards of one name apart.
 CATALOGUE_NAMES: dict[tuple[str, int], str] = {
     ("T4", 16): "t4", ("L4", 24): "l4", ("A10G", 24): "a10g", ("A10", 24): "a10", ("A5000", 24): "a5000",
     ("RTXA5000", 24): "a5000", ("RTX6000Ada", 48): "rtx6000-ada", ("RTX3060", 12): "rtx3060",
@@ -283,9 +272,7 @@ def update_prices(today: Day | None = None) -> dict[str, Any]:
 
     Returns:
         `path`, `offers` (how many), `gpus`, `providers`.
-
-    Raises:
-        UserError: gpuhunt is not installed, or its catalogue can't be reached.
+    Raises UserError: gpuhunt is not installed, or its catalogue can't be reached.
     """
     logging.getLogger("gpuhunt").setLevel(logging.CRITICAL + 1)  # else a traceback for each provider without a network
     try:
@@ -323,8 +310,8 @@ def group_offers(items: Iterable[Any], day: str) -> list[dict[str, Any]]:
             continue
         prices = best.setdefault((item.provider, "spot" if item.spot else "on-demand", item.gpu_count), {})
         prices[key] = min(prices.get(key, math.inf), round(item.price / item.gpu_count, 5))
+    read = {"date": day, "source": "https://github.com/dstackai/gpuhunt"}
     return [
-        {"provider": provider, "tier": tier, "date": day, "source": "https://github.com/dstackai/gpuhunt",
-         "machine": machine, "usd_per_gpu_hour": dict(sorted(prices.items()))}
-        for (provider, tier, machine), prices in sorted(best.items())
-    ]  # fmt: skip
+        {"provider": provider, "tier": tier, **read, "machine": machine, "usd_per_gpu_hour": dict(sorted(usd.items()))}
+        for (provider, tier, machine), usd in sorted(best.items())
+    ]

@@ -1,4 +1,5 @@
-"""A plan's last word: which machine to take, for how long, for how much; or what to change when the job does not fit: settings, more GPUs, another machine or model."""
+"""A plan's last word: which machine to take, for how long, for how much; or what to change when the job does not fit:
+settings, more GPUs, another machine or model."""
 
 from __future__ import annotations
 
@@ -29,7 +30,6 @@ REMEDIES: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 
 def _ways() -> list[tuple[str, str, dict[str, Any]]]:
-    """The method as it is, then those that need less memory than others."""
     ways: list[tuple[str, str, dict[str, Any]]] = [("", "", {})]
     for method in methods():
         if method.footprint.saves:
@@ -45,7 +45,7 @@ def would_fit(job: TrainingSetup) -> str:
 
 
 def changes(job: TrainingSetup) -> list[dict[str, Any]]:
-    """Changes that make the job fit: for each method the fewest settings, then more GPUs, else another machine or model."""
+    """Changes that make the job fit: for each method the fewest settings, then more GPUs; else a machine or a model."""
     ways = [change for way in _ways() if (change := _fewest(job, *way))]
     counts = [] if job.gpu.is_cpu else [count for count in COUNTS if count > job.gpus]
     if more := _change_of_machine(job, job.gpu, counts, "", "weights and states are divided among the GPUs"):
@@ -70,27 +70,27 @@ def changes(job: TrainingSetup) -> list[dict[str, Any]]:
 def _fewest(
     job: TrainingSetup, words: str = "", why: str = "", way: Mapping[str, Any] | None = None
 ) -> dict[str, Any] | None:
-    """The fewest remedies, the least harmful ones, that make the job fit by one method; None where they don't suffice."""
+    """The fewest remedies, the least harmful ones, that make the job fit by one method; None where they don't."""
     start = _with(job, **way) if way else job
     if start is None:
         return None
-    taken = [remedy for remedy in REMEDIES if _helps(start, remedy[2])]
+    needed = [remedy for remedy in REMEDIES if _helps(start, remedy[2])]
 
     def with_all(remedies: Sequence[tuple[str, str, dict[str, Any]]]) -> TrainingSetup | None:
         merged = {name: value for _, _, settings in remedies for name, value in settings.items()}
         return (_with(start, **merged) if merged else start) if start else None
 
-    whole = with_all(taken)
+    whole = with_all(needed)
     if whole is None or not memory_of(whole).fits:
         return None
-    for remedy in reversed(taken):
-        fewer = [other for other in taken if other is not remedy]
+    for remedy in reversed(needed):
+        fewer = [other for other in needed if other is not remedy]
         less = with_all(fewer)
         if less is not None and memory_of(less).fits:
-            taken, whole = fewer, less
-    reasons = [reason for reason in (why, *(remedy[1] for remedy in taken)) if reason]
-    change = " ".join(part for part in (words, *(remedy[0] for remedy in taken)) if part)
-    return {"change": change, "why": "; ".join(reasons), "required_gib": round(memory_of(whole).required, 2)}
+            needed, whole = fewer, less
+    change = " ".join(filter(None, (words, *(remedy[0] for remedy in needed))))
+    why = "; ".join(filter(None, (why, *(remedy[1] for remedy in needed))))
+    return {"change": change, "why": why, "required_gib": round(memory_of(whole).required, 2)}
 
 
 def _helps(job: TrainingSetup, settings: Mapping[str, Any]) -> bool:
@@ -120,8 +120,8 @@ def _change_of_machine(
         for sharding in ("none",) if gpus == 1 else ("ddp", "fsdp"):
             other = _with(job, gpu=gpu, gpus=gpus, sharding=sharding)
             if other and memory_of(other).fits:
-                return {"change": words + f"--gpus {gpus}" + (f" --sharding {sharding}" if gpus > 1 else ""), "why": why,
-                        "required_gib": round(memory_of(other).required, 2)}  # fmt: skip
+                change = f"{words}--gpus {gpus}" + (f" --sharding {sharding}" if gpus > 1 else "")
+                return {"change": change, "why": why, "required_gib": round(memory_of(other).required, 2)}
     return None
 
 
@@ -156,7 +156,7 @@ def recommendation(plan: Mapping[str, Any]) -> str:
 
 
 def recommendation_here(plan: Mapping[str, Any]) -> str:
-    """Likewise of a plan for the machine at hand, as `estimate` makes it."""
+    """Likewise of a plan for this machine, as `estimate` makes it."""
     if not plan["fits"]:
         change = plan["alternatives"][0]["change"] if plan["alternatives"] else "a smaller model"
         return f"It does not fit on this machine. Change: {change}."

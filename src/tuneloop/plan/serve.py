@@ -1,9 +1,10 @@
 """Memory and speed of serving a model: each format of an artifact on each GPU, or on this machine.
 
-Memory is the weights, the keys and values of all requests at once, the logits and activations of a part of a prompt, and
-the driver's context. Speed is the roofline (Williams et al. 2009, doi 10.1145/1498765.1498785; of decoders: Pope et al. 2022,
-arXiv 2211.05102, and Yuan et al. 2024, arXiv 2402.16363): a step reads all weights and the keys and values of each request,
-or computes 2 operations a weight and request, whichever takes longer. A prompt is bound by its operations.
+Memory is the weights, the keys and values of all requests at once, the logits and activations of a part of a prompt,
+and the driver's context. Speed is the roofline (Williams et al. 2009, doi 10.1145/1498765.1498785; of decoders: Pope et
+al. 2022, arXiv 2211.05102, and Yuan et al. 2024, arXiv 2402.16363): a step reads all weights and the keys and values of
+each request, or computes 2 operations a weight and request, whichever takes longer. A prompt is bound by its
+operations.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ KV_BYTES = 2  # of a key or value: llama.cpp and vLLM keep them in 16 bits
 PART = 512  # tokens of a prompt that are computed at once (llama.cpp's n_ubatch); vLLM takes 2,048 or more
 # A step's host time for a layer, and the latency of its two all-reduces where a layer's matrices are divided over GPUs.
 LAYER_SECONDS, REDUCE_SECONDS = 1e-5, 2e-5
-# llama.cpp on a processor, by `benchmarks/release.py speeds` with 0.13 and 1 billion weights: a step's time for a layer apart from
-# its matrices; what it reaches of the cores' rate when it reads a prompt; and, where blocks must be unpacked first, when it
-# writes: then that bounds one row and not the memory.
+# llama.cpp on a processor, by `benchmarks/release.py speeds` with 0.13 and 1 billion weights: a step's time for a layer
+# apart from its matrices; what it reaches of the cores' rate when it reads a prompt; and, where blocks must be unpacked
+# first, when it writes: then that bounds one row and not the memory.
 CPU_LAYER_SECONDS, CPU_READS, CPU_UNPACKS = 1.5e-4, {"q8_0": 0.75}, 0.14
 CPU_READS_FLOAT, CPU_READS_BLOCKS = 0.85, 0.5
 COUNTS = (1, 2, 4, 8)
@@ -65,15 +66,9 @@ FORMATS = (
 def plan_serving(
     shape: ModelShape, gpus: Sequence[Gpu], context: int, concurrency: int, count: int | None = None
 ) -> list[Served]:
-    """Each format on each GPU, on `count` of them, or on the fewest of 1, 2, 4 and 8 that hold it.
-
-    Args:
-        context: tokens of a prompt with its answer.
-        concurrency: requests that are answered at a time, each with so many tokens.
-
-    Raises:
-        UserError: numbers that can't be, or a context that the model does not have.
-    """
+    """Each format on each GPU, on `count` of them, or on the fewest of 1, 2, 4 and 8 that hold it. `context`: tokens of
+    a prompt with its answer. `concurrency`: requests that are answered at a time, each with so many tokens. Raises
+    UserError: numbers that can't be, or a context that the model does not have."""
     for name, value in (("context", context), ("concurrency", concurrency)):
         if not 1 <= value <= MOST:
             raise UserError(f"--{name} is {value:,}", where=f"--{name}", next_step=f"give 1 to {MOST:,}")
@@ -114,7 +109,7 @@ def _served(shape: ModelShape, kind: ServedFormat, gpu: Gpu, context: int, concu
 
 @dataclass(frozen=True)
 class _Step:
-    """What a forward pass takes. llama.cpp gives each GPU some of the layers, so one works at a time; vLLM divides each matrix."""
+    """What a forward pass takes. In llama.cpp each GPU has some layers, one works at a time; vLLM divides matrices."""
 
     shape: ModelShape
     kind: ServedFormat
@@ -163,20 +158,16 @@ def cache_bytes(shape: ModelShape, tokens: int) -> float:
 
 
 def weight_bytes(shape: ModelShape, kind: ServedFormat) -> float:
-    """Bytes of a model's weights in a format.
-
-    The mixtures are llama.cpp's (`llama_tensor_get_type` in its src/llama-quant.cpp): the head in q6_k or more; of
-    q4_k_m and q5_k_m the values and the feed-forward's second matrix in more bits in the first and last eighth of the
-    layers and in each third one between.
-    """
+    """Bytes of a model's weights in a format. The mixtures are llama.cpp's (`llama_tensor_get_type` in its
+    src/llama-quant.cpp): the head in q6_k or more; of q4_k_m and q5_k_m the values and the feed-forward's second matrix
+    in more bits in the first and last eighth of the layers and in each third one between."""
     norms = 4.0 * (shape.layers * shape.norms * shape.hidden + shape.hidden)
     if not kind.main:
         ends = shape.embedding * (1 if shape.tied else 2)
         return norms + shape.matrix_parameters * kind.bits / 8 + ends * 2
 
-    def stored(inputs: int, outputs: int, wanted: str) -> float:
-        wanted = NARROW.get(wanted, wanted) if inputs % 256 else wanted
-        return inputs * outputs * BITS[wanted] / 8
+    def stored(inputs: int, outputs: int, main: str) -> float:
+        return inputs * outputs * BITS[NARROW.get(main, main) if inputs % 256 else main] / 8
 
     head = "q8_0" if kind.main == "q8_0" else "q6_k"
     total = norms + stored(shape.hidden, shape.vocabulary, head)  # one that is the embedding is written as a head
@@ -193,7 +184,7 @@ def weight_bytes(shape: ModelShape, kind: ServedFormat) -> float:
 def assumptions(context: int, concurrency: int) -> list[str]:
     """What the numbers rest on, in sentences."""
     return [
-        f"{counted(concurrency, 'request')} at a time, each with room for {context:,} tokens; half of it is taken on average",
+        f"{counted(concurrency, 'request')} at a time, each with room for {context:,} tokens; on average half is used",
         "keys and values in 16 bits; no adapter (a LoRA of rank 16 adds about 1 % to memory)",
         "GGUF files in llama.cpp, which gives each GPU some layers and is no faster on several; f16, fp8 and w4a16 in "
         "vLLM, which divides each matrix; fp8 and w4a16 need a GPU, and fp8 one of Ampere or newer",

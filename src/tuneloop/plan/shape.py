@@ -34,9 +34,7 @@ def find_model(name: str) -> tuple[str, ModelShape, list[str]]:
 
     Returns:
         The name to show, the sizes, and what had to be assumed.
-
-    Raises:
-        UserError: nothing of that name, or a configuration that can't be read.
+    Raises UserError: nothing of that name, or a configuration that can't be read.
     """
     path = Path(name).expanduser()
     if path.is_dir() or path.suffix == ".json":
@@ -85,8 +83,9 @@ def _from_hub(name: str) -> Path:
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would tell of each of its attempts
         return Path(hf_hub_download(name, "config.json"))
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise UserError(
-            f"The sizes of {name} are neither bundled nor in the hub's cache, and the hub gave no config.json ({type(error).__name__})",
-            where="model",
-            next_step=f"check the spelling and the network, or name a folder with its config.json; bundled: {', '.join(bundled_models())}",
-        ) from None
+        why, names = type(error).__name__, ", ".join(bundled_models())
+        what = (
+            f"The sizes of {name} are neither bundled nor in the hub's cache, and the hub gave no config.json ({why})"
+        )
+        step = f"check the spelling and the network, or name a folder with its config.json; bundled: {names}"
+        raise UserError(what, where="model", next_step=step) from None

@@ -1,4 +1,5 @@
-"""Time of a training run: its matrix products at the rate they reach, all else at the memory's, or the host's or the links' pace if that is slower."""
+"""Time of a training run: its matrix products at the rate they reach, all else at the memory's, or the host's or the
+links' pace if that is slower."""
 
 from __future__ import annotations
 
@@ -9,13 +10,14 @@ from tuneloop.core.machine import GIB
 from tuneloop.plan.job import LossKernel, TrainingSetup
 from tuneloop.plan.memory import STATE_BYTES, memory_of, weight_bytes
 
-# A step's time is that of its matrix products, and of the bytes that everything between them moves; constants from the fitting half of the published runs.
-# Products of narrow matrices reach less: half of it at this width, of what is reached far above.
+# A step's time is that of its matrix products, and of the bytes that everything between them moves; constants from the
+# fitting half of the published runs. Products of narrow matrices reach less: half of it at this width, of what is
+# reached far above.
 HALF_WIDTH = 470
 # of a product's rate in FlashAttention (arXiv 2307.08691, fig. 5); longer with heads under 128 wide
 ATTENTION_SHARE, SMALL_HEADS = 0.75, 1.35
 BANDWIDTH_SHARE = 0.8  # of the memory's nominal bandwidth
-# Norms, rotation, sums and activations, against the count of `_traffic`: apart in Transformers, fused by Triton kernels, or by torch.compile.
+# Norms, rotation, sums and activations, against the count of `_traffic`: apart, or fused by Triton or torch.compile.
 TRAFFIC: dict[LossKernel, float] = {
     "eager": 1.4, "triton": 0.39, "fused": 0.39, "compiled": 0.24, "chunked": 0.24, "tuneloop": 1.4,
 }  # fmt: skip
@@ -26,18 +28,20 @@ HEAD_FP32_BYTES = 80  # more for each width of a token and layer when the residu
 ADAPTER_IN_BYTES, ADAPTER_OUT_BYTES = 8, 6  # dropout, casts and the sum around an adapter
 SCORE_BYTES = 30  # for each score of attention that is not fused
 UNPACK_BYTES = 5  # for each quantised weight and pass
-# For each trained weight and update: where the optimizer is fused, and how often an unfused AdamW reads or writes a tensor of its states' width (PEFT's full run).
+# For each trained weight and update: where the optimizer is fused, and how often an unfused AdamW reads or writes a
+# tensor of its states' width (PEFT's full run).
 UPDATE_BYTES, UPDATE_ACCESSES = 22, 24
-# Host time of a layer's pass, of an adapted matrix in it and of its gathering, in seconds; a backward pass counts as two. Short rows are bound by it, not by
-# the GPU (Qwen's table of speed by length: 1.8B and 7B models take as long for 256 tokens as for 512).
+# Host time of a layer's pass, of an adapted matrix in it and of its gathering, in seconds; a backward pass counts as
+# two. Short rows are bound by it, not by the GPU (Qwen's table of speed by length: 1.8B and 7B models take as long for
+# 256 tokens as for 512).
 LAUNCH_SECONDS, LAUNCH_ADAPTER_SECONDS, LAUNCH_GATHER_SECONDS, LAUNCH_COMPILED = 0.0008, 0.00009, 0.0003, 0.6
 # Sharding apart from its transfers: hooks, copies, waiting. ZeRO: a published table of eight A800.
 SHARDED = {"fsdp": 0.95, "zero2": 0.73, "zero3": 0.73}
-# An update in the host's memory, and what all its processes together move: torchtune's 70B on eight GPUs, and ZeRO's in that table.
+# An update in the host's memory, and what its processes together move: torchtune's 70B on eight GPUs; ZeRO's table.
 HOST_ADAM_BYTES, HOST_GB_S, HOST_ZERO_GB_S = 14, 100, 6
-# More than 80 % of the published runs lie within this factor of the prediction (half held out: 91 % within 1.2); new software may be further off.
+# Over 80 % of the published runs lie within this factor of the prediction (half held out: 91 % within 1.2).
 SPREAD = 1.25
-# Transfers hide behind computation but for this share of the shorter of both; through the host's memory they take the GPU's processors for copying.
+# Transfers hide behind computation but for this share of the shorter of both; through the host the GPU itself copies.
 EXPOSED, EXPOSED_BY_HOST = 0.1, 0.3
 LOAD_GB_S = 1.0  # reading weights from disk
 COMPILE_MINUTES = 1.5
@@ -57,9 +61,10 @@ class Speed:
 def flop_per_token(job: TrainingSetup) -> float:
     """Floating-point operations of one token in all passes.
 
-    A matrix costs 2 a weight in the forward pass, 2 for the gradient of its input and 2 for its own (Kaplan et al. 2020, arXiv
-    2001.08361, sec. 2.1); a frozen one saves the last, checkpointing adds a forward pass of the layers. Causal attention costs
-    2 S Q a layer forward (half of 4 S Q), and 2.5 times that backward (Dao 2023, arXiv 2307.08691).
+    A matrix costs 2 a weight in the forward pass, 2 for the gradient of its input and 2 for its own (Kaplan et al.
+    2020, arXiv 2001.08361, sec. 2.1); a frozen one saves the last, checkpointing adds a forward pass of the layers.
+    Causal attention costs 2 S Q a layer forward (half of 4 S Q), and 2.5 times that backward (Dao 2023, arXiv
+    2307.08691).
     """
     shape = job.shape
     matrices = 2 * shape.matrix_parameters
@@ -144,8 +149,7 @@ def _link_seconds(job: TrainingSetup) -> float:
     share = (job.gpus - 1) / job.gpus
     weights = weight_bytes(job)
     trained = job.trainable * 2
-    moved = {"none": 0.0, "ddp": 2 * trained, "zero2": 2 * trained, "fsdp": 2 * weights + trained,
-             "zero3": 2 * weights + trained}[job.sharding] * share  # fmt: skip
+    moved = {"none": 0.0, "ddp": 2 * trained, "zero2": 2 * trained}.get(job.sharding, 2 * weights + trained) * share
     seconds = moved / (job.gpu.link_gb_s * 1e9 * 0.7)
     if job.offload and job.sharding in ("fsdp", "zero3"):
         seconds += 2 * weights / job.gpus / (job.gpu.host_gb_s * 1e9)
@@ -153,8 +157,8 @@ def _link_seconds(job: TrainingSetup) -> float:
 
 
 def overhead_hours(job: TrainingSetup, evaluations: int = 0, evaluation_tokens: int = 0) -> dict[str, float]:
-    """Hours apart from training: loading, compiling, evaluations (a forward pass each), a checkpoint (weights or adapter
-    with the optimizer's moments), and the result alone. Where weights are divided each machine writes its part."""
+    """Hours apart from training: loading, compiling, evaluations (a forward pass each), a checkpoint (weights or
+    adapter with the optimizer's moments), the result alone. Where weights are divided each machine writes its part."""
     gigabytes = weight_bytes(job) / 1e9
     result = gigabytes if job.full else job.trainable * 4 / 1e9
     writers = math.ceil(job.gpus / GPUS_A_MACHINE) if job.sharding in ("fsdp", "zero3") else 1

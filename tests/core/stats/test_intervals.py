@@ -221,8 +221,8 @@ def test_few_rows_that_differ_bound_the_p_value() -> None:
     )
     labels = ["a"] * 12 + ["b"] * 4
     right, wrong = (
-        label_statistics(labels, labels, known=["a", "b"]),
-        label_statistics(labels, ["a"] * 15 + ["b"], known=["a", "b"]),
+        label_statistics(labels, labels, allowed=["a", "b"]),
+        label_statistics(labels, ["a"] * 15 + ["b"], allowed=["a", "b"]),
     )
     assert right.layout == wrong.layout == ("a", "b")
 

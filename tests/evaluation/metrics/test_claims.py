@@ -19,7 +19,7 @@ from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.evaluate import ScoredAnswers, evaluate
 from tuneloop.evaluation.metrics import declare, metric_of, title_of
 from tuneloop.evaluation.metrics.claims import amount, claim_of, outcome_words, seen_from, sure
-from tuneloop.evaluation.metrics.scorers import own_metric
+from tuneloop.evaluation.metrics.custom import own_metric
 from tuneloop.evaluation.results import ComparedWith, write_evaluation
 from tuneloop.evaluation.scoring import AnswerStats
 from tuneloop.records.completion import Completion

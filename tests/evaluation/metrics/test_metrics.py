@@ -13,7 +13,7 @@ from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.evaluate import ScoredAnswers, evaluate
 from tuneloop.evaluation.gate import read_side, run_gate
 from tuneloop.evaluation.metrics import METRICS, metric_of
-from tuneloop.evaluation.metrics.scorers import metric
+from tuneloop.evaluation.metrics.custom import metric
 from tuneloop.evaluation.results import ComparedWith, load_evaluation, write_evaluation
 from tuneloop.evaluation.suite import Suite, SuiteSource, first_suite
 from tuneloop.records.completion import Completion

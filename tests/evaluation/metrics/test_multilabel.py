@@ -1,3 +1,5 @@
+"""Rows with several labels: reading them out of answers, and their metrics."""
+
 import warnings
 
 import numpy as np
@@ -10,13 +12,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 from tuneloop.evaluation.compare import compare
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.evaluate import evaluate
-from tuneloop.evaluation.metrics.multilabel import (
-    LabelSet,
-    label_lists,
-    label_reader,
-    multilabel_statistics,
-    vocabulary,
-)
+from tuneloop.evaluation.metrics.labels import LabelSet, label_lists, label_reader, multilabel_statistics, vocabulary
 from tuneloop.evaluation.primary import primary_metric
 from tuneloop.evaluation.results import load_evaluation, write_evaluation
 from tuneloop.records.completion import Completion

@@ -319,7 +319,7 @@ def _overlaps(job: DistilJob, answers: dict[Draw, Completion], usable: dict[str,
 
 def _ratings(job: DistilJob, answers: dict[Draw, Completion], usable: dict[str, list[int]]) -> dict[Draw, float]:
     """What a judge rates each usable answer, 1 to 5; its ratings are written down as they come."""
-    from tuneloop.evaluation.judge import RatedAnswer, judge_answers, load_judge_prompt
+    from tuneloop.evaluation.judge import AnswerToRate, judge_answers, load_judge_prompt
 
     prompt = load_judge_prompt("rubric")
     draws = [(row, n) for row in job.for_teacher for n in usable[row.id]]
@@ -330,7 +330,7 @@ def _ratings(job: DistilJob, answers: dict[Draw, Completion], usable: dict[str, 
     choose = Judge(job.options.judge).choose() if left else None
     for start in range(0, len(left), AT_ONCE):
         some = left[start : start + AT_ONCE]
-        items = [RatedAnswer(row.id, conversation_of(row), answers[row.id, n].text, row.answer) for row, n in some]
+        items = [AnswerToRate(row.id, conversation_of(row), answers[row.id, n].text, row.answer) for row, n in some]
         assert choose is not None
         lines = []
         for (row, n), rating in zip(some, judge_answers(items, choose, prompt).rows, strict=True):

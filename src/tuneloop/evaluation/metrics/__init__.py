@@ -1,23 +1,21 @@
 """Metrics: each file computes one family and declares it; here is the list of all.
 
-Every metric is a function of sums over rows. A family returns the numbers of each row, `Statistics`, and the functions of
-their sums: a bootstrap resample is one matrix product, and each metric gets an interval and a paired test.
+Every metric is a function of sums over rows. A family returns the numbers of each row, `Statistics`, and the functions
+of their sums: a bootstrap resample is one matrix product, and each metric gets an interval and a paired test.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from tuneloop.evaluation.metrics import code, fields, labels, multilabel, objects, probabilities, structured, text
-from tuneloop.evaluation.metrics.scorers import own_metric
+from tuneloop.evaluation.metrics import code, custom, labels, objects, probabilities, structured, text
+from tuneloop.evaluation.metrics.custom import own_metric
 from tuneloop.records.metric import Headline, Metric
 
 # In the order in which headline metrics are named.
-FAMILIES = (labels, multilabel, objects, structured, code, text, probabilities, fields)
+FAMILIES = (labels, objects, structured, code, text, probabilities, custom)
 METRICS: dict[str, Metric] = {metric.name: metric for family in FAMILIES for metric in family.METRICS}
-_OWN: dict[
-    str, Metric
-] = {}  # declared by scorers and evaluations that this process has read; of one name, the last one
+_OWN: dict[str, Metric] = {}  # declared by scorers and evaluations that this process has read; by name the last one
 
 
 def metric_of(name: str) -> Metric:
@@ -45,10 +43,8 @@ def headline_of(kind: Headline) -> list[str]:
 
 
 def likely_to_decide(names: Sequence[str]) -> str | None:
-    """The metric to go by where nothing says which one decides: the first headline metric of which more is better.
-
-    `FIELD.METRIC` is as its metric. Where no headline metric is among the names, the first that systems are compared by.
-    """
+    """The metric to go by where nothing says which one decides: the first headline metric of which more is better, also
+    of a field (`FIELD.METRIC`); where there is none, the first that systems are compared by."""
     order = [m.name for m in METRICS.values() if m.headline and not m.lower_is_better]
     candidates = [name for metric in order for name in names if name.rpartition(".")[2] == metric]
     declared = [name for name in names if name.rpartition(".")[2] in METRICS or name in _OWN]

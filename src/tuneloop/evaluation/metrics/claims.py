@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from tuneloop.core.stats.tests import p_words, verdict
+from tuneloop.core.stats.tests import p_words
+from tuneloop.core.stats.tests import verdict as verdict_of
 from tuneloop.evaluation.metrics import lower_is_better, metric_of, title_of
 from tuneloop.records.evaluation import Claim, Comparison, EvaluationManifest, Standing
 
@@ -13,35 +14,28 @@ from tuneloop.records.evaluation import Claim, Comparison, EvaluationManifest, S
 def seen_from(name: str, pair: Comparison) -> Comparison:
     """The pair with `name` as `b`, and gains positive where b is better."""
     if pair.a == name:
-        turned = {"better": "worse", "worse": "better"}.get(pair.verdict, pair.verdict)
-        pair = replace(
-            _negated(pair), a=pair.b, b=pair.a, verdict=turned, only_a=pair.only_b, only_b=pair.only_a
-        )  # fmt: skip
+        verdict = {"better": "worse", "worse": "better"}.get(pair.verdict, pair.verdict)
+        turned = replace(_negated(pair), a=pair.b, b=pair.a, verdict=verdict)
+        pair = replace(turned, only_a=pair.only_b, only_b=pair.only_a)
     return _negated(pair) if lower_is_better(pair.metric) else pair
 
 
 def _negated(pair: Comparison) -> Comparison:
-    return replace(
-        pair, delta=-pair.delta, low=-pair.high, high=-pair.low, low_holm=-pair.high_holm, high_holm=-pair.low_holm,
-        effect=-pair.effect,
-    )  # fmt: skip
+    turned = replace(pair, delta=-pair.delta, low=-pair.high, high=-pair.low, effect=-pair.effect)
+    return replace(turned, low_holm=-pair.high_holm, high_holm=-pair.low_holm)
 
 
 def claim_of(pair: Comparison) -> Claim:
-    """What a comparison shows of its b, as `seen_from` gives it: every sentence, table and page says it by this.
-
-    It quotes the interval and the p-value that the verdict is by: those corrected for what is read together, where there are any.
-    """
+    """What a comparison shows of its b, as `seen_from` gives it: every sentence, table and page says it by this. It
+    quotes the interval and the p-value that the verdict is by, corrected for what is read together."""
     low, high = pair.bounds
     p = pair.p if math.isnan(pair.p_holm) else pair.p_holm
-    return Claim(pair.metric, verdict(low, high, p), pair.delta, low, high, p, pair.tests)
+    return Claim(pair.metric, verdict_of(low, high, p), pair.delta, low, high, p, pair.tests)
 
 
 def claim_between(evaluation: EvaluationManifest, name: str, against: str, metric: str) -> tuple[Claim | None, str]:
-    """What an `eval.json` shows of one system against another by a metric, and its verdict in words.
-
-    By the metric that decides it is the verdict of the headline, which rests on the other headline metrics too.
-    """
+    """What an `eval.json` shows of one system against another by a metric, and its verdict in words. By the metric that
+    decides it is the verdict of the headline, which rests on the other headline metrics too."""
     of_both = (pair for pair in evaluation.comparisons if pair.metric == metric and {pair.a, pair.b} == {name, against})
     claim = next((claim_of(seen_from(name, pair)) for pair in of_both), None)
     part = evaluation.verdict
@@ -71,9 +65,9 @@ def sure(claim: Claim, *, tests: bool = True) -> str:
     return f"95 % interval {low} to {high}, {p_words(claim.p)}{corrected}"
 
 
-def evidence(claim: Claim, *, tests: bool = False) -> str:
+def evidence(claim: Claim) -> str:
     """ "+4.2 points (95 % interval +1.0 to +7.4, p = 0.010)"."""
-    return f"{amount(claim)} ({sure(claim, tests=tests)})"
+    return f"{amount(claim)} ({sure(claim, tests=False)})"
 
 
 def listed(parts: list[str], word: str = "and") -> str:

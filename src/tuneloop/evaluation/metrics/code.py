@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tuneloop.core.machine import cores
@@ -18,11 +19,11 @@ from tuneloop.records.rows import Row, last_user_turn
 
 PASS_AT = (1, 5, 10, 100)  # those that the number of answers a row allows are reported
 
-METRICS = tuple(
-    Metric(f"pass@{k}", f"pass@{k}", "share", test="exact McNemar" if k == 1 else "by its scores", needs="programs", headline="programs" if k == 1 else "",
-           meaning="chance that one of so many answers passes its unit tests")
-    for k in PASS_AT
-)  # fmt: skip
+_metric = partial(Metric, needs="programs", meaning="chance that one of so many answers passes its unit tests")
+METRICS = (
+    _metric("pass@1", "pass@1", "share", test="exact McNemar", headline="programs"),
+    *(_metric(f"pass@{k}", f"pass@{k}", "share", test="by its scores") for k in PASS_AT[1:]),
+)
 
 _CUTS = 20  # parts at the end of an answer that are left out, one by one, until the rest compiles
 LONGEST_PROGRAM = 1 << 17  # characters of an answer that are run
@@ -43,11 +44,9 @@ class Problem:
 
 
 def problem_of(row: Row) -> Problem | None:
-    """The unit tests that a row brings in its `meta`, or None.
-
-    Read are the columns of HumanEval (`test`, which defines `check(candidate)`, and `entry_point`) and of MBPP
-    (`test_list` of assertions, with `test_setup_code`). The code to continue is `meta["prompt"]` or the last user turn.
-    """
+    """The unit tests that a row brings in its `meta`, or None. Read are the columns of HumanEval (`test`, which defines
+    `check(candidate)`, and `entry_point`) and of MBPP (`test_list` of assertions, with `test_setup_code`). The code to
+    continue is `meta["prompt"]` or the last user turn."""
     meta = row.meta
     test, entry_point, listed = meta.get("test"), meta.get("entry_point"), meta.get("test_list")
     prompt = meta.get("prompt") if isinstance(meta.get("prompt"), str) else last_user_turn(row)
@@ -61,11 +60,9 @@ def problem_of(row: Row) -> Problem | None:
 
 
 def programs(problem: Problem, answer: str) -> list[str]:
-    """The programs that an answer may mean, the likeliest first; the first that compiles is run.
-
-    An answer is a whole function or the continuation of the prompt, bare or in a Markdown fence; a continuation whose
-    first line lost its indentation, or that runs on after the function, is read too.
-    """
+    """The programs that an answer may mean, the likeliest first; the first that compiles is run. An answer is a whole
+    function or the continuation of the prompt, bare or in a Markdown fence; a continuation whose first line lost its
+    indentation, or that runs on after the function, is read too."""
     answer = answer[:LONGEST_PROGRAM]
     fenced, name, prompt = [match[1] for match in _FENCE.finditer(answer)], problem.entry_point, problem.prompt
     defines = re.compile(rf"^(?:async\s+def|def|class)\s+{name}\b|^{name}\s*=", re.MULTILINE)
@@ -87,10 +84,9 @@ def programs(problem: Problem, answer: str) -> list[str]:
 def run_tests(
     rows: Sequence[Row], answers: Sequence[Sequence[str]], *, limits: SandboxLimits | None = None
 ) -> list[list[Outcome | None]]:
-    """Run each answer's program with its row's unit tests, as many at once as there are cores; rows without tests give None."""
-    jobs = [
-        (i, j, p, text) for i, row in enumerate(rows) if (p := problem_of(row)) for j, text in enumerate(answers[i])
-    ]
+    """Run each answer's program with its row's unit tests, as many at once as there are cores; None without tests."""
+    problems = [(i, problem) for i, row in enumerate(rows) if (problem := problem_of(row))]
+    jobs = [(i, j, problem, text) for i, problem in problems for j, text in enumerate(answers[i])]
     outcomes: list[list[Outcome | None]] = [[None] * len(texts) for texts in answers]
     with ThreadPoolExecutor(max_workers=max(1, min(cores(), 16))) as pool:
         results = pool.map(lambda job: run_program(programs(job[2], job[3]), limits), jobs)
@@ -101,12 +97,8 @@ def run_tests(
 
 
 def pass_at_k(n: int, right: int, k: int) -> float:
-    """Chance that at least one of `k` answers drawn from `n`, of which `right` pass, is right.
-
-    Unbiased: 1 - C(n - right, k) / C(n, k). Source: Chen et al. 2021, arXiv 2107.03374, eq. 1.
-
-    Raises ValueError: k above n.
-    """
+    """Chance that at least one of `k` answers drawn from `n`, of which `right` pass, is right. Unbiased: 1 - C(n -
+    right, k) / C(n, k). Source: Chen et al. 2021, arXiv 2107.03374, eq. 1. Raises ValueError: k above n."""
     if not 0 < k <= n:
         raise ValueError(f"pass@{k} needs at least {k} answers, there are {n}")
     return 1.0 - math.comb(n - right, k) / math.comb(n, k)

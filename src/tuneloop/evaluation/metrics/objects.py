@@ -1,7 +1,7 @@
 """Answers that are JSON objects or arrays: is the whole of one right, and each of its fields.
 
-A field is a leaf by its dotted path (`address.city`); an array is one field, whose items are compared as a set. Of objects in
-an array each is paired with the one most like it, and their fields are scored as `items.name`.
+A field is a leaf by its dotted path (`address.city`); an array is one field, whose items are compared as a set. Of
+objects in an array each is paired with the one most like it, and their fields are scored as `items.name`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from tuneloop.core.lazy import np
@@ -21,22 +22,26 @@ from tuneloop.evaluation.metrics.structured import parse
 from tuneloop.evaluation.metrics.text import LONGEST_SCORED, chrf_statistics, exact_match, is_latin, rouge, token_f1
 from tuneloop.records.metric import Metric
 
-MOST_FIELDS = 40  # fields with a line of their own
+MOST_FIELDS = 40  # with a line
 PROSE_WORDS = 6  # mean words of a field's values from which on it is prose, if more than half of them differ
 LETTERS_A_WORD = 6  # where a script writes no spaces
 MOST_PAIRS = 10_000  # items of two arrays that are compared with each other; those of longer ones are paired by place
 
+_metric = partial(Metric, needs="JSON")
 METRICS = (
-    Metric("object_accuracy", "whole answers right", "share", test="exact McNemar", needs="JSON", headline="JSON",
-           meaning="share of answers with every field right, none missing and none invented; prose need only be there"),
-    Metric("field_accuracy", "fields right", needs="JSON", headline="JSON", meaning="mean share of a reference's fields (prose left out) that are right"),
-    Metric("missing_fields", "answers that lack a field", "share", "lower", "exact McNemar", "JSON", gained="answers without missing fields",
-           meaning="share of answers that lack a field of the reference; one that is no JSON lacks all"),
-    Metric("invented_fields", "answers with an invented field", "share", "lower", "exact McNemar", "JSON", gained="answers without invented fields",
-           meaning="share of answers with a field that the reference does not have"),
-    Metric("item_f1", "F1 of items", needs="JSON", meaning="F1 of an array's items over all rows, whatever their order"),
-    Metric("item_precision", "precision of items", needs="JSON", meaning="share of the answers' items that the references have"),
-    Metric("item_recall", "recall of items", needs="JSON", meaning="share of the references' items that are found"),
+    _metric("object_accuracy", "whole answers right", "share", test="exact McNemar", headline="JSON",
+            meaning="share of answers with every field right, none missing or invented; prose need only be there"),
+    _metric("field_accuracy", "fields right", headline="JSON",
+            meaning="mean share of a reference's fields (prose left out) that are right"),
+    _metric("missing_fields", "answers that lack a field", "share", "lower", "exact McNemar",
+            gained="answers without missing fields",
+            meaning="share of answers that lack a field of the reference; one that is no JSON lacks all"),
+    _metric("invented_fields", "answers with an invented field", "share", "lower", "exact McNemar",
+            gained="answers without invented fields",
+            meaning="share of answers with a field that the reference does not have"),
+    _metric("item_f1", "F1 of items", meaning="F1 of an array's items over all rows, whatever their order"),
+    _metric("item_precision", "precision of items", meaning="share of the answers' items that the references have"),
+    _metric("item_recall", "recall of items", meaning="share of the references' items that are found"),
 )  # fmt: skip
 
 DEEPEST = 100  # objects and arrays in one another; an answer of more is taken for none
@@ -54,10 +59,7 @@ def fields_of(value: Any, place: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 
 def canonical(value: Any, deepest: int = DEEPEST) -> Any:
-    """A value in a form that is equal for equal values: 3 and 3.0, arrays in any order, texts without white space at the ends.
-
-    Raises ValueError: it is nested more than `deepest` times.
-    """
+    """A form that is equal for equal values: 3 and 3.0, arrays in any order. Raises ValueError: too deeply nested."""
     if deepest < 0:
         raise ValueError("nested too deeply")
     if isinstance(value, str):
@@ -105,7 +107,7 @@ Kind = Literal["exact", "labels", "prose", "items"]
 
 @dataclass(frozen=True)
 class Field:
-    """A field with a line of its own."""
+    """A field with its own line in results."""
 
     path: Path  # keys from the outside inwards; `name` joins them with dots
     kind: Kind  # what it is measured by: `exact`, `labels` (short texts that repeat), `prose`, `items` (arrays)
@@ -121,13 +123,9 @@ class Field:
 
 
 def fields_in(references: Sequence[ReadAnswer | None], labels: Mapping[str, Sequence[str]]) -> list[Field]:
-    """The fields of references, with what each is measured by; it follows from the references' values, never from answers.
-
-    An array in most of them: items. Texts of six words or more on average, more than half of them different: prose. Texts and
-    booleans with few different values, or that are labels in the training split: labels. All else must be equal.
-
-    `labels`: fields that are labels in the training split.
-    """
+    """The fields of references, with what each is measured by; it follows from references, never from answers. An array
+    in most of them: items. Texts of six words or more on average, more than half of them different: prose. Texts and
+    booleans with few different values, or in `labels` (those of the training split): labels. Else equality."""
     values: dict[Path, list[Any]] = {}
     for read in references:
         for path, value in read.fields.items() if read else ():
@@ -136,19 +134,19 @@ def fields_in(references: Sequence[ReadAnswer | None], labels: Mapping[str, Sequ
     enough = 2 if len(references) > 4 else 1
     often = sorted((path for path in values if len(values[path]) >= enough), key=lambda path: -len(values[path]))
     listed = {".".join(path): path for path in often[:MOST_FIELDS]}  # of keys with dots in them, only one has the name
-    shown = ((path, ".".join(path)) for path in values)
-    return [Field(path, _kind(values[path], name in labels)) for path, name in shown if listed.get(name) == path]
+    names = ((path, ".".join(path)) for path in values)
+    return [Field(path, _kind(values[path], name in labels)) for path, name in names if listed.get(name) == path]
 
 
 def _kind(values: Sequence[Any], are_labels: bool) -> Kind:
-    held = [value for value in values if value is not None]
-    if 2 * sum(isinstance(value, list) for value in held) > len(held):
+    filled = [value for value in values if value is not None]
+    if 2 * sum(isinstance(value, list) for value in filled) > len(filled):
         return "items"
-    texts = [value for value in held if isinstance(value, str)]
-    if is_prose(texts) and 2 * len(texts) > len(held):
+    texts = [value for value in filled if isinstance(value, str)]
+    if is_prose(texts) and 2 * len(texts) > len(filled):
         return "prose"
-    plain = bool(held) and all(isinstance(value, str | bool) for value in held)
-    return "labels" if plain and (are_labels or 3 * len(set(map(label_text, held))) <= len(held)) else "exact"
+    plain = bool(filled) and all(isinstance(value, str | bool) for value in filled)
+    return "labels" if plain and (are_labels or 3 * len(set(map(label_text, filled))) <= len(filled)) else "exact"
 
 
 def is_prose(texts: Sequence[str]) -> bool:
@@ -167,7 +165,7 @@ class Objects:
     """Answers in JSON, scored."""
 
     statistics: list[Statistics]  # a family for the answers as wholes, and one or more for each field
-    fields: list[Field]  # those with a line of their own; `others`: how many have none
+    fields: list[Field]  # those with a line; `others`: how many have none
     others: int
     whole: list[bool]  # whether each answer parses and lacks no field, where its reference has fields
 
@@ -178,12 +176,9 @@ def object_statistics(
     labels: Mapping[str, Sequence[str]],
     without: Collection[str] = (),
 ) -> Objects:
-    """Whole answers, missing and invented fields, and each field by what fits it (`fields_in`).
-
-    Of several references the one counts that shares the most fields with the answer.
-
-    `labels`: fields that are labels in the training split, with these; `without`: fields that are scored otherwise.
-    """
+    """Whole answers, missing and invented fields, and each field by what fits it (`fields_in`). Of several references
+    the one counts that shares the most fields with the answer. `labels`: fields that are labels in the training split,
+    with these; `without`: fields that are scored otherwise."""
     read_answers = [read_answer(text) for text in answers]
     golds = _golds(references)
     fields, prose = _with_prose(golds, labels)
@@ -251,14 +246,14 @@ def _scores(gold: ReadAnswer, answer: ReadAnswer | None, prose: Collection[Path]
 def _is_right(path: Path, gold: ReadAnswer, answer: ReadAnswer | None, prose: bool) -> bool:
     if answer is None or path not in answer.fields:
         return False
-    wanted, value = gold.fields[path], answer.fields[path]
-    if prose and isinstance(wanted, str) and wanted.strip():
+    right, value = gold.fields[path], answer.fields[path]
+    if prose and isinstance(right, str) and right.strip():
         return isinstance(value, str) and bool(value.strip())
     return bool(gold.forms[path] == answer.forms[path])
 
 
 def _with_arrays(one: ReadAnswer, other: ReadAnswer) -> frozenset[Path]:
-    """The paths of one, and those of the other inside arrays that are empty in one: an item more or less is no field."""
+    """The paths of one, and those of the other inside arrays that are empty in one: another item is no field."""
     empty = [path for path, value in one.fields.items() if isinstance(value, list) and (*path, "[]") not in one.paths]
     return one.paths | {p for p in other.paths for path in empty if p[: len(path) + 1] == (*path, "[]")}
 
@@ -273,70 +268,66 @@ def _field_statistics(
     labels: Mapping[str, Sequence[str]],
     names: Collection[str],
 ) -> Iterator[Statistics]:
-    wanted, values = (
+    golds, leaves = (
         [row.fields.get(field.path, _NO_FIELD) if row else _NO_FIELD for row in rows] for rows in (gold, read_answers)
     )
     if field.kind == "prose":
-        yield _prose(field, wanted, values)
+        yield _prose(field, golds, leaves)
         return
-    pairs = list(zip(wanted, values, strict=True))
-    right = [
-        math.nan if w is _NO_FIELD else float(v is not _NO_FIELD and canonical(w) == canonical(v)) for w, v in pairs
-    ]
+    pairs = list(zip(golds, leaves, strict=True))
+    hits = [v is not _NO_FIELD and canonical(g) == canonical(v) for g, v in pairs]
+    right = [math.nan if g is _NO_FIELD else float(hit) for g, hit in zip(golds, hits, strict=True)]
     exact = field.metric("exact_match")
     if field.kind == "labels":
-        vocabulary = {label_text(value) for value in wanted if value is not _NO_FIELD} | set(labels.get(field.name, ()))
-        references, predictions = [None if w is _NO_FIELD else label_text(w) for w in wanted], []
-        for (w, value), hit in zip(pairs, right, strict=True):
+        references, predictions = [None if g is _NO_FIELD else label_text(g) for g in golds], []
+        vocabulary = {label for label in references if label is not None} | set(labels.get(field.name, ()))
+        for (g, value), hit in zip(pairs, right, strict=True):
             # An answer names none where it only looks like the right one ("true" for true).
-            named = None if _NO_FIELD in (w, value) or isinstance(value, dict | list) else label_text(value)
-            other = named if named in vocabulary and named != label_text(w) else None
-            predictions.append(label_text(w) if hit == 1 and named is not None else other)
-        family = label_statistics(references, predictions, prefix=f"{field.name}.", every=False, known=vocabulary)
+            label = None if _NO_FIELD in (g, value) or isinstance(value, dict | list) else label_text(value)
+            other = label if label in vocabulary and label != label_text(g) else None
+            predictions.append(label_text(g) if hit == 1 and label is not None else other)
+        family = label_statistics(references, predictions, prefix=f"{field.name}.", every=False, allowed=vocabulary)
         accuracy = field.metric("accuracy")
-        yield replace(
-            family,
-            values={**family.values, exact: family.values[accuracy]},
-            row_scores={**family.row_scores, exact: family.row_scores[accuracy]},
-            right_or_wrong=family.right_or_wrong | {exact},
-            same={**family.same, exact: accuracy},
-        )
+        values = {**family.values, exact: family.values[accuracy]}
+        scores, same = {**family.row_scores, exact: family.row_scores[accuracy]}, {**family.same, exact: accuracy}
+        right_or_wrong = family.right_or_wrong | {exact}
+        yield replace(family, values=values, row_scores=scores, right_or_wrong=right_or_wrong, same=same)
         return
     yield mean_statistics({exact: right}, right_or_wrong=[exact])
     if field.kind == "items":
-        yield from _items(field, wanted, values, names)
+        yield from _items(field, golds, leaves, names)
 
 
-def _prose(field: Field, wanted: Sequence[Any], values: Sequence[Any]) -> Statistics:
-    rows = [i for i, value in enumerate(wanted) if isinstance(value, str)]
-    right = [[wanted[i]] for i in rows]
+def _prose(field: Field, golds: Sequence[Any], values: Sequence[Any]) -> Statistics:
+    rows = [i for i, value in enumerate(golds) if isinstance(value, str)]
+    right = [[golds[i]] for i in rows]
     texts = [values[i][:LONGEST_SCORED] if isinstance(values[i], str) else "" for i in rows]
     measures = {"token_f1": [token_f1(r, t) for r, t in zip(right, texts, strict=True)]}
     if is_latin([row[0] for row in right]):
         measures |= rouge(right, texts, ["rougeL"])
     else:  # mean of sentence chrF
         measures["chrf"] = chrf_statistics(right, texts)[0].row_scores["chrf"]
-    scores = {field.metric(name): [math.nan] * len(wanted) for name in measures}
+    scores = {field.metric(name): [math.nan] * len(golds) for name in measures}
     for name, each in measures.items():
         for i, score in zip(rows, each, strict=True):
             scores[field.metric(name)][i] = score
     return mean_statistics(scores)
 
 
-def _items(field: Field, wanted: Sequence[Any], values: Sequence[Any], names: Collection[str]) -> Iterator[Statistics]:
-    rows = np.zeros((len(wanted), 3))  # items of both, of the answer, of the reference
+def _items(field: Field, golds: Sequence[Any], values: Sequence[Any], names: Collection[str]) -> Iterator[Statistics]:
+    rows = np.zeros((len(golds), 3))  # items of both, of the answer, of the reference
     scores: list[float] = []
     parts: dict[Path, list[tuple[float, int]]] = {}
-    for i, (w, value) in enumerate(zip(wanted, values, strict=True)):
-        right, items = _as_items(w), _as_items(value)
-        if w is _NO_FIELD:
+    for i, (gold, value) in enumerate(zip(golds, values, strict=True)):
+        right, items = _as_items(gold), _as_items(value)
+        if gold is _NO_FIELD:
             scores.append(math.nan)
             continue
         hits = (Counter(map(canonical, right)) & Counter(map(canonical, items))).total()
         rows[i] = hits, len(items), len(right)
         scores.append(2 * hits / (len(items) + len(right)) if items or right else 1.0)
         for path, hit, total in _parts(right, items):
-            parts.setdefault(path, [(0.0, 0)] * len(wanted))[i] = (hit, total)
+            parts.setdefault(path, [(0.0, 0)] * len(golds))[i] = (hit, total)
     f1, precision, recall = (field.metric(name) for name in ("item_f1", "item_precision", "item_recall"))
     functions: dict[str, Callable[[Array], Array]] = {
         f1: lambda sums: ratio(2 * sums[:, 0], sums[:, 1] + sums[:, 2], empty=np.nan),
@@ -358,23 +349,21 @@ def _as_items(value: Any) -> list[Any]:
 
 def _parts(right: Sequence[Any], items: Sequence[Any]) -> Iterator[tuple[Path, float, int]]:
     """For each field of the reference's items: how often its partner has the same value, and how many items have it.
-
-    Partners are those that make the number of equal fields the largest (linear assignment).
-    """
+    Partners are those that make the number of equal fields the largest (linear assignment)."""
 
     def equal(one: Mapping[Path, Any], other: Mapping[Path, Any]) -> list[Path]:
         return [path for path in one if path in other and canonical(one[path]) == canonical(other[path])]
 
-    wanted = [dict(fields_of(item)) for item in right if isinstance(item, dict) and item]
+    golds = [dict(fields_of(item)) for item in right if isinstance(item, dict) and item]
     others = [dict(fields_of(item)) for item in items if isinstance(item, dict)]
-    partner = {i: i for i in range(min(len(wanted), len(others)))}
-    if wanted and others and len(wanted) * len(others) <= MOST_PAIRS:
+    partner = {i: i for i in range(min(len(golds), len(others)))}
+    if golds and others and len(golds) * len(others) <= MOST_PAIRS:
         from scipy.optimize import linear_sum_assignment
 
-        alike = np.array([[len(equal(item, other)) for other in others] for item in wanted])
+        alike = np.array([[len(equal(item, other)) for other in others] for item in golds])
         partner = dict(zip(*(side.tolist() for side in linear_sum_assignment(alike, maximize=True)), strict=True))
     hits, totals = Counter[Path](), Counter[Path]()
-    for i, item in enumerate(wanted):
+    for i, item in enumerate(golds):
         totals.update(item.keys())
         hits.update(equal(item, others[partner[i]]) if i in partner else ())
     yield from ((path, float(hits[path]), total) for path, total in totals.items())
@@ -391,7 +380,7 @@ def label_fields(texts: Sequence[str]) -> dict[str, list[str | None]]:
 
 
 def usual_object(texts: Sequence[str]) -> str | None:
-    """The most frequent value of each field that at least half of the answers have, as an answer; None where there is no field."""
+    """The most frequent value of each field that at least half of the answers have, as an answer; else None."""
     read = [row for text in texts if (row := read_answer(text))]
     values: dict[Path, list[Any]] = {}
     for row in read:
@@ -417,7 +406,7 @@ def usual_object(texts: Sequence[str]) -> str | None:
 
 
 def differing_fields(reference: str, answer: str, most: int = 3) -> str:
-    """In which fields an answer differs from its reference, in words; empty where either is no JSON, or they are equal."""
+    """In which fields an answer differs from its reference, in words; empty where they are equal or no JSON."""
     gold, read = read_answer(reference), read_answer(answer)
     if gold is None or read is None:
         return "" if gold is None else "no valid JSON"

@@ -1,4 +1,5 @@
-"""Metrics of probabilities: how likely a model finds the reference answers (loss, perplexity), and whether a classifier's confidence means what it says."""
+"""Metrics of probabilities: how likely a model finds the reference answers (loss, perplexity), and whether a
+classifier's confidence means what it says."""
 
 from __future__ import annotations
 
@@ -12,14 +13,15 @@ from tuneloop.records.completion import Completion
 from tuneloop.records.metric import Metric
 
 METRICS = (
-    Metric("loss", "loss", "from 0", "lower", needs="losses", meaning="mean of -log likelihood of a reference token, in nats"),
-    Metric("perplexity", "perplexity", "from 0", "lower", needs="losses", decimals=1, precise=1, meaning="e to the loss; compared by the test of the loss"),
-    Metric("ece", "calibration error", better="lower", needs="labels", meaning="expected calibration error over 15 bins"),
+    Metric("loss", "loss", "from 0", "lower", needs="losses", meaning="mean of -log likelihood of a token, in nats"),
+    Metric("perplexity", "perplexity", "from 0", "lower", needs="losses", decimals=1, precise=1,
+           meaning="e to the loss; compared by the test of the loss"),
+    Metric("ece", "calibration error", better="lower", needs="labels", meaning="expected calibration error, 15 bins"),
 )  # fmt: skip
 
 
 def loss_statistics(losses: Sequence[float], tokens: Sequence[int]) -> Statistics:
-    """Mean loss of the answers' tokens and its exponential, perplexity, from each row's summed loss (nats) and tokens."""
+    """Mean loss of the answers' tokens and its exponential, perplexity, from rows' summed losses (nats) and tokens."""
     rows = np.array([losses, tokens], dtype=np.float64).T
 
     def loss(sums: Array) -> Array:
@@ -29,12 +31,8 @@ def loss_statistics(losses: Sequence[float], tokens: Sequence[int]) -> Statistic
         return np.exp(np.minimum(loss(sums), 50.0))
 
     each = [float(x) for x in loss(rows)]
-    return Statistics(
-        rows,
-        {"loss": loss, "perplexity": perplexity},
-        {"loss": each, "perplexity": [float(np.exp(min(x, 50.0))) for x in each]},
-        same={"perplexity": "loss"},
-    )
+    scores = {"loss": each, "perplexity": [float(np.exp(min(x, 50.0))) for x in each]}
+    return Statistics(rows, {"loss": loss, "perplexity": perplexity}, scores, same={"perplexity": "loss"})
 
 
 BINS = 15
@@ -42,9 +40,7 @@ BINS = 15
 
 def confidences(answers: Sequence[Completion]) -> list[float]:
     """Each answer's probability of its label: as it stands there, else the softmax of its scores (NaN without scores).
-
-    The classical systems' scores are log probabilities, so that their softmax is the probability itself.
-    """
+    The classical systems' scores are log probabilities, so that their softmax is the probability itself."""
     chances = []
     for answer in answers:
         if answer.label_probability is not None or answer.label_scores is None:
@@ -58,9 +54,7 @@ def confidences(answers: Sequence[Completion]) -> list[float]:
 
 def calibration_statistics(confidence: Sequence[float], right: Sequence[float]) -> Statistics:
     """Expected calibration error over 15 bins of equal width, of confidences from 0 to 1 (NaN: the row doesn't count).
-
-    ECE = sum over bins of |right answers - summed confidence| / n. Source: Guo et al. 2017, arXiv 1706.04599, eq. 3.
-    """
+    ECE = sum over bins of |right answers - summed confidence| / n. Source: Guo et al. 2017, arXiv 1706.04599, eq. 3."""
     rows = np.zeros((len(confidence), 3 * BINS))  # confidence, right, rows of each bin
     for i, (sure, hit) in enumerate(zip(confidence, right, strict=True)):
         if not math.isnan(sure + hit):
@@ -76,7 +70,7 @@ def calibration_statistics(confidence: Sequence[float], right: Sequence[float]) 
 
 
 def reliability(confidence: Sequence[float], right: Sequence[float]) -> list[dict[str, Any]]:
-    """The bins of a reliability diagram that hold rows: their bounds, rows, mean confidence and share of right answers."""
+    """The bins of a reliability diagram that hold rows: bounds, rows, mean confidence and share of right answers."""
     sums = calibration_statistics(confidence, right).totals()[0]
     bins = []
     for place in range(BINS):

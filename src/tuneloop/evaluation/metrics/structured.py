@@ -24,13 +24,14 @@ METRICS = (
     Metric("field_f1", "field-F1", needs="JSON", meaning="F1 of (path, value) pairs over all rows"),
     Metric("field_precision", "field precision", needs="JSON", meaning="share of the answers' fields that are right"),
     Metric("field_recall", "field recall", needs="JSON", meaning="share of the references' fields that are found"),
-    Metric("valid_json", "valid JSON", "share", test="exact McNemar", needs="JSON", meaning="share of answers that parse"),
-    Metric("schema_valid", "answers that fit the schema", "share", test="exact McNemar", needs="JSON", headline="JSON", meaning="share of answers that fit `evaluate.json_schema`"),
+    Metric("valid_json", "valid JSON", "share", "higher", "exact McNemar", "JSON", meaning="answers that parse"),
+    Metric("schema_valid", "answers that fit the schema", "share", "higher", "exact McNemar", "JSON", "JSON",
+           meaning="share of answers that fit `evaluate.json_schema`"),
 )  # fmt: skip
 
 
 def parse(text: str) -> Any:
-    """The JSON value that a text is, as a whole; ValueError for anything else (a Markdown fence, NaN, prose around it)."""
+    """The JSON value that a text is, as a whole; ValueError for anything else (a Markdown fence, NaN, prose)."""
 
     def refuse(name: str) -> Any:
         raise ValueError(f"{name} is no JSON")
@@ -76,9 +77,8 @@ def schema_check(schema: Mapping[str, Any]) -> Callable[[Any], bool]:
     except exceptions.SchemaError as error:
         why = error.message
     if why:
-        raise UserError(
-            f"Not a JSON schema: {why}", where="evaluate.json_schema", next_step="fix the schema's file"
-        )  # fmt: skip
+        what, step = f"Not a JSON schema: {why}", "fix the schema's file"
+        raise UserError(what, where="evaluate.json_schema", next_step=step)
     breach = checker(schema, kind, seconds=2.0)
 
     def conforms(value: Any) -> bool:
@@ -102,10 +102,8 @@ def read_schema(path: str) -> dict[str, Any]:
 
 
 def leaves(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """A value's fields as (path, value) pairs; the items of a list share a path, so their order doesn't count.
-
-    Numbers are compared as numbers (1 equals 1.0), texts without the white space around them.
-    """
+    """A value's fields as (path, value) pairs; the items of a list share a path, so their order doesn't count. Numbers
+    are compared as numbers (1 equals 1.0), texts without the white space around them."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from leaves(inner, f"{place}.{key}" if place else str(key))
@@ -134,8 +132,8 @@ def structured_statistics(
     """Share of answers that are valid JSON and fit the schema; precision, recall and F1 of fields.
 
     A field is a (path, value) pair, right if the reference has the same; counts are summed over all rows (micro). Of
-    several references, the one with the best F1 counts. An answer that is no JSON has no field. `conforms`: 1 or 0 for each
-    row, whether the answer fits the schema; None without schema.
+    several references, the one with the best F1 counts. An answer that is no JSON has no field. `conforms`: 1 or 0 for
+    each row, whether the answer fits the schema; None without schema.
     """
     n = len(answers)
     rows = np.zeros((n, 6))  # hits, fields of the answer, of the reference, valid, conforming, rows

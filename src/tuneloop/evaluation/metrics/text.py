@@ -1,5 +1,5 @@
-"""Texts against their references: exact match, token F1, ROUGE, METEOR, length, BLEU and chrF of the whole split, and similarity
-of meaning by sentence embeddings.
+"""Texts against their references: exact match, token F1, ROUGE, METEOR, length, BLEU and chrF of the whole split, and
+similarity of meaning by sentence embeddings.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 LONGEST_SCORED = 20_000
 
 METRICS = (
-    Metric("exact_match", "exact match", "share", test="exact McNemar", meaning="share of answers that equal a reference"),
+    Metric("exact_match", "exact match", "share", test="exact McNemar", meaning="answers that equal a reference"),
     Metric("token_f1", "token F1", meaning="overlap of words, as in SQuAD"),
     Metric("rouge1", "ROUGE-1", meaning="overlap of stemmed words"),
     Metric("rouge2", "ROUGE-2", meaning="overlap of pairs of stemmed words"),
     Metric("rougeL", "ROUGE-L", headline="texts", meaning="longest common subsequence of stemmed words"),
     Metric("rougeLsum", "ROUGE-Lsum", meaning="the same line by line"),
     Metric("meteor", "METEOR", meaning="words and stems in both, with a penalty for another order; no synonyms"),
-    Metric("length_ratio", "length ratio", "from 0", "neither", "none", meaning="words of the answers over words of the references"),
+    Metric("length_ratio", "length ratio", "from 0", "neither", "none",
+           meaning="words of the answers over words of the references"),
     Metric("bleu", "BLEU", "0..100", meaning="n-grams of words, of the whole split"),
     Metric("chrf", "chrF", "0..100", headline="texts", meaning="n-grams of characters, of the whole split"),
-    Metric("embedding", "nearness in meaning", meaning="cosine of MiniLM vectors"),
+    Metric("embedding", "similarity of meaning", meaning="cosine of MiniLM vectors"),
 )  # fmt: skip
 
 
@@ -43,11 +44,8 @@ def exact_match(references: Sequence[str], answer: str) -> float:
 
 
 def token_f1(references: Sequence[str], answer: str) -> float:
-    """Overlap of word bags, the best over the references, 0 to 1.
-
-    Source: the F1 of SQuAD (Rajpurkar et al. 2016), whose normalisation it takes (lower case, no punctuation, no
-    English articles); punctuation is Unicode's, not only ASCII's.
-    """
+    """Overlap of word bags, the best over the references, 0 to 1: the F1 of SQuAD (Rajpurkar et al. 2016) with its
+    normalisation (lower case, no punctuation, no English articles); punctuation is Unicode's."""
     words = Counter(_squad_words(answer))
     bags = [Counter(_squad_words(reference)) for reference in references]
     return max(2 * (bag & words).total() / (bag.total() + words.total()) if bag or words else 1.0 for bag in bags)
@@ -68,13 +66,9 @@ _NO_ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
 def rouge(
     references: Sequence[Sequence[str]], answers: Sequence[str], kinds: Sequence[str] = ROUGE
 ) -> dict[str, list[float]]:
-    """ROUGE F1 of each row, with Porter stemming, the best over its references, 0 to 1.
-
-    The package rouge-score reads only a-z and 0-9 (`is_latin` tells whether that makes sense). rougeLsum takes lines
-    as sentences.
-
-    Source: Lin 2004, "ROUGE: a package for automatic evaluation of summaries".
-    """
+    """ROUGE F1 of each row, with Porter stemming, the best over its references, 0 to 1. The package rouge-score reads
+    only a-z and 0-9 (`is_latin` tells whether that makes sense). rougeLsum takes lines as sentences. Source: Lin 2004,
+    "ROUGE: a package for automatic evaluation of summaries"."""
     from rouge_score.rouge_scorer import RougeScorer
     from rouge_score.tokenizers import DefaultTokenizer
 
@@ -120,7 +114,7 @@ def _words(text: str) -> list[str]:
 
 
 def length_ratio(references: Sequence[Sequence[str]], answers: Sequence[str]) -> Statistics:
-    """Words of all answers over words of their references (the one nearest in length); 1 is as long as the references."""
+    """Words of all answers over words of their references (the one nearest in length); 1: equally long."""
     rows, scores = np.zeros((len(answers), 2)), []
     for i, (row, answer) in enumerate(zip(references, answers, strict=True)):
         words = len(answer.split())
@@ -131,13 +125,9 @@ def length_ratio(references: Sequence[Sequence[str]], answers: Sequence[str]) ->
     return Statistics(rows, function, {"length_ratio": scores})
 
 
-def bleu_statistics(
-    references: Sequence[Sequence[str]], answers: Sequence[str], *, name: str = "bleu"
-) -> tuple[Statistics, str]:
-    """Corpus BLEU (0 to 100) from n-gram counts, and sacrebleu's signature.
-
-    Row scores are sentence BLEU with effective order. Source: Papineni et al. 2002; Post 2018 (sacrebleu).
-    """
+def bleu_statistics(references: Sequence[Sequence[str]], answers: Sequence[str]) -> tuple[Statistics, str]:
+    """Corpus BLEU (0 to 100) from n-gram counts, and sacrebleu's signature. Row scores are sentence BLEU with effective
+    order. Source: Papineni et al. 2002; Post 2018 (sacrebleu)."""
     from sacrebleu.metrics.bleu import BLEU
 
     metric = BLEU()
@@ -145,31 +135,25 @@ def bleu_statistics(
     counts = metric._extract_corpus_statistics(list(answers), _streams(references))
     order = metric.max_ngram_order
 
+    options = {"smooth_method": metric.smooth_method, "smooth_value": metric.smooth_value, "max_ngram_order": order}
+
+    def sentence(row: Array, effective_order: bool) -> float:
+        answer, reference, *numbers = map(int, row)
+        sizes = {"correct": numbers[:order], "total": numbers[order:], "sys_len": answer, "ref_len": reference}
+        return float(BLEU.compute_bleu(**sizes, **options, effective_order=effective_order).score)
+
     def score(sums: Array, *, effective_order: bool = False) -> Array:
-        return np.array(
-            [
-                BLEU.compute_bleu(
-                    correct=[int(x) for x in row[2 : 2 + order]], total=[int(x) for x in row[2 + order :]],
-                    sys_len=int(row[0]), ref_len=int(row[1]), smooth_method=metric.smooth_method,
-                    smooth_value=metric.smooth_value, effective_order=effective_order, max_ngram_order=order,
-                ).score
-                for row in sums
-            ]
-        )  # fmt: skip
+        return np.array([sentence(row, effective_order) for row in sums])
 
     rows = np.array(counts, dtype=np.float64)
     sentences = [float(x) for x in score(rows, effective_order=True)]
-    return Statistics(rows, {name: score}, {name: sentences}), str(metric.get_signature())
+    return Statistics(rows, {"bleu": score}, {"bleu": sentences}), str(metric.get_signature())
 
 
-def chrf_statistics(
-    references: Sequence[Sequence[str]], answers: Sequence[str], *, name: str = "chrf"
-) -> tuple[Statistics, str]:
-    """Corpus chrF (0 to 100) from character n-gram counts, and sacrebleu's signature.
-
-    Source: Popović 2015, "chrF: character n-gram F-score for automatic MT evaluation"; sacrebleu's averaging, in
-    which orders that neither side reaches don't count.
-    """
+def chrf_statistics(references: Sequence[Sequence[str]], answers: Sequence[str]) -> tuple[Statistics, str]:
+    """Corpus chrF (0 to 100) from character n-gram counts, and sacrebleu's signature. Source: Popović 2015, "chrF:
+    character n-gram F-score for automatic MT evaluation"; sacrebleu's averaging, in which orders that neither side
+    reaches don't count."""
     from sacrebleu.metrics.chrf import CHRF
 
     metric = CHRF()
@@ -184,7 +168,7 @@ def chrf_statistics(
         recall = ratio((ratio(match, reference) * reached).sum(axis=1), orders)
         return 100 * ratio((1 + factor) * precision * recall, factor * precision + recall)
 
-    return Statistics(rows, {name: score}, {name: [float(x) for x in score(rows)]}), str(metric.get_signature())
+    return Statistics(rows, {"chrf": score}, {"chrf": [float(x) for x in score(rows)]}), str(metric.get_signature())
 
 
 def _streams(references: Sequence[Sequence[str]]) -> list[Any]:
@@ -206,10 +190,8 @@ def embedder() -> Callable[[Sequence[str]], Any] | None:
 def similarity(
     references: Sequence[Sequence[str]], answers: Sequence[str], embed: Callable[[Sequence[str]], Any]
 ) -> list[float]:
-    """Cosine of each answer with its nearest reference, -1 to 1; MiniLM reads the first 256 tokens, mostly English.
-
-    An empty answer has 0. A high score is no proof: "is" and "is not" lie close together.
-    """
+    """Cosine of each answer with its nearest reference, -1 to 1; MiniLM reads the first 256 tokens, mostly English. An
+    empty answer has 0. A high score is no proof: "is" and "is not" lie close together."""
     texts = list(dict.fromkeys([_clean(t) for row in references for t in row] + [_clean(t) for t in answers]))
     vectors = embed(texts)
     place = {text: i for i, text in enumerate(texts)}

@@ -1,7 +1,7 @@
-"""Which answers people look at: systems read from evaluations, and a sample of their rows that tells the most; and the votes on disk.
+"""Which answers people look at: systems read from evaluations, a sample of their rows, and the votes on disk.
 
-A random part of the sample is kept apart: its plain mean is an unbiased estimate. Both parts are drawn at random within each
-group of rows, so all reviewed rows, weighted by (rows in the group) / (reviewed rows in it), give a narrower unbiased one.
+A random part of the sample is kept apart: its plain mean is an unbiased estimate. Both parts are drawn at random within
+each group of rows, so all reviewed rows, weighted by (rows in the group) / (reviewed rows in it), give a narrower one.
 """
 
 from __future__ import annotations
@@ -61,10 +61,8 @@ class System:
 
 @dataclass(frozen=True)
 class ReviewFolder:
-    """A review's folder, read: `review.json` (`manifest`), `items.jsonl` in the order in which they are shown, `votes.jsonl`.
-
-    `populations`: systems of an item, joined by a line break -> group -> rows in the evaluation.
-    """
+    """A review's folder, read: `review.json` (`manifest`), `items.jsonl` in the order in which they are shown,
+    `votes.jsonl`. `populations`: systems of an item, joined by a line break -> group -> rows in the evaluation."""
 
     folder: Path
     mode: Mode
@@ -80,10 +78,7 @@ class ReviewFolder:
 
 
 def read_systems(places: Sequence[str]) -> list[System]:
-    """Read `FOLDER` or `FOLDER:BASELINE` arguments.
-
-    Raises UserError: no evaluation there, no such baseline, or no answers.
-    """
+    """Read `FOLDER` or `FOLDER:BASELINE` arguments. Raises UserError: no evaluation, baseline or answers there."""
     systems = []
     for place in places:
         path, name = split_place(place)
@@ -103,11 +98,9 @@ def _answer(sample: Sample, baseline: str) -> ReviewedAnswer:
     answer = sample.baselines[baseline] if baseline else sample.prediction
     confidence = None if baseline else sample.confidence
     unfinished = not baseline and not (sample.valid and sample.finished)
-    return ReviewedAnswer(
-        messages=[dict(turn) for turn in sample.messages or ()], prompt=sample.prompt, references=references,
-        label=sample.label, answer=answer, quality=token_f1(references, answer),
-        unsure=unfinished or (confidence is not None and confidence < 0.5),
-    )  # fmt: skip
+    unsure = unfinished or (confidence is not None and confidence < 0.5)
+    messages, quality = [dict(turn) for turn in sample.messages or ()], token_f1(references, answer)
+    return ReviewedAnswer(messages, sample.prompt, references, sample.label, answer, quality, unsure)
 
 
 def make_review(
@@ -121,20 +114,16 @@ def make_review(
 ) -> ReviewFolder:
     """Draw the sample and write `items.jsonl`, then `review.json`; a review that is there already is continued.
 
-    Args:
-        systems: one system or more; `pairwise` needs two.
-        share: of the evaluation's rows to look at (for each pair, or each system).
-        conversations: row id -> the turns before the answer, where samples hold only the last one.
-
-    Raises UserError: the folder holds another review, the systems share no row, or all their answers are equal.
+    `systems`: one system or more; `pairwise` needs two. `share`: of the evaluation's rows to look at (for each pair, or
+    each system). `conversations`: row id -> the turns before the answer, where samples hold only the last one. Raises
+    UserError: the folder holds another review, the systems share no row, or all their answers are equal.
     """
     if mode == "pairwise" and len(systems) < 2:
         next_step = "tuneloop review A B, or RUN RUN:zero-shot, or --mode rating"
         raise UserError("Two systems are needed", next_step=next_step)
     if not 0 < share <= 1:
         raise UserError(f"A share is between 0 and 1, got {share:g}", where="--share", next_step="leave it out: 0.25")
-    named = [[c.name, c.sha256] for c in systems]
-    key = content_hash([mode, named, share, seed, 1])
+    key = content_hash([mode, [[c.name, c.sha256] for c in systems], share, seed, 1])
     with lock_folder(out):
         if (out / records.Review.file).is_file():
             if read_record(records.Review, out).key != key:
@@ -169,54 +158,50 @@ def _draw(
     rng = random.Random(seed)
     items: list[ReviewItem] = []
     populations: dict[str, dict[str, int]] = {}
-    for chosen in sets:
-        rows = [row for row in chosen[0].samples if all(row in c.samples for c in chosen)]
+    for sides in sets:
+        rows = [row for row in sides[0].samples if all(row in c.samples for c in sides)]
         if not rows:
-            where = " ".join(c.place for c in chosen)
+            where = " ".join(c.place for c in sides)
             what = "The two evaluations share no row"
             raise UserError(what, where=where, next_step="evaluate both on the same split")
-        groups = _pair_groups(rows, *chosen) if size == 2 else _rating_groups(rows, chosen[0])
-        populations["\n".join(c.name for c in chosen)] = dict(Counter(groups.values()))
+        groups = _pair_groups(rows, *sides) if size == 2 else _rating_groups(rows, sides[0])
+        names = tuple(c.name for c in sides)
+        populations["\n".join(names)] = dict(Counter(groups.values()))
         budget = min(max(round(share * len(rows) / len(sets)), 1), MOST_ITEMS)
         for row, stratum in sample_rows(groups, budget, rng).items():
-            first = chosen[0].samples[row]
+            first = sides[0].samples[row]
             messages = first.messages or conversations.get(row) or [{"role": "user", "content": first.prompt}]
-            names = tuple(c.name for c in chosen)
-            item = ReviewItem(
-                id=content_hash([row, list(names)])[:12], row=row, systems=names,
-                answers=tuple(c.samples[row].answer for c in chosen), messages=[turn for turn in messages if turn],
-                references=first.references, label=first.label, stratum=stratum, group=groups[row],
-            )  # fmt: skip
-            items.append(item)
+            parts: dict[str, Any] = {
+                "id": content_hash([row, list(names)])[:12], "row": row, "systems": names,
+                "answers": tuple(c.samples[row].answer for c in sides), "messages": [turn for turn in messages if turn],
+                "references": first.references, "label": first.label, "stratum": stratum, "group": groups[row],
+            }  # fmt: skip
+            items.append(ReviewItem(**parts))
     if not items:
         what = "All answers are equal: there is nothing to compare"
         where = " ".join(c.place for c in systems)
         raise UserError(what, where=where, next_step="compare other systems, or rate one with --mode rating")
-    rng.shuffle(items)  # whoever stops early has seen a fair part of each group
+    rng.shuffle(items)  # a reviewer who stops early has seen a fair part of each group
     return items, populations
 
 
 def sample_rows(groups: Mapping[str, str], budget: int, rng: random.Random) -> dict[str, str]:
     """Row -> stratum of the rows to look at: a random part of all, then informative ones, random within each group.
-
-    Args:
-        groups: row -> group; rows of the group `same` are never drawn.
-        budget: rows to draw, at most.
-        rng: of the draw.
-    """
+    `groups`: row -> group; rows of the group `same` are never drawn. `budget`: rows to draw, at most. `rng`: of the
+    draw."""
     left = [row for row, group in groups.items() if group != SAME]
     rng.shuffle(left)
     n_random = min(len(left), max(1, round(RANDOM_PART * budget)))
-    chosen = dict.fromkeys(left[:n_random], "random")
+    strata = dict.fromkeys(left[:n_random], "random")
     kinds = ("disagreement", "uncertain", "rest")
     queues = {name: [row for row in left[n_random:] if groups[row] == name] for name in kinds}
-    wanted = {"disagreement": round(DISAGREEMENTS * (budget - n_random)), "uncertain": budget, "rest": budget}
-    for limits in (wanted, dict.fromkeys(queues, budget)):  # what one group can't fill, the others do
+    shares = {"disagreement": round(DISAGREEMENTS * (budget - n_random)), "uncertain": budget, "rest": budget}
+    for limits in (shares, dict.fromkeys(queues, budget)):  # what one group can't fill, the others do
         for name, queue in queues.items():
-            take = max(0, min(limits[name], budget - len(chosen), len(queue)))
-            chosen |= dict.fromkeys(queue[:take], name)
+            take = max(0, min(limits[name], budget - len(strata), len(queue)))
+            strata |= dict.fromkeys(queue[:take], name)
             del queue[:take]
-    return chosen
+    return strata
 
 
 def _pair_groups(rows: Sequence[str], a: System, b: System) -> dict[str, str]:
@@ -248,13 +233,9 @@ def _rating_groups(rows: Sequence[str], system: System) -> dict[str, str]:
 
 
 def append_vote(path: Path | str, vote: Vote) -> None:
-    """Add a vote to the file and return when it is on the disk.
-
-    One write under a lock of the file: processes may append at the same time. A line that a crash cut off before is
-    ended first; a disk that fills up leaves no half line.
-
-    Raises UserError: the file can't be written.
-    """
+    """Add a vote to the file and return when it is on the disk. One write under a lock of the file: processes may
+    append at the same time. A line that a crash cut off before is ended first; a disk that fills up leaves no half
+    line. Raises UserError: the file can't be written."""
     record = {key: value for key, value in vote.to_json().items() if value not in (None, "", [])}
     line = json.dumps(record, ensure_ascii=False).encode("utf-8", errors="backslashreplace") + b"\n"
     with user_errors_of_the_disk(path):

@@ -49,27 +49,21 @@ def krippendorff_alpha(units: Sequence[Sequence[Hashable]], level: Level = "nomi
         counts = np.bincount([place[value] for value in unit], minlength=len(values)).astype(float)
         coincidences += (np.outer(counts, counts) - np.diag(counts)) / (len(unit) - 1)
     totals = coincidences.sum(axis=0)
-    distance = _distances(values, totals, level)
+    distance = 1.0 - np.eye(len(values))
+    if level != "nominal":  # an ordinal value is at the middle of its ranks
+        at = np.cumsum(totals) - totals / 2 if level == "ordinal" else np.array(values, dtype=float)
+        distance = (at[:, None] - at[None, :]) ** 2
     expected = (np.outer(totals, totals) * distance).sum() / (totals.sum() - 1)
     return float(1 - (coincidences * distance).sum() / expected)
 
 
-def _distances(values: Sequence[Any], totals: NDArray[np.float64], level: Level) -> NDArray[np.float64]:
-    """Squared differences between values, shape (values, values)."""
-    if level == "nominal":
-        return 1.0 - np.eye(len(values))
-    # An ordinal value is at the middle of its ranks.
-    at = np.cumsum(totals) - totals / 2 if level == "ordinal" else np.array(values, dtype=float)
-    return np.asarray((at[:, None] - at[None, :]) ** 2)
-
-
-def alpha_with_interval(units: Sequence[Sequence[Hashable]], level: Level = "nominal", *, seed: int = 0) -> Estimate:
+def alpha_with_interval(units: Sequence[Sequence[Hashable]], level: Level = "nominal") -> Estimate:
     """`krippendorff_alpha` with a 95 % percentile bootstrap interval over items."""
     value = krippendorff_alpha(units, level)
     pairable = [unit for unit in units if len(unit) >= 2]
     if math.isnan(value) or len(pairable) < 3:
         return Estimate(value, math.nan, math.nan)
-    draws = _resampled(len(pairable), lambda drawn: krippendorff_alpha([pairable[i] for i in drawn], level), seed)
+    draws = _resampled(len(pairable), lambda places: krippendorff_alpha([pairable[i] for i in places], level), 0)
     return Estimate(value, *_percentiles(draws))
 
 
@@ -87,11 +81,9 @@ def _percentiles(draws: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def bradley_terry(wins: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Strengths (K,), mean 0, as log odds, whose differences give the chance that one system beats another.
-
-    Source: Bradley & Terry 1952; ties count as half a win for each side. Newton's method on the log likelihood, with
-    a ridge of `RIDGE`. `wins` (K, K): how often, or with what weight, row i won against column j.
-    """
+    """Strengths (K,), mean 0, as log odds, whose differences give the chance that one system beats another. Source:
+    Bradley & Terry 1952; ties count as half a win for each side. Newton's method on the log likelihood, with a ridge of
+    `RIDGE`. `wins` (K, K): how often, or with what weight, row i won against column j."""
     k = len(wins)
     games = wins + wins.T
     strength = np.zeros(k)
@@ -110,21 +102,16 @@ def bradley_terry(wins: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Duel:
-    """One reviewed item: the places of its two systems, the shares of the votes (first won, second won, neither) and its rows.
+    """One reviewed item of two systems."""
 
-    The shares sum to 1; `weight` is how many rows of the test set the item stands for.
-    """
-
-    pair: tuple[int, int]
-    shares: tuple[float, float, float]
-    weight: float
+    pair: tuple[int, int]  # their places
+    shares: tuple[float, float, float]  # of the votes: first won, second won, neither
+    weight: float  # how many rows of the test set the item represents
 
 
 def ranking(names: Sequence[str], duels: Sequence[Duel], *, seed: int = 0) -> dict[str, Estimate]:
-    """Bradley-Terry strengths with 95 % percentile bootstrap intervals over items, the strongest first.
-
-    The likelihood counts an item once, however many reviewers voted on it; its weight says for how many rows it stands.
-    """
+    """Bradley-Terry strengths with 95 % percentile bootstrap intervals over items, the strongest first. The likelihood
+    counts an item once, however many reviewers voted on it; its weight says for how many rows it stands."""
     if not duels:
         return {}
     scale = sum(duel.weight for duel in duels) / len(duels)
@@ -134,7 +121,7 @@ def ranking(names: Sequence[str], duels: Sequence[Duel], *, seed: int = 0) -> di
         cell[a, b] = (first + neither / 2) * duel.weight / scale
         cell[b, a] = (second + neither / 2) * duel.weight / scale
     strengths = bradley_terry(cells.sum(axis=0))
-    draws = _resampled(len(duels), lambda drawn: bradley_terry(cells[drawn].sum(axis=0)), seed)
+    draws = _resampled(len(duels), lambda places: bradley_terry(cells[places].sum(axis=0)), seed)
     bounds = [_percentiles(draws[:, i]) if len(duels) > 2 else (math.nan, math.nan) for i in range(len(names))]
     order = sorted(range(len(names)), key=lambda i: -strengths[i])
     return {names[i]: Estimate(float(strengths[i]), *bounds[i]) for i in order}
@@ -143,7 +130,7 @@ def ranking(names: Sequence[str], duels: Sequence[Duel], *, seed: int = 0) -> di
 def stratified_mean(scores: Mapping[str, Sequence[float]], sizes: Mapping[str, int]) -> Estimate:
     """The mean of a 0 to 1 score over a whole test set, from samples of its groups, with its 95 % interval.
 
-    Each reviewed row stands for (rows of its group) / (reviewed rows of its group) rows, the inverse of the chance
+    Each reviewed row represents (rows of its group) / (reviewed rows of its group) rows, the inverse of the chance
     that it was drawn. The interval is computed with two made-up rows in each group, a 0 and a 1: a group whose few
     votes all say the same is not taken as certain. Simulated coverage with 40 rows of each of two groups: 97 %.
 
@@ -184,7 +171,7 @@ def results(review: ReviewFolder) -> dict[str, Any]:
     """All that the votes say, as one JSON-like object.
 
     Returns `items`, `reviewed`, `votes`, `reviewers` (name -> items), `agreement` (Krippendorff's alpha by question),
-    `median_seconds`, and `pairs` with `ranking` (pairwise) or `ratings` (rating). Estimates stand for the whole test
+    `median_seconds`, and `pairs` with `ranking` (pairwise) or `ratings` (rating). Estimates are of the whole test
     set (`estimate`, weighted), and from the random stratum alone (`random`).
     """
     votes, damaged = votes_by_item(review)
@@ -230,19 +217,12 @@ def _shares(item_votes: Sequence[Vote], names: Sequence[str]) -> tuple[float, fl
 def _pair(names: Sequence[str], sizes: Mapping[str, int], items: Sequence[ReviewItem], votes: Votes) -> dict[str, Any]:
     a, b = names
     cast = [vote for item in items for vote in votes[item.id]]
-    by_group: dict[str, list[float]] = defaultdict(list)
-    random_part: list[float] = []
-    for item in items:
-        _, second, neither = _shares(votes[item.id], names)
-        by_group[item.group].append(second + neither / 2)
-        if item.stratum == "random":
-            random_part.append(second + neither / 2)
+    shares = {item.id: _shares(votes[item.id], names) for item in items}
+    scores = {item: second + neither / 2 for item, (_, second, neither) in shares.items()}
     # Equal answers are ties by definition: known, not estimated, so they add certainty and no variance.
     unequal = {group: n for group, n in sizes.items() if group != SAME}
-    seen = stratified_mean(by_group, unequal)
     total, same = sum(sizes.values()), sizes.get(SAME, 0)
-    estimate = _mixed(seen, total - same, same)
-    simple = _mixed(stratified_mean({"random": random_part}, {"random": total - same}), total - same, same)
+    estimate, simple = (_mixed(seen, total - same, same) for seen in _estimates(items, scores, unequal))
     verdict = by_interval(estimate.low - 0.5, estimate.high - 0.5)
     return {
         "a": a, "b": b, "rows": total, "equal_answers": same, "reviewed": len(items),
@@ -250,9 +230,20 @@ def _pair(names: Sequence[str], sizes: Mapping[str, int], items: Sequence[Review
         "ties": sum(v.choice == "tie" for v in cast), "both_bad": sum(v.choice == "both_bad" for v in cast),
         "left_wins": sum(bool(v.winner and v.shown and v.winner == v.shown[0]) for v in cast),
         "tags": _tags(cast), "win_rate": {"estimate": estimate, "random": simple},
-        "unseen_groups": sorted(group for group in unequal if group not in by_group),
-        "verdict": verdict,
+        "unseen_groups": sorted(unequal.keys() - {item.group for item in items}), "verdict": verdict,
     }  # fmt: skip
+
+
+def _estimates(
+    items: Sequence[ReviewItem], scores: Mapping[str, float], sizes: Mapping[str, int]
+) -> tuple[Estimate, Estimate]:
+    """The mean over the whole test set, weighted, and from the random stratum alone; `scores`: of items by id."""
+    by_group: dict[str, list[float]] = defaultdict(list)
+    for item in items:
+        if item.id in scores:
+            by_group[item.group].append(scores[item.id])
+    simple = [scores[item.id] for item in items if item.stratum == "random" and item.id in scores]
+    return stratified_mean(by_group, sizes), stratified_mean({"": simple}, {"": sum(sizes.values())})
 
 
 def _tags(votes: Sequence[Vote]) -> dict[str, int]:
@@ -276,27 +267,16 @@ def _ratings(review: ReviewFolder, votes: Votes) -> dict[str, Any]:
     rated: dict[str, Any] = {}
     for name, sizes in review.populations.items():
         items = [item for item in review.items if item.systems == (name,) and item.id in votes]
-        item_votes = [vote for item in items for vote in votes[item.id]]
         ratings: dict[str, Any] = {"rows": sum(sizes.values()), "reviewed": len(items)}
-        for question, scale in (("good", 1.0), ("stars", 4.0)):
-            by_group: dict[str, list[float]] = defaultdict(list)
-            random_part = []
-            for item in items:
-                stars = [(v.stars - 1) / 4 for v in votes[item.id] if v.stars is not None]
-                thumbs = [float(thumb) for thumb in map(thumb_of, votes[item.id]) if thumb is not None]
-                if values := stars if question == "stars" else thumbs:
-                    by_group[item.group].append(statistics.fmean(values))
-                    random_part += by_group[item.group][-1:] if item.stratum == "random" else []
-            estimates = {
-                "estimate": stratified_mean(by_group, sizes),
-                "random": stratified_mean({"": random_part}, {"": sum(sizes.values())}),
-            }
-            start = 1.0 if question == "stars" else 0.0
+        thumbs = {item.id: [float(t) for t in map(thumb_of, votes[item.id]) if t is not None] for item in items}
+        stars = {item.id: [(v.stars - 1) / 4 for v in votes[item.id] if v.stars is not None] for item in items}
+        for question, values, start, scale in (("good", thumbs, 0.0, 1.0), ("stars", stars, 1.0, 4.0)):
+            scores = {item: statistics.fmean(each) for item, each in values.items() if each}
             ratings[question] = {
-                kind: Estimate(*(start + scale * x for x in (e.value, e.low, e.high))) for kind, e in estimates.items()
+                kind: Estimate(*(start + scale * x for x in (e.value, e.low, e.high)))
+                for kind, e in zip(("estimate", "random"), _estimates(items, scores, sizes), strict=True)
             }
-        ratings["tags"] = _tags(item_votes)
-        rated[name] = ratings
+        rated[name] = ratings | {"tags": _tags([vote for item in items for vote in votes[item.id]])}
     return {"ratings": rated}
 
 
@@ -330,12 +310,10 @@ def export(review: ReviewFolder, kind: Export, path: Path | str) -> dict[str, An
 
 
 def _correction(item_votes: Sequence[Vote]) -> tuple[str | None, bool]:
-    texts = [
-        v.corrected.strip() for v in sorted(item_votes, key=lambda v: v.time) if v.corrected and v.corrected.strip()
-    ]
-    if not texts:
+    texts = [(v.corrected or "").strip() for v in sorted(item_votes, key=lambda v: v.time)]
+    counts = Counter(filter(None, texts))
+    if not counts:
         return None, False
-    counts = Counter(texts)
     most = max(counts.values())
     return next(text for text in reversed(texts) if counts[text] == most), len(counts) > 1
 
@@ -415,7 +393,7 @@ def _corrected(review: ReviewFolder, votes: Votes, conflicts: list[str]) -> Iter
         answer = first.references[0] if corrected is None else corrected
         record: dict[str, Any] = {"id": row, "messages": [*first.messages, {"role": "assistant", "content": answer}]}
         if isinstance(first.label, str):
-            # A label stands for its answer's text where the two were the same.
+            # A label is its answer's text where the two were the same.
             record["label"] = answer if first.references[0] == first.label else first.label
         if corrected is None and len(first.references) > 1:
             record["references"] = first.references

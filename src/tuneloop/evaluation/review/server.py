@@ -20,16 +20,19 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 ABOUT_THE_ROW = "reference is wrong"  # belongs to neither of two answers
-TAGS = ("wrong fact", "incomplete", "off topic", "wrong format", "too long", "wrong tone", "unsafe", ABOUT_THE_ROW)
+TAGS = ("wrong fact", "incomplete", "off topic", "wrong format", "too long", "wrong tone", "unsafe")
 LONGEST_CORRECTION = 100_000
 LONGEST_BODY = 1_000_000  # bytes
 LOCAL = ("127.0.0.1", "localhost", "::1")
 # The page is one file: nothing may be loaded, nor sent anywhere else.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"  # fmt: skip
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 class Ballot(BaseModel):
-    """A vote as the page sends it: of answers left (`a`) and right (`b`), not of systems; so `a: wrong fact` among its tags."""
+    """A vote as the page sends it: of answers left (`a`) and right (`b`), not of systems; a tag is `a: wrong fact`."""
 
     model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
 
@@ -52,14 +55,10 @@ def sides(item: ReviewItem, reviewer: str, seed: int) -> tuple[int, ...]:
     return (1, 0) if digest[0] & 1 else (0, 1)
 
 
-def make_app(review: ReviewFolder, *, hosts: tuple[str, ...] = LOCAL, tags: tuple[str, ...] = TAGS) -> FastAPI:
+def make_app(review: ReviewFolder, *, hosts: tuple[str, ...] = LOCAL) -> FastAPI:
     """The web application over one review; votes are read from disk at each request, so several may run at once.
-
-    Args:
-        review: what is reviewed.
-        hosts: names under which it may be called; other pages in the browser can't reach it under theirs.
-        tags: words that reviewers may put on an answer.
-    """
+    `review`: what is reviewed. `hosts`: names under which it may be called; other pages in the browser can't reach it
+    under theirs."""
     from fastapi import FastAPI, HTTPException
     from fastapi.responses import HTMLResponse, JSONResponse
     from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -104,28 +103,26 @@ def make_app(review: ReviewFolder, *, hosts: tuple[str, ...] = LOCAL, tags: tupl
         votes = votes_of(reviewer.strip())
         return {
             "mode": review.mode,
-            "tags": [tag for tag in tags if tag != ABOUT_THE_ROW],
-            "row_tags": [tag for tag in tags if tag == ABOUT_THE_ROW],
+            "tags": [*TAGS],
+            "row_tags": [ABOUT_THE_ROW],
             "items": [{"id": key, "done": key in votes and votes[key].choice != "skip"} for key in items],
         }
 
     @app.get("/api/items/{key}")
     def item(key: str, reviewer: str) -> dict[str, Any]:
-        shown, reviewer = item_of(key), reviewer.strip()
-        places = sides(shown, reviewer, seed)
-        vote = votes_of(reviewer).get(key)
+        one, reviewer = item_of(key), reviewer.strip()
+        places, vote = sides(one, reviewer, seed), votes_of(reviewer).get(key)
         return {
-            "id": key, "messages": shown.messages, "answers": [shown.answers[i] for i in places],
-            "references": shown.references,
-            "vote": _ballot_of(vote, [shown.systems[i] for i in places]) if vote else None,
+            "id": key, "messages": one.messages, "answers": [one.answers[i] for i in places],
+            "references": one.references, "vote": vote and _ballot_of(vote, [one.systems[i] for i in places]),
         }  # fmt: skip
 
     @app.post("/api/votes")
     def cast(ballot: Ballot) -> dict[str, Any]:
-        shown = item_of(ballot.item)
+        one = item_of(ballot.item)
         if (ballot.choice == "rating") == (review.mode == "pairwise") and ballot.choice != "skip":
             raise HTTPException(422, f"this is a {review.mode} review")
-        names = [shown.systems[i] for i in sides(shown, ballot.reviewer, seed)]
+        names = [one.systems[i] for i in sides(one, ballot.reviewer, seed)]
         try:
             append_vote(review.votes_path, _vote_of(ballot, names))
         except UserError as error:  # a full disk: the page says so and keeps the vote
@@ -138,16 +135,17 @@ def make_app(review: ReviewFolder, *, hosts: tuple[str, ...] = LOCAL, tags: tupl
 
 def _vote_of(ballot: Ballot, names: list[str]) -> Vote:
     of_side = dict(zip(SIDES, names, strict=False))
-    return Vote(
-        item=ballot.item, reviewer=ballot.reviewer,
-        time=datetime.now(UTC).isoformat(timespec="milliseconds"),
-        choice="win" if ballot.choice in ("a", "b") else ballot.choice,
-        winner=of_side[ballot.choice] if ballot.choice in ("a", "b") else None,
-        shown=tuple(names), thumb=ballot.thumb, stars=ballot.stars,
-        tags=tuple(dict.fromkeys(_renamed(tag[:60], of_side) for tag in ballot.tags if tag)),
-        corrected=ballot.corrected or None, note=ballot.note,
-        seconds=None if ballot.seconds is None else round(ballot.seconds, 1),
-    )  # fmt: skip
+    parts = ballot.model_dump(include={"item", "reviewer", "choice", "thumb", "stars", "note"})
+    if ballot.choice in SIDES:
+        parts |= {"choice": "win", "winner": of_side[ballot.choice]}
+    parts |= {
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "shown": tuple(names),
+        "tags": tuple(dict.fromkeys(_renamed(tag[:60], of_side) for tag in ballot.tags if tag)),
+        "corrected": ballot.corrected or None,
+        "seconds": None if ballot.seconds is None else round(ballot.seconds, 1),
+    }
+    return Vote(**parts)
 
 
 SIDES = ("a", "b")
@@ -169,11 +167,9 @@ def _ballot_of(vote: Vote, names: list[str]) -> dict[str, Any]:
 
 
 def serve(review: ReviewFolder, *, host: str = "127.0.0.1", port: int = 0) -> None:
-    """Serve the page until interrupted (Ctrl-C, SIGTERM); `say` gets the address when it can be opened.
-
-    `host`: address to listen on; another than this machine's own lets everyone who reaches it vote; `port`: 0 takes a
-    free one. Raises UserError: the web packages are missing, or the port is taken.
-    """
+    """Serve the page until interrupted (Ctrl-C, SIGTERM); `say` gets the address when it can be opened. `host`: address
+    to listen on; another than this machine's own lets everyone who reaches it vote; `port`: 0 takes a free one. Raises
+    UserError: the web packages are missing, or the port is taken."""
     try:
         from tuneloop.core.http_server import Server, listen
 
@@ -186,8 +182,8 @@ def serve(review: ReviewFolder, *, host: str = "127.0.0.1", port: int = 0) -> No
     except OSError as error:
         what = f"Can't listen on {host}:{port}: {error.strerror}"
         raise UserError(what, where="--port", next_step="choose another, or leave it out") from None
-    shown = f"[{host}]" if ":" in host else host
+    address = f"[{host}]" if ":" in host else host
     server = Server(app, log_level="error")
-    say(f"Review at http://{shown}:{listening.getsockname()[1]}/  (Ctrl-C ends it; votes are kept)")
+    say(f"Review at http://{address}:{listening.getsockname()[1]}/  (Ctrl-C ends it; votes are kept)")
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listening])

@@ -1,18 +1,26 @@
-"""The user's own scorers: functions in a file, named in the recipe."""
+"""What a recipe adds: parts of an answer scored on their own, as `FIELD.METRIC`, and the user's scorers in a file."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.patterns import Pattern, compile_pattern
 from tuneloop.core.python_file import error_with_line, run_python_file
 from tuneloop.records.metric import Better, Metric, Scale, Test
 from tuneloop.records.rows import Row, last_user_turn, references_of
+
+METRICS = (
+    Metric("invalid_rate", "invalid answers", "share", "lower", "exact McNemar", "fields", headline="valid answers",
+           gained="valid answers",
+           meaning="share of answers that name no allowed label, lack a field or are no JSON where that is required"),
+)  # fmt: skip
 
 # What a scorer may ask for, by the names of its parameters.
 _NAMES = {
@@ -68,6 +76,35 @@ def own_metric(name: str, **settings: Any) -> Metric:
     return Metric(name, title, **{"test": "by its scores", "needs": "scorer", "headline": "own", **settings})
 
 
+def compile_fields(fields: Mapping[str, str]) -> dict[str, Pattern]:
+    """Check and compile field patterns; `^` and `$` mean the ends of a line. Raises UserError: a pattern is no regular
+    expression, or hasn't exactly one group."""
+    compiled = {}
+    for name, pattern in fields.items():
+        where = f"evaluate.fields.{name}"
+        try:
+            compiled[name] = compile_pattern(pattern, re.MULTILINE)
+        except ValueError as error:
+            what = f"Not a regular expression: {error}"
+            raise UserError(what, where=where, next_step="write it as in 'Queue: (.+)'") from None
+        if compiled[name].groups != 1:
+            what = f"A field's pattern needs exactly one group, this one has {compiled[name].groups}: {pattern!r}"
+            next_step = "put (...) around the part to compare, and (?:...) around other groups"
+            raise UserError(what, where=where, next_step=next_step)
+    return compiled
+
+
+def extract(pattern: Pattern, text: str) -> str | None:
+    """The trimmed content of the pattern's group, or None where it doesn't match."""
+    match = pattern.search(text)
+    return match.group(1).strip() if match and match.group(1) is not None else None
+
+
+def values_repeat(values: Sequence[str]) -> bool:
+    """Whether a field's values are few enough to be treated as labels: at most max(2, n / 3) different ones."""
+    return len(set(values)) <= max(2, len(values) / 3)
+
+
 @dataclass(frozen=True)
 class Scorer:
     """A scorer of the user's: a function from a row and an answer to a score, and what is declared of the metric."""
@@ -100,7 +137,7 @@ def load_scorer(name: str, place: str) -> Scorer:
     function = getattr(module, function_name, None)
     if not callable(function):
         raise UserError(f"{file} has no function {function_name!r}", where=where, next_step="check its name")
-    wanted = _parameters(function, where)
+    parameters = _parameters(function, where)
 
     def score(row: Row, answer: str) -> Any:
         references = references_of(row)
@@ -109,7 +146,7 @@ def load_scorer(name: str, place: str) -> Scorer:
             "prompt": last_user_turn(row), "row": row.to_json(), "meta": row.meta,
         }  # fmt: skip
         try:
-            return function(**{parameter: values[meaning] for parameter, meaning in wanted.items()})
+            return function(**{parameter: values[meaning] for parameter, meaning in parameters.items()})
         except Exception as error:
             what = f"The scorer {name} fails: {error_with_line(error, path)}"
             raise UserError(what, where=f"row {row.id}", next_step=f"fix {file}") from None
@@ -120,7 +157,7 @@ def load_scorer(name: str, place: str) -> Scorer:
 
 
 def _parameters(function: Callable[..., Any], where: str) -> dict[str, str]:
-    wanted: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     unnamed = []
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -128,21 +165,19 @@ def _parameters(function: Callable[..., Any], where: str) -> dict[str, str]:
         if parameter.kind is parameter.POSITIONAL_ONLY:
             raise UserError("A scorer's parameters can't be positional-only", where=where, next_step="leave out the /")
         if parameter.name in _MEANING:
-            wanted[parameter.name] = _MEANING[parameter.name]
+            meanings[parameter.name] = _MEANING[parameter.name]
         elif parameter.default is parameter.empty:
             unnamed.append(parameter.name)
-    left = [meaning for meaning in _IN_ORDER if meaning not in wanted.values()]
+    left = [meaning for meaning in _IN_ORDER if meaning not in meanings.values()]
     if len(unnamed) > len(left):
         next_step = f"name its parameters from {', '.join(_NAMES)}"
         raise UserError(f"The scorer asks for {', '.join(unnamed)}", where=where, next_step=next_step)
-    return wanted | dict(zip(unnamed, left, strict=False))
+    return meanings | dict(zip(unnamed, left, strict=False))
 
 
 def own_scores(scorer: Scorer, rows: Sequence[Row], answers: Sequence[str]) -> list[float]:
-    """A scorer's score of each row (NaN for None).
-
-    Raises UserError: it fails, or returns something that is no number, or that its declared test can't compare.
-    """
+    """A scorer's score of each row (NaN for None). Raises UserError: it fails, or returns something that is no number,
+    or that its declared test can't compare."""
     scores, name = [], scorer.metric.name
     for row, answer in zip(rows, answers, strict=True):
         result, where = scorer(row, answer), f"row {row.id}"

@@ -6,7 +6,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.evaluation.compare import compare
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.evaluate import evaluate
-from tuneloop.evaluation.metrics.scorers import load_scorer, own_scores
+from tuneloop.evaluation.metrics.custom import compile_fields, extract, load_scorer, own_scores
 from tuneloop.evaluation.results import ComparedWith, load_evaluation, write_evaluation
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Subject
@@ -117,3 +117,24 @@ def test_an_own_scorer_is_a_metric_with_interval_and_test_and_outlives_its_file(
 def test_a_name_that_is_taken_is_refused(file):
     with pytest.raises(UserError, match="already"):
         evaluated(file, ["a", "b", "c"], rougeL=f"{file}:polite")
+
+
+@pytest.mark.parametrize(("pattern", "said"), [("Queue: (", "regular expression"), ("Queue", "one group")])
+def test_a_bad_field_pattern_names_its_key(pattern, said):
+    with pytest.raises(UserError, match=said) as error:
+        compile_fields({"queue": pattern})
+    assert error.value.where == "evaluate.fields.queue"
+
+
+def test_fields_are_read_by_line():
+    pattern = compile_fields({"queue": r"^Queue: (.+)$"})["queue"]
+    assert extract(pattern, "Hello\nQueue:  billing \nIssue: x") == "billing"
+    assert extract(pattern, "no queue") is None
+
+
+def test_a_pattern_that_backtracks_is_named_and_holds_nobody():
+    pattern = compile_fields({"queue": "Queue: ((?:a|aa)+)$"})["queue"]
+    assert extract(pattern, "Queue: aaaa") == "aaaa"
+    with pytest.raises(UserError, match="takes more than") as error:
+        extract(pattern, "Queue: " + "a" * 60 + "!")
+    assert error.value.where == "Queue: ((?:a|aa)+)$"

@@ -71,12 +71,12 @@ class Driver:
             return file.read(PART)
 
 
-def drive(ray: Any, name: str, work: Work, setting: Any, *, sent: Path, remote: str, local: Path) -> None:
+def drive(ray: Any, name: str, work: Work, setting: Any, *, data: Path, remote: str, local: Path) -> None:
     """Have a cluster do a job, or follow the one of this name that it is doing, and bring the result here.
 
     Args:
         name: of the job: the same name finds it again.
-        sent: folder of the data set, whose files go into `remote`/dataset first.
+        data: folder of the data set, whose files go into `remote`/dataset first.
         remote: folder of the job on the cluster.
 
     Raises:
@@ -93,7 +93,7 @@ def drive(ray: Any, name: str, work: Work, setting: Any, *, sent: Path, remote: 
         answer_of(ray, driver.look.remote(0))  # it is there, and so is the package
     try:
         if fresh:
-            _send(ray, driver, sent)
+            _send(ray, driver, data)
         ray.get(driver.start.remote(work, setting))
         seen = 0
         while True:

@@ -14,8 +14,7 @@ import typer
 
 from tuneloop.advise.config import AdviseOptions
 from tuneloop.cli.console import Result, one_place
-from tuneloop.cli.numbers import amount, count
-from tuneloop.cli.parameters import SETTINGS, Output, argument, given
+from tuneloop.cli.parameters import SETTINGS, Output, amount, argument, count, given
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_text
 from tuneloop.core.flag import flag, switch
@@ -25,7 +24,7 @@ from tuneloop.core.ui import say
 if TYPE_CHECKING:
     from tuneloop.advise.advise import Advice
 
-# What is asked when the command is called bare on a terminal: key, words, kind. Enter leaves it unknown.
+# The questions of the command when it is called bare on a terminal: key, words, kind. Enter leaves it unknown.
 QUESTIONS: tuple[tuple[str, str, type], ...] = (
     ("rows", "How many examples do you have?", int),
     ("task", "What is the task (classification, generation, chat)?", str),
@@ -44,24 +43,19 @@ QUESTIONS: tuple[tuple[str, str, type], ...] = (
 
 
 def command(
-    source: str = argument(
-        "[DATA|RECIPE.yaml|RUN|EVAL.json]",
-        "File of examples, prepared data set, recipe, run, or evaluation to start from.",
-        "",
-    ),
+    source: str = argument("[DATA|RECIPE.yaml|RUN|EVAL.json]", "Examples, data set, recipe, run or evaluation.", ""),
     settings: list[str] | None = SETTINGS,
     measure: bool = switch("Measure the base model and cheap classifiers on the test rows first."),
     html: str = flag("", "FILE", "Write a page with tables and charts."),
-    out: str = flag(
-        "", "FOLDER", "Folder that keeps the answer, prepared data and measurements; default: evals/advise-NAME.", "-o"
-    ),
+    out: str = flag("", "FOLDER", "Folder of the answer, data and measurements; default: evals/advise-NAME.", "-o"),
     *,
     options: AdviseOptions,
     output: Output,
 ) -> Result:
     """Say whether to fine-tune at all, how, and when it pays off.
 
-    What you know can be given as options; the rest is read from the data, or stays open. Exit status 1: don't fine-tune.
+    What you know can be given as options; the rest is read from the data, or stays open. Exit status 1: don't
+    fine-tune.
     """
     facts = given(options)
     evaluation, metric = facts.pop("evaluation", ""), facts.pop("metric", "")
@@ -74,16 +68,16 @@ def command(
         facts = _ask()
     from tuneloop.advise.advise import advise
 
-    known = _known(source, metric, facts, _Measuring(measure, out, settings, output.quiet))
+    source_facts = _facts_of(source, metric, facts, _Measuring(measure, out, settings, output.quiet))
     if evaluation:
         from tuneloop.advise.measured import facts_from_results
 
-        known.facts.update(facts_from_results(evaluation, metric))
-    advice = advise(_question(known.facts, facts))
-    if known.folder:
+        source_facts.facts.update(facts_from_results(evaluation, metric))
+    advice = advise(_question(source_facts.facts, facts))
+    if source_facts.folder:
         from tuneloop.pipeline.advise import keep_advice
 
-        keep_advice(known.folder, known.dataset_hash, advice.record(), known.sources)
+        keep_advice(source_facts.folder, source_facts.dataset_hash, advice.record(), source_facts.sources)
     if html:
         from tuneloop.report.advise_html import render_advise_page
 
@@ -99,14 +93,14 @@ HEADER, NAMES = 10, 16  # columns of a header before it is broken, and of a tabl
 class _Measuring:
     """Whether and where to measure, and the recipe's settings for it."""
 
-    wanted: bool
+    on: bool
     out: str
     settings: list[str]
     quiet: bool
 
 
 @dataclass
-class _Known:
+class _SourceFacts:
     """What the source says, and where its advice is kept; no folder: nowhere."""
 
     facts: dict[str, Any]
@@ -115,24 +109,24 @@ class _Known:
     sources: Sequence[str] = ()  # hashes of the files, where a sample was counted
 
 
-def _known(source: str, metric: str, stated: Mapping[str, Any], measuring: _Measuring) -> _Known:
+def _facts_of(source: str, metric: str, stated: Mapping[str, Any], measuring: _Measuring) -> _SourceFacts:
     """What the source says: results, a prepared data set, or data that are read as `run` would read them."""
     from tuneloop.advise.measured import facts_from_results, holds_results
 
     if not source:
-        if measuring.wanted:
+        if measuring.on:
             raise UserError("Measure on what?", where="--measure", next_step="tuneloop advise DATA --measure")
         if measuring.settings:
             step = "settings belong to --measure and to data that are still to be prepared; give facts as flags"
             raise UserError(f"{measuring.settings[0]} sets nothing here", where="advise", next_step=step)
-        return _Known({})
-    if holds_results(source) and not measuring.wanted:
-        return _Known({**facts_from_results(source, metric), "source": source})
-    return _known_of_data(source, metric, stated, measuring)
+        return _SourceFacts({})
+    if holds_results(source) and not measuring.on:
+        return _SourceFacts({**facts_from_results(source, metric), "source": source})
+    return _facts_of_data(source, metric, stated, measuring)
 
 
-def _known_of_data(source: str, metric: str, stated: Mapping[str, Any], measuring: _Measuring) -> _Known:
-    """What data say: a prepared data set, a file of examples, or a recipe; measured where that is wanted."""
+def _facts_of_data(source: str, metric: str, stated: Mapping[str, Any], measuring: _Measuring) -> _SourceFacts:
+    """What data say: a prepared data set, a file of examples, or a recipe; measured if requested."""
     from tuneloop.advise.measured import facts_from_results
     from tuneloop.pipeline.advise import Counted, advice_folder, counted_data, hashes_of_sources, stand_in
     from tuneloop.pipeline.baselines import measure_alone
@@ -141,24 +135,24 @@ def _known_of_data(source: str, metric: str, stated: Mapping[str, Any], measurin
 
     refuse_missing_source(source)
     recipe = recipe_of(source, measuring.settings, model=str(stated.get("model", "")))
-    said_by_recipe = measuring.wanted or source.endswith((".yaml", ".yml"))
-    model = str(stated.get("model") or (recipe.model if said_by_recipe else "llama-3.1-8b"))
+    of_recipe = measuring.on or source.endswith((".yaml", ".yml"))
+    model = str(stated.get("model") or (recipe.model if of_recipe else "llama-3.1-8b"))
     other = stand_in(model)
     recipe = recipe.model_copy(update={"model": other or model})
     facts: dict[str, Any] = {"model": model, "source": source}
     settings = plan_settings(recipe)
     facts |= {"epochs": settings.pop("epochs", recipe.train.epochs), "settings": settings}
-    settings.pop("method", None)  # that is what is asked
+    settings.pop("method", None)  # that is the question
     folder = advice_folder(recipe, measuring.out)
     prepared = Path(source) / "dataset.json"
-    if prepared.is_file() and not measuring.wanted:
-        return _Known({**facts, **facts_from_results(source)}, folder, read_manifest(prepared).hash)
+    if prepared.is_file() and not measuring.on:
+        return _SourceFacts({**facts, **facts_from_results(source)}, folder, read_manifest(prepared).hash)
     with screen(measuring.quiet, "measuring"):
-        if other and measuring.wanted:
+        if other and measuring.on:
             say(f"stand-in  {model} is not on this machine: {other}, a small model, is measured in its place.")
             say(f"          What its prompts fall short of, {model} may still reach; what classifiers reach holds.")
             say(f"          To measure {model} itself: download it, then --model FOLDER.")
-        if measuring.wanted:
+        if measuring.on:
             _, dataset = measure_alone(recipe, measuring.out)
             counted = Counted(dataset.path, dataset.manifest.hash)
             facts |= facts_from_results(dataset.path) | facts_from_results(folder, metric)
@@ -168,21 +162,21 @@ def _known_of_data(source: str, metric: str, stated: Mapping[str, Any], measurin
                 facts |= facts_from_results(counted.path)
     stand = (f"tokens are counted as {other} reads them: {model} is not on this machine",) if other else ()
     facts["notes"] = (*stand, *([counted.sample] if counted.sample else []))
-    return _Known(facts, folder, counted.hash, hashes_of_sources(recipe) if counted.sample else [])
+    return _SourceFacts(facts, folder, counted.hash, hashes_of_sources(recipe) if counted.sample else [])
 
 
-def _question(known: Mapping[str, Any], stated: Mapping[str, Any]) -> Any:
+def _question(of_source: Mapping[str, Any], stated: Mapping[str, Any]) -> Any:
     from tuneloop.advise.advise import make_question
 
-    known, facts = dict(known), dict(stated)
-    if {"rows", "tokens_per_row"} & set(facts):
-        known.pop("lengths", None)  # they are of the data's own rows
-    if by_hand := _by_hand(facts):
-        if known.get("measured"):
-            raise UserError("Measured results are given twice", where="advise",
-                            next_step="leave out --zero-shot, --few-shot and --classifier, or the evaluation")  # fmt: skip
-        known["measured"] = by_hand
-    return make_question({**known, **facts})
+    facts, options = dict(of_source), dict(stated)
+    if {"rows", "tokens_per_row"} & set(options):
+        facts.pop("lengths", None)  # they are of the data's own rows
+    if by_hand := _by_hand(options):
+        if facts.get("measured"):
+            step = "leave out --zero-shot, --few-shot and --classifier, or the evaluation"
+            raise UserError("Measured results are given twice", where="advise", next_step=step)
+        facts["measured"] = by_hand
+    return make_question({**facts, **options})
 
 
 def _by_hand(facts: dict[str, Any]) -> Any:
@@ -194,31 +188,26 @@ def _by_hand(facts: dict[str, Any]) -> Any:
     values = {name: facts.pop(key) for key, name in names.items() if key in facts}
     for name, value in values.items():
         if not 0 <= value <= 1:
-            raise UserError(
-                f"{name} is {value}; it is a share from 0 to 1", where="advise", next_step="write 80 % as 0.8"
-            )
+            what = f"{name} is {value}; it is a share from 0 to 1"
+            raise UserError(what, where="advise", next_step="write 80 % as 0.8")
     if test_rows is not None and not 1 <= test_rows <= 10**9:
-        raise UserError(
-            f"test rows are {test_rows}", where="--test-rows", next_step="give the rows measured on, 1 or more"
-        )
+        step = "give the rows measured on, 1 or more"
+        raise UserError(f"test rows are {test_rows}", where="--test-rows", next_step=step)
     return by_hand(values, test_rows) if values else None
 
 
 def _ask() -> dict[str, Any]:
     """The questions, on stderr; Enter leaves a fact unknown."""
     typer.echo("Enter leaves a question open; what is not known decides nothing.", err=True)
-    given: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     for key, words, kind in QUESTIONS:
-        while True:
-            text = typer.prompt(words, default="", show_default=False, err=True).strip()
-            if not text:
-                break
+        while text := typer.prompt(words, default="", show_default=False, err=True).strip():
             try:
-                given[key] = _read(text, kind)
+                facts[key] = _read(text, kind)
                 break
             except ValueError:
                 typer.echo(f"  {text!r} does not answer that; Enter leaves it open", err=True)
-    return given
+    return facts
 
 
 def _read(text: str, kind: type) -> Any:
@@ -274,21 +263,20 @@ def _table(title: str, *columns: str) -> Any:
 def _print_table(console: Any, table: Any) -> None:
     """A table after an empty line, without the blanks that fill its lines.
 
-    Where the console is too narrow, names in the first column are broken at words, and what is still too wide runs over: a cut
-    figure tells nobody anything.
+    Where the console is too narrow, names in the first column are broken at words, and what is still too wide runs
+    over: a cut number says nothing.
     """
     from rich.measure import Measurement
 
     needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-    names = max(
-        len(line) for cell in [table.columns[0].header, *table.columns[0].cells] for line in str(cell).split("\n")
-    )
-    table.columns[0].width = min(names, max(NAMES, names - max(0, needed - console.width)))
-    own, console.width = console.width, max(console.width, needed)
-    with console.capture() as shown:
+    first = table.columns[0]
+    names = max(len(line) for cell in (first.header, *first.cells) for line in str(cell).split("\n"))
+    first.width = min(names, max(NAMES, names - max(0, needed - console.width)))
+    width, console.width = console.width, max(console.width, needed)
+    with console.capture() as capture:
         console.print(table)
-    console.width = own
-    console.print("\n" + "\n".join(line.rstrip() for line in shown.get().splitlines()), soft_wrap=True)
+    console.width = width
+    console.print("\n" + "\n".join(line.rstrip() for line in capture.get().splitlines()), soft_wrap=True)
 
 
 def _print_leaderboard(advice: Advice, console: Any) -> None:
@@ -297,12 +285,12 @@ def _print_leaderboard(advice: Advice, console: Any) -> None:
     rows = page_of_advice(advice.record())["leaderboard"]
     if not rows:
         return
-    columns = {"system": "name", "gain over the best prompt": "gain", "tokens read": "tokens", "1,000 queries": "query",
-               "training": "training"}  # fmt: skip
-    shown = {title: key for title, key in columns.items() if any(c[key] for c in rows)}
-    table = _table("\nMeasured", "system", f"quality ({rows[0]['metric']})", *list(shown)[1:])
-    for c in rows:
-        table.add_row(c["name"], f"{c['value']} {c['bounds']}", *(c[key] for key in list(shown.values())[1:]))
+    titles = {"gain": "gain over the best prompt", "tokens": "tokens read", "query": "1,000 queries"}
+    keys = [key for key in (*titles, "training") if any(row[key] for row in rows)]
+    names = [titles.get(key, key) for key in keys]
+    table = _table("\nMeasured", "system", f"quality ({rows[0]['metric']})", *names)
+    for row in rows:
+        table.add_row(row["name"], f"{row['value']} {row['bounds']}", *(row[key] for key in keys))
     _print_table(console, table)
 
 
@@ -334,8 +322,7 @@ def _print_rest(advice: Advice, console: Any) -> None:
 
         gpu = training.job.gpu
         machine = "this machine's processor" if gpu.is_cpu else f"{training.job.gpus} x {gpu.name}"
-        what = f"Training {advice.question.model} with {advice.costed_name} on {machine}"
-        console.print(f"\n{what}", style="bold")
+        console.print(f"\nTraining {advice.question.model} with {advice.costed_name} on {machine}", style="bold")
         for line in cost_lines(PlannedCost(**training.cost.to_json())):
             console.print(line, soft_wrap=True)
     if advice.steps:

@@ -27,8 +27,8 @@ def command(
 ) -> Result:
     """Train a small model on a larger one's answers, and say whether it was worth it.
 
-    Settings of the student's recipe may follow: train.epochs=3. The same student trained on the rows' own answers is the
-    control. The teacher's answers are kept: the same command goes on where it was cut short.
+    Settings of the student's recipe may follow: train.epochs=3. The same student trained on the rows' own answers is
+    the control. The teacher's answers are kept: the same command continues where it was cut short.
     """
     from tuneloop.combine.distill.command import distil
 
@@ -49,5 +49,5 @@ def _plan(teacher: str, student: str, dataset: str, settings: list[str], options
 
     if not student:
         raise typer.BadParameter("--plan needs a student's name: its size is read from there")
-    planned = plan_distillation(teacher, student, dataset, options, make_recipe({}, settings).train)
-    return Result(planned.to_json(), sentences(planned))
+    plan = plan_distillation(teacher, student, dataset, options, make_recipe({}, settings).train)
+    return Result(plan.to_json(), sentences(plan))

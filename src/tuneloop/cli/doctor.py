@@ -19,8 +19,9 @@ def command(
 ) -> Result:
     """Check this machine: packages, model, memory, disk.
 
-    With --self-test every method takes a step on the device, is saved, resumed and read again, answers, and its speeds are
-    measured; the planner takes them from then on. Exit status 1: something that is needed is missing, or is computed wrong.
+    With --self-test every method takes a step on the device, is saved, resumed and read again, answers, and its speeds
+    are measured; the planner takes them from then on. Exit status 1: something that is needed is missing, or is
+    computed wrong.
     """
     if self_test or device:
         return _test(device, quiet=output.quiet)

@@ -20,13 +20,9 @@ from tuneloop.records.record import read_record
 
 
 def command(
-    target: str = argument(
-        "[TARGET]",
-        "A run, an adapter, a model (name, folder or GGUF file), an endpoint's URL, or a file of predictions.",
-        "",
-    ),
+    target: str = argument("[TARGET]", "A run, an adapter, a model, an endpoint's URL, or a file of predictions.", ""),
     settings: list[str] | None = SETTINGS,
-    endpoint: str = flag("", "URL", "Ask an OpenAI-compatible server instead."),
+    endpoint: str = flag("", "URL", "An OpenAI-compatible server answers instead."),
     model: str = flag("", "NAME", "The model, as the endpoint names it.", "-m"),
     *,
     options: EvalOptions,
@@ -35,8 +31,8 @@ def command(
 ) -> Result:
     """Measure a run, a model, an endpoint or a file of answers.
 
-    Settings of the recipe's evaluate section may follow: limit=100, general=FILE (forgetting), memorisation=true. All metrics
-    are listed under Metrics in docs/reference.md; a data set's task decides which of them are computed.
+    Settings of the recipe's evaluate section may follow: limit=100, general=FILE (forgetting), memorisation=true. All
+    metrics are listed under Metrics in docs/reference.md; a data set's task decides which of them are computed.
     Exit status 1: some requests to the endpoint have failed for good, or predictions and rows don't match one to one.
     """
     place, settings = one_place(target, settings, "target")

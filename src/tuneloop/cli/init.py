@@ -25,24 +25,22 @@ def command(
 
     settings = settings or []
     try:
-        path, found = write_starter(source, out, settings)
+        path, form = write_starter(source, out, settings)
     except UserError as error:
-        if not error.settings or not (yes or _agreed(error, ask=not output.as_json and _at_a_terminal())):
+        ask = not output.as_json and _at_a_terminal()
+        if not error.settings or not (yes or (ask and _agreed(error))):
             raise
-        path, found = write_starter(source, out, [*settings, *error.settings])
-    lines = [f"{path}: {found.name} ({found.reason})", f"next: tuneloop run {path}"]
-    return Result({"recipe": str(path), "format": found.name, "reason": found.reason}, lines)
+        path, form = write_starter(source, out, [*settings, *error.settings])
+    lines = [f"{path}: {form.name} ({form.reason})", f"next: tuneloop run {path}"]
+    return Result({"recipe": str(path), "format": form.name, "reason": form.reason}, lines)
 
 
 def _at_a_terminal() -> bool:
     return sys.stdin.isatty()
 
 
-def _agreed(error: UserError, *, ask: bool) -> bool:
-    """Whether the user takes what was guessed; without a terminal there is no one to ask."""
-    if not ask:
-        return False
-    print_live(
-        f"{error.what} ({error.where}).\nBy their values, this may be meant:\n  {in_shell(error.settings)}", err=True
-    )
+def _agreed(error: UserError) -> bool:
+    """Whether the user takes what was guessed."""
+    guess = f"By their values, this may be meant:\n  {in_shell(error.settings)}"
+    print_live(f"{error.what} ({error.where}).\n{guess}", err=True)
     return typer.confirm("Write the recipe with it?", default=False, err=True)

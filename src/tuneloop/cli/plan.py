@@ -23,37 +23,35 @@ from tuneloop.plan.shape import find_model
 
 def command(
     source: str = argument(
-        "[DATA|RECIPE.yaml|RUN]",
-        "What is trained on, as for run: a file of examples, a prepared data set, a recipe, or a run.",
-        "",
+        "[DATA|RECIPE.yaml|RUN]", "As for run: examples, a prepared data set, a recipe, or a run.", ""
     ),
     settings: list[str] | None = SETTINGS,
     all_rows: bool = switch("Show every machine instead of the first ten.", "--all"),
     out: str = flag("", "FOLDER", "Folder in which to write plan.json.", "-o"),
     *,
-    wanted: PlanWanted,
+    kind: PlanWanted,
     options: PlanOptions,
     output: Output,
 ) -> Result:
     """Predict the memory, hours and dollars of training, for any GPU or for this machine.
 
-    With --model alone it answers for every GPU, at once and without torch; with a recipe or data set for this machine, by
-    measuring it. Exit status 1: it does not fit.
+    With --model alone it answers for every GPU, at once and without torch; with a recipe or data set for this machine,
+    by measuring it. Exit status 1: it does not fit.
     """
-    if wanted.history:
+    if kind.history:
         return _history()
-    if wanted.serve:
-        return _serving(source, given(options), wanted.context, wanted.concurrency)
+    if kind.serve:
+        return _serving(source, given(options), kind.context, kind.concurrency)
     source, settings = one_place(source, settings)
-    asked = given(options)
-    model = asked.pop("model", "")
-    if wanted.calibrate:
-        plan = _calibrated(source, [*settings, *_trained(asked)], model, output.quiet)
-    elif source or asked.get("dataset"):
-        plan = _of_data(source, settings, model, asked, quiet=output.quiet)
+    stated = given(options)
+    model = stated.pop("model", "")
+    if kind.calibrate:
+        plan = _calibrated(source, [*settings, *_training_settings(stated)], model, output.quiet)
+    elif source or stated.get("dataset"):
+        plan = _of_data(source, settings, model, stated, quiet=output.quiet)
     else:
-        plan = _table(settings, model, asked)
-    if out and not wanted.calibrate:
+        plan = _table(settings, model, stated)
+    if out and not kind.calibrate:
         from tuneloop.records.plan import PLAN, Plan
         from tuneloop.records.record import write_record
 
@@ -91,45 +89,41 @@ def _price_lines(fetched: Mapping[str, Any] | None, offers: Mapping[str, Mapping
             yield f"{gpu:14}no price"
 
 
-def _table(settings: list[str], model: str, asked: dict[str, Any]) -> dict[str, Any]:
+def _table(settings: list[str], model: str, stated: dict[str, Any]) -> dict[str, Any]:
     if settings:
-        raise UserError(
-            f"{settings[0]!r} is a recipe's setting, and this plan is asked by options",
-            where="plan",
-            next_step="write it as an option (tuneloop plan --help), or name a recipe or data before it",
-        )
+        step = "write it as an option (tuneloop plan --help), or name a recipe or data before it"
+        raise UserError(f"{settings[0]!r} is a recipe's setting; give this plan options", where="plan", next_step=step)
     if not model:
         step = "tuneloop plan --model llama-3.1-8b --method lora, or tuneloop plan DATA"
         raise UserError("Plan what? Neither a model nor data are named", where="plan", next_step=step)
     from tuneloop.plan.options import plan_machines
 
-    return plan_machines({"model": model, **asked})
+    return plan_machines({"model": model, **stated})
 
 
-def _of_data(source: str, settings: list[str], model: str, asked: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
-    """The plan of a run on data: of this machine and measured where nothing else is asked and the model is there; else by formula."""
+def _of_data(source: str, settings: list[str], model: str, stated: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
+    """The plan of a run on data: for this machine, measured, where no option is named; else by formula."""
     from tuneloop.pipeline.advise import counted_data, stand_in
     from tuneloop.pipeline.plan import plan_alone
     from tuneloop.pipeline.recipes import plan_settings, recipe_of, refuse_missing_source
     from tuneloop.plan.options import plan_machines
 
-    if source and "dataset" in asked:
-        raise UserError(
-            f"{source} and --dataset both say what is trained on", where="--dataset", next_step="give one of them"
-        )
-    data = source or asked.pop("dataset")
+    if source and "dataset" in stated:
+        what = f"{source} and --dataset both say what is trained on"
+        raise UserError(what, where="--dataset", next_step="give one of them")
+    data = source or stated.pop("dataset")
     refuse_missing_source(data)
-    if model and (Path(data) / "dataset.json").is_file() and not settings and (asked or stand_in(model)):
-        return plan_machines({"model": model, **asked, "dataset": data})
+    if model and (Path(data) / "dataset.json").is_file() and not settings and (stated or stand_in(model)):
+        return plan_machines({"model": model, **stated, "dataset": data})
     recipe = recipe_of(data, settings, model=model)
     other = stand_in(recipe.model)
     with screen(quiet, "planning"):
-        if source and not asked and not other:
+        if source and not stated and not other:
             plan = plan_alone(recipe, "")
             return {**plan, "recommendation": recommendation_here(plan)}
         read = recipe.model_copy(update={"model": other or recipe.model})
         with counted_data(read) as counted:
-            plan = plan_machines({"model": recipe.model, **plan_settings(recipe), **asked, "dataset": counted.path})
+            plan = plan_machines({"model": recipe.model, **plan_settings(recipe), **stated, "dataset": counted.path})
     if counted.sample:
         plan["assumptions"].insert(0, counted.sample)
     if other:
@@ -138,38 +132,37 @@ def _of_data(source: str, settings: list[str], model: str, asked: dict[str, Any]
     return plan
 
 
-def _serving(source: str, asked: dict[str, Any], context: int, concurrency: int) -> Result:
+def _serving(source: str, stated: dict[str, Any], context: int, concurrency: int) -> Result:
     from tuneloop.plan.serve import assumptions, plan_serving
 
-    model = asked.pop("model", "") or source
-    wrong = [name for name in asked if name not in ("gpu", "gpus")]
+    model = stated.pop("model", "") or source
+    wrong = [
+        f"--{name.replace('_', '-')} has no meaning with --serve" for name in stated if name not in ("gpu", "gpus")
+    ]
     if wrong or not model:
-        raise UserError(
-            f"--{wrong[0].replace('_', '-')} is not asked with --serve" if wrong else "Serve what? No model is named",
-            where="plan --serve",
-            next_step="tuneloop plan --serve --model llama-3.1-8b --context 8192 --concurrency 16 --gpu l40s",
-        )
+        step = "tuneloop plan --serve --model llama-3.1-8b --context 8192 --concurrency 16 --gpu l40s"
+        what = wrong[0] if wrong else "Serve what? No model is named"
+        raise UserError(what, where="plan --serve", next_step=step)
     name, shape, assumed = find_model(model)
     context = min(context, shape.context) if context == 8192 and shape.context else context
-    machines = [find_gpu(asked["gpu"])] if "gpu" in asked else [*all_gpus().values(), this_cpu()]
-    found = plan_serving(shape, machines, context, concurrency, asked.get("gpus"))
+    machines = [find_gpu(stated["gpu"])] if "gpu" in stated else [*all_gpus().values(), this_cpu()]
+    rows = plan_serving(shape, machines, context, concurrency, stated.get("gpus"))
     assumed = [*assumed, *assumptions(context, concurrency)]
     from tuneloop.report.plan_terminal import serving_lines
 
-    lines = [*serving_lines(name, found, context, concurrency), *(f"  assumed: {line}" for line in assumed)]
-    record = {"model": name, "context": context, "concurrency": concurrency, "served": found, "assumptions": assumed}
+    lines = [*serving_lines(name, rows, context, concurrency), *(f"  assumed: {line}" for line in assumed)]
+    record = {"model": name, "context": context, "concurrency": concurrency, "served": rows, "assumptions": assumed}
     return Result(record, lines)
 
 
-def _trained(asked: dict[str, Any]) -> list[str]:
+def _training_settings(stated: dict[str, Any]) -> list[str]:
     names = {"method": "train.method", "rank": "train.rank", "prefix_tokens": "train.prefix_tokens"}
-    for name in asked:
+    for name in stated:
         if name not in names:
-            raise UserError(
-                f"--{name.replace('_', '-')} is not an option of --calibrate, which trains on this machine",
-                where="plan --calibrate", next_step="leave it out, or write a recipe's setting, as in train.micro_batch_tokens=512",
-            )  # fmt: skip
-    return [f"{names[name]}={value}" for name, value in asked.items()]
+            what = f"--{name.replace('_', '-')} is not an option of --calibrate, which trains on this machine"
+            step = "leave it out, or write a recipe's setting, as in train.micro_batch_tokens=512"
+            raise UserError(what, where="plan --calibrate", next_step=step)
+    return [f"{names[name]}={value}" for name, value in stated.items()]
 
 
 def _calibrated(source: str, settings: list[str], model: str, quiet: bool) -> dict[str, Any]:
@@ -179,9 +172,8 @@ def _calibrated(source: str, settings: list[str], model: str, quiet: bool) -> di
     with screen(quiet, "planning"), tempfile.TemporaryDirectory() as scratch:
         if not source:  # examples of mixed length: their text does not matter
             file = Path(scratch) / "examples.jsonl"
-            texts = [
-                f"Row {i}: " + " ".join(f"word{(i * 7 + j) % 97}" for j in range(20 + i % 120)) for i in range(200)
-            ]
+            words = [[f"word{(i * 7 + j) % 97}" for j in range(20 + i % 120)] for i in range(200)]
+            texts = [f"Row {i}: {' '.join(row)}" for i, row in enumerate(words)]
             rows = [{"prompt": text, "completion": f"answer {i} of {text[-20:]}"} for i, text in enumerate(texts)]
             file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
             source = str(file)
@@ -201,9 +193,9 @@ def _history_lines(ledger: dict[str, Any]) -> Iterator[str]:
         return
     yield f"{'when':<26}{'model':<16}{'method':<8}{'GiB said':>9}{'came':>8}{'minutes said':>14}{'came':>8}"
     for run in ledger["runs"]:
-        said, came = run["predicted_minutes"], run["actual_minutes"]
+        predicted, actual = run["predicted_minutes"], run["actual_minutes"]
         why = "machine was busy" if run["disturbed"] else "ended early"
-        minutes = f"{said:>14.1f}{came:>8.1f}" if said and came else f"{why:>22}"
+        minutes = f"{predicted:>14.1f}{actual:>8.1f}" if predicted and actual else f"{why:>22}"
         gib = f"{run['predicted_gib']:>9.2f}{run['actual_gib']:>8.2f}"
         yield f"{run['date']:<26}{run['model'][:15]:<16}{run['method']:<8}{gib}{minutes}"
     if not ledger["memory"]["runs"]:
@@ -224,7 +216,7 @@ def _measured(plan: dict[str, Any]) -> Iterator[str]:
     if measured := plan.get("measured"):
         speed = f"{measured['minutes']:.1f} minutes, {measured['tokens_per_second']:,.0f} tokens/s"
         yield f"  measured: {measured['peak_gib']:.2f} GiB, {speed}"
-        yield "  learned: `tuneloop plan --model ... --gpu` for this machine now goes by this speed (tuneloop plan --history)"
+        yield "  learned: `tuneloop plan --model ... --gpu` for this machine uses this speed (tuneloop plan --history)"
     for line in plan["assumptions"]:
         yield f"  assumed: {line}"
     for change in plan["alternatives"]:

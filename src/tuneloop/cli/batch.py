@@ -36,8 +36,8 @@ def command(
     """Answer a file of requests or rows, or a folder of texts.
 
     No server is needed. The result has OpenAI's form, a line for each custom_id; errors are in a file next to it. A
-    batch that was interrupted or killed continues where it stopped. Settings are those of serve. Exit status 1: some requests
-    have an error.
+    batch that was interrupted or killed continues where it stopped. Settings are those of serve. Exit status 1: some
+    requests have an error.
     """
     from tuneloop.serving.batch.command import BatchInput, answer_batch, read_hours, read_window
     from tuneloop.serving.server import serve_config

@@ -107,7 +107,7 @@ def _result_lines(record: RouterRecord, results: Any) -> Iterator[str]:
         share = f"{gap.value:.3f} [{gap.low:.3f}, {gap.high:.3f}]"
         yield f"gap between cheapest and best recovered, mean over costs: {share} (a coin: 0.5)"
     elif results.frontier:
-        yield "no model alone is shown to be better than the cheapest, so no gap can be measured: see the outcomes above"
+        yield "no model alone is shown to be better than the cheapest, so there is no gap to measure: see the outcomes above"
     if results.outside:
         strange = f"{results.caught:.1%} of {counted(results.outside, 'row')} from outside"
         yield f"none of these: {strange}, {1 - results.kept:.1%} of the models' own"

@@ -81,7 +81,7 @@ def processor() -> str:
 
 
 def cards(root: Path = Path("/")) -> list[str]:
-    """Names of the GPUs that the system has, whether torch can use them or not: NVIDIA's, AMD's with ROCm's driver, Apple's own."""
+    """Names of the system's GPUs, whether torch can use them or not: NVIDIA's, AMD's with ROCm's driver, Apple's."""
     if sys.platform == "darwin" and platform.machine() == "arm64":
         return ["Apple GPU"]
     gpus = []

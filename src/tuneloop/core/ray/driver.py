@@ -22,14 +22,10 @@ Work = Callable[[Any, Path], None]
 
 
 class Driver:
-    """An actor that outlives its client: takes files, does the work in a thread, and gives files back.
-
-    Args:
-        folder: of the job, on the cluster; `~` is the home there.
-    """
+    """An actor that outlives its client: takes files, does the work in a thread, and gives files back."""
 
     def __init__(self, folder: str) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = Path(folder).expanduser()  # of the job, on the cluster
         self.lines: list[str] = []
         self.state, self.error = "new", ("", "", "")
 
@@ -110,13 +106,11 @@ def drive(ray: Any, name: str, work: Work, setting: Any, *, data: Path, remote: 
         if state == "failed":
             raise UserError(error[0], where=error[1], next_step=error[2])
     except KeyboardInterrupt:
-        say(f"ray       {name} goes on there; the same command comes back to it")
+        say(f"ray       {name} continues there; the same command comes back to it")
         raise
     except task_errors(ray):
-        raise UserError(
-            "The machine on which the job's driver was is lost", where=name,
-            next_step="run the same command again: it goes on from the last checkpoint",
-        ) from None  # fmt: skip
+        step = "run the same command again: it continues from the last checkpoint"
+        raise UserError("The machine on which the job's driver was is lost", where=name, next_step=step) from None
 
 
 def _send(ray: Any, driver: Any, folder: Path) -> None:

@@ -67,8 +67,8 @@ CLUSTER = Cluster(
         "A spot run needs --bucket: a machine that is taken away takes its disk with it. The jobs controller is a "
         "small machine too; it stops ten minutes after its last job.",
         "Where the package `skypilot` is installed, `tuneloop run --on skypilot` starts the run, after SkyPilot's "
-        "price of this minute and a yes. With --max-usd, `max_hourly_cost` keeps SkyPilot from more expensive machines, also "
-        "when it moves.",
+        "price of this minute and a yes. With --max-usd, `max_hourly_cost` keeps SkyPilot from more expensive machines, "
+        "also when it moves.",
     ),
     sky=lambda job: SkyJob("sky.yaml", job.name, "job" if job.spot else "cluster", ("HF_TOKEN",) if job.gated else ()),
 )

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.cli.console import Result, minute
 from tuneloop.cli.endpoint import ConnectionOptions, JudgeChoice
-from tuneloop.cli.parameters import STORE, Output, argument, given
+from tuneloop.cli.parameters import STORE, argument, given, screen
 from tuneloop.core.flag import flag
-from tuneloop.core.terminal import plain_table, screen
+from tuneloop.core.terminal import plain_table
 from tuneloop.core.units import counted, verb
 from tuneloop.improve.experiment.record import ExperimentOptions, ExperimentPlanOptions
 
@@ -23,7 +23,7 @@ NAME = argument("[NAME]", "Name of the experiment; default: the one that runs.",
 EXIT = {"promote": 0, "roll back": 1, "futility": 1, "continue": 3}
 
 
-def plan(*, options: ExperimentPlanOptions, output: Output) -> Result:
+def plan(*, options: ExperimentPlanOptions) -> Result:
     """Say what an experiment with this traffic can show, before anything is spent."""
     from tuneloop.improve.experiment.plan import plan_experiment
 
@@ -51,11 +51,7 @@ def _print_plan(forecast: ExperimentPlan, console: Any) -> None:
 
 
 def start(
-    name: str = argument("NAME", "Name of the experiment."),
-    store: str = STORE,
-    *,
-    options: ExperimentOptions,
-    output: Output,
+    name: str = argument("NAME", "Name of the experiment."), store: str = STORE, *, options: ExperimentOptions
 ) -> Result:
     """Register an experiment and begin it: who meets the candidate, what decides, what must not get worse."""
     from tuneloop.improve.experiment.command import counts_users, not_served, registration_file
@@ -80,7 +76,7 @@ def start(
     return Result({**record, "note": note, "design": design}, lines)
 
 
-def check(name: str = NAME, store: str = STORE, *, output: Output) -> Result:
+def check(name: str = NAME, store: str = STORE) -> Result:
     """Decide on an experiment now: promote, roll back, continue or stop for futility.
 
     In shadow mode, pairs of answers that need no judge get their verdicts first (`tuneloop ab judge`).
@@ -99,9 +95,7 @@ def check(name: str = NAME, store: str = STORE, *, output: Output) -> Result:
     return Result(record, [f"{verdict.outcome}: {verdict.sentence}"], EXIT[verdict.outcome])
 
 
-def show(
-    name: str = argument("[NAME]", "Name of the experiment; default: all.", ""), store: str = STORE, *, output: Output
-) -> Result:
+def show(name: str = argument("[NAME]", "Name of the experiment; default: all.", ""), store: str = STORE) -> Result:
     """Show experiments, and every decision on one of them."""
     from tuneloop.improve.experiment.command import find, read_experiments
 
@@ -125,9 +119,7 @@ def _shown(states: Sequence[ExperimentState], *, every: bool) -> Iterator[str]:
         yield "There is no experiment yet: `tuneloop ab plan` says what one could show."
 
 
-def stop(
-    name: str = NAME, store: str = STORE, why: str = flag("", "TEXT", "The reason, for the log."), *, output: Output
-) -> Result:
+def stop(name: str = NAME, store: str = STORE, why: str = flag("", "TEXT", "The reason, for the log.")) -> Result:
     """End an experiment by hand; the champion answers all users again."""
     from tuneloop.improve.experiment.command import stop as end
 
@@ -136,7 +128,7 @@ def stop(
     return Result({"experiment": state.design.name, **_as_json(state)}, [line])
 
 
-def replay(name: str = NAME, store: str = STORE, *, output: Output) -> Result:
+def replay(name: str = NAME, store: str = STORE) -> Result:
     """Make every decision again from the log, and say whether each is the same, and the log as it was written.
 
     Exit status 1: one differs, or the log was changed.
@@ -156,9 +148,7 @@ def replay(name: str = NAME, store: str = STORE, *, output: Output) -> Result:
     return Result(record, [*lines, log_line(log)], int(bool(log.fault) or not same))
 
 
-def judge(
-    name: str = NAME, store: str = STORE, *, choice: JudgeChoice, connection: ConnectionOptions, output: Output
-) -> Result:
+def judge(name: str = NAME, store: str = STORE, *, choice: JudgeChoice, connection: ConnectionOptions) -> Result:
     """Judge the answers that a candidate gave unseen, in shadow mode, against those that users got.
 
     Equal answers tie. Where one of both failed, or people have said what is right, no judge is needed either. Without
@@ -167,7 +157,7 @@ def judge(
     from tuneloop.improve.experiment.shadow import judge_copies
 
     model = choice.chosen(connection)
-    with screen(output.quiet, "judging"):
+    with screen("judging"):
         verdicts = judge_copies(store, name, judge=model)
     plain = ("equal", "invalid")
     votes = ", ".join(f"{number} {by}" if by in plain else f"{number} by {by}" for by, number in verdicts.votes.items())

@@ -14,11 +14,11 @@ import typer
 
 from tuneloop.advise.config import AdviseOptions
 from tuneloop.cli.console import Result, one_place
-from tuneloop.cli.parameters import SETTINGS, Output, amount, argument, count, given
+from tuneloop.cli.parameters import SETTINGS, amount, argument, count, given, screen
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_text
 from tuneloop.core.flag import flag, switch
-from tuneloop.core.terminal import plain_table, screen
+from tuneloop.core.terminal import plain_table
 from tuneloop.core.ui import say
 
 if TYPE_CHECKING:
@@ -50,7 +50,6 @@ def command(
     out: str = flag("", "FOLDER", "Folder of the answer, data and measurements; default: evals/advise-NAME.", "-o"),
     *,
     options: AdviseOptions,
-    output: Output,
 ) -> Result:
     """Say whether to fine-tune at all, how, and when it pays off.
 
@@ -68,7 +67,7 @@ def command(
         facts = _ask()
     from tuneloop.advise.advise import advise
 
-    source_facts = _facts_of(source, metric, facts, _Measuring(measure, out, settings, output.quiet))
+    source_facts = _facts_of(source, metric, facts, _Measuring(measure, out, settings))
     if evaluation:
         from tuneloop.advise.measured import facts_from_results
 
@@ -96,7 +95,6 @@ class _Measuring:
     on: bool
     out: str
     settings: list[str]
-    quiet: bool
 
 
 @dataclass
@@ -147,7 +145,7 @@ def _facts_of_data(source: str, metric: str, stated: Mapping[str, Any], measurin
     prepared = Path(source) / "dataset.json"
     if prepared.is_file() and not measuring.on:
         return _SourceFacts({**facts, **facts_from_results(source)}, folder, read_manifest(prepared).hash)
-    with screen(measuring.quiet, "measuring"):
+    with screen("measuring"):
         if other and measuring.on:
             say(f"stand-in  {model} is not on this machine: {other}, a small model, is measured in its place.")
             say(f"          What its prompts fall short of, {model} may still reach; what classifiers reach holds.")

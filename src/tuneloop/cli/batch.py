@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from tuneloop.cli.console import Result
-from tuneloop.cli.parameters import SETTINGS, Output, argument
+from tuneloop.cli.parameters import SETTINGS, argument, screen
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config
 from tuneloop.core.flag import flag
-from tuneloop.core.terminal import screen
 from tuneloop.core.ui import say
 from tuneloop.deploy.clusters import BatchOptions, refuse_other_place
 
@@ -31,7 +30,6 @@ def command(
     *,
     asking: AskOptions,
     parallel: BatchOptions,
-    output: Output,
 ) -> Result:
     """Answer a file of requests or rows, or a folder of texts.
 
@@ -53,7 +51,7 @@ def command(
     rows, on, actors = parallel.rows, parallel.on, parallel.actors
     batch = BatchInput(path, result, *times, rows, on, actors, asking.column, asking.system)
     config = serve_config([model], settings or [])
-    with screen(output.quiet, "answering"):
+    with screen("answering"):
         counts = answer_batch(batch, config)
         answers = f"{counts['completed']:,} of {counts['total']:,} answered"
         say(f"batch     {answers}, {counts['failed']:,} errors: {counts['out']}")

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.cli.console import Result, print_live
 from tuneloop.cli.endpoint import ConnectionOptions
-from tuneloop.cli.parameters import Output
+from tuneloop.cli.parameters import output, screen
 from tuneloop.cli.predict import TARGET, TargetOptions
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag
-from tuneloop.core.terminal import screen
 from tuneloop.core.ui import busy, say
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ def command(
     *,
     asking: TargetOptions,
     connection: ConnectionOptions,
-    output: Output,
 ) -> Result:
     """Ask a model questions, one line at a time.
 
@@ -36,7 +34,7 @@ def command(
 
     options: dict[str, Any] = {name: getattr(asking, name) for name in ("base", "task", "system", "max_new_tokens")}
     chat = open_chat(target, against, endpoint=asking.server(connection), **options)
-    with screen(output.quiet, "loading the model"):
+    with screen("loading the model"):
         with busy("loading the model"):
             chat.load()
         say(f"chat      {_introduction(chat)}")
@@ -46,7 +44,7 @@ def command(
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal in another encoding is no reason to stop
     if isinstance(sys.stdin, TextIOWrapper) and not sys.stdin.isatty():
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
-    turns = _Loop(chat, output.as_json).run()
+    turns = _Loop(chat, output().as_json).run()
     return Result({"target": target, "against": against or None, "turns": turns})
 
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tuneloop.cli.console import Result, minute
-from tuneloop.cli.parameters import KEEP_PERSONAL, SERVER, STORE, STORE_ARGUMENT, Output, argument, given
+from tuneloop.cli.parameters import KEEP_PERSONAL, SERVER, STORE, STORE_ARGUMENT, argument, given, output, screen
 from tuneloop.core.files import Config
 from tuneloop.core.flag import flag, switch
-from tuneloop.core.terminal import screen
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted
 from tuneloop.data.config import PersonalConfig
@@ -31,7 +30,6 @@ def command(
     keep_personal: bool = KEEP_PERSONAL,
     *,
     options: CollectOptions,
-    output: Output,
 ) -> Result:
     """Turn requests with feedback into training data, and keep some users for the test.
 
@@ -40,7 +38,7 @@ def command(
     """
     from tuneloop.improve.collect.command import collect_store
 
-    with screen(output.quiet, "collecting"):
+    with screen("collecting"):
         manifest = collect_store(store, out, given(options), personal=_personal(keep_personal), run=run)
     return Result({**manifest.to_json(), "path": out}, _collected(manifest, out, run))
 
@@ -75,8 +73,6 @@ def requests(
     since: str = flag("", "TIME", "Only requests since then: 24h, 7d, 2026-01-31."),
     model: str = flag("", "NAME", "Only requests to this model.", "-m"),
     keep_personal: bool = KEEP_PERSONAL,
-    *,
-    output: Output,
 ) -> Result:
     """Write served requests as a log that prepare reads.
 
@@ -88,8 +84,8 @@ def requests(
 
     personal = _personal(keep_personal)
     log = write_requests(folder, Path(out), since=since_time(since), model=model, personal=personal)
-    if not output.as_json:
-        with screen(output.quiet):
+    if not output().as_json:
+        with screen():
             without = (
                 f"{log.without_text:,} whose texts were not kept, {log.without_consent:,} that must not be trained on"
             )
@@ -119,7 +115,6 @@ def add(
     store: str = STORE,
     *,
     feedback: FeedbackOptions,
-    output: Output,
 ) -> Result:
     """Store one piece of feedback on a request or a conversation."""
     from tuneloop.improve.feedback.command import add as store_one
@@ -144,13 +139,11 @@ def import_(
     kind: str = flag("", "KIND", "Kind of records that name none."),
     keep_personal: bool = KEEP_PERSONAL,
     store: str = STORE,
-    *,
-    output: Output,
 ) -> Result:
     """Store the feedback of files; the same file again adds nothing. Exit status 1: no record holds feedback."""
     from tuneloop.improve.feedback.command import import_files
 
-    with screen(output.quiet, "importing"):
+    with screen("importing"):
         result = import_files(store, sources, kind=kind, personal=_personal(keep_personal))
     nothing = bool(result.refused) and not result.added and not result.known
     return Result(result, _imported(result, nothing=nothing), int(nothing))
@@ -175,8 +168,6 @@ def export(
     until: str = flag("", "TIME", "Only what was given before."),
     keep_personal: bool = KEEP_PERSONAL,
     store: str = STORE,
-    *,
-    output: Output,
 ) -> Result:
     """Write feedback as JSON Lines."""
     from tuneloop.improve.feedback.command import export as write
@@ -190,8 +181,6 @@ def show_feedback(
     until: str = flag("", "TIME", "Only what was given before."),
     orphans: bool = switch("List feedback on requests that are not known."),
     store: str = STORE,
-    *,
-    output: Output,
 ) -> Result:
     """Show how much feedback there is of each kind, and how good it is."""
     from tuneloop.improve.feedback.command import show as read

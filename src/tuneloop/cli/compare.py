@@ -11,11 +11,10 @@ import typer
 
 from tuneloop.cli.console import Result
 from tuneloop.cli.endpoint import JudgeChoice, PricedEndpointOptions
-from tuneloop.cli.parameters import Output, argument
+from tuneloop.cli.parameters import argument, output, screen
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config
 from tuneloop.core.flag import flag
-from tuneloop.core.terminal import screen
 from tuneloop.evaluation.config import EvalOptions
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.records.record import read_record
@@ -59,7 +58,6 @@ def command(
     answers: AnswerOptions,
     judging: JudgeOptions,
     connection: PricedEndpointOptions,
-    output: Output,
 ) -> Result:
     """Compare evaluations of the same rows, each with the first one.
 
@@ -70,10 +68,10 @@ def command(
     if judge is None and (judging.check_judge or judging.votes):
         raise typer.BadParameter("name the judge with --judge")
     if judge is None and evaluations and len(evaluations) == 1 and (table or Path(evaluations[0]).is_dir()):
-        return _of_one(Path(evaluations[0]), table, output)
+        return _of_one(Path(evaluations[0]), table)
     if table:
         raise typer.BadParameter("--table prints the comparison of one folder: name one")
-    with screen(output.quiet, "comparing"):
+    with screen("comparing"):
         if judging.check_judge:
             assert judge is not None
             return _check_judge(judge, judging.check_judge)
@@ -90,7 +88,7 @@ def _print(folder: Path, words: Sequence[str], console: Console) -> None:
         console.print(line, soft_wrap=True)
 
 
-def _of_one(folder: Path, table: str, output: Output) -> Result:
+def _of_one(folder: Path, table: str) -> Result:
     """The comparison with which a run ends, its page written again."""
     from tuneloop.pipeline.report import summary
     from tuneloop.report.comparison import comparison_as
@@ -103,9 +101,9 @@ def _of_one(folder: Path, table: str, output: Output) -> Result:
         manifest = read_record(EvaluationManifest, folder / EvaluationManifest.file)
         text = comparison_as(manifest, table)  # type: ignore[arg-type]
         return Result({"table": text, "format": table}, [text.removesuffix("\n")])
-    with screen(output.quiet, "writing the report"):
+    with screen("writing the report"):
         page = write_page(folder)
-    return Result(summary(folder) | {"report": str(page)}, () if output.quiet else partial(print_closing, folder))
+    return Result(summary(folder) | {"report": str(page)}, () if output().quiet else partial(print_closing, folder))
 
 
 def _check_judge(judge: Judge, file: str) -> Result:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.cli import forget
 from tuneloop.cli.console import Result, short
-from tuneloop.cli.parameters import Output, argument
+from tuneloop.cli.parameters import argument, screen
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag
 from tuneloop.core.stats.tests import p_words
-from tuneloop.core.terminal import plain_table, screen
+from tuneloop.core.terminal import plain_table
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted
 
@@ -31,8 +31,6 @@ LEVELS = ("error", "warn", "ok")
 def check(
     dataset: str = argument("DATASET", "A prepared data set: its folder."),
     against: str = flag("", "FILE", "Compare it with records from production: file, glob or folder."),
-    *,
-    output: Output,
 ) -> Result:
     """Check a prepared data set for problems that spoil training or evaluation.
 
@@ -45,7 +43,7 @@ def check(
         step = f"tuneloop prepare {dataset}, then check the folder that it names"
         raise UserError("A file is not a data set yet: it has no splits to check", where=dataset, next_step=step)
     loaded = load_dataset(dataset)
-    with screen(output.quiet, "checking"):
+    with screen("checking"):
         production = _read_production(against, loaded.manifest) if against else None
     checks = check_dataset(loaded, against=production)
     checks = sorted(checks, key=lambda check: LEVELS.index(check.level))  # stable: the order of checks stays
@@ -88,8 +86,6 @@ def diff(
     a: str = argument("A", "The older data set: its folder."),
     b: str = argument("B", "The newer data set."),
     rows: int = flag(3, "N", "Show this many examples of each kind of change.", "-n", least=0),
-    *,
-    output: Output,
 ) -> Result:
     """Show what changed between two prepared data sets.
 
@@ -97,7 +93,7 @@ def diff(
     """
     from tuneloop.data.diff import diff_datasets
 
-    with screen(output.quiet, "comparing the data sets"):
+    with screen("comparing the data sets"):
         changes = diff_datasets(a, b, examples=rows)
     record = {"identical": changes.identical, **{name: getattr(changes, name) for name in changes.__dataclass_fields__}}
 

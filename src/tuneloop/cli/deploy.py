@@ -7,9 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from tuneloop.cli.console import Result, print_live, show
-from tuneloop.cli.parameters import Output, argument
+from tuneloop.cli.parameters import argument, output, screen
 from tuneloop.core.flag import flag, switch
-from tuneloop.core.terminal import screen
 from tuneloop.core.ui import reporting
 from tuneloop.deploy.deployment import DeployOptions
 
@@ -21,7 +20,6 @@ def command(
     yes: bool = switch("Start it without asking."),
     *,
     options: DeployOptions,
-    output: Output,
 ) -> Result | None:
     """Make the project that serves an artifact on a host.
 
@@ -37,12 +35,12 @@ def command(
 
     place = Path(options.to or "serve")
     if (place / ServerState.file).is_file():
-        return _to_server(place, artifact, options.name, quiet=output.quiet)
-    with screen(output.quiet, "checking the artifact"):
+        return _to_server(place, artifact, options.name)
+    with screen("checking the artifact"):
         project = plan_deployment(Path(local_name(artifact)), options)
         folder = write_project(project, Path(out or f"deploy/{project.job.name}-{project.host.name}"))
     text = [f"{folder}: {', '.join(sorted(project.files))}", price_words(project.host, project.job)]
-    show(Result({"folder": str(folder), **record_of(project).to_json()}, text), output.as_json)
+    show(Result({"folder": str(folder), **record_of(project).to_json()}, text), output().as_json)
     if not dry_run:
         question = f"Start it on {project.host.title} now?"
         with reporting(say=partial(print_live, err=True)):
@@ -50,10 +48,10 @@ def command(
     return None
 
 
-def _to_server(folder: Path, source: str, name: str, *, quiet: bool) -> Result:
+def _to_server(folder: Path, source: str, name: str) -> Result:
     from tuneloop.serving.swap import deploy_to_server
 
-    with screen(quiet, "waiting for the server"):
+    with screen("waiting for the server"):
         swap = deploy_to_server(folder, source, name=name)
     if swap.swapped:
         line = f"{swap.name} is served from {swap.source}"

@@ -8,10 +8,9 @@ import typer
 
 from tuneloop.cli.console import Result, one_place
 from tuneloop.cli.endpoint import EndpointOptions
-from tuneloop.cli.parameters import SETTINGS, Output, argument
+from tuneloop.cli.parameters import SETTINGS, argument, screen
 from tuneloop.combine.options import DistilOptions
 from tuneloop.core.flag import flag
-from tuneloop.core.terminal import screen
 
 
 def command(
@@ -23,7 +22,6 @@ def command(
     *,
     options: DistilOptions,
     connection: EndpointOptions,
-    output: Output,
 ) -> Result:
     """Train a small model on a larger one's answers, and say whether it was worth it.
 
@@ -38,7 +36,7 @@ def command(
     endpoint = (lambda url: connection.endpoint(url, options.model)) if options.model else None
     if options.plan:
         return _plan(teacher, student, dataset, settings, options)
-    with screen(output.quiet, "distilling"):
+    with screen("distilling"):
         record = distil((teacher, student, dataset), Path(out), options, settings, endpoint)
     return Result({"path": out, **record.to_json()}, [*record.words, out])
 

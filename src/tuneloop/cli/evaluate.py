@@ -10,9 +10,8 @@ import typer
 
 from tuneloop.cli.console import Result, one_place
 from tuneloop.cli.endpoint import PricedEndpointOptions
-from tuneloop.cli.parameters import SETTINGS, Output, argument
+from tuneloop.cli.parameters import SETTINGS, argument, screen
 from tuneloop.core.flag import flag
-from tuneloop.core.terminal import screen
 from tuneloop.deploy.clusters import refuse_other_place
 from tuneloop.evaluation.config import EvalOptions
 from tuneloop.records.evaluation import EvaluationManifest
@@ -27,7 +26,6 @@ def command(
     *,
     options: EvalOptions,
     connection: PricedEndpointOptions,
-    output: Output,
 ) -> Result:
     """Measure a run, a model, an endpoint or a file of answers.
 
@@ -54,7 +52,7 @@ def command(
     source = connection.endpoint(endpoint, model) if endpoint else place
     if (status := processes_to_start(source, options, settings)) is not None:
         raise typer.Exit(status)
-    with screen(output.quiet, "evaluating"):
+    with screen("evaluating"):
         made = evaluate_target(source, options, settings)
     result = read_record(EvaluationManifest, made.folder)
     record = {"path": str(made.folder), **result.to_json()}

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import typer
 
 from tuneloop.cli.console import Result, print_live, short, show
-from tuneloop.cli.parameters import Output, argument
+from tuneloop.cli.parameters import argument, output, screen
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config
 from tuneloop.core.flag import flag, switch
-from tuneloop.core.terminal import plain_table, screen
+from tuneloop.core.terminal import plain_table
 from tuneloop.core.units import counted, verb
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ def command(
     yes: bool = switch("Remove without asking.", "-y"),
     *,
     more: ForgetOptions,
-    output: Output,
 ) -> Result:
     """Remove a person's rows from a data set, and list all that was made from it.
 
@@ -57,7 +56,7 @@ def command(
         raise UserError("Give --user or --match, and not both", where="forget", next_step=step)
     match = match or f"user={more.user}"
     if _is_store(dataset):
-        return _from_store(dataset, match, more, dry_run=dry_run, yes=yes, output=output)
+        return _from_store(dataset, match, more, dry_run=dry_run, yes=yes)
 
     from tuneloop.data.clean.pii import hidden
     from tuneloop.data.erase.forget import descendants, find_rows, forget, personal_settings
@@ -68,21 +67,21 @@ def command(
 
     matcher = Matcher(match, regex)
     matcher = Matcher(match, regex, pseudonyms(matcher, personal_settings(dataset)))
-    with screen(output.quiet, "looking for rows"):
+    with screen("looking for rows"):
         rows = find_rows(dataset, matcher)
     facts = {"matched": rows.rows, "rows": rows.hits, "also_in": rows.others, "sources": rows.origins}
     there = bool(rows.hits or rows.resumed)
     if not there or dry_run:
-        with screen(output.quiet, "looking for runs made from the data"):
+        with screen("looking for runs made from the data"):
             made = descendants(rows, matcher, more.root)
             made += versions_of(rows, made)
         record = {**facts, "removed": 0, "descendants": made}
         return Result(record, lambda console: _print_rows(rows, console, made), int(not there))
-    if not output.as_json:
+    if not output().as_json:
         show(Result(None, partial(_print_rows, rows)), as_json=False)
-    if not yes and not _confirmed(rows, output.as_json):
+    if not yes and not _confirmed(rows):
         return Result(None, ["Nothing was removed."], 1)
-    with screen(output.quiet, "removing rows"):
+    with screen("removing rows"):
         measure = measure_of(dataset, more.model)
         erasure = forget(dataset, matcher, runs_root=more.root, measure=measure)
         made = [*erasure.descendants, *versions_of(rows, erasure.descendants)]
@@ -108,9 +107,9 @@ def _is_store(place: str) -> bool:
     return is_store(place)
 
 
-def _confirmed(rows: SubjectRows, as_json: bool) -> bool:
+def _confirmed(rows: SubjectRows) -> bool:
     number = counted(rows.rows, "row")
-    if as_json or not sys.stdin.isatty():
+    if output().as_json or not sys.stdin.isatty():
         where, step = f"{number} of {rows.folder}", "add --yes to remove them, or --dry-run to look only"
         raise UserError("Nothing was removed: it was not confirmed", where=where, next_step=step)
     return typer.confirm(f"Remove {number} for good?", default=False, err=True)
@@ -172,7 +171,7 @@ def _print_erasure(erasure: Forgotten, made: Sequence[Descendant], console: Cons
         console.print(note, style="dim")
 
 
-def _from_store(place: str, match: str, more: ForgetOptions, *, dry_run: bool, yes: bool, output: Output) -> Result:
+def _from_store(place: str, match: str, more: ForgetOptions, *, dry_run: bool, yes: bool) -> Result:
     """Erase from a server's store, or show by a receipt that it was done."""
     from tuneloop.serving.store.forget import forget_requests, made_of_requests, pending, proof_of, rebuild
     from tuneloop.serving.store.store import store_folder, store_name
@@ -188,13 +187,13 @@ def _from_store(place: str, match: str, more: ForgetOptions, *, dry_run: bool, y
         return Result(proof, [line], int(stone is None))
     subject, erasure = forget_requests(place, match, dry_run=True)
     if (subject.anything or pending(place)) and not dry_run:
-        if not yes and (output.as_json or not sys.stdin.isatty()):
+        if not yes and (output().as_json or not sys.stdin.isatty()):
             step = "say --yes, or --dry-run to look first"
             raise UserError("This erases for good", where=store_name(place), next_step=step)
         rows = f"{counted(len(subject.requests), 'request')}, {len(subject.feedback):,} feedback"
         question = f"Erase {rows} and {counted(subject.lines, 'line')} of files?"
         if yes or typer.confirm(question, err=True):
-            with screen(output.quiet, "erasing"):
+            with screen("erasing"):
                 subject, erasure = forget_requests(place, match, dry_run=False)
     facts = {"requests": len(subject.requests), "feedback": len(subject.feedback), "lines": subject.lines}
     folder = store_folder(place)

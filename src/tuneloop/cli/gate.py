@@ -8,9 +8,8 @@ from typing import Any
 import typer
 
 from tuneloop.cli.console import Result
-from tuneloop.cli.parameters import Output, argument
+from tuneloop.cli.parameters import argument, screen
 from tuneloop.core.flag import flag, switch
-from tuneloop.core.terminal import screen
 
 FIRST_SUITE = "suite.yaml"
 SIGNS = {"pass": "pass", "fail": "FAIL", "inconclusive": "?   "}
@@ -23,8 +22,6 @@ def command(
     init: bool = switch("Write a first suite, made from a run or prepared data set, for you to edit."),
     out: str = flag("", "FOLDER", "Folder for gate.json; default: the candidate's.", "-o"),
     no_model: bool = switch("Ask the model nothing: judge by the stored answers alone."),
-    *,
-    output: Output,
 ) -> Result:
     """Decide whether a candidate may replace the model in use.
 
@@ -42,7 +39,7 @@ def command(
     from tuneloop.registry.registered import evaluation_place
 
     demands = load_suite(suite)
-    with screen(output.quiet, "applying the suite"):
+    with screen("applying the suite"):
         sides = read_side(evaluation_place(candidate)), read_side(evaluation_place(against))
         folder = sides[0].folder
         ask = None if no_model or sides[0].baseline else answers_of(folder)

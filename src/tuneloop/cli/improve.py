@@ -5,9 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from tuneloop.cli.console import Result, minute, print_live
-from tuneloop.cli.parameters import STORE_ARGUMENT, Output, argument
+from tuneloop.cli.parameters import STORE_ARGUMENT, argument, output, screen
 from tuneloop.core.flag import flag, switch
-from tuneloop.core.terminal import screen
 from tuneloop.core.ui import reporting
 
 
@@ -17,8 +16,6 @@ def command(
     watch: bool = switch("Make a pass again and again, until stopped."),
     every: str = flag("15m", "TIME", "With --watch: time between two passes, as in 30s, 15m or 2h."),
     replay: bool = switch("Decide again what was decided, from the log; do nothing."),
-    *,
-    output: Output,
 ) -> Result | None:
     """Retrain when there is a reason, and let gate and experiment decide.
 
@@ -43,21 +40,21 @@ def command(
     pause = 86_400 * days_of(every, "--every")
     work.check_files(plan)
     if watch:
-        with reporting(say=None if output.quiet else partial(print_live, err=True)):
+        with reporting(say=None if output().quiet else partial(print_live, err=True)):
             work.watch(project, every=pause)
         return None
-    with screen(output.quiet, "improving"):
+    with screen("improving"):
         step = work.improve(plan, approve=approve)
     waits = step.state in ("waiting", "needs approval")
     good = step.state == "idle" or step.sentence.startswith("promoted")
     return Result(step, [step.sentence], 3 if waits else 0 if good else 1)
 
 
-def report(store: str = STORE_ARGUMENT, *, output: Output) -> Result:
+def report(store: str = STORE_ARGUMENT) -> Result:
     """Write a page of all that was tried: funnel, experiments, drift, costs, timeline."""
     from tuneloop.improve.report.command import write_improve_report
 
-    with screen(output.quiet, "reading the store"):
+    with screen("reading the store"):
         page, summary = write_improve_report(store)
     return Result({"report": str(page), **summary.to_json()}, [f"report    {page}"])
 

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from tuneloop.cli.console import Result, print_live
-from tuneloop.cli.parameters import SETTINGS, Output, argument
+from tuneloop.cli.parameters import SETTINGS, argument, output
 from tuneloop.core.errors import UserError, in_shell
 from tuneloop.core.flag import flag, switch
 
@@ -17,8 +17,6 @@ def command(
     settings: list[str] | None = SETTINGS,
     out: str = flag("recipe.yaml", "FILE", "Recipe to write; a file that is there is never overwritten.", "-o"),
     yes: bool = switch("Where columns are only guessed by their values, take the guess without asking."),
-    *,
-    output: Output,
 ) -> Result:
     """Write a recipe for a file of examples."""
     from tuneloop.pipeline.recipes import write_starter
@@ -27,7 +25,7 @@ def command(
     try:
         path, form = write_starter(source, out, settings)
     except UserError as error:
-        ask = not output.as_json and _at_a_terminal()
+        ask = not output().as_json and _at_a_terminal()
         if not error.settings or not (yes or (ask and _agreed(error))):
             raise
         path, form = write_starter(source, out, [*settings, *error.settings])

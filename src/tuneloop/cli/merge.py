@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 import typer
 
 from tuneloop.cli.console import Result
-from tuneloop.cli.parameters import Output, argument
+from tuneloop.cli.parameters import argument, screen
 from tuneloop.combine.options import AUTO, JudgeOptions, MergeOptions
 from tuneloop.core.flag import flag
-from tuneloop.core.terminal import screen
 from tuneloop.core.ui import say
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ def command(
     *,
     how: MergeOptions,
     judging: JudgeOptions,
-    output: Output,
 ) -> Result:
     """Merge adapters of one base into one adapter, in the folder of a run.
 
@@ -38,7 +36,7 @@ def command(
     from tuneloop.combine.merge.tasks import can_judge, merge_tasks
 
     settings = MergeSettings(how.method, _numbers(how.weights), how.rank, how.density)
-    with screen(output.quiet, "merging"):
+    with screen("merging"):
         experts = open_experts(adapters, how.base)
         why_not = "" if judging.no_judge or len(experts) < 2 else can_judge(experts)
         if judging.no_judge or why_not or len(experts) < 2:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.cli.console import Result, minute
-from tuneloop.cli.parameters import Output, argument
+from tuneloop.cli.parameters import argument, screen
 from tuneloop.core.flag import flag, switch
-from tuneloop.core.terminal import screen
 from tuneloop.core.units import counted
 from tuneloop.core.urls import masked
 
@@ -23,7 +22,7 @@ ARTIFACT = argument("ARTIFACT", "Folder of an artifact, or NAME@ALIAS.")
 WHY = flag("", "TEXT", "A reason, for the history.")
 
 
-def command(name: str = argument("[NAME]", "Only this model, and its history.", ""), *, output: Output) -> Result:
+def command(name: str = argument("[NAME]", "Only this model, and its history.", "")) -> Result:
     """List registered models, their versions and metrics.
 
     The aliases say which version is in use.
@@ -31,7 +30,7 @@ def command(name: str = argument("[NAME]", "Only this model, and its history.", 
     from tuneloop.registry.registered import open_registry
     from tuneloop.registry.versions import read_models, read_settled
 
-    with screen(output.quiet, "reading the registry"):
+    with screen("reading the registry"):
         registry = open_registry()
         models = [read_settled(registry, name)] if name else read_models(registry)
     return Result({"registry": masked(registry.uri), "models": models}, _lines(models, history=bool(name)))
@@ -42,8 +41,6 @@ def register(
     name: str = flag(..., "NAME", "Name of the model in the registry.", "-n"),
     run: str = flag("", "FOLDER", "Folder of its run, whose gate decides at promotion; default: runs/ID."),
     why: str = WHY,
-    *,
-    output: Output,
 ) -> Result:
     """Register an artifact as the newest version of a model.
 
@@ -52,7 +49,7 @@ def register(
     """
     from tuneloop.registry.registered import register_artifact
 
-    with screen(output.quiet, "registering"):
+    with screen("registering"):
         version = register_artifact(Path(artifact), name, run=Path(run) if run else None, why=why)
     aliases = f" ({', '.join(version.aliases)})" if version.aliases else ""
     line = f"{name} version {version.version}{aliases}: {version.lineage.artifact}"
@@ -64,8 +61,6 @@ def promote(
     version: str = argument("[VERSION]", "Number or alias of the version; default: candidate.", ""),
     force: str = flag("", "REASON", "Overrule a gate that is not green or is missing; the history keeps why."),
     why: str = WHY,
-    *,
-    output: Output,
 ) -> Result:
     """Make a version of a model the one in use, if the gate allows it.
 
@@ -73,19 +68,19 @@ def promote(
     """
     from tuneloop.registry.registered import promote_version
 
-    with screen(output.quiet, "reading the registry"):
+    with screen("reading the registry"):
         model = promote_version(name, version, force=force, why=why)
     previous = model.aliases.get("previous")
     line = f"{name}@champion is version {model.aliases['champion']}" + (f", before {previous}" if previous else "")
     return Result({"name": name, "aliases": model.aliases, "event": model.history[-1].to_json()}, [line])
 
 
-def rollback(name: str = NAME, why: str = WHY, *, output: Output) -> Result:
+def rollback(name: str = NAME, why: str = WHY) -> Result:
     """Make the previous version the one in use again."""
     from tuneloop.registry.registered import open_registry
     from tuneloop.registry.versions import rollback
 
-    with screen(output.quiet, "reading the registry"):
+    with screen("reading the registry"):
         model = rollback(open_registry(), name, why=why)
     event = model.history[-1]
     line = f"{name}@champion is version {event.model_version} again, no longer {event.before['champion']}"
@@ -97,14 +92,12 @@ def push(
     destination: str = argument("DESTINATION", "Where it goes: hub:ORG/NAME."),
     send: bool = switch("Upload; without it only what would be sent is shown."),
     public: bool = switch("Make a new repository public; it is private by default."),
-    *,
-    output: Output,
 ) -> Result:
     """Upload an artifact to the Hugging Face hub. Nothing is sent without --send."""
     from tuneloop.registry.registered import local_name
     from tuneloop.release.push import push
 
-    with screen(output.quiet, "uploading" if send else "hashing"):
+    with screen("uploading" if send else "hashing"):
         upload = push(Path(local_name(artifact)), destination, send=send, public=public)
     total = f"{counted(len(upload.files), 'file')}, {sum(upload.files.values()) / 1e6:,.1f} MB"
     lines = [f"{size / 1e6:>12,.2f} MB  {name}" for name, size in upload.files.items()]
@@ -115,8 +108,6 @@ def push(
 def verify(
     artifact: str = argument("ARTIFACT", "Folder of an exported artifact, or NAME@ALIAS."),
     key: str = flag("", "FILE", "Check the signature too: the signer's public key, a PEM file.", "-k"),
-    *,
-    output: Output,
 ) -> Result:
     """Check that an artifact's files are as they were exported, and who signed them.
 
@@ -125,7 +116,7 @@ def verify(
     from tuneloop.registry.registered import local_name
     from tuneloop.registry.verify import verify
 
-    with screen(output.quiet, "hashing"):
+    with screen("hashing"):
         artifact = local_name(artifact)
         check = verify(Path(artifact), Path(key) if key else None)
     lines = [f"{what:<9} {name}" for what in ("changed", "missing", "added") for name in getattr(check, what)]
@@ -142,8 +133,6 @@ def reproduce(
     out: str = flag("", "FOLDER", "Folder of the second run; default: reproductions/ID.", "-o"),
     check: bool = switch("Only look whether data and environment are as they were; train nothing."),
     tolerance: float = flag(1e-3, "X", "Largest relative difference of losses that count as equal.", least=0),
-    *,
-    output: Output,
 ) -> Result:
     """Train a run again and say whether the same came out.
 
@@ -154,7 +143,7 @@ def reproduce(
     from tuneloop.release.reproduce import reproduce
 
     place = Path(out) if out else None
-    with screen(output.quiet, "reproducing"):
+    with screen("reproducing"):
         second = reproduce(target, place, check=check, tolerance=tolerance)
     return Result(second.to_json(), [_reproduced(second)], int(second.verdict == "different"))
 

@@ -8,10 +8,9 @@ import typer
 
 from tuneloop.cli.console import Result
 from tuneloop.cli.endpoint import ConnectionOptions
-from tuneloop.cli.parameters import STORE_ARGUMENT, Output, given
+from tuneloop.cli.parameters import STORE_ARGUMENT, given, screen
 from tuneloop.core.files import Config
 from tuneloop.core.flag import flag, switch
-from tuneloop.core.terminal import screen
 from tuneloop.improve.monitor.record import MonitorOptions
 
 if TYPE_CHECKING:
@@ -45,7 +44,6 @@ def command(
     canary: CanaryTarget,
     expected: KnownChange,
     connection: ConnectionOptions,
-    output: Output,
 ) -> Result:
     """Say whether production has changed, where, and what to do.
 
@@ -57,7 +55,7 @@ def command(
     if expected.ignore:
         note(store, options.model, [name.strip() for name in expected.ignore.split(",")], expected.ignore_until)
     target = _canary_target(store, canary, connection) if canary.ask else None
-    with screen(output.quiet, "comparing"):
+    with screen("comparing"):
         report = monitor_store(store, reference, given(options), ask=target)
     lines = [*report.summary]
     if all_detectors:

@@ -13,6 +13,8 @@ import math
 import re
 import types
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from operator import ge, gt, le, lt
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
@@ -23,6 +25,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from tuneloop.cli.console import Result, show
+from tuneloop.core import terminal
 from tuneloop.core.files import Config
 from tuneloop.core.flag import Flag, flag, switch
 
@@ -74,6 +77,19 @@ class Output(Config):
     trust_code: bool = switch("Run the Python files that a run's or another folder's settings name.")
 
 
+_output: ContextVar[Output] = ContextVar("output")
+
+
+def output() -> Output:
+    """The options that all commands have in common, of the command that runs."""
+    return _output.get()
+
+
+def screen(doing: str = terminal.IDLE) -> AbstractContextManager[terminal.Screen]:
+    """The screen of the command that runs; see `core.terminal.screen`."""
+    return terminal.screen(output().quiet, doing)
+
+
 def argument(metavar: str, help: str, default: Any = ...) -> Any:
     """A positional argument of a command, as the default of its parameter; without a default it must be given."""
     return typer.Argument(default, help=help, metavar=metavar)
@@ -87,7 +103,7 @@ KEEP_PERSONAL = switch("Leave personal data in texts as they are.")
 
 
 def expanded(command: Callable[..., Result | None]) -> Callable[..., None]:
-    """The command as typer takes it: with the fields of its records as parameters; what it returns is printed."""
+    """The command as typer takes it: its records' fields and those of Output are parameters; its result is printed."""
     hints = get_type_hints(command, include_extras=True)
     parameters: list[inspect.Parameter] = []
     records: dict[str, tuple[type[BaseModel], list[str]]] = {}  # parameter -> record, names of its fields
@@ -103,6 +119,8 @@ def expanded(command: Callable[..., Result | None]) -> Callable[..., None]:
             parameters.append(_option(name, kind, default))
         else:
             parameters.append(_parameter(name, kind, default))
+    records["output"] = Output, list(Output.model_fields)
+    parameters += _options(Output)
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
@@ -112,8 +130,9 @@ def expanded(command: Callable[..., Result | None]) -> Callable[..., None]:
             stated = {field: value for field in fields if (value := values.pop(field)) is not None}
             # What bounds and types don't say is checked by the stage, whose messages name the option.
             values[name] = kind.model_construct(_fields_set=set(stated), **stated)
+        _output.set(values.pop("output"))
         if (result := command(**values)) is not None:
-            show(result, values["output"].as_json)
+            show(result, output().as_json)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

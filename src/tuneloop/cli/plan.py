@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.cli.console import Result, one_place
-from tuneloop.cli.parameters import SETTINGS, Output, argument, given
+from tuneloop.cli.parameters import SETTINGS, argument, given, screen
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
-from tuneloop.core.terminal import screen
 from tuneloop.core.units import counted
 from tuneloop.plan.config import PlanOptions, PlanWanted
 from tuneloop.plan.gpus import all_gpus, find_gpu, this_cpu
@@ -31,7 +30,6 @@ def command(
     *,
     kind: PlanWanted,
     options: PlanOptions,
-    output: Output,
 ) -> Result:
     """Predict the memory, hours and dollars of training, for any GPU or for this machine.
 
@@ -46,9 +44,9 @@ def command(
     stated = given(options)
     model = stated.pop("model", "")
     if kind.calibrate:
-        plan = _calibrated(source, [*settings, *_training_settings(stated)], model, output.quiet)
+        plan = _calibrated(source, [*settings, *_training_settings(stated)], model)
     elif source or stated.get("dataset"):
-        plan = _of_data(source, settings, model, stated, quiet=output.quiet)
+        plan = _of_data(source, settings, model, stated)
     else:
         plan = _table(settings, model, stated)
     if out and not kind.calibrate:
@@ -66,8 +64,6 @@ def command(
 def prices(
     action: str = argument("[update]", "Fetch newer offers first.", ""),
     prices: str = flag("", "FILE", "Your own price file."),
-    *,
-    output: Output,
 ) -> Result:
     """Show the price of every GPU, or with `update` fetch newer offers first."""
     if action not in ("", "update"):
@@ -101,7 +97,7 @@ def _table(settings: list[str], model: str, stated: dict[str, Any]) -> dict[str,
     return plan_machines({"model": model, **stated})
 
 
-def _of_data(source: str, settings: list[str], model: str, stated: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
+def _of_data(source: str, settings: list[str], model: str, stated: dict[str, Any]) -> dict[str, Any]:
     """The plan of a run on data: for this machine, measured, where no option is named; else by formula."""
     from tuneloop.pipeline.advise import counted_data, stand_in
     from tuneloop.pipeline.plan import plan_alone
@@ -117,7 +113,7 @@ def _of_data(source: str, settings: list[str], model: str, stated: dict[str, Any
         return plan_machines({"model": model, **stated, "dataset": data})
     recipe = recipe_of(data, settings, model=model)
     other = stand_in(recipe.model)
-    with screen(quiet, "planning"):
+    with screen("planning"):
         if source and not stated and not other:
             plan = plan_alone(recipe, "")
             return {**plan, "recommendation": recommendation_here(plan)}
@@ -165,11 +161,11 @@ def _training_settings(stated: dict[str, Any]) -> list[str]:
     return [f"{names[name]}={value}" for name, value in stated.items()]
 
 
-def _calibrated(source: str, settings: list[str], model: str, quiet: bool) -> dict[str, Any]:
+def _calibrated(source: str, settings: list[str], model: str) -> dict[str, Any]:
     from tuneloop.pipeline.recipes import recipe_of
     from tuneloop.pipeline.train import calibrate_alone
 
-    with screen(quiet, "planning"), tempfile.TemporaryDirectory() as scratch:
+    with screen("planning"), tempfile.TemporaryDirectory() as scratch:
         if not source:  # examples of mixed length: their text does not matter
             file = Path(scratch) / "examples.jsonl"
             words = [[f"word{(i * 7 + j) % 97}" for j in range(20 + i % 120)] for i in range(200)]

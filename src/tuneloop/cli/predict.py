@@ -10,10 +10,9 @@ import typer
 
 from tuneloop.cli.console import Result, print_json, stop_if_unread
 from tuneloop.cli.endpoint import ConnectionOptions, EndpointOptions
-from tuneloop.cli.parameters import Output, argument
+from tuneloop.cli.parameters import argument, output, screen
 from tuneloop.core.files import Config
 from tuneloop.core.flag import flag
-from tuneloop.core.terminal import screen
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted, verb
 
@@ -52,7 +51,6 @@ def command(
     *,
     asking: TargetOptions,
     connection: EndpointOptions,
-    output: Output,
 ) -> Result:
     """Answer the rows of a file.
 
@@ -66,10 +64,10 @@ def command(
 
     opened = open_with_task(target, base=asking.base, task=asking.task, endpoint=asking.server(connection))
     options = Options(column, asking.system, top, asking.max_new_tokens)
-    with screen(output.quiet, "answering"):
-        write = None if output.as_json or out else _print
+    with screen("answering"):
+        write = None if output().as_json or out else _print
         answers = predict_file(opened, file, options, out, write=write)
-        if not output.as_json:
+        if not output().as_json:
             say(_summary_line(answers.summary))
     record = answers.summary if out else {**answers.summary, "predictions": answers.rows}
     return Result(record, [out] if out else [], int(bool(answers.failed)))

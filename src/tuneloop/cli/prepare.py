@@ -9,9 +9,9 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from tuneloop.cli.console import Result, split_arguments
-from tuneloop.cli.parameters import Output, argument
+from tuneloop.cli.parameters import argument, output, screen
 from tuneloop.core.flag import flag, switch
-from tuneloop.core.terminal import screen, terminal
+from tuneloop.core.terminal import terminal
 from tuneloop.deploy.clusters import refuse_other_place
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ def command(
     show: int = flag(0, "N", "Print this many rows as the model sees them, with the trained tokens coloured."),
     on: str = flag("", "ray", "Work on a Ray cluster, with the same result: ray, or ray://HOST:PORT."),
     track: bool = switch("Log the data set to MLflow; also done where MLFLOW_TRACKING_URI is set."),
-    *,
-    output: Output,
 ) -> Result:
     """Turn files of any format into train, validation and test splits.
 
@@ -47,14 +45,14 @@ def command(
     places, settings = split_arguments(sources)
     recipe = recipe_for_sources(places, settings, name=name, model=model)
     refuse_other_place(on)
-    with screen(output.quiet, "preparing the data"), cluster_of(on):
+    with screen("preparing the data"), cluster_of(on):
         if on:
             recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"engine": "ray"})})
         dataset = prepare_alone(recipe, out, track=track or bool(os.environ.get("MLFLOW_TRACKING_URI")))
     if show:
-        print_rows(recipe.model, dataset.train[:show], terminal(stderr=output.as_json))
+        print_rows(recipe.model, dataset.train[:show], terminal(stderr=output().as_json))
     errors = dataset.manifest.errors
-    if not output.as_json and not output.quiet:
+    if not output().as_json and not output().quiet:
         from tuneloop.report.data_terminal import data_summary
 
         terminal(stderr=True).print(data_summary(dataset.manifest))

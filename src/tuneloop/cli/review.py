@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.cli.console import Result
-from tuneloop.cli.parameters import STORE, STORE_ARGUMENT, Output, argument
+from tuneloop.cli.parameters import STORE, STORE_ARGUMENT, argument, output, screen
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config
 from tuneloop.core.flag import flag, switch
-from tuneloop.core.terminal import screen
 from tuneloop.core.ui import reporting, say
 from tuneloop.core.units import counted, verb
 
@@ -45,7 +44,6 @@ def command(
     *,
     sample: SampleOptions,
     votes: ExportOptions,
-    output: Output,
 ) -> Result:
     """Let people judge answers on a local page without knowing whose they are.
 
@@ -54,11 +52,11 @@ def command(
     from tuneloop.evaluation.review.results import results
     from tuneloop.evaluation.review.server import serve
 
-    with screen(output.quiet, "preparing the pairs") as display:
+    with screen("preparing the pairs") as display:
         review = _review(places, sample)
         if votes.export:
             export = _export(review, votes.export, votes.to)
-            if not output.as_json:
+            if not output().as_json:
                 say(f"{counted(export['rows'], 'row')} in {export['path']}" + _left_out(export))
                 say(f"next: {export['prepare']}")
             return Result(export)
@@ -157,8 +155,6 @@ def draw(
     model: str = flag("", "NAME", "Only requests to this model."),
     seed: int = flag(0, "N", "Seed of the draw.", least=0),
     hidden: bool = switch("Do not show the given answer, so that no one is led by it."),
-    *,
-    output: Output,
 ) -> Result:
     """Choose the answers that deserve a person's minutes, for `tuneloop review`.
 
@@ -172,9 +168,7 @@ def draw(
     return Result(queue, [*lines, f"next      tuneloop review {queue.folder}, then {then}"])
 
 
-def votes(
-    review: str = argument("FOLDER", "Of the review, from `review draw`."), store: str = STORE, *, output: Output
-) -> Result:
+def votes(review: str = argument("FOLDER", "Of the review, from `review draw`."), store: str = STORE) -> Result:
     """Store what people said in a review of production as feedback."""
     from tuneloop.improve.feedback.review import store_votes
 

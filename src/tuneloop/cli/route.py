@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from tuneloop.cli.console import Result
-from tuneloop.cli.parameters import Output, argument
+from tuneloop.cli.parameters import argument, screen
 from tuneloop.combine.options import RouteOptions
 from tuneloop.core.flag import flag
-from tuneloop.core.terminal import screen
 from tuneloop.core.units import counted
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ def fit(
     out: str = flag("router", "FOLDER", "Folder of the router.", "-o"),
     *,
     options: RouteOptions,
-    output: Output,
 ) -> Result:
     """Fit a router from requests to models, and say how good it is on rows that it has not seen.
 
@@ -39,7 +37,7 @@ def fit(
     from tuneloop.combine.route.command import RouteSources, fit_route
 
     sources = RouteSources(targets or [], outcomes, _costs(costs))
-    with screen(output.quiet, "fitting"):
+    with screen("fitting"):
         router = fit_route(sources, Path(out), options)
     lines = [*_lines(router, out)]
     results = router.record.figures
@@ -54,13 +52,11 @@ def judge(
     router: str = argument("[ROUTER]", "Folder of the router.", "router"),
     outcomes: str = flag("", "FILE", "A file of outcomes with the same models; default: that of the fit."),
     outside: str = flag("", "FILE", "Requests that belong to no model, to measure how many are recognised."),
-    *,
-    output: Output,
 ) -> Result:
     """Measure a router on test rows, next to each model alone and the best choice for each row."""
     from tuneloop.combine.route.command import eval_route
 
-    with screen(output.quiet, "judging"):
+    with screen("judging"):
         measured = eval_route(Path(router), outcomes, outside)
     return Result({"path": router, **measured.record.to_json()}, _lines(measured, router))
 
@@ -71,8 +67,6 @@ def cascade(
     costs: str = flag("1,10", "X,Y", "Cost of an answer of the small and of the large model, in any unit.", "--cost"),
     max_cost: float = flag(0.0, "X", "Most mean cost of an answer; 0: no limit.", least=0),
     out: str = flag("cascade.json", "FILE", "Where the threshold and its results are written.", "-o"),
-    *,
-    output: Output,
 ) -> Result:
     """Find the confidence below which a larger model should answer in a small one's place.
 
@@ -107,7 +101,7 @@ def _result_lines(record: RouterRecord, results: Any) -> Iterator[str]:
         share = f"{gap.value:.3f} [{gap.low:.3f}, {gap.high:.3f}]"
         yield f"gap between cheapest and best recovered, mean over costs: {share} (a coin: 0.5)"
     elif results.frontier:
-        yield "no model alone is shown to be better than the cheapest, so there is no gap to measure: see the outcomes above"
+        yield "no model alone is shown to be better than the cheapest, so there is no gap: see the outcomes above"
     if results.outside:
         strange = f"{results.caught:.1%} of {counted(results.outside, 'row')} from outside"
         yield f"none of these: {strange}, {1 - results.kept:.1%} of the models' own"

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from tuneloop.cli.console import Result, print_live, show
-from tuneloop.cli.parameters import SETTINGS, Output, argument
-from tuneloop.core.terminal import screen
+from tuneloop.cli.parameters import SETTINGS, argument, output, screen
 from tuneloop.core.ui import reporting
 from tuneloop.deploy.clusters import RemoteOptions, is_ray, refuse_options_of_rented
 
@@ -23,7 +22,6 @@ def command(
     settings: list[str] | None = SETTINGS,
     *,
     place: RemoteOptions,
-    output: Output,
 ) -> Result | None:
     """Do all stages in one go, from the rows to the report.
 
@@ -40,11 +38,11 @@ def command(
     if on_ray:
         refuse_options_of_rented(place)
     elif place.on:
-        _elsewhere(resolved, place, output)
+        _elsewhere(resolved, place)
         return None
     elif (status := shared_out(resolved)) is not None:
         raise typer.Exit(status)
-    with screen(output.quiet, "running"):
+    with screen("running"):
         if on_ray:
             from tuneloop.deploy.on_ray import run_on_ray
 
@@ -56,17 +54,17 @@ def command(
     return Result(summary(folder), partial(print_closing, folder))
 
 
-def _elsewhere(recipe: Recipe, place: RemoteOptions, output: Output) -> None:
+def _elsewhere(recipe: Recipe, place: RemoteOptions) -> None:
     from tuneloop.deploy.launch import launch_after_yes
     from tuneloop.deploy.remote import launch_of, price_words, write_remote
 
     folder = Path(place.project or f"remote/{recipe.name}-{place.on}")
-    with screen(output.quiet, "preparing"):
+    with screen("preparing"):
         project = write_remote(recipe, place, folder)
     cluster, job = project.cluster, project.job
     files = f"{folder}: recipe.yaml, dataset, {', '.join(cluster.project(job))}, README.md"
     record = {"folder": str(folder), "on": cluster.name, **vars(job), "plan": project.plan}
-    show(Result(record, [files, price_words(project.plan, cluster)]), output.as_json)
+    show(Result(record, [files, price_words(project.plan, cluster)]), output().as_json)
     if not place.dry_run:
         question = f"Start it on {cluster.title} now?"
         with reporting(say=partial(print_live, err=True)):

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from tuneloop.cli.console import Result
-from tuneloop.cli.parameters import Output
+from tuneloop.cli.parameters import output
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.files import plain
 from tuneloop.core.flag import flag, switch
@@ -90,13 +90,11 @@ def schema_of(name: str) -> dict[str, Any]:
 def command(
     record: str = flag("", "NAME", "Print the schema of a file's record: such as dataset, run, plan or evaluation."),
     keys: bool = switch("Print a table of keys, defaults and meanings instead."),
-    *,
-    output: Output,
 ) -> Result:
     """Print the JSON Schema of a recipe or record, or a table of keys."""
     from tuneloop.recipe import Recipe, describe_keys
 
-    if keys and not record and not output.as_json:
+    if keys and not record and not output().as_json:
         lines = [f"{key:<28} {default:<16} {meaning}" for key, default, meaning in describe_keys()]
         return Result(None, lines)
     schema = schema_of(record) if record else Recipe.model_json_schema()

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from tuneloop.cli.console import Result, minute, print_live, show, split_arguments
-from tuneloop.cli.parameters import SERVER, Output, argument, given
+from tuneloop.cli.parameters import SERVER, argument, given, output, screen
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
-from tuneloop.core.terminal import drawn, screen
+from tuneloop.core.terminal import drawn
 from tuneloop.core.ui import reporting, say
 from tuneloop.core.units import counted, hours_words
 from tuneloop.core.urls import masked
@@ -40,8 +40,6 @@ def command(
         None,
     ),
     check: bool = switch("Ask all test rows of each model, say how many are answered as evaluated, and end."),
-    *,
-    output: Output,
 ) -> Result | None:
     """Answer requests by OpenAI's API until stopped.
 
@@ -55,18 +53,18 @@ def command(
     targets, settings = split_arguments(arguments)
     config = serve_config(targets, settings)
     if check:
-        return _check(config, output)
-    as_lines = config.log.lines == "json"
+        return _check(config)
+    as_lines, as_json, quiet = config.log.lines == "json", output().as_json, output().quiet
     with contextlib.ExitStack() as loading:
-        loading.enter_context(drawn(output.quiet or as_lines, "loading the model"))
+        loading.enter_context(drawn(quiet or as_lines, "loading the model"))
 
         def ready(address: str, gateway: Gateway) -> None:
             loading.close()  # nothing more happens that a reader waits for
-            if output.as_json:
+            if as_json:
                 record = {"address": address, "models": list(gateway.models), "folder": config.folder}
                 show(Result(record), as_json=True)
             # Only a terminal is shown a key: what a file or a collector of logs gets must not hold one.
-            key = first_key(gateway) if sys.stderr.isatty() and not (as_lines or output.quiet or output.as_json) else ""
+            key = first_key(gateway) if sys.stderr.isatty() and not (as_lines or quiet or as_json) else ""
             for line in () if as_lines else first_steps(address, gateway, key):
                 say(line)
 
@@ -75,10 +73,10 @@ def command(
     return None
 
 
-def _check(config: ServeConfig, output: Output) -> Result:
+def _check(config: ServeConfig) -> Result:
     from tuneloop.serving.server import check_served
 
-    with screen(output.quiet, "asking the test rows"):
+    with screen("asking the test rows"):
         models = check_served(config)
     lines = []
     for each in models:
@@ -107,7 +105,6 @@ def keys(
     yes: bool = switch("With `open`: let requests without a key in again.", "-y"),
     *,
     limits: api_keys.Limits,
-    output: Output,
 ) -> Result:
     """Make, list and revoke the API keys of a server.
 
@@ -170,8 +167,6 @@ def top(
     every: float = flag(2.0, "S", "Seconds between two readings.", least=0.2),
     once: bool = switch("Print one reading and end."),
     api_key_env: str = flag("TUNELOOP_KEY", "NAME", "Environment variable with a key of the server."),
-    *,
-    output: Output,
 ) -> Result | None:
     """Show what a running server does: requests, queue, times, tokens, batches, dollars.
 
@@ -180,7 +175,7 @@ def top(
     """
     readings = _readings(url, Path(folder), os.environ.get(api_key_env, "").strip(), every)
     first = next(readings)
-    if once or output.as_json:
+    if once or output().as_json:
         return Result(first, _top_lines(first))
     from rich.live import Live
 
@@ -241,8 +236,6 @@ def costs(
     since: str = flag("", "TIME", "Only requests since then: 24h, 7d, 2026-01-31."),
     usd_per_hour: float | None = flag(None, "USD", "Price of an hour; default: prices.usd_per_hour.", least=0),
     gpu: str = flag("", "GPU", "GPU of the planner's forecast; default: a common one."),
-    *,
-    output: Output,
 ) -> Result:
     """Say what served requests cost, by model, key and tier.
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import typer
 
 from tuneloop.cli.console import Result
-from tuneloop.cli.parameters import SETTINGS, Output, argument
+from tuneloop.cli.parameters import SETTINGS, argument, screen
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
 from tuneloop.core.flag import flag, switch
-from tuneloop.core.terminal import plain_table, screen
+from tuneloop.core.terminal import plain_table
 from tuneloop.deploy.clusters import RayOptions, refuse_other_place
 from tuneloop.records.record import read_record
 from tuneloop.records.run import RunManifest
@@ -33,7 +33,6 @@ def command(
     preflight: bool = switch("Show what would be trained, with two rows as the model sees them, and stop."),
     *,
     place: RayOptions,
-    output: Output,
 ) -> Result:
     """Train an adapter, or all weights, on a prepared data set.
 
@@ -45,11 +44,11 @@ def command(
 
     recipe = recipe_of(source, settings or [], model=model, out=out)
     if preflight:
-        return _preflight(recipe, quiet=output.quiet)
+        return _preflight(recipe)
     refuse_other_place(place.on)
     if not place.on and (status := shared_out(recipe)) is not None:
         raise typer.Exit(status)
-    with screen(output.quiet, "running"):
+    with screen("running"):
         if place.on:
             from tuneloop.deploy.on_ray import run_on_ray
 
@@ -61,10 +60,10 @@ def command(
     return Result({"path": str(folder), **run.to_json()}, lines)
 
 
-def _preflight(recipe: Recipe, *, quiet: bool) -> Result:
+def _preflight(recipe: Recipe) -> Result:
     from tuneloop.pipeline.train import preflight_alone
 
-    with screen(quiet, "checking before the training"):
+    with screen("checking before the training"):
         checks, plan, template = preflight_alone(recipe)
     names = [name for name, _ in checks.shown]
     record = {**vars(checks), "shown": names, "plan": plan, "ready": not checks.problems}
@@ -92,8 +91,6 @@ def sweep(
     out: str = flag("", "FOLDER", "Folder of the search; default: sweeps/NAME-HASH.", "-o"),
     no_evaluate: bool = switch("Leave out the winner's evaluation on the test rows."),
     on: str = flag("", "ray", "Try them at the same time on a Ray cluster, by ASHA: ray, or ray://HOST:PORT."),
-    *,
-    output: Output,
 ) -> Result:
     """Search over settings with several values, and evaluate the winner once.
 
@@ -112,7 +109,7 @@ def sweep(
     space, fixed = search_of(settings or [], trials, 0)
     recipe = recipe_of(source, fixed)
     folder = Path(out or f"sweeps/{recipe.name}-{content_hash([source, fixed, space.settings])[:8]}")
-    with screen(output.quiet, "searching"):
+    with screen("searching"):
         manifest = search(recipe, space, folder, on=on, evaluate=not no_evaluate)
     return Result({"path": str(folder), **manifest.to_json()}, partial(_print_sweep, manifest))
 

@@ -1,4 +1,4 @@
-"""Machines that train a recipe: a file each. A new one is one file here with a `CLUSTER`."""
+"""Machines that train a recipe: a file each, with the functions `project` and `commands` and the record `CLUSTER`."""
 
 from __future__ import annotations
 

@@ -69,8 +69,6 @@ def commands(job: TrainingJob) -> Steps:
 
 CLUSTER = Cluster(
     title="Modal",
-    project=project,
-    commands=commands,
     source="https://modal.com/docs/reference, read on 2026-11-27",
     checked="Modal's own package builds the app from this file without a token.",
     unchecked="that the image builds there, the prices.",

@@ -52,8 +52,6 @@ def commands(job: TrainingJob) -> Steps:
 
 CLUSTER = Cluster(
     title="SkyPilot",
-    project=project,
-    commands=commands,
     source="SkyPilot's own schemas (sky/utils/schemas.py), read on 2026-11-27",
     checked="SkyPilot's strict schemas of tasks and resources accept sky.yaml; its calls fit the signatures of "
     "skypilot 0.14.1, and start and end a run before a stand-in of that package.",
@@ -67,7 +65,7 @@ CLUSTER = Cluster(
         "A spot run needs --bucket: a machine that is taken away takes its disk with it. The jobs controller is a "
         "small machine too; it stops ten minutes after its last job.",
         "Where the package `skypilot` is installed, `tuneloop run --on skypilot` starts the run, after SkyPilot's "
-        "price of this minute and a yes. With --max-usd, `max_hourly_cost` keeps SkyPilot from more expensive machines, "
+        "price of this minute and a yes. With --max-usd, `max_hourly_cost` keeps SkyPilot from dearer machines, "
         "also when it moves.",
     ),
     sky=lambda job: SkyJob("sky.yaml", job.name, "job" if job.spot else "cluster", ("HF_TOKEN",) if job.gated else ()),

@@ -41,8 +41,6 @@ def commands(job: TrainingJob) -> Steps:
 
 CLUSTER = Cluster(
     title="Slurm",
-    project=project,
-    commands=commands,
     source="https://slurm.schedmd.com/sbatch.html, read on 2026-11-27",
     checked="The shell reads the script.",
     unchecked="partitions and accounts, which your site wants to be named (sbatch --partition ... --account ...).",

@@ -35,8 +35,6 @@ def commands(job: TrainingJob) -> Steps:
 
 CLUSTER = Cluster(
     title="torchrun",
-    project=project,
-    commands=commands,
     source="https://docs.pytorch.org/docs/stable/elastic/run.html, read on 2026-11-27",
     checked="The shell reads the script; training by torchrun is tested with two processes.",
     unchecked="several machines.",

@@ -1,4 +1,4 @@
-"""Hosts that serve a model: a file each. A new host is one file here with a `HOST`."""
+"""Hosts that serve a model: a file each, with the functions `project` and `commands` and the record `HOST`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from tuneloop.core.errors import UserError, did_you_mean
@@ -22,11 +22,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Place(Generic[J]):
-    """Where jobs of a kind are done: an artifact is served, or a recipe trained."""
+    """Where jobs of a kind are done: an artifact is served, or a recipe trained.
 
+    `name` is its file's, `project` and `commands` are the functions there: see `records_of`.
+    """
+
+    name: str = ""  # on the command line
     title: str  # in words
-    project: Callable[[J], dict[str, str]]  # makes the files of the project's folder, name -> text
-    commands: Callable[[J], Steps]  # start, use, end; each with what it does
+    project: Callable[[J], dict[str, str]] = lambda job: {}  # makes the files of its folder, name -> text
+    commands: Callable[[J], Steps] = lambda job: ()  # start, use, end; each with what it does
     source: str  # definition that the files follow, and the day on which it was read, ISO 8601
     checked: str  # how the files are checked without an account
     unchecked: str  # what can't be checked without one
@@ -36,11 +40,6 @@ class Place(Generic[J]):
     own_machines: bool = False  # whether they are the user's: a price of the table is what a rented one would cost
     variables: tuple[str, ...] = ()  # of the environment, which the start needs
     sky: Callable[[J], SkyJob] | None = None  # what SkyPilot's package starts in place of the commands
-
-    @property
-    def name(self) -> str:
-        """The name on the command line: that of its file."""
-        return _name(self.project.__module__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +92,13 @@ def refuse_form(host: Host, form: str) -> None:
 
 
 def records_of(package: str, path: Iterable[str], constant: str) -> dict[str, Any]:
-    """The record `constant` of every module of a package, by its name."""
-    names = [module.name for module in pkgutil.iter_modules(path)]
-    return {_name(name): getattr(importlib.import_module(f"{package}.{name}"), constant) for name in names}
-
-
-def _name(module: str) -> str:
-    return module.rpartition(".")[2].replace("_", "-")
+    """The record `constant` of every module of a package, by its name, with the module's functions."""
+    records = {}
+    for file in pkgutil.iter_modules(path):
+        module, name = importlib.import_module(f"{package}.{file.name}"), file.name.replace("_", "-")
+        functions = {"project": module.project, "commands": module.commands}
+        records[name] = replace(getattr(module, constant), name=name, **functions)
+    return records
 
 
 def find_named(records: Mapping[str, T], name: str, what: str, option: str, more: Sequence[str] = ()) -> T:

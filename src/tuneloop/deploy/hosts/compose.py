@@ -56,8 +56,6 @@ def commands(job: Deployment) -> Steps:
 HOST = Host(
     title="Docker Compose",
     forms=("gguf", "merged", "adapter"),
-    project=project,
-    commands=commands,
     source="https://github.com/compose-spec/compose-spec, schema/compose-spec.json, read on 2026-11-27",
     checked="The Compose specification's JSON Schema accepts compose.yaml.",
     unchecked="that the images start on your machine.",

@@ -28,8 +28,6 @@ def commands(job: Deployment) -> Steps:
 HOST = Host(
     title="Docker Model Runner",
     forms=("gguf",),
-    project=project,
-    commands=commands,
     source="https://docs.docker.com/ai/model-runner/, https://github.com/compose-spec/compose-spec, read on 2026-11-27",
     checked="The Compose specification's JSON Schema accepts compose.yaml.",
     unchecked="that your Docker has the runner.",

@@ -44,8 +44,6 @@ def commands(job: Deployment) -> Steps:
 HOST = Host(
     title="KServe",
     forms=("merged", "adapter"),
-    project=project,
-    commands=commands,
     source="github.com/kserve/kserve, config/crd/full/serving.kserve.io_inferenceservices.yaml, read on 2026-11-27",
     checked="KServe's own resource definition (CRD) accepts it, unknown fields refused.",
     unchecked="that your cluster's runtime is new enough for the options, the prices.",

@@ -214,8 +214,6 @@ CARDS = (
 HOST = Host(
     title="Kubernetes",
     forms=("merged", "adapter", "gguf"),
-    project=project,
-    commands=commands,
     source="https://kubernetes.io/docs/reference/kubernetes-api/ (by kubernetes-validate), https://docs.vllm.ai, "
     "https://github.com/kubernetes-sigs/gateway-api-inference-extension, https://github.com/llm-d/llm-d-router, "
     "read on 2026-11-27",

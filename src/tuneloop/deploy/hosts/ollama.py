@@ -20,8 +20,6 @@ def commands(job: Deployment) -> Steps:
 HOST = Host(
     title="Ollama",
     forms=("gguf", "gguf-lora"),
-    project=project,
-    commands=commands,
     source="https://docs.ollama.com/modelfile, read on 2026-11-27",
     checked="The Modelfile's template writes the tokens that the trained one writes (tested when it is exported).",
     unchecked="that your version of Ollama reads the file.",

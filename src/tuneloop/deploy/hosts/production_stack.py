@@ -67,8 +67,6 @@ def commands(job: Deployment) -> Steps:
 HOST = Host(
     title="vLLM production-stack",
     forms=("adapter", "merged"),
-    project=project,
-    commands=commands,
     source="github.com/vllm-project/production-stack, helm/values.schema.json and helm/crds, read on 2026-08-05",
     checked="The chart's own schema accepts values.yaml, and its CRD adapter.yaml, unknown fields refused.",
     unchecked="that the chart's images start, the prices.",

@@ -78,8 +78,6 @@ GPUS = {
 HOST = Host(
     title="RunPod Serverless",
     forms=("merged", "adapter"),
-    project=project,
-    commands=commands,
     source="https://github.com/runpod-workers/worker-vllm/blob/main/docs/configuration.md and "
     "https://rest.runpod.io/v1/docs, read on 2026-11-27",
     checked="Each variable is an option of the worker or its wrapper; deploy.sh runs against a stand-in, also busy.",

@@ -91,8 +91,6 @@ INSTANCES: dict[str, dict[int, str]] = {
 HOST = Host(
     title="Amazon SageMaker",
     forms=("merged",),
-    project=project,
-    commands=commands,
     source="botocore's model of SageMaker's API, and docs.djl.ai for the container's variables, read on 2026-11-27",
     checked="botocore's own validator accepts the three calls; deploy.py runs against a stand-in, which a refusal at "
     "each step leaves as it was.",

@@ -43,8 +43,6 @@ PROVIDERS = ("AWS us-east-1", "Lambda", "Nebius", "RunPod Secure", "RunPod Commu
 HOST = Host(
     title="SkyServe (SkyPilot)",
     forms=("merged", "adapter"),
-    project=project,
-    commands=commands,
     source="SkyPilot's own schemas (sky/utils/schemas.py), read on 2026-11-27",
     checked="SkyPilot's strict schemas of tasks and services accept service.yaml; its calls fit the signatures of "
     "skypilot 0.14.1, and start and end a service before a stand-in of that package.",

@@ -49,8 +49,6 @@ def commands(job: Deployment) -> Steps:
 HOST = Host(
     title="Together",
     forms=("adapter", "merged"),
-    project=project,
-    commands=commands,
     source="the together package 2 (its command tg and its types), read on 2026-11-27",
     checked="deploy.sh and down.sh run with Together's own command against a stand-in, which a refusal at each step "
     "leaves as it was.",

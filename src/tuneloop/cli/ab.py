@@ -102,11 +102,10 @@ def show(name: str = argument("[NAME]", "Name of the experiment; default: all.",
     experiments = read_experiments(store)
     states = [find(experiments, name, store)] if name else list(experiments.values())
     record = {"experiments": [{"name": one.design.name, **_as_json(one)} for one in states]}
-    return Result(record, _shown(states, every=bool(name)))
+    return Result(record, _lines(states, every=bool(name)))
 
 
-def _shown(states: Sequence[ExperimentState], *, every: bool) -> Iterator[str]:
-    """Lines of experiments, with every decision or the last one."""
+def _lines(states: Sequence[ExperimentState], *, every: bool) -> Iterator[str]:
     for one in states:
         where = one.ended or (f"{one.share:.0%} of new users" if one.share else "shadow mode")
         pair = f"{one.design.candidate} against {one.design.champion}"

@@ -37,7 +37,10 @@ def command(
     with screen("loading the model"):
         with busy("loading the model"):
             chat.load()
-        say(f"chat      {_introduction(chat)}")
+        first, names = chat.speakers[0], " and ".join(speaker.name for speaker in chat.speakers)
+        how = "the conversation is remembered" if first.remembers else "each question is on its own, as in training"
+        columns = f"; a question is JSON with {', '.join(chat.columns)}" if chat.columns else ""
+        say(f"chat      {first.target.name}: {names}; {how}{columns}")
         if sys.stdin.isatty():
             say(HELP)
     if isinstance(sys.stdout, TextIOWrapper):
@@ -46,14 +49,6 @@ def command(
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     turns = _Loop(chat, output().as_json).run()
     return Result({"target": target, "against": against or None, "turns": turns})
-
-
-def _introduction(chat: Chat) -> str:
-    first = chat.speakers[0]
-    names = " and ".join(speaker.name for speaker in chat.speakers)
-    how = "the conversation is remembered" if first.remembers else "each question is on its own, as in training"
-    columns = f"; a question is JSON with {', '.join(chat.columns)}" if chat.columns else ""
-    return f"{first.target.name}: {names}; {how}{columns}"
 
 
 class _Loop:

@@ -19,7 +19,7 @@ from tuneloop.data.config import PersonalConfig
 from tuneloop.improve.collect.collect import DROPPED, CollectOptions
 
 if TYPE_CHECKING:
-    from tuneloop.improve.feedback.command import Imported, Shown
+    from tuneloop.improve.feedback.command import Imported
     from tuneloop.records.collected import CollectedManifest
 
 
@@ -86,10 +86,9 @@ def requests(
     log = write_requests(folder, Path(out), since=since_time(since), model=model, personal=personal)
     if not output().as_json:
         with screen():
-            without = (
-                f"{log.without_text:,} whose texts were not kept, {log.without_consent:,} that must not be trained on"
-            )
-            say(f"requests  {log.written:,} in {log.out}; left out: {log.failed:,} failed, {without}")
+            texts = f"{log.without_text:,} whose texts were not kept"
+            consent = f"{log.without_consent:,} that must not be trained on"
+            say(f"requests  {log.written:,} in {log.out}; left out: {log.failed:,} failed, {texts}, {consent}")
             say(f"next:     tuneloop prepare {log.out}")
     return Result(asdict(log))
 
@@ -186,18 +185,15 @@ def show_feedback(
     from tuneloop.improve.feedback.command import show as read
 
     summary = read(store, since=since, until=until)
-    return Result(summary, _feedback_lines(summary, orphans=orphans))
-
-
-def _feedback_lines(summary: Shown, *, orphans: bool) -> Iterator[str]:
-    yield f"requests  {summary.requests:,}, of which {summary.rated:,} have feedback"
+    lines = [f"requests  {summary.requests:,}, of which {summary.rated:,} have feedback"]
     for one in summary.kinds:
         mean = "" if one.mean is None else f", {one.mean:.3f} good on average (0 to 1)"
-        yield f"{one.kind:<9} {one.events:,} events, {one.current:,} hold{mean}"
+        lines.append(f"{one.kind:<9} {one.events:,} events, {one.current:,} hold{mean}")
     if summary.orphans:
-        yield f"orphans   {len(summary.orphans):,} on requests or conversations that are not known (yet)"
+        lines.append(f"orphans   {len(summary.orphans):,} on requests or conversations that are not known (yet)")
     for orphan in summary.orphans if orphans else []:
-        yield f"  {minute(orphan.time)}  {orphan.kind} on {orphan.request or orphan.conversation}"
+        lines.append(f"  {minute(orphan.time)}  {orphan.kind} on {orphan.request or orphan.conversation}")
+    return Result(summary, lines)
 
 
 commands = {"requests": requests, "add": add, "import": import_, "export": export, "show": show_feedback}

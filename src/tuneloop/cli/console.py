@@ -72,9 +72,7 @@ class Result:
     """What a command answers, and its exit status."""
 
     record: Any  # the object of `--json`
-    text: (
-        Iterable[str] | Callable[[Any], None]
-    ) = ()  # the same for people: lines, or what writes on a console of rich's
+    text: Iterable[str] | Callable[[Any], None] = ()  # the same for people: lines, or what writes on rich's console
     status: int = 0  # 0 done; 1 the answer is no; 3 inconclusive
 
 

@@ -35,17 +35,13 @@ def command(
         raise typer.BadParameter("An endpoint's URL and --model NAME go together")
     endpoint = (lambda url: connection.endpoint(url, options.model)) if options.model else None
     if options.plan:
-        return _plan(teacher, student, dataset, settings, options)
+        from tuneloop.combine.distill.plan import plan_distillation, sentences
+        from tuneloop.recipe import make_recipe
+
+        if not student:
+            raise typer.BadParameter("--plan needs a student's name: its size is read from there")
+        plan = plan_distillation(teacher, student, dataset, options, make_recipe({}, settings).train)
+        return Result(plan.to_json(), sentences(plan))
     with screen("distilling"):
         record = distil((teacher, student, dataset), Path(out), options, settings, endpoint)
     return Result({"path": out, **record.to_json()}, [*record.words, out])
-
-
-def _plan(teacher: str, student: str, dataset: str, settings: list[str], options: DistilOptions) -> Result:
-    from tuneloop.combine.distill.plan import plan_distillation, sentences
-    from tuneloop.recipe import make_recipe
-
-    if not student:
-        raise typer.BadParameter("--plan needs a student's name: its size is read from there")
-    plan = plan_distillation(teacher, student, dataset, options, make_recipe({}, settings).train)
-    return Result(plan.to_json(), sentences(plan))

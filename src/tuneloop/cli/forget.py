@@ -126,9 +126,7 @@ def _print_rows(rows: SubjectRows, console: Console, made: Sequence[Descendant] 
     if not rows.hits:
         console.print(f"No row matches in {rows.folder}.", soft_wrap=True)
         if personal_settings(rows.folder).mode == "placeholder":
-            hint = (
-                "Its texts hold placeholders for personal data: look for a column, as in user_id=..., or for line=..."
-            )
+            hint = "Its texts hold placeholders for personal data: look for a column (user_id=...), or for line=..."
             console.print(hint, style="dim")
     else:
         table = plain_table("file:line", "source:line", "what matches", header_style="bold")

@@ -37,7 +37,10 @@ def command(
     by measuring it. Exit status 1: it does not fit.
     """
     if kind.history:
-        return _history()
+        from tuneloop.plan.ledger import read_ledger, summary
+
+        ledger = summary(read_ledger())
+        return Result(ledger, _history_lines(ledger))
     if kind.serve:
         return _serving(source, given(options), kind.context, kind.concurrency)
     source, settings = one_place(source, settings)
@@ -132,12 +135,10 @@ def _serving(source: str, stated: dict[str, Any], context: int, concurrency: int
     from tuneloop.plan.serve import assumptions, plan_serving
 
     model = stated.pop("model", "") or source
-    wrong = [
-        f"--{name.replace('_', '-')} has no meaning with --serve" for name in stated if name not in ("gpu", "gpus")
-    ]
+    wrong = [f"--{name.replace('_', '-')}" for name in stated if name not in ("gpu", "gpus")]
     if wrong or not model:
         step = "tuneloop plan --serve --model llama-3.1-8b --context 8192 --concurrency 16 --gpu l40s"
-        what = wrong[0] if wrong else "Serve what? No model is named"
+        what = f"{wrong[0]} has no meaning with --serve" if wrong else "Serve what? No model is named"
         raise UserError(what, where="plan --serve", next_step=step)
     name, shape, assumed = find_model(model)
     context = min(context, shape.context) if context == 8192 and shape.context else context
@@ -174,13 +175,6 @@ def _calibrated(source: str, settings: list[str], model: str) -> dict[str, Any]:
             file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
             source = str(file)
         return calibrate_alone(recipe_of(source, settings, model=model))
-
-
-def _history() -> Result:
-    from tuneloop.plan.ledger import read_ledger, summary
-
-    ledger = summary(read_ledger())
-    return Result(ledger, _history_lines(ledger))
 
 
 def _history_lines(ledger: dict[str, Any]) -> Iterator[str]:

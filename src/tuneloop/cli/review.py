@@ -55,11 +55,7 @@ def command(
     with screen("preparing the pairs") as display:
         review = _review(places, sample)
         if votes.export:
-            export = _export(review, votes.export, votes.to)
-            if not output().as_json:
-                say(f"{counted(export['rows'], 'row')} in {export['path']}" + _left_out(export))
-                say(f"next: {export['prepare']}")
-            return Result(export)
+            return _export(review, votes.export, votes.to)
         hint = "" if sample.rows else "; --rows 10 takes ten rows, in another folder (--out)"
         say(f"{counted(len(review.items), 'item')} in {review.folder}{hint}")
     if not no_serve:  # without a screen, which would count the time that people take to read
@@ -95,18 +91,19 @@ def _conversations(dataset: str, folders: list[Path]) -> dict[str, list[dict[str
     return {}
 
 
-def _export(review: Any, kind: str, to: str) -> dict[str, Any]:
+def _export(review: Any, kind: str, to: str) -> Result:
     from tuneloop.evaluation.review.results import export
 
     if kind not in ("preference", "kto", "corrected"):
         raise UserError(f"No such export {kind!r}", where="--export", next_step="choose preference, kto or corrected")
-    return export(review, kind, to or review.folder / f"{kind}.jsonl")  # type: ignore[arg-type]
-
-
-def _left_out(export: dict[str, Any]) -> str:
-    reasons = ", ".join(f"{n} {reason}" for reason, n in export["left_out"].items())
-    conflicts = f"; {len(export['conflicts'])} corrected in more than one way" if export["conflicts"] else ""
-    return (f"; left out: {reasons}" if reasons else "") + conflicts
+    record = export(review, kind, to or review.folder / f"{kind}.jsonl")  # type: ignore[arg-type]
+    if not output().as_json:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in record["left_out"].items())
+        conflicts = f"; {len(record['conflicts'])} corrected in more than one way" if record["conflicts"] else ""
+        left_out = f"; left out: {reasons}" if reasons else ""
+        say(f"{counted(record['rows'], 'row')} in {record['path']}{left_out}{conflicts}")
+        say(f"next: {record['prepare']}")
+    return Result(record)
 
 
 def _lines(answer: dict[str, Any]) -> list[str]:

@@ -6,6 +6,8 @@ import json
 from importlib import import_module
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from tuneloop.cli.console import Result
 from tuneloop.cli.parameters import output
 from tuneloop.core.errors import UserError, did_you_mean
@@ -76,8 +78,6 @@ RECORDS: dict[str, tuple[str, str, str]] = {
 
 def schema_of(name: str) -> dict[str, Any]:
     """The JSON Schema of a record; a UserError offers the nearest name where there is none of this one."""
-    from pydantic import TypeAdapter
-
     if name not in RECORDS:
         step = f"{did_you_mean(name, RECORDS)} records: {', '.join(RECORDS)}".lstrip()
         raise UserError(f"No such record {name!r}", where="--record", next_step=step)

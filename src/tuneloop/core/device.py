@@ -42,9 +42,7 @@ class Backend:
     positions_at_once: int  # positions projected onto the vocabulary at a time, which bounds memory
     positions_at_once_full: int  # the same where the projection learns
     softmax_rows: int  # of these, how many go through the softmax at a time; 0: all
-    optimizer_stretch: (
-        int  # numbers that are updated in fp32 at a time: what a cache holds, or is worth a kernel on a GPU
-    )
+    optimizer_stretch: int  # numbers that are updated in fp32 at a time: what a cache holds, or a kernel is worth
     tokens_unread: int  # of an answer that are written before the host reads them, which makes it wait
     # places by which buffers of keys and values grow; on a GPU a divisor of their length: graphs need buffers that stay
     cache_step: int
@@ -272,12 +270,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in NO_MEMORY)
 
 
-Work = Callable[[Sequence[T]], None]
-Measure = Callable[[Sequence[T]], int]
+Group = Sequence[T]
 
 
 def in_parts(
-    groups: Iterable[Sequence[T]], work: Work[T], size: Measure[T], too_large: Callable[[T], UserError]
+    groups: Iterable[Group[T]],
+    work: Callable[[Group[T]], None],
+    size: Callable[[Group[T]], int],
+    too_large: Callable[[T], UserError],
 ) -> None:
     """Do the work of each group; where memory runs out, of its halves, and of those of all others that are as large.
 

@@ -194,10 +194,8 @@ def _line(name: str, task: _Task, seconds: float) -> str:
         if task.count > task.first:
             rate = (task.count - task.first) / max(seconds, 1e-9)
             early = EARLY * (task.count - task.first) < task.total - task.first
-            parts = [
-                f"{rate:,.1f}/s",
-                f"{seconds:.0f} s" if early else f"{(task.total - task.count) / rate:.0f} s left",
-            ]
+            left = f"{(task.total - task.count) / rate:.0f} s left"
+            parts = [f"{rate:,.1f}/s", f"{seconds:.0f} s" if early else left]
         parts.insert(0, f"{math.floor(task.count):,}/{task.total:,.0f}")
     if task.note:
         parts.append(task.note)

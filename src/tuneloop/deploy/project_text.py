@@ -100,6 +100,5 @@ Artifact `{job.artifact}` ({job.form}), base `{job.base}`, at most {job.context:
 def evidence(place: Place[Any], unchecked: str) -> str:
     """The end of a README: what was checked and what not, by which source, and what one should know."""
     text = f"{place.checked} **{unchecked}: {place.unchecked}**\nThe files follow {place.source}.\n"
-    return text + "".join(
-        ["\n## Good to know\n\n", *(f"- {limit}\n" for limit in place.limits)] if place.limits else []
-    )
+    limits = "".join(f"- {limit}\n" for limit in place.limits)
+    return text + (f"\n## Good to know\n\n{limits}" if limits else "")

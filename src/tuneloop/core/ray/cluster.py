@@ -105,11 +105,8 @@ def refusal(error: BaseException, address: str) -> UserError:
         what = "The cluster asks for its token, and there is none here, or another or an expired one"
         step = "`ray get-auth-token` on the cluster's head says it: set RAY_AUTH_TOKEN to it here"
     elif address:
-        what, step = (
-            "No Ray cluster answers there",
-            "ray://HOST:10001 from outside, HOST:6379 from a machine of the cluster",
-        )
-        step = f"check the address: {step}; `ray status` there"
+        what, places = "No Ray cluster answers there", "ray://HOST:10001 from outside, HOST:6379 from its machines"
+        step = f"check the address: {places}; `ray status` there"
     else:
         line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
         what, step = f"Ray does not start here: {line:.200}", "look into /tmp/ray"

@@ -30,9 +30,8 @@ def commands(job: Deployment) -> Steps:
     ask = chat_call(url, "Api-Key $BASETEN_API_KEY")
     down = 'curl -X DELETE "https://api.baseten.co/v1/models/$MODEL_ID" -H "Authorization: Api-Key $BASETEN_API_KEY"'
     first = "Store `hf_access_token` among Baseten's secrets, then deploy it"
-    return steps(
-        "truss push --publish", ask, down, up_words=first, ask_words="Ask it; `truss push` reports the model's id"
-    )
+    second = "Ask it; `truss push` reports the model's id"
+    return steps("truss push --publish", ask, down, up_words=first, ask_words=second)
 
 
 GPUS = {"t4": "T4", "l4": "L4", "a10g": "A10G", "a100-80gb": "A100", "h100-sxm": "H100", "h200": "H200", "b200": "B200"}

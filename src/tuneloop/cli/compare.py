@@ -35,7 +35,7 @@ class AnswerOptions(Config):
     split: str = flag("test", "NAME", "Split of it: train, val or test.", "-s")
 
 
-class JudgeOptions(JudgeChoice):
+class JudgeCheckOptions(JudgeChoice):
     """How much a model judges, and how it is checked."""
 
     PANEL: ClassVar[str] = "Judge"
@@ -56,7 +56,7 @@ def command(
     table: str = flag("", "NAME", "Print only the table of one folder's comparison, as markdown, latex or csv."),
     *,
     answers: AnswerOptions,
-    judging: JudgeOptions,
+    judging: JudgeCheckOptions,
     connection: PricedEndpointOptions,
 ) -> Result:
     """Compare evaluations of the same rows, each with the first one.

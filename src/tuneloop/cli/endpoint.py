@@ -33,7 +33,7 @@ class EndpointOptions(ConnectionOptions):
 
     concurrency: int = flag(8, "N", "Requests to the endpoint at the same time.", least=1, most=256)
     retries: int = flag(5, "N", "Further tries of a request that may succeed later.", least=0, most=20)
-    cache: str = flag("", "FOLDER", "Folder of its answers; default: in the user's cache.", shown=False)
+    cache: str = flag("", "FOLDER", "Folder of its answers; default: in the user's cache.", show=False)
     no_cache: bool = switch("Keep no answers of the endpoint.")
 
     def endpoint(self, url: str, model: str) -> Endpoint:

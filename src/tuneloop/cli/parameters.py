@@ -200,7 +200,7 @@ def _option(name: str, annotation: Any, info: FieldInfo, panel: str | None = Non
     parser, metavar = PARSERS.get(kind, (None, "NAME" if kind is not bool else None))
     bounds = [(key, getattr(one, key)) for one in info.metadata for key in BOUNDS if hasattr(one, key)]
     default, help = info.default, info.description or ""
-    if mark.shown and default not in (None, "", False, []) and not info.is_required():
+    if mark.show and default not in (None, "", False, []) and not info.is_required():
         help += f" [default: {f'{default:g}' if isinstance(default, float) else default}]"
     looks: dict[str, Any] = {"metavar": mark.metavar or metavar, "help": help, "show_default": False}
     parser = _within(parser, bounds) if parser else None

@@ -19,7 +19,7 @@ class SampleOptions(Config):
 
     mode: str = flag("", "NAME", "pairwise or rating; default: by the number of evaluations.")
     share: float = flag(0.25, "X", "Share of the rows to look at.")
-    rows: int = flag(0, "N", "Look at so many rows instead.", least=0, shown=False)
+    rows: int = flag(0, "N", "Look at so many rows instead.", least=0, show=False)
     seed: int = flag(0, "N", "Seed of the sample, of its order, and of the sides.")
     dataset: str = flag("", "FOLDER", "Prepared data set with the complete conversations; a run knows its own.", "-d")
     out: str = flag("", "FOLDER", "Folder of the review; default: review/ in the first evaluation's folder.", "-o")

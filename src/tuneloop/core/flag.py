@@ -15,7 +15,7 @@ class Flag:
     # as `("--budget",)`, or `("--packing/--no-packing",)` for a yes or no; short ones are added to the field's name
     names: tuple[str, ...] = ()
     metavar: str = ""  # the placeholder for the value in the help; empty: by the type
-    shown: bool = True  # whether the help shows the default
+    show: bool = True  # whether the help shows the default
 
 
 def flag(
@@ -26,7 +26,7 @@ def flag(
     least: float | None = None,
     above: float | None = None,
     most: float | None = None,
-    shown: bool = True,
+    show: bool = True,
 ) -> Any:
     """A field of a `Config`, or the default of a command's parameter, that is an option of a command; see `Flag`.
 
@@ -35,7 +35,7 @@ def flag(
         least, above, most: bounds of a number; it is more than `above`.
     """
     info = Field(default, description=help, ge=least, gt=above, le=most)
-    info.metadata.append(Flag(names, metavar, shown))
+    info.metadata.append(Flag(names, metavar, show))
     return info
 
 

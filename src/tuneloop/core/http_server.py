@@ -44,9 +44,9 @@ def answer(status: int, message: str, code: str) -> bytes:
 
 
 class Connection(HttpToolsProtocol):
-    """One connection of a `Server`."""
+    """One connection of a `GuardedServer`."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: GuardedServer) -> None:
         super().__init__(server.config, server.server_state, server.lifespan.state)
         self.of = server
         self.since = self.heard = 0.0  # when the client began to owe bytes, and last sent some; 0: it owes none
@@ -180,7 +180,7 @@ class Connection(HttpToolsProtocol):
                 self.transport.close()
 
 
-class Server(uvicorn.Server):
+class GuardedServer(uvicorn.Server):
     """An ASGI application on sockets that listen; a client may be silent for `seconds`; `config`: uvicorn's."""
 
     def __init__(self, app: Any, *, seconds: float = SILENT, **config: Any) -> None:

@@ -18,7 +18,7 @@ from tuneloop.core.files import user_errors_of_the_disk
 
 
 @dataclass
-class Lines:
+class JournalFile:
     """The file, held by this process from `open` to `close`."""
 
     path: Path

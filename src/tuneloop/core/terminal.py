@@ -62,12 +62,12 @@ def terminal(**settings: Any) -> Any:
     from rich.console import Console
     from rich.segment import Segment
 
-    class Shown(Console):
+    class VisibleConsole(Console):
         def _render_buffer(self, buffer: Iterable[Segment]) -> str:
             parts = (part if part.control else Segment(visible(part.text), part.style) for part in buffer)
             return super()._render_buffer(parts)
 
-    return Shown(**settings)
+    return VisibleConsole(**settings)
 
 
 # Held by the thread that writes. No process is forked meanwhile: its copy of stderr would stay locked for ever.

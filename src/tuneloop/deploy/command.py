@@ -38,7 +38,7 @@ class Project:
     """What is in a project's folder: name -> text, for a deployment by a host."""
 
     host: Host
-    job: deployment.Deployment
+    job: deployment.ServingJob
     artifact: Path
     files: dict[str, str]
 
@@ -63,7 +63,7 @@ def plan_deployment(folder: Path, options: deployment.DeployOptions) -> Project:
     size = _size(folder, manifest, shape, options.context or None)
     machine = _machine(host, size, options)
     demand = _demand(options, shape, size, machine)
-    job = deployment.Deployment(
+    job = deployment.ServingJob(
         name=deployment.service_name(options.name or deployment.job_of(manifest.id) or manifest.id),
         artifact=manifest.id,
         form=manifest.format,  # type: ignore[arg-type]
@@ -84,7 +84,7 @@ def plan_deployment(folder: Path, options: deployment.DeployOptions) -> Project:
     return Project(host, job, folder.resolve(), files)
 
 
-def _refuse_price(job: deployment.Deployment, host: Host, limit: float) -> None:
+def _refuse_price(job: deployment.ServingJob, host: Host, limit: float) -> None:
     month = job.usd_a_month()
     if limit and (month is None or month[1] > limit):
         price = f"${month[1]:,.0f} a month" if month else "an unknown price"

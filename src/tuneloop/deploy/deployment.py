@@ -84,7 +84,7 @@ def choose_machine(size: Size, cards: Sequence[Card]) -> Machine:
 
 
 @dataclass(frozen=True)
-class Traffic:
+class Replicas:
     """What the replicas are for: how many are always on, how many at most, and how long an idle one is kept."""
 
     least: int = 1
@@ -113,26 +113,26 @@ class DeployOptions(Config):
     name: str = flag("", "NAME", "Name of the service; default: by the artifact.")
     gpu: str = flag("", "GPU", "Card of a replica, as in plan; default: the cheapest that holds the model.")
     context: int = flag(0, "N", "Most tokens of a prompt and its answer; default: 4,096, or the model's if less.")
-    usd_per_hour: float = flag(0.0, "USD", "Your price of a card's hour; default: the planner's.", least=0, shown=False)
-    queries_per_day: float = flag(0.0, "N", "Requests a day: the planner says what they need.", least=0, shown=False)
+    usd_per_hour: float = flag(0.0, "USD", "Price of a card's hour; default: the planner's.", least=0, show=False)
+    queries_per_day: float = flag(0.0, "N", "Requests a day, for which replicas are planned.", least=0, show=False)
     prompt_tokens: float = flag(400.0, "N", "Tokens of a request's prompt on average.", least=1)
     answer_tokens: float = flag(100.0, "N", "Tokens of an answer on average.", least=1)
     min_replicas: int = flag(1, "N", "Replicas that are always on; 0: none, where the host can start them.")
-    max_replicas: int = flag(0, "N", "Most replicas; default: the least, or what --queries-per-day needs.", shown=False)
-    max_usd_per_month: float = flag(0.0, "USD", "Most dollars a month, with all replicas.", least=0, shown=False)
+    max_replicas: int = flag(0, "N", "Most replicas; default: the least, or by --queries-per-day.", show=False)
+    max_usd_per_month: float = flag(0.0, "USD", "Most dollars a month, with all replicas.", least=0, show=False)
     idle_minutes: float = flag(15.0, "M", "How long an idle replica above the least is kept.")
 
-    def traffic(self, needed: int = 1) -> Traffic:
+    def traffic(self, needed: int = 1) -> Replicas:
         """What the replicas are for; the busiest hour needs so many. A UserError refuses numbers that can't be."""
         most = self.max_replicas or max(self.min_replicas, needed, 1)
         if not 0 <= self.min_replicas <= most or most < 1 or self.idle_minutes <= 0:
             what, step = "Replicas: 0 <= least <= most, and most at least 1", "as in --min-replicas 1 --max-replicas 3"
             raise UserError(what, where="--min-replicas, --max-replicas", next_step=step)
-        return Traffic(self.min_replicas, most, self.idle_minutes)
+        return Replicas(self.min_replicas, most, self.idle_minutes)
 
 
 @dataclass(frozen=True)
-class Deployment:
+class ServingJob:
     """An artifact that is to be served by a host."""
 
     name: str  # of the service: small letters, digits and dashes
@@ -145,7 +145,7 @@ class Deployment:
     rank: int = 0  # of an adapter
     system: str = ""  # the turn that all training rows share, which callers have to send
     machine: Machine | None = None  # None where the host chooses it
-    traffic: Traffic = Traffic()  # replicas
+    traffic: Replicas = Replicas()  # replicas
     demand: Demand | None = None  # requests, where they were said
 
     @property
@@ -177,7 +177,7 @@ class Deployment:
 REQUEST = "request.json"  # a first request, in the project's folder
 
 
-def first_request(job: Deployment, model: str) -> dict[str, Any]:
+def first_request(job: ServingJob, model: str) -> dict[str, Any]:
     """A request of OpenAI's API as the model was trained and evaluated: its system turn, the likeliest answer.
 
     Args:
@@ -209,7 +209,7 @@ def service_name(text: str) -> str:
     return name
 
 
-def engine_arguments(job: Deployment) -> dict[str, str | int | float | bool]:
+def engine_arguments(job: ServingJob) -> dict[str, str | int | float | bool]:
     """Options of `vllm serve` for this model, by their names without dashes; True: an option alone.
 
     The chat template is in the tokenizer's files and needs no option. An adapter is named by its artifact's id: two
@@ -252,12 +252,12 @@ LLAMA_IMAGE = "ghcr.io/ggml-org/llama.cpp:server-cuda"
 PORT = "8000"
 
 
-def vllm_command(job: Deployment) -> list[str]:
+def vllm_command(job: ServingJob) -> list[str]:
     """`vllm serve` for this model."""
     return ["vllm", "serve", job.model, "--port", PORT, *command_line(engine_arguments(job))]
 
 
-def llama_command(job: Deployment, folder: str) -> list[str]:
+def llama_command(job: ServingJob, folder: str) -> list[str]:
     """llama.cpp's server for a GGUF file in a folder; the template that is in the file is used."""
     return [
         "llama-server", "--model", f"{folder}/{job.file}", "--alias", job.name, "--host", "0.0.0.0", "--port", PORT,

@@ -14,7 +14,7 @@ from pathlib import Path
 from tuneloop.core.errors import UserError
 from tuneloop.core.ui import say
 from tuneloop.core.units import usd_words, verb
-from tuneloop.deploy.hosts import J, Place
+from tuneloop.deploy.hosts import J, JobSite
 from tuneloop.deploy.skypilot_sdk import Offer, SkyJob, find_offer, load_sky, start
 from tuneloop.plan.gpus import all_gpus
 
@@ -44,7 +44,7 @@ class Launch:
 
 
 def launch_at(
-    place: Place[J], job: J, limit: Limit, variables: tuple[str, ...], environment: Mapping[str, str] | None = None
+    place: JobSite[J], job: J, limit: Limit, variables: tuple[str, ...], environment: Mapping[str, str] | None = None
 ) -> Launch:
     """How a job is started at a place."""
     (up, _), *_, (down, _) = place.commands(job)
@@ -52,7 +52,7 @@ def launch_at(
     return Launch(place.title, up, down, variables, environment or {}, sky, limit)
 
 
-def no_card(place: Place[J], key: str) -> UserError:
+def no_card(place: JobSite[J], key: str) -> UserError:
     """The refusal of a card that a place does not have."""
     name = all_gpus()[key].name if key in all_gpus() else key
     return UserError(f"{place.title} has no {name}", where="--gpu", next_step=f"it has {', '.join(place.gpus)}")

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from tuneloop.core.units import counted, exactly
-from tuneloop.deploy.deployment import REQUEST, Deployment, first_request
-from tuneloop.deploy.hosts import Host, Place, Steps
+from tuneloop.deploy.deployment import REQUEST, ServingJob, first_request
+from tuneloop.deploy.hosts import Host, JobSite, Steps
 
 
 def yaml_text(what: str, *documents: Mapping[str, Any]) -> str:
@@ -30,7 +30,7 @@ def shell_steps(steps: Steps) -> str:
     return "\n\n".join(f"{what}:\n\n```sh\n{command}\n```" for command, what in steps)
 
 
-def price_words(host: Host, job: Deployment) -> str:
+def price_words(host: Host, job: ServingJob) -> str:
     """The monthly price, in a sentence or two; at the given traffic, where there is one."""
     words, demand, month = _replica_words(host, job), job.demand, job.usd_a_month()
     if demand is None:
@@ -47,7 +47,7 @@ def price_words(host: Host, job: Deployment) -> str:
     return words + (f": --max-replicas {job.traffic.most} is too few." if few else ".")
 
 
-def _replica_words(host: Host, job: Deployment) -> str:
+def _replica_words(host: Host, job: ServingJob) -> str:
     if job.machine is None:
         at_home = "It runs on a machine of your own and costs nothing more."
         return at_home if host.own_machines else "The host bills by use; see its price page."
@@ -65,13 +65,13 @@ def _replica_words(host: Host, job: Deployment) -> str:
     return f"A replica is {machine}: {card.price}. That is {always}{top}."
 
 
-def request_text(host: Host, job: Deployment) -> str | None:
+def request_text(host: Host, job: ServingJob) -> str | None:
     """The file with a first request; None: the host has another way."""
     model = host.request_model(job)
     return None if model is None else json.dumps(first_request(job, model), indent=2, ensure_ascii=False) + "\n"
 
 
-def readme(host: Host, job: Deployment) -> str:
+def readme(host: Host, job: ServingJob) -> str:
     """The project's README: what it is, three commands, price, what was checked and what was not."""
     project = "".join([*host.project(job).values(), *(command for command, _ in host.commands(job))])
     needs_token = "HF_TOKEN" in project  # not for a mounted file
@@ -97,7 +97,7 @@ Artifact `{job.artifact}` ({job.form}), base `{job.base}`, at most {job.context:
 {evidence(host, "Not checked here")}"""
 
 
-def evidence(place: Place[Any], unchecked: str) -> str:
+def evidence(place: JobSite[Any], unchecked: str) -> str:
     """The end of a README: what was checked and what not, by which source, and what one should know."""
     text = f"{place.checked} **{unchecked}: {place.unchecked}**\nThe files follow {place.source}.\n"
     limits = "".join(f"- {limit}\n" for limit in place.limits)

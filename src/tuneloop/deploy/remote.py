@@ -13,7 +13,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_text, write_yaml
 from tuneloop.core.ui import busy, say
 from tuneloop.core.units import hours_expected, hours_words, usd_words
-from tuneloop.deploy.clusters import Cluster, RemoteOptions, TrainingJob, find_cluster, refuse_what_it_lacks
+from tuneloop.deploy.clusters import Cluster, ClusterJob, RemoteOptions, find_cluster, refuse_what_it_lacks
 from tuneloop.deploy.deployment import service_name
 from tuneloop.deploy.launch import Launch, Limit, launch_at, no_card
 from tuneloop.deploy.project_text import evidence, shell_steps
@@ -34,7 +34,7 @@ class RemoteProject:
 
     folder: Path
     cluster: Cluster
-    job: TrainingJob
+    job: ClusterJob
     plan: Mapping[str, Any]
 
 
@@ -59,7 +59,7 @@ def write_remote(recipe: Recipe, options: RemoteOptions, out: Path) -> RemotePro
     plan = _planned(recipe, Path(dataset.path), cluster, options)
     _refuse_price(plan, cluster, options, out)
     hours = plan["time"]["hours"]
-    training = TrainingJob(
+    training = ClusterJob(
         name=service_name(recipe.name),
         gpu=plan["gpu"],
         gpus=options.gpus or max(1, plan["gpus"] // options.nodes),
@@ -133,7 +133,7 @@ def price_words(plan: Mapping[str, Any], cluster: Cluster) -> str:
     return f"{train}, {usd}. Baselines and evaluation come on top."
 
 
-def readme(cluster: Cluster, job: TrainingJob, plan: Mapping[str, Any]) -> str:
+def readme(cluster: Cluster, job: ClusterJob, plan: Mapping[str, Any]) -> str:
     """The project's README."""
     return f"""# {job.name} on {cluster.title}
 

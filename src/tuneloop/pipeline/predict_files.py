@@ -21,7 +21,7 @@ from typing import Any
 from tuneloop import __version__
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, plain, plain_cell, replacing, sha256_file, user_errors_of_the_disk
-from tuneloop.core.journal import Lines
+from tuneloop.core.journal import JournalFile
 from tuneloop.core.ui import busy, say
 from tuneloop.core.units import counted, verb
 from tuneloop.data.formats import Rejection
@@ -250,7 +250,7 @@ def journal_of(out: Path) -> Path:
 
 
 @contextmanager
-def _journal(out: Path) -> Iterator[Lines]:
+def _journal(out: Path) -> Iterator[JournalFile]:
     """The journal of a result; it is closed behind the block.
 
     Raises:
@@ -259,7 +259,7 @@ def _journal(out: Path) -> Iterator[Lines]:
     with user_errors_of_the_disk(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     step = "wait for it, or choose another --out"
-    journal = Lines(
+    journal = JournalFile(
         journal_of(out), UserError("Another predict is writing this result", where=str(out), next_step=step)
     )
     try:
@@ -268,7 +268,7 @@ def _journal(out: Path) -> Iterator[Lines]:
         journal.close()
 
 
-def _resumed(journal: Lines, key: str, block: int, rows: int) -> list[Prediction]:
+def _resumed(journal: JournalFile, key: str, block: int, rows: int) -> list[Prediction]:
     """The answers of whole blocks; what was written in part is cut off.
 
     Raises:
@@ -299,7 +299,7 @@ def _resumed(journal: Lines, key: str, block: int, rows: int) -> list[Prediction
     return found
 
 
-def _append(journal: Lines, value: Any) -> None:
+def _append(journal: JournalFile, value: Any) -> None:
     with user_errors_of_the_disk(journal.path):
         journal.append(_json_line(value).encode("utf-8", "backslashreplace") + b"\n")
 

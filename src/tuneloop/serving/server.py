@@ -314,7 +314,7 @@ async def _serve(
 ) -> None:
     from uvicorn.config import LOGGING_CONFIG
 
-    from tuneloop.core.http_server import Server
+    from tuneloop.core.http_server import GuardedServer
 
     experiments = companions.experiments(config.store)
     candidates = experiments.candidates()
@@ -326,7 +326,7 @@ async def _serve(
     companions.check(config, [each.name for each in deployment.opened])
     async with _started(config, deployment) as gateway, experiments.followed_by(gateway), swaps.followed_by(gateway):
         batches = Batches(gateway, Path(config.folder) / "batch") if config.batch.enabled else None
-        server = Server(
+        server = GuardedServer(
             make_app(gateway, batches.routes() if batches else ()), seconds=config.limits.silent_seconds, log_level="warning",
             log_config=None if config.log.lines == "json" else LOGGING_CONFIG,
             proxy_headers=bool(config.limits.proxies), forwarded_allow_ips=config.limits.proxies,

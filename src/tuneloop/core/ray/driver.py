@@ -27,7 +27,8 @@ class Driver:
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder).expanduser()  # of the job, on the cluster
         self.lines: list[str] = []
-        self.state, self.error = "new", ("", "", "")
+        self.state = "new"
+        self.error: UserError | None = None  # why it failed
 
     def write(self, name: str, data: bytes, first: bool) -> None:
         path = self.folder / name
@@ -47,12 +48,13 @@ class Driver:
                 work(setting, self.folder)
             self.state = "done"
         except UserError as error:
-            self.error, self.state = (error.what, error.where, error.next_step), "failed"
+            self.error, self.state = error, "failed"
         except BaseException as error:
             what = f"{type(error).__name__}: {error}"[:500]
-            self.error, self.state = (what, "the cluster", "look at Ray's logs"), "failed"
+            self.error = UserError(what, where="the cluster", next_step="look at Ray's logs")
+            self.state = "failed"
 
-    def look(self, since: int) -> tuple[str, list[str], tuple[str, str, str]]:
+    def look(self, since: int) -> tuple[str, list[str], UserError | None]:
         """State, the lines behind the first `since`, and why it failed."""
         return self.state, self.lines[since:], self.error
 
@@ -103,8 +105,8 @@ def drive(ray: Any, name: str, work: Work, setting: Any, *, data: Path, remote: 
         if state == "done":
             _fetch(ray, driver, local)
         ray.kill(driver)
-        if state == "failed":
-            raise UserError(error[0], where=error[1], next_step=error[2])
+        if error is not None:
+            raise error
     except KeyboardInterrupt:
         say(f"ray       {name} continues there; the same command comes back to it")
         raise

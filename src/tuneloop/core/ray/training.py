@@ -32,17 +32,16 @@ class Notes:
 
     def __init__(self) -> None:
         self.lines: list[str] = []  # for the user
-        # What the user can put right, as `(what, where, next_step)`; trying again would not help.
-        self.refused: tuple[str, str, str] | None = None
+        self.refusal: UserError | None = None  # trying again would not help
 
     def say(self, line: str) -> None:
         self.lines.append(line)
 
-    def refuse(self, what: str, where: str, next_step: str) -> None:
-        self.refused = self.refused or (what, where, next_step)
+    def refuse(self, error: UserError) -> None:
+        self.refusal = self.refusal or error
 
-    def verdict(self) -> tuple[str, str, str] | None:
-        return self.refused
+    def verdict(self) -> UserError | None:
+        return self.refusal
 
     def since(self, number: int) -> list[str]:
         """The lines behind the first `number`."""
@@ -86,8 +85,8 @@ def train_on_ray(name: str, work: Callable[[Any], None], setting: Any, workers: 
         finally:
             over.set()
             reading.join()
-        if refused := ray.get(notes.verdict.remote()):
-            raise UserError(refused[0], where=refused[1], next_step=refused[2])
+        if refusal := ray.get(notes.verdict.remote()):
+            raise refusal
         if failed is not None:
             what = f"The training was lost {RESTARTS + 1} times on the cluster: {last_line(failed)}"
             step = "look at `ray status` and Ray's logs; the same command continues from the last checkpoint"
@@ -129,7 +128,7 @@ def _guarded(config: dict[str, Any]) -> None:
         with reporting(say=lambda line: ray.get(notes.say.remote(line))) if first else quiet():
             config["work"](config["setting"])
     except UserError as error:
-        ray.get(notes.refuse.remote(error.what, error.where, error.next_step))
+        ray.get(notes.refuse.remote(error))
         raise RuntimeError(error.what) from None
     except SystemExit as end:  # of a process that only took part, and has done so
         if end.code:

@@ -22,7 +22,7 @@ Report = Callable[[float], None]
 
 
 @dataclass(frozen=True)
-class Tried:
+class TrialOutcome:
     """What became of a setting."""
 
     reports: int  # validations that it came to
@@ -35,7 +35,7 @@ Train = Callable[[Any, Any, Report], None]
 
 def tune_on_ray(
     train: Train, setting: Any, trials: Sequence[Any], reports: int, folder: Path, address: str = ""
-) -> list[Tried]:
+) -> list[TrialOutcome]:
     """Train with each of the trials' values as far as ASHA lets them, as many at a time as the cluster has room for.
 
     Returns what became of each trial, in their order. UserError: no cluster, or Ray Tune is not complete.
@@ -65,13 +65,13 @@ def tune_on_ray(
             tune_config=tune.TuneConfig(metric=LOSS, mode="min", scheduler=asha),
             run_config=RunConfig(name="tune", storage_path=str(folder), verbose=0, failure_config=failures),
         )
-        results: dict[int, Tried] = {}
+        results: dict[int, TrialOutcome] = {}
         for result in tuner.fit():
             metrics = result.metrics or {}
             number = (result.config or metrics.get("config") or {})["number"]
             failed = "" if result.error is None else last_line(result.error)
-            results[number] = Tried(int(metrics.get("training_iteration", 0)), metrics.get(LOSS), failed)
-        return [results.get(number, Tried(0, None, "it was not tried")) for number in range(len(trials))]
+            results[number] = TrialOutcome(int(metrics.get("training_iteration", 0)), metrics.get(LOSS), failed)
+        return [results.get(number, TrialOutcome(0, None, "it was not tried")) for number in range(len(trials))]
 
 
 def _trial(config: dict[str, Any]) -> None:

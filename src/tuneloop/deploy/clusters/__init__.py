@@ -12,13 +12,13 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config
 from tuneloop.core.flag import flag, switch
 from tuneloop.core.units import counted
-from tuneloop.deploy.hosts import Place, find_named, records_of
+from tuneloop.deploy.hosts import JobSite, find_named, records_of
 
 EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs"}  # scheme of a bucket -> the extra that speaks to it
 
 
 @dataclass(frozen=True)
-class TrainingJob:
+class ClusterJob:
     """A run that is to be done elsewhere."""
 
     name: str  # of the job: small letters, digits and dashes
@@ -73,13 +73,13 @@ class RemoteOptions(RayOptions):
     gpu: str = flag("", "GPU", "Card there; default: the cheapest that fits.")
     spot: bool = switch("Cheaper machines that may be taken away.")
     bucket: str = flag("", "URL", "Of an object store for checkpoints, as in s3://BUCKET.")
-    max_usd: float = flag(0.0, "USD", "Don't start what is expected to cost more.", least=0, shown=False)
+    max_usd: float = flag(0.0, "USD", "Don't start what is expected to cost more.", least=0, show=False)
     dry_run: bool = switch("Write the project and its price, start nothing.")
     yes: bool = switch("Start it without asking.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cluster(Place[TrainingJob]):
+class Cluster(JobSite[ClusterJob]):
     """A place where a recipe is trained."""
 
     nodes: int = 64  # the most machines of a job

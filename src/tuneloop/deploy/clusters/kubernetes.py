@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tuneloop.deploy.clusters import Cluster, TrainingJob
+from tuneloop.deploy.clusters import Cluster, ClusterJob
 from tuneloop.deploy.hosts import Steps
 from tuneloop.deploy.hosts.kubernetes import CARDS, KEEP_TOKEN, secret_variable
 from tuneloop.deploy.project_text import yaml_text
@@ -12,7 +12,7 @@ from tuneloop.deploy.project_text import yaml_text
 IMAGE = "pytorch/pytorch:2.13.0-cuda13.0-cudnn9-runtime"
 
 
-def project(job: TrainingJob) -> dict[str, str]:
+def project(job: ClusterJob) -> dict[str, str]:
     rendezvous = f"--nnodes {job.nodes} --node-rank $JOB_COMPLETION_INDEX --master-addr {job.name}-0.{job.name}"
     command = job.command(f"/runs/{job.name}", rendezvous if job.nodes > 1 else "")
     env = [secret_variable("HF_TOKEN", "huggingface", "token")] if job.gated else []
@@ -56,7 +56,7 @@ def project(job: TrainingJob) -> dict[str, str]:
     return {"job.yaml": yaml, "Dockerfile": docker}
 
 
-def commands(job: TrainingJob) -> Steps:
+def commands(job: ClusterJob) -> Steps:
     secret = f"{KEEP_TOKEN}\n" if job.gated else ""
     image = f"$REGISTRY/{job.name}:1"
     apply = 'sed "s#YOUR_REGISTRY#$REGISTRY#" job.yaml | kubectl apply -f -'

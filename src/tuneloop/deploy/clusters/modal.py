@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from tuneloop.deploy.clusters import Cluster, TrainingJob
+from tuneloop.deploy.clusters import Cluster, ClusterJob
 from tuneloop.deploy.hosts import Steps
 from tuneloop.deploy.hosts.modal import GPUS, KEEP_TOKEN
 
 
-def project(job: TrainingJob) -> dict[str, str]:
+def project(job: ClusterJob) -> dict[str, str]:
     secrets = '[modal.Secret.from_name("huggingface")]' if job.gated else "[]"
     words = job.command(f"/runs/{job.name}").split()
     gpu = GPUS[job.gpu] + (f":{job.gpus}" if job.gpus > 1 else "")
@@ -58,7 +58,7 @@ def main() -> None:
     }
 
 
-def commands(job: TrainingJob) -> Steps:
+def commands(job: ClusterJob) -> Steps:
     secret = f"{KEEP_TOKEN}\n" if job.gated else ""
     return (
         (f"{secret}modal run --detach app.py", "Start it"),

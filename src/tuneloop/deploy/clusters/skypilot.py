@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tuneloop.deploy.clusters import Cluster, TrainingJob
+from tuneloop.deploy.clusters import Cluster, ClusterJob
 from tuneloop.deploy.hosts import Steps
 from tuneloop.deploy.hosts.skypilot import GPUS, PROVIDERS
 from tuneloop.deploy.project_text import yaml_text
@@ -14,7 +14,7 @@ HEAD = '$(echo "$SKYPILOT_NODE_IPS" | head -n1)'
 RENDEZVOUS = f"--nnodes $SKYPILOT_NUM_NODES --node-rank $SKYPILOT_NODE_RANK --master-addr {HEAD}"
 
 
-def project(job: TrainingJob) -> dict[str, str]:
+def project(job: ClusterJob) -> dict[str, str]:
     resources: dict[str, Any] = {"accelerators": f"{GPUS[job.gpu]}:{job.gpus}", "disk_size": 256}
     if job.spot:
         resources["use_spot"] = True
@@ -33,7 +33,7 @@ def project(job: TrainingJob) -> dict[str, str]:
     return {"sky.yaml": yaml_text("SkyPilot: a training run. README.md has the commands.", task)}
 
 
-def commands(job: TrainingJob) -> Steps:
+def commands(job: ClusterJob) -> Steps:
     secret = " --secret HF_TOKEN" if job.gated else ""
     if job.spot:
         what = "a machine that is taken away is replaced, and the run continues from its checkpoint"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tuneloop.deploy.clusters import Cluster, TrainingJob
+from tuneloop.deploy.clusters import Cluster, ClusterJob
 from tuneloop.deploy.hosts import Steps
 
 
-def project(job: TrainingJob) -> dict[str, str]:
+def project(job: ClusterJob) -> dict[str, str]:
     rendezvous = "--nnodes $SLURM_NNODES --node-rank $SLURM_NODEID --master-addr $HEAD --master-port 29500"
     command = job.command(f'"$SLURM_SUBMIT_DIR/runs/{job.name}"', rendezvous if job.nodes > 1 else "")
     return {
@@ -31,7 +31,7 @@ srun bash -c {command!r}
     }
 
 
-def commands(job: TrainingJob) -> Steps:
+def commands(job: ClusterJob) -> Steps:
     return (
         ("sbatch job.sbatch", "Start it, from this folder on a disk that all nodes see"),
         (f"squeue --name {job.name}", "Watch it; the run is in runs/"),

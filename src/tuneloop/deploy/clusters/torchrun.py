@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tuneloop.deploy.clusters import Cluster, TrainingJob
+from tuneloop.deploy.clusters import Cluster, ClusterJob
 from tuneloop.deploy.hosts import Steps
 
 
-def project(job: TrainingJob) -> dict[str, str]:
+def project(job: ClusterJob) -> dict[str, str]:
     rendezvous = needs = condition = ""
     if job.nodes > 1:
         rendezvous = f"--nnodes {job.nodes} --node-rank $RANK --master-addr $HEAD --master-port 29500"
@@ -24,7 +24,7 @@ exec {job.command(f"runs/{job.name}", rendezvous)}
     }
 
 
-def commands(job: TrainingJob) -> Steps:
+def commands(job: ClusterJob) -> Steps:
     up = "bash run.sh" if job.nodes == 1 else "RANK=0 HEAD=10.0.0.1 bash run.sh   # RANK=1, 2, ... on the others"
     return (
         (up, "Start it on each machine"),

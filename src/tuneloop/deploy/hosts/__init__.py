@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from tuneloop.core.errors import UserError, did_you_mean
-from tuneloop.deploy.deployment import Deployment, Form
+from tuneloop.deploy.deployment import Form, ServingJob
 from tuneloop.deploy.skypilot_sdk import SkyJob
 
 Steps = tuple[tuple[str, str], ...]  # commands for a shell, each with what it does
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place(Generic[J]):
+class JobSite(Generic[J]):
     """Where jobs of a kind are done: an artifact is served, or a recipe trained.
 
     `name` is its file's, `project` and `commands` are the functions there: see `records_of`.
@@ -43,7 +43,7 @@ class Place(Generic[J]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Host(Place[Deployment]):
+class Host(JobSite[ServingJob]):
     """A place where an artifact can be served."""
 
     forms: tuple[Form, ...]  # formats of artifacts that it serves, the preferred one first
@@ -51,7 +51,7 @@ class Host(Place[Deployment]):
     pulls: bool = True  # whether it loads the artifact from the Hugging Face hub, so that it has to be there
     secrets: tuple[tuple[str, str], ...] = ()  # names of what must be known there, and for what
     # the model's name in a request; empty: a request names none; None: its requests are not OpenAI's
-    request_model: Callable[[Deployment], str | None] = lambda job: job.name
+    request_model: Callable[[ServingJob], str | None] = lambda job: job.name
 
 
 def steps(

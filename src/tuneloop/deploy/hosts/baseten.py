@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from tuneloop.deploy.deployment import VLLM_IMAGE, Deployment, chat_call, first_request, vllm_command
+from tuneloop.deploy.deployment import VLLM_IMAGE, ServingJob, chat_call, first_request, vllm_command
 from tuneloop.deploy.hosts import Host, Steps, steps
 from tuneloop.deploy.project_text import shell, yaml_text
 
 
-def project(job: Deployment) -> dict[str, str]:
+def project(job: ServingJob) -> dict[str, str]:
     gpu = GPUS[job.machine.card.key] if job.machine else "L4"
     start = f"export HF_TOKEN=$(cat /secrets/hf_access_token) && {shell(vllm_command(job))}"
     config = {
@@ -25,7 +25,7 @@ def project(job: Deployment) -> dict[str, str]:
     return {"config.yaml": yaml_text(f"A Truss: {job.artifact} behind vLLM. `truss push` in this folder.", config)}
 
 
-def commands(job: Deployment) -> Steps:
+def commands(job: ServingJob) -> Steps:
     url = '"https://model-$MODEL_ID.api.baseten.co/environments/production/sync/v1/chat/completions"'
     ask = chat_call(url, "Api-Key $BASETEN_API_KEY")
     down = 'curl -X DELETE "https://api.baseten.co/v1/models/$MODEL_ID" -H "Authorization: Api-Key $BASETEN_API_KEY"'

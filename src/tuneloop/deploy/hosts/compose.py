@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tuneloop.deploy.deployment import LLAMA_IMAGE, VLLM_IMAGE, Deployment, chat_call, llama_command, vllm_command
+from tuneloop.deploy.deployment import LLAMA_IMAGE, VLLM_IMAGE, ServingJob, chat_call, llama_command, vllm_command
 from tuneloop.deploy.hosts import Host, Steps, steps
 from tuneloop.deploy.hosts.kubernetes import CARDS
 from tuneloop.deploy.project_text import yaml_text
@@ -13,7 +13,7 @@ from tuneloop.deploy.project_text import yaml_text
 INSIDE = "/models"  # where the container has the artifact's folder
 
 
-def project(job: Deployment) -> dict[str, str]:
+def project(job: ServingJob) -> dict[str, str]:
     gguf, local = job.form == "gguf", not job.repo
     job = replace(job, repo=job.repo or INSIDE)
     pulls = not gguf and (job.form == "adapter" or not local)  # its base at least comes from the hub
@@ -47,7 +47,7 @@ def project(job: Deployment) -> dict[str, str]:
     }
 
 
-def commands(job: Deployment) -> Steps:
+def commands(job: ServingJob) -> Steps:
     ask = "set -a; . ./.env; set +a\n" + chat_call("localhost:$PORT/v1/chat/completions", "Bearer $API_KEY")
     up = "cp -n .env.example .env   # and fill it in\ndocker compose up -d --wait"
     return steps(up, ask, "docker compose down")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from tuneloop.deploy.deployment import Deployment
+from tuneloop.deploy.deployment import ServingJob
 from tuneloop.deploy.hosts import Host, Steps, steps
 from tuneloop.deploy.project_text import yaml_text
 
 
-def project(job: Deployment) -> dict[str, str]:
+def project(job: ServingJob) -> dict[str, str]:
     body = '{\\"model\\": \\"$$LLM_MODEL\\", \\"messages\\": [{\\"role\\": \\"user\\", \\"content\\": \\"Hello\\"}]}'
     curl = f'curl -fsS "$${{LLM_URL}}chat/completions" -H "Content-Type: application/json" -d "{body}"'
     ask = {
@@ -19,7 +19,7 @@ def project(job: Deployment) -> dict[str, str]:
     return {"compose.yaml": yaml_text(f"Docker Model Runner: {job.artifact}. `docker compose run ask`.", composed)}
 
 
-def commands(job: Deployment) -> Steps:
+def commands(job: ServingJob) -> Steps:
     up = f'docker model package --gguf "$ARTIFACT/{job.file}" --context-size {job.context} --push $REGISTRY/{job.name}'
     down = f"docker compose down\ndocker model rm $REGISTRY/{job.name}"
     return steps(up, "docker compose run --rm ask", down, up_words="Pack it and put it into your registry")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from tuneloop.deploy.deployment import VLLM_IMAGE, Deployment, chat_call, vllm_command
+from tuneloop.deploy.deployment import VLLM_IMAGE, ServingJob, chat_call, vllm_command
 from tuneloop.deploy.hosts import HF_SECRET, Host, Steps, steps
 from tuneloop.deploy.project_text import shell, yaml_text
 
 
-def project(job: Deployment) -> dict[str, str]:
+def project(job: ServingJob) -> dict[str, str]:
     gpu: dict[str, Any] = {"count": job.cards}
     gpu |= {"name": [GPUS[job.machine.card.key]]} if job.machine else {"memory": f"{job.size.need_gib:.0f}GB.."}
     service: dict[str, Any] = {
@@ -28,7 +28,7 @@ def project(job: Deployment) -> dict[str, str]:
     return {".dstack.yml": yaml_text(f"dstack: {job.artifact} behind vLLM. `dstack apply` in this folder.", service)}
 
 
-def commands(job: Deployment) -> Steps:
+def commands(job: ServingJob) -> Steps:
     ask = chat_call('"$DSTACK_GATEWAY/v1/chat/completions"', "Bearer $DSTACK_TOKEN")
     first = "Deploy it; it shows the offers with their prices first and asks"
     second = "Ask it; `dstack apply` reports the address, `$DSTACK_TOKEN` is yours for dstack's server"

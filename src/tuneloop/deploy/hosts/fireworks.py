@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from tuneloop.core.errors import UserError
-from tuneloop.deploy.deployment import Deployment, chat_call
+from tuneloop.deploy.deployment import ServingJob, chat_call
 from tuneloop.deploy.hosts import Host, Steps, steps
 
 LARGEST_RANK = 64  # PeftDetails.r in Fireworks' API
 KEY = "Bearer $FIREWORKS_API_KEY"
 
 
-def project(job: Deployment) -> dict[str, str]:
+def project(job: ServingJob) -> dict[str, str]:
     adapter = job.form == "adapter"
     if adapter and not 4 <= job.rank <= LARGEST_RANK:
         what = f"Fireworks takes adapters of rank 4 to {LARGEST_RANK}, this one has {job.rank}"
@@ -64,7 +64,7 @@ print(deployment)
     }
 
 
-def commands(job: Deployment) -> Steps:
+def commands(job: ServingJob) -> Steps:
     url = "https://api.fireworks.ai/inference/v1/chat/completions"
     ask = f'sed "s/FIREWORKS_ACCOUNT_ID/$FIREWORKS_ACCOUNT_ID/" request.json | {chat_call(url, KEY, "@-")}'
     place = f'"https://api.fireworks.ai/v1/accounts/$FIREWORKS_ACCOUNT_ID/deployments/{job.name}"'

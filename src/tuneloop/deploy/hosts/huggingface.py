@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tuneloop.deploy.deployment import VLLM_IMAGE, Deployment, chat_call, command_line, engine_arguments
+from tuneloop.deploy.deployment import VLLM_IMAGE, ServingJob, chat_call, command_line, engine_arguments
 from tuneloop.deploy.hosts import Host, Steps, steps
 
 
-def endpoint(job: Deployment) -> dict[str, Any]:
+def endpoint(job: ServingJob) -> dict[str, Any]:
     """Arguments of `huggingface_hub.create_inference_endpoint`; the token is added when it is sent."""
     instance = INSTANCES[job.machine.card.key] if job.machine else "nvidia-l4"
     adapter = job.form == "adapter"
@@ -26,7 +26,7 @@ def endpoint(job: Deployment) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def project(job: Deployment) -> dict[str, str]:
+def project(job: ServingJob) -> dict[str, str]:
     return {
         "endpoint.json": json.dumps(endpoint(job), indent=2) + "\n",
         "deploy.py": '''"""Creates the endpoint of endpoint.json; HF_TOKEN has to be one that may write endpoints."""
@@ -81,7 +81,7 @@ print(endpoint.name, endpoint.status, endpoint.url or "(its address is known whe
     }
 
 
-def commands(job: Deployment) -> Steps:
+def commands(job: ServingJob) -> Steps:
     name = job.name[:32].rstrip("-")
     ask = chat_call('"$ENDPOINT_URL/v1/chat/completions"', "Bearer $HF_TOKEN")
     down = f"python -c 'from huggingface_hub import get_inference_endpoint as e; e(\"{name}\").delete()'"

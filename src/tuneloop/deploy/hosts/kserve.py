@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from tuneloop.deploy.deployment import Deployment, chat_call, command_line, engine_arguments
+from tuneloop.deploy.deployment import ServingJob, chat_call, command_line, engine_arguments
 from tuneloop.deploy.hosts import HF_SECRET, Host, Steps, steps
 from tuneloop.deploy.hosts.kubernetes import CARDS, KEEP_TOKEN
 from tuneloop.deploy.project_text import yaml_text
 
 
-def project(job: Deployment) -> dict[str, str]:
+def project(job: ServingJob) -> dict[str, str]:
     options = engine_arguments(job)
     options.pop("served-model-name")
     name = "base" if job.form == "adapter" else job.name
@@ -34,7 +34,7 @@ def project(job: Deployment) -> dict[str, str]:
     return {"inference-service.yaml": yaml_text(what, service)}
 
 
-def commands(job: Deployment) -> Steps:
+def commands(job: ServingJob) -> Steps:
     up = f"{KEEP_TOKEN}\nkubectl apply -f inference-service.yaml"
     ask = f"URL=$(kubectl get inferenceservice {job.name} -o jsonpath='{{.status.url}}')\n"
     ask += chat_call('"$URL/openai/v1/chat/completions"')

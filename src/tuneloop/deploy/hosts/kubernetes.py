@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tuneloop.deploy.deployment import LLAMA_IMAGE, VLLM_IMAGE, Deployment, chat_call, llama_command, vllm_command
+from tuneloop.deploy.deployment import LLAMA_IMAGE, VLLM_IMAGE, ServingJob, chat_call, llama_command, vllm_command
 from tuneloop.deploy.hosts import HF_SECRET, Host, Steps, callers_key, steps
 from tuneloop.deploy.project_text import yaml_text
 
@@ -16,7 +16,7 @@ def secret_variable(name: str, secret: str, key: str) -> dict[str, Any]:
     return {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
 
 
-def container(job: Deployment) -> dict[str, Any]:
+def container(job: ServingJob) -> dict[str, Any]:
     """The container of the engine, with probes, secrets by name and the GPUs it asks for."""
     gguf = job.form == "gguf"
     command = llama_command(job, "/models") if gguf else vllm_command(job)
@@ -36,7 +36,7 @@ def container(job: Deployment) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def project(job: Deployment) -> dict[str, str]:
+def project(job: ServingJob) -> dict[str, str]:
     selector = {"app.kubernetes.io/name": job.name}
     labels = {**selector, "app.kubernetes.io/managed-by": "tuneloop"}
     meta = {"name": job.name, "labels": labels, "annotations": {"tuneloop/artifact": job.artifact}}
@@ -69,12 +69,12 @@ def project(job: Deployment) -> dict[str, str]:
     return files if job.form == "gguf" else {**files, "pool.yaml": pool_file(job)}
 
 
-def _scales(job: Deployment) -> bool:
+def _scales(job: ServingJob) -> bool:
     """Whether replicas come and go; llama.cpp's server names no queue that one could go by."""
     return job.form != "gguf" and job.traffic.most > max(job.traffic.least, 1)
 
 
-def _autoscaler(job: Deployment, meta: dict[str, Any]) -> dict[str, Any]:
+def _autoscaler(job: ServingJob, meta: dict[str, Any]) -> dict[str, Any]:
     """Another replica where more than four requests wait for each, on average; one less after the idle minutes."""
     target = {"metric": {"name": QUEUE}, "target": {"type": "AverageValue", "averageValue": "4"}}
     quiet = min(round(60 * job.traffic.idle_minutes), 3600)  # the API takes an hour at most
@@ -93,12 +93,12 @@ def _autoscaler(job: Deployment, meta: dict[str, Any]) -> dict[str, Any]:
 QUEUE = "vllm_num_requests_waiting"
 
 
-def disk_gib(job: Deployment) -> int:
+def disk_gib(job: ServingJob) -> int:
     """GiB of the disk for weights: twice what they take, 20 at least."""
     return max(20, round(2 * job.size.weights_gib))
 
 
-def commands(job: Deployment) -> Steps:
+def commands(job: ServingJob) -> Steps:
     key = f"kubectl create secret generic {job.name}-key --from-literal=key=$API_KEY"
     up, what = f"{KEEP_TOKEN}\n{key}\nkubectl apply -f service.yaml", "Keep the secrets, and deploy it"
     if job.form == "gguf":
@@ -126,7 +126,7 @@ _SCORERS = {"queue-scorer": 2, "kv-cache-utilization-scorer": 2, "prefix-cache-s
 _ADAPTER_SCORER = ("lora-affinity-scorer", 4)
 
 
-def _scorers(job: Deployment) -> str:
+def _scorers(job: ServingJob) -> str:
     scorers = {**_SCORERS, **dict([_ADAPTER_SCORER] if job.form == "adapter" else [])}
     config = {
         "apiVersion": "llm-d.ai/v1alpha1",
@@ -139,7 +139,7 @@ def _scorers(job: Deployment) -> str:
     return yaml_text("How the replicas are compared.", config)
 
 
-def pool_file(job: Deployment) -> str:
+def pool_file(job: ServingJob) -> str:
     """`pool.yaml`: the pool of a deployment's replicas, its picker, and the route of a gateway to it."""
     picker, pod = f"{job.name}-picker", {"app.kubernetes.io/name": f"{job.name}-picker"}
     meta = {"name": picker, "labels": {**pod, "app.kubernetes.io/managed-by": "tuneloop"}}
@@ -179,7 +179,7 @@ def pool_file(job: Deployment) -> str:
     return yaml_text(what, account, role, binding, config, service, _picker(job, meta, pod), pool, route)
 
 
-def _picker(job: Deployment, meta: dict[str, Any], pod: dict[str, str]) -> dict[str, Any]:
+def _picker(job: ServingJob, meta: dict[str, Any], pod: dict[str, str]) -> dict[str, Any]:
     probe = {"grpc": {"port": 9003, "service": "inference-extension"}}
     container = {
         "name": "picker", "image": PICKER_IMAGE,

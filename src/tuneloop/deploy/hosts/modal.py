@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tuneloop.deploy.deployment import VLLM_IMAGE, Deployment, chat_call, vllm_command
+from tuneloop.deploy.deployment import VLLM_IMAGE, ServingJob, chat_call, vllm_command
 from tuneloop.deploy.hosts import HF_SECRET, Host, Steps, callers_key, steps
 
 
-def project(job: Deployment) -> dict[str, str]:
+def project(job: ServingJob) -> dict[str, str]:
     gpu = GPUS[job.machine.card.key] if job.machine else "L4"
     words = ",\n        ".join(repr(word) for word in vllm_command(job))
     return {
@@ -43,7 +43,7 @@ def serve() -> None:
     }
 
 
-def commands(job: Deployment) -> Steps:
+def commands(job: ServingJob) -> Steps:
     up = f"{KEEP_TOKEN}\nmodal secret create {job.name}-key VLLM_API_KEY=$VLLM_API_KEY\nmodal deploy app.py"
     url = f'"https://$WORKSPACE--{job.name}-serve.modal.run/v1/chat/completions"'
     ask, words = chat_call(url, "Bearer $VLLM_API_KEY"), "Keep the secrets, and deploy it"

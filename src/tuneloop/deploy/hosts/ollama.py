@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from tuneloop.deploy.deployment import Deployment, chat_call
+from tuneloop.deploy.deployment import ServingJob, chat_call
 from tuneloop.deploy.hosts import Host, Steps, steps
 
 
-def project(job: Deployment) -> dict[str, str]:
+def project(job: ServingJob) -> dict[str, str]:
     return {}
 
 
-def commands(job: Deployment) -> Steps:
+def commands(job: ServingJob) -> Steps:
     up = f'ollama create {job.name} -f "$ARTIFACT/Modelfile"'
     if job.form == "gguf-lora":
         up = f"# Put the base model's GGUF file into the artifact's folder first; the Modelfile says its name.\n{up}"

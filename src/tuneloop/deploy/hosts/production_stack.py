@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tuneloop.deploy.deployment import VLLM_IMAGE, Deployment, chat_call, command_line, engine_arguments
+from tuneloop.deploy.deployment import VLLM_IMAGE, ServingJob, chat_call, command_line, engine_arguments
 from tuneloop.deploy.hosts import HF_SECRET, Host, Steps, callers_key, steps
 from tuneloop.deploy.hosts.kubernetes import CARDS, KEEP_TOKEN, disk_gib
 from tuneloop.deploy.project_text import yaml_text
@@ -12,7 +12,7 @@ from tuneloop.deploy.project_text import yaml_text
 _BASE = "base"  # the chart's name of the model that adapters are loaded onto
 
 
-def project(job: Deployment) -> dict[str, str]:
+def project(job: ServingJob) -> dict[str, str]:
     adapter = job.form == "adapter"
     extra = {key: engine_arguments(job).get(key) for key in ("served-model-name", "max-lora-rank")}
     options = {key: value for key, value in extra.items() if value is not None}
@@ -50,7 +50,7 @@ def project(job: Deployment) -> dict[str, str]:
     return {"values.yaml": base, "adapter.yaml": yaml_text(what, resource)}
 
 
-def commands(job: Deployment) -> Steps:
+def commands(job: ServingJob) -> Steps:
     lines = [
         "helm repo add vllm https://vllm-project.github.io/production-stack",
         KEEP_TOKEN,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from tuneloop.deploy.deployment import Deployment, chat_call, lora_rank
+from tuneloop.deploy.deployment import ServingJob, chat_call, lora_rank
 from tuneloop.deploy.hosts import Host, Steps, steps
 from tuneloop.deploy.project_text import yaml_text
 
 
-def project(job: Deployment) -> dict[str, str]:
+def project(job: ServingJob) -> dict[str, str]:
     engine: dict[str, Any] = {"max_model_len": job.context, "tensor_parallel_size": job.cards}
     if job.half:
         engine["dtype"] = "half"
@@ -34,7 +34,7 @@ def project(job: Deployment) -> dict[str, str]:
     return {"serve.yaml": yaml_text(what, {"http_options": {"host": "0.0.0.0", "port": 8000}, "applications": [app]})}
 
 
-def commands(job: Deployment) -> Steps:
+def commands(job: ServingJob) -> Steps:
     note = "   # RAY_DASHBOARD_ADDRESS names the cluster; set HF_TOKEN on its nodes"
     up = f"pip install 'ray[serve,llm]'\nserve deploy serve.yaml{note}"
     if job.form == "adapter":

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 
-from tuneloop.deploy.deployment import Deployment, engine_arguments
+from tuneloop.deploy.deployment import ServingJob, engine_arguments
 from tuneloop.deploy.hosts import Host, Steps, steps
 from tuneloop.deploy.project_text import yaml_text
 
 VLLM_PACKAGE = "vllm==0.23.0"
 
 
-def project(job: Deployment) -> dict[str, str]:
+def project(job: ServingJob) -> dict[str, str]:
     config = {
         "build": {"gpu": True, "python_version": "3.12", "python_packages": [VLLM_PACKAGE]},
         "predict": "predict.py:Predictor",
@@ -73,7 +73,7 @@ class Predictor(BasePredictor):
     }
 
 
-def commands(job: Deployment) -> Steps:
+def commands(job: ServingJob) -> Steps:
     key = '-H "Authorization: Bearer $REPLICATE_API_TOKEN"'
     url = f"https://api.replicate.com/v1/deployments/$ACCOUNT/{job.name}"
     ask = f'curl "{url}/predictions" {key} -H "Prefer: wait" -H "Content-Type: application/json" '

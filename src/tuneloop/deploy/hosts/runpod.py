@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 
-from tuneloop.deploy.deployment import Deployment, chat_call, engine_arguments
+from tuneloop.deploy.deployment import ServingJob, chat_call, engine_arguments
 from tuneloop.deploy.hosts import Host, Steps, steps
 
 IMAGE = "runpod/worker-v1-vllm:v2.23.0"
 
 
-def worker_environment(job: Deployment) -> dict[str, str]:
+def worker_environment(job: ServingJob) -> dict[str, str]:
     """The worker's variables: each option of `vllm serve` in capitals (worker-vllm, docs/configuration.md)."""
     exceptions = {"served-model-name": "OPENAI_SERVED_MODEL_NAME_OVERRIDE"}
     texts = {name: "true" if value is True else str(value) for name, value in engine_arguments(job).items()}
@@ -18,7 +18,7 @@ def worker_environment(job: Deployment) -> dict[str, str]:
     return {"MODEL_NAME": job.model, **variables, "MAX_CONCURRENCY": "32"}
 
 
-def project(job: Deployment) -> dict[str, str]:
+def project(job: ServingJob) -> dict[str, str]:
     template = {
         "name": job.name, "imageName": IMAGE, "isServerless": True, "containerDiskInGb": 30,
         "env": {**worker_environment(job), "HF_TOKEN": "{{ RUNPOD_SECRET_hf_token }}"},
@@ -58,7 +58,7 @@ printf '{"template": "%s", "endpoint": "%s"}\\n' "$template" "$endpoint" | tee c
 """
 
 
-def commands(job: Deployment) -> Steps:
+def commands(job: ServingJob) -> Steps:
     endpoint = """ENDPOINT_ID=$(python3 -c 'import json; print(json.load(open("created.json"))["endpoint"])')"""
     url, key = '"https://api.runpod.ai/v2/$ENDPOINT_ID/openai/v1/chat/completions"', "Bearer $RUNPOD_API_KEY"
     down = f'curl -X DELETE "https://rest.runpod.io/v1/endpoints/$ENDPOINT_ID" -H "Authorization: {key}"'

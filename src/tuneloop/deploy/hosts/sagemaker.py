@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tuneloop.deploy.deployment import Deployment, lora_rank
+from tuneloop.deploy.deployment import ServingJob, lora_rank
 from tuneloop.deploy.hosts import Host, Steps, steps
 
 IMAGE = "763104351884.dkr.ecr.us-east-1.amazonaws.com/djl-inference:0.36.0-lmi23.0.0-cu130"
 
 
-def environment(job: Deployment) -> dict[str, str]:
+def environment(job: ServingJob) -> dict[str, str]:
     """The container's variables (docs.djl.ai, LMI configurations)."""
     variables = {
         "HF_MODEL_ID": job.model, "OPTION_ROLLING_BATCH": "disable", "OPTION_ASYNC_MODE": "true",
@@ -25,7 +25,7 @@ def environment(job: Deployment) -> dict[str, str]:
     return variables
 
 
-def requests(job: Deployment) -> dict[str, dict[str, Any]]:
+def requests(job: ServingJob) -> dict[str, dict[str, Any]]:
     """Bodies of the three calls that deploy it; the role and the token are filled in when they are sent."""
     instance = INSTANCES[job.machine.card.key][job.cards] if job.machine else "ml.g6.2xlarge"
     variant = {
@@ -41,7 +41,7 @@ def requests(job: Deployment) -> dict[str, dict[str, Any]]:
     }
 
 
-def project(job: Deployment) -> dict[str, str]:
+def project(job: ServingJob) -> dict[str, str]:
     return {"requests.json": json.dumps(requests(job), indent=2) + "\n", "deploy.py": _SCRIPT}
 
 
@@ -73,7 +73,7 @@ print("creating; it is ready when this says InService: aws sagemaker describe-en
 '''
 
 
-def commands(job: Deployment) -> Steps:
+def commands(job: ServingJob) -> Steps:
     ask = f"aws sagemaker-runtime invoke-endpoint --endpoint-name {job.name} --content-type application/json "
     ask += "--body fileb://request.json /dev/stdout"
     parts = ("endpoint", "endpoint-config", "model")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from tuneloop.deploy.deployment import Deployment, chat_call, vllm_command
+from tuneloop.deploy.deployment import ServingJob, chat_call, vllm_command
 from tuneloop.deploy.hosts import HF_SECRET, Host, Steps, callers_key, steps
 from tuneloop.deploy.project_text import shell, yaml_text
 from tuneloop.deploy.skypilot_sdk import SkyJob
 
 
-def project(job: Deployment) -> dict[str, str]:
+def project(job: ServingJob) -> dict[str, str]:
     gpu = GPUS[job.machine.card.key] if job.machine else "L4"
     policy: dict[str, Any] = {"min_replicas": job.traffic.least}
     if job.traffic.most > job.traffic.least:
@@ -26,7 +26,7 @@ def project(job: Deployment) -> dict[str, str]:
     return {"service.yaml": yaml_text(f"SkyServe: {job.artifact} behind vLLM. `sky serve up service.yaml`.", task)}
 
 
-def commands(job: Deployment) -> Steps:
+def commands(job: ServingJob) -> Steps:
     url = f'"http://$(sky serve status --endpoint {job.name})/v1/chat/completions"'
     ask = chat_call(url, "Bearer $VLLM_API_KEY")
     up = f"sky serve up service.yaml -n {job.name} --secret HF_TOKEN --secret VLLM_API_KEY"

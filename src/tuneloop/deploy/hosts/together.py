@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tuneloop.deploy.deployment import Deployment, chat_call
+from tuneloop.deploy.deployment import ServingJob, chat_call
 from tuneloop.deploy.hosts import Host, Steps, steps
 
 
-def project(job: Deployment) -> dict[str, str]:
+def project(job: ServingJob) -> dict[str, str]:
     kind, merge = ("adapter", " --merge") if job.form == "adapter" else ("model", "")
     return {
         "deploy.sh": f"""#!/usr/bin/env bash
@@ -41,7 +41,7 @@ tg models rm "$(python3 -c 'import json; print(json.load(open("model.json"))["id
     }
 
 
-def commands(job: Deployment) -> Steps:
+def commands(job: ServingJob) -> Steps:
     ask = chat_call("https://api.together.ai/v1/chat/completions", "Bearer $TOGETHER_API_KEY")
     return steps("pip install together\nbash deploy.sh", ask, "bash down.sh")
 

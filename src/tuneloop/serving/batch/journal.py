@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import orjson
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.journal import Lines
+from tuneloop.core.journal import JournalFile
 from tuneloop.serving.batch.file import ANSWERED, REFUSED, BatchFile
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ class Journal:
 
     path: Path
     rows: BatchFile
-    _file: Lines = field(init=False)
+    _file: JournalFile = field(init=False)
     _waiting: list[tuple[int, int, bytes, asyncio.Future[None]]] = field(default_factory=list)
     _writing: asyncio.Task[None] | None = None
 
@@ -68,7 +68,7 @@ class Journal:
         taken = UserError(
             "Another process is doing this batch", where=str(self.path.parent), next_step="wait for it"
         )  # fmt: skip
-        self._file = Lines(self.path, taken)
+        self._file = JournalFile(self.path, taken)
 
     def open(self) -> Iterator[None]:
         """Take the file for this process and read it in steps; a last line that was cut is dropped.

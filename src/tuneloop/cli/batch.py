@@ -23,7 +23,9 @@ class AskOptions(Config):
 
 
 def command(
-    source: str = argument("FILE|FOLDER", "OpenAI's batch requests, rows (csv, jsonl, json, parquet), or texts."),
+    source: str = argument(
+        "FILE|FOLDER", "OpenAI batch requests, rows (csv, jsonl, json, parquet), or a folder of texts."
+    ),
     settings: list[str] | None = SETTINGS,
     model: str = flag(..., "NAME", "A run, an artifact, NAME@champion or a model.", "-m"),
     out: str = flag("", "FILE", "Result; default: the source's name with .answers.jsonl.", "-o"),

@@ -234,7 +234,7 @@ def _top_lines(of: dict[str, Any]) -> Iterator[str]:
 def costs(
     folder: str = flag("serve", "FOLDER", SERVER, "-f"),
     since: str = flag("", "TIME", "Only requests since then: 24h, 7d, 2026-01-31."),
-    usd_per_hour: float | None = flag(None, "USD", "Price of an hour; default: prices.usd_per_hour.", least=0),
+    usd_per_hour: float | None = flag(None, "USD", "Price of a machine's hour; default: prices.usd_per_hour.", least=0),
     gpu: str = flag("", "GPU", "GPU of the planner's forecast; default: a common one."),
 ) -> Result:
     """Say what served requests cost, by model, key and tier.

@@ -119,7 +119,7 @@ class DeployOptions(Config):
     answer_tokens: float = flag(100.0, "N", "Tokens of an answer on average.", least=1)
     min_replicas: int = flag(1, "N", "Replicas that are always on; 0: none, where the host can start them.")
     max_replicas: int = flag(0, "N", "Most replicas; default: the least, or by --queries-per-day.", show=False)
-    max_usd_per_month: float = flag(0.0, "USD", "Most dollars a month, with all replicas.", least=0, show=False)
+    max_usd_per_month: float = flag(0.0, "USD", "Refuse more a month, with all replicas.", least=0, show=False)
     idle_minutes: float = flag(15.0, "M", "How long an idle replica above the least is kept.")
 
     def traffic(self, needed: int = 1) -> Replicas:

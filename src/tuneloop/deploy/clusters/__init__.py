@@ -68,7 +68,7 @@ class RemoteOptions(RayOptions):
 
     PANEL: ClassVar[str] = "Elsewhere"
 
-    on: str = flag("", "NAME", "ray, ray://HOST:PORT, skypilot, kubernetes, slurm, torchrun or modal: train there.")
+    on: str = flag("", "NAME", "ray or ray://HOST:PORT; or a project for skypilot, kubernetes, slurm, torchrun, modal.")
     project: str = flag("", "FOLDER", "Folder of that project; default: remote/NAME-WHERE.")
     gpu: str = flag("", "GPU", "Card there; default: the cheapest that fits.")
     spot: bool = switch("Cheaper machines that may be taken away.")

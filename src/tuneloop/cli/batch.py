@@ -23,9 +23,7 @@ class AskOptions(Config):
 
 
 def command(
-    source: str = argument(
-        "FILE|FOLDER", "OpenAI batch requests, rows (csv, jsonl, json, parquet), or a folder of texts."
-    ),
+    source: str = argument("FILE|FOLDER", "Batch requests, rows (csv, jsonl, json, parquet), or a folder of texts."),
     settings: list[str] | None = SETTINGS,
     model: str = flag(..., "NAME", "A run, an artifact, NAME@champion or a model.", "-m"),
     out: str = flag("", "FILE", "Result; default: the source's name with .answers.jsonl.", "-o"),

@@ -99,7 +99,7 @@ def up(
     ("refuses", "left", "said"),
     [
         ({}, 1, "tickets pending"),
-        ({r"POST /endpoint": [503, 429]}, 1, "asked again"),
+        ({r"POST /endpoint": [503, 429]}, 1, "again in"),
         ({r"POST /endpoint": [402]}, 0, "nothing was left behind"),
         ({r"POST /endpoint": [401]}, 0, "the token has expired"),
         ({r"POST /endpoint": [503] * 9}, 0, "nothing was left behind"),

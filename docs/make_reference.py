@@ -28,7 +28,7 @@ def reference() -> str:
     import typer.testing
 
     from tuneloop.cli.main import app
-    from tuneloop.cli.schemas import RECORDS
+    from tuneloop.cli.schema import RECORDS
     from tuneloop.data.checks import CHECKS
     from tuneloop.data.dataset import REASONS, REPAIRS
     from tuneloop.evaluation.metrics import METRICS

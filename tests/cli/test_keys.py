@@ -25,6 +25,14 @@ def test_a_key_is_made_listed_and_revoked(tmp_path: Path, capsys: pytest.Capture
     assert json.loads(capsys.readouterr().out.split("\n", 1)[1])["keys"][0]["revoked"]
 
 
+def test_an_empty_list_says_how_a_key_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(tmp_path)
+    assert main(["keys", "list", "-f", folder]) == 0
+    assert f"no key in {folder} yet: `tuneloop keys add NAME -f {folder}`" in capsys.readouterr().out
+    assert main(["keys", "list", "-f", folder, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"keys": []}
+
+
 def test_limits_are_listed_as_their_options_name_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(tmp_path)
     limits = ["--budget-usd", "5", "--adapters", "tickets,letters", "--keep-days", "0.5", "--rights", "users, feedback"]

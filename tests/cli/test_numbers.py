@@ -8,7 +8,7 @@ import pytest
 import typer
 
 from tuneloop.cli.main import main
-from tuneloop.cli.numbers import amount, count
+from tuneloop.cli.parameters import amount, count
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import typer.testing
 from tuneloop.advise.config import AdviseOptions
 from tuneloop.cli.console import Result
 from tuneloop.cli.main import COMMANDS, GROUPS, MOVED, app, main
-from tuneloop.cli.parameters import Output, expanded, given
+from tuneloop.cli.parameters import Output, expanded, given, output
 from tuneloop.core.flag import flag
 from tuneloop.evaluation.config import EvalOptions
 from tuneloop.plan.config import PlanOptions
@@ -29,10 +29,10 @@ def help_of(*arguments: str) -> str:
 def asked(record: type[Any], *arguments: str) -> Any:
     found = []
 
-    def command(*, options: Any, output: Output) -> None:
-        found.append((options, output))
+    def command(*, options: Any) -> None:
+        found.append((options, output()))
 
-    command.__annotations__ = {"options": record, "output": Output, "return": None}
+    command.__annotations__ = {"options": record, "return": None}
     one = typer.Typer()
     one.command()(expanded(command))
     result = typer.testing.CliRunner().invoke(one, list(arguments))
@@ -41,10 +41,10 @@ def asked(record: type[Any], *arguments: str) -> Any:
 
 
 def test_what_is_given_becomes_the_record_and_the_rest_has_its_defaults() -> None:
-    options, output = asked(AdviseOptions, "--rows", "3k", "--budget", "$50", "--facts-stay", "--json")
+    options, common = asked(AdviseOptions, "--rows", "3k", "--budget", "$50", "--facts-stay", "--json")
     assert given(options) == {"rows": 3000, "budget_usd": 50.0, "facts_change": False}
     assert options.months == 12 and options.tier == "on-demand"
-    assert output == Output(as_json=True)
+    assert common == Output(as_json=True)
 
 
 def test_a_default_that_is_given_is_given() -> None:
@@ -110,11 +110,11 @@ def test_a_group_means_its_usual_command_where_none_is_named() -> None:
 
 def test_a_result_is_printed_as_one_object_or_as_text_and_gives_the_status() -> None:
     def command(
-        lines: str = flag("ab", "TEXT", "Lines."), size: int = flag(1, "N", "Size.", least=1, most=9), *, output: Output
+        lines: str = flag("ab", "TEXT", "Lines."), size: int = flag(1, "N", "Size.", least=1, most=9)
     ) -> Result:
         return Result({"size": size, "text": lines}, lines, status=3)
 
-    command.__annotations__ |= {"lines": str, "size": int, "output": Output, "return": Result}
+    command.__annotations__ |= {"lines": str, "size": int, "return": Result}
     one = typer.Typer()
     one.command()(expanded(command))
 

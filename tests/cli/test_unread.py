@@ -15,8 +15,8 @@ import pytest
 from live_server import live
 
 from patience import HANG
+from tuneloop.cli.console import UNREAD
 from tuneloop.cli.main import COMMANDS
-from tuneloop.cli.unread import UNREAD
 
 NAMES = [name for stage in COMMANDS.values() for name in stage]
 CHEAP = [

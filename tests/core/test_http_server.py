@@ -20,7 +20,7 @@ from patience import slowness
 APP = """
 import asyncio, sys
 from functools import partial
-from tuneloop.core.http_server import Server, listen
+from tuneloop.core.http_server import GuardedServer, listen
 from tuneloop.core.ui import reporting
 
 async def app(scope, receive, send):
@@ -40,7 +40,7 @@ async def app(scope, receive, send):
 
 listening = listen("127.0.0.1", 0)
 print(listening.getsockname()[1], flush=True)
-server = Server(app, seconds=float(sys.argv[1]), log_level="warning")
+server = GuardedServer(app, seconds=float(sys.argv[1]), log_level="warning")
 with reporting(say=partial(print, flush=True)):
     server.run(sockets=[listening])
 """

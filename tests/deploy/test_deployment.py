@@ -7,10 +7,10 @@ import pytest
 from tuneloop.core.errors import UserError
 from tuneloop.deploy.deployment import (
     Card,
-    Deployment,
     Machine,
+    Replicas,
+    ServingJob,
     Size,
-    Traffic,
     choose_machine,
     engine_arguments,
     job_of,
@@ -41,7 +41,7 @@ def test_a_model_that_is_too_large_for_all_cards_is_refused_with_a_way_out() -> 
 
 
 def test_an_adapter_is_asked_for_by_its_own_name_and_the_base_by_another() -> None:
-    job = Deployment(
+    job = ServingJob(
         "tickets", "id", "adapter", "org/base", "org/adapter", LLAMA_8B, rank=20, machine=Machine(LARGE, 2)
     )
     assert engine_arguments(job) == {
@@ -53,7 +53,7 @@ def test_an_adapter_is_asked_for_by_its_own_name_and_the_base_by_another() -> No
 
 def test_a_card_without_bf16_computes_in_half_precision() -> None:
     t4 = Card("t4", "T4", 14.7, 0.5, bf16=False)
-    job = Deployment("tickets", "id", "merged", "org/base", "org/merged", Size(1.0, 1e4, 512), machine=Machine(t4, 1))
+    job = ServingJob("tickets", "id", "merged", "org/base", "org/merged", Size(1.0, 1e4, 512), machine=Machine(t4, 1))
     assert engine_arguments(job)["dtype"] == "half"
 
 
@@ -69,10 +69,10 @@ def test_a_rank_beyond_the_engine_s_is_refused() -> None:
 
 
 def test_the_month_is_counted_for_the_least_and_the_most_replicas() -> None:
-    job = Deployment("a", "id", "merged", "b", "o/r", LLAMA_8B, machine=Machine(SMALL, 2), traffic=Traffic(1, 3))
+    job = ServingJob("a", "id", "merged", "b", "o/r", LLAMA_8B, machine=Machine(SMALL, 2), traffic=Replicas(1, 3))
     assert job.usd_a_month() == pytest.approx((2 * 0.9 * 730, 3 * 2 * 0.9 * 730))
     assert (
-        Deployment("a", "id", "merged", "b", "o/r", LLAMA_8B, machine=Machine(Card("x", "X", 80.0), 1)).usd_a_month()
+        ServingJob("a", "id", "merged", "b", "o/r", LLAMA_8B, machine=Machine(Card("x", "X", 80.0), 1)).usd_a_month()
         is None
     )
 

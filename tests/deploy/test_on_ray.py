@@ -338,7 +338,7 @@ def test_a_driver_stays_when_its_client_leaves_and_the_same_command_finds_it(clu
     data, go = tmp_path / "data", tmp_path / "go"
     data.mkdir()
     (data / "rows.jsonl").write_text("x" * (9 << 20))  # more than one part
-    places = {"sent": data, "remote": str(tmp_path / "there"), "local": tmp_path / "here"}
+    places = {"data": data, "remote": str(tmp_path / "there"), "local": tmp_path / "here"}
 
     def leave(line: str) -> None:
         if line == "begun":

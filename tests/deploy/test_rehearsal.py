@@ -24,7 +24,7 @@ from stand_in import Rule, StandIn, standing_in
 
 from patience import slowness
 from places import ROOT
-from tuneloop.deploy.deployment import Card, Deployment, Machine, Size, Traffic
+from tuneloop.deploy.deployment import Card, Machine, Replicas, ServingJob, Size
 from tuneloop.deploy.hosts import find_host
 from tuneloop.deploy.project_text import shell
 
@@ -99,7 +99,7 @@ def up(
     ("refuses", "left", "said"),
     [
         ({}, 1, "tickets pending"),
-        ({r"POST /endpoint": [503, 429]}, 1, "asked again"),
+        ({r"POST /endpoint": [503, 429]}, 1, "again in"),
         ({r"POST /endpoint": [402]}, 0, "nothing was left behind"),
         ({r"POST /endpoint": [401]}, 0, "the token has expired"),
         ({r"POST /endpoint": [503] * 9}, 0, "nothing was left behind"),
@@ -242,7 +242,7 @@ def test_runpod_is_asked_again_when_busy(artifact: Path, cli_process: Cli) -> No
 # --- containers ------------------------------------------------------------------------------------
 
 
-def start_command(host: str, job: Deployment) -> list[str]:
+def start_command(host: str, job: ServingJob) -> list[str]:
     """What the container of a project runs, as its file says."""
     files = find_host(host).project(job)
     if host == "compose":
@@ -264,8 +264,8 @@ def test_a_container_s_start_command_serves_the_model_to_the_official_client(hos
     if file is None:
         pytest.skip("the packaged model is not installed")
     card = Machine(Card("l4", "a card", 24.0), 1)
-    job = Deployment(
-        "tickets", "tickets-gguf-01", "gguf", "smollm2-135m", "", Size(0.1, 23040, 256), file=Path(file).name, machine=card, traffic=Traffic()
+    job = ServingJob(
+        "tickets", "tickets-gguf-01", "gguf", "smollm2-135m", "", Size(0.1, 23040, 256), file=Path(file).name, machine=card, traffic=Replicas()
     )  # fmt: skip
     command = start_command(host, job)
     assert Path(command[0]).name == "llama-server" and f"/models/{job.file}" in command

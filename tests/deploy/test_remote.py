@@ -34,7 +34,7 @@ def test_only_redacted_rows_leave_and_the_recipe_reads_them(
     assert "ann1@example.com" not in everything and "parcel 1" in everything
     recipe = load_recipe(folder / "recipe.yaml")
     assert recipe.data.sources == ["dataset"] and recipe.train.rank == 4
-    assert "Nothing was put up" in done.stderr
+    assert "Nothing was started" in done.stderr
     again = cli("plan", "recipe.yaml", cwd=folder)
     assert again.returncode == 0, again.stderr  # what lies there is complete
     assert "rejected" not in again.stdout + again.stderr
@@ -49,7 +49,7 @@ def test_only_redacted_rows_leave_and_the_recipe_reads_them(
         (["--on", "modal", "--nodes", "2"], "Modal runs a job on one machine"),
         (["--on", "slurm", "--nodes", "999"], "1 to 64 machines"),
         (["--on", "slurm", "--spot"], "--spot has no meaning on Slurm"),
-        (["--on", "modal", "--bucket", "s3://acme"], "keeps the run in a place of its own"),
+        (["--on", "modal", "--bucket", "s3://acme"], "keeps the run elsewhere"),
         (["--on", "kubernetes", "--bucket", "acme"], "Not a bucket: 'acme'"),
         (["--on", "ray", "--dry-run"], "--dry-run has no meaning on a Ray cluster"),
         (["--on", "skypilot", "--spot"], "--bucket"),

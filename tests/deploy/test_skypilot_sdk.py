@@ -16,7 +16,7 @@ from host_definitions import in_environment
 from sky_stand_in import StandInSky
 
 from places import ROOT
-from tuneloop.deploy.clusters import TrainingJob, find_cluster
+from tuneloop.deploy.clusters import ClusterJob, find_cluster
 from tuneloop.deploy.skypilot_sdk import load_sky
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -173,7 +173,7 @@ def test_without_the_package_the_commands_are_run(start: Callable[..., Any], mon
 
 def test_the_real_package_takes_each_call_and_the_task(tmp_path: Path) -> None:
     """The calls of `skypilot_sdk`, and those of the stand-in, bind to the functions of skypilot itself."""
-    for name, text in find_cluster("skypilot").project(TrainingJob("tickets", "h100-sxm", max_usd_per_hour=3)).items():
+    for name, text in find_cluster("skypilot").project(ClusterJob("tickets", "h100-sxm", max_usd_per_hour=3)).items():
         (tmp_path / name).write_text(text)
     code = """
 import inspect, sys, yaml

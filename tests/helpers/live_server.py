@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tuneloop.core.http_server import Server, listen
+from tuneloop.core.http_server import GuardedServer, listen
 from tuneloop.core.ui import quiet, reporting
 from tuneloop.inference.protocol import AdapterFacts
 from tuneloop.inference.request import Request, Update
@@ -117,7 +117,7 @@ def live(
         gateway = Gateway(engine, found, config, Keyring(folder), Ledger(), store, admission)
         batches = Batches(gateway, folder / "batch")
         with reporting(say=lines.append):
-            server = Server(
+            server = GuardedServer(
                 make_app(gateway, batches.routes()), seconds=config.limits.silent_seconds,
                 log_level="warning", timeout_graceful_shutdown=1,
                 proxy_headers=bool(config.limits.proxies), forwarded_allow_ips=config.limits.proxies,

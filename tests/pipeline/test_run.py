@@ -19,7 +19,7 @@ from reviews import vote
 from patience import HANG
 from tuneloop.advise.advise import AdviceInput, advise
 from tuneloop.cli.main import main
-from tuneloop.cli.schemas import RECORDS, schema_of
+from tuneloop.cli.schema import RECORDS, schema_of
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, read_json, read_jsonl, read_yaml
 from tuneloop.core.ui import reporting

@@ -6,61 +6,52 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.cli.console import Result
+from tuneloop.cli.console import Result, minute
 from tuneloop.cli.endpoint import ConnectionOptions, JudgeChoice
-from tuneloop.cli.parameters import STORE, Output, argument, given
+from tuneloop.cli.parameters import STORE, argument, given, screen
 from tuneloop.core.flag import flag
-from tuneloop.core.terminal import plain_table, screen
+from tuneloop.core.terminal import plain_table
 from tuneloop.core.units import counted, verb
 from tuneloop.improve.experiment.record import ExperimentOptions, ExperimentPlanOptions
 
 if TYPE_CHECKING:
-    from tuneloop.improve.experiment.record import ExperimentPlan, PlannedPower
+    from tuneloop.improve.experiment.record import ExperimentPlan
     from tuneloop.improve.experiment.state import ExperimentState
     from tuneloop.serving.store.chain import DecisionLog
 
-NAME = argument("[NAME]", "Name of the experiment; default: the one that goes on.", "")
+NAME = argument("[NAME]", "Name of the experiment; default: the one that runs.", "")
 EXIT = {"promote": 0, "roll back": 1, "futility": 1, "continue": 3}
 
 
-def plan(*, options: ExperimentPlanOptions, output: Output) -> Result:
+def plan(*, options: ExperimentPlanOptions) -> Result:
     """Say what an experiment with this traffic can show, before anything is spent."""
     from tuneloop.improve.experiment.plan import plan_experiment
 
-    planned = plan_experiment(given(options))
-    return Result(planned, partial(_print_plan, planned))
+    forecast = plan_experiment(given(options))
+    return Result(forecast, partial(_print_plan, forecast))
 
 
-def _print_plan(planned: ExperimentPlan, console: Any) -> None:
-    for line in planned.summary:
+def _print_plan(forecast: ExperimentPlan, console: Any) -> None:
+    for line in forecast.summary:
         console.print(line)
-    console.print("\nSimulated experiments that have ended by then", _power_table(planned.power), sep="\n")
+    times = sorted({row.days for row in forecast.power})
+    table = plain_table("true effect", *(f"day {day:,}" for day in times))
+    for effect in sorted({row.effect for row in forecast.power}):
+        of = {row.days: row for row in forecast.power if row.effect == effect}
+        if effect <= 0:
+            table.add_row(f"{100 * effect:+.3g} points, rolled back", *(f"{of[day].rolled_back:.1%}" for day in times))
+        table.add_row(f"{100 * effect:+.3g} points, promoted", *(f"{of[day].promoted:.1%}" for day in times))
+    console.print("\nSimulated experiments that have ended by then", table, sep="\n")
     table = plain_table("denser measure", "a day", "units", "days", "what to do")
-    for way in planned.denser:
+    for way in forecast.denser:
         units = "-" if way.units is None else f"{way.units:,}"
         days = "-" if way.days is None else f"{way.days:,}"
         table.add_row(way.name, f"{way.units_per_day:,.0f}", units, days, way.how)
     console.print("\nUntil half of the candidates with that effect are promoted by another measure", table, sep="\n")
 
 
-def _power_table(rows: list[PlannedPower]) -> Any:
-    """A line for each true effect and a column for each time."""
-    days = sorted({row.days for row in rows})
-    table = plain_table("true effect", *(f"day {day:,}" for day in days))
-    for effect in sorted({row.effect for row in rows}):
-        of = {row.days: row for row in rows if row.effect == effect}
-        if effect <= 0:
-            table.add_row(f"{100 * effect:+.3g} points, rolled back", *(f"{of[day].rolled_back:.1%}" for day in days))
-        table.add_row(f"{100 * effect:+.3g} points, promoted", *(f"{of[day].promoted:.1%}" for day in days))
-    return table
-
-
 def start(
-    name: str = argument("NAME", "Name of the experiment."),
-    store: str = STORE,
-    *,
-    options: ExperimentOptions,
-    output: Output,
+    name: str = argument("NAME", "Name of the experiment."), store: str = STORE, *, options: ExperimentOptions
 ) -> Result:
     """Register an experiment and begin it: who meets the candidate, what decides, what must not get worse."""
     from tuneloop.improve.experiment.command import counts_users, not_served, registration_file
@@ -69,7 +60,7 @@ def start(
     state = begin(store, name, given(options))
     file, note = registration_file(store, name), not_served(store, state.design.model)
     design = state.design
-    copies = f"in shadow mode, until the candidate has answered {counted(design.shadow_votes, 'copy')} that nobody sees"
+    copies = f"in shadow mode, until the candidate has answered {counted(design.shadow_votes, 'copy')} that no one sees"
     lines = [
         f"started   {name}: {design.candidate} against {design.champion}",
         f"begins    {copies if not state.share else f'with {state.share:.0%} of new users'}",
@@ -81,14 +72,11 @@ def start(
         users = "no key has the right `users`, so all users of a key count as one"
         lines.append(f"note      {users}: tuneloop keys add NAME --rights users")
     lines.append(f"next      tuneloop ab check {name} --store {store}, as often as you like")
-    record = {
-        "experiment": name, "registration": state.registration, "path": str(file), "share": state.share, "note": note,
-        "design": design,
-    }  # fmt: skip
-    return Result(record, lines)
+    record = {"experiment": name, "registration": state.registration, "path": str(file), "share": state.share}
+    return Result({**record, "note": note, "design": design}, lines)
 
 
-def check(name: str = NAME, store: str = STORE, *, output: Output) -> Result:
+def check(name: str = NAME, store: str = STORE) -> Result:
     """Decide on an experiment now: promote, roll back, continue or stop for futility.
 
     In shadow mode, pairs of answers that need no judge get their verdicts first (`tuneloop ab judge`).
@@ -98,53 +86,48 @@ def check(name: str = NAME, store: str = STORE, *, output: Output) -> Result:
     from tuneloop.improve.experiment.command import check as decide
     from tuneloop.improve.experiment.command import find, judge_copies, read_experiments
 
-    found = find(read_experiments(store), name, store)
-    if found.in_shadow_mode:
-        judge_copies(store, found.design.name)  # what needs no judge
-    state, verdict = decide(store, found.design.name)
+    before = find(read_experiments(store), name, store)
+    if before.in_shadow_mode:
+        judge_copies(store, before.design.name)  # what needs no judge
+    state, verdict = decide(store, before.design.name)
     record = {"experiment": state.design.name, **verdict.to_json()}
     return Result(record, [f"{verdict.outcome}: {verdict.sentence}"], EXIT[verdict.outcome])
 
 
-def show(
-    name: str = argument("[NAME]", "Name of the experiment; default: all.", ""), store: str = STORE, *, output: Output
-) -> Result:
+def show(name: str = argument("[NAME]", "Name of the experiment; default: all.", ""), store: str = STORE) -> Result:
     """Show experiments, and every decision on one of them."""
     from tuneloop.improve.experiment.command import find, read_experiments
 
-    found = read_experiments(store)
-    states = [find(found, name, store)] if name else list(found.values())
+    experiments = read_experiments(store)
+    states = [find(experiments, name, store)] if name else list(experiments.values())
     record = {"experiments": [{"name": one.design.name, **_as_json(one)} for one in states]}
-    return Result(record, _shown(states, every=bool(name)))
+    return Result(record, _lines(states, every=bool(name)))
 
 
-def _shown(states: Sequence[ExperimentState], *, every: bool) -> Iterator[str]:
-    """Lines of experiments, with every decision or the last one."""
+def _lines(states: Sequence[ExperimentState], *, every: bool) -> Iterator[str]:
     for one in states:
         where = one.ended or (f"{one.share:.0%} of new users" if one.share else "shadow mode")
         pair = f"{one.design.candidate} against {one.design.champion}"
-        yield f"{one.design.name}: {where}, {pair}, since {one.started[:16].replace('T', ' ')}"
+        yield f"{one.design.name}: {where}, {pair}, since {minute(one.started)}"
         for verdict in one.verdicts if every else one.verdicts[-1:]:
-            yield f"  {verdict.at[:16].replace('T', ' ')}  {verdict.outcome}: {verdict.sentence}"
+            yield f"  {minute(verdict.at)}  {verdict.outcome}: {verdict.sentence}"
         if one.stopped:
-            yield f"  {one.stopped[:16].replace('T', ' ')}  stopped by hand: {one.why or 'no reason was given'}"
+            yield f"  {minute(one.stopped)}  stopped by hand: {one.why or 'no reason was given'}"
     if not states:
         yield "There is no experiment yet: `tuneloop ab plan` says what one could show."
 
 
-def stop(
-    name: str = NAME, store: str = STORE, why: str = flag("", "TEXT", "The reason, for the log."), *, output: Output
-) -> Result:
-    """End an experiment by hand; the champion answers everybody again."""
+def stop(name: str = NAME, store: str = STORE, why: str = flag("", "TEXT", "The reason, for the log.")) -> Result:
+    """End an experiment by hand; the champion answers all users again."""
     from tuneloop.improve.experiment.command import stop as end
 
     state = end(store, name, why)
-    line = f"stopped   {state.design.name}: the champion answers everybody"
+    line = f"stopped   {state.design.name}: the champion answers all users"
     return Result({"experiment": state.design.name, **_as_json(state)}, [line])
 
 
-def replay(name: str = NAME, store: str = STORE, *, output: Output) -> Result:
-    """Make every decision again from the log, and say whether the same comes out, and whether the log is as it was written.
+def replay(name: str = NAME, store: str = STORE) -> Result:
+    """Make every decision again from the log, and say whether each is the same, and the log as it was written.
 
     Exit status 1: one differs, or the log was changed.
     """
@@ -156,49 +139,45 @@ def replay(name: str = NAME, store: str = STORE, *, output: Output) -> Result:
     lines = []
     for one in decisions:
         word = "same" if one.same else "DIFFERS: its inputs were changed or erased" if one.follows else "DIFFERS"
-        lines.append(f"{word}  {one.logged.at[:16].replace('T', ' ')}  {one.logged.outcome}: {one.logged.sentence}")
+        lines.append(f"{word}  {minute(one.logged.at)}  {one.logged.outcome}: {one.logged.sentence}")
         if not one.same:
             lines.append(f"      now  {one.again.outcome}: {one.again.sentence}")
     record = {"decisions": decisions, "same": same, "log": log}
     return Result(record, [*lines, log_line(log)], int(bool(log.fault) or not same))
 
 
-def judge(
-    name: str = NAME, store: str = STORE, *, choice: JudgeChoice, connection: ConnectionOptions, output: Output
-) -> Result:
+def judge(name: str = NAME, store: str = STORE, *, choice: JudgeChoice, connection: ConnectionOptions) -> Result:
     """Judge the answers that a candidate gave unseen, in shadow mode, against those that users got.
 
-    Equal answers tie. Where one of both failed, or people have said what is right, no judge is asked either. Without
-    --judge only these are judged, as `tuneloop ab check` does by itself.
+    Equal answers tie. Where one of both failed, or people have said what is right, no judge is needed either. Without
+    --judge only these are judged, as `tuneloop ab check` does, too.
     """
     from tuneloop.improve.experiment.command import judge_copies
 
     model = choice.chosen(connection)
-    with screen(output.quiet, "judging"):
-        done = judge_copies(store, name, judge=model)
+    with screen("judging"):
+        verdicts = judge_copies(store, name, judge=model)
     plain = ("equal", "invalid")
-    votes = ", ".join(f"{number} {by}" if by in plain else f"{number} by {by}" for by, number in done.votes.items())
-    mean = f"mean {done.mean:+.3f} (1: the candidate is better)"
-    lines = [f"{done.experiment}: {counted(done.pairs, 'pair')}, {votes or 'no verdict'}; {mean}"]
-    lines += [f"  {note}" for note in done.notes]
-    if done.open:
-        pairs = f"{counted(done.open, 'pair')} {verb(done.open, 'has', 'have')}"
+    votes = ", ".join(f"{number} {by}" if by in plain else f"{number} by {by}" for by, number in verdicts.votes.items())
+    mean = f"mean {verdicts.mean:+.3f} (1: the candidate is better)"
+    lines = [f"{verdicts.experiment}: {counted(verdicts.pairs, 'pair')}, {votes or 'no verdict'}; {mean}"]
+    lines += [f"  {note}" for note in verdicts.notes]
+    if verdicts.open:
+        pairs = f"{counted(verdicts.open, 'pair')} {verb(verdicts.open, 'has', 'have')}"
         lines.append(f"  {pairs} no verdict: --judge MODEL compares their answers")
-    return Result(done, lines)
+    return Result(verdicts, lines)
 
 
 def log_line(log: DecisionLog) -> str:
-    """What is said of a log that was verified."""
+    """A line on a log that was verified."""
     if log.fault:
         return f"CHANGED  the log of decisions: {log.fault}"
     return f"unbroken  the log of {log.decisions:,} decisions, which ends in {log.head}"
 
 
 def _as_json(state: ExperimentState) -> dict[str, Any]:
-    return {
-        "design": state.design, "registration": state.registration, "started": state.started, "share": state.share,
-        "ended": state.ended, "stopped": state.stopped, "why": state.why, "decisions": state.verdicts,
-    }  # fmt: skip
+    names = ("design", "registration", "started", "share", "ended", "stopped", "why")
+    return {**{name: getattr(state, name) for name in names}, "decisions": state.verdicts}
 
 
 commands = {"plan": plan, "start": start, "check": check, "show": show, "judge": judge, "stop": stop, "replay": replay}

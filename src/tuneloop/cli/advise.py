@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +12,15 @@ import typer
 
 from tuneloop.advise.config import AdviseOptions
 from tuneloop.cli.console import Result, one_place
-from tuneloop.cli.numbers import amount, count
-from tuneloop.cli.parameters import SETTINGS, Output, argument, given
+from tuneloop.cli.parameters import SETTINGS, amount, argument, count, given, screen
 from tuneloop.core.files import write_text
 from tuneloop.core.flag import flag, switch
-from tuneloop.core.terminal import plain_table, screen
+from tuneloop.core.terminal import plain_table
 
 if TYPE_CHECKING:
     from tuneloop.advise.advise import Advice
 
-# What is asked when the command is called bare on a terminal: key, words, kind. Enter leaves it unknown.
+# The questions of the command when it is called bare on a terminal: key, words, kind. Enter leaves it unknown.
 QUESTIONS: tuple[tuple[str, str, type], ...] = (
     ("rows", "How many examples do you have?", int),
     ("task", "What is the task (classification, generation, chat)?", str),
@@ -39,24 +39,18 @@ QUESTIONS: tuple[tuple[str, str, type], ...] = (
 
 
 def command(
-    source: str = argument(
-        "[DATA|RECIPE.yaml|RUN|EVAL.json]",
-        "File of examples, prepared data set, recipe, run, or evaluation to start from.",
-        "",
-    ),
+    source: str = argument("[DATA|RECIPE.yaml|RUN|EVAL.json]", "Examples, data set, recipe, run or evaluation.", ""),
     settings: list[str] | None = SETTINGS,
     measure: bool = switch("Measure the base model and cheap classifiers on the test rows first."),
     html: str = flag("", "FILE", "Write a page with tables and charts."),
-    out: str = flag(
-        "", "FOLDER", "Folder that keeps the answer, prepared data and measurements; default: evals/advise-NAME.", "-o"
-    ),
+    out: str = flag("", "FOLDER", "Folder of the answer, data and measurements; default: evals/advise-NAME.", "-o"),
     *,
     options: AdviseOptions,
-    output: Output,
 ) -> Result:
     """Say whether to fine-tune at all, how, and when it pays off.
 
-    What you know can be given as options; the rest is read from the data, or stays open. Exit status 1: don't fine-tune.
+    What you know can be given as options; the rest is read from the data, or stays open. Exit status 1: don't
+    fine-tune.
     """
     facts = given(options)
     source, settings = one_place(source, settings)
@@ -64,7 +58,8 @@ def command(
         facts = _ask()
     from tuneloop.pipeline.advise import advise_on
 
-    with screen(output.quiet or not source, "measuring" if measure else "reading the data"):
+    doing = "measuring" if measure else "reading the data"
+    with screen(doing) if source else nullcontext():
         advice = advise_on(source, facts, settings, measure=measure, out=out)
     if html:
         from tuneloop.report.advise_html import render_advise_page
@@ -80,18 +75,15 @@ HEADER, NAMES = 10, 16  # columns of a header before it is broken, and of a tabl
 def _ask() -> dict[str, Any]:
     """The questions, on stderr; Enter leaves a fact unknown."""
     typer.echo("Enter leaves a question open; what is not known decides nothing.", err=True)
-    given: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     for key, words, kind in QUESTIONS:
-        while True:
-            text = typer.prompt(words, default="", show_default=False, err=True).strip()
-            if not text:
-                break
+        while text := typer.prompt(words, default="", show_default=False, err=True).strip():
             try:
-                given[key] = _read(text, kind)
+                facts[key] = _read(text, kind)
                 break
             except ValueError:
                 typer.echo(f"  {text!r} does not answer that; Enter leaves it open", err=True)
-    return given
+    return facts
 
 
 def _read(text: str, kind: type) -> Any:
@@ -147,21 +139,20 @@ def _table(title: str, *columns: str) -> Any:
 def _print_table(console: Any, table: Any) -> None:
     """A table after an empty line, without the blanks that fill its lines.
 
-    Where the console is too narrow, names in the first column are broken at words, and what is still too wide runs over: a cut
-    figure tells nobody anything.
+    Where the console is too narrow, names in the first column are broken at words, and what is still too wide runs
+    over: a cut number says nothing.
     """
     from rich.measure import Measurement
 
     needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-    names = max(
-        len(line) for cell in [table.columns[0].header, *table.columns[0].cells] for line in str(cell).split("\n")
-    )
-    table.columns[0].width = min(names, max(NAMES, names - max(0, needed - console.width)))
-    own, console.width = console.width, max(console.width, needed)
-    with console.capture() as shown:
+    first = table.columns[0]
+    names = max(len(line) for cell in (first.header, *first.cells) for line in str(cell).split("\n"))
+    first.width = min(names, max(NAMES, names - max(0, needed - console.width)))
+    width, console.width = console.width, max(console.width, needed)
+    with console.capture() as capture:
         console.print(table)
-    console.width = own
-    console.print("\n" + "\n".join(line.rstrip() for line in shown.get().splitlines()), soft_wrap=True)
+    console.width = width
+    console.print("\n" + "\n".join(line.rstrip() for line in capture.get().splitlines()), soft_wrap=True)
 
 
 def _print_leaderboard(advice: Advice, console: Any) -> None:
@@ -170,12 +161,12 @@ def _print_leaderboard(advice: Advice, console: Any) -> None:
     rows = page_of_advice(advice.record())["leaderboard"]
     if not rows:
         return
-    columns = {"system": "name", "gain over the best prompt": "gain", "tokens read": "tokens", "1,000 queries": "query",
-               "training": "training"}  # fmt: skip
-    shown = {title: key for title, key in columns.items() if any(c[key] for c in rows)}
-    table = _table("\nMeasured", "system", f"quality ({rows[0]['metric']})", *list(shown)[1:])
-    for c in rows:
-        table.add_row(c["name"], f"{c['value']} {c['bounds']}", *(c[key] for key in list(shown.values())[1:]))
+    titles = {"gain": "gain over the best prompt", "tokens": "tokens read", "query": "1,000 queries"}
+    keys = [key for key in (*titles, "training") if any(row[key] for row in rows)]
+    names = [titles.get(key, key) for key in keys]
+    table = _table("\nMeasured", "system", f"quality ({rows[0]['metric']})", *names)
+    for row in rows:
+        table.add_row(row["name"], f"{row['value']} {row['bounds']}", *(row[key] for key in keys))
     _print_table(console, table)
 
 
@@ -207,8 +198,7 @@ def _print_rest(advice: Advice, console: Any) -> None:
 
         gpu = training.job.gpu
         machine = "this machine's processor" if gpu.is_cpu else f"{training.job.gpus} x {gpu.name}"
-        what = f"Training {advice.question.model} with {advice.costed_name} on {machine}"
-        console.print(f"\n{what}", style="bold")
+        console.print(f"\nTraining {advice.question.model} with {advice.costed_name} on {machine}", style="bold")
         for line in cost_lines(PlannedCost(**training.cost.to_json())):
             console.print(line, soft_wrap=True)
     if advice.steps:

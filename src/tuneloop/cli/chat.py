@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.cli.console import Result, print_live
 from tuneloop.cli.endpoint import ConnectionOptions
-from tuneloop.cli.parameters import Output
+from tuneloop.cli.parameters import output, screen
 from tuneloop.cli.predict import TARGET, TargetOptions
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag
-from tuneloop.core.terminal import screen
 from tuneloop.core.ui import busy, say
 
 if TYPE_CHECKING:
     from tuneloop.pipeline.chat import Chat
-    from tuneloop.pipeline.predict import Prediction
 
 
 def command(
@@ -26,39 +24,31 @@ def command(
     *,
     asking: TargetOptions,
     connection: ConnectionOptions,
-    output: Output,
 ) -> Result:
     """Ask a model questions, one line at a time.
 
-    It is asked as it was trained; /help lists the commands, /prompt shows what the model reads. Piped, each line is a
+    Its prompts are as in training; /help lists the commands, /prompt shows what the model reads. Piped, each line is a
     question. With --json the questions and answers are printed as one object at the end.
     """
     from tuneloop.pipeline.chat import HELP, open_chat
 
-    chat = open_chat(
-        target, against, base=asking.base, task=asking.task, system=asking.system, max_new_tokens=asking.max_new_tokens,
-        endpoint=asking.server(connection),
-    )  # fmt: skip
-    with screen(output.quiet, "loading the model"):
+    options: dict[str, Any] = {name: getattr(asking, name) for name in ("base", "task", "system", "max_new_tokens")}
+    chat = open_chat(target, against, endpoint=asking.server(connection), **options)
+    with screen("loading the model"):
         with busy("loading the model"):
             chat.load()
-        say(f"chat      {_introduction(chat)}")
+        first, names = chat.speakers[0], " and ".join(speaker.name for speaker in chat.speakers)
+        how = "the conversation is remembered" if first.remembers else "each question is on its own, as in training"
+        columns = f"; a question is JSON with {', '.join(chat.columns)}" if chat.columns else ""
+        say(f"chat      {first.target.name}: {names}; {how}{columns}")
         if sys.stdin.isatty():
             say(HELP)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal in another encoding is no reason to stop
     if isinstance(sys.stdin, TextIOWrapper) and not sys.stdin.isatty():
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
-    turns = _Loop(chat, output.as_json).run()
+    turns = _Loop(chat, output().as_json).run()
     return Result({"target": target, "against": against or None, "turns": turns})
-
-
-def _introduction(chat: Chat) -> str:
-    first = chat.speakers[0]
-    names = " and ".join(speaker.name for speaker in chat.speakers)
-    how = "the conversation is remembered" if first.remembers else "each question stands by itself, as in training"
-    columns = f"; a question is JSON with {', '.join(chat.columns)}" if chat.columns else ""
-    return f"{first.target.name}: {names}; {how}{columns}"
 
 
 class _Loop:
@@ -69,7 +59,7 @@ class _Loop:
         self.silent = as_json
         self.typed = sys.stdin.isatty()
         self.last: dict[str, Any] | None = None
-        self.read: dict[str, str] = {}  # the prompts of the last question, by speaker
+        self.prompts: dict[str, str] = {}  # the prompts of the last question, by speaker
         self.turns: list[dict[str, Any]] = []
 
     def run(self) -> list[dict[str, Any]]:
@@ -122,50 +112,44 @@ class _Loop:
             self._show("(forgotten)")
         elif word == "/system":
             self.chat.system = "" if rest == "-" else rest or None
-            self._show(
-                "(no system turn)" if rest == "-" else "(system turn set)" if rest else "(the trained system turn)"
-            )
+            state = "system turn set" if rest else "the trained system turn"
+            self._show("(no system turn)" if rest == "-" else f"({state})")
         elif word == "/prompt":
-            self._prompts(rest)
+            self._show_prompts(rest)
         elif line.startswith("/") and not line.startswith("//"):
-            print_live(f"Error: no command {word}; /help lists them, //TEXT asks a text that begins with /", err=True)
+            print_live(f"Error: no command {word}; /help lists them, //TEXT sends a text that begins with /", err=True)
         else:
             self._ask(line.removeprefix("/") if line.startswith("//") else line)
         return True
 
-    def _prompts(self, text: str) -> None:
+    def _show_prompts(self, text: str) -> None:
         record = self.chat.question(text) if text else self.last
         if record is None:
-            self._show("(nothing was asked yet: /prompt TEXT shows the prompt of a text)")
+            self._show("(no question yet: /prompt TEXT shows the prompt of a text)")
             return
         for speaker in self.chat.speakers:
             name = f"--- {speaker.name}\n" if len(self.chat.speakers) > 1 else ""
-            shown = self.read.get(speaker.name) if not text else None
-            self._show(name + (shown or self.chat.rendered(speaker, record)))
+            prompt = self.prompts.get(speaker.name) if not text else None
+            self._show(name + (prompt or self.chat.rendered(speaker, record)))
 
     def _ask(self, line: str) -> None:
         record = self.chat.question(line)
         answers: dict[str, Any] = {}
-        self.last, self.read = record, {}
+        self.last, self.prompts = record, {}
         for speaker in self.chat.speakers:
-            lead = f"{speaker.name}: " if len(self.chat.speakers) > 1 else ""
-            self.read[speaker.name] = self.chat.rendered(speaker, record)
-            if lead and not self.silent:
-                print_live(lead, end="")
-            found = self.chat.answer(speaker, record, self._piece)
-            self._end(found)
-            answers[speaker.name] = {name: value for name, value in vars(found).items() if value not in ("", None)}
+            self.prompts[speaker.name] = self.chat.rendered(speaker, record)
+            if len(self.chat.speakers) > 1:
+                self._print(f"{speaker.name}: ")
+            answer = self.chat.answer(speaker, record, self._print)
+            self._print(" ... (cut at --max-new-tokens)\n" if answer.finish == "length" else "\n")
+            if answer.error:
+                print_live(f"Error: {answer.error}", err=True)
+            answers[speaker.name] = {name: value for name, value in vars(answer).items() if value not in ("", None)}
         self.turns.append({"question": line, "answers": answers})
 
-    def _piece(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         if not self.silent:
             print_live(text, end="")
-
-    def _end(self, found: Prediction) -> None:
-        if not self.silent:
-            print_live(" ... (cut at --max-new-tokens)" if found.finish == "length" else "")
-        if found.error:
-            print_live(f"Error: {found.error}", err=True)
 
     def _show(self, text: str) -> None:
         print_live(text, err=self.silent)

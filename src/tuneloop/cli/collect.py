@@ -2,67 +2,64 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tuneloop.cli.console import Result
-from tuneloop.cli.parameters import KEEP_PERSONAL, SERVER, STORE, STORE_ARGUMENT, Output, argument, given
+from tuneloop.cli.console import Result, minute
+from tuneloop.cli.parameters import KEEP_PERSONAL, SERVER, STORE, STORE_ARGUMENT, argument, given, output, screen
 from tuneloop.core.files import Config
 from tuneloop.core.flag import flag, switch
-from tuneloop.core.terminal import screen
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted
 from tuneloop.data.config import PersonalConfig
 from tuneloop.improve.collect.collect import DROPPED, CollectOptions
 
 if TYPE_CHECKING:
-    from tuneloop.improve.feedback.command import FeedbackSummary, Imported
+    from tuneloop.improve.feedback.command import Imported
     from tuneloop.records.server import CollectedManifest
 
 
 def command(
     store: str = STORE_ARGUMENT,
     out: str = flag(..., "FOLDER", "Folder for the files.", "-o"),
-    run: str = flag(
-        "", "FOLDER", "Run in use: also write its rows and the collected ones, as train.jsonl and test.jsonl."
-    ),
+    run: str = flag("", "FOLDER", "Run in use: write its rows and the collected ones, too: train.jsonl, test.jsonl."),
     keep_personal: bool = KEEP_PERSONAL,
     *,
     options: CollectOptions,
-    output: Output,
 ) -> Result:
     """Turn requests with feedback into training data, and keep some users for the test.
 
-    Writes sft.jsonl, preference.jsonl, kto.jsonl and heldout.jsonl, which `tuneloop prepare` reads, and must_pass.jsonl, demands
-    for the suite of a gate.
+    Writes sft.jsonl, preference.jsonl, kto.jsonl and heldout.jsonl, which `tuneloop prepare` reads, and
+    must_pass.jsonl, demands for the suite of a gate.
     """
     from tuneloop.improve.collect.command import collect_store
 
-    with screen(output.quiet, "collecting"):
-        found = collect_store(store, out, given(options), personal=_personal(keep_personal), run=run)
-    return Result({**found.to_json(), "path": out}, _collected(found, out, run))
+    with screen("collecting"):
+        manifest = collect_store(store, out, given(options), personal=_personal(keep_personal), run=run)
+    return Result({**manifest.to_json(), "path": out}, _collected(manifest, out, run))
 
 
-def _collected(found: CollectedManifest, out: str, run: str) -> Iterator[str]:
-    yield f"{'read':<11} {counted(found.requests, 'request')}, {found.with_feedback:,} with feedback"
-    for name, rows in found.counts.items():
-        own = f", {found.own:,} of them the model's own answers" if name == "sft" and found.own else ""
-        yield f"{name:<11} {counted(rows, 'row')}{own}"
-    for reason, number in found.dropped.items():
+def _collected(manifest: CollectedManifest, out: str, run: str) -> Iterator[str]:
+    yield f"{'read':<11} {counted(manifest.requests, 'request')}, {manifest.with_feedback:,} with feedback"
+    for name, rows in manifest.counts.items():
+        note = f", {manifest.own:,} of them the model's own answers" if name == "sft" and manifest.own else ""
+        yield f"{name:<11} {counted(rows, 'row')}{note}"
+    for reason, number in manifest.dropped.items():
         yield f"{'left out':<11} {number:,}: {DROPPED[reason]}"
-    test = f" split.test={out}/heldout.jsonl" if found.counts["heldout"] else ""
-    if found.counts["must_pass"]:
+    test = f" split.test={out}/heldout.jsonl" if manifest.counts["heldout"] else ""
+    if manifest.counts["must_pass"]:
         yield f"{'suite':<11} choose rows of {out}/must_pass.jsonl for the suite's must_pass_file"
     if run:
         from tuneloop.improve.collect.command import settings_of_retraining
 
         yield f"{'next':<11} tuneloop run RECIPE.yaml {' '.join(settings_of_retraining(Path(out)))}"
         return
-    first = next((name for name, rows in found.counts.items() if rows and name not in ("heldout", "must_pass")), "")
-    if first:
+    trained = (name for name in manifest.counts if name not in ("heldout", "must_pass"))
+    if first := next((name for name in trained if manifest.counts[name]), ""):
         yield f"{'next':<11} tuneloop prepare {out}/{first}.jsonl{test}"
 
 
@@ -76,8 +73,6 @@ def requests(
     since: str = flag("", "TIME", "Only requests since then: 24h, 7d, 2026-01-31."),
     model: str = flag("", "NAME", "Only requests to this model.", "-m"),
     keep_personal: bool = KEEP_PERSONAL,
-    *,
-    output: Output,
 ) -> Result:
     """Write served requests as a log that prepare reads.
 
@@ -88,30 +83,29 @@ def requests(
     from tuneloop.serving.costs import since_time
 
     personal = _personal(keep_personal)
-    found = write_requests(folder, Path(out), since=since_time(since), model=model, personal=personal)
-    if not output.as_json:
-        with screen(output.quiet):
-            say(
-                f"requests  {found.written:,} in {found.out}; left out: {found.failed:,} failed, "
-                f"{found.without_text:,} whose texts were not kept, {found.without_consent:,} that must not be trained on"
-            )
-            say(f"next:     tuneloop prepare {found.out}")
-    return Result(asdict(found))
+    log = write_requests(folder, Path(out), since=since_time(since), model=model, personal=personal)
+    if not output().as_json:
+        with screen():
+            texts = f"{log.without_text:,} whose texts were not kept"
+            consent = f"{log.without_consent:,} that must not be trained on"
+            say(f"requests  {log.written:,} in {log.out}; left out: {log.failed:,} failed, {texts}, {consent}")
+            say(f"next:     tuneloop prepare {log.out}")
+    return Result(asdict(log))
 
 
-class Said(Config):
+class FeedbackOptions(Config):
     """One piece of feedback."""
 
     PANEL: ClassVar[str] = "Feedback"
 
-    kind: str = flag("thumbs", "KIND", "thumbs, rating, label, correction, comment, choice, or a name of your own.")
+    kind: str = flag("thumbs", "KIND", "thumbs, rating, label, correction, comment, choice, or another name.")
     value: str = flag("", "VALUE", "up or down, a number, true or false, or a text.", "-v")
     conversation: str = flag("", "ID", "The conversation, in place of a request.")
     user: str = flag("", "NAME", "Who says so: a pseudonym.")
     key: str = flag("", "TEXT", "The same key again is the same feedback.")
     source: str = flag("", "NAME", "Where it comes from, as in app or support; default: command.")
     weight: float | None = flag(None, "X", "How many voices it counts as, where several are averaged; default: one.")
-    time: str = flag("", "TIME", "When it was said, as in 2026-01-31T12:00:00Z; default: now.")
+    time: str = flag("", "TIME", "When it was given, as in 2026-01-31T12:00:00Z; default: now.")
 
 
 def add(
@@ -119,27 +113,24 @@ def add(
     keep_personal: bool = KEEP_PERSONAL,
     store: str = STORE,
     *,
-    said: Said,
-    output: Output,
+    feedback: FeedbackOptions,
 ) -> Result:
     """Store one piece of feedback on a request or a conversation."""
     from tuneloop.improve.feedback.command import add as store_one
 
-    given = {**said.model_dump(), "request": request, "value": _value(said.kind, said.value)}
-    one, new = store_one(store, given, personal=_personal(keep_personal))
+    values = {**feedback.model_dump(), "request": request, "value": _value(feedback.kind, feedback.value)}
+    one, new = store_one(store, values, personal=_personal(keep_personal))
     line = f"{'stored' if new else 'known already'}: {one.kind} on {one.request or one.conversation}"
     return Result({"id": one.id, "new": new, "feedback": one}, [line])
 
 
 def _value(kind: str, text: str) -> Any:
     """A value as it is meant: a text for kinds that are texts; else true, false, a number, or the text itself."""
-    if kind in ("label", "correction", "comment", "choice"):
-        return text
-    try:
-        found = json.loads(text.lower())
-    except ValueError:
-        return text
-    return found if isinstance(found, bool | int | float) else text
+    if kind not in ("label", "correction", "comment", "choice"):
+        with contextlib.suppress(ValueError):
+            value = json.loads(text.lower())
+            return value if isinstance(value, bool | int | float) else text
+    return text
 
 
 def import_(
@@ -147,45 +138,35 @@ def import_(
     kind: str = flag("", "KIND", "Kind of records that name none."),
     keep_personal: bool = KEEP_PERSONAL,
     store: str = STORE,
-    *,
-    output: Output,
 ) -> Result:
-    """Store the feedback of files; the same file again adds nothing. Exit status 1: no record could be read as feedback."""
+    """Store the feedback of files; the same file again adds nothing. Exit status 1: no record holds feedback."""
     from tuneloop.improve.feedback.command import import_files
 
-    with screen(output.quiet, "importing"):
-        done = import_files(store, sources, kind=kind, personal=_personal(keep_personal))
-    nothing = bool(done.refused) and not done.added and not done.known
-    return Result(done, _imported(done, nothing=nothing), int(nothing))
+    with screen("importing"):
+        result = import_files(store, sources, kind=kind, personal=_personal(keep_personal))
+    nothing = bool(result.refused) and not result.added and not result.known
+    return Result(result, _imported(result, nothing=nothing), int(nothing))
 
 
-def _imported(done: Imported, *, nothing: bool) -> Iterator[str]:
-    yield f"added     {done.added:,}" + (f"; {done.known:,} were known already" if done.known else "")
-    for reason, (number, first) in _by_reason(done.refused).items():
-        more = f" and {number - 1:,} more" if number > 1 else ""
+def _imported(result: Imported, *, nothing: bool) -> Iterator[str]:
+    yield f"added     {result.added:,}" + (f"; {result.known:,} were known already" if result.known else "")
+    by_reason: dict[str, list[Mapping[str, Any]]] = {}
+    for one in result.refused:
+        by_reason.setdefault(str(one["reason"]), []).append(one)
+    for reason, (first, *others) in by_reason.items():
+        more = f" and {len(others):,} more" if others else ""
         yield f"refused   {first['source']}:{first['line']}{more}: {reason}"
     if nothing:
         columns = "name the columns request (or conversation), kind and value"
         yield f"next      {columns}; rated chats go to `tuneloop prepare`"
 
 
-def _by_reason(refused: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, Mapping[str, Any]]]:
-    """How many records were refused for a reason, and the first of them."""
-    found: dict[str, tuple[int, Mapping[str, Any]]] = {}
-    for one in refused:
-        number, first = found.get(str(one["reason"]), (0, one))
-        found[str(one["reason"])] = number + 1, first
-    return found
-
-
 def export(
     out: str = flag(..., "FILE", "Where it is written, as JSON Lines.", "-o"),
-    since: str = flag("", "TIME", "Only what was said from then on."),
-    until: str = flag("", "TIME", "Only what was said before."),
+    since: str = flag("", "TIME", "Only what was given from then on."),
+    until: str = flag("", "TIME", "Only what was given before."),
     keep_personal: bool = KEEP_PERSONAL,
     store: str = STORE,
-    *,
-    output: Output,
 ) -> Result:
     """Write feedback as JSON Lines."""
     from tuneloop.improve.feedback.command import export as write
@@ -195,29 +176,24 @@ def export(
 
 
 def show_feedback(
-    since: str = flag("", "TIME", "Only what was said from then on."),
-    until: str = flag("", "TIME", "Only what was said before."),
+    since: str = flag("", "TIME", "Only what was given from then on."),
+    until: str = flag("", "TIME", "Only what was given before."),
     orphans: bool = switch("List feedback on requests that are not known."),
     store: str = STORE,
-    *,
-    output: Output,
 ) -> Result:
     """Show how much feedback there is of each kind, and how good it is."""
     from tuneloop.improve.feedback.command import show as read
 
-    found = read(store, since=since, until=until)
-    return Result(found, _feedback_lines(found, orphans=orphans))
-
-
-def _feedback_lines(found: FeedbackSummary, *, orphans: bool) -> Iterator[str]:
-    yield f"requests  {found.requests:,}, of which {found.rated:,} have feedback"
-    for one in found.kinds:
+    summary = read(store, since=since, until=until)
+    lines = [f"requests  {summary.requests:,}, of which {summary.rated:,} have feedback"]
+    for one in summary.kinds:
         mean = "" if one.mean is None else f", {one.mean:.3f} good on average (0 to 1)"
-        yield f"{one.kind:<9} {one.events:,} events, {one.current:,} hold{mean}"
-    if found.orphans:
-        yield f"orphans   {len(found.orphans):,} on requests or conversations that are not known (yet)"
-    for lost in found.orphans if orphans else []:
-        yield f"  {lost.time[:16].replace('T', ' ')}  {lost.kind} on {lost.request or lost.conversation}"
+        lines.append(f"{one.kind:<9} {one.events:,} events, {one.current:,} hold{mean}")
+    if summary.orphans:
+        lines.append(f"orphans   {len(summary.orphans):,} on requests or conversations that are not known (yet)")
+    for orphan in summary.orphans if orphans else []:
+        lines.append(f"  {minute(orphan.time)}  {orphan.kind} on {orphan.request or orphan.conversation}")
+    return Result(summary, lines)
 
 
 commands = {"requests": requests, "add": add, "import": import_, "export": export, "show": show_feedback}

@@ -11,11 +11,10 @@ import typer
 
 from tuneloop.cli.console import Result
 from tuneloop.cli.endpoint import JudgeChoice, PricedEndpointOptions
-from tuneloop.cli.parameters import Output, argument
+from tuneloop.cli.parameters import argument, output, screen
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config
 from tuneloop.core.flag import flag
-from tuneloop.core.terminal import Screen, screen
 from tuneloop.evaluation.config import EvalOptions
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.records.record import read_record
@@ -36,7 +35,7 @@ class AnswerOptions(Config):
     split: str = flag("test", "NAME", "Split of it: train, val or test.", "-s")
 
 
-class JudgeOptions(JudgeChoice):
+class JudgeCheckOptions(JudgeChoice):
     """How much a model judges, and how it is checked."""
 
     PANEL: ClassVar[str] = "Judge"
@@ -49,39 +48,35 @@ class JudgeOptions(JudgeChoice):
 def command(
     evaluations: list[str] = argument(
         "A [B...]",
-        "Folders with eval.json (FOLDER:NAME picks a baseline in it), or two or more files of predictions. One folder alone: "
-        "its own comparison.",
+        "Folders with eval.json (FOLDER:NAME picks a baseline in it), or two or more files of predictions. One folder "
+        "alone: its own comparison.",
         None,
     ),
     out: str = flag("", "FOLDER", "Folder for eval.json; default: in evals/.", "-o"),
     table: str = flag("", "NAME", "Print only the table of one folder's comparison, as markdown, latex or csv."),
     *,
     answers: AnswerOptions,
-    judging: JudgeOptions,
+    judging: JudgeCheckOptions,
     connection: PricedEndpointOptions,
-    output: Output,
 ) -> Result:
     """Compare evaluations of the same rows, each with the first one.
 
-    Differences are tested row by row. The verdict of a judge is given with the metrics. One run, evaluation or comparison
-    alone is shown as when it ended, and its report page is written again.
+    Differences are tested row by row. The verdict of a judge is given with the metrics. One run, evaluation or
+    comparison alone is shown as when it ended, and its report page is written again.
     """
     judge = judging.chosen(connection, judging.votes, judging.judge_rows)
     if judge is None and (judging.check_judge or judging.votes):
         raise typer.BadParameter("name the judge with --judge")
     if judge is None and evaluations and len(evaluations) == 1 and (table or Path(evaluations[0]).is_dir()):
-        return _of_one(Path(evaluations[0]), table, output)
+        return _of_one(Path(evaluations[0]), table)
     if table:
         raise typer.BadParameter("--table prints the comparison of one folder: name one")
-    with screen(output.quiet, "comparing") as shown:
+    with screen("comparing"):
         if judging.check_judge:
             assert judge is not None
-            result, words = _checked(judge, judging.check_judge, shown)
-        else:
-            against = EvalOptions(dataset=answers.dataset, split=answers.split, data=answers.references)
-            result, words = _compare(evaluations or [], out, judge, shown, against)
-    if judging.check_judge:
-        return Result(result, words)
+            return _check_judge(judge, judging.check_judge)
+        against = EvalOptions(dataset=answers.dataset, split=answers.split, data=answers.references)
+        result, words = _compare(evaluations or [], out, judge, against)
     return Result(result, partial(_print, Path(result["path"]), words))
 
 
@@ -93,7 +88,7 @@ def _print(folder: Path, words: Sequence[str], console: Console) -> None:
         console.print(line, soft_wrap=True)
 
 
-def _of_one(folder: Path, table: str, output: Output) -> Result:
+def _of_one(folder: Path, table: str) -> Result:
     """The comparison with which a run ends, its page written again."""
     from tuneloop.pipeline.context import summary
     from tuneloop.report.comparison import comparison_as
@@ -103,23 +98,24 @@ def _of_one(folder: Path, table: str, output: Output) -> Result:
     if table:
         if table not in ("markdown", "latex", "csv"):
             raise UserError(f"No such table {table!r}", where="--table", next_step="choose markdown, latex or csv")
-        text = comparison_as(read_record(EvaluationManifest, folder / EvaluationManifest.file), table)  # type: ignore[arg-type]
+        manifest = read_record(EvaluationManifest, folder / EvaluationManifest.file)
+        text = comparison_as(manifest, table)  # type: ignore[arg-type]
         return Result({"table": text, "format": table}, [text.removesuffix("\n")])
-    with screen(output.quiet, "writing the report"):
+    with screen("writing the report"):
         page = write_page(folder)
-    return Result(summary(folder) | {"report": str(page)}, () if output.quiet else partial(print_closing, folder))
+    return Result(summary(folder) | {"report": str(page)}, () if output().quiet else partial(print_closing, folder))
 
 
-def _checked(judge: Judge, file: str, shown: Screen) -> tuple[dict[str, Any], list[str]]:
+def _check_judge(judge: Judge, file: str) -> Result:
     from tuneloop.pipeline.judge import check_judge
 
-    found = check_judge(judge, file)
-    facts = {"judge": judge.model, "checks": [{**one.facts, "words": one.words} for one in found]}
-    return facts, [word for one in found for word in one.words]
+    checks = check_judge(judge, file)
+    facts = {"judge": judge.model, "checks": [{**one.facts, "words": one.words} for one in checks]}
+    return Result(facts, [word for one in checks for word in one.words])
 
 
 def _compare(
-    evaluations: list[str], out: str, judge: Judge | None, shown: Screen, against: EvalOptions
+    evaluations: list[str], out: str, judge: Judge | None, against: EvalOptions
 ) -> tuple[dict[str, Any], list[str]]:
     from tuneloop.pipeline.compare import compare_evaluations, evaluate_files
     from tuneloop.pipeline.judge import judge_evaluations, write_verdicts
@@ -132,8 +128,8 @@ def _compare(
         return {"judge": judged[0].facts}
 
     folders = evaluate_files(evaluations, against)
-    found = compare_evaluations(evaluations, out, judge=ask if judge else None, folders=folders)
+    folder = compare_evaluations(evaluations, out, judge=ask if judge else None, folders=folders).folder
     for judgement in judged:
-        write_verdicts(found.folder, judgement)
+        write_verdicts(folder, judgement)
     words = [word for judgement in judged for word in judgement.words]
-    return {"path": str(found.folder), **read_record(EvaluationManifest, found.folder).to_json()}, words
+    return {"path": str(folder), **read_record(EvaluationManifest, folder).to_json()}, words

@@ -1,5 +1,217 @@
-"""`tuneloop data`: what is done with a prepared data set."""
+"""`tuneloop data`: check, diff and forget, on prepared data sets."""
 
-from tuneloop.cli import check, diff, forget
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.cli import forget
+from tuneloop.cli.console import Result, short
+from tuneloop.cli.parameters import argument, screen
+from tuneloop.core.errors import UserError
+from tuneloop.core.flag import flag
+from tuneloop.core.stats.tests import p_words
+from tuneloop.core.terminal import plain_table
+from tuneloop.core.ui import say
+from tuneloop.core.units import counted
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tuneloop.data.diff import DatasetDiff
+    from tuneloop.records.dataset import Check, DatasetManifest
+    from tuneloop.records.rows import Row
+
+MOST = 8  # labels, settings or sources that are listed
+LEVELS = ("error", "warn", "ok")
+
+
+def check(
+    dataset: str = argument("DATASET", "A prepared data set: its folder."),
+    against: str = flag("", "FILE", "Compare it with records from production: file, glob or folder."),
+) -> Result:
+    """Check a prepared data set for problems that spoil training or evaluation.
+
+    Exit status 1: a check is at `error`.
+    """
+    from tuneloop.data.checks import check_dataset
+    from tuneloop.data.dataset import load_dataset
+
+    if Path(dataset).is_file() and Path(dataset).name != "dataset.json":
+        step = f"tuneloop prepare {dataset}, then check the folder that it names"
+        raise UserError("A file is not a data set yet: it has no splits to check", where=dataset, next_step=step)
+    loaded = load_dataset(dataset)
+    with screen("checking"):
+        production = _read_production(against, loaded.manifest) if against else None
+    checks = check_dataset(loaded, against=production)
+    checks = sorted(checks, key=lambda check: LEVELS.index(check.level))  # stable: the order of checks stays
+    worst = checks[0].level if checks else "ok"
+    record = {"dataset": loaded.id, "path": loaded.path, "level": worst, "checks": checks}
+    return Result(record, partial(_print_checks, loaded.id, checks), int(worst == "error"))
+
+
+def _read_production(against: str, manifest: DatasetManifest) -> list[Row]:
+    from tuneloop.data.checks.production import as_prepared, read_production
+
+    rows, without = read_production([against], as_prepared(manifest, [against]))
+    note = f"; {counted(without, 'record')} without a user's text were passed over" if without else ""
+    say(f"check     {counted(len(rows), 'production record')}{note}")
+    return rows
+
+
+def _print_checks(name: str, checks: Sequence[Check], console: Console) -> None:
+    from rich.text import Text
+
+    from tuneloop.report.facts import clean
+
+    table = plain_table("", "", show_header=False)
+    for check in checks:
+        style = {"error": "bold red", "warn": "yellow"}.get(check.level, "green")
+        words = clean(check.message)
+        table.add_row(Text(check.level, style=style), Text.assemble((check.name, "bold"), f"  {words}"))
+        if check.level != "ok" and check.remedy:
+            table.add_row("", Text(clean(check.remedy), style="cyan"))
+            for example in check.examples:
+                if "text" in example:
+                    place = f"{Path(example['source']).name}:{example['line']}  "
+                    table.add_row("", Text(clean(place + example["text"]), style="dim"))
+    counts = {level: sum(check.level == level for check in checks) for level in LEVELS}
+    console.print(table)
+    console.print(f"\n{name}: {', '.join(f'{n} {level}' for level, n in counts.items() if n)}")
+
+
+def diff(
+    a: str = argument("A", "The older data set: its folder."),
+    b: str = argument("B", "The newer data set."),
+    rows: int = flag(3, "N", "Show this many examples of each kind of change.", "-n", least=0),
+) -> Result:
+    """Show what changed between two prepared data sets.
+
+    Rows, splits, labels, settings and sources are compared.
+    """
+    from tuneloop.data.diff import diff_datasets
+
+    with screen("comparing the data sets"):
+        changes = diff_datasets(a, b, examples=rows)
+    record = {"identical": changes.identical, **{name: getattr(changes, name) for name in changes.__dataclass_fields__}}
+
+    def text(console: Console) -> None:
+        for part in (_print_head, _print_rows, _print_labels, _print_settings, _print_examples):
+            part(changes, console)
+
+    return Result(record, text)
+
+
+def _print_head(diff: DatasetDiff, console: Console) -> None:
+    table = _table("", "A", "B", "change")
+    table.add_row("data set", str(diff.a["id"]), str(diff.b["id"]), "")
+    names = list(dict.fromkeys([*diff.a["rows"], *diff.b["rows"]]))
+    counts = [(name, diff.a["rows"].get(name, 0), diff.b["rows"].get(name, 0)) for name in names]
+    tokens = [sum(side["tokens"].values()) for side in (diff.a, diff.b)]
+    for name, old, new in [*counts, ("tokens", *tokens)]:
+        table.add_row(name, f"{old:,}", f"{new:,}", f"{new - old:+,}" if new != old else "")
+    for name in ("task", "tool_version"):
+        if diff.a[name] != diff.b[name]:
+            table.add_row(name.replace("_", " "), str(diff.a[name] or "-"), str(diff.b[name] or "-"), "")
+    console.print(table)
+
+
+def _print_rows(diff: DatasetDiff, console: Console) -> None:
+    from rich.text import Text
+
+    console.print()
+    if diff.identical:
+        console.print("The rows and their splits are the same.")
+        return
+    table = _table("rows", "", "")
+    table.add_row("same", f"{diff.same:,}", "")
+    for name in ("added", "removed", "changed", "moved"):
+        if counts := getattr(diff, name):
+            words = "the question stayed; what changed: " if name == "changed" else ""
+            parts = ", ".join(f"{n:,} {what}" for what, n in counts.items())
+            table.add_row(name, f"{sum(counts.values()):,}", Text(words + parts))
+    console.print(table)
+    for move, words in (
+        ("test -> train", "of A's test rows are trained on in B: a model of B can't be measured on A's test"),
+        ("train -> test", "of B's test rows were trained on in A: a model of A can't be measured on B's test"),
+    ):
+        if n := diff.moved.get(move, 0):
+            console.print(Text.assemble(("warn  ", "yellow"), f"{n:,} {words}"))
+
+
+def _print_labels(diff: DatasetDiff, console: Console) -> None:
+    from rich.text import Text
+
+    shifted = [s for s in diff.labels if s.a != s.b]
+    if not shifted:
+        return
+    console.print()
+    table = _table("label", "A", "B", "share")
+    for s in shifted[:MOST]:
+        shares = f"{s.share_a:.1%} -> {s.share_b:.1%}"
+        table.add_row(Text(short(s.label, 32)), f"{s.a:,}", f"{s.b:,}", shares)
+    console.print(table)
+    _print_more(len(shifted), console)
+    sure = [s for s in shifted if s.p < 0.05]
+    if sure:
+        names = ", ".join(short(s.label, 32) for s in sure[:MOST]) + (", …" if len(sure) > MOST else "")
+        labels = f"{counted(len(diff.labels), 'label')} taken into account"
+        console.print(f"shares that differ by more than chance, {labels}: {names}")
+    if diff.labels_p is not None and (diff.labels_p < 0.05 or not sure):
+        verdict = "the labels' shares differ" if diff.labels_p < 0.05 else "no evidence that the labels' shares differ"
+        console.print(f"{verdict} (chi-square test, {p_words(diff.labels_p)})")
+
+
+def _print_settings(diff: DatasetDiff, console: Console) -> None:
+    from rich.text import Text
+
+    for title, key, changes in (("setting", "key", diff.config), ("source (rows)", "path", diff.sources)):
+        if not changes:
+            continue
+        console.print()
+        table = _table(title, "A", "B", left=True)
+        for change in changes[:MOST]:
+            values = [Text(short(_cell(change[s]), 24, end=isinstance(change[s], list))) for s in ("a", "b")]
+            table.add_row(Text(short(change[key], 44, end=key == "path")), *values)
+        console.print(table)
+        _print_more(len(changes), console)
+
+
+def _print_examples(diff: DatasetDiff, console: Console) -> None:
+    from rich.text import Text
+
+    for kind, examples in diff.examples.items():
+        if examples:
+            console.print(Text(f"\n{kind}, for example", style="bold"))
+        for example in examples:
+            was = example.get("was", {})
+            split = f"{was['split']} -> {example['split']}" if kind == "moved" else example["split"]
+            width = 14 if kind == "moved" else 5
+            console.print(Text(f"  {split:<{width}}  {short(example['prompt'], 74 - width)}"))
+            answers = [short(answer, 30) for answer in (was.get("answer"), example["answer"]) if answer is not None]
+            console.print(Text(f"  {'':<{width}}  {' -> '.join(answers)}", style="dim"))
+
+
+def _print_more(n: int, console: Console) -> None:
+    if n > MOST:
+        console.print(f"and {n - MOST:,} more: --json lists all", style="dim")
+
+
+def _table(first: str, *columns: str, left: bool = False) -> Any:
+    table = plain_table(header_style="bold")
+    table.add_column(first, no_wrap=not left, overflow="fold")
+    for column in columns:
+        words = left or not column or column == "share"
+        table.add_column(column, justify="left" if words else "right", overflow="fold")
+    return table
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "-"
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) and value is not True else str(value)
+
 
 commands = {"check": check, "diff": diff, "forget": forget}

@@ -7,9 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from tuneloop.cli.console import Result, print_live, show
-from tuneloop.cli.parameters import Output, argument
+from tuneloop.cli.parameters import argument, output, screen
 from tuneloop.core.flag import flag, switch
-from tuneloop.core.terminal import screen
 from tuneloop.core.ui import reporting
 from tuneloop.deploy.deployment import DeployOptions
 
@@ -17,16 +16,16 @@ from tuneloop.deploy.deployment import DeployOptions
 def command(
     artifact: str = argument("ARTIFACT", "Folder of an artifact, or NAME@ALIAS."),
     out: str = flag("", "FOLDER", "Folder of the project; default: deploy/NAME-HOST.", "-o"),
-    dry_run: bool = switch("Write the project and its price, put nothing up."),
-    yes: bool = switch("Put it up without asking."),
+    dry_run: bool = switch("Write the project and its price, start nothing."),
+    yes: bool = switch("Start it without asking."),
     *,
-    wish: DeployOptions,
-    output: Output,
+    options: DeployOptions,
 ) -> Result | None:
     """Make the project that serves an artifact on a host.
 
-    Its price is shown. Then it is put up, if you say yes; with --dry-run never. Where --to is the folder of a running `tuneloop serve`, or
-    is left out next to `serve/`, that server takes the version: it swaps when the new engine has answered its test rows.
+    Its price is shown. Then it is started, if you say yes; with --dry-run never. Where --to is the folder of a running
+    `tuneloop serve`, or is left out next to `serve/`, that server takes the version: it swaps when the new engine has
+    answered its test rows.
     """
     from tuneloop.deploy.command import launch_of, plan_deployment, record_of, write_project
     from tuneloop.deploy.launch import launch_after_yes
@@ -34,25 +33,25 @@ def command(
     from tuneloop.records.server import ServerState
     from tuneloop.registry.registered import local_name
 
-    place = Path(wish.to or "serve")
+    place = Path(options.to or "serve")
     if (place / ServerState.file).is_file():
-        return _to_server(place, artifact, wish.name, quiet=output.quiet)
-    with screen(output.quiet, "checking the artifact"):
-        project = plan_deployment(Path(local_name(artifact)), wish)
+        return _to_server(place, artifact, options.name)
+    with screen("checking the artifact"):
+        project = plan_deployment(Path(local_name(artifact)), options)
         folder = write_project(project, Path(out or f"deploy/{project.job.name}-{project.host.name}"))
     text = [f"{folder}: {', '.join(sorted(project.files))}", price_words(project.host, project.job)]
-    show(Result({"folder": str(folder), **record_of(project).to_json()}, text), output.as_json)
+    show(Result({"folder": str(folder), **record_of(project).to_json()}, text), output().as_json)
     if not dry_run:
-        question = f"Put it up on {project.host.title} now?"
+        question = f"Start it on {project.host.title} now?"
         with reporting(say=partial(print_live, err=True)):
-            launch_after_yes(launch_of(project, wish), folder, question, yes)
+            launch_after_yes(launch_of(project, options), folder, question, yes)
     return None
 
 
-def _to_server(folder: Path, source: str, name: str, *, quiet: bool) -> Result:
+def _to_server(folder: Path, source: str, name: str) -> Result:
     from tuneloop.serving.swap import deploy_to_server
 
-    with screen(quiet, "waiting for the server"):
+    with screen("waiting for the server"):
         swap = deploy_to_server(folder, source, name=name)
     if swap.swapped:
         line = f"{swap.name} is served from {swap.source}"

@@ -8,10 +8,9 @@ import typer
 
 from tuneloop.cli.console import Result, one_place
 from tuneloop.cli.endpoint import EndpointOptions
-from tuneloop.cli.parameters import SETTINGS, Output, argument
+from tuneloop.cli.parameters import SETTINGS, argument, screen
 from tuneloop.combine.options import DistilOptions
 from tuneloop.core.flag import flag
-from tuneloop.core.terminal import screen
 
 
 def command(
@@ -23,12 +22,11 @@ def command(
     *,
     options: DistilOptions,
     connection: EndpointOptions,
-    output: Output,
 ) -> Result:
     """Train a small model on a larger one's answers, and say whether it was worth it.
 
-    Settings of the student's recipe may follow: train.epochs=3. The same student trained on the rows' own answers is the
-    control. The teacher's answers are kept: the same command goes on where it was cut short.
+    Settings of the student's recipe may follow: train.epochs=3. The same student trained on the rows' own answers is
+    the control. The teacher's answers are kept: the same command continues where it was cut short.
     """
     from tuneloop.combine.distill.command import distil
 
@@ -37,17 +35,13 @@ def command(
         raise typer.BadParameter("An endpoint's URL and --model NAME go together")
     endpoint = (lambda url: connection.endpoint(url, options.model)) if options.model else None
     if options.plan:
-        return _plan(teacher, student, dataset, settings, options)
-    with screen(output.quiet, "distilling"):
+        from tuneloop.combine.distill.plan import plan_distillation, sentences
+        from tuneloop.recipe import make_recipe
+
+        if not student:
+            raise typer.BadParameter("--plan needs a student's name: its size is read from there")
+        plan = plan_distillation(teacher, student, dataset, options, make_recipe({}, settings).train)
+        return Result(plan.to_json(), sentences(plan))
+    with screen("distilling"):
         record = distil((teacher, student, dataset), Path(out), options, settings, endpoint)
     return Result({"path": out, **record.to_json()}, [*record.words, out])
-
-
-def _plan(teacher: str, student: str, dataset: str, settings: list[str], options: DistilOptions) -> Result:
-    from tuneloop.combine.distill.plan import plan_distillation, sentences
-    from tuneloop.recipe import make_recipe
-
-    if not student:
-        raise typer.BadParameter("--plan needs a student's name: its size is read from there")
-    planned = plan_distillation(teacher, student, dataset, options, make_recipe({}, settings).train)
-    return Result(planned.to_json(), sentences(planned))

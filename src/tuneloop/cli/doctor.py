@@ -5,28 +5,26 @@ from __future__ import annotations
 import os
 
 from tuneloop.cli.console import Result
-from tuneloop.cli.parameters import Output
+from tuneloop.cli.parameters import screen
 from tuneloop.core.device import DEVICE
 from tuneloop.core.flag import flag, switch
-from tuneloop.core.terminal import screen
 
 
 def command(
     self_test: bool = switch("Compute on this machine's device as the processor does, about two minutes."),
     device: str = flag("", "KIND", "Test this kind of device: cpu, cuda, xpu or mps."),
-    *,
-    output: Output,
 ) -> Result:
     """Check this machine: packages, model, memory, disk.
 
-    With --self-test every method takes a step on the device, is saved, resumed and read again, answers, and its speeds are
-    measured; the planner takes them from then on. Exit status 1: something that is needed is missing, or is computed wrong.
+    With --self-test every method takes a step on the device, is saved, resumed and read again, answers, and its speeds
+    are measured; the planner takes them from then on. Exit status 1: something that is needed is missing, or is
+    computed wrong.
     """
     if self_test or device:
-        return _test(device, quiet=output.quiet)
+        return _test(device)
     from tuneloop.pipeline.doctor import examine
 
-    with screen(output.quiet, "looking at this machine"):
+    with screen("looking at this machine"):
         findings = examine()
     good = all(each.ok or not each.needed for each in findings)
     marks = ["ok  " if each.ok else "MISS" if each.needed else "note" for each in findings]
@@ -34,12 +32,12 @@ def command(
     return Result({"ok": good, "findings": findings}, lines, int(not good))
 
 
-def _test(kind: str, *, quiet: bool) -> Result:
+def _test(kind: str) -> Result:
     if kind:
         os.environ[DEVICE] = kind
     from tuneloop.pipeline.self_test import self_test
 
-    with screen(quiet, "testing the device"):
+    with screen("testing the device"):
         checks = self_test()
     wrong = sum(check.status == "wrong" for check in checks)
     lines = [f"{check.status:<14} {check.name:<24} {check.detail}" for check in checks]

@@ -33,9 +33,7 @@ class EndpointOptions(ConnectionOptions):
 
     concurrency: int = flag(8, "N", "Requests to the endpoint at the same time.", least=1, most=256)
     retries: int = flag(5, "N", "Further tries of a request that may succeed later.", least=0, most=20)
-    cache: str = flag(
-        "", "FOLDER", "Folder that keeps the endpoint's answers; default: in the user's cache.", shown=False
-    )
+    cache: str = flag("", "FOLDER", "Folder of its answers; default: in the user's cache.", show=False)
     no_cache: bool = switch("Keep no answers of the endpoint.")
 
     def endpoint(self, url: str, model: str) -> Endpoint:
@@ -43,10 +41,9 @@ class EndpointOptions(ConnectionOptions):
         return self._priced(url, model)
 
     def _priced(self, url: str, model: str, **prices: float) -> Endpoint:
-        return _endpoint(
-            url, model, self.api_key_env, timeout=self.timeout, concurrency=self.concurrency, retries=self.retries,
-            cache=None if self.no_cache else self.cache, **prices,
-        )  # fmt: skip
+        cache = None if self.no_cache else self.cache
+        numbers = {name: getattr(self, name) for name in ("timeout", "concurrency", "retries")}
+        return _endpoint(url, model, self.api_key_env, cache=cache, **numbers, **prices)
 
 
 class PricedEndpointOptions(EndpointOptions):

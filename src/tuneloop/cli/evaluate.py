@@ -10,9 +10,8 @@ import typer
 
 from tuneloop.cli.console import Result, one_place
 from tuneloop.cli.endpoint import PricedEndpointOptions
-from tuneloop.cli.parameters import SETTINGS, Output, argument
+from tuneloop.cli.parameters import SETTINGS, argument, screen
 from tuneloop.core.flag import flag
-from tuneloop.core.terminal import screen
 from tuneloop.deploy.clusters import refuse_other_place
 from tuneloop.evaluation.config import EvalOptions
 from tuneloop.records.evaluation import EvaluationManifest
@@ -20,23 +19,18 @@ from tuneloop.records.record import read_record
 
 
 def command(
-    target: str = argument(
-        "[TARGET]",
-        "A run, an adapter, a model (name, folder or GGUF file), an endpoint's URL, or a file of predictions.",
-        "",
-    ),
+    target: str = argument("[TARGET]", "A run, an adapter, a model, an endpoint's URL, or a file of predictions.", ""),
     settings: list[str] | None = SETTINGS,
-    endpoint: str = flag("", "URL", "Ask an OpenAI-compatible server instead."),
+    endpoint: str = flag("", "URL", "An OpenAI-compatible server answers instead."),
     model: str = flag("", "NAME", "The model, as the endpoint names it.", "-m"),
     *,
     options: EvalOptions,
     connection: PricedEndpointOptions,
-    output: Output,
 ) -> Result:
     """Measure a run, a model, an endpoint or a file of answers.
 
-    Settings of the recipe's evaluate section may follow: limit=100, general=FILE (forgetting), memorisation=true. All metrics
-    are listed under Metrics in docs/reference.md; a data set's task decides which of them are computed.
+    Settings of the recipe's evaluate section may follow: limit=100, general=FILE (forgetting), memorisation=true. All
+    metrics are listed under Metrics in docs/reference.md; a data set's task decides which of them are computed.
     Exit status 1: some requests to the endpoint have failed for good, or predictions and rows don't match one to one.
     """
     place, settings = one_place(target, settings, "target")
@@ -58,7 +52,7 @@ def command(
     source = connection.endpoint(endpoint, model) if endpoint else place
     if (status := processes_to_start(source, options, settings)) is not None:
         raise typer.Exit(status)
-    with screen(output.quiet, "evaluating"):
+    with screen("evaluating"):
         made = evaluate_target(source, options, settings)
     result = read_record(EvaluationManifest, made.folder)
     record = {"path": str(made.folder), **result.to_json()}

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tuneloop.cli.console import Result
-from tuneloop.cli.parameters import Output, argument
+from tuneloop.cli.parameters import argument, screen
 from tuneloop.core.flag import flag, switch
-from tuneloop.core.terminal import screen
 from tuneloop.release.formats import FORMS, WeightOptions
 
 FORMATS = "; ".join(f"{name}: {form.help}" for name, form in FORMS.items())
@@ -21,7 +20,6 @@ def command(
     sign: str = flag("", "KEY", "Sign all files with this private key of an elliptic curve, a PEM file."),
     *,
     weights: WeightOptions,
-    output: Output,
 ) -> Result:
     """Export a run as a folder that other tools can load.
 
@@ -29,10 +27,9 @@ def command(
     """
     from tuneloop.release.export import export_run
 
-    with screen(output.quiet, "exporting"):
-        artifact = export_run(
-            Path(run), form, Path(out) if out else None, force=force, weights=weights, key=Path(sign) if sign else None
-        )
+    with screen("exporting"):
+        place, key = (Path(path) if path else None for path in (out, sign))
+        artifact = export_run(Path(run), form, place, force=force, weights=weights, key=key)
     size = sum(entry["bytes"] for entry in artifact.manifest["files"].values()) / 1e6
     line = f"{artifact.folder}  ({artifact.manifest['format']}, {size:,.0f} MB)"
     return Result({"path": str(artifact.folder), **artifact.manifest}, [line])

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from tuneloop.cli.console import Result, print_live, show
-from tuneloop.cli.diff import short
-from tuneloop.cli.parameters import Output, argument
+from tuneloop.cli.console import Result, print_live, short, show
+from tuneloop.cli.parameters import argument, output, screen
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config
 from tuneloop.core.flag import flag, switch
-from tuneloop.core.terminal import plain_table, screen
+from tuneloop.core.terminal import plain_table
 from tuneloop.core.units import counted, verb
 
 if TYPE_CHECKING:
@@ -40,25 +38,25 @@ class ForgetOptions(Config):
 
 def command(
     dataset: str = argument("DATASET|SERVER", "A prepared data set, or a server of `tuneloop serve`: its folder."),
-    match: str = flag(
-        "", "TEXT|COLUMN=VALUE", "Remove rows with this text, in any case, or with this value of a column."
-    ),
+    match: str = flag("", "TEXT|COLUMN=VALUE", "Remove rows with this text, in any case, or this value of a column."),
     regex: bool = switch("Take the text or value as a regular expression."),
     dry_run: bool = switch("Only show what matches."),
     yes: bool = switch("Remove without asking.", "-y"),
     *,
     more: ForgetOptions,
-    output: Output,
 ) -> Result:
     """Remove a person's rows from a data set, and list all that was made from it.
 
     With a server's folder it removes a user's requests, the feedback on them, and the user's lines in all files of the
-    folder, as batches; then --match is user=NAME, conversation=NAME, id=REQUEST, key=NAME or a text. Exit status 1: nothing
-    matches.
+    folder, as batches; then --match is user=NAME, conversation=NAME, id=REQUEST, key=NAME or a text. Exit status 1:
+    nothing matches.
     """
-    match = _wanted(match, more.user)
+    if bool(match) == bool(more.user):
+        step = "for example: --user 4711, or --match name@example.org"
+        raise UserError("Give --user or --match, and not both", where="forget", next_step=step)
+    match = match or f"user={more.user}"
     if _is_store(dataset):
-        return _from_store(dataset, match, more, dry_run=dry_run, yes=yes, output=output)
+        return _from_store(dataset, match, more, dry_run=dry_run, yes=yes)
 
     from tuneloop.data.clean.pii import hidden
     from tuneloop.data.erase.forget import descendants, find_rows, forget, personal_settings
@@ -69,41 +67,29 @@ def command(
 
     matcher = Matcher(match, regex)
     matcher = Matcher(match, regex, pseudonyms(matcher, personal_settings(dataset)))
-    with screen(output.quiet, "looking for rows"):
-        found = find_rows(dataset, matcher)
-    facts = {"matched": found.rows, "rows": found.hits, "also_in": found.others, "sources": found.origins}
-    there = bool(found.hits or found.resumed)
+    with screen("looking for rows"):
+        rows = find_rows(dataset, matcher)
+    facts = {"matched": rows.rows, "rows": rows.hits, "also_in": rows.others, "sources": rows.origins}
+    there = bool(rows.hits or rows.resumed)
     if not there or dry_run:
-        with screen(output.quiet, "looking for runs made from the data"):
-            made = descendants(found, matcher, more.root)
-            made += versions_of(found, made)
+        with screen("looking for runs made from the data"):
+            made = descendants(rows, matcher, more.root)
+            made += versions_of(rows, made)
         record = {**facts, "removed": 0, "descendants": made}
-        return Result(record, lambda console: _print_found(found, console, made), int(not there))
-    if not output.as_json:
-        show(Result(None, partial(_print_found, found)), as_json=False)
-    if not yes and not _confirmed(found, output.as_json):
+        return Result(record, lambda console: _print_rows(rows, console, made), int(not there))
+    if not output().as_json:
+        show(Result(None, partial(_print_rows, rows)), as_json=False)
+    if not yes and not _confirmed(rows):
         return Result(None, ["Nothing was removed."], 1)
-    with screen(output.quiet, "removing rows"):
+    with screen("removing rows"):
         measure = measure_of(dataset, more.model)
-        done = forget(dataset, matcher, runs_root=more.root, measure=measure)
-        done = replace(done, descendants=[*done.descendants, *versions_of(found, done.descendants)])
-        if found.report:
-            write_data_report(found.folder, hidden)
-    record = {
-        **facts, "removed": done.rows, "was": done.old_id, "id": done.new_id, "files": done.files,
-        "descendants": done.descendants,
-    }  # fmt: skip
-    return Result(record, lambda console: _print_done(done, console, counted_again=measure is not None))
-
-
-def _wanted(match: str, user: str) -> str:
-    """What --match says, or what it would say for --user."""
-    if bool(match) == bool(user):
-        raise UserError(
-            "Give --user or --match, and not both", where="forget",
-            next_step="for example: --user 4711, or --match name@example.org",
-        )  # fmt: skip
-    return match or f"user={user}"
+        erasure = forget(dataset, matcher, runs_root=more.root, measure=measure)
+        made = [*erasure.descendants, *versions_of(rows, erasure.descendants)]
+        if rows.report:
+            write_data_report(rows.folder, hidden)
+    changes = {"removed": erasure.rows, "was": erasure.old_id, "id": erasure.new_id, "files": erasure.files}
+    record = {**facts, **changes, "descendants": made}
+    return Result(record, lambda console: _print_erasure(erasure, made, console, counted_again=measure is not None))
 
 
 def _is_store(place: str) -> bool:
@@ -113,51 +99,45 @@ def _is_store(place: str) -> bool:
 
     if is_database_url(place):
         return True
-    if (
-        Path(place).suffix != ".db"
-        and not (Path(place) / "store.db").is_file()
-        and not (Path(place) / ServerState.file).is_file()
-    ):
+    files = (Path(place) / "store.db", Path(place) / ServerState.file)
+    if Path(place).suffix != ".db" and not any(file.is_file() for file in files):
         return False
     from tuneloop.serving.store.store import is_store
 
     return is_store(place)
 
 
-def _confirmed(found: SubjectRows, as_json: bool) -> bool:
-    if as_json or not sys.stdin.isatty():
-        raise UserError(
-            "Nothing was removed: it was not confirmed",
-            where=f"{counted(found.rows, 'row')} of {found.folder}",
-            next_step="add --yes to remove them, or --dry-run to look only",
-        )
-    return typer.confirm(f"Remove {counted(found.rows, 'row')} for good?", default=False, err=True)
+def _confirmed(rows: SubjectRows) -> bool:
+    number = counted(rows.rows, "row")
+    if output().as_json or not sys.stdin.isatty():
+        where, step = f"{number} of {rows.folder}", "add --yes to remove them, or --dry-run to look only"
+        raise UserError("Nothing was removed: it was not confirmed", where=where, next_step=step)
+    return typer.confirm(f"Remove {number} for good?", default=False, err=True)
 
 
-def _print_found(found: SubjectRows, console: Console, made: Sequence[Descendant] = ()) -> None:
+def _print_rows(rows: SubjectRows, console: Console, made: Sequence[Descendant] = ()) -> None:
     from rich.text import Text
 
     from tuneloop.data.erase.forget import personal_settings
     from tuneloop.report.facts import clean
 
-    if found.resumed:
+    if rows.resumed:
         console.print("An earlier removal was interrupted; it will be completed.")
-    if not found.hits:
-        console.print(f"No row matches in {found.folder}.", soft_wrap=True)
-        if personal_settings(found.folder).mode == "placeholder":
-            hint = (
-                "Its texts hold placeholders for personal data: look for a column, as in user_id=..., or for line=..."
-            )
+    if not rows.hits:
+        console.print(f"No row matches in {rows.folder}.", soft_wrap=True)
+        if personal_settings(rows.folder).mode == "placeholder":
+            hint = "Its texts hold placeholders for personal data: look for a column (user_id=...), or for line=..."
             console.print(hint, style="dim")
     else:
         table = plain_table("file:line", "source:line", "what matches", header_style="bold")
         table.columns[1].no_wrap = True
-        for hit in found.hits[:MOST]:
-            table.add_row(f"{hit.file}:{hit.line}", Text(short(f"{hit.source}:{hit.source_line}", 24, end=True)), Text(clean(hit.excerpt)))  # fmt: skip
+        for hit in rows.hits[:MOST]:
+            source = short(f"{hit.source}:{hit.source_line}", 24, end=True)
+            table.add_row(f"{hit.file}:{hit.line}", Text(source), Text(clean(hit.excerpt)))
         console.print(table)
-        if len(found.hits) > MOST:
-            console.print(f"and {len(found.hits) - MOST:,} more: --dry-run --json lists all", style="dim")
-    for name in found.others:
+        if len(rows.hits) > MOST:
+            console.print(f"and {len(rows.hits) - MOST:,} more: --dry-run --json lists all", style="dim")
+    for name in rows.others:
         console.print(f"{name} in that folder holds the text too, and is left alone", style="yellow")
     _print_made(made, console)
 
@@ -175,24 +155,21 @@ def _print_made(made: Sequence[Descendant], console: Console) -> None:
     console.print(table)
 
 
-def _print_done(done: Forgotten, console: Console, *, counted_again: bool) -> None:
-    console.print()
-    files = ", ".join(done.files)
-    console.print(f"{done.rows:,} {'row' if done.rows == 1 else 'rows'} removed: {done.old_id} is now {done.new_id}")
-    console.print(f"rewritten or deleted: {files}")
-    for source, lines in done.subject.origins.items():
-        shown = ", ".join(map(str, lines[:MOST])) + (" …" if len(lines) > MOST else "")
+def _print_erasure(erasure: Forgotten, made: Sequence[Descendant], console: Console, *, counted_again: bool) -> None:
+    console.print(f"\n{counted(erasure.rows, 'row')} removed: {erasure.old_id} is now {erasure.new_id}")
+    console.print(f"rewritten or deleted: {', '.join(erasure.files)}")
+    for source, lines in erasure.subject.origins.items():
+        numbers = ", ".join(map(str, lines[:MOST])) + (" …" if len(lines) > MOST else "")
         words = "still holds them" if Path(source).is_file() else "is not there, but they were in it"
-        console.print(f"{source} {words}, at line {shown}:", soft_wrap=True)
+        console.print(f"{source} {words}, at line {numbers}:", soft_wrap=True)
         console.print("  delete them there, or the next `tuneloop prepare` brings them back", style="cyan")
-    _print_made(done.descendants, console)
+    _print_made(made, console)
     if not counted_again:
-        console.print(
-            "Token counts are those from before: name the model with --model and they are counted again.", style="dim"
-        )
+        note = "Token counts are those from before: name the model with --model and they are counted again."
+        console.print(note, style="dim")
 
 
-def _from_store(place: str, match: str, more: ForgetOptions, *, dry_run: bool, yes: bool, output: Output) -> Result:
+def _from_store(place: str, match: str, more: ForgetOptions, *, dry_run: bool, yes: bool) -> Result:
     """Erase from a server's store, or show by a receipt that it was done."""
     from tuneloop.serving.store.forget import forget_requests, made_of_requests, pending, proof_of, rebuild
     from tuneloop.serving.store.store import store_folder, store_name
@@ -206,38 +183,32 @@ def _from_store(place: str, match: str, more: ForgetOptions, *, dry_run: bool, y
             line = f"{stone.time}: {counted(requests, 'request')} and {feedback:,} feedback {were} erased"
         proof = {"proved": stone is not None, "erased": stone.to_json() if stone else None}
         return Result(proof, [line], int(stone is None))
-    found, done = forget_requests(place, match, dry_run=True)
-    if (found.anything or pending(place)) and not dry_run:
-        if not yes and (output.as_json or not sys.stdin.isatty()):
-            raise UserError(
-                "This erases for good", where=store_name(place), next_step="say --yes, or --dry-run to look first"
-            )
-        if yes or typer.confirm(
-            f"Erase {counted(len(found.requests), 'request')}, {len(found.feedback):,} feedback and {counted(found.lines, 'line')} of files?",
-            err=True,
-        ):
-            with screen(output.quiet, "erasing"):
-                found, done = forget_requests(place, match, dry_run=False)
-    facts = {"requests": len(found.requests), "feedback": len(found.feedback), "lines": found.lines}
+    subject, erasure = forget_requests(place, match, dry_run=True)
+    if (subject.anything or pending(place)) and not dry_run:
+        if not yes and (output().as_json or not sys.stdin.isatty()):
+            step = "say --yes, or --dry-run to look first"
+            raise UserError("This erases for good", where=store_name(place), next_step=step)
+        rows = f"{counted(len(subject.requests), 'request')}, {len(subject.feedback):,} feedback"
+        question = f"Erase {rows} and {counted(subject.lines, 'line')} of files?"
+        if yes or typer.confirm(question, err=True):
+            with screen("erasing"):
+                subject, erasure = forget_requests(place, match, dry_run=False)
+    facts = {"requests": len(subject.requests), "feedback": len(subject.feedback), "lines": subject.lines}
     folder = store_folder(place)
-    made = made_of_requests([more.root, folder], found.requests, match)
-    own = [one for one in made if Path(one.path).resolve().is_relative_to(folder.resolve())]
-    made = [one for one in made if one not in own or one.kind in ("data set", "run", "artifact")]
-    again = rebuild(made if more.rebuild else own, match, more.root) if done is not None else {}
-    record: dict[str, Any] = {
-        **facts, "erased": done is not None, "receipt": done.receipt if done else None, "descendants": made,
-        "rebuilt": again,
-    }  # fmt: skip
+    made = made_of_requests([more.root, folder], subject.requests, match)
+    inside = [one for one in made if Path(one.path).resolve().is_relative_to(folder.resolve())]
+    made = [one for one in made if one not in inside or one.kind in ("data set", "run", "artifact")]
+    again = rebuild(made if more.rebuild else inside, match, more.root) if erasure is not None else {}
+    receipt = erasure.receipt if erasure else None
+    record = {**facts, "erased": erasure is not None, "receipt": receipt, "descendants": made, "rebuilt": again}
 
     def text(console: Console) -> None:
         what = f"{counted(facts['requests'], 'request')}, {facts['feedback']:,} feedback"
-        print_live(f"{what} and {counted(facts['lines'], 'line')} of the server's files{' erased' if done else ''}")
-        if done:
-            print_live(
-                f"receipt {done.receipt}: keep it; with it --receipt shows what was erased. It stands nowhere else."
-            )
+        print_live(f"{what} and {counted(facts['lines'], 'line')} of the server's files{' erased' if erasure else ''}")
+        if erasure:
+            print_live(f"receipt {receipt}: keep it; with it --receipt shows what was erased. It is nowhere else.")
         _print_made(made, console)
         for old, new in again.items():
             print_live(f"{old} is now {new}: the rows were removed from it")
 
-    return Result(record, text, int(not found.anything))
+    return Result(record, text, int(not subject.anything))

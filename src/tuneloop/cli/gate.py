@@ -8,25 +8,20 @@ from typing import Any
 import typer
 
 from tuneloop.cli.console import Result
-from tuneloop.cli.parameters import Output, argument
+from tuneloop.cli.parameters import argument, screen
 from tuneloop.core.flag import flag, switch
-from tuneloop.core.terminal import screen
 
 FIRST_SUITE = "suite.yaml"
 SIGNS = {"pass": "pass", "fail": "FAIL", "inconclusive": "?   "}
 
 
 def command(
-    candidate: str = argument(
-        "CANDIDATE", "The run or evaluation to be released; with --init a run or prepared data set.", ""
-    ),
+    candidate: str = argument("CANDIDATE", "The run or evaluation to release; with --init a run or data set.", ""),
     against: str = flag("", "BASE", "The run or evaluation in use; FOLDER:NAME is a baseline in it.", "-a"),
     suite: str = flag("", "FILE", "What must hold: a YAML file. With --init, where it is written.", "-s"),
     init: bool = switch("Write a first suite, made from a run or prepared data set, for you to edit."),
     out: str = flag("", "FOLDER", "Folder for gate.json; default: the candidate's.", "-o"),
     no_model: bool = switch("Ask the model nothing: judge by the stored answers alone."),
-    *,
-    output: Output,
 ) -> Result:
     """Decide whether a candidate may replace the model in use.
 
@@ -43,13 +38,13 @@ def command(
     from tuneloop.pipeline.evaluate import answers_of
     from tuneloop.registry.registered import evaluation_place
 
-    wanted = load_suite(suite)
-    with screen(output.quiet, "applying the suite"):
+    demands = load_suite(suite)
+    with screen("applying the suite"):
         sides = read_side(evaluation_place(candidate)), read_side(evaluation_place(against))
         folder = sides[0].folder
         ask = None if no_model or sides[0].baseline else answers_of(folder)
-        result = run_gate(wanted, *sides, ask=ask, fields=_columns(folder))
-    # What is said of a baseline in a folder is not said of the run that the folder belongs to.
+        result = run_gate(demands, *sides, ask=ask, fields=_columns(folder))
+    # The result of a baseline in a folder is not one of the run that the folder belongs to.
     place = Path(out) if out else None if sides[0].baseline else folder
     path = write_gate(place, result) if place else None
     lines = [f"{SIGNS[check.status]}  {check.message}" for check in result.checks]

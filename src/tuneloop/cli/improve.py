@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from tuneloop.cli.console import Result, print_live
-from tuneloop.cli.parameters import STORE_ARGUMENT, Output, argument
+from tuneloop.cli.console import Result, minute, print_live
+from tuneloop.cli.parameters import STORE_ARGUMENT, argument, output, screen
 from tuneloop.core.flag import flag, switch
-from tuneloop.core.terminal import screen
 from tuneloop.core.ui import reporting
 
 
@@ -17,12 +16,10 @@ def command(
     watch: bool = switch("Make a pass again and again, until stopped."),
     every: str = flag("15m", "TIME", "With --watch: time between two passes, as in 30s, 15m or 2h."),
     replay: bool = switch("Decide again what was decided, from the log; do nothing."),
-    *,
-    output: Output,
 ) -> Result | None:
     """Retrain when there is a reason, and let gate and experiment decide.
 
-    One pass, for cron; it goes on where the last one stopped. With --watch pass after pass.
+    One pass, for cron; it continues where the last one stopped. With --watch pass after pass.
 
     Exit status 0: nothing to do, or promoted; 1: rolled back or refused; 3: waits.
     """
@@ -31,37 +28,35 @@ def command(
     from tuneloop.improve.monitor.command import days_of
     from tuneloop.serving.store.store import decision_log
 
-    found = work.load_project(project)
+    plan = work.load_project(project)
     if replay:
-        events, log = work.replay(found), decision_log(found.store)
+        events, log = work.replay(plan), decision_log(plan.store)
         same = all(one.follows for one in events)
-        lines = [
-            f"{'follows' if one.follows else 'DIFFERS'}  {one.time[:16].replace('T', ' ')}  {one.what}"
-            for one in events
-        ]
+        words = {True: "follows", False: "DIFFERS"}
+        lines = [f"{words[one.follows]}  {minute(one.time)}  {one.what}" for one in events]
         lines += [] if events else ["Nothing was decided yet."]
         record = {"events": events, "same": same, "log": log}
         return Result(record, [*lines, log_line(log)], int(bool(log.fault) or not same))
     pause = 86_400 * days_of(every, "--every")
-    work.check_files(found)
+    work.check_files(plan)
     if watch:
-        with reporting(say=None if output.quiet else partial(print_live, err=True)):
+        with reporting(say=None if output().quiet else partial(print_live, err=True)):
             work.watch(project, every=pause)
         return None
-    with screen(output.quiet, "improving"):
-        done = work.improve(found, approve=approve)
-    waits = done.state in ("waiting", "needs approval")
-    good = done.state == "idle" or done.sentence.startswith("promoted")
-    return Result(done, [done.sentence], 3 if waits else 0 if good else 1)
+    with screen("improving"):
+        step = work.improve(plan, approve=approve)
+    waits = step.state in ("waiting", "needs approval")
+    good = step.state == "idle" or step.sentence.startswith("promoted")
+    return Result(step, [step.sentence], 3 if waits else 0 if good else 1)
 
 
-def report(store: str = STORE_ARGUMENT, *, output: Output) -> Result:
+def report(store: str = STORE_ARGUMENT) -> Result:
     """Write a page of all that was tried: funnel, experiments, drift, costs, timeline."""
     from tuneloop.improve.report.command import write_improve_report
 
-    with screen(output.quiet, "reading the store"):
-        page, found = write_improve_report(store)
-    return Result({"report": str(page), **found.to_json()}, [f"report    {page}"])
+    with screen("reading the store"):
+        page, summary = write_improve_report(store)
+    return Result({"report": str(page), **summary.to_json()}, [f"report    {page}"])
 
 
 commands = {"run": command, "report": report}

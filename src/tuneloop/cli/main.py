@@ -20,8 +20,7 @@ import typer.core
 import typer.main
 
 from tuneloop import __version__
-from tuneloop.cli.console import report_error
-from tuneloop.cli.unread import drop_unread_output
+from tuneloop.cli.console import drop_unread_output, report_error
 from tuneloop.core.errors import UserError, in_shell
 from tuneloop.core.parent import end_with_parent
 from tuneloop.core.python_file import code_of_a_command
@@ -77,9 +76,7 @@ COMMANDS: dict[str, dict[str, str]] = {
 }
 
 # Commands that also run without the name of their group.
-GROUPS = {
-    "sweep": "train", "keys": "serve", "top": "serve", "costs": "serve",
-}  # fmt: skip
+GROUPS = {"sweep": "train", "keys": "serve", "top": "serve", "costs": "serve"}
 
 # Earlier names of commands -> where they are now.
 MOVED = {
@@ -95,9 +92,7 @@ class _Commands(typer.core.TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.commands: Any = dict.fromkeys(
-            name for stage in COMMANDS.values() for name in stage
-        )  # None: not yet imported
+        self.commands: Any = dict.fromkeys(name for stage in COMMANDS.values() for name in stage)  # None: not imported
 
     def list_commands(self, ctx: Any) -> list[str]:
         """All names, by stage."""
@@ -113,11 +108,7 @@ class _Commands(typer.core.TyperGroup):
         return self.commands.get(cmd_name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that is called: of a group its usual one, where none of its commands is named.
-
-        Raises:
-            UserError: it is the earlier name of a command.
-        """
+        """The command that is called: of a group its usual one, where none is named. UserError: an earlier name."""
         for words in (2, 1):
             if new := MOVED.get(" ".join(args[:words])):
                 old, step = " ".join(args[:words]), in_shell(["tuneloop", *new.split(), *args[words:]])
@@ -164,16 +155,16 @@ def _options(
 
 
 class _Terminated(SystemExit):
-    """The process was asked to end."""
+    """The process got SIGTERM."""
 
 
 @contextlib.contextmanager
 def _ended_by_signal() -> Iterator[None]:
-    """Leave by an exception when SIGTERM comes, so that the user reads why; training ends its step first (`notice_sigterm`)."""
-    own = os.getpid()
+    """Leave by an exception when SIGTERM comes, so that the user reads why; training ends its step first."""
+    process = os.getpid()
 
     def end(number: int, frame: object) -> None:
-        if os.getpid() != own:  # a worker process that has inherited this
+        if os.getpid() != process:  # a worker process that has inherited this
             os._exit(128 + number)
         raise _Terminated(128 + number)
 
@@ -205,9 +196,7 @@ def _main(arguments: list[str]) -> int:
         print("\nEnded (SIGTERM). What was finished is kept; the same command does the rest.", file=sys.stderr)
         return int(ended.code or 0)
     except SystemExit as exit_:
-        if isinstance(
-            exit_.__context__, BrokenPipeError
-        ):  # typer's end for it; our output has none, so it is another pipe
+        if isinstance(exit_.__context__, BrokenPipeError):  # typer's end for it; of another pipe than our output
             return report_error(exit_.__context__, arguments)
         return exit_.code if isinstance(exit_.code, int) else int(bool(exit_.code))
     except _UsageError as error:
@@ -225,16 +214,18 @@ _UsageError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c._
 
 def _as_user_error(error: Exception, arguments: list[str]) -> UserError:
     context = getattr(error, "ctx", None)  # not there where an option lacks its value
-    named = arguments[0] if arguments and any(arguments[0] in stage for stage in COMMANDS.values()) else ""
-    command = context.command_path if context else f"tuneloop {named}".rstrip()
+    name = arguments[0] if arguments and any(arguments[0] in stage for stage in COMMANDS.values()) else ""
+    command = context.command_path if context else f"tuneloop {name}".rstrip()
     step = f"{command} --help"
     option = str(getattr(error, "option_name", "") or "").lstrip("-").replace("-", "_")
-    if option and context and any(parameter.name == "settings" for parameter in context.command.params):
+    parameters = {parameter.name for parameter in context.command.params} if context else set()
+    if option and "settings" in parameters:
         step = _as_setting(option) + step
-    extra = re.fullmatch(r"Got unexpected extra argument\(s\) \((\S+)\)", error.format_message())  # type: ignore[attr-defined]
-    if extra and context and any(parameter.name == "folder" for parameter in context.command.params):
+    message = error.format_message()  # type: ignore[attr-defined]
+    extra = re.fullmatch(r"Got unexpected extra argument\(s\) \((\S+)\)", message)
+    if extra and "folder" in parameters:
         step = f"{command} --folder {extra[1]}; or {step}"
-    return UserError(error.format_message(), next_step=step)  # type: ignore[attr-defined]
+    return UserError(message, next_step=step)
 
 
 def _as_setting(option: str) -> str:

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 import typer
 
 from tuneloop.cli.console import Result
-from tuneloop.cli.parameters import Output, argument
+from tuneloop.cli.parameters import argument, screen
 from tuneloop.combine.options import AUTO, MergeOptions, TaskJudgeOptions
 from tuneloop.core.flag import flag
-from tuneloop.core.terminal import screen
 from tuneloop.core.ui import say
 
 if TYPE_CHECKING:
@@ -20,19 +19,16 @@ if TYPE_CHECKING:
 
 
 def command(
-    adapters: list[str] = argument(
-        "ADAPTER...", "Runs, artifacts, NAME@ALIAS or folders in PEFT's layout, all of one base."
-    ),
+    adapters: list[str] = argument("ADAPTER...", "Runs, artifacts, NAME@ALIAS or PEFT folders, all of one base."),
     out: str = flag(..., "RUN", "Folder of the merged run.", "-o"),
     *,
     how: MergeOptions,
     judging: TaskJudgeOptions,
-    output: Output,
 ) -> Result:
     """Merge adapters of one base into one adapter, in the folder of a run.
 
-    What is merged is the product of each adapter's matrices, so adapters may differ in rank, scale and modules. Where the
-    test rows of all tasks are at hand, each task judges the merged model, and one that loses too much stays with its expert.
+    What is merged is the product of each adapter's matrices, so adapters may differ in rank, scale and modules. With
+    the test rows of all tasks, each task judges the merged model, and one that loses too much stays with its expert.
     Exit status 1: a task lost more than allowed.
     """
     from tuneloop.combine.merge.adapters import MergeSettings
@@ -40,14 +36,13 @@ def command(
     from tuneloop.combine.merge.tasks import can_judge, merge_tasks
 
     settings = MergeSettings(how.method, _numbers(how.weights), how.rank, how.density)
-    with screen(output.quiet, "merging"):
+    with screen("merging"):
         experts = open_experts(adapters, how.base)
         why_not = "" if judging.no_judge or len(experts) < 2 else can_judge(experts)
         if judging.no_judge or why_not or len(experts) < 2:
             if settings.method == AUTO:
-                raise typer.BadParameter(
-                    f"--method auto judges by each task's rows: {why_not or 'leave --no-judge out'}"
-                )
+                why = why_not or "leave --no-judge out"
+                raise typer.BadParameter(f"--method auto judges by each task's rows: {why}")
             if why_not:
                 say(f"task      not judged: {why_not}")
             record: MergeRecord | None = merge_runs(experts, settings, Path(out))
@@ -56,8 +51,8 @@ def command(
             record, deployment = merge_tasks(experts, settings, Path(out), judging)
     tasks = deployment.to_json() if deployment else None
     answer = {"path": out, **(record.to_json() if record else {}), "deployment": tasks}
-    lost = deployment is not None and (record is None or record.routed)
-    return Result(answer, _lines(record, deployment, out), int(bool(lost)))
+    routed = deployment is not None and (record is None or record.routed)
+    return Result(answer, _lines(record, deployment, out), int(bool(routed)))
 
 
 def _lines(record: MergeRecord | None, deployment: TaskDeployment | None, out: str) -> Iterator[str]:
@@ -71,10 +66,8 @@ def _lines(record: MergeRecord | None, deployment: TaskDeployment | None, out: s
         share = f"{task.kept.value:.0%} [{task.kept.low:.0%}, {task.kept.high:.0%}]" if task.kept else "no gain shown"
         more = "" if task.random is None else f"  with a random adapter {task.random:.3f}"
         more += "  pooled: not trained (--pooled RUN)" if task.pooled is None else f"  pooled {task.pooled:.3f}"
-        yield (
-            f"  {task.task}: {task.metric} base {task.base:.3f}  expert {task.expert:.3f}  merged {task.merged:.3f}  "
-            f"kept {share}{more}"
-        )
+        values = f"{task.metric} base {task.base:.3f}  expert {task.expert:.3f}  merged {task.merged:.3f}"
+        yield f"  {task.task}: {values}  kept {share}{more}"
     if record:
         yield f"{out}  ({record.method}, rank {record.rank}, {record.lost:.1%} of the length lost)"
     else:
@@ -85,6 +78,4 @@ def _numbers(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(",")) if text.strip() else ()
     except ValueError:
-        raise typer.BadParameter(
-            f"--weights takes numbers with commas between them, as in 1,0.5: not {text!r}"
-        ) from None
+        raise typer.BadParameter(f"--weights takes numbers with commas, as in 1,0.5: not {text!r}") from None

@@ -6,33 +6,31 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuneloop.cli.console import Result
-from tuneloop.cli.parameters import Output, argument
+from tuneloop.cli.console import Result, minute
+from tuneloop.cli.parameters import argument, screen
 from tuneloop.core.flag import flag, switch
-from tuneloop.core.terminal import screen
 from tuneloop.core.units import counted
 from tuneloop.core.urls import masked
 
 if TYPE_CHECKING:
     from tuneloop.registry.record import RegisteredModel, RegisteredVersion, RegistryEvent
-    from tuneloop.registry.verify import Verification
     from tuneloop.release.reproduction import Reproduction
 
-HEAD = ("version", "aliases", "artifact", "figure", "gate", "data set", "registered")
+HEAD = ("version", "aliases", "artifact", "metric", "gate", "data set", "registered")
 NAME = argument("NAME", "Name of the model in the registry.")
 ARTIFACT = argument("ARTIFACT", "Folder of an artifact, or NAME@ALIAS.")
 WHY = flag("", "TEXT", "A reason, for the history.")
 
 
-def command(name: str = argument("[NAME]", "Only this model, and its history.", ""), *, output: Output) -> Result:
-    """List registered models, their versions and figures.
+def command(name: str = argument("[NAME]", "Only this model, and its history.", "")) -> Result:
+    """List registered models, their versions and metrics.
 
     The aliases say which version is in use.
     """
     from tuneloop.registry.registered import open_registry
     from tuneloop.registry.versions import read_models, read_settled
 
-    with screen(output.quiet, "reading the registry"):
+    with screen("reading the registry"):
         registry = open_registry()
         models = [read_settled(registry, name)] if name else read_models(registry)
     return Result({"registry": masked(registry.uri), "models": models}, _lines(models, history=bool(name)))
@@ -41,18 +39,17 @@ def command(name: str = argument("[NAME]", "Only this model, and its history.", 
 def register(
     artifact: str = argument("ARTIFACT", "Folder of an exported artifact."),
     name: str = flag(..., "NAME", "Name of the model in the registry.", "-n"),
-    run: str = flag("", "FOLDER", "Folder of its run, whose gate is asked at promotion; default: runs/ID."),
+    run: str = flag("", "FOLDER", "Folder of its run, whose gate decides at promotion; default: runs/ID."),
     why: str = WHY,
-    *,
-    output: Output,
 ) -> Result:
     """Register an artifact as the newest version of a model.
 
-    It becomes the model's candidate. The registry is MLflow's: MLFLOW_REGISTRY_URI, else MLFLOW_TRACKING_URI, else mlflow.db in this folder.
+    It becomes the model's candidate. The registry is MLflow's: MLFLOW_REGISTRY_URI, else MLFLOW_TRACKING_URI, else
+    mlflow.db in this folder.
     """
     from tuneloop.registry.registered import register_artifact
 
-    with screen(output.quiet, "registering"):
+    with screen("registering"):
         version = register_artifact(Path(artifact), name, run=Path(run) if run else None, why=why)
     aliases = f" ({', '.join(version.aliases)})" if version.aliases else ""
     line = f"{name} version {version.version}{aliases}: {version.lineage.artifact}"
@@ -62,10 +59,8 @@ def register(
 def promote(
     name: str = NAME,
     version: str = argument("[VERSION]", "Number or alias of the version; default: candidate.", ""),
-    force: str = flag("", "REASON", "Overrule a gate that is not green or was not asked; the history keeps why."),
+    force: str = flag("", "REASON", "Overrule a gate that is not green or is missing; the history keeps why."),
     why: str = WHY,
-    *,
-    output: Output,
 ) -> Result:
     """Make a version of a model the one in use, if the gate allows it.
 
@@ -73,19 +68,19 @@ def promote(
     """
     from tuneloop.registry.registered import promote_version
 
-    with screen(output.quiet, "reading the registry"):
+    with screen("reading the registry"):
         model = promote_version(name, version, force=force, why=why)
     previous = model.aliases.get("previous")
     line = f"{name}@champion is version {model.aliases['champion']}" + (f", before {previous}" if previous else "")
     return Result({"name": name, "aliases": model.aliases, "event": model.history[-1].to_json()}, [line])
 
 
-def rollback(name: str = NAME, why: str = WHY, *, output: Output) -> Result:
+def rollback(name: str = NAME, why: str = WHY) -> Result:
     """Make the previous version the one in use again."""
     from tuneloop.registry.registered import open_registry
     from tuneloop.registry.versions import rollback
 
-    with screen(output.quiet, "reading the registry"):
+    with screen("reading the registry"):
         model = rollback(open_registry(), name, why=why)
     event = model.history[-1]
     line = f"{name}@champion is version {event.model_version} again, no longer {event.before['champion']}"
@@ -97,14 +92,12 @@ def push(
     destination: str = argument("DESTINATION", "Where it goes: hub:ORG/NAME."),
     send: bool = switch("Upload; without it only what would be sent is shown."),
     public: bool = switch("Make a new repository public; it is private by default."),
-    *,
-    output: Output,
 ) -> Result:
     """Upload an artifact to the Hugging Face hub. Nothing is sent without --send."""
     from tuneloop.registry.registered import local_name
     from tuneloop.release.push import push
 
-    with screen(output.quiet, "uploading" if send else "hashing"):
+    with screen("uploading" if send else "hashing"):
         upload = push(Path(local_name(artifact)), destination, send=send, public=public)
     total = f"{counted(len(upload.files), 'file')}, {sum(upload.files.values()) / 1e6:,.1f} MB"
     lines = [f"{size / 1e6:>12,.2f} MB  {name}" for name, size in upload.files.items()]
@@ -115,8 +108,6 @@ def push(
 def verify(
     artifact: str = argument("ARTIFACT", "Folder of an exported artifact, or NAME@ALIAS."),
     key: str = flag("", "FILE", "Check the signature too: the signer's public key, a PEM file.", "-k"),
-    *,
-    output: Output,
 ) -> Result:
     """Check that an artifact's files are as they were exported, and who signed them.
 
@@ -125,21 +116,16 @@ def verify(
     from tuneloop.registry.registered import local_name
     from tuneloop.registry.verify import verify
 
-    with screen(output.quiet, "hashing"):
+    with screen("hashing"):
         artifact = local_name(artifact)
-        checked = verify(Path(artifact), Path(key) if key else None)
-    record = {"path": artifact, "intact": checked.intact, **vars(checked)}
-    return Result(record, _verified(artifact, checked), int(not checked.intact))
-
-
-def _verified(artifact: str, checked: Verification) -> Iterator[str]:
-    for what in ("changed", "missing", "added"):
-        for name in getattr(checked, what):
-            yield f"{what:<9} {name}"
-    if checked.signature != "none":
-        why = checked.reason or {"unchecked": "give --key PUBLIC_KEY"}.get(checked.signature, "")
-        yield f"signature {checked.signature}" + (f": {why}" if why else "")
-    yield f"{artifact}  {'intact' if checked.intact else 'NOT intact'} ({counted(checked.files, 'file')}, {checked.id})"
+        check = verify(Path(artifact), Path(key) if key else None)
+    lines = [f"{what:<9} {name}" for what in ("changed", "missing", "added") for name in getattr(check, what)]
+    if check.signature != "none":
+        why = check.reason or {"unchecked": "give --key PUBLIC_KEY"}.get(check.signature, "")
+        lines.append(f"signature {check.signature}" + (f": {why}" if why else ""))
+    state = "intact" if check.intact else "NOT intact"
+    lines.append(f"{artifact}  {state} ({counted(check.files, 'file')}, {check.id})")
+    return Result({"path": artifact, "intact": check.intact, **vars(check)}, lines, int(not check.intact))
 
 
 def reproduce(
@@ -147,8 +133,6 @@ def reproduce(
     out: str = flag("", "FOLDER", "Folder of the second run; default: reproductions/ID.", "-o"),
     check: bool = switch("Only look whether data and environment are as they were; train nothing."),
     tolerance: float = flag(1e-3, "X", "Largest relative difference of losses that count as equal.", least=0),
-    *,
-    output: Output,
 ) -> Result:
     """Train a run again and say whether the same came out.
 
@@ -159,10 +143,8 @@ def reproduce(
     from tuneloop.release.reproduce import reproduce
 
     place = Path(out) if out else None
-    with screen(output.quiet, "reproducing"):
-        second = reproduce(
-            target, place, check=check, tolerance=tolerance, 
-        )  # fmt: skip
+    with screen("reproducing"):
+        second = reproduce(target, place, check=check, tolerance=tolerance)
     return Result(second.to_json(), [_reproduced(second)], int(second.verdict == "different"))
 
 
@@ -180,31 +162,26 @@ def _reproduced(second: Reproduction) -> str:
 
 def _lines(models: Sequence[RegisteredModel], *, history: bool) -> Iterator[str]:
     for model in models:
-        yield from _table(model)
+        yield model.name
+        rows = [HEAD, *(_row(version) for version in model.versions)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         if history:
             yield from ("history", *(f"  {_line(event)}" for event in model.history))
         if model.pending:
             yield f"interrupted: {_line(model.pending)}; the next command finishes it"
 
 
-def _table(model: RegisteredModel) -> Iterator[str]:
-    yield model.name
-    rows = [HEAD, *(_row(version) for version in model.versions)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
-    for row in rows:
-        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-
-
 def _row(version: RegisteredVersion) -> tuple[str, ...]:
-    lineage = version.lineage
-    figure = "not measured"
-    decisive = [lineage.primary] if lineage.primary in lineage.metrics else list(lineage.metrics)[:1]
-    for metric in decisive:
-        found = lineage.metrics[metric]
-        bounds = "" if found.get("low") is None else f" [{found['low']:.3f}, {found['high']:.3f}]"
-        figure = f"{metric} {found['value']:.3f}{bounds}" if found.get("value") is not None else figure
-    when = version.created[:16].replace("T", " ")
-    return version.version, ", ".join(version.aliases), lineage.artifact, figure, lineage.gate, lineage.dataset, when
+    lineage, metric = version.lineage, "not measured"
+    name = lineage.primary if lineage.primary in lineage.metrics else next(iter(lineage.metrics), "")
+    value = lineage.metrics.get(name, {})
+    if value.get("value") is not None:
+        bounds = "" if value.get("low") is None else f" [{value['low']:.3f}, {value['high']:.3f}]"
+        metric = f"{name} {value['value']:.3f}{bounds}"
+    ids = (lineage.artifact, metric, lineage.gate, lineage.dataset)
+    return version.version, ", ".join(version.aliases), *ids, minute(version.created)
 
 
 def _line(event: RegistryEvent) -> str:
@@ -214,7 +191,7 @@ def _line(event: RegistryEvent) -> str:
     was = event.before.get("champion")
     came = f" after {was}" if was and event.action != "register" else ""
     why = f": {event.why}" if event.why else ""
-    return f"{event.when[:16].replace('T', ' ')}  {event.action} {event.model_version}{came} by {event.who}{gate}{why}"
+    return f"{minute(event.when)}  {event.action} {event.model_version}{came} by {event.who}{gate}{why}"
 
 
 commands = {

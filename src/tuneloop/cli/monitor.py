@@ -8,10 +8,9 @@ import typer
 
 from tuneloop.cli.console import Result
 from tuneloop.cli.endpoint import ConnectionOptions
-from tuneloop.cli.parameters import STORE_ARGUMENT, Output, given
+from tuneloop.cli.parameters import STORE_ARGUMENT, given, screen
 from tuneloop.core.files import Config
 from tuneloop.core.flag import flag, switch
-from tuneloop.core.terminal import screen
 from tuneloop.improve.monitor.record import MonitorOptions
 
 if TYPE_CHECKING:
@@ -19,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class CanaryTarget(Config):
-    """Who is asked the canary prompts now."""
+    """Who answers the canary prompts now."""
 
     PANEL: ClassVar[str] = "Canary prompts"
 
-    ask: str = flag("", "TARGET|URL", "Who is asked them now; a tuneloop server asks them by itself.")
+    ask: str = flag("", "TARGET|URL", "Who answers them now; a tuneloop server asks its own models.")
     ask_model: str = flag("", "NAME", "The model, as the endpoint of --ask names it.")
 
 
@@ -43,9 +42,8 @@ def command(
     *,
     options: MonitorOptions,
     canary: CanaryTarget,
-    known: KnownChange,
+    expected: KnownChange,
     connection: ConnectionOptions,
-    output: Output,
 ) -> Result:
     """Say whether production has changed, where, and what to do.
 
@@ -54,10 +52,10 @@ def command(
     from tuneloop.improve.monitor.command import ignore as note
     from tuneloop.improve.monitor.command import monitor_store
 
-    if known.ignore:
-        note(store, options.model, [name.strip() for name in known.ignore.split(",")], known.ignore_until)
-    target = _target(store, canary.ask, canary.ask_model, connection) if canary.ask else None
-    with screen(output.quiet, "comparing"):
+    if expected.ignore:
+        note(store, options.model, [name.strip() for name in expected.ignore.split(",")], expected.ignore_until)
+    target = _canary_target(store, canary, connection) if canary.ask else None
+    with screen("comparing"):
         report = monitor_store(store, reference, given(options), ask=target)
     lines = [*report.summary]
     if all_detectors:
@@ -68,13 +66,12 @@ def command(
     return Result(report, lines, 1 if report.alarms else 0 if report.detections or report.canary_rounds else 3)
 
 
-def _target(store: str, name: str, model: str, connection: ConnectionOptions) -> TaskTarget:
-    """Who is asked."""
+def _canary_target(store: str, canary: CanaryTarget, connection: ConnectionOptions) -> TaskTarget:
     from tuneloop.improve.monitor.command import refuse_itself
     from tuneloop.pipeline.targets import open_with_task
 
-    if name.startswith(("http://", "https://")):
-        refuse_itself(store, name)
-        if not model:
+    if canary.ask.startswith(("http://", "https://")):
+        refuse_itself(store, canary.ask)
+        if not canary.ask_model:
             raise typer.BadParameter("name the endpoint's model with --ask-model")
-    return open_with_task(name, endpoint=lambda url: connection.endpoint(url, model))
+    return open_with_task(canary.ask, endpoint=lambda url: connection.endpoint(url, canary.ask_model))

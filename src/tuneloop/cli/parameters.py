@@ -1,15 +1,20 @@
-"""Options of a command from settings records: a parameter whose type is a `Config` becomes one option for each of its fields.
+"""Options of a command from settings records: a parameter whose type is a `Config` becomes an option for each field.
 
-A field gives the type, default, description and bounds of its option, and with a `Flag` its names. A parameter of a command
-may be declared by `flag` as well. `--help`, `tuneloop schema` and callers in Python read the same fields.
+A field gives the type, default, description and bounds of its option, and with a `Flag` its names. A parameter of a
+command may be declared by `flag` as well. `--help`, `tuneloop schema` and callers in Python read the same fields.
+Numbers are read as people write them: `3000`, `3,000`, `3_000`, `3e3`, `3k`, `1.5M`, `$600`.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import math
+import re
 import types
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from operator import ge, gt, le, lt
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
@@ -20,23 +25,45 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from tuneloop.cli.console import Result, show
-from tuneloop.cli.numbers import amount, count
+from tuneloop.core import terminal
 from tuneloop.core.files import Config
 from tuneloop.core.flag import Flag, flag, switch
+
+SIZES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
+_DIGITS = r"[+-]?(?:\d{1,3}(?:[_,]\d{3})+|\d+|(?=\.\d))(?:\.\d*)?(?:e[+-]?\d{1,4})?"
+NUMBER = re.compile(rf"({_DIGITS})([kmbgt]?)", re.ASCII | re.IGNORECASE)
+
+
+def amount(text: str | float) -> float:
+    """A number, in whole or in parts; else a typer.BadParameter, which typer completes with the option."""
+    if not isinstance(text, str):
+        return float(text)
+    match = NUMBER.fullmatch(text.strip().removeprefix("$").strip())
+    value = float(match[1].replace(",", "").replace("_", "")) * SIZES[match[2].lower()] if match else math.inf
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{text[:40]!r} is not a number; write it as 3000, 3_000, 3e3 or 3k")
+    return value
+
+
+def count(text: str | float) -> int:
+    """A whole number; else a typer.BadParameter."""
+    if isinstance(text, str) and re.fullmatch(r"[+-]?\d{1,300}", text.strip(), re.ASCII):
+        return int(text)  # exact, however large
+    value = amount(text)
+    if value != int(value):
+        raise typer.BadParameter(f"{str(text)[:40]!r} is not a whole number")
+    return int(value)
 
 
 def _names(text: str) -> list[str]:
     return [name for each in text.split(",") if (name := each.strip())]
 
 
-# By type of a field: how its text is read, and what stands for it in the help.
-PARSERS: dict[Any, tuple[Callable[[Any], Any], str]] = {
-    int: (count, "N"), float: (amount, "X"), list: (_names, "NAMES"),
-}  # fmt: skip
+Parser = Callable[[Any], Any]
+# By type of a field: how its text is read, and its placeholder in the help.
+PARSERS: dict[Any, tuple[Parser, str]] = {int: (count, "N"), float: (amount, "X"), list: (_names, "NAMES")}
 # How pydantic names a bound of a field -> how it is written, and whether it holds.
-BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
-    "ge": (">=", ge), "gt": (">", gt), "le": ("<=", le), "lt": ("<", lt),
-}  # fmt: skip
+BOUNDS: dict[str, tuple[str, Any]] = {"ge": (">=", ge), "gt": (">", gt), "le": ("<=", le), "lt": ("<", lt)}
 
 
 class Output(Config):
@@ -48,6 +75,19 @@ class Output(Config):
     quiet: bool = switch("Print no progress and no lines on the way.", "-q")
     debug: bool = switch("Show tracebacks.")
     trust_code: bool = switch("Run the Python files that a run's or another folder's settings name.")
+
+
+_output: ContextVar[Output] = ContextVar("output")
+
+
+def output() -> Output:
+    """The options that all commands have in common, of the command that runs."""
+    return _output.get()
+
+
+def screen(doing: str = terminal.IDLE) -> AbstractContextManager[terminal.Screen]:
+    """The screen of the command that runs; see `core.terminal.screen`."""
+    return terminal.screen(output().quiet, doing)
 
 
 def argument(metavar: str, help: str, default: Any = ...) -> Any:
@@ -63,7 +103,7 @@ KEEP_PERSONAL = switch("Leave personal data in texts as they are.")
 
 
 def expanded(command: Callable[..., Result | None]) -> Callable[..., None]:
-    """The command as typer takes it: with the fields of its records as parameters; what it returns is printed."""
+    """The command as typer takes it: its records' fields and those of Output are parameters; its result is printed."""
     hints = get_type_hints(command, include_extras=True)
     parameters: list[inspect.Parameter] = []
     records: dict[str, tuple[type[BaseModel], list[str]]] = {}  # parameter -> record, names of its fields
@@ -71,7 +111,7 @@ def expanded(command: Callable[..., Result | None]) -> Callable[..., None]:
     for parameter in inspect.signature(command).parameters.values():
         name, kind, default = parameter.name, hints[parameter.name], parameter.default
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            options = list(_parameters(kind))
+            options = list(_options(kind))
             records[name] = kind, [one.name for one in options]
             parameters += options
         elif isinstance(default, FieldInfo):
@@ -79,42 +119,47 @@ def expanded(command: Callable[..., Result | None]) -> Callable[..., None]:
             parameters.append(_option(name, kind, default))
         else:
             parameters.append(_parameter(name, kind, default))
+    records["output"] = Output, list(Output.model_fields)
+    parameters += _options(Output)
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
         for name, default in defaults.items():
             values[name] = default if values[name] is None else values[name]
         for name, (kind, fields) in records.items():
-            values[name] = _record(kind, {field: values.pop(field) for field in fields})
+            stated = {field: value for field in fields if (value := values.pop(field)) is not None}
+            # What bounds and types don't say is checked by the stage, whose messages name the option.
+            values[name] = kind.model_construct(_fields_set=set(stated), **stated)
+        _output.set(values.pop("output"))
         if (result := command(**values)) is not None:
-            show(result, values["output"].as_json)
+            show(result, output().as_json)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
 
 
+_PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None}
+
+
 def built(name: str, part: Any, line: str = "") -> Any:
     """A command of click's.
 
     Args:
-        part: a function that is one, or a module with the function `command`, or `commands` by name, or both. With both it is
-            a group whose `usual` command is meant where none of its own is named.
+        part: a function that is one, or a module with the function `command`, or `commands` by name, or both. With both
+            it is a group whose `usual` command is meant where none of the others is named.
         line: help of a group; default: by the module.
     """
     usual = part if callable(part) else getattr(part, "command", None)
     members = getattr(part, "commands", {})
-    app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    one = None
+    one, app = None, typer.Typer(**_PLAIN)
     if usual is not None:
         app.command(name, cls=Command)(expanded(usual))
         one = typer.main.get_command(app)
     if not members:
         return one
     line = line or (part.__doc__ or "").partition(": ")[2].capitalize()
-    app = typer.Typer(
-        name=name, help=line, cls=Group, no_args_is_help=True, add_completion=False, rich_markup_mode=None
-    )
+    app = typer.Typer(name=name, help=line, cls=Group, no_args_is_help=True, **_PLAIN)
     app.callback()(lambda: None)
     group: Any = typer.main.get_command(app)
     for each, member in members.items():
@@ -130,13 +175,7 @@ def given(options: BaseModel) -> dict[str, Any]:
     return {name: getattr(options, name) for name in type(options).model_fields if name in options.model_fields_set}
 
 
-def _record(kind: type[BaseModel], values: dict[str, Any]) -> BaseModel:
-    """The record. What bounds and types don't say is checked by the stage that takes it, whose messages name the option."""
-    stated = {name: value for name, value in values.items() if value is not None}
-    return kind.model_construct(_fields_set=set(stated), **stated)
-
-
-def _parameters(kind: type[BaseModel]) -> Iterator[inspect.Parameter]:
+def _options(kind: type[BaseModel]) -> Iterator[inspect.Parameter]:
     """An option for each field of a record, under the heading of the class that declares it."""
     fields = dict(kind.model_fields)
     for part in kind.__mro__:
@@ -151,22 +190,26 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 def _option(name: str, annotation: Any, info: FieldInfo, panel: str | None = None) -> inspect.Parameter:
     """The option of a field. What is not given is None, so that it differs from the default."""
-    kind = _plain(annotation)
+    kind = get_origin(annotation) or annotation
+    if kind in (Union, types.UnionType):
+        part = next(part for part in get_args(annotation) if part is not type(None))
+        kind = get_origin(part) or part
     mark = next((one for one in info.metadata if isinstance(one, Flag)), Flag())
     long = any(each.startswith("--") for each in mark.names)
     names = mark.names if long else (f"--{name.replace('_', '-')}", *mark.names)
     parser, metavar = PARSERS.get(kind, (None, "NAME" if kind is not bool else None))
     bounds = [(key, getattr(one, key)) for one in info.metadata for key in BOUNDS if hasattr(one, key)]
-    shown = mark.shown and info.default not in (None, "", False, []) and not info.is_required()
-    option = typer.Option(
-        ... if info.is_required() else None, *names, parser=_within(parser, bounds) if parser else None,
-        metavar=mark.metavar or metavar, rich_help_panel=panel, show_default=False,
-        help=f"{info.description or ''}{f' [default: {_shown(info.default)}]' if shown else ''}",
-    )  # fmt: skip
+    default, help = info.default, info.description or ""
+    if mark.show and default not in (None, "", False, []) and not info.is_required():
+        help += f" [default: {f'{default:g}' if isinstance(default, float) else default}]"
+    looks: dict[str, Any] = {"metavar": mark.metavar or metavar, "help": help, "show_default": False}
+    parser = _within(parser, bounds) if parser else None
+    required = ... if info.is_required() else None
+    option = typer.Option(required, *names, parser=parser, rich_help_panel=panel, **looks)
     return _parameter(name, kind if kind in (bool, int, float) else str, option)
 
 
-def _within(parser: Callable[[Any], Any], bounds: list[tuple[str, float]]) -> Callable[[Any], Any]:
+def _within(parser: Parser, bounds: list[tuple[str, float]]) -> Parser:
     """The parser of a number that has bounds."""
 
     def bounded(text: Any) -> Any:
@@ -179,16 +222,6 @@ def _within(parser: Callable[[Any], Any], bounds: list[tuple[str, float]]) -> Ca
     return bounded
 
 
-def _plain(annotation: Any) -> Any:
-    if get_origin(annotation) in (Union, types.UnionType):
-        return next(kind for kind in get_args(annotation) if kind is not type(None))
-    return get_origin(annotation) or annotation
-
-
-def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 class Command(typer.core.TyperCommand):
     """A command whose help shows options under the headings of their records."""
 
@@ -196,10 +229,9 @@ class Command(typer.core.TyperCommand):
         """Write a section for the arguments, for options without a heading, and for each heading."""
         sections: dict[str, list[Any]] = {"Arguments": [], "Options": []}
         for parameter in self.get_params(ctx):
-            heading = "Arguments" if parameter.param_type_name == "argument" else "Options"
-            heading = getattr(parameter, "rich_help_panel", None) or (
-                Output.PANEL if parameter.name == "help" else heading
-            )
+            usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            usual = Output.PANEL if parameter.name == "help" else usual
+            heading = getattr(parameter, "rich_help_panel", None) or usual
             if line := parameter.get_help_record(ctx):
                 sections.setdefault(heading, []).append(line)
         for heading, lines in sections.items():

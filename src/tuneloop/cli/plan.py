@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.cli.console import Result, one_place
-from tuneloop.cli.parameters import SETTINGS, Output, argument, given
+from tuneloop.cli.parameters import SETTINGS, argument, given, screen
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
-from tuneloop.core.terminal import screen
 from tuneloop.core.units import counted
 from tuneloop.plan.config import PlanOptions, PlanWanted
 from tuneloop.plan.gpus import all_gpus, find_gpu, this_cpu
@@ -27,40 +26,38 @@ from tuneloop.records.record import write_record
 
 def command(
     source: str = argument(
-        "[DATA|RECIPE.yaml|RUN]",
-        "What is trained on, as for run: a file of examples, a prepared data set, a recipe, or a run.",
-        "",
+        "[DATA|RECIPE.yaml|RUN]", "As for run: examples, a prepared data set, a recipe, or a run.", ""
     ),
     settings: list[str] | None = SETTINGS,
     all_rows: bool = switch("Show every machine instead of the first ten.", "--all"),
     out: str = flag("", "FOLDER", "Folder in which to write plan.json.", "-o"),
     *,
-    wanted: PlanWanted,
+    kind: PlanWanted,
     options: PlanOptions,
-    output: Output,
 ) -> Result:
     """Predict the memory, hours and dollars of training, for any GPU or for this machine.
 
-    With --model alone it answers for every GPU, at once and without torch; with a recipe or data set for this machine, by
-    measuring it. Exit status 1: it does not fit.
+    With --model alone it answers for every GPU, at once and without torch; with a recipe or data set for this machine,
+    by measuring it. Exit status 1: it does not fit.
     """
-    if wanted.history:
-        return _history()
-    if wanted.serve:
-        return _serving(source, given(options), wanted.context, wanted.concurrency)
+    if kind.history:
+        ledger = summary(read_ledger())
+        return Result(ledger, _history_lines(ledger))
+    if kind.serve:
+        return _serving(source, given(options), kind.context, kind.concurrency)
     source, settings = one_place(source, settings)
     stated = given(options)
-    if wanted.calibrate:
+    if kind.calibrate:
         model = stated.pop("model", "")
-        plan = _calibrated(source, [*settings, *_trained(stated)], model, output.quiet)
+        plan = _calibrated(source, [*settings, *_training_settings(stated)], model)
     elif source or stated.get("dataset"):
         from tuneloop.pipeline.plan import plan_data
 
-        with screen(output.quiet, "planning"):
+        with screen("planning"):
             plan = plan_data(source, stated, settings)
     else:
         plan = plan_model(stated, settings)
-    if out and not wanted.calibrate:
+    if out and not kind.calibrate:
         write_record(Path(out) / PLAN, Plan.model_validate(plan))
     if "table" not in plan:
         return Result(plan, _measured(plan), int(not plan["fits"]))
@@ -72,8 +69,6 @@ def command(
 def prices(
     action: str = argument("[update]", "Fetch newer offers first.", ""),
     prices: str = flag("", "FILE", "Your own price file."),
-    *,
-    output: Output,
 ) -> Result:
     """Show the price of every GPU, or with `update` fetch newer offers first."""
     if action not in ("", "update"):
@@ -97,61 +92,46 @@ def _price_lines(fetched: Mapping[str, Any] | None, offers: Mapping[str, Mapping
 
 def _serving(source: str, stated: dict[str, Any], context: int, concurrency: int) -> Result:
     model = stated.pop("model", "") or source
-    wrong = [name for name in stated if name not in ("gpu", "gpus")]
+    wrong = [f"--{name.replace('_', '-')}" for name in stated if name not in ("gpu", "gpus")]
     if wrong or not model:
-        raise UserError(
-            f"--{wrong[0].replace('_', '-')} does not go with --serve" if wrong else "Serve what? No model is named",
-            where="plan --serve",
-            next_step="tuneloop plan --serve --model llama-3.1-8b --context 8192 --concurrency 16 --gpu l40s",
-        )
+        step = "tuneloop plan --serve --model llama-3.1-8b --context 8192 --concurrency 16 --gpu l40s"
+        what = f"{wrong[0]} has no meaning with --serve" if wrong else "Serve what? No model is named"
+        raise UserError(what, where="plan --serve", next_step=step)
     name, shape, assumed = find_model(model)
     context = min(context, shape.context) if context == 8192 and shape.context else context
     machines = [find_gpu(stated["gpu"])] if "gpu" in stated else [*all_gpus().values(), this_cpu()]
-    machines_served = plan_serving(shape, machines, context, concurrency, stated.get("gpus"))
+    rows = plan_serving(shape, machines, context, concurrency, stated.get("gpus"))
     assumed = [*assumed, *assumptions(context, concurrency)]
     from tuneloop.report.plan_terminal import serving_lines
 
-    lines = [*serving_lines(name, machines_served, context, concurrency), *(f"  assumed: {line}" for line in assumed)]
-    record = {
-        "model": name,
-        "context": context,
-        "concurrency": concurrency,
-        "served": machines_served,
-        "assumptions": assumed,
-    }
+    lines = [*serving_lines(name, rows, context, concurrency), *(f"  assumed: {line}" for line in assumed)]
+    record = {"model": name, "context": context, "concurrency": concurrency, "served": rows, "assumptions": assumed}
     return Result(record, lines)
 
 
-def _trained(stated: dict[str, Any]) -> list[str]:
+def _training_settings(stated: dict[str, Any]) -> list[str]:
     names = {"method": "train.method", "rank": "train.rank", "prefix_tokens": "train.prefix_tokens"}
     for name in stated:
         if name not in names:
-            raise UserError(
-                f"--{name.replace('_', '-')} is not an option of --calibrate, which trains on this machine",
-                where="plan --calibrate", next_step="leave it out, or write a recipe's setting, as in train.micro_batch_tokens=512",
-            )  # fmt: skip
+            what = f"--{name.replace('_', '-')} is not an option of --calibrate, which trains on this machine"
+            step = "leave it out, or write a recipe's setting, as in train.micro_batch_tokens=512"
+            raise UserError(what, where="plan --calibrate", next_step=step)
     return [f"{names[name]}={value}" for name, value in stated.items()]
 
 
-def _calibrated(source: str, settings: list[str], model: str, quiet: bool) -> dict[str, Any]:
+def _calibrated(source: str, settings: list[str], model: str) -> dict[str, Any]:
     from tuneloop.pipeline.recipes import recipe_of
     from tuneloop.pipeline.train import calibrate_alone
 
-    with screen(quiet, "planning"), tempfile.TemporaryDirectory() as scratch:
+    with screen("planning"), tempfile.TemporaryDirectory() as scratch:
         if not source:  # examples of mixed length: their text does not matter
             file = Path(scratch) / "examples.jsonl"
-            texts = [
-                f"Row {i}: " + " ".join(f"word{(i * 7 + j) % 97}" for j in range(20 + i % 120)) for i in range(200)
-            ]
+            words = [[f"word{(i * 7 + j) % 97}" for j in range(20 + i % 120)] for i in range(200)]
+            texts = [f"Row {i}: {' '.join(row)}" for i, row in enumerate(words)]
             rows = [{"prompt": text, "completion": f"answer {i} of {text[-20:]}"} for i, text in enumerate(texts)]
             file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
             source = str(file)
         return calibrate_alone(recipe_of(source, settings, model=model))
-
-
-def _history() -> Result:
-    ledger = summary(read_ledger())
-    return Result(ledger, _history_lines(ledger))
 
 
 def _history_lines(ledger: dict[str, Any]) -> Iterator[str]:
@@ -160,9 +140,9 @@ def _history_lines(ledger: dict[str, Any]) -> Iterator[str]:
         return
     yield f"{'when':<26}{'model':<16}{'method':<8}{'GiB said':>9}{'came':>8}{'minutes said':>14}{'came':>8}"
     for run in ledger["runs"]:
-        said, came = run["predicted_minutes"], run["actual_minutes"]
+        predicted, actual = run["predicted_minutes"], run["actual_minutes"]
         why = "machine was busy" if run["disturbed"] else "ended early"
-        minutes = f"{said:>14.1f}{came:>8.1f}" if said and came else f"{why:>22}"
+        minutes = f"{predicted:>14.1f}{actual:>8.1f}" if predicted and actual else f"{why:>22}"
         gib = f"{run['predicted_gib']:>9.2f}{run['actual_gib']:>8.2f}"
         yield f"{run['date']:<26}{run['model'][:15]:<16}{run['method']:<8}{gib}{minutes}"
     if not ledger["memory"]["runs"]:
@@ -183,7 +163,7 @@ def _measured(plan: dict[str, Any]) -> Iterator[str]:
     if measured := plan.get("measured"):
         speed = f"{measured['minutes']:.1f} minutes, {measured['tokens_per_second']:,.0f} tokens/s"
         yield f"  measured: {measured['peak_gib']:.2f} GiB, {speed}"
-        yield "  learned: `tuneloop plan --model ... --gpu` for this machine now goes by this speed (tuneloop plan --history)"
+        yield "  learned: `tuneloop plan --model ... --gpu` for this machine uses this speed (tuneloop plan --history)"
     for line in plan["assumptions"]:
         yield f"  assumed: {line}"
     for change in plan["alternatives"]:

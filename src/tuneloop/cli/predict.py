@@ -8,32 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tuneloop.cli.console import Result, print_json
+from tuneloop.cli.console import Result, print_json, stop_if_unread
 from tuneloop.cli.endpoint import ConnectionOptions, EndpointOptions
-from tuneloop.cli.parameters import Output, argument
-from tuneloop.cli.unread import stop_if_unread
+from tuneloop.cli.parameters import argument, output, screen
 from tuneloop.core.files import Config
 from tuneloop.core.flag import flag
-from tuneloop.core.terminal import screen
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted, verb
 
 if TYPE_CHECKING:
     from tuneloop.inference.openai.target import Endpoint
 
-TARGET = argument(
-    "TARGET", "A run, an exported artifact, an adapter or a model: folder, name or GGUF file; or an endpoint's URL."
-)
+TARGET = argument("TARGET", "A run, artifact, adapter or model: folder, name or GGUF file; or an endpoint's URL.")
 
 
 class TargetOptions(Config):
-    """How a target is asked, for `predict` and `chat`."""
+    """How a target answers, for `predict` and `chat`."""
 
     model: str = flag("", "NAME", "The model, as an endpoint names it.", "-m")
     base: str = flag("", "MODEL", "Base model of an adapter; default: the one that it names.")
-    task: str = flag(
-        "", "TARGET", "Take instruction and columns from this run or artifact, as for an endpoint that serves it."
-    )
+    task: str = flag("", "TARGET", "Take instruction and columns from it: the run or artifact that an endpoint serves.")
     system: str | None = flag(None, "TEXT", 'System turn in place of the trained one; "" for none.')
     max_new_tokens: int | None = flag(None, "N", "Longest answer, in tokens; default: that of training.", least=1)
 
@@ -52,17 +46,16 @@ def command(
     target: str = TARGET,
     file: str = argument("FILE|-", "Rows: csv, jsonl, json, parquet, lines of text; - is the standard input."),
     out: str = flag("", "FILE", "Result, .csv or .jsonl; default: JSON Lines on stdout.", "-o"),
-    column: str = flag("", "NAME", "The column that is asked; default: those of training.", "-c"),
+    column: str = flag("", "NAME", "The column of the prompts; default: those of training.", "-c"),
     top: int = flag(0, "N", "Give the probabilities of so many labels; of a classifier only.", least=0),
     *,
     asking: TargetOptions,
     connection: EndpointOptions,
-    output: Output,
 ) -> Result:
     """Answer the rows of a file.
 
-    Each row is asked as the model was trained; labels come with their probability. With --out a killed predict goes on where
-    it stopped. With --json the summary is printed, and without --out the rows stand in it. Exit status 1: some rows have an
+    Prompts are as in training; labels come with their probability. With --out a killed predict continues where it
+    stopped. With --json the summary is printed, and without --out the rows are in it. Exit status 1: some rows have an
     error in place of an answer.
     """
     from tuneloop.pipeline.predict import Options
@@ -71,15 +64,13 @@ def command(
 
     opened = open_with_task(target, base=asking.base, task=asking.task, endpoint=asking.server(connection))
     options = Options(column, asking.system, top, asking.max_new_tokens)
-    with screen(output.quiet, "answering"):
-        write = None if output.as_json or out else _print
-        found = predict_file(opened, file, options, out, write=write)
-    summary = found.summary
-    if not output.as_json:
-        with screen(output.quiet, "answering"):
-            say(_said(summary))
-    record = summary if out else {**summary, "predictions": found.rows}
-    return Result(record, [out] if out else [], int(bool(found.failed)))
+    with screen("answering"):
+        write = None if output().as_json or out else _print
+        answers = predict_file(opened, file, options, out, write=write)
+        if not output().as_json:
+            say(_summary_line(answers.summary))
+    record = answers.summary if out else {**answers.summary, "predictions": answers.rows}
+    return Result(record, [out] if out else [], int(bool(answers.failed)))
 
 
 def _print(row: dict[str, object]) -> None:
@@ -88,13 +79,12 @@ def _print(row: dict[str, object]) -> None:
     stop_if_unread()
 
 
-def _said(summary: dict[str, Any]) -> str:
-    kinds = summary["error_kinds"]
-    listed = ", ".join(f"{n:,} {kind}" for kind, n in kinds.items())
-    errors = f"; {counted(summary['errors'], 'error')} ({listed})" if kinds else ""
-    cut = (
-        f"; {counted(summary['cut'], 'answer')} {verb(summary['cut'], 'was', 'were')} cut at the limit (--max-new-tokens)"
-        if summary["cut"]
-        else ""
-    )
-    return f"predict   {summary['answered']:,} of {counted(summary['rows'], 'row')} answered in {summary['seconds']:,.1f} s{cut}{errors}"
+def _summary_line(summary: dict[str, Any]) -> str:
+    line = f"{summary['answered']:,} of {counted(summary['rows'], 'row')} answered in {summary['seconds']:,.1f} s"
+    if number := summary["cut"]:
+        cut = f"{counted(number, 'answer')} {verb(number, 'was', 'were')}"
+        line += f"; {cut} cut at the limit (--max-new-tokens)"
+    if kinds := summary["error_kinds"]:
+        numbers = ", ".join(f"{n:,} {kind}" for kind, n in kinds.items())
+        line += f"; {counted(summary['errors'], 'error')} ({numbers})"
+    return f"predict   {line}"

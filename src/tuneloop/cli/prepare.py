@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from tuneloop.cli.console import Result, split_arguments
-from tuneloop.cli.parameters import Output, argument
+from tuneloop.cli.parameters import argument, output, screen
 from tuneloop.core.flag import flag, switch
-from tuneloop.core.terminal import screen, terminal
+from tuneloop.core.terminal import terminal
 from tuneloop.deploy.clusters import refuse_other_place
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tuneloop.models.template import Rendered, Template
     from tuneloop.records.dataset import Check
+    from tuneloop.records.rows import Row
 
 
 def command(
@@ -27,8 +33,6 @@ def command(
     show: int = flag(0, "N", "Print this many rows as the model sees them, with the trained tokens coloured."),
     on: str = flag("", "ray", "Work on a Ray cluster, with the same result: ray, or ray://HOST:PORT."),
     track: bool = switch("Log the data set to MLflow; also done where MLFLOW_TRACKING_URI is set."),
-    *,
-    output: Output,
 ) -> Result:
     """Turn files of any format into train, validation and test splits.
 
@@ -41,18 +45,14 @@ def command(
     places, settings = split_arguments(sources)
     recipe = recipe_for_sources(places, settings, name=name, model=model)
     refuse_other_place(on)
-    with screen(output.quiet, "preparing the data"), cluster_of(on):
-        recipe = (
-            recipe if not on else recipe.model_copy(update={"data": recipe.data.model_copy(update={"engine": "ray"})})
-        )
-        track = track or bool(os.environ.get("MLFLOW_TRACKING_URI"))
-        dataset = prepare_alone(recipe, out, track=track)
+    with screen("preparing the data"), cluster_of(on):
+        if on:
+            recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"engine": "ray"})})
+        dataset = prepare_alone(recipe, out, track=track or bool(os.environ.get("MLFLOW_TRACKING_URI")))
     if show:
-        from tuneloop.cli.rows import print_rows
-
-        print_rows(recipe.model, dataset.train[:show], terminal(stderr=output.as_json))
+        print_rows(recipe.model, dataset.train[:show], terminal(stderr=output().as_json))
     errors = dataset.manifest.errors
-    if not output.as_json and not output.quiet:
+    if not output().as_json and not output().quiet:
         from tuneloop.report.data_terminal import data_summary
 
         terminal(stderr=True).print(data_summary(dataset.manifest))
@@ -63,7 +63,7 @@ def command(
 
 
 def _say_errors(errors: Sequence[Check]) -> None:
-    """The checks at `error`, where nobody overlooks them: not even with --quiet or --json."""
+    """The checks at `error`, where no one overlooks them: not even with --quiet or --json."""
     from rich.text import Text
 
     from tuneloop.report.facts import clean
@@ -72,3 +72,29 @@ def _say_errors(errors: Sequence[Check]) -> None:
     for check in errors:
         console.print(Text.assemble(("ERROR ", "bold red"), (check.name, "bold"), f"  {clean(check.message)}"))
         console.print(Text(f"      {clean(check.remedy)}", style="cyan"))
+
+
+def print_rows(model: str, rows: Sequence[Row], console: Console) -> None:
+    """Print rendered rows: supervised tokens green and underlined (between markers without colour), the others dim."""
+    from tuneloop.models.load import load_tokenizer
+
+    template = load_tokenizer(model)
+    titles = [f"{row.id}  {row.meta.get('source')}:{row.meta.get('line')}" for row in rows]
+    rendered = [template.render(row.messages, row.tools) for row in rows]
+    print_rendered(template, list(zip(titles, rendered, strict=True)), console)
+
+
+def print_rendered(template: Template, rows: Sequence[tuple[str, Rendered]], console: Console) -> None:
+    """`print_rows` for rows that are rendered, each with a title."""
+    from rich.text import Text
+
+    plain = not console.is_terminal
+    for title, rendered in rows:
+        supervised = sum(1 for weight in rendered.mask if weight)
+        head = f"--- {title}  {len(rendered.ids)} tokens, {supervised} supervised\n"
+        text = Text.assemble((head, "bold"))
+        for weight, run in groupby(zip(rendered.mask, rendered.ids, strict=True), key=itemgetter(0)):
+            piece = template.tokenizer.decode([token for _, token in run], skip_special_tokens=False)
+            text.append(f"[[{piece}]]" if plain and weight else piece, style="green underline" if weight else "dim")
+        console.print(text, soft_wrap=True, highlight=False)
+    console.print("supervised tokens are " + ("between [[ and ]]" if plain else "green and underlined"), style="dim")

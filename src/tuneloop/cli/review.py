@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.cli.console import Result
-from tuneloop.cli.parameters import STORE, STORE_ARGUMENT, Output, argument
+from tuneloop.cli.parameters import STORE, STORE_ARGUMENT, argument, output, screen
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config
 from tuneloop.core.flag import flag, switch
-from tuneloop.core.terminal import screen
 from tuneloop.core.ui import reporting, say
 from tuneloop.core.units import counted, verb
 
@@ -20,7 +19,7 @@ class SampleOptions(Config):
 
     mode: str = flag("", "NAME", "pairwise or rating; default: by the number of evaluations.")
     share: float = flag(0.25, "X", "Share of the rows to look at.")
-    rows: int = flag(0, "N", "Look at so many rows instead.", least=0, shown=False)
+    rows: int = flag(0, "N", "Look at so many rows instead.", least=0, show=False)
     seed: int = flag(0, "N", "Seed of the sample, of its order, and of the sides.")
     dataset: str = flag("", "FOLDER", "Prepared data set with the complete conversations; a run knows its own.", "-d")
     out: str = flag("", "FOLDER", "Folder of the review; default: review/ in the first evaluation's folder.", "-o")
@@ -36,8 +35,8 @@ class ExportOptions(Config):
 def command(
     places: list[str] = argument(
         "A [B...]",
-        "Evaluations: RUN or folder; FOLDER:NAME picks a baseline in it. One is rated, two or more are compared. "
-        "Or the folder of a review.",
+        "Evaluations: RUN or folder; FOLDER:NAME picks a baseline in it. One is rated, two or more are compared. Or "
+        "the folder of a review.",
     ),
     host: str = flag("127.0.0.1", "NAME", "Address of the page; another one lets others on your network vote."),
     port: int = flag(0, "N", "Port of the page; 0 for a free one.", least=0, most=65535),
@@ -45,7 +44,6 @@ def command(
     *,
     sample: SampleOptions,
     votes: ExportOptions,
-    output: Output,
 ) -> Result:
     """Let people judge answers on a local page without knowing whose they are.
 
@@ -54,21 +52,17 @@ def command(
     from tuneloop.evaluation.review.results import results
     from tuneloop.evaluation.review.server import serve
 
-    with screen(output.quiet, "preparing the pairs") as shown:
+    with screen("preparing the pairs") as display:
         review = _review(places, sample)
         if votes.export:
-            written = _export(review, votes.export, votes.to)
-            if not output.as_json:
-                say(f"{counted(written['rows'], 'row')} in {written['path']}" + _left(written))
-                say(f"next: {written['prepare']}")
-            return Result(written)
-        hint = "" if sample.rows else "; --rows 10 takes ten rows, in a folder of its own (--out)"
+            return _export(review, votes.export, votes.to)
+        hint = "" if sample.rows else "; --rows 10 takes ten rows, in another folder (--out)"
         say(f"{counted(len(review.items), 'item')} in {review.folder}{hint}")
     if not no_serve:  # without a screen, which would count the time that people take to read
-        with reporting(say=shown.say):
+        with reporting(say=display.say):
             serve(review, host=host, port=port)
-    found = results(review)
-    return Result(found, _lines(found))
+    answer = results(review)
+    return Result(answer, _lines(answer))
 
 
 def _review(places: list[str], sample: SampleOptions) -> Any:
@@ -79,18 +73,17 @@ def _review(places: list[str], sample: SampleOptions) -> Any:
     if sample.mode not in ("", "pairwise", "rating"):
         raise UserError(f"No such mode {sample.mode!r}", where="--mode", next_step="choose pairwise or rating")
     systems = read_systems(places)
-    chosen: Any = sample.mode or ("pairwise" if len(systems) > 1 else "rating")
+    mode: Any = sample.mode or ("pairwise" if len(systems) > 1 else "rating")
     folder = Path(sample.out) if sample.out else systems[0].folder / ("review" if len(places) > 1 else "rating")
     conversations = _conversations(sample.dataset, [system.folder for system in systems])
     share = min(1.0, sample.rows / max(len(systems[0].samples), 1)) if sample.rows else sample.share
-    return make_review(systems, folder, mode=chosen, share=share, seed=sample.seed, conversations=conversations)
+    return make_review(systems, folder, mode=mode, share=share, seed=sample.seed, conversations=conversations)
 
 
 def _conversations(dataset: str, folders: list[Path]) -> dict[str, list[dict[str, Any]]]:
     from tuneloop.data.dataset import load_dataset
 
-    given = [Path(dataset)] if dataset else [folder / "dataset" for folder in folders]
-    for folder in given:
+    for folder in [Path(dataset)] if dataset else [folder / "dataset" for folder in folders]:
         if dataset or (folder / "dataset.json").is_file():
             loaded = load_dataset(folder)
             rows = [row for split in (loaded.test, loaded.val, loaded.train) for row in split]
@@ -98,45 +91,45 @@ def _conversations(dataset: str, folders: list[Path]) -> dict[str, list[dict[str
     return {}
 
 
-def _export(review: Any, kind: str, to: str) -> dict[str, Any]:
+def _export(review: Any, kind: str, to: str) -> Result:
     from tuneloop.evaluation.review.results import export
 
     if kind not in ("preference", "kto", "corrected"):
         raise UserError(f"No such export {kind!r}", where="--export", next_step="choose preference, kto or corrected")
-    return export(review, kind, to or review.folder / f"{kind}.jsonl")  # type: ignore[arg-type]
+    record = export(review, kind, to or review.folder / f"{kind}.jsonl")  # type: ignore[arg-type]
+    if not output().as_json:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in record["left_out"].items())
+        conflicts = f"; {len(record['conflicts'])} corrected in more than one way" if record["conflicts"] else ""
+        left_out = f"; left out: {reasons}" if reasons else ""
+        say(f"{counted(record['rows'], 'row')} in {record['path']}{left_out}{conflicts}")
+        say(f"next: {record['prepare']}")
+    return Result(record)
 
 
-def _left(written: dict[str, Any]) -> str:
-    left = ", ".join(f"{n} {reason}" for reason, n in written["left_out"].items())
-    conflicts = f"; {len(written['conflicts'])} corrected in more than one way" if written["conflicts"] else ""
-    return (f"; left out: {left}" if left else "") + conflicts
-
-
-def _lines(found: dict[str, Any]) -> list[str]:
-    reviewers = ", ".join(f"{name} {n}" for name, n in found["reviewers"].items()) or "nobody yet"
-    lines = [f"{found['reviewed']} of {counted(found['items'], 'item')} reviewed ({reviewers}): {found['folder']}"]
-    for question, alpha in found["agreement"].items():
+def _lines(answer: dict[str, Any]) -> list[str]:
+    reviewers = ", ".join(f"{name} {n}" for name, n in answer["reviewers"].items()) or "no one yet"
+    lines = [f"{answer['reviewed']} of {counted(answer['items'], 'item')} reviewed ({reviewers}): {answer['folder']}"]
+    for question, alpha in answer["agreement"].items():
         if alpha.value == alpha.value:
             lines.append(f"agreement on {question}: Krippendorff's alpha {_bounds(alpha)}")
-    for pair in found.get("pairs", []):
+    for pair in answer.get("pairs", []):
         if not pair["reviewed"]:
             continue
-        rate = pair["win_rate"]["estimate"]
-        lines.append(
-            f"{pair['b']} against {pair['a']}: {counted(pair['wins_b'], 'win')}, {counted(pair['wins_a'], 'loss')}, {counted(pair['ties'], 'tie')}, "
-            f"{pair['both_bad']} both bad; {pair['equal_answers']} of {counted(pair['rows'], 'answer')} {verb(pair['equal_answers'], 'is', 'are')} equal"
-        )
-        lines.append(f"  wins (ties half) over all {counted(pair['rows'], 'row')}: {_bounds(rate)}: {pair['verdict']}")
+        names = (("wins_b", "win"), ("wins_a", "loss"), ("ties", "tie"))
+        votes = ", ".join(counted(pair[key], word) for key, word in names)
+        equal, rows = pair["equal_answers"], pair["rows"]
+        same = f"{equal} of {counted(rows, 'answer')} {verb(equal, 'is', 'are')} equal"
+        rate = _bounds(pair["win_rate"]["estimate"])
+        lines.append(f"{pair['b']} against {pair['a']}: {votes}, {pair['both_bad']} both bad; {same}")
+        lines.append(f"  wins (ties half) over all {counted(rows, 'row')}: {rate}: {pair['verdict']}")
         lines.append(f"  from the random part alone: {_bounds(pair['win_rate']['random'])}")
         lines += _tags(pair["tags"])
-    if len(found.get("ranking", {})) > 2:
-        lines += [f"  {name:<24} strength {_bounds(value)}" for name, value in found["ranking"].items()]
-    for name, figures in found.get("ratings", {}).items():
-        if figures["reviewed"]:
-            lines.append(
-                f"{name}: good {_bounds(figures['good']['estimate'])}, stars {_bounds(figures['stars']['estimate'])}"
-            )
-            lines += _tags(figures["tags"])
+    if len(answer.get("ranking", {})) > 2:
+        lines += [f"  {name:<24} strength {_bounds(value)}" for name, value in answer["ranking"].items()]
+    for name, rating in answer.get("ratings", {}).items():
+        if rating["reviewed"]:
+            good, stars = (_bounds(rating[key]["estimate"]) for key in ("good", "stars"))
+            lines += [f"{name}: good {good}, stars {stars}", *_tags(rating["tags"])]
     return lines
 
 
@@ -158,9 +151,7 @@ def draw(
     since: str = flag("", "TIME", "Only requests from then on, as in 2026-01-01."),
     model: str = flag("", "NAME", "Only requests to this model."),
     seed: int = flag(0, "N", "Seed of the draw.", least=0),
-    hidden: bool = switch("Do not show the given answer, so that nobody is led by it."),
-    *,
-    output: Output,
+    hidden: bool = switch("Do not show the given answer, so that no one is led by it."),
 ) -> Result:
     """Choose the answers that deserve a person's minutes, for `tuneloop review`.
 
@@ -168,15 +159,13 @@ def draw(
     """
     from tuneloop.improve.feedback.review import draw_queue, queue_lines
 
-    drawn = draw_queue(store, out, rows=rows, since=since, model=model, seed=seed, hidden=hidden)
-    then = f"tuneloop review votes {drawn.folder} --store {store}"
-    lines = [f"{counted(drawn.rows, 'answer')} in {drawn.folder}", *queue_lines(drawn)]
-    return Result(drawn, [*lines, f"next      tuneloop review {drawn.folder}, then {then}"])
+    queue = draw_queue(store, out, rows=rows, since=since, model=model, seed=seed, hidden=hidden)
+    then = f"tuneloop review votes {queue.folder} --store {store}"
+    lines = [f"{counted(queue.rows, 'answer')} in {queue.folder}", *queue_lines(queue)]
+    return Result(queue, [*lines, f"next      tuneloop review {queue.folder}, then {then}"])
 
 
-def votes(
-    review: str = argument("FOLDER", "Of the review, from `review draw`."), store: str = STORE, *, output: Output
-) -> Result:
+def votes(review: str = argument("FOLDER", "Of the review, from `review draw`."), store: str = STORE) -> Result:
     """Store what people said in a review of production as feedback."""
     from tuneloop.improve.feedback.review import store_votes
 

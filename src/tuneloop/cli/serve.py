@@ -1,25 +1,36 @@
-"""`tuneloop serve`."""
+"""`tuneloop serve`, and the keys, the load and the costs of a server."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tuneloop.cli import costs, keys, top
-from tuneloop.cli.console import Result, print_live, show, split_arguments
-from tuneloop.cli.parameters import Output, argument
-from tuneloop.core.flag import switch
-from tuneloop.core.terminal import drawn, screen
+from pydantic import ValidationError
+
+from tuneloop.cli.console import Result, minute, print_live, show, split_arguments
+from tuneloop.cli.parameters import SERVER, argument, given, output, screen
+from tuneloop.core.errors import UserError
+from tuneloop.core.flag import flag, switch
+from tuneloop.core.terminal import drawn
 from tuneloop.core.ui import reporting, say
-from tuneloop.core.units import counted
+from tuneloop.core.units import counted, hours_words
+from tuneloop.core.urls import masked
+from tuneloop.serving import keys as api_keys
 
 if TYPE_CHECKING:
     from tuneloop.serving.config import ServeConfig
+    from tuneloop.serving.costs import CostRow, Costs
+    from tuneloop.serving.gateway import Gateway
 
-SAME = 0.99  # share of the answers that --check asks for; roundings of another order flip near ties
+SAME = 0.99  # share of the answers that --check requires; roundings of another order flip near ties
+FOLDER = flag("serve", "FOLDER", "Folder of the server.", "-f")
 
 
 def command(
@@ -29,35 +40,31 @@ def command(
         None,
     ),
     check: bool = switch("Ask all test rows of each model, say how many are answered as evaluated, and end."),
-    *,
-    output: Output,
 ) -> Result | None:
     """Answer requests by OpenAI's API until stopped.
 
-    Several adapters on one base are served together, each asked as it was trained. SIGTERM lets running requests end.
+    Several adapters on one base are served together, each as it was trained. SIGTERM lets running requests end.
     With --json one line with the address is printed when it is ready. --check: exit status 1 where a model answers less
-    than 99 % of its test rows as in its evaluation, 3 where no evaluation is at hand.
+    than 99 % of its test rows as in its evaluation, 3 where there is no evaluation.
     """
     from tuneloop.improve.serve import serve
-    from tuneloop.serving.gateway import Gateway
     from tuneloop.serving.server import first_key, first_steps, serve_config
 
     targets, settings = split_arguments(arguments)
     config = serve_config(targets, settings)
     if check:
-        return _check(config, output)
-    as_lines = config.log.lines == "json"
+        return _check(config)
+    as_lines, as_json, quiet = config.log.lines == "json", output().as_json, output().quiet
     with contextlib.ExitStack() as loading:
-        loading.enter_context(drawn(output.quiet or as_lines, "loading the model"))
+        loading.enter_context(drawn(quiet or as_lines, "loading the model"))
 
         def ready(address: str, gateway: Gateway) -> None:
-            loading.close()  # nothing more goes on that a reader waits for
-            if output.as_json:
-                show(
-                    Result({"address": address, "models": list(gateway.models), "folder": config.folder}), as_json=True
-                )
+            loading.close()  # nothing more happens that a reader waits for
+            if as_json:
+                record = {"address": address, "models": list(gateway.models), "folder": config.folder}
+                show(Result(record), as_json=True)
             # Only a terminal is shown a key: what a file or a collector of logs gets must not hold one.
-            key = first_key(gateway) if sys.stderr.isatty() and not (as_lines or output.quiet or output.as_json) else ""
+            key = first_key(gateway) if sys.stderr.isatty() and not (as_lines or quiet or as_json) else ""
             for line in () if as_lines else first_steps(address, gateway, key):
                 say(line)
 
@@ -66,27 +73,210 @@ def command(
     return None
 
 
-def _check(config: ServeConfig, output: Output) -> Result:
+def _check(config: ServeConfig) -> Result:
     from tuneloop.serving.server import check_served
 
-    with screen(output.quiet, "asking the test rows"):
-        found = check_served(config)
+    with screen("asking the test rows"):
+        models = check_served(config)
     lines = []
-    for each in found:
+    for each in models:
         if not each.n:
-            lines.append(f"{each.name}: no evaluation on test rows is at hand")
+            lines.append(f"{each.name}: there is no evaluation on test rows")
             continue
         rows = f"{each.same:,} of {counted(each.n, 'test row')} ({each.same / each.n:.1%})"
         lines.append(f"{each.name}: {rows} are answered as in the evaluation")
         if each.parted:
-            lines.append(
-                f"  {each.ties} of {counted(each.parted, 'other one')} that were looked at part where the served model finds "
-                f"both tokens equally likely; the largest gap is {each.largest_gap:.2g} nats"
-            )
+            differ = f"  {each.ties} of {counted(each.parted, 'other one')} that were looked at part where"
+            gap = f"the largest gap is {each.largest_gap:.2g} nats"
+            lines.append(f"{differ} the served model finds both tokens equally likely; {gap}")
         lines += [f"  {got[:100]!r} instead of {expected[:100]!r}" for expected, got in each.examples]
-    record = {"models": [{**asdict(each), "share": each.same / each.n if each.n else None} for each in found]}
-    wrong = any(each.same < SAME * each.n and not each.are_ties for each in found)
-    return Result(record, lines, 1 if wrong else 0 if all(each.n for each in found) else 3)
+    record = {"models": [{**asdict(each), "share": each.same / each.n if each.n else None} for each in models]}
+    wrong = any(each.same < SAME * each.n and not each.are_ties for each in models)
+    return Result(record, lines, 1 if wrong else 0 if all(each.n for each in models) else 3)
+
+
+# --- keys --------------------------------------------------------------------------------------
+
+
+def keys(
+    action: str = argument("add|list|revoke|open", "What to do."),
+    name: str = argument("[NAME]", "Who the key is for.", ""),
+    folder: str = FOLDER,
+    yes: bool = switch("With `open`: let requests without a key in again.", "-y"),
+    *,
+    limits: api_keys.Limits,
+) -> Result:
+    """Make, list and revoke the API keys of a server.
+
+    A key is shown once, when it is made; only a digest is kept. One that is revoked is refused at once. Once there was
+    a key, a key is needed until `tuneloop keys open --yes`, also when the last one was revoked or keys.json is lost.
+    """
+    if action not in ("add", "list", "revoke", "open"):
+        step = "tuneloop keys add NAME | list | revoke NAME | open --yes"
+        raise UserError(f"No such action {action!r:.40}", next_step=step)
+    if action == "list":
+        rows = api_keys.read_keys(folder)
+        place = "" if folder == "serve" else f" -f {folder}"
+        hint = f"There is no key in {folder} yet: `tuneloop keys add NAME{place}` makes one."
+        return Result({"keys": [_public(key) for key in rows]}, map(_key_line, rows) if rows else [hint])
+    if action == "open":
+        if not yes:
+            raise UserError("This lets everyone on this machine in without a key", next_step="tuneloop keys open --yes")
+        api_keys.open_keys(folder)
+        line = "open: no key is needed on this machine's own address, until `tuneloop keys add`"
+        return Result({"open": True}, [line])
+    if not name:
+        raise UserError("Whose key?", next_step=f"tuneloop keys {action} NAME")
+    if action == "revoke":
+        key = api_keys.revoke_key(folder, name)
+        return Result(_public(key), [f"revoked {key.name} ({key.id})"])
+    try:
+        limits = api_keys.Limits.model_validate(given(limits))
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        raise UserError(f"{option}: {first['msg'].lower()}", next_step="tuneloop keys --help") from None
+    if limits.budget_usd is not None:
+        api_keys.refuse_budget_without_prices([name], api_keys.last_prices(folder), folder)
+    secret, key = api_keys.add_key(folder, name, limits)
+    return Result({"key": secret, **_public(key)}, [secret])
+
+
+def _public(key: api_keys.ApiKey) -> dict[str, Any]:
+    """What is shown of a key; not its digest."""
+    limits = key.limits.model_dump(exclude_defaults=True)
+    return {"id": key.id, "name": key.name, "created": key.created, "revoked": key.revoked, "limits": limits}
+
+
+def _key_line(key: api_keys.ApiKey) -> str:
+    def words(name: str, value: Any) -> str:
+        text = ",".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else value
+        return f"{name.replace('_', '-')} {text}"
+
+    limits = ", ".join(words(*each) for each in key.limits.model_dump(exclude_defaults=True).items())
+    state = f"revoked {minute(key.revoked)}" if key.revoked else limits or "no limits"
+    return f"{key.id}  {key.name:<20} made {minute(key.created)}  {state}"
+
+
+# --- load --------------------------------------------------------------------------------------
+
+
+def top(
+    folder: str = FOLDER,
+    url: str = flag("", "URL", "Address of the server; default: the one in the folder."),
+    every: float = flag(2.0, "S", "Seconds between two readings.", least=0.2),
+    once: bool = switch("Print one reading and end."),
+    api_key_env: str = flag("TUNELOOP_KEY", "NAME", "Environment variable with a key of the server."),
+) -> Result | None:
+    """Show what a running server does: requests, queue, times, tokens, batches, dollars.
+
+    It reads the server's /metrics again and again until Ctrl-C; where the output is no terminal, it prints each
+    reading. With --json or --once it prints what happened in the time between two readings.
+    """
+    readings = _readings(url, Path(folder), os.environ.get(api_key_env, "").strip(), every)
+    first = next(readings)
+    if once or output().as_json:
+        return Result(first, _top_lines(first))
+    from rich.live import Live
+
+    terminal = sys.stdout.isatty()
+    with Live("\n".join(_top_lines(first)), auto_refresh=False) if terminal else contextlib.nullcontext() as live:
+        for reading in readings:
+            text = "\n".join(_top_lines(reading))
+            if live is not None:
+                live.update(text, refresh=True)
+            else:
+                print_live(text)
+    return None
+
+
+def _readings(url: str, folder: Path, key: str, every: float) -> Iterator[dict[str, Any]]:
+    """What a server did in each interval, without end."""
+    from tuneloop.serving.top import address_of, batch_progress, read_metrics, view
+
+    address = url or address_of(folder)
+    before = read_metrics(address, time.monotonic(), key)
+    while True:
+        time.sleep(every)
+        after = read_metrics(address, time.monotonic(), key)
+        rates = view(before, after, after.at - before.at)
+        yield {"address": masked(address), **rates, "batches": list(batch_progress(folder))}
+        before = after
+
+
+def _top_lines(of: dict[str, Any]) -> Iterator[str]:
+    rates = f"{of['requests_per_second']:,.1f} requests/s   {of['tokens_per_second']:,.0f} tokens/s"
+    yield f"{of['address']}   {rates}   engine {100 * of['engine_share']:.0f} %   {of['usd_per_hour']:,.2f} USD/h"
+    yield (
+        f"answering {of['active']:.0f}   waiting {of['waiting']:.0f}   refused {of['refused']:,.0f}   "
+        f"on time {of['on_time']:,.0f}   late {of['late']:,.0f}   records lost {of['store_lost']:,.0f}   "
+        f"yielding {of['giving_way']:.0f}"
+    )
+    if of["predictions"]:
+        error, coverage = 100 * of["prediction_error"], 100 * of["prediction_coverage"]
+        yield (
+            f"predicted {of['predictions']:,.0f} first tokens, {error:.0f} % off on average; "
+            f"{coverage:.0f} % came within the bound by which requests are let in"
+        )
+    for tier, times in of["tiers"].items():
+        p50, p99 = ("-" if times[name] is None else f"{times[name]:,.0f} ms" for name in ("ttft_p50_ms", "ttft_p99_ms"))
+        yield f"  {tier:<20} first token p50 {p50}, p99 {p99}"
+    for model, speed in of["models"].items():
+        requests, tokens = speed["requests_per_second"], speed["tokens_per_second"]
+        yield f"  {model:<20} {requests:,.1f} requests/s   {tokens:,.0f} tokens/s"
+    for each in of["batches"]:
+        yield f"  {each['id'][:20]:<20} {each['status']}: {each['completed'] + each['failed']:,} of {each['total']:,}"
+
+
+# --- costs -------------------------------------------------------------------------------------
+
+
+def costs(
+    folder: str = flag("serve", "FOLDER", SERVER, "-f"),
+    since: str = flag("", "TIME", "Only requests since then: 24h, 7d, 2026-01-31."),
+    usd_per_hour: float | None = flag(None, "USD", "Price of a machine's hour; default: prices.usd_per_hour.", least=0),
+    gpu: str = flag("", "GPU", "GPU of the planner's forecast; default: a common one."),
+) -> Result:
+    """Say what served requests cost, by model, key and tier.
+
+    Tokens, engine seconds, utilisation, dollars for a million tokens and for a request, next to the prices of hosted
+    models, with the volume from which this machine is cheaper.
+    """
+    from tuneloop.serving.costs import costs_of, since_time
+
+    summary = costs_of(folder, since_time(since), usd_per_hour, gpu)
+    return Result(summary.to_json(), _cost_lines(summary))
+
+
+def _cost_lines(summary: Costs) -> Iterator[str]:
+    number, hours = counted(summary.total.requests, "request"), hours_words(summary.hours)
+    yield f"{number} in {hours}; the engine worked {100 * summary.utilisation:.1f} % of that time"
+    head = f"{'':<24} {'requests':>9} {'failed':>7} {'refused':>7} {'read':>12} {'written':>12} {'seconds':>9}"
+    yield f"{head} {'USD':>10} {'USD/1M':>9} {'USD each':>10}"
+    yield _cost_line("all", summary.total)
+    for by, rows in summary.groups.items():
+        yield from (by, *(_cost_line(f"  {row.name}", row) for row in rows))
+    if not summary.usd_per_hour and not summary.total.usd:
+        yield "no prices: give --usd-per-hour, or set prices in serve.yaml"
+    if (plan := summary.forecast) is not None:
+        speed = f"{plan.tokens_per_second:,.0f} tokens/s (here {plan.measured:,.0f} while it worked)"
+        line = f"planned on {plan.machine}: {speed}, {plan.usd_per_million_full:,.3g} USD for 1M tokens at full load"
+        yield line + ("" if plan.usd_per_million is None else f", {plan.usd_per_million:,.3g} when as idle as here")
+    for each in summary.hosted:
+        line = f"{each.provider} {each.model} ({each.date}): {each.usd:,.4f} USD for the same tokens"
+        if each.tokens_a_month is not None:
+            line += f"; this machine is cheaper from {each.tokens_a_month / 1e6:,.0f}M tokens a month on"
+            line += "" if each.reachable else ", which is more than it can do"
+        yield line
+
+
+def _cost_line(name: str, row: CostRow) -> str:
+    values = row.to_json()
+    usd = row.usd if row.machine_usd is None else row.machine_usd
+    million, each = values["usd_per_million_tokens"] or 0, values["usd_per_request"] or 0
+    requests = f"{name[:24]:<24} {row.requests:>9,} {row.failed:>7,} {row.refused:>7,}"
+    work = f"{row.prompt_tokens:>12,} {row.completion_tokens:>12,} {row.seconds:>9,.1f}"
+    return f"{requests} {work} {usd:>10,.4f} {million:>9,.3f} {each:>10,.6f}"
 
 
 commands = {"keys": keys, "top": top, "costs": costs}

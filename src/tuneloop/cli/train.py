@@ -1,16 +1,19 @@
-"""`tuneloop train`."""
+"""`tuneloop train` and `tuneloop train sweep`."""
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from tuneloop.cli import sweep
 from tuneloop.cli.console import Result
-from tuneloop.cli.parameters import SETTINGS, Output, argument
+from tuneloop.cli.parameters import SETTINGS, argument, screen
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import content_hash
 from tuneloop.core.flag import flag, switch
-from tuneloop.core.terminal import screen
+from tuneloop.core.terminal import plain_table
 from tuneloop.deploy.clusters import RayOptions, refuse_other_place
 from tuneloop.records.record import read_record
 from tuneloop.records.run import RunManifest
@@ -18,6 +21,7 @@ from tuneloop.records.run import RunManifest
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tuneloop.pipeline.sweep import SweepManifest
     from tuneloop.recipe import Recipe
 
 
@@ -28,12 +32,11 @@ def command(
     out: str = flag("", "FOLDER", "Folder of the run; default: runs/NAME-HASH.", "-o"),
     preflight: bool = switch("Show what would be trained, with two rows as the model sees them, and stop."),
     *,
-    wish: RayOptions,
-    output: Output,
+    place: RayOptions,
 ) -> Result:
     """Train an adapter, or all weights, on a prepared data set.
 
-    A training that was interrupted goes on from its last checkpoint.
+    A training that was interrupted continues from its last checkpoint.
     """
     from tuneloop.pipeline.distributed import shared_out
     from tuneloop.pipeline.recipes import recipe_of
@@ -41,15 +44,15 @@ def command(
 
     recipe = recipe_of(source, settings or [], model=model, out=out)
     if preflight:
-        return _preflight(recipe, quiet=output.quiet)
-    refuse_other_place(wish.on)
-    if not wish.on and (status := shared_out(recipe)) is not None:
+        return _preflight(recipe)
+    refuse_other_place(place.on)
+    if not place.on and (status := shared_out(recipe)) is not None:
         raise typer.Exit(status)
-    with screen(output.quiet, "running"):
-        if wish.on:
+    with screen("running"):
+        if place.on:
             from tuneloop.deploy.on_ray import run_on_ray
 
-            folder = run_on_ray(recipe, wish, whole=False)
+            folder = run_on_ray(recipe, place, whole=False)
             run = read_record(RunManifest, folder)
         else:
             folder, run = train_alone(recipe)
@@ -57,31 +60,71 @@ def command(
     return Result({"path": str(folder), **run.to_json()}, lines)
 
 
-def _preflight(recipe: Recipe, *, quiet: bool) -> Result:
+def _preflight(recipe: Recipe) -> Result:
     from tuneloop.pipeline.train import preflight_alone
 
-    with screen(quiet, "checking before the training"):
-        checked, plan, template = preflight_alone(recipe)
-    record = {
-        **vars(checked), "shown": [name for name, _ in checked.shown], "plan": plan, "ready": not checked.problems,
-    }  # fmt: skip
+    with screen("checking before the training"):
+        checks, plan, template = preflight_alone(recipe)
+    names = [name for name, _ in checks.shown]
+    record = {**vars(checks), "shown": names, "plan": plan, "ready": not checks.problems}
 
     def text(console: Console) -> None:
-        from tuneloop.cli.rows import print_rendered
+        from tuneloop.cli.prepare import print_rendered
 
-        print_rendered(template, checked.shown, console)
-        lines = [*checked.lines()]
+        print_rendered(template, checks.shown, console)
+        lines = [*checks.lines()]
         if recipe.train.range_test:
             lines.append("              a range test before the first step will find the learning rate")
         if plan:
-            memory = plan["memory"]
-            gib = f"{memory['peak_gib']:.2f} GiB of {memory['capacity_gib']:.1f}"
+            gib = "{peak_gib:.2f} GiB of {capacity_gib:.1f}".format_map(plan["memory"])
             lines.append(f"memory        {gib} at most; it fits")
-        lines += [f"refused       {problem}" for problem in checked.problems]
-        lines += [] if checked.problems else ["ready         no problem was found"]
+        lines += [f"refused       {problem}" for problem in checks.problems] or ["ready         no problem was found"]
         console.print("\n".join(lines), soft_wrap=True)
 
-    return Result(record, text, int(bool(checked.problems)))
+    return Result(record, text, int(bool(checks.problems)))
+
+
+def sweep(
+    source: str = argument("RECIPE.yaml|DATASET|FILE", "Recipe, prepared data set, or a file of examples."),
+    settings: list[str] | None = SETTINGS,
+    trials: int = flag(0, "N", "Most combinations; more are drawn by chance. Default: all."),
+    out: str = flag("", "FOLDER", "Folder of the search; default: sweeps/NAME-HASH.", "-o"),
+    no_evaluate: bool = switch("Leave out the winner's evaluation on the test rows."),
+    on: str = flag("", "ray", "Try them at the same time on a Ray cluster, by ASHA: ray, or ray://HOST:PORT."),
+) -> Result:
+    """Search over settings with several values, and evaluate the winner once.
+
+    Values have commas: train.learning_rate=1e-4,5e-4 train.rank=8,32. Every combination is trained a little, the best
+    third of them longer; validation rows decide. With --on ray they are trained at the same time, and the worse ones
+    end early.
+    """
+    from tuneloop.pipeline.recipes import recipe_of
+    from tuneloop.pipeline.sweep import search_of
+    from tuneloop.pipeline.sweep import sweep as search
+
+    refuse_other_place(on)
+    if trials < 0 or trials == 1:
+        step = "give 2 or more, or leave it out"
+        raise UserError("A search has at least two trials", where="--trials", next_step=step)
+    space, fixed = search_of(settings or [], trials, 0)
+    recipe = recipe_of(source, fixed)
+    folder = Path(out or f"sweeps/{recipe.name}-{content_hash([source, fixed, space.settings])[:8]}")
+    with screen("searching"):
+        manifest = search(recipe, space, folder, on=on, evaluate=not no_evaluate)
+    return Result({"path": str(folder), **manifest.to_json()}, partial(_print_sweep, manifest))
+
+
+def _print_sweep(manifest: SweepManifest, console: Console) -> None:
+    """A table of the trials, the longest and best first, and what to do next."""
+    from tuneloop.pipeline.sweep import words
+
+    table = plain_table("settings", "passes", "validation loss", "minutes")
+    for trial in sorted(manifest.trials, key=lambda each: (-each.share, each.val_loss is None, each.val_loss or 0.0)):
+        loss = "failed" if trial.val_loss is None else f"{trial.val_loss:.4f}"
+        table.add_row(words(trial.settings), f"{trial.share:.0%}", loss, f"{trial.minutes:.1f}")
+    console.print(table)
+    console.print(f"\nBest by validation: {words(manifest.best or {})}", soft_wrap=True)
+    console.print(f"{manifest.run}\nnext      tuneloop compare {manifest.run}", soft_wrap=True)
 
 
 commands = {"sweep": sweep}

@@ -1,6 +1,7 @@
 """Where models are computed. What differs between the processor and the kinds of GPU is here and nowhere else.
 
-A test holds that. Nothing here but `names_in_use` loads torch: before it is loaded, the device is the processor."""
+A test holds that. Nothing here but `names_in_use` loads torch: before it is loaded, the device is the processor.
+"""
 
 from __future__ import annotations
 
@@ -41,12 +42,9 @@ class Backend:
     positions_at_once: int  # positions projected onto the vocabulary at a time, which bounds memory
     positions_at_once_full: int  # the same where the projection learns
     softmax_rows: int  # of these, how many go through the softmax at a time; 0: all
-    # numbers that are put together in fp32 at a time: those that stay in a processor's cache, or that are worth
-    # starting kernels for on a GPU
-    optimizer_stretch: int
+    optimizer_stretch: int  # numbers that are updated in fp32 at a time: what a cache holds, or a kernel is worth
     tokens_unread: int  # of an answer that are written before the host reads them, which makes it wait
-    # places by which buffers of keys and values grow; on a GPU their length is a multiple of it, since what was
-    # recorded (`recorded`) holds for buffers that stay where they are
+    # places by which buffers of keys and values grow; on a GPU a divisor of their length: graphs need buffers that stay
     cache_step: int
     peak_sizes: tuple[int, ...]  # widths of the matrix products that measure the peak
     collectives: str  # what connects several processes
@@ -63,21 +61,19 @@ class Backend:
 
     @property
     def records(self) -> bool:
-        """Whether work can be recorded and done again with one call, see `recorded`; `TUNELOOP_CUDA_GRAPHS=0` says no."""
+        """Whether work can be recorded and repeated with one call, see `recorded`; `TUNELOOP_CUDA_GRAPHS=0` says no."""
         return self.kind == "cuda" and os.environ.get(GRAPHS, "1") != "0"
 
 
-CPU = Backend(
-    kind="cpu",
-    products_below=700,  # in bf16, SDPA's blocks are 2 to 7 times slower below
-    micro_batch_tokens=2048,
-    micro_batch_tokens_full=1024,  # memory is short there
-    positions_at_once=1024,
-    positions_at_once_full=512,  # its gradient stands next to the logits
-    softmax_rows=32,
-    optimizer_stretch=1 << 18, tokens_unread=1, cache_step=64, peak_sizes=(128, 512, 1024, 2048), collectives="gloo",
-)  # fmt: skip
-# A GPU's products need 8,192 rows and columns to reach their peak; each is started without waiting for the one before.
+# In bf16, SDPA's blocks are 2 to 7 times slower below 700 tokens. Memory is short where all weights learn; the gradient
+# of the projection is next to the logits.
+_CPU = {
+    "products_below": 700, "micro_batch_tokens": 2048, "micro_batch_tokens_full": 1024, "positions_at_once": 1024,
+    "positions_at_once_full": 512, "softmax_rows": 32, "optimizer_stretch": 1 << 18, "tokens_unread": 1,
+    "cache_step": 64, "peak_sizes": (128, 512, 1024, 2048),
+}  # fmt: skip
+CPU = Backend(kind="cpu", collectives="gloo", **_CPU)  # type: ignore[arg-type]
+# A GPU's products need 8,192 rows and columns to reach their peak; each starts without waiting for the one before.
 _GPU = {
     "products_below": 0, "micro_batch_tokens": 2048, "micro_batch_tokens_full": 2048, "positions_at_once": 256,
     "positions_at_once_full": 256, "softmax_rows": 0, "optimizer_stretch": 1 << 23, "tokens_unread": 8,
@@ -98,18 +94,13 @@ def backend(device: torch.device | str | None = None) -> Backend:
 
 
 def in_use() -> str:
-    """The kind of device that models are put on: what `TUNELOOP_DEVICE` says, else a GPU where there is one.
-
-    Raises:
-        UserError: the environment names a device that is not there.
-    """
+    """The kind of device for models: `TUNELOOP_DEVICE`, else a GPU where there is one; UserError: it is not there."""
     torch = sys.modules.get("torch")
-    wanted = os.environ.get(DEVICE, "").partition(":")[0]
-    if wanted and wanted not in BACKENDS:
-        raise UserError(
-            f"There is no kind of device {wanted!r}", where=DEVICE, next_step=f"choose one of {', '.join(BACKENDS)}"
-        )
-    if torch is None or wanted == "cpu":
+    requested = os.environ.get(DEVICE, "").partition(":")[0]
+    if requested and requested not in BACKENDS:
+        step = f"choose one of {', '.join(BACKENDS)}"
+        raise UserError(f"There is no kind of device {requested!r}", where=DEVICE, next_step=step)
+    if torch is None or requested == "cpu":
         return "cpu"
 
     def is_there(kind: str) -> bool:
@@ -117,12 +108,10 @@ def in_use() -> str:
         return module is not None and bool(module.is_available())
 
     kinds = [kind for kind in BACKENDS if kind != "cpu" and is_there(kind)]
-    if wanted and wanted not in kinds:
-        raise UserError(
-            f"torch sees no {wanted} device here", where=DEVICE,
-            next_step="unset it, or install the torch build of that device (docs/gpu.md)",
-        )  # fmt: skip
-    return wanted or (kinds[0] if kinds else "cpu")
+    if requested and requested not in kinds:
+        step = "unset it, or install the torch build of that device (docs/gpu.md)"
+        raise UserError(f"torch sees no {requested} device here", where=DEVICE, next_step=step)
+    return requested or (kinds[0] if kinds else "cpu")
 
 
 def _gpu() -> Any:
@@ -134,27 +123,22 @@ def _gpu() -> Any:
 def default_dtype(device: torch.device | str | None = None) -> torch.dtype:
     """What models are computed in: `TUNELOOP_DTYPE`, else bfloat16 where the device multiplies it natively.
 
-    Without native bf16 a processor multiplies it some hundred times slower than float32, and computes in that. GPUs older
-    than Ampere (capability 8.0) have half precision in its place, whose loss must be scaled (`needs_scaling`).
-
-    Raises:
-        UserError: the environment names no dtype that models are computed in.
+    Without native bf16 a processor multiplies it some hundred times slower than float32, and computes in that. GPUs
+    older than Ampere (capability 8.0) have half precision, whose loss must be scaled (`needs_scaling`). UserError: the
+    environment names another dtype.
     """
     import torch
 
-    if wanted := os.environ.get(DTYPE):
-        if wanted not in DTYPES:
-            raise UserError(
-                f"Models can't be computed in {wanted!r}", where=DTYPE, next_step=f"choose one of {', '.join(DTYPES)}"
-            )
-        return getattr(torch, wanted)  # type: ignore[no-any-return]
+    if requested := os.environ.get(DTYPE):
+        if requested not in DTYPES:
+            step = f"choose one of {', '.join(DTYPES)}"
+            raise UserError(f"Models can't be computed in {requested!r}", where=DTYPE, next_step=step)
+        return getattr(torch, requested)  # type: ignore[no-any-return]
     kind = backend(device).kind
     if kind == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
-    if kind == "xpu":
-        return torch.bfloat16
-    if kind == "mps":
-        return torch.float32
+    if kind in ("xpu", "mps"):
+        return torch.bfloat16 if kind == "xpu" else torch.float32
     try:
         native = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     except (AttributeError, RuntimeError):
@@ -166,10 +150,10 @@ Varlen = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor", "torch.Tensor
 
 
 def varlen_attention(device: torch.device, dtype: torch.dtype) -> Varlen | None:
-    """A kernel for causal attention within rows that lie one behind the other; None where there is none.
+    """A kernel for causal attention within rows that follow each other; None where there is none.
 
-    It takes queries, keys and values (N, heads, D), where the rows end (int32, from 0) and the longest row's tokens. The
-    flash-attn package's where it is installed, else torch's own (2.10 and later), on NVIDIA cards from Ampere on, in 16 bits.
+    It takes queries, keys and values (N, heads, D), where the rows end (int32, from 0) and the longest row's tokens:
+    flash-attn's where it is installed, else torch's own (2.10 and later), on NVIDIA cards from Ampere on, in 16 bits.
     """
     import torch
 
@@ -192,15 +176,15 @@ def varlen_attention(device: torch.device, dtype: torch.dtype) -> Varlen | None:
         return None
 
     def torchs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ends: torch.Tensor, longest: int) -> torch.Tensor:
-        grouped = q.shape[1] != k.shape[1]
-        mixed: Any = varlen.varlen_attn(q, k, v, ends, ends, longest, longest, window_size=(-1, 0), enable_gqa=grouped)
+        options: dict[str, Any] = {"window_size": (-1, 0), "enable_gqa": q.shape[1] != k.shape[1]}
+        mixed: Any = varlen.varlen_attn(q, k, v, ends, ends, longest, longest, **options)
         return mixed  # type: ignore[no-any-return]
 
     return torchs
 
 
 def needs_scaling(dtype: torch.dtype) -> bool:
-    """Whether gradients of this dtype vanish unless the loss is scaled up (Micikevicius et al. 2018, arXiv 1710.03740)."""
+    """Whether gradients of this dtype vanish unless the loss is scaled up (Micikevicius et al. 2018, 1710.03740)."""
     return str(dtype) == "torch.float16"
 
 
@@ -215,7 +199,7 @@ def capacity() -> float:
 
 
 def available() -> float:
-    """What this process may come to use: on a GPU what is free and what torch holds already, so other programs' share is left out."""
+    """What this process may come to use: on a GPU what is free and what torch holds already, no more."""
     gpu = _gpu()
     if gpu is None or not hasattr(gpu, "mem_get_info"):
         return capacity()
@@ -227,7 +211,7 @@ CARD_SHARE = 0.85
 
 
 def cards() -> dict[str, float]:
-    """The cards that this process sees, with the memory (GiB) of each; empty on the processor. Nothing is put on them."""
+    """The cards that this process sees, with the memory (GiB) of each, none of them used; empty on the processor."""
     gpu = _gpu()
     if gpu is None or not hasattr(gpu, "mem_get_info"):
         return {}
@@ -235,7 +219,7 @@ def cards() -> dict[str, float]:
 
 
 def cards_with_room() -> dict[str, float]:
-    """`cards` with what this process may come to use of each (GiB). Asking takes some 0.4 GiB of each: it is opened for that."""
+    """`cards` with what this process may come to use of each (GiB). Opening a card to see that takes 0.4 GiB of it."""
     gpu = _gpu()
     return {name: float(gpu.mem_get_info(i)[0] + gpu.memory_reserved(i)) / GIB for i, name in enumerate(cards())}
 
@@ -274,7 +258,7 @@ def release_memory() -> None:
         gpu.empty_cache()
 
 
-# How torch, its allocators, oneDNN and CUDA's libraries say it; only a GPU has an error class of its own.
+# How torch, its allocators, oneDNN and CUDA's libraries say it; only a GPU has an error class.
 NO_MEMORY = (
     "out of memory", "can't allocate memory", "could not create a primitive", "could not create a memory",
     "cublas_status_alloc_failed", "cudnn_status_alloc_failed", "cusolver_status_alloc_failed",
@@ -286,16 +270,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in NO_MEMORY)
 
 
+Group = Sequence[T]
+
+
 def in_parts(
-    groups: Iterable[Sequence[T]], work: Callable[[Sequence[T]], None], size: Callable[[Sequence[T]], int],
+    groups: Iterable[Group[T]],
+    work: Callable[[Group[T]], None],
+    size: Callable[[Group[T]], int],
     too_large: Callable[[T], UserError],
-) -> None:  # fmt: skip
-    """Do the work of each group; where memory runs out, of its halves, and of the halves of all others that are as large.
+) -> None:
+    """Do the work of each group; where memory runs out, of its halves, and of those of all others that are as large.
 
     Args:
         work: called again with parts of a group in which it failed, so it keeps a result only when it has all of them.
         size: what a group takes, in any unit.
-        too_large: what is said of a single member that does not fit.
+        too_large: the error of a single member that does not fit.
     """
     left = list(groups)[::-1]
     limit: float = float("inf")
@@ -319,7 +308,7 @@ def fits(work: Callable[[], object]) -> bool:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-    release_memory()  # only here: until the error is gone it holds on to all tensors of the work
+    release_memory()  # only here: while there is an error, it holds on to all tensors of the work
     return False
 
 
@@ -342,7 +331,7 @@ def names_in_use() -> list[str]:
 
 
 def wait() -> None:
-    """Wait until the GPU has done what it was given, so that a time that is read now is its time."""
+    """Wait until the GPU has done its work, so that a time that is read now is its time."""
     if (gpu := _gpu()) is not None:
         gpu.synchronize()
 
@@ -358,14 +347,12 @@ def recorded(work: Callable[[], T], warm_up: Callable[[], object]) -> tuple[Call
     """Record what `work` lets the GPU do, as a CUDA graph: the host then starts all of it with one call.
 
     Args:
-        work: is recorded and not done. It may not make the host wait, and works on the same tensors whenever it is done again.
+        work: is recorded and not done. It may not make the host wait, and uses the same tensors each time.
         warm_up: is done before, so that libraries are set up and nothing of that is recorded.
 
     Returns:
-        What does the work once more, and the work's result, whose tensors are then written anew.
-
-    Raises:
-        RuntimeError: it can't be recorded.
+        What repeats the work, and the work's result, whose tensors are then overwritten. RuntimeError: there is no
+        recording.
     """
     import torch
 

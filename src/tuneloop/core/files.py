@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, TextIO, TypeVar
 
 import yaml
@@ -22,9 +23,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tuneloop.core.errors import UserError, did_you_mean
 
-FROM_FILE: dict[
-    str, Any
-] = {}  # context of validation of values that may be another person's; None: Python code made them
+# Context of validation of values that may be another person's; None: Python code made them.
+FROM_FILE: dict[str, Any] = {}
 
 
 class Config(BaseModel):
@@ -50,11 +50,7 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
-    """`write_text` for bytes.
-
-    Raises:
-        UserError: the folder can't be written, or the disk is full; what was there before stays.
-    """
+    """`write_text` for bytes; UserError: the folder can't be written, or the disk is full. Then the old file stays."""
     with replacing(path) as file:
         file.write(data)
 
@@ -63,8 +59,7 @@ def write_bytes(path: Path | str, data: bytes) -> None:
 def replacing(path: Path | str) -> Iterator[BinaryIO]:
     """A file to write that takes the place of `path` when the block has ended: a temporary file, fsync, rename.
 
-    Raises:
-        UserError: the folder can't be written, or the disk is full; what was there before stays.
+    UserError: the folder can't be written, or the disk is full. Then the old file stays.
     """
     path = Path(path)
     with user_errors_of_the_disk(path):
@@ -94,13 +89,11 @@ def make_folder(folder: Path, mode: int = 0o777) -> None:
 def make_private(folder: Path, names: Sequence[str]) -> int:
     """Make a folder that only its owner may enter, and take all rights of others from what is in it.
 
-    Folders that belong to all or to a person as a whole (of temporary files, a home) stay as they are.
+    Folders that belong to all or to a person as a whole (of temporary files, a home) stay as they are. Returns how many
+    files and folders others had rights to.
 
     Args:
         names: patterns of what is meant in it; with a slash at the end, with all that is below.
-
-    Returns:
-        How many files and folders others had rights to.
     """
     if not folder.is_dir():
         make_folder(folder.parent)
@@ -112,7 +105,7 @@ def make_private(folder: Path, names: Sequence[str]) -> int:
             places += [place, *(place.rglob("*") if name.endswith("/") else ())]
     changed = 0
     for place in places:
-        with contextlib.suppress(OSError):  # another user's, or it is gone
+        with contextlib.suppress(OSError):  # another user's, or deleted
             mode = place.lstat().st_mode
             if not stat.S_ISLNK(mode) and mode & 0o077:
                 place.chmod(stat.S_IMODE(mode) & ~0o077)
@@ -154,12 +147,11 @@ def user_errors_of_the_disk(path: Path | str) -> Iterator[None]:
             errno.EROFS: "that file system is read-only: choose another folder with output_dir=FOLDER",
             errno.ENOENT: "check the path",
             errno.ENOTDIR: "a part of that path is a file: choose another folder with output_dir=FOLDER",
-            errno.EEXIST: "a file stands where a folder is needed: choose another folder with output_dir=FOLDER",
+            errno.EEXIST: "a file is where a folder is needed: choose another folder with output_dir=FOLDER",
         }  # fmt: skip
-        raise UserError(
-            f"Can't write or read: {error.strerror or error}", where=str(error.filename or path),
-            next_step=steps.get(error.errno or 0, "check the disk and the permissions"),
-        ) from error  # fmt: skip
+        what, step = f"Can't write or read: {error.strerror or error}", "check the disk and the permissions"
+        step = steps.get(error.errno or 0, step)
+        raise UserError(what, where=str(error.filename or path), next_step=step) from error
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -179,11 +171,11 @@ def write_yaml(path: Path | str, value: Any) -> None:
 
 
 def plain_cell(value: Any) -> Any:
-    """A value of a CSV file as a spreadsheet may open it: before a text that it would compute stands an apostrophe.
+    """A value of a CSV file as a spreadsheet may open it: a text that it would compute gets an apostrophe in front.
 
-    Spreadsheets take a cell that begins with `=`, `+`, `-`, `@`, a tab or a carriage return for a formula, spaces before it left out.
-    Numbers stay, those in texts too. A text that began with apostrophes and one of these gets one more, so that `unquoted_cell`
-    gives every text back.
+    Spreadsheets take a cell that begins with `=`, `+`, `-`, `@`, a tab or a carriage return for a formula, spaces
+    before it left out. Numbers stay, those in texts too. A text that began with apostrophes and one of these gets one
+    more, so that `unquoted_cell` gives every text back.
     """
     is_formula = isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value)
     return f"'{value}" if is_formula else value
@@ -228,20 +220,15 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """A file or folder that a manifest names, which may be another person's: it is within `folder`, links included.
-
-    Raises:
-        UserError: it is not.
-    """
+    """A file or folder that a manifest, perhaps another person's, names; UserError: outside `folder`, by links too."""
     place = folder / name
     try:
         within = place.resolve().is_relative_to(folder.resolve()) and place.resolve() != folder.resolve()
     except (OSError, ValueError, RuntimeError):  # a name too long, a null byte, links in a circle
         within = False
     if not within:
-        raise UserError(
-            f"A file outside its folder is named: {name!r:.200}", where=str(folder), next_step="correct the name"
-        )
+        what = f"A file outside its folder is named: {name!r:.200}"
+        raise UserError(what, where=str(folder), next_step="correct the name")
     return place
 
 
@@ -255,30 +242,24 @@ def nearest_path(path: Path | str) -> str:
 
 
 def read_json(path: Path | str) -> Any:
-    """Read a JSON file that tuneloop wrote.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
-    path = Path(path)
+    """Read a JSON file that tuneloop wrote; UserError: it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_int=bounded_int)
-    except FileNotFoundError:
-        raise UserError("No such file", where=str(path), next_step="check the path") from None
-    except (ValueError, RecursionError) as error:
-        raise _damaged(f"Not valid JSON: {_odd_value(error)}", str(path)) from None
+        return json.loads(Path(path).read_text(encoding="utf-8"), parse_int=bounded_int)
+    except (FileNotFoundError, ValueError, RecursionError) as error:
+        raise _unreadable(error, str(path)) from None
 
 
-def _damaged(what: str, where: str) -> UserError:
+def _unreadable(error: Exception, where: str) -> UserError:
+    if isinstance(error, FileNotFoundError):
+        return UserError("No such file", where=where, next_step="check the path")
+    what = f"Not valid JSON: {_odd_value(error)}"
+    if isinstance(error, UnicodeDecodeError):
+        what = f"Not UTF-8: {error.reason}"
     return UserError(what, where=where, next_step="delete the file and run its stage again")
 
 
 def read_json_object(path: Path | str) -> dict[str, Any]:
-    """`read_json` of a file that holds an object.
-
-    Raises:
-        UserError: it is missing or damaged, or holds something else.
-    """
+    """`read_json` of a file that holds an object; UserError: it is missing or damaged, or holds something else."""
     value = read_json(path)
     if not isinstance(value, dict):
         raise UserError("The file holds no JSON object", where=str(path), next_step="restore the file")
@@ -286,36 +267,25 @@ def read_json_object(path: Path | str) -> dict[str, Any]:
 
 
 def bounded_int(text: str) -> int:
-    """An integer of a JSON file.
-
-    Raises:
-        ValueError: no float is so large.
-    """
+    """An integer of a JSON file; ValueError: no float is so large."""
     if len(text) > 300:  # beyond a float's range arithmetic fails, far from here
         raise ValueError(f"a number of {len(text)} digits")
     return int(text)
 
 
 def read_jsonl(path: Path | str) -> list[Any]:
-    """Read a JSON Lines file that tuneloop wrote.
-
-    Raises:
-        UserError: it is missing, or a line is damaged (the line is named).
-    """
-    path = Path(path)
+    """Read a JSON Lines file that tuneloop wrote; UserError: it is missing, or a line is damaged, which is named."""
     records = []
     try:
-        with path.open(encoding="utf-8", errors="surrogatepass", newline="\n") as file:
+        with Path(path).open(encoding="utf-8", errors="surrogatepass", newline="\n") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     try:
                         records.append(json.loads(line, parse_int=bounded_int))
                     except (ValueError, RecursionError) as error:
-                        raise _damaged(f"Not valid JSON: {_odd_value(error)}", f"{path}:{number}") from None
-    except FileNotFoundError:
-        raise UserError("No such file", where=str(path), next_step="check the path") from None
-    except UnicodeDecodeError as error:
-        raise _damaged(f"Not UTF-8: {error.reason}", str(path)) from None
+                        raise _unreadable(error, f"{path}:{number}") from None
+    except (FileNotFoundError, UnicodeDecodeError) as error:
+        raise _unreadable(error, str(path)) from None
     return records
 
 
@@ -328,67 +298,54 @@ def drop_torn_line(file: Path) -> None:
 
 
 def read_yaml(path: Path | str, what: str = "recipe") -> dict[str, Any]:
-    """Read a YAML mapping.
+    """Read a YAML mapping; UserError: the file is missing, is no YAML, or holds no mapping.
 
     Args:
         what: it is meant to be, for messages.
-
-    Raises:
-        UserError: the file is missing, is no YAML, or holds no mapping.
     """
-    path = Path(path)
+    path, recipe = Path(path), what == "recipe"
+    where = str(path)
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            f"No such {what}", where=str(path),
-            next_step=did_you_mean(
-                path.name,
-                [other.name for other in path.parent.glob("*.y*ml")],
-                "`tuneloop init FILE` writes one for your data" if what == "recipe" else "check the path",
-                shown=path.parent.joinpath,
-            ),
-        ) from None  # fmt: skip
+        names = [other.name for other in path.parent.glob("*.y*ml")]
+        step = "`tuneloop init FILE` writes one for your data" if recipe else "check the path"
+        step = did_you_mean(path.name, names, step, shown=path.parent.joinpath)
+        raise UserError(f"No such {what}", where=where, next_step=step) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
-        raise UserError(
-            f"Not valid YAML: {getattr(error, 'problem', None) or error}",
-            where=f"{path}:{mark.line + 1}" if mark else str(path),
-            next_step="correct that line (values with a colon need quotes)",
-        ) from None
+        where = f"{path}:{mark.line + 1}" if mark else where
+        reason, step = getattr(error, "problem", None) or error, "correct that line (values with a colon need quotes)"
+        raise UserError(f"Not valid YAML: {reason}", where=where, next_step=step) from None
     except OSError as error:
-        raise UserError(
-            f"Can't read the {what}: {error.strerror}", where=str(path), next_step="check the path"
-        ) from None
+        raise UserError(f"Can't read the {what}: {error.strerror}", where=where, next_step="check the path") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"Can't read the {what}: {_odd_value(error)}", where=str(path), next_step="correct that value"
-        ) from None
+        reason = _odd_value(error)
+        raise UserError(f"Can't read the {what}: {reason}", where=where, next_step="correct that value") from None
     if not isinstance(value, dict):
-        raise UserError(
-            f"A {what} is a mapping of keys to values", where=str(path),
-            next_step="see recipes/demo.yaml" if what == "recipe" else "write it as `key: value` lines",
-        )  # fmt: skip
+        step = "see recipes/demo.yaml" if recipe else "write it as `key: value` lines"
+        raise UserError(f"A {what} is a mapping of keys to values", where=where, next_step=step)
     return value
 
 
 def build_config(
-    cls: type[C], values: Mapping[str, Any], overrides: Sequence[str] = (), *, aliases: Mapping[str, str] | None = None,
+    cls: type[C],
+    values: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    aliases: Mapping[str, str] = MappingProxyType({}),
     where: str = "",
-) -> C:  # fmt: skip
-    """Make a config record from a recipe's values and `key=value` overrides.
+) -> C:
+    """Make a config record of a recipe's values and `key=value` overrides.
+
+    UserError: an unknown key (the nearest valid one is offered), a bad value, a bad override.
 
     Args:
-        cls: the config record.
         values: the recipe, nested or with dotted keys.
         overrides: strings such as `train.learning_rate=1e-4`; values are read as YAML.
         aliases: other names for dotted keys (`{"learning_rate": "train.learning_rate"}`).
         where: the file that the values came from, for errors.
-
-    Raises:
-        UserError: an unknown key (the nearest valid one is offered), a bad value, a bad override.
     """
-    aliases = aliases or {}
     tree: dict[str, Any] = {}
     for key, value in values.items():
         _set(tree, aliases.get(str(key), str(key)), value, cls, where)
@@ -396,19 +353,16 @@ def build_config(
         key, sign, raw = text.partition("=")
         key = key.strip().lstrip("-")
         if not sign or not key:
-            raise UserError(
-                f"Not a key=value setting: {text!r}", next_step="write it as key=value, as in train.epochs=2"
-            )
+            step = "write it as key=value, as in train.epochs=2"
+            raise UserError(f"Not a key=value setting: {text!r}", next_step=step)
         key = aliases.get(key, key)
         try:
             value = _setting(cls, key, raw)
         except yaml.YAMLError:
             value = raw
         except (ValueError, RecursionError) as error:
-            raise UserError(
-                f"Can't read the value of {key}: {_odd_value(error)}", where=f"the command line: {raw[:40]} ...",
-                next_step=f"set {key}=... to a valid value",
-            ) from None  # fmt: skip
+            what, place = f"Can't read the value of {key}: {_odd_value(error)}", f"the command line: {raw[:40]} ..."
+            raise UserError(what, where=place, next_step=f"set {key}=... to a valid value") from None
         _set(tree, key, value, cls, "the command line")
     try:
         return cls.model_validate(tree, context=FROM_FILE)
@@ -434,7 +388,7 @@ def _odd_value(error: Exception) -> str:
 
 
 def _setting(cls: type[BaseModel], key: str, raw: str) -> Any:
-    """A string where the dotted `key` holds one, since templates such as `Queue: {queue}` are no YAML; else a YAML value."""
+    """A string where the dotted `key` holds one, as templates like `Queue: {queue}` are no YAML; else a YAML value."""
     kind: Any = cls
     for part in key.split("."):
         info = kind.model_fields.get(part) if isinstance(kind, type) and issubclass(kind, BaseModel) else None
@@ -455,7 +409,7 @@ def _set(tree: dict[str, Any], key: str, value: Any, cls: type[Config], where: s
     for parent in parents:
         node = tree.setdefault(parent, {})
         if not isinstance(node, dict):
-            raise UserError(f"{parent!r} has no keys of its own", where=where, next_step=_nearest(cls, key))
+            raise UserError(f"{parent!r} has no keys", where=where, next_step=_nearest(cls, key))
         tree = node
     if isinstance(value, Mapping) and isinstance(tree.get(last), dict):
         tree[last].update(value)
@@ -481,9 +435,8 @@ def _nearest(cls: type[BaseModel], key: str) -> str:
     if not near:
         last = {k.split(".")[-1]: k for k in reversed(keys)}
         near = [last[name] for name in difflib.get_close_matches(key.split(".")[-1], list(last), 1, 0.6)]
-    return (
-        f"did you mean {near[0]}?  (`tuneloop schema` lists all keys)" if near else "`tuneloop schema` lists all keys"
-    )
+    hint = "`tuneloop schema` lists all keys"
+    return f"did you mean {near[0]}?  ({hint})" if near else hint
 
 
 def _config_error(cls: type[Config], error: ValidationError, where: str) -> UserError:
@@ -494,19 +447,17 @@ def _config_error(cls: type[Config], error: ValidationError, where: str) -> User
     if first["type"] == "missing":
         return UserError(f"Missing key {key!r}", where=where, next_step=f"set {key}=...")
     message = first["msg"].removeprefix("Value error, ")
-    got = first.get("input")
-    if isinstance(got, Mapping) and first["type"] == "value_error":  # settings that don't go together
+    value, text = first.get("input"), ""
+    if isinstance(value, Mapping) and first["type"] == "value_error":  # settings that don't go together
         return UserError(message, where=where or key, next_step="change one of the settings that it names")
-    shown = ""
-    if isinstance(got, str | int | float | bool | type(None)):
+    if isinstance(value, str | int | float | bool | type(None)):
         try:
-            shown = repr(got)
+            text = repr(value)
         except ValueError:
-            shown = "a number of thousands of digits"
-        shown = f", got {shown}" if len(shown) <= 80 else f", got {shown[:80]}... ({len(shown):,} characters)"
-    return UserError(
-        f"Bad value for {key!r}: {message}{shown}", where=where, next_step=f"set {key}=... to a valid value"
-    )
+            text = "a number of thousands of digits"
+        text = f", got {text}" if len(text) <= 80 else f", got {text[:80]}... ({len(text):,} characters)"
+    what = f"Bad value for {key!r}: {message}{text}"
+    return UserError(what, where=where, next_step=f"set {key}=... to a valid value")
 
 
 def sha256_file(path: Path | str) -> str:
@@ -522,7 +473,7 @@ def content_hash(value: Any) -> str:
 
 
 def _locked_file(path: Path, waiting: Callable[[str], None] | None) -> TextIO:
-    """The opened lock file, held by this process. Its holder may remove the file while others wait: then they take a new one."""
+    """The open lock file, held by this process. Where its holder removes it while others wait, they take a new one."""
     announced = False
     while True:
         make_folder(path.parent)
@@ -534,10 +485,9 @@ def _locked_file(path: Path, waiting: Callable[[str], None] | None) -> TextIO:
             holder = file.read().strip() or "unknown"
             file.close()
             if waiting is None:
-                raise UserError(
-                    f"Another tuneloop process ({holder}) is working in this folder", where=str(path.parent),
-                    next_step="wait for it, stop it, or choose another folder: output_dir=FOLDER, or --out FOLDER",
-                ) from None  # fmt: skip
+                what = f"Another tuneloop process ({holder}) is working in this folder"
+                step = "wait for it, stop it, or choose another folder: output_dir=FOLDER, or --out FOLDER"
+                raise UserError(what, where=str(path.parent), next_step=step) from None
             if not announced:
                 waiting(holder)
                 announced = True
@@ -555,15 +505,12 @@ def lock_folder(
 ) -> Iterator[None]:
     """Hold a folder for this process; the operating system lets go when the process dies.
 
-    A folder that was made for this goes again when the work fails before anything is in it.
+    A folder that was made for this is deleted when the work fails before anything is in it.
 
     Args:
         minor: names of files that are no reason to keep it.
-        waiting: where another process holds it, wait until it lets go, and tell this function once who that is ("pid 123");
-            default: refuse at once.
-
-    Raises:
-        UserError: another process holds it, and nothing is said about waiting.
+        waiting: where another process holds it, wait until it lets go, and call this function once with who that is
+            ("pid 123"); default: UserError at once.
     """
     path = Path(folder) / ".lock"
     made = [place for place in (path.parent, path.parent.parent) if not place.exists()]

@@ -12,27 +12,30 @@ from pydantic import Field
 class Flag:
     """Put into `Annotated` where a pydantic field's name and type do not say it."""
 
-    # of the option, as `("--budget",)`, or `("--packing/--no-packing",)` for a yes or no. Short ones alone, as
-    # `("-o",)`, are added to the field's own name.
+    # as `("--budget",)`, or `("--packing/--no-packing",)` for a yes or no; short ones are added to the field's name
     names: tuple[str, ...] = ()
     metavar: str = ""  # the placeholder for the value in the help; empty: by the type
-    shown: bool = True  # whether the help shows the default
+    show: bool = True  # whether the help shows the default
 
 
 def flag(
-    default: Any, metavar: str, help: str, *names: str, least: float | None = None, above: float | None = None,
-    most: float | None = None, shown: bool = True,
-) -> Any:  # fmt: skip
-    """A field of a `Config`, or the default of a command's parameter, that is an option of a command.
+    default: Any,
+    metavar: str,
+    help: str,
+    *names: str,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    show: bool = True,
+) -> Any:
+    """A field of a `Config`, or the default of a command's parameter, that is an option of a command; see `Flag`.
 
     Args:
         default: of the field; `...` where the option must be given.
-        help: its description.
         least, above, most: bounds of a number; it is more than `above`.
-        names, metavar, shown: see `Flag`.
     """
     info = Field(default, description=help, ge=least, gt=above, le=most)
-    info.metadata.append(Flag(names, metavar, shown))
+    info.metadata.append(Flag(names, metavar, show))
     return info
 
 

@@ -1,7 +1,8 @@
 """uvicorn with limits for clients that are slow, silent or many; errors have the shape of OpenAI's API.
 
 The limit of open files is never reached: near it each new connection takes the place of the one that has owed the
-rest of a request for longest, else of an idle one, else it gets 503. What is being answered is never closed."""
+rest of a request for longest, else of an idle one, else it gets 503. What is being answered is never closed.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from tuneloop.core.ui import say
 SILENT = 30.0  # seconds for a whole head, for the next part of a body, between two requests, and for reading an answer
 SLOWEST = 10_000  # bytes of a body in a second, as a whole
 MOST_HEAD, MOST_HEADERS, MOST_URL = 65_536, 100, 8_192  # bytes, lines, bytes; httptools collects any
-# A body that is not wanted is not read: so many seconds and bytes of it are dropped. Closing at once would take the answer back.
+# Of a body that is not needed so many seconds and bytes are dropped: closing at once would take the answer back.
 LINGER, MOST_DROPPED = 2.0, 1_000_000
 ROOM_AGAIN = 5.0  # seconds without a refused or closed connection after which there is room again
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -43,9 +44,9 @@ def answer(status: int, message: str, code: str) -> bytes:
 
 
 class Connection(HttpToolsProtocol):
-    """One connection of a `Server`."""
+    """One connection of a `GuardedServer`."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: GuardedServer) -> None:
         super().__init__(server.config, server.server_state, server.lifespan.state)
         self.of = server
         self.since = self.heard = 0.0  # when the client began to owe bytes, and last sent some; 0: it owes none
@@ -100,7 +101,7 @@ class Connection(HttpToolsProtocol):
 
     def _fail(self, status: int, message: str, code: str) -> None:
         self.fault = (status, message, code)
-        raise ValueError(message)  # httptools ends with an error of its own
+        raise ValueError(message)  # httptools then ends with an error
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
@@ -161,7 +162,7 @@ class Connection(HttpToolsProtocol):
         self.flow.resume_reading()
 
     def look(self, now: float, seconds: float) -> None:
-        """End the connection where its client has taken longer than so many seconds; `now` is of the monotonic clock."""
+        """End the connection where its client has taken longer than so many seconds; `now`: of the monotonic clock."""
         if self.ends:
             if now > self.ends:
                 self.transport.abort()
@@ -179,17 +180,13 @@ class Connection(HttpToolsProtocol):
                 self.transport.close()
 
 
-class Server(uvicorn.Server):
-    """An ASGI application on sockets that listen; `seconds` is how long a client may be silent, `config` goes to `uvicorn.Config`."""
+class GuardedServer(uvicorn.Server):
+    """An ASGI application on sockets that listen; a client may be silent for `seconds`; `config`: uvicorn's."""
 
-    def __init__(self, app: Any, *, seconds: float = SILENT, **config: Any) -> None:  # fmt: skip
-        super().__init__(
-            uvicorn.Config(
-                app, http=HttpToolsProtocol, ws="none", lifespan="off", access_log=False, server_header=False,
-                date_header=False, headers=[("x-content-type-options", "nosniff")], timeout_keep_alive=int(seconds) + 1,
-                **config,
-            )
-        )  # fmt: skip
+    def __init__(self, app: Any, *, seconds: float = SILENT, **config: Any) -> None:
+        config |= {"http": HttpToolsProtocol, "ws": "none", "lifespan": "off", "timeout_keep_alive": int(seconds) + 1}
+        config |= dict.fromkeys(("access_log", "server_header", "date_header"), False)
+        super().__init__(uvicorn.Config(app, headers=[("x-content-type-options", "nosniff")], **config))
         self.seconds = seconds
         self.owing: dict[Connection, None] = {}  # whose request has not come whole yet, the longest silent first
         self.resting: dict[Connection, None] = {}  # between two requests
@@ -198,7 +195,7 @@ class Server(uvicorn.Server):
         self._full = 0.0  # when there was no room last; 0: there is
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take connections one by one: asyncio's own loop takes thousands before it can be asked whether there is room."""
+        """Take connections one by one: asyncio's own loop takes thousands before one can see whether there is room."""
         self.servers = []
         self._accepting = [asyncio.create_task(self._accept(each)) for each in sockets or []]
         self.started = True
@@ -250,10 +247,9 @@ class Server(uvicorn.Server):
     def _make_room(self) -> bool:
         """Close a connection that no one waits on; returns whether there was one."""
         if not self._full:
-            say(
-                f"listening  {len(self.server_state.connections):,} connections are open, and the limit of open files "
-                f"({_limit():,}) is near: idle ones are closed, further ones get 503 (ulimit -n raises it)"
-            )
+            number = f"{len(self.server_state.connections):,} connections are open"
+            near = f"the limit of open files ({_limit():,}) is near"
+            say(f"listening  {number}, and {near}: idle ones are closed, further ones get 503 (ulimit -n raises it)")
         self._full = time.monotonic()
         for those in (self.owing, self.resting):
             if those:
@@ -269,11 +265,7 @@ def _limit() -> int:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens.
-
-    Raises:
-        OSError: the port is taken, or the address is not this machine's.
-    """
+    """A socket that listens; OSError: the port is taken, or the address is not this machine's."""
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -2,7 +2,8 @@
 
 For simulations the clock of stored events can run faster, in all processes alike: `TUNELOOP_CLOCK=ORIGIN,SPEED` lets
 it stand at ORIGIN (seconds since 1970) when the real one does, and then go SPEED times as fast. Durations and
-deadlines stay real."""
+deadlines stay real.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a batch or `predict` has done: an append-only file of lines, which survives the death of its process at any moment.
+"""What a batch or `predict` has done: an append-only file of lines, which survives the death of its process.
 
 A line that was cut is dropped when the file is opened again. What does not fit on the disk is taken back as a whole.
 """
@@ -18,25 +18,19 @@ from tuneloop.core.files import user_errors_of_the_disk
 
 
 @dataclass
-class Lines:
-    """The file, held by this process from `open` to `close`.
-
-    Args:
-        taken: the error where another process holds it.
-        end: bytes of the lines that were read and written.
-    """
+class JournalFile:
+    """The file, held by this process from `open` to `close`."""
 
     path: Path
-    taken: UserError
-    end: int = 0
+    refusal: UserError  # where another process holds it
+    end: int = 0  # bytes of the lines that were read and written
     _descriptor: int = -1
     _torn: bool = False
 
     def open(self) -> Iterator[bytes]:
-        """Take the file, and read its whole lines; `end` is the place of each while it is looked at. Read to the end, or `cut`.
+        """Take the file, and read its whole lines, of each of which `end` is the place. Read to the end, or `cut`.
 
-        Raises:
-            UserError: it can't be read or written, or another process has it.
+        UserError: it can't be read or written, or another process has it.
         """
         with user_errors_of_the_disk(self.path):
             self.close()
@@ -44,7 +38,7 @@ class Lines:
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise self.taken from None
+                raise self.refusal from None
             self.end, self._torn = 0, False
             with open(self._descriptor, "rb", closefd=False) as file:
                 for line in file:
@@ -55,16 +49,12 @@ class Lines:
             self.cut()
 
     def cut(self) -> None:
-        """Drop what stands behind the lines that were read."""
+        """Drop what follows the lines that were read."""
         os.ftruncate(self._descriptor, self.end)
         self._torn = False
 
     def append(self, data: bytes) -> int:
-        """Write lines at the end, as a whole or not at all; they are on the disk when this returns their place.
-
-        Raises:
-            OSError: the disk is full, or can't be written.
-        """
+        """Write lines at the end, as a whole or not at all (OSError); returns their place when they are on the disk."""
         try:
             if os.write(self._descriptor, data) < len(data):
                 raise OSError(errno.ENOSPC, "No space left on device")

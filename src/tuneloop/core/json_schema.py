@@ -28,17 +28,17 @@ _LITERAL = {"enum", "const", "default", "examples", "example", "required", "type
 _COUNTS = {"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"}
 _IN_PLACE = ("allOf", "anyOf", "oneOf")
 _HELD = {
-    *_NAMED, *_COUNTS, *_IN_PLACE, "type", "enum", "const", "required", "additionalProperties", "items", "prefixItems", "pattern",
-    "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "$ref",
+    *_NAMED, *_COUNTS, *_IN_PLACE, "type", "enum", "const", "required", "additionalProperties", "items", "prefixItems",
+    "pattern", "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "$ref",
 }  # fmt: skip
 _NOTES = {
-    "$schema", "$id", "$comment", "title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly",
-    "nullable", "discriminator", "contentEncoding", "contentMediaType", "strict",
+    "$schema", "$id", "$comment", "title", "description", "default", "examples", "example", "deprecated", "readOnly",
+    "writeOnly", "nullable", "discriminator", "contentEncoding", "contentMediaType", "strict",
 }  # fmt: skip
 
 
 def too_deep(raw: bytes, value: Any) -> bool:
-    """Whether objects and lists are nested in more than `MOST_DEPTH` levels, in a JSON value and the text that it came from.
+    """Whether objects and lists are nested in more than `MOST_DEPTH` levels, in a JSON value and its text.
 
     It goes down level by level, so that nothing is too deep for it.
     """
@@ -52,8 +52,8 @@ def too_deep(raw: bytes, value: Any) -> bool:
 def schema_problem(schema: Mapping[str, Any], *, any_keyword: bool = False) -> str:
     """Why answers are not held to a schema: what is not supported, or larger than is allowed; empty where nothing is.
 
-    It looks at each value once and stops at the first limit. What is left is not surely a schema, and not surely one that can
-    be fulfilled.
+    It looks at each value once and stops at the first limit. The rest need not be a schema, or one that can be
+    fulfilled.
 
     Args:
         any_keyword: only the size matters, and what patterns hold: answers are checked and not written by the schema.
@@ -155,8 +155,8 @@ def _target(schema: Mapping[str, Any], reference: str) -> Any:
 
 
 def _circle(schema: Mapping[str, Any], parts: list[Any]) -> str:
-    """Why checking a value would never end: a part that refers to itself for the very same value; empty where none does."""
-    # Of each part that was entered, by identity: whether all that follows from it was looked at.
+    """Why checking a value would never end: a part that refers to itself for the same value; empty where none does."""
+    # Of each part that was entered, by identity: whether all that follows from it was searched.
     left: dict[int, bool] = {}
     for start in parts:
         waiting = [(start, False)]
@@ -182,13 +182,12 @@ class TooMuchWork(Exception):
 def checker(schema: Mapping[str, Any], base: Any = None, seconds: float = CHECK_SECONDS) -> Callable[[Any], str]:
     """The function that says how a value breaks a schema; empty where it does not. Nothing outside the schema is read.
 
+    It raises TooMuchWork where it takes longer, or a text is too long for a pattern, and jsonschema's errors where the
+    schema is none.
+
     Args:
         base: validator class of jsonschema, which says how keywords are read; None: that of JSON Schema 2020-12.
         seconds: of a processor that the check of a value may take.
-
-    Raises:
-        TooMuchWork: from the function: it takes longer, or a text is too long for a pattern.
-        Exception: from it, of jsonschema, where the schema is none.
     """
     from jsonschema import Draft202012Validator, ValidationError, validators
     from referencing.jsonschema import EMPTY_REGISTRY
@@ -204,10 +203,8 @@ def checker(schema: Mapping[str, Any], base: Any = None, seconds: float = CHECK_
     bounded = {"pattern": _pattern, "patternProperties": _pattern_properties, "uniqueItems": _unique}
     if "patternProperties" in base.VALIDATORS:
         bounded["additionalProperties"] = _additional
-    made: Any = validators.create(
-        meta_schema=base.META_SCHEMA, validators=base.VALIDATORS | bounded, type_checker=base.TYPE_CHECKER,
-        id_of=base.ID_OF, applicable_validators=keywords,
-    )  # fmt: skip
+    parts = {"validators": base.VALIDATORS | bounded, "applicable_validators": keywords}
+    made: Any = validators.create(base.META_SCHEMA, type_checker=base.TYPE_CHECKER, id_of=base.ID_OF, **parts)
     top = {key: part for key, part in schema.items() if key != "$schema"}  # it would bring the usual class back
 
     def breach(value: Any) -> str:
@@ -250,10 +247,10 @@ def _additional(validator: Any, below: Any, value: Any, schema: Any) -> Iterator
             yield from validator.descend(part, below, path=name)
 
 
-def _unique(validator: Any, wanted: Any, value: Any, schema: Any) -> Iterator[Any]:
+def _unique(validator: Any, unique: Any, value: Any, schema: Any) -> Iterator[Any]:
     from jsonschema import ValidationError
 
-    if wanted and validator.is_type(value, "array"):
+    if unique and validator.is_type(value, "array"):
         texts = {json.dumps(_as_compared(part), sort_keys=True) for part in value}
         if len(texts) < len(value):
             yield ValidationError("the items of a list are not all different")

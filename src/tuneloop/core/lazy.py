@@ -9,7 +9,7 @@ __all__ = ["Array", "NDArray", "np"]
 
 
 class Late:
-    """Stands for a module that takes long to import, or that may be missing where it is not needed."""
+    """In place of a module that takes long to import, or that may be missing where it is not needed."""
 
     def __init__(self, name: str) -> None:
         self._name = name

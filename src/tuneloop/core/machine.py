@@ -81,7 +81,7 @@ def processor() -> str:
 
 
 def cards(root: Path = Path("/")) -> list[str]:
-    """Names of the GPUs that the system has, whether torch can use them or not: NVIDIA's, AMD's with ROCm's driver, Apple's own."""
+    """Names of the system's GPUs, whether torch can use them or not: NVIDIA's, AMD's with ROCm's driver, Apple's."""
     if sys.platform == "darwin" and platform.machine() == "arm64":
         return ["Apple GPU"]
     gpus = []
@@ -93,18 +93,17 @@ def cards(root: Path = Path("/")) -> list[str]:
     return gpus or (["AMD GPU"] if (root / "dev/kfd").exists() else [])
 
 
-def git_commit(folder: Path | None = None) -> str | None:
-    """Commit of the working tree that `folder` is in, with `-dirty` when it has changes; None outside of one."""
-    place = str(folder or Path.cwd())
+def git_commit() -> str | None:
+    """Commit of the working tree that this folder is in, with `-dirty` when it has changes; None outside of one."""
+
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *words], capture_output=True, text=True, timeout=5)
+
     try:
-        commit = subprocess.run(["git", "-C", place, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
-        if commit.returncode:
-            return None
-        status = ["git", "-C", place, "status", "--porcelain", "-uno"]
-        dirty = subprocess.run(status, capture_output=True, text=True, timeout=5)
+        commit, status = git("rev-parse", "HEAD"), git("status", "--porcelain", "-uno")
     except (OSError, subprocess.SubprocessError):
         return None
-    return commit.stdout.strip() + ("-dirty" if dirty.stdout.strip() else "")
+    return None if commit.returncode else commit.stdout.strip() + ("-dirty" if status.stdout.strip() else "")
 
 
 def environment(gpus: Sequence[str] = ()) -> dict[str, Any]:

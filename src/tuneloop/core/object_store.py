@@ -14,17 +14,25 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing
 
 # What fsspec needs for a protocol besides itself.
-PACKAGES = {
-    "s3": "'tuneloop[s3]'", "s3a": "'tuneloop[s3]'", "gs": "'tuneloop[gcs]'", "gcs": "'tuneloop[gcs]'", "az": "adlfs", "abfs": "adlfs",
-}  # fmt: skip
+_S3, _GCS = "'tuneloop[s3]'", "'tuneloop[gcs]'"
+PACKAGES = {"s3": _S3, "s3a": _S3, "gs": _GCS, "gcs": _GCS, "az": "adlfs", "abfs": "adlfs"}
+# Words of errors -> what they mean, and what to do.
 _SIGNS: tuple[tuple[str, str, str], ...] = (
-    ("expiredtoken|token.{0,20}expired|expired.{0,20}(token|credential)|invalid_grant|invalid credentials", "The token has expired", "sign in again (aws sso login, or gcloud auth application-default login), then run the same command: it goes on"),
-    (r"nosuchbucket|bucket does not exist|bucket.{0,40}not found|filenotfounderror \S*\bb/[^/\s]+/o(\s|$)", "There is no such bucket", "check the name, or make the bucket first"),
-    ("invalidaccesskeyid|signaturedoesnotmatch|invalidtoken", "The access key is not known there", "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
-    ("nocredentials|unable to locate credentials|could not .{0,30}credentials|anonymous caller", "No credentials for the object store were found", "sign in (aws configure, gcloud auth application-default login), or set the variables of its environment"),
-    ("accessdenied|access denied|forbidden|403|permission|does not have storage", "No right to use this bucket", "give this user the rights to list, read, write and delete objects there"),
-    ("endpointconnection|cannot connect|could not connect|connection refused|name or service not known|timed? ?out", "The object store does not answer", "check the network, and AWS_ENDPOINT_URL or STORAGE_EMULATOR_HOST if one is set"),
-    ("filenotfounderror", "There is no such file in the object store", "check the address"),
+    (r"expiredtoken|token.{0,20}expired|expired.{0,20}(token|credential)|invalid_grant|invalid credentials",
+     "The token has expired",
+     "sign in again (aws sso login, or gcloud auth application-default login); the same command then continues"),
+    (r"nosuchbucket|bucket does not exist|bucket.{0,40}not found|filenotfounderror \S*\bb/[^/\s]+/o(\s|$)",
+     "There is no such bucket", "check the name, or make the bucket first"),
+    (r"invalidaccesskeyid|signaturedoesnotmatch|invalidtoken",
+     "The access key is not known there", "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+    (r"nocredentials|unable to locate credentials|could not .{0,30}credentials|anonymous caller",
+     "No credentials for the object store were found",
+     "sign in (aws configure, gcloud auth application-default login), or set its variables of the environment"),
+    (r"accessdenied|access denied|forbidden|403|permission|does not have storage",
+     "No right to use this bucket", "give this user the rights to list, read, write and delete objects there"),
+    (r"endpointconnection|cannot connect|could not connect|connection refused|name or service not known|timed? ?out",
+     "The object store does not answer", "check the network, and a set AWS_ENDPOINT_URL or STORAGE_EMULATOR_HOST"),
+    (r"filenotfounderror", "There is no such file in the object store", "check the address"),
 )  # fmt: skip
 
 
@@ -45,7 +53,7 @@ class Store:
         return Store(f"{self.url}/{name}", self.system, f"{self.path}/{name}")
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each file in the folder and below it, by its path within the folder; nothing where there is none yet."""
+        """Bytes of each file in the folder and below it, by its path within the folder; nothing where there is none."""
         with _clear(self.url):
             self.system.invalidate_cache()
             files = self.system.find(self.path, detail=True)
@@ -81,68 +89,60 @@ class Store:
             with _clear(f"{self.url}/{name}"):
                 self.system.rm_file(f"{self.path}/{name}")
 
-    def push(self, folder: Path, *, only: str = "", known: dict[str, int] | None = None) -> int:
+    def push(self, folder: Path, *, only: str = "", sizes: dict[str, int] | None = None) -> int:
         """Copy what the store has not, or has in another size; returns the number of files.
 
         Args:
             only: part of the folder, as `checkpoints`; empty: all of it.
-            known: as `sizes`, where it was read already.
+            sizes: as `sizes`, where it was read already.
         """
-        there = self.sizes() if known is None else known
-        sent = 0
+        there = self.sizes() if sizes is None else sizes
+        number = 0
         for file in sorted(path for path in (folder / only).rglob("*") if path.is_file()):
             if file.name.startswith("."):
                 continue
             name = file.relative_to(folder).as_posix()
             if there.get(name) != file.stat().st_size or file.suffix in (".json", ".jsonl", ".yaml", ".html"):
                 self.put(file, name)
-                sent += 1
-        return sent
+                number += 1
+        return number
 
-    def pull(self, folder: Path, *, newer: bool = True, known: dict[str, int] | None = None) -> int:
+    def pull(self, folder: Path, *, newer: bool = True, sizes: dict[str, int] | None = None) -> int:
         """Copy what this machine has not; returns the number of files.
 
         Args:
             newer: whether files that are here in another size are replaced too.
-            known: as `sizes`, where it was read already.
+            sizes: as `sizes`, where it was read already.
         """
-        fetched = 0
-        for name, size in sorted((self.sizes() if known is None else known).items()):
+        number = 0
+        for name, size in sorted((self.sizes() if sizes is None else sizes).items()):
             file = folder / name
             if not file.is_file() or (newer and file.stat().st_size != size):
                 self.get(name, file)
-                fetched += 1
-        return fetched
+                number += 1
+        return number
 
 
 def open_store(url: str) -> Store:
-    """A folder of an object store by its address.
-
-    Raises:
-        UserError: an unknown kind of store, or its package is missing.
-    """
+    """A folder of an object store by its address; UserError: an unknown kind of store, or its package is missing."""
     url = url.rstrip("/")
     kind = url.split("://", 1)[0]
     try:
         import fsspec
     except ImportError:
-        raise UserError(
-            "fsspec is not installed", where=url, next_step=f"pip install {PACKAGES.get(kind, 'fsspec')}"
-        ) from None
+        step = f"pip install {PACKAGES.get(kind, 'fsspec')}"
+        raise UserError("fsspec is not installed", where=url, next_step=step) from None
     try:
         # A kept listing would hide what other machines write: a file that grew would even be read as long as it was.
         fresh = {"use_listings_cache": False} if kind in ("s3", "s3a", "gs", "gcs") else {}
         system, path = fsspec.url_to_fs(url, **fresh)
     except ImportError:
-        raise UserError(
-            f"What speaks {kind}:// is not installed", where=url,
-            next_step=f"pip install {PACKAGES.get(kind, 'the package that fsspec names')}",
-        ) from None  # fmt: skip
+        step = f"pip install {PACKAGES.get(kind, 'the package that fsspec names')}"
+        raise UserError(f"What speaks {kind}:// is not installed", where=url, next_step=step) from None
     except ValueError as error:
-        raise UserError(
-            f"Not an object store: {error}", where=url, next_step="write it as s3://BUCKET/FOLDER"
-        ) from None
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs each refusal with its traceback, besides raising it
+        step = "write it as s3://BUCKET/FOLDER"
+        raise UserError(f"Not an object store: {error}", where=url, next_step=step) from None
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs each refusal with its traceback, and raises it too
     return Store(url, system, str(path).rstrip("/"))
 
 
@@ -154,17 +154,12 @@ def _clear(place: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise _refusal(error, place) from None
-
-
-def _refusal(error: BaseException, place: str) -> UserError:
-    chain: list[str] = []
-    at: BaseException | None = error
-    while at is not None and len(chain) < 4:
-        chain.append(f"{type(at).__name__} {at}")
-        at = at.__cause__ or at.__context__
-    text = " ".join(chain).lower()
-    for pattern, what, step in _SIGNS:
-        if re.search(pattern, text):
-            return UserError(what, where=place, next_step=step)
-    return UserError(f"The object store refuses: {chain[0]:.200}", where=place, next_step="look at the bucket's rights and its region")  # fmt: skip
+        chain: list[str] = []
+        at: BaseException | None = error
+        while at is not None and len(chain) < 4:
+            chain.append(f"{type(at).__name__} {at}")
+            at = at.__cause__ or at.__context__
+        text = " ".join(chain).lower()
+        other = f"The object store refuses: {chain[0]:.200}", "look at the bucket's rights and its region"
+        what, step = next(((what, step) for sign, what, step in _SIGNS if re.search(sign, text)), other)
+        raise UserError(what, where=place, next_step=step) from None

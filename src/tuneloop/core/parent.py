@@ -1,5 +1,5 @@
-"""Processes that end when the one that started them is gone, however it ended. A process looks who its parent is:
-Linux's signal (`PR_SET_PDEATHSIG`) comes when the thread that has started the process ends; other systems have none."""
+"""Processes that end after the one that started them, however it ended. A process looks who its parent is: Linux's
+signal (`PR_SET_PDEATHSIG`) comes when the thread that has started the process ends; other systems have none."""
 
 from __future__ import annotations
 

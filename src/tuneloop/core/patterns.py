@@ -1,7 +1,8 @@
-"""Regular expressions that people write in recipes, suites, schemas and options: no search takes long, whatever pattern and text.
+"""Regular expressions that people write in recipes, suites, schemas and options: no search takes long.
 
 Those of recipes and suites are Python's and have groups; a search that takes too long is stopped. Those of JSON
-Schemas may come from strangers: they are searched in linear time by Rust's `regex`, which llguidance uses too."""
+Schemas may come from strangers: they are searched in linear time by Rust's `regex`, which llguidance uses too.
+"""
 
 from __future__ import annotations
 
@@ -61,43 +62,32 @@ class Pattern:
         return int(self.compiled.groups)
 
     def search(self, text: str) -> re.Match[str] | None:
-        """The first match in a text.
-
-        Raises:
-            UserError: the search takes too long.
-        """
-        found: re.Match[str] | None = self._ended(lambda: self.compiled.search(text, timeout=self.seconds), text)
-        return found
+        """The first match in a text; UserError: the search takes too long."""
+        return self._within_time(self.compiled.search, text)  # type: ignore[no-any-return]
 
     def fullmatch(self, text: str) -> re.Match[str] | None:
         """The match of a whole text; see `search`."""
-        found: re.Match[str] | None = self._ended(lambda: self.compiled.fullmatch(text, timeout=self.seconds), text)
-        return found
+        return self._within_time(self.compiled.fullmatch, text)  # type: ignore[no-any-return]
 
     def finditer(self, text: str) -> Iterator[re.Match[str]]:
         """All matches in a text, in order; see `search`."""
-        return iter(self._ended(lambda: list(self.compiled.finditer(text, timeout=self.seconds)), text))
+        return iter(self._within_time(lambda text, timeout: list(self.compiled.finditer(text, timeout=timeout)), text))
 
-    def _ended(self, work: Callable[[], Any], text: str) -> Any:
+    def _within_time(self, search: Callable[..., Any], text: str) -> Any:
         try:
-            return work()
+            return search(text, timeout=self.seconds)
         except TimeoutError:
-            raise UserError(
-                f"The regular expression takes more than {self.seconds:g} seconds on a text of {len(text):,} characters",
-                where=self.source, next_step="write it without repeats inside repeats, as in (a+)+, or alternatives that overlap",
-            ) from None  # fmt: skip
+            length = f"a text of {len(text):,} characters"
+            what = f"The regular expression takes more than {self.seconds:g} seconds on {length}"
+            step = "write it without repeats inside repeats, as in (a+)+, or alternatives that overlap"
+            raise UserError(what, where=self.source, next_step=step) from None
 
 
 @lru_cache(maxsize=256)
 def compile_pattern(source: str, flags: int = 0, seconds: float = SEARCH_SECONDS) -> Pattern:
-    """A pattern of a recipe, a suite or an option.
+    """A pattern of a recipe, a suite or an option, in the syntax and with the flags of Python's `re`.
 
-    Args:
-        source: in the syntax of Python's `re`.
-        flags: of `re`, such as `re.MULTILINE`.
-
-    Raises:
-        ValueError: it is no regular expression, or one that is too large; says why.
+    ValueError: it is no regular expression, or a too large one; says why.
     """
     import regex
 
@@ -113,11 +103,7 @@ def compile_pattern(source: str, flags: int = 0, seconds: float = SEARCH_SECONDS
 
 
 def foreign_pattern(source: str, where: str) -> Pattern:
-    """A pattern of a file that others wrote.
-
-    Raises:
-        UserError: it is no regular expression, or too large.
-    """
+    """A pattern of a file that others wrote; UserError: it is no regular expression, or too large."""
     try:
         return compile_pattern(source)
     except ValueError as error:
@@ -126,13 +112,14 @@ def foreign_pattern(source: str, where: str) -> Pattern:
 
 @lru_cache(maxsize=256)
 def linear_search(source: str) -> Callable[[str], bool]:
-    """Whether a text has a match of a JSON Schema's pattern, found in time linear in the text's length.
+    """What says whether a text has a match of a JSON Schema's pattern, in time linear in the text's length.
 
     Args:
         source: in the syntax of Rust's `regex`, which is that of ECMA 262 without lookaround and references to groups.
 
     Raises:
-        ValueError: it can't be read, or is too large; names the construct. From the function: the text is too long for it.
+        ValueError: it can't be read, or is beyond a limit; names the construct. From the function: the text is too
+            long.
     """
     from pydantic_core import SchemaError, SchemaValidator, ValidationError, core_schema
 

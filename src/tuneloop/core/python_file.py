@@ -2,7 +2,8 @@
 
 It runs only where the user has named it: on the command line, in a recipe named there, or in a call from Python.
 What a folder names (a run, an artifact, a data set, a router) may be another person's, and runs with `--trust-code`
-alone."""
+alone.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +24,15 @@ _TRUSTED = "TUNELOOP_TRUSTED_CODE"  # files, one a line, or *: in the environmen
 _CODE_FILE = re.compile(r"[^\s=,{}\[\]'\"]+\.(?:py|ya?ml)(?=$|[\s:,}\]'\"])")  # YAML: tasks of lm-eval hold Python
 
 
-def trust_code(named: object) -> None:
-    """Let the Python files run that the user has named.
-
-    Args:
-        named: an argument, a recipe's values or any part of them; `*` is every file.
-    """
-    if isinstance(named, Mapping):
-        named = list(named.values())
-    if isinstance(named, list | tuple):
-        for part in named:
+def trust_code(value: object) -> None:
+    """Let the Python files run that the user names in an argument, a recipe's values or any part; `*`: every file."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for part in value:
             trust_code(part)
-    elif isinstance(named, str):
-        files = ["*"] if named == "*" else [str(_path(file)) for file in _CODE_FILE.findall(named)]
+    elif isinstance(value, str):
+        files = ["*"] if value == "*" else [str(_path(file)) for file in _CODE_FILE.findall(value)]
         os.environ[_TRUSTED] = "\n".join(dict.fromkeys([*_trusted(), *files]))
 
 
@@ -60,27 +57,21 @@ def _path(file: str) -> Path:
 
 
 def need_trust(file: str, where: str) -> None:
-    """Refuse a file with code that the user has not named.
-
-    Raises:
-        UserError: a folder names it.
-    """
+    """Refuse, by a UserError, a file with code that a folder names and the user does not."""
     if not {"*", str(_path(file))} & set(_trusted()):
-        raise UserError(
-            f"{file} is code that a folder names and you have not: it is not run", where=where,
-            next_step=f"read the file; where you trust it, run the same command with {TRUST}",
-        )  # fmt: skip
+        what = f"{file} is code that a folder names and you have not: it is not run"
+        step = f"read the file; where you trust it, run the same command with {TRUST}"
+        raise UserError(what, where=where, next_step=step)
 
 
 def run_python_file(file: str, where: str, what: str) -> ModuleType:
     """The module that a file makes, which runs with everything that the user may do.
 
+    UserError: there is no such file, it fails, or a folder names it and not the user.
+
     Args:
         file: its path, from the current folder.
         what: what it is, in words, as in `scorer's file`.
-
-    Raises:
-        UserError: there is no such file, it fails, or a folder names it and not the user.
     """
     path = Path(file).expanduser()
     if not path.is_file():
@@ -93,9 +84,8 @@ def run_python_file(file: str, where: str, what: str) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UserError(
-            f"The {what} fails: {error_with_line(error, path)}", where=where, next_step="correct the file"
-        ) from None
+        what = f"The {what} fails: {error_with_line(error, path)}"
+        raise UserError(what, where=where, next_step="correct the file") from None
     return module
 
 

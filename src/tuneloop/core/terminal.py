@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,8 @@ from tuneloop.core.machine import is_first
 from tuneloop.core.ui import reporting
 
 # Control characters but tab and line feed, halves of surrogate pairs, and what turns the direction of text around.
-_UNSAFE = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]|\r(?!\n)"
-)
+_CONTROL, _DIRECTION = "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f", "\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
+_UNSAFE = re.compile(f"[{_CONTROL}{_DIRECTION}\ud800-\udfff]|\r(?!\n)")
 
 
 def visible(text: str) -> str:
@@ -63,55 +62,48 @@ def terminal(**settings: Any) -> Any:
     from rich.console import Console
     from rich.segment import Segment
 
-    class Shown(Console):
+    class VisibleConsole(Console):
         def _render_buffer(self, buffer: Iterable[Segment]) -> str:
-            return super()._render_buffer(
-                part if part.control else Segment(visible(part.text), part.style) for part in buffer
-            )
+            parts = (part if part.control else Segment(visible(part.text), part.style) for part in buffer)
+            return super()._render_buffer(parts)
 
-    return Shown(**settings)
+    return VisibleConsole(**settings)
 
 
-# Held by whoever writes. No process is forked meanwhile: its copy of stderr would stay locked for ever.
+# Held by the thread that writes. No process is forked meanwhile: its copy of stderr would stay locked for ever.
 _SPEAKING = threading.RLock()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_SPEAKING.acquire, after_in_parent=_SPEAKING.release, after_in_child=_SPEAKING.release
-    )  # fmt: skip
+    _release = _SPEAKING.release
+    os.register_at_fork(before=_SPEAKING.acquire, after_in_parent=_release, after_in_child=_release)
 
 
-IDLE = "working"  # what goes on, where nothing better is known
+IDLE = "working"  # in place of a task's name
 
 
 @dataclass
 class _Task:
-    """Something that goes on: since when, from how much on, how far it is, and its bar on a terminal."""
-
-    began: float
-    first: float
-    done: float = 0.0
+    began: float  # seconds of the clock
+    first: float  # units that were done then
+    count: float = 0.0
     total: float = 1.0
-    shown: bool = False
+    announced: bool = False
     note: str = ""
-    bar: Any = None
+    bar: Any = None  # on a terminal
 
 
 class Screen:
     """Progress bars and lines on stderr; plain lines where it is no terminal, nothing when quiet.
 
-    It is never silent for long: `beat`, which a thread calls, says what goes on where nobody else has said anything.
+    It is never silent for long: `beat`, which a thread calls, names the task where nothing else was said.
 
     Args:
         quiet: say nothing.
         clock: seconds.
-        doing: what goes on while no task says so.
+        doing: what happens while no task says so.
     """
 
     FIRST = 1.5  # seconds until something that begins is shown
-    EVERY, MOST = (
-        10.0,
-        30.0,
-    )  # seconds between further plain lines: these, then a sixth of the time that the task has taken
+    EVERY, MOST = 10.0, 30.0  # least and most seconds between further plain lines: a sixth of the task's time so far
 
     def __init__(self, quiet: bool, clock: Callable[[], float] = time.monotonic, doing: str = IDLE) -> None:
         self.quiet, self.clock, self.doing = quiet, clock, doing
@@ -121,23 +113,26 @@ class Screen:
         self.spoke = clock()
         self.nothing = _Task(self.spoke, 0.0)  # that time
 
-    def progress(self, task: str, done: float, total: float, /, **info: float | str) -> None:
+    def progress(self, task: str, count: float, total: float, /, **info: float | str) -> None:
         """A `Progress`."""
         if self.quiet:
             return
         with _SPEAKING:
-            known = self.tasks.pop(task, None)
-            if done >= total:
-                if known and self.bars is not None:
-                    self.bars.remove_task(known.bar)
+            earlier = self.tasks.pop(task, None)
+            if count >= total:
+                if earlier and self.bars is not None:
+                    self.bars.remove_task(earlier.bar)
                 self.nothing = _Task(self.clock(), 0.0)
                 return
-            found = known or _Task(self.clock(), done)
-            found.done, found.total = done, total
-            found.note = "  ".join(_shown(key, value) for key, value in info.items())
-            self.tasks[task] = found
+            now = earlier or _Task(self.clock(), count)
+            now.count, now.total = count, total
+            now.note = "  ".join(_words(key, value) for key, value in info.items())
+            self.tasks[task] = now
             if self.bars is not None:
-                self._bar(task, found)
+                if now.bar is None:
+                    self._idle_bar(needed=False)
+                    now.bar = self.bars.add_task(task, total=total, note="", completed=count)
+                self.bars.update(now.bar, completed=count, total=total, note=now.note)
             self.beat()
 
     def say(self, line: str) -> None:
@@ -153,27 +148,21 @@ class Screen:
                 print(visible(line), file=sys.stderr, flush=True)
 
     def beat(self) -> None:
-        """Say what goes on if it is time to: a plain line, or a bar where no task has one."""
+        """Name the task if it is time to: a plain line, or a bar where no task has one."""
         with _SPEAKING:
             now = self.clock()
             name, task = next(reversed(self.tasks.items()), (self.doing, self.nothing))
-            going = now - task.began
+            seconds = now - task.began
             if self.bars is not None:
-                self._idle_bar(wanted=task is self.nothing and going >= self.FIRST)
-            elif now - self.spoke >= (min(max(self.EVERY, going / 6), self.MOST) if task.shown else self.FIRST):
-                self.spoke, task.shown = now, True
-                print(_line(name, task, going), file=sys.stderr, flush=True)
+                self._idle_bar(needed=task is self.nothing and seconds >= self.FIRST)
+            elif now - self.spoke >= (min(max(self.EVERY, seconds / 6), self.MOST) if task.announced else self.FIRST):
+                self.spoke, task.announced = now, True
+                print(_line(name, task, seconds), file=sys.stderr, flush=True)
 
-    def _bar(self, name: str, task: _Task) -> None:
-        if task.bar is None:
-            self._idle_bar(wanted=False)
-            task.bar = self.bars.add_task(name, total=task.total, note="", completed=task.done)
-        self.bars.update(task.bar, completed=task.done, total=task.total, note=task.note)
-
-    def _idle_bar(self, *, wanted: bool) -> None:
-        if wanted and self.idle is None:
+    def _idle_bar(self, *, needed: bool) -> None:
+        if needed and self.idle is None:
             self.idle = self.bars.add_task(self.doing, total=None, note="")
-        elif not wanted and self.idle is not None:
+        elif not needed and self.idle is not None:
             self.bars.remove_task(self.idle)
             self.idle = None
 
@@ -182,11 +171,11 @@ class Screen:
         """`beat` four times a second, in a thread."""
         over = threading.Event()
 
-        def go_on() -> None:
+        def beat() -> None:
             while not over.wait(0.25):
                 self.beat()
 
-        thread = threading.Thread(target=go_on, name="progress", daemon=True)
+        thread = threading.Thread(target=beat, name="progress", daemon=True)
         thread.start()
         try:
             yield
@@ -202,26 +191,22 @@ def _line(name: str, task: _Task, seconds: float) -> str:
     """`zero-shot: 28/75  2.2/s  21 s left`, or the time that it has taken where that is all there is to tell."""
     parts = [f"{seconds:.0f} s"] if seconds >= 1 else []
     if task.total > 1:
-        if task.done > task.first:
-            rate = (task.done - task.first) / max(seconds, 1e-9)
-            early = EARLY * (task.done - task.first) < task.total - task.first
-            parts = [f"{rate:,.1f}/s", f"{seconds:.0f} s" if early else f"{(task.total - task.done) / rate:.0f} s left"]
-        parts.insert(0, f"{math.floor(task.done):,}/{task.total:,.0f}")
+        if task.count > task.first:
+            rate = (task.count - task.first) / max(seconds, 1e-9)
+            early = EARLY * (task.count - task.first) < task.total - task.first
+            left = f"{(task.total - task.count) / rate:.0f} s left"
+            parts = [f"{rate:,.1f}/s", f"{seconds:.0f} s" if early else left]
+        parts.insert(0, f"{math.floor(task.count):,}/{task.total:,.0f}")
     if task.note:
         parts.append(task.note)
     return f"{name}: {'  '.join(parts)}" if parts else name
 
 
-def _shown(key: str, value: float | str) -> str:
+def _words(key: str, value: float | str) -> str:
     if isinstance(value, str):
         return value
-    if key == "tokens_per_second":
-        return f"{value:,.0f} tokens/s"
-    if key == "learning_rate":
-        return f"rate {value:.2g}"
-    if key == "memory":
-        return f"{value:.2f} GiB"
-    return f"{key} {value:.3f}"
+    forms = {"tokens_per_second": "{:,.0f} tokens/s", "learning_rate": "rate {:.2g}", "memory": "{:.2f} GiB"}
+    return forms.get(key, key + " {:.3f}").format(value)
 
 
 def plain_table(*columns: str, **settings: Any) -> Any:
@@ -237,60 +222,48 @@ def plain_table(*columns: str, **settings: Any) -> Any:
 @contextmanager
 def screen(quiet: bool, doing: str = IDLE) -> Iterator[Screen]:
     """A `Screen` for the time of a command, on which all that works reports; see `drawn`."""
-    with drawn(quiet, doing) as shown, reporting(shown.say, shown.progress):
-        yield shown
+    with drawn(quiet, doing) as display, reporting(display.say, display.progress):
+        yield display
 
 
 @contextmanager
 def drawn(quiet: bool, doing: str = IDLE) -> Iterator[Screen]:
-    """A `Screen` for the time of a block.
-
-    Args:
-        quiet: say nothing.
-        doing: what the command does, in a word or two; said while no task says what goes on.
-    """
+    """A `Screen` for the time of a block; `doing` says in a word or two what happens while no task does."""
     quiet = quiet or not is_first()
-    shown = Screen(quiet, doing=doing)
+    display = Screen(quiet, doing=doing)
     if quiet:
-        yield shown
+        yield display
         return
-    if not sys.stderr.isatty():
-        with shown.beating():
-            yield shown
-        return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    with _bars() if sys.stderr.isatty() else nullcontext() as bars:
+        display.bars = bars
+        with display.beating():
+            yield display
+
+
+@contextmanager
+def _bars() -> Iterator[Any]:
+    from rich import progress
     from rich.text import Text
 
-    class Rate(ProgressColumn):
+    class Rate(progress.ProgressColumn):
         """Units a second since the task began."""
 
-        def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text(
-                "" if not speed else f"{speed:,.1f}/s" if speed >= 1 else f"{1 / speed:,.1f} s each", style="dim"
-            )
+        def render(self, task: progress.Task) -> Text:
+            speed = task.finished_speed or task.speed or 0.0
+            slow = f"{1 / speed:,.1f} s each" if speed else ""
+            return Text(f"{speed:,.1f}/s" if speed >= 1 else slow, style="dim")
 
-    class Left(TimeRemainingColumn):
+    class Left(progress.TimeRemainingColumn):
         """Time left, once enough is done to tell."""
 
-        def render(self, task: Task) -> Text:
+        def render(self, task: progress.Task) -> Text:
             return Text("") if EARLY * task.completed < (task.total or 0) else super().render(task)
 
     columns = [
-        TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), Rate(), TimeElapsedColumn(),
-        TextColumn("left"), Left(), TextColumn("{task.fields[note]}", style="dim"),
+        progress.TextColumn("{task.description}"), progress.BarColumn(bar_width=24), progress.MofNCompleteColumn(),
+        Rate(), progress.TimeElapsedColumn(), progress.TextColumn("left"), Left(),
+        progress.TextColumn("{task.fields[note]}", style="dim"),
     ]  # fmt: skip
-    bars = Progress(*columns, console=terminal(stderr=True), transient=True, speed_estimate_period=60)
+    bars = progress.Progress(*columns, console=terminal(stderr=True), transient=True, speed_estimate_period=60)
     with bars, visible_output():  # it has taken the place of both
-        shown.bars = bars
-        with shown.beating():
-            yield shown
+        yield bars

@@ -2,7 +2,8 @@
 
 The threads of an operation spin until the last one is done: on two cores with four busy programs, training with two
 threads ran at 1 % of its speed, with one at 15 %. Another count rounds sums in another order, so a run's
-`metrics.jsonl` says when it changed."""
+`metrics.jsonl` says when it changed.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ from dataclasses import dataclass
 from tuneloop.core.machine import cores
 
 SHAPES_KEPT = 128  # a layer and its gradient have 40 to 60
-# Seconds between two looks at how long this thread has waited for a core, and between two measurements; the shares of time
-# waited above which fewer threads are tried, and below which more are.
+# Seconds between two looks at how long this thread has waited for a core, and between two measurements; the shares of
+# time waited above which fewer threads are tried, and below which more are.
 LOOK_EVERY, MEASURE_EVERY = 1.0, 15.0
 CONTENDED, QUIET = 0.1, 0.03
 # Seconds in which a thread count is measured, in turns; and how much faster fewer threads must be.
@@ -26,7 +27,7 @@ TURN, TURNS, FASTER = 0.06, 2, 1.2
 
 @dataclass
 class _Watched(threading.local):
-    """What one thread knows of its own waiting: torch's thread count is each thread's own too."""
+    """What one thread knows of its waiting: torch's thread count is each thread's, too."""
 
     next_look: float = 0.0
     looked: float = 0.0
@@ -38,11 +39,12 @@ _watched = _Watched()
 
 
 def use_threads() -> int:
-    """Set torch's threads to the cores that this process may use, and see to it that memory is held where that pays and only there.
+    """Set torch's threads to the cores that this process may use, and hold memory where that pays and only there.
 
-    glibc hands every large free block back at once, and each new one is then paid for in page faults; holding on to
-    them took 7 % off a training step. oneDNN keeps half a MiB for each shape that it has multiplied, of 1,024 shapes: rows of
-    ever new lengths fill that with what is never used again. Its two caches are read from the environment when it first computes.
+    glibc gives every large free block back at once, and each new one then costs page faults; holding on to them took 7
+    % off a training step. oneDNN keeps half a MiB for each shape that it has multiplied, of 1,024 shapes: rows of many
+    lengths fill that with what is never used again. Its two caches are read from the environment when it first
+    computes.
     """
     for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(cache, str(SHAPES_KEPT))
@@ -50,13 +52,10 @@ def use_threads() -> int:
     import torch
 
     torch.set_num_threads(most_threads())
-    try:
+    with contextlib.suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL("libc.so.6")
-        mmap_threshold, trim_threshold = -3, -1
-        libc.mallopt(mmap_threshold, 1 << 30)
-        libc.mallopt(trim_threshold, 1 << 30)
-    except (OSError, AttributeError):
-        pass  # another C library
+        for threshold in (-3, -1):  # of mmap and trim
+            libc.mallopt(threshold, 1 << 30)
     return torch.get_num_threads()
 
 
@@ -68,8 +67,8 @@ def most_threads() -> int:
 def adapt_threads() -> None:
     """Measure the thread counts again where this thread has begun to wait for a core, or no longer does.
 
-    For the places between which a model computes: a call costs a clock reading. Only on Linux, where the kernel counts the
-    waiting, and not where `OMP_NUM_THREADS` says how many threads there are.
+    For the places between which a model computes: a call costs a clock reading. Only on Linux, where the kernel counts
+    the waiting, and not where `OMP_NUM_THREADS` says how many threads there are.
     """
     now = time.monotonic()
     if now < _watched.next_look:
@@ -92,7 +91,7 @@ def adapt_threads() -> None:
 
 
 def fastest_threads() -> int:
-    """The thread count, from all cores down by halves to one, with which small operations are computed fastest here and now.
+    """The thread count, from all cores down by halves to one, with which small operations are fastest here and now.
 
     Takes about a tenth of a second for each count. Fewer threads than there are cores must be `FASTER` times as fast.
     """
@@ -113,11 +112,11 @@ def _rate(threads: int) -> float:
     torch.set_num_threads(threads)
     with torch.inference_mode():
         x, w = torch.full((128, 512), 1e-3), torch.full((512, 512), 1e-3)
-        done, start = 0, time.monotonic()
+        number, start = 0, time.monotonic()
         while (took := time.monotonic() - start) < TURN:
             torch.nn.functional.silu(x @ w)
-            done += 1
-    return done / took
+            number += 1
+    return number / took
 
 
 def _seconds_waited() -> float | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 
@@ -17,13 +17,13 @@ class Progress(Protocol):
     """Shows how far a stage is; the command line draws a bar with rate and time left.
 
     Called with a short task name ("training"), units done, units in all, and values to show next to the bar
-    (`loss=1.23`). A stage calls it with `done == total` when it ends.
+    (`loss=1.23`). A stage calls it with `count == total` when it ends.
     """
 
-    def __call__(self, task: str, done: float, total: float, /, **info: float | str) -> None: ...
+    def __call__(self, task: str, count: float, total: float, /, **info: float | str) -> None: ...
 
 
-def no_progress(task: str, done: float, total: float, /, **info: float | str) -> None:
+def no_progress(task: str, count: float, total: float, /, **info: float | str) -> None:
     """A `Progress` that stays silent."""
 
 
@@ -33,15 +33,10 @@ def _silent(line: str) -> None:
 
 @dataclass(frozen=True)
 class Reporter:
-    """Who shows lines and progress.
+    """Who shows lines and progress."""
 
-    Args:
-        say: gets each line.
-        progress: gets each step.
-    """
-
-    say: Callable[[str], None] = _silent
-    progress: Progress = no_progress
+    say: Callable[[str], None] = _silent  # gets each line
+    progress: Progress = no_progress  # gets each step
 
 
 _SILENT = Reporter()
@@ -63,16 +58,16 @@ def bound_say() -> Callable[[str], None]:
     return _reporter.get().say
 
 
-def progress(task: str, done: float, total: float, /, **info: float | str) -> None:
+def progress(task: str, count: float, total: float, /, **info: float | str) -> None:
     """Show how far a task is, see `Progress`."""
-    _reporter.get().progress(task, done, total, **info)
+    _reporter.get().progress(task, count, total, **info)
 
 
 @contextmanager
 def reporting(say: Callable[[str], None] | None = None, progress: Progress | None = None) -> Iterator[None]:
     """Show lines and progress here for the time of a block; None leaves either as it is."""
-    given = {name: value for name, value in (("say", say), ("progress", progress)) if value is not None}
-    token = _reporter.set(replace(_reporter.get(), **given))  # type: ignore[arg-type]
+    before = _reporter.get()
+    token = _reporter.set(Reporter(say or before.say, progress or before.progress))
     try:
         yield
     finally:
@@ -89,7 +84,7 @@ def quiet() -> Iterator[None]:
 def in_this_context(work: Callable[..., Any]) -> Callable[..., Any]:
     """A function that reports where this one does, whichever thread calls it."""
     context = copy_context()
-    return lambda *args, **named: context.run(work, *args, **named)
+    return lambda *args, **options: context.run(work, *args, **options)
 
 
 @contextmanager
@@ -107,8 +102,8 @@ def without_bars() -> Iterator[None]:
 
     before = tqdm.__init__
 
-    def hidden(bar: Any, *args: Any, **named: Any) -> None:
-        before(bar, *args, **{**named, "disable": True})
+    def hidden(bar: Any, *args: Any, **options: Any) -> None:
+        before(bar, *args, **{**options, "disable": True})
 
     tqdm.__init__ = hidden
     try:

@@ -6,7 +6,7 @@ import math
 
 
 def usd_words(value: float) -> str:
-    """Dollars: `$1,234` from 100 on and where they are whole, else with cents; below a cent with one figure, as in `$0.0004`."""
+    """Dollars: `$1,234` from 100 on and where they are whole, else with cents; below a cent one digit: `$0.0004`."""
     if not math.isfinite(value):
         return "without end"
     sign, size = "-" if value < 0 else "", abs(value)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tuneloop.advise.economics import ModelFootprint, ServingGpu, serving_tokens_per_second
 from tuneloop.advise.economics import QueryTraffic as Requests
@@ -17,7 +17,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json, write_text
 from tuneloop.deploy import deployment
 from tuneloop.deploy.hosts import Host, find_host, hosts, refuse_form
-from tuneloop.deploy.launch import Launch, Limit
+from tuneloop.deploy.launch import Launch, Limit, launch_at, no_card
 from tuneloop.deploy.project_text import readme, request_text
 from tuneloop.deploy.record import HostedDeployment
 from tuneloop.models.names import SHORT_NAMES
@@ -30,7 +30,7 @@ from tuneloop.registry.verify import read_intact
 if TYPE_CHECKING:
     from tuneloop.models.shape import ModelShape
 
-USUAL_CONTEXT = 4096  # of a service where no one names one: memory for more is paid all the time
+USUAL_CONTEXT = 4096  # where none is named: memory for more is paid all the time
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Project:
     """What is in a project's folder: name -> text, for a deployment by a host."""
 
     host: Host
-    job: deployment.Deployment
+    job: deployment.ServingJob
     artifact: Path
     files: dict[str, str]
 
@@ -46,8 +46,7 @@ class Project:
 def plan_deployment(folder: Path, options: deployment.DeployOptions) -> Project:
     """The project of an artifact for a host; nothing is written.
 
-    Raises:
-        UserError: a changed artifact, a host that can't serve its format, no card that is large enough.
+    A UserError refuses a changed artifact, a host that can't serve its format, and cards that are not large enough.
     """
     if not options.to:
         raise UserError("Where to?", where="--to", next_step=f"name one of {', '.join(hosts())}")
@@ -57,43 +56,45 @@ def plan_deployment(folder: Path, options: deployment.DeployOptions) -> Project:
     refuse_form(host, manifest.format)
     if options.hub and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", options.hub):
         raise UserError(f"Not a place on the hub: {options.hub!r}", where="--hub", next_step="write ORG/NAME")
-    repo = options.hub
-    if host.pulls and manifest.format not in ("gguf", "gguf-lora") and not repo:
-        raise UserError(
-            f"{host.title} loads the artifact from the Hugging Face hub", where="--hub",
-            next_step=f"tuneloop models push {folder} hub:ORG/NAME --send, then deploy with --hub ORG/NAME",
-        )  # fmt: skip
+    if host.pulls and manifest.format not in ("gguf", "gguf-lora") and not options.hub:
+        step = f"tuneloop models push {folder} hub:ORG/NAME --send, then deploy with --hub ORG/NAME"
+        raise UserError(f"{host.title} loads the artifact from the Hugging Face hub", where="--hub", next_step=step)
     shape = find_model(str(folder) if (folder / "config.json").is_file() else manifest.base.model)[1]
     size = _size(folder, manifest, shape, options.context or None)
     machine = _machine(host, size, options)
     demand = _demand(options, shape, size, machine)
-    job = deployment.Deployment(
-        name=deployment.service_name(options.name or deployment.job_of(manifest.id) or manifest.id), artifact=manifest.id,
+    job = deployment.ServingJob(
+        name=deployment.service_name(options.name or deployment.job_of(manifest.id) or manifest.id),
+        artifact=manifest.id,
         form=manifest.format,  # type: ignore[arg-type]
         base=SHORT_NAMES.get(manifest.base.model.lower(), manifest.base.model),
-        repo=repo, size=size, file=next((name for name in manifest.files if name.endswith(".gguf")), ""),
-        rank=_rank(folder), system=(manifest.task or {}).get("system") or "", machine=machine,
-        traffic=options.traffic(demand.replicas if demand else 1), demand=demand,
-    )  # fmt: skip
-    month = job.usd_a_month()
-    if options.max_usd_per_month and (month is None or month[1] > options.max_usd_per_month):
-        raise UserError(
-            f"{host.title} costs {f'${month[1]:,.0f} a month' if month else 'nobody knows what'}: the limit is ${options.max_usd_per_month:,.0f}",
-            where="--max-usd-per-month",
-            next_step="name a cheaper --gpu or fewer --max-replicas, or say the price with --usd-per-hour; nothing was put up",
-        )  # fmt: skip
+        repo=options.hub,
+        size=size,
+        file=next((name for name in manifest.files if name.endswith(".gguf")), ""),
+        rank=_rank(folder),
+        system=(manifest.task or {}).get("system") or "",
+        machine=machine,
+        traffic=options.traffic(demand.replicas if demand else 1),
+        demand=demand,
+    )
+    _refuse_price(job, host, options.max_usd_per_month)
     files = {**host.project(job), "README.md": readme(host, job)}
     if request := request_text(host, job):
         files[deployment.REQUEST] = request
     return Project(host, job, folder.resolve(), files)
 
 
-def write_project(project: Project, out: Path) -> Path:
-    """Write a project into a folder, with `deploy.json` last; files that a person changed there are not overwritten.
+def _refuse_price(job: deployment.ServingJob, host: Host, limit: float) -> None:
+    month = job.usd_a_month()
+    if limit and (month is None or month[1] > limit):
+        price = f"${month[1]:,.0f} a month" if month else "an unknown price"
+        step = "name a cheaper --gpu or fewer --max-replicas, or give --usd-per-hour; nothing was started"
+        what = f"{host.title} costs {price}: the limit is ${limit:,.0f}"
+        raise UserError(what, where="--max-usd-per-month", next_step=step)
 
-    Raises:
-        UserError: a file there is another.
-    """
+
+def write_project(project: Project, out: Path) -> Path:
+    """Write a project into a folder, `deploy.json` last; a UserError where a file there has another text."""
     for name, text in project.files.items():
         if (out / name).is_file() and (out / name).read_text() != text:
             step = "name another folder with --out, or remove it"
@@ -108,32 +109,29 @@ def write_project(project: Project, out: Path) -> Path:
 
 def record_of(project: Project) -> HostedDeployment:
     """What `deploy.json` says of a project."""
-    job = project.job
-    month = job.usd_a_month()
-    return HostedDeployment(
-        host=project.host.name, name=job.name, artifact=job.artifact, format=job.form, base=job.base, hub=job.repo,
-        gpu=job.machine.card.key if job.machine else "", gpus=job.cards if job.machine else 0, context=job.context,
-        need_gib=round(job.size.need_gib, 2), replicas=(job.traffic.least, job.traffic.most),
-        queries_per_day=job.demand.queries_per_day if job.demand else None,
-        replicas_needed=job.demand.replicas if job.demand else None,
-        usd_per_hour=job.machine.usd_per_hour if job.machine else None,
-        usd_per_month=(round(month[0], 2), round(month[1], 2)) if month else None,
-        created=datetime.now(UTC).isoformat(timespec="seconds"), files=sorted(project.files),
-    )  # fmt: skip
+    job, month = project.job, project.job.usd_a_month()
+    values: dict[str, Any] = {
+        "host": project.host.name, "name": job.name, "artifact": job.artifact, "format": job.form, "base": job.base,
+        "hub": job.repo, "gpu": job.machine.card.key if job.machine else "", "gpus": job.cards if job.machine else 0,
+        "context": job.context, "need_gib": round(job.size.need_gib, 2),
+        "replicas": (job.traffic.least, job.traffic.most),
+        "queries_per_day": job.demand.queries_per_day if job.demand else None,
+        "replicas_needed": job.demand.replicas if job.demand else None,
+        "usd_per_hour": job.machine.usd_per_hour if job.machine else None,
+        "usd_per_month": (round(month[0], 2), round(month[1], 2)) if month else None,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"), "files": sorted(project.files),
+    }  # fmt: skip
+    return HostedDeployment(**values)
 
 
 def launch_of(project: Project, options: deployment.DeployOptions) -> Launch:
     """How a deployment is started, and what that may cost."""
-    host, job = project.host, project.job
-    commands, month = host.commands(job), job.usd_a_month()
-    limit = Limit(
-        deployment.HOURS_A_MONTH * job.traffic.most, "a month with the most replicas", month[1] if month else None,
-        options.max_usd_per_month, "--max-usd-per-month",
-    )  # fmt: skip
-    return Launch(
-        host.title, commands[0][0], commands[-1][0], host.variables, {"ARTIFACT": str(project.artifact)},
-        host.sky(job) if host.sky else None, limit,
-    )  # fmt: skip
+    job, month = project.job, project.job.usd_a_month()
+    hours, planned = deployment.HOURS_A_MONTH * job.traffic.most, month[1] if month else None
+    words, option = "a month with the most replicas", "--max-usd-per-month"
+    limit = Limit(hours, words, planned, options.max_usd_per_month, option)
+    environment = {"ARTIFACT": str(project.artifact)}
+    return launch_at(project.host, job, limit, project.host.variables, environment)
 
 
 def _size(folder: Path, manifest: ArtifactManifest, shape: ModelShape, context: int | None) -> deployment.Size:
@@ -143,10 +141,8 @@ def _size(folder: Path, manifest: ArtifactManifest, shape: ModelShape, context: 
         weights += 2 * shape.parameters
     most = shape.context or USUAL_CONTEXT
     if context is not None and not 16 <= context <= most:
-        raise UserError(
-            f"A context of {context:,} tokens is not possible", where="--context",
-            next_step=f"give 16 to {most:,}, which the model reads",
-        )  # fmt: skip
+        step = f"give 16 to {most:,}, which the model reads"
+        raise UserError(f"A context of {context:,} tokens is not possible", where="--context", next_step=step)
     kv = 2 * 2 * shape.layers * shape.key_heads * shape.head_size  # keys and values in 16 bits
     return deployment.Size(weights / 2**30, kv, context or min(USUAL_CONTEXT, most))
 
@@ -154,24 +150,23 @@ def _size(folder: Path, manifest: ArtifactManifest, shape: ModelShape, context: 
 def _demand(
     options: deployment.DeployOptions, shape: ModelShape, size: deployment.Size, machine: deployment.Machine | None
 ) -> deployment.Demand | None:
-    """What the requests that were said need, by the numbers of `advise`; None: nothing was said, or the host needs no card."""
+    """What the stated requests need, by the numbers of `advise`; None: none are stated, or the host needs no card."""
     if not options.queries_per_day or machine is None:
         return None
     requests = Requests(options.queries_per_day, options.prompt_tokens, options.answer_tokens)
-    if requests.prompt_tokens + requests.answer_tokens > size.context:
-        raise UserError(
-            f"Requests of {requests.prompt_tokens + requests.answer_tokens:,.0f} tokens on average don't fit into a context of {size.context:,}",
-            where="--prompt-tokens, --answer-tokens", next_step="give fewer, or a larger --context",
-        )  # fmt: skip
+    tokens = requests.prompt_tokens + requests.answer_tokens
+    if tokens > size.context:
+        what = f"Requests of {tokens:,.0f} tokens on average don't fit into a context of {size.context:,}"
+        where = "--prompt-tokens, --answer-tokens"
+        raise UserError(what, where=where, next_step="give fewer, or a larger --context")
     gpu, cards = all_gpus()[machine.card.key], machine.cards
     model = ModelFootprint(shape.parameters, size.weights_gib * 2**30 / shape.parameters, size.kv_bytes)
     card = ServingGpu(gpu.gib * 2**30 * cards, gpu.gb_s * 1e9 * cards, gpu.tflops * 1e12 * cards)
     rate = serving_tokens_per_second(model, card, requests.prompt_tokens, requests.answer_tokens)
-    busiest = requests.queries_per_day / 86400 * requests.peak * (requests.prompt_tokens + requests.answer_tokens)
+    busiest = requests.queries_per_day / 86400 * requests.peak * tokens
     replicas = max(1, math.ceil(busiest / (rate * requests.headroom))) if rate else 1
-    return deployment.Demand(
-        requests.queries_per_day, requests.prompt_tokens, requests.answer_tokens, requests.peak, replicas
-    )
+    traffic = (requests.queries_per_day, requests.prompt_tokens, requests.answer_tokens, requests.peak)
+    return deployment.Demand(*traffic, replicas)
 
 
 def _rank(folder: Path) -> int:
@@ -188,8 +183,7 @@ def _machine(host: Host, size: deployment.Size, options: deployment.DeployOption
         return None
     keys: Sequence[str] = [find_gpu(options.gpu).key] if options.gpu else list(host.gpus)
     if keys[0] not in host.gpus:
-        name = all_gpus()[keys[0]].name if keys[0] in all_gpus() else options.gpu
-        raise UserError(f"{host.title} has no {name}", where="--gpu", next_step=f"it has {', '.join(host.gpus)}")
+        raise no_card(host, keys[0])
     cards = [_card(key, host) for key in keys if key in all_gpus()]
     if options.usd_per_hour:
         price = f"${options.usd_per_hour:,.2f} an hour and card, as you say"
@@ -198,13 +192,13 @@ def _machine(host: Host, size: deployment.Size, options: deployment.DeployOption
 
 
 def _card(key: str, host: Host) -> deployment.Card:
-    """A card with the host's own price, or else with the cheapest on demand, which is said."""
+    """A card with the host's own price, or else with the cheapest on demand, which its words say."""
     gpu, table = all_gpus()[key], load_prices()
     card = deployment.Card(key, gpu.name, gpu.gib, counts=host.counts.get(key, (1, 2, 4, 8)), bf16=gpu.bf16)
     prices = [one for level in table.levels for one in level if one.gpu == key and one.provider in host.providers]
-    if host.providers and not prices:  # it has prices of its own, which are not known here
+    if host.providers and not prices:  # its prices are not known here
         return card
     price = min(prices, key=lambda each: each.usd_per_hour, default=table.gpu(key))
     if price is None:
         return card
-    return replace(card, usd_per_hour=price.usd_per_hour, price=price.words(), rented=host.own)
+    return replace(card, usd_per_hour=price.usd_per_hour, price=price.words(), rented=host.own_machines)

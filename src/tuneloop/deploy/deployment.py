@@ -15,8 +15,8 @@ from tuneloop.core.flag import flag
 Form = Literal["merged", "adapter", "gguf", "gguf-lora"]
 HOURS_A_MONTH = 730.0
 GIB = 2**30
-# Of a card's memory: what vLLM takes by default, and what its kernels, graphs and activations need besides weights and cache.
-USABLE, BESIDES_GIB = 0.9, 1.5
+USABLE = 0.9  # of a card's memory, what vLLM takes by default
+BESIDES_GIB = 1.5  # what vLLM's kernels, graphs and activations need in addition to weights and cache
 TOGETHER = 4  # answers at full length at once that the cache must hold
 
 
@@ -64,10 +64,8 @@ class Machine:
 def choose_machine(size: Size, cards: Sequence[Card]) -> Machine:
     """The cheapest cards that hold a model; those without a known price come last, the smaller first.
 
-    Several cards hold equal shares of it (tensor parallel), so that their number is a power of two.
-
-    Raises:
-        UserError: nothing that the host rents out is large enough.
+    Several cards hold equal shares of it (tensor parallel), so that their number is a power of two. A UserError says
+    that nothing the host rents out is large enough.
     """
 
     def holds(card: Card, number: int) -> bool:
@@ -77,28 +75,26 @@ def choose_machine(size: Size, cards: Sequence[Card]) -> Machine:
     if not fits:
         largest = max(cards, key=lambda card: card.gib * card.counts[-1])
         most = largest.counts[-1]
-        raise UserError(
-            f"No GPU there is large enough: {size.need_gib:,.0f} GiB are needed, {most} x {largest.name} have "
-            f"{most * largest.gib * USABLE:,.0f}",
-            where="--gpu", next_step="give a shorter --context, or export with --format gguf --quant q4_k_m",
-        )  # fmt: skip
-    known = [each for each in fits if each.usd_per_hour is not None]
-    return min(known or fits, key=lambda each: (each.usd_per_hour or 0.0, each.cards * each.card.gib, each.card.key))
+        have = f"{most} x {largest.name} have {most * largest.gib * USABLE:,.0f}"
+        what = f"No GPU there is large enough: {size.need_gib:,.0f} GiB are needed, {have}"
+        step = "give a shorter --context, or export with --format gguf --quant q4_k_m"
+        raise UserError(what, where="--gpu", next_step=step)
+    priced = [each for each in fits if each.usd_per_hour is not None]
+    return min(priced or fits, key=lambda each: (each.usd_per_hour or 0.0, each.cards * each.card.gib, each.card.key))
 
 
 @dataclass(frozen=True)
-class Traffic:
+class Replicas:
     """What the replicas are for: how many are always on, how many at most, and how long an idle one is kept."""
 
     least: int = 1
     most: int = 1
     idle_minutes: float = 15.0
-    hours_a_month: float = HOURS_A_MONTH
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What is asked of a service, and what that takes."""
+    """Requests to a service, and what they take."""
 
     queries_per_day: float  # requests; `prompt_tokens` and `answer_tokens` of each on average
     prompt_tokens: float
@@ -113,46 +109,30 @@ class DeployOptions(Config):
     PANEL: ClassVar[str] = "Deployment"
 
     to: str = flag("", "HOST", "Where it is served.")
-    hub: str = flag("", "ORG/NAME", "Where the artifact lies on the Hugging Face hub (tuneloop models push).")
+    hub: str = flag("", "ORG/NAME", "Where the artifact is on the Hugging Face hub (tuneloop models push).")
     name: str = flag("", "NAME", "Name of the service; default: by the artifact.")
     gpu: str = flag("", "GPU", "Card of a replica, as in plan; default: the cheapest that holds the model.")
     context: int = flag(0, "N", "Most tokens of a prompt and its answer; default: 4,096, or the model's if less.")
-    usd_per_hour: float = flag(
-        0.0, "USD", "What an hour of one card costs you; default: the planner's price.", least=0, shown=False
-    )
-    queries_per_day: float = flag(
-        0.0, "N", "Requests a day: the planner says how many replicas they need, and what these cost.", least=0,
-        shown=False,
-    )  # fmt: skip
+    usd_per_hour: float = flag(0.0, "USD", "Price of a card's hour; default: the planner's.", least=0, show=False)
+    queries_per_day: float = flag(0.0, "N", "Requests a day, for which replicas are planned.", least=0, show=False)
     prompt_tokens: float = flag(400.0, "N", "Tokens of a request's prompt on average.", least=1)
     answer_tokens: float = flag(100.0, "N", "Tokens of an answer on average.", least=1)
     min_replicas: int = flag(1, "N", "Replicas that are always on; 0: none, where the host can start them.")
-    max_replicas: int = flag(0, "N", "Most replicas; default: the least, or what --queries-per-day needs.", shown=False)
-    max_usd_per_month: float = flag(
-        0.0, "USD", "Refuse what costs more a month, with the most replicas.", least=0, shown=False
-    )
+    max_replicas: int = flag(0, "N", "Most replicas; default: the least, or by --queries-per-day.", show=False)
+    max_usd_per_month: float = flag(0.0, "USD", "Refuse more a month, with all replicas.", least=0, show=False)
     idle_minutes: float = flag(15.0, "M", "How long an idle replica above the least is kept.")
 
-    def traffic(self, needed: int = 1) -> Traffic:
-        """What the replicas are for.
-
-        Args:
-            needed: replicas in the busiest hour.
-
-        Raises:
-            UserError: numbers that can't be.
-        """
+    def traffic(self, needed: int = 1) -> Replicas:
+        """What the replicas are for; the busiest hour needs so many. A UserError refuses numbers that can't be."""
         most = self.max_replicas or max(self.min_replicas, needed, 1)
         if not 0 <= self.min_replicas <= most or most < 1 or self.idle_minutes <= 0:
-            raise UserError(
-                "Replicas: 0 <= least <= most, and most at least 1", where="--min-replicas, --max-replicas",
-                next_step="as in --min-replicas 1 --max-replicas 3",
-            )  # fmt: skip
-        return Traffic(self.min_replicas, most, self.idle_minutes)
+            what, step = "Replicas: 0 <= least <= most, and most at least 1", "as in --min-replicas 1 --max-replicas 3"
+            raise UserError(what, where="--min-replicas, --max-replicas", next_step=step)
+        return Replicas(self.min_replicas, most, self.idle_minutes)
 
 
 @dataclass(frozen=True)
-class Deployment:
+class ServingJob:
     """An artifact that is to be served by a host."""
 
     name: str  # of the service: small letters, digits and dashes
@@ -165,7 +145,7 @@ class Deployment:
     rank: int = 0  # of an adapter
     system: str = ""  # the turn that all training rows share, which callers have to send
     machine: Machine | None = None  # None where the host chooses it
-    traffic: Traffic = Traffic()  # replicas
+    traffic: Replicas = Replicas()  # replicas
     demand: Demand | None = None  # requests, where they were said
 
     @property
@@ -187,26 +167,25 @@ class Deployment:
         return self.machine is not None and not self.machine.card.bf16
 
     def usd_a_month(self) -> tuple[float, float] | None:
-        """Dollars a month for the least and for the most replicas all the time; None where the price is not known."""
+        """Dollars a month for the least and for the most replicas all the time; None: no price is known."""
         hour = self.machine.usd_per_hour if self.machine else None
         if hour is None:
             return None
-        hours = self.traffic.hours_a_month
-        return self.traffic.least * hour * hours, self.traffic.most * hour * hours
+        return self.traffic.least * hour * HOURS_A_MONTH, self.traffic.most * hour * HOURS_A_MONTH
 
 
 REQUEST = "request.json"  # a first request, in the project's folder
 
 
-def first_request(job: Deployment, model: str) -> dict[str, Any]:
+def first_request(job: ServingJob, model: str) -> dict[str, Any]:
     """A request of OpenAI's API as the model was trained and evaluated: its system turn, the likeliest answer.
 
     Args:
-        model: the name that it is asked by; empty: none.
+        model: its name in requests; empty: a request names none.
     """
     turns = [{"role": "system", "content": job.system}] if job.system else []
-    named = {"model": model} if model else {}
-    return {**named, "messages": [*turns, {"role": "user", "content": "Hello"}], "temperature": 0, "max_tokens": 256}
+    messages = [*turns, {"role": "user", "content": "Hello"}]
+    return {**({"model": model} if model else {}), "messages": messages, "temperature": 0, "max_tokens": 256}
 
 
 def chat_call(url: str, key: str = "", body: str = "@request.json") -> str:
@@ -216,17 +195,13 @@ def chat_call(url: str, key: str = "", body: str = "@request.json") -> str:
 
 
 def job_of(artifact: str) -> str:
-    """The job's name in an artifact's id, as `tickets` of `tickets-merged-1a2b3c4d`; empty: the id does not end in a hash."""
+    """The job's name in an artifact's id, as `tickets` of `tickets-merged-1a2b3c4d`; empty: it ends in no hash."""
     job = re.fullmatch(r"(.+)-[0-9a-f]{8,}", artifact)
     return re.sub(r"-(merged|adapter|gguf(-lora)?)(-[\w-]+)?$", "", job[1]) if job else ""
 
 
 def service_name(text: str) -> str:
-    """A name that every host takes: small letters, digits and dashes, at most 40, a letter first.
-
-    Raises:
-        UserError: nothing is left.
-    """
+    """A name that every host takes: small letters, digits and dashes, at most 40, a letter first; else a UserError."""
     name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     name = re.sub(r"^[^a-z]+", "", name)[:40].rstrip("-")
     if not name:
@@ -234,11 +209,11 @@ def service_name(text: str) -> str:
     return name
 
 
-def engine_arguments(job: Deployment) -> dict[str, str | int | float | bool]:
-    """Options of `vllm serve` for this model, by their names without dashes; True stands for an option alone.
+def engine_arguments(job: ServingJob) -> dict[str, str | int | float | bool]:
+    """Options of `vllm serve` for this model, by their names without dashes; True: an option alone.
 
-    The chat template is in the tokenizer's files and needs no option. An adapter is named by its artifact's id: two versions
-    never share a name, so no cached prefix of one answers for the other.
+    The chat template is in the tokenizer's files and needs no option. An adapter is named by its artifact's id: two
+    versions never share a name, so no cached prefix of one answers for the other.
     """
     options: dict[str, str | int | float | bool] = {"served-model-name": job.name, "max-model-len": job.context}
     if job.cards > 1:
@@ -264,15 +239,11 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def lora_rank(rank: int) -> int:
-    """The smallest of vLLM's sizes that holds an adapter's rank.
-
-    Raises:
-        UserError: a rank that vLLM can't hold.
-    """
-    if rank <= RANKS[-1]:
-        return next(size for size in RANKS if rank <= size)
-    what = f"vLLM holds adapters up to rank {RANKS[-1]}, this one has {rank}"
-    raise UserError(what, where="adapter", next_step="export it with --format merged")
+    """The smallest of vLLM's sizes that holds an adapter's rank; a UserError refuses what it can't hold."""
+    if rank > RANKS[-1]:
+        what = f"vLLM holds adapters up to rank {RANKS[-1]}, this one has {rank}"
+        raise UserError(what, where="adapter", next_step="export it with --format merged")
+    return next(size for size in RANKS if rank <= size)
 
 
 # The engine's image that the projects name; newer ones take the same options (docs.vllm.ai, read 2026-11-27).
@@ -281,15 +252,14 @@ LLAMA_IMAGE = "ghcr.io/ggml-org/llama.cpp:server-cuda"
 PORT = "8000"
 
 
-def vllm_command(job: Deployment) -> list[str]:
+def vllm_command(job: ServingJob) -> list[str]:
     """`vllm serve` for this model."""
     return ["vllm", "serve", job.model, "--port", PORT, *command_line(engine_arguments(job))]
 
 
-def llama_command(job: Deployment, folder: str) -> list[str]:
+def llama_command(job: ServingJob, folder: str) -> list[str]:
     """llama.cpp's server for a GGUF file in a folder; the template that is in the file is used."""
     return [
         "llama-server", "--model", f"{folder}/{job.file}", "--alias", job.name, "--host", "0.0.0.0", "--port", PORT,
-        "--ctx-size", str(job.context * 4), "--parallel", "4", "--jinja",
-        "--n-gpu-layers", "999",
+        "--ctx-size", str(job.context * 4), "--parallel", "4", "--jinja", "--n-gpu-layers", "999",
     ]  # fmt: skip

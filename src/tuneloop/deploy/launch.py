@@ -1,4 +1,4 @@
-"""Put a project up: after a yes, by SkyPilot's own package or by the project's first commands."""
+"""Start a project: after a yes, by SkyPilot's own package or by the project's first commands."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from pathlib import Path
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ui import say
-from tuneloop.core.units import usd_words
+from tuneloop.core.units import usd_words, verb
+from tuneloop.deploy.hosts import J, JobSite
 from tuneloop.deploy.skypilot_sdk import Offer, SkyJob, find_offer, load_sky, start
+from tuneloop.plan.gpus import all_gpus
 
 
 @dataclass(frozen=True)
 class Limit:
-    """What putting something up may cost."""
+    """What a start may cost."""
 
     hours: float  # of the machines that are offered, which are paid
     words: str  # for what, in words
@@ -41,14 +43,28 @@ class Launch:
     limit: Limit | None = None  # what it may cost, where SkyPilot says what it takes
 
 
-def launch_after_yes(launch: Launch, folder: Path, question: str, yes: bool) -> None:
-    """Ask, and put a project up: by SkyPilot's package, which first says what it takes now, or by the project's commands.
+def launch_at(
+    place: JobSite[J], job: J, limit: Limit, variables: tuple[str, ...], environment: Mapping[str, str] | None = None
+) -> Launch:
+    """How a job is started at a place."""
+    (up, _), *_, (down, _) = place.commands(job)
+    sky = place.sky(job) if place.sky else None
+    return Launch(place.title, up, down, variables, environment or {}, sky, limit)
 
-    Raises:
-        UserError: it costs more than the limit, something is missing, or it fails; what it may have left is named.
+
+def no_card(place: JobSite[J], key: str) -> UserError:
+    """The refusal of a card that a place does not have."""
+    name = all_gpus()[key].name if key in all_gpus() else key
+    return UserError(f"{place.title} has no {name}", where="--gpu", next_step=f"it has {', '.join(place.gpus)}")
+
+
+def launch_after_yes(launch: Launch, folder: Path, question: str, yes: bool) -> None:
+    """Ask, and start a project: by SkyPilot's package, which first says what it takes now, or by its commands.
+
+    A UserError says that it costs more than the limit, that something is missing, or that it failed and what is left.
     """
     if not yes and not sys.stdin.isatty():
-        say(f"Nothing was put up. Read {folder}/README.md, then: the same command with --yes")
+        say(f"Nothing was started. Read {folder}/README.md, then: the same command with --yes")
         return
     sky = load_sky() if launch.sky else None
     if sky is None or launch.sky is None:
@@ -61,8 +77,8 @@ def launch_after_yes(launch: Launch, folder: Path, question: str, yes: bool) -> 
     if confirmed(question, yes):
         say(f"up        {launch.sky.kind} {launch.sky.name}, by SkyPilot")
         start(sky, launch.sky, folder)
-        readme = folder / "README.md"
-        say(f"up        it is there; {readme} has the commands that follow, `{launch.sky.down}` takes it down")
+        after = f"{folder}/README.md has the commands that follow, `{launch.sky.down}` takes it down"
+        say(f"up        it is there; {after}")
 
 
 def _say_offer(offer: Offer, limit: Limit | None) -> None:
@@ -78,18 +94,13 @@ def _say_offer(offer: Offer, limit: Limit | None) -> None:
         price = f"{usd_words(usd)} an hour, {usd_words(total)} {limit.words}{planned}"
     say(f"price     SkyPilot takes {offer.words} now: {price}")
     if limit.usd and (total is None or total > limit.usd):
-        raise UserError(
-            f"SkyPilot takes {offer.words}: {price}. The limit is {usd_words(limit.usd)}", where=limit.option,
-            next_step="raise the limit, name another --gpu, or try later; nothing was started",
-        )  # fmt: skip
+        what = f"SkyPilot takes {offer.words}: {price}. The limit is {usd_words(limit.usd)}"
+        step = "raise the limit, name another --gpu, or try later; nothing was started"
+        raise UserError(what, where=limit.option, next_step=step)
 
 
 def launch_by_commands(launch: Launch, folder: Path) -> None:
-    """Run a project's first commands in its folder.
-
-    Raises:
-        UserError: a tool or a variable is missing, or a command fails; what it may have left is named.
-    """
+    """Run a project's first commands in its folder; a UserError says what is missing, or failed and may be left."""
     lines = [line.split("#")[0].strip() for line in launch.up.splitlines()]
     lines = [line for line in lines if line and not line.startswith("pip install")]
     variables = {name for name in re.findall(r"\$\{?([A-Z][A-Z0-9_]+)", launch.up) if name != "PWD"}
@@ -102,14 +113,12 @@ def launch_by_commands(launch: Launch, folder: Path) -> None:
     script, environment = "\n".join(lines), {**os.environ, **launch.environment}
     command = ["bash", "-euo", "pipefail", "-c", script]
     if status := subprocess.run(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL).returncode:
-        raise UserError(
-            f"Putting it up failed with status {status}; its own words stand above", where=str(folder),
-            next_step=f"if anything was created, this takes it down: {launch.down.splitlines()[0]}",
-        )  # fmt: skip
+        step = f"if anything was created, this takes it down: {launch.down.splitlines()[0]}"
+        raise UserError(f"The start failed with status {status}, see above", where=str(folder), next_step=step)
 
 
 def confirmed(question: str, yes: bool) -> bool:
-    """Whether to go on with what costs money: said beforehand, or asked."""
+    """Whether to start what costs money: with `--yes`, or after a question."""
     if yes:
         return True
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)  # stdout has one JSON object with --json
@@ -117,10 +126,8 @@ def confirmed(question: str, yes: bool) -> bool:
 
 
 def _refuse_missing(launch: Launch, names: Iterable[str], folder: Path) -> None:
-    """Refuse to begin without a variable of the environment."""
     environment = {**os.environ, **launch.environment}
     if missing := sorted(name for name in set(names) if not environment.get(name)):
-        raise UserError(
-            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set", where=launch.title,
-            next_step=f"export {missing[0]}=..., as {folder / 'README.md'} says",
-        )  # fmt: skip
+        what = f"{', '.join(missing)} {verb(len(missing), 'is', 'are')} not set"
+        step = f"export {missing[0]}=..., as {folder / 'README.md'} says"
+        raise UserError(what, where=launch.title, next_step=step)

@@ -1,4 +1,4 @@
-"""`--on ray`: data are prepared by the whole cluster, training is one run of many processes, rows are answered by actors."""
+"""`--on ray`: the whole cluster prepares data, many processes train in one run, actors answer rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tuneloop.core.ray.cluster import address_of, on_ray, whole_path
 from tuneloop.core.ray.driver import drive
 from tuneloop.core.ray.training import Workers, train_on_ray
 from tuneloop.core.ui import busy, no_progress, reporting, say
-from tuneloop.core.units import counted
+from tuneloop.core.units import counted, verb
 from tuneloop.deploy.clusters import RayOptions
 from tuneloop.pipeline.context import RunContext, default_folder
 from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
@@ -26,15 +26,8 @@ from tuneloop.recipe import Recipe, make_recipe
 
 @contextlib.contextmanager
 def cluster_of(place: str) -> Iterator[None]:
-    """Connected to the cluster that `--on` names; empty: nothing is done.
-
-    Raises:
-        UserError: there is none, or it has other versions.
-    """
-    if not place:
-        yield
-        return
-    with on_ray(address_of(place)):
+    """Connected to the cluster that `--on` names; empty: not. A UserError: none, or one of other versions."""
+    with on_ray(address_of(place)) if place else contextlib.nullcontext():
         yield
 
 
@@ -48,19 +41,15 @@ class RayRun:
 
 
 def run_on_ray(recipe: Recipe, options: RayOptions, *, whole: bool) -> Path:
-    """Do the job, or with `whole=False` only its training, on a cluster.
+    """Do the job, or with `whole=False` only its training, on a cluster; returns the run's folder.
 
-    The run's folder, or with `recipe.store` the object store, must be one that all machines see. Of a cluster that this machine is
-    no part of (`ray://`), the data are prepared here and sent, the driver stays there, and the result comes back.
-
-    Returns:
-        The run's folder.
+    That folder, or with `recipe.store` the object store, must be one that all machines see. Of a cluster that this
+    machine is no part of (`ray://`), the data are prepared here and sent, the driver stays, and the result comes back.
 
     Raises:
         UserError: no cluster, no room on it, or whatever the stages raise.
     """
-    folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
-    folder = folder.resolve()
+    folder = (Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)).resolve()
     bucket = getattr(options, "bucket", "")
     if is_url(bucket) and not recipe.store:
         recipe = recipe.model_copy(update={"store": f"{bucket.rstrip('/')}/{folder.name}"})
@@ -68,8 +57,9 @@ def run_on_ray(recipe: Recipe, options: RayOptions, *, whole: bool) -> Path:
         return _from_outside(recipe, options, folder, whole)
     with on_ray(address_of(options.on)) as ray:
         workers = _workers(ray, options, recipe, folder)
-        say(f"ray       {counted(ray_cluster.machines(ray), 'machine')}, {ray_cluster.cpus(ray)} processors, {ray_cluster.gpus(ray)} GPUs: "
-            f"{workers.count} {'process trains' if workers.count == 1 else 'processes train'}")  # fmt: skip
+        size = f"{counted(ray_cluster.machines(ray), 'machine')}, {ray_cluster.cpus(ray)} processors"
+        train = f"{workers.count} {verb(workers.count, 'process trains', 'processes train')}"
+        say(f"ray       {size}, {ray_cluster.gpus(ray)} GPUs: {train}")
         on_cluster = recipe.model_copy(update={"data": recipe.data.model_copy(update={"engine": "ray"})})
         with busy("preparing the data on the cluster"):
             dataset = prepare_stage(RunContext(on_cluster, folder))
@@ -92,7 +82,7 @@ def _train(recipe: Recipe, dataset: Path, folder: Path, whole: bool, workers: Wo
 
 
 @dataclass(frozen=True)
-class Sent:
+class DriverJob:
     """What a driver on the cluster gets: the recipe as text, and the options."""
 
     recipe: dict[str, Any]
@@ -105,20 +95,20 @@ def _from_outside(recipe: Recipe, options: RayOptions, folder: Path, whole: bool
     with busy("preparing the data"):
         dataset = prepare_stage(RunContext(recipe, folder))
         refuse_errors(dataset, recipe)
-    sent = Sent(_with_data(recipe, "dataset"), options, whole)
+    job = DriverJob(_with_data(recipe, "dataset"), options, whole)
     shared = getattr(options, "bucket", "")
     place = f"{shared.rstrip('/')}/{folder.name}" if shared and not is_url(shared) else f"~/tuneloop-runs/{folder.name}"
     with on_ray(address_of(options.on)) as ray, busy("working on the cluster"):
         data = Path(dataset.path).resolve()
-        drive(ray, f"tuneloop-{folder.name}", _drive, sent, sent=data, remote=place, local=folder)
+        drive(ray, f"tuneloop-{folder.name}", _drive, job, data=data, remote=place, local=folder)
     return folder
 
 
-def _drive(sent: Sent, folder: Path) -> None:
-    trust_code(sent.recipe)  # as the machine that sent it did
-    recipe = make_recipe(sent.recipe)
+def _drive(job: DriverJob, folder: Path) -> None:
+    trust_code(job.recipe)  # as the machine that sent it did
+    recipe = make_recipe(job.recipe)
     with on_ray() as ray:
-        _train(recipe, folder / "dataset", folder, sent.whole, _workers(ray, sent.options, recipe, folder))
+        _train(recipe, folder / "dataset", folder, job.whole, _workers(ray, job.options, recipe, folder))
     if recipe.store:
         open_store(recipe.store).pull(folder)
 
@@ -146,15 +136,15 @@ def _with_data(recipe: Recipe, dataset: str) -> dict[str, Any]:
 
 
 def _workers(ray: Any, options: RayOptions, recipe: Recipe, folder: Path) -> Workers:
-    """How many processes train: as asked, else one for each GPU, else one for each machine."""
+    """How many processes train: as requested, else one for each GPU, else one for each machine."""
     there, boards, machines = ray_cluster.cpus(ray), ray_cluster.gpus(ray), ray_cluster.machines(ray)
     room = boards or there
     count = (options.nodes or machines) * options.gpus
     if not options.gpus:
         count = min(options.nodes, room) if options.nodes else boards or machines
     if count > room or options.nodes > machines:
-        raise UserError(
-            f"The cluster has {counted(machines, 'machine')} with {there} processors and {boards} GPUs: no room for {options.nodes or machines} x {options.gpus or 1}",
-            where="--nodes, --gpus", next_step="ask for fewer, or add machines (ray start --address HEAD:6379)",
-        )  # fmt: skip
+        size = f"{counted(machines, 'machine')} with {there} processors and {boards} GPUs"
+        what = f"The cluster has {size}: no room for {options.nodes or machines} x {options.gpus or 1}"
+        step = "ask for fewer, or add machines (ray start --address HEAD:6379)"
+        raise UserError(what, where="--nodes, --gpus", next_step=step)
     return Workers(count, boards > 0, f"{recipe.store.rstrip('/')}/.ray" if recipe.store else str(folder / ".ray"))

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from tuneloop.core.units import counted, exactly
-from tuneloop.deploy.deployment import REQUEST, Deployment, first_request
-from tuneloop.deploy.hosts import Host
+from tuneloop.deploy.deployment import REQUEST, ServingJob, first_request
+from tuneloop.deploy.hosts import Host, JobSite, Steps
 
 
 def yaml_text(what: str, *documents: Mapping[str, Any]) -> str:
@@ -25,14 +25,20 @@ def shell(words: Sequence[str]) -> str:
     return " ".join(word if "$" in word else shlex.quote(word) for word in words)
 
 
-def price_words(host: Host, job: Deployment) -> str:
+def shell_steps(steps: Steps) -> str:
+    """Commands as Markdown, each behind what it does."""
+    return "\n\n".join(f"{what}:\n\n```sh\n{command}\n```" for command, what in steps)
+
+
+def price_words(host: Host, job: ServingJob) -> str:
     """The monthly price, in a sentence or two; at the given traffic, where there is one."""
     words, demand, month = _replica_words(host, job), job.demand, job.usd_a_month()
     if demand is None:
         return words
+    tokens = f"{demand.prompt_tokens:,.0f} + {demand.answer_tokens:,.0f} tokens"
     words += (
-        f" {counted(demand.queries_per_day, 'request')} a day of {demand.prompt_tokens:,.0f} + {demand.answer_tokens:,.0f} tokens need "
-        f"{counted(demand.replicas, 'replica')} in the busiest hour ({exactly(demand.peak, 'time')} the mean, half loaded)"
+        f" {counted(demand.queries_per_day, 'request')} a day of {tokens} need {counted(demand.replicas, 'replica')} "
+        f"in the busiest hour ({exactly(demand.peak, 'time')} the mean, half loaded)"
     )
     if month:
         usd = demand.replicas * month[1] / job.traffic.most
@@ -41,11 +47,10 @@ def price_words(host: Host, job: Deployment) -> str:
     return words + (f": --max-replicas {job.traffic.most} is too few." if few else ".")
 
 
-def _replica_words(host: Host, job: Deployment) -> str:
-    if job.machine is None and host.own:
-        return "It runs on a machine of your own and costs nothing more."
+def _replica_words(host: Host, job: ServingJob) -> str:
     if job.machine is None:
-        return "The host bills by use; see its price page."
+        at_home = "It runs on a machine of your own and costs nothing more."
+        return at_home if host.own_machines else "The host bills by use; see its price page."
     card = job.machine.card
     machine = f"{job.machine.cards} x {card.name}"
     month = job.usd_a_month()
@@ -55,37 +60,33 @@ def _replica_words(host: Host, job: Deployment) -> str:
     always = f"${least:,.0f} a month for {counted(job.traffic.least, 'replica')} all the time"
     top = f", ${most:,.0f} at most for {job.traffic.most}" if job.traffic.most > job.traffic.least else ""
     if card.rented:
-        return (
-            f"A replica is {machine}, on machines of your own; `--usd-per-hour` says what they cost you. Rented, such a card "
-            f"costs {card.price}; at that price it is {always}{top}."
-        )
+        rented = f"Rented, such a card costs {card.price}; at that price it is {always}{top}."
+        return f"A replica is {machine}, on machines of your own; `--usd-per-hour` says what they cost you. {rented}"
     return f"A replica is {machine}: {card.price}. That is {always}{top}."
 
 
-def request_text(host: Host, job: Deployment) -> str | None:
+def request_text(host: Host, job: ServingJob) -> str | None:
     """The file with a first request; None: the host has another way."""
-    model = host.asked_as(job)
+    model = host.request_model(job)
     return None if model is None else json.dumps(first_request(job, model), indent=2, ensure_ascii=False) + "\n"
 
 
-def readme(host: Host, job: Deployment) -> str:
+def readme(host: Host, job: ServingJob) -> str:
     """The project's README: what it is, three commands, price, what was checked and what was not."""
-    steps = "\n\n".join(f"{what}:\n\n```sh\n{command}\n```" for command, what in host.commands(job))
-    written = "".join([*host.project(job).values(), *(command for command, _ in host.commands(job))])
-    named = [each for each in host.secrets if each[0] != "HF_TOKEN" or "HF_TOKEN" in written]  # not for a mounted file
-    secrets = "".join(f"- `{name}`: {what}\n" for name, what in named)
-    limits = "".join(f"- {limit}\n" for limit in host.limits)
+    project = "".join([*host.project(job).values(), *(command for command, _ in host.commands(job))])
+    needs_token = "HF_TOKEN" in project  # not for a mounted file
+    secrets = "".join(f"- `{name}`: {what}\n" for name, what in host.secrets if name != "HF_TOKEN" or needs_token)
     system = artifact = ""
     if job.system:
-        file = f"; `{REQUEST}` holds it, and your question" if host.asked_as(job) is not None else ""
+        file = f"; `{REQUEST}` holds it, and your question" if host.request_model(job) is not None else ""
         system = f"\nThe model was trained with this system turn; send it with each request{file}:\n\n> {job.system}\n"
-    if "ARTIFACT" in written:
+    if "ARTIFACT" in project:
         artifact = f"`$ARTIFACT` is the artifact's folder: `export ARTIFACT=$PWD/artifacts/{job.artifact}`.\n"
     return f"""# {job.name} on {host.title}
 
 Artifact `{job.artifact}` ({job.form}), base `{job.base}`, at most {job.context:,} tokens of prompt and answer together.
 {artifact}{system}
-{steps}
+{shell_steps(host.commands(job))}
 
 ## Price
 
@@ -93,6 +94,11 @@ Artifact `{job.artifact}` ({job.form}), base `{job.base}`, at most {job.context:
 
 {f"## Secrets{chr(10)}{chr(10)}{secrets}{chr(10)}" if secrets else ""}## What was checked
 
-{host.checked} **Not checked here: {host.unchecked}**
-The files follow {host.source}, read on {host.as_of}.
-{f"{chr(10)}## Good to know{chr(10)}{chr(10)}{limits}" if limits else ""}"""
+{evidence(host, "Not checked here")}"""
+
+
+def evidence(place: JobSite[Any], unchecked: str) -> str:
+    """The end of a README: what was checked and what not, by which source, and what one should know."""
+    text = f"{place.checked} **{unchecked}: {place.unchecked}**\nThe files follow {place.source}.\n"
+    limits = "".join(f"- {limit}\n" for limit in place.limits)
+    return text + (f"\n## Good to know\n\n{limits}" if limits else "")

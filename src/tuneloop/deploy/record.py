@@ -17,7 +17,7 @@ class HostedDeployment(Record):
         context: most tokens of a prompt and its answer.
         need_gib: planned GPU memory of a replica, GiB.
         replicas: least and most.
-        queries_per_day, replicas_needed: requests that were said, and replicas that their busiest hour needs; None: not said.
+        queries_per_day, replicas_needed: stated requests, and replicas that their busiest hour needs; None: not stated.
         usd_per_hour: of a replica; None: not known.
         usd_per_month: for the least and the most replicas all the time; None: not known.
         created: ISO 8601 in UTC.

@@ -13,15 +13,16 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_text, write_yaml
 from tuneloop.core.ui import busy, say
 from tuneloop.core.units import hours_expected, hours_words, usd_words
-from tuneloop.deploy.clusters import Cluster, RemoteOptions, TrainingJob, find_cluster, refuse_what_it_lacks
+from tuneloop.deploy.clusters import Cluster, ClusterJob, RemoteOptions, find_cluster, refuse_what_it_lacks
 from tuneloop.deploy.deployment import service_name
-from tuneloop.deploy.launch import Launch, Limit
+from tuneloop.deploy.launch import Launch, Limit, launch_at, no_card
+from tuneloop.deploy.project_text import evidence, shell_steps
 from tuneloop.deploy.record import RemoteJob
 from tuneloop.models.names import PACKAGED
 from tuneloop.pipeline.context import RunContext
 from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
 from tuneloop.pipeline.recipes import plan_settings
-from tuneloop.plan.gpus import all_gpus, find_gpu
+from tuneloop.plan.gpus import find_gpu
 from tuneloop.plan.options import plan_machines
 from tuneloop.recipe import Recipe
 from tuneloop.records.record import read_record, write_record
@@ -33,21 +34,21 @@ class RemoteProject:
 
     folder: Path
     cluster: Cluster
-    job: TrainingJob
+    job: ClusterJob
     plan: Mapping[str, Any]
 
 
 def write_remote(recipe: Recipe, options: RemoteOptions, out: Path) -> RemoteProject:
-    """Prepare the data, plan the run, and write the folder that a cluster needs: recipe, data set, its own files, README.
+    """Prepare the data, plan the run, and write the folder that a cluster needs: recipe, data set, files, README.
 
     Raises:
-        UserError: no such cluster, no card there that fits, another project in the folder, or whatever preparing raises.
+        UserError: no such cluster, no card there that fits, a price above the limit, or what preparing raises.
     """
+    from tuneloop.pipeline.advise import stand_in
+
     cluster = find_cluster(options.on)
     refuse_what_it_lacks(cluster, options)
     options = options.model_copy(update={"nodes": options.nodes or 1})
-    from tuneloop.pipeline.advise import stand_in
-
     if other := stand_in(recipe.model):
         note = f"rows are counted as {other} reads them, and again where it trains"
         say(f"note      {recipe.model} is not on this machine: {note}")
@@ -57,12 +58,17 @@ def write_remote(recipe: Recipe, options: RemoteOptions, out: Path) -> RemotePro
         refuse_errors(dataset, recipe)
     plan = _planned(recipe, Path(dataset.path), cluster, options)
     _refuse_price(plan, cluster, options, out)
-    training = TrainingJob(
-        name=service_name(recipe.name), gpu=plan["gpu"], gpus=options.gpus or max(1, plan["gpus"] // options.nodes), nodes=options.nodes,
-        spot=options.spot, bucket=options.bucket, gated=recipe.model.lower() != PACKAGED,
-        max_usd_per_hour=round(options.max_usd / (plan["time"]["hours"] * options.nodes), 4) if options.max_usd else 0.0,
-    )  # fmt: skip
-    files = cluster.project(training)
+    hours = plan["time"]["hours"]
+    training = ClusterJob(
+        name=service_name(recipe.name),
+        gpu=plan["gpu"],
+        gpus=options.gpus or max(1, plan["gpus"] // options.nodes),
+        nodes=options.nodes,
+        spot=options.spot,
+        bucket=options.bucket,
+        gated=recipe.model.lower() != PACKAGED,
+        max_usd_per_hour=round(options.max_usd / (hours * options.nodes), 4) if options.max_usd else 0.0,
+    )
     place = Path(dataset.path).resolve()
     if place != (out / "dataset").resolve():
         shutil.copytree(place, out / "dataset", dirs_exist_ok=True)
@@ -70,28 +76,24 @@ def write_remote(recipe: Recipe, options: RemoteOptions, out: Path) -> RemotePro
     if options.bucket and cluster.bucket == "store":
         values = {"store": f"{options.bucket.rstrip('/')}/{training.name}", **values}
     write_yaml(out / "recipe.yaml", {**values, "data": {"sources": ["dataset"]}})
-    for name, text in {**files, "README.md": readme(cluster, training, plan)}.items():
+    for name, text in {**cluster.project(training), "README.md": readme(cluster, training, plan)}.items():
         write_text(out / name, text)
+    job_values = {name: getattr(training, name) for name in ("name", "gpu", "gpus", "nodes", "spot")}
     cost = plan["cost"] if cluster.gpus else {}  # on own machines nothing is paid by the hour
-    write_record(out / RemoteJob.file, RemoteJob(
-        name=training.name, on=cluster.name, gpu=training.gpu, gpus=training.gpus, nodes=training.nodes, spot=training.spot,
-        minutes=round(60 * plan["time"]["hours"], 2), usd=cost.get("usd"), p90=cost.get("p90"), usd_per_hour=cost.get("usd_per_hour"),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-    ))  # fmt: skip
+    prices = {name: cost.get(name) for name in ("usd", "p90", "usd_per_hour")}
+    minutes, created = round(60 * hours, 2), datetime.now(UTC).isoformat(timespec="seconds")
+    record = RemoteJob(on=cluster.name, minutes=minutes, created=created, **job_values, **prices)
+    write_record(out / RemoteJob.file, record)
     return RemoteProject(out, cluster, training, plan)
 
 
 def launch_of(project: RemoteProject, options: RemoteOptions) -> Launch:
     """How a run elsewhere is started, and what that may cost."""
     cluster, job, plan = project.cluster, project.job, project.plan
-    commands = cluster.commands(job)
     variables = tuple(name for name in cluster.variables if job.gated or name != "HF_TOKEN")
     hours = plan["time"]["hours"]
     limit = Limit(hours, f"for {hours_words(hours)} of training", plan["cost"].get("usd"), options.max_usd, "--max-usd")
-    return Launch(
-        cluster.title, commands[0][0], commands[-1][0], variables, sky=cluster.sky(job) if cluster.sky else None,
-        limit=limit,
-    )  # fmt: skip
+    return launch_at(cluster, job, limit, variables)
 
 
 def _refuse_price(plan: Mapping[str, Any], cluster: Cluster, options: RemoteOptions, out: Path) -> None:
@@ -101,10 +103,9 @@ def _refuse_price(plan: Mapping[str, Any], cluster: Cluster, options: RemoteOpti
     usd, card = plan["cost"]["usd"], f"{plan['gpus']} x {plan['gpu']}"
     if usd is None:
         if options.max_usd:
-            raise UserError(
-                f"No price of {card} on {cluster.title} is known, and there is a limit", where="--max-usd",
-                next_step="name another --gpu, put your price into ~/.config/tuneloop/prices.yaml, or leave the limit out",
-            )  # fmt: skip
+            what = f"No price of {card} on {cluster.title} is known, and there is a limit"
+            step = "name another --gpu, write your price into ~/.config/tuneloop/prices.yaml, or leave the limit out"
+            raise UserError(what, where="--max-usd", next_step=step)
         return
     before = read_record(RemoteJob, out) if (out / RemoteJob.file).is_file() else None
     rose = ""
@@ -112,10 +113,9 @@ def _refuse_price(plan: Mapping[str, Any], cluster: Cluster, options: RemoteOpti
         rose = f", {usd_words(before.usd)} when it was planned on {before.created[:10]}"
         say(f"price     it is {usd_words(usd)} now{rose}")
     if options.max_usd and usd > options.max_usd:
-        raise UserError(
-            f"Training on {card} is expected to cost {usd_words(usd)}{rose}: more than {usd_words(options.max_usd)}", where="--max-usd",
-            next_step="name another --gpu, take --spot, or raise the limit; nothing was started",
-        )  # fmt: skip
+        what = f"Training on {card} is expected to cost {usd_words(usd)}{rose}: more than {usd_words(options.max_usd)}"
+        step = "name another --gpu, take --spot, or raise the limit; nothing was started"
+        raise UserError(what, where="--max-usd", next_step=step)
 
 
 def price_words(plan: Mapping[str, Any], cluster: Cluster) -> str:
@@ -127,21 +127,19 @@ def price_words(plan: Mapping[str, Any], cluster: Cluster) -> str:
     train = f"{plan['gpus']} x {plan['gpu']}: {hours_expected(time['hours'], time['low'], time['high'])} of training"
     if cost["usd"] is None:
         return f"{train}. No price of it there is known. Baselines and evaluation come on top."
-    paid = f"{usd_words(cost['usd'])} expected, one time in ten more than {usd_words(cost['p90'])} ({price})"
-    if cluster.own:
-        paid = f"on machines of your own, whose cost only you know; rented, {paid}"
-    return f"{train}, {paid}. Baselines and evaluation come on top."
+    usd = f"{usd_words(cost['usd'])} expected, one time in ten more than {usd_words(cost['p90'])} ({price})"
+    if cluster.own_machines:
+        usd = f"on machines of your own, whose cost only you know; rented, {usd}"
+    return f"{train}, {usd}. Baselines and evaluation come on top."
 
 
-def readme(cluster: Cluster, job: TrainingJob, plan: Mapping[str, Any]) -> str:
+def readme(cluster: Cluster, job: ClusterJob, plan: Mapping[str, Any]) -> str:
     """The project's README."""
-    steps = "\n\n".join(f"{what}:\n\n```sh\n{command}\n```" for command, what in cluster.commands(job))
-    limits = "".join(f"- {limit}\n" for limit in cluster.limits)
     return f"""# {job.name} on {cluster.title}
 
-`recipe.yaml` and the prepared `dataset/`: personal data in it were redacted here as the recipe says, before anything leaves.
+`recipe.yaml` and the prepared `dataset/`: personal data in it were redacted as the recipe says, before anything leaves.
 
-{steps}
+{shell_steps(cluster.commands(job))}
 
 ## Price
 
@@ -149,9 +147,7 @@ def readme(cluster: Cluster, job: TrainingJob, plan: Mapping[str, Any]) -> str:
 
 ## What was checked
 
-{cluster.checked} **Not checked, since it needs an account: {cluster.unchecked}**
-The files follow {cluster.source}, read on {cluster.as_of}.
-{f"{chr(10)}## Good to know{chr(10)}{chr(10)}{limits}" if limits else ""}"""
+{evidence(cluster, "Not checked, since it needs an account")}"""
 
 
 def _planned(recipe: Recipe, dataset: Path, cluster: Cluster, options: RemoteOptions) -> dict[str, Any]:
@@ -162,20 +158,13 @@ def _planned(recipe: Recipe, dataset: Path, cluster: Cluster, options: RemoteOpt
     if options.gpu:
         key = find_gpu(options.gpu).key
         if cluster.gpus and key not in cluster.gpus:
-            raise UserError(
-                f"{cluster.title} has no {all_gpus()[key].name}", where="--gpu",
-                next_step=f"it has {', '.join(cluster.gpus)}",
-            )  # fmt: skip
+            raise no_card(cluster, key)
         return plan_machines({**settings, "gpu": key, "gpus": max(options.gpus, 1) * options.nodes})
     number = options.gpus * options.nodes
-    fits = [
-        row for row in plan_machines(settings)["table"]
-        if row["fits"] and (not cluster.gpus or row["gpu"] in cluster.gpus) and (not number or row["gpus"] == number)
-    ]  # fmt: skip
+    rows = [row for row in plan_machines(settings)["table"] if not cluster.gpus or row["gpu"] in cluster.gpus]
+    fits = [row for row in rows if row["fits"] and (not number or row["gpus"] == number)]
     if not fits:
-        raise UserError(
-            f"The run fits on no machine of {cluster.title} as it stands", where="--on",
-            next_step="`tuneloop plan RECIPE` says what would make it fit; or name --gpu and --gpus",
-        )  # fmt: skip
+        step = "`tuneloop plan RECIPE` says what would make it fit; or name --gpu and --gpus"
+        raise UserError(f"The run fits on no machine of {cluster.title} as it is", where="--on", next_step=step)
     best = min(fits, key=lambda row: (row["usd"] is None, row["usd"] or 0.0))
     return plan_machines({**settings, "gpu": best["gpu"], "gpus": best["gpus"]})

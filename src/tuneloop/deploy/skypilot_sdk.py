@@ -1,6 +1,7 @@
 """SkyPilot by its own package: what it offers now, starting it, and taking down what was begun where that fails.
-Written after skypilot 0.14's `sky`, `sky.jobs` and `sky.serve`: each call gives a request's id, and `sky.get` its
-result."""
+
+Written after skypilot 0.14's `sky`, `sky.jobs` and `sky.serve`: each call gives a request's id, `sky.get` its result.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +50,7 @@ def load_sky() -> Any | None:
     """SkyPilot's package; None where it is not installed. What it prints goes to stderr."""
     if importlib.util.find_spec("sky") is None:
         return None
-    os.environ.setdefault("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")  # nothing is sent to anybody unless the user asks
+    os.environ.setdefault("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")  # nothing is sent unless the user asks
     with contextlib.redirect_stdout(sys.stderr):
         try:
             sky = importlib.import_module("sky")
@@ -63,8 +64,7 @@ def load_sky() -> Any | None:
 def find_offer(sky: Any, job: SkyJob, folder: Path) -> Offer:
     """What SkyPilot's optimizer takes for a task now; it shows the others on stderr.
 
-    Raises:
-        UserError: no cloud is open to the user, none has the machine, or its server does not answer.
+    A UserError says that no cloud is open to the user, that none has the machine, or that its server does not answer.
     """
     with _translated(job), contextlib.redirect_stdout(sys.stderr):
         dag = sky.Dag()
@@ -85,7 +85,7 @@ def find_offer(sky: Any, job: SkyJob, folder: Path) -> Offer:
 
 
 def start(sky: Any, job: SkyJob, folder: Path) -> None:
-    """Start a task and wait until it is there. Where that fails, or is interrupted, what was begun is taken down again.
+    """Start a task and wait until it is there. Where that fails or is interrupted, what was begun is taken down again.
 
     Raises:
         UserError: something of that name is there already; it did not start, and what is left, if anything, is named.
@@ -96,10 +96,8 @@ def start(sky: Any, job: SkyJob, folder: Path) -> None:
         with _translated(job):
             before = _there(sky, job)
             if before and job.kind != "job":
-                raise UserError(
-                    f"There is a {job.kind} named {job.name} already", where=WHERE,
-                    next_step=f"`{job.down}` takes it down; another name is another one",
-                )  # fmt: skip
+                step = f"`{job.down}` takes it down; another name is another one"
+                raise UserError(f"There is a {job.kind} named {job.name} already", where=WHERE, next_step=step)
             task = _task(sky, job, folder)
         try:
             if job.kind == "cluster":
@@ -150,17 +148,17 @@ def _undo(sky: Any, job: SkyJob, request: Any, before: Sequence[Any]) -> str:
         with contextlib.suppress(Exception):  # it is over already
             sky.get(sky.api_cancel(request, silent=True))
     try:
-        begun = [one for one in _there(sky, job) if one not in before]
-        if not begun:
+        started = [one for one in _there(sky, job) if one not in before]
+        if not started:
             return ""
         if job.kind == "cluster":
             sky.get(sky.down(job.name))
         elif job.kind == "service":
             sky.get(sky.serve.down([job.name]))
         else:
-            sky.get(sky.jobs.cancel(job_ids=begun))
-        left = [one for one in _there(sky, job) if one not in before]
-        return "" if not left or job.kind != "cluster" else f"the cluster {job.name}"
+            sky.get(sky.jobs.cancel(job_ids=started))
+        left = job.kind == "cluster" and any(one not in before for one in _there(sky, job))
+        return f"the cluster {job.name}" if left else ""
     except BaseException as error:
         return f"the {job.kind} {job.name}, perhaps ({_first_line(error)})"
 
@@ -176,17 +174,23 @@ def _first_line(error: BaseException) -> str:
 
 
 # What SkyPilot raises -> what it means, and what to do. The first that fits counts.
+_SIGN_IN = "sign in to the cloud again; `sky check` says whether it helped"
+_NAME_BUCKET = "name one that you may list, read, write and delete in: --bucket"
 _MEANINGS = (
     ("NoCloudAccessError", "SkyPilot has access to no cloud here", "`sky check` says what each cloud needs"),
-    ("ApiServerAuthenticationError", "SkyPilot's server does not know you, or the token has expired", "`sky api login`"),
+    ("ApiServerAuthenticationError", "SkyPilot's server does not know you, or the token has expired",
+     "`sky api login`"),
     ("PermissionDeniedError", "SkyPilot's server does not let you do this", "ask who keeps it, or `sky api login`"),
-    ("ApiServerConnectionError", "SkyPilot's server does not answer", "`sky api info` says where it is; `sky api start`"),
-    ("APIVersionMismatchError", "SkyPilot's server and its package here are of different versions", "pip install 'skypilot==VERSION' of the server"),
-    ("CloudUserIdentityError", "The cloud's credentials are no longer good", "sign in to the cloud again; `sky check` says whether it helped"),
-    ("InvalidCloudCredentials", "The cloud's credentials are no longer good", "sign in to the cloud again; `sky check` says whether it helped"),
-    ("StorageError", "The bucket can't be used", "name one that you may list, read, write and delete in: --bucket"),
-    ("StorageSpecError", "The bucket can't be used", "name one that you may list, read, write and delete in: --bucket"),
-    ("ResourcesUnavailableError", "No cloud of yours has this machine now, or none below the limit", "name another --gpu, raise the limit, or try later"),
+    ("ApiServerConnectionError", "SkyPilot's server does not answer",
+     "`sky api info` says where it is; `sky api start`"),
+    ("APIVersionMismatchError", "SkyPilot's server and its package here are of different versions",
+     "pip install 'skypilot==VERSION' of the server"),
+    ("CloudUserIdentityError", "The cloud's credentials are no longer good", _SIGN_IN),
+    ("InvalidCloudCredentials", "The cloud's credentials are no longer good", _SIGN_IN),
+    ("StorageError", "The bucket can't be used", _NAME_BUCKET),
+    ("StorageSpecError", "The bucket can't be used", _NAME_BUCKET),
+    ("ResourcesUnavailableError", "No cloud of yours has this machine now, or none below the limit",
+     "name another --gpu, raise the limit, or try later"),
 )  # fmt: skip
 
 
@@ -194,7 +198,7 @@ def refusal(error: BaseException, job: SkyJob, left: str | None = None) -> UserE
     """What an error of SkyPilot is to the user.
 
     Args:
-        left: what stands there still, in words; empty: nothing; None: nothing was begun.
+        left: what is still there, in words; empty: nothing; None: nothing was begun.
     """
     kinds = _kinds(error)
     meaning = next((rest for name, *rest in _MEANINGS if name in kinds), None)
@@ -214,7 +218,7 @@ def refusal(error: BaseException, job: SkyJob, left: str | None = None) -> UserE
 
 @contextlib.contextmanager
 def _translated(job: SkyJob) -> Any:
-    """Errors of SkyPilot before anything was begun, as the user reads them."""
+    """Errors of SkyPilot before anything was started, as the user reads them."""
     try:
         yield
     except UserError:

@@ -54,7 +54,7 @@ def stored(recipe: Recipe, folder: Path) -> Iterator[None]:
         with busy("fetching what the object store has"):
             there = store.sizes()
             here = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-            fetched = store.pull(folder, newer=_how_far(there) > _how_far(here), known=there)
+            fetched = store.pull(folder, newer=_how_far(there) > _how_far(here), sizes=there)
         if fetched and is_first():
             say(f"store     {counted(fetched, 'file')} of this run were in {recipe.store}")
     yield
@@ -80,7 +80,7 @@ def keep_checkpoints(job: RunContext) -> None:
             shutil.rmtree(shards, ignore_errors=True)
     # Shards before the file that names them: a file that is there is complete.
     for shards in sorted(path for path in here.glob("*") if path.is_dir()):
-        store.push(job.folder, only=f"{CHECKPOINTS}/{shards.name}", known=there)
+        store.push(job.folder, only=f"{CHECKPOINTS}/{shards.name}", sizes=there)
     if not is_first():
         return
     for file in sorted(here.glob("*.pt")):

@@ -21,7 +21,7 @@ from typing import Any
 from tuneloop import __version__
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, plain, plain_cell, replacing, sha256_file, user_errors_of_the_disk
-from tuneloop.core.journal import Lines
+from tuneloop.core.journal import JournalFile
 from tuneloop.core.ui import busy, say
 from tuneloop.core.units import counted, verb
 from tuneloop.data.formats import Rejection
@@ -225,20 +225,20 @@ def journal_of(out: Path) -> Path:
 
 
 @contextmanager
-def _journal(out: Path) -> Iterator[Lines]:
+def _journal(out: Path) -> Iterator[JournalFile]:
     """The journal of a result; it is closed behind the block."""
     with user_errors_of_the_disk(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     step = "wait for it, or choose another --out"
     busy_error = UserError("Another predict is writing this result", where=str(out), next_step=step)
-    journal = Lines(journal_of(out), busy_error)
+    journal = JournalFile(journal_of(out), busy_error)
     try:
         yield journal
     finally:
         journal.close()
 
 
-def _resumed(journal: Lines, key: str, block: int, rows: int) -> list[Prediction]:
+def _resumed(journal: JournalFile, key: str, block: int, rows: int) -> list[Prediction]:
     """The answers of whole blocks, others are cut off; the journal of another process or job is refused."""
     predictions: list[Prediction] = []
     lines = journal.open()
@@ -262,7 +262,7 @@ def _resumed(journal: Lines, key: str, block: int, rows: int) -> list[Prediction
     return predictions
 
 
-def _append(journal: Lines, value: Any) -> None:
+def _append(journal: JournalFile, value: Any) -> None:
     with user_errors_of_the_disk(journal.path):
         journal.append(_json_line(value).encode("utf-8", "backslashreplace") + b"\n")
 

@@ -21,7 +21,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder
 from tuneloop.core.python_file import trust_code
 from tuneloop.core.ray.cluster import address_of, whole_path
-from tuneloop.core.ray.tune import Tried, tune_on_ray
+from tuneloop.core.ray.tune import TrialOutcome, tune_on_ray
 from tuneloop.core.ui import busy, quiet, say
 from tuneloop.core.units import counted
 from tuneloop.pipeline.context import RunContext
@@ -249,7 +249,7 @@ def _train_tracked(
     return result
 
 
-def _came_to(recipe: Recipe, settings: dict[str, str], tried: Tried, out: Path) -> Trial:
+def _came_to(recipe: Recipe, settings: dict[str, str], tried: TrialOutcome, out: Path) -> Trial:
     """What the manifest says of a trial; of one that was ended early, how far it came."""
     recipe = _with(recipe, settings, 1.0, out)
     folder = Path(recipe.output_dir or "")

@@ -165,8 +165,7 @@ def plan_model(stated: Mapping[str, Any], settings: Sequence[str] = ()) -> dict[
     """
     if settings:
         step = "write it as an option (tuneloop plan --help), or name a recipe or data before it"
-        what = f"{settings[0]!r} is a recipe's setting, and a plan without data takes options"
-        raise UserError(what, where="plan", next_step=step)
+        raise UserError(f"{settings[0]!r} is a recipe's setting; give this plan options", where="plan", next_step=step)
     if not stated.get("model"):
         step = "tuneloop plan --model llama-3.1-8b --method lora, or tuneloop plan DATA"
         raise UserError("Plan what? Neither a model nor data are named", where="plan", next_step=step)

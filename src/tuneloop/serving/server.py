@@ -44,7 +44,7 @@ from tuneloop.serving.store.writer import StoreWriter
 from tuneloop.serving.swap import Companions, Swaps, freeze_heap, pinned
 
 if TYPE_CHECKING:
-    from tuneloop.core.http_server import Server
+    from tuneloop.core.http_server import GuardedServer
 
 LOOK_AT_KEYS = 0.02  # seconds in which a key that is revoked is refused
 LOOK_FOR_ERASURES = 0.5  # seconds between two looks whether `tuneloop data forget` has begun one
@@ -332,13 +332,13 @@ async def _serve(
         await running
 
 
-def _http_server(app: App, config: ServeConfig) -> Server:
+def _http_server(app: App, config: ServeConfig) -> GuardedServer:
     from uvicorn.config import LOGGING_CONFIG
 
-    from tuneloop.core.http_server import Server
+    from tuneloop.core.http_server import GuardedServer
 
     limits = config.limits
-    return Server(
+    return GuardedServer(
         app,
         seconds=limits.silent_seconds,
         log_level="warning",

@@ -10,16 +10,16 @@ import yaml
 from host_definitions import in_environment
 
 from tuneloop.core.errors import UserError
-from tuneloop.deploy.clusters import TrainingJob, clusters, find_cluster
+from tuneloop.deploy.clusters import ClusterJob, clusters, find_cluster
 
 JOBS = [
-    TrainingJob("tickets", "h100-sxm"),
-    TrainingJob("tickets", "h100-sxm", gpus=8, gated=False),
-    TrainingJob("tickets", "h100-sxm", gpus=8, nodes=2, spot=True, bucket="s3://acme"),
+    ClusterJob("tickets", "h100-sxm"),
+    ClusterJob("tickets", "h100-sxm", gpus=8, gated=False),
+    ClusterJob("tickets", "h100-sxm", gpus=8, nodes=2, spot=True, bucket="s3://acme"),
 ]
 
 
-def written(name: str, job: TrainingJob, folder: Path) -> dict[str, Path]:
+def written(name: str, job: ClusterJob, folder: Path) -> dict[str, Path]:
     files = find_cluster(name).project(job)
     for file, text in files.items():
         (folder / file).write_text(text)
@@ -47,12 +47,12 @@ def test_one_card_runs_alone_and_several_find_each_other(name: str) -> None:
 
 @pytest.mark.parametrize("job", JOBS)
 @pytest.mark.parametrize(("name", "file"), [("slurm", "job.sbatch"), ("torchrun", "run.sh")])
-def test_the_shell_reads_the_scripts(tmp_path: Path, name: str, file: str, job: TrainingJob) -> None:
+def test_the_shell_reads_the_scripts(tmp_path: Path, name: str, file: str, job: ClusterJob) -> None:
     subprocess.run(["bash", "-n", written(name, job, tmp_path)[file]], check=True)
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_skypilot_s_schemas_accept_the_task(tmp_path: Path, job: TrainingJob) -> None:
+def test_skypilot_s_schemas_accept_the_task(tmp_path: Path, job: ClusterJob) -> None:
     files = written("skypilot", job, tmp_path)
     code = """
 import sys, yaml, jsonschema
@@ -67,7 +67,7 @@ for store in task.get("file_mounts", {}).values():
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_kubernetes_accepts_the_job_strictly(tmp_path: Path, job: TrainingJob) -> None:
+def test_kubernetes_accepts_the_job_strictly(tmp_path: Path, job: ClusterJob) -> None:
     files = written("kubernetes", job, tmp_path)
     kinds = [each["kind"] for each in yaml.safe_load_all(files["job.yaml"].read_text())]
     assert ("Service" in kinds) is (job.nodes > 1)
@@ -80,7 +80,7 @@ for each in yaml.safe_load_all(open(sys.argv[1])):
 
 
 @pytest.mark.parametrize("job", JOBS[:2])
-def test_modal_builds_the_app_without_a_token(tmp_path: Path, job: TrainingJob) -> None:
+def test_modal_builds_the_app_without_a_token(tmp_path: Path, job: ClusterJob) -> None:
     files = written("modal", job, tmp_path)
     (tmp_path / "recipe.yaml").write_text("version: 1\n")
     (tmp_path / "dataset").mkdir()

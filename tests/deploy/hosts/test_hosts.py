@@ -15,7 +15,7 @@ import yaml
 from host_definitions import in_environment, schema
 
 from tuneloop.core.errors import UserError
-from tuneloop.deploy.deployment import Card, Deployment, Form, Machine, Size, Traffic
+from tuneloop.deploy.deployment import Card, Form, Machine, Replicas, ServingJob, Size
 from tuneloop.deploy.hosts import find_host, hosts, refuse_form
 from tuneloop.deploy.project_text import readme, request_text
 
@@ -25,12 +25,12 @@ NAMES = [
 ]  # fmt: skip
 
 
-def job(host: str, form: Form = "merged", cards: int = 1, traffic: Traffic = Traffic(1, 3)) -> Deployment:
+def job(host: str, form: Form = "merged", cards: int = 1, traffic: Replicas = Replicas(1, 3)) -> ServingJob:
     known = find_host(host).gpus
     key = next((key for key in ("a100-80gb", "h100-sxm") if cards in find_host(host).counts.get(key, (1, 2, 4, 8))), "")
     key = key if key in known else next(iter(known), "")
     machine = Machine(Card(key, "a card", 80.0, 1.5, "$1.5 an hour"), cards) if known else None
-    return Deployment(
+    return ServingJob(
         "tickets", "tickets-merged-0123", form, "meta-llama/Llama-3.1-8B-Instruct", "acme/tickets", Size(15.0, 131072, 4096),
         file="model.gguf", rank=24, system="File the ticket.", machine=machine, traffic=traffic,
     )  # fmt: skip
@@ -79,7 +79,7 @@ def test_a_project_names_the_model_its_template_and_no_secret(name: str, form: F
     text = "\n".join(host.project(one).values()) + readme(host, one)
     assert "tickets" in text and "4,096 tokens" in text and "File the ticket." in text
     assert not re.search(r"hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9]{8,}", text)
-    assert len(host.commands(one)) == 3 and host.unchecked and host.checked and host.as_of >= "2026"
+    assert len(host.commands(one)) == 3 and host.unchecked and host.checked and ", read on 2026-" in host.source
 
 
 @pytest.mark.parametrize(("name", "form"), [case for case in CASES if case[1] == "adapter"])
@@ -123,8 +123,8 @@ def test_every_variable_of_the_commands_is_explained(name: str, form: Form) -> N
 
 # What is only known when it is there -> the words that say where it is told.
 EXPLAINED = {
-    "MODEL_ID": "`truss push` tells the model's id", "ENDPOINT_URL": "the address stands in what deploy.py prints",
-    "DSTACK_GATEWAY": "`dstack apply` tells the address", "RAY_SERVE_URL": "port 8000 of the cluster's head",
+    "MODEL_ID": "`truss push` reports the model's id", "ENDPOINT_URL": "the address is in what deploy.py prints",
+    "DSTACK_GATEWAY": "`dstack apply` reports the address", "RAY_SERVE_URL": "port 8000 of the cluster's head",
 }  # fmt: skip
 
 
@@ -284,8 +284,8 @@ assert list(module.app.registered_functions) == ["serve"], module.app.registered
 
 
 @pytest.mark.parametrize("form", ["merged", "adapter"])
-@pytest.mark.parametrize("traffic", [Traffic(1, 1), Traffic(1, 4)])
-def test_dstack_s_records_accept_the_service(tmp_path: Path, form: Form, traffic: Traffic) -> None:
+@pytest.mark.parametrize("traffic", [Replicas(1, 1), Replicas(1, 4)])
+def test_dstack_s_records_accept_the_service(tmp_path: Path, form: Form, traffic: Replicas) -> None:
     files = written("dstack", form, tmp_path, traffic=traffic)
     code = """
 import sys, yaml
@@ -296,8 +296,8 @@ parse_run_configuration(yaml.safe_load(open(sys.argv[1])))
 
 
 @pytest.mark.parametrize("form", ["merged", "adapter"])
-@pytest.mark.parametrize("traffic", [Traffic(1, 1), Traffic(1, 4)])
-def test_skypilot_s_schemas_accept_the_service(tmp_path: Path, form: Form, traffic: Traffic) -> None:
+@pytest.mark.parametrize("traffic", [Replicas(1, 1), Replicas(1, 4)])
+def test_skypilot_s_schemas_accept_the_service(tmp_path: Path, form: Form, traffic: Replicas) -> None:
     files = written("skypilot", form, tmp_path, traffic=traffic)
     code = """
 import sys, yaml, jsonschema
@@ -321,9 +321,9 @@ ServeDeploySchema.model_validate(yaml.safe_load(open(sys.argv[1])))
     in_environment("ray[serve]", code, files["serve.yaml"])
 
 
-@pytest.mark.parametrize("traffic", [Traffic(1, 1), Traffic(0, 4)])
+@pytest.mark.parametrize("traffic", [Replicas(1, 1), Replicas(0, 4)])
 @pytest.mark.parametrize("form", ["merged", "adapter", "gguf"])
-def test_kubernetes_accepts_the_manifests_strictly(tmp_path: Path, form: Form, traffic: Traffic) -> None:
+def test_kubernetes_accepts_the_manifests_strictly(tmp_path: Path, form: Form, traffic: Replicas) -> None:
     files = written("kubernetes", form, tmp_path, traffic=traffic)
     code = """
 import sys, yaml, kubernetes_validate
@@ -369,7 +369,7 @@ def test_the_endpoint_picker_knows_each_option_and_scorer(tmp_path: Path, form: 
 
 def test_a_pool_selects_the_pods_and_prefers_those_that_have_the_adapter(tmp_path: Path) -> None:
     for form, prefers in (("merged", False), ("adapter", True)):
-        files = written("kubernetes", form, tmp_path, traffic=Traffic(2, 4))  # type: ignore[arg-type]
+        files = written("kubernetes", form, tmp_path, traffic=Replicas(2, 4))  # type: ignore[arg-type]
         pool, engine = resources(files["pool.yaml"]), resources(files["service.yaml"])
         labels = engine["Deployment"]["spec"]["template"]["metadata"]["labels"]
         assert pool["InferencePool"]["spec"]["selector"]["matchLabels"].items() <= labels.items()
@@ -385,10 +385,10 @@ def test_a_pool_selects_the_pods_and_prefers_those_that_have_the_adapter(tmp_pat
 
 
 def test_replicas_come_and_go_where_there_may_be_more(tmp_path: Path) -> None:
-    one = resources(written("kubernetes", "merged", tmp_path, traffic=Traffic(1, 1))["service.yaml"])
+    one = resources(written("kubernetes", "merged", tmp_path, traffic=Replicas(1, 1))["service.yaml"])
     assert "HorizontalPodAutoscaler" not in one and one["Deployment"]["spec"]["replicas"] == 1
     assert one["PersistentVolumeClaim"]["spec"]["accessModes"] == ["ReadWriteOnce"]
-    more = resources(written("kubernetes", "merged", tmp_path, traffic=Traffic(0, 4, idle_minutes=30))["service.yaml"])
+    more = resources(written("kubernetes", "merged", tmp_path, traffic=Replicas(0, 4, idle_minutes=30))["service.yaml"])
     scaler = more["HorizontalPodAutoscaler"]["spec"]
     assert (scaler["minReplicas"], scaler["maxReplicas"]) == (1, 4)
     assert scaler["behavior"]["scaleDown"]["stabilizationWindowSeconds"] == 1800

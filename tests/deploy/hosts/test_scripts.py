@@ -11,7 +11,7 @@ import pytest
 from host_definitions import in_environment
 from local_http import Quiet, listening
 
-from tuneloop.deploy.deployment import Card, Deployment, Machine, Size
+from tuneloop.deploy.deployment import Card, Machine, ServingJob, Size
 from tuneloop.deploy.hosts import find_host
 
 
@@ -55,7 +55,7 @@ def stand_in() -> Iterator[StandIn]:
 def script(host: str, form: str, folder: Path) -> Path:
     key = next(key for key in ("h100-sxm", "a100-80gb") if key in find_host(host).gpus)
     machine = Machine(Card(key, "a card", 80.0), 1)
-    job = Deployment(
+    job = ServingJob(
         "tickets", "tickets-0123", form, "meta-llama/Llama-3.1-8B-Instruct", "acme/tickets", Size(15.0, 1e5, 4096),  # type: ignore[arg-type]
         rank=16, machine=machine,
     )  # fmt: skip

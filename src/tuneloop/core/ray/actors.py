@@ -1,4 +1,4 @@
-"""Work that needs a loaded model, by actors of a Ray cluster: each loads it once, and what a lost one had is done again."""
+"""Work that needs a loaded model, by actors of a Ray cluster: each loads it once; work of a lost one is repeated."""
 
 from __future__ import annotations
 
@@ -40,30 +40,22 @@ class _AsyncWorker:
         return await (await self.work)(piece)
 
 
-def usual_actors(ray: Any, wanted: int = 0) -> int:
-    """Actors of a cluster: as many as wanted, else one for each GPU, else one for each machine.
-
-    Raises:
-        UserError: there is no room for so many.
-    """
+def usual_actors(ray: Any, requested: int = 0) -> int:
+    """Actors of a cluster: as requested (UserError: no room for them), else one for each GPU, else for each machine."""
     room = ray_cluster.gpus(ray) or ray_cluster.cpus(ray)
-    if wanted > room:
-        raise UserError(
-            f"The cluster has room for {counted(room, 'copy')} of the model, not for {wanted}", where="--actors",
-            next_step="ask for fewer, or add machines (ray start --address HEAD:6379)",
-        )  # fmt: skip
-    return wanted or ray_cluster.gpus(ray) or ray_cluster.machines(ray)
+    if requested > room:
+        what = f"The cluster has room for {counted(room, 'copy')} of the model, not for {requested}"
+        step = "ask for fewer, or add machines (ray start --address HEAD:6379)"
+        raise UserError(what, where="--actors", next_step=step)
+    return requested or ray_cluster.gpus(ray) or ray_cluster.machines(ray)
 
 
 def ordered_by_actors(ray: Any, maker: Maker, setting: Any, pieces: Sequence[Any], actors: int) -> Iterator[Any]:
-    """`maker(setting)(piece)` for each piece, in their order.
+    """`maker(setting)(piece)` for each piece, in their order; UserError: by the work, or it was lost again and again.
 
     Args:
         maker: of a module's top level; called once in each actor.
         actors: how many; each holds a GPU, or a processor where the cluster has no GPUs.
-
-    Raises:
-        UserError: what the work raises, or it was lost again and again.
     """
     workers = _started(ray, _Worker, maker, setting, min(actors, len(pieces)), 1)
     try:
@@ -71,20 +63,19 @@ def ordered_by_actors(ray: Any, maker: Maker, setting: Any, pieces: Sequence[Any
         busy = {number: 0 for number in range(len(workers))}
         at: dict[Any, tuple[int, int]] = {}  # work -> place of its piece, actor
         following = iter(enumerate(pieces))
-        given = 0
-        while given < len(pieces):
+        position = 0  # of the next result
+        while position < len(pieces):
             while (free := min(busy, key=lambda number: busy[number])) is not None and busy[free] < AHEAD:
                 if (one := next(following, None)) is None:
                     break
                 waiting[one[0]] = reference = workers[free].do.remote(one[1])
                 at[reference] = one[0], free
                 busy[free] += 1
-            done, _ = ray.wait(list(at), num_returns=1)
-            for reference in done:
+            for reference in ray.wait(list(at), num_returns=1)[0]:
                 busy[at.pop(reference)[1]] -= 1
-            while given in waiting and waiting[given] not in at:
-                yield answer_of(ray, waiting.pop(given))
-                given += 1
+            while position in waiting and waiting[position] not in at:
+                yield answer_of(ray, waiting.pop(position))
+                position += 1
     finally:
         _end(ray, workers)
 
@@ -93,14 +84,11 @@ def ordered_by_actors(ray: Any, maker: Maker, setting: Any, pieces: Sequence[Any
 async def asked_actors(
     ray: Any, maker: AsyncMaker, setting: Any, actors: int, at_once: int
 ) -> AsyncIterator[Callable[[Any], Awaitable[Any]]]:
-    """A function that has one of the actors do a piece of work, the one that has least to do.
+    """A function that has the least busy actor do a piece of work; it raises UserError: lost again and again.
 
     Args:
         maker: of a module's top level; makes the function that does the work, once in each actor.
         at_once: pieces that an actor does at a time.
-
-    Raises:
-        UserError: by the function, when actors were lost again and again.
     """
     workers = _started(ray, _AsyncWorker, maker, setting, actors, at_once)
     busy = [0] * actors
@@ -113,10 +101,9 @@ async def asked_actors(
         except ray.exceptions.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, BaseException) else error) from None
         except task_errors(ray) as error:
-            raise UserError(
-                f"An actor was lost {RESTARTS + 1} times ({type(error).__name__})", where="ray",
-                next_step="there is probably too little memory: fewer --actors, or fewer --rows; the same command goes on",
-            ) from None  # fmt: skip
+            what = f"An actor was lost {RESTARTS + 1} times ({type(error).__name__})"
+            step = "there is probably too little memory: fewer --actors, or fewer --rows; the same command continues"
+            raise UserError(what, where="ray", next_step=step) from None
         finally:
             busy[number] -= 1
 

@@ -18,19 +18,13 @@ _CONNECTING = "ray"
 
 
 def load_ray() -> Any:
-    """Ray's module.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody unless the user asks for it
+    """Ray's module; UserError: it is not installed."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent unless the user sets this
     try:
         import ray
     except ImportError:
-        raise UserError(
-            "Ray is not installed", where=_CONNECTING,
-            next_step="pip install 'tuneloop[ray]', on each machine of the cluster",
-        ) from None  # fmt: skip
+        step = "pip install 'tuneloop[ray]', on each machine of the cluster"
+        raise UserError("Ray is not installed", where=_CONNECTING, next_step=step) from None
     return ray
 
 
@@ -38,12 +32,11 @@ def load_ray() -> Any:
 def on_ray(address: str = "") -> Iterator[Any]:
     """Ray's module, connected. A connection that is there already is used and left open.
 
-    Args:
-        address: `HOST:PORT`, or `ray://HOST:PORT` of a cluster that this machine is no part of; empty: `RAY_ADDRESS`, or the
-            cluster that this machine is a part of, or a new one on this machine, which ends with the work.
+    UserError: Ray is not installed, nothing answers, or the cluster has another version of Ray or Python.
 
-    Raises:
-        UserError: Ray is not installed, nothing answers, or the cluster has another version of Ray or Python.
+    Args:
+        address: `HOST:PORT`, or `ray://HOST:PORT` of a cluster that this machine is no part of; empty: `RAY_ADDRESS`,
+            or this machine's cluster, or a new one on this machine, which ends with the work.
     """
     ray = load_ray()
     if ray.is_initialized():
@@ -64,16 +57,17 @@ def on_ray(address: str = "") -> Iterator[Any]:
 
 
 def _connect(ray: Any, place: str) -> None:
-    """Connect, or start a node here: Ray gives that half a minute, which can be too little on a busy machine, so it gets a second try."""
+    """Connect, or start a node here, at the second try where a busy machine needs more than the half minute of Ray."""
     # No worker's prints among the lines that are meant for the user.
     quiet: dict[str, Any] = {"configure_logging": False, "include_dashboard": False, "log_to_driver": False}
     logging.getLogger("ray").setLevel(logging.ERROR)
     options = {} if place.startswith("ray://") else quiet
-    recorded = ""  # HOST:PORT of the cluster that Ray has noted for this machine
+    noted = ""  # HOST:PORT of the cluster that Ray has noted for this machine
     with contextlib.suppress(OSError):
-        recorded = (Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster").read_text().strip()  # noqa: S108 - Ray's own folder
-    if not place and _is_gone(recorded):
-        logging.getLogger(__name__).warning("Ray's cluster %s is gone; a new one is started here", recorded)
+        folder = Path(os.environ.get("RAY_TMPDIR", "/tmp"))  # noqa: S108 - Ray's own
+        noted = (folder / "ray" / "ray_current_cluster").read_text().strip()
+    if not place and _is_gone(noted):
+        logging.getLogger(__name__).warning("Ray's cluster %s has ended; a new one is started here", noted)
         place = "local"  # Ray itself would wait for it for minutes
     try:
         ray.init(address=place or None, namespace=NAMESPACE, **options)
@@ -105,52 +99,49 @@ def refusal(error: BaseException, address: str) -> UserError:
         there, here = " with ".join(versions[:2]), " with ".join(versions[2:4])
         if len(versions) < 4:
             there, here = "another version of Ray", f"Ray {load_ray().__version__}"
-        return UserError(
-            f"The cluster runs {there}, this machine has {here}", where=address or "this machine",
-            next_step="install the same versions of Ray and Python on both: pip install ray==VERSION",
-        )  # fmt: skip
-    if "uthentication" in text or "auth token" in text.lower():
-        return UserError(
-            "The cluster asks for its token, and there is none here, or another or an expired one", where=address or "this machine",
-            next_step="`ray get-auth-token` on the cluster's head says it: set RAY_AUTH_TOKEN to it here",
-        )  # fmt: skip
-    if not address:
+        what = f"The cluster runs {there}, this machine has {here}"
+        step = "install the same versions of Ray and Python on both: pip install ray==VERSION"
+    elif "uthentication" in text or "auth token" in text.lower():
+        what = "The cluster asks for its token, and there is none here, or another or an expired one"
+        step = "`ray get-auth-token` on the cluster's head says it: set RAY_AUTH_TOKEN to it here"
+    elif address:
+        what, places = "No Ray cluster answers there", "ray://HOST:10001 from outside, HOST:6379 from its machines"
+        step = f"check the address: {places}; `ray status` there"
+    else:
         line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-        return UserError(f"Ray does not start here: {line:.200}", where="this machine", next_step="look into /tmp/ray")
-    return UserError(
-        "No Ray cluster answers there", where=address,
-        next_step="check the address: ray://HOST:10001 from outside, HOST:6379 from a machine of the cluster; `ray status` there",
-    )  # fmt: skip
+        what, step = f"Ray does not start here: {line:.200}", "look into /tmp/ray"
+    return UserError(what, where=address or "this machine", next_step=step)
 
 
 def task_errors(ray: Any) -> tuple[type[BaseException], ...]:
     """What Ray raises when work was lost again and again, or could not be sent."""
-    return (ray.exceptions.RaySystemError, ray.exceptions.WorkerCrashedError, ray.exceptions.RayActorError,
-            ray.exceptions.ObjectLostError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError)  # fmt: skip
+    names = ("RaySystem", "WorkerCrashed", "RayActor", "ObjectLost", "NodeDied", "OutOfMemory")
+    return tuple(getattr(ray.exceptions, f"{name}Error") for name in names)
 
 
 def answer_of(ray: Any, reference: Any) -> Any:
-    """What a task came to; its own error arrives as it was raised.
-
-    Raises:
-        UserError: the work was lost several times, or the package is missing there.
-    """
+    """What a task came to; its own error arrives as it was raised. UserError: lost several times, or no package."""
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, BaseException):
             raise error.cause from None
         if "No module named 'tuneloop" in str(error):
-            raise UserError(
-                "tuneloop is not installed on the machines of the cluster", where=_CONNECTING,
-                next_step="install the same version on each of them, or give it as the cluster's runtime environment",
-            ) from None  # fmt: skip
+            what = "tuneloop is not installed on the machines of the cluster"
+            step = "install the same version on each of them, or give it as the cluster's runtime environment"
+            raise UserError(what, where=_CONNECTING, next_step=step) from None
         raise
     except task_errors(ray) as error:
-        raise UserError(
-            f"The cluster lost the same work several times ({type(error).__name__}): there is probably too little memory",
-            where=_CONNECTING, next_step="give Ray fewer processors of each machine (ray start --num-cpus N), or add machines",
-        ) from None  # fmt: skip
+        name = type(error).__name__
+        what = f"The cluster lost the same work several times ({name}): there is probably too little memory"
+        step = "give Ray fewer processors of each machine (ray start --num-cpus N), or add machines"
+        raise UserError(what, where=_CONNECTING, next_step=step) from None
+
+
+def last_line(error: BaseException) -> str:
+    """What an error says, without its traceback: at most 300 characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[-1][:300]
 
 
 def cpus(ray: Any) -> int:

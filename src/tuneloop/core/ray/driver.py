@@ -22,16 +22,13 @@ Work = Callable[[Any, Path], None]
 
 
 class Driver:
-    """An actor that outlives its client: takes files, does the work in a thread, and gives files back.
-
-    Args:
-        folder: of the job, on the cluster; `~` is the home there.
-    """
+    """An actor that outlives its client: takes files, does the work in a thread, and gives files back."""
 
     def __init__(self, folder: str) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = Path(folder).expanduser()  # of the job, on the cluster
         self.lines: list[str] = []
-        self.state, self.error = "new", ("", "", "")
+        self.state = "new"
+        self.error: UserError | None = None  # why it failed
 
     def write(self, name: str, data: bytes, first: bool) -> None:
         path = self.folder / name
@@ -51,12 +48,13 @@ class Driver:
                 work(setting, self.folder)
             self.state = "done"
         except UserError as error:
-            self.error, self.state = (error.what, error.where, error.next_step), "failed"
+            self.error, self.state = error, "failed"
         except BaseException as error:
             what = f"{type(error).__name__}: {error}"[:500]
-            self.error, self.state = (what, "the cluster", "look at Ray's logs"), "failed"
+            self.error = UserError(what, where="the cluster", next_step="look at Ray's logs")
+            self.state = "failed"
 
-    def look(self, since: int) -> tuple[str, list[str], tuple[str, str, str]]:
+    def look(self, since: int) -> tuple[str, list[str], UserError | None]:
         """State, the lines behind the first `since`, and why it failed."""
         return self.state, self.lines[since:], self.error
 
@@ -71,12 +69,12 @@ class Driver:
             return file.read(PART)
 
 
-def drive(ray: Any, name: str, work: Work, setting: Any, *, sent: Path, remote: str, local: Path) -> None:
+def drive(ray: Any, name: str, work: Work, setting: Any, *, data: Path, remote: str, local: Path) -> None:
     """Have a cluster do a job, or follow the one of this name that it is doing, and bring the result here.
 
     Args:
         name: of the job: the same name finds it again.
-        sent: folder of the data set, whose files go into `remote`/dataset first.
+        data: folder of the data set, whose files go into `remote`/dataset first.
         remote: folder of the job on the cluster.
 
     Raises:
@@ -93,7 +91,7 @@ def drive(ray: Any, name: str, work: Work, setting: Any, *, sent: Path, remote: 
         answer_of(ray, driver.look.remote(0))  # it is there, and so is the package
     try:
         if fresh:
-            _send(ray, driver, sent)
+            _send(ray, driver, data)
         ray.get(driver.start.remote(work, setting))
         seen = 0
         while True:
@@ -107,16 +105,14 @@ def drive(ray: Any, name: str, work: Work, setting: Any, *, sent: Path, remote: 
         if state == "done":
             _fetch(ray, driver, local)
         ray.kill(driver)
-        if state == "failed":
-            raise UserError(error[0], where=error[1], next_step=error[2])
+        if error is not None:
+            raise error
     except KeyboardInterrupt:
-        say(f"ray       {name} goes on there; the same command comes back to it")
+        say(f"ray       {name} continues there; the same command comes back to it")
         raise
     except task_errors(ray):
-        raise UserError(
-            "The machine on which the job's driver was is lost", where=name,
-            next_step="run the same command again: it goes on from the last checkpoint",
-        ) from None  # fmt: skip
+        step = "run the same command again: it continues from the last checkpoint"
+        raise UserError("The machine on which the job's driver was is lost", where=name, next_step=step) from None
 
 
 def _send(ray: Any, driver: Any, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Training by Ray Train: processes of a cluster take part in one run, and a lost one costs the steps since its checkpoint."""
+"""Training by Ray Train: processes of a cluster train in one run; a lost one costs the steps since its checkpoint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.object_store import is_url, open_store
-from tuneloop.core.ray.cluster import on_ray
+from tuneloop.core.ray.cluster import last_line, on_ray
 from tuneloop.core.ui import in_this_context, quiet, reporting, say
 
 RESTARTS = 8  # of a training whose processes or machines are lost, before it is given up
@@ -32,17 +32,16 @@ class Notes:
 
     def __init__(self) -> None:
         self.lines: list[str] = []  # for the user
-        # What the user can put right, as `(what, where, next_step)`; trying again would not help.
-        self.refused: tuple[str, str, str] | None = None
+        self.refusal: UserError | None = None  # trying again would not help
 
     def say(self, line: str) -> None:
         self.lines.append(line)
 
-    def refuse(self, what: str, where: str, next_step: str) -> None:
-        self.refused = self.refused or (what, where, next_step)
+    def refuse(self, error: UserError) -> None:
+        self.refusal = self.refusal or error
 
-    def verdict(self) -> tuple[str, str, str] | None:
-        return self.refused
+    def verdict(self) -> UserError | None:
+        return self.refusal
 
     def since(self, number: int) -> list[str]:
         """The lines behind the first `number`."""
@@ -52,10 +51,8 @@ class Notes:
 def train_on_ray(name: str, work: Callable[[Any], None], setting: Any, workers: Workers) -> None:
     """Call `work(setting)` in processes of the cluster that know of each other as those of `torchrun` do.
 
-    When a process or its machine is lost, all are started again, on the machines that are left: `work` continues from its checkpoint.
-
-    Raises:
-        UserError: what `work` raises, or too many were lost.
+    When a process or its machine is lost, all are started again, on the machines that are left: `work` continues from
+    its checkpoint. UserError: by `work`, or too many were lost.
     """
     with on_ray() as ray:
         try:
@@ -63,21 +60,20 @@ def train_on_ray(name: str, work: Callable[[Any], None], setting: Any, workers: 
             from ray.train.torch import TorchConfig, TorchTrainer
             from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
         except ImportError as error:
-            raise UserError(
-                f"Ray Train is not complete here: {error}", where="ray", next_step="pip install 'tuneloop[ray]'"
-            ) from None
-        # Here, where the driver is: on a machine that is lost they would be lost too, and with them what was said and refused.
+            what = f"Ray Train is not complete here: {error}"
+            raise UserError(what, where="ray", next_step="pip install 'tuneloop[ray]'") from None
+        # Here, where the driver is: on a machine that is lost the notes would be lost too.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         notes = ray.remote(Notes).options(num_cpus=0, scheduling_strategy=here).remote()
+        number = (1, workers.count) if workers.count > 1 else 1
+        failures = FailureConfig(max_failures=RESTARTS)
         trainer = TorchTrainer(
             _guarded,
             train_loop_config={"work": work, "setting": setting, "notes": notes},
             torch_config=TorchConfig(timeout_s=PATIENCE),
-            scaling_config=ScalingConfig(
-                num_workers=(1, workers.count) if workers.count > 1 else 1, use_gpu=workers.gpu, placement_strategy="SPREAD",
-            ),
-            run_config=RunConfig(name=name, **_storage(workers.storage), failure_config=FailureConfig(max_failures=RESTARTS)),
-        )  # fmt: skip
+            scaling_config=ScalingConfig(num_workers=number, use_gpu=workers.gpu, placement_strategy="SPREAD"),
+            run_config=RunConfig(name=name, **_storage(workers.storage), failure_config=failures),
+        )
         over = threading.Event()
         reading = threading.Thread(target=in_this_context(_pass_on), args=(ray, notes, over), daemon=True)
         reading.start()
@@ -89,14 +85,12 @@ def train_on_ray(name: str, work: Callable[[Any], None], setting: Any, workers: 
         finally:
             over.set()
             reading.join()
-        if refused := ray.get(notes.verdict.remote()):
-            raise UserError(refused[0], where=refused[1], next_step=refused[2])
+        if refusal := ray.get(notes.verdict.remote()):
+            raise refusal
         if failed is not None:
-            lines = [line.strip() for line in str(failed).splitlines() if line.strip()]
-            raise UserError(
-                f"The training was lost {RESTARTS + 1} times on the cluster: {(lines or [type(failed).__name__])[-1]:.300}", where="ray",
-                next_step="look at `ray status` and Ray's logs; the same command goes on from the last checkpoint",
-            )  # fmt: skip
+            what = f"The training was lost {RESTARTS + 1} times on the cluster: {last_line(failed)}"
+            step = "look at `ray status` and Ray's logs; the same command continues from the last checkpoint"
+            raise UserError(what, where="ray", next_step=step)
 
 
 def _storage(place: str) -> dict[str, Any]:
@@ -134,7 +128,7 @@ def _guarded(config: dict[str, Any]) -> None:
         with reporting(say=lambda line: ray.get(notes.say.remote(line))) if first else quiet():
             config["work"](config["setting"])
     except UserError as error:
-        ray.get(notes.refuse.remote(error.what, error.where, error.next_step))
+        ray.get(notes.refuse.remote(error))
         raise RuntimeError(error.what) from None
     except SystemExit as end:  # of a process that only took part, and has done so
         if end.code:

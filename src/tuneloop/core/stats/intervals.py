@@ -30,19 +30,18 @@ _CELLS = 4_000_000
 
 @dataclass(frozen=True)
 class Statistics:
-    """Figures of each row whose sums give one family of metrics."""
+    """Numbers of each row whose sums give one family of metrics."""
 
     rows: Any  # shape (n, S), a numpy array or a scipy CSR matrix. A row that doesn't count is all zeros.
     values: Mapping[str, Callable[[Array], Array]]  # metric name -> function from sums of shape (R, S) to R values
-    # metric name -> one score for each row (NaN: the row doesn't count). Corpus metrics show their sentence-level score
-    # here.
+    # metric name -> a score for each row (NaN: it doesn't count); of corpus metrics their sentence-level score
     row_scores: Mapping[str, list[float]]
     right_or_wrong: frozenset[str] = frozenset()  # metrics of `row_scores` that are 0 or 1, so that exact tests apply
-    # what the columns of `rows` stand for where that depends on the data (label names). Rows of two systems can be
-    # compared where shape and layout are the same.
+    # what the columns of `rows` are where that depends on the data (label names); rows of two systems can be compared
+    # where shape and layout are the same
     layout: tuple[str, ...] = ()
-    # metric -> the metric of this family that it equals, or that puts any two systems in the same order. It shares that
-    # one's exact interval and its test, and counts once with it where p-values are adjusted.
+    # metric -> the metric of this family that it equals, or that orders any two systems alike: it shares that one's
+    # exact interval and test, and counts once with it where p-values are adjusted
     same: Mapping[str, str] = field(default_factory=dict)
 
     def totals(self) -> Array:
@@ -71,24 +70,21 @@ def mean_statistics(scores: Mapping[str, list[float]], *, right_or_wrong: Sequen
     def mean_of(column: int) -> Callable[[Array], Array]:
         return lambda sums: ratio(sums[:, column], sums[:, len(names) + column], empty=np.nan)
 
-    return Statistics(
-        rows=rows, values={name: mean_of(i) for i, name in enumerate(names)}, row_scores=dict(scores),
-        right_or_wrong=frozenset(right_or_wrong), layout=tuple(names),
-    )  # fmt: skip
+    values = {name: mean_of(i) for i, name in enumerate(names)}
+    return Statistics(rows, values, dict(scores), frozenset(right_or_wrong), tuple(names))
 
 
 def resample_weights(n: int, resamples: int, seed: int) -> Iterator[Array]:
-    """How often each of `n` rows is drawn in each bootstrap resample.
+    """How often each of `n` rows is drawn in each bootstrap resample, in chunks of shape (some resamples, n).
 
-    Yields:
-        Chunks of shape (some resamples, n). The same seed and n give the same draws, which pairs two systems.
+    The same seed and n give the same draws, which pairs two systems.
     """
     rng = np.random.default_rng(seed)
     at_once = max(1, _CELLS // max(n, 1))
     for start in range(0, resamples, at_once):
         count = min(at_once, resamples - start)
-        drawn = rng.integers(0, n, size=(count, n)) + np.arange(count)[:, None] * n
-        yield np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n).astype(np.float64)
+        draws = rng.integers(0, n, size=(count, n)) + np.arange(count)[:, None] * n
+        yield np.bincount(draws.ravel(), minlength=count * n).reshape(count, n).astype(np.float64)
 
 
 def bootstrap(
@@ -105,8 +101,7 @@ def bootstrap(
             (Cameron, Gelbach & Miller 2008). Default: each row alone.
 
     Returns:
-        metric -> array of shape (R,); empty where there are fewer than 2 to draw from, since one says nothing about
-        spread.
+        metric -> array of shape (R,); empty where there are fewer than 2 to draw from: one says nothing about spread.
     """
     tables = [family.rows for family in statistics]
     if clusters is not None:
@@ -132,7 +127,7 @@ def sums_by_cluster(table: Any, clusters: Sequence[int]) -> Any:
 
 
 def cluster_numbers(keys: Sequence[Hashable]) -> list[int] | None:
-    """Rows with the same key as clusters numbered from 0; None where each row has a key of its own."""
+    """Rows with the same key as clusters numbered from 0; None where all keys differ."""
     numbers: dict[Hashable, int] = {}
     clusters = [numbers.setdefault(key, len(numbers)) for key in keys]
     return clusters if len(numbers) < len(keys) else None
@@ -162,10 +157,7 @@ def bootstrap_interval(value: float, draws: NDArray[np.float64]) -> tuple[float,
 
 
 def mcnemar_p(only_a: int, only_b: int) -> float:
-    """Exact two-sided McNemar p-value.
-
-    Source: McNemar 1947; the exact binomial form on the discordant pairs.
-    """
+    """Exact two-sided McNemar p-value (McNemar 1947; the exact binomial form on the discordant pairs)."""
     from scipy.stats import binomtest
 
     if only_a + only_b == 0:
@@ -193,10 +185,11 @@ _TIE = 1e-12  # draws this near to 0 are 0: they lie on the same grid and differ
 def paired_bootstrap_p(delta: float, draws: NDArray[np.float64]) -> float:
     """Two-sided p-value of a difference: the smallest level at which its percentile interval does not reach 0.
 
-    p = 2 min(#{draw <= 0}, #{draw >= 0}) / R, at least 1 / (R + 1). NaN without draws. `paired_bootstrap_interval` agrees with it at
-    every level. Moving the draws to the null hypothesis instead (Riezler & Maxwell 2005) fails for macro-F1, whose draws are skewed:
-    against a model that had every one of 40 rows wrong, it found 83 % of 100 simulated models that answered the most frequent of
-    seven labels to all; this finds all of them, and as few differences where there are none (6 % each).
+    p = 2 min(#{draw <= 0}, #{draw >= 0}) / R, at least 1 / (R + 1). NaN without draws. `paired_bootstrap_interval`
+    agrees with it at every level. Moving the draws to the null hypothesis instead (Riezler & Maxwell 2005) fails for
+    macro-F1, whose draws are skewed: against a model that had every one of 40 rows wrong, it found 83 % of 100
+    simulated models that answered the most frequent of seven labels to all; this finds all of them, and as few
+    differences where there are none (6 % each).
 
     Source: Efron & Tibshirani 1993, sections 13.3 and 15.4; Koehn 2004 for corpus metrics.
     """
@@ -210,10 +203,9 @@ def paired_bootstrap_p(delta: float, draws: NDArray[np.float64]) -> float:
 def paired_bootstrap_interval(delta: float, draws: NDArray[np.float64], *, level: float = ALPHA) -> tuple[float, float]:
     """The percentile interval of a difference at confidence 1 - `level`; NaN bounds without draws.
 
-    Always with the difference itself in it. No bias correction as in `bootstrap_interval`: what biases both sides of a pair cancels
-    (simulated coverage for macro-F1 of seven uneven labels on 40 rows: 90 %, corrected 86 %; of 77 labels on 350 rows: 94 and 93 %).
-
-    Source: Efron & Tibshirani 1993, section 13.3.
+    Always with the difference itself in it. No bias correction as in `bootstrap_interval`: what biases both sides of a
+    pair cancels (simulated coverage for macro-F1 of seven uneven labels on 40 rows: 90 %, corrected 86 %; of 77 labels
+    on 350 rows: 94 and 93 %). Source: Efron & Tibshirani 1993, section 13.3.
     """
     draws = np.sort(draws[~np.isnan(draws)])
     if not len(draws) or math.isnan(delta):
@@ -224,12 +216,12 @@ def paired_bootstrap_interval(delta: float, draws: NDArray[np.float64], *, level
 
 
 def with_zero(bounds: tuple[float, float]) -> tuple[float, float]:
-    """An interval of a difference widened to 0: for a test that does not tell the difference from none."""
+    """An interval of a difference widened to 0: for a test that finds no difference."""
     return min(bounds[0], 0.0), max(bounds[1], 0.0)
 
 
 def auroc(higher: Any, lower: Any) -> float:
-    """Probability that a value of the first kind is above one of the second, ties counting half (Mann and Whitney 1947)."""
+    """Probability that a value of the first kind is above one of the second, ties half (Mann and Whitney 1947)."""
     from scipy.stats import rankdata
 
     ranks = rankdata(np.concatenate([higher, lower]))[: len(higher)]
@@ -242,23 +234,19 @@ def rows_apart(a: Any, b: Any) -> int:
 
 
 def shown_interval(delta: float, draws: NDArray[np.float64], apart: int | None = None) -> tuple[float, float]:
-    """The 95 % percentile interval of a paired difference, which reaches 0 where its test finds no difference.
-
-    Args:
-        apart: rows that differ, for the least p-value that so few can give (`least_p`).
-    """
+    """The 95 % percentile interval of a paired difference, which reaches 0 where its test finds none; see `least_p`."""
     p = max(paired_bootstrap_p(delta, draws), 0.0 if apart is None else least_p(apart))
     bounds = paired_bootstrap_interval(delta, draws)
     return bounds if p < ALPHA else with_zero(bounds)
 
 
 def least_p(apart: int) -> float:
-    """The smallest two-sided p-value that an exact paired test could give where two sides differ on so many rows: 2 / 2^apart.
+    """The smallest two-sided p-value of an exact paired test where two sides differ on so many rows: 2 / 2^apart.
 
-    That of the sign test when all of them point one way. The bootstrap knows no such bound, and on few rows it finds too much:
-    for macro-F1 of two equally good models on 16 rows it gave p < 0.05 in 7 % of 600 simulations, with this bound in 0.2 %; on
-    148 rows in 8 % either way, on 400 in 4 %. A permutation test holds its level too, but where one side answers all rows alike it
-    found 30 % of the differences on 40 rows that this one finds in 79 %.
+    That of the sign test when all of them point one way. The bootstrap knows no such bound, and on few rows it finds
+    too much: for macro-F1 of two equally good models on 16 rows it gave p < 0.05 in 7 % of 600 simulations, with this
+    bound in 0.2 %; on 148 rows in 8 % either way, on 400 in 4 %. A permutation test holds its level too, but where one
+    side answers all rows alike it found 30 % of the differences on 40 rows that this one finds in 79 %.
     """
     return min(1.0, 2 * 0.5**apart)
 
@@ -271,10 +259,9 @@ def least_apart(level: float) -> int:
 def rows_to_settle(delta: float, low: float, high: float, n: int, *, level: float = ALPHA) -> int | None:
     """How many rows in all would show a difference of this size with 80 % power.
 
-    n ((z_(1 - level/2) + z_0.8) s / delta)^2 with the standard error s, which is read off the interval and falls with the
-    root of the rows. None where no number follows (the difference is 0 or the interval is missing).
-
-    Source: Lachin 1981, "Introduction to sample size determination and power analysis for clinical trials".
+    n ((z_(1 - level/2) + z_0.8) s / delta)^2 with the standard error s, which is read off the interval and falls with
+    the root of the rows. None where no number follows (the difference is 0 or the interval is missing). Source: Lachin
+    1981, "Introduction to sample size determination and power analysis for clinical trials".
     """
     if not delta or math.isnan(delta + low + high) or high <= low:
         return None
@@ -283,10 +270,10 @@ def rows_to_settle(delta: float, low: float, high: float, n: int, *, level: floa
 
 
 def rows_for_pairs(only_a: int, only_b: int, n: int, *, level: float = ALPHA) -> int | None:
-    """How many rows in all would show, by McNemar's test, that two shares of right answers differ as much as these (80 % power).
+    """How many rows in all would show, by McNemar's test, that two shares of right answers differ so much (80 % power).
 
-    (z_(1 - level/2) sqrt(d) + z_0.8 sqrt(d - delta^2))^2 / delta^2, with d the share of rows that one side alone has right and
-    delta the difference of the shares. None where they don't differ.
+    (z_(1 - level/2) sqrt(d) + z_0.8 sqrt(d - delta^2))^2 / delta^2, with d the share of rows that one side alone has
+    right and delta the difference of the shares. None where they don't differ.
 
     Source: Connor 1987, "Sample size for testing differences in proportions for the paired-sample design", eq. 2.
 
@@ -310,16 +297,14 @@ def robust_difference(
 ) -> tuple[float, float, float, float]:
     """Mean score inside a group of rows minus outside, its 95 % interval and two-sided p-value.
 
-    Standard errors are robust against unequal spread (as in Welch's test) and against rows of a cluster that go
-    together. Source: Liang & Zeger 1986; degrees of freedom as in Cameron & Miller 2015, "A practitioner's
-    guide to cluster-robust inference".
+    Standard errors are robust against unequal spread (as in Welch's test) and against correlated rows of a cluster.
+    Source: Liang & Zeger 1986; degrees of freedom as in Cameron & Miller 2015, "A practitioner's guide to
+    cluster-robust inference". Returns difference, low, high, p; the last three are NaN where the rows allow no
+    estimate.
 
     Args:
         inside: which rows belong to the group; some do, some don't.
         clusters: the cluster of each row, numbered from 0.
-
-    Returns:
-        difference, low, high, p; the last three are NaN where the rows allow no estimate.
     """
     from scipy import stats
 
@@ -329,9 +314,7 @@ def robust_difference(
     sums = np.bincount(clusters, weights=influence)
     groups = np.unique(clusters)
     degrees = min(len(np.unique(clusters[inside])), len(np.unique(clusters[~inside]))) - 1
-    if degrees < 1:
-        return delta, math.nan, math.nan, math.nan
-    error = math.sqrt(float((sums**2).sum()) * len(groups) / (len(groups) - 1))
+    error = math.sqrt(float((sums**2).sum()) * len(groups) / (len(groups) - 1)) if degrees >= 1 else 0.0
     if error < 1e-15:
         return delta, math.nan, math.nan, math.nan
     half = float(stats.t.ppf(0.975, degrees)) * error

@@ -1,7 +1,8 @@
 """Always-valid inference, however often one looks: confidence sequences, contrasts of two arms, ratio tests.
 
 The chance that the true value is *ever* outside of a confidence sequence is at most alpha. Waudby-Smith et al. 2024,
-"Time-uniform central limit theory ..."; Lindon & Malek 2022, "Anytime-valid inference for multinomial count data"."""
+"Time-uniform central limit theory ..."; Lindon & Malek 2022, "Anytime-valid inference for multinomial count data".
+"""
 
 from __future__ import annotations
 
@@ -22,13 +23,9 @@ class Bounds:
 
 
 def best_rho2(n: float, alpha: float) -> float:
-    """The mixture variance with which a sequence is narrowest at `n` observations.
+    """The mixture variance with which a two-sided sequence of level alpha is narrowest at `n` observations.
 
     The width is least where x = n rho2 solves x = log(x + 1) - 2 log(alpha), which iteration finds.
-
-    Args:
-        n: observations at which the interval should be narrowest; it is valid at all others, too.
-        alpha: level of the two-sided sequence.
     """
     x = -2 * math.log(alpha)
     for _ in range(60):
@@ -59,13 +56,10 @@ def running_bounds(
     """The asymptotic confidence sequence of a mean, after each observation.
 
     Args:
-        values: observations in order along the last axis; other axes are separate sequences. Their conditional variances
-            may change from one to the next.
+        values: observations in order along the last axis, whose conditional variances may change from one to the next;
+            other axes are separate sequences. Means, lower and upper bounds of this shape are returned.
         alpha, rho2, one_sided: see `margin`.
         start: before that many observations the bounds are infinite; the guarantee is asymptotic in it.
-
-    Returns:
-        means, lower bounds, upper bounds, of the shape of `values`.
     """
     n = np.arange(1, values.shape[-1] + 1, dtype=np.float64)
     means = np.cumsum(values, axis=-1) / n
@@ -79,8 +73,9 @@ def contrast(candidate: NDArray[np.bool_], outcomes: Array, propensity: Array) -
     """What each unit says of the mean outcome under the candidate minus the one under the champion.
 
     Augmented inverse propensity weighting, m1 - m0 + A (y - m1) / p - (1 - A) (y - m0) / (1 - p), where the means m of
-    either arm are those of the units before. So each value has the true difference as its expectation given the past, and
-    the mean of all stays valid when the share of traffic is changed between units (a ramp). Waudby-Smith et al. 2024.
+    either arm are those of the units before. So each value has the true difference as its expectation given the past,
+    and the mean of all stays valid when the share of traffic is changed between units (a ramp). Waudby-Smith et al.
+    2024.
 
     Args:
         candidate: whether a unit was in the candidate's arm, in the order of the units along the last axis.
@@ -102,9 +97,15 @@ def _means_before(outcomes: Array, counted: Array, first: Array | float) -> Arra
 
 
 def difference(
-    candidate: NDArray[np.bool_], outcomes: Array, propensity: Array, *, alpha: float, planned: int, start: int = 2,
+    candidate: NDArray[np.bool_],
+    outcomes: Array,
+    propensity: Array,
+    *,
+    alpha: float,
+    planned: int,
+    start: int = 2,
     one_sided: bool = False,
-) -> Bounds:  # fmt: skip
+) -> Bounds:
     """The difference of the arms after all units, with its always-valid bounds.
 
     Args:

@@ -20,7 +20,8 @@ THAN: Final = {"better": "better than", "worse": "worse than", NOT_ENOUGH: "not 
 def verdict(low: float, high: float, p: float) -> str:
     """`better` (a difference above 0), `worse`, or `not enough evidence`: the test and the interval must both say so.
 
-    They may come from different methods (an exact test with an approximate interval), and where they disagree nothing is claimed.
+    They may come from different methods (an exact test with an approximate interval), and where they disagree nothing
+    is claimed.
     """
     if p < ALPHA and low > 0:
         return "better"
@@ -45,10 +46,7 @@ def p_words(p: float) -> str:
 
 
 def wilson_interval(right: float, n: int) -> tuple[float, float]:
-    """95 % score interval of a share; unlike the bootstrap it doesn't collapse when all rows are right.
-
-    Source: Wilson 1927; recommended in Brown, Cai & DasGupta 2001.
-    """
+    """95 % score interval of a share, which doesn't collapse when all are right (Wilson 1927; Brown et al. 2001)."""
     if n == 0:
         return math.nan, math.nan
     share, z2 = right / n, Z95**2
@@ -74,7 +72,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def holm_levels(p_values: Sequence[float]) -> list[float]:
-    """The level that each hypothesis is tested at by Holm's procedure: 5 % over the hypotheses that are not ahead of it."""
+    """The level of each hypothesis by Holm's procedure: 5 % over the hypotheses that are not ahead of it."""
     order = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
     levels = [ALPHA] * len(p_values)
     for rank, (_, i) in enumerate(order):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from tuneloop.deploy.clusters import Cluster, TrainingJob
-from tuneloop.deploy.hosts.modal import GPUS
+from tuneloop.deploy.clusters import Cluster, ClusterJob
+from tuneloop.deploy.hosts import Steps
+from tuneloop.deploy.hosts.modal import GPUS, KEEP_TOKEN
 
 
-def project(job: TrainingJob) -> dict[str, str]:
+def project(job: ClusterJob) -> dict[str, str]:
     secrets = '[modal.Secret.from_name("huggingface")]' if job.gated else "[]"
     words = job.command(f"/runs/{job.name}").split()
+    gpu = GPUS[job.gpu] + (f":{job.gpus}" if job.gpus > 1 else "")
     return {
         "app.py": f'''"""{job.name}: a training run on Modal. `modal run app.py`."""
 
@@ -30,11 +32,11 @@ runs = modal.Volume.from_name({job.name + "-runs"!r}, create_if_missing=True)
 
 
 @app.function(
-    image=image, gpu="{GPUS[job.gpu]}{f":{job.gpus}" if job.gpus > 1 else ""}", volumes={{"/runs": runs}}, secrets={secrets},
+    image=image, gpu="{gpu}", volumes={{"/runs": runs}}, secrets={secrets},
     timeout=24 * 60 * 60, retries=3,
 )
 def train() -> None:
-    # A function that is taken away begins again, and the run goes on from its last checkpoint in the volume.
+    # A function that is taken away begins again, and the run continues from its last checkpoint in the volume.
     over = threading.Event()
 
     def keep() -> None:
@@ -56,8 +58,8 @@ def main() -> None:
     }
 
 
-def commands(job: TrainingJob) -> tuple[tuple[str, str], ...]:
-    secret = "modal secret create huggingface HF_TOKEN=$HF_TOKEN\n" if job.gated else ""
+def commands(job: ClusterJob) -> Steps:
+    secret = f"{KEEP_TOKEN}\n" if job.gated else ""
     return (
         (f"{secret}modal run --detach app.py", "Start it"),
         (f"modal volume get {job.name}-runs {job.name} runs/", "Fetch the run"),
@@ -66,8 +68,13 @@ def commands(job: TrainingJob) -> tuple[tuple[str, str], ...]:
 
 
 CLUSTER = Cluster(
-    name="modal", title="Modal", project=project, commands=commands, source="https://modal.com/docs/reference",
-    as_of="2026-11-27", checked="Modal's own package builds the app from this file without a token.",
-    unchecked="that the image builds there, the prices.", gpus=GPUS, providers=("Modal",), bucket="", nodes=1,
+    title="Modal",
+    source="https://modal.com/docs/reference, read on 2026-11-27",
+    checked="Modal's own package builds the app from this file without a token.",
+    unchecked="that the image builds there, the prices.",
+    gpus=GPUS,
+    providers=("Modal",),
+    bucket="",
+    nodes=1,
     variables=("HF_TOKEN",),
-)  # fmt: skip
+)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from tuneloop.deploy.clusters import Cluster, TrainingJob
+from tuneloop.deploy.clusters import Cluster, ClusterJob
+from tuneloop.deploy.hosts import Steps
 from tuneloop.deploy.hosts.skypilot import GPUS, PROVIDERS
 from tuneloop.deploy.project_text import yaml_text
 from tuneloop.deploy.skypilot_sdk import SkyJob
 
-RENDEZVOUS = (
-    '--nnodes $SKYPILOT_NUM_NODES --node-rank $SKYPILOT_NODE_RANK --master-addr $(echo "$SKYPILOT_NODE_IPS" | head -n1)'
-)
+HEAD = '$(echo "$SKYPILOT_NODE_IPS" | head -n1)'
+RENDEZVOUS = f"--nnodes $SKYPILOT_NUM_NODES --node-rank $SKYPILOT_NODE_RANK --master-addr {HEAD}"
 
 
-def project(job: TrainingJob) -> dict[str, str]:
+def project(job: ClusterJob) -> dict[str, str]:
     resources: dict[str, Any] = {"accelerators": f"{GPUS[job.gpu]}:{job.gpus}", "disk_size": 256}
     if job.spot:
         resources["use_spot"] = True
@@ -33,35 +33,40 @@ def project(job: TrainingJob) -> dict[str, str]:
     return {"sky.yaml": yaml_text("SkyPilot: a training run. README.md has the commands.", task)}
 
 
-def commands(job: TrainingJob) -> tuple[tuple[str, str], ...]:
+def commands(job: ClusterJob) -> Steps:
     secret = " --secret HF_TOKEN" if job.gated else ""
     if job.spot:
-        up = f"sky jobs launch -n {job.name} sky.yaml{secret}"
-        what = "a machine that is taken away is replaced, and the run goes on from its checkpoint"
+        what = "a machine that is taken away is replaced, and the run continues from its checkpoint"
         return (
-            (up, f"Start it as a managed job: {what}"),
+            (f"sky jobs launch -n {job.name} sky.yaml{secret}", f"Start it as a managed job: {what}"),
             ("sky jobs queue", "Watch it; the run's folder is in the bucket"),
             (f"sky jobs cancel -n {job.name}", "Take it down"),
         )
     fetch = f"rsync -a {job.name}:runs/{job.name} runs/\nsky cost-report" if not job.bucket else "sky cost-report"
     return (
-        (f"sky launch -c {job.name} sky.yaml{secret}", "Start it; the price is shown first and you are asked"),
+        (f"sky launch -c {job.name} sky.yaml{secret}", "Start it; it shows the price first and asks"),
         (fetch, "Fetch the run, and see what it cost"),
-        (f"sky down {job.name}", "Take it down; five idle minutes after the run it goes by itself"),
+        (f"sky down {job.name}", "Take it down; five idle minutes after the run it ends"),
     )
 
 
 CLUSTER = Cluster(
-    name="skypilot", title="SkyPilot", project=project, commands=commands,
-    source="SkyPilot's own schemas (sky/utils/schemas.py)", as_of="2026-11-27",
-    checked="SkyPilot's strict schemas of tasks and resources accept sky.yaml; its calls fit the signatures of skypilot 0.14.1, and start and end a run before a stand-in of that package.",
-    unchecked="that a cloud has the card, quotas, the prices.", gpus=GPUS, providers=PROVIDERS, spot=True,
-    bucket="mounted", variables=("HF_TOKEN",),
+    title="SkyPilot",
+    source="SkyPilot's own schemas (sky/utils/schemas.py), read on 2026-11-27",
+    checked="SkyPilot's strict schemas of tasks and resources accept sky.yaml; its calls fit the signatures of "
+    "skypilot 0.14.1, and start and end a run before a stand-in of that package.",
+    unchecked="that a cloud has the card, quotas, the prices.",
+    gpus=GPUS,
+    providers=PROVIDERS,
+    spot=True,
+    bucket="mounted",
+    variables=("HF_TOKEN",),
     limits=(
-        "A spot run needs --bucket: a machine that is taken away takes its disk with it. The jobs controller is a small machine "
-        "of its own; it stops ten minutes after its last job.",
-        "Where the package `skypilot` is installed, `tuneloop run --on skypilot` starts it by itself, after SkyPilot's price of "
-        "this minute and a yes. With --max-usd, `max_hourly_cost` keeps SkyPilot from more expensive machines, also when it moves.",
+        "A spot run needs --bucket: a machine that is taken away takes its disk with it. The jobs controller is a "
+        "small machine too; it stops ten minutes after its last job.",
+        "Where the package `skypilot` is installed, `tuneloop run --on skypilot` starts the run, after SkyPilot's "
+        "price of this minute and a yes. With --max-usd, `max_hourly_cost` keeps SkyPilot from dearer machines, "
+        "also when it moves.",
     ),
     sky=lambda job: SkyJob("sky.yaml", job.name, "job" if job.spot else "cluster", ("HF_TOKEN",) if job.gated else ()),
-)  # fmt: skip
+)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from tuneloop.deploy.clusters import Cluster, TrainingJob
+from tuneloop.deploy.clusters import Cluster, ClusterJob
+from tuneloop.deploy.hosts import Steps
 
 
-def project(job: TrainingJob) -> dict[str, str]:
+def project(job: ClusterJob) -> dict[str, str]:
     rendezvous = "--nnodes $SLURM_NNODES --node-rank $SLURM_NODEID --master-addr $HEAD --master-port 29500"
     command = job.command(f'"$SLURM_SUBMIT_DIR/runs/{job.name}"', rendezvous if job.nodes > 1 else "")
     return {
@@ -18,7 +19,7 @@ def project(job: TrainingJob) -> dict[str, str]:
 #SBATCH --output=%x-%j.log
 #SBATCH --requeue
 #SBATCH --signal=TERM@120
-# Two minutes before its time is over the run saves a checkpoint; the same script goes on from there.
+# Two minutes before its time is over the run saves a checkpoint; the same script continues from there.
 set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
 test -d .venv || {{ python3 -m venv .venv && .venv/bin/pip install {job.package!r}; }}
@@ -30,7 +31,7 @@ srun bash -c {command!r}
     }
 
 
-def commands(job: TrainingJob) -> tuple[tuple[str, str], ...]:
+def commands(job: ClusterJob) -> Steps:
     return (
         ("sbatch job.sbatch", "Start it, from this folder on a disk that all nodes see"),
         (f"squeue --name {job.name}", "Watch it; the run is in runs/"),
@@ -39,8 +40,9 @@ def commands(job: TrainingJob) -> tuple[tuple[str, str], ...]:
 
 
 CLUSTER = Cluster(
-    name="slurm", title="Slurm", project=project, commands=commands, source="https://slurm.schedmd.com/sbatch.html",
-    as_of="2026-11-27", checked="The shell reads the script.",
+    title="Slurm",
+    source="https://slurm.schedmd.com/sbatch.html, read on 2026-11-27",
+    checked="The shell reads the script.",
     unchecked="partitions and accounts, which your site wants to be named (sbatch --partition ... --account ...).",
     limits=("Set HF_TOKEN in the shell that calls sbatch; with --bucket, the bucket's credentials as well.",),
-)  # fmt: skip
+)

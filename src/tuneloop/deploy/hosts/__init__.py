@@ -1,4 +1,4 @@
-"""Hosts that serve a model: a file each. A new host is one file here with a `HOST`."""
+"""Hosts that serve a model: a file each, with the functions `project` and `commands` and the record `HOST`."""
 
 from __future__ import annotations
 
@@ -6,90 +6,108 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
 
 from tuneloop.core.errors import UserError, did_you_mean
-from tuneloop.deploy.deployment import Deployment, Form
+from tuneloop.deploy.deployment import Form, ServingJob
 from tuneloop.deploy.skypilot_sdk import SkyJob
 
+Steps = tuple[tuple[str, str], ...]  # commands for a shell, each with what it does
 HF_SECRET = ("HF_TOKEN", "in your shell, reads the model and a gated base")
 
+J = TypeVar("J")
+T = TypeVar("T")
 
-@dataclass(frozen=True)
-class Host:
-    """A place where an artifact can be served."""
 
-    name: str  # on the command line
+@dataclass(frozen=True, kw_only=True)
+class JobSite(Generic[J]):
+    """Where jobs of a kind are done: an artifact is served, or a recipe trained.
+
+    `name` is its file's, `project` and `commands` are the functions there: see `records_of`.
+    """
+
+    name: str = ""  # on the command line
     title: str  # in words
-    forms: tuple[Form, ...]  # formats of artifacts that it serves, the preferred one first
-    project: Callable[[Deployment], dict[str, str]]  # makes the files of the project's folder, name -> text
-    commands: Callable[[Deployment], tuple[tuple[str, str], ...]]  # deploy, ask, take down; each with what it does
-    source: str  # address of the definition that the files follow
-    as_of: str  # day on which that was read, ISO 8601
+    project: Callable[[J], dict[str, str]] = lambda job: {}  # makes the files of its folder, name -> text
+    commands: Callable[[J], Steps] = lambda job: ()  # start, use, end; each with what it does
+    source: str  # definition that the files follow, and the day on which it was read, ISO 8601
     checked: str  # how the files are checked without an account
     unchecked: str  # what can't be checked without one
     limits: tuple[str, ...] = ()  # what one should know before paying
     gpus: Mapping[str, str] = field(default_factory=dict)  # the planner's cards there; empty: none, or any
+    providers: tuple[str, ...] = ()  # whose prices in the planner's table are paid there; empty: any
+    own_machines: bool = False  # whether they are the user's: a price of the table is what a rented one would cost
+    variables: tuple[str, ...] = ()  # of the environment, which the start needs
+    sky: Callable[[J], SkyJob] | None = None  # what SkyPilot's package starts in place of the commands
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host(JobSite[ServingJob]):
+    """A place where an artifact can be served."""
+
+    forms: tuple[Form, ...]  # formats of artifacts that it serves, the preferred one first
     counts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # cards of a machine; default: 1, 2, 4, 8
-    providers: tuple[str, ...] = ()  # whose prices in the planner's table are this host's
-    own: bool = False  # whether the machines are the user's: no price of the planner's table is paid
-    pulls: bool = True  # whether it loads the artifact from the Hugging Face hub, so that it has to lie there
-    variables: tuple[str, ...] = ()  # of the environment, which the commands that put it up need
+    pulls: bool = True  # whether it loads the artifact from the Hugging Face hub, so that it has to be there
     secrets: tuple[tuple[str, str], ...] = ()  # names of what must be known there, and for what
     # the model's name in a request; empty: a request names none; None: its requests are not OpenAI's
-    asked_as: Callable[[Deployment], str | None] = lambda job: job.name
-    sky: Callable[[Deployment], SkyJob] | None = None  # what SkyPilot's package starts in place of the commands
+    request_model: Callable[[ServingJob], str | None] = lambda job: job.name
+
+
+def steps(
+    up: str,
+    ask: str,
+    down: str,
+    *,
+    up_words: str = "Deploy it",
+    ask_words: str = "Ask it",
+    down_words: str = "Take it down",
+) -> Steps:
+    """The commands of a deployment."""
+    return (up, up_words), (ask, ask_words), (down, down_words)
+
+
+def callers_key(name: str) -> tuple[str, str]:
+    """The secret that callers of a service send, in a variable of this name."""
+    return name, f"in your shell, the key that callers send: `export {name}=$(openssl rand -hex 24)`"
 
 
 @functools.cache
 def hosts() -> dict[str, Host]:
     """All hosts by name."""
-    return records_of(__name__, __path__, "HOST", Host)
+    return records_of(__name__, __path__, "HOST")
 
 
 def find_host(name: str) -> Host:
-    """A host by its name.
-
-    Raises:
-        UserError: none of that name; the nearest is named.
-    """
+    """A host by its name; a UserError names the nearest where there is none."""
     return find_named(hosts(), name, f"No host {name!r}", "--to")
 
 
 def refuse_form(host: Host, form: str) -> None:
-    """Refuse an artifact whose format a host can't serve, with the format that it can.
-
-    Raises:
-        UserError: it can't.
-    """
+    """Refuse an artifact whose format a host can't serve, by a UserError with the format that it can."""
     if form not in host.forms:
-        raise UserError(
-            f"{host.title} does not serve the format {form!r}; it serves {', '.join(host.forms)}", where="ARTIFACT",
-            next_step=f"tuneloop export RUN --format {host.forms[0]}, and deploy that",
-        )  # fmt: skip
+        what = f"{host.title} does not serve the format {form!r}; it serves {', '.join(host.forms)}"
+        step = f"tuneloop export RUN --format {host.forms[0]}, and deploy that"
+        raise UserError(what, where="ARTIFACT", next_step=step)
 
 
-T = TypeVar("T")
+def records_of(package: str, path: Iterable[str], constant: str) -> dict[str, Any]:
+    """The record `constant` of every module of a package, by its name, with the module's functions."""
+    records = {}
+    for file in pkgutil.iter_modules(path):
+        module, name = importlib.import_module(f"{package}.{file.name}"), file.name.replace("_", "-")
+        functions = {"project": module.project, "commands": module.commands}
+        records[name] = replace(getattr(module, constant), name=name, **functions)
+    return records
 
 
-def records_of(package: str, path: Iterable[str], constant: str, kind: type[T]) -> dict[str, T]:
-    """The record `constant` of every module of a package, by its name."""
-    modules = (importlib.import_module(f"{package}.{module.name}") for module in pkgutil.iter_modules(path))
-    records = (getattr(module, constant, None) for module in modules)
-    return {str(vars(one)["name"]): one for one in records if isinstance(one, kind)}
-
-
-def find_named(known: Mapping[str, T], name: str, what: str, option: str, more: Sequence[str] = ()) -> T:
-    """One by its name.
+def find_named(records: Mapping[str, T], name: str, what: str, option: str, more: Sequence[str] = ()) -> T:
+    """A record by its name.
 
     Args:
-        what: the sentence that refuses an unknown name.
-
-    Raises:
-        UserError: none of that name; the nearest is named.
+        what: the sentence that refuses an unknown name; the UserError offers the nearest one, of `more` too.
     """
-    if name in known:
-        return known[name]
-    names = [*known, *more]
+    if name in records:
+        return records[name]
+    names = [*records, *more]
     raise UserError(what, where=option, next_step=did_you_mean(name, names, f"known: {', '.join(names)}"))

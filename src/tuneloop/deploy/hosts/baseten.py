@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from tuneloop.deploy.deployment import VLLM_IMAGE, Deployment, chat_call, first_request, vllm_command
-from tuneloop.deploy.hosts import Host
+from tuneloop.deploy.deployment import VLLM_IMAGE, ServingJob, chat_call, first_request, vllm_command
+from tuneloop.deploy.hosts import Host, Steps, steps
 from tuneloop.deploy.project_text import shell, yaml_text
 
 
-def project(job: Deployment) -> dict[str, str]:
+def project(job: ServingJob) -> dict[str, str]:
     gpu = GPUS[job.machine.card.key] if job.machine else "L4"
     start = f"export HF_TOKEN=$(cat /secrets/hf_access_token) && {shell(vllm_command(job))}"
     config = {
@@ -25,27 +25,26 @@ def project(job: Deployment) -> dict[str, str]:
     return {"config.yaml": yaml_text(f"A Truss: {job.artifact} behind vLLM. `truss push` in this folder.", config)}
 
 
-def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
+def commands(job: ServingJob) -> Steps:
     url = '"https://model-$MODEL_ID.api.baseten.co/environments/production/sync/v1/chat/completions"'
     ask = chat_call(url, "Api-Key $BASETEN_API_KEY")
     down = 'curl -X DELETE "https://api.baseten.co/v1/models/$MODEL_ID" -H "Authorization: Api-Key $BASETEN_API_KEY"'
-    return (
-        ("truss push --publish", "Store `hf_access_token` among Baseten's secrets, then put it up"),
-        (ask, "Ask it; `truss push` tells the model's id"),
-        (down, "Take it down"),
-    )
+    first = "Store `hf_access_token` among Baseten's secrets, then deploy it"
+    second = "Ask it; `truss push` reports the model's id"
+    return steps("truss push --publish", ask, down, up_words=first, ask_words=second)
 
 
-GPUS = {
-    "t4": "T4", "l4": "L4", "a10g": "A10G", "a100-80gb": "A100", "h100-sxm": "H100", "h200": "H200", "b200": "B200",
-}  # fmt: skip
+GPUS = {"t4": "T4", "l4": "L4", "a10g": "A10G", "a100-80gb": "A100", "h100-sxm": "H100", "h200": "H200", "b200": "B200"}
 
 HOST = Host(
-    name="baseten", title="Baseten", forms=("merged", "adapter"), project=project, commands=commands,
-    source="https://docs.baseten.co/reference/truss-configuration and the truss package", as_of="2026-11-27",
-    checked="Truss's own package reads config.yaml; since it takes unknown keys, each key is compared with its fields as well.",
+    title="Baseten",
+    forms=("merged", "adapter"),
+    source="https://docs.baseten.co/reference/truss-configuration and the truss package, read on 2026-11-27",
+    checked="Truss's own package reads config.yaml; each key is compared with its fields, since it takes any key.",
     unchecked="that the image starts there, the prices.",
-    limits=("How many replicas there are is set in Baseten's console or by its API after the first push.",), gpus=GPUS,
-    providers=("Baseten",), variables=("BASETEN_API_KEY",),
+    limits=("How many replicas there are is set in Baseten's console or by its API after the first push.",),
+    gpus=GPUS,
+    providers=("Baseten",),
+    variables=("BASETEN_API_KEY",),
     secrets=(("hf_access_token", "in Baseten, reads the model and a gated base"), ("BASETEN_API_KEY", "in your shell")),
-)  # fmt: skip
+)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tuneloop.deploy.deployment import LLAMA_IMAGE, VLLM_IMAGE, Deployment, chat_call, llama_command, vllm_command
-from tuneloop.deploy.hosts import Host
+from tuneloop.deploy.deployment import LLAMA_IMAGE, VLLM_IMAGE, ServingJob, chat_call, llama_command, vllm_command
+from tuneloop.deploy.hosts import Host, Steps, steps
 from tuneloop.deploy.hosts.kubernetes import CARDS
 from tuneloop.deploy.project_text import yaml_text
 
 INSIDE = "/models"  # where the container has the artifact's folder
 
 
-def project(job: Deployment) -> dict[str, str]:
+def project(job: ServingJob) -> dict[str, str]:
     gguf, local = job.form == "gguf", not job.repo
     job = replace(job, repo=job.repo or INSIDE)
     pulls = not gguf and (job.form == "adapter" or not local)  # its base at least comes from the hub
@@ -47,27 +47,27 @@ def project(job: Deployment) -> dict[str, str]:
     }
 
 
-def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
+def commands(job: ServingJob) -> Steps:
     ask = "set -a; . ./.env; set +a\n" + chat_call("localhost:$PORT/v1/chat/completions", "Bearer $API_KEY")
-    return (
-        ("cp -n .env.example .env   # and fill it in\ndocker compose up -d --wait", "Put it up"),
-        (ask, "Ask it"),
-        ("docker compose down", "Take it down"),
-    )
+    up = "cp -n .env.example .env   # and fill it in\ndocker compose up -d --wait"
+    return steps(up, ask, "docker compose down")
 
 
 HOST = Host(
-    name="compose", title="Docker Compose", forms=("gguf", "merged", "adapter"), project=project, commands=commands,
-    source="https://github.com/compose-spec/compose-spec, schema/compose-spec.json", as_of="2026-11-27",
+    title="Docker Compose",
+    forms=("gguf", "merged", "adapter"),
+    source="https://github.com/compose-spec/compose-spec, schema/compose-spec.json, read on 2026-11-27",
     checked="The Compose specification's JSON Schema accepts compose.yaml.",
     unchecked="that the images start on your machine.",
     limits=(
         "Without --hub the artifact's folder on that machine is mounted.",
         "The port is open to this machine alone; put a proxy with TLS in front to open it.",
     ),
-    gpus={key: key for key in CARDS}, own=True, pulls=False,
+    gpus={key: key for key in CARDS},
+    own_machines=True,
+    pulls=False,
     secrets=(
         ("API_KEY", "in .env, the key that callers send; `openssl rand -hex 24` makes one"),
         ("HF_TOKEN", "in .env, reads the model and a gated base from the hub"),
     ),
-)  # fmt: skip
+)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from tuneloop.deploy.deployment import VLLM_IMAGE, Deployment, chat_call, vllm_command
-from tuneloop.deploy.hosts import Host
+from tuneloop.deploy.deployment import VLLM_IMAGE, ServingJob, chat_call, vllm_command
+from tuneloop.deploy.hosts import HF_SECRET, Host, Steps, steps
 from tuneloop.deploy.project_text import shell, yaml_text
 
 
-def project(job: Deployment) -> dict[str, str]:
+def project(job: ServingJob) -> dict[str, str]:
     gpu: dict[str, Any] = {"count": job.cards}
     gpu |= {"name": [GPUS[job.machine.card.key]]} if job.machine else {"memory": f"{job.size.need_gib:.0f}GB.."}
     service: dict[str, Any] = {
@@ -28,26 +28,28 @@ def project(job: Deployment) -> dict[str, str]:
     return {".dstack.yml": yaml_text(f"dstack: {job.artifact} behind vLLM. `dstack apply` in this folder.", service)}
 
 
-def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
+def commands(job: ServingJob) -> Steps:
     ask = chat_call('"$DSTACK_GATEWAY/v1/chat/completions"', "Bearer $DSTACK_TOKEN")
-    return (
-        ("dstack apply -f .dstack.yml", "Put it up; it shows the offers with their prices first and asks"),
-        (ask, "Ask it; `dstack apply` tells the address, `$DSTACK_TOKEN` is yours for dstack's server"),
-        (f"dstack stop {job.name}", "Take it down"),
-    )
+    first = "Deploy it; it shows the offers with their prices first and asks"
+    second = "Ask it; `dstack apply` reports the address, `$DSTACK_TOKEN` is yours for dstack's server"
+    return steps("dstack apply -f .dstack.yml", ask, f"dstack stop {job.name}", up_words=first, ask_words=second)
 
 
 GPUS = {
-    "t4": "T4", "l4": "L4", "a10g": "A10G", "a10": "A10", "rtx3090": "RTX3090", "rtx4090": "RTX4090", "rtx5090": "RTX5090",
-    "a5000": "A5000", "a6000": "A6000", "l40s": "L40S", "a100-40gb": "A100", "a100-80gb": "A100", "h100-pcie": "H100",
-    "h100-sxm": "H100", "h200": "H200", "b200": "B200", "mi300x": "MI300X",
+    "t4": "T4", "l4": "L4", "a10g": "A10G", "a10": "A10", "rtx3090": "RTX3090", "rtx4090": "RTX4090",
+    "rtx5090": "RTX5090", "a5000": "A5000", "a6000": "A6000", "l40s": "L40S", "a100-40gb": "A100",
+    "a100-80gb": "A100", "h100-pcie": "H100", "h100-sxm": "H100", "h200": "H200", "b200": "B200", "mi300x": "MI300X",
 }  # fmt: skip
 
 HOST = Host(
-    name="dstack", title="dstack", forms=("merged", "adapter"), project=project, commands=commands,
-    source="the dstack package's ServiceConfiguration", as_of="2026-11-27",
-    checked="dstack's own strict records accept .dstack.yml.", unchecked="that a backend has the card, the prices.",
-    limits=("Scaling to several replicas needs a gateway.",), gpus=GPUS,
+    title="dstack",
+    forms=("merged", "adapter"),
+    source="the dstack package's ServiceConfiguration, read on 2026-11-27",
+    checked="dstack's own strict records accept .dstack.yml.",
+    unchecked="that a backend has the card, the prices.",
+    limits=("Scaling to several replicas needs a gateway.",),
+    gpus=GPUS,
     providers=("AWS us-east-1", "Lambda", "Nebius", "RunPod Secure", "RunPod Community", "Vast.ai", "Verda", "Vultr"),
-    variables=("HF_TOKEN",), secrets=(("HF_TOKEN", "in your shell, reads the model and a gated base"),),
-)  # fmt: skip
+    variables=("HF_TOKEN",),
+    secrets=(HF_SECRET,),
+)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from tuneloop.core.errors import UserError
-from tuneloop.deploy.deployment import Deployment, chat_call
-from tuneloop.deploy.hosts import Host
+from tuneloop.deploy.deployment import ServingJob, chat_call
+from tuneloop.deploy.hosts import Host, Steps, steps
 
 LARGEST_RANK = 64  # PeftDetails.r in Fireworks' API
+KEY = "Bearer $FIREWORKS_API_KEY"
 
 
-def project(job: Deployment) -> dict[str, str]:
+def project(job: ServingJob) -> dict[str, str]:
     adapter = job.form == "adapter"
     if adapter and not 4 <= job.rank <= LARGEST_RANK:
-        raise UserError(
-            f"Fireworks takes adapters of rank 4 to {LARGEST_RANK}, this one has {job.rank}", where="ARTIFACT",
-            next_step="export it with --format merged",
-        )  # fmt: skip
+        what = f"Fireworks takes adapters of rank 4 to {LARGEST_RANK}, this one has {job.rank}"
+        raise UserError(what, where="ARTIFACT", next_step="export it with --format merged")
+    accelerator = ACCELERATORS[job.machine.card.key] if job.machine else "NVIDIA_H100_80GB"
     return {
-        "deploy.py": f'''"""{job.name}: {job.artifact} on Fireworks. Run it with the artifact's folder; what it created is deleted when a step fails."""
+        "deploy.py": f'''"""{job.name}: {job.artifact} on Fireworks. Run it with the artifact's folder.
+
+What it created is deleted when a step fails."""
 
 import json
 import os
@@ -31,7 +33,8 @@ NAME, BASE, ADAPTER = {job.name!r}, {job.base!r}, {adapter}
 folder = Path(sys.argv[1])
 files = {{p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}}
 account = os.environ["FIREWORKS_ACCOUNT_ID"]
-client = Fireworks(api_key=os.environ["FIREWORKS_API_KEY"], account_id=account, base_url=os.environ.get("FIREWORKS_URL"))
+key, url = os.environ["FIREWORKS_API_KEY"], os.environ.get("FIREWORKS_URL")
+client = Fireworks(api_key=key, account_id=account, base_url=url)
 model = {{"kind": "HF_PEFT_ADDON" if ADAPTER else "HF_BASE_MODEL", "display_name": NAME}}
 if ADAPTER:
     settings = json.loads((folder / "adapter_config.json").read_text())
@@ -50,8 +53,8 @@ try:
     served = base if ADAPTER else f"accounts/{{account}}/models/{{NAME}}"
     deployment = client.deployments.create(
         base_model=served, deployment_id=NAME, enable_addons=ADAPTER,
-        min_replica_count={job.traffic.least}, max_replica_count={max(job.traffic.most, 1)},
-        accelerator_type={ACCELERATORS[job.machine.card.key] if job.machine else "NVIDIA_H100_80GB"!r}, accelerator_count={job.cards},
+        min_replica_count={job.traffic.least}, max_replica_count={job.traffic.most},
+        accelerator_type={accelerator!r}, accelerator_count={job.cards},
     )
 except BaseException:
     client.models.delete(NAME)
@@ -61,36 +64,34 @@ print(deployment)
     }
 
 
-def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
+def commands(job: ServingJob) -> Steps:
     url = "https://api.fireworks.ai/inference/v1/chat/completions"
-    ask = 'sed "s/FIREWORKS_ACCOUNT_ID/$FIREWORKS_ACCOUNT_ID/" request.json | '
-    ask += chat_call(url, "Bearer $FIREWORKS_API_KEY", "@-")
-    down = (
-        f'curl -X DELETE "https://api.fireworks.ai/v1/accounts/$FIREWORKS_ACCOUNT_ID/deployments/{job.name}" '
-        '-H "Authorization: Bearer $FIREWORKS_API_KEY"'
-    )
-    return (
-        ('pip install fireworks-ai\npython deploy.py "$ARTIFACT"', "Put it up"),
-        (ask, "Ask it"),
-        (down, "Take it down"),
-    )
+    ask = f'sed "s/FIREWORKS_ACCOUNT_ID/$FIREWORKS_ACCOUNT_ID/" request.json | {chat_call(url, KEY, "@-")}'
+    place = f'"https://api.fireworks.ai/v1/accounts/$FIREWORKS_ACCOUNT_ID/deployments/{job.name}"'
+    down = f'curl -X DELETE {place} -H "Authorization: {KEY}"'
+    return steps('pip install fireworks-ai\npython deploy.py "$ARTIFACT"', ask, down)
 
 
 ACCELERATORS = {
-    "l4": "NVIDIA_L4_24GB", "a10g": "NVIDIA_A10G_24GB", "a100-40gb": "NVIDIA_A100_40GB", "a100-80gb": "NVIDIA_A100_80GB", "h100-sxm": "NVIDIA_H100_80GB", "h200": "NVIDIA_H200_141GB", "b200": "NVIDIA_B200_180GB",
-    "mi300x": "AMD_MI300X_192GB",
+    "l4": "NVIDIA_L4_24GB", "a10g": "NVIDIA_A10G_24GB", "a100-40gb": "NVIDIA_A100_40GB",
+    "a100-80gb": "NVIDIA_A100_80GB", "h100-sxm": "NVIDIA_H100_80GB", "h200": "NVIDIA_H200_141GB",
+    "b200": "NVIDIA_B200_180GB", "mi300x": "AMD_MI300X_192GB",
 }  # fmt: skip
 
 HOST = Host(
-    name="fireworks", title="Fireworks", forms=("adapter", "merged"), project=project, commands=commands,
-    source="the fireworks-ai package 1.2 (its client and types)", as_of="2026-11-27",
-    checked="deploy.py runs with Fireworks' own client against a stand-in, which a refusal at each step leaves as it was.",
+    title="Fireworks",
+    forms=("adapter", "merged"),
+    source="the fireworks-ai package 1.2 (its client and types), read on 2026-11-27",
+    checked="deploy.py runs with Fireworks' client against a stand-in, which a refusal at each step leaves as it was.",
     unchecked="that the upload passes Fireworks' validation, the prices.",
     limits=(
         "An adapter needs FIREWORKS_BASE, the name of its base there.",
         "The files are uploaded from this machine.",
     ),
-    asked_as=lambda job: f"accounts/FIREWORKS_ACCOUNT_ID/models/{job.name}", gpus=ACCELERATORS,
-    providers=("Fireworks",), pulls=False, variables=("FIREWORKS_API_KEY", "FIREWORKS_ACCOUNT_ID"),
+    request_model=lambda job: f"accounts/FIREWORKS_ACCOUNT_ID/models/{job.name}",
+    gpus=ACCELERATORS,
+    providers=("Fireworks",),
+    pulls=False,
+    variables=("FIREWORKS_API_KEY", "FIREWORKS_ACCOUNT_ID"),
     secrets=(("FIREWORKS_API_KEY, FIREWORKS_ACCOUNT_ID", "in your shell"),),
-)  # fmt: skip
+)

@@ -5,30 +5,28 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tuneloop.deploy.deployment import VLLM_IMAGE, Deployment, chat_call, command_line, engine_arguments
-from tuneloop.deploy.hosts import Host
+from tuneloop.deploy.deployment import VLLM_IMAGE, ServingJob, chat_call, command_line, engine_arguments
+from tuneloop.deploy.hosts import Host, Steps, steps
 
 
-def endpoint(job: Deployment) -> dict[str, Any]:
+def endpoint(job: ServingJob) -> dict[str, Any]:
     """Arguments of `huggingface_hub.create_inference_endpoint`; the token is added when it is sent."""
     instance = INSTANCES[job.machine.card.key] if job.machine else "nvidia-l4"
     adapter = job.form == "adapter"
     # The repository is there already, in /repository.
-    loaded: dict[str, str | int | float | bool] = {"lora-modules": f"{job.name}=/repository"} if adapter else {}
+    options = engine_arguments(job) | ({"lora-modules": f"{job.name}=/repository"} if adapter else {})
     return {
         "name": job.name[:32].rstrip("-"), "repository": job.repo, "framework": "custom", "task": "text-generation",
         "accelerator": "gpu", "vendor": "aws", "region": "us-east-1", "type": "authenticated",
         "instance_type": instance, "instance_size": f"x{job.cards}", "min_replica": job.traffic.least,
-        "max_replica": max(job.traffic.most, 1),
+        "max_replica": job.traffic.most,
         "scale_to_zero_timeout": max(15, round(job.traffic.idle_minutes)) if not job.traffic.least else None,
         "custom_image": {"url": VLLM_IMAGE, "health_route": "/health", "port": 8000},
-        "container_args": [
-            "--model", job.base if adapter else "/repository", *command_line(engine_arguments(job) | loaded),
-        ],
+        "container_args": ["--model", job.base if adapter else "/repository", *command_line(options)],
     }  # fmt: skip
 
 
-def project(job: Deployment) -> dict[str, str]:
+def project(job: ServingJob) -> dict[str, str]:
     return {
         "endpoint.json": json.dumps(endpoint(job), indent=2) + "\n",
         "deploy.py": '''"""Creates the endpoint of endpoint.json; HF_TOKEN has to be one that may write endpoints."""
@@ -47,14 +45,14 @@ token = os.environ["HF_TOKEN"]
 
 
 def create():
-    for pause in (1, 4, 16, None):  # a server that is busy is asked again
+    for pause in (1, 4, 16, None):  # a busy server gets the request again
         try:
             return create_inference_endpoint(**values, secrets={"HF_TOKEN": token}, token=token)
         except HfHubHTTPError as error:
             status = error.response.status_code if error.response is not None else 0
             if pause is None or status not in (429, 500, 502, 503, 504):
                 raise
-            print(f"busy ({status}): asked again in {pause} s", file=sys.stderr)
+            print(f"busy ({status}): again in {pause} s", file=sys.stderr)
             time.sleep(pause * float(os.environ.get("PAUSE", 1)))
             if left := existing():  # it was made although the answer was lost
                 return left
@@ -83,15 +81,12 @@ print(endpoint.name, endpoint.status, endpoint.url or "(its address is known whe
     }
 
 
-def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
+def commands(job: ServingJob) -> Steps:
     name = job.name[:32].rstrip("-")
     ask = chat_call('"$ENDPOINT_URL/v1/chat/completions"', "Bearer $HF_TOKEN")
     down = f"python -c 'from huggingface_hub import get_inference_endpoint as e; e(\"{name}\").delete()'"
-    return (
-        ("python deploy.py", "Put it up"),
-        (ask, "Ask it; the address stands in what deploy.py prints, or on the endpoint's page once it runs"),
-        (down, "Take it down"),
-    )
+    second = "Ask it; the address is in what deploy.py prints, or on the endpoint's page once it runs"
+    return steps("python deploy.py", ask, down, ask_words=second)
 
 
 INSTANCES = {
@@ -100,10 +95,13 @@ INSTANCES = {
 }  # fmt: skip
 
 HOST = Host(
-    name="huggingface", title="Hugging Face Inference Endpoints", forms=("merged", "adapter"), project=project,
-    commands=commands, source="huggingface_hub's create_inference_endpoint", as_of="2026-11-27",
-    checked="deploy.py runs with huggingface_hub against a stand-in: a busy server is asked again, a refusal leaves nothing.",
+    title="Hugging Face Inference Endpoints",
+    forms=("merged", "adapter"),
+    source="huggingface_hub's create_inference_endpoint, read on 2026-11-27",
+    checked="deploy.py runs with huggingface_hub against a stand-in, also a busy one; a refusal leaves nothing.",
     unchecked="that vendor, region and instance go together (list_inference_endpoints_hardware tells), the prices.",
-    gpus=INSTANCES, providers=("Hugging Face",), variables=("HF_TOKEN",),
+    gpus=INSTANCES,
+    providers=("Hugging Face",),
+    variables=("HF_TOKEN",),
     secrets=(("HF_TOKEN", "in your shell, reads the model and may write endpoints"),),
-)  # fmt: skip
+)

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from tuneloop.deploy.deployment import LLAMA_IMAGE, VLLM_IMAGE, Deployment, chat_call, llama_command, vllm_command
-from tuneloop.deploy.hosts import HF_SECRET, Host
+from tuneloop.deploy.deployment import LLAMA_IMAGE, VLLM_IMAGE, ServingJob, chat_call, llama_command, vllm_command
+from tuneloop.deploy.hosts import HF_SECRET, Host, Steps, callers_key, steps
 from tuneloop.deploy.project_text import yaml_text
 
+KEEP_TOKEN = "kubectl create secret generic huggingface --from-literal=token=$HF_TOKEN"
 
-def container(job: Deployment) -> dict[str, Any]:
+
+def secret_variable(name: str, secret: str, key: str) -> dict[str, Any]:
+    """A variable of a container's environment whose value is a key of a secret."""
+    return {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
+
+
+def container(job: ServingJob) -> dict[str, Any]:
     """The container of the engine, with probes, secrets by name and the GPUs it asks for."""
     gguf = job.form == "gguf"
     command = llama_command(job, "/models") if gguf else vllm_command(job)
     probe = {"path": "/health", "port": "http"}
-    secrets = {"HF_TOKEN": ("huggingface", "token")} if not gguf else {}
-    secrets |= {"LLAMA_API_KEY" if gguf else "VLLM_API_KEY": (f"{job.name}-key", "key")}
-    env = [{"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}} for name, (secret, key) in secrets.items()]  # fmt: skip
+    key = secret_variable("LLAMA_API_KEY" if gguf else "VLLM_API_KEY", f"{job.name}-key", "key")
+    env = [key] if gguf else [secret_variable("HF_TOKEN", "huggingface", "token"), key]
     return {
         "name": "engine", "image": LLAMA_IMAGE if gguf else VLLM_IMAGE,
         "command": ["/app/llama-server", *command[1:]] if gguf else command,
@@ -30,8 +36,9 @@ def container(job: Deployment) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def project(job: Deployment) -> dict[str, str]:
-    labels = {"app.kubernetes.io/name": job.name, "app.kubernetes.io/managed-by": "tuneloop"}
+def project(job: ServingJob) -> dict[str, str]:
+    selector = {"app.kubernetes.io/name": job.name}
+    labels = {**selector, "app.kubernetes.io/managed-by": "tuneloop"}
     meta = {"name": job.name, "labels": labels, "annotations": {"tuneloop/artifact": job.artifact}}
     claim = {
         "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {**meta, "name": f"{job.name}-models"},
@@ -48,13 +55,13 @@ def project(job: Deployment) -> dict[str, str]:
         # With an autoscaler the number is its own: a second `kubectl apply` must not set it back.
         **({} if _scales(job) else {"replicas": max(job.traffic.least, 1)}),
         "strategy": {"type": "Recreate"},  # an old replica and a new one rarely find GPUs at the same time
-        "selector": {"matchLabels": {"app.kubernetes.io/name": job.name}},
+        "selector": {"matchLabels": selector},
         "template": {"metadata": {"labels": labels}, "spec": pod},
     }
     deployment = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta, "spec": spec}
     service = {
         "apiVersion": "v1", "kind": "Service", "metadata": meta,
-        "spec": {"selector": {"app.kubernetes.io/name": job.name}, "ports": [{"name": "http", "port": 80, "targetPort": "http"}]},
+        "spec": {"selector": selector, "ports": [{"name": "http", "port": 80, "targetPort": "http"}]},
     }  # fmt: skip
     what = f"Kubernetes: {job.artifact}. `kubectl apply -f service.yaml`."
     scaler = [_autoscaler(job, meta)] if _scales(job) else []
@@ -62,20 +69,21 @@ def project(job: Deployment) -> dict[str, str]:
     return files if job.form == "gguf" else {**files, "pool.yaml": pool_file(job)}
 
 
-def _scales(job: Deployment) -> bool:
+def _scales(job: ServingJob) -> bool:
     """Whether replicas come and go; llama.cpp's server names no queue that one could go by."""
     return job.form != "gguf" and job.traffic.most > max(job.traffic.least, 1)
 
 
-def _autoscaler(job: Deployment, meta: dict[str, Any]) -> dict[str, Any]:
-    """Another replica where more than four requests wait for each, on average; a replica less after the idle minutes."""
+def _autoscaler(job: ServingJob, meta: dict[str, Any]) -> dict[str, Any]:
+    """Another replica where more than four requests wait for each, on average; one less after the idle minutes."""
     target = {"metric": {"name": QUEUE}, "target": {"type": "AverageValue", "averageValue": "4"}}
     quiet = min(round(60 * job.traffic.idle_minutes), 3600)  # the API takes an hour at most
     return {
         "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": meta,
         "spec": {
             "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": job.name},
-            "minReplicas": max(job.traffic.least, 1), "maxReplicas": job.traffic.most, "metrics": [{"type": "Pods", "pods": target}],
+            "minReplicas": max(job.traffic.least, 1), "maxReplicas": job.traffic.most,
+            "metrics": [{"type": "Pods", "pods": target}],
             "behavior": {"scaleDown": {"stabilizationWindowSeconds": quiet}},
         },
     }  # fmt: skip
@@ -85,22 +93,21 @@ def _autoscaler(job: Deployment, meta: dict[str, Any]) -> dict[str, Any]:
 QUEUE = "vllm_num_requests_waiting"
 
 
-def disk_gib(job: Deployment) -> int:
+def disk_gib(job: ServingJob) -> int:
     """GiB of the disk for weights: twice what they take, 20 at least."""
     return max(20, round(2 * job.size.weights_gib))
 
 
-def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
+def commands(job: ServingJob) -> Steps:
     key = f"kubectl create secret generic {job.name}-key --from-literal=key=$API_KEY"
-    up = f"kubectl create secret generic huggingface --from-literal=token=$HF_TOKEN\n{key}\nkubectl apply -f service.yaml"
-    what = "Keep the secrets, and put it up"
+    up, what = f"{KEEP_TOKEN}\n{key}\nkubectl apply -f service.yaml", "Keep the secrets, and deploy it"
     if job.form == "gguf":
         copy = f"# Copy {job.file} onto the disk {job.name}-models with a pod of yours that mounts it, then:"
         up = f"{key}\n{copy}\nkubectl apply -f service.yaml"
-        what = "Keep the key, put the file on the disk, and put it up"
+        what = "Keep the key, put the file on the disk, and deploy it"
     ask = f"kubectl port-forward service/{job.name} 8000:80 &\n"
     ask += chat_call("localhost:8000/v1/chat/completions", "Bearer $API_KEY")
-    return (up, what), (ask, "Ask it"), ("kubectl delete -f service.yaml", "Take it down, with its disk")
+    return steps(up, ask, "kubectl delete -f service.yaml", up_words=what, down_words="Take it down, with its disk")
 
 
 # github.com/llm-d/llm-d-router, github.com/kubernetes-sigs/gateway-api-inference-extension, read 2026-11-27.
@@ -113,13 +120,13 @@ _RULES = [
     {"apiGroups": ["llm-d.ai"], "resources": ["inferenceobjectives", "inferencemodelrewrites"], "verbs": _READ},
     {"apiGroups": [""], "resources": ["pods"], "verbs": _READ},
 ]
-# How replicas are compared, and how much each counts. An adapter that is loaded there is worth most: loading one takes longer
-# than a short queue.
+# How replicas are compared, and how much each counts. An adapter that is loaded there is worth most: loading one takes
+# longer than a short queue.
 _SCORERS = {"queue-scorer": 2, "kv-cache-utilization-scorer": 2, "prefix-cache-scorer": 3}
 _ADAPTER_SCORER = ("lora-affinity-scorer", 4)
 
 
-def _scorers(job: Deployment) -> str:
+def _scorers(job: ServingJob) -> str:
     scorers = {**_SCORERS, **dict([_ADAPTER_SCORER] if job.form == "adapter" else [])}
     config = {
         "apiVersion": "llm-d.ai/v1alpha1",
@@ -132,7 +139,7 @@ def _scorers(job: Deployment) -> str:
     return yaml_text("How the replicas are compared.", config)
 
 
-def pool_file(job: Deployment) -> str:
+def pool_file(job: ServingJob) -> str:
     """`pool.yaml`: the pool of a deployment's replicas, its picker, and the route of a gateway to it."""
     picker, pod = f"{job.name}-picker", {"app.kubernetes.io/name": f"{job.name}-picker"}
     meta = {"name": picker, "labels": {**pod, "app.kubernetes.io/managed-by": "tuneloop"}}
@@ -144,10 +151,9 @@ def pool_file(job: Deployment) -> str:
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": picker},
     }  # fmt: skip
     config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {"picker.yaml": _scorers(job)}}
-    service = {
-        "apiVersion": "v1", "kind": "Service", "metadata": meta,
-        "spec": {"selector": pod, "ports": [{"name": "grpc-ext-proc", "port": 9002, "appProtocol": "kubernetes.io/h2c"}]},
-    }  # fmt: skip
+    port = {"name": "grpc-ext-proc", "port": 9002, "appProtocol": "kubernetes.io/h2c"}
+    ports = {"selector": pod, "ports": [port]}
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": ports}
     pool = {
         "apiVersion": "inference.networking.k8s.io/v1", "kind": "InferencePool",
         "metadata": {"name": job.name, "annotations": {"tuneloop/artifact": job.artifact}},
@@ -157,30 +163,30 @@ def pool_file(job: Deployment) -> str:
             "endpointPickerRef": {"name": picker, "port": {"number": 9002}, "failureMode": "FailOpen"},
         },
     }  # fmt: skip
+    rule = {
+        "matches": [{"path": {"type": "PathPrefix", "value": "/v1"}}],
+        "backendRefs": [{"group": "inference.networking.k8s.io", "kind": "InferencePool", "name": job.name}],
+        "timeouts": {"request": "300s"},
+    }
     route = {
         "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"name": job.name},
         "spec": {
             "parentRefs": [{"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": GATEWAY}],
-            "rules": [
-                {
-                    "matches": [{"path": {"type": "PathPrefix", "value": "/v1"}}],
-                    "backendRefs": [{"group": "inference.networking.k8s.io", "kind": "InferencePool", "name": job.name}],
-                    "timeouts": {"request": "300s"},
-                }
-            ],
+            "rules": [rule],
         },
     }  # fmt: skip
     what = f"An InferencePool for {job.artifact}. `kubectl apply -f pool.yaml`, after service.yaml."
     return yaml_text(what, account, role, binding, config, service, _picker(job, meta, pod), pool, route)
 
 
-def _picker(job: Deployment, meta: dict[str, Any], pod: dict[str, str]) -> dict[str, Any]:
+def _picker(job: ServingJob, meta: dict[str, Any], pod: dict[str, str]) -> dict[str, Any]:
     probe = {"grpc": {"port": 9003, "service": "inference-extension"}}
     container = {
         "name": "picker", "image": PICKER_IMAGE,
         "args": [
-            "--pool-name", job.name, "--pool-group", "inference.networking.k8s.io", "--config-file", "/config/picker.yaml",
-            "--grpc-health-port", "9003", "--tracing=false", "--metrics-endpoint-auth=false",
+            "--pool-name", job.name, "--pool-group", "inference.networking.k8s.io",
+            "--config-file", "/config/picker.yaml", "--grpc-health-port", "9003", "--tracing=false",
+            "--metrics-endpoint-auth=false",
         ],
         "env": [{"name": "NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}}],
         "ports": [{"name": "grpc", "containerPort": 9002}, {"name": "grpc-health", "containerPort": 9003}],
@@ -195,10 +201,9 @@ def _picker(job: Deployment, meta: dict[str, Any], pod: dict[str, str]) -> dict[
         "containers": [container],
         "volumes": [{"name": "config", "configMap": {"name": meta["name"]}}],
     }
-    return {
-        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta,
-        "spec": {"replicas": 1, "selector": {"matchLabels": pod}, "template": {"metadata": {"labels": pod}, "spec": spec}},
-    }  # fmt: skip
+    template = {"metadata": {"labels": pod}, "spec": spec}
+    deployment = {"replicas": 1, "selector": {"matchLabels": pod}, "template": template}
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta, "spec": deployment}
 
 
 # Cards that clusters and own machines usually have.
@@ -207,23 +212,25 @@ CARDS = (
 )  # fmt: skip
 
 HOST = Host(
-    name="kubernetes", title="Kubernetes", forms=("merged", "adapter", "gguf"), project=project, commands=commands,
+    title="Kubernetes",
+    forms=("merged", "adapter", "gguf"),
     source="https://kubernetes.io/docs/reference/kubernetes-api/ (by kubernetes-validate), https://docs.vllm.ai, "
-    "https://github.com/kubernetes-sigs/gateway-api-inference-extension, https://github.com/llm-d/llm-d-router",
-    as_of="2026-11-27",
-    checked="kubernetes-validate accepts service.yaml and pool.yaml in its strict mode, the definitions (CRDs) of InferencePool "
-    "v1.6.0 and of the Gateway API v1.6.1 their resources, unknown fields refused.",
+    "https://github.com/kubernetes-sigs/gateway-api-inference-extension, https://github.com/llm-d/llm-d-router, "
+    "read on 2026-11-27",
+    checked="kubernetes-validate accepts service.yaml and pool.yaml in its strict mode, the definitions (CRDs) of "
+    "InferencePool v1.6.0 and of the Gateway API v1.6.1 their resources, unknown fields refused.",
     unchecked="that a node has the GPUs and the storage class, that the endpoint picker's image starts, the prices.",
     limits=(
         "The nodes need NVIDIA's device plugin.",
-        "Several replicas (--max-replicas) share the disk: its storage class has to offer ReadWriteMany. They come and go with "
-        f"vLLM's queue, for which Prometheus' adapter has to give `vllm:num_requests_waiting` the name `{QUEUE}`; with a GGUF "
-        "file their number stays that of --min-replicas.",
-        "`pool.yaml` (not for a GGUF file) puts an InferencePool before the replicas, which sends a request where its adapter and "
-        "its prefix are loaded. It needs a gateway that knows the Gateway API Inference Extension, named "
-        f"`{GATEWAY}`, and that extension's definitions: `kubectl apply -f pool.yaml`, and ask the gateway's address. A further "
-        "adapter of the same base is another NAME=REPO behind --lora-modules in service.yaml; it is asked for by its NAME.",
+        "Several replicas (--max-replicas) share the disk: its storage class has to offer ReadWriteMany. They come and "
+        "go with vLLM's queue, for which Prometheus' adapter has to give `vllm:num_requests_waiting` the name "
+        f"`{QUEUE}`; with a GGUF file their number stays that of --min-replicas.",
+        "`pool.yaml` (not for a GGUF file) puts an InferencePool before the replicas, which sends a request where its "
+        "adapter and its prefix are loaded. It needs a gateway that knows the Gateway API Inference Extension, named "
+        f"`{GATEWAY}`, and that extension's definitions: `kubectl apply -f pool.yaml`, and ask the gateway's address. "
+        "A further adapter of the base is another NAME=REPO behind --lora-modules in service.yaml; requests name it.",
     ),
-    gpus={key: key for key in CARDS}, own=True,
-    secrets=(HF_SECRET, ("API_KEY", "in your shell, the key that callers send: `export API_KEY=$(openssl rand -hex 24)`")),
-)  # fmt: skip
+    gpus={key: key for key in CARDS},
+    own_machines=True,
+    secrets=(HF_SECRET, callers_key("API_KEY")),
+)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tuneloop.deploy.deployment import VLLM_IMAGE, Deployment, chat_call, vllm_command
-from tuneloop.deploy.hosts import HF_SECRET, Host
+from tuneloop.deploy.deployment import VLLM_IMAGE, ServingJob, chat_call, vllm_command
+from tuneloop.deploy.hosts import HF_SECRET, Host, Steps, callers_key, steps
 
 
-def project(job: Deployment) -> dict[str, str]:
+def project(job: ServingJob) -> dict[str, str]:
     gpu = GPUS[job.machine.card.key] if job.machine else "L4"
     words = ",\n        ".join(repr(word) for word in vllm_command(job))
     return {
@@ -27,14 +27,14 @@ cache = modal.Volume.from_name("huggingface-cache", create_if_missing=True)
     secrets=[modal.Secret.from_name("huggingface"), modal.Secret.from_name({job.name + "-key"!r})],
     volumes={{"/root/.cache/huggingface": cache}},
     min_containers={job.traffic.least},
-    max_containers={max(job.traffic.most, 1)},
+    max_containers={job.traffic.most},
     scaledown_window={min(round(60 * job.traffic.idle_minutes), 1200)},
     timeout=24 * 60 * 60,
 )
 @modal.concurrent(max_inputs=32)
 @modal.web_server(port=8000, startup_timeout=20 * 60)
 def serve() -> None:
-    # VLLM_API_KEY comes from the secret {job.name}-key: without it everybody who knows the address could ask.
+    # VLLM_API_KEY comes from the secret {job.name}-key: without it anyone who knows the address could ask.
     command = [
         {words},
     ]
@@ -43,35 +43,29 @@ def serve() -> None:
     }
 
 
-def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
-    up = (
-        "modal secret create huggingface HF_TOKEN=$HF_TOKEN\n"
-        f"modal secret create {job.name}-key VLLM_API_KEY=$VLLM_API_KEY\n"
-        "modal deploy app.py"
-    )
+def commands(job: ServingJob) -> Steps:
+    up = f"{KEEP_TOKEN}\nmodal secret create {job.name}-key VLLM_API_KEY=$VLLM_API_KEY\nmodal deploy app.py"
     url = f'"https://$WORKSPACE--{job.name}-serve.modal.run/v1/chat/completions"'
-    ask = chat_call(url, "Bearer $VLLM_API_KEY")
-    return (
-        (up, "Keep the secrets, and put it up"),
-        (ask, "Ask it; `$WORKSPACE` is yours at Modal, whose last line above has the whole address"),
-        (f"modal app stop {job.name}", "Take it down"),
-    )
+    ask, words = chat_call(url, "Bearer $VLLM_API_KEY"), "Keep the secrets, and deploy it"
+    asking = "Ask it; `$WORKSPACE` is yours at Modal, whose last line above has the whole address"
+    return steps(up, ask, f"modal app stop {job.name}", up_words=words, ask_words=asking)
 
 
+KEEP_TOKEN = "modal secret create huggingface HF_TOKEN=$HF_TOKEN"
 GPUS = {
     "t4": "T4", "l4": "L4", "a10g": "A10G", "l40s": "L40S", "a100-40gb": "A100-40GB", "a100-80gb": "A100-80GB",
     "h100-sxm": "H100", "h200": "H200", "b200": "B200",
 }  # fmt: skip
 
 HOST = Host(
-    name="modal", title="Modal", forms=("merged", "adapter"), project=project, commands=commands,
-    source="https://modal.com/docs/reference", as_of="2026-11-27",
+    title="Modal",
+    forms=("merged", "adapter"),
+    source="https://modal.com/docs/reference, read on 2026-11-27",
     checked="Modal's own package builds the app from this file without a token.",
     unchecked="that the image starts there, the prices.",
     limits=("A container is kept warm for at most 20 minutes after its last request, unless one is always on.",),
-    gpus=GPUS, providers=("Modal",), variables=("HF_TOKEN", "VLLM_API_KEY"),
-    secrets=(
-        HF_SECRET,
-        ("VLLM_API_KEY", "in your shell, which callers send: `export VLLM_API_KEY=$(openssl rand -hex 24)`"),
-    ),
-)  # fmt: skip
+    gpus=GPUS,
+    providers=("Modal",),
+    variables=("HF_TOKEN", "VLLM_API_KEY"),
+    secrets=(HF_SECRET, callers_key("VLLM_API_KEY")),
+)

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from tuneloop.deploy.deployment import Deployment, chat_call
-from tuneloop.deploy.hosts import Host
+from tuneloop.deploy.deployment import ServingJob, chat_call
+from tuneloop.deploy.hosts import Host, Steps, steps
 
 
-def project(job: Deployment) -> dict[str, str]:
+def project(job: ServingJob) -> dict[str, str]:
     return {}
 
 
-def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
-    ask = chat_call("localhost:11434/v1/chat/completions")
-    first = ""
+def commands(job: ServingJob) -> Steps:
+    up = f'ollama create {job.name} -f "$ARTIFACT/Modelfile"'
     if job.form == "gguf-lora":
-        first = "# Put the base model's GGUF file into the artifact's folder first; the Modelfile says its name.\n"
-    return (
-        (f'{first}ollama create {job.name} -f "$ARTIFACT/Modelfile"', "Put it up"),
-        (ask, "Ask it"),
-        (f"ollama rm {job.name}", "Take it down"),
-    )
+        up = f"# Put the base model's GGUF file into the artifact's folder first; the Modelfile says its name.\n{up}"
+    return steps(up, chat_call("localhost:11434/v1/chat/completions"), f"ollama rm {job.name}")
 
 
 HOST = Host(
-    name="ollama", title="Ollama", forms=("gguf", "gguf-lora"), project=project, commands=commands,
-    source="https://docs.ollama.com/modelfile", as_of="2026-11-27",
+    title="Ollama",
+    forms=("gguf", "gguf-lora"),
+    source="https://docs.ollama.com/modelfile, read on 2026-11-27",
     checked="The Modelfile's template writes the tokens that the trained one writes (tested when it is exported).",
-    unchecked="that your version of Ollama reads the file.", own=True, pulls=False,
-)  # fmt: skip
+    unchecked="that your version of Ollama reads the file.",
+    own_machines=True,
+    pulls=False,
+)

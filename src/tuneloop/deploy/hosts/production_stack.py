@@ -1,18 +1,18 @@
-"""vLLM's production-stack: a Helm chart with a router, and adapters as resources of their own."""
+"""vLLM's production-stack: a Helm chart with a router, and a resource for each adapter."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tuneloop.deploy.deployment import VLLM_IMAGE, Deployment, chat_call, command_line, engine_arguments
-from tuneloop.deploy.hosts import HF_SECRET, Host
-from tuneloop.deploy.hosts.kubernetes import CARDS, disk_gib
+from tuneloop.deploy.deployment import VLLM_IMAGE, ServingJob, chat_call, command_line, engine_arguments
+from tuneloop.deploy.hosts import HF_SECRET, Host, Steps, callers_key, steps
+from tuneloop.deploy.hosts.kubernetes import CARDS, KEEP_TOKEN, disk_gib
 from tuneloop.deploy.project_text import yaml_text
 
 _BASE = "base"  # the chart's name of the model that adapters are loaded onto
 
 
-def project(job: Deployment) -> dict[str, str]:
+def project(job: ServingJob) -> dict[str, str]:
     adapter = job.form == "adapter"
     extra = {key: engine_arguments(job).get(key) for key in ("served-model-name", "max-lora-rank")}
     options = {key: value for key, value in extra.items() if value is not None}
@@ -22,7 +22,8 @@ def project(job: Deployment) -> dict[str, str]:
         "replicaCount": max(job.traffic.least, 1), "requestCPU": 4, "requestMemory": "16Gi", "requestGPU": job.cards,
         "pvcStorage": f"{disk_gib(job)}Gi", "pvcAccessMode": ["ReadWriteOnce"],
         "vllmConfig": {
-            "maxModelLen": job.context, "tensorParallelSize": job.cards, "dtype": "half" if job.half else "auto", "extraArgs": command_line(options),
+            "maxModelLen": job.context, "tensorParallelSize": job.cards, "dtype": "half" if job.half else "auto",
+            "extraArgs": command_line(options),
         },
         "hf_token": {"secretName": "huggingface", "secretKey": "token"},
     }  # fmt: skip
@@ -49,10 +50,10 @@ def project(job: Deployment) -> dict[str, str]:
     return {"values.yaml": base, "adapter.yaml": yaml_text(what, resource)}
 
 
-def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
+def commands(job: ServingJob) -> Steps:
     lines = [
         "helm repo add vllm https://vllm-project.github.io/production-stack",
-        "kubectl create secret generic huggingface --from-literal=token=$HF_TOKEN",
+        KEEP_TOKEN,
         f"kubectl create secret generic {job.name}-key --from-literal=key=$API_KEY",
         f"helm install {job.name} vllm/vllm-stack -f values.yaml",
     ]
@@ -60,21 +61,16 @@ def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
         lines.append("kubectl apply -f adapter.yaml")
     ask = f"kubectl port-forward service/{job.name}-router-service 8000:80 &\n"
     ask += chat_call("localhost:8000/v1/chat/completions", "Bearer $API_KEY")
-    return (
-        ("\n".join(lines), "Keep the secrets, and put it up"),
-        (ask, "Ask it"),
-        (f"helm uninstall {job.name}", "Take it down"),
-    )
+    return steps("\n".join(lines), ask, f"helm uninstall {job.name}", up_words="Keep the secrets, and deploy it")
 
 
 HOST = Host(
-    name="production-stack", title="vLLM production-stack", forms=("adapter", "merged"), project=project,
-    commands=commands, source="https://github.com/vllm-project/production-stack, helm/values.schema.json and helm/crds",
-    as_of="2026-08-05",
-    checked="The chart's own schema accepts values.yaml, and the resource definition (CRD) accepts adapter.yaml, unknown fields refused.",
-    unchecked="that the chart's images start, the prices.", gpus={key: key for key in CARDS}, own=True,
-    secrets=(
-        HF_SECRET,
-        ("API_KEY", "in your shell, which callers send: `export API_KEY=$(openssl rand -hex 24)`"),
-    ),
-)  # fmt: skip
+    title="vLLM production-stack",
+    forms=("adapter", "merged"),
+    source="github.com/vllm-project/production-stack, helm/values.schema.json and helm/crds, read on 2026-08-05",
+    checked="The chart's own schema accepts values.yaml, and its CRD adapter.yaml, unknown fields refused.",
+    unchecked="that the chart's images start, the prices.",
+    gpus={key: key for key in CARDS},
+    own_machines=True,
+    secrets=(HF_SECRET, callers_key("API_KEY")),
+)

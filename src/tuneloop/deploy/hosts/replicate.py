@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 
-from tuneloop.deploy.deployment import Deployment, engine_arguments
-from tuneloop.deploy.hosts import Host
+from tuneloop.deploy.deployment import ServingJob, engine_arguments
+from tuneloop.deploy.hosts import Host, Steps, steps
 from tuneloop.deploy.project_text import yaml_text
 
 VLLM_PACKAGE = "vllm==0.23.0"
 
 
-def project(job: Deployment) -> dict[str, str]:
+def project(job: ServingJob) -> dict[str, str]:
     config = {
         "build": {"gpu": True, "python_version": "3.12", "python_packages": [VLLM_PACKAGE]},
         "predict": "predict.py:Predictor",
@@ -29,7 +29,7 @@ def project(job: Deployment) -> dict[str, str]:
     hardware = GPUS[job.machine.card.key] if job.machine else "gpu-l40s"
     hardware += f"-{job.cards}x" if job.cards > 1 else ""
     values = {"NAME": job.name, "HARDWARE": hardware}
-    values |= {"LEAST": str(job.traffic.least), "MOST": str(max(job.traffic.most, 1))}
+    values |= {"LEAST": str(job.traffic.least), "MOST": str(job.traffic.most)}
     return {
         "cog.yaml": yaml_text(f"Cog: {job.artifact} with vLLM. `cog push r8.im/ACCOUNT/{job.name}`.", config),
         "predict.py": f'''"""{job.name}: {job.artifact} as a Replicate model."""
@@ -73,21 +73,19 @@ class Predictor(BasePredictor):
     }
 
 
-def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
+def commands(job: ServingJob) -> Steps:
     key = '-H "Authorization: Bearer $REPLICATE_API_TOKEN"'
-    ask = (
-        f'curl "https://api.replicate.com/v1/deployments/$ACCOUNT/{job.name}/predictions" {key} -H "Prefer: wait" '
-        '-H "Content-Type: application/json" -d \'{"input": {"prompt": "Hello"}}\''
-    )
-    down = f'curl -X DELETE "https://api.replicate.com/v1/deployments/$ACCOUNT/{job.name}" {key}'
-    what = (
-        "On a machine with Docker, build the image and push it to a model of that name, which you have made on replicate.com; "
-        "then make a deployment of it"
-    )
-    return (
-        (f"cog login\ncog push r8.im/$ACCOUNT/{job.name}\nbash deploy.sh", what),
-        (ask, "Ask it; the trained system turn is sent by itself"),
-        (down, "Take it down; Replicate takes that only where it has answered nothing for a while"),
+    url = f"https://api.replicate.com/v1/deployments/$ACCOUNT/{job.name}"
+    ask = f'curl "{url}/predictions" {key} -H "Prefer: wait" -H "Content-Type: application/json" '
+    ask += """-d '{"input": {"prompt": "Hello"}}'"""
+    return steps(
+        f"cog login\ncog push r8.im/$ACCOUNT/{job.name}\nbash deploy.sh",
+        ask,
+        f'curl -X DELETE "{url}" {key}',
+        up_words="On a machine with Docker, build the image and push it to a model of that name, which you have made "
+        "on replicate.com; then make a deployment of it",
+        ask_words="Ask it; the trained system turn is sent, too",
+        down_words="Take it down; Replicate takes that only where it has answered nothing for a while",
     )
 
 
@@ -96,20 +94,29 @@ _SCRIPT = """#!/usr/bin/env bash
 set -euo pipefail
 : "${REPLICATE_API_TOKEN:?set it first: https://replicate.com/account/api-tokens}" "${ACCOUNT:?your name there}"
 api=${REPLICATE_API:-https://api.replicate.com/v1}
-send() { curl --fail-with-body -sS --retry 4 "$@" -H "Authorization: Bearer $REPLICATE_API_TOKEN" -H "Content-Type: application/json"; }
-version=$(send "$api/models/$ACCOUNT/NAME/versions" | python3 -c 'import json, sys; print(json.load(sys.stdin)["results"][0]["id"])')
-send "$api/deployments" -d '{"name": "NAME", "model": "'"$ACCOUNT"'/NAME", "version": "'"$version"'", "hardware": "HARDWARE", "min_instances": LEAST, "max_instances": MOST}'
+send() {
+  curl --fail-with-body -sS --retry 4 "$@" \\
+    -H "Authorization: Bearer $REPLICATE_API_TOKEN" -H "Content-Type: application/json"
+}
+newest='import json, sys; print(json.load(sys.stdin)["results"][0]["id"])'
+version=$(send "$api/models/$ACCOUNT/NAME/versions" | python3 -c "$newest")
+send "$api/deployments" -d '{"name": "NAME", "model": "'"$ACCOUNT"'/NAME", "version": "'"$version"'",
+ "hardware": "HARDWARE", "min_instances": LEAST, "max_instances": MOST}'
 """
 
 
 GPUS = {"t4": "gpu-t4", "l40s": "gpu-l40s", "a100-80gb": "gpu-a100-large", "h100-sxm": "gpu-h100"}
 
 HOST = Host(
-    name="replicate", title="Replicate", forms=("merged", "adapter"), project=project, commands=commands,
-    source="https://github.com/replicate/cog/blob/main/pkg/config/data/config_schema_v1.0.json", as_of="2026-11-27",
-    checked="cog.yaml fits Cog's JSON Schema, and predict.py is valid Python with the names that Cog asks for.",
+    title="Replicate",
+    forms=("merged", "adapter"),
+    source="https://github.com/replicate/cog/blob/main/pkg/config/data/config_schema_v1.0.json, read on 2026-11-27",
+    checked="cog.yaml fits Cog's JSON Schema, and predict.py is valid Python with the names that Cog requires.",
     unchecked="that the image builds and starts, the prices. A private model needs HF_TOKEN in the image's build.",
-    limits=("The API is Replicate's own, not OpenAI's.",), asked_as=lambda job: None, gpus=GPUS,
-    providers=("Replicate",), variables=("ACCOUNT", "REPLICATE_API_TOKEN"),
+    limits=("The API is Replicate's own, not OpenAI's.",),
+    request_model=lambda job: None,
+    gpus=GPUS,
+    providers=("Replicate",),
+    variables=("ACCOUNT", "REPLICATE_API_TOKEN"),
     secrets=(("ACCOUNT, REPLICATE_API_TOKEN", "in your shell"),),
-)  # fmt: skip
+)

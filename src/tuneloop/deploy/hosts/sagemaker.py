@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tuneloop.deploy.deployment import Deployment, lora_rank
-from tuneloop.deploy.hosts import Host
+from tuneloop.deploy.deployment import ServingJob, lora_rank
+from tuneloop.deploy.hosts import Host, Steps, steps
 
 IMAGE = "763104351884.dkr.ecr.us-east-1.amazonaws.com/djl-inference:0.36.0-lmi23.0.0-cu130"
 
 
-def environment(job: Deployment) -> dict[str, str]:
+def environment(job: ServingJob) -> dict[str, str]:
     """The container's variables (docs.djl.ai, LMI configurations)."""
     variables = {
         "HF_MODEL_ID": job.model, "OPTION_ROLLING_BATCH": "disable", "OPTION_ASYNC_MODE": "true",
@@ -25,26 +25,23 @@ def environment(job: Deployment) -> dict[str, str]:
     return variables
 
 
-def requests(job: Deployment) -> dict[str, dict[str, Any]]:
-    """Bodies of the three calls that put it up; the role and the token are filled in when they are sent."""
+def requests(job: ServingJob) -> dict[str, dict[str, Any]]:
+    """Bodies of the three calls that deploy it; the role and the token are filled in when they are sent."""
     instance = INSTANCES[job.machine.card.key][job.cards] if job.machine else "ml.g6.2xlarge"
     variant = {
         "VariantName": "all", "ModelName": job.name, "InstanceType": instance,
         "InitialInstanceCount": max(job.traffic.least, 1), "ContainerStartupHealthCheckTimeoutInSeconds": 1800,
         "ModelDataDownloadTimeoutInSeconds": 1800,
     }  # fmt: skip
+    model = {"ModelName": job.name, "PrimaryContainer": {"Image": IMAGE, "Environment": environment(job)}}
     return {
-        "create_model": {
-            "ModelName": job.name,
-            "PrimaryContainer": {"Image": IMAGE, "Environment": environment(job)},
-            "ExecutionRoleArn": "arn:aws:iam::123456789012:role/ROLE",
-        },
+        "create_model": {**model, "ExecutionRoleArn": "arn:aws:iam::123456789012:role/ROLE"},
         "create_endpoint_config": {"EndpointConfigName": job.name, "ProductionVariants": [variant]},
         "create_endpoint": {"EndpointName": job.name, "EndpointConfigName": job.name},
     }
 
 
-def project(job: Deployment) -> dict[str, str]:
+def project(job: ServingJob) -> dict[str, str]:
     return {"requests.json": json.dumps(requests(job), indent=2) + "\n", "deploy.py": _SCRIPT}
 
 
@@ -71,16 +68,17 @@ except BaseException:
         getattr(client, name)(**values)
         print("undone:", name, values)
     raise
-print("creating; it is ready when this says InService: aws sagemaker describe-endpoint --endpoint-name", calls["create_endpoint"]["EndpointName"])
+name = calls["create_endpoint"]["EndpointName"]
+print("creating; it is ready when this says InService: aws sagemaker describe-endpoint --endpoint-name", name)
 '''
 
 
-def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
+def commands(job: ServingJob) -> Steps:
     ask = f"aws sagemaker-runtime invoke-endpoint --endpoint-name {job.name} --content-type application/json "
     ask += "--body fileb://request.json /dev/stdout"
     parts = ("endpoint", "endpoint-config", "model")
     down = "\n".join(f"aws sagemaker delete-{part} --{part}-name {job.name}" for part in parts)
-    return ("pip install boto3\npython deploy.py", "Put it up"), (ask, "Ask it"), (down, "Take it down")
+    return steps("pip install boto3\npython deploy.py", ask, down)
 
 
 INSTANCES: dict[str, dict[int, str]] = {
@@ -91,13 +89,17 @@ INSTANCES: dict[str, dict[int, str]] = {
 }  # fmt: skip
 
 HOST = Host(
-    name="sagemaker", title="Amazon SageMaker", forms=("merged",), project=project, commands=commands,
-    source="botocore's model of SageMaker's API, and docs.djl.ai for the container's variables", as_of="2026-11-27",
-    checked="botocore's own validator accepts the three calls; deploy.py runs against a stand-in, which a refusal at each step leaves as it was.",
+    title="Amazon SageMaker",
+    forms=("merged",),
+    source="botocore's model of SageMaker's API, and docs.djl.ai for the container's variables, read on 2026-11-27",
+    checked="botocore's own validator accepts the three calls; deploy.py runs against a stand-in, which a refusal at "
+    "each step leaves as it was.",
     unchecked="that the image of that tag is in your region, quotas, the prices.",
-    limits=("The address of the image holds for us-east-1.", "An endpoint is billed while it exists, asked or not."),
-    asked_as=lambda job: "", gpus={key: key for key in INSTANCES},
-    counts={key: tuple(row) for key, row in INSTANCES.items()}, providers=("AWS us-east-1",),
+    limits=("The address of the image holds for us-east-1.", "An endpoint is billed while it exists, used or not."),
+    request_model=lambda job: "",
+    gpus={key: key for key in INSTANCES},
+    counts={key: tuple(row) for key, row in INSTANCES.items()},
+    providers=("AWS us-east-1",),
     variables=("SAGEMAKER_ROLE", "HF_TOKEN"),
     secrets=(("SAGEMAKER_ROLE", "an IAM role that SageMaker may take on"), ("HF_TOKEN", "reads the model")),
-)  # fmt: skip
+)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from tuneloop.deploy.deployment import Deployment, chat_call, vllm_command
-from tuneloop.deploy.hosts import HF_SECRET, Host
+from tuneloop.deploy.deployment import ServingJob, chat_call, vllm_command
+from tuneloop.deploy.hosts import HF_SECRET, Host, Steps, callers_key, steps
 from tuneloop.deploy.project_text import shell, yaml_text
 from tuneloop.deploy.skypilot_sdk import SkyJob
 
 
-def project(job: Deployment) -> dict[str, str]:
+def project(job: ServingJob) -> dict[str, str]:
     gpu = GPUS[job.machine.card.key] if job.machine else "L4"
     policy: dict[str, Any] = {"min_replicas": job.traffic.least}
     if job.traffic.most > job.traffic.least:
@@ -26,15 +26,11 @@ def project(job: Deployment) -> dict[str, str]:
     return {"service.yaml": yaml_text(f"SkyServe: {job.artifact} behind vLLM. `sky serve up service.yaml`.", task)}
 
 
-def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
+def commands(job: ServingJob) -> Steps:
     url = f'"http://$(sky serve status --endpoint {job.name})/v1/chat/completions"'
     ask = chat_call(url, "Bearer $VLLM_API_KEY")
     up = f"sky serve up service.yaml -n {job.name} --secret HF_TOKEN --secret VLLM_API_KEY"
-    return (
-        (up, "Put it up; it shows the price first and asks"),
-        (ask, "Ask it"),
-        (f"sky serve down {job.name}", "Take it down"),
-    )
+    return steps(up, ask, f"sky serve down {job.name}", up_words="Deploy it; it shows the price first and asks")
 
 
 GPUS = {
@@ -45,21 +41,21 @@ GPUS = {
 PROVIDERS = ("AWS us-east-1", "Lambda", "Nebius", "RunPod Secure", "RunPod Community", "Vast.ai", "Verda")
 
 HOST = Host(
-    name="skypilot", title="SkyServe (SkyPilot)", forms=("merged", "adapter"), project=project, commands=commands,
-    source="SkyPilot's own schemas (sky/utils/schemas.py)", as_of="2026-11-27",
-    checked="SkyPilot's strict schemas of tasks and services accept service.yaml; its calls fit the signatures of skypilot 0.14.1, and start and end a service before a stand-in of that package.",
+    title="SkyServe (SkyPilot)",
+    forms=("merged", "adapter"),
+    source="SkyPilot's own schemas (sky/utils/schemas.py), read on 2026-11-27",
+    checked="SkyPilot's strict schemas of tasks and services accept service.yaml; its calls fit the signatures of "
+    "skypilot 0.14.1, and start and end a service before a stand-in of that package.",
     unchecked="that a cloud has the card, quotas, the prices.",
     limits=(
-        "The controller is a small machine of its own that costs something too. `sky down sky-serve-controller-...` ends it "
-        "when no service is left (`sky status` names it).",
-        "Where the package `skypilot` is installed, `tuneloop deploy --to skypilot` starts it by itself, after SkyPilot's price "
-        "of this minute and a yes.",
+        "The controller is a small machine that costs something too. `sky down sky-serve-controller-...` ends it when "
+        "no service is left (`sky status` names it).",
+        "Where the package `skypilot` is installed, `tuneloop deploy --to skypilot` starts the service, after "
+        "SkyPilot's price of this minute and a yes.",
     ),
-    sky=lambda job: SkyJob("service.yaml", job.name, "service", ("HF_TOKEN", "VLLM_API_KEY")), gpus=GPUS,
-    variables=("HF_TOKEN", "VLLM_API_KEY"),
-    secrets=(
-        HF_SECRET,
-        ("VLLM_API_KEY", "in your shell, which callers send: `export VLLM_API_KEY=$(openssl rand -hex 24)`"),
-    ),
+    sky=lambda job: SkyJob("service.yaml", job.name, "service", ("HF_TOKEN", "VLLM_API_KEY")),
+    gpus=GPUS,
     providers=PROVIDERS,
-)  # fmt: skip
+    variables=("HF_TOKEN", "VLLM_API_KEY"),
+    secrets=(HF_SECRET, callers_key("VLLM_API_KEY")),
+)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from tuneloop.deploy.deployment import Deployment, chat_call
-from tuneloop.deploy.hosts import Host
+from tuneloop.deploy.deployment import ServingJob, chat_call
+from tuneloop.deploy.hosts import Host, Steps, steps
 
 
-def project(job: Deployment) -> dict[str, str]:
+def project(job: ServingJob) -> dict[str, str]:
     kind, merge = ("adapter", " --merge") if job.form == "adapter" else ("model", "")
     return {
         "deploy.sh": f"""#!/usr/bin/env bash
-# Registers the model, uploads its files, and deploys it; see README.md. Stop here with Ctrl-C before anything is billed:
-# the upload is free, the last step starts a machine that is billed by the minute.
+# Registers the model, uploads its files, and deploys it; see README.md. Stop here with Ctrl-C before anything is
+# billed: the upload is free, the last step starts a machine that is billed by the minute.
 set -euo pipefail
 cd "$(dirname "$0")"
-: "${{TOGETHER_API_KEY:?set it first}}" "${{TOGETHER_PROJECT_ID:?tg whoami says it}}" "${{ARTIFACT:?the folder of the artifact}}"
+: "${{TOGETHER_API_KEY:?set it first}}" "${{TOGETHER_PROJECT_ID:?tg whoami says it}}"
+: "${{ARTIFACT:?the folder of the artifact}}"
 model=
 undo() {{  # an endpoint that can't be made is removed by tg itself
   [ $? = 0 ] && return
@@ -26,11 +27,12 @@ trap undo EXIT
 tg models create --name {job.name} --base-model "${{TOGETHER_BASE:-{job.base}}}" --type {kind} --json | tee model.json
 model=$(python3 -c 'import json; print(json.load(open("model.json"))["id"])')
 tg models upload "$model" "$ARTIFACT"
-tg endpoints deploy "projects/$TOGETHER_PROJECT_ID/models/$model" --endpoint {job.name} --min-replicas {job.traffic.least} \\
-  --max-replicas {max(job.traffic.most, 1)} --inactive-timeout {max(30, round(job.traffic.idle_minutes))}{merge} --json | tee deployment.json
+tg endpoints deploy "projects/$TOGETHER_PROJECT_ID/models/$model" --endpoint {job.name} \\
+  --min-replicas {job.traffic.least} --max-replicas {job.traffic.most} \\
+  --inactive-timeout {max(30, round(job.traffic.idle_minutes))}{merge} --json | tee deployment.json
 """,
         "down.sh": """#!/usr/bin/env bash
-# Takes down what deploy.sh has put up: the endpoint with its machines, then the model.
+# Takes down what deploy.sh has deployed: the endpoint with its machines, then the model.
 set -euo pipefail
 cd "$(dirname "$0")"
 tg endpoints rm "$(python3 -c 'import json; print(json.load(open("deployment.json"))["endpoint"]["id"])')" --force
@@ -39,21 +41,24 @@ tg models rm "$(python3 -c 'import json; print(json.load(open("model.json"))["id
     }
 
 
-def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
+def commands(job: ServingJob) -> Steps:
     ask = chat_call("https://api.together.ai/v1/chat/completions", "Bearer $TOGETHER_API_KEY")
-    return ("pip install together\nbash deploy.sh", "Put it up"), (ask, "Ask it"), ("bash down.sh", "Take it down")
+    return steps("pip install together\nbash deploy.sh", ask, "bash down.sh")
 
 
 HOST = Host(
-    name="together", title="Together", forms=("adapter", "merged"), project=project, commands=commands,
-    source="the together package 2 (its command tg and its types)", as_of="2026-11-27",
-    checked="deploy.sh and down.sh run with Together's own command against a stand-in, which a refusal at each step leaves as it was.",
+    title="Together",
+    forms=("adapter", "merged"),
+    source="the together package 2 (its command tg and its types), read on 2026-11-27",
+    checked="deploy.sh and down.sh run with Together's own command against a stand-in, which a refusal at each step "
+    "leaves as it was.",
     unchecked="that Together serves this base, that the upload is accepted, the prices.",
     limits=(
         "The base has to be one that Together serves: an upload names it.",
-        "TOGETHER_BASE names the base as Together does (tg models public), where that differs from its name on the hub.",
+        "TOGETHER_BASE names the base as Together does (tg models public), where that differs from the hub's name.",
         "The files are uploaded from this machine.",
     ),
-    pulls=False, variables=("TOGETHER_API_KEY", "TOGETHER_PROJECT_ID"),
+    pulls=False,
+    variables=("TOGETHER_API_KEY", "TOGETHER_PROJECT_ID"),
     secrets=(("TOGETHER_API_KEY, TOGETHER_PROJECT_ID", "in your shell"),),
-)  # fmt: skip
+)

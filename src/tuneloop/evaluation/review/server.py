@@ -171,7 +171,7 @@ def serve(review: ReviewFolder, *, host: str = "127.0.0.1", port: int = 0) -> No
     to listen on; another than this machine's own lets everyone who reaches it vote; `port`: 0 takes a free one. Raises
     UserError: the web packages are missing, or the port is taken."""
     try:
-        from tuneloop.core.http_server import Server, listen
+        from tuneloop.core.http_server import GuardedServer, listen
 
         app = make_app(review, hosts=LOCAL if host in LOCAL else ("*",))
     except ImportError as error:
@@ -183,7 +183,7 @@ def serve(review: ReviewFolder, *, host: str = "127.0.0.1", port: int = 0) -> No
         what = f"Can't listen on {host}:{port}: {error.strerror}"
         raise UserError(what, where="--port", next_step="choose another, or leave it out") from None
     address = f"[{host}]" if ":" in host else host
-    server = Server(app, log_level="error")
+    server = GuardedServer(app, log_level="error")
     say(f"Review at http://{address}:{listening.getsockname()[1]}/  (Ctrl-C ends it; votes are kept)")
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listening])

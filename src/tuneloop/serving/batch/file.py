@@ -3,7 +3,7 @@
 A line that can't be sent is a fault of that line alone, with a code and a sentence.
 
 A journal has a line for each request that is over, on the disk before it counts; such a request is never repeated.
-Lines are written and synced in groups: those that end while a sync runs share the next. A group that does not fit on
+JournalFile are written and synced in groups: those that end while a sync runs share the next. A group that does not fit on
 the disk is taken back as a whole; see `core.journal`.
 """
 
@@ -27,7 +27,7 @@ import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import user_errors_of_the_disk
-from tuneloop.core.journal import Lines
+from tuneloop.core.journal import JournalFile
 from tuneloop.core.json_schema import MOST_DEPTH, too_deep
 
 T = TypeVar("T")
@@ -152,7 +152,7 @@ class BatchFile:
     # --- inside
 
     def _raw(self) -> Iterator[tuple[int, bytes | None]]:
-        """Lines with their numbers; None in place of one that is too long, which is never in memory as a whole."""
+        """JournalFile with their numbers; None in place of one that is too long, which is never in memory as a whole."""
         with user_errors_of_the_disk(self.path), self.path.open("rb") as file:
             number = 0
             while raw := file.readline(self.most_bytes + 1):
@@ -264,13 +264,13 @@ class Journal:
 
     path: Path
     rows: BatchFile  # notes what each line holds
-    _file: Lines = field(init=False)
+    _file: JournalFile = field(init=False)
     _waiting: list[tuple[int, int, bytes, asyncio.Future[None]]] = field(default_factory=list)
     _writing: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
         place, what = str(self.path.parent), "Another process is doing this batch"
-        self._file = Lines(self.path, UserError(what, where=place, next_step="wait for it"))
+        self._file = JournalFile(self.path, UserError(what, where=place, next_step="wait for it"))
 
     def open(self) -> Iterator[None]:
         """Take the file for this process and read it in steps; a last line that was cut is dropped.

@@ -11,7 +11,7 @@ import pytest
 from tickets import WORDS, tickets
 
 from tuneloop.cli.main import main
-from tuneloop.cli.schemas import RECORDS, schema_of
+from tuneloop.cli.schema import RECORDS, schema_of
 from tuneloop.core.files import read_jsonl
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.prepare import TokenCount, prepare

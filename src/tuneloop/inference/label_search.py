@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 Path = tuple[int, ...]  # tokens behind the prompt
 # Log probabilities of written tokens, one after the other: the token, and those known in its place, its own among them.
@@ -19,6 +21,10 @@ Read = Callable[[Path, Sequence[int], int], Awaitable[Reading]]
 
 UNREAD = 0.004  # probability that may stay unread: an error that is below a percentage point
 AT_ONCE = 8  # branches that are read together
+
+
+class Unconstrained(ValueError):
+    """The server writes tokens that are not allowed."""
 
 
 async def search_labels(labels: Mapping[str, Sequence[int]], read: Read) -> dict[str, float]:
@@ -32,64 +38,67 @@ async def search_labels(labels: Mapping[str, Sequence[int]], read: Read) -> dict
         The scores, as `scoring.choose` has them with `prune`.
 
     Raises:
-        ValueError: the model does not continue by allowed tokens.
+        Unconstrained: the model does not continue by allowed tokens.
     """
-    known: dict[Path, dict[int, float]] = {}
-    paths = [tuple(tokens) for tokens in labels.values()]
-    following: dict[Path, set[int]] = {}
-    for path in paths:
-        for i, token in enumerate(path):
-            following.setdefault(path[:i], set()).add(token)
-    bounds: dict[Path, float] = {}  # of tokens that are not known at a place
+    search = _Search(tuple(map(tuple, labels.values())), read)
+    while places := search.needed():
+        await asyncio.gather(*map(search.extend, places))
+    return {label: search.total(path) / len(path) for label, path in zip(labels, search.paths, strict=True)}
 
-    def step(path: Path, i: int) -> tuple[float, bool]:
-        """The log probability of a path's token, and whether it is exact."""
-        place, token = path[:i], path[i]
-        value = known.get(place, {}).get(token)
-        return (bounds.get(place, 0.0), False) if value is None else (value, True)
 
-    def unread(path: Path) -> Path | None:
-        """The first place on a path whose token is not known."""
-        return next((path[:i] for i in range(len(path)) if not step(path, i)[1]), None)
+@dataclass
+class _Search:
+    """What is known of the labels' tokens."""
 
-    def total(path: Path) -> float:
-        return sum(step(path, i)[0] for i in range(len(path)))
+    paths: tuple[Path, ...]
+    read: Read
+    logs: dict[Path, dict[int, float]] = field(default_factory=dict)  # log probabilities of tokens behind a path
+    bounds: dict[Path, float] = field(default_factory=dict)  # of those that are not known there
+    following: dict[Path, set[int]] = field(default_factory=lambda: defaultdict(set))  # tokens of labels behind a path
 
-    async def extend(place: Path) -> None:
-        """Read on from a place: its missing tokens, or all that follows where none is known."""
-        begun = known.get(place)
-        missing = following[place] - set(begun or ())
-        allowed = set(missing)
-        if begun is None:
-            allowed |= {token for path in paths if path[: len(place)] == place for token in path[len(place) :]}
-        length = 1 if begun is not None else max(len(p) for p in paths if p[: len(place)] == place) - len(place)
-        reading = await read(place, sorted(allowed), length)
-        if not reading or (begun is not None and reading[0][0] not in missing):
-            raise ValueError("the model does not continue by allowed tokens")
-        for token, values in reading:
-            wanted = following.get(place)
-            if wanted is None:
-                return
-            here = known.setdefault(place, {})
-            here |= {other: value for other, value in values.items() if other in wanted}
-            # What is not among the likeliest is less likely than each of them; of allowed tokens the written one is the likeliest.
-            likely = [value for other, value in values.items() if other != token]
-            least = min(likely, default=0.0) if begun is None else values[token]
-            bounds[place] = min(bounds.get(place, 0.0), least)
-            place = (*place, token)
+    def __post_init__(self) -> None:
+        for path in self.paths:
+            for i, token in enumerate(path):
+                self.following[path[:i]].add(token)
 
-    while True:
-        sums = {path: total(path) for path in paths}
-        best = max(paths, key=lambda path: sums[path] / len(path))
-        place = unread(best)
+    def total(self, path: Path) -> float:
+        """The log probability of a label, or an upper bound of it."""
+        places = [(path[:i], token) for i, token in enumerate(path)]
+        return sum(self.logs.get(place, {}).get(token, self.bounds.get(place, 0.0)) for place, token in places)
+
+    def unread(self, path: Path) -> Path | None:
+        """The first place on a label's path whose token is not known."""
+        return next((path[:i] for i, t in enumerate(path) if t not in self.logs.get(path[:i], {})), None)
+
+    def needed(self) -> list[Path]:
+        """Where to read: for the label with the best bound, then for those whose probability matters; empty: nowhere."""
+        sums = {path: self.total(path) for path in self.paths}
+        place = self.unread(max(self.paths, key=lambda path: sums[path] / len(path)))
         if place is not None:
-            await extend(place)
-            continue
+            return [place]
         top = max(sums.values())
         shares = {path: math.exp(value - top) for path, value in sums.items()}
-        limit = UNREAD * sum(shares.values())
-        open_paths = sorted((path for path in paths if unread(path) is not None), key=lambda path: -shares[path])
-        if sum(shares[path] for path in open_paths) <= limit:
-            return {label: sums[path] / len(path) for label, path in zip(labels, paths, strict=True)}
-        places = dict.fromkeys(place for path in open_paths if (place := unread(path)) is not None)
-        await asyncio.gather(*(extend(place) for place in list(places)[:AT_ONCE]))
+        places = {path: place for path in self.paths if (place := self.unread(path)) is not None}
+        if sum(shares[path] for path in places) <= UNREAD * sum(shares.values()):
+            return []
+        order = sorted(places, key=lambda path: -shares[path])
+        return list(dict.fromkeys(places[path] for path in order))[:AT_ONCE]
+
+    async def extend(self, place: Path) -> None:
+        """Read on from a place: its missing tokens, or all that follows where none is known."""
+        first = place not in self.logs
+        missing = self.following[place] - set(self.logs.get(place, ()))
+        rests = [path[len(place) :] for path in self.paths if path[: len(place)] == place]
+        allowed = {token for rest in rests for token in rest} if first else missing
+        reading = await self.read(place, sorted(allowed), max(map(len, rests)) if first else 1)
+        if not reading or reading[0][0] not in allowed:
+            raise Unconstrained("the model does not continue by allowed tokens")
+        for token, values in reading:
+            if place not in self.following:
+                return
+            known = {other: value for other, value in values.items() if other in self.following[place]}
+            self.logs[place] = self.logs.get(place, {}) | known
+            # What is not among the likeliest is less likely than they; of allowed tokens the written one is likeliest.
+            likeliest = [value for other, value in values.items() if other != token] if first else []
+            self.bounds[place] = min(self.bounds.get(place, 0.0), values[token], *likeliest)
+            place = (*place, token)

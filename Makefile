@@ -69,6 +69,7 @@ test-ray: $(VENV)/.installed-dev
 
 reference: $(VENV)/.installed-dev
 	$(BIN)/python docs/make_reference.py
+	$(BIN)/python docs/make_settings.py
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/startup.py

@@ -141,7 +141,7 @@ def full_70b() -> Claim:
            f"{'fits' if memory_of(way).fits else 'does not fit'}" for words, way in ways.items()]  # fmt: skip
     parameters = find_model("llama-3.3-70b")[1].parameters
     why.append(
-        f"What is offloaded must lie in the host's memory: weights, gradients and fp32 states are {parameters * 16 / GB:,.0f} GB."
+        f"What is offloaded must fit into the host's memory: weights, gradients and fp32 states are {parameters * 16 / GB:,.0f} GB."
     )
     why.append(
         "The bf16 weights alone are 141 GB, their gradients as much again; 160 GB holds these weights and little else."

@@ -2,7 +2,7 @@
 
     python docs/make_pictures.py [--work FOLDER] [--only NAME,NAME] [--demo]
 
-It does the tutorial's run in FOLDER (a minute or two; what is done there already is not done again) and takes the pictures.
+It does the tutorial's run in FOLDER (a minute or two; what is done there already is not repeated) and takes the pictures.
 The picture of the demo is made with `--demo`, which takes its 8 minutes. Needs playwright (of the `dev` extra), Pillow (mlflow
 brings it), and `chromium` or `google-chrome`.
 """

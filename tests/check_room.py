@@ -61,7 +61,7 @@ class Step:
 
 def step(name: str, *words: str, **variables: str) -> Step:
     """Run a module of this environment's Python in the root of the repository, and print what it says."""
-    path = os.pathsep.join(map(str, (ROOT / "src", ROOT / "tests" / "helpers")))
+    path = os.pathsep.join(map(str, (ROOT / "src", ROOT / "tests", ROOT / "tests" / "helpers")))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables}
     begin = time.monotonic()
     with tempfile.TemporaryFile("w+") as output:
@@ -100,6 +100,7 @@ def static_checks(room: str) -> list[Step]:
         step("ruff check", "ruff", "check", "-q", *code),
         step("ruff format", "ruff", "format", "--check", "-q", *code),
         step("mypy", "mypy", source_of(room)),
+        step("words", "vocabulary", source_of(room)),
     ]
     if room in GOLDEN:
         words = ["benchmarks.golden", "compare", "--tolerance", TOLERANCE, "--only", GOLDEN[room]]

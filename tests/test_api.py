@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import json
+import pickle
 import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from tuneloop.core.files import read_json, read_jsonl
 from tuneloop.training.config import TrainConfig
 
 PAGE = ROOT / "docs" / "library.md"
-FUNCTIONS = ("prepare", "train", "evaluate", "predict", "run")
+FUNCTIONS = ("prepare", "advise", "plan", "train", "evaluate", "compare", "predict", "run", "export", "serve")
 
 
 @pytest.mark.slow
@@ -71,6 +74,8 @@ def test_a_run_from_python_is_a_run_and_its_time_is_what_was_said(tiny_llama: Pa
     assert run.report.is_file() and (run.path / "adapter" / "adapter_config.json").is_file()
     with pytest.raises(tuneloop.UserError, match="no evaluation"):
         _ = run.evaluation
+    artifact = tuneloop.export(run, form="adapter", out=tmp_path / "artifact")
+    assert artifact.manifest["format"] == "adapter" and (artifact.folder / "artifact.json").is_file()
     answers = list(tuneloop.predict(run, ["Letter 3: which drawer?"]))
     assert answers[0].label in ("red", "blue")
     found = tuneloop.evaluate(run, consistency=0)
@@ -97,6 +102,62 @@ def test_a_run_from_python_is_a_run_and_its_time_is_what_was_said(tiny_llama: Pa
 def test_what_can_be_put_right_is_a_user_error(call: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(tuneloop.UserError, match=message):
         call(tmp_path / "d")
+
+
+def test_every_function_is_a_plain_one_that_processes_can_be_given() -> None:
+    for name in FUNCTIONS:
+        function = getattr(tuneloop, name)
+        assert inspect.isfunction(function) and pickle.loads(pickle.dumps(function)) is function
+        assert typing.get_type_hints(function)["return"]
+
+
+def test_the_keyword_arguments_are_the_fields_of_the_records_that_check_them() -> None:
+    spec = importlib.util.spec_from_file_location("make_settings", ROOT / "docs" / "make_settings.py")
+    assert spec and spec.loader
+    generator = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generator)
+    assert generator.settings_module() == generator.MODULE.read_text(encoding="utf-8"), "run `make reference`"
+
+
+def test_advice_rests_on_data_and_stated_facts_and_is_kept(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    dataset = tuneloop.prepare(rows(), out="d", model=str(tiny_llama), duplicates={"near": False})
+    advice = tuneloop.advise(dataset.path, queries_per_day=100, classifier=0.97, test_rows=200)
+    assert advice.answer in ("tune", "prompt", "dont") and advice.headline
+    (kept,) = Path("evals").glob("advise-*/advise.json")
+    assert read_json(kept)["headline"] == advice.headline
+    assert tuneloop.advise(facts_change=True, rows=100).reasons
+    with pytest.raises(tuneloop.UserError, match="queries_per_dya"):
+        tuneloop.advise(queries_per_dya=3)  # type: ignore[call-arg]
+
+
+def test_a_plan_by_formula_is_that_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = tuneloop.plan(model="llama-3.2-1b", method="lora", gpu="l40s", rank=8)
+    assert main(["plan", "--model", "llama-3.2-1b", "--method", "lora", "--gpu", "l40s", "--rank", "8", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["memory"]["peak_gib"] == plan.memory.peak_gib
+    assert plan.fits and plan.method == "lora"
+    with pytest.raises(tuneloop.UserError, match="Neither a model nor data"):
+        tuneloop.plan()
+
+
+def test_a_server_answers_until_its_process_is_stopped(tiny_llama: Path, tmp_path: Path) -> None:
+    code = f"""
+import os, signal, threading, urllib.request
+import tuneloop
+
+def ready(address):
+    def ask():
+        print(urllib.request.urlopen(address + "/readyz").status, flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+    threading.Thread(target=ask).start()
+
+tuneloop.serve({str(tiny_llama)!r}, ready=ready, port=0, folder={str(tmp_path / "serve")!r}, context=64)
+print("stopped")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.stdout.split() == ["200", "stopped"], done.stderr
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -8,6 +8,7 @@ SOURCE, TESTS = ROOT / "src" / "tuneloop", ROOT / "tests"
 
 # Modules that are tested through what uses them, by the test file that does it.
 TESTED_IN = {
+    "test_api.py": "settings",
     "advise/test_advise.py": "advise.config advise.measured advise.rules records.advice pipeline.advise",
     "combine/distill/test_command.py": "cli.distill records.distillation combine.distill.prompts",
     "combine/route/test_command.py": "cli.route records.router",

@@ -13,7 +13,7 @@ from tuneloop.data.formats.turns import assistant, user
 
 
 def parse(record: Record, guess: FormatGuess, config: PrepareConfig) -> Draft:
-    """The ticket and all comments but the last are what is asked."""
+    """The ticket and all comments but the last are the question."""
     asked, comments = filled(record, "ticket", "empty_input", guess), record.get("comments")
     if not isinstance(comments, list) or not all(isinstance(comment, str) for comment in comments):
         raise Refused("wrong_type", "column 'comments' is no list of texts")

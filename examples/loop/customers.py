@@ -33,7 +33,7 @@ TRIES = 3
 
 
 def post(url: str, path: str, body: dict[str, Any], user: str) -> dict[str, Any]:
-    """Send JSON and read JSON; a server that is busy or away is asked again a little later."""
+    """Send JSON and read JSON; a server that is busy or away gets the request again a little later."""
     data = json.dumps(body).encode()
     headers = {"Content-Type": "application/json", "x-tuneloop-user": user}
     for attempt in range(TRIES):

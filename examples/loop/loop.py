@@ -98,7 +98,7 @@ class Shop:
             "folder=serve",
             "port=0",
             "objective.admission=queue",
-            "keys.open_rights=[users,feedback]",  # nobody but these customers reaches it
+            "keys.open_rights=[users,feedback]",  # no one but these customers reaches it
             "prices.input=0.05",
             "prices.output=0.2",
         ]
@@ -139,7 +139,7 @@ class Shop:
     def week(
         self, name: str, tickets: Path, decide: Callable[[], bool] | None = None, days: float = 7.0
     ) -> dict[str, Any]:
-        """Let customers come for some days; `decide` is asked once a day, and ends them where it says so."""
+        """Let customers come for some days; `decide` is called once a day, and ends them where it says so."""
         self.seed += 1
         customers, seconds = round(self.asked.customers * days / 7), self.asked.seconds * days / 7
         command = [sys.executable, str(HERE / "customers.py"), self.address, str(tickets), "--model", MODEL, "--customers", str(customers),
@@ -203,7 +203,7 @@ def divide(shop: Shop) -> dict[str, Path]:
 
 
 def recipe(shop: Shop, name: str, rows: Path, share: float) -> str:
-    """Write a recipe, as somebody would by hand, and run it."""
+    """Write a recipe, as a user would by hand, and run it."""
     path = shop.folder / f"{name}.yaml"
     train: dict[str, Any] = {"rows_per_step": 4, **dict(shop.asked.train), "epochs": share * shop.asked.epochs}
     data = {"sources": [rows.name], "format": "text_label", "text": "text", "label": "queue", "instruction": INSTRUCTION,
@@ -230,10 +230,10 @@ def release(shop: Shop, name: str) -> str:
 
 
 def try_planted(shop: Shop, tickets: Path) -> None:
-    """A candidate that somebody made of mixed-up labels meets live traffic: the experiment has to take it back."""
+    """A candidate that someone made of mixed-up labels meets live traffic: the experiment has to take it back."""
     version = release(shop, "planted")
     print(
-        f"planted     version {version} was trained on labels that were mixed up; nobody asked a gate, nor began in shadow mode"
+        f"planted     version {version} was trained on labels that were mixed up; no one asked a gate, nor began in shadow mode"
     )
     shop.tuneloop("ab", "start", "planted", "--model", MODEL, "--candidate", f"models:/{MODEL}/{version}", "--ramp", "25,50", "--effect", "0.1",
                   "--base", "0.7", "--hold-days", "2", "--maturation-hours", "12", "--no-shadow")  # fmt: skip
@@ -251,7 +251,7 @@ def try_planted(shop: Shop, tickets: Path) -> None:
 
 
 def improve(shop: Shop, tickets: Path) -> str:
-    """Retrain where there is a reason, and go on until the cycle has ended; returns how."""
+    """Retrain where there is a reason, and continue until the cycle has ended; returns how."""
     project = {
         "name": "shop", "model": MODEL, "recipe": "first.yaml", "champion": "runs/first", "suite": "suite.yaml",
         "triggers": {"every_days": 91, "corrections": 30, "alarms": 1}, "usd_per_hour": 0.05,
@@ -292,14 +292,14 @@ def usd(amount: float | None) -> str:
     return "unknown" if amount is None else f"${amount:.4f}"
 
 
-def told(shop: Shop) -> None:
+def summary(shop: Shop) -> None:
     """What it all came to, from the store: costs and decisions, each made again."""
     _, report = shop.tuneloop("improve", "report", "serve")
     for cycle in report["cycles"]:
         print(f"cycle {cycle['number']:<6}began because of {'; '.join(cycle['reasons'])}; expected: gain {usd(cycle['gain_usd'])}, "
-              f"cost {usd(cycle['expected_usd'])}; {cycle['outcome'] or 'goes on'}: {cycle['why']}")  # fmt: skip
+              f"cost {usd(cycle['expected_usd'])}; {cycle['outcome'] or 'continues'}: {cycle['why']}")  # fmt: skip
     for line in report["experiments"]:
-        word = {"promote": "promoted", "roll back": "rolled back"}.get(line["outcome"], line["outcome"] or "goes on")
+        word = {"promote": "promoted", "roll back": "rolled back"}.get(line["outcome"], line["outcome"] or "continues")
         print(
             f"{word:<12}{line['name']}: {line['sentence']} {line['candidate_users']} of {line['users']} users met the candidate."
         )
@@ -361,7 +361,7 @@ def main() -> None:
         improve(shop, parts["after"])
         shop.serve()
         shop.week("last week", parts["after"])
-        told(shop)
+        summary(shop)
     finally:
         shop.stop()
     whole = time.monotonic() - begun

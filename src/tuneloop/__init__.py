@@ -11,10 +11,15 @@ from tuneloop.core.errors import UserError as UserError
 if TYPE_CHECKING:
     from tuneloop.api import Evaluation as Evaluation
     from tuneloop.api import Run as Run
+    from tuneloop.api import advise as advise
+    from tuneloop.api import compare as compare
     from tuneloop.api import evaluate as evaluate
+    from tuneloop.api import export as export
+    from tuneloop.api import plan as plan
     from tuneloop.api import predict as predict
     from tuneloop.api import prepare as prepare
     from tuneloop.api import run as run
+    from tuneloop.api import serve as serve
     from tuneloop.api import train as train
     from tuneloop.data.config import PrepareConfig as PrepareConfig
     from tuneloop.recipe import Recipe as Recipe
@@ -23,8 +28,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+_FUNCTIONS = ("prepare", "advise", "plan", "train", "evaluate", "compare", "predict", "run", "export", "serve")
 _MODULES = {
-    **dict.fromkeys(("prepare", "train", "evaluate", "predict", "run", "Run", "Evaluation"), "tuneloop.api"),
+    **dict.fromkeys((*_FUNCTIONS, "Run", "Evaluation"), "tuneloop.api"),
     "PrepareConfig": "tuneloop.data.config",
     "metric": "tuneloop.records.metric",
     "Recipe": "tuneloop.recipe",

@@ -1,6 +1,6 @@
-"""tuneloop from Python: `prepare`, `train`, `evaluate`, `predict` and `run`, with the settings and files of the command line.
+"""tuneloop from Python: a function for each stage, with the settings and files of the command line.
 
-A run made here is a run: `tuneloop compare`, `evaluate`, `compare`, `gate`, `export` and `predict` take its folder.
+A run made here is a run: every command takes its folder.
 """
 
 from __future__ import annotations
@@ -8,37 +8,57 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Unpack
 
+from tuneloop.advise.advise import Advice
+from tuneloop.advise.config import AdviseOptions
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import write_jsonl
+from tuneloop.core.files import Config, build_config, write_jsonl
 from tuneloop.core.python_file import trust_code
 from tuneloop.core.terminal import screen
 from tuneloop.core.ui import Progress, reporting
 from tuneloop.data.config import PrepareConfig
 from tuneloop.evaluation.config import EvalOptions
+from tuneloop.improve.serve import serve as serve_until_stopped
+from tuneloop.pipeline.advise import advise_on
+from tuneloop.pipeline.compare import compare_evaluations, evaluate_files
 from tuneloop.pipeline.evaluations import evaluate_target
+from tuneloop.pipeline.plan import plan_data
 from tuneloop.pipeline.predict import predict as predict
 from tuneloop.pipeline.prepare import prepare_alone
 from tuneloop.pipeline.recipes import name_of
 from tuneloop.pipeline.run import run as main_job
 from tuneloop.pipeline.train import train_alone
+from tuneloop.plan.config import PlanOptions
+from tuneloop.plan.options import plan_model
 from tuneloop.recipe import Recipe, load_recipe, make_recipe
 from tuneloop.records.evaluation import Estimate, EvaluationManifest
+from tuneloop.records.plan import Plan
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset
 from tuneloop.records.run import RunManifest
+from tuneloop.release.artifact import Artifact
+from tuneloop.release.export import export_run
+from tuneloop.release.formats import WeightsWanted
+from tuneloop.serving.server import serve_config
+from tuneloop.settings import (
+    AdviseSettings,
+    EvaluateSettings,
+    ExportSettings,
+    PlanSettings,
+    PrepareSettings,
+    RunSettings,
+    ServeSettings,
+    TrainSettings,
+)
 from tuneloop.training.config import TrainConfig
 
-if TYPE_CHECKING:
-    pass
-
-Place = str | os.PathLike[str]
+Place = str | os.PathLike[str]  # a run or an evaluation is one too
 Data = Place | Sequence[Place] | Iterable[Mapping[str, Any]] | Dataset
 Shown = bool | Progress
 
@@ -52,6 +72,9 @@ class Evaluation:
     """
 
     path: Path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -120,7 +143,7 @@ def prepare(
     model: str = "",
     seed: int | None = None,
     progress: Shown = False,
-    **settings: Any,
+    **settings: Unpack[PrepareSettings],
 ) -> Dataset:
     """Turn examples of any shape into train, validation and test splits without a leak; the same as `tuneloop prepare`.
 
@@ -160,7 +183,7 @@ def train(
     model: str = "",
     seed: int | None = None,
     progress: Shown = False,
-    **settings: Any,
+    **settings: Unpack[TrainSettings],
 ) -> Run:
     """Train on a prepared data set; the same as `tuneloop train`.
 
@@ -202,7 +225,7 @@ def evaluate(
     name: str = "",
     out: Place = "",
     progress: Shown = False,
-    **settings: Any,
+    **settings: Unpack[EvaluateSettings],
 ) -> Evaluation:
     """Measure a run, an adapter or a model on rows, with intervals; the same as `tuneloop evaluate`.
 
@@ -232,8 +255,8 @@ def evaluate(
         options = EvalOptions(
             dataset=dataset, data=file, split=split, few_shot=few_shot, base=base, name=name, out=str(out)
         )
-        own = [f"evaluate.{key}={_value(value)}" for key, value in settings.items()]
-        return Evaluation(evaluate_target(str(target), options, own).folder)
+        overrides = [f"evaluate.{setting}" for setting in _overrides(settings)]
+        return Evaluation(evaluate_target(str(target), options, overrides).folder)
 
 
 def run(
@@ -243,7 +266,7 @@ def run(
     model: str = "",
     seed: int | None = None,
     progress: Shown = False,
-    **settings: Any,
+    **settings: Unpack[RunSettings],
 ) -> Run:
     """Do the main job: prepare, baselines, plan, train, evaluate, report; the same as `tuneloop run`.
 
@@ -275,6 +298,127 @@ def run(
         resolved = _recipe_of_run(rows, model, seed, out, settings)
     with _shown(progress):
         return Run(main_job(resolved))
+
+
+def compare(
+    *systems: Place,
+    references: Place = "",
+    dataset: Place = "",
+    split: Literal["train", "val", "test"] = "test",
+    out: Place = "",
+    progress: Shown = False,
+) -> Evaluation:
+    """Compare evaluations of the same rows, each with the first one; the same as `tuneloop compare`.
+
+    Args:
+        systems: runs, evaluations or their folders (`FOLDER:NAME` picks a baseline in it), or files of predictions.
+        references: file of right answers for files of predictions.
+        dataset: a prepared data set that has them instead.
+        split: of it.
+        out: folder of the result; default: one in `evals/`.
+        progress: True for bars on stderr, or a `Progress`.
+
+    Raises:
+        UserError: fewer than two systems, or rows that are not the same.
+    """
+    places = [os.fspath(system) for system in systems]
+    answers = EvalOptions(dataset=os.fspath(dataset), data=os.fspath(references), split=split)
+    with _shown(progress):
+        folders = evaluate_files(places, answers)
+        return Evaluation(compare_evaluations(places, os.fspath(out), folders=folders).folder)
+
+
+def advise(
+    data: Place = "",
+    *,
+    measure: bool = False,
+    out: Place = "",
+    progress: Shown = False,
+    **facts: Unpack[AdviseSettings],
+) -> Advice:
+    """Say whether to fine-tune at all, how, and when it pays off; the same as `tuneloop advise`.
+
+    Args:
+        data: a file of examples, a prepared data set, a recipe, a run or an evaluation; default: the facts alone.
+        measure: ask the base model and cheap classifiers on the test rows first.
+        out: folder that keeps the answer; default: `evals/advise-NAME`.
+        progress: True for bars on stderr, or a `Progress`.
+        facts: what you know, as in `rows=2000, queries_per_day=500, few_shot=0.7`.
+
+    Returns:
+        The advice: `answer` (`tune`, `prompt` or `dont`), `method`, `headline`, `reasons`, and all of it as `record()`.
+
+    Raises:
+        UserError: no such data, an unknown fact, or one that can't be.
+    """
+    with _shown(progress):
+        return advise_on(os.fspath(data), _stated(AdviseOptions, facts), measure=measure, out=os.fspath(out))
+
+
+def plan(data: Place = "", *, model: str = "", progress: Shown = False, **options: Unpack[PlanSettings]) -> Plan:
+    """Predict memory, hours and dollars of training; the same as `tuneloop plan`.
+
+    Args:
+        data: as for `run`: a file of examples, a prepared data set, a recipe or a run. Without options it is measured on this
+            machine. Default: the model alone, for every GPU.
+        model: a short name, a hub name or a folder.
+        progress: True for bars on stderr, or a `Progress`.
+        options: as in `method="lora", gpu="l40s", seq_len=2048`.
+
+    Raises:
+        UserError: neither data nor a model, an unknown option, or settings that exclude each other.
+    """
+    stated = _stated(PlanOptions, options) | ({"model": model} if model else {})
+    with _shown(progress):
+        return Plan.model_validate(plan_data(os.fspath(data), stated) if data else plan_model(stated))
+
+
+def export(
+    run: Place,
+    *,
+    form: Literal["", "merged", "adapter", "gguf", "gguf-lora"] = "",
+    out: Place = "",
+    force: bool = False,
+    sign: Place = "",
+    progress: Shown = False,
+    **weights: Unpack[ExportSettings],
+) -> Artifact:
+    """Export a finished run as a folder that other tools load; the same as `tuneloop export`.
+
+    Args:
+        run: a run or its folder.
+        form: of the weights; default: merged where possible.
+        out: folder of the artifact; default: `artifacts/ID`.
+        force: overrule a gate that is not green.
+        sign: PEM file of the private key that signs all files.
+        progress: True for bars on stderr, or a `Progress`.
+        weights: of a GGUF file or compressed weights, as in `quant="q4_k_m", measure=100`.
+
+    Returns:
+        The artifact: its `folder`, and `manifest`, what `artifact.json` holds.
+
+    Raises:
+        UserError: no finished run, the wrong form, or a gate that is not green.
+    """
+    wanted = build_config(WeightsWanted, weights, where="export")
+    folder, key = Path(out) if out else None, Path(sign) if sign else None
+    with _shown(progress):
+        return export_run(Path(run), form, folder, weights=wanted, force=force, key=key)
+
+
+def serve(*targets: Place, ready: Callable[[str], None] | None = None, **settings: Unpack[ServeSettings]) -> None:
+    """Answer requests by OpenAI's API until SIGTERM or SIGINT; the same as `tuneloop serve`. It needs the main thread.
+
+    Args:
+        targets: runs, artifacts, `NAME@champion`, a model; or one `serve.yaml`.
+        ready: is called with the address once requests are answered.
+        settings: of a `serve.yaml`, as in `port=8130, keys={"required": False}`.
+
+    Raises:
+        UserError: nothing to serve, an unknown setting, a port in use.
+    """
+    config = serve_config([os.fspath(target) for target in targets], _overrides(settings))
+    serve_until_stopped(config, ready=ready and (lambda address, gateway: ready(address)))
 
 
 # --- from what is given to a recipe ----------------------------------------------------------------
@@ -360,9 +504,15 @@ def _recipe_of_run(
     return make_recipe(_merged(values, sections))
 
 
-def _value(value: Any) -> str:
-    """A setting as it stands behind `key=`."""
-    return value if isinstance(value, str) else json.dumps(value)
+def _stated(kind: type[Config], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by the names of a record's fields, checked by it."""
+    record = build_config(kind, values, where=kind.__name__)
+    return {name: getattr(record, name) for name in values}
+
+
+def _overrides(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as `key=value`."""
+    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
 
 
 @contextmanager

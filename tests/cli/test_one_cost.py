@@ -11,7 +11,8 @@ from manifests import manifest_of
 
 from tuneloop.cli.main import main
 from tuneloop.core.ui import reporting
-from tuneloop.pipeline.advise import remind, reuse_baselines
+from tuneloop.pipeline.advise import remind
+from tuneloop.pipeline.baselines import reuse_baselines
 from tuneloop.pipeline.context import RunContext
 from tuneloop.recipe import Recipe
 from tuneloop.records.rows import Dataset

@@ -78,7 +78,7 @@ def test_the_command_shows_every_gpu_and_refuses_what_makes_no_sense(capsys: pyt
     assert "l40s" in out and "prompt tokens/s" in out and "assumed: " in out
     for words, message in (
         (["--serve"], "No model is named"),
-        (["--serve", "-m", "llama-3.1-8b", "--rank", "8"], "--rank is not asked"),
+        (["--serve", "-m", "llama-3.1-8b", "--rank", "8"], "--rank does not go with"),
         (["--serve", "-m", "llama-3-8b", "--context", "9000"], "reads 8,192 tokens"),
         (["--serve", "-m", "llama-3-8b", "--concurrency", "0"], "--concurrency"),
         (["--serve", "-m", "llama-3-8b", "--gpu", "h1000"], "No GPU named"),

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -16,11 +13,9 @@ from tuneloop.advise.config import AdviseOptions
 from tuneloop.cli.console import Result, one_place
 from tuneloop.cli.numbers import amount, count
 from tuneloop.cli.parameters import SETTINGS, Output, argument, given
-from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_text
 from tuneloop.core.flag import flag, switch
 from tuneloop.core.terminal import plain_table, screen
-from tuneloop.core.ui import say
 
 if TYPE_CHECKING:
     from tuneloop.advise.advise import Advice
@@ -64,26 +59,13 @@ def command(
     What you know can be given as options; the rest is read from the data, or stays open. Exit status 1: don't fine-tune.
     """
     facts = given(options)
-    evaluation, metric = facts.pop("evaluation", ""), facts.pop("metric", "")
-    if combined := facts.pop("combined", ""):
-        from tuneloop.advise.measured import combined_facts
-
-        facts["combined"] = combined_facts([part.strip() for part in combined.split(",") if part.strip()])
     source, settings = one_place(source, settings)
-    if not source and not facts and not evaluation and not settings and sys.stdin.isatty() and sys.stderr.isatty():
+    if not source and not facts and not settings and sys.stdin.isatty() and sys.stderr.isatty():
         facts = _ask()
-    from tuneloop.advise.advise import advise
+    from tuneloop.pipeline.advise import advise_on
 
-    known = _known(source, metric, facts, _Measuring(measure, out, settings, output.quiet))
-    if evaluation:
-        from tuneloop.advise.measured import facts_from_results
-
-        known.facts.update(facts_from_results(evaluation, metric))
-    advice = advise(_question(known.facts, facts))
-    if known.folder:
-        from tuneloop.pipeline.advise import keep_advice
-
-        keep_advice(known.folder, known.dataset_hash, advice.record(), known.sources)
+    with screen(output.quiet or not source, "measuring" if measure else "reading the data"):
+        advice = advise_on(source, facts, settings, measure=measure, out=out)
     if html:
         from tuneloop.report.advise_html import render_advise_page
 
@@ -93,115 +75,6 @@ def command(
 
 
 HEADER, NAMES = 10, 16  # columns of a header before it is broken, and of a table's first column at least
-
-
-@dataclass
-class _Measuring:
-    """Whether and where to measure, and the recipe's settings for it."""
-
-    wanted: bool
-    out: str
-    settings: list[str]
-    quiet: bool
-
-
-@dataclass
-class _Known:
-    """What the source says, and where its advice is kept; no folder: nowhere."""
-
-    facts: dict[str, Any]
-    folder: Path | None = None
-    dataset_hash: str = ""
-    sources: Sequence[str] = ()  # hashes of the files, where a sample was counted
-
-
-def _known(source: str, metric: str, stated: Mapping[str, Any], measuring: _Measuring) -> _Known:
-    """What the source says: results, a prepared data set, or data that are read as `run` would read them."""
-    from tuneloop.advise.measured import facts_from_results, holds_results
-
-    if not source:
-        if measuring.wanted:
-            raise UserError("Measure on what?", where="--measure", next_step="tuneloop advise DATA --measure")
-        if measuring.settings:
-            step = "settings belong to --measure and to data that are still to be prepared; give facts as flags"
-            raise UserError(f"{measuring.settings[0]} sets nothing here", where="advise", next_step=step)
-        return _Known({})
-    if holds_results(source) and not measuring.wanted:
-        return _Known({**facts_from_results(source, metric), "source": source})
-    return _known_of_data(source, metric, stated, measuring)
-
-
-def _known_of_data(source: str, metric: str, stated: Mapping[str, Any], measuring: _Measuring) -> _Known:
-    """What data say: a prepared data set, a file of examples, or a recipe; measured where that is wanted."""
-    from tuneloop.advise.measured import facts_from_results
-    from tuneloop.pipeline.advise import Counted, advice_folder, counted_data, hashes_of_sources, stand_in
-    from tuneloop.pipeline.baselines import measure_alone
-    from tuneloop.pipeline.recipes import plan_settings, recipe_of, refuse_missing_source
-    from tuneloop.records.dataset import read_manifest
-
-    refuse_missing_source(source)
-    recipe = recipe_of(source, measuring.settings, model=str(stated.get("model", "")))
-    said_by_recipe = measuring.wanted or source.endswith((".yaml", ".yml"))
-    model = str(stated.get("model") or (recipe.model if said_by_recipe else "llama-3.1-8b"))
-    other = stand_in(model)
-    recipe = recipe.model_copy(update={"model": other or model})
-    facts: dict[str, Any] = {"model": model, "source": source}
-    settings = plan_settings(recipe)
-    facts |= {"epochs": settings.pop("epochs", recipe.train.epochs), "settings": settings}
-    settings.pop("method", None)  # that is what is asked
-    folder = advice_folder(recipe, measuring.out)
-    prepared = Path(source) / "dataset.json"
-    if prepared.is_file() and not measuring.wanted:
-        return _Known({**facts, **facts_from_results(source)}, folder, read_manifest(prepared).hash)
-    with screen(measuring.quiet, "measuring"):
-        if other and measuring.wanted:
-            say(f"stand-in  {model} is not on this machine: {other}, a small model, is measured in its place.")
-            say(f"          What its prompts fall short of, {model} may still reach; what classifiers reach holds.")
-            say(f"          To measure {model} itself: download it, then --model FOLDER.")
-        if measuring.wanted:
-            _, dataset = measure_alone(recipe, measuring.out)
-            counted = Counted(dataset.path, dataset.manifest.hash)
-            facts |= facts_from_results(dataset.path) | facts_from_results(folder, metric)
-            facts["measured"] = replace(facts["measured"], stand_in=other)
-        else:
-            with counted_data(recipe, measuring.out) as counted:
-                facts |= facts_from_results(counted.path)
-    stand = (f"tokens are counted as {other} reads them: {model} is not on this machine",) if other else ()
-    facts["notes"] = (*stand, *([counted.sample] if counted.sample else []))
-    return _Known(facts, folder, counted.hash, hashes_of_sources(recipe) if counted.sample else [])
-
-
-def _question(known: Mapping[str, Any], stated: Mapping[str, Any]) -> Any:
-    from tuneloop.advise.advise import make_question
-
-    known, facts = dict(known), dict(stated)
-    if {"rows", "tokens_per_row"} & set(facts):
-        known.pop("lengths", None)  # they are of the data's own rows
-    if by_hand := _by_hand(facts):
-        if known.get("measured"):
-            raise UserError("Measured results are given twice", where="advise",
-                            next_step="leave out --zero-shot, --few-shot and --classifier, or the evaluation")  # fmt: skip
-        known["measured"] = by_hand
-    return make_question({**known, **facts})
-
-
-def _by_hand(facts: dict[str, Any]) -> Any:
-    """What people measured themselves, taken out of the flags; None where nothing is given."""
-    from tuneloop.advise.measured import by_hand
-
-    test_rows = facts.pop("test_rows", None)
-    names = {"zero_shot": "zero-shot", "few_shot": "few-shot", "classifier": "your classifier"}
-    values = {name: facts.pop(key) for key, name in names.items() if key in facts}
-    for name, value in values.items():
-        if not 0 <= value <= 1:
-            raise UserError(
-                f"{name} is {value}; it is a share from 0 to 1", where="advise", next_step="write 80 % as 0.8"
-            )
-    if test_rows is not None and not 1 <= test_rows <= 10**9:
-        raise UserError(
-            f"test rows are {test_rows}", where="--test-rows", next_step="give the rows measured on, 1 or more"
-        )
-    return by_hand(values, test_rows) if values else None
 
 
 def _ask() -> dict[str, Any]:

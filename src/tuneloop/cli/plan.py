@@ -16,9 +16,13 @@ from tuneloop.core.terminal import screen
 from tuneloop.core.units import counted
 from tuneloop.plan.config import PlanOptions, PlanWanted
 from tuneloop.plan.gpus import all_gpus, find_gpu, this_cpu
+from tuneloop.plan.ledger import read_ledger, summary
+from tuneloop.plan.options import plan_model
 from tuneloop.plan.prices import TIERS, load_prices, update_prices
-from tuneloop.plan.recommend import recommendation_here
+from tuneloop.plan.serve import assumptions, plan_serving
 from tuneloop.plan.shape import find_model
+from tuneloop.records.plan import PLAN, Plan
+from tuneloop.records.record import write_record
 
 
 def command(
@@ -45,18 +49,18 @@ def command(
     if wanted.serve:
         return _serving(source, given(options), wanted.context, wanted.concurrency)
     source, settings = one_place(source, settings)
-    asked = given(options)
-    model = asked.pop("model", "")
+    stated = given(options)
     if wanted.calibrate:
-        plan = _calibrated(source, [*settings, *_trained(asked)], model, output.quiet)
-    elif source or asked.get("dataset"):
-        plan = _of_data(source, settings, model, asked, quiet=output.quiet)
-    else:
-        plan = _table(settings, model, asked)
-    if out and not wanted.calibrate:
-        from tuneloop.records.plan import PLAN, Plan
-        from tuneloop.records.record import write_record
+        model = stated.pop("model", "")
+        plan = _calibrated(source, [*settings, *_trained(stated)], model, output.quiet)
+    elif source or stated.get("dataset"):
+        from tuneloop.pipeline.plan import plan_data
 
+        with screen(output.quiet, "planning"):
+            plan = plan_data(source, stated, settings)
+    else:
+        plan = plan_model(stated, settings)
+    if out and not wanted.calibrate:
         write_record(Path(out) / PLAN, Plan.model_validate(plan))
     if "table" not in plan:
         return Result(plan, _measured(plan), int(not plan["fits"]))
@@ -91,85 +95,42 @@ def _price_lines(fetched: Mapping[str, Any] | None, offers: Mapping[str, Mapping
             yield f"{gpu:14}no price"
 
 
-def _table(settings: list[str], model: str, asked: dict[str, Any]) -> dict[str, Any]:
-    if settings:
-        raise UserError(
-            f"{settings[0]!r} is a recipe's setting, and this plan is asked by options",
-            where="plan",
-            next_step="write it as an option (tuneloop plan --help), or name a recipe or data before it",
-        )
-    if not model:
-        step = "tuneloop plan --model llama-3.1-8b --method lora, or tuneloop plan DATA"
-        raise UserError("Plan what? Neither a model nor data are named", where="plan", next_step=step)
-    from tuneloop.plan.options import plan_machines
-
-    return plan_machines({"model": model, **asked})
-
-
-def _of_data(source: str, settings: list[str], model: str, asked: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
-    """The plan of a run on data: of this machine and measured where nothing else is asked and the model is there; else by formula."""
-    from tuneloop.pipeline.advise import counted_data, stand_in
-    from tuneloop.pipeline.plan import plan_alone
-    from tuneloop.pipeline.recipes import plan_settings, recipe_of, refuse_missing_source
-    from tuneloop.plan.options import plan_machines
-
-    if source and "dataset" in asked:
-        raise UserError(
-            f"{source} and --dataset both say what is trained on", where="--dataset", next_step="give one of them"
-        )
-    data = source or asked.pop("dataset")
-    refuse_missing_source(data)
-    if model and (Path(data) / "dataset.json").is_file() and not settings and (asked or stand_in(model)):
-        return plan_machines({"model": model, **asked, "dataset": data})
-    recipe = recipe_of(data, settings, model=model)
-    other = stand_in(recipe.model)
-    with screen(quiet, "planning"):
-        if source and not asked and not other:
-            plan = plan_alone(recipe, "")
-            return {**plan, "recommendation": recommendation_here(plan)}
-        read = recipe.model_copy(update={"model": other or recipe.model})
-        with counted_data(read) as counted:
-            plan = plan_machines({"model": recipe.model, **plan_settings(recipe), **asked, "dataset": counted.path})
-    if counted.sample:
-        plan["assumptions"].insert(0, counted.sample)
-    if other:
-        why = f"{recipe.model} is not on this machine"
-        plan["assumptions"].insert(0, f"tokens are counted as {other} reads them, and time is by formula: {why}")
-    return plan
-
-
-def _serving(source: str, asked: dict[str, Any], context: int, concurrency: int) -> Result:
-    from tuneloop.plan.serve import assumptions, plan_serving
-
-    model = asked.pop("model", "") or source
-    wrong = [name for name in asked if name not in ("gpu", "gpus")]
+def _serving(source: str, stated: dict[str, Any], context: int, concurrency: int) -> Result:
+    model = stated.pop("model", "") or source
+    wrong = [name for name in stated if name not in ("gpu", "gpus")]
     if wrong or not model:
         raise UserError(
-            f"--{wrong[0].replace('_', '-')} is not asked with --serve" if wrong else "Serve what? No model is named",
+            f"--{wrong[0].replace('_', '-')} does not go with --serve" if wrong else "Serve what? No model is named",
             where="plan --serve",
             next_step="tuneloop plan --serve --model llama-3.1-8b --context 8192 --concurrency 16 --gpu l40s",
         )
     name, shape, assumed = find_model(model)
     context = min(context, shape.context) if context == 8192 and shape.context else context
-    machines = [find_gpu(asked["gpu"])] if "gpu" in asked else [*all_gpus().values(), this_cpu()]
-    found = plan_serving(shape, machines, context, concurrency, asked.get("gpus"))
+    machines = [find_gpu(stated["gpu"])] if "gpu" in stated else [*all_gpus().values(), this_cpu()]
+    machines_served = plan_serving(shape, machines, context, concurrency, stated.get("gpus"))
     assumed = [*assumed, *assumptions(context, concurrency)]
     from tuneloop.report.plan_terminal import serving_lines
 
-    lines = [*serving_lines(name, found, context, concurrency), *(f"  assumed: {line}" for line in assumed)]
-    record = {"model": name, "context": context, "concurrency": concurrency, "served": found, "assumptions": assumed}
+    lines = [*serving_lines(name, machines_served, context, concurrency), *(f"  assumed: {line}" for line in assumed)]
+    record = {
+        "model": name,
+        "context": context,
+        "concurrency": concurrency,
+        "served": machines_served,
+        "assumptions": assumed,
+    }
     return Result(record, lines)
 
 
-def _trained(asked: dict[str, Any]) -> list[str]:
+def _trained(stated: dict[str, Any]) -> list[str]:
     names = {"method": "train.method", "rank": "train.rank", "prefix_tokens": "train.prefix_tokens"}
-    for name in asked:
+    for name in stated:
         if name not in names:
             raise UserError(
                 f"--{name.replace('_', '-')} is not an option of --calibrate, which trains on this machine",
                 where="plan --calibrate", next_step="leave it out, or write a recipe's setting, as in train.micro_batch_tokens=512",
             )  # fmt: skip
-    return [f"{names[name]}={value}" for name, value in asked.items()]
+    return [f"{names[name]}={value}" for name, value in stated.items()]
 
 
 def _calibrated(source: str, settings: list[str], model: str, quiet: bool) -> dict[str, Any]:
@@ -189,8 +150,6 @@ def _calibrated(source: str, settings: list[str], model: str, quiet: bool) -> di
 
 
 def _history() -> Result:
-    from tuneloop.plan.ledger import read_ledger, summary
-
     ledger = summary(read_ledger())
     return Result(ledger, _history_lines(ledger))
 

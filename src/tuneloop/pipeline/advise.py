@@ -6,23 +6,28 @@ The folder holds `dataset/` (where the source had to be prepared), `baselines/` 
 from __future__ import annotations
 
 import contextlib
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from tuneloop.advise.advise import Advice, advise, make_question
+from tuneloop.advise.measured import BaselineResults, by_hand, combined_facts, facts_from_results, holds_results
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder
-from tuneloop.core.ui import say
+from tuneloop.core.ui import busy, say
 from tuneloop.data.dataset import load_dataset, prepare_key, sha256_of_source
 from tuneloop.data.sources.read import find_files
 from tuneloop.models.names import PACKAGED, is_local
+from tuneloop.pipeline.baselines import baseline_stage
 from tuneloop.pipeline.context import RunContext, default_folder, find_done, training_began
 from tuneloop.pipeline.prepare import prepare_stage
+from tuneloop.pipeline.recipes import plan_settings, recipe_of, refuse_missing_source
 from tuneloop.pipeline.source_sample import is_large, sampled_data
 from tuneloop.recipe import Recipe
 from tuneloop.records.advice import AdviceRecord
+from tuneloop.records.dataset import read_manifest
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset
 
@@ -138,22 +143,127 @@ def _is_about(advice: AdviceRecord, dataset: Dataset) -> bool:
     return advice.dataset_hash == dataset.manifest.hash or bool(files and advice.source_hashes == files)
 
 
-def reuse_baselines(job: RunContext, key: str) -> bool:
-    """Take over baselines that `advise --measure` has measured on the same data with the same model and settings.
+# --- from what the user names to advice --------------------------------------------------------------
+
+
+@dataclass
+class _Known:
+    """Facts from the source, and where advice on it is kept; no folder: nowhere."""
+
+    facts: dict[str, Any]
+    folder: Path | None = None
+    dataset_hash: str = ""
+    source_hashes: Sequence[str] = ()  # of the files, where a sample was counted
+
+
+def advise_on(
+    source: str, stated: Mapping[str, Any], settings: Sequence[str] = (), *, measure: bool = False, out: str = ""
+) -> Advice:
+    """Advice on what the source holds and the user states; kept in the source's folder.
 
     Args:
-        key: hash of all that they depend on.
+        source: a file of examples, a prepared data set, a recipe, a run, an evaluation; "" for none.
+        stated: fields of `AdviseOptions` that the user knows; they come before what the source says.
+        settings: a recipe's `key=value`, for data that are still to be prepared or measured.
+        measure: ask the base model and cheap classifiers on the test rows first.
+        out: folder of the advice; default: `evals/advise-NAME`.
 
-    Returns:
-        Whether there were any.
+    Raises:
+        UserError: no such source, facts that can't be, settings that set nothing.
     """
-    for folder in sorted(Path("evals").glob("advise-*/baselines")):
-        if folder.resolve() != (job.folder / "baselines").resolve() and find_done(folder / "baselines.json", key):
-            shutil.rmtree(job.folder / "baselines", ignore_errors=True)
-            partial = job.folder / "baselines.part"
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(folder, partial)
-            partial.rename(job.folder / "baselines")
-            say(f"baselines measured before by `tuneloop advise`, taken from {folder}")
-            return True
-    return False
+    stated = dict(stated)
+    evaluation, metric = stated.pop("evaluation", ""), stated.pop("metric", "")
+    if combined := stated.pop("combined", ""):
+        stated["combined"] = combined_facts([part.strip() for part in combined.split(",") if part.strip()])
+    known = _from_source(source, metric, stated, settings, measure, out)
+    facts = known.facts | (facts_from_results(evaluation, metric) if evaluation else {})
+    if {"rows", "tokens_per_row"} & set(stated):
+        facts.pop("lengths", None)  # they are of the data's own rows
+    if stated_results := _stated_results(stated):
+        if facts.get("measured"):
+            step = "leave out --zero-shot, --few-shot and --classifier, or the evaluation"
+            raise UserError("Measured results are given twice", where="advise", next_step=step)
+        facts["measured"] = stated_results
+    advice = advise(make_question({**facts, **stated}))
+    if known.folder:
+        keep_advice(known.folder, known.dataset_hash, advice.record(), known.source_hashes)
+    return advice
+
+
+def _from_source(
+    source: str, metric: str, stated: Mapping[str, Any], settings: Sequence[str], measure: bool, out: str
+) -> _Known:
+    """Facts from results, a prepared data set, or data that are read as `run` would read them."""
+    if not source:
+        if measure:
+            raise UserError("Measure on what?", where="--measure", next_step="tuneloop advise DATA --measure")
+        if settings:
+            step = "settings belong to --measure and to data that are still to be prepared; give facts as flags"
+            raise UserError(f"{settings[0]} sets nothing here", where="advise", next_step=step)
+        return _Known({})
+    if holds_results(source) and not measure:
+        return _Known({**facts_from_results(source, metric), "source": source})
+    refuse_missing_source(source)
+    recipe = recipe_of(source, list(settings), model=str(stated.get("model", "")))
+    from_recipe = measure or source.endswith((".yaml", ".yml"))
+    model = str(stated.get("model") or (recipe.model if from_recipe else "llama-3.1-8b"))
+    other = stand_in(model)
+    recipe = recipe.model_copy(update={"model": other or model})
+    plan = plan_settings(recipe)
+    facts = {"model": model, "source": source, "epochs": plan.pop("epochs", recipe.train.epochs), "settings": plan}
+    plan.pop("method", None)  # the question itself
+    folder = advice_folder(recipe, out)
+    prepared = Path(source) / "dataset.json"
+    if prepared.is_file() and not measure:
+        return _Known(facts | facts_from_results(source), folder, read_manifest(prepared).hash)
+    if measure:
+        if other:
+            say(f"stand-in  {model} is not on this machine: {other}, a small model, is measured in its place.")
+            say(f"          What its prompts fall short of, {model} may still reach; what classifiers reach holds.")
+            say(f"          To measure {model} itself: download it, then --model FOLDER.")
+        dataset = _measure(recipe, folder)
+        counted = Counted(dataset.path, dataset.manifest.hash)
+        facts |= facts_from_results(dataset.path) | facts_from_results(folder, metric)
+        facts["measured"] = replace(facts["measured"], stand_in=other)
+    else:
+        with counted_data(recipe, out) as counted:
+            facts |= facts_from_results(counted.path)
+    notes = [f"tokens are counted as {other} reads them: {model} is not on this machine"] if other else []
+    facts["notes"] = (*notes, *([counted.sample] if counted.sample else []))
+    return _Known(facts, folder, counted.hash, hashes_of_sources(recipe) if counted.sample else [])
+
+
+def _stated_results(stated: dict[str, Any]) -> BaselineResults | None:
+    """What people measured themselves, taken out of the facts; None where nothing is given."""
+    test_rows = stated.pop("test_rows", None)
+    names = {"zero_shot": "zero-shot", "few_shot": "few-shot", "classifier": "your classifier"}
+    values = {name: stated.pop(key) for key, name in names.items() if key in stated}
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            step = "write 80 % as 0.8"
+            raise UserError(f"{name} is {value}; it is a share from 0 to 1", where="advise", next_step=step)
+    if test_rows is not None and not 1 <= test_rows <= 10**9:
+        step = "give the rows measured on, 1 or more"
+        raise UserError(f"test rows are {test_rows}", where="--test-rows", next_step=step)
+    return by_hand(values, test_rows) if values else None
+
+
+def _measure(recipe: Recipe, folder: Path) -> Dataset:
+    """Prepare where needed and measure the base model and the cheap alternatives; nothing is trained.
+
+    Raises:
+        UserError: there are no test rows.
+    """
+    job = RunContext(recipe, folder)
+    with lock_folder(folder):
+        with busy("preparing the data"):
+            dataset = prepare_stage(job)
+        with busy("measuring the baselines"):
+            measured = baseline_stage(job, dataset)
+        if not measured:
+            raise UserError(
+                "Nothing can be measured: the data set has no test rows, or all baselines are switched off",
+                where=dataset.path,
+                next_step="prepare it with split.test above 0",
+            )
+    return dataset

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,17 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, inside, lock_folder
+from tuneloop.core.files import content_hash, inside
 from tuneloop.core.ui import busy, progress, say
 from tuneloop.core.units import counted
 from tuneloop.evaluation.evaluate import ScoredAnswers, decided_together, sample_rows
 from tuneloop.evaluation.prompt import labels_shown
 from tuneloop.evaluation.scoring import usual_answer
 from tuneloop.models.methods import base_only
-from tuneloop.pipeline.advise import advice_folder, reuse_baselines
 from tuneloop.pipeline.consistency import expected_consistency
-from tuneloop.pipeline.context import RunContext, done_record
-from tuneloop.pipeline.prepare import prepare_stage
+from tuneloop.pipeline.context import RunContext, done_record, find_done
 from tuneloop.pipeline.scoring import (
     answers_that_show_the_task,
     cost_of,
@@ -396,26 +395,22 @@ def _ask_classical(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> di
     return asked
 
 
-def measure_alone(recipe: Recipe, out: str) -> tuple[Path, Dataset]:
-    """Prepare where needed and measure the base model and the cheap alternatives; nothing is trained.
+def reuse_baselines(job: RunContext, key: str) -> bool:
+    """Take over baselines that `advise --measure` has measured on the same data with the same model and settings.
+
+    Args:
+        key: hash of all that they depend on.
 
     Returns:
-        The folder with `baselines/`, and the data set.
-
-    Raises:
-        UserError: there are no test rows.
+        Whether there were any.
     """
-    folder = advice_folder(recipe, out)
-    job = RunContext(recipe, folder)
-    with lock_folder(folder):
-        with busy("preparing the data"):
-            dataset = prepare_stage(job)
-        with busy("measuring the baselines"):
-            measured = baseline_stage(job, dataset)
-        if not measured:
-            raise UserError(
-                "Nothing can be measured: the data set has no test rows, or all baselines are switched off",
-                where=dataset.path,
-                next_step="prepare it with split.test above 0",
-            )
-    return folder, dataset
+    for folder in sorted(Path("evals").glob("advise-*/baselines")):
+        if folder.resolve() != (job.folder / "baselines").resolve() and find_done(folder / "baselines.json", key):
+            shutil.rmtree(job.folder / "baselines", ignore_errors=True)
+            partial = job.folder / "baselines.part"
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(folder, partial)
+            partial.rename(job.folder / "baselines")
+            say(f"baselines measured before by `tuneloop advise`, taken from {folder}")
+            return True
+    return False

@@ -16,12 +16,16 @@ from tuneloop.core.machine import processes
 from tuneloop.core.ui import busy, say
 from tuneloop.core.units import counted, usd_words
 from tuneloop.models.shape import ModelShape
+from tuneloop.pipeline.advise import counted_data, stand_in
 from tuneloop.pipeline.baselines import expected_evaluation, mean_reference
 from tuneloop.pipeline.context import RunContext, find_done, training_began
 from tuneloop.pipeline.distributed import Part, distributed_run, held_out
 from tuneloop.pipeline.prepare import prepare_stage
+from tuneloop.pipeline.recipes import plan_settings, recipe_of, refuse_missing_source
 from tuneloop.plan.estimate import MachineAtHand, RunWork, device_of, estimate, sizes_on_gpu
 from tuneloop.plan.ledger import corrected, read_ledger, usual_speed
+from tuneloop.plan.options import plan_machines
+from tuneloop.plan.recommend import recommendation_here
 from tuneloop.recipe import Recipe
 from tuneloop.records.evaluation import BaselinesManifest
 from tuneloop.records.plan import PLAN, MeasuredMachine, Plan
@@ -288,4 +292,39 @@ def plan_alone(recipe: Recipe, out: str) -> dict[str, Any]:
         plan = make_plan(job, dataset, measured, _resident_as_trained(job, resident))
     if out:
         write_record(Path(out) / PLAN, Plan.model_validate(plan))
+    return plan
+
+
+def plan_data(source: str, stated: Mapping[str, Any], settings: Sequence[str] = ()) -> dict[str, Any]:
+    """The plan of a run on data: measured on this machine where nothing else is requested and the model is here; else by formula.
+
+    Args:
+        source: a file of examples, a prepared data set, a recipe or a run; "" where `stated` names a `dataset`.
+        stated: fields of `PlanOptions` that the user chose.
+        settings: a recipe's `key=value`.
+
+    Raises:
+        UserError: no such source, two of them, or settings that can't be.
+    """
+    stated = dict(stated)
+    model = stated.pop("model", "")
+    if source and "dataset" in stated:
+        what = f"{source} and --dataset both say what is trained on"
+        raise UserError(what, where="--dataset", next_step="give one of them")
+    data = source or stated.pop("dataset")
+    refuse_missing_source(data)
+    if model and (Path(data) / "dataset.json").is_file() and not settings and (stated or stand_in(model)):
+        return plan_machines({"model": model, **stated, "dataset": data})
+    recipe = recipe_of(data, list(settings), model=model)
+    other = stand_in(recipe.model)
+    if source and not stated and not other:
+        plan = plan_alone(recipe, "")
+        return {**plan, "recommendation": recommendation_here(plan)}
+    with counted_data(recipe.model_copy(update={"model": other or recipe.model})) as counted:
+        plan = plan_machines({"model": recipe.model, **plan_settings(recipe), **stated, "dataset": counted.path})
+    if counted.sample:
+        plan["assumptions"].insert(0, counted.sample)
+    if other:
+        why = f"{recipe.model} is not on this machine"
+        plan["assumptions"].insert(0, f"tokens are counted as {other} reads them, and time is by formula: {why}")
     return plan

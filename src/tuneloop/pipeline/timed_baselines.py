@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from tuneloop.core.ui import busy, say
 from tuneloop.evaluation.evaluate import sample_order, sample_rows
 from tuneloop.models.methods import base_only
+from tuneloop.pipeline.baselines import Before, ask_base, base_examples, mean_reference, tuned_share
 from tuneloop.pipeline.consistency import expected_consistency
 from tuneloop.pipeline.context import RunContext
 from tuneloop.records.rows import Dataset, Row
 
 if TYPE_CHECKING:
-    from tuneloop.pipeline.baselines import Before
     from tuneloop.pipeline.compared_systems import SystemAnswers
 
 # Rows that zero-shot is asked first, to learn how fast answers come, and rows of the first round where they come fast enough. Each
@@ -89,8 +89,6 @@ def ask_within(
         expect: is called with how many seconds the answers to come take at least, when the first are there.
         before: answers that are there already; they cost nothing, and rounds go on behind them.
     """
-    from tuneloop.pipeline.baselines import mean_reference
-
     config, wanted, seed = job.recipe.evaluate, job.recipe.baselines, job.recipe.seed
     every = sample_rows(dataset.test, None, seed=seed)
     places = sample_order(every, seed, dataset.stratum)[: config.limit]
@@ -126,8 +124,6 @@ def _share_of_tuned(zero: _Way, reference: float) -> float:
     Args:
         reference: tokens of a reference, on average.
     """
-    from tuneloop.pipeline.baselines import tuned_share
-
     parts = [part[""] for part in zero.parts]
     rows = max(sum(len(part.completions) for part in parts), 1)
     written, computed = sum(part.tokens for part in parts), sum(part.computed for part in parts)
@@ -171,8 +167,6 @@ def _first_round(
 
 def _taken(job: RunContext, dataset: Dataset, rows: Sequence[Row], seconds: float, before: Before) -> _Begun | None:
     """What was answered before in the place of a first round: as many rows as the tuned model can be asked in time; or nothing."""
-    from tuneloop.pipeline.baselines import base_examples
-
     known = before.first_of(rows)
     if "zero-shot" not in before.evaluations or known < min(LEAST, len(rows)):
         return None
@@ -229,8 +223,6 @@ def _more(asked: int, rows: int, fitting: float) -> int:
 
 
 def _ask(job: RunContext, dataset: Dataset, way: _Way, rows: Sequence[Row]) -> None:
-    from tuneloop.pipeline.baselines import ask_base
-
     way.parts.append(ask_base(job, dataset, rows, way.examples))
     took = way.parts[-1][""].seconds
     way.each = max(took - way.reading, ROWS_SHARE * took) / len(rows)
@@ -249,7 +241,6 @@ def _few_shot(
     Args:
         number: rows of the first round.
     """
-    from tuneloop.pipeline.baselines import base_examples
     from tuneloop.pipeline.compared_systems import reading_seconds
 
     examples = base_examples(job, dataset, rows)

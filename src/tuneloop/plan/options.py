@@ -166,6 +166,25 @@ def machines(ask: PlanRequest) -> tuple[list[MachineOption], list[str]]:
     return sorted((_option(ask, job) for job in simplest), key=order), left_out
 
 
+def plan_model(stated: Mapping[str, Any], settings: Sequence[str] = ()) -> dict[str, Any]:
+    """The plan of a named model on every machine in question; see `plan_machines`.
+
+    Args:
+        settings: a recipe's `key=value`, none of which belongs here.
+
+    Raises:
+        UserError: no model, or settings.
+    """
+    if settings:
+        step = "write it as an option (tuneloop plan --help), or name a recipe or data before it"
+        what = f"{settings[0]!r} is a recipe's setting, and a plan without data takes options"
+        raise UserError(what, where="plan", next_step=step)
+    if not stated.get("model"):
+        step = "tuneloop plan --model llama-3.1-8b --method lora, or tuneloop plan DATA"
+        raise UserError("Plan what? Neither a model nor data are named", where="plan", next_step=step)
+    return plan_machines(stated)
+
+
 def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The plan of a job on every machine in question, as `plan.json` holds it, with the `table` of all.
 

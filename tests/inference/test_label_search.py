@@ -1,0 +1,89 @@
+"""A search by a few requests finds the label that scoring all labels finds, and its probability."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tuneloop.inference.label_search import UNREAD, Path, Reading, search_labels
+from tuneloop.inference.local.scoring import label_probability
+
+VOCABULARY = 12
+
+
+class Model:
+    """A random language model that answers as a server does: greedy among allowed tokens, with a few likeliest ones."""
+
+    def __init__(self, seed: int, sharpness: float, top: int) -> None:
+        self.seed, self.sharpness, self.top = seed, sharpness, top
+        self.requests = self.written = 0
+
+    def logs(self, path: Path) -> list[float]:
+        draw = random.Random(f"{self.seed}{path}")
+        values = [draw.gauss(0, self.sharpness) for _ in range(VOCABULARY)]
+        norm = math.log(sum(map(math.exp, values)))
+        return [value - norm for value in values]
+
+    async def read(self, place: Path, allowed: Sequence[int], length: int) -> Reading:
+        self.requests += 1
+        reading = []
+        for _ in range(length):
+            logs = self.logs(place)
+            token = max(allowed, key=lambda t: logs[t])
+            likeliest = sorted(range(VOCABULARY), key=lambda t: -logs[t])[: self.top]
+            reading.append((token, {t: logs[t] for t in (*likeliest, token)}))
+            place = (*place, token)
+        self.written += length
+        return reading
+
+
+def labels_of(seed: int, count: int) -> dict[str, tuple[int, ...]]:
+    """Labels that share beginnings; token 0 ends each, so that none is the beginning of another."""
+    draw = random.Random(seed)
+    paths = {(*(draw.randrange(1, 5) for _ in range(draw.randrange(1, 5))), 0) for _ in range(count)}
+    return {"-".join(map(str, path)): path for path in sorted(paths)}
+
+
+@given(seed=st.integers(0, 10_000), count=st.integers(1, 30), sharpness=st.floats(0.1, 8), top=st.integers(0, VOCABULARY))
+@settings(max_examples=300, deadline=None)
+def test_the_best_label_and_its_probability_are_those_of_scoring_all(
+    seed: int, count: int, sharpness: float, top: int
+) -> None:
+    model, labels = Model(seed, sharpness, top), labels_of(seed, count)
+    scores = asyncio.run(search_labels(labels, model.read))
+    exact = {
+        label: sum(model.logs(path[:i])[token] for i, token in enumerate(path)) / len(path)
+        for label, path in labels.items()
+    }
+    best = max(exact, key=lambda label: exact[label])
+    assert max(scores, key=lambda label: scores[label]) == best
+    assert scores[best] == pytest.approx(exact[best])
+    assert all(scores[label] >= exact[label] - 1e-9 for label in labels)
+    tokens = {label: len(path) for label, path in labels.items()}
+    assert label_probability(scores, best, tokens) == pytest.approx(label_probability(exact, best, tokens), abs=UNREAD)
+
+
+def test_a_sure_model_is_asked_once() -> None:
+    labels = {str(i): (i, 5, 6, 0) for i in range(1, 5)}
+
+    async def read(place: Path, allowed: Sequence[int], length: int) -> Reading:
+        calls.append(place)
+        return [(token, {token: -0.001, 9: -7.0}) for token in (2, 5, 6, 0)[len(place) : len(place) + length]]
+
+    calls: list[Path] = []
+    scores = asyncio.run(search_labels(labels, read))
+    assert calls == [()] and max(scores, key=lambda label: scores[label]) == "2"
+
+
+def test_a_server_that_ignores_what_is_allowed_is_an_error() -> None:
+    async def read(place: Path, allowed: Sequence[int], length: int) -> Reading:
+        return [(11, {11: -0.1})]
+
+    with pytest.raises(ValueError, match="allowed tokens"):
+        asyncio.run(search_labels({"a": (1, 0), "b": (2, 0)}, read))

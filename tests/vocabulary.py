@@ -1,0 +1,71 @@
+"""The words of this project: which ones are not used, and what is written in their place.
+
+`python tests/vocabulary.py [FILES]` prints each place as `FILE:LINE: 'word': write ...`, and ends with 1 where there is one.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+CHECKED = ("src", "docs", "examples", "recipes", "README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+ENDINGS = (".py", ".md", ".yaml", ".j2", ".html", ".toml", ".sh")
+
+# A word as it must not be written -> what a reader searches for. Case does not matter.
+WORDS: dict[str, str] = {
+    r"told(?! apart)": "reported, stated, given",
+    r"asked for": "requested",
+    r"(?:is|are|was|were|be|been) asked": "queried, requested",
+    r"nobody": "no one",
+    r"somebody": "someone, a user",
+    r"anew": "again",
+    r"alongside|beside": "next to, compared with, together with",
+    r"mend(?:s|ed|ing)?": "fix, repair",
+    r"by itself": "on its own, alone",
+    r"lent": "shared",
+    r"g(?:ive|ives|iving|iven|ave) way": "yield, be preempted",
+    r"surely": "significantly",
+    r"figures": "results, metrics, numbers",
+    r"go(?:es|ing)? on|went on": "continue, resume",
+    r"(?:stand|stands|stood|lie|lies|lay) in": "is in",
+    r"(?:do|does|did|done) again": "reproduce, repeat",
+    r"hand(?:s|ed|ing)? on": "export, pass on",
+    r"puts? up": "deploy, start",
+    r"likeness|nearness": "similarity",
+    r"wish(?:es)?": "option, requirement",
+    r"talks": "conversations",
+    r"(?:is|are) gone": "elapsed, missing",
+    r"at hand": "available",
+}
+PATTERN = re.compile("|".join(rf"(?P<w{i}>\b(?:{word})\b)" for i, word in enumerate(WORDS)), re.IGNORECASE)
+
+
+def misused(text: str) -> Iterator[tuple[int, str, str]]:
+    """Line, word and what to write instead, of each word in a text that is on the list."""
+    for number, line in enumerate(text.splitlines(), 1):
+        for match in PATTERN.finditer(line.replace("-", "‑")):
+            yield number, match.group(0), list(WORDS.values())[int((match.lastgroup or "w0")[1:])]
+
+
+def files(names: Sequence[str] = ()) -> list[Path]:
+    """The files of the repository that are checked."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--", *(names or CHECKED)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return [ROOT / name for name in listed.stdout.splitlines() if name.endswith(ENDINGS)]
+
+
+def main(names: Sequence[str]) -> int:
+    """Print every place; 1 where there is one."""
+    places = [(file, *place) for file in files(names) for place in misused(file.read_text(encoding="utf-8"))]
+    for file, line, word, instead in places:
+        print(f"{file.relative_to(ROOT)}:{line}: {word!r}: write {instead}")
+    return int(bool(places))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuneloop.inference.label_search import UNREAD, Path, Reading, search_labels
-from tuneloop.inference.local.scoring import label_probability
+from tuneloop.inference.local.labels import label_probability
 
 VOCABULARY = 12
 
@@ -50,7 +50,9 @@ def labels_of(seed: int, count: int) -> dict[str, tuple[int, ...]]:
     return {"-".join(map(str, path)): path for path in sorted(paths)}
 
 
-@given(seed=st.integers(0, 10_000), count=st.integers(1, 30), sharpness=st.floats(0.1, 8), top=st.integers(0, VOCABULARY))
+@given(
+    seed=st.integers(0, 10_000), count=st.integers(1, 30), sharpness=st.floats(0.1, 8), top=st.integers(0, VOCABULARY)
+)
 @settings(max_examples=300, deadline=None)
 def test_the_best_label_and_its_probability_are_those_of_scoring_all(
     seed: int, count: int, sharpness: float, top: int

@@ -1,4 +1,4 @@
-"""Labels scored by a server that only writes: a few short requests with log probabilities instead of one pass over all labels.
+"""Labels scored by a server that only writes: a few short requests with log probabilities.
 
 A request continues the prompt by tokens that occur in labels, and its log probabilities are those of the unconstrained
 model. A greedy one scores all tokens of the label that wins, and bounds what branches off on the way. Branches are read
@@ -21,6 +21,10 @@ UNREAD = 0.004  # probability that may stay unread: an error that is below a per
 AT_ONCE = 8  # branches that are read together
 
 
+class Unconstrained(ValueError):
+    """The server writes tokens that are not allowed."""
+
+
 async def search_labels(labels: Mapping[str, Sequence[int]], read: Read) -> dict[str, float]:
     """Mean log likelihoods of the tokens of each label: exact for the best one, upper bounds for those that can't win.
 
@@ -32,7 +36,7 @@ async def search_labels(labels: Mapping[str, Sequence[int]], read: Read) -> dict
         The scores, as `scoring.choose` has them with `prune`.
 
     Raises:
-        ValueError: the model does not continue by allowed tokens.
+        Unconstrained: the model does not continue by allowed tokens.
     """
     known: dict[Path, dict[int, float]] = {}
     paths = [tuple(tokens) for tokens in labels.values()]
@@ -65,14 +69,14 @@ async def search_labels(labels: Mapping[str, Sequence[int]], read: Read) -> dict
         length = 1 if begun is not None else max(len(p) for p in paths if p[: len(place)] == place) - len(place)
         reading = await read(place, sorted(allowed), length)
         if not reading or (begun is not None and reading[0][0] not in missing):
-            raise ValueError("the model does not continue by allowed tokens")
+            raise Unconstrained("the model does not continue by allowed tokens")
         for token, values in reading:
             wanted = following.get(place)
             if wanted is None:
                 return
             here = known.setdefault(place, {})
             here |= {other: value for other, value in values.items() if other in wanted}
-            # What is not among the likeliest is less likely than each of them; of allowed tokens the written one is the likeliest.
+            # What is not among the likeliest is less likely than they; of allowed tokens the written one is the likeliest.
             likely = [value for other, value in values.items() if other != token]
             least = min(likely, default=0.0) if begun is None else values[token]
             bounds[place] = min(bounds.get(place, 0.0), least)

@@ -29,7 +29,6 @@ class StandIn:
         version: of vLLM; empty: a server that has no `/version`, no LoRA and no token ids.
         holds: whether it holds answers to choices and schemas.
         lets_load: whether adapters may be added while it runs.
-        priorities: whether it runs with `--scheduling-policy priority`.
         tells_ids: whether it knows `return_token_ids`, as vLLM does from 0.10.2 on.
     """
 
@@ -40,10 +39,9 @@ class StandIn:
         version: str = "0.12.1",
         holds: bool = True,
         lets_load: bool = True,
-        priorities: bool = False,
         tells_ids: bool = True,
     ) -> None:
-        self.priorities, self.tells_ids = priorities, tells_ids
+        self.tells_ids = tells_ids
         self.base, self.names, self.version, self.holds, self.lets_load = (
             base,
             dict(preloaded or {}),
@@ -114,6 +112,10 @@ class StandIn:
             self.names[body["lora_name"]] = Path(body["lora_path"])
             return JSONResponse("Success")
 
+        async def unload(asked: Asked) -> Any:
+            self.names.pop((await asked.json())["lora_name"])
+            return JSONResponse("Success")
+
         async def tokenize(asked: Asked) -> Any:
             body, engine = await asked.json(), await self._engine()
             ids = await (engine.render(body["messages"]) if "messages" in body else engine.tokenize(body["prompt"]))
@@ -121,12 +123,12 @@ class StandIn:
 
         async def answer(asked: Asked) -> Any:
             body, engine = await asked.json(), await self._engine()
-            if body.get("priority") and not self.priorities:
-                return error(400, "Got priority 1 but Priority scheduling is not enabled.")
             self.bodies.append(body)
             if body["model"] not in (MODEL, *self.names):
                 return error(404, f"The model `{body['model']}` does not exist.")
             chat = asked.url.path.endswith("/chat/completions")
+            if "allowed_token_ids" in body:
+                return JSONResponse(await asyncio.to_thread(self.held_to_tokens, engine, body))
             if not body.get("stream", False):
                 ids = {"token_ids": [64]} if body.get("return_token_ids") and self.tells_ids else {}
                 return JSONResponse({"choices": [{"index": 0, "text": "a", "finish_reason": "length", **ids}]})
@@ -135,9 +137,40 @@ class StandIn:
         routes = [
             Route("/v1/models", models), Route("/version", version), Route("/tokenize", tokenize, methods=["POST"]),
             Route("/v1/load_lora_adapter", load, methods=["POST"]),
+            Route("/v1/unload_lora_adapter", unload, methods=["POST"]),
             Route("/v1/completions", answer, methods=["POST"]), Route("/v1/chat/completions", answer, methods=["POST"]),
         ]  # fmt: skip
         return Starlette(routes=routes)
+
+    def restart(self) -> None:
+        """What was loaded while it ran is gone, as after a crash."""
+        self.names.clear()
+
+    def held_to_tokens(self, engine: LocalEngine, body: dict[str, Any]) -> dict[str, Any]:
+        """Greedy tokens among the allowed ones, with log probabilities of the unconstrained model."""
+        import torch
+
+        from tuneloop.models.adapters import applied
+
+        model, ids = engine._model, list(body["prompt"])
+        assert model is not None
+        written, values, tops = [], [], []
+        with torch.inference_mode(), applied(self.hashes.get(body["model"], BASE)):
+            for _ in range(body["max_tokens"]):
+                hidden = model.hidden(torch.tensor([ids]))[0, -1].float()
+                logs = torch.log_softmax(hidden @ model.head.float().t(), -1)
+                allowed = logs if not self.holds else logs[body["allowed_token_ids"]]
+                best = int(allowed.argmax())
+                token = best if not self.holds else body["allowed_token_ids"][best]
+                top = logs.topk(body["logprobs"])
+                near = dict(zip(top.indices.tolist(), top.values.tolist(), strict=True)) | {token: float(logs[token])}
+                written.append(token)
+                values.append(float(logs[token]))
+                tops.append({f"token_id:{i}": value for i, value in near.items()})
+                ids.append(token)
+        names = [f"token_id:{token}" for token in written]
+        logprobs = {"tokens": names, "token_logprobs": values, "top_logprobs": tops}
+        return {"choices": [{"index": 0, "text": "", "finish_reason": "length", "logprobs": logprobs}]}
 
     async def events(self, engine: LocalEngine, body: dict[str, Any], chat: bool) -> AsyncIterator[str]:
         choices = body.get("structured_outputs", {}).get("choice") or body.get("guided_choice") or []

@@ -20,6 +20,7 @@ from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.openai.serving import QUANTUM, EndpointEngine, EndpointSettings
 from tuneloop.inference.protocol import BASE, Served, complete
 from tuneloop.inference.request import Request
+from tuneloop.models.load import load_tokenizer
 from tuneloop.models.peft_layout import hash_of_adapter
 
 TURNS: Any = [{"role": "user", "content": "Is it windy on Jupiter?"}]
@@ -75,13 +76,74 @@ def test_choices_are_asked_in_the_words_of_the_server_s_version(files: Files, ve
     against(server, work)
 
 
-def test_a_server_that_ignores_choices_or_a_schema_is_noticed(files: Files) -> None:
+@pytest.mark.parametrize("tokenizer", [True, False])
+def test_a_server_that_ignores_choices_or_a_schema_is_noticed(files: Files, tokenizer: bool) -> None:
     async def work(engine: EndpointEngine) -> None:
         found = await complete(engine, asked(choices=LABELS))
         assert found.finish == "error" and found.error.startswith("no_choices: the server did not hold")
         assert (await complete(engine, asked(schema={"type": "nonsense"}))).error.startswith("no_schema: ")
 
-    against(StandIn(files.base, holds=False), work)
+    against(StandIn(files.base, holds=False), work, tokenizer=str(files.base) if tokenizer else "")
+
+
+def test_labels_and_their_probabilities_are_those_of_our_own_engine(files: Files) -> None:
+    labels = ("refund", "refund request", "delivery", "delivery time", "account", "other")
+    local = served.local(files, (0,))
+
+    async def ask(engine: Any) -> list[Any]:
+        (adapter,) = engine.adapters
+        return [
+            await complete(engine, asked(name, choices=labels, gives_way=later))
+            for name in (BASE, adapter)
+            for later in (False, True)
+        ]
+
+    wanted = served.run(local, ask)
+
+    async def work(engine: EndpointEngine) -> None:
+        for answer, own in zip(await ask(engine), wanted, strict=True):
+            assert answer.text == own.text and answer.finish == "choice"
+            assert answer.label_probability == pytest.approx(own.label_probability, abs=0.01)
+            assert answer.label_scores[answer.text] == pytest.approx(own.label_scores[own.text], abs=1e-3)
+
+    against(StandIn(files.base), work, (str(files.adapters[0]),), tokenizer=str(files.base))
+
+
+def test_adapters_that_a_restart_has_lost_are_loaded_again_and_the_last_engine_unloads_them(files: Files) -> None:
+    server, folder = StandIn(files.base), str(files.adapters[0])
+    name = hash_of_adapter(files.adapters[0])
+    settings = {"tokenizer": str(files.base)}
+    with server as url:
+        made = [EndpointEngine(Served(MODEL), [Served(folder)], EndpointSettings(url, **settings)) for _ in range(2)]
+
+        async def work(first: EndpointEngine) -> None:
+            await made[1].start()
+            server.restart()
+            assert await first.healthy() and list(server.names) == [name]
+            assert not (await complete(first, asked(name))).error
+            server.restart()
+            server.lets_load = False
+            assert not await first.healthy()
+            server.lets_load = True
+            assert await made[1].healthy()
+            await made[1].stop()
+            assert list(server.names) == [name], "the other engine still uses it"
+
+        served.run(made[0], work)
+        assert not server.names
+
+
+def test_all_of_sampling_is_said_to_vllm_and_where_a_turn_ends(files: Files) -> None:
+    server = StandIn(files.base)
+
+    async def work(engine: EndpointEngine) -> None:
+        await complete(engine, asked())
+        body = server.bodies[-1]
+        usual = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+        assert {name: body[name] for name in usual} == usual
+        assert body["stop_token_ids"] == list(load_tokenizer(files.base).end_ids)
+
+    against(server, work, tokenizer=str(files.base))
 
 
 def test_without_a_tokenizer_the_server_renders(files: Files) -> None:
@@ -157,7 +219,7 @@ def test_a_server_that_ends_is_an_error_and_not_healthy(files: Files) -> None:
 
 def test_what_gives_way_has_a_priority_where_vllm_schedules_by_it(files: Files) -> None:
     for priorities, version in ((True, "0.12.1"), (False, "0.12.1"), (True, "")):
-        server = StandIn(files.base, version=version, priorities=priorities)
+        server = StandIn(files.base, version=version)
 
         async def work(engine: EndpointEngine) -> None:
             can = priorities and bool(version)  # noqa: B023
@@ -167,7 +229,7 @@ def test_what_gives_way_has_a_priority_where_vllm_schedules_by_it(files: Files) 
             await complete(engine, asked())
             assert "priority" not in server.bodies[-1]  # noqa: B023
 
-        against(server, work)
+        against(server, work, priorities=priorities)
 
 
 def test_what_gives_way_is_written_in_quanta_where_vllm_knows_no_priorities(files: Files) -> None:
@@ -190,8 +252,10 @@ def test_what_gives_way_is_written_in_quanta_where_vllm_knows_no_priorities(file
             if "stop" not in settings:  # behind a stop string a quantum writes on
                 assert found.token_ids == whole.token_ids and found.prompt_tokens == whole.prompt_tokens
             asked_for = [body["max_tokens"] for body in server.bodies]
-            assert max(asked_for) <= QUANTUM and len(asked_for) == (1 if "choices" in settings else len(asked_for))
-            for before, body in itertools.pairwise(server.bodies):  # it goes on behind what is there
+            assert max(asked_for) <= QUANTUM
+            for before, body in itertools.pairwise(
+                server.bodies if "choices" not in settings else ()
+            ):  # it goes on behind what is there
                 assert body["prompt"][: len(before["prompt"])] == before["prompt"]
                 assert len(body["prompt"]) == len(before["prompt"]) + QUANTUM
         drawn = [

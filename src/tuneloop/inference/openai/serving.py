@@ -4,9 +4,12 @@ With a tokenizer, prompts are token ids from the template that was trained, sent
 to `/v1/chat/completions`, and the server's own template renders them. Adapters are models of the server under the hash
 of their content, and are never loaded again in place: a server's prefix cache would continue with the old one.
 
-Background work has a low priority where vLLM schedules by it. Where it does not, it is written in quanta: a few tokens
-at a time behind those that are there, which vLLM's prefix cache still holds. The next one waits while people are
-answered.
+Background work has a low priority where vLLM schedules by it, which it does not report. Where it does not, such work is
+written in quanta: a few tokens at a time behind those that are there, which vLLM's prefix cache still holds. The next
+one waits while people are answered.
+
+Labels are scored as in an evaluation, by a search through short requests (`label_search`). A grammar would give another
+answer: it binds the model to the labels that begin with its likeliest token.
 """
 
 from __future__ import annotations
@@ -15,8 +18,9 @@ import asyncio
 import json
 import re
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,18 +28,23 @@ from urllib.parse import urlsplit
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.urls import masked, split_login
+from tuneloop.inference.label_search import Path as LabelPath
+from tuneloop.inference.label_search import Reading, Unconstrained, search_labels
+from tuneloop.inference.local.labels import best_label
+from tuneloop.inference.local.sampling import GREEDY
 from tuneloop.inference.local.stream import TextStream
-from tuneloop.inference.openai.api import options_of, read_logprobs, turns_of
+from tuneloop.inference.openai.api import FURTHER_OPTIONS, options_of, read_logprobs, turns_of
 from tuneloop.inference.priority import Turns
 from tuneloop.inference.protocol import (
     AdapterFacts,
     AnswerSoFar,
     RenderingEngine,
     Served,
+    milliseconds_since,
     unknown_adapter,
     with_template,
 )
-from tuneloop.inference.request import NO_PROMPT, Request, Update, refused, schema_breach, schema_problem, with_ids
+from tuneloop.inference.request import MOST_LOGPROBS, NO_PROMPT, Request, Update, refused, schema_breach, schema_problem
 from tuneloop.inference.timeouts import HEALTHY_WITHIN, NO_QUOTA, READY_PAUSE, START_WITHIN, TOKENS_WITHIN, is_busy
 from tuneloop.inference.wire import Broken, HttpRefused, Wire, message_of, need_aiohttp
 from tuneloop.models.adapters import BASE
@@ -49,14 +58,11 @@ REFUSALS = {400: "rejected", 413: "rejected", 422: "rejected"}  # status -> word
 RENAMED = (0, 12)  # from this version of vLLM on, `guided_choice` is `structured_outputs`
 QUANTUM = 32  # tokens of a quantum: two blocks of vLLM's prefix cache, of which it reads the last one again at most
 BACKGROUND = 1  # vLLM's priority of background requests; lower ones are computed earlier, and the usual is 0
-UNREADABLE = (
-    Broken,
-    HttpRefused,
-    ValueError,
-    KeyError,
-    TypeError,
-    IndexError,
-)  # what is not the answer that is expected
+NOT_HELD = "no_choices: the server did not hold its answer to the choices"
+# (server, adapter) -> engines of this process that use what one of them has loaded there.
+USERS: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
+# What is not the answer that is expected.
+UNREADABLE = (Broken, HttpRefused, ValueError, KeyError, TypeError, IndexError)
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,9 @@ class EndpointSettings:
     tokenizer: str = ""  # model or folder whose tokenizer renders prompts here; empty: the server renders them
     slots: int = 64  # requests that are under way at the same time
     context: int = 0  # tokens of a prompt with its answer; 0: what the server says
+    priorities: bool = (
+        False  # whether vLLM runs with `--scheduling-policy priority`; else it ignores a request's priority
+    )
     start_within: float = START_WITHIN  # seconds until the server must be ready
 
 
@@ -90,6 +99,7 @@ class EndpointEngine(RenderingEngine):
         self._settings, self._context = settings, settings.context
         self._vllm: tuple[int, ...] = ()  # its version; empty: another server
         self._priorities = self._returns_ids = False
+        self._loaded: dict[str, Served] = {}  # adapters that come from folders here
         self._turns = Turns()
         self._wire: Wire | None = None
         self._slots = asyncio.Semaphore(settings.slots)
@@ -145,7 +155,7 @@ class EndpointEngine(RenderingEngine):
         until, why = time.monotonic() + self._settings.start_within, ""
         while True:
             try:
-                return {str(each["id"]): each for each in (await self._reply("/v1/models"))["data"]}
+                return await self._models()
             except UNREADABLE as error:
                 why = _reason(error)
                 if isinstance(error, HttpRefused) and error.status in (401, 403, 404):
@@ -155,6 +165,9 @@ class EndpointEngine(RenderingEngine):
             await asyncio.sleep(READY_PAUSE)
         step = "check the URL, the key, and whether it runs"
         raise UserError(f"The server does not tell its models ({why})", where=self.name, next_step=step)
+
+    async def _models(self) -> dict[str, Any]:
+        return {str(each["id"]): each for each in (await self._reply("/v1/models"))["data"]}
 
     async def _prepare(self, models: Mapping[str, Any]) -> None:
         if self.base not in models:
@@ -167,8 +180,8 @@ class EndpointEngine(RenderingEngine):
         except UNREADABLE:
             version = None
         self._vllm = tuple(map(int, version.groups())) if version else ()
-        self._priorities = bool(self._vllm) and bool(await self._tried({"priority": BACKGROUND}))
-        self._returns_ids = bool(self._vllm) and "token_ids" in await self._tried({"return_token_ids": True})
+        self._priorities = bool(self._vllm) and self._settings.priorities
+        self._returns_ids = bool(self._vllm) and await self._tries_ids()
         if self._settings.tokenizer:
             template = await asyncio.to_thread(load_tokenizer, self._settings.tokenizer)
             self._templates[BASE] = with_template(template, self._base.template)
@@ -183,7 +196,11 @@ class EndpointEngine(RenderingEngine):
         folder = Path(served.source).expanduser()
         is_folder = (folder / WEIGHTS).is_file()
         name = await asyncio.to_thread(hash_of_adapter, folder) if is_folder else served.source
+        if is_folder:
+            self._loaded[name] = served
+        users = USERS[self.name, name]
         if name in models:
+            users |= {id(self)} if users else set()
             return name
         if not is_folder:
             step = f"it has {', '.join(models)}; start it with --lora-modules {name}=FOLDER"
@@ -197,41 +214,54 @@ class EndpointEngine(RenderingEngine):
             step = f"start it with --enable-lora and --lora-modules {name}={folder}, or with "
             step += "VLLM_ALLOW_RUNTIME_LORA_UPDATING=true"
             raise UserError(what, where=str(folder), next_step=step) from None
+        users.add(id(self))
         return name
 
-    async def _tried(self, more: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What vLLM answers to a token with some field; empty where it refuses that.
-
-        It refuses a priority unless it runs with `--scheduling-policy priority`.
-        """
-        body = {"model": self.base, "prompt": [1], "max_tokens": 1, **more}
+    async def _tries_ids(self) -> bool:
+        """Whether vLLM returns the tokens that it writes, as it does from 0.10.2 on."""
+        body = {"model": self.base, "prompt": [1], "max_tokens": 1, "return_token_ids": True}
         try:
-            choice = (await self._reply("/v1/completions", body, self._settings.start_within))["choices"][0]
+            return (
+                "token_ids" in (await self._reply("/v1/completions", body, self._settings.start_within))["choices"][0]
+            )
         except UNREADABLE:
-            return {}
-        return choice if isinstance(choice, dict) else {}
+            return False
 
     async def healthy(self) -> bool:
-        """Whether the server answers, and does not say that what computes behind it is not ready."""
+        """Whether the server answers, has all models, and does not say that what computes behind it is not ready.
+
+        A vLLM that was restarted has lost the adapters that were loaded while it ran: they are loaded again.
+        """
         if self._wire is None:
             return False
         try:
             async with asyncio.timeout(HEALTHY_WITHIN):
-                await self._wire.get("/v1/models")
+                models = await self._models()
                 try:
                     await self._wire.get("/readyz")
                 except HttpRefused as error:  # only `tuneloop serve` has one
-                    return error.status != 503
-        except (Broken, HttpRefused, TimeoutError):
+                    if error.status == 503:
+                        return False
+            for name, served in self._loaded.items():
+                if name not in models:
+                    await self._add(served, models)
+        except (*UNREADABLE, TimeoutError, UserError):
             return False
-        return True
+        return {self.base, *self.adapters} <= {*models, *self._loaded}
 
     async def stop(self) -> None:
-        """Close the connections; the server keeps running."""
+        """Unload what no other engine of this process uses, and close the connections; the server keeps running."""
         wire, self._wire = self._wire, None
-        self.adapters, self._templates = {}, {}
         if wire is not None:
+            for name in self._loaded:
+                users = USERS[self.name, name]
+                if users == {id(self)}:
+                    with suppress(*UNREADABLE):
+                        body = json.dumps({"lora_name": name}).encode()
+                        await wire.post("/v1/unload_lora_adapter", body, HEALTHY_WITHIN)
+                users.discard(id(self))
             await wire.close()
+        self.adapters, self._templates, self._loaded = {}, {}, {}
 
     # -- answers
 
@@ -272,7 +302,7 @@ class EndpointEngine(RenderingEngine):
         if not why and request.choices and not self._vllm:
             why = "no_choices: only vLLM is known to hold an answer to choices"
         if not why and request.adapter in self._templates:
-            return with_ids(self._templates[request.adapter], self.context, request, engine=self.name)
+            return self._with_ids(request)
         if not why and not (request.ids or request.continues is not None or request.messages):
             why = NO_PROMPT
         return refused(request, why, self.name) if why else request
@@ -343,6 +373,10 @@ class EndpointEngine(RenderingEngine):
         try:
             if self._wire is None:
                 raise Broken("closed")
+            if request.choices and request.adapter in self._templates:
+                answer.choice = await self._choice(request)
+                yield Update(completion=answer.completed())
+                return
             async with aclosing(self._wire.events(place, json.dumps(body).encode())) as events:
                 async for data in events:
                     if data and data != b"[DONE]" and (piece := answer.read(json.loads(data))):
@@ -351,16 +385,51 @@ class EndpointEngine(RenderingEngine):
             word = "busy" if is_busy(error.status, error.retry_after) else REFUSALS.get(error.status, "engine")
             failure = answer.failed(f"{NO_QUOTA if error.no_quota else word}: {error.in_words}")
             yield Update(completion=replace(failure, retry_after=error.retry_after))
+        except Unconstrained:
+            yield Update(completion=answer.failed(NOT_HELD))
         except UNREADABLE as error:
             yield Update(completion=answer.failed(f"engine: the answer broke off ({_reason(error)})"))
         else:
             yield Update(completion=answer.completed())
 
-    def _body(self, request: Request) -> tuple[str, dict[str, Any]]:
+    async def _choice(self, request: Request) -> Completion:
+        """The likeliest label with its probability."""
+        trie, ids = self._tree(request)
+        settings = self._options(replace(request, sampling=GREEDY, stop=(), logprobs=MOST_LOGPROBS))
+        settings |= {"logprobs": MOST_LOGPROBS, "stop_token_ids": []}
+        began = time.perf_counter()
+
+        async def read(place: LabelPath, allowed: Sequence[int], length: int) -> Reading:
+            body = settings | {
+                "prompt": [*request.ids, *place],
+                "max_tokens": length,
+                "allowed_token_ids": list(allowed),
+            }
+            reply = await self._reply("/v1/completions", body, self._settings.start_within)
+            written = read_logprobs(reply["choices"][0]["logprobs"])
+            return [(each.id, {**dict(each.top), each.id: each.logprob}) for each in written]
+
+        scores = await search_labels(dict(zip(request.choices, ids, strict=True)), read)
+        choice = best_label(scores, trie.tokens, len(request.ids), engine=self.name)
+        return replace(choice, adapter=request.adapter, total_ms=milliseconds_since(began))
+
+    def _options(self, request: Request) -> dict[str, Any]:
+        """Model, sampling and scheduling; for vLLM all of it, as its defaults are those of `generation_config.json`."""
         body = {"model": self._model(request.adapter)} | options_of(request)
-        body |= {"stream": True, "stream_options": {"include_usage": True}}
-        if request.sampling.temperature:
-            body["top_p"] = request.sampling.top_p  # also 1, where the server's usual one is another
+        if request.sampling.temperature or self._vllm:
+            body["top_p"] = request.sampling.top_p
+        if self._vllm:
+            body |= {name: getattr(request.sampling, name) for name in FURTHER_OPTIONS}
+            body |= {"return_token_ids": True, "return_tokens_as_token_ids": True}
+            if request.adapter in self._templates:
+                body["stop_token_ids"] = list(self._templates[request.adapter].end_ids)
+        if request.gives_way and self._priorities:
+            body["priority"] = BACKGROUND
+        return body
+
+    def _body(self, request: Request) -> tuple[str, dict[str, Any]]:
+        """The path and the body that are sent."""
+        body = self._options(request) | {"stream": True, "stream_options": {"include_usage": True}}
         if request.choices:
             choices = list(request.choices)
             renamed = self._vllm >= RENAMED
@@ -368,10 +437,6 @@ class EndpointEngine(RenderingEngine):
         if request.schema is not None:
             schema = {"name": "answer", "schema": dict(request.schema), "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        if request.gives_way and self._priorities:
-            body["priority"] = BACKGROUND
-        if self._vllm:
-            body |= {"return_token_ids": True, "return_tokens_as_token_ids": True}
         if request.ids or request.continues is not None:
             prompt = list(request.ids) if request.ids else request.continues
             more = {} if request.logprobs is None else {"logprobs": request.logprobs}
@@ -391,11 +456,12 @@ class _AnswerInText(AnswerSoFar):
     """An answer whose text comes from the server."""
 
     text, reason = "", ""  # what is written so far, and why the server ended it
+    choice: Completion | None = None  # the label, where one was scored
 
     def read(self, event: Mapping[str, Any]) -> str:
         """The piece of text that an event of the server brings."""
         if "error" in event:
-            raise ValueError(message_of(json.dumps(event)))
+            raise Broken(message_of(json.dumps(event)))
         usage = event.get("usage")
         if isinstance(usage, Mapping):
             self.counts = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
@@ -414,12 +480,14 @@ class _AnswerInText(AnswerSoFar):
 
     def completed(self) -> Completion:
         """The answer, or what is wrong with it."""
+        if self.choice is not None:
+            return self.choice
         if not self.reason:
             return self.failed("engine: the answer broke off")
         request, text = self.request, self.text.strip()
         finish: Finish = "length" if self.reason == "length" else "choice" if request.choices else "stop"
         if request.choices and text not in request.choices:
-            return self.failed("no_choices: the server did not hold its answer to the choices")
+            return self.failed(NOT_HELD)
         breach = schema_breach(request.schema, text) if finish == "stop" else ""
         return self.failed(breach) if breach else self.completion(text, finish)
 

@@ -14,7 +14,7 @@ from served import Files
 
 from tuneloop.core.errors import UserError
 from tuneloop.inference import canary as proofs
-from tuneloop.inference.canary import CanaryRow, gap_at_parting, prove
+from tuneloop.inference.canary import CanaryRow, Parting, parting_of, prove, rounding_step
 from tuneloop.inference.local.serving import LocalEngine
 from tuneloop.inference.protocol import BASE, ServingEngine, complete
 from tuneloop.inference.request import Request, Update
@@ -95,7 +95,8 @@ def test_an_answer_that_parts_at_a_near_tie_counts(files: Files, monkeypatch: py
             (_, most), (other, less) = answer.logprobs[1].top
             canaries.append(CanaryRow(request, "evaluated otherwise", (answer.token_ids[0], other)))
             gaps.append(most - less)
-            assert await gap_at_parting(engine, canaries[-1], answer) == pytest.approx(gaps[-1], abs=1e-3)
+            parting = await parting_of(engine, canaries[-1], answer)
+            assert parting is not None and parting.gap == pytest.approx(gaps[-1], abs=1e-3) and not parting.step
         monkeypatch.setattr(proofs, "NEAR_TIE", max(gaps) + 0.01)
         (proof,) = await prove(engine, canaries)
         assert (
@@ -107,6 +108,14 @@ def test_an_answer_that_parts_at_a_near_tie_counts(files: Files, monkeypatch: py
             await prove(engine, canaries)
 
     served.run(served.local(files, (0,)), work)
+
+
+def test_what_16_bits_round_together_is_a_tie() -> None:
+    assert rounding_step([-1.28827, -2.78827, -2.91327, -3.53827]) == 0.125
+    assert rounding_step([-1.0, -1.5, -2.0]) == 0.5
+    assert rounding_step([-0.1234, -1.9876, -3.5555]) == rounding_step([-1.0]) == rounding_step([-1.0, -1.0]) == 0
+    assert Parting(0.25, 0.125).is_tie and not Parting(0.375, 0.125).is_tie
+    assert Parting(0.09).is_tie and not Parting(0.125).is_tie
 
 
 def test_rows_that_cannot_be_asked_are_refused(files: Files) -> None:

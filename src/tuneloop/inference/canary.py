@@ -76,8 +76,8 @@ async def prove(engine: ServingEngine, canaries: Sequence[CanaryRow], *, least: 
             step = "check that it was trained on this base, and that the engine applies it"
             raise UserError(what, where=where, next_step=step)
         others = [(row, answer) for row, answer in zip(rows, answers, strict=True) if not is_expected(answer, row)]
-        gaps = [await gap_at_parting(engine, row, answer) for row, answer in others]
-        same, ties = len(rows) - len(others), sum(gap is not None and gap < NEAR_TIE for gap in gaps)
+        partings = [await parting_of(engine, row, answer) for row, answer in others]
+        same, ties = len(rows) - len(others), sum(parting is not None and parting.is_tie for parting in partings)
         if same + ties < least * len(rows):
             row, answer = others[0]
             count = f"{same} of {counted(len(rows), 'answer')} {verb(same, 'is', 'are')} those of the evaluation"
@@ -94,7 +94,20 @@ def is_expected(answer: Completion, row: CanaryRow) -> bool:
     return answer.text == expected or (answer.finish == "length" and expected.startswith(answer.text))
 
 
-async def gap_at_parting(engine: ServingEngine, row: CanaryRow, answer: Completion) -> float | None:
+@dataclass(frozen=True)
+class Parting:
+    """Where a served answer leaves the evaluated one."""
+
+    gap: float  # nats by which the served model finds its own token likelier
+    step: float = 0.0  # nats between two neighbouring log probabilities, where 16 bits have rounded them; else 0
+
+    @property
+    def is_tie(self) -> bool:
+        """Whether rounding explains it: two steps, since each of the tokens may be rounded by one."""
+        return self.gap < max(NEAR_TIE, 2.01 * self.step)
+
+
+async def parting_of(engine: ServingEngine, row: CanaryRow, answer: Completion) -> Parting | None:
     """How much likelier than the evaluated token the served model finds the one that it wrote where the answers part.
 
     Roundings differ between engines and, in bf16, between batches of different sizes. They decide where two tokens are
@@ -105,7 +118,7 @@ async def gap_at_parting(engine: ServingEngine, row: CanaryRow, answer: Completi
         answer: what was served.
 
     Returns:
-        The gap in nats; None where one answer is the beginning of the other, or the tokens are not known.
+        None where one answer is the beginning of the other, or the tokens are not known.
     """
     pairs = zip(row.expected_ids, answer.token_ids, strict=False)
     at = next((i for i, (one, other) in enumerate(pairs) if one != other), None)
@@ -120,7 +133,19 @@ async def gap_at_parting(engine: ServingEngine, row: CanaryRow, answer: Completi
     token = step.logprobs[0]
     logprobs = {token.id: token.logprob, **dict(token.top)}
     most, least = max(logprobs.values()), min(logprobs.values())
-    return most - logprobs.get(row.expected_ids[at], least)
+    return Parting(most - logprobs.get(row.expected_ids[at], least), rounding_step(list(logprobs.values())))
+
+
+def rounding_step(logprobs: Sequence[float]) -> float:
+    """The largest power of two, of 1/64 nats and more, of which all differences are multiples; 0: there is none.
+
+    An engine whose last product is in bf16 has such steps: of logits from 16 to 32 they are 1/8 nats wide.
+    """
+    differences = [value - logprobs[0] for value in logprobs[1:]]
+    if not any(differences):
+        return 0.0
+    steps = (2.0**-power for power in range(7))
+    return next((step for step in steps if all(abs(d / step - round(d / step)) < 0.01 for d in differences)), 0.0)
 
 
 async def _answers(engine: ServingEngine, rows: Sequence[CanaryRow], adapter: str) -> list[Completion]:

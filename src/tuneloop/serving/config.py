@@ -138,6 +138,9 @@ class ServeConfig(Config):
         "", description="model whose tokenizer makes a URL's prompts; default: the runs' base, else the server renders"
     )
     api_key_env: str = Field("OPENAI_API_KEY", description="environment variable with the key of these servers")
+    priorities: bool = Field(
+        False, description="these servers are vLLM with --scheduling-policy priority: background work gets a low one"
+    )
     host: str = Field("127.0.0.1", description="address; 0.0.0.0 lets others in, who then need a key")
     port: int = Field(8100, ge=0, le=65535, description="port; 0 for a free one")
     folder: str = Field("serve", description="folder of the store, keys and batches")

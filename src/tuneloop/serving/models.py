@@ -20,7 +20,7 @@ from tuneloop.core.units import counted
 from tuneloop.core.urls import masked, split_login
 from tuneloop.data.formats import Rejection
 from tuneloop.data.task import TaskSpec, prompt_reader
-from tuneloop.inference.canary import CanaryRow, gap_at_parting, is_expected, prove
+from tuneloop.inference.canary import CanaryRow, Parting, is_expected, parting_of, prove
 from tuneloop.inference.local.labels import label_ids
 from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings
 from tuneloop.inference.openai.target import key_from
@@ -35,7 +35,7 @@ from tuneloop.models.peft_layout import SETTINGS, WEIGHTS, hash_of_adapter
 from tuneloop.models.template import Template
 from tuneloop.pipeline.context import RunContext, dataset_of, load_run_recipe
 from tuneloop.pipeline.targets import open_with_task, task_inside
-from tuneloop.records.artifact import ARTIFACT, NEAR_TIE, PARTED
+from tuneloop.records.artifact import ARTIFACT, PARTED
 from tuneloop.records.evaluation import EVALUATION, EvaluationManifest
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Message
@@ -234,7 +234,10 @@ def _endpoints(config: ServeConfig, candidates: Mapping[str, Candidate]) -> Serv
     base = base or _only_model(config.urls, key)
     extra = _candidates(candidates, lambda each: _open_elsewhere(Named(each.model, each.source)), None)
     adapters = _loaded(models, extra.values())
-    settings = [EndpointSettings(url, key, config.tokenizer or local, slots=config.slots) for url in config.urls]
+    settings = [
+        EndpointSettings(url, key, config.tokenizer or local, slots=config.slots, priorities=config.priorities)
+        for url in config.urls
+    ]
     engines = [EndpointEngine(Served(base), adapters, each) for each in settings]
 
     async def proof(engine: ServingEngine) -> None:
@@ -265,7 +268,7 @@ def _only_model(urls: Sequence[str], key: str) -> str:
         try:
             place, login = split_login(url.rstrip("/").removesuffix("/v1"))
             answer = fetched(Wire(place, key, proxies=True, login=login), "/v1/models", MODELS_WITHIN)
-            names = [str(each["id"]) for each in json.loads(answer)["data"]]
+            names = [str(each["id"]) for each in json.loads(answer)["data"] if not each.get("parent")]  # no adapters
         except (HttpRefused, Broken, ValueError, KeyError, TypeError) as error:
             fault = (
                 error.in_words if isinstance(error, HttpRefused) else masked(f"{type(error).__name__}: {error}")[:200]
@@ -370,7 +373,7 @@ class Sameness:
     same: int  # answers that are equal
     failed: int = 0  # rows that got no answer
     parted: int = 0  # answers that differ and were looked at, `PARTED` at most
-    # of them, those that part where the served model finds both tokens equally likely, but for `NEAR_TIE` nats
+    # of them, those that part where the served model finds both tokens equally likely; see `Parting.is_tie`
     ties: int = 0
     largest_gap: float = 0.0  # between these two tokens, of all that were looked at
     examples: tuple[tuple[str, str], ...] = ()  # the first answers that differ: as evaluated, as served
@@ -389,7 +392,7 @@ async def same_answers(deployment: ServerDeployment) -> list[Sameness]:
         adapter = deployment.adapter_of(each)
         rows = await asyncio.to_thread(canaries_of, each.source, adapter, each.task, sys.maxsize, longest)
         examples: list[tuple[str, str]] = []
-        gaps: list[float] = []
+        partings: list[Parting] = []
         same = failed = 0
         for i in range(0, len(rows), deployment.engine.slots):
             part = rows[i : i + deployment.engine.slots]
@@ -401,12 +404,13 @@ async def same_answers(deployment: ServerDeployment) -> list[Sameness]:
                     continue
                 if len(examples) < 3:
                     examples.append((row.expected, answer.error or answer.text))
-                if len(gaps) < PARTED and (gap := await gap_at_parting(deployment.engine, row, answer)) is not None:
-                    gaps.append(gap)
+                if len(partings) < PARTED and (one := await parting_of(deployment.engine, row, answer)) is not None:
+                    partings.append(one)
             if i // 100 != (i + len(part)) // 100:
                 say(f"compared  {each.name}: {i + len(part):,} of {len(rows):,}")
-        ties, largest = sum(gap < NEAR_TIE for gap in gaps), round(max(gaps, default=0.0), 3)
-        results.append(Sameness(each.name, len(rows), same, failed, len(gaps), ties, largest, tuple(examples)))
+        ties = sum(one.is_tie for one in partings)
+        largest = round(max((one.gap for one in partings), default=0.0), 3)
+        results.append(Sameness(each.name, len(rows), same, failed, len(partings), ties, largest, tuple(examples)))
     return results
 
 

@@ -158,7 +158,9 @@ class Batches:
             make_folder(folder, 0o700)
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
                 form = _Form(call.header("content-type"), out)
-                async for part in call.parts():
+                more = True
+                while more:
+                    part, more = await call.part()
                     size += len(part)
                     self._arriving[owner] += len(part)
                     if form.size > most or size > most + 100_000:

@@ -83,23 +83,21 @@ class Call:
             raise ApiError(415, "Compressed bodies are not read", code="unsupported_media_type")
         if length.isdigit() and int(length) > most:
             raise large
-        parts = []
-        async for part in self.parts():
+        parts, more = [], True
+        while more:
+            part, more = await self.part()
             size += len(part)
             if size > most:
                 raise large
             parts.append(part)
         return b"".join(parts)
 
-    async def parts(self) -> AsyncIterator[bytes]:
-        """The parts of the body as they come; Disconnected: the client left before its end."""
-        more = True
-        while more:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise Disconnected
-            more = message.get("more_body", False)
-            yield message.get("body", b"")
+    async def part(self) -> tuple[bytes, bool]:
+        """The next part of the body, and whether more follow; Disconnected: the client left before its end."""
+        message = await self.receive()
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        return message.get("body", b""), message.get("more_body", False)
 
     async def json(self, most: int) -> dict[str, Any]:
         """The body as a JSON object; ApiError: it is not valid JSON, or says that it is something else."""
@@ -372,11 +370,10 @@ class RouteHandlers:
 
     async def _whole(self, call: Call, requests: list[ApiRequest], caller: Caller) -> list[Whole]:
         """Whole answers; the client's leaving ends them."""
-        answers = (whole(self.gateway.answer(each, caller)) for each in requests)
         async with call.watched():
             if len(requests) == 1:
-                return [await next(answers)]
-            tasks = [asyncio.ensure_future(each) for each in answers]
+                return [await whole(self.gateway.answer(requests[0], caller))]
+            tasks = [asyncio.ensure_future(whole(self.gateway.answer(each, caller))) for each in requests]
             try:
                 return list(await asyncio.gather(*tasks))
             finally:

@@ -51,8 +51,8 @@ def read_calls(text: str, tools: Sequence[Mapping[str, Any]]) -> list[dict[str, 
 
 def usage(*answers: Sequence[Completion]) -> dict[str, Any]:
     """Tokens of one or several answers together; the prompt of an answer counts once, whatever its choices."""
-    prompt = sum(choices[0].prompt_tokens for choices in answers if choices)
-    completion = sum(each.completion_tokens for choices in answers for each in choices)
+    prompt = sum([choices[0].prompt_tokens for choices in answers if choices])
+    completion = sum([each.completion_tokens for choices in answers for each in choices])
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 

@@ -22,13 +22,14 @@ from postgres import PASSWORD, Postgres
 from patience import HANG
 from serving import ANSWERS, FIELDS, MakeTuned, running
 from tuneloop.core.errors import UserError
+from tuneloop.data.task import TaskSpec
 from tuneloop.pipeline.predict import Asker, Options, predict
 from tuneloop.pipeline.targets import open_with_task
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import Caller, Gateway
 from tuneloop.serving.http.api_request import ApiError, ApiRequest
-from tuneloop.serving.http.app import whole
-from tuneloop.serving.models import deployment_of
+from tuneloop.serving.http.app import headers_of, whole
+from tuneloop.serving.models import deployment_of, prompt_of
 from tuneloop.serving.server import gateway_of, redactor_of, serve_config
 from tuneloop.serving.store.store import opened, read_requests
 
@@ -59,7 +60,9 @@ def with_gateway(folder: Path, run: Path, work: Callable[[Gateway], Any], *, mer
 def served_ids(folder: Path, run: Path, content: str) -> tuple[int, ...]:
     async def work(gateway: Gateway) -> tuple[int, ...]:
         asked = ApiRequest("chat", messages=[{"role": "user", "content": content}])
-        return tuple((await gateway.request(asked, gateway.models["m"])).ids)
+        prompt = await gateway.prompt(asked, gateway.models["m"])
+        assert not prompt.outside
+        return tuple((await gateway.request(asked, prompt, gateway.models["m"])).ids)
 
     return with_gateway(folder, run, work)  # type: ignore[no-any-return]
 
@@ -91,6 +94,52 @@ def test_several_columns_come_as_json(make_tuned: MakeTuned, tmp_path: Path) -> 
     assert served_ids(tmp_path / "s", run, json.dumps(record)) == trained_ids(run, record)
     with pytest.raises(ApiError, match="several columns"):
         served_ids(tmp_path / "s", run, "Where is it?")
+
+
+SYSTEM = {"role": "system", "content": "Answer in Dutch."}
+EARLIER = [{"role": "user", "content": "hello bob7@example.com"}, {"role": "assistant", "content": "hi"}]
+
+
+@pytest.mark.parametrize(
+    ("data", "last", "expected"),
+    [
+        ({"input": "Ticket: {text}", "instruction": "Name the kind."}, "late", "Ticket: late"),
+        ({"input": "{subject} | {body}"}, json.dumps({"subject": "Late", "body": "where"}), "Late | where"),
+        ({"input": "{subject} | {body}"}, "where is it?", "where is it?"),
+    ],
+)
+def test_turns_before_a_record_go_where_the_template_of_chats_puts_them(
+    data: dict[str, str], last: str, expected: str
+) -> None:
+    names = ("text", "label") if "{text}" in data["input"] else ("subject", "body")
+    task = TaskSpec(kind="generation", format="fields", columns={name: name for name in names}, **data)
+    read = prompt_of(task)
+    prompt = read([SYSTEM, *EARLIER, {"role": "user", "content": last}], ())
+    trained = f"{data['instruction']}\n\n" if "instruction" in data else ""
+    system, *turns = prompt.messages
+    assert prompt.outside and system == {"role": "system", "content": trained + SYSTEM["content"]}
+    assert turns[-1] == {"role": "user", "content": expected} and [turn["role"] for turn in turns[:-1]] == [
+        "user",
+        "assistant",
+    ]
+    tools = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}]
+    with_tools = read([{"role": "user", "content": last}], tools) if expected != last else None
+    assert with_tools is None or (with_tools.tools and with_tools.outside)
+
+
+def test_a_prompt_outside_the_training_is_answered_and_says_so(make_tuned: MakeTuned, tmp_path: Path) -> None:
+    run = make_tuned(data={"input": "Ticket: {text}", "output": "{label}"})
+
+    async def work(gateway: Gateway) -> list[bool]:
+        flags = []
+        for turns in ([{"role": "user", "content": TICKET}], [SYSTEM, {"role": "user", "content": TICKET}]):
+            pieces = gateway.answer(ApiRequest("chat", messages=turns, max_new_tokens=2), Caller())
+            piece, _ = await whole(pieces)
+            flags.append(piece.outside)
+            assert headers_of(piece).get("x-tuneloop-prompt") == ("outside-training" if piece.outside else None)
+        return flags
+
+    assert with_gateway(tmp_path / "s", run, work) == [False, True]
 
 
 def test_a_conversation_stays_one(make_tuned: MakeTuned, tmp_path: Path) -> None:

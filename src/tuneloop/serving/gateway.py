@@ -43,6 +43,7 @@ class Prompt:
     messages: Sequence[Message] = ()
     tools: Sequence[Mapping[str, Any]] = ()
     continues: str | None = None
+    outside: bool = False  # the model was not trained on prompts of this kind
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ class Piece:
     id: str  # of the request
     model: ServedModel  # that answers
     tier: str = "default"  # in which it does
+    outside: bool = False  # see `Prompt.outside`
 
 
 @dataclass
@@ -180,6 +182,7 @@ class _Account:
     status: str = "cancelled"
     patient: bool = False
     again: bool = False  # a second try in another way
+    outside: bool = False  # see `Prompt.outside`
     place: QueuePlace | None = None
 
     @property
@@ -462,14 +465,20 @@ class Gateway:
         caller = Caller(user=caller.user, conversation=caller.conversation)
         self.copies.add(self, Copy(account.id, served, replace(account.request, model=account.model.name), caller))
 
-    async def request(self, request: ApiRequest, model: ServedModel, engine: ServingEngine | None = None) -> Request:
-        """The prompt for the engine (None: the one at work), as the model was trained; ApiError: there is none."""
-        prompt, engine = Prompt(request.messages, request.tools, request.text), engine or self.engine
-        if model.read is not None and request.messages:
-            try:
-                prompt = await asyncio.to_thread(model.read, request.messages, request.tools)
-            except ValueError as error:
-                raise ApiError(400, str(error), param="messages") from None
+    async def prompt(self, request: ApiRequest, model: ServedModel) -> Prompt:
+        """A request's prompt as the model was trained; ApiError: there is none."""
+        if model.read is None or not request.messages:
+            return Prompt(request.messages, request.tools, request.text)
+        try:
+            return await asyncio.to_thread(model.read, request.messages, request.tools)
+        except ValueError as error:
+            raise ApiError(400, str(error), param="messages") from None
+
+    async def request(
+        self, request: ApiRequest, prompt: Prompt, model: ServedModel, engine: ServingEngine | None = None
+    ) -> Request:
+        """A request for the engine (None: the one at work); ApiError: the prompt can't be rendered."""
+        engine = engine or self.engine
         ids, turns = request.ids, prompt.messages
         try:
             if not getattr(engine, "renders", True):  # the engine takes turns and texts as they are
@@ -503,7 +512,9 @@ class Gateway:
     async def _attempt(self, account: _Account, background: bool) -> AsyncGenerator[Piece, None]:
         """The pieces of an answer by the account's model: reserve, wait for a place, have the engine answer, settle."""
         n, key = account.request.n, account.caller.key
-        request = await self.request(account.request, account.model, account.engine)
+        prompt = await self.prompt(account.request, account.model)
+        account.outside = prompt.outside
+        request = await self.request(account.request, prompt, account.model, account.engine)
         account.prompt_tokens = prompt_size(request)
         if (background or account.request.tier == "flex") and not self.batches_only and can_give_way(account.engine):
             account.patient, background = True, request.schema is None  # an answer under a schema can't be interrupted
@@ -578,7 +589,7 @@ class Gateway:
             account.completions[index] = completion
             if not request.ids and completion.prompt_tokens:
                 account.prompt_tokens = completion.prompt_tokens  # as the engine has counted
-        return Piece(index, update.text, completion, account.id, account.model, account.request.tier)
+        return Piece(index, update.text, completion, account.id, account.model, account.request.tier, account.outside)
 
     def _log(self, account: _Account, record: StoredRequest) -> None:
         """Fill in the record of a request that has ended, and write it."""

@@ -19,7 +19,7 @@ from tuneloop.core.ui import quiet, say
 from tuneloop.core.units import counted
 from tuneloop.core.urls import masked, split_login
 from tuneloop.data.formats import Rejection
-from tuneloop.data.task import TaskSpec, prompt_reader
+from tuneloop.data.task import TaskPrompt, TaskSpec, prompt_reader
 from tuneloop.inference.canary import CanaryRow, Parting, is_expected, parting_of, prove
 from tuneloop.inference.local.labels import label_ids
 from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings
@@ -286,37 +286,65 @@ def prompt_of(task: TaskSpec) -> ReadPrompt:
     """The function from a client's turns to the prompt that a model was trained on.
 
     A single turn of the user is a record of the training data: its text is repaired, put into the template and set
-    under the instruction, as `predict` does. Where training took several columns, it is a JSON object with them. Turns
-    with a system turn, or several, are a conversation: the instruction is added where they have none.
+    under the instruction, as `predict` does. Where training took several columns, it is a JSON object with them. Any
+    other conversation keeps its turns, under the trained instruction; of a model that was tuned through a template the
+    last turn is put into it where it fits. What was not trained on conversations says that it is outside its training.
     """
-    whole = prompt_reader(task, [{"messages": [{"role": "user", "content": "x"}]}])
-    single = None
-    if not task.is_conversation and len(task.inputs) == 1:
-        single = prompt_reader(task, [{"text": "x"}], column="text")
-    columns = prompt_reader(task, [dict.fromkeys(task.inputs, "x")]) if len(task.inputs) > 1 else None
+    chats = {"format": "messages", "columns": {"turns": "messages", "tools": "tools"}, "input": None, "output": None}
+    plain = task if task.input is None else task.model_copy(update=chats)
+    conversation = prompt_reader(plain, [{"messages": [{"role": "user", "content": "x"}]}])
+    single_record = None
+    if not task.is_conversation:
+        column = "text" if len(task.inputs) == 1 else ""
+        single_record = prompt_reader(
+            task, [{"text": "x"} if column else dict.fromkeys(task.inputs, "x")], column=column
+        )
 
     def read(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Prompt:
-        alone = len(messages) == 1 and messages[0]["role"] == "user"
-        record: dict[str, Any] = {"messages": [dict(turn) for turn in messages]}
-        if tools:
-            record["tools"] = [dict(tool) for tool in tools]
-        reader = whole
-        if alone and columns is not None:
-            try:
-                reader, record = columns, json.loads(messages[0]["content"])
-            except (ValueError, RecursionError):
-                record = {}
-            if not isinstance(record, dict) or reader is whole:
-                columns_ = ", ".join(f'"{name}": "..."' for name in task.inputs)
-                raise ValueError(f"This model was trained on several columns: write them as JSON, {{{columns_}}}")
-        elif alone and single is not None:
-            reader, record = single, {"text": messages[0]["content"]}
-        row = reader(record)
-        if isinstance(row, Rejection):
-            raise ValueError(f"{row.reason}: {row.detail}")
-        return Prompt(row.messages, row.tools, row.continues)
+        *before, last = messages
+        alone = not before and last["role"] == "user"
+        record: dict[str, Any] | None = None
+        if single_record is not None and last["role"] == "user" and (alone or task.input is not None):
+            record = _record_of(task, str(last["content"]))
+        if alone and record is None and len(task.inputs) > 1:
+            columns = ", ".join(f'"{name}": "..."' for name in task.inputs)
+            raise ValueError(f"This model was trained on several columns: write them as JSON, {{{columns}}}")
+        if single_record is not None and record is not None and alone and not tools:
+            row = _accepted(single_record(record))
+            return Prompt(row.messages, row.tools, row.continues)
+        value: dict[str, Any] = {"messages": [dict(turn) for turn in messages]}
+        whole = _accepted(conversation(value | ({"tools": [dict(tool) for tool in tools]} if tools else {})))
+        if single_record is None or record is None:
+            return Prompt(whole.messages, whole.tools, whole.continues, outside=not task.is_conversation)
+        row = _accepted(single_record(record))
+        earlier = whole.messages[:-1] if any(turn["role"] == "system" for turn in before) else before
+        return Prompt(_one_system([*row.messages[:-1], *earlier, row.messages[-1]]), whole.tools, outside=True)
 
     return read
+
+
+def _record_of(task: TaskSpec, text: str) -> dict[str, Any] | None:
+    """A turn as a record; None: the model was trained on several columns, and it is no JSON object with them."""
+    if len(task.inputs) == 1:
+        return {"text": text}
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _accepted(row: TaskPrompt | Rejection) -> TaskPrompt:
+    if isinstance(row, Rejection):
+        raise ValueError(f"{row.reason}: {row.detail}")
+    return row
+
+
+def _one_system(turns: Sequence[Message]) -> list[Message]:
+    """Turns with all system turns as one, at the beginning: templates take no second one."""
+    texts = [str(turn["content"]) for turn in turns if turn["role"] == "system"]
+    others = [turn for turn in turns if turn["role"] != "system"]
+    return [{"role": "system", "content": "\n\n".join(texts)}, *others] if texts else others
 
 
 def canaries_of(source: str, adapter: str, task: TaskSpec | None, rows: int = 5, tokens: int = 16) -> list[CanaryRow]:

@@ -430,7 +430,8 @@ class RouteHandlers:
         model = self.gateway.model_of(name if isinstance(name, str) else "?", caller)
         if body.get("messages") is not None:
             messages = read.read_messages(body["messages"])
-            ids = (await self.gateway.request(ApiRequest("chat", messages=messages), model)).ids
+            request = ApiRequest("chat", messages=messages)
+            ids = (await self.gateway.request(request, await self.gateway.prompt(request, model), model)).ids
         else:
             text = body.get("prompt", body.get("text"))
             if not isinstance(text, str):
@@ -497,7 +498,8 @@ def page_and_policy() -> tuple[bytes, str]:
 def headers_of(piece: Piece) -> dict[str, str]:
     """The headers of an answer."""
     release = piece.model.release or piece.model.adapter[:16]
-    return {"x-tuneloop-request": piece.id, "x-tuneloop-release": release, "x-request-id": piece.id}
+    headers = {"x-tuneloop-request": piece.id, "x-tuneloop-release": release, "x-request-id": piece.id}
+    return headers | ({"x-tuneloop-prompt": "outside-training"} if piece.outside else {})
 
 
 Whole = tuple[Piece, list[Completion]]  # the last piece of an answer, and the completions of its choices in order

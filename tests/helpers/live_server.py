@@ -113,7 +113,7 @@ def live(
             store = StoreWriter(folder, config.log.content, lambda value: value, store=config.log.store)
         store.start()
         found = models(engine) if callable(models) else models or {"stub": ServedModel("stub")}
-        admission = Admission(engine.slots, config.limits.waiting, config.objective.admission == "refuse")
+        admission = Admission(engine.slots, config.limits.waiting, config.objective.admission != "queue")
         gateway = Gateway(engine, found, config, Keyring(folder), Ledger(), store, admission)
         batches = Batches(gateway, folder / "batch")
         with reporting(say=lines.append):

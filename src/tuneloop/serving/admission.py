@@ -140,6 +140,7 @@ class Work:
     rank: str = "normal"  # a word of `PATIENCE`
     deadline_ms: float = 500.0  # to the first token
     refusable: bool = True  # whether it is refused where its deadline can't be met
+    promise: str = "its deadline"  # the setting that names the deadline
 
 
 @dataclass
@@ -362,7 +363,8 @@ class Admission:
         if self.refuse and work.refusable and (wait > 0 or ahead) and bound > promised:
             self.tally.refused += 1
             after, late = str(max(math.ceil((bound - promised) / 1000), 1)), f"{place.predicted_ms:.0f}"
-            what = f"The first token would come after {late} ms, and {promised:.0f} ms are allowed; {queue}"
+            what = f"The first token would come after {late} ms; {work.promise} allows {promised:.0f} ms; {queue}. "
+            what += "Try again later, or have the limit raised; objective.admission=queue lets requests wait"
             raise ApiError(429, what, code="deadline", headers={"Retry-After": after, "x-tuneloop-predicted-ms": late})
 
 

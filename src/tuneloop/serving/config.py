@@ -16,9 +16,16 @@ class Objective(Config):
     """What real-time requests are promised."""
 
     ttft_ms: float = Field(500.0, gt=0, description="milliseconds to the first token; a key may have its own")
-    admission: Literal["refuse", "queue"] = Field(
-        "refuse", description="refuse: a request that can't meet its objective gets 429 at once; queue: it waits"
+    admission: Literal["auto", "refuse", "queue"] = Field(
+        "auto",
+        description="refuse: a request that can't meet its objective gets 429 at once; queue: it waits; "
+        "auto: refuse where ttft_ms or the key's deadline is named, else queue",
     )
+
+    @property
+    def refuses(self) -> bool:
+        """Whether late requests of keys without a deadline are refused."""
+        return self.admission == "refuse" or (self.admission == "auto" and "ttft_ms" in self.model_fields_set)
 
 
 class KeysConfig(Config):

@@ -564,9 +564,13 @@ class Gateway:
             rank = "flex"
         elif account.request.tier == "priority" and (key is None or key.limits.priority == "high"):
             rank = "high"
-        deadline = (key.limits.deadline_ms if key else None) or self.config.objective.ttft_ms
+        objective, promise = self.config.objective, "objective.ttft_ms of the server"
+        deadline, refusable = objective.ttft_ms, objective.refuses
+        if key is not None and key.limits.deadline_ms:
+            deadline, refusable, promise = key.limits.deadline_ms, True, f"--deadline-ms of the key {key.name!r}"
         sizes = account.prompt_tokens, request.max_new_tokens
-        return Work(account.model.name, *sizes, caller.name, rank, deadline, refusable=not patient)
+        refusable = refusable and not patient
+        return Work(account.model.name, *sizes, caller.name, rank, deadline, refusable, promise)
 
     def _piece(self, request: Request, account: _Account, index: int, update: Update) -> Piece:
         """Take in what an engine has written, whose half surrogate pairs are no text; ApiError: it could not answer."""

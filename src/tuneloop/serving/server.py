@@ -90,7 +90,7 @@ def gateway_of(config: ServeConfig, deployment: ServerDeployment) -> Gateway:
         store = StoreWriter(folder, content, store=config.store)
     store.start()
     slots = min(config.slots, deployment.engine.slots)
-    admission = Admission(slots, config.limits.waiting, config.objective.admission == "refuse")
+    admission = Admission(slots, config.limits.waiting, config.objective.admission != "queue")
     spent, keys_used = _spent(config.store, read_keys(folder))
     keyring, models = Keyring(folder, LOOK_AT_KEYS, keys_used), deployment.models()
     gateway = Gateway(deployment.engine, models, config, keyring, Ledger(spent), store, admission)

@@ -33,7 +33,7 @@ from tuneloop.training.budget import (
 from tuneloop.training.checkpoint import State
 from tuneloop.training.config import TrainConfig
 from tuneloop.training.loop import TrainingJob, learning_rate, scheduled_rate, train
-from tuneloop.training.rows import PreferencePair, UnpairedAnswer, SplitRows
+from tuneloop.training.rows import PreferencePair, SplitRows, UnpairedAnswer
 
 ROW = Rendered([1] * 10, [0] + [1] * 9)
 ROWS = [ROW] * 400

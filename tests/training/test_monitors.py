@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tiny import BEGIN_OF_TEXT
 
 from tuneloop.training.config import usual_rate
-from tuneloop.training.monitors import KINDS, Monitors, MonitorFacts, TrainingFinding, guess_loss, remedies, spread
+from tuneloop.training.monitors import KINDS, MonitorFacts, Monitors, TrainingFinding, guess_loss, remedies, spread
 
 CURVES = sorted((Path(__file__).parent / "curves").glob("*.jsonl"))
 # What a spoiled run must be named as: one of these, and nothing outside of the second set.

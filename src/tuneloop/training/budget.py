@@ -22,7 +22,7 @@ from tuneloop.records.record import read_record, write_record
 from tuneloop.records.run import Schedule, ScheduleChange
 from tuneloop.training.batches import Step
 from tuneloop.training.config import TrainConfig
-from tuneloop.training.rows import UnpairedAnswer, SplitRows, TrainRow, reference_tokens, tokens_of
+from tuneloop.training.rows import SplitRows, TrainRow, UnpairedAnswer, reference_tokens, tokens_of
 
 if TYPE_CHECKING:
     from tuneloop.training.checkpoint import State

@@ -21,9 +21,9 @@ from tuneloop.models.llama import (
     _RmsNorm,
     _SharedAttention,
     _SwiGlu,
-    group_by_length,
     attend,
     bias_of,
+    group_by_length,
 )
 from tuneloop.models.load import load_model, read_weights
 from tuneloop.plan.estimate import ModelShape

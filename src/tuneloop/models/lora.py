@@ -111,10 +111,12 @@ def side_by_side(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
     """Outputs of layers with the same input: one autograd step for plain products, one product for all A in answers."""
     if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return _outputs_without_gradient(layers, x)
-    plain = (each.is_plain if isinstance(each, LoraLinear) else type(each) in (nn.Linear, Nf4Linear) for each in layers)
+    plain = [each.is_plain if isinstance(each, LoraLinear) else type(each) in (nn.Linear, Nf4Linear) for each in layers]
     if not torch.is_grad_enabled() or assignment() is not None or not all(plain):
         return [layer(x) for layer in layers]
-    scales, bases, tensors = list[float](), list[Nf4Linear | None](), list[Any]()
+    scales: list[float] = []
+    bases: list[Nf4Linear | None] = []
+    tensors: list[Any] = []
     for layer in layers:
         base: Any = _base_of(layer)
         in_four_bits = isinstance(base, Nf4Linear)

@@ -118,7 +118,7 @@ def resolve(name: str) -> Path:
     if not HUB_NAME.fullmatch(hub_name):
         what = f"No model named {name!r}: no such folder, short name or hub name"
         names = f"short names: {', '.join(list(_LLAMA)[:4])}, ..., {PACKAGED}"
-        step = f"{did_you_mean(short, SHORT_NAMES)} {names}; or a folder; or org/name on the hub"
+        step = f"{did_you_mean(short, SHORT_NAMES)} {names}; or a folder; or org/name on the hub".lstrip()
         raise UserError(what, where="model", next_step=step)
     like_a_path = "model; there is no folder of this name here, so it was looked up on the hub"
     return _from_hub(hub_name, like_a_path if name == hub_name else "model")

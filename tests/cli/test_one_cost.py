@@ -168,7 +168,7 @@ def test_advice_not_to_tune_is_kept_and_said_once_before_a_run(
     same = Dataset("x", manifest_of(hash=written["dataset_hash"]), (), (), ())
     with reporting(say=said.append):
         remind(job, same)
-    assert len(said) == 2 and "Don't fine-tune" in said[0] and "goes on" in said[1]
+    assert len(said) == 2 and "Don't fine-tune" in said[0] and "continues" in said[1]
     with reporting(say=said.append):
         remind(job, Dataset("y", manifest_of(hash="other"), (), (), ()))
     assert len(said) == 2, "other data, no reminder"

@@ -61,7 +61,7 @@ def test_an_artifact_is_measured_and_says_what_it_lost(make_tuned: MakeTuned) ->
     assert (run / "evals" / manifest.id / "samples.jsonl").is_file()
     assert any(line.startswith(f"warn: measured on {test} test rows") for line in said) == (test < FEWEST_SHARED)
     again = export_run(run, "gguf", weights=WeightOptions(quant="q8_0"))
-    assert again.found and again.manifest["evaluation"] == artifact.manifest["evaluation"]
+    assert again.existed and again.manifest["evaluation"] == artifact.manifest["evaluation"]
     assert again.manifest["cost"] == artifact.manifest["cost"], "it is not measured a second time"
     said.clear()
     with reporting(say=said.append):

@@ -109,7 +109,7 @@ def test_exporting_again_keeps_the_weights_and_brings_what_is_said_up_to_date(ma
     weights = first.folder / "model.safetensors"
     before = weights.stat().st_ino, weights.stat().st_mtime_ns
     again = export_run(run)
-    assert again.found and again.manifest == first.manifest
+    assert again.existed and again.manifest == first.manifest
     evaluation = read_json(run / "eval.json")
     write_json(run / "eval.json", {**evaluation, "n": 80})
     newer = export_run(run)
@@ -136,7 +136,7 @@ def test_a_damaged_artifact_is_written_again(make_run: MakeRun) -> None:
     first = export_run(run)
     (first.folder / "model.safetensors").write_bytes(b"damaged")
     again = export_run(run)
-    assert not again.found
+    assert not again.existed
     for files in (again.manifest["files"], first.manifest["files"]):
         del files["artifact.cdx.json"]  # it holds the time of the export
     assert again.manifest["files"] == first.manifest["files"]

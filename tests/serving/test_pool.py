@@ -20,7 +20,7 @@ from live_server import StubEngine
 from patience import slowness
 from tuneloop.core.errors import UserError
 from tuneloop.core.ui import reporting
-from tuneloop.inference import openai as endpoints
+from tuneloop.inference.openai import serving as endpoints
 from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings
 from tuneloop.inference.protocol import Served, ServingEngine, complete
 from tuneloop.inference.request import Request, Update

@@ -38,16 +38,11 @@ def bill_of_materials(
         licence: of the base model, where it is known.
     """
     try:
-        from cyclonedx.model import HashAlgorithm, HashType
         from cyclonedx.model.bom import Bom
         from cyclonedx.model.component import Component, ComponentType
         from cyclonedx.output.json import JsonV1Dot6
     except ImportError:
         return None
-
-    def hashed_file(name: str, ref: str, digest: str) -> Component:
-        hashes = [HashType(alg=HashAlgorithm.SHA_256, content=digest)]
-        return Component(name=name, bom_ref=ref, type=ComponentType.FILE, hashes=hashes)
 
     id_, base, run, gate = manifest.id, manifest.base, origin.manifest, manifest.gate
     training: dict[str, Any] = {
@@ -65,7 +60,7 @@ def bill_of_materials(
         version=id_.rpartition("-")[2],
         description=f"Tuned from {base.model} by {manifest.method}, format {manifest.format}",
         licenses=_licences(licence),
-        components=[hashed_file(name, f"file:{name}", entry.sha256) for name, entry in files.items()],
+        components=[_hashed_file(name, f"file:{name}", entry.sha256) for name, entry in files.items()],
         properties=_properties(training | {f"train.{key}": value for key, value in origin.config.items()}),
     )
     bom = Bom(serial_number=uuid.uuid5(uuid.NAMESPACE_URL, f"tuneloop:{id_}"))
@@ -74,25 +69,37 @@ def bill_of_materials(
     terms, fingerprint = _licences(licence), _properties({"fingerprint": base.fingerprint})
     kind, ref = ComponentType.MACHINE_LEARNING_MODEL, f"base:{base.model}"
     parts = [Component(name=base.model, bom_ref=ref, type=kind, licenses=terms, properties=fingerprint)]
-    if (dataset := origin.dataset) is not None:
-        splits = {name: getattr(dataset.splits, name) for name in ("train", "val", "test")}
-        facts = {"task": dataset.task, "content.sha256": dataset.hash, "licence": "not stated"}
-        facts |= {f"rows.{name}": split.rows for name, split in splits.items()}
-        digests = {f"{name}.jsonl": split.sha256 for name, split in splits.items()}
-        # Sources are named without the folders of who prepared them.
-        digests |= {f"source:{source.path.rpartition('/')[2]}": source.sha256 for source in dataset.sources}
-        hashes = [(name, f"data:{i}:{name}", digest) for i, (name, digest) in enumerate(digests.items()) if digest]
-        data = Component(
-            name=dataset.name, version=dataset.id, bom_ref=f"dataset:{dataset.id}", type=ComponentType.DATA
-        )
-        data.components, data.properties = [hashed_file(*each) for each in hashes], _properties(facts)
-        parts.append(data)
+    if origin.dataset is not None:
+        parts.append(_data(origin.dataset))
     for part in parts:
         bom.components.add(part)
     bom.register_dependency(model, parts)
     tree = json.loads(JsonV1Dot6(bom).output_as_string())
     tree["metadata"]["component"]["modelCard"] = _model_card(manifest, origin.dataset)
     return json.dumps(tree, ensure_ascii=False, indent=2) + "\n"
+
+
+def _hashed_file(name: str, ref: str, digest: str) -> Component:
+    from cyclonedx.model import HashAlgorithm, HashType
+    from cyclonedx.model.component import Component, ComponentType
+
+    hashes = [HashType(alg=HashAlgorithm.SHA_256, content=digest)]
+    return Component(name=name, bom_ref=ref, type=ComponentType.FILE, hashes=hashes)
+
+
+def _data(dataset: DatasetManifest) -> Component:
+    from cyclonedx.model.component import Component, ComponentType
+
+    splits = {name: getattr(dataset.splits, name) for name in ("train", "val", "test")}
+    facts = {"task": dataset.task, "content.sha256": dataset.hash, "licence": "not stated"}
+    facts |= {f"rows.{name}": split.rows for name, split in splits.items()}
+    digests = {f"{name}.jsonl": split.sha256 for name, split in splits.items()}
+    # Sources are named without the folders of who prepared them.
+    digests |= {f"source:{source.path.rpartition('/')[2]}": source.sha256 for source in dataset.sources}
+    hashes = [(name, f"data:{i}:{name}", digest) for i, (name, digest) in enumerate(digests.items()) if digest]
+    data = Component(name=dataset.name, version=dataset.id, bom_ref=f"dataset:{dataset.id}", type=ComponentType.DATA)
+    data.components, data.properties = [_hashed_file(*each) for each in hashes], _properties(facts)
+    return data
 
 
 def _licences(licence: Licence | None) -> list[Any]:

@@ -91,8 +91,7 @@ def export_run(
         task=plain(task_of_run(run)),
         config=recipe.train.model_dump(mode="json"),
     )
-    if automatic:
-        assert measure is not None
+    if automatic and measure is not None:  # `_check_automatic` has seen to that
         artifact = _smallest(origin, weights, out, measure)
     else:
         artifact = export(origin, form, out, gguf=gguf, compressed=compressed, measure=measure)

@@ -54,7 +54,7 @@ def test_a_quantised_artifact_is_whole_and_counts_its_tensors(make_run: MakeRun)
     assert 'SYSTEM """Sort the ticket."""' in (artifact.folder / "Modelfile").read_text()
     assert read_json(artifact.folder / "tuneloop.json")["task"].items() >= TASK.items()
     again = export_run(run, "gguf", weights=WeightOptions(quant="q8_0"))
-    assert again.found and again.manifest["quantisation"] == manifest["quantisation"]
+    assert again.existed and again.manifest["quantisation"] == manifest["quantisation"]
 
 
 def test_the_adapter_alone_is_an_artifact_too(make_run: MakeRun) -> None:

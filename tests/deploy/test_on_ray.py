@@ -25,7 +25,7 @@ from tuneloop.core.files import read_json, read_jsonl
 from tuneloop.core.object_store import open_store
 from tuneloop.core.ray.driver import drive
 from tuneloop.core.ray.training import Workers, train_on_ray
-from tuneloop.core.ui import reporting
+from tuneloop.core.ui import reporting, say
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.prepare import prepare
 from tuneloop.data.process_record import ChunkFacts, ChunkWork, RowProcessor, TokenCount, process_chunk
@@ -56,8 +56,6 @@ if os.environ.get(
 ):  # Ray reads these when it is first imported: only who has this token gets into the cluster
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
     os.environ["TUNELOOP_DTYPE"] = "float32"  # in bf16 a sum in another order differs by a percent
-
-Say = Callable[[str], None]
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +178,7 @@ def test_the_command_that_prepares_works_on_the_cluster_with_the_same_hash(
 # --- training --------------------------------------------------------------------------------------
 
 
-def dying(job: RayRun, say: Say) -> None:
+def dying(job: RayRun) -> None:
     """As `take_part`, but the second process is killed once after the fifth step."""
     if os.environ["RANK"] == "1":
 
@@ -191,7 +189,7 @@ def dying(job: RayRun, say: Say) -> None:
                     die()
 
         threading.Thread(target=watch, daemon=True).start()
-    on_ray_take_part(job, say)
+    on_ray_take_part(job)
 
 
 on_ray_take_part = on_ray.take_part
@@ -222,7 +220,7 @@ def test_a_killed_process_resumes_and_the_losses_are_those_of_one(
         assert any(name.startswith(".ray/") for name in there), "Ray's own records are there too"
 
 
-def refuses(setting: Any, say: Say) -> None:
+def refuses(setting: Any) -> None:
     say("about to refuse")
     raise UserError("The rows are bad", where="row 7", next_step="mend it")
 
@@ -325,7 +323,7 @@ def test_a_search_trains_side_by_side_and_ends_the_worse_ones(cluster: Any, reci
 # --- from outside ----------------------------------------------------------------------------------
 
 
-def slow_work(setting: Any, folder: Path, say: Say) -> None:
+def slow_work(setting: Any, folder: Path) -> None:
     say("begun")
     while not Path(setting).exists():
         time.sleep(0.05)
@@ -362,7 +360,7 @@ def test_a_driver_stays_when_its_client_leaves_and_the_same_command_finds_it(clu
 # --- the last ones: they lose a node ----------------------------------------------------------------
 
 
-def stays_until_it_has_grown(folder: str, say: Say) -> None:
+def stays_until_it_has_grown(folder: str) -> None:
     """Notes how many processes there are, and ends when there are two again after there was one."""
     sizes, size = Path(folder) / "sizes", os.environ["WORLD_SIZE"]
     before = sizes.read_text().split() if sizes.exists() else []

@@ -10,7 +10,7 @@ import pytest
 from tuneloop.cli.main import main
 from tuneloop.core.machine import GIB
 from tuneloop.plan.gpus import find_gpu, this_cpu
-from tuneloop.plan.serve import FORMATS, Served, cache_bytes, plan_serving, weight_bytes
+from tuneloop.plan.serve import FORMATS, ServingFit, cache_bytes, plan_serving, weight_bytes
 from tuneloop.plan.shape import find_model
 
 # llama.cpp's tools/quantize/README.md (Llama 3.1 8B and 70B), and files on the hub.
@@ -32,7 +32,7 @@ def test_files_have_the_sizes_that_llama_cpp_writes(model: str) -> None:
         assert weight_bytes(shape, kinds[name]) / GIB == pytest.approx(gib, rel=0.02 if shape.tied else 0.005), name
 
 
-def asked(model: str, gpu: str, context: int = 8192, concurrency: int = 16) -> dict[str, Served]:
+def asked(model: str, gpu: str, context: int = 8192, concurrency: int = 16) -> dict[str, ServingFit]:
     found = plan_serving(find_model(model)[1], [find_gpu(gpu, measured=False)], context, concurrency)
     return {each.format: each for each in found}
 

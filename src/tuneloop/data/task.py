@@ -22,7 +22,7 @@ from tuneloop.data.formats import ROLES, FormatGuess, Rejection, parse_record, t
 from tuneloop.data.formats.conversation import TURN_COLUMNS
 from tuneloop.data.formats.sample import TEXT_NAMES, as_value
 from tuneloop.data.formats.turns import PLAIN_KEYS, TurnKeys
-from tuneloop.records.dataset import Format
+from tuneloop.records.dataset import SourceFormat
 from tuneloop.records.rows import Dataset, Message
 
 VERSION = 1
@@ -114,7 +114,7 @@ def task_spec(
     `answer`: how the evaluation gets answers, scored labels or written text; `max_new_tokens`: of the longest answer.
     """
     manifest = dataset.manifest
-    form, config = manifest.format or Format(name="messages"), PrepareConfig.model_validate(manifest.config)
+    form, config = manifest.format or SourceFormat(name="messages"), PrepareConfig.model_validate(manifest.config)
     turns = TurnsSpec.model_validate(form.turns) if form.turns else None
     rows = [row for row in dataset.train if "mix" not in row.meta]
     systems = {m["content"] if (m := row.messages[0])["role"] == "system" else None for row in rows}

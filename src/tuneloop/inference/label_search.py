@@ -40,14 +40,14 @@ async def search_labels(labels: Mapping[str, Sequence[int]], read: Read) -> dict
     Raises:
         Unconstrained: the model does not continue by allowed tokens.
     """
-    search = _Search(tuple(map(tuple, labels.values())), read)
+    search = _LabelSearch(tuple(map(tuple, labels.values())), read)
     while places := search.needed():
         await asyncio.gather(*map(search.extend, places))
     return {label: search.total(path) / len(path) for label, path in zip(labels, search.paths, strict=True)}
 
 
 @dataclass
-class _Search:
+class _LabelSearch:
     """What is known of the labels' tokens."""
 
     paths: tuple[Path, ...]

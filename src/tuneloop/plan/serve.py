@@ -21,7 +21,7 @@ from tuneloop.models.shape import ModelShape
 from tuneloop.plan.gpus import Gpu
 from tuneloop.plan.memory import CONTEXT_GIB, NCCL_GIB
 from tuneloop.plan.speed import BANDWIDTH_SHARE
-from tuneloop.records.plan import Served
+from tuneloop.records.plan import ServingFit
 
 KV_BYTES = 2  # of a key or value: llama.cpp and vLLM keep them in 16 bits
 PART = 512  # tokens of a prompt that are computed at once (llama.cpp's n_ubatch); vLLM takes 2,048 or more
@@ -65,7 +65,7 @@ FORMATS = (
 
 def plan_serving(
     shape: ModelShape, gpus: Sequence[Gpu], context: int, concurrency: int, count: int | None = None
-) -> list[Served]:
+) -> list[ServingFit]:
     """Each format on each GPU, on `count` of them, or on the fewest of 1, 2, 4 and 8 that hold it. `context`: tokens of
     a prompt with its answer. `concurrency`: requests that are answered at a time, each with so many tokens. Raises
     UserError: numbers that can't be, or a context that the model does not have."""
@@ -76,7 +76,7 @@ def plan_serving(
         step = f"give at most {shape.context}"
         raise UserError(f"The model reads {shape.context:,} tokens, not {context:,}", where="--context", next_step=step)
 
-    def on(kind: ServedFormat, gpu: Gpu) -> Served:
+    def on(kind: ServedFormat, gpu: Gpu) -> ServingFit:
         served = partial(_served, shape, kind, gpu, context, concurrency)
         if (kind.name in ("fp8", "w4a16") and gpu.is_cpu) or (kind.name == "fp8" and not gpu.bf16):
             return replace(served(1), fits=False, one=None, all=None, prompt=None)
@@ -86,7 +86,7 @@ def plan_serving(
     return [on(kind, gpu) for gpu in gpus for kind in FORMATS]
 
 
-def _served(shape: ModelShape, kind: ServedFormat, gpu: Gpu, context: int, concurrency: int, gpus: int) -> Served:
+def _served(shape: ModelShape, kind: ServedFormat, gpu: Gpu, context: int, concurrency: int, gpus: int) -> ServingFit:
     weights = weight_bytes(shape, kind)
     cache = cache_bytes(shape, context) * concurrency
     part = PART * (4 * shape.vocabulary + 8 * shape.hidden + 6 * shape.feed_forward)
@@ -104,7 +104,7 @@ def _served(shape: ModelShape, kind: ServedFormat, gpu: Gpu, context: int, concu
         }  # fmt: skip
     engine = "llama.cpp" if gpu.is_cpu else kind.engine
     capacity = gpus * gpu.gib
-    return Served(kind.name, engine, gpu.key, gpus, fits, weights / GIB, cache / GIB, peak, capacity, **speeds)
+    return ServingFit(kind.name, engine, gpu.key, gpus, fits, weights / GIB, cache / GIB, peak, capacity, **speeds)
 
 
 @dataclass(frozen=True)

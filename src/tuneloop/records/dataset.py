@@ -176,7 +176,7 @@ class Removal(Part):
     earlier: list[Removal] = []
 
 
-class Format(Part):
+class SourceFormat(Part):
     """The format of the records, which columns hold what, and how it was found out."""
 
     name: str
@@ -211,7 +211,7 @@ class DatasetManifest(Record, what="a data set", file=MANIFEST, again=AGAIN):
     model: str = ""
     tool_version: str = ""
     task: str
-    format: Format | None = None
+    format: SourceFormat | None = None
     labels: list[str] | None = None
     sources: list[SourceOfRows] = []
     config: dict[str, Any]

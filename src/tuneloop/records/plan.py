@@ -202,7 +202,7 @@ class Plan(Record, what="a plan", file=PLAN, again="delete the file and plan aga
 
 
 @dataclass(frozen=True)
-class Served:
+class ServingFit:
     """A format on a machine.
 
     Args:

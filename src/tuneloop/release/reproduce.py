@@ -26,7 +26,7 @@ from tuneloop.registry.registered import find_run, open_registry, registered_nam
 from tuneloop.registry.verify import read_artifact
 from tuneloop.registry.versions import fetch_run_files
 from tuneloop.release.export import finished_run
-from tuneloop.release.reproduction import Difference, InputFile, Reproduction
+from tuneloop.release.reproduction import EnvironmentChange, InputFile, Reproduction
 
 RATE = LearningRate.file
 RUN_FILES = ("config.yaml", "run.json", "environment.json", "schedule.json", RATE, "plan.json", "metrics.jsonl")
@@ -131,7 +131,7 @@ def _rows_from(record: Reproduction, dataset: Path) -> Any:
     raise UserError(what, where=f"{dataset}: {', '.join(bad[:4])}", next_step=step)
 
 
-def _differences(run: Path) -> Iterator[Difference]:
+def _differences(run: Path) -> Iterator[EnvironmentChange]:
     if not (run / Environment.file).is_file():
         return
     then, now = read_record(Environment, run), Environment.model_validate(machine.environment(device.names_in_use()))
@@ -140,11 +140,11 @@ def _differences(run: Path) -> Iterator[Difference]:
         if name == "threads" and 0 < then.threads <= now.cores:
             continue  # it is trained with as many again
         if a != b and None not in (a, b) and a != 0:  # of the commit: not in a repository; of threads: not known
-            yield Difference(name=name, then=str(a), now=str(b))
+            yield EnvironmentChange(name=name, then=str(a), now=str(b))
     for name in sorted({*then.packages, *now.packages}):
         a, b = then.packages.get(name, "none"), now.packages.get(name, "none")
         if a != b:
-            yield Difference(name=name, then=a, now=b)
+            yield EnvironmentChange(name=name, then=a, now=b)
 
 
 def _train_again(folder: Path, first: RunManifest, recipe: Recipe, out: Path) -> RunManifest:

@@ -16,7 +16,7 @@ class InputFile(Part):
     state: Literal["same", "changed", "missing"]
 
 
-class Difference(Part):
+class EnvironmentChange(Part):
     """Something of the environment that is another one: a package, the processor, the code."""
 
     name: str
@@ -49,7 +49,7 @@ class Reproduction(Record):
     sources: list[InputFile] = []
     splits: list[InputFile] = []
     rows_from: Literal["splits", "sources"] = "splits"
-    differences: list[Difference] = []
+    differences: list[EnvironmentChange] = []
     verdict: Verdict = "unchecked"
     first_step: int | None = None
     largest: float = 0.0

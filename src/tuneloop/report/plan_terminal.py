@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuneloop.core.units import counted, hours_expected, hours_words, usd_words
-from tuneloop.records.plan import PlannedCost, Served
+from tuneloop.records.plan import PlannedCost, ServingFit
 
 MOST_ROWS = 10
 
@@ -104,9 +104,9 @@ def _count(value: int) -> str:
     return str(value)
 
 
-def serving_lines(model: str, table: Sequence[Served], context: int, concurrency: int) -> list[str]:
+def serving_lines(model: str, table: Sequence[ServingFit], context: int, concurrency: int) -> list[str]:
     """The memory of each format, then its speed on each machine."""
-    machines: dict[str, list[Served]] = {}
+    machines: dict[str, list[ServingFit]] = {}
     for each in table:
         machines.setdefault(each.machine, []).append(each)
     first = next(iter(machines.values()))

@@ -24,7 +24,7 @@ from tuneloop.models.names import resolve
 from tuneloop.pipeline.context import RunContext, done_record, load_run_recipe
 from tuneloop.recipe import Recipe, make_recipe
 from tuneloop.records.artifact import ARTIFACT
-from tuneloop.records.dataset import MANIFEST, Counts, DatasetManifest, Format, SplitFile, Splits
+from tuneloop.records.dataset import MANIFEST, Counts, DatasetManifest, SourceFormat, SplitFile, Splits
 from tuneloop.records.merge import MergeRecord, MergeSource
 from tuneloop.records.record import write_record
 from tuneloop.records.rows import Dataset, Row
@@ -238,7 +238,7 @@ def pool(datasets: Mapping[str, Dataset], out: Path) -> Dataset:
     fields: dict[str, Any] = {
         "id": f"pooled-{hash_[:12]}", "hash": hash_, "name": "pooled", "task": task, "rejected": {},
         "labels": labels if task == "classification" else None, "config": config.model_dump(mode="json"),
-        "format": Format(name="messages", columns={"turns": "messages"}), "splits": Splits(**files),
+        "format": SourceFormat(name="messages", columns={"turns": "messages"}), "splits": Splits(**files),
         "counts": Counts(read=total, kept=total, rejected=0, **{split: len(rows) for split, rows in splits.items()}),
     }  # fmt: skip
     write_record(out / MANIFEST, DatasetManifest(**fields))

@@ -48,11 +48,11 @@ from tuneloop.models.load import SIZES, random_model
 from tuneloop.models.methods import method_named
 from tuneloop.models.shape import ModelShape
 from tuneloop.models.template import Rendered
-from tuneloop.plan.estimate import RunWork, loop_job, sizes_on_gpu
-from tuneloop.plan.gpus import Gpu, card_in_use, find_gpu, this_cpu
-from tuneloop.plan.job import TrainingSetup
-from tuneloop.plan.memory import memory_of
-from tuneloop.plan.speed import speed_of
+from tuneloop.planning.estimate import RunWork, loop_job, sizes_on_gpu
+from tuneloop.planning.gpus import Gpu, card_in_use, find_gpu, this_cpu
+from tuneloop.planning.job import TrainingSetup
+from tuneloop.planning.memory import memory_of
+from tuneloop.planning.speed import speed_of
 from tuneloop.records.plan import MeasuredMachine
 from tuneloop.training.batches import Step
 from tuneloop.training.checkpoint import State

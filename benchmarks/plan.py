@@ -24,15 +24,15 @@ from published_runs import Point, read_points
 
 from tuneloop.core.device import default_dtype
 from tuneloop.models.shape import target_modules
-from tuneloop.plan.estimate import RunWork, loop_job
-from tuneloop.plan.gpus import find_gpu
-from tuneloop.plan.job import TrainingSetup, make_job
-from tuneloop.plan.memory import memory_of
-from tuneloop.plan.shape import find_model
-from tuneloop.plan.speed import speed_of
+from tuneloop.planning.estimate import RunWork, loop_job
+from tuneloop.planning.gpus import find_gpu
+from tuneloop.planning.job import TrainingSetup, make_job
+from tuneloop.planning.memory import memory_of
+from tuneloop.planning.shape import find_model
+from tuneloop.planning.speed import speed_of
 
 HERE = Path(__file__).parent
-POINTS = HERE.parent / "tests" / "plan" / "points"
+POINTS = HERE.parent / "tests" / "planning" / "points"
 USUAL: dict[str, Any] = {"method": "lora", "targets": "all-linear", "rank": 16, "seq_len": 256, "micro_batch": 2,
                          "grad_ckpt": False, "dtype": "fp32", "attention": "sdpa", "prefix_tokens": 20}  # fmt: skip
 RUNS: list[dict[str, Any]] = [

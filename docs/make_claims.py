@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneloop.advise.economics import (
+from tuneloop.advice.economics import (
     Alternative,
     ModelFootprint,
     ServingGpu,
@@ -23,13 +23,13 @@ from tuneloop.advise.economics import (
     serving_tokens_per_second,
     usd_per_million_tokens,
 )
-from tuneloop.plan.cost import Efforts, cost_of
-from tuneloop.plan.gpus import find_gpu
-from tuneloop.plan.job import TrainingSetup, make_job
-from tuneloop.plan.memory import memory_of
-from tuneloop.plan.prices import PriceTable, load_prices
-from tuneloop.plan.shape import find_model
-from tuneloop.plan.speed import SPREAD, overhead_hours, speed_of
+from tuneloop.planning.cost import Efforts, cost_of
+from tuneloop.planning.gpus import find_gpu
+from tuneloop.planning.job import TrainingSetup, make_job
+from tuneloop.planning.memory import memory_of
+from tuneloop.planning.prices import PriceTable, load_prices
+from tuneloop.planning.shape import find_model
+from tuneloop.planning.speed import SPREAD, overhead_hours, speed_of
 
 PAGE = Path(__file__).with_name("claims.md")
 GIB, GB = 1024**3, 10**9

@@ -9,10 +9,10 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from tuneloop.advise.config import AdviseOptions
+from tuneloop.advice.config import AdviseOptions
 from tuneloop.data.config import PrepareConfig
 from tuneloop.evaluation.config import EvaluateConfig
-from tuneloop.plan.config import PlanOptions
+from tuneloop.planning.config import PlanOptions
 from tuneloop.recipe import Recipe
 from tuneloop.release.formats import WeightOptions
 from tuneloop.serving.config import ServeConfig

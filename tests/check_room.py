@@ -34,7 +34,7 @@ GOLDEN = {
     "models": "export",
     "inference": "serve",
     "data": "data",
-    "plan": "plan",
+    "planning": "plan",
     "training": "train",
     "evaluation": "evaluate",
     "recipe": "plan",

@@ -19,7 +19,7 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 
 # The rooms in one total order: each may import itself and those before it. "" is the package itself: its version.
 ORDER = (
-    "core", "records", "models", "inference", "data", "plan", "training", "evaluation", "advise", "recipe", "track",
+    "core", "records", "models", "inference", "data", "planning", "training", "evaluation", "advice", "recipe", "track",
     "registry", "report", "pipeline", "release", "combine", "serving", "improve", "deploy", "settings", "api", "cli", "__main__",
 )  # fmt: skip
 HEAVY = {"torch", "transformers", "mlflow", "sklearn", "polars", "pyarrow", "scipy", "peft", "sacrebleu", "rouge_score",
@@ -306,7 +306,7 @@ import tuneloop.serving.http.app, tuneloop.inference.local.engine, tuneloop.infe
 
 def test_the_recipe_and_the_planner_work_without_torch() -> None:
     code = """import sys; sys.modules["torch"] = None; sys.modules["numpy"] = None
-import tuneloop.recipe, tuneloop.plan.estimate, tuneloop.pipeline.run
+import tuneloop.recipe, tuneloop.planning.estimate, tuneloop.pipeline.run
 del sys.modules["numpy"]
 import tuneloop.data.prepare"""
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(SOURCE.parent), "PATH": ""})

@@ -12,7 +12,7 @@ from layers import LAYERS, layer_of
 from places import ROOT
 
 # Rooms of a few seconds each. All: `PYTHONPATH=src:tests/helpers pytest -p without_torch -m unit`.
-SAMPLE = ("plan", "records", "registry", "track")
+SAMPLE = ("planning", "records", "registry", "track")
 
 
 def test_every_test_has_one_layer(request: pytest.FixtureRequest) -> None:

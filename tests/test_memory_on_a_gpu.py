@@ -17,9 +17,9 @@ from tuneloop.models.lora import target_names
 from tuneloop.models.methods import method_named
 from tuneloop.models.shape import ModelShape
 from tuneloop.models.template import Rendered
-from tuneloop.plan.estimate import RunWork, loop_job
-from tuneloop.plan.gpus import find_gpu
-from tuneloop.plan.memory import memory_of
+from tuneloop.planning.estimate import RunWork, loop_job
+from tuneloop.planning.gpus import find_gpu
+from tuneloop.planning.memory import memory_of
 from tuneloop.training.batches import Step
 from tuneloop.training.checkpoint import State
 from tuneloop.training.config import TrainConfig

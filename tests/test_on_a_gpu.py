@@ -34,7 +34,7 @@ from tuneloop.models.load import load_model
 from tuneloop.models.methods import method_named
 from tuneloop.models.trained import load_trained
 from tuneloop.pipeline.context import RunContext
-from tuneloop.plan.estimate import SIZES
+from tuneloop.planning.estimate import SIZES
 from tuneloop.recipe import Recipe
 from tuneloop.records.plan import MeasuredMachine
 from tuneloop.training.loss import mean_loss, with_references

@@ -15,8 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
-from tuneloop.advise.advise import Advice
-from tuneloop.advise.config import AdviseOptions
+from tuneloop.advice.advise import Advice
+from tuneloop.advice.config import AdviseOptions
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config, build_config, write_jsonl
 from tuneloop.core.python_file import trust_code
@@ -34,8 +34,8 @@ from tuneloop.pipeline.prepare import prepare_alone
 from tuneloop.pipeline.recipes import name_of
 from tuneloop.pipeline.run import run as main_job
 from tuneloop.pipeline.train import train_alone
-from tuneloop.plan.config import PlanOptions
-from tuneloop.plan.options import plan_model
+from tuneloop.planning.config import PlanOptions
+from tuneloop.planning.options import plan_model
 from tuneloop.recipe import Recipe, load_recipe, make_recipe
 from tuneloop.records.evaluation import Estimate, EvaluationManifest
 from tuneloop.records.plan import Plan

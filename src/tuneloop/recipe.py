@@ -12,7 +12,7 @@ from tuneloop.core.files import Config, build_config, read_yaml
 from tuneloop.core.python_file import trust_code
 from tuneloop.data.config import PrepareConfig
 from tuneloop.evaluation.config import BaselinesConfig, EvaluateConfig
-from tuneloop.plan.config import PlanConfig
+from tuneloop.planning.config import PlanConfig
 from tuneloop.training.config import TrainConfig
 
 

@@ -10,13 +10,13 @@ import pytest
 import typer.main
 import typer.testing
 
-from tuneloop.advise.config import AdviseOptions
+from tuneloop.advice.config import AdviseOptions
 from tuneloop.cli.console import Result
 from tuneloop.cli.main import COMMANDS, GROUPS, MOVED, app, main
 from tuneloop.cli.parameters import Output, expanded, given, output
 from tuneloop.core.flag import flag
 from tuneloop.evaluation.config import EvalOptions
-from tuneloop.plan.config import PlanOptions
+from tuneloop.planning.config import PlanOptions
 
 NAMES = [name for stage in COMMANDS.values() for name in stage]
 group: Any = typer.main.get_command(app)

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tuneloop.cli.main import main
-from tuneloop.plan.job import TrainingSetup, make_job
-from tuneloop.plan.memory import memory_of
-from tuneloop.plan.options import plan_machines
-from tuneloop.plan.recommend import changes
+from tuneloop.planning.job import TrainingSetup, make_job
+from tuneloop.planning.memory import memory_of
+from tuneloop.planning.options import plan_machines
+from tuneloop.planning.recommend import changes
 
 QUIET = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -203,8 +203,8 @@ def test_any_configuration_is_sized_or_refused(tmp_path: Path, config: dict[str,
 
 
 def test_alternatives_of_a_job_that_fits_nowhere_are_a_smaller_model() -> None:
-    from tuneloop.plan.gpus import find_gpu
-    from tuneloop.plan.shape import find_model
+    from tuneloop.planning.gpus import find_gpu
+    from tuneloop.planning.shape import find_model
 
     job: TrainingSetup = make_job(model="llama-3.1-405b", shape=find_model("llama-3.1-405b")[1], gpu=find_gpu("t4"), method="full",
                         dtype="fp16", seq_len=4096)  # fmt: skip

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from tuneloop.core.files import read_yaml
 from tuneloop.models.shape import ModelShape, target_modules
-from tuneloop.plan.gpus import find_gpu
-from tuneloop.plan.job import TrainingSetup, make_job
-from tuneloop.plan.memory import memory_of
-from tuneloop.plan.shape import find_model
+from tuneloop.planning.gpus import find_gpu
+from tuneloop.planning.job import TrainingSetup, make_job
+from tuneloop.planning.memory import memory_of
+from tuneloop.planning.shape import find_model
 
 FIGURES = (
     "gib",

@@ -26,7 +26,7 @@ from tuneloop.models.llama import (
     group_by_length,
 )
 from tuneloop.models.load import load_model, read_weights
-from tuneloop.plan.estimate import ModelShape
+from tuneloop.planning.estimate import ModelShape
 
 LLAMA3 = {
     "rope_type": "llama3",

@@ -13,7 +13,7 @@ from pretend_gpu import Card, pretend_gpu
 from tuneloop.core.files import write_json
 from tuneloop.models.load import SIZES
 from tuneloop.pipeline import self_test
-from tuneloop.plan.gpus import find_gpu
+from tuneloop.planning.gpus import find_gpu
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smollm2: Path) ->
     from tuneloop.models import names
 
     monkeypatch.setattr(self_test, "measured_file", lambda: tmp_path / "device.json")
-    monkeypatch.setattr("tuneloop.plan.gpus.measured_file", lambda: tmp_path / "device.json")
+    monkeypatch.setattr("tuneloop.planning.gpus.measured_file", lambda: tmp_path / "device.json")
     assert names.resolve("smollm2-135m") == smollm2
 
 

@@ -14,7 +14,7 @@ from patience import slowness
 from tuneloop.core.files import read_jsonl
 from tuneloop.models.load import load_model
 from tuneloop.models.template import Rendered
-from tuneloop.plan.estimate import VALIDATION_SPEED
+from tuneloop.planning.estimate import VALIDATION_SPEED
 from tuneloop.records.plan import MeasuredMachine
 from tuneloop.training.batches import Step
 from tuneloop.training.budget import (

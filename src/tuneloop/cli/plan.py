@@ -13,13 +13,13 @@ from tuneloop.cli.parameters import SETTINGS, argument, given, screen
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
 from tuneloop.core.units import counted
-from tuneloop.plan.config import PlanOptions, PlanWanted
-from tuneloop.plan.gpus import all_gpus, find_gpu, this_cpu
-from tuneloop.plan.ledger import read_ledger, summary
-from tuneloop.plan.options import plan_model
-from tuneloop.plan.prices import TIERS, load_prices, update_prices
-from tuneloop.plan.serve import assumptions, plan_serving
-from tuneloop.plan.shape import find_model
+from tuneloop.planning.config import PlanOptions, PlanWanted
+from tuneloop.planning.gpus import all_gpus, find_gpu, this_cpu
+from tuneloop.planning.ledger import read_ledger, summary
+from tuneloop.planning.options import plan_model
+from tuneloop.planning.prices import TIERS, load_prices, update_prices
+from tuneloop.planning.serve import assumptions, plan_serving
+from tuneloop.planning.shape import find_model
 from tuneloop.records.plan import PLAN, Plan
 from tuneloop.records.record import write_record
 

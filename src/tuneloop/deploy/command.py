@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.advise.economics import ModelFootprint, ServingGpu, serving_tokens_per_second
-from tuneloop.advise.economics import QueryTraffic as Requests
+from tuneloop.advice.economics import ModelFootprint, ServingGpu, serving_tokens_per_second
+from tuneloop.advice.economics import QueryTraffic as Requests
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json, write_text
 from tuneloop.deploy import deployment
@@ -21,9 +21,9 @@ from tuneloop.deploy.launch import Launch, Limit, launch_at, no_card
 from tuneloop.deploy.project_text import readme, request_text
 from tuneloop.deploy.record import HostedDeployment
 from tuneloop.models.names import SHORT_NAMES
-from tuneloop.plan.gpus import all_gpus, find_gpu
-from tuneloop.plan.prices import load_prices
-from tuneloop.plan.shape import find_model
+from tuneloop.planning.gpus import all_gpus, find_gpu
+from tuneloop.planning.prices import load_prices
+from tuneloop.planning.shape import find_model
 from tuneloop.records.artifact import ArtifactManifest
 from tuneloop.registry.verify import read_intact
 

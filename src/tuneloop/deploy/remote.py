@@ -22,8 +22,8 @@ from tuneloop.models.names import PACKAGED
 from tuneloop.pipeline.context import RunContext
 from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
 from tuneloop.pipeline.recipes import plan_settings
-from tuneloop.plan.gpus import find_gpu
-from tuneloop.plan.options import plan_machines
+from tuneloop.planning.gpus import find_gpu
+from tuneloop.planning.options import plan_machines
 from tuneloop.recipe import Recipe
 from tuneloop.records.record import read_record, write_record
 

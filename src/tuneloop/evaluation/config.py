@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from tuneloop.core.files import FROM_FILE, Config
 from tuneloop.core.flag import flag
 from tuneloop.core.python_file import trust_code
-from tuneloop.plan.config import option
+from tuneloop.planning.config import option
 
 
 class EvaluateConfig(Config):

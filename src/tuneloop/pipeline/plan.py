@@ -22,10 +22,10 @@ from tuneloop.pipeline.context import RunContext, done_record, training_began
 from tuneloop.pipeline.distributed import RunPart, distributed_run, held_out
 from tuneloop.pipeline.prepare import prepare_stage
 from tuneloop.pipeline.recipes import plan_settings, recipe_of, refuse_missing_source
-from tuneloop.plan.estimate import MachineAtHand, RunWork, device_of, estimate, sizes_on_gpu
-from tuneloop.plan.ledger import corrected, read_ledger, usual_speed
-from tuneloop.plan.options import plan_machines
-from tuneloop.plan.recommend import recommendation_here
+from tuneloop.planning.estimate import MachineAtHand, RunWork, device_of, estimate, sizes_on_gpu
+from tuneloop.planning.ledger import corrected, read_ledger, usual_speed
+from tuneloop.planning.options import plan_machines
+from tuneloop.planning.recommend import recommendation_here
 from tuneloop.recipe import Recipe
 from tuneloop.records.evaluation import BaselinesManifest
 from tuneloop.records.plan import PLAN, MeasuredMachine, Plan

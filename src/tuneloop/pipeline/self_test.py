@@ -30,10 +30,10 @@ from tuneloop.models.names import resolve
 from tuneloop.models.shape import ModelShape, target_modules
 from tuneloop.models.template import Rendered
 from tuneloop.models.trained import load_trained
-from tuneloop.plan.estimate import RunWork, loop_job
-from tuneloop.plan.gpus import card_in_use, find_gpu, measured_file, this_cpu
-from tuneloop.plan.memory import memory_of
-from tuneloop.plan.speed import speed_of
+from tuneloop.planning.estimate import RunWork, loop_job
+from tuneloop.planning.gpus import card_in_use, find_gpu, measured_file, this_cpu
+from tuneloop.planning.memory import memory_of
+from tuneloop.planning.speed import speed_of
 from tuneloop.records.rows import Message
 from tuneloop.training.batches import Step
 from tuneloop.training.config import TrainConfig
@@ -44,7 +44,7 @@ from tuneloop.training.rows import supervised_tokens
 if TYPE_CHECKING:
     import torch
 
-    from tuneloop.plan.job import TrainingSetup
+    from tuneloop.planning.job import TrainingSetup
 
 Status = Literal["ok", "slow", "wrong", "not supported"]
 SEED = 17

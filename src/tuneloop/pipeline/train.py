@@ -30,7 +30,7 @@ from tuneloop.pipeline.plan import plan_stage, run_plan, sized
 from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
 from tuneloop.pipeline.targets import write_task
 from tuneloop.pipeline.time_limit import TimeLimit, limited
-from tuneloop.plan.ledger import record_run
+from tuneloop.planning.ledger import record_run
 from tuneloop.recipe import Recipe
 from tuneloop.records.plan import PLAN, MeasuredMachine, Plan
 from tuneloop.records.record import read_record, write_record

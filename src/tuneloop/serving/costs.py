@@ -10,11 +10,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tuneloop.advise.advise import make_question
-from tuneloop.advise.economics import serving
+from tuneloop.advice.advise import make_question
+from tuneloop.advice.economics import serving
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc
-from tuneloop.plan.prices import load_prices
+from tuneloop.planning.prices import load_prices
 from tuneloop.records.record import read_record
 from tuneloop.records.server import ServerState
 from tuneloop.serving.store.database import Database

@@ -29,10 +29,10 @@ from tuneloop.models.methods import (
 )
 from tuneloop.models.shape import ModelShape
 from tuneloop.models.trained import load_trained
-from tuneloop.plan.config import PlanOptions
-from tuneloop.plan.gpus import find_gpu
-from tuneloop.plan.job import make_job
-from tuneloop.plan.shape import find_model
+from tuneloop.planning.config import PlanOptions
+from tuneloop.planning.gpus import find_gpu
+from tuneloop.planning.job import make_job
+from tuneloop.planning.shape import find_model
 from tuneloop.release.artifact import form_for
 from tuneloop.training.config import TrainConfig
 
@@ -57,7 +57,7 @@ def described(name: str, **changes: object) -> str:
 def test_the_records_need_no_torch_and_no_numpy() -> None:
     code = """import sys; sys.modules["torch"] = None; sys.modules["numpy"] = None
 from tuneloop.models.methods import methods
-from tuneloop.plan.options import plan_machines
+from tuneloop.planning.options import plan_machines
 for method in methods():
     print(method.name, plan_machines({"model": "llama-3.2-1b", "method": method.name, "gpu": "h100-sxm"})["trainable_parameters"])
 """

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.advise.advise import make_question
-from tuneloop.advise.economics import Serving, serving
+from tuneloop.advice.advise import make_question
+from tuneloop.advice.economics import Serving, serving
 from tuneloop.core.errors import UserError
 from tuneloop.core.units import counted, exactly, usd_words
 from tuneloop.data.dataset import load_dataset
 from tuneloop.models.methods import WHOLE
-from tuneloop.plan.options import plan_machines
-from tuneloop.plan.prices import load_prices
+from tuneloop.planning.options import plan_machines
+from tuneloop.planning.prices import load_prices
 from tuneloop.records.record import Part
 from tuneloop.training.teachers import Layout
 

@@ -1,0 +1,91 @@
+"""A model's sizes by its name: from the bundled table, a folder, or the hub's `config.json`."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import re
+from pathlib import Path
+
+from tuneloop.core.errors import UserError, did_you_mean
+from tuneloop.models.names import refuse_missing_path
+from tuneloop.models.shape import LIKE_LLAMA, ModelShape
+from tuneloop.planning.gpus import packaged_yaml
+
+BUNDLED = Path(__file__).with_name("models.yaml")
+_KEYS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "tie_word_embeddings", "max_position_embeddings",
+)  # fmt: skip
+# What names end in that says nothing of sizes.
+_ENDINGS = r"(-(hf|instruct|it|chat|base|bnb-4bit|unsloth|fp8|intermediate-step-1431k-3t|v1\.0))+$"
+
+
+@functools.cache
+def bundled_models() -> dict[str, ModelShape]:
+    """The models of `models.yaml` by their short names."""
+    table = packaged_yaml(BUNDLED)["models"]
+    return {name: ModelShape.from_config(dict(zip(_KEYS, row, strict=True)), name) for name, row in table.items()}
+
+
+def find_model(name: str) -> tuple[str, ModelShape, list[str]]:
+    """A model by short name, hub name, folder or `config.json`; the bundled table needs no network.
+
+    Returns:
+        The name to show, the sizes, and what had to be assumed.
+    Raises UserError: nothing of that name, or a configuration that can't be read.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir() or path.suffix == ".json":
+        return _from_file(name, path / "config.json" if path.is_dir() else path)
+    # `meta-llama/Meta-Llama-3.1-8B-Instruct` and the like as `llama-3.1-8b`
+    short = re.sub(_ENDINGS, "", name.rsplit("/", 1)[-1].lower().replace(":", "-")).removeprefix("meta-")
+    short = re.sub(r"^llama([23])", r"llama-\1", short)
+    short = "tinyllama-1.1b" if short == "tinyllama" else short
+    if short in bundled_models():
+        return short, bundled_models()[short], []
+    refuse_missing_path(name)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return _from_file(name, _from_hub(name))
+    steps = (did_you_mean(short, bundled_models(), most=3), "name a folder with config.json, or org/name on the hub")
+    step = " Or ".join(filter(None, steps))
+    raise UserError(f"No model named {name!r}: no such short name, folder or hub name", where="model", next_step=step)
+
+
+def _from_file(name: str, path: Path) -> tuple[str, ModelShape, list[str]]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        what = f"Can't read the model's configuration: {error.strerror}"
+        raise UserError(what, where=str(path), next_step="name a folder with config.json") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise UserError("config.json is not valid JSON", where=str(path), next_step="download it again") from None
+    if not isinstance(config, dict):
+        raise UserError("config.json holds no object", where=str(path), next_step="download it again")
+    assumed = []
+    if isinstance(config.get("text_config"), dict):
+        config = config["text_config"]
+        assumed.append("only the language model of several parts is planned (text_config)")
+    kind = config.get("model_type", "llama")
+    if kind not in LIKE_LLAMA:
+        assumed.append(f"architecture {kind!r} is sized as if it were a Llama: its parameters may be more or fewer")
+    return name, ModelShape.from_config(config, str(path)), assumed
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
+
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+        if isinstance(cached, str):
+            return Path(cached)
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would tell of each of its attempts
+        return Path(hf_hub_download(name, "config.json"))
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError, ValueError) as error:
+        why, names = type(error).__name__, ", ".join(bundled_models())
+        what = (
+            f"The sizes of {name} are neither bundled nor in the hub's cache, and the hub gave no config.json ({why})"
+        )
+        step = f"check the spelling and the network, or name a folder with its config.json; bundled: {names}"
+        raise UserError(what, where="model", next_step=step) from None

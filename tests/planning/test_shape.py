@@ -1,0 +1,125 @@
+"""Sizes of models: exact to the last parameter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuneloop.core.errors import UserError
+from tuneloop.models.shape import target_modules
+from tuneloop.planning.shape import bundled_models, find_model
+
+EXACT = {
+    "llama-3-8b": 8_030_261_248,
+    "llama-3-70b": 70_553_706_496,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496,
+    "llama-3.1-405b": 405_853_388_800,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "llama-3.3-70b": 70_553_706_496,
+    "llama-2-7b": 6_738_415_616,
+    "llama-2-13b": 13_015_864_320,
+    "llama-2-70b": 68_976_648_192,
+    "tinyllama-1.1b": 1_100_048_384,
+    "smollm2-135m": 134_515_008,
+    "smollm2-360m": 361_821_120,
+    "smollm2-1.7b": 1_711_376_384,
+}
+
+
+def test_every_bundled_model_has_its_published_number_of_parameters() -> None:
+    assert {name: shape.parameters for name, shape in bundled_models().items()} == EXACT
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("meta-llama/Meta-Llama-3.1-8B-Instruct", "llama-3.1-8b"),
+        ("Llama-3.3-70B-Instruct", "llama-3.3-70b"),
+        ("meta-llama/Llama-2-7b-chat-hf", "llama-2-7b"),
+        ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "tinyllama-1.1b"),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2-135m"),
+        ("meta-llama/Llama-3.1-405B-Instruct-FP8", "llama-3.1-405b"),
+        ("unsloth/Meta-Llama-3.1-8B-Instruct-unsloth-bnb-4bit", "llama-3.1-8b"),
+        ("TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T", "tinyllama-1.1b"),
+        ("llama3.2:3b", "llama-3.2-3b"),
+    ],
+)
+def test_hub_names_of_bundled_models_need_no_network(name: str, short: str) -> None:
+    assert find_model(name)[0] == short
+
+
+@pytest.mark.parametrize(
+    "kind", ["llama", "mistral", "qwen2", "qwen3", "smollm3", "phi3", "gemma", "gemma2", "gemma3_text"]
+)
+@pytest.mark.parametrize("tied", [True, False, None])
+def test_parameters_of_a_config_are_transformers(kind: str, tied: bool | None, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = {"model_type": kind, "vocab_size": 320, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2,
+              "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "tie_word_embeddings": tied}  # fmt: skip
+    if tied is None:  # what the architecture means by a key that is not there
+        del config["tie_word_embeddings"]
+    if kind in ("phi3", "smollm3"):  # their own padding token is beyond this vocabulary
+        config["pad_token_id"] = 0
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert not find_model(str(tmp_path))[2]
+    net = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(tmp_path))
+    assert find_model(str(tmp_path))[1].parameters == sum(p.numel() for p in net.parameters())
+
+
+GOOD = {"vocab_size": 320, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"hidden_size": None}, "hidden_size"),
+        ({"vocab_size": 0}, "vocab_size"),
+        ({"num_hidden_layers": "many"}, "num_hidden_layers"),
+        ({"num_attention_heads": True}, "num_attention_heads"),
+        ({"num_attention_heads": 5}, "multiple"),
+        ({"num_local_experts": 8}, "mixture"),
+    ],
+)
+def test_a_config_that_can_not_be_is_refused(change: dict[str, Any], word: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in {**GOOD, **change}.items() if v is not None}))
+    with pytest.raises(UserError, match=word) as caught:
+        find_model(str(tmp_path))
+    assert "config.json" in caught.value.where
+
+
+def test_an_architecture_that_is_not_llamas_is_said_to_be_assumed(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**GOOD, "model_type": "phi"}))
+    assert "phi" in find_model(str(tmp_path))[2][0]
+
+
+def test_unknown_names_are_answered_with_the_nearest() -> None:
+    with pytest.raises(UserError) as caught:
+        find_model("llama-3.1-9b")
+    assert "llama-3.1-8b" in caught.value.next_step
+    with pytest.raises(UserError) as caught:
+        target_modules("q,vv")
+    assert caught.value.next_step.startswith("did you mean")
+
+
+def test_of_a_model_of_several_parts_the_language_model_is_planned(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "llava", "text_config": {**GOOD, "model_type": "llama"}})
+    )
+    _, shape, assumed = find_model(str(tmp_path))
+    assert shape.layers == 2
+    assert "language model" in assumed[0]
+
+
+@pytest.mark.torch  # asks transformers
+def test_a_model_that_the_hub_does_not_give_is_a_short_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="neither bundled nor in the hub's cache"):
+        find_model("nobody/nothing-7b")
+    assert capfd.readouterr().err == ""

@@ -130,7 +130,7 @@ def distilled(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def line(name: str, found: dict[str, Any]) -> str:
     """A line of the table."""
-    student, figures = STUDENTS[name], found["figures"]
+    student, figures = STUDENTS[name], found["results"]
     cost, whole = figures["student_cost"], figures["teacher_cost"]
 
     def share(value: dict[str, float] | None, form: str) -> str:

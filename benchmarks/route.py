@@ -291,7 +291,7 @@ def tasks(data: Path, features: Sequence[Features], runs: Sequence[str]) -> list
             if tuneloop(words):
                 sys.exit("the router could not be fitted")
             record = read_record(RouterRecord, out / "router.json")
-            found = record.figures
+            found = record.results
             assert found is not None and found.caught is not None and found.auroc is not None
             q, recall = found.quality, ", ".join(f"{value:.2f}" for value in found.recall.values())
             made.append(

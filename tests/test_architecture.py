@@ -327,3 +327,31 @@ def test_there_are_recipes() -> None:
 def test_the_makefile_names_tests_that_are_there() -> None:
     named = [word for word in (ROOT / "Makefile").read_text(encoding="utf-8").split() if word.startswith("tests/")]
     assert named and [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_class_names_are_unique_in_the_package() -> None:
+    places: dict[str, list[str]] = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(path.relative_to(SOURCE)))
+    assert not {name: files for name, files in places.items() if len(files) > 1}
+
+
+def test_only_tables_are_left_out_of_the_formatter() -> None:
+    """`# fmt: skip` keeps the columns of a literal table, or of a call that holds one; all else is the formatter's."""
+    displays = ast.Dict | ast.List | ast.Tuple | ast.Set
+    wrong = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        ends = {i for i, line in enumerate(text.splitlines(), 1) if line.endswith("# fmt: skip")}
+        for node in ast.walk(ast.parse(text)) if ends else ():
+            if isinstance(node, ast.stmt) and node.end_lineno in ends:
+                value = getattr(node, "value", None)
+                parts = (
+                    [*value.args, *(each.value for each in value.keywords)] if isinstance(value, ast.Call) else [value]
+                )
+                if any(isinstance(part, displays) for part in parts):
+                    ends.discard(node.end_lineno)
+        wrong += [f"{path.relative_to(SOURCE)}:{line}" for line in sorted(ends)]
+    assert not wrong

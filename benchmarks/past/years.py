@@ -145,7 +145,7 @@ def policies(usd_per_answer: float, usd_per_cycle: float) -> dict[str, Callable[
         facts = Facts(
             days=7.0 * weeks, feedback=10_000, corrections=world.corrections, alarms=world.alarms,
             requests_per_day=world.per_week / 7, bad=world.bad / world.judged if world.judged else math.nan,
-            expected_usd=usd_per_cycle, expected_hours=1.0, mended=world.mended,
+            expected_usd=usd_per_cycle, expected_hours=1.0, fixed_shares=world.mended,
         )  # fmt: skip
         return choose(project, facts).begins
 

@@ -148,9 +148,9 @@ def prepare(
     """Turn examples of any shape into train, validation and test splits without a leak; the same as `tuneloop prepare`.
 
     Args:
-        data: a file, glob or folder, several of them, or records in memory: anything that gives mappings (a list, a Hugging Face
-            data set, `frame.to_dict("records")`). Those are written to `OUT.rows.jsonl` next to the data set, so that its accounts can
-            name lines.
+        data: a file, glob or folder, several of them, or records in memory: anything that gives mappings (a list, a
+            Hugging Face data set, `frame.to_dict("records")`). Those are written to `OUT.rows.jsonl` next to the data
+            set, so that rejects and repairs can name lines.
         config: all settings in one record.
         out: folder of the data set; default: `datasets/NAME`.
         name: of the data set; default: that of the first file, `rows` for records in memory.
@@ -160,7 +160,7 @@ def prepare(
         settings: those of a recipe's `data` section, as in `max_length=512, split={"stratify": "queue"}`.
 
     Returns:
-        The data set: `train`, `val` and `test` rows, `manifest` (what stands in `dataset.json`), `path`.
+        The data set: `train`, `val` and `test` rows, `manifest` (the content of `dataset.json`), `path`.
 
     Raises:
         UserError: no data, an unknown setting, more rejected rows than `allow_rejects`.
@@ -187,7 +187,7 @@ def train(
 ) -> Run:
     """Train on a prepared data set; the same as `tuneloop train`.
 
-    Plans first and refuses what does not fit into memory. A run that was cut short goes on from its last checkpoint.
+    Plans first and refuses what does not fit into memory. An interrupted run resumes from its last checkpoint.
 
     Args:
         data: what `prepare` returned, its folder, a file of examples, or a recipe.
@@ -359,8 +359,8 @@ def plan(data: Place = "", *, model: str = "", progress: Shown = False, **option
     """Predict memory, hours and dollars of training; the same as `tuneloop plan`.
 
     Args:
-        data: as for `run`: a file of examples, a prepared data set, a recipe or a run. Without options it is measured on this
-            machine. Default: the model alone, for every GPU.
+        data: as for `run`: a file of examples, a prepared data set, a recipe or a run. Without options it is measured
+            on this machine. Default: the model alone, for every GPU.
         model: a short name, a hub name or a folder.
         progress: True for bars on stderr, or a `Progress`.
         options: as in `method="lora", gpu="l40s", seq_len=2048`.
@@ -400,10 +400,10 @@ def export(
     Raises:
         UserError: no finished run, the wrong form, or a gate that is not green.
     """
-    wanted = build_config(WeightOptions, weights, where="export")
+    settings = build_config(WeightOptions, weights, where="export")
     folder, key = Path(out) if out else None, Path(sign) if sign else None
     with _shown(progress):
-        return export_run(Path(run), form, folder, weights=wanted, force=force, key=key)
+        return export_run(Path(run), form, folder, weights=settings, force=force, key=key)
 
 
 def serve(*targets: Place, ready: Callable[[str], None] | None = None, **settings: Unpack[ServeSettings]) -> None:
@@ -482,8 +482,8 @@ def _merged(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any
 
 
 def _top(model: str, seed: int | None, out: Place) -> dict[str, Any]:
-    given = {"model": model or None, "seed": seed, "output_dir": str(out) or None}
-    return {key: value for key, value in given.items() if value is not None}
+    values = {"model": model or None, "seed": seed, "output_dir": str(out) or None}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _recipe(name: str, model: str, seed: int | None, sections: Mapping[str, Any]) -> Recipe:
@@ -498,8 +498,8 @@ def _recipe_of_run(
     trust_code(sections)
     places = _places(data)
     if len(places) == 1 and places[0].endswith((".yaml", ".yml")):
-        given = load_recipe(places[0]).model_dump(exclude_unset=True)
-        return make_recipe(_merged(given, _top(model, seed, out) | dict(sections)), where=places[0])
+        base = load_recipe(places[0]).model_dump(exclude_unset=True)
+        return make_recipe(_merged(base, _top(model, seed, out) | dict(sections)), where=places[0])
     values = {"name": name_of(places[0]), "data": {"sources": places}, **_top(model, seed, out)}
     return make_recipe(_merged(values, sections))
 

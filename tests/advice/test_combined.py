@@ -21,12 +21,12 @@ def share(value: float, low: float, high: float) -> Share:
 
 
 def distillation(low: float) -> DistillationRecord:
-    figures = DistilledFigures(
+    results = DistilledFigures(
         metric="accuracy", n=200, teacher=0.9, student=0.8, control=0.78, kept=share(0.89, 0.85, 0.93),
         over_control=share(0.02, low, 0.05), teacher_cost=ModelCost(rows_per_second=2), student_cost=ModelCost(rows_per_second=4),
     )  # fmt: skip
     return DistillationRecord(
-        teacher="big", teacher_key="k", student="small", dataset="d", asked=9, kept=9, figures=figures
+        teacher="big", teacher_key="k", student="small", dataset="d", asked=9, kept=9, results=results
     )
 
 
@@ -60,7 +60,7 @@ def cascade(cost: float, high: float) -> CascadeRecord:
 
 ROUTER = RouterRecord(
     kind="knn", features="words", exclusive=False, routes=[RouteTarget(name="s", cost=1), RouteTarget(name="l", cost=10)],
-    figures=RouterFigures(
+    results=RouterFigures(
         n=70, quality=share(0.85, 0.8, 0.9), cost=4,
         singles=[SingleModel(name="s", cost=1, quality=0.6), SingleModel(name="l", cost=10, quality=0.88), SingleModel(name="oracle", cost=5, quality=0.92)],
     ),

@@ -217,7 +217,7 @@ CONSISTENCY = {
     "ways": 3,
     "asked": {"as it is": 20, "typo": 20, "case": 20},
     "temperature": 0.7,
-    "likeness": "",
+    "similarity_metric": "",
     "seconds": {},
     "metric": "agreement",
     "systems": {

@@ -104,7 +104,7 @@ def test_a_router_sends_requests_to_their_model(runs: list[str], tmp_path: Path)
         "none of these",
     ]
     assert kept[0].route and kept[0].model == "cards" and kept[0].route["scores"]["cards"] > 0.5
-    assert kept[4].adapter is None and kept[4].route and kept[4].route["nearness"] < kept[0].route["nearness"]
+    assert kept[4].adapter is None and kept[4].route and kept[4].route["similarity"] < kept[0].route["similarity"]
 
     async def later(gateway: Gateway) -> str:
         return await ask(gateway, cards[1], talk="t")

@@ -263,7 +263,7 @@ def _on(value: float, n: int) -> str:
 
 
 def _distilled(record: Any) -> dict[str, Any]:
-    if (results := record.figures) is None:
+    if (results := record.results) is None:
         return {}
     reached = f"{results.metric} {_on(results.student, results.n)}, its teacher {results.teacher:.3f}"
     words = f"A student was distilled: {reached}"
@@ -291,7 +291,7 @@ def _merged(record: Any) -> dict[str, Any]:
 
 
 def _routed(record: Any) -> dict[str, Any]:
-    results = record.figures
+    results = record.results
     if results is None or not results.singles:
         return {}
     best, quality = max(results.singles[:-1], key=lambda one: one.quality), results.quality

@@ -40,7 +40,7 @@ def fit(
     with screen("fitting"):
         router = fit_route(sources, Path(out), options)
     lines = [*_lines(router, out)]
-    results = router.record.figures
+    results = router.record.results
     if results is not None and 0 < options.max_cost < results.cost:
         cost = f"{results.cost:g} on average, more than --max-cost {options.max_cost:g}"
         why = "which holds on the validation rows only; ask for less, or give more rows"
@@ -86,8 +86,8 @@ def _lines(router: Router, out: str) -> Iterator[str]:
     record = router.record
     for one in record.candidates:
         yield f"  {one.kind:<9} validation quality {one.quality:.3f}, log loss {one.loss:.3f}"
-    if record.figures is not None:
-        yield from _result_lines(record, record.figures)
+    if record.results is not None:
+        yield from _result_lines(record, record.results)
     yield f"{out}  ({record.kind} on {record.features})"
 
 

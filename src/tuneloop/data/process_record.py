@@ -361,7 +361,7 @@ def _clean_text(
 
 
 def _redacted(where: str, kinds: Iterable[str]) -> FieldChange:
-    """That personal data stood in a field: `found` has how many values of each kind, `detail` the same in words."""
+    """That a field held personal data: `found` has how many values of each kind, `detail` the same in words."""
     counts = Counter(kinds)
     detail = ", ".join(kind if n == 1 else f"{kind} x{n}" for kind, n in sorted(counts.items()))
     return FieldChange("pii", where, {"detail": detail, "found": dict(sorted(counts.items()))}, counts)

@@ -222,7 +222,7 @@ def measure_consistency(
         "rows": len(rows), "ways": max(map(len, questions)),
         "asked": dict(Counter(way.kind for each in questions for way in each).most_common()),
         "temperature": config.consistency_temperature, "metric": metric,
-        "likeness": "" if kind == "labels" else _similarity_metric(kind, rows),
+        "similarity_metric": "" if kind == "labels" else _similarity_metric(kind, rows),
         "systems": {name: each.values for name, each in measured.items()},
         "same_as_plain": {name: _same_as_plain(questions, each.statements) for name, each in measured.items()},
         "comparisons": [pair for name in compared for pair in _differences(measured, subject, name, clusters)],
@@ -321,7 +321,7 @@ def _words(
     kinds += [f"drawn with temperature {result.temperature:g}"] if counts.get(DRAWN) else []
     model = "the tuned model" if system == "tuned" else system
     opening = f"Asked {counted(result.ways, 'way')} ({', '.join(filter(None, kinds))}), {model}"
-    texts = f"answers to a row {{}} a {result.likeness} of"
+    texts = f"answers to a row {{}} a {result.similarity_metric} of"
     if metric == "agreement":
         names = [field.replace("_", " ") for field in fields]
         listed = " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

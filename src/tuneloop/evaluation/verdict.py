@@ -45,8 +45,8 @@ class Verdict:
         against: the alternative that this is about: of those that it stands weakest against, the best one.
         metric: the metric that decides.
         why: why this one does, where that isn't plain; else empty.
-        never: labels of the rows that it never gives, the most frequent first; `only`: the one that it gives to every row.
-        standings: against each alternative, the best one first; where others are compared with the same system, theirs follow.
+        never: labels of the rows that it never gives, the most frequent first; `only`: the one that it always gives.
+        standings: against each alternative, the best one first; then those of others compared with the same system.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Labels scored by a server that only writes: a few short requests with log probabilities instead of one pass over all labels.
+"""Labels scored by a server that only writes: a few short requests with log probabilities, not one pass over all.
 
 A request continues the prompt by tokens that occur in labels, and its log probabilities are those of the unconstrained
 model. A greedy one scores all tokens of the label that wins, and bounds what branches off on the way. Branches are read
@@ -71,7 +71,7 @@ class _LabelSearch:
         return next((path[:i] for i, t in enumerate(path) if t not in self.logs.get(path[:i], {})), None)
 
     def needed(self) -> list[Path]:
-        """Where to read: for the label with the best bound, then for those whose probability matters; empty: nowhere."""
+        """Where to read: for the label with the best bound, then for those whose probability matters."""
         sums = {path: self.total(path) for path in self.paths}
         place = self.unread(max(self.paths, key=lambda path: sums[path] / len(path)))
         if place is not None:
@@ -96,8 +96,8 @@ class _LabelSearch:
         for token, values in reading:
             if place not in self.following:
                 return
-            known = {other: value for other, value in values.items() if other in self.following[place]}
-            self.logs[place] = self.logs.get(place, {}) | known
+            logs = {other: value for other, value in values.items() if other in self.following[place]}
+            self.logs[place] = self.logs.get(place, {}) | logs
             # What is not among the likeliest is less likely than they; of allowed tokens the written one is likeliest.
             likeliest = [value for other, value in values.items() if other != token] if first else []
             self.bounds[place] = min(self.bounds.get(place, 0.0), values[token], *likeliest)

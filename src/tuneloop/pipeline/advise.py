@@ -258,7 +258,7 @@ def remind(job: RunContext, dataset: Dataset) -> None:
 
 
 @dataclass
-class _Known:
+class _SourceFacts:
     """Facts from the source, and where advice on it is kept; no folder: nowhere."""
 
     facts: dict[str, Any]
@@ -286,8 +286,8 @@ def advise_on(
     evaluation, metric = stated.pop("evaluation", ""), stated.pop("metric", "")
     if combined := stated.pop("combined", ""):
         stated["combined"] = combined_facts([part.strip() for part in combined.split(",") if part.strip()])
-    known = _from_source(source, metric, stated, settings, measure, out)
-    facts = known.facts | (facts_from_results(evaluation, metric) if evaluation else {})
+    source_facts = _from_source(source, metric, stated, settings, measure, out)
+    facts = source_facts.facts | (facts_from_results(evaluation, metric) if evaluation else {})
     if {"rows", "tokens_per_row"} & set(stated):
         facts.pop("lengths", None)  # they are of the data's own rows
     if stated_results := _stated_results(stated):
@@ -296,14 +296,14 @@ def advise_on(
             raise UserError("Measured results are given twice", where="advise", next_step=step)
         facts["measured"] = stated_results
     advice = advise(make_question({**facts, **stated}))
-    if known.folder:
-        keep_advice(known.folder, known.dataset_hash, advice.record(), known.source_hashes)
+    if source_facts.folder:
+        keep_advice(source_facts.folder, source_facts.dataset_hash, advice.record(), source_facts.source_hashes)
     return advice
 
 
 def _from_source(
     source: str, metric: str, stated: Mapping[str, Any], settings: Sequence[str], measure: bool, out: str
-) -> _Known:
+) -> _SourceFacts:
     """Facts from results, a prepared data set, or data that are read as `run` would read them."""
     if not source:
         if measure:
@@ -311,9 +311,9 @@ def _from_source(
         if settings:
             step = "settings belong to --measure and to data that are still to be prepared; give facts as flags"
             raise UserError(f"{settings[0]} sets nothing here", where="advise", next_step=step)
-        return _Known({})
+        return _SourceFacts({})
     if holds_results(source) and not measure:
-        return _Known({**facts_from_results(source, metric), "source": source})
+        return _SourceFacts({**facts_from_results(source, metric), "source": source})
     refuse_missing_source(source)
     recipe = recipe_of(source, list(settings), model=str(stated.get("model", "")))
     from_recipe = measure or source.endswith((".yaml", ".yml"))
@@ -326,7 +326,7 @@ def _from_source(
     folder = advice_folder(recipe, out)
     prepared = Path(source) / "dataset.json"
     if prepared.is_file() and not measure:
-        return _Known(facts | facts_from_results(source), folder, read_manifest(prepared).hash)
+        return _SourceFacts(facts | facts_from_results(source), folder, read_manifest(prepared).hash)
     if measure:
         if other:
             say(f"stand-in  {model} is not on this machine: {other}, a small model, is measured in its place.")
@@ -341,7 +341,7 @@ def _from_source(
             facts |= facts_from_results(counted.path)
     notes = [f"tokens are counted as {other} reads them: {model} is not on this machine"] if other else []
     facts["notes"] = (*notes, *([counted.sample] if counted.sample else []))
-    return _Known(facts, folder, counted.hash, hashes_of_sources(recipe) if counted.sample else [])
+    return _SourceFacts(facts, folder, counted.hash, hashes_of_sources(recipe) if counted.sample else [])
 
 
 def _stated_results(stated: dict[str, Any]) -> BaselineResults | None:

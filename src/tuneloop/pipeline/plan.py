@@ -262,7 +262,7 @@ def plan_alone(recipe: Recipe, out: str) -> dict[str, Any]:
 
 
 def plan_data(source: str, stated: Mapping[str, Any], settings: Sequence[str] = ()) -> dict[str, Any]:
-    """The plan of a run on data: measured on this machine where nothing else is requested and the model is here; else by formula.
+    """The plan of a run on data: for this machine, measured, where no option is named; else by formula.
 
     Args:
         source: a file of examples, a prepared data set, a recipe or a run; "" where `stated` names a `dataset`.

@@ -74,7 +74,7 @@ class DistillationRecord(
         asked, kept: prompts, and answers that were trained on; `dropped`: reason -> answers.
         unlabelled: of the prompts, those that had no answer of their own.
         agreement: share of the kept answers that are the rows' own.
-        figures: metrics on test rows; None without any.
+        results: metrics on test rows; None without any.
         words: all that in sentences.
     """
 
@@ -90,7 +90,7 @@ class DistillationRecord(
     dropped: dict[str, int] = {}
     unlabelled: int = 0
     agreement: float | None = None
-    figures: DistilledFigures | None = None
+    results: DistilledFigures | None = None
     words: list[str] = []
 
 

@@ -35,7 +35,7 @@ class StoredRequest:
         shadow: id of the request of which this is a copy that a candidate answered unseen, or `canary:ROW` where the
             monitor sent a row of its data set; None: a client sent it.
         route: what a router decided: `model`, `why` (`best`, `by chance`, `none of these`, `conversation`), `scores` by
-            model, `nearness` (similarity) to the rows that it was fitted to, `chance` of this choice; None: no router.
+            model, `similarity` to the rows that it was fitted to, `chance` of this choice; None: no router.
         voice: as whom it counts where users are counted: `key:NAME`, or `anyone` without a key, all of whose users
             together are one; None: its key's word for its user and conversation is taken.
         train: `no`: it must not become training data, as its key says; None: it may.

@@ -93,7 +93,7 @@ class RouterRecord(Record, what="a router", file="router.json", again="fit the r
         k: neighbours. temperature: that the probabilities are softened with, from validation rows.
         threshold: least similarity to the fitted rows; below it the answer is "none of these". None: it never is.
         price: of a unit of cost, in units of quality.
-        candidates: what was tried on validation rows; `figures`: results of the chosen one on test rows.
+        candidates: what was tried on validation rows; `results`: those of the chosen one on test rows.
     """
 
     kind: RouterKind
@@ -107,7 +107,7 @@ class RouterRecord(Record, what="a router", file="router.json", again="fit the r
     threshold: float | None = None
     price: float = 0.0
     candidates: list[RouterCandidate] = []
-    figures: RouterFigures | None = None
+    results: RouterFigures | None = None
     source: str = ""
 
 

@@ -130,7 +130,7 @@ class Consistency:
         rows, ways: how many rows were used, and how often each, at most; `asked`: questions of each kind.
         temperature: of the drawn answers.
         metric: what systems are compared by: `agreement`, for free texts without fields `similarity`.
-        likeness: what `similarity` is measured by.
+        similarity_metric: what `similarity` is measured by.
         systems: name -> measure -> value with 95 % interval. `agreement`: share of a row's pairs of answers that are
             the same; `similarity`: how alike pairs are (free texts, JSON); `unanimous`: share of rows with one answer
             only; `format`: share of answers that keep the format; `always_right`: share of rows that are right in every
@@ -146,7 +146,7 @@ class Consistency:
     asked: dict[str, int]
     temperature: float
     metric: str
-    likeness: str
+    similarity_metric: str
     systems: dict[str, dict[str, Estimate]]
     same_as_plain: dict[str, dict[str, Number]]
     comparisons: list[Difference]

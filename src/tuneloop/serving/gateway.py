@@ -71,7 +71,7 @@ class Routed:
     def logged(self) -> dict[str, Any]:
         """As it is stored with the request."""
         values = {"model": self.model, "why": self.why, "scores": dict(self.scores)}
-        return values if self.similarity is None else values | {"nearness": self.similarity}
+        return values if self.similarity is None else values | {"similarity": self.similarity}
 
 
 Route = Callable[[str], Routed]  # the text of a turn -> who answers it

@@ -42,7 +42,7 @@ def test_a_student_is_made_of_the_tuned_teacher_without_some_layers(
     command = ["distill", teacher, "--layers", "4", "--dataset", f"{teacher}/dataset", "--out", "student", *TRAIN]
     found = told(capsys, *command, "--level", "logits", "--no-control")
     assert found["level"] == "logits" and "divergence" in read_jsonl(Path("student/metrics.jsonl"))[1]
-    assert found["pruned"]["layers"] == 4 and found["pruned"]["of"] == 6 and "control" not in found["figures"]
+    assert found["pruned"]["layers"] == 4 and found["pruned"]["of"] == 6 and "control" not in found["results"]
     student = read_json(Path("student/distill/student/config.json"))
     assert student["num_hidden_layers"] == 4 and read_json(Path("student/run.json"))["weights"] == "model"
     made = load_file("student/distill/student/model.safetensors")["model.layers.0.self_attn.q_proj.weight"]
@@ -70,7 +70,7 @@ def test_answers_are_kept_filtered_and_compared_with_a_control(
         assert row["messages"][:-1] == rows[row["id"]]["messages"][:-1] and row["meta"]["teacher"] == teacher
     same = sum(answers[i] == row["label"] for i, row in rows.items()) / len(rows)
     assert found["agreement"] == pytest.approx(same)
-    figures = found["figures"]
+    figures = found["results"]
     assert figures["n"] == len(read_jsonl(Path(f"{teacher}/dataset/test.jsonl")))
     assert figures["over_control"]["low"] <= figures["student"] - figures["control"] <= figures["over_control"]["high"]
     assert (
@@ -108,7 +108,7 @@ def test_probabilities_are_learned_and_asked_for_once(
         assert about["top"] == 16 and about["teacher"] == teacher
         data = stored[0].parent / "tokens.bin"
         before = data.stat().st_mtime_ns
-        assert told(capsys, *command, *more)["figures"] and data.stat().st_mtime_ns == before
+        assert told(capsys, *command, *more)["results"] and data.stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize(
@@ -184,5 +184,5 @@ def test_a_student_with_other_tokens_learns_sorted_probabilities(
     more = ["--level", level, "--answers", "own", "--no-control"]
     assert main([*command, *more]) == 2 and "train.divergence=universal" in capsys.readouterr().err
     found = told(capsys, *command, *more, "train.divergence=universal")
-    assert found["level"] == level and found["figures"]["n"]
+    assert found["level"] == level and found["results"]["n"]
     assert any("divergence" in line for line in read_jsonl(Path("student/metrics.jsonl")))

@@ -56,11 +56,11 @@ def outcome_file(place: Path, n: int = 300) -> Path:
 def test_runs_are_told_apart_by_their_rows(runs: list[str], capsys: Said) -> None:
     write_jsonl("other.jsonl", [{"text": f"tell a joke about {w}", "label": "x"} for w in "abcdefghij"])
     found = told(capsys, "route", "fit", *runs, "--features", "words", "--outside", "other.jsonl", "--out", "router")
-    assert found["figures"]["quality"]["value"] > 0.8 and [r["name"] for r in found["routes"]] == runs
-    assert found["figures"]["outside"] == 10 and found["figures"]["caught"] > 0.8
+    assert found["results"]["quality"]["value"] > 0.8 and [r["name"] for r in found["routes"]] == runs
+    assert found["results"]["outside"] == 10 and found["results"]["caught"] > 0.8
     assert read_json(Path("router/router.json"))["kind"] == found["kind"]
     again = told(capsys, "route", "eval", "router", "--outside", "other.jsonl")
-    assert again["figures"] == found["figures"]
+    assert again["results"] == found["results"]
 
 
 def test_outcomes_give_a_frontier_and_a_most_cost_holds(
@@ -71,13 +71,13 @@ def test_outcomes_give_a_frontier_and_a_most_cost_holds(
     command = ["route", "fit", "--outcomes", "o.csv", "--features", "words", "--cost", "small=1,large=10"]
     free = told(capsys, *command)
     assert [r["name"] for r in free["routes"]] == ["small", "large"], "a column of texts is no model"
-    figures = free["figures"]
+    figures = free["results"]
     assert figures["gap_recovered"]["value"] > 0.6 and figures["singles"][-1]["name"] == "oracle"
     costs = [point["cost"] for point in figures["frontier"]]
     assert costs == sorted(costs, reverse=True) and costs[-1] == 1.0
     cheap = told(capsys, *command, "--max-cost", "4")
-    assert cheap["figures"]["cost"] <= 4 < figures["cost"] and cheap["price"] > 0
-    assert told(capsys, "route", "eval", "--outcomes", "o.csv")["figures"] == cheap["figures"]
+    assert cheap["results"]["cost"] <= 4 < figures["cost"] and cheap["price"] > 0
+    assert told(capsys, "route", "eval", "--outcomes", "o.csv")["results"] == cheap["results"]
 
 
 @pytest.mark.parametrize("more", [False, True])
@@ -95,7 +95,7 @@ def test_a_most_cost_that_test_rows_do_not_keep_is_said(
 
 def test_hidden_states_of_the_base_are_features_too(runs: list[str], capsys: Said, tiny_llama: Path) -> None:
     found = told(capsys, "route", "fit", *runs, "--features", "hidden", "--base", str(tiny_llama), "--out", "router")
-    assert found["base"] == str(tiny_llama) and found["figures"]["quality"]["value"] > 0.6
+    assert found["base"] == str(tiny_llama) and found["results"]["quality"]["value"] > 0.6
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_published_outcomes_of_two_models_are_routed(
     monkeypatch.chdir(tmp_path)
     costs = "mistralai/Mixtral-8x7B-Instruct-v0.1=0.24,gpt-4-1106-preview=24.7"
     found = told(capsys, "route", "fit", "--outcomes", str(file), "--features", "words", "--cost", costs)
-    assert len(found["routes"]) == 2 and found["figures"]["gap_recovered"]["high"] > 0.5
+    assert len(found["routes"]) == 2 and found["results"]["gap_recovered"]["high"] > 0.5
 
 
 def test_requests_in_another_language_are_told(tmp_path: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch) -> None:

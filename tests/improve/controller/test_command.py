@@ -301,7 +301,7 @@ JUDGED = Facts(100, 500, 50, 0, requests_per_day=1000, bad=0.3, expected_usd=5.0
     [
         (WORTH, {}, True, "expected gain $81.00: 1,000 requests a day for 90 days, 30.0% bad answers, 15.0% of them fixed"),
         (WORTH, {"requests_per_day": 10}, False, "expected gain $0.81"),  # costs 5
-        (WORTH, {"mended": (0.0,) * 30, "expected_usd": 20.0}, False, "0.9% of them fixed (by 50 new corrections, from 30 earlier cycles)"),
+        (WORTH, {"fixed_shares": (0.0,) * 30, "expected_usd": 20.0}, False, "0.9% of them fixed (by 50 new corrections, from 30 earlier cycles)"),
         (WORTH, {"days": 5, "alarms": 1}, False, "for 5 days"),  # waiting has not cost much yet
         (WORTH, {"corrections": 0}, False, "0.0% of them fixed"),
         (WORTH, {"bad": math.nan}, False, "no answer was judged"),

@@ -95,7 +95,7 @@ def distil(
         "dropped": dict(job.dropped), "agreement": sum(same) / len(same) if same else None,
         "unlabelled": len(job.unlabelled), "level": options.level, "answers": options.answers,
     }  # fmt: skip
-    record = DistillationRecord(**fields, figures=_measured(job, control))
+    record = DistillationRecord(**fields, results=_measured(job, control))
     record = record.model_copy(update={"words": list(sentences(record))})
     write_record(out / DistillationRecord.file, record)
     for line in record.words:
@@ -273,7 +273,7 @@ def sentences(record: DistillationRecord) -> Sequence[str]:
         whose = f"own answers and the teacher's to {counted(record.unlabelled, 'further request')}"
     with_ = {"logits": ", with its stored probabilities", "live": ", with its probabilities"}.get(record.level, "")
     lines = [f"{record.kept} of {record.asked} {whose} were trained on{with_}" + (f" ({reasons})" if reasons else "")]
-    result = record.figures
+    result = record.results
     if result is None:
         return lines
     scores = f"teacher {result.teacher:.3f}, student {result.student:.3f}"

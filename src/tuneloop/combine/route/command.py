@@ -183,7 +183,7 @@ def fit_route(sources: RouteSources, out: Path, options: RouteOptions) -> Router
         router = router.updated(price=_price(router, val, options.max_cost))
     outside = job.embed(outside_texts(options.outside)) if options.outside else None
     if len(test):
-        router = router.updated(figures=judge_router(router, test, outside))
+        router = router.updated(results=judge_router(router, test, outside))
     router.save(out)
     return router
 
@@ -259,4 +259,4 @@ def eval_route(folder: Path, outcomes: str = "", outside: str = "") -> Router:
     results = judge_router(router, test, job.embed(others) if outside else None)
     if share := foreign_share([*texts, *others], record.language):
         results = results.model_copy(update={"foreign": share})
-    return router.updated(figures=results)
+    return router.updated(results=results)

@@ -120,7 +120,7 @@ def facts_of(store: Database, model: str, cycles: Cycles, now: str, *, enough: i
         bad=1 - sum(values) / len(values) if values else math.nan,
         spent_usd=sum(cycle.usd for cycle in in_quarter),
         spent_hours=sum(cycle.hours for cycle in in_quarter),
-        mended=tuple(cycle.fixed_share for cycle in cycles if cycle.outcome),
+        fixed_shares=tuple(cycle.fixed_share for cycle in cycles if cycle.outcome),
     )
 
 

@@ -73,7 +73,7 @@ class Budget(Config):
 
 
 # Project keys of long descriptions.
-MENDED = "share of the bad answers that a retraining on many corrections is thought to fix"
+FIXED = "share of the bad answers that a retraining on many corrections is thought to fix"
 REFERENCE = "prepared data set that is compared with; `champion`: that of the run in use; empty: nothing is monitored"
 WARM_START = "whether each cycle also trains from the run in use, and takes that one where it measures better"
 
@@ -84,7 +84,7 @@ class Value(Config):
     usd_per_answer: float = Field(
         0.0, ge=0, description="dollars that a good answer is worth more than a bad one; 0: any reason"
     )
-    mended: float = Field(0.3, ge=0, le=1, description=f"{MENDED}, before one has shown it")
+    fixed: float = Field(0.3, ge=0, le=1, description=f"{FIXED}, before one has shown it")
     half: int = Field(50, ge=1, description="new corrections and labels with which it fixes half of that")
 
 
@@ -140,7 +140,7 @@ class Facts:
     spent_hours: float = 0.0
     expected_usd: float = math.nan  # expected_usd, expected_hours: of a cycle, by the planner; NaN: it was not queried
     expected_hours: float = math.nan
-    mended: tuple[float, ...] = ()  # of earlier cycles: the share of bad answers that each fixed; 0: not promoted
+    fixed_shares: tuple[float, ...] = ()  # of earlier cycles: the share of bad answers that each fixed; 0: not promoted
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def reasons_to_begin(triggers: Triggers, facts: Facts) -> list[str]:
 def facts_from(data: Mapping[str, Any]) -> Facts:
     """Facts as the log has them."""
     facts: dict[str, Any] = {name: math.nan if value is None else value for name, value in data.items()}
-    return Facts(**{**facts, "mended": tuple(facts.get("mended", ()))})
+    return Facts(**{**facts, "fixed_shares": tuple(facts.get("fixed_shares", ()))})
 
 
 def needs_a_plan(project: ProjectConfig) -> bool:
@@ -235,7 +235,7 @@ def choose(project: ProjectConfig, facts: Facts) -> Choice:
     begins when waiting has cost as much as it does, which is never much worse than to have known when (ski rental;
     Karlin et al. 1988, "Competitive snoopy caching"). It is the dollars of a good answer, times requests, times the
     share of bad answers, times the share of them that a retraining fixes. That share grows with the new corrections n
-    as n / (n + `value.half`), towards the mean of what earlier cycles showed and of `value.mended`, which counts as two
+    as n / (n + `value.half`), towards the mean of what earlier cycles showed and of `value.fixed`, which counts as two
     cycles.
     """
     reasons = tuple(reasons_to_begin(project.triggers, facts))
@@ -244,7 +244,7 @@ def choose(project: ProjectConfig, facts: Facts) -> Choice:
     against = _over_budget(project, facts)
     if against or not project.value.usd_per_answer:
         return Choice(not against, reasons, against)
-    most = (PRIOR_CYCLES * project.value.mended + sum(facts.mended)) / (PRIOR_CYCLES + len(facts.mended))
+    most = (PRIOR_CYCLES * project.value.fixed + sum(facts.fixed_shares)) / (PRIOR_CYCLES + len(facts.fixed_shares))
     fixed_share = most * learned(facts.corrections, project.value)
     days, bad, cost = min(facts.days, project.triggers.every_days), facts.bad, facts.expected_usd
     if math.isnan(bad) or math.isnan(cost):
@@ -253,7 +253,9 @@ def choose(project: ProjectConfig, facts: Facts) -> Choice:
     price = project.value.usd_per_answer
     gain = price * facts.requests_per_day * days * bad * fixed_share
     requests = f"{counted(facts.requests_per_day, 'request')} a day for {exactly(days, 'day')}"
-    source = f"by {counted(facts.corrections, 'new correction')}, from {counted(len(facts.mended), 'earlier cycle')}"
+    source = (
+        f"by {counted(facts.corrections, 'new correction')}, from {counted(len(facts.fixed_shares), 'earlier cycle')}"
+    )
     why = f"expected gain ${gain:,.2f}: {requests}, {bad:.1%} bad answers, {fixed_share:.1%} of them fixed ({source}), "
     why += f"${price:g} each; expected cost ${cost:,.2f}"
     return Choice(gain > cost, reasons, why, gain)

@@ -406,8 +406,8 @@ class EndpointEngine(RenderingEngine):
                 "allowed_token_ids": list(allowed),
             }
             reply = await self._reply("/v1/completions", body, self._settings.start_within)
-            written = read_logprobs(reply["choices"][0]["logprobs"])
-            return [(each.id, {**dict(each.top), each.id: each.logprob}) for each in written]
+            tokens = read_logprobs(reply["choices"][0]["logprobs"])
+            return [(each.id, {**dict(each.top), each.id: each.logprob}) for each in tokens]
 
         scores = await search_labels(dict(zip(request.choices, ids, strict=True)), read)
         choice = best_label(scores, trie.tokens, len(request.ids), engine=self.name)

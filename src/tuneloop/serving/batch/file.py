@@ -3,7 +3,7 @@
 A line that can't be sent is a fault of that line alone, with a code and a sentence.
 
 A journal has a line for each request that is over, on the disk before it counts; such a request is never repeated.
-JournalFile are written and synced in groups: those that end while a sync runs share the next. A group that does not fit on
+Lines are written and synced in groups: those that end while a sync runs share the next. A group that does not fit on
 the disk is taken back as a whole; see `core.journal`.
 """
 
@@ -152,7 +152,7 @@ class BatchFile:
     # --- inside
 
     def _raw(self) -> Iterator[tuple[int, bytes | None]]:
-        """JournalFile with their numbers; None in place of one that is too long, which is never in memory as a whole."""
+        """Lines with their numbers; None in place of one that is too long, which is never in memory as a whole."""
         with user_errors_of_the_disk(self.path), self.path.open("rb") as file:
             number = 0
             while raw := file.readline(self.most_bytes + 1):

@@ -126,7 +126,7 @@ def hidden(text: str) -> str:
 
 
 def scrub(value: Any, config: PersonalConfig, key: bytes | None) -> tuple[Any, list[str]]:
-    r"""Any JSON value without personal data, and the kinds that stood in it, sorted; the modes off and report replace
+    r"""Any JSON value without personal data, and the kinds that were in it, sorted; the modes off and report replace
     nothing.
 
     Strings at any depth are searched, keys of objects too, and text that is itself JSON, broken or not, with its

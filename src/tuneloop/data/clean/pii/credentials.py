@@ -108,7 +108,8 @@ def url_credentials(text: str) -> Iterator[Span]:
 # For lower-case text; each begins with plain letters, so that `re` skips ahead to one of them.
 _NAME = re.compile(
     r"(?:pass(?:[ _-]?(?:words?|wrd|phrase|code)|wd|wort|(?=[\"']{0,2}\s?=|[\"']\s?:))(?:[_-]?(?:value|hash|[12]))?|pwd"
-    r"|kennwort|mot de passe|mdp|contrase[ñn]a|clave|senha|wachtwoord|has[łl]o|lösenord|parola|密码|密碼|パスワード|пароль"
+    r"|kennwort|mot de passe|mdp|contrase[ñn]a|clave|senha|wachtwoord|has[łl]o|lösenord|parola"
+    r"|密码|密碼|パスワード|пароль"
     r"|login credentials?|api[ _-]?(?:secret|key|token)(?:[ _-]?id)?|access[ _-]?(?:secret|key|token|code)(?:[ _-]?id)?"
     r"|app[ _-]?(?:secret|key|token)|auth(?:entication)?[ _-]?(?:secret|key|token)|account[ _-]?key|private[ _-]?key"
     r"|encryption[ _-]?key|signing[ _-]?(?:key|secret)|storage[ _-]?key|subscription[ _-]?key"

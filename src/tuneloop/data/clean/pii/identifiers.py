@@ -334,9 +334,8 @@ _ACCOUNT = re.compile(
     r"|bsb(?![a-z0-9])|konto(?:nummer|-?nr)?(?![a-z0-9])|kto(?![a-z0-9])|blz(?![a-z0-9])|bankleitzahl"
     r"|num[eé]ro de compte|compte (?:bancaire|n°)|rib(?![a-z0-9])|n[uú]mero de cuenta"
     r"|cuenta(?: bancaria| corriente| de ahorros)?|clabe|rekening(?:nummer)?|numero di conto|conto corrente"
-    r"|conta(?: corrente| bancária)(?! [a-z])|número da conta|numer konta|konto bankowe|银行账号|银行卡号|账号|口座番号|계좌번호)"
-    + _GAP
-    + r"(?P<value>\d(?:[ -]?\d){4,22})(?![\w-]|[.,]\d)"
+    r"|conta(?: corrente| bancária)(?! [a-z])|número da conta|numer konta|konto bankowe"
+    r"|银行账号|银行卡号|账号|口座番号|계좌번호)" + _GAP + r"(?P<value>\d(?:[ -]?\d){4,22})(?![\w-]|[.,]\d)"
 )
 _ID_VALUE = r"(?P<value>[a-z]{0,4}\d[\d .-]{4,20}\d[a-z]?\b|[a-z0-9]{6,20}\b)"
 _IDENTITY = re.compile(
@@ -346,7 +345,8 @@ _IDENTITY = re.compile(
 )
 _IDENTITY_ABROAD = re.compile(
     r"(?:personalausweis(?:nummer|nr)?|ausweisnummer|steueridentifikationsnummer|steuernummer|steuer-id"
-    r"|numéro (?:de sécurité sociale|fiscal)|n[uú]mero de (?:identidad|identificación)|codice fiscale|身份证号?码?|주민등록번호"
+    r"|numéro (?:de sécurité sociale|fiscal)|n[uú]mero de (?:identidad|identificación)|codice fiscale"
+    r"|身份证号?码?|주민등록번호"
     r"|sozialversicherungsnummer|número de identificação|id card)" + _GAP + _ID_VALUE
 )
 _SSN = re.compile(r"(?<![\w-])(?<!\w[./#])\d{3}([ -])\d\d\1\d{4}(?![\w-]|[./]\d)")
@@ -375,7 +375,8 @@ _BIRTH = re.compile(
     r"(?:date[ _]?of[ _]?birth|day of birth|birth[ _-]?(?:date|day)?s?|d\.?\s?o\.?\s?b\b\.?|born|geburts(?:datum|tag)"
     r"|geboren|geb\.|né(?:\(?e\)?)?(?![a-z0-9])|fecha de nacimiento|naissance|naci(?:do|da|ó|miento)?(?![a-z0-9])"
     r"|cumpleaños|data di nascita|nat[oa](?= (?:il|a ))|nascimento|nasci(?:do|da)?(?![a-z0-9])|geboortedatum"
-    r"|data urodzenia|urodzon[ya]|födelse\w*|född|fødselsdato|født|syntymäaika|doğum tarihi|дата рождения|родил\w+|出生日期"
+    r"|data urodzenia|urodzon[ya]|födelse\w*|född|fødselsdato|født|syntymäaika|doğum tarihi|дата рождения"
+    r"|родил\w+|出生日期"
     r"|出生|生年月日|生日|생년월일|تاريخ الميلاد)(?:[\s\"'`:=#,*>\\_–-]|\([^()\d]{1,20}\)"
     r"|(?:is|was|on|in|am|le|the|il|el|em|den|op|at|registered|listed|as|my|your|his|her|their|it's|its|ist|est|es|del"
     r"|dia|día|of|here)(?![^\W_])|é(?=\s)|è(?=\s)){0,10}"

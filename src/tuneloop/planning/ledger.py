@@ -48,7 +48,7 @@ class Entry:
     actual_minutes: float | None
     resident_gib: float = 0.0
     formulas: int = 1
-    speed_ratio: float | None = None  # tokens a second over those of the formulas in `plan/speed.py`
+    speed_ratio: float | None = None  # tokens a second over those of the formulas in `planning/speed.py`
     disturbed: bool = False  # by something else on the machine: it says nothing of time and speed
 
 

@@ -48,7 +48,7 @@ class PlannedMemory(Part):
         peak_gib, capacity_gib: most that is in use at a time, and what the machine has.
         phase: the part of a step with the peak; `terms`: what the peak consists of, in GiB.
         phases: the terms of every phase.
-        allocated_gib, reserved_gib, torch_reserved_gib, required_gib, headroom_gib: see `plan.memory`.
+        allocated_gib, reserved_gib, torch_reserved_gib, required_gib, headroom_gib: see `planning.memory`.
     """
 
     peak_gib: float
@@ -84,7 +84,7 @@ class UntilKept(Part):
 
 
 class PlannedCost(Part):
-    """Dollars, see `plan.cost.Cost`; None of a job that does not fit, or where no price is known."""
+    """Dollars, see `planning.cost.Cost`; None of a job that does not fit, or where no price is known."""
 
     usd: float | None = None
     low: float | None = None

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuneloop.inference.label_search import UNREAD, Path, Reading, search_labels
+from tuneloop.inference.label_search import ENOUGH_READS, UNREAD, Path, Reading, search_labels
 from tuneloop.inference.local.labels import label_probability
 
 VOCABULARY = 12
@@ -68,7 +68,9 @@ def test_the_best_label_and_its_probability_are_those_of_scoring_all(
     assert scores[best] == pytest.approx(exact[best])
     assert all(scores[label] >= exact[label] - 1e-9 for label in labels)
     tokens = {label: len(path) for label, path in labels.items()}
-    assert label_probability(scores, best, tokens) == pytest.approx(label_probability(exact, best, tokens), abs=UNREAD)
+    probability, true = label_probability(scores, best, tokens), label_probability(exact, best, tokens)
+    assert probability <= true + 1e-9
+    assert probability >= true - UNREAD or model.requests >= ENOUGH_READS
 
 
 def test_a_sure_model_is_asked_once() -> None:

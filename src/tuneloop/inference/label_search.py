@@ -21,6 +21,9 @@ Read = Callable[[Path, Sequence[int], int], Awaitable[Reading]]
 
 UNREAD = 0.004  # probability that may stay unread: an error that is below a percentage point
 AT_ONCE = 8  # branches that are read together
+# Requests after which no further branch is read for its probability alone: of a model that spreads it over many labels
+# the best label's is then a lower bound. A tuned model needs one to three.
+ENOUGH_READS = 16
 
 
 class Unconstrained(ValueError):
@@ -54,6 +57,7 @@ class _LabelSearch:
     read: Read
     logs: dict[Path, dict[int, float]] = field(default_factory=dict)  # log probabilities of tokens behind a path
     bounds: dict[Path, float] = field(default_factory=dict)  # of those that are not known there
+    reads: int = 0
     following: dict[Path, set[int]] = field(default_factory=lambda: defaultdict(set))  # tokens of labels behind a path
 
     def __post_init__(self) -> None:
@@ -79,13 +83,14 @@ class _LabelSearch:
         top = max(sums.values())
         shares = {path: math.exp(value - top) for path, value in sums.items()}
         places = {path: place for path in self.paths if (place := self.unread(path)) is not None}
-        if sum(shares[path] for path in places) <= UNREAD * sum(shares.values()):
+        if self.reads >= ENOUGH_READS or sum(map(shares.__getitem__, places)) <= UNREAD * sum(shares.values()):
             return []
         order = sorted(places, key=lambda path: -shares[path])
         return list(dict.fromkeys(places[path] for path in order))[:AT_ONCE]
 
     async def extend(self, place: Path) -> None:
         """Read on from a place: its missing tokens, or all that follows where none is known."""
+        self.reads += 1
         first = place not in self.logs
         missing = self.following[place] - set(self.logs.get(place, ()))
         rests = [path[len(place) :] for path in self.paths if path[: len(place)] == place]

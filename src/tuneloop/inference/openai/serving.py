@@ -395,8 +395,7 @@ class EndpointEngine(RenderingEngine):
     async def _choice(self, request: Request) -> Completion:
         """The likeliest label with its probability."""
         trie, ids = self._tree(request)
-        settings = self._options(replace(request, sampling=GREEDY, stop=(), logprobs=MOST_LOGPROBS))
-        settings |= {"logprobs": MOST_LOGPROBS, "stop_token_ids": []}
+        settings = self._options(replace(request, sampling=GREEDY, stop=())) | {"logprobs": MOST_LOGPROBS}
         began = time.perf_counter()
 
         async def read(place: LabelPath, allowed: Sequence[int], length: int) -> Reading:

@@ -212,10 +212,12 @@ def service_name(text: str) -> str:
 def engine_arguments(job: ServingJob) -> dict[str, str | int | float | bool]:
     """Options of `vllm serve` for this model, by their names without dashes; True: an option alone.
 
-    The chat template is in the tokenizer's files and needs no option. An adapter is named by its artifact's id: two
-    versions never share a name, so no cached prefix of one answers for the other.
+    The chat template is in the tokenizer's files and needs no option; sampling settings of the base's
+    `generation_config.json` must not change answers that were evaluated without them. An adapter is named by its
+    artifact's id: two versions never share a name, so no cached prefix of one answers for the other.
     """
     options: dict[str, str | int | float | bool] = {"served-model-name": job.name, "max-model-len": job.context}
+    options["generation-config"] = "vllm"
     if job.cards > 1:
         options["tensor-parallel-size"] = job.cards
     if job.half:

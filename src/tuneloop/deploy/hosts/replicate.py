@@ -34,6 +34,7 @@ def project(job: ServingJob) -> dict[str, str]:
         "cog.yaml": yaml_text(f"Cog: {job.artifact} with vLLM. `cog push r8.im/ACCOUNT/{job.name}`.", config),
         "predict.py": f'''"""{job.name}: {job.artifact} as a Replicate model."""
 
+import inspect
 import uuid
 
 from cog import AsyncConcatenateIterator, BasePredictor, Input
@@ -47,7 +48,8 @@ SYSTEM = {job.system!r}
 class Predictor(BasePredictor):
     async def setup(self) -> None:
         self.engine = AsyncLLMEngine.from_engine_args(AsyncEngineArgs({", ".join(arguments)}))
-        self.tokenizer = await self.engine.get_tokenizer()
+        tokenizer = self.engine.get_tokenizer()
+        self.tokenizer = await tokenizer if inspect.isawaitable(tokenizer) else tokenizer  # by vLLM's version
         self.adapter = {adapter}
 
     async def predict(
@@ -59,15 +61,15 @@ class Predictor(BasePredictor):
     ) -> AsyncConcatenateIterator[str]:
         turns = [{{"role": "system", "content": system}}] if system else []
         turns.append({{"role": "user", "content": prompt}})
-        ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True)
-        how = SamplingParams(max_tokens=max_tokens, temperature=temperature)
-        said = ""
-        async for found in self.engine.generate(
-            {{"prompt_token_ids": ids}}, how, uuid.uuid4().hex, lora_request=self.adapter
+        ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature)
+        sent = ""
+        async for output in self.engine.generate(
+            {{"prompt_token_ids": ids}}, sampling, uuid.uuid4().hex, lora_request=self.adapter
         ):
-            text = found.outputs[0].text
-            yield text[len(said) :]
-            said = text
+            text = output.outputs[0].text
+            yield text[len(sent) :]
+            sent = text
 ''',
         "deploy.sh": functools.reduce(lambda text, pair: text.replace(*pair), values.items(), _SCRIPT),
     }

@@ -13,7 +13,9 @@ IMAGE = "runpod/worker-v1-vllm:v2.23.0"
 def worker_environment(job: ServingJob) -> dict[str, str]:
     """The worker's variables: each option of `vllm serve` in capitals (worker-vllm, docs/configuration.md)."""
     exceptions = {"served-model-name": "OPENAI_SERVED_MODEL_NAME_OVERRIDE"}
-    texts = {name: "true" if value is True else str(value) for name, value in engine_arguments(job).items()}
+    options = engine_arguments(job)
+    options.pop("generation-config")  # not in the worker's list
+    texts = {name: "true" if value is True else str(value) for name, value in options.items()}
     variables = {exceptions.get(name, name.replace("-", "_").upper()): text for name, text in texts.items()}
     return {"MODEL_NAME": job.model, **variables, "MAX_CONCURRENCY": "32"}
 

@@ -73,7 +73,7 @@ ROUTER = RouterRecord(
         (distillation(0.005), "distilled-and-better", "89% [85%, 93%] of it kept), at 50% of the teacher's time"),
         (distillation(-0.01), "distilled-and-no-better", "tune the small model on the rows alone"),
         (merge([]), "merged", "the worst task, b, keeps 91%"),
-        (merge(["c"]), "merged-in-part", "stay with their experts, which the same base serves alongside: c"),
+        (merge(["c"]), "merged-in-part", "stay with their experts, which the same base serves as well: c"),
         (ROUTER, "routed", "the best single model, l, has 0.880 at 10"),
         (cascade(4, 0.03), "cascade-pays", "at 40% of the large model's cost"),
         (cascade(4, -0.002), "cascade-does-not-pay", "Ask the large model alone"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 from tuneloop.core.files import Config
-from tuneloop.core.flag import Flag, flag
-from tuneloop.planning.config import CostOptions, option
+from tuneloop.core.flag import Flag, flag, option
+from tuneloop.planning.config import CostOptions
 
 
 class CaseOptions(Config):

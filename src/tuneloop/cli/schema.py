@@ -71,8 +71,8 @@ RECORDS: dict[str, tuple[str, str, str]] = {
     "feedback": ("records.feedback", "Feedback", "what a person said of an answer"),
     "task": ("data.task", "TaskSpec", "`task` in `ADAPTER/tuneloop.json` and `ARTIFACT/artifact.json`"),
     "serve": ("serving.config", "ServeConfig", "`serve.yaml`"),
-    "plan-options": ("plan.config", "PlanOptions", "the options of `tuneloop plan`"),
-    "advise-options": ("advise.config", "AdviseOptions", "the options of `tuneloop advise`"),
+    "plan-options": ("planning.config", "PlanOptions", "the options of `tuneloop plan`"),
+    "advise-options": ("advice.config", "AdviseOptions", "the options of `tuneloop advise`"),
 }
 
 

@@ -42,3 +42,8 @@ def flag(
 def switch(help: str, *names: str) -> Any:
     """An option that is given or not; the field is true where it is."""
     return flag(False, "", help, *names)
+
+
+def option(description: str, default: Any = None, **limits: Any) -> Any:
+    """A field that may be left out, by its own name; `limits` are pydantic's."""
+    return Field(default, description=description, **limits)

@@ -7,9 +7,8 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from tuneloop.core.files import FROM_FILE, Config
-from tuneloop.core.flag import flag
+from tuneloop.core.flag import flag, option
 from tuneloop.core.python_file import trust_code
-from tuneloop.planning.config import option
 
 
 class EvaluateConfig(Config):

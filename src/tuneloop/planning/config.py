@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
-from pydantic import Field
+from typing import ClassVar
 
 from tuneloop.core.files import Config
-from tuneloop.core.flag import flag, switch
+from tuneloop.core.flag import flag, option, switch
 from tuneloop.models.methods import names_of_methods
 from tuneloop.planning.prices import CPU_USD_PER_HOUR, Tier
-
-
-def option(description: str, default: Any = None, **limits: Any) -> Any:
-    """An option that may be left out."""
-    return Field(default, description=description, **limits)
 
 
 class PlanConfig(Config):

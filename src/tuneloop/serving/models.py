@@ -268,7 +268,9 @@ def _only_model(urls: Sequence[str], key: str) -> str:
         try:
             place, login = split_login(url.rstrip("/").removesuffix("/v1"))
             answer = fetched(Wire(place, key, proxies=True, login=login), "/v1/models", MODELS_WITHIN)
-            names = [str(each["id"]) for each in json.loads(answer)["data"] if not each.get("parent")]  # no adapters
+            models = json.loads(answer)["data"]
+            models = [each for each in models if not each.get("parent")] or models  # vLLM's adapters have one
+            names = [str(each["id"]) for each in models]
         except (HttpRefused, Broken, ValueError, KeyError, TypeError) as error:
             fault = (
                 error.in_words if isinstance(error, HttpRefused) else masked(f"{type(error).__name__}: {error}")[:200]

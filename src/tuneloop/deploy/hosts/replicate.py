@@ -19,10 +19,8 @@ def project(job: ServingJob) -> dict[str, str]:
     }
     options = engine_arguments(job)
     arguments = [f"model={job.model!r}", f"max_model_len={job.context}"]
-    if job.half:
-        arguments.append('dtype="half"')
-    if job.cards > 1:
-        arguments.append(f"tensor_parallel_size={job.cards}")
+    arguments += ['dtype="half"'] if job.half else []
+    arguments += [f"tensor_parallel_size={job.cards}"] if job.cards > 1 else []
     if job.form == "adapter":
         arguments += ["enable_lora=True", f"max_lora_rank={options['max-lora-rank']}"]
     adapter = f"LoRARequest({job.name!r}, 1, snapshot_download({job.repo!r}))" if job.form == "adapter" else "None"

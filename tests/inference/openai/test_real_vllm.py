@@ -15,11 +15,12 @@ import served
 from adapters import write_adapter
 from real_vllm import RealVllm
 
-from tuneloop.inference.canary import Parting, rounding_step
+from tuneloop.inference.label_search import UNREAD
 from tuneloop.inference.local.serving import LocalEngine
 from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings
 from tuneloop.inference.protocol import Served, ServingEngine, complete
 from tuneloop.inference.request import Request
+from tuneloop.inference.targets import open_target
 from tuneloop.models.adapters import BASE
 from tuneloop.models.names import resolve
 from tuneloop.models.peft_layout import hash_of_adapter
@@ -30,24 +31,34 @@ pytestmark = [
     pytest.mark.skipif(not real_vllm.PYTHON, reason="vLLM is not installed: make test-vllm"),
 ]
 LABELS = ("refund", "refund request", "delivery", "delivery time", "account", "other")
+# Longer than two blocks of the prefix cache, which on a processor have 128 tokens.
+SYSTEM = (
+    "You name the kind of a ticket. " + "Tickets come from customers of a shop that sells kitchenware by mail. " * 20
+)
 TURNS: list[Any] = [
-    [{"role": "system", "content": "You name the kind of a ticket."}, {"role": "user", "content": text}]
+    [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
     for text in ("My parcel has not arrived.", "I want my money back.", "I can't log in.", "When will it come?")
 ]
-TOLERANCE = 0.05  # of a probability, in 16 bits: hidden states are rounded in another order
+TOLERANCE = 2e-3  # of probabilities and log probabilities: both engines compute in float32, in another order
 
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder, base = tmp_path_factory.mktemp("adapters"), Path(resolve("smollm2-135m"))
-    return [write_adapter(base, folder / str(seed), seed, strength=0.01) for seed in (1, 2)]
+    return [write_adapter(base, folder / str(seed), seed, strength=0.04) for seed in (1, 2)]
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealVllm]:
-    server = RealVllm(Path(resolve("smollm2-135m")), tmp_path_factory.mktemp("vllm") / "log.txt").start()
+    log = tmp_path_factory.mktemp("vllm") / "log.txt"
+    server = RealVllm(Path(resolve("smollm2-135m")), log, "--dtype", "float32").start()
     yield server
     server.kill()
+
+
+@pytest.fixture(autouse=True)
+def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNELOOP_DTYPE", "float32")
 
 
 def endpoint(server: RealVllm, adapters: Sequence[Path]) -> EndpointEngine:
@@ -56,10 +67,16 @@ def endpoint(server: RealVllm, adapters: Sequence[Path]) -> EndpointEngine:
 
 
 async def answers(engine: ServingEngine, **settings: Any) -> list[Completion]:
-    """Base and adapters in one batch: an index that is off by one mixes them."""
-    names = [BASE, *engine.adapters]
-    requests = [Request(turns, adapter=name, **settings) for name in names for turns in TURNS]
-    return list(await asyncio.gather(*(complete(engine, request) for request in requests)))
+    """The base alone, then the adapters in one batch.
+
+    vLLM's kernels for processors give a row of the base the weights of the last adapter slot, where another row of the
+    batch has an adapter and the slot has held one; those for GPUs do not.
+    """
+    found: list[Completion] = []
+    for names in ([BASE], list(engine.adapters)):
+        requests = [Request(turns, adapter=name, **settings) for name in names for turns in TURNS]
+        found += await asyncio.gather(*(complete(engine, request) for request in requests))
+    return found
 
 
 def on_both(server: RealVllm, adapters: Sequence[Path], **settings: Any) -> list[tuple[Completion, Completion]]:
@@ -88,17 +105,23 @@ def test_greedy_answers_are_ours_but_for_near_ties(server: RealVllm, adapters: l
         if at is not None:
             top = dict(theirs.logprobs[at].top)
             gap = theirs.logprobs[at].logprob - top.get(ours.token_ids[at], min(top.values()))
-            assert Parting(gap, rounding_step(list(top.values()))).is_tie
+            assert gap < TOLERANCE, "only a tie may be decided otherwise"
     assert len({theirs.text for _, theirs in pairs}) > len(TURNS), "the adapters must make a difference"
 
 
-def test_labels_and_probabilities_are_ours(server: RealVllm, adapters: list[Path]) -> None:
-    for ours, theirs in on_both(server, adapters, choices=LABELS):
+def test_labels_and_probabilities_are_those_of_scoring_all_labels(server: RealVllm, adapters: list[Path]) -> None:
+    pairs = on_both(server, adapters, choices=LABELS)
+    for ours, theirs in pairs:
         assert not theirs.error and theirs.finish == "choice" and theirs.label_scores and ours.label_scores
         assert theirs.label_scores[theirs.text] == pytest.approx(ours.label_scores[theirs.text], abs=TOLERANCE)
-        assert theirs.label_probability == pytest.approx(ours.label_probability, abs=TOLERANCE)
         if theirs.text != ours.text:
-            assert ours.label_scores[ours.text] - ours.label_scores[theirs.text] < TOLERANCE
+            best, other = (ours.label_scores[text] for text in (ours.text, theirs.text))
+            assert best - other < TOLERANCE, "only a tie may be decided otherwise"
+    exact = open_target("smollm2-135m").score([Request(turns) for turns in TURNS], LABELS, exact=True)
+    for true, (_, theirs) in zip(exact, pairs, strict=False):  # the base comes first
+        assert true.label_probability is not None and theirs.label_probability is not None
+        assert true.label_probability - UNREAD - TOLERANCE < theirs.label_probability
+        assert theirs.label_probability < true.label_probability + TOLERANCE
     assert server.metric("vllm:prefix_cache_hits_total") > 0, "later requests of a row read what the first has left"
 
 

@@ -494,7 +494,7 @@ def ab_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
 def merge_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
     """Weights of adapters that were merged."""
     adapters = [trained(folder, model, name) for name in ("lora", "dpo")]
-    for method in ("linear", "svd", "ties", "cat"):
+    for method in ("linear", "svd", "cat"):
         out = folder / f"merged-{method}"
         output_of("merge", *adapters, "--out", out, "--method", method, "--no-judge", "--quiet")
         yield f"merge.{method}", hashes_of(out, ["**/*.safetensors"])

@@ -26,9 +26,9 @@ from peers import peers_python
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 MODEL, RANK, ADAPTERS = "smollm2-135m", 16, 3
-OURS = ("svd", "linear", "cat", "ties")
-PEFTS = {"svd": "svd", "cat": "cat", "ties": "ties_svd", "linear": "linear"}
-MERGEKITS = {"cat": "task_arithmetic", "linear": "linear", "ties": "ties"}
+OURS = ("svd", "linear", "cat")
+PEFTS = {"svd": "svd", "cat": "cat", "linear": "linear"}
+MERGEKITS = {"cat": "task_arithmetic", "linear": "linear"}
 MERGEKIT = ("mergekit==0.1.4", "transformers<5")  # its records break under transformers 5
 
 
@@ -79,7 +79,7 @@ def pefts(place: Path, method: str) -> dict[str, Any]:
         model.load_adapter(place / str(seed), adapter_name=str(seed))
     names = [str(seed) for seed in range(ADAPTERS)]
     began, used = time.monotonic(), time.process_time()
-    model.add_weighted_adapter(names, [1.0] * ADAPTERS, "merged", combination_type=PEFTS[method], density=0.5)
+    model.add_weighted_adapter(names, [1.0] * ADAPTERS, "merged", combination_type=PEFTS[method])
     took = {"seconds": time.monotonic() - began, "cpu": time.process_time() - used}
     model.save_pretrained(place / f"peft-{method}", selected_adapters=["merged"])
     folder = place / f"peft-{method}" / "merged"
@@ -97,9 +97,7 @@ def mergekits(place: Path, method: str, venv: Path) -> dict[str, Any]:
     inputs = [{"model": f"{base}+{place / str(seed)}", "parameters": {"weight": 1.0}} for seed in range(ADAPTERS)]
     told: dict[str, Any] = {"merge_method": MERGEKITS[method], "models": inputs, "dtype": "float32"}
     if method != "linear":
-        told |= {"base_model": str(base), "parameters": {"density": 0.5, "normalize": False}}
-        if method == "cat":
-            told["parameters"].pop("density")
+        told |= {"base_model": str(base), "parameters": {"normalize": False}}
     file = place / f"{method}.yaml"
     file.write_text(yaml.safe_dump(told))
     began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -85,7 +85,7 @@ def test_layers_on_two_cards_answer_as_on_one(kind: str, tiny_llama: Path, tmp_p
             elif kind == "prefix":
                 add_prefix(model.net, [9, 8, 7, 6, 5])
                 names = [""]
-            assert model.is_spread == several and bool(gpu.on_card[1]) == several
+            assert model.is_sharded == several and bool(gpu.on_card[1]) == several
             found.append(answers(model, names))
     one, two = found
     for key, value in one.items():

@@ -136,10 +136,10 @@ def test_a_model_that_needs_several_cards_is_asked_by_the_first_process_alone(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pretend_gpu(Card(gib=0.8 * weights / CARD_SHARE / 2**30), cards=2) as gpu:
         job = RunContext(recipe, tmp_path / "run")
-        job.crew, job.others_let_go = lambda work: [], lambda: freed.append(True)
-        assert job.model.is_spread and job.model.crew is None and freed == [True]
+        job.workers, job.others_let_go = lambda work: [], lambda: freed.append(True)
+        assert job.model.is_sharded and job.model.workers is None and freed == [True]
         assert gpu.on_card[0] and gpu.on_card[1]
     with pretend_gpu(cards=2):
         job = RunContext(recipe, tmp_path / "run")
-        job.crew, job.others_let_go = lambda work: [], lambda: freed.append(True)
-        assert not job.model.is_spread and job.model.crew is not None and freed == [True]
+        job.workers, job.others_let_go = lambda work: [], lambda: freed.append(True)
+        assert not job.model.is_sharded and job.model.workers is not None and freed == [True]

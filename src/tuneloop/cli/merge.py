@@ -35,7 +35,7 @@ def command(
     from tuneloop.combine.merge.command import merge_runs, open_experts
     from tuneloop.combine.merge.tasks import can_judge, merge_tasks
 
-    settings = MergeSettings(how.method, _numbers(how.weights), how.rank, how.density)
+    settings = MergeSettings(how.method, _numbers(how.weights), how.rank)
     with screen("merging"):
         experts = open_experts(adapters, how.base)
         why_not = "" if judging.no_judge or len(experts) < 2 else can_judge(experts)

@@ -13,10 +13,9 @@ AUTO = "auto"
 class MergeOptions(Config):
     """How to merge."""
 
-    method: str = flag("svd", "NAME", "linear, cat, svd, ties, or auto: search; see docs/merge.md.")
+    method: str = flag("svd", "NAME", "linear, cat, svd, or auto: search; see docs/merge.md.")
     weights: str = flag("", "X,Y,...", "A weight for each adapter; default: 1 for each.")
     rank: int = flag(0, "N", "Rank of the result; default: what the method says.", least=0)
-    density: float = flag(0.5, "X", "Share of entries that ties keeps.")
     base: str = flag("", "MODEL", "The base model, where an adapter doesn't name it.")
 
 

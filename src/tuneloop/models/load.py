@@ -41,7 +41,7 @@ class Model:
     config: dict[str, Any]  # `config.json`
     fingerprint: str  # hash that identifies weights and tokenizer
     # Gets the answers of all processes that hold the same model; None: this one answers alone.
-    crew: Callable[..., list[Any]] | None = None
+    workers: Callable[..., list[Any]] | None = None
 
     @property
     def context(self) -> int:
@@ -62,7 +62,7 @@ class Model:
         return isinstance(self.net, Llama)
 
     @property
-    def is_spread(self) -> bool:
+    def is_sharded(self) -> bool:
         """Whether its layers are on several cards, see `cards_for`."""
         return self.is_own and bool(self.net.model.cards)  # type: ignore[union-attr]
 

@@ -30,7 +30,7 @@ from tuneloop.report.html import write_page
 from tuneloop.training.rows import TrainRow, is_usable, training_rows
 
 if TYPE_CHECKING:
-    from tuneloop.inference.local.target import Crew
+    from tuneloop.inference.local.target import Workers
     from tuneloop.models.template import Template
 
 BEGINNING = ("config.yaml", "environment.json")  # files that a run writes before its first stage
@@ -44,7 +44,7 @@ class RunContext:
     folder: Path  # of the run
     tuned: bool = False  # whether the model holds the run's result
     on_record: Callable[[Mapping[str, Any]], None] = lambda record: None  # gets each record of the training's metrics
-    crew: Crew | None = None  # the run's other processes, for their parts of the model's answers; None: there are none
+    workers: Workers | None = None  # the run's other processes, for their parts of the model's answers
     others_let_go: Callable[[], None] = lambda: None  # has the other processes free their devices
 
     @cached_property
@@ -64,7 +64,7 @@ class RunContext:
         use_threads()
         with busy("loading the model"):
             model = self._loaded()
-            return model if model.is_spread else replace(model, crew=self.crew)
+            return model if model.is_sharded else replace(model, workers=self.workers)
 
     @cached_property
     def training_model(self) -> Model:

@@ -141,7 +141,7 @@ def leading(job: RunContext) -> Iterator[None]:
     with joined():
         if is_first():
             if processes() > 1:
-                job.crew = lambda work: _answers(job, work)
+                job.workers = lambda work: _answers(job, work)
                 job.others_let_go = lambda: broadcast(LetGo())
             yield
             broadcast(None)
@@ -227,7 +227,7 @@ def _own_part(job: RunContext, work: SharedWork) -> list[Any]:
     """What each process has answered, by row, or the error that it has met: all of them wait here for each other."""
     result: dict[int, Any] | Exception
     try:
-        result = work.part(LocalTarget.of(replace(job.model, crew=None)), rank(), processes())
+        result = work.part(LocalTarget.of(replace(job.model, workers=None)), rank(), processes())
     except Exception as error:
         result = error
     return gathered(result)

@@ -70,7 +70,6 @@ class SearchedMerge(Part):
     method: str
     weights: list[float]
     rank: int
-    density: float
     worst: Number
     seconds: float
 
@@ -82,7 +81,7 @@ class MergeRecord(
 
     Args:
         key: hash of all that the result depends on.
-        method, density: how; `rank`: the largest of a module.
+        method: how; `rank`: the largest of a module.
         lost: length cut off to get the rank, as a share of what the method gave; `hash`: of the merged tensors.
         sources: the adapters that are in it.
         routed: experts that are not: their tasks lost more than allowed.
@@ -95,7 +94,6 @@ class MergeRecord(
     model: str
     model_fingerprint: str = ""
     method: str
-    density: float
     rank: int
     lost: float
     hash: str

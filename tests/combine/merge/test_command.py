@@ -99,7 +99,7 @@ def test_adapters_without_a_run_are_merged_without_rows(experts: list[str], caps
         (["tickets", "tickets"], "The same adapter twice"),
         (["tickets", "nowhere/else"], "nowhere/else"),
         (["tickets", "colours", "--weights", "1,x"], "--weights takes numbers"),
-        (["tickets", "colours", "--method", "tie"], "did you mean ties"),
+        (["tickets", "colours", "--method", "lineal"], "did you mean linear"),
         (["tickets", "BASE"], "whole model and no adapter"),
     ],
 )

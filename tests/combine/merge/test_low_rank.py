@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneloop.combine.merge.methods import Product, cut_to, lost_share, squared_length, stacked, svd_of, svd_of_dense
+from tuneloop.combine.merge.methods import Product, cut_to, lost_share, squared_length, stacked, svd_of
 
 SIZES = st.integers(1, 12)
 
@@ -45,21 +45,6 @@ def test_stacked_factors_are_the_weighted_sum(weights: list[float], outputs: int
     b, a = stacked(parts, weights)
     dense = sum(w * (p.b @ p.a) for w, p in zip(weights, parts, strict=True))
     assert torch.allclose(b @ a, dense, atol=1e-9)  # type: ignore[arg-type]
-
-
-def test_a_dense_matrix_is_cut_nearly_as_well_as_can_be() -> None:
-    matrix = torch.randn(300, 200, generator=torch.Generator().manual_seed(0)).pow(
-        3
-    )  # no quick fall of singular values
-    s = torch.linalg.svdvals(matrix)
-    for rank in (8, 24):
-        b, a = cut_to(svd_of_dense(matrix, rank), rank)
-        best = s[rank:].square().sum().sqrt()
-        assert best <= (matrix - b @ a).norm() * (1 + 1e-5) <= best * 1.005
-        again = cut_to(svd_of_dense(matrix, rank), rank)
-        assert torch.equal(again.b, b) and torch.equal(again.a, a)
-    u, s, v = svd_of_dense(matrix, 180)  # exact
-    assert torch.allclose(u * s @ v.t(), matrix, atol=1e-3)
 
 
 def test_a_lost_share_is_a_share_of_the_length() -> None:

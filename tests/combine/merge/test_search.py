@@ -15,7 +15,7 @@ def test_the_first_round_tries_each_kind_once_and_only_what_can_be_merged() -> N
 
 
 def test_the_next_step_gives_the_worst_task_of_the_best_settings_more_weight() -> None:
-    poor = TriedMerge(MergeSettings("ties", (1.0, 1.0)), (0.9, 0.1), 1.0)
+    poor = TriedMerge(MergeSettings("cat", (1.0, 1.0)), (0.9, 0.1), 1.0)
     good = TriedMerge(MergeSettings("svd", (1.0, 1.0), 8), (0.5, 0.9), 1.0)
     step = next_settings([poor, good])
     assert step == MergeSettings("svd", (1.3, 0.85), 8)

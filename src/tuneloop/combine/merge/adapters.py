@@ -33,7 +33,6 @@ class MergeSettings:
     method: str = "svd"  # a name of `METHODS`
     weights: tuple[float, ...] = ()  # of each adapter; empty: 1 for each
     rank: int = 0  # of the result; 0: what the method says
-    density: float = 0.5  # share of entries that `ties` keeps
 
 
 @dataclass(frozen=True)

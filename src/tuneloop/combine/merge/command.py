@@ -103,7 +103,7 @@ def merge_key(experts: Sequence[Expert], settings: MergeSettings) -> str:
     weights = settings.weights or (1.0,) * len(experts)
     pairs = sorted(zip((one.adapter.hash for one in experts), weights, strict=False))
     fingerprint = experts[0].adapter.fingerprint if experts else ""
-    return content_hash([pairs, settings.method, settings.rank, settings.density, fingerprint, 1])
+    return content_hash([pairs, settings.method, settings.rank, fingerprint, 1])
 
 
 def merge_runs(experts: Sequence[Expert], settings: MergeSettings, out: Path) -> MergeRecord:
@@ -158,7 +158,6 @@ def _record(experts: Sequence[Expert], settings: MergeSettings, merged: MergedAd
         model=experts[0].base,
         model_fingerprint=experts[0].adapter.fingerprint,
         method=settings.method,
-        density=settings.density,
         rank=merged.rank,
         lost=merged.lost,
         hash=merged.hash,

@@ -64,7 +64,7 @@ def merge_adapters(adapters: Adapters, settings: MergeSettings, base: Base, out:
     pairs = sorted(zip(adapters, weights, strict=True), key=lambda pair: pair[0].hash)
     modules = sorted({module for one in adapters for module in one.modules})
     ranks = {module: _rank_of(module, [one for one, _ in pairs], settings, method, base[1]) for module in modules}
-    job = _Merging([one for one, _ in pairs], [weight for _, weight in pairs], settings.density, method, ranks)
+    job = _Merging([one for one, _ in pairs], [weight for _, weight in pairs], method, ranks)
     shapes = {
         f"{PEFT_PREFIX}{module}{end}": shape
         for module in modules
@@ -98,7 +98,7 @@ def merge_adapters(adapters: Adapters, settings: MergeSettings, base: Base, out:
 def weights_of(adapters: Sequence[Adapter], settings: MergeSettings, method: methods.MergeMethod) -> list[float]:
     """The weight of each adapter, as the method takes it.
 
-    Raises UserError: not one for each; not a number; all zero; a density that is no share.
+    Raises UserError: not one for each; not a number; all zero.
     """
     weights = list(settings.weights) or [1.0] * len(adapters)
     if len(weights) != len(adapters):
@@ -107,8 +107,6 @@ def weights_of(adapters: Sequence[Adapter], settings: MergeSettings, method: met
         raise UserError(what, where="--weights", next_step=step)
     if not all(map(math.isfinite, weights)) or not any(weights):
         raise UserError("Weights are numbers, and not all 0", where="--weights", next_step="write them as in 1,0.5")
-    if not 0 < settings.density <= 1:
-        raise UserError("The density is a share above 0, at most 1", where="--density", next_step="try --density 0.5")
     if not method.averages:
         return weights
     total = sum(sorted(weights))
@@ -128,14 +126,13 @@ def _rank_of(
             raise UserError(what, where=f"--rank {settings.rank}", next_step=step)
         return total
     usual = total if method.rank == "sum" else max(one.rank(name) for one in adapters for name in one.modules)
-    return min(settings.rank or usual, total if method.rank != "sum" or not method.drops else most, most)
+    return min(settings.rank or usual, total, most)
 
 
 @dataclass
 class _Merging:
     adapters: Sequence[Adapter]
     weights: Sequence[float]
-    density: float
     method: methods.MergeMethod
     ranks: Mapping[str, int]
     before: float = 0.0  # squared length of what the method gave
@@ -150,14 +147,14 @@ class _Merging:
         products = [self.adapters[i].update(module) for i in there]
         for i, product in zip(there, products, strict=True):
             self.length[i] += methods.squared_length(product)
-        update = self.method.merge(methods.ModuleUpdates(products, [self.weights[i] for i in there], self.density))
+        update = self.method.merge(products, [self.weights[i] for i in there])
         rank, length = self.ranks[module], methods.squared_length(update)
         self.before += length
-        if isinstance(update, methods.Product) and self.method.exact:
+        if self.method.exact:
             self.after += length
             b, a = update
         else:
-            svd = methods.svd_of(update) if isinstance(update, methods.Product) else methods.svd_of_dense(update, rank)
+            svd = methods.svd_of(update)
             self.after += float(svd.s[:rank].double().square().sum())
             b, a = methods.cut_to(svd, rank)
         return a.float(), (b * (rank / max(self.ranks.values()))).float()

@@ -231,7 +231,7 @@ def _pooled(experts: Sequence[Expert], out: Path, run: Path) -> Path:
 def search(judge: TaskJudge, least: MergeSettings) -> list[TriedMerge]:
     """Try ways to merge on validation rows while there is time; the best is that whose worst task keeps most.
 
-    `least`: rank and density of the first attempts. Raises UserError: a task has no validation rows.
+    `least`: rank of the first attempts. Raises UserError: a task has no validation rows.
     """
     for one in judge.experts:
         if one.dataset is None or not len(one.dataset.val):
@@ -239,7 +239,7 @@ def search(judge: TaskJudge, least: MergeSettings) -> list[TriedMerge]:
             what = f"{one.name} has no validation rows to search on"
             raise UserError(what, where="--method auto", next_step=step)
     ends, tried = time.monotonic() + 60 * judge.options.minutes, list[TriedMerge]()
-    for settings in first_round(len(judge.experts), least.rank, least.density):
+    for settings in first_round(len(judge.experts), least.rank):
         if tried and time.monotonic() > ends:
             break
         tried.append(_try(judge, settings))
@@ -325,21 +325,18 @@ class TriedMerge:
     @property
     def record(self) -> SearchedMerge:
         """As it is written down."""
-        settings = {name: getattr(self.settings, name) for name in ("method", "rank", "density")}
+        settings = {name: getattr(self.settings, name) for name in ("method", "rank")}
         weights = list(self.settings.weights)
         return SearchedMerge(**settings, weights=weights, worst=self.worst, seconds=round(self.seconds, 2))
 
 
-def first_round(adapters: int, rank: int = 0, density: float = 0.5) -> Iterator[MergeSettings]:
+def first_round(adapters: int, rank: int = 0) -> Iterator[MergeSettings]:
     """Settings that need no knowledge, quick ones first.
 
-    `adapters`: how many there are. `rank`: of the result; 0: each method's own. `density`: of `ties`; half of it is
-    tried as well.
+    `adapters`: how many there are. `rank`: of the result; 0: each method's own.
     """
     for scale in SCALES:
-        yield MergeSettings("svd" if rank else "cat", (scale,) * adapters, rank, density)
-    for part in (density, density / 2):
-        yield MergeSettings("ties", (1.0,) * adapters, rank, part)
+        yield MergeSettings("svd" if rank else "cat", (scale,) * adapters, rank)
 
 
 def next_settings(tried: Sequence[TriedMerge]) -> MergeSettings | None:
@@ -352,5 +349,5 @@ def next_settings(tried: Sequence[TriedMerge]) -> MergeSettings | None:
     weakest = best.shares.index(best.worst)
     factors = (STRONGER if i == weakest else WEAKER for i in range(len(best.shares)))
     weights = tuple(round(w * factor, 4) for w, factor in zip(best.settings.weights, factors, strict=True))
-    step = MergeSettings(best.settings.method, weights, best.settings.rank, best.settings.density)
+    step = MergeSettings(best.settings.method, weights, best.settings.rank)
     return None if any(one.settings == step for one in tried) else step

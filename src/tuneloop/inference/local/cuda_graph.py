@@ -181,7 +181,7 @@ def may_record(model: Model, steps: int, left: int) -> bool:
         steps: that the batch has been the same for.
         left: tokens that its longest answer may still come to.
     """
-    possible = model.is_own and not model.is_spread and backend(model.device).records and len(_failed) < MOST_FAILURES
+    possible = model.is_own and not model.is_sharded and backend(model.device).records and len(_failed) < MOST_FAILURES
     return possible and steps >= STEADY and left >= PAYS
 
 

@@ -53,7 +53,7 @@ class SharedWork:
 
 
 # Has all processes answer and returns the answers in the order of the rows.
-Crew = Callable[[SharedWork], list[Any]]
+Workers = Callable[[SharedWork], list[Any]]
 
 
 @dataclass
@@ -134,8 +134,8 @@ class LocalTarget(ModelTarget):
         from tuneloop.inference.local.generate import answer_requests
 
         requests = [with_adapter(request) for request in requests]
-        if (crew := self._crew(requests)) is not None:
-            return iter(crew(SharedWork("complete", requests, {"task": task})))
+        if (workers := self._workers(requests)) is not None:
+            return iter(workers(SharedWork("complete", requests, {"task": task})))
         return self._answers(
             [self.writable(request) for request in requests],
             lambda ready: answer_requests(self.model, ready, grammars=self.grammars, task=task),
@@ -148,9 +148,9 @@ class LocalTarget(ModelTarget):
         for each in prepared:
             yield next(answers) if isinstance(each, Request) else each
 
-    def _crew(self, rows: Sequence[object]) -> Crew | None:
+    def _workers(self, rows: Sequence[object]) -> Workers | None:
         """What answers these rows in several processes; None: this one does so alone."""
-        return self.model.crew if len(rows) > 1 and not is_mixed() else None
+        return self.model.workers if len(rows) > 1 and not is_mixed() else None
 
     def stream(self, request: Request) -> Iterator[Update]:
         """One written answer in pieces as they come."""
@@ -162,9 +162,9 @@ class LocalTarget(ModelTarget):
     ) -> Iterator[Completion]:
         """The likeliest label of each request by choice scoring; all are there when the first one comes."""
         requests = [with_adapter(request) for request in requests]
-        if (crew := self._crew(requests)) is not None:
+        if (workers := self._workers(requests)) is not None:
             options = {"labels": list(labels), "exact": exact, "lead": lead, "task": task}
-            return iter(crew(SharedWork("score", requests, options)))
+            return iter(workers(SharedWork("score", requests, options)))
         tree = self.label_tree(labels, lead)
         opening = self.template.encode(lead) if lead else []
         ready = [self.rendered(request, len(opening) + max(tree.lengths)) for request in requests]
@@ -173,8 +173,8 @@ class LocalTarget(ModelTarget):
         return self._answers(ready, lambda some: choose_for(self.model, some, tree, prune=not exact, task=task))
 
     def fits(self, rows: Sequence[Rendered], *, task: str = "reference answers") -> list[AnswerFit]:
-        if (crew := self._crew(rows)) is not None:
-            return crew(SharedWork("fits", list(rows), {"task": task}, applied_now()))
+        if (workers := self._workers(rows)) is not None:
+            return workers(SharedWork("fits", list(rows), {"task": task}, applied_now()))
         return answer_fits(self.model, rows, task=task)
 
 

@@ -18,6 +18,7 @@ from tuneloop.inference.protocol import BASE, Served
 from tuneloop.inference.request import Request
 
 MODEL = "tiny"
+TOGETHER = 1.0  # seconds in which requests count as one batch, where a test has them mixed
 
 
 class StandIn:
@@ -55,6 +56,7 @@ class StandIn:
         self.cut = 0  # answers whose reader has gone
         self.engine: LocalEngine | None = None
         self.loading = asyncio.Lock()
+        self.mixes, self.adapter_began = False, 0.0  # whether the base gets an adapter's weights next to one
 
     async def _engine(self) -> LocalEngine:
         async with self.loading:
@@ -172,11 +174,16 @@ class StandIn:
         logprobs = {"tokens": names, "token_logprobs": values, "top_logprobs": tops}
         return {"choices": [{"index": 0, "text": "", "finish_reason": "length", "logprobs": logprobs}]}
 
+    def adapter_of(self, body: dict[str, Any]) -> str:
+        if self.mixes and body["model"] == MODEL and time.monotonic() - self.adapter_began < TOGETHER:
+            return next(iter(self.hashes.values()))
+        return self.hashes.get(body["model"], BASE)
+
     async def events(self, engine: LocalEngine, body: dict[str, Any], chat: bool) -> AsyncIterator[str]:
         choices = body.get("structured_outputs", {}).get("choice") or body.get("guided_choice") or []
         request = Request(
             messages=body.get("messages", ()), ids=body.get("prompt", ()), max_new_tokens=body["max_tokens"],
-            adapter=self.hashes.get(body["model"], BASE), stop=tuple(body.get("stop", ())),
+            adapter=self.adapter_of(body), stop=tuple(body.get("stop", ())),
             sampling=Sampling(body["temperature"], seed=body.get("seed", 0)),
             logprobs=body.get("top_logprobs") if chat else body.get("logprobs"),
             choices=tuple(choices) if self.holds else (),
@@ -185,6 +192,8 @@ class StandIn:
         if choices and self.holds:
             request = Request(**{name: getattr(request, name) for name in request.__slots__ if name != "logprobs"})
         done = False
+        if body["model"] != MODEL:
+            self.adapter_began = time.monotonic()
         try:
             async for update in engine.stream(request):
                 last = update.completion

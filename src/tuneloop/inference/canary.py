@@ -7,6 +7,7 @@ wrong. A few rows of the evaluation tell.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,8 @@ from tuneloop.records.completion import Completion
 SAME = (
     1e-3  # log probabilities that differ by less come from the same weights; an adapter with any effect moves them more
 )
+BASE_ROWS = 3  # by which the base is compared with itself next to adapters
+MIXED = 0.5  # nats of a token: more than rounding does in 16 bits, and less than an adapter
 LEAST = 0.7  # share of the answers that must be those of the evaluation; roundings of 4-bit weights flip near ties
 
 
@@ -86,6 +89,32 @@ async def prove(engine: ServingEngine, canaries: Sequence[CanaryRow], *, least: 
             raise UserError(what, where=where, next_step=step)
         proofs.append(Proof(adapter, len(rows), same, ties))
     return proofs
+
+
+async def prove_base(engine: ServingEngine, rows: Sequence[CanaryRow]) -> None:
+    """See that the base answers in a batch with adapters as it does alone.
+
+    vLLM's kernels for processors give rows of the base the weights of the last adapter slot, where the batch has rows
+    of adapters.
+
+    Raises:
+        UserError: it answers otherwise.
+    """
+    bare = [replace(row.request, choices=(), schema=None, max_new_tokens=4, logprobs=5) for row in rows[:BASE_ROWS]]
+    requests = [replace(request, adapter=BASE) for request in bare]
+    alone = await asyncio.gather(*(complete(engine, request) for request in requests))
+    others = [replace(request, adapter=name) for name in engine.adapters for request in requests]
+    mixed = (await asyncio.gather(*(complete(engine, request) for request in [*others, *requests])))[len(others) :]
+    for one, other in zip(alone, mixed, strict=True):
+        for a, b in zip(one.logprobs or (), other.logprobs or (), strict=False):
+            tops = {b.id: b.logprob, **dict(b.top)}
+            if abs(a.logprob - tops.get(a.id, -math.inf)) > MIXED:
+                step = (
+                    "serve the base from a server without adapters, or start vLLM with more --max-loras than adapters"
+                )
+                raise UserError("The base answers otherwise next to an adapter", where=engine.name, next_step=step)
+            if a.id != b.id:
+                break
 
 
 def is_expected(answer: Completion, row: CanaryRow) -> bool:

@@ -20,7 +20,7 @@ from tuneloop.core.units import counted
 from tuneloop.core.urls import masked, split_login
 from tuneloop.data.formats import Rejection
 from tuneloop.data.task import TaskPrompt, TaskSpec, prompt_reader
-from tuneloop.inference.canary import CanaryRow, Parting, is_expected, parting_of, prove
+from tuneloop.inference.canary import CanaryRow, Parting, is_expected, parting_of, prove, prove_base
 from tuneloop.inference.local.labels import label_ids
 from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings
 from tuneloop.inference.openai.target import key_from
@@ -460,6 +460,8 @@ async def prove_models(config: ServeConfig, deployment: ServerDeployment) -> Non
         rows = await asyncio.to_thread(canaries_of, each.source, adapter, each.task, config.canaries)
         for proof in await prove(engine, rows):
             say(f"proof     {name}: {proof.in_words}")
+        if isinstance(engine, EndpointEngine) and engine.adapters and rows:
+            await prove_base(engine, rows)
 
     if not config.canaries:
         return

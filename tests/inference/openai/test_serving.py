@@ -6,16 +6,18 @@ import asyncio
 import itertools
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import served
 from served import Files
-from vllm_stand_in import MODEL, StandIn
+from vllm_stand_in import MODEL, TOGETHER, StandIn
 
 from patience import HANG
 from tuneloop.core.errors import UserError
+from tuneloop.inference.canary import CanaryRow, prove_base
 from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.openai.serving import QUANTUM, EndpointEngine, EndpointSettings
 from tuneloop.inference.protocol import BASE, Served, complete
@@ -131,6 +133,24 @@ def test_adapters_that_a_restart_has_lost_are_loaded_again_and_the_last_engine_u
 
         served.run(made[0], work)
         assert not server.names
+
+
+@pytest.mark.parametrize("mixes", [False, True])
+def test_a_server_that_gives_the_base_an_adapter_s_weights_is_noticed(
+    files: Files, mixes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuneloop.inference.canary.MIXED", 0.1)  # random weights of a tiny model change little
+    server = StandIn(files.base)
+    rows = [CanaryRow(Request(TURNS), "")] * 3
+
+    async def work(engine: EndpointEngine) -> None:
+        await complete(engine, asked(next(iter(engine.adapters)), max_new_tokens=1))
+        await asyncio.sleep(TOGETHER if mixes else 0)
+        server.mixes = mixes
+        with pytest.raises(UserError, match="The base answers otherwise") if mixes else nullcontext():
+            await prove_base(engine, rows)
+
+    against(server, work, (str(files.adapters[0]),), tokenizer=str(files.base))
 
 
 def test_all_of_sampling_is_said_to_vllm_and_where_a_turn_ends(files: Files) -> None:

@@ -38,16 +38,7 @@ def merge(routed: list[str]) -> MergeRecord:
         for name, value in (("a", 0.97), ("b", 0.91))
     ]  # fmt: skip
     return MergeRecord(
-        key="k",
-        model="m",
-        method="svd",
-        density=0.5,
-        rank=8,
-        lost=0,
-        hash="h",
-        sources=sources,
-        tasks=tasks,
-        routed=routed,
+        key="k", model="m", method="svd", rank=8, lost=0, hash="h", sources=sources, tasks=tasks, routed=routed
     )
 
 

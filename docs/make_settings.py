@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from tuneloop.advice.config import AdviseOptions
 from tuneloop.data.config import PrepareConfig
 from tuneloop.evaluation.config import EvaluateConfig
-from tuneloop.planning.config import PlanOptions
+from tuneloop.planning.config import CostOptions, PlanOptions
 from tuneloop.recipe import Recipe
 from tuneloop.release.formats import WeightOptions
 from tuneloop.serving.config import ServeConfig
@@ -27,14 +27,16 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
 
 '''
-# Class, what it lists, its record, and the fields that a function has as arguments of its own.
+COSTS = {*CostOptions.model_fields}  # options of `advise` and `plan` alike
+# Class, what it lists, its record, and the fields that it inherits or that a function has as arguments of its own.
 SETTINGS: tuple[tuple[str, str, type[BaseModel], set[str]], ...] = (
+    ("CostSettings", "Prices and people, for `advise` and `plan`", CostOptions, set()),
     ("PrepareSettings", "A recipe's `data` section", PrepareConfig, {"sources"}),
     ("TrainSettings", "A recipe's `train` section", TrainConfig, set()),
     ("EvaluateSettings", "A recipe's `evaluate` section", EvaluateConfig, set()),
     ("RunSettings", "A recipe", Recipe, {"version", "model", "seed", "output_dir"}),
-    ("AdviseSettings", "Options of `tuneloop advise`", AdviseOptions, set()),
-    ("PlanSettings", "Options of `tuneloop plan`", PlanOptions, {"model", "dataset"}),
+    ("AdviseSettings", "Options of `tuneloop advise`", AdviseOptions, COSTS),
+    ("PlanSettings", "Options of `tuneloop plan`", PlanOptions, COSTS | {"model", "dataset"}),
     ("ExportSettings", "Options of `tuneloop export` for a file's weights", WeightOptions, set()),
     ("ServeSettings", "A `serve.yaml`", ServeConfig, set()),
 )
@@ -46,7 +48,7 @@ def settings_module() -> str:
 
 
 def _class(name: str, title: str, record: type[BaseModel], left_out: set[str]) -> Iterator[str]:
-    yield f"\nclass {name}(TypedDict, total=False):"
+    yield f"\nclass {name}({'CostSettings' if left_out >= COSTS else 'TypedDict'}, total=False):"
     yield f'    """{title}."""\n'
     for key, info in record.model_fields.items():
         if key not in left_out:

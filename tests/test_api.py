@@ -104,6 +104,11 @@ def test_what_can_be_put_right_is_a_user_error(call: Any, message: str, tmp_path
         call(tmp_path / "d")
 
 
+def test_completion_offers_what_is_public_and_nothing_else() -> None:
+    assert {*FUNCTIONS, "Run", "UserError"} <= {*dir(tuneloop)}
+    assert not {"Any", "importlib", "TYPE_CHECKING"} & {*dir(tuneloop)}
+
+
 def test_every_function_is_a_plain_one_that_processes_can_be_given() -> None:
     for name in FUNCTIONS:
         function = getattr(tuneloop, name)
@@ -129,8 +134,9 @@ def test_advice_rests_on_data_and_stated_facts_and_is_kept(
     (kept,) = Path("evals").glob("advise-*/advise.json")
     assert read_json(kept)["headline"] == advice.headline
     assert tuneloop.advise(facts_change=True, rows=100).reasons
-    with pytest.raises(tuneloop.UserError, match="queries_per_dya"):
+    with pytest.raises(tuneloop.UserError, match="queries_per_dya") as caught:
         tuneloop.advise(queries_per_dya=3)  # type: ignore[call-arg]
+    assert caught.value.where == "advise"
 
 
 def test_a_plan_by_formula_is_that_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:

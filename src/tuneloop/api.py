@@ -352,7 +352,7 @@ def advise(
         UserError: no such data, an unknown fact, or one that can't be.
     """
     with _shown(progress):
-        return advise_on(os.fspath(data), _stated(AdviseOptions, facts), measure=measure, out=os.fspath(out))
+        return advise_on(os.fspath(data), _stated(AdviseOptions, facts, "advise"), measure=measure, out=os.fspath(out))
 
 
 def plan(data: Place = "", *, model: str = "", progress: Shown = False, **options: Unpack[PlanSettings]) -> Plan:
@@ -368,7 +368,7 @@ def plan(data: Place = "", *, model: str = "", progress: Shown = False, **option
     Raises:
         UserError: neither data nor a model, an unknown option, or settings that exclude each other.
     """
-    stated = _stated(PlanOptions, options) | ({"model": model} if model else {})
+    stated = _stated(PlanOptions, options, "plan") | ({"model": model} if model else {})
     with _shown(progress):
         return Plan.model_validate(plan_data(os.fspath(data), stated) if data else plan_model(stated))
 
@@ -504,9 +504,9 @@ def _recipe_of_run(
     return make_recipe(_merged(values, sections))
 
 
-def _stated(kind: type[Config], values: Mapping[str, Any]) -> dict[str, Any]:
+def _stated(kind: type[Config], values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Values by the names of a record's fields, checked by it."""
-    record = build_config(kind, values, where=kind.__name__)
+    record = build_config(kind, values, where=where)
     return {name: getattr(record, name) for name in values}
 
 

@@ -6,6 +6,21 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
 
 
+class CostSettings(TypedDict, total=False):
+    """Prices and people, for `advise` and `plan`."""
+
+    tier: Literal["on-demand", "spot", "community", "reserved"]
+    usd_per_gpu_hour: float | None
+    prices: str | None
+    runs: float
+    setup_hours: float
+    evaluation_hours: float
+    rows_to_label: int
+    usd_per_labeller_hour: float
+    engineer_hours: float
+    usd_per_engineer_hour: float
+
+
 class PrepareSettings(TypedDict, total=False):
     """A recipe's `data` section."""
 
@@ -136,19 +151,9 @@ class RunSettings(TypedDict, total=False):
     track: Mapping[str, Any]
 
 
-class AdviseSettings(TypedDict, total=False):
+class AdviseSettings(CostSettings, total=False):
     """Options of `tuneloop advise`."""
 
-    tier: Literal["on-demand", "spot", "community", "reserved"]
-    usd_per_gpu_hour: float | None
-    prices: str | None
-    runs: float
-    setup_hours: float
-    evaluation_hours: float
-    rows_to_label: int
-    usd_per_labeller_hour: float
-    engineer_hours: float
-    usd_per_engineer_hour: float
     evaluation: str
     metric: str
     combined: str
@@ -182,19 +187,9 @@ class AdviseSettings(TypedDict, total=False):
     baseline_usd_per_million_output: float | None
 
 
-class PlanSettings(TypedDict, total=False):
+class PlanSettings(CostSettings, total=False):
     """Options of `tuneloop plan`."""
 
-    tier: Literal["on-demand", "spot", "community", "reserved"]
-    usd_per_gpu_hour: float | None
-    prices: str | None
-    runs: float
-    setup_hours: float
-    evaluation_hours: float
-    rows_to_label: int
-    usd_per_labeller_hour: float
-    engineer_hours: float
-    usd_per_engineer_hour: float
     method: str | None
     rank: int | None
     targets: str | None

@@ -21,7 +21,7 @@ def command(
 
     One pass, for cron; it continues where the last one stopped. With --watch pass after pass.
 
-    Exit status 0: nothing to do, or promoted; 1: rolled back or refused; 3: waits.
+    Exit status 0: nothing to do or to train on, or promoted; 1: rolled back or refused; 3: waits.
     """
     from tuneloop.cli.ab import log_line
     from tuneloop.improve.controller import command as work
@@ -46,7 +46,7 @@ def command(
     with screen("improving"):
         step = work.improve(plan, approve=approve)
     waits = step.state in ("waiting", "needs approval")
-    good = step.state == "idle" or step.sentence.startswith("promoted")
+    good = step.state == "idle" or step.sentence.startswith(("promoted", "nothing new"))
     return Result(step, [step.sentence], 3 if waits else 0 if good else 1)
 
 

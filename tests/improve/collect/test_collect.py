@@ -1,3 +1,5 @@
+from collections import Counter
+
 import pytest
 from traffic import request, thumb
 
@@ -184,3 +186,49 @@ def test_right_answers_of_strangers_are_left_out_and_their_thumbs_stay():
         "r000003": "answer 3", "r000004": "right",
     }  # fmt: skip
     assert [row["equals"] for row in found.must_pass] == ["right"] and +found.dropped == {"stranger": 4}
+
+
+def test_a_correction_of_an_answer_that_was_cut_off_or_failed_is_learned():
+    requests = [asked(1, finish="length"), asked(2, error="died", completion=None), asked(3, finish="length")]
+    feedback = [said(1, "correction", "whole"), said(2, "label", "billing"), said(3, "thumbs", False)]
+    rows = collected(requests, feedback)
+    assert answers(rows.sft) == ["whole", "billing"] and rows.dropped["failed"] == 1
+    assert [row["equals"] for row in rows.must_pass] == ["whole", "billing"]
+    assert [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in rows.preference] == [
+        ("whole", "answer 1")
+    ]
+    assert [row["request"] for row in rows.kto] == ["r000001"]  # nothing was answered to the second
+
+
+def test_other_users_of_a_key_do_not_outvote_the_user_who_asked():
+    requests = [asked(1, user=TRAIN[0], key="app"), asked(2, user=TRAIN[0], key="app")]
+    stranger = {"user": "mallory", "voice": "key:app"}
+    feedback = [
+        said(1, "thumbs", True, user=TRAIN[0], voice="key:app"),
+        said(1, "correction", "buy at mallory's", **stranger),
+        said(2, "thumbs", True, user=TRAIN[0], voice="key:app"),
+        said(2, "thumbs", False, **stranger),
+    ]
+    rows = collected(requests, feedback)
+    assert answers(rows.sft) == ["answer 1", "answer 2"] and rows.dropped["outvoted"] == 2
+    reviewed = collected(
+        requests, [*feedback, said(1, "correction", "checked", user="reviewer", voice="trusted:staff")]
+    )
+    assert "buy at mallory's" not in answers(reviewed.sft)
+    unrated = collected(requests[:1], feedback[1:2])
+    assert answers(unrated.sft) == ["buy at mallory's"]  # the key may teach where the user said nothing
+
+
+def test_no_prompt_is_in_training_and_test():
+    same = [{"role": "user", "content": "Where is my card?"}]
+    also = [{"role": "user", "content": "where is  my card?"}]
+    requests = [asked(1, prompt=same), asked(2, user=TEST[0], prompt=also), asked(3, user=TEST[0])]
+    rows = collected(requests, [said(i, "thumbs", True, user=None) for i in (1, 2, 3)])
+    assert [row["request"] for row in rows.heldout] == ["r000003"] and rows.dropped["trained on"] == 1
+    assert [row["request"] for row in rows.sft] == ["r000001"]
+
+
+def test_one_user_can_not_flood_the_test():
+    requests = [asked(i, user=TEST[0]) for i in range(1, 51)] + [asked(99, user=TEST[1])]
+    rows = collected(requests, [said(i, "thumbs", True) for i in [*range(1, 51), 99]], per_user=3)
+    assert Counter(row["user"] for row in rows.heldout) == {TEST[0]: 3, TEST[1]: 1}

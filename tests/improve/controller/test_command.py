@@ -59,7 +59,7 @@ class Runner:
     def __call__(self, words):
         step = next(step for step in STEPS if words[: len(FIRST[step])] == FIRST[step])
         self.ran.append(step)
-        found = self.answers.get(step, (0, {}))
+        found = self.answers.get(step, (0, {"path": step}))
         if isinstance(found, BaseException):
             raise found
         return found
@@ -94,6 +94,25 @@ def test_a_bad_one_ends_the_cycle_and_nothing_is_promoted(store, answers, outcom
     assert all(one.follows for one in w.replay(project(store)))
 
 
+def test_a_cycle_without_a_new_row_ends_before_it_trains(store):
+    collected = {"counts": {"sft": 0, "kto": 3}, "with_feedback": 129, "dropped": {"failed": 129}}
+    runner = Runner(collect=(0, collected))
+    done = w.improve(project(store), command=runner)
+    assert runner.ran == ["collect"] and done.state == "ended"
+    why = "no new row to train on came of 129 requests with feedback; left out: 129 failed"
+    assert done.sentence == f"nothing new: {why}"
+    assert all(one.follows for one in w.replay(project(store)))
+    runner = Runner(collect=(0, collected))
+    w.improve(project(store, name="pairs", steps={"train": ["run", "kto.yaml"]}), command=runner)
+    assert runner.ran[:2] == ["collect", "train"]  # a recipe of one's own may read the other files
+
+
+def test_a_step_that_prints_no_result_is_not_done(store):
+    with pytest.raises(UserError, match="The step train of cycle 1 failed: its command ended without a result"):
+        w.improve(project(store), command=Runner(train=(0, {})))
+    assert w.improve(project(store), command=Runner(decide=(3, {"sentence": "Continues"}))).steps[0] == "train"
+
+
 def compared(verdict):
     one = {"metric": "accuracy", "delta": 0.05, "low_holm": 0.01, "high_holm": 0.09, "verdict": verdict}
     return 0, {"path": "x", "comparisons": [one]}
@@ -105,7 +124,7 @@ class Starts(Runner):
     def __call__(self, words):
         if words[0] == "compare" or any(word.startswith("train.init=") for word in words):
             self.ran.append("choose" if words[0] == "compare" else "warm_start")
-            return self.answers.get(self.ran[-1], (0, {}))
+            return self.answers.get(self.ran[-1], (0, {"path": self.ran[-1]}))
         self.words = [*getattr(self, "words", []), list(words)]
         return super().__call__(words)
 
@@ -362,9 +381,11 @@ def test_watching_goes_on_after_a_failed_pass_and_says_what_is_new(store, tmp_pa
     file.write_text(json.dumps(project(store).model_dump(mode="json")))
     pauses, said = [], []
     monkeypatch.setattr(w.time, "sleep", pauses.append)
-    answers = iter([(2, {"error": {"what": "No such recipe", "next": "check the path"}}), *([(0, {})] * 20)])
+    answers = iter([(2, {"error": {"what": "No such recipe", "next": "check the path"}}), *([(0, {"path": "x"})] * 20)])
     with reporting(say=said.append):
-        w.watch(file, every=60, command=lambda words: (0, {}) if words[0] != "run" else next(answers), passes=4)
+        w.watch(
+            file, every=60, command=lambda words: (0, {"path": "x"}) if words[0] != "run" else next(answers), passes=4
+        )
     told = [line.split("  ", 1)[1] for line in said if line[:2] == "20"]
     assert (
         "failed: No such recipe" in told[0] and told[1].startswith("promoted") and told[2].startswith("Nothing to do")
@@ -424,7 +445,7 @@ def test_in_shadow_mode_each_pass_judges_before_it_decides(store):
         if words[:2] == ["ab", "start"]:
             assert words[-1] == "--shadow"
             ab.start(store, words[2], {"model": "m"})
-        return (3, {"sentence": "Shadow mode continues"}) if words[:2] == ["ab", "check"] else (0, {})
+        return (3, {"sentence": "Shadow mode continues"}) if words[:2] == ["ab", "check"] else (0, {"path": "x"})
 
     asks = project(store, judge="llama-3.1-8b-instruct")
     assert w.improve(asks, command=command).state == "waiting"

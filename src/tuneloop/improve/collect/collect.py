@@ -28,6 +28,8 @@ DROPPED = {
     "no consent": "its key says that it must not be trained on", "contradicting": "people disagree about the answer",
     "unclear": "the feedback says neither good nor bad, or is a comment",
     "stranger": "the right answer came neither with the request's key nor with one that has the right `feedback`",
+    "outvoted": "others of its key contradict the user who asked, whose word counts",
+    "trained on": "a user who is kept for the test sent the same prompt as one who is trained on",
     "user's share": "its user has given as many rows as one may; users of keys without the right `users` are one",
     "own outputs": "the model's own answers have their share",
 }  # fmt: skip
@@ -107,7 +109,7 @@ def collect(requests: Sequence[StoredRequest], feedback: Iterable[Feedback], opt
     - `preference`: the correction over the given answer; a chosen answer over the other one, and a liked one over a
       disliked one, to the same prompt.
     - `kto`: single answers that were liked or disliked.
-    - `heldout`: what would be in `sft`, of the users that are never trained on.
+    - `heldout`: what would be in `sft`, of the users that are never trained on, without prompts that are trained on.
     - `must_pass`: corrected failures as demands on the next model, for a person to choose from.
     """
     feedback_of = by_request(feedback, conversations_of(requests))
@@ -123,7 +125,10 @@ def collect(requests: Sequence[StoredRequest], feedback: Iterable[Feedback], opt
             dropped["stranger"] += 1
         if not usable:
             continue
-        answer = "no consent" if request.key in excluded else _rated_answer(request, usable)
+        credible = _credible(request, usable)
+        if len(credible) < len(usable):
+            dropped["outvoted"] += 1
+        answer = "no consent" if request.key in excluded else _rated_answer(request, credible)
         if isinstance(answer, str):
             dropped[answer] += 1
         else:
@@ -134,11 +139,16 @@ def collect(requests: Sequence[StoredRequest], feedback: Iterable[Feedback], opt
     pairs = [*_pairs(rest), *_chosen(rest, requests, excluded, options.heldout_share, dropped)]
     paired = {id(one) for one in _capped([one for one, *_ in pairs], most, dropped)}
     imitated = _own_capped(sft, options.own_share, dropped)
-    thumbs = _capped([one for one in rest if one.thumb is not None], most, dropped)
-    heldout = _capped([one for one in heldout if one.origin], most, dropped)
+    thumbs = _capped([one for one in rest if one.thumb is not None and one.answer], most, dropped)
+    kept_pairs = [pair for pair in pairs if id(pair[0]) in paired]
+    trained_on = {_prompt_key(one) for one in (*imitated, *thumbs, *(pair[0] for pair in kept_pairs))}
+    unseen = [one for one in heldout if one.origin and _prompt_key(one) not in trained_on]
+    if seen := sum(one.origin is not None for one in heldout) - len(unseen):
+        dropped["trained on"] = seen
+    heldout = _capped(unseen, most, dropped)
     return Collected(
         sft=[_sft_row(one) for one in imitated],
-        preference=[_pair_row(*pair) for pair in pairs if id(pair[0]) in paired],
+        preference=[_pair_row(*pair) for pair in kept_pairs],
         kto=[_row(one, {"messages": [*one.request.prompt, one.turn]}, thumb=one.thumb) for one in thumbs],
         heldout=[_sft_row(one) for one in heldout],
         must_pass=[row for one in sft if (row := _must_pass_row(one)) is not None],
@@ -147,11 +157,32 @@ def collect(requests: Sequence[StoredRequest], feedback: Iterable[Feedback], opt
     )
 
 
+def _credible(request: StoredRequest, feedback: Sequence[Feedback]) -> list[Feedback]:
+    """Where the user who asked rated or corrected the answer: without what other users of the same key say.
+
+    What is believed (commands, keys with the right `feedback`) holds next to it.
+    """
+    theirs = [one for one in feedback if request.user and one.user == request.user]
+    if not any(gives_answer(one) or value_of(one.kind, one.value) is not None for one in theirs):
+        return list(feedback)
+    return [one for one in feedback if one.believed or one.user == request.user]
+
+
+def _prompt_key(one: _RatedAnswer) -> str:
+    """What two prompts have in common that differ in capitals and white space alone."""
+    turns = one.request.prompt
+    return content_hash([[turn["role"], " ".join(str(turn.get("content") or "").casefold().split())] for turn in turns])
+
+
 def _rated_answer(request: StoredRequest, feedback: Sequence[Feedback]) -> _RatedAnswer | str:
-    """The answer of a request with what people said of it, or the reason (see `DROPPED`) why it is left out."""
-    if request.error is not None or request.finish == "length":
+    """The answer of a request with what people said of it, or the reason (see `DROPPED`) why it is left out.
+
+    An answer that failed or was cut off is used where a person wrote the right one.
+    """
+    failed = request.error is not None or request.finish == "length"
+    if failed and not any(map(gives_answer, feedback)):
         return "failed"
-    turn = _turn(request.completion)
+    turn = _turn(request.completion) or (_assistant_turn("") if failed else None)
     prompt = [str(each.get("content") or "") for each in request.prompt]
     if turn is None or not prompt or any(text.startswith(HASHED) for text in (turn["content"], *prompt)):
         return "not kept"
@@ -219,6 +250,8 @@ def _pairs(rows: Rated) -> list[Pair]:
     pairs: list[Pair] = []
     by_prompt: dict[str, list[_RatedAnswer]] = defaultdict(list)
     for one in rows:
+        if not one.answer:  # it failed
+            continue
         if one.correction and one.correction.strip() != one.answer.strip():
             pairs.append((one, _assistant_turn(one.correction), one.turn))
         by_prompt[content_hash(one.request.prompt)].append(one)
@@ -247,7 +280,7 @@ def _chosen(
                 dropped["contradicting"] += 1
             elif worse is None or worse["content"].startswith(HASHED):
                 dropped["failed" if worse is None else "not kept"] += 1
-            elif worse != one.turn and not is_held_out(person_of(other), heldout):
+            elif one.answer and worse != one.turn and not is_held_out(person_of(other), heldout):
                 pairs.append((one, one.turn, worse))
     return pairs
 

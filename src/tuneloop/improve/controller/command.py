@@ -39,6 +39,10 @@ from tuneloop.serving.store.store import opened, read_decisions, read_feedback, 
 
 PER_USER = 20  # answers that one user's feedback counts for, as in `collect`
 NO_REASON = {"latency", "cost", CANARIES}  # alarms that another training would not silence
+# Names of a step's result that the log keeps.
+LOGGED = (
+    *("status", "outcome", "sentence", "path", "counts", "with_feedback", "dropped", "version", "chosen", "verdicts"),
+)
 Command = Callable[[Sequence[str]], tuple[int, dict[str, Any]]]  # words -> exit status and what was printed
 Cycles = Sequence[controller.Cycle]
 
@@ -120,7 +124,7 @@ def facts_of(store: Database, model: str, cycles: Cycles, now: str, *, enough: i
         bad=1 - sum(values) / len(values) if values else math.nan,
         spent_usd=sum(cycle.usd for cycle in in_quarter),
         spent_hours=sum(cycle.hours for cycle in in_quarter),
-        fixed_shares=tuple(cycle.fixed_share for cycle in cycles if cycle.outcome),
+        fixed_shares=tuple(c.fixed_share for c in cycles if c.outcome not in ("", controller.NOTHING_NEW)),
     )
 
 
@@ -304,7 +308,9 @@ def _next_step(log: _Log, cycles: Cycles, folder: Path, command: Command) -> Con
     status, result, hours = _run_step(log, cycle, folder, champion, command)
     if step == "promote":  # the numbers that it follows from are the experiment's
         result = {"sentence": cycle.done.get("decide", {}).get("sentence"), **result}
-    follows, outcome, why = controller.after(step, status, result)
+    follows, outcome, why = controller.after(cycle.project, step, status, result)
+    if status == 0 and not result:  # what a command did is in its result: without one it may have been cut off
+        follows, why = "failed", "its command ended without a result"
     if follows == "failed":
         error = result["error"] if isinstance(result.get("error"), dict) else {}
         what = f"The step {step} of cycle {cycle.number} failed: {error.get('what') or why}"
@@ -312,8 +318,7 @@ def _next_step(log: _Log, cycles: Cycles, folder: Path, command: Command) -> Con
         raise UserError(what, where=str(error.get("where") or ""), next_step=advice)
     if follows == "wait":
         return ControllerPass("waiting", f"Cycle {cycle.number}, {step}: {why}", cycle.number, [])
-    names = ("status", "outcome", "sentence", "path", "counts", "version", "chosen", "verdicts")
-    logged = {name: result[name] for name in names if name in result}
+    logged = {name: result[name] for name in LOGGED if name in result}
     difference = ((result.get("evidence") or {}).get("measure") or {}).get("difference")
     if difference is not None:
         logged["difference"] = difference
@@ -418,7 +423,7 @@ def replay(project: controller.ProjectConfig) -> list[Checked]:
                     follows = follows and data["result"]["chosen"] == start
             elif event.kind == controller.END:
                 what = f"cycle {data['cycle']} ended: {data['outcome']}"
-                end = controller.after(step, data["status"], data["result"])
+                end = controller.after(last.project, step, data["status"], data["result"]) if last else None
                 follows = follows and end == ("end", data["outcome"], data["why"])
         checks.append(Checked(event.time, what, follows))
     return checks

@@ -52,6 +52,7 @@ STARTS = ("warm_start", "choose")  # only where the project asks for them
 # What the answer "no" of a step means; "not yet" is exit status 3.
 NO = {"gate": "refused by the gate", "decide": "rolled back", "promote": "refused by the gate"}
 NOT_YET = {"gate": "refused by the gate"}  # others wait
+NOTHING_NEW = "nothing new"  # how a cycle ends whose collection has no row to train on
 
 
 class Triggers(Config):
@@ -330,6 +331,18 @@ def command_of(cycle: Cycle, step: str, *, folder: str, champion: str) -> list[s
         raise UserError(what, where=f"steps.{step}", next_step=step_list) from None
 
 
+def _nothing_new(project: ProjectConfig, result: Mapping[str, Any]) -> str:
+    """Why there is nothing to train on among what was collected; empty: there is."""
+    counts = result.get("counts")
+    read = ("sft", "preference", "kto") if "train" in project.steps else ("sft",)  # the usual command imitates
+    if not isinstance(counts, Mapping) or any(counts.get(name) for name in read):
+        return ""
+    dropped = result.get("dropped") or {}
+    left_out = ", ".join(f"{number:,} {reason}" for reason, number in dropped.items())
+    why = f"no new row to train on came of {counted(int(result.get('with_feedback') or 0), 'request')} with feedback"
+    return f"{why}; left out: {left_out}" if left_out else why
+
+
 def better_start(verdicts: Mapping[str, str]) -> str:
     """Which of both runs is used: that from the run in use only where one metric shows it to be better, and none worse.
 
@@ -339,11 +352,14 @@ def better_start(verdicts: Mapping[str, str]) -> str:
     return "warm" if "better" in verdicts.values() and "worse" not in verdicts.values() else "run"
 
 
-def after(step: str, status: int, result: Mapping[str, Any]) -> tuple[str, str, str]:
+def after(project: ProjectConfig, step: str, status: int, result: Mapping[str, Any]) -> tuple[str, str, str]:
     """What follows from a step's exit status.
 
-    `status`: 0 yes, 1 no, 3 not enough evidence. Returns `done`, `wait` or `end`; for the end its outcome, and why.
+    `status`: 0 yes, 1 no, 3 not enough evidence. Returns `done`, `wait`, `end` or `failed`; for the end its outcome,
+    and why.
     """
+    if step == "collect" and status == 0 and (why := _nothing_new(project, result)):
+        return "end", NOTHING_NEW, why
     why = str(result.get("sentence") or result.get("status") or f"{step}: exit status {status}")
     if status == 0:
         return ("end", "promoted", why) if step == "promote" else ("done", "", why)

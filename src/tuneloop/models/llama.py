@@ -1,7 +1,7 @@
-"""The Llama architecture, written for small batches on CPUs as much as for GPUs.
+"""Llama's architecture and its relatives (`models/families.py`), written for small batches on CPUs as much as for GPUs.
 
-Module and parameter names are those of Transformers' `LlamaForCausalLM`, so that checkpoints load and save unchanged
-and adapters keep their PEFT names. What differs is the arithmetic's order: heads that share keys are computed together
+Module and parameter names are those of Transformers' classes, so that checkpoints load and save unchanged and adapters
+keep their PEFT names. What differs is the arithmetic's order: heads that share keys are computed together
 instead of repeating the keys, short rows use plain batched matrix products (in bf16 on CPUs SDPA is slower below some
 700 tokens), elementwise steps are fused by hand with their gradients, and the vocabulary projection is left to the
 caller, who needs it for few positions. Proven equal to Transformers in tests/models/test_llama.py.
@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from tuneloop.core.device import backend, put, varlen_attention
 from tuneloop.core.errors import UserError
 from tuneloop.core.threads import adapt_threads
+from tuneloop.models import families
 from tuneloop.models.adapters import assignment, is_mixed, rows_of_tokens, some_rows, tokens_on
+from tuneloop.models.families import Family
 from tuneloop.models.lora import side_by_side
 
 # Shape suffixes: B rows, T new tokens, S attended tokens, H heads, K key heads, G = H / K, D head size, C hidden size.
@@ -35,7 +37,7 @@ ROPE_NUMBERS = {
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """The numbers of a Llama model, read from a `config.json`."""
+    """The numbers of a model of one of the families, read from a `config.json`."""
 
     vocab_size: int
     hidden_size: int
@@ -49,11 +51,20 @@ class LlamaConfig:
     rope_scaling: dict[str, Any] = field(default_factory=dict)
     tied: bool = False
     context: int = 8192
+    family: Family = families.LLAMA
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    windows: tuple[int, ...] = ()  # tokens that each layer sees, 0: all; empty: no layer has a window
+    unrotated: tuple[int, ...] = ()  # layers without positions
+    local_theta: float = 0.0  # base of the positions in layers with a window; 0: as in the others
+    score_scale: float = 1.0  # of attention's scores, over the usual head_size ** -0.5
 
     @staticmethod
     def from_json(config: dict[str, Any]) -> LlamaConfig:
         """Read Transformers' `config.json`, version 4 or 5. Raises UserError: a number is missing or can't be."""
-        rope = _rope(config)
+        family, rope = families.family_of(config) or families.LLAMA, _rope(config)
+        layers = _count(config, "num_hidden_layers", most=2000)
         heads, hidden = _count(config, "num_attention_heads"), _count(config, "hidden_size")
         key_heads = _count(config, "num_key_value_heads", heads)
         head_size = _count(config, "head_dim", max(hidden // heads, 1))
@@ -61,15 +72,23 @@ class LlamaConfig:
             vocab_size=_count(config, "vocab_size"),
             hidden_size=hidden,
             intermediate_size=_count(config, "intermediate_size"),
-            layers=_count(config, "num_hidden_layers", most=2000),
+            layers=layers,
             heads=heads,
             key_heads=key_heads,
             head_size=head_size,
             norm_eps=_positive(config, "rms_norm_eps", 1e-6),
-            rope_theta=_positive(rope if rope.get("rope_theta") else config, "rope_theta", 10000.0),
+            rope_theta=_positive(rope if rope.get("rope_theta") else config, "rope_theta", family.theta),
             rope_scaling=dict(rope),
-            tied=bool(config.get("tie_word_embeddings", False)),
+            tied=bool(config.get("tie_word_embeddings", family.tied)),
             context=_count(config, "max_position_embeddings", 2048, most=10**9),
+            family=family,
+            qkv_bias=family.qkv_bias or bool(config.get("attention_bias")),
+            o_bias=not family.qkv_bias and bool(config.get("attention_bias")),
+            mlp_bias=bool(config.get("mlp_bias")),
+            windows=families.windows_of(config, layers),
+            unrotated=families.unrotated_of(config, layers),
+            local_theta=_local_theta(config, family),
+            score_scale=(head_size / _positive(config, "query_pre_attn_scalar", head_size)) ** 0.5,
         )
         for key in ROPE_NUMBERS.get(rope.get("rope_type", rope.get("type", "")), ()):
             _positive(rope, key)
@@ -80,22 +99,53 @@ class LlamaConfig:
     @staticmethod
     def supports(config: dict[str, Any]) -> bool:
         """Whether this module computes that model; others go through Transformers' own classes."""
-        rope = _rope(config)
-        return (
-            config.get("model_type") == "llama"
-            and not config.get("quantization_config")
-            and not config.get("attention_bias")
-            and not config.get("mlp_bias")
-            and config.get("hidden_act", "silu") == "silu"
-            and rope.get("rope_type", rope.get("type", "default")) in ("default", "llama3", "linear")
+        ropes = [_rope(config), _rope(config, "sliding_attention")]
+        return families.is_plain(config) and all(
+            rope.get("rope_type", rope.get("type", "default")) in kinds
+            and rope.get("partial_rotary_factor", config.get("partial_rotary_factor")) in (None, 1.0)
+            for rope, kinds in zip(ropes, (("default", "llama3", "linear"), ("default",)), strict=True)
         )
 
+    @property
+    def window(self) -> int:
+        """Tokens that layers with a window see; 0: there is none."""
+        return max(self.windows, default=0)
 
-def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    def sees_all(self, length: int) -> bool:
+        """Whether every layer sees rows of this length whole."""
+        return not self.window or length <= self.window
+
+    def rope_of(self, layer: int) -> str:
+        """The positions of a layer: `global`, `local` or `none`."""
+        if layer in self.unrotated:
+            return "none"
+        return "local" if self.local_theta and self.windows and self.windows[layer] else "global"
+
+    @property
+    def ropes(self) -> tuple[str, ...]:
+        """The kinds of positions that layers have."""
+        return tuple(dict.fromkeys(map(self.rope_of, range(self.layers))))
+
+
+def _rope(config: Mapping[str, Any], layers: str = "full_attention") -> dict[str, Any]:
+    """The positions of a kind of layers; `rope_parameters` of Transformers 5 may have some for each kind."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if isinstance(rope, dict) and ("full_attention" in rope or "sliding_attention" in rope):
+        rope = rope.get(layers) or {}
+    elif layers != "full_attention":
+        rope = {}
     if not isinstance(rope, dict):
         raise _wrong("rope_parameters", rope)
     return rope
+
+
+def _local_theta(config: Mapping[str, Any], family: Family) -> float:
+    if not family.local_theta:
+        return 0.0
+    rope = _rope(config, "sliding_attention")
+    if rope.get("rope_theta"):
+        return _positive(rope, "rope_theta")
+    return _positive(config, "rope_local_base_freq", family.local_theta)
 
 
 def _count(config: Mapping[str, Any], key: str, usual: int | None = None, most: int = 10**7) -> int:
@@ -115,6 +165,15 @@ def _positive(config: Mapping[str, Any], key: str, usual: float | None = None) -
 def _wrong(key: str, value: object) -> UserError:
     what = f"The model's configuration has {key} = {value!r:.60}, which can't be"
     return UserError(what, where="config.json", next_step="download the model again")
+
+
+def frequencies(config: LlamaConfig, kind: str) -> Tensor:
+    """Inverse frequencies (D / 2) of a kind of positions, see `LlamaConfig.rope_of`; without positions all are zero."""
+    if kind == "none":
+        return torch.zeros(config.head_size // 2)
+    if kind == "local":
+        config = replace(config, rope_theta=config.local_theta, rope_scaling={})
+    return rope_frequencies(config)
 
 
 def rope_frequencies(config: LlamaConfig) -> Tensor:
@@ -143,13 +202,15 @@ class _RmsNorm(torch.autograd.Function):
     """Root-mean-square normalisation; keeps its input for the gradient: without a kernel torch's takes more passes."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, centre: float) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.eps = eps
+        ctx.eps, ctx.centre = eps, centre
+        if centre:  # in 16 bits the sum would lose most of the weight
+            return F.rms_norm(x.float(), weight.shape, weight.float() + centre, eps).to(x.dtype)
         return F.rms_norm(x, weight.shape, weight, eps)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         (grad,) = grads
         x, weight = ctx.saved_tensors
         wide = x.float()
@@ -159,9 +220,9 @@ class _RmsNorm(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             grad_weight = (grad.float() * wide).mul_(scale).flatten(0, -2).sum(0).to(weight.dtype)
         # With the scale s and g the gradient times the weight: s g - s^3 x mean(g x).
-        inner = grad.float() * weight.float()
+        inner = grad.float() * (weight.float() + ctx.centre)
         along = (inner * wide).mean(-1, keepdim=True).mul_(scale.pow(3)).neg_()
-        return inner.mul_(scale).addcmul_(wide, along).to(x.dtype), grad_weight, None
+        return inner.mul_(scale).addcmul_(wide, along).to(x.dtype), grad_weight, None, None
 
 
 class _SwiGlu(torch.autograd.Function):
@@ -181,18 +242,35 @@ class _SwiGlu(torch.autograd.Function):
         return grad_gate, grad_up
 
 
-class RmsNorm(nn.Module):
-    """`LlamaRMSNorm`: x / rms(x) * weight, computed in fp32."""
+class _GeGlu(torch.autograd.Function):
+    """gelu(gate) * up with gelu's tanh approximation; keeps only its two inputs."""
 
-    def __init__(self, size: int, eps: float) -> None:
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.gelu(gate, approximate="tanh").mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        (grad,) = grads
+        gate, up = ctx.saved_tensors
+        grad_up = F.gelu(gate, approximate="tanh").mul_(grad)
+        grad_gate = torch.ops.aten.gelu_backward(grad * up, gate, approximate="tanh")
+        return grad_gate, grad_up
+
+
+class RmsNorm(nn.Module):
+    """x / rms(x) * (centre + weight), computed in fp32; the centre is 1 where weights are learned around zero."""
+
+    def __init__(self, size: int, config: LlamaConfig) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
+        self.eps, self.centre = config.norm_eps, float(config.family.zero_centred)
+        self.weight = nn.Parameter(torch.full((size,), 1 - self.centre))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == self.weight.dtype and backend(x.device).has_fused_norm():
+        if not self.centre and x.dtype == self.weight.dtype and backend(x.device).has_fused_norm():
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        return _RmsNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call,no-any-return]
+        return _RmsNorm.apply(x, self.weight, self.eps, self.centre)  # type: ignore[no-untyped-call,no-any-return]
 
 
 class KeyValues:
@@ -333,6 +411,11 @@ def causal_mask(new: int, before: int, device: torch.device) -> Tensor:
     return torch.ones(new, before + new, dtype=torch.bool, device=device).tril_(before)[None, None]
 
 
+def last_keys(mask: Tensor, window: int) -> Tensor:
+    """Of the keys that a query may look at (.., T, S) the last `window`; they are in order of their positions."""
+    return mask & (mask.flip(-1).cumsum(-1).flip(-1) <= window)
+
+
 def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: Tensor | None) -> Tensor:
     """Scaled dot-product attention with shared key heads (Ainslie et al. 2023, arXiv 2305.13245).
 
@@ -427,10 +510,12 @@ class Documents:
         moved.positions, moved.ends = self.positions.to(device), self.ends.to(device)
         return moved
 
-    def attend(self, q_1HND: Tensor, k_1KND: Tensor, v_1KND: Tensor) -> Tensor:
+    def attend(self, q_1HND: Tensor, k_1KND: Tensor, v_1KND: Tensor, window: int = 0) -> Tensor:
         """Causal attention within each row: mixed values (1, N, H * D). One kernel for all rows where there is one
-        (`varlen_attention`), else one for each run of rows that are equally long."""
-        if kernel := varlen_attention(q_1HND.device, q_1HND.dtype):
+        (`varlen_attention`) and no row is longer than the window, else one for each run of rows that are equally
+        long."""
+        whole = not window or self.longest <= window
+        if whole and (kernel := varlen_attention(q_1HND.device, q_1HND.dtype)):
             q, k, v = (x[0].transpose(0, 1).contiguous() for x in (q_1HND, k_1KND, v_1KND))
             return kernel(q, k, v, self.ends, self.longest).reshape(1, sum(self.lengths), -1)
         out, start = [], 0
@@ -440,7 +525,10 @@ class Documents:
             q, k, v = (
                 x[0, :, some].reshape(x.shape[1], count, length, -1).transpose(0, 1) for x in (q_1HND, k_1KND, v_1KND)
             )
-            mixed = attend(q, k, v, None)  # (count, length, H * D)
+            bias = None
+            if window and length > window:
+                bias = bias_of(last_keys(causal_mask(length, 0, q.device), window), q.dtype)
+            mixed = attend(q, k, v, bias)  # (count, length, H * D)
             out.append(mixed.reshape(1, count * length, -1))
             start = some.stop
         return out[0] if len(out) == 1 else torch.cat(out, 1)
@@ -497,14 +585,15 @@ class Shared:
 
     Attention needs rows of one length with their heads first. Each place of a token and head there, and the way back,
     are worked out here once for all layers, so that a layer moves its queries, keys and values with one operation each.
-    The prefix is a separate row, rests of similar `lengths` are put together. `turn`: cosines and sines (P + the
-    longest, D) of the positions.
+    The prefix is a separate row, rests of similar `lengths` are put together. `turns`: cosines and sines (P + the
+    longest, D) of each kind of positions.
     """
 
     def __init__(
-        self, prefix: int, lengths: Sequence[int], heads: int, key_heads: int, turn: tuple[Tensor, Tensor]
+        self, prefix: int, lengths: Sequence[int], heads: int, key_heads: int, turns: Sequence[tuple[Tensor, Tensor]]
     ) -> None:
-        device = turn[0].device
+        like = turns[0][0]
+        device = like.device
         self.prefix, self.tokens = prefix, prefix + sum(lengths)
         self.rows: list[_Rows] = []
         of_queries, real, positions = list[Tensor](), list[Tensor](), list[Tensor]()
@@ -529,11 +618,11 @@ class Shared:
         self.padding = (~torch.cat(real)).nonzero()[:, 0]
         self.from_queries = _inverse(self.of_queries, torch.cat(real), self.tokens * heads)
         at = torch.cat(positions)
-        self.turn_keys = turn[0][at, None], turn[1][at, None]
-        scale = turn[0].shape[-1] ** -0.5  # of the scores, put on the queries
-        self.turn_queries = self.turn_keys[0] * scale, self.turn_keys[1] * scale
+        self.turn_keys = [(cos[at, None], sin[at, None]) for cos, sin in turns]
+        scale = like.shape[-1] ** -0.5  # of the scores, put on the queries
+        self.turn_queries = [(cos * scale, sin * scale) for cos, sin in self.turn_keys]
         widest = max(block.stop - block.start for rows in self.rows for block in query_blocks(rows.length))
-        self.bias = bias_of(causal_mask(widest, 0, device), turn[0].dtype)[0, 0]
+        self.bias = bias_of(causal_mask(widest, 0, device), like.dtype)[0, 0]
 
 
 def _by_heads(real_BT: Tensor, heads: int) -> Tensor:
@@ -567,11 +656,10 @@ class _SharedAttention(torch.autograd.Function):
     keeps more and sums gradients of halves and views one by one: 4 % of a whole training step."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Shared) -> Tensor:
-        D = layout.turn_keys[0].shape[-1]
-        q, k = (
-            _turn(x.view(layout.tokens, -1, D), *turn) for x, turn in ((q, layout.turn_queries), (k, layout.turn_keys))
-        )
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Shared, rope: int) -> Tensor:
+        turns = layout.turn_queries[rope], layout.turn_keys[rope]
+        D = turns[0][0].shape[-1]
+        q, k = (_turn(x.view(layout.tokens, -1, D), *turn) for x, turn in zip((q, k), turns, strict=True))
         H, K = q.shape[1], k.shape[1]
         queries = q.view(-1, D).index_select(0, layout.of_queries)
         mixed = torch.empty_like(queries)
@@ -590,7 +678,7 @@ class _SharedAttention(torch.autograd.Function):
                 torch.bmm(weights, values[:, :end], out=to.view(len(keys), -1, D))
                 saved.append(weights)
         ctx.save_for_backward(queries, *saved)
-        ctx.layout = layout
+        ctx.layout, ctx.turns = layout, turns
         return mixed.index_select(0, layout.from_queries).view(1, -1, H * D)
 
     @staticmethod
@@ -628,8 +716,9 @@ class _SharedAttention(torch.autograd.Function):
                     of_prefix[i] = of_prefix[i] + grad.view(rows.count, -1, *grad.shape[1:])[:, :, :P].sum(0)
         grad_q = to_queries.index_select(0, layout.from_queries).view(layout.tokens, -1, D)
         grad_k, grad_v = (torch.cat(parts[::-1]).view(layout.tokens, -1, D) for parts in of_tokens)
-        grad_q, grad_k = _turn(grad_q, *layout.turn_queries, back=True), _turn(grad_k, *layout.turn_keys, back=True)
-        return *(x.flatten(1)[None] for x in (grad_q, grad_k, grad_v)), None
+        (cos_q, sin_q), (cos_k, sin_k) = ctx.turns
+        grad_q, grad_k = _turn(grad_q, cos_q, sin_q, back=True), _turn(grad_k, cos_k, sin_k, back=True)
+        return *(x.flatten(1)[None] for x in (grad_q, grad_k, grad_v)), None, None
 
 
 def rotate(x_BHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -655,8 +744,9 @@ class _Rotation(torch.autograd.Function):
 class ForwardPass:
     """What all layers of a forward pass share."""
 
-    rope: tuple[Tensor, Tensor]  # cosines and sines of the positions
+    ropes: Sequence[tuple[Tensor, Tensor]]  # cosines and sines of each kind of positions
     bias: Tensor | None = None  # added to the scores of attention; None leaves causality to SDPA
+    near: Tensor | None = None  # the same in layers with a window, where rows are longer than that
     cache: KeyValues | None = None  # extended by the new tokens
     layout: Shared | Packed | Documents | None = None  # of the rows, where they are not padded
     seen: int = 0  # tokens in the cache once it is extended, where no bias hides the rest of its buffers
@@ -668,8 +758,9 @@ class ForwardPass:
             layout = replace(layout, places=layout.places.to(device))
         elif isinstance(layout, Documents):
             layout = layout.to(device)
-        bias = None if self.bias is None else self.bias.to(device)
-        return replace(self, rope=(self.rope[0].to(device), self.rope[1].to(device)), bias=bias, layout=layout)
+        bias, near = (None if each is None else each.to(device) for each in (self.bias, self.near))
+        ropes = [(cos.to(device), sin.to(device)) for cos, sin in self.ropes]
+        return replace(self, ropes=ropes, bias=bias, near=near, layout=layout)
 
 
 def _picked(x_BTC: Tensor, indices: Tensor | None) -> Tensor:
@@ -682,44 +773,70 @@ class Attention(nn.Module):
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
-        self.layer, self.heads, self.key_heads, self.head_size = layer, config.heads, config.key_heads, config.head_size
-        self.q_proj = nn.Linear(config.hidden_size, config.heads * config.head_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, config.key_heads * config.head_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, config.key_heads * config.head_size, bias=False)
-        self.o_proj = nn.Linear(config.heads * config.head_size, config.hidden_size, bias=False)
+        self.layer, self.head_size, self.scale = layer, config.head_size, config.score_scale
+        self.window = config.windows[layer] if config.windows else 0
+        self.rope = config.ropes.index(config.rope_of(layer))
+        self.widths = [n * config.head_size for n in (config.heads, config.key_heads, config.key_heads)]
+        C, bias = config.hidden_size, config.qkv_bias
+        if config.family.fused:
+            self.qkv_proj = nn.Linear(C, sum(self.widths), bias=bias)
+        else:
+            self.q_proj, self.k_proj, self.v_proj = (nn.Linear(C, width, bias=bias) for width in self.widths)
+        self.o_proj = nn.Linear(self.widths[0], C, bias=config.o_bias)
+        self.q_norm = RmsNorm(config.head_size, config) if config.family.qk_norm else None
+        self.k_norm = RmsNorm(config.head_size, config) if config.family.qk_norm else None
+
+    def _projected(self, x_BTC: Tensor) -> Sequence[Tensor]:
+        """Queries, keys and values before they get their positions (B, T, heads * D)."""
+        if hasattr(self, "qkv_proj"):
+            q, k, v = (x.contiguous() for x in torch.split(self.qkv_proj(x_BTC), self.widths, -1))
+        else:
+            q, k, v = side_by_side((self.q_proj, self.k_proj, self.v_proj), x_BTC)
+        if self.q_norm is not None and self.k_norm is not None:
+            heads = *x_BTC.shape[:-1], -1, self.head_size
+            q, k = self.q_norm(q.view(heads)).flatten(-2), self.k_norm(k.view(heads)).flatten(-2)
+        return (q if self.scale == 1 else q * self.scale), k, v
 
     def forward(self, x_BTC: Tensor, now: ForwardPass, indices: Tensor | None) -> Tensor:
         layout = now.layout
-        q, k, v = side_by_side((self.q_proj, self.k_proj, self.v_proj), x_BTC)
+        q, k, v = self._projected(x_BTC)
         if isinstance(layout, Shared):
-            shared: Tensor = _SharedAttention.apply(q, k, v, layout)  # type: ignore[no-untyped-call]
+            shared: Tensor = _SharedAttention.apply(q, k, v, layout, self.rope)  # type: ignore[no-untyped-call]
             return self.o_proj(_picked(shared, indices))  # type: ignore[no-any-return]
         if isinstance(layout, Packed):
             q, k, v = layout.unpack(q), layout.unpack(k), layout.unpack(v)
         B, T, _ = q.shape
         q, k, v = (part.view(B, T, -1, self.head_size).transpose(1, 2) for part in (q, k, v))
-        q, k = rotate(q, *now.rope), rotate(k, *now.rope)
+        q, k = rotate(q, *now.ropes[self.rope]), rotate(k, *now.ropes[self.rope])
         if now.cache is not None:
             k, v = now.cache.extend(self.layer, k, v)
             if now.bias is None:
                 k, v = k[:, :, : now.seen], v[:, :, : now.seen]
-        out = layout.attend(q, k, v) if isinstance(layout, Documents) else attend(q, k, v, now.bias)
+        bias = now.near if self.window and now.near is not None else now.bias
+        out = layout.attend(q, k, v, self.window) if isinstance(layout, Documents) else attend(q, k, v, bias)
         mixed = layout.pack(out) if isinstance(layout, Packed) else out
         return self.o_proj(_picked(mixed, indices))  # type: ignore[no-any-return]
 
 
 class FeedForward(nn.Module):
-    """down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202)."""
+    """down(act(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202)."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        C, width, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        if config.family.fused:
+            self.gate_up_proj = nn.Linear(C, 2 * width, bias=bias)
+        else:
+            self.gate_proj, self.up_proj = nn.Linear(C, width, bias=bias), nn.Linear(C, width, bias=bias)
+        self.down_proj = nn.Linear(width, C, bias=bias)
+        self.gated: Any = _SwiGlu if config.family.activation == "silu" else _GeGlu
 
     def forward(self, x: Tensor) -> Tensor:
-        mixed = _SwiGlu.apply(*side_by_side((self.gate_proj, self.up_proj), x))  # type: ignore[no-untyped-call]
-        return self.down_proj(mixed)  # type: ignore[no-any-return]
+        if hasattr(self, "gate_up_proj"):
+            gate, up = self.gate_up_proj(x).chunk(2, -1)
+        else:
+            gate, up = side_by_side((self.gate_proj, self.up_proj), x)
+        return self.down_proj(self.gated.apply(gate, up))  # type: ignore[no-any-return]
 
 
 class Layer(nn.Module):
@@ -727,13 +844,21 @@ class Layer(nn.Module):
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
-        self.input_layernorm = RmsNorm(config.hidden_size, config.norm_eps)
+        self.input_layernorm = RmsNorm(config.hidden_size, config)
         self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = RmsNorm(config.hidden_size, config.norm_eps)
+        self.post_attention_layernorm = RmsNorm(config.hidden_size, config)
         self.mlp = FeedForward(config)
+        self.four_norms = config.family.four_norms
+        if self.four_norms:  # then the norm after attention is of its result, and not before the feed-forward layer
+            self.pre_feedforward_layernorm = RmsNorm(config.hidden_size, config)
+            self.post_feedforward_layernorm = RmsNorm(config.hidden_size, config)
 
     def forward(self, x: Tensor, now: ForwardPass, indices: Tensor | None = None) -> Tensor:
-        x = _picked(x, indices) + self.self_attn(self.input_layernorm(x), now, indices)
+        mixed = self.self_attn(self.input_layernorm(x), now, indices)
+        if self.four_norms:
+            x = _picked(x, indices) + self.post_attention_layernorm(mixed)
+            return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))  # type: ignore[no-any-return]
+        x = _picked(x, indices) + mixed
         return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
 
 
@@ -750,35 +875,60 @@ class LlamaModel(nn.Module):
         empty = torch.empty(config.vocab_size, config.hidden_size)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=empty)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
-        self.norm = RmsNorm(config.hidden_size, config.norm_eps)
-        self._frequencies: Tensor | None = None  # of the rotary embedding, on the device
+        self.norm = RmsNorm(config.hidden_size, config)
+        self._frequencies: list[Tensor] = []  # of each kind of positions, on the device
         self.cards: tuple[torch.device, ...] = ()  # of the layers, where they are on several
 
     def note_cards(self) -> None:
         """Take note of which card each layer is on."""
         self.cards = tuple(next(layer.parameters()).device for layer in self.layers)
 
-    def _bias(self, x: Tensor, new: int, mask: Tensor | None, cache: KeyValues | None) -> Tensor | None:
-        """What all layers add to the scores of `new` tokens a row; None leaves causality to SDPA."""
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings of tokens, as the first layer takes them."""
+        x: Tensor = self.embed_tokens(ids)
+        if not self.config.family.scaled_embedding:
+            return x
+        return x * torch.tensor(self.config.hidden_size**0.5, dtype=x.dtype)  # rounded, as it was when it was trained
+
+    def _biases(
+        self, x: Tensor, new: int, mask: Tensor | None, cache: KeyValues | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What layers add to the scores of `new` tokens a row, and those with a window where rows are longer than that.
+
+        None leaves causality to SDPA, and to all layers the same.
+        """
+        seen = new if cache is None else cache.length + new
+        plain = mask is None and (cache is None or not backend(x.device).is_cpu)
+        if plain and self.config.sees_all(seen):
+            return None, None
         if mask is None:
-            if cache is None or not backend(x.device).is_cpu:
-                return None
-            mask = causal_mask(new, cache.length, x.device)
-        if cache is not None:  # whose buffers are longer than what they hold
-            mask = F.pad(mask, (0, cache.capacity_for(new) - mask.shape[-1]), value=False)
-        bias = bias_of(mask, x.dtype)
+            mask = causal_mask(new, seen - new, x.device)
+        near = None if self.config.sees_all(seen) else last_keys(mask, self.config.window)
+        longer = 0 if cache is None or plain else cache.capacity_for(new) - mask.shape[-1]
+        bias = None if plain else self._bias(x, mask, longer)
+        return bias, None if near is None else self._bias(x, near, longer)
+
+    def _bias(self, x: Tensor, mask: Tensor, longer: int) -> Tensor:
+        """What is added to scores, where the cache's buffers are so much longer than what they hold."""
+        bias = bias_of(F.pad(mask, (0, longer), value=False) if longer else mask, x.dtype)
         groups = self.config.heads // self.config.key_heads
+        new = mask.shape[-2]
         if not backend(x.device).is_cpu and groups > 1 and folds(new, self.config.key_heads, self.config.head_size):
             return bias.repeat(1, 1, groups, 1)  # once for all layers
         return bias
 
-    def rope(self, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (B, 1, T, D) at these positions; the sine's first half is negated for `rotate`."""
-        if self._frequencies is None or self._frequencies.device != positions_BT.device:
-            self._frequencies = rope_frequencies(self.config).to(positions_BT.device)
-        angles = positions_BT[..., None].float() * self._frequencies
-        cos, sin = angles.cos(), angles.sin()
-        return torch.cat((cos, cos), -1)[:, None].to(dtype), torch.cat((-sin, sin), -1)[:, None].to(dtype)
+    def rope(self, positions_BT: Tensor, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+        """Cosines and sines (B, 1, T, D) at these positions, of each kind; for `rotate` a sine's first half is
+        negated."""
+        if not self._frequencies or self._frequencies[0].device != positions_BT.device:
+            kinds = self.config.ropes
+            self._frequencies = [frequencies(self.config, kind).to(positions_BT.device) for kind in kinds]
+        ropes = []
+        for inverse in self._frequencies:
+            angles = positions_BT[..., None].float() * inverse
+            cos, sin = angles.cos(), angles.sin()
+            ropes.append((torch.cat((cos, cos), -1)[:, None].to(dtype), torch.cat((-sin, sin), -1)[:, None].to(dtype)))
+        return ropes
 
     def forward(
         self,
@@ -789,7 +939,8 @@ class LlamaModel(nn.Module):
         real_BT: Tensor | None = None,
     ) -> Tensor:
         rows, length = ids_BT.shape
-        if positions_BT is None and mask is None and cache is None and by_products(ids_BT, length):
+        plain = positions_BT is None and mask is None and cache is None
+        if plain and by_products(ids_BT, length) and self.config.sees_all(length):
             return self.after(0, [length] * rows, ids_BT.flatten()).view(rows, length, -1)
         if positions_BT is None:
             positions_BT = torch.arange(length, device=ids_BT.device)[None]
@@ -815,9 +966,10 @@ class LlamaModel(nn.Module):
     def after(self, prefix: int, lengths: Sequence[int], ids_N: Tensor, indices: Tensor | None = None) -> Tensor:
         """States (N, C) of short rows one behind the other, behind a beginning that they share (tokens: `lengths`,
         `prefix`); of all tokens or those at `indices`, for which alone the last layer computes."""
-        c, x = self.config, self.embed_tokens(ids_N[None])
-        cos, sin = self.rope(torch.arange(prefix + max(lengths), device=x.device)[None], x.dtype)
-        now = ForwardPass((cos, sin), layout=Shared(prefix, lengths, c.heads, c.key_heads, (cos[0, 0], sin[0, 0])))
+        c, x = self.config, self.embed(ids_N[None])
+        ropes = self.rope(torch.arange(prefix + max(lengths), device=x.device)[None], x.dtype)
+        turns = [(cos[0, 0], sin[0, 0]) for cos, sin in ropes]
+        now = ForwardPass(ropes, layout=Shared(prefix, lengths, c.heads, c.key_heads, turns))
         if not is_mixed():
             return self._layers(x, now, indices)[0]
         if prefix or indices is not None:
@@ -828,7 +980,7 @@ class LlamaModel(nn.Module):
 
     def documents(self, lengths: Sequence[int], ids_N: Tensor, indices: Tensor | None = None) -> Tensor:
         """States (N, C) of rows one behind the other that share nothing, see `Documents`; `indices` as in `after`."""
-        x = self.embed_tokens(ids_N[None])
+        x = self.embed(ids_N[None])
         layout = Documents(lengths, x.device)
         return self._layers(x, ForwardPass(self.rope(layout.positions, x.dtype), layout=layout), indices)[0]
 
@@ -837,10 +989,11 @@ class LlamaModel(nn.Module):
     ) -> Tensor:
         """`forward` of padded rows, all at once."""
         packed = None if real_BT is None else Packed.of(real_BT)
-        x = self.embed_tokens(ids_BT)
+        x = self.embed(ids_BT)
         new = ids_BT.shape[1]
         seen = new if cache is None else cache.length + new
-        now = ForwardPass(self.rope(positions_BT, x.dtype), self._bias(x, new, mask, cache), cache, packed, seen)
+        bias, near = self._biases(x, new, mask, cache)
+        now = ForwardPass(self.rope(positions_BT, x.dtype), bias, near, cache, packed, seen)
         if not is_mixed():
             return self._packed(x, now)
         rows, length = ids_BT.shape
@@ -878,7 +1031,7 @@ class LlamaModel(nn.Module):
 
 
 class Llama(nn.Module):
-    """`LlamaForCausalLM` whose vocabulary projection is a separate step."""
+    """A decoder of one of the families whose vocabulary projection is a separate step."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()

@@ -106,7 +106,8 @@ class Model:
         attention takes plain products; `behind_prefix`: as if a trained prefix were attached."""
         from tuneloop.models.llama import by_products
 
-        return not behind_prefix and self._has_plain_rows() and by_products(self.head, length)
+        plain = not behind_prefix and self._has_plain_rows() and by_products(self.head, length)
+        return plain and self.net.config.sees_all(length)  # type: ignore[union-attr,operator]
 
     @property
     def by_documents(self) -> bool:

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneloop.core.errors import UserError, did_you_mean
+from tuneloop.models.families import FAMILIES, LLAMA, Family
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
-# Architectures whose layers have Llama's seven matrices and two norms; what differs is in `from_config`.
-LIKE_LLAMA = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "phi3", "gemma", "gemma2", "gemma3_text"}
-TIED_BY_DEFAULT = {"smollm3", "gemma", "gemma2", "gemma3_text"}  # what a config.json without the key means
-FOUR_NORMS = {"gemma2", "gemma3_text"}  # before and after attention and feed-forward
+# Gemma 2 is sized here and computed by Transformers: its scores have soft caps.
+SIZED: Mapping[str, Family] = {**FAMILIES, "gemma2": Family(tied=True, four_norms=True)}
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class ModelShape:
     @staticmethod
     def from_config(config: Mapping[str, Any], where: str = "config.json") -> ModelShape:
         """Read a `config.json`. Raises UserError: a number is missing or can't be, or a mixture of experts."""
-        kind = config.get("model_type", "llama")
+        family = SIZED.get(str(config.get("model_type", "llama")), LLAMA)
         if any(config.get(key) for key in ("num_local_experts", "num_experts", "n_routed_experts")):
             what = "The model is a mixture of experts, which the planner can't size"
             raise UserError(what, where=where, next_step="name a dense decoder")
@@ -57,13 +56,13 @@ class ModelShape:
             heads=heads,
             key_heads=_number(config, "num_key_value_heads", where, heads),
             head_size=_number(config, "head_dim", where, hidden // heads),
-            tied=bool(config.get("tie_word_embeddings", kind in TIED_BY_DEFAULT)),
+            tied=bool(config.get("tie_word_embeddings", family.tied)),
             context=_number(config, "max_position_embeddings", where, 0),
-            qkv_bias=bias or kind == "qwen2",
-            o_bias=bias and kind != "qwen2",
+            qkv_bias=bias or family.qkv_bias,
+            o_bias=bias and not family.qkv_bias,
             mlp_bias=bool(config.get("mlp_bias", False)),
-            qk_norm=kind in ("qwen3", "gemma3_text"),
-            norms=4 if kind in FOUR_NORMS else 2,
+            qk_norm=family.qk_norm,
+            norms=4 if family.four_norms else 2,
         )
 
     @property

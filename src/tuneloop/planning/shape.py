@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.models.names import refuse_missing_path
-from tuneloop.models.shape import LIKE_LLAMA, ModelShape
+from tuneloop.models.shape import SIZED, ModelShape
 from tuneloop.planning.gpus import packaged_yaml
 
 BUNDLED = Path(__file__).with_name("models.yaml")
@@ -68,7 +68,7 @@ def _from_file(name: str, path: Path) -> tuple[str, ModelShape, list[str]]:
         config = config["text_config"]
         assumed.append("only the language model of several parts is planned (text_config)")
     kind = config.get("model_type", "llama")
-    if kind not in LIKE_LLAMA:
+    if kind not in SIZED:
         assumed.append(f"architecture {kind!r} is sized as if it were a Llama: its parameters may be more or fewer")
     return name, ModelShape.from_config(config, str(path)), assumed
 

@@ -182,6 +182,8 @@ def may_record(model: Model, steps: int, left: int) -> bool:
         left: tokens that its longest answer may still come to.
     """
     possible = model.is_own and not model.is_sharded and backend(model.device).records and len(_failed) < MOST_FAILURES
+    net: Any = model.net
+    possible = possible and not net.config.window  # whose mask moves with each token
     return possible and steps >= STEADY and left >= PAYS
 
 

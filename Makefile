@@ -19,7 +19,9 @@ BIN    := $(VENV)/bin
 # A test that starts a process starts it with the package compiled, whatever the environment says of bytecode.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo loop install test check clients postgres test-avx2 test-hosts test-ray test-vllm reference bench clean
+# make models     real Qwen2.5 and Gemma 3 models for the tests and benchmarks that use them (1.9 GB, into tuneloop's cache)
+
+.PHONY: demo loop install test check clients models postgres test-avx2 test-hosts test-ray test-vllm reference bench clean
 
 demo: install
 	$(BIN)/tuneloop run recipes/demo.yaml
@@ -40,6 +42,9 @@ test: $(VENV)/.installed-dev
 
 check: $(VENV)/.installed-dev
 	$(BIN)/python tests/check_room.py $(ROOM)
+
+models: $(VENV)/.installed-dev
+	PYTHONPATH=src $(BIN)/python tests/real_models.py
 
 postgres:
 	apt-get install -y postgresql

@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from real_models import real_model
 from tuneloop.core.errors import UserError
+from tuneloop.inference.llamacpp import LlamaCpp, installed
 from tuneloop.models.gguf import convert
 from tuneloop.models.load import load_model, read_weights
 from tuneloop.models.names import packaged_gguf
+from tuneloop.release.gguf.convert import About, write_gguf
+from tuneloop.release.tuned_weights import open_tuned
 
 
 @pytest.fixture
@@ -140,3 +144,37 @@ def test_the_packaged_weights_equal_what_transformers_reads(smollm2: Path) -> No
     assert set(expected) - set(ours) <= {"lm_head.weight"}
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, expected[name].to(torch.bfloat16), atol=0, rtol=0, msg=name)
+
+
+TEXTS = [
+    "Hello world, this is a test.\n\nNew  paragraph: 1234 x = 5; naïve 中文 🚀 end",
+    "def f(x):\n    return x+1\n\n\n#  café  \t tabs <b>bold</b> don't I'LL \u00a0 \x1c e\u0301",
+    "<start_of_turn>user\nHi<end_of_turn>\n<|im_start|>system\nBe brief<|im_end|>",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.world
+@pytest.mark.parametrize("name", ["gemma-3-270m", "qwen2.5-coder-0.5b"])
+@torch.no_grad()
+def test_a_real_model_has_llamacpp_s_tokens_and_logits_here_and_written_again(name: str, tmp_path: Path) -> None:
+    """Gemma has a SentencePiece tokenizer and a window of 512 tokens; Qwen a byte-level one and biases."""
+    file = real_model(name)
+    if file is None:
+        pytest.skip("make models fetches it")
+    if not installed():
+        pytest.skip("llama.cpp is not installed")
+    model = load_model(str(file), dtype="float32")
+    assert model.is_own
+    again = tmp_path / "again.gguf"
+    write_gguf(open_tuned("", model.folder), model.template, again, "bf16", About(name))
+    expected = [model.template.tokenizer.encode(text, add_special_tokens=False).ids for text in TEXTS]
+    for source in (file, again):
+        with LlamaCpp(source, exact=True) as llama:
+            assert llama.tokenize(TEXTS) == expected
+            (ids,) = llama.tokenize(["The quick brown fox jumps over the lazy dog. " * 80], opening=True)
+            theirs = torch.from_numpy(llama.logits(ids[:600])).log_softmax(-1)
+        ours = model.net.logits(model.hidden(torch.tensor([ids[:600]])))[0].log_softmax(-1)  # type: ignore[operator]
+        best = theirs.argmax(-1, keepdim=True)
+        assert (ours.argmax(-1, keepdim=True) == best).float().mean() > 0.99
+        assert (ours - theirs).gather(1, best).abs().mean() < 0.01  # both round products to 8 bits or less

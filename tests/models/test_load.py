@@ -146,3 +146,13 @@ def test_a_missing_weight_is_named(name: str, tiny_llama: Path, tmp_path: Path) 
     save_file(state, folder / "model.safetensors")
     with pytest.raises(UserError, match=f"Damaged model: {name} is missing"):
         load_model(str(folder))
+
+
+def test_weights_of_another_family_than_the_configuration_says_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_llama, tmp_path / "m")
+    state = load_file(folder / "model.safetensors")
+    save_file({**state, "model.layers.0.self_attn.q_proj.bias": torch.zeros(64)}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"hold model\.layers\.0\.self_attn\.q_proj\.bias, which a 'llama' model lacks"):
+        load_model(str(folder), dtype="float32")
+    save_file({**state, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)}, folder / "model.safetensors")
+    load_model(str(folder), dtype="float32")  # as old versions wrote it

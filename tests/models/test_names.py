@@ -14,6 +14,8 @@ from local_http import Quiet, listening
 from patience import HANG
 from tuneloop.core.errors import UserError
 from tuneloop.models.names import SHORT_NAMES, cache_folder, known_name, resolve
+from tuneloop.planning.shape import bundled_models, find_model
+from tuneloop.release.licences import licence_of
 
 
 def test_short_names_cover_the_family() -> None:
@@ -21,8 +23,16 @@ def test_short_names_cover_the_family() -> None:
     assert SHORT_NAMES["llama-3-8b"] == "meta-llama/Meta-Llama-3-8B"
     assert SHORT_NAMES["llama-3.2-1b"] == "meta-llama/Llama-3.2-1B"
     assert SHORT_NAMES["llama-3.3-70b-instruct"] == "meta-llama/Llama-3.3-70B-Instruct"
-    assert not any(name.endswith("-instruct") != hub.endswith("Instruct") for name, hub in SHORT_NAMES.items()
+    assert SHORT_NAMES["qwen2.5-7b-instruct"] == "Qwen/Qwen2.5-7B-Instruct"
+    assert SHORT_NAMES["smollm2-360m-instruct"] == "HuggingFaceTB/SmolLM2-360M-Instruct"
+    assert not any(name.endswith("-instruct") != ("instruct" in hub.lower()) for name, hub in SHORT_NAMES.items()
                    if name not in ("smollm2-135m", "llama-3.3-70b"))  # fmt: skip
+
+
+def test_every_short_name_has_its_sizes_and_its_licence() -> None:
+    for name, hub in SHORT_NAMES.items():
+        assert find_model(name)[0] in bundled_models() and find_model(hub)[0] == find_model(name)[0], name
+        assert licence_of(name) is not None, name
 
 
 def test_a_folder_with_a_model_is_itself(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

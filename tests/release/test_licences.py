@@ -17,6 +17,12 @@ from tuneloop.release.licences import hub_name, licence_of
         ("meta-llama/Llama-3.2-1B-Instruct", "llama3.2"),
         ("llama-3.3-70b", "llama3.3"),
         ("smollm2-135m", "apache-2.0"),
+        ("qwen2.5-7b-instruct", "apache-2.0"),
+        ("qwen2.5-3b", "other"),
+        ("Qwen/Qwen2.5-72B-Instruct", "other"),
+        ("qwen3-8b", "apache-2.0"),
+        ("gemma-3-1b-it", "gemma"),
+        ("phi-4", "mit"),
         ("someone/else", None),
         ("someone/Llama-3.1-8B", None),
     ],
@@ -50,3 +56,9 @@ def test_a_folder_says_it_in_its_card(card: str, licence: str | None, tmp_path: 
     found = licence_of(str(tmp_path))
     assert (found.id if found else None) == licence
     assert hub_name(str(tmp_path)) == "", "a folder is no name on the hub"
+
+
+def test_gemma_and_the_research_licence_say_what_passing_a_model_on_demands() -> None:
+    gemma, qwen = licence_of("gemma-3-270m"), licence_of("qwen2.5-3b-instruct")
+    assert gemma and "ai.google.dev/gemma/terms" in gemma.notice and "3.2" in gemma.terms
+    assert qwen and qwen.name == "Qwen Research License" and "commercial use needs" in qwen.terms

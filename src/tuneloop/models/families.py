@@ -28,20 +28,28 @@ class Family:
     unrotated_every: int = 0  # every so many layers one has no positions; 0: all have some
     theta: float = 10_000.0  # base of the positions where `config.json` has none
     local_theta: float = 0.0  # base of the positions in layers with a window; 0: as in the others
+    gguf: str = ""  # what llama.cpp calls it in GGUF files
+    interleaved: bool = False  # in GGUF the halves of each head's queries and keys take turns
 
 
-LLAMA = Family()
-_GEMMA = Family(zero_centred=True, scaled_embedding=True, activation="gelu", tied=True)
+LLAMA = Family(gguf="llama", interleaved=True)
+_GEMMA = Family(zero_centred=True, scaled_embedding=True, activation="gelu", tied=True, gguf="gemma")
 FAMILIES: dict[str, Family] = {
     "llama": LLAMA,
-    "mistral": Family(window="all"),
-    "qwen2": Family(qkv_bias=True, window="asked"),
-    "qwen3": Family(qk_norm=True, window="asked"),
-    "smollm3": Family(tied=True, unrotated_every=4),
-    "phi3": Family(fused=True, window="all"),
+    "mistral": replace(LLAMA, window="all"),
+    "qwen2": Family(qkv_bias=True, window="asked", gguf="qwen2"),
+    "qwen3": Family(qk_norm=True, window="asked", gguf="qwen3"),
+    "smollm3": Family(tied=True, unrotated_every=4, gguf="smollm3", interleaved=True),
+    "phi3": Family(fused=True, window="all", gguf="phi3"),
     "gemma": _GEMMA,
     "gemma3_text": replace(
-        _GEMMA, qk_norm=True, four_norms=True, window="alternating", theta=1_000_000.0, local_theta=10_000.0
+        _GEMMA,
+        qk_norm=True,
+        four_norms=True,
+        window="alternating",
+        theta=1_000_000.0,
+        local_theta=10_000.0,
+        gguf="gemma3",
     ),
 }
 PATTERN = 6  # of alternating windows: every so many layers one sees all

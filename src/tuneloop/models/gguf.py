@@ -1,4 +1,4 @@
-"""A GGUF file of a Llama model, turned once into what the rest reads: config, safetensors, tokenizer."""
+"""A GGUF file of one of the families, turned once into what the rest reads: config, safetensors, tokenizer."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, sha256_file, user_errors_of_the_disk, write_bytes, write_json, write_text
+from tuneloop.models.families import FAMILIES, LLAMA, PATTERN, Family
 
 _LAYER = {
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
@@ -22,21 +23,31 @@ _LAYER = {
     "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
 }  # fmt: skip
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+_FOUR_NORMS = {
+    "post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}  # fmt: skip
+_FUSED = {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
+# llama.cpp's architecture -> the family that its files are read as; a Mistral's say that they are a Llama's.
+_READ_AS = {family.gguf: name for name, family in reversed(FAMILIES.items())}
 OTHER_FILES = "use the model's safetensors folder"
 
 # How a byte-level BPE vocabulary cuts text before merging, by the name GGUF gives it.
 _PRE_TOKENIZERS = {
     "smollm": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+",
     "llama-bpe": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
 
 
 def convert(source: Path, folder: Path) -> Path:
-    """Dequantise a GGUF file (Llama, byte-level BPE) once: to bf16 safetensors, config and tokenizer, loadable by
+    """Dequantise a GGUF file of one of the families once: to bf16 safetensors, config and tokenizer, loadable by
     Transformers too, and last `source.json`, which names the source. Raises UserError: another model, or no space."""
     last = folder / "source.json"
-    stamp = {"file": source.name, "bytes": source.stat().st_size, "mtime_ns": source.stat().st_mtime_ns, "layout": 1}
+    stamp = {"file": source.name, "bytes": source.stat().st_size, "mtime_ns": source.stat().st_mtime_ns, "layout": 2}
     if _is_converted(last, stamp):
         return folder
 
@@ -84,13 +95,24 @@ def _user_errors_of_fields(source: Path) -> Iterator[None]:
 
 
 def _fields(source: Path) -> dict[str, Any]:
-    """The fields of a GGUF file of a kind that is known here."""
+    """The fields of a GGUF file whose tokenizer is of a kind that is known here."""
     fields = read_header(source).fields
-    kind = fields.get("general.architecture")
-    if kind != "llama" or fields.get("tokenizer.ggml.model") != "gpt2":
-        what = f"Only Llama models with a byte-level BPE tokenizer can be read from GGUF, not {kind!r}"
+    tokenizer = fields.get("tokenizer.ggml.model")
+    if tokenizer not in ("gpt2", "llama"):
+        what = (
+            f"A tokenizer of the kind {tokenizer!r} can't be read from GGUF here, only byte-level BPE and SentencePiece"
+        )
         raise UserError(what, where=str(source), next_step=OTHER_FILES)
     return fields
+
+
+def _layer_names(family: Family) -> dict[str, str]:
+    """llama.cpp's names of a layer's tensors -> Transformers'."""
+    names = _LAYER | (_NORMS if family.qk_norm else {}) | (_FOUR_NORMS if family.four_norms else {})
+    if not family.fused:
+        return names
+    apart = ("attn_q", "attn_k", "attn_v", "ffn_gate")
+    return {name: module for name, module in names.items() if name not in apart} | _FUSED
 
 
 def _write_model(source: Path, folder: Path) -> None:
@@ -99,25 +121,37 @@ def _write_model(source: Path, folder: Path) -> None:
     from safetensors.torch import save
 
     fields = _fields(source)
+    kind = fields.get("general.architecture")
+    if kind not in _READ_AS:
+        what = f"The weights of a GGUF file of {kind!r} can't be read here, only of {', '.join(sorted(_READ_AS))}"
+        step = "ask it with llama.cpp (engine=llama.cpp); to train, use the model's safetensors folder"
+        raise UserError(what, where=str(source), next_step=step)
     config = _config(fields)
+    family = FAMILIES[config["model_type"]]
+    layer_names = _layer_names(family)
     try:
         reader = gguf.GGUFReader(source)
     except Exception as error:  # the library trusts its file
         raise _unreadable(source, error) from None
     tensors: dict[str, Any] = {}
     for tensor in reader.tensors:
-        match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", tensor.name)
-        stem = _TOP.get(tensor.name.removesuffix(".weight"))
-        if match and match[2] in _LAYER:
-            stem = f"model.layers.{match[1]}.{_LAYER[match[2]]}"
-        if stem is None:
+        if tensor.name == "rope_freqs.weight":
+            config["rope_parameters"] = _llama3_rope(config, gguf.dequantize(tensor.data, tensor.tensor_type))
             continue
+        block, part = re.fullmatch(r"(.+)\.(weight|bias)", tensor.name).groups()  # type: ignore[union-attr]
+        match = re.fullmatch(r"blk\.(\d+)\.(\w+)", block)
+        layer_name = layer_names.get(match[2]) if match else None
+        stem = f"model.layers.{match[1]}.{layer_name}" if match and layer_name else _TOP.get(block)
+        if stem is None:
+            raise ValueError(f"it has a tensor {tensor.name}, which this architecture lacks")
         values = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
-        if stem.endswith(("q_proj", "k_proj")):  # llama.cpp interleaves rotary pairs, Transformers stacks the halves
+        if family.interleaved and stem.endswith(("q_proj", "k_proj")):  # Transformers stacks the halves
             heads = config["num_attention_heads" if stem.endswith("q_proj") else "num_key_value_heads"]
-            rows, columns = values.shape
-            values = values.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
-        tensors[f"{stem}.weight"] = values.to(torch.bfloat16).contiguous()
+            rows, rest = values.shape[0], values.shape[1:]
+            values = values.reshape(heads, rows // heads // 2, 2, *rest).swapaxes(1, 2).reshape(rows, *rest)
+        if family.zero_centred and stem.endswith("norm"):
+            values = values - 1
+        tensors[f"{stem}.{part}"] = values.to(torch.bfloat16).contiguous()
     config["tie_word_embeddings"] = "lm_head.weight" not in tensors
     write_bytes(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
     _write_tokenizer(fields, folder)
@@ -125,30 +159,82 @@ def _write_model(source: Path, folder: Path) -> None:
 
 
 def _config(fields: dict[str, Any]) -> dict[str, Any]:
-    llama = {key.removeprefix("llama."): value for key, value in fields.items() if key.startswith("llama.")}
-    heads = llama["attention.head_count"]
-    return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama",
-        "vocab_size": llama.get("vocab_size", len(fields["tokenizer.ggml.tokens"])),
-        "hidden_size": llama["embedding_length"], "intermediate_size": llama["feed_forward_length"],
-        "num_hidden_layers": llama["block_count"], "num_attention_heads": heads,
-        "num_key_value_heads": llama.get("attention.head_count_kv", heads),
-        "head_dim": llama.get("rope.dimension_count", llama["embedding_length"] // heads),
-        "max_position_embeddings": llama["context_length"],
-        "rms_norm_eps": float(f"{llama['attention.layer_norm_rms_epsilon']:.6g}"),
-        "rope_theta": llama.get("rope.freq_base", 10000.0), "hidden_act": "silu", "attention_bias": False,
-        "mlp_bias": False, "bos_token_id": fields.get("tokenizer.ggml.bos_token_id"),
+    kind = fields["general.architecture"]
+    name = _READ_AS[kind]
+    family = FAMILIES[name]
+    here = {key.removeprefix(f"{kind}."): value for key, value in fields.items() if key.startswith(f"{kind}.")}
+    heads = here["attention.head_count"]
+    head_size = (
+        here.get("attention.key_length") or here.get("rope.dimension_count") or here["embedding_length"] // heads
+    )
+    config = {
+        "architectures": [_CLASSES[name]], "model_type": name,
+        "vocab_size": here.get("vocab_size", len(fields["tokenizer.ggml.tokens"])),
+        "hidden_size": here["embedding_length"], "intermediate_size": here["feed_forward_length"],
+        "num_hidden_layers": here["block_count"], "num_attention_heads": heads,
+        "num_key_value_heads": here.get("attention.head_count_kv", heads), "head_dim": head_size,
+        "max_position_embeddings": here["context_length"],
+        "rms_norm_eps": float(f"{here['attention.layer_norm_rms_epsilon']:.6g}"),
+        "rope_theta": here.get("rope.freq_base", 10000.0), "attention_bias": False, "mlp_bias": False,
+        "bos_token_id": fields.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": fields.get("tokenizer.ggml.eos_token_id"), "torch_dtype": "bfloat16",
     }  # fmt: skip
+    config["hidden_activation" if family.activation == "gelu" else "hidden_act"] = (
+        "gelu_pytorch_tanh" if family.activation == "gelu" else "silu"
+    )
+    if here.get("rope.dimension_count", head_size) != head_size:
+        raise ValueError("only a part of each head has positions")
+    scaling = here.get("rope.scaling.type", "none")
+    if scaling not in ("none", "linear"):
+        raise ValueError(f"positions are scaled by {scaling!r}")
+    if scaling == "linear" and here.get("rope.scaling.factor"):
+        config["rope_scaling"] = {"rope_type": "linear", "factor": here["rope.scaling.factor"]}
+    if family.window:
+        config["sliding_window"] = here.get("attention.sliding_window") or None
+    if name == "gemma3_text":  # which llama.cpp has in its code: the 27B model's scores, the pattern, the second base
+        scale = config["hidden_size"] // heads if config["num_hidden_layers"] == 62 else head_size
+        config |= {"query_pre_attn_scalar": scale, "sliding_window_pattern": PATTERN}
+        config["rope_local_base_freq"] = family.local_theta
+    return config
 
 
-def gguf_name(name: str) -> str | None:
-    """The GGUF name of a Llama's tensor, from its name in Transformers; None: it has none."""
-    stem = name.removesuffix(".weight")
+_CLASSES = {
+    "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM", "smollm3": "SmolLM3ForCausalLM", "phi3": "Phi3ForCausalLM",
+    "gemma": "GemmaForCausalLM", "gemma3_text": "Gemma3ForCausalLM",
+}  # fmt: skip
+
+
+def _llama3_rope(config: Mapping[str, Any], divisors: Any) -> dict[str, Any]:
+    """Llama 3.1's stretched positions, of which a file has only what each frequency is divided by.
+
+    Raises:
+        ValueError: they are stretched in another way.
+    """
+    import torch
+
+    from tuneloop.models.llama import LlamaConfig, rope_frequencies
+
+    rope = {
+        "rope_type": "llama3", "rope_theta": config["rope_theta"], "factor": float(divisors.max()),
+        "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+    }  # fmt: skip
+    plain = rope_frequencies(LlamaConfig.from_json({**config, "rope_scaling": {}}))
+    stretched = rope_frequencies(LlamaConfig.from_json({**config, "rope_parameters": rope}))
+    if not torch.allclose(plain / stretched, torch.from_numpy(divisors.copy()).float(), rtol=1e-3):
+        raise ValueError("its positions are not stretched as those of Llama 3.1")
+    return rope
+
+
+def gguf_name(name: str, family: Family = LLAMA) -> str | None:
+    """The GGUF name of a tensor, from its name in Transformers; None: it has none."""
+    stem, _, part = name.rpartition(".")
     match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
-    gguf_names = {there: here for here, there in (_LAYER if match else _TOP).items()}
+    gguf_names = {there: here for here, there in (_layer_names(family) if match else _TOP).items()}
     block = gguf_names.get(match[2] if match else stem)
-    return None if block is None else f"blk.{match[1]}.{block}.weight" if match else f"{block}.weight"
+    if block is None or part not in ("weight", "bias"):
+        return None
+    return f"blk.{match[1]}.{block}.{part}" if match else f"{block}.{part}"
 
 
 def permuted(weight: Any, heads: int) -> Any:
@@ -157,12 +243,47 @@ def permuted(weight: Any, heads: int) -> Any:
     return weight.reshape(heads, 2, rows // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
 
 
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # kinds of tokens
+_SPACE = "\u2581"  # in the place of each space in SentencePiece's tokens
+
+
 def _write_tokenizer(fields: dict[str, Any], folder: Path) -> None:
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
-    from tokenizers.models import BPE
+    from tokenizers import AddedToken
 
     tokens: list[str] = fields["tokenizer.ggml.tokens"]
     kinds: list[int] = fields["tokenizer.ggml.token_type"]
+    by_pieces = fields["tokenizer.ggml.model"] == "llama"
+    tokenizer = _sentencepiece(fields) if by_pieces else _byte_level(fields, folder)
+    added = zip(tokens, kinds, strict=True)
+    tokenizer.add_tokens(
+        [
+            AddedToken(token, special=kind == CONTROL, normalized=False)
+            for token, kind in added
+            if kind in (CONTROL, USER_DEFINED)
+        ]
+    )
+    write_text(folder / "tokenizer.json", tokenizer.to_str())
+
+    def token(which: str) -> str | None:
+        number = fields.get(f"tokenizer.ggml.{which}_token_id")
+        return None if number is None else tokens[number]
+
+    names = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
+    write_json(folder / "tokenizer_config.json", {
+        "tokenizer_class": "PreTrainedTokenizerFast", **{f"{ours}_token": token(name) for ours, name in names.items()},
+        "add_bos_token": bool(fields.get("tokenizer.ggml.add_bos_token", by_pieces)),
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": fields.get(f"{fields['general.architecture']}.context_length"),
+        "chat_template": fields.get("tokenizer.chat_template"),
+    })  # fmt: skip
+
+
+def _byte_level(fields: dict[str, Any], folder: Path) -> Any:
+    """A byte-level BPE tokenizer (`tokenizers.Tokenizer`), without its added tokens."""
+    from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+    from tokenizers.models import BPE
+
+    tokens = fields["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ", 1)) for merge in fields["tokenizer.ggml.merges"]]
     pre = fields.get("tokenizer.ggml.pre", "")
     if pre not in _PRE_TOKENIZERS:
@@ -173,21 +294,38 @@ def _write_tokenizer(fields: dict[str, Any], folder: Path) -> None:
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
-    special = [t for t, kind in zip(tokens, kinds, strict=True) if kind == 3]  # a control token
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
-    write_text(folder / "tokenizer.json", tokenizer.to_str())
+    if pre == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+    return tokenizer
 
-    def token(which: str) -> str | None:
-        number = fields.get(f"tokenizer.ggml.{which}_token_id")
-        return None if number is None else tokens[number]
 
-    names = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
-    write_json(folder / "tokenizer_config.json", {
-        "tokenizer_class": "PreTrainedTokenizerFast", **{f"{ours}_token": token(name) for ours, name in names.items()},
-        "add_bos_token": bool(fields.get("tokenizer.ggml.add_bos_token", False)),
-        "clean_up_tokenization_spaces": False, "model_max_length": fields.get("llama.context_length"),
-        "chat_template": fields.get("tokenizer.chat_template"),
-    })  # fmt: skip
+def _sentencepiece(fields: dict[str, Any]) -> Any:
+    """SentencePiece's BPE, which joins the neighbours whose piece has the highest score, as merges in that order."""
+    from tokenizers import Tokenizer, decoders, normalizers
+    from tokenizers.models import BPE
+
+    tokens, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+    scores = fields["tokenizer.ggml.scores"]
+    ids = {token: i for i, token in enumerate(tokens)}
+    usable = {token for token, kind in zip(tokens, kinds, strict=True) if kind in (NORMAL, USER_DEFINED, UNUSED)}
+    pairs = []
+    for token in usable:
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
+            if left in usable and right in usable:
+                pairs.append((-scores[ids[token]], ids[token], ids[left], left, right))
+    merges = [(left, right) for *_, left, right in sorted(pairs)]
+    unknown = next((token for token, kind in zip(tokens, kinds, strict=True) if kind == UNKNOWN), None)
+    tokenizer = Tokenizer(BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    replace_spaces = normalizers.Replace(" ", _SPACE)
+    after = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if fields.get("tokenizer.ggml.add_space_prefix", True):
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), replace_spaces])
+        after.append(decoders.Strip(" ", 1, 0))
+    else:
+        tokenizer.normalizer = replace_spaces
+    tokenizer.decoder = decoders.Sequence(after)
+    return tokenizer
 
 
 _START = struct.Struct("<4sIQQ")  # magic, version, tensors, fields

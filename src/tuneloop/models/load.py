@@ -305,6 +305,11 @@ def _load_net(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> nn.Mo
         if weight is None or weight.shape != tensor.shape:
             problem = "is missing" if weight is None else f"has shape {tuple(weight.shape)}, not {tuple(tensor.shape)}"
             raise _damaged(f"Damaged model: {key} {problem}", folder)
+    computed = ("rotary_emb.inv_freq",)  # not learned; files of old versions have it
+    if odd := [key for key in state if key not in expected and not key.endswith(computed)]:
+        kind = config.get("model_type")
+        what = f"The weights hold {odd[0]}, which a {kind!r} model lacks: they belong to another config.json"
+        raise _damaged(what, folder)
     net.load_state_dict({key: state[key] for key in expected}, assign=True)
     if net.config.tied:
         net.lm_head.weight = net.model.embed_tokens.weight

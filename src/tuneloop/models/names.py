@@ -17,7 +17,7 @@ PACKAGED = "smollm2-135m"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]  # of a model on the hub
 
-# Short names of the first-class family, each with its hub name; `-instruct` gives the Instruct variant.
+# Short names of models that are tuned often, each with its hub name.
 _LLAMA = {
     "llama-3-8b": "meta-llama/Meta-Llama-3-8B",
     "llama-3-70b": "meta-llama/Meta-Llama-3-70B",
@@ -27,11 +27,28 @@ _LLAMA = {
     "llama-3.2-1b": "meta-llama/Llama-3.2-1B",
     "llama-3.2-3b": "meta-llama/Llama-3.2-3B",
 }
+_QWEN2_5 = {f"qwen2.5-{size}b": f"Qwen/Qwen2.5-{size}B" for size in ("0.5", "1.5", "3", "7", "14", "32", "72")}
+_QWEN3 = {f"qwen3-{size}b": f"Qwen/Qwen3-{size}B" for size in ("0.6", "1.7", "4", "8", "14", "32")}
+_SMOLLM2 = {f"smollm2-{size.lower()}": f"HuggingFaceTB/SmolLM2-{size}" for size in ("360M", "1.7B")}
 SHORT_NAMES: dict[str, str] = {
     **_LLAMA,
     **{f"{short}-instruct": f"{hub}-Instruct" for short, hub in _LLAMA.items()},
     "llama-3.3-70b-instruct": "meta-llama/Llama-3.3-70B-Instruct",
     "llama-3.3-70b": "meta-llama/Llama-3.3-70B-Instruct",  # 3.3 came as Instruct only
+    **{f"{short}{end.lower()}": f"{hub}{end}" for short, hub in _QWEN2_5.items() for end in ("", "-Instruct")},
+    **_QWEN3,  # which answer in chats; the untuned ones are `-Base`, and of 32B there is none
+    **{f"{short}-base": f"{hub}-Base" for short, hub in _QWEN3.items() if short != "qwen3-32b"},
+    "gemma-3-270m": "google/gemma-3-270m",
+    "gemma-3-270m-it": "google/gemma-3-270m-it",
+    "gemma-3-1b": "google/gemma-3-1b-pt",
+    "gemma-3-1b-it": "google/gemma-3-1b-it",
+    "mistral-7b": "mistralai/Mistral-7B-v0.3",
+    "mistral-7b-instruct": "mistralai/Mistral-7B-Instruct-v0.3",
+    "phi-3-mini-4k-instruct": "microsoft/Phi-3-mini-4k-instruct",
+    "phi-4": "microsoft/phi-4",
+    **{f"{short}{end.lower()}": f"{hub}{end}" for short, hub in _SMOLLM2.items() for end in ("", "-Instruct")},
+    "smollm3-3b": "HuggingFaceTB/SmolLM3-3B",
+    "smollm3-3b-base": "HuggingFaceTB/SmolLM3-3B-Base",
     PACKAGED: "HuggingFaceTB/SmolLM2-135M-Instruct",
 }
 

@@ -17,16 +17,18 @@ BUNDLED = Path(__file__).with_name("models.yaml")
 _KEYS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "tie_word_embeddings", "max_position_embeddings",
+    "model_type",
 )  # fmt: skip
 # What names end in that says nothing of sizes.
-_ENDINGS = r"(-(hf|instruct|it|chat|base|bnb-4bit|unsloth|fp8|intermediate-step-1431k-3t|v1\.0))+$"
+_ENDINGS = r"(-(hf|instruct|it|pt|chat|base|bnb-4bit|unsloth|fp8|intermediate-step-1431k-3t|v1\.0))+$"
 
 
 @functools.cache
 def bundled_models() -> dict[str, ModelShape]:
     """The models of `models.yaml` by their short names."""
     table = packaged_yaml(BUNDLED)["models"]
-    return {name: ModelShape.from_config(dict(zip(_KEYS, row, strict=True)), name) for name, row in table.items()}
+    # A Llama's row ends without its family.
+    return {name: ModelShape.from_config(dict(zip(_KEYS, row, strict=False)), name) for name, row in table.items()}
 
 
 def find_model(name: str) -> tuple[str, ModelShape, list[str]]:
@@ -42,6 +44,7 @@ def find_model(name: str) -> tuple[str, ModelShape, list[str]]:
     # `meta-llama/Meta-Llama-3.1-8B-Instruct` and the like as `llama-3.1-8b`
     short = re.sub(_ENDINGS, "", name.rsplit("/", 1)[-1].lower().replace(":", "-")).removeprefix("meta-")
     short = re.sub(r"^llama([23])", r"llama-\1", short)
+    short = re.sub(r"^mistral-7b.*", "mistral-7b", short)  # v0.1 and v0.2 have fewer tokens, v0.3 the most
     short = "tinyllama-1.1b" if short == "tinyllama" else short
     if short in bundled_models():
         return short, bundled_models()[short], []

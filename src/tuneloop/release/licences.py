@@ -34,15 +34,45 @@ def _llama(id_: str, version: str, page: str, *, meta: str = "", start: str = "L
     )
 
 
-# Starts of hub names -> licence, from the models' hub pages and section 1.b of each licence.
+_APACHE = Licence("apache-2.0", "Apache License 2.0", "https://www.apache.org/licenses/LICENSE-2.0")
+_QWEN = "https://huggingface.co/Qwen/Qwen2.5-{}/blob/main/LICENSE"
+_GEMMA = Licence(
+    "gemma",
+    "Gemma Terms of Use",
+    "https://ai.google.dev/gemma/terms",
+    "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms",
+    "Who passes this model on must pass on the use restrictions of section 3.2 of the terms, give a copy of them with "
+    "it, say that it was changed, and keep the file NOTICE.",
+)
+
+# Starts of hub names -> licence, the first that fits, from the models' hub pages and section 1.b of each licence.
 _KNOWN = {
     "meta-llama/Meta-Llama-3-": _llama("llama3", "3", "llama3", meta="Meta ", start="Llama 3"),
     "meta-llama/Llama-3.1-": _llama("llama3.1", "3.1", "llama3_1"),
     "meta-llama/Llama-3.2-": _llama("llama3.2", "3.2", "llama3_2"),
     "meta-llama/Llama-3.3-": _llama("llama3.3", "3.3", "llama3_3"),
-    "HuggingFaceTB/SmolLM2-": Licence(
-        "apache-2.0", "Apache License 2.0", "https://www.apache.org/licenses/LICENSE-2.0"
+    "HuggingFaceTB/SmolLM": _APACHE,
+    "Qwen/Qwen2.5-3B": Licence(
+        "other",
+        "Qwen Research License",
+        _QWEN.format("3B"),
+        "Qwen is licensed under the Qwen RESEARCH LICENSE AGREEMENT, Copyright (c) Alibaba Cloud. All Rights Reserved.",
+        "It is for research and evaluation only: commercial use needs a licence from Alibaba Cloud. Who passes this "
+        "model on must give a copy of the licence with it, say that it was changed, and keep the file NOTICE.",
     ),
+    "Qwen/Qwen2.5-72B": Licence(
+        "other",
+        "Qwen License",
+        _QWEN.format("72B"),
+        "Qwen is licensed under the Qwen LICENSE AGREEMENT, Copyright (c) Alibaba Cloud. All Rights Reserved.",
+        "Above 100 million users a month it needs a licence from Alibaba Cloud. Who passes this model on must give a "
+        "copy of the licence with it, say that it was changed, and keep the file NOTICE.",
+    ),
+    "Qwen/Qwen": _APACHE,
+    "mistralai/Mistral-7B": _APACHE,
+    "microsoft/Phi-3": Licence("mit", "MIT License", "https://opensource.org/license/mit"),
+    "microsoft/phi-4": Licence("mit", "MIT License", "https://opensource.org/license/mit"),
+    "google/gemma-3-": _GEMMA,
 }
 
 

@@ -70,8 +70,9 @@ def importance_of(model: Model, rows: Sequence[Sequence[int]]) -> dict[str, np.n
 
     sums: dict[str, torch.Tensor] = {}
     hooks = []
-    for name, module in linear_places(model.net).items():
-        there = gguf_name(f"{name}.weight")
+    net: Any = model.net
+    for name, module in linear_places(net).items():
+        there = gguf_name(f"{name}.weight", net.config.family)
         if there is None:
             continue
 

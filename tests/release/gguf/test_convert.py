@@ -12,16 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import BEGIN_OF_TEXT, WORDS
+from adapters import write_adapter
+from families import folder_of
+from tiny import BEGIN_OF_TEXT, END_OF_TURN, VOCABULARY, WORDS
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, write_json
 from tuneloop.inference.llamacpp import LlamaCpp, installed
+from tuneloop.models.gguf import convert
 from tuneloop.models.load import load_model
 from tuneloop.models.template import load_template
 from tuneloop.models.trained import load_trained, trained_folder
 from tuneloop.release.gguf import convert as writing
 from tuneloop.release.gguf.convert import About, tensor_types, write_gguf
+from tuneloop.release.gguf.lora import write_gguf_lora
 from tuneloop.release.tuned_weights import open_tuned
 
 MakeRun = Callable[..., Path]
@@ -123,8 +127,8 @@ def test_it_tells_what_it_is(tiny_llama: Path, tmp_path: Path) -> None:
 
 def test_another_architecture_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
     weights = open_tuned("", tiny_llama)
-    with pytest.raises(UserError, match="Only Llama models"):
-        other = replace(weights, config={**weights.config, "model_type": "qwen2"})
+    with pytest.raises(UserError, match="Models of the kind 'falcon' are not written"):
+        other = replace(weights, config={**weights.config, "model_type": "falcon"})
         write_gguf(other, load_template(tiny_llama), tmp_path / "x.gguf", "f16", ABOUT)
 
 
@@ -142,3 +146,82 @@ def test_a_disk_without_room_is_told_before_anything_is_written(
     with pytest.raises(UserError, match=r"the disk has 0\.0 GB free"):
         write_gguf(open_tuned("", tiny_llama), load_template(tiny_llama), tmp_path / "x.gguf", "f32", ABOUT)
     assert not (tmp_path / "x.gguf").exists()
+
+
+# What llama.cpp computes as we do: where its code has a number fixed, the model has that number.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "mistral": {},
+    "qwen2": {},
+    "qwen3": {},
+    "smollm3": {"no_rope_layer_interval": 4},
+    "phi3": {},
+    "gemma": {},
+    "gemma3": {"num_hidden_layers": 7, "sliding_window_pattern": 6, "query_pre_attn_scalar": 16},
+}
+
+
+def family_folder(name: str, tiny_llama: Path, folder: Path) -> Any:
+    """A random model of a family with the tiny Llama 3's tokenizer in a folder; Transformers' own."""
+    ends = {"bos_token_id": BEGIN_OF_TEXT, "eos_token_id": END_OF_TURN, "pad_token_id": END_OF_TURN}
+    theirs = folder_of(name, folder, vocab_size=VOCABULARY, **ends, **FAMILIES[name])
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_llama / file, folder / file)
+    return theirs
+
+
+@llamacpp
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_llamacpp_computes_each_family_and_the_file_becomes_the_model_again(
+    name: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    theirs = family_folder(name, tiny_llama, tmp_path / "model")
+    file = tmp_path / "x.gguf"
+    write_gguf(open_tuned("", tmp_path / "model"), load_template(tmp_path / "model"), file, "f32", ABOUT)
+    ids = some_ids(60)  # longer than the window
+    with LlamaCpp(file, exact=True) as llama:
+        nearest = 2e-3 if "gemma" in name else 1e-5  # llama.cpp looks gelu up in a table of 16 bits
+        assert off(llama.logits(ids), theirs(torch.tensor([ids])).logits[0].numpy()) < nearest
+    again = load_model(str(convert(file, tmp_path / "again")), dtype="float32")
+    assert again.is_own
+    wanted = load_model(str(tmp_path / "model"), dtype="bfloat16").net.state_dict()
+    state = again.net.state_dict()
+    assert state.keys() == wanted.keys()
+    for key, tensor in state.items():
+        torch.testing.assert_close(tensor, wanted[key].float(), atol=0.004 if "norm" in key else 0.0, rtol=0.0)
+
+
+@llamacpp
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"phi3"}))  # whose targets have other names
+@torch.no_grad()
+def test_llamacpp_computes_an_adapter_of_each_family(name: str, tiny_llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    family_folder(name, tiny_llama, folder)
+    base, lora = tmp_path / "base.gguf", tmp_path / "lora.gguf"
+    write_gguf(open_tuned("", folder), load_template(folder), base, "f32", ABOUT)
+    adapter = write_adapter(folder, tmp_path / "adapter", seed=1)
+    write_gguf_lora(folder, adapter, lora, "f32", "x")
+    tuned = load_model(str(folder), dtype="float32")
+    load_trained(tuned, adapter)
+    wanted = tuned.net.logits(tuned.hidden(torch.tensor([some_ids(60)])))[0].numpy()  # type: ignore[operator]
+    with LlamaCpp(base, [lora], exact=True) as llama:
+        assert off(llama.logits(some_ids(60)), wanted) < (2e-3 if "gemma" in name else 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "why"),
+    [
+        ("mistral with a window", {}, "its layers have a window"),
+        ("qwen2 with a window", {}, "only some layers have a window"),
+        ("gemma3", {}, "its windows or the positions"),
+        ("smollm3", {}, "other layers than every fourth"),
+        ("llama with biases", {}, "its layers have biases"),
+    ],
+)
+def test_what_llamacpp_would_compute_otherwise_is_refused(
+    name: str, change: dict[str, Any], why: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    folder_of(name, tmp_path / "model", **change)
+    weights = open_tuned("", tmp_path / "model")
+    with pytest.raises(UserError, match=f"llama.cpp would compute this model otherwise: {why}"):
+        write_gguf(weights, load_template(tiny_llama), tmp_path / "x.gguf", "f16", ABOUT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import user_errors_of_the_disk
 from tuneloop.core.ui import progress
 from tuneloop.core.units import counted
-from tuneloop.models.gguf import gguf_name, permuted, read_header
+from tuneloop.models.families import PATTERN
+from tuneloop.models.gguf import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, gguf_name, permuted, read_header
 from tuneloop.models.template import Template, plain_source
 from tuneloop.release.tuned_weights import TunedWeights
 
@@ -25,11 +27,11 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from tuneloop.models.families import Family
     from tuneloop.models.llama import LlamaConfig
 
 FloatType = Literal["f32", "f16", "bf16"]
 FLOAT_TYPES: tuple[FloatType, ...] = ("f32", "f16", "bf16")
-ARCHITECTURE = "llama"
 CONVERT_ELSEWHERE = "export with --format merged and convert it with llama.cpp's convert_hf_to_gguf.py"
 
 
@@ -46,22 +48,20 @@ def write_gguf(weights: TunedWeights, template: Template, out: Path, kind: Float
     """Write all tensors in one floating-point type; vectors stay fp32, as llama.cpp computes with them.
 
     Args:
-        weights: of a Llama.
+        weights: of a model of one of the families (`models/families.py`).
         template: the tokenizer, and the chat template that was trained.
 
     Raises:
-        UserError: another architecture, a tokenizer that llama.cpp does not know, values beyond the type, a full disk.
+        UserError: another architecture or one that llama.cpp would compute otherwise, a tokenizer that it does not
+            know, values beyond the type, a full disk.
     """
     import gguf
 
-    from tuneloop.models.llama import LlamaConfig, rope_frequencies
+    from tuneloop.models.llama import rope_frequencies
 
-    if not LlamaConfig.supports(dict(weights.config)):
-        what = f"Only Llama models are written as GGUF here, not {weights.config.get('model_type')!r}"
-        raise UserError(what, where="config.json", next_step=CONVERT_ELSEWHERE)
-    config = LlamaConfig.from_json(dict(weights.config))
+    config = config_for_llamacpp(dict(weights.config))
     names = _names(weights, config)
-    writer = gguf.GGUFWriter(out, ARCHITECTURE)
+    writer = gguf.GGUFWriter(out, config.family.gguf)
     _describe(writer, config, kind, about)
     add_fields(writer, vocabulary(template, config.vocab_size))
     writer.add_chat_template(plain_source(template.source))
@@ -72,18 +72,62 @@ def write_gguf(weights: TunedWeights, template: Template, out: Path, kind: Float
         rope = (plain / rope_frequencies(config)).float().numpy()
         announce(writer, "rope_freqs.weight", rope.shape, "f32")
     kinds: dict[str, FloatType] = {name: "f32" if len(weights.shapes[name]) == 1 else kind for name in names}
-    heads = {"q_proj": config.heads, "k_proj": config.key_heads}
     for name, there in names.items():
         announce(writer, there, weights.shapes[name], kinds[name])
     with tensors_of(writer, out):
         if rope is not None:
             writer.write_tensor_data(rope)
         for count, name in enumerate(names, 1):
-            tensor, module = weights.tensor(name), name.split(".")[-2]
-            if name.endswith(f".{module}.weight") and module in heads:
-                tensor = permuted(tensor, heads[module])
+            tensor = as_llamacpp_has_it(name, weights.tensor(name), config)
             writer.write_tensor_data(as_numpy(tensor, kinds[name], name))
             progress("writing GGUF", count, len(names))
+
+
+def config_for_llamacpp(values: dict[str, Any]) -> LlamaConfig:
+    """A model's numbers, from its `config.json`, where llama.cpp computes with them as we do.
+
+    Raises:
+        UserError: it does not: another architecture, or numbers that are fixed in its code.
+    """
+    from tuneloop.models.llama import LlamaConfig
+
+    kind = values.get("model_type")
+    if not LlamaConfig.supports(values):
+        what = f"Models of the kind {kind!r} are not written as GGUF here"
+        raise UserError(what, where="config.json", next_step=CONVERT_ELSEWHERE)
+    config = LlamaConfig.from_json(values)
+    family, usual = config.family, range(PATTERN - 1, config.layers, PATTERN)
+    whole = [layer for layer, window in enumerate(config.windows) if not window]
+    odd = ""
+    if family.window == "asked" and config.windows:
+        odd = "only some layers have a window"
+    elif family.gguf == "llama" and config.windows:
+        odd = "its layers have a window"  # llama.cpp has none for this architecture
+    elif family.window == "alternating" and (whole != list(usual) or config.local_theta != family.local_theta):
+        odd = "its windows or the positions within them are not the usual ones"
+    elif config.unrotated and config.unrotated != tuple(range(3, config.layers, 4)):
+        odd = "other layers than every fourth have no positions"
+    elif config.mlp_bias or (config.o_bias and family.gguf != "llama") or (config.qkv_bias and not _has_biases(family)):
+        odd = "its layers have biases"
+    elif config.score_scale != 1 and config.layers != 62:  # Gemma 3 27B, which llama.cpp tells by its layers
+        odd = "attention's scores have a scale of their own"
+    if odd:
+        what = f"llama.cpp would compute this model otherwise: {odd}"
+        raise UserError(what, where="config.json", next_step="export with --format merged")
+    return config
+
+
+def _has_biases(family: Family) -> bool:
+    return family.qkv_bias or family.gguf == "llama"
+
+
+def as_llamacpp_has_it(name: str, tensor: Tensor, config: LlamaConfig) -> Tensor:
+    """A tensor in llama.cpp's order of rotary pairs, and with what it adds to a norm's weight."""
+    module = name.split(".")[-2]
+    heads = {"q_proj": config.heads, "k_proj": config.key_heads}
+    if config.family.interleaved and module in heads:
+        return permuted(tensor, heads[module])  # type: ignore[no-any-return]
+    return tensor.float() + 1 if config.family.zero_centred and module.endswith("norm") else tensor
 
 
 @contextmanager
@@ -130,13 +174,13 @@ def _names(weights: TunedWeights, config: LlamaConfig) -> dict[str, str]:
     """Transformers' name of each tensor -> its name in the file; a head that is the embedding is not written twice."""
     names = {}
     for name in weights.shapes:
-        there = gguf_name(name)
+        there = gguf_name(name, config.family)
         if name == "lm_head.weight" and config.tied:
             continue
         if there is None:
             if name.endswith("rotary_emb.inv_freq"):  # computed, not learned; files of old versions have it
                 continue
-            what, step = f"llama.cpp's Llama has no tensor {name}", "export with --format merged"
+            what, step = f"llama.cpp's {config.family.gguf} has no tensor {name}", "export with --format merged"
             raise UserError(what, where=str(weights.files[name]), next_step=step)
         names[name] = there
     return names
@@ -171,7 +215,9 @@ def _describe(writer: Any, config: LlamaConfig, kind: FloatType, about: About) -
     }
     if _rope_type(config) == "linear":
         fields |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(config.rope_scaling["factor"])}
-    add_fields(writer, {f"{ARCHITECTURE}.{key}": value for key, value in fields.items()})
+    if config.window:
+        fields["attention.sliding_window"] = config.window
+    add_fields(writer, {f"{config.family.gguf}.{key}": value for key, value in fields.items()})
 
 
 def _rope_type(config: LlamaConfig) -> str:
@@ -211,8 +257,11 @@ PROBE = (
     " <b>tag</b> #$%^ foo_bar fooBar \u00a0\u3000\u200b\x1c end \n "
 )
 # First 16 hex digits of the SHA-256 of PROBE's pieces -> llama.cpp's name, and whether words are looked up whole first.
-PRE_TOKENIZERS = {"1062347ed00421c6": ("llama-bpe", True), "c424f257c420a1a8": ("smollm", False)}
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+PRE_TOKENIZERS = {
+    "1062347ed00421c6": ("llama-bpe", True),
+    "c424f257c420a1a8": ("smollm", False),
+    "5f12ee62a542d5d8": ("qwen2", False),
+}
 
 
 def pre_tokenizer_hash(tokenizer: Any) -> str:
@@ -248,7 +297,9 @@ def vocabulary(template: Template, size: int) -> dict[str, Any]:
         UserError: a tokenizer that llama.cpp would read differently, or one with more tokens than the model.
     """
     tokenizer = template.tokenizer
-    pre = pre_tokenizer_of(tokenizer)
+    rules = json.loads(tokenizer.to_str())
+    by_pieces = bool(rules["model"].get("byte_fallback"))
+    kind: dict[str, Any] = _pieces(rules) if by_pieces else {"model": "gpt2", "pre": pre_tokenizer_of(tokenizer)}
     added = tokenizer.get_added_tokens_decoder()
     used = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
     if used > size:
@@ -259,13 +310,19 @@ def vocabulary(template: Template, size: int) -> dict[str, Any]:
         text = added[i].content if i in added else tokenizer.id_to_token(i)
         tokens.append(f"[PAD{i}]" if text is None else text)
         kinds.append((CONTROL if added[i].special else USER_DEFINED) if i in added else NORMAL if text else UNUSED)
-    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in rules["model"]["merges"]]
+    if by_pieces:
+        ranks: dict[str, int] = {}
+        for rank, merge in enumerate(merges):
+            ranks.setdefault(merge.replace(" ", ""), rank)
+        kind["scores"] = [-float(ranks.get(token, len(merges))) for token in tokens]
+        kinds = [_kind_of_piece(text, of, rules["model"]["unk_token"]) for text, of in zip(tokens, kinds, strict=True)]
+    else:
+        kind["merges"] = merges
     fields: dict[str, Any] = {
-        "model": "gpt2",
-        "pre": pre,
+        **kind,
         "tokens": tokens,
         "token_type": kinds,
-        "merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in merges],
         "eos_token_id": template.end_ids[0],  # an answer ends here, also where the base's end of text is another token
         "eot_token_id": template.end_ids[0],
         "padding_token_id": template.pad_id,
@@ -277,3 +334,27 @@ def vocabulary(template: Template, size: int) -> dict[str, Any]:
         if number is not None:
             fields["unknown_token_id" if name == "unk" else "bos_token_id"] = number
     return {f"tokenizer.ggml.{name}": value for name, value in fields.items()}
+
+
+def _pieces(rules: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a SentencePiece tokenizer, from the `tokenizer.json` that it has become.
+
+    Raises:
+        UserError: spaces are treated in a way that llama.cpp does not know.
+    """
+    space = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    prepend = {"type": "Prepend", "prepend": "\u2581"}
+    normalizer, pre = rules["normalizer"], rules["pre_tokenizer"]
+    # Gemma's splits at spaces, of which its normalizer leaves none.
+    plain = pre is None or (pre["type"] == "Split" and pre["pattern"] == {"String": " "})
+    for with_prefix, form in ((False, space), (True, {"type": "Sequence", "normalizers": [prepend, space]})):
+        if plain and normalizer == form:
+            return {"model": "llama", "add_space_prefix": with_prefix}
+    what = "The tokenizer treats spaces in a way that is not known here"
+    raise UserError(what, where="tokenizer.json", next_step=CONVERT_ELSEWHERE)
+
+
+def _kind_of_piece(text: str, kind: int, unknown: str | None) -> int:
+    if text == unknown:
+        return UNKNOWN
+    return BYTE if re.fullmatch(r"<0x[0-9A-F]{2}>", text) else kind

@@ -11,10 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json_object
-from tuneloop.models.gguf import gguf_name, permuted
+from tuneloop.models.gguf import gguf_name
 from tuneloop.models.load import fingerprint
 from tuneloop.models.peft_layout import PEFT_PREFIX, more_than_matrices, rank_of, scale_of, stems_of
-from tuneloop.release.gguf.convert import ARCHITECTURE, FloatType, add_fields, announce, as_numpy, tensors_of
+from tuneloop.release.gguf.convert import (
+    FloatType,
+    add_fields,
+    announce,
+    as_llamacpp_has_it,
+    as_numpy,
+    config_for_llamacpp,
+    tensors_of,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,32 +58,28 @@ def write_gguf_lora(model: Path, adapter: Path, out: Path, kind: FloatType, name
     """
     import gguf
 
-    from tuneloop.models.llama import LlamaConfig
     from tuneloop.models.lora import read_adapter
 
     settings = check_expressible(adapter)
-    config = read_json_object(model / "config.json")
-    if not LlamaConfig.supports(config):
-        what = f"Only adapters of Llama models are written as GGUF here, not of {config.get('model_type')!r}"
-        raise UserError(what, where=str(model), next_step="export with --format adapter")
+    config = config_for_llamacpp(read_json_object(model / "config.json"))
     _, state = read_adapter(adapter, fingerprint(model))
     try:
         stems = stems_of(state)
     except ValueError as odd:
         what = f"A LoRA file of llama.cpp can't hold {odd}"
         raise UserError(what, where="--format gguf-lora", next_step=MERGED) from None
-    shape = LlamaConfig.from_json(config)
     alpha = float(max(rank_of(settings, stem) for stem in stems))
     tensors: dict[str, Tensor] = {}
     for stem in stems:
-        there = gguf_name(f"{stem}.weight")
+        there = gguf_name(f"{stem}.weight", config.family)
         if there is None:
-            raise UserError(f"llama.cpp's Llama has no layer {stem}", where=str(adapter), next_step=MERGED)
+            what = f"llama.cpp's {config.family.gguf} has no layer {stem}"
+            raise UserError(what, where=str(adapter), next_step=MERGED)
         a, b = (state[f"{PEFT_PREFIX}{stem}.lora_{which}.weight"].float() for which in "AB")
         b = b * (scale_of(settings, stem) * rank_of(settings, stem) / alpha)  # llama.cpp multiplies by alpha / rank
-        heads = {"q_proj": shape.heads, "k_proj": shape.key_heads}.get(stem.rsplit(".", 1)[-1])
-        tensors |= {f"{there}.lora_a": a, f"{there}.lora_b": permuted(b, heads) if heads else b}
-    writer = gguf.GGUFWriter(out, ARCHITECTURE)
+        b = as_llamacpp_has_it(f"{stem}.weight", b, config)
+        tensors |= {f"{there}.lora_a": a, f"{there}.lora_b": b}
+    writer = gguf.GGUFWriter(out, config.family.gguf)
     add_fields(writer, {"general.type": "adapter", "general.name": name})
     add_fields(writer, {"adapter.type": str(settings["peft_type"]).lower(), "adapter.lora.alpha": alpha})
     for there, tensor in tensors.items():

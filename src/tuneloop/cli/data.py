@@ -29,8 +29,11 @@ LEVELS = ("error", "warn", "ok")
 
 
 def check(
-    dataset: str = argument("DATASET", "A prepared data set: its folder."),
+    dataset: str = argument("DATASET", "A prepared data set: its folder; with --template also a file of rows."),
     against: str = flag("", "FILE", "Compare it with records from production: file, glob or folder."),
+    template: str = flag(
+        "", "MODEL", "Prove this model's chat template on the rows instead, and show what is trained."
+    ),
 ) -> Result:
     """Check a prepared data set for problems that spoil training or evaluation.
 
@@ -39,6 +42,8 @@ def check(
     from tuneloop.data.checks import check_dataset
     from tuneloop.data.dataset import load_dataset
 
+    if template:
+        return _prove(template, dataset)
     if Path(dataset).is_file() and Path(dataset).name != "dataset.json":
         step = f"tuneloop prepare {dataset}, then check the folder that it names"
         raise UserError("A file is not a data set yet: it has no splits to check", where=dataset, next_step=step)
@@ -50,6 +55,45 @@ def check(
     worst = checks[0].level if checks else "ok"
     record = {"dataset": loaded.id, "path": loaded.path, "level": worst, "checks": checks}
     return Result(record, partial(_print_checks, loaded.id, checks), int(worst == "error"))
+
+
+def _prove(model: str, source: str) -> Result:
+    """The proof of a model's chat template on a data set's rows, or a file's."""
+    from tuneloop.pipeline.template_proof import prove_model
+
+    with screen("proving the template"):
+        proof = prove_model(model, source)
+
+    def text(console: Console) -> None:
+        from rich.text import Text
+
+        from tuneloop.report.facts import clean
+
+        table = plain_table("", "", show_header=False)
+        for finding in proof.findings:
+            style = {"error": "bold red", "warn": "yellow"}.get(finding.level, "green")
+            row = f" (row {finding.row})" if finding.row else ""
+            words = clean(f"  {finding.message}{row}")
+            table.add_row(Text(finding.level, style=style), Text.assemble((finding.name, "bold"), words))
+            if finding.remedy:
+                table.add_row("", Text(clean(finding.remedy), style="cyan"))
+        console.print(table)
+        if proof.example:
+            console.print("A row as it is trained, the learned part in [[ ]]:", style="dim")
+            console.print(Text("".join(f"[[{clean(t)}]]" if weight else clean(t) for t, weight in proof.example)))
+        if proof.level == "ok":
+            console.print(
+                Text(f"ok  the template of {proof.model} holds on {counted(proof.rows, 'row')}", style="green")
+            )
+
+    record = {
+        "model": proof.model,
+        "level": proof.level,
+        "rows": proof.rows,
+        "findings": proof.findings,
+        "example": [{"text": text, "weight": weight} for text, weight in proof.example],
+    }
+    return Result(record, text, int(proof.level == "error"))
 
 
 def _read_production(against: str, manifest: DatasetManifest) -> list[Row]:

@@ -461,7 +461,12 @@ def _template_source(folder: Path, settings: dict[str, Any], tokenizer: Any) -> 
     if isinstance(source, list):  # several named templates
         by_name = {str(entry.get("name")): entry.get("template") for entry in source if isinstance(entry, dict)}
         source = by_name.get("default") or next(iter(by_name.values()), None)
-    return (_sound(source), "") if isinstance(source, str) and source else (PLAIN_TEMPLATE, "")
+    if isinstance(source, str) and source:
+        return _sound(source), ""
+    bos = settings.get("bos_token")
+    bos = tokenizer.token_to_id(bos.get("content") if isinstance(bos, dict) else bos or "")
+    opens = bos is not None and (settings.get("add_bos_token") or tokenizer.encode("").ids == [bos])
+    return ("{{- bos_token }}\n" if opens else "") + PLAIN_TEMPLATE, ""  # Gemma answers badly without its first token
 
 
 def _sound(text: str) -> str:

@@ -16,6 +16,7 @@ from tuneloop.core.files import content_hash, lock_folder, read_jsonl, write_jso
 from tuneloop.core.ui import busy, say
 from tuneloop.core.units import counted
 from tuneloop.models.methods import method_named
+from tuneloop.models.names import resolve
 from tuneloop.pipeline.context import (
     BEGINNING,
     RunContext,
@@ -29,6 +30,7 @@ from tuneloop.pipeline.distributed import RunPart, distributed_run, leading, sto
 from tuneloop.pipeline.plan import plan_stage, run_plan, sized
 from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
 from tuneloop.pipeline.targets import write_task
+from tuneloop.pipeline.template_proof import refuse_wrong_template
 from tuneloop.pipeline.time_limit import TimeLimit, limited
 from tuneloop.planning.ledger import record_run
 from tuneloop.recipe import Recipe
@@ -239,6 +241,7 @@ def prepared_run(
         with busy("preparing the data"):
             dataset = prepare_stage(job)
             refuse_errors(dataset, recipe)
+            refuse_wrong_template(resolve(recipe.model), job.template, dataset.train, recipe.model)
         yield job, limit, dataset
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,13 @@ from tuneloop.core.ui import say
 from tuneloop.core.units import counted
 from tuneloop.evaluation.evaluate import FEWEST_SHARED
 from tuneloop.inference.llamacpp import installed, need_llamacpp
+from tuneloop.models.gguf import read_tokenizer
 from tuneloop.models.methods import method_named
+from tuneloop.models.template import load_template
 from tuneloop.models.trained import trained_folder
 from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of, load_run_recipe, manifest_of_run
 from tuneloop.pipeline.targets import task_of_run
+from tuneloop.pipeline.template_proof import MOST_ROWS, first_difference
 from tuneloop.records.artifact import EVALS, SIGNATURE, ArtifactManifest, SameAnswers
 from tuneloop.records.evaluation import EvaluationManifest, GateResult
 from tuneloop.records.record import read_record
@@ -95,12 +99,39 @@ def export_run(
         artifact = _smallest(origin, weights, out, measure)
     else:
         artifact = export(origin, form, out, gguf=gguf, compressed=compressed, measure=measure)
+    _prove_template(RunContext(recipe, run), artifact)
     artifact = _with_own_gate(artifact, origin, form, gguf, force)
     _say_result(artifact)
     if key is not None:
         sign(artifact.folder, key)
         say(f"signed    {SIGNATURE}: check it with `tuneloop models verify {artifact.folder} --key PUBLIC_KEY`")
     return artifact
+
+
+def _prove_template(job: RunContext, artifact: Artifact) -> None:
+    """See that what was exported renders the run's rows as they were trained, a GGUF file by what is in it.
+
+    Raises:
+        UserError: it does not.
+    """
+    try:
+        dataset = dataset_of(job, True, "")
+    except UserError:  # the run's data are elsewhere: nothing to render
+        return
+    rows = list(dataset.test) or list(dataset.val)
+    whole = artifact.manifest["format"] == "gguf"  # a file of an adapter alone holds no tokenizer
+    places = sorted(artifact.folder.glob("*.gguf")) if whole else [artifact.folder]
+    for place in places:
+        if not whole and not (place / "tokenizer.json").is_file():
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            if whole:
+                read_tokenizer(place, Path(scratch))
+            exported = load_template(Path(scratch) if whole else place)
+        if (row := first_difference(job.template, exported, rows)) is not None:
+            what = f"The export renders row {row.id} otherwise than it was trained: its answers would be others"
+            raise UserError(what, where=str(place), next_step="report this; export in another form meanwhile")
+    say(f"template  {counted(min(len(rows), MOST_ROWS), 'row')} rendered as they were trained")
 
 
 def _measure(job: RunContext, form: str, weights: WeightOptions) -> Measure | None:

@@ -64,6 +64,14 @@ def test_every_picture_is_shown_small_and_can_be_made_again() -> None:
             assert f'"{picture.stem}": Picture(' in script, picture.name
 
 
+def test_every_cell_of_the_comparison_names_a_page_of_the_list() -> None:
+    text = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+    cells, _, pages = text.partition("## The pages")
+    listed = re.findall(r"^\| `\[(\w+)\]` \| .+ \| .+ \|$", pages, re.MULTILINE)
+    assert len(listed) >= 10
+    assert set(re.findall(r"`\[(\w+)\]`", cells)) == set(listed)
+
+
 def test_contributing_names_places_that_exist() -> None:
     source = ROOT / "src" / "tuneloop"
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

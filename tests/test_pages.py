@@ -64,6 +64,21 @@ def test_every_picture_is_shown_small_and_can_be_made_again() -> None:
             assert f'"{picture.stem}": Picture(' in script, picture.name
 
 
+HOW_TO = re.findall(
+    r"[\w-]+\.md",
+    (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("- How-to:")[2].partition("- Concepts:")[0],
+)
+
+
+@pytest.mark.parametrize("name", HOW_TO)
+def test_a_how_to_page_is_short_and_begins_with_the_command(name: str) -> None:
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert len(text.split()) <= 1200
+    assert re.match(r"# .+\n\n(?:<!-- (?:needs|shown by): .+ -->\n)?```(?:sh|text)\n", text), (
+        "command first, then what it does"
+    )
+
+
 def test_every_cell_of_the_comparison_names_a_page_of_the_list() -> None:
     text = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
     cells, _, pages = text.partition("## The pages")

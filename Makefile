@@ -21,7 +21,9 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n logical --maxprocesses 4 --d
 
 # make models     real Qwen2.5 and Gemma 3 models for the tests and benchmarks that use them (1.9 GB, into tuneloop's cache)
 
-.PHONY: demo loop install test check clients models postgres test-avx2 test-hosts test-ray test-vllm reference bench clean
+# make docs     the site of the documentation, in site/, with a search that needs no network
+
+.PHONY: demo loop install test check clients models postgres test-avx2 test-hosts test-ray test-vllm reference bench clean docs
 
 demo: install
 	$(BIN)/tuneloop run recipes/demo.yaml
@@ -91,6 +93,10 @@ reference: $(VENV)/.installed-dev
 	$(BIN)/python docs/make_reference.py
 	$(BIN)/python docs/make_settings.py
 
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "python -m http.server -d site    # http://localhost:8000"
+
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/startup.py
 
@@ -110,4 +116,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs datasets evals artifacts mlflow.db mlartifacts
+	rm -rf $(VENV) runs datasets evals artifacts mlflow.db mlartifacts site

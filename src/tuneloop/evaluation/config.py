@@ -19,7 +19,7 @@ class EvaluateConfig(Config):
     )
     calibrate: bool = option("base models: also score choices minus their score without the text", True)
     primary: str | None = option(
-        "the metric that decides, by its name in eval.json; default: what fits (docs/evaluate.md)"
+        "the metric that decides, by its name in eval.json; default: what fits (docs/metrics.md)"
     )
     fields: dict[str, str] = Field(
         default_factory=dict, description="parts scored on their own: name -> regular expression with one group"

@@ -36,7 +36,7 @@ class Job(Record, what="a job", file="job.json", again="start the run again"):
     Args:
         command: its words; `folder`: where it was started.
         pid, born: the process, and when it began as the system counts, so that no other process is taken for it.
-        started: in ISO 8601; `cancelled`: whether it was asked to end.
+        started: in ISO 8601; `cancelled`: whether `run_cancel` ended it.
     """
 
     command: list[str]
@@ -84,9 +84,14 @@ def start_job(folder: Path, words: Sequence[str], place: Path, environment: dict
     variables = {key: value for key, value in environment.items() if key != PARENT}
     with (folder / ANSWER).open("wb") as answer, (folder / LOG).open("wb") as log:
         process = subprocess.Popen(
-            command, cwd=place, env=variables, stdin=subprocess.DEVNULL, stdout=answer, stderr=log,
+            command,
+            cwd=place,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=answer,
+            stderr=log,
             start_new_session=True,
-        )  # fmt: skip
+        )
     started = datetime.now(UTC).isoformat(timespec="seconds")
     job = Job(command=[*words], folder=str(place), pid=process.pid, born=_born(process.pid), started=started)
     write_record(folder / Job.file, job)

@@ -110,9 +110,14 @@ class Workbench:
             return await self._run(ctx, ["prepare", *words])
 
     async def run(
-        self, ctx: Context, source: Name, model: Name = "", out: Name = "", settings: Settings | None = None,
+        self,
+        ctx: Context,
+        source: Name,
+        model: Name = "",
+        out: Name = "",
+        settings: Settings | None = None,
         wait_seconds: Wait = 0,
-    ) -> JobStatus:  # fmt: skip
+    ) -> JobStatus:
         """Start the whole job on a recipe, a file of examples or a prepared data set: baselines, training, verdict.
 
         It works on when this server or its client ends: run_status finds it again by its folder, and the same call
@@ -143,9 +148,15 @@ class Workbench:
             return await asyncio.to_thread(cancel_job, self.roots.folders[0] / folder, folder)
 
     async def evaluate(
-        self, ctx: Context, target: Name, dataset: Name = "", data: Name = "",
-        split: Literal["train", "val", "test"] = "test", out: Name = "", settings: Settings | None = None,
-    ) -> dict[str, Any]:  # fmt: skip
+        self,
+        ctx: Context,
+        target: Name,
+        dataset: Name = "",
+        data: Name = "",
+        split: Literal["train", "val", "test"] = "test",
+        out: Name = "",
+        settings: Settings | None = None,
+    ) -> dict[str, Any]:
         """Measure a run, an adapter, a model or a file of predictions on rows, with intervals.
 
         Settings are those of a recipe's evaluate section: {"limit": 100}.
@@ -168,9 +179,14 @@ class Workbench:
             return await self._run(ctx, ["compare", *words], folder="" if self.allow_write else "--out")
 
     async def predict(
-        self, ctx: Context, target: Name, rows: Annotated[list[Row], Field(max_length=MOST_ROWS)] | None = None,
-        file: Name = "", out: Name = "", top: Annotated[int, Field(ge=0, le=1000)] = 0,
-    ) -> dict[str, Any]:  # fmt: skip
+        self,
+        ctx: Context,
+        target: Name,
+        rows: Annotated[list[Row], Field(max_length=MOST_ROWS)] | None = None,
+        file: Name = "",
+        out: Name = "",
+        top: Annotated[int, Field(ge=0, le=1000)] = 0,
+    ) -> dict[str, Any]:
         """Answer rows by a run, an artifact or a model: given ones ([{"text": "..."}]), or those of a file.
 
         The answers are in `predictions`, or in the file `out` (.jsonl or .csv). `top` gives labels' probabilities.
@@ -274,10 +290,19 @@ class Workbench:
         with tempfile.TemporaryDirectory() as scratch:
             words = [*words, *([f"{folder}={scratch}/written"] if folder else [])]
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "tuneloop", *words, "--json", cwd=self.roots.folders[0], env=self._environment(),
-                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-                limit=1 << 24, start_new_session=True,
-            )  # fmt: skip
+                sys.executable,
+                "-m",
+                "tuneloop",
+                *words,
+                "--json",
+                cwd=self.roots.folders[0],
+                env=self._environment(),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                limit=1 << 24,
+                start_new_session=True,
+            )
             assert process.stdout and process.stderr
             try:
                 answer, lines = await asyncio.gather(process.stdout.read(), _report(ctx, process.stderr))
@@ -296,13 +321,13 @@ class Workbench:
 
     async def _follow(self, ctx: Context, folder: str, seconds: float) -> JobStatus:
         """The status of a run, after at most so many seconds of progress notifications."""
-        began, doing = time.monotonic(), ""
+        began, doing = time.monotonic(), None
         while True:
             status = await asyncio.to_thread(job_status, self.roots.folders[0] / folder, folder)
             elapsed = time.monotonic() - began
             if status.doing != doing:
                 doing = status.doing
-                await ctx.report_progress(round(elapsed, 1), message=doing)
+                await ctx.report_progress(round(elapsed, 1), message=doing or status.state)
             if status.state != "running" or elapsed >= seconds:
                 return status
             await asyncio.sleep(min(0.5, seconds))
@@ -342,8 +367,9 @@ def make_server(folders: Sequence[str | Path], *, allow_write: bool = False) -> 
     bench = Workbench(Roots(tuple(Path(folder).resolve() for folder in folders)), allow_write)
     os.chdir(bench.roots.folders[0])  # names in recipes start here, as in the commands
     state = "" if allow_write else f"\n{READ_ONLY}; prepare, run, run_cancel and evaluate are refused."
-    server: MCPServer[Any] = MCPServer("tuneloop", instructions=INSTRUCTIONS + state, version=__version__,
-                                       log_level="WARNING")  # fmt: skip
+    server: MCPServer[Any] = MCPServer(
+        "tuneloop", instructions=INSTRUCTIONS + state, version=__version__, log_level="WARNING"
+    )
     reading = (bench.advise, bench.plan, bench.compare, bench.predict, bench.run_status)
     for tool in (*reading, bench.prepare, bench.run, bench.run_cancel, bench.evaluate):
         hints = ToolAnnotations(read_only_hint=not allow_write or tool == bench.run_status, open_world_hint=False)

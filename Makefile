@@ -19,7 +19,9 @@ BIN    := $(VENV)/bin
 # A test that starts a process starts it with the package compiled, whatever the environment says of bytecode.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo loop install test check clients postgres test-avx2 test-hosts test-ray test-vllm reference bench clean
+# make docs     the site of the documentation, in site/, with a search that needs no network
+
+.PHONY: demo loop install test check clients postgres test-avx2 test-hosts test-ray test-vllm reference docs bench clean
 
 demo: install
 	$(BIN)/tuneloop run recipes/demo.yaml
@@ -86,6 +88,10 @@ reference: $(VENV)/.installed-dev
 	$(BIN)/python docs/make_reference.py
 	$(BIN)/python docs/make_settings.py
 
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "python -m http.server -d site    # http://localhost:8000"
+
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/startup.py
 
@@ -105,4 +111,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs datasets evals artifacts mlflow.db mlartifacts
+	rm -rf $(VENV) runs datasets evals artifacts mlflow.db mlartifacts site

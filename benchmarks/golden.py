@@ -572,8 +572,9 @@ def page_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
 
 
 def reference_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
-    """The page of all commands and settings, which changes with them."""
-    yield "reference", digest((ROOT / "docs" / "reference.md").read_bytes())
+    """The pages of all commands and settings, which change with them."""
+    pages = sorted((ROOT / "docs" / "reference").glob("*.md"))
+    yield "reference", digest(b"".join(page.read_bytes() for page in pages))
 
 
 # --- all of them ------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The reference page is what the code says, and no command is without documentation."""
+"""The pages of the reference are what the code says, and no command is without documentation."""
 
 from __future__ import annotations
 
@@ -26,14 +26,24 @@ def generator(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def test_the_reference_page_is_up_to_date(generator: ModuleType) -> None:
-    assert generator.reference() == generator.PAGE.read_text(encoding="utf-8"), "run `make reference`"
+def test_the_reference_is_up_to_date(generator: ModuleType) -> None:
+    written = {page.name: page.read_text(encoding="utf-8") for page in generator.FOLDER.glob("*.md")}
+    texts = generator.pages()
+    assert set(written) == set(texts), "run `make reference`"
+    for name, text in texts.items():
+        assert written[name] == text, f"{name}: run `make reference`"
+
+
+def test_each_command_has_a_page_that_the_index_links(generator: ModuleType) -> None:
+    index = (generator.FOLDER / "index.md").read_text(encoding="utf-8")
+    for command in COMMANDS:
+        assert f"[{command}]({command}.md)" in index, command
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_documented(command: str) -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
-    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages if page.parent.name != "reference")
     assert re.search(rf"\btuneloop {command}\b", text)
 
 

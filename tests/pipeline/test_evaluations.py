@@ -253,6 +253,19 @@ def test_an_adapter_and_forgetting_against_a_base(
     assert "--base" in capsys.readouterr().err
 
 
+def test_an_adapter_of_another_trainer_is_measured_by_its_folder(
+    here: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tiny_llama)
+    config = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    peft.get_peft_model(base, config).save_pretrained("theirs")
+    found = told(capsys, "evaluate", "theirs", "--data", "data.jsonl", "--name", "theirs")
+    assert found["n"] == 12 and 0 <= found["metrics"]["accuracy"]["value"] <= 1
+    alone = told(capsys, "evaluate", str(tiny_llama), "--data", "data.jsonl", "--name", "base")
+    assert found["metrics"]["ece"] != alone["metrics"]["ece"], "the adapter answered, not its base"
+
+
 def test_an_endpoint_is_asked_several_ways_with_draws_of_their_own(
     here: Path, server: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,7 +30,7 @@ def command(
     """Measure a run, a model, an endpoint or a file of answers.
 
     Settings of the recipe's evaluate section may follow: limit=100, general=FILE (forgetting), memorisation=true. All
-    metrics are listed under Metrics in docs/reference.md; a data set's task decides which of them are computed.
+    metrics are listed in docs/reference/metrics.md; a data set's task decides which of them are computed.
     Exit status 1: some requests to the endpoint have failed for good, or predictions and rows don't match one to one.
     """
     place, settings = one_place(target, settings, "target")

@@ -1,0 +1,48 @@
+"""The page of what has been proven names tests, benchmarks and records that exist, and says nothing without one."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from places import ROOT
+
+PAGE = (ROOT / "docs" / "proven.md").read_text(encoding="utf-8")
+HEAD = "| capability | where it ran |"
+ROWS = [
+    [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))]
+    for line in PAGE[PAGE.index(HEAD) :].split("\n\n")[0].splitlines()[2:]
+]
+
+
+def test_every_row_says_where_it_ran_in_a_word_of_the_list() -> None:
+    words = re.findall(r"^\| \*\*([\w-]+)\*\* \|", PAGE, re.MULTILINE)
+    assert len(ROWS) > 40
+    for row in ROWS:
+        assert len(row) == 5, row
+        assert row[1] in words, row
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row[0][:50] for row in ROWS])
+def test_what_ran_has_a_date_and_a_test_or_benchmark_that_exists(row: list[str]) -> None:
+    _, where, _, last, shown = row
+    places = re.findall(r"`((?:tests|benchmarks)/[\w/]+\.py)`", shown)
+    for place in places:
+        assert (ROOT / place).is_file(), place
+    if where != "paper":
+        assert re.fullmatch(r"suite|2026-\d\d-\d\d", last), row
+        assert places or "](records/results.md#" in shown, row
+
+
+def test_gpu_training_is_called_untested_on_this_page_and_no_other() -> None:
+    assert "GPU training is implemented but untested on hardware" in " ".join(PAGE.split())
+    others = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    claim = re.compile(
+        r"not (?:been )?run on a GPU|nothing .{0,30}measured on a GPU|untested on GPUs|real account", re.IGNORECASE
+    )
+    allowed = {"proven.md", "results.md", "lab-notes.md"}
+    places = [
+        page.name for page in others if page.name not in allowed and claim.search(page.read_text(encoding="utf-8"))
+    ]
+    assert places == []

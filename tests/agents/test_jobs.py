@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from patience import HANG
+from tuneloop.agents import jobs
 from tuneloop.agents.jobs import ANSWER, LOG, Job, cancel_job, job_status, start_job
 from tuneloop.core.errors import UserError
 from tuneloop.records.record import read_record, write_record
@@ -87,6 +89,14 @@ def test_a_finished_job_has_verdict_and_metrics(tmp_path: Path) -> None:
     status = job_status(run, "run")
     assert (status.state, status.folder, status.verdict) == ("finished", "run", ["Better."])
     assert status.metrics["accuracy"]["value"] == 0.9 and status.report.endswith("run/report.html")
+
+
+@pytest.mark.skipif(shutil.which("ps") is None, reason="ps is not installed")
+def test_without_proc_ps_tells_the_processes_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "PROCESSES", tmp_path / "none")
+    start_job(tmp_path / "run", ["run", "missing.csv"], tmp_path, {**os.environ})
+    assert jobs._born(os.getpid()) == jobs._born(os.getpid()) != ""
+    assert wait_for(tmp_path / "run", "failed") == "failed"
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

@@ -64,6 +64,10 @@ def test_an_absolute_place_within_the_folders_is_allowed(roots: Roots, tmp_path:
         "a\0b",
         "x" * 5000,
         "../secret:zero-shot",
+        "rows.csv,/etc/passwd",
+        "rows.csv, ~/x.csv",
+        "split.test=/etc/passwd",
+        "evaluate.limit=5",
         "/tm?/*",
     ],
 )
@@ -83,6 +87,11 @@ def test_links_that_lead_out_are_refused(roots: Roots, tmp_path: Path, text: str
         roots.place(text)
 
 
+def test_a_file_with_an_equals_sign_in_its_name_is_a_place(roots: Roots, tmp_path: Path) -> None:
+    (tmp_path / "open" / "a=b.csv").write_text("text\n")
+    assert roots.place("a=b.csv")
+
+
 def test_a_link_that_stays_within_is_allowed(roots: Roots, tmp_path: Path) -> None:
     (tmp_path / "open" / "again.csv").symlink_to("rows.csv")
     assert roots.place("again.csv") and roots.place("*.csv")
@@ -92,13 +101,13 @@ def test_settings_become_words_of_a_command(roots: Roots) -> None:
     values = {
         "max_minutes": 2,
         "train": {"epochs": 1.5, "method": "lora"},
-        "data": {"labels": ["-1", "ja 😀"], "text": None},
+        "data": {"labels": ["-1", "ja 😀", "a=b"], "text": None},
     }
     assert roots.settings(values) == [
         "max_minutes=2",
         "train.epochs=1.5",
         'train.method="lora"',
-        'data.labels=["-1", "ja 😀"]',
+        'data.labels=["-1", "ja 😀", "a=b"]',
         "data.text=null",
     ]
 
@@ -114,6 +123,8 @@ def test_settings_become_words_of_a_command(roots: Roots) -> None:
         {"train": {"method": "mine.py"}},
         {"evaluate": {"scorers": {"f": "mine.py:score"}}},
         {"evaluate": {"lm_eval": ["task.yaml"]}},
+        {"evaluate": {"lm_eval": "task.yaml,other"}},
+        {"combined": "a.json,/etc/passwd"},
         {"--trust-code": "true"},
         {"train.epochs=1 --trust-code": 1},
         {"data": {"instruction": "/etc/passwd\nmore"}},

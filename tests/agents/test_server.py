@@ -111,6 +111,8 @@ def test_a_read_only_server_advises_and_plans_and_writes_nothing(
             ("run_cancel", {"folder": "runs/a"}),
             ("advise", {"data": "mails.csv", "measure": True}),
             ("predict", {"target": "smollm2-135m", "file": "mails.csv", "out": "answers.jsonl"}),
+            ("compare", {"systems": ["mails.csv", "mails.csv"], "references": "mails.csv"}),
+            ("compare", {"systems": ["runs/a"]}),
         ):
             assert "--allow-write" in await refusal(client, tool, **arguments)
 

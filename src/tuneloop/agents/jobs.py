@@ -26,6 +26,7 @@ from tuneloop.core.parent import PARENT
 from tuneloop.records.record import Record, read_record, write_record
 
 LOG, ANSWER = "job.log", "job.out"
+PROCESSES = Path("/proc")  # where there is none, `ps` is asked
 GRACE = 60.0  # seconds in which a run may end its step and save a checkpoint
 _PART = re.compile(r"([\d,]+)/([\d,]+)")
 
@@ -158,8 +159,8 @@ def _born(pid: int) -> str:
     """When a process began, as the system counts; "": there is none, or it has ended and waits for its parent."""
     with suppress(ChildProcessError, AttributeError):
         os.waitpid(pid, os.WNOHANG)  # of our own children
-    if Path("/proc/self/stat").exists():
-        fields = _text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+    if (PROCESSES / "self" / "stat").exists():
+        fields = _text(PROCESSES / str(pid) / "stat").rpartition(")")[2].split()
         return "" if not fields or fields[0] in "ZX" else fields[19]
     listed = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True)
     state, _, began = listed.stdout.strip().partition(" ")

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_yaml
@@ -23,7 +23,7 @@ LONGEST = 4096  # characters of a place: PATH_MAX of Linux
 MOST_VALUES = 64 * 1024  # characters of all settings together
 MOST_FILES = 100_000  # entries of a folder or pattern that are looked at
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_CODE = re.compile(r"\.py(:\w+)?$|\.ya?ml$")  # YAML: tasks of lm-eval hold Python
+_CODE = re.compile(r"\.(py(:\w+)?|ya?ml)$|^\S*\.(py|ya?ml)[:,]")  # YAML: tasks of lm-eval hold Python
 _KEY = re.compile(r"[A-Za-z_][\w.-]*")
 _HOME = re.compile(r"~[^/\\]*([/\\]|$)")
 
@@ -46,11 +46,23 @@ class Roots:
         Raises:
             UserError: it leads, or could lead, out of the folders.
         """
-        if problem := "it begins with -" if text.startswith("-") else self._problem(text):
-            allowed = ", ".join(map(str, self.folders))
-            step = f"name a place within {allowed}; other folders are opened by tuneloop mcp --root FOLDER"
-            raise UserError(f"This {what} is refused: {problem}", where=text[:200], next_step=step)
+        if text.startswith("-"):
+            self._refuse(text, what, "it begins with -")
+        if "=" in text and not os.path.lexists(self.folders[0] / text):  # a command would take it for a setting
+            self._refuse(text, what, "it holds = and is no file")
+        self._check(text, what)
         return text
+
+    def _check(self, text: str, what: str) -> None:
+        """Refuse a text, or one of several with commas, that leads out of the folders."""
+        for part in dict.fromkeys((text, *map(str.strip, text.split(",")))):
+            if problem := self._problem(part):
+                self._refuse(text, what, problem)
+
+    def _refuse(self, text: str, what: str, problem: str) -> NoReturn:
+        allowed = ", ".join(map(str, self.folders))
+        step = f"name a place within {allowed}; other folders are opened by tuneloop mcp --root FOLDER"
+        raise UserError(f"This {what} is refused: {problem}", where=text[:200], next_step=step)
 
     def settings(self, values: Mapping[str, Any], what: str = "settings") -> list[str]:
         """Nested settings as `key=value` words of a command, once all they name is known to be allowed.
@@ -92,7 +104,7 @@ class Roots:
                 step = "a person who trusts the file runs the command on a terminal"
                 raise UserError("Code is not run for an agent", where=f"{what}: {value[:200]}", next_step=step)
             if "\n" not in value and len(value) <= LONGEST:
-                self.place(value.lstrip("-"), f"value of {what}")  # labels may be negative numbers
+                self._check(value, f"value of {what}")
             elif value.startswith("/"):
                 raise UserError("A text that begins like a path is refused", where=what, next_step="begin it otherwise")
 

@@ -126,8 +126,8 @@ class Workbench:
         self._may_write()
         with self._answering():
             words = [self.roots.recipe(source), *self.roots.settings(settings or {})]
-            words += self._model_words(model)
-            folder = out or await asyncio.to_thread(self._folder, words)
+            words += [f"model={self.roots.place(model, 'model')}"] if model else []
+            folder = out or await asyncio.to_thread(_folder, *words)
             self.roots.place(folder, "folder of the run")
             place = self.roots.folders[0]
             call = ["run", *words, f"output_dir={folder}"]
@@ -163,7 +163,8 @@ class Workbench:
         """
         self._may_write()
         with self._answering():
-            self.roots.place(target, "target")
+            own_rows = (self.roots.folders[0] / target / "dataset").is_dir()  # else those that its recipe names
+            target = self.roots.place(target, "target") if own_rows else self.roots.recipe(target)
             words = [target, *self.roots.settings(settings or {}), f"--split={split}"]
             return await self._run(ctx, ["evaluate", *words, *self._places(dataset=dataset, data=data, out=out)])
 
@@ -171,10 +172,11 @@ class Workbench:
         self, ctx: Context, systems: list[Name], references: Name = "", dataset: Name = "", out: Name = ""
     ) -> dict[str, Any]:
         """Compare evaluations of the same rows, each with the first one; FOLDER:NAME picks a baseline of a run."""
-        if len(systems) == 1 or out:
-            self._may_write()  # its page is written again
         with self._answering():
             places = [self.roots.place(system, "system") for system in systems]
+            predictions = any((self.roots.folders[0] / place).is_file() for place in places)
+            if len(systems) == 1 or predictions or out:
+                self._may_write()  # a page is written again, or what is measured is kept
             words = [*places, *self._places(references=references, dataset=dataset, out=out)]
             return await self._run(ctx, ["compare", *words], folder="" if self.allow_write else "--out")
 
@@ -252,9 +254,6 @@ class Workbench:
         """Options of a command from places, by their names."""
         return [f"--{name}={self.roots.place(place, name)}" for name, place in places.items() if place]
 
-    def _model_words(self, model: str) -> list[str]:
-        return [f"model={self.roots.place(model, 'model')}"] if model else []
-
     def _options(self, kind: type[Config], values: Mapping[str, Any]) -> list[str]:
         """Options of a command from a mapping, by the names of the record's fields."""
         self.roots.settings(values, "options")
@@ -268,11 +267,6 @@ class Workbench:
             elif value is not None:
                 words.append(f"{yes}={value}")
         return words
-
-    def _folder(self, words: Sequence[str]) -> str:
-        """The folder that a run would get."""
-        source, *settings = words
-        return str(folder_of(recipe_of(source, settings)))
 
     def _environment(self) -> dict[str, str]:
         """Of a command: it ends with this server, and a read-only one downloads nothing."""
@@ -331,6 +325,11 @@ class Workbench:
             if status.state != "running" or elapsed >= seconds:
                 return status
             await asyncio.sleep(min(0.5, seconds))
+
+
+def _folder(source: str, *settings: str) -> str:
+    """The folder that a run would get."""
+    return str(folder_of(recipe_of(source, [*settings])))
 
 
 async def _report(ctx: Context, stream: asyncio.StreamReader) -> list[str]:

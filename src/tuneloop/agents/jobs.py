@@ -26,7 +26,7 @@ from tuneloop.core.parent import PARENT
 from tuneloop.records.record import Record, read_record, write_record
 
 LOG, ANSWER = "job.log", "job.out"
-PROCESSES = Path("/proc")  # where there is none, `ps` is asked
+PROCESSES = Path("/proc")  # where there is none, `ps` answers
 GRACE = 60.0  # seconds in which a run may end its step and save a checkpoint
 _PART = re.compile(r"([\d,]+)/([\d,]+)")
 

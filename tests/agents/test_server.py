@@ -173,6 +173,8 @@ def test_lines_that_are_no_protocol_are_survived_and_stdout_has_nothing_else(
     out, _ = server.communicate("".join(f"{line}\n" for line in lines).encode(), timeout=HANG)
     replies = [json.loads(line) for line in out.splitlines()]
     assert all(reply["jsonrpc"] == "2.0" for reply in replies)
+    (welcome,) = [reply["result"] for reply in replies if reply.get("id") == 1]  # of a client of an older protocol
+    assert welcome["serverInfo"]["name"] == "tuneloop" and welcome["protocolVersion"] == "2025-06-18"
     assert server.returncode == 0
 
 

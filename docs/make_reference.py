@@ -31,8 +31,9 @@ INDEX = f"""# Reference
 ## Commands
 
 Every command takes `--json` (exactly one JSON object on stdout; progress and lines go to stderr), `--quiet` and
-`--debug`. Exit status: 0 done; 1 done, and the answer is no; 2 bad input, a bad setting or a missing piece; 3 not
-enough evidence (`gate`, `ab`); 130 interrupted.
+`--debug`. `tuneloop schema --answer 'data check'` prints the JSON Schema of a command's answer. Where the input is no
+terminal, no command asks a question: what would need a yes is refused, or left out, with the option that says it.
+
 """
 
 
@@ -63,11 +64,12 @@ def _commands() -> Iterator[tuple[str, str]]:
     import typer.main
     import typer.testing
 
+    from tuneloop.cli.answers import EXIT_STATUSES
     from tuneloop.cli.main import COMMANDS, app
 
     runner = typer.testing.CliRunner()
     group = typer.main.get_command(app)
-    index = [INDEX]
+    index = [INDEX + _table(("exit status", "meaning"), ((str(each), words) for each, words in EXIT_STATUSES.items()))]
     for stage, lines in COMMANDS.items():
         index.append(f"### {stage}\n")
         index.append(

@@ -55,3 +55,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
     markdown = re.sub(r"^```(\w+) .*$", r"```\1", markdown, flags=re.MULTILINE)
     return re.sub(r"(?<!!)\[([^\]]+)\]\(([^)#\s]+)(#[^)\s]*)?\)", resolved, markdown)
+
+
+def on_post_build(config: Any) -> None:
+    """Put llms.txt and llms-full.txt into the site, with links to its pages."""
+    for name in ("llms.txt", "llms-full.txt"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        text = re.sub(r"\]\(docs/([\w./-]+)\.md\)", r"](\1.html)", text)
+        (Path(config.site_dir) / name).write_text(text, encoding="utf-8")

@@ -17,6 +17,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from answers import check_answer
 from commands import SEVERAL, Commands
 from layers import layer_of
 from postgres import Postgres, postgres_server
@@ -227,6 +228,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli_environment: dict[s
             for name, value in {**cli_environment, **(env or {})}.items():
                 patch.setenv(name, value)
             status = main(list(arguments))
+        check_answer(arguments, status, out.getvalue())
         return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
     return run

@@ -9,6 +9,7 @@ SOURCE, TESTS = ROOT / "src" / "tuneloop", ROOT / "tests"
 # Modules that are tested through what uses them, by the test file that does it.
 TESTED_IN = {
     "test_api.py": "settings",
+    "agents/test_server.py": "cli.mcp",
     "advice/test_advise.py": "advice.config advice.measured advice.rules records.advice pipeline.advise",
     "combine/distill/test_command.py": "cli.distill records.distillation",
     "combine/route/test_command.py": "cli.route records.router",

@@ -97,3 +97,11 @@ def test_the_search_knows_every_page_of_the_documentation(site: Path) -> None:
     assert {"tuneloop train", "prepare", "Changelog"} <= titles, (
         "a command, a function of the Python API, a page from elsewhere"
     )
+
+
+@pytest.mark.slow
+def test_the_list_for_language_models_leads_to_the_sites_pages(site: Path) -> None:
+    text = (site / "llms.txt").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(links) > 40 and all((site / link).is_file() for link in links)
+    assert (site / "llms-full.txt").is_file()

@@ -17,10 +17,19 @@ from sky_stand_in import StandInSky
 
 from places import ROOT
 from tuneloop.deploy.clusters import ClusterJob, find_cluster
+from tuneloop.deploy.launch import Launch, launch_by_commands
 from tuneloop.deploy.skypilot_sdk import load_sky
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 SECRETS = {"HF_TOKEN": "hf_test", "VLLM_API_KEY": "key"}
+
+
+def test_what_a_hosts_commands_print_is_not_on_the_output_of_the_command(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    launch_by_commands(Launch("Host", "echo started   # and more", "echo gone"), tmp_path)
+    printed = capfd.readouterr()
+    assert "started" in printed.err and "started" not in printed.out
 
 
 @pytest.fixture

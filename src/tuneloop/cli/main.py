@@ -71,7 +71,8 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "Set up": {
         "doctor": "Check this machine: packages, model, memory, disk.",
-        "schema": "Print the JSON Schema of a recipe or record, or a table of keys.",
+        "schema": "Print the JSON Schema of a recipe, record or answer, or a table of keys.",
+        "mcp": "Serve coding agents by the Model Context Protocol.",
     },
 }
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from tuneloop.cli.answers import ANSWERS, ERROR, SAME, TYPES
 from tuneloop.cli.console import Result
 from tuneloop.cli.parameters import output
 from tuneloop.core.errors import UserError, did_you_mean
@@ -33,6 +34,7 @@ RECORDS: dict[str, tuple[str, str, str]] = {
     "event": ("records.run", "Event", "a line of `RUN/metrics.jsonl`: something happened"),
     "finding": ("records.run", "FindingLine", "a line of `RUN/metrics.jsonl`: a monitor found something"),
     "trained": ("records.run", "TrainedWeights", "`tuneloop.json`, next to trained weights"),
+    "job": ("agents.jobs", "Job", "`RUN/job.json`: the process of a run that a coding agent has started"),
     "tracking": ("track.record", "TrackingState", "`RUN/tracking*.json`: what a tracker has got"),
     "time": ("records.run", "TimeChoices", "`RUN/time.json`: what was chosen to keep a limit on the time"),
     "learning-rate": ("records.run", "LearningRate", "`RUN/learning_rate.json`: the rate that a range test has found"),
@@ -87,15 +89,48 @@ def schema_of(name: str) -> dict[str, Any]:
     return schema
 
 
+def schema_of_answer(command: str) -> dict[str, Any]:
+    """The JSON Schema of what a command prints with `--json`, an error included.
+
+    Args:
+        command: its words, as in `data check`.
+
+    Raises:
+        UserError: there is no such command; the nearest one is offered.
+    """
+    if (name := SAME.get(command, command)) not in ANSWERS:
+        step = f"{did_you_mean(command, ANSWERS)} commands: {', '.join(ANSWERS)}".lstrip()
+        raise UserError(f"No such command {command!r}", where="--answer", next_step=step)
+    return {"title": f"tuneloop {command} --json", "anyOf": [*map(_schema, ANSWERS[name]), ERROR]}
+
+
+def _schema(answer: str) -> dict[str, Any]:
+    """The schema of one answer of the table."""
+    words = answer.split()
+    record: dict[str, Any] = {"type": "object", "properties": {}}
+    if answer.startswith("@"):
+        record = schema_of(words.pop(0)[1:])
+    properties, required = dict(record["properties"]), [*record.get("required", ())]
+    for word in words:
+        key, _, kind = word.rstrip("?~").partition(":")
+        types = [TYPES[kind], *(["null"] if word.endswith("?") else [])] if kind else []
+        properties[key] = {"type": types[0] if len(types) == 1 else types} if types else {}
+        required += [] if word.endswith("~") else [key]
+    return {**record, "properties": properties, "required": required, "additionalProperties": True}
+
+
 def command(
     record: str = flag("", "NAME", "Print the schema of a file's record: such as dataset, run, plan or evaluation."),
     keys: bool = switch("Print a table of keys, defaults and meanings instead."),
+    answer: str = flag("", "COMMAND", "Print the schema of what a command prints with --json, as in 'data check'."),
 ) -> Result:
-    """Print the JSON Schema of a recipe or record, or a table of keys."""
+    """Print the JSON Schema of a recipe, a record or a command's answer, or a table of keys."""
     from tuneloop.recipe import Recipe, describe_keys
 
     if keys and not record and not output().as_json:
         lines = [f"{key:<28} {default:<16} {meaning}" for key, default, meaning in describe_keys()]
         return Result(None, lines)
+    if answer:
+        return Result(schema_of_answer(answer), [json.dumps(schema_of_answer(answer), indent=2)])
     schema = schema_of(record) if record else Recipe.model_json_schema()
     return Result(schema, [json.dumps(schema, indent=2)])

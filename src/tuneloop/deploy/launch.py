@@ -112,7 +112,8 @@ def launch_by_commands(launch: Launch, folder: Path) -> None:
     say(f"up        {' && '.join(lines)}")
     script, environment = "\n".join(lines), {**os.environ, **launch.environment}
     command = ["bash", "-euo", "pipefail", "-c", script]
-    if status := subprocess.run(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL).returncode:
+    # What they print goes to stderr: stdout holds the one object of --json.
+    if status := subprocess.run(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=2).returncode:
         step = f"if anything was created, this takes it down: {launch.down.splitlines()[0]}"
         raise UserError(f"The start failed with status {status}, see above", where=str(folder), next_step=step)
 

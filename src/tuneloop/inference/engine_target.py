@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
 from tuneloop.core.ui import busy
+from tuneloop.inference.local.labels import LabelTrie
 from tuneloop.inference.local.scoring import AnswerFit
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.protocol import SCORING, Kind, ModelTarget, ServingEngine, complete, with_template
@@ -25,7 +26,7 @@ from tuneloop.inference.timeouts import NO_QUOTA
 from tuneloop.models.adapters import ATTACHED, BASE
 from tuneloop.models.load import load_tokenizer
 from tuneloop.models.names import is_local
-from tuneloop.models.template import Rendered, Template, load_template
+from tuneloop.models.template import Rendered, Template, TemplateError, load_template
 from tuneloop.records.completion import Completion
 
 T = TypeVar("T")
@@ -129,7 +130,17 @@ class EngineTarget(ModelTarget):
             what = "An engine that serves scores labels only as far as its answer needs it"
             step = "leave the probabilities of further labels out, or ask the model on this machine"
             raise UserError(what, where=self.name, next_step=step)
+        _ = self.label_tree(labels)
         return self.complete([replace(request, choices=tuple(labels)) for request in requests], task=task)
+
+    def label_tree(self, labels: Sequence[str], lead: str = "") -> LabelTrie:
+        """See `ModelTarget`; refused where the template is not one that can write labels."""
+        try:
+            return super().label_tree(labels, lead)
+        except TemplateError as error:
+            what = f"The chat template can't write these labels: {error}"
+            where, step = f"{self.name}, {self.model.name}", "name the base or the run that is served"
+            raise UserError(what, where=where, next_step=step) from None
 
     def fits(self, rows: Sequence[Rendered], *, task: str = "reference answers") -> list[AnswerFit]:
         what = "An engine that serves does not say how likely a given answer is"
@@ -190,9 +201,12 @@ class _Running:
 
 
 def template_of(model: LocalTarget) -> Template:
-    """Tokenizer and trained chat template of a model on this machine, which is not loaded."""
-    if model.trained is None:
-        return with_template(load_tokenizer(model.base), model.source)
-    trained = load_template(model.trained)  # a base that is here may know further ends of a turn
-    tokenizer = load_tokenizer(model.base) if is_local(model.base) else trained
-    return with_template(tokenizer, model.source or trained.source)
+    """Tokenizer and trained chat template of a model on this machine, which is not loaded.
+
+    The base's tokenizer where it is here, for it may know further ends of a turn; else the one next to the adapter.
+    """
+    trained = None
+    if model.trained is not None and (model.trained / "tokenizer.json").is_file():
+        trained = load_template(model.trained)
+    tokenizer = load_tokenizer(model.base) if trained is None or is_local(model.base) else trained
+    return with_template(tokenizer, model.source or (trained.source if trained is not None else ""))

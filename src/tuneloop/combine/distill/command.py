@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,8 +70,12 @@ def distil(
         UserError: no such teacher or rows; no student, or one that is no smaller; too few usable answers.
     """
     teacher, student, dataset = names
-    opened = open_with_task(teacher, base=options.base, endpoint=endpoint)
-    job = DistilJob(opened, load_dataset(dataset), out, options, settings)
+    with closing(open_with_task(teacher, base=options.base, endpoint=endpoint)) as opened:
+        return _distil(DistilJob(opened, load_dataset(dataset), out, options, settings), student)
+
+
+def _distil(job: DistilJob, student: str) -> DistillationRecord:
+    options, out = job.options, job.out
     _refuse_impossible(job, student)
     pruned = _pruned(job) if options.layers else None
     model = str(job.place / "student") if pruned else student

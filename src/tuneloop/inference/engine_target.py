@@ -21,7 +21,7 @@ from tuneloop.inference.local.scoring import AnswerFit
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.protocol import SCORING, Kind, ModelTarget, ServingEngine, complete, with_template
 from tuneloop.inference.request import Request, Requests
-from tuneloop.inference.requesting import Body, Refusal, Requester, RequestLimits
+from tuneloop.inference.requesting import Body, FailedTry, Requester, RequestLimits
 from tuneloop.inference.timeouts import NO_QUOTA
 from tuneloop.models.adapters import ATTACHED, BASE
 from tuneloop.models.load import load_tokenizer
@@ -109,13 +109,14 @@ class EngineTarget(ModelTarget):
         keys = [content_hash([identity, each.adapter, body]) for each, body in zip(named, bodies, strict=True)]
         by_key = dict(zip(keys, named, strict=True))
 
-        async def send(key: str, body: Body) -> Completion | Refusal:
+        async def send(key: str, body: Body) -> Completion | FailedTry:
             try:
                 async with asyncio.timeout(self.limits.timeout):
                     answer = await complete(engine, by_key[key])
             except TimeoutError:
-                return Refusal(f"no whole answer in {self.limits.timeout:g} s", tries=2)
-            return _outcome(answer)
+                return FailedTry(f"no whole answer in {self.limits.timeout:g} s", tries=2)
+            # What a server has under a name may be an adapter: `base` is then not known to have answered.
+            return _outcome(replace(answer, adapter="") if self.place and not engine.adapters else answer)
 
         where = self.place or f"{engine.name}, {self.name}"
         step = "see that the server runs and has the model; the same command requests what is missing"
@@ -155,14 +156,14 @@ def _body(request: Request) -> Body:
     return values | {"sampling": vars(request.sampling)}
 
 
-def _outcome(answer: Completion) -> Completion | Refusal:
+def _outcome(answer: Completion) -> Completion | FailedTry:
     """An answer, or that it may come later, or never; what is wrong with one request is its answer."""
     word = answer.error.partition(":")[0]
     if word == "busy":
-        return Refusal(answer.error, wait=answer.retry_after, busy=True)
+        return FailedTry(answer.error, wait=answer.retry_after, busy=True)
     if word == "engine":
-        return Refusal(answer.error)
-    return Refusal(answer.error, tries=0, fatal=True) if word in FATAL else answer
+        return FailedTry(answer.error)
+    return FailedTry(answer.error, tries=0, fatal=True) if word in FATAL else answer
 
 
 class _Running:

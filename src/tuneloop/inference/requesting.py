@@ -40,7 +40,7 @@ class RequestLimits:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class FailedTry:
     """Why a try brought nothing."""
 
     reason: str
@@ -52,7 +52,7 @@ class Refusal:
 
 
 Body = Mapping[str, Any]  # a request as JSON
-Send = Callable[[str, Body], Awaitable[Completion | Refusal]]  # one try of a request: its key, its body
+Send = Callable[[str, Body], Awaitable[Completion | FailedTry]]  # one try of a request: its key, its body
 
 
 class Requester:
@@ -156,7 +156,7 @@ class Requester:
         self.failed += 1
         return Completion(finish="error", error=reason, total_ms=_since(started), retries=tries, engine=self.server)
 
-    async def _wait(self, outcome: Refusal, tries: int) -> None:
+    async def _wait(self, outcome: FailedTry, tries: int) -> None:
         longest = self.limits.longest_pause
         pause = (
             timeouts.backoff(tries, self.limits.pause, longest) if outcome.wait is None else min(outcome.wait, longest)

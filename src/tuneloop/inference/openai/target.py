@@ -19,7 +19,7 @@ from tuneloop.inference import timeouts
 from tuneloop.inference.openai.api import body_of, read_reply
 from tuneloop.inference.protocol import Kind, Target
 from tuneloop.inference.request import Request, Requests
-from tuneloop.inference.requesting import Body, Refusal, Requester, RequestLimits
+from tuneloop.inference.requesting import Body, FailedTry, Requester, RequestLimits
 from tuneloop.inference.wire import Broken, HttpRefused, Wire, finished, need_aiohttp
 from tuneloop.records.completion import Completion
 
@@ -123,7 +123,7 @@ class _Client:
         connect = min(timeouts.CONNECT_FAR_WITHIN, endpoint.timeout)
         self.wire = Wire(self.address, endpoint.api_key, True, endpoint.login, connect)
 
-    async def send(self, key: str, body: Body) -> Completion | Refusal:
+    async def send(self, key: str, body: Body) -> Completion | FailedTry:
         """One try, without the parameters that this model has refused."""
         names = {name: REPLACED[name] if name in self.replaced else name for name in body if name in REPLACED}
         accepted = {new: value for name, value in body.items() if (new := names.get(name, name)) is not None}
@@ -138,31 +138,31 @@ class _Client:
             return self._broken(Broken(type(error).__name__, "unsendable"))
         reply = read_reply(data.decode("utf-8", "replace"))
         if reply is None:
-            return Refusal("an answer that is not a chat completion", tries=2)
+            return FailedTry("an answer that is not a chat completion", tries=2)
         return replace(reply, engine=masked(self.address))
 
-    def _broken(self, error: Broken) -> Refusal:
+    def _broken(self, error: Broken) -> FailedTry:
         if error.kind == "large":
-            return Refusal(f"an answer above {self.endpoint.most_bytes >> 20} MiB", tries=0)
+            return FailedTry(f"an answer above {self.endpoint.most_bytes >> 20} MiB", tries=0)
         if error.kind == "late":
-            return Refusal(f"no {'whole ' if error.began else ''}answer in {self.endpoint.timeout:g} s", tries=2)
+            return FailedTry(f"no {'whole ' if error.began else ''}answer in {self.endpoint.timeout:g} s", tries=2)
         if error.kind == "unreachable":
-            return Refusal("nothing answers at this address", unreachable=True)
+            return FailedTry("nothing answers at this address", unreachable=True)
         if error.kind == "unsendable":
-            return Refusal(f"the request can't be sent ({error})", tries=0, fatal=True)
-        return Refusal(f"the connection broke off ({error})")
+            return FailedTry(f"the request can't be sent ({error})", tries=0, fatal=True)
+        return FailedTry(f"the connection broke off ({error})")
 
-    def _refusal(self, error: HttpRefused, body: Mapping[str, Any]) -> Refusal:
+    def _refusal(self, error: HttpRefused, body: Mapping[str, Any]) -> FailedTry:
         status, reason = error.status, error.in_words
         if status in (400, 422):
             names = {name for name in REPLACED if name in body and name not in self.replaced and name in error.message}
             if names:  # it is made again in the words that this model takes
                 self.replaced |= names
-                return Refusal(reason, wait=0.0)
+                return FailedTry(reason, wait=0.0)
         if status in timeouts.RETRIED and not error.no_quota:
             wait = error.retry_after or None  # 0 is no reason to hammer
-            return Refusal(reason, wait=wait, busy=timeouts.is_busy(status, wait))
-        return Refusal(reason, tries=0, fatal=status in timeouts.REFUSED)
+            return FailedTry(reason, wait=wait, busy=timeouts.is_busy(status, wait))
+        return FailedTry(reason, tries=0, fatal=status in timeouts.REFUSED)
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ test-ray: $(VENV)/.installed-dev
 # Its wheel brings CUDA builds that do not load here, and is not called vllm, as its own code expects.
 VLLM := .vllm
 test-vllm: $(VENV)/.installed-dev $(VLLM)/.installed
-	TUNELOOP_VLLM=$(CURDIR)/$(VLLM)/bin/python $(BIN)/pytest -m vllm tests/inference/openai/test_real_vllm.py
+	TUNELOOP_VLLM=$(CURDIR)/$(VLLM)/bin/python $(BIN)/pytest -m vllm tests/inference/openai
 
 $(VLLM)/.installed:
 	$(PYTHON) -m venv $(VLLM)

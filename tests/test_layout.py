@@ -39,7 +39,7 @@ TESTED_IN = {
     "inference/local/test_serving.py": "inference.protocol",
     "inference/local/test_engine.py": "inference.request",
     "inference/local/test_scoring.py": "inference.local.labels",
-    "inference/openai/test_target.py": "inference.openai.api",
+    "inference/openai/test_target.py": "inference.openai.api inference.requesting",
     "inference/llamacpp/test_llamacpp.py": "inference.llamacpp.child",
     "inference/llamacpp/test_serving.py": "inference.llamacpp.server",
     "pipeline/test_gguf.py": "release.measure",

@@ -31,6 +31,7 @@ class StandIn:
         holds: whether it holds answers to choices and schemas.
         lets_load: whether adapters may be added while it runs.
         tells_ids: whether it knows `return_token_ids`, as vLLM does from 0.10.2 on.
+        tags: whether it takes structural tags of this form, as vLLM does where xgrammar holds its answers.
     """
 
     def __init__(
@@ -41,8 +42,9 @@ class StandIn:
         holds: bool = True,
         lets_load: bool = True,
         tells_ids: bool = True,
+        tags: bool = True,
     ) -> None:
-        self.tells_ids = tells_ids
+        self.tells_ids, self.tags = tells_ids, tags
         self.base, self.names, self.version, self.holds, self.lets_load = (
             base,
             dict(preloaded or {}),
@@ -101,8 +103,8 @@ class StandIn:
         async def models(asked: Asked) -> Any:
             if self.key and asked.headers.get("authorization") != f"Bearer {self.key}":
                 return error(401, "Unauthorized")
-            names = [MODEL, *self.names]
-            return JSONResponse({"data": [{"id": name, "max_model_len": 512} for name in names]})
+            adapters = [{"id": name, "parent": MODEL, "max_model_len": None} for name in self.names]
+            return JSONResponse({"data": [{"id": MODEL, "parent": None, "max_model_len": 512}, *adapters]})
 
         async def version(asked: Asked) -> Any:
             return JSONResponse({"version": self.version}) if self.version else error(404, "Not Found")
@@ -128,6 +130,8 @@ class StandIn:
             self.bodies.append(body)
             if body["model"] not in (MODEL, *self.names):
                 return error(404, f"The model `{body['model']}` does not exist.")
+            if body.get("response_format", {}).get("type") == "structural_tag" and not self.tags:
+                return error(400, "Invalid structural tag specification.")
             chat = asked.url.path.endswith("/chat/completions")
             if "allowed_token_ids" in body:
                 return JSONResponse(await asyncio.to_thread(self.held_to_tokens, engine, body))
@@ -187,7 +191,7 @@ class StandIn:
             sampling=Sampling(body["temperature"], seed=body.get("seed", 0)),
             logprobs=body.get("top_logprobs") if chat else body.get("logprobs"),
             choices=tuple(choices) if self.holds else (),
-            schema=body.get("response_format", {}).get("json_schema", {}).get("schema") if self.holds else None,
+            schema=schema_of(body.get("response_format", {})) if self.holds else None,
         )  # fmt: skip
         if choices and self.holds:
             request = Request(**{name: getattr(request, name) for name in request.__slots__ if name != "logprobs"})
@@ -218,3 +222,10 @@ class StandIn:
             done = True
         finally:
             self.cut += not done
+
+
+def schema_of(form: dict[str, Any]) -> dict[str, Any] | None:
+    """The JSON Schema of a `response_format`, in either of its two forms."""
+    if form.get("type") == "structural_tag":
+        return dict(form["format"]["json_schema"])
+    return form.get("json_schema", {}).get("schema")  # type: ignore[no-any-return]

@@ -87,6 +87,6 @@ def _endpoint(url: str, model: str, api_key_env: str, *, cache: str | None = Non
     from tuneloop.models.names import cache_folder
 
     folder = None if cache is None else Path(cache) if cache else cache_folder() / "answers"
-    endpoint = Endpoint(url, model, key_from(api_key_env), folder, **settings)  # type: ignore[arg-type]
+    endpoint = Endpoint(url, model, key_from(api_key_env), cache=folder, **settings)  # type: ignore[arg-type]
     _ = endpoint.address  # a wrong URL is refused before anything is loaded
     return endpoint

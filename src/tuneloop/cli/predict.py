@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -26,7 +27,7 @@ class TargetOptions(Config):
     """How a target answers, for `predict` and `chat`."""
 
     model: str = flag("", "NAME", "The model, as an endpoint names it.", "-m")
-    base: str = flag("", "MODEL", "Base model of an adapter; default: the one that it names.")
+    base: str = flag("", "MODEL", "Base of an adapter, default: the one that it names; of an endpoint, what it serves.")
     task: str = flag("", "TARGET", "Take instruction and columns from it: the run or artifact that an endpoint serves.")
     system: str | None = flag(None, "TEXT", 'System turn in place of the trained one; "" for none.')
     max_new_tokens: int | None = flag(None, "N", "Longest answer, in tokens; default: that of training.", least=1)
@@ -64,7 +65,7 @@ def command(
 
     opened = open_with_task(target, base=asking.base, task=asking.task, endpoint=asking.server(connection))
     options = Options(column, asking.system, top, asking.max_new_tokens)
-    with screen("answering"):
+    with screen("answering"), closing(opened):
         write = None if output().as_json or out else _print
         answers = predict_file(opened, file, options, out, write=write)
         if not output().as_json:

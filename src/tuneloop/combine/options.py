@@ -49,6 +49,7 @@ class DistilOptions(Config):
     PICKS: ClassVar[tuple[str, ...]] = ("agree", "reference", "judge")
 
     model: str = flag("", "NAME", "The teacher, as its endpoint names it.", "-m")
+    base: str = flag("", "MODEL", "What an endpoint serves: prompts become its token ids, and labels are scored.")
     level: str = flag(
         "text", "NAME", "What is learned: text (answers), logits (probabilities, stored), live (each step)."
     )

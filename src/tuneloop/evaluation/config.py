@@ -89,7 +89,7 @@ class EvalOptions(Config):
     dataset: str = flag("", "FOLDER", "Prepared data set; a run knows its own.", "-d")
     split: str = flag("test", "NAME", "Split: train, val or test.", "-s")
     data: str = flag("", "FILE", "A file whose rows are used instead of a split's.", "--data", "--references")
-    base: str = flag("", "MODEL", "Base of an adapter; of a model, what it was made from.")
+    base: str = flag("", "MODEL", "Base of an adapter; what a model was made from, or what an endpoint serves.")
     few_shot: int = flag(0, "N", "Examples in the prompt, from the training split.", least=0)
     examples: Literal["balanced", "nearest"] = flag(
         "balanced", "NAME", "How they are picked: balanced, or nearest to each row."

@@ -1,14 +1,14 @@
-"""What answers requests: the protocol of engines that serve, and that of targets, which answer rows.
+"""What answers requests: one protocol, `ServingEngine`. A `Target` answers rows, all of them given at once.
 
 `local/` is our own engine, `llamacpp/` llama.cpp in child processes, `openai/` any OpenAI-compatible server. What an
 engine must keep is tested for all of them alike: an answer depends on its request alone, not on which adapter answered
-before, what is cached, or what shares the batch. Both protocols share the request, the reply, and one registration
-(`EngineKind`).
+before, what is cached, or what shares the batch.
 
-They stay two, because a target gets all requests at once and plans: our engine batches rows of similar length and reads
-what their prompts share once, llama.cpp computes in its library with exact scores, and an endpoint gets equal requests
-once, each with retries and a cache. A facade over engines, which take requests as they come from an event loop, would
-form other batches, and so change numbers in 16 bits and take longer.
+An engine that serves is evaluated through `engine_target.EngineTarget`, a server whose model is known too. Who knows
+all rows at once can do better, and three have a target of their own: our engine batches rows of similar length, reads
+what their prompts share once, scores all labels exactly and measures the losses of references (`local/target.py`);
+llama.cpp scores and measures in its library, which its server does not offer (`llamacpp/target.py`); and an endpoint of
+which nothing is known renders the turns itself (`openai/target.py`).
 
     engine = LocalEngine(Served("smollm2-135m"), [Served("runs/tickets")])
     await engine.start()
@@ -328,6 +328,7 @@ class ModelTarget(Target):
 
     engine: ClassVar[str] = ENGINE
     shares_prompts: ClassVar[bool]  # whether what all prompts begin with is computed once
+    measures_losses: ClassVar[bool] = True  # whether it has `fits`
 
     @property
     @abstractmethod
@@ -400,9 +401,10 @@ class EngineKind:
 
     name: str  # `engine=NAME` of `serve`
     claims: Callable[[str], bool]  # whether a name is for this engine, where none is named
-    target: Callable[[str, str, str], ModelTarget]  # of a name, its base and its chat template (empty: as it says)
     template: Callable[[str], Template]  # tokenizer and chat template of a base, which is not loaded
     serving: Callable[[Served, Sequence[Served], EngineSettings], ServingEngine]  # the base with its adapters
+    # Of a name, its base and its chat template (empty: as it says): a faster way to answer rows; None: by serving.
+    target: Callable[[str, str, str], ModelTarget] | None = None
 
 
 def with_template(template: Template, source: str) -> Template:

@@ -1,8 +1,8 @@
 """What a name means: a run, an adapter, a model, a GGUF file, an endpoint, a file of predictions.
 
-A new engine for models on this machine is one file with an `EngineKind` and its place in `ENGINES`: it serves and is
-measured by that. Another kind of target is one file with a subclass of `protocol.Target`, and its line in
-`open_target`.
+A new engine for models on this machine is one file with an `EngineKind` and its place in `ENGINES`: it serves, and is
+measured through what it serves. Another kind of target is one file with a subclass of `protocol.Target`, and its line
+in `open_target`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,16 @@ from typing import ClassVar, Literal
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_jsonl
 from tuneloop.core.urls import masked
+from tuneloop.inference.engine_target import EngineTarget
 from tuneloop.inference.llamacpp import target as llamacpp
 from tuneloop.inference.local import serving as local
+from tuneloop.inference.local.target import open_local
+from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings, only_model
 from tuneloop.inference.openai.target import Endpoint, EndpointTarget
-from tuneloop.inference.protocol import EngineKind, Kind, ModelTarget, Target
+from tuneloop.inference.protocol import EngineKind, EngineSettings, Kind, ModelTarget, Served, ServingEngine, Target
 from tuneloop.inference.request import Requests
+from tuneloop.models.names import is_local
+from tuneloop.models.trained import target_kind
 from tuneloop.records.completion import Completion
 
 ENGINES = (llamacpp.KIND, local.KIND)  # ours takes what no other one claims
@@ -46,7 +51,7 @@ def open_target(
 
     Args:
         name: the folder of a run, artifact, adapter or model; a model's name; a GGUF file; a URL; a predictions file.
-        base: the base of an adapter; default: the one that it names.
+        base: the base of an adapter, by default the one that it names; of an endpoint see `open_endpoint`.
         endpoint: makes an endpoint from a URL.
         answers: reads predictions by the ids of their rows; default: JSON Lines with `id` and `prediction`.
         template: chat template that takes the place of the model's.
@@ -60,13 +65,65 @@ def open_target(
     if kind == "endpoint":
         if endpoint is None:
             raise UserError("An endpoint needs the name of a model", where=masked(name), next_step="give --model NAME")
-        return EndpointTarget(masked(name), endpoint(name))
+        return open_endpoint(endpoint(name), base=base, template=template)
     return open_model(name, base=base, template=template)
 
 
 def open_model(name: str, *, base: str = "", template: str = "") -> ModelTarget:
     """A model on this machine, by the engine that claims its name; see `open_target`."""
-    return engine_for(name).target(name, base, template)
+    return target_of(engine_for(name), name, base=base, template=template)
+
+
+def target_of(kind: EngineKind, name: str, *, base: str = "", template: str = "") -> ModelTarget:
+    """A model on this machine by an engine: in its own way of answering rows, else through what it serves."""
+    if kind.target is not None:
+        return kind.target(name, base, template)
+    model = open_local(name, base=base, template=template)
+
+    def engine() -> ServingEngine:
+        adapters = [] if model.trained is None else [Served(str(model.trained), target.template.source)]
+        plain = target.template.source if model.trained is None else ""
+        return kind.serving(Served(model.base, plain), adapters, EngineSettings())
+
+    target = EngineTarget(name, model, engine, model.kind)
+    return target
+
+
+def open_endpoint(endpoint: Endpoint, *, base: str = "", template: str = "") -> Target:
+    """A server's model: asked by token ids where it is known what it is, else by turns, which the server renders.
+
+    Args:
+        endpoint: its model is the server's name of one, or the folder of a run or adapter, which the server is given.
+        base: what the model is, on this machine: a model, or the run or adapter of that name; empty: unknown. Of a run
+            or adapter the base that it is for, where it names another one.
+        template: chat template that takes the place of the trained one.
+    """
+    name, given = masked(endpoint.url), target_kind(endpoint.model) != "model"
+    if not (given or base):
+        return EndpointTarget(name, endpoint)
+    model = open_local(endpoint.model if given else base, base=base if given else "", template=template)
+    if given and model.trained is None:
+        what, step = "A server can be given adapters, and this run trained all weights", "give the server's name of it"
+        raise UserError(what, where=endpoint.model, next_step=f"--model NAME --base {endpoint.model}: {step}")
+    url = endpoint.address.removesuffix("/chat/completions")
+
+    def engine() -> ServingEngine:
+        source, tokenizer = target.template.source, model.base if is_local(model.base) else str(model.trained)
+        settings = EndpointSettings(
+            url, endpoint.api_key, tokenizer, endpoint.concurrency, login=endpoint.login, start_within=endpoint.timeout
+        )
+        served = only_model([url], endpoint.api_key, endpoint.login) if given else endpoint.model
+        adapters = [Served(str(model.trained), source)] if given else []
+        return EndpointEngine(Served(served, source), adapters, settings)
+
+    target = EngineTarget(name, model, engine, "endpoint", f"{masked(url)} (model {endpoint.model})", endpoint)
+    return target
+
+
+def endpoint_of(target: Target) -> Endpoint | None:
+    """The server that answers for a target; None: it is on this machine, or a file."""
+    limits = target.endpoint if isinstance(target, EndpointTarget) else getattr(target, "limits", None)
+    return limits if isinstance(limits, Endpoint) else None
 
 
 def engine_for(name: str, engine: str = "auto") -> EngineKind:

@@ -228,7 +228,7 @@ def ask(
     else:
         answers = list(target.complete(requests, task=task))
     seconds = time.monotonic() - started
-    if how.measures_loss and dataset.task != "classification":
+    if how.measures_loss and target.measures_losses and dataset.task != "classification":
         rendered = [target.template.render(row.messages, row.tools) for row in rows]
         fits = target.fits(rendered, task=f"{task}: reference answers")
         answers = [replace(a, loss=fit.loss, loss_tokens=fit.tokens) for a, fit in zip(answers, fits, strict=True)]

@@ -20,7 +20,7 @@ from tuneloop.evaluation.evaluate import ScoredAnswers, check_ids, sample_rows
 from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.openai.target import Endpoint, EndpointTarget
-from tuneloop.inference.targets import PredictionsTarget, open_model
+from tuneloop.inference.targets import PredictionsTarget, endpoint_of, open_endpoint, open_model
 from tuneloop.models.load import load_model
 from tuneloop.pipeline.baselines import majority_of
 from tuneloop.pipeline.compared_systems import SystemAnswers
@@ -140,7 +140,7 @@ def _question(target: str | Endpoint, options: EvalOptions, settings: Sequence[s
     if options.split not in SPLITS:
         raise UserError(f"No split named {options.split!r}", where="--split", next_step="choose train, val or test")
     if isinstance(target, Endpoint):
-        return Question(EndpointTarget(target.url, target), options, settings)
+        return Question(open_endpoint(target, base=options.base), options, settings)
     if options.predictions:
         return Question(PredictionsTarget(options.predictions, {}), options, settings)
     return Question(open_model(target, base=options.base), options, settings)
@@ -150,7 +150,7 @@ def _refuse_impossible(recipe: Recipe, question: Question) -> None:
     """Refuse, before anything is read, what this kind of target can't answer."""
     config, kind = recipe.evaluate, question.kind
     differences = config.general or config.memorisation or config.canaries or config.lm_eval
-    if differences and kind not in ("run", "adapter") and not question.options.base:
+    if differences and kind not in ("run", "adapter") and not (kind == "model" and question.options.base):
         what = "What was this model made from? Forgetting and memorisation are differences to its base"
         other = "evaluate the model, with --base MODEL: an endpoint or a file of answers can't be compared with it"
         step = "give --base MODEL" if kind == "model" else other
@@ -241,8 +241,8 @@ def _unseen(dataset: Dataset, rows: Sequence[Row]) -> list[str]:
 
 def _default_name(question: Question) -> str:
     options = question.options
-    if isinstance(question.target, EndpointTarget):
-        name = question.target.endpoint.model
+    if (endpoint := endpoint_of(question.target)) is not None:
+        name = "tuned" if Path(endpoint.model).is_dir() else endpoint.model
     elif options.predictions:
         name = Path(options.predictions).stem
     elif question.kind in ("run", "adapter"):
@@ -272,7 +272,10 @@ def _key(recipe: Recipe, dataset: Dataset, question: Question) -> str:
         run = read_record(RunManifest, question.name)
         choices["target"] = [run.id, run.key, run.adapter_hash]
     files = [sha256_file(file) for file in (options.prompt, options.predictions) if file and Path(file).is_file()]
-    server = [target.endpoint.address, target.endpoint.model] if isinstance(target, EndpointTarget) else None
+    server = None
+    if (endpoint := endpoint_of(target)) is not None:
+        by_turns = isinstance(target, EndpointTarget)
+        server = [endpoint.address, endpoint.model] if by_turns else [target.identity]
     # Without places, which the hash of the data replaces.
     settings = recipe.model_dump(mode="json", exclude={"output_dir": True, "data": {"sources"}})
     return content_hash([settings, dataset.manifest.hash, choices, files, server])
@@ -309,5 +312,5 @@ def _consistency(work: EvalJob, folder: Path, costs: dict[str, Any]) -> dict[str
     systems: list[Ask] = [target]
     if question.kind in ("run", "adapter"):
         systems.append(prompt_systems(job, dataset, lambda: base_model(job)))
-    sampled = question.kind == "endpoint" or is_drawn(job, dataset)
+    sampled = isinstance(question.target, EndpointTarget) or is_drawn(job, dataset)
     return consistency_part(job, folder, dataset, work.rows, systems, name=work.name, sampled=sampled, costs=costs)

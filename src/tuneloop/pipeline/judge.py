@@ -17,8 +17,9 @@ from tuneloop.data.config import PrepareConfig
 from tuneloop.data.load_eval_file import read_whole
 from tuneloop.evaluation.evaluate import ScoredAnswers, sample_rows
 from tuneloop.inference.local.target import open_local
-from tuneloop.inference.openai.target import Endpoint, EndpointTarget, failures, usage
+from tuneloop.inference.openai.target import Endpoint, EndpointTarget, usage
 from tuneloop.inference.request import Request
+from tuneloop.inference.requesting import failures
 from tuneloop.pipeline.target_answers import endpoint_line
 from tuneloop.records.rows import Message, Row
 

@@ -21,16 +21,25 @@ from tuneloop.data.load_eval_file import IDS
 from tuneloop.data.sources.read import read_records
 from tuneloop.evaluation.config import EvalOptions
 from tuneloop.evaluation.metrics.code import problem_of
+from tuneloop.evaluation.metrics.labels import label_matcher
 from tuneloop.evaluation.metrics.text import EMBEDDER, embedder
 from tuneloop.evaluation.predictions import answers_from
 from tuneloop.evaluation.prompt import AS_IT_IS, choose_examples, load_prompt, nearest_examples, prompt_turns
 from tuneloop.inference.local.sampling import GREEDY, Sampling
 from tuneloop.inference.local.target import LocalTarget
-from tuneloop.inference.openai.target import EndpointTarget, failures, usage
+from tuneloop.inference.openai.target import Endpoint, EndpointTarget, usage
 from tuneloop.inference.protocol import Kind, Target, as_model
 from tuneloop.inference.request import Request
-from tuneloop.inference.targets import PredictionsTarget
-from tuneloop.pipeline.compared_systems import Asking, SystemAnswers, ask, few_shot_examples, nearest_few_shot
+from tuneloop.inference.requesting import failures
+from tuneloop.inference.targets import PredictionsTarget, endpoint_of
+from tuneloop.pipeline.compared_systems import (
+    Asking,
+    SystemAnswers,
+    ask,
+    few_shot_examples,
+    nearest_few_shot,
+    uses_choice,
+)
 from tuneloop.pipeline.context import RunContext, attach_trained
 from tuneloop.pipeline.scoring import cost_of
 from tuneloop.recipe import Recipe
@@ -119,14 +128,21 @@ def answers_of_target(work: EvalJob) -> TargetAnswers:
         return _of_endpoint(work, target)
     if question.options.on and isinstance(target, LocalTarget):
         return _by_actors(work)
-    if question.kind in ("run", "adapter"):
+    if isinstance(target, LocalTarget) and question.kind in ("run", "adapter"):
         attach_trained(job)
     prompts, notes = _prompts(work)
+    system = _asked(work, Asking(prompts=prompts), work.name)
+    if (endpoint := endpoint_of(target)) is not None:
+        return _from_endpoint(work, endpoint, system.completions, notes)
+    return TargetAnswers(system, cost_of(job, system, work.training), notes)
+
+
+def _asked(work: EvalJob, how: Asking, task: str) -> SystemAnswers:
+    """A model's answers to the rows; one that is in another engine is closed behind them."""
+    job, target = work.job, work.question.target
     other = None if isinstance(target, LocalTarget) else as_model(target)
     with closing(other) if other is not None else nullcontext(job.model) as model:
-        how = Asking(prompts=prompts)
-        system = ask(model, work.dataset, work.rows, job.recipe.evaluate, how, task=work.name)[""]
-    return TargetAnswers(system, cost_of(job, system, work.training), notes)
+        return ask(model, work.dataset, work.rows, job.recipe.evaluate, how, task=task)[""]
 
 
 def answers_to_rewordings(work: EvalJob, sampling: Sequence[Sampling]) -> dict[str, SystemAnswers]:
@@ -137,9 +153,7 @@ def answers_to_rewordings(work: EvalJob, sampling: Sequence[Sampling]) -> dict[s
         cost = usage(target.endpoint, replies)
         say(endpoint_line(cost))
         return {work.name: SystemAnswers(list(replies), cost["seconds"])}
-    how = Asking(prompts=_prompts(work)[0], sampling=sampling)
-    answers = ask(work.job.model, work.dataset, work.rows, work.job.recipe.evaluate, how, task=task)
-    return {work.name: answers[""]}
+    return {work.name: _asked(work, Asking(prompts=_prompts(work)[0], sampling=sampling), task)}
 
 
 # --- by actors of a Ray cluster ------------------------------------------------------------------
@@ -245,11 +259,25 @@ def _some(ids: Sequence[str]) -> str:
 
 
 def _of_endpoint(work: EvalJob, target: EndpointTarget) -> TargetAnswers:
-    endpoint = target.endpoint
+    """Answers of an endpoint of whose model nothing is known: it writes them."""
     if work.job.recipe.evaluate.answer == "choice":
-        what = "An endpoint writes its answers, it can't score choices"
-        raise UserError(what, where="evaluate.answer", next_step="leave it at auto")
+        what = "An endpoint writes its answers; labels are scored where it is known what model it serves"
+        step = "give --base MODEL, or --base RUN for its template too; or leave it at auto"
+        raise UserError(what, where="evaluate.answer", next_step=step)
     replies, notes = _replies(work, target, None, work.name)
+    if uses_choice(work.dataset, work.job.recipe.evaluate):
+        label_of = label_matcher(work.dataset.manifest.labels or [])
+        others = sum(label_of(reply.text) is None for reply in replies if not reply.error)
+        if others:
+            notes.append(
+                f"{others} of {counted(len(replies), 'answer')} {verb(others, 'names', 'name')} no label: the endpoint "
+                "writes them. With --base MODEL (or --base RUN, for its template) labels are scored, as of a run."
+            )
+    return _from_endpoint(work, target.endpoint, replies, notes)
+
+
+def _from_endpoint(work: EvalJob, endpoint: Endpoint, replies: Sequence[Completion], notes: list[str]) -> TargetAnswers:
+    """A server's answers with their costs, and notes on those that failed."""
     cost = usage(endpoint, replies)
     say(endpoint_line(cost))
     failed = [{"id": r.id, "error": reply.error} for r, reply in zip(work.rows, replies, strict=True) if reply.error]

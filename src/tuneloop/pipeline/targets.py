@@ -14,7 +14,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, write_json
 from tuneloop.core.ui import say
 from tuneloop.data.task import TaskSpec, read_task, task_spec
-from tuneloop.inference.local.target import LocalTarget, open_local
+from tuneloop.inference.engine_target import EngineTarget
+from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.protocol import ModelTarget, Target, as_model
 from tuneloop.inference.targets import open_target
 from tuneloop.models.names import is_local, resolve
@@ -51,6 +52,11 @@ class TaskTarget:
         """The target, where its prompts become tokens here: a model on this machine, in whichever engine."""
         return as_model(self.target)
 
+    def close(self) -> None:
+        """End what computes; see `ModelTarget.close`."""
+        if self.model is not None:
+            self.model.close()
+
     def check(self) -> None:
         """Refuse the name of a model that is neither here nor on the hub, before rows are read for it."""
         if self.local is not None and self.task is None and not is_local(self.local.base):
@@ -85,8 +91,8 @@ def open_with_task(
     name = local_name(name)
     target = open_target(name, base=base, endpoint=endpoint)
     spec = borrowed if borrowed is not None else task_inside(target)
-    if spec is not None and isinstance(target, LocalTarget):
-        target = open_local(name, base=base, template=spec.chat_template)
+    if spec is not None and isinstance(target, LocalTarget | EngineTarget):
+        target = open_target(name, base=base, endpoint=endpoint, template=spec.chat_template)
     return TaskTarget(target, spec)
 
 

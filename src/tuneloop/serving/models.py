@@ -16,19 +16,16 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl, sha256_file
 from tuneloop.core.ui import quiet, say
-from tuneloop.core.units import counted
-from tuneloop.core.urls import masked, split_login
+from tuneloop.core.urls import masked
 from tuneloop.data.formats import Rejection
 from tuneloop.data.task import TaskPrompt, TaskSpec, prompt_reader
 from tuneloop.inference.canary import CanaryRow, Parting, is_expected, parting_of, prove, prove_base
 from tuneloop.inference.local.labels import label_ids
-from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings
+from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings, only_model
 from tuneloop.inference.openai.target import key_from
 from tuneloop.inference.protocol import EngineKind, EngineSettings, Served, ServingEngine, complete, with_template
 from tuneloop.inference.request import Request
-from tuneloop.inference.targets import ENGINES, engine_for, kind_of_name
-from tuneloop.inference.timeouts import MODELS_WITHIN
-from tuneloop.inference.wire import Broken, HttpRefused, Wire, fetched, need_aiohttp
+from tuneloop.inference.targets import ENGINES, engine_for, kind_of_name, target_of
 from tuneloop.models.adapters import BASE
 from tuneloop.models.names import resolve
 from tuneloop.models.peft_layout import SETTINGS, WEIGHTS, hash_of_adapter
@@ -84,7 +81,7 @@ def open_model(kind: EngineKind, name: str, source: str, task_of: str = "", base
     place = local_name(source)
     if kind_of_name(place) != "local":
         raise UserError("Only models on this machine can be adapters", where=source, next_step="name a run or artifact")
-    target = kind.target(place, "", "")
+    target = target_of(kind, place)
     task = (open_with_task(task_of).task if task_of else None) or task_inside(target)
     under, weights = target.served_on(base)
     loaded = None if weights is None else Served(weights, task.chat_template if task else "")
@@ -231,7 +228,7 @@ def _endpoints(config: ServeConfig, candidates: Mapping[str, Candidate]) -> Serv
     models = [_open_elsewhere(each) for each in names]
     local = next((each.base for each in models if each.base), "")
     key = key_from(config.api_key_env)
-    base = base or _only_model(config.urls, key)
+    base = base or only_model(config.urls, key)
     extra = _candidates(candidates, lambda each: _open_elsewhere(Named(each.model, each.source)), None)
     adapters = _loaded(models, extra.values())
     settings = [
@@ -258,30 +255,6 @@ def _open_elsewhere(model: Named) -> Opened:
         step = "start the server with these weights and name it by the server's name of the model"
         raise UserError(what, where=model.source, next_step=step)
     return opened
-
-
-def _only_model(urls: Sequence[str], key: str) -> str:
-    """The model of the first server that answers."""
-    need_aiohttp(masked(urls[0]), "llamacpp")
-    fault = ""
-    for url in urls:
-        try:
-            place, login = split_login(url.rstrip("/").removesuffix("/v1"))
-            answer = fetched(Wire(place, key, proxies=True, login=login), "/v1/models", MODELS_WITHIN)
-            models = json.loads(answer)["data"]
-            models = [each for each in models if not each.get("parent")] or models  # vLLM's adapters have one
-            names = [str(each["id"]) for each in models]
-        except (HttpRefused, Broken, ValueError, KeyError, TypeError) as error:
-            fault = (
-                error.in_words if isinstance(error, HttpRefused) else masked(f"{type(error).__name__}: {error}")[:200]
-            )
-            continue
-        if len(names) == 1:
-            return names[0]
-        step = f"say which with base=NAME: {', '.join(names)[:300]}"
-        raise UserError(f"The server has {counted(len(names), 'model')}", where=masked(url), next_step=step)
-    what = f"The server does not tell its models ({fault})"
-    raise UserError(what, where=masked(", ".join(urls)), next_step="check the URL and that it runs")
 
 
 def prompt_of(task: TaskSpec) -> ReadPrompt:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import served
 from served import Files
-from vllm_stand_in import MODEL, TOGETHER, StandIn
+from vllm_stand_in import MODEL, TOGETHER, StandIn, schema_of
 
 from patience import HANG
 from tuneloop.core.errors import UserError
@@ -86,6 +86,28 @@ def test_a_server_that_ignores_choices_or_a_schema_is_noticed(files: Files, toke
         assert (await complete(engine, asked(schema={"type": "nonsense"}))).error.startswith("no_schema: ")
 
     against(StandIn(files.base, holds=False), work, tokenizer=str(files.base) if tokenizer else "")
+
+
+@pytest.mark.parametrize(
+    ("tags", "schema", "form"),
+    [
+        (True, {"type": "object"}, "structural_tag"),
+        (False, {"type": "object"}, "json_schema"),
+        (True, {"type": "string", "pattern": "a+"}, "json_schema"),
+    ],
+)
+def test_white_space_is_bounded_where_the_server_can_and_all_of_the_schema_is_held(
+    files: Files, tags: bool, schema: dict[str, Any], form: str
+) -> None:
+    server = StandIn(files.base, tags=tags)
+
+    async def work(engine: EndpointEngine) -> None:
+        await complete(engine, asked(schema=schema))
+        held = server.bodies[-1]["response_format"]
+        assert held["type"] == form and schema_of(held) == schema
+        assert ("max_whitespace_cnt" in held.get("format", {})) == (form == "structural_tag")
+
+    against(server, work)
 
 
 def test_labels_and_their_probabilities_are_those_of_our_own_engine(files: Files) -> None:

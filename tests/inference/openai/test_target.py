@@ -21,8 +21,9 @@ from local_http import Quiet, listening
 from patience import slowness
 from tuneloop.core.errors import UserError
 from tuneloop.inference.openai.api import read_reply
-from tuneloop.inference.openai.target import Endpoint, complete, failures, key_from, usage
+from tuneloop.inference.openai.target import Endpoint, complete, key_from, usage
 from tuneloop.inference.request import Request
+from tuneloop.inference.requesting import failures
 
 Script = Callable[[int, dict[str, Any]], tuple[int, dict[str, str], bytes]]
 

@@ -158,8 +158,8 @@ class DistilJob:
 
     @property
     def labels(self) -> list[str]:
-        """The labels that a teacher on this machine scores; empty: it writes."""
-        scores = self.dataset.task == "classification" and self.teacher.local is not None
+        """The labels that a teacher scores; empty: it writes."""
+        scores = self.dataset.task == "classification" and self.teacher.model is not None
         return list(self.dataset.manifest.labels or []) if scores else []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,7 +70,12 @@ def distil(
         UserError: no such teacher or rows; no student, or one that is no smaller; too few usable answers.
     """
     teacher, student, dataset = names
-    job = DistilJob(open_with_task(teacher, endpoint=endpoint), load_dataset(dataset), out, options, settings)
+    with closing(open_with_task(teacher, base=options.base, endpoint=endpoint)) as opened:
+        return _distil(DistilJob(opened, load_dataset(dataset), out, options, settings), student)
+
+
+def _distil(job: DistilJob, student: str) -> DistillationRecord:
+    options, out = job.options, job.out
     _refuse_impossible(job, student)
     pruned = _pruned(job) if options.layers else None
     model = str(job.place / "student") if pruned else student
@@ -186,6 +192,7 @@ def _forget_teacher(job: DistilJob) -> None:
         teacher_model.cache_clear()
     if job.teacher.local is not None:
         job.teacher.local.__dict__.pop("model", None)
+    job.teacher.close()
 
 
 def _recipe(job: DistilJob, model: str, rows: str, out: Path, teacher: str = "") -> Recipe:
@@ -252,6 +259,7 @@ def _score(job: DistilJob, rows: Sequence[Row], target: TaskTarget) -> _Scored:
     seconds = time.monotonic() - began
     if local:
         local.__dict__.pop("model", None)  # three models need not be in memory together
+    target.close()
     recipe = make_recipe({"name": "student"}, job.settings)
     scored = score(RunContext(recipe, job.out), replace(job.dataset, test=rows), rows, SystemAnswers(answers, 0.0))
     tokens = sum(answer.prompt_tokens + answer.completion_tokens for answer in answers)

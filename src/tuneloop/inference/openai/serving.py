@@ -27,6 +27,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.units import counted
 from tuneloop.core.urls import masked, split_login
 from tuneloop.inference.label_search import Path as LabelPath
 from tuneloop.inference.label_search import Reading, Unconstrained, search_labels
@@ -45,8 +46,16 @@ from tuneloop.inference.protocol import (
     with_template,
 )
 from tuneloop.inference.request import MOST_LOGPROBS, NO_PROMPT, Request, Update, refused, schema_breach, schema_problem
-from tuneloop.inference.timeouts import HEALTHY_WITHIN, NO_QUOTA, READY_PAUSE, START_WITHIN, TOKENS_WITHIN, is_busy
-from tuneloop.inference.wire import Broken, HttpRefused, Wire, message_of, need_aiohttp
+from tuneloop.inference.timeouts import (
+    HEALTHY_WITHIN,
+    MODELS_WITHIN,
+    NO_QUOTA,
+    READY_PAUSE,
+    START_WITHIN,
+    TOKENS_WITHIN,
+    is_busy,
+)
+from tuneloop.inference.wire import Broken, HttpRefused, Wire, fetched, message_of, need_aiohttp
 from tuneloop.models.adapters import BASE
 from tuneloop.models.load import load_tokenizer
 from tuneloop.models.peft_layout import WEIGHTS, hash_of_adapter
@@ -58,6 +67,9 @@ REFUSALS = {400: "rejected", 413: "rejected", 422: "rejected"}  # status -> word
 RENAMED = (0, 12)  # from this version of vLLM on, `guided_choice` is `structured_outputs`
 QUANTUM = 32  # tokens of a quantum: two blocks of vLLM's prefix cache, of which it reads the last one again at most
 BACKGROUND = 1  # vLLM's priority of background requests; lower ones are computed earlier, and the usual is 0
+MOST_SPACES = 22  # between tokens of JSON, where vLLM bounds them: as our own engine does, see `local.grammar.SPACES`
+# Keywords that xgrammar passes over in a structural tag; under `json_schema` vLLM holds them by another grammar.
+UNTAGGED = ("multipleOf", "format", "pattern", "patternProperties")
 NOT_HELD = "no_choices: the server did not hold its answer to the choices"
 # (server, adapter) -> engines of this process that use what one of them has loaded there.
 USERS: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
@@ -78,6 +90,7 @@ class EndpointSettings:
         False  # whether vLLM runs with `--scheduling-policy priority`; else it ignores a request's priority
     )
     start_within: float = START_WITHIN  # seconds until the server must be ready
+    login: tuple[str, str] | None = field(default=None, repr=False)  # user and password, where the URL has none
 
 
 class EndpointEngine(RenderingEngine):
@@ -91,14 +104,15 @@ class EndpointEngine(RenderingEngine):
     """
 
     def __init__(self, base: Served, adapters: Sequence[Served], settings: EndpointSettings) -> None:
-        url, self._login = split_login(settings.url)
+        url, login = split_login(settings.url)
+        self._login = login or settings.login
         parts = urlsplit(url.strip())
         path = parts.path.rstrip("/").removesuffix("/v1")
         address = parts._replace(path=path, query="", fragment="").geturl()  # without a login
         super().__init__(address, base, adapters, settings.slots)
         self._settings, self._context = settings, settings.context
         self._vllm: tuple[int, ...] = ()  # its version; empty: another server
-        self._priorities = self._returns_ids = False
+        self._priorities = self._returns_ids = self._bounds_spaces = False
         self._loaded: dict[str, Served] = {}  # adapters that come from folders here
         self._turns = Turns()
         self._wire: Wire | None = None
@@ -181,7 +195,9 @@ class EndpointEngine(RenderingEngine):
             version = None
         self._vllm = tuple(map(int, version.groups())) if version else ()
         self._priorities = bool(self._vllm) and self._settings.priorities
-        self._returns_ids = bool(self._vllm) and await self._tries_ids()
+        if self._vllm:  # token ids come from 0.10.2 on, bounded spaces from what holds answers by xgrammar
+            self._returns_ids = "token_ids" in (await self._tried({"return_token_ids": True}) or {})
+            self._bounds_spaces = await self._tried({"response_format": _bounded({"type": "object"})}) is not None
         if self._settings.tokenizer:
             template = await asyncio.to_thread(load_tokenizer, self._settings.tokenizer)
             self._templates[BASE] = with_template(template, self._base.template)
@@ -217,15 +233,13 @@ class EndpointEngine(RenderingEngine):
         users.add(id(self))
         return name
 
-    async def _tries_ids(self) -> bool:
-        """Whether vLLM returns the tokens that it writes, as it does from 0.10.2 on."""
-        body = {"model": self.base, "prompt": [1], "max_tokens": 1, "return_token_ids": True}
+    async def _tried(self, option: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What comes of a request of one token with some option; None where the server refuses it."""
+        body = {"model": self.base, "prompt": [1], "max_tokens": 1, **option}
         try:
-            return (
-                "token_ids" in (await self._reply("/v1/completions", body, self._settings.start_within))["choices"][0]
-            )
+            return dict((await self._reply("/v1/completions", body, self._settings.start_within))["choices"][0])
         except UNREADABLE:
-            return False
+            return None
 
     async def healthy(self) -> bool:
         """Whether the server answers, has all models, and does not say that what computes behind it is not ready.
@@ -426,6 +440,12 @@ class EndpointEngine(RenderingEngine):
             body["priority"] = BACKGROUND
         return body
 
+    def _held(self, schema: dict[str, Any]) -> dict[str, Any]:
+        """What holds an answer to a schema; with any number of spaces a model can write them to its limit."""
+        if self._bounds_spaces and not any(f'"{word}"' in json.dumps(schema) for word in UNTAGGED):
+            return _bounded(schema)
+        return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+
     def _body(self, request: Request) -> tuple[str, dict[str, Any]]:
         """The path and the body that are sent."""
         body = self._options(request) | {"stream": True, "stream_options": {"include_usage": True}}
@@ -434,8 +454,7 @@ class EndpointEngine(RenderingEngine):
             renamed = self._vllm >= RENAMED
             body |= {"structured_outputs": {"choice": choices}} if renamed else {"guided_choice": choices}
         if request.schema is not None:
-            schema = {"name": "answer", "schema": dict(request.schema), "strict": True}
-            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+            body["response_format"] = self._held(dict(request.schema))
         if request.ids or request.continues is not None:
             prompt = list(request.ids) if request.ids else request.continues
             more = {} if request.logprobs is None else {"logprobs": request.logprobs}
@@ -443,6 +462,38 @@ class EndpointEngine(RenderingEngine):
         if request.logprobs is not None:
             body |= {"logprobs": True, "top_logprobs": request.logprobs}
         return "/v1/chat/completions", body | turns_of(request)
+
+
+def _bounded(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema as vLLM's structural tag, the only place where a request can bound white space."""
+    inside = {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": MOST_SPACES}
+    return {"type": "structural_tag", "format": inside}
+
+
+def only_model(urls: Sequence[str], key: str, login: tuple[str, str] | None = None) -> str:
+    """The model of the first server that answers, adapters left out.
+
+    Raises:
+        UserError: none answers, or it has several.
+    """
+    need_aiohttp(masked(urls[0]), "llamacpp")
+    fault = ""
+    for url in urls:
+        try:
+            place, own_login = split_login(url.rstrip("/").removesuffix("/v1"))
+            answer = fetched(Wire(place, key, proxies=True, login=own_login or login), "/v1/models", MODELS_WITHIN)
+            models = json.loads(answer)["data"]
+            models = [each for each in models if not each.get("parent")] or models  # vLLM's adapters have one
+            names = [str(each["id"]) for each in models]
+        except UNREADABLE as error:
+            fault = masked(_reason(error))[:200]
+            continue
+        if len(names) == 1:
+            return names[0]
+        step = f"say which with base=NAME: {', '.join(names)[:300]}"
+        raise UserError(f"The server has {counted(len(names), 'model')}", where=masked(url), next_step=step)
+    what = f"The server does not tell its models ({fault})"
+    raise UserError(what, where=masked(", ".join(urls)), next_step="check the URL and that it runs")
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,212 @@
+"""Against the real vLLM, by its URL: evaluate, predict, gate, judge, distill, an experiment and a pool."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import real_vllm
+from real_vllm import RealVllm
+
+from patience import HANG
+from serving import ANSWERS, FIELDS, running
+from tuneloop.cli.main import main
+from tuneloop.core.files import read_jsonl
+from tuneloop.improve.experiment import command as ab
+from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings
+from tuneloop.inference.protocol import Served, ServingEngine, complete
+from tuneloop.inference.request import Request
+from tuneloop.models.names import resolve
+from tuneloop.models.peft_layout import hash_of_adapter
+from tuneloop.serving.pool import EnginePool
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(not real_vllm.PYTHON, reason="vLLM is not installed: make test-vllm"),
+]
+MakeTuned = Callable[..., Path]
+TOPICS = ["card arrival", "card lost", "card stolen", "card payment fee", "cash withdrawal fee", "top up", "top up fee"]
+TICKETS = [
+    {"text": f"{opening} my {TOPICS[i % 7]}? It is the {i}th time that I ask.", "label": TOPICS[i % 7]}
+    for i, opening in enumerate(["What about", "Can you help me with", "I have a question on", "Where is"] * 14)
+]
+PROBABILITY = 0.01  # what may differ: what the search leaves unread, and rounding
+
+
+@pytest.fixture(scope="module")
+def base() -> Path:
+    return Path(resolve("smollm2-135m"))
+
+
+@pytest.fixture(scope="module")
+def server(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealVllm]:
+    server = RealVllm(base, tmp_path_factory.mktemp("vllm") / "log.txt", "--dtype", "float32").start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNELOOP_DTYPE", "float32")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def classifier(make_tuned: MakeTuned, base: Path) -> Path:
+    return make_tuned(TICKETS, data={"split": {"val": 0.0, "test": 0.5}}, name="topics", base=base)
+
+
+def reported(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> dict[str, Any]:
+    assert main([*arguments, "--json", "--quiet"]) == status
+    record: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return record
+
+
+def same_labels(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
+    """Labels and probabilities are the same, but where two labels are equally likely."""
+    for one, other in zip(ours, theirs, strict=True):
+        a, b = one["completion"], other["completion"]
+        assert b["finish"] == "choice"
+        if a["text"] != b["text"]:
+            assert a["label_scores"][a["text"]] - a["label_scores"][b["text"]] < 2e-3, "only a tie may go either way"
+        else:
+            assert a["label_probability"] == pytest.approx(b["label_probability"], abs=PROBABILITY)
+
+
+def test_an_evaluation_by_url_is_that_of_the_run_and_passes_its_gate(
+    server: RealVllm, classifier: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ("--dataset", str(classifier / "dataset"))
+    ours = reported(capsys, "evaluate", str(classifier), *rows, "--out", "ours")
+    by_url = ("evaluate", server.address, "-m", str(classifier), *rows, "--no-cache", "--out", "theirs")
+    theirs = reported(capsys, *by_url)
+    assert theirs["costs"]["tuned"]["failed"] == 0 and theirs["notes"] == ours["notes"]
+    same_labels(*(list(read_jsonl(Path(name) / "samples.jsonl")) for name in ("ours", "theirs")))
+    Path("suite.yaml").write_text("version: 1\nmetrics: [{metric: accuracy, margin: 0.1}]\n")
+    gate = reported(capsys, "gate", "theirs", "--against", "ours", "--suite", "suite.yaml", "--no-model")
+    assert gate["outcome"] == "pass"
+
+
+def test_rows_are_predicted_by_url_as_here(
+    server: RealVllm, classifier: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("in.jsonl").write_text("".join(json.dumps({"text": each["text"]}) + "\n" for each in TICKETS[:8]))
+    ours = reported(capsys, "predict", str(classifier), "in.jsonl")["predictions"]
+    by_url = ("predict", server.address, "in.jsonl", "-m", str(classifier), "--no-cache")
+    for one, other in zip(ours, reported(capsys, *by_url)["predictions"], strict=True):
+        assert one["prediction"] == other["prediction"]
+        assert one["probability"] == pytest.approx(other["probability"], abs=PROBABILITY)
+
+
+def test_a_teacher_by_url_teaches_what_it_would_here(
+    server: RealVllm, tiny_llama: Path, classifier: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = (str(tiny_llama), "--dataset", str(classifier / "dataset"), "--no-control", "--rows", "4")
+    taught = []
+    for out, teacher in (("here", (str(classifier),)), ("by-url", (server.address, "-m", str(classifier)))):
+        reported(capsys, "distill", *teacher, *common, "--out", out, "train.epochs=0.1")
+        answers = next(Path(out, "distill").glob("answers-*.jsonl"))
+        taught.append({line["id"]: line["text"] for line in read_jsonl(answers)})
+    assert taught[0] == taught[1] and set(taught[0].values()) <= set(TOPICS)
+
+
+def test_a_judge_by_url_judges_every_pair_in_both_orders(server: RealVllm, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, word in (("a", "Yes"), ("b", "No")):
+        answers = [{"id": f"r{i}", "prediction": f"{word}, about {i}."} for i in range(20)]
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in answers))
+    rows = [{"id": f"r{i}", "prompt": f"Is it {i}?", "completion": f"Yes, about {i}."} for i in range(20)]
+    Path("rows.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    before = server.metric("vllm:request_success_total")
+    judge = ("--judge", f"{server.address}/v1", "--judge-model", "base", "--judge-rows", "4", "--no-cache")
+    made = reported(capsys, "compare", "a.jsonl", "b.jsonl", "--references", "rows.jsonl", *judge)
+    assert server.metric("vllm:request_success_total") - before == 8
+    verdicts = list(read_jsonl(Path(made["path"]) / "judge.jsonl"))
+    assert len(verdicts) == 4 and made["judge"]["model"] == "base"
+
+
+def test_an_experiment_s_arms_are_answered_by_their_own_adapters(
+    server: RealVllm, make_tuned: MakeTuned, base: Path, tmp_path: Path, cli_environment: dict[str, str]
+) -> None:
+    old = make_tuned(ANSWERS, data=FIELDS, name="answers", base=base)
+    new = make_tuned(ANSWERS, data=FIELDS, name="new-answers", base=base, rslora=True)
+    assert hash_of_adapter(old / "adapter") != hash_of_adapter(new / "adapter")
+    settings = {
+        "model": "answers", "shadow": False, "ramp": "50,100", "candidate": str(new), "champion": str(old),
+    }  # fmt: skip
+    turn = {"role": "user", "content": json.dumps({"subject": "a", "body": "b"})}
+
+    def answers(address: str) -> dict[str, str]:
+        texts = {}
+        for user in range(12):
+            body = json.dumps({"messages": [turn], "max_tokens": 4, "user": f"u{user}"}).encode()
+            with urllib.request.urlopen(f"{address}/v1/chat/completions", body, timeout=HANG) as reply:
+                content = json.loads(reply.read())["choices"][0]["message"]["content"]
+                texts.setdefault(reply.headers["x-tuneloop-release"], content)
+                assert texts[reply.headers["x-tuneloop-release"]] == content, "an arm answers one way"
+        return texts
+
+    folder = tmp_path / "served"
+    front = running(str(old), server.address, "base=base", "canaries=0", folder=folder, environment=cli_environment)
+    with front as (address, _):
+        (alone,) = answers(address).values()
+        ab.start(folder, "try", settings)
+        end = time.monotonic() + HANG
+        while len(texts := answers(address)) != 2:
+            assert time.monotonic() < end
+            time.sleep(0.5)
+        assert alone in texts.values() and len(set(texts.values())) == 2
+
+
+def test_a_pool_of_two_goes_on_with_one(server: RealVllm, base: Path, tmp_path: Path) -> None:
+    other = RealVllm(base, tmp_path / "log.txt", "--dtype", "float32").start()
+    request = Request([{"role": "user", "content": "Where is my parcel?"}], max_new_tokens=6)
+
+    async def prove(engine: ServingEngine) -> None:
+        assert (await complete(engine, request)).text
+
+    async def work() -> None:
+        settings = [EndpointSettings(each.address, tokenizer="smollm2-135m") for each in (server, other)]
+        pool = EnginePool([EndpointEngine(Served("base"), [], each) for each in settings], prove, every=0.5)
+        await pool.start()
+        try:
+            first = await asyncio.gather(*(complete(pool, request) for _ in range(6)))
+            assert len({each.token_ids for each in first}) == 1 and {each.engine for each in first} == {
+                server.address, other.address,
+            }  # fmt: skip
+            other.kill()
+            later = await asyncio.gather(*(complete(pool, request) for _ in range(6)))
+            assert {each.token_ids for each in later} == {first[0].token_ids}
+        finally:
+            await pool.stop()
+
+    try:
+        asyncio.run(work())
+    finally:
+        other.kill()
+
+
+def test_white_space_of_an_answer_under_a_schema_is_bounded(server: RealVllm) -> None:
+    schema = {"type": "object", "properties": {"kind": {"enum": ["a", "b"]}}, "required": ["kind"]}
+    lure = "{" + "\n" * 60  # a model that reads this goes on with line ends
+
+    async def work() -> None:
+        engine = EndpointEngine(Served("base"), [], EndpointSettings(server.address, tokenizer="smollm2-135m"))
+        await engine.start()
+        try:
+            ids = await engine.tokenize(lure)
+            form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+            body = {"model": "base", "prompt": list(ids), "max_tokens": 120, "temperature": 0, "response_format": form}
+            free = (await engine._reply("/v1/completions", body, 120))["choices"][0]
+            assert free["finish_reason"] == "length" and not free["text"].strip(" \n\t{"), "vLLM alone sets no bound"
+            answer = await complete(engine, Request(ids=ids, schema=schema, max_new_tokens=120))
+            assert answer.finish == "stop" and json.loads(answer.text)["kind"] in ("a", "b")
+        finally:
+            await engine.stop()
+
+    asyncio.run(work())

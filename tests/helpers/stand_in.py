@@ -25,6 +25,7 @@ class StandIn:
     Attributes:
         asked: METHOD PATH of each request.
         there: what was created and not deleted, by its path.
+        loses: what is carried out next without its answer arriving, where the rules look there.
     """
 
     rules: list[Rule]
@@ -32,6 +33,7 @@ class StandIn:
     asked: list[str] = field(default_factory=list)
     bodies: list[Any] = field(default_factory=list)
     there: dict[str, Any] = field(default_factory=dict)
+    loses: dict[str, bool] = field(default_factory=dict)
     url: str = ""
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, Any]:

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ class StandIn:
         version: of vLLM; empty: a server that has no `/version`, no LoRA and no token ids.
         holds: whether it holds answers to choices and schemas.
         lets_load: whether adapters may be added while it runs.
+        generation: sampling settings of the base's `generation_config.json`, for what a request leaves out.
         tells_ids: whether it knows `return_token_ids`, as vLLM does from 0.10.2 on.
     """
 
@@ -41,6 +43,7 @@ class StandIn:
         holds: bool = True,
         lets_load: bool = True,
         tells_ids: bool = True,
+        generation: dict[str, float] | None = None,
     ) -> None:
         self.tells_ids = tells_ids
         self.base, self.names, self.version, self.holds, self.lets_load = (
@@ -50,6 +53,7 @@ class StandIn:
             holds,
             lets_load,
         )
+        self.preloaded, self.generation = dict(preloaded or {}), dict(generation or {})
         self.bodies: list[dict[str, Any]] = []
         self.hashes: dict[str, str] = {}
         self.key = ""
@@ -95,12 +99,13 @@ class StandIn:
         from starlette.responses import JSONResponse, StreamingResponse
         from starlette.routing import Route
 
-        def error(status: int, message: str) -> JSONResponse:
-            return JSONResponse({"error": {"message": message, "code": status}}, status)
+        def error(status: int, message: str, kind: str = "", param: str | None = None) -> JSONResponse:
+            kind = kind or HTTPStatus(status).phrase
+            return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": status}}, status)
 
         async def models(asked: Asked) -> Any:
             if self.key and asked.headers.get("authorization") != f"Bearer {self.key}":
-                return error(401, "Unauthorized")
+                return JSONResponse({"error": "Unauthorized"}, 401)
             names = [MODEL, *self.names]
             return JSONResponse({"data": [{"id": name, "max_model_len": 512} for name in names]})
 
@@ -111,11 +116,18 @@ class StandIn:
             body = await asked.json()
             if not self.lets_load:
                 return error(404, "Not Found")
-            self.names[body["lora_name"]] = Path(body["lora_path"])
+            name, place = body["lora_name"], body["lora_path"]
+            if not (name and place) or name in self.names:
+                return error(400, f"The lora adapter '{name}' has already been loaded.", "InvalidUserInput")
+            if not Path(place).is_dir():
+                return error(404, f"Loading lora {name} failed: No adapter found for {place}", "NotFoundError")
+            self.names[name] = Path(place)
             return JSONResponse("Success")
 
         async def unload(asked: Asked) -> Any:
-            self.names.pop((await asked.json())["lora_name"])
+            name = (await asked.json())["lora_name"]
+            if self.names.pop(name, None) is None:
+                return error(404, f"The lora adapter '{name}' cannot be found.", "NotFoundError")
             return JSONResponse("Success")
 
         async def tokenize(asked: Asked) -> Any:
@@ -127,7 +139,9 @@ class StandIn:
             body, engine = await asked.json(), await self._engine()
             self.bodies.append(body)
             if body["model"] not in (MODEL, *self.names):
-                return error(404, f"The model `{body['model']}` does not exist.")
+                return error(404, f"The model `{body['model']}` does not exist.", "NotFoundError", "model")
+            if not isinstance(body.get("max_tokens", 1), int):
+                return error(400, "1 validation error", param="max_tokens")
             chat = asked.url.path.endswith("/chat/completions")
             if "allowed_token_ids" in body:
                 return JSONResponse(await asyncio.to_thread(self.held_to_tokens, engine, body))
@@ -142,11 +156,15 @@ class StandIn:
             Route("/v1/unload_lora_adapter", unload, methods=["POST"]),
             Route("/v1/completions", answer, methods=["POST"]), Route("/v1/chat/completions", answer, methods=["POST"]),
         ]  # fmt: skip
-        return Starlette(routes=routes)
+
+        async def nowhere(asked: Asked, why: Exception) -> Any:
+            return error(404, "Not Found")
+
+        return Starlette(routes=routes, exception_handlers={404: nowhere})
 
     def restart(self) -> None:
-        """What was loaded while it ran is gone, as after a crash."""
-        self.names.clear()
+        """What was loaded while it ran is gone, as after a crash; what it was started with is there again."""
+        self.names = dict(self.preloaded)
 
     def held_to_tokens(self, engine: LocalEngine, body: dict[str, Any]) -> dict[str, Any]:
         """Greedy tokens among the allowed ones, with log probabilities of the unconstrained model."""
@@ -181,10 +199,12 @@ class StandIn:
 
     async def events(self, engine: LocalEngine, body: dict[str, Any], chat: bool) -> AsyncIterator[str]:
         choices = body.get("structured_outputs", {}).get("choice") or body.get("guided_choice") or []
+        drawn = {"temperature": 1.0, **self.generation, **body}  # a priority, as any other word, is not read
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
         request = Request(
             messages=body.get("messages", ()), ids=body.get("prompt", ()), max_new_tokens=body["max_tokens"],
             adapter=self.adapter_of(body), stop=tuple(body.get("stop", ())),
-            sampling=Sampling(body["temperature"], seed=body.get("seed", 0)),
+            sampling=Sampling(**{name: drawn[name] for name in names if name in drawn}),
             logprobs=body.get("top_logprobs") if chat else body.get("logprobs"),
             choices=tuple(choices) if self.holds else (),
             schema=body.get("response_format", {}).get("json_schema", {}).get("schema") if self.holds else None,

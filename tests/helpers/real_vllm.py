@@ -20,17 +20,26 @@ VARIABLES = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_LOGGING_LEVEL": "WARNING",
 }  # fmt: skip
 ARGUMENTS = (
-    "--served-model-name", "base", "--enable-lora", "--max-lora-rank", "16", "--max-loras", "3", "--max-model-len",
-    "1024", "--enforce-eager", "--generation-config", "vllm", "--hf-overrides", '{"head_dtype": "float32"}',
+    "--served-model-name", "base", "--max-model-len", "1024", "--enforce-eager", "--generation-config", "vllm",
+    "--hf-overrides", '{"head_dtype": "float32"}',
 )  # fmt: skip
+LORA = ("--enable-lora", "--max-lora-rank", "16", "--max-loras", "3")
 READY_WITHIN = 600.0
 
 
 class RealVllm:
     """A server in a process of its own, on a free port."""
 
-    def __init__(self, base: Path, log: Path, *arguments: str, variables: Mapping[str, str] = MappingProxyType({})):
-        self.base, self.log, self.arguments, self.variables = base, log, arguments, variables
+    def __init__(
+        self,
+        base: Path,
+        log: Path,
+        *arguments: str,
+        lora: bool = True,
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self.base, self.log, self.variables = base, log, variables
+        self.arguments = (*ARGUMENTS, *(LORA if lora else ()), *arguments)
         self.adapters: list[Path] = []  # that it was started with
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -43,7 +52,7 @@ class RealVllm:
         words = [PYTHON, script, "serve", str(self.base), "--host", "127.0.0.1", "--port", str(self.port)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*words, *ARGUMENTS, *self.arguments],
+                [*words, *self.arguments],
                 env={**os.environ, **VARIABLES, **self.variables}, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         until = time.monotonic() + READY_WITHIN

@@ -100,6 +100,11 @@ def endpoint(files: Files, which: tuple[int, ...], slots: int = 4) -> ServingEng
     return WithServer(Served(MODEL), adapters, EndpointSettings("http://127.0.0.1:9"))
 
 
+def tokens(engine: ServingEngine) -> int:
+    """Tokens of an answer, enough for the adapters to make a difference."""
+    return getattr(engine, "tokens", 10)
+
+
 @functools.cache
 def vllm_server() -> RealVllm:
     """The real vLLM with the packaged model and two adapters by their hashes, until this process ends.
@@ -124,6 +129,8 @@ def vllm(files: Files, which: tuple[int, ...], slots: int = 4) -> ServingEngine:
     from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings
 
     class Cold(EndpointEngine):
+        tokens = 5  # of an answer: on a processor it writes a few a second
+
         async def start(self) -> None:
             if self._wire is None:
                 await asyncio.to_thread(server.forget)

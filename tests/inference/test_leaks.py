@@ -50,7 +50,9 @@ def named(engine: ServingEngine, who: int | None) -> str:
 
 
 def request(engine: ServingEngine, who: int | None, turns: int = 0, **settings: Any) -> Request:
-    return Request(messages=TURNS[turns], adapter=named(engine, who), **{"max_new_tokens": 10, **settings})
+    return Request(
+        messages=TURNS[turns], adapter=named(engine, who), **{"max_new_tokens": served.tokens(engine), **settings}
+    )
 
 
 @pytest.fixture(scope="module", params=ENGINES)

@@ -36,6 +36,7 @@ HOST = Host(
     unchecked="that your Docker has the runner.",
     own_machines=True,
     pulls=False,
+    vllm=False,
     request_model=lambda job: None,
     secrets=(("REGISTRY", "where your images are, in your shell"),),
 )

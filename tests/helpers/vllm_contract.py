@@ -14,11 +14,10 @@ CASES: list[tuple[str, dict[str, Any], int, str, str | None]] = [
     ("/v1/chat/completions", {"model": "other", "messages": []}, 404, "NotFoundError", "model"),
     ("/v1/completions", {"model": NAME, "prompt": [64], "max_tokens": 1, "priority": -5}, 200, "", None),
     ("/v1/completions", {"model": NAME, "prompt": [64], "max_tokens": 1, "unknown_field": 1}, 200, "", None),
-    ("/v1/completions", {"model": NAME, "prompt": [64], "max_tokens": "x"}, 400, "Bad Request", "max_tokens"),
+    ("/v1/completions", {"model": NAME, "prompt": [64], "max_tokens": "x"}, 400, "Bad Request", "body.max_tokens"),
     ("/v1/load_lora_adapter", {"lora_name": "a", "lora_path": ""}, 400, "InvalidUserInput", None),
     ("/v1/load_lora_adapter", {"lora_name": "a", "lora_path": "/nowhere/a"}, 404, "NotFoundError", None),
     ("/v1/unload_lora_adapter", {"lora_name": "a"}, 404, "NotFoundError", None),
-    ("/v1/nowhere", {}, 404, "Not Found", None),
 ]
 
 

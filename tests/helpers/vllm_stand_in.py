@@ -141,7 +141,7 @@ class StandIn:
             if body["model"] not in (MODEL, *self.names):
                 return error(404, f"The model `{body['model']}` does not exist.", "NotFoundError", "model")
             if not isinstance(body.get("max_tokens", 1), int):
-                return error(400, "1 validation error", param="max_tokens")
+                return error(400, "1 validation error", param="body.max_tokens")
             chat = asked.url.path.endswith("/chat/completions")
             if "allowed_token_ids" in body:
                 return JSONResponse(await asyncio.to_thread(self.held_to_tokens, engine, body))
@@ -157,10 +157,7 @@ class StandIn:
             Route("/v1/completions", answer, methods=["POST"]), Route("/v1/chat/completions", answer, methods=["POST"]),
         ]  # fmt: skip
 
-        async def nowhere(asked: Asked, why: Exception) -> Any:
-            return error(404, "Not Found")
-
-        return Starlette(routes=routes, exception_handlers={404: nowhere})
+        return Starlette(routes=routes)
 
     def restart(self) -> None:
         """What was loaded while it ran is gone, as after a crash; what it was started with is there again."""

@@ -60,6 +60,7 @@ class StandIn:
         self.cut = 0  # answers whose reader has gone
         self.engine: LocalEngine | None = None
         self.loading = asyncio.Lock()
+        self.engine_died = False  # while what takes requests still lives
         self.mixes, self.adapter_began = False, 0.0  # whether the base gets an adapter's weights next to one
 
     async def _engine(self) -> LocalEngine:
@@ -96,7 +97,7 @@ class StandIn:
     def app(self) -> Any:
         from starlette.applications import Starlette
         from starlette.requests import Request as Asked
-        from starlette.responses import JSONResponse, StreamingResponse
+        from starlette.responses import JSONResponse, Response, StreamingResponse
         from starlette.routing import Route
 
         def error(status: int, message: str, kind: str = "", param: str | None = None) -> JSONResponse:
@@ -111,6 +112,9 @@ class StandIn:
 
         async def version(asked: Asked) -> Any:
             return JSONResponse({"version": self.version}) if self.version else error(404, "Not Found")
+
+        async def health(asked: Asked) -> Any:
+            return Response(status_code=503 if self.engine_died else 200)
 
         async def load(asked: Asked) -> Any:
             body = await asked.json()
@@ -151,7 +155,7 @@ class StandIn:
             return StreamingResponse(self.events(engine, body, chat), media_type="text/event-stream")
 
         routes = [
-            Route("/v1/models", models), Route("/version", version), Route("/tokenize", tokenize, methods=["POST"]),
+            Route("/v1/models", models), Route("/health", health), Route("/version", version), Route("/tokenize", tokenize, methods=["POST"]),
             Route("/v1/load_lora_adapter", load, methods=["POST"]),
             Route("/v1/unload_lora_adapter", unload, methods=["POST"]),
             Route("/v1/completions", answer, methods=["POST"]), Route("/v1/chat/completions", answer, methods=["POST"]),

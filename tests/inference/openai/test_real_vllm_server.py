@@ -23,10 +23,12 @@ from vllm_contract import differences, post
 
 from patience import slowness
 from tuneloop.improve.experiment.live import Experiments
+from tuneloop.inference.local.sampling import GREEDY
 from tuneloop.inference.local.serving import LocalEngine
 from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings
 from tuneloop.inference.protocol import Served, ServingEngine, complete
 from tuneloop.inference.request import Request
+from tuneloop.models.load import load_tokenizer
 from tuneloop.models.names import resolve
 from tuneloop.models.peft_layout import hash_of_adapter
 from tuneloop.records.completion import Completion
@@ -163,7 +165,8 @@ def test_a_client_that_leaves_frees_the_server_within_two_seconds(server: RealVl
 
 def test_tools_seeds_and_log_probabilities_through_our_server(server: RealVllm, tmp_path: Path) -> None:
     openai = pytest.importorskip("openai")
-    with live(tmp_path, endpoint(server), {"base": ServedModel("base")}) as (address, _):
+    decode = load_tokenizer("smollm2-135m").decode
+    with live(tmp_path, endpoint(server), {"base": ServedModel("base", decode=decode)}) as (address, _):
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=600)
         ask = client.chat.completions.create
         reply = ask(
@@ -203,7 +206,7 @@ def test_no_request_fails_while_the_adapter_is_swapped(server: RealVllm, adapter
         return serve_config([], [f"engine={server.address}/v1", f"adapters.m={adapter}", *more])
 
     async def ask(gateway: Gateway) -> str:
-        request = ApiRequest("chat", model="m", messages=WINDY, max_tokens=8, temperature=0.0)
+        request = ApiRequest("chat", model="m", messages=WINDY, max_new_tokens=8, sampling=GREEDY)
         return str((await whole(gateway.answer(request, Caller())))[1][0].text)
 
     async def main() -> None:

@@ -258,6 +258,17 @@ def test_an_adapter_that_the_server_was_started_with_is_not_loaded_again(files: 
     against(StandIn(files.base, {"support": files.adapters[0]}, lets_load=False), work, ("support",))
 
 
+def test_a_server_whose_engine_has_died_is_not_healthy(files: Files) -> None:
+    server = StandIn(files.base)
+
+    async def work(engine: EndpointEngine) -> None:
+        assert await engine.healthy()
+        server.engine_died = True
+        assert not await engine.healthy()
+
+    against(server, work)
+
+
 def test_a_server_that_ends_is_an_error_and_not_healthy(files: Files) -> None:
     server = StandIn(files.base)
 

@@ -24,6 +24,9 @@ class RunPod(Quiet):
     asked: list[tuple[str, str, dict[str, object]]] = []  # noqa: RUF012
     refuses = ""
 
+    def do_GET(self) -> None:
+        self.answer(200, [])
+
     def do_POST(self) -> None:
         kind = self.path.strip("/")
         body = json.loads(self.body())
@@ -57,7 +60,8 @@ def test_a_project_is_written_with_its_price_and_nothing_is_put_up(
     arguments = ("deploy", str(artifact), "--to", "runpod", "--hub", "acme/tickets", "--dry-run", "--out", "mine")
     done = cli(*arguments, env=runpod)
     assert done.returncode == 0, done.stderr
-    assert "a month for 1 replica" in done.stdout and not RunPod.asked
+    assert "nothing while no one asks, $" in done.stdout and "a month at most for 1 replica" in done.stdout
+    assert not RunPod.asked and json.loads(Path("mine/endpoint.json").read_text())["workersMin"] == 0
     found = read_record(HostedDeployment, Path("mine"))
     assert found.host == "runpod" and found.usd_per_month and found.gpu and set(found.files) == {
         "README.md", "deploy.sh", "endpoint.json", "request.json", "template.json",

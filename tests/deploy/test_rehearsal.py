@@ -29,6 +29,9 @@ from tuneloop.deploy.hosts import find_host
 from tuneloop.deploy.project_text import shell
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+JOB = ServingJob(
+    "tickets", "tickets-0123", "merged", "meta-llama/Llama-3.1-8B-Instruct", "acme/tickets", Size(15.0, 1e5, 4096)
+)
 
 
 @pytest.fixture
@@ -226,17 +229,84 @@ def test_together_s_own_command_puts_it_up_or_undoes_what_it_made(
 # --- RunPod ----------------------------------------------------------------------------------------
 
 
+def runpod_made(host: StandIn, found: re.Match[str], body: Any) -> Any:
+    """A template or an endpoint more, never the same again, as RunPod does it."""
+    number = sum(place.startswith(found[1]) for place in host.there) + 1
+    made = make(host, f"{found[1]}/{number}", {"id": f"{found[1]}-{number}", **body})
+    return (504, {"message": "lost"}) if host.loses.pop(found[1], False) else made
+
+
+def runpod_removed(host: StandIn, found: re.Match[str], body: Any) -> Any:
+    used = {each["templateId"] for place, each in host.there.items() if place.startswith("endpoints/")}
+    if found[2] in used:
+        return 400, {"message": "the template is in use"}
+    return drop(host, f"{found[1]}/{found[2].rpartition('-')[2]}")
+
+
+RUNPOD: list[Rule] = [
+    ("GET", "/(templates|endpoints)", lambda host, found, body: [each for place, each in host.there.items() if place.startswith(found[1])]),
+    ("POST", "/(templates|endpoints)", runpod_made),
+    ("DELETE", r"/(templates|endpoints)/([\w-]+)", runpod_removed),
+]  # fmt: skip
+BOTH = {"templates/1", "endpoints/1"}
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_runpod_is_asked_again_when_busy(artifact: Path, cli_process: Cli) -> None:
-    rules: list[Rule] = [
-        ("POST", "/(templates|endpoints)", lambda host, found, body: make(host, f"{found[1]}/1", {"id": "1"})),
-        ("DELETE", "/((?:templates|endpoints)/1)", lambda host, found, body: drop(host, found[1])),
-    ]
-    with standing_in(StandIn(rules, {"POST /templates": [503], "POST /endpoints": [429]})) as host:
+@pytest.mark.parametrize(
+    ("refuses", "loses", "left"),
+    [
+        ({"POST /templates": [503], "POST /endpoints": [429]}, "", BOTH),
+        ({}, "templates", BOTH),
+        ({}, "endpoints", BOTH),
+        ({"GET /endpoints": [503]}, "endpoints", BOTH),
+        ({"POST /endpoints": [402]}, "", set()),
+    ],
+    ids=["busy", "template's answer lost", "endpoint's answer lost", "then busy", "refused"],
+)
+def test_runpod_gets_one_of_each_and_taking_it_down_leaves_nothing(
+    artifact: Path, cli_process: Cli, tmp_path: Path, refuses: dict[str, list[int]], loses: str, left: set[str]
+) -> None:
+    with standing_in(StandIn(RUNPOD, refuses)) as host:
+        host.loses = {loses: True}
         environment = {"RUNPOD_API": host.url, "RUNPOD_API_KEY": "good"}
         done = up(cli_process, artifact, "runpod", environment, "--hub", "acme/tickets")
-        assert done.returncode == 0, done.stderr
-        assert set(host.there) == {"templates/1", "endpoints/1"} and len(host.asked) == 4
+        assert (done.returncode == 0) == bool(left), done.stderr
+        assert set(host.there) == left
+        if not left:
+            return
+        again = up(cli_process, artifact, "runpod", environment, "--hub", "acme/tickets")
+        assert again.returncode == 2 and "already" in again.stderr and set(host.there) == left
+        (*_, down) = [command for command, _ in find_host("runpod").commands(JOB)]
+        subprocess.run(["bash", "-ec", down], cwd=tmp_path / "up-runpod", env={**os.environ, **environment}, check=True)
+        assert not host.there
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize(
+    ("refuses", "loses", "left"),
+    [({}, "", 1), ({"POST /deployments": [503]}, "", 1), ({}, "deployments", 1), ({"POST /deployments": [402]}, "", 0)],
+    ids=["at once", "busy", "answer lost", "refused"],
+)
+def test_replicate_gets_one_deployment(tmp_path: Path, refuses: dict[str, list[int]], loses: str, left: int) -> None:
+    def made(host: StandIn, found: re.Match[str], body: Any) -> Any:
+        place = f"deployments/acme/{body['name']}"
+        if place in host.there:
+            return 422, {"detail": "there is one already"}
+        make(host, place, body)
+        return (504, {"detail": "lost"}) if host.loses.pop("deployments", False) else body
+
+    rules: list[Rule] = [
+        ("GET", "/(deployments/acme/[\\w-]+)", lambda host, found, body: look(host, found[1])),
+        ("GET", "/models/acme/tickets/versions", lambda host, found, body: {"results": [{"id": "v1"}]}),
+        ("POST", "/deployments", made),
+    ]
+    (tmp_path / "deploy.sh").write_text(find_host("replicate").project(JOB)["deploy.sh"])
+    with standing_in(StandIn(rules, refuses)) as host:
+        host.loses = {loses: True}
+        variables = {**os.environ, "REPLICATE_API": host.url, "REPLICATE_API_TOKEN": "good", "ACCOUNT": "acme"}
+        done = subprocess.run(["bash", tmp_path / "deploy.sh"], env=variables, capture_output=True, text=True)
+        assert (done.returncode == 0) == bool(left), done.stderr
+        assert len(host.there) == left and all(body["version"] == "v1" for body in host.there.values())
 
 
 # --- containers ------------------------------------------------------------------------------------

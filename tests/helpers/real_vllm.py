@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import time
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 PYTHON = os.environ.get("TUNELOOP_VLLM", "")  # of its environment; empty: these tests are skipped
 # One core: with several it waits for itself where others compute. Logits in fp32 are not rounded to eighths of a nat.
 VARIABLES = {
-    "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "1"), "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_LOGGING_LEVEL": "WARNING",
 }  # fmt: skip
 ARGUMENTS = (
-    "--served-model-name", "base", "--enable-lora", "--max-lora-rank", "16", "--max-loras", "3", "--max-model-len",
-    "1024", "--enforce-eager", "--generation-config", "vllm", "--hf-overrides", '{"head_dtype": "float32"}',
+    "--served-model-name", "base", "--max-model-len", "1024", "--enforce-eager", "--generation-config", "vllm",
+    "--hf-overrides", '{"head_dtype": "float32"}',
 )  # fmt: skip
+LORA = ("--enable-lora", "--max-lora-rank", "16", "--max-loras", "3")
 READY_WITHIN = 600.0
 
 
 class RealVllm:
     """A server in a process of its own, on a free port."""
 
-    def __init__(self, base: Path, log: Path, *arguments: str) -> None:
-        self.base, self.log, self.arguments = base, log, arguments
+    def __init__(
+        self,
+        base: Path,
+        log: Path,
+        *arguments: str,
+        lora: bool = True,
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self.base, self.log, self.variables = base, log, variables
+        self.arguments = (*ARGUMENTS, *(LORA if lora else ()), *arguments)
+        self.adapters: list[Path] = []  # that it was started with
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -39,8 +52,8 @@ class RealVllm:
         words = [PYTHON, script, "serve", str(self.base), "--host", "127.0.0.1", "--port", str(self.port)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*words, *ARGUMENTS, *self.arguments],
-                env={**os.environ, **VARIABLES}, stdout=log, stderr=log, start_new_session=True,
+                [*words, *self.arguments],
+                env={**os.environ, **VARIABLES, **self.variables}, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         until = time.monotonic() + READY_WITHIN
         while True:
@@ -56,6 +69,25 @@ class RealVllm:
         """End it and its children at once, as the kernel does when memory runs out."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+    def forget(self) -> None:
+        """Empty its prefix cache, once no request is under way; it needs `VLLM_SERVER_DEV_MODE`."""
+        until = time.monotonic() + 30
+        while self.metric("vllm:num_requests_running"):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        reset = urllib.request.Request(f"{self.address}/reset_prefix_cache", method="POST")
+        with urllib.request.urlopen(reset, timeout=30):
+            pass
+
+    def processes(self, name: str) -> list[int]:
+        """Ids of its processes that have a word in their name, as `EngineCore`, which computes."""
+        found = []
+        for place in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if os.getpgid(int(place.name)) == self.process.pid and name in (place / "cmdline").read_text():
+                    found.append(int(place.name))
+        return found
 
     def metric(self, name: str) -> float:
         """A number of its `/metrics`, summed over labels."""

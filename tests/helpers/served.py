@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import functools
+import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adapters import write_adapter
+from real_vllm import RealVllm
 
 from patience import HANG
 from tuneloop.inference.protocol import Served, ServingEngine
@@ -94,3 +98,44 @@ def endpoint(files: Files, which: tuple[int, ...], slots: int = 4) -> ServingEng
 
     adapters = [Served(str(files.adapters[i])) for i in which]
     return WithServer(Served(MODEL), adapters, EndpointSettings("http://127.0.0.1:9"))
+
+
+def tokens(engine: ServingEngine) -> int:
+    """Tokens of an answer, enough for the adapters to make a difference."""
+    return getattr(engine, "tokens", 10)
+
+
+@functools.cache
+def vllm_server() -> RealVllm:
+    """The real vLLM with the packaged model and two adapters by their hashes, until this process ends.
+
+    A block of its prefix cache holds 32 tokens in place of 128, so that short prompts share some.
+    """
+    from tuneloop.models.names import resolve
+    from tuneloop.models.peft_layout import hash_of_adapter
+
+    folder, base = Path(tempfile.mkdtemp(prefix="vllm-")), Path(resolve("smollm2-135m"))
+    adapters = [write_adapter(base, folder / str(seed), seed, strength=0.15) for seed in (1, 2)]
+    modules = [f"{hash_of_adapter(each)}={each}" for each in adapters]
+    more = ("--dtype", "float32", "--block-size", "32", "--lora-modules", *modules)
+    server = RealVllm(base, folder / "log.txt", *more, variables={"VLLM_SERVER_DEV_MODE": "1"}).start()
+    server.adapters = adapters
+    atexit.register(server.kill)
+    return server
+
+
+def vllm(files: Files, which: tuple[int, ...], slots: int = 4) -> ServingEngine:
+    """The real vLLM with some of its two adapters; its prefix cache is emptied when the engine starts."""
+    from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings
+
+    class Cold(EndpointEngine):
+        tokens = 5  # of an answer: on a processor it writes a few a second
+
+        async def start(self) -> None:
+            if self._wire is None:
+                await asyncio.to_thread(server.forget)
+                await super().start()
+
+    server = vllm_server()
+    settings = EndpointSettings(f"{server.address}/v1", tokenizer="smollm2-135m", slots=slots)
+    return Cold(Served("base"), [Served(str(server.adapters[i])) for i in which], settings)

@@ -22,9 +22,12 @@ class StandIn:
         rules: the first that fits answers; its answer is JSON, or a pair of status and JSON.
         refuses: by METHOD PATTERN the statuses that are answered before the rules are asked, one a request.
 
+        header: names what is called, where all requests go to one path.
+
     Attributes:
         asked: METHOD PATH of each request.
         there: what was created and not deleted, by its path.
+        loses: what is carried out next without its answer arriving, where the rules look there.
     """
 
     rules: list[Rule]
@@ -32,7 +35,9 @@ class StandIn:
     asked: list[str] = field(default_factory=list)
     bodies: list[Any] = field(default_factory=list)
     there: dict[str, Any] = field(default_factory=dict)
+    loses: dict[str, bool] = field(default_factory=dict)
     url: str = ""
+    header: str = ""
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
         """Status and body of a request."""
@@ -63,7 +68,8 @@ def standing_in(host: StandIn) -> Iterator[StandIn]:
 
     class Handler(Quiet):
         def any(self) -> None:
-            status, value = host.answer(self.command, self.path, self.body())
+            path = self.headers.get(host.header) or self.path
+            status, value = host.answer(self.command, path, self.body())
             self.answer(status, b"" if status == 204 else value, {"ETag": '"a1b2"'})
 
         do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = any

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ class StandIn:
         version: of vLLM; empty: a server that has no `/version`, no LoRA and no token ids.
         holds: whether it holds answers to choices and schemas.
         lets_load: whether adapters may be added while it runs.
+        generation: sampling settings of the base's `generation_config.json`, for what a request leaves out.
         tells_ids: whether it knows `return_token_ids`, as vLLM does from 0.10.2 on.
         tags: whether it takes structural tags of this form, as vLLM does where xgrammar holds its answers.
     """
@@ -43,6 +45,7 @@ class StandIn:
         lets_load: bool = True,
         tells_ids: bool = True,
         tags: bool = True,
+        generation: dict[str, float] | None = None,
     ) -> None:
         self.tells_ids, self.tags = tells_ids, tags
         self.base, self.names, self.version, self.holds, self.lets_load = (
@@ -52,12 +55,14 @@ class StandIn:
             holds,
             lets_load,
         )
+        self.preloaded, self.generation = dict(preloaded or {}), dict(generation or {})
         self.bodies: list[dict[str, Any]] = []
         self.hashes: dict[str, str] = {}
         self.key = ""
         self.cut = 0  # answers whose reader has gone
         self.engine: LocalEngine | None = None
         self.loading = asyncio.Lock()
+        self.engine_died = False  # while what takes requests still lives
         self.mixes, self.adapter_began = False, 0.0  # whether the base gets an adapter's weights next to one
 
     async def _engine(self) -> LocalEngine:
@@ -94,30 +99,41 @@ class StandIn:
     def app(self) -> Any:
         from starlette.applications import Starlette
         from starlette.requests import Request as Asked
-        from starlette.responses import JSONResponse, StreamingResponse
+        from starlette.responses import JSONResponse, Response, StreamingResponse
         from starlette.routing import Route
 
-        def error(status: int, message: str) -> JSONResponse:
-            return JSONResponse({"error": {"message": message, "code": status}}, status)
+        def error(status: int, message: str, kind: str = "", param: str | None = None) -> JSONResponse:
+            kind = kind or HTTPStatus(status).phrase
+            return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": status}}, status)
 
         async def models(asked: Asked) -> Any:
             if self.key and asked.headers.get("authorization") != f"Bearer {self.key}":
-                return error(401, "Unauthorized")
+                return JSONResponse({"error": "Unauthorized"}, 401)
             adapters = [{"id": name, "parent": MODEL, "max_model_len": None} for name in self.names]
             return JSONResponse({"data": [{"id": MODEL, "parent": None, "max_model_len": 512}, *adapters]})
 
         async def version(asked: Asked) -> Any:
             return JSONResponse({"version": self.version}) if self.version else error(404, "Not Found")
 
+        async def health(asked: Asked) -> Any:
+            return Response(status_code=503 if self.engine_died else 200)
+
         async def load(asked: Asked) -> Any:
             body = await asked.json()
             if not self.lets_load:
                 return error(404, "Not Found")
-            self.names[body["lora_name"]] = Path(body["lora_path"])
+            name, place = body["lora_name"], body["lora_path"]
+            if not (name and place) or name in self.names:
+                return error(400, f"The lora adapter '{name}' has already been loaded.", "InvalidUserInput")
+            if not Path(place).is_dir():
+                return error(404, f"Loading lora {name} failed: No adapter found for {place}", "NotFoundError")
+            self.names[name] = Path(place)
             return JSONResponse("Success")
 
         async def unload(asked: Asked) -> Any:
-            self.names.pop((await asked.json())["lora_name"])
+            name = (await asked.json())["lora_name"]
+            if self.names.pop(name, None) is None:
+                return error(404, f"The lora adapter '{name}' cannot be found.", "NotFoundError")
             return JSONResponse("Success")
 
         async def tokenize(asked: Asked) -> Any:
@@ -129,9 +145,11 @@ class StandIn:
             body, engine = await asked.json(), await self._engine()
             self.bodies.append(body)
             if body["model"] not in (MODEL, *self.names):
-                return error(404, f"The model `{body['model']}` does not exist.")
+                return error(404, f"The model `{body['model']}` does not exist.", "NotFoundError", "model")
             if body.get("response_format", {}).get("type") == "structural_tag" and not self.tags:
                 return error(400, "Invalid structural tag specification.")
+            if not isinstance(body.get("max_tokens", 1), int):
+                return error(400, "1 validation error", param="body.max_tokens")
             chat = asked.url.path.endswith("/chat/completions")
             if "allowed_token_ids" in body:
                 return JSONResponse(await asyncio.to_thread(self.held_to_tokens, engine, body))
@@ -141,16 +159,17 @@ class StandIn:
             return StreamingResponse(self.events(engine, body, chat), media_type="text/event-stream")
 
         routes = [
-            Route("/v1/models", models), Route("/version", version), Route("/tokenize", tokenize, methods=["POST"]),
+            Route("/v1/models", models), Route("/health", health), Route("/version", version), Route("/tokenize", tokenize, methods=["POST"]),
             Route("/v1/load_lora_adapter", load, methods=["POST"]),
             Route("/v1/unload_lora_adapter", unload, methods=["POST"]),
             Route("/v1/completions", answer, methods=["POST"]), Route("/v1/chat/completions", answer, methods=["POST"]),
         ]  # fmt: skip
+
         return Starlette(routes=routes)
 
     def restart(self) -> None:
-        """What was loaded while it ran is gone, as after a crash."""
-        self.names.clear()
+        """What was loaded while it ran is gone, as after a crash; what it was started with is there again."""
+        self.names = dict(self.preloaded)
 
     def held_to_tokens(self, engine: LocalEngine, body: dict[str, Any]) -> dict[str, Any]:
         """Greedy tokens among the allowed ones, with log probabilities of the unconstrained model."""
@@ -185,10 +204,12 @@ class StandIn:
 
     async def events(self, engine: LocalEngine, body: dict[str, Any], chat: bool) -> AsyncIterator[str]:
         choices = body.get("structured_outputs", {}).get("choice") or body.get("guided_choice") or []
+        drawn = {"temperature": 1.0, **self.generation, **body}  # a priority, as any other word, is not read
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
         request = Request(
             messages=body.get("messages", ()), ids=body.get("prompt", ()), max_new_tokens=body["max_tokens"],
             adapter=self.adapter_of(body), stop=tuple(body.get("stop", ())),
-            sampling=Sampling(body["temperature"], seed=body.get("seed", 0)),
+            sampling=Sampling(**{name: drawn[name] for name in names if name in drawn}),
             logprobs=body.get("top_logprobs") if chat else body.get("logprobs"),
             choices=tuple(choices) if self.holds else (),
             schema=schema_of(body.get("response_format", {})) if self.holds else None,

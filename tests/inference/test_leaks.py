@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import real_vllm
 import served
 from served import Files
 
@@ -22,10 +23,12 @@ from tuneloop.records.completion import Completion
 needs_llamacpp = pytest.mark.skipif(
     not (installed() and installed(WHEEL, VERSION)), reason="llama.cpp is not installed"
 )
+needs_vllm = pytest.mark.skipif(not real_vllm.PYTHON, reason="vLLM is not installed: make test-vllm")
 ENGINES = [
     pytest.param(served.local, id="local"),
     pytest.param(served.endpoint, id="endpoint"),
     pytest.param(served.llamacpp, id="llamacpp", marks=[needs_llamacpp, pytest.mark.slow]),
+    pytest.param(served.vllm, id="vllm", marks=[needs_vllm, pytest.mark.vllm]),
 ]
 Make = Callable[..., ServingEngine]
 SYSTEM = {"role": "system", "content": "You answer questions about the weather on other planets, in a few words."}
@@ -47,13 +50,19 @@ def named(engine: ServingEngine, who: int | None) -> str:
 
 
 def request(engine: ServingEngine, who: int | None, turns: int = 0, **settings: Any) -> Request:
-    return Request(messages=TURNS[turns], adapter=named(engine, who), **{"max_new_tokens": 10, **settings})
+    return Request(
+        messages=TURNS[turns], adapter=named(engine, who), **{"max_new_tokens": served.tokens(engine), **settings}
+    )
 
 
 @pytest.fixture(scope="module", params=ENGINES)
-def make(request: pytest.FixtureRequest) -> Make:
+def make(request: pytest.FixtureRequest) -> Iterator[Make]:
     found: Make = request.param
-    return found
+    yield found
+    if found is served.vllm:
+        hits = served.vllm_server().metric("vllm:prefix_cache_hits_total")
+        assert hits > 0, "what may leak between adapters is what the prefix cache holds"
+        print(f"{hits:,.0f} tokens came from the prefix cache")
 
 
 @pytest.fixture(scope="module")

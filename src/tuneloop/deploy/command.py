@@ -21,6 +21,7 @@ from tuneloop.deploy.launch import Launch, Limit, launch_at, no_card
 from tuneloop.deploy.project_text import readme, request_text
 from tuneloop.deploy.record import HostedDeployment
 from tuneloop.models.names import SHORT_NAMES
+from tuneloop.models.template import load_template
 from tuneloop.planning.gpus import all_gpus, find_gpu
 from tuneloop.planning.prices import load_prices
 from tuneloop.planning.shape import find_model
@@ -51,7 +52,7 @@ def plan_deployment(folder: Path, options: deployment.DeployOptions) -> Project:
     if not options.to:
         raise UserError("Where to?", where="--to", next_step=f"name one of {', '.join(hosts())}")
     host = find_host(options.to)
-    options.traffic()  # refuses numbers that can't be before anything is read
+    options.traffic(least=host.least)  # refuses numbers that can't be before anything is read
     manifest = read_intact(folder)
     refuse_form(host, manifest.format)
     if options.hub and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", options.hub):
@@ -73,8 +74,11 @@ def plan_deployment(folder: Path, options: deployment.DeployOptions) -> Project:
         file=next((name for name in manifest.files if name.endswith(".gguf")), ""),
         rank=_rank(folder),
         system=(manifest.task or {}).get("system") or "",
+        ends=load_template(folder).end_ids if manifest.format == "adapter" else (),
+        scores_labels=bool((manifest.task or {}).get("labels")),
+        priorities=options.priorities,
         machine=machine,
-        traffic=options.traffic(demand.replicas if demand else 1),
+        traffic=options.traffic(demand.replicas if demand else 1, host.least),
         demand=demand,
     )
     _refuse_price(job, host, options.max_usd_per_month)

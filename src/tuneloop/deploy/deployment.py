@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ from typing import Any, ClassVar, Literal
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config
-from tuneloop.core.flag import flag
+from tuneloop.core.flag import flag, switch
 
+# A value of an option of vLLM: True is an option alone, a record is JSON.
+Option = str | int | float | bool | Mapping[str, str]
 Form = Literal["merged", "adapter", "gguf", "gguf-lora"]
 HOURS_A_MONTH = 730.0
 GIB = 2**30
@@ -117,18 +120,26 @@ class DeployOptions(Config):
     queries_per_day: float = flag(0.0, "N", "Requests a day, for which replicas are planned.", least=0, show=False)
     prompt_tokens: float = flag(400.0, "N", "Tokens of a request's prompt on average.", least=1)
     answer_tokens: float = flag(100.0, "N", "Tokens of an answer on average.", least=1)
-    min_replicas: int = flag(1, "N", "Replicas that are always on; 0: none, where the host can start them.")
+    min_replicas: int | None = flag(None, "N", "Replicas that are always on; default: 1, on RunPod none.")
     max_replicas: int = flag(0, "N", "Most replicas; default: the least, or by --queries-per-day.", show=False)
     max_usd_per_month: float = flag(0.0, "USD", "Refuse more a month, with all replicas.", least=0, show=False)
     idle_minutes: float = flag(15.0, "M", "How long an idle replica above the least is kept.")
+    priorities: bool = switch("Have vLLM schedule by priority, for a `tuneloop serve` with background work in front.")
 
-    def traffic(self, needed: int = 1) -> Replicas:
-        """What the replicas are for; the busiest hour needs so many. A UserError refuses numbers that can't be."""
-        most = self.max_replicas or max(self.min_replicas, needed, 1)
-        if not 0 <= self.min_replicas <= most or most < 1 or self.idle_minutes <= 0:
+    def traffic(self, needed: int = 1, least: int = 1) -> Replicas:
+        """What the replicas are for. A UserError refuses numbers that can't be.
+
+        Args:
+            needed: replicas that the busiest hour needs.
+            least: that are always on where the user names no number.
+        """
+        least = least if self.min_replicas is None else self.min_replicas
+        most = self.max_replicas or max(least, needed, 1)
+        least = min(least, most) if self.min_replicas is None else least
+        if not 0 <= least <= most or most < 1 or self.idle_minutes <= 0:
             what, step = "Replicas: 0 <= least <= most, and most at least 1", "as in --min-replicas 1 --max-replicas 3"
             raise UserError(what, where="--min-replicas, --max-replicas", next_step=step)
-        return Replicas(self.min_replicas, most, self.idle_minutes)
+        return Replicas(least, most, self.idle_minutes)
 
 
 @dataclass(frozen=True)
@@ -144,6 +155,9 @@ class ServingJob:
     file: str = ""  # the GGUF file's name
     rank: int = 0  # of an adapter
     system: str = ""  # the turn that all training rows share, which callers have to send
+    ends: tuple[int, ...] = ()  # tokens that end an adapter's answers; its base may end in another
+    scores_labels: bool = False  # whether its answers are labels, whose probabilities are read
+    priorities: bool = False  # whether vLLM schedules by priority
     machine: Machine | None = None  # None where the host chooses it
     traffic: Replicas = Replicas()  # replicas
     demand: Demand | None = None  # requests, where they were said
@@ -177,15 +191,17 @@ class ServingJob:
 REQUEST = "request.json"  # a first request, in the project's folder
 
 
-def first_request(job: ServingJob, model: str) -> dict[str, Any]:
+def first_request(job: ServingJob, model: str, vllm: bool = True) -> dict[str, Any]:
     """A request of OpenAI's API as the model was trained and evaluated: its system turn, the likeliest answer.
 
     Args:
         model: its name in requests; empty: a request names none.
+        vllm: whether vLLM answers, which learns from `stop_token_ids` where an adapter's answers end.
     """
     turns = [{"role": "system", "content": job.system}] if job.system else []
     messages = [*turns, {"role": "user", "content": "Hello"}]
-    return {**({"model": model} if model else {}), "messages": messages, "temperature": 0, "max_tokens": 256}
+    request = {**({"model": model} if model else {}), "messages": messages, "temperature": 0, "max_tokens": 256}
+    return request | ({"stop_token_ids": list(job.ends)} if vllm and job.ends else {})
 
 
 def chat_call(url: str, key: str = "", body: str = "@request.json") -> str:
@@ -209,33 +225,48 @@ def service_name(text: str) -> str:
     return name
 
 
-def engine_arguments(job: ServingJob) -> dict[str, str | int | float | bool]:
-    """Options of `vllm serve` for this model, by their names without dashes; True: an option alone.
+def engine_arguments(job: ServingJob) -> dict[str, Option]:
+    """Options of `vllm serve` for this model, by their names without dashes.
 
-    The chat template is in the tokenizer's files and needs no option; sampling settings of the base's
-    `generation_config.json` must not change answers that were evaluated without them. An adapter is named by its
-    artifact's id: two versions never share a name, so no cached prefix of one answers for the other.
+    Sampling settings of the base's `generation_config.json` must not change answers that were evaluated without them.
+    A merged model has its chat template in the tokenizer's files; with an adapter the tokenizer is the adapter's, since
+    vLLM would render by the base's. An adapter is named by its artifact's id: two versions never share a name, so no
+    cached prefix of one answers for the other. Labels are compared by log probabilities, which are rounded to eighths
+    of a nat where the head computes in bf16.
     """
-    options: dict[str, str | int | float | bool] = {"served-model-name": job.name, "max-model-len": job.context}
+    options: dict[str, Option] = {"served-model-name": job.name, "max-model-len": job.context}
     options["generation-config"] = "vllm"
     if job.cards > 1:
         options["tensor-parallel-size"] = job.cards
     if job.half:
         options["dtype"] = "half"  # vLLM refuses bf16 weights there
+    if job.scores_labels:
+        options["hf-overrides"] = {"head_dtype": "float32"}
+    if job.priorities:
+        options["scheduling-policy"] = "priority"
     if job.form == "adapter":
-        options |= {"served-model-name": "base", "enable-lora": True, "max-lora-rank": lora_rank(job.rank)}
+        options |= {"served-model-name": "base", "tokenizer": job.repo, "enable-lora": True}
+        options |= {"max-lora-rank": lora_rank(job.rank), "max-loras": LORA_SLOTS}
         options["lora-modules"] = f"{job.name}={job.repo}"
     return options
 
 
-def command_line(options: Mapping[str, str | int | float | bool]) -> list[str]:
+def command_line(options: Mapping[str, Option]) -> list[str]:
     """Options as words of a command."""
     words: list[str] = []
     for name, value in options.items():
-        words += [f"--{name}"] if value is True else [f"--{name}", f"{value}"]
+        words += [f"--{name}"] if value is True else [f"--{name}", option_text(value)]
     return words
 
 
+def option_text(value: Option) -> str:
+    """The value of an option as a word; a record is JSON."""
+    return json.dumps(value) if isinstance(value, Mapping) else f"{value}"
+
+
+# One more than adapters: the next version is loaded and compared before it takes over, for which one slot would evict
+# the present one; and vLLM on a processor gives rows of the base the last slot's weights once that has held an adapter.
+LORA_SLOTS = 2
 # vLLM allocates room for adapters in these ranks alone (vllm/config/lora.py, MaxLoRARanks).
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
@@ -248,8 +279,10 @@ def lora_rank(rank: int) -> int:
     return next(size for size in RANKS if rank <= size)
 
 
-# The engine's image that the projects name; newer ones take the same options (docs.vllm.ai, read 2026-11-27).
-VLLM_IMAGE = "vllm/vllm-openai:v0.23.0"
+# The engine that the projects name: `make test-vllm` runs it. Version 0.23 takes the same options, ignoring a head in
+# float32.
+VLLM_VERSION = "0.32.0"
+VLLM_IMAGE = f"vllm/vllm-openai:v{VLLM_VERSION}"
 LLAMA_IMAGE = "ghcr.io/ggml-org/llama.cpp:server-cuda"
 PORT = "8000"
 

@@ -14,10 +14,26 @@ from tuneloop.deploy.deployment import REQUEST, ServingJob, first_request
 from tuneloop.deploy.hosts import Host, JobSite, Steps
 
 
+class _Plain(yaml.SafeDumper):
+    """YAML as people write it: what occurs twice is written twice, and texts with lines or quotes are blocks."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """No anchors."""
+        return True
+
+    def text(self, text: str) -> yaml.ScalarNode:
+        """A block where quotes would need escapes."""
+        is_block = "\n" in text or "\\" in text or ("'" in text and '"' in text)
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style="|" if is_block else None)
+
+
+_Plain.add_representer(str, _Plain.text)
+
+
 def yaml_text(what: str, *documents: Mapping[str, Any]) -> str:
     """YAML documents, with a comment that says what they are."""
-    parts = [yaml.safe_dump(dict(each), sort_keys=False, allow_unicode=True, width=1000) for each in documents]
-    return f"# {what}\n" + "---\n".join(parts)
+    options: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "width": 1000}
+    return f"# {what}\n" + "---\n".join(yaml.dump(dict(each), Dumper=_Plain, **options) for each in documents)
 
 
 def shell(words: Sequence[str]) -> str:
@@ -59,6 +75,9 @@ def _replica_words(host: Host, job: ServingJob) -> str:
     least, most = month
     always = f"${least:,.0f} a month for {counted(job.traffic.least, 'replica')} all the time"
     top = f", ${most:,.0f} at most for {job.traffic.most}" if job.traffic.most > job.traffic.least else ""
+    if not job.traffic.least:
+        always = "nothing while no one asks"
+        top = f", ${most:,.0f} a month at most for {counted(job.traffic.most, 'replica')}"
     if card.rented:
         rented = f"Rented, such a card costs {card.price}; at that price it is {always}{top}."
         return f"A replica is {machine}, on machines of your own; `--usd-per-hour` says what they cost you. {rented}"
@@ -68,7 +87,9 @@ def _replica_words(host: Host, job: ServingJob) -> str:
 def request_text(host: Host, job: ServingJob) -> str | None:
     """The file with a first request; None: the host has another way."""
     model = host.request_model(job)
-    return None if model is None else json.dumps(first_request(job, model), indent=2, ensure_ascii=False) + "\n"
+    if model is None:
+        return None
+    return json.dumps(first_request(job, model, host.vllm), indent=2, ensure_ascii=False) + "\n"
 
 
 def readme(host: Host, job: ServingJob) -> str:

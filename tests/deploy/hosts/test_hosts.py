@@ -32,7 +32,7 @@ def job(host: str, form: Form = "merged", cards: int = 1, traffic: Replicas = Re
     machine = Machine(Card(key, "a card", 80.0, 1.5, "$1.5 an hour"), cards) if known else None
     return ServingJob(
         "tickets", "tickets-merged-0123", form, "meta-llama/Llama-3.1-8B-Instruct", "acme/tickets", Size(15.0, 131072, 4096),
-        file="model.gguf", rank=24, system="File the ticket.", machine=machine, traffic=traffic,
+        file="model.gguf", rank=24, ends=(128009,) if form == "adapter" else (), system="File the ticket.", machine=machine, traffic=traffic,
     )  # fmt: skip
 
 
@@ -90,6 +90,25 @@ def test_an_adapter_is_served_on_its_base_with_room_for_its_rank(name: str, form
     assert "24" not in re.findall(r"rank\D{1,6}(\d+)", text)
 
 
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_yaml_has_neither_anchors_nor_escapes(name: str, form: Form) -> None:
+    one = replace(job(name, form), scores_labels=True)
+    for file, text in find_host(name).project(one).items():
+        if file.endswith((".yaml", ".yml")):
+            assert not re.search(r"[:-] [&*]\w+$", text, re.M), "an anchor"
+            assert "\\" not in text and not re.search(r"\w''|''\w", text), "an escape"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if find_host(name).vllm])
+def test_labels_are_scored_by_a_head_in_float32_and_background_work_by_priority(name: str) -> None:
+    host = find_host(name)
+    form = next(form for form in host.forms if not form.startswith("gguf"))
+    plain = "\n".join(host.project(job(name, form)).values())
+    special = "\n".join(host.project(replace(job(name, form), scores_labels=True, priorities=True)).values())
+    assert re.search(r"head_dtype\W+float32", special) and "head_dtype" not in plain
+    assert re.search(r"scheduling.policy\W+priority", special, re.I) and "priority" not in plain
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if find_host(name).gpus])
 def test_several_cards_share_a_model(name: str) -> None:
     number = max(find_host(name).counts.get("a100-80gb", (1, 2, 4, 8)))
@@ -139,6 +158,7 @@ def test_the_first_request_is_as_the_model_was_trained(name: str, form: Form) ->
     request = json.loads(text)
     assert "request.json" in asks and request["messages"][0] == {"role": "system", "content": "File the ticket."}
     assert (request.get("model") or "").endswith("tickets") or name == "sagemaker"
+    assert request.get("stop_token_ids") == ([128009] if host.vllm and one.ends else None)
     assert request["temperature"] == 0, "as it was evaluated"
 
 

@@ -3,53 +3,60 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import re
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from host_definitions import in_environment
-from local_http import Quiet, listening
+from stand_in import Rule, StandIn, standing_in
 
 from tuneloop.deploy.deployment import Card, Machine, ServingJob, Size
 from tuneloop.deploy.hosts import find_host
 
 
-@dataclass
-class StandIn:
-    """A server that answers what it is told to, and keeps what it was asked."""
+def fireworks() -> list[Rule]:
+    """Fireworks' API, by names that the caller chooses: a second one of a name is refused."""
+    place = r"(/v1/accounts/acme/(models|deployments))"
 
-    url: str = ""
-    asked: list[tuple[str, str, bytes]] = field(default_factory=list)
-    refuses: str = ""
-    links: bool = False  # answers are the addresses that files are sent to
+    def make(host: StandIn, found: re.Match[str], body: Any) -> Any:
+        (name,) = parse_qs(urlsplit(host.asked[-1]).query).get("deploymentId") or [body.get("modelId")]
+        if f"{found[1]}/{name}" in host.there:
+            return 409, {"error": {"message": "there is one already"}}
+        host.there[f"{found[1]}/{name}"] = {"name": f"{found[1]}/{name}", **body}
+        lost = host.loses.pop(found[2], False)
+        return (504, {"error": {"message": "lost"}}) if lost else host.there[f"{found[1]}/{name}"]
 
-    def answer(self, what: str) -> tuple[int, object]:
-        if self.refuses and what.split("?")[0].endswith(self.refuses):
-            return 400, {"__type": "ResourceLimitExceeded", "message": "no quota", "error": {"message": "no quota"}}
-        if "getUploadEndpoint" in what:
-            names = json.loads(self.asked[-1][2])["filenameToSize"]
-            return 200, {"filenameToSignedUrls": {name: f"{self.url}/put/{name}" for name in names}}
-        return 200, {
-            "name": "accounts/acme/models/tickets",
-            "ModelArn": "arn:aws:sagemaker:us-east-1:123456789012:model/tickets",
-        }
+    def files(host: StandIn, found: re.Match[str], body: Any) -> Any:
+        return {"filenameToSignedUrls": {name: f"{host.url}/put/{name}" for name in body["filenameToSize"]}}
+
+    return [
+        ("POST", place, make),
+        ("GET", rf"{place}/tickets", lambda host, found, body: host.there.get(found[0]) or (404, {"error": "no such"})),
+        ("DELETE", rf"{place}/tickets", lambda host, found, body: host.there.pop(found[0])),
+        ("POST", ".*getUploadEndpoint", files),
+        ("GET", ".*validateUpload", lambda host, found, body: {}),
+        ("PUT", "/put/.*", lambda host, found, body: {}),
+    ]
 
 
-@pytest.fixture
-def stand_in() -> Iterator[StandIn]:
-    state = StandIn()
+def sagemaker() -> list[Rule]:
+    """SageMaker's API: all calls go to one place, and are named in a header."""
 
-    class Handler(Quiet):
-        def handle_any(self) -> None:
-            what = self.headers.get("X-Amz-Target") or self.path
-            state.asked.append((self.command, what, self.body()))
-            self.answer(*state.answer(what))
+    def call(host: StandIn, found: re.Match[str], body: Any) -> Any:
+        verb, kind = re.fullmatch(r"SageMaker\.(Create|Describe|Delete)(\w+)", host.asked[-1].split()[1]).groups()  # type: ignore[union-attr]
+        nothing = 400, {"__type": "ValidationException", "message": "Could not find it"}
+        if verb == "Describe":
+            return host.there.get(kind, nothing)
+        if verb == "Delete":
+            return host.there.pop(kind, nothing)
+        if kind in host.there:
+            return 400, {"__type": "ValidationException", "message": "Cannot create already existing"}
+        host.there[kind] = {f"{kind}Arn": "arn:aws:sagemaker:us-east-1:123456789012:model/tickets", **body}
+        return (503, {"__type": "ServiceUnavailable"}) if host.loses.pop(kind, False) else host.there[kind]
 
-        do_GET = do_POST = do_PUT = do_DELETE = handle_any
-
-    with listening(Handler) as state.url:
-        yield state
+    return [("POST", ".*", call)]
 
 
 def script(host: str, form: str, folder: Path) -> Path:
@@ -69,7 +76,7 @@ import runpy, sys
 sys.argv = sys.argv[1:]
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
-except Exception as error:
+except (Exception, SystemExit) as error:
     print("refused:", error)
 """
 
@@ -83,44 +90,48 @@ def adapter(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("refuses", ["", "deployments", "validateUpload"])
+@pytest.mark.parametrize(
+    ("refuses", "loses"),
+    [("", ""), ("", "models"), ("", "deployments"), ("POST .*deployments", ""), ("validateUpload", "")],
+)
 def test_fireworks_gets_the_files_and_a_deployment_or_nothing(
-    stand_in: StandIn, adapter: Path, tmp_path: Path, refuses: str
+    adapter: Path, tmp_path: Path, refuses: str, loses: str
 ) -> None:
-    stand_in.refuses = refuses
-    said = in_environment(
-        "fireworks-ai", RUN, script("fireworks", "adapter", tmp_path), adapter, FIREWORKS_URL=stand_in.url, FIREWORKS_API_KEY="k",
-        FIREWORKS_ACCOUNT_ID="acme", FIREWORKS_BASE="accounts/fireworks/models/llama-v3p1-8b-instruct",
-    )  # fmt: skip
-    methods = [(method, what.split("?")[0].rpartition("/")[2]) for method, what, _ in stand_in.asked]
-    sent = {what.rpartition("/")[2]: body for method, what, body in stand_in.asked if method == "PUT"}
-    assert sent == {path.name: path.read_bytes() for path in adapter.iterdir()}
-    made = json.loads(stand_in.asked[0][2])
-    assert made["modelId"] == "tickets" and made["model"]["peftDetails"]["r"] == 16
-    if refuses:
-        assert "refused:" in said and methods[-1] == ("DELETE", "tickets")
-    else:
-        deployment = json.loads(stand_in.asked[-1][2])
-        assert methods[-1] == ("POST", "deployments")
+    with standing_in(StandIn(fireworks(), {refuses: [400] * 9} if refuses else {}, loses={loses: True})) as host:
+        file = script("fireworks", "adapter", tmp_path)
+        variables = {
+            "FIREWORKS_URL": host.url, "FIREWORKS_API_KEY": "k", "FIREWORKS_ACCOUNT_ID": "acme",
+            "FIREWORKS_BASE": "accounts/fireworks/models/llama-v3p1-8b-instruct",
+        }  # fmt: skip
+        said = in_environment("fireworks-ai", RUN, file, adapter, **variables)
+        sent = [path.rpartition("/")[2] for path in host.asked if path.startswith("PUT")]
+        assert sorted(sent) == sorted(path.name for path in adapter.iterdir())
+        if refuses:
+            assert "refused:" in said and not host.there
+            return
+        model, deployment = (host.there[f"/v1/accounts/acme/{kind}/tickets"] for kind in ("models", "deployments"))
+        assert model["model"]["peftDetails"]["r"] == 16 and len(host.there) == 2
         assert deployment["enableAddons"] is True and deployment["acceleratorType"] == "NVIDIA_H100_80GB"
+        again = in_environment("fireworks-ai", RUN, file, adapter, **variables)
+        assert "is there already" in again and len(host.there) == 2
 
 
-@pytest.mark.parametrize("refuses", ["", "CreateEndpointConfig", "CreateEndpoint"])
-def test_sagemaker_makes_three_things_or_none(stand_in: StandIn, tmp_path: Path, refuses: str) -> None:
-    stand_in.refuses = f"SageMaker.{refuses}" if refuses else ""
-    said = in_environment(
-        "boto3", RUN, script("sagemaker", "merged", tmp_path), AWS_ENDPOINT_URL=stand_in.url, AWS_ACCESS_KEY_ID="k",
-        AWS_SECRET_ACCESS_KEY="s", SAGEMAKER_ROLE="arn:aws:iam::123456789012:role/tuning-role", HF_TOKEN="t", AWS_MAX_ATTEMPTS="1",
-    )  # fmt: skip
-    calls = [what.removeprefix("SageMaker.") for _, what, _ in stand_in.asked]
-    made = [call for call in calls if call.startswith("Create")]
-    if not refuses:
-        assert calls == ["CreateModel", "CreateEndpointConfig", "CreateEndpoint"] and "describe-endpoint" in said
-        assert json.loads(stand_in.asked[0][2])["PrimaryContainer"]["Environment"]["HF_TOKEN"] == "t"
-        return
-    undone = [call.replace("Delete", "Create") for call in calls if call.startswith("Delete")]
-    assert (
-        "refused:" in said
-        and undone == [call for call in reversed(made) if call not in refuses.split()][-len(undone) :]
-    )
-    assert len(undone) == ["CreateModel", "CreateEndpointConfig", "CreateEndpoint"].index(refuses)
+@pytest.mark.parametrize(
+    ("refuses", "loses"),
+    [("", ""), ("", "Model"), ("", "Endpoint"), ("CreateEndpointConfig", ""), ("CreateEndpoint", "")],
+)
+def test_sagemaker_makes_three_things_or_none(tmp_path: Path, refuses: str, loses: str) -> None:
+    refused = {f"{refuses}$" if refuses else "nothing": [400] * 9}
+    with standing_in(StandIn(sagemaker(), refused, loses={loses: True}, header="X-Amz-Target")) as host:
+        file = script("sagemaker", "merged", tmp_path)
+        variables = {
+            "AWS_ENDPOINT_URL": host.url, "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "HF_TOKEN": "t",
+            "SAGEMAKER_ROLE": "arn:aws:iam::123456789012:role/tuning-role",
+        }  # fmt: skip
+        said = in_environment("boto3", RUN, file, **variables)
+        if refuses:
+            assert "refused:" in said and not host.there
+            return
+        assert set(host.there) == {"Model", "EndpointConfig", "Endpoint"} and "describe-endpoint" in said
+        assert host.there["Model"]["PrimaryContainer"]["Environment"]["HF_TOKEN"] == "t"
+        assert "is there already" in in_environment("boto3", RUN, file, **variables) and len(host.there) == 3

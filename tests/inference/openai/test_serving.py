@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import served
 from served import Files
+from vllm_contract import differences
 from vllm_stand_in import MODEL, TOGETHER, StandIn, schema_of
 
 from patience import HANG
@@ -188,6 +190,37 @@ def test_all_of_sampling_is_said_to_vllm_and_where_a_turn_ends(files: Files) -> 
     against(server, work, tokenizer=str(files.base))
 
 
+def test_the_base_s_generation_settings_do_not_change_an_answer(files: Files) -> None:
+    server = StandIn(files.base, generation={"repetition_penalty": 50.0, "temperature": 2.0})
+
+    async def ask(engine: EndpointEngine) -> list[int]:
+        return list((await complete(engine, asked())).token_ids)
+
+    wanted = served.run(served.local(files, ()), ask)
+
+    async def work(engine: EndpointEngine) -> None:
+        assert await ask(engine) == wanted
+        plain = {"model": MODEL, "prompt": list(await engine.render(TURNS)), "max_tokens": 8, "stream": True}
+        assert engine._wire is not None
+        events = [event async for event in engine._wire.events("/v1/completions", json.dumps(plain).encode())]
+        said = "".join(json.loads(event)["choices"][0]["text"] for event in events[:-2])
+        assert said != (await complete(engine, asked())).text, "else nothing was to be changed"
+
+    against(server, work, tokenizer=str(files.base))
+
+
+def test_the_stand_in_refuses_and_accepts_what_vllm_does(files: Files) -> None:
+    with StandIn(files.base) as url:
+        assert not differences(url.removesuffix("/v1"), MODEL)
+
+
+def test_after_a_restart_only_what_the_server_was_started_with_is_there(files: Files) -> None:
+    server = StandIn(files.base, {"support": files.adapters[0]})
+    server.names["loaded"] = files.adapters[1]
+    server.restart()
+    assert list(server.names) == ["support"]
+
+
 def test_without_a_tokenizer_the_server_renders(files: Files) -> None:
     server = StandIn(files.base, version="")
 
@@ -245,6 +278,17 @@ def test_an_adapter_that_the_server_was_started_with_is_not_loaded_again(files: 
         assert (await complete(engine, asked("support"))).adapter == "support"
 
     against(StandIn(files.base, {"support": files.adapters[0]}, lets_load=False), work, ("support",))
+
+
+def test_a_server_whose_engine_has_died_is_not_healthy(files: Files) -> None:
+    server = StandIn(files.base)
+
+    async def work(engine: EndpointEngine) -> None:
+        assert await engine.healthy()
+        server.engine_died = True
+        assert not await engine.healthy()
+
+    against(server, work)
 
 
 def test_a_server_that_ends_is_an_error_and_not_healthy(files: Files) -> None:

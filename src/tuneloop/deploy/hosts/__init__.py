@@ -48,6 +48,8 @@ class Host(JobSite[ServingJob]):
 
     forms: tuple[Form, ...]  # formats of artifacts that it serves, the preferred one first
     counts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # cards of a machine; default: 1, 2, 4, 8
+    least: int = 1  # replicas that are always on where the user names no number; 0: a request starts one
+    vllm: bool = True  # whether vLLM answers; False: the host's own engine, or llama.cpp
     pulls: bool = True  # whether it loads the artifact from the Hugging Face hub, so that it has to be there
     secrets: tuple[tuple[str, str], ...] = ()  # names of what must be known there, and for what
     # the model's name in a request; empty: a request names none; None: its requests are not OpenAI's

@@ -9,18 +9,18 @@ from tuneloop.deploy.project_text import shell, yaml_text
 
 def project(job: ServingJob) -> dict[str, str]:
     gpu = GPUS[job.machine.card.key] if job.machine else "L4"
-    start = f"export HF_TOKEN=$(cat /secrets/hf_access_token) && {shell(vllm_command(job))}"
     config = {
         "model_name": job.name,
         "model_metadata": {"example_model_input": first_request(job, job.name), "tags": ["openai-compatible"]},
         "base_image": {"image": VLLM_IMAGE},
         "docker_server": {
-            "start_command": f'sh -c "{start}"', "readiness_endpoint": "/health", "liveness_endpoint": "/health",
+            "start_command": shell(vllm_command(job)), "readiness_endpoint": "/health", "liveness_endpoint": "/health",
             "predict_endpoint": "/v1/chat/completions", "server_port": 8000,
         },
         "resources": {"accelerator": f"{gpu}:{job.cards}" if job.cards > 1 else gpu},
         "runtime": {"predict_concurrency": 32, "health_checks": {"startup_threshold_seconds": 1800}},
         "secrets": {"hf_access_token": None},
+        "environment_variables": {"HF_TOKEN_PATH": "/secrets/hf_access_token"},  # where huggingface_hub reads it
     }  # fmt: skip
     return {"config.yaml": yaml_text(f"A Truss: {job.artifact} behind vLLM. `truss push` in this folder.", config)}
 

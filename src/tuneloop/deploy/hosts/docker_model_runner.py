@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 from tuneloop.deploy.deployment import ServingJob
 from tuneloop.deploy.hosts import Host, Steps, steps
 from tuneloop.deploy.project_text import yaml_text
 
 
 def project(job: ServingJob) -> dict[str, str]:
-    body = '{\\"model\\": \\"$$LLM_MODEL\\", \\"messages\\": [{\\"role\\": \\"user\\", \\"content\\": \\"Hello\\"}]}'
-    curl = f'curl -fsS "$${{LLM_URL}}chat/completions" -H "Content-Type: application/json" -d "{body}"'
+    turn = json.dumps({"role": "user", "content": "Hello"})
+    body = f"""'{{"model": "'"$$LLM_MODEL"'", "messages": [{turn}]}}'"""
+    curl = f'curl -fsS "$${{LLM_URL}}chat/completions" -H "Content-Type: application/json" -d {body}'
     ask = {
         "image": "curlimages/curl:8.17.0", "models": {"llm": {"endpoint_var": "LLM_URL", "model_var": "LLM_MODEL"}},
         "entrypoint": ["sh", "-c"], "command": [curl],
@@ -33,6 +36,7 @@ HOST = Host(
     unchecked="that your Docker has the runner.",
     own_machines=True,
     pulls=False,
+    vllm=False,
     request_model=lambda job: None,
     secrets=(("REGISTRY", "where your images are, in your shell"),),
 )

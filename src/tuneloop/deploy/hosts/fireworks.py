@@ -27,7 +27,7 @@ import sys
 from pathlib import Path
 
 import httpx
-from fireworks import Fireworks
+from fireworks import APIError, Fireworks, NotFoundError
 
 NAME, BASE, ADAPTER = {job.name!r}, {job.base!r}, {adapter}
 folder = Path(sys.argv[1])
@@ -42,8 +42,30 @@ if ADAPTER:
     model["peft_details"] = {{"base_model": base, "r": settings["r"], "target_modules": settings["target_modules"]}}
 else:
     model["base_model_details"] = {{"checkpoint_format": "HUGGINGFACE"}}
-client.models.create(model_id=NAME, model=model)
+
+
+def look(kind):
+    try:
+        return kind.get(NAME)
+    except NotFoundError:
+        return None
+
+
+def create(kind, **values):
+    try:
+        return kind.create(**values)
+    except APIError:  # its answer may be lost, and it was carried out all the same
+        there = look(kind)
+        if there is None:
+            raise
+        return there
+
+
+for kind in (client.models, client.deployments):
+    if look(kind):
+        sys.exit(f"{{NAME}} is there already: delete it, or deploy with another --name")
 try:
+    create(client.models, model_id=NAME, model=model)
     places = client.models.get_upload_endpoint(NAME, filename_to_size=files).filename_to_signed_urls
     for name, url in places.items():
         with open(folder / name, "rb") as file:
@@ -51,13 +73,16 @@ try:
             httpx.put(url, content=file, headers=size, timeout=None).raise_for_status()
     client.models.validate_upload(NAME)
     served = base if ADAPTER else f"accounts/{{account}}/models/{{NAME}}"
-    deployment = client.deployments.create(
+    deployment = create(
+        client.deployments,
         base_model=served, deployment_id=NAME, enable_addons=ADAPTER,
         min_replica_count={job.traffic.least}, max_replica_count={job.traffic.most},
         accelerator_type={accelerator!r}, accelerator_count={job.cards},
     )
 except BaseException:
-    client.models.delete(NAME)
+    for kind in (client.deployments, client.models):
+        if look(kind):
+            kind.delete(NAME)
     raise
 print(deployment)
 '''
@@ -92,6 +117,7 @@ HOST = Host(
     gpus=ACCELERATORS,
     providers=("Fireworks",),
     pulls=False,
+    vllm=False,
     variables=("FIREWORKS_API_KEY", "FIREWORKS_ACCOUNT_ID"),
     secrets=(("FIREWORKS_API_KEY, FIREWORKS_ACCOUNT_ID", "in your shell"),),
 )

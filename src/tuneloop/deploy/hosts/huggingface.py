@@ -14,7 +14,8 @@ def endpoint(job: ServingJob) -> dict[str, Any]:
     instance = INSTANCES[job.machine.card.key] if job.machine else "nvidia-l4"
     adapter = job.form == "adapter"
     # The repository is there already, in /repository.
-    options = engine_arguments(job) | ({"lora-modules": f"{job.name}=/repository"} if adapter else {})
+    here = {"tokenizer": "/repository", "lora-modules": f"{job.name}=/repository"} if adapter else {}
+    options = engine_arguments(job) | here
     return {
         "name": job.name[:32].rstrip("-"), "repository": job.repo, "framework": "custom", "task": "text-generation",
         "accelerator": "gpu", "vendor": "aws", "region": "us-east-1", "type": "authenticated",

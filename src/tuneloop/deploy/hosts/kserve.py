@@ -11,7 +11,7 @@ from tuneloop.deploy.project_text import yaml_text
 
 
 def project(job: ServingJob) -> dict[str, str]:
-    options = engine_arguments(job)
+    options = {"dtype": "bfloat16", **engine_arguments(job)}  # else KServe computes in float16
     options.pop("served-model-name")
     name = "base" if job.form == "adapter" else job.name
     gpus = {"nvidia.com/gpu": str(job.cards)}

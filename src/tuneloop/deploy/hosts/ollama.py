@@ -25,4 +25,5 @@ HOST = Host(
     unchecked="that your version of Ollama reads the file.",
     own_machines=True,
     pulls=False,
+    vllm=False,
 )

@@ -9,13 +9,13 @@ from tuneloop.deploy.hosts import HF_SECRET, Host, Steps, callers_key, steps
 from tuneloop.deploy.hosts.kubernetes import CARDS, KEEP_TOKEN, disk_gib
 from tuneloop.deploy.project_text import yaml_text
 
+BY_THE_CHART = ("max-model-len", "tensor-parallel-size", "dtype", "enable-lora", "lora-modules")
 _BASE = "base"  # the chart's name of the model that adapters are loaded onto
 
 
 def project(job: ServingJob) -> dict[str, str]:
     adapter = job.form == "adapter"
-    extra = {key: engine_arguments(job).get(key) for key in ("served-model-name", "max-lora-rank")}
-    options = {key: value for key, value in extra.items() if value is not None}
+    options = {key: value for key, value in engine_arguments(job).items() if key not in BY_THE_CHART}
     repository, _, tag = VLLM_IMAGE.partition(":")
     engine: dict[str, Any] = {
         "name": _BASE if adapter else job.name, "repository": repository, "tag": tag, "modelURL": job.model,
@@ -23,6 +23,7 @@ def project(job: ServingJob) -> dict[str, str]:
         "pvcStorage": f"{disk_gib(job)}Gi", "pvcAccessMode": ["ReadWriteOnce"],
         "vllmConfig": {
             "maxModelLen": job.context, "tensorParallelSize": job.cards, "dtype": "half" if job.half else "auto",
+            "enablePrefixCaching": True,  # which vLLM does, but the chart forbids unless it is named
             "extraArgs": command_line(options),
         },
         "hf_token": {"secretName": "huggingface", "secretKey": "token"},

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from tuneloop.deploy.deployment import ServingJob, chat_call, lora_rank
+from tuneloop.deploy.deployment import ServingJob, chat_call, engine_arguments
 from tuneloop.deploy.hosts import Host, Steps, steps
 from tuneloop.deploy.project_text import yaml_text
 
+BY_RAY = ("served-model-name", "lora-modules")
+
 
 def project(job: ServingJob) -> dict[str, str]:
-    engine: dict[str, Any] = {"max_model_len": job.context, "tensor_parallel_size": job.cards}
-    if job.half:
-        engine["dtype"] = "half"
+    options = engine_arguments(job)
+    tokenizer = options.pop("tokenizer", job.model)
+    engine = {key.replace("-", "_"): value for key, value in options.items() if key not in BY_RAY}
     name = "base" if job.form == "adapter" else job.name
     replicas = {"min_replicas": job.traffic.least, "max_replicas": job.traffic.most}
     config: dict[str, Any] = {
-        "model_loading_config": {"model_id": name, "model_source": job.model}, "engine_kwargs": engine,
+        "model_loading_config": {"model_id": name, "model_source": job.model, "tokenizer_source": tokenizer},
+        "engine_kwargs": engine,
         "deployment_config": {"autoscaling_config": replicas, "max_ongoing_requests": 64},
     }  # fmt: skip
     if job.machine:
         config["accelerator_type"] = TYPES[job.machine.card.key]
     if job.form == "adapter":
-        engine |= {"enable_lora": True, "max_lora_rank": lora_rank(job.rank), "max_loras": 4}
         # Ray reads adapters from FOLDER/ADAPTER_ID, so the artifact has to be there.
         path = "s3://YOUR_BUCKET/adapters"
         config["lora_config"] = {"dynamic_lora_loading_path": path, "max_num_adapters_per_replica": 16}

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import functools
 
-from tuneloop.deploy.deployment import ServingJob, engine_arguments
+from tuneloop.deploy.deployment import VLLM_VERSION, ServingJob, engine_arguments
 from tuneloop.deploy.hosts import Host, Steps, steps
 from tuneloop.deploy.project_text import yaml_text
 
-VLLM_PACKAGE = "vllm==0.23.0"
+OF_THE_SERVER = ("served-model-name", "lora-modules")  # options that are not the engine's
 
 
 def project(job: ServingJob) -> dict[str, str]:
     config = {
-        "build": {"gpu": True, "python_version": "3.12", "python_packages": [VLLM_PACKAGE]},
+        "build": {"gpu": True, "python_version": "3.12", "python_packages": [f"vllm=={VLLM_VERSION}"]},
         "predict": "predict.py:Predictor",
         "concurrency": {"max": 32},
     }
-    options = engine_arguments(job)
-    arguments = [f"model={job.model!r}", f"max_model_len={job.context}"]
-    arguments += ['dtype="half"'] if job.half else []
-    arguments += [f"tensor_parallel_size={job.cards}"] if job.cards > 1 else []
-    if job.form == "adapter":
-        arguments += ["enable_lora=True", f"max_lora_rank={options['max-lora-rank']}"]
+    options = {"model": job.model, **engine_arguments(job)}
+    known = {name.replace("-", "_"): value for name, value in options.items() if name not in OF_THE_SERVER}
+    arguments = ", ".join(f"{name}={value!r}" for name, value in known.items())
     adapter = f"LoRARequest({job.name!r}, 1, snapshot_download({job.repo!r}))" if job.form == "adapter" else "None"
     hardware = GPUS[job.machine.card.key] if job.machine else "gpu-l40s"
     hardware += f"-{job.cards}x" if job.cards > 1 else ""
@@ -45,7 +42,7 @@ SYSTEM = {job.system!r}
 
 class Predictor(BasePredictor):
     async def setup(self) -> None:
-        self.engine = AsyncLLMEngine.from_engine_args(AsyncEngineArgs({", ".join(arguments)}))
+        self.engine = AsyncLLMEngine.from_engine_args(AsyncEngineArgs({arguments}))
         tokenizer = self.engine.get_tokenizer()
         self.tokenizer = await tokenizer if inspect.isawaitable(tokenizer) else tokenizer  # by vLLM's version
         self.adapter = {adapter}
@@ -60,7 +57,7 @@ class Predictor(BasePredictor):
         turns = [{{"role": "system", "content": system}}] if system else []
         turns.append({{"role": "user", "content": prompt}})
         ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-        sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature)
+        sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, stop_token_ids={list(job.ends)})
         sent = ""
         async for output in self.engine.generate(
             {{"prompt_token_ids": ids}}, sampling, uuid.uuid4().hex, lora_request=self.adapter
@@ -90,18 +87,34 @@ def commands(job: ServingJob) -> Steps:
 
 
 _SCRIPT = """#!/usr/bin/env bash
-# Makes a deployment of the model's newest version, which `cog push` has made.
+# Makes a deployment of the model's newest version, which `cog push` has made. A request whose answer was lost may have
+# been carried out all the same: the deployment is looked for before it is sent again.
 set -euo pipefail
 : "${REPLICATE_API_TOKEN:?set it first: https://replicate.com/account/api-tokens}" "${ACCOUNT:?your name there}"
 api=${REPLICATE_API:-https://api.replicate.com/v1}
-send() {
-  curl --fail-with-body -sS --retry 4 "$@" \\
-    -H "Authorization: Bearer $REPLICATE_API_TOKEN" -H "Content-Type: application/json"
+answer=$(mktemp)
+trap 'rm -f "$answer"' EXIT
+send() {  # PATH [curl's options]: prints the status, 000 where there was no answer
+  curl -sS -o "$answer" -w '%{http_code}' "$api/$1" "${@:2}" \\
+    -H "Authorization: Bearer $REPLICATE_API_TOKEN" -H "Content-Type: application/json" || true
 }
-newest='import json, sys; print(json.load(sys.stdin)["results"][0]["id"])'
-version=$(send "$api/models/$ACCOUNT/NAME/versions" | python3 -c "$newest")
-send "$api/deployments" -d '{"name": "NAME", "model": "'"$ACCOUNT"'/NAME", "version": "'"$version"'",
- "hardware": "HARDWARE", "min_instances": LEAST, "max_instances": MOST}'
+there() { [ "$(send "deployments/$ACCOUNT/NAME" --retry 4)" = 200 ]; }
+if there; then echo "there is a deployment NAME already: delete it, or deploy with another --name" >&2; exit 1; fi
+[ "$(send "models/$ACCOUNT/NAME/versions" --retry 4)" = 200 ] || { cat "$answer" >&2; exit 1; }
+version=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["results"][0]["id"])' "$answer")
+for pause in 1 4 16 0; do
+  status=$(send deployments -d '{"name": "NAME", "model": "'"$ACCOUNT"'/NAME", "version": "'"$version"'",
+ "hardware": "HARDWARE", "min_instances": LEAST, "max_instances": MOST}')
+  case $status in
+    2??) cat "$answer"; exit ;;
+    000 | 408 | 429 | 5??) echo "busy ($status): again in $pause s" >&2 ;;
+    *) cat "$answer" >&2; exit 1 ;;
+  esac
+  sleep $pause
+  if there; then cat "$answer"; exit; fi
+done
+echo "still busy ($status): nothing was left behind" >&2
+exit 1
 """
 
 

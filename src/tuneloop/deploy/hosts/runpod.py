@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tuneloop.deploy.deployment import ServingJob, chat_call, engine_arguments
+from tuneloop.deploy.deployment import ServingJob, chat_call, engine_arguments, option_text
 from tuneloop.deploy.hosts import Host, Steps, steps
 
 IMAGE = "runpod/worker-v1-vllm:v2.23.0"
@@ -14,8 +14,7 @@ def worker_environment(job: ServingJob) -> dict[str, str]:
     """The worker's variables: each option of `vllm serve` in capitals (worker-vllm, docs/configuration.md)."""
     exceptions = {"served-model-name": "OPENAI_SERVED_MODEL_NAME_OVERRIDE"}
     options = engine_arguments(job)
-    options.pop("generation-config")  # not in the worker's list
-    texts = {name: "true" if value is True else str(value) for name, value in options.items()}
+    texts = {name: "true" if value is True else option_text(value) for name, value in options.items()}
     variables = {exceptions.get(name, name.replace("-", "_").upper()): text for name, text in texts.items()}
     return {"MODEL_NAME": job.model, **variables, "MAX_CONCURRENCY": "32"}
 
@@ -38,22 +37,64 @@ def project(job: ServingJob) -> dict[str, str]:
 
 _SCRIPT = """#!/usr/bin/env bash
 # Creates the template and the endpoint; what was created is deleted again when the second step fails.
+# `deploy.sh down` deletes both. A request whose answer was lost may have been carried out all the same: what it creates
+# is looked for before it is sent again.
 set -euo pipefail
 cd "$(dirname "$0")"
 : "${RUNPOD_API_KEY:?set it first: https://console.runpod.io/user/settings}"
 api=${RUNPOD_API:-https://rest.runpod.io/v1}
-send() {
-  curl --fail-with-body -sS --retry 4 -X "$1" "$api/$2" -H "Authorization: Bearer $RUNPOD_API_KEY" \\
-    -H "Content-Type: application/json" "${@:3}"
+answer=$(mktemp)
+trap 'rm -f "$answer"' EXIT
+send() {  # METHOD PATH [curl's options]: prints the status, 000 where there was no answer
+  curl -sS -o "$answer" -w '%{http_code}' -X "$1" "$api/$2" -H "Authorization: Bearer $RUNPOD_API_KEY" \\
+    -H "Content-Type: application/json" "${@:3}" || true
 }
-create() {  # prints the id of what it made, or what the server said
-  local answer=$(mktemp)  # a busy server gets the request again; only the last answer stays in a file
-  send POST "$1" --data "$2" -o "$answer" || { cat "$answer" >&2; return 1; }
-  python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["id"])' "$answer"
+field() { python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]])' "$1" "$2"; }
+id_of() {  # KIND KEY VALUE: prints the id of the one that has it, or nothing
+  for pause in 1 4 16 0; do
+    if [ "$(send GET "$1")" = 200 ]; then
+      python3 -c 'import json, sys
+print(next((each["id"] for each in json.load(open(sys.argv[1])) if each.get(sys.argv[2]) == sys.argv[3]), ""))' \\
+        "$answer" "$2" "$3"
+      return
+    fi
+    sleep $pause
+  done
+  echo "the list of $1 can't be read: $(cat "$answer")" >&2
+  return 1
 }
-template=$(create templates @template.json)
-if ! endpoint=$(create endpoints "$(sed "s/TEMPLATE_ID/$template/" endpoint.json)"); then
-  send DELETE "templates/$template" && echo "the template was deleted again: nothing was left behind" >&2
+create() {  # KIND KEY VALUE BODY: prints the id of what it made
+  for pause in 1 4 16 0; do
+    status=$(send POST "$1" --data "$4")
+    case $status in
+      2??) field "$answer" id; return ;;
+      000 | 408 | 429 | 5??) echo "busy ($status): again in $pause s" >&2 ;;
+      *) cat "$answer" >&2; return 1 ;;
+    esac
+    sleep $pause
+    there=$(id_of "$1" "$2" "$3") || return 1
+    if [ -n "$there" ]; then echo "$there"; return; fi
+  done
+  echo "still busy ($status)" >&2
+  return 1
+}
+remove() {  # KIND ID
+  case $(send DELETE "$1/$2") in 2?? | 404) ;; *) echo "left behind: $1/$2: $(cat "$answer")" >&2; return 1 ;; esac
+}
+if [ "${1:-}" = down ]; then
+  remove endpoints "$(field created.json endpoint)"
+  remove templates "$(field created.json template)"
+  rm created.json
+  exit
+fi
+name=$(field template.json name)
+if [ -n "$(id_of "templates?includeEndpointBoundTemplates=true" name "$name")" ]; then
+  echo "there is a template $name already: take it down, or deploy with another --name" >&2
+  exit 1
+fi
+template=$(create templates name "$name" @template.json)
+if ! endpoint=$(create endpoints templateId "$template" "$(sed "s/TEMPLATE_ID/$template/" endpoint.json)"); then
+  remove templates "$template" && echo "the template was deleted again: nothing was left behind" >&2
   exit 1
 fi
 printf '{"template": "%s", "endpoint": "%s"}\\n' "$template" "$endpoint" | tee created.json
@@ -63,10 +104,10 @@ printf '{"template": "%s", "endpoint": "%s"}\\n' "$template" "$endpoint" | tee c
 def commands(job: ServingJob) -> Steps:
     endpoint = """ENDPOINT_ID=$(python3 -c 'import json; print(json.load(open("created.json"))["endpoint"])')"""
     url, key = '"https://api.runpod.ai/v2/$ENDPOINT_ID/openai/v1/chat/completions"', "Bearer $RUNPOD_API_KEY"
-    down = f'curl -X DELETE "https://rest.runpod.io/v1/endpoints/$ENDPOINT_ID" -H "Authorization: {key}"'
     words = "Store the Hugging Face token as the secret `hf_token` in RunPod's console, then create the endpoint"
-    ask, down = (f"{endpoint}\n{command}" for command in (chat_call(url, key), down))
-    return steps("bash deploy.sh", ask, down, up_words=words)
+    ask = f"{endpoint}\n{chat_call(url, key)}"
+    down_words = "Take it down, with its template"
+    return steps("bash deploy.sh", ask, "bash deploy.sh down", up_words=words, down_words=down_words)
 
 
 GPUS = {
@@ -84,7 +125,11 @@ HOST = Host(
     "https://rest.runpod.io/v1/docs, read on 2026-11-27",
     checked="Each variable is an option of the worker or its wrapper; deploy.sh runs against a stand-in, also busy.",
     unchecked="that a worker starts, the image's tag, the prices.",
-    limits=("The first request after a pause waits until a worker has loaded the model.",),
+    limits=(
+        "The first request after a pause waits until a worker has loaded the model, unless one is always on "
+        "(--min-replicas 1).",
+    ),
+    least=0,
     gpus=GPUS,
     providers=("RunPod Serverless", "RunPod Secure"),
     variables=("RUNPOD_API_KEY",),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tuneloop.deploy.deployment import ServingJob, lora_rank
+from tuneloop.deploy.deployment import ServingJob, engine_arguments, option_text
 from tuneloop.deploy.hosts import Host, Steps, steps
 
 IMAGE = "763104351884.dkr.ecr.us-east-1.amazonaws.com/djl-inference:0.36.0-lmi23.0.0-cu130"
+
+PASSED = ("generation-config", "hf-overrides", "scheduling-policy")  # on to vLLM
 
 
 def environment(job: ServingJob) -> dict[str, str]:
@@ -20,8 +22,9 @@ def environment(job: ServingJob) -> dict[str, str]:
     }  # fmt: skip
     if job.half:
         variables["OPTION_DTYPE"] = "fp16"
-    if job.form == "adapter":
-        variables |= {"OPTION_ENABLE_LORA": "true", "OPTION_MAX_LORA_RANK": str(lora_rank(job.rank))}
+    for name, value in engine_arguments(job).items():
+        if name in PASSED:
+            variables[f"OPTION_{name.replace('-', '_').upper()}"] = option_text(value)
     return variables
 
 
@@ -45,28 +48,55 @@ def project(job: ServingJob) -> dict[str, str]:
     return {"requests.json": json.dumps(requests(job), indent=2) + "\n", "deploy.py": _SCRIPT}
 
 
-_SCRIPT = '''"""Makes the calls of requests.json; what was created is deleted again when a later one fails."""
+_SCRIPT = '''"""Makes the calls of requests.json; what was created is deleted again when a later one fails.
+
+A call whose answer was lost may have been carried out all the same: what it creates is looked for."""
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import boto3
+from botocore.exceptions import ClientError
 
 calls = json.loads(Path(__file__).with_name("requests.json").read_text())
 calls["create_model"]["ExecutionRoleArn"] = os.environ["SAGEMAKER_ROLE"]
 calls["create_model"]["PrimaryContainer"]["Environment"]["HF_TOKEN"] = os.environ["HF_TOKEN"]
 client = boto3.client("sagemaker", region_name=os.environ.get("AWS_REGION", "us-east-1"))
-undo = []
+
+
+def name_of(call):
+    key = next(key for key in calls[call] if key.endswith("Name"))
+    return {key: calls[call][key]}
+
+
+def there(call):
+    try:
+        return getattr(client, call.replace("create_", "describe_"))(**name_of(call))
+    except ClientError as error:
+        if error.response["Error"]["Code"] == "ValidationException":  # SageMaker's word for what does not exist
+            return None
+        raise
+
+
+for call in calls:
+    if there(call):
+        sys.exit(f"{name_of(call)} is there already: delete it, or deploy with another --name")
+made = []
 try:
-    for name, values in calls.items():
-        getattr(client, name)(**values)
-        key = next(key for key in values if key.endswith("Name"))
-        undo.append((name.replace("create_", "delete_"), {key: values[key]}))
+    for call, values in calls.items():
+        made.append(call)
+        try:
+            getattr(client, call)(**values)
+        except ClientError:
+            if not there(call):
+                raise
 except BaseException:
-    for name, values in reversed(undo):
-        getattr(client, name)(**values)
-        print("undone:", name, values)
+    for call in reversed(made):
+        if there(call):
+            getattr(client, call.replace("create_", "delete_"))(**name_of(call))
+            print("undone:", call, name_of(call))
     raise
 name = calls["create_endpoint"]["EndpointName"]
 print("creating; it is ready when this says InService: aws sagemaker describe-endpoint --endpoint-name", name)

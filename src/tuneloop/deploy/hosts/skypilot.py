@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tuneloop.deploy.deployment import ServingJob, chat_call, vllm_command
+from tuneloop.deploy.deployment import VLLM_VERSION, ServingJob, chat_call, vllm_command
 from tuneloop.deploy.hosts import HF_SECRET, Host, Steps, callers_key, steps
 from tuneloop.deploy.project_text import shell, yaml_text
 from tuneloop.deploy.skypilot_sdk import SkyJob
@@ -20,7 +20,7 @@ def project(job: ServingJob) -> dict[str, str]:
         "service": {"readiness_probe": {"path": "/health", "initial_delay_seconds": 1800}, "replica_policy": policy},
         "resources": {"accelerators": f"{gpu}:{job.cards}", "ports": 8000, "disk_size": 128},
         "secrets": {"HF_TOKEN": None, "VLLM_API_KEY": None},
-        "setup": "pip install vllm==0.23.0",
+        "setup": f"pip install vllm=={VLLM_VERSION}",
         "run": shell(vllm_command(job)),
     }
     return {"service.yaml": yaml_text(f"SkyServe: {job.artifact} behind vLLM. `sky serve up service.yaml`.", task)}

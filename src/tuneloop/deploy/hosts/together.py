@@ -59,6 +59,7 @@ HOST = Host(
         "The files are uploaded from this machine.",
     ),
     pulls=False,
+    vllm=False,
     variables=("TOGETHER_API_KEY", "TOGETHER_PROJECT_ID"),
     secrets=(("TOGETHER_API_KEY, TOGETHER_PROJECT_ID", "in your shell"),),
 )

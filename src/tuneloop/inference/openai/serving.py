@@ -251,11 +251,12 @@ class EndpointEngine(RenderingEngine):
         try:
             async with asyncio.timeout(HEALTHY_WITHIN):
                 models = await self._models()
-                try:
-                    await self._wire.get("/readyz")
-                except HttpRefused as error:  # only `tuneloop serve` has one
-                    if error.status == 503:
-                        return False
+                for place in ("/readyz", "/health"):  # of `tuneloop serve`; of vLLM, whose engine may have died
+                    try:
+                        await self._wire.get(place)
+                    except HttpRefused as error:
+                        if error.status == 503:
+                            return False
             for name, served in self._loaded.items():
                 if name not in models:
                     await self._add(served, models)

@@ -313,7 +313,7 @@ def _message(turn: Any, param: str) -> Message:
     if role not in _ROLES:
         raise bad(f"{param}.role must be system, developer, user, assistant or tool", f"{param}.role")
     calls = turn.get("tool_calls")
-    content = _content(turn.get("content"), f"{param}.content", optional=bool(calls))
+    content = _content(turn.get("content"), f"{param}.content", optional=role == "assistant")
     message: dict[str, Any] = {"role": {"developer": "system", "function": "tool"}.get(role, role), "content": content}
     if calls:
         if role != "assistant" or not isinstance(calls, list) or not all(map(_is_call, calls)):

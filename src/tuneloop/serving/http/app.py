@@ -436,7 +436,7 @@ class RouteHandlers:
             text = body.get("prompt", body.get("text"))
             if not isinstance(text, str):
                 raise ApiError(400, "prompt must be a text, or messages a list of turns", param="prompt")
-            ids = tuple(await self.gateway.engine.tokenize(text))
+            ids = tuple(await self.gateway.engine.tokenize(text, adapter=model.adapter))
         await call.reply({"tokens": list(ids), "count": len(ids), "max_model_len": self.gateway.engine.context})
 
     async def models(self, call: Call) -> None:

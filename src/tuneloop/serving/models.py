@@ -467,7 +467,9 @@ def _accepted_forms(task: TaskSpec) -> str:
             inner[name] = "..."
         example = json.dumps(record, ensure_ascii=False)
     turn = json.dumps([{"role": "user", "content": example}], ensure_ascii=False)
-    return f"Send a turn of the user as the model was trained, messages={turn}, or a conversation with a text of the user"
+    return (
+        f"Send a turn of the user as the model was trained, messages={turn}, or a conversation with a text of the user"
+    )
 
 
 def _record_of(task: TaskSpec, text: str) -> dict[str, Any] | None:
@@ -483,7 +485,7 @@ def _record_of(task: TaskSpec, text: str) -> dict[str, Any] | None:
 
 
 def _under(trained: str, turns: Sequence[Message]) -> list[Message]:
-    """Turns with the trained instruction and all system turns as one, at the beginning: templates take no second one."""
+    """Turns under the trained instruction and all system turns as one: templates take no second one."""
     texts = [trained, *(str(turn["content"]) for turn in turns if turn["role"] == "system")]
     system = "\n\n".join(text for text in dict.fromkeys(texts) if text)
     others = [turn for turn in turns if turn["role"] != "system"]
@@ -510,6 +512,7 @@ def canaries_of(source: str, adapter: str, task: TaskSpec | None, rows: int = 5,
     except (UserError, OSError):
         return []
     labels = tuple(task.labels or ()) if task is not None and task.answer == "choice" else ()
+    tokens = min(tokens, task.max_new_tokens) if task is not None else tokens  # the evaluation stopped there, too
     samples = [each for each in samples if each.get("id") in rows_by_id and each.get("prediction")]
     pairs = [(rows_by_id[str(each["id"])], each) for each in samples]
     pairs.sort(key=lambda pair: sum(len(str(turn.get("content") or "")) for turn in pair[0].prompt))

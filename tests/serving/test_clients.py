@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -302,3 +304,46 @@ def test_every_written_first_request_is_one_of_training_where_it_says_so(tuned: 
         same = httpx.post(f"{address}/v1/chat/completions", json={**body, "max_tokens": TOKENS}, timeout=HANG)
         assert same.json()["choices"][0]["message"]["content"] == answers["record"], name
         assert "x-tuneloop-prompt" not in same.headers
+
+
+# --- the page ------------------------------------------------------------------------------------------
+
+ENVIRONMENTS = {
+    "OpenAI, Python": "openai", "OpenAI, JavaScript": "node", "LangChain": "langchain", "LlamaIndex": "llamaindex",
+    "LiteLLM": "litellm", "llm on the command line": "llm", "Vercel's AI SDK": "node",
+}  # fmt: skip
+
+
+def examples() -> dict[str, list[str]]:
+    """The code of each section of the page."""
+    sections = re.split(r"^## ", (ROOT / "docs" / "clients.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    return {
+        part.partition("\n")[0]: re.findall(r"^```\w+\n(.*?)^```", part, re.MULTILINE | re.DOTALL) for part in sections
+    }
+
+
+def test_every_example_of_the_page_is_run() -> None:
+    assert {name for name, blocks in examples().items() if blocks} == {*ENVIRONMENTS, "Open WebUI"}
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_the_page_s_example_gets_the_answer(name: str, tuned: Server, tmp_path: Path) -> None:
+    place, kind = tmp_path / "example", ENVIRONMENTS[name]
+    place.mkdir()
+    blocks = [block.replace("http://127.0.0.1:8100", tuned[0]) for block in examples()[name]]
+    if kind == "node":
+        (place / "ask.mjs").write_text(blocks[0])
+        command = [node_in(place), "ask.mjs"]
+    elif kind == "llm":
+        (place / "extra-openai-models.yaml").write_text(blocks[0])
+        command = [python_of("llm"), "-m", *shlex.split(blocks[1])]
+    else:
+        command = [python_of(kind), "-c", blocks[0]]
+    more = {"LLM_USER_PATH": str(place), "LLM_LOAD_PLUGINS": "", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=HANG, check=False, cwd=place, env={**os.environ, **more}
+    )
+    assert done.returncode == 0, done.stderr
+    turns = {"model": "tickets", "messages": CONVERSATIONS["plain"]}
+    reply = httpx.post(f"{tuned[0]}/v1/chat/completions", json=turns, timeout=HANG).json()
+    assert done.stdout.strip() == reply["choices"][0]["message"]["content"].strip()

@@ -14,7 +14,7 @@ BIN    := $(VENV)/bin
 
 # make postgres     Debian's Postgres, which tests start for themselves; without it they are skipped
 
-# make clients      clients that tests send through a server: npm's openai, and an older major of Python's
+# make clients      clients that tests send through a server (1.1 GB): OpenAI's, LangChain, LlamaIndex, LiteLLM, llm, AI SDK
 
 # A test that starts a process starts it with the package compiled, whatever the environment says of bytecode.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
@@ -51,9 +51,12 @@ models: $(VENV)/.installed-dev
 postgres:
 	apt-get install -y postgresql
 
+CLIENTS := $(VENV)/clients
 clients: $(VENV)/.installed-dev
-	npm install --silent --no-fund --no-audit --prefix $(VENV)/clients/node openai
-	$(BIN)/python -m pip install -q --upgrade --target $(VENV)/clients/openai-1 'openai>=1,<2'
+	npm install --silent --no-fund --no-audit --prefix $(CLIENTS)/node openai ai @ai-sdk/openai @ai-sdk/openai-compatible
+	set -e; for each in 'openai-1 openai>=1,<2' 'openai-2 openai>=2,<3' 'langchain langchain-openai' 'litellm litellm' \
+	  'llamaindex llama-index-llms-openai-like' 'llm llm'; do \
+	  folder=$(CLIENTS)/$${each%% *}; $(BIN)/python -m venv --clear $$folder; $$folder/bin/pip install -q "$${each#* }"; done
 
 # Torch, oneDNN and MKL each have a switch. These are the tests of products, attention, losses and rounding; what trains
 # for long, in several processes or on the packaged model computes the same way, and is left to `make test`.

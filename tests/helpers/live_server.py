@@ -55,7 +55,7 @@ class StubEngine:
     async def healthy(self) -> bool:
         return True
 
-    async def tokenize(self, text: str) -> Sequence[int]:
+    async def tokenize(self, text: str, *, adapter: str = "base") -> Sequence[int]:
         return list(range(len(text.split())))
 
     async def render(self, messages: Any, tools: Any = (), *, adapter: str = "base") -> Sequence[int]:

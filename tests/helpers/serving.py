@@ -33,4 +33,4 @@ def running(*arguments: str, folder: Path, environment: dict[str, str]) -> Itera
         except subprocess.TimeoutExpired:
             process.kill()
             raise
-    assert process.returncode == 0, said
+    assert process.returncode == 0, (process.returncode, said)

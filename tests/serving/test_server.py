@@ -92,8 +92,10 @@ def test_several_columns_come_as_json(make_tuned: MakeTuned, tmp_path: Path) -> 
     run = make_tuned(ANSWERS, data=FIELDS)
     record = {"subject": "Late", "body": "Where is it?"}
     assert served_ids(tmp_path / "s", run, json.dumps(record)) == trained_ids(run, record)
-    with pytest.raises(ApiError, match="several columns"):
-        served_ids(tmp_path / "s", run, "Where is it?")
+    with pytest.raises(ApiError, match="no column 'body'") as refused:
+        served_ids(tmp_path / "s", run, json.dumps({"subject": "Late"}))
+    form = json.dumps([{"role": "user", "content": json.dumps({"subject": "...", "body": "..."})}])
+    assert refused.value.status == 400 and form in refused.value.message
 
 
 SYSTEM = {"role": "system", "content": "Answer in Dutch."}
@@ -183,8 +185,8 @@ def test_unmodified_clients_get_what_predict_gives(
         assert client.completions.create(model="answers", prompt="Once", max_tokens=3).usage.completion_tokens == 3
         with pytest.raises(openai.NotFoundError, match="does not exist"):
             ask("nobody", "x")
-        with pytest.raises(openai.BadRequestError, match="columns"):
-            ask("answers", "x")
+        with pytest.raises(openai.BadRequestError, match="no column 'body'"):
+            ask("answers", json.dumps({"subject": "x"}))
         if curl := shutil.which("curl"):
             body = json.dumps({"model": "tickets", "input": texts})
             done = subprocess.run([curl, "-sf", f"{address}/v1/classify", "-d", body], capture_output=True, check=True)

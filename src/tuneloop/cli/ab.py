@@ -53,11 +53,16 @@ def _print_plan(forecast: ExperimentPlan, console: Any) -> None:
 def start(
     name: str = argument("NAME", "Name of the experiment."), store: str = STORE, *, options: ExperimentOptions
 ) -> Result:
-    """Register an experiment and begin it: who meets the candidate, what decides, what must not get worse."""
-    from tuneloop.improve.experiment.command import counts_users, not_served, registration_file
+    """Register an experiment and begin it: who meets the candidate, what decides, what must not get worse.
+
+    Where the server runs, this waits until it has loaded the candidate. If the server can't, the experiment is stopped.
+    """
+    from tuneloop.improve.experiment.command import counts_users, not_served, registration_file, wait_for_candidate
     from tuneloop.improve.experiment.command import start as begin
 
     state = begin(store, name, given(options))
+    with screen("waiting for the server to load the candidate"):
+        loaded = wait_for_candidate(store, name)
     file, note = registration_file(store, name), not_served(store, state.design.model)
     design = state.design
     copies = f"in shadow mode, until the candidate has answered {counted(design.shadow_votes, 'copy')} that no one sees"
@@ -71,9 +76,11 @@ def start(
     if not counts_users(store):
         users = "no key has the right `users`, so all users of a key count as one"
         lines.append(f"note      {users}: tuneloop keys add NAME --rights users")
+    if loaded:
+        lines.append("loaded    the server has the candidate next to the champion")
     lines.append(f"next      tuneloop ab check {name} --store {store}, as often as you like")
     record = {"experiment": name, "registration": state.registration, "path": str(file), "share": state.share}
-    return Result({**record, "note": note, "design": design}, lines)
+    return Result({**record, "loaded": loaded, "note": note, "design": design}, lines)
 
 
 def check(name: str = NAME, store: str = STORE) -> Result:
@@ -90,8 +97,18 @@ def check(name: str = NAME, store: str = STORE) -> Result:
     if before.in_shadow_mode:
         judge_copies(store, before.design.name)  # what needs no judge
     state, verdict = decide(store, before.design.name)
-    record = {"experiment": state.design.name, **verdict.to_json()}
-    return Result(record, [f"{verdict.outcome}: {verdict.sentence}"], EXIT[verdict.outcome])
+    record = {"experiment": state.design.name, **verdict.to_json(), "note": _note(store, before)}
+    lines = [f"{verdict.outcome}: {verdict.sentence}", *([f"note: {record['note']}"] if record["note"] else [])]
+    return Result(record, lines, EXIT[verdict.outcome])
+
+
+def _note(store: str, state: ExperimentState) -> str:
+    """What to know of an experiment whose candidate the server does not serve; empty: it does, or says nothing."""
+    from tuneloop.improve.experiment.command import left_out
+
+    why = "" if state.ended else left_out(store, state.design.name)
+    step = f"tuneloop ab stop {state.design.name} --store {store}"
+    return f"no one meets the candidate, the server can't serve it: {why} ({step})" if why else ""
 
 
 def show(name: str = argument("[NAME]", "Name of the experiment; default: all.", ""), store: str = STORE) -> Result:
@@ -101,7 +118,8 @@ def show(name: str = argument("[NAME]", "Name of the experiment; default: all.",
     experiments = read_experiments(store)
     states = [find(experiments, name, store)] if name else list(experiments.values())
     record = {"experiments": [{"name": one.design.name, **_as_json(one)} for one in states]}
-    return Result(record, _lines(states, every=bool(name)))
+    notes = [f"note: {note}" for one in states if (note := _note(store, one))]
+    return Result(record, [*_lines(states, every=bool(name)), *notes])
 
 
 def _lines(states: Sequence[ExperimentState], *, every: bool) -> Iterator[str]:

@@ -38,6 +38,15 @@ def memory_capacity() -> float:
     return total / GIB
 
 
+def memory_left() -> float:
+    """GiB that the system can still give, what it caches of files included (on Linux; elsewhere all that it has)."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return min(float(line.split()[1]) * 1024 / GIB, memory_capacity())
+    return memory_capacity()
+
+
 def resident_memory() -> float:
     """GiB of this process that are resident now."""
     return _status("VmRSS")

@@ -123,8 +123,12 @@ class ServingEngine(Protocol):
         Closing the iterator cancels the answer in the engine too.
         """
 
-    async def tokenize(self, text: str) -> Sequence[int]:
-        """Token ids of plain text; the names of control tokens are characters like all others."""
+    async def tokenize(self, text: str, *, adapter: str = BASE) -> Sequence[int]:
+        """Token ids of plain text; the names of control tokens are characters like all others.
+
+        Args:
+            adapter: that is to continue it: adapters on one base share a tokenizer.
+        """
 
     async def render(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, adapter: str = BASE
@@ -162,7 +166,7 @@ class RenderingEngine(ABC):
     def _answer(self, request: Request) -> AsyncGenerator[Update, None]:
         """The answer to a request that was prepared."""
 
-    async def tokenize(self, text: str) -> Sequence[int]:
+    async def tokenize(self, text: str, *, adapter: str = BASE) -> Sequence[int]:
         """Token ids of plain text."""
         return await asyncio.to_thread(self._template(BASE).encode, text)
 

@@ -397,7 +397,7 @@ def _header(reader: _Reader) -> Header:
     for _ in range(count):
         name = reader.string()
         fields[name] = reader.value(*reader.numbers(_U32))
-    types = {}
+    types, last = {}, -1
     for _ in range(tensors):
         name = reader.string()
         (dimensions,) = reader.numbers(_U32)
@@ -405,5 +405,7 @@ def _header(reader: _Reader) -> Header:
             raise ValueError(f"a tensor of {dimensions} dimensions")
         reader.numbers(struct.Struct(f"<{dimensions}Q"))
         (types[name],) = reader.numbers(_U32)
-        reader.numbers(_U64)  # its offset
+        last = max(last, *reader.numbers(_U64))  # its offset behind the header
+    if reader.at + last >= len(reader.data):
+        raise ValueError("it ends before its last weights")
     return Header(fields, types)

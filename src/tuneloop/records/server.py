@@ -29,6 +29,7 @@ class ServerState(Record, what="a server's state", file="state.json", again="sta
         pid: of its process; `address`: where it listens, as in `http://127.0.0.1:8100`.
         started: ISO time; `base`, `engine`: the base model, and what computes.
         models: that it has.
+        candidates: experiment -> why its candidate answers no one; empty: it is served.
         config: its settings, as in `tuneloop schema` under `serve`.
     """
 
@@ -38,6 +39,7 @@ class ServerState(Record, what="a server's state", file="state.json", again="sta
     base: str = ""
     engine: str = ""
     models: list[ServedName] = []
+    candidates: dict[str, str] = {}
     config: dict[str, Any] = {}
 
     @property

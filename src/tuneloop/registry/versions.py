@@ -181,7 +181,11 @@ def register(
         registered = any(event.action == "register" and event.model_version == number for event in model.history)
         if not registered:  # new, or its register was killed before it got its alias
             _change(registry, model, _AliasChange("register", number, {CANDIDATE: number}, why, manifest.gate))
-    return version_named(read_model(registry, name), number)
+    model = read_model(registry, name)
+    version, champion = version_named(model, number), model.aliases.get(CHAMPION)
+    if champion and (fault := _other_form(version_named(model, champion), version)):
+        say(f"note      {fault.what}: {fault.next_step}")
+    return version
 
 
 AskGate = Callable[[RegisteredVersion], GateRecord]
@@ -198,7 +202,8 @@ def promote(
         overrule: why the gate is overruled, for the history.
 
     Raises:
-        UserError: no such version, a gate that is not green, an artifact that was changed, or a registry that refuses.
+        UserError: no such version, a gate that is not green, an artifact that was changed or that servers of the
+            champion can't swap to, or a registry that refuses.
     """
     with _changing(registry, name) as model:
         target = version_named(model, version or CANDIDATE)
@@ -206,12 +211,25 @@ def promote(
         if champion == target.version:
             say(f"promote   version {champion} is the champion already")
             return model
+        fault = _other_form(version_named(model, champion), target) if champion else None
+        if fault is not None and not overrule:
+            raise fault
         gate = ask_gate(target)
         if not registry.is_remote:
             read_intact(local_artifact(registry, target))
         change = _AliasChange("promote", target.version, {PREVIOUS: champion, CHAMPION: target.version}, why, gate)
         _change(registry, model, change, overrule if gate.forced else "")
     return read_model(registry, name)
+
+
+def _other_form(champion: RegisteredVersion, target: RegisteredVersion) -> UserError | None:
+    """Why servers can't swap to a LoRA file from a whole GGUF file: they would need the base's file. None: they can."""
+    if (champion.lineage.format, target.lineage.format) != ("gguf", "gguf-lora"):
+        return None
+    what = f"Version {target.version} is a LoRA file, and version {champion.version}, in use, is a whole GGUF file"
+    export = f"tuneloop export {target.lineage.run_folder or 'RUN'} --format gguf"
+    step = f"register the run as a whole file, too ({export}); or, if all servers have base=FILE.gguf, --force REASON"
+    return UserError(f"{what}: servers can't swap to it", where=target.lineage.artifact, next_step=step)
 
 
 def rollback(registry: Registry, name: str, *, why: str = "") -> RegisteredModel:

@@ -274,6 +274,8 @@ class Gateway:
     clock: SharedClock = field(default_factory=SharedClock)
     # models of experiments, by the names of these; they answer in place of the model of the request
     candidates: dict[str, ServedModel] = field(default_factory=dict)
+    # why the other experiments' candidates answer no one, by the names of these
+    left_out: dict[str, str] = field(default_factory=dict)
     draw: Draw | None = None  # the arm of a request; None: there are no experiments
     # the candidate that is to answer copies of a model's requests; empty: none
     shadow: Callable[[str], str] = field(default=lambda model: "")
@@ -489,7 +491,7 @@ class Gateway:
                 turns = ()
                 if prompt.continues is not None:
                     if request.kind == "completions":  # else a document: the engine begins it as in training
-                        ids = await engine.tokenize(prompt.continues)
+                        ids = await engine.tokenize(prompt.continues, adapter=model.adapter)
                 elif not ids:
                     ids = await engine.render(prompt.messages, prompt.tools, adapter=model.adapter)
             return Request(

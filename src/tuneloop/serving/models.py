@@ -15,6 +15,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl, sha256_file
+from tuneloop.core.machine import GIB, memory_left
 from tuneloop.core.ui import quiet, say
 from tuneloop.core.urls import masked
 from tuneloop.data.formats import Rejection
@@ -45,6 +46,7 @@ from tuneloop.registry.registered import (
     version_of,
 )
 from tuneloop.registry.verify import read_artifact
+from tuneloop.serving.bases import SeveralBases
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import Prompt, ReadPrompt, ServedModel
 from tuneloop.serving.pool import EnginePool
@@ -90,14 +92,14 @@ def open_model(kind: EngineKind, name: str, source: str, task_of: str = "", base
 
 @dataclass(frozen=True)
 class ServerDeployment:
-    """What a server is made of before it is started: the engine, and what becomes of it."""
+    """What a server is made of: the engine, and what becomes of it."""
 
     engine: ServingEngine
     opened: Sequence[Opened]
     base: str
     candidates: Mapping[str, Opened] = field(default_factory=dict)  # of experiments, by their names
     tokenizer: str = ""  # model whose tokenizer it is; empty: the base's
-    unproved: set[str] = field(default_factory=set)  # candidates that did not answer as in their evaluation
+    left_out: dict[str, str] = field(default_factory=dict)  # candidates that answer no one, and why
 
     def adapter_of(self, opened: Opened) -> str:
         """The hash by which a started engine knows an adapter; `base` of the base itself."""
@@ -116,9 +118,10 @@ class ServerDeployment:
 
     def candidate_models(self) -> dict[str, ServedModel]:
         """The models of experiments by the names of these, once the engine is started."""
-        template = _template_of(self.tokenizer or self.base)
-        proved = {name: each for name, each in self.candidates.items() if name not in self.unproved}
-        return {name: _served(each, self.adapter_of(each), template) for name, each in proved.items()}
+        proved = {name: each for name, each in self.candidates.items() if name not in self.left_out}
+        bases = {each.base: "" if each.base == self.base else each.base for each in proved.values()}
+        templates = {base: _template_of(further or self.tokenizer or self.base) for base, further in bases.items()}
+        return {name: _served(each, self.adapter_of(each), templates[each.base]) for name, each in proved.items()}
 
 
 def _template_of(base: str) -> Template | None:
@@ -167,24 +170,105 @@ def deployment_of(config: ServeConfig, candidates: Mapping[str, Candidate] | Non
         what = f"No such engine {masked(str(config.engine))!r:.80}"
         step = f"choose auto, {', '.join(names)} or the URL of a server"
         raise UserError(what, where="engine", next_step=step)
-    base, served = served_by(config)
-    base_or_first = local_name(base or served[0].source)
-    kind = engine_for(base_or_first, str(config.engine))
-    open_one = partial(open_model, kind, base=base_or_first)
-    models = [open_one(each.name, each.source, each.task) for each in served]
-    base = base_or_first if base else models[0].base
+    kind, base, models = _opened(config)
     if other := next((each for each in models if each.base != base), None):
         what = f"{other.name} stands on {other.base}, and the others on {base}"
         raise UserError(what, where="adapters", next_step="start a server for each base model")
-    extra = _candidates(candidates or {}, lambda candidate: open_one(candidate.model, candidate.source), base)
+    extra, left_out = _candidates(candidates or {}, partial(open_candidate, config, kind=kind, base=base))
     whole = next((each for each in models if each.loaded is None), None)
     sources: dict[str, Served] = {}
     models = [_with_one_source(each, sources) for each in models]
-    extra = {name: _with_one_source(each, sources) for name, each in extra.items()}
+    extra = {name: _with_one_source(each, sources) if each.base == base else each for name, each in extra.items()}
+    shared = [each for each in extra.values() if each.base == base]
     log = Path(config.folder) / "llamacpp.log"
     settings = EngineSettings(config.slots, config.batch.rows, config.context, merge=config.merge, log=log)
-    engine = kind.serving(Served(base, whole.template if whole else ""), _loaded(models, extra.values()), settings)
-    return ServerDeployment(engine, models, base, extra)
+    engine = kind.serving(Served(base, whole.template if whole else ""), _loaded(models, shared), settings)
+    further = [each for each in extra.values() if each.base != base]
+    engine = _with_further_bases(engine, str(config.engine), further, settings)
+    return ServerDeployment(engine, models, base, extra, left_out=left_out)
+
+
+def _opened(config: ServeConfig) -> tuple[EngineKind, str, list[Opened]]:
+    """The engine of a server's models, the base, and the models; nothing is loaded yet."""
+    base, served = served_by(config)
+    base_or_first = local_name(base or served[0].source)
+    kind = engine_for(base_or_first, str(config.engine))
+    models = [open_model(kind, each.name, each.source, each.task, base_or_first) for each in served]
+    return kind, base_or_first if base else models[0].base, models
+
+
+def check_candidate(config: ServeConfig, candidate: Candidate) -> None:
+    """Refuse a candidate that a server with these settings can't serve, as far as files say it; nothing is loaded.
+
+    What can't be found from here decides nothing: the server may work in another folder, or with another registry.
+
+    Raises:
+        UserError: see `open_candidate`.
+    """
+    if config.urls or not any(served_by(config)):
+        return
+    try:
+        place = Path(local_name(candidate.source)).expanduser()
+        kind, base, _ = _opened(config)
+    except UserError:
+        return
+    if place.exists():
+        open_candidate(config, candidate, kind=kind, base=base)
+
+
+def open_candidate(config: ServeConfig, candidate: Candidate, *, kind: EngineKind, base: str) -> Opened:
+    """An experiment's candidate next to a server's models; nothing is loaded yet.
+
+    What stands on another base, as a second whole GGUF file, gets an engine of its own for the experiment.
+
+    Args:
+        kind: the engine of the server's models.
+        base: theirs.
+
+    Raises:
+        UserError: it can't be served next to them, with the way out.
+    """
+    place = local_name(candidate.source)
+    with contextlib.suppress(UserError):  # a LoRA file in GGUF, which the server's own engine has to open
+        kind = engine_for(place, str(config.engine))
+    opened = open_model(kind, candidate.model, candidate.source, base=base)
+    if opened.base == base:
+        return opened
+    size, left = _gguf_size(opened.base), memory_left()
+    if size > left:
+        what = f"A second base needs memory of its own: its file has {size:.1f} GiB, and {left:.1f} GiB are left"
+        raise UserError(what, where=opened.base, next_step="quantise it to fewer bits, or take a larger machine")
+    return replace(opened, loaded=opened.loaded or Served(opened.base))
+
+
+def _gguf_size(source: str) -> float:
+    """GiB of a GGUF file, which llama.cpp maps into memory; of other weights 0: their engine says what they need."""
+    place = Path(source).expanduser()
+    files = [place] if place.suffix == ".gguf" else list(place.glob("*.gguf"))
+    return sum(file.stat().st_size for file in files) / GIB
+
+
+def _why(error: UserError) -> str:
+    """An error in one sentence."""
+    return "; ".join(filter(None, (error.what, error.next_step)))
+
+
+def _with_further_bases(
+    engine: ServingEngine, name: str, further: Sequence[Opened], settings: EngineSettings
+) -> ServingEngine:
+    """An engine with further ones for models on other bases; `name`: of the engine, as in the settings."""
+    others: dict[str, ServingEngine] = {}
+    bases = dict.fromkeys(each.base for each in further)
+    for number, base in enumerate(bases, 2):
+        kind, models = engine_for(base, name), [each for each in further if each.base == base]
+        whole = next((each for each in models if each.loaded and each.loaded.source == base), None)
+        adapters = [each.loaded for each in models if each.loaded and each.loaded.source != base]
+        log = settings.log and settings.log.with_stem(f"llamacpp-{number}")
+        own = replace(settings, merge=False, log=log)
+        others[kind.target(base, "", "").identity] = kind.serving(
+            Served(base, whole.template if whole else ""), adapters, own
+        )
+    return SeveralBases(engine, others) if others else engine
 
 
 def _with_one_source(model: Opened, sources: dict[str, Served]) -> Opened:
@@ -204,22 +288,39 @@ def _loaded(*groups: Iterable[Opened]) -> list[Served]:
     return list({each.loaded.source: each.loaded for group in groups for each in group if each.loaded}.values())
 
 
+async def started(config: ServeConfig, candidates: Mapping[str, Candidate]) -> ServerDeployment:
+    """A deployment whose engine is started, without the candidates where it can't be started with them.
+
+    Raises:
+        UserError: see `deployment_of`; or the engine can't be started without any candidate.
+    """
+    deployment = deployment_of(config, candidates)
+    try:
+        await deployment.engine.start()
+        return deployment
+    except BaseException as error:
+        await deployment.engine.stop()
+        if not (isinstance(error, UserError) and deployment.candidates):
+            raise
+        say(f"experiments: the engine does not start with their candidates: {error.what}")
+        why = dict.fromkeys(deployment.candidates, _why(error))
+    without = await started(config, {})
+    without.left_out.update(why)
+    return without
+
+
 def _candidates(
-    candidates: Mapping[str, Candidate], open_one: Callable[[Candidate], Opened], base: str | None
-) -> dict[str, Opened]:
-    """Candidates that can be served on a base (None: on any); an experiment must not keep a server from its work."""
-    models = {}
+    candidates: Mapping[str, Candidate], open_one: Callable[[Candidate], Opened]
+) -> tuple[dict[str, Opened], dict[str, str]]:
+    """Candidates that can be served, and why others can't: an experiment must not keep a server from its work."""
+    models, left_out = {}, {}
     for name, candidate in candidates.items():
         try:
-            model = open_one(candidate)
+            models[name] = open_one(candidate)
         except UserError as error:
+            left_out[name] = _why(error)
             say(f"experiment {name}: the candidate can't be served: {error.what}")
-            continue
-        if base is not None and model.base != base:
-            say(f"experiment {name}: the candidate stands on {model.base}, and the server on {base}")
-        else:
-            models[name] = model
-    return models
+    return models, left_out
 
 
 def _endpoints(config: ServeConfig, candidates: Mapping[str, Candidate]) -> ServerDeployment:
@@ -229,7 +330,7 @@ def _endpoints(config: ServeConfig, candidates: Mapping[str, Candidate]) -> Serv
     local = next((each.base for each in models if each.base), "")
     key = key_from(config.api_key_env)
     base = base or only_model(config.urls, key)
-    extra = _candidates(candidates, lambda each: _open_elsewhere(Named(each.model, each.source)), None)
+    extra, left_out = _candidates(candidates, lambda each: _open_elsewhere(Named(each.model, each.source)))
     adapters = _loaded(models, extra.values())
     settings = [
         EndpointSettings(url, key, config.tokenizer or local, slots=config.slots, priorities=config.priorities)
@@ -242,7 +343,8 @@ def _endpoints(config: ServeConfig, candidates: Mapping[str, Candidate]) -> Serv
             await prove_models(config, ServerDeployment(engine, models, base))
 
     engine: ServingEngine = EnginePool(engines, proof) if len(engines) > 1 else engines[0]
-    return ServerDeployment(engine, models, base, extra, tokenizer=config.tokenizer or local or base)
+    tokenizer = config.tokenizer or local or base
+    return ServerDeployment(engine, models, base, extra, tokenizer, left_out)
 
 
 def _open_elsewhere(model: Named) -> Opened:
@@ -261,9 +363,11 @@ def prompt_of(task: TaskSpec) -> ReadPrompt:
     """The function from a client's turns to the prompt that a model was trained on.
 
     A single turn of the user is a record of the training data: its text is repaired, put into the template and set
-    under the instruction, as `predict` does. Where training took several columns, it is a JSON object with them. Any
-    other conversation keeps its turns, under the trained instruction; of a model that was tuned through a template the
-    last turn is put into it where it fits. What was not trained on conversations says that it is outside its training.
+    under the instruction, as `predict` does; a system turn that is the trained one changes nothing. Where training took
+    several columns, it is a JSON object with them. Any other conversation keeps its turns, under the trained
+    instruction; of a model that was tuned through a template the last turn is put into it where it fits. What was not
+    trained on conversations says that it is outside its training, and so does a conversation that training would have
+    rejected, whose turns stay as they are.
     """
     chats = {"format": "messages", "columns": {"turns": "messages", "tools": "tools"}, "input": None, "output": None}
     plain = task if task.input is None else task.model_copy(update=chats)
@@ -276,50 +380,89 @@ def prompt_of(task: TaskSpec) -> ReadPrompt:
         )
 
     def read(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Prompt:
-        *before, last = messages
+        turns = _without_trained_system(task, messages)
+        *before, last = turns or messages
         alone = not before and last["role"] == "user"
         record: dict[str, Any] | None = None
         if single_record is not None and last["role"] == "user" and (alone or task.input is not None):
             record = _record_of(task, str(last["content"]))
-        if alone and record is None and len(task.inputs) > 1:
-            columns = ", ".join(f'"{name}": "..."' for name in task.inputs)
-            raise ValueError(f"This model was trained on several columns: write them as JSON, {{{columns}}}")
-        if single_record is not None and record is not None and alone and not tools:
-            row = _accepted(single_record(record))
+        row = single_record(record) if single_record is not None and record is not None else None
+        if isinstance(row, Rejection):
+            raise ValueError(f"{row.reason}: {row.detail}. {_accepted_forms(task)}")
+        if row is not None and alone and not tools:
             return Prompt(row.messages, row.tools, row.continues)
-        value: dict[str, Any] = {"messages": [dict(turn) for turn in messages]}
-        whole = _accepted(conversation(value | ({"tools": [dict(tool) for tool in tools]} if tools else {})))
-        if single_record is None or record is None:
-            return Prompt(whole.messages, whole.tools, whole.continues, outside=not task.is_conversation)
-        row = _accepted(single_record(record))
-        earlier = whole.messages[:-1] if any(turn["role"] == "system" for turn in before) else before
-        return Prompt(_one_system([*row.messages[:-1], *earlier, row.messages[-1]]), whole.tools, outside=True)
+        value: dict[str, Any] = {"messages": [dict(turn) for turn in turns]}
+        whole = conversation(value | ({"tools": [dict(tool) for tool in tools]} if tools else {}))
+        rejected = isinstance(whole, Rejection)
+        if isinstance(whole, Rejection):
+            whole = _as_sent(task, turns, tools, whole)
+        if row is None and task.is_conversation and not rejected:
+            return Prompt(whole.messages, whole.tools, whole.continues)
+        everything = whole.messages
+        if row is not None:  # turns of one speaker in a row were merged: the record stays alone
+            merged = bool(before) and before[-1]["role"] == "user"
+            everything = [*(before if merged else whole.messages[:-1]), row.messages[-1]]
+        return Prompt(_under(_trained_system(task), everything), whole.tools, outside=True)
 
     return read
 
 
+def _trained_system(task: TaskSpec) -> str:
+    return task.system or task.instruction or ""
+
+
+def _without_trained_system(task: TaskSpec, messages: Sequence[Message]) -> Sequence[Message]:
+    """Turns without a system turn that is the trained one, which the prompt has anyway."""
+    trained = _trained_system(task).strip()
+    is_trained = bool(messages) and messages[0]["role"] == "system" and str(messages[0]["content"]).strip() == trained
+    return messages[1:] if is_trained else messages
+
+
+def _as_sent(
+    task: TaskSpec, turns: Sequence[Message], tools: Sequence[Mapping[str, Any]], why: Rejection
+) -> TaskPrompt:
+    """A conversation that training would have rejected, without its empty turns; ValueError: it asks nothing."""
+    if not any(turn["role"] == "user" and str(turn["content"]).strip() for turn in turns):
+        raise ValueError(f"{why.reason}: {why.detail}. {_accepted_forms(task)}")
+    said = [turn for turn in turns if str(turn["content"]).strip() or turn.get("tool_calls") or turn["role"] == "tool"]
+    return TaskPrompt(said, [dict(tool) for tool in tools])
+
+
+def _accepted_forms(task: TaskSpec) -> str:
+    """What a client can send to a model, with an example."""
+    example = "Where is my parcel?"
+    if len(task.inputs) > 1:
+        record: dict[str, Any] = {}
+        for *outer, name in (path.split(".") for path in task.inputs):
+            inner = record
+            for part in outer:
+                inner = inner.setdefault(part, {})
+            inner[name] = "..."
+        example = json.dumps(record, ensure_ascii=False)
+    turn = json.dumps([{"role": "user", "content": example}], ensure_ascii=False)
+    return (
+        f"Send a turn of the user as the model was trained, messages={turn}, or a conversation with a text of the user"
+    )
+
+
 def _record_of(task: TaskSpec, text: str) -> dict[str, Any] | None:
-    """A turn as a record; None: the model was trained on several columns, and it is no JSON object with them."""
+    """A turn as a record; None: the model was trained on several columns, and it is no JSON object with any of them."""
     if len(task.inputs) == 1:
         return {"text": text}
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    columns = {name.partition(".")[0] for name in task.inputs}
+    return value if isinstance(value, dict) and columns & value.keys() else None
 
 
-def _accepted(row: TaskPrompt | Rejection) -> TaskPrompt:
-    if isinstance(row, Rejection):
-        raise ValueError(f"{row.reason}: {row.detail}")
-    return row
-
-
-def _one_system(turns: Sequence[Message]) -> list[Message]:
-    """Turns with all system turns as one, at the beginning: templates take no second one."""
-    texts = [str(turn["content"]) for turn in turns if turn["role"] == "system"]
+def _under(trained: str, turns: Sequence[Message]) -> list[Message]:
+    """Turns under the trained instruction and all system turns as one: templates take no second one."""
+    texts = [trained, *(str(turn["content"]) for turn in turns if turn["role"] == "system")]
+    system = "\n\n".join(text for text in dict.fromkeys(texts) if text)
     others = [turn for turn in turns if turn["role"] != "system"]
-    return [{"role": "system", "content": "\n\n".join(texts)}, *others] if texts else others
+    return [{"role": "system", "content": system}, *others] if system else others
 
 
 def canaries_of(source: str, adapter: str, task: TaskSpec | None, rows: int = 5, tokens: int = 16) -> list[CanaryRow]:
@@ -342,6 +485,7 @@ def canaries_of(source: str, adapter: str, task: TaskSpec | None, rows: int = 5,
     except (UserError, OSError):
         return []
     labels = tuple(task.labels or ()) if task is not None and task.answer == "choice" else ()
+    tokens = min(tokens, task.max_new_tokens) if task is not None else tokens  # the evaluation stopped there, too
     samples = [each for each in samples if each.get("id") in rows_by_id and each.get("prediction")]
     pairs = [(rows_by_id[str(each["id"])], each) for each in samples]
     pairs.sort(key=lambda pair: sum(len(str(turn.get("content") or "")) for turn in pair[0].prompt))
@@ -444,5 +588,5 @@ async def prove_models(config: ServeConfig, deployment: ServerDeployment) -> Non
         try:
             await proof_of(each, f"candidate of {name}")
         except UserError as error:
-            deployment.unproved.add(name)
+            deployment.left_out[name] = _why(error)
             say(f"experiment {name}: the candidate answers no one: {error.what}")

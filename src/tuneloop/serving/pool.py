@@ -165,7 +165,7 @@ class EnginePool:
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(member.engine.stop() for member in self.members))
 
-    async def tokenize(self, text: str) -> Sequence[int]:
+    async def tokenize(self, text: str, *, adapter: str = BASE) -> Sequence[int]:
         """Token ids of plain text, by an engine that works."""
         return await self._first(lambda engine: engine.tokenize(text))
 

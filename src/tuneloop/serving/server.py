@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +33,16 @@ from tuneloop.serving.http.app import App, make_app
 from tuneloop.serving.http.lines import LogLines
 from tuneloop.serving.keys import ApiKey, Keyring, add_key, read_keys, refuse_budget_without_prices
 from tuneloop.serving.limits import Ledger
-from tuneloop.serving.models import Sameness, ServerDeployment, deployment_of, prove_models, same_answers
-from tuneloop.serving.router import name_of, split_targets, use_router
+from tuneloop.serving.models import (
+    Candidate,
+    Sameness,
+    ServerDeployment,
+    deployment_of,
+    prove_models,
+    same_answers,
+    started,
+)
+from tuneloop.serving.router import name_of, served_by, split_targets, use_router
 from tuneloop.serving.store.database import Database, DatabaseError, is_database_url, keep_password
 from tuneloop.serving.store.erase import expire, spent_by_erased
 from tuneloop.serving.store.erase_files import PENDING, expire_files
@@ -94,7 +102,7 @@ def gateway_of(config: ServeConfig, deployment: ServerDeployment) -> Gateway:
     spent, keys_used = _spent(config.store, read_keys(folder))
     keyring, models = Keyring(folder, LOOK_AT_KEYS, keys_used), deployment.models()
     gateway = Gateway(deployment.engine, models, config, keyring, Ledger(spent), store, admission)
-    gateway.candidates = deployment.candidate_models()
+    gateway.candidates, gateway.left_out = deployment.candidate_models(), dict(deployment.left_out)
     if config.router:
         use_router(gateway)
     return gateway
@@ -288,9 +296,8 @@ async def _serve(
     _check_folder(config)
     swaps.current = swaps.wanted()
     as_named, config = config, pinned(config)
-    deployment = deployment_of(config, candidates)
-    companions.check(config, [each.name for each in deployment.opened])
-    async with _started(config, deployment) as gateway, experiments.followed_by(gateway), swaps.followed_by(gateway):
+    companions.check(config, [each.name for each in served_by(config)[1]])
+    async with _started(config, candidates) as gateway, experiments.followed_by(gateway), swaps.followed_by(gateway):
         batches = Batches(gateway, Path(config.folder) / "batch") if config.batch.enabled else None
         server = _http_server(make_app(gateway, batches.routes() if batches else ()), config)
         loop, stopping = asyncio.get_running_loop(), asyncio.Event()
@@ -298,8 +305,9 @@ async def _serve(
             loop.add_signal_handler(number, stopping.set)
         port = listening.getsockname()[1]
         address = f"http://{'[::1]' if config.host == '::' else config.host}:{port}"
-        swaps.swapped = lambda gateway: _write_state(as_named, gateway, address)
-        swaps.swapped(gateway)
+        swaps.leave_out(gateway, gateway.left_out)
+        swaps.changed = lambda gateway: _write_state(as_named, gateway, address)
+        swaps.changed(gateway)
         running = asyncio.create_task(server._serve([listening]))
         while not server.started and not running.done():
             await asyncio.sleep(0.01)
@@ -350,11 +358,11 @@ def _http_server(app: App, config: ServeConfig) -> GuardedServer:
 
 
 @contextlib.asynccontextmanager
-async def _started(config: ServeConfig, deployment: ServerDeployment) -> AsyncIterator[Gateway]:
+async def _started(config: ServeConfig, candidates: Mapping[str, Candidate]) -> AsyncIterator[Gateway]:
     """A gateway whose engine is started; both end with the block."""
+    deployment = await started(config, candidates)
     gateway: Gateway | None = None
     try:
-        await deployment.engine.start()
         await prove_models(config, deployment)
         gateway = gateway_of(config, deployment)
         try:
@@ -373,7 +381,8 @@ def _write_state(config: ServeConfig, gateway: Gateway, address: str) -> None:
     urls = masked(config.engine) if isinstance(config.engine, str) else [masked(url) for url in config.engine]
     engine, settings = gateway.engine, config.model_dump(mode="json") | {"engine": urls}
     facts = {"pid": os.getpid(), "address": address, "started": utc_now(), "base": engine.base, "engine": engine.name}
-    state = ServerState.model_validate(facts | {"models": models, "config": settings})
+    candidates = dict.fromkeys(gateway.candidates, "") | gateway.left_out
+    state = ServerState.model_validate(facts | {"models": models, "candidates": candidates, "config": settings})
     write_record(Path(config.folder) / ServerState.file, state)
 
 

@@ -86,9 +86,14 @@ def pinned(config: ServeConfig) -> ServeConfig:
 
 
 def _with_pins(config: ServeConfig, store: Database) -> ServeConfig:
-    pins = {event.subject: str(event.data["source"]) for event in read_decisions(store, where=f"kind = '{PIN}'")}
+    pins = pins_of(store)
     adapters = {name: pins.get(name, source) for name, source in config.adapters.items()}
     return config.model_copy(update={"adapters": adapters})
+
+
+def pins_of(store: Database) -> dict[str, str]:
+    """What `tuneloop deploy` named last, by the names of the models."""
+    return {event.subject: str(event.data["source"]) for event in read_decisions(store, where=f"kind = '{PIN}'")}
 
 
 @dataclass
@@ -97,11 +102,13 @@ class Swaps:
 
     config: ServeConfig  # of the server, without what was pinned
     experiments: ServedExperiments
-    swapped: Callable[[Gateway], None] = lambda gateway: None  # called with the gateway after each swap
+    changed: Callable[[Gateway], None] = lambda gateway: None  # called after each swap, and each that is refused
     say: Callable[[str], None] = field(default_factory=bound_say)
     # what is served; `refused`: what could not be started or proved, which is not tried again
     current: Sources = field(default_factory=dict)
     refused: Sources = field(default_factory=dict)
+    # experiments whose candidates can't be served, and why: they don't keep the server from other swaps
+    left_out: dict[str, str] = field(default_factory=dict)
     _stamp: tuple[Any, ...] = ()
     _versions: dict[str, str] = field(default_factory=dict)
     _store: Database | None = None
@@ -120,7 +127,8 @@ class Swaps:
                     self._versions[source] = version_of(open_registry(), source).version
                 sources[name] = f"{source}, version {self._versions[source]}"
         candidates = self.experiments.wanted.items()
-        return sources | {f"candidate of {name}": candidate.source for name, candidate in candidates}
+        wanted = {name: candidate for name, candidate in candidates if name not in self.left_out}
+        return sources | {f"candidate of {name}": candidate.source for name, candidate in wanted.items()}
 
     def _pinned(self) -> ServeConfig:
         """The settings with what was pinned, as far as is known: a store that is away changes nothing."""
@@ -166,9 +174,10 @@ class Swaps:
         self.say(f"swap      begins: {'; '.join(changed) or 'what has ended is left out'}")
         began = time.perf_counter()
         config = await asyncio.to_thread(self._pinned)
+        wanted = {name: each for name, each in self.experiments.candidates().items() if name not in self.left_out}
         engine: ServingEngine | None = None
         try:
-            deployment = await asyncio.to_thread(deployment_of, config, self.experiments.candidates())
+            deployment = await asyncio.to_thread(deployment_of, config, wanted)
             engine = deployment.engine
             await engine.start()
             await prove_models(config, deployment)
@@ -179,20 +188,37 @@ class Swaps:
                 await engine.stop()
             if not isinstance(error, Exception):
                 raise
-            why = error.what if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            self.refused = sources
-            self._log(gateway, REFUSED, sources, why)
-            self.say(f"swap      is refused, all stays as it was: {why}")
+            self._refuse(gateway, sources, wanted, error)
             return False
         old = gateway.swap(engine, models, candidates)
         self._log(gateway, SWAP, sources, "")
         self.current, self.refused = sources, {}
-        self.swapped(gateway)
+        self.leave_out(gateway, deployment.left_out)
+        self.changed(gateway)
         self.say(f"swap      is done after {time.perf_counter() - began:.1f} s; the old engine ends its requests")
         task = asyncio.create_task(self._end(gateway, old))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
         return True
+
+    def leave_out(self, gateway: Gateway, experiments: Mapping[str, str]) -> None:
+        """Want the candidates of these experiments no more, which can't be served; each with the reason."""
+        self.left_out |= experiments
+        gateway.left_out = dict(self.left_out)
+        names = {f"candidate of {name}" for name in self.left_out}
+        self.current = {name: source for name, source in self.current.items() if name not in names}
+
+    def _refuse(
+        self, gateway: Gateway, sources: Sources, candidates: Mapping[str, Candidate], error: Exception
+    ) -> None:
+        """Leave all as it is; a candidate that came with this swap is not tried again."""
+        why = error.what if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        new = [name for name in candidates if f"candidate of {name}" not in self.current]
+        self.leave_out(gateway, dict.fromkeys(new, why))
+        self.refused = sources
+        self._log(gateway, REFUSED, sources, why)
+        self.changed(gateway)
+        self.say(f"swap      is refused, all stays as it was: {why}")
 
     async def _end(self, gateway: Gateway, engine: ServingEngine) -> None:
         try:
@@ -230,6 +256,19 @@ class Deployed:
     why: str = ""  # it refused
 
 
+def _pin(name: str, source: str) -> Decision:
+    return Decision(id=uuid7(), time=utc_now(), kind=PIN, subject=name, data={"source": source})
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a server works in a folder."""
+    try:
+        with lock_folder(folder):
+            return False
+    except UserError:
+        return True
+
+
 def deploy_to_server(folder: Path, source: str, *, name: str = "") -> Deployed:
     """Have a running server serve another source under a name, and wait until it does.
 
@@ -252,19 +291,18 @@ def deploy_to_server(folder: Path, source: str, *, name: str = "") -> Deployed:
     if name not in adapters:
         step = f"say which it replaces with --name: {', '.join(adapters) or 'it has no adapters'}"
         raise UserError(f"The server has no model {name!r}", where=str(folder), next_step=step)
-    pin = Decision(id=uuid7(), time=utc_now(), kind=PIN, subject=name, data={"source": source})
+    pin = _pin(name, source)
     with opened(folder) as store:
+        before = pins_of(store).get(name, adapters[name])
         insert(store, [pin])
-        try:
-            with lock_folder(folder):
-                running = False
-        except UserError:
-            running = True
+        running = is_running(folder)
         until = time.monotonic() + SWAP_SECONDS
         while running and time.monotonic() < until:
             where = f"kind IN ('{SWAP}', '{REFUSED}') AND id > ?"
             for event in read_decisions(store, where=where, values=[pin.id]):
                 if str(event.data["wanted"].get(name, "")).partition(", version")[0] == source:
+                    if event.kind == REFUSED:  # else the next start would fail by it
+                        insert(store, [_pin(name, before)])
                     return Deployed(name, source, True, event.kind == SWAP, str(event.data["why"]))
             time.sleep(0.2)
     return Deployed(name, source, running)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, plain
 from tuneloop.core.ids import utc_now, uuid7
+from tuneloop.core.ui import quiet
 from tuneloop.improve.experiment.record import ExperimentDesign, ExperimentOptions, ExperimentVerdict
 from tuneloop.improve.experiment.state import (
     DECISION,
@@ -29,6 +31,8 @@ from tuneloop.records.feedback import SHADOW, Feedback
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.request import LEFT, StoredRequest
 from tuneloop.records.server import ServerState
+from tuneloop.serving import models
+from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.keys import read_keys
 from tuneloop.serving.store.chain import refuse_rewritten
 from tuneloop.serving.store.database import Database, is_database_url
@@ -42,6 +46,7 @@ from tuneloop.serving.store.store import (
     store_folder,
     store_name,
 )
+from tuneloop.serving.swap import SWAP_SECONDS, is_running
 
 if TYPE_CHECKING:
     from tuneloop.pipeline.judge import Judge
@@ -75,9 +80,10 @@ def start(place: Path | str, name: str, settings: Mapping[str, Any], *, at: str 
     """Register an experiment and begin it.
 
     `settings`: by the names of `ExperimentOptions`. `at`: the time; now where empty. Raises UserError: a bad setting, a
-    name that is in use, or another experiment with this model runs.
+    name that is in use, another experiment with this model runs, or the server can't serve the candidate.
     """
     design = design_of(name, build_config(ExperimentOptions, settings), secrets.token_hex(8))
+    check_candidate(place, design)
     file = registration_file(place, name)
     with opened(place) as store:
         others = experiments_of(read_decisions(store, where=EVENTS))
@@ -95,6 +101,41 @@ def start(place: Path | str, name: str, settings: Mapping[str, Any], *, at: str 
         if event is None:
             raise UserError(f"Another process has just started {name}", where=str(file), next_step="tuneloop ab show")
         return experiments_of([event])[name]
+
+
+def check_candidate(place: Path | str, design: ExperimentDesign) -> None:
+    """Refuse a candidate that the store's server can't serve next to the champion; see `models.check_candidate`."""
+    state = store_folder(place) / ServerState.file
+    if state.is_file():
+        config = ServeConfig.model_validate(read_record(ServerState, state).config)
+        with quiet():
+            models.check_candidate(config, models.Candidate(design.model, design.candidate))
+
+
+def left_out(place: Path | str, name: str) -> str | None:
+    """Why the store's server serves no candidate of an experiment: empty where it does, None where it says nothing."""
+    state = store_folder(place) / ServerState.file
+    return read_record(ServerState, state).candidates.get(name) if state.is_file() else None
+
+
+def wait_for_candidate(place: Path | str, name: str, seconds: float = SWAP_SECONDS) -> bool:
+    """Wait until the server that works in the store's folder serves an experiment's candidate; False: none does yet.
+
+    Raises UserError: the server can't serve it; the experiment is stopped then.
+    """
+    until = time.monotonic() + seconds
+    while is_running(store_folder(place)) and time.monotonic() < until:
+        why = left_out(place, name)
+        if why:
+            state = stop(place, name, f"the server can't serve the candidate: {why}")
+            step = "correct that and start another experiment; this one is stopped"
+            raise UserError(
+                f"The server can't serve the candidate: {why}", where=state.design.candidate, next_step=step
+            )
+        if why == "":
+            return True
+        time.sleep(0.2)
+    return False
 
 
 def not_served(place: Path | str, model: str) -> str:

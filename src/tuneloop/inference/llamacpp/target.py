@@ -18,6 +18,7 @@ from tuneloop.inference.local.scoring import AnswerFit
 from tuneloop.inference.local.stream import TextStream
 from tuneloop.inference.protocol import SCORING, AnswerSoFar, EngineKind, Kind, ModelTarget, with_template
 from tuneloop.inference.request import Request, Requests, Update, schema_breach
+from tuneloop.models.gguf import read_header
 from tuneloop.models.template import Rendered, Template, load_template
 from tuneloop.records.artifact import ARTIFACT, ArtifactManifest
 from tuneloop.records.completion import Completion, Finish, TokenLogprob
@@ -61,8 +62,25 @@ class GgufTarget(ModelTarget):
         return self.file.parent
 
     def served_on(self, base: str) -> tuple[str, str | None]:
-        """A file does not name its base."""
-        return base, None if self.name == base else str(self.file)
+        """A whole file is its own base. A LoRA file does not name its base: it is on the one that is served.
+
+        Raises:
+            UserError: a LoRA file without a base, or on one that was tuned itself.
+        """
+        if read_header(self.file).fields.get("general.type") != "adapter":
+            return self.name, None
+        try:
+            file = gguf_file(base) if base not in ("", self.name) else None
+        except UserError:
+            file = None
+        export = "export the run as a whole file: tuneloop export RUN --format gguf"
+        if file is None:
+            what = "An adapter in GGUF answers on its base's GGUF file only"
+            raise UserError(what, where=self.name, next_step=f"serve it on that file, base=FILE.gguf; or {export}")
+        if (file.parent / ARTIFACT).is_file():
+            what = f"A LoRA file adds to the base that it was trained on, and {base} was tuned itself"
+            raise UserError(what, where=self.name, next_step=export)
+        return base, str(self.file)
 
     @property
     def context(self) -> int:

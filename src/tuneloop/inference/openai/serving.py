@@ -280,7 +280,7 @@ class EndpointEngine(RenderingEngine):
 
     # -- answers
 
-    async def tokenize(self, text: str) -> Sequence[int]:
+    async def tokenize(self, text: str, *, adapter: str = BASE) -> Sequence[int]:
         """Token ids of plain text, by the tokenizer here, else by the server's."""
         if BASE in self._templates:
             return await super().tokenize(text)

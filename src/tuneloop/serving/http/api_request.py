@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, cast
 
-from tuneloop.core.errors import UserError
+from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.json_schema import schema_problem
 from tuneloop.core.text import storable
 from tuneloop.core.units import counted
@@ -42,6 +42,8 @@ _RESPONSES = {
     "stream_options", "max_tool_calls", "top_logprobs",
 }  # fmt: skip
 LONGEST_STOP = 256  # characters: each token is compared with all beginnings of them
+EXAMPLE = '[{"role": "user", "content": "Where is my parcel?"}]'
+PARTS = '[{"type": "text", "text": "Where is my parcel?"}]'
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
@@ -108,6 +110,7 @@ class ApiRequest:
     echo: bool = False  # repeat the prompt before the answer
     user: str = ""
     tier: Tier = "default"
+    one_call: bool = False  # at most one call of a function in an answer
     top: int = 0  # labels whose probabilities are wanted; of `/v1/classify`
 
 
@@ -133,6 +136,7 @@ def read_chat(body: Body, most_choices: int) -> ApiRequest:
     most = _integer(body, "max_completion_tokens", 1)
     most = most or _integer(body, "max_tokens", 1)
     shared = _shared(body, most_choices) | {"max_new_tokens": most, "logprobs": logprobs}
+    shared["one_call"] = not _bool(body, "parallel_tool_calls", usual=True)
     return ApiRequest("chat", messages=messages, tools=tools, schema=schema or answer_schema, **shared)
 
 
@@ -161,7 +165,8 @@ def read_responses(body: Body) -> ApiRequest:
         if body.get(name):
             raise bad(f"{name} is not supported: nothing is remembered between requests; send all turns as input", name)
     if body.get("tools"):
-        raise bad("tools are supported by /v1/chat/completions only", "tools")
+        way = "send the turns there as messages (a client's setting for it is called chat completions)"
+        raise bad(f"tools are supported by /v1/chat/completions only: {way}", "tools")
     value = body.get("input")
     items: Any = [{"role": "user", "content": value}] if isinstance(value, str) else value
     if not isinstance(items, list):
@@ -170,7 +175,8 @@ def read_responses(body: Body) -> ApiRequest:
     for item in items:
         kind = item.get("type") if isinstance(item, dict) else None
         if kind not in (None, "message", "reasoning"):
-            raise bad(f"items of type {str(kind)[:40]!r} are not supported: messages are", "input")
+            way = 'messages are, as [{"role": "user", "content": "..."}]; calls of tools go to /v1/chat/completions'
+            raise bad(f"items of type {str(kind)[:40]!r} are not supported: {way}", "input")
         if isinstance(item, dict):
             item = {key: part for key, part in item.items() if key not in ("type", "id", "status")}
         turns += [item] if kind != "reasoning" else []
@@ -208,7 +214,9 @@ def read_classify(body: Body) -> list[ApiRequest]:
 
 def _refuse_others(body: Body, names: set[str]) -> None:
     if (unknown := next((name[:80] for name in body if name not in names), None)) is not None:
-        raise bad(f"Unrecognized request argument supplied: {unknown}", unknown, "unknown_parameter")
+        near = did_you_mean(unknown, names)
+        way = f"; {near}" if near else ""
+        raise bad(f"Unrecognized request argument supplied: {unknown}{way}", unknown, "unknown_parameter")
 
 
 def _shared(body: Body, most_choices: int) -> dict[str, Any]:
@@ -252,11 +260,11 @@ def _tier(body: Body) -> Tier:
     return cast(Tier, value)
 
 
-def _bool(body: Body, name: str) -> bool:
+def _bool(body: Body, name: str, *, usual: bool = False) -> bool:
     value = body.get(name)
     if value is not None and not isinstance(value, bool):
         raise bad(f"{name} must be true or false", name)
-    return bool(value)
+    return usual if value is None else value
 
 
 def _integer(body: Body, name: str, least: int, most: int = 1_000_000) -> int | None:
@@ -302,7 +310,7 @@ def _is_ids(value: Any) -> bool:
 def read_messages(value: Any, param: str = "messages") -> list[Message]:
     """Turns as records have them: joined parts, `system` for `developer`; ApiError: no turns, or an invalid one."""
     if not isinstance(value, list) or not value:
-        raise bad(f"{param} must be a list of messages, and not empty", param)
+        raise bad(f"{param} must be a list of messages, and not empty: {EXAMPLE}", param)
     return [_message(turn, f"{param}[{i}]") for i, turn in enumerate(value)]
 
 
@@ -311,9 +319,9 @@ def _message(turn: Any, param: str) -> Message:
         raise bad(f"{param} must be an object", param)
     role = turn.get("role")
     if role not in _ROLES:
-        raise bad(f"{param}.role must be system, developer, user, assistant or tool", f"{param}.role")
+        raise bad(f"{param}.role must be system, developer, user, assistant or tool: {EXAMPLE}", f"{param}.role")
     calls = turn.get("tool_calls")
-    content = _content(turn.get("content"), f"{param}.content", optional=bool(calls))
+    content = _content(turn.get("content"), f"{param}.content", optional=role == "assistant")
     message: dict[str, Any] = {"role": {"developer": "system", "function": "tool"}.get(role, role), "content": content}
     if calls:
         if role != "assistant" or not isinstance(calls, list) or not all(map(_is_call, calls)):
@@ -337,13 +345,14 @@ def _content(value: Any, param: str, *, optional: bool) -> str:
     if value is None and optional:
         return ""
     if not isinstance(value, list):
-        raise bad(f"{param} must be a text or a list of parts", param)
+        raise bad(f"{param} must be a text or a list of parts: {EXAMPLE}", param)
     texts = []
     for part in value:
         kind = part.get("type", "text") if isinstance(part, dict) else None
         text = part.get("text", part.get("refusal")) if isinstance(part, dict) else part
         if kind not in ("text", "input_text", "output_text", "refusal", None) or not isinstance(text, str):
-            raise bad(f"{param} may have parts of text only", param)
+            what = f"a part of type {str(kind)[:40]!r}" if kind is not None else "a part without a type"
+            raise bad(f"{param} has {what}, and this model reads text only: {PARTS}", param)
         texts.append(text)
     return "".join(texts)
 

@@ -34,6 +34,7 @@ from tuneloop.serving.limits import FeedbackLimit
 
 MOST_FEEDBACK = 150_000  # bytes of feedback: its longest text, mostly also where it is escaped
 NO_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
+ANSWERING = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/classify", "/v1/models", "/v1/batches")
 PLAIN_CLIENTS = ("", "application/x-www-form-urlencoded")  # what raw sockets, `curl -d` and urllib say of JSON
 WATCH_AFTER = 0.02  # seconds of an answer after which it is looked whether its client leaves
 
@@ -295,7 +296,9 @@ async def _no_route(request: Any, error: Exception) -> Any:
     from starlette.responses import Response
 
     status = getattr(error, "status_code", 500)
-    what = {404: f"There is no {request.scope['path'][:200]}", 405: f"{request.method} is not possible here"}
+    path = request.scope["path"][:200]
+    instead = f": this server has {', '.join(ANSWERING)}" if path.startswith("/v1/") else ""
+    what = {404: f"There is no {path}{instead}", 405: f"{request.method} is not possible here"}
     body = ApiError(status, what.get(status, "The server failed"), code=None if status < 500 else "server").body()
     headers = {**(getattr(error, "headers", None) or {}), "cache-control": "no-store"}  # with 405, what is allowed
     return Response(json_bytes(body), status, headers, media_type="application/json")
@@ -436,7 +439,7 @@ class RouteHandlers:
             text = body.get("prompt", body.get("text"))
             if not isinstance(text, str):
                 raise ApiError(400, "prompt must be a text, or messages a list of turns", param="prompt")
-            ids = tuple(await self.gateway.engine.tokenize(text))
+            ids = tuple(await self.gateway.engine.tokenize(text, adapter=model.adapter))
         await call.reply({"tokens": list(ids), "count": len(ids), "max_model_len": self.gateway.engine.context})
 
     async def models(self, call: Call) -> None:

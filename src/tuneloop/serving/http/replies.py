@@ -49,6 +49,12 @@ def read_calls(text: str, tools: Sequence[Mapping[str, Any]]) -> list[dict[str, 
     return calls
 
 
+def _calls_of(request: ApiRequest, text: str) -> list[dict[str, Any]]:
+    """The calls of an answer, as many as the request allows."""
+    calls = read_calls(text, request.tools) if request.tools else []
+    return calls[:1] if request.one_call else calls
+
+
 def usage(*answers: Sequence[Completion]) -> dict[str, Any]:
     """Tokens of one or several answers together; the prompt of an answer counts once, whatever its choices."""
     prompt = sum([choices[0].prompt_tokens for choices in answers if choices])
@@ -61,7 +67,7 @@ def chat_body(request: ApiRequest, piece: Piece, completions: Sequence[Completio
     model = piece.model
     choices: list[dict[str, Any]] = []
     for index, each in enumerate(completions):
-        calls = read_calls(each.text, request.tools) if request.tools else []
+        calls = _calls_of(request, each.text)
         message: dict[str, Any] = {"role": "assistant", "content": None if calls else each.text, "refusal": None}
         if calls:
             message["tool_calls"] = calls
@@ -199,7 +205,7 @@ class ChatStream(_AnswerStream):
             if any(start.startswith(opening) or opening.startswith(start) for opening in _OPENINGS):
                 self.pending[index] = text
                 return
-        calls = read_calls(text, self.request.tools) if self.request.tools and completion is not None else []
+        calls = _calls_of(self.request, text) if completion is not None else []
         logprobs = chat_logprobs(completion, piece.model) if completion is not None else None
         if calls:
             yield self._chunk(index, {"tool_calls": [{"index": i, **call} for i, call in enumerate(calls)]})

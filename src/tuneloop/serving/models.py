@@ -36,6 +36,7 @@ from tuneloop.models.template import Template
 from tuneloop.pipeline.context import RunContext, dataset_of, load_run_recipe
 from tuneloop.pipeline.targets import open_with_task, task_inside
 from tuneloop.records.artifact import ARTIFACT, PARTED
+from tuneloop.records.completion import ENGINE
 from tuneloop.records.evaluation import EVALUATION, EvaluationManifest
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Message
@@ -164,6 +165,7 @@ def deployment_of(config: ServeConfig, candidates: Mapping[str, Candidate] | Non
         UserError: something is missing, or the adapters stand on different base models.
     """
     if config.urls:
+        _refuse_deterministic(config, "a server elsewhere")
         return _endpoints(config, candidates or {})
     names = [kind.name for kind in reversed(ENGINES)]
     if config.engine not in ("auto", *names):
@@ -173,6 +175,8 @@ def deployment_of(config: ServeConfig, candidates: Mapping[str, Candidate] | Non
     base, served = served_by(config)
     base_or_first = local_name(base or served[0].source)
     kind = engine_for(base_or_first, str(config.engine))
+    if kind.name != ENGINE:
+        _refuse_deterministic(config, kind.name)
     open_one = partial(open_model, kind, base=base_or_first)
     models = [open_one(each.name, each.source, each.task) for each in served]
     base = base_or_first if base else models[0].base
@@ -185,9 +189,17 @@ def deployment_of(config: ServeConfig, candidates: Mapping[str, Candidate] | Non
     models = [_with_one_source(each, sources) for each in models]
     extra = {name: _with_one_source(each, sources) for name, each in extra.items()}
     log = Path(config.folder) / "llamacpp.log"
-    settings = EngineSettings(config.slots, config.batch.rows, config.context, merge=config.merge, log=log)
+    settings = EngineSettings(
+        config.slots, config.batch.rows, config.context, merge=config.merge, deterministic=config.deterministic, log=log
+    )
     engine = kind.serving(Served(base, whole.template if whole else ""), _loaded(models, extra.values()), settings)
     return ServerDeployment(engine, models, base, extra)
+
+
+def _refuse_deterministic(config: ServeConfig, engine: str) -> None:
+    if config.deterministic:
+        what = f"Only our own engine gives deterministic answers, and {engine} computes here"
+        raise UserError(what, where="deterministic", next_step="leave it out, or serve a run or a model's folder")
 
 
 def _with_one_source(model: Opened, sources: dict[str, Served]) -> Opened:

@@ -7,7 +7,7 @@ company is where a row's keys are. Within `batch_invariant`
 - the keys of a row have their places from the first one on, and padding comes behind them, so that no sum is shifted;
 - attention reads whole blocks of keys, of which those behind the row's end add exact zeros: a softmax sums what is
   left over behind its last whole vector in another order;
-- products are large enough for oneDNN: torch gives the smallest ones to another kernel.
+- products are large enough: of one row, and of the smallest numbers, other kernels sum in another order.
 
 So neither the rows of a batch nor the pieces in which a prompt is read matter, nor what is read already.
 """
@@ -23,8 +23,11 @@ from tuneloop.core.device import backend
 from tuneloop.core.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from tuneloop.models.load import Model
 
+LEAST_ROWS = 2  # of a product: with one row oneDNN takes another kernel, whose sums differ where they are long
 SMALL = 16**3  # multiplications of a product that torch does not give to oneDNN (`checksize` in its mkldnn/Matmul.cpp)
 BLOCK = 64  # keys: a whole number of vectors
 
@@ -49,6 +52,18 @@ def batch_invariant(on: bool = True) -> Iterator[None]:
 def least_size(others: int) -> int:
     """The least length of a product's side at which oneDNN computes it; `others`: the product of the other sides."""
     return SMALL // others + 1
+
+
+def repeated(indices: Tensor, least: int = LEAST_ROWS) -> Tensor:
+    """Indices of rows (N), at least so many: some again where there are fewer."""
+    return indices.repeat(-(-least // len(indices)))[:least] if len(indices) < least else indices
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x (N, C) times weight (V, C), of at least `LEAST_ROWS` rows where it has to be."""
+    if is_batch_invariant() and len(x) < LEAST_ROWS:
+        return (x.repeat(LEAST_ROWS, 1) @ weight.t())[: len(x)]
+    return x @ weight.t()
 
 
 def need_batch_invariance(model: Model) -> None:

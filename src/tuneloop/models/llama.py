@@ -24,7 +24,7 @@ from tuneloop.core.device import backend, put, varlen_attention
 from tuneloop.core.errors import UserError
 from tuneloop.core.threads import adapt_threads
 from tuneloop.models.adapters import assignment, is_mixed, rows_of_tokens, some_rows, tokens_on
-from tuneloop.models.batch_invariance import BLOCK, is_batch_invariant, least_size
+from tuneloop.models.batch_invariance import BLOCK, LEAST_ROWS, is_batch_invariant, least_size, repeated
 from tuneloop.models.lora import side_by_side
 
 # Shape suffixes: B rows, T new tokens, S attended tokens, H heads, K key heads, G = H / K, D head size, C hidden size.
@@ -428,7 +428,7 @@ class Packed:
         places = real_BT.flatten().nonzero()[:, 0]
         rows, length = real_BT.shape
         if len(places) < least:
-            return Packed(rows, length, places[torch.arange(least) % len(places)])
+            return Packed(rows, length, repeated(places, least))
         return None if len(places) == rows * length else Packed(rows, length, places)
 
     def pack(self, x: Tensor) -> Tensor:
@@ -868,8 +868,9 @@ class LlamaModel(nn.Module):
         """`forward` of padded rows, all at once."""
         least = 1
         if is_batch_invariant():
-            least = least_size(self.config.hidden_size * self.config.key_heads * self.config.head_size)
-            real_BT = torch.ones_like(ids_BT, dtype=torch.bool) if real_BT is None and least > 1 else real_BT
+            narrowest = self.config.hidden_size * self.config.key_heads * self.config.head_size
+            least = max(LEAST_ROWS, least_size(narrowest))
+            real_BT = torch.ones_like(ids_BT, dtype=torch.bool) if real_BT is None else real_BT
         packed = None if real_BT is None else Packed.of(real_BT, least)
         x = self.embed_tokens(ids_BT)
         new = ids_BT.shape[1]

@@ -25,7 +25,7 @@ from tuneloop.inference.local.labels import LabelTrie, best_label
 from tuneloop.inference.local.sampling import greedy, highest
 from tuneloop.inference.request import Request, with_adapter
 from tuneloop.models.adapters import applied
-from tuneloop.models.batch_invariance import is_batch_invariant
+from tuneloop.models.batch_invariance import is_batch_invariant, product
 from tuneloop.models.load import Model
 from tuneloop.models.shared import check_adapter
 from tuneloop.models.template import Rendered
@@ -352,7 +352,7 @@ def _log_normaliser(hidden: Tensor, head: Tensor) -> Tensor:
 
     out = []
     for part in torch.split(hidden, 256):
-        logits = part @ head.t()
+        logits = product(part, head)
         top = logits.amax(-1).float()
         total = 1 / torch.softmax(logits, -1, dtype=torch.float32).amax(-1)
         high = highest(logits, 4)

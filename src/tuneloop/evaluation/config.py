@@ -17,6 +17,9 @@ class EvaluateConfig(Config):
     answer: Literal["auto", "generate", "choice"] = Field(
         "auto", description="free generation, or choice scoring over the labels; auto: choice for classification"
     )
+    deterministic: bool = option(
+        "our own engine on a processor: answers that don't depend on what is computed with them, as in `serve`", False
+    )
     calibrate: bool = option("base models: also score choices minus their score without the text", True)
     primary: str | None = option(
         "the metric that decides, by its name in eval.json; default: what fits (docs/metrics.md)"

@@ -73,6 +73,7 @@ class EngineSettings:
     threads: int = 0  # 0: as many as this process may use
     start_within: float = START_WITHIN  # seconds to load everything
     merge: bool = False  # write a single adapter into the base's weights
+    deterministic: bool = False  # answers don't depend on what is computed with them, see `models.batch_invariance`
     log: Path | None = None  # file for what the engine prints; None: a temporary one
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tuneloop.core.device import backend, put
 from tuneloop.core.units import counted
+from tuneloop.models.batch_invariance import is_batch_invariant, repeated
 
 if TYPE_CHECKING:
     import torch
@@ -171,5 +172,6 @@ def forward_assigned(
         return all_added.view(*x.shape[:-1], y.shape[-1])
     for name, at in zip(now.names, _tokens_of(now), strict=True):
         if (update := find(name)) is not None and len(at):
+            at = repeated(at) if is_batch_invariant() else at
             y = y.index_copy(0, at, update.added(flat[at], y[at]).to(y.dtype))
     return y.view(*x.shape[:-1], y.shape[-1])

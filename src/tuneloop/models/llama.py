@@ -25,6 +25,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.threads import adapt_threads
 from tuneloop.models import families
 from tuneloop.models.adapters import assignment, is_mixed, rows_of_tokens, some_rows, tokens_on
+from tuneloop.models.batch_invariance import BLOCK, LEAST_ROWS, is_batch_invariant, least_size, repeated
 from tuneloop.models.families import Family
 from tuneloop.models.lora import side_by_side
 
@@ -287,7 +288,8 @@ class KeyValues:
         self.values: list[Tensor | None] = [None] * layers
         self.lengths = [0] * layers
         self.device, self.cards = device or torch.device("cpu"), cards
-        self.at: Tensor | None = None  # (B), the place of each row's next token, where that is read on the device
+        # The places of each row's next tokens (B, T), where they differ, see `placed`; (B), where they are read on a GPU.
+        self.at: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -302,7 +304,8 @@ class KeyValues:
     def room_for(self, needed: int) -> int:
         """Length of new buffers that are to hold so many tokens, and a few more."""
         step = backend(self.device).cache_step
-        return needed + step if backend(self.device).is_cpu else (needed // step + 1) * step
+        in_blocks = not backend(self.device).is_cpu or is_batch_invariant()
+        return (needed // step + 1) * step if in_blocks else needed + step
 
     def capacity_for(self, new: int) -> int:
         """Length of the buffers once `new` more tokens are in them."""
@@ -311,11 +314,12 @@ class KeyValues:
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append the new tokens' keys and values and return the buffers (B, K, `capacity_for`, D). With `at` each row's
-        single token is put at its place, and the buffers' length is left to who has set it."""
+        tokens are put at their places; of (B) the buffers' length is left to who has set it."""
         if self.at is not None:
-            places = self.at[:, None, None, None].expand(keys.shape)
+            places = self.at.view(len(keys), 1, -1, 1).expand(keys.shape)
             for buffers, added in ((self.keys, keys), (self.values, values)):
                 buffers[layer].scatter_(2, places, added)  # type: ignore[union-attr]
+            self.lengths[layer] += keys.shape[2] if self.at.dim() == 2 else 0
             return self.keys[layer], self.values[layer]  # type: ignore[return-value]
         old, new = self.lengths[layer], self.lengths[layer] + keys.shape[2]
         for buffers, added in ((self.keys, keys), (self.values, values)):
@@ -347,7 +351,9 @@ class KeyValues:
         """Some rows, or rows repeated (B' indices), as a copy; of a slice a window that shares the buffers."""
         on_cards = {card: rows.to(card) for card in dict.fromkeys(self.cards)} if isinstance(rows, Tensor) else {}
         at = [on_cards.get(card, rows) for card in self.cards or [self.device] * len(self.keys)]
-        return self._mapped(lambda layer, buffer: buffer[at[layer]], self.length)
+        selected = self._mapped(lambda layer, buffer: buffer[at[layer]], self.length)
+        selected.at = None if self.at is None else self.at[rows]
+        return selected
 
     def _mapped(self, function: Callable[[int, Tensor], Tensor], length: int) -> KeyValues:
         """A cache with a function of each layer's buffers."""
@@ -358,7 +364,8 @@ class KeyValues:
         return copied
 
     def joined(self, other: KeyValues, prefix: int = 0) -> KeyValues:
-        """The rows of both; shorter ones get empty places behind the first `prefix`, which are the same in all rows."""
+        """The rows of both; shorter ones get empty places behind the first `prefix`, which are the same in all rows, or
+        at their ends where rows must not be shifted (`batch_invariance`)."""
         both = KeyValues(len(self.keys), self.device, self.cards)
         length = max(self.length, other.length)
         for into, mine, theirs in ((both.keys, self.keys, other.keys), (both.values, self.values, other.values)):
@@ -367,21 +374,30 @@ class KeyValues:
                 rows = len(a)
                 joined = a.new_zeros(rows + len(b), a.shape[1], self.room_for(length), a.shape[3])
                 for part, buffer, n in ((joined[:rows], a, self.length), (joined[rows:], b, other.length)):
+                    shift = 0 if is_batch_invariant() else length - n
                     part[:, :, :prefix] = buffer[:, :, :prefix]
-                    part[:, :, length - n + prefix : length] = buffer[:, :, prefix:n]
+                    part[:, :, prefix + shift : n + shift] = buffer[:, :, prefix:n]
                 into[layer] = joined
         both.lengths = [length] * len(self.keys)
         return both
 
     def in_room_for(self, rows: int, capacity: int) -> KeyValues:
-        """The same in buffers for more rows, which are empty, and more tokens; a copy."""
+        """The same in buffers for more rows, which are empty, and so many tokens; a copy."""
+        length = min(self.length, capacity)
 
         def enlarged(layer: int, buffer: Tensor) -> Tensor:
             larger = buffer.new_zeros(rows, buffer.shape[1], capacity, buffer.shape[3])
-            larger[: len(buffer), :, : self.length] = buffer[:, :, : self.length]
+            larger[: len(buffer), :, :length] = buffer[:, :, :length]
             return larger
 
-        return self._mapped(enlarged, self.length)
+        return self._mapped(enlarged, length)
+
+    def placed(self, at_BT: Tensor) -> KeyValues:
+        """The same with room for tokens at places of their own in each row, which are appended next."""
+        needed = int(at_BT.max()) + 1
+        cache = self if self.capacity >= needed else self.in_room_for(len(at_BT), self.room_for(needed))
+        cache.at, cache.lengths = at_BT, [needed - at_BT.shape[1]] * len(self.keys)
+        return cache
 
     def put_rows(self, rows: Tensor, other: KeyValues) -> None:
         """Write the rows of another one, which are no longer than the buffers, over some rows (indices)."""
@@ -424,21 +440,33 @@ def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: Tensor | None) 
     causal, the queries being the last T of S tokens.
     """
     B, H, T, D = q_BHTD.shape
+    block_size = BLOCK * least_size(H * D * BLOCK) if is_batch_invariant() else 1
+    if block_size > 1 and bias is not None:
+        k_BKSD, v_BKSD, bias = _in_blocks(k_BKSD, v_BKSD, bias, block_size)
     K, S = k_BKSD.shape[1], k_BKSD.shape[2]
     G = H // K
-    if bias is None or not by_products(q_BHTD, T):
+    if bias is None or not (by_products(q_BHTD, T) or is_batch_invariant()):
         return _by_kernel(q_BHTD, k_BKSD, v_BKSD, bias).transpose(1, 2).reshape(B, T, H * D)
     keys_BKDS = k_BKSD.transpose(2, 3)
     mixed = []
     for block in query_blocks(T):
         # The G query heads of one key head are stacked: one product for all of them.
         n, seen = block.stop - block.start, S - T + block.stop
+        seen = -(-seen // block_size) * block_size
         queries = q_BHTD[:, :, block].reshape(B, K, G * n, D) * (D**-0.5)
         scores = torch.matmul(queries, keys_BKDS[..., :seen]).view(B, H, n, seen)
         weights = torch.softmax(scores.add_(bias[:, :, block, :seen]), -1)
         mixed.append(torch.matmul(weights.view(B, K, G * n, seen), v_BKSD[:, :, :seen]).view(B, H, n, D))
     out = mixed[0] if len(mixed) == 1 else torch.cat(mixed, 2)
     return out.transpose(1, 2).reshape(B, T, H * D)
+
+
+def _in_blocks(k_BKSD: Tensor, v_BKSD: Tensor, bias: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys, values and bias with hidden places behind the last key, up to a whole number of blocks."""
+    if not (missing := -k_BKSD.shape[2] % size):
+        return k_BKSD, v_BKSD, bias
+    k_BKSD, v_BKSD = (F.pad(x, (0, 0, 0, missing)) for x in (k_BKSD, v_BKSD))
+    return k_BKSD, v_BKSD, F.pad(bias, (0, missing), value=float("-inf"))
 
 
 def folds(T: int, K: int, D: int) -> bool:
@@ -475,13 +503,15 @@ class Packed:
 
     rows: int
     length: int
-    places: Tensor  # (N), indices into rows * length
+    places: Tensor  # (N), indices into rows * length; some again at the end, where products need more rows
 
     @staticmethod
-    def of(real_BT: Tensor) -> Packed | None:
-        """From the places of real tokens; None where nothing is padded."""
+    def of(real_BT: Tensor, least: int = 1) -> Packed | None:
+        """From the places of real tokens, at least so many; None where nothing is padded."""
         places = real_BT.flatten().nonzero()[:, 0]
         rows, length = real_BT.shape
+        if len(places) < least:
+            return Packed(rows, length, repeated(places, least))
         return None if len(places) == rows * length else Packed(rows, length, places)
 
     def pack(self, x: Tensor) -> Tensor:
@@ -988,7 +1018,12 @@ class LlamaModel(nn.Module):
         self, ids_BT: Tensor, positions_BT: Tensor, mask: Tensor | None, cache: KeyValues | None, real_BT: Tensor | None
     ) -> Tensor:
         """`forward` of padded rows, all at once."""
-        packed = None if real_BT is None else Packed.of(real_BT)
+        least = 1
+        if is_batch_invariant():
+            narrowest = self.config.hidden_size * self.config.key_heads * self.config.head_size
+            least = max(LEAST_ROWS, least_size(narrowest))
+            real_BT = torch.ones_like(ids_BT, dtype=torch.bool) if real_BT is None else real_BT
+        packed = None if real_BT is None else Packed.of(real_BT, least)
         x = self.embed(ids_BT)
         new = ids_BT.shape[1]
         seen = new if cache is None else cache.length + new

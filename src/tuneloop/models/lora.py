@@ -22,6 +22,7 @@ from tuneloop.core.files import content_hash, read_json_object, user_errors_of_t
 from tuneloop.core.patterns import foreign_pattern
 from tuneloop.core.threads import adapt_threads
 from tuneloop.models.adapters import ATTACHED, Assignment, assignment, forward_assigned
+from tuneloop.models.batch_invariance import is_batch_invariant, least_size
 from tuneloop.models.peft_layout import PEFT_PREFIX, lora_settings
 from tuneloop.models.quantised import Nf4Linear
 from tuneloop.models.sharded import copied, distribute, whole
@@ -266,7 +267,7 @@ class LoraLinear(nn.Module):
         """A and B in a dtype, for answers; cached if it does not learn: else half of what a GPU starts for a token."""
         if self.lora_A.requires_grad:
             return self._factors(dtype)
-        state = dtype, *((id(p), p.device, p.dtype, p._version) for p in (self.lora_A, self.lora_B))
+        state = dtype, is_batch_invariant(), *((id(p), p.device, p.dtype, p._version) for p in (self.lora_A, self.lora_B))
         cached = self._cached  # of this thread: another one may put its own there
         if cached is None or cached[0] != state:
             cached = self._cached = state, self._factors(dtype)
@@ -274,7 +275,10 @@ class LoraLinear(nn.Module):
 
     def _factors(self, dtype: torch.dtype) -> _Factors:
         a, b = self.matrices()
-        return _Factors(a.to(dtype), (b * self.scale).to(dtype).t())
+        a, b = a.to(dtype), (b * self.scale).to(dtype)
+        if is_batch_invariant() and (missing := least_size(min(a.shape[1], len(b))) - len(a)) > 0:  # ranks of zeros
+            a, b = torch.nn.functional.pad(a, (0, 0, 0, missing)), torch.nn.functional.pad(b, (0, missing))
+        return _Factors(a, b.t())
 
     def forward_alone(self, x: Tensor) -> Tensor:
         """The layer's output with this adapter on all tokens."""

@@ -28,6 +28,7 @@ from tuneloop.inference.local.sampling import GREEDY, Sampling
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.protocol import ModelTarget
 from tuneloop.inference.request import Request
+from tuneloop.models.batch_invariance import batch_invariant, need_batch_invariance
 from tuneloop.models.load import Model
 from tuneloop.models.template import Template
 from tuneloop.records.completion import Completion
@@ -223,10 +224,13 @@ def ask(
     ]
     _refuse_too_long(target.context, rows, ids)
     labels = dataset.manifest.labels or []
-    if choice:  # calibration subtracts from every label's score, so every label's score is needed
-        answers = list(target.score(requests, labels, exact=how.with_calibrated, task=task))
-    else:
-        answers = list(target.complete(requests, task=task))
+    if config.deterministic:
+        _need_our_engine(target)
+    with batch_invariant(config.deterministic):
+        if choice:  # calibration subtracts from every label's score, so every label's score is needed
+            answers = list(target.score(requests, labels, exact=how.with_calibrated, task=task))
+        else:
+            answers = list(target.complete(requests, task=task))
     seconds = time.monotonic() - started
     if how.measures_loss and target.measures_losses and dataset.task != "classification":
         rendered = [target.template.render(row.messages, row.tools) for row in rows]
@@ -240,9 +244,17 @@ def ask(
         )
     by_kind = {"": SystemAnswers(answers, seconds, computed=computed)}
     if choice and how.with_calibrated:
-        completions = _calibrated(target, answers, labels, _content_free(rows[0]), how.examples, task)
+        with batch_invariant(config.deterministic):
+            completions = _calibrated(target, answers, labels, _content_free(rows[0]), how.examples, task)
         by_kind["calibrated"] = replace(by_kind[""], completions=completions, seconds=time.monotonic() - started)
     return by_kind
+
+
+def _need_our_engine(target: ModelTarget) -> None:
+    if not isinstance(target, LocalTarget):
+        what, step = f"Only our own engine gives deterministic answers, not that of {target.name}", "leave it out"
+        raise UserError(what, where="evaluate.deterministic", next_step=step)
+    need_batch_invariance(target.model)
 
 
 def _calibrated(

@@ -156,6 +156,10 @@ class ServeConfig(Config):
         description="our own engine with one adapter: write it into the base's weights, which answers faster; some "
         "answers differ by rounding, and the base itself is not served",
     )
+    deterministic: bool = Field(
+        False,
+        description="our own engine on a processor: an answer is the same, bit for bit, whatever is computed with it",
+    )
     slots: int = Field(16, ge=1, description="requests that the engine answers at the same time")
     context: int = Field(4096, ge=64, description="tokens of a prompt with its answer, in llama.cpp")
     canaries: int = Field(

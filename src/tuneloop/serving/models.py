@@ -34,6 +34,7 @@ from tuneloop.models.template import Template
 from tuneloop.pipeline.context import RunContext, dataset_of, load_run_recipe
 from tuneloop.pipeline.targets import open_with_task, task_inside
 from tuneloop.records.artifact import ARTIFACT, PARTED
+from tuneloop.records.completion import ENGINE
 from tuneloop.records.evaluation import EVALUATION, EvaluationManifest
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Message
@@ -164,6 +165,7 @@ def deployment_of(config: ServeConfig, candidates: Mapping[str, Candidate] | Non
         UserError: something is missing, or the adapters stand on different base models.
     """
     if config.urls:
+        _refuse_deterministic(config, "a server elsewhere")
         return _endpoints(config, candidates or {})
     names = [kind.name for kind in reversed(ENGINES)]
     if config.engine not in ("auto", *names):
@@ -171,6 +173,8 @@ def deployment_of(config: ServeConfig, candidates: Mapping[str, Candidate] | Non
         step = f"choose auto, {', '.join(names)} or the URL of a server"
         raise UserError(what, where="engine", next_step=step)
     kind, base, models = _opened(config)
+    if kind.name != ENGINE:
+        _refuse_deterministic(config, kind.name)
     if other := next((each for each in models if each.base != base), None):
         what = f"{other.name} stands on {other.base}, and the others on {base}"
         raise UserError(what, where="adapters", next_step="start a server for each base model")
@@ -181,7 +185,9 @@ def deployment_of(config: ServeConfig, candidates: Mapping[str, Candidate] | Non
     extra = {name: _with_one_source(each, sources) if each.base == base else each for name, each in extra.items()}
     shared = [each for each in extra.values() if each.base == base]
     log = Path(config.folder) / "llamacpp.log"
-    settings = EngineSettings(config.slots, config.batch.rows, config.context, merge=config.merge, log=log)
+    settings = EngineSettings(
+        config.slots, config.batch.rows, config.context, merge=config.merge, deterministic=config.deterministic, log=log
+    )
     engine = kind.serving(Served(base, whole.template if whole else ""), _loaded(models, shared), settings)
     further = [each for each in extra.values() if each.base != base]
     engine = _with_further_bases(engine, str(config.engine), further, settings)
@@ -269,6 +275,12 @@ def _with_further_bases(
             Served(base, whole.template if whole else ""), adapters, own
         )
     return SeveralBases(engine, others) if others else engine
+
+
+def _refuse_deterministic(config: ServeConfig, engine: str) -> None:
+    if config.deterministic:
+        what = f"Only our own engine gives deterministic answers, and {engine} computes here"
+        raise UserError(what, where="deterministic", next_step="leave it out, or serve a run or a model's folder")
 
 
 def _with_one_source(model: Opened, sources: dict[str, Served]) -> Opened:

@@ -1,4 +1,4 @@
-"""Prompts in batches: what all share read once, rows of similar length together, padding on the left."""
+"""Prompts in batches: what all share read once, rows of similar length together, padded."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.device import in_parts, put
 from tuneloop.core.errors import UserError
 from tuneloop.core.ui import busy
+from tuneloop.models.batch_invariance import is_batch_invariant
 from tuneloop.models.load import Model
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def prompt_too_large(tokens: int) -> UserError:
 
 @dataclass
 class Padded:
-    """A left-padded batch behind a shared prefix: ids and positions (B, L), a mask of the real tokens (B, P + L)."""
+    """A padded batch behind a shared prefix: ids and positions (B, L), a mask of the real tokens (B, P + L)."""
 
     ids: Tensor
     positions: Tensor
@@ -102,18 +103,34 @@ class Padded:
         """Which of `ids` are no padding (B, L)."""
         return self.real[:, -self.ids.shape[1] :]
 
+    @property
+    def ends(self) -> Tensor:
+        """The column of `ids` behind each row's last token (B)."""
+        shared = self.real.shape[1] - self.ids.shape[1]
+        return self.lengths - shared if is_batch_invariant() else self.lengths * 0 + self.ids.shape[1]
 
-def pad_left(rests: Sequence[Sequence[int]], shared: int, pad_id: int, device: Any) -> Padded:
+    def last(self, states: Tensor) -> Tensor:
+        """The states (B, L, C) of each row's last token (B, C)."""
+        if not is_batch_invariant():
+            return states[:, -1]
+        rows: Any = range(len(states))
+        return states[rows, self.ends - 1]
+
+
+def pad(rests: Sequence[Sequence[int]], shared: int, pad_id: int, device: Any) -> Padded:
+    """Rows of token ids with padding on their left; on their right where a row must not be shifted by longer ones."""
     import torch
 
     longest = max(len(r) for r in rests)
     ids = torch.full((len(rests), longest), pad_id, dtype=torch.long)
     lengths = torch.tensor([len(r) for r in rests])
-    for row, rest in enumerate(rests):
-        ids[row, longest - len(rest) :] = torch.tensor(rest)
-    steps = torch.arange(longest)
-    positions = (steps - (longest - lengths)[:, None]).clamp(min=0) + shared
-    real = torch.cat((torch.ones(len(rests), shared, dtype=torch.bool), steps >= (longest - lengths)[:, None]), 1)
+    firsts = [0 if is_batch_invariant() else longest - len(rest) for rest in rests]
+    for row, (first, rest) in enumerate(zip(firsts, rests, strict=True)):
+        ids[row, first : first + len(rest)] = torch.tensor(rest)
+    steps, starts = torch.arange(longest), torch.tensor(firsts)[:, None]
+    positions = (steps - starts).clamp(min=0) + shared
+    of_rests = (steps >= starts) & (steps < starts + lengths[:, None])
+    real = torch.cat((torch.ones(len(rests), shared, dtype=torch.bool), of_rests), 1)
     causal = torch.ones(longest, shared + longest, dtype=torch.bool).tril(shared)
     itself = torch.zeros(longest, shared + longest, dtype=torch.bool)
     itself[steps, shared + steps] = True  # padding looks at itself: no row of the softmax may be empty

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.device import fits, is_out_of_memory, put
 from tuneloop.core.errors import UserError
-from tuneloop.inference.local.batches import Padded, pad_left
+from tuneloop.inference.local.batches import Padded, pad
 from tuneloop.inference.local.cuda_graph import SPARSE, StepReplay, may_record, note_failure, slots_for
 from tuneloop.inference.local.grammar import Constraint, Grammars
 from tuneloop.inference.local.sampling import Sampler, Sampling, logprobs
@@ -26,6 +26,7 @@ from tuneloop.inference.local.stream import TextStream
 from tuneloop.inference.priority import QUANTUM, SHARE, Pace
 from tuneloop.inference.request import WRITES_FREELY, Request, Update, refused, schema_breach, too_long, with_adapter
 from tuneloop.models.adapters import BASE, applied
+from tuneloop.models.batch_invariance import is_batch_invariant
 from tuneloop.models.load import Model
 from tuneloop.models.shared import check_adapter
 from tuneloop.records.completion import ENGINE, Completion, Finish, TokenLogprob
@@ -129,7 +130,7 @@ class DecodingBatch:
                 row.stream = TextStream(self.model.template.decode, row.request.stop)
         with torch.inference_mode():
             rests = [row.request.ids[began:] for row in rows]
-            padded = pad_left(rests, began, self.model.template.pad_id, self.model.device)
+            padded = pad(rests, began, self.model.template.pad_id, self.model.device)
             state = _BatchState.read(self.model, rows, padded, read.cache)
             self._read(rows, state, [state.sampler.next(state.hidden, self.model.head)])
             if self._state is None or not self.active:
@@ -269,7 +270,7 @@ class _BatchState:
         first = torch.zeros(len(rows), dtype=torch.long, device=model.device)
         cache = model.new_cache() if beginning is None else beginning.select(first)
         with applied([row.request.adapter for row in rows]):
-            hidden = model.hidden(padded.ids, padded.positions, padded.mask, cache, padded.real_ids)[:, -1]
+            hidden = padded.last(model.hidden(padded.ids, padded.positions, padded.mask, cache, padded.real_ids))
         requests, constraints = [row.request for row in rows], [row.constraint for row in rows]
         sampler = Sampler([r.sampling for r in requests], model.device, [r.ids for r in requests], constraints)
         prefix = cache.length - padded.real.shape[1]
@@ -282,7 +283,11 @@ class _BatchState:
         if self._replayed(rows):
             return
         self.steps += 1
-        self.real = torch.cat((self.real, torch.ones_like(self.real[:, :1])), 1)
+        if is_batch_invariant():  # behind its last token, wherever the others end
+            self.cache = self.cache.placed((self.prefix + self.positions)[:, None])
+            self.real = torch.arange(self.cache.capacity - self.prefix) <= self.positions[:, None]
+        else:
+            self.real = torch.cat((self.real, torch.ones_like(self.real[:, :1])), 1)
         token, positions, real = self.token[:, None], self.positions[:, None], self.real[:, None, None]
         with applied(_adapters(rows)):
             self.hidden = model.hidden(token, positions, real, self.cache)[:, -1]
@@ -376,7 +381,7 @@ class _BatchState:
         self.replay, self.steps = None, 0
         for state in (self, other):
             empty = int(state.real.any(0).long().argmax())
-            if empty:  # places that only rows had which are over
+            if empty:  # places on the left that only rows had which are over
                 state.cache = state.cache.without_first(empty, state.prefix)
                 state.real = state.real[:, empty:]
         self.cache = self.cache.joined(other.cache, self.prefix)
@@ -686,7 +691,7 @@ class BackgroundWork:
         ticket.row.started = ticket.row.started or time.perf_counter()
         if len(request.ids) - read > piece and model.is_own and self._lane == self.engine.lane(BASE):
             began = time.perf_counter()
-            part = pad_left([request.ids[read : read + piece]], read, model.template.pad_id, model.device)
+            part = pad([request.ids[read : read + piece]], read, model.template.pad_id, model.device)
             with torch.inference_mode(), applied([request.adapter]):
                 if not fits(partial(model.hidden, part.ids, part.positions, part.mask, cache, part.real_ids)):
                     return self._again([*self._tickets, ticket])

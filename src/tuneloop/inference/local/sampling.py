@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.device import put
 from tuneloop.core.errors import UserError
+from tuneloop.models.batch_invariance import product
 from tuneloop.records.completion import TokenLogprob
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class Sampler:
         """The next token of each row, from the last hidden states (B, C) and the output matrix (V, C) -> (B)."""
         import torch
 
-        logits = hidden @ head.t()
+        logits = product(hidden, head)
         active = {i: each for i, each in enumerate(self.constraints) if each is not None and not each.over}
         special = [i for i, row in enumerate(self.rows) if row.temperature or self.seen[i] is not None or i in active]
         for i, constraint in active.items():
@@ -188,7 +189,7 @@ def logprobs(hidden: Tensor, head: Tensor, tokens: Sequence[int], top: Sequence[
     """
     import torch
 
-    logp = torch.log_softmax(_exact(hidden @ head.t(), hidden, head), -1)
+    logp = torch.log_softmax(_exact(product(hidden, head), hidden, head), -1)
     own_logs = logp[torch.arange(len(tokens)), torch.tensor(tokens, device=hidden.device)].tolist()
     most = max(top, default=0)
     values, ids = (x.tolist() for x in logp.topk(most, -1)) if most else ([[]] * len(tokens), [[]] * len(tokens))
@@ -279,7 +280,7 @@ def greedy(hidden: Tensor, head: Tensor, logits: Tensor | None = None) -> Tensor
 
     bf16 logits are a multiple of 1/8 apart and tie often: the few highest are scored again in fp32.
     """
-    top = highest(hidden @ head.t() if logits is None else logits, 4)
+    top = highest(product(hidden, head) if logits is None else logits, 4)
     scores = (hidden.float()[:, None] * head[top].float()).sum(-1)
     tokens: Tensor = top.gather(1, scores.argmax(-1, keepdim=True))[:, 0]
     return tokens

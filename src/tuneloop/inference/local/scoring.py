@@ -15,7 +15,7 @@ from tuneloop.core.device import in_parts
 from tuneloop.core.ui import progress
 from tuneloop.inference.local.batches import (
     batched_by_length,
-    pad_left,
+    pad,
     places_taken,
     prompt_too_large,
     read_shared,
@@ -25,6 +25,7 @@ from tuneloop.inference.local.labels import LabelTrie, best_label
 from tuneloop.inference.local.sampling import greedy, highest
 from tuneloop.inference.request import Request, with_adapter
 from tuneloop.models.adapters import applied
+from tuneloop.models.batch_invariance import is_batch_invariant, product
 from tuneloop.models.load import Model
 from tuneloop.models.shared import check_adapter
 from tuneloop.models.template import Rendered
@@ -141,6 +142,10 @@ class _Tree:
 
     def scores(self, logp: Tensor) -> Tensor:
         """Mean log likelihoods of the labels (rows, labels) from those of the arcs (rows, A)."""
+        import torch
+
+        if is_batch_invariant():  # one row at a time
+            return torch.cat([row @ self.shares.t() for row in logp.split(1)])
         return logp @ self.shares.t()
 
 
@@ -158,18 +163,20 @@ def _label_scores(model: Model, prompts: Sequence[Sequence[int]], trie: LabelTri
 
     def score(batch: Sequence[int]) -> None:
         nonlocal count
-        padded = pad_left([split.rests[i] for i in batch], len(split.shared), model.template.pad_id, device)
-        rows, longest = padded.ids.shape
-        seen = padded.real.shape[1]
-        mask = torch.zeros(rows, 1, longest + nodes, seen + nodes, dtype=torch.bool, device=device)
-        mask[:, :, :longest, :seen] = padded.mask
-        mask[:, :, longest:, :seen] = padded.real[:, None, None]
-        mask[:, :, longest:, seen:] = tree.sees
-        ids = torch.cat((padded.ids, tree.ids.expand(rows, -1)), 1)
-        positions = torch.cat((padded.positions, padded.lengths[:, None] - 1 + tree.depths), 1)
+        padded = pad([[*split.rests[i], *trie.ids] for i in batch], len(split.shared), model.template.pad_id, device)
+        rows, shared = len(batch), len(split.shared)
+        at_row = torch.arange(rows, device=device)[:, None]
+        # Columns of the prompt's last token, and of the nodes behind it.
+        columns = padded.ends[:, None] - nodes - 1 + torch.arange(nodes + 1, device=device)
+        of_nodes = columns[:, 1:]
+        padded.positions[at_row, of_nodes] = padded.lengths[:, None] - nodes - 1 + tree.depths
+        of_prompt = padded.real.clone()
+        of_prompt[at_row, shared + of_nodes] = False
+        padded.mask[at_row, 0, of_nodes] = of_prompt[:, None].expand(-1, nodes, -1)
+        of_paths = tree.sees.expand(rows, -1, -1)
+        padded.mask[at_row[..., None], 0, of_nodes[..., None], shared + of_nodes[:, None]] = of_paths
         cache = None if prefix is None else prefix.select(torch.zeros(rows, dtype=torch.long, device=device))
-        real = torch.cat((padded.real_ids, torch.ones(rows, nodes, dtype=torch.bool, device=device)), 1)
-        hidden = model.hidden(ids, positions, mask, cache, real)[:, longest - 1 :]
+        hidden = model.hidden(padded.ids, padded.positions, padded.mask, cache, padded.real_ids)[at_row, columns]
         for row, i in enumerate(batch):
             logp = _token_scores(hidden[row], model.head, tree.arc_parent, tree.arc_token)
             out[i] = tree.scores(logp[None])[0].cpu()
@@ -245,12 +252,14 @@ class _Search:
 
         self.model, self.tree = model, tree
         device, rows = model.device, len(rests)
-        padded = pad_left(rests, shared, model.template.pad_id, device)
+        padded = pad(rests, shared, model.template.pad_id, device)
         start = torch.zeros(rows, dtype=torch.long, device=device)
         self.cache = model.new_cache() if prefix is None else prefix.select(start)
-        hidden = model.hidden(padded.ids, padded.positions, padded.mask, self.cache, padded.real_ids)[:, -1]
+        hidden = padded.last(model.hidden(padded.ids, padded.positions, padded.mask, self.cache, padded.real_ids))
         self.lengths = padded.lengths
         self.real = padded.real  # (rows, S): who in the cache is prompt
+        self.ends = shared + padded.ends  # the place in the cache of each row's next node
+        self.trained_prefix = self.cache.length - padded.real.shape[1]  # places before these
         nodes = len(tree.ids)
         self.place = torch.full((rows, nodes), -1, dtype=torch.long, device=device)  # of a node in the cache
         self.known = torch.zeros(rows, nodes + 1, dtype=torch.bool, device=device)
@@ -276,6 +285,7 @@ class _Search:
         index = rows.nonzero()[:, 0]
         self.cache = self.cache.select(index)
         self.lengths, self.real, self.place = self.lengths[index], self.real[index], self.place[index]
+        self.ends = self.ends[index]
         self.known, self.logp = self.known[index], self.logp[index]
 
     def _next(self, bounds: Tensor, rows: Tensor) -> Tensor:
@@ -304,19 +314,22 @@ class _Search:
         row, node = nodes.nonzero(as_tuple=True)  # by row, and in a row by depth
         counts = nodes.sum(-1)
         column = torch.arange(len(row), device=device) - (counts.cumsum(0) - counts)[row]
-        width, before = int(counts.max()), self.real.shape[1]
-        self.place[row, node] = before + column
-        shape = (len(nodes), width)
+        width = int(counts.max())
+        self.place[row, node] = self.ends[row] + column
+        shape, seen = (len(nodes), width), int(self.ends.max()) + width
         ids = torch.zeros(shape, dtype=torch.long, device=device)
         depths = torch.ones(shape, dtype=torch.long, device=device)
         ids[row, column], depths[row, column] = tree.ids[node], tree.depths[node]
-        mask = torch.zeros(*shape, before + width, dtype=torch.bool, device=device)
-        mask[:, :, :before] = self.real[:, None]
+        mask = torch.zeros(*shape, seen, dtype=torch.bool, device=device)
+        mask[:, :, : self.real.shape[1]] = self.real[:, None]
         which, ancestor = tree.sees[node].nonzero(as_tuple=True)
         mask[row[which], column[which], self.place[row[which], ancestor]] = True
         real = torch.arange(width, device=device) < counts[:, None]
+        if is_batch_invariant():
+            places = self.trained_prefix + self.ends[:, None] + torch.arange(width, device=device)
+            self.cache = self.cache.placed(places)
         hidden = self.model.hidden(ids, self.lengths[:, None] - 1 + depths, mask[:, None], self.cache, real)
-        self.real = torch.cat((self.real, torch.zeros_like(real)), 1)
+        self.ends = self.ends + (counts if is_batch_invariant() else width)
         self._learn(row, node + 1, hidden[row, column])
 
     def _learn(self, row: Tensor, node: Tensor, hidden: Tensor) -> None:
@@ -339,7 +352,7 @@ def _log_normaliser(hidden: Tensor, head: Tensor) -> Tensor:
 
     out = []
     for part in torch.split(hidden, 256):
-        logits = part @ head.t()
+        logits = product(part, head)
         top = logits.amax(-1).float()
         total = 1 / torch.softmax(logits, -1, dtype=torch.float32).amax(-1)
         high = highest(logits, 4)

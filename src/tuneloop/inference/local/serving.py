@@ -38,6 +38,7 @@ from tuneloop.inference.protocol import (
 from tuneloop.inference.request import Request, Update, refused
 from tuneloop.inference.timeouts import STOP_WITHIN
 from tuneloop.models.adapters import BASE
+from tuneloop.models.batch_invariance import batch_invariant, need_batch_invariance
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.methods import method_of_folder
 from tuneloop.models.names import resolve
@@ -78,7 +79,7 @@ class LocalEngine(RenderingEngine):
     Args:
         base: a model's name or folder; of a run that trained all weights its `model` folder.
         adapters: on top of it.
-        settings: its slots, its deadline, and whether a single adapter is merged.
+        settings: its slots, its deadline, whether a single adapter is merged, and whether answers are deterministic.
     """
 
     gives_way = True
@@ -88,7 +89,7 @@ class LocalEngine(RenderingEngine):
     ) -> None:
         super().__init__(ENGINE, base, adapters, settings.slots)
         self.merged = settings.merge and len(adapters) == 1  # the base itself is not served then
-        self._start_within = settings.start_within
+        self._deterministic, self._start_within = settings.deterministic, settings.start_within
         self._inbox = _Inbox()
         self._model: Model | None = None
         self._thread: threading.Thread | None = None
@@ -193,7 +194,7 @@ class LocalEngine(RenderingEngine):
     # -- in the thread
 
     def _run(self, loop: asyncio.AbstractEventLoop, loading: asyncio.Future[None], inbox: _Inbox) -> None:
-        with ExitStack() as borrowed:
+        with ExitStack() as borrowed, batch_invariant(self._deterministic):
             try:
                 model = self._load(borrowed)
             except Exception as error:
@@ -219,6 +220,8 @@ class LocalEngine(RenderingEngine):
         else:
             model = shared_model(self._base.source)
             borrowed.callback(give_back, model, names)
+        if self._deterministic:
+            need_batch_invariance(model)
         templates = {BASE: with_template(model.template, self._base.template)}
         adapters = {}
         for served in self._served:

@@ -18,6 +18,7 @@ from tuneloop.inference.local.scoring import AnswerFit, answer_fits, choose_for
 from tuneloop.inference.protocol import SCORING, Kind, ModelTarget, with_template
 from tuneloop.inference.request import Request, Requests, Update, with_adapter
 from tuneloop.models.adapters import ATTACHED, applied, applied_now, is_mixed
+from tuneloop.models.batch_invariance import is_batch_invariant
 from tuneloop.models.load import Model, fingerprint, load_model
 from tuneloop.models.names import refuse_missing_path, resolve
 from tuneloop.models.peft_layout import hash_of_adapter
@@ -150,7 +151,7 @@ class LocalTarget(ModelTarget):
 
     def _workers(self, rows: Sequence[object]) -> Workers | None:
         """What answers these rows in several processes; None: this one does so alone."""
-        return self.model.workers if len(rows) > 1 and not is_mixed() else None
+        return self.model.workers if len(rows) > 1 and not (is_mixed() or is_batch_invariant()) else None
 
     def stream(self, request: Request) -> Iterator[Update]:
         """One written answer in pieces as they come."""

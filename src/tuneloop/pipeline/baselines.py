@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, inside
+from tuneloop.core.files import content_hash, inside, sha256_file
 from tuneloop.core.ui import busy, progress, say
 from tuneloop.core.units import counted
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.evaluate import ScoredAnswers, decided_together, sample_rows
-from tuneloop.evaluation.prompt import labels_shown
+from tuneloop.evaluation.prompt import AS_IT_IS, labels_shown
 from tuneloop.evaluation.scoring import usual_answer
 from tuneloop.models.methods import base_only
 from tuneloop.pipeline.compared_systems import (
@@ -24,6 +24,7 @@ from tuneloop.pipeline.compared_systems import (
     SystemAnswers,
     ask,
     few_shot_examples,
+    few_shot_prompt,
     reference_lengths,
     uses_choice,
 )
@@ -181,8 +182,9 @@ def measured_before(job: RunContext, dataset: Dataset) -> MeasuredBefore | None:
 
 def _baselines_key(job: RunContext, dataset: Dataset, recipe: Recipe | None = None) -> str:
     recipe = recipe or job.recipe
-    parts = [dataset.manifest.hash, job.fingerprint, recipe.baselines, scoring_settings(recipe), recipe.seed, 3]
-    return content_hash(parts)
+    parts = [dataset.manifest.hash, job.fingerprint, recipe.baselines, scoring_settings(recipe), recipe.seed, 4]
+    prompt = [sha256_file(recipe.baselines.prompt)] if recipe.baselines.prompt else []
+    return content_hash([*parts, *prompt])
 
 
 def _write(
@@ -277,9 +279,13 @@ def ask_base(job: RunContext, dataset: Dataset, rows: Rows, examples: Rows = ())
     config = job.recipe.evaluate
     task = f"few-shot ({counted(len(examples), 'example')})" if examples else "zero-shot"
     calibrated = config.calibrate and uses_choice(dataset, config)
-    how = Asking(examples, with_calibrated=calibrated, perplexity=not job.recipe.max_minutes)
+    settings = job.recipe.baselines
+    prompt = few_shot_prompt(settings) if examples else AS_IT_IS
+    how = Asking(examples, prompt, with_calibrated=calibrated, perplexity=not job.recipe.max_minutes)
     by_kind = ask(job.model, dataset, rows, config, how, task=task)
     note = labels_shown(examples, dataset.train) if examples and dataset.task == "classification" else ""
+    if examples and settings.prompt:
+        note = f"Its prompt is {settings.prompt}, with {counted(len(examples), 'example')}. {note}".rstrip()
     return {kind: replace(answers, note=note) for kind, answers in by_kind.items()}
 
 

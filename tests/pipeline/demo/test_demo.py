@@ -48,7 +48,9 @@ def rows() -> list[dict[str, str]]:
 
 def test_the_generator_writes_the_packaged_rows(generator: ModuleType, rows: list[dict[str, str]]) -> None:
     assert generator.make_rows(len(rows), 20) == rows
-    assert generator.as_lines(generator.without_cards(generator.make_rows(3, 21))) == (PACKAGED / "new.jsonl").read_bytes()
+    assert (
+        generator.as_lines(generator.without_cards(generator.make_rows(3, 21))) == (PACKAGED / "new.jsonl").read_bytes()
+    )
 
 
 def test_the_packaged_files_are_small() -> None:
@@ -139,7 +141,9 @@ def test_a_second_demo_at_once_is_refused(cli: Cli, tmp_path: Path, small_packag
     assert done.stderr.count("Error:") == 1
 
 
-def test_offline_without_the_model_there_is_one_message(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_without_the_model_there_is_one_message(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tuneloop.models.packaged.package_folder", lambda package: None)
     done = cli("demo", env={"HF_HUB_OFFLINE": "1", "TUNELOOP_CACHE": str(tmp_path / "cache")})
     assert done.returncode == 2
@@ -151,12 +155,16 @@ def test_offline_without_the_model_there_is_one_message(cli: Cli, tmp_path: Path
 def test_the_whole_demo_ends_with_a_few_lines_that_a_person_reads(
     cli_process: Cli, tmp_path: Path, small_packaged: dict[str, str]
 ) -> None:
-    done: subprocess.CompletedProcess[str] = cli_process("demo", "max_minutes=0.1", "track.report_to=none", env=small_packaged)
+    done: subprocess.CompletedProcess[str] = cli_process(
+        "demo", "max_minutes=0.1", "track.report_to=none", env=small_packaged
+    )
     assert done.returncode == 0, done.stderr
     last = done.stdout.rstrip().rpartition("\n\n")[2].splitlines()
     assert len(last) <= MOST_LINES
     fields, ahead, cost, report, ask, own = last[-6:]
-    assert fields.startswith("Fields right on ") and all(name in fields for name in ("order", "item", "date", "amount", "queue", "action"))
+    assert fields.startswith("Fields right on ") and all(
+        name in fields for name in ("order", "item", "date", "amount", "queue", "action")
+    )
     assert "alternative" in ahead and re.match(r"Cost +\d", cost)
     assert (tmp_path / report.split()[-1]).is_file()
     for name in ("zero-shot", "few-shot", "majority class", "tf-idf + logistic"):

@@ -1,7 +1,8 @@
-# make demo   install, then do the main job on the example data
+# make demo   install, then `tuneloop demo`: the main job on packaged data
 # make loop   the whole circle: serve, listen, notice, retrain, try, roll back, promote
 # make test   install what the tests need, and pass them
 # make install   just the install
+# make dist      build the source distribution and the wheel in dist/, and check them
 # make check ROOM=data   a minute: what a change of one room of src/tuneloop needs
 # make test-avx2   the part of the tests that depends on the processor, as on one of 2015: no AVX-512, no bf16
 
@@ -21,12 +22,16 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n logical --maxprocesses 4 --d
 
 # make docs     the site of the documentation, in site/, with a search that needs no network
 
-.PHONY: demo loop install test check clients postgres test-avx2 test-hosts test-ray test-vllm reference docs bench clean
+.PHONY: demo dist loop install test check clients postgres test-avx2 test-hosts test-ray test-vllm reference docs bench clean
 
 demo: install
-	$(BIN)/tuneloop run recipes/demo.yaml
-	@echo "In full, without the limit of 8 minutes, this recipe reached a queue accuracy of 0.76 [0.66, 0.84] on 83 rows,"
-	@echo "in 10.5 minutes on two cores without AMX (docs/records/results.md, The demo)."
+	$(BIN)/tuneloop demo
+
+# The source distribution and the wheel, as a package index takes them.
+dist: $(VENV)/.installed-dev
+	rm -rf build dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 loop: install
 	$(BIN)/python examples/loop/loop.py
@@ -111,4 +116,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs datasets evals artifacts mlflow.db mlartifacts site
+	rm -rf $(VENV) build dist demo runs datasets evals artifacts mlflow.db mlartifacts site

@@ -56,10 +56,10 @@ STUDENTS: dict[str, Student] = {
 
 
 def tickets(options: argparse.Namespace) -> Path:
-    """The demo's data set, prepared as its recipe says."""
+    """The ticket cards' data set, prepared as its recipe says."""
     folder: Path = options.out / "data" / "tickets"
     if not (folder / "dataset.json").is_file():
-        data = read_yaml(ROOT / "recipes" / "demo.yaml")["data"]
+        data = read_yaml(ROOT / "recipes" / "ticket-card.yaml")["data"]
         tuneloop(
             "prepare", str(ROOT / data["sources"][0]), *(f"{key}={data[key]}" for key in ("instruction", "input", "output")),
             "split.stratify=queue", "--out", str(folder), "--quiet",

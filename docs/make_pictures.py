@@ -51,7 +51,8 @@ def tutorial_commands() -> list[str]:
     """The tutorial's commands up to the run."""
     blocks = re.findall(r"^```sh\n(.*?)^```", TUTORIAL.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     last = next(i for i, block in enumerate(blocks) if block.startswith("tuneloop run "))
-    return [blocks[0], blocks[last]]  # what stands between them looks and does not change anything
+    first = next(block for block in blocks if block.startswith("awk "))
+    return [first, blocks[last]]  # what stands between them looks and does not change anything
 
 
 def make_runs(work: Path, demo: bool) -> None:
@@ -64,7 +65,7 @@ def make_runs(work: Path, demo: bool) -> None:
         for block in tutorial_commands():
             subprocess.run(["bash", "-ec", program + block], cwd=work, check=True)
     if demo:
-        subprocess.run(["bash", "-ec", f"{program}tuneloop run recipes/demo.yaml output_dir={work}/demo"], cwd=ROOT, check=True)  # fmt: skip
+        subprocess.run(["bash", "-ec", f"{program}tuneloop demo output_dir={work}/demo"], cwd=work, check=True)  # fmt: skip
 
 
 def take(browser: Any, file: Path, picture: Picture) -> bytes:

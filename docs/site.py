@@ -37,7 +37,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Let links lead to the site's pages; a link to a source file becomes its path."""
+    """Let links lead to the site's pages; a link to a source file becomes its path, a block's language loses further words."""
     place = page.file.src_uri
     folder = (
         ROOT / Path(next((source for source, there in ELSEWHERE.items() if there == place), f"docs/{place}")).parent
@@ -53,6 +53,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
             return text if path in text else f"{text} (`{path}`)"
         return f"[{text}]({os.path.relpath(inside, Path(place).parent)}{anchor or ''})"
 
+    markdown = re.sub(r"^```(\w+) .*$", r"```\1", markdown, flags=re.MULTILINE)
     return re.sub(r"(?<!!)\[([^\]]+)\]\(([^)#\s]+)(#[^)\s]*)?\)", resolved, markdown)
 
 

@@ -29,6 +29,13 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(target), f"{place}#{anchor}"
 
 
+def test_the_readme_is_one_screen_and_its_test_command_is_that_of_ci() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 75
+    assert re.search(r"^make test ", text, re.MULTILINE)
+    assert re.search(r"^make test$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
+
+
 def test_the_index_lists_every_page() -> None:
     index = ROOT / "docs" / "README.md"
     text = index.read_text(encoding="utf-8")
@@ -62,6 +69,21 @@ def test_every_picture_is_shown_small_and_can_be_made_again() -> None:
         assert f"images/{picture.name}" in text, picture.name
         if picture.suffix != ".svg":  # these are tests/test_drawings.py's
             assert f'"{picture.stem}": Picture(' in script, picture.name
+
+
+HOW_TO = re.findall(
+    r"[\w-]+\.md",
+    (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("- How-to:")[2].partition("- Concepts:")[0],
+)
+
+
+@pytest.mark.parametrize("name", HOW_TO)
+def test_a_how_to_page_is_short_and_begins_with_the_command(name: str) -> None:
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert len(text.split()) <= 1200
+    assert re.match(r"# .+\n\n(?:<!-- (?:needs|shown by): .+ -->\n)?```(?:sh|text)\n", text), (
+        "command first, then what it does"
+    )
 
 
 def test_every_cell_of_the_comparison_names_a_page_of_the_list() -> None:

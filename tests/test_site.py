@@ -80,6 +80,12 @@ def test_every_link_within_the_site_leads_to_a_page_and_an_anchor(site: Path, pa
 
 
 @pytest.mark.slow
+def test_every_block_of_code_is_shown_as_one(site: Path) -> None:
+    for file in site.rglob("*.html"):
+        assert "```" not in file.read_text(encoding="utf-8"), file.name
+
+
+@pytest.mark.slow
 def test_the_search_knows_every_page_of_the_documentation(site: Path) -> None:
     index = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))
     places = {entry["location"].partition("#")[0].removesuffix(".html") for entry in index["docs"]}

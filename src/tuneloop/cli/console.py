@@ -21,7 +21,7 @@ from typing import Any
 
 import typer
 
-from tuneloop.core.errors import UserError, in_shell
+from tuneloop.core.errors import INSTALL, UserError, in_shell
 from tuneloop.core.terminal import terminal
 from tuneloop.core.urls import masked
 
@@ -180,6 +180,9 @@ def _as_user_error(error: BaseException) -> UserError:
     if isinstance(error, OSError) and error.errno in _NO_NAME:
         what = f"Can't open it: {error.strerror}"
         return UserError(what, where=str(error.filename)[:200], next_step="check the path")
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("tuneloop"):
+        package = error.name.partition(".")[0]
+        return UserError(f"This needs the Python package {package}, which is not installed", next_step=INSTALL)
     if isinstance(error, MemoryError | RuntimeError) and is_out_of_memory(error):
         step = "set train.micro_batch_tokens=512 and a smaller data.max_length, then run the same command again"
         return UserError("Out of memory", next_step=step)

@@ -84,7 +84,7 @@ class JudgeChoice(Config):
 def _endpoint(url: str, model: str, api_key_env: str, *, cache: str | None = None, **settings: float) -> Endpoint:
     """An endpoint; `cache` is a folder, "" for the user's cache, None to keep nothing."""
     from tuneloop.inference.openai.target import Endpoint, key_from
-    from tuneloop.models.names import cache_folder
+    from tuneloop.models.packaged import cache_folder
 
     folder = None if cache is None else Path(cache) if cache else cache_folder() / "answers"
     endpoint = Endpoint(url, model, key_from(api_key_env), folder, **settings)  # type: ignore[arg-type]

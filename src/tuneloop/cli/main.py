@@ -70,6 +70,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "improve": "Retrain when there is a reason; gate and experiment decide.",
     },
     "Set up": {
+        "demo": "Do the whole job on packaged data, in minutes.",
         "doctor": "Check this machine: packages, model, memory, disk.",
         "schema": "Print the JSON Schema of a recipe, record or answer, or a table of keys.",
         "mcp": "Serve coding agents by the Model Context Protocol.",

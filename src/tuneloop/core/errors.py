@@ -6,6 +6,8 @@ import difflib
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 
+INSTALL = "pip install 'tuneloop[all]'"  # what to do where a package is missing
+
 
 class UserError(Exception):
     """Something the user can put right, printed as one to three lines without a traceback; the exit status is 2.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tuneloop.core.errors import UserError, did_you_mean
+from tuneloop.core.lock import try_lock
 
 # Context of validation of values that may be another person's; None: Python code made them.
 FROM_FILE: dict[str, Any] = {}
@@ -41,7 +41,8 @@ def home() -> Path:
     try:
         return Path.home()
     except RuntimeError:
-        return Path(tempfile.gettempdir()) / f"tuneloop-{os.getuid()}"
+        user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
+        return Path(tempfile.gettempdir()) / f"tuneloop-{user}"
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -126,7 +127,9 @@ def _mode_in(folder: Path) -> int:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable."""
+    """Make a rename in `folder` durable. Windows opens no folders; its file system writes renames ahead."""
+    if os.name == "nt":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -323,7 +326,7 @@ def read_yaml(path: Path | str, what: str = "recipe") -> dict[str, Any]:
         reason = _odd_value(error)
         raise UserError(f"Can't read the {what}: {reason}", where=where, next_step="correct that value") from None
     if not isinstance(value, dict):
-        step = "see recipes/demo.yaml" if recipe else "write it as `key: value` lines"
+        step = "`tuneloop init FILE` writes one for your examples" if recipe else "write it as `key: value` lines"
         raise UserError(f"A {what} is a mapping of keys to values", where=where, next_step=step)
     return value
 
@@ -478,16 +481,14 @@ def _locked_file(path: Path, waiting: Callable[[str], None] | None) -> TextIO:
     while True:
         make_folder(path.parent)
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, _mode_in(path.parent)), "a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(file.fileno()):
             file.seek(0)
             holder = file.read().strip() or "unknown"
             file.close()
             if waiting is None:
                 what = f"Another tuneloop process ({holder}) is working in this folder"
                 step = "wait for it, stop it, or choose another folder: output_dir=FOLDER, or --out FOLDER"
-                raise UserError(what, where=str(path.parent), next_step=step) from None
+                raise UserError(what, where=str(path.parent), next_step=step)
             if not announced:
                 waiting(holder)
                 announced = True

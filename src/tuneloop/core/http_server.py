@@ -11,8 +11,8 @@ import contextlib
 import errno
 import json
 import os
-import resource
 import socket
+import sys
 import time
 from http import HTTPStatus
 from typing import Any
@@ -261,6 +261,10 @@ class GuardedServer(uvicorn.Server):
 
 
 def _limit() -> int:
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows has no such limit on sockets
+        return sys.maxsize
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 

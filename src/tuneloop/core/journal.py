@@ -6,7 +6,6 @@ A line that was cut is dropped when the file is opened again. What does not fit 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import user_errors_of_the_disk
+from tuneloop.core.lock import try_lock
 
 
 @dataclass
@@ -35,10 +35,8 @@ class JournalFile:
         with user_errors_of_the_disk(self.path):
             self.close()
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-            try:
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise self.refusal from None
+            if not try_lock(self._descriptor):
+                raise self.refusal
             self.end, self._torn = 0, False
             with open(self._descriptor, "rb", closefd=False) as file:
                 for line in file:

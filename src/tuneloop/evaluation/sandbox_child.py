@@ -11,7 +11,6 @@ import ctypes
 import json
 import os
 import platform
-import resource
 import signal
 import struct
 import sys
@@ -71,6 +70,7 @@ def call(function: str, *arguments: Any) -> int:
 
 def limit_resources(request: dict[str, Any]) -> None:
     """CPU seconds, address space, size of a file, open files, processes; no core dumps."""
+    import resource
 
     def limit(kind: str, value: int) -> None:
         number = getattr(resource, kind)
@@ -323,4 +323,5 @@ def main() -> None:
     os._exit(0)
 
 
-main()
+if __name__ == "__main__":
+    main()

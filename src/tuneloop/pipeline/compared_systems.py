@@ -14,10 +14,13 @@ from tuneloop.evaluation.config import BaselinesConfig, EvaluateConfig
 from tuneloop.evaluation.metrics.labels import label_lists
 from tuneloop.evaluation.metrics.text import EMBEDDER, embedder
 from tuneloop.evaluation.prompt import (
+    AS_IT_IS,
     MOST_EXAMPLES,
     MOST_LABELS,
+    PromptTemplate,
     choose_examples,
     fit_examples,
+    load_prompt,
     nearest_examples,
     prompt_turns,
     rarest_label,
@@ -116,7 +119,8 @@ def few_shot_examples(
     candidates = [row for row in candidates if sum(m["role"] == "user" for m in row.messages) == 1] or candidates
     stratify = rarest_label(candidates) if many else dataset.stratum
     examples = choose_examples(candidates, number, seed=seed, stratify=stratify, frequent_first=many)
-    longest = max((len(model.template.prompt_ids(row.prompt, row.tools)) for row in rows), default=0)
+    prompts = ((prompt_turns(row, few_shot_prompt(baselines)), row.tools) for row in rows)
+    longest = max((len(model.template.prompt_ids(turns, tools)) for turns, tools in prompts), default=0)
     room = model.context - longest - longest_answer(model.template, dataset, config) - 16
 
     def count(turns: list[Message]) -> int:
@@ -125,7 +129,14 @@ def few_shot_examples(
     return fit_examples(examples, room, count)
 
 
-def reading_seconds(model: Model, examples: Rows, row: Row, most: int = 512) -> float:
+def few_shot_prompt(baselines: BaselinesConfig) -> PromptTemplate:
+    """What few-shot puts in place of a row's own turns. Raises UserError: no such file, or not a prompt."""
+    return load_prompt(baselines.prompt) if baselines.prompt else AS_IT_IS
+
+
+def reading_seconds(
+    model: Model, examples: Rows, row: Row, most: int = 512, prompt: PromptTemplate = AS_IT_IS
+) -> float:
     """What a model takes to read these examples, from the time of the first `most` tokens of a prompt with them.
 
     A token costs its products with the weights, and attention, which grows with the tokens before it.
@@ -134,7 +145,7 @@ def reading_seconds(model: Model, examples: Rows, row: Row, most: int = 512) -> 
 
     from tuneloop.models.llama import LlamaConfig
 
-    ids = model.template.prompt_ids(prompt_turns(row, examples=examples), row.tools)
+    ids = model.template.prompt_ids(prompt_turns(row, prompt, examples), row.tools)
     tokens = len(ids) - len(model.template.prompt_ids(row.prompt, row.tools))
     read = torch.tensor([ids[:most]], device=model.device)
     with torch.inference_mode():
@@ -176,6 +187,7 @@ class Asking:
     """How rows become prompts, and how answers are drawn."""
 
     examples: Rows = ()  # shown in the prompt as earlier turns
+    template: PromptTemplate = AS_IT_IS  # what is put in place of a row's own turns
     prompts: Sequence[Sequence[Message]] | None = None  # each row's turns before its answer; None: its own
     with_calibrated: bool = False  # with choice scoring, also give the answers of calibrated scores
     sampling: Sequence[Sampling] | None = None  # how each row's answer is drawn where it is written; None: greedily
@@ -190,7 +202,7 @@ class Asking:
         """The prompt of each row."""
         prompts = self.prompts
         if prompts is None:
-            prompts = [prompt_turns(row, examples=self.examples) for row in rows]
+            prompts = [prompt_turns(row, self.template, self.examples) for row in rows]
         return [template.prompt_ids(list(turns), row.tools) for turns, row in zip(prompts, rows, strict=True)]
 
 
@@ -240,16 +252,16 @@ def ask(
         )
     by_kind = {"": SystemAnswers(answers, seconds, computed=computed)}
     if choice and how.with_calibrated:
-        completions = _calibrated(target, answers, labels, _content_free(rows[0]), how.examples, task)
+        completions = _calibrated(target, answers, labels, _content_free(rows[0]), how, task)
         by_kind["calibrated"] = replace(by_kind[""], completions=completions, seconds=time.monotonic() - started)
     return by_kind
 
 
 def _calibrated(
-    target: ModelTarget, answers: Sequence[Completion], labels: Sequence[str], blank: Row, examples: Rows, task: str
+    target: ModelTarget, answers: Sequence[Completion], labels: Sequence[str], blank: Row, how: Asking, task: str
 ) -> list[Completion]:
     """The likeliest labels when the scores of a row without content are subtracted."""
-    ids = target.template.prompt_ids(prompt_turns(blank, examples=examples), blank.tools)
+    (ids,) = how.prompt_ids([blank], target.template)
     with busy(f"{task}: calibrating"):
         offset = next(target.score([Request(ids=ids)], labels, exact=True)).label_scores or {}
     tokens = target.label_tree(labels).tokens

@@ -15,9 +15,17 @@ from tuneloop.core.units import counted, verb
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.consistency import FEWEST_WAYS, Way, measure_consistency, ways_of
 from tuneloop.evaluation.evaluate import sample_rows
+from tuneloop.evaluation.prompt import AS_IT_IS
 from tuneloop.inference.local.sampling import Sampling
 from tuneloop.models.load import Model
-from tuneloop.pipeline.compared_systems import Asking, SystemAnswers, ask, few_shot_examples, uses_choice
+from tuneloop.pipeline.compared_systems import (
+    Asking,
+    SystemAnswers,
+    ask,
+    few_shot_examples,
+    few_shot_prompt,
+    uses_choice,
+)
 from tuneloop.pipeline.context import RunContext
 from tuneloop.records.completion import Completion
 from tuneloop.records.record import Part
@@ -178,7 +186,8 @@ def _prompted(
         prompts |= {"few-shot": few} if few else {}
     answers: dict[str, SystemAnswers] = {}
     for name, examples in prompts.items():
-        how = Asking(examples, with_calibrated=calibrated, sampling=sampling)
+        prompt = few_shot_prompt(settings) if examples else AS_IT_IS
+        how = Asking(examples, prompt, with_calibrated=calibrated, sampling=sampling)
         by_kind = ask(model, dataset, rows, config, how, task=f"{name}, several ways")
         answers |= {f"{name} {kind}".strip(): result for kind, result in by_kind.items()}
     return answers

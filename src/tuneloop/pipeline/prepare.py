@@ -124,7 +124,8 @@ def _embedder(recipe: Recipe) -> Callable[[Sequence[str]], Any] | None:
     """Sentence embeddings for semantic duplicates, where these are looked for."""
     if recipe.data.duplicates.semantic is None:
         return None
-    from tuneloop.evaluation.classical import MINILM_PACKAGE, minilm_embedder
+    from tuneloop.evaluation.classical import minilm_embedder
+    from tuneloop.models.packaged import MINILM as MINILM_PACKAGE
 
     embed = minilm_embedder()
     if embed is None:

@@ -11,7 +11,7 @@ from tuneloop.core.ui import busy, say
 from tuneloop.evaluation.evaluate import sample_order, sample_rows
 from tuneloop.models.methods import base_only
 from tuneloop.pipeline.baselines import MeasuredBefore, ask_base, base_examples, mean_reference, tuned_share
-from tuneloop.pipeline.compared_systems import Asking, SystemAnswers, ask, joined, reading_seconds
+from tuneloop.pipeline.compared_systems import Asking, SystemAnswers, ask, few_shot_prompt, joined, reading_seconds
 from tuneloop.pipeline.consistency import expected_consistency
 from tuneloop.pipeline.context import RunContext
 from tuneloop.records.rows import Dataset, Row
@@ -214,7 +214,8 @@ def _few_shot(
     if not examples:
         return None, 0
     with busy("measuring few-shot"):
-        reading = reading_seconds(job.model, examples, rows[0], 512 if number > LEAST else 128)
+        prompt = few_shot_prompt(job.recipe.baselines)
+        reading = reading_seconds(job.model, examples, rows[0], 512 if number > LEAST else 128, prompt)
     if reading > READING * seconds:
         examples = base_examples(job, dataset, rows, int(whole * READING * seconds / reading))
     if not examples:

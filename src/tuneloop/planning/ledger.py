@@ -21,7 +21,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.units import counted
-from tuneloop.models.names import cache_folder
+from tuneloop.models.packaged import cache_folder
 from tuneloop.planning.gpus import CPU, find_gpu
 from tuneloop.planning.job import TrainingSetup
 from tuneloop.planning.speed import Speed, speed_of

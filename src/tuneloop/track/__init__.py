@@ -81,7 +81,7 @@ class Tracker:
             process.wait()
         if self.reader is not None:
             self.reader.join(2.0)
-        if (code := process.returncode) not in (0, None, -signal.SIGKILL):
+        if (code := process.returncode) not in (0, None, -getattr(signal, "SIGKILL", 9)):
             self._warn_once(f"Logging to {self.title} ended with status {code}; the run itself is complete")
 
     def _read(self, stream: TextIO) -> None:

@@ -84,7 +84,7 @@ def state_file(run: Path, to: str) -> Path:
 
 def main(lines: TextIO | None = None) -> int:
     """Follow a run folder until the parent says that it ended, or dies."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, AttributeError):  # Windows has no such call
         os.nice(10)
     lines = lines or sys.stdin
     settings = json.loads(lines.readline() or "null")

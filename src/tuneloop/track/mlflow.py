@@ -65,7 +65,7 @@ def _experiment_id(client: MlflowClient, follower: Follower) -> str:
             client.restore_experiment(experiment.experiment_id)
         return str(experiment.experiment_id)
     place = (Path("mlartifacts").resolve() / safe(follower.experiment)).as_uri() if follower.local else None
-    # Some versions choose their views by this, others by the address: docs/train.md.
+    # Some versions choose their views by this, others by the address: docs/tracking.md.
     kind = {"mlflow.experimentKind": "custom_model_development"}
     return str(client.create_experiment(follower.experiment, artifact_location=place, tags=kind))
 

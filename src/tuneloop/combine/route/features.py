@@ -21,7 +21,7 @@ from tuneloop.core.ui import progress, without_bars
 from tuneloop.evaluation.classical import minilm_folder
 from tuneloop.evaluation.metrics.text import embedder
 from tuneloop.models.load import Model, load_model
-from tuneloop.models.names import cache_folder
+from tuneloop.models.packaged import cache_folder
 from tuneloop.records.router import Features
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from tuneloop.core.files import content_hash, nearest_path, user_errors_of_the_d
 from tuneloop.core.object_store import is_url, open_store
 from tuneloop.data.sources.chunks import chunks, guessed_file
 from tuneloop.data.sources.parse import MAX_EXPANSION, Item, SourceFile, SourceRecord, parse_chunk, printable
-from tuneloop.models.names import cache_folder
+from tuneloop.models.packaged import cache_folder
 from tuneloop.records.rows import Reject
 
 KINDS = {

@@ -379,6 +379,36 @@ def label_fields(texts: Sequence[str]) -> dict[str, list[str | None]]:
     }
 
 
+def label_values(texts: Sequence[str]) -> dict[Path, dict[str, Any]]:
+    """The values of fields that are labels, by path and by their names as labels."""
+    read = [row for text in texts if (row := read_answer(text))]
+    paths = [field.path for field in fields_in(read, {}) if field.kind == "labels"]
+    return {p: {label_text(row.fields[p]): row.fields[p] for row in read if p in row.fields} for p in paths}
+
+
+def with_labels(text: str, values: Mapping[Path, Mapping[str, Any]], labels: Mapping[str, str]) -> str:
+    """An answer in JSON with other labels in some of its fields; a field that it lacks is not added.
+
+    Args:
+        values: of the fields, as `label_values` gives them.
+        labels: by dotted path.
+    """
+    answer = parse(text)
+    for path, by_name in values.items():
+        if (name := ".".join(path)) not in labels:
+            continue
+        value = by_name[labels[name]]
+        if not path:
+            answer = value
+            continue
+        place = answer
+        for key in path[:-1]:
+            place = place.get(key, {})
+        if path[-1] in place:
+            place[path[-1]] = value
+    return json.dumps(answer, ensure_ascii=False, separators=(",", ":"))
+
+
 def usual_object(texts: Sequence[str]) -> str | None:
     """The most frequent value of each field that at least half of the answers have, as an answer; else None."""
     read = [row for text in texts if (row := read_answer(text))]

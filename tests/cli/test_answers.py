@@ -65,6 +65,8 @@ def test_the_schema_of_an_answer_is_printed(name: str, capsys: pytest.CaptureFix
     schema = json.loads(capsys.readouterr().out)
     jsonschema.Draft202012Validator.check_schema(schema)
     assert schema["anyOf"][-1] == ERROR and len(schema["anyOf"]) > 1
+    parts = {f"#/$defs/{part}" for part in schema.get("$defs", ())}
+    assert set(re.findall(r'"\$ref": "([^"]*)"', json.dumps(schema))) <= parts
 
 
 def test_a_wrong_answer_does_not_fit_its_schema() -> None:

@@ -44,7 +44,10 @@ def test_what_is_loaded_is_what_was_written(tmp_path, kind):
     again = compare(
         "zero-shot", load_evaluation(tmp_path, "zero-shot"), "tuned", load_evaluation(tmp_path / "eval.json")
     )
-    assert again == compare("zero-shot", base, "tuned", tuned)
+    before = compare("zero-shot", base, "tuned", tuned)
+    assert [*map(repr, again)] == [
+        *map(repr, before)
+    ]  # repr: from Python 3.13 on, records with nan differ from themselves
 
 
 def test_hostile_text_several_references_and_perplexity_survive_the_files(tmp_path):

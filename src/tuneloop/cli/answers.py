@@ -33,6 +33,7 @@ ANSWERS: dict[str, tuple[str, ...]] = {
         "requests:count feedback:count lines:count erased:flag receipt:text? descendants:list rebuilt:object",
         "proved:flag erased:object?",
     ),
+    "demo": ("path:text adapter:text report:text dataset:object? plan:object? run:object? eval:object?",),
     "init": ("recipe:text format:text reason:text",),
     "run": (
         "path:text adapter:text report:text dataset:object? plan:object? run:object? eval:object?",

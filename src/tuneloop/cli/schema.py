@@ -101,7 +101,9 @@ def schema_of_answer(command: str) -> dict[str, Any]:
     if (name := SAME.get(command, command)) not in ANSWERS:
         step = f"{did_you_mean(command, ANSWERS)} commands: {', '.join(ANSWERS)}".lstrip()
         raise UserError(f"No such command {command!r}", where="--answer", next_step=step)
-    return {"title": f"tuneloop {command} --json", "anyOf": [*map(_schema, ANSWERS[name]), ERROR]}
+    answers = [_schema(answer) for answer in ANSWERS[name]]
+    parts = {part: schema for answer in answers for part, schema in answer.pop("$defs", {}).items()}  # refs name them
+    return {"title": f"tuneloop {command} --json", "anyOf": [*answers, ERROR], **({"$defs": parts} if parts else {})}
 
 
 def _schema(answer: str) -> dict[str, Any]:
@@ -110,6 +112,8 @@ def _schema(answer: str) -> dict[str, Any]:
     record: dict[str, Any] = {"type": "object", "properties": {}}
     if answer.startswith("@"):
         record = schema_of(words.pop(0)[1:])
+        if "$ref" in record:  # it holds itself
+            record = {**record["$defs"][record["$ref"].rpartition("/")[2]], "$defs": record["$defs"]}
     properties, required = dict(record["properties"]), [*record.get("required", ())]
     for word in words:
         key, _, kind = word.rstrip("?~").partition(":")

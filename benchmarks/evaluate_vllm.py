@@ -1,6 +1,6 @@
 """A classifier evaluated through the real vLLM, next to our own engine: labels, probabilities and rows a second.
 
-    TUNELOOP_VLLM=PYTHON python benchmarks/evaluate_vllm.py RUN FILE [--rows 150] [--dtypes bfloat16,float32] [--write]
+    TUNELOOP_VLLM=PYTHON python benchmarks/evaluate_vllm.py RUN FILE [--rows 150] [--cases bfloat16:float32] [--write]
 
 RUN is a finished run that was trained to classify, FILE its test rows. Both engines get the same token ids and score the
 labels of the run; equal are the labels, `dp` is the difference of the label's probability. With `plain` vLLM's last product
@@ -37,7 +37,7 @@ from tuneloop.pipeline.compared_systems import SystemAnswers, ask  # noqa: E402
 from tuneloop.records.rows import Dataset  # noqa: E402
 
 HEADING = "## Labels through vLLM"
-WAYS = {"bfloat16": ("plain", "float32"), "float32": ("float32",)}  # type of the weights -> types of the last product
+CASES = "bfloat16:plain,bfloat16:float32,float32:float32"  # type of the weights, and of the last product
 LINE = "| {:<8} | {:<7} | {:>6.1%} | {:>6.4f} | {:>6.4f} | {:>5.2f} | {:>5.2f} |"
 
 
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("file")
     parser.add_argument("--rows", type=int, default=150)
-    parser.add_argument("--dtypes", default="bfloat16,float32")
+    parser.add_argument("--cases", default=CASES, help="types of the weights and of vLLM's last product")
     parser.add_argument("--write", action="store_true", help="put the table into docs/records/results.md")
     options = parser.parse_args()
     if not PYTHON:
@@ -87,25 +87,25 @@ def main() -> None:
         "|---|---|---|---|---|---|---|",
     ]
     print("\n".join(table), flush=True)
-    for dtype in options.dtypes.split(","):
+    ours: dict[str, SystemAnswers] = {}
+    for dtype, last in (case.split(":") for case in options.cases.split(",")):
         os.environ["TUNELOOP_DTYPE"] = dtype
         own = open_model(str(options.run))
-        base = resolve(own.untuned)
-        ours = answers(own, dataset)
-        for way in WAYS[dtype]:
-            more = () if way == "float32" else ("--hf-overrides", "{}")
-            with TemporaryDirectory() as scratch:
-                server = RealVllm(Path(base), Path(scratch) / "vllm.log", "--dtype", dtype, *more).start()
-                try:
-                    endpoint = Endpoint(f"{server.address}/v1", str(options.run), timeout=600)
-                    target = as_model(open_endpoint(endpoint))
-                    assert target is not None
-                    theirs = answers(target, dataset)
-                    target.close()
-                finally:
-                    server.kill()
-            table.append(line(dtype, way, theirs, ours))
-            print(table[-1], flush=True)
+        if dtype not in ours:
+            ours[dtype] = answers(own, dataset)
+        more = () if last == "float32" else ("--hf-overrides", "{}")
+        with TemporaryDirectory() as scratch:
+            server = RealVllm(Path(resolve(own.untuned)), Path(scratch) / "vllm.log", "--dtype", dtype, *more).start()
+            try:
+                endpoint = Endpoint(f"{server.address}/v1", str(options.run), timeout=600, concurrency=48)
+                target = as_model(open_endpoint(endpoint))
+                assert target is not None
+                theirs = answers(target, dataset)
+                target.close()
+            finally:
+                server.kill()
+        table.append(line(dtype, last, theirs, ours[dtype]))
+        print(table[-1], flush=True)
     if options.write:
         put_into_results(HEADING, "\n".join(table))
 

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 from local_http import Quiet, listening
+from tuned_runs import MakeTuned
 
 from tuneloop.deploy.record import HostedDeployment
+from tuneloop.models.template import load_template
 from tuneloop.records.record import read_record
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -130,6 +132,20 @@ def test_on_own_machines_the_price_is_said_to_be_a_rented_card_s_or_is_the_user_
     mine = cli(*arguments, "--usd-per-hour", "0.25", "--out", "mine")
     assert "$0.25 an hour and card, as you say" in mine.stdout and "$182 a month" in mine.stdout
     assert read_record(HostedDeployment, Path("mine")).usd_per_hour == 0.25
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_a_classifier_s_adapter_is_served_as_it_was_evaluated(make_tuned: MakeTuned, cli: Cli, labels: bool) -> None:
+    data = {} if labels else {"input": "{text}", "output": "It is {label}.", "task": "generation"}
+    run = make_tuned(data=data)
+    assert cli("export", str(run), "--format", "adapter", "--out", "artifact", "--force").returncode == 0
+    done = cli("deploy", "artifact", "--to", "dstack", "--hub", "a/b", "--priorities", "--dry-run", "--out", "mine")
+    assert done.returncode == 0, done.stderr
+    command = Path("mine/.dstack.yml").read_text()
+    assert ("""--hf-overrides '{"head_dtype": "float32"}'""" in command) == labels
+    assert "--scheduling-policy priority" in command and "--tokenizer a/b" in command and "--max-loras 2" in command
+    request = json.loads(Path("mine/request.json").read_text())
+    assert request["stop_token_ids"] == list(load_template(Path("artifact")).end_ids)
 
 
 def test_a_changed_artifact_is_not_deployed(artifact: Path, cli: Cli) -> None:

@@ -16,8 +16,19 @@ def project(job: ServingJob) -> dict[str, str]:
         what = f"Fireworks takes adapters of rank 4 to {LARGEST_RANK}, this one has {job.rank}"
         raise UserError(what, where="ARTIFACT", next_step="export it with --format merged")
     accelerator = ACCELERATORS[job.machine.card.key] if job.machine else "NVIDIA_H100_80GB"
-    return {
-        "deploy.py": f'''"""{job.name}: {job.artifact} on Fireworks. Run it with the artifact's folder.
+    names: dict[str, object] = {
+        "NAME": job.name,
+        "ADAPTER": adapter,
+        "LEAST": job.traffic.least,
+        "MOST": job.traffic.most,
+    }
+    names |= {"ACCELERATOR": accelerator, "CARDS": job.cards}
+    values = "\n".join(f"{name} = {value!r}" for name, value in names.items())
+    what = f"{job.name}: {job.artifact} on Fireworks. Run it with the artifact's folder."
+    return {"deploy.py": _SCRIPT.replace("WHAT", what).replace("VALUES", values)}
+
+
+_SCRIPT = '''"""WHAT
 
 What it created is deleted when a step fails."""
 
@@ -29,19 +40,19 @@ from pathlib import Path
 import httpx
 from fireworks import APIError, Fireworks, NotFoundError
 
-NAME, BASE, ADAPTER = {job.name!r}, {job.base!r}, {adapter}
+VALUES
 folder = Path(sys.argv[1])
-files = {{p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}}
+files = {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
 account = os.environ["FIREWORKS_ACCOUNT_ID"]
 key, url = os.environ["FIREWORKS_API_KEY"], os.environ.get("FIREWORKS_URL")
 client = Fireworks(api_key=key, account_id=account, base_url=url)
-model = {{"kind": "HF_PEFT_ADDON" if ADAPTER else "HF_BASE_MODEL", "display_name": NAME}}
+model = {"kind": "HF_PEFT_ADDON" if ADAPTER else "HF_BASE_MODEL", "display_name": NAME}
 if ADAPTER:
     settings = json.loads((folder / "adapter_config.json").read_text())
     base = os.environ["FIREWORKS_BASE"]  # as in accounts/fireworks/models/llama-v3p1-8b-instruct
-    model["peft_details"] = {{"base_model": base, "r": settings["r"], "target_modules": settings["target_modules"]}}
+    model["peft_details"] = {"base_model": base, "r": settings["r"], "target_modules": settings["target_modules"]}
 else:
-    model["base_model_details"] = {{"checkpoint_format": "HUGGINGFACE"}}
+    model["base_model_details"] = {"checkpoint_format": "HUGGINGFACE"}
 
 
 def look(kind):
@@ -63,21 +74,20 @@ def create(kind, **values):
 
 for kind in (client.models, client.deployments):
     if look(kind):
-        sys.exit(f"{{NAME}} is there already: delete it, or deploy with another --name")
+        sys.exit(f"{NAME} is there already: delete it, or deploy with another --name")
 try:
     create(client.models, model_id=NAME, model=model)
     places = client.models.get_upload_endpoint(NAME, filename_to_size=files).filename_to_signed_urls
     for name, url in places.items():
         with open(folder / name, "rb") as file:
-            size = {{"x-goog-content-length-range": f"{{files[name]}},{{files[name]}}"}}
+            size = {"x-goog-content-length-range": f"{files[name]},{files[name]}"}
             httpx.put(url, content=file, headers=size, timeout=None).raise_for_status()
     client.models.validate_upload(NAME)
-    served = base if ADAPTER else f"accounts/{{account}}/models/{{NAME}}"
+    served = base if ADAPTER else f"accounts/{account}/models/{NAME}"
     deployment = create(
         client.deployments,
         base_model=served, deployment_id=NAME, enable_addons=ADAPTER,
-        min_replica_count={job.traffic.least}, max_replica_count={job.traffic.most},
-        accelerator_type={accelerator!r}, accelerator_count={job.cards},
+        min_replica_count=LEAST, max_replica_count=MOST, accelerator_type=ACCELERATOR, accelerator_count=CARDS,
     )
 except BaseException:
     for kind in (client.deployments, client.models):
@@ -86,14 +96,14 @@ except BaseException:
     raise
 print(deployment)
 '''
-    }
 
 
 def commands(job: ServingJob) -> Steps:
     url = "https://api.fireworks.ai/inference/v1/chat/completions"
     ask = f'sed "s/FIREWORKS_ACCOUNT_ID/$FIREWORKS_ACCOUNT_ID/" request.json | {chat_call(url, KEY, "@-")}'
-    place = f'"https://api.fireworks.ai/v1/accounts/$FIREWORKS_ACCOUNT_ID/deployments/{job.name}"'
-    down = f'curl -X DELETE {place} -H "Authorization: {KEY}"'
+    account = "https://api.fireworks.ai/v1/accounts/$FIREWORKS_ACCOUNT_ID"
+    places = (f"{account}/{kind}/{job.name}" for kind in ("deployments", "models"))
+    down = "\n".join(f'curl -X DELETE "{place}" -H "Authorization: {KEY}"' for place in places)
     return steps('pip install fireworks-ai\npython deploy.py "$ARTIFACT"', ask, down)
 
 

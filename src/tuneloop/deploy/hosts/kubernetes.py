@@ -228,7 +228,8 @@ HOST = Host(
         "`pool.yaml` (not for a GGUF file) puts an InferencePool before the replicas, which sends a request where its "
         "adapter and its prefix are loaded. It needs a gateway that knows the Gateway API Inference Extension, named "
         f"`{GATEWAY}`, and that extension's definitions: `kubectl apply -f pool.yaml`, and ask the gateway's address. "
-        "A further adapter of the base is another NAME=REPO behind --lora-modules in service.yaml; requests name it.",
+        "A further adapter of the base is another NAME=REPO behind --lora-modules in service.yaml, and one more in "
+        "--max-loras; requests name it.",
     ),
     gpus={key: key for key in CARDS},
     own_machines=True,

@@ -129,6 +129,60 @@ def test_turns_before_a_record_go_where_the_template_of_chats_puts_them(
     assert with_tools is None or (with_tools.tools and with_tools.outside)
 
 
+TRAINED = {"role": "system", "content": "Name the kind."}
+TICKETS = TaskSpec(
+    kind="generation", format="fields", columns={"subject": "subject", "body": "body"}, input="{subject} | {body}",
+    instruction="Name the kind.", system="Name the kind.",
+)  # fmt: skip
+LATE = {"role": "user", "content": json.dumps({"subject": "Late", "body": "where"})}
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("turns", "expected", "outside"),
+    [
+        ([TRAINED, LATE], [TRAINED, {"role": "user", "content": "Late | where"}], False),
+        ([{"role": "user", "content": "hi"}], [TRAINED, {"role": "user", "content": "hi"}], True),
+        ([{"role": "user", "content": '{"x": 1}'}], [TRAINED, {"role": "user", "content": '{"x": 1}'}], True),
+        (
+            [SYSTEM, {"role": "user", "content": "hi"}],
+            [{"role": "system", "content": "Name the kind.\n\nAnswer in Dutch."}, {"role": "user", "content": "hi"}],
+            True,
+        ),
+        (
+            [{"role": "user", "content": "a"}, LATE],
+            [TRAINED, {"role": "user", "content": "a"}, {"role": "user", "content": "Late | where"}],
+            True,
+        ),
+        (
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}, LATE],
+            [TRAINED, {"role": "user", "content": "a"}, {"role": "user", "content": "Late | where"}],
+            True,
+        ),
+        (
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "Error: 500"}, {"role": "user", "content": "b"}],
+            [TRAINED, {"role": "user", "content": "a"}, {"role": "assistant", "content": "Error: 500"}, {"role": "user", "content": "b"}],
+            True,
+        ),
+    ],
+)  # fmt: skip
+def test_a_conversation_becomes_the_prompt_nearest_to_the_training(
+    turns: list[Any], expected: list[Any], outside: bool
+) -> None:
+    prompt = prompt_of(TICKETS)(turns, ())
+    assert list(prompt.messages) == expected and prompt.outside is outside
+
+
+def test_calls_without_results_are_answered_and_silence_is_refused_with_an_example() -> None:
+    read = prompt_of(TICKETS)
+    asked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [CALL]}, LATE]
+    assert read(asked, ()).messages[-2]["tool_calls"] == [CALL]  # type: ignore[arg-type]
+    for turns in ([SYSTEM], [{"role": "user", "content": " "}], [SYSTEM, {"role": "assistant", "content": "x"}]):
+        with pytest.raises(ValueError, match="messages=") as refused:
+            read(turns, ())
+        assert json.dumps(json.dumps({"subject": "...", "body": "..."})) in str(refused.value)
+
+
 def test_a_prompt_outside_the_training_is_answered_and_says_so(make_tuned: MakeTuned, tmp_path: Path) -> None:
     run = make_tuned(data={"input": "Ticket: {text}", "output": "{label}"})
 

@@ -112,7 +112,17 @@ def test_the_other_endpoints_answer(server: tuple[str, Gateway]) -> None:
         ("chat/completions", {**CHAT, "n": 10**30}, 400, "n must be"),
         ("chat/completions", {**CHAT, "n": True}, 400, "n must be"),
         ("chat/completions", {**CHAT, "stop": [""]}, 400, "stop"),
-        ("chat/completions", {**CHAT, "tempature": 1}, 400, "tempature"),
+        ("chat/completions", {**CHAT, "tempature": 1}, 400, "did you mean temperature?"),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": None}]},
+            400,
+            '"content": "Where is my parcel?"',
+        ),
+        ("chat/completions", {**CHAT, "parallel_tool_calls": "no"}, 400, "true or false"),
+        ("responses", {"input": "x", "tools": [{"type": "function"}]}, 400, "/v1/chat/completions"),
+        ("responses", {"input": [{"type": "function_call_output", "output": "x"}]}, 400, "/v1/chat/completions"),
+        ("embeddings", {"input": "x"}, 404, "this server has /v1/chat/completions"),
         ("chat/completions", {**CHAT, "tools": [{"type": "x"}]}, 400, "tools"),
         ("chat/completions", {**CHAT, "response_format": {"type": "xml"}}, 400, "response_format"),
         ("chat/completions", {**CHAT, "logit_bias": {"1": 1}}, 400, "logit_bias"),
@@ -375,6 +385,24 @@ def test_calls_of_functions_are_told_as_such(tmp_path: Path) -> None:
         assert not any(d.get("content") for d in deltas) and any(d.get("tool_calls") for d in deltas)
         choice = httpx.post(url, json={**body, "tool_choice": "none"}).json()["choices"][0]
         assert choice["message"]["content"].startswith('{"name"')
+
+
+def test_calls_at_the_same_time_are_one_where_no_more_are_wanted(tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+    call = '{"name": "weather", "parameters": {}}'
+    with live(tmp_path, StubEngine([call, "; ", call])) as (address, _):
+        url, body = f"{address}/v1/chat/completions", {**CHAT, "tools": tools}
+        for wanted, count in ((None, 2), (True, 2), (False, 1)):
+            asked = {**body, "parallel_tool_calls": wanted}
+            assert len(httpx.post(url, json=asked).json()["choices"][0]["message"]["tool_calls"]) == count
+            found = events(httpx.post(url, json={**asked, "stream": True}).text)
+            calls = [c for e in found[:-1] for c in e["choices"][0]["delta"].get("tool_calls") or ()]
+            assert len(calls) == count
+
+
+def test_an_assistant_that_said_nothing_is_understood(server: tuple[str, Gateway]) -> None:
+    turns = [*CHAT["messages"], {"role": "assistant", "content": None, "refusal": None}, *CHAT["messages"]]
+    assert post(server, "/v1/chat/completions", {"model": "stub", "messages": turns}).status_code == 200
 
 
 POSTS = tuple(f"/v1/{name}" for name in ("chat/completions", "completions", "responses", "classify", "feedback", "files", "batches", "batches/x/cancel"))  # fmt: skip

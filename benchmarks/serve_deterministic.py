@@ -24,7 +24,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests" / "helpers")]
-WORDS = "rain wind parcel refund account order city river table salt train why how long please cold summer ticket".split()
+WORDS = (
+    "rain wind parcel refund account order city river table salt train why how long please cold summer ticket".split()
+)
 
 
 def questions(count: int) -> list[str]:

@@ -19,12 +19,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests" / "helpers")]
-WORDS = "rain wind parcel refund account order city river table salt train why how long please cold summer ticket".split()
+WORDS = (
+    "rain", "wind", "parcel", "refund", "account", "order", "city", "river", "table", "salt", "train", "why", "how",
+    "long", "please", "cold", "summer", "ticket",
+)  # fmt: skip
 
 
 def questions(count: int) -> list[str]:
@@ -58,11 +62,11 @@ def content(answer: Any) -> tuple[Any, ...]:
     return answer.text, answer.token_ids, answer.logprobs, answer.label_scores
 
 
-def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of the clock and of the processor."""
+def timed(work: Callable[[], list[Any]]) -> tuple[list[Any], tuple[float, float]]:
+    """A result, and the seconds of the clock and of the processor that it took."""
     clock, processor = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - clock, time.process_time() - processor
+    result = work()
+    return result, (time.perf_counter() - clock, time.process_time() - processor)
 
 
 def main() -> None:
@@ -111,13 +115,9 @@ def main() -> None:
             same = {False: 0, True: 0}
             for turn in range(options.rounds):
                 for on in (False, True) if turn % 2 else (True, False):
-                    answers: list[Any] = []
-
-                    def work(answers: list[Any] = answers) -> None:
-                        answers += answer(model, requests, rows)
-
                     with batch_invariant(on):
-                        seconds[on].append(timed(work))
+                        answers, took = timed(partial(answer, model, requests, rows))
+                    seconds[on].append(took)
                     same[on] = sum(content(a) == b for a, b in zip(answers, alone[on], strict=True))
             ratios = [
                 statistics.median(a[i] / b[i] for a, b in zip(seconds[True], seconds[False], strict=True))

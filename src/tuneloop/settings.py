@@ -111,6 +111,7 @@ class EvaluateSettings(TypedDict, total=False):
     """A recipe's `evaluate` section."""
 
     answer: Literal["auto", "generate", "choice"]
+    deterministic: bool
     calibrate: bool
     primary: str | None
     fields: dict[str, str]
@@ -247,6 +248,7 @@ class ServeSettings(TypedDict, total=False):
     port: int
     folder: str
     merge: bool
+    deterministic: bool
     slots: int
     context: int
     canaries: int

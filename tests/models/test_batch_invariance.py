@@ -26,7 +26,7 @@ from tuneloop.models.names import resolve
 from tuneloop.models.shared import add_adapter
 from tuneloop.records.completion import Completion
 
-WORDS = "rain wind cold parcel refund account order city river table salt train blue why how long the a is".split()
+WORDS = ("rain", "wind", "cold", "parcel", "refund", "account", "order", "city", "river", "table", "why", "how", "a")
 LABELS = ("refund", "refund request", "delivery", "delivery time", "account", "other", "city", "river table")
 SYSTEM = {"role": "system", "content": "You answer questions of the customers of a shop in one short sentence."}
 

@@ -94,3 +94,24 @@ def test_written_answers_are_held_to_their_beginning(make_tuned: MakeTuned, tiny
         await engine.stop()
 
     asyncio.run(asyncio.wait_for(main(), HANG))
+
+
+@pytest.mark.parametrize("choice", [True, False], ids=["labels", "text"])
+def test_deterministic_answers_are_all_those_of_the_evaluation(
+    make_tuned: MakeTuned, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, choice: bool
+) -> None:
+    monkeypatch.setenv("TUNELOOP_DTYPE", "bfloat16")
+    prompts = [f"Say {i} {'and more ' * (i % 17)}" for i in range(120)]
+    run = make_tuned(
+        tickets(120) if choice else [{"prompt": prompt, "completion": "All is well."} for prompt in prompts]
+    )
+    evaluate_target(str(run), settings=["evaluate.max_new_tokens=24", "evaluate.deterministic=true"])
+    capsys.readouterr()
+    assert main(["serve", f"adapters.support={run}", "deterministic=true", "slots=5", "--check", "--json", "-q"]) == 0
+    (model,) = json.loads(capsys.readouterr().out)["models"]
+    assert model["n"] >= 10 and model["same"] == model["n"]
+
+
+def test_only_our_own_engine_is_deterministic() -> None:
+    with pytest.raises(UserError, match="Only our own engine gives deterministic answers"):
+        deployment_of(ServeConfig(engine="http://127.0.0.1:9/v1", base="base", deterministic=True))

@@ -1,22 +1,25 @@
 """HTTP to an inference server, over kept connections: whole answers, and server-sent events as they come.
 
-By aiohttp: a request takes a fifth of the processor time that httpx needs, and an event of a stream a third, on the
-processors that a small model computes on (`python benchmarks/past/serve_wire.py`).
+By httptools (`http1`); through a proxy, or where it is not installed, by aiohttp: there a request takes a fifth of the
+processor time that httpx needs (`python benchmarks/past/serve_wire.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from base64 import b64encode
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from tuneloop.core.errors import UserError
+from tuneloop.inference.http1 import Client, NoConnection
 from tuneloop.inference.timeouts import CONNECT_WITHIN, NO_QUOTA, seconds_to_wait
 
 if TYPE_CHECKING:
@@ -85,6 +88,39 @@ def message_of(text: str) -> str:
     return "".join(c for c in line if c.isprintable())[:200]
 
 
+class Reply(Protocol):
+    """An answer whose head has come."""
+
+    @property
+    def status(self) -> int:
+        """Of HTTP."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Of the answer, by their names in small letters."""
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        """The body as it comes."""
+
+
+@dataclass(frozen=True)
+class _ThroughProxy:
+    """An answer to aiohttp."""
+
+    response: ClientResponse
+
+    @property
+    def status(self) -> int:
+        return self.response.status
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self.response.headers
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        return self.response.content.iter_any()
+
+
 @dataclass
 class Wire:
     """A server by its address. All methods are called from one event loop."""
@@ -95,6 +131,7 @@ class Wire:
     login: tuple[str, str] | None = None  # user and password, which take precedence over the key
     connect_within: float = CONNECT_WITHIN  # seconds for a connection
     _session: ClientSession | None = None
+    _client: Client | None = None
     _proxy: str | None = None
     _closed: bool = False
 
@@ -124,7 +161,7 @@ class Wire:
         """
         rest = b""
         async with self._answered("POST", path, body) as response:
-            async for part in response.content.iter_any():
+            async for part in response.pieces():
                 *lines, rest = (rest + part).split(b"\n")
                 for line in lines:
                     if line.startswith(b"data:"):
@@ -133,6 +170,8 @@ class Wire:
     async def close(self) -> None:
         """Close all connections."""
         self._closed = True
+        if self._client is not None:
+            self._client.close()
         if self._session is not None:
             await self._session.close()
 
@@ -143,7 +182,7 @@ class Wire:
         try:
             async with asyncio.timeout(within), self._answered(method, path, body) as response:
                 size = 0
-                async for piece in response.content.iter_any():
+                async for piece in response.pieces():
                     size += len(piece)
                     if most is not None and size > most:
                         raise Broken("too large", "large", began=True)
@@ -153,36 +192,62 @@ class Wire:
         return b"".join(pieces)
 
     @asynccontextmanager
-    async def _answered(self, method: str, path: str, body: bytes) -> AsyncIterator[ClientResponse]:
+    async def _answered(self, method: str, path: str, body: bytes) -> AsyncIterator[Reply]:
         """An answer whose status is 200; what is not read of it is dropped with its connection."""
         from aiohttp import ClientConnectorError, ClientError, InvalidURL
 
-        headers = {"Content-Type": "application/json"} if method == "POST" else {}
         try:
-            async with await self._sent(method, path, data=body, headers=headers) as response:
+            async with self._head(method, path, body) as response:
                 if response.status != 200:
                     text = b""
-                    async for piece in response.content.iter_any():
+                    async for piece in response.pieces():
                         text += piece
                         if len(text) > MOST_OF_AN_ERROR:
                             break
-                    raise HttpRefused(response.status, text, seconds_to_wait(response.headers.get("Retry-After")))
+                    raise HttpRefused(response.status, text, seconds_to_wait(response.headers.get("retry-after")))
                 yield response
         except Broken:
             raise
         except TimeoutError as error:
             raise Broken(type(error).__name__, "late") from None
-        except ClientConnectorError as error:
+        except (ClientConnectorError, NoConnection) as error:
             raise Broken(type(error).__name__, "unreachable") from None
         except (InvalidURL, ValueError) as error:
             raise Broken(type(error).__name__, "unsendable") from None
         except (ClientError, OSError) as error:
             raise Broken(type(error).__name__) from None
 
+    @asynccontextmanager
+    async def _head(self, method: str, path: str, body: bytes) -> AsyncIterator[Reply]:
+        """An answer of any status."""
+        if (client := self._opened()) is not None:
+            async with client.answered(method, path, body) as connection:
+                yield connection
+            return
+        headers = {"Content-Type": "application/json"} if method == "POST" else {}
+        async with await self._sent(method, path, data=body, headers=headers) as response:
+            yield _ThroughProxy(response)
+
+    def _opened(self) -> Client | None:
+        """What sends requests without a proxy; None: aiohttp does."""
+        if self._closed:
+            raise Broken("closed")
+        if self._client is None and self._session is None:
+            if self.proxies:  # looked up once: aiohttp reads the environment in threads, twice for each request
+                self._proxy = _proxy_of(self.address)
+            if self._proxy is None and importlib.util.find_spec("httptools") is not None:
+                self._client = Client(self.address, self._authorization(), self.connect_within)
+        return self._client
+
+    def _authorization(self) -> dict[str, str]:
+        if self.login is not None:
+            return {"Authorization": "Basic " + b64encode(":".join(self.login).encode()).decode()}
+        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
+
     async def _sent(self, method: str, path: str, **more: Any) -> ClientResponse:
         from aiohttp import ClientOSError, ServerDisconnectedError
 
-        url, session = self.address.rstrip("/") + path, self._opened()
+        url, session = self.address.rstrip("/") + path, self._session_of_aiohttp()
         while True:
             rested: list[bool] = []
             more |= {"trace_request_ctx": rested, "proxy": self._proxy, "allow_redirects": False}
@@ -192,23 +257,18 @@ class Wire:
                 if not rested:  # else it was closed at its other end meanwhile: nothing was answered, so try again
                     raise
 
-    def _opened(self) -> ClientSession:
-        if self._closed:
-            raise Broken("closed")
+    def _session_of_aiohttp(self) -> ClientSession:
         if self._session is None:
-            from aiohttp import BasicAuth, ClientSession, ClientTimeout, TCPConnector, TraceConfig
+            from aiohttp import ClientSession, ClientTimeout, TCPConnector, TraceConfig
 
             tracing = TraceConfig()
             tracing.on_connection_reuseconn.append(_rested)
             self._session = ClientSession(
                 connector=TCPConnector(limit=0),
                 timeout=ClientTimeout(total=None, sock_connect=self.connect_within),
-                headers={"Authorization": f"Bearer {self.key}"} if self.key and self.login is None else {},
-                auth=None if self.login is None else BasicAuth(*self.login, encoding="utf-8"),
+                headers=self._authorization(),
                 trace_configs=[tracing],
             )
-            if self.proxies:  # looked up once: aiohttp reads the environment in threads, twice for each request
-                self._proxy = _proxy_of(self.address)
         return self._session
 
 

@@ -1,8 +1,8 @@
 """Answers whose numbers don't depend on what is computed with them, bit for bit.
 
-In 16 bits a sum's rounding depends on the order of its terms, and a token that is as likely as another one wins or loses
-by that. On processors oneDNN's products give a row the same sums whatever rows are next to it; what depends on the
-company is where a row's keys are. Within `batch_invariant`
+In 16 bits a sum's rounding depends on the order of its terms, and a token that is as likely as another one wins or
+loses by that. On processors oneDNN's products give a row the same sums whatever rows are next to it; what depends on
+the company is where a row's keys are. Within `batch_invariant`
 
 - the keys of a row have their places from the first one on, and padding comes behind them, so that no sum is shifted;
 - attention reads whole blocks of keys, of which those behind the row's end add exact zeros: a softmax sums what is

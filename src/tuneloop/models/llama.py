@@ -288,7 +288,7 @@ class KeyValues:
         self.values: list[Tensor | None] = [None] * layers
         self.lengths = [0] * layers
         self.device, self.cards = device or torch.device("cpu"), cards
-        # The places of each row's next tokens (B, T), where they differ, see `placed`; (B), where they are read on a GPU.
+        # The places of each row's next tokens (B, T), where they differ, see `placed`; (B): as they are read on a GPU.
         self.at: Tensor | None = None
 
     @property

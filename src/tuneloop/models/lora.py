@@ -267,7 +267,11 @@ class LoraLinear(nn.Module):
         """A and B in a dtype, for answers; cached if it does not learn: else half of what a GPU starts for a token."""
         if self.lora_A.requires_grad:
             return self._factors(dtype)
-        state = dtype, is_batch_invariant(), *((id(p), p.device, p.dtype, p._version) for p in (self.lora_A, self.lora_B))
+        state = (
+            dtype,
+            is_batch_invariant(),
+            *((id(p), p.device, p.dtype, p._version) for p in (self.lora_A, self.lora_B)),
+        )
         cached = self._cached  # of this thread: another one may put its own there
         if cached is None or cached[0] != state:
             cached = self._cached = state, self._factors(dtype)

@@ -104,6 +104,15 @@ class Guardrail(Part):
     tolerance: float = Field(gt=0)
 
 
+Missing = Literal["random", "one way", "any"]
+MISSING: dict[str, str] = {
+    "random": "both arms, and good and bad answers alike, are rated at the same rates",
+    "one way": "the candidate changes whether answers are rated in one direction: more often, or less often",
+    "any": "nothing: unrated answers of the candidate may all be bad, and those of the champion all be good",
+}
+LATER = ("method", "missing", "sample", "sample_kind")  # fields that registrations for the asymptotic method lack
+
+
 class ExperimentDesign(Record):
     """What was registered before an experiment began. Its hash is in every decision.
 
@@ -118,12 +127,18 @@ class ExperimentDesign(Record):
         ramp: shares of new users that meet the candidate, one step after another; 1 is the promotion itself.
         hold_days: that a step lasts at least.
         maturation_hours: from a user's first request on; what comes later does not count, in neither arm.
-        planned_units: users with a value at which the interval is narrowest.
-        least_units: users with a value in each arm before a decision by the measure.
+        planned_units: users with a value at which the interval of the asymptotic method is narrowest.
+        least_units: users with a value in each arm before a step of the ramp, and by the asymptotic method before a
+            decision by the measure.
         most_days: after which it ends for futility.
         shadow: whether it begins with copies of requests that the candidate answers unseen; so many as `shadow_votes`
             must come first, judged or not.
         guardrails: what must not get worse.
+        method: how it is decided: `betting` holds from the first user on; `asymptotic`, of registrations by earlier
+            versions, for large numbers only.
+        missing: what is assumed of requests without a value before a promotion; see `MISSING`.
+        sample: share of users, drawn by a hash, whose requests are checked, and `sample_kind` the kind of feedback that
+            says so. Where it is above 0, the checked users alone decide on a promotion.
         salt: of the users' hashes.
     """
 
@@ -154,6 +169,10 @@ class ExperimentDesign(Record):
         Guardrail(name="latency", tolerance=1.5), Guardrail(name="cost", tolerance=1.5),
         Guardrail(name="length", tolerance=2.0),
     ]  # fmt: skip
+    method: Literal["asymptotic", "betting"] = "asymptotic"
+    missing: Missing = "one way"
+    sample: float = Field(0.0, ge=0, le=1)
+    sample_kind: str = "checked"
     salt: str
 
     @model_validator(mode="after")
@@ -166,12 +185,13 @@ class ExperimentDesign(Record):
 
 
 class ArmDifference(Part):
-    """The measure in both arms. `low` and `high` bound the difference, and may be read at any time.
+    """The measure in both arms. `low` and `high` bound the difference, and may be read at any time: each is ever wrong
+    with a chance of at most alpha.
 
     Args:
         units: users with a value; `candidate_units` of them the candidate's.
         candidate, champion: plain means.
-        difference: candidate minus champion, weighted by propensity; better is above 0.
+        difference: candidate minus champion, weighted by the precision of their shares; better is above 0.
     """
 
     units: int
@@ -201,6 +221,29 @@ class GuardrailFinding(Part):
     tripped: bool
 
 
+class Strengths(Part):
+    """Evidence by bets, each as a multiple of what is needed: a claim is proven at 1.
+
+    Args:
+        better, worse, no_gain: among users with a value, the candidate is better; worse; not better by the registered
+            effect.
+        promotion: the candidate is better whatever the missing values are, as far as the registration assumes.
+        more_likes, fewer_dislikes: good values per request are more, bad ones fewer: both are needed where missing
+            values may differ one way.
+        shadow_worse: its answers in shadow mode are worse.
+        checked_units: users of the random sample that have been checked.
+    """
+
+    better: float
+    worse: float
+    no_gain: float
+    promotion: float
+    more_likes: float
+    fewer_dislikes: float
+    shadow_worse: float = 0.0
+    checked_units: int = 0
+
+
 class Evidence(Part):
     """All that a decision is made from.
 
@@ -216,6 +259,7 @@ class Evidence(Part):
         shadow_copies: of requests that the candidate has answered unseen, or failed to answer.
         shadow_votes, shadow_mean, shadow_high: judged pairs, their mean (1: the candidate is better, -1: worse), upper
             bound.
+        strengths: what is proven; None by the asymptotic method, whose bounds decide.
     """
 
     days: float
@@ -232,6 +276,7 @@ class Evidence(Part):
     shadow_votes: int = 0
     shadow_mean: Number = math.nan
     shadow_high: Number = math.nan
+    strengths: Strengths | None = None
 
 
 class ExperimentVerdict(Part):
@@ -292,6 +337,9 @@ class ExperimentOptions(Config):
     hold_days: float = Field(3.0, ge=0, description="Days that a step of the ramp lasts at least.")
     maturation_hours: float = Field(72.0, gt=0, description="Hours after a user's first request while feedback counts.")
     most_days: float = Field(365.0, gt=0, description="Days after which the experiment ends.")
+    missing: Missing = Field("one way", description="What is assumed of missing ratings: random, one way or any.")
+    sample: float = Field(0.0, ge=0, le=1, description="Share of users, drawn at random, whose answers are checked.")
+    sample_kind: str = flag("checked", "KIND", "Kind of feedback that says what a check found.")
     shadow: bool = flag(
         True, "", "Begin with copies of requests, before anyone meets the candidate.", "--shadow/--no-shadow"
     )

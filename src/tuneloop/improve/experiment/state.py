@@ -11,14 +11,16 @@ from pydantic import ValidationError
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
+from tuneloop.improve.experiment.evidence import Stage
 from tuneloop.improve.experiment.plan import SimulatedTraffic, units_for
 from tuneloop.improve.experiment.record import ExperimentDesign, ExperimentOptions, ExperimentVerdict
-from tuneloop.improve.experiment.statistics import Stage, assign, time_of
+from tuneloop.improve.experiment.statistics import assign, time_of
 from tuneloop.records.server import Decision
 from tuneloop.serving.store.database import Database
 from tuneloop.serving.store.store import insert
 
 START, DECISION, STOP = "experiment.start", "experiment.decision", "experiment.stop"
+LEAST_UNITS = 10  # users with a value in either arm before a step of the ramp; decisions need no least number
 ENDS = ("promote", "roll back", "futility")
 
 
@@ -116,7 +118,8 @@ def design_of(name: str, options: ExperimentOptions, salt: str) -> ExperimentDes
     share = max((step for step in ramp if 0 < step < 1), default=0.5)
     traffic = SimulatedTraffic(1, share, options.base, 0)
     planned = max(units_for(traffic.deviation, options.effect, options.alpha), 2)
-    fields |= {"name": name, "ramp": ramp, "planned_units": planned, "salt": salt}
+    fields |= {"name": name, "ramp": ramp, "planned_units": planned, "salt": salt, "method": "betting"}
+    fields["least_units"] = LEAST_UNITS
     try:
         return ExperimentDesign(shadow_votes=options.shadow_copies, **fields)
     except ValidationError as error:

@@ -335,29 +335,33 @@ def print_line(world: str, rule: str, ends: Sequence[SimulatedEnd]) -> None:
 
 
 def skewed_worlds() -> Iterator[tuple[str, dict[str, object]]]:
-    """Worlds without a gain, as changes of the options of `simulate`."""
-    for base in (0.02, 0.05, 0.1, 0.3, 0.6, 0.8, 0.9, 0.95, 0.98):
-        yield f"base {base:g}", {"base": base}
-    for ramp in ("2,5,10", "2", "50", "1,99"):
-        for base in (0.05, 0.95):
-            yield f"base {base:g}, ramp {ramp}", {"base": base, "ramp": ramp}
-    yield "base .95, registered as .6", {"base": 0.95, "registered_base": 0.6}
-    for users in (5, 20, 1000, 5000):
-        yield f"base .95, {users:,} users a day", {"base": 0.95, "users_per_day": users}
+    """Worlds without a gain, as changes of the options of `simulate`; those that once went wrong come first."""
+    yield "95 % liked", {"base": 0.95}
+    yield "95 % liked, ramp 2,5,10", {"base": 0.95, "ramp": "2,5,10"}
+    for factor in (0.85, 0.7, 0.5):
+        yield f"the candidate's dislikes rated {factor:g} times as often", {"rated_candidate_dislikes": factor}
+    yield "5 points worse, its dislikes rated .6 times as often", {"effect": -0.05, "rated_candidate_dislikes": 0.6}
+    yield "5 % liked", {"base": 0.05}
+    yield "90 % liked", {"base": 0.9}
+    yield "95 % liked, registered as .6", {"base": 0.95, "registered_base": 0.6}
+    for base in (0.02, 0.3, 0.6, 0.98):
+        yield f"{100 * base:g} % liked", {"base": base}
+    yield "5 % liked, ramp 2,5,10", {"base": 0.05, "ramp": "2,5,10"}
+    yield "95 % liked, half of the users", {"base": 0.95, "ramp": "50"}
+    yield "95 % liked, 5 users a day", {"base": 0.95, "users_per_day": 5}
+    yield "95 % liked, 5,000 users a day", {"base": 0.95, "users_per_day": 5000}
     for requests in (3, 20):
         more = {"requests": requests, "correlation": 0.3, "rated": 0.3}
         yield f"{requests} requests a user, correlated, 30 % rated", more
-    yield "base .95, hourly looks", {"base": 0.95, "looks_per_day": 24, "days": 30}
-    yield "base .95, weekly looks", {"base": 0.95, "looks_per_day": 1 / 7, "days": 119}
-    yield "300 users who return", {"population": 300}
     yield "votes after 2 days on average", {"delay_days": 2.0}
-    for factor in (0.85, 0.7, 0.5):
-        yield f"candidate's dislikes rated {factor:g} times as often", {"rated_candidate_dislikes": factor}
-    yield "candidate's likes rated 1.2 times as often", {"rated_candidate_likes": 1.2}
-    yield "both arms' dislikes rated half as often", {"rated_candidate_dislikes": 0.5, "rated_champion_dislikes": 0.5}
-    yield "5 points worse, dislikes rated .6 times as often", {"effect": -0.05, "rated_candidate_dislikes": 0.6}
+    yield "300 users who return", {"population": 300}
+    yield "95 % liked, hourly looks for 20 days", {"base": 0.95, "looks_per_day": 24, "days": 20}
+    yield "95 % liked, weekly looks", {"base": 0.95, "looks_per_day": 1 / 7, "days": 119}
+    yield "the candidate's likes rated 1.2 times as often", {"rated_candidate_likes": 1.2}
+    halves = {"rated_candidate_dislikes": 0.5, "rated_champion_dislikes": 0.5}
+    yield "dislikes rated half as often in both arms", halves
     both = {"rated_candidate_dislikes": 0.7, "rated_candidate_likes": 1.2}
-    yield "likes rated 1.2, dislikes .7 times as often, missing any", {**both, "missing": "any"}
+    yield "likes rated 1.2, dislikes .7 times as often, missing: any", {**both, "missing": "any"}
     yield "the same, a random sample of 20 % checked", {**both, "sample": 0.2}
 
 
@@ -373,12 +377,73 @@ def print_worlds(options: argparse.Namespace) -> None:
         print(f"| {' | '.join(cells)} |", flush=True)
 
 
+def planned_cases() -> Iterator[dict[str, object]]:
+    """Forty cases, as options of `ab plan`."""
+    for users, rated in ((80, 0.75), (300, 0.2)):
+        for base in (0.3, 0.6, 0.85):
+            for effect in (0.05, 0.1):
+                for ramp in ("10,25,50", "5,10"):
+                    yield {"requests_per_day": users, "rated": rated, "base": base, "effect": effect, "ramp": ramp}
+    for requests in (3, 6):
+        for correlation in (0.0, 0.4):
+            for effect in (0.05, 0.1):
+                more = {"requests_per_day": 80 * requests, "requests_per_user": requests, "correlation": correlation}
+                yield {**more, "rated": 0.3, "effect": effect}
+    for hold_days, maturation_hours in ((1.0, 24.0), (7.0, 168.0)):
+        more = {"requests_per_day": 80, "rated": 0.75, "effect": 0.1}
+        yield {**more, "hold_days": hold_days, "maturation_hours": maturation_hours}
+    for users in (4000, 8000):
+        yield {"requests_per_day": 300, "rated": 0.5, "effect": 0.1, "users": users}
+    for missing in ("random", "any"):
+        yield {"requests_per_day": 200, "rated": 0.9, "effect": 0.2, "missing": missing}
+        yield {"requests_per_day": 200, "rated": 0.95, "effect": 0.15, "missing": missing}
+
+
+def print_plan(options: argparse.Namespace) -> None:
+    """`ab plan` compared with simulated decisions: days until half are promoted."""
+    from tuneloop.improve.experiment.plan import plan_experiment
+
+    print(f"{options.replications:,} simulated experiments a case\n")
+    print("| case | planned days | simulated days | planned / simulated |\n|---|---|---|---|", flush=True)
+    ratios = []
+    for case in planned_cases():
+        plan = plan_experiment(case)
+        words = [
+            "simulate",
+            "--ramp",
+            plan.ramp,
+            "--replications",
+            str(options.replications),
+            "--missing",
+            plan.missing,
+        ]
+        world = parser().parse_args(words)
+        values = {
+            "base": plan.base, "effect": plan.effect, "registered_effect": plan.effect, "rated": plan.rated,
+            "requests": plan.requests_per_user, "users_per_day": plan.requests_per_day / plan.requests_per_user,
+            "correlation": plan.correlation, "population": plan.users, "hold_days": plan.hold_days,
+            "maturation_hours": plan.maturation_hours, "days": float(2 * (plan.days_50 or plan.days_simulated)),
+        }  # fmt: skip
+        world = argparse.Namespace(**{**vars(world), **values})
+        ends = simulate(
+            registered(world), world_of(world), experiments=options.replications, seed=options.seed, rule=decided
+        )
+        days = sorted(end.day if end.outcome == "promote" else math.inf for end in ends)[len(ends) // 2]
+        ratio = (plan.days_50 or math.inf) / days if math.isfinite(days) else math.nan
+        ratios.append(ratio)
+        name = ", ".join(f"{key} {value}" for key, value in case.items())
+        print(f"| {name} | {plan.days_50} | {days:g} | {ratio:.2f} |", flush=True)
+    near = sum(1 / 1.15 <= ratio <= 1.15 for ratio in ratios)
+    print(f"\n{near} of {len(ratios)} are within 15 %.")
+
+
 def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = whole.add_subparsers(required=True)
     world = World()
     for name, run, days in (
         ("simulate", print_world, 80.0), ("table", print_table, 120.0), ("worlds", print_worlds, 80.0),
+        ("plan", print_plan, 80.0),
     ):  # fmt: skip
         one = commands.add_parser(name)
         one.set_defaults(run=run)

@@ -14,13 +14,23 @@ from tuneloop.records.record import Number, Part, Record
 Outcome = Literal["promote", "roll back", "continue", "futility"]
 
 
+Missing = Literal["random", "one way", "any"]
+MISSING: dict[str, str] = {
+    "random": "both arms, and good and bad answers alike, are rated at the same rates",
+    "one way": "the candidate changes whether answers are rated in one direction: more often, or less often",
+    "any": "nothing: unrated answers of the candidate may all be bad, and those of the champion all be good",
+}
+LATER = ("method", "missing", "sample", "sample_kind")  # fields that registrations for the asymptotic method lack
+
+
 class PlannedPower(Part):
     """What becomes of experiments with some true effect.
 
     Args:
         effect: the true difference of the rates.
         days, units: how far the experiments have come; `units` are rated ones.
-        promoted, rolled_back: shares of the simulated experiments that have so ended by then.
+        promoted, rolled_back, futile: shares of the simulated experiments that have so ended by then; the candidate is
+            taken away by the last two.
     """
 
     effect: float
@@ -28,6 +38,7 @@ class PlannedPower(Part):
     units: int
     promoted: float
     rolled_back: float
+    futile: float
 
 
 class DenserMeasure(Part):
@@ -46,19 +57,40 @@ class DenserMeasure(Part):
     days: int | None
 
 
-class ExperimentPlan(Record):
-    """What an experiment with this traffic can show, by simulation.
+class RampHarm(Part):
+    """What a ramp costs and gains.
 
     Args:
-        requests_per_day, rated, base, effect, share, alpha: as they were given.
-        units_per_day: rated units a day, and `candidate_units_per_day` of the candidate.
-        units_one_look: rated units after which one look finds the effect with a chance of 50 %, and `days_one_look`.
+        ramp: shares in percent, as `ab start --ramp` takes them.
+        days_50: until half of the candidates with the effect are promoted; None: not within the simulated time.
+        harmed: users who meet a candidate that is twice the effect worse until it is taken away, median.
+    """
+
+    ramp: str
+    days_50: int | None
+    harmed: int
+
+
+class ExperimentPlan(Record):
+    """What an experiment with this traffic can show, by simulation of its decisions.
+
+    Args:
+        requests_per_day, requests_per_user, users, correlation, rated, base, effect, share, hold_days,
+            maturation_hours, missing, harm, alpha: as they were given.
+        ramp: in percent; the one that was picked where `harm` was given.
+        units_per_day: new users with a value a day at the start, and `candidate_units_per_day` of the candidate at the
+            first share.
+        units_one_look: users with a value after which one look finds the effect with a chance of 50 %, and
+            `days_one_look`; None: not within `days_simulated`.
         units_50, days_50, units_80, days_80: when half and 80 % of the experiments with the effect have been promoted,
             looked at every `look_every_days`; None: not within `days_simulated`.
         false_promotion: share of experiments without any effect that are promoted in `days_simulated`.
         false_promotion_z: the same by the usual z-test, read as often.
         power: by effect and time.
+        ramps: what other ramps cost and gain.
         denser: other measures with which it is quicker.
+        labels: users of a random sample to be checked where rates of rating may differ in any way, `labels_days` the
+            days until then at `labels_share` of the users; None: not within the simulated time.
         simulations, seed: of the table.
         summary: in words.
     """
@@ -68,15 +100,23 @@ class ExperimentPlan(Record):
     again: ClassVar[str] = "run `tuneloop ab plan` again"
 
     requests_per_day: float
+    requests_per_user: float
+    users: int
+    correlation: float
     rated: float
     base: float
     effect: float
+    ramp: str
     share: float
+    hold_days: float
+    maturation_hours: float
+    missing: Missing
+    harm: int
     alpha: float
     units_per_day: float
     candidate_units_per_day: float
-    units_one_look: int
-    days_one_look: int
+    units_one_look: int | None
+    days_one_look: int | None
     units_50: int | None
     days_50: int | None
     units_80: int | None
@@ -86,7 +126,11 @@ class ExperimentPlan(Record):
     days_simulated: int
     look_every_days: int
     power: list[PlannedPower]
+    ramps: list[RampHarm]
     denser: list[DenserMeasure]
+    labels: int | None
+    labels_days: int | None
+    labels_share: float
     simulations: int
     seed: int
     summary: list[str]
@@ -102,15 +146,6 @@ class Guardrail(Part):
 
     name: Literal["invalid", "dislikes", "latency", "cost", "length"]
     tolerance: float = Field(gt=0)
-
-
-Missing = Literal["random", "one way", "any"]
-MISSING: dict[str, str] = {
-    "random": "both arms, and good and bad answers alike, are rated at the same rates",
-    "one way": "the candidate changes whether answers are rated in one direction: more often, or less often",
-    "any": "nothing: unrated answers of the candidate may all be bad, and those of the champion all be good",
-}
-LATER = ("method", "missing", "sample", "sample_kind")  # fields that registrations for the asymptotic method lack
 
 
 class ExperimentDesign(Record):
@@ -311,10 +346,18 @@ class ExperimentPlanOptions(Config):
     PANEL: ClassVar[str] = "Traffic and effect"
 
     requests_per_day: float = Field(1000.0, gt=0, le=1e9, description="Requests a day, of both arms.")
+    requests_per_user: float = Field(1.0, ge=1, le=50, description="Requests of a user within the window, on average.")
+    users: int = Field(0, ge=0, description="Users in all, where the same ones come again; 0: always new ones.")
+    correlation: float = Field(0.0, ge=0, lt=1, description="How alike a user's answers are in quality.")
     rated: float = Field(0.03, gt=0, le=1, description="Share of the requests that get a rating.")
     base: float = Field(0.6, gt=0, lt=1, description="Share of the ratings that are good today.")
     effect: float = Field(0.05, gt=0, lt=1, description="Smallest rise of that share that is worth a new version.")
-    share: float = Field(0.1, gt=0, lt=1, description="Share of the traffic that the candidate gets.")
+    ramp: str = flag("10,25,50,100", "PERCENT,...", "Shares of new users that meet the candidate, step by step.")
+    share: float = Field(0.0, ge=0, lt=1, description="A constant share instead of the ramp; 0: the ramp.")
+    hold_days: float = Field(3.0, ge=0, description="Days that a step of the ramp lasts at least.")
+    maturation_hours: float = Field(72.0, gt=0, description="Hours after a user's first request while feedback counts.")
+    missing: Missing = Field("one way", description="What is assumed of missing ratings: random, one way or any.")
+    harm: int = Field(0, ge=0, description="Users that may meet a candidate twice the effect worse; picks the ramp.")
     alpha: float = Field(0.05, ge=1e-6, le=0.5, description="Chance of a wrong decision that is accepted.")
     simulations: int = Field(1000, ge=100, le=20_000, description="Simulated experiments.")
     seed: int = Field(0, ge=0, description="Seed of the simulation.")

@@ -1,127 +1,254 @@
-"""How often experiments decide wrongly, and how soon rightly, when somebody looks every day, as a table.
+"""How often experiments decide wrongly, and how soon rightly, by the functions that decide real ones and by others.
 
-    python benchmarks/experiments.py [--experiments 1000] [--days 120] [--users 80] [--jobs 2]
+    python benchmarks/experiments.py simulate --base .95 --ramp 10,25,50 --effect 0 --users-per-day 80 --rated .75 \
+        --days 80 --replications 300 --seed 7741 [--json]         one world; `simulate --help` lists what may be true
+    python benchmarks/experiments.py table [--replications 2000]   effects, by ours and by other rules
+    python benchmarks/experiments.py worlds [--replications 2000]  no effect, or a loss, in many worlds
+    python benchmarks/experiments.py plan [--replications 300]     `ab plan` compared with simulations of 40 cases
 
-Each experiment is simulated day by day through the functions that decide real ones: new users are drawn into the arms
-at the share of the day, rate with a chance of 75 % and like the answer at 60 % under the champion; the ramp follows the
-decisions. Two other rules are read as often. The usual z-test for two shares reads the same users, and ends at the first
-significant difference. Track-and-stop (Garivier & Kaufmann 2016, "Optimal best arm identification with fixed confidence")
-draws users of its own at the shares that it thinks best, and stops by Chernoff's statistic; it is written from the paper,
-with its threshold log((log t + 1) / delta), and looks once a day at the ratings that have matured, as the others do.
+`improve/experiment/simulation.py` lets users come, rate and mature; at each look the evidence of each experiment is
+made by `evidence_at`, and `outcome_of` decides and moves the ramp. Other rules see users of the same kind, drawn into equal
+halves from the first day on, without guardrails:
+
+- z-test, peeked: the usual test of two shares at every look, ended by the first significant difference;
+- fixed horizon: that test once, at the number of users that gives a power of 80 % for the registered effect;
+- O'Brien-Fleming, Pocock: group-sequential designs with ten looks and the same power; their constants are quantiles of
+  simulated Brownian paths;
+- mSPRT: the mixture sequential probability ratio test of Johari et al. 2022, with the registered effect as the
+  standard deviation of the mixture;
+- track-and-stop (Garivier & Kaufmann 2016): shares that it thinks best, stopped by Chernoff's statistic with the
+  threshold log((log t + 1) / delta).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
+from tuneloop.improve.experiment.decision import outcome_of
+from tuneloop.improve.experiment.evidence import Stage, evidence_at
 from tuneloop.improve.experiment.record import ExperimentDesign
-from tuneloop.improve.experiment.statistics import AMOUNTS, Stage, Units, decide, evidence_of
+from tuneloop.improve.experiment.simulation import SimulatedEnd, Stages, Verdicts, World, draw_users, simulate
+from tuneloop.improve.experiment.tally import Findings, Tally
 
-RATED, BASE, INVALID, MATURATION_DAYS = 0.75, 0.6, 0.02, 3
-Z = 1.959963984540054
+Z, POWER, LOOKS = 1.959963984540054, 0.8, 10
+
+
+def decided(design: ExperimentDesign, tally: Tally, findings: Findings, stages: Stages) -> Verdicts:
+    """What the functions that decide real experiments say of each of many."""
+    verdicts = []
+    for at, (step_days, share) in enumerate(zip(stages.step_days, stages.share, strict=True)):
+        stage = Stage(stages.days, float(step_days), float(share))
+        outcome, reason, later, _ = outcome_of(design, evidence_at(design, tally, findings, at, stage))
+        verdicts.append((outcome, reason, later))
+    return verdicts
+
+
+def registered(options: argparse.Namespace) -> ExperimentDesign:
+    """The registration that options of `simulate` make, as `ab start` would."""
+    from tuneloop.improve.experiment.record import ExperimentOptions
+    from tuneloop.improve.experiment.state import design_of
+
+    base = options.base if options.registered_base is None else options.registered_base
+    settings = ExperimentOptions(
+        model="m", ramp=options.ramp, effect=options.registered_effect, base=base, alpha=options.alpha,
+        hold_days=options.hold_days, maturation_hours=options.maturation_hours, most_days=options.days,
+        missing=options.missing, sample=options.sample, shadow=False,
+    )  # fmt: skip
+    return design_of("simulated", settings, "salt")
+
+
+def world_of(options: argparse.Namespace) -> World:
+    """What is true, by options of `simulate`."""
+    names = {field.name for field in fields(World)} - {"rated_factors"}
+    factors = ("candidate_likes", "candidate_dislikes", "champion_likes", "champion_dislikes")
+    values = {name: getattr(options, name) for name in names}
+    return World(**values, rated_factors=tuple(getattr(options, f"rated_{name}") for name in factors))
 
 
 @dataclass(frozen=True)
-class Scenario:
-    """What is true of the candidate.
+class Summary:
+    """How simulated experiments ended: shares, the median of the days, users who met the candidate."""
+
+    promoted: float
+    rolled_back: float
+    rolled_back_as_worse: float
+    undecided: float
+    futility: float
+    median_day: float
+    median_day_promoted: float | None
+    candidate_users: float
+    candidate_users_9_of_10: float
+
+
+def summary_of(ends: Sequence[SimulatedEnd]) -> Summary:
+    """`undecided` is all that was neither promoted nor rolled back; `futility` is the part whose gain was excluded."""
+
+    def share(outcome: str, *reasons: str) -> float:
+        return sum(end.outcome == outcome and (not reasons or end.reason in reasons) for end in ends) / len(ends)
+
+    promoted, rolled_back = share("promote"), share("roll back")
+    days = [end.day for end in ends if end.outcome == "promote"]
+    met = [end.candidate_users for end in ends]
+    return Summary(
+        promoted=promoted, rolled_back=rolled_back, rolled_back_as_worse=share("roll back", "worse"),
+        undecided=round(1 - promoted - rolled_back, 9), futility=share("futility", "no gain"),
+        median_day=float(np.median([end.day for end in ends])),
+        median_day_promoted=float(np.median(days)) if days else None,
+        candidate_users=float(np.median(met)), candidate_users_9_of_10=float(np.quantile(met, 0.9)),
+    )  # fmt: skip
+
+
+def error_of(share: float, number: int) -> float:
+    """The standard error of a simulated share."""
+    return math.sqrt(max(share * (1 - share), 1 / number) / number)
+
+
+def simulated(options: argparse.Namespace) -> tuple[Summary, dict[str, float]]:
+    """One world; the summary and the standard errors of its shares."""
+    ends = simulate(
+        registered(options), world_of(options), experiments=options.replications, seed=options.seed, rule=decided
+    )
+    summary = summary_of(ends)
+    names = ("promoted", "rolled_back", "rolled_back_as_worse", "undecided", "futility")
+    return summary, {name: round(error_of(getattr(summary, name), len(ends)), 5) for name in names}
+
+
+def print_world(options: argparse.Namespace) -> None:
+    begun = time.monotonic()
+    summary, errors = simulated(options)
+    values = {**vars(summary), "standard_errors": errors, "replications": options.replications, "seed": options.seed}
+    values["seconds"] = round(time.monotonic() - begun, 2)
+    if options.json:
+        print(json.dumps(values))
+        return
+    for name, value in values.items():
+        print(f"{name:25} {value}")
+
+
+# --- other rules
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Users in equal halves from the first day on, as each day's look sees them; arrays (experiments, days, 2).
 
     Args:
-        name: of the scenario.
-        effect: on the share of liked answers.
-        invalid: how many times the champion's share of invalid answers.
-        latency: how many times its latency.
+        n, total: users with a value in either arm, the candidate's first, and the sums of their values.
+        met: users who have met the candidate, (experiments, days).
     """
 
-    name: str
-    effect: float = 0.0
-    invalid: float = 1.0
-    latency: float = 1.0
+    n: np.ndarray
+    total: np.ndarray
+    met: np.ndarray
 
 
-SCENARIOS = (
-    Scenario("no difference"),
-    Scenario("5 points better", effect=0.05),
-    Scenario("10 points better", effect=0.10),
-    Scenario("5 points worse", effect=-0.05),
-    Scenario("10 points worse", effect=-0.10),
-    Scenario("20 points worse", effect=-0.20),
-    Scenario("invalid answers x 3", invalid=3.0),
-    Scenario("latency x 2", latency=2.0),
-)
+def halves_of(design: ExperimentDesign, world: World, experiments: int, seed: int) -> Halves:
+    """Users of a world for the other rules."""
+    rng = np.random.default_rng([seed, 50])
+    days, late = int(design.most_days), math.ceil(design.maturation_hours / 24)
+    n, total = np.zeros((2, experiments, days, 2))
+    met = np.zeros((experiments, days))
+    for day in range(days):
+        came = rng.poisson(world.users_per_day, experiments)
+        users = draw_users(world, design, np.full(experiments, 0.5), came, rng).matured
+        met[:, day] = (users.candidate & ~np.isnan(users.propensity)).sum(axis=1)
+        if day + late < days:
+            for arm, inside in enumerate((users.candidate, ~users.candidate)):
+                valued = inside & ~np.isnan(users.outcome)
+                n[:, day + late, arm] = valued.sum(axis=1)
+                total[:, day + late, arm] = np.where(valued, users.outcome, 0.0).sum(axis=1)
+    return Halves(n.cumsum(axis=1), total.cumsum(axis=1), met.cumsum(axis=1))
 
 
-@dataclass(frozen=True)
-class Result:
-    """How one experiment ended by one rule: outcome (empty: not by then), day, users of the candidate by then."""
-
-    outcome: str
-    day: int
-    harmed: int
-
-
-RULES = ("ours", "z-test, peeked", "track-and-stop")
+def z_scores(halves: Halves) -> np.ndarray:
+    """The usual statistic of two shares at each look."""
+    n = np.maximum(halves.n, 1)
+    pooled = halves.total.sum(axis=-1) / n.sum(axis=-1)
+    error = np.sqrt(pooled * (1 - pooled) * (1 / n).sum(axis=-1))
+    rates = halves.total / n
+    difference = rates[..., 0] - rates[..., 1]
+    return np.divide(difference, error, out=np.zeros_like(error), where=(error > 0) & (halves.n.min(axis=-1) >= 10))
 
 
-def experiment(seed: int, scenario: Scenario, days: int, users: int) -> tuple[Result, Result]:
-    """One simulated experiment, looked at every day, by our rule and the z-test."""
-    return compared(np.random.default_rng(seed), scenario, days, users)
+def ended_at(halves: Halves, up: np.ndarray, down: np.ndarray, last: np.ndarray | None = None) -> list[SimulatedEnd]:
+    """What becomes of each experiment: promoted or rolled back at the first look that says so, or over.
+
+    Args:
+        up, down: whether a look says so, (experiments, days).
+        last: the day at which each is over at the latest; None: the last one.
+    """
+    days = up.shape[1]
+    ends = []
+    for at, (better, worse) in enumerate(zip(up, down, strict=True)):
+        over = days - 1 if last is None else min(int(last[at]), days - 1)
+        hits = np.flatnonzero((better | worse)[: over + 1])
+        day = int(hits[0]) if len(hits) else over
+        outcome = "futility" if not len(hits) else "promote" if better[day] else "roll back"
+        reason = "worse" if outcome == "roll back" else "time"
+        ends.append(SimulatedEnd(outcome, reason, day + 1, int(halves.met[at, day]), 0))
+    return ends
 
 
-def compared(rng: np.random.Generator, scenario: Scenario, days: int, users: int) -> tuple[Result, Result]:
-    """By our rule, and by the z-test on the same users until ours ends and as if the share stayed then."""
-    design = ExperimentDesign(name="x", model="m", candidate="c", champion="b", shadow=False, salt="s", most_days=days,
-                              base=BASE, planned_units=3200)  # fmt: skip
-    share, since = design.ramp[0], 0
-    arms, chances, liked, came, bad, slow = [np.empty(0)] * 6
-    ours = z = None
-    for day in range(1, days + 1):
-        n = rng.poisson(users)
-        arm = rng.random(n) < share
-        like = rng.random(n) < BASE + scenario.effect * arm
-        rated = rng.random(n) < RATED
-        wrong = rng.random(n) < INVALID * np.where(arm, scenario.invalid, 1.0)
-        log_ms = rng.normal(0.0, 0.6, n) + np.log(np.where(arm, scenario.latency, 1.0))
-        arms, chances = np.append(arms, arm), np.append(chances, np.full(n, share))
-        came, liked = np.append(came, np.full(n, day)), np.append(liked, np.where(rated, like, np.nan))
-        bad, slow = np.append(bad, wrong), np.append(slow, log_ms)
-        inside = arms.astype(bool)
-        outcome = np.where(came <= day - MATURATION_DAYS, liked, np.nan)
-        if z is None and (said := naive(inside, outcome, design.least_units)):
-            z = Result(said, day, int(inside.sum()))
-        if ours is None:
-            none = np.full(len(arms), np.nan)
-            units = Units(
-                candidate=inside, propensity=chances, outcome=outcome,
-                affected={"invalid": bad.astype(bool), "dislikes": (liked == 0) & (came <= day - 1)},
-                amounts=dict.fromkeys(AMOUNTS, none) | {"latency": slow},
-            )  # fmt: skip
-            verdict = decide(design, evidence_of(design, units, Stage(day, day - since, share)), f"day {day}")
-            if verdict.outcome != "continue":
-                ours = Result(verdict.outcome, day, int(inside.sum()))
-            elif verdict.share != share:
-                share, since = verdict.share, day
-        if ours is not None:  # the z-test ends here, too: the candidate is gone
-            return ours, z or Result("", day, int(inside.sum()))
-    raise AssertionError("an experiment ends at its last day")
+def peeked(design: ExperimentDesign, halves: Halves) -> list[SimulatedEnd]:
+    z = z_scores(halves)
+    return ended_at(halves, z > Z, z < -Z)
 
 
-def naive(inside: np.ndarray, outcome: np.ndarray, least: int) -> str:
-    """What the usual test of two shares says on one day: a direction, or nothing."""
-    a, b = outcome[inside & ~np.isnan(outcome)], outcome[~inside & ~np.isnan(outcome)]
-    if min(len(a), len(b)) < least:
-        return ""
-    pooled = (a.sum() + b.sum()) / (len(a) + len(b))
-    error = math.sqrt(pooled * (1 - pooled) * (1 / len(a) + 1 / len(b)))
-    score = (a.mean() - b.mean()) / error if error else 0.0
-    return "promote" if score > Z else "roll back" if score < -Z else ""
+def mixture_ratio(design: ExperimentDesign, halves: Halves) -> list[SimulatedEnd]:
+    """mSPRT: sqrt(V / (V + n t^2)) exp(n^2 t^2 d^2 / (2 V (V + n t^2))) >= 1 / alpha, n pairs with a variance V."""
+    n = halves.n.min(axis=-1)
+    rates = halves.total / np.maximum(halves.n, 1)
+    variance = np.maximum((rates * (1 - rates)).sum(axis=-1), 1e-9)
+    difference, mixed = rates[..., 0] - rates[..., 1], variance + n * design.effect**2
+    log_ratio = 0.5 * np.log(variance / mixed) + (n * design.effect * difference) ** 2 / (2 * variance * mixed)
+    over = (log_ratio >= math.log(1 / design.alpha)) & (n >= 10)
+    return ended_at(halves, over & (difference > 0), over & (difference < 0))
+
+
+def boundaries(looks: int, shape: str, alpha: float) -> tuple[np.ndarray, float]:
+    """Critical values of |z| at equally spaced looks, and the drift (mean of the last z) that has the power `POWER`."""
+    steps = np.random.default_rng(0).standard_normal((200_000, looks)).cumsum(axis=1)
+    at = np.arange(1, looks + 1)
+    z, scale = steps / np.sqrt(at), np.sqrt(looks / at) if shape == "O'Brien-Fleming" else np.ones(looks)
+    critical = np.quantile((np.abs(z) / scale).max(axis=1), 1 - alpha) * scale
+    low, high = 1.0, 6.0
+    for _ in range(30):
+        drift = (low + high) / 2
+        found = ((z + drift * np.sqrt(at / looks)) > critical).any(axis=1).mean()
+        low, high = (low, drift) if found > POWER else (drift, high)
+    return critical, drift
+
+
+def sequential(looks: int, shape: str) -> Callable[[ExperimentDesign, Halves], list[SimulatedEnd]]:
+    """A group-sequential design; with one look, a fixed horizon."""
+
+    def rule(design: ExperimentDesign, halves: Halves) -> list[SimulatedEnd]:
+        critical, drift = boundaries(looks, shape, design.alpha)
+        users = (2 * drift / design.effect) ** 2 * design.base * (1 - design.base)
+        z, number = z_scores(halves), halves.n.sum(axis=-1)
+        passed = np.minimum(np.floor(number / users * looks).astype(int), looks)  # looks whose number is reached
+        new = np.diff(passed, axis=1, prepend=0) > 0
+        value = critical[np.maximum(passed, 1) - 1]
+        last = np.where((passed >= looks).any(axis=1), (passed >= looks).argmax(axis=1), passed.shape[1] - 1)
+        return ended_at(halves, new & (z > value), new & (z < -value), last)
+
+    return rule
+
+
+RULES: dict[str, Callable[[ExperimentDesign, Halves], list[SimulatedEnd]]] = {
+    "z-test, peeked": peeked,
+    "fixed horizon": sequential(1, "fixed"),
+    "O'Brien-Fleming": sequential(LOOKS, "O'Brien-Fleming"),
+    "Pocock": sequential(LOOKS, "Pocock"),
+    "mSPRT": mixture_ratio,
+}
 
 
 def divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
@@ -144,78 +271,202 @@ def best_share(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where(np.abs(a - b) < 1e-6, 0.5, (low + high) / 2)
 
 
-def track_and_stop(
-    scenario: Scenario, worlds: int, days: int, users: int, seed: int, delta: float = 0.05
-) -> list[Result]:
-    """Track-and-stop with two arms in many worlds at once: shares by D-tracking with forced exploration, once a day."""
-    rng = np.random.default_rng(seed)
-    drawn, seen = (
-        np.zeros((worlds, 2)),
-        np.zeros((worlds, 2, 2)),
-    )  # users of an arm; its rated and liked ones that matured
-    rates = np.array([BASE + scenario.effect, BASE])
+def track_and_stop(design: ExperimentDesign, world: World, experiments: int, seed: int) -> list[SimulatedEnd]:
+    """Track-and-stop with two arms in many experiments at once: D-tracking with forced exploration, once a day."""
+    rng = np.random.default_rng([seed, 60])
+    late = math.ceil(design.maturation_hours / 24)
+    drawn, seen = np.zeros((experiments, 2)), np.zeros((experiments, 2, 2))  # users; matured ones with a value, liked
+    rates = np.array([world.base + world.effect, world.base])
     pending: list[np.ndarray] = []
-    ended: list[Result | None] = [None] * worlds
-    for day in range(1, days + 1):
+    ends: list[SimulatedEnd | None] = [None] * experiments
+    for day in range(1, int(design.most_days) + 1):
         means = np.where(seen[:, :, 0] > 0, seen[:, :, 1] / np.maximum(seen[:, :, 0], 1), 0.5)
         total = drawn.sum(axis=1, keepdims=True)
         lacking = (drawn < np.sqrt(total) - 1) | (total == 0)
         share = np.where(lacking.all(axis=1), 0.5, np.where(lacking.any(axis=1), lacking[:, 0], best_share(*means.T)))
-        came = rng.poisson(users, worlds)
+        came = rng.poisson(world.users_per_day, experiments)
         inside = rng.binomial(came, share)
         counts = np.stack([inside, came - inside], axis=1)
-        rated = rng.binomial(counts, RATED)
+        rated = rng.binomial(counts, world.rated)
         pending.append(np.stack([rated, rng.binomial(rated, rates)], axis=2))
         drawn += counts
-        if day > MATURATION_DAYS:
+        if day > late:
             seen += pending.pop(0)
         number = np.maximum(seen[:, :, 0], 1)
         a, b = (seen[:, :, 1] / number).T
         pooled = seen[:, :, 1].sum(axis=1) / number.sum(axis=1)
         evidence = number[:, 0] * divergence(a, pooled) + number[:, 1] * divergence(b, pooled)
-        over = (evidence > np.log((np.log(number.sum(axis=1)) + 1) / delta)) & (seen[:, :, 0].min(axis=1) >= 1)
-        for at in np.flatnonzero(over):
-            ended[at] = ended[at] or Result("promote" if a[at] > b[at] else "roll back", day, int(drawn[at, 0]))
-    return [one or Result("", days, int(drawn[at, 0])) for at, one in enumerate(ended)]
+        threshold = np.log((np.log(number.sum(axis=1)) + 1) / design.alpha)
+        for at in np.flatnonzero((evidence > threshold) & (seen[:, :, 0].min(axis=1) >= 1)):
+            outcome = "promote" if a[at] > b[at] else "roll back"
+            ends[at] = ends[at] or SimulatedEnd(outcome, "worse", day, int(drawn[at, 0]), 0)
+    over = int(design.most_days)
+    return [end or SimulatedEnd("futility", "time", over, int(drawn[at, 0]), 0) for at, end in enumerate(ends)]
 
 
-def row(scenario: Scenario, rule: str, results: Sequence[Result]) -> str:
-    """A line of the table."""
-
-    def share(*outcomes: str) -> str:
-        return f"{np.mean([r.outcome in outcomes for r in results]):.1%}"
-
-    day = f"{np.median([r.day for r in results]):.0f}"
-    back = [r.harmed for r in results if r.outcome == "roll back"]
-    harmed = f"{np.median(back):.0f} ({np.quantile(back, 0.9):.0f})" if len(back) >= 20 else "-"
-    cells = [scenario.name, rule, share("promote"), share("roll back"), share("futility", ""), day, harmed]
-    return f"| {' | '.join(cells)} |"
+# --- tables
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--experiments", type=int, default=1000)
-    parser.add_argument("--days", type=int, default=120)
-    parser.add_argument("--users", type=int, default=80, help="new users a day")
-    parser.add_argument("--jobs", type=int, default=2)
-    asked = parser.parse_args()
-    print(f"{asked.experiments:,} experiments each, {asked.users} new users a day, {asked.days} days, alpha 0.05\n")
-    print(
-        "| candidate | rule | promoted | rolled back | neither | median day | its users before it was rolled back: median (9 of 10) |"
-    )
-    print("|---|---|---|---|---|---|---|", flush=True)
-    begun = time.monotonic()
-    with ProcessPoolExecutor(asked.jobs) as pool:
-        for at, scenario in enumerate(SCENARIOS):
-            one = partial(experiment, scenario=scenario, days=asked.days, users=asked.users)
-            seeds = range(at * 1_000_000, at * 1_000_000 + asked.experiments)
-            ours, peeked = zip(*pool.map(one, seeds, chunksize=10), strict=True)
-            other = track_and_stop(scenario, asked.experiments, asked.days, asked.users, at)
-            for rule, results in zip(RULES, (ours, peeked, other), strict=True):
-                print(row(scenario, rule, results), flush=True)
-    print(f"\n{time.monotonic() - begun:.0f} s")
+def print_table(options: argparse.Namespace) -> None:
+    """Effects, by ours and by other rules."""
+    design, world = registered(options), world_of(options)
+    head = ["true effect", "rule", "promoted", "rolled back", "median day", "met the candidate: median (9 of 10)"]
+    print(f"{options.replications:,} experiments a line; standard errors of shares are at most "
+          f"{50 / math.sqrt(options.replications):.1f} points, of 5 % {100 * error_of(0.05, options.replications):.1f}\n")  # fmt: skip
+    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)
+    for effect in (0.0, 0.025, 0.05, 0.1, -0.05, -0.1, -0.2):
+        here = replace(world, effect=effect)
+        n, seed = options.replications, options.seed
+        for missing in ("one way", "random"):
+            ours = design.model_copy(update={"missing": missing})
+            ends = simulate(ours, here, experiments=n, seed=seed, rule=decided)
+            print_line(f"{effect:+.3g}", f"tuneloop, missing {missing}", ends)
+        halves = halves_of(design, here, n, seed)
+        for name, rule in RULES.items():
+            print_line(f"{effect:+.3g}", name, rule(design, halves))
+        print_line(f"{effect:+.3g}", "track-and-stop", track_and_stop(design, here, n, seed))
+
+
+def print_line(world: str, rule: str, ends: Sequence[SimulatedEnd]) -> None:
+    s = summary_of(ends)
+    met = f"{s.candidate_users:,.0f} ({s.candidate_users_9_of_10:,.0f})"
+    cells = [world, rule, f"{s.promoted:.1%}", f"{s.rolled_back:.1%}", f"{s.median_day:.0f}", met]
+    print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def skewed_worlds() -> Iterator[tuple[str, dict[str, object]]]:
+    """Worlds without a gain, as changes of the options of `simulate`; those that once went wrong come first."""
+    yield "95 % liked", {"base": 0.95}
+    yield "95 % liked, ramp 2,5,10", {"base": 0.95, "ramp": "2,5,10"}
+    for factor in (0.85, 0.7, 0.5):
+        yield f"the candidate's dislikes rated {factor:g} times as often", {"rated_candidate_dislikes": factor}
+    yield "5 points worse, its dislikes rated .6 times as often", {"effect": -0.05, "rated_candidate_dislikes": 0.6}
+    yield "5 % liked", {"base": 0.05}
+    yield "90 % liked", {"base": 0.9}
+    yield "95 % liked, registered as .6", {"base": 0.95, "registered_base": 0.6}
+    for base in (0.02, 0.3, 0.6, 0.98):
+        yield f"{100 * base:g} % liked", {"base": base}
+    yield "5 % liked, ramp 2,5,10", {"base": 0.05, "ramp": "2,5,10"}
+    yield "95 % liked, half of the users", {"base": 0.95, "ramp": "50"}
+    yield "95 % liked, 5 users a day", {"base": 0.95, "users_per_day": 5}
+    yield "95 % liked, 5,000 users a day", {"base": 0.95, "users_per_day": 5000}
+    for requests in (3, 20):
+        more = {"requests": requests, "correlation": 0.3, "rated": 0.3}
+        yield f"{requests} requests a user, correlated, 30 % rated", more
+    yield "votes after 2 days on average", {"delay_days": 2.0}
+    yield "300 users who return", {"population": 300}
+    yield "95 % liked, hourly looks for 20 days", {"base": 0.95, "looks_per_day": 24, "days": 20}
+    yield "95 % liked, weekly looks", {"base": 0.95, "looks_per_day": 1 / 7, "days": 119}
+    yield "the candidate's likes rated 1.2 times as often", {"rated_candidate_likes": 1.2}
+    halves = {"rated_candidate_dislikes": 0.5, "rated_champion_dislikes": 0.5}
+    yield "dislikes rated half as often in both arms", halves
+    both = {"rated_candidate_dislikes": 0.7, "rated_candidate_likes": 1.2}
+    yield "likes rated 1.2, dislikes .7 times as often, missing: any", {**both, "missing": "any"}
+    yield "the same, a random sample of 20 % checked", {**both, "sample": 0.2}
+
+
+def print_worlds(options: argparse.Namespace) -> None:
+    """False promotions and false roll-backs in many worlds."""
+    head = ["world", "promoted", "rolled back", "as worse", "median day"]
+    print(f"{options.replications:,} experiments a line\n")
+    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)
+    for name, changes in skewed_worlds():
+        summary, errors = simulated(argparse.Namespace(**{**vars(options), **changes}))
+        shares = [f"{getattr(summary, key):.2%} ± {errors[key]:.2%}" for key in ("promoted", "rolled_back")]
+        cells = [name, *shares, f"{summary.rolled_back_as_worse:.2%}", f"{summary.median_day:.0f}"]
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def planned_cases() -> Iterator[dict[str, object]]:
+    """Forty cases, as options of `ab plan`."""
+    for users, rated in ((80, 0.75), (300, 0.2)):
+        for base in (0.3, 0.6, 0.85):
+            for effect in (0.05, 0.1):
+                for ramp in ("10,25,50", "5,10"):
+                    yield {"requests_per_day": users, "rated": rated, "base": base, "effect": effect, "ramp": ramp}
+    for requests in (3, 6):
+        for correlation in (0.0, 0.4):
+            for effect in (0.05, 0.1):
+                more = {"requests_per_day": 80 * requests, "requests_per_user": requests, "correlation": correlation}
+                yield {**more, "rated": 0.3, "effect": effect}
+    for hold_days, maturation_hours in ((1.0, 24.0), (7.0, 168.0)):
+        more = {"requests_per_day": 80, "rated": 0.75, "effect": 0.1}
+        yield {**more, "hold_days": hold_days, "maturation_hours": maturation_hours}
+    for users in (4000, 8000):
+        yield {"requests_per_day": 300, "rated": 0.5, "effect": 0.1, "users": users}
+    for missing in ("random", "any"):
+        yield {"requests_per_day": 200, "rated": 0.9, "effect": 0.2, "missing": missing}
+        yield {"requests_per_day": 200, "rated": 0.95, "effect": 0.15, "missing": missing}
+
+
+def print_plan(options: argparse.Namespace) -> None:
+    """`ab plan` compared with simulated decisions: days until half are promoted."""
+    from tuneloop.improve.experiment.plan import plan_experiment
+
+    print(f"{options.replications:,} simulated experiments a case\n")
+    print("| case | planned days | simulated days | planned / simulated |\n|---|---|---|---|", flush=True)
+    ratios = []
+    for case in planned_cases():
+        plan = plan_experiment(case)
+        words = [
+            "simulate",
+            "--ramp",
+            plan.ramp,
+            "--replications",
+            str(options.replications),
+            "--missing",
+            plan.missing,
+        ]
+        world = parser().parse_args(words)
+        values = {
+            "base": plan.base, "effect": plan.effect, "registered_effect": plan.effect, "rated": plan.rated,
+            "requests": plan.requests_per_user, "users_per_day": plan.requests_per_day / plan.requests_per_user,
+            "correlation": plan.correlation, "population": plan.users, "hold_days": plan.hold_days,
+            "maturation_hours": plan.maturation_hours, "days": float(2 * (plan.days_50 or plan.days_simulated)),
+        }  # fmt: skip
+        world = argparse.Namespace(**{**vars(world), **values})
+        ends = simulate(
+            registered(world), world_of(world), experiments=options.replications, seed=options.seed, rule=decided
+        )
+        days = sorted(end.day if end.outcome == "promote" else math.inf for end in ends)[len(ends) // 2]
+        ratio = (plan.days_50 or math.inf) / days if math.isfinite(days) else math.nan
+        ratios.append(ratio)
+        name = ", ".join(f"{key} {value}" for key, value in case.items())
+        print(f"| {name} | {plan.days_50} | {days:g} | {ratio:.2f} |", flush=True)
+    near = sum(1 / 1.15 <= ratio <= 1.15 for ratio in ratios)
+    print(f"\n{near} of {len(ratios)} are within 15 %.")
+
+
+def parser() -> argparse.ArgumentParser:
+    whole = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = whole.add_subparsers(required=True)
+    world = World()
+    for name, run, days in (
+        ("simulate", print_world, 80.0), ("table", print_table, 120.0), ("worlds", print_worlds, 80.0),
+        ("plan", print_plan, 80.0),
+    ):  # fmt: skip
+        one = commands.add_parser(name)
+        one.set_defaults(run=run)
+        numbers = {
+            "base": world.base, "effect": 0.0, "users-per-day": world.users_per_day, "rated": world.rated,
+            "requests": 1.0, "correlation": 0.0, "delay-days": 0.0, "looks-per-day": 1.0, "invalid": world.invalid,
+            "invalid-factor": 1.0, "latency-factor": 1.0, "checked": 1.0, "sample": 0.0, "days": days, "alpha": 0.05,
+            "registered-effect": 0.05, "hold-days": 3.0, "maturation-hours": 72.0,
+            "rated-candidate-likes": 1.0, "rated-candidate-dislikes": 1.0,
+            "rated-champion-likes": 1.0, "rated-champion-dislikes": 1.0,
+        }  # fmt: skip
+        for key, default in numbers.items():
+            one.add_argument(f"--{key}", type=float, default=default)
+        one.add_argument("--registered-base", type=float, help="default: the true one")
+        one.add_argument("--population", type=int, default=0, help="users who come again; 0: always new ones")
+        one.add_argument("--ramp", default="10,25,50")
+        one.add_argument("--missing", default="one way", choices=["random", "one way", "any"])
+        one.add_argument("--replications", type=int, default=300)
+        one.add_argument("--seed", type=int, default=0)
+        one.add_argument("--json", action="store_true")
+    return whole
 
 
 if __name__ == "__main__":
-    main()
+    arguments = parser().parse_args()
+    arguments.run(arguments)

@@ -39,9 +39,15 @@ def _print_plan(forecast: ExperimentPlan, console: Any) -> None:
     for effect in sorted({row.effect for row in forecast.power}):
         of = {row.days: row for row in forecast.power if row.effect == effect}
         if effect <= 0:
-            table.add_row(f"{100 * effect:+.3g} points, rolled back", *(f"{of[day].rolled_back:.1%}" for day in times))
+            ended = [f"{of[day].rolled_back + of[day].futile:.1%}" for day in times]
+            table.add_row(f"{100 * effect:+.3g} points, rolled back or futility", *ended)
         table.add_row(f"{100 * effect:+.3g} points, promoted", *(f"{of[day].promoted:.1%}" for day in times))
     console.print("\nSimulated experiments that have ended by then", table, sep="\n")
+    table = plain_table("ramp, %", "days", "users who meet a bad candidate")
+    for ramp in forecast.ramps:
+        table.add_row(ramp.ramp, "-" if ramp.days_50 is None else f"{ramp.days_50:,}", f"{ramp.harmed:,}")
+    bad = f"{200 * forecast.effect:.3g} points worse"
+    console.print(f"\nUntil half of the candidates with that effect are promoted; bad: {bad}", table, sep="\n")
     table = plain_table("denser measure", "a day", "units", "days", "what to do")
     for way in forecast.denser:
         units = "-" if way.units is None else f"{way.units:,}"

@@ -6,16 +6,9 @@ import numpy as np
 import pytest
 from traffic import BEGIN, at, design, request, thumb, traffic
 
-from tuneloop.improve.experiment.statistics import (
-    Stage,
-    assign,
-    decide,
-    evidence_of,
-    place_of,
-    registration_hash,
-    unit_of,
-    units_of,
-)
+from tuneloop.improve.experiment.decision import decide
+from tuneloop.improve.experiment.evidence import Stage, evidence_of
+from tuneloop.improve.experiment.statistics import assign, in_sample, place_of, registration_hash, unit_of, units_of
 from tuneloop.records.request import NOT_LOADED
 
 LATE = BEGIN + timedelta(days=60)
@@ -213,6 +206,95 @@ def test_shadow_mode_needs_its_copies_and_takes_a_worse_candidate_back():
     worse = verdict(registered, [], [], share=0.0, votes=rng.choice([-1.0, -1.0, -1.0, 0.0, 1.0], 200))
     assert (worse.outcome, worse.reason) == ("roll back", "shadow")
     assert verdict(registered, [], [], share=0.0, days=400).outcome == "futility"
+
+
+def test_a_candidate_that_loses_every_copy_does_not_pass_shadow_mode():
+    registered = design(shadow=True, shadow_votes=100)
+    lost = verdict(registered, [], [], share=0.0, votes=[-1.0] * 120)
+    assert (lost.outcome, lost.reason) == ("roll back", "shadow")
+    assert verdict(registered, [], [], share=0.0, votes=[1.0] * 120).share == 0.1
+
+
+def test_a_strength_that_is_not_a_number_is_an_error():
+    units = units_of(design(), [], [], LATE)
+    evidence = evidence_of(design(), units, Stage(5, 5, 0.5))
+    assert evidence.strengths is not None
+    broken = evidence.model_copy(update={"strengths": evidence.strengths.model_copy(update={"promotion": math.nan})})
+    with pytest.raises(ValueError, match="promotion"):
+        decide(design(), broken, at(5))
+
+
+def rated_less(requests, votes, arm, good, keep, seed=0):
+    """Without some of an arm's good or bad votes. `keep`: the chance that one of these is given at all."""
+    rng, arms = np.random.default_rng(seed), {r.id: r.arm for r in requests}
+    return [v for v in votes if arms[v.request] != arm or v.value is not good or rng.random() < keep]
+
+
+@pytest.mark.parametrize(("arm", "good"), [("candidate", False), ("champion", True)])
+def test_votes_that_are_missing_in_one_arm_promote_no_one(arm, good):
+    requests, votes = traffic(design(), 0.5, 3000, 10)
+    fewer = rated_less(requests, votes, arm, good, 0.4)
+    found = verdict(design(), requests, fewer)
+    assert (found.outcome, found.reason) == ("continue", "ratings")
+    assert found.evidence.measure.low > 0 and found.evidence.strengths.better >= 1
+    assert "different rates of rating" in found.sentence
+    at_random = verdict(design(missing="random"), requests, fewer)
+    assert at_random.outcome == "continue" and "different rates" in at_random.sentence
+
+
+def test_missing_votes_that_could_be_anything_need_a_larger_gain():
+    requests, votes = traffic(design(), 0.5, 3000, 10, rates=(0.75, 0.6))
+    rng = np.random.default_rng(0)
+    fewer = [v for v in votes if rng.random() < 0.8]
+    assert verdict(design(), requests, fewer).outcome == "promote"
+    assert verdict(design(missing="any"), requests, fewer).outcome == "continue"
+    requests, votes = traffic(design(), 0.5, 3000, 10, rates=(0.95, 0.4))
+    assert verdict(design(missing="any"), requests, [v for v in votes if rng.random() < 0.9]).outcome == "promote"
+
+
+def test_a_random_sample_that_was_checked_decides_where_one_is_registered():
+    registered = design(sample=0.3, guardrails=[])
+    requests, votes = traffic(registered, 0.5, 3000, 10, rates=(0.75, 0.6))
+    users = {r.id: r.user for r in requests}
+    drawn = [v for v in votes if in_sample(registered, users[v.request])]
+    assert 0.25 < len(drawn) / len(votes) < 0.35
+    checks = [v.model_copy(update={"id": f"c{v.id}", "kind": "checked", "time": at(50)}) for v in drawn]
+    without = verdict(registered, requests, votes)
+    assert without.outcome == "continue" and "random sample (30% of users" in without.sentence
+    with_checks = verdict(registered, requests, votes + checks)
+    assert with_checks.outcome == "promote" and with_checks.evidence.strengths.checked_units == len(checks)
+    others = [v.model_copy(update={"id": f"d{v.id}", "kind": "checked"}) for v in votes if v not in drawn]
+    assert verdict(registered, requests, votes + others).evidence.strengths.checked_units == 0
+
+
+def test_many_answers_of_one_user_count_by_the_request():
+    """Users who rate at least once are no proof that all was rated: half of the candidate's bad answers go unrated."""
+    registered = design(guardrails=[])
+    rng = np.random.default_rng(0)
+    requests, votes = [], []
+    for user in range(2000):
+        arm = assign(registered, f"u{user}", 0.5)
+        for _ in range(6):
+            number, good = len(requests), bool(rng.random() < 0.6)
+            requests.append(request(number, user / 200, user=f"u{user}", arm=arm, propensity=0.5))
+            if good or arm == "champion" or rng.random() < 0.5:
+                votes.append(thumb(number, user / 200 + 0.1, good, user=f"u{user}"))
+    found = verdict(registered, requests, votes)
+    assert found.evidence.rated_ratio_strength < 1 and found.evidence.measure.low > 0
+    assert found.outcome == "continue" and found.evidence.strengths.more_likes < 1
+
+
+def test_registrations_of_earlier_versions_are_decided_as_they_were():
+    """Their hash has no field of today, and an estimated loss where a gain is excluded still rolls back."""
+    early = design(method="asymptotic", guardrails=[])
+    kept = early.model_dump(mode="json")
+    for name in ("method", "missing", "sample", "sample_kind"):
+        del kept[name]
+    assert registration_hash(type(early).model_validate(kept)) == registration_hash(early)
+    requests, votes = traffic(early, 0.5, 900, 10, rates=(0.85, 0.6))
+    found = verdict(early, requests, votes)
+    assert found.outcome == "promote" and found.evidence.strengths is None
+    assert verdict(early, *traffic(early, 0.5, 900, 10, rates=(0.4, 0.7))).reason == "worse"
 
 
 def test_shadow_mode_ends_after_its_copies_where_nobody_can_judge_them():

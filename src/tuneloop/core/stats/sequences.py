@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from tuneloop.core.lazy import Array, NDArray, np
 
+LEAST_LOG_E = 1e4  # below -LEAST_LOG_E, evidence is the same: none
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -143,7 +145,7 @@ def ratio_log_e(counts: Array, shares: Array, *, concentration: float = 100.0) -
     return np.asarray(marginal - xlogy(counts, shares).sum(axis=-1))
 
 
-def excess_log_e(inside: Array | float, outside: Array | float, share: float) -> Array:
+def excess_log_e(inside: Array | float, outside: Array | float, share: Array | float) -> Array:
     """Evidence that more than this share of events fall inside: log of an e-value, read at any time.
 
     The mixture over all larger shares (a uniform prior) against `share`. As the likelihood ratio of each of them grows
@@ -160,4 +162,5 @@ def excess_log_e(inside: Array | float, outside: Array | float, share: float) ->
     inside, outside = np.asarray(inside, dtype=np.float64), np.asarray(outside, dtype=np.float64)
     with np.errstate(divide="ignore"):
         above = np.log(betaincc(1 + inside, 1 + outside, share)) + betaln(1 + inside, 1 + outside)
-    return np.asarray(above - math.log1p(-share) - xlogy(inside, share) - xlog1py(outside, -share))
+    log_e = above - np.log1p(-np.asarray(share)) - xlogy(inside, share) - xlog1py(outside, -np.asarray(share))
+    return np.asarray(np.maximum(log_e, -LEAST_LOG_E))

@@ -14,6 +14,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, plain
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.core.ui import quiet
+from tuneloop.improve.experiment.decision import decide
+from tuneloop.improve.experiment.evidence import evidence_of
 from tuneloop.improve.experiment.record import ExperimentDesign, ExperimentOptions, ExperimentVerdict
 from tuneloop.improve.experiment.state import (
     DECISION,
@@ -24,7 +26,7 @@ from tuneloop.improve.experiment.state import (
     design_of,
     experiments_of,
 )
-from tuneloop.improve.experiment.statistics import decide, evidence_of, is_invalid, registration_hash, time_of, units_of
+from tuneloop.improve.experiment.statistics import is_invalid, registration_hash, time_of, units_of
 from tuneloop.improve.feedback.value import current
 from tuneloop.improve.monitor.detectors import answer_of
 from tuneloop.records.feedback import SHADOW, Feedback

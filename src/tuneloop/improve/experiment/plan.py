@@ -1,60 +1,42 @@
-"""What an experiment can show before anything is spent: false promotions, power and days, by simulation.
-Ratings are simulated look by look as counts. Estimate, variance and bounds follow from these exactly as
-`core/stats/sequences.py` gets them from single units, with the arms' means of the looks before, so thousands of
-experiments take a second."""
+"""What an experiment can show before anything is spent: false promotions, power, days and harm, by simulation.
+
+`walk.py` simulates the decisions with ramp, holds, maturation, users who come again, and missing ratings, so thousands
+of experiments take a second."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config
-from tuneloop.core.lazy import Array, NDArray, np
-from tuneloop.core.stats.sequences import best_rho2, margin
+from tuneloop.core.lazy import np
+from tuneloop.core.stats.sequences import best_rho2
 from tuneloop.core.units import counted
-from tuneloop.improve.experiment.record import DenserMeasure, ExperimentPlan, ExperimentPlanOptions, PlannedPower
+from tuneloop.improve.experiment.record import (
+    DenserMeasure,
+    ExperimentDesign,
+    ExperimentPlan,
+    ExperimentPlanOptions,
+    Missing,
+    PlannedPower,
+    RampHarm,
+)
+from tuneloop.improve.experiment.simulation import World
+from tuneloop.improve.experiment.walk import Looks, moments_of, walk
 
-LEAST_UNITS = 30  # rated units of either arm before the first decision: the sequence is asymptotic
-MOST_LOOKS = 400
+LEAST_UNITS = 10  # users with a value in either arm before a step of the ramp; decisions need no least number
 MOST_DAYS = 3650
-Z_TWO_SIDED = 1.959963984540054
 TABLE_DAYS = (7, 28, 91, 182, 365, 730, 1460)
-if TYPE_CHECKING:
-    Counts = NDArray[np.int64]
-    Arm = tuple[Counts, Counts]  # units, and those of them whose value is good
-
-
-@dataclass(frozen=True)
-class SimulatedTraffic:
-    """Units of both arms."""
-
-    units_per_day: float  # that get a value
-    share: float  # of the candidate
-    base: float  # base, effect: the champion's rate, and how much higher the candidate's is
-    effect: float
-
-    @property
-    def deviation(self) -> float:
-        """Standard deviation of what one unit says of the difference, where there is none."""
-        return math.sqrt(self.base * (1 - self.base) * (1 / self.share + 1 / (1 - self.share)))
-
-
-@dataclass(frozen=True)
-class Looks:
-    """Simulated experiments, looked at again and again; arrays are (experiments, looks)."""
-
-    days: NDArray[np.int64]  # of each look
-    units: Array  # mean number of units by then
-    promoted: NDArray[np.bool_]  # promoted, rolled_back: whether it has so ended by then
-    rolled_back: NDArray[np.bool_]
-    z_promoted: NDArray[np.bool_]  # whether the usual z-test has been significant for the candidate by then
+RAMPS = ("2,5,10", "5,10,25,50", "10,25,50", "20,50", "50")
+FEW = 400  # simulations of what is listed for comparison
+LABELS_SHARE = 0.2  # of users whose answers are checked, in the plan
 
 
 def units_for(deviation: float, effect: float, alpha: float) -> int:
-    """Units after which the interval is as narrow as the effect: one look then finds it with a chance of 50 %.
+    """Units after which an asymptotic interval is as narrow as the effect.
 
     `deviation`: standard deviation of what one unit says; `alpha`: of the sequence, which is narrowest there.
     """
@@ -62,68 +44,61 @@ def units_for(deviation: float, effect: float, alpha: float) -> int:
     return math.ceil(2 * (1 + 1 / x) * math.log(math.sqrt(x + 1) / alpha) * (deviation / effect) ** 2)
 
 
-def simulate(traffic: SimulatedTraffic, *, planned: int, alpha: float, days: int, simulations: int, seed: int) -> Looks:
-    """Simulate experiments that are looked at daily; over long times less often, 400 times in all.
-
-    `planned`: units at which the sequence is narrowest; `alpha`: of the sequence and of the z-test.
-    """
-    rng = np.random.default_rng(seed)
-    every = math.ceil(days / MOST_LOOKS)
-    at = np.arange(every, days + every, every)
-    units = rng.poisson(traffic.units_per_day * every, (simulations, len(at)))
-    in1 = rng.binomial(units, traffic.share)
-    in0 = units - in1
-    good1, good0 = rng.binomial(in1, traffic.base + traffic.effect), rng.binomial(in0, traffic.base)
-    total, total1, total0 = (np.cumsum(counts, axis=1) for counts in (units, in1, in0))
-    mean, deviation = _estimate(traffic.share, units, (in1, good1), (in0, good0))
-    n = np.maximum(total, 1)
-    enough = (total1 >= LEAST_UNITS) & (total0 >= LEAST_UNITS)
-    half = np.where(enough, deviation * margin(n, alpha, best_rho2(planned, alpha)), np.inf)
-    up, down = mean > half, mean < -half
-    first_up, first_down = _first(up), _first(down)
-    looks = np.arange(len(at))
-    z = _z_scores(np.cumsum(good1, axis=1), total1, np.cumsum(good0, axis=1), total0)
-    return Looks(
-        days=at,
-        units=total.mean(axis=0),
-        promoted=(first_up < first_down)[:, None] & (first_up[:, None] <= looks),
-        rolled_back=(first_down < first_up)[:, None] & (first_down[:, None] <= looks),
-        z_promoted=_first(enough & (z > Z_TWO_SIDED))[:, None] <= looks,
-    )
+def ramp_of(text: str, where: str = "--ramp") -> list[float]:
+    """Shares from percent with commas. Raises UserError: a part is no number."""
+    try:
+        return [float(step) / 100 for step in text.split(",")]
+    except ValueError:
+        step = "percent with commas, as in 10,25,50,100"
+        raise UserError(f"Not a ramp: {text!r:.60}", where=where, next_step=step) from None
 
 
-def _estimate(share: float, units: Counts, candidate: Arm, champion: Arm) -> tuple[Array, Array]:
-    """The mean and the standard deviation of the units' values after each look; see `sequences.contrast`."""
-    (in1, good1), (in0, good0) = candidate, champion
+@dataclass(frozen=True)
+class Planned:
+    """A registration with its traffic, and how it is simulated."""
 
-    def before(counts: Counts) -> Counts:
-        return np.asarray(np.cumsum(counts, axis=1) - counts)
+    design: ExperimentDesign
+    world: World
+    seed: int
 
-    everyone = (before(good1 + good0) + 0.5) / (before(units) + 1)
-    m1 = (before(good1) + everyone) / (before(in1) + 1)
-    m0 = (before(good0) + everyone) / (before(in0) + 1)
-    values = (  # how many units have which value
-        (good1, m1 - m0 + (1 - m1) / share),
-        (in1 - good1, m1 - m0 - m1 / share),
-        (good0, m1 - m0 - (1 - m0) / (1 - share)),
-        (in0 - good0, m1 - m0 + m0 / (1 - share)),
-    )
-    n = np.maximum(np.cumsum(units, axis=1), 1)
-    mean = np.cumsum(sum(count * value for count, value in values), axis=1) / n
-    square = np.cumsum(sum(count * value * value for count, value in values), axis=1) / n
-    return mean, np.sqrt(np.maximum(square - mean * mean, 0.0))
+    def looks(self, effect: float, experiments: int, days: int = 0) -> Looks:
+        """What becomes of experiments with this true effect. `days`: 0: as long as the registered effect needs."""
+        world = replace(self.world, effect=effect)
+        seed = self.seed + round(1000 * (effect + 1))
+        return walk(self.design, world, days=days or self.days(), experiments=experiments, seed=seed)
+
+    def days(self) -> int:
+        """Days in which most experiments with the registered effect end, from the mean growth of the slowest claim."""
+        world, design = replace(self.world, effect=self.design.effect), self.design
+        last = max(share for share in design.ramp if share < 1)
+        mean = moments_of(design, world, last).mean
+        main = [mean[0]] if design.missing == "random" else mean[7:-1:2]
+        growth = float(min(main)) * world.users_per_day
+        needed = math.log(1 / design.alpha) / growth if growth > 0 else MOST_DAYS
+        held = len(design.ramp) * design.hold_days + design.maturation_hours / 24
+        return math.ceil(min(max(14.0, held + 3 * needed), MOST_DAYS))
 
 
-def _first(happened: NDArray[np.bool_]) -> Counts:
-    """The first look at which it happened; one beyond the last where it never did."""
-    return np.asarray(np.where(happened.any(axis=1), happened.argmax(axis=1), happened.shape[1]))
-
-
-def _z_scores(good1: Array, n1: Array, good0: Array, n0: Array) -> Array:
-    n1, n0 = np.maximum(n1, 1), np.maximum(n0, 1)
-    pooled = (good1 + good0) / (n1 + n0)
-    error = np.sqrt(pooled * (1 - pooled) * (1 / n1 + 1 / n0))
-    return np.asarray(np.divide(good1 / n1 - good0 / n0, error, out=np.zeros_like(error), where=error > 0))
+def _planned(options: ExperimentPlanOptions, **changes: Any) -> Planned:
+    """`changes`: fields of the world, and `ramp` or `missing` of the registration."""
+    shares = changes.pop("ramp", [options.share] if options.share else ramp_of(options.ramp))
+    missing: Missing = changes.pop("missing", options.missing)
+    try:
+        design = ExperimentDesign(
+            name="plan", model="m", candidate="c", champion="b", salt="s", shadow=False, method="betting",
+            missing=missing, base=options.base, effect=options.effect, alpha=options.alpha, ramp=shares,
+            hold_days=options.hold_days, maturation_hours=options.maturation_hours, least_units=LEAST_UNITS,
+            most_days=MOST_DAYS,
+        )  # fmt: skip
+    except ValueError as error:
+        what = f"Not a ramp: {options.ramp!r:.60}"
+        step = "shares that rise from above 0 to at most 100, the first below 100"
+        raise UserError(what, where="--ramp", next_step=step) from error
+    world = World(
+        users_per_day=options.requests_per_day / options.requests_per_user, base=options.base, rated=options.rated,
+        requests=options.requests_per_user, correlation=options.correlation, population=options.users,
+    )  # fmt: skip
+    return Planned(design, replace(world, **changes), options.seed)
 
 
 def plan_experiment(settings: Mapping[str, Any]) -> ExperimentPlan:
@@ -136,37 +111,36 @@ def plan_experiment(settings: Mapping[str, Any]) -> ExperimentPlan:
     if options.base + options.effect >= 1:
         what = f"A share of {options.base:g} can't rise by {options.effect:g}: it would pass 1"
         raise UserError(what, where="--effect", next_step=f"set --effect below {1 - options.base:.3g}")
-    traffic = SimulatedTraffic(options.requests_per_day * options.rated, options.share, options.base, options.effect)
-    planned = units_for(traffic.deviation, options.effect, options.alpha)
-    days = _days_to_simulate(planned, traffic)
-    seeds = iter(range(options.seed, options.seed + 100))
-
-    def looks(effect: float) -> Looks:
-        sizes = {"planned": planned, "days": days, "simulations": options.simulations, "seed": next(seeds)}
-        return simulate(replace(traffic, effect=effect), alpha=options.alpha, **sizes)
-
-    null, effective = looks(0.0), looks(options.effect)
+    ramps = list(_ramps(options))
+    if options.harm:
+        fit = [ramp for ramp in ramps if ramp.harmed <= options.harm and ramp.days_50 is not None]
+        best = min(fit, key=lambda ramp: ramp.days_50 or 0, default=min(ramps, key=lambda ramp: ramp.harmed))
+        options = options.model_copy(update={"ramp": best.ramp, "share": 0.0})
+    planned = _planned(options)
+    null, effective = planned.looks(0.0, options.simulations), planned.looks(options.effect, options.simulations)
     more = [factor * options.effect for factor in (-1.0, 0.5, 2.0)]
-    others = [(effect, looks(effect)) for effect in more if 0 < options.base + effect < 1]
+    others = [(e, planned.looks(e, options.simulations)) for e in more if 0 < options.base + e < 1]
     tables = sorted([(0.0, null), (options.effect, effective), *others], key=lambda pair: pair[0])
+    one = effective.one_look >= 0.5
+    at = int(one.argmax()) if one.any() else None
     units_50, days_50 = _when(effective, 0.5)
     units_80, days_80 = _when(effective, 0.8)
+    per_day = float(effective.units[-1] / max(1, effective.days[-1] - options.maturation_hours / 24))
+    labels, labels_days = _labels(options)
     values: dict[str, Any] = {
-        "units_per_day": traffic.units_per_day, "candidate_units_per_day": traffic.units_per_day * options.share,
-        "units_one_look": planned, "days_one_look": math.ceil(planned / traffic.units_per_day),
+        "units_per_day": per_day, "candidate_units_per_day": per_day * planned.design.ramp[0],
+        "units_one_look": None if at is None else round(float(effective.units[at])),
+        "days_one_look": None if at is None else int(effective.days[at]),
         "units_50": units_50, "days_50": days_50, "units_80": units_80, "days_80": days_80,
         "false_promotion": float(null.promoted[:, -1].mean()),
         "false_promotion_z": float(null.z_promoted[:, -1].mean()),
         "days_simulated": int(null.days[-1]), "look_every_days": int(null.days[0]),
         "power": [row for effect, table in tables for row in _power(effect, table)],
-        "denser": list(_denser(options, traffic)),
+        "ramps": ramps, "denser": list(_denser(options)),
+        "labels": labels, "labels_days": labels_days, "labels_share": LABELS_SHARE,
     }  # fmt: skip
     plan = ExperimentPlan(**options.model_dump(), **values, summary=[])
     return plan.model_copy(update={"summary": list(_summary(plan))})
-
-
-def _days_to_simulate(units: int, traffic: SimulatedTraffic) -> int:
-    return int(min(max(7, math.ceil(3 * units / traffic.units_per_day)), MOST_DAYS))
 
 
 def _when(looks: Looks, share: float) -> tuple[int | None, int | None]:
@@ -182,32 +156,51 @@ def _power(effect: float, looks: Looks) -> Iterator[PlannedPower]:
     last = int(looks.days[-1])
     for days in [*(day for day in TABLE_DAYS if day < last), last]:
         at = int(np.searchsorted(looks.days, days))
-        promoted, rolled_back = (float(ended[:, at].mean()) for ended in (looks.promoted, looks.rolled_back))
+        ends = {"promoted": looks.promoted, "rolled_back": looks.rolled_back, "futile": looks.futile}
+        shares = {name: float(ended[:, at].mean()) for name, ended in ends.items()}
         day, units = int(looks.days[at]), round(float(looks.units[at]))
-        yield PlannedPower(effect=effect, days=day, units=units, promoted=promoted, rolled_back=rolled_back)
+        yield PlannedPower(effect=effect, days=day, units=units, **shares)
 
 
-def _denser(options: ExperimentPlanOptions, traffic: SimulatedTraffic) -> Iterator[DenserMeasure]:
+def _ramps(options: ExperimentPlanOptions) -> Iterator[RampHarm]:
+    """What ramps cost users of a candidate that is twice the effect worse, and how soon they promote a better one."""
+    loss = -min(2 * options.effect, 0.999 * options.base)
+    for ramp in RAMPS:
+        planned = _planned(options, ramp=ramp_of(ramp))
+        _, days = _when(planned.looks(options.effect, FEW), 0.5)
+        yield RampHarm(ramp=ramp, days_50=days, harmed=round(float(np.median(planned.looks(loss, FEW).met))))
+
+
+def _labels(options: ExperimentPlanOptions) -> tuple[int | None, int | None]:
+    """Users to be checked until half of the candidates with the effect are promoted by a random sample alone."""
+    users = options.requests_per_day / options.requests_per_user * LABELS_SHARE
+    population = math.ceil(options.users * LABELS_SHARE)
+    sample = _planned(options, missing="random", rated=1.0, users_per_day=users, population=population)
+    return _when(sample.looks(options.effect, FEW), 0.5)
+
+
+def _denser(options: ExperimentPlanOptions) -> Iterator[DenserMeasure]:
     """What else could be measured, each simulated with the same effect in points."""
-    requests = options.requests_per_day
-    ways = []
-    if options.share < 0.5:
+    requests, half = options.requests_per_day, {"ramp": [0.5]}
+    ways: list[tuple[str, str, Planned]] = []
+    if (options.share or ramp_of(options.ramp)[0]) < 0.5:
         how = "give the candidate half of the traffic, after shadow mode and a ramp; more users meet it if it is bad"
-        ways.append(("half of the traffic", how, replace(traffic, share=0.5)))
+        ways.append(("half of the traffic", how, _planned(options, **half)))
     if options.rated < 0.1:
         how = "request a rating under every answer, or from some users: 10 % rated"
-        ways.append(("more ratings", how, replace(traffic, units_per_day=requests * 0.1)))
+        ways.append(("more ratings", how, _planned(options, rated=0.1)))
     if options.rated < 1:
         how = "count what every request shows on its own: was the answer kept as it is, was the question not repeated"
-        ways.append(("no edits, no retries", how, replace(traffic, units_per_day=requests)))
+        ways.append(("no edits, no retries", how, _planned(options, rated=1.0)))
         how = "people label requests of both arms (`tuneloop review`): is the answer right? Here 200 a day, in halves"
-        ways.append(("label agreement", how, replace(traffic, units_per_day=min(200.0, requests), share=0.5)))
+        each = min(200.0, requests)
+        labelled = {"rated": 1.0, "users_per_day": each, "requests": 1.0, "missing": "random", "population": 0}
+        ways.append(("label agreement", how, _planned(options, **labelled, **half)))
     for name, how, way in ways:
-        planned = units_for(way.deviation, options.effect, options.alpha)
-        days = _days_to_simulate(planned, way)
-        looks = simulate(way, planned=planned, alpha=options.alpha, days=days, simulations=400, seed=options.seed)
+        looks = way.looks(options.effect, FEW)
         units, reached = _when(looks, 0.5)
-        yield DenserMeasure(name=name, how=how, units_per_day=way.units_per_day, units=units, days=reached)
+        per_day = float(looks.units[-1] / looks.days[-1])
+        yield DenserMeasure(name=name, how=how, units_per_day=per_day, units=units, days=reached)
     # A judge says which of two answers is better, +1 or -1: a win rate of 1/2 + effect has a mean of 2 effect.
     pairs = units_for(1.0, 2 * options.effect, options.alpha)
     how = "both answer each request, users see the champion's answer, and a checked judge says which is better"
@@ -218,10 +211,13 @@ def _denser(options: ExperimentPlanOptions, traffic: SimulatedTraffic) -> Iterat
 def _summary(plan: ExperimentPlan) -> Iterator[str]:
     requests, within = counted(plan.requests_per_day, "request"), counted(plan.days_simulated, "day")
     units = f"{plan.units_per_day:,.3g} rated units a day, {plan.candidate_units_per_day:,.3g} of them the candidate's"
-    yield f"{requests} a day, of which {100 * plan.rated:.3g}% are rated, give {units}."
-    traffic = f"At {plan.share:.0%} of the traffic and {100 * plan.base:.3g}% liked"
-    look = f"{counted(plan.units_one_look, 'rated unit')}: {counted(plan.days_one_look, 'day')}"
-    yield f"{traffic}, a true {100 * plan.effect:+.3g} points has a 50% chance to show at one look after about {look}."
+    yield f"{requests} a day, of which {100 * plan.rated:.3g}% are rated, give {units} at first."
+    shares = f"{plan.share:.0%} of the traffic" if plan.share else f"The ramp {plan.ramp} %"
+    traffic = f"{shares} and {100 * plan.base:.3g}% liked"
+    if plan.units_one_look is not None and plan.days_one_look is not None:
+        look = f"{counted(plan.units_one_look, 'rated unit')}: {counted(plan.days_one_look, 'day')}"
+        gain = f"a true {100 * plan.effect:+.3g} points has a 50% chance to show at one look"
+        yield f"{traffic}: {gain} after about {look}."
     every = "day" if plan.look_every_days == 1 else counted(plan.look_every_days, "day")
     if plan.days_50 is not None:
         more = f", 80% after {plan.days_80:,}" if plan.days_80 is not None else ""
@@ -231,6 +227,23 @@ def _summary(plan: ExperimentPlan) -> Iterator[str]:
         yield f"Looked at every {every}, fewer than half of such candidates are promoted within {within}."
     false = f"A candidate that is no better is promoted with a chance of {plan.false_promotion:.1%} within {within}"
     yield f"{false}; by a z-test that is read as often, of {plan.false_promotion_z:.1%}."
+    if plan.labels is not None and plan.labels_days is not None:
+        labels = f"{counted(plan.labels, 'user')} of a random sample ({plan.labels_share:.0%} of users)"
+        days = counted(plan.labels_days, "day")
+        yield f"Where ratings may be missing in any way, checks of {labels} settle it: {days}."
+    yield from _harm(plan, plan.ramps)
     quick = min((way for way in plan.denser if way.days is not None), key=lambda way: way.days or 0, default=None)
-    if quick and quick.days is not None and quick.days < plan.days_one_look:
+    if quick and quick.days is not None and (plan.days_50 is None or quick.days < plan.days_50):
         yield f"Quicker: {quick.name}, about {counted(quick.days, 'day')} for the same effect in points."
+
+
+def _harm(plan: ExperimentPlan, ramps: Sequence[RampHarm]) -> Iterator[str]:
+    mine = next((ramp for ramp in ramps if f"{ramp.ramp},100" == plan.ramp or ramp.ramp == plan.ramp), None)
+    if mine is None or plan.share:
+        return
+    loss = f"A candidate {200 * plan.effect:.3g} points worse meets about {counted(mine.harmed, 'user')}"
+    accepted = ""
+    if plan.harm:
+        fits = "at most" if mine.harmed <= plan.harm else "more than"
+        accepted = f", {fits} the {plan.harm:,} that you accept"
+    yield f"{loss} until it is taken away{accepted}."

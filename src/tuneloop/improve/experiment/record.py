@@ -14,13 +14,23 @@ from tuneloop.records.record import Number, Part, Record
 Outcome = Literal["promote", "roll back", "continue", "futility"]
 
 
+Missing = Literal["random", "one way", "any"]
+MISSING: dict[str, str] = {
+    "random": "both arms, and good and bad answers alike, are rated at the same rates",
+    "one way": "the candidate changes whether answers are rated in one direction: more often, or less often",
+    "any": "nothing: unrated answers of the candidate may all be bad, and those of the champion all be good",
+}
+LATER = ("method", "missing", "sample", "sample_kind")  # fields that registrations for the asymptotic method lack
+
+
 class PlannedPower(Part):
     """What becomes of experiments with some true effect.
 
     Args:
         effect: the true difference of the rates.
         days, units: how far the experiments have come; `units` are rated ones.
-        promoted, rolled_back: shares of the simulated experiments that have so ended by then.
+        promoted, rolled_back, futile: shares of the simulated experiments that have so ended by then; the candidate is
+            taken away by the last two.
     """
 
     effect: float
@@ -28,6 +38,7 @@ class PlannedPower(Part):
     units: int
     promoted: float
     rolled_back: float
+    futile: float
 
 
 class DenserMeasure(Part):
@@ -46,19 +57,40 @@ class DenserMeasure(Part):
     days: int | None
 
 
-class ExperimentPlan(Record):
-    """What an experiment with this traffic can show, by simulation.
+class RampHarm(Part):
+    """What a ramp costs and gains.
 
     Args:
-        requests_per_day, rated, base, effect, share, alpha: as they were given.
-        units_per_day: rated units a day, and `candidate_units_per_day` of the candidate.
-        units_one_look: rated units after which one look finds the effect with a chance of 50 %, and `days_one_look`.
+        ramp: shares in percent, as `ab start --ramp` takes them.
+        days_50: until half of the candidates with the effect are promoted; None: not within the simulated time.
+        harmed: users who meet a candidate that is twice the effect worse until it is taken away, median.
+    """
+
+    ramp: str
+    days_50: int | None
+    harmed: int
+
+
+class ExperimentPlan(Record):
+    """What an experiment with this traffic can show, by simulation of its decisions.
+
+    Args:
+        requests_per_day, requests_per_user, users, correlation, rated, base, effect, share, hold_days,
+            maturation_hours, missing, harm, alpha: as they were given.
+        ramp: in percent; the one that was picked where `harm` was given.
+        units_per_day: new users with a value a day at the start, and `candidate_units_per_day` of the candidate at the
+            first share.
+        units_one_look: users with a value after which one look finds the effect with a chance of 50 %, and
+            `days_one_look`; None: not within `days_simulated`.
         units_50, days_50, units_80, days_80: when half and 80 % of the experiments with the effect have been promoted,
             looked at every `look_every_days`; None: not within `days_simulated`.
         false_promotion: share of experiments without any effect that are promoted in `days_simulated`.
         false_promotion_z: the same by the usual z-test, read as often.
         power: by effect and time.
+        ramps: what other ramps cost and gain.
         denser: other measures with which it is quicker.
+        labels: users of a random sample to be checked where rates of rating may differ in any way, `labels_days` the
+            days until then at `labels_share` of the users; None: not within the simulated time.
         simulations, seed: of the table.
         summary: in words.
     """
@@ -68,15 +100,23 @@ class ExperimentPlan(Record):
     again: ClassVar[str] = "run `tuneloop ab plan` again"
 
     requests_per_day: float
+    requests_per_user: float
+    users: int
+    correlation: float
     rated: float
     base: float
     effect: float
+    ramp: str
     share: float
+    hold_days: float
+    maturation_hours: float
+    missing: Missing
+    harm: int
     alpha: float
     units_per_day: float
     candidate_units_per_day: float
-    units_one_look: int
-    days_one_look: int
+    units_one_look: int | None
+    days_one_look: int | None
     units_50: int | None
     days_50: int | None
     units_80: int | None
@@ -86,7 +126,11 @@ class ExperimentPlan(Record):
     days_simulated: int
     look_every_days: int
     power: list[PlannedPower]
+    ramps: list[RampHarm]
     denser: list[DenserMeasure]
+    labels: int | None
+    labels_days: int | None
+    labels_share: float
     simulations: int
     seed: int
     summary: list[str]
@@ -118,12 +162,18 @@ class ExperimentDesign(Record):
         ramp: shares of new users that meet the candidate, one step after another; 1 is the promotion itself.
         hold_days: that a step lasts at least.
         maturation_hours: from a user's first request on; what comes later does not count, in neither arm.
-        planned_units: users with a value at which the interval is narrowest.
-        least_units: users with a value in each arm before a decision by the measure.
+        planned_units: users with a value at which the interval of the asymptotic method is narrowest.
+        least_units: users with a value in each arm before a step of the ramp, and by the asymptotic method before a
+            decision by the measure.
         most_days: after which it ends for futility.
         shadow: whether it begins with copies of requests that the candidate answers unseen; so many as `shadow_votes`
             must come first, judged or not.
         guardrails: what must not get worse.
+        method: how it is decided: `betting` holds from the first user on; `asymptotic`, of registrations by earlier
+            versions, for large numbers only.
+        missing: what is assumed of requests without a value before a promotion; see `MISSING`.
+        sample: share of users, drawn by a hash, whose requests are checked, and `sample_kind` the kind of feedback that
+            says so. Where it is above 0, the checked users alone decide on a promotion.
         salt: of the users' hashes.
     """
 
@@ -154,6 +204,10 @@ class ExperimentDesign(Record):
         Guardrail(name="latency", tolerance=1.5), Guardrail(name="cost", tolerance=1.5),
         Guardrail(name="length", tolerance=2.0),
     ]  # fmt: skip
+    method: Literal["asymptotic", "betting"] = "asymptotic"
+    missing: Missing = "one way"
+    sample: float = Field(0.0, ge=0, le=1)
+    sample_kind: str = "checked"
     salt: str
 
     @model_validator(mode="after")
@@ -166,12 +220,13 @@ class ExperimentDesign(Record):
 
 
 class ArmDifference(Part):
-    """The measure in both arms. `low` and `high` bound the difference, and may be read at any time.
+    """The measure in both arms. `low` and `high` bound the difference, and may be read at any time: each is ever wrong
+    with a chance of at most alpha.
 
     Args:
         units: users with a value; `candidate_units` of them the candidate's.
         candidate, champion: plain means.
-        difference: candidate minus champion, weighted by propensity; better is above 0.
+        difference: candidate minus champion, weighted by the precision of their shares; better is above 0.
     """
 
     units: int
@@ -201,6 +256,29 @@ class GuardrailFinding(Part):
     tripped: bool
 
 
+class Strengths(Part):
+    """Evidence by bets, each as a multiple of what is needed: a claim is proven at 1.
+
+    Args:
+        better, worse, no_gain: among users with a value, the candidate is better; worse; not better by the registered
+            effect.
+        promotion: the candidate is better whatever the missing values are, as far as the registration assumes.
+        more_likes, fewer_dislikes: good values per request are more, bad ones fewer: both are needed where missing
+            values may differ one way.
+        shadow_worse: its answers in shadow mode are worse.
+        checked_units: users of the random sample that have been checked.
+    """
+
+    better: float
+    worse: float
+    no_gain: float
+    promotion: float
+    more_likes: float
+    fewer_dislikes: float
+    shadow_worse: float = 0.0
+    checked_units: int = 0
+
+
 class Evidence(Part):
     """All that a decision is made from.
 
@@ -216,6 +294,7 @@ class Evidence(Part):
         shadow_copies: of requests that the candidate has answered unseen, or failed to answer.
         shadow_votes, shadow_mean, shadow_high: judged pairs, their mean (1: the candidate is better, -1: worse), upper
             bound.
+        strengths: what is proven; None by the asymptotic method, whose bounds decide.
     """
 
     days: float
@@ -232,6 +311,7 @@ class Evidence(Part):
     shadow_votes: int = 0
     shadow_mean: Number = math.nan
     shadow_high: Number = math.nan
+    strengths: Strengths | None = None
 
 
 class ExperimentVerdict(Part):
@@ -266,10 +346,18 @@ class ExperimentPlanOptions(Config):
     PANEL: ClassVar[str] = "Traffic and effect"
 
     requests_per_day: float = Field(1000.0, gt=0, le=1e9, description="Requests a day, of both arms.")
+    requests_per_user: float = Field(1.0, ge=1, le=50, description="Requests of a user within the window, on average.")
+    users: int = Field(0, ge=0, description="Users in all, where the same ones come again; 0: always new ones.")
+    correlation: float = Field(0.0, ge=0, lt=1, description="How alike a user's answers are in quality.")
     rated: float = Field(0.03, gt=0, le=1, description="Share of the requests that get a rating.")
     base: float = Field(0.6, gt=0, lt=1, description="Share of the ratings that are good today.")
     effect: float = Field(0.05, gt=0, lt=1, description="Smallest rise of that share that is worth a new version.")
-    share: float = Field(0.1, gt=0, lt=1, description="Share of the traffic that the candidate gets.")
+    ramp: str = flag("10,25,50,100", "PERCENT,...", "Shares of new users that meet the candidate, step by step.")
+    share: float = Field(0.0, ge=0, lt=1, description="A constant share instead of the ramp; 0: the ramp.")
+    hold_days: float = Field(3.0, ge=0, description="Days that a step of the ramp lasts at least.")
+    maturation_hours: float = Field(72.0, gt=0, description="Hours after a user's first request while feedback counts.")
+    missing: Missing = Field("one way", description="What is assumed of missing ratings: random, one way or any.")
+    harm: int = Field(0, ge=0, description="Users that may meet a candidate twice the effect worse; picks the ramp.")
     alpha: float = Field(0.05, ge=1e-6, le=0.5, description="Chance of a wrong decision that is accepted.")
     simulations: int = Field(1000, ge=100, le=20_000, description="Simulated experiments.")
     seed: int = Field(0, ge=0, description="Seed of the simulation.")
@@ -292,6 +380,9 @@ class ExperimentOptions(Config):
     hold_days: float = Field(3.0, ge=0, description="Days that a step of the ramp lasts at least.")
     maturation_hours: float = Field(72.0, gt=0, description="Hours after a user's first request while feedback counts.")
     most_days: float = Field(365.0, gt=0, description="Days after which the experiment ends.")
+    missing: Missing = Field("one way", description="What is assumed of missing ratings: random, one way or any.")
+    sample: float = Field(0.0, ge=0, le=1, description="Share of users, drawn at random, whose answers are checked.")
+    sample_kind: str = flag("checked", "KIND", "Kind of feedback that says what a check found.")
     shadow: bool = flag(
         True, "", "Begin with copies of requests, before anyone meets the candidate.", "--shadow/--no-shadow"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -11,9 +12,10 @@ from pydantic import ValidationError
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
-from tuneloop.improve.experiment.plan import SimulatedTraffic, units_for
+from tuneloop.improve.experiment.evidence import Stage
+from tuneloop.improve.experiment.plan import LEAST_UNITS, ramp_of, units_for
 from tuneloop.improve.experiment.record import ExperimentDesign, ExperimentOptions, ExperimentVerdict
-from tuneloop.improve.experiment.statistics import Stage, assign, time_of
+from tuneloop.improve.experiment.statistics import assign, time_of
 from tuneloop.records.server import Decision
 from tuneloop.serving.store.database import Database
 from tuneloop.serving.store.store import insert
@@ -105,18 +107,15 @@ def design_of(name: str, options: ExperimentOptions, salt: str) -> ExperimentDes
     if not options.model:
         step = "--model NAME, the name under which both are served"
         raise UserError("No model is named", where="--model", next_step=step)
-    try:
-        ramp = [float(step) / 100 for step in options.ramp.split(",")]
-    except ValueError:
-        step = "percent with commas, as in 10,25,50,100"
-        raise UserError(f"Not a ramp: {options.ramp!r:.60}", where="--ramp", next_step=step) from None
+    ramp = ramp_of(options.ramp)
     fields = options.model_dump(exclude={"ramp", "shadow_copies"})
     for arm in ("candidate", "champion"):
         fields[arm] = f"{options.model}{fields[arm]}" if fields[arm].startswith("@") else fields[arm]
     share = max((step for step in ramp if 0 < step < 1), default=0.5)
-    traffic = SimulatedTraffic(1, share, options.base, 0)
-    planned = max(units_for(traffic.deviation, options.effect, options.alpha), 2)
-    fields |= {"name": name, "ramp": ramp, "planned_units": planned, "salt": salt}
+    deviation = math.sqrt(options.base * (1 - options.base) * (1 / share + 1 / (1 - share)))
+    planned = max(units_for(deviation, options.effect, options.alpha), 2)
+    fields |= {"name": name, "ramp": ramp, "planned_units": planned, "salt": salt, "method": "betting"}
+    fields["least_units"] = LEAST_UNITS
     try:
         return ExperimentDesign(shadow_votes=options.shadow_copies, **fields)
     except ValidationError as error:

@@ -1,0 +1,190 @@
+"""Betting on two arms: evidence that is valid from the first unit on, however unequal and changing the shares are.
+
+A unit gets into the candidate's arm (A = 1) with a chance p that is known when it comes. For an outcome y in [0, 1] and
+a guess m of it, made from the units before, the score (A - p)(y - m) has the expectation p (1 - p) (mean of the
+candidate - mean of the champion). So a bettor whose wealth is multiplied by 1 + b (score - p (1 - p) d), with a stake b
+that was set before the unit came, gains nothing on average where the difference is d, and wealth 1 / alpha is *ever*
+reached with a chance of at most alpha (Ville 1939): no large sample is needed, and rare outcomes change nothing. The
+score weighs units by the precision of their share, p (1 - p). Where the arms do not differ at all, the guarantee rests
+on the draw alone: outcomes may drift, cycle, and depend on one another. Stakes are those that make wealth grow fastest
+where the difference is some multiple of the registered effect; wealth is shared among several multiples.
+
+Waudby-Smith & Ramdas 2023, "Estimating means of bounded random variables by betting"; Waudby-Smith et al. 2024,
+"Anytime-valid off-policy inference for contextual bandits"; Howard et al. 2021, "Time-uniform, nonparametric,
+nonasymptotic confidence sequences".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from tuneloop.core.lazy import Array, NDArray, np
+
+GUESS_UNITS = 10.0  # units that the first guess of mean and variance counts for
+MOST_LOST = 0.8  # share of the wealth that one unit may take
+LEAST_VARIANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is bet on: the difference of the arms is above (`sign` 1) or below (-1) `null`.
+
+    Args:
+        stakes: pairs of a share of the first wealth, and the distance from `null`, in effects, for which it is placed.
+    """
+
+    sign: int
+    stakes: tuple[tuple[float, float], ...]
+    null: float = 0.0
+
+
+@dataclass(frozen=True)
+class Book:
+    """Bets on several experiments at once, one along the first axis of each array; a real one is one of 1.
+
+    Args:
+        claims: that are bet on.
+        guess: of an outcome's mean before the first unit; None: the first unit only gives the guess.
+        reach: how far an outcome may be from the guess; what is further counts as that far. None: outcomes are in
+            [0, 1].
+        n: units so far; `total` of their outcomes, `squares` of the distances from their guesses.
+        score, information: sums of the scores and of p (1 - p).
+        log_wealth: of each claim, an array (experiments, stakes).
+        best: log of the highest wealth of each claim after any unit, as a multiple of the first. What was proven once
+            stays proven, so that nothing depends on when one looks.
+    """
+
+    claims: tuple[Claim, ...]
+    guess: float | None
+    reach: float | None
+    n: Array
+    total: Array
+    squares: Array
+    score: Array
+    information: Array
+    log_wealth: tuple[Array, ...]
+    best: tuple[Array, ...]
+
+    @property
+    def difference(self) -> Array:
+        """The estimated difference of the arms, weighted by precision; NaN before the first unit."""
+        nothing = np.full_like(self.score, np.nan)
+        return np.asarray(np.divide(self.score, self.information, out=nothing, where=self.information > 0))
+
+    def log_e(self, claim: int) -> Array:
+        """Evidence for a claim by its place: it ever reaches log(1 / alpha) with a chance of at most alpha."""
+        return self.best[claim]
+
+
+def open_book(
+    claims: Sequence[Claim], experiments: int = 1, *, guess: float | None, reach: float | None = None
+) -> Book:
+    """A book before the first unit; see `Book`."""
+    sums = {name: np.zeros(experiments) for name in ("n", "total", "squares", "score", "information")}
+    wealth = tuple(np.tile(np.log([share for share, _ in claim.stakes]), (experiments, 1)) for claim in claims)
+    best = tuple(np.zeros(experiments) for _ in claims)
+    return Book(tuple(claims), guess, reach, **sums, log_wealth=wealth, best=best)
+
+
+def running_mean(values: Array, counted: NDArray[np.bool_], n: Array, total: Array, guess: float) -> Array:
+    """The mean before each unit along the last axis, with the guess as `GUESS_UNITS` more units.
+
+    `n`, `total`: of the units before the first of these. Only those that are `counted` enter it.
+    """
+    before = total[:, None] + np.cumsum(values, axis=-1) - values
+    number = n[:, None] + np.cumsum(counted, axis=-1) - counted
+    return np.asarray((before + GUESS_UNITS * guess) / (number + GUESS_UNITS))
+
+
+def place_bets(
+    book: Book, candidate: NDArray[np.bool_], outcomes: Array, propensity: Array, effect: Array | float
+) -> Book:
+    """The book after more units, in their order along the last axis.
+
+    Args:
+        candidate: whether a unit is in the candidate's arm; arrays are (experiments, units).
+        outcomes: NaN where a unit has none; it is passed over then, as where `propensity` is NaN.
+        propensity: chance of the candidate's arm, above 0 and below 1.
+        effect: the difference that stakes are placed for, positive, known before each unit.
+    """
+    counted = ~np.isnan(outcomes) & ~np.isnan(propensity)
+    y, p = np.where(counted, outcomes, 0.0), np.where(counted, propensity, 0.5)
+    m = _guesses(book, y, counted)
+    residual = np.where(counted & ~np.isnan(m), y - m, 0.0)
+    if book.reach is not None:
+        residual = np.clip(residual, -book.reach, book.reach)
+    squares = residual * residual
+    guess = 0.0 if book.guess is None else book.guess
+    first = guess * (1 - guess) if book.reach is None else (book.reach / 4) ** 2
+    variance = np.maximum(running_mean(squares, counted, book.n, book.squares, first), LEAST_VARIANCE)
+    placed = counted & ~np.isnan(m)
+    score, weight = (candidate - p) * residual, np.where(placed, p * (1 - p), 0.0)
+    over, under = (m, 1 - m) if book.reach is None else (np.full_like(p, book.reach),) * 2
+    wealth, best = [], []
+    for claim, log_wealth, highest in zip(book.claims, book.log_wealth, book.best, strict=True):
+        shift = claim.sign * weight * claim.null
+        arms = ((1 - p) * over, p * under) if claim.sign > 0 else ((1 - p) * under, p * over)
+        worst = np.maximum(*arms) + shift
+        most = MOST_LOST / np.maximum(np.where(placed, worst, 1.0), 1e-9)
+        gain = claim.sign * score - shift
+        stakes = np.minimum((effect / variance)[..., None] * [size for _, size in claim.stakes], most[..., None])
+        path = log_wealth[:, None, :] + np.cumsum(np.log1p(stakes * gain[..., None]), axis=-2)
+        wealth.append(path[:, -1, :] if path.shape[1] else log_wealth)
+        best.append(np.maximum(highest, _log_sum(path).max(axis=-1, initial=0.0)))
+    return replace(
+        book,
+        n=book.n + counted.sum(axis=-1),
+        total=book.total + y.sum(axis=-1),
+        squares=book.squares + squares.sum(axis=-1),
+        score=book.score + score.sum(axis=-1),
+        information=book.information + weight.sum(axis=-1),
+        log_wealth=tuple(wealth),
+        best=tuple(best),
+    )
+
+
+def _log_sum(logs: Array) -> Array:
+    """The log of the sum of exponentials along the last axis."""
+    most = logs.max(axis=-1)
+    return np.asarray(most + np.log(np.exp(logs - most[..., None]).sum(axis=-1)))
+
+
+def _guesses(book: Book, y: Array, counted: NDArray[np.bool_]) -> Array:
+    """The guess of each outcome: the mean of those before; NaN for the first one where there is none."""
+    if book.guess is not None:
+        return running_mean(y, counted, book.n, book.total, book.guess)
+    before = book.total[:, None] + np.cumsum(y, axis=-1) - y
+    number = book.n[:, None] + np.cumsum(counted, axis=-1) - counted
+    return np.asarray(np.divide(before, number, out=np.full_like(before, np.nan), where=number > 0))
+
+
+def bound(
+    claim: Claim, data: tuple[NDArray[np.bool_], Array, Array], effect: float, alpha: float, *, guess: float
+) -> float:
+    """One bound of the difference, which is ever wrong with a chance of at most alpha, by bisection.
+
+    Args:
+        claim: with sign 1 the lower bound follows, the largest null that is refuted; with -1 the upper one.
+        data: `candidate`, `outcomes` and `propensity` of `place_bets`, for one experiment.
+        guess: see `Book`. Returns -1 or 1 where nothing is refuted.
+    """
+    inner, outer = float(claim.sign), -float(claim.sign)  # refuted from `outer` on up to the bound
+    for _ in range(14):
+        middle = (inner + outer) / 2
+        book = place_bets(open_book([replace(claim, null=middle)], guess=guess), *data, effect)
+        if float(book.log_e(0)[0]) >= -np.log(alpha):
+            outer = middle
+        else:
+            inner = middle
+    return outer
+
+
+def negative_mean_log_e(values: Sequence[float] | Array, null: float = 0.0) -> float:
+    """Evidence that values in [-1, 1] have a mean below `null`: log of an e-value, read at any time.
+
+    Wealth is multiplied by 1 - b (value - null) for four stakes b, which share the first wealth.
+    """
+    most = 1 + abs(null)
+    logs = [np.log1p(-(b / most) * (np.asarray(values, dtype=np.float64) - null)).sum() for b in (0.1, 0.25, 0.5, 0.9)]
+    return float(np.logaddexp.reduce(np.array(logs))) - float(np.log(len(logs)))

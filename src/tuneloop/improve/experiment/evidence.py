@@ -1,0 +1,200 @@
+"""What an experiment's users prove. `betting` registrations: `core/stats/betting.py`, valid from the first user on;
+`asymptotic` ones, of earlier versions: `core/stats/sequences.py`, so that their decisions can be made again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tuneloop.core.lazy import Array, NDArray, np
+from tuneloop.core.stats.betting import Claim, bound, negative_mean_log_e
+from tuneloop.core.stats.sequences import best_rho2, difference, excess_log_e, ratio_log_e, running_bounds
+from tuneloop.improve.experiment.record import (
+    ArmDifference,
+    Evidence,
+    ExperimentDesign,
+    Guardrail,
+    GuardrailFinding,
+    Strengths,
+)
+from tuneloop.improve.experiment.statistics import Units
+from tuneloop.improve.experiment.tally import (
+    BETTER,
+    RATES,
+    WORSE,
+    Arrivals,
+    Findings,
+    Matured,
+    Tally,
+    empty_tally,
+    findings_of,
+    with_affected,
+    with_amounts,
+    with_arrivals,
+    with_matured,
+)
+
+GUARD_UNITS = 20  # users of either arm before an asymptotic guardrail on amounts is read
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How far an experiment has come."""
+
+    days: float  # since its start
+    step_days: float  # since its share was last changed
+    share: float  # of new users that meet the candidate; 0 in shadow mode
+
+
+def evidence_of(
+    design: ExperimentDesign, units: Units, stage: Stage, shadow: Sequence[float] = (), copies: int = 0
+) -> Evidence:
+    """All that a decision is made from.
+
+    Args:
+        shadow: judged pairs in order, each 1 (the candidate is better), 0 or -1.
+        copies: of requests that the candidate has answered unseen, or failed to answer; judged or not.
+    """
+    if design.method == "asymptotic":
+        return _asymptotic(design, units, stage, shadow, copies)
+    tally = tally_of(design, units)
+    evidence = evidence_at(design, tally, findings_of(design, tally), 0, stage)
+    valued = ~np.isnan(units.outcome)
+    data = (units.candidate[None, valued], units.outcome[None, valued], units.propensity[None, valued])
+    bounds = {}
+    if valued.any():
+        guess = {"guess": 1 - design.base if design.lower_is_better else design.base}
+        bounds["low"] = bound(Claim(1, BETTER), data, design.effect, design.alpha, **guess)
+        bounds["high"] = bound(Claim(-1, WORSE), data, design.effect, design.alpha, **guess)
+    votes = np.asarray(shadow, dtype=np.float64)
+    worse = negative_mean_log_e(votes) / math.log(1 / design.alpha) if len(votes) else 0.0
+    strengths = evidence.strengths and evidence.strengths.model_copy(
+        update={"shadow_worse": worse, "checked_units": int((~np.isnan(units.checked)).sum())}
+    )
+    changes = {
+        "measure": evidence.measure.model_copy(update=bounds), "strengths": strengths, "dropped": units.dropped,
+        "shadow_copies": max(copies, len(votes)), "shadow_votes": len(votes), "shadow_mean": _mean(votes),
+    }  # fmt: skip
+    return evidence.model_copy(update=changes)
+
+
+def tally_of(design: ExperimentDesign, units: Units) -> Tally:
+    """The sums of one experiment's users; those whose windows are over come in the order of their first requests."""
+    tally = empty_tally(design, np.unique(units.propensity))
+    users = Arrivals(units.candidate[None], units.propensity[None])
+    tally = with_arrivals(tally, users)
+    for name in RATES:
+        tally = with_affected(tally, name, users, units.affected[name][None])
+    for name in tally.amounts:
+        tally = with_amounts(tally, name, users, units.amounts[name][None])
+    values = (units.outcome[None], units.likes[None], units.dislikes[None], units.checked[None])
+    return with_matured(tally, design, Matured(users.candidate, users.propensity, *values))
+
+
+def evidence_at(design: ExperimentDesign, tally: Tally, findings: Findings, at: int, stage: Stage) -> Evidence:
+    """The evidence of one of a tally's experiments, without the bounds, which no decision needs.
+
+    Args:
+        at: place of the experiment on the first axis of the tally and its findings.
+    """
+    users, rated = tally.users[at].sum(axis=0), tally.rated[at].sum(axis=0)
+    means = findings.means[at]
+    rails = []
+    for place, rail in enumerate(design.guardrails):
+        strength, (candidate, champion) = float(findings.guardrails[at, place]), findings.affected[at, place]
+        rails.append(
+            GuardrailFinding(
+                name=rail.name, tolerance=rail.tolerance, candidate=float(candidate), champion=float(champion),
+                strength=strength, tripped=strength >= 1,
+            )
+        )  # fmt: skip
+    proven = ("better", "worse", "no_gain", "promotion", "more_likes", "fewer_dislikes")
+    return Evidence(
+        days=stage.days, step_days=stage.step_days, share=stage.share,
+        users=int(users.sum()), candidate_users=int(users[0]), dropped=0,
+        measure=ArmDifference(
+            units=int(rated.sum()), candidate_units=int(rated[0]), candidate=float(means[0]),
+            champion=float(means[1]), difference=float(findings.difference[at]), low=math.nan, high=math.nan,
+        ),
+        guardrails=rails,
+        ratio_strength=float(findings.ratio[at]), rated_ratio_strength=float(findings.rated_ratio[at]),
+        strengths=Strengths(**{name: float(getattr(findings, name)[at]) for name in proven}),
+    )  # fmt: skip
+
+
+def _asymptotic(design: ExperimentDesign, units: Units, stage: Stage, shadow: Sequence[float], copies: int) -> Evidence:
+    """The evidence as registrations of earlier versions have it; see `evidence_of`."""
+    rated = ~np.isnan(units.outcome)
+    inside, values, chance = units.candidate[rated], units.outcome[rated], units.propensity[rated]
+    contrast = difference(
+        inside, values, chance, alpha=design.alpha, planned=design.planned_units, start=design.least_units
+    )
+    votes = np.asarray(shadow, dtype=np.float64)
+    shadow_high = math.nan
+    if len(votes) >= design.least_units and votes.std() != 0:
+        rho2 = best_rho2(max(design.shadow_votes, 2), min(2 * design.alpha, 0.99))
+        shadow_high = float(running_bounds(votes, design.alpha, rho2, one_sided=True)[2][-1])
+    measure = ArmDifference(
+        units=len(values),
+        candidate_units=int(inside.sum()),
+        candidate=_mean(values[inside]),
+        champion=_mean(values[~inside]),
+        difference=contrast.value,
+        low=contrast.low if math.isfinite(contrast.low) else math.nan,
+        high=contrast.high if math.isfinite(contrast.high) else math.nan,
+    )
+    counts: dict[str, Any] = {
+        "users": len(units.candidate), "candidate_users": int(units.candidate.sum()), "dropped": units.dropped,
+        "shadow_copies": max(copies, len(votes)), "shadow_votes": len(votes), "shadow_mean": _mean(votes),
+    }  # fmt: skip
+    return Evidence(
+        **asdict(stage),
+        **counts,
+        measure=measure,
+        guardrails=[_guardrail(design, units, rail) for rail in design.guardrails],
+        ratio_strength=_ratio_strength(units.candidate, units.propensity, design.ratio_alpha),
+        rated_ratio_strength=_ratio_strength(inside, chance, design.ratio_alpha),
+        shadow_high=shadow_high,
+    )
+
+
+def _mean(values: Array) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
+def _ratio_strength(candidate: NDArray[np.bool_], propensity: Array, alpha: float) -> float:
+    """Evidence that units don't fall into the arms as drawn, over what is needed; all steps' e-values multiply."""
+    log_e = 0.0
+    for share in map(float, np.unique(propensity)):
+        here = propensity == share
+        inside = float(candidate[here].sum())
+        log_e += float(ratio_log_e(np.array([inside, here.sum() - inside]), np.array([share, 1 - share])))
+    return log_e / math.log(1 / alpha)
+
+
+def _guardrail(design: ExperimentDesign, units: Units, rail: Guardrail) -> GuardrailFinding:
+    """One guardrail; alpha is divided among all."""
+    level = design.alpha / len(design.guardrails)
+    inside = units.candidate
+    if rail.name in RATES:
+        bad = units.affected[rail.name]
+        log_e = 0.0
+        for share in map(float, np.unique(units.propensity)):
+            here = units.propensity == share
+            tolerated = share * rail.tolerance / (share * rail.tolerance + 1 - share)
+            log_e += float(excess_log_e((bad & inside & here).sum(), (bad & ~inside & here).sum(), tolerated))
+        strength = log_e / math.log(1 / level)
+        means = _mean(bad[inside].astype(float)), _mean(bad[~inside].astype(float))
+    else:
+        logs = units.amounts[rail.name]
+        measured = ~np.isnan(logs)
+        sample = inside[measured], logs[measured], units.propensity[measured]
+        excess = difference(*sample, alpha=level, planned=design.planned_units, start=GUARD_UNITS, one_sided=True)
+        # How far the lower bound has come towards the tolerated excess: 1 where it reaches it.
+        half, limit = excess.value - excess.low, math.log(rail.tolerance)
+        strength = (excess.value - limit) / half if math.isfinite(excess.low) and half > 0 else 0.0
+        means = math.exp(_mean(logs[measured & inside])), math.exp(_mean(logs[measured & ~inside]))
+    values = {"candidate": means[0], "champion": means[1], "strength": strength, "tripped": strength >= 1}
+    return GuardrailFinding(name=rail.name, tolerance=rail.tolerance, **values)

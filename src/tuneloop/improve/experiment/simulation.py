@@ -1,0 +1,242 @@
+"""Simulated experiments: users come, are drawn into the arms, rate or don't, and decisions move the ramp.
+
+Many experiments are simulated at once. Their users are counted by the functions that count those of real ones
+(`tally.py`); what follows is decided by the rules of `decision.py`, or by `quick_verdicts`, the same rules on arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tuneloop.core.lazy import Array, NDArray, np
+from tuneloop.improve.experiment.decision import LIKELY_WORSE
+from tuneloop.improve.experiment.record import ExperimentDesign
+from tuneloop.improve.experiment.tally import (
+    Findings,
+    Matured,
+    Tally,
+    empty_tally,
+    findings_of,
+    rows_of,
+    with_affected,
+    with_amounts,
+    with_arrivals,
+    with_matured,
+)
+
+CELLS = 200_000  # users of all experiments of a chunk that come between two looks, about
+
+
+@dataclass(frozen=True)
+class World:
+    """What is true of users and candidate.
+
+    Args:
+        users_per_day: that come; new ones, or of a `population` that comes again (0: endless).
+        base, effect: chance that the champion's answer is good, and how much higher the candidate's is.
+        rated: chance that a request gets a value; `rated_factors` multiply it for good and bad answers of the
+            candidate, good and bad answers of the champion.
+        requests: of a user within the window, on average; each has one at least.
+        correlation: of the answers' qualities of one user.
+        delay_days: mean of the exponential time until a value comes; the window cuts it off.
+        looks_per_day: how often is decided.
+        invalid, invalid_factor: chance that a request's answer is invalid, how many times that for the candidate.
+        latency_factor: how many times the champion's latency the candidate's is; 0: no latency is measured.
+        checked: chance that a user of the random sample is checked.
+    """
+
+    users_per_day: float = 80.0
+    base: float = 0.6
+    effect: float = 0.0
+    rated: float = 0.75
+    rated_factors: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+    requests: float = 1.0
+    correlation: float = 0.0
+    population: int = 0
+    delay_days: float = 0.0
+    looks_per_day: float = 1.0
+    invalid: float = 0.02
+    invalid_factor: float = 1.0
+    latency_factor: float = 1.0
+    checked: float = 1.0
+
+
+@dataclass(frozen=True)
+class SimulatedEnd:
+    """How a simulated experiment ended: outcome and reason (`open`: not by the last day), day, users by then."""
+
+    outcome: str
+    reason: str
+    day: float
+    candidate_users: int
+    users: int
+
+
+@dataclass(frozen=True)
+class Stages:
+    """How far experiments have come, arrays; `days` is that of all."""
+
+    days: float
+    step_days: Array
+    share: Array
+
+
+Verdicts = list[tuple[str, str, float]]  # outcome, reason, share
+Rule = Callable[[ExperimentDesign, Tally, Findings, Stages], Verdicts]
+
+
+def quick_verdicts(design: ExperimentDesign, tally: Tally, findings: Findings, stages: Stages) -> Verdicts:
+    """The rules of `decision.decide` on many experiments at once."""
+    rolled_back = (findings.ratio >= 1) | (findings.guardrails >= 1).any(axis=-1)
+    worse, better = findings.worse >= 1, findings.promotion >= 1
+    futile = findings.no_gain >= 1
+    lost = futile & (tally.books["measure"].difference <= -design.effect) & (findings.worse >= LIKELY_WORSE)
+    over = stages.days >= design.most_days
+    enough = tally.rated.sum(axis=1).min(axis=-1) >= design.least_units
+    verdicts: Verdicts = []
+    for at, share in enumerate(stages.share):
+        if rolled_back[at] or worse[at]:
+            verdicts.append(("roll back", "guardrail" if rolled_back[at] else "worse", 0.0))
+        elif better[at]:
+            verdicts.append(("promote", "better", 1.0))
+        elif lost[at]:
+            verdicts.append(("roll back", "no gain", 0.0))
+        elif futile[at] or over:
+            verdicts.append(("futility", "no gain" if futile[at] else "time", 0.0))
+        else:
+            later = [step for step in design.ramp if share < step < 1]
+            goes_on = bool(later) and enough[at] and stages.step_days[at] >= design.hold_days
+            verdicts.append(("continue", "open", later[0] if goes_on else float(share)))
+    return verdicts
+
+
+def simulate(
+    design: ExperimentDesign, world: World, *, experiments: int, seed: int, rule: Rule = quick_verdicts
+) -> list[SimulatedEnd]:
+    """How simulated experiments end, until `most_days` of the design.
+
+    Args:
+        design: without shadow mode.
+        rule: what follows at each look.
+    """
+    per_look = world.users_per_day / world.looks_per_day
+    size = max(1, min(experiments, int(CELLS / max(1.0, per_look))))
+    ends: list[SimulatedEnd] = []
+    for number, first in enumerate(range(0, experiments, size)):
+        rng = np.random.default_rng([seed, number])
+        ends += _chunk(design, world, min(size, experiments - first), rng, rule)
+    return ends
+
+
+@dataclass(frozen=True)
+class NewUsers:
+    """Users who came between two looks, with all that will be known of them."""
+
+    matured: Matured
+    invalid: NDArray[np.bool_]
+    log_latency: Array
+
+
+def _chunk(
+    design: ExperimentDesign, world: World, experiments: int, rng: np.random.Generator, rule: Rule
+) -> list[SimulatedEnd]:
+    steps = np.array([step for step in design.ramp if step < 1])
+    tally = empty_tally(design, steps, experiments)
+    ends: list[SimulatedEnd | None] = [None] * experiments
+    rows = np.arange(experiments)  # experiments that continue
+    share, since = np.full(experiments, steps[0]), np.zeros(experiments)
+    left = np.full(experiments, float(world.population or math.inf))
+    window = math.ceil(design.maturation_hours / 24 * world.looks_per_day)
+    seen = math.ceil(world.looks_per_day) if not world.delay_days else window  # when dislikes are known
+    waiting: deque[NewUsers] = deque()
+    for look in range(1, math.ceil(design.most_days * world.looks_per_day) + 1):
+        now = look / world.looks_per_day
+        came = _new_users(world, left, rng)
+        left = left - came
+        users = draw_users(world, design, share, came, rng)
+        waiting.append(users)
+        tally = _with_new(tally, users)
+        if len(waiting) > seen:
+            late = waiting[-1 - seen].matured
+            tally = with_affected(tally, "dislikes", late, late.dislikes > 0)
+        if len(waiting) > window:
+            tally = with_matured(tally, design, waiting.popleft().matured)
+        verdicts = rule(design, tally, findings_of(design, tally), Stages(now, now - since, share))
+        met = tally.users.sum(axis=1)
+        for at, (outcome, reason, _) in enumerate(verdicts):
+            if outcome != "continue":
+                ends[rows[at]] = SimulatedEnd(outcome, reason, now, int(met[at, 0]), int(met[at].sum()))
+        later = np.array([new for _, _, new in verdicts])
+        since = np.where(later != share, now, since)
+        open_rows = np.array([outcome == "continue" for outcome, _, _ in verdicts])
+        if not open_rows.any():
+            break
+        if not open_rows.all():
+            tally, rows, left, since = rows_of(tally, open_rows), rows[open_rows], left[open_rows], since[open_rows]
+            waiting = deque(_some(users, open_rows) for users in waiting)
+            later = later[open_rows]
+        share = later
+    return [end for end in ends if end is not None]
+
+
+def _new_users(world: World, left: Array, rng: np.random.Generator) -> NDArray[np.int64]:
+    visits = rng.poisson(world.users_per_day / world.looks_per_day, len(left))
+    if not world.population:
+        return visits
+    return np.asarray(rng.binomial(left.astype(np.int64), 1 - (1 - 1 / world.population) ** visits))
+
+
+def draw_users(
+    world: World, design: ExperimentDesign, share: Array, came: NDArray[np.int64], rng: np.random.Generator
+) -> NewUsers:
+    shape = (len(came), max(1, int(came.max())))
+    there = np.arange(shape[1]) < came[:, None]
+    candidate = rng.random(shape) < share[:, None]
+    requests = 1 + rng.poisson(world.requests - 1, shape) if world.requests > 1 else np.ones(shape, dtype=np.int64)
+    good_rate = np.clip(world.base + world.effect * candidate, 0.0, 1.0)
+    if world.correlation:
+        scale = (1 - world.correlation) / world.correlation
+        good_rate = rng.beta(np.maximum(good_rate * scale, 1e-9), np.maximum((1 - good_rate) * scale, 1e-9))
+    good = rng.binomial(requests, good_rate)
+    in_time = 1 - math.exp(-design.maturation_hours / 24 / world.delay_days) if world.delay_days else 1.0
+    chances = np.minimum(world.rated * np.array(world.rated_factors), 1.0) * in_time
+    likes = rng.binomial(good, np.where(candidate, chances[0], chances[2]))
+    dislikes = rng.binomial(requests - good, np.where(candidate, chances[1], chances[3]))
+    valued = likes + dislikes
+    outcome = np.where(there & (valued > 0), likes / np.maximum(valued, 1), np.nan)
+    checked = None
+    if design.sample:
+        drawn = there & (rng.random(shape) < design.sample * world.checked)
+        checked = np.where(drawn, good / requests, np.nan)
+    matured = Matured(
+        candidate, np.where(there, share[:, None], np.nan), outcome,
+        np.where(there, likes / requests, np.nan), np.where(there, dislikes / requests, np.nan), checked,
+    )  # fmt: skip
+    invalid = rng.binomial(requests, world.invalid * np.where(candidate, world.invalid_factor, 1.0)) > 0
+    latency = np.full(shape, np.nan)
+    if world.latency_factor:
+        latency = np.where(there, rng.normal(0.0, 0.6, shape) + np.log(world.latency_factor) * candidate, np.nan)
+    return NewUsers(matured, invalid, latency)
+
+
+def _with_new(tally: Tally, users: NewUsers) -> Tally:
+    """The sums with what is known of users at once."""
+    tally = with_affected(with_arrivals(tally, users.matured), "invalid", users.matured, users.invalid)
+    return with_amounts(tally, "latency", users.matured, users.log_latency) if "latency" in tally.amounts else tally
+
+
+def _some(users: NewUsers, rows: NDArray[np.bool_]) -> NewUsers:
+    m = users.matured
+    matured = Matured(
+        m.candidate[rows], m.propensity[rows], m.outcome[rows], m.likes[rows], m.dislikes[rows],
+        None if m.checked is None else m.checked[rows],
+    )  # fmt: skip
+    return NewUsers(matured, users.invalid[rows], users.log_latency[rows])
+
+
+def share_of(ends: Sequence[SimulatedEnd], outcome: str, reason: str = "") -> float:
+    """The share of experiments with an outcome, and where one is given with a reason."""
+    return sum(end.outcome == outcome and reason in ("", end.reason) for end in ends) / len(ends)

@@ -1,0 +1,67 @@
+"""Simulated experiments: the worlds in which decisions are easily wrong, each with few replications."""
+
+from __future__ import annotations
+
+import pytest
+from traffic import design
+
+from tuneloop.improve.experiment.simulation import World, share_of, simulate
+
+RUNS = 200
+MOST = 0.05 + 3.1 * (0.05 * 0.95 / RUNS) ** 0.5  # a share of 5 % stays below it in all but one of a thousand
+
+
+def ends(world: World, *, runs: int = RUNS, **changes: object):
+    given = {"most_days": 50, "maturation_hours": 72.0, "hold_days": 3.0, "least_units": 10, "base": world.base}
+    return simulate(design(**{**given, "ramp": [0.1, 0.25, 0.5], **changes}), world, experiments=runs, seed=7)
+
+
+@pytest.mark.parametrize(
+    ("world", "changes"),
+    [
+        (World(base=0.95), {}),
+        (World(base=0.95), {"ramp": [0.02, 0.05, 0.1]}),
+        (World(base=0.95), {"base": 0.6}),
+        (World(base=0.05), {}),
+        (World(base=0.98, users_per_day=300), {}),
+        (World(base=0.02, users_per_day=5), {}),
+        (World(requests=6, correlation=0.4, rated=0.3), {}),
+        (World(delay_days=2.0), {}),
+        (World(base=0.9, looks_per_day=6), {"most_days": 20}),
+    ],
+)
+def test_a_candidate_without_a_difference_is_seldom_promoted_or_rolled_back(world, changes):
+    results = ends(world, **changes)
+    assert share_of(results, "promote") <= MOST and share_of(results, "roll back") <= MOST
+
+
+@pytest.mark.parametrize("factor", [0.85, 0.7, 0.5])
+def test_bad_answers_that_are_rated_less_often_promote_no_one(factor):
+    world = World(rated_factors=(1.0, factor, 1.0, 1.0))
+    assert share_of(ends(world), "promote") <= MOST
+    assert share_of(ends(World(effect=-0.05, rated_factors=(1.0, factor, 1.0, 1.0))), "promote") <= MOST
+
+
+def test_where_missing_votes_may_be_anything_a_checked_sample_decides():
+    both = (1.2, 0.7, 1.0, 1.0)  # good answers are rated more often, bad ones less often: nothing shows it
+    assert share_of(ends(World(rated_factors=both), missing="any"), "promote") <= MOST
+    assert share_of(ends(World(rated_factors=both), sample=0.5), "promote") <= MOST
+    better = World(effect=0.2, rated_factors=both)
+    assert share_of(ends(better, sample=0.5), "promote") > 0.9
+
+
+def test_a_better_candidate_is_promoted_and_a_bad_one_leaves_after_few_users():
+    better, bad = ends(World(effect=0.1)), ends(World(effect=-0.2))
+    assert share_of(better, "promote") > 0.8
+    assert share_of(bad, "promote") == 0 and all(end.day < 50 for end in bad)
+    assert sorted(end.candidate_users for end in bad)[RUNS // 2] < 155
+
+
+def test_users_who_return_and_few_users_are_simulated():
+    few = ends(World(population=100), runs=20)
+    assert all(end.users <= 100 for end in few)
+    assert all(end.outcome in ("futility", "roll back", "promote") for end in ends(World(users_per_day=0.5), runs=20))
+
+
+def test_the_same_seed_gives_the_same_ends():
+    assert ends(World(), runs=10) == ends(World(), runs=10)

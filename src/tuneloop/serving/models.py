@@ -271,7 +271,7 @@ def _with_further_bases(
         adapters = [each.loaded for each in models if each.loaded and each.loaded.source != base]
         log = settings.log and settings.log.with_stem(f"llamacpp-{number}")
         own = replace(settings, merge=False, log=log)
-        others[kind.target(base, "", "").identity] = kind.serving(
+        others[target_of(kind, base).identity] = kind.serving(
             Served(base, whole.template if whole else ""), adapters, own
         )
     return SeveralBases(engine, others) if others else engine

@@ -32,7 +32,7 @@ from tuneloop.inference.protocol import BASE, EngineSettings, Served, complete
 from tuneloop.inference.request import Request
 from tuneloop.serving.bases import SeveralBases
 from tuneloop.serving.config import ServeConfig
-from tuneloop.serving.models import Candidate, deployment_of
+from tuneloop.serving.models import Candidate, deployment_of, started
 from tuneloop.serving.store.store import opened, read_requests
 
 pytestmark = pytest.mark.skipif(not (installed() and installed(WHEEL, VERSION)), reason="llama.cpp is not installed")
@@ -131,6 +131,48 @@ def test_candidates_that_can_not_be_served_are_left_out_with_the_way_out(
     assert with_lora.left_out == {} and isinstance(with_lora.engine, LlamaCppEngine)
     monkeypatch.setattr("tuneloop.serving.models.memory_left", lambda: 0.0)
     assert "memory of its own" in deployed(whole, other).left_out["try"]
+
+
+def test_all_weights_that_were_trained_are_a_candidate_next_to_an_adapter(
+    make_tuned: MakeTuned, tmp_path: Path
+) -> None:
+    adapter = make_tuned(ANSWERS, data=FIELDS, name="answers")
+    whole = make_tuned(ANSWERS, data=FIELDS, name="whole", method="full")
+    config = ServeConfig(adapters={"m": str(adapter)}, folder=str(tmp_path / "s"), canaries=0)
+
+    async def answers() -> list[str]:
+        deployment = await started(config, {"try": Candidate("m", str(whole))})
+        alone = await started(config.model_copy(update={"adapters": {"m": str(whole)}}), {})
+        try:
+            served, candidate = deployment.models()["m"], deployment.candidate_models()["try"]
+            assert candidate.read is not None and deployment.left_out == {}
+            names = [(deployment, served), (deployment, candidate), (alone, alone.models()["m"])]
+            return [
+                (await complete(each.engine, Request(messages=TURNS, max_new_tokens=8, adapter=model.adapter))).text
+                for each, model in names
+            ]
+        finally:
+            await deployment.engine.stop()
+            await alone.engine.stop()
+
+    one, candidate, alone = asyncio.run(answers())
+    assert one != candidate == alone
+
+
+def test_a_server_starts_without_a_candidate_with_which_it_does_not(two_files: list[Path], tmp_path: Path) -> None:
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(two_files[1].read_bytes().replace(b"output_norm", b"output_nome"))
+    config = ServeConfig(adapters={"m": str(two_files[0])}, folder=str(tmp_path / "s"), slots=2, context=512)
+
+    async def work() -> tuple[Any, str]:
+        deployment = await started(config, {"try": Candidate("m", str(bad))})
+        try:
+            return deployment, (await complete(deployment.engine, Request(messages=TURNS, max_new_tokens=8))).error
+        finally:
+            await deployment.engine.stop()
+
+    deployment, error = asyncio.run(work())
+    assert not error and not deployment.candidates and "llama.cpp" in deployment.left_out["try"]
 
 
 # --- a server ------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ HELLO: Any = [{"role": "system", "content": "Be brief"}, {"role": "user", "conte
 
 def before(config: ServeConfig, work: Callable[[Gateway], Any]) -> Any:
     async def main() -> Any:
-        async with _started(config, deployment_of(config)) as gateway:
+        async with _started(config, {}) as gateway:
             return await work(gateway)
 
     return asyncio.run(main())

@@ -235,8 +235,11 @@ def open_candidate(config: ServeConfig, candidate: Candidate, *, kind: EngineKin
         UserError: it can't be served next to them, with the way out.
     """
     place = local_name(candidate.source)
-    with contextlib.suppress(UserError):  # a LoRA file in GGUF, which the server's own engine has to open
+    try:
         kind = engine_for(place, str(config.engine))
+    except UserError:
+        if kind is not ENGINES[0]:  # else it may be a LoRA file, which llama.cpp opens on the server's base
+            raise
     opened = open_model(kind, candidate.model, candidate.source, base=base)
     if opened.base == base:
         return opened

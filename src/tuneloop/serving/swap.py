@@ -179,6 +179,9 @@ class Swaps:
         try:
             deployment = await asyncio.to_thread(deployment_of, config, wanted)
             engine = deployment.engine
+            without = {f"candidate of {name}" for name in deployment.left_out}
+            if without and {name: each for name, each in sources.items() if name not in without} == self.current:
+                raise UserError("; ".join(deployment.left_out.values()))  # nothing else is new
             await engine.start()
             await prove_models(config, deployment)
             models = await asyncio.to_thread(deployment.models)

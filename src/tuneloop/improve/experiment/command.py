@@ -125,8 +125,10 @@ def wait_for_candidate(place: Path | str, name: str, seconds: float = SWAP_SECON
 
     Raises UserError: the server can't serve it; the experiment is stopped then.
     """
-    until = time.monotonic() + seconds
-    while is_running(store_folder(place)) and time.monotonic() < until:
+    folder, until = store_folder(place), time.monotonic() + seconds
+    if not (folder / ServerState.file).is_file():
+        return False
+    while is_running(folder) and time.monotonic() < until:
         why = left_out(place, name)
         if why:
             state = stop(place, name, f"the server can't serve the candidate: {why}")

@@ -3,7 +3,8 @@
     TUNELOOP_VLLM=PYTHON python benchmarks/evaluate_vllm.py RUN FILE [--rows 150] [--cases bfloat16:float32] [--write]
 
 RUN is a finished run that was trained to classify, FILE its test rows. Both engines get the same token ids and score the
-labels of the run; equal are the labels, `dp` is the difference of the label's probability. With `plain` vLLM's last product
+labels of the run; `dp` is the difference of a label's probability to that of scoring all labels to their ends, which our
+engine's evaluation bounds from below. With `plain` vLLM's last product
 is in the model's type, which rounds its log probabilities to eighths of a nat. vLLM runs on one core, as `make test-vllm`
 starts it, and our engine on one thread; the seconds are those of all answers, with everything loaded. PYTHON is that of an
 environment with vLLM, which `make test-vllm` makes.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,9 +33,11 @@ from tuneloop.evaluation.config import EvaluateConfig  # noqa: E402
 from tuneloop.evaluation.evaluate import sample_rows  # noqa: E402
 from tuneloop.inference.openai.target import Endpoint  # noqa: E402
 from tuneloop.inference.protocol import ModelTarget, as_model  # noqa: E402
+from tuneloop.inference.request import Request  # noqa: E402
 from tuneloop.inference.targets import open_endpoint, open_model  # noqa: E402
 from tuneloop.models.names import resolve  # noqa: E402
 from tuneloop.pipeline.compared_systems import SystemAnswers, ask  # noqa: E402
+from tuneloop.records.completion import Completion  # noqa: E402
 from tuneloop.records.rows import Dataset  # noqa: E402
 
 HEADING = "## Labels through vLLM"
@@ -55,9 +59,9 @@ def answers(target: ModelTarget, dataset: Dataset) -> SystemAnswers:
     return ask(target, dataset, dataset.test, EvaluateConfig())[""]
 
 
-def line(dtype: str, way: str, theirs: SystemAnswers, ours: SystemAnswers) -> str:
+def line(dtype: str, way: str, theirs: SystemAnswers, ours: SystemAnswers, exact: Sequence[Completion]) -> str:
     """One line of the table."""
-    pairs = list(zip(theirs.completions, ours.completions, strict=True))
+    pairs = list(zip(theirs.completions, exact, strict=True))
     failed = [one.error for one, _ in pairs if one.error]
     if failed:
         sys.exit(f"{len(failed)} rows failed: {failed[0]}")
@@ -88,11 +92,14 @@ def main() -> None:
     ]
     print("\n".join(table), flush=True)
     ours: dict[str, SystemAnswers] = {}
+    exact: dict[str, list[Completion]] = {}
     for dtype, last in (case.split(":") for case in options.cases.split(",")):
         os.environ["TUNELOOP_DTYPE"] = dtype
         own = open_model(str(options.run))
         if dtype not in ours:
             ours[dtype] = answers(own, dataset)
+            requests = [Request(row.prompt, row.tools) for row in dataset.test]
+            exact[dtype] = list(own.score(requests, dataset.manifest.labels or [], exact=True))
         more = () if last == "float32" else ("--hf-overrides", "{}")
         with TemporaryDirectory() as scratch:
             server = RealVllm(Path(resolve(own.untuned)), Path(scratch) / "vllm.log", "--dtype", dtype, *more).start()
@@ -104,7 +111,7 @@ def main() -> None:
                 target.close()
             finally:
                 server.kill()
-        table.append(line(dtype, last, theirs, ours[dtype]))
+        table.append(line(dtype, last, theirs, ours[dtype], exact[dtype]))
         print(table[-1], flush=True)
     if options.write:
         put_into_results(HEADING, "\n".join(table))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import real_vllm
 from real_vllm import RealVllm
+from tuned_runs import text
 
 from patience import HANG
 from serving import ANSWERS, FIELDS, running
@@ -22,6 +23,7 @@ from tuneloop.improve.experiment import command as ab
 from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings
 from tuneloop.inference.protocol import Served, ServingEngine, complete
 from tuneloop.inference.request import Request
+from tuneloop.inference.targets import open_target
 from tuneloop.models.names import resolve
 from tuneloop.models.peft_layout import hash_of_adapter
 from tuneloop.serving.pool import EnginePool
@@ -33,10 +35,10 @@ pytestmark = [
 MakeTuned = Callable[..., Path]
 TOPICS = ["card arrival", "card lost", "top up", "top up fee", "other"]
 TICKETS = [
-    {"text": f"{opening} my {TOPICS[i % 5]}? It is the {i}th time that I ask.", "label": TOPICS[i % 5]}
-    for i, opening in enumerate(["What about", "Can you help me with", "I have a question on", "Where is"] * 11)
+    {"text": f"{opening} my {TOPICS[i % 5]}? It is for {text(i)}.", "label": TOPICS[i % 5]}
+    for i, opening in enumerate(["What about", "Can you help me with", "I have a question on", "Where is"] * 12)
 ]
-TOGETHER = ("--no-cache", "--concurrency", "32")
+TOGETHER = ("--no-cache", "--concurrency", "32", "--timeout", "600")
 PROBABILITY = 0.01  # what may differ: what the search leaves unread, and rounding
 
 
@@ -69,15 +71,17 @@ def reported(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 
     return record
 
 
-def same_labels(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
-    """Labels and probabilities are the same, but where two labels are equally likely."""
-    for one, other in zip(ours, theirs, strict=True):
-        a, b = one["completion"], other["completion"]
-        assert b["finish"] == "choice"
-        if a["text"] != b["text"]:
-            assert a["label_scores"][a["text"]] - a["label_scores"][b["text"]] < 2e-3, "only a tie may go either way"
-        else:
-            assert a["label_probability"] == pytest.approx(b["label_probability"], abs=PROBABILITY)
+def check_labels(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], run: Path) -> None:
+    """Labels of two evaluations are the same, and the second one's probabilities those of scoring all labels.
+
+    Our engine's own are lower bounds, which are far off where a model is unsure.
+    """
+    assert len(ours) >= 20
+    requests = [Request(row["messages"]) for row in ours]
+    exact = open_target(str(run)).score(requests, sorted(TOPICS), exact=True)
+    for one, other, true in zip(ours, theirs, exact, strict=True):
+        assert other["completion"]["finish"] == "choice" and one["prediction"] == other["prediction"] == true.text
+        assert other["confidence"] == pytest.approx(true.label_probability, abs=PROBABILITY)
 
 
 def test_an_evaluation_by_url_is_that_of_the_run_and_passes_its_gate(
@@ -88,7 +92,8 @@ def test_an_evaluation_by_url_is_that_of_the_run_and_passes_its_gate(
     by_url = ("evaluate", server.address, "-m", str(classifier), *rows, *TOGETHER, "--out", "theirs")
     theirs = reported(capsys, *by_url)
     assert theirs["costs"]["tuned"]["failed"] == 0 and theirs["notes"] == ours["notes"]
-    same_labels(*(list(read_jsonl(Path(name) / "samples.jsonl")) for name in ("ours", "theirs")))
+    samples = [list(read_jsonl(Path(name) / "samples.jsonl")) for name in ("ours", "theirs")]
+    check_labels(*samples, run=classifier)
     Path("suite.yaml").write_text("version: 1\nmetrics: [{metric: accuracy, margin: 0.1}]\n")
     gate = reported(capsys, "gate", "theirs", "--against", "ours", "--suite", "suite.yaml", "--no-model")
     assert gate["outcome"] == "pass"
@@ -98,7 +103,7 @@ def test_rows_are_predicted_by_url_as_here(
     server: RealVllm, classifier: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("in.jsonl").write_text("".join(json.dumps({"text": each["text"]}) + "\n" for each in TICKETS[:8]))
-    ours = reported(capsys, "predict", str(classifier), "in.jsonl")["predictions"]
+    ours = reported(capsys, "predict", str(classifier), "in.jsonl", "--top", "5")["predictions"]
     by_url = ("predict", server.address, "in.jsonl", "-m", str(classifier), *TOGETHER)
     for one, other in zip(ours, reported(capsys, *by_url)["predictions"], strict=True):
         assert one["prediction"] == other["prediction"]

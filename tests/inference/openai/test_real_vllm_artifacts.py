@@ -83,7 +83,7 @@ def accuracy(tuned: Tuned, replies: list[Completion]) -> float:
 def test_an_exported_model_classifies_test_rows_as_it_does_here(tuned: Tuned, quant: str, tmp_path: Path) -> None:
     options: Any = {"quant": quant} if quant else {}
     folder = tuneloop.export(tuned.run, form="merged", out=tmp_path / "artifact", force=True, **options).folder
-    ours = open_target(str(folder)).score(tuned.requests, tuned.labels, exact=True)
+    ours = list(open_target(str(folder)).score(tuned.requests, tuned.labels, exact=True))
     # Four bits are multiplied in bf16 alone on a processor.
     server = RealVllm(folder, tmp_path / "log.txt", "--dtype", "bfloat16" if quant else "float32", lora=False).start()
 

@@ -211,23 +211,20 @@ def test_no_request_fails_while_the_adapter_is_swapped(server: RealVllm, adapter
 
     async def main() -> None:
         async with _started(config(adapters[0]), deployment_of(config(adapters[0]))) as gateway:
-            replies = [asyncio.create_task(ask(gateway))]
-            before = await replies[0]
-            over = asyncio.Event()
+            before = await ask(gateway)
+            over, texts = asyncio.Event(), [before]
 
             async def load() -> None:
                 while not over.is_set():
-                    replies.append(asyncio.create_task(ask(gateway)))
-                    await asyncio.sleep(0.5)
+                    texts.append(await ask(gateway))
 
-            task = asyncio.create_task(load())
+            tasks = [asyncio.create_task(load()) for _ in range(2)]
             swaps = Swaps(config(adapters[1]), Experiments(tmp_path / "serve"), say=print)
             assert await swaps.swap(gateway, {"m": str(adapters[1])})
             await asyncio.gather(*swaps._ending)
             after = await ask(gateway)
             over.set()
-            await task
-            texts = [await each for each in replies]
+            await asyncio.gather(*tasks)
             assert set(texts) <= {before, after} and before != after and len(texts) > 2
             engine: Any = gateway.engine
             names = set(await engine._models())

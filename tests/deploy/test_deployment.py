@@ -46,7 +46,8 @@ def test_an_adapter_is_asked_for_by_its_own_name_and_the_base_by_another() -> No
     )
     assert engine_arguments(job) == {
         "served-model-name": "base", "max-model-len": 4096, "generation-config": "vllm", "tensor-parallel-size": 2,
-        "enable-lora": True, "max-lora-rank": 32, "lora-modules": "tickets=org/adapter",
+        "enable-lora": True, "max-lora-rank": 32, "lora-modules": "tickets=org/adapter", "tokenizer": "org/adapter",
+        "max-loras": 2,
     }  # fmt: skip
     assert vllm_command(job)[:3] == ["vllm", "serve", "org/base"] and "--enable-lora" in vllm_command(job)
 

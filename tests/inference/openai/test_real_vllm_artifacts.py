@@ -69,7 +69,7 @@ def train(folder: Path) -> Path:
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Tuned:
     run = train(tmp_path_factory.mktemp("tuned"))
     rows = [json.loads(line) for line in (run.parent / "dataset" / "test.jsonl").read_text().splitlines()]
-    rows = sorted(rows, key=lambda row: len(row["messages"][-2]["content"]))[:ROWS]
+    rows = [row for row in rows if len(row["messages"][-2]["content"]) < 1200][:ROWS]  # what is soon read
     labels = tuple(sorted({row["label"] for row in map(json.loads, (run.parent / "dataset" / "train.jsonl").open())}))
     return Tuned(run, [Request(row["messages"][:-1]) for row in rows], [row["label"] for row in rows], labels)
 
@@ -83,7 +83,7 @@ def accuracy(tuned: Tuned, replies: list[Completion]) -> float:
 def test_an_exported_model_classifies_test_rows_as_it_does_here(tuned: Tuned, quant: str, tmp_path: Path) -> None:
     options: Any = {"quant": quant} if quant else {}
     folder = tuneloop.export(tuned.run, form="merged", out=tmp_path / "artifact", force=True, **options).folder
-    ours = open_target(str(folder)).score(tuned.requests, tuned.labels, exact=True)
+    ours = list(open_target(str(folder)).score(tuned.requests, tuned.labels, exact=True))
     # Four bits are multiplied in bf16 alone on a processor.
     server = RealVllm(folder, tmp_path / "log.txt", "--dtype", "bfloat16" if quant else "float32", lora=False).start()
 
@@ -128,7 +128,8 @@ def cog_server(project: Path, cache: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     variables = {
         **os.environ, **real_vllm.VARIABLES, "PORT": str(port), "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
-        "HF_HUB_CACHE": str(cache), "COG_MAX_CONCURRENCY": "4", "VLLM_USE_V1": "1",
+        "HF_HUB_CACHE": str(cache), "COG_MAX_CONCURRENCY": "4",
+        "PATH": f"{Path(real_vllm.PYTHON).parent}{os.pathsep}{os.environ['PATH']}",  # it starts `python`
     }  # fmt: skip
     log = (project / "log.txt").open("wb")
     words = [real_vllm.PYTHON, "-m", "cog.server.http", "--host", "127.0.0.1"]
@@ -180,5 +181,3 @@ def test_replicate_s_project_answers_as_the_adapter_does_here(tmp_path: Path) ->
         status, reply = post(address, "/predictions", {"input": {"prompt": WINDY, "max_tokens": 8}})
         assert status == 200 and reply["status"] == "succeeded", reply
         assert "".join(reply["output"]).strip() == ours != of_the_base
-        status, reply = post(address, "/predictions", {"input": {"prompt": WINDY, "max_tokens": 100_000}})
-        assert status == 422, "more than the context holds"

@@ -211,23 +211,20 @@ def test_no_request_fails_while_the_adapter_is_swapped(server: RealVllm, adapter
 
     async def main() -> None:
         async with _started(config(adapters[0]), deployment_of(config(adapters[0]))) as gateway:
-            replies = [asyncio.create_task(ask(gateway))]
-            before = await replies[0]
-            over = asyncio.Event()
+            before = await ask(gateway)
+            over, texts = asyncio.Event(), [before]
 
             async def load() -> None:
                 while not over.is_set():
-                    replies.append(asyncio.create_task(ask(gateway)))
-                    await asyncio.sleep(0.5)
+                    texts.append(await ask(gateway))
 
-            task = asyncio.create_task(load())
+            tasks = [asyncio.create_task(load()) for _ in range(2)]
             swaps = Swaps(config(adapters[1]), Experiments(tmp_path / "serve"), say=print)
             assert await swaps.swap(gateway, {"m": str(adapters[1])})
             await asyncio.gather(*swaps._ending)
             after = await ask(gateway)
             over.set()
-            await task
-            texts = [await each for each in replies]
+            await asyncio.gather(*tasks)
             assert set(texts) <= {before, after} and before != after and len(texts) > 2
             engine: Any = gateway.engine
             names = set(await engine._models())
@@ -253,19 +250,24 @@ def test_an_engine_that_dies_in_mid_answer_is_an_error_and_not_healthy(server: R
     served.run(endpoint(server), work)
 
 
-def test_under_priorities_a_request_does_not_wait_for_background_work(tmp_path: Path) -> None:
+def test_under_priorities_a_request_goes_before_background_work_that_waits(tmp_path: Path) -> None:
+    """What is being written is not interrupted: vLLM does that only where its cache runs out of blocks."""
     more = ("--scheduling-policy", "priority", "--max-num-seqs", "1")
     server = RealVllm(Path(resolve("smollm2-135m")), tmp_path / "log.txt", "--dtype", "float32", *more).start()
 
     async def work(engine: EndpointEngine) -> None:
-        whole = await complete(engine, Request(LONG, max_new_tokens=60))
-        background = asyncio.create_task(complete(engine, Request(LONG, max_new_tokens=60, gives_way=True)))
-        until = time.monotonic() + 60 * slowness()
-        while not await asyncio.to_thread(server.metric, "vllm:num_requests_running"):
-            assert time.monotonic() < until
+        async def under_way(name: str) -> None:
+            until = time.monotonic() + 60 * slowness()
+            while not await asyncio.to_thread(server.metric, f"vllm:num_requests_{name}"):
+                assert time.monotonic() < until
+
+        first = asyncio.create_task(complete(engine, Request(LONG, max_new_tokens=60)))
+        await under_way("running")
+        background = asyncio.create_task(complete(engine, Request(LONG, max_new_tokens=20, gives_way=True)))
+        await under_way("waiting")
         answer = await complete(engine, Request(FRANCE, max_new_tokens=4))
-        assert not answer.error and not background.done(), "the only place is given to it"
-        assert (await background).token_ids == whole.token_ids
+        assert not answer.error and first.done() and not background.done()
+        assert (await background).token_ids == (await first).token_ids[:20]
 
     try:
         served.run(endpoint(server, priorities=True), work)

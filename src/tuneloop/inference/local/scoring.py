@@ -145,7 +145,7 @@ class _Tree:
         import torch
 
         if is_batch_invariant():  # one row at a time
-            return torch.cat([row @ self.shares.t() for row in logp.split(1)])
+            return torch.cat([row @ self.shares.t() for row in torch.split(logp, 1)])
         return logp @ self.shares.t()
 
 

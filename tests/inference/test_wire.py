@@ -44,7 +44,11 @@ class Server:
             writer.close()
 
 
-def run(server: Callable[[], Server], work: Callable[[Wire, Server], Awaitable[None]]) -> None:
+def run(
+    server: Callable[[], Server],
+    work: Callable[[Wire, Server], Awaitable[None]],
+    new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
+) -> None:
     async def main() -> None:
         made = server()
         listening = await asyncio.start_server(made.handle, "127.0.0.1", 0)
@@ -55,7 +59,8 @@ def run(server: Callable[[], Server], work: Callable[[Wire, Server], Awaitable[N
             await wire.close()
             listening.close()
 
-    asyncio.run(main())
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(main())
 
 
 async def read(wire: Wire) -> list[bytes]:
@@ -178,3 +183,36 @@ def test_the_proxy_of_the_environment_is_used_where_it_may_be(excepted: str, mon
             await far.close()
 
     run(lambda: Server(OK + b"Content-Length: 2\r\n\r\nhi"), work)
+
+
+def test_in_uvloop_a_large_answer_waits_for_its_reader() -> None:
+    uvloop = pytest.importorskip("uvloop")
+    size = 8 << 20
+
+    async def work(wire: Wire, server: Server) -> None:
+        body = await wire.post("/completion", b"{}")
+        assert len(body) == size and set(body) == {ord("x")}
+        assert await read(wire) == [b"1"] and server.connections == 1
+
+    large = OK + f"Content-Length: {size}\r\n\r\n".encode() + b"x" * size
+    run(lambda: Server(large, CHUNKED + chunk(b"data: 1\n\n") + chunk(b"")), work, uvloop.new_event_loop)
+
+
+def test_without_httptools_aiohttp_sends_the_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuneloop.inference.wire.importlib.util.find_spec", lambda name: None)
+
+    async def work(wire: Wire, server: Server) -> None:
+        assert await wire.post("/completion", b"{}") == b"{}" and await read(wire) == [b"1"]
+        assert b"Bearer the-key" in server.asked[0] and server.connections == 1 and wire._client is None
+
+    whole = OK + b"Content-Length: 2\r\n\r\n{}"
+    run(lambda: Server(whole, CHUNKED + chunk(b"data: 1\n\n") + chunk(b"")), work)
+
+
+def test_a_key_with_a_line_break_is_not_sent() -> None:
+    async def main() -> None:
+        with pytest.raises(Broken) as caught:
+            await Wire("http://127.0.0.1:9", "a\r\nX-Other: b").get("/")
+        assert caught.value.kind == "unsendable"
+
+    asyncio.run(main())

@@ -67,7 +67,8 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def need_batch_invariance(model: Model) -> None:
-    """Make sure that a model can be computed so. Raises UserError: other code computes it, a GPU, or in 32 bits."""
+    """Make sure that a model can be computed so. Raises UserError: other code computes it, a GPU, or in 32 bits; or
+    products of this processor depend on the number of rows."""
     step = "leave out deterministic=true"
     if not model.is_own:
         what = f"Answers of {model.name} can't be deterministic: it is not computed by our own Llama"
@@ -79,3 +80,21 @@ def need_batch_invariance(model: Model) -> None:
         what = f"Deterministic answers are for bfloat16: here {str(model.head.dtype).removeprefix('torch.')} computes"
         more = ": in float32 company changes some millionths of a log probability"
         raise UserError(what, where="deterministic", next_step=step + more)
+    if shape := _dependent_shape(model):
+        what = f"This processor rounds products of {shape[1]} numbers by how many rows are computed together"
+        raise UserError(what, where="deterministic", next_step=step)
+
+
+def _dependent_shape(model: Model) -> tuple[int, ...]:
+    """The shape of a weight whose product with a few rows is another one than among many; empty: there is none."""
+    import torch
+
+    matrices = (each for each in model.net.parameters() if each.dim() == 2 and each.dtype == model.head.dtype)
+    for shape, weight in {tuple(each.shape): each for each in matrices}.items():
+        x = torch.randn(37, shape[1], generator=torch.Generator().manual_seed(0)).to(weight.dtype)
+        with torch.inference_mode():
+            whole = x @ weight.t()
+            parts = (slice(0, LEAST_ROWS), slice(5, 12), slice(20, 37))
+            if any(not torch.equal(x[part] @ weight.t(), whole[part]) for part in parts):
+                return shape
+    return ()

@@ -1049,7 +1049,8 @@ class LlamaModel(nn.Module):
         calls: list[Callable[..., Tensor]] = [layer._call_impl if plain else layer for layer in self.layers]
         *below, last = calls
         for layer in below:
-            adapt_threads()
+            if not is_batch_invariant():  # another number of threads may sum in another order
+                adapt_threads()
             x = layer(x, now)
         x = last(x, now, indices)
         return self.norm(x)  # type: ignore[no-any-return]

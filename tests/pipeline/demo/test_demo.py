@@ -28,6 +28,8 @@ from tuneloop.recipe import load_recipe
 
 PACKAGED = ROOT / "src" / "tuneloop" / "pipeline" / "demo"
 Cli = Any
+# Without a limit on the whole run, which leaves few-shot out on a busy machine.
+QUICK = ("max_minutes=null", "train.max_minutes=0.02", "evaluate.limit=8", "track.report_to=none")
 
 
 @pytest.fixture(scope="module")
@@ -155,9 +157,7 @@ def test_offline_without_the_model_there_is_one_message(
 def test_the_whole_demo_ends_with_a_few_lines_that_a_person_reads(
     cli_process: Cli, tmp_path: Path, small_packaged: dict[str, str]
 ) -> None:
-    done: subprocess.CompletedProcess[str] = cli_process(
-        "demo", "max_minutes=0.1", "track.report_to=none", env=small_packaged
-    )
+    done: subprocess.CompletedProcess[str] = cli_process("demo", *QUICK, env=small_packaged)
     assert done.returncode == 0, done.stderr
     last = done.stdout.rstrip().rpartition("\n\n")[2].splitlines()
     assert len(last) <= MOST_LINES
@@ -167,7 +167,7 @@ def test_the_whole_demo_ends_with_a_few_lines_that_a_person_reads(
     )
     assert "alternative" in ahead and re.match(r"Cost +\d", cost)
     assert (tmp_path / report.split()[-1]).is_file()
-    for name in ("zero-shot", "few-shot", "majority class", "tf-idf + logistic"):
+    for name in ("zero-shot", "few-shot", "majority", "tf-idf"):
         assert name in done.stdout, name
     command = ask.removeprefix("Ask it").split()
     answered = cli_process(*command[1:], env=small_packaged)

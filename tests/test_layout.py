@@ -82,6 +82,7 @@ TESTED_IN = {
     "improve/monitor/test_command.py": "cli.monitor improve.monitor.record",
     "improve/controller/test_command.py": "cli.improve improve.controller.controller",
     "pipeline/test_chat.py": "cli.chat",
+    "pipeline/demo/test_demo.py": "cli.demo",
     "pipeline/test_evaluations.py": "cli.endpoint pipeline.compare pipeline.evaluate pipeline.scoring pipeline.target_answers",
     "pipeline/test_predict.py": "cli.predict pipeline.predict_files pipeline.targets",
     "pipeline/test_timed_baselines.py": "pipeline.baselines",

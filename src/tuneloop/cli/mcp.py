@@ -19,9 +19,9 @@ def command(
     ),
     allow_write: bool = switch("Let the agent write files, train and measure; else it reads, plans and predicts."),
 ) -> Result | None:
-    """Serve coding agents by the Model Context Protocol, on standard input and output.
+    """Serve coding agents by the Model Context Protocol.
 
-    With --json the tools are listed and nothing is served.
+    It speaks on standard input and output; a client starts it. With --json the tools are listed and nothing is served.
     """
     try:
         from tuneloop.agents.server import make_server

@@ -128,7 +128,7 @@ def command(
     keys: bool = switch("Print a table of keys, defaults and meanings instead."),
     answer: str = flag("", "COMMAND", "Print the schema of what a command prints with --json, as in 'data check'."),
 ) -> Result:
-    """Print the JSON Schema of a recipe, a record or a command's answer, or a table of keys."""
+    """Print the JSON Schema of a recipe, record or answer, or keys."""
     from tuneloop.recipe import Recipe, describe_keys
 
     if keys and not record and not output().as_json:

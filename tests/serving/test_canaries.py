@@ -20,7 +20,7 @@ from tuneloop.inference.protocol import Served
 from tuneloop.pipeline.evaluations import evaluate_target
 from tuneloop.pipeline.targets import task_of_run
 from tuneloop.serving.config import ServeConfig
-from tuneloop.serving.models import canaries_of
+from tuneloop.serving.models import canaries_of, deployment_of
 from tuneloop.serving.server import _started
 
 MakeTuned = Callable[..., Path]

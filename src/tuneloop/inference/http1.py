@@ -25,7 +25,7 @@ class NoConnection(ConnectionError):
     """There is no connection to the server."""
 
 
-class Connection(asyncio.Protocol):
+class KeptConnection(asyncio.Protocol):
     """A connection, and the answer that comes on it."""
 
     def __init__(self) -> None:
@@ -148,8 +148,8 @@ class Client:
     address: str  # `http://HOST:PORT` or `https://...`, perhaps with the beginning of all paths
     headers: Mapping[str, str]  # of each request
     connect_within: float  # seconds
-    _resting: list[Connection] = field(default_factory=list)
-    _active: set[Connection] = field(default_factory=set)
+    _resting: list[KeptConnection] = field(default_factory=list)
+    _active: set[KeptConnection] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         place = urlsplit(self.address)
@@ -161,7 +161,7 @@ class Client:
             raise ValueError("a header or the address holds a line break")
 
     @asynccontextmanager
-    async def answered(self, method: str, path: str, body: bytes) -> AsyncIterator[Connection]:
+    async def answered(self, method: str, path: str, body: bytes) -> AsyncIterator[KeptConnection]:
         """The head of an answer, whose body is read from it; what is not read is dropped with the connection.
 
         Raises:
@@ -190,12 +190,12 @@ class Client:
                 else:
                     connection.close()
 
-    async def _connected(self) -> Connection:
+    async def _connected(self) -> KeptConnection:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self.connect_within):
                 _, connection = await loop.create_connection(
-                    Connection, self._host, self._port, ssl=self._secure or None
+                    KeptConnection, self._host, self._port, ssl=self._secure or None
                 )
         except TimeoutError:
             raise

@@ -1,4 +1,4 @@
-"""The proof of a model's chat template on rows: what is trained is what the model is asked with, and how it stops.
+"""The proof of a model's chat template on rows: what is trained is what a server sends and stops at.
 
 "It answered well in training, and the export writes nonsense" has few causes: another template, a wrong end token, lost
 control tokens. Each is one check here. `run` proves the template before it spends, `export` what it wrote.
@@ -127,7 +127,7 @@ def refuse_wrong_template(folder: Path, template: Template, rows: Sequence[Row],
     """Prove a template before a training spends anything; what it finds is said, what would spoil the training refused.
 
     Raises:
-        UserError: no answer would end, a turn or tools would be dropped, or the model would be asked otherwise.
+        UserError: no answer would end, a turn or tools would be dropped, or a server would send another prompt.
     """
     proof = prove_template(folder, template, rows, name=name)
     for finding in proof.findings:
@@ -250,7 +250,7 @@ def _default_system(proof: _Proof) -> TemplateFinding | None:
     without = [row for row in proof.rows if row.messages[0]["role"] != "system"]
     if not default or not without:
         return None
-    message = f"a system prompt appears by itself in {counted(len(without), 'row')} without one: {default[:100]!r}"
+    message = f"a system prompt is added to {counted(len(without), 'row')} without one: {default[:100]!r}"
     step = "write the system turn into the rows, or take a template without a default"
     return TemplateFinding("default system prompt", "error", message, step, without[0].id)
 

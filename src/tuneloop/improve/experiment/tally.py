@@ -152,7 +152,7 @@ def with_matured(tally: Tally, design: ExperimentDesign, users: Matured) -> Tall
     values = np.where(there, users.likes + users.dislikes, 0.0)
     rated = running_mean(values, there, likes.n, likes.total + dislikes.total, FIRST_RATED)
     books["measure"] = place_bets(books["measure"], arm, users.outcome, chance, design.effect)
-    if design.missing == "one way" and not design.sample:
+    if design.missing == "one-way" and not design.sample:
         books["likes"] = place_bets(likes, arm, users.likes, chance, design.effect * rated)
         books["dislikes"] = place_bets(dislikes, arm, users.dislikes, chance, design.effect * rated)
     if design.missing == "any" and not design.sample:
@@ -219,7 +219,7 @@ def findings_of(design: ExperimentDesign, tally: Tally) -> Findings:
     rated_ratio = _ratio(tally.rated, tally.shares, design.ratio_alpha)
     if design.sample:
         promotion = books["checked"].log_e(0) / needed
-    elif design.missing == "one way":
+    elif design.missing == "one-way":
         promotion = np.minimum(likes, dislikes)
     elif design.missing == "any":
         promotion = books["worst"].log_e(0) / needed

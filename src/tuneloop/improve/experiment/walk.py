@@ -84,7 +84,7 @@ class Moments:
 
 def columns_of(design: ExperimentDesign) -> list[Column]:
     """The claims that decide, by book and place, as in `tally.findings_of`."""
-    promotion = {"one way": [("likes", 0), ("dislikes", 0)], "any": [("worst", 0)], "random": []}[design.missing]
+    promotion = {"one-way": [("likes", 0), ("dislikes", 0)], "any": [("worst", 0)], "random": []}[design.missing]
     return [("measure", 0), ("measure", 1), ("measure", 2), *promotion]
 
 

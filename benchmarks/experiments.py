@@ -35,12 +35,12 @@ from tuneloop.improve.experiment.decision import outcome_of
 from tuneloop.improve.experiment.evidence import Stage, evidence_at
 from tuneloop.improve.experiment.record import ExperimentDesign
 from tuneloop.improve.experiment.simulation import SimulatedEnd, Stages, Verdicts, World, draw_users, simulate
-from tuneloop.improve.experiment.tally import Findings, Tally
+from tuneloop.improve.experiment.tally import Findings, UserTally
 
 Z, POWER, LOOKS = 1.959963984540054, 0.8, 10
 
 
-def decided(design: ExperimentDesign, tally: Tally, findings: Findings, stages: Stages) -> Verdicts:
+def decided(design: ExperimentDesign, tally: UserTally, findings: Findings, stages: Stages) -> Verdicts:
     """What the functions that decide real experiments say of each of many."""
     verdicts = []
     for at, (step_days, share) in enumerate(zip(stages.step_days, stages.share, strict=True)):

@@ -35,12 +35,12 @@ from tuneloop.improve.experiment.decision import outcome_of
 from tuneloop.improve.experiment.evidence import Stage, evidence_at
 from tuneloop.improve.experiment.record import ExperimentDesign
 from tuneloop.improve.experiment.simulation import SimulatedEnd, Stages, Verdicts, World, draw_users, simulate
-from tuneloop.improve.experiment.tally import Findings, Tally
+from tuneloop.improve.experiment.tally import Findings, UserTally
 
 Z, POWER, LOOKS = 1.959963984540054, 0.8, 10
 
 
-def decided(design: ExperimentDesign, tally: Tally, findings: Findings, stages: Stages) -> Verdicts:
+def decided(design: ExperimentDesign, tally: UserTally, findings: Findings, stages: Stages) -> Verdicts:
     """What the functions that decide real experiments say of each of many."""
     verdicts = []
     for at, (step_days, share) in enumerate(zip(stages.step_days, stages.share, strict=True)):
@@ -317,7 +317,7 @@ def print_table(options: argparse.Namespace) -> None:
     for effect in (0.0, 0.025, 0.05, 0.1, -0.05, -0.1, -0.2):
         here = replace(world, effect=effect)
         n, seed = options.replications, options.seed
-        for missing in ("one way", "random"):
+        for missing in ("one-way", "random"):
             ours = design.model_copy(update={"missing": missing})
             ends = simulate(ours, here, experiments=n, seed=seed, rule=decided)
             print_line(f"{effect:+.3g}", f"tuneloop, missing {missing}", ends)
@@ -460,7 +460,7 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--registered-base", type=float, help="default: the true one")
         one.add_argument("--population", type=int, default=0, help="users who come again; 0: always new ones")
         one.add_argument("--ramp", default="10,25,50")
-        one.add_argument("--missing", default="one way", choices=["random", "one way", "any"])
+        one.add_argument("--missing", default="one-way", choices=["random", "one-way", "any"])
         one.add_argument("--replications", type=int, default=300)
         one.add_argument("--seed", type=int, default=0)
         one.add_argument("--json", action="store_true")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tuneloop.core.stats import betting as b
 
 ALPHA = 0.05
-UP, DOWN = b.Claim(1, ((0.7, 1.0), (0.3, 4.0))), b.Claim(-1, ((0.7, 1.0), (0.3, 4.0)))
+UP, DOWN = b.ArmClaim(1, ((0.7, 1.0), (0.3, 4.0))), b.ArmClaim(-1, ((0.7, 1.0), (0.3, 4.0)))
 
 
 def proven(book: b.Book, claim: int) -> float:
@@ -76,7 +76,7 @@ def test_amounts_of_any_size_are_cut_off_and_rarely_err():
     runs, n = 600, 1500
     p = np.full((runs, n), 0.1)
     arms, logs = rng.random((runs, n)) < p, rng.standard_t(1.5, (runs, n)) + 7
-    claim = b.Claim(1, ((1.0, 1.0),), null=math.log(1.5))
+    claim = b.ArmClaim(1, ((1.0, 1.0),), null=math.log(1.5))
     equal = b.place_bets(b.open_book([claim], runs, guess=None, reach=2.0), arms, logs, p, 0.25)
     worse = b.place_bets(b.open_book([claim], runs, guess=None, reach=2.0), arms, logs + 1.5 * arms, p, 0.25)
     assert proven(equal, 0) <= least(runs) and proven(worse, 0) > 0.9

@@ -32,7 +32,7 @@ def test_five_points_at_a_tenth_of_the_traffic_take_thousands_of_rated_units(pla
 
 def test_missing_ratings_and_users_who_return_cost_days(plan):
     dense = {**ASKED, "requests_per_day": 80, "rated": 0.75, "share": 0, "simulations": 400}
-    days = [e.plan_experiment({**dense, **more}).days_50 for more in ({}, {"missing": "one way"}, {"ramp": "2,5,10"})]
+    days = [e.plan_experiment({**dense, **more}).days_50 for more in ({}, {"missing": "one-way"}, {"ramp": "2,5,10"})]
     assert days[0] < days[1] and days[0] < days[2]
     one, six = (e.plan_experiment({**dense, "requests_per_day": 480, "requests_per_user": n}) for n in (1, 6))
     assert six.units_per_day < one.units_per_day / 4 and six.days_50 > one.days_50

@@ -27,7 +27,7 @@ LEAST_VARIANCE = 1e-4
 
 
 @dataclass(frozen=True)
-class Claim:
+class ArmClaim:
     """What is bet on: the difference of the arms is above (`sign` 1) or below (-1) `null`.
 
     Args:
@@ -55,7 +55,7 @@ class Book:
             stays proven, so that nothing depends on when one looks.
     """
 
-    claims: tuple[Claim, ...]
+    claims: tuple[ArmClaim, ...]
     guess: float | None
     reach: float | None
     n: Array
@@ -78,7 +78,7 @@ class Book:
 
 
 def open_book(
-    claims: Sequence[Claim], experiments: int = 1, *, guess: float | None, reach: float | None = None
+    claims: Sequence[ArmClaim], experiments: int = 1, *, guess: float | None, reach: float | None = None
 ) -> Book:
     """A book before the first unit; see `Book`."""
     sums = {name: np.zeros(experiments) for name in ("n", "total", "squares", "score", "information")}
@@ -160,7 +160,7 @@ def _guesses(book: Book, y: Array, counted: NDArray[np.bool_]) -> Array:
 
 
 def bound(
-    claim: Claim, data: tuple[NDArray[np.bool_], Array, Array], effect: float, alpha: float, *, guess: float
+    claim: ArmClaim, data: tuple[NDArray[np.bool_], Array, Array], effect: float, alpha: float, *, guess: float
 ) -> float:
     """One bound of the difference, which is ever wrong with a chance of at most alpha, by bisection.
 

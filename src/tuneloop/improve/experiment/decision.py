@@ -175,7 +175,7 @@ def _settled(design: ExperimentDesign, evidence: Evidence) -> RuleResult | None:
 def _why_it_holds(design: ExperimentDesign, proven: Strengths) -> str:
     if design.sample:
         return f"{counted(proven.checked_units, 'user')} of the random sample prove it"
-    if design.missing == "one way":
+    if design.missing == "one-way":
         return "good values per request are more and bad ones fewer"
     return f"of missing values it is assumed: {MISSING[design.missing]}"
 

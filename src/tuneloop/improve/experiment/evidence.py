@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tuneloop.core.lazy import Array, NDArray, np
-from tuneloop.core.stats.betting import Claim, bound, negative_mean_log_e
+from tuneloop.core.stats.betting import ArmClaim, bound, negative_mean_log_e
 from tuneloop.core.stats.sequences import best_rho2, difference, excess_log_e, ratio_log_e, running_bounds
 from tuneloop.improve.experiment.record import (
     ArmDifference,
@@ -27,7 +27,7 @@ from tuneloop.improve.experiment.tally import (
     Arrivals,
     Findings,
     Matured,
-    Tally,
+    UserTally,
     empty_tally,
     findings_of,
     with_affected,
@@ -66,8 +66,8 @@ def evidence_of(
     bounds = {}
     if valued.any():
         guess = {"guess": 1 - design.base if design.lower_is_better else design.base}
-        bounds["low"] = bound(Claim(1, BETTER), data, design.effect, design.alpha, **guess)
-        bounds["high"] = bound(Claim(-1, WORSE), data, design.effect, design.alpha, **guess)
+        bounds["low"] = bound(ArmClaim(1, BETTER), data, design.effect, design.alpha, **guess)
+        bounds["high"] = bound(ArmClaim(-1, WORSE), data, design.effect, design.alpha, **guess)
     votes = np.asarray(shadow, dtype=np.float64)
     worse = negative_mean_log_e(votes) / math.log(1 / design.alpha) if len(votes) else 0.0
     strengths = evidence.strengths and evidence.strengths.model_copy(
@@ -80,7 +80,7 @@ def evidence_of(
     return evidence.model_copy(update=changes)
 
 
-def tally_of(design: ExperimentDesign, units: Units) -> Tally:
+def tally_of(design: ExperimentDesign, units: Units) -> UserTally:
     """The sums of one experiment's users; those whose windows are over come in the order of their first requests."""
     tally = empty_tally(design, np.unique(units.propensity))
     users = Arrivals(units.candidate[None], units.propensity[None])
@@ -93,7 +93,7 @@ def tally_of(design: ExperimentDesign, units: Units) -> Tally:
     return with_matured(tally, design, Matured(users.candidate, users.propensity, *values))
 
 
-def evidence_at(design: ExperimentDesign, tally: Tally, findings: Findings, at: int, stage: Stage) -> Evidence:
+def evidence_at(design: ExperimentDesign, tally: UserTally, findings: Findings, at: int, stage: Stage) -> Evidence:
     """The evidence of one of a tally's experiments, without the bounds, which no decision needs.
 
     Args:
@@ -106,22 +106,36 @@ def evidence_at(design: ExperimentDesign, tally: Tally, findings: Findings, at: 
         strength, (candidate, champion) = float(findings.guardrails[at, place]), findings.affected[at, place]
         rails.append(
             GuardrailFinding(
-                name=rail.name, tolerance=rail.tolerance, candidate=float(candidate), champion=float(champion),
-                strength=strength, tripped=strength >= 1,
+                name=rail.name,
+                tolerance=rail.tolerance,
+                candidate=float(candidate),
+                champion=float(champion),
+                strength=strength,
+                tripped=strength >= 1,
             )
-        )  # fmt: skip
+        )
     proven = ("better", "worse", "no_gain", "promotion", "more_likes", "fewer_dislikes")
     return Evidence(
-        days=stage.days, step_days=stage.step_days, share=stage.share,
-        users=int(users.sum()), candidate_users=int(users[0]), dropped=0,
+        days=stage.days,
+        step_days=stage.step_days,
+        share=stage.share,
+        users=int(users.sum()),
+        candidate_users=int(users[0]),
+        dropped=0,
         measure=ArmDifference(
-            units=int(rated.sum()), candidate_units=int(rated[0]), candidate=float(means[0]),
-            champion=float(means[1]), difference=float(findings.difference[at]), low=math.nan, high=math.nan,
+            units=int(rated.sum()),
+            candidate_units=int(rated[0]),
+            candidate=float(means[0]),
+            champion=float(means[1]),
+            difference=float(findings.difference[at]),
+            low=math.nan,
+            high=math.nan,
         ),
         guardrails=rails,
-        ratio_strength=float(findings.ratio[at]), rated_ratio_strength=float(findings.rated_ratio[at]),
+        ratio_strength=float(findings.ratio[at]),
+        rated_ratio_strength=float(findings.rated_ratio[at]),
         strengths=Strengths(**{name: float(getattr(findings, name)[at]) for name in proven}),
-    )  # fmt: skip
+    )
 
 
 def _asymptotic(design: ExperimentDesign, units: Units, stage: Stage, shadow: Sequence[float], copies: int) -> Evidence:

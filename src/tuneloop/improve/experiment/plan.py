@@ -85,19 +85,35 @@ def _planned(options: ExperimentPlanOptions, **changes: Any) -> Planned:
     missing: Missing = changes.pop("missing", options.missing)
     try:
         design = ExperimentDesign(
-            name="plan", model="m", candidate="c", champion="b", salt="s", shadow=False, method="betting",
-            missing=missing, base=options.base, effect=options.effect, alpha=options.alpha, ramp=shares,
-            hold_days=options.hold_days, maturation_hours=options.maturation_hours, least_units=LEAST_UNITS,
+            name="plan",
+            model="m",
+            candidate="c",
+            champion="b",
+            salt="s",
+            shadow=False,
+            method="betting",
+            missing=missing,
+            base=options.base,
+            effect=options.effect,
+            alpha=options.alpha,
+            ramp=shares,
+            hold_days=options.hold_days,
+            maturation_hours=options.maturation_hours,
+            least_units=LEAST_UNITS,
             most_days=MOST_DAYS,
-        )  # fmt: skip
+        )
     except ValueError as error:
         what = f"Not a ramp: {options.ramp!r:.60}"
         step = "shares that rise from above 0 to at most 100, the first below 100"
         raise UserError(what, where="--ramp", next_step=step) from error
     world = World(
-        users_per_day=options.requests_per_day / options.requests_per_user, base=options.base, rated=options.rated,
-        requests=options.requests_per_user, correlation=options.correlation, population=options.users,
-    )  # fmt: skip
+        users_per_day=options.requests_per_day / options.requests_per_user,
+        base=options.base,
+        rated=options.rated,
+        requests=options.requests_per_user,
+        correlation=options.correlation,
+        population=options.users,
+    )
     return Planned(design, replace(world, **changes), options.seed)
 
 

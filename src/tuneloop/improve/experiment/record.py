@@ -14,10 +14,10 @@ from tuneloop.records.record import Number, Part, Record
 Outcome = Literal["promote", "roll back", "continue", "futility"]
 
 
-Missing = Literal["random", "one way", "any"]
+Missing = Literal["random", "one-way", "any"]
 MISSING: dict[str, str] = {
     "random": "both arms, and good and bad answers alike, are rated at the same rates",
-    "one way": "the candidate changes whether answers are rated in one direction: more often, or less often",
+    "one-way": "the candidate changes whether answers are rated in one direction: more often, or less often",
     "any": "nothing: unrated answers of the candidate may all be bad, and those of the champion all be good",
 }
 LATER = ("method", "missing", "sample", "sample_kind")  # fields that registrations for the asymptotic method lack
@@ -205,7 +205,7 @@ class ExperimentDesign(Record):
         Guardrail(name="length", tolerance=2.0),
     ]  # fmt: skip
     method: Literal["asymptotic", "betting"] = "asymptotic"
-    missing: Missing = "one way"
+    missing: Missing = "one-way"
     sample: float = Field(0.0, ge=0, le=1)
     sample_kind: str = "checked"
     salt: str
@@ -356,7 +356,7 @@ class ExperimentPlanOptions(Config):
     share: float = Field(0.0, ge=0, lt=1, description="A constant share instead of the ramp; 0: the ramp.")
     hold_days: float = Field(3.0, ge=0, description="Days that a step of the ramp lasts at least.")
     maturation_hours: float = Field(72.0, gt=0, description="Hours after a user's first request while feedback counts.")
-    missing: Missing = Field("one way", description="What is assumed of missing ratings: random, one way or any.")
+    missing: Missing = Field("one-way", description="What is assumed of missing ratings: random, one-way or any.")
     harm: int = Field(0, ge=0, description="Users that may meet a candidate twice the effect worse; picks the ramp.")
     alpha: float = Field(0.05, ge=1e-6, le=0.5, description="Chance of a wrong decision that is accepted.")
     simulations: int = Field(1000, ge=100, le=20_000, description="Simulated experiments.")
@@ -380,7 +380,7 @@ class ExperimentOptions(Config):
     hold_days: float = Field(3.0, ge=0, description="Days that a step of the ramp lasts at least.")
     maturation_hours: float = Field(72.0, gt=0, description="Hours after a user's first request while feedback counts.")
     most_days: float = Field(365.0, gt=0, description="Days after which the experiment ends.")
-    missing: Missing = Field("one way", description="What is assumed of missing ratings: random, one way or any.")
+    missing: Missing = Field("one-way", description="What is assumed of missing ratings: random, one-way or any.")
     sample: float = Field(0.0, ge=0, le=1, description="Share of users, drawn at random, whose answers are checked.")
     sample_kind: str = flag("checked", "KIND", "Kind of feedback that says what a check found.")
     shadow: bool = flag(

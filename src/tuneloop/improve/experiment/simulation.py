@@ -17,7 +17,7 @@ from tuneloop.improve.experiment.record import ExperimentDesign
 from tuneloop.improve.experiment.tally import (
     Findings,
     Matured,
-    Tally,
+    UserTally,
     empty_tally,
     findings_of,
     rows_of,
@@ -85,10 +85,10 @@ class Stages:
 
 
 Verdicts = list[tuple[str, str, float]]  # outcome, reason, share
-Rule = Callable[[ExperimentDesign, Tally, Findings, Stages], Verdicts]
+Rule = Callable[[ExperimentDesign, UserTally, Findings, Stages], Verdicts]
 
 
-def quick_verdicts(design: ExperimentDesign, tally: Tally, findings: Findings, stages: Stages) -> Verdicts:
+def quick_verdicts(design: ExperimentDesign, tally: UserTally, findings: Findings, stages: Stages) -> Verdicts:
     """The rules of `decision.decide` on many experiments at once."""
     rolled_back = (findings.ratio >= 1) | (findings.guardrails >= 1).any(axis=-1)
     worse, better = findings.worse >= 1, findings.promotion >= 1
@@ -212,9 +212,13 @@ def draw_users(
         drawn = there & (rng.random(shape) < design.sample * world.checked)
         checked = np.where(drawn, good / requests, np.nan)
     matured = Matured(
-        candidate, np.where(there, share[:, None], np.nan), outcome,
-        np.where(there, likes / requests, np.nan), np.where(there, dislikes / requests, np.nan), checked,
-    )  # fmt: skip
+        candidate,
+        np.where(there, share[:, None], np.nan),
+        outcome,
+        np.where(there, likes / requests, np.nan),
+        np.where(there, dislikes / requests, np.nan),
+        checked,
+    )
     invalid = rng.binomial(requests, world.invalid * np.where(candidate, world.invalid_factor, 1.0)) > 0
     latency = np.full(shape, np.nan)
     if world.latency_factor:
@@ -222,7 +226,7 @@ def draw_users(
     return NewUsers(matured, invalid, latency)
 
 
-def _with_new(tally: Tally, users: NewUsers) -> Tally:
+def _with_new(tally: UserTally, users: NewUsers) -> UserTally:
     """The sums with what is known of users at once."""
     tally = with_affected(with_arrivals(tally, users.matured), "invalid", users.matured, users.invalid)
     return with_amounts(tally, "latency", users.matured, users.log_latency) if "latency" in tally.amounts else tally
@@ -231,9 +235,13 @@ def _with_new(tally: Tally, users: NewUsers) -> Tally:
 def _some(users: NewUsers, rows: NDArray[np.bool_]) -> NewUsers:
     m = users.matured
     matured = Matured(
-        m.candidate[rows], m.propensity[rows], m.outcome[rows], m.likes[rows], m.dislikes[rows],
+        m.candidate[rows],
+        m.propensity[rows],
+        m.outcome[rows],
+        m.likes[rows],
+        m.dislikes[rows],
         None if m.checked is None else m.checked[rows],
-    )  # fmt: skip
+    )
     return NewUsers(matured, users.invalid[rows], users.log_latency[rows])
 
 

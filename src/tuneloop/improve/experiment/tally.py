@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from tuneloop.core.lazy import Array, NDArray, np
-from tuneloop.core.stats.betting import Book, Claim, open_book, place_bets, running_mean
+from tuneloop.core.stats.betting import ArmClaim, Book, open_book, place_bets, running_mean
 from tuneloop.core.stats.sequences import excess_log_e, ratio_log_e
 from tuneloop.improve.experiment.record import ExperimentDesign
 
@@ -57,7 +57,7 @@ class Matured(Arrivals):
 
 
 @dataclass(frozen=True)
-class Tally:
+class UserTally:
     """Sums so far. Counts are arrays (experiments, shares, 2): the candidate's users and the champion's.
 
     Args:
@@ -78,27 +78,29 @@ class Tally:
     amounts: Mapping[str, Array] = field(default_factory=dict)
 
 
-def empty_tally(design: ExperimentDesign, shares: Array, experiments: int = 1) -> Tally:
+def empty_tally(design: ExperimentDesign, shares: Array, experiments: int = 1) -> UserTally:
     """The sums before the first user."""
 
     def counts() -> Array:
         return np.zeros((experiments, len(shares), 2))
 
-    better, worse = Claim(1, BETTER), Claim(-1, WORSE)
+    better, worse = ArmClaim(1, BETTER), ArmClaim(-1, WORSE)
     liked = 1 - design.base if design.lower_is_better else design.base
     books = {
-        "measure": open_book([better, worse, Claim(-1, NO_GAIN, design.effect)], experiments, guess=liked),
+        "measure": open_book([better, worse, ArmClaim(-1, NO_GAIN, design.effect)], experiments, guess=liked),
         "likes": open_book([better], experiments, guess=FIRST_RATED * liked),
-        "dislikes": open_book([Claim(-1, BETTER)], experiments, guess=FIRST_RATED * (1 - liked)),
+        "dislikes": open_book([ArmClaim(-1, BETTER)], experiments, guess=FIRST_RATED * (1 - liked)),
         "worst": open_book([better], experiments, guess=liked),
         "checked": open_book([better], experiments, guess=liked),
     }
     rails = [rail for rail in design.guardrails if rail.name in AMOUNTS]
     books |= {
-        rail.name: open_book([Claim(1, EXCESS, math.log(rail.tolerance))], experiments, guess=None, reach=AMOUNT_REACH)
+        rail.name: open_book(
+            [ArmClaim(1, EXCESS, math.log(rail.tolerance))], experiments, guess=None, reach=AMOUNT_REACH
+        )
         for rail in rails
     }
-    return Tally(
+    return UserTally(
         shares=shares,
         users=counts(),
         rated=counts(),
@@ -109,8 +111,8 @@ def empty_tally(design: ExperimentDesign, shares: Array, experiments: int = 1) -
     )
 
 
-def counts_of(tally: Tally, users: Arrivals, which: NDArray[np.bool_]) -> Array:
-    """How many of the users are in either arm at each share; see `Tally`."""
+def counts_of(tally: UserTally, users: Arrivals, which: NDArray[np.bool_]) -> Array:
+    """How many of the users are in either arm at each share; see `UserTally`."""
     there = which & ~np.isnan(users.propensity)
     rows, _ = np.nonzero(there)
     steps = np.searchsorted(tally.shares, users.propensity[there])
@@ -118,17 +120,17 @@ def counts_of(tally: Tally, users: Arrivals, which: NDArray[np.bool_]) -> Array:
     return np.bincount(places, minlength=tally.users.size).reshape(tally.users.shape).astype(np.float64)
 
 
-def with_arrivals(tally: Tally, users: Arrivals) -> Tally:
+def with_arrivals(tally: UserTally, users: Arrivals) -> UserTally:
     """The sums after more users came."""
     return replace(tally, users=tally.users + counts_of(tally, users, np.ones(users.candidate.shape, dtype=bool)))
 
 
-def with_affected(tally: Tally, name: str, users: Arrivals, affected: NDArray[np.bool_]) -> Tally:
+def with_affected(tally: UserTally, name: str, users: Arrivals, affected: NDArray[np.bool_]) -> UserTally:
     """The sums after more users were found to be affected by what a guardrail counts."""
     return replace(tally, affected={**tally.affected, name: tally.affected[name] + counts_of(tally, users, affected)})
 
 
-def with_amounts(tally: Tally, name: str, users: Arrivals, logs: Array) -> Tally:
+def with_amounts(tally: UserTally, name: str, users: Arrivals, logs: Array) -> UserTally:
     """The sums after more users' amounts. `logs`: their logarithms; NaN: nothing was measured."""
     book = place_bets(tally.books[name], users.candidate, logs, users.propensity, EFFECT_OF_AMOUNTS)
     measured = ~np.isnan(logs) & ~np.isnan(users.propensity)
@@ -143,7 +145,7 @@ def with_amounts(tally: Tally, name: str, users: Arrivals, logs: Array) -> Tally
 EFFECT_OF_AMOUNTS = 0.25  # an excess over the tolerance, as a logarithm, for which stakes are placed
 
 
-def with_matured(tally: Tally, design: ExperimentDesign, users: Matured) -> Tally:
+def with_matured(tally: UserTally, design: ExperimentDesign, users: Matured) -> UserTally:
     """The sums after the windows of more users are over."""
     arm, chance = users.candidate, users.propensity
     there = ~np.isnan(users.likes) & ~np.isnan(chance)
@@ -152,7 +154,7 @@ def with_matured(tally: Tally, design: ExperimentDesign, users: Matured) -> Tall
     values = np.where(there, users.likes + users.dislikes, 0.0)
     rated = running_mean(values, there, likes.n, likes.total + dislikes.total, FIRST_RATED)
     books["measure"] = place_bets(books["measure"], arm, users.outcome, chance, design.effect)
-    if design.missing == "one way" and not design.sample:
+    if design.missing == "one-way" and not design.sample:
         books["likes"] = place_bets(likes, arm, users.likes, chance, design.effect * rated)
         books["dislikes"] = place_bets(dislikes, arm, users.dislikes, chance, design.effect * rated)
     if design.missing == "any" and not design.sample:
@@ -166,7 +168,7 @@ def with_matured(tally: Tally, design: ExperimentDesign, users: Matured) -> Tall
     return replace(tally, books=books, rated=tally.rated + counts_of(tally, users, valued), sums=tally.sums + sums)
 
 
-def rows_of(tally: Tally, rows: Array) -> Tally:
+def rows_of(tally: UserTally, rows: Array) -> UserTally:
     """The sums of some of the experiments. `rows`: which, as numpy selects them along the first axis."""
 
     def some(book: Book) -> Book:
@@ -211,7 +213,7 @@ class Findings:
     affected: Array
 
 
-def findings_of(design: ExperimentDesign, tally: Tally) -> Findings:
+def findings_of(design: ExperimentDesign, tally: UserTally) -> Findings:
     """What the sums prove."""
     books, needed = tally.books, math.log(1 / design.alpha)
     better, worse, no_gain = (books["measure"].log_e(claim) / needed for claim in range(3))
@@ -219,7 +221,7 @@ def findings_of(design: ExperimentDesign, tally: Tally) -> Findings:
     rated_ratio = _ratio(tally.rated, tally.shares, design.ratio_alpha)
     if design.sample:
         promotion = books["checked"].log_e(0) / needed
-    elif design.missing == "one way":
+    elif design.missing == "one-way":
         promotion = np.minimum(likes, dislikes)
     elif design.missing == "any":
         promotion = books["worst"].log_e(0) / needed
@@ -249,7 +251,7 @@ def _ratio(counts: Array, shares: Array, alpha: float) -> Array:
     return np.asarray(log_e / math.log(1 / alpha))
 
 
-def _guardrail(design: ExperimentDesign, tally: Tally, name: str, tolerance: float) -> Array:
+def _guardrail(design: ExperimentDesign, tally: UserTally, name: str, tolerance: float) -> Array:
     """Evidence that more is affected than is tolerated; alpha is divided among all guardrails."""
     needed = math.log(len(design.guardrails) / design.alpha)
     if name in AMOUNTS:
@@ -259,7 +261,7 @@ def _guardrail(design: ExperimentDesign, tally: Tally, name: str, tolerance: flo
     return np.asarray(excess_log_e(counts[..., 0], counts[..., 1], tolerated).sum(axis=-1) / needed)
 
 
-def _means(tally: Tally, name: str) -> Array:
+def _means(tally: UserTally, name: str) -> Array:
     """What a guardrail compares, in either arm, (experiments, 2): shares of users, or geometric means; NaN: nothing."""
     if name in AMOUNTS:
         sums, numbers = tally.amounts[name][..., 0], tally.amounts[name][..., 1]

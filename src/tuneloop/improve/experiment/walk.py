@@ -26,7 +26,7 @@ Column = tuple[str, int]  # book and claim
 
 
 @dataclass(frozen=True)
-class Outcomes:
+class UserOutcomes:
     """What may come of one user of an arm: good and bad values per request, and the chance of each pair."""
 
     likes: Array
@@ -40,7 +40,7 @@ class Outcomes:
         return np.asarray(np.divide(self.likes, valued, out=np.full_like(valued, np.nan), where=valued > 0))
 
 
-def outcomes_of(world: World, *, candidate: bool) -> Outcomes:
+def outcomes_of(world: World, *, candidate: bool) -> UserOutcomes:
     """All outcomes of a user of one arm, with their chances; `simulation.draw_users` draws from the same."""
     from scipy.special import gammaln, xlogy
     from scipy.stats import beta, poisson
@@ -63,7 +63,7 @@ def outcomes_of(world: World, *, candidate: bool) -> Outcomes:
         chances = (qualities * good)[:, None], ((1 - qualities) * bad)[:, None]
         logs = xlogy(likes, chances[0]) + xlogy(dislikes, chances[1]) + xlogy(none, 1 - chances[0] - chances[1])
         parts.append((likes / number, dislikes / number, weight * np.exp(ways + logs).mean(axis=0)))
-    return Outcomes(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+    return UserOutcomes(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Moments:
 
 def columns_of(design: ExperimentDesign) -> list[Column]:
     """The claims that decide, by book and place, as in `tally.findings_of`."""
-    promotion = {"one way": [("likes", 0), ("dislikes", 0)], "any": [("worst", 0)], "random": []}[design.missing]
+    promotion = {"one-way": [("likes", 0), ("dislikes", 0)], "any": [("worst", 0)], "random": []}[design.missing]
     return [("measure", 0), ("measure", 1), ("measure", 2), *promotion]
 
 
@@ -124,7 +124,7 @@ def _learnt(book: Book, values: Array, chance: Array) -> Book:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class RampSchedule:
     """What comes each day, without chance: arrays (days,).
 
     Args:
@@ -137,7 +137,7 @@ class Schedule:
     met: Array
 
 
-def schedule_of(design: ExperimentDesign, world: World, days: int) -> Schedule:
+def schedule_of(design: ExperimentDesign, world: World, days: int) -> RampSchedule:
     """Users a day, and the ramp, which moves when it has been held and both arms are expected to have values."""
     steps = [share for share in design.ramp if share < 1]
     valued = [
@@ -156,7 +156,7 @@ def schedule_of(design: ExperimentDesign, world: World, days: int) -> Schedule:
         enough = min(units) >= design.least_units
         if step + 1 < len(steps) and day + 1 - since >= design.hold_days and enough:
             step, since = step + 1, day + 1
-    return Schedule(new, at, np.cumsum(new * np.array(steps)[at]))
+    return RampSchedule(new, at, np.cumsum(new * np.array(steps)[at]))
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,9 @@ class _Claims:
         return promoted, proven[:, 1] | (proven[:, 2] & lost), proven[:, 2]
 
 
-def _looks(schedule: Schedule, at: NDArray[np.int64], units: Array, one_look: Array, first: NDArray[np.int64]) -> Looks:
+def _looks(
+    schedule: RampSchedule, at: NDArray[np.int64], units: Array, one_look: Array, first: NDArray[np.int64]
+) -> Looks:
     """Ends at the first look at which a rule applied: a roll-back before a promotion, that before futility."""
     up, down, none, z = first.T
     end, looks = np.minimum(np.minimum(up, down), none), np.arange(len(at))

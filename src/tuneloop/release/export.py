@@ -82,8 +82,7 @@ def export_run(
     gate = release(run, force=force)
     verdict = gate["status"] if gate["status"] != "none" else "none has judged it"
     say(f"gate      {verdict}{', overruled' if gate['forced'] else ''}")
-    evaluated = (run / EvaluationManifest.file).is_file()
-    evaluation = read_record(EvaluationManifest, run) if evaluated else None
+    evaluation = read_record(EvaluationManifest, run) if (run / EvaluationManifest.file).is_file() else None
     origin = Origin(
         run,
         recipe.name,

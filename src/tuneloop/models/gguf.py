@@ -167,6 +167,8 @@ def _config(fields: dict[str, Any]) -> dict[str, Any]:
     head_size = (
         here.get("attention.key_length") or here.get("rope.dimension_count") or here["embedding_length"] // heads
     )
+    gelu = family.activation == "gelu"
+    activation = {"hidden_activation": "gelu_pytorch_tanh"} if gelu else {"hidden_act": "silu"}
     config = {
         "architectures": [_CLASSES[name]], "model_type": name,
         "vocab_size": here.get("vocab_size", len(fields["tokenizer.ggml.tokens"])),
@@ -175,13 +177,10 @@ def _config(fields: dict[str, Any]) -> dict[str, Any]:
         "num_key_value_heads": here.get("attention.head_count_kv", heads), "head_dim": head_size,
         "max_position_embeddings": here["context_length"],
         "rms_norm_eps": float(f"{here['attention.layer_norm_rms_epsilon']:.6g}"),
-        "rope_theta": here.get("rope.freq_base", 10000.0), "attention_bias": False, "mlp_bias": False,
+        "rope_theta": here.get("rope.freq_base", 10000.0), **activation, "attention_bias": False, "mlp_bias": False,
         "bos_token_id": fields.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": fields.get("tokenizer.ggml.eos_token_id"), "torch_dtype": "bfloat16",
     }  # fmt: skip
-    config["hidden_activation" if family.activation == "gelu" else "hidden_act"] = (
-        "gelu_pytorch_tanh" if family.activation == "gelu" else "silu"
-    )
     if here.get("rope.dimension_count", head_size) != head_size:
         raise ValueError("only a part of each head has positions")
     scaling = here.get("rope.scaling.type", "none")

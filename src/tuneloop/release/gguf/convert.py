@@ -311,18 +311,18 @@ def vocabulary(template: Template, size: int) -> dict[str, Any]:
         tokens.append(f"[PAD{i}]" if text is None else text)
         kinds.append((CONTROL if added[i].special else USER_DEFINED) if i in added else NORMAL if text else UNUSED)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in rules["model"]["merges"]]
+    order: dict[str, Any] = {"merges": merges}
     if by_pieces:
         ranks: dict[str, int] = {}
         for rank, merge in enumerate(merges):
             ranks.setdefault(merge.replace(" ", ""), rank)
-        kind["scores"] = [-float(ranks.get(token, len(merges))) for token in tokens]
+        order = {"scores": [-float(ranks.get(token, len(merges))) for token in tokens]}
         kinds = [_kind_of_piece(text, of, rules["model"]["unk_token"]) for text, of in zip(tokens, kinds, strict=True)]
-    else:
-        kind["merges"] = merges
     fields: dict[str, Any] = {
         **kind,
         "tokens": tokens,
         "token_type": kinds,
+        **order,
         "eos_token_id": template.end_ids[0],  # an answer ends here, also where the base's end of text is another token
         "eot_token_id": template.end_ids[0],
         "padding_token_id": template.pad_id,

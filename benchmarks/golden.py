@@ -179,6 +179,7 @@ PATTERNS = [
 ]
 MEASURED = [  # in pages of runs and evaluations
     (r'<svg class="chart [^>]*aria-label="Tokens a second.*?</svg>', "SPEED"),
+    (r"\d[\d,.]* GiB", "MEMORY"),
     (r"\d[\d,.]* (ms|s|min|h)\b", "DURATION"),
     (r"\$\d[\d,.]*", "PRICE"),
     (r"\d[\d,.]* tokens/s", "SPEED"),

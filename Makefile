@@ -24,9 +24,9 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n logical --maxprocesses 4 --d
 
 # make docs     the site of the documentation, in site/, with a search that needs no network
 
-# make dist     the source distribution and the wheel, checked
+# make dist     the source distribution and the wheel, checked; make test-install   the wheel in fresh environments
 
-.PHONY: demo dist loop install test check clients models postgres test-avx2 test-hosts test-ray test-vllm reference bench clean docs
+.PHONY: demo dist loop install test test-install check clients models postgres test-avx2 test-hosts test-ray test-vllm reference bench clean docs
 
 demo: install
 	$(BIN)/tuneloop demo
@@ -36,6 +36,10 @@ dist: $(VENV)/.installed-dev
 	rm -rf build dist
 	$(BIN)/python -m build
 	$(BIN)/python -m twine check --strict dist/*
+
+# The wheel in fresh environments: what a user gets who has no clone.
+test-install: $(VENV)/.installed-dev
+	TUNELOOP_INSTALL=1 $(BIN)/pytest tests/test_install.py
 
 loop: install
 	$(BIN)/python examples/loop/loop.py

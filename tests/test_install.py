@@ -15,6 +15,8 @@ from places import ROOT
 from tuneloop.core.errors import INSTALL
 
 pytestmark = [pytest.mark.slow, pytest.mark.world]
+# An environment with torch is gigabytes, which come over the network: minutes on a fast one, an hour on a slow one.
+fresh = pytest.mark.skipif("TUNELOOP_INSTALL" not in os.environ, reason="make test-install runs it")
 
 MINUTES = 60  # that a step may take: torch for CUDA is large
 LIGHT = "import sys; from importlib.metadata import distributions; print(*(d.name.lower() for d in distributions()))"
@@ -66,6 +68,7 @@ def test_the_demo_adds_less_than_a_megabyte_to_the_wheel(wheel: Path) -> None:
     assert sum(sizes.values()) < 1_000_000
 
 
+@fresh
 def test_the_light_installation_plans_and_advises_without_torch(wheel: Path, tmp_path: Path) -> None:
     program, empty = str(installed(wheel, "", tmp_path)), tmp_path / "empty"
     empty.mkdir()
@@ -80,6 +83,7 @@ def test_the_light_installation_plans_and_advises_without_torch(wheel: Path, tmp
     assert not list(empty.iterdir())
 
 
+@fresh
 def test_the_installed_demo_reaches_a_verdict_in_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
     program, empty = str(installed(wheel, "[data,train,evaluate]", tmp_path)), tmp_path / "empty"
     empty.mkdir()

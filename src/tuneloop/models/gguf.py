@@ -47,7 +47,7 @@ def convert(source: Path, folder: Path) -> Path:
     """Dequantise a GGUF file of one of the families once: to bf16 safetensors, config and tokenizer, loadable by
     Transformers too, and last `source.json`, which names the source. Raises UserError: another model, or no space."""
     last = folder / "source.json"
-    stamp = {"file": source.name, "bytes": source.stat().st_size, "mtime_ns": source.stat().st_mtime_ns, "layout": 2}
+    stamp = {"file": source.name, "bytes": source.stat().st_size, "mtime_ns": source.stat().st_mtime_ns, "layout": 1}
     if _is_converted(last, stamp):
         return folder
 

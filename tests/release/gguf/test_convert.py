@@ -191,6 +191,17 @@ def test_llamacpp_computes_each_family_and_the_file_becomes_the_model_again(
         torch.testing.assert_close(tensor, wanted[key].float(), atol=0.004 if "norm" in key else 0.0, rtol=0.0)
 
 
+@torch.no_grad()
+def test_the_stretched_positions_of_llama_3_come_back(tiny_llama: Path, tmp_path: Path) -> None:
+    file = tmp_path / "x.gguf"
+    write_gguf(open_tuned("", tiny_llama), load_template(tiny_llama), file, "f32", ABOUT)
+    again = load_model(str(convert(file, tmp_path / "again")), dtype="bfloat16")
+    wanted = load_model(str(tiny_llama), dtype="bfloat16")
+    assert again.config["rope_parameters"]["factor"] == 32
+    ids = torch.tensor([some_ids(60)])
+    assert torch.equal(again.hidden(ids), wanted.hidden(ids))
+
+
 @llamacpp
 @pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"phi3"}))  # whose targets have other names
 @torch.no_grad()

@@ -27,23 +27,24 @@ from tuneloop.training.step import batch_loss, optimizer_step
 
 
 @pytest.fixture(scope="module")
-def qwen_folder(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random Qwen2 (biases in the attention) with SmolLM2's tokenizer."""
-    folder = tmp_path_factory.mktemp("tiny-qwen2")
+def granite_folder(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Granite (scaled scores and embeddings) with SmolLM2's tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny-granite")
     torch.manual_seed(0)
-    config = transformers.Qwen2Config(
+    config = transformers.GraniteConfig(
         vocab_size=49152, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=2048, initializer_range=0.3, tie_word_embeddings=True,
+        embedding_multiplier=2.0, attention_multiplier=0.3,
     )  # fmt: skip
-    transformers.Qwen2ForCausalLM(config).save_pretrained(folder)
+    transformers.GraniteForCausalLM(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).symlink_to(smollm2 / name)
     return folder
 
 
 @pytest.fixture
-def qwen(qwen_folder: Path) -> Model:
-    model = load_model(str(qwen_folder), dtype="float32")
+def granite(granite_folder: Path) -> Model:
+    model = load_model(str(granite_folder), dtype="float32")
     assert not model.is_own
     return model
 
@@ -56,76 +57,78 @@ def prompts(model: Model) -> list[list[int]]:
     ]
 
 
-def test_answers_equal_those_of_transformers(qwen: Model, qwen_folder: Path) -> None:
-    theirs = transformers.Qwen2ForCausalLM.from_pretrained(qwen_folder, dtype=torch.float32)
-    for prompt, answer in zip(prompts(qwen), generate(qwen, prompts(qwen), max_new_tokens=8), strict=True):
+def test_answers_equal_those_of_transformers(granite: Model, granite_folder: Path) -> None:
+    theirs = transformers.GraniteForCausalLM.from_pretrained(granite_folder, dtype=torch.float32)
+    for prompt, answer in zip(prompts(granite), generate(granite, prompts(granite), max_new_tokens=8), strict=True):
         with torch.no_grad():
             out = theirs.generate(
                 torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=8, do_sample=False,
-                eos_token_id=list(qwen.template.end_ids), pad_token_id=qwen.template.pad_id,
+                eos_token_id=list(granite.template.end_ids), pad_token_id=granite.template.pad_id,
             )  # fmt: skip
-        assert answer.text == qwen.template.decode(out[0, len(prompt) :].tolist()).strip()
+        assert answer.text == granite.template.decode(out[0, len(prompt) :].tolist()).strip()
 
 
 @pytest.mark.filterwarnings("error")
 def test_loading_and_answering_draw_no_bars_and_warn_of_nothing(
-    qwen_folder: Path, capfd: pytest.CaptureFixture[str]
+    granite_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    model = load_model(str(qwen_folder), dtype="float32")
+    model = load_model(str(granite_folder), dtype="float32")
     list(generate(model, prompts(model)[:1], max_new_tokens=2))
     assert capfd.readouterr().err == ""
 
 
-def test_choice_scores_equal_one_full_pass_a_label(qwen: Model) -> None:
+def test_choice_scores_equal_one_full_pass_a_label(granite: Model) -> None:
     labels = ["rain", "rain and wind", "wind"]
-    tokens = [[*qwen.template.encode(label), qwen.template.end_ids[0]] for label in labels]
-    for prompt, answer in zip(prompts(qwen), choose(qwen, prompts(qwen), label_trie(labels, tokens)), strict=True):
+    tokens = [[*granite.template.encode(label), granite.template.end_ids[0]] for label in labels]
+    for prompt, answer in zip(
+        prompts(granite), choose(granite, prompts(granite), label_trie(labels, tokens)), strict=True
+    ):
         for label, ids in zip(labels, tokens, strict=True):
             with torch.no_grad():
-                logp = (qwen.hidden(torch.tensor([prompt + ids]))[0] @ qwen.head.t()).log_softmax(-1)
+                logp = (granite.hidden(torch.tensor([prompt + ids]))[0] @ granite.head.t()).log_softmax(-1)
             expected = sum(float(logp[len(prompt) - 1 + i, t]) for i, t in enumerate(ids)) / len(ids)
             assert (answer.label_scores or {})[label] == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_cache_gives_what_reading_at_once_gives_and_selects_rows(qwen: Model) -> None:
+def test_a_cache_gives_what_reading_at_once_gives_and_selects_rows(granite: Model) -> None:
     ids = torch.randint(0, 49152, (2, 12))
     with torch.no_grad():
-        whole = qwen.hidden(ids)
-        cache = qwen.new_cache()
-        qwen.hidden(ids[:, :11], cache=cache)
+        whole = granite.hidden(ids)
+        cache = granite.new_cache()
+        granite.hidden(ids[:, :11], cache=cache)
         assert cache.length == 11
         rows = torch.tensor([1, 1, 0])
         mask = torch.ones(1, 1, 1, 12, dtype=torch.bool)
-        last = qwen.hidden(ids[rows, 11:], torch.tensor([[11]]), mask, cache.select(rows))
+        last = granite.hidden(ids[rows, 11:], torch.tensor([[11]]), mask, cache.select(rows))
         assert cache.length == 11
     torch.testing.assert_close(last[:, 0], whole[rows, -1], atol=1e-4, rtol=1e-4)
 
 
-def test_it_trains_with_an_adapter(qwen: Model, tmp_path: Path) -> None:
+def test_it_trains_with_an_adapter(granite: Model, tmp_path: Path) -> None:
     config = TrainConfig(rank=4, learning_rate=1e-2, lora_plus=1.0)
-    trainable = attach(qwen, config, seed=0)
-    assert {name.rsplit(".", 1)[-1] for name in lora_layers(qwen.net)} == {
+    trainable = attach(granite, config, seed=0)
+    assert {name.rsplit(".", 1)[-1] for name in lora_layers(granite.net)} == {
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     }  # fmt: skip
     rows = [
-        qwen.template.render([{"role": "user", "content": q}, {"role": "assistant", "content": a}])
+        granite.template.render([{"role": "user", "content": q}, {"role": "assistant", "content": a}])
         for q, a in (("a", "yes"), ("b", "no, never"), ("c and d", "yes"))
     ]
-    run = TrainingRun(qwen, config, trainable, make_optimizer(trainable, config), State("key"), tmp_path)
+    run = TrainingRun(granite, config, trainable, make_optimizer(trainable, config), State("key"), tmp_path)
     step = Step(((0, 1), (2,)), 0.0)
     losses = [optimizer_step(run, step, rows, 1e-2)[0] for _ in range(8)]
     assert losses[-1] < losses[0] - 0.5
 
 
-def test_rows_behind_a_shared_beginning_have_the_loss_of_rows_alone(qwen: Model) -> None:
+def test_rows_behind_a_shared_beginning_have_the_loss_of_rows_alone(granite: Model) -> None:
     system = {"role": "system", "content": "You answer questions about the weather on far planets."}
     rows: list[Rendered] = [
-        qwen.template.render([system, {"role": "user", "content": q}, {"role": "assistant", "content": "No."}])  # type: ignore[list-item]
+        granite.template.render([system, {"role": "user", "content": q}, {"role": "assistant", "content": "No."}])  # type: ignore[list-item]
         for q in ("Rain?", "Wind from the south, is there any?")
     ]
     with torch.no_grad():
-        together = float(batch_loss(qwen, rows, 1.0))
-        apart = sum(float(batch_loss(qwen, [row], 1.0)) for row in rows)
+        together = float(batch_loss(granite, rows, 1.0))
+        apart = sum(float(batch_loss(granite, [row], 1.0)) for row in rows)
     assert together == pytest.approx(apart, rel=1e-4)
 
 
@@ -138,13 +141,13 @@ def answers_and_scores(folder: Path) -> tuple[list[tuple[int, ...]], list[dict[s
     return [answer.token_ids for answer in answers], [answer.label_scores for answer in chosen]
 
 
-def test_on_a_gpu_it_answers_scores_and_trains_as_on_the_processor(qwen_folder: Path, tmp_path: Path) -> None:
-    answers, scores = answers_and_scores(qwen_folder)
+def test_on_a_gpu_it_answers_scores_and_trains_as_on_the_processor(granite_folder: Path, tmp_path: Path) -> None:
+    answers, scores = answers_and_scores(granite_folder)
     config = changed(epochs=0.5, evaluations=2)
-    run(qwen_folder, tmp_path / "here", config)
+    run(granite_folder, tmp_path / "here", config)
     with pretend_gpu() as gpu:
-        answers_there, scores_there = answers_and_scores(qwen_folder)
-        _, model = run(qwen_folder, tmp_path / "there", config)
+        answers_there, scores_there = answers_and_scores(granite_folder)
+        _, model = run(granite_folder, tmp_path / "there", config)
         assert model.device.type == "cuda" and not model.is_own
     assert answers_there == answers
     for here, there in zip(scores, scores_there, strict=True):

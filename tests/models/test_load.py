@@ -106,7 +106,7 @@ def test_pickled_weights_are_not_loaded(tiny_llama: Path, tmp_path: Path) -> Non
             return open, (str(tmp_path / "canary"), "w")
 
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"model.norm.weight": Evil()}))
-    for kind in ("llama", "qwen2"):
+    for kind in ("llama", "qwen2", "granite"):
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, "model_type": kind}))
         with pytest.raises(UserError):
@@ -126,7 +126,7 @@ def test_an_index_names_weights_of_its_folder_only(name: object, tiny_llama: Pat
     "change",
     [{"num_hidden_layers": 10**9}, {"vocab_size": 2**60}, {"hidden_size": "64"}, {"num_attention_heads": 0}, {"head_dim": -1},
      {"rope_parameters": ["x"]}, {"rope_parameters": {"rope_type": "llama3"}}, {"num_key_value_heads": 3},
-     {"model_type": "qwen2", "num_hidden_layers": 10**8}],
+     {"model_type": "granite", "num_hidden_layers": 10**8}],
 )  # fmt: skip
 def test_a_configuration_that_can_not_be_is_refused_at_once(
     change: dict[str, Any], tiny_llama: Path, tmp_path: Path

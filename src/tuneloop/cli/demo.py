@@ -11,8 +11,9 @@ from tuneloop.cli.parameters import SETTINGS, screen
 def command(settings: list[str] | None = SETTINGS) -> Result:
     """Do the whole job on packaged data, in minutes.
 
-    Mails go in, cards in JSON come out, and each alternative stands next to the tuned model. It needs no GPU, no account and, once its model is here, no network. It writes `demo/` (data, recipe, prompt) and
-    `runs/` into the working folder. Settings are those of a recipe, as in `tuneloop demo max_minutes=2`.
+    Mails go in, cards in JSON come out, and each alternative stands next to the tuned model. It needs no GPU, no
+    account and, once its model is here, no network. It writes `demo/` (data, recipe, prompt) and `runs/` into the
+    working folder. Settings are those of a recipe, as in `tuneloop demo max_minutes=2`.
     """
     from tuneloop.pipeline.demo import demo_recipe, fetch_models
 

@@ -221,7 +221,7 @@ def test_nothing_to_ask_again_and_lost_answers_are_told() -> None:
 
 
 def test_one_way_is_refused() -> None:
-    with pytest.raises(UserError, match="one-way"):
+    with pytest.raises(UserError, match="one way"):
         make_recipe({}, ["evaluate.consistency=1"])
 
 

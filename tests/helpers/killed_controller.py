@@ -36,7 +36,7 @@ def commands(place: Path, kill: tuple[str, str] = ("", "")) -> w.Command:
             ab.start(place, words[2], {"model": "m"})
         if kill == (step, "after"):
             os.kill(os.getpid(), signal.SIGKILL)
-        return 0, {"outcome": "promote", "sentence": "Promoted"} if step == "decide" else {}
+        return 0, {"outcome": "promote", "sentence": "Promoted"} if step == "decide" else {"path": step}
 
     return run
 

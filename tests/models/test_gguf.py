@@ -148,7 +148,7 @@ def test_the_packaged_weights_equal_what_transformers_reads(smollm2: Path) -> No
 
 TEXTS = [
     "Hello world, this is a test.\n\nNew  paragraph: 1234 x = 5; naïve 中文 🚀 end",
-    "def f(x):\n    return x+1\n\n\n#  café  \t tabs <b>bold</b> don't I'LL \u00a0 \x1c e\u0301",
+    "def f(x):\n    return x+1\n\n\n#  café  \t tabs <b>bold</b> don't I'LL \u00a0 \x1c",
     "<start_of_turn>user\nHi<end_of_turn>\n<|im_start|>system\nBe brief<|im_end|>",
 ]
 

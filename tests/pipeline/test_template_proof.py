@@ -148,7 +148,8 @@ def test_the_command_proves_a_file_and_its_exit_status_says_so(
     rows.write_text("".join(json.dumps({"messages": TURNS}) + "\n" for _ in range(3)))
     assert main(["data", "check", "--template", str(folder), str(rows)]) == 0
     printed = capsys.readouterr().out
-    assert "[[On its way.<|im_end|>]]" in printed and "holds on 3 rows" in printed
+    printed = "".join(printed.split())  # a terminal's lines are short
+    assert "[[Onitsway.<|im_end|>]]" in printed and "holdson3rows" in printed
     make(PLAIN.replace(" + '<|im_end|>'", ""))
     assert main(["data", "check", str(rows), "--template", str(folder), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["findings"][0]["name"] == "renders"

@@ -52,7 +52,10 @@ def _physical_memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     import ctypes
 
-    kernel: Any = getattr(ctypes, "windll").kernel32  # noqa: B009 - there only on Windows
+    windows: Any = getattr(ctypes, "windll", None)
+    if windows is None:
+        return 1 << 62  # a system that says it in neither way
+    kernel = windows.kernel32
     kibibytes = ctypes.c_ulonglong(0)
     kernel.GetPhysicallyInstalledSystemMemory(ctypes.byref(kibibytes))
     return kibibytes.value * 1024

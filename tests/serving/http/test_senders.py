@@ -381,7 +381,8 @@ def test_a_user_that_is_not_believed_gives_no_more_rows_than_one(tmp_path: Path)
             assert bot.say(request=bot.ask(**named)).status_code == 200
     for share in (0.0, 0.9):
         found = collect_store(tmp_path, tmp_path / "rows", {"heldout_share": share, "per_user": 7})
-        assert max(found.counts["sft"], found.counts["kto"], found.counts["heldout"]) == 7
+        most = max(found.counts["sft"], found.counts["kto"], found.counts["heldout"])
+        assert most == 7 if not share else 0 < most <= 7  # a prompt that is trained on is not in the test
         assert found.dropped["user's share"] >= 10
 
 

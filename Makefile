@@ -26,7 +26,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n logical --maxprocesses 4 --d
 
 # make dist     the source distribution and the wheel, checked; make test-install   the wheel in fresh environments
 
-.PHONY: demo dist loop install test test-install check clients models postgres test-avx2 test-hosts test-ray test-vllm reference bench clean docs
+.PHONY: demo dist loop install test test-install test-pages check clients models postgres test-avx2 test-hosts test-ray test-vllm reference bench clean docs
 
 demo: install
 	$(BIN)/tuneloop demo
@@ -40,6 +40,10 @@ dist: $(VENV)/.installed-dev
 # The wheel in fresh environments: what a user gets who has no clone.
 test-install: $(VENV)/.installed-dev
 	TUNELOOP_INSTALL=1 $(BIN)/pytest tests/test_install.py
+
+# Every command on the pages of the documentation that is not marked as shown elsewhere.
+test-pages: $(VENV)/.installed-dev
+	TUNELOOP_PAGES=1 $(BIN)/pytest tests/test_commands_on_pages.py
 
 loop: install
 	$(BIN)/python examples/loop/loop.py

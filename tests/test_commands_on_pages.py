@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shlex
 import shutil
@@ -139,6 +140,7 @@ def limited(words: list[str]) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("TUNELOOP_PAGES" not in os.environ, reason="ten minutes: make test-pages runs it")
 @pytest.mark.parametrize("page", [page for page in PAGES if any(commands(page))], ids=lambda page: page.name)
 def test_the_commands_of_a_page_run(
     page: Path, world: Path, tmp_path: Path, cli: Callable[..., Any], small_packaged: dict[str, str]

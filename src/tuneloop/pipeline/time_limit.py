@@ -183,7 +183,7 @@ class TimeLimit:
 def _how_it_is() -> str:
     """`busy` where more processes than processors have been at work here, else `slow`."""
     try:
-        return "busy" if os.getloadavg()[0] > cores() + 1 else "slow"
+        return "busy" if hasattr(os, "getloadavg") and os.getloadavg()[0] > cores() + 1 else "slow"
     except OSError:  # not known on this system
         return "busy or slow"
 

@@ -383,7 +383,7 @@ def test_a_user_that_is_not_believed_gives_no_more_rows_than_one(tmp_path: Path)
         found = collect_store(tmp_path, tmp_path / "rows", {"heldout_share": share, "per_user": 7})
         most = max(found.counts["sft"], found.counts["kto"], found.counts["heldout"])
         assert most == 7 if not share else 0 < most <= 7  # a prompt that is trained on is not in the test
-        assert found.dropped["user's share"] >= 10
+        assert share or found.dropped["user's share"] >= 10
 
 
 def test_callers_without_a_key_are_believed_where_the_settings_say_so(tmp_path: Path) -> None:

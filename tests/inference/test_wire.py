@@ -216,3 +216,26 @@ def test_a_key_with_a_line_break_is_not_sent() -> None:
         assert caught.value.kind == "unsendable"
 
     asyncio.run(main())
+
+
+def test_bytes_behind_an_answer_are_no_other_answer() -> None:
+    async def work(wire: Wire, server: Server) -> None:
+        assert await wire.get("/first") == b"hello"
+        assert await wire.get("/second") == b"mine"
+        await asyncio.sleep(0.05)  # what comes while nothing is expected
+        assert await wire.get("/third") == b"right"
+        assert server.connections >= 2
+
+    first = OK + b"Content-Length: 5\r\n\r\nhello"
+    poison = OK + b"Content-Length: 6\r\n\r\npoison"
+    answers = first + poison, OK + b"Content-Length: 4\r\n\r\nmine", OK + b"Content-Length: 5\r\n\r\nright"
+    run(lambda: Server(*answers), work)
+
+
+@pytest.mark.parametrize("head", [b"X: " + b"a" * 200_000, b"\r\n".join(b"X-%d: a" % i for i in range(2_000))])
+def test_a_head_without_an_end_is_broken_off(head: bytes) -> None:
+    async def work(wire: Wire, server: Server) -> None:
+        with pytest.raises(Broken):
+            await wire.get("/health")
+
+    run(lambda: Server(OK + head + b"\r\nContent-Length: 0\r\n\r\n"), work)

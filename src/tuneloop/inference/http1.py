@@ -15,6 +15,8 @@ from typing import cast
 from urllib.parse import urlsplit
 
 MOST_UNREAD = 1 << 18  # bytes of an answer that wait for their reader before the server has to
+MOST_OF_A_HEAD = 1 << 16  # bytes of an answer's headers, each with some more for what holds it
+HELD = 32
 
 
 class Lost(ConnectionError):
@@ -29,18 +31,19 @@ class KeptConnection(asyncio.Protocol):
     """A connection, and the answer that comes on it."""
 
     def __init__(self) -> None:
-        import httptools
+        from httptools import HttpParserError, HttpResponseParser
 
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser, self._unreadable = HttpResponseParser(self), HttpParserError
         self._waiter: asyncio.Future[None] | None = None
         self._transport: asyncio.Transport | None = None
         self.lost: Exception | None = None  # why nothing more comes
         self.used = False  # for an answer before this one
+        self._awaited = False  # whether an answer is expected: what comes else belongs to no request
         self._begin()
 
     def _begin(self) -> None:
         self.status, self.headers = 0, dict[str, str]()  # names in small letters
-        self._pieces, self._unread = deque[bytes](), 0
+        self._pieces, self._unread, self._head = deque[bytes](), 0, 0
         self.whole = self.keeps = self.began = self._paused = False
 
     # -- from the transport and the parser
@@ -51,15 +54,20 @@ class KeptConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
-        import httptools
-
         self.began = True
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
+            if not self.status:
+                self._count(len(data))
+        except (Lost, self._unreadable) as error:
             self.lost = error
             self.close()
         self._wake()
+
+    def _count(self, size: int) -> None:
+        self._head += size
+        if self._head > MOST_OF_A_HEAD:
+            raise Lost("the answer's headers have no end")
 
     def connection_lost(self, error: Exception | None) -> None:
         """See `asyncio.Protocol`. An answer without a length ends with its connection."""
@@ -68,8 +76,14 @@ class KeptConnection(asyncio.Protocol):
         self.lost = self.lost or error or Lost("closed")
         self._wake()
 
+    def on_message_begin(self) -> None:
+        """See httptools."""
+        if not self._awaited:
+            raise Lost("an answer to no request")
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """See httptools."""
+        self._count(len(name) + len(value) + HELD)
         self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
@@ -89,6 +103,7 @@ class KeptConnection(asyncio.Protocol):
         if self.status < 200:  # the server will answer
             self._begin()
             return
+        self._awaited = False
         self.whole, self.keeps = True, self._parser.should_keep_alive()
 
     def _wake(self) -> None:
@@ -102,6 +117,7 @@ class KeptConnection(asyncio.Protocol):
         assert self._transport is not None
         self.used = self.used or bool(self.status)
         self._begin()
+        self._awaited = True
         self._transport.write(request)
         while not self.status:
             if self.lost is not None:

@@ -95,11 +95,11 @@ def mergekits(place: Path, method: str, venv: Path) -> dict[str, Any]:
 
     base, out = resolve(MODEL), place / f"mergekit-{method}"
     inputs = [{"model": f"{base}+{place / str(seed)}", "parameters": {"weight": 1.0}} for seed in range(ADAPTERS)]
-    told: dict[str, Any] = {"merge_method": MERGEKITS[method], "models": inputs, "dtype": "float32"}
+    settings: dict[str, Any] = {"merge_method": MERGEKITS[method], "models": inputs, "dtype": "float32"}
     if method != "linear":
-        told |= {"base_model": str(base), "parameters": {"normalize": False}}
+        settings |= {"base_model": str(base), "parameters": {"normalize": False}}
     file = place / f"{method}.yaml"
-    file.write_text(yaml.safe_dump(told))
+    file.write_text(yaml.safe_dump(settings))
     began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [str(peers_python(venv, MERGEKIT).parent / "mergekit-yaml"), str(file), str(out), "--quiet"]
     subprocess.run(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+
+from tuneloop.models.llama import Llama, LlamaConfig
+from tuneloop.models.load import read_weights
 
 SIZES: dict[str, Any] = {
     "vocab_size": 211, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -44,3 +48,15 @@ def folder_of(name: str, folder: Path, **others: Any) -> Any:
             torch.nn.init.uniform_(parameter, centre - 0.5, centre + 0.5)
     theirs.save_pretrained(folder)
     return theirs
+
+
+def ours_of(folder: Path) -> Llama:
+    """Our own model of a folder, without a tokenizer."""
+    config = json.loads((folder / "config.json").read_text())
+    assert LlamaConfig.supports(config)
+    net = Llama(LlamaConfig.from_json(config))
+    state = read_weights(folder)
+    if net.config.tied:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    net.load_state_dict(state)
+    return net.eval()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import MODELS, SIZES, folder_of
+from families import MODELS, SIZES, folder_of, ours_of
 from tiny import BEGIN_OF_TEXT, END_OF_TURN, VOCABULARY
 
 from tuneloop.inference.local.generate import generate
@@ -17,7 +17,7 @@ from tuneloop.inference.local.scoring import choose
 from tuneloop.models.adapters import applied
 from tuneloop.models.families import FAMILIES
 from tuneloop.models.llama import Llama, LlamaConfig
-from tuneloop.models.load import Model, load_model, read_weights
+from tuneloop.models.load import Model, load_model
 from tuneloop.models.lora import (
     LoraShape,
     adapter_state,
@@ -38,14 +38,7 @@ every = pytest.mark.parametrize("name", MODELS)
 def pair(name: str, folder: Path) -> tuple[Llama, Any]:
     """The same random model, ours and Transformers', read from the same files."""
     theirs = folder_of(name, folder)
-    config = json.loads((folder / "config.json").read_text())
-    assert LlamaConfig.supports(config)
-    ours = Llama(LlamaConfig.from_json(config))
-    state = read_weights(folder)
-    if ours.config.tied:
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    ours.load_state_dict(state)
-    return ours.eval(), theirs
+    return ours_of(folder), theirs
 
 
 def ids(rows: int, length: int, seed: int = 0) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from families import ours_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import VOCABULARY
@@ -25,7 +25,7 @@ from tuneloop.models.llama import (
     bias_of,
     group_by_length,
 )
-from tuneloop.models.load import load_model, read_weights
+from tuneloop.models.load import load_model
 from tuneloop.planning.estimate import ModelShape
 
 LLAMA3 = {
@@ -52,14 +52,7 @@ def pair(tmp_path: Path, rope: dict[str, Any] = PLAIN, **other: Any) -> tuple[Ll
         if parameter.dim() == 1:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
     theirs.save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert LlamaConfig.supports(config)
-    ours = Llama(LlamaConfig.from_json(config))
-    state = read_weights(tmp_path)
-    if ours.config.tied:
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    ours.load_state_dict(state)
-    return ours.eval(), theirs
+    return ours_of(tmp_path), theirs
 
 
 def ids(rows: int, length: int, seed: int = 0) -> torch.Tensor:

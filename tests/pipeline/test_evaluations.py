@@ -65,7 +65,7 @@ def server() -> Iterator[Any]:
         yield http
 
 
-def told(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> dict[str, Any]:
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> dict[str, Any]:
     assert main([*arguments, "--json", "--quiet"]) == status
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found
@@ -75,11 +75,11 @@ def test_an_endpoint_is_asked_once_and_paid_for_once(
     here: Path, server: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ask = ("evaluate", "--endpoint", server.url, "--model", "m", "--data", "data.jsonl", "--usd-per-million-input", "2")
-    first = told(capsys, *ask)
+    first = printed(capsys, *ask)
     assert first["metrics"]["accuracy"]["value"] == 1.0 and len(server.asked) == 12
     assert (first["model"], first["name"]) == ("m", "m")
     assert first["costs"]["m"]["usd_spent"] == pytest.approx(120 * 2 / 1e6)
-    again = told(capsys, *ask, "--out", "again")
+    again = printed(capsys, *ask, "--out", "again")
     assert len(server.asked) == 12 and again["costs"]["m"]["usd_spent"] == 0
     assert again["metrics"] == first["metrics"]
 
@@ -89,17 +89,17 @@ def test_failed_requests_are_counted_told_and_asked_again(
 ) -> None:
     server.broken = True
     ask = ("evaluate", "--endpoint", server.url, "--model", "m", "--data", "data.jsonl")
-    found = told(capsys, *ask, status=1)
+    found = printed(capsys, *ask, status=1)
     assert [failure["id"] for failure in found["failures"]] == ["t3"] and found["costs"]["m"]["failed"] == 1
     assert found["metrics"]["accuracy"]["value"] == pytest.approx(11 / 12)
     assert any("1 of 12 requests failed" in note for note in found["notes"])
     server.broken = False
-    assert told(capsys, *ask)["metrics"]["accuracy"]["value"] == 1.0 and len(server.asked) == 13
+    assert printed(capsys, *ask)["metrics"]["accuracy"]["value"] == 1.0 and len(server.asked) == 13
 
 
 def test_a_prompt_of_ones_own_reaches_the_endpoint(here: Path, server: Any, capsys: pytest.CaptureFixture[str]) -> None:
     Path("p.yaml").write_text("system: 'One of:\n\n  {labels}'\nuser: 'Ticket: {input}'")
-    told(
+    printed(
         capsys,
         "evaluate",
         "--endpoint",
@@ -119,10 +119,10 @@ def test_a_prompt_of_ones_own_reaches_the_endpoint(here: Path, server: Any, caps
 def test_predictions_are_held_against_references(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write("a.jsonl", [{"id": r["id"], "prediction": r["label"]} for r in reversed(RECORDS)])
     write("b.jsonl", [{"row": i, "prediction": "late"} for i in range(12)])
-    a = told(capsys, "evaluate", "--predictions", "a.jsonl", "--references", "data.jsonl", "--out", "a")
-    b = told(capsys, "evaluate", "--predictions", "b.jsonl", "--references", "data.jsonl", "--out", "b")
+    a = printed(capsys, "evaluate", "--predictions", "a.jsonl", "--references", "data.jsonl", "--out", "a")
+    b = printed(capsys, "evaluate", "--predictions", "b.jsonl", "--references", "data.jsonl", "--out", "b")
     assert (a["metrics"]["accuracy"]["value"], b["metrics"]["accuracy"]["value"]) == (1.0, 0.5)
-    both = told(capsys, "compare", "b", "a")
+    both = printed(capsys, "compare", "b", "a")
     assert (Path(both["path"]) / "eval.json").is_file() and (Path(both["path"]) / "report.html").is_file()
     pair = next(c for c in both["comparisons"] if c["metric"] == "accuracy")
     assert (pair["a"], pair["b"], pair["delta"], pair["verdict"]) == ("b", "a", 0.5, "better")
@@ -131,7 +131,7 @@ def test_predictions_are_held_against_references(here: Path, capsys: pytest.Capt
 def test_files_of_predictions_are_compared_at_once(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write("a.jsonl", [{"id": r["id"], "prediction": r["label"]} for r in RECORDS])
     write("b.jsonl", [{"row": i, "prediction": "late"} for i in range(12)])
-    both = told(capsys, "compare", "b.jsonl", "a.jsonl", "--references", "data.jsonl")
+    both = printed(capsys, "compare", "b.jsonl", "a.jsonl", "--references", "data.jsonl")
     pair = next(c for c in both["comparisons"] if c["metric"] == "accuracy")
     assert (pair["a"], pair["b"], pair["delta"], pair["verdict"]) == ("b.jsonl", "a.jsonl", 0.5, "better")
     assert main(["compare", "b.jsonl", "a.jsonl", "-q"]) == 2
@@ -151,7 +151,7 @@ def test_references_may_be_a_split_a_data_set_or_a_splits_file(here: Path, capsy
         ("--references", "ds"),
         ("--references", "ds/test.jsonl"),
     ):
-        found = told(capsys, "evaluate", "--predictions", "p.jsonl", *place, "--out", "out")
+        found = printed(capsys, "evaluate", "--predictions", "p.jsonl", *place, "--out", "out")
         assert (found["n"], found["metrics"]["accuracy"]["value"]) == (len(rows), 1.0)
 
 
@@ -166,15 +166,15 @@ def test_programs_with_several_answers_give_pass_at_k(here: Path, capsys: pytest
     )
     write("q.jsonl", [{"id": "T/0", "prediction": [good] + [bad] * 4}, {"id": "T/1", "prediction": [bad] * 5}])
     ask = ("evaluate", "--references", "code.jsonl", "embedding=false", "--predictions")
-    assert told(capsys, *ask, "p.jsonl")["metrics"]["pass@1"]["value"] == 0.75
-    found = told(capsys, *ask, "q.jsonl")["metrics"]
+    assert printed(capsys, *ask, "p.jsonl")["metrics"]["pass@1"]["value"] == 0.75
+    found = printed(capsys, *ask, "q.jsonl")["metrics"]
     assert (found["pass@1"]["value"], found["pass@5"]["value"]) == (pytest.approx(0.1), 0.5)
 
 
 def test_answers_that_repeat_are_scored_as_labels_too(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write("r.jsonl", [{"id": i, "reference": "yes" if i % 2 else "no"} for i in range(12)])
     write("p.jsonl", [{"id": i, "prediction": "Yes." if i else "maybe"} for i in range(12)])
-    found = told(capsys, "evaluate", "p.jsonl", "--references", "r.jsonl", "embedding=false")
+    found = printed(capsys, "evaluate", "p.jsonl", "--references", "r.jsonl", "embedding=false")
     assert found["metrics"]["accuracy"]["value"] == 0.5 and found["invalid"] == 1
     assert found["metrics"]["exact_match"]["value"] == 0.0
 
@@ -184,7 +184,7 @@ def test_rows_without_labels_count_as_empty_sets(here: Path, capsys: pytest.Capt
     write(
         "p.jsonl", [{"id": 1, "prediction": ["b", "a"]}, {"id": 2, "prediction": []}, {"id": 3, "prediction": "none"}]
     )
-    found = told(capsys, "evaluate", "--predictions", "p.jsonl", "--references", "r.jsonl")
+    found = printed(capsys, "evaluate", "--predictions", "p.jsonl", "--references", "r.jsonl")
     assert found["metrics"]["subset_accuracy"]["value"] == pytest.approx(2 / 3) and found["invalid"] == 0
     assert found["metrics"]["macro_f1"]["value"] == pytest.approx((2 / 3 + 1) / 2)
 
@@ -192,11 +192,11 @@ def test_rows_without_labels_count_as_empty_sets(here: Path, capsys: pytest.Capt
 def test_references_alone_are_enough_for_predictions(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write("r.jsonl", [{"id": 1, "references": ["yes", "yeah"]}, {"id": 2, "references": ["no"]}])
     write("p.jsonl", [{"id": 2, "prediction": "yes"}, {"id": 1, "prediction": "yeah"}])
-    found = told(capsys, "evaluate", "--predictions", "p.jsonl", "--references", "r.jsonl")
+    found = printed(capsys, "evaluate", "--predictions", "p.jsonl", "--references", "r.jsonl")
     assert found["task"] == "generation" and found["metrics"]["exact_match"]["value"] == 0.5
     write("more.jsonl", [{"id": 1, "dialogue": "a b", "topics": ["x"], "references": ["yes"]}])
     write("q.jsonl", [{"id": 1, "prediction": "yes"}])
-    assert told(capsys, "evaluate", "--predictions", "q.jsonl", "--references", "more.jsonl")["n"] == 1
+    assert printed(capsys, "evaluate", "--predictions", "q.jsonl", "--references", "more.jsonl")["n"] == 1
 
 
 def test_rows_without_prediction_count_as_wrong_and_are_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -245,7 +245,7 @@ def test_an_adapter_and_forgetting_against_a_base(
     here: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write("general.jsonl", [{"instruction": f"Say {w}.", "output": w} for w in ("yes", "no", "maybe", "never") * 3])
-    found = told(
+    found = printed(
         capsys, "evaluate", str(tiny_llama), "--data", "data.jsonl", "--base", str(tiny_llama), "general=general.jsonl", "limit=2",
     )  # fmt: skip
     assert found["forgetting"]["n"] == 12 and found["forgetting"]["loss"]["value"] == pytest.approx(0, abs=1e-6)
@@ -260,16 +260,16 @@ def test_an_adapter_of_another_trainer_is_measured_by_its_folder(
     base = transformers.AutoModelForCausalLM.from_pretrained(tiny_llama)
     config = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
     peft.get_peft_model(base, config).save_pretrained("theirs")
-    found = told(capsys, "evaluate", "theirs", "--data", "data.jsonl", "--name", "theirs")
+    found = printed(capsys, "evaluate", "theirs", "--data", "data.jsonl", "--name", "theirs")
     assert found["n"] == 12 and 0 <= found["metrics"]["accuracy"]["value"] <= 1
-    alone = told(capsys, "evaluate", str(tiny_llama), "--data", "data.jsonl", "--name", "base")
+    alone = printed(capsys, "evaluate", str(tiny_llama), "--data", "data.jsonl", "--name", "base")
     assert found["metrics"]["ece"] != alone["metrics"]["ece"], "the adapter answered, not its base"
 
 
 def test_an_endpoint_is_asked_several_ways_with_draws_of_their_own(
     here: Path, server: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = told(
+    found = printed(
         capsys, "evaluate", "--endpoint", server.url, "--model", "m", "--data", "data.jsonl", "consistency=5", "consistency_rows=6"
     )  # fmt: skip
     part = found["consistency"]
@@ -321,7 +321,7 @@ def test_a_file_is_evaluated_without_its_personal_data(
     assert "12 of 12 records of raw.jsonl hold personal data (EMAIL, PHONE): replaced" in said.out + said.err
     assert "<EMAIL>" in json.dumps(server.asked)
     write("answers.jsonl", [{"id": r["id"], "prediction": r["label"]} for r in reversed(rows)])
-    found = told(capsys, "evaluate", "--predictions", "answers.jsonl", "--data", "raw.jsonl", "--out", "given")
+    found = printed(capsys, "evaluate", "--predictions", "answers.jsonl", "--data", "raw.jsonl", "--out", "given")
     assert found["metrics"]["accuracy"]["value"] == 1.0 and not found.get("failures")
     written = [path for path in here.rglob("*") if path.is_file() and path.name not in ("raw.jsonl", "answers.jsonl")]
     assert len(written) > 4
@@ -333,7 +333,7 @@ def test_a_file_is_evaluated_without_its_personal_data(
 def test_personal_data_of_a_file_stay_where_the_settings_say_so(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write("raw.jsonl", [{**r, "text": r["text"] + " me@mail.example.org"} for r in RECORDS])
     write("answers.jsonl", [{"id": r["id"], "prediction": r["label"]} for r in RECORDS])
-    told(
+    printed(
         capsys,
         "evaluate",
         "--predictions",

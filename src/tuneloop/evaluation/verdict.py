@@ -334,14 +334,7 @@ def _quoted(answer: str) -> str:
         return whole
     if isinstance(value, list):
         return f"a list of {counted(len(value), 'value')}"
-    fields: list[str] = []
-    for name, part in value.items():
-        field = f"{name} {json.dumps(part, ensure_ascii=False)}"
-        if len(", ".join([*fields, field])) > LONGEST_LABEL:
-            break
-        fields.append(field)
-    more = counted(len(value) - len(fields), "more field" if fields else "field")
-    return f"the object with {listed([*fields, more])}"
+    return f"the same object of {counted(len(value), 'field')}"
 
 
 def _opponent(s: Standing, evaluations: Mapping[str, ScoredAnswers]) -> str:

@@ -240,7 +240,5 @@ def limit_words(choices: TimeChoices, run: RunManifest) -> list[str]:
         "add max_minutes=null.",
     ]
     if narrower < 0.95:
-        lines[1] += (
-            f" Its intervals are about {narrower:.1f} times as wide as these; only it shows whether it is better."
-        )
+        lines[1] += f" Its intervals are about {narrower:.1f} times as wide as these; its model may be better or not."
     return lines

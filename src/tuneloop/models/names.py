@@ -53,6 +53,10 @@ SHORT_NAMES: dict[str, str] = {
 }
 
 
+# Of each large family one, for messages.
+SHOWN = ("llama-3.1-8b-instruct", "qwen2.5-7b-instruct", "qwen3-8b", "gemma-3-1b-it", "mistral-7b-instruct")
+
+
 def packaged_gguf() -> Path | None:
     """The GGUF file of the packaged model, if its wheel is installed or has been fetched."""
     return _gguf_in(package_folder(SMOLLM2))
@@ -129,7 +133,7 @@ def resolve(name: str) -> Path:
     hub_name = SHORT_NAMES.get(short, name)
     if not HUB_NAME.fullmatch(hub_name):
         what = f"No model named {name!r}: no such folder, short name or hub name"
-        names = f"short names: {', '.join(list(_LLAMA)[:4])}, ..., {PACKAGED}"
+        names = f"short names: {', '.join(SHOWN)}, ..., {PACKAGED}"
         step = f"{did_you_mean(short, SHORT_NAMES)} {names}; or a folder; or org/name on the hub".lstrip()
         raise UserError(what, where="model", next_step=step)
     like_a_path = "model; there is no folder of this name here, so it was looked up on the hub"

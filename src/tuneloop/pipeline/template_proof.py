@@ -248,8 +248,9 @@ def _tools(proof: _Proof) -> TemplateFinding | None:
 
 def _default_system(proof: _Proof) -> TemplateFinding | None:
     default = proof.template.default_system
-    without = [row for row in proof.rows if row.messages[0]["role"] != "system"]
-    if not default or not without:
+    without = [row for row in proof.rows if default and row.messages[0]["role"] != "system"]
+    without = [row for row in without if default in proof.text(row.messages, row.tools)]  # tools may take its place
+    if not without:
         return None
     message = f"a system prompt is added to {counted(len(without), 'row')} without one: {default[:100]!r}"
     step = "write the system turn into the rows, or take a template without a default"

@@ -1,11 +1,15 @@
 """Training speed on this machine, next to Transformers' Trainer with PEFT and next to TRL, in one run.
 
     python benchmarks/train.py [--methods qv,all-linear,full] [--systems tuneloop,trainer,trl,plain] [--rows 160]
+    python benchmarks/train.py --models qwen2.5-0.5b,qwen3-0.6b,gemma3-270m,mistral,smollm3,phi3 --methods all-linear --systems tuneloop,trainer
 
 Each system trains one epoch of the same chats from the same base in a process of its own: the whole process counts, imports and loading included. The peers are installed
 into an environment of their own (`--peers FOLDER`). Printed: tokens a second without padding, peak resident memory, the peak of matrix products measured around the process
 and the share of it that needed operations reach (over the whole process, and for tuneloop over its optimizer steps), the loss on held-out chats afterwards,
 computed by one function for all, and tuneloop's figures as multiples of the best peer's.
+
+`--models` names models or their folders; those in SHAPES are random weights of a family in the published shape, or in the published width with fewer layers where a whole
+one takes hours here. Their speed is that of the real ones, their losses say nothing. All read the tokens of the packaged model, which every vocabulary here holds.
 """
 
 from __future__ import annotations
@@ -36,6 +40,46 @@ MODEL = "smollm2-135m"
 PEERS = ("torch>=2.4,<3", "transformers", "peft", "trl", "datasets", "accelerate")
 ENVIRONMENT = dict(os.environ)  # what the systems get: `use_threads` changes that of this process
 RATES = {"qv": 5e-4, "all-linear": 5e-4, "full": 3e-5}
+# From the models' own config.json: Qwen2.5-0.5B, Qwen3-0.6B and Gemma 3 270M whole, Mistral 7B v0.3, SmolLM3-3B and Phi-3-mini with 3 or 4 of their layers.
+SHAPES: dict[str, dict[str, Any]] = {
+    "qwen2.5-0.5b": {"model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+                     "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True, "rope_theta": 1e6},
+    "qwen3-0.6b": {"model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16, "head_dim": 128,
+                   "num_key_value_heads": 8, "vocab_size": 151936, "tie_word_embeddings": True, "rope_theta": 1e6},
+    "gemma3-270m": {"model_type": "gemma3_text", "hidden_size": 640, "intermediate_size": 2048, "num_hidden_layers": 18, "num_attention_heads": 4, "head_dim": 256,
+                    "num_key_value_heads": 1, "vocab_size": 262144, "sliding_window": 512, "query_pre_attn_scalar": 256},
+    "mistral": {"model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 3, "num_attention_heads": 32,
+                "num_key_value_heads": 8, "vocab_size": 49152, "sliding_window": None, "rope_theta": 1e6},
+    "smollm3": {"model_type": "smollm3", "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 4, "num_attention_heads": 16,
+                "num_key_value_heads": 4, "vocab_size": 128256, "tie_word_embeddings": True, "pad_token_id": 0},
+    "phi3": {"model_type": "phi3", "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 4, "num_attention_heads": 32,
+             "num_key_value_heads": 32, "vocab_size": 49152, "pad_token_id": 0},
+}  # fmt: skip
+
+
+def folder_of(name: str, scratch: Path) -> Path:
+    """Folder of a model; one of SHAPES is made, with random weights and the packaged model's tokenizer."""
+    if name not in SHAPES:
+        return resolve(name)
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = scratch / name
+    if not folder.is_dir():
+        torch.manual_seed(0)
+        shape = {"bos_token_id": 1, "eos_token_id": 2, **SHAPES[name]}
+        config = AutoConfig.for_model(shape.pop("model_type"), **shape)
+        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+        copy_tokenizer(resolve(MODEL), folder)
+    return folder
+
+
+def copy_tokenizer(model: Path, folder: Path) -> None:
+    """A model's tokenizer, where a folder has none."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        source = model / name
+        if source.is_file() and not (folder / name).exists():
+            (folder / name).write_bytes(source.read_bytes())
 
 
 def chats(folder: Path, most: int) -> list[Rendered]:
@@ -55,7 +99,7 @@ def train_ours(job: dict[str, Any]) -> None:
     from tuneloop.training.loop import train
 
     use_threads()
-    model = load_model(MODEL)
+    model = load_model(job["model"])
     shared = {
         "learning_rate": job["learning_rate"],
         "rows_per_step": job["batch"],
@@ -81,13 +125,10 @@ def val_loss(job: dict[str, Any], rows: list[Rendered]) -> float:
     adapter = next((p for p in (out / "adapter", out) if (p / "adapter_config.json").is_file()), None)
     full = next((p for p in (out / "model", out) if (p / "config.json").is_file()), None)
     if adapter is None and full is not None:
-        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-            source = resolve(MODEL) / name
-            if source.is_file() and not (full / name).exists():
-                (full / name).write_bytes(source.read_bytes())
+        copy_tokenizer(Path(job["model"]), full)
         model = load_model(str(full))
     else:
-        model = load_model(MODEL)
+        model = load_model(job["model"])
         if adapter is not None:
             load_adapter(model.net, adapter)
     fits = answer_fits(model, rows)
@@ -123,11 +164,13 @@ class Result:
     loss: float
 
 
-def compete(method: str, system: str, rows: list[Rendered], held_out: list[Rendered], peers: Path) -> Result:
+def compete(
+    model: Path, method: str, system: str, rows: list[Rendered], held_out: list[Rendered], peers: Path
+) -> Result:
     """One epoch of `rows` by a system."""
     with tempfile.TemporaryDirectory() as folder:
         job = {
-            "model": str(resolve(MODEL)), "method": method, "rank": 8, "batch": 8, "learning_rate": RATES[method], "steps": -(-len(rows) // 8),
+            "model": str(model), "method": method, "rank": 8, "batch": 8, "learning_rate": RATES[method], "steps": -(-len(rows) // 8),
             "warmup_steps": 1, "pad": load_tokenizer(MODEL).pad_id, "out": folder, "dtype": str(default_dtype()).removeprefix("torch."),
             "rows": [{"ids": r.ids, "labels": [i if m else -100 for i, m in zip(r.ids, r.mask, strict=True)]} for r in rows],
         }  # fmt: skip
@@ -151,6 +194,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data" / "alpaca_en_demo")
+    parser.add_argument("--models", default=MODEL)
     parser.add_argument("--methods", default="qv,all-linear,full")
     parser.add_argument("--systems", default="tuneloop,trainer,trl", help="also: plain (slow), trainer-autocast")
     parser.add_argument("--rows", type=int, default=160)
@@ -164,35 +208,46 @@ def main() -> None:
         sys.exit(f"No train.json under {options.data}: give a folder in alpaca's format with --data")
     rows = chats(options.data, options.rows + 64)
     train_rows, held_out = rows[: options.rows], rows[options.rows :]
-    tokens = sum(len(r.ids) for r in train_rows)
     lengths = sorted(len(r.ids) for r in train_rows)
-    config = json.loads((resolve(MODEL) / "config.json").read_text())
+    tokens = sum(lengths)
     print(
         f"{len(train_rows)} chats, {tokens:,} tokens (p10/50/90 {lengths[len(lengths) // 10]}/{lengths[len(lengths) // 2]}/{lengths[9 * len(lengths) // 10]}), "
         f"{sum(sum(r.mask[1:]) for r in train_rows) / tokens:.0%} learned"
     )
     print(
-        f"{'method':<11} {'system':<17} {'tokens/s':>8} {'seconds':>8} {'GiB':>6} {'GFLOP/s':>8} {'of peak':>8} {'in steps':>8} {'val loss':>9}"
+        f"{'model':<13} {'method':<11} {'system':<17} {'tokens/s':>8} {'seconds':>8} {'GiB':>6} {'GFLOP/s':>8} {'of peak':>8} {'in steps':>8} {'val loss':>9}"
     )
-    for method in options.methods.split(","):
-        gflop = needed_gflop(config, "full" if method == "full" else "lora", train_rows)
-        results: dict[str, Result] = {}
-        for system in options.systems.split(","):
-            found = results[system] = compete(method, system, train_rows, held_out, options.peers)
-            in_steps = f"{gflop / found.step_seconds / found.peak:.0%}" if found.step_seconds else ""
-            print(
-                f"{method:<11} {system:<17} {tokens / found.seconds:8.0f} {found.seconds:8.1f} {found.gib:6.2f} {found.peak:8.0f} "
-                f"{gflop / found.seconds / found.peak:8.0%} {in_steps:>8} {found.loss:9.4f}",
-                flush=True,
-            )
-        ours, peers = results.pop("tuneloop", None), results
-        if ours and peers:
-            name, best = min(peers.items(), key=lambda item: item[1].seconds)
-            print(
-                f"{method:<11} tuneloop is {best.seconds / ours.seconds:.2f} times as fast as {name}, with {ours.gib / best.gib:.0%} of its memory "
-                f"and {ours.loss / best.loss - 1:+.1%} of its loss",
-                flush=True,
-            )
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in options.models.split(","):
+            model = folder_of(name, Path(scratch))
+            for method in options.methods.split(","):
+                show(name, model, method, train_rows, held_out, options)
+
+
+def show(
+    name: str, model: Path, method: str, rows: list[Rendered], held_out: list[Rendered], options: argparse.Namespace
+) -> None:
+    """A line for each system, and tuneloop's next to the best other."""
+    tokens = sum(len(r.ids) for r in rows)
+    config = json.loads((model / "config.json").read_text())
+    gflop = needed_gflop(config, "full" if method == "full" else "lora", rows)
+    results: dict[str, Result] = {}
+    for system in options.systems.split(","):
+        result = results[system] = compete(model, method, system, rows, held_out, options.peers)
+        in_steps = f"{gflop / result.step_seconds / result.peak:.0%}" if result.step_seconds else ""
+        print(
+            f"{name:<13} {method:<11} {system:<17} {tokens / result.seconds:8.0f} {result.seconds:8.1f} {result.gib:6.2f} {result.peak:8.0f} "
+            f"{gflop / result.seconds / result.peak:8.0%} {in_steps:>8} {result.loss:9.4f}",
+            flush=True,
+        )
+    ours = results.pop("tuneloop", None)
+    if ours and results:
+        peer, best = min(results.items(), key=lambda item: item[1].seconds)
+        print(
+            f"{name:<13} {method:<11} tuneloop is {best.seconds / ours.seconds:.2f} times as fast as {peer}, with {ours.gib / best.gib:.0%} of its memory "
+            f"and {ours.loss / best.loss - 1:+.1%} of its loss",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -14,10 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-TARGETS = {
-    "qv": ["q_proj", "v_proj"],
-    "all-linear": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-}
+TARGETS: dict[str, list[str] | str] = {"qv": ["q_proj", "v_proj"], "all-linear": "all-linear"}
 
 
 def arguments(job: dict[str, Any], **more: Any) -> dict[str, Any]:

@@ -25,6 +25,9 @@ DOCS = Path(__file__).resolve().parent
 IMAGES, RECORDING = DOCS / "images", DOCS / "recordings" / "demo.jsonl"
 COLUMNS, LINE, LEFT, TOP, LETTER = 120, 18, 16, 50, 7.83  # characters; pixels; LETTER: width of one at 13 px
 SECONDS = 12.0
+# What the picture of a run leaves out, from a line that begins so to one that begins so, which is shown again: the verdict
+# stands at the end once more, and the rows side by side are what the report is for.
+LEFT_OUT = (("Better than ", "Comparison on "), ("The 95 % interval of ", "Better than "))
 FONT = "ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace"
 # Names of colours: paper, frame, ink, quiet ink, accent.
 THEMES = {
@@ -80,9 +83,17 @@ def write(lines: list[tuple[float, str]], place: Path) -> None:
 
 def shown_lines(place: Path) -> list[tuple[float, str]]:
     """Seconds and text of each line of the picture; long lines are wrapped under their text."""
-    shown = []
+    shown: list[tuple[float, str]] = []
+    parts_left_out, until = list(LEFT_OUT), ""
     for line in map(json.loads, place.read_text(encoding="utf-8").splitlines()):
         text = line["text"]
+        if until and not text.startswith(until):
+            continue
+        until = ""
+        if parts_left_out and text.startswith(parts_left_out[0][0]):
+            until = parts_left_out.pop(0)[1]
+            shown.append((line["seconds"], "[…]"))
+            continue
         indent = " " * (10 if is_kept(text) else len(text) - len(text.lstrip()))
         parts = textwrap.wrap(text, COLUMNS, subsequent_indent=indent, drop_whitespace=True) or [""]
         shown += [(line["seconds"], part) for part in parts]

@@ -32,9 +32,12 @@ def test_the_pictures_are_up_to_date_and_small(script: dict[str, Any]) -> None:
         assert not re.findall(r"(?:href|src|url\()\W*https?:", picture), name
 
 
-def test_every_recorded_line_is_in_the_picture(script: dict[str, Any]) -> None:
-    lines = [json.loads(line)["text"] for line in script["RECORDING"].read_text(encoding="utf-8").splitlines()]
-    assert len(lines) > 10
+def test_every_recorded_line_up_to_the_evaluation_and_of_the_closing_is_in_the_picture(script: dict[str, Any]) -> None:
+    recorded = [json.loads(line)["text"] for line in script["RECORDING"].read_text(encoding="utf-8").splitlines()]
+    end = next(place for place, line in enumerate(recorded) if line.startswith("evaluate "))
+    closing = recorded[len(recorded) - recorded[::-1].index("") :]
+    assert end > 10 and 5 <= len(closing) <= 12
+    lines = [*recorded[: end + 1], *closing]
     root = ElementTree.fromstring(script["drawings"]()["demo-dark.svg"])
     shown = " ".join("".join(each.itertext()) for each in root.iter("{http://www.w3.org/2000/svg}text"))
     for line in lines:

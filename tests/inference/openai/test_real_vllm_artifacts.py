@@ -42,8 +42,8 @@ pytestmark = [
 ]
 INSTRUCTION = "Classify the customer's ticket. Answer with its queue."
 ROWS = 12  # of the test split
-# Of a label's probability. W4A16's weights are unpacked here as vLLM reads them; FP8 rounds what goes into a matrix, too.
-TOLERANCES = {"": 2e-3, "w4a16": 2e-2, "fp8": 5e-2}
+# Of a label's probability, of which the search by short requests leaves some thousandths unread. W4A16's weights are unpacked here as vLLM reads them; FP8 rounds what goes into a matrix, too.
+TOLERANCES = {"": 1e-2, "w4a16": 2e-2, "fp8": 5e-2}
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,10 @@ class Way:
     shared: dict[str, Any]
     limit: str = "max_tokens"
     base: str = ""  # name of the way that the engine's own server is; empty: it is that
-    draw: random.Random = field(default_factory=lambda: random.Random(0))
+    draw: random.Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.draw = random.Random(self.name)  # a prompt that another way has sent would be in the engine's cache
 
     async def ask(self) -> float:
         """Milliseconds to the whole answer to a new prompt."""

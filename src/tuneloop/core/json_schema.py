@@ -42,7 +42,9 @@ def too_deep(raw: bytes, value: Any) -> bool:
 
     It goes down level by level, so that nothing is too deep for it.
     """
-    level = [value] if raw.count(b"{") + raw.count(b"[") > MOST_DEPTH else []
+    if raw.count(b"{") + raw.count(b"[") <= MOST_DEPTH:
+        return False
+    level = [value]
     for _ in range(MOST_DEPTH):
         parts = (part for each in level for part in (each.values() if isinstance(each, dict) else each))
         level = [part for part in parts if isinstance(part, dict | list)]

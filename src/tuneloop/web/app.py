@@ -7,8 +7,9 @@ import functools
 import hmac
 import importlib
 from collections.abc import AsyncIterator
+from datetime import datetime
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -20,17 +21,25 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tuneloop.core.errors import UserError
-from tuneloop.report.html import page_environment
+from tuneloop.report import facts as f
+from tuneloop.report.html import page_environment, script_part
 from tuneloop.serving.http.api_request import ApiError
 from tuneloop.serving.http.app import Call, refuse_foreign_pages
 from tuneloop.web.sources import BY_NAME, PAGES, Page, Sources
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 # Nothing of another site, no script in a page: texts of users and models are in it.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-STYLED = POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")  # for pages with a report in them
+# For pages with a report in them: its styles, and the one script of reports.
+STYLED = POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'").replace(
+    "script-src 'self'", f"script-src 'self' '{script_part()['script_hash']}'"
+)
+REPORTS = ("/runs/", "/compare", "/data/")
 KINDS = {"js": "text/javascript", "css": "text/css"}
 MOST_FORM = 1_000_000  # bytes
 EVERY = 1.0  # seconds between two looks at what is live
@@ -63,11 +72,12 @@ class Guarded:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
         try:
-            refuse_foreign_pages(Call(scope, receive, send), scope["app"].state.sources.base == "")
+            base = scope["app"].state.sources.base
+            refuse_foreign_pages(Call(scope, receive, send), not base)
         except ApiError as error:
             await Response(error.message, error.status)(scope, receive, send)
             return
-        policy = (STYLED if scope["path"].startswith("/runs/") else POLICY).encode()
+        policy = (STYLED if scope["path"].removeprefix(base).startswith(REPORTS) else POLICY).encode()
 
         async def sent(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -96,10 +106,30 @@ def render(template: str, sources: Sources, request: Request | None = None, **va
     shown = {
         "sources": sources, "url": sources.url, "asset": sources.asset, "nav": [p for p in PAGES if p.title],
         "may_act": not sources.read_only and sources.files is None, "static": sources.files is not None,
-        "query": dict(request.query_params) if request else {}, "live": _live_address(request) if request else "",
+        "query": Query(request.query_params if request else {}), "live": _live_address(request) if request else "",
         "said": request.query_params.get("said", "") if request else "",
     }  # fmt: skip
-    return page_environment("tuneloop.web").get_template(template).render(**shown, **values)
+    return environment().get_template(template).render(**shown, **values)
+
+
+class Query(dict[str, str]):
+    """What is behind the question mark; empty where it is not there."""
+
+    def __missing__(self, name: str) -> str:
+        return ""
+
+
+@functools.cache
+def environment() -> Environment:
+    """Where the templates are, of the reports too."""
+    own = page_environment("tuneloop.web")
+    own.filters |= {"minutes": f.minutes, "usd": f.usd, "gib": f.gib, "moment": moment}
+    return own
+
+
+def moment(seconds: float) -> str:
+    """A time as people read it, to the minute."""
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
 
 
 def _live_address(request: Request) -> str:
@@ -109,6 +139,8 @@ def _live_address(request: Request) -> str:
 
 def page_html(page: Page, request: Request, sources: Sources) -> str:
     """A page as text; blocks. Raises UserError: what it is about is not there or damaged."""
+    if hasattr(_module(page), "html"):  # it is a whole page already
+        return str(_module(page).html(request, sources))
     values = _module(page).show(request, sources)
     return render(f"{page.name}.html.j2", sources, request, here=page, page=values)
 

@@ -28,7 +28,11 @@ class Page:
     under: str = ""
 
 
-PAGES: tuple[Page, ...] = (Page("home", "/", "Home"),)
+PAGES: tuple[Page, ...] = (
+    Page("home", "/", "Home"),
+    Page("runs", "/runs", "Runs"), Page("run", "/runs/{key}", under="runs"),
+    Page("report", "/runs/{key}/report", under="runs"), Page("compare", "/compare", under="runs"),
+)  # fmt: skip
 BY_NAME = {page.name: page for page in PAGES}
 
 
@@ -56,13 +60,13 @@ class Sources:
     files: Mapping[str, str] | None = None
     texts: bool = True
 
-    def url(self, page: str, **values: object) -> str:
+    def url(self, name: str, /, **values: object) -> str:
         """The address of a page: what its path names is in the path, the rest behind the question mark. Empty values
         are left out. Among pages that are written: its file, or nothing where it is not one of them."""
-        path = BY_NAME[page].path
-        for name in [name for name in values if f"{{{name}}}" in path]:
-            path = path.replace(f"{{{name}}}", quote(str(values.pop(name)), safe=""))
-        query = urlencode({name: value for name, value in values.items() if value not in ("", None)}, doseq=True)
+        path = BY_NAME[name].path
+        for part in [part for part in values if f"{{{part}}}" in path]:
+            path = path.replace(f"{{{part}}}", quote(str(values.pop(part)), safe=""))
+        query = urlencode({key: value for key, value in values.items() if value not in ("", None)}, doseq=True)
         address = path + (f"?{query}" if query else "")
         return self.base + address if self.files is None else self.files.get(address, "")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import hmac
-import importlib
 from collections.abc import AsyncIterator
 from datetime import datetime
 from importlib.resources import files
@@ -25,7 +24,7 @@ from tuneloop.report import facts as f
 from tuneloop.report.html import page_environment, script_part
 from tuneloop.serving.http.api_request import ApiError
 from tuneloop.serving.http.app import Call, refuse_foreign_pages
-from tuneloop.web.sources import BY_NAME, PAGES, Page, Sources
+from tuneloop.web.sources import BY_NAME, PAGES, Page, Sources, module_of
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -139,15 +138,10 @@ def _live_address(request: Request) -> str:
 
 def page_html(page: Page, request: Request, sources: Sources) -> str:
     """A page as text; blocks. Raises UserError: what it is about is not there or damaged."""
-    if hasattr(_module(page), "html"):  # it is a whole page already
-        return str(_module(page).html(request, sources))
-    values = _module(page).show(request, sources)
+    if hasattr(module_of(page), "html"):  # it is a whole page already
+        return str(module_of(page).html(request, sources))
+    values = module_of(page).show(request, sources)
     return render(f"{page.name}.html.j2", sources, request, here=page, page=values)
-
-
-@functools.cache
-def _module(page: Page) -> Any:
-    return importlib.import_module(f"tuneloop.web.pages.{page.name}")
 
 
 async def _shown(page: Page, request: Request, sources: Sources) -> Response:
@@ -163,20 +157,20 @@ async def _acted(page: Page, request: Request, sources: Sources) -> Response:
         raise WrongToken("This form is of an earlier page", next_step="go back, load the page again and send it again")
     if sources.read_only:
         raise UserError("This page only reads", next_step="start `tuneloop ui` without --read-only on this machine")
-    if not hasattr(_module(page), "act"):
+    if not hasattr(module_of(page), "act"):
         raise UserError("There is nothing to do on this page")
-    address = await run_in_threadpool(_module(page).act, request, sources, form)
+    address = await run_in_threadpool(module_of(page).act, request, sources, form)
     return RedirectResponse(address, status_code=303)
 
 
 async def _live(page: Page, request: Request, sources: Sources) -> Response:
     """Events `live` with the part `NAME_live.html.j2`, when what the page's `live` gives has changed."""
-    if not hasattr(_module(page), "live"):
+    if not hasattr(module_of(page), "live"):
         raise UserError("This page is not live")
 
     def part() -> str:
         try:
-            values = _module(page).live(request, sources)
+            values = module_of(page).live(request, sources)
         except UserError as error:  # it was deleted while the page was open
             return render("problem.html.j2", sources, error=error)
         return render(f"{page.name}_live.html.j2", sources, request, here=page, page=values)
@@ -196,11 +190,11 @@ async def _stream(page: Page, request: Request, sources: Sources) -> Response:
     """Events of the page's own: `stream` is an asynchronous iterator of (name, markup)."""
     if not hmac.compare_digest(request.query_params.get("token", "").encode(), sources.token.encode()):
         raise WrongToken("This page is of an earlier process", next_step="load it again")
-    if sources.read_only or not hasattr(_module(page), "stream"):
+    if sources.read_only or not hasattr(module_of(page), "stream"):
         raise UserError("This page only reads")
 
     async def events() -> AsyncIterator[bytes]:
-        async for name, html in _module(page).stream(request, sources):
+        async for name, html in module_of(page).stream(request, sources):
             yield event(name, html)
 
     return StreamingResponse(events(), media_type="text/event-stream")

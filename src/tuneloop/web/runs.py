@@ -57,6 +57,7 @@ class RunLine:
     primary: str = ""
     metrics: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
     verdict: str = ""
+    gate: str = ""  # its status
     problem: str = ""
 
     @property
@@ -82,10 +83,11 @@ def run_line(sources: Sources, found: Found) -> RunLine:
 
 def _read(found: Found, sources: Sources) -> RunLine:
     path, problem = found.path, ""
-    run, evaluation, config, data = ({}, {}, {}, {})  # type: tuple[dict[str, Any], ...]
+    run, evaluation, config, data, gate = ({}, {}, {}, {}, {})  # type: tuple[dict[str, Any], ...]
     try:
         run = _object(path / RUN) if RUN in found.names else {}
         evaluation = _object(path / EVALUATION) if EVALUATION in found.names else {}
+        gate = _object(path / "gate.json") if "gate.json" in found.names else {}
         config = {} if run else _config(path / CONFIG)
         data = {} if run or "dataset" not in found.names else _object(path / "dataset" / MANIFEST)
     except FileNotFoundError:
@@ -111,6 +113,7 @@ def _read(found: Found, sources: Sources) -> RunLine:
             for name, score in f.section(evaluation.get("metrics")).items()
         },
         verdict=_short(next(iter(evaluation.get("words") or []), "")), problem=problem,
+        gate=f.clean(gate.get("status") or ""),
     )  # fmt: skip
 
 

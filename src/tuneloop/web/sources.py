@@ -5,7 +5,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlencode
 
 from tuneloop.core.errors import UserError
@@ -34,6 +37,22 @@ PAGES: tuple[Page, ...] = (
     Page("report", "/runs/{key}/report", under="runs"), Page("compare", "/compare", under="runs"),
 )  # fmt: skip
 BY_NAME = {page.name: page for page in PAGES}
+
+
+@dataclass(frozen=True)
+class Need:
+    """Something that needs a person. `tone`: `bad`, `warn` or nothing."""
+
+    title: str
+    detail: str = ""
+    url: str = ""
+    tone: str = "warn"
+
+
+@cache
+def module_of(page: Page) -> Any:
+    """The module of a page; imported when it is first opened."""
+    return import_module(f"tuneloop.web.pages.{page.name}")
 
 
 @dataclass(frozen=True)

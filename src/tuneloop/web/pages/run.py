@@ -79,7 +79,7 @@ def live(request: Request, sources: Sources) -> dict[str, Any]:
     steps = [kept.steps[step] for step in sorted(kept.steps)]
     validations = [kept.validations[step] for step in sorted(kept.validations)]
     return answer | {
-        "numbers_now": _numbers(found, steps, kept), "found": kept.findings,
+        "numbers_now": progress_of(found, steps, kept), "found": kept.findings,
         "chart": charts.chart_pair(charts.loss_chart, steps, validations, kept.findings),
         "trio": [(title, chart) for key, title in SMALL if (chart := charts.step_chart(steps, key, title))],
         "damaged": kept.damaged, "stage": _stage(found, steps),
@@ -96,7 +96,7 @@ def _stage(found: Found, steps: list[TrainingStep]) -> str:
     return "starting"
 
 
-def _numbers(found: Found, steps: list[TrainingStep], kept: Curves) -> list[tuple[str, str, str]]:
+def progress_of(found: Found, steps: list[TrainingStep], kept: Curves) -> list[tuple[str, str, str]]:
     """Name, value and detail of what is known now."""
     if not steps:
         return []

@@ -57,7 +57,9 @@ def make_app(sources: Sources) -> Starlette:
     for page in PAGES:
         routes += [Route(page.path, _handler(_shown, page)), Route(page.path, _handler(_acted, page), methods=["POST"])]
     middleware = [Middleware(Guarded), Middleware(GZipMiddleware, minimum_size=1000)]
-    app = Starlette(routes=routes, middleware=middleware, exception_handlers={404: _missing, UserError: _refused})
+    app = Starlette(
+        routes=routes, middleware=middleware, exception_handlers={404: _missing, UserError: _refused, 500: _failed}
+    )
     app.state.sources = sources
     return app
 
@@ -230,6 +232,11 @@ def asset(name: str) -> bytes | None:
 
 async def _missing(request: Request, error: Exception) -> Response:
     return await _refused(request, UserError("There is no such page", where=request.url.path[:200]))
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """A fault of ours: what is in the log is not on the page."""
+    return await _refused(request, UserError("This page failed", next_step="the log of tuneloop ui says why"))
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -35,6 +35,8 @@ PAGES: tuple[Page, ...] = (
     Page("home", "/", "Home"),
     Page("runs", "/runs", "Runs"), Page("run", "/runs/{key}", under="runs"),
     Page("report", "/runs/{key}/report", under="runs"), Page("compare", "/compare", under="runs"),
+    Page("data", "/data", "Data"), Page("dataset", "/data/{key}", under="data"),
+    Page("datareport", "/data/{key}/report", under="data"),
 )  # fmt: skip
 BY_NAME = {page.name: page for page in PAGES}
 

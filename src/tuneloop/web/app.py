@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hmac
 from collections.abc import AsyncIterator
@@ -10,6 +11,7 @@ from datetime import datetime
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import TemplateNotFound
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
@@ -24,6 +26,7 @@ from tuneloop.report import facts as f
 from tuneloop.report.html import page_environment, script_part
 from tuneloop.serving.http.api_request import ApiError
 from tuneloop.serving.http.app import Call, refuse_foreign_pages
+from tuneloop.web.runs import run_lines
 from tuneloop.web.sources import BY_NAME, PAGES, Page, Sources, module_of
 
 if TYPE_CHECKING:
@@ -62,6 +65,16 @@ def make_app(sources: Sources) -> Starlette:
     )
     app.state.sources = sources
     return app
+
+
+def warm(sources: Sources) -> None:
+    """Look through the folders and load what pages need, so that the first look at each is quick."""
+    with contextlib.suppress(UserError):
+        run_lines(sources)
+    for page in PAGES:
+        with contextlib.suppress(TemplateNotFound):  # a page as it is has none
+            module_of(page)
+            environment().get_template(f"{page.name}.html.j2")
 
 
 class Guarded:

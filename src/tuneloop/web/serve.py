@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import ipaddress
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config
 from tuneloop.web.index import Index
 from tuneloop.web.sources import Sources
+from tuneloop.web.speaker import close_all
 
 
 class WebConfig(Config):
@@ -41,6 +43,19 @@ def make_sources(folders: Sequence[str], stores: Sequence[str], *, read_only: bo
     return Sources(Index(paths), tuple(stores), read_only)
 
 
+def export_to(sources: Sources, folder: str, names: Sequence[str] = (), *, texts: bool = True) -> list[Path]:
+    """See `web.export.export_pages`. Raises UserError: the web packages are missing too."""
+    try:
+        from tuneloop.web.export import export_pages
+    except ImportError as error:
+        raise _missing(error) from None
+    return export_pages(sources, Path(folder), names, texts=texts)
+
+
+def _missing(error: ImportError) -> UserError:
+    return UserError(f"Missing package {error.name}", next_step="pip install 'tuneloop[serve]'")
+
+
 def serve_pages(sources: Sources, config: WebConfig, ready: Callable[[str], None]) -> None:
     """Serve until interrupted (Ctrl-C, SIGTERM); `ready` gets the address once it can be opened.
 
@@ -49,17 +64,20 @@ def serve_pages(sources: Sources, config: WebConfig, ready: Callable[[str], None
     """
     try:
         from tuneloop.core.http_server import GuardedServer, listen
-        from tuneloop.web.app import make_app
+        from tuneloop.web.app import make_app, warm
     except ImportError as error:
-        step = "pip install 'tuneloop[serve]'"
-        raise UserError(f"Missing package {error.name}", next_step=step) from None
+        raise _missing(error) from None
     try:
         listening = listen(config.host, config.port)
     except OSError as error:
         what = f"Can't listen on {config.host}:{config.port}: {error.strerror}"
         raise UserError(what, where="port", next_step="choose another: port=8141, or port=0 for a free one") from None
+    threading.Thread(target=warm, args=(sources,), daemon=True).start()
     server = GuardedServer(make_app(sources), log_level="warning", timeout_graceful_shutdown=1)
     address = f"[{config.host}]" if ":" in config.host else config.host
     ready(f"http://{address}:{listening.getsockname()[1]}{sources.base}/")
-    with contextlib.suppress(KeyboardInterrupt):
-        server.run(sockets=[listening])
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[listening])
+    finally:
+        close_all()

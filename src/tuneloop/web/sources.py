@@ -37,6 +37,7 @@ PAGES: tuple[Page, ...] = (
     Page("report", "/runs/{key}/report", under="runs"), Page("compare", "/compare", under="runs"),
     Page("data", "/data", "Data"), Page("dataset", "/data/{key}", under="data"),
     Page("datareport", "/data/{key}/report", under="data"),
+    Page("playground", "/playground", "Playground"),
 )  # fmt: skip
 BY_NAME = {page.name: page for page in PAGES}
 

@@ -42,9 +42,10 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     if groups:  # the group with the first line first
         order = {name: place for place, name in enumerate(dict.fromkeys(line.dataset for line in lines))}
         lines.sort(key=lambda line: order[line.dataset])
-    number = max(1, math.ceil(len(lines) / ON_A_PAGE))
+    size = ON_A_PAGE if sources.files is None else max(len(lines), 1)
+    number = max(1, math.ceil(len(lines) / size))
     at = min(max(_number(query.get("page", "")) or 1, 1), number)
-    part = lines[int(at - 1) * ON_A_PAGE : int(at) * ON_A_PAGE]
+    part = lines[int(at - 1) * size : int(at) * size]
     return {
         "groups": [(name, list(of)) for name, of in groupby(part, lambda line: line.dataset if groups else "")],
         "total": len(every), "matching": len(lines), "at": int(at), "pages": number, "sort": by, "down": down,

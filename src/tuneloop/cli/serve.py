@@ -50,6 +50,7 @@ def command(
     """
     from tuneloop.improve.serve import serve
     from tuneloop.serving.server import first_key, first_steps, serve_config
+    from tuneloop.web.mount import ui_routes
 
     targets, settings = split_arguments(arguments)
     config = serve_config(targets, settings)
@@ -70,7 +71,7 @@ def command(
                 say(line)
 
         with reporting(say=partial(print_live, err=True)):
-            serve(config, ready=ready)
+            serve(config, ready=ready, pages=ui_routes)
     return None
 
 

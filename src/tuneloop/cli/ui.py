@@ -28,7 +28,7 @@ def command(
 
     folders, settings = split_arguments(arguments)
     config = build_config(WebConfig, {}, settings)
-    sources = make_sources(folders, store, read_only=read_only or not config.loopback)
+    sources = make_sources(folders, store, read_only=read_only, local=config.loopback)
 
     if export:
         with screen("writing the pages"):

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 
 from jinja2 import TemplateNotFound
 from starlette.applications import Starlette
@@ -86,8 +87,8 @@ class Guarded:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
         try:
-            base = scope["app"].state.sources.base
-            refuse_foreign_pages(Call(scope, receive, send), not base)
+            base, local = (getattr(scope["app"].state.sources, name) for name in ("base", "local"))
+            refuse_foreign_pages(Call(scope, receive, send), local)
         except ApiError as error:
             await Response(error.message, error.status)(scope, receive, send)
             return
@@ -100,7 +101,7 @@ class Guarded:
                     (b"x-content-type-options", b"nosniff"),
                     (b"referrer-policy", b"no-referrer"),
                 ]
-                if not scope["path"].startswith("/static/"):
+                if not scope["path"].removeprefix(base).startswith("/static/"):
                     message["headers"].append((b"cache-control", b"no-store"))
             await send(message)
 
@@ -109,10 +110,16 @@ class Guarded:
 
 def _handler(work: Any, page: Page) -> Any:
     async def handle(request: Request) -> Response:
-        answer: Response = await work(page, request, request.app.state.sources)
+        answer: Response = await work(page, request, sources_of(request))
         return answer
 
     return handle
+
+
+def sources_of(request: Request) -> Sources:
+    """The sources of a request: of who has given a key where keys are needed."""
+    sources: Sources = getattr(request.state, "sources", None) or request.app.state.sources
+    return sources
 
 
 def render(template: str, sources: Sources, request: Request | None = None, **values: Any) -> str:
@@ -165,9 +172,12 @@ async def _shown(page: Page, request: Request, sources: Sources) -> Response:
 
 async def _acted(page: Page, request: Request, sources: Sources) -> Response:
     """What a form asks for. The page's `act` gets its fields and returns the address to go to."""
-    body = await Call(request.scope, request.receive, request._send).body(MOST_FORM)
-    request._body = body
-    form = {name: value for name, value in (await request.form()).items() if isinstance(value, str)}
+    try:
+        body = await Call(request.scope, request.receive, request._send).body(MOST_FORM)
+    except ApiError as error:
+        raise UserError(error.message) from None
+    fields = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True)
+    form = {name: values[-1].replace("\r\n", "\n") for name, values in fields.items()}
     if not hmac.compare_digest(form.pop("token", "").encode(), sources.token.encode()):
         raise WrongToken("This form is of an earlier page", next_step="go back, load the page again and send it again")
     if sources.read_only:
@@ -254,6 +264,6 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 async def _refused(request: Request, error: Exception) -> Response:
     """A page that says what is wrong, where, and what to do."""
-    sources = request.app.state.sources
+    sources = sources_of(request)
     html = render("problem_page.html.j2", sources, request, here=BY_NAME["home"], error=error)
     return HTMLResponse(html, 403 if isinstance(error, WrongToken) else 404 if request.method == "GET" else 400)

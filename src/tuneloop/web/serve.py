@@ -32,15 +32,18 @@ class WebConfig(Config):
         return self.host == "localhost"
 
 
-def make_sources(folders: Sequence[str], stores: Sequence[str], *, read_only: bool) -> Sources:
+def make_sources(
+    folders: Sequence[str], stores: Sequence[str], *, read_only: bool = False, local: bool = True
+) -> Sources:
     """The sources of some folders, of the current one by default. Raises UserError: one is not there."""
     paths = tuple(Path(folder) for folder in folders or ["."])
     for path in paths:
         if not path.is_dir():
             raise UserError("No such folder", where=str(path), next_step="tuneloop ui FOLDER")
-    with contextlib.suppress(OSError, KeyError):
-        return Sources(Index(paths), tuple(stores), read_only, who=getpass.getuser())
-    return Sources(Index(paths), tuple(stores), read_only)
+    who = ""
+    with contextlib.suppress(OSError, KeyError):  # a user without a name
+        who = getpass.getuser()
+    return Sources(Index(paths), tuple(stores), read_only or not local, local, who=who)
 
 
 def export_to(sources: Sources, folder: str, names: Sequence[str] = (), *, texts: bool = True) -> list[Path]:

@@ -66,6 +66,7 @@ class Sources:
         index: what is in the folders.
         given_stores: named by `--store`: a file, a server's folder or a `postgresql://` URL.
         read_only: nothing can be started, changed or asked of a model.
+        local: only this machine reaches the pages: its own names are the only hosts.
         base: the address before all paths: empty, or `/ui` in a server.
         who: is written into histories with what was done.
         token: has to come with each form, so that it is known to be from a page of ours.
@@ -76,6 +77,7 @@ class Sources:
     index: Index
     given_stores: tuple[str, ...] = ()
     read_only: bool = False
+    local: bool = True
     base: str = ""
     who: str = ""
     token: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)

@@ -58,9 +58,7 @@ class Limits(Part):
         None, "DAYS", "Days after which texts leave the store; default: log.keep_days.", above=0
     )
     rights: list[Right] = flag(
-        [],
-        "NAMES",
-        "users: the users that it names are believed; feedback: on any request, with weight; ui: the pages.",
+        [], "NAMES", "users: whose users are believed; feedback: on any request, with weight; ui: opens the pages."
     )
 
 

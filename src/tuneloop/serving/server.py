@@ -312,10 +312,8 @@ async def _serve(
     companions.check(config, [each.name for each in served_by(config)[1]])
     async with _started(config, candidates) as gateway, experiments.followed_by(gateway), swaps.followed_by(gateway):
         batches = Batches(gateway, Path(config.folder) / "batch") if config.batch.enabled else None
-        server = _http_server(
-            make_app(gateway, [*(batches.routes() if batches else ()), *(pages(config, gateway) if pages else ())]),
-            config,
-        )
+        routes = [*(batches.routes() if batches else ()), *(pages(config, gateway) if pages else ())]
+        server = _http_server(make_app(gateway, routes), config)
         loop, stopping = asyncio.get_running_loop(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)

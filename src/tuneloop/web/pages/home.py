@@ -59,7 +59,10 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
         found = sources.find("run", line.key)
         kept = curves(sources, found)
         steps = [kept.steps[step] for step in sorted(kept.steps)]
-        running.append((line, progress_of(found, steps, kept), charts.step_chart(steps, "loss", "Training loss")))
+        chart = sources.index.facts(
+            "small", found, kept.offset, lambda _, steps=steps: charts.step_chart(steps, "loss", "Training loss")
+        )
+        running.append((line, progress_of(found, steps, kept), chart))
     wants = (getattr(module_of(page), "needs", None) for page in PAGES)
     return {
         "servers": [production(place) for place in sources.stores], "running": running,

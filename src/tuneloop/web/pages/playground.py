@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from hmac import compare_digest
 from typing import Any
 from urllib.parse import urlencode
 
@@ -36,7 +37,9 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
         chosen.append(f"url {query['url'].strip()} {query.get('model', '').strip()}")
     record = _row(sources, row) if row else None
     options = _options(sources)
-    asked = (bool(text) or record is not None) and not sources.read_only and sources.files is None
+    # A link of another site may open this page, and must not make it load models and send requests.
+    own = compare_digest(query.get("token", "").encode(), sources.token.encode())
+    asked = (bool(text) or record is not None) and own and not sources.read_only and sources.files is None
     if len(text) > LONGEST or len(chosen) > MOST:
         raise UserError(f"The prompt is longer than {LONGEST:,} characters, or more than {MOST} models are chosen")
     columns = []

@@ -15,7 +15,7 @@ from tuneloop.report import charts
 from tuneloop.report import facts as f
 from tuneloop.report.html import page_of
 from tuneloop.web.index import Found
-from tuneloop.web.runs import Curves, curves, holder, run_line
+from tuneloop.web.runs import Curves, RunLine, curves, holder, run_line
 from tuneloop.web.sources import Sources
 from tuneloop.web.steer import RunCommand, clone_command, history, resume_command, start, stop
 
@@ -34,6 +34,9 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
         page |= {"training": {}, "numbers": [], "state": ""}
         page["sections"] = [each for each in page["sections"] if each[0] != "training"]
     page["commands"], page["clone"] = _commands(found, page["line"].state), f"{found.path.name}-2"
+    page["clone_line"], query = "", request.query_params
+    if query.get("clone") and not sources.read_only:
+        page["clone_line"] = clone_command(sources, found, query["clone"], _changes(query.get("changes", ""))).line
     return page | {"history": history(found.path), "shown": True}
 
 
@@ -73,6 +76,10 @@ def live(request: Request, sources: Sources) -> dict[str, Any]:
     """State, numbers and curves of a run as it is now."""
     found = sources.find("run", request.path_params["key"])
     line, kept = run_line(sources, found), curves(sources, found)
+    return sources.index.facts("live", found, (line, kept.offset), lambda found: _live(found, line, kept))
+
+
+def _live(found: Found, line: RunLine, kept: Curves) -> dict[str, Any]:
     answer: dict[str, Any] = {"line": line, "numbers_now": [], "chart": "", "trio": [], "found": [], "path": found.key}
     if line.state == "finished":
         return answer
@@ -128,6 +135,10 @@ def _planned(found: Found) -> tuple[int, float]:
     return steps, usd
 
 
+def _changes(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
 def act(request: Request, sources: Sources, form: dict[str, str]) -> str:
     """Stop, resume or clone the run, once it is confirmed; returns where to go."""
     found = sources.find("run", request.path_params["key"])
@@ -140,9 +151,9 @@ def act(request: Request, sources: Sources, form: dict[str, str]) -> str:
         return sources.url("run", key=found.key, said="It is started again and continues from its last checkpoint.")
     if action != "clone":
         raise UserError("There is no such action", where=action[:80])
-    changes = [line.strip() for line in form.get("changes", "").splitlines() if line.strip()]
+    changes = _changes(form.get("changes", ""))
     command = clone_command(sources, found, form.get("name", "").strip(), changes)
     if form.get("sure") != "yes":
-        return sources.url("run", key=found.key, clone=form.get("name"), changes="\n".join(changes), line=command.line)
+        return sources.url("run", key=found.key, clone=form.get("name"), changes="\n".join(changes))
     start(sources, command, "clone")
     return sources.url("runs", said=f"Started: {command.line}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from tuneloop.cli import mcp
+from tuneloop.cli import mcp, ui
 from tuneloop.cli.console import Result, minute, print_live, show, split_arguments
 from tuneloop.cli.parameters import SERVER, argument, given, output, screen
 from tuneloop.core.errors import UserError
@@ -280,4 +280,4 @@ def _cost_line(name: str, row: CostRow) -> str:
     return f"{requests} {work} {usd:>10,.4f} {million:>9,.3f} {each:>10,.6f}"
 
 
-commands = {"keys": keys, "top": top, "costs": costs, "mcp": mcp.command}
+commands = {"keys": keys, "top": top, "costs": costs, "mcp": mcp.command, "ui": ui.command}

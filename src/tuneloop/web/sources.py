@@ -1,0 +1,94 @@
+"""What the pages are over: folders, what is in them, stores; and who looks at them with which rights."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote, urlencode
+
+from tuneloop.core.errors import UserError
+from tuneloop.serving.store.store import is_store
+from tuneloop.web.index import Found, Index, Kind
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page: a module of `web/pages` and a template of the same name.
+
+    Args:
+        path: its address, with `{parts}`; `title`: in the navigation; empty: it is not in it.
+        under: the page of the navigation that it belongs to.
+    """
+
+    name: str
+    path: str
+    title: str = ""
+    under: str = ""
+
+
+PAGES: tuple[Page, ...] = (Page("home", "/", "Home"),)
+BY_NAME = {page.name: page for page in PAGES}
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What every page gets.
+
+    Args:
+        index: what is in the folders.
+        given_stores: named by `--store`: a file, a server's folder or a `postgresql://` URL.
+        read_only: nothing can be started, changed or asked of a model.
+        base: the address before all paths: empty, or `/ui` in a server.
+        who: is written into histories with what was done.
+        token: has to come with each form, so that it is known to be from a page of ours.
+        files: file of each page that is written, by its address; None: pages are served.
+        texts: whether rows, prompts and answers are shown.
+    """
+
+    index: Index
+    given_stores: tuple[str, ...] = ()
+    read_only: bool = False
+    base: str = ""
+    who: str = ""
+    token: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
+    files: Mapping[str, str] | None = None
+    texts: bool = True
+
+    def url(self, page: str, **values: object) -> str:
+        """The address of a page: what its path names is in the path, the rest behind the question mark. Empty values
+        are left out. Among pages that are written: its file, or nothing where it is not one of them."""
+        path = BY_NAME[page].path
+        for name in [name for name in values if f"{{{name}}}" in path]:
+            path = path.replace(f"{{{name}}}", quote(str(values.pop(name)), safe=""))
+        query = urlencode({name: value for name, value in values.items() if value not in ("", None)}, doseq=True)
+        address = path + (f"?{query}" if query else "")
+        return self.base + address if self.files is None else self.files.get(address, "")
+
+    def asset(self, name: str) -> str:
+        """The address of a file of `web/static`."""
+        return f"{self.base}/static/{name}" if self.files is None else f"static/{name}"
+
+    def all(self, kind: Kind) -> list[Found]:
+        """What there is of a kind, the latest first."""
+        return sorted(self.index.all(kind), key=lambda found: -found.changed)
+
+    def find(self, kind: Kind, key: str) -> Found:
+        """One of a kind by its key. Raises UserError: it is not there, or no more."""
+        if (found := self.index.find(kind, key)) is None:
+            raise UserError(f"There is no such {kind} any more", where=key[:80], next_step="go back to the list")
+        return found
+
+    @property
+    def stores(self) -> list[str]:
+        """Places of all servers' stores, those that were named first; for `serving.store.store.opened`."""
+        below = [str(found.path) for found in self.all("server") if is_store(found.path)]
+        return list(dict.fromkeys([*self.given_stores, *below]))
+
+    def inside(self, path: Path) -> Path:
+        """A path, where it is in one of the folders. Raises UserError: it is outside."""
+        real = path.resolve()
+        if not any(real.is_relative_to(folder.resolve()) for folder in self.index.folders):
+            raise UserError("This file is outside the folders of the page", where=path.name)
+        return real

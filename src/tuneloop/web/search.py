@@ -76,7 +76,9 @@ def filter_of(query: Mapping[str, str]) -> TrafficFilter:
         values[name] = since_time(values[name])
     for name, choices in (("state", ERRORS), ("feedback", FEEDBACK)):
         if values[name] and values[name] not in choices:
-            raise UserError(f"No such choice: {values[name]!r:.40}", where=name, next_step=f"one of {', '.join(choices)}")
+            raise UserError(
+                f"No such choice: {values[name]!r:.40}", where=name, next_step=f"one of {', '.join(choices)}"
+            )
     try:
         float(values["slower"] or 0)
     except ValueError:
@@ -115,7 +117,7 @@ class TrafficPage:
 def search(store: Database, wanted: TrafficFilter, cursor: str = "", *, seconds: float = SECONDS) -> TrafficPage:
     """Look for requests that match, newest first; `cursor`: of the look before; `seconds`: that it may take."""
     condition, values = _conditions(store, wanted)
-    query = f"SELECT time, id FROM requests WHERE time >= ? AND (time, id) < (?, ?) AND {condition}"
+    query = f"SELECT time, id FROM requests WHERE time >= ? AND (time, id) < (?, ?) AND {condition}"  # noqa: S608
     query += " ORDER BY time DESC, id DESC LIMIT ?"
     edge, id_ = cursor.partition(" ")[::2] if cursor else (wanted.until or LAST, "")
     rows: list[FoundRequest] = []
@@ -188,7 +190,9 @@ def _checked(store: Database, wanted: TrafficFilter, ids: Sequence[str]) -> Iter
             continue
         one = FoundRequest(requests[id_], said.get(id_, []))
         liked = one.liked
-        if wanted.feedback not in ("good", "bad") or (liked is not None and (liked >= 0.5) == (wanted.feedback == "good")):
+        if wanted.feedback not in ("good", "bad") or (
+            liked is not None and (liked >= 0.5) == (wanted.feedback == "good")
+        ):
             yield one
 
 

@@ -28,7 +28,13 @@ class Page:
     under: str = ""
 
 
-PAGES: tuple[Page, ...] = (Page("home", "/", "Home"),)
+PAGES: tuple[Page, ...] = (
+    Page("home", "/", "Home"),
+    Page("traffic", "/traffic", "Traffic"), Page("request", "/traffic/{id}", under="traffic"),
+    Page("quality", "/quality", "Quality"),
+    Page("experiments", "/experiments", "Experiments"), Page("experiment", "/experiments/{name}", under="experiments"),
+    Page("models", "/models", "Models"), Page("costs", "/costs", "Costs"),
+)  # fmt: skip
 BY_NAME = {page.name: page for page in PAGES}
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import hmac
-import importlib
 from collections.abc import AsyncIterator
+from datetime import datetime
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -20,17 +20,25 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tuneloop.core.errors import UserError
-from tuneloop.report.html import page_environment
+from tuneloop.report import facts as f
+from tuneloop.report.html import page_environment, script_part
 from tuneloop.serving.http.api_request import ApiError
 from tuneloop.serving.http.app import Call, refuse_foreign_pages
-from tuneloop.web.sources import BY_NAME, PAGES, Page, Sources
+from tuneloop.web.sources import BY_NAME, PAGES, Page, Sources, module_of
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 # Nothing of another site, no script in a page: texts of users and models are in it.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-STYLED = POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")  # for pages with a report in them
+# For pages with a report in them: its styles, and the one script of reports.
+STYLED = POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'").replace(
+    "script-src 'self'", f"script-src 'self' '{script_part()['script_hash']}'"
+)
+REPORTS = ("/runs/", "/compare", "/data/")
 KINDS = {"js": "text/javascript", "css": "text/css"}
 MOST_FORM = 1_000_000  # bytes
 EVERY = 1.0  # seconds between two looks at what is live
@@ -63,11 +71,12 @@ class Guarded:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
         try:
-            refuse_foreign_pages(Call(scope, receive, send), scope["app"].state.sources.base == "")
+            base = scope["app"].state.sources.base
+            refuse_foreign_pages(Call(scope, receive, send), not base)
         except ApiError as error:
             await Response(error.message, error.status)(scope, receive, send)
             return
-        policy = (STYLED if scope["path"].startswith("/runs/") else POLICY).encode()
+        policy = (STYLED if scope["path"].removeprefix(base).startswith(REPORTS) else POLICY).encode()
 
         async def sent(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -96,10 +105,30 @@ def render(template: str, sources: Sources, request: Request | None = None, **va
     shown = {
         "sources": sources, "url": sources.url, "asset": sources.asset, "nav": [p for p in PAGES if p.title],
         "may_act": not sources.read_only and sources.files is None, "static": sources.files is not None,
-        "query": dict(request.query_params) if request else {}, "live": _live_address(request) if request else "",
+        "query": Query(request.query_params if request else {}), "live": _live_address(request) if request else "",
         "said": request.query_params.get("said", "") if request else "",
     }  # fmt: skip
-    return page_environment("tuneloop.web").get_template(template).render(**shown, **values)
+    return environment().get_template(template).render(**shown, **values)
+
+
+class Query(dict[str, str]):
+    """What is behind the question mark; empty where it is not there."""
+
+    def __missing__(self, name: str) -> str:
+        return ""
+
+
+@functools.cache
+def environment() -> Environment:
+    """Where the templates are, of the reports too."""
+    own = page_environment("tuneloop.web")
+    own.filters |= {"minutes": f.minutes, "usd": f.usd, "gib": f.gib, "moment": moment}
+    return own
+
+
+def moment(seconds: float) -> str:
+    """A time as people read it, to the minute."""
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
 
 
 def _live_address(request: Request) -> str:
@@ -109,13 +138,10 @@ def _live_address(request: Request) -> str:
 
 def page_html(page: Page, request: Request, sources: Sources) -> str:
     """A page as text; blocks. Raises UserError: what it is about is not there or damaged."""
-    values = _module(page).show(request, sources)
+    if hasattr(module_of(page), "html"):  # it is a whole page already
+        return str(module_of(page).html(request, sources))
+    values = module_of(page).show(request, sources)
     return render(f"{page.name}.html.j2", sources, request, here=page, page=values)
-
-
-@functools.cache
-def _module(page: Page) -> Any:
-    return importlib.import_module(f"tuneloop.web.pages.{page.name}")
 
 
 async def _shown(page: Page, request: Request, sources: Sources) -> Response:
@@ -131,20 +157,20 @@ async def _acted(page: Page, request: Request, sources: Sources) -> Response:
         raise WrongToken("This form is of an earlier page", next_step="go back, load the page again and send it again")
     if sources.read_only:
         raise UserError("This page only reads", next_step="start `tuneloop ui` without --read-only on this machine")
-    if not hasattr(_module(page), "act"):
+    if not hasattr(module_of(page), "act"):
         raise UserError("There is nothing to do on this page")
-    address = await run_in_threadpool(_module(page).act, request, sources, form)
+    address = await run_in_threadpool(module_of(page).act, request, sources, form)
     return RedirectResponse(address, status_code=303)
 
 
 async def _live(page: Page, request: Request, sources: Sources) -> Response:
     """Events `live` with the part `NAME_live.html.j2`, when what the page's `live` gives has changed."""
-    if not hasattr(_module(page), "live"):
+    if not hasattr(module_of(page), "live"):
         raise UserError("This page is not live")
 
     def part() -> str:
         try:
-            values = _module(page).live(request, sources)
+            values = module_of(page).live(request, sources)
         except UserError as error:  # it was deleted while the page was open
             return render("problem.html.j2", sources, error=error)
         return render(f"{page.name}_live.html.j2", sources, request, here=page, page=values)
@@ -164,11 +190,11 @@ async def _stream(page: Page, request: Request, sources: Sources) -> Response:
     """Events of the page's own: `stream` is an asynchronous iterator of (name, markup)."""
     if not hmac.compare_digest(request.query_params.get("token", "").encode(), sources.token.encode()):
         raise WrongToken("This page is of an earlier process", next_step="load it again")
-    if sources.read_only or not hasattr(_module(page), "stream"):
+    if sources.read_only or not hasattr(module_of(page), "stream"):
         raise UserError("This page only reads")
 
     async def events() -> AsyncIterator[bytes]:
-        async for name, html in _module(page).stream(request, sources):
+        async for name, html in module_of(page).stream(request, sources):
             yield event(name, html)
 
     return StreamingResponse(events(), media_type="text/event-stream")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlencode
 
 from tuneloop.core.errors import UserError
@@ -30,12 +33,30 @@ class Page:
 
 PAGES: tuple[Page, ...] = (
     Page("home", "/", "Home"),
+    Page("runs", "/runs", "Runs"), Page("run", "/runs/{key}", under="runs"),
+    Page("report", "/runs/{key}/report", under="runs"), Page("compare", "/compare", under="runs"),
     Page("traffic", "/traffic", "Traffic"), Page("request", "/traffic/{id}", under="traffic"),
     Page("quality", "/quality", "Quality"),
     Page("experiments", "/experiments", "Experiments"), Page("experiment", "/experiments/{name}", under="experiments"),
     Page("models", "/models", "Models"), Page("costs", "/costs", "Costs"),
 )  # fmt: skip
 BY_NAME = {page.name: page for page in PAGES}
+
+
+@dataclass(frozen=True)
+class Need:
+    """Something that needs a person. `tone`: `bad`, `warn` or nothing."""
+
+    title: str
+    detail: str = ""
+    url: str = ""
+    tone: str = "warn"
+
+
+@cache
+def module_of(page: Page) -> Any:
+    """The module of a page; imported when it is first opened."""
+    return import_module(f"tuneloop.web.pages.{page.name}")
 
 
 @dataclass(frozen=True)
@@ -62,13 +83,13 @@ class Sources:
     files: Mapping[str, str] | None = None
     texts: bool = True
 
-    def url(self, page: str, **values: object) -> str:
+    def url(self, name: str, /, **values: object) -> str:
         """The address of a page: what its path names is in the path, the rest behind the question mark. Empty values
         are left out. Among pages that are written: its file, or nothing where it is not one of them."""
-        path = BY_NAME[page].path
-        for name in [name for name in values if f"{{{name}}}" in path]:
-            path = path.replace(f"{{{name}}}", quote(str(values.pop(name)), safe=""))
-        query = urlencode({name: value for name, value in values.items() if value not in ("", None)}, doseq=True)
+        path = BY_NAME[name].path
+        for part in [part for part in values if f"{{{part}}}" in path]:
+            path = path.replace(f"{{{part}}}", quote(str(values.pop(part)), safe=""))
+        query = urlencode({key: value for key, value in values.items() if value not in ("", None)}, doseq=True)
         address = path + (f"?{query}" if query else "")
         return self.base + address if self.files is None else self.files.get(address, "")
 

@@ -17,7 +17,7 @@ from tuneloop.core.ids import uuid7
 from tuneloop.improve.experiment.state import add_event
 from tuneloop.records.record import read_record
 from tuneloop.records.server import Decision, ServerState
-from tuneloop.serving.store.database import Database
+from tuneloop.serving.store.database import Database, is_database_url, keep_password
 from tuneloop.serving.store.store import opened, read_decisions, store_folder, store_name
 from tuneloop.web.sources import Sources
 
@@ -40,6 +40,11 @@ class ShownStore:
     others: list[tuple[str, str]]
     folder: Path
     state: ServerState
+
+    @property
+    def word(self) -> str:
+        """As the word of a command, whose password, if any, goes by the environment."""
+        return keep_password(self.place) if is_database_url(self.place) else self.place
 
 
 def store_key(place: str) -> str:

@@ -16,12 +16,13 @@ ROWS = "must_pass.jsonl"
 
 
 def suites_of(sources: Sources) -> dict[str, Path]:
-    """Suites of the folders, by their names there: `suite*.yaml` in a folder or one below."""
-    found: dict[str, Path] = {}
-    for folder in sources.index.folders:
-        for pattern in ("*suite*.yaml", "*/*suite*.yaml"):
-            found |= {str(path.relative_to(folder)): path for path in sorted(folder.glob(pattern))}
-    return found
+    """Suites of the folders by their names: `*suite*.yaml` in a folder itself, or any in its `suites/`."""
+    return {
+        str(path.relative_to(folder)): path
+        for folder in sources.index.folders
+        for pattern in ("*suite*.yaml", "suites/*.yaml")
+        for path in sorted(folder.glob(pattern))
+    }
 
 
 def add_to_suite(path: Path, row: Mapping[str, Any]) -> bool:

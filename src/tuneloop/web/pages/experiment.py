@@ -28,26 +28,39 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     """What the page shows."""
     shown = shown_store(request, sources)
     name = request.path_params["name"]
-    state = find(read_experiments(shown.place), name, shown.name)
-    line = experiment_line(state)
+    facts = _state(shown, name)
+    state: ExperimentState = facts["state"]
     with opened(shown.place) as store:
-        done = actions_on(store, name)
         traffic = traffic_of(store, state)
     looked_at = request.query_params
     replay = read_plan = None
     if looked_at.get("replay"):
-        replay = _reading(sources, shown, ["ab", "replay", name, "--store", shown.place], len(state.verdicts))
+        replay = _reading(sources, shown, ["ab", "replay", name, "--store", shown.word], len(state.verdicts))
     if looked_at.get("plan") or sources.files is not None:
         words = ["ab", "plan", *traffic.options(state), "--simulations", "200"]
         read_plan = _reading(sources, shown, words, 0)
     return {
-        "store": shown, "state": state, "design": state.design, "part": experiment_part(line),
-        "verdicts": state.verdicts[::-1], "ends": ENDS, "done": done, "left_out": _left_out(shown, state),
-        "last": state.verdicts[-1].evidence if state.verdicts else None, "replay": replay, "plan": read_plan,
-        "traffic": traffic, "busy": any(one is not None and one.busy for one in (replay, read_plan)),
+        **facts, "replay": replay, "plan": read_plan, "traffic": traffic,
+        "busy": any(one is not None and one.busy for one in (replay, read_plan)),
         "commands": {
             step: command_line(["ab", verb, name, "--store", store_name(shown.place)]) for step, verb in STEPS.items()
         },
+    }  # fmt: skip
+
+
+def live(request: Request, sources: Sources) -> dict[str, Any]:
+    """What changes while the page is open: the sequence, the arms, the decisions."""
+    return _state(shown_store(request, sources), request.path_params["name"])
+
+
+def _state(shown: ShownStore, name: str) -> dict[str, Any]:
+    state = find(read_experiments(shown.place), name, shown.name)
+    with opened(shown.place) as store:
+        done = actions_on(store, name)
+    return {
+        "store": shown, "state": state, "design": state.design, "part": experiment_part(experiment_line(state)),
+        "verdicts": state.verdicts[::-1], "ends": ENDS, "done": done, "left_out": _left_out(shown, state),
+        "last": state.verdicts[-1].evidence if state.verdicts else None,
     }  # fmt: skip
 
 
@@ -84,13 +97,15 @@ class ExperimentTraffic:
 
 def traffic_of(store: Database, state: ExperimentState) -> ExperimentTraffic:
     """What a store says of an experiment's traffic, from its sums by day and the evidence of the last decision."""
-    query = "SELECT COALESCE(SUM(requests), 0), COUNT(DISTINCT day) FROM costs WHERE model = ? AND day >= ?"
-    number, days = store.execute(query, [state.design.model, state.started[:10]]).fetchone()
+    query = "SELECT COALESCE(SUM(requests), 0) FROM costs WHERE model = ? AND day >= ?"
+    (number,) = store.execute(query, [state.design.model, state.started[:10]]).fetchone()
     end = time_of(state.verdicts[-1].at).timestamp() if state.ended and state.verdicts else clock()
     span = max((end - time_of(state.started).timestamp()) / 86_400, 1 / 24)
     last = state.verdicts[-1].evidence if state.verdicts else None
     rated = last.measure.units / last.users if last and last.users and last.measure.units else 0.03
-    return ExperimentTraffic(max(1.0, number / max(span, min(days, span))), min(max(rated, 0.001), 1.0))
+    # With two digits: a simulation takes seconds, and its answer is kept as long as its words are the same.
+    per_day, share = max(1.0, number / span), min(max(rated, 0.001), 1.0)
+    return ExperimentTraffic(float(f"{per_day:.2g}"), float(f"{share:.2g}"))
 
 
 def act(request: Request, sources: Sources, form: dict[str, str]) -> str:
@@ -104,11 +119,11 @@ def act(request: Request, sources: Sources, form: dict[str, str]) -> str:
         what = f"{name} was decided upon meanwhile: {now}"
         step = "go back, load the page again, and see whether you still want it"
         raise UserError(what, where=shown.name, next_step=step)
-    words = ["ab", STEPS[step], name, "--store", shown.place]
+    words = ["ab", STEPS[step], name, "--store", shown.word]
     if STEPS[step] == "stop":
         words += ["--why", " ".join(filter(None, (form.get("why", "").strip(), sources.who and f"({sources.who})")))]
     _, record = run_words(words, workplace(sources, shown.folder))
-    line = command_line([store_name(shown.place) if word == shown.place else word for word in words])
+    line = command_line([store_name(shown.place) if word == shown.word else word for word in words])
     note_action(shown.place, sources, name, line)
     said = str(record.get("sentence") or f"{name}: the champion answers all users")
     return sources.url("experiment", name=name, store=shown.key, said=said[:300])

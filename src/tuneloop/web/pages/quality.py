@@ -20,8 +20,8 @@ from tuneloop.serving.costs import since_time
 from tuneloop.serving.store.store import opened, read_decisions, store_name
 from tuneloop.web.charts import AccuracyPoint, accuracy_chart
 from tuneloop.web.commands import command_line
-from tuneloop.web.sources import Sources
-from tuneloop.web.stores import note_action, required, shown_store
+from tuneloop.web.sources import Need, Sources
+from tuneloop.web.stores import note_action, required, shown_store, store_key
 
 MOST = 200  # windows that are read, the latest ones
 SHOWN = 30  # of them whose alarms are listed
@@ -63,6 +63,20 @@ def _accuracy(report: MonitorReport) -> AccuracyPoint:
         return AccuracyPoint(report.until, math.nan, math.nan, math.nan, math.nan, 0)
     measured = quality.measured if quality.judged else math.nan
     return AccuracyPoint(report.until, quality.estimated, quality.low, quality.high, measured, quality.judged)
+
+
+def needs(sources: Sources) -> list[Need]:
+    """Alarms of the latest window of each model."""
+    wanted = []
+    query = f"kind = '{EVENT}' AND id IN (SELECT MAX(id) FROM decisions WHERE kind = '{EVENT}' GROUP BY subject)"  # noqa: S608
+    for place in sources.stores:
+        with suppress(UserError), opened(place) as store:
+            for event in read_decisions(store, where=query):
+                if alarms := event.data.get("alarms"):
+                    address = sources.url("quality", store=store_key(place), model=event.subject)
+                    title = f"{event.subject}: alarm of {', '.join(map(str, alarms))}"
+                    wanted.append(Need(title, f"window to {str(event.data.get('until'))[:10]}", address, "bad"))
+    return wanted
 
 
 def act(request: Request, sources: Sources, form: dict[str, str]) -> str:

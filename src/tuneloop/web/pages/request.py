@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tuneloop.records.request import StoredRequest
 from tuneloop.serving.store.database import Database
 from tuneloop.serving.store.store import opened, read_feedback, read_requests
 from tuneloop.web.pages.traffic import line_of, plain_text, state_of, words_of
+from tuneloop.web.rendering import prompt_as_read
 from tuneloop.web.search import FoundRequest, said_of
 from tuneloop.web.sources import Sources
 from tuneloop.web.stores import ShownStore, required, shown_store
@@ -41,13 +43,15 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
         copies = [*read_requests(store, where="shadow = ?", values=[one.id], shadow=True)] if one.arm else []
     holds = {each.id for each in current(said)}
     texts = sources.texts
+    rendered = prompt_as_read(one, shown.state, sources) if request.query_params.get("read") and texts else ""
     return {
+        "rendered": rendered, "others": [line_of(each, texts) for each in others],
         "store": shown, "one": one, "turns": [_turn(turn) for turn in one.prompt] if texts else [],
         "answer": answer_of(one) if texts else "", "calls": _calls(one) if texts else [],
         "tools": json.dumps(one.tools, indent=2, ensure_ascii=False) if one.tools and texts else "",
         "kept": bool(one.prompt), "state": state_of(one.error, one.finish) or "answered", "facts": _facts(one),
         "said": [_said(each, each.id in holds, texts) for each in reversed(said)], "seen": said[-1].id if said else "",
-        "others": [line_of(each, texts) for each in others], "copies": [line_of(FoundRequest(c, []), texts) for c in copies],
+        "copies": [line_of(FoundRequest(copy, []), texts) for copy in copies],
         "labels": sorted(_labels(shown, one)), "suites": list(suites_of(sources)) if not sources.read_only else [],
         "most": MOST_TEXT,
     }  # fmt: skip
@@ -104,7 +108,8 @@ def _conversation(store: Database, one: StoredRequest) -> list[FoundRequest]:
     if not one.conversation:
         return []
     where = "conversation = ? AND COALESCE(key, '') = ? AND id != ?"
-    rows = [*read_requests(store, where=where, values=[one.conversation, one.key or "", one.id])][:MOST_TURNS]
+    every = read_requests(store, where=where, values=[one.conversation, one.key or "", one.id])
+    rows = [*islice(every, MOST_TURNS)]
     said = said_of(store, rows)
     return [FoundRequest(each, said.get(each.id, [])) for each in rows]
 

@@ -20,6 +20,7 @@ from tuneloop.web.search import ERRORS, FEEDBACK, FoundRequest, choices, filter_
 from tuneloop.web.sources import Sources
 from tuneloop.web.stores import shown_store
 
+MANY = 1000  # newer requests that are counted
 SHORT = 160  # characters of a text in the list
 
 
@@ -51,8 +52,17 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
         "store": shown, "filter": wanted, "rows": [line_of(one, sources.texts) for one in page.rows],
         "after": page.cursor, "back_to": page.back_to[:19].replace("T", " "), "states": ERRORS, "kinds": FEEDBACK,
         "choices": lists, "days": chart_pair(day_chart, days, "requests by day") if len(days) > 1 else "",
+        "newest": page.rows[0].request.time if page.rows else "",
         "total": sum(int(number) for _, number, _ in days), "first": not request.query_params.get("after"),
     }  # fmt: skip
+
+
+def live(request: Request, sources: Sources) -> dict[str, Any]:
+    """How many requests came since the page was loaded; `newest`: time of its first one."""
+    shown, query = shown_store(request, sources), "SELECT 1 FROM requests WHERE time > ? AND shadow IS NULL LIMIT ?"
+    with opened(shown.place) as store:
+        rows = store.execute(query, [request.query_params.get("newest", ""), MANY]).fetchall()
+    return {"newer": len(rows), "many": MANY, "store": shown}
 
 
 def requests_by_day(store: Database) -> list[tuple[str, float, str]]:

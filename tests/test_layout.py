@@ -79,6 +79,8 @@ TESTED_IN = {
     
     "deploy/test_command.py": "cli.deploy deploy.record",
     "test_architecture.py": "core.lazy",
+    "web/pages/test_experiments.py": "web.pages.experiment",
+    "web/pages/test_traffic.py": "web.pages.request",
     "training/test_distributed.py": "models.sharded",
     "track/test_mlflow.py": "track.record",
     "training/test_distil.py": "training.teachers",

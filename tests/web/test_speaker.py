@@ -79,9 +79,11 @@ def test_a_row_of_the_data_is_asked_as_it_was_and_saved_for_the_suite(
     assert link is not None
     page = client.get(f"{link[1].replace('&amp;', '&')}&token=t0ken&who=run+{run}&wait=yes").text
     assert "Its answer" in page and "tokens read" in page
-    form = {"token": "t0ken", "prompt": "where is it", "how": "equals", "value": "late"}
+    suite = tmp_path / "suite.yaml"
+    suite.write_text("metrics: [{metric: accuracy, margin: 0.1}]\n", encoding="utf-8")
+    assert 'value="late"' in page or 'value="lost"' in page or 'value="thanks"' in page
+    form = {"token": "t0ken", "prompt": "where is it", "how": "equals", "value": "late", "suite": "suite.yaml"}
     assert client.post("/playground", data={**form, "value": ""}).status_code == 400
     assert client.post("/playground", data=form).status_code == 303
-    suite = tmp_path / "suite.yaml"
-    suite.write_text("must_pass_file: suite-rows.jsonl\n", encoding="utf-8")
+    assert client.post("/playground", data={**form, "suite": "../x.yaml"}).status_code == 400
     assert [(row.prompt, row.equals) for row in load_suite(suite).must_pass] == [("where is it", "late")]

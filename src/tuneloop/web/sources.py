@@ -38,6 +38,10 @@ PAGES: tuple[Page, ...] = (
     Page("data", "/data", "Data"), Page("dataset", "/data/{key}", under="data"),
     Page("datareport", "/data/{key}/report", under="data"),
     Page("playground", "/playground", "Playground"),
+    Page("traffic", "/traffic", "Traffic"), Page("request", "/traffic/{id}", under="traffic"),
+    Page("quality", "/quality", "Quality"),
+    Page("experiments", "/experiments", "Experiments"), Page("experiment", "/experiments/{name}", under="experiments"),
+    Page("models", "/models", "Models"), Page("costs", "/costs", "Costs"),
 )  # fmt: skip
 BY_NAME = {page.name: page for page in PAGES}
 

@@ -7,26 +7,24 @@ from hmac import compare_digest
 from typing import Any
 from urllib.parse import urlencode
 
-import orjson
 from markupsafe import escape
 from starlette.concurrency import iterate_in_threadpool
 from starlette.requests import Request
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import build_config, make_folder
 from tuneloop.core.urls import masked
-from tuneloop.evaluation.suite import MustPass
 from tuneloop.records.artifact import ARTIFACT
 from tuneloop.report import facts as f
 from tuneloop.web.rows import row_by_id
 from tuneloop.web.runs import run_lines
 from tuneloop.web.sources import Sources
 from tuneloop.web.speaker import ask
+from tuneloop.web.stores import required
+from tuneloop.web.suites import add_to_suite, suites_of
 
 LONGEST = 4000  # characters of a prompt: it is a part of addresses
 SHOWN = 50  # runs that can be chosen
 MOST = 4  # models that are asked at once
-SUITE = "suite-rows.jsonl"
 
 
 def show(request: Request, sources: Sources) -> dict[str, Any]:
@@ -49,7 +47,8 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
         columns.append({"who": who, "name": _name(options, who), "address": address, "events": dict(events)})
     reference = str(record["messages"][-1].get("content") or "") if record else ""
     prompt = str(record["messages"][-2].get("content") or "") if record and len(record["messages"]) > 1 else text
-    return {"options": options, "chosen": chosen, "columns": columns, "reference": reference, "prompt": prompt}
+    return {"options": options, "chosen": chosen, "columns": columns, "reference": reference, "prompt": prompt,
+            "suites": list(suites_of(sources))}  # fmt: skip
 
 
 def _options(sources: Sources) -> list[tuple[str, str]]:
@@ -146,22 +145,10 @@ async def stream(request: Request, sources: Sources) -> AsyncIterator[tuple[str,
 
 def act(request: Request, sources: Sources, form: dict[str, str]) -> str:
     """Save the prompt with what its answer has to be as a row of a regression suite; returns where to go."""
-    place = add_to_suite(sources, form.get("prompt", ""), form.get("how", "equals"), form.get("value", ""))
-    said = f"Saved to {place}: a suite names it by must_pass_file: {SUITE}"
+    suites, name, how = suites_of(sources), form.get("suite", ""), form.get("how", "")
+    if name not in suites or how not in ("equals", "contains", "lacks"):
+        raise UserError("There is no such suite or condition", where=name[:80], next_step="load the page again")
+    value = required(form, "value", "What the answer equals, contains or lacks")
+    new = add_to_suite(suites[name], {"prompt": required(form, "prompt", "The prompt"), how: value})
+    said = f"Saved to {name}" if new else f"{name} has this row already"
     return sources.url("playground", text=form.get("text", ""), row=form.get("row", ""), said=said)
-
-
-def add_to_suite(sources: Sources, prompt: str, how: str, value: str) -> str:
-    """Append a row that must pass to `suite-rows.jsonl` in the first folder; returns its path.
-
-    Raises:
-        UserError: there is no prompt, no value, or another condition than `equals`, `contains` or `lacks`.
-    """
-    if how not in ("equals", "contains", "lacks") or not value.strip() or not prompt.strip():
-        raise UserError("A row needs a prompt, and what its answer equals, contains or lacks")
-    row = build_config(MustPass, {"prompt": prompt, how: value.strip()}, where=SUITE)
-    folder = sources.index.folders[0]
-    make_folder(folder)
-    with (folder / SUITE).open("ab") as file:
-        file.write(orjson.dumps(row.model_dump(exclude_defaults=True)) + b"\n")
-    return str(folder / SUITE)

@@ -14,8 +14,8 @@ from tuneloop.core.ids import utc_now
 from tuneloop.data.patch import PatchLine, add_to_patch, read_patch
 from tuneloop.report import data_facts as d
 from tuneloop.report.data_html import page_of
+from tuneloop.report.data_rows import RowQuery, find_rows, row_by_id
 from tuneloop.web.index import Found
-from tuneloop.web.rows import RowQuery, find_rows, row_by_id
 from tuneloop.web.sources import Sources
 
 PATCH = "patch.jsonl"

@@ -15,7 +15,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.urls import masked
 from tuneloop.records.artifact import ARTIFACT
 from tuneloop.report import facts as f
-from tuneloop.web.rows import row_by_id
+from tuneloop.report.data_rows import row_by_id
 from tuneloop.web.runs import run_lines
 from tuneloop.web.sources import Sources
 from tuneloop.web.speaker import ask

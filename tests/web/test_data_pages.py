@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tuneloop.core.errors import UserError
+from tuneloop.report.data_rows import RowQuery, find_rows, row_by_id
 from tuneloop.web import index
-from tuneloop.web.rows import RowQuery, find_rows, row_by_id
 from web.conftest import Site, keys
 
 MakeTuned = Callable[..., Path]

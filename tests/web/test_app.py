@@ -74,7 +74,7 @@ def test_no_page_runs_a_script_of_its_own_and_texts_never_become_markup(site: Si
         assert "unsafe" not in script and "default-src 'none'" in policy
         if not address.endswith("report"):  # its one script is allowed by its hash
             assert not re.search(r"<script(?![^>]*src=)(?![^>]*application/json)", answer.text)
-        assert not re.search(r"\son\w+=", answer.text)
+        assert not re.search(r"<[^>]*\son\w+=", re.sub(r'"[^"]*"', "", answer.text))
 
 
 def test_pages_of_the_lists_allow_no_style_in_attributes(site: Site, tmp_path: Path) -> None:

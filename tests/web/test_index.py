@@ -30,7 +30,7 @@ def test_what_comes_and_goes_is_seen_and_what_stays_is_not_read_again(
     assert {found.path.name for found in look.all("run")} == {"a", "b", "c"}
     read: list[str] = []
     scan = os.scandir
-    monkeypatch.setattr(os, "scandir", lambda place: read.append(Path(place).name) or scan(place))
+    monkeypatch.setattr(os, "scandir", lambda place: read.append(Path(str(place)).name) or scan(place))
     assert len(look.all("run")) == 3 and not read
     shutil.rmtree(tmp_path / "runs" / "b")
     write_run(tmp_path / "runs" / "d", done=False)

@@ -73,14 +73,14 @@ def test_a_row_of_the_data_is_asked_as_it_was_and_saved_for_the_suite(
     from tuneloop.evaluation.suite import load_suite
 
     make_tuned()
+    suite = tmp_path / "suite.yaml"
+    suite.write_text("metrics: [{metric: accuracy, margin: 0.1}]\n", encoding="utf-8")
     client = site()
     (data,), (run,) = keys(client.get("/data").text, "data"), keys(client.get("/runs").text)
     link = re.search(r'href="(/playground\?row=[^"]+)"', client.get(f"/data/{data}").text)
     assert link is not None
     page = client.get(f"{link[1].replace('&amp;', '&')}&token=t0ken&who=run+{run}&wait=yes").text
     assert "Its answer" in page and "tokens read" in page
-    suite = tmp_path / "suite.yaml"
-    suite.write_text("metrics: [{metric: accuracy, margin: 0.1}]\n", encoding="utf-8")
     assert 'value="late"' in page or 'value="lost"' in page or 'value="thanks"' in page
     form = {"token": "t0ken", "prompt": "where is it", "how": "equals", "value": "late", "suite": "suite.yaml"}
     assert client.post("/playground", data={**form, "value": ""}).status_code == 400

@@ -72,7 +72,7 @@ def test_a_clone_shows_its_command_before_it_starts(
         ("one", [], "a folder of this name already"),
         ("two", ["epochs"], "written as key=value"),
         ("two", ["data.sources=/etc/passwd"], "refused"),
-        ("two", ["train.method=evil.py"], "refused"),
+        ("two", ["train.method=evil.py"], "Code is not run"),
     ],
 )
 def test_a_clone_stays_within_the_folders(

@@ -1,6 +1,6 @@
 """Rows of a prepared data set that a query asks for, from its files: a look of bounded length, then the next one.
 
-A file is searched as bytes for the rarest thing that is asked, and only lines that may fit are parsed.
+A file is searched as bytes for the rarest thing in the query, and only lines that may fit are parsed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MOST_BYTES = 3 << 30  # of a split's file that one search reads
 
 @dataclass(frozen=True)
 class RowQuery:
-    """What is asked of rows. `check`, `repair`, `personal`: as in the files of the data set. `start`: split:offset."""
+    """What rows are searched for. `check`, `repair`, `personal`: as in the files of the data set. `start`: split:offset."""
 
     text: str = ""
     label: str = ""
@@ -161,7 +161,7 @@ def _fits(row: Mapping[str, Any], query: RowQuery, ids: set[str] | None) -> bool
 
 
 def _ids(folder: Path, query: RowQuery) -> set[str] | None:
-    """Ids of the rows that a check found, or that were changed in a way; None: nothing of that is asked."""
+    """Ids of the rows that a check found, or that were changed in a way; None: nothing of that is in the query."""
     sets = []
     for name, key, word in (("flagged", "check", query.check), ("repairs", "kind", query.repair)):
         if word:

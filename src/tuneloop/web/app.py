@@ -259,7 +259,9 @@ async def _missing(request: Request, error: Exception) -> Response:
 
 async def _failed(request: Request, error: Exception) -> Response:
     """A fault of ours: what is in the log is not on the page."""
-    return await _refused(request, UserError("This page failed", next_step="the log of tuneloop ui says why"))
+    error_shown = UserError("This page failed", next_step="the log of tuneloop ui says why")
+    html = render("problem_page.html.j2", sources_of(request), request, here=BY_NAME["home"], error=error_shown)
+    return HTMLResponse(html, 500)
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -39,6 +39,7 @@ def export_pages(sources: Sources, out: Path, names: Sequence[str] = (), *, text
         UserError: there is no page of a name, or the folder can't be written.
     """
     pages = [page for page in chosen_pages(names) if texts or page.name not in WITH_TEXTS]
+    pages = [page for page in pages if page.name in OF_EACH or _works(sources, page)]
     addresses = {address: (page, values) for page in pages for address, values in _addresses(sources, page)}
     files = {address: _file(page, values) for address, (page, values) in addresses.items()}
     still = replace(sources, read_only=True, base="", files=files, texts=texts)
@@ -63,6 +64,16 @@ def _addresses(sources: Sources, page: Page) -> Iterator[tuple[str, dict[str, st
     kind: Any = OF_EACH[page.name]
     for found in sources.all(kind)[:MOST]:
         yield page.path.replace("{key}", found.key), {"key": found.key}
+
+
+def _works(sources: Sources, page: Page) -> bool:
+    """Whether a page has something to show: else nothing links to it."""
+    try:
+        page_html(page, _request(page.path, {}), sources)
+    except UserError as error:
+        say(f"left out  {page.name}: {error.what}")
+        return False
+    return True
 
 
 def _file(page: Page, values: dict[str, str]) -> str:

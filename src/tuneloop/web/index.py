@@ -105,7 +105,7 @@ class Index:
             self._at = time.monotonic()
 
     def _read(self, place: str) -> _Folder | None:
-        """A folder, from memory where it has not changed; None: it is gone, or may not be read."""
+        """A folder, from memory where it has not changed; None: it was deleted, or may not be read."""
         with contextlib.suppress(OSError):
             status, now = os.stat(place), time.time()
             before = self._known.get(place)

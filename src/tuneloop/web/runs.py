@@ -83,7 +83,8 @@ def run_line(sources: Sources, found: Found) -> RunLine:
 
 def _read(found: Found, sources: Sources) -> RunLine:
     path, problem = found.path, ""
-    run, evaluation, config, data, gate = ({}, {}, {}, {}, {})  # type: tuple[dict[str, Any], ...]
+    run: dict[str, Any] = {}
+    evaluation, config, data, gate = dict(run), dict(run), dict(run), dict(run)
     try:
         run = _object(path / RUN) if RUN in found.names else {}
         evaluation = _object(path / EVALUATION) if EVALUATION in found.names else {}

@@ -8,6 +8,7 @@ from starlette.requests import Request
 
 from tuneloop.core.errors import UserError
 from tuneloop.pipeline.compare import load_systems, paired_with_first
+from tuneloop.records.evaluation import Estimate
 from tuneloop.report import charts
 from tuneloop.report import facts as f
 from tuneloop.report.comparison import differing_settings
@@ -29,7 +30,8 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     losses, configs = [], []
     for name, found in zip(names, places, strict=True):
         kept = curves(sources, found)
-        steps, validations = ([part[step] for step in sorted(part)] for part in (kept.steps, kept.validations))
+        steps = [kept.steps[step] for step in sorted(kept.steps)]
+        validations = [kept.validations[step] for step in sorted(kept.validations)]
         losses.append(charts.Curve(name, charts.points_of(steps, "loss"), charts.points_of(validations, "val_loss")))
         configs.append(f.read_run(found.path).config)
     shown = list(dict.fromkeys(name for line in lines for name in ([line.primary] if line.primary else [])))
@@ -70,7 +72,7 @@ def live(request: Request, sources: Sources) -> dict[str, Any]:
 
 
 def _line(pair: Any, names: dict[str, str]) -> dict[str, str]:
-    gain = f.Estimate(pair.delta, pair.low, pair.high)
+    gain = Estimate(pair.delta, pair.low, pair.high)
     return {
         "a": names[pair.a], "b": names[pair.b], "metric": pair.metric, "gain": f.signed(pair.delta, pair.metric),
         "bounds": f.gain_interval(gain, pair.metric), "p": f.p_value(f.number(pair.p)), "verdict": pair.verdict,

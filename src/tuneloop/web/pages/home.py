@@ -6,6 +6,7 @@ import contextlib
 import os
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,8 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
         found = sources.find("run", line.key)
         kept = curves(sources, found)
         steps = [kept.steps[step] for step in sorted(kept.steps)]
-        chart = sources.index.facts(
-            "small", found, kept.offset, lambda _, steps=steps: charts.step_chart(steps, "loss", "Training loss")
-        )
+        draw = partial(charts.step_chart, steps, "loss", "Training loss")
+        chart = sources.index.facts("small", found, kept.offset, lambda _, draw=draw: draw())  # type: ignore[misc]
         running.append((line, progress_of(found, steps, kept), chart))
     wants = (getattr(module_of(page), "needs", None) for page in PAGES)
     return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from hmac import compare_digest
 from typing import Any
 from urllib.parse import urlencode
@@ -24,11 +24,11 @@ from tuneloop.web.suites import add_to_suite, suites_of
 
 LONGEST = 4000  # characters of a prompt: it is a part of addresses
 SHOWN = 50  # runs that can be chosen
-MOST = 4  # models that are asked at once
+MOST = 4  # models that answer at once
 
 
 def show(request: Request, sources: Sources) -> dict[str, Any]:
-    """The form, and a column for each model that is asked; without scripts (`wait=yes`) with the answers."""
+    """The form, and a column for each chosen model; without scripts (`wait=yes`) with the answers."""
     query = request.query_params
     text, row, chosen = query.get("text", "").strip(), query.get("row", ""), list(dict.fromkeys(query.getlist("who")))
     if query.get("url", "").strip():
@@ -52,7 +52,7 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
 
 
 def _options(sources: Sources) -> list[tuple[str, str]]:
-    """What can be asked: value and name."""
+    """What can be chosen: value and name."""
     options = []
     for line in [line for line in run_lines(sources) if line.state == "finished"][:SHOWN]:
         options.append((f"run {line.key}", f"{line.place}: tuned"))
@@ -92,7 +92,7 @@ def _target(sources: Sources, who: str) -> tuple[str, str]:
     return str(sources.find("run", rest).path), "" if kind == "run" else kind
 
 
-def _events(sources: Sources, who: str, text: str, row: str) -> Iterator[tuple[str, str]]:
+def _events(sources: Sources, who: str, text: str, row: str) -> Generator[tuple[str, str], None, None]:
     """Parts of a column as they come: (name, markup); the text so far each time."""
     question: dict[str, Any] = {"text": text}
     if row:

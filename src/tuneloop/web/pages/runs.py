@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -34,7 +35,9 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     by = query.get("sort", "changed")
     if by not in SORTS:
         raise UserError("Runs can't be sorted by this", where=by[:80], next_step=", ".join(SORTS))
-    value = (lambda line: _value(line, metric)) if by == "score" and metric else SORTS[by]
+    value: Callable[[RunLine], Any] = SORTS[by]
+    if by == "score" and metric:
+        value = partial(_value, metric=metric)
     down = query.get("order", "up" if by in RISING else "down") == "down"
     there = sorted((line for line in lines if value(line) is not None), key=value, reverse=down)
     lines = [*there, *(line for line in lines if value(line) is None)]

@@ -148,7 +148,7 @@ def act(request: Request, sources: Sources, form: dict[str, str]) -> str:
         what = (
             f"{last.who} has changed {name} meanwhile: {last.action} version {last.model_version}"
             if last
-            else "It is gone"
+            else f"{name} has no history any more"
         )
         raise UserError(what, where=name, next_step="go back, load the page again, and see whether you still want it")
     why = " ".join(filter(None, (form.get("why", "").strip(), sources.who and f"({sources.who}, on the page)")))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from tuneloop.web.charts import AccuracyPoint, LineageNode, accuracy_chart, day_chart, lineage_chart
+from tuneloop.improve.monitor.record import QualityEstimate
+from tuneloop.web.charts import LineageNode, accuracy_chart, day_chart, lineage_chart
 
 
 def test_a_lineage_has_a_box_each_and_lines_between_columns_that_are_there() -> None:
@@ -26,7 +27,10 @@ def test_bars_of_the_last_days_and_none_without_any() -> None:
 
 def test_accuracy_is_drawn_where_it_is_known() -> None:
     nan = math.nan
-    points = [AccuracyPoint("2026-01-08", 0.9, 0.85, 0.95, nan, 0), AccuracyPoint("2026-01-15", nan, nan, nan, 0.8, 20)]
+    common = {"before": nan, "calibrated_on": 0}
+    first = QualityEstimate(estimated=0.9, low=0.85, high=0.95, measured=nan, judged=0, **common)
+    second = QualityEstimate(estimated=nan, low=nan, high=nan, measured=0.8, judged=20, **common)
+    points = [("2026-01-08", first), ("2026-01-15", second)]
     svg = str(accuracy_chart(points))
     assert svg.count('class="val"') == 1 and svg.count("whisker") == 1 and "nan" not in svg
-    assert not accuracy_chart([AccuracyPoint("2026-01-08", nan, nan, nan, nan, 0)])
+    assert not accuracy_chart([("2026-01-08", second.model_copy(update={"measured": nan}))])

@@ -97,7 +97,7 @@ def test_parts_of_time_leave_nothing_out(store: Path, monkeypatch: pytest.Monkey
 def test_what_was_erased_is_found_no_more(store: Path) -> None:
     assert len(ids(store, user="u3")) == 43
     with opened(store) as connection:
-        erase(connection, find(connection, "user=u3"))
+        erase(connection, "user=u3", find(connection, "user=u3"))
     assert ids(store, user="u3") == [] and not {i for i in ids(store, text="question") if i % 7 == 3}
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from tuneloop.report.charts import WIDE, _line, _path, _svg, _text, axis, fit_middle, grid
+from tuneloop.improve.monitor.record import QualityEstimate
+from tuneloop.report.charts import WIDE, _line, _path, _svg, _text, axis, fit, fit_middle, grid
 
 MOST_BARS = 92
 COLUMN, ROW, BOX_WIDTH, BOX_HEIGHT = 208, 62, 168, 44  # pixels of the picture of a lineage
@@ -31,49 +32,33 @@ def day_chart(values: Sequence[tuple[str, float, str]], legend: str, width: floa
     return _svg(width, bottom + 24, f"{legend}, {values[0][0]} to {values[-1][0]}", body, "days")
 
 
-@dataclass(frozen=True)
-class AccuracyPoint:
-    """A window's share of right answers: estimated with its interval, and measured where people judged; NaN: not."""
-
-    until: str
-    estimated: float
-    low: float
-    high: float
-    measured: float
-    judged: int
-
-
-def accuracy_chart(points: Sequence[AccuracyPoint], width: float = WIDE) -> Markup:
-    """Estimated accuracy with its interval as a line, measured accuracy as dots."""
+def accuracy_chart(points: Sequence[tuple[str, QualityEstimate]], width: float = WIDE) -> Markup:
+    """Estimated accuracy with its interval as a line, and measured accuracy as dots, by the ends of windows."""
     points = points[-(12 if width < 500 else 40) :]
-    values = [v for p in points for v in (p.estimated, p.low, p.high, p.measured) if v == v]
+    values = [v for _, q in points for v in (q.estimated, q.low, q.high, q.measured) if v == v]
     if not values:
         return Markup("")
     left, right, top, bottom = 52.0, width - 8, 26.0, 190.0
     y = axis([*values, min(1.0, max(values) + 0.02)], bottom, top, steps=4, log=False)
     body = grid(y, left, right, across=True)
-    step = (right - left) / len(points)
-    line = []
-    for at, p in enumerate(points):
-        x = left + step * (at + 0.5)
-        tip = f"to {p.until[:10]}"
-        if p.estimated == p.estimated:
-            tip += f": estimated {p.estimated:.1%} [{p.low:.1%}, {p.high:.1%}]"
-            body.append(_line(x, y(p.low), x, y(p.high), "whisker other"))
-            line.append((x, y(p.estimated)))
-        dots = [("shape0", 3.0, p.estimated)]
-        if p.measured == p.measured:
-            tip += f"; measured {p.measured:.1%} of {p.judged:,}"
-            dots.append(("val", 4.5, p.measured))
-        for kind, radius, value in dots:
-            if value == value:
-                circle = f'<circle class="{kind}" cx="{x:.1f}" cy="{y(value):.1f}" r="{radius}"/>'
-                body.append(f"<g><title>{escape(tip)}</title>{circle}</g>")
+    step, line = (right - left) / len(points), []
+    for at, (until, q) in enumerate(points):
+        x, tip = left + step * (at + 0.5), f"to {until[:10]}"
+        if q.estimated == q.estimated:
+            tip += f": estimated {q.estimated:.1%} [{q.low:.1%}, {q.high:.1%}]"
+            body.append(_line(x, y(q.low), x, y(q.high), "whisker other"))
+            line.append((x, y(q.estimated)))
+        if q.judged:
+            tip += f"; measured {q.measured:.1%} of {q.judged:,}"
+        dots = [("shape0", 3.0, q.estimated), ("val", 4.5, q.measured)]
+        for kind, radius, value in [dot for dot in dots if dot[2] == dot[2]]:
+            circle = f'<circle class="{kind}" cx="{x:.1f}" cy="{y(value):.1f}" r="{radius}"/>'
+            body.append(f"<g><title>{escape(tip)}</title>{circle}</g>")
     body.append(_path(line, "train"))
-    body.append(_text(left, 12, "share of right answers: line estimated, larger dots as people judged", "legend"))
-    body += [_text(left, bottom + 17, points[0].until[:10], "tick")]
+    legend = "share of right answers: line estimated, larger dots as people judged"
+    body += [_text(0, 12, fit(legend, right), "legend"), _text(left, bottom + 17, points[0][0][:10], "tick")]
     if len(points) > 1:
-        body.append(_text(right, bottom + 17, points[-1].until[:10], "tick", "end"))
+        body.append(_text(right, bottom + 17, points[-1][0][:10], "tick", "end"))
     return _svg(width, bottom + 24, "Estimated and measured accuracy by window", body, "accuracy")
 
 

@@ -1,4 +1,4 @@
-"""Requests of a store, searched newest first: no index of their texts, so an erased one is gone from here too.
+"""Requests of a store, searched newest first: no index of their texts, so an erased one is found no more.
 
 A look reads back from the newest request in parts of time, and ends with a page of matches or when its time is up; it
 says how far it came, and the next one continues there. So each is quick on a store of any size.

@@ -12,7 +12,7 @@ from tuneloop.improve.report.command import ledger_of
 from tuneloop.improve.report.record import LedgerCycle
 from tuneloop.records.server import Decision
 from tuneloop.report.charts import chart_pair
-from tuneloop.serving.costs import BY, Costs, costs_of, since_time
+from tuneloop.serving.costs import BY, costs_of, since_time
 from tuneloop.serving.store.database import Database
 from tuneloop.serving.store.store import opened, read_decisions
 from tuneloop.web.charts import day_chart
@@ -33,13 +33,16 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
         days = by_day(store, begin)
         cycles = _cycles(store)
     in_usd = any(usd for _, usd, _ in days)
-    bars = [(day, usd if in_usd else float(tokens), _tip(day, usd, tokens)) for day, usd, tokens in days]
+    bars = [
+        (day, usd if in_usd else float(tokens), f"{day}: {usd_words(usd)}, {counted(tokens, 'token')}")
+        for day, usd, tokens in days
+    ]
     return {
         "store": shown, "since": since, "periods": PERIODS, "costs": costs, "usd": usd_words, "hours": hours_words,
         "days": chart_pair(day_chart, bars, "dollars a day, by prices of tokens" if in_usd else "tokens a day"),
         "groups": {by: costs.groups[by][:MOST_ROWS] for by in BY},
         "left_out": {by: max(0, len(costs.groups[by]) - MOST_ROWS) for by in BY},
-        "per_million": per_million(costs), "cycles": cycles,
+        "per_million": costs.total.to_json()["usd_per_million_tokens"] or None, "cycles": cycles,
     }  # fmt: skip
 
 
@@ -48,17 +51,6 @@ def by_day(store: Database, since: str) -> list[tuple[str, float, int]]:
     query = "SELECT day, SUM(usd), SUM(prompt_tokens) + SUM(completion_tokens) FROM costs WHERE day >= ?"
     rows = store.execute(f"{query} GROUP BY day ORDER BY day", [since[:10]]).fetchall()
     return [(day, float(usd), int(tokens)) for day, usd, tokens in rows]
-
-
-def _tip(day: str, usd: float, tokens: int) -> str:
-    return f"{day}: {usd_words(usd)}, {counted(tokens, 'token')}"
-
-
-def per_million(costs: Costs) -> float | None:
-    """Dollars that a million tokens cost: of the machine where its price is given, else by prices of tokens."""
-    total = costs.total
-    usd = total.usd if total.machine_usd is None else total.machine_usd
-    return usd / total.tokens * 1e6 if total.tokens and usd else None
 
 
 def _cycles(store: Database) -> list[tuple[str, LedgerCycle]]:

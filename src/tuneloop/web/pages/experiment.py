@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
@@ -37,8 +36,7 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     if looked_at.get("replay"):
         replay = _reading(sources, shown, ["ab", "replay", name, "--store", shown.word], len(state.verdicts))
     if looked_at.get("plan") or sources.files is not None:
-        words = ["ab", "plan", *traffic.options(state), "--simulations", "200"]
-        read_plan = _reading(sources, shown, words, 0)
+        read_plan = _reading(sources, shown, plan_words(state, *traffic), 0)
     return {
         **facts, "replay": replay, "plan": read_plan, "traffic": traffic,
         "busy": any(one is not None and one.busy for one in (replay, read_plan)),
@@ -72,40 +70,25 @@ def _reading(sources: Sources, shown: ShownStore, words: Sequence[str], stamp: o
     return reading(words, workplace(sources, shown.folder), stamp, wait=60.0 if sources.files is not None else 0.05)
 
 
-@dataclass(frozen=True)
-class ExperimentTraffic:
-    """The traffic that a model had since an experiment began, for `tuneloop ab plan`.
-
-    Args:
-        per_day: requests, and `rated`, the share of them that got a value of the measure.
-    """
-
-    per_day: float
-    rated: float
-
-    def options(self, state: ExperimentState) -> list[str]:
-        """The words of `ab plan`."""
-        design = state.design
-        ramp = ",".join(f"{100 * share:g}" for share in design.ramp)
-        return [
-            "--requests-per-day", f"{self.per_day:.6g}", "--rated", f"{self.rated:.4g}", "--base", f"{design.base:g}",
-            "--effect", f"{design.effect:g}", "--ramp", ramp, "--hold-days", f"{design.hold_days:g}",
-            "--maturation-hours", f"{design.maturation_hours:g}", "--missing", design.missing,
-            "--alpha", f"{design.alpha:g}",
-        ]  # fmt: skip
-
-
-def traffic_of(store: Database, state: ExperimentState) -> ExperimentTraffic:
-    """What a store says of an experiment's traffic, from its sums by day and the evidence of the last decision."""
+def traffic_of(store: Database, state: ExperimentState) -> tuple[float, float]:
+    """Requests a day of an experiment's model since its start, and the share of users who gave a value at the last
+    decision, by the store's sums; with two digits, since a simulation is kept as long as its words are the same."""
     query = "SELECT COALESCE(SUM(requests), 0) FROM costs WHERE model = ? AND day >= ?"
     (number,) = store.execute(query, [state.design.model, state.started[:10]]).fetchone()
     end = time_of(state.verdicts[-1].at).timestamp() if state.ended and state.verdicts else clock()
-    span = max((end - time_of(state.started).timestamp()) / 86_400, 1 / 24)
+    days = max((end - time_of(state.started).timestamp()) / 86_400, 1 / 24)
     last = state.verdicts[-1].evidence if state.verdicts else None
     rated = last.measure.units / last.users if last and last.users and last.measure.units else 0.03
-    # With two digits: a simulation takes seconds, and its answer is kept as long as its words are the same.
-    per_day, share = max(1.0, number / span), min(max(rated, 0.001), 1.0)
-    return ExperimentTraffic(float(f"{per_day:.2g}"), float(f"{share:.2g}"))
+    return float(f"{max(1.0, number / days):.2g}"), float(f"{min(max(rated, 0.001), 1.0):.2g}")
+
+
+def plan_words(state: ExperimentState, per_day: float, rated: float) -> list[str]:
+    """The words of `tuneloop ab plan` for an experiment like this with its traffic."""
+    names = ("base", "effect", "hold_days", "maturation_hours", "missing", "alpha")
+    values = {"requests_per_day": per_day, "rated": rated, **{name: getattr(state.design, name) for name in names}}
+    values |= {"ramp": ",".join(f"{100 * share:g}" for share in state.design.ramp), "simulations": 200}
+    options = [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return ["ab", "plan", *options]
 
 
 def act(request: Request, sources: Sources, form: dict[str, str]) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
-from pydantic import ValidationError
 from starlette.requests import Request
 
 from tuneloop.core.errors import UserError
@@ -43,30 +42,15 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     if key not in there:
         raise UserError("This registry is not there any more", where=key[:40], next_step="go to another page and back")
     place = there[key]
-    last = reading(WORDS, place, _stamp(place), wait=60.0 if sources.files is not None else 0.05)
-    models = [model for value in last.record.get("models", []) if (model := _model(value)) is not None]
+    files = place / REGISTRY_FILE, Path(registry_uri().removeprefix("sqlite:///"))  # a server's changes are not seen
+    last = reading(WORDS, place, stamp_of(*files), wait=60.0 if sources.files is not None else 0.05)
+    models = [RegisteredModel.model_validate(value) for value in last.record.get("models", [])]
     served = _served(sources) if models else {}
     return {
         "registries": {each: str(other) for each, other in there.items()} if len(there) > 1 else {}, "registry": key,
         "uri": last.record.get("registry", ""), "busy": last.busy, "fault": last.fault, "read": bool(last.record),
         "models": [_shown(model, served, sources) for model in models],
     }  # fmt: skip
-
-
-def _stamp(place: Path) -> object:
-    """When the registry's file changed; of another one than a file nothing says it, and the first reading stays."""
-    file = place / REGISTRY_FILE
-    uri = registry_uri()
-    if uri.startswith("sqlite:///") and not file.is_file():
-        file = Path(uri.removeprefix("sqlite:///"))
-    return stamp_of(file)
-
-
-def _model(value: object) -> RegisteredModel | None:
-    try:
-        return RegisteredModel.model_validate(value)
-    except ValidationError:  # another version's
-        return None
 
 
 def _shown(model: RegisteredModel, served: Mapping[str, int], sources: Sources) -> dict[str, Any]:
@@ -158,13 +142,13 @@ def act(request: Request, sources: Sources, form: dict[str, str]) -> str:
     if place is None or step not in STEPS:
         raise UserError("There is no such registry or step", next_step="load the page again")
     _, now = run_words([*WORDS, name], place)
-    model = _model(now["models"][0]) if now.get("models") else None
-    if model is None or (model.history[-1].id if model.history else "") != form.get("seen", ""):
-        last = model.history[-1] if model and model.history else None
+    history = RegisteredModel.model_validate(now["models"][0]).history
+    last = history[-1] if history else None
+    if (last.id if last else "") != form.get("seen", ""):
         what = (
             f"{last.who} has changed {name} meanwhile: {last.action} version {last.model_version}"
             if last
-            else "It is gone"
+            else f"{name} has no history any more"
         )
         raise UserError(what, where=name, next_step="go back, load the page again, and see whether you still want it")
     why = " ".join(filter(None, (form.get("why", "").strip(), sources.who and f"({sources.who}, on the page)")))

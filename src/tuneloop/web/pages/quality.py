@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import suppress
 from typing import Any
 
@@ -18,7 +17,7 @@ from tuneloop.records.server import Decision
 from tuneloop.report.charts import chart_pair
 from tuneloop.serving.costs import since_time
 from tuneloop.serving.store.store import opened, read_decisions, store_name
-from tuneloop.web.charts import AccuracyPoint, accuracy_chart
+from tuneloop.web.charts import accuracy_chart
 from tuneloop.web.commands import command_line
 from tuneloop.web.sources import Need, Sources
 from tuneloop.web.stores import note_action, required, shown_store, store_key
@@ -45,7 +44,7 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
         "store": shown, "models": sorted(numbers), "model": model, "number": numbers.get(model, 0),
         "reports": reports[::-1][:SHOWN], "calm": sum(not report.alarms for report in reports), "read": len(reports),
         "windows": chart_pair(windows_chart, windows) if windows else "",
-        "accuracy": chart_pair(accuracy_chart, [_accuracy(report) for report in reports]),
+        "accuracy": chart_pair(accuracy_chart, [(one.until, one.quality) for one in reports if one.quality]),
         "ignored": silenced, "texts": sources.texts,
     }  # fmt: skip
 
@@ -55,14 +54,6 @@ def _report(event: Decision) -> MonitorReport | None:
     with suppress(ValidationError):
         return MonitorReport.model_validate(event.data)
     return None
-
-
-def _accuracy(report: MonitorReport) -> AccuracyPoint:
-    quality = report.quality
-    if quality is None:
-        return AccuracyPoint(report.until, math.nan, math.nan, math.nan, math.nan, 0)
-    measured = quality.measured if quality.judged else math.nan
-    return AccuracyPoint(report.until, quality.estimated, quality.low, quality.high, measured, quality.judged)
 
 
 def needs(sources: Sources) -> list[Need]:

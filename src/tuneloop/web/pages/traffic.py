@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
@@ -22,23 +21,6 @@ from tuneloop.web.stores import shown_store
 
 MANY = 1000  # newer requests that are counted
 SHORT = 160  # characters of a text in the list
-
-
-@dataclass(frozen=True)
-class RequestLine:
-    """A request as the list shows it."""
-
-    id: str
-    time: str
-    model: str
-    key: str
-    question: str
-    answer: str
-    milliseconds: float | None
-    state: str
-    arm: str
-    liked: float | None
-    feedback: str
 
 
 def show(request: Request, sources: Sources) -> dict[str, Any]:
@@ -71,16 +53,17 @@ def requests_by_day(store: Database) -> list[tuple[str, float, str]]:
     return [(day, float(number), f"{day}: {counted(number, 'request')}") for day, number in rows]
 
 
-def line_of(found: FoundRequest, texts: bool) -> RequestLine:
-    """A request for the list."""
+def line_of(found: FoundRequest, texts: bool) -> dict[str, Any]:
+    """A request as the list shows it."""
     one = found.request
     last = next((turn for turn in reversed(one.prompt) if turn.get("role") == "user"), None)
-    return RequestLine(
-        id=one.id, time=one.time[:19].replace("T", " "), model=one.model, key=one.key or "",
-        question=_short(plain_text(last)) if texts and last else "", answer=_short(answer_of(one)) if texts else "",
-        milliseconds=one.total_ms, state=state_of(one.error, one.finish), arm=one.arm or "", liked=found.liked,
-        feedback=", ".join(dict.fromkeys(words_of(each) for each in found.feedback)),
-    )  # fmt: skip
+    return {
+        "id": one.id, "time": one.time[:19].replace("T", " "), "model": one.model, "key": one.key or "",
+        "question": _short(plain_text(last)) if texts and last else "",
+        "answer": _short(answer_of(one)) if texts else "",
+        "milliseconds": one.total_ms, "state": state_of(one.error, one.finish), "arm": one.arm or "",
+        "liked": found.liked, "feedback": ", ".join(dict.fromkeys(words_of(each) for each in found.feedback)),
+    }  # fmt: skip
 
 
 def state_of(error: str | None, finish: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tuneloop.cli.console import Result, print_live, show, split_arguments
 from tuneloop.cli.parameters import argument, output, screen
+from tuneloop.core.files import build_config
 from tuneloop.core.flag import flag, switch
 from tuneloop.core.units import counted
 
@@ -23,7 +24,6 @@ def command(
     It reads the files and stores that are there and keeps nothing of its own: closing it loses nothing. With --json one
     line with the address is printed when it is ready.
     """
-    from tuneloop.core.files import build_config
     from tuneloop.web.serve import WebConfig, export_to, make_sources, serve_pages
 
     folders, settings = split_arguments(arguments)

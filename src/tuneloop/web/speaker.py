@@ -17,6 +17,7 @@ from dataclasses import asdict
 from typing import Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.inference.openai.target import Endpoint
 
 MOST = 3  # models that stay loaded
 MODULE = "tuneloop.web.speaker"
@@ -113,7 +114,6 @@ def main(target: str, against: str) -> None:
 
 def _open(target: str, against: str) -> Any:
     """The conversation with a model, which is loaded. Of an endpoint the target is its address and its model."""
-    from tuneloop.inference.openai.target import Endpoint
     from tuneloop.pipeline.chat import open_chat
 
     model = ""

@@ -47,11 +47,12 @@ def _line(found: Found) -> dict[str, Any]:
         value = orjson.loads((found.path / MANIFEST).read_bytes())
         splits, counts = f.section(value.get("splits")), f.section(value.get("counts"))
         levels = [check.get("level") for check in value.get("checks") or []]
-        return line | {
+        line |= {
             "id": f.clean(value.get("id", "")), "task": f.clean(value.get("task", "")),
             "rows": {name: f.section(splits.get(name)).get("rows") or 0 for name in SPLITS},
             "rejected": int(f.number(counts.get("rejected")) or 0),
             "levels": {level: levels.count(level) for level in ("error", "warn") if level in levels},
         }  # fmt: skip
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        return line | {"problem": f.clean(f"dataset.json can't be read: {str(error)[:120]}")}
+        line["problem"] = f.clean(f"dataset.json can't be read: {str(error)[:120]}")
+    return line

@@ -32,10 +32,11 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     if patch_file.is_file():
         patch = {line.id: line for line in read_patch(patch_file).values() if line.id}
     suspects = page["suspects"] if sources.texts else []
-    return page | {
+    more = {
         "key": found.key, "found": rows, "choices": choices, "fixed": patch, "patch": str(patch_file),
         "suspects": suspects, "asked": any(getattr(query, name) for name in NAMES),
     }  # fmt: skip
+    return page | more
 
 
 def patch_of(found: Found) -> Path:
@@ -75,8 +76,15 @@ def act(request: Request, sources: Sources, form: dict[str, str]) -> str:
         raise UserError("The correction is empty, or what the answer is already", next_step="go back and write it")
     if not isinstance(meta.get("source"), str) or not isinstance(meta.get("line"), int):
         raise UserError("It is not known which record this row was made of", where=row["id"])
-    line = PatchLine(source=meta["source"], line=meta["line"], was=answer, becomes=becomes, id=row["id"],
-                     who=sources.who, time=utc_now())  # fmt: skip
+    line = PatchLine(
+        source=meta["source"],
+        line=meta["line"],
+        was=answer,
+        becomes=becomes,
+        id=row["id"],
+        who=sources.who,
+        time=utc_now(),
+    )
     add_to_patch(sources.inside(patch_of(found)), [line])
     said = f"Written to {patch_of(found).name}; prepare with data.patch applies it"
     return sources.url("dataset", key=found.key, said=said, **{name: form.get(f"q_{name}", "") for name in NAMES})

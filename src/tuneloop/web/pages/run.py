@@ -85,12 +85,13 @@ def _live(found: Found, line: RunLine, kept: Curves) -> dict[str, Any]:
         return answer
     steps = [kept.steps[step] for step in sorted(kept.steps)]
     validations = [kept.validations[step] for step in sorted(kept.validations)]
-    return answer | {
+    answer |= {
         "numbers_now": progress_of(found, steps, kept), "found": kept.findings,
         "chart": charts.chart_pair(charts.loss_chart, steps, validations, kept.findings),
         "trio": [(title, chart) for key, title in SMALL if (chart := charts.step_chart(steps, key, title))],
         "damaged": kept.damaged, "stage": _stage(found, steps),
     }  # fmt: skip
+    return answer
 
 
 def _stage(found: Found, steps: list[TrainingStep]) -> str:

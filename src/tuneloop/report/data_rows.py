@@ -27,7 +27,7 @@ MOST_BYTES = 3 << 30  # of a split's file that one search reads
 
 @dataclass(frozen=True)
 class RowQuery:
-    """What rows are searched for. `check`, `repair`, `personal`: as in the files of the data set. `start`: split:offset."""
+    """What rows are searched for. `check`, `repair`, `personal`: words of its files; `start`: split:offset."""
 
     text: str = ""
     label: str = ""

@@ -19,6 +19,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.parent import environment_of_child
 from tuneloop.web.sources import Sources
 
+NOTHING = subprocess.DEVNULL
 WITHIN = 60.0  # seconds that an action may take while someone waits
 REGISTRY_FILE = "mlflow.db"
 _lock = threading.Lock()
@@ -45,9 +46,14 @@ def run_words(words: Sequence[str], place: Path, *, within: float = WITHIN) -> t
     """
     command = [sys.executable, "-m", "tuneloop", *words, "--json", "-q"]
     process = subprocess.Popen(
-        command, cwd=place, env=environment_of_child(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+        command,
+        cwd=place,
+        env=environment_of_child(),
+        stdin=NOTHING,
+        stdout=subprocess.PIPE,
+        stderr=NOTHING,
+        start_new_session=True,
+    )
     try:
         out, _ = process.communicate(timeout=within)
     except subprocess.TimeoutExpired:
@@ -66,7 +72,7 @@ def run_words(words: Sequence[str], place: Path, *, within: float = WITHIN) -> t
 
 
 @dataclass(frozen=True)
-class Reading:
+class CommandReading:
     """What a command that only reads printed last.
 
     Args:
@@ -82,11 +88,11 @@ class Reading:
     stamp: object = None
 
 
-_readings: dict[tuple[str, ...], Reading] = {}
+_readings: dict[tuple[str, ...], CommandReading] = {}
 KEPT = 64  # readings
 
 
-def reading(words: Sequence[str], place: Path, stamp: object, *, wait: float = 0.05) -> Reading:
+def reading(words: Sequence[str], place: Path, stamp: object, *, wait: float = 0.05) -> CommandReading:
     """What a command prints, from the last time that it ran; it runs again in the background where the stamp differs.
 
     Args:
@@ -95,8 +101,8 @@ def reading(words: Sequence[str], place: Path, stamp: object, *, wait: float = 0
     """
     key = (str(place), *words)
     with _lock:
-        last = _readings.get(key, Reading({}))
-        due = not last.busy and (last.stamp != stamp or last == Reading({}))
+        last = _readings.get(key, CommandReading({}))
+        due = not last.busy and (last.stamp != stamp or last == CommandReading({}))
         if due:
             while len(_readings) >= KEPT:
                 _readings.pop(next(iter(_readings)))
@@ -112,11 +118,11 @@ def reading(words: Sequence[str], place: Path, stamp: object, *, wait: float = 0
 def _read(key: tuple[str, ...], words: Sequence[str], place: Path, stamp: object) -> None:
     try:
         status, record = run_words(words, place, within=300)
-        result = Reading(record, status, stamp=stamp)
+        result = CommandReading(record, status, stamp=stamp)
     except UserError as error:
-        result = Reading({}, fault=error, stamp=stamp)
+        result = CommandReading({}, fault=error, stamp=stamp)
     except OSError as error:
-        result = Reading({}, fault=UserError(f"The command can't be run: {error}"), stamp=stamp)
+        result = CommandReading({}, fault=UserError(f"The command can't be run: {error}"), stamp=stamp)
     with _lock:
         _readings[key] = result
 

@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from tuneloop.core.errors import UserError
+from tuneloop.models.names import resolve
+from tuneloop.models.template import TemplateError, load_template
 from tuneloop.records.request import StoredRequest
 from tuneloop.records.server import ServerState
 from tuneloop.web.sources import Sources
@@ -60,8 +62,6 @@ def _weights(one: StoredRequest, state: ServerState, sources: Sources) -> str:
 
 def main() -> None:
     """Render the question on stdin."""
-    from tuneloop.models.names import resolve
-    from tuneloop.models.template import TemplateError, load_template
 
     question = json.load(sys.stdin)
     try:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,13 +13,11 @@ from typing import Any, Literal
 import orjson
 import yaml
 
-from tuneloop.core.errors import UserError
-from tuneloop.core.files import bounded_int
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.evaluation import EVALUATION
-from tuneloop.records.record import as_line
-from tuneloop.records.run import RUN, FindingLine, TrainingStep, Validation
+from tuneloop.records.run import RUN
 from tuneloop.report import facts as f
+from tuneloop.report.growing import Curves, read_on
 from tuneloop.report.head import model_name
 from tuneloop.web.index import Found
 from tuneloop.web.sources import Sources
@@ -173,49 +169,6 @@ def _locks() -> list[list[str]]:
     return [words for line in lines if len(words := line.replace("-> ", "").split()) > 5]
 
 
-# --- curves ----------------------------------------------------------------------------------------
-
-
-@dataclass
-class Curves:
-    """What `metrics.jsonl` has said so far; read on from where it ended before."""
-
-    offset: int = 0
-    damaged: int = 0
-    steps: dict[int, TrainingStep] = field(default_factory=dict)  # of a step that was repeated, the later one
-    validations: dict[int, Validation] = field(default_factory=dict)
-    findings: list[FindingLine] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-
 def curves(sources: Sources, found: Found) -> Curves:
-    """A run's curves up to now. A file that was cut back, as by a resumed run, is read from its beginning."""
-    kept = sources.index.facts("curves", found, None, lambda _: Curves())
-    with kept.lock, suppress(FileNotFoundError), (found.path / f.METRICS).open("rb") as file:
-        if os.fstat(file.fileno()).st_size < kept.offset:
-            kept.offset, kept.damaged = 0, 0
-            kept.steps, kept.validations, kept.findings = {}, {}, []
-        file.seek(kept.offset)
-        block = file.read()
-        block = block[: block.rfind(b"\n") + 1]  # the last line may still be in writing
-        kept.offset += len(block)
-        for line in filter(bytes.strip, block.split(b"\n")):
-            kept.damaged += not _take(kept, line)
-    return kept
-
-
-def _take(kept: Curves, line: bytes) -> bool:
-    """Add a line; False: it can't be read."""
-    try:
-        value = json.loads(line, parse_int=bounded_int)
-        kind = next((kind for key, kind in f.LINES.items() if key in value), None)
-        record = kind and as_line(kind, f.clean_all(value), "", "")
-    except (ValueError, TypeError, RecursionError, UserError):
-        return False
-    if isinstance(record, TrainingStep):
-        kept.steps[record.step] = record
-    elif isinstance(record, Validation):
-        kept.validations[record.step] = record
-    elif isinstance(record, FindingLine):
-        kept.findings.append(record)
-    return True
+    """A run's curves up to now."""
+    return read_on(sources.index.facts("curves", found, None, lambda _: Curves()), found.path / f.METRICS)

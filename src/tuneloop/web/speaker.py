@@ -73,9 +73,7 @@ def _give_back(key: tuple[str, str], child: subprocess.Popen[str], complete: boo
         if complete and key not in _children and child.poll() is None:
             _children[key] = child
             left = [_children.pop(next(iter(_children))) for _ in range(len(_children) - MOST)]
-    for each in left:
-        each.kill()
-        each.wait()
+    _end(left)
 
 
 def close_all() -> None:
@@ -83,7 +81,11 @@ def close_all() -> None:
     with _lock:
         left = [*_children.values()]
         _children.clear()
-    for each in left:
+    _end(left)
+
+
+def _end(children: list[subprocess.Popen[str]]) -> None:
+    for each in children:
         each.kill()
         each.wait()
 

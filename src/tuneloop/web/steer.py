@@ -111,8 +111,8 @@ def stop(sources: Sources, found: Found) -> None:
     """End a run as SIGTERM does: a checkpoint is saved first. Raises UserError: it does not work on this machine."""
     pid = holder(found.path)
     if pid is None:
-        raise UserError("No process on this machine works on this run", where=found.path.name,
-                        next_step="it has ended, or runs elsewhere: stop it there")  # fmt: skip
+        step = "it has ended, or runs elsewhere: stop it there"
+        raise UserError("No process on this machine works on this run", where=found.path.name, next_step=step)
     os.kill(pid, signal.SIGTERM)
     _note(sources, found.path, "stop", f"kill -TERM {pid}")
 

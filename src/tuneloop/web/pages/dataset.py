@@ -76,15 +76,8 @@ def act(request: Request, sources: Sources, form: dict[str, str]) -> str:
         raise UserError("The correction is empty, or what the answer is already", next_step="go back and write it")
     if not isinstance(meta.get("source"), str) or not isinstance(meta.get("line"), int):
         raise UserError("It is not known which record this row was made of", where=row["id"])
-    line = PatchLine(
-        source=meta["source"],
-        line=meta["line"],
-        was=answer,
-        becomes=becomes,
-        id=row["id"],
-        who=sources.who,
-        time=utc_now(),
-    )
+    place = {key: meta[key] for key in ("source", "line")}
+    line = PatchLine(**place, was=answer, becomes=becomes, id=row["id"], who=sources.who, time=utc_now())
     add_to_patch(sources.inside(patch_of(found)), [line])
     said = f"Written to {patch_of(found).name}; prepare with data.patch applies it"
     return sources.url("dataset", key=found.key, said=said, **{name: form.get(f"q_{name}", "") for name in NAMES})

@@ -16,7 +16,7 @@ from tuneloop.improve.report.command import experiment_line
 from tuneloop.improve.report.html import ENDS, experiment_part
 from tuneloop.serving.store.database import Database
 from tuneloop.serving.store.store import opened, store_name
-from tuneloop.web.commands import Reading, command_line, reading, run_words, workplace
+from tuneloop.web.commands import CommandReading, command_line, reading, run_words, workplace
 from tuneloop.web.sources import Sources
 from tuneloop.web.stores import ShownStore, actions_on, note_action, shown_store
 
@@ -66,7 +66,7 @@ def _left_out(shown: ShownStore, state: ExperimentState) -> str:
     return "" if state.ended else left_out(shown.place, state.design.name) or ""
 
 
-def _reading(sources: Sources, shown: ShownStore, words: Sequence[str], stamp: object) -> Reading:
+def _reading(sources: Sources, shown: ShownStore, words: Sequence[str], stamp: object) -> CommandReading:
     return reading(words, workplace(sources, shown.folder), stamp, wait=60.0 if sources.files is not None else 0.05)
 
 

@@ -13,9 +13,10 @@ from tuneloop.records.plan import PLAN
 from tuneloop.records.run import RUN, TrainingStep
 from tuneloop.report import charts
 from tuneloop.report import facts as f
+from tuneloop.report.growing import Curves
 from tuneloop.report.html import page_of
 from tuneloop.web.index import Found
-from tuneloop.web.runs import Curves, RunLine, curves, holder, run_line
+from tuneloop.web.runs import RunLine, curves, holder, run_line
 from tuneloop.web.sources import Sources
 from tuneloop.web.steer import RunCommand, clone_command, history, resume_command, start, stop
 

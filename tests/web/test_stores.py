@@ -36,6 +36,16 @@ def test_the_first_one_or_that_of_the_address_by_a_key_that_is_no_path(tmp_path:
         shown_store(asked(), make_sources([str(tmp_path / "empty")], [], read_only=False))
 
 
+def test_a_store_that_is_named_and_below_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(tmp_path / "serve", create=True):
+        pass
+    monkeypatch.chdir(tmp_path)
+    assert make_sources([str(tmp_path)], ["serve"], read_only=False).stores == ["serve"]
+    assert make_sources(["."], ["serve/store.db", str(tmp_path / "serve")], read_only=False).stores == [
+        "serve/store.db"
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.world
 def test_a_store_in_postgres_is_named_without_its_password(postgres, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

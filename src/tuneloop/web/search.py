@@ -21,8 +21,9 @@ from tuneloop.serving.store.database import Database, PostgresDatabase
 from tuneloop.serving.store.store import read_feedback, read_requests
 
 PAGE = 50  # requests of a page
-SECONDS = 0.3  # of a look
-PART = 4000  # requests of the first part of time; a quick one doubles the next
+SECONDS = 0.25  # of a look
+PART = 4000  # requests of the first part of time; each is at most twice the one before
+MOST_PART = 40_000
 LAST = "~"  # sorts behind every time
 FEEDBACK = ("any", "none", "good", "bad", *KINDS)
 ERRORS = ("failed", "refused", "answered", "cut off")
@@ -134,7 +135,7 @@ def search(store: Database, wanted: TrafficFilter, cursor: str = "", *, seconds:
         now = time.monotonic()
         if over or len(rows) >= PAGE or now > until:
             break
-        part = max(500, min(4 * part, int(part * (until - now) / (now - begin + 1e-6))))
+        part = max(500, min(2 * part, MOST_PART, int(part * (until - now) / (now - begin + 1e-6))))
     if len(rows) > PAGE:
         rows = rows[:PAGE]
         edge, id_, over = rows[-1].request.time, rows[-1].request.id, False

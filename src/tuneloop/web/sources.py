@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from tuneloop.core.errors import UserError
-from tuneloop.serving.store.store import is_store
+from tuneloop.serving.store.store import is_store, store_name
 from tuneloop.web.index import Found, Index, Kind
 
 
@@ -116,7 +117,10 @@ class Sources:
     def stores(self) -> list[str]:
         """Places of all servers' stores, those that were named first; for `serving.store.store.opened`."""
         below = [str(found.path) for found in self.all("server") if is_store(found.path)]
-        return list(dict.fromkeys([*self.given_stores, *below]))
+        names: dict[str, str] = {}
+        for place in [*self.given_stores, *below]:  # one store may be named and be in a folder
+            names.setdefault(os.path.realpath(store_name(place)), place)
+        return list(names.values())
 
     def inside(self, path: Path) -> Path:
         """A path, where it is in one of the folders. Raises UserError: it is outside."""

@@ -146,7 +146,7 @@ def load_page(address: str, path: str) -> Loaded:
 
 def added(folder: Path, address: str, seconds: int) -> dict[str, float]:
     """99th percentiles of a server's answers, in ms, without and with someone who opens one page after the other."""
-    setup = serve_gateway.start_own("gateway", folder)
+    setup = serve_gateway.start_own("gateway", folder, "stub")
     looking, over = threading.Event(), threading.Event()
 
     def look() -> None:

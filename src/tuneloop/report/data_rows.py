@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,6 +112,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
 def _lines(data: mmap.mmap | bytes, start: int, query: RowQuery, ids: set[str] | None) -> Iterator[tuple[int, bytes]]:
     """Offset and bytes of the lines that may fit, from an offset on."""
     end = min(len(data), MOST_BYTES)
+    places: Iterable[int]
     if ids is not None and len(ids) <= FEW:
         places = sorted(place for id_ in ids for place in _places(data, [b'"id":"%b"' % id_.encode()], start, end))
     elif query.text:
@@ -119,7 +120,6 @@ def _lines(data: mmap.mmap | bytes, start: int, query: RowQuery, ids: set[str] |
     elif query.label:
         places = _places(data, [b'"label":' + orjson.dumps(query.label)], start, end)
     else:
-        places = iter(range(start, start + 1)) if start < end else iter(())
         while start < end:
             stop = data.find(b"\n", start) + 1 or end
             yield start, data[start:stop]

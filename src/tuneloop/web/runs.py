@@ -97,21 +97,21 @@ def _read(found: Found, sources: Sources) -> RunLine:
     changed = max(found.changed, _grown(path)[0] / 1e9) if not run else found.changed
     files = f.section(config.get("data")).get("sources") or [""]
     dataset = run.get("dataset") or data.get("id") or evaluation.get("dataset") or Path(str(files[0])).name
-    return RunLine(
-        found.key, path, f.clean(place), state, changed,
-        model=model_name(run.get("model") or config.get("model") or evaluation.get("model") or ""),
-        dataset=f.clean(dataset),
-        method=f.clean(run.get("method") or f.section(config.get("train")).get("method") or ""),
-        steps=int(f.number(run.get("steps")) or 0),
-        loss=f.number(run.get("best_val_loss")), usd=f.number(run.get("usd")), seconds=f.number(run.get("seconds")),
-        primary=f.clean(evaluation.get("primary") or next(iter(f.section(evaluation.get("metrics"))), "")),
-        metrics={
+    values: dict[str, Any] = {
+        "model": model_name(run.get("model") or config.get("model") or evaluation.get("model") or ""),
+        "dataset": f.clean(dataset),
+        "method": f.clean(run.get("method") or f.section(config.get("train")).get("method") or ""),
+        "steps": int(f.number(run.get("steps")) or 0),
+        **{name: f.number(run.get(name)) for name in ("usd", "seconds")}, "loss": f.number(run.get("best_val_loss")),
+        "primary": f.clean(evaluation.get("primary") or next(iter(f.section(evaluation.get("metrics"))), "")),
+        "metrics": {
             f.clean(name): tuple(f.number(f.section(score).get(key)) for key in ("value", "low", "high"))
             for name, score in f.section(evaluation.get("metrics")).items()
         },
-        verdict=_short(next(iter(evaluation.get("words") or []), "")), problem=problem,
-        gate=f.clean(gate.get("status") or ""),
-    )  # fmt: skip
+        "verdict": _short(next(iter(evaluation.get("words") or []), "")), "problem": problem,
+        "gate": f.clean(gate.get("status") or ""),
+    }  # fmt: skip
+    return RunLine(found.key, path, f.clean(place), state, changed, **values)
 
 
 def _short(verdict: object) -> str:

@@ -30,7 +30,7 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     lines = [experiment_line(state) for state in states.values()][::-1]
     return {
         "store": shown, "lines": lines, "ends": ENDS, "tones": TONES, "models": served,
-        "shares": {name: state.share for name, state in states.items()},
+        "states": states,
     }  # fmt: skip
 
 

@@ -62,6 +62,11 @@ TESTED_IN = {
     "improve/report/test_command.py": "improve.report.record improve.report.html",
     "serving/batch/test_command.py": "cli.batch",
     "serving/test_server.py": "cli.serve serving.models",
+    "web/test_app.py": "web.pages.home web.sources",
+    "web/test_runs.py": "report.growing web.pages.compare web.pages.report web.pages.run web.pages.runs",
+    "web/test_data_pages.py": "report.data_rows web.pages.data web.pages.datareport web.pages.dataset",
+    "web/test_speaker.py": "web.pages.playground",
+    "web/test_serve.py": "cli.ui web.export",
     "serving/store/test_store.py": "core.ids",
     "deploy/hosts/test_hosts.py": "deploy.project_text deploy.hosts.baseten deploy.hosts.compose deploy.hosts.docker_model_runner"
     " deploy.hosts.dstack deploy.hosts.fireworks deploy.hosts.huggingface deploy.hosts.kserve deploy.hosts.kubernetes"
@@ -74,6 +79,8 @@ TESTED_IN = {
     
     "deploy/test_command.py": "cli.deploy deploy.record",
     "test_architecture.py": "core.lazy",
+    "web/pages/test_experiments.py": "web.pages.experiment",
+    "web/pages/test_traffic.py": "web.pages.request",
     "training/test_distributed.py": "models.sharded",
     "track/test_mlflow.py": "track.record",
     "training/test_distil.py": "training.teachers",

@@ -32,6 +32,7 @@ class PrepareSettings(TypedDict, total=False):
     input: str | None
     output: str | None
     labels: list[str] | None
+    patch: str | None
     repair: Mapping[str, Any]
     personal: Mapping[str, Any]
     language: str | None

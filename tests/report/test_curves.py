@@ -59,12 +59,12 @@ def test_figures_of_steps_have_charts_of_their_own_where_they_are_known() -> Non
 def test_runs_over_each_other_have_lines_and_marks_of_their_own(width: float) -> None:
     runs = [
         charts.Curve(f"run <{i}>", [(s, 3 - i / 10 - s / 50) for s in range(1, 60)], [(30, 2.0), (60, 1.5 - i / 10)])
-        for i in range(7)
+        for i in range(charts.MOST_RUNS + 1)
     ]
     chart = charts.overlay_chart(runs, width)
     root = ElementTree.fromstring(chart)
     classes = [e.get("class") or "" for e in root.iter()]
-    assert {f"run run{i}" for i in range(charts.MOST_RUNS)} <= set(classes) and "run run6" not in classes
+    assert {f"run run{i}" for i in range(charts.MOST_RUNS)} <= set(classes) and f"run run{charts.MOST_RUNS}" not in classes
     assert all(classes.count(f"shape{i}") == 3 for i in range(charts.MOST_RUNS)), "two validations and the legend"
     assert "run &lt;0&gt;" in chart
     assert charts.overlay_chart([]) == ""

@@ -94,6 +94,7 @@ ANSWERS: dict[str, tuple[str, ...]] = {
     "improve report": ("@improvement report:text",),
     "doctor": ("ok:flag findings:list", "ok:flag checks:list"),
     "schema": ("",),
+    "serve ui": ("address:text read_only:flag", "path:text pages:count"),
     "serve mcp": ("tools:list roots:list allow_write:flag",),
 }
 SAME = {"improve run": "improve", "models": "models list"}  # commands that do the same as another one

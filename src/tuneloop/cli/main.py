@@ -60,7 +60,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "deploy": "Make the project that serves an artifact on a host.",
     },
     "Serve": {
-        "serve": "Answer requests by OpenAI's API; keys, top, costs; mcp for agents.",
+        "serve": "Answer requests by OpenAI's API; ui; keys, top, costs; mcp.",
         "batch": "Answer a file of requests or rows, or a folder of texts.",
     },
     "Improve": {
@@ -77,7 +77,7 @@ COMMANDS: dict[str, dict[str, str]] = {
 }
 
 # Commands that also run without the name of their group.
-GROUPS = {"sweep": "train", "keys": "serve", "top": "serve", "costs": "serve", "mcp": "serve"}
+GROUPS = {"sweep": "train", "keys": "serve", "top": "serve", "costs": "serve", "mcp": "serve", "ui": "serve"}
 
 # Earlier names of commands -> where they are now.
 MOVED = {

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from tuneloop.cli import mcp
+from tuneloop.cli import mcp, ui
 from tuneloop.cli.console import Result, minute, print_live, show, split_arguments
 from tuneloop.cli.parameters import SERVER, argument, given, output, screen
 from tuneloop.core.errors import UserError
@@ -50,6 +50,7 @@ def command(
     """
     from tuneloop.improve.serve import serve
     from tuneloop.serving.server import first_key, first_steps, serve_config
+    from tuneloop.web.mount import ui_routes
 
     targets, settings = split_arguments(arguments)
     config = serve_config(targets, settings)
@@ -70,7 +71,7 @@ def command(
                 say(line)
 
         with reporting(say=partial(print_live, err=True)):
-            serve(config, ready=ready)
+            serve(config, ready=ready, pages=ui_routes)
     return None
 
 
@@ -280,4 +281,4 @@ def _cost_line(name: str, row: CostRow) -> str:
     return f"{requests} {work} {usd:>10,.4f} {million:>9,.3f} {each:>10,.6f}"
 
 
-commands = {"keys": keys, "top": top, "costs": costs, "mcp": mcp.command}
+commands = {"keys": keys, "top": top, "costs": costs, "mcp": mcp.command, "ui": ui.command}

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from tuneloop.core.files import Config
 
 # Settings of PrepareConfig that change nothing in a data set.
-NO_CONTENT = {"workers", "engine", "allow_errors", "max_expansion"}
+NO_CONTENT = {"workers", "engine", "allow_errors", "max_expansion", "patch"}  # of a patch its lines count, not its name
 
 
 def _off(value: object) -> object:
@@ -128,6 +128,10 @@ class PrepareConfig(Config):
     input: str | None = Field(None, description="template of the user turn over the columns, as in '{text}'")
     output: str | None = Field(None, description="template of the answer over the columns, as in 'Queue: {queue}'")
     labels: list[str] | None = Field(None, description="allowed labels; default: those of the data")
+    patch: str | None = Field(
+        None,
+        description="file of corrected answers (`tuneloop ui` writes one): JSON Lines of source, line, was, becomes",
+    )
     repair: RepairConfig = RepairConfig()
     personal: PersonalConfig = PersonalConfig()
     language: str | None = Field(

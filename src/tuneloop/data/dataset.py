@@ -70,6 +70,7 @@ REPAIRS = {
     "json_syntax": "what JSON forbids was read (repair.json_syntax): raw control characters in strings, NaN, Infinity",
     "invisible_characters": "zero-width, control or soft-hyphen characters were removed",
     "merged_turns": "turns of one speaker in a row became one, joined by a line break",
+    "patched": "an answer was corrected by `data.patch`",
     "pii": "personal data or a secret was replaced; `detail` names the kind, never the value",
     "special_tokens": "a model's control token inside a text was neutralised",
     "split": "a row over max_length became several (too_long=split); `meta` tells which part of which row",
@@ -97,6 +98,8 @@ def prepare_key(config: PrepareConfig, *, name: str, seed: int, model_fingerprin
     sources = [[file.name, sha256_of_source(file.path)] for file in files]
     sources += [[str(path), sha256_of_source(path)] for path in manifests]
     described = [[file.name, entry] for file in files if (entry := entry_of(file)) is not None]
+    if config.patch is not None:
+        sources.append(["patch", sha256_of_source(Path(config.patch))])
     settings = config.model_dump(mode="json", exclude=NO_CONTENT)
     facts = {"version": 1, "config": settings, "name": name, "seed": seed, "model": model_fingerprint}
     return content_hash({**facts, "sources": sources, **({"described": described} if described else {})})

@@ -32,6 +32,7 @@ from tuneloop.data.dedup import duplicates, minhash
 from tuneloop.data.dedup.candidate_pairs import Alike, find_alike
 from tuneloop.data.dedup.contamination import index_of
 from tuneloop.data.formats import Rejection
+from tuneloop.data.patch import read_patch
 from tuneloop.data.process_record import ChunkWork, Measure, RowProcessor, TokenCount, measured_if_long, process_chunk
 from tuneloop.data.sources.chunks import chunks
 from tuneloop.data.sources.parse import Chunk, Item, parse_chunk
@@ -97,7 +98,8 @@ def prepare(
     files = [*test_files, *sources]
     is_small = _size(files) <= SMALL
     key_of_pseudonyms, every = pseudonym_key(config.personal), 1 if is_small else first_pass.LANGUAGES_EVERY
-    processor = RowProcessor(config, measure, key_of_pseudonyms, frame=frame, languages_every=every)
+    patch = read_patch(config.patch) if config.patch is not None else {}
+    processor = RowProcessor(config, measure, key_of_pseudonyms, frame=frame, patch=patch, languages_every=every)
     workers = 1 if is_small else config.workers or cores()
     cluster = on_ray() if config.engine == "ray" else nullcontext()
     with spool_folder(out) as spool, Table(spool, frame) as table, cluster:

@@ -26,6 +26,7 @@ from tuneloop.data.dataset import meta_key
 from tuneloop.data.dedup import minhash
 from tuneloop.data.dedup.contamination import TestIndex, find_contamination
 from tuneloop.data.formats import FormatGuess, Parsed, Rejection, parse_record, with_whole_texts
+from tuneloop.data.patch import PatchLine, corrected
 from tuneloop.data.sources.parse import Chunk, SourceRecord, finite, is_flat, parse_chunk
 from tuneloop.data.split import Array, key64, prompt_key
 from tuneloop.data.too_long import Fits, parts, shortened
@@ -67,6 +68,7 @@ class RowProcessor:
     key: bytes | None = None  # of pseudonyms
     index: TestIndex | None = None  # the given test set, which no row may give away
     frame: minhash.PromptFrame = minhash.NO_FRAME  # what nearly all prompts begin and end with
+    patch: Mapping[tuple[str, int], PatchLine] = field(default_factory=dict)  # by source and line
     languages_every: int = 1  # detect the language of one row in so many, picked by content
 
 
@@ -169,6 +171,10 @@ def process_record(
     parsed = parse_record(value, guess, config)
     if isinstance(parsed, Rejection):
         return refuse(parsed.reason, parsed.detail)
+    if (fix := processor.patch.get((item.source, item.line))) is not None and parsed.messages[-1]["content"] == fix.was:
+        becomes = _clean_text(fix.becomes, ("answer",), "", processor, changes)
+        parsed = corrected(parsed, becomes)
+        changes.append(FieldChange("patched", "answer", {"before": fix.was[:EXCERPT], "after": becomes[:EXCERPT]}))
     if config.personal.mode == "reject" and (redactions := [c for c in changes if c.kind == "pii"]):
         return refuse("personal_data", "; ".join(f"{c.field}: {c.facts['detail']}" for c in redactions))
     stratify = config.split.stratify

@@ -97,6 +97,8 @@ async def _running(config: ServeConfig, gateway: Gateway) -> AsyncIterator[None]
 COMPANIONS = Companions(Experiments, check_improve, _running)
 
 
-def serve(config: ServeConfig, *, ready: Callable[[str, Gateway], None] | None = None) -> None:
+def serve(
+    config: ServeConfig, *, ready: Callable[[str, Gateway], None] | None = None, pages: server.Pages | None = None
+) -> None:
     """Serve until SIGTERM or SIGINT, see `serving.server.serve`."""
-    server.serve(config, COMPANIONS, ready=ready)
+    server.serve(config, COMPANIONS, ready=ready, pages=pages)

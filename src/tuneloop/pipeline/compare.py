@@ -74,6 +74,25 @@ def notes_of(manifest: EvaluationManifest, system: str = "") -> list[str]:
     return [note for note in manifest.notes if not note.startswith(others)]
 
 
+def paired_with_first(systems: Mapping[str, ScoredAnswers]) -> tuple[dict[str, ScoredAnswers], list[Comparison]]:
+    """Evaluations on the rows that all of them share, and each other one compared with the first, adjusted together.
+
+    Raises:
+        UserError: fewer than 20 rows are shared.
+    """
+    from tuneloop.evaluation.compare import adjusted, compare
+
+    loaded = dict(systems)
+    if (shared := on_shared_rows(loaded)) is not None:
+        words = shared_words(loaded, shared)
+        say(words)
+        loaded = {place: replace(e, notes=[words, *loaded[place].notes]) for place, e in shared.items()}
+    loaded = decided_together(loaded)
+    first, *others = loaded
+    pairs = [c for other in others for c in compare(first, loaded[first], other, loaded[other])]
+    return loaded, adjusted(pairs, loaded[first])
+
+
 def compare_evaluations(
     places: Sequence[str],
     out: str = "",
@@ -92,7 +111,6 @@ def compare_evaluations(
     Raises:
         UserError: fewer than 20 rows are shared, or an evaluation can't be read.
     """
-    from tuneloop.evaluation.compare import adjusted, compare
     from tuneloop.evaluation.leaderboard import leaderboard
     from tuneloop.evaluation.results import ComparedWith, write_evaluation
 
@@ -102,14 +120,8 @@ def compare_evaluations(
     for place, (_, system) in at.items():  # what was found out when the answers came is not in the answers
         notes = loaded[place].notes
         notes[:0] = [note for note in notes_of(manifests[place], system) if note not in notes]
-    if (shared := on_shared_rows(loaded)) is not None:
-        words = shared_words(loaded, shared)
-        say(words)
-        loaded = {place: replace(e, notes=[words, *loaded[place].notes]) for place, e in shared.items()}
-    loaded = decided_together(loaded)
-    first, *others = places
-    pairs = [c for other in others for c in compare(first, loaded[first], other, loaded[other])]
-    comparisons = adjusted(pairs, loaded[first])
+    loaded, comparisons = paired_with_first(loaded)
+    others = places[1:]
     names = {place: at[place][1] or manifests[place].name for place in places}
     costs = {
         place: _cost_share(cost.to_json(), loaded[place].n / manifests[place].n)

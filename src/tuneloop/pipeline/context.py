@@ -144,6 +144,8 @@ def identity(recipe: Recipe) -> dict[str, Any]:
     keys = {"model", "seed", "data", "train"} | ({"max_minutes"} if recipe.max_minutes else set())
     dump = recipe.model_dump(mode="json", include=keys)
     dump["data"].pop("allow_rejects")
+    if dump["data"]["patch"] is None:  # so that runs of before there were patches stay the same ones
+        dump["data"].pop("patch")
     return dump
 
 

@@ -299,7 +299,7 @@ def chart_pair(draw: Callable[..., Markup], *args: object) -> Markup:
 SMALL = 300  # width of a chart in a row of others, in CSS pixels
 WINDOW = 5  # steps of a running median: one or two spikes among them do not move it
 SLACK = 0.5  # of the axis: points that far beyond the rest are still drawn on it
-MOST_RUNS = 6  # curves that can be distinguished in one chart
+MOST_RUNS = 8  # curves that can be distinguished in one chart
 
 Point = tuple[float, float]  # step, value
 Records = Sequence[TrainingStep] | Sequence[Validation]
@@ -524,6 +524,8 @@ def _shape(i: int, x: float, y: float) -> str:
         2: f"M{x} {y - 1.3 * r}L{x + 1.3 * r} {y}L{x} {y + 1.3 * r}L{x - 1.3 * r} {y}Z",
         3: f"M{x} {y - r}L{x + r} {y + r}L{x - r} {y + r}Z",
         4: f"M{x - r} {y - r}L{x + r} {y + r}M{x + r} {y - r}L{x - r} {y + r}",
+        6: f"M{x - r} {y - r}L{x + r} {y - r}L{x} {y + r}Z",
+        7: f"M{x - r} {y}H{x + r}M{x} {y - r}V{y + r}",
     }
     if i not in paths:
         return f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{r}"/>'

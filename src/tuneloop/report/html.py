@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from tuneloop.core.errors import UserError
@@ -42,13 +42,21 @@ def render_report(run: Path) -> str:
 
 
 @functools.cache
+def page_environment(*packages: str) -> Environment:
+    """Where templates of these packages, and of this one, are found and how they are filled in."""
+    # Autoescape: everything on the page may come from users or from a model's mouth.
+    loader = ChoiceLoader([PackageLoader(package) for package in (*packages, "tuneloop.report")])
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"count": f.count, "metric_text": f.metric_text, "soft": soft, "flags": flags}
+    return environment
+
+
+@functools.cache
 def page_template(name: str) -> Template:
     """A template of this package by its file name; the pages share `base.html.j2`."""
-    # Autoescape: everything on the page may come from users or from a model's mouth.
-    loader, strict = PackageLoader("tuneloop.report"), StrictUndefined
-    environment = Environment(loader=loader, autoescape=True, undefined=strict, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"count": f.count, "metric_text": f.metric_text, "soft": soft, "flags": flags}
-    return environment.get_template(name)
+    return page_environment().get_template(name)
 
 
 def soft(text: str) -> Markup:

@@ -30,7 +30,7 @@ from tuneloop.records.record import Part, Record, read_record, write_record
 from tuneloop.records.server import ServerState
 
 Priority = Literal["high", "normal", "low"]
-Right = Literal["feedback", "users"]
+Right = Literal["feedback", "users", "ui"]
 
 
 class Limits(Part):
@@ -58,7 +58,7 @@ class Limits(Part):
         None, "DAYS", "Days after which texts leave the store; default: log.keep_days.", above=0
     )
     rights: list[Right] = flag(
-        [], "NAMES", "users: the users that it names are believed; feedback: on any request, with weight."
+        [], "NAMES", "users: whose users are believed; feedback: on any request, with weight; ui: opens the pages."
     )
 
 

@@ -54,6 +54,7 @@ from tuneloop.serving.swap import Companions, Swaps, freeze_heap, pinned
 if TYPE_CHECKING:
     from tuneloop.core.http_server import GuardedServer
 
+Pages = Callable[[ServeConfig, Gateway], Sequence[Any]]  # makes further routes of a server
 LOOK_AT_KEYS = 0.02  # seconds in which a key that is revoked is refused
 LOOK_FOR_ERASURES = 0.5  # seconds between two looks whether `tuneloop data forget` has begun one
 
@@ -205,15 +206,23 @@ async def _forget(config: ServeConfig, gateway: Gateway, batches: Batches | None
     return True
 
 
-def serve(config: ServeConfig, companions: Companions, *, ready: Callable[[str, Gateway], None] | None = None) -> None:
+def serve(
+    config: ServeConfig,
+    companions: Companions,
+    *,
+    ready: Callable[[str, Gateway], None] | None = None,
+    pages: Pages | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT, with companions; `ready` gets the address once requests are taken.
+
+    `pages`: makes further routes, as those of `tuneloop ui`.
 
     Raises:
         UserError: something is missing, the port is taken, or another server works in the folder.
     """
     with _listening(config) as listening:
         if config.log.lines == "text":
-            _run(_serve(config, listening, companions, ready))
+            _run(_serve(config, listening, companions, ready, pages))
             return
         lines = LogLines(sys.stderr)
 
@@ -224,7 +233,7 @@ def serve(config: ServeConfig, companions: Companions, *, ready: Callable[[str, 
                 ready(address, gateway)
 
         with lines.writing(), reporting(say=lines.say):
-            _run(_serve(config, listening, companions, follow))
+            _run(_serve(config, listening, companions, follow, pages))
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
@@ -288,7 +297,11 @@ def _check_folder(config: ServeConfig) -> None:
 
 
 async def _serve(
-    config: ServeConfig, listening: socket.socket, companions: Companions, ready: Callable[[str, Gateway], None] | None
+    config: ServeConfig,
+    listening: socket.socket,
+    companions: Companions,
+    ready: Callable[[str, Gateway], None] | None,
+    pages: Pages | None,
 ) -> None:
     experiments = companions.experiments(config.store)
     candidates = experiments.candidates()
@@ -299,7 +312,8 @@ async def _serve(
     companions.check(config, [each.name for each in served_by(config)[1]])
     async with _started(config, candidates) as gateway, experiments.followed_by(gateway), swaps.followed_by(gateway):
         batches = Batches(gateway, Path(config.folder) / "batch") if config.batch.enabled else None
-        server = _http_server(make_app(gateway, batches.routes() if batches else ()), config)
+        routes = [*(batches.routes() if batches else ()), *(pages(config, gateway) if pages else ())]
+        server = _http_server(make_app(gateway, routes), config)
         loop, stopping = asyncio.get_running_loop(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)

@@ -57,7 +57,7 @@ def report_of(place: Path | str) -> record.ImprovementReport:
     for event in events:
         if event.kind.startswith("improve."):
             by_project[event.subject].append(event)
-    ledgers = [line for project_events in by_project.values() for line in _ledger(project_events)]
+    ledgers = [line for project_events in by_project.values() for line in ledger_of(project_events)]
     cycles = [cycle for project_events in by_project.values() for cycle in cycles_of(project_events)]
     experiments = experiments_of(event for event in events if event.kind.startswith("experiment."))
     windows = [event for event in events if event.kind == MONITORED]
@@ -71,8 +71,8 @@ def report_of(place: Path | str) -> record.ImprovementReport:
         funnel=_funnel(total, len(liked), cycles, experiments),
         periods=periods,
         timeline=[line for event in events if (line := _timeline(event)) is not None],
-        experiments=[_experiment(state) for state in experiments.values()],
-        windows=[_window(window.data) for window in windows],
+        experiments=[experiment_line(state) for state in experiments.values()],
+        windows=[monitored_window(window.data) for window in windows],
         cycles=ledgers,
         requests_usd=usd,
         training_usd=sum(line.usd for line in ledgers),
@@ -186,7 +186,8 @@ def _result_words(step: str, result: Mapping[str, Any]) -> str:
     return str(result.get("sentence") or result.get("status") or result.get("path") or "")
 
 
-def _experiment(state: ExperimentState) -> record.ExperimentLine:
+def experiment_line(state: ExperimentState) -> record.ExperimentLine:
+    """An experiment from its start to now, for a report."""
     last = state.verdicts[-1] if state.verdicts else None
     sentence = last.sentence if last else ""
     if state.stopped:
@@ -210,7 +211,9 @@ def _experiment(state: ExperimentState) -> record.ExperimentLine:
     )
 
 
-def _window(data: Mapping[str, Any]) -> record.MonitoredWindow:
+def monitored_window(data: Mapping[str, Any]) -> record.MonitoredWindow:
+    """What a window of the monitor showed, for a report; `data`: of the event."""
+
     def strength(p: float, level: float) -> float:
         return math.log(max(p, 1e-300)) / math.log(level) if 0 < level < 1 else 0.0
 
@@ -228,7 +231,8 @@ def _window(data: Mapping[str, Any]) -> record.MonitoredWindow:
     )
 
 
-def _ledger(events: Sequence[Decision]) -> list[record.LedgerCycle]:
+def ledger_of(events: Sequence[Decision]) -> list[record.LedgerCycle]:
+    """The cycles of one project and what each cost, from its events in order."""
     began = {int(e.data["cycle"]): e.data for e in events if e.kind == START}
     steps: dict[int, list[record.LedgerStep]] = defaultdict(list)
     for data in (event.data for event in events if event.kind in (STEP, END)):

@@ -139,7 +139,7 @@ def page_of_improvement(report: ImprovementReport) -> dict[str, Any]:
         "funnel": [(s.name, f"{s.count:,}", s.detail, 100 * s.count / most) for s in report.funnel],
         "traffic": chart_pair(traffic_chart, report.periods),
         "period": {1.0: "day", 7.0: "week", 30.0: "month"}.get(report.days, hours_words(report.days * 24)),
-        "experiments": [_experiment(line) for line in report.experiments],
+        "experiments": [experiment_part(line) for line in report.experiments],
         "windows": chart_pair(windows_chart, report.windows),
         "alarms": [(w.until[:10], s) for w in report.windows for s in w.sentences],
         "calm": sum(not w.alarms for w in report.windows), "monitored": len(report.windows),
@@ -175,7 +175,8 @@ def _numbers(report: ImprovementReport) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _experiment(line: ExperimentLine) -> dict[str, Any]:
+def experiment_part(line: ExperimentLine) -> dict[str, Any]:
+    """An experiment as its template shows it."""
     arms = f"{line.candidate} against {line.champion}, by {line.measure}"
     about = f"{arms}; smallest gain worth a promotion {line.effect:g}"
     users = f"{counted(line.users, 'user')}, {line.candidate_users:,} of them met the candidate"

@@ -1,0 +1,60 @@
+"""A run's curves as they grow: `metrics.jsonl`, read on from where it ended before."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import bounded_int
+from tuneloop.records.record import as_line
+from tuneloop.records.run import FindingLine, TrainingStep, Validation
+from tuneloop.report.facts import LINES, clean_all
+
+
+@dataclass
+class Curves:
+    """What the file has said so far. `offset`: bytes that were read; `damaged`: lines that were no records."""
+
+    offset: int = 0
+    damaged: int = 0
+    steps: dict[int, TrainingStep] = field(default_factory=dict)  # of a step that was repeated, the later one
+    validations: dict[int, Validation] = field(default_factory=dict)
+    findings: list[FindingLine] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def read_on(kept: Curves, path: Path) -> Curves:
+    """Add what is new. A file that was cut back, as by a resumed run, is read from its beginning."""
+    with kept.lock, suppress(FileNotFoundError), path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size < kept.offset:
+            kept.offset, kept.damaged = 0, 0
+            kept.steps, kept.validations, kept.findings = {}, {}, []
+        file.seek(kept.offset)
+        block = file.read()
+        block = block[: block.rfind(b"\n") + 1]  # the last line may still be in writing
+        kept.offset += len(block)
+        for line in filter(bytes.strip, block.split(b"\n")):
+            kept.damaged += not _take(kept, line)
+    return kept
+
+
+def _take(kept: Curves, line: bytes) -> bool:
+    """Add a line; False: it can't be read."""
+    try:
+        value = json.loads(line, parse_int=bounded_int)
+        kind = next((kind for key, kind in LINES.items() if key in value), None)
+        record = kind and as_line(kind, clean_all(value), "", "")
+    except (ValueError, TypeError, RecursionError, UserError):
+        return False
+    if isinstance(record, TrainingStep):
+        kept.steps[record.step] = record
+    elif isinstance(record, Validation):
+        kept.validations[record.step] = record
+    elif isinstance(record, FindingLine):
+        kept.findings.append(record)
+    return True

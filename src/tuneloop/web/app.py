@@ -1,0 +1,271 @@
+"""The application: routes from the table of pages, what is let in, how a page is filled in, sent and kept live."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import hmac
+from collections.abc import AsyncIterator
+from datetime import datetime
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
+
+from jinja2 import TemplateNotFound
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tuneloop.core.errors import UserError
+from tuneloop.report import facts as f
+from tuneloop.report.html import page_environment, script_part
+from tuneloop.serving.http.api_request import ApiError
+from tuneloop.serving.http.app import Call, refuse_foreign_pages
+from tuneloop.web.runs import run_lines
+from tuneloop.web.sources import BY_NAME, PAGES, Page, Sources, module_of
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+# Nothing of another site, no script in a page: texts of users and models are in it.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+# For pages with a report in them: its styles, and the one script of reports.
+STYLED = POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'").replace(
+    "script-src 'self'", f"script-src 'self' '{script_part()['script_hash']}'"
+)
+REPORTS = ("/runs/", "/compare", "/data/")
+KINDS = {"js": "text/javascript", "css": "text/css"}
+MOST_FORM = 1_000_000  # bytes
+EVERY = 1.0  # seconds between two looks at what is live
+
+
+class WrongToken(UserError):
+    """A form that is not of a page of this process."""
+
+
+def make_app(sources: Sources) -> Starlette:
+    """The ASGI application over some sources."""
+    routes = [Route("/static/{name}", static)]
+    for page in PAGES:
+        live = page.path.rstrip("/")
+        routes += [Route(f"{live}/live", _handler(_live, page)), Route(f"{live}/stream", _handler(_stream, page))]
+    for page in PAGES:
+        routes += [Route(page.path, _handler(_shown, page)), Route(page.path, _handler(_acted, page), methods=["POST"])]
+    middleware = [Middleware(Guarded), Middleware(GZipMiddleware, minimum_size=1000)]
+    app = Starlette(
+        routes=routes, middleware=middleware, exception_handlers={404: _missing, UserError: _refused, 500: _failed}
+    )
+    app.state.sources = sources
+    return app
+
+
+def warm(sources: Sources) -> None:
+    """Look through the folders and load what pages need, so that the first look at each is quick."""
+    with contextlib.suppress(UserError):
+        run_lines(sources)
+    for page in PAGES:
+        with contextlib.suppress(TemplateNotFound):  # a page as it is has none
+            module_of(page)
+            environment().get_template(f"{page.name}.html.j2")
+
+
+class Guarded:
+    """Refuse what other sites send through a reader's browser; say what a page may load."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        try:
+            base, local = (getattr(scope["app"].state.sources, name) for name in ("base", "local"))
+            refuse_foreign_pages(Call(scope, receive, send), local)
+        except ApiError as error:
+            await Response(error.message, error.status)(scope, receive, send)
+            return
+        policy = (STYLED if scope["path"].removeprefix(base).startswith(REPORTS) else POLICY).encode()
+
+        async def sent(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] += [
+                    (b"content-security-policy", policy),
+                    (b"x-content-type-options", b"nosniff"),
+                    (b"referrer-policy", b"no-referrer"),
+                ]
+                if not scope["path"].removeprefix(base).startswith("/static/"):
+                    message["headers"].append((b"cache-control", b"no-store"))
+            await send(message)
+
+        await self.app(scope, receive, sent)
+
+
+def _handler(work: Any, page: Page) -> Any:
+    async def handle(request: Request) -> Response:
+        answer: Response = await work(page, request, sources_of(request))
+        return answer
+
+    return handle
+
+
+def sources_of(request: Request) -> Sources:
+    """The sources of a request: of who has given a key where keys are needed."""
+    sources: Sources = getattr(request.state, "sources", None) or request.app.state.sources
+    return sources
+
+
+def render(template: str, sources: Sources, request: Request | None = None, **values: Any) -> str:
+    """A template of `web/templates`, filled in; `values`: what it needs beyond `sources`, `url` and the navigation."""
+    shown = {
+        "sources": sources, "url": sources.url, "asset": sources.asset, "nav": [p for p in PAGES if p.title],
+        "may_act": not sources.read_only and sources.files is None, "static": sources.files is not None,
+        "query": Query(request.query_params if request else {}), "live": _live_address(request) if request else "",
+        "said": request.query_params.get("said", "") if request else "",
+    }  # fmt: skip
+    return environment().get_template(template).render(**shown, **values)
+
+
+class Query(dict[str, str]):
+    """What is behind the question mark; empty where it is not there."""
+
+    def __missing__(self, name: str) -> str:
+        return ""
+
+
+@functools.cache
+def environment() -> Environment:
+    """Where the templates are, of the reports too."""
+    own = page_environment("tuneloop.web")
+    own.filters |= {"minutes": f.minutes, "usd": f.usd, "gib": f.gib, "moment": moment}
+    return own
+
+
+def moment(seconds: float) -> str:
+    """A time as people read it, to the minute."""
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+
+
+def _live_address(request: Request) -> str:
+    query = f"?{request.url.query}" if request.url.query else ""
+    return f"{request.url.path.rstrip('/')}/live{query}"
+
+
+def page_html(page: Page, request: Request, sources: Sources) -> str:
+    """A page as text; blocks. Raises UserError: what it is about is not there or damaged."""
+    if hasattr(module_of(page), "html"):  # it is a whole page already
+        return str(module_of(page).html(request, sources))
+    values = module_of(page).show(request, sources)
+    return render(f"{page.name}.html.j2", sources, request, here=page, page=values)
+
+
+async def _shown(page: Page, request: Request, sources: Sources) -> Response:
+    return HTMLResponse(await run_in_threadpool(page_html, page, request, sources))
+
+
+async def _acted(page: Page, request: Request, sources: Sources) -> Response:
+    """What a form asks for. The page's `act` gets its fields and returns the address to go to."""
+    try:
+        body = await Call(request.scope, request.receive, request._send).body(MOST_FORM)
+    except ApiError as error:
+        raise UserError(error.message) from None
+    fields = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True)
+    form = {name: values[-1].replace("\r\n", "\n") for name, values in fields.items()}
+    if not hmac.compare_digest(form.pop("token", "").encode(), sources.token.encode()):
+        raise WrongToken("This form is of an earlier page", next_step="go back, load the page again and send it again")
+    if sources.read_only:
+        raise UserError("This page only reads", next_step="start `tuneloop ui` without --read-only on this machine")
+    if not hasattr(module_of(page), "act"):
+        raise UserError("There is nothing to do on this page")
+    address = await run_in_threadpool(module_of(page).act, request, sources, form)
+    return RedirectResponse(address, status_code=303)
+
+
+async def _live(page: Page, request: Request, sources: Sources) -> Response:
+    """Events `live` with the part `NAME_live.html.j2`, when what the page's `live` gives has changed."""
+    if not hasattr(module_of(page), "live"):
+        raise UserError("This page is not live")
+
+    def part() -> str:
+        try:
+            values = module_of(page).live(request, sources)
+        except UserError as error:  # it was deleted while the page was open
+            return render("problem.html.j2", sources, error=error)
+        return render(f"{page.name}_live.html.j2", sources, request, here=page, page=values)
+
+    async def events() -> AsyncIterator[bytes]:
+        before = ""
+        while not await request.is_disconnected():
+            html = await run_in_threadpool(part)
+            yield event("live", html) if html != before else b": still here\n\n"
+            before = html
+            await asyncio.sleep(EVERY)
+
+    return StreamingResponse(events(), media_type="text/event-stream")
+
+
+async def _stream(page: Page, request: Request, sources: Sources) -> Response:
+    """Events of the page's own: `stream` is an asynchronous iterator of (name, markup)."""
+    if not hmac.compare_digest(request.query_params.get("token", "").encode(), sources.token.encode()):
+        raise WrongToken("This page is of an earlier process", next_step="load it again")
+    if sources.read_only or not hasattr(module_of(page), "stream"):
+        raise UserError("This page only reads")
+
+    async def events() -> AsyncIterator[bytes]:
+        async for name, html in module_of(page).stream(request, sources):
+            yield event(name, html)
+
+    return StreamingResponse(events(), media_type="text/event-stream")
+
+
+def event(name: str, html: str) -> bytes:
+    """A server-sent event; line ends within it are data too."""
+    return f"event: {name}\n{''.join(f'data: {line}{chr(10)}' for line in html.splitlines() or [''])}\n".encode()
+
+
+async def static(request: Request) -> Response:
+    """A file of `web/static`, or the style that reports have too."""
+    data = asset(request.path_params["name"])
+    if data is None:
+        return Response("There is no such file", 404)
+    kind = KINDS[request.path_params["name"].rpartition(".")[2]]
+    return Response(data, media_type=kind, headers={"cache-control": "max-age=3600"})
+
+
+@functools.cache
+def asset(name: str) -> bytes | None:
+    """The content of a file that pages load; None: there is none."""
+    if name == "style.css":
+        report = files("tuneloop.report") / "templates"
+        parts = [report / "style.css", report / "eval_style.css", files("tuneloop.web") / "static" / "web.css"]
+        return b"\n".join(part.read_bytes() for part in parts)
+    if name == "samples.js":
+        return (files("tuneloop.report") / "templates" / name).read_bytes()
+    names = {each.name for each in (files("tuneloop.web") / "static").iterdir()}
+    known = name in names and name.rpartition(".")[2] in KINDS
+    return (files("tuneloop.web") / "static" / name).read_bytes() if known else None
+
+
+async def _missing(request: Request, error: Exception) -> Response:
+    return await _refused(request, UserError("There is no such page", where=request.url.path[:200]))
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """A fault of ours: what is in the log is not on the page."""
+    error_shown = UserError("This page failed", next_step="the log of tuneloop ui says why")
+    html = render("problem_page.html.j2", sources_of(request), request, here=BY_NAME["home"], error=error_shown)
+    return HTMLResponse(html, 500)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """A page that says what is wrong, where, and what to do."""
+    sources = sources_of(request)
+    html = render("problem_page.html.j2", sources, request, here=BY_NAME["home"], error=error)
+    return HTMLResponse(html, 403 if isinstance(error, WrongToken) else 404 if request.method == "GET" else 400)

@@ -1,0 +1,137 @@
+"""Commands that a page runs as a terminal would: in processes of their own, so that MLflow or numpy never stay here."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.parent import environment_of_child
+from tuneloop.web.sources import Sources
+
+NOTHING = subprocess.DEVNULL
+WITHIN = 60.0  # seconds that an action may take while someone waits
+REGISTRY_FILE = "mlflow.db"
+_lock = threading.Lock()
+
+
+def command_line(words: Sequence[str]) -> str:
+    """As it is typed."""
+    return shlex.join(("tuneloop", *words))
+
+
+def workplace(sources: Sources, near: Path) -> Path:
+    """The folder in which commands about something are run: the nearest one above it with a registry."""
+    roots = [folder.resolve() for folder in sources.index.folders]
+    for place in [near.resolve(), *near.resolve().parents]:
+        if (place / REGISTRY_FILE).is_file() and any(place.is_relative_to(root) for root in roots):
+            return place
+    return roots[0]
+
+
+def run_words(words: Sequence[str], place: Path, *, within: float = WITHIN) -> tuple[int, dict[str, Any]]:
+    """Run a tuneloop command in a folder; returns its exit status and the object that it printed.
+
+    Raises UserError: it was refused, in its own words, or has not ended within so many seconds: it continues then.
+    """
+    command = [sys.executable, "-m", "tuneloop", *words, "--json", "-q"]
+    process = subprocess.Popen(
+        command,
+        cwd=place,
+        env=environment_of_child(),
+        stdin=NOTHING,
+        stdout=subprocess.PIPE,
+        stderr=NOTHING,
+        start_new_session=True,
+    )
+    try:
+        out, _ = process.communicate(timeout=within)
+    except subprocess.TimeoutExpired:
+        threading.Thread(target=process.communicate, daemon=True).start()
+        what = f"`{command_line(words)}` still works after {within:g} s"
+        raise UserError(what, next_step="load the page again in a while: it shows what came of it") from None
+    record: Any = {}
+    with suppress(ValueError, IndexError):
+        record = json.loads(out.decode("utf-8", "replace").strip().splitlines()[-1])
+    record = record if isinstance(record, dict) else {}
+    if isinstance(error := record.get("error"), dict):
+        raise UserError(str(error.get("what")), where=str(error.get("where") or ""), next_step=error.get("next") or "")
+    if process.returncode not in (0, 1, 3):
+        raise UserError(f"`{command_line(words)}` ended with {process.returncode}", next_step="run it in a terminal")
+    return process.returncode, record
+
+
+@dataclass(frozen=True)
+class CommandReading:
+    """What a command that only reads printed last.
+
+    Args:
+        record: empty before its first end; `status`: its exit status.
+        fault: why there is none.
+        busy: it runs again, since what it reads has changed.
+    """
+
+    record: dict[str, Any]
+    status: int = 0
+    fault: UserError | None = None
+    busy: bool = False
+    stamp: object = None
+
+
+_readings: dict[tuple[str, ...], CommandReading] = {}
+KEPT = 64  # readings
+
+
+def reading(words: Sequence[str], place: Path, stamp: object, *, wait: float = 0.05) -> CommandReading:
+    """What a command prints, from the last time that it ran; it runs again in the background where the stamp differs.
+
+    Args:
+        stamp: of what it reads, as times and sizes of files.
+        wait: seconds in which it may end before the page is sent.
+    """
+    key = (str(place), *words)
+    with _lock:
+        last = _readings.get(key, CommandReading({}))
+        due = not last.busy and (last.stamp != stamp or last == CommandReading({}))
+        if due:
+            while len(_readings) >= KEPT:
+                _readings.pop(next(iter(_readings)))
+            _readings[key] = replace(last, busy=True)
+    if due:
+        threading.Thread(target=_read, args=(key, words, place, stamp), daemon=True).start()
+    until = time.monotonic() + wait
+    while _readings.get(key, last).busy and time.monotonic() < until:
+        time.sleep(0.01)
+    return _readings.get(key, last)
+
+
+def _read(key: tuple[str, ...], words: Sequence[str], place: Path, stamp: object) -> None:
+    try:
+        status, record = run_words(words, place, within=300)
+        result = CommandReading(record, status, stamp=stamp)
+    except UserError as error:
+        result = CommandReading({}, fault=error, stamp=stamp)
+    except OSError as error:
+        result = CommandReading({}, fault=UserError(f"The command can't be run: {error}"), stamp=stamp)
+    with _lock:
+        _readings[key] = result
+
+
+def stamp_of(*paths: Path) -> tuple[object, ...]:
+    """Times and sizes of files, of a SQLite file also of its log; they change as the files do."""
+    stamps: list[object] = []
+    for path in (each for one in paths for each in (one, Path(f"{one}-wal"))):
+        with suppress(OSError):
+            status = os.stat(path)
+            stamps += [status.st_mtime_ns, status.st_size]
+    return tuple(stamps)

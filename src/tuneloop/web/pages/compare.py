@@ -1,0 +1,79 @@
+"""Two to eight runs: their curves over each other, settings that differ, metrics, and paired differences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+
+from tuneloop.core.errors import UserError
+from tuneloop.pipeline.compare import load_systems, paired_with_first
+from tuneloop.records.evaluation import Estimate
+from tuneloop.report import charts
+from tuneloop.report import facts as f
+from tuneloop.report.comparison import differing_settings
+from tuneloop.web.runs import curves, run_line
+from tuneloop.web.sources import Sources
+
+MOST = 8
+
+
+def show(request: Request, sources: Sources) -> dict[str, Any]:
+    """What the page shows at once; the paired differences take longer and come later, or by `paired=yes`."""
+    keys = list(dict.fromkeys(request.query_params.getlist("run")))
+    if not 2 <= len(keys) <= MOST:
+        step = "choose two to eight in the list of runs"
+        raise UserError(f"{len(keys)} runs can't be compared here", next_step=step)
+    places = [sources.find("run", key) for key in keys]
+    lines = [run_line(sources, found) for found in places]
+    names = _names([line.place for line in lines])
+    losses, configs = [], []
+    for name, found in zip(names, places, strict=True):
+        kept = curves(sources, found)
+        steps = [kept.steps[step] for step in sorted(kept.steps)]
+        validations = [kept.validations[step] for step in sorted(kept.validations)]
+        losses.append(charts.Curve(name, charts.points_of(steps, "loss"), charts.points_of(validations, "val_loss")))
+        configs.append(f.read_run(found.path).config)
+    shown = list(dict.fromkeys(name for line in lines for name in ([line.primary] if line.primary else [])))
+    shown += [name for name in dict.fromkeys(n for line in lines for n in line.metrics) if name not in shown]
+    evaluated = [line for line in lines if line.metrics]
+    page = {
+        "lines": lines, "names": names, "metrics": shown,
+        "chart": charts.chart_pair(charts.overlay_chart, losses),
+        "differ": differing_settings(configs) if all(configs) and sources.texts else [],
+        "evaluated": len(evaluated), "pairs": None, "problem": "",
+    }  # fmt: skip
+    return page | (live(request, sources) if request.query_params.get("paired") == "yes" else {})
+
+
+def _names(places: list[str]) -> list[str]:
+    """The last part of each place, where that tells them apart."""
+    short = [place.rpartition("/")[2] for place in places]
+    return short if len(set(short)) == len(short) else places
+
+
+def live(request: Request, sources: Sources) -> dict[str, Any]:
+    """The paired differences of each run with the first one, on the rows that all were evaluated on."""
+    found = [sources.find("run", key) for key in dict.fromkeys(request.query_params.getlist("run"))]
+    lines = [line for each in found if (line := run_line(sources, each)).metrics]
+    names = dict(zip([str(line.path) for line in lines], _names([line.place for line in lines]), strict=True))
+
+    def compared(_: object) -> dict[str, Any]:
+        try:
+            evaluations, comparisons = paired_with_first(load_systems([*names]))
+        except UserError as error:
+            return {"pairs": [], "problem": error.what}
+        main = next(iter(evaluations.values())).primary
+        first = sorted(comparisons, key=lambda pair: pair.metric != main)
+        return {"pairs": [_line(pair, names) for pair in first], "problem": ""}
+
+    stamp = tuple((each.key, each.changed) for each in found)
+    return sources.index.facts("paired", found[0], stamp, compared)
+
+
+def _line(pair: Any, names: dict[str, str]) -> dict[str, str]:
+    gain = Estimate(pair.delta, pair.low, pair.high)
+    return {
+        "a": names[pair.a], "b": names[pair.b], "metric": pair.metric, "gain": f.signed(pair.delta, pair.metric),
+        "bounds": f.gain_interval(gain, pair.metric), "p": f.p_value(f.number(pair.p)), "verdict": pair.verdict,
+    }  # fmt: skip

@@ -1,0 +1,61 @@
+"""Costs: by day, model, key and tier; planned next to actual; when a machine of one's own pays."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from starlette.requests import Request
+
+from tuneloop.core.units import counted, hours_words, usd_words
+from tuneloop.improve.report.command import ledger_of
+from tuneloop.improve.report.record import LedgerCycle
+from tuneloop.records.server import Decision
+from tuneloop.report.charts import chart_pair
+from tuneloop.serving.costs import BY, costs_of, since_time
+from tuneloop.serving.store.database import Database
+from tuneloop.serving.store.store import opened, read_decisions
+from tuneloop.web.charts import day_chart
+from tuneloop.web.sources import Sources
+from tuneloop.web.stores import shown_store
+
+PERIODS = {"24h": "day", "7d": "week", "30d": "30 days", "90d": "90 days", "": "all time"}
+MOST_ROWS = 40  # of a table
+
+
+def show(request: Request, sources: Sources) -> dict[str, Any]:
+    """What the page shows."""
+    shown = shown_store(request, sources)
+    since = request.query_params.get("since", "")
+    begin = since_time(since)
+    costs = costs_of(shown.place, since=begin)
+    with opened(shown.place) as store:
+        days = by_day(store, begin)
+        cycles = _cycles(store)
+    in_usd = any(usd for _, usd, _ in days)
+    bars = [
+        (day, usd if in_usd else float(tokens), f"{day}: {usd_words(usd)}, {counted(tokens, 'token')}")
+        for day, usd, tokens in days
+    ]
+    return {
+        "store": shown, "since": since, "periods": PERIODS, "costs": costs, "usd": usd_words, "hours": hours_words,
+        "days": chart_pair(day_chart, bars, "dollars a day, by prices of tokens" if in_usd else "tokens a day"),
+        "groups": {by: costs.groups[by][:MOST_ROWS] for by in BY},
+        "left_out": {by: max(0, len(costs.groups[by]) - MOST_ROWS) for by in BY},
+        "per_million": costs.total.to_json()["usd_per_million_tokens"] or None, "cycles": cycles,
+    }  # fmt: skip
+
+
+def by_day(store: Database, since: str) -> list[tuple[str, float, int]]:
+    """Day, dollars by prices of tokens, and tokens, from the sums that the store keeps of whole days."""
+    query = "SELECT day, SUM(usd), SUM(prompt_tokens) + SUM(completion_tokens) FROM costs WHERE day >= ?"
+    rows = store.execute(f"{query} GROUP BY day ORDER BY day", [since[:10]]).fetchall()
+    return [(day, float(usd), int(tokens)) for day, usd, tokens in rows]
+
+
+def _cycles(store: Database) -> list[tuple[str, LedgerCycle]]:
+    """Retrainings of all projects with what they were expected to cost."""
+    events: dict[str, list[Decision]] = defaultdict(list)
+    for event in read_decisions(store, where="kind LIKE 'improve.%'"):
+        events[event.subject].append(event)
+    return [(name, cycle) for name, of in events.items() for cycle in ledger_of(of)]

@@ -1,0 +1,83 @@
+"""A data set: what became of each record, rows to search in, labels that look wrong to correct."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.ids import utc_now
+from tuneloop.data.patch import PatchLine, add_to_patch, read_patch
+from tuneloop.report import data_facts as d
+from tuneloop.report.data_html import page_of
+from tuneloop.report.data_rows import RowQuery, find_rows, row_by_id
+from tuneloop.web.index import Found
+from tuneloop.web.sources import Sources
+
+PATCH = "patch.jsonl"
+NAMES = [field.name for field in fields(RowQuery)]
+
+
+def show(request: Request, sources: Sources) -> dict[str, Any]:
+    """What the page shows."""
+    found = sources.find("dataset", request.path_params["key"])
+    page, choices = sources.index.facts("data report", found, found.changed, _report)
+    query = RowQuery(**{name: request.query_params.get(name, "") for name in NAMES})
+    rows = find_rows(found.path, query) if sources.texts else None
+    patch, patch_file = {}, patch_of(found)
+    if patch_file.is_file():
+        patch = {line.id: line for line in read_patch(patch_file).values() if line.id}
+    suspects = page["suspects"] if sources.texts else []
+    more = {
+        "key": found.key, "found": rows, "choices": choices, "fixed": patch, "patch": str(patch_file),
+        "suspects": suspects, "asked": any(getattr(query, name) for name in NAMES),
+    }  # fmt: skip
+    return page | more
+
+
+def patch_of(found: Found) -> Path:
+    """The patch of a data set: next to its folder, so that preparing it again leaves it there."""
+    return found.path.with_name(f"{found.path.name}-{PATCH}")
+
+
+def _report(found: Found) -> tuple[dict[str, Any], Mapping[str, list[str]]]:
+    facts = d.read_data(found.path)
+    page = page_of(facts)
+    manifest = facts.manifest
+    for shown, record in zip(page["suspects"], facts.label_errors, strict=True):
+        shown |= {"id": record.id}
+    checks = sorted({check.name for check in manifest.checks if check.level != "ok"}) if manifest else []
+    labels = sorted(
+        {name for split in manifest.splits.by_name.values() for name in split.labels or {}} if manifest else ()
+    )
+    return page, {
+        "label": labels, "split": [*d.SPLITS], "check": checks, "repair": sorted(facts.repaired | _pii(facts)),
+        "personal": sorted(facts.redacted),
+    }  # fmt: skip
+
+
+def _pii(facts: d.DataFacts) -> dict[str, float]:
+    return {"pii": 1.0} if facts.redacted else {}
+
+
+def act(request: Request, sources: Sources, form: dict[str, str]) -> str:
+    """Write a correction of a row's answer into the data set's patch; returns where to go."""
+    found = sources.find("dataset", request.path_params["key"])
+    row = row_by_id(found.path, form.get("split", ""), form.get("id", "")) if form.get("split") in d.SPLITS else None
+    if row is None:
+        raise UserError("This row is not in the data set any more", where=form.get("id", "")[:80])
+    becomes = form.get("becomes", "").strip()
+    answer, meta = str(row["messages"][-1].get("content") or ""), row.get("meta") or {}
+    if not becomes or becomes == answer:
+        raise UserError("The correction is empty, or what the answer is already", next_step="go back and write it")
+    if not isinstance(meta.get("source"), str) or not isinstance(meta.get("line"), int):
+        raise UserError("It is not known which record this row was made of", where=row["id"])
+    place = {key: meta[key] for key in ("source", "line")}
+    line = PatchLine(**place, was=answer, becomes=becomes, id=row["id"], who=sources.who, time=utc_now())
+    add_to_patch(sources.inside(patch_of(found)), [line])
+    said = f"Written to {patch_of(found).name}; prepare with data.patch applies it"
+    return sources.url("dataset", key=found.key, said=said, **{name: form.get(f"q_{name}", "") for name in NAMES})

@@ -1,0 +1,65 @@
+"""Experiments: all of a store, and a form that starts one."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from starlette.requests import Request
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.ids import clock, utc
+from tuneloop.improve.experiment.command import left_out, read_experiments
+from tuneloop.improve.report.command import experiment_line
+from tuneloop.improve.report.html import ENDS, TONES
+from tuneloop.serving.store.store import opened, store_name
+from tuneloop.web.commands import command_line, run_words, workplace
+from tuneloop.web.search import choices
+from tuneloop.web.sources import Need, Sources
+from tuneloop.web.stores import note_action, required, shown_store, store_key
+
+SETTINGS = ("model", "candidate", "effect", "base", "ramp", "hold_days", "maturation_hours")  # of the form
+
+
+def show(request: Request, sources: Sources) -> dict[str, Any]:
+    """What the page shows."""
+    shown = shown_store(request, sources)
+    states = read_experiments(shown.place)
+    with opened(shown.place) as store:
+        served = choices(store)["model"]
+    lines = [experiment_line(state) for state in states.values()][::-1]
+    return {
+        "store": shown, "lines": lines, "ends": ENDS, "tones": TONES, "models": served,
+        "states": states,
+    }  # fmt: skip
+
+
+def needs(sources: Sources) -> list[Need]:
+    """Experiments that ended in the last week, and those whose candidate the server can't serve."""
+    wanted = []
+    week = utc(clock() - 7 * 86_400)
+    for place in sources.stores:
+        with suppress(UserError):
+            for name, state in read_experiments(place).items():
+                address = sources.url("experiment", name=name, store=store_key(place))
+                if state.ended in ENDS and state.verdicts and state.verdicts[-1].at >= week:
+                    wanted.append(Need(f"{name}: {ENDS[state.ended]}", state.verdicts[-1].sentence, address))
+                elif not state.ended and (why := left_out(place, name)):
+                    wanted.append(Need(f"{name}: the candidate is not served", why, address, "bad"))
+    return wanted
+
+
+def act(request: Request, sources: Sources, form: dict[str, str]) -> str:
+    """Start an experiment, as `tuneloop ab start` does: refused where another one with this model runs."""
+    shown = shown_store(request, sources)
+    name = required(form, "name", "The name")
+    words = ["ab", "start", name, "--store", shown.word]
+    for key in SETTINGS:
+        if value := form.get(key, "").strip():
+            words += [f"--{key.replace('_', '-')}", value]
+    if not form.get("shadow"):
+        words.append("--no-shadow")
+    run_words(words, workplace(sources, shown.folder))
+    shown_words = [store_name(shown.place) if word == shown.word else word for word in words]
+    note_action(shown.place, sources, name, command_line(shown_words))
+    return sources.url("experiment", name=name, store=shown.key, said=f"{name} has begun")

@@ -1,0 +1,129 @@
+"""Home: what is in production, what runs, what needs a person, the last verdicts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.ids import utc
+from tuneloop.core.urls import masked
+from tuneloop.records.record import read_record
+from tuneloop.records.server import ServerState
+from tuneloop.report import charts
+from tuneloop.report import facts as f
+from tuneloop.serving.store.store import opened, store_folder, store_name
+from tuneloop.web.pages.run import progress_of
+from tuneloop.web.runs import curves, run_lines
+from tuneloop.web.sources import PAGES, Need, Sources, module_of
+
+LATEST = 5  # verdicts
+MOST_RUNNING = 4
+MOST_REQUESTS = 2000  # whose times are looked at
+
+
+@dataclass(frozen=True)
+class Production:
+    """A server and its last hour.
+
+    Args:
+        running: whether its process is there; None: it is not on this machine, or there is no `state.json`.
+        models: name, release; `rate`: requests a second; times in milliseconds to the first token; `errors`: a share.
+    """
+
+    name: str
+    running: bool | None = None
+    since: str = ""
+    address: str = ""
+    models: list[tuple[str, str]] = field(default_factory=list)
+    requests: int = 0
+    rate: float = 0.0
+    p50: float | None = None
+    p99: float | None = None
+    errors: float | None = None
+    usd: float = 0.0
+    problem: str = ""
+
+
+def show(request: Request, sources: Sources) -> dict[str, Any]:
+    """What the page shows."""
+    lines = run_lines(sources)
+    running = []
+    for line in [line for line in lines if line.state == "running"][:MOST_RUNNING]:
+        found = sources.find("run", line.key)
+        kept = curves(sources, found)
+        steps = [kept.steps[step] for step in sorted(kept.steps)]
+        draw = partial(charts.step_chart, steps, "loss", "Training loss")
+        chart = sources.index.facts("small", found, kept.offset, lambda _, draw=draw: draw())  # type: ignore[misc]
+        running.append((line, progress_of(found, steps, kept), chart))
+    wants = (getattr(module_of(page), "needs", None) for page in PAGES)
+    return {
+        "servers": [production(place) for place in sources.stores], "running": running,
+        "needs": [need for needs in wants if needs for need in needs(sources)],
+        "verdicts": [line for line in lines if line.verdict][:LATEST],
+        "runs": len(lines), "datasets": len(sources.all("dataset")), "stores": len(sources.stores),
+    }  # fmt: skip
+
+
+live = show
+
+
+def production(place: str, now: datetime | None = None) -> Production:
+    """What a server serves, and what came in its last hour."""
+    now, name = now or datetime.now(UTC), masked(store_name(place))
+    facts: dict[str, Any] = {"name": name}
+    with contextlib.suppress(UserError, OSError):
+        state = read_record(ServerState, Path(store_folder(place)))
+        facts |= {"running": _lives(state.pid), "since": state.started[:16].replace("T", " "), "address": state.address}
+        facts["models"] = [(f.clean(model.name), f.clean(model.release or model.source)) for model in state.models]
+    try:
+        with opened(place) as store:
+            hour = utc((now - timedelta(hours=1)).timestamp())
+            count, failed = store.execute(
+                "SELECT COUNT(*), COUNT(error) FROM requests WHERE time >= ? AND shadow IS NULL", [hour]
+            ).fetchone()
+            query = "SELECT ttft_ms FROM requests WHERE time >= ? AND ttft_ms IS NOT NULL ORDER BY time DESC LIMIT ?"
+            times = sorted(ms for (ms,) in store.execute(query, [hour, MOST_REQUESTS]))
+            today = "SELECT COALESCE(SUM(usd), 0) FROM costs WHERE day = ?"
+            (usd,) = store.execute(today, [now.strftime("%Y-%m-%d")]).fetchone()
+    except UserError as error:
+        return Production(**facts, problem=error.what)
+    if times:
+        facts |= {"p50": times[len(times) // 2], "p99": times[min(len(times) - 1, int(0.99 * len(times)))]}
+    errors = failed / count if count else None
+    return Production(**facts, requests=count, rate=count / 3600, errors=errors, usd=float(usd))
+
+
+def _lives(pid: int) -> bool:
+    with contextlib.suppress(ProcessLookupError, PermissionError, OverflowError):
+        os.kill(pid, 0)
+        return pid > 0
+    return False
+
+
+def needs(sources: Sources) -> list[Need]:
+    """Runs that stopped or whose gate waits, and reviews with answers that no one has judged."""
+    wanted = []
+    for line in run_lines(sources)[:200]:
+        address = sources.url("run", key=line.key)
+        if line.state in ("stopped", "damaged"):
+            said = line.problem or "stopped before its end; the same command continues it"
+            wanted.append(Need(line.place, said, address, "bad" if line.problem else "warn"))
+        elif line.gate in ("fail", "inconclusive"):
+            said = "the gate is failed" if line.gate == "fail" else "the gate has not enough evidence"
+            wanted.append(Need(line.place, said, address))
+    for found in sources.all("review"):
+        with contextlib.suppress(OSError):
+            items = (found.path / "items.jsonl").read_bytes().count(b"\n")
+            votes = (found.path / "votes.jsonl").read_bytes().count(b"\n") if "votes.jsonl" in found.names else 0
+            if votes < items:
+                said = f"{items - votes} of {f.count(items, 'answer')} open: tuneloop review {found.path}"
+                wanted.append(Need(f"review {found.path.name}", said))
+    return wanted[:8]

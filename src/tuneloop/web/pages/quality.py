@@ -1,0 +1,83 @@
+"""Quality: the monitor's windows on a time axis, the words and requests behind each alarm, accuracy over time."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from pydantic import ValidationError
+from starlette.requests import Request
+
+from tuneloop.core.errors import UserError
+from tuneloop.improve.monitor.command import EVENT, ignore, ignored
+from tuneloop.improve.monitor.record import MonitorReport
+from tuneloop.improve.report.command import monitored_window
+from tuneloop.improve.report.html import windows_chart
+from tuneloop.records.server import Decision
+from tuneloop.report.charts import chart_pair
+from tuneloop.serving.costs import since_time
+from tuneloop.serving.store.store import opened, read_decisions, store_name
+from tuneloop.web.charts import accuracy_chart
+from tuneloop.web.commands import command_line
+from tuneloop.web.sources import Need, Sources
+from tuneloop.web.stores import note_action, required, shown_store, store_key
+
+MOST = 200  # windows that are read, the latest ones
+SHOWN = 30  # of them whose alarms are listed
+
+
+def show(request: Request, sources: Sources) -> dict[str, Any]:
+    """What the page shows."""
+    shown = shown_store(request, sources)
+    with opened(shown.place) as store:
+        count = store.execute("SELECT subject, COUNT(*) FROM decisions WHERE kind = ? GROUP BY subject", [EVENT])
+        numbers = {str(subject): int(number) for subject, number in count.fetchall()}
+        model = request.query_params.get("model") or next(iter(sorted(numbers)), "")
+        first = "SELECT id FROM decisions WHERE kind = ? AND subject = ? ORDER BY id DESC LIMIT 1 OFFSET ?"
+        since = store.execute(first, [EVENT, model, MOST - 1]).fetchone()
+        where = f"kind = '{EVENT}' AND subject = ?" + (" AND id >= ?" if since else "")
+        events = [*read_decisions(store, where=where, values=[model, *(since or ())])]
+        silenced = ignored(store, model, max((event.time for event in events), default=""))
+    reports = [report for event in events if (report := _report(event)) is not None]
+    windows = [monitored_window(event.data) for event in events if _report(event) is not None]
+    return {
+        "store": shown, "models": sorted(numbers), "model": model, "number": numbers.get(model, 0),
+        "reports": reports[::-1][:SHOWN], "calm": sum(not report.alarms for report in reports), "read": len(reports),
+        "windows": chart_pair(windows_chart, windows) if windows else "",
+        "accuracy": chart_pair(accuracy_chart, [(one.until, one.quality) for one in reports if one.quality]),
+        "ignored": silenced, "texts": sources.texts,
+    }  # fmt: skip
+
+
+def _report(event: Decision) -> MonitorReport | None:
+    """The report of a window; None: another version wrote it."""
+    with suppress(ValidationError):
+        return MonitorReport.model_validate(event.data)
+    return None
+
+
+def needs(sources: Sources) -> list[Need]:
+    """Alarms of the latest window of each model."""
+    wanted = []
+    query = f"kind = '{EVENT}' AND id IN (SELECT MAX(id) FROM decisions WHERE kind = '{EVENT}' GROUP BY subject)"  # noqa: S608
+    for place in sources.stores:
+        with suppress(UserError), opened(place) as store:
+            for event in read_decisions(store, where=query):
+                if alarms := event.data.get("alarms"):
+                    address = sources.url("quality", store=store_key(place), model=event.subject)
+                    title = f"{event.subject}: alarm of {', '.join(map(str, alarms))}"
+                    wanted.append(Need(title, f"window to {str(event.data.get('until'))[:10]}", address, "bad"))
+    return wanted
+
+
+def act(request: Request, sources: Sources, form: dict[str, str]) -> str:
+    """Note that a change is expected, so that its detector raises no alarm for a while."""
+    shown = shown_store(request, sources)
+    model, detector = required(form, "model", "The model"), required(form, "detector", "The detector")
+    until = required(form, "until", "Until when")
+    if since_time(until) != until:
+        raise UserError("This is a time before now", where="until", next_step="a day to come, as in 2026-12-31")
+    ignore(shown.place, model, [detector], until, form.get("why", "").strip())
+    words = ["monitor", store_name(shown.place), "--ignore", detector, "--ignore-until", until, "--model", model]
+    note_action(shown.place, sources, model, command_line(words))
+    return sources.url("quality", store=shown.key, model=model, said=f"{detector} raises no alarm until {until}")

@@ -1,0 +1,181 @@
+"""One request: prompt, answer, times, cost, what people said of it; and a word of one's own on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.units import usd_words
+from tuneloop.improve.feedback.command import add
+from tuneloop.improve.feedback.value import current
+from tuneloop.improve.monitor.detectors import answer_of
+from tuneloop.records.feedback import Feedback
+from tuneloop.records.request import StoredRequest
+from tuneloop.serving.store.database import Database
+from tuneloop.serving.store.store import opened, read_feedback, read_requests
+from tuneloop.web.pages.traffic import line_of, plain_text, state_of, words_of
+from tuneloop.web.rendering import prompt_as_read
+from tuneloop.web.search import FoundRequest, said_of
+from tuneloop.web.sources import Sources
+from tuneloop.web.stores import ShownStore, required, shown_store
+from tuneloop.web.suites import add_to_suite, suites_of
+
+MOST_TURNS = 50  # requests of a conversation
+MOST_TEXT = 20_000  # characters of a text that are shown at first
+CHOICES = {"up": ("thumbs", True), "down": ("thumbs", False)}
+TEXTS = ("correction", "label", "comment")
+
+
+def show(request: Request, sources: Sources) -> dict[str, Any]:
+    """What the page shows."""
+    shown = shown_store(request, sources)
+    with opened(shown.place) as store:
+        one = _request(store, request.path_params["id"])
+        said = feedback_on(store, one)
+        others = _conversation(store, one)
+        copies = [*read_requests(store, where="shadow = ?", values=[one.id], shadow=True)] if one.arm else []
+    holds = {each.id for each in current(said)}
+    texts = sources.texts
+    rendered = prompt_as_read(one, shown.state, sources) if request.query_params.get("read") and texts else ""
+    return {
+        "rendered": rendered, "others": [line_of(each, texts) for each in others],
+        "store": shown, "one": one, "turns": [_turn(turn) for turn in one.prompt] if texts else [],
+        "answer": answer_of(one) if texts else "", "calls": _calls(one) if texts else [],
+        "tools": json.dumps(one.tools, indent=2, ensure_ascii=False) if one.tools and texts else "",
+        "kept": bool(one.prompt), "state": state_of(one.error, one.finish) or "answered", "facts": _facts(one),
+        "said": [_said(each, each.id in holds, texts) for each in reversed(said)], "seen": said[-1].id if said else "",
+        "copies": [line_of(FoundRequest(copy, []), texts) for copy in copies],
+        "labels": sorted(_labels(shown, one)), "suites": list(suites_of(sources)) if not sources.read_only else [],
+        "most": MOST_TEXT,
+    }  # fmt: skip
+
+
+def act(request: Request, sources: Sources, form: dict[str, str]) -> str:
+    """Store what a person says of the answer, or make it a row of a suite."""
+    shown = shown_store(request, sources)
+    id_, kind = request.path_params["id"], form.get("kind", "")
+    with opened(shown.place) as store:
+        one = _request(store, id_)
+        _refuse_later(feedback_on(store, one), form.get("seen", ""), sources.who)
+    if kind == "suite":
+        word = _as_row(sources, one, form)
+    else:
+        value: Any = CHOICES[kind][1] if kind in CHOICES else required(form, "value", f"The {kind}")
+        if kind not in CHOICES and kind not in TEXTS:
+            raise UserError(f"No such kind of feedback: {kind!r:.40}", next_step=", ".join((*CHOICES, *TEXTS)))
+        values = {"request": id_, "kind": CHOICES[kind][0] if kind in CHOICES else kind, "value": value,
+                  "user": f"reviewer:{sources.who or 'page'}", "source": "page",
+                  "key": f"page:{form['once']}" if form.get("once") else None}  # fmt: skip
+        _, new = add(shown.place, values)
+        word = f"The {'thumb' if kind in CHOICES else kind} is stored" if new else "This was stored before"
+    return sources.url("request", id=id_, store=shown.key, said=word)
+
+
+def _refuse_later(said: list[Feedback], seen: str, who: str) -> None:
+    """Say what another one said since the page was loaded, before it is overruled unseen."""
+    later = [each for each in said if each.id > seen and each.user != f"reviewer:{who or 'page'}"]
+    if later:
+        last = later[-1]
+        what = f"{(last.user or 'Someone').removeprefix('reviewer:')} has said something of this answer meanwhile"
+        raise UserError(
+            what, where=words_of(last), next_step="go back, load the page again, and send yours if it still holds"
+        )
+
+
+def _request(store: Database, id_: str) -> StoredRequest:
+    one = next(read_requests(store, where="id = ?", values=[id_], shadow=None), None)
+    if one is None:
+        raise UserError("There is no such request any more", where=id_[:80], next_step="it may have been erased")
+    return one
+
+
+def feedback_on(store: Database, one: StoredRequest) -> list[Feedback]:
+    """All that was said of a request or of its conversation, in order."""
+    where, values = "request = ?", [one.id]
+    if one.conversation:
+        where, values = f"{where} OR conversation = ?", [*values, one.conversation]
+    return [*read_feedback(store, where=where, values=values)]
+
+
+def _conversation(store: Database, one: StoredRequest) -> list[FoundRequest]:
+    if not one.conversation:
+        return []
+    where = "conversation = ? AND COALESCE(key, '') = ? AND id != ?"
+    every = read_requests(store, where=where, values=[one.conversation, one.key or "", one.id])
+    rows = [*islice(every, MOST_TURNS)]
+    said = said_of(store, rows)
+    return [FoundRequest(each, said.get(each.id, [])) for each in rows]
+
+
+def _turn(turn: Mapping[str, Any]) -> tuple[str, str]:
+    text = plain_text(turn)
+    if calls := turn.get("tool_calls"):
+        text = f"{text}\n{json.dumps(calls, indent=2, ensure_ascii=False)}".strip()
+    return str(turn.get("role", "")), text
+
+
+def _calls(one: StoredRequest) -> list[str]:
+    calls = one.completion.get("tool_calls") if isinstance(one.completion, Mapping) else None
+    return [json.dumps(call.get("function", call), indent=2, ensure_ascii=False) for call in calls or []]
+
+
+def _facts(one: StoredRequest) -> list[tuple[str, str]]:
+    def ms(value: float | None) -> str:
+        return "" if value is None else f"{value:,.0f} ms"
+
+    route = one.route or {}
+    tokens = f"{one.prompt_tokens or 0:,} read, {one.completion_tokens or 0:,} written"
+    facts = [
+        ("model", one.model), ("release", one.release or ""), ("weights", (one.adapter or "base")[:16]),
+        ("first token", ms(one.ttft_ms)), ("whole answer", ms(one.total_ms)), ("ended", one.finish or ""),
+        ("tokens", tokens), ("price", "" if one.usd is None else usd_words(one.usd)),
+        ("engine", "" if one.seconds is None else f"{one.seconds:.3g} s"), ("tier", one.tier or ""),
+        ("key", one.key or ""), ("user", one.user or ""), ("conversation", one.conversation or ""),
+        ("arm", "" if one.arm is None else f"{one.arm}, {one.propensity or 0:.0%} meet the candidate"),
+        ("fallback", one.fallback or ""), ("copy of", one.shadow or ""),
+        ("router", f"{route.get('model', '')}: {route.get('why', '')}" if route else ""),
+        ("training", "must not be trained on" if one.train == "no" else ""), ("error", one.error or ""), ("id", one.id),
+    ]  # fmt: skip
+    return [(name, value) for name, value in facts if value]
+
+
+def _said(one: Feedback, holds: bool, texts: bool) -> dict[str, Any]:
+    value = one.value if isinstance(one.value, str) and one.kind != "thumbs" and texts else ""
+    who = (one.user or "").removeprefix("reviewer:")
+    return {"words": words_of(one), "value": value, "who": who, "source": one.source or "", "holds": holds,
+            "time": one.time[:16].replace("T", " "), "about": "conversation" if one.conversation else ""}  # fmt: skip
+
+
+def _labels(shown: ShownStore, one: StoredRequest) -> set[str]:
+    """Labels that the model chooses from, where its adapter names them."""
+    source = shown.state.adapters.get(one.model, "")
+    with suppress(OSError, ValueError):
+        for file in (Path(source) / "adapter" / "tuneloop.json", Path(source) / "tuneloop.json"):
+            if source and file.is_file():
+                return set(map(str, json.loads(file.read_text(encoding="utf-8")).get("labels") or []))
+    return set()
+
+
+def _as_row(sources: Sources, one: StoredRequest, form: Mapping[str, str]) -> str:
+    suites = suites_of(sources)
+    name = form.get("suite", "")
+    if name not in suites:
+        raise UserError("This suite is not there any more", where=name[:80], next_step="choose another one")
+    roles = [turn.get("role") for turn in one.prompt]
+    if roles not in (["user"], ["system", "user"]):
+        what = "A row of a suite is one question, with a system prompt or without"
+        raise UserError(what, where=f"this conversation has {len(roles)} turns", next_step="choose its first request")
+    texts = [plain_text(turn) for turn in one.prompt]
+    how = form.get("how", "equals")
+    if how not in ("equals", "contains", "lacks"):
+        raise UserError("No such condition", where=how[:40], next_step="equals, contains or lacks")
+    row = {"prompt": texts[-1], "system": texts[0] if len(texts) > 1 else "", "request": one.id,
+           how: required(form, "value", "What must hold")}  # fmt: skip
+    return f"Added to {name}" if add_to_suite(suites[name], row) else f"{name} has this row already"

@@ -1,0 +1,161 @@
+"""A run: its report, live while it runs; stop, resume, clone with changes."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from starlette.requests import Request
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_json_object
+from tuneloop.records.plan import PLAN
+from tuneloop.records.run import RUN, TrainingStep
+from tuneloop.report import charts
+from tuneloop.report import facts as f
+from tuneloop.report.growing import Curves
+from tuneloop.report.html import page_of
+from tuneloop.web.index import Found
+from tuneloop.web.runs import RunLine, curves, holder, run_line
+from tuneloop.web.sources import Sources
+from tuneloop.web.steer import RunCommand, clone_command, history, resume_command, start, stop
+
+RECENT = 20  # steps whose time says how long the rest takes
+SMALL = (
+    ("learning_rate", "Learning rate"), ("grad_norm", "Gradient norm, before clipping"),
+    ("tokens_per_second", "Tokens a second"), ("memory_gib", "Memory, GiB"),
+)  # fmt: skip
+
+
+def show(request: Request, sources: Sources) -> dict[str, Any]:
+    """What the page shows: what reports of runs do, and what is live."""
+    found = sources.find("run", request.path_params["key"])
+    page = report_of(sources, found) | live(request, sources)
+    if page["line"].state != "finished":
+        page |= {"training": {}, "numbers": [], "state": ""}
+        page["sections"] = [each for each in page["sections"] if each[0] != "training"]
+    page["commands"], page["clone"] = _commands(found, page["line"].state), f"{found.path.name}-2"
+    page["clone_line"], query = "", request.query_params
+    if query.get("clone") and not sources.read_only:
+        page["clone_line"] = clone_command(sources, found, query["clone"], _changes(query.get("changes", ""))).line
+    return page | {"history": history(found.path), "shown": True}
+
+
+def report_of(sources: Sources, found: Found) -> dict[str, Any]:
+    """What the page of a run shows; of the rows with answers only those that tell the most."""
+
+    def read(found: Found) -> dict[str, Any]:
+        page = page_of(f.read_run(found.path))
+        if page["samples"]:
+            page["samples"]["rows"] = ""
+        return page
+
+    stamp = found.changed if RUN in found.names else (found.changed, curves(sources, found).offset)
+    page = dict(sources.index.facts("report", found, stamp, read))
+    if not sources.texts:
+        page |= {"samples": {}, "config": "", "settings": []}
+        page["sections"] = [each for each in page["sections"] if each[0] not in ("samples", "settings")]
+    return page
+
+
+def _commands(found: Found, state: str) -> dict[str, str]:
+    """The command lines of what can be done with it now."""
+    lines = {}
+    if state == "running" and (pid := holder(found.path)) is not None:
+        lines["stop"] = f"kill -TERM {pid}"
+    if state == "stopped":
+        with suppress(UserError):
+            lines["resume"] = resume_command(found).line
+    with suppress(UserError):
+        lines["clone"] = RunCommand(
+            ("run", resume_command(found).words[1]), resume_command(found).place, found.path
+        ).line
+    return lines
+
+
+def live(request: Request, sources: Sources) -> dict[str, Any]:
+    """State, numbers and curves of a run as it is now."""
+    found = sources.find("run", request.path_params["key"])
+    line, kept = run_line(sources, found), curves(sources, found)
+    return sources.index.facts("live", found, (line, kept.offset), lambda found: _live(found, line, kept))
+
+
+def _live(found: Found, line: RunLine, kept: Curves) -> dict[str, Any]:
+    answer: dict[str, Any] = {"line": line, "numbers_now": [], "chart": "", "trio": [], "found": [], "path": found.key}
+    if line.state == "finished":
+        return answer
+    steps = [kept.steps[step] for step in sorted(kept.steps)]
+    validations = [kept.validations[step] for step in sorted(kept.validations)]
+    answer |= {
+        "numbers_now": progress_of(found, steps, kept), "found": kept.findings,
+        "chart": charts.chart_pair(charts.loss_chart, steps, validations, kept.findings),
+        "trio": [(title, chart) for key, title in SMALL if (chart := charts.step_chart(steps, key, title))],
+        "damaged": kept.damaged, "stage": _stage(found, steps),
+    }  # fmt: skip
+    return answer
+
+
+def _stage(found: Found, steps: list[TrainingStep]) -> str:
+    """What a run that has not finished is at, by the files that are there."""
+    if steps:
+        return "evaluating" if "adapter" in found.names or "model" in found.names else "training"
+    for name, stage in ((PLAN, "about to train"), ("baselines", "measuring the baselines"), ("dataset", "preparing")):
+        if name in found.names:
+            return stage
+    return "starting"
+
+
+def progress_of(found: Found, steps: list[TrainingStep], kept: Curves) -> list[tuple[str, str, str]]:
+    """Name, value and detail of what is known now."""
+    if not steps:
+        return []
+    last, recent = steps[-1], steps[-RECENT:]
+    planned, usd = _planned(found)
+    numbers = [("step", f"{last.step:,}" + (f" of {planned:,}" if planned else ""), f"epoch {last.epoch:.3g}")]
+    numbers.append(("training loss", f.metric_text(f.number(last.loss)), ""))
+    losses = [(loss, v.step) for v in kept.validations.values() if (loss := f.number(v.val_loss)) is not None]
+    if losses:
+        best, at = min(losses)
+        numbers.append(("validation loss", f"{losses[-1][0]:.3f}", f"best {best:.3f} at step {at}"))
+    seconds = last.seconds - recent[0].seconds
+    if planned and len(recent) > 1 and seconds > 0:
+        left = (planned - last.step) * seconds / (len(recent) - 1)
+        numbers.append(("to go", f.minutes(max(left, 0.0) / 60), "of training, by its latest steps"))
+    numbers.append(("training time", f.minutes(last.seconds / 60), ""))
+    if usd:
+        numbers.append(("cost so far", f.usd(last.seconds / 3600 * usd), f"at {f.usd(usd)} an hour"))
+    return numbers
+
+
+def _planned(found: Found) -> tuple[int, float]:
+    """Steps that a run is to do, and dollars for an hour; 0: not known."""
+    steps, usd = 0, 0.0
+    with suppress(UserError, OSError):
+        steps = int(f.number(read_json_object(found.path / "schedule.json").get("planned_steps")) or 0)
+    with suppress(UserError, OSError):
+        usd = f.number(f.section(read_json_object(found.path / PLAN).get("cost")).get("usd_per_hour")) or 0.0
+    return steps, usd
+
+
+def _changes(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def act(request: Request, sources: Sources, form: dict[str, str]) -> str:
+    """Stop, resume or clone the run, once it is confirmed; returns where to go."""
+    found = sources.find("run", request.path_params["key"])
+    action = form.get("action", "")
+    if action == "stop":
+        stop(sources, found)
+        return sources.url("run", key=found.key, said="It is ending its step and saves a checkpoint.")
+    if action == "resume":
+        start(sources, resume_command(found), "resume")
+        return sources.url("run", key=found.key, said="It is started again and continues from its last checkpoint.")
+    if action != "clone":
+        raise UserError("There is no such action", where=action[:80])
+    changes = _changes(form.get("changes", ""))
+    command = clone_command(sources, found, form.get("name", "").strip(), changes)
+    if form.get("sure") != "yes":
+        return sources.url("run", key=found.key, clone=form.get("name"), changes="\n".join(changes))
+    start(sources, command, "clone")
+    return sources.url("runs", said=f"Started: {command.line}")

@@ -1,0 +1,105 @@
+"""Runs: sorted, filtered, grouped by data set; up to eight are compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+from starlette.requests import Request
+
+from tuneloop.core.errors import UserError
+from tuneloop.web.runs import RunLine, run_lines
+from tuneloop.web.sources import Sources
+
+ON_A_PAGE = 50
+SORTS: dict[str, Callable[[RunLine], Any]] = {
+    "changed": lambda line: line.changed, "name": lambda line: line.place, "state": lambda line: line.state,
+    "model": lambda line: line.model, "score": lambda line: line.score, "loss": lambda line: line.loss,
+    "seconds": lambda line: line.seconds, "usd": lambda line: line.usd, "steps": lambda line: line.steps,
+}  # fmt: skip
+RISING = {"name", "model", "state", "loss"}  # what is sorted from the lowest on at first
+EXACT = ("model", "dataset", "method", "state")
+
+
+def show(request: Request, sources: Sources) -> dict[str, Any]:
+    """What the page shows."""
+    query: Mapping[str, str] = request.query_params
+    every = run_lines(sources)
+    lines = filtered(every, query)
+    metric = query.get("metric", "")
+    by = query.get("sort", "changed")
+    if by not in SORTS:
+        raise UserError("Runs can't be sorted by this", where=by[:80], next_step=", ".join(SORTS))
+    value: Callable[[RunLine], Any] = SORTS[by]
+    if by == "score" and metric:
+        value = partial(_value, metric=metric)
+    down = query.get("order", "up" if by in RISING else "down") == "down"
+    there = sorted((line for line in lines if value(line) is not None), key=value, reverse=down)
+    lines = [*there, *(line for line in lines if value(line) is None)]
+    groups = query.get("group", "dataset") == "dataset"
+    if groups:  # the group with the first line first
+        order = {name: place for place, name in enumerate(dict.fromkeys(line.dataset for line in lines))}
+        lines.sort(key=lambda line: order[line.dataset])
+    size = ON_A_PAGE if sources.files is None else max(len(lines), 1)
+    number = max(1, math.ceil(len(lines) / size))
+    at = min(max(_number(query.get("page", "")) or 1, 1), number)
+    part = lines[int(at - 1) * size : int(at) * size]
+    return {
+        "groups": [(name, list(of)) for name, of in groupby(part, lambda line: line.dataset if groups else "")],
+        "total": len(every), "matching": len(lines), "at": int(at), "pages": number, "sort": by, "down": down,
+        "metric": metric, "value": lambda line: _value(line, metric),
+        "choices": {name: sorted({str(getattr(line, name)) for line in every} - {""}) for name in EXACT},
+        "metrics": sorted({name for line in every for name in line.metrics}),
+    }  # fmt: skip
+
+
+def filtered(lines: Sequence[RunLine], query: Mapping[str, str]) -> list[RunLine]:
+    """Runs that a query asks for: `text`, `model`, `dataset`, `method`, `state`, `metric` from `least` to `most`, and
+    days `since` and `until`. Raises UserError: a number or a day that is none."""
+    words = query.get("text", "").casefold().split()
+    exact = [(name, query[name]) for name in EXACT if query.get(name)]
+    least, most = (_number(query.get(name, "")) for name in ("least", "most"))
+    since, until = _day(query.get("since", "")), _day(query.get("until", ""))
+    metric = query.get("metric", "")
+
+    def fits(line: RunLine) -> bool:
+        if any(getattr(line, name) != value for name, value in exact):
+            return False
+        if (since and line.changed < since) or (until and line.changed >= until + 86_400):
+            return False
+        if least is not None or most is not None:
+            value = _value(line, metric)
+            if value is None or value < (-math.inf if least is None else least):
+                return False
+            if most is not None and value > most:
+                return False
+        text = f"{line.place} {line.model} {line.dataset} {line.method} {line.state} {line.verdict}".casefold()
+        return all(word in text for word in words)
+
+    return [line for line in lines if fits(line)]
+
+
+def _value(line: RunLine, metric: str) -> float | None:
+    return line.metrics[metric][0] if metric in line.metrics else None if metric else line.score
+
+
+def _number(text: str) -> float | None:
+    if not text.strip():
+        return None
+    with suppress(ValueError):
+        if math.isfinite(value := float(text)):
+            return value
+    raise UserError("This is not a number", where=text[:80], next_step="write it as 0.8")
+
+
+def _day(text: str) -> float | None:
+    if not text.strip():
+        return None
+    with suppress(ValueError):
+        return datetime.fromisoformat(text).timestamp()
+    raise UserError("This is not a day", where=text[:80], next_step="write it as 2026-01-31")

@@ -1,0 +1,100 @@
+"""Traffic: requests of a store, searched and filtered, newest first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.requests import Request
+
+from tuneloop.core.units import counted
+from tuneloop.improve.monitor.detectors import answer_of
+from tuneloop.records.feedback import Feedback
+from tuneloop.records.rows import Message
+from tuneloop.report.charts import chart_pair
+from tuneloop.serving.store.database import Database
+from tuneloop.serving.store.store import opened
+from tuneloop.web.charts import day_chart
+from tuneloop.web.search import ERRORS, FEEDBACK, FoundRequest, choices, filter_of, search
+from tuneloop.web.sources import Sources
+from tuneloop.web.stores import shown_store
+
+MANY = 1000  # newer requests that are counted
+SHORT = 160  # characters of a text in the list
+
+
+def show(request: Request, sources: Sources) -> dict[str, Any]:
+    """What the page shows."""
+    shown = shown_store(request, sources)
+    wanted = filter_of(request.query_params)
+    with opened(shown.place) as store:
+        page = search(store, wanted, request.query_params.get("after", "")[:80])
+        days, lists = requests_by_day(store), choices(store)
+    return {
+        "store": shown, "filter": wanted, "rows": [line_of(one, sources.texts) for one in page.rows],
+        "after": page.cursor, "back_to": page.back_to[:19].replace("T", " "), "states": ERRORS, "kinds": FEEDBACK,
+        "choices": lists, "days": chart_pair(day_chart, days, "requests by day") if len(days) > 1 else "",
+        "newest": page.rows[0].request.time if page.rows else "",
+        "total": sum(int(number) for _, number, _ in days), "first": not request.query_params.get("after"),
+    }  # fmt: skip
+
+
+def live(request: Request, sources: Sources) -> dict[str, Any]:
+    """How many requests came since the page was loaded; `newest`: time of its first one."""
+    shown, query = shown_store(request, sources), "SELECT 1 FROM requests WHERE time > ? AND shadow IS NULL LIMIT ?"
+    with opened(shown.place) as store:
+        rows = store.execute(query, [request.query_params.get("newest", ""), MANY]).fetchall()
+    return {"newer": len(rows), "many": MANY, "store": shown}
+
+
+def requests_by_day(store: Database) -> list[tuple[str, float, str]]:
+    """(day, requests, tip) from the sums that the store keeps."""
+    rows = store.execute("SELECT day, SUM(requests) FROM costs GROUP BY day ORDER BY day").fetchall()
+    return [(day, float(number), f"{day}: {counted(number, 'request')}") for day, number in rows]
+
+
+def line_of(found: FoundRequest, texts: bool) -> dict[str, Any]:
+    """A request as the list shows it."""
+    one = found.request
+    last = next((turn for turn in reversed(one.prompt) if turn.get("role") == "user"), None)
+    return {
+        "id": one.id, "time": one.time[:19].replace("T", " "), "model": one.model, "key": one.key or "",
+        "question": _short(plain_text(last)) if texts and last else "",
+        "answer": _short(answer_of(one)) if texts else "",
+        "milliseconds": one.total_ms, "state": state_of(one.error, one.finish), "arm": one.arm or "",
+        "liked": found.liked, "feedback": ", ".join(dict.fromkeys(words_of(each) for each in found.feedback)),
+    }  # fmt: skip
+
+
+def state_of(error: str | None, finish: str | None) -> str:
+    """How a request ended, in a word; empty where it was answered whole."""
+    if finish == "refused":
+        return "refused"
+    return "failed" if error is not None else "cut off" if finish == "length" else ""
+
+
+def words_of(one: Feedback) -> str:
+    """Feedback in one or two words."""
+    if one.kind == "thumbs":
+        return "thumb up" if one.value else "thumb down"
+    return f"{one.kind} {one.value:g}" if isinstance(one.value, float | int) else one.kind
+
+
+def plain_text(turn: Message | Any) -> str:
+    """The text of a turn, also of one in parts; what is no text is named."""
+    content: Any = turn.get("content") if hasattr(turn, "get") else turn
+    if isinstance(content, str):
+        return content
+    parts: Sequence[Any] = content if isinstance(content, list) else []
+    return "\n".join(
+        str(part.get("text")) if isinstance(part, dict) and "text" in part else f"[{_kind(part)}]" for part in parts
+    )
+
+
+def _kind(part: Any) -> str:
+    return str(part.get("type", "part")) if isinstance(part, dict) else "part"
+
+
+def _short(text: str) -> str:
+    line = " ".join(text[: 4 * SHORT].split())
+    return line if len(line) <= SHORT else line[: SHORT - 1] + "…"

@@ -1,0 +1,78 @@
+"""A stored prompt as the model read it, by the chat template of its weights, in a process that ends with its answer.
+
+A tokenizer takes up to 150 MB, which would stay in the process of the pages.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from tuneloop.core.errors import UserError
+from tuneloop.models.names import resolve
+from tuneloop.models.template import TemplateError, load_template
+from tuneloop.records.request import StoredRequest
+from tuneloop.records.server import ServerState
+from tuneloop.web.sources import Sources
+
+MODULE = "tuneloop.web.rendering"
+SECONDS = 60.0
+MOST_RUNS = 300  # that are looked at
+
+
+def prompt_as_read(one: StoredRequest, state: ServerState, sources: Sources) -> str:
+    """The text that a request's prompt became. Raises UserError: its model is not here, or can't render it."""
+    place = _weights(one, state, sources)
+    question = json.dumps({"place": place, "messages": one.prompt, "tools": one.tools})
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", MODULE], input=question, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
+        answer = json.loads(done.stdout)
+    except (subprocess.TimeoutExpired, ValueError):
+        raise UserError(
+            "The prompt could not be rendered", where=place, next_step="tuneloop chat shows prompts"
+        ) from None
+    if "error" in answer:
+        raise UserError(f"The prompt could not be rendered: {answer['error']}", where=place)
+    return str(answer["text"])
+
+
+def _weights(one: StoredRequest, state: ServerState, sources: Sources) -> str:
+    """The folder of the trained weights that answered, by their hash, else of what the server names; else the base."""
+    if one.adapter in (None, "base") and one.model not in state.adapters:
+        if not state.base:
+            raise UserError("It is not known which model answered", where=one.model)
+        return state.base
+    for found in [*sources.all("artifact"), *sources.all("run")[:MOST_RUNS]]:
+        for folder in (found.path / "adapter", found.path / "model", found.path):
+            with suppress(OSError, ValueError):
+                if json.loads((folder / "tuneloop.json").read_text(encoding="utf-8")).get("hash") == one.adapter:
+                    return str(folder)
+    if (source := state.adapters.get(one.model, "")) and Path(source).is_dir():
+        return source
+    what = "The weights that answered are not in these folders"
+    raise UserError(
+        what, where=(one.adapter or one.model)[:16], next_step="open the folder of their run: tuneloop ui FOLDER"
+    )
+
+
+def main() -> None:
+    """Render the question on stdin."""
+
+    question = json.load(sys.stdin)
+    try:
+        places = [Path(question["place"]) / inner for inner in ("", "adapter", "model")]
+        folder = next((place for place in places if (place / "tokenizer.json").is_file()), None)
+        template = load_template(folder if folder is not None else resolve(question["place"]))
+        answer = {"text": template.text(question["messages"], question["tools"], prompt=True)}
+    except (UserError, TemplateError) as error:
+        answer = {"error": str(error)}
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Runs as lines of a list, and a run's curves as they grow: from its files alone, whoever trains and wherever."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+import yaml
+
+from tuneloop.records.dataset import MANIFEST
+from tuneloop.records.evaluation import EVALUATION
+from tuneloop.records.run import RUN
+from tuneloop.report import facts as f
+from tuneloop.report.growing import Curves, read_on
+from tuneloop.report.head import model_name
+from tuneloop.web.index import Found
+from tuneloop.web.sources import Sources
+
+State = Literal["finished", "running", "stopped", "damaged"]
+LONGEST = 110  # characters of a verdict in the list
+FRESH = 120.0  # seconds since its files grew for which a run counts as running where its process can't be seen
+LOCKS = Path("/proc/locks")
+CONFIG = "config.yaml"
+
+
+@dataclass(frozen=True)
+class RunLine:
+    """One run of the list.
+
+    Args:
+        place: its folder, as far as it differs from the folders that are shown; `metrics`: value, low, high.
+        loss: best validation loss; `usd`, `seconds`: that training took.
+    """
+
+    key: str
+    path: Path
+    place: str
+    state: State
+    changed: float
+    model: str = ""
+    dataset: str = ""
+    method: str = ""
+    steps: int = 0
+    loss: float | None = None
+    usd: float | None = None
+    seconds: float | None = None
+    primary: str = ""
+    metrics: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
+    verdict: str = ""
+    gate: str = ""  # its status
+    problem: str = ""
+
+    @property
+    def score(self) -> float | None:
+        """The metric that decides."""
+        return self.metrics[self.primary][0] if self.primary in self.metrics else None
+
+
+def run_lines(sources: Sources) -> list[RunLine]:
+    """All runs, the latest first."""
+    return [run_line(sources, found) for found in sources.all("run")]
+
+
+def run_line(sources: Sources, found: Found) -> RunLine:
+    """A run as a line; a file of a finished one is read again only when the folder has changed."""
+    done = RUN in found.names
+    stamp = (found.changed,) if done else (found.changed, _grown(found.path), holder(found.path))
+    line = sources.index.facts("line", found, stamp, lambda found: _read(found, sources))
+    if not done and line.state == "running" and not _works(found.path):
+        line = _read(found, sources)
+    return line
+
+
+def _read(found: Found, sources: Sources) -> RunLine:
+    path, problem = found.path, ""
+    run: dict[str, Any] = {}
+    evaluation, config, data, gate = dict(run), dict(run), dict(run), dict(run)
+    try:
+        run = _object(path / RUN) if RUN in found.names else {}
+        evaluation = _object(path / EVALUATION) if EVALUATION in found.names else {}
+        gate = _object(path / "gate.json") if "gate.json" in found.names else {}
+        config = {} if run else _config(path / CONFIG)
+        data = {} if run or "dataset" not in found.names else _object(path / "dataset" / MANIFEST)
+    except FileNotFoundError:
+        pass  # it is being made, or deleted
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        problem = f.clean(f"can't be read: {str(error)[:200]}")
+    state: State = "damaged" if problem else "finished" if run else "running" if _works(path) else "stopped"
+    folder = next((one for one in sources.index.folders if path.is_relative_to(one.resolve())), path)
+    place = os.path.relpath(path, folder.resolve()) if path != folder.resolve() else path.name
+    changed = max(found.changed, _grown(path)[0] / 1e9) if not run else found.changed
+    files = f.section(config.get("data")).get("sources") or [""]
+    dataset = run.get("dataset") or data.get("id") or evaluation.get("dataset") or Path(str(files[0])).name
+    values: dict[str, Any] = {
+        "model": model_name(run.get("model") or config.get("model") or evaluation.get("model") or ""),
+        "dataset": f.clean(dataset),
+        "method": f.clean(run.get("method") or f.section(config.get("train")).get("method") or ""),
+        "steps": int(f.number(run.get("steps")) or 0),
+        **{name: f.number(run.get(name)) for name in ("usd", "seconds")}, "loss": f.number(run.get("best_val_loss")),
+        "primary": f.clean(evaluation.get("primary") or next(iter(f.section(evaluation.get("metrics"))), "")),
+        "metrics": {
+            f.clean(name): tuple(f.number(f.section(score).get(key)) for key in ("value", "low", "high"))
+            for name, score in f.section(evaluation.get("metrics")).items()
+        },
+        "verdict": _short(next(iter(evaluation.get("words") or []), "")), "problem": problem,
+        "gate": f.clean(gate.get("status") or ""),
+    }  # fmt: skip
+    return RunLine(found.key, path, f.clean(place), state, changed, **values)
+
+
+def _short(verdict: object) -> str:
+    """The verdict without its numbers, which are in columns of their own."""
+    return f.between_words(f.clean(verdict).partition(": ")[0], LONGEST)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    value = orjson.loads(path.read_bytes())
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} holds no object")
+    return value
+
+
+def _config(path: Path) -> dict[str, Any]:
+    with suppress(FileNotFoundError):
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        value = yaml.load(path.read_text(encoding="utf-8"), loader)  # noqa: S506  # either is safe
+        if not isinstance(value, dict):
+            raise ValueError(f"{path.name} holds no mapping")
+        return value
+    return {}
+
+
+def _grown(path: Path) -> tuple[int, int]:
+    """Time and size of a run's metrics."""
+    with suppress(OSError):
+        status = os.stat(path / f.METRICS)
+        return status.st_mtime_ns, status.st_size
+    return 0, 0
+
+
+def _works(path: Path) -> bool:
+    """Whether something works on a run: the process of its lock, or one elsewhere that has just written."""
+    return holder(path) is not None or time.time() - _grown(path)[0] / 1e9 < FRESH
+
+
+def holder(folder: Path) -> int | None:
+    """The process on this machine that holds a folder; the lock itself is not touched.
+
+    Where the system lists its locks, that list decides; else whether a process of that number is there.
+    """
+    with suppress(OSError, ValueError):
+        lock = folder / ".lock"
+        pid = int(lock.read_text(encoding="utf-8").removeprefix("pid "))
+        if LOCKS.exists():
+            return pid if any(words[5].endswith(f":{lock.stat().st_ino}") for words in _locks()) else None
+        os.kill(pid, 0)
+        return pid
+    return None
+
+
+def _locks() -> list[list[str]]:
+    lines = LOCKS.read_text(encoding="utf-8").splitlines()
+    return [words for line in lines if len(words := line.replace("-> ", "").split()) > 5]
+
+
+def curves(sources: Sources, found: Found) -> Curves:
+    """A run's curves up to now."""
+    return read_on(sources.index.facts("curves", found, None, lambda _: Curves()), found.path / f.METRICS)

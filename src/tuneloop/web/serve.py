@@ -1,0 +1,86 @@
+"""`tuneloop ui`: the pages on an address of this machine until stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import ipaddress
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import Config
+from tuneloop.web.index import Index
+from tuneloop.web.sources import Sources
+from tuneloop.web.speaker import close_all
+
+
+class WebConfig(Config):
+    """Settings of `tuneloop ui`."""
+
+    host: str = Field("127.0.0.1", description="address to listen on; another than this machine's own only reads")
+    port: int = Field(8140, ge=0, le=65535, description="port; 0 takes a free one")
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine reaches it."""
+        with contextlib.suppress(ValueError):
+            return ipaddress.ip_address(self.host).is_loopback
+        return self.host == "localhost"
+
+
+def make_sources(
+    folders: Sequence[str], stores: Sequence[str], *, read_only: bool = False, local: bool = True
+) -> Sources:
+    """The sources of some folders, of the current one by default. Raises UserError: one is not there."""
+    paths = tuple(Path(folder) for folder in folders or ["."])
+    for path in paths:
+        if not path.is_dir():
+            raise UserError("No such folder", where=str(path), next_step="tuneloop ui FOLDER")
+    who = ""
+    with contextlib.suppress(OSError, KeyError):  # a user without a name
+        who = getpass.getuser()
+    return Sources(Index(paths), tuple(stores), read_only or not local, local, who=who)
+
+
+def export_to(sources: Sources, folder: str, names: Sequence[str] = (), *, texts: bool = True) -> list[Path]:
+    """See `web.export.export_pages`. Raises UserError: the web packages are missing too."""
+    try:
+        from tuneloop.web.export import export_pages
+    except ImportError as error:
+        raise _missing(error) from None
+    return export_pages(sources, Path(folder), names, texts=texts)
+
+
+def _missing(error: ImportError) -> UserError:
+    return UserError(f"Missing package {error.name}", next_step="pip install 'tuneloop[serve]'")
+
+
+def serve_pages(sources: Sources, config: WebConfig, ready: Callable[[str], None]) -> None:
+    """Serve until interrupted (Ctrl-C, SIGTERM); `ready` gets the address once it can be opened.
+
+    Raises:
+        UserError: the web packages are missing, or the port is taken.
+    """
+    try:
+        from tuneloop.core.http_server import GuardedServer, listen
+        from tuneloop.web.app import make_app, warm
+    except ImportError as error:
+        raise _missing(error) from None
+    try:
+        listening = listen(config.host, config.port)
+    except OSError as error:
+        what = f"Can't listen on {config.host}:{config.port}: {error.strerror}"
+        raise UserError(what, where="port", next_step="choose another: port=8141, or port=0 for a free one") from None
+    threading.Thread(target=warm, args=(sources,), daemon=True).start()
+    server = GuardedServer(make_app(sources), log_level="warning", timeout_graceful_shutdown=1)
+    address = f"[{config.host}]" if ":" in config.host else config.host
+    ready(f"http://{address}:{listening.getsockname()[1]}{sources.base}/")
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[listening])
+    finally:
+        close_all()

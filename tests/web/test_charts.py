@@ -1,0 +1,36 @@
+"""Charts of the pages: one box for what several versions share, bars for the last days, dots where people judged."""
+
+from __future__ import annotations
+
+import math
+
+from tuneloop.improve.monitor.record import QualityEstimate
+from tuneloop.web.charts import LineageNode, accuracy_chart, day_chart, lineage_chart
+
+
+def test_a_lineage_has_a_box_each_and_lines_between_columns_that_are_there() -> None:
+    columns = [
+        ("data set", {"d": LineageNode("tickets-1a2b", "<b>")}),
+        ("run", {}),
+        ("version", {"v1": LineageNode("version 1", href="/x?a=1&b=2"), "v2": LineageNode("version 2", tone="good")}),
+    ]
+    svg = str(lineage_chart(columns, [("d", "v1"), ("d", "v2"), ("v2", "gone")], "of tickets"))
+    assert svg.count("<rect") == 3 and svg.count('class="edge"') == 2 and "&lt;b&gt;" in svg and "a=1&amp;b=2" in svg
+    assert ">run<" not in svg and not lineage_chart([], [], "none")
+
+
+def test_bars_of_the_last_days_and_none_without_any() -> None:
+    days = [(f"day {i}", float(i), f"tip {i}") for i in range(200)]
+    svg = str(day_chart(days, "requests by day"))
+    assert svg.count("<rect") == 92 and "tip 199" in svg and "tip 0<" not in svg and not day_chart([], "nothing")
+
+
+def test_accuracy_is_drawn_where_it_is_known() -> None:
+    nan = math.nan
+    common = {"before": nan, "calibrated_on": 0}
+    first = QualityEstimate(estimated=0.9, low=0.85, high=0.95, measured=nan, judged=0, **common)
+    second = QualityEstimate(estimated=nan, low=nan, high=nan, measured=0.8, judged=20, **common)
+    points = [("2026-01-08", first), ("2026-01-15", second)]
+    svg = str(accuracy_chart(points))
+    assert svg.count('class="val"') == 1 and svg.count("whisker") == 1 and "nan" not in svg
+    assert not accuracy_chart([("2026-01-08", second.model_copy(update={"measured": nan}))])

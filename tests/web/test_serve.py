@@ -1,0 +1,87 @@
+"""The command: it opens quickly, loads nothing heavy, writes pages for the disk."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuneloop.cli.main import main
+from tuneloop.core.errors import UserError
+from tuneloop.web import export
+from tuneloop.web.index import Index
+from tuneloop.web.serve import WebConfig, make_sources
+from tuneloop.web.sources import Sources
+from web.conftest import accuracy, write_run
+
+
+def test_only_this_machines_own_addresses_are_loopback() -> None:
+    assert [WebConfig(host=host).loopback for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "box")] == [
+        True, True, True, False, False
+    ]  # fmt: skip
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="No such folder"):
+        make_sources([str(tmp_path / "none")], [], read_only=False)
+    assert main(["ui", str(tmp_path / "none")]) == 2 and main(["ui", "colour=red"]) == 2
+
+
+@pytest.mark.process
+def test_it_serves_until_it_is_ended_and_loads_no_torch(tmp_path: Path, cli_environment: dict[str, str]) -> None:
+    write_run(tmp_path / "run")
+    code = """import sys
+sys.modules["torch"] = None
+from tuneloop.cli.main import main
+sys.exit(main(sys.argv[1:]))"""
+    words = [sys.executable, "-c", code, "ui", str(tmp_path), "port=0", "--json"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, env=cli_environment)
+    try:
+        assert process.stdout is not None
+        said = json.loads(process.stdout.readline())
+        assert said["read_only"] is False
+        for address in ("", "runs", "data", "playground"):
+            with urllib.request.urlopen(said["address"] + address, timeout=60) as answer:
+                assert b"<h1" in answer.read()
+    finally:
+        process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 0
+
+
+def test_pages_for_the_disk_link_only_each_other_and_hold_no_text_where_none_are_wanted(
+    tmp_path: Path, make_tuned: Any
+) -> None:
+    make_tuned()
+    write_run(tmp_path / "two", metrics=accuracy(0.8))
+    sources = Sources(Index((tmp_path,)))
+    text = json.loads((tmp_path / "run" / "dataset" / "train.jsonl").read_text("utf-8").splitlines()[0])
+    word = text["messages"][-2]["content"].split()[1]
+    for texts in (True, False):
+        out = tmp_path.parent / f"out-{texts}"
+        files = export.export_pages(sources, out, texts=texts)
+        names = {file.name for file in files}
+        assert {"index.html", "runs.html", "data.html"} <= names and len([n for n in names if n[:4] == "run-"]) == 2
+        pages = {file.name: file.read_text(encoding="utf-8") for file in files}
+        for name, page in pages.items():
+            links = [link for link in re.findall(r'(?:href|src)="([^"]*)"', page) if link[:5] != "data:"]
+            broken = [link for link in links if link[:1] != "#" and not (out / link.partition("#")[0]).is_file()]
+            assert not broken, name
+            assert "<form" not in page or name.startswith(("report", "datareport")), name
+            assert sources.token not in page
+        assert any(word in page for page in pages.values()) == texts
+    with pytest.raises(UserError, match="No such page"):
+        export.export_pages(sources, tmp_path / "out", ["colour"])
+
+
+def test_the_command_writes_chosen_pages(tmp_path: Path, cli: Any) -> None:
+    write_run(tmp_path / "run")
+    done = cli("ui", ".", "--export", "out", "--pages", "runs,run", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout) == {"path": "out", "pages": 2}
+    assert sorted(path.name[:4] for path in (tmp_path / "out").glob("*.html")) == ["run-", "runs"]

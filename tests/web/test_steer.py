@@ -1,0 +1,104 @@
+"""What a page starts and ends is what the command line would."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuneloop.core.errors import UserError
+from tuneloop.web import index, steer
+from tuneloop.web.index import Found, Index
+from tuneloop.web.sources import Sources
+from web.conftest import Site, keys, write_run
+from web.test_runs import WORKING
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The jobs that would be started."""
+    jobs: list[Any] = []
+    monkeypatch.setattr(steer, "start_job", lambda *job: jobs.append(job))
+    monkeypatch.setattr(index, "AGAIN", 0.0)
+    return jobs
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> tuple[Sources, Found]:
+    """A run that has stopped, with the data that it was started on."""
+    (tmp_path / "in.jsonl").touch()
+    run = write_run(tmp_path / "runs" / "one", done=False)
+    os.utime(run / "metrics.jsonl", (1, 1))
+    sources = Sources(Index((tmp_path,)), who="ana")
+    return sources, sources.all("run")[0]
+
+
+def test_resuming_gives_the_same_command_in_the_folder_where_the_run_was_started(
+    site: Site, tmp_path: Path, started: list[Any], stopped: tuple[Sources, Found]
+) -> None:
+    client, (_, found) = site(), stopped
+    page = client.get(f"/runs/{found.key}").text
+    line = f"cd {tmp_path} &amp;&amp; tuneloop run runs/one/config.yaml output_dir=runs/one"
+    assert line in page and "Resume now" in page and "Stop now" not in page
+    answer = client.post(f"/runs/{found.key}", data={"action": "resume", "token": "t0ken"})
+    assert answer.status_code == 303 and answer.headers["location"].startswith(f"/runs/{found.key}?said=")
+    ((folder, words, place, _),) = started
+    assert (folder, place) == (found.path, tmp_path)
+    assert words == ("run", "runs/one/config.yaml", "output_dir=runs/one")
+    assert "ana: resume" in client.get(f"/runs/{found.key}").text
+
+
+def test_a_clone_shows_its_command_before_it_starts(
+    site: Site, started: list[Any], stopped: tuple[Sources, Found]
+) -> None:
+    client, (_, found) = site(), stopped
+    form = {"action": "clone", "token": "t0ken", "name": "two", "changes": "train.epochs=2\n\nseed=7"}
+    answer = client.post(f"/runs/{found.key}", data=form)
+    page = client.get(answer.headers["location"]).text
+    assert "output_dir=runs/two train.epochs=2 seed=7" in page and not started
+    assert client.post(f"/runs/{found.key}", data={**form, "sure": "yes"}).headers["location"].startswith("/runs?said=")
+    assert started[0][1] == ("run", "runs/one/config.yaml", "output_dir=runs/two", "train.epochs=2", "seed=7")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "what"),
+    [
+        ("../two", [], "no name for a folder"),
+        ("--on", [], "no name for a folder"),
+        ("one", [], "a folder of this name already"),
+        ("two", ["epochs"], "written as key=value"),
+        ("two", ["data.sources=/etc/passwd"], "refused"),
+        ("two", ["train.method=evil.py"], "Code is not run"),
+    ],
+)
+def test_a_clone_stays_within_the_folders(
+    stopped: tuple[Sources, Found], name: str, changes: list[str], what: str
+) -> None:
+    with pytest.raises(UserError, match=what):
+        steer.clone_command(*stopped, name, changes)
+
+
+def test_a_run_whose_data_are_not_found_can_not_be_started(stopped: tuple[Sources, Found], tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").unlink()
+    with pytest.raises(UserError, match="can't be seen where"):
+        steer.resume_command(stopped[1])
+
+
+@pytest.mark.process
+def test_stopping_ends_the_process_and_is_written_down(
+    site: Site, started: list[Any], stopped: tuple[Sources, Found]
+) -> None:
+    client, (_, found) = site(), stopped
+    process = subprocess.Popen([sys.executable, "-c", WORKING, str(found.path)], stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"held\n"
+    assert keys(client.get("/runs").text) == [found.key]
+    refused = client.post(f"/runs/{found.key}", data={"action": "resume", "token": "t0ken"})
+    assert refused.status_code == 400 and "running already" in refused.text and not started
+    assert client.post(f"/runs/{found.key}", data={"action": "stop", "token": "t0ken"}).status_code == 303
+    assert process.wait(timeout=60) != 0
+    (line,) = steer.history(found.path)
+    assert (line.who, line.action, line.command) == ("ana", "stop", f"kill -TERM {process.pid}")

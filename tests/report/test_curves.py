@@ -64,7 +64,9 @@ def test_runs_over_each_other_have_lines_and_marks_of_their_own(width: float) ->
     chart = charts.overlay_chart(runs, width)
     root = ElementTree.fromstring(chart)
     classes = [e.get("class") or "" for e in root.iter()]
-    assert {f"run run{i}" for i in range(charts.MOST_RUNS)} <= set(classes) and f"run run{charts.MOST_RUNS}" not in classes
+    assert {f"run run{i}" for i in range(charts.MOST_RUNS)} <= set(
+        classes
+    ) and f"run run{charts.MOST_RUNS}" not in classes
     assert all(classes.count(f"shape{i}") == 3 for i in range(charts.MOST_RUNS)), "two validations and the legend"
     assert "run &lt;0&gt;" in chart
     assert charts.overlay_chart([]) == ""

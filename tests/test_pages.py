@@ -79,7 +79,7 @@ HOW_TO = re.findall(
 
 MOST_WORDS = 1200
 # Pages that have grown: to be cut, and not to grow further.
-LONGER = {"ask.md": 1240, "deploy.md": 1380, "evaluate.md": 1380, "gguf.md": 1290, "improve.md": 1830, "serve.md": 1370}
+LONGER = {"ask.md": 1240, "deploy.md": 1380, "evaluate.md": 1380, "gguf.md": 1290, "improve.md": 1400, "serve.md": 1370}
 
 
 @pytest.mark.parametrize("name", HOW_TO)

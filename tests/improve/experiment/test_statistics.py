@@ -373,8 +373,9 @@ def test_shadow_mode_needs_its_copies_and_takes_a_worse_candidate_back():
     assert verdict(registered, [], [], share=0.0, days=400).outcome == "futility"
 
 
-def test_a_candidate_that_loses_every_copy_does_not_pass_shadow_mode():
-    registered = design(shadow=True, shadow_votes=100)
+@pytest.mark.parametrize("method", ["betting", "asymptotic"])
+def test_a_candidate_that_loses_every_copy_does_not_pass_shadow_mode(method):
+    registered = design(shadow=True, shadow_votes=100, method=method, guardrails=[])
     lost = verdict(registered, [], [], share=0.0, votes=[-1.0] * 120)
     assert (lost.outcome, lost.reason) == ("roll back", "shadow")
     assert verdict(registered, [], [], share=0.0, votes=[1.0] * 120).share == 0.1

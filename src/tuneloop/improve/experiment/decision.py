@@ -125,8 +125,10 @@ def _held_back(design: ExperimentDesign, evidence: Evidence) -> tuple[str, str] 
 def _shadow(design: ExperimentDesign, evidence: Evidence) -> RuleResult | None:
     if evidence.share > 0:
         return None
-    if evidence.shadow_high < 0:  # not so where it is NaN
-        why = f"{_votes(evidence)}, significantly below 0 ({evidence.shadow_high:+.3f} at most)."
+    lost_all = evidence.shadow_mean == -1 and evidence.shadow_votes >= design.least_units  # the bound is NaN then
+    if evidence.shadow_high < 0 or lost_all:
+        most = -1 if lost_all else evidence.shadow_high
+        why = f"{_votes(evidence)}, significantly below 0 ({most:+.3f} at most)."
         return "roll back", "shadow", 0.0, f"Rolled back in shadow mode: {why}"
     return _shadow_continued(design, evidence)
 

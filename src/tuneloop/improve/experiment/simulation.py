@@ -103,8 +103,8 @@ Rule = Callable[[ExperimentDesign, UserTally, Findings, Stages], Verdicts]
 
 def quick_verdicts(design: ExperimentDesign, tally: UserTally, findings: Findings, stages: Stages) -> Verdicts:
     """The rules of `decision.decide` on many experiments at once."""
-    missing = findings.ratio >= likely_missing(design)
-    apart, tripped = findings.ratio >= 1, (findings.guardrails >= 1).any(axis=-1)
+    missing = np.asarray(findings.ratio >= likely_missing(design))
+    apart, tripped = np.asarray(findings.ratio >= 1), np.asarray((findings.guardrails >= 1).any(axis=-1))
     worse, better = findings.worse >= 1, (findings.promotion >= 1) & ~missing & ~findings.held.any(axis=-1)
     futile = findings.no_gain >= 1
     lost = futile & (tally.books["measure"].difference <= -design.effect) & (findings.worse >= LIKELY_WORSE)
@@ -271,8 +271,8 @@ def _with_new(tally: UserTally, users: NewUsers) -> UserTally:
 
 
 def _some(users: NewUsers, rows: NDArray[np.bool_]) -> NewUsers:
-    arrays = vars(users.matured).items()
-    matured = Matured(**{name: None if array is None else array[rows] for name, array in arrays})
+    some = {name: array[rows] for name, array in vars(users.matured).items() if array is not None}
+    matured = replace(users.matured, **some)
     return replace(users, matured=matured, **{n: a[rows] for n, a in vars(users).items() if n != "matured"})
 
 

@@ -145,10 +145,8 @@ def sampled_requests(design: ExperimentDesign, requests: Iterable[StoredRequest]
     """The requests of the random sample by which its users count: those of their windows."""
     window = timedelta(hours=design.maturation_hours)
     drawn = [r for r in requests if r.propensity and 0 < r.propensity < 1 and in_sample(design, unit_of(r))]
-    return [
-        r for draw in _draws_of(drawn) for r in draw
-        if r.arm == draw[0].arm and time_of(r.time) <= time_of(draw[0].time) + window
-    ]  # fmt: skip
+    own = ((r, draw[0]) for draw in _draws_of(drawn) for r in draw)
+    return [r for r, first in own if r.arm == first.arm and time_of(r.time) <= time_of(first.time) + window]
 
 
 def _draws(group: Sequence[StoredRequest]) -> Iterator[list[StoredRequest]]:

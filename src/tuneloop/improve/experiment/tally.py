@@ -189,9 +189,10 @@ def with_matured(tally: UserTally, design: ExperimentDesign, users: Matured) -> 
     sums = np.stack([(outcome * arm).sum(-1), (outcome * ~arm).sum(-1)], axis=-1)
     rated = tally.rated + counts_of(tally, users, valued)
     tally = replace(tally, books=books, rated=rated, sums=tally.sums + sums)
-    for k in range(0 if users.slices is None else users.slices.shape[-1]):
+    slices = np.zeros((*outcome.shape, 0), dtype=bool) if users.slices is None else users.slices
+    for k in range(slices.shape[-1]):
         if f"slice {k}" in books:
-            here = np.where(users.slices[..., k], users.outcome, np.nan)
+            here = np.where(slices[..., k], users.outcome, np.nan)
             tally = with_values(tally, f"slice {k}", users, here, design.effect)
     return tally
 

@@ -73,11 +73,11 @@ def evidence_of(
         bounds["high"] = bound(ArmClaim(-1, WORSE), data, design.effect, design.alpha, **guess)
     votes = np.asarray(shadow, dtype=np.float64)
     worse = negative_mean_log_e(votes) / math.log(1 / design.alpha) if len(votes) else 0.0
+    switched = float(excess_log_e(units.switched, units.returned - units.switched, MOST_SWITCHED))
     strengths = evidence.strengths and evidence.strengths.model_copy(
         update={
             "shadow_worse": worse,
-            "switched": float(excess_log_e(units.switched, units.returned - units.switched, MOST_SWITCHED))
-            / math.log(1 / design.ratio_alpha),
+            "switched": max(0.0, switched) / math.log(1 / design.ratio_alpha),
             "checked_units": int((~np.isnan(units.checked)).sum()),
         }
     )

@@ -18,7 +18,7 @@ from tuneloop.improve.experiment.record import ExperimentDesign
 # Shares of a claim's wealth, and the distance from its null, in effects, for which each is staked. Little is left for
 # others than the registered effect: each halving of its share costs it log(2) of the log(20) that are needed.
 BETTER = ((0.9, 1.25), (0.1, 0.6))
-WORSE = ((0.4, 1.5), (0.6, 4.0))
+WORSE = ((0.3, 1.5), (0.5, 4.0))  # a fifth of alpha is left to the guardrails, which roll back, too
 NO_GAIN = ((0.5, 1.0), (0.2, 2.5), (0.3, 5.0))
 EXCESS = ((0.5, 1.0), (0.5, 3.0))
 SLICE_WORSE = ((0.5, 4.0), (0.5, 10.0))  # what is looked for is large

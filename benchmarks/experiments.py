@@ -59,7 +59,7 @@ def registered(options: argparse.Namespace) -> ExperimentDesign:
     settings = ExperimentOptions(
         model="m", ramp=options.ramp, effect=options.registered_effect, base=base, alpha=options.alpha,
         hold_days=options.hold_days, maturation_hours=options.maturation_hours, most_days=options.days,
-        missing=options.missing, sample=options.sample, shadow=False,
+        missing=options.missing, sample=options.sample, shadow=False, guardrails=options.guardrails,
     )  # fmt: skip
     return design_of("simulated", settings, "salt")
 
@@ -450,7 +450,8 @@ def parser() -> argparse.ArgumentParser:
         numbers = {
             "base": world.base, "effect": 0.0, "users-per-day": world.users_per_day, "rated": world.rated,
             "requests": 1.0, "correlation": 0.0, "delay-days": 0.0, "looks-per-day": 1.0, "invalid": world.invalid,
-            "invalid-factor": 1.0, "latency-factor": 1.0, "checked": 1.0, "sample": 0.0, "days": days, "alpha": 0.05,
+            "invalid-factor": 1.0, "latency-factor": 1.0, "checked": 1.0, "lost": 0.0, "harmed": 0.0, "returns": 0.0,
+            "later-effect": 0.0, "sample": 0.0, "days": days, "alpha": 0.05,
             "registered-effect": 0.05, "hold-days": 3.0, "maturation-hours": 72.0,
             "rated-candidate-likes": 1.0, "rated-candidate-dislikes": 1.0,
             "rated-champion-likes": 1.0, "rated-champion-dislikes": 1.0,
@@ -459,6 +460,8 @@ def parser() -> argparse.ArgumentParser:
             one.add_argument(f"--{key}", type=float, default=default)
         one.add_argument("--registered-base", type=float, help="default: the true one")
         one.add_argument("--population", type=int, default=0, help="users who come again; 0: always new ones")
+        one.add_argument("--harmed-slice", action="store_true", help="those who are harmed are a slice")
+        one.add_argument("--guardrails", default="", help="as of `ab start`")
         one.add_argument("--ramp", default="10,25,50")
         one.add_argument("--missing", default="one-way", choices=["random", "one-way", "any"])
         one.add_argument("--replications", type=int, default=300)

@@ -415,8 +415,9 @@ def traffic(store: Path) -> None:
     """Five weeks of requests in an experiment's arms, with thumbs; in the last week some ask for something new."""
     rng = random.Random(1)
     requests, feedback = [], []
+    arms: dict[int, str] = {}
     for i in range(700):
-        day, arm = i / 20, rng.choice(["candidate", "champion"])
+        day, arm = i / 20, arms.setdefault(i % 500, rng.choice(["candidate", "champion"]))
         new = i >= 560 and i % 4 == 0
         text = f"my crypto wallet lost all tokens in the bridge {i}" if new else question(rng)
         tokens = rng.randrange(10, 30)

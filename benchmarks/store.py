@@ -33,7 +33,7 @@ from tuneloop.serving.costs import costs_of
 from tuneloop.serving.store import store as stores
 from tuneloop.serving.store.database import Database, is_database_url
 from tuneloop.serving.store.erase import find
-from tuneloop.serving.store.store import first_arms, insert, last_routes, opened, read_feedback, read_requests
+from tuneloop.serving.store.store import drawn_arms, insert, last_routes, opened, read_feedback, read_requests
 
 END = 1_790_000_000.0  # of the year of traffic
 DAY = 86_400.0
@@ -140,7 +140,7 @@ def calls(folder: Path | str) -> dict[str, Callable[[], Any]]:
         return run
 
     return {
-        "serve: an experiment's users so far": reading(lambda s: first_arms(s, "m0", month)),
+        "serve: an experiment's users so far": reading(lambda s: drawn_arms(s, "m0", month)),
         "serve: conversations of a router": reading(last_routes),
         "serve, monitor: is a window due": lambda: due_window(folder, "7d", "m0", now=now),
         "serve, monitor: are canary prompts due": lambda: rounds_due(folder, "m0", (None, None), 1.0, now=now),

@@ -79,7 +79,7 @@ HOW_TO = re.findall(
 
 MOST_WORDS = 1200
 # A page that has grown: to be cut, and not to grow further.
-LONGER = {"improve.md": 1830}
+LONGER = {"improve.md": 1400}
 
 
 @pytest.mark.parametrize("name", HOW_TO)

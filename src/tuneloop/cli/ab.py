@@ -192,6 +192,28 @@ def judge(name: str = NAME, store: str = STORE, *, choice: JudgeChoice, connecti
     return Result(verdicts, lines)
 
 
+def sample(
+    name: str = NAME, store: str = STORE, open_only: bool = flag(False, "", "Only those without a check.", "--open")
+) -> Result:
+    """List the requests of the random sample (`ab start --sample`), without their arms, for those who check them.
+
+    Say of each how good the answer is: `tuneloop collect add REQUEST --kind checked --value true`.
+    """
+    from tuneloop.improve.experiment.command import sample_of
+
+    requests = [one for one in sample_of(store, name) if not (open_only and one.checked)]
+    table = plain_table("request", "user", "checked", "question")
+    for one in requests:
+        table.add_row(one.request, one.user, "yes" if one.checked else "no", " ".join(one.question.split())[:60])
+    users, done = len({one.user for one in requests}), sum(one.checked for one in requests)
+    line = f"{counted(len(requests), 'request')} of {counted(users, 'user')} in the sample, {done:,} checked"
+
+    def show_them(console: Any) -> None:
+        console.print(line, table, sep="\n")
+
+    return Result({"requests": requests, "users": users, "checked": done}, show_them)
+
+
 def log_line(log: DecisionLog) -> str:
     """A line on a log that was verified."""
     if log.fault:
@@ -204,4 +226,7 @@ def _as_json(state: ExperimentState) -> dict[str, Any]:
     return {**{name: getattr(state, name) for name in names}, "decisions": state.verdicts}
 
 
-commands = {"plan": plan, "start": start, "check": check, "show": show, "judge": judge, "stop": stop, "replay": replay}
+commands = {
+    "plan": plan, "start": start, "check": check, "show": show, "sample": sample, "judge": judge, "stop": stop,
+    "replay": replay,
+}  # fmt: skip

@@ -87,6 +87,7 @@ ANSWERS: dict[str, tuple[str, ...]] = {
     "ab start": ("experiment:text registration:text path:text share:number note:text design:object",),
     "ab check": ("@verdict experiment:text",),
     "ab show": ("experiments:list",),
+    "ab sample": ("requests:list users:count checked:count",),
     "ab judge": ("experiment:text pairs:count votes:object mean:number? open:count notes:list",),
     "ab stop": ("experiment:text design:object started:text ended:text decisions:list",),
     "ab replay": ("decisions:list same:flag log:object",),

@@ -9,6 +9,7 @@ from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.improve.experiment import command as ab
 from tuneloop.improve.experiment.state import experiments_of
+from tuneloop.improve.experiment.statistics import in_sample
 from tuneloop.records.record import write_record
 from tuneloop.records.server import ServedName, ServerState
 from tuneloop.serving.keys import Limits, add_key, revoke_key
@@ -45,7 +46,7 @@ def test_a_good_candidate_is_promoted_and_every_decision_replays(store):
     assert verdict.registration == state.registration
     done = ab.replay(store, "new")
     assert len(done) >= 2 and all(one.same and one.follows for one in done)
-    assert ab.check(store, "new", at=at(11))[1] == verdict  # it has ended: the same decision again
+    assert ab.check(store, "new", at=at(11))[1].to_json() == verdict.to_json()  # it has ended: the same decision again
 
 
 def test_a_bad_one_is_rolled_back(store):
@@ -118,7 +119,7 @@ def test_two_processes_that_decide_at_once_leave_one_decision(store, monkeypatch
     found = ab.check(store, at=at(4))
     with opened(store) as connection:
         (only,) = experiments_of(read_decisions(connection))["new"].verdicts
-    assert found[1] == seen[0][1] == only and only.at == at(3)
+    assert found[1].to_json() == seen[0][1].to_json() == only.to_json() and only.at == at(3)
 
 
 def test_the_command_line_from_start_to_end(store, capsys):
@@ -151,6 +152,37 @@ def test_a_model_that_the_server_does_not_have_is_noted(store, capsys):
     assert "no model 'base'" in made["note"] and "it has queue" in made["note"]
     main(["ab", "start", "other", "--model", "queue", "--store", str(store), "--json"])
     assert json.loads(capsys.readouterr().out)["note"] == ""
+
+
+def test_a_candidate_that_the_server_lost_decides_nothing(store, capsys):
+    state = begun(store)
+    add(store, state, (0.6, 0.6), users=20)
+    write_record(store / ServerState.file, ServerState(candidates={"new": "its files are missing"}))
+    assert main(["ab", "check", "--store", str(store)]) == 2
+    said = capsys.readouterr().err
+    assert "its files are missing" in said and "No one meets the candidate" in said
+    assert not ab.read_experiments(store)["new"].verdicts
+    write_record(store / ServerState.file, ServerState(candidates={"new": ""}))
+    assert ab.check(store, at=at(10))[1].outcome == "continue"
+
+
+def test_the_random_sample_is_listed_without_arms(store, capsys):
+    state = begun(store, sample=0.3)
+    add(store, state, (0.6, 0.6), users=100)
+    drawn = {f"u{i}" for i in range(100) if in_sample(state.design, f"u{i}")}
+    some = sorted(drawn)[0]
+    with opened(store) as connection:
+        insert(connection, [thumb(int(some[1:]), 1, True, id="c1", kind="checked", user="ann", voice=None)])
+    assert main(["ab", "sample", "--store", str(store), "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert {one["user"] for one in listed["requests"]} == drawn and listed["checked"] == 1
+    assert "arm" not in listed["requests"][0] and listed["requests"][0]["question"].startswith("question")
+    assert main(["ab", "sample", "--open", "--store", str(store), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["requests"]) == len(drawn) - 1
+    assert main(["ab", "sample", "--store", str(store)]) == 0 and "1 checked" in capsys.readouterr().out
+    ab.stop(store, "new", "")
+    ab.start(store, "other", SETTINGS)
+    assert main(["ab", "sample", "--store", str(store)]) == 2 and "no random sample" in capsys.readouterr().err
 
 
 def test_users_whom_no_key_is_believed_to_name_are_noted(store, capsys):

@@ -177,7 +177,8 @@ def test_where_the_candidate_fails_the_champion_answers_and_it_is_marked(folder:
     assert second.fallback == "it died" and second.error is None
     with opened(folder) as store:
         verdict = ab.verdict_of(store, ab.read_experiments(folder)["new"], "2999-01-01T00:00:00Z")
-    assert verdict.evidence.dropped == 1
+    assert (verdict.evidence.dropped, verdict.evidence.users) == (0, 1)
+    assert verdict.evidence.guardrails[0].name == "invalid" and verdict.evidence.guardrails[0].candidate == 1.0
 
     async def later(gateway: Gateway, _: NamingEngine) -> list[str]:
         return [await ask(gateway, first.user or ""), *[await ask(gateway, f"w{i}") for i in range(9)]]

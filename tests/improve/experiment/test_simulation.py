@@ -6,6 +6,7 @@ import pytest
 from traffic import design
 
 from tuneloop.improve.experiment.simulation import World, share_of, simulate
+from tuneloop.improve.experiment.state import guardrails_of
 
 RUNS = 200
 MOST = 0.05 + 3.1 * (0.05 * 0.95 / RUNS) ** 0.5  # a share of 5 % stays below it in all but one of a thousand
@@ -28,6 +29,8 @@ def ends(world: World, *, runs: int = RUNS, **changes: object):
         (World(requests=6, correlation=0.4, rated=0.3), {}),
         (World(delay_days=2.0), {}),
         (World(base=0.9, looks_per_day=6), {"most_days": 20}),
+        (World(population=300), {}),
+        (World(harmed_slice=True, returns=0.5), {}),
     ],
 )
 def test_a_candidate_without_a_difference_is_seldom_promoted_or_rolled_back(world, changes):
@@ -59,8 +62,29 @@ def test_a_better_candidate_is_promoted_and_a_bad_one_leaves_after_few_users():
 
 def test_users_who_return_and_few_users_are_simulated():
     few = ends(World(population=100), runs=20)
-    assert all(end.users <= 100 for end in few)
+    assert all(end.candidate_users <= 100 for end in few)
+    fixed = ends(World(population=300), runs=20, most_days=45, missing="random")
+    assert sorted(end.candidate_users for end in fixed)[10] > 100  # they do not stop the ramp
     assert all(end.outcome in ("futility", "roll back", "promote") for end in ends(World(users_per_day=0.5), runs=20))
+
+
+@pytest.mark.parametrize(
+    ("world", "changes"),
+    [
+        (World(effect=0.049, harmed=0.05, requests=6), {}),
+        (World(effect=0.049, harmed=0.05, harmed_slice=True), {}),
+        (World(effect=0.1, invalid_factor=3), {}),
+        (World(effect=0.1, returns=0.5, later_effect=-0.1), {"most_days": 80}),
+        (World(effect=0.1, latency_factor=1.3), {"guardrails": guardrails_of("latency=1.1")}),
+    ],
+)
+def test_a_higher_mean_alone_promotes_no_one(world, changes):
+    assert share_of(ends(world, **changes), "promote") <= MOST
+
+
+def test_users_who_vanish_are_noticed():
+    lost = ends(World(effect=0.1, lost=0.2, users_per_day=300))
+    assert share_of(lost, "roll back", "assignment") > 0.5 and share_of(lost, "promote") <= 0.2
 
 
 def test_the_same_seed_gives_the_same_ends():

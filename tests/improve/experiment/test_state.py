@@ -35,9 +35,27 @@ def test_users_keep_their_arm_when_the_share_rises():
     state = experiments_of([started()])["new"]
     arms = Arms(state)
     first = {f"u{i}": arms.arm_of(f"u{i}") for i in range(300)}
-    later = Arms(experiments_of([started(ramp=[0.5, 1.0])])["new"], dict(first))
+    later = Arms(experiments_of([started(ramp=[0.5, 1.0])])["new"], dict(arms.arms))
     assert all(later.arm_of(unit) == pair for unit, pair in first.items())
     assert later.arm_of("new one") == (assign(design(), "new one", 0.5), 0.5)
+
+
+def test_users_who_return_after_their_window_are_drawn_again_when_the_share_has_risen():
+    arms = Arms(experiments_of([started()])["new"])
+    users = [f"u{i}" for i in range(300)]  # all came before the next step
+    first = {user: arms.arm_of(user, at(1)) for user in users}
+    same = Arms(arms.state, dict(arms.arms))
+    assert all(same.arm_of(user, at(9)) == first[user] for user in users)  # the share is what it was
+    risen = Arms(experiments_of([started(ramp=[0.5, 1.0])])["new"], dict(arms.arms))
+    assert all(risen.arm_of(user, at(1.9)) == first[user] for user in users)  # within the window
+    then = {user: risen.arm_of(user, at(9)) for user in users}
+    assert all(then[user] == ("candidate", 1.0) for user in users if first[user][0] == "candidate")
+    drawn = [then[user] for user in users if first[user][0] == "champion"]
+    assert {propensity for _, propensity in drawn} == {0.5}
+    assert 0.4 < sum(arm == "candidate" for arm, _ in drawn) / len(drawn) < 0.6
+    assert all(risen.arm_of(user, at(30)) == then[user] for user in users)
+    early = Arms(experiments_of([started(ramp=[0.5, 1.0], method="asymptotic")])["new"], dict(arms.arms))
+    assert all(early.arm_of(user, at(9)) == first[user] for user in users)
 
 
 def test_nobody_meets_a_candidate_in_shadow_mode_or_after_the_end():
@@ -54,11 +72,20 @@ def test_options_become_a_registration():
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("new", {}), ("new", {"model": "m", "ramp": "ten"}), ("new", {"model": "m", "ramp": "50,10"}), ("a/b", {"model": "m"})],
+    [("new", {}), ("new", {"model": "m", "ramp": "ten"}), ("new", {"model": "m", "ramp": "50,10"}), ("a/b", {"model": "m"}),
+     *(("new", {"model": "m", "measure": kind}) for kind in ("label", "shadow", "comment", "choice", "correction", "Up")),
+     ("new", {"model": "m", "sample": 0.2, "sample_kind": "label"}),
+     *(("new", {"model": "m", "guardrails": text}) for text in ("latency", "speed=2", "latency=-1", "latency=nan"))],
 )  # fmt: skip
 def test_what_cannot_be_registered_is_refused(name, options):
     with pytest.raises(UserError):
         design_of(name, ExperimentOptions(**options), "s")
+
+
+def test_limits_of_guardrails_are_registered():
+    made = design_of("new", ExperimentOptions(model="m", guardrails="latency=1.2, length=off"), "s")
+    limits = {rail.name: rail.tolerance for rail in made.guardrails}
+    assert limits["latency"] == 1.2 and "length" not in limits and limits["invalid"] == 1.5
 
 
 def test_traffic_of_the_helper_follows_the_assignment():

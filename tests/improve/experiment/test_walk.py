@@ -40,7 +40,11 @@ def test_the_ramp_waits_for_its_time_and_for_values():
     many, few = (schedule_of(registered, World(users_per_day=users, rated=0.5), 60) for users in (1000, 20))
     assert list(many.step[:5]) == [0, 0, 0, 0, 1] and list(few.step[:10]) == [0] * 10 and few.step[-1] == 1
     returning = schedule_of(registered, World(users_per_day=100, population=300), 60)
-    assert returning.new.sum() == pytest.approx(300, rel=0.01) and returning.new[0] > 10 * returning.new[20]
+    assert returning.new[:3].sum() < 300 < returning.new.sum()  # the champion's users are drawn again at the next step
+    assert (
+        returning.met[-1] == pytest.approx(300 * (1 - 0.9 * 0.5), rel=0.03)
+        and returning.new[0] > 10 * returning.new[20]
+    )
 
 
 @pytest.mark.parametrize(

@@ -308,7 +308,7 @@ def test_only_users_whom_a_believed_key_names_decide_an_experiment(
             more = {"x_tuneloop_conversation": f"c{number}"} if number % 2 and not rights else {}
             id_ = bot.ask(**name, **more)
             arm = gateway_arm(gateway, id_)
-            assert bot.say(request=id_, value=arm == "candidate", user=f"v{number}").status_code == 200
+            assert bot.say(request=id_, value=arm == "candidate", user=f"u{number}").status_code == 200
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(come, range(160)))

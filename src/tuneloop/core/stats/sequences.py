@@ -145,6 +145,18 @@ def ratio_log_e(counts: Array, shares: Array, *, concentration: float = 100.0) -
     return np.asarray(marginal - xlogy(counts, shares).sum(axis=-1))
 
 
+def odds_log_e(counts: Array, shares: Array, ratio: float) -> Array:
+    """Evidence that units fall into the first of two classes with odds that are `ratio` times what they should be: log
+    of an e-value, the likelihood ratio, read at any time.
+
+    Args:
+        counts: of units, (..., shares, 2), the first class first.
+        shares: of the first class, one after another.
+    """
+    inside, units = counts[..., 0], counts.sum(axis=-1)
+    return np.asarray((inside * math.log(ratio) - units * np.log1p(shares * (ratio - 1))).sum(axis=-1))
+
+
 def excess_log_e(inside: Array | float, outside: Array | float, share: Array | float) -> Array:
     """Evidence that more than this share of events fall inside: log of an e-value, read at any time.
 

@@ -26,8 +26,15 @@ from tuneloop.improve.experiment.state import (
     design_of,
     experiments_of,
 )
-from tuneloop.improve.experiment.statistics import is_invalid, registration_hash, time_of, units_of
-from tuneloop.improve.feedback.value import current
+from tuneloop.improve.experiment.statistics import (
+    is_invalid,
+    person_of,
+    registration_hash,
+    sampled_requests,
+    time_of,
+    units_of,
+)
+from tuneloop.improve.feedback.value import by_request, conversations_of, current
 from tuneloop.improve.monitor.detectors import answer_of
 from tuneloop.records.feedback import SHADOW, Feedback
 from tuneloop.records.record import read_record, write_record
@@ -215,7 +222,8 @@ def check(place: Path | str, name: str = "", *, at: str = "") -> tuple[Experimen
     """Decide on an experiment now, and log it. One that has ended gives its last decision again.
 
     `name`: of the experiment; empty: the one that runs. `at`: the time; now where empty. Returns the state before it,
-    and the decision. Raises UserError: no such experiment, its registration was changed, or it was stopped.
+    and the decision. Raises UserError: no such experiment, its registration was changed, it was stopped, or it would
+    continue with a candidate that the server can't serve.
     """
     with opened(place) as store:
         refuse_rewritten(store, store_name(place))
@@ -230,6 +238,11 @@ def check(place: Path | str, name: str = "", *, at: str = "") -> tuple[Experimen
         if state.ended:
             return state, state.verdicts[-1]
         verdict = verdict_of(store, state, at or utc_now(), last_place(store))
+        why = left_out(place, name) if verdict.outcome == "continue" else ""
+        if why:
+            step = f"tuneloop ab stop {name}, and start another one with a candidate that can be served"
+            what = f"No one meets the candidate, the server can't serve it: {why}"
+            raise UserError(what, where=state.design.candidate, next_step=step)
         key = f"{DECISION}:{name}:{len(state.verdicts)}"  # two processes that decide: the first one counts
         if add_event(store, DECISION, name, verdict.to_json(), key=key, at=verdict.at) is None:
             again = experiments_of(read_decisions(store, where=EVENTS))[name]
@@ -279,6 +292,40 @@ def replay(place: Path | str, name: str = "") -> list[Replayed]:
 
 def _same(a: ExperimentVerdict, b: ExperimentVerdict) -> bool:
     return bool(plain(a.model_dump(mode="json")) == plain(b.model_dump(mode="json")))
+
+
+@dataclass(frozen=True)
+class SampledRequest:
+    """A request of a user in the random sample, without its arm, which whoever checks it should not know."""
+
+    request: str  # its id
+    user: str
+    time: str
+    question: str  # the last turn, and the answer to it
+    answer: str
+    checked: bool  # whether a check of it is stored
+
+
+def sample_of(place: Path | str, name: str = "") -> list[SampledRequest]:
+    """The requests of an experiment's random sample that count, oldest first.
+
+    `name`: of the experiment; empty: the one that runs. Raises UserError: no such experiment, or it has no sample.
+    """
+    with opened(place) as store:
+        state = find(experiments_of(read_decisions(store, where=EVENTS)), name, place)
+        design = state.design
+        if not design.sample:
+            step = "tuneloop ab start NAME --sample 0.2 draws one, before the first user comes"
+            raise UserError(f"{design.name} has no random sample", where=store_name(place), next_step=step)
+        where = "model = ? AND arm IS NOT NULL"
+        requests = list(read_requests(store, since=state.started, where=where, values=[design.model]))
+        feedback = read_feedback(store, since=state.started, where="kind = ?", values=[design.sample_kind])
+        checks = by_request((one for one in feedback if one.believed), conversations_of(requests))
+    sampled = sampled_requests(design, requests)
+    return [
+        SampledRequest(r.id, person_of(r), r.time, str(r.prompt[-1].get("content") or ""), answer_of(r), r.id in checks)
+        for r in sampled
+    ]
 
 
 VOTES = {"a": -1, "tie": 0, "b": 1}  # b is the candidate

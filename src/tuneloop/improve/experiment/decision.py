@@ -11,10 +11,11 @@ from tuneloop.improve.experiment.record import (
     Evidence,
     ExperimentDesign,
     ExperimentVerdict,
+    GuardrailFinding,
     Strengths,
 )
 from tuneloop.improve.experiment.statistics import registration_hash
-from tuneloop.improve.experiment.tally import RATES
+from tuneloop.improve.experiment.tally import AMOUNTS, RATES
 
 LIKELY_WORSE = 0.9  # of the evidence for a loss, with which a candidate without a gain is rolled back
 
@@ -32,16 +33,17 @@ def decide(design: ExperimentDesign, evidence: Evidence, at: str) -> ExperimentV
 def outcome_of(design: ExperimentDesign, evidence: Evidence) -> RuleResult:
     """What follows from the evidence, and from nothing else: the first of these rules that applies.
 
-    1. Users don't fall into the arms as drawn: roll back, since no comparison holds.
+    1. Users don't fall into the arms as drawn, or don't stay in them: roll back, since no comparison holds.
     2. A guardrail trips: roll back.
     3. Shadow mode: roll back where the candidate's answers are worse, begin the ramp after enough copies. Pairs that
        no one could judge count as copies, so that shadow mode ends without a judge, too.
     4. The measure is lower: roll back. It is higher, whatever the missing values are as far as the registration
-       assumes: promote.
+       assumes: promote, unless something holds that back (`_held_back`).
     5. A gain of the registered size is excluded: roll back where the estimate is a loss of that size and most of the
        evidence for a loss is there, else futility. The time is over: futility. Whether a loss is certain is then left
        open, since no one would be served worse to know it.
-    6. Else continue, with the next share where the step has lasted long enough and both arms have values.
+    6. Else continue, with the next share where the step has lasted long enough, both arms have values, and no users
+       seem to be missing.
 
     Registrations of earlier versions, whose method is asymptotic, have bounds instead of strengths. They promote unless
     the arms are rated at different rates, and roll back any estimated loss of the registered size in rule 5.
@@ -62,6 +64,7 @@ def _asymptotic(design: ExperimentDesign) -> bool:
 def _refuse_nan(evidence: Evidence) -> None:
     strengths = {f"guardrail {rail.name}": rail.strength for rail in evidence.guardrails}
     strengths |= {"ratio": evidence.ratio_strength, "rated ratio": evidence.rated_ratio_strength}
+    strengths |= {"days": evidence.days, "step": evidence.step_days, "share": evidence.share}
     if evidence.strengths is not None:
         strengths |= evidence.strengths.model_dump()
     missing = [name for name, value in strengths.items() if math.isnan(value)]
@@ -70,6 +73,9 @@ def _refuse_nan(evidence: Evidence) -> None:
 
 
 def _wrong_shares(design: ExperimentDesign, evidence: Evidence) -> RuleResult | None:
+    if evidence.strengths is not None and evidence.strengths.switched >= 1:
+        why = "users who came again met the other arm without a new draw, so no comparison holds."
+        return "roll back", "assignment", 0.0, f"Rolled back: {why}"
     if evidence.ratio_strength < 1:
         return None
     why = (
@@ -83,18 +89,46 @@ def _tripped(design: ExperimentDesign, evidence: Evidence) -> RuleResult | None:
     rail = next((rail for rail in evidence.guardrails if rail.tripped), None)
     if rail is None:
         return None
+    users = counted(evidence.candidate_users, "user")
+    return "roll back", "guardrail", 0.0, f"Rolled back after {users}: {_compared(design, rail)}."
+
+
+def _compared(design: ExperimentDesign, rail: GuardrailFinding) -> str:
+    """What a guardrail has seen, and what is tolerated."""
     form = "{:.1%} of users" if rail.name in RATES else "{:,.4g}"
     candidate, champion = form.format(rail.candidate), form.format(rail.champion)
-    why = f"{rail.name} is {candidate} under the candidate and {champion} under the champion, more than the "
-    why += f"{exactly(rail.tolerance, 'time')} that {verb(rail.tolerance, 'is', 'are')} tolerated."
-    return "roll back", "guardrail", 0.0, f"Rolled back after {counted(evidence.candidate_users, 'user')}: {why}"
+    if rail.name in RATES + AMOUNTS:
+        what = rail.name
+        limit = f"more than the {exactly(rail.tolerance, 'time')} that {verb(rail.tolerance, 'is', 'are')} tolerated"
+    else:
+        what = f"{design.measure} {f'of {rail.where}' if rail.where else 'after the window'}"
+        limit = f"a loss of more than the {rail.tolerance:g} that are tolerated"
+    return f"{what} is {candidate} under the candidate and {champion} under the champion, {limit}"
+
+
+def likely_missing(design: ExperimentDesign) -> float:
+    """The strength of evidence, at the level alpha, with which users of one arm seem to be missing."""
+    return math.log(design.alpha) / math.log(design.ratio_alpha)
+
+
+def _held_back(design: ExperimentDesign, evidence: Evidence) -> tuple[str, str] | None:
+    """Why a candidate that is better is not promoted yet: a reason, and words for it."""
+    if evidence.ratio_strength >= likely_missing(design):
+        met = f"{evidence.candidate_users:,} of {counted(evidence.users, 'user')} met the candidate"
+        return "assignment", f"; but users of one arm seem to be missing ({met}): look for what loses them"
+    rail = next((rail for rail in evidence.guardrails if rail.held), None)
+    if rail is None or _strengths(evidence).promotion < 1:
+        return None
+    return "guardrail", f"; but it seems that {_compared(design, rail)}, so more users must tell"
 
 
 def _shadow(design: ExperimentDesign, evidence: Evidence) -> RuleResult | None:
     if evidence.share > 0:
         return None
-    if evidence.shadow_high < 0:  # not so where it is NaN
-        why = f"{_votes(evidence)}, significantly below 0 ({evidence.shadow_high:+.3f} at most)."
+    lost_all = evidence.shadow_mean == -1 and evidence.shadow_votes >= design.least_units  # the bound is NaN then
+    if evidence.shadow_high < 0 or lost_all:
+        most = -1 if lost_all else evidence.shadow_high
+        why = f"{_votes(evidence)}, significantly below 0 ({most:+.3f} at most)."
         return "roll back", "shadow", 0.0, f"Rolled back in shadow mode: {why}"
     return _shadow_continued(design, evidence)
 
@@ -166,8 +200,14 @@ def _settled(design: ExperimentDesign, evidence: Evidence) -> RuleResult | None:
     if proven.worse >= 1:
         why = f"Rolled back after {counted(evidence.candidate_users, 'user')}: {difference}."
         return "roll back", "worse", 0.0, why
-    if proven.promotion >= 1:
-        why = f"Promoted after {counted(evidence.days, 'day')}: {difference}; {_why_it_holds(design, proven)}."
+    if proven.promotion >= 1 and _held_back(design, evidence) is None:
+        why = f"Promoted after {counted(evidence.days, 'day')}: {difference}; {_why_it_holds(design, proven)}"
+        rails = {rail.name: rail for rail in evidence.guardrails}
+        if (invalid := rails.get("invalid")) and invalid.candidate > invalid.champion:
+            why += f"; invalid: {invalid.candidate:.1%} of users, the champion's {invalid.champion:.1%}"
+        if (later := rails.get("later")) and not math.isnan(later.candidate - later.champion):
+            why += f"; after the window {later.candidate:.3f}, the champion's {later.champion:.3f}"
+        why += "."
         return "promote", "better", 1.0, why
     return None
 
@@ -191,6 +231,7 @@ def _over(design: ExperimentDesign, evidence: Evidence) -> RuleResult | None:
     if evidence.days >= design.most_days:
         why = f"{counted(design.most_days, 'day')} {verb(design.most_days, 'is', 'are')} over; {difference}"
         reason, more = ("ratings", _what_is_missing(design)) if proven.better >= 1 else ("time", "")
+        reason, more = _held_back(design, evidence) or (reason, more)
         return "futility", reason, 0.0, f"Ended for futility: {why}{more}."
     return None
 
@@ -216,7 +257,10 @@ def _continued(design: ExperimentDesign, evidence: Evidence) -> RuleResult:
         values = 0 < m.candidate_units < m.units and m.low == m.low  # both arms have enough of them
     else:
         values = min(m.candidate_units, m.units - m.candidate_units) >= design.least_units
-        if evidence.strengths.better >= 1:
+        if held := _held_back(design, evidence):
+            reason, difference = held[0], difference + held[1]
+            later = [] if reason == "assignment" else later
+        elif evidence.strengths.better >= 1:
             difference, reason = difference + _what_is_missing(design), "ratings"
     if later and evidence.step_days >= design.hold_days and values:
         why = f"Continues with {later[0]:.0%} of new users instead of {share:.0%}: {difference}."

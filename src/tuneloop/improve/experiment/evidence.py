@@ -21,6 +21,7 @@ from tuneloop.improve.experiment.record import (
 )
 from tuneloop.improve.experiment.statistics import Units
 from tuneloop.improve.experiment.tally import (
+    AMOUNTS,
     BETTER,
     RATES,
     WORSE,
@@ -34,8 +35,10 @@ from tuneloop.improve.experiment.tally import (
     with_amounts,
     with_arrivals,
     with_matured,
+    with_values,
 )
 
+MOST_SWITCHED = 0.01  # share of returning units that may meet the other arm, as where two servers see a step at once
 GUARD_UNITS = 20  # users of either arm before an asymptotic guardrail on amounts is read
 
 
@@ -60,7 +63,7 @@ def evidence_of(
     if design.method == "asymptotic":
         return _asymptotic(design, units, stage, shadow, copies)
     tally = tally_of(design, units)
-    evidence = evidence_at(design, tally, findings_of(design, tally), 0, stage)
+    evidence = evidence_at(design, tally, findings_of(design, tally), 0, stage, list(units.slices))
     valued = ~np.isnan(units.outcome)
     data = (units.candidate[None, valued], units.outcome[None, valued], units.propensity[None, valued])
     bounds = {}
@@ -70,8 +73,13 @@ def evidence_of(
         bounds["high"] = bound(ArmClaim(-1, WORSE), data, design.effect, design.alpha, **guess)
     votes = np.asarray(shadow, dtype=np.float64)
     worse = negative_mean_log_e(votes) / math.log(1 / design.alpha) if len(votes) else 0.0
+    switched = float(excess_log_e(units.switched, units.returned - units.switched, MOST_SWITCHED))
     strengths = evidence.strengths and evidence.strengths.model_copy(
-        update={"shadow_worse": worse, "checked_units": int((~np.isnan(units.checked)).sum())}
+        update={
+            "shadow_worse": worse,
+            "switched": max(0.0, switched) / math.log(1 / design.ratio_alpha),
+            "checked_units": int((~np.isnan(units.checked)).sum()),
+        }
     )
     changes = {
         "measure": evidence.measure.model_copy(update=bounds), "strengths": strengths, "dropped": units.dropped,
@@ -82,22 +90,29 @@ def evidence_of(
 
 def tally_of(design: ExperimentDesign, units: Units) -> UserTally:
     """The sums of one experiment's users; those whose windows are over come in the order of their first requests."""
-    tally = empty_tally(design, np.unique(units.propensity))
+    tally = empty_tally(design, np.unique(units.propensity), slices=len(units.slices))
     users = Arrivals(units.candidate[None], units.propensity[None])
     tally = with_arrivals(tally, users)
     for name in RATES:
         tally = with_affected(tally, name, users, units.affected[name][None])
-    for name in tally.amounts:
-        tally = with_amounts(tally, name, users, units.amounts[name][None])
+    for name in AMOUNTS:
+        if name in tally.amounts:
+            tally = with_amounts(tally, name, users, units.amounts[name][None])
+    if "later" in tally.books:
+        tally = with_values(tally, "later", users, units.later[None], design.effect)
     values = (units.outcome[None], units.likes[None], units.dislikes[None], units.checked[None])
-    return with_matured(tally, design, Matured(users.candidate, users.propensity, *values))
+    slices = np.stack([*units.slices.values(), units.candidate], axis=-1)[None, :, :-1]
+    return with_matured(tally, design, Matured(users.candidate, users.propensity, *values, slices))
 
 
-def evidence_at(design: ExperimentDesign, tally: UserTally, findings: Findings, at: int, stage: Stage) -> Evidence:
+def evidence_at(
+    design: ExperimentDesign, tally: UserTally, findings: Findings, at: int, stage: Stage, slices: Sequence[str] = ()
+) -> Evidence:
     """The evidence of one of a tally's experiments, without the bounds, which no decision needs.
 
     Args:
         at: place of the experiment on the first axis of the tally and its findings.
+        slices: their names.
     """
     users, rated = tally.users[at].sum(axis=0), tally.rated[at].sum(axis=0)
     means = findings.means[at]
@@ -112,6 +127,8 @@ def evidence_at(design: ExperimentDesign, tally: UserTally, findings: Findings, 
                 champion=float(champion),
                 strength=strength,
                 tripped=strength >= 1,
+                held=bool(findings.held[at, place]),
+                where=slices[int(findings.worst[at])] if slices and rail.name == "slices" else "",
             )
         )
     proven = ("better", "worse", "no_gain", "promotion", "more_likes", "fewer_dislikes")

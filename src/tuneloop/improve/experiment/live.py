@@ -19,7 +19,7 @@ from tuneloop.improve.experiment.statistics import CANDIDATE
 from tuneloop.serving.gateway import ArmDraw, Gateway
 from tuneloop.serving.models import Candidate
 from tuneloop.serving.store.database import Database, DatabaseError
-from tuneloop.serving.store.store import connect, first_arms, is_store, read_decisions
+from tuneloop.serving.store.store import connect, drawn_arms, is_store, read_decisions
 
 EVERY = 1.0  # seconds between two looks into the store
 
@@ -54,7 +54,7 @@ class Experiments:
         for model, state in running.items():
             before = self.running.get(model)
             same = before is not None and before.registration == state.registration
-            arms = self.arms[model].arms if same else first_arms(self._store, model, state.started)
+            arms = self.arms[model].arms if same else drawn_arms(self._store, model, state.started)
             self.arms[model] = Arms(state, arms)
         for model in set(self.arms) - set(running):
             del self.arms[model]

@@ -140,11 +140,13 @@ class Guardrail(Part):
     """What must not get worse, judged with one bound, at once.
 
     Args:
-        name: `invalid` (errors, answers that were cut), `dislikes`, `latency`, `cost` or `length`.
-        tolerance: how many times the champion's value is tolerated.
+        name: a share of users: `invalid` (errors, answers that were cut), `dislikes`, `unhappy` (three values or more,
+            none of them good); a geometric mean: `latency`, `cost`, `length`; or the measure: in the worst of the
+            `slices` by key and length of the prompt, and `later`, when a user's window is over.
+        tolerance: how many times the champion's value is tolerated; of `slices` and `later` the loss.
     """
 
-    name: Literal["invalid", "dislikes", "latency", "cost", "length"]
+    name: Literal["invalid", "dislikes", "unhappy", "latency", "cost", "length", "slices", "later"]
     tolerance: float = Field(gt=0)
 
 
@@ -202,7 +204,8 @@ class ExperimentDesign(Record):
     guardrails: list[Guardrail] = [
         Guardrail(name="invalid", tolerance=1.5), Guardrail(name="dislikes", tolerance=1.2),
         Guardrail(name="latency", tolerance=1.5), Guardrail(name="cost", tolerance=1.5),
-        Guardrail(name="length", tolerance=2.0),
+        Guardrail(name="length", tolerance=2.0), Guardrail(name="unhappy", tolerance=1.0),
+        Guardrail(name="slices", tolerance=0.05), Guardrail(name="later", tolerance=0.01),
     ]  # fmt: skip
     method: Literal["asymptotic", "betting"] = "asymptotic"
     missing: Missing = "one-way"
@@ -243,9 +246,11 @@ class GuardrailFinding(Part):
 
     Args:
         name, tolerance: as registered.
-        candidate, champion: share of users that were affected, or geometric mean.
+        candidate, champion: share of users that were affected, geometric mean, or mean of the measure.
         strength: evidence as a multiple of what is needed: it trips at 1.
         tripped: whether the candidate is worse than tolerated.
+        held: whether it seems to be, so that nothing is promoted yet.
+        where: the slice that is worst.
     """
 
     name: str
@@ -254,6 +259,8 @@ class GuardrailFinding(Part):
     champion: Number
     strength: float
     tripped: bool
+    held: bool = False
+    where: str = ""
 
 
 class Strengths(Part):
@@ -266,6 +273,7 @@ class Strengths(Part):
         more_likes, fewer_dislikes: good values per request are more, bad ones fewer: both are needed where missing
             values may differ one way.
         shadow_worse: its answers in shadow mode are worse.
+        switched: more than 1 % of those who came again met the other arm without a new draw.
         checked_units: users of the random sample that have been checked.
     """
 
@@ -276,6 +284,7 @@ class Strengths(Part):
     more_likes: float
     fewer_dislikes: float
     shadow_worse: float = 0.0
+    switched: float = 0.0
     checked_units: int = 0
 
 
@@ -285,8 +294,9 @@ class Evidence(Part):
     Args:
         days: since the start; `step_days` since the last step of the ramp.
         share: of new users that meet the candidate now; 0 in shadow mode.
-        users, candidate_users: that have met either arm.
-        dropped: conversations that were left out since both arms, or another model, answered in them.
+        users, candidate_users: that have met either arm; one who is drawn again counts again.
+        dropped: requests that name neither user nor conversation; by the asymptotic method conversations in which both
+            arms, or another model, answered. They don't count.
         measure: of both arms.
         guardrails: each with its state.
         ratio_strength, rated_ratio_strength: evidence that users, or rated users, don't fall into the arms as drawn; 1
@@ -380,6 +390,7 @@ class ExperimentOptions(Config):
     hold_days: float = Field(3.0, ge=0, description="Days that a step of the ramp lasts at least.")
     maturation_hours: float = Field(72.0, gt=0, description="Hours after a user's first request while feedback counts.")
     most_days: float = Field(365.0, gt=0, description="Days after which the experiment ends.")
+    guardrails: str = flag("", "NAME=LIMIT,...", "Limits other than the usual ones, as in latency=1.2,length=off.")
     missing: Missing = Field("one-way", description="What is assumed of missing ratings: random, one-way or any.")
     sample: float = Field(0.0, ge=0, le=1, description="Share of users, drawn at random, whose answers are checked.")
     sample_kind: str = flag("checked", "KIND", "Kind of feedback that says what a check found.")

@@ -9,15 +9,18 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tuneloop.core.lazy import Array, NDArray, np
-from tuneloop.improve.experiment.decision import LIKELY_WORSE
+from tuneloop.improve.experiment.decision import LIKELY_WORSE, likely_missing
 from tuneloop.improve.experiment.record import ExperimentDesign
+from tuneloop.improve.experiment.statistics import UNHAPPY_VALUES
 from tuneloop.improve.experiment.tally import (
+    LATER_WINDOWS,
     Findings,
     Matured,
     UserTally,
+    counts_of,
     empty_tally,
     findings_of,
     rows_of,
@@ -25,6 +28,7 @@ from tuneloop.improve.experiment.tally import (
     with_amounts,
     with_arrivals,
     with_matured,
+    with_values,
 )
 
 CELLS = 200_000  # users of all experiments of a chunk that come between two looks, about
@@ -43,6 +47,10 @@ class World:
         correlation: of the answers' qualities of one user.
         delay_days: mean of the exponential time until a value comes; the window cuts it off.
         looks_per_day: how often is decided.
+        lost: chance that a user of the candidate vanishes from the log.
+        harmed: share of users to whom the candidate is terrible, so that they like nothing; `effect` stays the mean.
+            `harmed_slice`: they are a slice.
+        returns: chance that a user comes again when the window is over; the effect is `later_effect` then.
         invalid, invalid_factor: chance that a request's answer is invalid, how many times that for the candidate.
         latency_factor: how many times the champion's latency the candidate's is; 0: no latency is measured.
         checked: chance that a user of the random sample is checked.
@@ -62,6 +70,11 @@ class World:
     invalid_factor: float = 1.0
     latency_factor: float = 1.0
     checked: float = 1.0
+    lost: float = 0.0
+    harmed: float = 0.0
+    harmed_slice: bool = False
+    returns: float = 0.0
+    later_effect: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -90,16 +103,18 @@ Rule = Callable[[ExperimentDesign, UserTally, Findings, Stages], Verdicts]
 
 def quick_verdicts(design: ExperimentDesign, tally: UserTally, findings: Findings, stages: Stages) -> Verdicts:
     """The rules of `decision.decide` on many experiments at once."""
-    rolled_back = (findings.ratio >= 1) | (findings.guardrails >= 1).any(axis=-1)
-    worse, better = findings.worse >= 1, findings.promotion >= 1
+    missing = np.asarray(findings.ratio >= likely_missing(design))
+    apart, tripped = np.asarray(findings.ratio >= 1), np.asarray((findings.guardrails >= 1).any(axis=-1))
+    worse, better = findings.worse >= 1, (findings.promotion >= 1) & ~missing & ~findings.held.any(axis=-1)
     futile = findings.no_gain >= 1
     lost = futile & (tally.books["measure"].difference <= -design.effect) & (findings.worse >= LIKELY_WORSE)
     over = stages.days >= design.most_days
     enough = tally.rated.sum(axis=1).min(axis=-1) >= design.least_units
     verdicts: Verdicts = []
     for at, share in enumerate(stages.share):
-        if rolled_back[at] or worse[at]:
-            verdicts.append(("roll back", "guardrail" if rolled_back[at] else "worse", 0.0))
+        if apart[at] or tripped[at] or worse[at]:
+            reason = "assignment" if apart[at] else "guardrail" if tripped[at] else "worse"
+            verdicts.append(("roll back", reason, 0.0))
         elif better[at]:
             verdicts.append(("promote", "better", 1.0))
         elif lost[at]:
@@ -108,7 +123,7 @@ def quick_verdicts(design: ExperimentDesign, tally: UserTally, findings: Finding
             verdicts.append(("futility", "no gain" if futile[at] else "time", 0.0))
         else:
             later = [step for step in design.ramp if share < step < 1]
-            goes_on = bool(later) and enough[at] and stages.step_days[at] >= design.hold_days
+            goes_on = bool(later) and enough[at] and not missing[at] and stages.step_days[at] >= design.hold_days
             verdicts.append(("continue", "open", later[0] if goes_on else float(share)))
     return verdicts
 
@@ -137,25 +152,29 @@ class NewUsers:
 
     matured: Matured
     invalid: NDArray[np.bool_]
+    unhappy: NDArray[np.bool_]
     log_latency: Array
+    later: Array
 
 
 def _chunk(
     design: ExperimentDesign, world: World, experiments: int, rng: np.random.Generator, rule: Rule
 ) -> list[SimulatedEnd]:
     steps = np.array([step for step in design.ramp if step < 1])
-    tally = empty_tally(design, steps, experiments)
+    tally = empty_tally(design, steps, experiments, slices=2 if world.harmed_slice else 0)
     ends: list[SimulatedEnd | None] = [None] * experiments
     rows = np.arange(experiments)  # experiments that continue
     share, since = np.full(experiments, steps[0]), np.zeros(experiments)
     left = np.full(experiments, float(world.population or math.inf))
+    again = np.zeros((experiments, len(steps)))  # the champion's users whose windows are over, by the step they met
     window = math.ceil(design.maturation_hours / 24 * world.looks_per_day)
     seen = math.ceil(world.looks_per_day) if not world.delay_days else window  # when dislikes are known
-    waiting: deque[NewUsers] = deque()
+    last = window * LATER_WINDOWS if world.returns else window
+    waiting: deque[NewUsers] = deque(maxlen=last + 1)
     for look in range(1, math.ceil(design.most_days * world.looks_per_day) + 1):
         now = look / world.looks_per_day
-        came = _new_users(world, left, rng)
-        left = left - came
+        came, back = _visitors(world, left, again * (steps < share[:, None]), rng)
+        left, again, came = left - came, again - back, came + back.sum(axis=1)
         users = draw_users(world, design, share, came, rng)
         waiting.append(users)
         tally = _with_new(tally, users)
@@ -163,7 +182,11 @@ def _chunk(
             late = waiting[-1 - seen].matured
             tally = with_affected(tally, "dislikes", late, late.dislikes > 0)
         if len(waiting) > window:
-            tally = with_matured(tally, design, waiting.popleft().matured)
+            ripe = waiting[-1 - window]
+            tally = with_affected(with_matured(tally, design, ripe.matured), "unhappy", ripe.matured, ripe.unhappy)
+            again += counts_of(tally, ripe.matured, ~ripe.matured.candidate)[..., 1]
+        if world.returns and len(waiting) > last and "later" in tally.books:
+            tally = with_values(tally, "later", waiting[0].matured, waiting[0].later, design.effect)
         verdicts = rule(design, tally, findings_of(design, tally), Stages(now, now - since, share))
         met = tally.users.sum(axis=1)
         for at, (outcome, reason, _) in enumerate(verdicts):
@@ -176,17 +199,23 @@ def _chunk(
             break
         if not open_rows.all():
             tally, rows, left, since = rows_of(tally, open_rows), rows[open_rows], left[open_rows], since[open_rows]
-            waiting = deque(_some(users, open_rows) for users in waiting)
+            again = again[open_rows]
+            waiting = deque((_some(users, open_rows) for users in waiting), maxlen=last + 1)
             later = later[open_rows]
         share = later
     return [end for end in ends if end is not None]
 
 
-def _new_users(world: World, left: Array, rng: np.random.Generator) -> NDArray[np.int64]:
+def _visitors(
+    world: World, left: Array, again: Array, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Who is drawn: users who come for the first time, (experiments,), and the champion's who come again after a step
+    of the ramp, (experiments, steps)."""
     visits = rng.poisson(world.users_per_day / world.looks_per_day, len(left))
     if not world.population:
-        return visits
-    return np.asarray(rng.binomial(left.astype(np.int64), 1 - (1 - 1 / world.population) ** visits))
+        return visits, np.zeros(again.shape, dtype=np.int64)
+    chance = 1 - (1 - 1 / world.population) ** visits
+    return rng.binomial(left.astype(np.int64), chance), rng.binomial(again.astype(np.int64), chance[:, None])
 
 
 def draw_users(
@@ -195,8 +224,12 @@ def draw_users(
     shape = (len(came), max(1, int(came.max())))
     there = np.arange(shape[1]) < came[:, None]
     candidate = rng.random(shape) < share[:, None]
+    if world.lost:
+        there &= ~candidate | (rng.random(shape) >= world.lost)
     requests = 1 + rng.poisson(world.requests - 1, shape) if world.requests > 1 else np.ones(shape, dtype=np.int64)
-    good_rate = np.clip(world.base + world.effect * candidate, 0.0, 1.0)
+    harmed = rng.random(shape) < world.harmed if world.harmed else np.zeros(shape, dtype=bool)
+    effect = (world.effect + world.harmed * world.base) / (1 - world.harmed)  # on all others
+    good_rate = np.where(candidate & harmed, 0.0, np.clip(world.base + effect * candidate, 0.0, 1.0))
     if world.correlation:
         scale = (1 - world.correlation) / world.correlation
         good_rate = rng.beta(np.maximum(good_rate * scale, 1e-9), np.maximum((1 - good_rate) * scale, 1e-9))
@@ -218,12 +251,17 @@ def draw_users(
         np.where(there, likes / requests, np.nan),
         np.where(there, dislikes / requests, np.nan),
         checked,
+        np.stack([harmed, ~harmed], axis=-1) if world.harmed_slice else None,
     )
     invalid = rng.binomial(requests, world.invalid * np.where(candidate, world.invalid_factor, 1.0)) > 0
     latency = np.full(shape, np.nan)
     if world.latency_factor:
         latency = np.where(there, rng.normal(0.0, 0.6, shape) + np.log(world.latency_factor) * candidate, np.nan)
-    return NewUsers(matured, invalid, latency)
+    later = np.full(shape, np.nan)
+    if world.returns:
+        back = there & (rng.random(shape) < world.returns * world.rated)
+        later = np.where(back, rng.random(shape) < world.base + world.later_effect * candidate, np.nan)
+    return NewUsers(matured, invalid, (likes == 0) & (dislikes >= UNHAPPY_VALUES), latency, later)
 
 
 def _with_new(tally: UserTally, users: NewUsers) -> UserTally:
@@ -233,16 +271,9 @@ def _with_new(tally: UserTally, users: NewUsers) -> UserTally:
 
 
 def _some(users: NewUsers, rows: NDArray[np.bool_]) -> NewUsers:
-    m = users.matured
-    matured = Matured(
-        m.candidate[rows],
-        m.propensity[rows],
-        m.outcome[rows],
-        m.likes[rows],
-        m.dislikes[rows],
-        None if m.checked is None else m.checked[rows],
-    )
-    return NewUsers(matured, users.invalid[rows], users.log_latency[rows])
+    some = {name: array[rows] for name, array in vars(users.matured).items() if array is not None}
+    matured = replace(users.matured, **some)
+    return replace(users, matured=matured, **{n: a[rows] for n, a in vars(users).items() if n != "matured"})
 
 
 def share_of(ends: Sequence[SimulatedEnd], outcome: str, reason: str = "") -> float:

@@ -14,14 +14,16 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.improve.experiment.evidence import Stage
 from tuneloop.improve.experiment.plan import LEAST_UNITS, ramp_of, units_for
-from tuneloop.improve.experiment.record import ExperimentDesign, ExperimentOptions, ExperimentVerdict
-from tuneloop.improve.experiment.statistics import assign, time_of
+from tuneloop.improve.experiment.record import ExperimentDesign, ExperimentOptions, ExperimentVerdict, Guardrail
+from tuneloop.improve.experiment.statistics import CANDIDATE, assign, may_be_drawn_again, time_of
+from tuneloop.records.feedback import COMMENTS, KIND
 from tuneloop.records.server import Decision
 from tuneloop.serving.store.database import Database
 from tuneloop.serving.store.store import insert
 
 START, DECISION, STOP = "experiment.start", "experiment.decision", "experiment.stop"
 ENDS = ("promote", "roll back", "futility")
+NO_MEASURE = COMMENTS | {"correction"}  # kinds without a value, or with one only
 
 
 @dataclass(frozen=True)
@@ -81,22 +83,29 @@ def add_event(
 
 @dataclass
 class Arms:
-    """Who meets what, for a server: units keep the arm of their first request."""
+    """Who meets what, for a server. A unit keeps its arm. When its window is over and the share has risen, a champion's
+    is drawn again, so that users who return do not stop the ramp; a candidate's stays, with a propensity of 1."""
 
     state: ExperimentState  # of the experiment
-    arms: dict[str, tuple[str, float]] = field(default_factory=dict)  # unit -> arm and propensity of its first request
+    arms: dict[str, tuple[str, float, str]] = field(default_factory=dict)  # unit -> arm, propensity, time of its draw
 
-    def arm_of(self, unit: str) -> tuple[str, float] | None:
+    def arm_of(self, unit: str, now: str = "") -> tuple[str, float] | None:
         """Arm and propensity of a unit, which are stored with its request; None where no experiment runs.
 
         Args:
             unit: from `experiment.unit_of`.
+            now: ISO 8601 in UTC; the present time where empty.
         """
-        if self.state.ended or not self.state.share:
+        design, share = self.state.design, self.state.share
+        if self.state.ended or not share:
             return None
-        if unit not in self.arms:
-            self.arms[unit] = assign(self.state.design, unit, self.state.share), self.state.share
-        return self.arms[unit]
+        now = now or utc_now()
+        arm, propensity, drawn = self.arms.get(unit, ("", 0.0, ""))
+        if not arm or (propensity < share and may_be_drawn_again(design, drawn, now)):
+            chance = 1.0 if arm == CANDIDATE else share
+            arm = arm if arm == CANDIDATE else assign(design, unit, share, again=bool(arm))
+            self.arms[unit] = arm, chance, now
+        return self.arms[unit][:2]
 
 
 def design_of(name: str, options: ExperimentOptions, salt: str) -> ExperimentDesign:
@@ -108,7 +117,12 @@ def design_of(name: str, options: ExperimentOptions, salt: str) -> ExperimentDes
         step = "--model NAME, the name under which both are served"
         raise UserError("No model is named", where="--model", next_step=step)
     ramp = ramp_of(options.ramp)
+    for name_of, kind in (("--measure", options.measure), ("--sample-kind", options.sample_kind)):
+        if kind in NO_MEASURE or not KIND.fullmatch(kind):
+            step = "thumbs, rating, edited, or a name of your own whose values are true, false or 0 to 1"
+            raise UserError(f"Feedback {kind!r:.60} never says how good an answer is", where=name_of, next_step=step)
     fields = options.model_dump(exclude={"ramp", "shadow_copies"})
+    fields["guardrails"] = guardrails_of(options.guardrails)
     for arm in ("candidate", "champion"):
         fields[arm] = f"{options.model}{fields[arm]}" if fields[arm].startswith("@") else fields[arm]
     share = max((step for step in ramp if 0 < step < 1), default=0.5)
@@ -123,3 +137,19 @@ def design_of(name: str, options: ExperimentOptions, salt: str) -> ExperimentDes
         key = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
         what = f"Can't register this: {key}{first['msg'].removeprefix('Value error, ')}"
         raise UserError(what, where=f"ab start {name:.40}", next_step="tuneloop ab start --help") from None
+
+
+def guardrails_of(text: str) -> list[Guardrail]:
+    """The usual guardrails with other limits, as in `latency=1.2,length=off`. Raises UserError: it can't be read."""
+    rails = {rail.name: rail for rail in ExperimentDesign.model_fields["guardrails"].default}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, limit = part.partition("=")
+        try:
+            tolerance = 0.0 if limit == "off" else float(limit)
+        except ValueError:
+            tolerance = math.nan
+        if name not in rails or not (limit == "off" or 0 < tolerance < math.inf):
+            step = f"NAME=LIMIT with a number or off; names: {', '.join(rails)}"
+            raise UserError(f"Not a guardrail: {part!r:.60}", where="--guardrails", next_step=step)
+        rails[name] = rails[name].model_copy(update={"tolerance": tolerance})
+    return [rail for rail in rails.values() if rail.tolerance]

@@ -1,26 +1,27 @@
 """Experiments with a candidate on live traffic: who meets it, and what came of it, from the events of the log.
 
-The unit is the user: drawn into an arm by a hash, which keeps the arm of the first request and counts once, with
-what came within one maturation window, the same for both arms. `evidence.py` says what that proves, `decision.py` what
-follows."""
+The unit is the user: drawn into an arm by a hash, kept in it, and counted once, with what came within one maturation
+window, the same for both arms. Where the share has risen since, the champion's users are drawn again and count again.
+`evidence.py` says what that proves, `decision.py` what follows."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from tuneloop.core.files import content_hash
 from tuneloop.core.lazy import Array, NDArray, np
 from tuneloop.improve.experiment.record import LATER, ExperimentDesign
-from tuneloop.improve.experiment.tally import AMOUNTS, RATES
-from tuneloop.improve.feedback.value import by_request, conversations_of, mean_value
+from tuneloop.improve.experiment.tally import AMOUNTS, LATER_WINDOWS, MOST_SLICES, RATES
+from tuneloop.improve.feedback.value import by_request, conversations_of, current, mean_value
 from tuneloop.records.feedback import Feedback, value_of
 from tuneloop.records.request import NOT_LOADED, StoredRequest
 
 CANDIDATE, CHAMPION = "candidate", "champion"
+UNHAPPY_VALUES = 3  # of a user, none of them good
 
 
 def registration_hash(design: ExperimentDesign) -> str:
@@ -39,15 +40,19 @@ def place_of(design: ExperimentDesign, unit: str) -> float:
     return int.from_bytes(digest[:7]) / 2**56
 
 
-def assign(design: ExperimentDesign, unit: str, share: float) -> str:
-    """The arm of a unit that comes for the first time.
-
-    Call it once for each unit and keep the answer: a later share holds for new units only.
+def assign(design: ExperimentDesign, unit: str, share: float, *, again: bool = False) -> str:
+    """The arm of a unit that comes for the first time, or `again`; see `state.Arms`, which keeps the answer.
 
     Args:
-        share: of new units that meet the candidate now; it is the propensity to be logged.
+        share: of units that are drawn now and meet the candidate; it is the propensity to be logged.
     """
-    return CANDIDATE if place_of(design, unit) < share else CHAMPION
+    return CANDIDATE if place_of(design, f"{unit}\x1f{share:g}" if again else unit) < share else CHAMPION
+
+
+def may_be_drawn_again(design: ExperimentDesign, drawn: str, now: str) -> bool:
+    """Whether the window of a draw is over; times are ISO 8601. Experiments of earlier versions draw once."""
+    over = time_of(now) > time_of(drawn) + timedelta(hours=design.maturation_hours)
+    return over and design.method != "asymptotic"
 
 
 def in_sample(design: ExperimentDesign, unit: str) -> bool:
@@ -81,7 +86,11 @@ class Units:
     checked: Array  # NaN: not in the random sample of users, not matured, or not checked
     affected: Mapping[str, NDArray[np.bool_]]  # guardrail on a rate -> whether it happened to the unit
     amounts: Mapping[str, Array]  # guardrail on an amount -> the unit's mean of logarithms; NaN: nothing measured
-    dropped: int = 0  # conversations that were left out
+    later: Array  # mean value of the measure after the window; NaN: none, or not known yet
+    slices: Mapping[str, NDArray[np.bool_]]  # by name, whether the unit is in it
+    dropped: int = 0  # requests of no one, or conversations, that were left out
+    returned: int = 0  # units that came again, and `switched`, those of them that met the other arm without a new draw
+    switched: int = 0
 
 
 def units_of(
@@ -94,13 +103,16 @@ def units_of(
     """
     counted = [r for r in requests if r.model == design.model and r.arm in (CANDIDATE, CHAMPION)]
     counted = [r for r in counted if r.propensity and 0 < r.propensity < 1]
-    mixed = _mixed_conversations(counted)
-    counted = [r for r in counted if (r.voice, r.conversation) not in mixed]
-    groups: dict[str, list[StoredRequest]] = {}
-    for request in counted:
-        groups.setdefault(unit_of(request), []).append(request)
-    feedback_of = by_request(feedback, conversations_of(counted))
-    rows = [_unit(design, group, feedback_of, at) for group in groups.values()]
+    early, number = design.method == "asymptotic", len(counted)
+    mixed = _mixed_conversations(counted) if early else set()
+    if early:
+        counted = [r for r in counted if (r.voice, r.conversation) not in mixed]
+    else:
+        counted = [r for r in counted if r.voice or r.user or r.conversation]
+    draws = _draws_of(counted, once=early)
+    people = [draw for draw in draws if len(draw) > 1 and not draw[0].voice]
+    feedback_of = by_request(feedback, conversations_of(counted), every=not early)
+    rows = [_unit(design, draw, feedback_of, at) for draw in draws]
     return Units(
         candidate=np.array([row.candidate for row in rows], dtype=bool),
         propensity=np.array([row.propensity for row in rows], dtype=np.float64),
@@ -110,12 +122,61 @@ def units_of(
         checked=np.array([row.checked for row in rows], dtype=np.float64),
         affected={name: np.array([row.affected[name] for row in rows], dtype=bool) for name in RATES},
         amounts={name: np.array([row.amounts[name] for row in rows], dtype=np.float64) for name in AMOUNTS},
-        dropped=len(mixed),
+        later=np.array([row.later for row in rows], dtype=np.float64),
+        slices=_slices(draws),
+        dropped=len(mixed) if early else number - len(counted),
+        returned=len(people),
+        switched=sum(any(r.arm != draw[0].arm for r in draw) for draw in people),
     )
 
 
+def _draws_of(requests: Iterable[StoredRequest], *, once: bool = False) -> list[list[StoredRequest]]:
+    """Requests by the draws of their units, in the order of the first ones. `once`: each unit is drawn once."""
+    groups: dict[str, list[StoredRequest]] = {}
+    for request in requests:
+        groups.setdefault(unit_of(request), []).append(request)
+    if once:
+        return list(groups.values())
+    draws = [draw for group in groups.values() for draw in _draws(group)]
+    return sorted(draws, key=lambda draw: (draw[0].time, draw[0].id))
+
+
+def sampled_requests(design: ExperimentDesign, requests: Iterable[StoredRequest]) -> list[StoredRequest]:
+    """The requests of the random sample by which its users count: those of their windows."""
+    window = timedelta(hours=design.maturation_hours)
+    drawn = [r for r in requests if r.propensity and 0 < r.propensity < 1 and in_sample(design, unit_of(r))]
+    own = ((r, draw[0]) for draw in _draws_of(drawn) for r in draw)
+    return [r for r, first in own if r.arm == first.arm and time_of(r.time) <= time_of(first.time) + window]
+
+
+def _draws(group: Sequence[StoredRequest]) -> Iterator[list[StoredRequest]]:
+    """A unit's requests from one draw of its arm to the next, which had a higher share. A voice is drawn once."""
+    draw = [group[0]]
+    for request in group[1:]:
+        if not request.voice and (request.propensity or 0) > (draw[0].propensity or 0):
+            yield draw
+            draw = []
+        draw.append(request)
+    yield draw
+
+
+def _slices(draws: Sequence[Sequence[StoredRequest]]) -> dict[str, NDArray[np.bool_]]:
+    """Which units are in which slice: by key and prompt length of the first request, the first few of each."""
+    slices: dict[str, NDArray[np.bool_]] = {}
+    for slice_of in (lambda r: f"key {r.key}", _length_slice):
+        names = np.array([slice_of(draw[0]) for draw in draws], dtype=object)
+        slices |= {name: names == name for name in list(dict.fromkeys(names))[: MOST_SLICES // 2]}
+    return slices
+
+
+def _length_slice(request: StoredRequest) -> str:
+    limit = next((limit for limit in (64, 256, 1024) if request.prompt_tokens <= limit), None)
+    return "prompts of more than 1024 tokens" if limit is None else f"prompts of at most {limit} tokens"
+
+
 def _mixed_conversations(requests: Sequence[StoredRequest]) -> set[tuple[str | None, str | None]]:
-    """Voice and name of conversations in which more than one release answered, as after a fallback."""
+    """Voice and name of conversations in which more than one release answered. Only earlier versions left them out: a
+    fallback is a failure of the candidate, and whoever was drawn for it counts as its user."""
     seen: dict[tuple[str | None, str | None], set[tuple[str | None, str | None, str | None]]] = {}
     for r in requests:
         if r.conversation:
@@ -131,6 +192,7 @@ class _Unit:
     likes: float
     dislikes: float
     checked: float
+    later: float
     affected: Mapping[str, bool]
     amounts: Mapping[str, float]
 
@@ -141,15 +203,19 @@ def _unit(
     first = group[0]
     end = time_of(first.time) + timedelta(hours=design.maturation_hours)
     requests = [r for r in group if r.arm == first.arm and time_of(r.time) <= end]
-    feedback_on = [one for r in requests for one in feedback_of.get(r.id, ())]  # a check may come later
-    feedback = [one for one in feedback_on if time_of(one.time) <= end]
+    votes = [_votes_on(design, r, feedback_of, end) for r in requests]
+    feedback = [one for each in votes for one in each]
     mean = mean_value(one for one in feedback if one.kind == design.measure)
     over = at >= end
     outcome = mean if mean is not None and over else math.nan
-    good, bad = _per_request(design, requests, feedback_of, end) if over else (math.nan, math.nan)
-    sampled = over and design.sample > 0 and in_sample(design, unit_of(first))
-    check = mean_value(one for one in feedback_on if one.kind == design.sample_kind) if sampled else None
+    good, bad = _per_request(design, votes) if over else (math.nan, math.nan)
+    check = None
+    if over and design.sample > 0 and in_sample(design, unit_of(first)):  # a check may come later
+        every = [one for r in requests for one in feedback_of.get(r.id, ()) if one.kind == design.sample_kind]
+        check = mean_value(current(one for one in every if one.believed or design.method == "asymptotic"))
     goods = [v for one in feedback if (v := value_of(one.kind, one.value)) is not None]
+    values = [v for one in feedback if one.kind == design.measure and (v := value_of(one.kind, one.value)) is not None]
+    values = [1 - value for value in values] if design.lower_is_better else values
     return _Unit(
         candidate=first.arm == CANDIDATE,
         propensity=first.propensity or math.nan,
@@ -157,7 +223,12 @@ def _unit(
         likes=bad if design.lower_is_better else good,
         dislikes=good if design.lower_is_better else bad,
         checked=math.nan if check is None else check,
-        affected={"invalid": any(is_invalid(r) for r in requests), "dislikes": any(value < 0.5 for value in goods)},
+        later=_later(design, group, feedback_of, at),
+        affected={
+            "invalid": any(is_invalid(r) for r in requests),
+            "dislikes": any(value < 0.5 for value in goods),
+            "unhappy": len(values) >= UNHAPPY_VALUES and max(values) < 0.5,
+        },
         amounts={
             "latency": _mean_log(r.total_ms for r in requests),
             "cost": _mean_log(r.usd for r in requests),
@@ -166,20 +237,39 @@ def _unit(
     )
 
 
-def _per_request(
-    design: ExperimentDesign,
-    requests: Sequence[StoredRequest],
-    feedback_of: Mapping[str, list[Feedback]],
-    end: datetime,
-) -> tuple[float, float]:
+def _votes_on(
+    design: ExperimentDesign, request: StoredRequest, feedback_of: Mapping[str, list[Feedback]], end: datetime
+) -> list[Feedback]:
+    """What held at a time of what its user said of a request, or a sender that names no other user.
+
+    Reviewers and judges see some answers and not others, so they decide nothing here; neither do other users.
+    """
+    votes = [one for one in feedback_of.get(request.id, ()) if time_of(one.time) <= end]
+    if design.method == "asymptotic":
+        return votes
+    own = [one for one in votes if one.user in (None, request.user)]
+    return current(one for one in own if one.source not in ("review", "judge"))
+
+
+def _per_request(design: ExperimentDesign, votes: Sequence[Sequence[Feedback]]) -> tuple[float, float]:
     """Good and bad values per request of a unit, rated or not. A request counts with the mean of its values."""
-    good = bad = 0.0
-    for request in requests:
-        values = [one for one in feedback_of.get(request.id, ()) if time_of(one.time) <= end]
-        mean = mean_value(one for one in values if one.kind == design.measure)
-        if mean is not None:
-            good, bad = good + mean, bad + 1 - mean
-    return good / len(requests), bad / len(requests)
+    means = [mean_value(one for one in each if one.kind == design.measure) for each in votes]
+    good = sum(mean for mean in means if mean is not None)
+    return good / len(votes), sum(1 - mean for mean in means if mean is not None) / len(votes)
+
+
+def _later(
+    design: ExperimentDesign, group: Sequence[StoredRequest], feedback_of: Mapping[str, list[Feedback]], at: datetime
+) -> float:
+    """The mean value of what follows a unit's window, until `LATER_WINDOWS` are over; NaN: none, or they are not."""
+    window, first = timedelta(hours=design.maturation_hours), group[0]
+    begin, end = time_of(first.time) + window, time_of(first.time) + LATER_WINDOWS * window
+    if at < end or len(group) == 1:
+        return math.nan
+    requests = [r for r in group if r.arm == first.arm and begin < time_of(r.time) <= end]
+    votes = [one for r in requests for one in _votes_on(design, r, feedback_of, end) if one.kind == design.measure]
+    mean = mean_value(votes)
+    return math.nan if mean is None else 1 - mean if design.lower_is_better else mean
 
 
 def is_invalid(request: StoredRequest) -> bool:
@@ -188,7 +278,7 @@ def is_invalid(request: StoredRequest) -> bool:
 
 
 def _mean_log(values: Iterable[float | None]) -> float:
-    logs = [math.log(value) for value in values if value is not None and value > 0]
+    logs = [math.log(value) for value in values if value is not None and 0 < value < math.inf]
     return sum(logs) / len(logs) if logs else math.nan
 
 

@@ -12,19 +12,25 @@ from dataclasses import dataclass, field, replace
 
 from tuneloop.core.lazy import Array, NDArray, np
 from tuneloop.core.stats.betting import ArmClaim, Book, open_book, place_bets, running_mean
-from tuneloop.core.stats.sequences import excess_log_e, ratio_log_e
+from tuneloop.core.stats.sequences import excess_log_e, odds_log_e
 from tuneloop.improve.experiment.record import ExperimentDesign
 
 # Shares of a claim's wealth, and the distance from its null, in effects, for which each is staked. Little is left for
 # others than the registered effect: each halving of its share costs it log(2) of the log(20) that are needed.
 BETTER = ((0.9, 1.25), (0.1, 0.6))
-WORSE = ((0.4, 1.5), (0.6, 4.0))
+WORSE = ((0.3, 1.5), (0.5, 4.0))  # a fifth of alpha is left to the guardrails, which roll back, too
 NO_GAIN = ((0.5, 1.0), (0.2, 2.5), (0.3, 5.0))
 EXCESS = ((0.5, 1.0), (0.5, 3.0))
+SLICE_WORSE = ((0.5, 4.0), (0.5, 10.0))  # what is looked for is large
+ODDS = ((0.35, 0.8), (0.25, 0.88), (0.15, 0.6), (0.05, 0.3), (0.1, 1.25), (0.1, 2.0))  # shares of wealth, odds ratios
 AMOUNT_REACH = 2.0  # a user's amount counts as at most e^2 = 7.4 times the mean so far, and at least 1 / 7.4
 FIRST_RATED = 0.5  # guess of the share of requests with a value
-RATES = ("invalid", "dislikes")  # guardrails on the share of users that are affected
+RATES = ("invalid", "dislikes", "unhappy")  # guardrails on the share of users that are affected
 AMOUNTS = ("latency", "cost", "length")  # guardrails on geometric means
+MOST_SLICES = 8  # among which the evidence for the worst one is divided
+LATER_WINDOWS = 2  # the measure of `later` is that from a user's first window on until so many are over
+HELD = 0.5  # of the evidence for a loss in a slice, with which nothing is promoted
+LEAST_LATER = 10  # users of either arm with a later value, before its estimate holds a promotion back
 
 
 @dataclass(frozen=True)
@@ -48,12 +54,14 @@ class Matured(Arrivals):
         outcome: mean value; NaN where there is none.
         likes, dislikes: good and bad values per request.
         checked: mean value by the check of a random sample; NaN where there is none.
+        slices: whether a user is in a slice, (experiments, users, slices).
     """
 
     outcome: Array
     likes: Array
     dislikes: Array
     checked: Array | None = None
+    slices: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,8 +73,9 @@ class UserTally:
         users, rated: all users, and those with a value.
         affected: by the name of a guardrail on a rate.
         sums: of the values in either arm, (experiments, 2).
-        books: bets on `measure`, `likes`, `dislikes`, `worst`, `checked`, and guardrails on amounts.
-        amounts: by guardrail, sums of logarithms and numbers in either arm, (experiments, 2, 2).
+        books: bets on `measure`, `likes`, `dislikes`, `worst`, `checked`, `later`, `slice 0` and so on, and guardrails
+            on amounts.
+        amounts: by guardrail or slice, sums of logarithms, or values, and numbers in either arm, (experiments, 2, 2).
     """
 
     shares: Array
@@ -78,8 +87,8 @@ class UserTally:
     amounts: Mapping[str, Array] = field(default_factory=dict)
 
 
-def empty_tally(design: ExperimentDesign, shares: Array, experiments: int = 1) -> UserTally:
-    """The sums before the first user."""
+def empty_tally(design: ExperimentDesign, shares: Array, experiments: int = 1, slices: int = 0) -> UserTally:
+    """The sums before the first user. `slices`: how many there are; at most `MOST_SLICES`."""
 
     def counts() -> Array:
         return np.zeros((experiments, len(shares), 2))
@@ -100,6 +109,11 @@ def empty_tally(design: ExperimentDesign, shares: Array, experiments: int = 1) -
         )
         for rail in rails
     }
+    tolerances = {rail.name: rail.tolerance for rail in design.guardrails}
+    names = ["later"] * ("later" in tolerances) + [f"slice {k}" for k in range(slices if "slices" in tolerances else 0)]
+    for name in names:
+        stakes, tolerance = (WORSE, tolerances["later"]) if name == "later" else (SLICE_WORSE, tolerances["slices"])
+        books[name] = open_book([ArmClaim(-1, stakes, -tolerance)], experiments, guess=liked)
     return UserTally(
         shares=shares,
         users=counts(),
@@ -107,7 +121,7 @@ def empty_tally(design: ExperimentDesign, shares: Array, experiments: int = 1) -
         affected={name: counts() for name in RATES},
         sums=np.zeros((experiments, 2)),
         books=books,
-        amounts={rail.name: np.zeros((experiments, 2, 2)) for rail in rails},
+        amounts={name: np.zeros((experiments, 2, 2)) for name in [*(rail.name for rail in rails), *names]},
     )
 
 
@@ -130,11 +144,14 @@ def with_affected(tally: UserTally, name: str, users: Arrivals, affected: NDArra
     return replace(tally, affected={**tally.affected, name: tally.affected[name] + counts_of(tally, users, affected)})
 
 
-def with_amounts(tally: UserTally, name: str, users: Arrivals, logs: Array) -> UserTally:
-    """The sums after more users' amounts. `logs`: their logarithms; NaN: nothing was measured."""
-    book = place_bets(tally.books[name], users.candidate, logs, users.propensity, EFFECT_OF_AMOUNTS)
-    measured = ~np.isnan(logs) & ~np.isnan(users.propensity)
-    values = np.where(measured, logs, 0.0)
+def with_values(tally: UserTally, name: str, users: Arrivals, values: Array, effect: float) -> UserTally:
+    """The sums after more users' values of a guardrail: logarithms of amounts, or the measure; NaN: nothing there.
+
+    `effect`: the excess for which stakes are placed, as a logarithm or in the measure.
+    """
+    book = place_bets(tally.books[name], users.candidate, values, users.propensity, effect)
+    measured = ~np.isnan(values) & ~np.isnan(users.propensity)
+    values = np.where(measured, values, 0.0)
     arms = (measured & users.candidate, measured & ~users.candidate)
     sums = np.stack([np.stack([(values * arm).sum(-1), arm.sum(-1)], -1) for arm in arms], 1)
     return replace(
@@ -142,7 +159,12 @@ def with_amounts(tally: UserTally, name: str, users: Arrivals, logs: Array) -> U
     )
 
 
-EFFECT_OF_AMOUNTS = 0.25  # an excess over the tolerance, as a logarithm, for which stakes are placed
+def with_amounts(tally: UserTally, name: str, users: Arrivals, logs: Array) -> UserTally:
+    """The sums after more users' amounts. `logs`: their logarithms."""
+    return with_values(tally, name, users, logs, EFFECT_OF_AMOUNTS)
+
+
+EFFECT_OF_AMOUNTS = 0.25
 
 
 def with_matured(tally: UserTally, design: ExperimentDesign, users: Matured) -> UserTally:
@@ -165,7 +187,14 @@ def with_matured(tally: UserTally, design: ExperimentDesign, users: Matured) -> 
     valued = ~np.isnan(users.outcome) & ~np.isnan(chance)
     outcome = np.where(valued, users.outcome, 0.0)
     sums = np.stack([(outcome * arm).sum(-1), (outcome * ~arm).sum(-1)], axis=-1)
-    return replace(tally, books=books, rated=tally.rated + counts_of(tally, users, valued), sums=tally.sums + sums)
+    rated = tally.rated + counts_of(tally, users, valued)
+    tally = replace(tally, books=books, rated=rated, sums=tally.sums + sums)
+    slices = np.zeros((*outcome.shape, 0), dtype=bool) if users.slices is None else users.slices
+    for k in range(slices.shape[-1]):
+        if f"slice {k}" in books:
+            here = np.where(slices[..., k], users.outcome, np.nan)
+            tally = with_values(tally, f"slice {k}", users, here, design.effect)
+    return tally
 
 
 def rows_of(tally: UserTally, rows: Array) -> UserTally:
@@ -194,6 +223,8 @@ class Findings:
     Args:
         ratio, rated_ratio: that users, or those with a value, do not fall into the arms as drawn.
         guardrails: of the design in order, (experiments, guardrails).
+        held: whether the candidate seems to be worse than tolerated, (experiments, guardrails).
+        worst: place of the slice with most evidence, (experiments,).
         better, worse, no_gain, promotion, more_likes, fewer_dislikes: see `record.Strengths`.
         means, difference: of the measure: plain means in either arm, (experiments, 2), and the weighted difference.
         affected: what guardrails compare, (experiments, guardrails, 2).
@@ -202,6 +233,8 @@ class Findings:
     ratio: Array
     rated_ratio: Array
     guardrails: Array
+    held: NDArray[np.bool_]
+    worst: NDArray[np.int64]
     better: Array
     worse: Array
     no_gain: Array
@@ -227,12 +260,16 @@ def findings_of(design: ExperimentDesign, tally: UserTally) -> Findings:
         promotion = books["worst"].log_e(0) / needed
     else:  # at random: then both arms are rated at the same rates
         promotion = np.where(rated_ratio >= 1, np.minimum(better, 0.0), better)
-    means = [_means(tally, rail.name) for rail in design.guardrails]
+    worst = _worst_slice(tally)
+    means = [_means(tally, rail.name, worst) for rail in design.guardrails]
     rails = [_guardrail(design, tally, rail.name, rail.tolerance) for rail in design.guardrails]
+    held = [_seems_worse(tally, rail.name, rail.tolerance, rails[at]) for at, rail in enumerate(design.guardrails)]
     return Findings(
         ratio=_ratio(tally.users, tally.shares, design.ratio_alpha),
         rated_ratio=rated_ratio,
         guardrails=np.stack([*rails, np.zeros_like(better)], axis=-1)[:, :-1],
+        held=np.stack([*held, np.zeros(len(better), dtype=bool)], axis=-1)[:, :-1],
+        worst=worst,
         better=better,
         worse=worse,
         no_gain=no_gain,
@@ -246,27 +283,63 @@ def findings_of(design: ExperimentDesign, tally: UserTally) -> Findings:
 
 
 def _ratio(counts: Array, shares: Array, alpha: float) -> Array:
-    """Evidence that units don't fall into the arms as drawn; the e-values of all shares multiply."""
-    log_e = ratio_log_e(counts, np.stack([shares, 1 - shares], axis=-1)).sum(axis=-1)
-    return np.asarray(log_e / math.log(1 / alpha))
+    """Evidence that units don't fall into the arms as drawn, but with odds that are `ODDS` times as high."""
+    logs = [math.log(weight) + odds_log_e(counts, shares, ratio) for weight, ratio in ODDS]
+    return np.asarray(np.logaddexp.reduce(np.array(logs)) / math.log(1 / alpha))
 
 
 def _guardrail(design: ExperimentDesign, tally: UserTally, name: str, tolerance: float) -> Array:
     """Evidence that more is affected than is tolerated; alpha is divided among all guardrails."""
     needed = math.log(len(design.guardrails) / design.alpha)
-    if name in AMOUNTS:
+    if name == "slices":
+        return np.asarray(_slice_log_e(tally).max(axis=0) / (needed + math.log(MOST_SLICES)))
+    if name not in RATES:
         return tally.books[name].log_e(0) / needed
-    tolerated = tally.shares * tolerance / (tally.shares * tolerance + 1 - tally.shares)
-    counts = tally.affected[name]
+    counts, tolerated = tally.affected[name], _tolerated(tally, tolerance)
     return np.asarray(excess_log_e(counts[..., 0], counts[..., 1], tolerated).sum(axis=-1) / needed)
 
 
-def _means(tally: UserTally, name: str) -> Array:
-    """What a guardrail compares, in either arm, (experiments, 2): shares of users, or geometric means; NaN: nothing."""
+def _tolerated(tally: UserTally, tolerance: float) -> Array:
+    """The candidate's share of the affected users that is tolerated, by the share of new users that meet it."""
+    return np.asarray(tally.shares * tolerance / (tally.shares * tolerance + 1 - tally.shares))
+
+
+def _slice_log_e(tally: UserTally) -> Array:
+    """Evidence for a loss in each slice, (slices, experiments); in one without users there is none."""
+    logs = [book.log_e(0) for name, book in tally.books.items() if name.startswith("slice ")]
+    return np.array(logs or [np.zeros(len(tally.sums))])
+
+
+def _worst_slice(tally: UserTally) -> NDArray[np.int64]:
+    return np.asarray(_slice_log_e(tally).argmax(axis=0))
+
+
+def _seems_worse(tally: UserTally, name: str, tolerance: float, strength: Array) -> NDArray[np.bool_]:
+    """Whether the candidate seems to be worse than tolerated, proven or not. Of rates all but one affected user count,
+    so that a single one stops nothing; of unhappy users, who are few and are harmed, one more counts."""
+    if name in RATES:
+        counts = tally.affected[name]
+        users, more = counts.sum(axis=-1), 1 if name == "unhappy" else -1
+        return np.asarray((users.sum(-1) > 0) & (counts[..., 0].sum(-1) + more > users @ _tolerated(tally, tolerance)))
+    if name == "slices":
+        return np.asarray(strength >= HELD)
+    difference = np.nan_to_num(tally.books[name].difference)
     if name in AMOUNTS:
-        sums, numbers = tally.amounts[name][..., 0], tally.amounts[name][..., 1]
-        return np.asarray(np.exp(_ratio_of(sums, numbers)))
-    return _ratio_of(tally.affected[name].sum(axis=1), tally.users.sum(axis=1))
+        return np.asarray(difference > math.log(tolerance))
+    return np.asarray((difference < -tolerance) & (tally.amounts[name][..., 1].min(axis=-1) >= LEAST_LATER))
+
+
+def _means(tally: UserTally, name: str, worst: NDArray[np.int64]) -> Array:
+    """What a guardrail compares, in either arm, (experiments, 2): shares of users, or means; NaN: nothing."""
+    if name in RATES:
+        return _ratio_of(tally.affected[name].sum(axis=1), tally.users.sum(axis=1))
+    slices = [sums for key, sums in tally.amounts.items() if key.startswith("slice ")]
+    if name == "slices":
+        sums = np.array(slices)[worst, np.arange(len(worst))] if slices else np.zeros((len(worst), 2, 2))
+    else:
+        sums = tally.amounts[name]
+    means = _ratio_of(sums[..., 0], sums[..., 1])
+    return np.asarray(np.exp(means)) if name in AMOUNTS else means
 
 
 def _ratio_of(sums: Array, numbers: Array) -> Array:

@@ -128,7 +128,7 @@ class RampSchedule:
     """What comes each day, without chance: arrays (days,).
 
     Args:
-        new: users; `step` of the ramp at which they come.
+        new: users who are drawn; `step` of the ramp at which they come.
         met: users who have met the candidate by then.
     """
 
@@ -145,10 +145,16 @@ def schedule_of(design: ExperimentDesign, world: World, days: int) -> RampSchedu
     ]
     window = math.ceil(design.maturation_hours / 24)
     new, at, left, step, since = np.zeros(days), np.zeros(days, dtype=np.int64), float(world.population), 0, 0
+    again, visits = np.zeros(len(steps)), world.users_per_day  # the champion's users whose windows are over, by step
+    chance = -math.expm1(visits * math.log1p(-1 / world.population)) if world.population > 1 else 1.0
     for day in range(days):
-        visits = world.users_per_day
-        new[day] = visits if not world.population else left * -math.expm1(visits * math.log1p(-1 / world.population))
-        left -= new[day]
+        if day >= window:
+            again[at[day - window]] += new[day - window] * (1 - steps[at[day - window]])
+        back = again[:step] * chance  # they are drawn again; see `state.Arms`
+        again[:step] -= back
+        first = left * chance if world.population else visits
+        new[day] = first + back.sum() if world.population else visits
+        left -= first
         at[day] = step
         ripe = slice(0, max(0, day + 1 - window))
         shares = np.array(steps)[at[ripe]]

@@ -49,11 +49,14 @@ def conversations_of(requests: Iterable[StoredRequest]) -> dict[ConversationKey,
 
 
 def by_request(
-    feedback: Iterable[Feedback], conversation_requests: Mapping[ConversationKey, list[str]]
+    feedback: Iterable[Feedback], conversation_requests: Mapping[ConversationKey, list[str]], *, every: bool = False
 ) -> dict[str, list[Feedback]]:
-    """Current feedback by its request; that on a conversation (see `conversations_of`) counts for the last request."""
+    """Current feedback by its request; that on a conversation (see `conversations_of`) counts for the last request.
+
+    `every`: also what its person has replaced since.
+    """
     groups: dict[str, list[Feedback]] = {}
-    for one in current(feedback):
+    for one in feedback if every else current(feedback):
         of, name = one.request, one.conversation or ""
         requests = conversation_requests.get((one.sender, name)) if one.sender else None
         if of is None and (requests := requests or (conversation_requests.get(name) if one.believed else None)):

@@ -356,13 +356,19 @@ def experiment_unit(voice: str | None, user: str | None, conversation: str | Non
     return f"{voice}\x1f{name}" if voice and name else name
 
 
-def first_arms(connection: Database, model: str, since: str) -> dict[str, tuple[str, float]]:
-    """Arm and propensity of the first request of each user, else conversation, since an ISO time, of one model."""
-    query = """SELECT voice, "user", conversation, arm, propensity FROM requests WHERE model = ? AND time >= ?
+def drawn_arms(connection: Database, model: str, since: str) -> dict[str, tuple[str, float, str]]:
+    """Arm, propensity and time of the last draw of each user, else conversation, since an ISO time, of one model.
+
+    The propensity rises from draw to draw, so the first request with the highest one is that of the last draw.
+    """
+    query = """SELECT voice, "user", conversation, arm, propensity, time FROM requests WHERE model = ? AND time >= ?
         AND arm IS NOT NULL AND propensity IS NOT NULL AND shadow IS NULL
-        AND COALESCE("user", conversation) IS NOT NULL ORDER BY id DESC"""
-    rows = connection.execute(query, [model, since])  # the first request of each comes last and stays
-    return {experiment_unit(*who): (arm, propensity) for *who, arm, propensity in rows}
+        AND COALESCE("user", conversation) IS NOT NULL ORDER BY id"""
+    draws: dict[str, tuple[str, float, str]] = {}
+    for *who, arm, propensity, time in connection.execute(query, [model, since]):
+        if propensity > draws.get(unit := experiment_unit(*who), ("", 0.0, ""))[1]:
+            draws[unit] = arm, propensity, time
+    return draws
 
 
 def read_feedback(

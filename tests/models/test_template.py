@@ -377,7 +377,7 @@ def test_generation_markers_are_understood(llama3: Template) -> None:
     assert supervised_texts(template, row.ids, row.mask) == ["y<|eot_id|>"]
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(llama3: Template) -> None:
+def test_an_answer_that_the_template_rewrites_later_is_read_and_not_learned(llama3: Template) -> None:
     drops_thoughts = (
         "{% for m in messages %}{{ m['role'] + ':' }}"
         "{{ m['content'] if loop.last else m['content'].split('</think>')[-1] }}{{ '<|eot_id|>' }}{% endfor %}"
@@ -391,8 +391,10 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(llama3: Template) -> 
         {"role": "assistant", "content": "w"},
     ]
     assert template.render(turns[:2]).ids  # a single answer is in its place
-    with pytest.raises(TemplateError, match="rewrites earlier turns"):
-        template.render(turns)
+    rendered = template.render(turns)
+    learned = [token for token, weight in zip(rendered.ids, rendered.mask, strict=True) if weight]
+    assert template.tokenizer.decode(learned, skip_special_tokens=False) == "w<|eot_id|>"
+    assert rendered.ids[: len(template.prompt_ids(turns[:-1]))] == template.prompt_ids(turns[:-1])
 
 
 def test_a_template_without_an_end_of_turn_is_refused(llama3: Template) -> None:

@@ -77,15 +77,16 @@ def test_a_sound_template_has_no_finding_and_shows_what_is_trained(make: Make) -
         ),
         (
             ("m.content +", "(m.content if loop.last or m.role == 'user' else 'cut') +"),
-            [[*TURNS, *TURNS]], "renders", "error", True, "rewrites earlier turns",
+            [[*TURNS, *TURNS]], "earlier turns", "warn", False, "1 of 2 answers are read and not trained",
         ),
         (
             ("m.content +", "(m.content if loop.last or m.role == 'user' else 'cut') +"),
-            [TURNS], "earlier turns", "warn", False, "can't be trained",
+            [TURNS], "earlier turns", "ok", False, "no row has such an answer",
         ),
         (
-            ("m.content +", "(m.content.split('</think>')[-1] if not loop.last else m.content) +"),
-            [TURNS], "reasoning", "ok", False, "left out",
+            ("m.content +", "m.content.split('</think>')[-1] +"),
+            [[TURNS[0], {**TURNS[1], "reasoning_content": "It was sent."}]],
+            "reasoning", "ok", False, "1 row with reasoning, which is trained in last turns",
         ),
     ],
 )  # fmt: skip

@@ -16,9 +16,11 @@ import json
 import os
 import re
 import threading
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from jinja2.ext import Extension
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json_object, write_json, write_text
 from tuneloop.models.chat_jinja import MOST_SOURCE, Bounded
+from tuneloop.models.tool_calls import format_for, write_calls
 from tuneloop.records.rows import Message
 
 Turn = dict[str, Any]  # of a conversation as a template sees it, or the schema of a tool
@@ -68,9 +71,17 @@ PLAIN_TEMPLATE = """\
 
 
 # Private characters with a meaning while a template is at work: "\ue000N\ue001" is the N-th control string that a user
-# typed, CUT where the text is tokenised apart, HOLE the content of a turn. Users' own are guarded too.
-CUT, HOLE = "\ue002", "\ue003"
+# typed, CUT where the text is tokenised apart, HOLE the content of a turn, THOUGHT and ANSWER the beginning and the end
+# of a turn's reasoning, which the template does not write itself. Users' own are guarded too.
+CUT, HOLE, THOUGHT, ANSWER = "\ue002", "\ue003", "\ue004", "\ue005"
 _MARK = "\ue000[0-9]+\ue001"
+_MISSING_CONTENT = re.compile(r"content('\]|\"\])? is not none")  # of turns that only call tools
+# What a template writes around reasoning, and what ends it; the first pair where it writes none.
+_THOUGHTS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<|channel|>analysis<|message|>", "<|end|>"))
+# How a template treats reasoning is a part of its source, so that every program that renders it does the same: whether
+# models think, by the names that Qwen and SmolLM, and Granite and DeepSeek, have for it; whether earlier turns keep
+# their reasoning, by Qwen's.
+_SETS = re.compile(r"(\{%- set (enable_thinking|thinking|preserve_thinking) = (true|false) %\}\n)*")
 LONG = 50_000  # characters of a text that are tokenised in a way that lets other threads run
 _ENCODING = threading.Lock()  # whether control tokens count is a state of the tokenizer, which several threads use
 
@@ -127,6 +138,62 @@ class Template:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
+    def _settings_of_reasoning(self) -> str:
+        return sets_of(self.source)
+
+    @property
+    def thinks(self) -> bool:
+        """Whether a turn's reasoning is a part of it; else it is left out of every turn."""
+        return "{%- set enable_thinking = false" not in self._settings_of_reasoning
+
+    @property
+    def keeps_reasoning(self) -> bool:
+        """Whether turns before the last question keep their reasoning; models are usually trained without it."""
+        return "preserve_thinking = true" in self._settings_of_reasoning
+
+    def with_reasoning(self, *, on: bool | None = None, keep: bool = False) -> Template:
+        """The template with reasoning switched on or off (None: as its makers meant it), kept in earlier turns or not.
+
+        What it sets is written into its source, which travels with an adapter and an export.
+        """
+        switch = [] if on is None else [("enable_thinking", on), ("thinking", on)]
+        switch += [("preserve_thinking", True)] if keep else []
+        sets = "".join(f"{{%- set {name} = {str(value).lower()} %}}\n" for name, value in switch)
+        return replace(self, source=sets + self.source[len(self._settings_of_reasoning) :]) if sets else self
+
+    @cached_property
+    def _tags(self) -> tuple[str, str]:
+        return next((pair for pair in _THOUGHTS if pair[0] in self.source), _THOUGHTS[0])
+
+    def opens_reasoning(self, ids: Sequence[int]) -> bool:
+        """Whether a prompt ends with the tag that opens reasoning, which the answer then has not."""
+        tail = self.tokenizer.decode(list(ids[-8:]), skip_special_tokens=False)
+        return tail.rstrip().endswith(self._tags[0])  # type: ignore[no-any-return]
+
+    @cached_property
+    def _opens_reasoning(self) -> bool:
+        """Whether a prompt ends with the tag that opens reasoning."""
+        return self._attempt([{"role": "user", "content": HOLE}], prompt=True).rstrip().endswith(self._tags[0])
+
+    @cached_property
+    def _writes_reasoning(self) -> bool:
+        """Whether the template itself writes the reasoning of a last turn."""
+        turn: Turn = {"role": "assistant", "content": HOLE, "reasoning_content": CUT, "thinking": CUT}
+        return CUT in self._attempt([{"role": "user", "content": "x"}, turn])
+
+    @cached_property
+    def _writes_empty(self) -> bool:
+        """Whether the template writes an empty block into a last turn without reasoning."""
+        turns: list[Turn] = [{"role": "user", "content": "x"}, {"role": "assistant", "content": HOLE}]
+        return self._tags[1] in self._attempt(turns)
+
+    def _attempt(self, messages: list[Turn], *, prompt: bool = False) -> str:
+        try:
+            return self._filled(messages, (), prompt)
+        except TemplateError:
+            return ""
+
+    @cached_property
     def default_system(self) -> str:
         """What the template writes before a conversation without a system turn, or "": what differs from the text with
         another system turn, without control tokens and headers."""
@@ -160,7 +227,7 @@ class Template:
 
         def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
             text = json.dumps(value, ensure_ascii=False, indent=indent)
-            escaped = "[^\x00-\x7f\ue000-\ue003]"  # our marks stay as they are
+            escaped = "[^\x00-\x7f\ue000-\ue005]"  # our marks stay as they are
             return re.sub(escaped, lambda m: json.dumps(m[0])[1:-1], text) if ensure_ascii else text
 
         def strftime_now(form: str) -> str:
@@ -199,6 +266,31 @@ class Template:
         return self._render(self._prepared(messages, tools), tools, prompt, cut="")
 
     def _render(self, messages: Sequence[Turn], tools: Sequence[Turn], prompt: bool, cut: str = CUT) -> str:
+        text = self._filled(self._with_thoughts(messages), tools, prompt, cut)
+        opening, closing = self._tags
+        return text.replace(THOUGHT, f"{opening}\n").replace(ANSWER, f"\n{closing}\n\n") if THOUGHT in text else text
+
+    def _with_thoughts(self, messages: Sequence[Turn]) -> Sequence[Turn]:
+        """Turns whose reasoning is where the template writes it, at the beginning of a content, or left out."""
+        asks = max((i for i, turn in enumerate(messages) if turn["role"] == "user"), default=-1)
+        turns: list[Turn] = []
+        for i, turn in enumerate(messages):
+            reasoning, turn = turn.get("reasoning_content"), {k: v for k, v in turn.items() if k != "reasoning_content"}
+            now = i > asks
+            block = bool(reasoning) and self.thinks and (now or self.keeps_reasoning)
+            if turn["role"] == "assistant" and i + 1 == len(messages) and not block:  # as its prompt begins it
+                block = self._opens_reasoning and not self._writes_empty
+            elif turn["role"] == "assistant" and self.keeps_reasoning and not now:
+                block = block or self._writes_empty or self._opens_reasoning
+            reasoning = reasoning if reasoning and self.thinks else ""
+            if block and now and reasoning and self._writes_reasoning:
+                turn |= {"reasoning_content": reasoning, "thinking": reasoning}
+            elif block:
+                turn["content"] = f"{THOUGHT}{reasoning}{ANSWER}{turn['content']}"
+            turns.append(turn)
+        return turns
+
+    def _filled(self, messages: Sequence[Turn], tools: Sequence[Turn], prompt: bool, cut: str = CUT) -> str:
         values: dict[str, Any] = {"messages": messages, "tools": list(tools) or None if self.lists_tools else None}
         values |= {"add_generation_prompt": prompt, "cut": cut, **self.variables}
         try:
@@ -216,23 +308,56 @@ class Template:
         for message in messages:
             turn: Turn = {**message, "content": message.get("content") or ""}
             turn.pop("weight", None)
+            if "tool_call_id" in turn:
+                turn["tool_call_id"] = self._call_id(turn["tool_call_id"])
             if turn.get("tool_calls"):
-                calls = [_plain_call(call) for call in turn.pop("tool_calls")]
+                calls = [self._plain_call(call) for call in turn.pop("tool_calls")]
                 if self.handles_tools:
                     turn["tool_calls"] = calls
+                    if not turn["content"] and _MISSING_CONTENT.search(self.source):
+                        turn["content"] = None
                 else:
-                    lines = "\n".join(json.dumps(call["function"], ensure_ascii=False) for call in calls)
-                    turn["content"] = f"{turn['content']}\n{lines}".strip()
+                    pairs = [(call["function"]["name"], call["function"]["arguments"]) for call in calls]
+                    turn["content"] = f"{turn['content']}\n{write_calls(pairs, format_for(self.source))}".strip()
             prepared.append(turn)
         if tools and not self.lists_tools:
-            call = json.dumps({"name": "NAME", "arguments": {}})
+            call = write_calls([("NAME", {})], format_for(self.source))
             schemas = (json.dumps(tool, ensure_ascii=False) for tool in tools)
-            listing = "\n".join([f"You can call these functions. To call one, answer with JSON: {call}", *schemas])
+            form = "JSON: " if call.startswith("{") else ""
+            listing = "\n".join([f"You can call these functions. To call one, answer with {form}{call}", *schemas])
             if prepared and prepared[0]["role"] == "system":
                 prepared[0] = {**prepared[0], "content": f"{prepared[0]['content']}\n\n{listing}".strip()}
             else:
                 prepared.insert(0, {"role": "system", "content": listing})
         return prepared
+
+    def _call_id(self, name: str) -> str:
+        """The id of a call, as Mistral's templates demand it: nine letters and digits."""
+        if not re.search(r"length (!=|<) 9", self.source) or re.fullmatch("[A-Za-z0-9]{9}", name):
+            return name
+        return sha256(name.encode("utf-8", "replace")).hexdigest()[:9]
+
+    def _plain_call(self, call: dict[str, Any]) -> dict[str, Any]:
+        """A tool call with its arguments as the template takes them: an object, or JSON; what is no JSON stays."""
+        function = call.get("function", call)
+        arguments = function.get("arguments", {})
+        with contextlib.suppress(ValueError):
+            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+        if self._wants_json and not isinstance(arguments, str):
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        plain = {"type": "function", "function": {"name": function.get("name", ""), "arguments": arguments}}
+        return {**plain, "id": self._call_id(str(call["id"]))} if call.get("id") else plain
+
+    @cached_property
+    def _wants_json(self) -> bool:
+        """Whether the template takes a call's arguments as text only, as DeepSeek's do."""
+
+        def attempt(arguments: Any) -> str:
+            call = {"id": "a" * 9, "type": "function", "function": {"name": HOLE, "arguments": arguments}}
+            turns: list[Turn] = [{"role": "user", "content": "x"}]
+            return self._attempt([*turns, {"role": "assistant", "content": "", "tool_calls": [call]}])
+
+        return self.handles_tools and not attempt({}) and bool(attempt("{}"))
 
     @cached_property
     def _encoder(self) -> Any:
@@ -288,7 +413,7 @@ class Template:
             return value
 
         # Alternatives that begin with a character, and not with a class, are found 80 times as fast.
-        marks = "".join(f"|{sign}[\ue000-\ue003]*" for sign in "\ue000\ue001\ue002\ue003")
+        marks = "".join(f"|{sign}[\ue000-\ue005]*" for sign in "\ue000\ue001\ue002\ue003\ue004\ue005")
         pattern = re.compile(self._control.pattern + marks)
         guarded = [{**{k: clean(v) for k, v in m.items() if k != "role"}, "role": m["role"]} for m in messages]
         return guarded, [clean(tool) for tool in tools], literals
@@ -298,14 +423,19 @@ class Template:
         guarded, tools, literals = self._guard(self._prepared(messages, tools), tools)
         return self._encode_turns(guarded, tools, literals).ids
 
-    def render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> Rendered:
+    def render(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, reasoning: float = 1
+    ) -> Rendered:
         """Ids and loss mask of a whole conversation: every assistant turn with its end-of-turn token is learned.
+
+        A turn that the template writes otherwise once the conversation continues, as Qwen 3 does without its reasoning,
+        is read and not learned: a server would never have it answered so. `reasoning`: the weight of the tokens of
+        reasoning in the loss, next to 1 for those of the answer.
 
         A turn's `weight`, from 0 to 1, is that of its tokens in the loss; with 0 it is read and not supervised. A
         single assistant turn is plain text, which becomes a document without roles, as in pretraining: the token that
         opens all input (not learned, for nothing comes before it), the text, the token that ends a document. Raises
-        TemplateError: the template refuses the conversation, or changes earlier turns when later ones come, so that no
-        mask can be right.
+        TemplateError: the template refuses the conversation, or a prompt for the last turn is not how the row begins.
         """
         if len(messages) == 1 and messages[0]["role"] == "assistant" and not (tools or messages[0].get("tool_calls")):
             opening, end = self._frame_of_documents
@@ -315,7 +445,7 @@ class Template:
         guarded, tools, literals = self._guard(self._prepared(messages, tools), tools)
         weights: list[float] = [1] * (len(guarded) - len(messages))
         weights += [message.get("weight", 1) for message in messages]
-        return self._encode_turns(guarded, tools, literals, weights)
+        return self._encode_turns(guarded, tools, literals, weights, reasoning)
 
     def document_ids(self, text: str) -> list[int]:
         """Ids of plain text that a model continues with: the opening token and the text, without an end."""
@@ -341,19 +471,23 @@ class Template:
         tools: Sequence[Turn],
         literals: Sequence[str],
         weights: Sequence[float] | None = None,
+        reasoning: float = 1,
     ) -> Rendered:
         """Ids and mask of a conversation or, without `weights`, of a prompt."""
         whole = self._render(messages, tools, prompt=weights is None)
         ids: list[int] = []
         mask: list[float] = []
         start = 0
-        for i, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
+        answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        for i in answers:
             before = self._render(messages[:i], tools, True) if i else self._header_alone(messages, tools, whole)
             after = self._render(messages[: i + 1], tools, False)
             if not (whole.startswith(before) and after.startswith(before) and whole.startswith(after.rstrip())):
-                raise TemplateError("the chat template rewrites earlier turns, so the answers' place can't be known")
+                if weights and i == answers[-1]:
+                    raise TemplateError(
+                        "the chat template rewrites earlier turns, so the answers' place can't be known"
+                    )
+                continue  # it is read as the template writes it by now, which is not how it was answered
             head = self._encode_rendered(whole[start : len(before)], literals)
             ids += head
             mask += [0] * len(head)
@@ -364,14 +498,28 @@ class Template:
             if not answer or answer[-1] not in self.end_ids:
                 raise TemplateError("the chat template does not end the assistant's turn with an end-of-turn token")
             ids += answer
-            mask += [weights[i] if weights else 1] * len(answer)
+            mask += self._mask_of(answer, weights[i] if weights else 1, reasoning)
             start = end
         rest = self._encode_rendered(whole[start:], literals)
         return Rendered(ids + rest, mask + [0] * len(rest))
 
+    def _mask_of(self, answer: list[int], weight: float, reasoning: float) -> list[float]:
+        """The weights of an answer's tokens: those of its reasoning, with the tag that ends it, times `reasoning`."""
+        closing = self._tags[1]
+        if reasoning == 1 or closing not in self.tokenizer.decode(answer, skip_special_tokens=False):
+            return [weight] * len(answer)
+        begins = range(1, len(answer) + 1)
+        end = begins[
+            bisect_left(
+                begins, True, key=lambda n: closing in self.tokenizer.decode(answer[:n], skip_special_tokens=False)
+            )
+        ]
+        return [weight * reasoning] * end + [weight] * (len(answer) - end)
+
     def _header_alone(self, messages: list[Turn], tools: Sequence[Turn], whole: str) -> str:
         """What comes before the content of an assistant turn that opens the conversation."""
-        marked = self._render([{**messages[0], "content": HOLE}, *messages[1:]], tools, False)
+        opening = {**messages[0], "content": HOLE, "reasoning_content": ""}
+        marked = self._render([opening, *messages[1:]], tools, False)
         before = marked[: max(marked.find(HOLE), 0)]
         return before if before and whole.startswith(before) else self._render([], tools, True)
 
@@ -402,14 +550,10 @@ def plain_source(source: str) -> str:
     return source.replace("{{- cut }}\n", "")
 
 
-def _plain_call(call: dict[str, Any]) -> dict[str, Any]:
-    """A tool call with its arguments as an object, as templates expect; text that is no JSON stays text."""
-    function = call.get("function", call)
-    arguments = function.get("arguments", {})
-    if isinstance(arguments, str):
-        with contextlib.suppress(ValueError):
-            arguments = json.loads(arguments)
-    return {"type": "function", "function": {"name": function.get("name", ""), "arguments": arguments}}
+def sets_of(source: str) -> str:
+    """What the beginning of a template sets about reasoning."""
+    match = _SETS.match(source)
+    return match[0] if match else ""
 
 
 # Tokens by which the common chat formats end a turn.
@@ -453,7 +597,8 @@ def load_template(folder: Path) -> Template:
 
 def _template_source(folder: Path, settings: dict[str, Any], tokenizer: Any) -> tuple[str, str]:
     if tokenizer.token_to_id("<|start_header_id|>") is not None and tokenizer.token_to_id("<|eot_id|>") is not None:
-        return LLAMA3_TEMPLATE, r"<\|end_header_id\|>\n\n"
+        saved = settings.get("chat_template")
+        return (sets_of(saved) if isinstance(saved, str) else "") + LLAMA3_TEMPLATE, r"<\|end_header_id\|>\n\n"
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8", errors="replace"), ""

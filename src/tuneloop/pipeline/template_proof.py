@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -258,21 +259,55 @@ def _default_system(proof: _Proof) -> TemplateFinding | None:
 
 
 def _rewrites(proof: _Proof) -> TemplateFinding | None:
+    """An answer that the template writes otherwise once the conversation continues is read and not trained."""
     pair: list[Message] = [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]
     turns: list[Message] = [{**turn, "content": f"{MARK}{i}"} for i, turn in enumerate([*pair, *pair])]
-    try:
-        proof.template.render(turns)
-    except TemplateError as error:
-        several = [row for row in proof.rows if sum(turn["role"] == "assistant" for turn in row.messages) > 1]
-        message = f"conversations of several turns can't be trained: {error}"
-        step = "train on one answer a row, or take a template that leaves earlier turns as they were"
-        level: Level = "error" if several else "warn"
-        return TemplateFinding("earlier turns", level, message, step, several[0].id if several else "", bool(several))
-    turns[1]["content"] = f"<think>{MARK}</think>yes"
-    if MARK not in proof.text(turns).replace(f"{MARK}0", "").replace(f"{MARK}2", "").replace(f"{MARK}3", ""):
-        message = "reasoning of earlier turns is left out, as the model's makers do"
+    learned = _learned_text(proof.template, turns)
+    if not learned or f"{MARK}1" in learned:
+        return None
+    answers, trained, first = 0, 0, ""
+    for row, rendered in proof.pairs:
+        of_row = sum(turn["role"] == "assistant" and turn.get("weight") != 0 for turn in row.messages)
+        weights = [0.0, *rendered.mask]
+        runs = sum(bool(weight) and not before for before, weight in pairwise(weights))
+        answers, trained, first = answers + of_row, trained + runs, first or (row.id if runs < of_row else "")
+    message = "the template writes earlier turns otherwise once the conversation continues"
+    if trained == answers:
+        return TemplateFinding("earlier turns", "ok", f"{message}; no row has such an answer")
+    step = "divide conversations, so that each answer ends a row"
+    if f"{MARK}1" in _learned_text(proof.template.with_reasoning(keep=True), turns):
+        step += ", or set train.earlier_reasoning=keep and serve with tuneloop"
+    message = f"{answers - trained:,} of {answers:,} answers are read and not trained: {message}"
+    return TemplateFinding("earlier turns", "warn", message, step, first)
+
+
+def _reasoning(proof: _Proof) -> TemplateFinding | None:
+    with_reasoning = [row for row in proof.rows if any(turn.get("reasoning_content") for turn in row.messages)]
+    if not with_reasoning:
+        return None
+    count = counted(len(with_reasoning), "row")
+    if not proof.template.thinks:
+        return TemplateFinding("reasoning", "ok", f"the reasoning of {count} is left out (train.reasoning=off)")
+    turns: list[Message] = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": "y", "reasoning_content": MARK},
+    ]
+    if MARK in _learned_text(proof.template, turns):
+        earlier = "is kept" if proof.template.keeps_reasoning else "is left out"
+        message = f"{count} with reasoning, which is trained in last turns; that of earlier ones {earlier}"
         return TemplateFinding("reasoning", "ok", message)
-    return None
+    step = "take a template that writes it, or train without it: train.reasoning=off"
+    return TemplateFinding("reasoning", "error", f"the reasoning of {count} is lost", step, with_reasoning[0].id, True)
+
+
+def _learned_text(template: Template, turns: Sequence[Message]) -> str:
+    """What of a conversation is trained; empty where it can't be rendered."""
+    try:
+        rendered = template.render(turns)
+    except TemplateError:
+        return ""
+    learned = [token for token, weight in zip(rendered.ids, rendered.mask, strict=True) if weight]
+    return template.tokenizer.decode(learned, skip_special_tokens=False)  # type: ignore[no-any-return]
 
 
 def _generation_prompt(proof: _Proof) -> TemplateFinding | None:
@@ -355,6 +390,6 @@ def _two_templates(proof: _Proof) -> TemplateFinding | None:
 
 
 CHECKS: tuple[Callable[[_Proof], TemplateFinding | None], ...] = (
-    _renders, _ends, _stops, _bos, _system, _tools, _default_system, _rewrites, _generation_prompt, _padding,
-    _embeddings, _two_templates,
+    _renders, _ends, _stops, _bos, _system, _tools, _default_system, _rewrites, _reasoning, _generation_prompt,
+    _padding, _embeddings, _two_templates,
 )  # fmt: skip

@@ -80,6 +80,8 @@ def main() -> None:
             began, lines = time.perf_counter(), dict[str, None]()
             for rows in sets.values():
                 for finding in prove_template(folder, template, rows, name=entry["name"]).findings:
+                    if finding.name == "padding":  # no padding is stated here
+                        continue
                     lines[f"**{finding.level}** {finding.name}: {finding.message}"] = None
             milliseconds = 1000 * (time.perf_counter() - began) / sum(map(len, sets.values()))
             shutil.rmtree(scratch, ignore_errors=True)

@@ -75,7 +75,7 @@ PLAIN_TEMPLATE = """\
 # of a turn's reasoning, which the template does not write itself. Users' own are guarded too.
 CUT, HOLE, THOUGHT, ANSWER = "\ue002", "\ue003", "\ue004", "\ue005"
 _MARK = "\ue000[0-9]+\ue001"
-_MISSING_CONTENT = re.compile(r"content('\]|\"\])? is not none")  # of turns that only call tools
+_MISSING_CONTENT = re.compile(r"content('\]|\"\])? is (not )?none")  # of turns that only call tools
 # What a template writes around reasoning, and what ends it; the first pair where it writes none.
 _THOUGHTS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<|channel|>analysis<|message|>", "<|end|>"))
 # How a template treats reasoning is a part of its source, so that every program that renders it does the same: whether
@@ -195,11 +195,15 @@ class Template:
 
     @cached_property
     def default_system(self) -> str:
+        """See `default_system_with`."""
+        return self.default_system_with(())
+
+    def default_system_with(self, tools: Sequence[dict[str, Any]]) -> str:
         """What the template writes before a conversation without a system turn, or "": what differs from the text with
         another system turn, without control tokens and headers."""
         user: Message = {"role": "user", "content": HOLE}
         try:
-            plain, other = self.text([user]), self.text([{"role": "system", "content": CUT}, user])
+            plain, other = self.text([user], tools), self.text([{"role": "system", "content": CUT}, user], tools)
         except TemplateError:
             return ""
         head, _, tail = other.partition(CUT)
@@ -207,6 +211,17 @@ class Template:
         if not (before.startswith(head) and before.endswith(after) and len(before) > len(head) + len(after)):
             return ""
         return before[len(head) : len(before) - len(after)].strip()
+
+    @cached_property
+    def preamble(self) -> str:
+        """What the template writes before each system turn, or "", without control tokens and the name of the role."""
+        try:
+            head = self.text([{"role": "system", "content": CUT}, {"role": "user", "content": "x"}])
+        except TemplateError:
+            return ""
+        lines = self._control.sub("\n", head.partition(CUT)[0]).splitlines() if CUT in head else []
+        text = "\n".join(line for line in lines if line.strip() not in ("system", "developer")).strip()
+        return text if len(re.findall("[A-Za-z]", text)) >= 10 else ""
 
     # -- text -> ids
 
@@ -292,6 +307,8 @@ class Template:
 
     def _filled(self, messages: Sequence[Turn], tools: Sequence[Turn], prompt: bool, cut: str = CUT) -> str:
         values: dict[str, Any] = {"messages": messages, "tools": list(tools) or None if self.lists_tools else None}
+        if values["tools"] is None and "tools is defined" in self.source and "tools is not none" not in self.source:
+            del values["tools"]  # it would be gone through
         values |= {"add_generation_prompt": prompt, "cut": cut, **self.variables}
         try:
             environment, template = self._compiled
@@ -320,16 +337,33 @@ class Template:
                     pairs = [(call["function"]["name"], call["function"]["arguments"]) for call in calls]
                     turn["content"] = f"{turn['content']}\n{write_calls(pairs, format_for(self.source))}".strip()
             prepared.append(turn)
+        if not self.handles_tools and any(turn["role"] == "tool" for turn in prepared) and "tool" not in self._takes:
+            prepared = _as_users(prepared)
         if tools and not self.lists_tools:
             call = write_calls([("NAME", {})], format_for(self.source))
             schemas = (json.dumps(tool, ensure_ascii=False) for tool in tools)
             form = "JSON: " if call.startswith("{") else ""
             listing = "\n".join([f"You can call these functions. To call one, answer with {form}{call}", *schemas])
-            if prepared and prepared[0]["role"] == "system":
-                prepared[0] = {**prepared[0], "content": f"{prepared[0]['content']}\n\n{listing}".strip()}
+            place = 0 if prepared and prepared[0]["role"] == "system" else None
+            if place is None and "system" not in self._takes:
+                place = next((i for i, turn in enumerate(prepared) if turn["role"] == "user"), None)
+            if place is not None:
+                parts = (prepared[place]["content"], listing)
+                parts = parts if prepared[place]["role"] == "system" else parts[::-1]
+                prepared[place] = {**prepared[place], "content": "\n\n".join(parts).strip()}
             else:
                 prepared.insert(0, {"role": "system", "content": listing})
         return prepared
+
+    @cached_property
+    def _takes(self) -> set[str]:
+        """Which of the roles that some templates refuse or drop this one writes."""
+        turns: list[Turn] = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
+        attempts = {
+            "system": [{"role": "system", "content": HOLE}, turns[0]],
+            "tool": [*turns, {"role": "tool", "content": HOLE, "name": "x", "tool_call_id": "a" * 9}],
+        }
+        return {role for role, attempt in attempts.items() if HOLE in self._attempt(attempt)}
 
     def _call_id(self, name: str) -> str:
         """The id of a call, as Mistral's templates demand it: nine letters and digits."""
@@ -443,8 +477,7 @@ class Template:
             weight = messages[0].get("weight", 1)
             return Rendered([*opening, *ids, end], [0] * len(opening) + [weight] * (len(ids) + 1))
         guarded, tools, literals = self._guard(self._prepared(messages, tools), tools)
-        weights: list[float] = [1] * (len(guarded) - len(messages))
-        weights += [message.get("weight", 1) for message in messages]
+        weights = [message.get("weight", 1) for message in messages if message["role"] == "assistant"]
         return self._encode_turns(guarded, tools, literals, weights, reasoning)
 
     def document_ids(self, text: str) -> list[int]:
@@ -473,16 +506,19 @@ class Template:
         weights: Sequence[float] | None = None,
         reasoning: float = 1,
     ) -> Rendered:
-        """Ids and mask of a conversation or, without `weights`, of a prompt."""
+        """Ids and mask of a conversation with the weight of each answer or, without `weights`, of a prompt."""
         whole = self._render(messages, tools, prompt=weights is None)
         ids: list[int] = []
         mask: list[float] = []
         start = 0
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        for i in answers:
+        for number, i in enumerate(answers):
             before = self._render(messages[:i], tools, True) if i else self._header_alone(messages, tools, whole)
             after = self._render(messages[: i + 1], tools, False)
-            if not (whole.startswith(before) and after.startswith(before) and whole.startswith(after.rstrip())):
+            # Just behind the control token that ends the turn; what Phi-3 writes behind that ends the text.
+            places = [(after.find(token, len(before)), token) for token in self._end_strings]
+            end = min((place + len(token) for place, token in places if place >= 0), default=len(before))
+            if not (whole.startswith(before) and after.startswith(before) and whole.startswith(after[:end])):
                 if weights and i == answers[-1]:
                     raise TemplateError(
                         "the chat template rewrites earlier turns, so the answers' place can't be known"
@@ -491,14 +527,11 @@ class Template:
             head = self._encode_rendered(whole[start : len(before)], literals)
             ids += head
             mask += [0] * len(head)
-            # Just behind the control token that ends the turn.
-            ends = [after.rfind(token) + len(token) for token in self._end_strings if after.rfind(token) >= len(before)]
-            end = max(ends, default=len(before))
             answer = self._encode_rendered(whole[len(before) : end], literals)
             if not answer or answer[-1] not in self.end_ids:
                 raise TemplateError("the chat template does not end the assistant's turn with an end-of-turn token")
             ids += answer
-            mask += self._mask_of(answer, weights[i] if weights else 1, reasoning)
+            mask += self._mask_of(answer, weights[number] if weights else 1, reasoning)
             start = end
         rest = self._encode_rendered(whole[start:], literals)
         return Rendered(ids + rest, mask + [0] * len(rest))
@@ -545,6 +578,17 @@ class Template:
         write_json(folder / "tokenizer_config.json", {**settings, "chat_template": plain_source(self.source)})
 
 
+def _as_users(turns: list[Turn]) -> list[Turn]:
+    """Turns with what tools answered in turns of the user, one for those in a row."""
+    merged: list[Turn] = []
+    for turn in turns:
+        if merged and turn["role"] == "tool" and merged[-1]["role"] == "user":
+            merged[-1] = {**merged[-1], "content": f"{merged[-1]['content']}\n{turn['content']}"}
+        else:
+            merged.append({**turn, "role": "user"} if turn["role"] == "tool" else turn)
+    return merged
+
+
 def plain_source(source: str) -> str:
     """A chat template as other programs read it: without the mark where Llama 3's text is cut."""
     return source.replace("{{- cut }}\n", "")
@@ -583,6 +627,8 @@ def load_template(folder: Path) -> Template:
     variables = {key: _sound(token) for key, token in tokens.items() if isinstance(token, str) and token}
     source, split_after = _template_source(folder, settings, tokenizer)
     names = [*_ENDS_OF_TURN, variables.get("eos_token", "")]
+    if tokenizer.token_to_id("<|return|>") is not None:  # gpt-oss, whose answer continues behind its reasoning
+        names.remove("<|end|>")
     end_ids = [i for i in (tokenizer.token_to_id(name) for name in names if name) if i is not None]
     size, more = tokenizer.get_vocab_size(with_added_tokens=True), generation.get("eos_token_id")
     more = [i for i in (more if isinstance(more, list) else [more]) if type(i) is int and 0 <= i < size]

@@ -290,8 +290,9 @@ class Template:
         asks = max((i for i, turn in enumerate(messages) if turn["role"] == "user"), default=-1)
         turns: list[Turn] = []
         for i, turn in enumerate(messages):
-            reasoning, turn = turn.get("reasoning_content"), {k: v for k, v in turn.items() if k != "reasoning_content"}
-            now = i > asks
+            reasoning, now = turn.get("reasoning_content"), i > asks
+            if reasoning is not None:
+                turn = {name: value for name, value in turn.items() if name != "reasoning_content"}
             block = bool(reasoning) and self.thinks and (now or self.keeps_reasoning)
             if turn["role"] == "assistant" and i + 1 == len(messages) and not block:  # as its prompt begins it
                 block = self._opens_reasoning and not self._writes_empty
@@ -299,9 +300,9 @@ class Template:
                 block = block or self._writes_empty or self._opens_reasoning
             reasoning = reasoning if reasoning and self.thinks else ""
             if block and now and reasoning and self._writes_reasoning:
-                turn |= {"reasoning_content": reasoning, "thinking": reasoning}
+                turn = {**turn, "reasoning_content": reasoning, "thinking": reasoning}
             elif block:
-                turn["content"] = f"{THOUGHT}{reasoning}{ANSWER}{turn['content']}"
+                turn = {**turn, "content": f"{THOUGHT}{reasoning}{ANSWER}{turn['content'] or ''}"}
             turns.append(turn)
         return turns
 

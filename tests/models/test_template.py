@@ -581,7 +581,9 @@ def test_reasoning_has_its_own_weight_in_the_loss(llama3: Template, source: str)
             by_weight.setdefault(each, []).append(token)
         assert template.tokenizer.decode(by_weight[1], skip_special_tokens=False).strip() == "Monday.<|eot_id|>"
         assert "Sent on the 3rd.\n</think>" in template.tokenizer.decode(by_weight[weight])
-    assert template.render(TURNS_WITHOUT, reasoning=0) == template.render(TURNS_WITHOUT)
+    without = template.render(TURNS_WITHOUT, reasoning=0)  # an empty block is reasoning too
+    learned = supervised_texts(template, without.ids, without.mask)[-1]
+    assert learned.strip() == "y </think z<|eot_id|>"
 
 
 TURNS_WITHOUT: Any = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y </think z"}]
@@ -642,7 +644,7 @@ def test_arguments_are_text_where_the_template_takes_no_object(llama3: Template)
         "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.name + c.function.arguments }}{% endfor %}"
         "{% if m.content is not none %}{{ m.content + '!' }}{% endif %}{{ '<|eot_id|>' }}{% endfor %}",
     )
-    assert template.text(CALLED, WEATHER).startswith('Weather?!<|eot_id|>weather{"city": "Bonn"}<|eot_id|>Rain!')
+    assert template.text(CALLED).startswith('Weather?!<|eot_id|>weather{"city": "Bonn"}<|eot_id|>Rain!')
 
 
 def test_a_template_that_knows_users_and_assistants_only_gets_tools_and_their_answers_from_the_user(

@@ -180,11 +180,12 @@ def test_a_model_without_a_template_is_said_to_have_none(make: Make) -> None:
 
 def test_a_system_prompt_that_comes_with_tools_only_is_found_too(make: Make) -> None:
     head = "{%- if messages[0].role != 'system' and tools %}{{- '<|im_start|>system\\nYou call tools.' + tools | tojson + '<|im_end|>\\n' }}"
-    head += "{%- elif tools %}{{- '<|im_start|>system\\n' + messages[0].content + tools | tojson + '<|im_end|>\\n' }}{%- endif %}"
+    head += "{%- elif messages[0].role == 'system' %}{{- '<|im_start|>system\\n' + messages[0].content + tools | tojson + '<|im_end|>\\n' }}{%- endif %}"
     tools = [{"type": "function", "function": {"name": "f", "description": "x", "parameters": {}}}]
-    found = findings(make(head + PLAIN), TURNS, tools=tools)
+    source = head + PLAIN.replace("in messages %}", "in messages if m.role != 'system' %}")
+    found = findings(make(source), TURNS, tools=tools)
     assert "'You call tools.'" in found["default system prompt"].message
-    assert "default system prompt" not in findings(make(head + PLAIN))
+    assert "default system prompt" not in findings(make(source))
 
 
 def test_answers_that_are_lost_only_where_there_are_tools_are_counted(make: Make) -> None:

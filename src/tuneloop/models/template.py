@@ -184,8 +184,8 @@ class Template:
     @cached_property
     def _writes_empty(self) -> bool:
         """Whether the template writes an empty block into a last turn without reasoning."""
-        turns: list[Turn] = [{"role": "user", "content": "x"}, {"role": "assistant", "content": HOLE}]
-        return self._tags[1] in self._attempt(turns)
+        turns: list[Turn] = [{"role": "user", "content": HOLE}, {"role": "assistant", "content": "x"}]
+        return self._tags[1] in self._attempt(turns).partition(HOLE)[2]
 
     def _attempt(self, messages: list[Turn], *, prompt: bool = False) -> str:
         try:
@@ -288,6 +288,8 @@ class Template:
     def _with_thoughts(self, messages: Sequence[Turn]) -> Sequence[Turn]:
         """Turns whose reasoning is where the template writes it, at the beginning of a content, or left out."""
         asks = max((i for i, turn in enumerate(messages) if turn["role"] == "user"), default=-1)
+        if self.keeps_reasoning and self.source.count("preserve_thinking") > 1:
+            asks = -1  # the template itself keeps it
         turns: list[Turn] = []
         for i, turn in enumerate(messages):
             reasoning, now = turn.get("reasoning_content"), i > asks

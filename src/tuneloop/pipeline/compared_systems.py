@@ -89,7 +89,7 @@ def uses_choice(dataset: Dataset, config: EvaluateConfig) -> bool:
     if dataset.task != "classification" or config.answer == "generate":
         return False
     # Rows with several labels: the sets that training saw are not all there are, so the model writes its own. What
-    # thinks before its label is asked as it was trained.
+    # thinks before its label answers as it was trained.
     thinks = any(row.reasoning for row in dataset.train[:THINKING])
     return config.answer == "choice" or (label_lists(dataset.test) is None and not thinks)
 

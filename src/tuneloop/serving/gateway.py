@@ -609,11 +609,10 @@ class Gateway:
         first = account.completions.get(0)
         text = first.text if first is not None else account.texts.get(0)
         chance = first.label_probability if first is not None else None
-        record.completion = text
-        if text is not None and chance is not None and chance == chance:  # quality is estimated from it later
-            record.completion = {"role": "assistant", "content": text, "probability": round(chance, 6)}
-        elif text is not None and account.thought:
-            record.completion = {"role": "assistant", "content": text, "reasoning_content": account.thought}
+        further: dict[str, Any] = {"reasoning_content": account.thought} if account.thought else {}
+        if chance is not None and chance == chance:  # quality is estimated from it later
+            further["probability"] = round(chance, 6)
+        record.completion = text if text is None or not further else {"role": "assistant", "content": text, **further}
         record.prompt_tokens, record.completion_tokens = account.prompt_tokens, account.tokens
         record.ttft_ms = None if account.ttft_ms is None else round(account.ttft_ms, 3)
         record.total_ms = round(1000 * (time.perf_counter() - account.began), 3)

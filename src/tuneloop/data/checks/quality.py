@@ -143,7 +143,7 @@ def flags(messages: Sequence[Message], label: str | None) -> tuple[str, ...]:
 def contradicts(reasoning: str, answer: str) -> bool:
     """Whether reasoning says what the answer is, at its end, and the answer is another one.
 
-    Told where both are numbers, or words of which neither has the other; else it can't be.
+    It is known where both are numbers, or words of which neither has the other; else it can't be.
     """
     ends = list(_CONCLUSION.finditer(reasoning[-CONCLUDES:]))
     if not ends:

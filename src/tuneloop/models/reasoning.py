@@ -24,6 +24,11 @@ def split_reasoning(text: str, *, opened: bool = False) -> tuple[str | None, str
     return reasoning.strip(), answer.strip() if closed else None
 
 
+def with_tags(reasoning: str) -> str:
+    """Reasoning as it is written in front of an answer; empty where there is none."""
+    return f"{THINK[0]}\n{reasoning}\n{THINK[1]}\n\n" if reasoning else ""
+
+
 def is_headless(text: str) -> bool:
     """Whether a text has the end of a block of reasoning and not its beginning: the prompt had that."""
     return any(text.count(closing) == 1 and opening not in text for opening, closing in TAGS)

@@ -33,6 +33,7 @@ from tuneloop.inference.protocol import ModelTarget
 from tuneloop.inference.request import Request
 from tuneloop.models.batch_invariance import batch_invariant, need_batch_invariance
 from tuneloop.models.load import Model
+from tuneloop.models.reasoning import with_tags
 from tuneloop.models.template import Template
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Dataset, Message, Row
@@ -111,7 +112,7 @@ def longest_answer(template: Template, dataset: Dataset, config: EvaluateConfig)
 def reference_lengths(template: Template, dataset: Dataset) -> list[int]:
     """Tokens of up to 2,000 references with their end, the shortest first; of test rows where there are no others."""
     rows = dataset.train[:2000] or dataset.test[:2000]
-    return sorted(len(template.encode(row.reasoning + row.answer)) + 1 for row in rows)
+    return sorted(len(template.encode(with_tags(row.reasoning) + row.answer)) + 1 for row in rows)
 
 
 def few_shot_examples(

@@ -621,7 +621,7 @@ def test_reasoning_is_given_and_streamed_apart_and_both_are_logged(tmp_path: Pat
         wait_for(lambda: gateway.store.counts.stored == 4)
     with opened(tmp_path) as store:
         logged = [request.completion for request in read_requests(store)]
-    both = {"role": "assistant", "content": "On its way.", "reasoning_content": "Sent on Monday."}
+    both = {"role": "assistant", "content": "On its way.", "reasoning_content": "Sent on Monday.", "probability": 0.9}
     assert logged.count(both) == 3
 
 

@@ -76,6 +76,9 @@ class TrainSettings(TypedDict, total=False):
     teacher_bits: Literal[4, 16]
     loss: str
     train_on: Literal["assistant", "all", "last"]
+    reasoning: Literal["auto", "on", "off"]
+    earlier_reasoning: Literal["drop", "keep"]
+    reasoning_weight: float
     beta: float
     desirable_weight: float
     undesirable_weight: float

@@ -138,7 +138,9 @@ def test_a_configuration_that_can_not_be_is_refused_at_once(
         load_model(str(folder), dtype="float32")
 
 
-@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight"])
+@pytest.mark.parametrize(
+    "name", ["model.embed_tokens.weight", "model.norm.weight", "model.layers.0.input_layernorm.weight"]
+)
 def test_a_missing_weight_is_named(name: str, tiny_llama: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_llama, tmp_path / "m")
     state = load_file(folder / "model.safetensors")

@@ -377,7 +377,7 @@ def test_generation_markers_are_understood(llama3: Template) -> None:
     assert supervised_texts(template, row.ids, row.mask) == ["y<|eot_id|>"]
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(llama3: Template) -> None:
+def test_an_answer_that_the_template_rewrites_later_is_read_and_not_learned(llama3: Template) -> None:
     drops_thoughts = (
         "{% for m in messages %}{{ m['role'] + ':' }}"
         "{{ m['content'] if loop.last else m['content'].split('</think>')[-1] }}{{ '<|eot_id|>' }}{% endfor %}"
@@ -391,8 +391,10 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(llama3: Template) -> 
         {"role": "assistant", "content": "w"},
     ]
     assert template.render(turns[:2]).ids  # a single answer is in its place
-    with pytest.raises(TemplateError, match="rewrites earlier turns"):
-        template.render(turns)
+    rendered = template.render(turns)
+    learned = [token for token, weight in zip(rendered.ids, rendered.mask, strict=True) if weight]
+    assert template.tokenizer.decode(learned, skip_special_tokens=False) == "w<|eot_id|>"
+    assert rendered.ids[: len(template.prompt_ids(turns[:-1]))] == template.prompt_ids(turns[:-1])
 
 
 def test_a_template_without_an_end_of_turn_is_refused(llama3: Template) -> None:
@@ -505,3 +507,170 @@ def test_thousands_of_names_that_begin_with_one_another_are_no_fault(tiny_llama:
     names = ["<" * n for n in range(1, 3000)]
     template.tokenizer.add_special_tokens(names)
     assert template._control.fullmatch("<" * 2999)
+
+
+# As Qwen 3's: it writes reasoning itself, with an empty block where there is none, and drops that of earlier turns.
+THINKS = (
+    "{% set ns = namespace(asks=-1) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.asks = loop.index0 %}{% endif %}"
+    "{% endfor %}{% for m in messages %}{{ m.role + ':' }}{% set r = m.reasoning_content or '' %}"
+    "{% if m.role == 'assistant' and loop.index0 > ns.asks and (loop.last or r) %}{{ '<think>\\n' + r + '\\n</think>\\n\\n' }}{% endif %}"
+    "{{ m.content + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"
+)
+# As DeepSeek's: its prompt opens the reasoning, and it drops that of every turn.
+OPENS = (
+    "{% for m in messages %}{{ m.role + ':' + m.content.split('</think>')[-1] + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:<think>\\n' }}{% endif %}"
+)
+THINKING = pytest.mark.parametrize("source", [THINKS, OPENS, LLAMA3_TEMPLATE], ids=["thinks", "opens", "neither"])
+REASONED: list[dict[str, Any]] = [
+    {"role": "user", "content": "Where is it?"},
+    {"role": "assistant", "content": "On its way.", "reasoning_content": "It was sent."},
+    {"role": "user", "content": "Since when?"},
+    {"role": "assistant", "content": "Monday.", "reasoning_content": "Sent on the 3rd."},
+]
+
+
+def starts_as_asked(template: Template, turns: list[dict[str, Any]], ids: list[int]) -> bool:
+    prompt = template.prompt_ids(turns[:-1])  # type: ignore[arg-type]
+    return ids[: len(prompt)] == prompt
+
+
+@THINKING
+def test_the_last_turn_is_learned_with_its_reasoning_and_earlier_ones_are_read_without(
+    llama3: Template, source: str
+) -> None:
+    template = with_source(llama3, source)
+    row = template.render(REASONED)
+    text = template.tokenizer.decode(row.ids, skip_special_tokens=False)
+    assert "It was sent." not in text and starts_as_asked(template, REASONED, row.ids)
+    learned = supervised_texts(template, row.ids, row.mask)
+    assert learned[-1].removeprefix("<think>\n") == "Sent on the 3rd.\n</think>\n\nMonday.<|eot_id|>"
+
+
+@THINKING
+def test_reasoning_that_is_kept_is_learned_in_every_turn(llama3: Template, source: str) -> None:
+    template = with_source(llama3, source).with_reasoning(keep=True)
+    for turns in (REASONED, [*REASONED[:1], {"role": "assistant", "content": "No."}, *REASONED[2:]]):
+        row = template.render(turns)
+        assert starts_as_asked(template, turns, row.ids)
+        assert starts_as_asked(template, turns[:2], row.ids)
+        learned = supervised_texts(template, row.ids, row.mask)
+        assert len(learned) == 2 and "Sent on the 3rd.\n</think>\n\nMonday." in learned[1]
+        assert ("It was sent.\n</think>\n\nOn its way." in learned[0]) == (turns is REASONED)
+
+
+@THINKING
+def test_reasoning_that_is_off_is_in_no_turn(llama3: Template, source: str) -> None:
+    template = with_source(llama3, source).with_reasoning(on=False)
+    row = template.render(REASONED)
+    text = template.tokenizer.decode(row.ids, skip_special_tokens=False)
+    assert "sent" not in text.lower() and starts_as_asked(template, REASONED, row.ids)
+    assert supervised_texts(template, row.ids, row.mask)[-1].split("</think>\n\n")[-1] == "Monday.<|eot_id|>"
+
+
+@THINKING
+def test_reasoning_has_its_own_weight_in_the_loss(llama3: Template, source: str) -> None:
+    template = with_source(llama3, source)
+    whole = template.render(REASONED[2:])
+    for weight in (0, 0.25):
+        row = template.render(REASONED[2:], reasoning=weight)
+        assert row.ids == whole.ids
+        by_weight: dict[float, list[int]] = {}
+        for token, each in zip(row.ids, row.mask, strict=True):
+            by_weight.setdefault(each, []).append(token)
+        assert template.tokenizer.decode(by_weight[1], skip_special_tokens=False).strip() == "Monday.<|eot_id|>"
+        assert "Sent on the 3rd.\n</think>" in template.tokenizer.decode(by_weight[weight])
+    without = template.render(TURNS_WITHOUT, reasoning=0)  # an empty block is reasoning too
+    learned = supervised_texts(template, without.ids, without.mask)[-1]
+    assert learned.strip() == "y </think z<|eot_id|>"
+
+
+TURNS_WITHOUT: Any = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y </think z"}]
+
+
+def test_what_is_set_about_reasoning_travels_with_the_template(llama3: Template, tmp_path: Path) -> None:
+    template = llama3.with_reasoning(on=False, keep=True)
+    template.save(tmp_path)
+    saved = load_template(tmp_path)
+    assert (saved.thinks, saved.keeps_reasoning, saved.source) == (False, True, template.source)
+    assert (llama3.thinks, llama3.keeps_reasoning) == (True, False)
+    again = template.with_reasoning(on=True)
+    assert again.thinks and again.source.count("set enable_thinking") == 1
+    assert llama3.with_reasoning() is llama3
+
+
+@pytest.mark.parametrize("sign", ["\ue004", "\ue005", "\ue004x\ue005"])
+def test_no_text_of_a_user_becomes_reasoning(llama3: Template, sign: str) -> None:
+    for turns in (
+        [{"role": "user", "content": sign}, *REASONED[1:2]],
+        [*REASONED[:1], {**REASONED[1], "content": sign}],
+    ):
+        text = llama3.tokenizer.decode(llama3.render(turns).ids, skip_special_tokens=False)
+        assert text.count("<think>") == 1 and sign in text
+
+
+def test_a_prompt_that_opens_reasoning_is_known_as_one(llama3: Template) -> None:
+    template = with_source(llama3, OPENS)
+    assert template.opens_reasoning(template.prompt_ids(REASONED[:1]))  # type: ignore[arg-type]
+    assert not llama3.opens_reasoning(llama3.prompt_ids([{"role": "user", "content": "<think>"}]))
+    assert not llama3.opens_reasoning([])
+
+
+CALLED: list[dict[str, Any]] = [
+    {"role": "user", "content": "Weather?"},
+    {"role": "assistant", "content": "", "tool_calls": [
+        {"id": "call_0", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Bonn"}'}}
+    ]},
+    {"role": "tool", "content": "Rain", "tool_call_id": "call_0", "name": "weather"},
+    {"role": "assistant", "content": "It rains."},
+]  # fmt: skip
+WEATHER = [{"type": "function", "function": {"name": "weather", "description": "x", "parameters": {}}}]
+
+
+def test_ids_of_calls_are_as_mistrals_templates_demand_them(llama3: Template) -> None:
+    template = with_source(
+        llama3,
+        "{% for m in messages %}{{ m.role }}{% for c in m.tool_calls or [] %}{% if c.id|length != 9 %}{{ raise_exception('id') }}"
+        "{% endif %}{{ c.id }}{% endfor %}{{ m.tool_call_id or '' }}{{ m.content }}{{ '<|eot_id|>' }}{% endfor %}",
+    )
+    names = re.findall(r"assistant(\w{9})<\|eot_id\|>tool(\w{9})Rain", template.text(CALLED, WEATHER))
+    assert len(names) == 1 and names[0][0] == names[0][1]
+
+
+def test_arguments_are_text_where_the_template_takes_no_object(llama3: Template) -> None:
+    template = with_source(
+        llama3,
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.name + c.function.arguments }}{% endfor %}"
+        "{% if m.content is not none %}{{ m.content + '!' }}{% endif %}{{ '<|eot_id|>' }}{% endfor %}",
+    )
+    assert template.text(CALLED).startswith('Weather?!<|eot_id|>weather{"city": "Bonn"}<|eot_id|>Rain!')
+
+
+def test_a_template_that_knows_users_and_assistants_only_gets_tools_and_their_answers_from_the_user(
+    llama3: Template,
+) -> None:
+    template = with_source(
+        llama3,
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}"
+        "{% endif %}{{ '<start_of_turn>' + m.role + ':' + m.content + '<|eot_id|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<start_of_turn>assistant:' }}{% endif %}",
+    )
+    text = template.text([*CALLED[:3], CALLED[2], *CALLED[3:]], WEATHER)
+    assert "[weather(city='Bonn')]<|eot_id|>" in text and "user:Rain\nRain<|eot_id|>" in text
+    assert text.index('"weather"') < text.index("Weather?")
+    row = template.render([*CALLED[:3], CALLED[2], *CALLED[3:]], WEATHER)
+    assert [each.split("<")[0] for each in supervised_texts(template, row.ids, row.mask)] == [
+        "[weather(city='Bonn')]",
+        "It rains.",
+    ]
+
+
+def test_what_ends_a_text_is_not_learned_behind_the_end_of_a_turn(llama3: Template) -> None:
+    template = with_source(
+        llama3,
+        "{% for m in messages %}{{ m.role + ':' + m.content + '<|eot_id|>' }}{% endfor %}"
+        "{{ 'assistant:' if add_generation_prompt else '<|end_of_text|>' }}",
+    )
+    row = template.render([{k: turn[k] for k in ("role", "content")} for turn in REASONED])
+    assert supervised_texts(template, row.ids, row.mask) == ["On its way.<|eot_id|>", "Monday.<|eot_id|>"]

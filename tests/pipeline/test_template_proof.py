@@ -63,6 +63,16 @@ def test_a_sound_template_has_no_finding_and_shows_what_is_trained(make: Make) -
     [
         ((" + '<|im_end|>'", ""), [TURNS], "renders", "error", True, "does not end the assistant's turn"),
         (("{%- for", "{{- bos_token + bos_token }}{%- for"), [TURNS], "bos", "error", True, "twice"),
+        (("{%- for", "{%- for i in range(99999) %}{{- 'x' * 99999 }}{%- endfor %}{%- for"), [TURNS], "renders", "error", True, "it makes more text"),
+        (("{%- for", "{{- messages.__class__.__mro__ }}{%- for"), [TURNS], "renders", "error", True, "unsafe"),
+        (
+            ("{%- for", "{{- '<|im_start|>system\\nKnowledge of 2023. ' + (messages[0].content if messages[0].role == 'system' else '') + '<|im_end|>' }}{%- for"),
+            [TURNS], "added text", "warn", False, "'Knowledge of 2023.'",
+        ),
+        (
+            ("{%- for", "{{- strftime_now('%d %b %Y') }}{%- for"),
+            [TURNS], "date", "warn", False, "1 row, so that prompts differ from day to day",
+        ),
         (
             ("{%- for m in messages %}", "{%- for m in messages if m.role != 'system' %}"),
             [[{"role": "system", "content": "Be brief"}, *TURNS]], "system", "error", True, "drops system turns; 1 row of 1",
@@ -77,15 +87,16 @@ def test_a_sound_template_has_no_finding_and_shows_what_is_trained(make: Make) -
         ),
         (
             ("m.content +", "(m.content if loop.last or m.role == 'user' else 'cut') +"),
-            [[*TURNS, *TURNS]], "renders", "error", True, "rewrites earlier turns",
+            [[*TURNS, *TURNS]], "earlier turns", "warn", False, "1 of 2 answers are read and not trained",
         ),
         (
             ("m.content +", "(m.content if loop.last or m.role == 'user' else 'cut') +"),
-            [TURNS], "earlier turns", "warn", False, "can't be trained",
+            [TURNS], "earlier turns", "ok", False, "no row has such an answer",
         ),
         (
-            ("m.content +", "(m.content.split('</think>')[-1] if not loop.last else m.content) +"),
-            [TURNS], "reasoning", "ok", False, "left out",
+            ("m.content +", "m.content.split('</think>')[-1] +"),
+            [[TURNS[0], {**TURNS[1], "reasoning_content": "It was sent."}]],
+            "reasoning", "ok", False, "1 row with reasoning, which is trained in last turns",
         ),
     ],
 )  # fmt: skip
@@ -105,8 +116,6 @@ def test_tools_that_the_template_drops_are_an_error_only_where_rows_have_some(ma
     tool = {"type": "function", "function": {"name": "find", "parameters": {}}}
     folder = make(PLAIN.replace("{%- for", "{%- if tools %}{%- endif %}{%- for", 1))
     assert findings(folder, tools=[tool])["tools"].blocks and "tools" not in findings(folder)
-    listed = make(PLAIN.replace("{%- for", "{%- if tools %}{{- tools | tojson }}{%- endif %}{%- for", 1))
-    assert "tools" not in findings(listed, tools=[tool])
 
 
 def test_an_end_at_which_other_engines_run_on_is_a_warning(make: Make) -> None:
@@ -161,3 +170,28 @@ def test_an_export_that_renders_a_row_otherwise_is_told_by_that_row(make: Make) 
     exported = load_template(make(PLAIN.replace("m.role +", "('user' if m.role == 'system' else m.role) +")))
     assert first_difference(trained, trained, rows) is None
     assert first_difference(trained, exported, rows) is rows[1]
+
+
+def test_a_model_without_a_template_is_said_to_have_none(make: Make) -> None:
+    folder = make(template="")
+    finding = findings(folder)["no template"]
+    assert finding.level == "ok" and "comes without a chat template" in finding.message
+
+
+def test_a_system_prompt_that_comes_with_tools_only_is_found_too(make: Make) -> None:
+    head = "{%- if messages[0].role != 'system' and tools %}{{- '<|im_start|>system\\nYou call tools.' + tools | tojson + '<|im_end|>\\n' }}"
+    head += "{%- elif messages[0].role == 'system' %}{{- '<|im_start|>system\\n' + messages[0].content + tools | tojson + '<|im_end|>\\n' }}{%- endif %}"
+    tools = [{"type": "function", "function": {"name": "f", "description": "x", "parameters": {}}}]
+    source = head + PLAIN.replace("in messages %}", "in messages if m.role != 'system' %}")
+    found = findings(make(source), TURNS, tools=tools)
+    assert "'You call tools.'" in found["default system prompt"].message
+    assert "default system prompt" not in findings(make(source))
+
+
+def test_answers_that_are_lost_only_where_there_are_tools_are_counted(make: Make) -> None:
+    last = "{%- if m.role == 'user' and loop.index0 == ns.asks and tools %}{{- tools | tojson }}{%- endif %}"
+    asks = "{%- set ns = namespace(asks=0) %}{%- for m in messages %}{%- if m.role == 'user' %}{%- set ns.asks = loop.index0 %}{%- endif %}{%- endfor %}"
+    source = asks + PLAIN.replace("{%- for m in messages %}", "{%- for m in messages %}" + last)
+    tools = [{"type": "function", "function": {"name": "f", "description": "x", "parameters": {}}}]
+    assert "earlier turns" not in findings(make(source), [*TURNS, *TURNS])
+    assert "1 of 2 answers" in findings(make(source), [*TURNS, *TURNS], tools=tools)["earlier turns"].message

@@ -32,6 +32,7 @@ REASONS = {
     "broken_csv": "a quote that is not closed, or more cells than the header has",
     "broken_json": "not valid JSON (RFC 8259): the record, bytes that are no UTF-8, or JSON inside one of its columns",
     "conflicting_label": "the same text stands under another label or answer, and duplicates.conflicts drops such rows",
+    "cut_reasoning": "an answer's reasoning (<think>) is never closed: the answer itself is missing",
     "cut_file": "the compressed file ends before its data does: everything after this line is missing",
     "empty_input": "no question: the text, the prompt or a user turn is empty",
     "empty_output": "nothing is answered: the label, the output or an assistant turn is empty",

@@ -31,7 +31,8 @@ from tuneloop.records.completion import Completion
 
 T = TypeVar("T")
 FATAL = (NO_QUOTA, "no_adapter", "no_choices")  # words of an error: wrong for one request, wrong for all
-APART = {"id", "gives_way", "adapter"}  # of a request, what its answer does not depend on, or is not its own
+# Of a request, what its answer does not depend on, or is not its own.
+APART = {"id", "gives_way", "adapter", "as_written"}
 
 
 @dataclass

@@ -33,10 +33,10 @@ from tuneloop.core.errors import UserError
 from tuneloop.inference.local.grammar import Grammars, why_not_written
 from tuneloop.inference.local.labels import LabelTrees, LabelTrie, label_ids, label_trie
 from tuneloop.inference.local.scoring import AnswerFit
-from tuneloop.inference.request import Request, Requests, Update, refused, with_ids
+from tuneloop.inference.request import Request, Requests, Separation, Update, refused, with_ids
 from tuneloop.inference.timeouts import START_WITHIN
 from tuneloop.models.adapters import ATTACHED, BASE
-from tuneloop.models.template import Rendered, Template, TemplateError, plain_source
+from tuneloop.models.template import Rendered, Template, TemplateError, plain_source, sets_of
 from tuneloop.records.artifact import ARTIFACT, ArtifactManifest
 from tuneloop.records.completion import ENGINE, Completion, Finish, TokenLogprob
 from tuneloop.records.record import read_record
@@ -188,9 +188,10 @@ class RenderingEngine(ABC):
         if isinstance(ready, Completion):
             yield Update(completion=ready)
             return
+        separated = Separation(ready, self._templates.get(ready.adapter))
         async with aclosing(self._answer(ready)) as updates:
             async for update in updates:
-                yield update
+                yield separated(update)
 
     def _template(self, adapter: str) -> Template:
         """The template of an adapter.
@@ -413,5 +414,11 @@ class EngineKind:
 
 
 def with_template(template: Template, source: str) -> Template:
-    """A tokenizer with another chat template; an empty one: its own."""
-    return template if not source or source == plain_source(template.source) else replace(template, source=source)
+    """A tokenizer with another chat template; an empty one: its own.
+
+    One that is its own but for what it sets about reasoning keeps the places where Llama 3's text is cut.
+    """
+    if not source or source == plain_source(template.source):
+        return template
+    sets, own = sets_of(source), template.source[len(sets_of(template.source)) :]
+    return replace(template, source=sets + own if source[len(sets) :] == plain_source(own) else source)

@@ -11,6 +11,7 @@ from tuneloop.core import json_schema
 from tuneloop.core.errors import UserError
 from tuneloop.inference.local.sampling import GREEDY, Sampling
 from tuneloop.models.adapters import ATTACHED, applied_now
+from tuneloop.models.reasoning import ReasoningStream, split_reasoning
 from tuneloop.models.template import Template, TemplateError
 from tuneloop.records.completion import ENGINE, Completion
 from tuneloop.records.rows import Message
@@ -43,6 +44,7 @@ class Request:
     id: str = ""  # of the row that the request is about; not part of the prompt
     choices: tuple[str, ...] = ()  # the answer is one of these labels, with its probability if known; empty: free text
     schema: Mapping[str, Any] | None = None  # JSON Schema that the answer, a JSON text, fulfils; None: free text
+    as_written: bool = False  # reasoning stays in the text, tags and all
     gives_way: bool = False  # compute it in what other requests leave idle, where the engine can
 
     def __post_init__(self) -> None:
@@ -71,10 +73,40 @@ Requests = Sequence[Request]
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What has become known of an answer: a further piece of its text, and at the end all of it."""
+    """What has become known of an answer: a further piece of its text or reasoning, and at the end all of it."""
 
     text: str = ""
     completion: Completion | None = None
+    reasoning: str = ""
+
+
+class Separation:
+    """Takes an answer's reasoning out of its text, update by update.
+
+    Args:
+        request: with token ids, where they are known here.
+        template: by which these became a prompt; None: a server's own.
+    """
+
+    def __init__(self, request: Request, template: Template | None) -> None:
+        self.idle = request.as_written or bool(request.choices) or request.continues is not None
+        opened = template is not None and template.opens_reasoning(request.ids)
+        self._opened, self._stream = opened, ReasoningStream(opened)
+
+    def __call__(self, update: Update) -> Update:
+        """An update with its text and its reasoning apart."""
+        if self.idle:
+            return update
+        completion = update.completion
+        reasoning, text = self._stream.push(update.text, last=completion is not None)
+        return Update(text, completion and self.of(completion), reasoning)
+
+    def of(self, completion: Completion) -> Completion:
+        """A whole answer with its text and its reasoning apart."""
+        if self.idle:
+            return completion
+        reasoning, text = split_reasoning(completion.text, opened=self._opened)
+        return completion if reasoning is None else replace(completion, text=text or "", reasoning=reasoning)
 
 
 def with_adapter(request: Request) -> Request:

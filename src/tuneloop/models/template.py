@@ -16,9 +16,11 @@ import json
 import os
 import re
 import threading
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from jinja2.ext import Extension
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json_object, write_json, write_text
 from tuneloop.models.chat_jinja import MOST_SOURCE, Bounded
+from tuneloop.models.tool_calls import format_for, write_calls
 from tuneloop.records.rows import Message
 
 Turn = dict[str, Any]  # of a conversation as a template sees it, or the schema of a tool
@@ -68,9 +71,17 @@ PLAIN_TEMPLATE = """\
 
 
 # Private characters with a meaning while a template is at work: "\ue000N\ue001" is the N-th control string that a user
-# typed, CUT where the text is tokenised apart, HOLE the content of a turn. Users' own are guarded too.
-CUT, HOLE = "\ue002", "\ue003"
+# typed, CUT where the text is tokenised apart, HOLE the content of a turn, THOUGHT and ANSWER the beginning and the end
+# of a turn's reasoning, which the template does not write itself. Users' own are guarded too.
+CUT, HOLE, THOUGHT, ANSWER = "\ue002", "\ue003", "\ue004", "\ue005"
 _MARK = "\ue000[0-9]+\ue001"
+_MISSING_CONTENT = re.compile(r"content('\]|\"\])? is (not )?none")  # of turns that only call tools
+# What a template writes around reasoning, and what ends it; the first pair where it writes none.
+_THOUGHTS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<|channel|>analysis<|message|>", "<|end|>"))
+# How a template treats reasoning is a part of its source, so that every program that renders it does the same: whether
+# models think, by the names that Qwen and SmolLM, and Granite and DeepSeek, have for it; whether earlier turns keep
+# their reasoning, by Qwen's.
+_SETS = re.compile(r"(\{%- set (enable_thinking|thinking|preserve_thinking) = (true|false) %\}\n)*")
 LONG = 50_000  # characters of a text that are tokenised in a way that lets other threads run
 _ENCODING = threading.Lock()  # whether control tokens count is a state of the tokenizer, which several threads use
 
@@ -127,12 +138,72 @@ class Template:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
+    def _settings_of_reasoning(self) -> str:
+        return sets_of(self.source)
+
+    @property
+    def thinks(self) -> bool:
+        """Whether a turn's reasoning is a part of it; else it is left out of every turn."""
+        return "{%- set enable_thinking = false" not in self._settings_of_reasoning
+
+    @property
+    def keeps_reasoning(self) -> bool:
+        """Whether turns before the last question keep their reasoning; models are usually trained without it."""
+        return "preserve_thinking = true" in self._settings_of_reasoning
+
+    def with_reasoning(self, *, on: bool | None = None, keep: bool = False) -> Template:
+        """The template with reasoning switched on or off (None: as its makers meant it), kept in earlier turns or not.
+
+        What it sets is written into its source, which travels with an adapter and an export.
+        """
+        switch = [] if on is None else [("enable_thinking", on), ("thinking", on)]
+        switch += [("preserve_thinking", True)] if keep else []
+        sets = "".join(f"{{%- set {name} = {str(value).lower()} %}}\n" for name, value in switch)
+        return replace(self, source=sets + self.source[len(self._settings_of_reasoning) :]) if sets else self
+
+    @cached_property
+    def _tags(self) -> tuple[str, str]:
+        return next((pair for pair in _THOUGHTS if pair[0] in self.source), _THOUGHTS[0])
+
+    def opens_reasoning(self, ids: Sequence[int]) -> bool:
+        """Whether a prompt ends with the tag that opens reasoning, which the answer then has not."""
+        tail = self.tokenizer.decode(list(ids[-8:]), skip_special_tokens=False)
+        return tail.rstrip().endswith(self._tags[0])  # type: ignore[no-any-return]
+
+    @cached_property
+    def _opens_reasoning(self) -> bool:
+        """Whether a prompt ends with the tag that opens reasoning."""
+        return self._attempt([{"role": "user", "content": HOLE}], prompt=True).rstrip().endswith(self._tags[0])
+
+    @cached_property
+    def _writes_reasoning(self) -> bool:
+        """Whether the template itself writes the reasoning of a last turn."""
+        turn: Turn = {"role": "assistant", "content": HOLE, "reasoning_content": CUT, "thinking": CUT}
+        return CUT in self._attempt([{"role": "user", "content": "x"}, turn])
+
+    @cached_property
+    def _writes_empty(self) -> bool:
+        """Whether the template writes an empty block into a last turn without reasoning."""
+        turns: list[Turn] = [{"role": "user", "content": HOLE}, {"role": "assistant", "content": "x"}]
+        return self._tags[1] in self._attempt(turns).partition(HOLE)[2]
+
+    def _attempt(self, messages: list[Turn], *, prompt: bool = False) -> str:
+        try:
+            return self._filled(messages, (), prompt)
+        except TemplateError:
+            return ""
+
+    @cached_property
     def default_system(self) -> str:
+        """See `default_system_with`."""
+        return self.default_system_with(())
+
+    def default_system_with(self, tools: Sequence[dict[str, Any]]) -> str:
         """What the template writes before a conversation without a system turn, or "": what differs from the text with
         another system turn, without control tokens and headers."""
         user: Message = {"role": "user", "content": HOLE}
         try:
-            plain, other = self.text([user]), self.text([{"role": "system", "content": CUT}, user])
+            plain, other = self.text([user], tools), self.text([{"role": "system", "content": CUT}, user], tools)
         except TemplateError:
             return ""
         head, _, tail = other.partition(CUT)
@@ -140,6 +211,17 @@ class Template:
         if not (before.startswith(head) and before.endswith(after) and len(before) > len(head) + len(after)):
             return ""
         return before[len(head) : len(before) - len(after)].strip()
+
+    @cached_property
+    def preamble(self) -> str:
+        """What the template writes before each system turn, or "", without control tokens and the name of the role."""
+        try:
+            head = self.text([{"role": "system", "content": CUT}, {"role": "user", "content": "x"}])
+        except TemplateError:
+            return ""
+        lines = self._control.sub("\n", head.partition(CUT)[0]).splitlines() if CUT in head else []
+        text = "\n".join(line for line in lines if line.strip() not in ("system", "developer")).strip()
+        return text if len(re.findall("[A-Za-z]", text)) >= 10 else ""
 
     # -- text -> ids
 
@@ -160,7 +242,7 @@ class Template:
 
         def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
             text = json.dumps(value, ensure_ascii=False, indent=indent)
-            escaped = "[^\x00-\x7f\ue000-\ue003]"  # our marks stay as they are
+            escaped = "[^\x00-\x7f\ue000-\ue005]"  # our marks stay as they are
             return re.sub(escaped, lambda m: json.dumps(m[0])[1:-1], text) if ensure_ascii else text
 
         def strftime_now(form: str) -> str:
@@ -199,7 +281,37 @@ class Template:
         return self._render(self._prepared(messages, tools), tools, prompt, cut="")
 
     def _render(self, messages: Sequence[Turn], tools: Sequence[Turn], prompt: bool, cut: str = CUT) -> str:
+        text = self._filled(self._with_thoughts(messages), tools, prompt, cut)
+        opening, closing = self._tags
+        return text.replace(THOUGHT, f"{opening}\n").replace(ANSWER, f"\n{closing}\n\n") if THOUGHT in text else text
+
+    def _with_thoughts(self, messages: Sequence[Turn]) -> Sequence[Turn]:
+        """Turns whose reasoning is where the template writes it, at the beginning of a content, or left out."""
+        asks = max((i for i, turn in enumerate(messages) if turn["role"] == "user"), default=-1)
+        if self.keeps_reasoning and self.source.count("preserve_thinking") > 1:
+            asks = -1  # the template itself keeps it
+        turns: list[Turn] = []
+        for i, turn in enumerate(messages):
+            reasoning, now = turn.get("reasoning_content"), i > asks
+            if reasoning is not None:
+                turn = {name: value for name, value in turn.items() if name != "reasoning_content"}
+            block = bool(reasoning) and self.thinks and (now or self.keeps_reasoning)
+            if turn["role"] == "assistant" and i + 1 == len(messages) and not block:  # as its prompt begins it
+                block = self._opens_reasoning and not self._writes_empty
+            elif turn["role"] == "assistant" and self.keeps_reasoning and not now:
+                block = block or self._writes_empty or self._opens_reasoning
+            reasoning = reasoning if reasoning and self.thinks else ""
+            if block and now and reasoning and self._writes_reasoning:
+                turn = {**turn, "reasoning_content": reasoning, "thinking": reasoning}
+            elif block:
+                turn = {**turn, "content": f"{THOUGHT}{reasoning}{ANSWER}{turn['content'] or ''}"}
+            turns.append(turn)
+        return turns
+
+    def _filled(self, messages: Sequence[Turn], tools: Sequence[Turn], prompt: bool, cut: str = CUT) -> str:
         values: dict[str, Any] = {"messages": messages, "tools": list(tools) or None if self.lists_tools else None}
+        if values["tools"] is None and "tools is defined" in self.source and "tools is not none" not in self.source:
+            del values["tools"]  # it would be gone through
         values |= {"add_generation_prompt": prompt, "cut": cut, **self.variables}
         try:
             environment, template = self._compiled
@@ -216,23 +328,73 @@ class Template:
         for message in messages:
             turn: Turn = {**message, "content": message.get("content") or ""}
             turn.pop("weight", None)
+            if "tool_call_id" in turn:
+                turn["tool_call_id"] = self._call_id(turn["tool_call_id"])
             if turn.get("tool_calls"):
-                calls = [_plain_call(call) for call in turn.pop("tool_calls")]
+                calls = [self._plain_call(call) for call in turn.pop("tool_calls")]
                 if self.handles_tools:
                     turn["tool_calls"] = calls
+                    if not turn["content"] and _MISSING_CONTENT.search(self.source):
+                        turn["content"] = None
                 else:
-                    lines = "\n".join(json.dumps(call["function"], ensure_ascii=False) for call in calls)
-                    turn["content"] = f"{turn['content']}\n{lines}".strip()
+                    pairs = [(call["function"]["name"], call["function"]["arguments"]) for call in calls]
+                    turn["content"] = f"{turn['content']}\n{write_calls(pairs, format_for(self.source))}".strip()
             prepared.append(turn)
+        if not self.handles_tools and any(turn["role"] == "tool" for turn in prepared) and "tool" not in self._takes:
+            prepared = _as_users(prepared)
         if tools and not self.lists_tools:
-            call = json.dumps({"name": "NAME", "arguments": {}})
+            call = write_calls([("NAME", {})], format_for(self.source))
             schemas = (json.dumps(tool, ensure_ascii=False) for tool in tools)
-            listing = "\n".join([f"You can call these functions. To call one, answer with JSON: {call}", *schemas])
-            if prepared and prepared[0]["role"] == "system":
-                prepared[0] = {**prepared[0], "content": f"{prepared[0]['content']}\n\n{listing}".strip()}
+            form = "JSON: " if call.startswith("{") else ""
+            listing = "\n".join([f"You can call these functions. To call one, answer with {form}{call}", *schemas])
+            place = 0 if prepared and prepared[0]["role"] == "system" else None
+            if place is None and "system" not in self._takes:
+                place = next((i for i, turn in enumerate(prepared) if turn["role"] == "user"), None)
+            if place is not None:
+                parts = (prepared[place]["content"], listing)
+                parts = parts if prepared[place]["role"] == "system" else parts[::-1]
+                prepared[place] = {**prepared[place], "content": "\n\n".join(parts).strip()}
             else:
                 prepared.insert(0, {"role": "system", "content": listing})
         return prepared
+
+    @cached_property
+    def _takes(self) -> set[str]:
+        """Which of the roles that some templates refuse or drop this one writes."""
+        turns: list[Turn] = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
+        attempts = {
+            "system": [{"role": "system", "content": HOLE}, turns[0]],
+            "tool": [*turns, {"role": "tool", "content": HOLE, "name": "x", "tool_call_id": "a" * 9}],
+        }
+        return {role for role, attempt in attempts.items() if HOLE in self._attempt(attempt)}
+
+    def _call_id(self, name: str) -> str:
+        """The id of a call, as Mistral's templates demand it: nine letters and digits."""
+        if not re.search(r"length (!=|<) 9", self.source) or re.fullmatch("[A-Za-z0-9]{9}", name):
+            return name
+        return sha256(name.encode("utf-8", "replace")).hexdigest()[:9]
+
+    def _plain_call(self, call: dict[str, Any]) -> dict[str, Any]:
+        """A tool call with its arguments as the template takes them: an object, or JSON; what is no JSON stays."""
+        function = call.get("function", call)
+        arguments = function.get("arguments", {})
+        with contextlib.suppress(ValueError):
+            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+        if self._wants_json and not isinstance(arguments, str):
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        plain = {"type": "function", "function": {"name": function.get("name", ""), "arguments": arguments}}
+        return {**plain, "id": self._call_id(str(call["id"]))} if call.get("id") else plain
+
+    @cached_property
+    def _wants_json(self) -> bool:
+        """Whether the template takes a call's arguments as text only, as DeepSeek's do."""
+
+        def attempt(arguments: Any) -> str:
+            call = {"id": "a" * 9, "type": "function", "function": {"name": HOLE, "arguments": arguments}}
+            turns: list[Turn] = [{"role": "user", "content": "x"}]
+            return self._attempt([*turns, {"role": "assistant", "content": "", "tool_calls": [call]}])
+
+        return self.handles_tools and not attempt({}) and bool(attempt("{}"))
 
     @cached_property
     def _encoder(self) -> Any:
@@ -288,7 +450,7 @@ class Template:
             return value
 
         # Alternatives that begin with a character, and not with a class, are found 80 times as fast.
-        marks = "".join(f"|{sign}[\ue000-\ue003]*" for sign in "\ue000\ue001\ue002\ue003")
+        marks = "".join(f"|{sign}[\ue000-\ue005]*" for sign in "\ue000\ue001\ue002\ue003\ue004\ue005")
         pattern = re.compile(self._control.pattern + marks)
         guarded = [{**{k: clean(v) for k, v in m.items() if k != "role"}, "role": m["role"]} for m in messages]
         return guarded, [clean(tool) for tool in tools], literals
@@ -298,14 +460,19 @@ class Template:
         guarded, tools, literals = self._guard(self._prepared(messages, tools), tools)
         return self._encode_turns(guarded, tools, literals).ids
 
-    def render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> Rendered:
+    def render(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, reasoning: float = 1
+    ) -> Rendered:
         """Ids and loss mask of a whole conversation: every assistant turn with its end-of-turn token is learned.
+
+        A turn that the template writes otherwise once the conversation continues, as Qwen 3 does without its reasoning,
+        is read and not learned: a server would never have it answered so. `reasoning`: the weight of the tokens of
+        reasoning in the loss, next to 1 for those of the answer.
 
         A turn's `weight`, from 0 to 1, is that of its tokens in the loss; with 0 it is read and not supervised. A
         single assistant turn is plain text, which becomes a document without roles, as in pretraining: the token that
         opens all input (not learned, for nothing comes before it), the text, the token that ends a document. Raises
-        TemplateError: the template refuses the conversation, or changes earlier turns when later ones come, so that no
-        mask can be right.
+        TemplateError: the template refuses the conversation, or a prompt for the last turn is not how the row begins.
         """
         if len(messages) == 1 and messages[0]["role"] == "assistant" and not (tools or messages[0].get("tool_calls")):
             opening, end = self._frame_of_documents
@@ -313,9 +480,8 @@ class Template:
             weight = messages[0].get("weight", 1)
             return Rendered([*opening, *ids, end], [0] * len(opening) + [weight] * (len(ids) + 1))
         guarded, tools, literals = self._guard(self._prepared(messages, tools), tools)
-        weights: list[float] = [1] * (len(guarded) - len(messages))
-        weights += [message.get("weight", 1) for message in messages]
-        return self._encode_turns(guarded, tools, literals, weights)
+        weights = [message.get("weight", 1) for message in messages if message["role"] == "assistant"]
+        return self._encode_turns(guarded, tools, literals, weights, reasoning)
 
     def document_ids(self, text: str) -> list[int]:
         """Ids of plain text that a model continues with: the opening token and the text, without an end."""
@@ -341,37 +507,55 @@ class Template:
         tools: Sequence[Turn],
         literals: Sequence[str],
         weights: Sequence[float] | None = None,
+        reasoning: float = 1,
     ) -> Rendered:
-        """Ids and mask of a conversation or, without `weights`, of a prompt."""
+        """Ids and mask of a conversation with the weight of each answer or, without `weights`, of a prompt."""
         whole = self._render(messages, tools, prompt=weights is None)
         ids: list[int] = []
         mask: list[float] = []
         start = 0
-        for i, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
+        answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        for number, i in enumerate(answers):
             before = self._render(messages[:i], tools, True) if i else self._header_alone(messages, tools, whole)
             after = self._render(messages[: i + 1], tools, False)
-            if not (whole.startswith(before) and after.startswith(before) and whole.startswith(after.rstrip())):
-                raise TemplateError("the chat template rewrites earlier turns, so the answers' place can't be known")
+            # Just behind the control token that ends the turn; what Phi-3 writes behind that ends the text.
+            places = [(after.find(token, len(before)), token) for token in self._end_strings]
+            end = min((place + len(token) for place, token in places if place >= 0), default=len(before))
+            if not (whole.startswith(before) and after.startswith(before) and whole.startswith(after[:end])):
+                if weights and i == answers[-1]:
+                    raise TemplateError(
+                        "the chat template rewrites earlier turns, so the answers' place can't be known"
+                    )
+                continue  # it is read as the template writes it by now, which is not how it was answered
             head = self._encode_rendered(whole[start : len(before)], literals)
             ids += head
             mask += [0] * len(head)
-            # Just behind the control token that ends the turn.
-            ends = [after.rfind(token) + len(token) for token in self._end_strings if after.rfind(token) >= len(before)]
-            end = max(ends, default=len(before))
             answer = self._encode_rendered(whole[len(before) : end], literals)
             if not answer or answer[-1] not in self.end_ids:
                 raise TemplateError("the chat template does not end the assistant's turn with an end-of-turn token")
             ids += answer
-            mask += [weights[i] if weights else 1] * len(answer)
+            mask += self._mask_of(answer, weights[number] if weights else 1, reasoning)
             start = end
         rest = self._encode_rendered(whole[start:], literals)
         return Rendered(ids + rest, mask + [0] * len(rest))
 
+    def _mask_of(self, answer: list[int], weight: float, reasoning: float) -> list[float]:
+        """The weights of an answer's tokens: those of its reasoning, with the tag that ends it, times `reasoning`."""
+        closing = self._tags[1]
+        if reasoning == 1 or closing not in self.tokenizer.decode(answer, skip_special_tokens=False):
+            return [weight] * len(answer)
+        begins = range(1, len(answer) + 1)
+        end = begins[
+            bisect_left(
+                begins, True, key=lambda n: closing in self.tokenizer.decode(answer[:n], skip_special_tokens=False)
+            )
+        ]
+        return [weight * reasoning] * end + [weight] * (len(answer) - end)
+
     def _header_alone(self, messages: list[Turn], tools: Sequence[Turn], whole: str) -> str:
         """What comes before the content of an assistant turn that opens the conversation."""
-        marked = self._render([{**messages[0], "content": HOLE}, *messages[1:]], tools, False)
+        opening = {**messages[0], "content": HOLE, "reasoning_content": ""}
+        marked = self._render([opening, *messages[1:]], tools, False)
         before = marked[: max(marked.find(HOLE), 0)]
         return before if before and whole.startswith(before) else self._render([], tools, True)
 
@@ -397,19 +581,26 @@ class Template:
         write_json(folder / "tokenizer_config.json", {**settings, "chat_template": plain_source(self.source)})
 
 
+def _as_users(turns: list[Turn]) -> list[Turn]:
+    """Turns with what tools answered in turns of the user, one for those in a row."""
+    merged: list[Turn] = []
+    for turn in turns:
+        if merged and turn["role"] == "tool" and merged[-1]["role"] == "user":
+            merged[-1] = {**merged[-1], "content": f"{merged[-1]['content']}\n{turn['content']}"}
+        else:
+            merged.append({**turn, "role": "user"} if turn["role"] == "tool" else turn)
+    return merged
+
+
 def plain_source(source: str) -> str:
     """A chat template as other programs read it: without the mark where Llama 3's text is cut."""
     return source.replace("{{- cut }}\n", "")
 
 
-def _plain_call(call: dict[str, Any]) -> dict[str, Any]:
-    """A tool call with its arguments as an object, as templates expect; text that is no JSON stays text."""
-    function = call.get("function", call)
-    arguments = function.get("arguments", {})
-    if isinstance(arguments, str):
-        with contextlib.suppress(ValueError):
-            arguments = json.loads(arguments)
-    return {"type": "function", "function": {"name": function.get("name", ""), "arguments": arguments}}
+def sets_of(source: str) -> str:
+    """What the beginning of a template sets about reasoning."""
+    match = _SETS.match(source)
+    return match[0] if match else ""
 
 
 # Tokens by which the common chat formats end a turn.
@@ -439,6 +630,8 @@ def load_template(folder: Path) -> Template:
     variables = {key: _sound(token) for key, token in tokens.items() if isinstance(token, str) and token}
     source, split_after = _template_source(folder, settings, tokenizer)
     names = [*_ENDS_OF_TURN, variables.get("eos_token", "")]
+    if tokenizer.token_to_id("<|return|>") is not None:  # gpt-oss, whose answer continues behind its reasoning
+        names.remove("<|end|>")
     end_ids = [i for i in (tokenizer.token_to_id(name) for name in names if name) if i is not None]
     size, more = tokenizer.get_vocab_size(with_added_tokens=True), generation.get("eos_token_id")
     more = [i for i in (more if isinstance(more, list) else [more]) if type(i) is int and 0 <= i < size]
@@ -453,7 +646,8 @@ def load_template(folder: Path) -> Template:
 
 def _template_source(folder: Path, settings: dict[str, Any], tokenizer: Any) -> tuple[str, str]:
     if tokenizer.token_to_id("<|start_header_id|>") is not None and tokenizer.token_to_id("<|eot_id|>") is not None:
-        return LLAMA3_TEMPLATE, r"<\|end_header_id\|>\n\n"
+        saved = settings.get("chat_template")
+        return (sets_of(saved) if isinstance(saved, str) else "") + LLAMA3_TEMPLATE, r"<\|end_header_id\|>\n\n"
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8", errors="replace"), ""

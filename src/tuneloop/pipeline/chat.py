@@ -141,11 +141,17 @@ def _stream(asker: Asker, request: Request, show: Callable[[str], None]) -> Pred
         if not answer.error:
             show(labels_in_words(answer))
         return answer
-    text, tokens = "", 0
+    text, tokens, thinks = "", 0, False
     try:
         for update in asker.target.target.stream(request):
             text += update.text  # before it is shown: an interrupt may come while it is
             tokens += 1
+            if update.reasoning:
+                show(update.reasoning if thinks else f"<think>\n{update.reasoning}")
+                thinks = True
+            elif thinks and (update.text or update.completion):
+                show("\n</think>\n\n")
+                thinks = False
             show(update.text)
             if update.completion is not None:
                 return prediction_of(update.completion)

@@ -33,6 +33,7 @@ from tuneloop.inference.protocol import ModelTarget
 from tuneloop.inference.request import Request
 from tuneloop.models.batch_invariance import batch_invariant, need_batch_invariance
 from tuneloop.models.load import Model
+from tuneloop.models.reasoning import with_tags
 from tuneloop.models.template import Template
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Dataset, Message, Row
@@ -78,6 +79,9 @@ def joined(parts: Sequence[SystemAnswers], order: Sequence[int]) -> SystemAnswer
     return replace(parts[0], completions=[completions[i] for i in order], seconds=seconds, computed=computed)
 
 
+THINKING = 100  # first training rows that say whether answers reason
+
+
 def uses_choice(dataset: Dataset, config: EvaluateConfig) -> bool:
     """Whether answers come from choice scoring."""
     if config.answer == "choice" and dataset.task != "classification":
@@ -85,12 +89,15 @@ def uses_choice(dataset: Dataset, config: EvaluateConfig) -> bool:
         raise UserError("Choice scoring needs labels, which are missing", where="evaluate.answer", next_step=step)
     if dataset.task != "classification" or config.answer == "generate":
         return False
-    # Rows with several labels: the sets that training saw are not all there are, so the model writes its own.
-    return config.answer == "choice" or label_lists(dataset.test) is None
+    # Rows with several labels: the sets that training saw are not all there are, so the model writes its own. What
+    # thinks before its label answers as it was trained.
+    thinks = any(row.reasoning for row in dataset.train[:THINKING])
+    return config.answer == "choice" or (label_lists(dataset.test) is None and not thinks)
 
 
 def longest_answer(template: Template, dataset: Dataset, config: EvaluateConfig) -> int:
-    """Most tokens that a model may write in answer to a row: a quarter over nearly all references, at most 1,024.
+    """Most tokens that a model may write in answer to a row: a quarter over nearly all references, at most 1,024, or
+    4,096 where references reason.
 
     The 98th percentile and not the maximum: one endless reference would make every rambling answer as long.
     """
@@ -98,13 +105,14 @@ def longest_answer(template: Template, dataset: Dataset, config: EvaluateConfig)
         return config.max_new_tokens
     lengths = reference_lengths(template, dataset) or [256]
     typical = lengths[min(int(0.98 * len(lengths)), len(lengths) - 1)]
-    return max(8, min(math.ceil(1.25 * typical), 1024))
+    most = 4096 if any(row.reasoning for row in dataset.train[:THINKING]) else 1024
+    return max(8, min(math.ceil(1.25 * typical), most))
 
 
 def reference_lengths(template: Template, dataset: Dataset) -> list[int]:
     """Tokens of up to 2,000 references with their end, the shortest first; of test rows where there are no others."""
     rows = dataset.train[:2000] or dataset.test[:2000]
-    return sorted(len(template.encode(row.answer)) + 1 for row in rows)
+    return sorted(len(template.encode(with_tags(row.reasoning) + row.answer)) + 1 for row in rows)
 
 
 def few_shot_examples(

@@ -18,6 +18,7 @@ from tuneloop.core.ui import busy, say
 from tuneloop.models.load import Model, fingerprint, load_model, load_tokenizer, needs_several_cards
 from tuneloop.models.methods import method_named
 from tuneloop.models.names import resolve
+from tuneloop.models.template import sets_of
 from tuneloop.models.trained import load_trained
 from tuneloop.recipe import Recipe, load_recipe
 from tuneloop.records.dataset import MANIFEST, DatasetManifest, read_manifest
@@ -27,7 +28,7 @@ from tuneloop.records.record import R, Record, read_record
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.records.run import RUN, RunManifest
 from tuneloop.report.html import write_page
-from tuneloop.training.rows import TrainRow, is_usable, training_rows
+from tuneloop.training.rows import TrainRow, as_trained, is_usable, training_rows
 
 if TYPE_CHECKING:
     from tuneloop.inference.local.target import Workers
@@ -49,8 +50,8 @@ class RunContext:
 
     @cached_property
     def template(self) -> Template:
-        """Tokenizer and chat template of the base model."""
-        return load_tokenizer(self.recipe.model)
+        """Tokenizer and chat template of the base model, as the recipe has reasoning in it."""
+        return as_trained(load_tokenizer(self.recipe.model), self.recipe.train)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -58,12 +59,18 @@ class RunContext:
         with busy("opening the model"):  # unpacked the first time
             return fingerprint(resolve(self.recipe.model))
 
+    @property
+    def measured_with(self) -> str:
+        """Identity of what rows are measured with: the base model, and what the recipe sets about reasoning."""
+        sets = sets_of(self.template.source)
+        return f"{self.fingerprint}-{content_hash(sets)[:8]}" if sets else self.fingerprint
+
     @cached_property
     def model(self) -> Model:
         """The base model, loaded when a stage first needs it."""
         use_threads()
         with busy("loading the model"):
-            model = self._loaded()
+            model = replace(self._loaded(), template=self.template)
             return model if model.is_sharded else replace(model, workers=self.workers)
 
     @cached_property
@@ -74,7 +81,8 @@ class RunContext:
         self.__dict__.pop("model", None)  # a device may have room for one
         use_threads()
         with busy("loading the model"):
-            return load_model(self.recipe.model, dtype=self._dtype, device="cpu")
+            model = load_model(self.recipe.model, dtype=self._dtype, device="cpu")
+            return replace(model, template=self.template)
 
     @property
     def _dtype(self) -> str:

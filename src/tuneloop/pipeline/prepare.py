@@ -101,7 +101,7 @@ def _prepare_into(job: RunContext, out: Path) -> Dataset:
     from tuneloop.report.data_html import write_data_report
 
     recipe = job.recipe
-    key = prepare_key(recipe.data, name=recipe.name, seed=recipe.seed, model_fingerprint=job.fingerprint)
+    key = prepare_key(recipe.data, name=recipe.name, seed=recipe.seed, model_fingerprint=job.measured_with)
     if done_record(DatasetManifest, out, key):
         dataset = load_dataset(out)
         say(f"prepare   already done: {dataset.id}")
@@ -112,7 +112,7 @@ def _prepare_into(job: RunContext, out: Path) -> Dataset:
         seed=recipe.seed,
         out=out,
         measure=measure_with(job.template),
-        model=job.fingerprint,
+        model=job.measured_with,
         template_adds=job.template.default_system,
         embed=_embedder(recipe),
     )

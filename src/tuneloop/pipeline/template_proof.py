@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,13 +23,13 @@ from tuneloop.data.dataset import load_dataset
 from tuneloop.data.load_eval_file import read_whole
 from tuneloop.models.load import weight_files
 from tuneloop.models.names import resolve
-from tuneloop.models.template import Rendered, Template, TemplateError, load_template
+from tuneloop.models.template import PLAIN_TEMPLATE, Rendered, Template, TemplateError, load_template
 from tuneloop.records.rows import Message, Row
 
 MOST_ROWS = 200  # that are rendered, evenly spread
 MARK = "zqxmark"  # a word that no template has
 # What other programs meet and a run here does not: it serves and exports the template and the ends that it trained.
-ELSEWHERE = {"default system prompt", "stops"}
+ELSEWHERE = {"default system prompt", "added text", "stops"}
 Level = Literal["error", "warn", "ok"]
 
 
@@ -237,7 +239,8 @@ def _system(proof: _Proof) -> TemplateFinding | None:
 
 
 def _tools(proof: _Proof) -> TemplateFinding | None:
-    tool = {"type": "function", "function": {"name": MARK, "parameters": {"type": "object", "properties": {}}}}
+    function = {"name": MARK, "description": "x", "parameters": {"type": "object", "properties": {}, "required": []}}
+    tool = {"type": "function", "function": function}
     with_tools = [row for row in proof.rows if row.tools]
     if not with_tools or MARK in proof.text([{"role": "user", "content": "x"}], [tool]):
         return None
@@ -247,32 +250,98 @@ def _tools(proof: _Proof) -> TemplateFinding | None:
 
 
 def _default_system(proof: _Proof) -> TemplateFinding | None:
-    default = proof.template.default_system
-    without = [row for row in proof.rows if default and row.messages[0]["role"] != "system"]
-    without = [row for row in without if default in proof.text(row.messages, row.tools)]  # tools may take its place
+    template, tools = proof.template, next((row.tools for row in proof.rows if row.tools), [])
+    defaults = {False: template.default_system, True: template.default_system_with(tools) if tools else ""}
+    without = [row for row in proof.rows if row.messages[0]["role"] != "system" and defaults[bool(row.tools)]]
+    without = [row for row in without if defaults[bool(row.tools)] in proof.text(row.messages, row.tools)]
     if not without:
         return None
+    default = defaults[bool(without[0].tools)]
     message = f"a system prompt is added to {counted(len(without), 'row')} without one: {default[:100]!r}"
     step = "write the system turn into the rows, or take a template without a default"
     return TemplateFinding("default system prompt", "error", message, step, without[0].id)
 
 
+def _preamble(proof: _Proof) -> TemplateFinding | None:
+    if not (added := proof.template.preamble):
+        return None
+    message = f"a text is written before each system turn: {added[:100]!r}"
+    return TemplateFinding("added text", "warn", message, "take a template without it, if you do not want it")
+
+
+def _date(proof: _Proof) -> TemplateFinding | None:
+    """A date makes each day's prompts others than those that were trained."""
+    if "strftime_now" not in proof.template.source:
+        return None
+    today = [datetime.now().strftime(form) for form in ("%d %b %Y", "%d %B %Y", "%Y-%m-%d", "%B %d, %Y")]
+    dated = [row for row in proof.rows if any(date in proof.text(row.messages, row.tools) for date in today)]
+    if not dated:
+        return None
+    message = f"today's date is written into {counted(len(dated), 'row')}, so that prompts differ from day to day"
+    return TemplateFinding("date", "warn", message, "take a template with a fixed date, or without one", dated[0].id)
+
+
+def _plain(proof: _Proof) -> TemplateFinding | None:
+    if not proof.template.source.endswith(PLAIN_TEMPLATE):
+        return None
+    message = "the model comes without a chat template (a base model): turns are written as their role and their text"
+    return TemplateFinding("no template", "ok", message)
+
+
 def _rewrites(proof: _Proof) -> TemplateFinding | None:
+    """An answer that the template writes otherwise once the conversation continues is read and not trained."""
     pair: list[Message] = [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]
     turns: list[Message] = [{**turn, "content": f"{MARK}{i}"} for i, turn in enumerate([*pair, *pair])]
-    try:
-        proof.template.render(turns)
-    except TemplateError as error:
-        several = [row for row in proof.rows if sum(turn["role"] == "assistant" for turn in row.messages) > 1]
-        message = f"conversations of several turns can't be trained: {error}"
-        step = "train on one answer a row, or take a template that leaves earlier turns as they were"
-        level: Level = "error" if several else "warn"
-        return TemplateFinding("earlier turns", level, message, step, several[0].id if several else "", bool(several))
-    turns[1]["content"] = f"<think>{MARK}</think>yes"
-    if MARK not in proof.text(turns).replace(f"{MARK}0", "").replace(f"{MARK}2", "").replace(f"{MARK}3", ""):
-        message = "reasoning of earlier turns is left out, as the model's makers do"
+    learned = _learned_text(proof.template, turns)
+    always = bool(learned) and f"{MARK}1" not in learned
+    answers, trained, first = 0, 0, ""
+    for row, rendered in proof.pairs:
+        if len(row.messages) == 1:  # a text without turns
+            continue
+        of_row = sum(turn["role"] == "assistant" and turn.get("weight") != 0 for turn in row.messages)
+        weights = [0.0, *rendered.mask]
+        runs = sum(bool(weight) and not before for before, weight in pairwise(weights))
+        answers, trained, first = answers + of_row, trained + runs, first or (row.id if runs < of_row else "")
+    message = "the template writes earlier turns otherwise once the conversation continues"
+    if trained == answers:
+        ok = TemplateFinding("earlier turns", "ok", f"{message}; no row has such an answer")
+        return ok if always else None
+    step = "divide conversations, so that each answer ends a row"
+    if f"{MARK}1" in _learned_text(proof.template.with_reasoning(keep=True), turns):
+        step += ", or set train.earlier_reasoning=keep and serve with tuneloop"
+    message = f"{answers - trained:,} of {answers:,} answers are read and not trained: {message}"
+    return TemplateFinding("earlier turns", "warn", message, step, first)
+
+
+def _reasoning(proof: _Proof) -> TemplateFinding | None:
+    with_reasoning = [row for row in proof.rows if any(turn.get("reasoning_content") for turn in row.messages)]
+    if not with_reasoning:
+        return None
+    count = counted(len(with_reasoning), "row")
+    if not proof.template.thinks:
+        return TemplateFinding("reasoning", "ok", f"the reasoning of {count} is left out (train.reasoning=off)")
+    turns: list[Message] = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": "y", "reasoning_content": MARK},
+    ]
+    if not (learned := _learned_text(proof.template, turns)):
+        return None  # the rows that can't be rendered are a finding of their own
+    if MARK in learned:
+        earlier = "is kept" if proof.template.keeps_reasoning else "is left out"
+        message = f"{count} with reasoning, which is trained in last turns; that of earlier ones {earlier}"
         return TemplateFinding("reasoning", "ok", message)
-    return None
+    step = "take a template that writes it, or train without it: train.reasoning=off"
+    return TemplateFinding("reasoning", "error", f"the reasoning of {count} is lost", step, with_reasoning[0].id, True)
+
+
+def _learned_text(template: Template, turns: Sequence[Message]) -> str:
+    """What of a conversation is trained; empty where it can't be rendered."""
+    try:
+        rendered = template.render(turns)
+    except TemplateError:
+        return ""
+    learned = [token for token, weight in zip(rendered.ids, rendered.mask, strict=True) if weight]
+    return template.tokenizer.decode(learned, skip_special_tokens=False)  # type: ignore[no-any-return]
 
 
 def _generation_prompt(proof: _Proof) -> TemplateFinding | None:
@@ -355,6 +424,6 @@ def _two_templates(proof: _Proof) -> TemplateFinding | None:
 
 
 CHECKS: tuple[Callable[[_Proof], TemplateFinding | None], ...] = (
-    _renders, _ends, _stops, _bos, _system, _tools, _default_system, _rewrites, _generation_prompt, _padding,
-    _embeddings, _two_templates,
+    _renders, _ends, _stops, _bos, _system, _tools, _default_system, _preamble, _date, _plain, _rewrites,
+    _reasoning,    _generation_prompt, _padding, _embeddings, _two_templates,
 )  # fmt: skip

@@ -26,6 +26,7 @@ class Completion:
 
     Args:
         text: the answer, without control tokens and outer white space; of scored labels the best one.
+        reasoning: what the model thought before its answer, without the tags around it; empty: it did not think.
         token_ids: written tokens, the one that ended the turn included; empty where they are not known.
         finish: `stop`: the model or a stop string ended it; `length`: the limit cut it; `choice`: a label was chosen;
             `cancelled`: no one waited any longer; `error`: there is no answer, and `error` says why.
@@ -53,6 +54,7 @@ class Completion:
     total_ms: float | None = field(default=None, compare=False)
     label_scores: Mapping[str, float] | None = None
     label_probability: float | None = None
+    reasoning: str = ""
     loss: float | None = None
     loss_tokens: int | None = None
     logprobs: tuple[TokenLogprob, ...] | None = field(default=None, repr=False)

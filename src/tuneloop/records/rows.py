@@ -15,11 +15,13 @@ class Message(TypedDict, total=False):
     """One turn of a conversation, in the OpenAI form. `role` and `content` are always there.
 
     `tool_calls` holds `{"id", "type": "function", "function": {"name", "arguments"}}`, with the
-    arguments as a JSON string; `tool_call_id` and `name` stand on the turn of role `tool`.
+    arguments as a JSON string; `tool_call_id` and `name` stand on the turn of role `tool`. `reasoning_content` is what
+    the assistant thought before its content; empty: it shows that it thought nothing.
     """
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str
+    reasoning_content: str
     tool_calls: list[dict[str, Any]]
     tool_call_id: str
     name: str
@@ -58,6 +60,11 @@ class Row:
     def answer(self) -> str:
         """The reference answer: the content of the last turn."""
         return self.messages[-1]["content"]
+
+    @property
+    def reasoning(self) -> str:
+        """What the reference thinks before its answer; empty: nothing."""
+        return self.messages[-1].get("reasoning_content", "")
 
     @property
     def rated_bad(self) -> bool:

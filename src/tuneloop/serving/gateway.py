@@ -137,6 +137,7 @@ class Piece:
     model: ServedModel  # that answers
     tier: str = "default"  # in which it does
     outside: bool = False  # see `Prompt.outside`
+    reasoning: str = ""  # what came of it
 
 
 @dataclass
@@ -176,6 +177,7 @@ class _Account:
     ttft_ms: float | None = None
     completions: dict[int, Completion] = field(default_factory=dict)
     texts: dict[int, str] = field(default_factory=dict)
+    thought: str = ""  # the reasoning of the first choice
     pieces: int = 0
     error: str | None = None
     seconds: float = 0.0
@@ -505,6 +507,7 @@ class Gateway:
                 adapter=model.adapter,
                 choices=model.labels,
                 schema=None if model.labels else request.schema,
+                as_written=request.kind == "completions",
             )
         except UserError as error:
             raise ApiError(400, error.what, param=error.where or None) from None
@@ -576,13 +579,15 @@ class Gateway:
 
     def _piece(self, request: Request, account: _Account, index: int, update: Update) -> Piece:
         """Take in what an engine has written, whose half surrogate pairs are no text; ApiError: it could not answer."""
-        if (text := storable(update.text)) is not update.text:
-            update = replace(update, text=text)
+        parts = storable(update.text), storable(update.reasoning)
+        if parts != (update.text, update.reasoning):
+            update = replace(update, text=parts[0], reasoning=parts[1])
         completion = update.completion
         if completion is not None:
-            text, fault = storable(completion.text), storable(completion.error)
-            if (text, fault) != (completion.text, completion.error):
-                completion = replace(completion, text=text, error=fault)
+            texts = completion.text, completion.reasoning, completion.error
+            text, thought, fault = map(storable, texts)
+            if (text, thought, fault) != texts:
+                completion = replace(completion, text=text, reasoning=thought, error=fault)
             if completion.finish in ("error", "cancelled"):
                 raise engine_error(completion)
         if account.ttft_ms is None:
@@ -591,20 +596,23 @@ class Gateway:
                 account.place.reading = False  # its prompt is before no other any more
         account.pieces += 1
         account.texts[index] = account.texts.get(index, "") + update.text
+        account.thought += update.reasoning if not index else ""
         if completion is not None:
             account.completions[index] = completion
             if not request.ids and completion.prompt_tokens:
                 account.prompt_tokens = completion.prompt_tokens  # as the engine has counted
-        return Piece(index, update.text, completion, account.id, account.model, account.request.tier, account.outside)
+        of = account.id, account.model, account.request.tier, account.outside
+        return Piece(index, update.text, completion, *of, update.reasoning)
 
     def _log(self, account: _Account, record: StoredRequest) -> None:
         """Fill in the record of a request that has ended, and write it."""
         first = account.completions.get(0)
         text = first.text if first is not None else account.texts.get(0)
         chance = first.label_probability if first is not None else None
-        record.completion = text
-        if text is not None and chance is not None and chance == chance:  # quality is estimated from it later
-            record.completion = {"role": "assistant", "content": text, "probability": round(chance, 6)}
+        further: dict[str, Any] = {"reasoning_content": account.thought} if account.thought else {}
+        if chance is not None and chance == chance:  # quality is estimated from it later
+            further["probability"] = round(chance, 6)
+        record.completion = text if text is None or not further else {"role": "assistant", "content": text, **further}
         record.prompt_tokens, record.completion_tokens = account.prompt_tokens, account.tokens
         record.ttft_ms = None if account.ttft_ms is None else round(account.ttft_ms, 3)
         record.total_ms = round(1000 * (time.perf_counter() - account.began), 3)

@@ -101,6 +101,17 @@ class TrainConfig(DistilSettings, FullSettings, PrefixSettings, LoraSettings, Wh
     train_on: Literal["assistant", "all", "last"] = Field(
         "assistant", description="tokens that are trained: every assistant turn, everything, or the last turn"
     )
+    reasoning: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="reasoning (reasoning_content, <think>) in the chat template; auto: as its makers meant; on, off: "
+        "enable_thinking; off leaves it out of all turns",
+    )
+    earlier_reasoning: Literal["drop", "keep"] = Field(
+        "drop", description="reasoning of the turns before the last question: models are usually trained without it"
+    )
+    reasoning_weight: float = Field(
+        1.0, ge=0, le=1, description="weight of the tokens of reasoning in the loss; 0: the answer alone is trained"
+    )
     beta: float = Field(0.1, gt=0, description="how closely DPO and KTO hold the model to where it started")
     desirable_weight: float = Field(1.0, ge=0, description="weight of thumbs up in KTO")
     undesirable_weight: float = Field(1.0, ge=0, description="weight of thumbs down in KTO")

@@ -100,8 +100,15 @@ def row_kind(config: TrainConfig) -> RowKind:
     return SHIPPED.get(config.loss) or LOSSES[config.loss].rows or CONVERSATIONS
 
 
+def as_trained(template: Template, config: TrainConfig) -> Template:
+    """A chat template with what the settings say about reasoning."""
+    on = None if config.reasoning == "auto" else config.reasoning == "on"
+    return template.with_reasoning(on=on, keep=config.earlier_reasoning == "keep")
+
+
 def _conversations(rows: Sequence[Row], template: Template, config: TrainConfig) -> list[TrainRow]:
-    return [_learned(template.render(row.messages, row.tools), config.train_on) for row in rows]
+    rendered = (template.render(row.messages, row.tools, reasoning=config.reasoning_weight) for row in rows)
+    return [_learned(row, config.train_on) for row in rendered]
 
 
 def _pairs(rows: Sequence[Row], template: Template, config: TrainConfig) -> list[TrainRow]:
@@ -124,7 +131,7 @@ def _ratings(rows: Sequence[Row], template: Template, config: TrainConfig) -> li
 
 def _taught(rows: Sequence[Row], template: Template, config: TrainConfig) -> list[TrainRow]:
     """Conversations that a teacher judges, each with the place of what is stored."""
-    rendered = [template.render(row.messages, row.tools) for row in rows]
+    rendered = [template.render(row.messages, row.tools, reasoning=config.reasoning_weight) for row in rows]
     if rendered and config.divergence == "universal":  # a teacher with other tokens: each as both read it
         theirs = teachers_template(config)
         others = [theirs.render(row.messages, row.tools) for row in rows]

@@ -87,3 +87,20 @@ def test_answers_cut_off_are_counted(n: int, level: str) -> None:
         rows[i] = row(i, rows[i].messages[0]["content"], rows[i].answer[: 34 + i % 9].rstrip(". "))
     check = by_name(dataset(rows, "generation"))["truncated_answers"]
     assert check["level"] == level and check["rows"] >= 0.8 * n
+
+
+def test_missing_empty_cut_and_contradicting_reasoning_is_counted() -> None:
+    rows = [*essays(100)]
+    assert "reasoning" not in by_name(dataset(rows, "generation"))
+    for n, thought in enumerate(["The bridge is old."] * 96 + ["", "The answer is Paris."]):
+        rows[n].messages[-1]["reasoning_content"] = thought
+    rows[97].messages[-1]["content"] = "Rome"
+    check = by_name(dataset(rows, "generation", rejected={"cut_reasoning": 3}))["reasoning"]
+    assert (check["level"], check["rows"]) == ("warn", 4)
+    assert check["message"].endswith(
+        "lack the reasoning that others have, or contradict it: 2 have none, 1 have an empty one, "
+        "1 reason towards another answer; reasoning of 3 further rows is never closed, so they are left out"
+    )
+    for each in rows:
+        each.messages[-1] |= {"content": "Rome", "reasoning_content": "It is Rome."}
+    assert by_name(dataset(rows, "generation"))["reasoning"]["level"] == "ok"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from places import DATA_SETS
-from tuneloop.data.checks.quality import FLAGS, Endings, as_bits, bit, flags
+from tuneloop.data.checks.quality import FLAGS, Endings, as_bits, bit, contradicts, flags
 from tuneloop.records.rows import Message
 
 DATA = DATA_SETS
@@ -163,3 +163,24 @@ def test_failed_calls_in_real_chats_are_found_and_clean_chats_are_left_alone() -
         messages = [{**m, "content": m["content"] or ""} for m in json.loads(line)["messages"]]
         clean.append(set(flags(messages, None)) - {"open_end", "refusal"})
     assert sum(map(bool, clean)) <= 0.002 * len(clean)
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "answer", "expected"),
+    [
+        ("2 and 2 make 4. The answer is 4.", "4", False),
+        ("2 and 2 make 4. The answer is 4.", "It is 5.", True),
+        ("So the answer is **12,000**.", "12000", False),
+        ("hence \\boxed{7}", "7 apples", False),
+        ("hence \\boxed{7}", "8 apples", True),
+        ("16 - 7 = 9\n#### 9", "$9", False),
+        ("The final answer: Paris", "Paris.", False),
+        ("The final answer: Paris", "Rome", True),
+        ("The answer is that nobody knows what he did on the bridge.", "No.", False),
+        ("The answer is 4, I think, or rather 5: see the second row of the table.", "6", False),
+        ("Let me see.", "4", False),
+        ("", "4", False),
+    ],
+)
+def test_reasoning_contradicts_where_it_names_another_answer(reasoning: str, answer: str, expected: bool) -> None:
+    assert contradicts(reasoning, answer) == expected

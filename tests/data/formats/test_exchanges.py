@@ -157,3 +157,24 @@ def test_an_answer_that_only_begins_like_a_stream_is_an_answer(said: str) -> Non
 def test_logs_without_a_whole_answer_are_rejected(change: dict[str, Any], expected: str) -> None:
     plain = {"request": REQUEST, "response": RESPONSE}
     assert reason(parse(plain | change, [plain])) == expected
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_reasoning_of_a_response_is_read_whole_and_streamed(name: str) -> None:
+    message = {"role": "assistant", "content": "b", name: "so b"}
+    pieces = [{name: "so "}, {name: "b"}, {"content": "b"}]
+    stream = [{"choices": [{"index": 0, "delta": piece, "finish_reason": None}]} for piece in pieces]
+    stream.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    text = "".join(f"data: {json.dumps(each)}\n\n" for each in stream) + "data: [DONE]\n\n"
+    for response in ({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}, text):
+        parsed = parse({"request": REQUEST, "response": response})
+        assert isinstance(parsed, Parsed)
+        assert parsed.messages[-1] == {"role": "assistant", "content": "b", "reasoning_content": "so b"}
+
+
+def test_thinking_blocks_of_anthropic_are_reasoning() -> None:
+    content = [{"type": "thinking", "thinking": "so b", "signature": "x"}, {"type": "text", "text": "b"}]
+    parsed = parse(
+        {"request": REQUEST, "response": {"role": "assistant", "content": content, "stop_reason": "end_turn"}}
+    )
+    assert isinstance(parsed, Parsed) and parsed.messages[-1].get("reasoning_content") == "so b"

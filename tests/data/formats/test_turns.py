@@ -153,3 +153,60 @@ def test_an_unusual_role_name_is_read_and_noted_and_the_usual_ones_are_not() -> 
     assert isinstance(parsed, Parsed) and [r["kind"] for r in parsed.repairs] == ["unknown_role"]
     assert isinstance(plain, Parsed) and not plain.repairs
     assert reason(parse({"messages": [ASK, {"role": "", "content": "b"}]}, [chat("u", "a")])) == "unknown_role"
+
+
+THOUGHT = {"role": "assistant", "content": "4", "reasoning_content": "2 and 2"}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        THOUGHT,
+        {"role": "assistant", "content": "4", "reasoning": " 2 and 2\n"},
+        {"role": "assistant", "content": "4", "thinking": "2 and 2", "reasoning_content": "2 and 2"},
+        {"role": "assistant", "content": "<think>\n2 and 2\n</think>\n\n4"},
+        {"role": "assistant", "content": "2 and 2\n</think>\n\n4"},
+        {"role": "assistant", "content": "[THINK]2 and 2[/THINK]4"},
+        {"role": "assistant", "content": [{"type": "thinking", "thinking": "2 and 2"}, {"type": "text", "text": "4"}]},
+        {"role": "assistant", "content": [
+            {"type": "thinking", "thinking": [{"type": "text", "text": "2 and 2"}]}, {"type": "text", "text": "4"}
+        ]},
+        {"role": "assistant", "content": "<think>2 and 2</think>4", "reasoning_content": "2 and 2"},
+    ],
+)  # fmt: skip
+def test_reasoning_has_one_form_however_it_was_written(answer: dict[str, Any]) -> None:
+    parsed = parse({"messages": [{"role": "user", "content": "2 + 2"}, answer]})
+    assert isinstance(parsed, Parsed) and parsed.messages[-1] == THOUGHT
+
+
+def test_reasoning_in_an_answer_of_one_column_is_read_too() -> None:
+    parsed = parse({"instruction": "2 + 2", "output": "<think>2 and 2</think>\n4"})
+    assert isinstance(parsed, Parsed) and parsed.messages[-1] == THOUGHT
+
+
+def test_reasoning_that_is_empty_is_kept_as_such() -> None:
+    parsed = parse(
+        {
+            "messages": [
+                {"role": "user", "content": "2 + 2"},
+                {"role": "assistant", "content": "<think>\n\n</think>\n\n4"},
+            ]
+        }
+    )
+    assert isinstance(parsed, Parsed) and parsed.messages[-1] == {**THOUGHT, "reasoning_content": ""}
+
+
+@pytest.mark.parametrize("content", ["<think>2 and 2, or", "<think>\n"])
+def test_reasoning_that_is_never_closed_is_no_answer(content: str) -> None:
+    parsed = parse({"messages": [{"role": "user", "content": "2 + 2"}, {"role": "assistant", "content": content}]})
+    assert isinstance(parsed, Rejection)
+    assert (parsed.reason, parsed.detail) == (
+        "cut_reasoning",
+        "turn 2: its reasoning is never closed, so it has no answer",
+    )
+
+
+def test_a_text_about_tags_is_no_reasoning() -> None:
+    content = "Write <think> and </think> around it, and </think> once."
+    parsed = parse({"messages": [{"role": "user", "content": "How?"}, {"role": "assistant", "content": content}]})
+    assert isinstance(parsed, Parsed) and parsed.messages[-1] == {"role": "assistant", "content": content}

@@ -21,8 +21,9 @@ from local_http import Quiet, listening
 from patience import slowness
 from tuneloop.core.errors import UserError
 from tuneloop.inference.openai.api import read_reply
+from tuneloop.inference.openai.serving import _AnswerInText
 from tuneloop.inference.openai.target import Endpoint, complete, key_from, usage
-from tuneloop.inference.request import Request
+from tuneloop.inference.request import Request, Separation, Update
 from tuneloop.inference.requesting import failures
 
 Script = Callable[[int, dict[str, Any]], tuple[int, dict[str, str], bytes]]
@@ -372,3 +373,26 @@ def test_a_named_key_must_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert key_from("OPENAI_API_KEY") == ""
     with pytest.raises(UserError, match="MY_KEY is not set"):
         key_from("MY_KEY")
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_reasoning_that_a_server_gives_is_apart_from_the_answer(name: str) -> None:
+    for message in ({"content": "b", name: " so b\n"}, {"content": "<think>\nso b\n</think>\n\nb"}):
+        reply = read_reply(json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}))
+        assert reply is not None and (reply.text, reply.reasoning) == ("b", "so b")
+    cut = read_reply(json.dumps({"choices": [{"message": {"content": None, name: "so"}, "finish_reason": "length"}]}))
+    assert cut is not None and (cut.text, cut.reasoning, cut.finish) == ("", "so", "length")
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_reasoning_that_a_server_streams_is_passed_on(name: str) -> None:
+    request = Request([{"role": "user", "content": "a"}])
+    answer, separated, pieces = _AnswerInText(request, "x"), Separation(request, None), []
+    for delta in ({"role": "assistant", "content": ""}, {name: "so "}, {name: "b"}, {"content": "b"}, {"content": "!"}):
+        pieces.append(separated(Update(answer.read({"choices": [{"delta": delta}]}))))
+    answer.read({"choices": [{"delta": {}, "finish_reason": "stop"}]})
+    pieces.append(separated(Update(completion=answer.completed())))
+    assert "".join(piece.reasoning for piece in pieces) == "so b"
+    assert "".join(piece.text for piece in pieces) == "b!"
+    assert pieces[-1].completion is not None
+    assert (pieces[-1].completion.text, pieces[-1].completion.reasoning) == ("b!", "so b")

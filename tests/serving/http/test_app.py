@@ -7,7 +7,7 @@ import re
 import resource
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +22,7 @@ from patience import slowness
 from places import ROOT
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
+from tuneloop.inference.request import Request, Separation, Update
 from tuneloop.records.completion import Completion
 from tuneloop.records.request import LEFT
 from tuneloop.serving.costs import costs_of
@@ -586,3 +587,70 @@ def test_the_dashboard_asks_for_metrics_that_there_are(server: tuple[str, Gatewa
     assert asked >= {name for name in told if name.startswith("tuneloop_") and not name.endswith("_created")} - {
         "tuneloop_shadow_dropped", "tuneloop_requests_created",
     }  # fmt: skip
+
+
+class Thinking(StubEngine):
+    """A stub whose reasoning is taken apart, as engines do it."""
+
+    async def stream(self, request: Request) -> AsyncIterator[Update]:
+        separated = Separation(request, None)
+        async for update in super().stream(request):
+            yield separated(update)
+
+
+def test_reasoning_is_given_and_streamed_apart_and_both_are_logged(tmp_path: Path) -> None:
+    with live(tmp_path, Thinking(["<th", "ink>\nSent ", "on Monday.", "\n</thi", "nk>\n\nOn its", " way."])) as (
+        address,
+        gateway,
+    ):
+        url = f"{address}/v1/chat/completions"
+        message = httpx.post(url, json=CHAT).json()["choices"][0]["message"]
+        assert (message["content"], message["reasoning_content"]) == ("On its way.", "Sent on Monday.")
+        deltas = [e["choices"][0]["delta"] for e in events(httpx.post(url, json={**CHAT, "stream": True}).text)[:-1]]
+        assert "".join(d.get("content") or "" for d in deltas) == "On its way."
+        assert "".join(d.get("reasoning_content") or "" for d in deltas) == "Sent on Monday."
+        first = next(i for i, d in enumerate(deltas) if d.get("content"))
+        assert not any(d.get("reasoning_content") for d in deltas[first:])
+        body = httpx.post(f"{address}/v1/responses", json={"model": "stub", "input": "Hi"}).json()
+        assert [item["type"] for item in body["output"]] == ["reasoning", "message"]
+        assert body["output"][0]["content"][0]["text"] == "Sent on Monday."
+        raw = httpx.post(f"{address}/v1/completions", json={"model": "stub", "prompt": "x"}).json()["choices"][0][
+            "text"
+        ]
+        assert raw == "<think>\nSent on Monday.\n</think>\n\nOn its way."
+        wait_for(lambda: gateway.store.counts.stored == 4)
+    with opened(tmp_path) as store:
+        logged = [request.completion for request in read_requests(store)]
+    both = {"role": "assistant", "content": "On its way.", "reasoning_content": "Sent on Monday.", "probability": 0.9}
+    assert logged.count(both) == 3
+
+
+def test_reasoning_that_a_client_sends_back_reaches_the_template(tmp_path: Path) -> None:
+    engine = StubEngine()
+    seen: list[Any] = []
+
+    async def render(messages: Any, tools: Any = (), *, adapter: str = "base") -> list[int]:
+        seen.extend(messages)
+        return [1]
+
+    engine.render = render  # type: ignore[method-assign]
+    turns = [*CHAT["messages"], {"role": "assistant", "content": "Yes", "reasoning": "Hm"}, *CHAT["messages"]]
+    with live(tmp_path, engine) as (address, _):
+        assert httpx.post(f"{address}/v1/chat/completions", json={**CHAT, "messages": turns}).status_code == 200
+    assert seen[1] == {"role": "assistant", "content": "Yes", "reasoning_content": "Hm"}
+
+
+@pytest.mark.parametrize(
+    "call", ['<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call>', "[TOOL_CALLS]weather[ARGS]{}"]
+)
+def test_what_is_said_before_a_call_is_its_content(call: str, tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+    words = ["I ", "look. ", *(call[i : i + 4] for i in range(0, len(call), 4))]
+    with live(tmp_path, StubEngine(words)) as (address, _):
+        url, body = f"{address}/v1/chat/completions", {**CHAT, "tools": tools}
+        choice = httpx.post(url, json=body).json()["choices"][0]
+        assert choice["message"]["content"] == "I look." and choice["finish_reason"] == "tool_calls"
+        deltas = [e["choices"][0]["delta"] for e in events(httpx.post(url, json={**body, "stream": True}).text)[:-1]]
+        assert "".join(d.get("content") or "" for d in deltas).strip() == "I look."
+        calls = [c for d in deltas for c in d.get("tool_calls") or ()]
+        assert [c["function"]["name"] for c in calls] == ["weather"]

@@ -105,6 +105,27 @@ _FLAG_CHECKS = (  # the arguments of `_count_flagged`
 for _arguments in _FLAG_CHECKS:
     _count_flagged(*_arguments)
 
+
+@check("reasoning", "reasoning that is missing, empty or cut, or leads to another answer")
+def reasoning(overview: Overview) -> Finding | None:
+    rows, cut = overview.rows(), overview.rejected.get("cut_reasoning", 0)
+    flags = overview.columns["flags"][rows]
+    names = ("reasoning", "reasoning_empty", "reasoning_contradicts")
+    thinks, empty, other = (rows[(flags & quality.bit(name)) > 0] for name in names)
+    if not (len(thinks) or cut):
+        return None
+    missing = np.setdiff1d(rows, np.concatenate([thinks, empty]))
+    parts = ((missing, "have none"), (empty, "have an empty one"), (other, "reason towards another answer"))
+    detail = ", ".join(f"{len(some):,} {what}" for some, what in parts if len(some))
+    end = f"; reasoning of {counted(cut, 'further row')} is never closed, so {verb(cut, 'it is', 'they are')} left out"
+    end = end if cut else ""
+    good = f"{counted(len(thinks), 'row')} with reasoning, none without{end}"
+    bad = f"lack the reasoning that others have, or contradict it: {detail}{end}"
+    remedy = "Have reasoning in all rows or in none (train.reasoning=off), and look at those that contradict it."
+    doubtful = np.unique(np.concatenate([missing, empty, other]))
+    return finding_of(overview, doubtful, good, bad, remedy)._replace(level="warn" if len(doubtful) or cut else "ok")
+
+
 NO_LANGUAGE = ("und", "")  # codes of texts without a language
 
 

@@ -30,6 +30,9 @@ FLAGS = (
     "gibberish",  # hardly letters, one character over and over, or keys hit at random
     "html_leftovers",  # tags or entities in prose
     "open_end",  # the last sentence has no end mark
+    "reasoning",  # the answer comes behind reasoning
+    "reasoning_contradicts",  # the reasoning ends with another answer
+    "reasoning_empty",  # the row shows that nothing was thought
     "refusal",  # the assistant declines
     "repetition",  # the same words over and over
     "secret",  # looks like a key, token or password that was not redacted
@@ -79,6 +82,14 @@ _LETTERS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _VOWELS = b"aeiouyAEIOUY"
 _DIGITS_AND_SPACES = b"0123456789 \t\n"
 
+_NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
+# "The answer is X.", "final answer: X", \boxed{X}, and "#### X" as GSM8K has it.
+_CONCLUSION = re.compile(
+    r"\banswer(?: is|:)[ \t]*([^\n]+?)(?:\.(?:\s|$)|\n|$)|\\boxed\{([^{}]+)\}|####[ \t]*([^\n]+)", re.I
+)
+
+CONCLUDES = 400  # characters at the end of reasoning in which it comes to its answer
+FEW_WORDS = 6  # of an answer that can be held against another one
 PEEK = 400  # characters of a text that gibberish and refusals are looked for in
 MUCH = 200  # characters from which an ellipsis at the end says that something is missing
 NGRAM = 4
@@ -121,7 +132,33 @@ def flags(messages: Sequence[Message], label: str | None) -> tuple[str, ...]:
         for reply in earlier:
             if reply and not reply.isspace():
                 _ending_flags(reply.strip(), signs)
+    if "reasoning_content" in messages[-1]:
+        thought = messages[-1]["reasoning_content"]
+        signs.append("reasoning" if thought.strip() else "reasoning_empty")
+        if contradicts(thought, answer):
+            signs.append("reasoning_contradicts")
     return tuple(sorted(signs))
+
+
+def contradicts(reasoning: str, answer: str) -> bool:
+    """Whether reasoning says what the answer is, at its end, and the answer is another one.
+
+    It is known where both are numbers, or words of which neither has the other; else it can't be.
+    """
+    ends = list(_CONCLUSION.finditer(reasoning[-CONCLUDES:]))
+    if not ends:
+        return False
+    meant = next(filter(None, ends[-1].groups()), "").strip(" *_`$\"'.,")
+    numbers, given = (list(map(_as_number, _NUMBER.findall(text))) for text in (meant, answer))
+    if len(numbers) == 1 and len(meant.split()) <= FEW_WORDS:
+        return bool(given) and numbers[0] not in given
+    said = [" ".join(re.findall(r"\w+", text.casefold())) for text in (meant, answer)]
+    short = all(said) and max(len(text.split()) for text in said) <= FEW_WORDS
+    return short and said[0] not in said[1] and said[1] not in said[0]
+
+
+def _as_number(text: str) -> float:
+    return float(text.replace(",", ""))
 
 
 def as_bits(flags: Iterable[str]) -> int:

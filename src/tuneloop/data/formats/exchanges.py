@@ -15,7 +15,16 @@ from typing import Any, NamedTuple
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats.draft import Draft, Format, checked_parser
 from tuneloop.data.formats.sample import FormatGuess, Record, RecordSample, as_value, mostly
-from tuneloop.data.formats.turns import ROLES, Refused, as_text, read_tools, read_turns, short, with_whole_contents
+from tuneloop.data.formats.turns import (
+    REASONING,
+    ROLES,
+    Refused,
+    as_text,
+    read_tools,
+    read_turns,
+    short,
+    with_whole_contents,
+)
 from tuneloop.data.sources.parse import json_type
 
 REQUEST_NAMES = ("request", "request_body", "requestbody", "req", "body", "input", "inputs", "payload", "messages")
@@ -244,7 +253,7 @@ def _output(items: list[Any]) -> _LoggedAnswer:
 def _message(value: Mapping[str, Any], finish: str) -> _LoggedAnswer:
     """A message of the assistant; content in blocks of text and calls, as Anthropic has them, becomes a turn."""
     turn: dict[str, Any] = {"role": "assistant", "content": value.get("content")}
-    for name in ("tool_calls", "function_call"):
+    for name in ("tool_calls", "function_call", *REASONING):
         if value.get(name):
             turn[name] = value[name]
     content = turn["content"]
@@ -255,7 +264,7 @@ def _message(value: Mapping[str, Any], finish: str) -> _LoggedAnswer:
             if kind == "tool_use":
                 function = {"name": block.get("name"), "arguments": block.get("input")}
                 calls.append({"id": block.get("id"), "function": function})
-            elif kind != "thinking":
+            else:
                 texts.append(block)
         turn["content"] = texts
         if calls:
@@ -340,9 +349,10 @@ def _put_together(pieces: Iterable[Any]) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class _Stream:
-    """An answer in the making: texts, calls by their index, why it ended, and whether its pieces tell that at all."""
+    """An answer in the making: texts, reasoning, calls by their index, why it ended, whether its pieces tell that."""
 
     texts: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
     calls: dict[Any, dict[str, Any]] = field(default_factory=dict)
     finish: str = ""
     tells_its_end: bool = False
@@ -376,9 +386,13 @@ class _Stream:
         if isinstance(value, str):
             self.texts.append(value)
 
+    def _thought(self, delta: Mapping[str, Any]) -> None:
+        self.thoughts += [text for name in REASONING if isinstance(text := delta.get(name), str)][:1]
+
     def _delta(self, delta: Mapping[str, Any]) -> None:
         self._text(delta.get("content"))
         self._text(delta.get("text"))
+        self._thought(delta)
         one = delta.get("function_call")
         calls = delta.get("tool_calls") or ([{"function": one}] if one else [])
         for part in calls if isinstance(calls, list) else []:
@@ -398,6 +412,7 @@ class _Stream:
         elif isinstance(block, dict):
             self._text(block.get("text"))
         self._text(delta.get("text"))
+        self._thought(delta)
         if isinstance(delta.get("partial_json"), str):
             self._call(str(piece.get("index")), None, {"arguments": delta["partial_json"]})
         self.finish = _word(delta.get("stop_reason")) or self.finish
@@ -415,6 +430,8 @@ class _Stream:
     def body(self, fault: str) -> dict[str, Any]:
         """The response; `fault` tells that it could not be put together."""
         message: dict[str, Any] = {"role": "assistant", "content": "".join(self.texts)}
+        if self.thoughts:
+            message["reasoning_content"] = "".join(self.thoughts)
         if self.calls:
             message["tool_calls"] = list(self.calls.values())
         odd, cut = "stream_odd" if self.is_odd else "", "stream_cut" if self.tells_its_end else ""

@@ -13,6 +13,7 @@ from typing import Any
 
 from tuneloop.data.formats.answers import error_answer
 from tuneloop.data.sources.parse import json_type
+from tuneloop.models.reasoning import is_headless, split_reasoning
 from tuneloop.records.rows import Message
 
 _SPELLINGS = {
@@ -28,6 +29,7 @@ _SPELLINGS = {
 ROLES = {spelling: role for role, spellings in _SPELLINGS.items() for spelling in spellings.split()}
 _PLAIN = {"user": "user", "assistant": "assistant", "system": "system", "human": "user", "gpt": "assistant"}
 _OURS = frozenset({"system", "user", "assistant", "tool"})
+REASONING = ("reasoning_content", "reasoning", "thinking")  # keys of what the assistant thought before it answered
 _PART_KEYS = frozenset({"type", "text", "content_type", "parts"})  # of a content in parts, as APIs write it
 
 
@@ -146,6 +148,8 @@ def _read_turn(turn: Any, place: int, keys: TurnKeys, calls: int, repairs: list[
     else:
         text = content_text(content, place)
     message: Message = {"role": role, "content": text}  # type: ignore[typeddict-item]
+    if role == "assistant" and (thought := _thought(turn, content)) is not None:
+        message["reasoning_content"] = thought.strip()
     if calls_here:
         if role != "assistant" or not isinstance(calls_here, list):
             raise Refused("wrong_type", f"turn {place}: tool_calls of the {role}")
@@ -174,8 +178,35 @@ def _role(value: Any, place: int, keys: TurnKeys, repairs: list[dict[str, Any]])
     return role
 
 
+def _thought(turn: Mapping[str, Any], content: Any) -> str | None:
+    """The reasoning of a turn, from a key of its own or parts of its content; None: there is none."""
+    parts = [part.get("thinking") for part in _thinking(content)]
+    parts = [part if isinstance(part, str) else _text_of_parts(part or ()) for part in parts]
+    texts = [part for part in [*(turn.get(key) for key in REASONING), *parts] if isinstance(part, str)]
+    return "\n".join(dict.fromkeys(texts)) if texts else None  # some exports have it under two names
+
+
+def _thinking(content: Any) -> list[Mapping[str, Any]]:
+    """The parts of a content that are reasoning, as Anthropic's and Mistral's APIs have them."""
+    parts = content if isinstance(content, list) else ()
+    return [part for part in parts if isinstance(part, dict) and part.get("type") == "thinking"]
+
+
+def _with_thought(turn: Message, place: int) -> Message:
+    """A turn whose text begins with its reasoning, as `<think>` has it, with both apart."""
+    text = turn["content"]
+    thought, answer = split_reasoning(text, opened=is_headless(text))
+    if answer is None:
+        raise Refused("cut_reasoning", f"turn {place}: its reasoning is never closed, so it has no answer")
+    if thought is None:
+        return turn
+    earlier = turn.get("reasoning_content") or ""
+    both = "\n".join(filter(None, (earlier, thought))) if thought != earlier else thought
+    return {**turn, "content": answer, "reasoning_content": both}
+
+
 def content_text(value: Any, place: int) -> str:
-    """A turn's content as text; parts of type text are joined."""
+    """A turn's content as text; parts of type text are joined, and those of reasoning left out."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
@@ -190,6 +221,8 @@ def _text_of_parts(parts: Iterable[Any]) -> str | None:
     texts = []
     for part in parts:
         kind = part.get("type", "text") if isinstance(part, dict) else None
+        if kind == "thinking":
+            continue
         text = part.get("text") if kind in ("text", "input_text", "output_text") else part
         if not isinstance(text, str):
             return None
@@ -205,7 +238,9 @@ def with_whole_contents(turns: list[Any], content_key: str) -> list[Any]:
     for turn in turns:
         parts = turn.get(content_key) if type(turn) is dict else None
         text = _text_of_parts(parts) if type(parts) is list and parts else None
-        whole.append(turn if text is None else {**turn, content_key: text})
+        thought = _thought(turn, parts) if text is not None and _thinking(parts) else None
+        further = {} if thought is None else {REASONING[0]: thought}
+        whole.append(turn if text is None else {**turn, content_key: text, **further})
     return whole
 
 
@@ -279,11 +314,13 @@ def ordered(
         errors: refuse answers that are error messages.
 
     Raises:
-        Refused: empty turns, no user turn, no answer at the end, calls without answers and the reverse, nothing to
-            train on.
+        Refused: reasoning that is never closed, empty turns, no user turn, no answer at the end, calls without answers
+            and the reverse, nothing to train on.
     """
     builder = _ConversationBuilder(keys, repairs)
     for place, turn in enumerate(turns, 1):
+        if turn["role"] == "assistant" and ("think>" in turn["content"] or "THINK]" in turn["content"]):
+            turn = _with_thought(turn, place)
         content, role = turn["content"], turn["role"]
         if role == "tool":
             builder.tool(turn, place)
@@ -349,6 +386,8 @@ class _ConversationBuilder:
         merged: Message = {**first, "content": "\n".join(filter(None, (first["content"], turn["content"])))}
         if first.get("name") != turn.get("name"):
             merged.pop("name", None)
+        if thoughts := [each["reasoning_content"] for each in (first, turn) if each.get("reasoning_content")]:
+            merged["reasoning_content"] = "\n".join(thoughts)
         if "tool_calls" in turn:
             merged["tool_calls"] = [*first.get("tool_calls", ()), *turn["tool_calls"]]
         if not (self.open and self.keys.separate_calls):

@@ -216,11 +216,13 @@ def _turn(completion: Any) -> Message | None:
     if calls:
         names = [str((call.get("function") or {}).get("name") or HASHED) for call in calls]
         return None if any(name.startswith(HASHED) for name in names) else _assistant_turn(text, tool_calls=calls)
-    return _assistant_turn(text) if text.strip() else None
+    thought = completion.get("reasoning_content") if isinstance(completion, Mapping) else None
+    further = {"reasoning_content": thought} if isinstance(thought, str) and not thought.startswith(HASHED) else {}
+    return _assistant_turn(text, **further) if text.strip() else None
 
 
-def _assistant_turn(text: str, **calls: Any) -> Message:
-    turn: Message = {"role": "assistant", "content": text, **calls}  # type: ignore[typeddict-item]
+def _assistant_turn(text: str, **further: Any) -> Message:
+    turn: Message = {"role": "assistant", "content": text, **further}  # type: ignore[typeddict-item]
     return turn
 
 

@@ -17,7 +17,7 @@ from tuneloop.inference.local.labels import best_label, label_ids
 from tuneloop.inference.local.scoring import AnswerFit
 from tuneloop.inference.local.stream import TextStream
 from tuneloop.inference.protocol import SCORING, AnswerSoFar, EngineKind, Kind, ModelTarget, with_template
-from tuneloop.inference.request import Request, Requests, Update, schema_breach
+from tuneloop.inference.request import Request, Requests, Separation, Update, schema_breach
 from tuneloop.models.gguf import read_header
 from tuneloop.models.template import Rendered, Template, load_template
 from tuneloop.records.artifact import ARTIFACT, ArtifactManifest
@@ -117,6 +117,7 @@ class GgufTarget(ModelTarget):
             return
         ends, text = frozenset(self.template.end_ids), TextStream(self.template.decode, ready.stop)
         answer, over = AnswerSoFar(replace(ready, adapter=""), ENGINE), False
+        separated = Separation(ready, self.template)
         for part in self._parts(ready):
             piece = ""
             for number, token in enumerate(part["ids"]):
@@ -134,10 +135,10 @@ class GgufTarget(ModelTarget):
                 finish: Finish = "error" if breach else "stop" if over else "length"
                 completion = answer.completion(text.text, finish, breach)
                 times = {"ttft_ms": round(part["first"], 3), "total_ms": round(part["total"], 3)}
-                yield Update(piece, replace(completion, **times))
+                yield separated(Update(piece, replace(completion, **times)))
                 return
             if piece:
-                yield Update(piece)
+                yield separated(Update(piece))
 
     def _parts(self, request: Request) -> Iterator[dict[str, Any]]:
         """What llama.cpp writes, some tokens at a time, to the end of the answer or of its room."""

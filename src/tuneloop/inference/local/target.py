@@ -16,7 +16,7 @@ from tuneloop.core.ui import reporter, reporting
 from tuneloop.inference.local.engine import Engine
 from tuneloop.inference.local.scoring import AnswerFit, answer_fits, choose_for
 from tuneloop.inference.protocol import SCORING, Kind, ModelTarget, with_template
-from tuneloop.inference.request import Request, Requests, Update, with_adapter
+from tuneloop.inference.request import Request, Requests, Separation, Update, with_adapter
 from tuneloop.models.adapters import ATTACHED, applied, applied_now, is_mixed
 from tuneloop.models.batch_invariance import is_batch_invariant
 from tuneloop.models.load import Model, fingerprint, load_model
@@ -137,10 +137,12 @@ class LocalTarget(ModelTarget):
         requests = [with_adapter(request) for request in requests]
         if (workers := self._workers(requests)) is not None:
             return iter(workers(SharedWork("complete", requests, {"task": task})))
-        return self._answers(
-            [self.writable(request) for request in requests],
-            lambda ready: answer_requests(self.model, ready, grammars=self.grammars, task=task),
-        )
+
+        def written(ready: list[Request]) -> list[Completion]:
+            answers = answer_requests(self.model, ready, grammars=self.grammars, task=task)
+            return [Separation(each, self.template).of(answer) for each, answer in zip(ready, answers, strict=True)]
+
+        return self._answers([self.writable(request) for request in requests], written)
 
     def _answers(
         self, prepared: Sequence[Request | Completion], compute: Callable[[list[Request]], list[Completion]]
@@ -156,7 +158,9 @@ class LocalTarget(ModelTarget):
     def stream(self, request: Request) -> Iterator[Update]:
         """One written answer in pieces as they come."""
         ready = self.rendered(with_adapter(request))
-        return iter([Update(completion=ready)]) if isinstance(ready, Completion) else Engine(self.model).stream(ready)
+        if isinstance(ready, Completion):
+            return iter([Update(completion=ready)])
+        return map(Separation(ready, self.template), Engine(self.model).stream(ready))
 
     def score(
         self, requests: Requests, labels: Sequence[str], *, exact: bool = False, lead: str = "", task: str = SCORING

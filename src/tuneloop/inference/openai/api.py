@@ -9,9 +9,11 @@ from typing import Any
 
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import ATTACHED, BASE
+from tuneloop.models.reasoning import split_reasoning
 from tuneloop.records.completion import Completion, Finish, TokenLogprob
 
 FIELDS_OF_A_TURN = ("role", "content", "tool_calls", "tool_call_id", "name")
+REASONING = ("reasoning_content", "reasoning")  # fields of a message
 # Of a `Sampling`, with what is usual: these are not OpenAI's, but vLLM's and llama.cpp's.
 FURTHER_OPTIONS = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
@@ -52,7 +54,7 @@ def read_reply(text: str) -> Completion | None:
         if isinstance(content, list):  # parts
             content = "".join(part["text"] for part in content if part.get("type") == "text")
         if content is None:
-            content = message.get("refusal")
+            content = message.get("refusal") or ("" if reasoning_of(message) else None)
         if calls:
             functions = [call["function"] for call in calls]
             names = [{"name": f["name"], "arguments": _parsed(f["arguments"])} for f in functions]
@@ -64,10 +66,22 @@ def read_reply(text: str) -> Completion | None:
     usage, model = value.get("usage"), value.get("model")
     counts = [usage.get(f"{kind}_tokens") if isinstance(usage, dict) else 0 for kind in ("prompt", "completion")]
     sizes = [count if isinstance(count, int) and count > 0 else 0 for count in counts]
-    clean = content.encode("utf-8", "replace").decode()  # lone surrogates can't be written to a file
+    thought, answer = reasoning_of(message), content
+    if not thought:  # a server without a parser for it
+        found, rest = split_reasoning(content)
+        thought, answer = (found, rest or "") if found else ("", content)
+    # Lone surrogates can't be written to a file.
+    clean, reasoning = (text.encode("utf-8", "replace").decode().strip() for text in (answer, thought))
     finish: Finish = "length" if choice.get("finish_reason") == "length" else "stop"
     served = model if isinstance(model, str) else ""
-    return Completion(clean.strip(), finish=finish, prompt_tokens=sizes[0], completion_tokens=sizes[1], served=served)
+    return Completion(
+        clean, finish=finish, prompt_tokens=sizes[0], completion_tokens=sizes[1], served=served, reasoning=reasoning
+    )
+
+
+def reasoning_of(message: Mapping[str, Any]) -> str:
+    """The reasoning that a server gives apart from the answer, by DeepSeek's name for it or vLLM's."""
+    return next((text for name in REASONING if isinstance(text := message.get(name), str)), "")
 
 
 def _parsed(arguments: Any) -> Any:

@@ -34,7 +34,7 @@ from tuneloop.inference.label_search import Reading, Unconstrained, search_label
 from tuneloop.inference.local.labels import best_label
 from tuneloop.inference.local.sampling import GREEDY
 from tuneloop.inference.local.stream import TextStream
-from tuneloop.inference.openai.api import FURTHER_OPTIONS, options_of, read_logprobs, turns_of
+from tuneloop.inference.openai.api import FURTHER_OPTIONS, options_of, read_logprobs, reasoning_of, turns_of
 from tuneloop.inference.priority import Turns
 from tuneloop.inference.protocol import (
     AdapterFacts,
@@ -59,6 +59,7 @@ from tuneloop.inference.wire import Broken, HttpRefused, Wire, fetched, message_
 from tuneloop.models.adapters import BASE
 from tuneloop.models.load import load_tokenizer
 from tuneloop.models.peft_layout import WEIGHTS, hash_of_adapter
+from tuneloop.models.reasoning import THINK
 from tuneloop.records.completion import Completion, Finish
 from tuneloop.records.rows import Message
 
@@ -508,6 +509,7 @@ class _AnswerInText(AnswerSoFar):
 
     text, reason = "", ""  # what is written so far, and why the server ended it
     choice: Completion | None = None  # the label, where one was scored
+    thinks = False  # whether the server is giving out reasoning apart from the answer
 
     def read(self, event: Mapping[str, Any]) -> str:
         """The piece of text that an event of the server brings."""
@@ -518,7 +520,14 @@ class _AnswerInText(AnswerSoFar):
             self.counts = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
         piece = ""
         for choice in event.get("choices") or []:
-            piece += str(choice.get("text") or (choice.get("delta") or {}).get("content") or "")
+            delta = choice.get("delta") or {}
+            thought, text = reasoning_of(delta), str(choice.get("text") or delta.get("content") or "")
+            if thought:  # as a model without a server's parser writes it
+                piece += thought if self.thinks else f"{THINK[0]}{thought}"
+                self.thinks = True
+            if text and self.thinks:
+                piece, self.thinks = f"{piece}{THINK[1]}", False
+            piece += text
             self.ids += choice.get("token_ids") or []
             self.reason = choice.get("finish_reason") or self.reason
             if self.request.logprobs is not None and choice.get("logprobs"):

@@ -18,6 +18,7 @@ from tuneloop.core.json_schema import schema_problem
 from tuneloop.core.text import storable
 from tuneloop.core.units import counted
 from tuneloop.inference.local.sampling import Sampling
+from tuneloop.inference.openai.api import reasoning_of
 from tuneloop.inference.request import MOST_LOGPROBS
 from tuneloop.records.rows import Message
 
@@ -331,6 +332,8 @@ def _message(turn: Any, param: str) -> Message:
     for name in ("tool_call_id", "name"):
         if isinstance(turn.get(name), str) and message["role"] == "tool":
             message[name] = turn[name]
+    if role == "assistant" and (thought := reasoning_of(turn)):
+        message["reasoning_content"] = thought
     return cast(Message, message)
 
 

@@ -4,55 +4,29 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tuneloop.core.ids import uuid7
 from tuneloop.core.text import storable
+from tuneloop.models.tool_calls import may_be_calls, read_calls
 from tuneloop.records.completion import Completion
 from tuneloop.serving.gateway import Piece, ServedModel
 from tuneloop.serving.http.api_request import ApiRequest
 
 _FINISH = {"stop": "stop", "choice": "stop", "length": "length"}
-_OPENINGS = ("{", "<tool_call>", "<|python_tag|>", "[{")  # how an answer begins that is a call of a function
 
 
-def read_calls(text: str, tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The calls that an answer is, in OpenAI's form; none where it is anything else, or calls what is no tool.
-
-    A call is JSON with a name and parameters or arguments, as Llama 3 writes it, or that in `<tool_call>`.
-    """
-    names = {tool["function"]["name"] for tool in tools}
-    text = text.strip().removeprefix("<|python_tag|>")
-    parts = [text]
-    if text.startswith("<tool_call>"):
-        parts = [part.partition("</tool_call>")[0] for part in text.split("<tool_call>")[1:]]
-    elif text.count('"name"') > 1 and not text.startswith("["):
-        parts = text.split(";")
-    calls: list[dict[str, Any]] = []
-    for part in parts:
-        try:
-            value = json.loads(part)
-        except (ValueError, RecursionError):
-            return []
-        for call in value if isinstance(value, list) else [value]:
-            inner = call.get("function") if isinstance(call, dict) else None
-            call = inner if isinstance(inner, dict) else call
-            if not isinstance(call, dict) or call.get("name") not in names:
-                return []
-            arguments = call.get("parameters", call.get("arguments", {}))
-            if not isinstance(arguments, str):
-                arguments = json.dumps(arguments, ensure_ascii=False)
-            function = {"name": call["name"], "arguments": storable(arguments)}
-            calls.append({"id": f"call_{uuid7()[-12:]}", "type": "function", "function": function})
-    return calls
-
-
-def _calls_of(request: ApiRequest, text: str) -> list[dict[str, Any]]:
-    """The calls of an answer, as many as the request allows."""
-    calls = read_calls(text, request.tools) if request.tools else []
-    return calls[:1] if request.one_call else calls
+def _calls_of(request: ApiRequest, text: str) -> tuple[str, list[dict[str, Any]]]:
+    """What an answer says before its calls, and these in OpenAI's form, as many as the request allows."""
+    said, calls = read_calls(text, request.tools) if request.tools else (text, [])
+    written = []
+    for name, arguments in calls[:1] if request.one_call else calls:
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        function = {"name": name, "arguments": storable(text)}
+        written.append({"id": f"call_{uuid7()[-12:]}", "type": "function", "function": function})
+    return said, written
 
 
 def usage(*answers: Sequence[Completion]) -> dict[str, Any]:
@@ -67,8 +41,11 @@ def chat_body(request: ApiRequest, piece: Piece, completions: Sequence[Completio
     model = piece.model
     choices: list[dict[str, Any]] = []
     for index, each in enumerate(completions):
-        calls = _calls_of(request, each.text)
-        message: dict[str, Any] = {"role": "assistant", "content": None if calls else each.text, "refusal": None}
+        said, calls = _calls_of(request, each.text)
+        content = None if calls and not said else said
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if each.reasoning:
+            message["reasoning_content"] = each.reasoning
         if calls:
             message["tool_calls"] = calls
         choices.append({
@@ -147,13 +124,20 @@ def responses_body(request: ApiRequest, piece: Piece, completion: Completion | N
         "temperature": request.sampling.temperature, "top_p": request.sampling.top_p,
         "max_output_tokens": request.max_new_tokens, "previous_response_id": None, "store": False,
         "text": {"format": {"type": "text"}}, "truncation": "disabled", "user": request.user or None,
-        "output": [_output_item(piece.id, completion.text, "completed")] if completion else [],
+        "output": [*_thoughts(piece.id, completion), _output_item(piece.id, completion.text, "completed")]
+        if completion else [],
         "usage": tokens and {
             "input_tokens": tokens["prompt_tokens"], "input_tokens_details": {"cached_tokens": 0},
             "output_tokens": tokens["completion_tokens"], "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": tokens["total_tokens"],
         },
     }  # fmt: skip
+
+
+def _thoughts(id_: str, completion: Completion) -> list[dict[str, Any]]:
+    """What a model thought before its answer, as an item of its own; not of a streamed answer, whose item has begun."""
+    content = [{"type": "reasoning_text", "text": completion.reasoning}]
+    return [{"id": f"rs_{id_}", "type": "reasoning", "summary": [], "content": content}] if completion.reasoning else []
 
 
 def _output_item(id_: str, text: str, status: str) -> dict[str, Any]:
@@ -192,6 +176,7 @@ class ChatStream(_AnswerStream):
     """
 
     pending: dict[int, str] = field(default_factory=dict)  # such texts, by the choice
+    said: set[int] = field(default_factory=set)  # choices of which a text was given out
 
     def events(self, piece: Piece) -> Iterator[dict[str, Any]]:
         """What a piece of the answer becomes."""
@@ -199,18 +184,25 @@ class ChatStream(_AnswerStream):
         if index not in self.choices:
             self.choices.add(index)
             yield self._chunk(index, {"role": "assistant", "content": "", "refusal": None})
-        text = self.pending.pop(index, "") + piece.text
-        if self.request.tools and completion is None:
-            start = text.lstrip()
-            if any(start.startswith(opening) or opening.startswith(start) for opening in _OPENINGS):
-                self.pending[index] = text
-                return
-        calls = _calls_of(self.request, text) if completion is not None else []
+        if piece.reasoning:
+            yield self._chunk(index, {"reasoning_content": piece.reasoning})
+        text, calls = self.pending.pop(index, "") + piece.text, list[dict[str, Any]]()
+        if self.request.tools:
+            names = [str(tool["function"]["name"]) for tool in self.request.tools]
+            place = may_be_calls(text, names, first=index not in self.said)
+            text, rest = text[:place], text[place:]
+            if completion is None:
+                self.pending[index] = rest
+            else:
+                rest, calls = _calls_of(self.request, rest)
+                text += rest
+        if text.strip():
+            self.said.add(index)
         logprobs = chat_logprobs(completion, piece.model) if completion is not None else None
+        if text:
+            yield self._chunk(index, {"content": text}, logprobs=None if calls else logprobs)
         if calls:
             yield self._chunk(index, {"tool_calls": [{"index": i, **call} for i, call in enumerate(calls)]})
-        elif text:
-            yield self._chunk(index, {"content": text}, logprobs=logprobs)
         if completion is not None:
             self.completions.append(completion)
             finish = "tool_calls" if calls else _FINISH.get(completion.finish, "stop")
@@ -272,7 +264,7 @@ class ResponsesStream:
             yield self._event("response.content_part.done", **at, part=_part(whole))
             item = _output_item(piece.id, whole, "completed")
             yield self._event("response.output_item.done", output_index=0, item=item)
-            body = responses_body(self.request, piece, piece.completion)
+            body = responses_body(self.request, piece, replace(piece.completion, reasoning=""))
             yield self._event(f"response.{body['status']}", response=body)
 
     def end(self) -> Iterator[dict[str, Any]]:

@@ -194,7 +194,7 @@ def helpers() -> Helpers:
     """The embedder, language detector and word comparison of other stages, as far as their libraries are installed."""
 
     def language(text: str) -> str:
-        code, sure = detect_language(text)
+        code, sure = detect_language(text.lower())  # capital letters are no language
         return code if sure >= 0.8 and len(text) >= 20 else "not sure"
 
     detector: Callable[[str], str] | None = language

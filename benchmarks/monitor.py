@@ -445,7 +445,7 @@ def main() -> None:
     asked = parser.parse_args()
     begun, bench = time.monotonic(), bench_of(asked)
     print(
-        f"{asked.requests} requests a week, a data set of {len(bench.reference):,} rows, at most 2 false alarms a year\n"
+        f"{asked.requests} requests a week, a data set of {len(bench.reference):,} rows, at most 1 false alarm a year\n"
     )
     systems = SYSTEMS if bench.peer is not None else SYSTEMS[:2]
     past = [bench.shop.week("", 0.0) for _ in range(CALM)]

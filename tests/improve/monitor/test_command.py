@@ -5,7 +5,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from traffic import at, request
+from traffic import at, request, thumb
 
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
@@ -100,6 +100,24 @@ def test_a_change_that_a_person_knows_raises_no_alarm_until_then(tmp_path, datas
         ["--ignore", "inputs", "--ignore-until", "soon"],
     ):
         assert main([*words, "--model", "m", *bad]) == 2
+
+
+def test_capital_letters_are_no_language():
+    language = w.helpers().language
+    for text in ("Where is my parcel, please?", "I would like to close my account today"):
+        assert language(text) == language(text.upper()) == "en"
+    assert language("Wo ist mein Paket, ich warte seit zwei Wochen darauf") == "de"
+
+
+def test_labels_that_come_after_a_window_say_what_its_quality_was(tmp_path, dataset, capsys, monkeypatch):
+    monkeypatch.setattr(w, "helpers", lambda: w.Helpers(None, None, lambda before, now: []))
+    store = filled(tmp_path)
+    with opened(store) as connection:
+        labels = (thumb(i, 40, True, kind="label", value=f"answer {(i + (i < 660)) % 7}") for i in range(650, 690))
+        insert(connection, labels)
+    main(["monitor", str(store), "--reference", str(dataset), "--until", at(35), "--json"])
+    quality = json.loads(capsys.readouterr().out)["quality"]
+    assert (quality["estimated"], quality["judged"]) == (0.75, 40)
 
 
 @pytest.mark.slow

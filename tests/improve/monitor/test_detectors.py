@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from traffic import request, thumb
 
+from tuneloop.core.errors import UserError
 from tuneloop.improve.monitor import detectors as m
 
 QUESTIONS = (
@@ -221,6 +222,14 @@ def test_few_right_labels_a_week_show_errors_that_nothing_else_does():
     labels = [one.completion for one in [*earlier, *window]]
     assert report(window=window, earlier=earlier, feedback=judged(0.35)).alarms == ["errors"]
     assert report(window=window, earlier=earlier, feedback=judged(0.1)).alarms == []
+
+
+def test_a_value_that_is_not_a_number_decides_nothing():
+    with pytest.raises(UserError, match="cost is not a number"):
+        report(
+            lambda i, text, label: {"usd": math.nan if i == 5003 else 0.01},
+            earlier=requests(400, 0, 1, lambda *_: {"usd": 0.01}),
+        )
 
 
 def test_one_user_who_floods_the_window_is_counted_once():

@@ -19,6 +19,7 @@ from datetime import timedelta
 from functools import cache
 from typing import Any, Literal
 
+from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc
 from tuneloop.core.lazy import Array, np
 from tuneloop.core.units import counted, verb
@@ -48,7 +49,9 @@ COPY = 0.95  # similarity of two texts from which on one counts for both: a data
 BLOCKS = 7  # parts of a window by which latency is compared: days of a week
 FEW_IN_BLOCK = 5  # requests of a part below which it is left out
 LEAST = {"latency": (5, "parts of time"), "errors": (15, "judged answers")}  # of a group, in place of FEW rows
-PRIORITY = {"errors": 4}  # shares of the false alarms, in place of 1: people have worked for these few values
+# Shares of the false alarms, in place of 1: these see what changes little else, and people worked for the few errors.
+PRIORITY = {"errors": 4, "agreement": 3, "novelty": 3}
+NEIGHBOURS = 5  # most similar rows of the data set, one of which should have the label of the answer
 SAMPLE = "sample"  # source of what people said of answers that were drawn at random
 CANARIES = "canaries"  # among the alarms: not a window's detector, see `canaries`
 JUDGED = 10  # answers of a window that people judged, below which its quality is not known
@@ -89,7 +92,7 @@ TESTS: dict[str, Callable[..., GroupDifference]] = {
 MEASURED = {  # number of each request that a detector compares, and its unit
     "vocabulary": ("share of unknown words", ""),
     "length": ("length", " characters"),
-    "agreement": ("share of answers other than the nearest row's label", ""),
+    "agreement": ("share of answers that are no label of the nearest rows", ""),
     "errors": ("probability of the answer less 1 where it is right", ""),
     "feedback": ("share of bad ratings", ""),
     "confidence": ("probability", ""),
@@ -339,9 +342,10 @@ def _of_labels(
         known, names_of_rows = np.asarray(embed([text for text, _ in rows])), np.array(labels)
         apart = []
         for some in both:
-            nearest = (np.asarray(embed([question_of(r) for r in some])) @ known.T).argmax(axis=1)
+            far = -(np.asarray(embed([question_of(r) for r in some])) @ known.T)
+            nearest = np.argpartition(far, min(NEIGHBOURS, len(known)) - 1, axis=1)[:, :NEIGHBOURS]
             given = np.array([answer_of(r).strip() for r in some])
-            apart.append((names_of_rows[nearest] != given).astype(np.float64))
+            apart.append((names_of_rows[nearest] != given[:, None]).all(axis=1).astype(np.float64))
         yield ComparedValues("agreement", "earlier", "worse", apart, [r.id for r in both[1]])
 
 
@@ -415,6 +419,9 @@ def _state(request: StoredRequest) -> str:
 
 
 def _detect(one: ComparedValues, level: float, helpers: Helpers, seed: int) -> Detection:
+    if one.kind != "categories" and not all(np.isfinite(np.asarray(values)).all() for values in one.values):
+        step = "find the requests with such a value in the store, or the embedder that gives it"
+        raise UserError(f"A value of {one.name} is not a number: nothing is decided", where="monitor", next_step=step)
     difference = TESTS[one.kind](*one.values, level=level, seed=seed)
     alarm = difference.p <= level
     words = helpers.telling(*one.texts)[:SHOWN] if alarm and one.texts[0] else []

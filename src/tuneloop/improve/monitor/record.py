@@ -159,7 +159,7 @@ class MonitorOptions(Config):
     model: str = Field("", description="Served name; default: the only one of the window.")
     window: str = flag("7d", "TIME", "Length of the window, as in 7d or 12h.")
     until: str = flag("", "TIME", "End of the window, as in 2026-01-31; default: now.")
-    false_alarms: float = Field(2.0, gt=0, le=50, description="Windows a year that may raise an alarm without cause.")
+    false_alarms: float = Field(1.0, gt=0, le=50, description="Windows a year that may raise an alarm without cause.")
     canaries: int = Field(20, ge=1, le=500, description="Rows of the data set's test that --ask asks.")
     canaries_every: str = flag("1d", "TIME", "Time between two rounds of canary prompts, as in 1d or 12h.")
     seed: int = Field(0, ge=0, description="Seed of the permutations.")

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc
-from tuneloop.core.lazy import Array, np
+from tuneloop.core.lazy import Array, NDArray, np
 from tuneloop.core.units import counted, verb
 from tuneloop.improve.experiment.statistics import person_of, time_of
 from tuneloop.improve.feedback.value import by_request, conversations_of, gives_answer, mean_value
@@ -250,7 +250,7 @@ def _one_a_text(requests: Requests) -> list[StoredRequest]:
     return list(first.values())
 
 
-def _first_copies(vectors: Array) -> Array:
+def _first_copies(vectors: Array) -> NDArray[Any]:
     """Which of the vectors have no near copy among those before them."""
     return np.flatnonzero(np.tril(vectors @ vectors.T, -1).max(axis=1) < COPY)
 
@@ -400,6 +400,7 @@ def _numbers(
     name: str,
     before: Sequence[tuple[str, float]],
     now: Sequence[tuple[str, float]],
+    *,
     kind: Literal["numbers", "worse"] = "numbers",
 ) -> ComparedValues:
     values = [np.array([value for _, value in some], dtype=np.float64) for some in (before, now)]

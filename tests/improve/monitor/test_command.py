@@ -126,8 +126,8 @@ def test_the_packaged_embedder_finds_the_new_kind(tmp_path, dataset):
         return f"my crypto wallet lost all tokens in the bridge {i}" if i >= 560 and i % 4 == 0 else asked
 
     report = w.monitor_store(filled(tmp_path, change), dataset, {"until": at(35)})
-    assert {"inputs", "novelty"} <= set(report.alarms)
-    assert all((int(one[1:]) % 4) == 0 for d in report.detections if d.name == "novelty" for one in d.requests)
+    assert {"inputs", "vocabulary"} <= set(report.alarms)
+    assert all((int(one[1:]) % 4) == 0 for d in report.detections if d.name == "inputs" for one in d.requests)
 
 
 @pytest.mark.parametrize(("text", "days"), [("7d", 7), ("12h", 0.5), ("2w", 14), ("1.5d", 1.5)])

@@ -152,6 +152,7 @@ def draw(
     model: str = flag("", "NAME", "Only requests to this model."),
     seed: int = flag(0, "N", "Seed of the draw.", least=0),
     hidden: bool = switch("Do not show the given answer, so that no one is led by it."),
+    measure: bool = switch("Draw all of them at random: `monitor` measures quality by what people say."),
 ) -> Result:
     """Choose the answers that deserve a person's minutes, for `tuneloop review`.
 
@@ -159,7 +160,7 @@ def draw(
     """
     from tuneloop.improve.feedback.review import draw_queue, queue_lines
 
-    queue = draw_queue(store, out, rows=rows, since=since, model=model, seed=seed, hidden=hidden)
+    queue = draw_queue(store, out, rows=rows, since=since, model=model, seed=seed, hidden=hidden, measure=measure)
     then = f"tuneloop review votes {queue.folder} --store {store}"
     lines = [f"{counted(queue.rows, 'answer')} in {queue.folder}", *queue_lines(queue)]
     return Result(queue, [*lines, f"next      tuneloop review {queue.folder}, then {then}"])

@@ -115,7 +115,7 @@ class MonitorConfig(Config):
 
     reference: str = Field("", description="prepared data set that is compared with; empty: nothing is monitored")
     window: str = Field("7d", description="length of a window, as in 7d or 12h")
-    false_alarms: float = Field(2.0, gt=0, le=50, description="windows of a year that may raise an alarm without cause")
+    false_alarms: float = Field(1.0, gt=0, le=50, description="windows of a year that may raise an alarm without cause")
     canaries: int = Field(20, ge=0, le=500, description="test rows that are sent regularly: did the answers change?")
     canaries_every: str = Field("1d", description="time between two rounds of them, as in 1d or 12h")
 

@@ -407,7 +407,7 @@ def test_a_pass_compares_the_window_that_is_over_with_the_data_of_the_run_in_use
     w.improve(asks, command=Runner(decide=(3, {})))
     ((place, reference, settings),) = asked
     assert (place, reference) == (str(store), "runs/old/dataset")
-    assert settings == {"model": "m", "window": "2d", "false_alarms": 2.0}
+    assert settings == {"model": "m", "window": "2d", "false_alarms": 1.0}
 
 
 @pytest.mark.slow

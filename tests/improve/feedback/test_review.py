@@ -1,6 +1,8 @@
 """Production is looked at by `tuneloop review`, and what people say comes back as feedback."""
 
 import json
+import random
+from collections import Counter
 
 import pytest
 from traffic import at, request, thumb
@@ -9,9 +11,11 @@ from tuneloop.cli.main import main
 from tuneloop.core.ids import uuid7
 from tuneloop.evaluation.review.items import append_vote, load_review
 from tuneloop.improve.collect.command import collect_store
+from tuneloop.improve.feedback.review import spread
+from tuneloop.improve.monitor.detectors import estimate_quality
 from tuneloop.records.review import Vote
 from tuneloop.records.server import Decision
-from tuneloop.serving.store.store import connect, insert, opened, read_feedback
+from tuneloop.serving.store.store import connect, insert, opened, read_feedback, read_requests
 
 
 @pytest.fixture
@@ -59,6 +63,37 @@ def test_a_queue_goes_to_people_and_their_votes_become_training_rows(store, tmp_
     assert "r000005" not in (tmp_path / "again" / "items.jsonl").read_text()  # its answer is known now
     assert main(["review", str(folder), "--no-serve", "--json", "-q"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["reviewed"] == 1
+
+
+def test_a_sample_that_measures_comes_back_as_one(store, tmp_path, capsys):
+    """All rows are random, answers that people put right or disliked among them; the votes say where they are from."""
+    with opened(store) as connection:
+        insert(connection, (thumb(i, 30, True, id=f"c{i}", kind="correction", value="that") for i in range(10, 25)))
+    folder = tmp_path / "week"
+    assert main(["review", "draw", str(store), "-o", str(folder), "--rows", "20", "--measure", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["strata"] == {"random": 20}
+    review = load_review(folder)
+    assert sum(10 <= int(item.row[1:]) < 25 for item in review.items) >= 5
+    for i, item in enumerate(review.items):
+        vote = {"item": item.id, "reviewer": "Anna", "choice": "rating", "time": at(31)}
+        append_vote(review.votes_path, Vote(**vote, thumb=i < 15))
+    assert main(["review", "votes", str(folder), "--store", str(store)]) == 0
+    with opened(store) as connection:
+        votes = list(read_feedback(connection, where="\"user\" = 'reviewer:Anna'"))
+        requests = list(read_requests(connection, where="shadow IS NULL"))
+    assert {one.source for one in votes} == {"sample"}
+    quality = estimate_quality(requests, (), {one.request: [one] for one in votes})
+    assert (quality.estimated, quality.judged) == (0.75, 20)
+
+
+def test_a_sample_has_its_share_of_every_degree_of_sureness():
+    rows = [request(i, i, completion={"content": "a", "probability": (i + 1) / 100}) for i in range(100)]
+    counts = Counter()
+    for seed in range(400):
+        sample = spread(rows, 20, random.Random(seed))
+        assert len(sample) == 20 and sorted(int(one.id[1:]) // 5 for one in sample) == list(range(20))
+        counts.update(one.id for one in sample)
+    assert min(counts.values()) > 40 and max(counts.values()) < 125  # each with the chance 1 in 5: 80
 
 
 def test_the_given_answer_can_be_hidden(store, tmp_path):

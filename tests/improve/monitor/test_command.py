@@ -5,7 +5,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from traffic import at, request
+from traffic import at, request, thumb
 
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
@@ -102,14 +102,32 @@ def test_a_change_that_a_person_knows_raises_no_alarm_until_then(tmp_path, datas
         assert main([*words, "--model", "m", *bad]) == 2
 
 
+def test_capital_letters_are_no_language():
+    language = w.helpers().language
+    for text in ("Where is my parcel, please?", "I would like to close my account today"):
+        assert language(text) == language(text.upper()) == "en"
+    assert language("Wo ist mein Paket, ich warte seit zwei Wochen darauf") == "de"
+
+
+def test_labels_that_come_after_a_window_say_what_its_quality_was(tmp_path, dataset, capsys, monkeypatch):
+    monkeypatch.setattr(w, "helpers", lambda: w.Helpers(None, None, lambda before, now: []))
+    store = filled(tmp_path)
+    with opened(store) as connection:
+        labels = (thumb(i, 40, True, kind="label", value=f"answer {(i + (i < 660)) % 7}") for i in range(650, 690))
+        insert(connection, labels)
+    main(["monitor", str(store), "--reference", str(dataset), "--until", at(35), "--json"])
+    quality = json.loads(capsys.readouterr().out)["quality"]
+    assert (quality["estimated"], quality["judged"]) == (0.75, 40)
+
+
 @pytest.mark.slow
 def test_the_packaged_embedder_finds_the_new_kind(tmp_path, dataset):
     def change(i, asked):
         return f"my crypto wallet lost all tokens in the bridge {i}" if i >= 560 and i % 4 == 0 else asked
 
     report = w.monitor_store(filled(tmp_path, change), dataset, {"until": at(35)})
-    assert {"inputs", "novelty"} <= set(report.alarms)
-    assert all((int(one[1:]) % 4) == 0 for d in report.detections if d.name == "novelty" for one in d.requests)
+    assert {"inputs", "vocabulary"} <= set(report.alarms)
+    assert all((int(one[1:]) % 4) == 0 for d in report.detections if d.name == "inputs" for one in d.requests)
 
 
 @pytest.mark.parametrize(("text", "days"), [("7d", 7), ("12h", 0.5), ("2w", 14), ("1.5d", 1.5)])

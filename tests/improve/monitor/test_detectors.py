@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from traffic import request, thumb
 
+from tuneloop.core.errors import UserError
 from tuneloop.improve.monitor import detectors as m
 
 QUESTIONS = (
@@ -76,7 +77,7 @@ def test_copies_of_a_text_count_once():
     """A data set has no copies and production has; the same questions by other users are no change."""
     window = requests(70, 5000, 3)
     copied = [replace(one, **{"id": f"{one.id}-{k}", "user": f"{one.user}-{k}"}) for one in window for k in range(6)]
-    found = report(window=copied)
+    found = report(window=copied, earlier=requests(400, 0, 103)[300:])  # one window before: none are pooled
     assert not {"inputs", "novelty", "vocabulary", "length", "language", "labels", "output length"} & set(found.alarms)
     assert next(one for one in found.detections if one.name == "labels").rows[1] <= 70
 
@@ -156,17 +157,79 @@ def test_the_named_requests_are_the_changed_ones():
         assert sum(int(one[1:]) % 5 == 0 for one in alarm.requests) >= 4 and alarm.words == ["telling"]
 
 
-def test_worse_feedback_raises_an_alarm_and_better_feedback_takes_nothing_back():
+def test_worse_feedback_raises_an_alarm_and_better_feedback_does_not():
     good = [thumb(i, 1, i % 10 > 1, user=f"u{i}") for i in range(400)]
     bad = [thumb(i, 6, i % 10 > 5, user=f"u{i}") for i in range(5000, 5200)]
-    steps = []
-    for feedback in ([*good, *bad], [*(thumb(i, 1, i % 10 > 5, user=f"u{i}") for i in range(400)), *(thumb(i, 6, i % 10 > 1, user=f"u{i}") for i in range(5000, 5200))]):  # fmt: skip
-        found = report(feedback=feedback)
-        assert "feedback" in found.alarms
-        steps.append(next(one.next_step for one in found.detections if one.name == "feedback"))
-    assert "rollback" in steps[0] and "Nothing to take back" in steps[1]
+    found = report(feedback=[*good, *bad])
+    assert "rollback" in next(one.next_step for one in found.detections if one.name == "feedback" and one.alarm)
+    better = [
+        *(thumb(i, 1, i % 10 > 5, user=f"u{i}") for i in range(400)),
+        *(thumb(i, 6, i % 10 > 1, user=f"u{i}") for i in range(5000, 5200)),
+    ]
     same = [thumb(i, 6, i % 10 > 1, user=f"u{i}") for i in range(5000, 5200)]
-    assert "feedback" not in report(feedback=[*good, *same]).alarms
+    for feedback in (better, [*good, *same]):
+        assert "feedback" not in report(feedback=feedback).alarms
+
+
+def weekly(change, weeks=12, since=4, per_week=50):
+    """So few requests a week that one shows little; the change begins after some of them."""
+    rng, made = random.Random(5), []
+    for i in range(weeks * per_week):
+        text, label = ask(rng)
+        fields = {"prompt": [{"role": "user", "content": text}], "completion": label}
+        made.append(request(i, i / per_week * 7, **{**fields, **(change(i, label) if i >= since * per_week else {})}))
+    return made[:-per_week], made[-per_week:]
+
+
+def test_a_change_that_no_week_shows_is_found_over_several():
+    earlier, window = weekly(lambda i, label: {"completion": "billing"} if i % 8 == 0 else {})
+    alone = report(window=window, earlier=earlier[:200])  # as if the weeks between had not been
+    assert not {"labels", "agreement"} & set(alone.alarms)
+    found = report(window=window, earlier=earlier)
+    alarm = next(one for one in found.detections if one.name == "agreement")
+    assert alarm.alarm and alarm.windows > 1 and f"over {alarm.windows} windows" in alarm.sentence
+    assert not report(window=weekly(lambda i, label: {})[1], earlier=weekly(lambda i, label: {})[0]).alarms
+
+
+def test_answers_of_a_release_that_is_gone_say_nothing_of_now():
+    """A bad release was rolled back a week ago: its answers raise no alarm any more."""
+    earlier, window = weekly(lambda i, label: {"completion": "billing", "release": "2"} if i < 550 else {})
+    assert not {"labels", "agreement"} & set(report(window=window, earlier=earlier).alarms)
+    same = [replace(one, release=None) for one in earlier]
+    assert {"labels", "agreement"} & set(report(window=window, earlier=same).alarms)
+
+
+def test_labels_in_turn_are_found_though_their_shares_stay():
+    turned = dict(zip(LABELS, [*LABELS[1:], LABELS[0]], strict=True))
+    found = report(lambda i, text, label: {"completion": turned[label]} if i % 4 == 0 else {})
+    assert "agreement" in found.alarms and "labels" not in found.alarms
+
+
+def test_few_right_labels_a_week_show_errors_that_nothing_else_does():
+    """20 judged answers a week, of which 10 % are wrong and later 35 %; the traffic is as before."""
+
+    def judged(share):
+        rng = random.Random(3)
+        found = []
+        for i in range(0, 600, 2):  # 25 of 50
+            wrong = rng.random() < (share if i >= 400 else 0.1)
+            found.append(
+                thumb(i, i / 50 * 7, True, kind="label", value="else" if wrong else labels[i], user="reviewer")
+            )
+        return found
+
+    earlier, window = weekly(lambda i, label: {})
+    labels = [one.completion for one in [*earlier, *window]]
+    assert report(window=window, earlier=earlier, feedback=judged(0.35)).alarms == ["errors"]
+    assert report(window=window, earlier=earlier, feedback=judged(0.1)).alarms == []
+
+
+def test_a_value_that_is_not_a_number_decides_nothing():
+    with pytest.raises(UserError, match="cost is not a number"):
+        report(
+            lambda i, text, label: {"usd": math.nan if i == 5003 else 0.01},
+            earlier=requests(400, 0, 1, lambda *_: {"usd": 0.01}),
+        )
 
 
 def test_one_user_who_floods_the_window_is_counted_once():
@@ -176,13 +239,14 @@ def test_one_user_who_floods_the_window_is_counted_once():
 
 
 def test_too_few_requests_say_so():
-    found = report(window=requests(20, 5000, 1))
+    found = report(window=requests(20, 5000, 1), earlier=requests(400, 0, 1)[370:])
     assert found.detections == [] and found.alarms == []
     assert "too little" in found.summary[0] and found.skipped
 
 
 def test_texts_that_were_not_kept_leave_the_inputs_out():
-    found = report(window=requests(200, 5000, 1, lambda i, text, label: {"prompt": []}))
+    without = [requests(n, start, 1, lambda i, text, label: {"prompt": []}) for n, start in ((400, 0), (200, 5000))]
+    found = report(earlier=without[0], window=without[1])
     names = {one.name for one in found.detections}
     assert "latency" in names and "length" not in names and "length" in found.skipped
 
@@ -192,54 +256,47 @@ def test_a_new_release_is_named_beside_an_alarm():
     assert any("release 7" in line for line in found.summary)
 
 
-# --- quality without labels
+# --- quality from few labels
 
 
-def calibrated_world(rng, n, shift=0.0):
-    """Probabilities that say too much: an answer of probability c is right with 0.5 + 0.4 (c - 0.5)."""
-    chances = np.clip(rng.beta(6, 2, n) - shift, 0, 1)
-    return chances, rng.random(n) < 0.5 + 0.4 * (chances - 0.5)
+def sampled(rights, start=5000, **fields):
+    given = {"kind": "label", "user": "reviewer", **fields}
+    truth = {one.id: one.completion for one in requests(200, 5000, 1)}
+    values = [truth[f"r{start + i:06d}"] if right else "no such" for i, right in enumerate(rights)]
+    return [thumb(start + i, 6, True, value=value, **given) for i, value in enumerate(values)]
 
 
-def test_the_estimate_is_calibrated_and_its_interval_covers():
+def test_the_interval_of_the_share_of_right_answers_holds_the_truth():
     rng = np.random.default_rng(0)
+    window = requests(200, 5000, 1)
     covered = 0
-    for seed in range(20):
-        known = calibrated_world(rng, 400)
-        chances, truth = calibrated_world(rng, 300, shift=0.1)
-        found = m.estimate_quality(chances, list(zip(*known, strict=True)), seed=seed)
-        covered += found.low <= truth.mean() <= found.high
-        assert found.calibrated_on == 400
-    assert covered >= 17
-    assert m.estimate_quality(chances, []).estimated > truth.mean() - 0.2
-    assert m.estimate_quality(chances, []).calibrated_on == 0
-    few = [(0.9, False)] * 3
-    assert math.isnan(m.estimate_quality(chances, few).before), "three judged answers are no measure of what was before"
+    for _ in range(200):
+        rights = rng.random(20) < 0.9
+        found = m.estimate_quality(window, (), {f"r{5000 + i:06d}": [one] for i, one in enumerate(sampled(rights))})
+        assert found.estimated == rights.mean() and found.judged == 20 and math.isnan(found.before)
+        covered += found.low <= 0.9 <= found.high
+    assert covered >= 190
 
 
-@pytest.mark.parametrize(("labels", "before"), [(80, 0.75), (40, 0.75 * 40 / 240)])
-def test_labels_calibrate_the_estimate_where_there_are_enough_and_thumbs_where_not(labels, before):
-    def with_chance(i, text, label):
-        return {"completion": {"role": "assistant", "content": label, "probability": 0.9 if i % 4 else 0.5}}
+def test_without_labels_of_the_window_its_quality_is_not_said():
+    """A model that does not know that it is wrong is as sure as before, and thumbs are given to what one likes."""
 
-    earlier, window = requests(400, 0, 2, with_chance), requests(200, 5000, 1, with_chance)
-    said = [one.completion["content"] if i % 4 else "another" for i, one in enumerate(earlier[:labels])]
-    feedback = [thumb(i, 6, True, kind="label", value=text) for i, text in enumerate(said)]
-    feedback += [thumb(i, 6, False) for i in range(100, 300)]  # people who like nothing
-    found = report(earlier=earlier, window=window, feedback=feedback).quality
-    assert found.before == pytest.approx(before)
-    assert found.calibrated_on == (labels if labels == 80 else labels + 200)
+    def sure(i, text, label):
+        return {"completion": {"role": "assistant", "content": label, "probability": 0.99}}
+
+    liked = [thumb(5000 + i, 6, True) for i in range(100)]
+    corrections = [thumb(5100 + i, 6, True, kind="correction", value="other") for i in range(50)]
+    found = report(sure, earlier=requests(400, 0, 2, sure), feedback=[*liked, *corrections])
+    assert found.quality is None and any("not known" in line for line in found.summary)
+    assert report(feedback=sampled([True] * 9)).quality is None
+    lies = [one.model_copy(update={"voice": "anyone"}) for one in sampled([False] * 30)]
+    assert report(feedback=lies).quality is None
 
 
-def test_probabilities_in_the_store_give_an_estimate_and_judged_answers_a_check():
-    def with_chance(i, text, label):
-        return {"completion": {"role": "assistant", "content": label, "probability": 0.9 if i % 4 else 0.5}}
-
-    window = requests(200, 5000, 1, with_chance)
-    feedback = [thumb(5001, 6, True, user="u5001"), thumb(5002, 6, True, kind="label", value="no such", user="u5002")]
-    found = report(window=window, feedback=feedback)
-    assert found.quality.estimated == pytest.approx(0.8)
-    assert (found.quality.judged, found.quality.measured) == (2, 0.5)
-    lies = [thumb(5000 + i, 6, True, id=f"l{i}", kind="label", value="no such", voice="anyone") for i in range(100)]
-    assert report(window=window, feedback=[*feedback, *lies]).quality.judged == 2
-    assert report().quality is None and math.isnan(found.quality.before)
+def test_votes_on_a_drawn_sample_count_as_labels_do():
+    votes = [thumb(5000 + i, 6, i < 15, source="sample") for i in range(20)]
+    found = report(feedback=votes)
+    assert (found.quality.estimated, found.quality.judged) == (0.75, 20)
+    assert any("from 20 judged" in line for line in found.summary)
+    hidden = [one.model_copy(update={"source": "sample", "kind": "correction"}) for one in sampled([True] * 20)]
+    assert report(feedback=hidden).quality.estimated == 1, "who writes the given answer says that it is right"

@@ -20,7 +20,7 @@ def test_equal_numbers_step_together():
     assert found.size == 0 and found.p > 0.9
 
 
-@pytest.mark.parametrize("kind", ["vectors", "numbers", "tail", "categories"])
+@pytest.mark.parametrize("kind", ["vectors", "places", "numbers", "worse", "categories"])
 def test_without_a_difference_alarms_are_as_rare_as_the_level_says(kind):
     rng = np.random.default_rng(1)
     alarms = 0
@@ -34,9 +34,13 @@ def test_without_a_difference_alarms_are_as_rare_as_the_level_says(kind):
             alarms += (
                 p.numbers_differ(rng.exponential(size=150), rng.exponential(size=40), level=0.05, seed=trial).p <= 0.05
             )
-        elif kind == "tail":
-            a, b = rng.exponential(size=150), rng.exponential(size=40)
-            alarms += p.numbers_differ(a, b, level=0.05, seed=trial, upper_tail=True).p <= 0.05
+        elif kind == "places":
+            a, b = rng.normal(size=(150, 12)), rng.normal(size=(40, 12))
+            a, b = a / np.linalg.norm(a, axis=1)[:, None], b / np.linalg.norm(b, axis=1)[:, None]
+            alarms += p.places_differ(a, b, level=0.05, seed=trial).p <= 0.05
+        elif kind == "worse":
+            a, b = (rng.random(150) < 0.1).astype(float), (rng.random(40) < 0.1).astype(float)
+            alarms += p.mean_rises(a, b, level=0.05, seed=trial).p <= 0.05
         else:
             a, b = rng.choice(list("abcdef"), 150), rng.choice(list("abcdef"), 40)
             alarms += p.categories_differ(list(a), list(b), level=0.05, seed=trial).p <= 0.05
@@ -54,15 +58,22 @@ def test_a_new_cluster_is_found_and_its_rows_stand_out():
 
 def test_a_small_p_value_is_reached_only_with_enough_divisions():
     before, now = np.zeros(200), np.ones(50)
-    assert p.numbers_differ(before, now, level=1e-3).p < 1e-3 / 15
+    assert p.numbers_differ(before, now, level=1e-3).p < 1e-3 / 3
     assert p.numbers_differ(before, now, level=0.1).p < 0.1
 
 
-def test_a_few_rows_far_out_are_found_in_the_tail_alone():
+def test_a_few_rows_in_a_place_of_their_own_are_found_where_a_mean_does_not_see_them():
     rng = np.random.default_rng(3)
-    before, now = rng.normal(size=1000), rng.normal(size=300)
-    now[:18] += 4
-    assert p.numbers_differ(before, now, level=1e-3).p > 1e-3
-    tail = p.numbers_differ(before, now, level=1e-3, upper_tail=True)
-    assert tail.p < 1e-3 and set(np.argsort(-tail.foreign)[:10].tolist()) <= set(range(18))
-    assert p.numbers_differ(before, -np.abs(now), level=1e-3, upper_tail=True).p > 0.5  # only for larger ones
+    before, now = rng.normal(size=(1000, 64)), rng.normal(size=(300, 64))
+    now[:15] = 0.6 * now[:15] + rng.normal(size=64)
+    before, now = (some / np.linalg.norm(some, axis=1)[:, None] for some in (before, now))
+    assert p.vectors_differ(before, now, level=1e-3).p > 1e-3
+    found = p.places_differ(before, now, level=1e-3)
+    assert found.p < 1e-3 and set(np.argsort(-found.foreign)[:10].tolist()) <= set(range(15))
+
+
+def test_only_a_rise_of_the_mean_counts():
+    low, high = np.repeat([1.0, 0.0], [10, 90]), np.repeat([1.0, 0.0], [20, 30])
+    found = p.mean_rises(low, high, level=1e-3)
+    assert found.p < 1e-3 and found.size == pytest.approx(0.3)
+    assert p.mean_rises(high, low, level=1e-3).p > 0.9

@@ -94,7 +94,7 @@ class Watching(Config):
 
     reference: str = Field("", description=REFERENCE)
     window: str = Field("7d", description="length of a window, as in 7d or 12h")
-    false_alarms: float = Field(2.0, gt=0, le=50, description="windows of a year that may raise an alarm without cause")
+    false_alarms: float = Field(1.0, gt=0, le=50, description="windows of a year that may raise an alarm without cause")
 
 
 class ProjectConfig(Config):

@@ -18,7 +18,7 @@ from tuneloop.evaluation.review.items import ITEMS, load_review, read_votes, sta
 from tuneloop.improve.experiment.statistics import person_of
 from tuneloop.improve.feedback.value import by_request, conversations_of, mean_value
 from tuneloop.improve.monitor.command import EVENT as MONITORED
-from tuneloop.improve.monitor.detectors import FeedbackOf, Requests, answer_of, probability_of, question_of
+from tuneloop.improve.monitor.detectors import SAMPLE, FeedbackOf, Requests, answer_of, probability_of, question_of
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.record import write_record
 from tuneloop.records.request import StoredRequest
@@ -27,6 +27,7 @@ from tuneloop.serving.store.store import insert, opened, read_decisions, read_fe
 
 Place = Path | str
 SYSTEM = "production"
+RANDOM_PART = 0.4
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,21 @@ class ReviewQueue:
 
 
 def draw_queue(
-    place: Place, out: Place, *, rows: int = 40, since: str = "", model: str = "", seed: int = 0, hidden: bool = False
+    place: Place,
+    out: Place,
+    *,
+    rows: int = 40,
+    since: str = "",
+    model: str = "",
+    seed: int = 0,
+    hidden: bool = False,
+    measure: bool = False,
 ) -> ReviewQueue:
     """Write a folder that `tuneloop review` shows to people.
 
-    `hidden`: ask for the right answer without showing the given one, so that no one is led by it. Raises UserError:
-    there is no store, nothing to look at, or the folder holds a review.
+    `hidden`: ask for the right answer without showing the given one, so that no one is led by it. `measure`: a sample
+    of all answers, whatever was said of them. Raises UserError: there is no store, nothing to look at, or the folder
+    holds a review.
     """
     folder = Path(out)
     if (folder / Review.file).is_file():
@@ -57,8 +67,10 @@ def draw_queue(
         alarms = read_decisions(store, since=since, where=f"kind = '{MONITORED}'")
         detections = [one for event in alarms for one in event.data["detections"] if one["alarm"]]
     copies = {request.shadow: answer_of(request) for request in every if request.shadow and answer_of(request)}
-    groups = groups_of(requests, feedback, copies, {id_ for one in detections for id_ in one["requests"]})
-    queued = queue(requests, groups, rows, seed=seed)
+    groups = groups_of(
+        requests, {} if measure else feedback, copies, {id_ for one in detections for id_ in one["requests"]}
+    )
+    queued = queue(requests, groups, rows, random_part=1.0 if measure else RANDOM_PART, seed=seed)
     if not queued:
         what = f"No request of {len(requests):,} can be looked at"
         step = "they failed, their texts were not kept, or people have said already what is right"
@@ -109,13 +121,14 @@ def store_votes(place: Path | str, folder: Path | str) -> tuple[int, int]:
     votes, _ = read_votes(review.votes_path)
     rows = {item.id: item.row for item in review.items}
     votes_of_rows = [vote for vote in standing(votes).values() if vote.item in rows]
-    redactor, review_key = Redactor(PersonalConfig()), review.manifest.key
-    feedback = [one for vote in votes_of_rows for one in _feedback(vote, rows[vote.item], review_key, redactor)]
+    redactor, key = Redactor(PersonalConfig()), review.manifest.key
+    source = SAMPLE if all(item.stratum == "random" for item in review.items) else "review"
+    feedback = [one for vote in votes_of_rows for one in _feedback(vote, rows[vote.item], key, source, redactor)]
     with opened(place) as store:
         return insert(store, feedback), len(votes_of_rows)
 
 
-def _feedback(vote: Vote, request: str, review: str, redactor: Redactor) -> list[Feedback]:
+def _feedback(vote: Vote, request: str, review: str, source: str, redactor: Redactor) -> list[Feedback]:
     if vote.choice == "skip":
         return []
     values: Mapping[str, object] = {
@@ -127,7 +140,7 @@ def _feedback(vote: Vote, request: str, review: str, redactor: Redactor) -> list
         if value is not None:
             text = redactor(value) if isinstance(value, str) else value
             key = f"review:{review[:16]}:{vote.item}:{vote.reviewer}:{kind}:{vote.time}"
-            feedback.append(Feedback(id=uuid7(), kind=kind, value=text, source="review", key=key, **common))
+            feedback.append(Feedback(id=uuid7(), kind=kind, value=text, source=source, key=key, **common))
     return feedback
 
 
@@ -138,7 +151,6 @@ def queue_lines(queue: ReviewQueue) -> list[str]:
     return lines + [f"{strata[name]:>5}  {name}: {why}" for name, why in GROUPS.items() if strata.get(name)]
 
 
-RANDOM_PART = 0.4
 UNSURE = 0.5  # probability of a label below which it is uncertain
 # Groups in the order in which a request falls into one of them.
 GROUPS = {
@@ -190,9 +202,15 @@ def groups_of(
 
 
 def queue(
-    requests: Sequence[StoredRequest], groups: Mapping[str, str], rows: int, *, per_user: int = 3, seed: int = 0
+    requests: Sequence[StoredRequest],
+    groups: Mapping[str, str],
+    rows: int,
+    *,
+    per_user: int = 3,
+    random_part: float = RANDOM_PART,
+    seed: int = 0,
 ) -> list[Queued]:
-    """Draw what is looked at: 40 % at random from all, the rest in equal parts from the groups but `rest`.
+    """Draw what is looked at: a part at random from all, the rest in equal parts from the groups but `rest`.
 
     Args:
         per_user: that one user may have of the informative part.
@@ -200,9 +218,10 @@ def queue(
     rng = random.Random(seed)
     pool = [request for request in requests if request.id in groups]
     rng.shuffle(pool)
-    n_random = min(len(pool), round(RANDOM_PART * rows))
-    queued = [Queued(request, groups[request.id], "random") for request in pool[:n_random]]
-    waiting = {name: [r for r in pool[n_random:] if groups[r.id] == name] for name in GROUPS}
+    sample = spread(pool, round(random_part * rows), rng)
+    queued = [Queued(request, groups[request.id], "random") for request in sample]
+    drawn = {request.id for request in sample}
+    waiting = {name: [r for r in pool if groups[r.id] == name and r.id not in drawn] for name in GROUPS}
     rest = waiting.pop("rest")
     counts: Counter[str] = Counter()
     while len(queued) < rows and any(waiting.values()):
@@ -216,3 +235,16 @@ def queue(
     queued += [Queued(request, "rest", "rest") for request in rest[: rows - len(queued)]]
     rng.shuffle(queued)  # a person who stops early has seen a fair part of each
     return queued
+
+
+def spread(requests: Requests, number: int, rng: random.Random) -> list[StoredRequest]:
+    """A systematic sample: each request has the same chance, and every degree of the model's sureness its share.
+
+    So a mean over it needs no weights, and is as exact as one that is corrected by the probabilities.
+    Source: Cochran 1977, "Sampling Techniques", chapter 8.
+    """
+    if number >= len(requests):
+        return list(requests)
+    ordered = sorted(requests, key=lambda request: probability_of(request) or 0.0)
+    step, start = len(ordered) / max(number, 1), rng.random()
+    return [ordered[int((i + start) * step)] for i in range(number)]

@@ -97,7 +97,7 @@ def monitor_store(
         requests = list(read_requests(store, since=begin, until=until, where="shadow IS NULL"))
         model = options.model or _only_model([r.model for r in requests if r.time >= since], place, since, until)
         requests = [r for r in requests if r.model == model]
-        feedback = list(read_feedback(store, since=begin, until=until))
+        feedback = list(read_feedback(store, since=begin))  # people judge answers of a window when it is over, too
         level = canaries.canary_level(options.false_alarms, every)
         rows = {row.id: row for row in canaries.rows_of(dataset, options.canaries)}
         rounds = canaries.findings(store, model, rows, level, until)
@@ -194,7 +194,7 @@ def helpers() -> Helpers:
     """The embedder, language detector and word comparison of other stages, as far as their libraries are installed."""
 
     def language(text: str) -> str:
-        code, sure = detect_language(text)
+        code, sure = detect_language(text.lower())  # capital letters are no language
         return code if sure >= 0.8 and len(text) >= 20 else "not sure"
 
     detector: Callable[[str], str] | None = language

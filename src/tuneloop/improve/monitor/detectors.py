@@ -1,8 +1,11 @@
 """Has production changed, and does it matter? One window of requests against a data set and against the time before.
 
-Each detector is an exact permutation test. The false alarms of a year, a setting, are divided over its windows and
-the detectors of each. What goes together counts once: requests of a user, copies of a text, for latency requests of
-a part of the time."""
+Each detector is an exact permutation test, of the last window and of the last 3 and 8 as one: a small or gradual
+change shows where enough of it has come together. So the statistic is the largest over the moments at which a change
+may have begun, in the manner of Lai 1995, "Sequential changepoint detection in quality control and dynamical systems".
+The false alarms of a year, a setting, are divided over its windows and all tests of each (Bonferroni), which holds
+however these depend on each other. What goes together counts once: requests of a user, copies of a text, for latency
+requests of a part of the time."""
 
 from __future__ import annotations
 
@@ -11,32 +14,48 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import cache
 from typing import Any, Literal
 
-from tuneloop.core.lazy import np
+from tuneloop.core.errors import UserError
+from tuneloop.core.ids import utc
+from tuneloop.core.lazy import Array, NDArray, np
 from tuneloop.core.units import counted, verb
 from tuneloop.improve.experiment.statistics import person_of, time_of
-from tuneloop.improve.feedback.value import by_request, conversations_of, mean_value
+from tuneloop.improve.feedback.value import by_request, conversations_of, gives_answer, mean_value
 from tuneloop.improve.monitor.canaries import SHARE, round_in_words
-from tuneloop.improve.monitor.permutation import GroupDifference, categories_differ, numbers_differ, vectors_differ
+from tuneloop.improve.monitor.permutation import (
+    GroupDifference,
+    categories_differ,
+    mean_rises,
+    numbers_differ,
+    places_differ,
+    vectors_differ,
+)
 from tuneloop.improve.monitor.record import CanaryRound, Detection, MonitorOptions, MonitorReport, QualityEstimate
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
 
 FEW = 50  # rows of a group below which nothing is said
-MOST_BEFORE, MOST_NOW = 3000, 1500  # rows that are compared, chosen by the hashes of their ids
-EARLIER_WINDOWS = 4  # what "earlier" is: the production of so many windows before this one
+MOST = 2000  # rows of a group that are compared, chosen by the hashes of their ids
+SCALES = (1, 3, 8)  # windows that are compared as one
+EARLIER_WINDOWS = 12  # windows before this one of which anything is read
 SHOWN = 5
 WORD = re.compile(r"\w+")
 REFUSES = re.compile(r"\b(?:i (?:can(?:no|')t|am unable|am not able)|i'm (?:unable|not able|sorry)|as an ai)\b", re.I)
-TAILED = ("novelty", "vocabulary")  # a few rows far out are what they look for
-BLOCKED = ("latency",)  # compared by parts of time
-BLOCKS = 7  # of a window: days of a week
-FEW_BLOCKS, FEW_IN_BLOCK = 5, 5  # parts, and requests of a part, below which nothing is said
+COPY = 0.95  # similarity of two texts from which on one counts for both: a data set has no near copies either
+BLOCKS = 7  # parts of a window by which latency is compared: days of a week
+FEW_IN_BLOCK = 5  # requests of a part below which it is left out
+LEAST = {"latency": (5, "parts of time"), "errors": (15, "judged answers")}  # of a group, in place of FEW rows
+# Shares of the false alarms, in place of 1: these see what changes little else, and people worked for the few errors.
+PRIORITY = {"errors": 4, "agreement": 3, "novelty": 3}
+NEIGHBOURS = 5  # most similar rows of the data set, one of which should have the label of the answer
+SAMPLE = "sample"  # source of what people said of answers that were drawn at random
 CANARIES = "canaries"  # among the alarms: not a window's detector, see `canaries`
-KNOWN_ENOUGH = 50  # judged answers from which probabilities are calibrated
+JUDGED = 10  # answers of a window that people judged, below which its quality is not known
+DOUBT = 0.05  # chance that an interval does not hold the truth
 
 Embed = Callable[[Sequence[str]], Any]
 Reference = Literal["reference", "earlier"]
@@ -52,6 +71,10 @@ STEPS = {
     "vocabulary": "look at the words: a new product, or damaged texts? label some and train again, or fix the source",
     "length": "look whether a template or a client has changed; evaluate on some of these",
     "language": "evaluate on these by language; add rows in it, or send them elsewhere",
+    "agreement": "look at these answers: similar rows of the data set have another label. If a release has changed, "
+    "`tuneloop models rollback`",
+    "errors": "people say that answers are wrong more often than before: if a release has changed, `tuneloop models "
+    "rollback`; else train on what they say (`tuneloop collect`)",
     "labels": "label a random sample: did the mix of requests change, or does the model err? Train again, or roll back",
     "outputs": "look at these answers; if a release has changed, `tuneloop models rollback`",
     "confidence": f"label answers of which the model is least sure ({REVIEW}); if they are wrong, train again",
@@ -62,10 +85,16 @@ STEPS = {
     "cost": "see `tuneloop costs`: longer requests or answers, or another tier",
 }
 
+TESTS: dict[str, Callable[..., GroupDifference]] = {
+    "vectors": vectors_differ, "places": places_differ, "numbers": numbers_differ, "categories": categories_differ,
+    "worse": mean_rises,
+}  # fmt: skip
 MEASURED = {  # number of each request that a detector compares, and its unit
-    "novelty": ("distance to the nearest row", ""),
     "vocabulary": ("share of unknown words", ""),
     "length": ("length", " characters"),
+    "agreement": ("share of answers that are no label of the nearest rows", ""),
+    "errors": ("probability of the answer less 1 where it is right", ""),
+    "feedback": ("share of bad ratings", ""),
     "confidence": ("probability", ""),
     "output length": ("length", " characters"),
     "cost": ("cost", " USD"),
@@ -90,11 +119,12 @@ class ComparedValues:
 
     name: str  # of the detector
     against: Reference  # the reference or earlier production
-    kind: Literal["vectors", "numbers", "categories"]  # of its values
+    kind: Literal["vectors", "places", "numbers", "categories", "worse"]  # worse: only a rise of the mean counts
     values: Sequence[Any]  # of before and of now, by row
     ids: Sequence[str]  # of the requests of now
     texts: tuple[Sequence[str], Sequence[str]] = ((), ())  # of both groups where words explain a difference, else empty
     unit: str = "distance of the distributions"  # what the size is of
+    windows: int = 1  # that are compared as one
 
 
 def level_of(false_alarms: float, window_days: float, detectors: int) -> float:
@@ -116,48 +146,100 @@ def monitor(
     window_days: float,
     canaries: Sequence[CanaryRound] = (),
 ) -> MonitorReport:
-    """Compare a window with a data set and with the production before it.
+    """Compare a window, and the last 3 and 8 as one, with a data set and with the production before them.
 
     `reference`: text and label of the data set's training rows; `window`, `earlier`: requests of one model, in order;
     `canaries`: rounds of canary prompts in it, which have their share of the false alarms.
     """
-    now, before = _one_a_user(window, MOST_NOW), _one_a_user(earlier, MOST_BEFORE)
     feedback_of = by_request(feedback, conversations_of([*earlier, *window]))
+    helpers = replace(helpers, embed=_remembering(helpers.embed), language=helpers.language and cache(helpers.language))
     skipped: dict[str, str] = {}
-    texts_now, texts_before = _one_a_text(now), _one_a_text(before)
-    groups = [
-        *_of_inputs(reference, texts_now, texts_before, helpers, skipped),
-        *_of_production(now, before, feedback_of),
-        *_of_answers(texts_now, texts_before),
-        *_of_load(window, earlier, window_days),
-    ]
-    compared = []
-    for one in groups:
-        unit, least = ("parts of time", FEW_BLOCKS) if one.name in BLOCKED else ("rows", FEW)
-        rows = [len(values) for values in one.values]
-        if min(rows) < least:
-            skipped[one.name] = f"{rows[1]} {unit} now and {rows[0]} before; {least} are needed"
-        else:
-            compared.append(one)
-    level = level_of(options.false_alarms * (1 - SHARE if canaries else 1), window_days, len(compared))
-    detections = [_detect(one, level, helpers, options.seed) for one in compared]
-    alarms = [one.name for one in detections if one.alarm] + [CANARIES] * any(one.alarm for one in canaries)
+    compared: list[ComparedValues] = []
+    for windows, recent, past in _pools(window, earlier, window_days):
+        for one in _comparisons(reference, recent, past, feedback_of, helpers, skipped, window_days):
+            rows, (least, unit) = [len(values) for values in one.values], LEAST.get(one.name, (FEW, "rows"))
+            if min(rows) >= least:
+                compared.append(replace(one, windows=windows))
+            else:
+                skipped[one.name] = f"{rows[1]} {unit} now and {rows[0]} before; {least} are needed"
+    level = level_of(options.false_alarms * (1 - SHARE if canaries else 1), window_days, 1)
+    level /= max(1, sum(PRIORITY.get(one.name, 1) for one in compared))
+    detections: dict[str, Detection] = {}
+    for one in compared:
+        if one.name in detections and detections[one.name].alarm:
+            continue  # the shortest pool with an alarm says when it began
+        tested = _detect(one, level * PRIORITY.get(one.name, 1), helpers, options.seed)
+        if one.name not in detections or tested.p < detections[one.name].p:
+            detections[one.name] = tested
+    alarms = [one.name for one in detections.values() if one.alarm]
     values: dict[str, Any] = {
-        "model": options.model, "since": "", "until": "", "requests": len(window), "compared": len(now),
-        "false_alarms_per_year": options.false_alarms, "detections": detections, "skipped": skipped, "alarms": alarms,
-        "quality": _quality([*earlier, *window], {r.id for r in window}, feedback_of),
+        "model": options.model, "since": "", "until": "", "requests": len(window),
+        "compared": len(_one_a_user(window)), "false_alarms_per_year": options.false_alarms,
+        "detections": list(detections.values()),
+        "skipped": {name: why for name, why in skipped.items() if name not in detections},
+        "alarms": alarms + [CANARIES] * any(one.alarm for one in canaries),
+        "quality": estimate_quality(window, earlier, feedback_of),
         "canaries": [one for one in canaries if one.changed], "canary_rounds": len(canaries),
     }  # fmt: skip
     report = MonitorReport(**values, summary=[])
     return report.model_copy(update={"summary": list(_summary(report, _releases(window) - _releases(earlier)))})
 
 
-def _one_a_user(requests: Requests, most: int) -> list[StoredRequest]:
-    """The first request of each user; of more than `most` those with the smallest hashes."""
-    first: dict[str, StoredRequest] = {}
+def _pools(window: Requests, earlier: Requests, window_days: float) -> Iterator[tuple[int, Requests, Requests]]:
+    """How many windows are taken as one, their requests, and those before; as many windows as there were before.
+
+    Answers of a release that no longer serves say nothing of now, and a pool is without them.
+    """
+    serving = {request.release for request in window}
+    for windows in SCALES if window and earlier else (1,):
+        since = ""
+        if windows > 1:
+            since = utc((time_of(window[0].time) - timedelta(days=window_days * (windows - 1))).timestamp())
+            if since <= earlier[0].time:
+                return
+        recent = [request for request in earlier if since and request.time >= since]
+        past = earlier[: len(earlier) - len(recent)]
+        yield windows, [*(request for request in recent if request.release in serving), *window], past
+
+
+def _comparisons(
+    reference: TrainingRows,
+    recent: Requests,
+    past: Requests,
+    feedback_of: FeedbackOf,
+    helpers: Helpers,
+    skipped: dict[str, str],
+    window_days: float,
+) -> Iterator[ComparedValues]:
+    now, before = _one_a_user(recent), _one_a_user(past)
+    texts_now, texts_before = _one_a_text(now), _one_a_text(before)
+    yield from _of_inputs(reference, texts_now, texts_before, helpers, skipped)
+    yield from _of_production(now, before, feedback_of)
+    yield from _of_errors(recent, past, feedback_of)
+    yield from _of_answers(texts_now, texts_before)
+    yield from _of_load(recent, past, window_days)
+
+
+def _remembering(embed: Embed | None) -> Embed | None:
+    """An embedder that reads each text once, since pools share most of their texts."""
+    vectors: dict[str, Any] = {}
+
+    def remembered(texts: Sequence[str]) -> Array:
+        if embed is not None and (new := [text for text in dict.fromkeys(texts) if text not in vectors]):
+            vectors.update(zip(new, np.asarray(embed(new), dtype=np.float32), strict=True))
+        return np.stack([vectors[text] for text in texts])
+
+    return remembered if embed is not None else None
+
+
+def _one_a_user(requests: Requests) -> list[StoredRequest]:
+    """A request of each user, any of a pool's windows; of more than `MOST` those with the smallest hashes."""
+    one: dict[str, StoredRequest] = {}
     for request in requests:
-        first.setdefault(person_of(request), request)
-    return _some(list(first.values()), most, lambda request: request.id)
+        user = person_of(request)
+        if user not in one or _hash(request.id) < _hash(one[user].id):
+            one[user] = request
+    return _some(list(one.values()), lambda request: request.id)
 
 
 def _one_a_text(requests: Requests) -> list[StoredRequest]:
@@ -168,11 +250,20 @@ def _one_a_text(requests: Requests) -> list[StoredRequest]:
     return list(first.values())
 
 
-def _some(rows: Sequence[Any], most: int, key: Callable[[Any], str]) -> list[Any]:
-    if len(rows) <= most:
+def _first_copies(vectors: Array) -> NDArray[Any]:
+    """Which of the vectors have no near copy among those before them."""
+    return np.flatnonzero(np.tril(vectors @ vectors.T, -1).max(axis=1) < COPY)
+
+
+def _some(rows: Sequence[Any], key: Callable[[Any], str]) -> list[Any]:
+    if len(rows) <= MOST:
         return list(rows)
-    hashed = sorted(range(len(rows)), key=lambda i: hashlib.sha256(key(rows[i]).encode("utf-8", "replace")).digest())
-    return [rows[i] for i in sorted(hashed[:most])]
+    hashed = sorted(range(len(rows)), key=lambda i: _hash(key(rows[i])))
+    return [rows[i] for i in sorted(hashed[:MOST])]
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "replace")).digest()
 
 
 def _releases(requests: Requests) -> set[str]:
@@ -196,21 +287,21 @@ def _of_inputs(
     reference: TrainingRows, now: Requests, before: Requests, helpers: Helpers, skipped: dict[str, str]
 ) -> Iterator[ComparedValues]:
     """What users ask, against the data set; labels against earlier production, else against the data set's."""
-    rows = _some([row for row in reference if row[0]], MOST_BEFORE, lambda row: str(row[0]))
+    rows = _some([row for row in reference if row[0]], lambda row: str(row[0]))
     texts = [text for text, _ in rows]
     requests = [request for request in now if question_of(request)]
     ids, questions = [request.id for request in requests], [question_of(request) for request in requests]
     both = (texts, questions)
-    memory, rest = texts[::2], texts[1::2]
+    memory, rest = texts[::2], texts[1::2]  # a data set's own words are all known
     if helpers.embed is None:
         skipped["inputs"] = skipped["novelty"] = "no embedder is installed"
     elif min(len(texts), len(questions)) >= FEW:
-        vectors = np.asarray(helpers.embed([*texts, *questions]), dtype=np.float64)
+        vectors = np.asarray(helpers.embed([*texts, *questions]))
         old, new = vectors[: len(texts)], vectors[len(texts) :]
         unit = "chance to tell a request of now from a row of the data set"
         yield ComparedValues("inputs", "reference", "vectors", (old, new), ids, both, unit)
-        nearest = [1 - (some @ old[::2].T).max(axis=1) for some in (old[1::2], new)]
-        yield ComparedValues("novelty", "reference", "numbers", nearest, ids, (rest, questions))
+        unit, first = "share of requests of now among the nearest of one of them", _first_copies(new)
+        yield ComparedValues("novelty", "reference", "places", (old, new[first]), [ids[i] for i in first], both, unit)
     words = {word for text in memory for word in WORD.findall(text.lower())}
 
     def unknown(text: str) -> float:
@@ -218,7 +309,7 @@ def _of_inputs(
         return sum(word not in words for word in tokens) / len(tokens) if tokens else 0.0
 
     shares = [np.array([unknown(text) for text in some]) for some in (rest, questions)]
-    yield ComparedValues("vocabulary", "reference", "numbers", shares, ids, (rest, questions))
+    yield ComparedValues("vocabulary", "reference", "worse", shares, ids, (rest, questions))
     lengths = [np.array([len(text) for text in some], dtype=np.float64) for some in both]
     yield ComparedValues("length", "reference", "numbers", lengths, ids, both)
     if helpers.language is None:
@@ -227,10 +318,14 @@ def _of_inputs(
         spoken = [[helpers.language(text) for text in some] for some in both]
         unit = "share of requests in another language"
         yield ComparedValues("language", "reference", "categories", spoken, ids, both, unit)
-    yield from _of_labels([label for _, label in rows if label], now, before)
+    yield from _of_labels([(text, label) for text, label in rows if label], now, before, helpers.embed)
 
 
-def _of_labels(labels: Sequence[str], now: Requests, before: Requests) -> Iterator[ComparedValues]:
+def _of_labels(
+    rows: Sequence[tuple[str, str]], now: Requests, before: Requests, embed: Embed | None
+) -> Iterator[ComparedValues]:
+    """Shares of the labels, and whether each is that of similar rows, which shows wrong ones that no one has judged."""
+    labels = [label for _, label in rows]
     answers = [(request.id, answer_of(request).strip()) for request in now if answer_of(request)]
     old = [text for request in before if (text := answer_of(request).strip())]
     names = set(labels)
@@ -242,6 +337,16 @@ def _of_labels(labels: Sequence[str], now: Requests, before: Requests) -> Iterat
     values = [[text if text in names else "(none of the labels)" for text in some] for some in groups]
     unit, ids = "share of answers with another label", [name for name, _ in answers]
     yield ComparedValues("labels", against, "categories", values, ids, unit=unit)
+    both = [[r for r in some if answer_of(r) and question_of(r)] for some in (before, now)]
+    if embed is not None and all(both):
+        known, names_of_rows = np.asarray(embed([text for text, _ in rows])), np.array(labels)
+        apart = []
+        for some in both:
+            far = -(np.asarray(embed([question_of(r) for r in some])) @ known.T)
+            nearest = np.argpartition(far, min(NEIGHBOURS, len(known)) - 1, axis=1)[:, :NEIGHBOURS]
+            given = np.array([answer_of(r).strip() for r in some])
+            apart.append((names_of_rows[nearest] != given[:, None]).all(axis=1).astype(np.float64))
+        yield ComparedValues("agreement", "earlier", "worse", apart, [r.id for r in both[1]])
 
 
 def _of_production(now: Requests, before: Requests, feedback_of: FeedbackOf) -> Iterator[ComparedValues]:
@@ -252,10 +357,19 @@ def _of_production(now: Requests, before: Requests, feedback_of: FeedbackOf) -> 
     rated = []
     for some in (before, now):
         means = [(r.id, mean_value(feedback_of.get(r.id, ()))) for r in some]
-        rated.append([(name, "good" if mean >= 0.5 else "bad") for name, mean in means if mean is not None])
-    votes = [[vote for _, vote in some] for some in rated]
-    unit, ids = "share of rated answers that are taken otherwise", [name for name, _ in rated[1]]
-    yield ComparedValues("feedback", "earlier", "categories", votes, ids, unit=unit)
+        rated.append([(name, float(mean < 0.5)) for name, mean in means if mean is not None])
+    yield _numbers("feedback", *rated, kind="worse")
+
+
+def _of_errors(recent: Requests, past: Requests, feedback_of: FeedbackOf) -> Iterator[ComparedValues]:
+    """What people say is wrong, over what the probabilities of the answers let expect."""
+    sides = []
+    for some in (past, recent):
+        right = _right(some, feedback_of)
+        judged = _one_a_user([r for r in some if r.id in right])
+        sides.append([(r.id, (probability_of(r) or 0.0) - right[r.id]) for r in judged])
+    if any(sides):
+        yield _numbers("errors", *sides, kind="worse")
 
 
 def _of_answers(now: Requests, before: Requests) -> Iterator[ComparedValues]:
@@ -282,9 +396,15 @@ def _of_load(window: Requests, earlier: Requests, window_days: float) -> Iterato
     yield _numbers("latency", *sides)
 
 
-def _numbers(name: str, before: Sequence[tuple[str, float]], now: Sequence[tuple[str, float]]) -> ComparedValues:
+def _numbers(
+    name: str,
+    before: Sequence[tuple[str, float]],
+    now: Sequence[tuple[str, float]],
+    *,
+    kind: Literal["numbers", "worse"] = "numbers",
+) -> ComparedValues:
     values = [np.array([value for _, value in some], dtype=np.float64) for some in (before, now)]
-    return ComparedValues(name, "earlier", "numbers", values, [id_ for id_, _ in now])
+    return ComparedValues(name, "earlier", kind, values, [id_ for id_, _ in now])
 
 
 def _state(request: StoredRequest) -> str:
@@ -300,12 +420,10 @@ def _state(request: StoredRequest) -> str:
 
 
 def _detect(one: ComparedValues, level: float, helpers: Helpers, seed: int) -> Detection:
-    test: Callable[..., GroupDifference] = vectors_differ
-    if one.kind != "vectors":
-        test = numbers_differ if one.kind == "numbers" else categories_differ
-    if one.name in TAILED:
-        test = partial(numbers_differ, upper_tail=True)
-    difference = test(*one.values, level=level, seed=seed)
+    if one.kind != "categories" and not all(np.isfinite(np.asarray(values)).all() for values in one.values):
+        step = "find the requests with such a value in the store, or the embedder that gives it"
+        raise UserError(f"A value of {one.name} is not a number: nothing is decided", where="monitor", next_step=step)
+    difference = TESTS[one.kind](*one.values, level=level, seed=seed)
     alarm = difference.p <= level
     words = helpers.telling(*one.texts)[:SHOWN] if alarm and one.texts[0] else []
     order = np.argsort(-difference.foreign, kind="stable")[: SHOWN if alarm else 0].tolist()
@@ -313,22 +431,16 @@ def _detect(one: ComparedValues, level: float, helpers: Helpers, seed: int) -> D
     change = f"{one.name}: no change is shown"
     if alarm:
         change = f"{one.name} {'differ' if one.name.endswith('s') else 'differs'} from {against}"
+    if one.windows > 1:
+        change += f" over {one.windows} windows"
     values: dict[str, Any] = {
         "name": one.name, "compared_with": one.against, "p": difference.p, "level": level, "size": difference.size,
-        "unit": one.unit, "alarm": alarm, "rows": [len(values) for values in one.values],
+        "unit": "rise of the mean" if one.kind == "worse" else one.unit, "alarm": alarm,
+        "rows": [len(values) for values in one.values], "windows": one.windows,
         "sentence": f"{change} ({_sized(one, difference)}, p {difference.p:.2g}, alarm below {level:.2g})",
-        "next_step": _next_step(one) if alarm else "", "words": words, "requests": [one.ids[i] for i in order],
+        "next_step": STEPS[one.name] if alarm else "", "words": words, "requests": [one.ids[i] for i in order],
     }  # fmt: skip
     return Detection(**values)
-
-
-def _next_step(one: ComparedValues) -> str:
-    """What to do about an alarm. Where people like the answers more than before, nothing is to be undone."""
-    if one.name == "feedback":
-        before, now = (list(map(str, each)).count("good") / max(len(each), 1) for each in one.values)
-        if now > before:
-            return "people like the answers more than before: a better release, or other raters? Nothing to take back"
-    return STEPS[one.name]
 
 
 def _sized(one: ComparedValues, difference: GroupDifference) -> str:
@@ -337,32 +449,15 @@ def _sized(one: ComparedValues, difference: GroupDifference) -> str:
         shifts = {name: now[name] / now.total() - before[name] / before.total() for name in before | now}
         most = max(shifts, key=lambda name: abs(shifts[name]))
         return f"{most} from {before[most] / before.total():.1%} to {now[most] / now.total():.1%}"
-    if one.kind == "numbers":
+    if one.kind in ("numbers", "worse"):
         word, middles = "median", [float(np.median(values)) for values in one.values]
-        if middles[0] == middles[1]:  # a few rows far out change the mean alone
+        if one.kind == "worse" or middles[0] == middles[1]:  # a few rows far out change the mean alone
             word, middles = "mean", [float(np.mean(values)) for values in one.values]
         what, unit = MEASURED[one.name]
         return f"{word} {what} from {middles[0]:.4g} to {middles[1]:.4g}{unit}"
+    if one.kind == "places":
+        return f"some have {difference.size:.0%} requests of now among those most like them"
     return f"distinguished with a chance of {difference.size:.2f}; 0.5: alike"
-
-
-def _quality(requests: Requests, current: set[str], feedback_of: FeedbackOf) -> QualityEstimate | None:
-    """The estimate, from answers with a probability; what people said of earlier ones calibrates it.
-
-    Labels alone do so where there are enough: some thumbs are down for right answers, corrections are of wrong ones.
-    """
-    chances = {r.id: chance for r in requests if (chance := probability_of(r)) is not None}
-    now = [chance for name, chance in chances.items() if name in current]
-    if len(now) < FEW:
-        return None
-    texts = {r.id: answer_of(r).strip() for r in requests if r.id in chances}
-    right = _right(texts, feedback_of, ("label",))
-    if sum(name not in current for name in right) < KNOWN_ENOUGH:
-        means = {name: mean_value(feedback_of.get(name, ())) for name in texts}
-        liked = {name: mean >= 0.5 for name, mean in means.items() if mean is not None}
-        right = liked | _right(texts, feedback_of, ("label", "correction"))
-    earlier = [(chances[name], truth) for name, truth in right.items() if name not in current]
-    return estimate_quality(now, earlier, [truth for name, truth in right.items() if name in current])
 
 
 def probability_of(request: StoredRequest) -> float | None:
@@ -371,59 +466,44 @@ def probability_of(request: StoredRequest) -> float | None:
     return float(probability) if isinstance(probability, int | float) and 0 <= probability <= 1 else None
 
 
-def _right(texts: Mapping[str, str], feedback: FeedbackOf, kinds: Sequence[str]) -> dict[str, bool]:
+def _right(requests: Requests, feedback_of: FeedbackOf) -> dict[str, bool]:
+    """Whether answers are right, of those that people judged without choosing which: labels, and drawn samples.
+
+    A thumb is given to what one likes or dislikes, a correction to what is wrong: neither says how often answers are.
+    """
     right: dict[str, bool] = {}
-    for name, text in texts.items():
-        values = [one for one in feedback.get(name, ()) if one.kind in kinds and one.may_teach()]
-        if values:
-            right[name] = all(str(one.value).strip() == text for one in values)
+    for request in requests:
+        feedback = [one for one in feedback_of.get(request.id, ()) if one.kind == "label" or one.source == SAMPLE]
+        votes = [one for one in feedback if one.may_teach()]
+        texts, mean = [str(one.value).strip() for one in votes if gives_answer(one)], mean_value(votes)
+        if texts:
+            right[request.id] = all(text == answer_of(request).strip() for text in texts)
+        elif mean is not None:
+            right[request.id] = mean > 0.5
     return right
 
 
-def estimate_quality(
-    chances: Sequence[float], earlier: Sequence[tuple[float, bool]], judged: Sequence[bool] = (), *, seed: int = 0
-) -> QualityEstimate:
-    """Accuracy of answers that no one has judged: the mean of their calibrated probabilities.
+def estimate_quality(window: Requests, earlier: Requests, feedback_of: FeedbackOf) -> QualityEstimate | None:
+    """The share of right answers in a window, from those that people judged; None: fewer than 10 of it.
 
-    Isotonic regression on the judged answers calibrates them; with fewer than 50 of these they are taken as they are.
-    The interval is a bootstrap over both. It holds while an answer of some probability is as often right as before,
-    which a new kind of request may break. Source: Guillory et al. 2021, "Predicting with confidence on unseen
-    distributions"; Garg et al. 2022 show where it ends.
+    The interval is exact (Clopper and Pearson 1934): it holds the truth with a chance of at least 95 % at any number of
+    judged answers, if these are a sample of the window. Probabilities of the answers do not enter: where a model does
+    not know that it is wrong, they can't tell.
 
-    `chances`: probabilities of the answers of the window; `earlier`: probability of earlier answers, and whether they
-    were right; `judged`: whether answers of the window were right, where people said so.
+    `window`, `earlier`: requests in order; `feedback_of`: what people said, by request.
     """
-    from sklearn.isotonic import IsotonicRegression
+    from scipy.stats import beta
 
-    rng = np.random.default_rng(seed)
-    values = np.asarray(chances, dtype=np.float64)
-    scores = np.array([chance for chance, _ in earlier], dtype=np.float64)
-    truths = np.array([truth for _, truth in earlier], dtype=np.float64)
-    calibrated = len(earlier) >= KNOWN_ENOUGH and 0 < truths.sum() < len(truths)
-
-    def mean(of: Any, by: Any) -> float:
-        if not calibrated:
-            return float(of.mean())
-        fitted = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(scores[by], truths[by])
-        return float(fitted.predict(of).mean())
-
-    everyone = np.arange(len(earlier))
-    value = mean(values, everyone)
-    draws = []
-    for _ in range(100):
-        resampled = values[rng.integers(0, len(values), len(values))]
-        # The answers themselves are right or not by chance, too.
-        spread = rng.normal(0, math.sqrt(max(value * (1 - value), 0.0) / len(values)))
-        draws.append(mean(resampled, rng.integers(0, len(earlier), len(earlier)) if calibrated else everyone) + spread)
-    low, high = np.percentile(draws, [2.5, 97.5])
+    judged, judged_before = (list(_right(some, feedback_of).values()) for some in (window, earlier))
+    n, k = len(judged), sum(judged)
+    if n < JUDGED:
+        return None
     return QualityEstimate(
-        estimated=value,
-        low=max(0.0, float(low)),
-        high=min(1.0, float(high)),
-        before=float(truths.mean()) if len(truths) >= FEW else math.nan,
-        calibrated_on=len(earlier) if calibrated else 0,
-        measured=float(np.mean(judged)) if judged else math.nan,
-        judged=len(judged),
+        estimated=k / n,
+        low=float(beta.ppf(DOUBT / 2, k, n - k + 1)) if k else 0.0,
+        high=float(beta.ppf(1 - DOUBT / 2, k + 1, n - k)) if k < n else 1.0,
+        before=float(np.mean(judged_before)) if len(judged_before) >= FEW else math.nan,
+        judged=n,
     )
 
 
@@ -447,16 +527,11 @@ def _summary(report: MonitorReport, new_releases: set[str]) -> Iterator[str]:
         yield f"Canary prompts: sent {counted(report.canary_rounds, 'time')}, all answered as before."
     if report.alarms and new_releases:
         yield f"New in this window: release {', '.join(sorted(new_releases))}."
-    if report.quality is not None:
-        q = report.quality
-        calibration = f"calibrated on {q.calibrated_on:,} judged answers"
-        by = calibration if q.calibrated_on else "not calibrated, as the model says"
+    if (q := report.quality) is not None:
         loss = f"; before {q.before:.3f}" if q.before == q.before else ""
         if loss and report.alarms:
             more = [100 * (each - q.before) for each in (q.estimated, q.low, q.high)]
             loss += f", so about {more[0]:+.0f} points [{more[1]:+.0f}, {more[2]:+.0f}]"
-        yield f"Estimated share of right answers: {q.estimated:.3f} [{q.low:.3f}, {q.high:.3f}], {by}{loss}."
-        if q.judged:
-            beyond = ", which is outside of the estimate: answers as sure as before are not right as often now"
-            aside = "" if q.low <= q.measured <= q.high else beyond
-            yield f"People judged {q.judged:,} of them: {q.measured:.3f} are right{aside}."
+        yield f"Share of right answers: {q.estimated:.3f} [{q.low:.3f}, {q.high:.3f}], from {q.judged:,} judged{loss}."
+    else:
+        yield f"Share of right answers: not known, fewer than {JUDGED} are judged (`tuneloop review draw --measure`)."

@@ -13,9 +13,11 @@ from typing import Any
 from tuneloop.core.lazy import Array, np
 from tuneloop.core.stats.intervals import auroc
 
-BATCH = 200
-ENOUGH = 20  # divisions with a larger statistic after which more of them would not change the answer
+BATCH = 50
+ENOUGH = 4  # divisions with a larger statistic after which more of them would not change the answer
 DIMENSIONS = 32
+NEAREST = 10  # rows, of which it is counted how many are of the second group; found for `PART` rows at a time
+PART = 500
 
 Statistic = Callable[[Any], Array]  # membership in the second group (divisions, rows) -> one value a division
 
@@ -32,7 +34,7 @@ class GroupDifference:
 def permutation_p(statistic: Statistic, before: int, now: int, *, level: float, seed: int) -> float:
     """The p-value of the real division, in which the last rows are the second group.
 
-    Divisions are drawn until 20 have a larger statistic, or until a p-value below `level` is certain to a fifth of
+    Divisions are drawn until 4 have a larger statistic, or until a p-value below `level` is certain to a half of
     itself. Source: Besag & Clifford 1991, "Sequential Monte Carlo p-values".
 
     `statistic`: larger where the groups differ more; `before`, `now`: rows of the first and the second group; `level`:
@@ -64,9 +66,9 @@ def vectors_differ(before: Array, now: Array, *, level: float, seed: int = 0) ->
     pooled = np.concatenate([before, now]).astype(np.float64)
     pooled -= pooled.mean(axis=0)
     axes = max(1, min(DIMENSIONS, pooled.shape[1], len(pooled) // 10))
-    left, scales, _ = np.linalg.svd(pooled, full_matrices=False)
-    rank = int((scales[:axes] > 1e-9 * max(scales[0], 1e-12)).sum())
-    white = (left[:, :rank] * math.sqrt(len(pooled))).astype(np.float32)  # uncorrelated, of variance 1
+    variances, directions = np.linalg.eigh(pooled.T @ pooled / len(pooled))  # in rising order
+    used = [i for i in range(-1, -axes - 1, -1) if variances[i] > 1e-12 * max(variances[-1], 1e-12)]
+    white = (pooled @ directions[:, used] / np.sqrt(variances[used])).astype(np.float32)  # uncorrelated, of variance 1
     n, m = len(before), len(now)
 
     def statistic(member: Any) -> Array:
@@ -79,14 +81,43 @@ def vectors_differ(before: Array, now: Array, *, level: float, seed: int = 0) ->
     return GroupDifference(p, auroc(scores[n:], scores[:n]), np.asarray(scores[n:], dtype=np.float64))
 
 
-def numbers_differ(
-    before: Array, now: Array, *, level: float, seed: int = 0, upper_tail: bool = False
-) -> GroupDifference:
+def places_differ(before: Array, now: Array, *, level: float, seed: int = 0) -> GroupDifference:
+    """Whether the second group has places of its own, as a new topic has, by the nearest rows of each of its rows.
+
+    The statistic is the sum of squares of how many more of the ten nearest are of the second group than chance gives:
+    a few rows in a dense place of their own count, where a mean over all does not see them. After Henze 1988, "A
+    multivariate two-sample test based on the number of nearest neighbor type coincidences". Its size is the largest
+    share of rows of the second group among the nearest of one of them.
+
+    `before`, `now`: (rows, dimensions) of length 1; `level`, `seed`: see `permutation_p`.
+    """
+    from scipy.sparse import csr_array
+
+    pooled = np.concatenate([before, now]).astype(np.float32)
+    n, near = len(pooled), min(NEAREST, len(pooled) - 1)
+    columns = np.empty((n, near), dtype=np.int32)
+    for start in range(0, n, PART):
+        part = np.arange(start, min(start + PART, n))
+        far = -(pooled[part] @ pooled.T)
+        far[np.arange(len(part)), part] = np.inf  # a row is no neighbour of itself
+        columns[part] = np.argpartition(far, near - 1, axis=1)[:, :near]
+    ones, ends = np.ones(n * near, dtype=np.float32), np.arange(0, n * near + 1, near)
+    neighbours = csr_array((ones, columns.ravel(), ends), shape=(n, n))
+
+    def excess(member: Any) -> Array:
+        counts = (neighbours @ member.T).T
+        return np.asarray(np.maximum(counts - near * len(now) / n, 0) * member)
+
+    real = np.concatenate([np.zeros(len(before)), np.ones(len(now))]).astype(np.float32)[None]
+    p = permutation_p(lambda member: (excess(member) ** 2).sum(axis=1), len(before), len(now), level=level, seed=seed)
+    shares = (neighbours @ real[0])[len(before) :] / near
+    return GroupDifference(p, float(shares.max()), np.asarray(shares, dtype=np.float64))
+
+
+def numbers_differ(before: Array, now: Array, *, level: float, seed: int = 0) -> GroupDifference:
     """Whether numbers are distributed otherwise: largest distance of the distribution functions (Smirnov), 0 to 1.
 
-    `before`, `now`: one number a row; `level`, `seed`: see `permutation_p`; `upper_tail`: look for a few rows with
-    large numbers: only for more of them, above the median, each distance over its standard error (Anderson & Darling
-    1952), so that the far end counts as much as the middle.
+    `before`, `now`: one number a row; `level`, `seed`: see `permutation_p`.
     """
     pooled = np.concatenate([before, now]).astype(np.float64)
     order = np.argsort(pooled, kind="stable")
@@ -94,21 +125,14 @@ def numbers_differ(
     ends = np.append(ordered[1:] != ordered[:-1], True)  # equal numbers step together
     n, m = len(before), len(now)
     places = np.flatnonzero(ends) + 1
-    share = places / (n + m)
-    tail = (share >= 0.5) & (n + m - places >= 5)  # at least five rows beyond
-    weights = np.where(tail, 1 / np.sqrt(np.maximum(share * (1 - share), 1e-12)), 0.0)
 
     def statistic(member: Any) -> Array:
         inside = np.cumsum(member[:, order], axis=1)[:, ends]
-        distance = (places - inside) / n - inside / m  # above 0: more of the first group lies below
-        if not upper_tail:
-            return np.asarray(np.abs(distance).max(axis=1))
-        return np.asarray((distance * weights).max(axis=1))
+        return np.asarray(np.abs((places - inside) / n - inside / m).max(axis=1))
 
     real = np.concatenate([np.zeros(n), np.ones(m)])[None]
     p = permutation_p(statistic, n, m, level=level, seed=seed)
-    excess = np.asarray(now, dtype=np.float64) - np.median(before)
-    return GroupDifference(p, float(statistic(real)[0]), excess if upper_tail else np.abs(excess))
+    return GroupDifference(p, float(statistic(real)[0]), np.abs(np.asarray(now, dtype=np.float64) - np.median(before)))
 
 
 def categories_differ(before: Sequence[str], now: Sequence[str], *, level: float, seed: int = 0) -> GroupDifference:
@@ -129,3 +153,14 @@ def categories_differ(before: Sequence[str], now: Sequence[str], *, level: float
     p = permutation_p(statistic, n, m, level=level, seed=seed)
     shift = table[n:].mean(axis=0) - table[:n].mean(axis=0)
     return GroupDifference(p, float(np.abs(shift).sum() / 2), shift[codes[n:]].astype(np.float64))
+
+
+def mean_rises(before: Array, now: Array, *, level: float, seed: int = 0) -> GroupDifference:
+    """Whether the mean of numbers rises; its size is by how much. `before`, `now`, `level`, `seed`: as above."""
+    pooled = np.concatenate([before, now]).astype(np.float64)
+
+    def statistic(member: Any) -> Array:
+        return np.asarray(member @ pooled / len(now) + 2)  # above 0, for values in [-1, 1]
+
+    p = permutation_p(statistic, len(before), len(now), level=level, seed=seed)
+    return GroupDifference(p, float(np.mean(now) - np.mean(before)), np.asarray(now, dtype=np.float64))

@@ -21,6 +21,7 @@ class Detection(Part):
         size: of the difference; `unit` says of what.
         alarm: whether it is one.
         rows: values that were compared, of before and of now.
+        windows: the last ones, which were compared as one.
         sentence: what was found; of an alarm also `next_step`.
         words: that tell the window from before; `requests` the ids of those that differ most.
     """
@@ -33,6 +34,7 @@ class Detection(Part):
     unit: str
     alarm: bool
     rows: list[int]
+    windows: int = 1
     sentence: str
     next_step: str = ""
     words: list[str] = []
@@ -40,22 +42,18 @@ class Detection(Part):
 
 
 class QualityEstimate(Part):
-    """Accuracy without labels, from the probabilities of the labels that were given.
+    """The share of right answers in a window, from those that people judged.
 
     Args:
         estimated, low, high: share of right answers in the window, with a 95 % interval.
-        before: measured where people said what is right; NaN: no one did.
-        calibrated_on: answers with a probability about which people have said whether they are right; 0: as the model
-            says.
-        measured: share of right ones among those of the window that people judged, and `judged` how many these are.
+        before: the same of the windows before; NaN: too few were judged.
+        judged: answers of the window.
     """
 
     estimated: Number
     low: Number
     high: Number
     before: Number
-    calibrated_on: int
-    measured: Number
     judged: int
 
 
@@ -126,7 +124,7 @@ class MonitorReport(Record):
         false_alarms_per_year: windows with an alarm without any change that are accepted in a year.
         detections: of each detector that had enough rows.
         skipped: detectors that had not, and why.
-        quality: estimated; None without probabilities.
+        quality: estimated; None: people judged too few answers of the window.
         canaries: the rounds of canary prompts in the window that differ from before, and `canary_rounds` how many there
             were.
         alarms: names of the detectors with an alarm that no one has said to ignore.
@@ -161,7 +159,7 @@ class MonitorOptions(Config):
     model: str = Field("", description="Served name; default: the only one of the window.")
     window: str = flag("7d", "TIME", "Length of the window, as in 7d or 12h.")
     until: str = flag("", "TIME", "End of the window, as in 2026-01-31; default: now.")
-    false_alarms: float = Field(2.0, gt=0, le=50, description="Windows a year that may raise an alarm without cause.")
+    false_alarms: float = Field(1.0, gt=0, le=50, description="Windows a year that may raise an alarm without cause.")
     canaries: int = Field(20, ge=1, le=500, description="Rows of the data set's test that --ask asks.")
     canaries_every: str = flag("1d", "TIME", "Time between two rounds of canary prompts, as in 1d or 12h.")
     seed: int = Field(0, ge=0, description="Seed of the permutations.")

@@ -27,10 +27,9 @@ def test_bars_of_the_last_days_and_none_without_any() -> None:
 
 def test_accuracy_is_drawn_where_it_is_known() -> None:
     nan = math.nan
-    common = {"before": nan, "calibrated_on": 0}
-    first = QualityEstimate(estimated=0.9, low=0.85, high=0.95, measured=nan, judged=0, **common)
-    second = QualityEstimate(estimated=nan, low=nan, high=nan, measured=0.8, judged=20, **common)
+    first = QualityEstimate(estimated=0.9, low=0.85, high=0.95, before=nan, judged=60)
+    second = QualityEstimate(estimated=nan, low=nan, high=nan, before=0.9, judged=2)
     points = [("2026-01-08", first), ("2026-01-15", second)]
     svg = str(accuracy_chart(points))
-    assert svg.count('class="val"') == 1 and svg.count("whisker") == 1 and "nan" not in svg
-    assert not accuracy_chart([("2026-01-08", second.model_copy(update={"measured": nan}))])
+    assert svg.count("<circle") == 1 and svg.count("whisker") == 1 and "nan" not in svg
+    assert "90.0% [85.0%, 95.0%] of 60 judged answers" in svg and not accuracy_chart([("2026-01-15", second)])

@@ -33,9 +33,9 @@ def day_chart(values: Sequence[tuple[str, float, str]], legend: str, width: floa
 
 
 def accuracy_chart(points: Sequence[tuple[str, QualityEstimate]], width: float = WIDE) -> Markup:
-    """Estimated accuracy with its interval as a line, and measured accuracy as dots, by the ends of windows."""
+    """Accuracy of judged answers with its interval, by the ends of windows."""
     points = points[-(12 if width < 500 else 40) :]
-    values = [v for _, q in points for v in (q.estimated, q.low, q.high, q.measured) if v == v]
+    values = [v for _, q in points for v in (q.estimated, q.low, q.high) if v == v]
     if not values:
         return Markup("")
     left, right, top, bottom = 52.0, width - 8, 26.0, 190.0
@@ -45,21 +45,17 @@ def accuracy_chart(points: Sequence[tuple[str, QualityEstimate]], width: float =
     for at, (until, q) in enumerate(points):
         x, tip = left + step * (at + 0.5), f"to {until[:10]}"
         if q.estimated == q.estimated:
-            tip += f": estimated {q.estimated:.1%} [{q.low:.1%}, {q.high:.1%}]"
+            tip += f": {q.estimated:.1%} [{q.low:.1%}, {q.high:.1%}] of {q.judged:,} judged answers"
             body.append(_line(x, y(q.low), x, y(q.high), "whisker other"))
             line.append((x, y(q.estimated)))
-        if q.judged:
-            tip += f"; measured {q.measured:.1%} of {q.judged:,}"
-        dots = [("shape0", 3.0, q.estimated), ("val", 4.5, q.measured)]
-        for kind, radius, value in [dot for dot in dots if dot[2] == dot[2]]:
-            circle = f'<circle class="{kind}" cx="{x:.1f}" cy="{y(value):.1f}" r="{radius}"/>'
+            circle = f'<circle class="shape0" cx="{x:.1f}" cy="{y(q.estimated):.1f}" r="3"/>'
             body.append(f"<g><title>{escape(tip)}</title>{circle}</g>")
     body.append(_path(line, "train"))
-    legend = "share of right answers: line estimated, larger dots as people judged"
+    legend = "share of right answers, as people judged, with its 95 % interval"
     body += [_text(0, 12, fit(legend, right), "legend"), _text(left, bottom + 17, points[0][0][:10], "tick")]
     if len(points) > 1:
         body.append(_text(right, bottom + 17, points[-1][0][:10], "tick", "end"))
-    return _svg(width, bottom + 24, "Estimated and measured accuracy by window", body, "accuracy")
+    return _svg(width, bottom + 24, "Accuracy by window", body, "accuracy")
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,7 @@ def report(week: int, alarm: bool) -> MonitorReport:
         name="inputs", compared_with="reference", p=1e-6 if alarm else 0.5, level=0.01, size=0.4, unit="distance", alarm=alarm,
         rows=[100, 90], sentence="inputs differ", next_step="collect them", words=["crypto", "<wallet>"], requests=["r000001"],
     )  # fmt: skip
-    quality = QualityEstimate(
-        estimated=0.9 - week / 50, low=0.8, high=0.95, before=0.9, calibrated_on=50, measured=0.85, judged=20
-    )
+    quality = QualityEstimate(estimated=0.9 - week / 50, low=0.8, high=0.95, before=0.9, judged=20)
     return MonitorReport(
         model="m", since=at(7 * week), until=at(7 * week + 7), requests=140, compared=120, false_alarms_per_year=2, detections=[found],
         skipped={}, quality=quality, alarms=["inputs"] if alarm else [], summary=["inputs: no change"],

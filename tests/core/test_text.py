@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneloop.core.text import json_bytes, storable, unstorable
+from tuneloop.core.text import json_bytes, json_value, storable, unstorable
 
 ANY = st.text(st.characters(exclude_categories=()))
 
@@ -42,3 +42,8 @@ def test_what_can_not_be_stored_is_named(value: Any, says: str) -> None:
     for _ in range(1000):
         deep = [deep]
     assert "deeply" in unstorable(deep)
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, {"a": 10**400}, {"a": -(10**400), "b": "\ud800"}])
+def test_what_is_written_is_read_again(value: dict[str, Any]) -> None:
+    assert json_value(json_bytes(value)) == value

@@ -45,3 +45,11 @@ def json_bytes(value: Any) -> bytes:
         return orjson.dumps(value)
     except TypeError:
         return json.dumps(value, default=str).encode()
+
+
+def json_value(data: bytes | str) -> Any:
+    """What `json_bytes` wrote: orjson refuses an integer that is too large for a float."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return json.loads(data)

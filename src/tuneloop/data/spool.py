@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import orjson
 
 from tuneloop.core.files import user_errors_of_the_disk
 from tuneloop.core.machine import trim_memory
+from tuneloop.core.text import json_bytes, json_value
 from tuneloop.data.checks.label_errors import Embed
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dataset import REASONS, meta_key
@@ -64,7 +64,7 @@ class CarriedRows:
 
     def row(self, index: int) -> Row:
         """A row."""
-        return Row.from_json(orjson.loads(self.lines[index]))
+        return Row.from_json(json_value(self.lines[index]))
 
     def texts(self, indices: Sequence[int]) -> list[RowTexts]:
         """What duplicates are compared by, of some rows."""
@@ -105,11 +105,11 @@ class Reader:
 
     def row(self, index: int) -> Row:
         """A row."""
-        return Row.from_json(orjson.loads(next(self.lines([index]))))
+        return Row.from_json(json_value(next(self.lines([index]))))
 
     def texts(self, indices: Sequence[int]) -> list[RowTexts]:
         """What duplicates are compared by, of some rows."""
-        return [texts_of(Row.from_json(orjson.loads(line)), self.frame) for line in self.lines(indices)]
+        return [texts_of(Row.from_json(json_value(line)), self.frame) for line in self.lines(indices)]
 
     def carried(self, indices: Any) -> CarriedRows:
         """Some rows, to be sent to a machine that does not have the file."""
@@ -223,7 +223,7 @@ class Table:
             some = rows[begin : begin + BLOCK]
             marked = (self.cluster[some] != 0).tolist()
             for index, line, is_marked in zip(some.tolist(), self.reader.lines(some), marked, strict=True):
-                yield orjson.dumps(self.row(index).to_json()) if is_marked or index in self.repeats else line
+                yield json_bytes(self.row(index).to_json()) if is_marked or index in self.repeats else line
 
     def row(self, index: int) -> Row:
         """A row."""

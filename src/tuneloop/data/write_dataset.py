@@ -18,6 +18,7 @@ import orjson
 from tuneloop import __version__
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing, user_errors_of_the_disk
+from tuneloop.core.text import json_bytes, json_value
 from tuneloop.core.ui import progress
 from tuneloop.data import checks, dataset
 from tuneloop.data.checks.label_errors import Embed
@@ -164,7 +165,7 @@ def _write_account(job: PrepareContext) -> _RejectAccount:
                 elif repair.place != NO_ROW and not table.fate[row]:
                     account.too_long.update(repair.amounts)
                 if repair.place != NO_ROW and row in table.repeats:
-                    repair = repair._replace(line=orjson.dumps(orjson.loads(repair.line) | {"id": table.row(row).id}))
+                    repair = repair._replace(line=json_bytes(json_value(repair.line) | {"id": table.row(row).id}))
                 lines.write(repair.line)
     return account
 
@@ -237,7 +238,7 @@ def reject_lines(table: Table, policy: str) -> Iterator[bytes]:
     for source, rows, refused, _ in table.sides():
         dropped = []
         for i in (rows.start + np.flatnonzero(table.fate[rows.start : rows.stop])).tolist():
-            line, record = int(table.columns["line"][i]), orjson.loads(table.reader.record_bytes(i))
+            line, record = int(table.columns["line"][i]), json_value(table.reader.record_bytes(i))
             reason, detail, original = table.reason(i), table.detail(i), int(table.because[i])
             if original >= 0 and policy in _WORTH and reason not in ("split_leak", "conflicting_label"):
                 detail += f"; {_why_kept(table, policy, i, original)}"
@@ -303,7 +304,7 @@ def _interleaved(lines: Iterator[bytes], n: int, general: Sequence[Row]) -> Iter
     places = set(interleaved(n, len(general)))
     others = iter(general)
     for place in range(n + len(general)):
-        yield orjson.dumps(next(others).to_json()) if place in places else next(lines)
+        yield json_bytes(next(others).to_json()) if place in places else next(lines)
 
 
 def _counts_of(table: Table, column: str, rows: Array) -> dict[str, int]:

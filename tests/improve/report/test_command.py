@@ -58,7 +58,7 @@ def store(tmp_path):
     """Two months: an experiment that is promoted, one that is rolled back, two windows and an open cycle."""
     folder = tmp_path / "serve"
     connection = connect(folder, create=True)
-    for name, rates, begin in (("good", (0.8, 0.4), 0.0), ("bad", (0.2, 0.7), 30.0)):
+    for name, rates, begin in (("good", (0.8, 0.4), 0.0), ("bad", (0.05, 0.8), 30.0)):
         registered = design(name=name)
         data = {"design": registered.model_dump(mode="json"), "registration": registration_hash(registered)}
         write_record(ab.registration_file(folder, name), registered)

@@ -73,27 +73,28 @@ def record(command: list[str], place: Path = RECORDING) -> int:
 
 
 def write(lines: list[tuple[float, str]], place: Path) -> None:
-    """Keep a recording; without blank lines at its end."""
-    while lines and not lines[-1][1]:
-        lines.pop()
+    """Keep what the picture of a run shows; without blank lines at its end."""
+    shown: list[tuple[float, str]] = []
+    left_out, until = list(LEFT_OUT), ""
+    for seconds, text in lines:
+        if until and not text.startswith(until):
+            continue
+        until = ""
+        if left_out and text.startswith(left_out[0][0]):
+            until, text = left_out.pop(0)[1], "[…]"
+        shown.append((seconds, text))
+    while shown and not shown[-1][1]:
+        shown.pop()
     place.parent.mkdir(exist_ok=True)
-    records = ({"seconds": seconds, "text": text} for seconds, text in lines)
+    records = ({"seconds": seconds, "text": text} for seconds, text in shown)
     place.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records), encoding="utf-8")
 
 
 def shown_lines(place: Path) -> list[tuple[float, str]]:
     """Seconds and text of each line of the picture; long lines are wrapped under their text."""
-    shown: list[tuple[float, str]] = []
-    parts_left_out, until = list(LEFT_OUT), ""
+    shown = []
     for line in map(json.loads, place.read_text(encoding="utf-8").splitlines()):
         text = line["text"]
-        if until and not text.startswith(until):
-            continue
-        until = ""
-        if parts_left_out and text.startswith(parts_left_out[0][0]):
-            until = parts_left_out.pop(0)[1]
-            shown.append((line["seconds"], "[…]"))
-            continue
         indent = " " * (10 if is_kept(text) else len(text) - len(text.lstrip()))
         parts = textwrap.wrap(text, COLUMNS, subsequent_indent=indent, drop_whitespace=True) or [""]
         shown += [(line["seconds"], part) for part in parts]

@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 from tuneloop.improve.monitor.record import QualityEstimate
 from tuneloop.report.charts import WIDE, _line, _path, _svg, _text, axis, fit, fit_middle, grid
 
-MOST_BARS = 92
+MOST_BARS, MOST_BAR = 92, 48.0  # bars; pixels that one may be wide
 COLUMN, ROW, BOX_WIDTH, BOX_HEIGHT = 208, 62, 168, 44  # pixels of the picture of a lineage
 
 
@@ -22,7 +22,7 @@ def day_chart(values: Sequence[tuple[str, float, str]], legend: str, width: floa
     left, right, top, bottom = 52.0, width - 8, 26.0, 150.0
     y = axis([0.0, *(value for _, value, _ in values)], bottom, top, steps=3, log=False)
     body = grid(y, left, right, across=True)
-    step = (right - left) / len(values)
+    step = min((right - left) / len(values), MOST_BAR)
     for at, (_, value, tip) in enumerate(values):
         box = f'x="{left + step * (at + 0.12):.1f}" y="{y(value):.1f}" width="{max(step * 0.76, 0.8):.1f}"'
         body.append(f'<rect class="bar" {box} height="{bottom - y(value):.1f}"><title>{escape(tip)}</title></rect>')

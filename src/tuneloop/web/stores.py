@@ -61,14 +61,15 @@ def shown_store(request: Request, sources: Sources) -> ShownStore:
     key = request.query_params.get("store") or next(iter(places))
     if key not in places:
         raise UserError("This store is not there any more", where=key[:40], next_step="go to another page and back")
-    names = {each: _name(sources, place) for each, place in places.items()}
+    names = {each: place_name(sources, place) for each, place in places.items()}
     folder, state = store_folder(places[key]), ServerState()
     with suppress(UserError):  # a damaged one says nothing
         state = read_record(ServerState, folder) if (folder / ServerState.file).is_file() else state
     return ShownStore(places[key], key, names[key], list(names.items()) if len(names) > 1 else [], folder, state)
 
 
-def _name(sources: Sources, place: str) -> str:
+def place_name(sources: Sources, place: str) -> str:
+    """A store's place as pages show it: below the folders, or whole, without a password."""
     name = store_name(place)
     for folder in sources.index.folders:
         with suppress(ValueError):

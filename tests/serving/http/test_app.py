@@ -206,6 +206,8 @@ def test_feedback_is_in_the_store_when_the_reply_comes(tmp_path: Path) -> None:
         assert post(server, "/v1/feedback", more).status_code == 200
         for bad in (0, -1, 1e9, "heavy"):
             assert post(server, "/v1/feedback", {**more, "weight": bad}).status_code == 400
+        unknown = post(server, "/v1/feedback", {**more, "request_id": "r1"})
+        assert unknown.status_code == 400 and "did you mean request?" in unknown.text
         with opened(tmp_path) as store:
             found = [(f.value, f.user, f.source, f.weight) for f in read_feedback(store)]
             assert found == [(False, "u9", "api", None), (False, None, "app", 2.0)]

@@ -1,4 +1,4 @@
-"""Experiments on the page: started, decided and stopped by the same commands; the second of two people is told."""
+"""Experiments on the page: started, decided and stopped by the same commands; the second of two people is warned."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, cast
@@ -122,7 +122,7 @@ def bad(message: str, param: str | None = None, code: str | None = None) -> ApiE
 
 def read_chat(body: Body, most_choices: int) -> ApiRequest:
     """The body of `/v1/chat/completions`; ApiError: a value is wrong, or a field unknown."""
-    _refuse_others(body, _CHAT)
+    refuse_others(body, _CHAT)
     for old, new in (("functions", "tools"), ("function_call", "tool_choice"), ("audio", "messages")):
         if body.get(old):
             raise bad(f"{old} is not supported; use {new}", old)
@@ -143,7 +143,7 @@ def read_chat(body: Body, most_choices: int) -> ApiRequest:
 
 def read_completions(body: Body, most_choices: int) -> list[ApiRequest]:
     """The body of `/v1/completions`: a request for each of its prompts; raises as `read_chat`."""
-    _refuse_others(body, _COMPLETIONS)
+    refuse_others(body, _COMPLETIONS)
     for name in ("suffix", "best_of"):
         if body.get(name) not in (None, "", 1, body.get("n")):
             raise bad(f"{name} is not supported", name)
@@ -161,7 +161,7 @@ def read_completions(body: Body, most_choices: int) -> list[ApiRequest]:
 
 def read_responses(body: Body) -> ApiRequest:
     """The body of `/v1/responses`: texts, without a memory of earlier ones; raises as `read_chat`."""
-    _refuse_others(body, _RESPONSES)
+    refuse_others(body, _RESPONSES)
     for name in ("previous_response_id", "conversation", "background", "prompt"):
         if body.get(name):
             raise bad(f"{name} is not supported: nothing is remembered between requests; send all turns as input", name)
@@ -197,7 +197,7 @@ def read_responses(body: Body) -> ApiRequest:
 
 def read_classify(body: Body) -> list[ApiRequest]:
     """The body of `/v1/classify`: `input`, texts, or `messages`; `top`: number of labels; raises as `read_chat`."""
-    _refuse_others(body, {"model", "input", "messages", "top", "user", "service_tier"})
+    refuse_others(body, {"model", "input", "messages", "top", "user", "service_tier"})
     shared: dict[str, Any] = {
         "model": _text_field(body, "model"), "user": _text_field(body, "user"), "tier": _tier(body),
         "top": _integer(body, "top", 0) or 0,
@@ -213,7 +213,8 @@ def read_classify(body: Body) -> list[ApiRequest]:
     return [ApiRequest("classify", messages=[{"role": "user", "content": text}], **shared) for text in texts]
 
 
-def _refuse_others(body: Body, names: set[str]) -> None:
+def refuse_others(body: Body, names: Collection[str]) -> None:
+    """Refuse a field that is none of these, with the nearest one. Raises ApiError."""
     if (unknown := next((name[:80] for name in body if name not in names), None)) is not None:
         near = did_you_mean(unknown, names)
         way = f"; {near}" if near else ""

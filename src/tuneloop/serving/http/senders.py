@@ -18,7 +18,7 @@ from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.records.feedback import Feedback, feedback_of
 from tuneloop.records.request import ANYONE
 from tuneloop.serving.gateway import Caller, Gateway
-from tuneloop.serving.http.api_request import ApiError, unavailable
+from tuneloop.serving.http.api_request import ApiError, refuse_others, unavailable
 from tuneloop.serving.store.database import Database, DatabaseError, is_database_url
 from tuneloop.serving.store.store import AnsweredRequest, find_answered, had_conversation, opened
 
@@ -31,9 +31,7 @@ ELSEWHERE = 0.3  # seconds after which another server has stored what it has jus
 def read_feedback_of(body: Mapping[str, Any], caller: Caller, *, page: bool) -> Feedback:
     """Feedback as it was sent, by a reader of a page where `page`; ApiError: a field or value is wrong or refused."""
     trusted = "feedback" in caller.rights
-    unknown = sorted(set(body) - {*FIELDS, *TRUSTED})
-    if unknown:
-        raise ApiError(400, f"Unrecognized request argument supplied: {unknown[0][:80]}", param=unknown[0][:80])
+    refuse_others(body, {*FIELDS, *TRUSTED})
     for name in TRUSTED:
         if body.get(name) is not None and not trusted:
             what = f"{name} needs a key with the right: tuneloop keys add NAME --rights feedback"

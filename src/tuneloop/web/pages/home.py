@@ -19,10 +19,11 @@ from tuneloop.records.record import read_record
 from tuneloop.records.server import ServerState
 from tuneloop.report import charts
 from tuneloop.report import facts as f
-from tuneloop.serving.store.store import opened, store_folder, store_name
+from tuneloop.serving.store.store import opened, store_folder
 from tuneloop.web.pages.run import progress_of
 from tuneloop.web.runs import curves, run_lines
 from tuneloop.web.sources import PAGES, Need, Sources, module_of
+from tuneloop.web.stores import place_name
 
 LATEST = 5  # verdicts
 MOST_RUNNING = 4
@@ -65,7 +66,7 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
         running.append((line, progress_of(found, steps, kept), chart))
     wants = (getattr(module_of(page), "needs", None) for page in PAGES)
     return {
-        "servers": [production(place) for place in sources.stores], "running": running,
+        "servers": [production(sources, place) for place in sources.stores], "running": running,
         "needs": [need for needs in wants if needs for need in needs(sources)],
         "verdicts": [line for line in lines if line.verdict][:LATEST],
         "runs": len(lines), "datasets": len(sources.all("dataset")), "stores": len(sources.stores),
@@ -75,9 +76,9 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
 live = show
 
 
-def production(place: str, now: datetime | None = None) -> Production:
+def production(sources: Sources, place: str, now: datetime | None = None) -> Production:
     """What a server serves, and what came in its last hour."""
-    now, name = now or datetime.now(UTC), masked(store_name(place))
+    now, name = now or datetime.now(UTC), masked(place_name(sources, place))
     facts: dict[str, Any] = {"name": name}
     with contextlib.suppress(UserError, OSError):
         state = read_record(ServerState, Path(store_folder(place)))

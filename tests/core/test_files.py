@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import multiprocessing
@@ -29,6 +30,7 @@ from tuneloop.core.files import (
     read_jsonl,
     read_yaml,
     unquoted_cell,
+    user_errors_of_the_disk,
     write_bytes,
     write_json,
     write_jsonl,
@@ -99,6 +101,10 @@ def test_every_alias_sets_its_key(alias: str) -> None:
     for part in key.split("."):
         found = getattr(found, part)
     assert found == (value if key != "train.learning_rate" else 0.7)
+
+
+def test_tags_are_a_list_or_words_with_commas() -> None:
+    assert make_recipe({"track.tags": "first, week 48"}) == make_recipe({"track": {"tags": ["first", "week 48"]}})
 
 
 def test_nested_and_dotted_keys_mean_the_same() -> None:
@@ -424,3 +430,11 @@ def test_a_manifest_names_files_within_its_folder_only(tmp_path: Path) -> None:
     for name in ("../outside/x", "..", ".", "", str(outside), "/etc/passwd", "link/x", "x\0", "a/../../b"):
         with pytest.raises(UserError, match="outside its folder"):
             inside(folder, name)
+
+
+def test_a_refusal_names_the_option_that_moves_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNELOOP_CACHE", str(tmp_path / "cache"))
+    for place, option in (("cache/models/x", "TUNELOOP_CACHE=FOLDER"), ("runs/x", "output_dir=FOLDER")):
+        with pytest.raises(UserError) as caught, user_errors_of_the_disk(tmp_path / place):
+            raise OSError(errno.EROFS, "Read-only file system", str(tmp_path / place))
+        assert option in caught.value.next_step

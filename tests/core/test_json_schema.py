@@ -137,7 +137,7 @@ def test_nothing_is_fetched() -> None:
             self.wfile.write(b'{"type": "string"}')
 
     with HTTPServer(("127.0.0.1", 0), Page) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         place = f"http://127.0.0.1:{server.server_port}/s.json"
         for schema in ({"$ref": place}, {"$id": place, "$ref": "other.json"}, {"$dynamicRef": f"{place}#a"}):
             with pytest.raises(Exception, match=r"nresolvable"):
@@ -159,7 +159,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.dictionaries(st.sampled_from(WORDS), VALUES, max_size=5), VALUES)
 def test_no_schema_takes_long_or_fails_otherwise(schema: dict[str, Any], value: Any) -> None:
     began = time.process_time()

@@ -97,7 +97,7 @@ def test_rows_are_read_from_a_store_and_fetched_once(url: str, tmp_path: Path, m
     from tuneloop.data.sources.read import find_files, read_records
     from tuneloop.records.rows import Reject
 
-    monkeypatch.setattr("tuneloop.data.sources.read.cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("tuneloop.data.sources.remote.cache_folder", lambda: tmp_path / "cache")
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
     (tmp_path / "picture.png").write_text("x")
     store = open_store(url)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from shared_folder import made_once
 from tiny import BEGIN_OF_TEXT
 
 from tuneloop.core.errors import UserError
@@ -20,15 +22,16 @@ from tuneloop.release.quantise import NEED_IMPORTANCE, QUANTS, importance_of, qu
 from tuneloop.release.tuned_weights import open_tuned
 
 llamacpp = pytest.mark.skipif(not installed(), reason="llama-cpp-py-sync is not installed: nothing to quantise with")
+SmallModel = Callable[[int], Path]
 
 
-def small_model(folder: Path, smollm2: Path, width: int) -> Path:
-    """A Llama of two layers of this width with the packaged model's tokenizer, as an f16 GGUF file."""
+def write_small_model(folder: Path, like: Path, width: int) -> None:
+    """A Llama of two layers of this width with the tiny model's tokenizer, as an f16 GGUF file."""
     from safetensors.torch import save_file
 
     from tuneloop.models.llama import Llama, LlamaConfig
 
-    template = load_template(smollm2)
+    template = load_template(like)
     config = {
         "model_type": "llama", "vocab_size": template.vocabulary, "hidden_size": width, "intermediate_size": 2 * width,
         "num_hidden_layers": 2, "num_attention_heads": width // 64, "num_key_value_heads": width // 64, "head_dim": 64,
@@ -44,7 +47,19 @@ def small_model(folder: Path, smollm2: Path, width: int) -> Path:
     }
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     write_gguf(open_tuned("", folder), template, folder / "f16.gguf", "f16", About("x"))
-    return folder / "f16.gguf"
+
+
+@pytest.fixture(scope="module")
+def small_model(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> SmallModel:
+    """The f16 GGUF file of a small Llama of a width, made once."""
+
+    def of_width(width: int) -> Path:
+        made = made_once(
+            tmp_path_factory, f"f16-of-{width}", lambda folder: write_small_model(folder, tiny_llama, width)
+        )
+        return made / "f16.gguf"
+
+    return of_width
 
 
 def written_as(quant: str, source: Path, out: Path) -> dict[str, int]:
@@ -56,33 +71,33 @@ def written_as(quant: str, source: Path, out: Path) -> dict[str, int]:
 
 
 @llamacpp
-def test_wide_rows_get_what_the_name_says(smollm2: Path, tmp_path: Path) -> None:
-    source = small_model(tmp_path, smollm2, 256)
+def test_wide_rows_get_what_the_name_says(small_model: SmallModel, tmp_path: Path) -> None:
+    source = small_model(256)
     for quant in ("q8_0", "q4_k_m"):
         written_as(quant, source, tmp_path / f"{quant}.gguf")
-    sizes = [(tmp_path / f"{name}.gguf").stat().st_size for name in ("q4_k_m", "q8_0", "f16")]
+    files = (tmp_path / "q4_k_m.gguf", tmp_path / "q8_0.gguf", source)
+    sizes = [file.stat().st_size for file in files]
     assert sizes == sorted(sizes) and len(set(sizes)) == 3
 
 
 @llamacpp
 @pytest.mark.slow
 @pytest.mark.parametrize("quant", [name for name in QUANTS if name not in NEED_IMPORTANCE])
-def test_every_type_can_be_written(quant: str, smollm2: Path, tmp_path: Path) -> None:
-    written_as(quant, small_model(tmp_path, smollm2, 256), tmp_path / "out.gguf")
+def test_every_type_can_be_written(quant: str, small_model: SmallModel, tmp_path: Path) -> None:
+    written_as(quant, small_model(256), tmp_path / "out.gguf")
 
 
 @llamacpp
-def test_narrow_rows_fall_back_and_the_count_says_so(smollm2: Path, tmp_path: Path) -> None:
+def test_narrow_rows_fall_back_and_the_count_says_so(small_model: SmallModel, tmp_path: Path) -> None:
     """576 wide, as SmolLM2 is, is no multiple of 256: q4_k_m is mostly something else."""
-    source = small_model(tmp_path, smollm2, 576)
-    quantise(source, tmp_path / "out.gguf", "q4_k_m")
+    quantise(small_model(576), tmp_path / "out.gguf", "q4_k_m")
     types = tensor_types(tmp_path / "out.gguf")
     assert types["Q5_0"] > types.get("Q4_K", 0)
 
 
 @llamacpp
-def test_importance_changes_how_weights_are_rounded(smollm2: Path, tmp_path: Path) -> None:
-    source = small_model(tmp_path, smollm2, 256)
+def test_importance_changes_how_weights_are_rounded(small_model: SmallModel, tmp_path: Path) -> None:
+    source = small_model(256)
     quantise(source, tmp_path / "plain.gguf", "iq4_nl")
     names = [f"blk.{i}.{name}.weight" for i in range(2) for name in ("attn_q", "ffn_up")]
     draw = np.random.default_rng(0)

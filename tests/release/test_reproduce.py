@@ -186,14 +186,15 @@ def test_what_can_t_be_done_again_is_told_in_three_lines(change: Change, said: s
     assert said in message and "next:" in message and len(message.strip().splitlines()) <= 3
 
 
-@pytest.mark.slow  # makes MLflow's tables
+@pytest.mark.slow  # imports MLflow
 @pytest.mark.parametrize("upload", [["data"], []])
 def test_a_colleague_fetches_the_rows_from_mlflow_where_the_run_left_them(
-    upload: list[str], place: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch
+    upload: list[str], place: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     pytest.importorskip("mlflow", reason="needs MLflow")
     from tuneloop.track import follow, mlflow
 
+    shutil.copy(request.getfixturevalue("empty_registry"), "mlflow.db")
     monkeypatch.setenv("TUNELOOP_CACHE", str(place / "cache"))
     for name in ("MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)

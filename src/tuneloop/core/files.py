@@ -30,7 +30,7 @@ FROM_FILE: dict[str, Any] = {}
 class Config(BaseModel):
     """Base of every configuration record: frozen, and unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 C = TypeVar("C", bound=Config)
@@ -43,6 +43,12 @@ def home() -> Path:
     except RuntimeError:
         user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
         return Path(tempfile.gettempdir()) / f"tuneloop-{user}"
+
+
+def cache_folder() -> Path:
+    """Where converted models and what was fetched are kept: `TUNELOOP_CACHE`, else `~/.cache/tuneloop`."""
+    root = os.environ.get("TUNELOOP_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache") / "tuneloop"
+    return Path(root)
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -143,14 +149,16 @@ def user_errors_of_the_disk(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        rights = "choose a folder you may write with output_dir=FOLDER, or change its permissions"
+        option = "TUNELOOP_CACHE" if Path(path).is_relative_to(cache_folder()) else "output_dir"
+        other = f"choose another folder with {option}=FOLDER"
+        rights = f"choose a folder you may write with {option}=FOLDER, or change its permissions"
         steps = {
             errno.ENOSPC: "free some space on that disk, then run the same command again: it continues",
             errno.EACCES: rights, errno.EPERM: rights,
-            errno.EROFS: "that file system is read-only: choose another folder with output_dir=FOLDER",
+            errno.EROFS: f"that file system is read-only: {other}",
             errno.ENOENT: "check the path",
-            errno.ENOTDIR: "a part of that path is a file: choose another folder with output_dir=FOLDER",
-            errno.EEXIST: "a file is where a folder is needed: choose another folder with output_dir=FOLDER",
+            errno.ENOTDIR: f"a part of that path is a file: {other}",
+            errno.EEXIST: f"a file is where a folder is needed: {other}",
         }  # fmt: skip
         what, step = f"Can't write or read: {error.strerror or error}", "check the disk and the permissions"
         step = steps.get(error.errno or 0, step)
@@ -294,10 +302,15 @@ def read_jsonl(path: Path | str) -> list[Any]:
 
 def drop_torn_line(file: Path) -> None:
     """Cut off a last line that a killed process has not finished."""
-    data = file.read_bytes()
-    if data and not data.endswith(b"\n"):
-        with file.open("r+b") as handle:
-            handle.truncate(data.rfind(b"\n") + 1)
+    with file.open("r+b") as handle:
+        start = handle.seek(0, os.SEEK_END)
+        while start:
+            size = min(start, 1 << 16)
+            start = handle.seek(start - size)
+            if (end := handle.read(size).rfind(b"\n")) >= 0:
+                start += end + 1
+                break
+        handle.truncate(start)
 
 
 def read_yaml(path: Path | str, what: str = "recipe") -> dict[str, Any]:

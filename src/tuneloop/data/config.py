@@ -9,7 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from tuneloop.core.files import Config
 
 # Settings of PrepareConfig that change nothing in a data set.
-NO_CONTENT = {"workers", "engine", "allow_errors", "max_expansion", "patch"}  # of a patch its lines count, not its name
+NO_CONTENT = {"workers", "engine", "allow_errors", "max_expansion", "patch", "leave_out"}
+# Of a patch its lines count, not its name; rows are left out where that is requested, which the key then has too.
 
 
 def _off(value: object) -> object:
@@ -132,6 +133,10 @@ class PrepareConfig(Config):
         None,
         description="file of corrected answers (`tuneloop ui` writes one): JSON Lines of source, line, was, becomes",
     )
+    leave_out: list[str] = Field(
+        default_factory=list,
+        description="rows that are left out, by a column's value: [origin=model] leaves out what a model wrote",
+    )
     repair: RepairConfig = RepairConfig()
     personal: PersonalConfig = PersonalConfig()
     language: str | None = Field(
@@ -154,7 +159,14 @@ class PrepareConfig(Config):
     allow_rejects: float = Field(0.2, ge=0.0, le=1.0, description="share of rejected records above which the job stops")
     allow_errors: bool = Field(False, description="let `run` and `train` continue although a check is at error")
 
-    @field_validator("sources", "labels", mode="before")
+    @field_validator("sources", "labels", "leave_out", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
+
+    @field_validator("leave_out")
+    @classmethod
+    def _has_column_and_value(cls, value: list[str]) -> list[str]:
+        if wrong := [rule for rule in value if not rule.partition("=")[0] or "=" not in rule]:
+            raise ValueError(f"{wrong[0]!r} is no COLUMN=VALUE, as in origin=model")
+        return value

@@ -39,6 +39,7 @@ REASONS = {
     "error_output": "the answer is the message of a failed call, not an answer",
     "exact_duplicate": "equal to an earlier record up to Unicode form, white space and case; not counted as a defect",
     "forgotten": "removed on a person's request (tuneloop data forget)",
+    "left_out": "left out on request, by a column's value (leave_out); not counted as a defect",
     "line_too_long": "one line or row of more than 4 MiB: skipped, not held in memory",
     "missing_field": "a column or key that the format needs is not there",
     "near_duplicate": "nearly equal to another record (duplicates.threshold); not counted as a defect",
@@ -60,7 +61,8 @@ REASONS = {
 }
 
 HARMLESS = (  # don't count towards allow_rejects
-    "blank_line", "exact_duplicate", "forgotten", "near_duplicate", "over_limit", "semantic_duplicate", "split_leak",
+    "blank_line", "exact_duplicate", "forgotten", "left_out", "near_duplicate", "over_limit", "semantic_duplicate",
+    "split_leak",
 )  # fmt: skip
 
 REPAIRS = {
@@ -101,6 +103,8 @@ def prepare_key(config: PrepareConfig, *, name: str, seed: int, model_fingerprin
     described = [[file.name, entry] for file in files if (entry := entry_of(file)) is not None]
     if config.patch is not None:
         sources.append(["patch", sha256_of_source(Path(config.patch))])
+    if config.leave_out:
+        sources.append(["leave_out", *sorted(config.leave_out)])
     settings = config.model_dump(mode="json", exclude=NO_CONTENT)
     facts = {"version": 1, "config": settings, "name": name, "seed": seed, "model": model_fingerprint}
     return content_hash({**facts, "sources": sources, **({"described": described} if described else {})})

@@ -220,6 +220,10 @@ def _finished(
         reject = Reject(meta["source"], meta["line"], reason, detail, draft.record)
         return RefusedRecord(reject, draft.changes, row.id, tokens)
 
+    for rule in processor.config.leave_out:
+        column, _, value = rule.partition("=")
+        if column in meta and str(meta[column]) == value:
+            return refuse("left_out", rule)
     if isinstance(measured, Rejection):
         return refuse(measured.reason, measured.detail, measured.tokens)
     looked_at = int(row.id, 16) % processor.languages_every == 0

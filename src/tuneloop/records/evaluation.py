@@ -311,6 +311,27 @@ class Slice:
     verdict: str
 
 
+@dataclass(frozen=True)
+class SliceComparison:
+    """How far one system is above another on some rows, by what single rows are judged by.
+
+    Args:
+        field, value: what the rows have in common; `n`: rows.
+        delta: with its 95 % interval; p: two-sided; `p_holm` is adjusted for all slices looked at.
+        verdict: `better`, `worse` or `not enough evidence`, by `p_holm`.
+    """
+
+    field: str
+    value: str
+    n: int
+    delta: Number
+    low: Number
+    high: Number
+    p: Number
+    p_holm: Number
+    verdict: str
+
+
 class RowDifference(Part):
     """A row on which two systems differ: what each scores."""
 
@@ -405,6 +426,7 @@ class EvaluationManifest(Record, what="an evaluation", file=EVALUATION, again="d
         comparisons: of the baselines (a) with it (b).
         verdict, words: what may be said of it; all sentences.
         invalid, invalid_baselines: answers that aren't valid.
+        slice_comparisons: what is compared with the first, by name: the difference on each slice.
         signatures: what exactly was computed, by metric; `costs`: system -> what its answers took.
         primary: the metric that decides; `row_metric`: what single rows are judged by.
         production: the test rows against what users sent.
@@ -443,6 +465,7 @@ class EvaluationManifest(Record, what="an evaluation", file=EVALUATION, again="d
     confusion_pairs: list[ConfusionPair] | None = None
     calibration: Calibration | None = None
     slices: list[Slice] = []
+    slice_comparisons: dict[str, list[SliceComparison]] = {}
     disagreements: dict[str, Disagreement] = {}
     errors: list[ErrorGroup] = []
     code: dict[str, Any] | None = None
@@ -538,6 +561,57 @@ class BaselinesManifest(
     words: list[str] = []
     seconds: float = 0.0
     notes: dict[str, str] = {}
+
+
+class TriedPrompt(Part):
+    """A prompt that few-shot might be given.
+
+    Args:
+        prompt: its file; None: the rows' own instruction. `examples`: behind it.
+        value: what it reached; `tokens`: what a row's prompt then takes, on average.
+    """
+
+    prompt: str | None = None
+    examples: int
+    value: float
+    tokens: int = 0
+
+    @property
+    def words(self) -> str:
+        """`demo/prompt.yaml with 4 examples`"""
+        return f"{self.prompt or 'the instruction'} with {counted(self.examples, 'example')}"
+
+
+class PromptChoice(
+    Record, what="a choice of a prompt", file="prompts.json", again="delete the file and run the same command again"
+):
+    """`baselines/prompts.json`: the prompts that were tried for few-shot, the best first.
+
+    Args:
+        key: hash of everything that the choice depends on; `rows`: validation rows that each answered.
+        metric: by which they are compared; `seconds`: the search took.
+    """
+
+    key: str = ""
+    rows: int
+    metric: str
+    tried: list[TriedPrompt]
+    seconds: float = 0.0
+
+    @property
+    def chosen(self) -> str:
+        """`the best of 4 on 8 validation rows`"""
+        if len(self.tried) == 1:
+            return f"the only one that there was time for, on {counted(self.rows, 'validation row')}"
+        return f"the best of {len(self.tried)} on {counted(self.rows, 'validation row')}"
+
+    @property
+    def words(self) -> str:
+        """What was tried, with what it reached, in a line."""
+        if not self.tried:
+            return "none of few-shot's examples fits the context"
+        results = [f"{each.words} {each.value:.3f}" for each in self.tried]
+        return f"{self.chosen}, by {self.metric}: {'; '.join(results)}"
 
 
 # --- the gate ----------------------------------------------------------------------------------

@@ -32,7 +32,8 @@ Number = Annotated[
 class Part(BaseModel):
     """A part of a record. Unknown keys are refused when it is made; `read_record` keeps those of other versions."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Of a hundred records a command reads a few: what checks one is built at its first use.
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     @model_serializer(mode="wrap")
     def _with_unknown_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 from tuneloop.records.record import Number, Part, Record
 
 RUN = "run.json"
+ANSWERS = "checkpoints/answers.jsonl"  # while it trains: answers to a few validation rows, at each validation
 
 
 class Predicted(Part):
@@ -54,6 +55,7 @@ class RunManifest(Record, what="a run", file=RUN, again="train again: delete the
         resumed_at: step of the checkpoint from which the run continued; 0: none.
         findings: of the monitors, as in `metrics.jsonl`; `usd`: what training cost.
         adapter, weights: the folder with the result; one of the two.
+        tags: words of the user's own, see `track.tags`.
     """
 
     id: str = ""
@@ -90,6 +92,7 @@ class RunManifest(Record, what="a run", file=RUN, again="train again: delete the
     mfu: MachineUse | None = None
     weights: str | None = None
     adapter: str | None = None
+    tags: list[str] = []
 
     @property
     def result(self) -> str:

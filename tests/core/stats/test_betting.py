@@ -71,6 +71,26 @@ def test_a_true_difference_is_proven_and_the_opposite_is_not():
     assert book.difference.mean() == pytest.approx(0.05, abs=0.005)
 
 
+def test_kinds_of_units_sharpen_the_guesses_and_prove_nothing_of_their_own():
+    rng = np.random.default_rng(11)
+    runs, n = 200, 1200
+    kinds, p = rng.integers(0, 3, (runs, n)), np.full((runs, n), 0.5)
+    rate, arms = np.array([0.02, 0.1, 0.8])[kinds], rng.random((runs, n)) < p
+    equal = (rng.random((runs, n)) < rate).astype(float)
+    better = (rng.random((runs, n)) < rate + 0.06 * arms).astype(float)
+
+    def book(outcomes, known):
+        return b.place_bets(b.open_book([UP, DOWN], runs, guess=0.3, kinds=3), arms, outcomes, p, 0.06, known)
+
+    null, plain, whole = book(equal, kinds), book(better, None), book(better, kinds)
+    assert proven(null, 0) <= least(runs) and proven(null, 1) <= least(runs)
+    assert np.median(whole.log_e(0)) > 1.3 * np.median(plain.log_e(0))
+    halves = b.open_book([UP, DOWN], runs, guess=0.3, kinds=3)
+    for part in (slice(0, 400), slice(400, n)):
+        halves = b.place_bets(halves, arms[:, part], better[:, part], p[:, part], 0.06, kinds[:, part])
+    assert halves.log_e(0) == pytest.approx(whole.log_e(0))
+
+
 def test_amounts_of_any_size_are_cut_off_and_rarely_err():
     rng = np.random.default_rng(7)
     runs, n = 600, 1500

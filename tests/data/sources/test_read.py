@@ -13,7 +13,6 @@ import pytest
 from source_files import read
 
 from tuneloop.core.errors import UserError
-from tuneloop.data.sources import read as read_module
 from tuneloop.data.sources.parse import SourceFile, SourceRecord
 from tuneloop.data.sources.read import dataset_info, find_files, read_file, read_records
 
@@ -164,21 +163,16 @@ def test_the_standard_input_is_read_once_and_its_kind_seen(
     monkeypatch: pytest.MonkeyPatch, data: bytes, kind: str, values: list[Any]
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
-    read_module._standard_input.cache_clear()
-    try:
-        (file,) = find_files(["-", "-"])
-        assert (file.name, file.kind) == ("-", kind)
-        items = list(read_records(["-"]))
-        assert [i.value for i in items if isinstance(i, SourceRecord)] == values
-        assert {i.source for i in items} == {"-"}
-        os.unlink(file.path)
-    finally:
-        read_module._standard_input.cache_clear()
+    (file,) = find_files(["-", "-"])
+    assert (file.name, file.kind) == ("-", kind)
+    items = list(read_records(["-"]))
+    assert [i.value for i in items if isinstance(i, SourceRecord)] == values
+    assert {i.source for i in items} == {"-"}
+    os.unlink(file.path)
 
 
 def test_an_empty_standard_input_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
-    read_module._standard_input.cache_clear()
     with pytest.raises(UserError, match="is empty"):
         find_files(["-"])
     monkeypatch.setattr(sys, "stdin", None)

@@ -48,7 +48,8 @@ class Book:
         guess: of an outcome's mean before the first unit; None: the first unit only gives the guess.
         reach: how far an outcome may be from the guess; what is further counts as that far. None: outcomes are in
             [0, 1].
-        n: units so far; `total` of their outcomes, `squares` of the distances from their guesses.
+        n: units so far, of each kind (experiments, kinds); `total` of their outcomes, `squares` of the distances from
+            their guesses.
         score, information: sums of the scores and of p (1 - p).
         log_wealth: of each claim, an array (experiments, stakes).
         best: log of the highest wealth of each claim after any unit, as a multiple of the first. What was proven once
@@ -78,27 +79,51 @@ class Book:
 
 
 def open_book(
-    claims: Sequence[ArmClaim], experiments: int = 1, *, guess: float | None, reach: float | None = None
+    claims: Sequence[ArmClaim], experiments: int = 1, *, guess: float | None, reach: float | None = None, kinds: int = 1
 ) -> Book:
-    """A book before the first unit; see `Book`."""
-    sums = {name: np.zeros(experiments) for name in ("n", "total", "squares", "score", "information")}
+    """A book before the first unit; see `Book`. `kinds`: of units, each of which has guesses of its own."""
+    sums: dict[str, Array] = {name: np.zeros((experiments, kinds)) for name in ("n", "total", "squares")}
+    sums |= {name: np.zeros(experiments) for name in ("score", "information")}
     wealth = tuple(np.tile(np.log([share for share, _ in claim.stakes]), (experiments, 1)) for claim in claims)
     best = tuple(np.zeros(experiments) for _ in claims)
     return Book(tuple(claims), guess, reach, **sums, log_wealth=wealth, best=best)
 
 
-def running_mean(values: Array, counted: NDArray[np.bool_], n: Array, total: Array, guess: float) -> Array:
-    """The mean before each unit along the last axis, with the guess as `GUESS_UNITS` more units.
+def running_mean(
+    values: Array,
+    counted: NDArray[np.bool_],
+    n: Array,
+    total: Array,
+    guess: float,
+    kinds: NDArray[np.int64] | None = None,
+) -> Array:
+    """The mean of those of its kind before each unit along the last axis, with the guess as `GUESS_UNITS` more units.
 
-    `n`, `total`: of the units before the first of these. Only those that are `counted` enter it.
+    `n`, `total`: of the units before the first of these, by kind. Only those that are `counted` enter it.
     """
-    before = total[:, None] + np.cumsum(values, axis=-1) - values
-    number = n[:, None] + np.cumsum(counted, axis=-1) - counted
-    return np.asarray((before + GUESS_UNITS * guess) / (number + GUESS_UNITS))
+    means = np.zeros(values.shape)
+    for kind, here in enumerate(_kinds(counted, n.shape[-1], kinds)):
+        inside, part = counted & here, values * here
+        before = total[:, kind, None] + np.cumsum(part, axis=-1) - part
+        number = n[:, kind, None] + np.cumsum(inside, axis=-1) - inside
+        means += here * (before + GUESS_UNITS * guess) / (number + GUESS_UNITS)
+    return means
+
+
+def _kinds(counted: NDArray[np.bool_], number: int, kinds: NDArray[np.int64] | None) -> list[NDArray[np.bool_]]:
+    """Which units are of which kind; without kinds all are of the first one."""
+    if kinds is None:
+        return [np.full(counted.shape, kind == 0) for kind in range(number)]
+    return [kinds == kind for kind in range(number)]
 
 
 def place_bets(
-    book: Book, candidate: NDArray[np.bool_], outcomes: Array, propensity: Array, effect: Array | float
+    book: Book,
+    candidate: NDArray[np.bool_],
+    outcomes: Array,
+    propensity: Array,
+    effect: Array | float,
+    kinds: NDArray[np.int64] | None = None,
 ) -> Book:
     """The book after more units, in their order along the last axis.
 
@@ -107,17 +132,19 @@ def place_bets(
         outcomes: NaN where a unit has none; it is passed over then, as where `propensity` is NaN.
         propensity: chance of the candidate's arm, above 0 and below 1.
         effect: the difference that stakes are placed for, positive, known before each unit.
+        kinds: of units, from what was known before they were drawn. Guesses by kind are nearer to the outcomes, so
+            less of a score is noise; the bets stay fair whatever the kinds are worth.
     """
     counted = ~np.isnan(outcomes) & ~np.isnan(propensity)
     y, p = np.where(counted, outcomes, 0.0), np.where(counted, propensity, 0.5)
-    m = _guesses(book, y, counted)
+    m = _guesses(book, y, counted, kinds)
     residual = np.where(counted & ~np.isnan(m), y - m, 0.0)
     if book.reach is not None:
         residual = np.clip(residual, -book.reach, book.reach)
     squares = residual * residual
     guess = 0.0 if book.guess is None else book.guess
     first = guess * (1 - guess) if book.reach is None else (book.reach / 4) ** 2
-    variance = np.maximum(running_mean(squares, counted, book.n, book.squares, first), LEAST_VARIANCE)
+    variance = np.maximum(running_mean(squares, counted, book.n, book.squares, first, kinds), LEAST_VARIANCE)
     placed = counted & ~np.isnan(m)
     score, weight = (candidate - p) * residual, np.where(placed, p * (1 - p), 0.0)
     over, under = (m, 1 - m) if book.reach is None else (np.full_like(p, book.reach),) * 2
@@ -132,11 +159,13 @@ def place_bets(
         path = log_wealth[:, None, :] + np.cumsum(np.log1p(stakes * gain[..., None]), axis=-2)
         wealth.append(path[:, -1, :] if path.shape[1] else log_wealth)
         best.append(np.maximum(highest, _log_sum(path).max(axis=-1, initial=0.0)))
+    which = _kinds(counted, book.n.shape[-1], kinds)
+    n, total, squared = (np.stack([(each * here).sum(-1) for here in which], -1) for each in (counted, y, squares))
     return replace(
         book,
-        n=book.n + counted.sum(axis=-1),
-        total=book.total + y.sum(axis=-1),
-        squares=book.squares + squares.sum(axis=-1),
+        n=book.n + n,
+        total=book.total + total,
+        squares=book.squares + squared,
         score=book.score + score.sum(axis=-1),
         information=book.information + weight.sum(axis=-1),
         log_wealth=tuple(wealth),
@@ -150,12 +179,12 @@ def _log_sum(logs: Array) -> Array:
     return np.asarray(most + np.log(np.exp(logs - most[..., None]).sum(axis=-1)))
 
 
-def _guesses(book: Book, y: Array, counted: NDArray[np.bool_]) -> Array:
+def _guesses(book: Book, y: Array, counted: NDArray[np.bool_], kinds: NDArray[np.int64] | None) -> Array:
     """The guess of each outcome: the mean of those before; NaN for the first one where there is none."""
     if book.guess is not None:
-        return running_mean(y, counted, book.n, book.total, book.guess)
-    before = book.total[:, None] + np.cumsum(y, axis=-1) - y
-    number = book.n[:, None] + np.cumsum(counted, axis=-1) - counted
+        return running_mean(y, counted, book.n, book.total, book.guess, kinds)
+    before = book.total + np.cumsum(y, axis=-1) - y
+    number = book.n + np.cumsum(counted, axis=-1) - counted
     return np.asarray(np.divide(before, number, out=np.full_like(before, np.nan), where=number > 0))
 
 

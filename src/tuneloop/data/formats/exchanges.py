@@ -114,6 +114,20 @@ def _read_exchange(record: Record, request: str, response: str) -> tuple[list[An
     return [*turns, answer.turn], tools, model
 
 
+def logged_request(body: Any) -> tuple[list[Any], list[Any]]:
+    """The turns of a request's body, as they are written, and its tools. Raises Refused: there are none."""
+    turns, tools, _ = _request(body)
+    return turns, tools
+
+
+def logged_answer(response: Any) -> tuple[dict[str, Any], str]:
+    """The turn that a response holds, and why it ended. Raises Refused: there is none, or it is an error."""
+    answer = _response(_without_streams(response))
+    if answer.finish in _STREAM_FAULTS:
+        raise Refused(*_STREAM_FAULTS[answer.finish])
+    return answer.turn, answer.finish
+
+
 def _refuse_failure(value: Mapping[str, Any], what: str) -> None:
     for name in ("status_code", "statusCode", "status", "http_status"):
         status = value.get(name)

@@ -121,6 +121,25 @@ def as_value(value: Any) -> Any:
     return value
 
 
+def first(record: Mapping[str, Any], *paths: str) -> Any:
+    """The first value that is there, by paths that may lead into objects, as in `metadata.user`."""
+    return next((value for path in paths if (value := _at(record, path)) is not None and value != ""), None)
+
+
+def _at(record: Any, path: str) -> Any:
+    """The value at a path; a key may have dots of its own, as those of OpenTelemetry's attributes."""
+    if not isinstance(record, Mapping) or path in record:
+        return record[path] if isinstance(record, Mapping) else None
+    heads = [path[:place] for place, sign in enumerate(path) if sign == "."]
+    inner = (as_value(_at(as_value(record[head]), path[len(head) + 1 :])) for head in heads if head in record)
+    return next((value for value in inner if value is not None), None)
+
+
+def objects(value: Any) -> list[dict[str, Any]]:
+    """The objects of a list; none where it is no list."""
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+
+
 def is_about(name: str, further: Iterable[str] = ()) -> bool:
     """Whether a column is about the record, by its name: an id, a time, or one of `further` names."""
     return name.casefold() in (*NO_CONTENT_NAMES, *further) or name.casefold().endswith(("_id", "_at", "-id"))

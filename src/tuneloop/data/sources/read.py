@@ -18,14 +18,14 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, nearest_path, user_errors_of_the_disk
-from tuneloop.core.object_store import is_url, open_store
+from tuneloop.core.files import nearest_path, user_errors_of_the_disk
+from tuneloop.core.object_store import is_url
 from tuneloop.data.sources.chunks import chunks, guessed_file
 from tuneloop.data.sources.parse import MAX_EXPANSION, Item, SourceFile, SourceRecord, parse_chunk, printable
-from tuneloop.models.packaged import cache_folder
+from tuneloop.data.sources.remote import fetched
 from tuneloop.records.rows import Reject
 
 KINDS = {
@@ -70,7 +70,7 @@ def find_files(sources: Sequence[str], max_expansion: float = MAX_EXPANSION) -> 
     files: dict[Path, SourceFile] = {}
     for source in sources:
         if source == "-":
-            of_source = [_standard_input()]
+            of_source = [_standard_input(sys.stdin)]
         else:
             of_source = fetched_files(source) if is_url(source) else list(map(_readable, _expand(source)))
         for file in of_source:
@@ -86,26 +86,16 @@ def _readable(path: Path) -> SourceFile:
 
 
 def fetched_files(url: str) -> list[SourceFile]:
-    """A file of an object store, or the files of a folder there, as copies in the cache; what is there in the same size
-    and version is not fetched again. A store that refuses or does not answer, or without a supported file, is a
-    UserError.
+    """A file of a data hub, object store or web server, or the files of a folder there, as copies in the cache.
+
+    Raises UserError: as `remote.fetched`, or there is no file that can be read.
     """
-    store = open_store(url)
-    sizes = store.sizes()
-    if not sizes:
-        raise UserError("No such file", where=url, next_step="check bucket and path")
-    names = [name for name in sorted(sizes) if _source_file(Path(name or url)) is not None]
+    endings = frozenset(f"{kind}{packed}" for kind in KINDS for packed in ("", *COMPRESSIONS))
+    names = {place: printable(name) for place, name in fetched(url, endings)}
     if not names:
         raise UserError("Nothing there that can be read", where=url, next_step=f"convert it to one of: {SUPPORTED}")
-    files = []
-    for name in names:
-        whole = f"{store.url}/{name}".rstrip("/")
-        folder = content_hash([whole, sizes[name], store.version(name)])[:16]
-        place = cache_folder() / "sources" / folder / Path(whole).name
-        if not place.is_file():
-            store.get(name, place)
-        files.append(replace(_readable(place), name=printable(whole)))
-    return files
+    files = ((_source_file(place) or guessed_file(place, ""), place) for place in _of_data(list(names)))
+    return [replace(file, name=names[place]) for file, place in files]
 
 
 def _source_file(path: Path) -> SourceFile | None:
@@ -237,9 +227,9 @@ def _named_by(folder: Path) -> list[Path]:
 
 
 @functools.cache
-def _standard_input() -> SourceFile:
+def _standard_input(stream: TextIO | None) -> SourceFile:
     """The standard input as a file: it is read once, to a temporary file that goes when the program ends."""
-    if sys.stdin is None or sys.stdin.isatty():
+    if stream is None or stream.isatty():
         step = "pipe data into it, or name a file"
         raise UserError("Nothing is piped into the standard input", where="-", next_step=step)
     with (
@@ -248,5 +238,5 @@ def _standard_input() -> SourceFile:
     ):
         path = Path(spool.name)
         atexit.register(path.unlink, missing_ok=True)
-        shutil.copyfileobj(sys.stdin.buffer, spool, 1 << 20)
+        shutil.copyfileobj(stream.buffer, spool, 1 << 20)
     return guessed_file(path, "-")

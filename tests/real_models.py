@@ -15,7 +15,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuneloop.models.names import cache_folder
+from tuneloop.core.files import cache_folder
 
 FOLDER = cache_folder() / "real_models"
 LEAST = 10**6  # bytes of a part; smaller files of a wheel are not the model's

@@ -30,6 +30,10 @@ OTHERS = {
     "qwen-7b": ModelShape(151936, 4096, 11008, 32, 32, 32, 128, False, 32768, qkv_bias=True),
     "qwen-14b": ModelShape(152064, 5120, 13696, 40, 40, 40, 128, False, 32768, qkv_bias=True),
     "qwen3-8b": ModelShape(151936, 4096, 12288, 36, 32, 8, 128, False, 40960, qk_norm=True),
+    # LitGPT has Gemma's tied head as a second matrix
+    "gemma-2b-untied": ModelShape(256000, 2048, 16384, 18, 8, 1, 256, False, 8192),
+    "gemma-7b-untied": ModelShape(256000, 3072, 24576, 28, 16, 16, 256, False, 8192),
+    "gemma-2-9b-untied": ModelShape(256000, 3584, 14336, 42, 16, 8, 256, False, 8192, norms=4),
     "yi-34b": ModelShape(64000, 7168, 20480, 60, 56, 8, 128, False, 4096),
     "powerlm-3b": ModelShape(49152, 2304, 9216, 40, 36, 36, 64, True, 4096),
     # MPT's feed-forward has two matrices of four widths: here three with as many parameters

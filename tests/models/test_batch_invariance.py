@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 from adapters import write_adapter
+from torch import Tensor
 
 from tuneloop.core.errors import UserError
 from tuneloop.inference.local.engine import Engine
 from tuneloop.inference.local.generate import answer_requests
 from tuneloop.inference.local.labels import label_ids, label_trie
 from tuneloop.inference.local.sampling import Sampling
-from tuneloop.inference.local.scoring import choose_for
+from tuneloop.inference.local.scoring import _Search, _Tree, choose_for
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
 from tuneloop.models.batch_invariance import batch_invariant, need_batch_invariance
@@ -123,6 +124,20 @@ def test_a_label_and_its_probability_are_the_same_in_any_company(model: Model, t
             answers = choose_for(model, [requests[i] for i in order], trie, prune=prune)
             assert list(map(content, answers)) == [expected[i] for i in order]
     assert len({answer[0] for answer in expected}) > 1
+
+
+def test_a_short_prompt_is_classified_on_as_alone_where_a_much_longer_one_is_over(model: Model) -> None:
+    tree = _Tree.of(label_trie(LABELS, label_ids(model.template, LABELS)), model.device)
+    long, short = ([*range(5, 5 + length)] for length in (150, 20))
+
+    def step(search: _Search) -> Tensor:
+        search.expand(search.bounds(), torch.tensor([True]))
+        return search.bounds()
+
+    with batch_invariant(), torch.inference_mode():
+        both = _Search(model, tree, [long, short], 0, None)
+        both.keep(torch.tensor([False, True]))
+        assert torch.equal(step(both), step(_Search(model, tree, [short], 0, None)))
 
 
 @pytest.mark.slow

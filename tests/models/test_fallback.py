@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from train_helpers import changed, losses, run
 
 from pretend_gpu import pretend_gpu
@@ -15,8 +18,12 @@ from tuneloop.inference.local.generate import generate
 from tuneloop.inference.local.labels import label_trie
 from tuneloop.inference.local.scoring import choose
 from tuneloop.models.load import Model, load_model
-from tuneloop.models.lora import lora_layers
+from tuneloop.models.lora import linear_places, lora_layers, target_names
+from tuneloop.models.shape import ATTENTION, FEED_FORWARD
 from tuneloop.models.template import Rendered
+from tuneloop.planning.gpus import find_gpu
+from tuneloop.planning.job import make_job
+from tuneloop.planning.shape import find_model
 from tuneloop.training.batches import Step
 from tuneloop.training.checkpoint import State
 from tuneloop.training.config import TrainConfig
@@ -160,9 +167,85 @@ def test_on_a_gpu_it_answers_scores_and_trains_as_on_the_processor(granite_folde
     assert not [kernel for kernel, _ in gpu.attention if kernel == "math"]
 
 
-def test_what_transformers_cannot_load_is_told(tmp_path: Path, smollm2: Path) -> None:
+def test_weights_that_are_missing_are_not_drawn_at_random(granite_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(granite_folder, tmp_path / "damaged")
+    weights = load_file(tmp_path / "damaged" / "model.safetensors")
+    del weights["model.layers.1.input_layernorm.weight"]
+    save_file(weights, tmp_path / "damaged" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"layers\.1\.input_layernorm\.weight is missing"):
+        load_model(str(tmp_path / "damaged"))
+
+
+MIXTURES = {
+    "mixtral": (transformers.MixtralForCausalLM, transformers.MixtralConfig, {"num_local_experts": 4}),
+    "qwen3_moe": (
+        transformers.Qwen3MoeForCausalLM, transformers.Qwen3MoeConfig, {"num_experts": 4, "moe_intermediate_size": 32},
+    ),
+    "gpt_oss": (transformers.GptOssForCausalLM, transformers.GptOssConfig, {"num_local_experts": 4}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_a_mixture_of_experts_answers_and_trains(kind: str, smollm2: Path, tmp_path: Path) -> None:
+    model, config, more = MIXTURES[kind]
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 49152, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts_per_tok": 2, "pad_token_id": 0}  # fmt: skip
+    theirs = model(config(**sizes, **more)).eval()
+    theirs.save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).symlink_to(smollm2 / name)
-    (tmp_path / "config.json").write_text('{"model_type": "no_such_architecture"}')
-    with pytest.raises(UserError, match="Transformers can't load this model"):
-        load_model(str(tmp_path))
+    mixture = load_model(str(tmp_path), dtype="float32")
+    for prompt, answer in zip(prompts(mixture), generate(mixture, prompts(mixture), max_new_tokens=4), strict=True):
+        with torch.no_grad():
+            logits = theirs.float()(torch.tensor([prompt])).logits[0, -1]
+        assert answer.token_ids[0] == logits.argmax() or logits.topk(2)[0].diff().abs() < 1e-4
+    trainable = attach(mixture, TrainConfig(rank=2), seed=0)
+    planned = make_job(model=kind, shape=find_model(str(tmp_path))[1], gpu=find_gpu("cpu"), method="lora", rank=2)
+    assert planned.trainable == sum(p.numel() for p in trainable.parameters.values())
+    ids = prompts(mixture)[0]
+    rows = [Rendered(ids, [0] * (len(ids) - 4) + [1] * 4)]
+    before = batch_loss(mixture, rows, 4.0, TrainConfig())
+    before.backward()
+    assert all(p.grad is not None for p in trainable.parameters.values())
+
+
+def test_an_architecture_that_no_library_knows_is_named(granite_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(granite_folder, tmp_path / "m"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "wonder"}))
+    with pytest.raises(UserError, match="'wonder' is neither one of llama, mistral, qwen2") as error:
+        load_model(str(folder))
+    assert error.value.where.endswith("config.json") and "newer Transformers" in error.value.next_step
+
+
+def test_the_language_model_of_a_multimodal_gemma_3_is_loaded(smollm2: Path, tmp_path: Path) -> None:
+    text = {
+        "vocab_size": 49200, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 6, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 24, "max_position_embeddings": 4096, "initializer_range": 0.3,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    torch.manual_seed(0)
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=49199, boi_token_index=49198, eoi_token_index=49197,
+    )  # fmt: skip
+    theirs = transformers.Gemma3ForConditionalGeneration(config).eval()
+    theirs.save_pretrained(tmp_path)
+    assert any(key.startswith("language_model.") for key in load_file(tmp_path / "model.safetensors"))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).symlink_to(smollm2 / name)
+    model = load_model(str(tmp_path), dtype="float32")
+    ids = torch.randint(3, 49000, (2, 40))
+    with torch.no_grad():
+        torch.testing.assert_close(model.hidden(ids) @ model.head.T, theirs(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
+    assert model.context == 4096
+    layers = linear_places(model.net)  # those that see pictures get no adapter, nor a name that plans don't know
+    assert len(layers) == 7 * text["num_hidden_layers"] and not any("vision" in name for name in layers)
+    assert target_names(model.net, "all-linear") == tuple(sorted((*ATTENTION, *FEED_FORWARD)))

@@ -31,6 +31,8 @@ from tuneloop.models.prefix import add_prefix
 from tuneloop.models.quantised import quantisable, quantise, through_four_bits
 from tuneloop.models.shape import ModelShape
 from tuneloop.models.shared import add_adapter
+from tuneloop.planning.gpus import find_gpu
+from tuneloop.planning.job import make_job
 
 every = pytest.mark.parametrize("name", MODELS)
 
@@ -258,6 +260,10 @@ def test_the_planner_counts_every_parameter(name: str, tmp_path: Path) -> None:
     theirs = folder_of(name, tmp_path)
     shape = ModelShape.from_config(json.loads((tmp_path / "config.json").read_text()))
     assert shape.parameters == sum(p.numel() for p in theirs.parameters())
+    net = ours_of(tmp_path)
+    adapter = add_lora(net, LoraShape(rank=4, alpha=8, dropout=0.0, targets=target_names(net, "all-linear")), 0)
+    planned = make_job(model=name, shape=shape, gpu=find_gpu("cpu"), method="lora", rank=4).trainable
+    assert planned == sum(p.numel() for p in adapter)
 
 
 def test_every_family_of_the_table_is_compared() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from real_models import real_model
 from tuneloop.core.errors import UserError
 from tuneloop.inference.llamacpp import LlamaCpp, installed
+from tuneloop.inference.llamacpp.serving import template_of
 from tuneloop.models.gguf import convert
 from tuneloop.models.load import load_model, read_weights
 from tuneloop.models.names import packaged_gguf
@@ -113,6 +115,14 @@ def test_a_corrupt_file_is_told(tmp_path: Path, content: bytes) -> None:
     assert not (tmp_path / "out" / "source.json").exists()
 
 
+def test_a_missing_package_is_no_fault_of_the_file(
+    small_gguf: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ModuleNotFoundError, match="gguf"):
+        convert(small_gguf[0], tmp_path / "folder")
+
+
 def test_a_truncated_file_is_told(small_gguf: tuple[Path, Any], tmp_path: Path) -> None:
     path, _ = small_gguf
     path.write_bytes(path.read_bytes()[:-5000])
@@ -152,12 +162,16 @@ TEXTS = [
     "<start_of_turn>user\nHi<end_of_turn>\n<|im_start|>system\nBe brief<|im_end|>",
 ]
 
+LAST = 120  # positions whose logits are compared, of a vocabulary of 150,000 to 260,000 tokens
+
 
 @pytest.mark.slow
 @pytest.mark.world
-@pytest.mark.parametrize("name", ["gemma-3-270m", "qwen2.5-coder-0.5b"])
+@pytest.mark.parametrize(("name", "length"), [("gemma-3-270m", 600), ("qwen2.5-coder-0.5b", 240)])
 @torch.no_grad()
-def test_a_real_model_has_llamacpp_s_tokens_and_logits_here_and_written_again(name: str, tmp_path: Path) -> None:
+def test_a_real_model_has_llamacpp_s_tokens_and_logits_here_and_written_again(
+    name: str, length: int, tmp_path: Path
+) -> None:
     """Gemma has a SentencePiece tokenizer and a window of 512 tokens; Qwen a byte-level one and biases."""
     file = real_model(name)
     if file is None:
@@ -169,12 +183,61 @@ def test_a_real_model_has_llamacpp_s_tokens_and_logits_here_and_written_again(na
     again = tmp_path / "again.gguf"
     write_gguf(open_tuned("", model.folder), model.template, again, "bf16", About(name))
     expected = [model.template.tokenizer.encode(text, add_special_tokens=False).ids for text in TEXTS]
+    opening: list[int] = []
     for source in (file, again):
         with LlamaCpp(source, exact=True) as llama:
             assert llama.tokenize(TEXTS) == expected
             (ids,) = llama.tokenize(["The quick brown fox jumps over the lazy dog. " * 80], opening=True)
-            theirs = torch.from_numpy(llama.logits(ids[:600])).log_softmax(-1)
-        ours = model.net.logits(model.hidden(torch.tensor([ids[:600]])))[0].log_softmax(-1)  # type: ignore[operator]
+            theirs = torch.from_numpy(llama.logits(ids[:length])[-LAST:]).log_softmax(-1)
+        if ids != opening:
+            hidden = model.hidden(torch.tensor([ids[:length]]))[:, -LAST:]
+            ours, opening = model.net.logits(hidden)[0].log_softmax(-1), ids  # type: ignore[operator]
         best = theirs.argmax(-1, keepdim=True)
         assert (ours.argmax(-1, keepdim=True) == best).float().mean() > 0.99
         assert (ours - theirs).gather(1, best).abs().mean() < 0.01  # both round products to 8 bits or less
+
+
+SAMPLE = """It's 12345 of 1234567 words: "HTTPServer" can't parse camelCase, isn't it? WE'LL see...
+  two  spaces,\ttabs\r\nand /paths/like/this.\n\n\n\nx = [1, 22, 333];  # a comment!!!
+Ünïcödé, naïve café; 日本語のテキスト 2026-11-30 is 3.14159 % of $1,000,000.00   """
+
+
+@pytest.fixture(scope="module")
+def merges_across() -> tuple[list[str], list[str]]:
+    """Tokens and merges learned from the sample without cutting it: they join what any cut divides."""
+    from tokenizers import Tokenizer, pre_tokenizers, trainers
+    from tokenizers.models import BPE
+
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    lines = [SAMPLE[start : start + 40] for start in range(0, len(SAMPLE), 7)]
+    tokenizer.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=700, initial_alphabet=alphabet))
+    form = json.loads(tokenizer.to_str())["model"]
+    return sorted(form["vocab"], key=form["vocab"].__getitem__), [" ".join(pair) for pair in form["merges"]]
+
+
+@pytest.mark.parametrize(
+    "name", ["smollm", "command-r", "gpt-2", "qwen2", "dbrx", "llama-bpe", "glm4", "tekken", "gpt-4o", "llama4"]
+)
+def test_text_is_cut_as_llama_cpp_cuts_it(
+    name: str, merges_across: tuple[list[str], list[str]], tmp_path: Path
+) -> None:
+    gguf = pytest.importorskip("gguf")
+    llama_cpp = pytest.importorskip("llama_cpp")
+    tokens, merges = merges_across
+    path = tmp_path / "words.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(64)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(name)
+    writer.add_token_list([*tokens, "<|im_end|>"])
+    writer.add_token_types([1] * len(tokens) + [3])
+    writer.add_token_merges(merges)
+    writer.add_eos_token_id(len(tokens))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    theirs = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+    assert template_of(path).encode(SAMPLE) == theirs.tokenize(SAMPLE.encode(), add_bos=False)

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_json
 from tuneloop.models.load import SIZES, load_model, load_tokenizer, random_model, weight_files
 
 # Multiplies rows of 300 lengths, as training on rows of ever new lengths does, and prints the MiB that the heap then holds.
@@ -65,6 +66,7 @@ def test_weights_in_the_dtype_of_their_file_are_mapped_so_that_processes_share_t
     tiny_llama: Path, tmp_path: Path
 ) -> None:
     config = {**SIZES["tiny"], "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 6, "head_dim": 128}
+    config["vocab_size"] = read_json(tiny_llama / "config.json")["vocab_size"]
     made = random_model(config, load_tokenizer(str(tiny_llama)), dtype=torch.bfloat16, device="cpu").net.state_dict()
     save_file(made, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -92,7 +94,7 @@ def test_code_of_a_models_folder_is_never_run(tiny_llama: Path, tmp_path: Path) 
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings |= {"tokenizer_class": "T", "auto_map": {"AutoTokenizer": ["evil.T", "evil.T"]}}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(UserError, match="Transformers can't load"):
+    with pytest.raises(UserError, match="'evil' is neither one of llama"):
         load_model(str(folder), dtype="float32")
     assert not (tmp_path / "canary").exists()
 
@@ -148,6 +150,35 @@ def test_a_missing_weight_is_named(name: str, tiny_llama: Path, tmp_path: Path) 
     save_file(state, folder / "model.safetensors")
     with pytest.raises(UserError, match=f"Damaged model: {name} is missing"):
         load_model(str(folder))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_that_contradicts_the_configuration_is_refused(tied: bool, tiny_llama: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_llama, tmp_path / "m")
+    config, state = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": tied}))
+    embedding = state["model.embed_tokens.weight"]
+    heads = {"lm_head.weight": embedding + 1} if tied else {}
+    rest = {key: weight for key, weight in state.items() if key != "lm_head.weight"}
+    save_file(rest | heads, folder / "model.safetensors")
+    with pytest.raises(UserError, match="embedding") as error:
+        load_model(str(folder), dtype="float32")
+    assert error.value.where.endswith("config.json") and "tie_word_embeddings" in error.value.next_step
+    if tied:  # a copy is no contradiction
+        save_file({**rest, "lm_head.weight": embedding.clone()}, folder / "model.safetensors")
+        load_model(str(folder), dtype="float32")
+
+
+def test_a_tokenizer_with_more_tokens_than_the_embedding_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "m"))
+    state = load_file(folder / "model.safetensors")
+    ends = ("model.embed_tokens.weight", "lm_head.weight")
+    fewer = {key: weight[:40].clone() if key in ends else weight for key, weight in state.items()}
+    save_file(fewer, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 40}))
+    with pytest.raises(UserError, match="tokens and the model's embedding 40"):
+        load_model(str(folder), dtype="float32")
 
 
 def test_weights_of_another_family_than_the_configuration_says_are_refused(tiny_llama: Path, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from local_http import Quiet, listening
 
 from patience import HANG
 from tuneloop.core.errors import UserError
-from tuneloop.models.names import SHORT_NAMES, cache_folder, known_name, resolve
+from tuneloop.core.files import cache_folder
+from tuneloop.models.names import SHORT_NAMES, known_name, resolve
 from tuneloop.planning.shape import bundled_models, find_model
 from tuneloop.release.licences import licence_of
 

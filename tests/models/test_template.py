@@ -502,11 +502,11 @@ def test_a_megabyte_of_what_begins_like_control_strings_takes_no_second(tiny_lla
     assert len(literals) == (text.count(part) if part.endswith("|>") else 0)
 
 
-def test_thousands_of_names_that_begin_with_one_another_are_no_fault(tiny_llama: Path) -> None:
+def test_a_thousand_names_that_begin_with_one_another_are_no_fault(tiny_llama: Path) -> None:
     template = load_tokenizer(str(tiny_llama))
-    names = ["<" * n for n in range(1, 3000)]
+    names = ["<" * n for n in range(1, 1001)]
     template.tokenizer.add_special_tokens(names)
-    assert template._control.fullmatch("<" * 2999)
+    assert template._control.fullmatch("<" * 1000)
 
 
 # As Qwen 3's: it writes reasoning itself, with an empty block where there is none, and drops that of earlier turns.

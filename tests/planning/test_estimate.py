@@ -14,6 +14,7 @@ from tuneloop.planning.estimate import MachineAtHand, RunWork, device_of, estima
 from tuneloop.planning.gpus import find_gpu
 from tuneloop.planning.job import TrainingSetup
 from tuneloop.planning.memory import memory_of
+from tuneloop.planning.shape import find_model
 from tuneloop.planning.speed import speed_of
 from tuneloop.records.plan import MeasuredMachine
 
@@ -93,6 +94,23 @@ def test_growth_of_tuneloops_own_runs_is_what_was_measured(settings: dict[str, A
         replace(WORK, tokens=tokens, supervised=tokens // 2, micro_batches=((rows, length, shared),)), **settings
     )
     assert found["memory"]["peak_gib"] - 1.0 == pytest.approx(measured, rel=0.1)  # 1.0 GiB is resident before
+
+
+@pytest.mark.parametrize(
+    ("model", "rows", "settings", "measured"),
+    [
+        ("gemma-3-270m", 128, {"method": "lora"}, 0.57),  # four norms a layer, and those of queries and keys
+        ("gemma-3-270m", 96, {"method": "full"}, 3.30),  # a tied head of 262,144 tokens: its gradient in two dtypes
+        ("qwen2.5-0.5b", 128, {"method": "qlora"}, 1.17),  # packed weights next to the file's, which is mapped
+    ],
+)
+def test_growth_of_other_families_is_what_was_measured(
+    model: str, rows: int, settings: dict[str, Any], measured: float
+) -> None:
+    # benchmarks/plan.py families: four rows a step on one processor
+    work = RunWork(1, 4 * rows, 2 * rows, 0, ((4, rows, 0),))
+    memory = memory_of(loop_job(find_model(model)[1], work, model=model, rank=16, targets="all-linear", **settings))
+    assert memory.peak - memory.terms["weights"] == pytest.approx(measured, rel=0.06)
 
 
 def test_a_full_run_is_planned_with_its_optimizer_and_with_the_gradients_of_earlier_micro_batches() -> None:

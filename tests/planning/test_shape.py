@@ -47,6 +47,10 @@ EXACT = {
     "mistral-7b": 7_248_023_552,
     "phi-3-mini-4k": 3_821_079_552,
     "phi-4": 14_659_507_200,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "gpt-oss-20b": 20_914_757_184,
+    "gpt-oss-120b": 116_829_156_672,
+    "mixtral-8x7b": 46_702_792_704,
 }
 
 
@@ -94,6 +98,33 @@ def test_parameters_of_a_config_are_transformers(kind: str, tied: bool | None, t
     assert not find_model(str(tmp_path))[2]
     net = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(tmp_path))
     assert find_model(str(tmp_path))[1].parameters == sum(p.numel() for p in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("mixtral", {"num_local_experts": 4}),
+        ("qwen3_moe", {"num_experts": 4, "moe_intermediate_size": 64}),
+        ("qwen2_moe", {"num_experts": 4, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 80}),
+        ("gpt_oss", {"num_local_experts": 4}),
+    ],
+)
+def test_a_mixture_is_sized_by_all_experts_and_by_those_of_a_token(
+    kind: str, more: dict[str, Any], tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = {**GOOD, "model_type": kind, "num_key_value_heads": 2, "head_dim": 12, "tie_word_embeddings": False}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_experts_per_tok": 1, "pad_token_id": 0, **more}))
+    _, shape, assumed = find_model(str(tmp_path))
+    net = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(tmp_path))
+    assert shape.parameters == sum(p.numel() for p in net.parameters())
+    assert shape.parameters - shape.active_parameters == 2 * 3 * 3 * 48 * shape.feed_forward, (
+        "3 of 4 experts in 2 layers"
+    )
+    assert "mixture of experts" in assumed[0]
+    (tmp_path / "config.json").write_text(json.dumps({**config, **more}))
+    with pytest.raises(UserError, match="num_experts_per_tok"):
+        find_model(str(tmp_path))
 
 
 GOOD = {"vocab_size": 320, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}

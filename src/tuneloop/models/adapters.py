@@ -134,7 +134,10 @@ def tokens_on(device: torch.device) -> Iterator[None]:
 def _tokens_of(now: Assignment) -> tuple[Tensor, ...]:
     if now.which is None:
         raise ValueError("rows with different adapters go through the model's own pass only")
-    return now.tokens or tuple((now.which == i).nonzero()[:, 0] for i in range(len(now.names)))
+    if now.tokens:
+        return now.tokens
+    tokens = tuple((now.which == i).nonzero()[:, 0] for i in range(len(now.names)))
+    return tuple(repeated(at) if len(at) else at for at in tokens) if is_batch_invariant() else tokens
 
 
 class LayerAdapter(Protocol):
@@ -172,6 +175,5 @@ def forward_assigned(
         return all_added.view(*x.shape[:-1], y.shape[-1])
     for name, at in zip(now.names, _tokens_of(now), strict=True):
         if (update := find(name)) is not None and len(at):
-            at = repeated(at) if is_batch_invariant() else at
             y = y.index_copy(0, at, update.added(flat[at], y[at]).to(y.dtype))
     return y.view(*x.shape[:-1], y.shape[-1])

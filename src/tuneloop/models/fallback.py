@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_json_object
 from tuneloop.core.threads import adapt_threads
 from tuneloop.core.ui import without_bars
 from tuneloop.models.adapters import rows_of_tokens
+from tuneloop.models.families import FAMILIES
 
 
 def load(folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -24,15 +26,21 @@ def load(folder: Path, dtype: torch.dtype) -> nn.Module:
     with _user_errors(folder), without_bars():
         from transformers import AutoModelForCausalLM
 
-        net: nn.Module = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        _check_known(folder)
+        net, about = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
         )
+        if (missing := sorted(about["missing_keys"])) and not getattr(net, "is_quantized", False):
+            raise ValueError(f"{missing[0]} is missing among its weights")  # else it is drawn at random
         compressor = getattr(getattr(net, "hf_quantizer", None), "compressor", None)
-        if compressor is not None:
-            compressor.decompress_model(
-                model=net
-            )  # only the whole model's forward pass would unpack, not the decoder's
-    return net
+        if compressor is not None:  # only the whole model's forward pass would unpack, not the decoder's
+            compressor.decompress_model(model=net)
+    return net  # type: ignore[no-any-return]
 
 
 def empty(folder: Path) -> nn.Module:
@@ -40,9 +48,21 @@ def empty(folder: Path) -> nn.Module:
     with _user_errors(folder), torch.device("meta"):
         from transformers import AutoConfig, AutoModelForCausalLM
 
+        _check_known(folder)
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         net: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return net
+
+
+def _check_known(folder: Path) -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    file = folder / "config.json"
+    kind = read_json_object(file).get("model_type")
+    if kind is not None and kind not in CONFIG_MAPPING:
+        what = f"The architecture {kind!r} is neither one of {', '.join(FAMILIES)}, nor one of Transformers"
+        step = "try a newer Transformers (pip install -U transformers), or ask its GGUF file with engine=llama.cpp"
+        raise UserError(what, where=str(file), next_step=step)
 
 
 @contextlib.contextmanager
@@ -53,6 +73,8 @@ def _user_errors(folder: Path) -> Iterator[None]:
         what = "This architecture, or its weights in fewer bits, needs another package"
         step = "pip install 'tuneloop[transformers]', and 'tuneloop[compressed]' for compressed-tensors weights"
         raise UserError(what, where=str(folder), next_step=step) from None
+    except UserError:
+        raise
     except Exception as error:  # whatever its classes raise for a configuration that makes no sense
         what = (str(error).splitlines() or [type(error).__name__])[0][:200]
         step = "check that it is a causal language model and complete"

@@ -34,12 +34,23 @@ _READ_AS = {family.gguf: name for name, family in reversed(FAMILIES.items())}
 OTHER_FILES = "use the model's safetensors folder"
 
 # How a byte-level BPE vocabulary cuts text before merging, by the name GGUF gives it.
+_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_PIECES = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_GPT4, _QWEN = (f"{_CONTRACTIONS}|{_PIECES}".replace("DIGITS", digits) for digits in ("{1,3}", ""))
+# words are cut where a capital follows a small letter
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_WORDS = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+END|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*END"
+_CASED = _WORDS + r"|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone")
+_LLAMA_3 = ("llama-bpe", "llama3", "llama-v3")
+_WHOLE_WORDS = (*_LLAMA_3, "tekken")  # a word that is a token is not put together by merges
 _PRE_TOKENIZERS = {
-    "smollm": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+",
-    "llama-bpe": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+    **dict.fromkeys((*_DIGITS_APART, "gpt-2", "phi-2", "mpt", "olmo"), _GPT2),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan"), _QWEN),
+    **dict.fromkeys((*_LLAMA_3, "dbrx", "smaug-bpe", "glm4", "chatglm-bpe"), _GPT4),
+    "tekken": _CASED.replace("END", "").replace("DIGITS", ""),
+    **dict.fromkeys(("gpt-4o", "llama4"), _CASED.replace("END", f"{_CONTRACTIONS}?").replace("DIGITS", "{1,3}")),
 }
 
 
@@ -82,12 +93,22 @@ def read_tokenizer(source: Path, folder: Path) -> None:
         _write_tokenizer(fields, folder)
 
 
+def read_config(source: Path) -> dict[str, Any]:
+    """A GGUF file's sizes as a `config.json` has them. Raises UserError: see `convert`."""
+    fields = _fields(source)
+    kind = fields.get("general.architecture")
+    if kind not in _READ_AS:
+        raise UserError(f"The sizes of {kind!r} are not read from GGUF here", where=str(source), next_step=OTHER_FILES)
+    with _user_errors_of_fields(source):
+        return _config(fields)
+
+
 @contextlib.contextmanager
 def _user_errors_of_fields(source: Path) -> Iterator[None]:
     """Name the file whose fields are missing or contradict each other."""
     try:
         yield
-    except (UserError, OSError, MemoryError):
+    except (UserError, OSError, MemoryError, ImportError):
         raise
     except Exception as error:  # a foreign file: its numbers go into shapes, its names into the tokenizer
         what = f"lacks {error}" if isinstance(error, KeyError) else f"makes no sense: {error}"
@@ -103,6 +124,9 @@ def _fields(source: Path) -> dict[str, Any]:
             f"A tokenizer of the kind {tokenizer!r} can't be read from GGUF here, only byte-level BPE and SentencePiece"
         )
         raise UserError(what, where=str(source), next_step=OTHER_FILES)
+    pre = fields.get("tokenizer.ggml.pre", "")
+    if tokenizer == "gpt2" and pre not in _PRE_TOKENIZERS and "tokenizer.ggml.tokens" in fields:
+        raise UserError(f"GGUF pre-tokenizer {pre!r} is not known here", where=str(source), next_step=OTHER_FILES)
     return fields
 
 
@@ -252,7 +276,7 @@ def _write_tokenizer(fields: dict[str, Any], folder: Path) -> None:
     tokens: list[str] = fields["tokenizer.ggml.tokens"]
     kinds: list[int] = fields["tokenizer.ggml.token_type"]
     by_pieces = fields["tokenizer.ggml.model"] == "llama"
-    tokenizer = _sentencepiece(fields) if by_pieces else _byte_level(fields, folder)
+    tokenizer = _sentencepiece(fields) if by_pieces else _byte_level(fields)
     added = zip(tokens, kinds, strict=True)
     tokenizer.add_tokens(
         [
@@ -277,7 +301,7 @@ def _write_tokenizer(fields: dict[str, Any], folder: Path) -> None:
     })  # fmt: skip
 
 
-def _byte_level(fields: dict[str, Any], folder: Path) -> Any:
+def _byte_level(fields: dict[str, Any]) -> Any:
     """A byte-level BPE tokenizer (`tokenizers.Tokenizer`), without its added tokens."""
     from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
     from tokenizers.models import BPE
@@ -285,15 +309,13 @@ def _byte_level(fields: dict[str, Any], folder: Path) -> Any:
     tokens = fields["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ", 1)) for merge in fields["tokenizer.ggml.merges"]]
     pre = fields.get("tokenizer.ggml.pre", "")
-    if pre not in _PRE_TOKENIZERS:
-        raise UserError(f"GGUF pre-tokenizer {pre!r} is not known here", where=str(folder), next_step=OTHER_FILES)
-    tokenizer = Tokenizer(BPE({t: i for i, t in enumerate(tokens)}, merges, ignore_merges=pre == "llama-bpe"))
-    steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if pre == "smollm" else []
+    tokenizer = Tokenizer(BPE({t: i for i, t in enumerate(tokens)}, merges, ignore_merges=pre in _WHOLE_WORDS))
+    steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if pre in _DIGITS_APART else []
     steps.append(pre_tokenizers.Split(Regex(_PRE_TOKENIZERS[pre]), "isolated"))
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
-    if pre == "qwen2":
+    if pre in ("qwen2", "deepseek-r1-qwen"):
         tokenizer.normalizer = normalizers.NFC()
     return tokenizer
 

@@ -46,7 +46,9 @@ class Model:
     @property
     def context(self) -> int:
         """Tokens that the model can attend to."""
-        return int(self.config.get("max_position_embeddings") or 2048)
+        net: Any = self.net  # Transformers knows what a model of several parts leaves out of its `config.json`
+        text = self.config if self.is_own else net.config.get_text_config().to_dict()
+        return int(text.get("max_position_embeddings") or 2048)
 
     @property
     def head(self) -> Tensor:
@@ -184,7 +186,19 @@ def load_model(
     net = _load_net(folder, config, default_dtype(device or None) if dtype == "auto" else getattr(torch, dtype))
     may_spread = not device and (processes() == 1 if alone is None else alone)
     net = place_where_room_is(net, prepare) if may_spread else place(net, device or in_use(), prepare)
-    return Model(name, folder, net, template, config, fingerprint(folder))
+    model = Model(name, folder, net, template, config, fingerprint(folder))
+    _check_tokens(model)
+    return model
+
+
+def _check_tokens(model: Model) -> None:
+    """Refuse a tokenizer with tokens beyond the embedding; those that were added and end nothing may be (Gemma 3's for
+    images)."""
+    template, rows = model.template, model.head.shape[0]
+    known = max(template.tokenizer.get_vocab_size(with_added_tokens=False), *(i + 1 for i in template.end_ids))
+    if known > rows:
+        what = f"The tokenizer has {known:,} tokens and the model's embedding {rows:,}: they belong to two models"
+        raise UserError(what, where=str(model.folder), next_step="take both from the same model")
 
 
 def load_tokenizer(name: str) -> Template:
@@ -287,6 +301,8 @@ def layers_of(net: Any) -> list[Any]:
 
 
 def _load_net(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
+    import torch
+
     from tuneloop.models.llama import Llama, LlamaConfig
 
     if not LlamaConfig.supports(config):
@@ -297,14 +313,19 @@ def _load_net(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> nn.Mo
     assert isinstance(net, Llama)
     weights = read_weights(folder)
     state = {key: weights.pop(key).to(dtype) for key in list(weights)}  # one tensor at a time is there in two dtypes
-    if net.config.tied and "model.embed_tokens.weight" in state:  # else it is reported below
-        state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
+    if net.config.tied and (embedding := state.get("model.embed_tokens.weight")) is not None:  # else reported below
+        head = state.setdefault("lm_head.weight", embedding)
+        if head.shape != embedding.shape or not torch.equal(head, embedding):
+            raise _other_config("The weights hold a head of their own, and the configuration ties it", folder)
     expected = net.state_dict()
     for key, tensor in expected.items():
         weight = state.get(key)
         if weight is None or weight.shape != tensor.shape:
             problem = "is missing" if weight is None else f"has shape {tuple(weight.shape)}, not {tuple(tensor.shape)}"
-            raise _damaged(f"Damaged model: {key} {problem}", folder)
+            if key == "lm_head.weight" and weight is None:
+                raise _other_config("lm_head.weight is missing, and the configuration does not tie it", folder)
+            belongs = f"see that config.json, of a {config.get('model_type')!r} model, belongs to these weights, or "
+            raise _damaged(f"Damaged model: {key} {problem}", folder, belongs)
     computed = ("rotary_emb.inv_freq",)  # not learned; files of old versions have it
     if odd := [key for key in state if key not in expected and not key.endswith(computed)]:
         kind = config.get("model_type")
@@ -316,8 +337,13 @@ def _load_net(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> nn.Mo
     return net
 
 
-def _damaged(what: str, path: Path) -> UserError:
-    return UserError(what, where=str(path), next_step="download the model again")
+def _damaged(what: str, path: Path, first: str = "") -> UserError:
+    return UserError(what, where=str(path), next_step=f"{first}download the model again")
+
+
+def _other_config(what: str, folder: Path) -> UserError:
+    step = "set tie_word_embeddings as the weights have it, or download the model again"
+    return UserError(f"{what} to the embedding", where=str(folder / "config.json"), next_step=step)
 
 
 def _config_of(folder: Path) -> dict[str, Any]:

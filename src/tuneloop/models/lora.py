@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,12 +24,17 @@ from tuneloop.core.patterns import foreign_pattern
 from tuneloop.core.threads import adapt_threads
 from tuneloop.models.adapters import ATTACHED, Assignment, assignment, forward_assigned
 from tuneloop.models.batch_invariance import is_batch_invariant, least_size
-from tuneloop.models.peft_layout import PEFT_PREFIX, lora_settings
+from tuneloop.models.peft_layout import PEFT_PREFIX, PICKLED, lora_settings, more_than_matrices, rank_of, scale_of
 from tuneloop.models.quantised import Nf4Linear
 from tuneloop.models.sharded import copied, distribute, whole
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "c_attn", "query_key_value", "dense")
 RESTORE = "train again, or restore it"
+MERGE = (
+    "merge it and measure the model: AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload()"
+    ".save_pretrained(MERGED), then tuneloop evaluate MERGED --base BASE"
+)
+AS_SERVED = "no merge gives the same: serve it with what trained it, then tuneloop evaluate URL --model NAME"
 
 Scales = tuple[float, ...]
 Bases = tuple[Nf4Linear | None, ...]
@@ -569,11 +575,15 @@ def merge_into_base(net: nn.Module, name: str) -> None:
 
 
 def linear_places(net: nn.Module) -> dict[str, nn.Module]:
-    """The layers that may have an adapter, by the name that they have in the base model; adapted ones as they are."""
+    """The layers that may have an adapter, by the name that they have in the base model; adapted ones as they are. Of a
+    model that also reads pictures these are the layers of its language model."""
     layers: dict[str, nn.Module] = {}
     inside: tuple[str, ...] = ()
+    find: Any = getattr(net, "get_decoder", None)  # Transformers' models have it
+    decoder = find() if find else None
+    within = next((f"{name}." for name, module in net.named_modules() if name and module is decoder), "")
     for name, module in net.named_modules():
-        if (inside and name.startswith(inside)) or "lm_head" in name or "embed" in name:
+        if not name.startswith(within) or (inside and name.startswith(inside)) or "lm_head" in name or "embed" in name:
             continue
         if isinstance(module, nn.Linear | Nf4Linear | LoraLinear | Switch):
             layers[name] = module
@@ -654,10 +664,18 @@ def read_adapter(folder: Path, base_fingerprint: str = "") -> tuple[dict[str, An
         what = f"The adapter was trained on another base model ({config.get('base_model_name_or_path')})"
         raise UserError(what, where=str(folder), next_step="set model= to the base that it was trained on")
     path = folder / "adapter_model.safetensors"
+    pickled = folder / PICKLED
     try:
-        with user_errors_of_the_disk(path):
-            state = load_file(path)
-    except SafetensorError as error:
+        if not path.is_file() and pickled.is_file():
+            path, state = pickled, torch.load(pickled, map_location="cpu", weights_only=True)
+        elif not path.is_file() and (own := [*folder.glob("adapter_model.pt"), *folder.glob("adapter_[0-9]*.pt")]):
+            what = "These weights have torchtune's own names, not PEFT's"
+            step = "name the folder of an epoch with adapter_model.safetensors, which torchtune writes next to them"
+            raise UserError(what, where=str(own[0]), next_step=step)
+        else:
+            with user_errors_of_the_disk(path):
+                state = load_file(path)
+    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
         raise UserError(f"The adapter file is damaged: {error}", where=str(path), next_step=RESTORE) from None
     for name, tensor in state.items():
         if not tensor.isfinite().all():
@@ -677,13 +695,33 @@ def _read_lora(net: nn.Module, folder: Path, base_fingerprint: str) -> tuple[Lor
     """Shape and tensors of a folder; refused where its settings describe more than our LoRA does."""
     file = folder / "adapter_config.json"
     config = read_json_object(file)
-    unsupported = ("fan_in_fan_out", "modules_to_save", "alpha_pattern", "layers_to_transform")
-    odd = [key for key in unsupported if config.get(key)]
-    if config.get("peft_type") != "LORA" or odd:
-        what = f"Not a plain LoRA adapter ({', '.join(odd) or config.get('peft_type')})"
-        raise UserError(what, where=str(file), next_step="merge it with PEFT first and use the merged model's folder")
+    if odd := more_than_matrices({**config, "use_dora": False}):
+        plain = folder / "pissa_converted"  # LLaMA-Factory's
+        step = f"name {plain}" if plain.is_dir() else AS_SERVED if "_niter_" in odd or "alora" in odd else MERGE
+        raise UserError(f"Not a plain LoRA adapter: {odd}", where=str(file), next_step=step)
     _, state = read_adapter(folder, base_fingerprint)
-    return shape_of(net, config), state
+    shape = shape_of(net, config)
+    if (folder / "tuneloop.json").is_file():
+        return shape, state
+    return _as_ours(net, shape, config, state, str(folder))
+
+
+def _as_ours(
+    net: nn.Module, shape: LoraShape, config: Mapping[str, Any], state: dict[str, Tensor], where: str
+) -> tuple[LoraShape, dict[str, Tensor]]:
+    """A LoRA of PEFT's as we have it: the modules are those that have tensors, whichever settings chose them, and a
+    scale of their own (`alpha_pattern`) is in their matrices."""
+    stems = {name.removeprefix(PEFT_PREFIX).partition(".lora_")[0] for name in state}
+    if others := sorted(stem for stem in stems if "lm_head" in stem or "embed" in stem):
+        what = f"The adapter also changes {others[0]}: it is not a plain LoRA"
+        raise UserError(what, where=where, next_step=MERGE)
+    ranks = {stem: rank_of(config, stem) for stem in sorted(stems)}
+    dora = shape.dora or any(name.endswith(".lora_magnitude_vector") for name in state)  # torchtune's settings lack it
+    shape = replace(shape, targets=tuple(sorted(stems)), ranks=tuple(ranks.items()), dora=dora)
+    for stem in stems if config.get("alpha_pattern") else ():
+        name = f"{PEFT_PREFIX}{stem}.lora_B.weight"
+        state[name] = state[name] * (scale_of(config, stem) / shape.scale_of(stem))
+    return shape, state
 
 
 def shape_of(net: nn.Module, config: Mapping[str, Any]) -> LoraShape:

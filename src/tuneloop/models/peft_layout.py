@@ -13,6 +13,7 @@ from tuneloop.core.patterns import foreign_pattern
 PEFT_PREFIX = "base_model.model."
 A_END, B_END = ".lora_A.weight", ".lora_B.weight"
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+PICKLED = "adapter_model.bin"  # of PEFT up to 0.6 and of torchtune
 _SCALES = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora")  # change the update
 # Settings that one product of two matrices can't say -> what they are.
 _MORE_THAN_MATRICES = {
@@ -20,14 +21,19 @@ _MORE_THAN_MATRICES = {
     "modules_to_save": "whole layers besides the matrices (modules_to_save)",
     "fan_in_fan_out": "transposed layers (fan_in_fan_out)",
     "lora_bias": "biases of its matrices (lora_bias)",
+    "layer_replication": "layers that are there twice (layer_replication)",
+    "target_parameters": "weights that are no layer (target_parameters)",
+    "alora_invocation_tokens": "matrices that count from some tokens on (alora_invocation_tokens)",
 }
+_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")  # with these the base's own weights stay as they are
 
 
 def hash_of_adapter(folder: Path) -> str:
     """Hash of what an adapter changes: tensors and their scales. Raises UserError: a file is missing or unreadable."""
     settings = read_json_object(folder / SETTINGS)
     scales = {key: settings[key] for key in _SCALES if settings.get(key)}
-    return content_hash([sha256_file(folder / WEIGHTS), scales])
+    weights = PICKLED if (folder / PICKLED).is_file() and not (folder / WEIGHTS).is_file() else WEIGHTS
+    return content_hash([sha256_file(folder / weights), scales])
 
 
 def lora_settings(
@@ -49,6 +55,8 @@ def more_than_matrices(settings: Mapping[str, Any]) -> str:
     if kind != "LORA":
         return f"an adapter of the kind {kind}"
     parts = [what for key, what in _MORE_THAN_MATRICES.items() if settings.get(key)]
+    if (start := settings.get("init_lora_weights", True)) not in _STARTS:
+        parts.append(f"a base whose weights were changed first (init_lora_weights: {start})")
     return " and ".join([*parts, "trained biases"] if settings.get("bias", "none") != "none" else parts)
 
 

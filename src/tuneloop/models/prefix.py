@@ -145,7 +145,7 @@ def add_saved_prefix(net: nn.Module, folder: Path, base_fingerprint: str = "") -
 
 def _llama(net: nn.Module) -> Any:
     if not isinstance(net, Llama):
-        what, step = "Prefix tuning works on the Llama family only", "set train.method=lora"
+        what, step = "Prefix tuning works with tuneloop's own model only", "set train.method=lora"
         raise UserError(what, where="train.method", next_step=step)
     return net.model
 

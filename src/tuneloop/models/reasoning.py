@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 THINK = ("<think>", "</think>")  # of Qwen, DeepSeek, SmolLM3, Granite and nearly all others
-TAGS = (THINK, ("[THINK]", "[/THINK]"))  # Mistral's
+CHANNELS = ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant")  # gpt-oss's, then `FINAL` or a call
+TAGS = (THINK, ("[THINK]", "[/THINK]"), CHANNELS)  # the second are Mistral's
+FINAL = "<|channel|>final<|message|>"  # what gpt-oss writes in front of its answer
 
 
 def split_reasoning(text: str, *, opened: bool = False) -> tuple[str | None, str | None]:
@@ -19,9 +21,9 @@ def split_reasoning(text: str, *, opened: bool = False) -> tuple[str | None, str
     body = text.lstrip()
     opening, closing = next((tags for tags in TAGS if body.startswith(tags[0])), THINK)
     if not (opened or body.startswith(opening)):
-        return None, text
+        return ("", body.removeprefix(FINAL).strip()) if body.startswith(FINAL) else (None, text)
     reasoning, closed, answer = body.removeprefix(opening).partition(closing)
-    return reasoning.strip(), answer.strip() if closed else None
+    return reasoning.strip(), answer.strip().removeprefix(FINAL).strip() if closed else None
 
 
 def with_tags(reasoning: str) -> str:
@@ -46,24 +48,25 @@ class ReasoningStream:
         self._over = self._began = False  # no reasoning follows; the answer behind it has a character
         self._thinks = False  # whether any reasoning has been given out
         self._held = ""  # what may turn out to be a tag, or white space in front of one
+        self._header = ""  # what may turn out to be `FINAL`
 
     def push(self, piece: str, *, last: bool = False) -> tuple[str, str]:
         """Take the next piece of the text; returns the reasoning and the answer that are certain now."""
         if self._over:
-            return "", self._answer(piece)
+            return "", self._answer(piece, last)
         self._held += piece
         if not self._closing:
             start = self._held.lstrip()
             tags = next((tags for tags in TAGS if start.startswith(tags[0])), None)
             if tags is not None:
                 self._closing, self._held = tags[1], start[len(tags[0]) :]
-            elif not last and any(opening.startswith(start) for opening, _ in TAGS):
+            elif not last and any(opening.startswith(start) for opening in (FINAL, *(tags[0] for tags in TAGS))):
                 return "", ""
             elif self._opened:
                 self._closing = THINK[1]
             else:
                 self._over = self._began = True
-                return "", self._held
+                return "", start.removeprefix(FINAL) if start.startswith(FINAL) else self._held
         reasoning, closed, rest = self._held.partition(self._closing)
         if closed:
             self._over = True
@@ -75,9 +78,14 @@ class ReasoningStream:
         self._thinks = self._thinks or bool(reasoning)
         if not closed:  # the white space in front of what follows is still to come
             self._held = self._held[self._held.find(reasoning) + len(reasoning) :] if reasoning else self._held
-        return reasoning, self._answer(rest)
+        return reasoning, self._answer(rest, last)
 
-    def _answer(self, piece: str) -> str:
-        piece = piece if self._began else piece.lstrip()
-        self._began = self._began or bool(piece)
-        return piece
+    def _answer(self, piece: str, last: bool) -> str:
+        if self._began:
+            return piece
+        piece = (self._header + piece).lstrip()
+        if FINAL.startswith(piece) and piece != FINAL and not last:
+            self._header = piece
+            return ""
+        self._began = bool(piece)
+        return piece.removeprefix(FINAL)

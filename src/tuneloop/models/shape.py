@@ -12,13 +12,23 @@ from tuneloop.models.families import FAMILIES, LLAMA, Family
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
-# Gemma 2 is sized here and computed by Transformers: its scores have soft caps.
-SIZED: Mapping[str, Family] = {**FAMILIES, "gemma2": Family(tied=True, four_norms=True)}
+# Sized here and computed by Transformers: Gemma 2, whose scores have soft caps, and mixtures of experts.
+MIXTURES: Mapping[str, Family] = {
+    "mixtral": LLAMA, "qwen2_moe": Family(qkv_bias=True), "qwen3_moe": Family(qk_norm=True),
+    "gpt_oss": Family(qkv_bias=True),
+}  # fmt: skip
+SIZED: Mapping[str, Family] = {**FAMILIES, "gemma2": Family(tied=True, four_norms=True), **MIXTURES}
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+_ACTIVE = ("num_experts_per_tok", "experts_per_token", "num_experts_per_token")
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The numbers of a decoder that cost memory and time, from its `config.json`."""
+    """The numbers of a decoder that cost memory and time, from its `config.json`.
+
+    Of a mixture `feed_forward` is the width of an expert, of which each layer has `experts` and a token passes through
+    `active`, and through one of the width `shared`, if any.
+    """
 
     vocabulary: int
     hidden: int
@@ -34,14 +44,25 @@ class ModelShape:
     mlp_bias: bool = False
     qk_norm: bool = False
     norms: int = 2
+    fused: bool = False  # one matrix for queries, keys and values, and one for gate and up
+    experts: int = 0
+    active: int = 0
+    shared: int = 0
+    sinks: bool = False  # gpt-oss: a number for each head that takes a part of its attention
 
     @staticmethod
     def from_config(config: Mapping[str, Any], where: str = "config.json") -> ModelShape:
-        """Read a `config.json`. Raises UserError: a number is missing or can't be, or a mixture of experts."""
-        family = SIZED.get(str(config.get("model_type", "llama")), LLAMA)
-        if any(config.get(key) for key in ("num_local_experts", "num_experts", "n_routed_experts")):
-            what = "The model is a mixture of experts, which the planner can't size"
-            raise UserError(what, where=where, next_step="name a dense decoder")
+        """Read a `config.json`. Raises UserError: a number is missing or can't be, or a mixture of another kind."""
+        if isinstance(config.get("text_config"), dict):  # the language model of several parts
+            config = config["text_config"]
+        kind = str(config.get("model_type", "llama"))
+        family = SIZED.get(kind, LLAMA)
+        experts = next((key for key in _EXPERTS if config.get(key)), "")
+        dense = config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1
+        if experts and (kind not in MIXTURES or dense):
+            what = "The planner can't size this mixture of experts"
+            step = f"name one of {', '.join(MIXTURES)} with experts in each layer, or a dense decoder"
+            raise UserError(what, where=where, next_step=step)
         heads = _number(config, "num_attention_heads", where)
         hidden = _number(config, "hidden_size", where)
         if not config.get("head_dim") and hidden % heads:
@@ -51,7 +72,7 @@ class ModelShape:
         return ModelShape(
             vocabulary=_number(config, "vocab_size", where),
             hidden=hidden,
-            feed_forward=_number(config, "intermediate_size", where),
+            feed_forward=_number(config, "intermediate_size", where, None, "moe_intermediate_size"),
             layers=_number(config, "num_hidden_layers", where),
             heads=heads,
             key_heads=_number(config, "num_key_value_heads", where, heads),
@@ -59,10 +80,15 @@ class ModelShape:
             tied=bool(config.get("tie_word_embeddings", family.tied)),
             context=_number(config, "max_position_embeddings", where, 0),
             qkv_bias=bias or family.qkv_bias,
-            o_bias=bias and not family.qkv_bias,
-            mlp_bias=bool(config.get("mlp_bias", False)),
+            o_bias=(bias and not family.qkv_bias) or kind == "gpt_oss",
+            mlp_bias=bool(config.get("mlp_bias", kind == "gpt_oss")),
             qk_norm=family.qk_norm,
             norms=4 if family.four_norms else 2,
+            fused=family.fused,
+            experts=_number(config, experts, where) if experts else 0,
+            active=_number(config, _ACTIVE[0], where, None, *_ACTIVE[1:]) if experts else 0,
+            sinks=kind == "gpt_oss",
+            shared=_number(config, "shared_expert_intermediate_size", where, 0) if experts else 0,
         )
 
     @property
@@ -76,7 +102,7 @@ class ModelShape:
         return self.heads * self.head_size
 
     def linear(self) -> dict[str, tuple[int, int]]:
-        """Inputs and outputs of a layer's matrices by name."""
+        """Inputs and outputs of a layer's matrices by name; of a mixture those of one expert."""
         return {
             "q_proj": (self.hidden, self.queries), "k_proj": (self.hidden, self.keys),
             "v_proj": (self.hidden, self.keys), "o_proj": (self.queries, self.hidden),
@@ -84,14 +110,46 @@ class ModelShape:
             "down_proj": (self.feed_forward, self.hidden),
         }  # fmt: skip
 
+    def adapted(self, names: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of what adapters of these matrices are next to, by name: joined ones have one, and experts
+        none, for Transformers holds those of a layer as one tensor."""
+        sizes = {name: ends for name, ends in self.linear().items() if name in names}
+        if self.experts:
+            sizes = {name: ends for name, ends in sizes.items() if name in ATTENTION}
+        for parts in (ATTENTION[:3], FEED_FORWARD[:2]) if self.fused else ():
+            if any([sizes.pop(part, None) for part in parts]):
+                sizes["+".join(parts)] = (self.hidden, sum(self.linear()[part][1] for part in parts))
+        return sizes
+
+    @property
+    def activated(self) -> int:
+        """Width of all that a token passes through in a layer's feed-forward part."""
+        return self.feed_forward * (self.active or 1) + self.shared
+
+    def _matrices_with(self, experts: int) -> int:
+        """Parameters in a layer's matrices with so many of its experts, and what chooses among them."""
+        attention = sum(i * o for name, (i, o) in self.linear().items() if name in ATTENTION)
+        chooses = self.experts + bool(self.shared)
+        return attention + self.hidden * (3 * (self.feed_forward * experts + self.shared) + chooses)
+
     @property
     def layer_matrices(self) -> int:
         """Parameters in one layer's matrices."""
-        return sum(i * o for i, o in self.linear().values())
+        return self._matrices_with(self.experts or 1)
+
+    @property
+    def computed_parameters(self) -> int:
+        """Parameters in the layers' matrices that a token meets: each costs two operations a token and pass."""
+        return self.layers * self._matrices_with(self.active or 1)
+
+    @property
+    def active_parameters(self) -> int:
+        """All parameters but those of the experts that a token does not pass through."""
+        return self.parameters - self.matrix_parameters + self.computed_parameters
 
     @property
     def matrix_parameters(self) -> int:
-        """Parameters in the layers' matrices: each costs two operations a token and pass."""
+        """Parameters in the layers' matrices."""
         return self.layers * self.layer_matrices
 
     @property
@@ -99,7 +157,8 @@ class ModelShape:
         """All parameters of one layer."""
         small = self.norms * self.hidden
         small += (self.queries + 2 * self.keys) * self.qkv_bias + self.hidden * self.o_bias
-        small += (2 * self.feed_forward + self.hidden) * self.mlp_bias + 2 * self.head_size * self.qk_norm
+        small += (2 * self.feed_forward + self.hidden) * self.mlp_bias * (self.experts or 1)
+        small += 2 * self.head_size * self.qk_norm + self.experts * self.mlp_bias + self.heads * self.sinks
         return self.layer_matrices + small
 
     @property
@@ -129,8 +188,9 @@ def target_modules(targets: Sequence[str] | str) -> tuple[str, ...]:
     return tuple(name for name in every if name in matrices)
 
 
-def _number(config: Mapping[str, Any], key: str, where: str, otherwise: int | None = None) -> int:
-    value = config.get(key)
+def _number(config: Mapping[str, Any], key: str, where: str, otherwise: int | None = None, *instead: str) -> int:
+    """A number by its key, or by one of those that some mixtures have in its place."""
+    value = next((config[each] for each in (*instead, key) if config.get(each) is not None), None)
     if value is None and otherwise is not None:
         return otherwise
     if type(value) is int and 0 < value < 10**8:

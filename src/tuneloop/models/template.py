@@ -165,6 +165,11 @@ class Template:
     def _tags(self) -> tuple[str, str]:
         return next((pair for pair in _THOUGHTS if pair[0] in self.source), _THOUGHTS[0])
 
+    @cached_property
+    def _has_channels(self) -> bool:
+        """Whether answers have channels in place of tags around their reasoning."""
+        return "<|channel|>" in self.source and self.tokenizer.token_to_id("<|channel|>") is not None
+
     def opens_reasoning(self, ids: Sequence[int]) -> bool:
         """Whether a prompt ends with the tag that opens reasoning, which the answer then has not."""
         tail = self.tokenizer.decode(list(ids[-8:]), skip_special_tokens=False)
@@ -566,8 +571,13 @@ class Template:
     # -- ids -> text
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of answer ids, control tokens left out."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True)  # type: ignore[no-any-return]
+        """Text of answer ids, control tokens left out; gpt-oss's stay: they say what is reasoning, and a call."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=not self._has_channels)  # type: ignore[no-any-return]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the model came without a chat template."""
+        return self.source.endswith(PLAIN_TEMPLATE)
 
     @property
     def vocabulary(self) -> int:
@@ -628,10 +638,10 @@ def load_template(folder: Path) -> Template:
     tokens = {key: settings.get(key) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
     tokens = {key: token.get("content") if isinstance(token, dict) else token for key, token in tokens.items()}
     variables = {key: _sound(token) for key, token in tokens.items() if isinstance(token, str) and token}
-    source, split_after = _template_source(folder, settings, tokenizer)
+    source, split_after = template_source(folder, settings, tokenizer)
     names = [*_ENDS_OF_TURN, variables.get("eos_token", "")]
     if tokenizer.token_to_id("<|return|>") is not None:  # gpt-oss, whose answer continues behind its reasoning
-        names.remove("<|end|>")
+        names[names.index("<|end|>")] = "<|call|>"
     end_ids = [i for i in (tokenizer.token_to_id(name) for name in names if name) if i is not None]
     size, more = tokenizer.get_vocab_size(with_added_tokens=True), generation.get("eos_token_id")
     more = [i for i in (more if isinstance(more, list) else [more]) if type(i) is int and 0 <= i < size]
@@ -644,19 +654,19 @@ def load_template(folder: Path) -> Template:
     return Template(tokenizer, source, variables, tuple(dict.fromkeys(end_ids)), pad_id, split_after, settings)
 
 
-def _template_source(folder: Path, settings: dict[str, Any], tokenizer: Any) -> tuple[str, str]:
-    if tokenizer.token_to_id("<|start_header_id|>") is not None and tokenizer.token_to_id("<|eot_id|>") is not None:
-        saved = settings.get("chat_template")
-        return (sets_of(saved) if isinstance(saved, str) else "") + LLAMA3_TEMPLATE, r"<\|end_header_id\|>\n\n"
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8", errors="replace"), ""
-    source = settings.get("chat_template")
+def template_source(folder: Path, settings: dict[str, Any], tokenizer: Any) -> tuple[str, str]:
+    """The chat template that a folder has, and the expression behind which Llama 3's text is cut."""
+    file, saved = folder / "chat_template.jinja", settings.get("chat_template")
+    source = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else saved
     if isinstance(source, list):  # several named templates
         by_name = {str(entry.get("name")): entry.get("template") for entry in source if isinstance(entry, dict)}
         source = by_name.get("default") or next(iter(by_name.values()), None)
-    if isinstance(source, str) and source:
-        return _sound(source), ""
+    source = _sound(source) if isinstance(source, str) else ""
+    is_llama3 = None not in map(tokenizer.token_to_id, ("<|start_header_id|>", "<|eot_id|>"))
+    if is_llama3 and (not source or "<|start_header_id|>" in source):  # not ChatML or Alpaca on its tokenizer
+        return (sets_of(saved) if isinstance(saved, str) else "") + LLAMA3_TEMPLATE, r"<\|end_header_id\|>\n\n"
+    if source:
+        return source, ""
     bos = settings.get("bos_token")
     bos = tokenizer.token_to_id(bos.get("content") if isinstance(bos, dict) else bos or "")
     opens = bos is not None and (settings.get("add_bos_token") or tokenizer.encode("").ids == [bos])

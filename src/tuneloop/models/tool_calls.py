@@ -107,6 +107,12 @@ def _read_names(text: str, tools: Tools) -> list[Call]:
     return calls
 
 
+def _read_channel(text: str, tools: Tools) -> list[Call]:
+    """A name, what gpt-oss says of the format, and behind `<|message|>` the arguments."""
+    name, _, arguments = text.partition("<|message|>")
+    return [(re.split(r"[\s<]", name, maxsplit=1)[0], _DECODER.raw_decode(arguments.strip())[0])]
+
+
 # --- one call in a text -------------------------------------------------------------------------------
 
 
@@ -160,6 +166,10 @@ CALL_FORMATS = (
     CallFormat("llama 3.1", "<|python_tag|>", "", _read_python_tag, _write_llama),
     CallFormat("deepseek", "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", _read_names,
                lambda name, a: f"function<｜tool▁sep｜>{name}\n```json\n{_json(a)}\n```"),
+    CallFormat("gpt-oss", "<|channel|>commentary to=functions.", "<|call|>", _read_channel,
+               lambda name, a: f"{name} <|constrain|>json<|message|>{_json(a)}"),
+    CallFormat("gpt-oss, as its template writes them", "to=functions.", "<|call|>", _read_channel,
+               lambda name, a: f"{name}<|channel|>commentary json<|message|>{_json(a)}"),
     CallFormat("gemma tool_code", "```tool_code\n", "\n```", _read_python, _write_python),
     CallFormat("gemma 2 and 3, llama pythonic", "[", "]", _read_python, _write_python, ", ", ("<start_of_turn>",)),
     CallFormat("mistral, its control tokens left out", "", "", _read_names, lambda name, a: f"{name}{_json(a)}"),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_json_object
+from tuneloop.core.files import read_json_object, read_yaml
+from tuneloop.core.ui import say
 from tuneloop.models.load import Model
 from tuneloop.models.methods import USUAL, layout_of, method_of_folder
-from tuneloop.models.names import PACKAGED, known_name
+from tuneloop.models.names import PACKAGED, is_local, known_name
+from tuneloop.models.template import Template, load_template, template_source
 
 OWN = "tuneloop.json"  # next to trained weights: what base they are for, and their task
 
@@ -32,10 +36,16 @@ def trained_folder(run: Path) -> Path:
 
 
 def target_kind(target: str) -> Literal["run", "adapter", "model"]:
-    """A finished run, an adapter alone, or else a model. Raises UserError: a run that has not finished training."""
+    """A finished run, an adapter alone, or else a model. Raises UserError: training has not ended, or each of its
+    epochs has a folder."""
     folder = Path(target)
     if (folder / "run.json").is_file():
         return "run"
+    saved = [each for name in ("checkpoint-*", "epoch_*", "step_*") for each in folder.glob(f"{name}/*config.json")]
+    if saved and not any(folder.glob("*.safetensors")) and not any(folder.glob("*model*.bin")):
+        last = max(saved, key=lambda file: int(re.sub(r"\D", "", file.parent.name) or 0)).parent
+        what = "Checkpoints are here, but no model of an ended training"
+        raise UserError(what, where=target, next_step=f"name one of them, as in {last}")
     if (folder / "adapter_config.json").is_file():
         return "adapter"
     if folder.is_dir() and (folder / "config.yaml").is_file():
@@ -45,8 +55,41 @@ def target_kind(target: str) -> Literal["run", "adapter", "model"]:
 
 
 def base_of_adapter(folder: Path) -> str:
-    """The base model that an adapter names. Raises UserError: it names none."""
+    """The base model that an adapter names, by a name that means it here.
+
+    A snapshot in a hub's cache of another machine is its hub name. A copy in 4 bits (`-bnb-4bit`, as Unsloth names
+    them) is the model it was made from, unless the copy itself is here. Raises UserError: it names none, or a folder
+    that is not here.
+    """
     name = read_json_object(folder / "adapter_config.json").get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise UserError("The adapter doesn't name its base model", where=str(folder), next_step="give --base MODEL")
-    return PACKAGED if known_name(name) == PACKAGED else name  # its folder in a cache may be another machine's
+    if known_name(name) == PACKAGED or is_local(name):
+        return PACKAGED if known_name(name) == PACKAGED else name
+    name = known_name(name)
+    whole = re.sub(r"(-unsloth)?-bnb-(4|8)bit$", "", name)
+    if whole != name:
+        say(f"warn: the adapter names {name}, a copy in few bits: it is measured on {whole}")
+        name = whole
+    if Path(name).is_absolute() or name.startswith((".", "~")):
+        what = "The adapter's base is a folder of another machine"
+        raise UserError(what, where=f"{folder / 'adapter_config.json'}: {name}", next_step="give --base MODEL")
+    return name
+
+
+def template_of_adapter(folder: Path, base: Template) -> Template:
+    """Tokenizer and chat template next to an adapter, as other trainers save them; what is missing is the base's."""
+    file = folder / "tokenizer_config.json"
+    settings = read_json_object(file) if file.is_file() else {}
+    if (folder / OWN).is_file():  # ours: its template is in the task
+        return base
+    if (file := folder / "training_args.yaml").is_file() and (name := read_yaml(file, "settings").get("template")):
+        say(f"warn: LLaMA-Factory trained with its template {name}; the chat template in the folder is used")
+    if not ((folder / "chat_template.jinja").is_file() or settings.get("chat_template")):
+        return base
+    if (folder / "tokenizer.json").is_file():
+        own = load_template(folder)
+        if own.tokenizer.get_vocab_size() <= base.tokenizer.get_vocab_size():  # the base has no rows for more tokens
+            return own
+    source, split_after = template_source(folder, settings, base.tokenizer)
+    return base if split_after else replace(base, source=source, split_after="")

@@ -11,6 +11,7 @@ from tuneloop.planning.gpus import CPU, Gpu, card_in_use, this_cpu
 from tuneloop.planning.job import TrainingSetup, make_job
 from tuneloop.planning.ledger import RESIDENT
 from tuneloop.planning.memory import memory_of
+from tuneloop.planning.shape import mixture_words
 from tuneloop.planning.speed import speed_of
 from tuneloop.records.plan import MeasuredMachine
 
@@ -164,6 +165,7 @@ def estimate(
         "cost": {"usd": usd, "low": usd * TIME_LOW, "high": usd * TIME_HIGH, "breakdown": {"training": usd},
                  "usd_per_hour": machine.usd_per_hour},
         "assumptions": [
+            *mixture_words(shape),
             f"speed as just measured on this machine: {machine.tokens_per_second:.0f} tokens/s forward and backward",
             "early stopping not counted: it can only make the run shorter",
             f"price given: ${machine.usd_per_hour:g} an hour",

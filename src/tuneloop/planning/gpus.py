@@ -15,7 +15,7 @@ import yaml
 from tuneloop.core import machine
 from tuneloop.core.device import Backend, backend
 from tuneloop.core.errors import UserError, did_you_mean
-from tuneloop.models.packaged import cache_folder
+from tuneloop.core.files import cache_folder
 
 TABLE = Path(__file__).with_name("gpus.yaml")
 CPU = "cpu"

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.models.methods import USUAL, Footprint, method_named, methods
-from tuneloop.models.shape import ModelShape, target_modules
+from tuneloop.models.shape import ATTENTION, ModelShape, target_modules
 from tuneloop.planning.gpus import Gpu
 
 Sharding = Literal["none", "ddp", "fsdp", "zero2", "zero3"]
@@ -106,7 +106,8 @@ class TrainingSetup:
 
     @property
     def adapted(self) -> tuple[str, ...]:
-        return self.targets if self.footprint.low_rank else ()
+        names = self.targets if self.footprint.low_rank else ()
+        return tuple(name for name in names if not self.shape.experts or name in ATTENTION)
 
     @property
     def virtual_tokens(self) -> int:
@@ -199,6 +200,8 @@ def _check_together(job: TrainingSetup) -> None:
     refusals = (
         (job.full and job.quant != "none", "Full fine-tuning can't train quantised weights",
          f"use --method {quantised}, or leave --quant out"),
+        (bool(job.shape.experts) and method_named(job.method).own_model,
+         f"There is no {method_named(job.method).title} for a mixture of experts", f"use --method {USUAL.name}"),
         (job.sharding != "none" and job.gpus == 1, f"{job.sharding} needs at least two GPUs",
          "add --gpus 2, or use --sharding none"),
         (job.sharding == "none" and job.gpus > 1, f"{job.gpus} GPUs without a way to share the work",

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.files import cache_folder
 from tuneloop.core.units import counted
-from tuneloop.models.packaged import cache_folder
 from tuneloop.planning.gpus import CPU, find_gpu
 from tuneloop.planning.job import TrainingSetup
 from tuneloop.planning.speed import Speed, speed_of

@@ -25,7 +25,7 @@ CPU_GIB = 0.1  # what libraries take on a processor once they compute (12 runs o
 FP32_LOGITS = 3.75  # fp32 logits, their log-softmax, gradient and a part of a copy, on the same runs
 # tuneloop's loop keeps freed blocks of the heap. What passes through a layer without being kept leaves holes: bytes a
 # token and layer, in twice the layer's width and feed-forward (11 runs of a 135M model, in bf16 as in fp32); unpacking
-# 4-bit matrices leaves twice as many. What oneDNN keeps for shapes is bounded.
+# 4-bit matrices leaves up to twice as many. What oneDNN keeps for shapes is bounded.
 HOLE_BYTES = 2
 SHAPES_GIB = 0.04
 OWN_QUERY_BLOCK = 96  # `QUERY_BLOCK` of models/llama.py, which imports torch
@@ -51,7 +51,7 @@ ACTIVATIONS = (
 # micro-batch's loss is there: the inputs of this micro-batch and of a typical one before it (LitGPT's tables of 2023
 # and 2024 need 1.0 and 1.3 to 1.8 times the first alone).
 KEPT_INPUTS = 1.4
-ZERO_LIVE = 1_000_000_000  # stage3_max_live_parameters, its default
+ZERO_LIVE = 1_000_000_000  # stage3_max_live_parameters and sub_group_size, by default
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,12 @@ def memory_of(job: TrainingSetup) -> Memory:
         "last layer backward": {**static, **gathered, **gradients, "one layer": layer + transient},
         "optimizer step": {**static, **gradients, **_temporaries(job)},
     }  # fmt: skip
+    if job.full and job.kernels.tuneloop:
+        own = job.shape.embedding * _trained_bytes(job)
+        cast = {"head's gradient in the weight's dtype": own if _trained_bytes(job) == 2 else 0.0}
+        phases["loss backward"] = {**static, **gathered, **earlier, **waiting, **head_gradient, **cast}
+        # A tied head's gradient waits for the embedding's, which is as large: autograd adds the two up.
+        phases["last layer backward"] |= {"embedding's gradient": float(own * job.shape.tied)}
     phases = {phase: {name: size / GIB for name, size in terms.items() if size > 0} for phase, terms in phases.items()}
     return _with_overheads(job, phases)
 
@@ -124,8 +130,9 @@ def _with_overheads(job: TrainingSetup, phases: dict[str, dict[str, float]]) -> 
     memory = Memory(phases, 0, 0, job.gpu.gib)
     if job.gpu.is_cpu:
         for terms in phases.values():
-            passing = job.tokens * job.shape.layers * (job.shape.hidden + job.shape.feed_forward)
-            holes = float(HOLE_BYTES * passing * (1 if job.quant == "none" else 2))
+            passing = job.tokens * job.shape.layers * (job.shape.hidden + job.shape.activated)
+            holes = float(HOLE_BYTES * passing)
+            holes += min(holes, _unpacked_sizes(job)) if job.quant != "none" else 0.0
             terms["libraries and heap"] = SHAPES_GIB + holes / GIB if job.kernels.tuneloop else CPU_GIB
         return Memory(phases, memory.peak, memory.peak / 0.95, job.gpu.gib)
     holes = FRAGMENTED_SHARDED if job.sharding in ("fsdp", "zero3") else FRAGMENTED
@@ -141,6 +148,13 @@ def _with_overheads(job: TrainingSetup, phases: dict[str, dict[str, float]]) -> 
     if reserved > job.gpu.gib:  # the allocator gives back blocks when it runs out, and keeps fewer from then on
         reserved = max((required + job.gpu.gib) / 2, required)
     return Memory(phases, reserved, required, job.gpu.gib, context)
+
+
+def _unpacked_sizes(job: TrainingSetup) -> float:
+    """Bytes of unpacked matrices that may leave holes: in each layer and pass, one takes the place of another of its
+    size, so that there is at most one of each."""
+    sizes = {inputs * outputs for inputs, outputs in job.shape.linear().values()}
+    return 2.0 * job.shape.layers * sum(sizes) * _stored_bytes(job)
 
 
 def _reserved_blocks(job: TrainingSetup, phases: dict[str, dict[str, float]]) -> float:
@@ -192,9 +206,7 @@ def _keeps_rests(job: TrainingSetup) -> bool:
 def weight_bytes(job: TrainingSetup) -> float:
     """Bytes of the model's own weights, undivided."""
     shape = job.shape
-    if (
-        job.kernels.tuneloop and job.gpu.is_cpu
-    ):  # weights that are packed after loading leave their memory to the process
+    if job.kernels.tuneloop and job.gpu.is_cpu:  # loaded whole, and packed then
         return float(shape.parameters * _stored_bytes(job))
     small = shape.parameters - shape.matrix_parameters
     width = 4 if job.head_fp32 else _stored_bytes(job)
@@ -204,6 +216,9 @@ def weight_bytes(job: TrainingSetup) -> float:
 def _weights(job: TrainingSetup) -> dict[str, float]:
     away = job.offload and job.sharding in ("fsdp", "zero3")
     terms = {"weights": 0.0 if away else weight_bytes(job) / _shards(job, "weights")}
+    if job.kernels.tuneloop and job.gpu.is_cpu and _stored_bytes(job) == 2:
+        # A file's weights are mapped and stay while one of them is in use; fp32 ones, which were converted, don't.
+        terms["packed weights"] = job.shape.matrix_parameters * QUANT_BYTES.get(job.quant, 0.0)
     if not job.full:
         cast = job.activation_bytes if job.kernels.tuneloop and job.adapted and job.activation_bytes == 2 else 0
         terms["adapter"] = job.trainable * (_trained_bytes(job) + cast) / _shards(job, "weights")
@@ -266,6 +281,10 @@ def _temporaries(job: TrainingSetup) -> dict[str, float]:
         # fp32.
         whole = 8.0 if _keeps_rests(job) and job.optimizer.startswith("paged") else 0.0
         return {"optimizer's temporaries": job.shape.embedding * whole / _shards(job, "states")}
+    if job.sharding == "zero3" and job.full and job.dtype in ("bf16", "fp16") and not job.offload:
+        # Its step goes through parts of `sub_group_size` weights: fp32 copies of their gradients, and AdamW's own.
+        part = min(job.trainable / job.gpus, ZERO_LIVE)
+        return {"optimizer's temporaries": part * 4.0 * (1 + (job.optimizer == "adamw"))}
     fused = job.sharding.startswith("zero")  # Adam over flat parts
     if job.offload or job.optimizer_in_backward or job.gpu.is_cpu or fused:
         return {}
@@ -299,7 +318,7 @@ def layer_activations(job: TrainingSetup) -> tuple[float, float]:
     feed-forward keeps gate and up, and the activation and the product where needed.
     """
     shape, kernels, wide = job.shape, job.kernels, job.activation_bytes == 2
-    hidden, forward = shape.hidden, shape.feed_forward
+    hidden, forward = shape.hidden, shape.activated
     if kernels.tuneloop:
         return _loop_layer(job)
     norm = (2 * hidden if kernels.fp32_norms and wide else 0) + (hidden if kernels.fp32_norms and job.full else 0)
@@ -313,7 +332,7 @@ def layer_activations(job: TrainingSetup) -> tuple[float, float]:
     product = forward * job.needs("down_proj")
     elements += product
     if kernels.adapter_copies and wide:  # in fp32 nothing is cast
-        elements += sum(shape.linear()[name][0] for name in job.adapted)
+        elements += sum(inputs for inputs, _ in shape.adapted(job.adapted).values())
     elements += job.rank * len(job.adapted)
     stored: float = job.tokens * elements * job.activation_bytes
     if job.attention == "eager":  # fp32 softmax, its 16-bit copy
@@ -335,18 +354,19 @@ def _loop_layer(job: TrainingSetup) -> tuple[float, float]:
     none of their own. Attention keeps rotated queries, each row's keys and values behind what all rows share, and where
     it takes plain products its weights."""
     shape = job.shape
-    hidden, forward, rows, shared = shape.hidden, shape.feed_forward, job.micro_batch, job.shared
+    hidden, forward, rows, shared = shape.hidden, shape.activated, job.micro_batch, job.shared
     virtual = job.virtual_tokens
     short = job.seq_len + shared <= job.gpu.backend.products_below
-    linear = shape.linear()
+    adapted = shape.adapted(job.adapted).values()
     inputs: float = hidden * (job.needs("q_proj", "k_proj", "v_proj") + job.needs("gate_proj", "up_proj"))
     inputs += forward * job.needs("down_proj")
     if job.dropout:  # each matrix has its own input, and a byte for each number of it that says whether it was dropped
-        inputs = (1 + 1 / job.activation_bytes) * sum(linear[name][0] for name in job.adapted)
+        inputs = (1 + 1 / job.activation_bytes) * sum(each for each, _ in adapted)
     if job.dora:  # its result before the lengths
-        inputs += sum(linear[name][1] for name in job.adapted)
+        inputs += sum(each for _, each in adapted)
     elements = hidden + inputs + shape.queries * (1 + (job.needs("o_proj") or not short))
     elements += forward * 2 + job.rank * len(job.adapted)
+    elements += (shape.norms - 2) * hidden + (shape.queries + shape.keys) * shape.qk_norm  # what further norms read
     read = rows * (job.seq_len + shared + virtual) + shared
     stored: float = job.tokens * elements + 2 * shape.keys * read
     if short:
@@ -382,7 +402,7 @@ def _waiting_layers(job: TrainingSetup, layer: float) -> tuple[dict[str, float],
         if job.kernels.tuneloop and not job.gpu.is_cpu and job.supervised:
             # In tuneloop's loop on a GPU the last layer is computed, behind attention, where something is supervised.
             elements = shape.hidden * (1 + job.needs("gate_proj", "up_proj"))
-            elements += shape.feed_forward * (2 + job.needs("down_proj"))
+            elements += shape.activated * (2 + job.needs("down_proj"))
             left_out = float(max(job.tokens - job.supervised, 0) * elements * job.activation_bytes)
         terms["activations"] = layer * layers - left_out
     return terms, doubled

@@ -92,6 +92,7 @@ class PriceTable:
 
     levels: tuple[tuple[Price, ...], ...]
     tokens: tuple[HostedPrice, ...]
+    tuning: tuple[HostedPrice, ...]  # `input`: of 1 million tokens that a service trains on, those of all epochs
     storage: StoragePrice
 
     def offers(self, gpu: str, tier: str = "on-demand") -> list[Price]:
@@ -132,6 +133,10 @@ class PriceTable:
         prices = [price for price in self.tokens if price.model == name]
         return sorted(prices, key=lambda price: price.input + price.output)
 
+    def trained(self, model: str) -> HostedPrice | None:
+        """The cheapest service that fine-tunes a model, by its name there; None: no price is known."""
+        return min((each for each in self.tuning if each.model == model), key=lambda each: each.input, default=None)
+
 
 def load_prices(file: Path | str | None = None) -> PriceTable:
     """All prices: bundled, fetched, and the user's own on top. `file`: the user's; default:
@@ -166,6 +171,7 @@ def _load(files: tuple[tuple[str, int], ...]) -> PriceTable:
     return PriceTable(
         levels=(*levels, tuple(_offers(bundled["offers"]))),
         tokens=tuple(HostedPrice(**_dated(entry)) for entry in bundled["tokens"]),
+        tuning=tuple(HostedPrice(output=0.0, **_dated(entry)) for entry in bundled["tuning"]),
         storage=StoragePrice(**_dated(bundled["storage"])),
     )
 

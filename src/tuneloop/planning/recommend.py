@@ -58,7 +58,8 @@ def changes(job: TrainingSetup) -> list[dict[str, Any]]:
             if change := _change_of_machine(job, gpu, (count,), f"--gpu {gpu.key} ", why):
                 return [change]
     for name, shape in sorted(bundled_models().items(), key=lambda item: -item[1].parameters):
-        if shape.parameters >= job.shape.parameters or (shape.context and job.seq_len > shape.context):
+        too_short = shape.context and job.seq_len > shape.context
+        if shape.experts or too_short or shape.parameters >= job.shape.parameters:
             continue
         smaller = replace(job, model=name, shape=shape)
         if change := next(filter(None, [_fewest(smaller, *way) for way in _ways()]), None):

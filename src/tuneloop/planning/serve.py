@@ -17,7 +17,7 @@ from typing import Literal
 from tuneloop.core.errors import UserError
 from tuneloop.core.machine import GIB
 from tuneloop.core.units import counted
-from tuneloop.models.shape import ModelShape
+from tuneloop.models.shape import FEED_FORWARD, ModelShape
 from tuneloop.planning.gpus import Gpu
 from tuneloop.planning.memory import CONTEXT_GIB, NCCL_GIB
 from tuneloop.planning.speed import BANDWIDTH_SHARE
@@ -89,7 +89,7 @@ def plan_serving(
 def _served(shape: ModelShape, kind: ServedFormat, gpu: Gpu, context: int, concurrency: int, gpus: int) -> ServingFit:
     weights = weight_bytes(shape, kind)
     cache = cache_bytes(shape, context) * concurrency
-    part = PART * (4 * shape.vocabulary + 8 * shape.hidden + 6 * shape.feed_forward)
+    part = PART * (4 * shape.vocabulary + 8 * shape.hidden + 6 * shape.activated)
     driver = 0.0 if gpu.is_cpu else gpus * (CONTEXT_GIB + NCCL_GIB * (gpus > 1))
     peak = (weights + cache + gpus * part) / GIB + driver
     fits = peak <= gpus * gpu.gib
@@ -139,8 +139,12 @@ class _Step:
         """Of one more token in each of some requests; `read`: bytes of keys and values of each."""
         shape = self.shape
         unread = 0 if shape.tied else self.weights * shape.embedding / shape.parameters  # the table of embeddings
+        if shape.experts:  # those that no request passes through
+            left_out = (1 - shape.active / shape.experts) ** requests
+            idle = shape.matrix_parameters - shape.computed_parameters
+            unread += self.weights * idle / shape.parameters * left_out / (1 - shape.active / shape.experts)
         moved = (self.weights - unread + requests * read) / (self.gpu.gb_s * 1e9 * BANDWIDTH_SHARE * self.at_once)
-        computed = requests * 2 * (shape.matrix_parameters + shape.embedding) / self.operations
+        computed = requests * 2 * (shape.computed_parameters + shape.embedding) / self.operations
         layer = CPU_LAYER_SECONDS if self.gpu.is_cpu else LAYER_SECONDS
         host = shape.layers * (layer + (2 * REDUCE_SECONDS if self.at_once > 1 else 0.0))
         return max(moved, computed, self.unpacking()) + host
@@ -149,7 +153,7 @@ class _Step:
         """Of reading a prompt of half the context; attention costs 4 S Q a layer, half of it behind the causal mask."""
         shape = self.shape
         attention = shape.layers * 2 * shape.queries * context / 2
-        return self.operations / (2 * shape.matrix_parameters + attention)
+        return self.operations / (2 * shape.computed_parameters + attention)
 
 
 def cache_bytes(shape: ModelShape, tokens: int) -> float:
@@ -177,7 +181,8 @@ def weight_bytes(shape: ModelShape, kind: ServedFormat) -> float:
         more_bits = layer < eighth or layer >= 7 * shape.layers // 8 or (layer - eighth) % 3 == 2  # its `use_more_bits`
         wide = kind.better if more_bits else kind.main
         for name, (inputs, outputs) in shape.linear().items():
-            total += stored(inputs, outputs, wide if name in ("v_proj", "down_proj") else kind.main)
+            one = stored(inputs, outputs, wide if name in ("v_proj", "down_proj") else kind.main)
+            total += one * (shape.experts or 1 if name in FEED_FORWARD else 1)
     return total
 
 

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from tuneloop.core.errors import UserError, did_you_mean
+from tuneloop.models.gguf import read_config
 from tuneloop.models.names import refuse_missing_path
 from tuneloop.models.shape import SIZED, ModelShape
 from tuneloop.planning.gpus import packaged_yaml
@@ -17,7 +18,7 @@ BUNDLED = Path(__file__).with_name("models.yaml")
 _KEYS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "tie_word_embeddings", "max_position_embeddings",
-    "model_type",
+    "model_type", "num_experts", "num_experts_per_tok",
 )  # fmt: skip
 # What names end in that says nothing of sizes.
 _ENDINGS = r"(-(hf|instruct|it|pt|chat|base|bnb-4bit|unsloth|fp8|intermediate-step-1431k-3t|v1\.0))+$"
@@ -27,27 +28,32 @@ _ENDINGS = r"(-(hf|instruct|it|pt|chat|base|bnb-4bit|unsloth|fp8|intermediate-st
 def bundled_models() -> dict[str, ModelShape]:
     """The models of `models.yaml` by their short names."""
     table = packaged_yaml(BUNDLED)["models"]
-    # A Llama's row ends without its family.
+    # A Llama's row ends without its family, a dense model's without experts.
     return {name: ModelShape.from_config(dict(zip(_KEYS, row, strict=False)), name) for name, row in table.items()}
 
 
 def find_model(name: str) -> tuple[str, ModelShape, list[str]]:
-    """A model by short name, hub name, folder or `config.json`; the bundled table needs no network.
+    """A model by short name, hub name, folder, `config.json` or GGUF file; the bundled table needs no network.
 
     Returns:
         The name to show, the sizes, and what had to be assumed.
     Raises UserError: nothing of that name, or a configuration that can't be read.
     """
     path = Path(name).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        shape = ModelShape.from_config(read_config(path), name)
+        return name, shape, mixture_words(shape)
     if path.is_dir() or path.suffix == ".json":
         return _from_file(name, path / "config.json" if path.is_dir() else path)
     # `meta-llama/Meta-Llama-3.1-8B-Instruct` and the like as `llama-3.1-8b`
     short = re.sub(_ENDINGS, "", name.rsplit("/", 1)[-1].lower().replace(":", "-")).removeprefix("meta-")
     short = re.sub(r"^llama([23])", r"llama-\1", short)
+    short = re.sub(r"^mixtral-8x7b.*", "mixtral-8x7b", short)
     short = re.sub(r"^mistral-7b.*", "mistral-7b", short)  # v0.1 and v0.2 have fewer tokens, v0.3 the most
     short = "tinyllama-1.1b" if short == "tinyllama" else short
     if short in bundled_models():
-        return short, bundled_models()[short], []
+        shape = bundled_models()[short]
+        return short, shape, mixture_words(shape)
     refuse_missing_path(name)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _from_file(name, _from_hub(name))
@@ -70,10 +76,21 @@ def _from_file(name: str, path: Path) -> tuple[str, ModelShape, list[str]]:
     if isinstance(config.get("text_config"), dict):
         config = config["text_config"]
         assumed.append("only the language model of several parts is planned (text_config)")
-    kind = config.get("model_type", "llama")
+    kind, shape = config.get("model_type", "llama"), ModelShape.from_config(config, str(path))
     if kind not in SIZED:
         assumed.append(f"architecture {kind!r} is sized as if it were a Llama: its parameters may be more or fewer")
-    return name, ModelShape.from_config(config, str(path)), assumed
+    return name, shape, [*assumed, *mixture_words(shape)]
+
+
+def mixture_words(shape: ModelShape) -> list[str]:
+    """What a plan assumes of a mixture of experts; nothing of another model."""
+    every, active = (f"{number / 1e9:.3g} billion" for number in (shape.parameters, shape.active_parameters))
+    words = (
+        f"a mixture of experts: all {every} parameters take memory, the {active} that a token passes through take time;"
+        " Transformers trains it, slower than a dense model of as many active parameters here; adapters are next to"
+        " attention alone"
+    )
+    return [words] if shape.experts else []
 
 
 def _from_hub(name: str) -> Path:

@@ -67,7 +67,7 @@ def flop_per_token(job: TrainingSetup) -> float:
     2307.08691).
     """
     shape = job.shape
-    matrices = 2 * shape.matrix_parameters
+    matrices = 2 * shape.computed_parameters
     head = 2 * shape.embedding
     passes = 3 if job.full else 2
     adapter = job.footprint.flops * job.trainable
@@ -134,12 +134,12 @@ def _traffic(job: TrainingSetup) -> float:
     """Bytes that a token moves in the GPU's memory between the matrix products, in all passes."""
     shape = job.shape
     passes = 2.5 + job.again
-    layer: float = 72 * shape.hidden + 20 * (shape.queries + shape.keys) + 12 * shape.feed_forward
+    layer: float = 72 * shape.hidden + 20 * (shape.queries + shape.keys) + 12 * shape.activated
     layer += HEAD_FP32_BYTES * shape.hidden * job.head_fp32
     layer *= TRAFFIC[job.loss_kernel] * passes
     if job.attention == "eager":
         layer += SCORE_BYTES * shape.heads * job.seq_len * passes
-    ends = [shape.linear()[name] for name in job.adapted]
+    ends = shape.adapted(job.adapted).values()
     layer += sum(ADAPTER_IN_BYTES * i + ADAPTER_OUT_BYTES * o for i, o in ends) * (passes - 0.5)
     logits = LOGIT_BYTES[job.loss_kernel] * (1.5 if job.head_fp32 else 1.0) * shape.vocabulary
     return (layer * shape.layers + logits) * (2 if job.dtype == "fp32" else 1)
@@ -163,7 +163,7 @@ def overhead_hours(job: TrainingSetup, evaluations: int = 0, evaluation_tokens: 
     result = gigabytes if job.full else job.trainable * 4 / 1e9
     writers = math.ceil(job.gpus / GPUS_A_MACHINE) if job.sharding in ("fsdp", "zero3") else 1
     speed = speed_of(job).tokens_per_second
-    forward = 2 * job.shape.parameters / flop_per_token(job)
+    forward = 2 * job.shape.active_parameters / flop_per_token(job)
     return {
         "load": (gigabytes / LOAD_GB_S + 20) / 3600,
         "compile": COMPILE_MINUTES / 60 if job.kernels.fsdp == 2 else 0.0,

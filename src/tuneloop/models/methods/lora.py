@@ -177,9 +177,9 @@ def merge(base: Path, adapter: Path) -> WeightUpdate:
 
 
 def trained(job: PlannedJob) -> int:
-    """rank * (inputs + outputs) for each adapted matrix of each layer."""
-    shapes = job.shape.linear()
-    return job.shape.layers * sum(job.rank * sum(shapes[name]) for name in target_modules(job.targets))
+    """rank * (inputs + outputs) for each adapted matrix of each layer; joined ones have one adapter."""
+    ends = job.shape.adapted(target_modules(job.targets)).values()
+    return job.shape.layers * sum(job.rank * sum(each) for each in ends)
 
 
 LORA = Method(

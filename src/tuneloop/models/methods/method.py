@@ -110,6 +110,7 @@ class Method:
     footprint: Footprint  # what the planner counts
     long_title: str = ""  # of the model card, where the title alone says too little
     settings: type[Config] | None = None  # its settings in `train`, with their defaults and checks
+    own_model: bool = False  # it works with our own model alone, not with those that Transformers computes
     exclusive: Mapping[str, str] = field(default_factory=dict)  # settings that other methods refuse -> why, or ""
     conflict: Callable[[Any], str | None] = lambda settings: None  # what contradicts in `train`, in a sentence
     layout: str = WHOLE  # what says in the saved folder whose it is: `peft_type` of `adapter_config.json`, or `WHOLE`

@@ -103,6 +103,7 @@ PREFIX = Method(
         usual={"prefix_tokens": TOKENS},
     ),
     settings=PrefixSettings,
+    own_model=True,
     conflict=conflict,
     layout="PREFIX_TUNING",
     folder="adapter",

@@ -33,6 +33,7 @@ class StandIn:
         lets_load: whether adapters may be added while it runs.
         generation: sampling settings of the base's `generation_config.json`, for what a request leaves out.
         tells_ids: whether it knows `return_token_ids`, as vLLM does from 0.10.2 on.
+        most_logprobs: its `--max-logprobs`.
         tags: whether it takes structural tags of this form, as vLLM does where xgrammar holds its answers.
     """
 
@@ -46,7 +47,9 @@ class StandIn:
         tells_ids: bool = True,
         tags: bool = True,
         generation: dict[str, float] | None = None,
+        most_logprobs: int = 20,
     ) -> None:
+        self.most_logprobs = most_logprobs
         self.tells_ids, self.tags = tells_ids, tags
         self.base, self.names, self.version, self.holds, self.lets_load = (
             base,
@@ -150,6 +153,8 @@ class StandIn:
                 return error(400, "Invalid structural tag specification.")
             if not isinstance(body.get("max_tokens", 1), int):
                 return error(400, "1 validation error", param="body.max_tokens")
+            if (body.get("logprobs") or 0) > self.most_logprobs:
+                return error(400, f"Requested sample logprobs of {body['logprobs']}, which is greater than max allowed")
             chat = asked.url.path.endswith("/chat/completions")
             if "allowed_token_ids" in body:
                 return JSONResponse(await asyncio.to_thread(self.held_to_tokens, engine, body))
@@ -172,12 +177,18 @@ class StandIn:
         self.names = dict(self.preloaded)
 
     def held_to_tokens(self, engine: LocalEngine, body: dict[str, Any]) -> dict[str, Any]:
-        """Greedy tokens among the allowed ones, with log probabilities of the unconstrained model."""
+        """Greedy tokens among the allowed ones behind each prompt, with log probabilities of the unconstrained model."""
+        prompts = body["prompt"] if isinstance(body["prompt"][0], list) else [body["prompt"]]
+        choices = [{"index": i, **self.continued(engine, body, prompt)} for i, prompt in enumerate(prompts)]
+        return {"choices": choices}
+
+    def continued(self, engine: LocalEngine, body: dict[str, Any], prompt: list[int]) -> dict[str, Any]:
+        """One prompt's choice; like vLLM it ends behind a stop token, which counts as written."""
         import torch
 
         from tuneloop.models.adapters import applied
 
-        model, ids = engine._model, list(body["prompt"])
+        model, ids = engine._model, list(prompt)
         assert model is not None
         written, values, tops = [], [], []
         with torch.inference_mode(), applied(self.hashes.get(body["model"], BASE)):
@@ -193,9 +204,11 @@ class StandIn:
                 values.append(float(logs[token]))
                 tops.append({f"token_id:{i}": value for i, value in near.items()})
                 ids.append(token)
+                if token in body.get("stop_token_ids", ()):
+                    break
         names = [f"token_id:{token}" for token in written]
         logprobs = {"tokens": names, "token_logprobs": values, "top_logprobs": tops}
-        return {"choices": [{"index": 0, "text": "", "finish_reason": "length", "logprobs": logprobs}]}
+        return {"text": "", "finish_reason": "length", "logprobs": logprobs}
 
     def adapter_of(self, body: dict[str, Any]) -> str:
         if self.mixes and body["model"] == MODEL and time.monotonic() - self.adapter_began < TOGETHER:

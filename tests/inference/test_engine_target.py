@@ -86,18 +86,15 @@ class Busy(LocalEngine):
     async def stream(self, request: Request) -> AsyncIterator[Update]:
         self.now += 1
         self.most = max(self.most, self.now)
-        try:
-            await asyncio.sleep(0.05)
-            if self.busy:
-                self.busy -= 1
-                why = replace(refused(request, "busy: come again"), retry_after=0.05)
-                yield Update(completion=why)
-                return
-            self.answered += 1
-            async for update in super().stream(request):
-                yield update
-        finally:
-            self.now -= 1
+        await asyncio.sleep(0.05)
+        if self.busy:
+            self.busy, self.now = self.busy - 1, self.now - 1
+            yield Update(completion=replace(refused(request, "busy: come again"), retry_after=0.05))
+            return
+        self.answered += 1
+        async for update in super().stream(request):
+            self.now -= update.completion is not None  # before who waits for it begins another one
+            yield update
 
 
 def test_a_busy_engine_is_waited_for_and_answers_in_order_each_row_once(tiny_llama: Path) -> None:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 MOST_UNREAD = 1 << 18  # bytes of an answer that wait for their reader before the server has to
 MOST_OF_A_HEAD = 1 << 16  # bytes of an answer's headers, each with some more for what holds it
 HELD = 32
+JSON = "application/json"
 
 
 class Lost(ConnectionError):
@@ -177,16 +178,18 @@ class Client:
             raise ValueError("a header or the address holds a line break")
 
     @asynccontextmanager
-    async def answered(self, method: str, path: str, body: bytes) -> AsyncIterator[KeptConnection]:
+    async def answered(self, method: str, path: str, body: bytes, kind: str = JSON) -> AsyncIterator[KeptConnection]:
         """The head of an answer, whose body is read from it; what is not read is dropped with the connection.
+
+        `kind`: media type of the body that is sent.
 
         Raises:
             TimeoutError: there is no connection in time.
             Lost: it ended before the answer did.
             NoConnection: there is none.
         """
-        kind = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if method == "POST" else ""
-        request = f"{method} {self._path}{path} HTTP/1.1\r\n{self._lines}{kind}\r\n".encode("latin-1") + body
+        about = f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n" if method == "POST" else ""
+        request = f"{method} {self._path}{path} HTTP/1.1\r\n{self._lines}{about}\r\n".encode("latin-1") + body
         while True:
             connection = self._resting.pop() if self._resting else await self._connected()
             if connection.lost is not None:

@@ -1,8 +1,8 @@
 """Labels scored by a server that only writes: a few short requests with log probabilities, not one pass over all.
 
 A request continues the prompt by tokens that occur in labels, and its log probabilities are those of the unconstrained
-model. A greedy one scores all tokens of the label that wins, and bounds what branches off on the way. Branches are read
-only where they could still win, or hold so much probability that the winner's would be wrong without them.
+model. A greedy one scores all tokens of the label that wins, and bounds what branches off on the way. The branches that
+could still win, or whose probability matters, are read next, all in one request.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from dataclasses import dataclass, field
 Path = tuple[int, ...]  # tokens behind the prompt
 # Log probabilities of written tokens, one after the other: the token, and those known in its place, its own among them.
 Reading = Sequence[tuple[int, Mapping[int, float]]]
-# Continues a path by at most so many of the allowed tokens.
-Read = Callable[[Path, Sequence[int], int], Awaitable[Reading]]
+# Continues each of some paths by at most so many of the allowed tokens.
+Read = Callable[[Sequence[Path], Sequence[int], int], Awaitable[Sequence[Reading]]]
 
-UNREAD = 0.004  # probability that may stay unread: an error that is below a percentage point
-AT_ONCE = 8  # branches that are read together
-# Requests after which no further branch is read for its probability alone: of a model that spreads it over many labels
-# the best label's is then a lower bound. A tuned model needs one to three.
-ENOUGH_READS = 16
+# Share of the labels' probability that may stay unread. Half of it is counted as theirs, so that the winner's is wrong
+# by half of this at most: below a percentage point, with room for rounding in 16 bits.
+UNREAD = 0.012
+AT_ONCE = 256  # places that one request reads
+MOST_BRANCHES = 128  # log probabilities that are read of the first token, where many labels part, if a server allows it
+TINY = 1e-12  # probability that rounding leaves where all of it is known
 
 
 class Unconstrained(ValueError):
@@ -31,22 +32,41 @@ class Unconstrained(ValueError):
 
 
 async def search_labels(labels: Mapping[str, Sequence[int]], read: Read) -> dict[str, float]:
-    """Mean log likelihoods of the tokens of each label: exact for the best one, upper bounds for those that can't win.
+    """Mean log likelihoods of the tokens of each label: exact for the best one and for those that hold probability.
+
+    What may be unread is shared out: of an upper bound of their sum unread labels have half, in equal parts.
 
     Args:
         labels: each label's tokens, the end of the turn included.
         read: asks the model.
 
     Returns:
-        The scores, as `scoring.choose` has them with `prune`.
+        The scores. The best label's probability that follows from them is that of scoring all labels to within half
+        of `UNREAD`.
 
     Raises:
         Unconstrained: the model does not continue by allowed tokens.
     """
     search = _LabelSearch(tuple(map(tuple, labels.values())), read)
     while places := search.needed():
-        await asyncio.gather(*map(search.extend, places))
-    return {label: search.total(path) / len(path) for label, path in zip(labels, search.paths, strict=True)}
+        await search.extend(places)
+    totals = search.totals()
+    return {label: totals[path] / len(path) for label, path in zip(labels, search.paths, strict=True)}
+
+
+@dataclass(frozen=True)
+class _Open:
+    """Labels whose next token behind a place is not known: they, and bounds of logarithms of their probabilities."""
+
+    place: Path
+    paths: Sequence[Path]
+    each: float  # of one of them
+    all: float  # of their sum
+
+    @property
+    def hope(self) -> float:
+        """The highest score that one of them may still have."""
+        return self.each / max(map(len, self.paths))
 
 
 @dataclass
@@ -56,8 +76,8 @@ class _LabelSearch:
     paths: tuple[Path, ...]
     read: Read
     logs: dict[Path, dict[int, float]] = field(default_factory=dict)  # log probabilities of tokens behind a path
-    bounds: dict[Path, float] = field(default_factory=dict)  # of those that are not known there
-    reads: int = 0
+    bounds: dict[Path, float] = field(default_factory=dict)  # of each of those that are not known there
+    rests: dict[Path, float] = field(default_factory=dict)  # of all of those together
     following: dict[Path, set[int]] = field(default_factory=lambda: defaultdict(set))  # tokens of labels behind a path
 
     def __post_init__(self) -> None:
@@ -65,45 +85,80 @@ class _LabelSearch:
             for i, token in enumerate(path):
                 self.following[path[:i]].add(token)
 
-    def total(self, path: Path) -> float:
-        """The log probability of a label, or an upper bound of it."""
-        places = [(path[:i], token) for i, token in enumerate(path)]
-        return sum(self.logs.get(place, {}).get(token, self.bounds.get(place, 0.0)) for place, token in places)
+    def known(self, path: Path) -> float:
+        """The log probability of a path whose tokens are all known."""
+        return sum(self.logs[path[:i]][token] for i, token in enumerate(path))
 
-    def unread(self, path: Path) -> Path | None:
-        """The first place on a label's path whose token is not known."""
-        return next((path[:i] for i, t in enumerate(path) if t not in self.logs.get(path[:i], {})), None)
+    def opens(self) -> list[_Open]:
+        """Where reading can continue, the most probable place first."""
+        behind: dict[Path, list[Path]] = defaultdict(list)
+        for path in self.paths:
+            place = next((path[:i] for i, t in enumerate(path) if t not in self.logs.get(path[:i], {})), None)
+            if place is not None:
+                behind[place].append(path)
+        opens = []
+        for place, paths in behind.items():
+            log = self.known(place)
+            opens.append(_Open(place, paths, log + self.bounds.get(place, 0.0), log + self.rests.get(place, 0.0)))
+        return sorted(opens, key=lambda each: -each.all)
+
+    def totals(self) -> dict[Path, float]:
+        """Log probabilities of the labels."""
+        parts = {path: each.all - math.log(2 * len(each.paths)) for each in self.opens() for path in each.paths}
+        return {path: parts[path] if path in parts else self.known(path) for path in self.paths}
 
     def needed(self) -> list[Path]:
-        """Where to read: for the label with the best bound, then for those whose probability matters."""
-        sums = {path: self.total(path) for path in self.paths}
-        place = self.unread(max(self.paths, key=lambda path: sums[path] / len(path)))
-        if place is not None:
-            return [place]
-        top = max(sums.values())
-        shares = {path: math.exp(value - top) for path, value in sums.items()}
-        places = {path: place for path in self.paths if (place := self.unread(path)) is not None}
-        if self.reads >= ENOUGH_READS or sum(map(shares.__getitem__, places)) <= UNREAD * sum(shares.values()):
-            return []
-        order = sorted(places, key=lambda path: -shares[path])
-        return list(dict.fromkeys(places[path] for path in order))[:AT_ONCE]
+        """Where to read: for labels that could still be the best, and for those whose probability matters."""
+        opens = self.opens()
+        unread = {path for each in opens for path in each.paths}
+        logs = {path: self.known(path) for path in self.paths if path not in unread}
+        if not logs:
+            return [max(opens, key=lambda each: each.hope).place]
+        best = max(log / len(path) for path, log in logs.items())
+        places = [each.place for each in opens if each.hope > best]
+        left = sum(math.exp(each.all) for each in opens)
+        whole = left + sum(map(math.exp, logs.values()))
+        most = UNREAD * whole if left <= UNREAD * whole else UNREAD / 2 * whole  # what is read leaves a little, too
+        for each in opens:
+            if left <= most:
+                break
+            places.append(each.place)
+            left -= math.exp(each.all)
+        return list(dict.fromkeys(places))[:AT_ONCE]
 
-    async def extend(self, place: Path) -> None:
-        """Read on from a place: its missing tokens, or all that follows where none is known."""
-        self.reads += 1
-        first = place not in self.logs
-        missing = self.following[place] - set(self.logs.get(place, ()))
-        rests = [path[len(place) :] for path in self.paths if path[: len(place)] == place]
-        allowed = {token for rest in rests for token in rest} if first else missing
-        reading = await self.read(place, sorted(allowed), max(map(len, rests)) if first else 1)
-        if not reading or reading[0][0] not in allowed:
-            raise Unconstrained("the model does not continue by allowed tokens")
-        for token, values in reading:
-            if place not in self.following:
-                return
-            logs = {other: value for other, value in values.items() if other in self.following[place]}
-            self.logs[place] = self.logs.get(place, {}) | logs
-            # What is not among the likeliest is less likely than they; of allowed tokens the written one is likeliest.
-            likeliest = [value for other, value in values.items() if other != token] if first else []
-            self.bounds[place] = min(self.bounds.get(place, 0.0), values[token], *likeliest)
-            place = (*place, token)
+    async def extend(self, places: Sequence[Path]) -> None:
+        """Read on from places: all that follows, or where a part is known the likeliest of the rest."""
+        new = [place for place in places if place not in self.logs]
+        reads = [self.learn([place], self.missing(place), 1) for place in places if place in self.logs]
+        if new:
+            rests = [path[len(place) :] for place in new for path in self.paths if path[: len(place)] == place]
+            reads.append(self.learn(new, {token for rest in rests for token in rest}, max(map(len, rests))))
+        await asyncio.gather(*reads)
+
+    def missing(self, place: Path) -> set[int]:
+        """Tokens of labels behind a place that are not known."""
+        return self.following[place] - set(self.logs.get(place, ()))
+
+    async def learn(self, places: Sequence[Path], allowed: set[int], length: int) -> None:
+        """Read from each place, and keep what it says of labels."""
+        for place, reading in zip(places, await self.read(places, sorted(allowed), length), strict=True):
+            if not reading or reading[0][0] not in allowed:
+                raise Unconstrained("the model does not continue by allowed tokens")
+            for token, values in reading:
+                if place not in self.following:
+                    break
+                self.keep(place, token, values)
+                place = (*place, token)
+
+    def keep(self, place: Path, token: int, values: Mapping[int, float]) -> None:
+        """Keep log probabilities behind a place, where `token` is the likeliest of those that were not known."""
+        # What is not among the likeliest is less likely than they; of allowed tokens the written one is likeliest.
+        likeliest = values.values() if place not in self.logs else (values[token],)
+        whole = 1 - sum(map(math.exp, values.values()))
+        if place in self.logs:
+            whole = math.exp(self.rests[place]) - math.exp(values[token])
+        logs = self.logs.setdefault(place, {})
+        logs |= {other: value for other, value in values.items() if other in self.following[place]}
+        self.bounds[place] = min(self.bounds.get(place, 0.0), *likeliest)
+        rest = math.log(max(whole, TINY))
+        self.rests[place] = min(rest, self.bounds[place] + math.log(max(len(self.missing(place)), 1)))

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from tuneloop.core.errors import UserError
-from tuneloop.inference.http1 import Client, NoConnection
+from tuneloop.inference.http1 import JSON, Client, NoConnection
 from tuneloop.inference.timeouts import CONNECT_WITHIN, NO_QUOTA, seconds_to_wait
 
 if TYPE_CHECKING:
@@ -54,11 +54,12 @@ class HttpRefused(Exception):
         status: of HTTP.
         body: its text.
         retry_after: seconds after which a further request may succeed; None: it names none.
+        location: where the server sends the request instead; no redirection is followed here.
     """
 
-    def __init__(self, status: int, body: bytes, retry_after: float | None = None) -> None:
+    def __init__(self, status: int, body: bytes, retry_after: float | None = None, location: str = "") -> None:
         super().__init__(f"HTTP {status}")
-        self.status, self.body, self.retry_after = status, body, retry_after
+        self.status, self.body, self.retry_after, self.location = status, body, retry_after, location
 
     @property
     def message(self) -> str:
@@ -135,22 +136,31 @@ class Wire:
     _proxy: str | None = None
     _closed: bool = False
 
-    async def post(self, path: str, body: bytes, within: float | None = None, most: int | None = None) -> bytes:
+    async def post(
+        self, path: str, body: bytes, within: float | None = None, most: int | None = None, kind: str = JSON
+    ) -> bytes:
         """The body of an answer.
 
         Args:
             within: seconds for all of it; None: any time.
             most: bytes that it may have; None: any number.
+            kind: media type of the body that is sent.
 
         Raises:
             Broken: there is no whole one.
             HttpRefused: its status is not 200.
         """
-        return await self._whole("POST", path, body, within, most)
+        return await self._whole("POST", path, body, within, most, kind)
 
     async def get(self, path: str, within: float | None = None) -> bytes:
         """See `post`."""
         return await self._whole("GET", path, b"", within, None)
+
+    async def pieces(self, path: str) -> AsyncGenerator[bytes, None]:
+        """The body of an answer to a GET as it comes, for files that no memory should hold; see `events`."""
+        async with self._answered("GET", path, b"") as response:
+            async for piece in response.pieces():
+                yield piece
 
     async def events(self, path: str, body: bytes) -> AsyncGenerator[bytes, None]:
         """The data of each server-sent event as it comes. Close the generator to leave: the connection is closed.
@@ -177,10 +187,12 @@ class Wire:
 
     # --- inside
 
-    async def _whole(self, method: str, path: str, body: bytes, within: float | None, most: int | None) -> bytes:
+    async def _whole(
+        self, method: str, path: str, body: bytes, within: float | None, most: int | None, kind: str = JSON
+    ) -> bytes:
         pieces: list[bytes] = []
         try:
-            async with asyncio.timeout(within), self._answered(method, path, body) as response:
+            async with asyncio.timeout(within), self._answered(method, path, body, kind) as response:
                 size = 0
                 async for piece in response.pieces():
                     size += len(piece)
@@ -192,19 +204,20 @@ class Wire:
         return b"".join(pieces)
 
     @asynccontextmanager
-    async def _answered(self, method: str, path: str, body: bytes) -> AsyncIterator[Reply]:
+    async def _answered(self, method: str, path: str, body: bytes, kind: str = JSON) -> AsyncIterator[Reply]:
         """An answer whose status is 200; what is not read of it is dropped with its connection."""
         from aiohttp import ClientConnectorError, ClientError, InvalidURL
 
         try:
-            async with self._head(method, path, body) as response:
+            async with self._head(method, path, body, kind) as response:
                 if response.status != 200:
                     text = b""
                     async for piece in response.pieces():
                         text += piece
                         if len(text) > MOST_OF_AN_ERROR:
                             break
-                    raise HttpRefused(response.status, text, seconds_to_wait(response.headers.get("retry-after")))
+                    wait = seconds_to_wait(response.headers.get("retry-after"))
+                    raise HttpRefused(response.status, text, wait, response.headers.get("location", ""))
                 yield response
         except Broken:
             raise
@@ -218,13 +231,13 @@ class Wire:
             raise Broken(type(error).__name__) from None
 
     @asynccontextmanager
-    async def _head(self, method: str, path: str, body: bytes) -> AsyncIterator[Reply]:
+    async def _head(self, method: str, path: str, body: bytes, kind: str) -> AsyncIterator[Reply]:
         """An answer of any status."""
         if (client := self._opened()) is not None:
-            async with client.answered(method, path, body) as connection:
+            async with client.answered(method, path, body, kind) as connection:
                 yield connection
             return
-        headers = {"Content-Type": "application/json"} if method == "POST" else {}
+        headers = {"Content-Type": kind} if method == "POST" else {}
         async with await self._sent(method, path, data=body, headers=headers) as response:
             yield _ThroughProxy(response)
 

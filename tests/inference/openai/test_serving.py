@@ -112,7 +112,8 @@ def test_white_space_is_bounded_where_the_server_can_and_all_of_the_schema_is_he
     against(server, work)
 
 
-def test_labels_and_their_probabilities_are_those_of_our_own_engine(files: Files) -> None:
+@pytest.mark.parametrize("most", [20, 128])
+def test_labels_and_their_probabilities_are_those_of_our_own_engine(files: Files, most: int) -> None:
     labels = ("refund", "refund request", "delivery", "delivery time", "account", "other")
     local = served.local(files, (0,))
 
@@ -124,15 +125,18 @@ def test_labels_and_their_probabilities_are_those_of_our_own_engine(files: Files
             for later in (False, True)
         ]
 
-    wanted = served.run(local, ask)
+    wanted, server = served.run(local, ask), StandIn(files.base, most_logprobs=most)
 
     async def work(engine: EndpointEngine) -> None:
-        for answer, own in zip(await ask(engine), wanted, strict=True):
+        server.bodies.clear()
+        replies = await ask(engine)
+        assert server.bodies[0]["logprobs"] == most, "as many branches of the first token as the server gives"
+        for answer, own in zip(replies, wanted, strict=True):
             assert answer.text == own.text and answer.finish == "choice"
             assert answer.label_probability == pytest.approx(own.label_probability, abs=0.01)
             assert answer.label_scores[answer.text] == pytest.approx(own.label_scores[own.text], abs=1e-3)
 
-    against(StandIn(files.base), work, (str(files.adapters[0]),), tokenizer=str(files.base))
+    against(server, work, (str(files.adapters[0]),), tokenizer=str(files.base))
 
 
 def test_adapters_that_a_restart_has_lost_are_loaded_again_and_the_last_engine_unloads_them(files: Files) -> None:

@@ -155,8 +155,7 @@ def test_retry_after_is_honoured_by_all(serve: Any) -> None:
     assert all(not reply.error for reply in replies) and times[1] - times[0] >= 1.0
 
 
-@pytest.mark.parametrize("status", [429, 503])
-@pytest.mark.parametrize("form", ["seconds", "date"])
+@pytest.mark.parametrize(("status", "form"), [(429, "seconds"), (503, "date")])
 def test_a_rate_that_is_used_up_costs_no_row(serve: Any, status: int, form: str) -> None:
     """Three requests a second; each refusal names the time to wait."""
     taken: list[float] = []

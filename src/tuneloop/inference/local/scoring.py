@@ -321,7 +321,7 @@ class _Search:
         depths = torch.ones(shape, dtype=torch.long, device=device)
         ids[row, column], depths[row, column] = tree.ids[node], tree.depths[node]
         mask = torch.zeros(*shape, seen, dtype=torch.bool, device=device)
-        mask[:, :, : self.real.shape[1]] = self.real[:, None]
+        mask[:, :, : self.real.shape[1]] = self.real[:, None, :seen]  # rows with longer prompts may be over
         which, ancestor = tree.sees[node].nonzero(as_tuple=True)
         mask[row[which], column[which], self.place[row[which], ancestor]] = True
         real = torch.arange(width, device=device) < counts[:, None]

@@ -23,7 +23,7 @@ from tuneloop.models.load import Model, fingerprint, load_model
 from tuneloop.models.names import refuse_missing_path, resolve
 from tuneloop.models.peft_layout import hash_of_adapter
 from tuneloop.models.template import Rendered, Template
-from tuneloop.models.trained import base_of_adapter, load_trained, target_kind, trained_folder
+from tuneloop.models.trained import base_of_adapter, load_trained, target_kind, template_of_adapter, trained_folder
 from tuneloop.records.artifact import ARTIFACT, ArtifactManifest
 from tuneloop.records.completion import Completion
 from tuneloop.records.record import read_record
@@ -87,6 +87,7 @@ class LocalTarget(ModelTarget):
         model = load_model(self.base)
         if self.trained is not None:
             load_trained(model, self.trained)
+            model = replace(model, template=template_of_adapter(self.trained, model.template))
         return replace(model, template=with_template(model.template, self.source))
 
     @property

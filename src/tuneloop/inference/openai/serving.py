@@ -9,7 +9,8 @@ written in quanta: a few tokens at a time behind those that are there, which vLL
 one waits while people are answered.
 
 Labels are scored as in an evaluation, by a search through short requests (`label_search`). A grammar would give another
-answer: it binds the model to the labels that begin with its likeliest token.
+answer: it binds the model to the labels that begin with its likeliest token. `logprob_token_ids` would name what is
+read, but by its code vLLM 0.32's older model runner then gives other requests of the batch these instead of their own.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from urllib.parse import urlsplit
 from tuneloop.core.errors import UserError
 from tuneloop.core.units import counted
 from tuneloop.core.urls import masked, split_login
+from tuneloop.inference.label_search import MOST_BRANCHES, Reading, Unconstrained, search_labels
 from tuneloop.inference.label_search import Path as LabelPath
-from tuneloop.inference.label_search import Reading, Unconstrained, search_labels
 from tuneloop.inference.local.labels import best_label
 from tuneloop.inference.local.sampling import GREEDY
 from tuneloop.inference.local.stream import TextStream
@@ -113,7 +114,7 @@ class EndpointEngine(RenderingEngine):
         super().__init__(address, base, adapters, settings.slots)
         self._settings, self._context = settings, settings.context
         self._vllm: tuple[int, ...] = ()  # its version; empty: another server
-        self._priorities = self._returns_ids = self._bounds_spaces = False
+        self._priorities = self._returns_ids = self._bounds_spaces = self._branches = False
         self._loaded: dict[str, Served] = {}  # adapters that come from folders here
         self._turns = Turns()
         self._wire: Wire | None = None
@@ -198,6 +199,7 @@ class EndpointEngine(RenderingEngine):
         self._priorities = bool(self._vllm) and self._settings.priorities
         if self._vllm:  # token ids come from 0.10.2 on, bounded spaces from what holds answers by xgrammar
             self._returns_ids = "token_ids" in (await self._tried({"return_token_ids": True}) or {})
+            self._branches = await self._tried({"logprobs": MOST_BRANCHES}) is not None  # --max-logprobs
             self._bounds_spaces = await self._tried({"response_format": _bounded({"type": "object"})}) is not None
         if self._settings.tokenizer:
             template = await asyncio.to_thread(load_tokenizer, self._settings.tokenizer)
@@ -411,18 +413,20 @@ class EndpointEngine(RenderingEngine):
     async def _choice(self, request: Request) -> Completion:
         """The likeliest label with its probability."""
         trie, ids = self._tree(request)
-        settings = self._options(replace(request, sampling=GREEDY, stop=())) | {"logprobs": MOST_LOGPROBS}
+        settings = self._options(replace(request, sampling=GREEDY, stop=()))
         began = time.perf_counter()
 
-        async def read(place: LabelPath, allowed: Sequence[int], length: int) -> Reading:
+        async def read(places: Sequence[LabelPath], allowed: Sequence[int], length: int) -> Sequence[Reading]:
             body = settings | {
-                "prompt": [*request.ids, *place],
+                "prompt": [[*request.ids, *place] for place in places],
                 "max_tokens": length,
                 "allowed_token_ids": list(allowed),
+                "logprobs": MOST_BRANCHES if self._branches and not places[0] else MOST_LOGPROBS,
             }
             reply = await self._reply("/v1/completions", body, self._settings.start_within)
-            tokens = read_logprobs(reply["choices"][0]["logprobs"])
-            return [(each.id, {**dict(each.top), each.id: each.logprob}) for each in tokens]
+            choices = sorted(reply["choices"], key=lambda choice: choice["index"])
+            tokens = [read_logprobs(choice["logprobs"]) for choice in choices]
+            return [[(each.id, {**dict(each.top), each.id: each.logprob}) for each in some] for some in tokens]
 
         scores = await search_labels(dict(zip(request.choices, ids, strict=True)), read)
         choice = best_label(scores, trie.tokens, len(request.ids), engine=self.name)

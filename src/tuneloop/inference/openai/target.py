@@ -5,6 +5,7 @@ This is what an endpoint gets of which nothing is known; `EngineTarget` asks a s
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash
+from tuneloop.core.files import content_hash, write_bytes
 from tuneloop.core.urls import masked, split_login
 from tuneloop.inference import timeouts
 from tuneloop.inference.openai.api import body_of, read_reply
@@ -24,7 +25,9 @@ from tuneloop.inference.wire import Broken, HttpRefused, Wire, finished, need_ai
 from tuneloop.records.completion import Completion
 
 # Parameters that some models refuse by name, and what is sent instead.
-REPLACED: dict[str, str | None] = {"max_tokens": "max_completion_tokens", "temperature": None, "seed": None}
+REPLACED: dict[str, str | None] = {
+    "max_tokens": "max_completion_tokens", "temperature": None, "seed": None, "logprobs": None, "top_logprobs": None,
+}  # fmt: skip
 DEFAULT_KEY = "OPENAI_API_KEY"
 STEP = "check --endpoint, --model and the key; answers that came are kept, the same command requests the rest"
 
@@ -39,6 +42,8 @@ class Endpoint(RequestLimits):
     most_bytes: int = 8 << 20  # of one answer
     usd_per_million_input: float = 0.0
     usd_per_million_output: float = 0.0
+    # Of each written token and so many likely ones; where the server gives them, they are kept next to the answer.
+    logprobs: int = 0
     login: tuple[str, str] | None = field(default=None, repr=False)  # user and password, from the URL
 
     def __post_init__(self) -> None:
@@ -125,13 +130,18 @@ class _Client:
 
     async def send(self, key: str, body: Body) -> Completion | FailedTry:
         """One try, without the parameters that this model has refused."""
+        # Not in the key: what is kept answers a request without them too.
+        body = {
+            **body,
+            **({"logprobs": True, "top_logprobs": self.endpoint.logprobs} if self.endpoint.logprobs else {}),
+        }
         names = {name: REPLACED[name] if name in self.replaced else name for name in body if name in REPLACED}
         accepted = {new: value for name, value in body.items() if (new := names.get(name, name)) is not None}
         try:
             content = json.dumps(accepted, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
             data = await self.wire.post("", content, self.endpoint.timeout, self.endpoint.most_bytes)
         except HttpRefused as error:
-            return self._refusal(error, body)
+            return self._refusal(error, accepted)
         except Broken as error:
             return self._broken(error)
         except ValueError as error:
@@ -139,6 +149,9 @@ class _Client:
         reply = read_reply(data.decode("utf-8", "replace"))
         if reply is None:
             return FailedTry("an answer that is not a chat completion", tries=2)
+        if self.endpoint.logprobs and self.endpoint.cache is not None:
+            whole = self.endpoint.cache / key[:2] / f"{key}.reply.json"
+            await asyncio.to_thread(write_bytes, whole, data)
         return replace(reply, engine=masked(self.address))
 
     def _broken(self, error: Broken) -> FailedTry:
@@ -152,10 +165,10 @@ class _Client:
             return FailedTry(f"the request can't be sent ({error})", tries=0, fatal=True)
         return FailedTry(f"the connection broke off ({error})")
 
-    def _refusal(self, error: HttpRefused, body: Mapping[str, Any]) -> FailedTry:
+    def _refusal(self, error: HttpRefused, sent: Mapping[str, Any]) -> FailedTry:
         status, reason = error.status, error.in_words
         if status in (400, 422):
-            names = {name for name in REPLACED if name in body and name not in self.replaced and name in error.message}
+            names = {name for name in REPLACED if name in sent and name in error.message}
             if names:  # it is made again in the words that this model takes
                 self.replaced |= names
                 return FailedTry(reason, wait=0.0)

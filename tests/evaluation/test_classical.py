@@ -71,8 +71,9 @@ def test_one_label_or_no_words_is_a_user_error():
         classical.tfidf_system([row(1, "", "a"), row(2, "", "b")])
 
 
-def test_without_the_package_there_is_no_embedding_system(monkeypatch):
+def test_without_the_package_there_is_no_embedding_system(monkeypatch, tmp_path):
     find = importlib.util.find_spec
+    monkeypatch.setenv("TUNELOOP_CACHE", str(tmp_path))  # where it may have been fetched
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "minilm" in name else find(name))
     assert classical.minilm_system(TRAIN) is None
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from places import ROOT
+from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import sha256_file
 from tuneloop.evaluation import gate
@@ -307,3 +308,19 @@ def test_a_demand_that_backtracks_is_named() -> None:
     with pytest.raises(UserError, match="takes more than") as error:
         gate._passes(demand, side, None, Completion("a" * 60 + "!"))
     assert error.value.where == "^(a|aa)+$"
+
+
+def test_a_margin_alone_is_enough_for_a_verdict(evaluation: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    old, new, bad = (
+        str(evaluation(name, wrong)) for name, wrong in (("old", [1]), ("new", [2]), ("bad", range(0, 200, 3)))
+    )
+    assert main(["gate", new, "--against", old, "--margin", "5", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["suite"]["name"] == "not worse by more than 5 points" and gate.status(new) == "pass"
+    assert main(["gate", new, "--against", old, "--margin", "0.5", "--json"]) == 3
+    needed = json.loads(capsys.readouterr().out)["checks"][0]["message"]
+    assert "not shown" in needed and "would settle it" in needed
+    assert main(["gate", bad, "--against", old, "--margin", "5"]) == 1
+    assert "refuted" in capsys.readouterr().out
+    assert main(["gate", new, "--against", new, "--margin", "5"]) == 2
+    assert main(["gate", new, "--against", old, "--margin", "5", "--suite", "s.yaml"]) == 2

@@ -15,6 +15,7 @@ from tuneloop.core.stats import intervals as u
 from tuneloop.core.stats.intervals import Statistics
 from tuneloop.evaluation.evaluate import ScoredAnswers
 from tuneloop.evaluation.metrics import lower_is_better, metric_of
+from tuneloop.evaluation.primary import IMPORTED
 from tuneloop.records.evaluation import Comparison
 from tuneloop.records.rows import references_of
 
@@ -36,7 +37,8 @@ def compare(
     """Paired comparison of two systems on the same rows, for each metric that both have (or for some of them, `only`).
 
     Right-or-wrong metrics: exact McNemar test, Agresti-Min interval. All else, and all where rows form clusters: paired
-    bootstrap with the same resamples for both, with a p-value of no less than so few rows can give (`least_p`). Where
+    bootstrap with the same resamples for both, with a p-value of no less than so few rows can give (`least_p`); of
+    scores that another tool has given a paired t-test, robust to clusters (`PairedMean`). Where
     the test finds no difference, the interval is widened to 0 if need be. Metrics without row scores (a perplexity
     measured elsewhere) and those without a better direction are left out. Several are `adjusted` for each other.
 
@@ -60,6 +62,7 @@ def _compared(
     (a_name, a), (b_name, b) = first, second
     delta, source = b.metrics[name].value - a.metrics[name].value, family.same.get(name, name)
     only_a = only_b = apart = None
+    at: Callable[..., tuple[float, float]]
     # Of both sides, not of one by chance.
     shares = source in family.right_or_wrong and any(source in side.right_or_wrong for side in b.statistics)
     if shares and a.clusters is None:
@@ -68,6 +71,11 @@ def _compared(
         only_a, only_b = sum(x > y for x, y in pairs), sum(y > x for x, y in pairs)
         at = partial(u.paired_shares_interval, only_a, only_b, len(pairs))
         p, test, apart = u.mcnemar_p(only_a, only_b), EXACT, only_a + only_b
+    elif a.task == IMPORTED:
+        gaps = np.array(b.row_scores[source]) - np.array(a.row_scores[source])
+        mean, apart = u.PairedMean.of(gaps, a.clusters), int(np.count_nonzero(gaps[~np.isnan(gaps)]))
+        at, p = mean.interval, mean.p
+        test = "paired t" if a.clusters is None else "paired t, robust to clusters"
     else:
         at = partial(u.paired_bootstrap_interval, delta, b.draws[name] - a.draws[name])
         if other is not None and other.layout == family.layout and other.rows.shape == family.rows.shape:

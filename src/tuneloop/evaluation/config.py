@@ -83,6 +83,11 @@ class BaselinesConfig(Config):
         "auto", description="examples in the base model's prompt; auto: one a label (40 with more than 80), else 4"
     )
     prompt: str | None = option("file with the best prompt you have (see `evaluate --prompt`), which few-shot gets too")
+    prompt_rows: int = option(
+        "validation rows on which few-shot's prompt is chosen: file or instruction, fewer or more examples; 0: none",
+        0,
+        ge=0,
+    )
     classical: bool = option(
         "logistic regression on TF-IDF and, where installed, MiniLM: of labels, or of each field that holds labels",
         True,
@@ -97,6 +102,7 @@ class EvalOptions(Config):
     split: str = flag("test", "NAME", "Split: train, val or test.", "-s")
     data: str = flag("", "FILE", "A file whose rows are used instead of a split's.", "--data", "--references")
     base: str = flag("", "MODEL", "Base of an adapter; what a model was made from, or what an endpoint serves.")
+    train: str = flag("", "FILE", "Rows that an adapter's base gets as examples, and classifiers learn from.")
     few_shot: int = flag(0, "N", "Examples in the prompt, from the training split.", least=0)
     examples: Literal["balanced", "nearest"] = flag(
         "balanced", "NAME", "How they are picked: balanced, or nearest to each row."

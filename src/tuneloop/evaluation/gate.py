@@ -17,14 +17,13 @@ from typing import Any, Literal
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.files import content_hash, sha256_file
 from tuneloop.core.patterns import compile_pattern
-from tuneloop.core.stats.intervals import rows_to_settle
 from tuneloop.core.units import counted
-from tuneloop.evaluation.compare import compare
 from tuneloop.evaluation.evaluate import ScoredAnswers, on_shared_rows, some_rows
-from tuneloop.evaluation.metrics import lower_is_better, metric_of
+from tuneloop.evaluation.metrics import metric_of
 from tuneloop.evaluation.metrics.labels import label_matcher
 from tuneloop.evaluation.metrics.objects import right_as_a_whole
 from tuneloop.evaluation.metrics.text import exact_match
+from tuneloop.evaluation.non_inferiority import Outcome, by_metric_and_slice, in_words, non_inferiority
 from tuneloop.evaluation.results import evaluated_again, read_evaluation
 from tuneloop.evaluation.suite import ForgettingLimit, LatencyLimit, MetricLimit, MustPass, Status, Suite
 from tuneloop.records import evaluation as records
@@ -33,6 +32,7 @@ from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Row, last_user_turn, references_of
 
 EXIT: dict[Status, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
+OUTCOMES: dict[Outcome, Status] = {"shown": "pass", "refuted": "fail", "not shown": "inconclusive"}
 Ask = Callable[[Sequence[Row]], list[Completion]]
 
 
@@ -77,9 +77,7 @@ def run_gate(
     differ.
     """
     fields = fields or {}
-    if candidate.folder.resolve() == base.folder.resolve() and candidate.name == base.name:
-        next_step = "--against takes what is in use today: another run, or RUN:few-shot for a baseline in it"
-        raise UserError("The candidate and the base are the same evaluation", where=base.place, next_step=next_step)
+    _refuse_itself(candidate, base)
     shared = _sides_on_shared_rows(candidate, base)  # before any request, which takes a while
     rows_passed, flaky = _must_pass(suite, candidate, ask)
     rows = counted(shared[0].evaluation.n, "row")
@@ -92,14 +90,35 @@ def run_gate(
     ]
     statuses = {check.status for check in checks}
     status: Status = "fail" if "fail" in statuses else "inconclusive" if "inconclusive" in statuses else "pass"
+    name = records.SuiteName(name=suite.name, hash=content_hash(suite))
+    return _result(status, name, candidate, base, checks, flaky)
+
+
+def _refuse_itself(candidate: Side, base: Side) -> None:
+    if candidate.folder.resolve() == base.folder.resolve() and candidate.name == base.name:
+        next_step = "--against takes what is in use today: another run, or RUN:few-shot for a baseline in it"
+        raise UserError("The candidate and the base are the same evaluation", where=base.place, next_step=next_step)
+
+
+def _result(
+    status: Status,
+    suite: records.SuiteName,
+    candidate: Side,
+    base: Side,
+    checks: list[records.GateCheck],
+    flaky: list[records.FlakyRow],
+) -> records.GateResult:
     sides = [records.GateSide(place=s.place, name=s.name, model=s.manifest.model) for s in (candidate, base)]
-    parts: dict[str, Any] = {
-        "status": status, "suite": records.SuiteName(name=suite.name, hash=content_hash(suite)),
-        "candidate": sides[0], "against": sides[1],
-        "evaluation": sha256_file(candidate.folder / records.EVALUATION),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"), "checks": checks, "flaky": flaky,
-    }  # fmt: skip
-    return records.GateResult(**parts)
+    return records.GateResult(
+        status=status,
+        suite=suite,
+        candidate=sides[0],
+        against=sides[1],
+        evaluation=sha256_file(candidate.folder / records.EVALUATION),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        checks=checks,
+        flaky=flaky,
+    )
 
 
 def _sides_on_shared_rows(candidate: Side, base: Side) -> tuple[Side, Side]:
@@ -284,26 +303,43 @@ def _title(metric: str, rows: str) -> str:
 
 
 def _margin(metric: str, rows: str, margin: float, base: ScoredAnswers, candidate: ScoredAnswers) -> records.GateCheck:
-    """Non-inferiority (Piaggio et al. 2012, CONSORT): the interval of the gain must lie above -margin."""
     name, title = f"{metric}{rows}", _title(metric, rows)
+    loss = non_inferiority(metric, margin, base, candidate)
+    gain, status = loss.gain, OUTCOMES[loss.outcome]
     if metric not in candidate.metrics or metric not in base.metrics:
-        return records.GateCheck("metric", name, "inconclusive", f"{title}: not measured on both", limit=-margin)
-    sign = -1.0 if lower_is_better(metric) else 1.0
-    pair = next((c for c in compare("base", base, "candidate", candidate, only=[metric]) if c.metric == metric), None)
-    if pair is None or math.isnan(pair.low):
-        gain = sign * (candidate.metrics[metric].value - base.metrics[metric].value)
-        outcome: Status = "inconclusive" if math.isnan(gain) else "pass" if gain >= -margin else "fail"
+        return records.GateCheck("metric", name, status, f"{title}: not measured on both", limit=-margin)
+    if loss.low is None or loss.high is None:
         message = f"{title}: gain {gain:+.4g} over the base, margin {margin:g} (no interval: the value alone decides)"
-        return records.GateCheck("metric", name, outcome, message, gain, limit=-margin, rows=candidate.n)
-    low, high = sorted((sign * pair.low, sign * pair.high))
-    gain = sign * pair.delta
-    outcome = "pass" if low >= -margin else "fail" if high < -margin else "inconclusive"
-    message = f"{title}: gain {gain:+.4g} [{low:+.4g}, {high:+.4g}] over the base, margin {margin:g}"
-    if outcome == "inconclusive":
-        needed = rows_to_settle(gain + margin, low + margin, high + margin, candidate.n)
-        if needed and needed < 100 * candidate.n:
-            message += f"; about {max(needed, candidate.n + 1):,} rows would settle it"
-    return records.GateCheck("metric", name, outcome, message, gain, low, high, -margin, candidate.n)
+        return records.GateCheck("metric", name, status, message, gain, limit=-margin, rows=loss.rows)
+    message = f"{title}: gain {gain:+.4g} [{loss.low:+.4g}, {loss.high:+.4g}] over the base, margin {margin:g}"
+    message += f"; about {loss.rows_needed:,} rows would settle it" if loss.rows_needed else ""
+    return records.GateCheck("metric", name, status, message, gain, loss.low, loss.high, -margin, loss.rows)
+
+
+def run_margin_gate(points: float, candidate: Side, base: Side) -> records.GateResult:
+    """Whether a candidate is not worse than the base by more than so many points, without a suite.
+
+    The metric that decides must show it. Another headline metric or a slice of the rows fails the gate where it is
+    refuted there. See `non_inferiority.by_metric_and_slice`.
+
+    Raises:
+        UserError: the sides are the same, or their rows differ.
+    """
+    _refuse_itself(candidate, base)
+    shared = _sides_on_shared_rows(candidate, base)
+    checks = []
+    for loss in by_metric_and_slice(points, shared[1].evaluation, shared[0].evaluation):
+        name = f"{loss.metric} [{loss.part}]" if loss.part else loss.metric
+        status, gain = OUTCOMES[loss.outcome], None if math.isnan(loss.gain) else loss.gain
+        checks.append(
+            records.GateCheck(
+                "metric", name, status, in_words(loss), gain, loss.low, loss.high, -loss.margin, loss.rows
+            )
+        )
+    whole: Status = "fail" if any(check.status == "fail" for check in checks) else checks[0].status
+    name = f"not worse by more than {points:g} points"
+    suite = records.SuiteName(name=name, hash=content_hash([name]))
+    return _result(whole, suite, candidate, base, checks, [])
 
 
 def _bound(metric: str, rows: str, candidate: ScoredAnswers, limit: float, *, above: bool) -> records.GateCheck:

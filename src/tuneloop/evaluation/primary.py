@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.evaluation.metrics import headline_of, metric_of
 
+IMPORTED = "imported"  # the task of evaluations that other tools have scored
+# What decides about these where no one chose: the first that they have, else their first metric.
+USUAL = ("accuracy", "acc", "exact_match", "match", "correct", "pass", "acc_norm", "includes", "score")
 EVEN = 0.9  # two labels at 69 and 31 % have this evenness, four at 55, 15, 15 and 15 % are well below
 FEWEST_ROWS = 5  # mean rows a label; macro averages over fewer are mostly noise, so accuracy decides
 
@@ -111,6 +114,9 @@ def primary_metric(
             next_step = did_you_mean(choice, compared, f"choose one of {', '.join(metrics)}")
             raise UserError(f"{choice!r} can't decide: {why}", where="evaluate.primary", next_step=next_step)
         return choice
+    if task == IMPORTED:
+        better = [name for name in metrics if metric_of(name).compared and not metric_of(name).lower_is_better]
+        return next((name for name in (*USUAL, *better) if name in metrics), next(iter(metrics), ""))
     used = labels_used or {}
     first = []
     if task == "classification":

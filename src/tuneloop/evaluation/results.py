@@ -17,7 +17,7 @@ from tuneloop.evaluation.evaluate import ScoredAnswers, evaluate
 from tuneloop.evaluation.metrics import declare, metric_of
 from tuneloop.evaluation.primary import PARTS
 from tuneloop.evaluation.scoring import AnswerStats
-from tuneloop.evaluation.slices import breakdown, breakdown_in_words
+from tuneloop.evaluation.slices import breakdown, breakdown_in_words, paired_slices, paired_slices_in_words
 from tuneloop.evaluation.verdict import decide, verdict_in_words
 from tuneloop.records import evaluation as records
 from tuneloop.records.completion import Completion
@@ -32,6 +32,7 @@ class ComparedWith:
     baselines: Mapping[str, ScoredAnswers] = field(default_factory=dict)  # other systems, on the same rows
     comparisons: Sequence[records.Comparison] = ()  # of baselines (a) with the evaluation (b)
     production: records.Against | None = None  # how the test rows differ from what users sent
+    by_slice: bool = False  # whether all others are compared with the first on each slice too
 
 
 ALONE = ComparedWith()
@@ -54,6 +55,11 @@ def write_evaluation(
     parts = breakdown(evaluation, baselines)
     words = verdict_in_words(verdict, everyone, split=subject.split, trained=subject.trained)
     words += breakdown_in_words(parts)
+    parts["slice_comparisons"] = {}
+    first, *others = everyone
+    for other in others if compared.by_slice else ():
+        slices = parts["slice_comparisons"][other] = paired_slices(everyone[first], everyone[other])
+        words += paired_slices_in_words(first, other, evaluation.row_metric, slices)
     if compared.production is not None:
         words.append(compared.production.in_words())
     write_jsonl(out / records.SAMPLES, _samples(evaluation, baselines))

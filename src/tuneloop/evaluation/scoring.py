@@ -29,7 +29,7 @@ from tuneloop.evaluation.metrics.labels import (
 from tuneloop.evaluation.metrics.objects import label_fields, label_values, object_statistics, usual_object, with_labels
 from tuneloop.evaluation.metrics.probabilities import calibration_statistics, confidences, loss_statistics
 from tuneloop.evaluation.metrics.text import LONGEST_SCORED, exact_match, is_latin, token_f1
-from tuneloop.evaluation.primary import LabelUse, label_use
+from tuneloop.evaluation.primary import IMPORTED, LabelUse, label_use
 from tuneloop.evaluation.sandbox import SandboxLimits
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row, references_of
@@ -92,6 +92,11 @@ class Scoring:
 def score_answers(s: Scoring, task: str, labels: Sequence[str] | None) -> None:
     """Score by every metric that fits the answers; see `evaluate`. Raises UserError: a bad field, schema or scorer."""
     s.predictions, s.valid = [None] * len(s.rows), [True] * len(s.rows)
+    if task == IMPORTED:
+        for name, scores in s.measured.row_scores.items():
+            s.computed[name] = list(scores)
+            s.add({name: s.computed[name]})
+        return
     if task == "classification":
         _score_labels(s, labels)
     else:

@@ -7,6 +7,7 @@ import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import PurePath
 from typing import Any
@@ -19,10 +20,10 @@ from tuneloop.core.stats.intervals import Array
 from tuneloop.core.stats.tests import p_words
 from tuneloop.core.units import counted
 from tuneloop.evaluation.evaluate import CLUSTER_NAMES, ScoredAnswers
-from tuneloop.evaluation.metrics import lower_is_better, title_of
+from tuneloop.evaluation.metrics import lower_is_better, metric_of, title_of
 from tuneloop.evaluation.metrics.labels import label_lists
 from tuneloop.evaluation.metrics.probabilities import reliability
-from tuneloop.records.evaluation import Slice
+from tuneloop.records.evaluation import Slice, SliceComparison
 from tuneloop.records.rows import last_user_turn
 
 FEWEST = 5  # rows of a slice, and outside it
@@ -94,14 +95,7 @@ def slices(evaluation: ScoredAnswers, fields: Sequence[str] | None = None) -> li
     numbers = evaluation.clusters or list(range(evaluation.n))
     clusters = np.array(numbers, dtype=np.int64)
     binary = evaluation.clusters is None and set(np.unique(scores[counted])) <= {0.0, 1.0}
-    inside_of: dict[tuple[str, str], Any] = {}  # field and value -> the rows of the slice
-    for field, values in slice_values(evaluation, fields).items():
-        for i, each in enumerate(values):
-            for value in each:
-                inside_of.setdefault((field, value), np.zeros(len(values), dtype=bool))[i] = True
-    members = [(*key, inside & counted) for key, inside in inside_of.items()]
-    members = [x for x in members if min(x[2].sum(), (counted & ~x[2]).sum()) >= FEWEST]
-    members = sorted(members, key=lambda x: -int(x[2].sum()))[:MOST_SLICES]
+    members = _members(evaluation, counted, fields)
     test = _fisher if binary else u.robust_difference
     rows = [(*member, test(scores[counted], member[2][counted], clusters[counted])) for member in members]
     holm = u.holm([test[3] for *_, test in rows])
@@ -114,6 +108,63 @@ def slices(evaluation: ScoredAnswers, fields: Sequence[str] | None = None) -> li
         mean, rest = float(inner.mean()), float(outside.mean())
         results.append(Slice(field, value, len(inner), mean, *bounds, rest, delta, low, high, p, p_holm, verdict))
     return sorted(results, key=lambda s: (s.field, -s.n, s.value))
+
+
+def _members(evaluation: ScoredAnswers, counted: Any, fields: Sequence[str] | None) -> list[tuple[str, str, Any]]:
+    """Field, value and rows of each slice that has enough rows, and enough outside it; the largest ones."""
+    inside_of: dict[tuple[str, str], Any] = {}
+    for field, values in slice_values(evaluation, fields).items():
+        for i, each in enumerate(values):
+            for value in each:
+                inside_of.setdefault((field, value), np.zeros(len(values), dtype=bool))[i] = True
+    members = [(*key, inside & counted) for key, inside in inside_of.items()]
+    members = [x for x in members if min(x[2].sum(), (counted & ~x[2]).sum()) >= FEWEST]
+    return sorted(members, key=lambda x: -int(x[2].sum()))[:MOST_SLICES]
+
+
+def paired_slices(a: ScoredAnswers, b: ScoredAnswers) -> list[SliceComparison]:
+    """How far b is above a on each slice of the rows that both have; Holm over all slices.
+
+    Test: exact McNemar of right or wrong (rows that form no clusters), else a paired t-test robust to clusters.
+    """
+    metric = a.row_metric
+    of_a, of_b = (zip(side.rows, side.row_scores.get(metric, ()), strict=False) for side in (a, b))
+    by_id = {row.id: score for row, score in of_a}
+    gaps = np.array([score - by_id.get(row.id, math.nan) for row, score in of_b], dtype=np.float64)
+    if len(gaps) != b.n or (~np.isnan(gaps)).sum() < 2 * FEWEST:
+        return []
+    exact = b.clusters is None and set(np.unique(gaps[~np.isnan(gaps)])) <= {-1.0, 0.0, 1.0}
+    places = np.array(b.clusters or list(range(b.n)), dtype=np.int64)
+    slices: list[SliceComparison] = []
+    for field, value, inside in _members(b, ~np.isnan(gaps), b.config.slices):
+        mine = gaps[inside]
+        n, mean = len(mine), u.PairedMean.of(mine, places[inside].tolist())
+        low, high, p = *mean.interval(), mean.p
+        if exact:
+            only_a, only_b = int((mine < 0).sum()), int((mine > 0).sum())
+            low, high, p = *u.paired_shares_interval(only_a, only_b, n), u.mcnemar_p(only_a, only_b)
+        slices.append(SliceComparison(field, value, n, mean.mean, low, high, p, math.nan, ""))
+    corrected = []
+    for one, p_holm in zip(slices, u.holm([one.p for one in slices]), strict=True):
+        seen = (-one.high, -one.low) if lower_is_better(metric) else (one.low, one.high)
+        corrected.append(replace(one, p_holm=p_holm, verdict=u.verdict(*seen, p_holm)))
+    return corrected
+
+
+def paired_slices_in_words(a: str, b: str, metric: str, slices: Sequence[SliceComparison]) -> list[str]:
+    """Where b is significantly better or worse than a; empty where nothing is shown."""
+    sentences = []
+    for verdict in ("worse", "better"):
+        shown = sorted((s for s in slices if s.verdict == verdict), key=lambda s: s.p_holm)
+        change = metric_of(metric).change_in_words
+        parts = [
+            f"{s.field} {s.value} ({change(s.delta, signed=True)}, {p_words(s.p_holm)}, {counted(s.n, 'row')})"
+            for s in shown[:3]
+        ]
+        more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
+        if parts:
+            sentences.append(f"By slice, {b} is {verdict} than {a} on {'; '.join(parts)}{more}.")
+    return sentences
 
 
 def slice_values(evaluation: ScoredAnswers, fields: Sequence[str] | None = None) -> dict[str, list[tuple[str, ...]]]:

@@ -354,7 +354,7 @@ def _own_interval(verdict: Verdict, evaluations: Mapping[str, ScoredAnswers], ab
     theirs = f"{_opponent(about, evaluations)}{f', {kind},' if kind else ''} has {score}"
     if not _own_bounds(evaluation, metric):
         return f"{_upper(theirs)}."
-    return f"The 95 % interval of its {title_of(metric)} is {_interval(evaluation, metric)}; {theirs}."
+    return f"The 95 % interval of its score ({title_of(metric)}) is {_interval(evaluation, metric)}; {theirs}."
 
 
 def _kind(s: Standing) -> str:

@@ -12,7 +12,7 @@ from tuneloop.core.units import counted, exactly, usd_words
 from tuneloop.evaluation.metrics import metric_of
 from tuneloop.models.methods import method_named, title_of
 from tuneloop.records.advice import AdviceRecord, AdvisedAlternative, AssumptionSwing, MeasuredSystem
-from tuneloop.report.charts import WIDE, _line, _path, _svg, _text, axis, chart_pair, fit, grid, short
+from tuneloop.report.charts import WIDE, axis, chart_pair, fit, grid, short, svg_chart, svg_line, svg_path, svg_text
 from tuneloop.report.facts import count, gib, metric_text, minutes, usd
 from tuneloop.report.html import page_template
 from tuneloop.report.plan_terminal import shown_parts, until_kept_words
@@ -46,20 +46,20 @@ def tornado_chart(swings: Sequence[AssumptionSwing], base: float, width: float =
         y = top + pitch * i + (28 if narrow else 9)
         ends = f"{_plain(swing.low)} to {_plain(swing.high)}"
         if narrow:
-            names.append(_text(0, y - 8, f"{swing.name}: {ends}", "name paper"))
+            names.append(svg_text(0, y - 8, f"{swing.name}: {ends}", "name paper"))
         else:
-            body += [_text(0, y + 10, fit(swing.name, 165), "name"), _text(278, y + 10, ends, "tick", "end")]
+            body += [svg_text(0, y + 10, fit(swing.name, 165), "name"), svg_text(278, y + 10, ends, "tick", "end")]
         for end, value, outcome in (("low", swing.low, swing.at_low), ("high", swing.high, swing.at_high)):
             a, b = sorted((scale(base), scale(outcome)))
             tip = f"{swing.name} {_plain(value)}: {dollars(outcome)}"
             box = f'x="{a:.1f}" y="{y:.1f}" width="{max(b - a, 0.8):.1f}" height="13"'
             body.append(f'<rect class="swing {end}" {box}><title>{escape(tip)}</title></rect>')
     anchor = "middle" if not narrow else "start"
-    body.append(_line(scale(base), top - 4, scale(base), bottom, "median"))
-    body.append(_text(scale(base), 14, f"as assumed: {dollars(base)}", "legend", anchor))
+    body.append(svg_line(scale(base), top - 4, scale(base), bottom, "median"))
+    body.append(svg_text(scale(base), 14, f"as assumed: {dollars(base)}", "legend", anchor))
     ranges = [f"{s.name}: {dollars(s.at_low)} to {dollars(s.at_high)}" for s in swings]
     title = f"Net saving when one assumption changes. {'; '.join(ranges)}"
-    return _svg(width, bottom + 26, title, body + names, "tornado")
+    return svg_chart(width, bottom + 26, title, body + names, "tornado")
 
 
 def _plain(value: float) -> str:
@@ -81,23 +81,23 @@ def cost_chart(rows: Sequence[AdvisedAlternative], months: float, advised: str, 
     scale = axis([0.0, *ends, *(r.upfront_usd for r in lines)], bottom, top, log=False)
     time = axis([0.0, months], left, right, steps=6, log=False)
     body = grid(scale, left, right, across=True, unit="$")
-    body += [_text(time(tick), bottom + 17, f"{tick:g}", "tick", "middle") for tick in time.ticks]
-    body.append(_text(right, bottom + 33, "months", "tick", "end"))
+    body += [svg_text(time(tick), bottom + 17, f"{tick:g}", "tick", "middle") for tick in time.ticks]
+    body.append(svg_text(right, bottom + 33, "months", "tick", "end"))
     kinds = ["train" if r.name == advised else "val" if i == 0 else "raw" for i, r in enumerate(lines)]
     for row, end, kind in zip(lines, ends, kinds, strict=True):
-        body.append(_path([(time(0), scale(row.upfront_usd)), (time(months), scale(end))], kind))
+        body.append(svg_path([(time(0), scale(row.upfront_usd)), (time(months), scale(end))], kind))
     if narrow:
         height = bottom + 50.0
         for row, kind in zip(lines, kinds, strict=True):
-            body += [_line(0, height - 4, 18, height - 4, kind), _text(24, height, row.name, "legend")]
+            body += [svg_line(0, height - 4, 18, height - 4, kind), svg_text(24, height, row.name, "legend")]
             height += 17
     else:
         labels = [(scale(end), f"{fit(row.name, 118)} {dollars(end)}") for row, end in zip(lines, ends, strict=True)]
-        body += [_text(time(months) + 8, y + 4, label, "legend") for y, label in _spread(labels, 15, bottom - 6)]
+        body += [svg_text(time(months) + 8, y + 4, label, "legend") for y, label in _spread(labels, 15, bottom - 6)]
         height = bottom + 40
     totals = [f"{r.name} {dollars(e)}" for r, e in zip(lines, ends, strict=True)]
     title = f"Dollars in all after {exactly(months, 'month')}: {'; '.join(totals)}"
-    return _svg(width, height, title, body, "costs")
+    return svg_chart(width, height, title, body, "costs")
 
 
 def _spread(labels: Sequence[tuple[float, str]], gap: float, lowest: float) -> list[tuple[float, str]]:
@@ -135,9 +135,9 @@ def _point_names(
         a, b = min(inside, key=lambda at: sum(shared((at[0], at[1] - 7, at[0] + wide, at[1] + 7), t) for t in boxes))
         boxes.append((a, b - 7, a + wide, b + 7))
         if abs(b - y) > 14:
-            body.append(_line(x, y, a + wide if a < x else a, b, "rule"))
+            body.append(svg_line(x, y, a + wide if a < x else a, b, "rule"))
         at, anchor = (a + wide, "end") if a < x else (a, "start")
-        body.append(_text(at, b + 4, name, f"name {kind}", anchor))
+        body.append(svg_text(at, b + 4, name, f"name {kind}", anchor))
     return body
 
 
@@ -153,20 +153,20 @@ def quality_chart(leaderboard: Sequence[MeasuredSystem], width: float = WIDE) ->
     body = grid(quality, left, right, across=True)
     for i, tick in enumerate(cost.ticks):
         if not narrow or i % 2 == 0 or len(cost.ticks) < 4:
-            body.append(_text(cost(tick), bottom + 17, f"${short(tick)}", "tick", "middle"))
-    body.append(_text(right, bottom + 33, "dollars for 1,000 queries, as measured", "tick", "end"))
+            body.append(svg_text(cost(tick), bottom + 17, f"${short(tick)}", "tick", "middle"))
+    body.append(svg_text(right, bottom + 33, "dollars for 1,000 queries, as measured", "tick", "end"))
     dots = []
     for c, price in points:
         kind = "tuned" if c.name == "tuned" else "other"
         x, y = cost(price), quality(c.value)
         dots.append((x, y, fit(c.name, 140 if narrow else 200), kind))
         body += [
-            _line(x, quality(c.low), x, quality(c.high), f"whisker {kind}"),
+            svg_line(x, quality(c.low), x, quality(c.high), f"whisker {kind}"),
             f'<circle class="dot {kind}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>',
         ]
     body += _point_names(dots, left, right, bottom)
     title = "Quality and cost: " + "; ".join(f"{c.name} {metric_text(c.value, c.metric)}" for c, _ in points)
-    return _svg(width, bottom + 40, title, body, "quality")
+    return svg_chart(width, bottom + 40, title, body, "quality")
 
 
 ANSWERS = {"dont": "Don't fine-tune", "prompt": "Prompt first", "tune": "Fine-tune"}

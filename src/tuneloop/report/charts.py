@@ -20,6 +20,7 @@ from tuneloop.report.facts import SystemFacts, count, interval, metric_text, num
 
 WIDE, NARROW = 760, 350
 MAX_POINTS = 400  # a curve of more points looks the same and makes the page heavy
+MOST_COLUMNS = 60  # of values that a pointer shows
 
 
 @dataclass(frozen=True)
@@ -115,18 +116,23 @@ def fit_middle(text: str, pixels: float, *, size: float = 12) -> str:
     return head.removesuffix("…") + tail[::-1]
 
 
-def _svg(width: float, height: float, title: str, body: Sequence[str], kind: str, size: str = "") -> Markup:
+def svg_chart(
+    width: float, height: float, title: str, body: Sequence[str], kind: str, size: str = "", role: str = "img"
+) -> Markup:
+    """A picture of parts; `title`: what it is called, for those who don't see it; `kind`: its class."""
     size = size or ("narrow" if width < 500 else "wide")
     label, namespace = escape(title), 'xmlns="http://www.w3.org/2000/svg"'
-    head = f'<svg class="chart {kind} {size}" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{label}"'
+    head = f'<svg class="chart {kind} {size}" viewBox="0 0 {width:g} {height:g}" role="{role}" aria-label="{label}"'
     return Markup(f"{head} {namespace}><title>{label}</title>{''.join(body)}</svg>")
 
 
-def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
+def svg_text(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
+    """A text of a picture, escaped; `kind`: its class."""
     return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+def svg_line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    """A straight line of a picture."""
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
 
 
@@ -136,9 +142,9 @@ def grid(scale: Axis, a: float, b: float, *, across: bool, unit: str = "", gap: 
     for tick in scale.ticks:
         at, value = scale(tick), f"{unit}{short(tick)}"
         if across:
-            body += [_line(a, at, b, at, "grid"), _text(a - gap, at + 4, value, "tick", "end")]
+            body += [svg_line(a, at, b, at, "grid"), svg_text(a - gap, at + 4, value, "tick", "end")]
         else:
-            body += [_line(at, a, at, b, "grid"), _text(at, b + 17, value, "tick", "middle")]
+            body += [svg_line(at, a, at, b, "grid"), svg_text(at, b + 17, value, "tick", "middle")]
     return body
 
 
@@ -147,7 +153,8 @@ def _bar(x: float, y: float, width: float, height: float, tip: str) -> str:
     return f'<rect class="bar" {box}><title>{escape(tip)}</title></rect>'
 
 
-def _path(points: Sequence[tuple[float, float]], kind: str) -> str:
+def svg_path(points: Sequence[tuple[float, float]], kind: str) -> str:
+    """A line of a picture through points; nothing where there is but one."""
     if len(points) < 2:
         return ""
     return f'<path class="{kind}" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in points)}"/>'
@@ -174,7 +181,7 @@ def forest_chart(lines: Sequence[SystemFacts], at: int, metric: str, width: floa
     body = interval_bars(bars, marks, metric, pitch, top, width, caps=True)
     values = "; ".join(f"{line.name} {metric_text(score.value, metric)}" for line, score in rows)
     title = f"{title_of(metric)}: {values}"
-    return _svg(width, top + pitch * len(rows) + 26, title, body, "forest")
+    return svg_chart(width, top + pitch * len(rows) + 26, title, body, "forest")
 
 
 def interval_bars(
@@ -197,18 +204,18 @@ def interval_bars(
     scale = axis([*ends, *marks], left + 6, right - 6, steps=4 if narrow else 6, log=False)
     bottom = top + pitch * len(bars)
     body = grid(scale, top, bottom, across=False)
-    body += [_line(scale(mark), top, scale(mark), bottom, "reference") for mark in marks]
+    body += [svg_line(scale(mark), top, scale(mark), bottom, "reference") for mark in marks]
     for i, (name, score, kind, radius) in enumerate(bars):
         y = top + pitch * i + (pitch - 12 if narrow else pitch / 2)
         label_y = y - 12 if narrow else y + 4
-        body.append(_text(0, label_y, fit(name, width - 130 if narrow else 222), f"name {kind}"))
+        body.append(svg_text(0, label_y, fit(name, width - 130 if narrow else 222), f"name {kind}"))
         value, bounds = metric_text(score.value, metric), interval(score, metric)
         label = f'<tspan class="value">{value}</tspan>' + (f' <tspan class="bounds">{bounds}</tspan>' if bounds else "")
         body.append(f'<text x="{width:g}" y="{label_y:.1f}" class="figure {kind}" text-anchor="end">{label}</text>')
         if bounds:
             low, high = scale(score.low), scale(score.high)
-            body.append(_line(low, y, high, y, f"whisker {kind}"))
-            body += [_line(end, y - 4, end, y + 4, f"whisker {kind}") for end in (low, high) if caps]
+            body.append(svg_line(low, y, high, y, f"whisker {kind}"))
+            body += [svg_line(end, y - 4, end, y + 4, f"whisker {kind}") for end in (low, high) if caps]
         body.append(f'<circle class="dot {kind}" cx="{scale(score.value):.1f}" cy="{y:.1f}" r="{radius}"/>')
     return body
 
@@ -234,11 +241,11 @@ def label_chart(labels: Mapping[str, float], width: float = WIDE, *, most: int =
             bar_y, text_y = (y + 18, y + 13) if narrow else (y + 5, y + 15)
             length = max((width - 48 - left) * n / top_value, 1.0)
             body += [
-                _text(0, text_y, fit(name, width - 20 if narrow else left - 10), "name"),
+                svg_text(0, text_y, fit(name, width - 20 if narrow else left - 10), "name"),
                 _bar(left, bar_y, length, 12, f"{name}: {count(n)}"),
-                _text(left + length + 6, bar_y + 10, count(n), "tick"),
+                svg_text(left + length + 6, bar_y + 10, count(n), "tick"),
             ]
-        return _svg(width, pitch * len(pairs) + 4, title, body, "labels")
+        return svg_chart(width, pitch * len(pairs) + 4, title, body, "labels")
     left, bottom, top = 34.0, 130.0, 8.0
     ticks = nice_ticks(0, top_value, 3)
     y_axis = Axis(0, ticks[-1], bottom, top, False, ticks)
@@ -248,9 +255,9 @@ def label_chart(labels: Mapping[str, float], width: float = WIDE, *, most: int =
         y = y_axis(n)
         body.append(_bar(left + i * step + step * 0.12, y, step * 0.76, max(bottom - y, 0.5), f"{name}: {count(n)}"))
     half = (width - left) / 2 - 8
-    body.append(_text(left, bottom + 17, fit(f"most: {pairs[0][0]}", half), "tick"))
-    body.append(_text(width, bottom + 17, fit(f"least: {pairs[-1][0]}", half), "tick", "end"))
-    return _svg(width, bottom + 24, title, body, "labels")
+    body.append(svg_text(left, bottom + 17, fit(f"most: {pairs[0][0]}", half), "tick"))
+    body.append(svg_text(width, bottom + 17, fit(f"least: {pairs[-1][0]}", half), "tick", "end"))
+    return svg_chart(width, bottom + 24, title, body, "labels")
 
 
 def token_chart(splits: Mapping[str, Mapping[str, object]], limit: float | None = None, width: float = WIDE) -> Markup:
@@ -275,20 +282,20 @@ def token_chart(splits: Mapping[str, Mapping[str, object]], limit: float | None 
     scale = axis(ends, left + 2, width - 14, steps=4 if narrow else 8, log=False)
     body = grid(scale, top, bottom, across=False)
     if shown_limit:
-        body += [_line(scale(shown_limit), top, scale(shown_limit), bottom, "limit")]
-        body.append(_text(scale(shown_limit) - 3, 11, f"limit {shown_limit:,.0f}", "tick", "end"))
+        body += [svg_line(scale(shown_limit), top, scale(shown_limit), bottom, "limit")]
+        body.append(svg_text(scale(shown_limit) - 3, 11, f"limit {shown_limit:,.0f}", "tick", "end"))
     for i, (name, (least, p50, p90, longest)) in enumerate(rows):
         y = top + pitch * i + (pitch - 13 if narrow else pitch / 2)
         tip = f"{name}: 90 % of rows have at most {p90:,.0f} tokens"
         body += [
-            _text(0, y - 14 if narrow else y + 4, name, "name"),
-            _line(scale(least), y, scale(longest), y, "whisker other"),
-            _line(scale(longest), y - 4, scale(longest), y + 4, "whisker other"),
+            svg_text(0, y - 14 if narrow else y + 4, name, "name"),
+            svg_line(scale(least), y, scale(longest), y, "whisker other"),
+            svg_line(scale(longest), y - 4, scale(longest), y + 4, "whisker other"),
             _bar(scale(least), y - 6, max(scale(p90) - scale(least), 1), 12, tip),
-            _line(scale(p50), y - 8, scale(p50), y + 8, "median"),
+            svg_line(scale(p50), y - 8, scale(p50), y + 8, "median"),
         ]
     ranges = [f"{name}: median {v[1]:,.0f}, 90 % at most {v[2]:,.0f}, longest {v[3]:,.0f}" for name, v in rows]
-    return _svg(width, bottom + 24, f"Tokens a row. {'; '.join(ranges)}", body, "tokens")
+    return svg_chart(width, bottom + 24, f"Tokens a row. {'; '.join(ranges)}", body, "tokens")
 
 
 def chart_pair(draw: Callable[..., Markup], *args: object) -> Markup:
@@ -367,10 +374,28 @@ class PlotFrame:
         for tick in self.x.ticks:
             if tick <= self.x.high:
                 x = self.x(tick)
-                body += [_line(x, bottom, x, bottom + 4, "rule"), _text(x, bottom + 17, short(tick), "tick", "middle")]
-        body.append(_line(left, bottom, right, bottom, "rule"))
-        body.append(_text(right, height - 4, x_title, "tick", "end"))
-        body.append(_text(0, height - 4, f"{y_title}, log scale" if self.y.log else y_title, "tick"))
+                body += [
+                    svg_line(x, bottom, x, bottom + 4, "rule"),
+                    svg_text(x, bottom + 17, short(tick), "tick", "middle"),
+                ]
+        body.append(svg_line(left, bottom, right, bottom, "rule"))
+        body.append(svg_text(right, height - 4, x_title, "tick", "end"))
+        body.append(svg_text(0, height - 4, f"{y_title}, log scale" if self.y.log else y_title, "tick"))
+        return body
+
+    def columns(self, curves: Mapping[str, Sequence[Point]]) -> list[str]:
+        """Unseen columns at steps of the curves, at most `MOST_COLUMNS`: a pointer shows the values of its column."""
+        values: dict[float, list[str]] = {}
+        for name, points in curves.items():
+            for step, v in points[:: math.ceil(len(points) / MOST_COLUMNS) or 1]:
+                values.setdefault(step, []).append(f"{name} {v:.4g}".strip())
+        width = abs(self.x.end - self.x.start) / max(len(values), 1)
+        box = f'y="{self.y.end:.0f}" width="{width:.1f}" height="{self.y.start - self.y.end:.0f}" fill="none"'
+        body = []
+        for step, words in sorted(values.items()):
+            tip = f"<title>step {step:g}: {escape(', '.join(words))}</title>"
+            at = f'x="{self.x(step) - width / 2:.1f}" {box} pointer-events="all"'
+            body.append(f'<rect class="column" {at}>{tip}</rect>')
         return body
 
     def marks_off(self, points: Sequence[Point]) -> list[str]:
@@ -400,15 +425,26 @@ def smoothed(frame: PlotFrame, points: Sequence[Point]) -> list[Point]:
     return _thin(frame.at([(step, v) for (step, _), v in zip(on, curve, strict=True)]))
 
 
-def step_axis(last: float, left: float, right: float, steps: int) -> Axis:
-    """Steps from 0 to the last one."""
-    return Axis(0.0, last or 1.0, left, right, False, axis([0.0, last], left, right, steps=steps, log=False).ticks)
+def step_axis(first: float, last: float, left: float, right: float, steps: int) -> Axis:
+    """Steps from the first to the last one."""
+    end = last if last > first else first + 1.0
+    ticks = axis([first, last], left, right, steps=steps, log=False).ticks
+    return Axis(first, end, left, right, False, tuple(tick for tick in ticks if tick >= first))
 
 
-def loss_chart(steps: Records, validations: Records, findings: Findings = (), width: float = WIDE) -> Markup:
+def loss_chart(
+    steps: Records,
+    validations: Records,
+    findings: Findings = (),
+    width: float = WIDE,
+    *,
+    values: bool = False,
+    first: float = 0.0,
+) -> Markup:
     """Training loss by step (raw and smoothed) with the validation losses; the best one and findings are marked.
 
-    Empty when there is no finite loss. `findings` are numbered marks at their steps.
+    Empty when there is no finite loss. `findings` are numbered marks at their steps. `values`: a pointer shows them.
+    `first`: step at which the axis begins.
     """
     train, val = points_of(steps, "loss"), points_of(validations, "val_loss")
     general = points_of(validations, "general_loss")
@@ -419,12 +455,13 @@ def loss_chart(steps: Records, validations: Records, findings: Findings = (), wi
     left, right, top, bottom = (38.0, width - 8, 34.0, height - 36.0)
     curves = [[v for _, v in points] for points in (train, val, general) if points]
     frame = PlotFrame(
-        step_axis(max(s for s, _ in train + val), left, right, 4 if narrow else 8),
+        step_axis(first, max(s for s, _ in train + val), left, right, 4 if narrow else 8),
         robust_axis(curves, bottom, top, steps=4 if narrow else 5),
     )
     body = frame.lines("step", "loss", width, height)
-    body += [_path(_thin(frame.at(train)), "raw"), _path(smoothed(frame, train), "train")]
-    body += [_path(frame.at(general), "general"), _path(frame.at(val), "val")]
+    body += frame.columns({"loss": train, "validation": val}) if values else []
+    body += [svg_path(_thin(frame.at(train)), "raw"), svg_path(smoothed(frame, train), "train")]
+    body += [svg_path(frame.at(general), "general"), svg_path(frame.at(val), "val")]
     body += [f'<circle class="val" cx="{x:.1f}" cy="{y:.1f}" r="3.2"/>' for x, y in frame.at(val)]
     best = min(val, key=lambda point: point[1]) if val else None
     if best:
@@ -432,11 +469,11 @@ def loss_chart(steps: Records, validations: Records, findings: Findings = (), wi
         anchor = "end" if x > right - 60 else "start" if x < left + 60 else "middle"
         text_y = y + 22 if y < top + 26 else y - 13  # below where there is no room above
         body.append(f'<circle class="best" cx="{x:.1f}" cy="{y:.1f}" r="7"/>')
-        body.append(_text(x, min(text_y, bottom - 5), f"best {best[1]:.3f}", "mark", anchor))
+        body.append(svg_text(x, min(text_y, bottom - 5), f"best {best[1]:.3f}", "mark", anchor))
     for i, finding in enumerate(findings, 1):
         x = frame.x(finding.step)
-        if finding.step <= frame.x.high:
-            mark = _line(x, top, x, bottom, "rule") + _text(x, top - 2, str(i), "tick", "middle")
+        if first <= finding.step <= frame.x.high:
+            mark = svg_line(x, top, x, bottom, "rule") + svg_text(x, top - 2, str(i), "tick", "middle")
             body.append(f'<g class="finding"><title>{escape(finding.sentence)}</title>{mark}</g>')
     body += frame.marks_off(train + val)
     entries = [("train", "smoothed" if narrow else "train (smoothed)"), ("raw", "each step"), ("val", "validation")]
@@ -444,11 +481,11 @@ def loss_chart(steps: Records, validations: Records, findings: Findings = (), wi
     body += _legend(left, entries, bool(train), bool(val))
     off = off_words(frame, train + val)
     if off:
-        body.append(_text(right, top - 5, off, "legend", "end"))
+        body.append(svg_text(right, top - 5, off, "legend", "end"))
     title = f"Loss over {count(len(train), 'training step')}"
     if best:
         title += f"; best validation loss {best[1]:.3f} at step {best[0]:g}"
-    return _svg(width, height, f"{title}; {off}" if off else title, body, "loss")
+    return svg_chart(width, height, f"{title}; {off}" if off else title, body, "loss")
 
 
 def _legend(left: float, entries: Sequence[tuple[str, str]], train: bool, val: bool) -> list[str]:
@@ -456,37 +493,40 @@ def _legend(left: float, entries: Sequence[tuple[str, str]], train: bool, val: b
     for kind, name in entries:
         if not (val if kind in ("val", "general") else train):
             continue
-        body += [_line(at, 11, at + 16, 11, kind), _text(at + 21, 15, name, "legend")]
+        body += [svg_line(at, 11, at + 16, 11, kind), svg_text(at + 21, 15, name, "legend")]
         if kind == "val":
             body.append(f'<circle class="val" cx="{at + 8:.1f}" cy="11" r="3.2"/>')
         at += 21 + len(name) * 6.4 + 16
     return body
 
 
-def step_chart(steps: Records, key: str, title: str) -> Markup:
+def step_chart(steps: Records, key: str, title: str, *, values: bool = False, first: float = 0.0) -> Markup:
     """One number of each step, in a small chart among others; empty when fewer than two steps have it."""
     points = points_of(steps, key)
     if len(points) < 2:
         return Markup("")
     width, height = float(SMALL), 170.0
     left, right, top, bottom = 52.0, width - 8, 24.0, height - 34.0
-    values = [v for _, v in points]
-    frame = PlotFrame(step_axis(points[-1][0], left, right, 4), robust_axis([values], bottom, top, steps=3, log=False))
+    column = [v for _, v in points]
+    frame = PlotFrame(
+        step_axis(first, points[-1][0], left, right, 4), robust_axis([column], bottom, top, steps=3, log=False)
+    )
     body = frame.lines("step", "", width, height)
-    body.append(_path(_thin(frame.at(points)), "train"))
+    body.append(svg_path(_thin(frame.at(points)), "train"))
     body += frame.marks_off(points)
     off = off_words(frame, points)
     if off:
-        body.append(_text(right, top - 9, off, "legend", "end"))
-    title_text = f"{title} by step: from {values[0]:.4g} to {values[-1]:.4g}, at most {max(values):.4g}"
-    return _svg(width, height, title_text, body, "steps", "small")
+        body.append(svg_text(right, top - 9, off, "legend", "end"))
+    body += frame.columns({"": points}) if values else []
+    title_text = f"{title} by step: from {column[0]:.4g} to {column[-1]:.4g}, at most {max(column):.4g}"
+    return svg_chart(width, height, title_text, body, "steps", "small")
 
 
-def overlay_chart(curves: Sequence[Curve], width: float = WIDE) -> Markup:
+def overlay_chart(curves: Sequence[Curve], width: float = WIDE, *, values: bool = False, first: float = 0.0) -> Markup:
     """Losses of several runs over each other: smoothed training loss as a line, validations as marks of the same kind.
 
     Each run has its own dash pattern and shape, so that colour is not needed to distinguish them. The first `MOST_RUNS`
-    are drawn.
+    are drawn. `values`: a pointer shows them; `first`: step at which the axis begins.
     """
     runs = [c for c in curves if c.train or c.val][:MOST_RUNS]
     if not runs:
@@ -495,26 +535,27 @@ def overlay_chart(curves: Sequence[Curve], width: float = WIDE) -> Markup:
     height = (230.0 if narrow else 290.0) + 18 * len(runs)
     left, right, top, bottom = 38.0, width - 8, 18.0 * len(runs) + 22, height - 36.0
     every = [p for c in runs for p in c.train + c.val]
-    values = [[v for _, v in points] for c in runs for points in (c.train, c.val) if points]
+    losses = [[v for _, v in points] for c in runs for points in (c.train, c.val) if points]
     frame = PlotFrame(
-        step_axis(max(s for s, _ in every), left, right, 4 if narrow else 8),
-        robust_axis(values, bottom, top, steps=4 if narrow else 5),
+        step_axis(first, max(s for s, _ in every), left, right, 4 if narrow else 8),
+        robust_axis(losses, bottom, top, steps=4 if narrow else 5),
     )
     body = frame.lines("step", "loss", width, height)
+    body += frame.columns({c.name: c.train or c.val for c in runs}) if values else []
     for i, curve in enumerate(runs):
         kind = f"run run{i}"
-        body.append(_path(smoothed(frame, curve.train), kind))
+        body.append(svg_path(smoothed(frame, curve.train), kind))
         body += [_shape(i, x, y) for x, y in frame.at(curve.val)]
         y = 11.0 + 18 * i
         best = f", best validation {min(v for _, v in curve.val):.3f}" if curve.val else ""
-        body += [_line(left, y, left + 30, y, kind), _shape(i, left + 15, y)]
-        body.append(_text(left + 38, y + 4, fit(f"{curve.name}{best}", right - left - 40), "legend"))
+        body += [svg_line(left, y, left + 30, y, kind), _shape(i, left + 15, y)]
+        body.append(svg_text(left + 38, y + 4, fit(f"{curve.name}{best}", right - left - 40), "legend"))
         body += frame.marks_off(curve.train + curve.val)
     off = off_words(frame, every)
     if off:
-        body.append(_text(right, top - 3, off, "legend", "end"))
+        body.append(svg_text(right, top - 3, off, "legend", "end"))
     summary = "; ".join(f"{c.name}: last {(c.train or c.val)[-1][1]:.3f}" for c in runs)
-    return _svg(width, height, f"Loss of {count(len(runs), 'run')} by step. {summary}", body, "overlay")
+    return svg_chart(width, height, f"Loss of {count(len(runs), 'run')} by step. {summary}", body, "overlay")
 
 
 def _shape(i: int, x: float, y: float) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup, escape
 
-from tuneloop.report.charts import WIDE, _line, _svg, _text, fit
+from tuneloop.report.charts import WIDE, fit, svg_chart, svg_line, svg_text
 from tuneloop.report.data_facts import SPLITS, Flow, FlowStage, most_first
 from tuneloop.report.facts import count, number
 
@@ -36,14 +36,14 @@ def flow_chart(flow: Flow, width: float = WIDE) -> Markup:
     exits = [f"{reason.replace('_', ' ')}: {count(n)}" for stage in flow.stages for reason, n in stage.exits]
     title = f"{count(flow.read, 'record')} read; {'; '.join(exits)}; "
     title += ", ".join(f"{name} {count(n)}" for name, n in flow.splits)
-    return _svg(width, y + height, title, body + parts, "flow")
+    return svg_chart(width, y + height, title, body + parts, "flow")
 
 
 def _station(y: float, name: str, rows: float, width: float) -> list[str]:
     return [
-        _line(0, y + 0.5, 70 if width < 500 else 130, y + 0.5, "rule"),
-        _text(0, y + 17, name, "name"),
-        _text(0, y + 33, count(rows), "tick"),
+        svg_line(0, y + 0.5, 70 if width < 500 else 130, y + 0.5, "rule"),
+        svg_text(0, y + 17, name, "name"),
+        svg_text(0, y + 33, count(rows), "tick"),
     ]
 
 
@@ -67,7 +67,7 @@ def _stage(
     if stage.changes and exits:
         y += 4
     for kind, n in _gathered(stage.changes):
-        body.append(_line(right + 3, y, end, y, "leader"))
+        body.append(svg_line(right + 3, y, end, y, "leader"))
         body.append(_counted(end + 6, y + 4, n, kind, width))
         y += LINE
     height = max(48.0, y - top + 4)
@@ -112,12 +112,12 @@ def _splits(flow: Flow, top: float, left: float, band: float, width: float) -> t
         y, mid, low, end = (f"{top + down:.2f}" for down in (0, 23, 46, 58))
         sides = f"C{b} {mid} {d} {mid} {d} {low}L{d} {end}L{c} {end}L{c} {low}C{c} {mid} {a} {mid} {a} {y}"
         body.append(f'<path class="part {name}" d="M{a} {y}L{b} {y}{sides}Z"/>')
-        body += [_text(place, top + 76, name, "name"), _text(place, top + 92, count(n), "tick")]
+        body += [svg_text(place, top + 76, name, "name"), svg_text(place, top + 92, count(n), "tick")]
         x += wide
         place += max(wide + 16, 62 if width < 500 else 84)
     if flow.added >= 1:
         note = f"{count(flow.added, 'row')} more than records: divided or mixed in"
-        body.append(_text(0 if width < 500 else left, top + 112, note, "tick"))
+        body.append(svg_text(0 if width < 500 else left, top + 112, note, "tick"))
         return body, 118.0
     return body, 98.0
 
@@ -134,7 +134,7 @@ def split_labels_chart(splits: Mapping[str, Mapping[str, object]], width: float 
     for name in SPLITS:
         if splits.get(name):
             body.append(f'<rect class="part {name}" x="{at:.1f}" y="3" width="11" height="11"/>')
-            body.append(_text(at + 16, 13, name, "legend"))
+            body.append(svg_text(at + 16, 13, name, "legend"))
             at += 16 + 7 * len(name) + 18
     for i, (label, total) in enumerate(totals[:TOP_LABELS]):
         y = top + i * pitch
@@ -144,16 +144,16 @@ def split_labels_chart(splits: Mapping[str, Mapping[str, object]], width: float 
         tip = f"{label}: " + ", ".join(f"{s} {count(n)}" for s, n in parts)
         x = left
         # The name first: a bar is drawn over the light edge that makes text readable.
-        body.append(_text(0, text_y, fit(label, width - 20 if narrow else left - 12), "name"))
+        body.append(svg_text(0, text_y, fit(label, width - 20 if narrow else left - 12), "name"))
         body.append(f"<g><title>{escape(tip)}</title>")
         for s, n in parts:
             body.append(_rect(x, bar_y, max(room * n / longest - 0.6, 0.6), 12, f"part {s}"))
             x += room * n / longest
         body.append("</g>")
-        body.append(_text(x + 6, bar_y + 10, count(total), "tick"))
+        body.append(svg_text(x + 6, bar_y + 10, count(total), "tick"))
     most = min(len(totals), TOP_LABELS)
     title = f"Rows of the {most} most frequent of {count(len(totals), 'label')}, by split"
-    return _svg(width, top + pitch * most + 4, title, body, "labels")
+    return svg_chart(width, top + pitch * most + 4, title, body, "labels")
 
 
 def label_totals(splits: Mapping[str, Mapping[str, object]]) -> list[tuple[str, float]]:

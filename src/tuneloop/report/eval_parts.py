@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from markupsafe import Markup, escape
 
+from tuneloop.core.stats.tests import NOT_ENOUGH
 from tuneloop.core.units import counted
 from tuneloop.evaluation.metrics import metric_of, title_of
 from tuneloop.records.evaluation import CalibrationBin, Estimate, EvaluationManifest, Slice
@@ -32,12 +33,12 @@ def confusion_chart(labels: Sequence[str], cells: Mapping[tuple[str, str], int],
     extent = size * len(labels)
     turn = f'transform="translate(11 {top + extent / 2:.1f}) rotate(-90)"'
     body = [
-        charts._text(left + extent / 2, 13, "predicted", "legend", "middle"),
+        charts.svg_text(left + extent / 2, 13, "predicted", "legend", "middle"),
         f'<text {turn} class="legend" text-anchor="middle">true</text>',
     ]
     for i, name in enumerate(labels):
         middle = size * (i + 0.5)
-        body.append(charts._text(left - 8, top + middle + 4, charts.fit_middle(name, left - 28), "name", "end"))
+        body.append(charts.svg_text(left - 8, top + middle + 4, charts.fit_middle(name, left - 28), "name", "end"))
         # Written towards the column, so that the last name ends inside the chart too.
         at = f"translate({left + middle + 3:.1f} {top - 6:.1f}) rotate(55)"
         label = escape(charts.fit_middle(name, (top - 18) * 1.15 - 6))
@@ -56,11 +57,11 @@ def confusion_chart(labels: Sequence[str], cells: Mapping[tuple[str, str], int],
             body.append(f'<rect class="cell {kind}" {box} {style}><title>{escape(tip)}</title></rect>')
             if n and size >= max(17, 8.5 * len(str(n))):
                 strong = " strong" if shade > 0.55 else ""
-                body.append(charts._text(x + size / 2, y + size / 2 + 4, str(n), f"count{strong}", "middle"))
+                body.append(charts.svg_text(x + size / 2, y + size / 2 + 4, str(n), f"count{strong}", "middle"))
     wrong = sum(n for (a, b), n in cells.items() if a != b)
     what = "a row for each true label, a column for each predicted one"
     title = f"Confusion matrix of {counted(len(labels), 'label')}: {what}; {counted(wrong, 'row')} off the diagonal"
-    return charts._svg(width, top + extent + 6, title, body, "confusion")
+    return charts.svg_chart(width, top + extent + 6, title, body, "confusion")
 
 
 def reliability_chart(bins: Sequence[CalibrationBin], width: float = charts.WIDE) -> Markup:
@@ -74,23 +75,25 @@ def reliability_chart(bins: Sequence[CalibrationBin], width: float = charts.WIDE
     body = []
     for tick in x.ticks:
         body += [
-            charts._line(left, y(tick), left + side, y(tick), "grid"),
-            charts._text(left - 7, y(tick) + 4, charts.short(tick), "tick", "end"),
+            charts.svg_line(left, y(tick), left + side, y(tick), "grid"),
+            charts.svg_text(left - 7, y(tick) + 4, charts.short(tick), "tick", "end"),
         ]
-        body.append(charts._text(x(tick), top + side + 17, charts.short(tick), "tick", "middle"))
-    body.append(charts._line(x(0), y(0), x(1), y(1), "reference"))
+        body.append(charts.svg_text(x(tick), top + side + 17, charts.short(tick), "tick", "middle"))
+    body.append(charts.svg_line(x(0), y(0), x(1), y(1), "reference"))
     most = max(b.n for b in bins)
     points = [(x(b.confidence), y(b.accuracy)) for b in bins]
-    body.append(charts._path(points, "train"))
+    body.append(charts.svg_path(points, "train"))
     for (px, py), b in zip(points, bins, strict=True):
         tip = f"confidence {b.confidence:.2f}: {b.accuracy:.0%} of {b.n:,} right"
         radius = 3 + 6 * (b.n / most) ** 0.5
         dot = f'cx="{px:.1f}" cy="{py:.1f}" r="{radius:.1f}"'
         body.append(f'<circle class="dot tuned" {dot}><title>{escape(tip)}</title></circle>')
-    body.append(charts._text(left + side / 2, top + side + 34, "confidence", "legend", "middle"))
-    body.append(charts._text(left + 6, top + 12, "share right", "legend"))
+    body.append(charts.svg_text(left + side / 2, top + side + 34, "confidence", "legend", "middle"))
+    body.append(charts.svg_text(left + 6, top + 12, "share right", "legend"))
     summary = "; ".join(f"{b.confidence:.2f}: {b.accuracy:.2f}" for b in bins)
-    return charts._svg(width, top + side + 42, f"Share of right answers by confidence. {summary}", body, "reliability")
+    return charts.svg_chart(
+        width, top + side + 42, f"Share of right answers by confidence. {summary}", body, "reliability"
+    )
 
 
 def slice_chart(slices: Sequence[Slice], metric: str, whole: float | None, width: float = charts.WIDE) -> Markup:
@@ -103,7 +106,7 @@ def slice_chart(slices: Sequence[Slice], metric: str, whole: float | None, width
     bars = [(name, *score) for name, score in zip(names, scores, strict=True)]
     body = charts.interval_bars(bars, [] if whole is None else [whole], metric, pitch, 8, width)
     title = "; ".join(f"{s.value} {f.metric_text(s.score, metric)}" for s in slices)
-    return charts._svg(width, 8.0 + pitch * len(slices) + 24, title, body, "forest")
+    return charts.svg_chart(width, 8.0 + pitch * len(slices) + 24, title, body, "forest")
 
 
 MOST_LABELS = {charts.WIDE: 24, charts.NARROW: 12}  # of a confusion matrix that can be read, by its width
@@ -200,7 +203,22 @@ def _slices(evaluation: EvaluationManifest) -> dict[str, Any]:
         score, rest = f.with_interval(Estimate(s.score, s.low, s.high), metric), f.metric_text(f.number(s.rest), metric)
         fields_of = {"field": s.field, "value": s.value, "n": s.n, "score": score, "rest": rest}
         worse.append({**fields_of, "p": f.p_value(f.number(s.p_holm))})
-    return {"metric": title_of(metric), "fields": charts_of_fields, "worse": worse, "total": len(measured)}
+    pairs = [
+        {
+            "name": name,
+            "field": s.field,
+            "value": s.value,
+            "n": s.n,
+            "gain": f.signed(s.delta, metric),
+            "verdict": s.verdict,
+            "p": f.p_value(f.number(s.p_holm)),
+        }
+        for name, each in evaluation.slice_comparisons.items()
+        for s in each
+        if s.verdict != NOT_ENOUGH
+    ]
+    table = {"metric": title_of(metric), "fields": charts_of_fields, "worse": worse, "total": len(measured)}
+    return table | {"pairs": pairs, "first": next(iter(evaluation.baselines), "")}
 
 
 def _leaderboard(evaluation: EvaluationManifest) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 from contextlib import suppress
@@ -26,6 +27,11 @@ class Curves:
     validations: dict[int, Validation] = field(default_factory=dict)
     findings: list[FindingLine] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def between(self, first: float = 0.0, last: float = math.inf) -> tuple[list[TrainingStep], list[Validation]]:
+        """Training steps and validations of some steps, in their order."""
+        steps = [self.steps[step] for step in sorted(self.steps) if first <= step <= last]
+        return steps, [self.validations[step] for step in sorted(self.validations) if first <= step <= last]
 
 
 def read_on(kept: Curves, path: Path) -> Curves:

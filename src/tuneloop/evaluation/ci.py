@@ -1,0 +1,56 @@
+"""A line for CI: whether what is compared is worse, by the claims that the verdict rests on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tuneloop.core.units import counted
+from tuneloop.evaluation.metrics import metric_of, title_of
+from tuneloop.evaluation.metrics.claims import evidence
+from tuneloop.records.evaluation import Claim, EvaluationManifest, Standing
+
+Status = Literal["pass", "fail", "inconclusive"]
+EXIT: dict[Status, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
+
+
+@dataclass(frozen=True)
+class CiVerdict:
+    """Whether a comparison passes, and why in one line. `margin`: the loss that is accepted, in points."""
+
+    status: Status
+    message: str
+    margin: float
+
+
+def not_worse(evaluation: EvaluationManifest, margin: float = 0.0) -> CiVerdict:
+    """Whether what is compared is shown not to be worse than the first by more than a margin.
+
+    `fail`: by any headline metric a loss beyond the margin is shown. `pass`: by the deciding metric one is excluded.
+    Both by the 95 % intervals, corrected for all that is compared; else `inconclusive`. `margin`: in points
+    (hundredths) of metrics up to 1, in the unit of others.
+    """
+    standings = evaluation.verdict.standings if evaluation.verdict else []
+    states = [_state(standing, margin) for standing in standings]
+    order: tuple[Status, ...] = ("fail", "inconclusive", "pass")
+    status: Status = min((state for state, _ in states), key=order.index, default="inconclusive")
+    lines = [words for state, words in states if state == status] or ["nothing was compared"]
+    return CiVerdict(status, f"{status}: {'; '.join(lines)} on {counted(evaluation.n, 'item')}", margin)
+
+
+def _state(standing: Standing, margin: float) -> tuple[Status, str]:
+    head = f"{standing.name} against {standing.against}"
+    for claim in standing.claims:
+        if claim.high < -_margin(claim, margin) and claim.high < 0:
+            return "fail", f"{head} is worse: {title_of(claim.metric)} {evidence(claim)}"
+    decides = standing.claims[0]
+    words = f"{title_of(decides.metric)} {evidence(decides)}"
+    if decides.low > -_margin(decides, margin):
+        beyond = f" by more than {margin:g} points" if margin else ""
+        return "pass", f"{head} is not worse{beyond}: {words}"
+    settles = f"; about {standing.rows_needed:,} items would settle it" if standing.rows_needed else ""
+    return "inconclusive", f"{head} may be worse or not: {words}{settles}"
+
+
+def _margin(claim: Claim, margin: float) -> float:
+    return margin / 100 if metric_of(claim.metric).scale in ("share", "0..1") else margin

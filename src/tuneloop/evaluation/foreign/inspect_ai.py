@@ -1,0 +1,111 @@
+"""Logs of Inspect: `.eval` (a zip with a file for each sample) and JSON, of versions 1 and 2."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.evaluation.foreign.record import ForeignEvaluation, Observation, collected
+
+TOOL = "Inspect"
+
+
+def claims(value: Any) -> bool:
+    """Whether a JSON document is an Inspect log."""
+    return isinstance(value, dict) and isinstance(value.get("eval"), dict) and "task" in value["eval"]
+
+
+def read(place: str, value: Any) -> list[ForeignEvaluation]:
+    """A log as JSON."""
+    if not isinstance(value.get("samples"), list):
+        what = "This Inspect log has no samples, only its header"
+        raise UserError(what, where=place, next_step="write it with --log-samples, or give the .eval file")
+    return [_evaluation(place, value, value["samples"])]
+
+
+def read_zip(place: str) -> list[ForeignEvaluation]:
+    """A log as a zip; samples are read one at a time."""
+    zip_file = _zip_reader(place)
+    try:
+        with zip_file(place) as log:
+            names = log.namelist()
+            header = next((n for n in ("header.json", "_journal/start.json") if n in names), "")
+            if not header:
+                what = "A zip file, but no Inspect log: it has no header.json"
+                raise UserError(what, where=place, next_step="give a .eval file as Inspect writes it")
+            # A member that was written again is there twice, and the last one counts. A long sample is a folder.
+            alone = [n for n in dict.fromkeys(names) if re.fullmatch(r"samples/([^/]+|.+/sample)[.]json", n)]
+            samples = (json.loads(log.read(n)) | _further(log, n, names) for n in alone)
+            return [_evaluation(place, json.loads(log.read(header)), samples)]
+    except UserError:
+        raise
+    except Exception as error:  # of three compressions, of JSON and of what it holds
+        what = f"The Inspect log is damaged or cut off: {error}"
+        raise UserError(what, where=place, next_step="copy it again, or write it with inspect log convert") from None
+
+
+def _further(log: Any, name: str, names: Sequence[str]) -> dict[str, Any]:
+    """The metadata of a long sample, which are a file of their own."""
+    file = name.removesuffix("sample.json") + "metadata.json"
+    return {"metadata": json.loads(log.read(file))} if name.endswith("/sample.json") and file in names else {}
+
+
+def _zip_reader(place: str) -> Any:
+    """Zip files whose members may be compressed with Zstandard, which Python has from 3.14 on."""
+    with zipfile.ZipFile(place) as log:
+        if all(member.compress_type != 93 for member in log.infolist()):  # 93: Zstandard
+            return zipfile.ZipFile
+    try:
+        from backports.zstd import zipfile as with_zstd
+    except ImportError:
+        what = "Reading this log needs backports.zstd, which is not installed"
+        raise UserError(what, where=place, next_step="pip install backports.zstd") from None
+    return with_zstd.ZipFile
+
+
+def _evaluation(place: str, header: Mapping[str, Any], samples: Iterable[Any]) -> ForeignEvaluation:
+    status = header.get("status", "started")
+    notes = [] if status == "success" else [f"The log's status is {status!r}: it may hold a part of the samples only."]
+    system = str(header["eval"].get("model") or "")
+    return collected(place, TOOL, system, _observations(place, samples), notes)
+
+
+def _observations(place: str, samples: Iterable[Any]) -> Iterator[Observation]:
+    for sample in samples:
+        if not isinstance(sample, Mapping) or "id" not in sample:
+            what = "A sample of this Inspect log has no id"
+            raise UserError(what, where=place, next_step="write the log again with a current Inspect")
+        target, error = sample.get("target", ""), sample.get("error")
+        yield Observation(
+            id=str(sample["id"]),
+            scores=_scores(sample),
+            input=_whole(sample.get("input"), sample.get("attachments") or {}),
+            reference=target if isinstance(target, str) else "\n".join(map(str, target)),
+            answer=str((sample.get("output") or {}).get("completion") or ""),
+            epoch=str(sample.get("epoch", "")),
+            error=str(error.get("message", error) if isinstance(error, Mapping) else error or ""),
+            meta=sample.get("metadata") or {},
+        )
+
+
+def _whole(value: Any, attachments: Mapping[str, str]) -> Any:
+    """An input with the long texts that are kept apart in the sample; None where one is elsewhere in the log."""
+    text = json.dumps(value)
+    for name, content in attachments.items() if "attachment://" in text else ():
+        text = text.replace(f"attachment://{name}", json.dumps(content)[1:-1])
+    return None if "attachment://" in text else json.loads(text)
+
+
+def _scores(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """Scorer -> value; one that gives several values has a metric for each. Version 1 has one score, unnamed."""
+    scorers = sample.get("scores") or ({"score": sample["score"]} if sample.get("score") else {})
+    scores: dict[str, Any] = {}
+    for name, score in scorers.items():
+        value = score.get("value") if isinstance(score, Mapping) else score
+        several = value if isinstance(value, Mapping) else None
+        scores |= {name: value} if several is None else {f"{name}/{part}": each for part, each in several.items()}
+    return scores

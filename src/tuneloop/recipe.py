@@ -26,11 +26,17 @@ class TrackConfig(Config):
         [], description="what MLflow keeps with the small files; data: the rows, so that others can reproduce the run"
     )
     experiment: str = Field("tuneloop", description="MLflow experiment, and project of Weights & Biases")
+    tags: list[str] = Field([], description="words of your own for the run, by which tuneloop ui and MLflow filter")
 
     @field_validator("upload", mode="before")
     @classmethod
     def _one_name(cls, value: object) -> object:
         return [] if value in (None, "", "none") else [value] if isinstance(value, str) else value
+
+    @field_validator("tags", mode="before")
+    @classmethod
+    def _split_tags(cls, value: object) -> object:
+        return [tag.strip() for tag in value.split(",") if tag.strip()] if isinstance(value, str) else value
 
     @field_validator("report_to", mode="before")
     @classmethod

@@ -46,6 +46,19 @@ NEVER = {"queries_per_day": 10, "baseline_prompt_tokens": 1000, "prompt_tokens":
          "usd_per_engineer_hour": 80}  # fmt: skip
 
 
+def test_hosted_tuning_costs_its_trained_tokens_and_peoples_time_and_is_billed_like_the_others() -> None:
+    facts = {"rows": 20_000, "tokens_per_row": 200, **PAYS, "usd_per_engineer_hour": 80, "retrain_months": 6}
+    assert not any(row.option.name == "hosted tuning" for row in advise(AdviceInput(**facts)).options)  # type: ignore[arg-type]
+    for serving in ("token", "real-time"):
+        priced = advise(AdviceInput(**facts, usd_per_million_tuning=0.5, serving=serving))  # type: ignore[arg-type]
+        options = {row.option.name: row.option for row in priced.options}
+        hosted, own = options["hosted tuning"], options["LoRA"]
+        assert hosted.upfront_usd == pytest.approx(16 * 80 + 3 * 20_000 * 200 * 0.5 / 1e6)
+        assert hosted.rate == own.rate and hosted.prompt_tokens == own.prompt_tokens
+        assert hosted.monthly_usd - own.monthly_usd == pytest.approx((hosted.upfront_usd - own.upfront_usd) / 6)
+        assert "$0.50 for 1 million trained tokens (given)" in hosted.note
+
+
 @pytest.mark.parametrize(
     ("facts", "rule", "answer", "method"),
     [

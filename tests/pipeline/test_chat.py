@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
@@ -56,6 +57,18 @@ def test_the_base_is_the_model_with_its_adapter_off(make_tuned: MakeTuned, tiny_
     assert other["turns"][0]["answers"][tiny_llama.name]["probability"] == pytest.approx(
         answers["base"]["probability"], rel=1e-3
     )
+
+
+def test_a_base_model_without_a_template_is_named_as_one(smollm2: Path, tmp_path: Path, chatted: Any) -> None:
+    sizes = {"vocab_size": 49152, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = LlamaConfig(**sizes, num_attention_heads=2, tie_word_embeddings=True)
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").symlink_to(smollm2 / "tokenizer.json")
+    settings = json.loads((smollm2 / "tokenizer_config.json").read_text())
+    for template, named in (("", True), (settings["chat_template"], False)):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": template}))
+        err = chatted("", str(tmp_path))[1]
+        assert ("a base model, without a chat template" in err) is named
 
 
 def test_few_shot_shows_examples_of_the_run_first(make_tuned: MakeTuned) -> None:

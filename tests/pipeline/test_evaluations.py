@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -29,8 +30,10 @@ RECORDS = [
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_packaged: dict[str, str]) -> Path:
+    """An empty working folder and a cache that has nothing but a small model in the place of the packaged one."""
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(small_packaged["TUNELOOP_CACHE"], tmp_path / "cache")
     monkeypatch.setenv("TUNELOOP_CACHE", str(tmp_path / "cache"))
     write("data.jsonl", RECORDS)
     (tmp_path / "notes.txt").write_text("not a model")
@@ -262,8 +265,30 @@ def test_an_adapter_of_another_trainer_is_measured_by_its_folder(
     peft.get_peft_model(base, config).save_pretrained("theirs")
     found = printed(capsys, "evaluate", "theirs", "--data", "data.jsonl", "--name", "theirs")
     assert found["n"] == 12 and 0 <= found["metrics"]["accuracy"]["value"] <= 1
+    assert any("12 rows of data.jsonl are too few to spare examples" in note for note in found["notes"])
     alone = printed(capsys, "evaluate", str(tiny_llama), "--data", "data.jsonl", "--name", "base")
     assert found["metrics"]["ece"] != alone["metrics"]["ece"], "the adapter answered, not its base"
+    assert found["baselines"]["zero-shot"]["ece"] == alone["metrics"]["ece"], "and the base was measured with it"
+
+
+def test_an_adapter_is_measured_against_its_base_and_classifiers_in_one_command(
+    here: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tiny_llama)
+    config = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    peft.get_peft_model(base, config).save_pretrained("theirs")
+    many = [{**record, "id": f"m{i}", "text": f"{record['text']} number {i}"} for i, record in enumerate(RECORDS * 4)]
+    write("many.jsonl", many)
+    held = printed(capsys, "evaluate", "theirs", "--data", "many.jsonl", "baselines.few_shot=2")
+    assert held["n"] == 36 and any("12 rows of many.jsonl are few-shot's examples" in note for note in held["notes"])
+    systems = {"majority class", "zero-shot", "few-shot", "tf-idf + logistic regression"}
+    assert systems <= held["baselines"].keys() and held["verdict"]["outcome"] != "not compared"
+    whole = printed(
+        capsys, "evaluate", "theirs", "--data", "data.jsonl", "--train", "many.jsonl", "baselines.few_shot=2",
+        "baselines.zero_shot=false", "--out", "whole",
+    )  # fmt: skip
+    assert whole["n"] == 12 and "few-shot" in whole["baselines"] and "zero-shot" not in whole["baselines"]
 
 
 def test_an_endpoint_is_asked_several_ways_with_draws_of_their_own(

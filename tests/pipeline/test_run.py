@@ -291,11 +291,12 @@ def test_a_rerun_does_nothing_anew(copied: dict[str, Any]) -> None:
 def test_other_evaluation_settings_do_only_the_evaluation_again(copied: dict[str, Any]) -> None:
     adapter = copied["folder"] / "adapter" / "adapter_model.safetensors"
     trained, n = adapter.stat().st_mtime_ns, read_json(copied["folder"] / "eval.json")["n"]
-    said = run_in(copied["values"], "evaluate.limit=3", "baselines.few_shot=0")
+    said = run_in(copied["values"], "evaluate.limit=3", "baselines.few_shot=0", "track.tags=short,first")
     assert any(line.startswith("prepare   already done") for line in said)
     assert any(line.startswith("train     already done") for line in said)
     assert not any("already done" in line for line in said if line.startswith(("baseline", "evaluate")))
     assert adapter.stat().st_mtime_ns == trained
+    assert read_json(copied["folder"] / "run.json")["tags"] == ["short", "first"]
     found = read_json(copied["folder"] / "eval.json")
     assert found["n"] == 3 < n
     assert "few-shot" not in found["baselines"]

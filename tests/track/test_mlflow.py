@@ -42,7 +42,8 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
 def test_a_run_that_is_interrupted_and_continued_is_one_whole_mlflow_run(project: Path) -> None:
     run, warnings = project / "runs/tickets-1", list[str]()
     add_steps(run, 1, 20)
-    first = track.start_tracking(RECIPE, run, warn=warnings.append)
+    recipe = RECIPE | {"track": RECIPE.get("track", {}) | {"tags": ["baseline", "week 48"]}}
+    first = track.start_tracking(recipe, run, warn=warnings.append)
     first.finish("KILLED", timeout=HANG)
     assert rows(project, "select status from runs") == [("KILLED",)]
 
@@ -51,7 +52,7 @@ def test_a_run_that_is_interrupted_and_continued_is_one_whole_mlflow_run(project
     (run / "metrics.jsonl").write_text("".join(lines[:10]))
     add_steps(run, 11, 30)
     finish_run(run)
-    second = track.start_tracking(RECIPE, run, warn=warnings.append)
+    second = track.start_tracking(recipe, run, warn=warnings.append)
     second.finish(timeout=HANG)
 
     assert warnings == []
@@ -76,6 +77,7 @@ def test_a_run_that_is_interrupted_and_continued_is_one_whole_mlflow_run(project
     assert sum("tf-idf" in name for name in latest) == 2, "a baseline's other metrics are in the table alone"
     assert latest["usage/minutes"] == 1.5
     tags = dict(rows(project, "select key, value from tags"))
+    assert tags["baseline"] == tags["week 48"] == "true"
     assert tags["mlflow.source.git.commit"] == "c" * 40 and tags["mlflow.note.content"] == "Better."
     assert rows(project, "select name, digest from datasets") == [("tickets-0123456789ab", "0123456789ab" * 3)]
     artifacts = next((project / "mlartifacts/tuneloop").glob("*/artifacts"))

@@ -312,15 +312,8 @@ def facts_of(
 
 
 def _system_facts(kind: str, system: SystemResult | None, scale: float) -> dict[str, Any]:
-    if system is None:
-        return dict.fromkeys(f"{kind}_{name}" for name in ("name", "best", "low", "share"))
-    share = system.value / scale
-    return {
-        f"{kind}_name": system.name,
-        f"{kind}_best": system.value,
-        f"{kind}_low": system.low,
-        f"{kind}_share": share,
-    }
+    values = (system.name, system.value, system.low, system.value / scale) if system else (None,) * 4
+    return dict(zip((f"{kind}_{name}" for name in ("name", "best", "low", "share")), values, strict=True))
 
 
 def _fits(trained: Mapping[str, Machine]) -> dict[str, bool]:

@@ -52,6 +52,9 @@ class CaseOptions(Config):
         "Price of 1M tokens that today's model reads, where that is another.", ge=0, le=10**4
     )
     baseline_usd_per_million_output: float | None = option("Price of 1M tokens that it writes.", ge=0, le=10**4)
+    usd_per_million_tuning: float | None = option(
+        "Price of 1M tokens that a service (run --on) trains on.", ge=0, le=10**4
+    )
 
 
 class MeasuredOptions(Config):

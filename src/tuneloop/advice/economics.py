@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.units import counted, hours_words
+from tuneloop.core.units import counted, hours_words, usd_words
 from tuneloop.models.methods import USUAL, methods, title_of
 from tuneloop.models.shape import ModelShape
 from tuneloop.planning.config import CostOptions
@@ -70,11 +70,15 @@ def usd_per_million_tokens(usd_per_hour: float, tokens_per_second: float, utilis
 
 @dataclass(frozen=True)
 class ModelFootprint:
-    """What serving speed depends on: parameters, bytes of a weight, and the keys and values of one token in bytes."""
+    """What serving speed depends on: parameters, bytes of a weight, and the keys and values of one token in bytes.
+
+    `active`: of a mixture of experts the parameters that a token passes through; 0: all.
+    """
 
     parameters: float
     bytes_a_weight: float
     kv_bytes_a_token: float
+    active: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -109,10 +113,11 @@ def serving_tokens_per_second(
     batch = min(together, math.floor(room / cache)) if cache else together
     if batch < 1:
         return 0.0
-    read = 2 * model.parameters * prompt_tokens / (gpu.flops * ARITHMETIC_SHARE)
+    computed = model.active or model.parameters
+    read = 2 * computed * prompt_tokens / (gpu.flops * ARITHMETIC_SHARE)
     seen = model.kv_bytes_a_token * (prompt_tokens + answer_tokens / 2)
     step = (weights + batch * seen) / (gpu.bandwidth * BANDWIDTH_SHARE)
-    step = max(step, 2 * model.parameters * batch / (gpu.flops * ARITHMETIC_SHARE))
+    step = max(step, 2 * computed * batch / (gpu.flops * ARITHMETIC_SHARE))
     seconds = read + answer_tokens * step / batch
     return (prompt_tokens + answer_tokens) / seconds if seconds else 0.0
 
@@ -356,7 +361,7 @@ def serving(
 
 
 def _served(shape: ModelShape) -> ModelFootprint:
-    return ModelFootprint(shape.parameters, BF16, 2 * shape.layers * shape.keys * BF16)
+    return ModelFootprint(shape.parameters, BF16, 2 * shape.layers * shape.keys * BF16, shape.active_parameters)
 
 
 def _card(gpu: Gpu, gpus: int) -> ServingGpu:
@@ -437,17 +442,38 @@ def options_of(
             continue
         quality = measured.tuned.value if measured and measured.tuned and method == measured.method else None
         upfront, note = training.cost.usd, f"{_run_words(training)}; {_billed(served)}"
-        month = monthly + _upkeep(question, training)
+        month = monthly + _upkeep(question, upfront)
         options.append(Alternative(title_of(method), tuned_prompt, answer, served, upfront, month, quality, note))
-    return options + _distilled(question, prices, tuned_prompt, answer)
+    return [
+        *options,
+        *_hosted(question, prices, trained, options[-1]),
+        *_distilled(question, prices, tuned_prompt, answer),
+    ]
+
+
+def _hosted(
+    question: AdviceInput, prices: PriceTable, trained: Mapping[str, Machine], like: Alternative
+) -> list[Alternative]:
+    """The usual method trained by a service, as `run --on` does, and billed `like` another; none without a price."""
+    usual, known, usd = trained.get(USUAL.name), prices.trained(question.stated_model), question.usd_per_million_tuning
+    source = "given"
+    if known and usd is None:
+        usd, source = known.input, f"{known.provider}, {known.date}"
+    if usd is None or usual is None or usual.cost is None or not question.training_tokens:
+        return []
+    people = sum(usual.cost.breakdown.get(part, 0.0) for part in ("engineering", "data preparation"))
+    upfront = people + question.training_tokens * usd / MILLION
+    note = f"{usd_words(usd)} for 1 million trained tokens ({source}); {_billed(like.rate)}"
+    monthly = like.monthly_usd - _upkeep(question, like.upfront_usd) + _upkeep(question, upfront)
+    return [replace(like, name="hosted tuning", upfront_usd=upfront, monthly_usd=monthly, quality=None, note=note)]
 
 
 def _billed(rate: TokenRate) -> str:
     return rate.source if RENTED in rate.source else f"tokens at {rate.source}"
 
 
-def _upkeep(question: AdviceInput, training: Machine) -> float:
-    return training.cost.usd / question.retrain_months if training.cost and question.retrain_months else 0.0
+def _upkeep(question: AdviceInput, usd: float) -> float:
+    return usd / question.retrain_months if question.retrain_months else 0.0
 
 
 def _run_words(training: Machine) -> str:
@@ -475,5 +501,5 @@ def _distilled(question: AdviceInput, prices: PriceTable, prompt: float, answer:
     writing = (question.rows or 0) * teacher.usd_per_query(question.baseline_prompt_tokens or prompt, answer)
     answers = f"{counted(question.rows or 0, 'answer')} written by {question.model}"
     note = f"{USUAL.title} on {smaller}: {_run_words(training)}; {answers}; {_billed(rate)}"
-    upfront, monthly = training.cost.usd + writing, monthly + _upkeep(question, training)
+    upfront, monthly = training.cost.usd + writing, monthly + _upkeep(question, training.cost.usd)
     return [Alternative(f"distil into {smaller}", prompt, answer, rate, upfront, monthly, None, note)]

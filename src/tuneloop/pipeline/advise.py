@@ -31,6 +31,7 @@ from tuneloop.data.sources.parse import Chunk, SourceFile, SourceRecord, parse_c
 from tuneloop.data.sources.read import entry_of, find_files
 from tuneloop.models.names import PACKAGED, is_local
 from tuneloop.pipeline.baselines import baseline_stage
+from tuneloop.pipeline.best_prompt import with_best_prompt
 from tuneloop.pipeline.context import RunContext, default_folder, done_record, training_began
 from tuneloop.pipeline.prepare import measure_with, prepare_stage
 from tuneloop.pipeline.recipes import plan_settings, recipe_of, refuse_missing_source
@@ -370,6 +371,7 @@ def _measure(recipe: Recipe, folder: Path) -> Dataset:
         with busy("preparing the data"):
             dataset = prepare_stage(job)
         with busy("measuring the baselines"):
+            job.recipe = with_best_prompt(job, recipe, dataset)
             measured = baseline_stage(job, dataset)
     if not measured:
         what = "Nothing can be measured: the data set has no test rows, or all baselines are switched off"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, inside, sha256_file
@@ -19,6 +19,7 @@ from tuneloop.evaluation.evaluate import ScoredAnswers, decided_together, sample
 from tuneloop.evaluation.prompt import AS_IT_IS, labels_shown
 from tuneloop.evaluation.scoring import usual_answer
 from tuneloop.models.methods import base_only
+from tuneloop.pipeline.best_prompt import words_of_choice
 from tuneloop.pipeline.compared_systems import (
     Asking,
     SystemAnswers,
@@ -83,6 +84,18 @@ def baseline_stage(job: RunContext, dataset: Dataset, answered: TimedAnswers | N
     return _write(job, dataset, rows, evaluations, answers, key, began)
 
 
+def measured_alternatives(job: RunContext, dataset: Dataset, rows: Rows) -> tuple[Evaluations, dict[str, Any]]:
+    """What the base model and the cheap alternatives make of rows, with their costs: for what was trained elsewhere.
+
+    Few-shot's examples and what classifiers learn are the data set's training rows; without any they are left out.
+    """
+    answers: Answers = {}
+    for some in _ask_all(job, dataset, rows, None):
+        answers |= some
+    costs: dict[str, Any] = {name: cost_of(job, result) for name, result in answers.items()}
+    return _score_all(job, dataset, rows, answers), costs
+
+
 def _load(folder: Path, manifest: BaselinesManifest) -> Evaluations:
     from tuneloop.evaluation.results import load_evaluation
 
@@ -98,7 +111,8 @@ def _ask_all(job: RunContext, dataset: Dataset, rows: Rows, answered: TimedAnswe
     with busy("cheap alternatives"):  # their libraries take a while to load
         majority = _ask_majority(job, dataset, rows)
     yield majority
-    yield _ask_classical(job, dataset, rows)
+    if dataset.train:
+        yield _ask_classical(job, dataset, rows)
 
 
 def _score_all(job: RunContext, dataset: Dataset, rows: Rows, answers: Answers) -> Evaluations:
@@ -284,8 +298,10 @@ def ask_base(job: RunContext, dataset: Dataset, rows: Rows, examples: Rows = ())
     how = Asking(examples, prompt, with_calibrated=calibrated, perplexity=not job.recipe.max_minutes)
     by_kind = ask(job.model, dataset, rows, config, how, task=task)
     note = labels_shown(examples, dataset.train) if examples and dataset.task == "classification" else ""
-    if examples and settings.prompt:
-        note = f"Its prompt is {settings.prompt}, with {counted(len(examples), 'example')}. {note}".rstrip()
+    best = words_of_choice(job, settings) if examples else ""
+    if examples and (best or settings.prompt):
+        words = f"{settings.prompt or 'the instruction'}, with {counted(len(examples), 'example')}"
+        note = f"Its prompt is {words}{best}. {note}".rstrip()
     return {kind: replace(answers, note=note) for kind, answers in by_kind.items()}
 
 

@@ -140,7 +140,7 @@ def compare_evaluations(
         entries = leaderboard(loaded, costs, tuned=tuned, comparisons=comparisons)
         more = {"costs": costs, "leaderboard": entries, "runs": runs}
         subject = Subject(manifest.model, manifest.dataset, manifest.split, last, content_hash(list(places)))
-        rest = ComparedWith({n: e for n, e in loaded.items() if n != last}, comparisons)
+        rest = ComparedWith({n: e for n, e in loaded.items() if n != last}, comparisons, by_slice=True)
         write_evaluation(folder, loaded[last], subject, rest, more | (dict(judge(loaded)) if judge else {}))
         write_page(folder)
     return ComparedEvaluations(folder, loaded, comparisons)
@@ -183,7 +183,7 @@ def _suite_source(folder: Path, target: str) -> SuiteSource:
             fields=evaluation.config.fields,
             evaluation=evaluation,
             forgetting=None if math.isnan(forgetting) else forgetting,
-            timed=bool(cost and cost.seconds),
+            timed=bool(cost and cost.seconds) and manifest.endpoint is None,  # no ratio to another machine
             origin=origin,
         )
     if (folder / "dataset.json").is_file():

@@ -16,13 +16,13 @@ from tuneloop.core.units import counted, verb
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.load_eval_file import read_whole
 from tuneloop.evaluation.config import EvalOptions
-from tuneloop.evaluation.evaluate import ScoredAnswers, check_ids, sample_rows
+from tuneloop.evaluation.evaluate import ScoredAnswers, check_ids, sample_order, sample_rows
 from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.openai.target import Endpoint, EndpointTarget
 from tuneloop.inference.targets import PredictionsTarget, endpoint_of, open_endpoint, open_model
 from tuneloop.models.load import load_model
-from tuneloop.pipeline.baselines import majority_of
+from tuneloop.pipeline.baselines import majority_of, measured_alternatives
 from tuneloop.pipeline.compared_systems import SystemAnswers
 from tuneloop.pipeline.consistency import Ask, consistency_part, is_drawn, prompt_systems
 from tuneloop.pipeline.context import RunContext, dataset_of, load_run_recipe
@@ -91,6 +91,7 @@ def _evaluate(job: RunContext, question: Question) -> EvaluationResult:
     """The evaluation, by the first of several processes."""
     recipe, kind, options = job.recipe, question.kind, question.options
     dataset, split = _rows_of(job, question)
+    dataset, learned = _with_examples(job, question, dataset)
     rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed, stratum=dataset.stratum)
     if not rows:
         step = "choose another with --split, or give --data FILE"
@@ -100,9 +101,11 @@ def _evaluate(job: RunContext, question: Question) -> EvaluationResult:
     name, folder = work.name, Path(options.out) if options.out else _default_folder(work, split)
     with lock_folder(folder):
         unseen = _unseen(dataset, rows)
+        baselines, costs = _alternatives(work)  # before an adapter is attached
+        baselines.pop(name, None)
         answers = answers_of_target(work)
         evaluation, more = score(job, dataset, rows, answers.system), dict(answers.parts)
-        notes = [*answers.notes, *unseen]
+        notes = [*answers.notes, *unseen, *learned]
         evaluation.notes[:0] = notes
         for note in notes:
             say(f"warn: {note}")
@@ -110,7 +113,8 @@ def _evaluate(job: RunContext, question: Question) -> EvaluationResult:
             more |= after_tuning(job, dataset)
         elif kind == "model" and options.base:
             more |= after_tuning(job, dataset, base=lambda: nullcontext(load_model(options.base)))
-        baselines, costs = _baselines(job, rows) if question.plain and split == "test" else ({}, {})
+        if question.plain and split == "test":
+            baselines, costs = _baselines(job, rows)
         baselines, costs = baselines or majority_of(job, dataset, rows), costs | {name: answers.cost}
         more |= _consistency(work, folder, costs)
         key = tuned_key(job, dataset, baselines) if question.plain else _key(recipe, dataset, question)
@@ -194,6 +198,37 @@ def _rows_of(job: RunContext, question: Question) -> tuple[Dataset, str]:
     return replace(dataset, test=getattr(dataset, options.split)), options.split
 
 
+HELD_OUT, FEWEST_ROWS = 4, 40  # one row in four, of a file with so many rows, is an example where none are given
+
+
+def _with_examples(job: RunContext, question: Question, dataset: Dataset) -> tuple[Dataset, list[str]]:
+    """What few-shot shows and classifiers learn, where an adapter comes without its data set: the rows of `--train`,
+    none of which is a test row, else a seeded quarter of the file's, which is then no test row. And a note."""
+    options, rows = question.options, dataset.test
+    if options.train:
+        train = _with_file(job, replace(question, options=options.model_copy(update={"data": options.train})), None)
+        asked = {content_hash(row.prompt) for row in rows}
+        examples = [row for row in train.test if content_hash(row.prompt) not in asked]
+        labels = sorted({*(dataset.manifest.labels or ()), *(train.manifest.labels or ())})
+        named = {"labels": labels if dataset.task == "classification" else None}
+        manifest = dataset.manifest.model_copy(update=named)
+        both, dataset = len(train.test) - len(examples), replace(dataset, manifest=manifest, train=examples)
+        words = f"{verb(both, 'is a test row', 'are test rows')} too and {verb(both, 'was', 'were')} left out."
+        return dataset, [f"{counted(both, 'row')} of {options.train} {words}"] if both else []
+    if question.kind != "adapter" or dataset.train or not options.data:
+        return dataset, []
+    if len(rows) < FEWEST_ROWS:
+        few = f"{counted(len(rows), 'row')} of {options.data} are too few to spare examples to learn from"
+        return dataset, [f"{few}: few-shot and classifiers need --train FILE."]
+    held = set(sample_order(rows, job.recipe.seed, dataset.stratum)[: len(rows) // HELD_OUT])
+    examples, tests = [rows[i] for i in sorted(held)], [row for i, row in enumerate(rows) if i not in held]
+    note = (
+        f"{counted(len(examples), 'row')} of {options.data} are few-shot's examples and what classifiers learn from; "
+        f"the other {len(tests):,} are the test. With --train FILE all are."
+    )
+    return replace(dataset, train=examples, test=tests), [note]
+
+
 def _with_file(job: RunContext, question: Question, dataset: Dataset | None) -> Dataset:
     """The rows of a file, next to what a data set says of the task."""
     file = question.options.data
@@ -245,7 +280,7 @@ def _default_name(question: Question) -> str:
         name = "tuned" if Path(endpoint.model).is_dir() else endpoint.model
     elif options.predictions:
         name = Path(options.predictions).stem
-    elif question.kind in ("run", "adapter"):
+    elif question.kind in ("run", "adapter") or options.base:
         name = "tuned"
     else:
         return "few-shot" if options.few_shot else "zero-shot"
@@ -300,6 +335,19 @@ def _baselines(job: RunContext, rows: Sequence[Row]) -> tuple[dict[str, ScoredAn
     evaluations = {n: load_evaluation(inside(file.parent, place)) for n, place in manifest.systems.items()}
     same = {n: e for n, e in evaluations.items() if {row.id for row in e.rows} == ids}
     return same, {n: cost.to_json() for n, cost in manifest.costs.items() if n in same}
+
+
+def _alternatives(work: EvalJob) -> tuple[dict[str, ScoredAnswers], dict[str, Any]]:
+    """The base of what was trained elsewhere, zero-shot and few-shot, and the cheap alternatives on the same rows."""
+    question, recipe, base = work.question, work.job.recipe, work.question.options.base
+    if question.options.few_shot or question.options.prompt or question.options.on:
+        return {}, {}  # asked in a way of its own
+    if question.kind == "adapter":
+        return measured_alternatives(work.job, work.dataset, work.rows)
+    if question.kind == "model" and base and isinstance(question.target, LocalTarget):
+        job = RunContext(recipe.model_copy(update={"model": base}), work.job.folder)
+        return measured_alternatives(job, work.dataset, work.rows)
+    return {}, {}
 
 
 def _consistency(work: EvalJob, folder: Path, costs: dict[str, Any]) -> dict[str, Any]:

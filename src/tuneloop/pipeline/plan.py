@@ -14,7 +14,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
 from tuneloop.core.machine import processes
 from tuneloop.core.ui import busy, say
-from tuneloop.core.units import counted, usd_words
+from tuneloop.core.units import counted, usd_words, verb
 from tuneloop.models.shape import ModelShape
 from tuneloop.pipeline.advise import counted_data, stand_in
 from tuneloop.pipeline.baselines import expected_evaluation, mean_reference
@@ -94,7 +94,7 @@ def _resident(job: RunContext) -> float:
 def _resident_as_trained(job: RunContext, before: float) -> float:
     """The same once the speed is measured: on a GPU the model is then as trained (four bits, or a part).
 
-    A processor's stays as `before`: packed weights leave their memory to the process.
+    A processor's stays as `before`: the planner counts what packing adds.
     """
     return before if device.backend().is_cpu else _resident(job)
 
@@ -228,11 +228,11 @@ def plan_line(plan: Mapping[str, Any], *, already: bool = False) -> str:
     trained, total = plan["trainable_parameters"], plan["total_parameters"]
     low, high = f"{time_['low'] * 60:.1f}", f"{time_['high'] * 60:.1f}"
     checked = f", and {counted(checks['times'], 'validation')} of {counted(checks['rows'], 'row')}"
-    validations = checked if checks["rows"] else ""
+    validations, steps = checked if checks["rows"] else "", plan["steps"]
     line = (
         f"plan      {trained / 1e6:.2f}M of {total / 1e6:.1f}M parameters trained ({trained / total:.1%}); "
         f"peak memory about {plan['memory']['peak_gib']:.1f} GiB{' (planned before)' if already else ''}\n"
-        f"          {counted(plan['steps'], 'step')}, which see {plan['rows']['words']}{validations}: "
+        f"          {counted(steps, 'step')}, which {verb(steps, 'sees', 'see')} {plan['rows']['words']}{validations}: "
         f"{time_['hours'] * 60:.1f} minutes ({low} to {high}); "
         f"{usd_words(cost['usd'])} at {usd_words(cost['usd_per_hour'])}/hour"
     )

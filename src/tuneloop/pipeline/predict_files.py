@@ -79,7 +79,7 @@ def predict_file(
     names = _Names.of(records, asker, with_lines=len(records) < len(rows))
     labels = len(target.task.labels or ()) if target.scores_labels and target.task else 0
     how = f"scoring {counted(labels, 'label')}" if labels else "writing answers"
-    say(f"predict   {counted(len(rows), 'row')} of {file} ({kind}): {how}")
+    say(f"predict   {counted(len(rows), 'row')} of {file} ({kind}): {how}{target.advice}")
     predictions: list[Prediction] = []
     resumed = 0
     if out:

@@ -29,6 +29,7 @@ def run(recipe: Recipe) -> Path:
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         try:
             with busy("measuring the baselines"):
+                limit.choose_prompt(dataset)
                 answered = limit.ask_base(dataset)
                 baselines = baseline_stage(job, dataset, answered)
             with busy("planning the training"):

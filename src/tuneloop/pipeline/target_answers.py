@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from tuneloop.inference.protocol import Kind, Target, as_model
 from tuneloop.inference.request import Request
 from tuneloop.inference.requesting import failures
 from tuneloop.inference.targets import PredictionsTarget, endpoint_of
+from tuneloop.models.load import Model
+from tuneloop.models.trained import template_of_adapter
 from tuneloop.pipeline.compared_systems import (
     Asking,
     SystemAnswers,
@@ -141,8 +143,16 @@ def _asked(work: EvalJob, how: Asking, task: str) -> SystemAnswers:
     """A model's answers to the rows; one that is in another engine is closed behind them."""
     job, target = work.job, work.question.target
     other = None if isinstance(target, LocalTarget) else as_model(target)
-    with closing(other) if other is not None else nullcontext(job.model) as model:
+    with closing(other) if other is not None else nullcontext(_answering(work)) as model:
         return ask(model, work.dataset, work.rows, job.recipe.evaluate, how, task=task)[""]
+
+
+def _answering(work: EvalJob) -> Model:
+    """The model of the job; behind an adapter of another trainer with the template that is next to it."""
+    target, model = work.question.target, work.job.model
+    if work.question.kind != "adapter" or not isinstance(target, LocalTarget) or target.trained is None:
+        return model
+    return replace(model, template=template_of_adapter(target.trained, model.template))
 
 
 def answers_to_rewordings(work: EvalJob, sampling: Sequence[Sampling]) -> dict[str, SystemAnswers]:
@@ -188,11 +198,12 @@ def _actor(setting: Setting) -> Callable[[list[int]], tuple[SystemAnswers, list[
     job = RunContext(recipe, folder)
     if question.kind in ("run", "adapter"):
         attach_trained(job)
-    prompts, notes = _prompts(EvalJob(job, question, dataset, rows))
+    work = EvalJob(job, question, dataset, rows)
+    model, (prompts, notes) = _answering(work), _prompts(work)
 
     def answer(places: list[int]) -> tuple[SystemAnswers, list[str]]:
         how = Asking(prompts=None if prompts is None else [prompts[place] for place in places])
-        return ask(job.model, dataset, [rows[place] for place in places], recipe.evaluate, how)[""], notes
+        return ask(model, dataset, [rows[place] for place in places], recipe.evaluate, how)[""], notes
 
     return answer
 
@@ -299,15 +310,19 @@ def _replies(
     """An endpoint's replies to rows, and notes on their prompts; without `sampling` all are at temperature 0."""
     rows, dataset, limit = work.rows, work.dataset, work.job.recipe.evaluate.max_new_tokens
     prompts, notes = _prompts(work)
-    if not limit:  # generous, for its tokens are unknown and it may think aloud
-        lengths = sorted(len(row.answer) for row in dataset.train[:2000] or dataset.test[:2000])
-        limit = max(256, min(lengths[int(0.98 * (len(lengths) - 1))], 4096))
+    limit = limit or generous_limit(dataset.train[:2000] or dataset.test[:2000])
     turns, sampling = prompts or [row.prompt for row in rows], sampling or [GREEDY] * len(rows)
     requests = [
         Request(messages, row.tools, max_new_tokens=limit, sampling=each, id=row.id)
         for messages, row, each in zip(turns, rows, sampling, strict=True)
     ]
     return list(target.complete(requests, task=task)), notes
+
+
+def generous_limit(rows: Sequence[Row]) -> int:
+    """Most tokens of an endpoint's answer: generous, for its tokens are unknown and it may think aloud."""
+    lengths = sorted(len(row.answer) for row in rows)
+    return max(256, min(lengths[int(0.98 * (len(lengths) - 1))], 4096))
 
 
 def endpoint_line(cost: Mapping[str, Any]) -> str:

@@ -69,6 +69,13 @@ class TaskTarget:
         return choice and self.model is not None
 
     @property
+    def advice(self) -> str:
+        """What to expect of an untuned base model, as a line; empty of others."""
+        plain = self.task is None and self.model is not None and self.model.template.is_plain
+        words = "a base model, without a chat template: it continues texts rather than answers; tune it first"
+        return f"\n          {words}" if plain else ""
+
+    @property
     def identity(self) -> str:
         """Hash of what answers depend on: the target and its task."""
         return content_hash([self.target.identity, self.task])

@@ -23,7 +23,7 @@ from tuneloop.data.dataset import load_dataset
 from tuneloop.data.load_eval_file import read_whole
 from tuneloop.models.load import weight_files
 from tuneloop.models.names import resolve
-from tuneloop.models.template import PLAIN_TEMPLATE, Rendered, Template, TemplateError, load_template
+from tuneloop.models.template import Rendered, Template, TemplateError, load_template
 from tuneloop.records.rows import Message, Row
 
 MOST_ROWS = 200  # that are rendered, evenly spread
@@ -282,7 +282,7 @@ def _date(proof: _Proof) -> TemplateFinding | None:
 
 
 def _plain(proof: _Proof) -> TemplateFinding | None:
-    if not proof.template.source.endswith(PLAIN_TEMPLATE):
+    if not proof.template.is_plain:
         return None
     message = "the model comes without a chat template (a base model): turns are written as their role and their text"
     return TemplateFinding("no template", "ok", message)

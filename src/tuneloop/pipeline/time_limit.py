@@ -18,6 +18,7 @@ from tuneloop.core.ui import say
 from tuneloop.core.units import counted, exactly, verb
 from tuneloop.evaluation.evaluate import sample_rows
 from tuneloop.pipeline.baselines import expected_evaluation, mean_reference, measured_before
+from tuneloop.pipeline.best_prompt import with_best_prompt
 from tuneloop.pipeline.compared_systems import SystemAnswers
 from tuneloop.pipeline.context import RunContext, dataset_of, done_record, identity
 from tuneloop.pipeline.plan import run_plan
@@ -87,6 +88,11 @@ class TimeLimit:
         """Of the whole run, without what is kept for its end; 0 where there is no limit."""
         return max(self.whole * (1 - RESERVE) - RESERVE_SECONDS, 0.5 * self.whole)
 
+    def choose_prompt(self, dataset: Dataset) -> None:
+        """Give few-shot the best of several prompts, where the recipe requests that."""
+        self.recipe = with_best_prompt(self.job, self.recipe, dataset)
+        self.job.recipe = _with_choices(self.recipe, self.choices)
+
     def ask_base(self, dataset: Dataset) -> TimedAnswers | None:
         """The base model's answers to the test rows that its time allows; None where that was chosen before."""
         job, recipe = self.job, self.recipe
@@ -145,7 +151,7 @@ class TimeLimit:
         evaluation = TUNED * expected_evaluation(baselines, recipe.evaluate, mean_reference(job, dataset))
         spent = max(time.monotonic() - self.began, baselines.seconds - self.choices.reused_seconds)
         seconds = max(self.seconds - spent - evaluation, TRAINING * self.seconds)
-        self._keep(train_minutes=round(seconds / 60, 2))
+        self._keep(train_minutes=max(round(seconds / 60, 2), 0.01))
         say(
             f"time      {exactly(recipe.max_minutes, 'minute')} in all: {_rows_words(self.choices, 'is', 'are')}; "
             f"{spent / 60:.1f} minutes are spent, training may take {seconds / 60:.1f}, "

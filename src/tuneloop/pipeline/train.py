@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core import device, machine
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, lock_folder, read_jsonl, write_json, write_yaml
+from tuneloop.core.files import content_hash, lock_folder, read_json, read_jsonl, write_json, write_yaml
 from tuneloop.core.ui import busy, say
 from tuneloop.core.units import counted
-from tuneloop.models.methods import method_named
+from tuneloop.models.load import skeleton
+from tuneloop.models.methods import USUAL, method_named
 from tuneloop.models.names import resolve
+from tuneloop.models.shape import ModelShape
 from tuneloop.pipeline.context import (
     BEGINNING,
     RunContext,
@@ -69,6 +71,9 @@ def train_stage(job: RunContext, dataset: Dataset) -> RunManifest:
     key = train_key(job, dataset)
     if before := done_record(RunManifest, folder, key):
         say(f"train     already done: {_validated(before)}")
+        if before.tags != recipe.track.tags:  # all that may change of a finished run
+            before = before.model_copy(update={"tags": recipe.track.tags})
+            write_record(folder / RUN, before)
         return before
     plan = read_record(Plan, folder).to_json() if (folder / PLAN).is_file() else None
     began, measured = training_began(folder), MeasuredMachine.of_plan(plan)
@@ -126,6 +131,7 @@ def _manifest(job: RunContext, dataset: Dataset, result: Any, key: str, plan: Fa
         "dataset": dataset.id,
         **vars(result),
         "usd": result.seconds / 3600 * recipe.plan.usd_per_hour,
+        "tags": recipe.track.tags,
         "predicted": predicted,
         "mfu": mfu,
         "weights" if method.folder == "model" else "adapter": method.folder,
@@ -241,8 +247,31 @@ def prepared_run(
         with busy("preparing the data"):
             dataset = prepare_stage(job)
             refuse_errors(dataset, recipe)
+            refuse_method(job)
             refuse_wrong_template(resolve(recipe.model), job.template, dataset.train, recipe.model)
         yield job, limit, dataset
+
+
+def refuse_method(job: RunContext) -> None:
+    """Say that a model is slower through Transformers, and refuse what its training would refuse after the baselines.
+
+    Raises:
+        UserError: a method of our own model alone, targets that the model lacks, sizes that can't be planned.
+    """
+    from tuneloop.models.llama import Llama
+    from tuneloop.models.lora import target_names
+
+    train, folder = job.recipe.train, resolve(job.recipe.model)
+    net, config, method = skeleton(folder), read_json(folder / "config.json"), method_named(train.method)
+    kind = config.get("model_type")
+    if not isinstance(net, Llama):
+        if method.own_model:
+            what = f"There is no {method.title} for {kind!r}, which Transformers computes"
+            raise UserError(what, where="train.method", next_step=f"set train.method={USUAL.name}")
+        say(f"model     Transformers computes {kind}, more slowly than tuneloop's own model does other families")
+    if method.footprint.low_rank:
+        target_names(net, train.targets)
+    ModelShape.from_config(config, str(folder / "config.json"))
 
 
 def train_alone(recipe: Recipe, *, on_record: OnRecord = lambda record: None) -> tuple[Path, RunManifest]:

@@ -53,6 +53,7 @@ def open_run(follower: Follower) -> None:
         save(follower)
     else:
         client.update_run(follower.state.run_id, status="RUNNING")
+    _tags(follower, dict.fromkeys((follower.config.get("track") or {}).get("tags") or (), "true"))
     params = [Param(k, v) for k, v in flatten(follower.config).items() if k not in run.data.params]
     for i in range(0, len(params), 100):
         client.log_batch(follower.state.run_id, params=params[i : i + 100])

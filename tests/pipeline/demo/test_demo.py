@@ -17,6 +17,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from short_demo import write_short_demo
 
 from places import ROOT
 from tuneloop.core.errors import UserError
@@ -157,6 +158,7 @@ def test_offline_without_the_model_there_is_one_message(
 def test_the_whole_demo_ends_with_a_few_lines_that_a_person_reads(
     cli_process: Cli, tmp_path: Path, small_packaged: dict[str, str]
 ) -> None:
+    write_short_demo(tmp_path / "demo")
     done: subprocess.CompletedProcess[str] = cli_process("demo", *QUICK, env=small_packaged)
     assert done.returncode == 0, done.stderr
     last = done.stdout.rstrip().rpartition("\n\n")[2].splitlines()

@@ -55,6 +55,7 @@ class DistilOptions(Config):
     )
     answers: str = flag("teacher", "NAME", "Whose answers the student reads: the teacher's, or the rows' own.")
     prompts: str = flag("", "FILE", "Further requests for the teacher, without answers: a file or a prepared data set.")
+    few_shot: int = flag(0, "N", "Training rows that the teacher sees as examples in each prompt.", least=0)
     best_of: int = flag(1, "N", "The teacher's answers to each prompt; the best is learned.", least=1, most=64)
     pick: str = flag("agree", "NAME", "The best: agree (most like the others), reference (like the row's own), judge.")
     gate: str = flag("", "FILE", "What an answer must hold to be learned: contains, matches ...; see docs/distill.md.")
@@ -64,4 +65,5 @@ class DistilOptions(Config):
     layers: int = flag(0, "N", "Make the student of the teacher: leave out layers until N are left.", least=0)
     rows: int = flag(300, "N", "Most test rows that are answered.", least=1)
     plan: bool = switch("Only say what it takes on rented GPUs: memory, hours, dollars, storage; run nothing.")
+    measured: str = flag("", "A,B", "Evaluations of the teacher and of a tuned student: --plan says if it should pay.")
     no_control: bool = switch("Don't train the same student on the rows' own answers, to compare with.")

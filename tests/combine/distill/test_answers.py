@@ -96,6 +96,17 @@ def test_after_a_failure_in_the_middle_only_the_rest_is_asked(server: Server, da
     assert len(server.bodies) == before
 
 
+def test_the_teacher_sees_training_rows_in_its_prompt(server: Server, dataset: Dataset, tmp_path: Path) -> None:
+    answers_of(job(server, dataset, tmp_path / "run", few_shot=2))
+    own = {(row.prompt[-1]["content"], row.answer) for row in dataset.train}
+    for body in server.bodies:
+        *shown, question = [turn["content"] for turn in body["messages"] if turn["role"] != "system"]
+        assert {(shown[0], shown[1]), (shown[2], shown[3])} < own and question in {prompt for prompt, _ in own}
+    before = len(server.bodies)
+    answers_of(job(server, dataset, tmp_path / "run"))
+    assert len(server.bodies) == before + len(dataset.train), "without examples the answers are others"
+
+
 def test_a_few_rows_that_fail_for_good_are_left_out_and_not_asked_again(
     server: Server, dataset: Dataset, tmp_path: Path
 ) -> None:

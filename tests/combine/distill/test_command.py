@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,12 @@ from six_layers import write_six_layers
 from tuneloop.cli.main import main
 from tuneloop.combine.distill import answers as distil_answers
 from tuneloop.combine.distill import command as module
+from tuneloop.combine.distill.answers import DistilJob
+from tuneloop.combine.options import DistilOptions
 from tuneloop.core.files import read_json, read_jsonl
+from tuneloop.recipe import Recipe
+from tuneloop.records.record import write_record
+from tuneloop.records.run import RunManifest
 
 Said = pytest.CaptureFixture[str]
 TRAIN = ["train.epochs=1", "train.rows_per_step=8", "train.evaluations=1"]
@@ -173,6 +179,19 @@ def test_requests_without_answers_are_answered_by_the_teacher_too(
     (tmp_path / "known.jsonl").write_text(json.dumps({"text": known}) + "\n")
     assert main([*command[:-4], "other", *TRAIN, "--prompts", str(tmp_path / "known.jsonl")]) == 2
     assert "No request is left" in capsys.readouterr().err
+
+
+def test_with_a_limit_on_minutes_the_control_trains_as_many_steps_as_the_student(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As many minutes would be fewer steps on a machine that is busier by then."""
+    write_record(tmp_path / RunManifest.file, RunManifest(model="small", epochs=0.4))
+    recipes: list[Recipe] = []
+    monkeypatch.setattr(module, "train_alone", recipes.append)
+    dataset: Any = SimpleNamespace(train=[None] * 10, path=tmp_path / "dataset")
+    job = DistilJob(None, dataset, tmp_path, DistilOptions(), ["train.max_minutes=1"])  # type: ignore[arg-type]
+    module._train_control(job, "small", 20)  # of the 20 rows that the student had, it saw 8
+    assert (recipes[0].train.epochs, recipes[0].train.max_minutes) == (0.8, None)
 
 
 @pytest.mark.slow

@@ -11,7 +11,13 @@ import pytest
 from tuneloop.cli.main import main
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.prepare import TokenCount, prepare
+from tuneloop.evaluation.config import EvaluateConfig
+from tuneloop.evaluation.evaluate import evaluate
+from tuneloop.evaluation.results import ComparedWith, write_evaluation
+from tuneloop.records.completion import Completion
 from tuneloop.records.dataset import DatasetManifest
+from tuneloop.records.evaluation import Subject
+from tuneloop.records.rows import Row
 from tuneloop.training.teachers import Layout
 
 Said = pytest.CaptureFixture[str]
@@ -84,6 +90,39 @@ def test_the_lines_say_it(dataset: str, capsys: Said) -> None:
     assert main(["distill", "llama-3.3-70b", "llama-3.1-8b", "--dataset", dataset, "--out", "none", "--plan"]) == 0
     said = capsys.readouterr().out
     assert "the teacher writes" in said and "the student learns" in said and "$" in said
+
+
+def evaluation(folder: Path, right: int, ids: int = 40) -> str:
+    """Answers to `ids` questions, of which the first `right` are right."""
+    rows = [
+        Row(
+            str(i), [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "abc"[i % 3]}], "abc"[i % 3]
+        )
+        for i in range(ids)
+    ]
+    answers = [Completion(row.answer if i < right else "d") for i, row in enumerate(rows)]
+    scored = evaluate(rows, answers, task="classification", labels=list("abcd"), config=EvaluateConfig(), seed=0)
+    write_evaluation(folder, scored, Subject("m", "d", name="x"), ComparedWith(), {})
+    return str(folder)
+
+
+def test_it_says_beforehand_whether_it_should_pay(dataset: str, capsys: Said, tmp_path: Path) -> None:
+    assert "not known" in planned(capsys, dataset)["expected"]
+    good, equal, weak = (evaluation(tmp_path / str(right), right) for right in (36, 22, 20))
+    further = tmp_path / "further.jsonl"
+    further.write_text("".join(json.dumps({"prompt": f"Say of {i} {i * 7919 % 1013} words"}) + "\n" for i in range(60)))
+    more = ["--prompts", str(further), "--answers", "own"]
+    pays = planned(capsys, dataset, *more, "--measured", f"{good},{weak}")
+    assert pays["expected"].startswith("It should pay") and pays["further"] > 32 and pays["parts"][0]["hours"] > 0
+    assert planned(capsys, dataset, *more, "--measured", f"{equal},{weak}")["expected"].startswith("It should not pay")
+    assert planned(capsys, dataset, "--measured", f"{good},{weak}")["expected"].startswith("It may pay")
+    command = ["distill", "llama-3.3-70b", "llama-3.1-8b", "--dataset", dataset, "--out", "none", "--plan"]
+    for measured, words in (
+        (good, "Two evaluations"),
+        (f"{good},{evaluation(tmp_path / 'o', 9, 20)}", "different rows"),
+    ):
+        assert main([*command, "--measured", measured]) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_rows_that_nobody_has_counted_are_refused(dataset: str, capsys: Said) -> None:

@@ -36,6 +36,7 @@ from tuneloop.data.sources.parse import SourceRecord
 from tuneloop.data.sources.read import read_records
 from tuneloop.data.task import prompt_reader, task_spec
 from tuneloop.evaluation.metrics.text import token_f1
+from tuneloop.evaluation.prompt import choose_examples, prompt_turns
 from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.openai.target import EndpointTarget
 from tuneloop.inference.request import Request
@@ -156,6 +157,11 @@ class DistilJob:
         """The rows that the teacher answers: all, or those without an answer of their own."""
         return [*(self.dataset.train if self.options.answers == "teacher" else ()), *self.unlabelled]
 
+    @cached_property
+    def examples(self) -> list[Row]:
+        """Training rows that the teacher sees before each request."""
+        return choose_examples([r for r in self.dataset.train if r.shows_the_task], self.options.few_shot, seed=0)
+
     @property
     def labels(self) -> list[str]:
         """The labels that a teacher scores; empty: it writes."""
@@ -199,8 +205,8 @@ def answers_of(job: DistilJob) -> dict[str, Completion]:
 
     Raises UserError: too many requests failed, or another model answered.
     """
-    further = [row.id for row in job.unlabelled]
-    key = content_hash([job.teacher.identity, job.dataset.manifest.hash, *([further] if further else [])])[:12]
+    more = [ids for rows in (job.unlabelled, job.examples) if (ids := [row.id for row in rows])]
+    key = content_hash([job.teacher.identity, job.dataset.manifest.hash, *more])[:12]
     file = job.place / f"answers-{key}.jsonl"
     answers = {
         (line["id"], line.get("draw", 0)): Completion(line["text"], finish=line["finish"], error=line.get("error", ""))
@@ -252,7 +258,8 @@ def _request_all(job: DistilJob, draws: Draws, answers: dict[Draw, Completion], 
 def _request(job: DistilJob, row: Row, number: int) -> Request:
     limit = job.teacher.task.max_new_tokens if job.teacher.task else 256
     more: dict[str, Any] = {"sampling": Sampling(temperature=TEMPERATURE, seed=number)} if number else {}
-    return Request(messages=row.prompt, tools=row.tools, max_new_tokens=limit, id=row.id, **more)
+    turns = prompt_turns(row, examples=job.examples) if job.examples else row.prompt
+    return Request(messages=turns, tools=row.tools, max_new_tokens=limit, id=row.id, **more)
 
 
 def _read(file: Path) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from tuneloop.core.ui import say
 from tuneloop.core.units import counted, usd_words
 from tuneloop.data.dataset import load_dataset
 from tuneloop.evaluation.evaluate import sample_rows
+from tuneloop.evaluation.prompt import prompt_turns
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.request import Request
 from tuneloop.models.load import Model, layers_of, skeleton
@@ -31,8 +32,9 @@ from tuneloop.pipeline.targets import TaskTarget, open_with_task
 from tuneloop.pipeline.train import train_alone
 from tuneloop.recipe import Recipe, make_recipe
 from tuneloop.records.distillation import DistillationRecord, DistilledFigures, ModelCost, PrunedStudent
-from tuneloop.records.record import write_record
+from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Row
+from tuneloop.records.run import RunManifest
 from tuneloop.registry.registered import local_name
 from tuneloop.release.tuned_weights import open_tuned
 
@@ -110,15 +112,18 @@ def _distil(job: DistilJob, student: str) -> DistillationRecord:
 
 
 def _train_control(job: DistilJob, model: str, rows: int) -> Path:
-    """Train the same student on the rows' own answers; where it has fewer than `rows`, on more passes over them."""
+    """Train the same student on the rows' own answers, in as many steps: on more passes where it has fewer than `rows`,
+    and without the student's limit on minutes, in which a machine that is busier now would train it less."""
     say("control   the same student learns the rows' own answers")
     control = job.place / "control"
     recipe = _recipe(job, model, job.dataset.path, control)
-    times = rows / max(len(job.dataset.train), 1)
-    if job.unlabelled and times > 1:  # else the control would be trained less
-        train = recipe.train.model_copy(update={"epochs": round(recipe.train.epochs * times, 2)})
-        recipe = recipe.model_copy(update={"train": train})
-    train_alone(recipe)
+    passes, own = recipe.train.epochs, max(len(job.dataset.train), 1)
+    if recipe.train.max_minutes:
+        passes = max(round(read_record(RunManifest, job.out).epochs * rows / own, 3), 1 / own)
+    elif job.unlabelled:
+        passes = round(passes * max(rows / own, 1.0), 2)
+    train = recipe.train.model_copy(update={"epochs": passes, "max_minutes": None})
+    train_alone(recipe.model_copy(update={"train": train}))
     return control
 
 
@@ -250,7 +255,12 @@ class _Scored:
 def _score(job: DistilJob, rows: Sequence[Row], target: TaskTarget) -> _Scored:
     """A model's answers to rows, judged."""
     limit = target.task.max_new_tokens if target.task else 256
-    requests = [Request(messages=row.prompt, tools=row.tools, max_new_tokens=limit, id=row.id) for row in rows]
+    shown = job.examples if target is job.teacher else []
+    turns = [prompt_turns(row, examples=shown) if shown else row.prompt for row in rows]
+    requests = [
+        Request(messages=messages, tools=row.tools, max_new_tokens=limit, id=row.id)
+        for row, messages in zip(rows, turns, strict=True)
+    ]
     target.target.load()
     local = target.target if isinstance(target.target, LocalTarget) else None
     parameters = sum(weight.numel() for weight in local.model.net.parameters()) if local else None

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import sha256_file, write_bytes
+from tuneloop.core.files import cache_folder, sha256_file, write_bytes
 from tuneloop.core.threads import use_threads
 from tuneloop.core.ui import progress, without_bars
 from tuneloop.evaluation.classical import minilm_folder
 from tuneloop.evaluation.metrics.text import embedder
 from tuneloop.models.load import Model, load_model
-from tuneloop.models.packaged import cache_folder
 from tuneloop.records.router import Features
 
 if TYPE_CHECKING:

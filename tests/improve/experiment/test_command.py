@@ -1,9 +1,11 @@
 """Experiments of a store: started, decided, stopped and replayed, also through the command line."""
 
 import json
+import secrets
+from dataclasses import replace
 
 import pytest
-from traffic import at, thumb, traffic
+from traffic import at, request, thumb, traffic
 
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
@@ -47,6 +49,25 @@ def test_a_good_candidate_is_promoted_and_every_decision_replays(store):
     done = ab.replay(store, "new")
     assert len(done) >= 2 and all(one.same and one.follows for one in done)
     assert ab.check(store, "new", at=at(11))[1].to_json() == verdict.to_json()  # it has ended: the same decision again
+
+
+def test_earlier_votes_of_the_users_count_in_the_evidence_and_in_its_replay(store, monkeypatch):
+    monkeypatch.setattr(secrets, "token_hex", lambda size: "5a" * size)  # the salt, which decides who is in which arm
+    proofs = []
+    with opened(store) as connection:
+        insert(connection, [request(9000 + i, -5.0, user=f"u{i}") for i in range(600)])
+        insert(connection, [thumb(9000 + i, -4.9, True, user=f"u{i}") for i in range(0, 600, 2)])
+    state = begun(store, earlier_days=30.0)
+    with opened(store) as connection:
+        requests, votes = traffic(state.design, state.share, 600, 5, rates=(0.75, 0.65))
+        insert(connection, requests)
+        insert(connection, votes[::2])  # as before, every second user never votes
+        for days in (0.0, 30.0):
+            changed = replace(state, design=state.design.model_copy(update={"earlier_days": days}))
+            proofs.append(ab.verdict_of(connection, changed, at(7)).evidence.strengths)
+    assert proofs[1].promotion > 1.2 * proofs[0].promotion and proofs[1].better == proofs[0].better
+    ab.check(store, at=at(7))
+    assert all(one.same and one.follows for one in ab.replay(store, "new"))
 
 
 def test_a_bad_one_is_rolled_back(store):

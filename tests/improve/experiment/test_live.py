@@ -19,6 +19,7 @@ from patience import HANG
 from serving import ANSWERS, FIELDS, MakeTuned, running
 from tuneloop.improve.experiment import command as ab
 from tuneloop.improve.experiment import live as serve_experiments
+from tuneloop.improve.experiment import state as state_module
 from tuneloop.improve.experiment.live import Experiments
 from tuneloop.inference.request import Request
 from tuneloop.records.completion import Completion
@@ -135,6 +136,21 @@ def test_a_stop_takes_effect_while_the_server_runs(folder: Path) -> None:
     assert [r.arm for r in stored(folder)][20:] == [None] * 20
 
 
+def test_a_stop_by_a_machine_whose_clock_is_behind_takes_effect(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ab.start(folder, "new", SETTINGS)
+
+    async def work(gateway: Gateway, _: NamingEngine) -> Counter[str]:
+        assert {await ask(gateway, f"u{i}") for i in range(20)} == {"new-weights", "old-weights"}
+        monkeypatch.setattr(state_module, "uuid7", lambda: "01900000-0000-7000-8000-000000000000")
+        ab.stop(folder, "new", "enough")
+        assert gateway.draw is not None
+        await until(lambda: gateway.draw("m", "u1", "r") is None)  # type: ignore[misc]
+        return Counter([await ask(gateway, f"u{i}") for i in range(20)])
+
+    assert served(folder, work) == {"old-weights": 20}
+    assert ab.read_experiments(folder)["new"].ended == "stopped"
+
+
 def test_a_step_of_the_ramp_holds_for_new_users_only(folder: Path) -> None:
     ab.start(folder, "new", {**SETTINGS, "ramp": "1,100"})
     share = {"value": 0.01}
@@ -219,7 +235,7 @@ def test_a_server_follows_the_command(make_tuned: MakeTuned, tmp_path: Path, cli
         for user in range(12):
             turn = {"role": "user", "content": json.dumps({"subject": "a", "body": "b"})}
             body = json.dumps({"messages": [turn], "max_tokens": 2, "user": f"u{user}"}).encode()
-            with urllib.request.urlopen(f"{address}/v1/chat/completions", body, timeout=60) as reply:
+            with urllib.request.urlopen(f"{address}/v1/chat/completions", body, timeout=HANG) as reply:
                 found.add(reply.headers["x-tuneloop-release"])
         return found
 

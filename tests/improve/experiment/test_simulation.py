@@ -31,6 +31,7 @@ def ends(world: World, *, runs: int = RUNS, **changes: object):
         (World(base=0.9, looks_per_day=6), {"most_days": 20}),
         (World(population=300), {}),
         (World(harmed_slice=True, returns=0.5), {}),
+        (World(history=10, raters=0.8, correlation=0.3), {"earlier_days": 60}),
     ],
 )
 def test_a_candidate_without_a_difference_is_seldom_promoted_or_rolled_back(world, changes):
@@ -58,6 +59,12 @@ def test_a_better_candidate_is_promoted_and_a_bad_one_leaves_after_few_users():
     assert share_of(better, "promote") > 0.8
     assert share_of(bad, "promote") == 0 and all(end.day < 50 for end in bad)
     assert sorted(end.candidate_users for end in bad)[RUNS // 2] < 155
+
+
+def test_what_users_did_before_saves_days():
+    world = World(effect=0.1, history=10, raters=0.8, correlation=0.4)
+    days = [sum(end.day for end in ends(world, earlier_days=days)) for days in (0, 60)]
+    assert days[1] < 0.9 * days[0]
 
 
 def test_users_who_return_and_few_users_are_simulated():

@@ -186,6 +186,25 @@ def test_users_who_are_drawn_again_count_again():
     assert list(units.outcome) == [0.0, 0.0, 1.0] and units.switched == 0
 
 
+def test_what_users_did_before_their_draw_is_known_and_nothing_later():
+    registered = design(earlier_days=60)
+    drawn = [request(i, 0.0, user=user, arm="champion", propensity=0.5) for i, user in enumerate("abcdef")]
+    past = [request(10 + i, -1.0, user=user) for i, user in enumerate("bcde")] + [request(20, -70.0, user="f")]
+    votes = [thumb(11, -0.9, True, user="c"), thumb(12, -0.9, False, user="d"),
+             thumb(13, 0.1, True, user="e"), thumb(20, -69.9, True, user="f"), thumb(2, 0.1, True, user="c")]  # fmt: skip
+    units = units_of(registered, drawn, votes, LATE, sorted(past + drawn, key=lambda r: r.time))
+    assert list(units.kinds) == [
+        0,
+        1,
+        4,
+        2,
+        1,
+        0,
+    ]  # no request; no value; good; bad; a vote too late; a request too old
+    assert list(units.outcome[:3]) == pytest.approx([math.nan, math.nan, 1.0], nan_ok=True)
+    assert registration_hash(registered) != registration_hash(design(earlier_days=0))
+
+
 def users_of(registered, users, rate, *, requests_each=1, days=20.0, seed=0, later=None):
     """Users in halves with several requests, all rated. `rate`, `later`: of liked answers, of a user's number and arm,
     within the window and after it."""

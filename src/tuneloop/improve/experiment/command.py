@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, plain
-from tuneloop.core.ids import utc_now, uuid7
+from tuneloop.core.ids import utc, utc_now, uuid7
 from tuneloop.core.ui import quiet
 from tuneloop.improve.experiment.decision import decide
 from tuneloop.improve.experiment.evidence import evidence_of
@@ -203,17 +203,19 @@ def verdict_of(store: Database, state: ExperimentState, at: str, seen: int | Non
     `at`: ISO 8601 in UTC. `seen`: place of the last event that counts; None: all that is stored.
     """
     bound, seen_value = (" AND place <= ?", [seen]) if seen is not None else ("", [])
-    where, values = f"model = ? AND arm IS NOT NULL{bound}", [state.design.model, *seen_value]
-    period: dict[str, Any] = {"since": state.started, "until": at}
-    requests = list(read_requests(store, **period, where=where, values=values, texts=False))
+    days, when = state.design.earlier_days, time_of(at)
+    where, values = f"model = ?{'' if days else ' AND arm IS NOT NULL'}{bound}", [state.design.model, *seen_value]
+    since = utc(time_of(state.started).timestamp() - 86_400 * days) if days else state.started
+    period: dict[str, Any] = {"since": since, "until": at}
+    every = list(read_requests(store, **period, where=where, values=values, texts=False))
     feedback = list(read_feedback(store, **period, where=f"TRUE{bound}", values=seen_value))
-    when = time_of(at)
-    units = units_of(state.design, requests, feedback, when)
+    requests = [r for r in every if r.arm is not None and r.time >= state.started]
+    units = units_of(state.design, requests, feedback, when, every if days else ())
     votes = [float(one.value) for one in current(votes_of(feedback, state.design.name))]
     copies = 0
     if state.in_shadow_mode:
-        every = read_requests(store, **period, where=where, values=values, shadow=True, texts=False)
-        copies = sum(copy.error != LEFT for copy in every)
+        shadow = read_requests(store, **period, where=where, values=values, shadow=True, texts=False)
+        copies = sum(copy.error != LEFT for copy in shadow if copy.arm is not None and copy.time >= state.started)
     verdict = decide(state.design, evidence_of(state.design, units, state.stage(when), votes, copies), at)
     return verdict.model_copy(update={"seen": seen})
 

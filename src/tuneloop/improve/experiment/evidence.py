@@ -102,7 +102,7 @@ def tally_of(design: ExperimentDesign, units: Units) -> UserTally:
         tally = with_values(tally, "later", users, units.later[None], design.effect)
     values = (units.outcome[None], units.likes[None], units.dislikes[None], units.checked[None])
     slices = np.stack([*units.slices.values(), units.candidate], axis=-1)[None, :, :-1]
-    return with_matured(tally, design, Matured(users.candidate, users.propensity, *values, slices))
+    return with_matured(tally, design, Matured(users.candidate, users.propensity, *values, slices, units.kinds[None]))
 
 
 def evidence_at(

@@ -33,7 +33,7 @@ class Experiments:
     running: dict[str, ExperimentState] = field(default_factory=dict)  # state of those that run, by their model
     arms: dict[str, Arms] = field(default_factory=dict)  # who meets what, by the model
     _gateway: Gateway | None = None
-    _seen: str = ""
+    _seen: int = -1  # number of the last decision that was read
     _reported: dict[str, str] = field(default_factory=dict)
     _store: Database | None = None
 
@@ -46,7 +46,7 @@ class Experiments:
             if not is_store(self.place):
                 return False
             self._store = connect(self.place, create=True)
-        last = self._store.execute("SELECT MAX(id) FROM decisions").fetchone()[0] or ""
+        last = self._store.execute("SELECT MAX(number) FROM decisions").fetchone()[0] or 0
         if last == self._seen:
             return False
         experiments = experiments_of(read_decisions(self._store, where=EVENTS))

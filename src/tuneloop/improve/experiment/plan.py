@@ -25,12 +25,13 @@ from tuneloop.improve.experiment.record import (
     RampHarm,
 )
 from tuneloop.improve.experiment.simulation import World
+from tuneloop.improve.experiment.statistics import UNHAPPY_VALUES
 from tuneloop.improve.experiment.walk import Looks, moments_of, walk
 
 LEAST_UNITS = 10  # users with a value in either arm before a step of the ramp; decisions need no least number
 MOST_DAYS = 3650
 TABLE_DAYS = (7, 28, 91, 182, 365, 730, 1460)
-RAMPS = ("2,5,10", "5,10,25,50", "10,25,50", "20,50", "50")
+RAMPS = ("2,5,10", "5,10,25,50", "10,25,50", "20,50", "30,50", "50")
 FEW = 400  # simulations of what is listed for comparison
 LABELS_SHARE = 0.2  # of users whose answers are checked, in the plan
 
@@ -248,6 +249,10 @@ def _summary(plan: ExperimentPlan) -> Iterator[str]:
         days = counted(plan.labels_days, "day")
         yield f"Where ratings may be missing in any way, checks of {labels} settle it: {days}."
     yield from _harm(plan, plan.ramps)
+    votes = plan.requests_per_user * plan.rated
+    if votes < UNHAPPY_VALUES:
+        hidden = "Harm to a few users can't be seen unless they are a slice"
+        yield f"{hidden}: a user gives {votes:.3g} ratings, and {UNHAPPY_VALUES} or more would show it."
     quick = min((way for way in plan.denser if way.days is not None), key=lambda way: way.days or 0, default=None)
     if quick and quick.days is not None and (plan.days_50 is None or quick.days < plan.days_50):
         yield f"Quicker: {quick.name}, about {counted(quick.days, 'day')} for the same effect in points."

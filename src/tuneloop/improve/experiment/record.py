@@ -20,7 +20,13 @@ MISSING: dict[str, str] = {
     "one-way": "the candidate changes whether answers are rated in one direction: more often, or less often",
     "any": "nothing: unrated answers of the candidate may all be bad, and those of the champion all be good",
 }
-LATER = ("method", "missing", "sample", "sample_kind")  # fields that registrations for the asymptotic method lack
+LATER = (
+    "method",
+    "missing",
+    "sample",
+    "sample_kind",
+    "earlier_days",
+)  # fields that registrations for the asymptotic method lack
 
 
 class PlannedPower(Part):
@@ -176,6 +182,7 @@ class ExperimentDesign(Record):
         missing: what is assumed of requests without a value before a promotion; see `MISSING`.
         sample: share of users, drawn by a hash, whose requests are checked, and `sample_kind` the kind of feedback that
             says so. Where it is above 0, the checked users alone decide on a promotion.
+        earlier_days: before a user's draw, of which requests and votes sharpen what is expected of it; 0: none.
         salt: of the users' hashes.
     """
 
@@ -211,6 +218,7 @@ class ExperimentDesign(Record):
     missing: Missing = "one-way"
     sample: float = Field(0.0, ge=0, le=1)
     sample_kind: str = "checked"
+    earlier_days: float = Field(0.0, ge=0, le=366)
     salt: str
 
     @model_validator(mode="after")
@@ -394,6 +402,7 @@ class ExperimentOptions(Config):
     missing: Missing = Field("one-way", description="What is assumed of missing ratings: random, one-way or any.")
     sample: float = Field(0.0, ge=0, le=1, description="Share of users, drawn at random, whose answers are checked.")
     sample_kind: str = flag("checked", "KIND", "Kind of feedback that says what a check found.")
+    earlier_days: float = Field(30.0, ge=0, le=366, description="Days of earlier votes that say what users usually do.")
     shadow: bool = flag(
         True, "", "Begin with copies of requests, before anyone meets the candidate.", "--shadow/--no-shadow"
     )

@@ -23,6 +23,7 @@ from tuneloop.improve.experiment.tally import (
     counts_of,
     empty_tally,
     findings_of,
+    kinds_of,
     rows_of,
     with_affected,
     with_amounts,
@@ -42,9 +43,10 @@ class World:
         users_per_day: that come; new ones, or of a `population` that comes again (0: endless).
         base, effect: chance that the champion's answer is good, and how much higher the candidate's is.
         rated: chance that a request gets a value; `rated_factors` multiply it for good and bad answers of the
-            candidate, good and bad answers of the champion.
+            candidate, good and bad answers of the champion. Only `raters` of the users ever rate, so much more often.
         requests: of a user within the window, on average; each has one at least.
         correlation: of the answers' qualities of one user.
+        history: requests of a user in the days before its draw, on average, answered by the champion.
         delay_days: mean of the exponential time until a value comes; the window cuts it off.
         looks_per_day: how often is decided.
         lost: chance that a user of the candidate vanishes from the log.
@@ -61,8 +63,10 @@ class World:
     effect: float = 0.0
     rated: float = 0.75
     rated_factors: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+    raters: float = 1.0
     requests: float = 1.0
     correlation: float = 0.0
+    history: float = 0.0
     population: int = 0
     delay_days: float = 0.0
     looks_per_day: float = 1.0
@@ -229,13 +233,21 @@ def draw_users(
     requests = 1 + rng.poisson(world.requests - 1, shape) if world.requests > 1 else np.ones(shape, dtype=np.int64)
     harmed = rng.random(shape) < world.harmed if world.harmed else np.zeros(shape, dtype=bool)
     effect = (world.effect + world.harmed * world.base) / (1 - world.harmed)  # on all others
-    good_rate = np.where(candidate & harmed, 0.0, np.clip(world.base + effect * candidate, 0.0, 1.0))
-    if world.correlation:
-        scale = (1 - world.correlation) / world.correlation
-        good_rate = rng.beta(np.maximum(good_rate * scale, 1e-9), np.maximum((1 - good_rate) * scale, 1e-9))
+    habit = (rng.random(shape) < world.raters) / world.raters if world.raters < 1 else np.ones(shape)
+    kinds = None
+    if world.history:
+        usual = _qualities(np.full(shape, world.base), world.correlation, rng)
+        kinds = _history(world, usual, np.minimum(habit * world.rated, 1.0), rng)
+        up, down = max(effect, 0.0) / (1 - world.base), max(-effect, 0.0) / world.base  # the mean differs by `effect`
+        changed = np.clip(usual + up * (1 - usual) - down * usual, 0.0, 1.0)
+        good_rate = np.where(candidate, np.where(harmed, 0.0, changed), usual)
+    else:
+        good_rate = np.where(candidate & harmed, 0.0, np.clip(world.base + effect * candidate, 0.0, 1.0))
+        good_rate = _qualities(good_rate, world.correlation, rng)
     good = rng.binomial(requests, good_rate)
     in_time = 1 - math.exp(-design.maturation_hours / 24 / world.delay_days) if world.delay_days else 1.0
-    chances = np.minimum(world.rated * np.array(world.rated_factors), 1.0) * in_time
+    rates = world.rated * np.array(world.rated_factors)
+    chances = [np.minimum(habit * rate, 1.0) * in_time for rate in rates]
     likes = rng.binomial(good, np.where(candidate, chances[0], chances[2]))
     dislikes = rng.binomial(requests - good, np.where(candidate, chances[1], chances[3]))
     valued = likes + dislikes
@@ -252,6 +264,7 @@ def draw_users(
         np.where(there, dislikes / requests, np.nan),
         checked,
         np.stack([harmed, ~harmed], axis=-1) if world.harmed_slice else None,
+        kinds,
     )
     invalid = rng.binomial(requests, world.invalid * np.where(candidate, world.invalid_factor, 1.0)) > 0
     latency = np.full(shape, np.nan)
@@ -262,6 +275,22 @@ def draw_users(
         back = there & (rng.random(shape) < world.returns * world.rated)
         later = np.where(back, rng.random(shape) < world.base + world.later_effect * candidate, np.nan)
     return NewUsers(matured, invalid, (likes == 0) & (dislikes >= UNHAPPY_VALUES), latency, later)
+
+
+def _qualities(mean: Array, correlation: float, rng: np.random.Generator) -> Array:
+    """The chance of each user that an answer is good."""
+    if not correlation:
+        return mean
+    scale = (1 - correlation) / correlation
+    return rng.beta(np.maximum(mean * scale, 1e-9), np.maximum((1 - mean) * scale, 1e-9))
+
+
+def _history(world: World, quality: Array, rated: Array, rng: np.random.Generator) -> NDArray[np.int64]:
+    """The kinds of users by what they did before their draw."""
+    requests = rng.poisson(world.history, quality.shape)
+    good = rng.binomial(requests, quality)
+    likes, dislikes = rng.binomial(good, rated), rng.binomial(requests - good, rated)
+    return kinds_of(requests.astype(np.float64), likes.astype(np.float64), dislikes.astype(np.float64))
 
 
 def _with_new(tally: UserTally, users: NewUsers) -> UserTally:

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from tuneloop.core.files import content_hash
 from tuneloop.core.lazy import Array, NDArray, np
 from tuneloop.improve.experiment.record import LATER, ExperimentDesign
-from tuneloop.improve.experiment.tally import AMOUNTS, LATER_WINDOWS, MOST_SLICES, RATES
+from tuneloop.improve.experiment.tally import AMOUNTS, LATER_WINDOWS, MOST_SLICES, RATES, kinds_of
 from tuneloop.improve.feedback.value import by_request, conversations_of, current, mean_value
 from tuneloop.records.feedback import Feedback, value_of
 from tuneloop.records.request import NOT_LOADED, StoredRequest
@@ -26,7 +26,7 @@ UNHAPPY_VALUES = 3  # of a user, none of them good
 
 def registration_hash(design: ExperimentDesign) -> str:
     """The hash of a registration, as it is in every decision: sha256 of its JSON with sorted keys."""
-    later = set(LATER) if design.method == "asymptotic" else None
+    later = set(LATER) if design.method == "asymptotic" else set() if design.earlier_days else {"earlier_days"}
     return "sha256:" + content_hash(design.model_dump(mode="json", exclude=later))
 
 
@@ -88,15 +88,23 @@ class Units:
     amounts: Mapping[str, Array]  # guardrail on an amount -> the unit's mean of logarithms; NaN: nothing measured
     later: Array  # mean value of the measure after the window; NaN: none, or not known yet
     slices: Mapping[str, NDArray[np.bool_]]  # by name, whether the unit is in it
+    kinds: NDArray[np.int64]  # by what it did before its draw; see `tally.kinds_of`
     dropped: int = 0  # requests of no one, or conversations, that were left out
     returned: int = 0  # units that came again, and `switched`, those of them that met the other arm without a new draw
     switched: int = 0
 
 
 def units_of(
-    design: ExperimentDesign, requests: Iterable[StoredRequest], feedback: Iterable[Feedback], at: datetime
+    design: ExperimentDesign,
+    requests: Iterable[StoredRequest],
+    feedback: Iterable[Feedback],
+    at: datetime,
+    earlier: Sequence[StoredRequest] = (),
 ) -> Units:
     """The units of an experiment, from its requests in order and the feedback on them, as they stood at a time.
+
+    `earlier`: all requests for the model from `earlier_days` before the start on, with or without an arm.
+
 
     Requests without an arm, of another model, or with a propensity of 0 or 1 say nothing and are passed over. What came
     after `at` must have been left out.
@@ -111,7 +119,7 @@ def units_of(
         counted = [r for r in counted if r.voice or r.user or r.conversation]
     draws = _draws_of(counted, once=early)
     people = [draw for draw in draws if len(draw) > 1 and not draw[0].voice]
-    feedback_of = by_request(feedback, conversations_of(counted), every=not early)
+    feedback_of = by_request(feedback, conversations_of(earlier or counted), every=not early)
     rows = [_unit(design, draw, feedback_of, at) for draw in draws]
     return Units(
         candidate=np.array([row.candidate for row in rows], dtype=bool),
@@ -124,6 +132,7 @@ def units_of(
         amounts={name: np.array([row.amounts[name] for row in rows], dtype=np.float64) for name in AMOUNTS},
         later=np.array([row.later for row in rows], dtype=np.float64),
         slices=_slices(draws),
+        kinds=_kinds(design, draws, earlier, feedback_of),
         dropped=len(mixed) if early else number - len(counted),
         returned=len(people),
         switched=sum(any(r.arm != draw[0].arm for r in draw) for draw in people),
@@ -158,6 +167,27 @@ def _draws(group: Sequence[StoredRequest]) -> Iterator[list[StoredRequest]]:
             draw = []
         draw.append(request)
     yield draw
+
+
+def _kinds(
+    design: ExperimentDesign,
+    draws: Sequence[Sequence[StoredRequest]],
+    earlier: Iterable[StoredRequest],
+    feedback_of: Mapping[str, list[Feedback]],
+) -> NDArray[np.int64]:
+    """The kind of each draw's unit by the requests that it sent before, and by votes that had come by then."""
+    requests_of: dict[str, list[StoredRequest]] = {}
+    for request in earlier:
+        requests_of.setdefault(unit_of(request), []).append(request)
+    before = np.zeros((3, len(draws)))
+    for at, draw in enumerate(draws):
+        end = time_of(draw[0].time)
+        begin = end - timedelta(days=design.earlier_days)
+        past = [r for r in requests_of.get(unit_of(draw[0]), ()) if begin <= time_of(r.time) < end]
+        if past:
+            votes = [_votes_on(design, r, feedback_of, end) for r in past]
+            before[:, at] = len(past), *_per_request(design, votes)
+    return kinds_of(*before)
 
 
 def _slices(draws: Sequence[Sequence[StoredRequest]]) -> dict[str, NDArray[np.bool_]]:

@@ -24,6 +24,7 @@ EXCESS = ((0.5, 1.0), (0.5, 3.0))
 SLICE_WORSE = ((0.5, 4.0), (0.5, 10.0))  # what is looked for is large
 ODDS = ((0.35, 0.8), (0.25, 0.88), (0.15, 0.6), (0.05, 0.3), (0.1, 1.25), (0.1, 2.0))  # shares of wealth, odds ratios
 AMOUNT_REACH = 2.0  # a user's amount counts as at most e^2 = 7.4 times the mean so far, and at least 1 / 7.4
+KINDS = 5  # of users, by what they did before; see `kinds_of`
 FIRST_RATED = 0.5  # guess of the share of requests with a value
 RATES = ("invalid", "dislikes", "unhappy")  # guardrails on the share of users that are affected
 AMOUNTS = ("latency", "cost", "length")  # guardrails on geometric means
@@ -55,6 +56,7 @@ class Matured(Arrivals):
         likes, dislikes: good and bad values per request.
         checked: mean value by the check of a random sample; NaN where there is none.
         slices: whether a user is in a slice, (experiments, users, slices).
+        kinds: see `kinds_of`; None: nothing is known of what they did before.
     """
 
     outcome: Array
@@ -62,6 +64,16 @@ class Matured(Arrivals):
     dislikes: Array
     checked: Array | None = None
     slices: NDArray[np.bool_] | None = None
+    kinds: NDArray[np.int64] | None = None
+
+
+def kinds_of(requests: Array, likes: Array, dislikes: Array) -> NDArray[np.int64]:
+    """Kinds of users by their requests before they were drawn, and the good and bad values of these: without any
+    request 0, without a value 1, else 2 to 4 by thirds of the share that is good."""
+    valued = likes + dislikes
+    good = np.divide(likes, valued, out=np.zeros_like(valued), where=valued > 0)
+    rated = 2 + np.minimum((3 * good).astype(np.int64), 2)
+    return np.asarray(np.where(requests == 0, 0, np.where(valued == 0, 1, rated)))
 
 
 @dataclass(frozen=True)
@@ -95,10 +107,11 @@ def empty_tally(design: ExperimentDesign, shares: Array, experiments: int = 1, s
 
     better, worse = ArmClaim(1, BETTER), ArmClaim(-1, WORSE)
     liked = 1 - design.base if design.lower_is_better else design.base
+    kinds = KINDS if design.earlier_days else 1
     books = {
         "measure": open_book([better, worse, ArmClaim(-1, NO_GAIN, design.effect)], experiments, guess=liked),
-        "likes": open_book([better], experiments, guess=FIRST_RATED * liked),
-        "dislikes": open_book([ArmClaim(-1, BETTER)], experiments, guess=FIRST_RATED * (1 - liked)),
+        "likes": open_book([better], experiments, guess=FIRST_RATED * liked, kinds=kinds),
+        "dislikes": open_book([ArmClaim(-1, BETTER)], experiments, guess=FIRST_RATED * (1 - liked), kinds=kinds),
         "worst": open_book([better], experiments, guess=liked),
         "checked": open_book([better], experiments, guess=liked),
     }
@@ -174,11 +187,12 @@ def with_matured(tally: UserTally, design: ExperimentDesign, users: Matured) -> 
     books = dict(tally.books)
     likes, dislikes = books["likes"], books["dislikes"]
     values = np.where(there, users.likes + users.dislikes, 0.0)
-    rated = running_mean(values, there, likes.n, likes.total + dislikes.total, FIRST_RATED)
+    kinds = users.kinds if design.earlier_days else None
+    rated = running_mean(values, there, likes.n, likes.total + dislikes.total, FIRST_RATED, kinds)
     books["measure"] = place_bets(books["measure"], arm, users.outcome, chance, design.effect)
     if design.missing == "one-way" and not design.sample:
-        books["likes"] = place_bets(likes, arm, users.likes, chance, design.effect * rated)
-        books["dislikes"] = place_bets(dislikes, arm, users.dislikes, chance, design.effect * rated)
+        books["likes"] = place_bets(likes, arm, users.likes, chance, design.effect * rated, kinds)
+        books["dislikes"] = place_bets(dislikes, arm, users.dislikes, chance, design.effect * rated, kinds)
     if design.missing == "any" and not design.sample:
         worst = np.where(arm, users.likes, 1 - users.dislikes)
         books["worst"] = place_bets(books["worst"], arm, worst, chance, design.effect)

@@ -119,8 +119,8 @@ def _learnt(book: Book, values: Array, chance: Array) -> Book:
     weights = np.where(valued, chance, 0.0) / max(float(chance @ valued), 1e-300)
     mean = float(weights @ np.where(valued, values, 0.0))
     square = float(weights @ np.where(valued, (values - mean) ** 2, 0.0))
-    much = np.full(len(book.n), 1e12)
-    return replace(book, n=much, total=much * mean, squares=much * square, score=0 * much)
+    much = np.full(book.n.shape, 1e12)
+    return replace(book, n=much, total=much * mean, squares=much * square, score=np.zeros(len(much)))
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, plain
-from tuneloop.core.ids import utc, utc_now
+from tuneloop.core.ids import clock, utc, utc_now
 from tuneloop.core.urls import masked
 from tuneloop.data.checks.drift import compare_with
 from tuneloop.data.clean.language import detect_language
@@ -23,6 +24,7 @@ from tuneloop.improve.monitor import canaries
 from tuneloop.improve.monitor.detectors import CANARIES, EARLIER_WINDOWS, STEPS, Helpers, monitor
 from tuneloop.improve.monitor.record import MonitorOptions, MonitorReport
 from tuneloop.records.record import read_record
+from tuneloop.records.request import StoredRequest
 from tuneloop.records.rows import Dataset, last_user_turn
 from tuneloop.records.server import ServerState
 from tuneloop.serving.store.database import Database
@@ -44,7 +46,7 @@ def _send_canaries(place: Path | str, dataset: Dataset, options: MonitorOptions,
         until = utc_now()
         since = _before(until, days_of(options.window))
         with opened(place) as store:
-            served = [r.model for r in read_requests(store, since=since, until=until, where="shadow IS NULL")]
+            served = [r.model for r in read_requests(store, since=since, until=until, texts=False)]
         model = _only_model(served, place, since, until)
     due = canaries.rounds_due(place, model, (target.identity, None), 0)
     canaries.ask_target(place, model, canaries.rows_of(dataset, options.canaries), target, rounds=due)
@@ -91,10 +93,10 @@ def monitor_store(
     dataset = load_dataset(reference)
     if ask is not None:
         _send_canaries(place, dataset, options, ask)
-    until = _time(options.until) if options.until else utc_now()
+    until = _time(options.until) if options.until else utc(clock() + 0.001)  # of this millisecond all
     since, begin = _before(until, days), _before(until, days * (1 + EARLIER_WINDOWS))
     with opened(place) as store:
-        requests = list(read_requests(store, since=begin, until=until, where="shadow IS NULL"))
+        requests = list(read_requests(store, since=begin, until=until, texts=False))
         model = options.model or _only_model([r.model for r in requests if r.time >= since], place, since, until)
         requests = [r for r in requests if r.model == model]
         feedback = list(read_feedback(store, since=begin))  # people judge answers of a window when it is over, too
@@ -106,7 +108,7 @@ def monitor_store(
             [r for r in requests if r.time >= since],
             [r for r in requests if r.time < since],
             feedback,
-            helpers(),
+            replace(helpers(), complete=_texts_of(store)),
             options.model_copy(update={"model": model}),
             window_days=days,
             canaries=[one for one in rounds if one.time >= since],
@@ -123,6 +125,21 @@ def monitor_store(
         data = plain(report.model_copy(update={"canaries": plainer, "summary": summary}))
         add_event(store, EVENT, model, data, key=key)
     return report
+
+
+def _texts_of(store: Database) -> Callable[[Sequence[StoredRequest]], None]:
+    """Reads prompts and completions into requests that were read without: of a million requests few are compared."""
+    known: set[str] = set()
+
+    def complete(requests: Sequence[StoredRequest]) -> None:
+        lacking = {request.id: request for request in requests if request.id not in known}
+        known.update(lacking)
+        for start in range(0, len(lacking), 500):
+            names = list(lacking)[start : start + 500]
+            for whole in read_requests(store, where=f"id IN ({', '.join('?' * len(names))})", values=names):
+                lacking[whole.id].prompt, lacking[whole.id].completion = whole.prompt, whole.completion
+
+    return complete
 
 
 def ignore(place: Path | str, model: str, detectors: Sequence[str], until: str, why: str = "") -> None:

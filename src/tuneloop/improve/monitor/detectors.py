@@ -111,6 +111,7 @@ class Helpers:
     telling: Callable[
         [Sequence[str], Sequence[str]], list[str]
     ]  # words that distinguish the second texts from the first
+    complete: Callable[[Sequence[StoredRequest]], None] = lambda requests: None  # reads their texts, where these lack
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,7 @@ def monitor(
     `canaries`: rounds of canary prompts in it, which have their share of the false alarms.
     """
     feedback_of = by_request(feedback, conversations_of([*earlier, *window]))
+    helpers.complete([request for some in (earlier, window) for request in some if request.id in feedback_of])
     helpers = replace(helpers, embed=_remembering(helpers.embed), language=helpers.language and cache(helpers.language))
     skipped: dict[str, str] = {}
     compared: list[ComparedValues] = []
@@ -212,6 +214,7 @@ def _comparisons(
     window_days: float,
 ) -> Iterator[ComparedValues]:
     now, before = _one_a_user(recent), _one_a_user(past)
+    helpers.complete([*now, *before])
     texts_now, texts_before = _one_a_text(now), _one_a_text(before)
     yield from _of_inputs(reference, texts_now, texts_before, helpers, skipped)
     yield from _of_production(now, before, feedback_of)

@@ -17,7 +17,7 @@ from tuneloop.improve.report.record import (
     MonitoredWindow,
     TrafficPeriod,
 )
-from tuneloop.report.charts import WIDE, _line, _path, _svg, _text, axis, chart_pair, fit, grid
+from tuneloop.report.charts import WIDE, axis, chart_pair, fit, grid, svg_chart, svg_line, svg_path, svg_text
 from tuneloop.report.facts import count
 from tuneloop.report.html import page_template
 
@@ -40,20 +40,20 @@ def traffic_chart(periods: Sequence[TrafficPeriod], width: float = WIDE) -> Mark
             if number:
                 box = f'x="{x:.1f}" y="{y(number):.1f}" width="{wide:.1f}" height="{middle - y(number):.1f}"'
                 body.append(f'<rect class="{kind}" {box}><title>{escape(tip)}</title></rect>')
-    body.append(_text(left, 12, "requests, and those that were judged", "legend"))
+    body.append(svg_text(left, 12, "requests, and those that were judged", "legend"))
     share = axis([0, 1], bottom, lower, steps=2, log=False)
     body += grid(share, left, right, across=True)
     points = [(left + step * (at + 0.5), share(p.liked)) for at, p in enumerate(periods) if p.liked == p.liked]
-    body.append(_path(points, "train"))
+    body.append(svg_path(points, "train"))
     body += [f'<circle class="shape0" cx="{x:.1f}" cy="{v:.1f}" r="2.6"/>' for x, v in points]
-    body.append(_text(left, lower - 9, "mean judgement, 0 bad to 1 good", "legend"))
-    body.append(_text(left, bottom + 18, periods[0].since[:10], "tick"))
+    body.append(svg_text(left, lower - 9, "mean judgement, 0 bad to 1 good", "legend"))
+    body.append(svg_text(left, bottom + 18, periods[0].since[:10], "tick"))
     if len(periods) > 1:
-        body.append(_text(right, bottom + 18, periods[-1].since[:10], "tick", "end"))
+        body.append(svg_text(right, bottom + 18, periods[-1].since[:10], "tick", "end"))
     liked = [p.liked for p in periods if p.liked == p.liked]
     summary = f"{count(sum(p.requests for p in periods), 'request')} in {count(len(periods), 'period')}"
     summary += f"; mean judgement from {liked[0]:.2f} to {liked[-1]:.2f}" if liked else ""
-    return _svg(width, bottom + (26 if narrow else 24), summary, body, "traffic")
+    return svg_chart(width, bottom + (26 if narrow else 24), summary, body, "traffic")
 
 
 def sequence_chart(line: ExperimentLine, width: float = WIDE) -> Markup:
@@ -66,25 +66,25 @@ def sequence_chart(line: ExperimentLine, width: float = WIDE) -> Markup:
     y = axis([0.0, line.effect, *(v for p in points for v in (p.low, p.high))], bottom, top, steps=4, log=False)
     days = axis([0.0, max(p.days for p in line.points) or 1.0], left, right, steps=4 if narrow else 8, log=False)
     body = grid(y, left, right, across=True)
-    body += [_text(days(tick), bottom + 17, f"{tick:g}", "tick", "middle") for tick in days.ticks]
-    body.append(_text(right, bottom + 33, "days" if narrow else "days since the start", "tick", "end"))
+    body += [svg_text(days(tick), bottom + 17, f"{tick:g}", "tick", "middle") for tick in days.ticks]
+    body.append(svg_text(right, bottom + 33, "days" if narrow else "days since the start", "tick", "end"))
     edge = [(days(p.days), y(p.high)) for p in points] + [(days(p.days), y(p.low)) for p in reversed(points)]
     body.append(f'<path class="band" d="M{"L".join(f"{a:.1f} {b:.1f}" for a, b in edge)}Z"/>')
-    body += [_line(left, y(0), right, y(0), "zero"), _line(left, y(line.effect), right, y(line.effect), "limit")]
+    body += [svg_line(left, y(0), right, y(0), "zero"), svg_line(left, y(line.effect), right, y(line.effect), "limit")]
     for p in points:
         at = days(p.days)
         bounds = f"{p.difference:+.3f} [{p.low:+.3f}, {p.high:+.3f}]"
         tip = f"day {p.days:.1f}: {bounds}, {counted(p.units, 'user')}, {p.share:.0%} meet it"
-        whisker = _line(at, y(p.low), at, y(p.high), "whisker other")
+        whisker = svg_line(at, y(p.low), at, y(p.high), "whisker other")
         dot = f'<circle class="shape0" cx="{at:.1f}" cy="{y(p.difference):.1f}" r="3"/>'
         body.append(f"<g><title>{escape(tip)}</title>{whisker}{dot}</g>")
-    body.append(_path([(days(p.days), y(p.difference)) for p in points], "train"))
+    body.append(svg_path([(days(p.days), y(p.difference)) for p in points], "train"))
     begin, legend = 0.0 if narrow else left, f"difference in {line.measure}, bounds valid at any time"
-    body.append(_text(begin, 13, fit(legend, right - begin), "legend"))
-    body.append(_text(left, bottom + 33, f"dashed: +{line.effect:g}, worth a promotion", "tick"))
+    body.append(svg_text(begin, 13, fit(legend, right - begin), "legend"))
+    body.append(svg_text(left, bottom + 33, f"dashed: +{line.effect:g}, worth a promotion", "tick"))
     last = points[-1]
     summary = f"{line.name}: {last.difference:+.3f} [{last.low:+.3f}, {last.high:+.3f}] after {last.days:.1f} days"
-    return _svg(width, bottom + 40, summary, body, "sequence")
+    return svg_chart(width, bottom + 40, summary, body, "sequence")
 
 
 def windows_chart(windows: Sequence[MonitoredWindow], width: float = WIDE) -> Markup:
@@ -99,7 +99,7 @@ def windows_chart(windows: Sequence[MonitoredWindow], width: float = WIDE) -> Ma
     body, bottom = [], top + pitch * len(names)
     for row, name in enumerate(names):
         y = top + pitch * (row + 0.5)
-        body += [_line(left, y, right, y, "grid"), _text(0, y + 4, fit(name, left - 8), "name")]
+        body += [svg_line(left, y, right, y, "grid"), svg_text(0, y + 4, fit(name, left - 8), "name")]
         for at, window in enumerate(windows):
             if (strength := window.strengths.get(name)) is None:
                 continue
@@ -108,11 +108,11 @@ def windows_chart(windows: Sequence[MonitoredWindow], width: float = WIDE) -> Ma
             tip = f"{name}, {window.since[:10]} to {window.until[:10]}: {strength:.2f} of what an alarm takes"
             place = f'cx="{left + step * (at + 0.5):.1f}" cy="{y:.1f}" r="{radius:.1f}"'
             body.append(f'<circle class="{kind}" {place}><title>{escape(tip)}</title></circle>')
-    body.append(_text(left, bottom + 17, windows[0].since[:10], "tick"))
-    body.append(_text(right, bottom + 17, f"to {windows[-1].until[:10]}", "tick", "end"))
+    body.append(svg_text(left, bottom + 17, windows[0].since[:10], "tick"))
+    body.append(svg_text(right, bottom + 17, f"to {windows[-1].until[:10]}", "tick", "end"))
     alarms = sum(bool(window.alarms) for window in windows)
     summary = f"{count(len(names), 'detector')} in {count(len(windows), 'window')}, {alarms} of them with an alarm"
-    return _svg(width, bottom + 24, summary, body, "windows")
+    return svg_chart(width, bottom + 24, summary, body, "windows")
 
 
 ENDS = {
@@ -194,14 +194,16 @@ def experiment_part(line: ExperimentLine) -> dict[str, Any]:
 def _guardrail(rail: GuardrailFinding) -> tuple[str, ...]:
     arms = [_amount(rail.name, value) for value in (rail.candidate, rail.champion)]
     strength = f"{max(rail.strength, 0):.0%}"
-    return rail.name, *arms, exactly(rail.tolerance, "time"), strength, "bad" if rail.tripped else ""
+    loss = rail.name in ("slices", "later")  # of the measure; of the others it is a factor
+    tolerated = f"a loss of {rail.tolerance:g}" if loss else exactly(rail.tolerance, "time")
+    return rail.name, *arms, tolerated, strength, "bad" if rail.tripped else ""
 
 
 def _amount(name: str, value: float) -> str:
     if value != value:
         return "–"
     units = {"latency": f"{value:,.0f} ms", "cost": usd_words(value), "length": f"{value:,.0f} tokens"}
-    return units.get(name, f"{value:.1%} of users")
+    return units.get(name, f"{value:.3f}" if name in ("slices", "later") else f"{value:.1%} of users")
 
 
 def _cycle(line: LedgerCycle) -> dict[str, Any]:

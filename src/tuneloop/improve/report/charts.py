@@ -1,0 +1,115 @@
+"""Charts of the pages that no report has: bars by day, estimated accuracy, and the lineage of a model's versions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+from markupsafe import Markup, escape
+
+from tuneloop.improve.monitor.record import QualityEstimate
+from tuneloop.report.charts import WIDE, axis, fit, fit_middle, grid, svg_chart, svg_line, svg_path, svg_text
+
+MOST_BARS, MOST_BAR = 92, 48.0  # bars; pixels that one may be wide
+COLUMN, ROW, BOX_WIDTH, BOX_HEIGHT = 208, 62, 168, 44  # pixels of the picture of a lineage
+
+
+def day_chart(values: Sequence[tuple[str, float, str]], legend: str, width: float = WIDE) -> Markup:
+    """Bars by day: (day, value, what a pointer shows); of many days the last ones. A day without a value has no bar."""
+    if not values:
+        return Markup("")
+    last = date.fromisoformat(values[-1][0])
+    ages = [(last - date.fromisoformat(day)).days for day, _, _ in values]
+    number = min(ages[0] + 1, 31 if width < 500 else MOST_BARS)
+    values = [value for value, age in zip(values, ages, strict=True) if age < number]
+    left, right, top, bottom = 52.0, width - 8, 26.0, 150.0
+    y = axis([0.0, *(value for _, value, _ in values)], bottom, top, steps=3, log=False)
+    body = grid(y, left, right, across=True)
+    step = min((right - left) / number, MOST_BAR)
+    for (_, value, tip), age in zip(values, ages[-len(values) :], strict=True):
+        at = number - 1 - age
+        box = f'x="{left + step * (at + 0.12):.1f}" y="{y(value):.1f}" width="{max(step * 0.76, 0.8):.1f}"'
+        body.append(f'<rect class="bar" {box} height="{bottom - y(value):.1f}"><title>{escape(tip)}</title></rect>')
+    ends, end = (values[0][0], values[-1][0]), left + step * number
+    body.append(svg_text(left, 12, legend, "legend"))
+    if end - left > 150:  # room for two
+        body += [svg_text(left, bottom + 17, ends[0], "tick"), svg_text(end, bottom + 17, ends[1], "tick", "end")]
+    else:
+        body.append(svg_text(left, bottom + 17, " to ".join(dict.fromkeys(ends)), "tick"))
+    return svg_chart(width, bottom + 24, f"{legend}, {ends[0]} to {ends[1]}", body, "days")
+
+
+def accuracy_chart(points: Sequence[tuple[str, QualityEstimate]], width: float = WIDE) -> Markup:
+    """Accuracy of judged answers with its interval, by the ends of windows."""
+    points = points[-(12 if width < 500 else 40) :]
+    values = [v for _, q in points for v in (q.estimated, q.low, q.high) if v == v]
+    if not values:
+        return Markup("")
+    left, right, top, bottom = 52.0, width - 8, 26.0, 190.0
+    y = axis([*values, min(1.0, max(values) + 0.02)], bottom, top, steps=4, log=False)
+    body = grid(y, left, right, across=True)
+    step, line = (right - left) / len(points), []
+    for at, (until, q) in enumerate(points):
+        x, tip = left + step * (at + 0.5), f"to {until[:10]}"
+        if q.estimated == q.estimated:
+            tip += f": {q.estimated:.1%} [{q.low:.1%}, {q.high:.1%}] of {q.judged:,} judged answers"
+            body.append(svg_line(x, y(q.low), x, y(q.high), "whisker other"))
+            line.append((x, y(q.estimated)))
+            circle = f'<circle class="shape0" cx="{x:.1f}" cy="{y(q.estimated):.1f}" r="3"/>'
+            body.append(f"<g><title>{escape(tip)}</title>{circle}</g>")
+    body.append(svg_path(line, "train"))
+    legend = "share of right answers, as people judged, with its 95 % interval"
+    body.append(svg_text(0, 12, fit(legend, right), "legend"))
+    first, last = points[0][0][:10], points[-1][0][:10]
+    if len(points) > 1:
+        body += [svg_text(left, bottom + 17, first, "tick"), svg_text(right, bottom + 17, last, "tick", "end")]
+    else:
+        body.append(svg_text(left + step / 2, bottom + 17, first, "tick", "middle"))
+    return svg_chart(width, bottom + 24, "Accuracy by window", body, "accuracy")
+
+
+@dataclass(frozen=True)
+class LineageNode:
+    """A box of the picture: what it is, in two lines; `href`: where more of it is; `tone`: how it is shown."""
+
+    text: str
+    detail: str = ""
+    href: str = ""
+    tone: str = ""
+
+
+Columns = Sequence[tuple[str, Mapping[str, LineageNode]]]  # the name of each column, and its boxes by their ids
+
+
+def lineage_chart(columns: Columns, edges: Sequence[tuple[str, str]], title: str) -> Markup:
+    """Boxes in columns, from the data set to who is answered, with lines between ids of boxes of different columns."""
+    columns = [(name, nodes) for name, nodes in columns if nodes]
+    places: dict[str, tuple[float, float]] = {}
+    most = max((len(nodes) for _, nodes in columns), default=0)
+    body: list[str] = []
+    for at, (name, nodes) in enumerate(columns):
+        body.append(svg_text(at * COLUMN, 12, name, "legend"))
+        for row, id_ in enumerate(nodes):
+            places[id_] = at * COLUMN, 24 + ROW * (row + (most - len(nodes)) / 2)
+    for start, end in edges:
+        if start in places and end in places:
+            (x1, y1), (x2, y2) = places[start], places[end]
+            x1, y1, y2 = x1 + BOX_WIDTH, y1 + BOX_HEIGHT / 2, y2 + BOX_HEIGHT / 2
+            middle = (x1 + x2) / 2
+            body.append(f'<path class="edge" d="M{x1} {y1:.1f}C{middle} {y1:.1f} {middle} {y2:.1f} {x2} {y2:.1f}"/>')
+    for _, nodes in columns:
+        for id_, node in nodes.items():
+            x, y = places[id_]
+            tip = f"<title>{escape(f'{node.text} {node.detail}')}</title>"
+            box = (
+                f'<rect class="box {node.tone}" x="{x}" y="{y:.1f}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="6"/>'
+            )
+            lines = svg_text(x + 10, y + 18, fit_middle(node.text, BOX_WIDTH - 20), node.tone)
+            lines += svg_text(x + 10, y + 34, fit_middle(node.detail, BOX_WIDTH - 20, size=11), "tick")
+            group = f"<g>{tip}{box}{lines}</g>"
+            body.append(f'<a href="{escape(node.href)}">{group}</a>' if node.href else group)
+    width = COLUMN * len(columns) - COLUMN + BOX_WIDTH + 2
+    # A group, not one picture: its links are reached one by one.
+    chart = svg_chart(width, 24 + ROW * most, title, body, "lineage", "whole", "group")
+    return chart if columns else Markup("")

@@ -10,8 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import uvicorn.server
+
+from patience import HANG
+from tuneloop.core import http_server
 from tuneloop.core.http_server import GuardedServer, listen
 from tuneloop.core.ui import quiet, reporting
+from tuneloop.imports.endpoint import trace_routes
 from tuneloop.inference.protocol import AdapterFacts
 from tuneloop.inference.request import Request, Update
 from tuneloop.records.completion import Completion
@@ -23,6 +28,20 @@ from tuneloop.serving.http.app import make_app
 from tuneloop.serving.keys import Keyring
 from tuneloop.serving.limits import Ledger
 from tuneloop.serving.store.writer import StoreWriter
+
+
+class QuickAsyncio:
+    """asyncio as uvicorn sees it, which looks ten times a second whether it is to end: here a hundred times."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds / 10)
+
+
+uvicorn.server.asyncio = QuickAsyncio()  # type: ignore[assignment]
+http_server.LINGER = 0.5  # senders of too much are on this machine, too
 
 
 @dataclass
@@ -118,7 +137,7 @@ def live(
         batches = Batches(gateway, folder / "batch")
         with reporting(say=lines.append):
             server = GuardedServer(
-                make_app(gateway, batches.routes()), seconds=config.limits.silent_seconds,
+                make_app(gateway, [*trace_routes(gateway), *batches.routes()]), seconds=config.limits.silent_seconds,
                 log_level="warning", timeout_graceful_shutdown=1,
                 proxy_headers=bool(config.limits.proxies), forwarded_allow_ips=config.limits.proxies,
             )  # fmt: skip
@@ -145,7 +164,7 @@ def live(
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    started.wait(60)
+    started.wait(HANG)
     if "error" in begun:
         raise begun["error"]
     try:

@@ -107,17 +107,14 @@ def tokens(engine: ServingEngine) -> int:
 
 @functools.cache
 def vllm_server() -> RealVllm:
-    """The real vLLM with the packaged model and two adapters by their hashes, until this process ends.
-
-    A block of its prefix cache holds 32 tokens in place of 128, so that short prompts share some.
-    """
+    """The real vLLM with the packaged model and two adapters by their hashes, until this process ends."""
     from tuneloop.models.names import resolve
     from tuneloop.models.peft_layout import hash_of_adapter
 
     folder, base = Path(tempfile.mkdtemp(prefix="vllm-")), Path(resolve("smollm2-135m"))
     adapters = [write_adapter(base, folder / str(seed), seed, strength=0.15) for seed in (1, 2)]
     modules = [f"{hash_of_adapter(each)}={each}" for each in adapters]
-    more = ("--dtype", "float32", "--block-size", "32", "--lora-modules", *modules)
+    more = ("--dtype", "float32", "--lora-modules", *modules)
     server = RealVllm(base, folder / "log.txt", *more, variables={"VLLM_SERVER_DEV_MODE": "1"}).start()
     server.adapters = adapters
     atexit.register(server.kill)

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from patience import HANG
+
 MakeTuned = Callable[..., Path]
 ANSWERS = [{"subject": f"s{i}", "body": f"body of ticket {i}", "answer": f"answer {i}"} for i in range(40)]
 FIELDS = {"input": "Subject: {subject}\n\n{body}", "output": "{answer}", "instruction": "Answer the ticket."}
@@ -29,7 +31,7 @@ def running(*arguments: str, folder: Path, environment: dict[str, str]) -> Itera
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            _, said = process.communicate(timeout=60)
+            _, said = process.communicate(timeout=HANG)
         except subprocess.TimeoutExpired:
             process.kill()
             raise

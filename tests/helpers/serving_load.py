@@ -8,6 +8,8 @@ import time
 import urllib.request
 from typing import Any
 
+from patience import HANG
+
 
 class Load:
     """Requests at a steady rate from a thread, whatever becomes of the earlier ones."""
@@ -21,7 +23,7 @@ class Load:
 
     def one(self) -> None:
         try:
-            with urllib.request.urlopen(f"{self.address}/v1/chat/completions", self.body, timeout=60) as reply:
+            with urllib.request.urlopen(f"{self.address}/v1/chat/completions", self.body, timeout=HANG) as reply:
                 said = json.load(reply)["choices"][0]["message"]["content"]
                 self.found.append((reply.headers["x-tuneloop-release"], said))
         except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ MakeTuned = Callable[..., Path]
 
 
 @pytest.fixture
-def two_runs(make_tuned: MakeTuned, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+def two_runs(make_tuned: MakeTuned, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, empty_registry: Path) -> list[str]:
     """Two runs of one data set under `runs/`, each with another adapter."""
+    shutil.copy(empty_registry, "mlflow.db")
     for name in ("MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TUNELOOP_CACHE", str(tmp_path / "cache"))

@@ -30,16 +30,6 @@ MakeRun = Callable[..., Path]
 Said = pytest.CaptureFixture[str]
 
 
-@pytest.fixture(scope="session")
-def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables take seconds to make: once."""
-    from mlflow.tracking import MlflowClient
-
-    file = tmp_path_factory.mktemp("registry") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{file}", registry_uri=f"sqlite:///{file}").search_registered_models()
-    return file
-
-
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_registry: Path) -> None:
     monkeypatch.chdir(tmp_path)
@@ -360,8 +350,11 @@ def test_a_registry_that_is_down_is_an_error_with_a_next_step(
 
 
 @pytest.mark.slow
-def test_a_locked_registry_is_an_error_and_nothing_is_half_done(artifacts: list[str], capsys: Said) -> None:
+def test_a_locked_registry_is_an_error_and_nothing_is_half_done(
+    artifacts: list[str], capsys: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ok(capsys, "models", "register", artifacts[0], "--name", "support")
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{Path('mlflow.db').absolute()}?timeout=1")  # else 20 seconds
     other = sqlite3.connect("mlflow.db")
     other.execute("begin exclusive")
     assert "locked by another process" in refused(capsys, "models", "promote", "support")

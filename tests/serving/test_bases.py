@@ -205,7 +205,7 @@ def releases(address: str, users: int = 12) -> Counter[str]:
     """Who answers users, by the header that names it."""
     found: Counter[str] = Counter()
     for user in range(users):
-        reply = httpx.post(f"{address}/v1/chat/completions", json={**QUESTION, "user": f"u{user}"}, timeout=60)
+        reply = httpx.post(f"{address}/v1/chat/completions", json={**QUESTION, "user": f"u{user}"}, timeout=HANG)
         assert reply.status_code == 200, reply.text
         found[reply.headers["x-tuneloop-release"]] += 1
     return found

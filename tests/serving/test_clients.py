@@ -6,6 +6,7 @@ they get must be what the same conversation gets in plain HTTP.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -150,10 +151,23 @@ def post(address: str, path: str = "/v1/chat/completions", **body: Any) -> httpx
     return httpx.post(f"{address}{path}", json={"model": "tickets", "max_tokens": TOKENS, **body}, timeout=HANG)
 
 
+@pytest.fixture(scope="module")
+def begun() -> Iterator[tuple[contextlib.ExitStack, list[Server]]]:
+    """The server that the first test has started, until the last one has ended."""
+    with contextlib.ExitStack() as servers:
+        yield servers, []
+
+
 @pytest.fixture
-def tuned(make_tuned: MakeTuned, tmp_path: Path, cli_environment: dict[str, str]) -> Iterator[Server]:
-    run = make_tuned(ANSWERS, data=FIELDS, name="tickets")
-    with running(str(run), "objective.admission=queue", folder=tmp_path / "s", environment=cli_environment) as (at, _):
+def tuned(
+    begun: tuple[contextlib.ExitStack, list[Server]], make_tuned: MakeTuned, tmp_path: Path,
+    cli_environment: dict[str, str],
+) -> Server:  # fmt: skip
+    servers, first = begun
+    if not first:
+        run = make_tuned(ANSWERS, data=FIELDS, name="tickets")
+        server = running(str(run), "objective.admission=queue", folder=tmp_path / "s", environment=cli_environment)
+        at, _ = servers.enter_context(server)
         replies = {name: post(at, messages=messages) for name, messages in CONVERSATIONS.items()}
         outside = {
             name for name, reply in replies.items() if reply.headers.get("x-tuneloop-prompt") == "outside-training"
@@ -161,7 +175,8 @@ def tuned(make_tuned: MakeTuned, tmp_path: Path, cli_environment: dict[str, str]
         assert outside == {"plain", "system", "turns", "parts"}
         answers = {name: reply.json()["choices"][0]["message"]["content"] for name, reply in replies.items()}
         assert len(set(answers.values())) == 4 and answers["parts"] == answers["plain"]
-        yield at, answers
+        first.append((at, answers))
+    return first[0]
 
 
 def answered(server: Server, found: dict[str, Any]) -> None:

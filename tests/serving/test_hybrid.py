@@ -11,6 +11,7 @@ import httpx
 import pytest
 from live_server import StubEngine, live
 
+from patience import HANG
 from tuneloop.serving.admission import Admission
 from tuneloop.serving.http.api_request import ApiError
 from tuneloop.serving.keys import Limits, add_key
@@ -63,7 +64,7 @@ def test_flex_takes_no_place_of_those_who_wait(tmp_path: Path) -> None:
             next(events)
             assert gateway.admission.giving_way == 1 and not gateway.admission.active
             began = time.monotonic()
-            assert httpx.post(f"{address}/v1/chat/completions", json=CHAT, timeout=10).status_code == 200
+            assert httpx.post(f"{address}/v1/chat/completions", json=CHAT, timeout=HANG).status_code == 200
             assert time.monotonic() - began < 5
         end = time.monotonic() + 5
         while gateway.admission.giving_way and time.monotonic() < end:
@@ -95,7 +96,9 @@ def test_what_would_be_late_is_answered_as_flex_where_its_key_says_so(tmp_path: 
 
         def ask(name: str, **more: Any) -> Any:
             headers = {"Authorization": f"Bearer {keys[name]}"}
-            return httpx.stream("POST", f"{address}/v1/chat/completions", json=CHAT | more, headers=headers, timeout=20)
+            return httpx.stream(
+                "POST", f"{address}/v1/chat/completions", json=CHAT | more, headers=headers, timeout=HANG
+            )
 
         with ask("slow", stream=True) as other:
             events = other.iter_lines()

@@ -318,14 +318,14 @@ def test_a_real_server_forgets_neither_its_keys_nor_whose_address_it_is(
     chat = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
     with running(*settings, folder=tmp_path, environment=cli_environment) as (address, _):
         url = f"{address}/v1/chat/completions"
-        about = {"request": httpx.post(url, json=chat, timeout=60).json()["id"], "kind": "thumbs", "value": True}
+        about = {"request": httpx.post(url, json=chat, timeout=HANG).json()["id"], "kind": "thumbs", "value": True}
         sent = [
             httpx.post(f"{address}/v1/feedback", json=about, headers={"X-Forwarded-For": f"10.0.0.{i}"}) for i in (1, 2)
         ]
         assert [one.status_code for one in sent] == [200, 429], "it is known by its own address alone"
         first, poor = keys("add", "first"), keys("add", "poor", "--budget-usd", "0.5")  # the server has prices
         headers = {"Authorization": f"Bearer {first}"}
-        assert httpx.post(url, json=chat, headers=headers, timeout=60).status_code == 200
+        assert httpx.post(url, json=chat, headers=headers, timeout=HANG).status_code == 200
         keys("revoke", "first"), keys("revoke", "poor")
         assert poor and httpx.post(url, json=chat, headers=headers).status_code == 401
         assert httpx.post(url, json=chat).status_code == 401
@@ -336,7 +336,7 @@ def test_a_real_server_forgets_neither_its_keys_nor_whose_address_it_is(
         assert {httpx.post(url, json=chat, headers=each).status_code for each in ({}, headers)} == {401}
         keys("open", "--yes")
         time.sleep(0.1)
-        assert httpx.post(url, json=chat, timeout=60).status_code == 200
+        assert httpx.post(url, json=chat, timeout=HANG).status_code == 200
 
 
 @pytest.mark.slow
@@ -435,7 +435,7 @@ def test_a_terminal_is_shown_a_key_for_the_first_use_and_nothing_else_is(
         )
         assert httpx.post(url, json=body).status_code == 401
         headers = {"Authorization": f"Bearer {found[2]}"}
-        assert httpx.post(url, json=body, headers=headers, timeout=60).status_code == 200
+        assert httpx.post(url, json=body, headers=headers, timeout=HANG).status_code == 200
     finally:
         process.terminate()
         assert process.wait(60) == 0

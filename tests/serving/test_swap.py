@@ -45,6 +45,12 @@ class Stoppable(StubEngine):
             yield update
 
 
+@pytest.fixture(autouse=True)
+def no_search_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the libraries of all tests, whose objects take a second to search at each swap."""
+    monkeypatch.setattr(serve_swap, "freeze_heap", lambda: None)
+
+
 def test_no_request_fails_across_ten_swaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engines = [Stoppable(words=[f"{i}", " said"], pause=0.03) for i in range(11)]
     made = iter(engines[1:])
@@ -221,5 +227,5 @@ def test_what_has_gone_since_is_given_back() -> None:
         freeze_heap()
         assert gone() is None
     finally:
-        gc.unfreeze()
+        gc.freeze()  # as it was: tests/conftest.py
         sys.setswitchinterval(before)

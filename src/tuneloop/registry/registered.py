@@ -33,6 +33,12 @@ def registry_uri() -> str:
     return uri or f"sqlite:///{Path('mlflow.db').resolve()}"
 
 
+def registry_file() -> Path | None:
+    """SQLite's file of the registry, without the options of its URI; None: a server, or another database."""
+    uri = registry_uri()
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
+
+
 def open_registry(*, create: bool = False) -> models.Registry:
     """The registry that the environment names; `create`: make a database where there is none, else an error.
 
@@ -40,8 +46,8 @@ def open_registry(*, create: bool = False) -> models.Registry:
         UserError: there is none, MLflow is not installed, or it can't be opened.
     """
     uri = registry_uri()
-    file = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not create and not file.is_file():
+    file = registry_file()
+    if file is not None and not create and not file.is_file():
         step = "tuneloop models register ARTIFACT --name NAME makes one; MLFLOW_REGISTRY_URI names another"
         raise UserError("There is no registry here", where=str(file), next_step=step)
     for name, value in (QUICK_AND_QUIET | _SILENT).items():

@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, lock_folder, plain, sha256_file
+from tuneloop.core.files import cache_folder, content_hash, lock_folder, plain, sha256_file
 from tuneloop.core.ui import say
 from tuneloop.core.urls import masked
-from tuneloop.models.packaged import cache_folder
 from tuneloop.records.artifact import ARTIFACT, EVALS, ArtifactManifest, GateRecord
 from tuneloop.records.evaluation import GateResult
 from tuneloop.records.record import as_record

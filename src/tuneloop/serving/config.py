@@ -90,11 +90,19 @@ class BatchConfig(Config):
     most_rows: int = Field(5_000_000, ge=1, description="requests of a key that wait, in all of its batches together")
 
 
-class Prices(Config):
-    """What answers cost, for budgets and `tuneloop costs`."""
+class TokenPrices(Config):
+    """What tokens cost."""
 
     input: float = Field(0.0, ge=0, description="USD for a million tokens read")
     output: float = Field(0.0, ge=0, description="USD for a million tokens written")
+
+
+class Prices(TokenPrices):
+    """What answers cost, for budgets and `tuneloop costs`."""
+
+    sources: dict[str, TokenPrices] = Field(
+        {}, description="source of a model -> its own prices, as of a hosted one (URL#MODEL)"
+    )
     usd_per_hour: float = Field(0.0, ge=0, description="USD for an hour of this machine")
 
 
@@ -132,7 +140,9 @@ class ServeConfig(Config):
 
     base: str = Field("", description="base model; default: that of the adapters")
     adapters: dict[str, str] = Field(
-        {}, description="name -> run, artifact or registered version (NAME@champion); the first one answers by default"
+        {},
+        description="name -> run, artifact or registered version (NAME@champion), or next to them a server's model "
+        "(URL#MODEL); the first one answers by default",
     )
     tasks: str = Field("", description="tasks.json of `tuneloop merge`: which model answers which task")
     router: str = Field("", description="folder of `tuneloop route fit`: decides who answers the model `router`")
@@ -194,8 +204,9 @@ class ServeConfig(Config):
     @property
     def priced(self) -> bool:
         """Whether tokens have a price, without which a budget is never used up."""
-        return bool(self.prices.input or self.prices.output)
+        return any(each.input or each.output for each in (self.prices, *self.prices.sources.values()))
 
-    def usd(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """The price of a request in USD, by its tokens."""
-        return (prompt_tokens * self.prices.input + completion_tokens * self.prices.output) / 1e6
+    def usd(self, prompt_tokens: int, completion_tokens: int, source: str = "") -> float:
+        """The price of a request in USD, by its tokens and the source of the model that answers it."""
+        prices = self.prices.sources.get(source, self.prices)
+        return (prompt_tokens * prices.input + completion_tokens * prices.output) / 1e6

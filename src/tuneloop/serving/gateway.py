@@ -528,7 +528,7 @@ class Gateway:
         if key is not None and key.limits.budget_usd is not None and not self.config.priced:
             what = f"The key {key.name!r} has a budget, and this server has no prices: prices.input, prices.output"
             raise ApiError(429, what, code="insufficient_quota")
-        usd = self.config.usd(account.prompt_tokens, longest)
+        usd = self.config.usd(account.prompt_tokens, longest, account.model.source)
         reservation = self.ledger.reserve(key, account.prompt_tokens + longest, usd, again=account.again)
         place = None
         try:
@@ -552,7 +552,7 @@ class Gateway:
                 first = None if account.ttft_ms is None else account.ttft_ms - 1000 * (place.started - place.arrived)
                 self.admission.leave(place, tokens, first, whole=whole)
             used = (account.prompt_tokens, tokens) if account.pieces else (0, 0)
-            self.ledger.settle(reservation, sum(used), self.config.usd(*used))
+            self.ledger.settle(reservation, sum(used), self.config.usd(*used, account.model.source))
 
     def _updates(self, request: Request, account: _Account) -> AsyncGenerator[Update | tuple[int, Update], None]:
         """What the engine writes; of several choices with the number of the choice."""
@@ -618,7 +618,8 @@ class Gateway:
         record.total_ms = round(1000 * (time.perf_counter() - account.began), 3)
         refused = account.status.startswith("4") and not account.pieces  # a limit or its own fault kept it out
         record.finish = first.finish if first is not None else REFUSED if refused else None
-        record.usd = self.config.usd(account.prompt_tokens, account.tokens) if account.pieces else 0.0
+        used = (account.prompt_tokens, account.tokens) if account.pieces else (0, 0)
+        record.usd = self.config.usd(*used, account.model.source)
         record.seconds, record.error = round(account.seconds, 6), account.error
         record.tier = "shadow" if account.shadow else account.request.tier
         if account.fallback is not None:  # who answers has changed

@@ -30,7 +30,7 @@ from tuneloop.records.record import Part, Record, read_record, write_record
 from tuneloop.records.server import ServerState
 
 Priority = Literal["high", "normal", "low"]
-Right = Literal["feedback", "users", "ui"]
+Right = Literal["feedback", "users", "ui", "traces"]
 
 
 class Limits(Part):
@@ -58,7 +58,9 @@ class Limits(Part):
         None, "DAYS", "Days after which texts leave the store; default: log.keep_days.", above=0
     )
     rights: list[Right] = flag(
-        [], "NAMES", "users: whose users are believed; feedback: on any request, with weight; ui: opens the pages."
+        [],
+        "NAMES",
+        "users: whose users are believed; feedback: on any request, with weight; ui: the pages; traces: sends spans.",
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_jsonl, sha256_file
+from tuneloop.core.files import content_hash, read_jsonl, sha256_file
 from tuneloop.core.machine import GIB, memory_left
 from tuneloop.core.ui import quiet, say
 from tuneloop.core.urls import masked
@@ -79,11 +79,20 @@ class Opened:
         return self.task.chat_template if self.task else ""
 
 
+def hosted(source: str) -> tuple[str, str] | None:
+    """The URL of a server and its name of a model, of the source `URL#MODEL`; None: another source."""
+    url, mark, model = source.partition("#")
+    return (url, model) if mark and model and kind_of_name(url) == "endpoint" else None
+
+
 def open_model(kind: EngineKind, name: str, source: str, task_of: str = "", base: str = "") -> Opened:
     """An adapter or model for an engine, with its own task or that of `task_of`, on a base (empty: not known yet)."""
+    if elsewhere := hosted(source):
+        return Opened(name, source, source, Served(elsewhere[1]), None, False)
     place = local_name(source)
     if kind_of_name(place) != "local":
-        raise UserError("Only models on this machine can be adapters", where=source, next_step="name a run or artifact")
+        step = "name a run or artifact, or a server's model as URL#MODEL"
+        raise UserError("Only models on this machine can be adapters", where=masked(source), next_step=step)
     target = target_of(kind, place)
     task = (open_with_task(task_of).task if task_of else None) or task_inside(target)
     under, weights = target.served_on(base)
@@ -127,6 +136,8 @@ class ServerDeployment:
 
 def _template_of(base: str) -> Template | None:
     """A base model's tokenizer and template, where they are here."""
+    if hosted(base):
+        return None
     try:
         return engine_for(base).template(base)
     except (UserError, OSError, ValueError):
@@ -135,6 +146,7 @@ def _template_of(base: str) -> Template | None:
 
 def _served(each: Opened, adapter: str, template: Template | None) -> ServedModel:
     task = each.task
+    template = None if hosted(each.source) else template
     labels = tuple(task.labels or ()) if task is not None and each.chooses else ()
     tokens: dict[str, int] = {}
     if labels and template is not None:
@@ -175,32 +187,39 @@ def deployment_of(config: ServeConfig, candidates: Mapping[str, Candidate] | Non
     kind, base, models = _opened(config)
     if kind.name != ENGINE:
         _refuse_deterministic(config, kind.name)
-    if other := next((each for each in models if each.base != base), None):
+    here = [each for each in models if not hosted(each.source)]
+    if other := next((each for each in here if each.base != base), None):
         what = f"{other.name} stands on {other.base}, and the others on {base}"
         raise UserError(what, where="adapters", next_step="start a server for each base model")
     extra, left_out = _candidates(candidates or {}, partial(open_candidate, config, kind=kind, base=base))
-    whole = next((each for each in models if each.loaded is None), None)
+    whole = next((each for each in here if each.loaded is None), None)
     sources: dict[str, Served] = {}
     models = [_with_one_source(each, sources) for each in models]
     extra = {name: _with_one_source(each, sources) if each.base == base else each for name, each in extra.items()}
-    shared = [each for each in extra.values() if each.base == base]
+    everything = [*models, *extra.values()]
+    shared = [each for each in everything if each.base == base]
     log = Path(config.folder) / "llamacpp.log"
     settings = EngineSettings(
         config.slots, config.batch.rows, config.context, merge=config.merge, deterministic=config.deterministic, log=log
     )
-    engine = kind.serving(Served(base, whole.template if whole else ""), _loaded(models, shared), settings)
-    further = [each for each in extra.values() if each.base != base]
-    engine = _with_further_bases(engine, str(config.engine), further, settings)
+    engine = kind.serving(Served(base, whole.template if whole else ""), _loaded(shared), settings)
+    further = [each for each in everything if each.base != base]
+    engine = _with_further_bases(engine, config, further, settings)
     return ServerDeployment(engine, models, base, extra, left_out=left_out)
 
 
 def _opened(config: ServeConfig) -> tuple[EngineKind, str, list[Opened]]:
     """The engine of a server's models, the base, and the models; nothing is loaded yet."""
     base, served = served_by(config)
-    base_or_first = local_name(base or served[0].source)
+    here = [each.source for each in served if not hosted(each.source)]
+    if not (base or here):
+        step = "name a run too, or base=MODEL; a server's model alone is served by engine=URL"
+        raise UserError("All models are hosted elsewhere", where="adapters", next_step=step)
+    base_or_first = local_name(base or here[0])
     kind = engine_for(base_or_first, str(config.engine))
     models = [open_model(kind, each.name, each.source, each.task, base_or_first) for each in served]
-    return kind, base_or_first if base else models[0].base, models
+    first = next((each.base for each in models if not hosted(each.source)), "")
+    return kind, base_or_first if base else first, models
 
 
 def check_candidate(config: ServeConfig, candidate: Candidate) -> None:
@@ -234,6 +253,8 @@ def open_candidate(config: ServeConfig, candidate: Candidate, *, kind: EngineKin
     Raises:
         UserError: it can't be served next to them, with the way out.
     """
+    if hosted(candidate.source):
+        return open_model(kind, candidate.model, candidate.source)
     place = local_name(candidate.source)
     try:
         kind = engine_for(place, str(config.engine))
@@ -263,13 +284,17 @@ def _why(error: UserError) -> str:
 
 
 def _with_further_bases(
-    engine: ServingEngine, name: str, further: Sequence[Opened], settings: EngineSettings
+    engine: ServingEngine, config: ServeConfig, further: Sequence[Opened], settings: EngineSettings
 ) -> ServingEngine:
-    """An engine with further ones for models on other bases; `name`: of the engine, as in the settings."""
+    """An engine with further ones for models on other bases, and on servers elsewhere."""
     others: dict[str, ServingEngine] = {}
     bases = dict.fromkeys(each.base for each in further)
     for number, base in enumerate(bases, 2):
-        kind, models = engine_for(base, name), [each for each in further if each.base == base]
+        if elsewhere := hosted(base):
+            key = EndpointSettings(elsewhere[0], key_from(config.api_key_env), slots=config.slots)
+            others[content_hash(masked(base))] = EndpointEngine(Served(elsewhere[1]), [], key)
+            continue
+        kind, models = engine_for(base, str(config.engine)), [each for each in further if each.base == base]
         whole = next((each for each in models if each.loaded and each.loaded.source == base), None)
         adapters = [each.loaded for each in models if each.loaded and each.loaded.source != base]
         log = settings.log and settings.log.with_stem(f"llamacpp-{number}")

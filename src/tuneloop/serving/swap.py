@@ -24,7 +24,7 @@ from tuneloop.core.ui import bound_say
 from tuneloop.inference.protocol import ServingEngine
 from tuneloop.records.record import read_record
 from tuneloop.records.server import Decision, ServerState
-from tuneloop.registry.registered import local_name, open_registry, registered_name, registry_uri, version_of
+from tuneloop.registry.registered import local_name, open_registry, registered_name, registry_file, version_of
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import Gateway
 from tuneloop.serving.models import Candidate, deployment_of, prove_models
@@ -237,13 +237,13 @@ class Swaps:
 
 def _stamp() -> tuple[Any, ...]:
     """What changes when the registry does: of a file its size and time, else the time."""
-    uri = registry_uri()
-    if not uri.startswith("sqlite:///"):
+    file = registry_file()
+    if file is None:
         return (int(time.monotonic() / REMOTE_EVERY),)
     stamp = []
     for end in ("", "-wal"):
         with contextlib.suppress(OSError):
-            facts = Path(uri.removeprefix("sqlite:///") + end).stat()
+            facts = Path(f"{file}{end}").stat()
             stamp += [facts.st_size, facts.st_mtime_ns]
     return tuple(stamp)
 
@@ -301,7 +301,7 @@ def deploy_to_server(folder: Path, source: str, *, name: str = "") -> Deployed:
         running = is_running(folder)
         until = time.monotonic() + SWAP_SECONDS
         while running and time.monotonic() < until:
-            where = f"kind IN ('{SWAP}', '{REFUSED}') AND id > ?"
+            where = f"kind IN ('{SWAP}', '{REFUSED}') AND number > (SELECT number FROM decisions WHERE id = ?)"
             for event in read_decisions(store, where=where, values=[pin.id]):
                 if str(event.data["wanted"].get(name, "")).partition(", version")[0] == source:
                     if event.kind == REFUSED:  # else the next start would fail by it

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from live_server import StubEngine, live
 
+from patience import HANG
 from tuneloop.core.files import read_json
 from tuneloop.serving.batch.api import _Form
 from tuneloop.serving.http.api_request import ApiError
@@ -172,7 +173,7 @@ def test_an_upload_that_does_not_end_stops_at_its_limit(tmp_path: Path, parts: l
         gateway.config = gateway.config.model_copy(
             update={"batch": gateway.config.batch.model_copy(update={"file_mb": 1.0})}
         )
-        reply = httpx.post(f"{address}/v1/files", content=body(), headers=headers, timeout=30)
+        reply = httpx.post(f"{address}/v1/files", content=body(), headers=headers, timeout=HANG)
         assert reply.status_code == status and reply.json()["error"]["message"], reply.text
         assert sent < 20_000_000 and not list((tmp_path / "batch").rglob("file-*"))
         assert httpx.post(f"{address}/v1/files", content=b"x" * 2_000_000, headers=headers).status_code == 413

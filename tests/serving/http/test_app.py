@@ -18,7 +18,7 @@ import pytest
 from hypothesis import strategies as st
 from live_server import StubEngine, live
 
-from patience import slowness
+from patience import HANG, slowness
 from places import ROOT
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
@@ -42,7 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Gate
 
 def post(server: tuple[str, Gateway], path: str, body: Any, **headers: str) -> httpx.Response:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return httpx.post(f"{server[0]}{path}", json=body, headers=named, timeout=20)
+    return httpx.post(f"{server[0]}{path}", json=body, headers=named, timeout=HANG)
 
 
 def events(text: str) -> list[Any]:
@@ -476,7 +476,7 @@ def test_the_page_may_load_and_send_nothing_elsewhere(server: tuple[str, Gateway
 def test_errors_have_one_shape(
     server: tuple[str, Gateway], method: str, path: str, sent: dict[str, Any], status: int
 ) -> None:
-    reply = httpx.request(method, f"{server[0]}{path}", timeout=20, **sent)
+    reply = httpx.request(method, f"{server[0]}{path}", timeout=HANG, **sent)
     assert reply.status_code == status, reply.text
     error = reply.json()["error"]
     assert set(error) == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
@@ -523,7 +523,7 @@ def test_a_full_disk_costs_no_accepted_request(tmp_path: Path, full: bool) -> No
         file = httpx.post(f"{address}/v1/files", **form).json()["id"]
         resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))  # as on a full disk, no file can grow
         try:
-            replies = [httpx.post(f"{address}/v1/chat/completions", json=CHAT, timeout=20) for _ in range(6)]
+            replies = [httpx.post(f"{address}/v1/chat/completions", json=CHAT, timeout=HANG) for _ in range(6)]
             assert [reply.status_code for reply in replies] == ([200] * 3 + [503] * 3 if full else [200] * 6)
             refused = replies[3:] if full else []
             vote = {"request": replies[0].json()["id"], "kind": "thumbs", "value": "up"}
@@ -571,7 +571,9 @@ def test_no_body_makes_the_server_fail(
         "classify": {"model": "labels", "input": "x"}, "feedback": {"request": "r", "kind": "x", "value": 1},
         "../tokenize": {"prompt": "x"}, "batches": {"endpoint": "/v1/completions"},
     }[path]  # fmt: skip
-    reply = httpx.post(f"{server[0]}/v1/{path}", content=json.dumps({**(whole if right else {}), **fields}), timeout=20)
+    reply = httpx.post(
+        f"{server[0]}/v1/{path}", content=json.dumps({**(whole if right else {}), **fields}), timeout=HANG
+    )
     assert reply.status_code < 500, (path, fields, reply.text)
     if reply.status_code >= 400:
         assert reply.json()["error"]["message"]

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from live_server import StubEngine, live
 
+from patience import HANG
 from serving import running
 from tuneloop.records.request import StoredRequest
 from tuneloop.serving.gateway import ServedModel
@@ -34,7 +35,7 @@ def test_each_request_is_a_line_without_its_texts(tmp_path: Path) -> None:
                 "model": "stub", "user": SECRET, "max_tokens": 4,
                 "messages": [{"role": "user", "content": f"{SECRET} " * tokens}],
             }  # fmt: skip
-            httpx.post(f"{url}/v1/chat/completions", json=body, timeout=20)
+            httpx.post(f"{url}/v1/chat/completions", json=body, timeout=HANG)
     answered, *more = lines_of(out)
     assert answered["event"] == "request" and answered["status"] == "ok" and answered["finish"] == "stop"
     assert set(answered) == {"time", "event", "status", *FIELDS} and answered["completion_tokens"] == 3
@@ -85,7 +86,7 @@ def test_a_server_writes_nothing_else_on_standard_error(
         process,
     ):
         body = {"messages": [{"role": "user", "content": SECRET}], "max_tokens": 2}
-        assert httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).status_code == 200
+        assert httpx.post(f"{url}/v1/chat/completions", json=body, timeout=HANG).status_code == 200
         found = []
         while not found or found[-1]["event"] != "request":
             found.append(json.loads(process.stderr.readline()))

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from live_server import StubEngine, live
 
+from patience import HANG
 from tuneloop.cli.main import main
 from tuneloop.core.ids import utc, utc_now, uuid7
 from tuneloop.improve.collect.command import collect_store
@@ -44,7 +45,7 @@ class Client:
     def __init__(self, address: str, key: str = "", **headers: str) -> None:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         given = {"Authorization": f"Bearer {key}"} if key else {}
-        self.http = httpx.Client(base_url=address, headers={**given, **named}, timeout=20)
+        self.http = httpx.Client(base_url=address, headers={**given, **named}, timeout=HANG)
 
     def ask(self, **headers: str) -> str:
         """The id of an answered request."""
@@ -284,6 +285,8 @@ def test_one_host_of_an_ipv6_network_is_one_sender() -> None:
 
 # --- what comes of it
 
+USERS = 100  # a candidate that is praised by so many is promoted
+
 
 @pytest.mark.parametrize(
     ("rights", "named", "keyed", "outcome"),
@@ -311,12 +314,12 @@ def test_only_users_whom_a_believed_key_names_decide_an_experiment(
             assert bot.say(request=id_, value=arm == "candidate", user=f"u{number}").status_code == 200
 
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(come, range(160)))
+            list(pool.map(come, range(USERS)))
         gateway.store.stop()
         late = utc((time_of(utc_now()) + timedelta(days=5)).timestamp())
         _, verdict = check(tmp_path, "try", at=late)
         assert verdict.outcome == outcome, verdict.sentence
-        assert verdict.evidence.users == (160 if outcome == "promote" else 1)
+        assert verdict.evidence.users == (USERS if outcome == "promote" else 1)
         assert all(one.same and one.follows for one in replay(tmp_path, "try"))
 
 

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from live_server import live
 
+from patience import HANG
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc, utc_now, uuid7
@@ -124,7 +125,7 @@ def test_requests_of_a_key_without_consent_are_no_training_data(tmp_path: Path) 
         for name, train in (("yes", "yes"), ("no", "no")):
             key, _ = add_key(tmp_path, name, Limits(train=train))  # type: ignore[arg-type]
             reply = httpx.post(
-                f"{address}/v1/chat/completions", json=CHAT, headers={"Authorization": f"Bearer {key}"}, timeout=20
+                f"{address}/v1/chat/completions", json=CHAT, headers={"Authorization": f"Bearer {key}"}, timeout=HANG
             )
             assert reply.status_code == 200
         assert gateway.keyring.used

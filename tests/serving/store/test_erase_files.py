@@ -20,6 +20,7 @@ import httpx
 import pytest
 from live_server import StubEngine, live
 
+from patience import HANG
 from places import ROOT
 from serving import running
 from tuneloop.cli.main import main
@@ -237,14 +238,14 @@ def test_a_server_erases_while_it_works_and_goes_on_with_its_batches(folder: Pat
     with server(tmp_path, folder, 0.05, "log.content=full") as address:
         body = {"messages": [{"role": "user", "content": TEXT}], "user": USER}
         for _ in range(3):
-            answer = httpx.post(f"{address}{CHAT}", json=body, timeout=30)
+            answer = httpx.post(f"{address}{CHAT}", json=body, timeout=HANG)
             assert answer.status_code == 200
         said = {"request": answer.json()["id"], "kind": "comment", "value": TEXT, "user": USER}
-        assert httpx.post(f"{address}/v1/feedback", json=said, timeout=30).status_code == 200
+        assert httpx.post(f"{address}/v1/feedback", json=said, timeout=HANG).status_code == 200
         many = "\n".join(line(i, USER if i % 2 else "ben", TEXT if i % 2 else "hello") for i in range(60))
-        file = httpx.post(f"{address}/v1/files", files={"file": ("in.jsonl", many)}, timeout=30).json()
+        file = httpx.post(f"{address}/v1/files", files={"file": ("in.jsonl", many)}, timeout=HANG).json()
         asked = {"input_file_id": file["id"], "endpoint": CHAT, "metadata": {"who": USER}}
-        batch = httpx.post(f"{address}/v1/batches", json=asked, timeout=30).json()
+        batch = httpx.post(f"{address}/v1/batches", json=asked, timeout=HANG).json()
         time.sleep(0.5)
         assert main(["data", "forget", str(folder), "--user", USER, "--yes", "-q"]) == 0
         assert holding(folder) == []
@@ -252,9 +253,9 @@ def test_a_server_erases_while_it_works_and_goes_on_with_its_batches(folder: Pat
         while batch["status"] != "completed":
             assert time.monotonic() < end, batch
             time.sleep(0.1)
-            batch = httpx.get(f"{address}/v1/batches/{batch['id']}", timeout=30).json()
+            batch = httpx.get(f"{address}/v1/batches/{batch['id']}", timeout=HANG).json()
         assert batch["request_counts"] == {"total": 30, "completed": 30, "failed": 0}
-        results = httpx.get(f"{address}/v1/files/{batch['output_file_id']}/content", timeout=30).text.splitlines()
+        results = httpx.get(f"{address}/v1/files/{batch['output_file_id']}/content", timeout=HANG).text.splitlines()
         assert [json.loads(each)["custom_id"] for each in results] == [f"ben-{i}" for i in range(0, 60, 2)]
         assert holding(folder) == []
     assert holding(folder) == []
@@ -317,7 +318,7 @@ def test_a_batch_that_is_over_keeps_its_results_and_as_much_of_its_texts_as_the_
         again = httpx.post(f"{address}/v1/batches", json={"input_file_id": file["id"], "endpoint": CHAT})
         assert again.status_code == (400 if leaves else 200) and ("upload" in again.text or not leaves)
         assert httpx.delete(f"{address}/v1/files/{file['id']}").status_code == 200
-        assert gateway.store.settle(10)
+        assert gateway.store.settle(HANG)
 
 
 def test_old_batches_uploads_and_dead_letters_lose_their_texts(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from patience import HANG
 from places import ROOT
 from tuneloop.core import ids
 from tuneloop.core.errors import UserError
@@ -199,7 +201,7 @@ def test_a_locked_store_spills_and_comes_back(tmp_path: Path) -> None:
         asked = [request() for _ in range(3)]
         with opened(tmp_path) as holder, holder.transaction():
             for each in asked:
-                store.add_durably(each).result(10)
+                store.add_durably(each).result(HANG)
             assert (tmp_path / SPILL).exists() and store.counts.spilled == 3
         later = request()
         store.add(later)
@@ -208,7 +210,7 @@ def test_a_locked_store_spills_and_comes_back(tmp_path: Path) -> None:
         with reporting(say=said.append):
             again = StoreWriter(tmp_path)  # a new server brings in what the last one left
             again.start()
-            again.add_durably(request(id="last")).result(10)
+            again.add_durably(request(id="last")).result(HANG)
             again.stop()
             with opened(tmp_path) as connection:
                 assert {each.id for each in read_requests(connection)} == {
@@ -230,7 +232,7 @@ def test_what_is_neither_written_nor_spilled_is_counted(tmp_path: Path, monkeypa
     (tmp_path / SPILL).mkdir()
     future = store.add_durably(request())
     with pytest.raises(OSError, match="takes nothing"):
-        future.result(10)
+        future.result(HANG)
     assert store.counts.losses == 1
     store.stop()
 
@@ -376,3 +378,14 @@ def test_a_full_disk_is_no_reason_to_move_the_store_away(tmp_path: Path) -> None
     assert "full" in refused.value.what and "free space" in str(refused.value.next_step)
     with opened(tmp_path) as connection:
         assert not list(read_requests(connection))
+
+
+def test_another_programs_database_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "store.db"
+    with contextlib.closing(sqlite3.connect(file)) as other:
+        other.execute("CREATE TABLE songs (title TEXT)")
+        other.commit()
+    with pytest.raises(UserError, match="another program's database"), opened(tmp_path):
+        pass
+    with contextlib.closing(sqlite3.connect(file)) as other:
+        assert other.execute("SELECT name FROM sqlite_master").fetchall() == [("songs",)]

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from patience import HANG
 from places import ROOT
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.records.request import StoredRequest
@@ -48,7 +49,9 @@ def request(number: int = 0, **changes: Any) -> StoredRequest:
 
 def killed_after(folder: Path, answers: int, pause: float) -> list[str]:
     """Ids of the answers that clients had when the server was killed in the midst of others."""
-    script = SERVER.format(paths=[str(ROOT / "src"), str(ROOT / "tests" / "helpers")], folder=str(folder), pause=pause)
+    script = SERVER.format(
+        paths=[str(ROOT / place) for place in ("src", "tests", "tests/helpers")], folder=str(folder), pause=pause
+    )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     address = process.stdout.readline().strip()
@@ -56,7 +59,7 @@ def killed_after(folder: Path, answers: int, pause: float) -> list[str]:
 
     def one(_: int) -> None:
         try:
-            with urllib.request.urlopen(f"{address}/v1/chat/completions", BODY, timeout=20) as reply:
+            with urllib.request.urlopen(f"{address}/v1/chat/completions", BODY, timeout=HANG) as reply:
                 found.append(json.load(reply)["id"])
         except (OSError, http.client.HTTPException):
             return

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ import httpx
 import pytest
 from live_server import StubEngine, live
 
+from patience import HANG
 from places import ROOT
 from tuneloop.core.files import write_json
 from tuneloop.core.ids import utc_now, uuid7
@@ -25,6 +27,7 @@ from tuneloop.core.ui import reporting
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
 from tuneloop.serving.keys import add_key
+from tuneloop.serving.store import writer
 from tuneloop.serving.store.store import TABLES, opened, read_feedback, read_requests
 from tuneloop.serving.store.write_ahead import FILES
 from tuneloop.serving.store.writer import DEAD, SPILL, StoreWriter
@@ -76,6 +79,24 @@ def letters(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / DEAD).read_text().splitlines()]
 
 
+def test_records_that_are_being_written_wait_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, done, insert = threading.Event(), threading.Event(), writer.insert
+
+    def slow(*arguments: Any) -> None:
+        begun.set()
+        done.wait(20)
+        insert(*arguments)
+
+    monkeypatch.setattr(writer, "insert", slow)
+    store = StoreWriter(tmp_path, most_waiting=1)
+    store.start()
+    store.add(request())
+    assert begun.wait(20) and store.full and store.waiting == 1
+    done.set()
+    store.stop()
+    assert not store.waiting and not store.full
+
+
 POISON: dict[str, dict[str, Any]] = {
     "a number beyond 64 bits": {"prompt_tokens": 10**30},
     "a list in place of a text": {"model": ["m"]},
@@ -92,7 +113,10 @@ CLEANED: dict[str, dict[str, Any]] = {
 @EACH
 @pytest.mark.parametrize("what", [*POISON, *CLEANED])
 @pytest.mark.parametrize("locked", [False, True])
-def test_a_row_that_no_store_takes_costs_none_of_the_others(tmp_path: Path, what: str, locked: bool) -> None:
+def test_a_row_that_no_store_takes_costs_none_of_the_others(
+    tmp_path: Path, what: str, locked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "AGAIN", 0.05)
     said: list[str] = []
     with reporting(say=said.append):
         store = StoreWriter(tmp_path, patience=0.05)
@@ -108,7 +132,7 @@ def test_a_row_that_no_store_takes_costs_none_of_the_others(tmp_path: Path, what
             for each in futures:
                 each.exception(20)
         assert store.add_durably(request()).result(20)
-        assert store.settle(20)
+        assert store.settle(HANG)
         store.stop()
         with opened(tmp_path) as found:
             assert len(list(read_requests(found))) == 4 + (what in CLEANED)
@@ -124,7 +148,7 @@ def test_a_sender_that_leaves_does_not_end_the_writer(tmp_path: Path) -> None:
     store.start()
     for _ in range(20):
         store.add_durably(Feedback(id=uuid7(), request="r", kind="k", value=1, time=utc_now())).cancel()
-    assert store.add_durably(request()).result(10)
+    assert store.add_durably(request()).result(HANG)
     store.stop()
     with pytest.raises(OSError, match="closed"):  # and after its end nobody waits for ever
         store.add_durably(request()).result(1)
@@ -148,7 +172,7 @@ def test_nothing_that_a_killed_server_left_prevents_a_start(tmp_path: Path, name
     for _ in range(2):  # and the next start finds nothing of it
         store = StoreWriter(tmp_path)
         store.start()
-        assert store.settle(20)
+        assert store.settle(HANG)
         store.stop()
     with opened(tmp_path) as found:
         ids = {each.id for each in read_requests(found)}
@@ -163,16 +187,16 @@ def test_feedback_is_answered_and_said_while_another_process_holds_the_store(tmp
         said: list[str] = []
         gateway.store._say = said.append  # type: ignore[method-assign]
         answer = httpx.post(f"{address}/v1/chat/completions", json={"messages": [{"role": "user", "content": "Hi"}]})
-        assert gateway.store.settle(20)
+        assert gateway.store.settle(HANG)
         holder = child(LOCK.format(place=str(tmp_path / "store.db")))
         try:
             assert holder.stdout is not None and holder.stdout.readline() == "locked\n"
             sent = {"request": answer.json()["id"], "kind": "thumbs", "value": True}
-            assert httpx.post(f"{address}/v1/feedback", json=sent, timeout=20).status_code == 200
+            assert httpx.post(f"{address}/v1/feedback", json=sent, timeout=HANG).status_code == 200
             assert any("locked" in line and SPILL in line for line in said)
         finally:
-            holder.communicate("go\n", timeout=20)
-        assert gateway.store.settle(20)
+            holder.communicate("go\n", timeout=HANG)
+        assert gateway.store.settle(HANG)
         assert any("again" in line for line in said)
     with opened(tmp_path) as store:
         assert len(list(read_feedback(store))) == 1
@@ -181,7 +205,7 @@ def test_feedback_is_answered_and_said_while_another_process_holds_the_store(tmp
 def test_a_killed_server_with_odd_texts_starts_again_and_has_every_request(tmp_path: Path) -> None:
     """With the store locked, so that all of it is in the files before the store when the server is killed."""
     with live(tmp_path) as (_, gateway):
-        assert gateway.store.settle(20)
+        assert gateway.store.settle(HANG)
     holder, server = child(LOCK.format(place=str(tmp_path / "store.db"))), child(SERVER.format(folder=str(tmp_path)))
     assert holder.stdout is not None and server.stdout is not None
     try:
@@ -189,17 +213,17 @@ def test_a_killed_server_with_odd_texts_starts_again_and_has_every_request(tmp_p
         address = server.stdout.readline().strip()
         body = {"messages": [{"role": "user", "content": "Hi \0 you"}], "user": "zoë"}
         for _ in range(3):
-            assert httpx.post(f"{address}/v1/chat/completions", json=body, timeout=20).status_code == 200
+            assert httpx.post(f"{address}/v1/chat/completions", json=body, timeout=HANG).status_code == 200
         server.send_signal(signal.SIGKILL)
-        server.wait(20)
+        server.wait(HANG)
         with (tmp_path / FILES[0]).open("ab") as file:  # as an earlier version wrote it
             odd = json.dumps(["requests", {**held(id="odd"), "user": "\ud800", "adapter": "\udfff"}])
             file.write(odd.encode() + b"\n" + odd.encode()[:50])
     finally:
         server.kill()
-        holder.communicate("go\n", timeout=20)
+        holder.communicate("go\n", timeout=HANG)
     with live(tmp_path) as (_, gateway):
-        assert gateway.store.settle(20)
+        assert gateway.store.settle(HANG)
         assert gateway.store.counts.dead == 1
     with opened(tmp_path) as store:
         users = sorted(str(each.user) for each in read_requests(store))
@@ -224,9 +248,9 @@ def test_texts_that_can_not_be_stored_are_refused_at_the_edge(tmp_path: Path, ha
             ("/v1/feedback", {"conversation": "c", "kind": "thumbs", "value": True, "user": half}),
             ("/v1/feedback", {"conversation": "c", "kind": "thumbs", "value": True, "key": half}),
         ):
-            reply = httpx.post(f"{address}{path}", content=json.dumps(body), timeout=20)
+            reply = httpx.post(f"{address}{path}", content=json.dumps(body), timeout=HANG)
             assert reply.status_code == 400 and reply.json()["error"]["message"], (path, body, reply.text)
-        reply = httpx.post(f"{address}/tokenize", content=json.dumps({"prompt": half}), timeout=20)
+        reply = httpx.post(f"{address}/tokenize", content=json.dumps({"prompt": half}), timeout=HANG)
         assert reply.status_code == (200 if half == "\0" else 400)
         long = httpx.post(
             f"{address}/v1/chat/completions", json={"messages": turns}, headers={"x-tuneloop-user": "u" * 257}
@@ -234,7 +258,7 @@ def test_texts_that_can_not_be_stored_are_refused_at_the_edge(tmp_path: Path, ha
         assert long.status_code == 400
         named = {"x-tuneloop-user": "Zoë".encode()}  # as curl sends it
         assert httpx.post(f"{address}/v1/chat/completions", json={"messages": turns}, headers=named).status_code == 200
-        assert gateway.store.settle(20)
+        assert gateway.store.settle(HANG)
     with opened(tmp_path) as store:
         assert [each.user for each in read_requests(store)] == ["Zoë"]
 
@@ -247,10 +271,10 @@ def test_half_a_character_from_an_engine_is_answered_and_stored(tmp_path: Path, 
         folder = tmp_path / str(number)
         with live(folder, StubEngine(words=words), log={"content": "full"}) as (address, gateway):
             body = {"messages": [{"role": "user", "content": "Hi"}], "stream": stream, **more}
-            reply = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=20)
+            reply = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=HANG)
             assert reply.status_code == 200 and "\ufffd" in reply.text.replace("\\ufffd", "\ufffd"), reply.text
             assert "server" not in reply.text
-            assert gateway.store.settle(20)
+            assert gateway.store.settle(HANG)
         with opened(folder) as store:
             (held,) = read_requests(store)
         assert held.error is None and held.completion
@@ -276,7 +300,7 @@ def test_a_batch_line_with_half_a_character_is_refused_alone(tmp_path: Path) -> 
             time.sleep(0.05)
             batch = httpx.get(f"{address}/v1/batches/{batch['id']}").json()
         assert batch["request_counts"] == {"total": 5, "completed": 1, "failed": 4}
-        assert gateway.store.settle(20)
+        assert gateway.store.settle(HANG)
     raw = sqlite3.connect(tmp_path / "store.db")
     assert raw.execute('SELECT "user" FROM requests').fetchall() == [("fine",)]
     assert TABLES[StoredRequest] == "requests"

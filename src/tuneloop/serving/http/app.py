@@ -9,6 +9,7 @@ import errno
 import hashlib
 import logging
 import re
+import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -77,11 +78,15 @@ class Call:
         except UnicodeDecodeError:
             return raw.decode("latin-1")
 
-    async def body(self, most: int) -> bytes:
-        """The whole body, of so many bytes at most; ApiError: it is larger, or compressed."""
+    async def body(self, most: int, *, packed: bool = False) -> bytes:
+        """The whole body, of so many bytes at most; ApiError: it is larger, or compressed.
+
+        `packed`: one that is compressed by gzip is unpacked, to so many bytes at most.
+        """
         length, size = self.headers.get(b"content-length", b"0"), 0
         large = ApiError(413, f"The body is larger than {most / 1e6:g} MB", code="request_too_large")
-        if self.header("content-encoding").strip().lower() not in ("", "identity"):
+        encoding = self.header("content-encoding").strip().lower()
+        if encoding not in ("", "identity", *(["gzip"] if packed else [])):
             raise ApiError(415, "Compressed bodies are not read", code="unsupported_media_type")
         if length.isdigit() and int(length) > most:
             raise large
@@ -92,7 +97,18 @@ class Call:
             if size > most:
                 raise large
             parts.append(part)
-        return b"".join(parts)
+        if encoding != "gzip":
+            return b"".join(parts)
+        inflate = zlib.decompressobj(wbits=31)
+        try:
+            data = inflate.decompress(b"".join(parts), most + 1)
+        except zlib.error:
+            raise ApiError(400, "The body is not gzip", code="invalid_encoding") from None
+        if len(data) > most:
+            raise large
+        if not inflate.eof:
+            raise ApiError(400, "The body is cut", code="invalid_encoding")
+        return data
 
     async def part(self) -> tuple[bytes, bool]:
         """The next part of the body, and whether more follow; Disconnected: the client left before its end."""

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_json, write_json
+from tuneloop.core.files import cache_folder, read_json, write_json
 from tuneloop.core.ids import utc_now
-from tuneloop.models.packaged import cache_folder
 from tuneloop.serving.store.database import Database, without_password
 
 COLUMNS = ("id", "time", "kind", "subject", "data", "key")

@@ -39,6 +39,7 @@ from tuneloop.serving.store.database import Database, DatabaseError, open_sqlite
 from tuneloop.serving.store.erase import COLUMNS, Erased, Matched, delete, erase, find, proved, whose_lines
 from tuneloop.serving.store.erase_files import PENDING, Whose, copies_of_the_store, erase_lines
 from tuneloop.serving.store.store import opened, store_file, store_folder, store_name, store_url
+from tuneloop.serving.store.users import known_user
 from tuneloop.serving.store.writer import SPILL, StoreWriter
 
 DEEPEST = 8  # folders below the root
@@ -60,6 +61,8 @@ def forget_requests(place: Path | str, match: str, *, dry_run: bool) -> tuple[Ma
     Raises:
         UserError: no store, a bad match, or records can't get into the store, so that they are not found there.
     """
+    with opened(place) as store:
+        match = known_user(store, match)
     folder, name = store_folder(place), store_name(place)
     inside = folder.is_dir() and store_name(folder) == name  # not one of another store, where this has a URL
     if dry_run:

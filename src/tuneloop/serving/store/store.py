@@ -258,6 +258,9 @@ def _prepare(connection: Database, name: str, *, create: bool) -> None:
             raise UserError("There is no store here", where=name, next_step="`tuneloop serve log.store=URL` makes one")
         with connection.transaction():  # of two processes that open a new store the second one finds it made
             if not connection.version():
+                if not is_database_url(name) and connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+                    step = "name another folder, or move this file away"
+                    raise UserError("This file is another program's database", where=name, next_step=step)
                 connection.make_tables(SCHEMA, sqlite=SQLITE, postgres=POSTGRES, version=VERSION)
         version = connection.version()
     if version != VERSION:
@@ -388,7 +391,7 @@ def read_feedback(
 def read_decisions(
     connection: Database, *, since: str = "", until: str = "", where: str = "", values: Iterable[Any] = ()
 ) -> Iterator[Decision]:
-    """Decisions in the order of their ids; see `read_requests`."""
+    """Decisions in the order of the log, which is right also where their clocks differed; see `read_requests`."""
     return map(Decision.model_validate, _read(connection, Decision, (since, until, where, values)))
 
 
@@ -403,7 +406,7 @@ def _read(
     query = f"SELECT {named(columns)} FROM {TABLES[kind]}"
     query += f" WHERE {' AND '.join(conditions)}" if conditions else ""
     # A bound of time is looked up in its index: with a plain `ORDER BY id` SQLite reads the whole table by ids.
-    order = "CAST(id AS TEXT)" if since or until else "id"
+    order = "number" if kind is Decision else "CAST(id AS TEXT)" if since or until else "id"
     for row in connection.read(f"{query} ORDER BY {order}", [*(v for _, v in bounds if v), *values]):
         pairs = zip(columns.items(), row, strict=True)
         yield {name: json.loads(v) if type_ == "JSON" and v is not None else v for (name, type_), v in pairs}

@@ -41,6 +41,7 @@ DEAD = "store.dead.jsonl"  # what no store takes: a JSON object in each line, wi
 MOST = 1000  # records in one transaction
 SHORT = 2000  # bytes of a request's texts that are searched for personal data at once: about 0.2 ms
 EVERY = 0.1  # seconds between two transactions, where no one waits for one
+AGAIN = 1.0  # seconds after which a store that took nothing is tried again
 
 
 @dataclass
@@ -81,6 +82,7 @@ class StoreWriter:
     counts: RecordCounts = field(default_factory=RecordCounts)
     appending: threading.Lock = field(default_factory=threading.Lock)  # to files of spilled records and dead letters
     _queue: deque[_Waiting] = field(default_factory=deque)
+    _writing: int = 0  # records taken from it that are not in the store yet
     _wake: threading.Event = field(default_factory=threading.Event)
     _over: bool = False
     _settling: threading.Event | None = None
@@ -168,12 +170,12 @@ class StoreWriter:
     @property
     def full(self) -> bool:
         """Whether no further request may be accepted, since it might be lost."""
-        return len(self._queue) >= self.most_waiting
+        return self.waiting >= self.most_waiting
 
     @property
     def waiting(self) -> int:
         """Records in memory."""
-        return len(self._queue)
+        return len(self._queue) + self._writing
 
     @property
     def unsafe(self) -> int:
@@ -213,7 +215,8 @@ class StoreWriter:
             self._held = False
             settling = self._settling
             with self._ahead.lock if self._ahead is not None else contextlib.nullcontext():
-                items = [self._queue.popleft() for _ in range(len(self._queue))]
+                self._writing = len(self._queue)
+                items = [self._queue.popleft() for _ in range(self._writing)]
                 # The file of lines that can be emptied once all of these are written.
                 full = self._ahead.turn(always=settling is not None) if self._ahead is not None else None
             for i in range(0, len(items), MOST):
@@ -222,6 +225,7 @@ class StoreWriter:
                 if self._held:
                     self._queue.extendleft(reversed(items[i + MOST :]))
                     break
+            self._writing = 0
             if full is not None and self._ahead is not None and not self._held:
                 self._ahead.clear(full)
             if settling is not None and not self._spilled and not self._held:
@@ -260,14 +264,14 @@ class StoreWriter:
                 self._bury(items[0], error)
                 self._settle(items, error)
                 return 0.0
-            retry, spilled = 0.0 if spill else time.monotonic() + 1.0, True
+            retry, spilled = 0.0 if spill else time.monotonic() + AGAIN, True
             fault = self._spill(items, str(error))
         self._settle(items, fault, spilled=spilled)
         if fault is not None:
             waiting = [each for each in items if each.future is None]
             self.counts.losses += len(items) - len(waiting)  # those were not accepted
             self._queue.extendleft(reversed(waiting))
-            self._held, retry = bool(waiting), time.monotonic() + 1.0
+            self._held, retry = bool(waiting), time.monotonic() + AGAIN
         return retry
 
     def _bury(self, what: _Waiting | Stored | str, why: object) -> None:

@@ -142,7 +142,7 @@ def test_a_classifier_s_adapter_is_served_as_it_was_evaluated(make_tuned: MakeTu
     done = cli("deploy", "artifact", "--to", "dstack", "--hub", "a/b", "--priorities", "--dry-run", "--out", "mine")
     assert done.returncode == 0, done.stderr
     command = Path("mine/.dstack.yml").read_text()
-    assert ("""--hf-overrides '{"head_dtype": "float32"}'""" in command) == labels
+    assert ("""--hf-overrides '{"head_dtype": "float32"}' --max-logprobs 128""" in command) == labels
     assert "--scheduling-policy priority" in command and "--tokenizer a/b" in command and "--max-loras 2" in command
     request = json.loads(Path("mine/request.json").read_text())
     assert request["stop_token_ids"] == list(load_template(Path("artifact")).end_ids)

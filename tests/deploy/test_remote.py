@@ -98,3 +98,12 @@ def test_a_place_s_price_is_one_of_its_own_providers(rows: Path, tiny_llama: Pat
     assert "(Modal, 20" in said["modal"] and "Modal, 20" not in said["skypilot"], said
     assert "machines of your own" in said["kubernetes"] and "rented, $" in said["kubernetes"]
     assert "0 minutes" not in "".join(said.values()) and "$0.00 " not in "".join(said.values())
+
+
+def test_cards_of_several_machines_need_no_name(rows: Path, tiny_llama: Path, cli: Cli, tmp_path: Path) -> None:
+    done = cli(
+        "run", str(rows), f"model={tiny_llama}", "--on", "slurm", "--gpus", "8", "--nodes", "2", "--dry-run", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    job = (tmp_path / json.loads(done.stdout)["folder"] / "job.sbatch").read_text()
+    assert "--nodes=2" in job and "gpu" in job

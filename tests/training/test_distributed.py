@@ -82,7 +82,7 @@ UNTIL = 4
 
 def job_of(method: str, out: Path, **more: Any) -> dict[str, Any]:
     other = {"dtype": "bfloat16"} if "bf16" in method else {}
-    return {"config": {**METHODS[method], "epochs": 1, **more}, "out": str(out), "other": other}
+    return {"config": {**METHODS[method], "epochs": 1, "evaluations": 2, **more}, "out": str(out), "other": other}
 
 
 def here(tiny_llama: Path, job: dict[str, Any]) -> Any:
@@ -194,7 +194,7 @@ def loads_in_plain_libraries(folder: Path, base: Path, method: str) -> None:
 def test_torchrun_trains_and_only_the_first_process_speaks(
     cli_environment: dict[str, str], tiny_llama: Path, tmp_path: Path
 ) -> None:
-    rows = [{"prompt": f"Which drawer for letter {i}?", "completion": ["red", "blue"][i % 2]} for i in range(60)]
+    rows = [{"prompt": f"Which drawer for letter {i}?", "completion": ["red", "blue"][i % 2]} for i in range(24)]
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()), "-m",
                "tuneloop", "train", "rows.jsonl", f"model={tiny_llama}", "train.epochs=1", "train.rank=2", "--out", "run", "--json"]  # fmt: skip

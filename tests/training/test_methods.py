@@ -162,7 +162,7 @@ def test_how_a_full_step_is_divided_changes_nothing(dtype: str, tiny_llama: Path
 @pytest.mark.slow
 def test_a_random_prefix_starts_far_above_a_real_one(smollm2: Path) -> None:
     model = load_model(str(smollm2), dtype="float32")
-    rows = make_rows(model.template, 8)
+    rows = make_rows(model.template, 3)
     state = begin(model, changed(method="prefix", prefix_tokens=20), rows)
     real = mean_loss(model, rows, CONFIG)[0]
     (embeddings,) = state.trainable.parameters.values()

@@ -164,7 +164,8 @@ def _demand(
         where = "--prompt-tokens, --answer-tokens"
         raise UserError(what, where=where, next_step="give fewer, or a larger --context")
     gpu, cards = all_gpus()[machine.card.key], machine.cards
-    model = ModelFootprint(shape.parameters, size.weights_gib * 2**30 / shape.parameters, size.kv_bytes)
+    bytes_a_weight = size.weights_gib * 2**30 / shape.parameters
+    model = ModelFootprint(shape.parameters, bytes_a_weight, size.kv_bytes, shape.active_parameters)
     card = ServingGpu(gpu.gib * 2**30 * cards, gpu.gb_s * 1e9 * cards, gpu.tflops * 1e12 * cards)
     rate = serving_tokens_per_second(model, card, requests.prompt_tokens, requests.answer_tokens)
     busiest = requests.queries_per_day / 86400 * requests.peak * tokens

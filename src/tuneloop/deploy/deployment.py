@@ -232,7 +232,7 @@ def engine_arguments(job: ServingJob) -> dict[str, Option]:
     A merged model has its chat template in the tokenizer's files; with an adapter the tokenizer is the adapter's, since
     vLLM would render by the base's. An adapter is named by its artifact's id: two versions never share a name, so no
     cached prefix of one answers for the other. Labels are compared by log probabilities, which are rounded to eighths
-    of a nat where the head computes in bf16.
+    of a nat where the head computes in bf16, and of which a request gets 20 unless more are allowed.
     """
     options: dict[str, Option] = {"served-model-name": job.name, "max-model-len": job.context}
     options["generation-config"] = "vllm"
@@ -241,7 +241,9 @@ def engine_arguments(job: ServingJob) -> dict[str, Option]:
     if job.half:
         options["dtype"] = "half"  # vLLM refuses bf16 weights there
     if job.scores_labels:
-        options["hf-overrides"] = {"head_dtype": "float32"}
+        from tuneloop.inference.label_search import MOST_BRANCHES
+
+        options |= {"hf-overrides": {"head_dtype": "float32"}, "max-logprobs": MOST_BRANCHES}
     if job.priorities:
         options["scheduling-policy"] = "priority"
     if job.form == "adapter":

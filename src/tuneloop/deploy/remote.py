@@ -161,7 +161,9 @@ def _planned(recipe: Recipe, dataset: Path, cluster: Cluster, options: RemoteOpt
             raise no_card(cluster, key)
         return plan_machines({**settings, "gpu": key, "gpus": max(options.gpus, 1) * options.nodes})
     number = options.gpus * options.nodes
-    rows = [row for row in plan_machines(settings)["table"] if not cluster.gpus or row["gpu"] in cluster.gpus]
+    cards = {"gpus": number} if number else {}
+    rows = plan_machines(settings | cards)["table"]
+    rows = [row for row in rows if not cluster.gpus or row["gpu"] in cluster.gpus]
     fits = [row for row in rows if row["fits"] and (not number or row["gpus"] == number)]
     if not fits:
         step = "`tuneloop plan RECIPE` says what would make it fit; or name --gpu and --gpus"

@@ -56,6 +56,20 @@ class State:
     loss_scale: float = 0.0  # what the loss is multiplied with where gradients are in half precision; 0: no scaling
     scaled_steps: int = 0  # steps since it last fell
 
+    def validated(self, loss: float, patience: int) -> bool:
+        """Note a validation's loss and return whether it is the best one so far; after `patience` in a row that are
+        not, the run is stopped. The base model's is a mark to compare with, not a candidate."""
+        if self.step == 0:
+            self.first_val_loss = loss
+            return False
+        if loss < self.best_val_loss:
+            self.best_val_loss, self.best_step, self.worse = loss, self.step, 0
+            return True
+        self.worse += 1
+        if self.worse >= patience and self.step < self.total_steps:
+            self.stopped = "early"
+        return False
+
 
 def save_checkpoint(folder: Path, state: State, keep: int) -> Path:
     """Write `step-N.pt` atomically, then drop all but the `keep` latest, and best weights that none of these names.

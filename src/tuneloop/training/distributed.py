@@ -302,7 +302,7 @@ def regroup(model: Model) -> None:
 def refuse_unsharded(model: Model, method: Method) -> None:
     """Raises UserError: full tuning by several processes of an architecture that is not cut as a whole."""
     if processes() > 1 and method.footprint.all_weights and not model.is_own:
-        what = "Full tuning on several processes works on the Llama family only"
+        what = "Full tuning on several processes works with tuneloop's own model only"
         raise UserError(what, where="train.method", next_step=f"set train.method={USUAL.name}, or start one process")
 
 

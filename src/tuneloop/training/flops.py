@@ -34,7 +34,7 @@ def needed_gflop(config: Mapping[str, Any], method: str, rows: Iterable[TrainRow
     feed-forward part.
     """
     shape = ModelShape.from_config(config)
-    body, head, attention = shape.matrix_parameters, shape.embedding, 6 * shape.queries * shape.layers
+    body, head, attention = shape.computed_parameters, shape.embedding, 6 * shape.queries * shape.layers
     tokens = supervised = squares = 0
     for row in rows:
         for part in conversations(row):

@@ -13,7 +13,14 @@ from typing import Any
 
 import torch
 
-from tuneloop.core.device import memory_now, needs_scaling, peak_memory, release_memory, reset_peak_memory
+from tuneloop.core.device import (
+    memory_now,
+    needs_scaling,
+    peak_memory,
+    release_memory,
+    reset_peak_memory,
+    settled_memory,
+)
 from tuneloop.core.files import content_hash, read_json, read_jsonl
 from tuneloop.core.machine import is_first, processes
 from tuneloop.core.ui import busy, progress
@@ -24,6 +31,7 @@ from tuneloop.models.template import Rendered
 from tuneloop.records.plan import MeasuredMachine
 from tuneloop.records.rows import Row
 from tuneloop.training import budget
+from tuneloop.training.answers import write_answers
 from tuneloop.training.batches import Step, plan_steps
 from tuneloop.training.checkpoint import State, drop_checkpoints, load_best, load_checkpoint, save_best
 from tuneloop.training.config import TrainConfig
@@ -186,7 +194,8 @@ def train(
     run.ids, run.schedule, run.saved = ids, schedule, job.saved
     if is_first():
         run.log = log
-    with run.open_metrics() as run.metrics, notice_sigterm(run):
+    with settled_memory(), run.open_metrics() as run.metrics, notice_sigterm(run):
+        reset_peak_memory()
         wait()
         for record in read_jsonl(out / "metrics.jsonl"):
             run.monitors.feed(record)
@@ -223,8 +232,6 @@ def _begin(
         state.loss_scale = LOSS_SCALE
     if state.step:
         run.restore()
-    release_memory()
-    reset_peak_memory()
     return run
 
 
@@ -359,18 +366,11 @@ def _evaluate(run: TrainingRun, rows: SplitRows, began: float) -> None:
         state.best_step = state.step
     else:
         loss, metrics = mean_loss(run.model, rows.val, run.config, base=run.trainable.base)
-        better = loss < state.best_val_loss
-        if state.step == 0:
-            state.first_val_loss = loss  # the base model: a mark to compare with, not a candidate
-        elif better:
-            state.best_val_loss, state.best_step, state.worse = loss, state.step, 0
+        if best := state.validated(loss, run.config.patience):
             save_best(run.checkpoints, state.step, run.trainable.state())
-        else:
-            state.worse += 1
-            if state.worse >= run.config.patience and state.step < state.total_steps:
-                state.stopped = "early"
-        record |= {"val_loss": loss, "best": bool(better and state.step > 0)}
+        record |= {"val_loss": loss, "best": best}
         record |= {f"val_{name}": metric for name, metric in metrics.items()}
+        write_answers(run, rows.val)
     if rows.general:
         record["general_loss"], _ = mean_loss(run.model, rows.general, TrainConfig(), base=run.trainable.base)
     regroup(run.model)

@@ -19,6 +19,7 @@ from tuneloop.models.sharded import local, whole
 from tuneloop.training.config import TrainConfig
 
 BETAS = (0.9, 0.999)
+EPSILON = 1e-8
 MOMENTS = ("exp_avg", "exp_avg_sq")
 PLAIN = {"step", *MOMENTS}  # states of a parameter that torch's kernel updates as it is
 FP8_MOST = 448.0  # of E4M3
@@ -44,7 +45,7 @@ class AdamW:
     """
 
     def __init__(self, groups: Sequence[dict[str, Any]], *, eight_bits: bool = False, **settings: Any) -> None:
-        self.param_groups = [{"eps": 1e-8, **settings, **group} for group in groups]
+        self.param_groups = [{"eps": EPSILON, **settings, **group} for group in groups]
         self.eight_bits = eight_bits
         self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
 

@@ -55,6 +55,7 @@ class TrainingRun:
     metrics: Any = None
     saved_at: float = 0.0  # by the monotonic clock
     saving_seconds: float = 0.0  # of the last checkpoint
+    answering_seconds: float = 0.0  # of all answers to validation rows
     preempted: bool = False  # SIGTERM came
     is_busy_reported: bool = False
     threads: int = field(default_factory=torch.get_num_threads)

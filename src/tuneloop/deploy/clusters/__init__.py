@@ -68,7 +68,12 @@ class RemoteOptions(RayOptions):
 
     PANEL: ClassVar[str] = "Elsewhere"
 
-    on: str = flag("", "NAME", "ray or ray://HOST:PORT; or a project for skypilot, kubernetes, slurm, torchrun, modal.")
+    on: str = flag(
+        "",
+        "NAME",
+        "ray or ray://HOST:PORT; a project for skypilot, kubernetes, slurm, torchrun, modal; or a service that trains: "
+        "openai, together, fireworks, tinker (or tinker:MODEL, its name there), the URL of a server of OpenAI's API.",
+    )
     project: str = flag("", "FOLDER", "Folder of that project; default: remote/NAME-WHERE.")
     gpu: str = flag("", "GPU", "Card there; default: the cheapest that fits.")
     spot: bool = switch("Cheaper machines that may be taken away.")
@@ -76,6 +81,7 @@ class RemoteOptions(RayOptions):
     max_usd: float = flag(0.0, "USD", "Don't start what is expected to cost more.", least=0, show=False)
     dry_run: bool = switch("Write the project and its price, start nothing.")
     yes: bool = switch("Start it without asking.")
+    cancel: bool = switch("End the job that a service does.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +96,16 @@ class Cluster(JobSite[ClusterJob]):
 def is_ray(place: str) -> bool:
     """Whether `--on` names a Ray cluster: `ray`, or `ray://HOST:PORT`."""
     return place == "ray" or place.startswith("ray://")
+
+
+def is_service(place: str) -> bool:
+    """Whether `--on` names a service that trains, by its name or by a URL; see `deploy.hosted`."""
+    return place in ("openai", "together", "fireworks") or is_tinker(place) or place.startswith(("http://", "https://"))
+
+
+def is_tinker(place: str) -> bool:
+    """Whether `--on` names a service that computes our steps: `tinker`, or `tinker:MODEL`; see `deploy.on_tinker`."""
+    return place == "tinker" or place.startswith("tinker:")
 
 
 def refuse_options_of_rented(options: RemoteOptions) -> None:
@@ -137,5 +153,5 @@ def clusters() -> dict[str, Cluster]:
 
 def find_cluster(name: str) -> Cluster:
     """One by its name; a UserError names the nearest where there is none."""
-    more = ("ray", "ray://HOST:10001")
+    more = ("ray", "ray://HOST:10001", "openai", "together", "fireworks", "tinker")
     return find_named(clusters(), name, f"No place {name!r} to run a recipe", "--on", more)

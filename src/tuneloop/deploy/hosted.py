@@ -1,0 +1,266 @@
+"""A run on a service's machines: upload, start, follow, and measure what came of it as any other model."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import quote
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import content_hash, lock_folder, write_jsonl
+from tuneloop.core.ui import progress, say
+from tuneloop.core.units import counted, usd_words
+from tuneloop.core.urls import masked
+from tuneloop.data.dataset import load_dataset
+from tuneloop.deploy.services import HostedState, Order, TrainingService, fireworks, openai, together
+from tuneloop.evaluation.config import EvalOptions
+from tuneloop.inference import timeouts
+from tuneloop.inference.openai.service import Item, Service, place_of, refusal
+from tuneloop.inference.openai.target import Endpoint
+from tuneloop.inference.wire import Broken, HttpRefused, finished
+from tuneloop.models.names import PACKAGED
+from tuneloop.pipeline.evaluations import evaluate_target
+from tuneloop.planning.prices import load_prices
+from tuneloop.recipe import Recipe
+from tuneloop.records.record import R, Record, read_record, write_record
+
+SERVICES: dict[str, TrainingService] = {
+    "openai": openai.SERVICE, "together": together.SERVICE, "fireworks": fireworks.SERVICE,
+}  # fmt: skip
+CHARACTERS = 3.5  # of a token, rather too few: a price is not to be underestimated
+
+
+class HostedRun(Record, what="a run on a service", file="hosted.json", again="run `tuneloop run --on` again"):
+    """`hosted.json`: a run on a service's machines, as far as it is.
+
+    Args:
+        key: hash of what it depends on. `url`, `base`, `dataset`: where, which model, on what.
+        train, val, job: ids at the service. `model`: its name of the result.
+        tokens, usd: that training was billed for, by the price known when it began (None: unknown).
+        weights: file or folder with the trained weights, where the service gives them out.
+    """
+
+    key: str
+    on: str
+    url: str
+    base: str
+    dataset: str
+    train: str = ""
+    val: str = ""
+    job: str = ""
+    state: str = ""
+    model: str = ""
+    tokens: int = 0
+    usd: float | None = None
+    weights: str = ""
+    created: str = ""
+
+
+@dataclass(frozen=True)
+class HostedPlan:
+    """What would be sent where, and what it may cost."""
+
+    service: TrainingService
+    folder: Path
+    dataset: Path
+    order: Order
+    record: HostedRun
+    words: str
+
+
+def plan_hosted(recipe: Recipe, source: str, place: str, max_usd: float) -> HostedPlan:
+    """What a run on a service takes; nothing is sent.
+
+    Args:
+        source: folder of a prepared data set. `place`: of `--on`. `max_usd`: the most that it may cost; 0: any sum.
+
+    Raises:
+        UserError: no prepared data set, no base of the service, or it may cost more.
+    """
+    refuse_unprepared(source)
+    if recipe.model == PACKAGED:
+        step = "model=NAME, as the service names it"
+        raise UserError("Which of the service's models?", where="model", next_step=step)
+    service, data, url = SERVICES.get(place, openai.SERVICE), load_dataset(source), url_of(place)
+    epochs = max(1, round(recipe.train.epochs))
+    key = content_hash([masked(url), recipe.model, data.manifest.hash, epochs, recipe.seed])[:12]
+    size = sum(len(turn["content"]) for row in data.train for turn in row.messages)
+    tokens = epochs * size / CHARACTERS
+    usd, cost = price_of(recipe.model, tokens, max_usd)
+    rows = f"{counted(len(data.train), 'row')} ({size / 1e6:,.2f} MB of texts), {counted(epochs, 'epoch')}"
+    words = f"{service.title} trains {recipe.model} on {rows}, about {tokens:,.0f} tokens: {cost}"
+    folder = Path(recipe.output_dir or f"runs/{recipe.name}-{key}")
+    record = HostedRun(key=key, on=service.title, url=masked(url), base=recipe.model, dataset=data.manifest.id, usd=usd)
+    order = Order(key, recipe.model, "", "", epochs, recipe.seed)
+    return HostedPlan(service, folder, Path(source), order, record, words)
+
+
+def refuse_unprepared(source: str) -> None:
+    """Raises UserError: `source` is no folder of a prepared data set."""
+    if not (Path(source) / "dataset.json").is_file():
+        files = source if Path(source).is_file() else "FILES"
+        step = f"tuneloop prepare {files} --out datasets/NAME, and name that folder"
+        raise UserError("A service trains on a prepared data set, and this is none", where=source, next_step=step)
+
+
+def price_of(model: str, tokens: float, most: float) -> tuple[float | None, str]:
+    """What training on so many tokens costs, in dollars (None: unknown) and in words. Raises UserError: it may be more
+    than `most`, where that is not 0."""
+    usd, words, price = None, "no price is known: see its price page", load_prices().trained(model)
+    if price:
+        usd = tokens * price.input / 1e6
+        words = f"about {usd_words(usd)} (${price.input:g} for 1M, {price.date})"
+    if most and (usd is None or usd > most):
+        step = "raise it, or train for fewer epochs; nothing was sent"
+        raise UserError(f"It may cost more than --max-usd: {words}", where=f"--max-usd {most:g}", next_step=step)
+    return usd, words
+
+
+def url_of(place: str) -> str:
+    """The URL of a place of `--on`: itself, or that of a service, which `OPENAI_BASE_URL` and the like replace."""
+    if place not in SERVICES:
+        return place
+    of = SERVICES[place]
+    return (os.environ.get(f"{place.upper()}_BASE_URL") or of.url).rstrip("/").removesuffix(of.root)
+
+
+def run_hosted(plan: HostedPlan, url: str, *, cancel: bool = False, pause: float = 10.0) -> HostedRun:
+    """Train on the service, and evaluate the result on the test rows: `hosted.json`, `metrics.jsonl`, `eval.json`.
+
+    The same call continues: files that were uploaded and a job that was started are not sent again. What interrupts it
+    leaves the job to the service.
+
+    Args:
+        url: of the service. `cancel`: end the job instead. `pause`: seconds between two looks.
+
+    Raises:
+        UserError: no key, another run in this folder, the service refuses, fails or cancels the job, or the model does
+            not answer there.
+    """
+    of = plan.service
+    key, account = (os.environ.get(name, "").strip() for name in (of.key, of.account))
+    if not key or (of.account and not account):
+        raise UserError(f"The variable {of.account if key else of.key} is not set", where="--on", next_step="export it")
+    service = Service(url + of.root.format(account=quote(account, safe="")), key, min(pause, timeouts.PAUSE))
+    with lock_folder(plan.folder):
+        try:
+            run, model = finished(_trained(plan, service, cancel, pause))
+        except (HttpRefused, Broken) as error:
+            raise refusal(error, masked(url), "fine-tuning", of.key, of.account or "--on") from None
+    if not cancel:
+        _measure(plan, url + of.answers, run, model, key)
+    return run
+
+
+def _measure(plan: HostedPlan, url: str, run: HostedRun, model: str, key: str) -> None:
+    """Evaluate the model by its name for requests (empty: it is not deployed), or say what makes it answer."""
+    try:
+        if not model:
+            raise UserError("it answers from a deployment only", where=run.model)
+        endpoint = Endpoint(url, model, key, cache=plan.folder / "answers")
+        evaluate_target(endpoint, EvalOptions(dataset=str(plan.dataset), out=str(plan.folder), name="tuned"))
+    except UserError as error:
+        names = {"model": run.model, "url": masked(url), "dataset": plan.dataset, "folder": plan.folder}
+        if not plan.service.deploy:
+            raise
+        what = f"{run.on} has trained the model, which is not measured yet: {error.what}"
+        raise UserError(what, where=error.where, next_step=plan.service.deploy.format(**names)) from None
+
+
+async def _trained(plan: HostedPlan, service: Service, cancel: bool, pause: float) -> tuple[HostedRun, str]:
+    """The run, and the name by which requests ask for its model."""
+    run, place, of = begun(plan.folder, plan.record), plan.folder / HostedRun.file, plan.service
+
+    def keep(**values: str | int) -> HostedRun:
+        changed = run.model_copy(update={"created": run.created or datetime.now(UTC).isoformat(), **values})
+        write_record(place, changed)
+        return changed
+
+    try:
+        for split in () if cancel else ("train", "val"):
+            if not getattr(run, split) and (plan.dataset / f"{split}.jsonl").stat().st_size:
+                run = keep(**{split: await of.send(service, run.key, _rows_as_sent(plan, split))})
+        if not run.job and (job := await _job_of(of, service, run.key)):  # whose id was lost with a reply
+            run = keep(job=job)
+        if not run.job:
+            if cancel:
+                raise UserError("There is no job to end", where=str(plan.folder), next_step="leave --cancel out")
+            order = replace(plan.order, train=run.train, val=run.val)
+            run = keep(job=_id(await service.post(of.jobs, of.body(order))))
+        job_place = of.jobs + place_of(run.job)
+        if cancel:
+            await service.post(f"{job_place}{of.cancel}", {})
+        while True:
+            now = await of.look(service, job_place)
+            if now.steps:
+                write_jsonl(plan.folder / "metrics.jsonl", now.steps)
+            if now.state != run.state:
+                say(f"service   {run.job}: {now.state}")
+            run = keep(state=now.state, model=now.model, tokens=now.tokens)
+            if now.state in ("succeeded", "failed", "cancelled") or cancel:
+                break
+            progress("training", len(now.steps), max(len(now.steps), 1))
+            await asyncio.sleep(pause)
+        if not cancel:
+            _refuse_unfinished(now, run)
+            if of.weights and not run.weights:
+                run = keep(weights=await fetch(of.weights(service, run.job, run.model), service, plan.folder))
+        return run, await of.served(service, run.model) if of.served and not cancel else run.model
+    finally:
+        await service.close()
+
+
+def begun(folder: Path, record: R) -> R:
+    """The record of a run as far as it is in its folder. Raises UserError: the folder holds another run."""
+    place = folder / type(record).file
+    run = read_record(type(record), place) if place.is_file() else record
+    if run["key"] != record["key"]:
+        step = "choose another folder with output_dir=FOLDER"
+        raise UserError("The folder belongs to another run", where=str(folder), next_step=step)
+    return run
+
+
+async def _job_of(of: TrainingService, service: Service, key: str) -> str:
+    """The id of a job that carries a run's key and has not ended badly; empty: there is none."""
+    for job in await (of.listed(service) if of.listed else service.items(of.jobs)):
+        if of.states.get(str(job.get(of.state))) not in ("failed", "cancelled") and key in of.mark(job):
+            return _id(job)
+    return ""
+
+
+def _id(job: Item) -> str:
+    """A job's id: itself, or the end of its name."""
+    return str(job.get("id") or job["name"].rpartition("/")[2])
+
+
+async def fetch(weights: Awaitable[Mapping[str, str]], service: Service, folder: Path) -> str:
+    """Write files of weights, by their place in a folder; what holds them there, empty: the service refuses them."""
+    try:
+        files = await weights
+        for name, place in files.items():
+            await service.download(place, folder / name, lambda size: None)
+    except HttpRefused as error:
+        say(f"weights   the service gives none: {error.in_words}")
+        return ""
+    return next((Path(name).parts[0] for name in files), "")
+
+
+def _rows_as_sent(plan: HostedPlan, split: str) -> Path:
+    """The rows of a split as services take them: conversations and tools, no further column leaves this machine."""
+    rows: Sequence[object] = [
+        {"messages": row.messages, **({"tools": row.tools} if row.tools else {})}
+        for row in getattr(load_dataset(plan.dataset), split)
+    ]
+    file = plan.folder / "sent" / f"{split}.jsonl"
+    write_jsonl(file, rows)
+    return file
+
+
+def _refuse_unfinished(now: HostedState, run: HostedRun) -> None:
+    if now.state != "succeeded":
+        what = f"The service ended the job: {now.state}{f' ({now.error})' if now.error else ''}"
+        raise UserError(what, where=f"{run.on} {run.job}", next_step="another output_dir=FOLDER starts a new job")

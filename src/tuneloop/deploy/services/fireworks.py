@@ -1,0 +1,121 @@
+"""Fireworks' supervised fine-tuning: LoRA, whose adapters can be fetched, and answer there from a deployment."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.deploy.services import HostedState, Order, State, TrainingService
+from tuneloop.inference.openai.service import Item, Service, place_of
+from tuneloop.inference.wire import HttpRefused
+
+LARGEST = 150 << 20  # bytes of a file in one request
+LOOKS = 60  # for a file to be ready
+
+_STATES: dict[str, State] = {
+    "JOB_STATE_RUNNING": "running", "JOB_STATE_WRITING_RESULTS": "running", "JOB_STATE_COMPLETED": "succeeded",
+    "JOB_STATE_EARLY_STOPPED": "succeeded", "JOB_STATE_FAILED": "failed", "JOB_STATE_EXPIRED": "failed",
+    "JOB_STATE_CANCELLED": "cancelled", "JOB_STATE_CANCELLING": "cancelled",
+}  # fmt: skip
+
+
+async def _send(service: Service, key: str, file: Path) -> str:
+    """Make a data set, whose name says which run's it is, fill it, and wait until it is ready."""
+    if file.stat().st_size > LARGEST:
+        step = f"train on at most {LARGEST >> 20} MB of rows"
+        raise UserError("The file is larger than Fireworks takes in one request", where=str(file), next_step=step)
+    name = f"tuneloop-{key}-{file.stem}"
+    facts = {"userUploaded": {}, "format": "CHAT", "exampleCount": str(file.read_bytes().count(b"\n"))}
+    try:
+        await service.post("/datasets", {"datasetId": name, "dataset": facts})
+    except HttpRefused as error:
+        if error.status != 409:  # else it was made by a call that broke off
+            raise
+    place = f"/datasets{place_of(name)}"
+    dataset = await service.get(place)
+    if dataset.get("state") != "READY":
+        await service.upload(f"{place}:upload", {}, file)
+    for _ in range(LOOKS):
+        dataset = await service.get(place)
+        if dataset.get("state") == "READY":
+            return str(dataset["name"])
+        await asyncio.sleep(service.pause)
+    reason = (dataset.get("status") or {}).get("message") or "it gives no reason"
+    step = "run the same command again, it continues"
+    raise UserError(f"Fireworks is not ready with the file: {reason}", where=name, next_step=step)
+
+
+def _body(order: Order) -> dict[str, Any]:
+    return {
+        "dataset": order.train,
+        **({"evaluationDataset": order.val} if order.val else {}),
+        "baseModel": order.base,
+        "outputModel": f"tuneloop-{order.key}",
+        "displayName": f"tuneloop-{order.key}",
+        "epochs": order.epochs,
+    }
+
+
+async def _listed(service: Service) -> list[Item]:
+    jobs: list[Item] = []
+    token = ""
+    while True:
+        page = await service.get(JOBS, pageSize=200, **({"pageToken": token} if token else {}))
+        jobs += page.get("supervisedFineTuningJobs") or []
+        if not (token := str(page.get("nextPageToken") or "")):
+            return jobs
+
+
+async def _look(service: Service, place: str) -> HostedState:
+    job = await service.get(place)
+    model = str(job.get("outputModel") or "")
+    if model and "/" not in model:
+        model = f"{job['name'].split(JOBS)[0]}/models/{model}"
+    state = _STATES.get(str(job.get("state")), "waiting")
+    return HostedState(state, model, str((job.get("status") or {}).get("message") or "") if state == "failed" else "")
+
+
+async def _weights(service: Service, job: str, model: str) -> dict[str, str]:
+    files = await service.get(f"{_place(model)}:getDownloadEndpoint")
+    urls: dict[str, str] = files.get("filenameToSignedUrls") or {}
+    return {f"adapter/{PurePosixPath(name).name}": url for name, url in urls.items()}
+
+
+async def _served(service: Service, model: str) -> str:
+    """`MODEL#DEPLOYMENT`, of a deployment that it was loaded into, or that was made of it; empty: there is none."""
+    loaded = (await service.get(_place(model))).get("deployedModelRefs") or []
+    made = (await service.get("/deployments", pageSize=200)).get("deployments") or []
+    names = [str(one["deployment"]) for one in loaded if one.get("state") == "DEPLOYED"]
+    names += [str(one["name"]) for one in made if one.get("baseModel") == model and one.get("state") == "READY"]
+    return f"{model}#{names[0]}" if names else ""
+
+
+def _place(model: str) -> str:
+    return f"/models{place_of(model.rpartition('/')[2])}"
+
+
+JOBS = "/supervisedFineTuningJobs"
+SERVICE = TrainingService(
+    title="Fireworks",
+    url="https://api.fireworks.ai",
+    root="/v1/accounts/{account}",
+    answers="/inference/v1",
+    key="FIREWORKS_API_KEY",
+    account="FIREWORKS_ACCOUNT_ID",
+    source="https://docs.fireworks.ai/api-reference and the fireworks-ai package 1.2.30, read on 2026-11-30",
+    send=_send,
+    jobs=JOBS,
+    body=_body,
+    states=_STATES,
+    state="state",
+    mark=lambda job: str(job.get("displayName") or ""),
+    listed=_listed,
+    cancel=":cancel",
+    look=_look,
+    weights=_weights,
+    served=_served,
+    deploy="firectl deployment create {model} (billed by the second), when it is ready run the same command again, "
+    "it measures, and delete the deployment",
+)

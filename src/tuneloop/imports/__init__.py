@@ -1,0 +1,1 @@
+"""Traces of other tools become stored requests and feedback."""

@@ -1,0 +1,9 @@
+"""The formats that `tuneloop import` reads, by their names."""
+
+from __future__ import annotations
+
+from tuneloop.imports import helicone, jsonl, langfuse, litellm, mlflow, openai, otel, tensorzero
+
+FORMATS = {
+    each.FORMAT.name: each.FORMAT for each in (langfuse, otel, tensorzero, litellm, openai, mlflow, helicone, jsonl)
+}

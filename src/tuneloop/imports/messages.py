@@ -1,0 +1,182 @@
+"""Prompts and answers as tools log them, to turns in the OpenAI form.
+
+OpenAI's bodies are read as `prepare` reads them. What other libraries write is brought into that form before: parts of
+OpenTelemetry's conventions, Gemini's contents, blocks of Anthropic and TensorZero, LangChain's messages.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tuneloop.data.formats.exchanges import logged_answer, logged_request
+from tuneloop.data.formats.sample import as_value
+from tuneloop.data.formats.turns import PLAIN_KEYS, Refused, read_tools, read_turns, short
+from tuneloop.records.rows import Message
+
+_LANGCHAIN = {"human": "user", "ai": "assistant", "aimessagechunk": "assistant", "system": "system", "tool": "tool"}
+_CALLS = ("tool_call", "tool_use", "function_call")
+_RESULTS = ("tool_call_response", "tool_result", "function_response")
+_FINISHES = ("finish_reason", "finishReason", "stop_reason")
+_THOUGHTS = ("reasoning", "thinking", "thought")
+
+
+def read_prompt(value: Any, tools: Any = None) -> tuple[list[Message], list[dict[str, Any]]]:
+    """The turns of a prompt and its tools; Refused: there is none, or a part of it is no text."""
+    body = as_value(value)
+    if isinstance(body, list) and len(body) == 1 and isinstance(body[0], list):
+        body = {"messages": body}  # LangChain logs batches of one
+    if body is None or body in ("", [], {}):
+        raise Refused("missing_field", "no prompt")
+    if isinstance(body, Mapping) and "contents" in body:
+        system = (body.get("config") or body).get("system_instruction")
+        contents = body["contents"] if isinstance(body["contents"], list) else [body["contents"]]
+        body = {"messages": contents, **({"system": system} if system else {})}
+    elif isinstance(body, Mapping) and not {"messages", "input", "prompt"} & body.keys():
+        body = [body] if "role" in body or "type" in body else json.dumps(body, ensure_ascii=False)
+    if isinstance(body, list) and not any(isinstance(turn, Mapping) for turn in body):
+        body = "\n".join(map(str, body))
+    turns, own_tools = logged_request(body)
+    if len(turns) == 1 and isinstance(turns[0], list):
+        turns = turns[0]
+    try:
+        definitions = read_tools(as_value(tools) or own_tools)
+    except Refused:
+        definitions = []
+    return _turns(turns), definitions
+
+
+def read_answer(value: Any) -> tuple[dict[str, Any] | str, str]:
+    """An answer, a text where it is nothing more, and why it ended; Refused: there is none, or it is an error."""
+    body = as_value(value)
+    if body is None or body in ("", [], {}):
+        raise Refused("missing_field", "no answer")
+    finish = ""
+    if isinstance(body, Mapping):
+        if isinstance(body.get("candidates"), list) and body["candidates"]:  # Gemini's API
+            body = body["candidates"][0]
+        finish = str(next((body[name] for name in _FINISHES if body.get(name)), ""))
+        if isinstance(body.get("content"), Mapping):
+            body = body["content"]
+        elif "raw" in body:  # TensorZero's JSON functions
+            body = body["raw"] if isinstance(body["raw"], str) else json.dumps(body["raw"])
+        elif "generations" in body:  # LangChain
+            body = as_value(body["generations"])
+            while isinstance(body, list) and body:
+                body = body[0]
+            body = body.get("message") or body.get("text") if isinstance(body, Mapping) else body
+    if isinstance(body, list) and all(isinstance(each, Mapping) for each in body):
+        if any("role" in each for each in body):
+            body = body[-1]
+            finish = finish or str(body.get("finish_reason") or "")
+        elif all(each.get("type") != "message" and "message" not in each for each in body):
+            body = {"role": "assistant", "content": body}
+    if isinstance(body, Mapping) and ({"parts", "kwargs"} & body.keys() or _role_of(body) != ""):
+        turn: Any = body
+    else:
+        turn, ended = logged_answer(body)
+        finish = finish or ended
+    (answer, *_) = _turns([{**turn, "role": "assistant"}])
+    content, further = answer["content"], {key: each for key, each in answer.items() if key != "role"}
+    if not content.strip() and len(further) == 1:
+        raise Refused("empty_output", "the answer is empty")
+    return (content if len(further) == 1 else {"role": "assistant", **further}), finish
+
+
+def _turns(values: Sequence[Any]) -> list[Message]:
+    return read_turns([turn for value in values for turn in _plain_turns(value)], PLAIN_KEYS, [])
+
+
+def _role_of(turn: Mapping[str, Any]) -> str:
+    role = turn.get("role")
+    if not isinstance(role, str):
+        role = _LANGCHAIN.get(str(turn.get("type")).casefold(), "")
+    return "assistant" if role == "model" else role
+
+
+def _plain_turns(value: Any) -> Iterator[Any]:
+    """A turn in the OpenAI form, or several: results of tools are turns of their own."""
+    if not isinstance(value, Mapping):
+        yield {"role": "user", "content": value} if isinstance(value, str) else value
+        return
+    if isinstance(value.get("kwargs"), Mapping):  # LangChain's serialised objects
+        name = str((value.get("id") or [""])[-1]).removesuffix("Message").removesuffix("MessageChunk")
+        value = {"type": name, **value["kwargs"]}
+    if isinstance(value.get("message"), Mapping) and "role" not in value:
+        value = value["message"]
+    role = _role_of(value)
+    parts = value.get("parts", value.get("content"))
+    further = value.get("additional_kwargs")
+    calls = value.get("tool_calls") or (further.get("tool_calls") if isinstance(further, Mapping) else None)
+    if isinstance(parts, Mapping) and not isinstance(parts.get("text"), str):
+        parts = json.dumps(parts, ensure_ascii=False)  # values of a template, or data
+    turn = {"role": role, "content": parts or ""}
+    if isinstance(parts, str) or not parts:
+        turn |= {key: value[key] for key in ("tool_call_id", "name", "reasoning_content") if value.get(key)}
+    else:
+        texts: list[str] = []
+        thoughts: list[str] = []
+        own_calls: list[Any] = []
+        for part in parts if isinstance(parts, list) else [parts]:
+            kind, content = _part(part)
+            if kind == "call":
+                own_calls.append(content)
+            elif kind == "result":
+                yield content
+            else:
+                (thoughts if kind == "thought" else texts).append(content)
+        if not texts and not own_calls and not thoughts:
+            return
+        calls = calls or own_calls
+        turn["content"] = "".join(texts)
+        if role == "tool" and value.get("tool_call_id"):
+            turn["tool_call_id"] = value["tool_call_id"]
+        if thoughts:
+            turn["reasoning_content"] = "\n".join(thoughts)
+    if calls and role == "assistant":
+        turn["tool_calls"] = [_call(each) for each in (calls if isinstance(calls, list) else [calls])]
+    yield turn
+
+
+def _part(part: Any) -> tuple[str, Any]:
+    """What a part of a content is (`text`, `call`, `result`, `thought`), and it; Refused: it is no text."""
+    if not isinstance(part, Mapping):
+        return "text", part if isinstance(part, str) else json.dumps(part, ensure_ascii=False)
+    for names, kind in ((_CALLS, "call"), (_RESULTS, "result")):
+        name = next((name for name in names if part.get("type") == name or isinstance(part.get(name), Mapping)), None)
+        if name or (kind == "call" and isinstance(part.get("function"), Mapping)):
+            within = part.get(name or "")
+            inner = within if isinstance(within, Mapping) else part
+            return kind, _call(inner) if kind == "call" else _result(inner)
+    text = next((part[name] for name in ("text", "content", "value", "arguments") if name in part), None)
+    thought = part.get("type") in _THOUGHTS
+    if thought and text is None:
+        text = next((part[name] for name in _THOUGHTS if name in part), "")
+    if part.get("type", "text") not in ("text", "input_text", "output_text", "raw_text", *_THOUGHTS) or text is None:
+        raise Refused("wrong_type", f"a part of the type {short(str(part.get('type')))}, which is no text")
+    return "thought" if thought else "text", text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
+
+
+def _call(value: Any) -> dict[str, Any]:
+    """A call of a function, whose names and arguments tools spell in several ways."""
+    if not isinstance(value, Mapping):
+        raise Refused("wrong_type", "a tool call is no object")
+    inner = next((value[key] for key in ("function", "tool_call") if isinstance(value.get(key), Mapping)), value)
+    inner = inner.get("function", inner) if isinstance(inner.get("function"), Mapping) else inner
+    names = ("arguments", "args", "input", "parameters", "raw_arguments")
+    arguments: Any = next((inner[name] for name in names if inner.get(name) is not None), {})
+    name = inner.get("name") or inner.get("raw_name") or inner.get("tool_name")
+    return {"id": _id(value.get("id") or value.get("call_id")), "function": {"name": name, "arguments": arguments}}
+
+
+def _result(value: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("response", "result", "content", "output")
+    result = next((value[name] for name in names if value.get(name) is not None), "")
+    text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
+    call_id = _id(value.get("id") or value.get("call_id") or value.get("tool_use_id"))
+    return {"role": "tool", "content": text, **({"tool_call_id": call_id} if call_id else {})}
+
+
+def _id(value: Any) -> str:
+    return str(value[-1] if isinstance(value, list) and value else value or "")

@@ -1,0 +1,1 @@
+"""Leaving a hosted service: what is there, a copy of it, its models' answers as the standard for a successor."""

@@ -1,0 +1,65 @@
+"""A service with a fine-tune of tickets: training and validation files, results, stored completions."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from openai_service import BASE, KEY, MODEL, Service, serving
+
+from tuneloop.inference import timeouts
+
+WORDS = {
+    "billing": "invoice charged twice refund card payment",
+    "delivery": "parcel late courier tracking lost address",
+    "returns": "broken wrong size exchange label send",
+}
+FILLERS = "the my order please help now again since monday really still today you know"
+
+
+def tickets(n: int, seed: int) -> list[dict[str, object]]:
+    """Rows as OpenAI's fine-tuning takes them; the n-th label is the same for every seed."""
+    rng = random.Random(seed)
+    rows: list[dict[str, object]] = []
+    for i in range(n):
+        label = list(WORDS)[i % 3]
+        text = " ".join(
+            [*rng.choices(WORDS[label].split(), k=4), *rng.choices(FILLERS.split(), k=8), str(rng.random())[2:7]]
+        )
+        system = {"role": "system", "content": "Which queue? billing, delivery or returns."}
+        turns = [system, {"role": "user", "content": text}, {"role": "assistant", "content": label}]
+        rows.append({"messages": turns})
+    return rows
+
+
+def as_lines(rows: list[dict[str, object]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+@pytest.fixture
+def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    """The service, started; the key is in the environment, and waits are short."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.setattr(timeouts, "backoff", lambda tries, pause=0.0, longest=0.0: 0.01)
+    train, val = tickets(90, 1), tickets(60, 2)
+    with serving(Service()) as one:
+        one.add_file("file-train", as_lines(train), filename="train.jsonl")
+        one.add_file("file-val", as_lines(val), filename="val.jsonl")
+        table = base64.b64encode(b"step,train_loss\n1,2.0\n2,1.5\n")
+        one.add_file("file-result", table, "fine-tune-results", "step_metrics.csv")
+        one.add_file("file-other", b"not for you", "assistants", "notes.txt")
+        one.models = [
+            {"id": MODEL, "object": "model", "created": 1, "owned_by": "acme"},
+            {"id": BASE, "object": "model", "created": 1, "owned_by": "openai", "shutdown_date": "2027-01-14"},
+        ]
+        for i in range(7):
+            one.add_completion(f"chatcmpl-{i}", f"where is parcel {i}", "delivery", 1_790_000_000 + i * 43_200)
+        one.truth = {str(r["messages"][1]["content"]): str(r["messages"][2]["content"]) for r in train + val}  # type: ignore[index]
+        one.answer = lambda body: one.truth.get(body["messages"][-1]["content"], "billing")
+        yield one

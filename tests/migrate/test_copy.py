@@ -1,0 +1,165 @@
+"""A copy of what a service has: complete, hashed, resumed, and honest about what is missing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai_service import KEY, MODEL, Service, job
+
+from patience import HANG
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_jsonl, sha256_file
+from tuneloop.migrate.command import copy, look
+from tuneloop.migrate.record import Migration
+from tuneloop.records.record import read_record
+
+OUT = Path("openai")
+
+
+def copied(service: Service) -> Migration:
+    return copy(service.url, KEY, look(service.url, KEY, OUT), OUT)
+
+
+def test_everything_is_there_with_its_hash_and_nothing_was_changed(service: Service) -> None:
+    service.jobs.append(job("ftjob-2", None))
+    service.batches = [{"id": "batch-1", "object": "batch", "output_file_id": "file-out", "input_file_id": None}]
+    service.add_file("file-out", b'{"custom_id": "1"}\n', "batch_output", "out.jsonl")
+    found = copied(service)
+    assert {call.split()[0] for call in service.calls} == {"GET"}
+    assert found == read_record(Migration, OUT) and not found.missing
+    assert all(sha256_file(OUT / name) == file.sha256 for name, file in found.files.items())
+    assert (OUT / "files/file-train-train.jsonl").read_bytes() == service.files["file-train"][1]
+    assert (OUT / "metrics/file-result-step_metrics.csv").read_text().startswith("step,train_loss")
+    assert not any("file-other" in name for name in found.files), "the service gives out no such file"
+    events = read_jsonl(OUT / "jobs/ftjob-1/events.jsonl")
+    assert [event["data"]["step"] for event in events] == list(range(1, 31))
+    first, failed = found.jobs
+    assert (first.model, first.stops, first.checkpoints) == (MODEL, "2027-01-14", [f"{MODEL}:ckpt-step-90"])
+    assert (failed.model, failed.stops, failed.error) == (None, "", "the file has 3 examples")
+
+
+def test_stored_completions_are_rows_that_say_a_model_wrote_them(service: Service) -> None:
+    service.most = 3
+    found = copied(service)
+    rows = read_jsonl(OUT / "completions.jsonl")
+    assert [row["id"] for row in rows] == [f"chatcmpl-{i}" for i in range(7)]
+    turns = [{"role": "user", "content": "where is parcel 0"}, {"role": "assistant", "content": "delivery"}]
+    assert rows[0]["messages"] == turns and {row["origin"] for row in rows} == {"model"}
+    (use,) = found.traffic
+    assert (use.model, use.requests, use.prompt_tokens) == (MODEL, 7, 280)
+    assert use.a_day == pytest.approx(7 / 3)
+
+
+def test_a_copy_that_ended_early_fetches_only_what_is_missing(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.most = 3
+    service.faults = {"chatcmpl-4/messages": ["cut"] * 20}
+    with pytest.raises(UserError, match="further files"):
+        copied(service)
+    assert not (OUT / "migration.json").exists() and not (OUT / "completions.jsonl").exists()
+    partial = OUT / ".completions.jsonl.partial"
+    partial.write_bytes(partial.read_bytes() + b'{"id": "chatcmpl-3", "mess')  # as a kill leaves it
+    service.faults, service.calls = {}, []
+    found = copied(service)
+    assert not [call for call in service.calls if "/content" in call]
+    fetched = {call.split("/")[-2] for call in service.calls if "messages" in call}
+    assert fetched == {"chatcmpl-3", "chatcmpl-4", "chatcmpl-5", "chatcmpl-6"}
+    assert [row["id"] for row in read_jsonl(OUT / "completions.jsonl")] == [f"chatcmpl-{i}" for i in range(7)]
+    assert found.traffic[0].requests == 7 and not found.missing
+    service.calls = []
+    again = copied(service)
+    assert again.files == found.files and not [c for c in service.calls if "/content" in c or "/messages" in c]
+
+
+def test_what_is_gone_forbidden_or_damaged_is_named_and_the_rest_is_there(service: Service) -> None:
+    del service.files["file-val"]
+    service.add_file("file-train", b'{"a": "x"}\n{"a": "\xff\xfe"}\n', filename="train.jsonl")
+    service.files["file-result"][0]["filename"] = "../../evil name.csv"
+    service.faults = {"GET /v1/batches": [(403, {}, "Missing scopes: api.batches.read")]}
+    found = copied(service)
+    missing = {gap.what: gap.why for gap in found.missing}
+    assert "Missing scopes" in missing["batches"] and "404" in missing["file file-val (fine-tune)"]
+    assert "line 2 is not UTF-8" in missing["file file-train (fine-tune)"]
+    assert (OUT / "files/file-train-train.jsonl").read_bytes().endswith(b'\xff\xfe"}\n')
+    assert (OUT / "files/file-result-..-..-evil-name.csv").is_file()
+    assert not list(OUT.parent.glob("*evil*"))
+
+
+def test_a_job_with_odd_values_is_listed_all_the_same(service: Service) -> None:
+    odd = {"hyperparameters": "auto", "result_files": None, "created_at": "soon", "method": "x", "error": "y"}
+    service.jobs = [job("ftjob-odd", **odd, trained_tokens="many")]
+    service.models = [
+        {"id": MODEL, "shutdown_date": 1},
+        {"id": service.jobs[0]["model"], "shutdown_date": "2027/01/14"},
+    ]
+    (one,) = copied(service).jobs
+    assert (one.created, one.hyperparameters, one.result_files, one.trained_tokens) == ("", {}, [], None)
+    assert one.stops == "2027-01-14" and "notice" in one.stops_by, "a date that is none does not count"
+
+
+def test_a_file_whose_size_differs_is_named(service: Service) -> None:
+    service.files["file-train"][0]["bytes"] += 1
+    assert "the service lists" in copied(service).missing[0].why
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["content", "chatcmpl-4/messages"])
+def test_a_killed_copy_continues_to_the_same_files(service: Service, place: str, tmp_path: Path) -> None:
+    service.most, reached, over = 3, threading.Event(), threading.Event()
+
+    def hold(path: str) -> None:
+        if place in path and not reached.is_set():
+            reached.set()
+            over.wait(HANG)
+
+    service.before = hold
+    command = [sys.executable, "-m", "tuneloop", "migrate", "openai", "--base-url", service.url, "--yes"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert reached.wait(HANG)
+    process.kill()
+    process.wait()
+    over.set()
+    assert not (OUT / "migration.json").exists()
+    killed = copied(service)
+    assert not list(OUT.rglob(".*.tmp"))
+    shutil.rmtree(OUT)
+    assert copied(service).files == killed.files and not killed.missing
+
+
+@pytest.mark.parametrize(
+    ("faults", "words"),
+    [
+        ({"fine_tuning/jobs": [(403, {}, "Missing scopes: api.fine_tuning.jobs.read")]}, "right to read"),
+        ({"fine_tuning/jobs": [(404, {}, "no such page")]}, "--base-url"),
+    ],
+)
+def test_a_service_that_lists_no_jobs_is_refused(service: Service, faults: dict[str, Any], words: str) -> None:
+    service.faults = faults
+    with pytest.raises(UserError) as refused:
+        look(service.url, KEY, OUT)
+    assert words in str(refused.value) and not OUT.exists()
+
+
+def test_a_wrong_key_and_a_folder_of_other_things_are_refused(service: Service) -> None:
+    with pytest.raises(UserError, match="401") as refused:
+        look(service.url, "sk-wrong", OUT)
+    assert "sk-wrong" not in str(refused.value) and "OPENAI_API_KEY" in str(refused.value)
+    OUT.mkdir()
+    (OUT / "mine.txt").write_text("x")
+    with pytest.raises(UserError, match="something else"):
+        look(service.url, KEY, OUT)
+
+
+def test_a_server_without_stored_completions_has_no_traffic(service: Service) -> None:
+    service.faults = {"GET /v1/chat/completions": [(404, {}, "not found")]}
+    found = copied(service)
+    assert not found.traffic and not found.missing and not (OUT / "completions.jsonl").exists()
+    assert json.loads((OUT / "migration.json").read_text())["version"] == 1

@@ -1,0 +1,70 @@
+"""The standard: its price before anything is sent, what the model has seen, answers that are kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from openai_service import KEY, MODEL, Service
+
+from tuneloop.cli.main import main
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_json
+from tuneloop.inference.openai.target import Endpoint
+from tuneloop.migrate.command import copy, look
+from tuneloop.migrate.freeze import freeze, plan_freezing, tokens_of
+
+OUT = Path("evaluations/openai-ft")
+
+
+@pytest.fixture
+def dataset(service: Service) -> str:
+    copy(service.url, KEY, look(service.url, KEY, Path("openai")), Path("openai"))
+    test = "split.test=openai/files/file-val-val.jsonl"
+    assert main(["prepare", "openai/files/file-train-train.jsonl", test, "-o", "unseen", "--quiet"]) == 0
+    return "unseen"
+
+
+def endpoint(service: Service, model: str = MODEL, **more: float) -> Endpoint:
+    return Endpoint(service.url, model, KEY, concurrency=4, pause=0.01, **more)  # type: ignore[arg-type]
+
+
+def test_the_price_is_that_of_fine_tunes_or_yours_and_a_limit_holds(service: Service, dataset: str) -> None:
+    plan = plan_freezing(endpoint(service), dataset, copy=Path("openai"), most_usd=0)
+    assert plan.budget.usd is not None and plan.budget.most_usd is not None
+    assert plan.budget.usd == pytest.approx(0.3e-6 * plan.budget.prompt_tokens + 1.2e-6 * plan.budget.tokens, rel=0.01)
+    assert plan.budget.most_usd == pytest.approx(0.3e-6 * plan.budget.prompt_tokens + 1.2e-6 * 60 * 256, rel=0.01)
+    own = plan_freezing(endpoint(service, usd_per_million_input=100.0), dataset, copy=Path("openai"), most_usd=0)
+    assert own.budget.usd is not None and own.budget.usd > 50 * plan.budget.usd and "your price" in own.budget.words
+    for model, limit, words in ((MODEL, 0.0001, "may cost more"), ("mine", 1.0, "No price is known")):
+        with pytest.raises(UserError, match=words):
+            plan_freezing(endpoint(service, model), dataset, copy=Path("openai"), most_usd=limit)
+    assert not any(call.startswith("POST") for call in service.calls)
+
+
+def test_rows_that_the_model_was_trained_on_are_counted(service: Service, dataset: str) -> None:
+    def notes(data: str, folder: str = "openai") -> str:
+        return " ".join(plan_freezing(endpoint(service), data, copy=Path(folder), most_usd=0).notes)
+
+    assert not notes("unseen")
+    assert main(["prepare", "openai/files/file-train-train.jsonl", "-o", "seen", "--quiet"]) == 0
+    assert "trained on 11 of 11 test rows" in notes("seen")
+    assert "not known" in notes("unseen", "nowhere")
+
+
+def test_answers_are_kept_without_log_probabilities_where_the_model_gives_none(service: Service, dataset: str) -> None:
+    plan = plan_freezing(endpoint(service), dataset, copy=Path("openai"), most_usd=0, limit=20)
+    assert plan.budget.rows == 20
+    service.refuse = lambda body: "logprobs are not allowed" if "logprobs" in body else ""
+    freeze(plan, OUT)
+    assert len(service.bodies) == 20 and "logprobs" not in service.bodies[-1]
+    record = read_json(OUT / "eval.json")
+    assert (record["n"], record["metrics"]["accuracy"]["value"]) == (20, 1.0)
+    assert "latency" not in [line.split(":")[0] for line in (OUT / "suite.yaml").read_text().splitlines()]
+    freeze(plan, OUT)
+    assert len(service.bodies) == 20, "the second time every answer is known"
+
+
+def test_tokens_are_counted_rather_too_many() -> None:
+    assert 25 < tokens_of("a" * 100) < 40
+    assert tokens_of("配送" * 50) == 100

@@ -87,9 +87,9 @@ def test_pages_of_the_lists_allow_no_style_in_attributes(site: Site, tmp_path: P
 def test_every_page_of_the_table_has_a_module_and_a_template() -> None:
     folder = ROOT / "src" / "tuneloop" / "web"
     for page in PAGES:
-        module = (folder / "pages" / f"{page.name}.py").read_text(encoding="utf-8")
+        module = (folder / "pages" / f"{page.module or page.name}.py").read_text(encoding="utf-8")
         assert "def html(" in module or (folder / "templates" / f"{page.name}.html.j2").exists()
-    assert {path.stem for path in (folder / "pages").glob("[!_]*.py")} == {page.name for page in PAGES}
+    assert {path.stem for path in (folder / "pages").glob("[!_]*.py")} == {page.module or page.name for page in PAGES}
 
 
 @pytest.mark.parametrize("name", ["../app.py", "..%2fapp.py", "VENDORED.md", "nothing.js", "web.css%00"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 from evaluations import labels_evaluation, written
+from reviews import vote
 
+from tuneloop.evaluation.review.items import append_vote, make_review, read_systems
 from tuneloop.web import index, runs
 from web.conftest import Site, accuracy, keys, write_run
 
@@ -40,6 +43,30 @@ def test_runs_are_sorted_filtered_and_grouped(site: Site, tmp_path: Path) -> Non
     assert "1 run of 12" in client.get("/runs?text=RUN03+better").text
     assert "No run fits" in client.get("/runs?until=2001-01-01").text
     assert client.get("/runs?sort=colour").status_code == 404 and client.get("/runs?least=much").status_code == 404
+
+
+def test_runs_are_filtered_by_words_of_the_users_own(site: Site, tmp_path: Path) -> None:
+    done = write_run(tmp_path / "one") / "run.json"
+    done.write_text(json.dumps({**json.loads(done.read_text()), "tags": ["baseline", "<b>dora</b>"]}))
+    config = write_run(tmp_path / "two", done=False) / "config.yaml"
+    config.write_text(f"{config.read_text()}track: {{tags: [baseline]}}\n")
+    write_run(tmp_path / "three")
+    client = site()
+    page = client.get("/runs?tags=baseline").text
+    assert ">one<" in page and ">two<" in page and ">three<" not in page and "<b>dora" not in page
+    assert "1 run of 3" in client.get("/runs?text=dora").text
+
+
+def test_home_names_reviews_that_are_open_and_answers_about_which_reviewers_differ(site: Site, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    written(run, labels_evaluation(12, 0.5), {})
+    review = make_review(read_systems([str(run)]), tmp_path / "asked", mode="rating", share=1.0)
+    for item in review.items[:3]:
+        append_vote(review.votes_path, vote(item.id, "anna", "rating", stars=5))
+        append_vote(review.votes_path, vote(item.id, "ben", "rating", stars=1 if item == review.items[0] else 4))
+    page = site().get("/").text
+    assert f"{len(review.items) - 3} of {len(review.items)} answers open" in page
+    assert f"reviewers differ about 1 of {len(review.items)} answers" in page
 
 
 def test_ten_thousand_lines_come_in_pages(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,3 +153,20 @@ def test_runs_are_compared_with_their_paired_differences(site: Site, tmp_path: P
     page = client.get(f"/compare?run={first}&run={second}&paired=yes").text
     assert re.search(r">accuracy<.*?\+0\.\d\d.*?better", page, re.S)
     assert client.get(f"/compare?run={first}").status_code == 404
+
+
+def test_a_pointer_shows_values_and_a_part_of_the_steps_is_drawn_as_finely_as_it_was_trained(
+    site: Site, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        write_run(tmp_path / name, steps=300, done=name == "a")
+    client = site()
+    first, second = keys(client.get("/runs?sort=name").text)
+    for path in (f"/runs/{first}?", f"/runs/{second}?", f"/compare?run={first}&run={second}&"):
+        whole, part = client.get(path).text, client.get(f"{path}from=200&to=240").text
+        assert "step 1: " in whole and "step 202: " not in whole, "sixty columns for a pointer"
+        for step in (200, 202, 240):
+            assert f"<title>step {step}: " in part
+        assert "step 199: " not in part and "step 241: " not in part and ">210</text>" in part
+        assert client.get(f"{path}from=9000").status_code == 200, "where there is no step the form stays"
+        assert "This is not a number" in client.get(f"{path}from=soon").text

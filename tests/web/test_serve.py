@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from patience import HANG
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.web import export
@@ -48,11 +49,11 @@ sys.exit(main(sys.argv[1:]))"""
         said = json.loads(process.stdout.readline())
         assert said["read_only"] is False
         for address in ("", "runs", "data", "playground"):
-            with urllib.request.urlopen(said["address"] + address, timeout=60) as answer:
+            with urllib.request.urlopen(said["address"] + address, timeout=HANG) as answer:
                 assert b"<h1" in answer.read()
     finally:
         process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=HANG) == 0
 
 
 def test_pages_for_the_disk_link_only_each_other_and_hold_no_text_where_none_are_wanted(

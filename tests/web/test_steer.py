@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from patience import HANG
 from tuneloop.core.errors import UserError
 from tuneloop.web import index, steer
 from tuneloop.web.index import Found, Index
@@ -99,6 +100,6 @@ def test_stopping_ends_the_process_and_is_written_down(
     refused = client.post(f"/runs/{found.key}", data={"action": "resume", "token": "t0ken"})
     assert refused.status_code == 400 and "running already" in refused.text and not started
     assert client.post(f"/runs/{found.key}", data={"action": "stop", "token": "t0ken"}).status_code == 303
-    assert process.wait(timeout=60) != 0
+    assert process.wait(timeout=HANG) != 0
     (line,) = steer.history(found.path)
     assert (line.who, line.action, line.command) == ("ana", "stop", f"kill -TERM {process.pid}")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 from starlette.requests import Request
-from traffic import request
+from traffic import at, request, traffic
 from web_pages import pages_of
 
 from tuneloop.core.errors import UserError
-from tuneloop.serving.store.store import insert, opened
+from tuneloop.improve.experiment import command as ab
+from tuneloop.improve.experiment.state import add_event
+from tuneloop.improve.monitor.command import EVENT
+from tuneloop.serving.store.store import insert, opened, read_decisions, read_feedback, read_requests, store_name
 from tuneloop.web.serve import make_sources
 from tuneloop.web.stores import shown_store, store_key
 
@@ -46,13 +51,42 @@ def test_a_store_that_is_named_and_below_is_one(tmp_path: Path, monkeypatch: pyt
     ]
 
 
+PAGES = ("/", "/traffic", "/traffic?text=question+7", "/traffic?feedback=bad&slower=50", "/traffic?arm=candidate&user=u9",
+         "/traffic/r000007", "/quality", "/experiments", "/experiments/new", "/costs")  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.world
-def test_a_store_in_postgres_is_named_without_its_password(postgres, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    url = postgres.url()
-    with opened(url, create=True) as store:
-        insert(store, [request(i, i / 10) for i in range(60)])
-    pages = pages_of(tmp_path, stores=(url,))
-    for page in ("/traffic", "/traffic?text=question+7", "/traffic/r000007", "/quality", "/experiments", "/costs"):
-        html = pages.get(page)
-        assert "unspeakable" not in html and "postgresql://tuneloop@" in html
+def test_a_store_in_postgres_has_the_pages_of_a_file_and_shows_no_password(  # type: ignore[no-untyped-def]
+    postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = {name: str(tmp_path / name / "serve") for name in ("file", "postgres")}
+    url = places["postgres"] = postgres.url()
+    (tmp_path / "postgres").mkdir()
+    monkeypatch.setattr(ab.secrets, "token_hex", lambda size: "5a" * size)  # who meets which arm is not left to chance
+    with opened(places["file"], create=True):
+        pass
+    settings = {"model": "m", "shadow": False, "maturation_hours": 24.0, "ramp": "50,100"}
+    state = ab.start(places["file"], "new", settings, at=at(0))
+    with opened(places["file"]) as store, opened(url, create=True) as other:
+        for records in traffic(state.design, state.share, 200, 5):
+            insert(store, records)
+        add_event(store, EVENT, "m", {"model": "m", "alarms": ["inputs"], "until": at(7)}, at=at(7))
+        ab.check(places["file"], at=at(2))
+        for records in (read_requests(store), read_feedback(store), read_decisions(store)):
+            insert(other, [*records])
+    shown: dict[str, list[str]] = {}
+    for name, place in places.items():
+        pages = pages_of(tmp_path / name, stores=(place,))
+        own = {"serve/store.db": "STORE", store_name(place): "STORE", store_key(place): "KEY", pages.token: "TOKEN"}
+        for path in PAGES:
+            html = pages.get(path).replace("<wbr>", "").replace("&#39;", "")
+            assert "unspeakable" not in html
+            for word in sorted(own, key=len, reverse=True):
+                html = html.replace(str(escape(word)), own[word])
+            shown.setdefault(name, []).append(re.sub(r'name="once" value="[^"]*"', "", html))
+    for path, one, other_one in zip(PAGES, shown["file"], shown["postgres"], strict=True):
+        assert one == other_one, path
+    assert "The label is stored" in pages.send("/traffic/r000009", {"kind": "label", "value": "billing", "seen": "~"})
+    assert "Continues at" in pages.send("/experiments/new", {"step": "decide", "seen": "1"})
+    assert "unspeakable" not in pages.get("/experiments/new")

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import hmac
+import threading
 from collections.abc import AsyncIterator
 from datetime import datetime
 from importlib.resources import files
@@ -27,7 +28,7 @@ from tuneloop.report import facts as f
 from tuneloop.report.html import page_environment, script_part
 from tuneloop.serving.http.api_request import ApiError
 from tuneloop.serving.http.app import Call, refuse_foreign_pages
-from tuneloop.web.runs import run_lines
+from tuneloop.web.runs import run_line, run_lines
 from tuneloop.web.sources import BY_NAME, PAGES, Page, Sources, module_of
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ REPORTS = ("/runs/", "/compare", "/data/")
 KINDS = {"js": "text/javascript", "css": "text/css"}
 MOST_FORM = 1_000_000  # bytes
 EVERY = 1.0  # seconds between two looks at what is live
+PATIENCE = 0.03  # seconds that a page waits for folders and runs that were not read yet
 
 
 class WrongToken(UserError):
@@ -69,13 +71,21 @@ def make_app(sources: Sources) -> Starlette:
 
 
 def warm(sources: Sources) -> None:
-    """Look through the folders and load what pages need, so that the first look at each is quick."""
-    with contextlib.suppress(UserError):
+    """Look through the folders and load what pages need, in a thread, so that no page waits for it."""
+    sources.index.patience = PATIENCE
+
+    def work() -> None:
+        for page in PAGES:
+            with contextlib.suppress(TemplateNotFound):  # a page as it is has none
+                module_of(page)
+                environment().get_template(f"{page.name}.html.j2")
         run_lines(sources)
-    for page in PAGES:
-        with contextlib.suppress(TemplateNotFound):  # a page as it is has none
-            module_of(page)
-            environment().get_template(f"{page.name}.html.j2")
+        while sources.index.reading:
+            for found in sources.all("run"):
+                run_line(sources, found)
+            run_lines(sources)
+
+    threading.Thread(target=work, daemon=True).start()
 
 
 class Guarded:
@@ -99,7 +109,7 @@ class Guarded:
                 message["headers"] += [
                     (b"content-security-policy", policy),
                     (b"x-content-type-options", b"nosniff"),
-                    (b"referrer-policy", b"no-referrer"),
+                    (b"referrer-policy", b"same-origin"),  # with none a browser hides where its forms come from
                 ]
                 if not scope["path"].removeprefix(base).startswith("/static/"):
                     message["headers"].append((b"cache-control", b"no-store"))
@@ -129,6 +139,7 @@ def render(template: str, sources: Sources, request: Request | None = None, **va
         "may_act": not sources.read_only and sources.files is None, "static": sources.files is not None,
         "query": Query(request.query_params if request else {}), "live": _live_address(request) if request else "",
         "said": request.query_params.get("said", "") if request else "",
+        "place": str(request.url).partition(request.url.netloc)[2] if request else "",
     }  # fmt: skip
     return environment().get_template(template).render(**shown, **values)
 
@@ -184,7 +195,12 @@ async def _acted(page: Page, request: Request, sources: Sources) -> Response:
         raise UserError("This page only reads", next_step="start `tuneloop ui` without --read-only on this machine")
     if not hasattr(module_of(page), "act"):
         raise UserError("There is nothing to do on this page")
-    address = await run_in_threadpool(module_of(page).act, request, sources, form)
+    try:
+        address = await run_in_threadpool(module_of(page).act, request, sources, form)
+    except OSError as error:
+        step = "free space on that disk or look at its permissions; then go back and send it again"
+        what, where = f"This can't be written: {error.strerror or error}", str(error.filename or "")
+        raise UserError(what, where=where, next_step=step) from error
     return RedirectResponse(address, status_code=303)
 
 

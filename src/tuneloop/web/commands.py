@@ -45,14 +45,9 @@ def run_words(words: Sequence[str], place: Path, *, within: float = WITHIN) -> t
     Raises UserError: it was refused, in its own words, or has not ended within so many seconds: it continues then.
     """
     command = [sys.executable, "-m", "tuneloop", *words, "--json", "-q"]
+    own = environment_of_child()
     process = subprocess.Popen(
-        command,
-        cwd=place,
-        env=environment_of_child(),
-        stdin=NOTHING,
-        stdout=subprocess.PIPE,
-        stderr=NOTHING,
-        start_new_session=True,
+        command, cwd=place, env=own, stdin=NOTHING, stdout=subprocess.PIPE, stderr=NOTHING, start_new_session=True
     )
     try:
         out, _ = process.communicate(timeout=within)
@@ -66,7 +61,7 @@ def run_words(words: Sequence[str], place: Path, *, within: float = WITHIN) -> t
     record = record if isinstance(record, dict) else {}
     if isinstance(error := record.get("error"), dict):
         raise UserError(str(error.get("what")), where=str(error.get("where") or ""), next_step=error.get("next") or "")
-    if process.returncode not in (0, 1, 3):
+    if not record or process.returncode not in (0, 1, 3):
         raise UserError(f"`{command_line(words)}` ended with {process.returncode}", next_step="run it in a terminal")
     return process.returncode, record
 

@@ -1,20 +1,24 @@
 """What is below the folders: runs, data sets, artifacts, servers, registries. It is read again as its files change.
 
-A folder is read again only when its own time has changed: of ten thousand runs a look costs one `stat` each.
+A folder is read again only when its own time has changed: of ten thousand runs a look costs one `stat` each. The first
+look at so many may take long: a page waits for it as long as `patience` says, and shows what there is so far.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from tuneloop.agents.jobs import Job
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.evaluation import EVALUATION
 from tuneloop.records.run import RUN
@@ -24,13 +28,14 @@ Kind = Literal["run", "dataset", "artifact", "server", "registry", "sweep", "rev
 FILES: dict[str, Kind] = {
     "sweep.json": "sweep", "store.db": "server", "state.json": "server", "artifact.json": "artifact",
     MANIFEST: "dataset", RUN: "run", "config.yaml": "run", "metrics.jsonl": "run", "review.json": "review",
-    EVALUATION: "evaluation",
+    EVALUATION: "evaluation", Job.file: "run",
 }  # fmt: skip
 REGISTRY = "mlflow.db"
 INNER = {"checkpoints", "adapter", "model", "baselines", "mlruns", "mlartifacts", "node_modules", "__pycache__", "src"}
 MOST_DEPTH = 8
 AGAIN = 1.0  # seconds for which a look at the folders holds
 UNSETTLED = 2.0  # seconds in which a folder may change without its time changing
+PUBLISHED = 200  # folders of the first look after which pages show what it has found
 
 T = TypeVar("T")
 
@@ -58,14 +63,28 @@ class _Folder:
 
 @dataclass
 class Index:
-    """What is in folders; `folders`: where it is looked for."""
+    """What is in folders.
+
+    Args:
+        folders: where it is looked for.
+        patience: seconds that a page waits for what was not read yet; None: until it is.
+        unread: runs that were found and not read yet.
+    """
 
     folders: tuple[Path, ...]
+    patience: float | None = None
+    unread: int = 0
     _known: dict[str, _Folder] = field(default_factory=dict, repr=False)
     _found: dict[tuple[Kind, str], Found] = field(default_factory=dict, repr=False)
     _facts: dict[tuple[str, str], tuple[object, object]] = field(default_factory=dict, repr=False)
-    _at: float = -AGAIN
+    _at: float = -math.inf
+    _look: tuple[float, threading.Thread] | None = field(default=None, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def reading(self) -> bool:
+        """Whether there is more than was read so far."""
+        return self._at == -math.inf or self.unread > 0
 
     def all(self, kind: Kind) -> list[Found]:
         """What there is of a kind."""
@@ -85,24 +104,45 @@ class Index:
             before = self._facts[key] = (stamp, read(found))
         return before[1]  # type: ignore[return-value]
 
+    def has(self, name: str, found: Found) -> bool:
+        """Whether facts of a name were read of something."""
+        return (name, found.key) in self._facts
+
     def _refresh(self) -> None:
+        """Look again where the last look is old, in a thread: no page need wait for the end of the first look."""
         with self._lock:
-            if time.monotonic() - self._at < AGAIN:
+            now = time.monotonic()
+            if now - self._at < AGAIN:
                 return
-            known: dict[str, _Folder] = {}
-            left = [(str(folder.resolve()), 0) for folder in self.folders]
-            while left:
-                place, depth = left.pop()
-                if place in known or (folder := self._read(place)) is None:
-                    continue
-                known[place] = folder
-                if depth < MOST_DEPTH:
-                    left += [(below, depth + 1) for below in folder.below]
-            self._known = known
-            self._found = {(one.kind, one.key): one for folder in known.values() for one in folder.found}
-            keys = {key for _, key in self._found}
-            self._facts = {key: value for key, value in self._facts.items() if key[1] in keys}
-            self._at = time.monotonic()
+            if self._look is None or not self._look[1].is_alive():
+                self._look = now, threading.Thread(target=self._look_around, daemon=True)
+                self._look[1].start()
+            began, look = self._look
+        if self.patience is None or self._at > -math.inf:
+            look.join()
+        else:
+            look.join(max(0.0, began + self.patience - now))
+
+    def _look_around(self) -> None:
+        known: dict[str, _Folder] = {}
+        found: dict[tuple[Kind, str], Found] = {}
+        left = deque((str(folder.resolve()), 0) for folder in self.folders)
+        while left:
+            place, depth = left.popleft()  # those above first: a server's folder is not behind ten thousand runs
+            if place in known or (folder := self._read(place)) is None:
+                continue
+            known[place] = folder
+            found |= {(one.kind, one.key): one for one in folder.found}
+            if depth < MOST_DEPTH:
+                left += [(below, depth + 1) for below in folder.below]
+            if self.reading and len(known) % PUBLISHED == 0:
+                self._found = dict(found)
+        self._known, self._found = known, found
+        keys = {key for _, key in found}
+        for fact in [*self._facts]:
+            if fact[1] not in keys:
+                self._facts.pop(fact, None)
+        self._at = time.monotonic()
 
     def _read(self, place: str) -> _Folder | None:
         """A folder, from memory where it has not changed; None: it was deleted, or may not be read."""

@@ -19,7 +19,7 @@ from tuneloop.serving.gateway import Gateway
 from tuneloop.serving.http.api_request import ApiError
 from tuneloop.serving.http.app import Call
 from tuneloop.serving.keys import ApiKey
-from tuneloop.web.app import make_app, render
+from tuneloop.web.app import POLICY, make_app, render, warm
 from tuneloop.web.index import Index
 from tuneloop.web.sources import BY_NAME, Sources
 
@@ -48,6 +48,8 @@ class KeyedPages:
         """Pass a request on with the name of its key, or ask for one."""
         if scope["type"] != "http":
             return
+        if self.sources.index.patience is None:  # not before someone looks: a server reads no folders for itself
+            warm(self.sources)
         request = Request(scope, receive, send)
         if not self.needed():
             await self.pages(scope, receive, send)
@@ -85,11 +87,7 @@ class KeyedPages:
 
     def _form(self, request: Request, problem: str, status: int) -> Response:
         html = render("login.html.j2", self.sources, request, here=BY_NAME["home"], problem=problem)
-        headers = {
-            "cache-control": "no-store",
-            "content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src data:; "
-            "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-        }
+        headers = {"cache-control": "no-store", "content-security-policy": POLICY}
         return HTMLResponse(html, status, headers=headers)
 
 

@@ -25,7 +25,7 @@ MOST_RUNS = 300  # that are looked at
 
 def prompt_as_read(one: StoredRequest, state: ServerState, sources: Sources) -> str:
     """The text that a request's prompt became. Raises UserError: its model is not here, or can't render it."""
-    place = _weights(one, state, sources)
+    place = weights_of(one, state, sources)
     question = json.dumps({"place": place, "messages": one.prompt, "tools": one.tools})
     try:
         done = subprocess.run(
@@ -33,15 +33,14 @@ def prompt_as_read(one: StoredRequest, state: ServerState, sources: Sources) -> 
         )
         answer = json.loads(done.stdout)
     except (subprocess.TimeoutExpired, ValueError):
-        raise UserError(
-            "The prompt could not be rendered", where=place, next_step="tuneloop chat shows prompts"
-        ) from None
+        step = "tuneloop chat shows prompts"
+        raise UserError("The prompt could not be rendered", where=place, next_step=step) from None
     if "error" in answer:
         raise UserError(f"The prompt could not be rendered: {answer['error']}", where=place)
     return str(answer["text"])
 
 
-def _weights(one: StoredRequest, state: ServerState, sources: Sources) -> str:
+def weights_of(one: StoredRequest, state: ServerState, sources: Sources) -> str:
     """The folder of the trained weights that answered, by their hash, else of what the server names; else the base."""
     if one.adapter in (None, "base") and one.model not in state.adapters:
         if not state.base:
@@ -55,14 +54,12 @@ def _weights(one: StoredRequest, state: ServerState, sources: Sources) -> str:
     if (source := state.adapters.get(one.model, "")) and Path(source).is_dir():
         return source
     what = "The weights that answered are not in these folders"
-    raise UserError(
-        what, where=(one.adapter or one.model)[:16], next_step="open the folder of their run: tuneloop ui FOLDER"
-    )
+    step = "open the folder of their run: tuneloop ui FOLDER"
+    raise UserError(what, where=(one.adapter or one.model)[:16], next_step=step)
 
 
 def main() -> None:
     """Render the question on stdin."""
-
     question = json.load(sys.stdin)
     try:
         places = [Path(question["place"]) / inner for inner in ("", "adapter", "model")]

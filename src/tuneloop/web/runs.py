@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,11 @@ from typing import Any, Literal
 import orjson
 import yaml
 
+from tuneloop.agents.jobs import Job, lives
+from tuneloop.core.errors import UserError
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.evaluation import EVALUATION
+from tuneloop.records.record import read_record
 from tuneloop.records.run import RUN
 from tuneloop.report import facts as f
 from tuneloop.report.growing import Curves, read_on
@@ -53,6 +57,7 @@ class RunLine:
     primary: str = ""
     metrics: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
     verdict: str = ""
+    tags: Sequence[str] = ()
     gate: str = ""  # its status
     problem: str = ""
 
@@ -63,8 +68,13 @@ class RunLine:
 
 
 def run_lines(sources: Sources) -> list[RunLine]:
-    """All runs, the latest first."""
-    return [run_line(sources, found) for found in sources.all("run")]
+    """All runs, the latest first; of very many at the start those that were read so far."""
+    index, places = sources.index, sources.all("run")
+    until = time.monotonic() + (math.inf if index.patience is None else index.patience)
+    read = (found for found in places if index.has("line", found) or time.monotonic() < until)
+    lines = [run_line(sources, found) for found in read]
+    index.unread = len(places) - len(lines)
+    return lines
 
 
 def run_line(sources: Sources, found: Found) -> RunLine:
@@ -97,6 +107,7 @@ def _read(found: Found, sources: Sources) -> RunLine:
     changed = max(found.changed, _grown(path)[0] / 1e9) if not run else found.changed
     files = f.section(config.get("data")).get("sources") or [""]
     dataset = run.get("dataset") or data.get("id") or evaluation.get("dataset") or Path(str(files[0])).name
+    verdict = f.clean(next(iter(evaluation.get("words") or []), ""))
     values: dict[str, Any] = {
         "model": model_name(run.get("model") or config.get("model") or evaluation.get("model") or ""),
         "dataset": f.clean(dataset),
@@ -108,15 +119,11 @@ def _read(found: Found, sources: Sources) -> RunLine:
             f.clean(name): tuple(f.number(f.section(score).get(key)) for key in ("value", "low", "high"))
             for name, score in f.section(evaluation.get("metrics")).items()
         },
-        "verdict": _short(next(iter(evaluation.get("words") or []), "")), "problem": problem,
+        "verdict": f.between_words(verdict.partition(": ")[0], LONGEST), "problem": problem,  # numbers have columns
         "gate": f.clean(gate.get("status") or ""),
+        "tags": [f.clean(tag) for tag in run.get("tags") or f.section(config.get("track")).get("tags") or []],
     }  # fmt: skip
     return RunLine(found.key, path, f.clean(place), state, changed, **values)
-
-
-def _short(verdict: object) -> str:
-    """The verdict without its numbers, which are in columns of their own."""
-    return f.between_words(f.clean(verdict).partition(": ")[0], LONGEST)
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -157,18 +164,34 @@ def holder(folder: Path) -> int | None:
     with suppress(OSError, ValueError):
         lock = folder / ".lock"
         pid = int(lock.read_text(encoding="utf-8").removeprefix("pid "))
-        if LOCKS.exists():
-            return pid if any(words[5].endswith(f":{lock.stat().st_ino}") for words in _locks()) else None
-        os.kill(pid, 0)
-        return pid
+        if not LOCKS.exists():
+            os.kill(pid, 0)
+            return pid
+        locks = [line.replace("-> ", "").split() for line in LOCKS.read_text(encoding="utf-8").splitlines()]
+        if any(words[5].endswith(f":{lock.stat().st_ino}") for words in locks if len(words) > 5):
+            return pid
+    with suppress(UserError):  # it was started on a page, and holds nothing yet
+        if (folder / Job.file).is_file() and lives(job := read_record(Job, folder)):
+            return job.pid
     return None
-
-
-def _locks() -> list[list[str]]:
-    lines = LOCKS.read_text(encoding="utf-8").splitlines()
-    return [words for line in lines if len(words := line.replace("-> ", "").split()) > 5]
 
 
 def curves(sources: Sources, found: Found) -> Curves:
     """A run's curves up to now."""
     return read_on(sources.index.facts("curves", found, None, lambda _: Curves()), found.path / f.METRICS)
+
+
+def asked_number(text: str) -> float | None:
+    """A number that someone wrote; None: nothing. Raises UserError: it is none."""
+    if not text.strip():
+        return None
+    with suppress(ValueError):
+        if math.isfinite(value := float(text)):
+            return value
+    raise UserError("This is not a number", where=text[:80], next_step="write it as 0.8")
+
+
+def asked_steps(query: Mapping[str, str]) -> tuple[float, float]:
+    """First and last step of the curves that `from` and `to` of a query ask for. Raises UserError: no numbers."""
+    first, last = (asked_number(query.get(name, "")) for name in ("from", "to"))
+    return max(first or 0.0, 0.0), math.inf if last is None else last

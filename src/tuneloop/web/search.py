@@ -77,9 +77,8 @@ def filter_of(query: Mapping[str, str]) -> TrafficFilter:
         values[name] = since_time(values[name])
     for name, choices in (("state", ERRORS), ("feedback", FEEDBACK)):
         if values[name] and values[name] not in choices:
-            raise UserError(
-                f"No such choice: {values[name]!r:.40}", where=name, next_step=f"one of {', '.join(choices)}"
-            )
+            step = f"one of {', '.join(choices)}"
+            raise UserError(f"No such choice: {values[name]!r:.40}", where=name, next_step=step)
     try:
         float(values["slower"] or 0)
     except ValueError:
@@ -102,13 +101,8 @@ class FoundRequest:
 
 @dataclass(frozen=True)
 class TrafficPage:
-    """What a look gave.
-
-    Args:
-        rows: newest first.
-        cursor: where the next look continues; empty: all was searched.
-        back_to: time to which this one came.
-    """
+    """What a look gave: rows, newest first; `cursor`: where the next look continues, empty where all was searched;
+    `back_to`: time to which this one came."""
 
     rows: list[FoundRequest] = field(default_factory=list)
     cursor: str = ""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import ipaddress
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -27,9 +25,7 @@ class WebConfig(Config):
     @property
     def loopback(self) -> bool:
         """Whether only this machine reaches it."""
-        with contextlib.suppress(ValueError):
-            return ipaddress.ip_address(self.host).is_loopback
-        return self.host == "localhost"
+        return self.host in ("127.0.0.1", "::1", "localhost")
 
 
 def make_sources(
@@ -75,7 +71,7 @@ def serve_pages(sources: Sources, config: WebConfig, ready: Callable[[str], None
     except OSError as error:
         what = f"Can't listen on {config.host}:{config.port}: {error.strerror}"
         raise UserError(what, where="port", next_step="choose another: port=8141, or port=0 for a free one") from None
-    threading.Thread(target=warm, args=(sources,), daemon=True).start()
+    warm(sources)
     server = GuardedServer(make_app(sources), log_level="warning", timeout_graceful_shutdown=1)
     address = f"[{config.host}]" if ":" in config.host else config.host
     ready(f"http://{address}:{listening.getsockname()[1]}{sources.base}/")

@@ -23,13 +23,14 @@ class Page:
 
     Args:
         path: its address, with `{parts}`; `title`: in the navigation; empty: it is not in it.
-        under: the page of the navigation that it belongs to.
+        under: the page of the navigation that it belongs to; `module`: of another name than the page.
     """
 
     name: str
     path: str
     title: str = ""
     under: str = ""
+    module: str = ""
 
 
 PAGES: tuple[Page, ...] = (
@@ -37,7 +38,7 @@ PAGES: tuple[Page, ...] = (
     Page("runs", "/runs", "Runs"), Page("run", "/runs/{key}", under="runs"),
     Page("report", "/runs/{key}/report", under="runs"), Page("compare", "/compare", under="runs"),
     Page("data", "/data", "Data"), Page("dataset", "/data/{key}", under="data"),
-    Page("datareport", "/data/{key}/report", under="data"),
+    Page("datareport", "/data/{key}/report", under="data", module="report"),
     Page("playground", "/playground", "Playground"),
     Page("traffic", "/traffic", "Traffic"), Page("request", "/traffic/{id}", under="traffic"),
     Page("quality", "/quality", "Quality"),
@@ -60,7 +61,7 @@ class Need:
 @cache
 def module_of(page: Page) -> Any:
     """The module of a page; imported when it is first opened."""
-    return import_module(f"tuneloop.web.pages.{page.name}")
+    return import_module(f"tuneloop.web.pages.{page.module or page.name}")
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,7 @@ HISTORY = "actions.jsonl"
 
 
 class PageAction(Part):
-    """A line of `RUN/actions.jsonl`: what was done to a run on the page.
-
-    Args:
-        time: in ISO 8601; `who`: did it; `command`: the command line, and `folder`, where it was started.
-    """
+    """A line of `RUN/actions.jsonl`: what was done to a run on the page, when (ISO 8601), by whom, by which command."""
 
     time: str
     who: str

@@ -43,6 +43,5 @@ def add_to_suite(path: Path, row: Mapping[str, Any]) -> bool:
             write_text(path, f"{path.read_text(encoding='utf-8').rstrip()}\nmust_pass_file: {ROWS}\n")
         if values in [*read_jsonl(file)]:
             return False
-        with file.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(values, ensure_ascii=False) + "\n")
+        write_text(file, f"{file.read_text(encoding='utf-8')}{json.dumps(values, ensure_ascii=False)}\n")
     return True

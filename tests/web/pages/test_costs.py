@@ -13,7 +13,7 @@ from tuneloop.records.record import write_record
 from tuneloop.records.server import ServerState
 from tuneloop.serving.costs import costs_of
 from tuneloop.serving.store.store import insert, opened
-from tuneloop.web.pages.costs import by_day
+from tuneloop.web.pages.traffic import by_day
 
 
 @pytest.fixture
@@ -45,8 +45,8 @@ def test_the_numbers_are_those_of_the_command(folder: Path) -> None:
 def test_days_add_up(folder: Path) -> None:
     with opened(folder / "serve") as store:
         days = by_day(store, "")
-    assert [day for day, _, _ in days] == [f"{BEGIN:%Y-%m}-0{n}" for n in (1, 2, 3)]
-    assert sum(usd for _, usd, _ in days) == pytest.approx(0.9)
+    assert [day for day, *_ in days] == [f"{BEGIN:%Y-%m}-0{n}" for n in (1, 2, 3)]
+    assert sum(usd for _, _, usd, _ in days) == pytest.approx(0.9)
 
 
 def test_a_period_and_an_empty_store(folder: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from traffic import at, traffic
 from web_pages import pages_of
 
+from patience import HANG
 from tuneloop.improve.experiment import command as ab
 from tuneloop.serving.store.store import insert, opened, read_decisions
 
@@ -17,8 +18,9 @@ SETTINGS = {"model": "m", "shadow": False, "maturation_hours": 24.0, "ramp": "50
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A store with an experiment that continues, after one decision."""
+    monkeypatch.setattr(ab.secrets, "token_hex", lambda size: "5a" * size)  # who meets which arm is not left to chance
     store = tmp_path / "serve"
     with opened(store, create=True):
         pass
@@ -71,9 +73,10 @@ def test_decisions_are_made_again_and_an_experiment_is_simulated_on_the_page(fol
     pages = pages_of(folder)
     for path, words in (("/experiments/new?replay=1", "made again: the same"), ("/experiments/new?plan=1", "promoted")):
         pages.get(path)
-        for _ in range(600):
+        until = time.monotonic() + HANG
+        while time.monotonic() < until:
             html = pages.get(path)
             if 'http-equiv="refresh"' not in html:
                 break
-            time.sleep(0.2)
+            time.sleep(0.05)
         assert words in html

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from web_pages import Pages, pages_of
 
+from patience import HANG
 from tuneloop.cli.main import main
 
 pytest.importorskip("mlflow", reason="needs MLflow")
@@ -16,8 +18,11 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def folder(make_artifact: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(
+    make_artifact: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_registry: Path
+) -> Path:
     """A registry with one version."""
+    shutil.copy(empty_registry, tmp_path / "mlflow.db")
     monkeypatch.setenv("TUNELOOP_CACHE", str(tmp_path / "cache"))
     for name in ("MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
@@ -28,11 +33,12 @@ def folder(make_artifact: Callable[[str], Path], tmp_path: Path, monkeypatch: py
 
 def shown(pages: Pages) -> str:
     """The page once the registry was read."""
-    for _ in range(600):
+    until = time.monotonic() + HANG
+    while time.monotonic() < until:
         html = pages.get("/models")
         if 'http-equiv="refresh"' not in html:
             break
-        time.sleep(0.2)
+        time.sleep(0.05)
     return html
 
 

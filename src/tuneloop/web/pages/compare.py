@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -12,8 +14,10 @@ from tuneloop.records.evaluation import Estimate
 from tuneloop.report import charts
 from tuneloop.report import facts as f
 from tuneloop.report.comparison import differing_settings
-from tuneloop.web.runs import curves, run_line
+from tuneloop.web.runs import asked_steps, curves, holder, run_line
 from tuneloop.web.sources import Sources
+from tuneloop.web.steer import RunCommand, start
+from tuneloop.web.suites import suites_of
 
 MOST = 8
 
@@ -27,11 +31,9 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     places = [sources.find("run", key) for key in keys]
     lines = [run_line(sources, found) for found in places]
     names = _names([line.place for line in lines])
-    losses, configs = [], []
+    losses, configs, (first, last) = [], [], asked_steps(request.query_params)
     for name, found in zip(names, places, strict=True):
-        kept = curves(sources, found)
-        steps = [kept.steps[step] for step in sorted(kept.steps)]
-        validations = [kept.validations[step] for step in sorted(kept.validations)]
+        steps, validations = curves(sources, found).between(first, last)
         losses.append(charts.Curve(name, charts.points_of(steps, "loss"), charts.points_of(validations, "val_loss")))
         configs.append(f.read_run(found.path).config)
     shown = list(dict.fromkeys(name for line in lines for name in ([line.primary] if line.primary else [])))
@@ -39,10 +41,13 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     evaluated = [line for line in lines if line.metrics]
     page = {
         "lines": lines, "names": names, "metrics": shown,
-        "chart": charts.chart_pair(charts.overlay_chart, losses),
+        "chart": charts.chart_pair(partial(charts.overlay_chart, values=True, first=first), losses),
         "differ": differing_settings(configs) if all(configs) and sources.texts else [],
-        "evaluated": len(evaluated), "pairs": None, "problem": "",
+        "evaluated": len(evaluated), "pairs": None, "problem": "", "gate": "",
     }  # fmt: skip
+    idle = all(holder(found.path) is None for found in places)  # a run's last files come after its metrics
+    if idle and len(evaluated) == len(keys) == 2 and not sources.read_only and (suites := suites_of(sources)):
+        page |= {"suites": list(suites), "gate": gate_command(sources, keys, next(iter(suites))).line}
     return page | (live(request, sources) if request.query_params.get("paired") == "yes" else {})
 
 
@@ -69,6 +74,24 @@ def live(request: Request, sources: Sources) -> dict[str, Any]:
 
     stamp = tuple((each.key, each.changed) for each in found)
     return sources.index.facts("paired", found[0], stamp, compared)
+
+
+def gate_command(sources: Sources, keys: list[str], suite: str) -> RunCommand:
+    """The command that says whether the second of two runs may replace the first. Raises UserError: no such suite."""
+    file = suites_of(sources).get(suite)
+    if file is None or len(keys) != 2:
+        raise UserError("There is no such suite, or not two runs", where=suite[:80], next_step="load the page again")
+    first, second = (sources.find("run", key).path for key in keys)
+    place = sources.index.folders[0].resolve()
+    paths = [os.path.relpath(path, place) for path in (second, first, file.resolve())]
+    return RunCommand(("gate", paths[0], "--against", paths[1], "--suite", paths[2]), place, second)
+
+
+def act(request: Request, sources: Sources, form: dict[str, str]) -> str:
+    """Apply a suite to the second run, in the background; returns the address of its page."""
+    keys = list(dict.fromkeys(request.query_params.getlist("run")))
+    start(sources, gate_command(sources, keys, form.get("suite", "")), "gate")
+    return sources.url("run", key=keys[1], said="The suite is applied: its verdict comes on this page.")
 
 
 def _line(pair: Any, names: dict[str, str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 from starlette.requests import Request
 
 from tuneloop.core.units import counted, hours_words, usd_words
+from tuneloop.improve.report.charts import day_chart
 from tuneloop.improve.report.command import ledger_of
 from tuneloop.improve.report.record import LedgerCycle
 from tuneloop.records.server import Decision
@@ -15,7 +16,7 @@ from tuneloop.report.charts import chart_pair
 from tuneloop.serving.costs import BY, costs_of, since_time
 from tuneloop.serving.store.database import Database
 from tuneloop.serving.store.store import opened, read_decisions
-from tuneloop.web.charts import day_chart
+from tuneloop.web.pages.traffic import by_day
 from tuneloop.web.sources import Sources
 from tuneloop.web.stores import shown_store
 
@@ -32,10 +33,10 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     with opened(shown.place) as store:
         days = by_day(store, begin)
         cycles = _cycles(store)
-    in_usd = any(usd for _, usd, _ in days)
+    in_usd = any(usd for _, _, usd, _ in days)
     bars = [
         (day, usd if in_usd else float(tokens), f"{day}: {usd_words(usd)}, {counted(tokens, 'token')}")
-        for day, usd, tokens in days
+        for day, _, usd, tokens in days
     ]
     return {
         "store": shown, "since": since, "periods": PERIODS, "costs": costs, "usd": usd_words, "hours": hours_words,
@@ -44,13 +45,6 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
         "left_out": {by: max(0, len(costs.groups[by]) - MOST_ROWS) for by in BY},
         "per_million": costs.total.to_json()["usd_per_million_tokens"] or None, "cycles": cycles,
     }  # fmt: skip
-
-
-def by_day(store: Database, since: str) -> list[tuple[str, float, int]]:
-    """Day, dollars by prices of tokens, and tokens, from the sums that the store keeps of whole days."""
-    query = "SELECT day, SUM(usd), SUM(prompt_tokens) + SUM(completion_tokens) FROM costs WHERE day >= ?"
-    rows = store.execute(f"{query} GROUP BY day ORDER BY day", [since[:10]]).fetchall()
-    return [(day, float(usd), int(tokens)) for day, usd, tokens in rows]
 
 
 def _cycles(store: Database) -> list[tuple[str, LedgerCycle]]:

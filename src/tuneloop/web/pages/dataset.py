@@ -28,12 +28,9 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     page, choices = sources.index.facts("data report", found, found.changed, _report)
     query = RowQuery(**{name: request.query_params.get(name, "") for name in NAMES})
     rows = find_rows(found.path, query) if sources.texts else None
-    patch, patch_file = {}, patch_of(found)
-    if patch_file.is_file():
-        patch = {line.id: line for line in read_patch(patch_file).values() if line.id}
     suspects = page["suspects"] if sources.texts else []
     more = {
-        "key": found.key, "found": rows, "choices": choices, "fixed": patch, "patch": str(patch_file),
+        "key": found.key, "found": rows, "choices": choices, "fixed": corrections(found), "patch": str(patch_of(found)),
         "suspects": suspects, "asked": any(getattr(query, name) for name in NAMES),
     }  # fmt: skip
     return page | more
@@ -42,6 +39,12 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
 def patch_of(found: Found) -> Path:
     """The patch of a data set: next to its folder, so that preparing it again leaves it there."""
     return found.path.with_name(f"{found.path.name}-{PATCH}")
+
+
+def corrections(found: Found) -> dict[str, PatchLine]:
+    """What was corrected so far, by the ids of rows."""
+    lines = read_patch(patch_of(found)).values() if patch_of(found).is_file() else ()
+    return {line.id: line for line in lines if line.id}
 
 
 def _report(found: Found) -> tuple[dict[str, Any], Mapping[str, list[str]]]:
@@ -70,6 +73,9 @@ def act(request: Request, sources: Sources, form: dict[str, str]) -> str:
     row = row_by_id(found.path, form.get("split", ""), form.get("id", "")) if form.get("split") in d.SPLITS else None
     if row is None:
         raise UserError("This row is not in the data set any more", where=form.get("id", "")[:80])
+    if before := corrections(found).get(row["id"]):  # the page has no form for it then
+        what = f"{before.who or 'Someone'} has corrected this row meanwhile: {before.becomes[:200]}"
+        raise UserError(what, where=row["id"], next_step=f"change its line in {patch_of(found).name} if that is wrong")
     becomes = form.get("becomes", "").strip()
     answer, meta = str(row["messages"][-1].get("content") or ""), row.get("meta") or {}
     if not becomes or becomes == answer:

@@ -39,7 +39,8 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
         read_plan = _reading(sources, shown, plan_words(state, *traffic), 0)
     return {
         **facts, "replay": replay, "plan": read_plan, "traffic": traffic,
-        "busy": any(one is not None and one.busy for one in (replay, read_plan)),
+        "busy": "Every decision is made again from the log." if replay and replay.busy
+        else "Experiments with this traffic are simulated." if read_plan and read_plan.busy else "",
         "commands": {
             step: command_line(["ab", verb, name, "--store", store_name(shown.place)]) for step, verb in STEPS.items()
         },
@@ -57,13 +58,10 @@ def _state(shown: ShownStore, name: str) -> dict[str, Any]:
         done = actions_on(store, name)
     return {
         "store": shown, "state": state, "design": state.design, "part": experiment_part(experiment_line(state)),
-        "verdicts": state.verdicts[::-1], "ends": ENDS, "done": done, "left_out": _left_out(shown, state),
+        "verdicts": state.verdicts[::-1], "ends": ENDS, "done": done,
         "last": state.verdicts[-1].evidence if state.verdicts else None,
+        "left_out": "" if state.ended else left_out(shown.place, name) or "",
     }  # fmt: skip
-
-
-def _left_out(shown: ShownStore, state: ExperimentState) -> str:
-    return "" if state.ended else left_out(shown.place, state.design.name) or ""
 
 
 def _reading(sources: Sources, shown: ShownStore, words: Sequence[str], stamp: object) -> CommandReading:

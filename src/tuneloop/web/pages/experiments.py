@@ -28,10 +28,7 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     with opened(shown.place) as store:
         served = choices(store)["model"]
     lines = [experiment_line(state) for state in states.values()][::-1]
-    return {
-        "store": shown, "lines": lines, "ends": ENDS, "tones": TONES, "models": served,
-        "states": states,
-    }  # fmt: skip
+    return {"store": shown, "lines": lines, "ends": ENDS, "tones": TONES, "models": served, "states": states}
 
 
 def needs(sources: Sources) -> list[Need]:
@@ -43,7 +40,8 @@ def needs(sources: Sources) -> list[Need]:
             for name, state in read_experiments(place).items():
                 address = sources.url("experiment", name=name, store=store_key(place))
                 if state.ended in ENDS and state.verdicts and state.verdicts[-1].at >= week:
-                    wanted.append(Need(f"{name}: {ENDS[state.ended]}", state.verdicts[-1].sentence, address))
+                    stopped = state.ended == "stopped"  # its last sentence is that it continues
+                    wanted.append(Need(name, ENDS["stopped"] if stopped else state.verdicts[-1].sentence, address))
                 elif not state.ended and (why := left_out(place, name)):
                     wanted.append(Need(f"{name}: the candidate is not served", why, address, "bad"))
     return wanted

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -21,13 +20,14 @@ from tuneloop.report import charts
 from tuneloop.report import facts as f
 from tuneloop.serving.store.store import opened, store_folder
 from tuneloop.web.pages.run import progress_of
-from tuneloop.web.runs import curves, run_lines
-from tuneloop.web.sources import PAGES, Need, Sources, module_of
+from tuneloop.web.runs import RunLine, curves, holder, run_lines
+from tuneloop.web.sources import BY_NAME, Need, Sources, module_of
 from tuneloop.web.stores import place_name
 
 LATEST = 5  # verdicts
 MOST_RUNNING = 4
 MOST_REQUESTS = 2000  # whose times are looked at
+OF_STORES = ("quality", "experiments")  # pages that know of more that needs a person
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     for line in [line for line in lines if line.state == "running"][:MOST_RUNNING]:
         found = sources.find("run", line.key)
         kept = curves(sources, found)
-        steps = [kept.steps[step] for step in sorted(kept.steps)]
+        steps, _ = kept.between()
         draw = partial(charts.step_chart, steps, "loss", "Training loss")
-        chart = sources.index.facts("small", found, kept.offset, lambda _, draw=draw: draw())  # type: ignore[misc]
+        chart = sources.index.facts("small", found, kept.offset, lambda _: draw())  # noqa: B023  # called at once
         running.append((line, progress_of(found, steps, kept), chart))
-    wants = (getattr(module_of(page), "needs", None) for page in PAGES)
+    served = [module_of(BY_NAME[name]) for name in OF_STORES] if sources.stores else []  # which take long to import
     return {
         "servers": [production(sources, place) for place in sources.stores], "running": running,
-        "needs": [need for needs in wants if needs for need in needs(sources)],
+        "needs": needs(sources, lines) + [need for part in served for need in part.needs(sources)],
         "verdicts": [line for line in lines if line.verdict][:LATEST],
         "runs": len(lines), "datasets": len(sources.all("dataset")), "stores": len(sources.stores),
     }  # fmt: skip
@@ -82,7 +82,8 @@ def production(sources: Sources, place: str, now: datetime | None = None) -> Pro
     facts: dict[str, Any] = {"name": name}
     with contextlib.suppress(UserError, OSError):
         state = read_record(ServerState, Path(store_folder(place)))
-        facts |= {"running": _lives(state.pid), "since": state.started[:16].replace("T", " "), "address": state.address}
+        facts |= {"since": state.started[:16].replace("T", " "), "address": state.address}
+        facts["running"] = holder(store_folder(place)) is not None
         facts["models"] = [(f.clean(model.name), f.clean(model.release or model.source)) for model in state.models]
     try:
         with opened(place) as store:
@@ -102,17 +103,10 @@ def production(sources: Sources, place: str, now: datetime | None = None) -> Pro
     return Production(**facts, requests=count, rate=count / 3600, errors=errors, usd=float(usd))
 
 
-def _lives(pid: int) -> bool:
-    with contextlib.suppress(ProcessLookupError, PermissionError, OverflowError):
-        os.kill(pid, 0)
-        return pid > 0
-    return False
-
-
-def needs(sources: Sources) -> list[Need]:
-    """Runs that stopped or whose gate waits, and reviews with answers that no one has judged."""
+def needs(sources: Sources, lines: list[RunLine]) -> list[Need]:
+    """Runs that stopped or whose gate waits, and reviews that are open."""
     wanted = []
-    for line in run_lines(sources)[:200]:
+    for line in lines[:200]:
         address = sources.url("run", key=line.key)
         if line.state in ("stopped", "damaged"):
             said = line.problem or "stopped before its end; the same command continues it"
@@ -121,10 +115,19 @@ def needs(sources: Sources) -> list[Need]:
             said = "the gate is failed" if line.gate == "fail" else "the gate has not enough evidence"
             wanted.append(Need(line.place, said, address))
     for found in sources.all("review"):
-        with contextlib.suppress(OSError):
-            items = (found.path / "items.jsonl").read_bytes().count(b"\n")
-            votes = (found.path / "votes.jsonl").read_bytes().count(b"\n") if "votes.jsonl" in found.names else 0
-            if votes < items:
-                said = f"{items - votes} of {f.count(items, 'answer')} open: tuneloop review {found.path}"
-                wanted.append(Need(f"review {found.path.name}", said))
+        with contextlib.suppress(OSError, UserError):
+            wanted += _of_review(found.path)
     return wanted[:8]
+
+
+def _of_review(path: Path) -> list[Need]:
+    """Answers that no one has judged, and those about which reviewers differ."""
+    from tuneloop.evaluation.review.items import load_review
+    from tuneloop.evaluation.review.results import thumb_of, votes_by_item
+
+    review = load_review(path)
+    votes, _ = votes_by_item(review)
+    left, all_ = len(review.items) - len(votes), f.count(len(review.items), "answer")
+    split = sum(len({(vote.winner or vote.choice, thumb_of(vote)) for vote in each}) > 1 for each in votes.values())
+    said = {f"{left:,} of {all_} open": left, f"reviewers differ about {split:,} of {all_}": split}
+    return [Need(f"review {path.name}", f"{words}: tuneloop review {path}") for words, count in said.items() if count]

@@ -12,11 +12,11 @@ from markupsafe import Markup
 from starlette.requests import Request
 
 from tuneloop.core.errors import UserError
+from tuneloop.improve.report.charts import LineageNode, lineage_chart
 from tuneloop.registry.record import RegisteredModel, RegisteredVersion
-from tuneloop.registry.registered import registry_uri
+from tuneloop.registry.registered import registry_file
 from tuneloop.report.facts import metric_text
 from tuneloop.serving.store.store import opened
-from tuneloop.web.charts import LineageNode, lineage_chart
 from tuneloop.web.commands import REGISTRY_FILE, command_line, reading, run_words, stamp_of
 from tuneloop.web.sources import BY_NAME, Sources
 from tuneloop.web.stores import required, store_key
@@ -42,13 +42,14 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     if key not in there:
         raise UserError("This registry is not there any more", where=key[:40], next_step="go to another page and back")
     place = there[key]
-    files = place / REGISTRY_FILE, Path(registry_uri().removeprefix("sqlite:///"))  # a server's changes are not seen
+    files = place / REGISTRY_FILE, registry_file() or place / REGISTRY_FILE  # a server's changes are not seen
     last = reading(WORDS, place, stamp_of(*files), wait=60.0 if sources.files is not None else 0.05)
     models = [RegisteredModel.model_validate(value) for value in last.record.get("models", [])]
     served = _served(sources) if models else {}
     return {
         "registries": {each: str(other) for each, other in there.items()} if len(there) > 1 else {}, "registry": key,
-        "uri": last.record.get("registry", ""), "busy": last.busy, "fault": last.fault, "read": bool(last.record),
+        "uri": last.record.get("registry", ""), "fault": last.fault, "read": bool(last.record),
+        "busy": "The registry is being read." if last.busy else "",
         "models": [_shown(model, served, sources) for model in models],
     }  # fmt: skip
 
@@ -121,10 +122,8 @@ def _origin(
 ) -> Iterator[tuple[str, LineageNode]]:
     """Id and box of what a version came from, and of the version."""
     lineage = version.lineage
-    yield (
-        lineage.dataset,
-        LineageNode(lineage.dataset, f"{lineage.rows:,} rows of {lineage.split}" if lineage.rows else ""),
-    )
+    rows = f"{lineage.rows:,} rows of {lineage.split}" if lineage.rows else ""
+    yield lineage.dataset, LineageNode(lineage.dataset, rows)
     key = runs.get(Path(lineage.run_folder).resolve(), "") if lineage.run_folder else ""
     address = sources.url("run", key=key) if key and "run" in BY_NAME else ""
     yield lineage.run, LineageNode(lineage.run, f"{lineage.method} {_metric(version)[1]}", address)
@@ -145,11 +144,9 @@ def act(request: Request, sources: Sources, form: dict[str, str]) -> str:
     history = RegisteredModel.model_validate(now["models"][0]).history
     last = history[-1] if history else None
     if (last.id if last else "") != form.get("seen", ""):
-        what = (
-            f"{last.who} has changed {name} meanwhile: {last.action} version {last.model_version}"
-            if last
-            else f"{name} has no history any more"
-        )
+        what = f"{name} has no history any more"
+        if last:
+            what = f"{last.who} has changed {name} meanwhile: {last.action} version {last.model_version}"
         raise UserError(what, where=name, next_step="go back, load the page again, and see whether you still want it")
     why = " ".join(filter(None, (form.get("why", "").strip(), sources.who and f"({sources.who}, on the page)")))
     words = ["models", step, name, *([required(form, "version", "The version")] if step == "promote" else [])]

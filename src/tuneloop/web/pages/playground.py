@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import suppress
 from hmac import compare_digest
 from typing import Any
 from urllib.parse import urlencode
@@ -12,10 +13,16 @@ from starlette.concurrency import iterate_in_threadpool
 from starlette.requests import Request
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.units import usd_words
 from tuneloop.core.urls import masked
 from tuneloop.records.artifact import ARTIFACT
+from tuneloop.records.record import read_record
+from tuneloop.records.server import ServerState
 from tuneloop.report import facts as f
 from tuneloop.report.data_rows import row_by_id
+from tuneloop.serving.config import ServeConfig
+from tuneloop.serving.store.store import store_folder
+from tuneloop.web.pages.run import planned_of
 from tuneloop.web.runs import run_lines
 from tuneloop.web.sources import Sources
 from tuneloop.web.speaker import ask
@@ -109,11 +116,25 @@ def _events(sources: Sources, who: str, text: str, row: str) -> Generator[tuple[
         elif "error" in event:
             yield "facts", str(escape(f"failed: {f.clean(event['error'])}"))
         else:
-            yield from _done(event["done"])
+            yield from _done(event["done"], price_of(sources, who, event["done"]))
     yield "done", ""
 
 
-def _done(answer: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def price_of(sources: Sources, who: str, answer: dict[str, Any]) -> float | None:
+    """Dollars for an answer: by the planned price of the machine's hour, or by a local server's prices of tokens."""
+    kind, _, rest = who.partition(" ")
+    if kind in ("run", "base", "few-shot"):
+        return planned_of(sources.find("run", rest))[1] / 3600 * answer["seconds"] or None
+    for place in sources.stores if kind == "url" else ():
+        with suppress(UserError, ValueError):
+            state = read_record(ServerState, store_folder(place))
+            if state.address and rest.startswith(state.address):
+                config = ServeConfig.model_validate(state.config)
+                return config.usd(answer["prompt_tokens"], answer["tokens"]) if config.priced else None
+    return None
+
+
+def _done(answer: dict[str, Any], usd: float | None) -> Iterator[tuple[str, str]]:
     if answer["error"]:
         yield "facts", str(escape(f"no answer: {f.clean(answer['error'])}"))
         return
@@ -124,6 +145,8 @@ def _done(answer: dict[str, Any]) -> Iterator[tuple[str, str]]:
         words.append(f"{answer['prompt_tokens']:,} tokens read")
     if tokens and answer["label"] is None:
         words.append(f"{tokens:,} written, {tokens / max(seconds, 1e-6):,.1f} tokens/s")
+    if usd is not None:
+        words.append(f"{usd_words(1000 * usd)} for a thousand like it")
     shares = answer["probabilities"] or {}
     words += [f"{f.clean(label)} {100 * share:.1f} %" for label, share in shares.items()]
     yield "facts", str(escape(" · ".join(words)))

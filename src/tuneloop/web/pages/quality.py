@@ -11,14 +11,16 @@ from starlette.requests import Request
 from tuneloop.core.errors import UserError
 from tuneloop.improve.monitor.command import EVENT, ignore, ignored
 from tuneloop.improve.monitor.record import MonitorReport
+from tuneloop.improve.report.charts import accuracy_chart
 from tuneloop.improve.report.command import monitored_window
 from tuneloop.improve.report.html import windows_chart
 from tuneloop.records.server import Decision
 from tuneloop.report.charts import chart_pair
 from tuneloop.serving.costs import since_time
-from tuneloop.serving.store.store import opened, read_decisions, store_name
-from tuneloop.web.charts import accuracy_chart
+from tuneloop.serving.store.store import opened, read_decisions, read_requests, store_name
 from tuneloop.web.commands import command_line
+from tuneloop.web.pages.traffic import line_of
+from tuneloop.web.search import FoundRequest
 from tuneloop.web.sources import Need, Sources
 from tuneloop.web.stores import note_action, required, shown_store, store_key
 
@@ -33,19 +35,23 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
         count = store.execute("SELECT subject, COUNT(*) FROM decisions WHERE kind = ? GROUP BY subject", [EVENT])
         numbers = {str(subject): int(number) for subject, number in count.fetchall()}
         model = request.query_params.get("model") or next(iter(sorted(numbers)), "")
-        first = "SELECT id FROM decisions WHERE kind = ? AND subject = ? ORDER BY id DESC LIMIT 1 OFFSET ?"
+        first = "SELECT number FROM decisions WHERE kind = ? AND subject = ? ORDER BY number DESC LIMIT 1 OFFSET ?"
         since = store.execute(first, [EVENT, model, MOST - 1]).fetchone()
-        where = f"kind = '{EVENT}' AND subject = ?" + (" AND id >= ?" if since else "")
+        where = f"kind = '{EVENT}' AND subject = ?" + (" AND number >= ?" if since else "")
         events = [*read_decisions(store, where=where, values=[model, *(since or ())])]
         silenced = ignored(store, model, max((event.time for event in events), default=""))
-    reports = [report for event in events if (report := _report(event)) is not None]
-    windows = [monitored_window(event.data) for event in events if _report(event) is not None]
+        read = [(event, report) for event in events if (report := _report(event)) is not None]
+        ids = [id_ for _, report in read[-SHOWN:] for one in report.detections if one.alarm for id_ in one.requests]
+        rows = read_requests(store, where=f"id IN ({', '.join('?' * len(ids))})", values=ids) if ids else ()
+        questions = {one.id: line_of(FoundRequest(one, []), sources.texts)["question"] for one in rows}
+    reports, windows = [report for _, report in read], [monitored_window(event.data) for event, _ in read]
     return {
         "store": shown, "models": sorted(numbers), "model": model, "number": numbers.get(model, 0),
-        "reports": reports[::-1][:SHOWN], "calm": sum(not report.alarms for report in reports), "read": len(reports),
+        "reports": reports[::-1][:SHOWN], "read": len(reports), "small": sum(not one.detections for one in reports),
+        "calm": sum(bool(one.detections) and not one.alarms for one in reports),
         "windows": chart_pair(windows_chart, windows) if windows else "",
         "accuracy": chart_pair(accuracy_chart, [(one.until, one.quality) for one in reports if one.quality]),
-        "ignored": silenced, "texts": sources.texts,
+        "ignored": silenced, "texts": sources.texts, "questions": questions,
     }  # fmt: skip
 
 
@@ -59,7 +65,9 @@ def _report(event: Decision) -> MonitorReport | None:
 def needs(sources: Sources) -> list[Need]:
     """Alarms of the latest window of each model."""
     wanted = []
-    query = f"kind = '{EVENT}' AND id IN (SELECT MAX(id) FROM decisions WHERE kind = '{EVENT}' GROUP BY subject)"  # noqa: S608
+    query = (
+        f"kind = '{EVENT}' AND number IN (SELECT MAX(number) FROM decisions WHERE kind = '{EVENT}' GROUP BY subject)"  # noqa: S608
+    )
     for place in sources.stores:
         with suppress(UserError), opened(place) as store:
             for event in read_decisions(store, where=query):

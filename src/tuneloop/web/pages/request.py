@@ -20,8 +20,8 @@ from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
 from tuneloop.serving.store.database import Database
 from tuneloop.serving.store.store import opened, read_feedback, read_requests
-from tuneloop.web.pages.traffic import line_of, plain_text, state_of, words_of
-from tuneloop.web.rendering import prompt_as_read
+from tuneloop.web.pages.traffic import calls_of, line_of, plain_text, state_of, words_of
+from tuneloop.web.rendering import prompt_as_read, weights_of
 from tuneloop.web.search import FoundRequest, said_of
 from tuneloop.web.sources import Sources
 from tuneloop.web.stores import ShownStore, required, shown_store
@@ -47,13 +47,13 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     return {
         "rendered": rendered, "others": [line_of(each, texts) for each in others],
         "store": shown, "one": one, "turns": [_turn(turn) for turn in one.prompt] if texts else [],
-        "answer": answer_of(one) if texts else "", "calls": _calls(one) if texts else [],
-        "tools": json.dumps(one.tools, indent=2, ensure_ascii=False) if one.tools and texts else "",
+        "answer": answer_of(one) if texts else "", "calls": [*map(_json, calls_of(one))] if texts else [],
+        "tools": _json(one.tools) if one.tools and texts else "",
         "kept": bool(one.prompt), "state": state_of(one.error, one.finish) or "answered", "facts": _facts(one),
         "said": [_said(each, each.id in holds, texts) for each in reversed(said)], "seen": said[-1].id if said else "",
         "copies": [line_of(FoundRequest(copy, []), texts) for copy in copies],
-        "labels": sorted(_labels(shown, one)), "suites": list(suites_of(sources)) if not sources.read_only else [],
-        "most": MOST_TEXT,
+        "labels": sorted(_labels(shown, one, sources)), "most": MOST_TEXT,
+        "suites": list(suites_of(sources)) if not sources.read_only else [],
     }  # fmt: skip
 
 
@@ -84,9 +84,8 @@ def _refuse_later(said: list[Feedback], seen: str, who: str) -> None:
     if later:
         last = later[-1]
         what = f"{(last.user or 'Someone').removeprefix('reviewer:')} has said something of this answer meanwhile"
-        raise UserError(
-            what, where=words_of(last), next_step="go back, load the page again, and send yours if it still holds"
-        )
+        step = "go back, load the page again, and send yours if it still holds"
+        raise UserError(what, where=words_of(last), next_step=step)
 
 
 def _request(store: Database, id_: str) -> StoredRequest:
@@ -117,24 +116,21 @@ def _conversation(store: Database, one: StoredRequest) -> list[FoundRequest]:
 def _turn(turn: Mapping[str, Any]) -> tuple[str, str]:
     text = plain_text(turn)
     if calls := turn.get("tool_calls"):
-        text = f"{text}\n{json.dumps(calls, indent=2, ensure_ascii=False)}".strip()
+        text = f"{text}\n{_json(calls)}".strip()
     return str(turn.get("role", "")), text
 
 
-def _calls(one: StoredRequest) -> list[str]:
-    calls = one.completion.get("tool_calls") if isinstance(one.completion, Mapping) else None
-    return [json.dumps(call.get("function", call), indent=2, ensure_ascii=False) for call in calls or []]
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
 
 
 def _facts(one: StoredRequest) -> list[tuple[str, str]]:
-    def ms(value: float | None) -> str:
-        return "" if value is None else f"{value:,.0f} ms"
-
     route = one.route or {}
     tokens = f"{one.prompt_tokens or 0:,} read, {one.completion_tokens or 0:,} written"
     facts = [
         ("model", one.model), ("release", one.release or ""), ("weights", (one.adapter or "base")[:16]),
-        ("first token", ms(one.ttft_ms)), ("whole answer", ms(one.total_ms)), ("ended", one.finish or ""),
+        ("first token", "" if one.ttft_ms is None else f"{one.ttft_ms:,.0f} ms"),
+        ("whole answer", "" if one.total_ms is None else f"{one.total_ms:,.0f} ms"), ("ended", one.finish or ""),
         ("tokens", tokens), ("price", "" if one.usd is None else usd_words(one.usd)),
         ("engine", "" if one.seconds is None else f"{one.seconds:.3g} s"), ("tier", one.tier or ""),
         ("key", one.key or ""), ("user", one.user or ""), ("conversation", one.conversation or ""),
@@ -153,13 +149,13 @@ def _said(one: Feedback, holds: bool, texts: bool) -> dict[str, Any]:
             "time": one.time[:16].replace("T", " "), "about": "conversation" if one.conversation else ""}  # fmt: skip
 
 
-def _labels(shown: ShownStore, one: StoredRequest) -> set[str]:
-    """Labels that the model chooses from, where its adapter names them."""
-    source = shown.state.adapters.get(one.model, "")
-    with suppress(OSError, ValueError):
-        for file in (Path(source) / "adapter" / "tuneloop.json", Path(source) / "tuneloop.json"):
-            if source and file.is_file():
-                return set(map(str, json.loads(file.read_text(encoding="utf-8")).get("labels") or []))
+def _labels(shown: ShownStore, one: StoredRequest, sources: Sources) -> set[str]:
+    """Labels that the model chooses from, where its weights are here and name them."""
+    with suppress(OSError, ValueError, UserError):
+        folder = Path(weights_of(one, shown.state, sources))
+        place = folder / "adapter" if (folder / "adapter").is_dir() else folder
+        task = json.loads((place / "tuneloop.json").read_text(encoding="utf-8")).get("task") or {}
+        return set(map(str, task.get("labels") or []))
     return set()
 
 

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
+import orjson
 from starlette.requests import Request
 
+from tuneloop.agents.jobs import Job, job_status
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json_object
 from tuneloop.records.plan import PLAN
-from tuneloop.records.run import RUN, TrainingStep
+from tuneloop.records.run import ANSWERS, RUN, TrainingStep
 from tuneloop.report import charts
 from tuneloop.report import facts as f
 from tuneloop.report.growing import Curves
 from tuneloop.report.html import page_of
 from tuneloop.web.index import Found
-from tuneloop.web.runs import RunLine, curves, holder, run_line
+from tuneloop.web.runs import RunLine, asked_steps, curves, holder, run_line
 from tuneloop.web.sources import Sources
 from tuneloop.web.steer import RunCommand, clone_command, history, resume_command, start, stop
 
+ANSWERS_SHOWN = 4  # of a row, the latest ones
 RECENT = 20  # steps whose time says how long the rest takes
 SMALL = (
     ("learning_rate", "Learning rate"), ("grad_norm", "Gradient norm, before clipping"),
@@ -34,11 +38,19 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     if page["line"].state != "finished":
         page |= {"training": {}, "numbers": [], "state": ""}
         page["sections"] = [each for each in page["sections"] if each[0] != "training"]
+    elif page["training"]:
+        page["training"] = page["training"] | charts_of(curves(sources, found), asked_steps(request.query_params))
     page["commands"], page["clone"] = _commands(found, page["line"].state), f"{found.path.name}-2"
     page["clone_line"], query = "", request.query_params
     if query.get("clone") and not sources.read_only:
         page["clone_line"] = clone_command(sources, found, query["clone"], _changes(query.get("changes", ""))).line
-    return page | {"history": history(found.path), "shown": True}
+    page |= {"history": history(found.path), "shown": True, "failed": None}
+    if Job.file in found.names:
+        job = job_status(found.path)
+        page["failed"] = job.error
+        if job.state == "running" and page["line"].state == "finished":
+            page["busy"] = f"Works on it: {job.doing or 'it has just begun'}"
+    return page
 
 
 def report_of(sources: Sources, found: Found) -> dict[str, Any]:
@@ -67,32 +79,56 @@ def _commands(found: Found, state: str) -> dict[str, str]:
         with suppress(UserError):
             lines["resume"] = resume_command(found).line
     with suppress(UserError):
-        lines["clone"] = RunCommand(
-            ("run", resume_command(found).words[1]), resume_command(found).place, found.path
-        ).line
+        same = resume_command(found)
+        lines["clone"] = RunCommand(("run", same.words[1]), same.place, found.path).line
     return lines
 
 
 def live(request: Request, sources: Sources) -> dict[str, Any]:
     """State, numbers and curves of a run as it is now."""
     found = sources.find("run", request.path_params["key"])
-    line, kept = run_line(sources, found), curves(sources, found)
-    return sources.index.facts("live", found, (line, kept.offset), lambda found: _live(found, line, kept))
+    line, kept, part = run_line(sources, found), curves(sources, found), asked_steps(request.query_params)
+    return sources.index.facts("live", found, (line, kept.offset, part), lambda found: _live(found, line, kept, part))
 
 
-def _live(found: Found, line: RunLine, kept: Curves) -> dict[str, Any]:
-    answer: dict[str, Any] = {"line": line, "numbers_now": [], "chart": "", "trio": [], "found": [], "path": found.key}
+def charts_of(kept: Curves, part: tuple[float, float]) -> dict[str, Any]:
+    """The curves of a part of the steps, with values for a pointer."""
+    steps, validations = kept.between(*part)
+    draw, small = (partial(one, values=True, first=part[0]) for one in (charts.loss_chart, charts.step_chart))
+    return {
+        "chart": charts.chart_pair(draw, steps, validations, kept.findings),
+        "trio": [(title, chart) for key, title in SMALL if (chart := small(steps, key, title))],
+    }
+
+
+def _live(found: Found, line: RunLine, kept: Curves, part: tuple[float, float]) -> dict[str, Any]:
+    answer: dict[str, Any] = {"line": line, "path": found.key, "chart": ""}
+    answer |= {name: [] for name in ("numbers_now", "trio", "found", "answers")}
     if line.state == "finished":
         return answer
-    steps = [kept.steps[step] for step in sorted(kept.steps)]
-    validations = [kept.validations[step] for step in sorted(kept.validations)]
+    steps, _ = kept.between()
+    answer |= charts_of(kept, part)
     answer |= {
         "numbers_now": progress_of(found, steps, kept), "found": kept.findings,
-        "chart": charts.chart_pair(charts.loss_chart, steps, validations, kept.findings),
-        "trio": [(title, chart) for key, title in SMALL if (chart := charts.step_chart(steps, key, title))],
-        "damaged": kept.damaged, "stage": _stage(found, steps),
+        "damaged": kept.damaged, "stage": _stage(found, steps), "answers": developing(found),
     }  # fmt: skip
     return answer
+
+
+def developing(found: Found) -> list[dict[str, Any]]:
+    """Answers to a few validation rows: of each its prompt, reference, and the latest answers by step."""
+    rows: dict[int, dict[str, Any]] = {}
+    with suppress(OSError):
+        for line in (found.path / ANSWERS).read_bytes().splitlines():
+            with suppress(ValueError, KeyError, TypeError, AttributeError):  # a line that is half written
+                value = orjson.loads(line)
+                for at, row in enumerate(value["rows"]):
+                    one = rows.setdefault(at, {"answers": {}})
+                    one |= {name: f.clean(row[name]) for name in ("prompt", "reference")}
+                    one["answers"][value["step"]] = f.clean(row["answer"])
+    for one in rows.values():
+        one["answers"] = sorted(one["answers"].items())[-ANSWERS_SHOWN:]
+    return [*rows.values()]
 
 
 def _stage(found: Found, steps: list[TrainingStep]) -> str:
@@ -110,7 +146,7 @@ def progress_of(found: Found, steps: list[TrainingStep], kept: Curves) -> list[t
     if not steps:
         return []
     last, recent = steps[-1], steps[-RECENT:]
-    planned, usd = _planned(found)
+    planned, usd = planned_of(found)
     numbers = [("step", f"{last.step:,}" + (f" of {planned:,}" if planned else ""), f"epoch {last.epoch:.3g}")]
     numbers.append(("training loss", f.metric_text(f.number(last.loss)), ""))
     losses = [(loss, v.step) for v in kept.validations.values() if (loss := f.number(v.val_loss)) is not None]
@@ -127,7 +163,7 @@ def progress_of(found: Found, steps: list[TrainingStep], kept: Curves) -> list[t
     return numbers
 
 
-def _planned(found: Found) -> tuple[int, float]:
+def planned_of(found: Found) -> tuple[int, float]:
     """Steps that a run is to do, and dollars for an hour; 0: not known."""
     steps, usd = 0, 0.0
     with suppress(UserError, OSError):

@@ -13,7 +13,7 @@ from typing import Any
 from starlette.requests import Request
 
 from tuneloop.core.errors import UserError
-from tuneloop.web.runs import RunLine, run_lines
+from tuneloop.web.runs import RunLine, asked_number, run_lines
 from tuneloop.web.sources import Sources
 
 ON_A_PAGE = 50
@@ -23,7 +23,7 @@ SORTS: dict[str, Callable[[RunLine], Any]] = {
     "seconds": lambda line: line.seconds, "usd": lambda line: line.usd, "steps": lambda line: line.steps,
 }  # fmt: skip
 RISING = {"name", "model", "state", "loss"}  # what is sorted from the lowest on at first
-EXACT = ("model", "dataset", "method", "state")
+EXACT = ("model", "dataset", "method", "state", "tags")
 
 
 def show(request: Request, sources: Sources) -> dict[str, Any]:
@@ -47,54 +47,48 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
         lines.sort(key=lambda line: order[line.dataset])
     size = ON_A_PAGE if sources.files is None else max(len(lines), 1)
     number = max(1, math.ceil(len(lines) / size))
-    at = min(max(_number(query.get("page", "")) or 1, 1), number)
+    at = min(max(asked_number(query.get("page", "")) or 1, 1), number)
     part = lines[int(at - 1) * size : int(at) * size]
     return {
         "groups": [(name, list(of)) for name, of in groupby(part, lambda line: line.dataset if groups else "")],
         "total": len(every), "matching": len(lines), "at": int(at), "pages": number, "sort": by, "down": down,
         "metric": metric, "value": lambda line: _value(line, metric),
-        "choices": {name: sorted({str(getattr(line, name)) for line in every} - {""}) for name in EXACT},
+        "choices": {name: sorted({one for line in every for one in _words(line, name)} - {""}) for name in EXACT},
         "metrics": sorted({name for line in every for name in line.metrics}),
     }  # fmt: skip
 
 
 def filtered(lines: Sequence[RunLine], query: Mapping[str, str]) -> list[RunLine]:
-    """Runs that a query asks for: `text`, `model`, `dataset`, `method`, `state`, `metric` from `least` to `most`, and
-    days `since` and `until`. Raises UserError: a number or a day that is none."""
+    """Runs that a query asks for: `text`, those of `EXACT`, `metric` from `least` to `most`, and days `since` and
+    `until`. Raises UserError: a number or a day that is none."""
     words = query.get("text", "").casefold().split()
     exact = [(name, query[name]) for name in EXACT if query.get(name)]
-    least, most = (_number(query.get(name, "")) for name in ("least", "most"))
+    least, most = (asked_number(query.get(name, "")) for name in ("least", "most"))
+    low, high = -math.inf if least is None else least, math.inf if most is None else most
     since, until = _day(query.get("since", "")), _day(query.get("until", ""))
     metric = query.get("metric", "")
 
     def fits(line: RunLine) -> bool:
-        if any(getattr(line, name) != value for name, value in exact):
+        if any(value not in _words(line, name) for name, value in exact):
             return False
         if (since and line.changed < since) or (until and line.changed >= until + 86_400):
             return False
-        if least is not None or most is not None:
-            value = _value(line, metric)
-            if value is None or value < (-math.inf if least is None else least):
-                return False
-            if most is not None and value > most:
-                return False
-        text = f"{line.place} {line.model} {line.dataset} {line.method} {line.state} {line.verdict}".casefold()
+        value = _value(line, metric)
+        if (low, high) != (-math.inf, math.inf) and (value is None or not low <= value <= high):
+            return False
+        text = f"{line.place} {line.verdict} {' '.join(one for name in EXACT for one in _words(line, name))}".casefold()
         return all(word in text for word in words)
 
     return [line for line in lines if fits(line)]
 
 
+def _words(line: RunLine, name: str) -> Sequence[str]:
+    value = getattr(line, name)
+    return [value] if isinstance(value, str) else value
+
+
 def _value(line: RunLine, metric: str) -> float | None:
     return line.metrics[metric][0] if metric in line.metrics else None if metric else line.score
-
-
-def _number(text: str) -> float | None:
-    if not text.strip():
-        return None
-    with suppress(ValueError):
-        if math.isfinite(value := float(text)):
-            return value
-    raise UserError("This is not a number", where=text[:80], next_step="write it as 0.8")
 
 
 def _day(text: str) -> float | None:

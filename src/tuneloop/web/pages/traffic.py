@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.requests import Request
 
 from tuneloop.core.units import counted
 from tuneloop.improve.monitor.detectors import answer_of
+from tuneloop.improve.report.charts import day_chart
 from tuneloop.records.feedback import Feedback
+from tuneloop.records.request import StoredRequest
 from tuneloop.records.rows import Message
 from tuneloop.report.charts import chart_pair
 from tuneloop.serving.store.database import Database
 from tuneloop.serving.store.store import opened
-from tuneloop.web.charts import day_chart
 from tuneloop.web.search import ERRORS, FEEDBACK, FoundRequest, choices, filter_of, search
 from tuneloop.web.sources import Sources
 from tuneloop.web.stores import shown_store
@@ -29,13 +30,14 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     wanted = filter_of(request.query_params)
     with opened(shown.place) as store:
         page = search(store, wanted, request.query_params.get("after", "")[:80])
-        days, lists = requests_by_day(store), choices(store)
+        sums, lists = by_day(store), choices(store)
+    days = [(day, float(number), f"{day}: {counted(number, 'request')}") for day, number, _, _ in sums]
     return {
         "store": shown, "filter": wanted, "rows": [line_of(one, sources.texts) for one in page.rows],
         "after": page.cursor, "back_to": page.back_to[:19].replace("T", " "), "states": ERRORS, "kinds": FEEDBACK,
         "choices": lists, "days": chart_pair(day_chart, days, "requests by day") if len(days) > 1 else "",
         "newest": page.rows[0].request.time if page.rows else "",
-        "total": sum(int(number) for _, number, _ in days), "first": not request.query_params.get("after"),
+        "total": sum(number for _, number, _, _ in sums), "first": not request.query_params.get("after"),
     }  # fmt: skip
 
 
@@ -47,10 +49,11 @@ def live(request: Request, sources: Sources) -> dict[str, Any]:
     return {"newer": len(rows), "many": MANY, "store": shown}
 
 
-def requests_by_day(store: Database) -> list[tuple[str, float, str]]:
-    """(day, requests, tip) from the sums that the store keeps."""
-    rows = store.execute("SELECT day, SUM(requests) FROM costs GROUP BY day ORDER BY day").fetchall()
-    return [(day, float(number), f"{day}: {counted(number, 'request')}") for day, number in rows]
+def by_day(store: Database, since: str = "") -> list[tuple[str, int, float, int]]:
+    """Day, requests, dollars by prices of tokens, and tokens, from the sums that the store keeps of whole days."""
+    query = "SELECT day, SUM(requests), SUM(usd), SUM(prompt_tokens) + SUM(completion_tokens) FROM costs WHERE day >= ?"
+    rows = store.execute(f"{query} GROUP BY day ORDER BY day", [since[:10]]).fetchall()
+    return [(day, int(number), float(usd), int(tokens)) for day, number, usd, tokens in rows]
 
 
 def line_of(found: FoundRequest, texts: bool) -> dict[str, Any]:
@@ -60,10 +63,16 @@ def line_of(found: FoundRequest, texts: bool) -> dict[str, Any]:
     return {
         "id": one.id, "time": one.time[:19].replace("T", " "), "model": one.model, "key": one.key or "",
         "question": _short(plain_text(last)) if texts and last else "",
-        "answer": _short(answer_of(one)) if texts else "",
+        "answer": _short(answer_of(one) or ", ".join(f"{c.get('name')}(…)" for c in calls_of(one))) if texts else "",
         "milliseconds": one.total_ms, "state": state_of(one.error, one.finish), "arm": one.arm or "",
         "liked": found.liked, "feedback": ", ".join(dict.fromkeys(words_of(each) for each in found.feedback)),
     }  # fmt: skip
+
+
+def calls_of(one: StoredRequest) -> list[Any]:
+    """Functions that an answer calls."""
+    calls = one.completion.get("tool_calls") if isinstance(one.completion, Mapping) else None
+    return [call.get("function", call) for call in calls or []]
 
 
 def state_of(error: str | None, finish: str | None) -> str:
@@ -85,14 +94,8 @@ def plain_text(turn: Message | Any) -> str:
     content: Any = turn.get("content") if hasattr(turn, "get") else turn
     if isinstance(content, str):
         return content
-    parts: Sequence[Any] = content if isinstance(content, list) else []
-    return "\n".join(
-        str(part.get("text")) if isinstance(part, dict) and "text" in part else f"[{_kind(part)}]" for part in parts
-    )
-
-
-def _kind(part: Any) -> str:
-    return str(part.get("type", "part")) if isinstance(part, dict) else "part"
+    parts = [part if isinstance(part, dict) else {} for part in content] if isinstance(content, list) else []
+    return "\n".join(str(part["text"]) if "text" in part else f"[{part.get('type', 'part')}]" for part in parts)
 
 
 def _short(text: str) -> str:

@@ -219,6 +219,7 @@ def evaluate(
     target: Place | Run,
     data: Data | None = None,
     *,
+    train: Data | None = None,
     split: Literal["train", "val", "test"] = "test",
     few_shot: int = 0,
     base: str = "",
@@ -232,6 +233,7 @@ def evaluate(
     Args:
         target: a run, its folder, an adapter's or a model's folder, a model's name, a GGUF file.
         data: a prepared data set, a file, or records in memory; default: the run's own data set.
+        train: rows that an adapter's base gets as examples and classifiers learn from; default: some of `data`.
         split: of a prepared data set.
         few_shot: examples in the prompt, from the training split.
         base: of an adapter that does not name it.
@@ -245,15 +247,18 @@ def evaluate(
     """
     trust_code(settings)
     with tempfile.TemporaryDirectory() as scratch, _shown(progress):
-        dataset, file = "", ""
-        if isinstance(data, Dataset):
-            dataset = data.path
-        elif data is not None:
-            places = _places(data) or [str(_written(data, Path(scratch) / "rows.jsonl"))]
-            prepared = len(places) == 1 and (Path(places[0]) / "dataset.json").is_file()
-            dataset, file = (places[0], "") if prepared else ("", places[0])
+        place = _file_of(data, Path(scratch) / "rows.jsonl")
+        examples = _file_of(train, Path(scratch) / "train.jsonl")
+        prepared = (Path(place) / "dataset.json").is_file()
         options = EvalOptions(
-            dataset=dataset, data=file, split=split, few_shot=few_shot, base=base, name=name, out=str(out)
+            dataset=place if prepared else "",
+            data="" if prepared else place,
+            train=examples,
+            split=split,
+            few_shot=few_shot,
+            base=base,
+            name=name,
+            out=str(out),
         )
         overrides = [f"evaluate.{setting}" for setting in _overrides(settings)]
         return Evaluation(evaluate_target(str(target), options, overrides).folder)
@@ -422,6 +427,11 @@ def serve(*targets: Place, ready: Callable[[str], None] | None = None, **setting
 
 
 # --- from what is given to a recipe ----------------------------------------------------------------
+
+
+def _file_of(data: Data | None, file: Path) -> str:
+    """The first file or folder of data; records in memory are written to one. Empty: there is no data."""
+    return "" if data is None else (_places(data) or [str(_written(data, file))])[0]
 
 
 def _places(data: Data) -> list[str]:

@@ -33,6 +33,7 @@ class PrepareSettings(TypedDict, total=False):
     output: str | None
     labels: list[str] | None
     patch: str | None
+    leave_out: list[str]
     repair: Mapping[str, Any]
     personal: Mapping[str, Any]
     language: str | None
@@ -190,6 +191,7 @@ class AdviseSettings(CostSettings, total=False):
     usd_per_million_output: float | None
     baseline_usd_per_million_input: float | None
     baseline_usd_per_million_output: float | None
+    usd_per_million_tuning: float | None
 
 
 class PlanSettings(CostSettings, total=False):

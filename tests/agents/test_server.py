@@ -243,7 +243,7 @@ def test_a_cancelled_run_is_continued_by_the_same_call(
         ended = await answer(client, "run_cancel", folder=folder)
         assert ended["state"] == "cancelled" and not lives(json.loads((place / folder / "job.json").read_text())["pid"])
         assert await started(client, **slow) == folder
-        await client.call_tool("run_status", {"folder": folder, "wait_seconds": 5}, progress_callback=hear)
+        await client.call_tool("run_status", {"folder": folder, "wait_seconds": 2}, progress_callback=hear)
         assert (await answer(client, "run_cancel", folder=folder))["state"] == "cancelled"
         return ended
 
@@ -252,15 +252,15 @@ def test_a_cancelled_run_is_continued_by_the_same_call(
 
 
 @pytest.mark.slow
-def test_an_agent_goes_from_a_csv_to_a_verdict_on_the_packaged_model(
-    place: Path, cli_environment: dict[str, str], smollm2: Path
+def test_an_agent_goes_from_a_csv_to_a_verdict(
+    place: Path, cli_environment: dict[str, str], small_packaged: dict[str, str]
 ) -> None:
     async def work(client: Client) -> None:
         assert (await answer(client, "advise", data="mails.csv"))["answer"]
         prepared = await client.call_tool("prepare", {"sources": ["mails.csv"], "settings": {"split": {"test": 0.3}}})
         data = prepared.structured_content or {}
         assert data["path"] == "datasets/mails" and data["counts"]["read"] == 150
-        settings = {"train": {"max_minutes": 0.1}, "baselines": {"few_shot": 2}, "track": {"report_to": ["none"]}}
+        settings: dict[str, Any] = {**QUICK, "baselines": {"few_shot": 2}, "evaluate": {"limit": 15}}
         status = await answer(client, "run", source=data["path"], settings=settings, wait_seconds=3600)
         assert status["state"] == "finished", status
         folder = status["folder"]
@@ -273,10 +273,10 @@ def test_an_agent_goes_from_a_csv_to_a_verdict_on_the_packaged_model(
         assert compared["comparisons"]
         asked = await answer(client, "predict", target=folder, rows=[{"text": "my card and pin are expired"}])
         assert asked["errors"] == 0 and asked["predictions"][0]
-        limited = await answer(client, "evaluate", target=folder, settings={"limit": 20}, out="evals/again")
-        assert limited["n"] <= 20
+        limited = await answer(client, "evaluate", target=folder, settings={"limit": 10}, out="evals/again")
+        assert limited["n"] <= 10
 
-    ask(work, place, cli_environment, "--allow-write")
+    ask(work, place, {**cli_environment, **small_packaged}, "--allow-write")
 
 
 def test_the_command_lists_its_tools_without_serving(place: Path, cli_environment: dict[str, str]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from families import folder_of
 
 from tuneloop.cli.main import main
 from tuneloop.recipe import load_recipe
@@ -78,6 +79,25 @@ def check_nothing_half_written(folder: Path) -> None:
     left = [path.name for path in folder.rglob("*")]
     assert not [name for name in left if name.endswith(".tmp")]
     assert not {"dataset.json", "run.json", "eval.json", "plan.json", "report.html"} & set(left)
+
+
+# --- models ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [("{{ messages.__class__.__mro__ }}", "unsafe"), ("{% for i in range(10000000) %}x{% endfor %}", "above 1,000,000"),
+     ("{% for m in messages %}", "endfor")],
+)  # fmt: skip
+def test_a_hostile_or_broken_chat_template_is_refused(
+    template: str, why: str, fails: Fails, here: Path, smollm2: Path
+) -> None:
+    folder_of("qwen2", here / "model", vocab_size=49152)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (here / "model" / name).symlink_to(smollm2 / name)
+    (here / "model" / "chat_template.jinja").write_text(template)
+    message = fails("evaluate", "model", "--data", "good.jsonl", "limit=2")
+    assert why in message and "where: the model's chat template" in message and "data check --template" in message
 
 
 # --- recipe and settings -----------------------------------------------------------------------------
@@ -382,7 +402,7 @@ def test_a_model_in_the_place_of_a_data_set_is_said_how_to_name(here: Path, caps
 
 def test_a_word_too_many_names_the_option_that_takes_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["costs", "serve"]) == 2
-    assert "tuneloop serve costs --folder serve" in capsys.readouterr().err
+    assert "tuneloop costs --folder serve" in capsys.readouterr().err
 
 
 def test_an_option_without_its_value_names_the_help_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -214,8 +214,10 @@ def test_baselines_with_another_key_are_not_taken(here: Path) -> None:
 
 @pytest.mark.slow
 def test_measuring_says_that_it_is_a_stand_in_and_a_run_takes_its_baselines(
-    mails: Path, capsys: pytest.CaptureFixture[str]
+    mails: Path, capsys: pytest.CaptureFixture[str], small_packaged: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name, value in small_packaged.items():
+        monkeypatch.setenv(name, value)
     settings = ["evaluate.limit=9", "baselines.few_shot=3"]
     status = main(["advise", str(mails), "--measure", "--model", "llama-3.1-8b", "--json", *settings])
     out, err = capsys.readouterr()

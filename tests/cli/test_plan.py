@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 from manifests import manifest_json
 
+from tuneloop.cli.main import main
+
 CONTRACT = {"model", "method", "gpu", "gpus", "fits", "memory", "time", "cost", "assumptions", "alternatives"}
 
 
 def run(arguments: list[str], environment: dict[str, str]) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "tuneloop", "plan", *arguments], capture_output=True, text=True, env=environment
-    )
-    return done.returncode, done.stdout, done.stderr
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        status = main(["plan", *arguments])
+    return status, out.getvalue(), err.getvalue()
 
 
 def plan(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -80,8 +81,11 @@ def test_run_and_train_refuse_data_with_an_error(
 
 
 @pytest.mark.slow
-def test_a_data_set_prepared_by_itself_is_logged_to_mlflow_when_asked(source: Path, tiny_llama: Path) -> None:
+def test_a_data_set_prepared_by_itself_is_logged_to_mlflow_when_asked(
+    source: Path, tiny_llama: Path, request: pytest.FixtureRequest
+) -> None:
     mlflow = pytest.importorskip("mlflow")
+    shutil.copy(request.getfixturevalue("empty_registry"), "mlflow.db")
     assert main(["prepare", str(source), "-o", "set", "--model", str(tiny_llama), "--track", "--quiet"]) == 0
     manifest = json.loads(Path("set/dataset.json").read_text())
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{Path('mlflow.db').resolve()}")

@@ -78,7 +78,7 @@ def start_job(folder: Path, words: Sequence[str], place: Path, environment: dict
     Args:
         place: the folder in which it is started.
     """
-    if (folder / Job.file).is_file() and _lives(job := read_record(Job, folder)):
+    if (folder / Job.file).is_file() and lives(job := read_record(Job, folder)):
         return job
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "tuneloop", *words, "--json"]
@@ -119,7 +119,7 @@ def job_status(folder: Path, name: str = "", lines: int = 10) -> JobStatus:
     parts = [float(part.replace(",", "")) for part in match.groups()] if (match := _PART.search(doing)) else [0, 0]
     minutes = (datetime.now(UTC) - datetime.fromisoformat(job.started)).total_seconds() / 60
     now = JobStatus(folder=name, state="running", minutes=round(minutes, 1), doing=doing, log=log)
-    if _lives(job):
+    if lives(job):
         return now.model_copy(update={"done": parts[0], "total": parts[1]})
     answer = _answer(folder)
     if "error" in answer:
@@ -141,15 +141,15 @@ def cancel_job(folder: Path, name: str = "") -> JobStatus:
     with suppress(ProcessLookupError):
         os.kill(job.pid, signal.SIGTERM)
     until = time.monotonic() + GRACE
-    while _lives(job) and time.monotonic() < until:
+    while lives(job) and time.monotonic() < until:
         time.sleep(0.1)
-    if _lives(job):
+    if lives(job):
         with suppress(ProcessLookupError):
             os.killpg(job.pid, signal.SIGKILL)
     return job_status(folder, name)
 
 
-def _lives(job: Job) -> bool:
+def lives(job: Job) -> bool:
     """Whether the very process still works."""
     born = _born(job.pid)
     return bool(born) and born == job.born

@@ -180,7 +180,7 @@ def _print_options(advice: Advice, console: Any) -> None:
             table.add_row(a["name"], a["quality"], a["upfront"], a["query"], a["month"], a["total"], a["pays"])
         _print_table(console, table)
         for a in page["alternatives"]:
-            if "no price by the token" in a["note"]:
+            if any(words in a["note"] for words in ("no price by the token", "trained tokens")):
                 _say(console, f"{a['name']}: {a['note']}", "dim", "", "  ")
     if page["bills"]:
         table = _table("\nA month on rented machines", "serving", "bill", "always on", "batch", "busy")

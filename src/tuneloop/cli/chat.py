@@ -7,9 +7,8 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.cli.console import Result, print_live
-from tuneloop.cli.endpoint import ConnectionOptions
+from tuneloop.cli.endpoint import TARGET, ConnectionOptions, TargetOptions
 from tuneloop.cli.parameters import output, screen
-from tuneloop.cli.predict import TARGET, TargetOptions
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag
 from tuneloop.core.ui import busy, say
@@ -40,7 +39,7 @@ def command(
         first, names = chat.speakers[0], " and ".join(speaker.name for speaker in chat.speakers)
         how = "the conversation is remembered" if first.remembers else "each question is on its own, as in training"
         columns = f"; a question is JSON with {', '.join(chat.columns)}" if chat.columns else ""
-        say(f"chat      {first.target.name}: {names}; {how}{columns}")
+        say(f"chat      {first.target.name}: {names}; {how}{columns}{first.target.advice}")
         if sys.stdin.isatty():
             say(HELP)
     if isinstance(sys.stdout, TextIOWrapper):

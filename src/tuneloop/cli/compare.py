@@ -35,6 +35,24 @@ class AnswerOptions(Config):
     split: str = flag("test", "NAME", "Split of it: train, val or test.", "-s")
 
 
+class RefereeOptions(Config):
+    """How the comparison is decided, and its line for CI."""
+
+    PANEL: ClassVar[str] = "Decision"
+
+    fail_if: str = flag("", "worse", "Exit 1 where a loss is shown, 3 where it is open, and print one line.")
+    margin: float = flag(0.0, "X", "Points that may be lost: 2 accepts 87 % in place of 89 %.", least=0)
+    metric: str = flag("", "NAME", "The metric that decides, of evaluations by other tools.")
+    cluster: str = flag("", "FIELD", "Metadata field that items of one source share, of evaluations by other tools.")
+
+    def check(self) -> None:
+        """Raises UserError: an unknown condition, or a margin without one."""
+        if self.fail_if not in ("", "worse"):
+            raise UserError(f"No such condition {self.fail_if!r}", where="--fail-if", next_step="--fail-if worse")
+        if self.margin and not self.fail_if:
+            raise UserError("A margin of what?", where="--margin", next_step="add --fail-if worse")
+
+
 class JudgeCheckOptions(JudgeChoice):
     """How much a model judges, and how it is checked."""
 
@@ -48,14 +66,16 @@ class JudgeCheckOptions(JudgeChoice):
 def command(
     evaluations: list[str] = argument(
         "A [B...]",
-        "Folders with eval.json (FOLDER:NAME picks a baseline in it), or two or more files of predictions. One folder "
-        "alone: its own comparison.",
+        "Folders with eval.json (FOLDER:NAME picks a baseline in it), files of predictions, or what other tools "
+        "measured: Inspect, promptfoo, lm-eval, OpenAI evals, MLflow, DeepEval, ragas, CSV (FILE:NAME picks a system). "
+        "One alone: its own comparison, or what it could show.",
         None,
     ),
     out: str = flag("", "FOLDER", "Folder for eval.json; default: in evals/.", "-o"),
     table: str = flag("", "NAME", "Print only the table of one folder's comparison, as markdown, latex or csv."),
     *,
     answers: AnswerOptions,
+    deciding: RefereeOptions,
     judging: JudgeCheckOptions,
     connection: PricedEndpointOptions,
 ) -> Result:
@@ -63,7 +83,15 @@ def command(
 
     Differences are tested row by row. The verdict of a judge is given with the metrics. One run, evaluation or
     comparison alone is shown as when it ended, and its report page is written again.
+    Exit status with --fail-if worse: 0 not worse; 1 worse; 3 not enough evidence.
     """
+    from tuneloop.evaluation.foreign.read import is_foreign
+
+    deciding.check()
+    scored_here = answers.references or answers.dataset or judging.judge or judging.check_judge
+    if evaluations and not scored_here and any(map(is_foreign, evaluations)):
+        with screen("comparing"):
+            return _referee(evaluations, out, deciding)
     judge = judging.chosen(connection, judging.votes, judging.judge_rows)
     if judge is None and (judging.check_judge or judging.votes):
         raise typer.BadParameter("name the judge with --judge")
@@ -77,7 +105,44 @@ def command(
             return _check_judge(judge, judging.check_judge)
         against = EvalOptions(dataset=answers.dataset, split=answers.split, data=answers.references)
         result, words = _compare(evaluations or [], out, judge, against)
-    return Result(result, partial(_print, Path(result["path"]), words))
+    return _decided(result, words, deciding)
+
+
+def _decided(result: dict[str, Any], words: Sequence[str], deciding: RefereeOptions) -> Result:
+    """The comparison; with `--fail-if` its line for CI and exit status."""
+    from tuneloop.evaluation.ci import EXIT, not_worse
+
+    folder = Path(result["path"])
+    if not deciding.fail_if:
+        return Result(result, partial(_print, folder, words))
+    ci = not_worse(read_record(EvaluationManifest, folder), deciding.margin)
+    lines = [ci.message, *words, f"{folder}/eval.json", f"{folder}/report.html"]
+    return Result({**result, "ci": vars(ci)}, lines[:1] if output().quiet else lines, EXIT[ci.status])
+
+
+def _referee(places: list[str], out: str, deciding: RefereeOptions) -> Result:
+    """Evaluations by other tools: compared, or of one alone what it could show."""
+    from tuneloop.evaluation.foreign.align import Refereeing
+    from tuneloop.evaluation.metrics import metric_of
+    from tuneloop.pipeline.referee import compare_foreign, power_alone, read_all
+
+    how, evaluations = Refereeing(deciding.metric, deciding.cluster), read_all(places)
+    if len(evaluations) > 1:
+        folder = compare_foreign(evaluations, out, how).folder
+        return _decided({"path": str(folder), **read_record(EvaluationManifest, folder).to_json()}, [], deciding)
+    if deciding.fail_if:
+        raise UserError("Worse than what?", where=places[0], next_step="tuneloop compare A B --fail-if worse")
+    power = power_alone(evaluations[0], how)
+    points = metric_of(power.metric).change_in_words
+    alike, unrelated = points(power.alike), points(power.unrelated)
+    needed = ", ".join(f"{points(float(size))}: {n:,}" for size, n in power.items_for.items())
+    of = f"{power.items:,} items" + (f" in {power.clusters:,} clusters" if power.clusters < power.items else "")
+    lines = [
+        f"This evaluation ({of}) can see {alike} of {power.metric} between two versions of one system, and {unrelated} "
+        "between unrelated ones (80 % power, p below 0.05)."
+    ]
+    lines += [f"Items that show a difference between two versions: {needed}."] if needed else []
+    return Result({"place": places[0], "tool": evaluations[0].tool, **vars(power)}, lines)
 
 
 def _print(folder: Path, words: Sequence[str], console: Console) -> None:

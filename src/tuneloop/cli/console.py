@@ -173,6 +173,7 @@ def report_error(error: BaseException, arguments: Sequence[str]) -> int:
 
 def _as_user_error(error: BaseException) -> UserError:
     from tuneloop.core.device import is_out_of_memory
+    from tuneloop.models.template import TemplateError
 
     if isinstance(error, OSError) and error.errno in _REFUSED:
         step = "free space, or choose another folder with output_dir=FOLDER; the same command then continues"
@@ -183,6 +184,9 @@ def _as_user_error(error: BaseException) -> UserError:
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("tuneloop"):
         package = error.name.partition(".")[0]
         return UserError(f"This needs the Python package {package}, which is not installed", next_step=INSTALL)
+    if isinstance(error, TemplateError):
+        step = "`tuneloop data check --template MODEL DATA` shows the row; correct the template, or take another model"
+        return UserError(f"{str(error)[:1].upper()}{str(error)[1:]}", where="the model's chat template", next_step=step)
     if isinstance(error, MemoryError | RuntimeError) and is_out_of_memory(error):
         step = "set train.micro_batch_tokens=512 and a smaller data.max_length, then run the same command again"
         return UserError("Out of memory", next_step=step)

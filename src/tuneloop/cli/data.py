@@ -1,8 +1,9 @@
-"""`tuneloop data`: check, diff and forget, on prepared data sets."""
+"""`tuneloop data`: check, diff, export and forget, on prepared data sets."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from tuneloop.cli import forget
 from tuneloop.cli.console import Result, short
 from tuneloop.cli.parameters import argument, screen
 from tuneloop.core.errors import UserError
-from tuneloop.core.flag import flag
+from tuneloop.core.flag import flag, switch
 from tuneloop.core.stats.tests import p_words
 from tuneloop.core.terminal import plain_table
 from tuneloop.core.ui import say
@@ -258,4 +259,50 @@ def _cell(value: object) -> str:
     return "-" if value is None else f"{value:,}" if isinstance(value, int) and value is not True else str(value)
 
 
-commands = {"check": check, "diff": diff, "forget": forget}
+def push(
+    dataset: str = argument("DATASET", "A prepared data set: its folder."),
+    destination: str = argument("DESTINATION", "Where it goes: hub:OWNER/NAME."),
+    send: bool = switch("Upload; without it only what would be sent is shown."),
+    public: bool = switch("Make a new repository public; it is private by default."),
+) -> Result:
+    """Upload a data set with a card to the Hugging Face hub. Nothing is sent without --send.
+
+    The splits and the card go there; rejects, repairs and paths of this machine do not.
+    """
+    from tuneloop.release.push_data import push_dataset
+
+    with screen("uploading" if send else "hashing"):
+        upload, card = push_dataset(Path(dataset), destination, send=send, public=public)
+    total = f"{counted(len(upload.files), 'file')}, {sum(upload.files.values()) / 1e6:,.1f} MB"
+    lines = [f"{size / 1e6:>12,.2f} MB  {name}" for name, size in upload.files.items()]
+    lines.append(f"sent {total}: {upload.url}" if send else f"would send {total} to {upload.repo}; add --send to do so")
+    return Result({**vars(upload), "sent": send, "card": card}, lines)
+
+
+def export(
+    dataset: str = argument("DATASET", "A prepared data set's folder, or a file of rows with their answers."),
+    tool: str = flag(..., "NAME", "The tool that is to run it: inspect, promptfoo or lm-eval.", "--as"),
+    out: str = flag("", "FOLDER", "Folder of the task; default: NAME-TOOL.", "-o"),
+    split: str = flag("test", "NAME", "Split of a prepared data set: train, val or test.", "-s"),
+    model: str = flag("MODEL", "NAME", "The model that the written command asks.", "-m"),
+    endpoint: str = flag("http://127.0.0.1:8100/v1", "URL", "The server that it asks."),
+    max_tokens: int = flag(0, "N", "Most tokens of an answer; 0: as evaluate gives an endpoint.", least=0),
+) -> Result:
+    """Write test rows and our scorers as a task of another evaluation tool.
+
+    Others run it without tuneloop, and the same answers get the same scores.
+    """
+    from tuneloop.evaluation.foreign.tasks import write_task
+    from tuneloop.pipeline.referee import task_rows
+
+    with screen("reading"):
+        task = task_rows(dataset, split, model, endpoint)
+        task = replace(task, max_tokens=max_tokens or task.max_tokens)
+        folder = Path(out or f"{task.name}-{tool}")
+        command = write_task(task, tool, folder)
+    lines = [f"task      {folder}: {counted(len(task.rows), 'row')}, scored by {', '.join(task.metrics)}"]
+    record = {"path": str(folder), "tool": tool, "rows": len(task.rows), "metrics": task.metrics, "run": command}
+    return Result(record, [*lines, f"next      {command}"])
+
+
+commands = {"check": check, "diff": diff, "export": export, "push": push, "forget": forget}

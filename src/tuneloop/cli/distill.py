@@ -23,7 +23,7 @@ def command(
     options: DistilOptions,
     connection: EndpointOptions,
 ) -> Result:
-    """Train a small model on a larger one's answers, and say whether it was worth it.
+    """Train a small model on a large one's answers; was it worth it?
 
     Settings of the student's recipe may follow: train.epochs=3. The same student trained on the rows' own answers is
     the control. The teacher's answers are kept: the same command continues where it was cut short.

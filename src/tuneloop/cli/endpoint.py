@@ -1,18 +1,23 @@
-"""Options about an OpenAI-compatible endpoint, which several commands have."""
+"""Options of a target that answers, and of an OpenAI-compatible endpoint, which several commands have."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer
 
-from tuneloop.core.files import Config
+from tuneloop.cli.parameters import argument
+from tuneloop.core.files import Config, cache_folder
 from tuneloop.core.flag import flag, switch
 
 if TYPE_CHECKING:
     from tuneloop.inference.openai.target import Endpoint
     from tuneloop.pipeline.judge import Judge
+
+
+TARGET = argument("TARGET", "A run, artifact, adapter or model: folder, name or GGUF file; or an endpoint's URL.")
 
 
 class ConnectionOptions(Config):
@@ -26,6 +31,26 @@ class ConnectionOptions(Config):
     def endpoint(self, url: str, model: str) -> Endpoint:
         """The endpoint, one request at a time, no answer kept."""
         return _endpoint(url, model, self.api_key_env, timeout=self.timeout, concurrency=1)
+
+
+class TargetOptions(Config):
+    """How a target answers, for `predict` and `chat`."""
+
+    model: str = flag("", "NAME", "The model, as an endpoint names it.", "-m")
+    base: str = flag("", "MODEL", "Base of an adapter, default: the one that it names; of an endpoint, what it serves.")
+    task: str = flag("", "TARGET", "Take instruction and columns from it: the run or artifact that an endpoint serves.")
+    system: str | None = flag(None, "TEXT", 'System turn in place of the trained one; "" for none.')
+    max_new_tokens: int | None = flag(None, "N", "Longest answer, in tokens; default: that of training.", least=1)
+
+    def server(self, connection: ConnectionOptions) -> Callable[[str], Endpoint]:
+        """What makes an endpoint of a URL."""
+
+        def of(url: str) -> Endpoint:
+            if not self.model:
+                raise typer.BadParameter("an endpoint needs --model NAME")
+            return connection.endpoint(url, self.model)
+
+        return of
 
 
 class EndpointOptions(ConnectionOptions):
@@ -84,7 +109,6 @@ class JudgeChoice(Config):
 def _endpoint(url: str, model: str, api_key_env: str, *, cache: str | None = None, **settings: float) -> Endpoint:
     """An endpoint; `cache` is a folder, "" for the user's cache, None to keep nothing."""
     from tuneloop.inference.openai.target import Endpoint, key_from
-    from tuneloop.models.packaged import cache_folder
 
     folder = None if cache is None else Path(cache) if cache else cache_folder() / "answers"
     endpoint = Endpoint(url, model, key_from(api_key_env), cache=folder, **settings)  # type: ignore[arg-type]

@@ -19,31 +19,40 @@ def command(
     candidate: str = argument("CANDIDATE", "The run or evaluation to release; with --init a run or data set.", ""),
     against: str = flag("", "BASE", "The run or evaluation in use; FOLDER:NAME is a baseline in it.", "-a"),
     suite: str = flag("", "FILE", "What must hold: a YAML file. With --init, where it is written.", "-s"),
+    margin: float = flag(0.0, "POINTS", "In place of a suite: not worse by more than so many points.", least=0),
     init: bool = switch("Write a first suite, made from a run or prepared data set, for you to edit."),
     out: str = flag("", "FOLDER", "Folder for gate.json; default: the candidate's.", "-o"),
     no_model: bool = switch("Ask the model nothing: judge by the stored answers alone."),
 ) -> Result:
     """Decide whether a candidate may replace the model in use.
 
+    By a suite of demands, or by a margin: that the metric which decides is not worse by more than so many points (100
+    points: the best value) must be shown, and no other headline metric and no slice of the rows may refute it.
+
     Exit status 0: pass; 1: fail; 3: not enough evidence.
     """
     if init:
         return _init(candidate, against, suite or FIRST_SUITE)
     for value, what in ((candidate, "CANDIDATE"), (against, "--against BASE"), (suite, "--suite FILE")):
-        if not value:
+        if not value and not (margin and what.startswith("--suite")):
             hint = "; `tuneloop gate --init RUN` writes a first suite" if what.startswith("--suite") else ""
             raise typer.BadParameter(f"{what} is missing{hint}")
-    from tuneloop.evaluation.gate import EXIT, read_side, run_gate, write_gate
+    if margin and suite:
+        raise typer.BadParameter("--suite or --margin: a suite has its own margins")
+    from tuneloop.evaluation.gate import EXIT, read_side, run_gate, run_margin_gate, write_gate
     from tuneloop.evaluation.suite import load_suite
     from tuneloop.pipeline.evaluate import answers_of
     from tuneloop.registry.registered import evaluation_place
 
-    demands = load_suite(suite)
+    demands = None if margin else load_suite(suite)
     with screen("applying the suite"):
         sides = read_side(evaluation_place(candidate)), read_side(evaluation_place(against))
         folder = sides[0].folder
-        ask = None if no_model or sides[0].baseline else answers_of(folder)
-        result = run_gate(demands, *sides, ask=ask, fields=_columns(folder))
+        if demands is None:
+            result = run_margin_gate(margin, *sides)
+        else:
+            ask = None if no_model or sides[0].baseline else answers_of(folder)
+            result = run_gate(demands, *sides, ask=ask, fields=_columns(folder))
     # The result of a baseline in a folder is not one of the run that the folder belongs to.
     place = Path(out) if out else None if sides[0].baseline else folder
     path = write_gate(place, result) if place else None

@@ -34,23 +34,21 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "Data": {
         "prepare": "Turn files of any format into train, validation and test splits.",
-        "data": "Check and diff prepared data sets, forget a person's rows.",
+        "data": "Check, diff, export and push prepared data sets, forget a person's rows.",
     },
     "Train": {
-        "init": "Write a recipe for a file of examples.",
-        "run": "Do all stages in one go, from the rows to the report.",
+        "run": "Do all stages in one go, from the rows to the report; init writes its recipe.",
         "train": "Train on a prepared data set; sweep over settings.",
     },
     "Combine": {
-        "merge": "Merge adapters of one base into one adapter, in the folder of a run.",
-        "distill": "Train a small model on a larger one's answers, and say whether it was worth it.",
+        "merge": "Merge adapters of one base into one, in the folder of a run.",
+        "distill": "Train a small model on a large one's answers; was it worth it?",
         "route": "Send each request to the model that answers it best.",
     },
     "Evaluate": {
         "evaluate": "Measure a run, a model, an endpoint or a file of answers.",
         "compare": "Compare evaluations of the same rows, each with the first one.",
-        "predict": "Answer the rows of a file.",
-        "chat": "Ask a model questions, one line at a time.",
+        "predict": "Answer the rows of a file; chat: one line at a time.",
         "review": "Let people judge answers blind, of tests or of production.",
     },
     "Release": {
@@ -64,12 +62,14 @@ COMMANDS: dict[str, dict[str, str]] = {
         "batch": "Answer a file of requests or rows, or a folder of texts.",
     },
     "Improve": {
+        "import": "Bring traces of other tools, with their feedback, into a store.",
         "monitor": "Say whether production has changed, where, and what to do.",
         "collect": "Turn requests and feedback into training data.",
         "ab": "Try a candidate on live traffic, and decide by its users.",
         "improve": "Retrain when there is a reason; gate and experiment decide.",
     },
     "Set up": {
+        "migrate": "Leave a hosted fine-tune: copy it, keep its answers as baseline.",
         "demo": "Do the whole job on packaged data, in minutes.",
         "doctor": "Check this machine: packages, model, memory, disk.",
         "schema": "Print the JSON Schema of a recipe, record or answer, or keys.",
@@ -77,7 +77,10 @@ COMMANDS: dict[str, dict[str, str]] = {
 }
 
 # Commands that also run without the name of their group.
-GROUPS = {"sweep": "train", "keys": "serve", "top": "serve", "costs": "serve", "mcp": "serve", "ui": "serve"}
+GROUPS = {
+    "init": "run", "sweep": "train", "chat": "predict", "keys": "serve", "top": "serve", "costs": "serve",
+    "mcp": "serve", "ui": "serve",
+}  # fmt: skip
 
 # Earlier names of commands -> where they are now.
 MOVED = {
@@ -115,7 +118,7 @@ class _Commands(typer.core.TyperGroup):
                 old, step = " ".join(args[:words]), in_shell(["tuneloop", *new.split(), *args[words:]])
                 raise UserError(f"tuneloop {old} is now tuneloop {new}", next_step=step)
         if args[0] in GROUPS:
-            args = [GROUPS[args[0]], *args]
+            return args[0], self.get_command(ctx, GROUPS[args[0]]).commands[args[0]], args[1:]
         name, command, rest = super().resolve_command(ctx, args)
         usual = getattr(command, "usual", None)
         if usual is not None and not (rest and rest[0] in getattr(command, "commands", ())):

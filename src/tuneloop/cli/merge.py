@@ -25,7 +25,7 @@ def command(
     how: MergeOptions,
     judging: TaskJudgeOptions,
 ) -> Result:
-    """Merge adapters of one base into one adapter, in the folder of a run.
+    """Merge adapters of one base into one, in the folder of a run.
 
     What is merged is the product of each adapter's matrices, so adapters may differ in rank, scale and modules. With
     the test rows of all tasks, each task judges the merged model, and one that loses too much stays with its expert.

@@ -1,46 +1,18 @@
-"""`tuneloop predict`."""
+"""`tuneloop predict` and `tuneloop predict chat`."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import typer
-
+from tuneloop.cli import chat
 from tuneloop.cli.console import Result, print_json, stop_if_unread
-from tuneloop.cli.endpoint import ConnectionOptions, EndpointOptions
+from tuneloop.cli.endpoint import TARGET, EndpointOptions, TargetOptions
 from tuneloop.cli.parameters import argument, output, screen
-from tuneloop.core.files import Config
 from tuneloop.core.flag import flag
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted, verb
-
-if TYPE_CHECKING:
-    from tuneloop.inference.openai.target import Endpoint
-
-TARGET = argument("TARGET", "A run, artifact, adapter or model: folder, name or GGUF file; or an endpoint's URL.")
-
-
-class TargetOptions(Config):
-    """How a target answers, for `predict` and `chat`."""
-
-    model: str = flag("", "NAME", "The model, as an endpoint names it.", "-m")
-    base: str = flag("", "MODEL", "Base of an adapter, default: the one that it names; of an endpoint, what it serves.")
-    task: str = flag("", "TARGET", "Take instruction and columns from it: the run or artifact that an endpoint serves.")
-    system: str | None = flag(None, "TEXT", 'System turn in place of the trained one; "" for none.')
-    max_new_tokens: int | None = flag(None, "N", "Longest answer, in tokens; default: that of training.", least=1)
-
-    def server(self, connection: ConnectionOptions) -> Callable[[str], Endpoint]:
-        """What makes an endpoint of a URL."""
-
-        def of(url: str) -> Endpoint:
-            if not self.model:
-                raise typer.BadParameter("an endpoint needs --model NAME")
-            return connection.endpoint(url, self.model)
-
-        return of
 
 
 def command(
@@ -89,3 +61,6 @@ def _summary_line(summary: dict[str, Any]) -> str:
         numbers = ", ".join(f"{n:,} {kind}" for kind, n in kinds.items())
         line += f"; {counted(summary['errors'], 'error')} ({numbers})"
     return f"predict   {line}"
+
+
+commands = {"chat": chat.command}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from tuneloop.cli import init
 from tuneloop.cli.console import Result, print_live, show
 from tuneloop.cli.parameters import SETTINGS, argument, output, screen
+from tuneloop.core.errors import UserError
 from tuneloop.core.ui import reporting
-from tuneloop.deploy.clusters import RemoteOptions, is_ray, refuse_options_of_rented
+from tuneloop.deploy.clusters import RemoteOptions, is_ray, is_service, is_tinker, refuse_options_of_rented
 
 if TYPE_CHECKING:
     from tuneloop.recipe import Recipe
@@ -26,7 +29,8 @@ def command(
     """Do all stages in one go, from the rows to the report.
 
     With --on ray a Ray cluster does it. With another place the data are prepared here, and a project is written that
-    does the rest there.
+    does the rest there. A service (--on openai) trains one of its models on a prepared data set; the same command
+    continues to follow it. With --on tinker each of our steps is computed there.
     """
     from tuneloop.pipeline.context import summary
     from tuneloop.pipeline.distributed import shared_out
@@ -37,6 +41,8 @@ def command(
     on_ray = is_ray(place.on)
     if on_ray:
         refuse_options_of_rented(place)
+    elif is_service(place.on):
+        return (_on_tinker if is_tinker(place.on) else _on_service)(resolved, source, place)
     elif place.on:
         _elsewhere(resolved, place)
         return None
@@ -54,6 +60,53 @@ def command(
     return Result(summary(folder), partial(print_closing, folder))
 
 
+def _on_service(recipe: Recipe, source: str, place: RemoteOptions) -> Result:
+    from tuneloop.deploy.hosted import plan_hosted, run_hosted, url_of
+
+    plan = plan_hosted(recipe, source, place.on, place.max_usd)
+    title = plan.service.title
+    record: dict[str, Any] = {"folder": str(plan.folder), "on": title, "plan": vars(plan.order)}
+    started = (plan.folder / "hosted.json").is_file() or place.cancel
+    if not_begun := _without_a_yes(f"{plan.folder}: {plan.words}", title, started, record, place):
+        return not_begun
+    with screen("training"):
+        run = run_hosted(plan, url_of(place.on), cancel=place.cancel)
+    after = f"next      tuneloop compare {plan.folder}" if run.model else "next      the same command without --cancel"
+    return Result({**record, "run": run.to_json()}, [f"{run.on} {run.job}: {run.state} {run.model}", after])
+
+
+def _on_tinker(recipe: Recipe, source: str, place: RemoteOptions) -> Result:
+    from tuneloop.deploy.on_tinker import TinkerRun, plan_tinker, run_tinker
+
+    if place.cancel:
+        step = "Ctrl-C ends it; the same command continues"
+        raise UserError("Tinker has no job to end: each step is sent from here", where="--cancel", next_step=step)
+    plan = plan_tinker(recipe, source, place.on, place.max_usd)
+    record: dict[str, Any] = {"folder": str(plan.folder), "on": "Tinker", "plan": plan.record.to_json()}
+    started = (plan.folder / TinkerRun.file).is_file()
+    if not_begun := _without_a_yes(f"{plan.folder}: {plan.words}", "Tinker", started, record, place):
+        return not_begun
+    with screen("training"):
+        run = run_tinker(plan)
+    loss = f"validation loss {run.first_val_loss:.3f} -> {run.best_val_loss:.3f} (best at step {run.best_step})"
+    lines = [f"Tinker    {run.step:,} steps, {run.stopped}; {loss}", f"model     {run.model}"]
+    return Result({**record, "run": run.to_json()}, [*lines, f"next      tuneloop compare {plan.folder}"])
+
+
+def _without_a_yes(
+    words: str, title: str, started: bool, record: dict[str, Any], place: RemoteOptions
+) -> Result | None:
+    """What to answer where nothing may be sent; None after a yes, and where a run continues."""
+    if place.dry_run or not (started or place.yes or sys.stdin.isatty()):
+        return Result(record, [words, "Nothing was sent: the same command with --yes begins."])
+    print_live(words, err=True)
+    from tuneloop.deploy.launch import confirmed
+
+    if not started and not confirmed(f"Send it to {title} now?", place.yes):
+        return Result(record, ["Nothing was sent."])
+    return None
+
+
 def _elsewhere(recipe: Recipe, place: RemoteOptions) -> None:
     from tuneloop.deploy.launch import launch_after_yes
     from tuneloop.deploy.remote import launch_of, price_words, write_remote
@@ -69,3 +122,6 @@ def _elsewhere(recipe: Recipe, place: RemoteOptions) -> None:
         question = f"Start it on {cluster.title} now?"
         with reporting(say=partial(print_live, err=True)):
             launch_after_yes(launch_of(project, place), folder, question, place.yes)
+
+
+commands = {"init": init.command}

@@ -48,6 +48,7 @@ def command(
     With --json one line with the address is printed when it is ready. --check: exit status 1 where a model answers less
     than 99 % of its test rows as in its evaluation, 3 where there is no evaluation.
     """
+    from tuneloop.imports.endpoint import trace_routes
     from tuneloop.improve.serve import serve
     from tuneloop.serving.server import first_key, first_steps, serve_config
     from tuneloop.web.mount import ui_routes
@@ -71,7 +72,7 @@ def command(
                 say(line)
 
         with reporting(say=partial(print_live, err=True)):
-            serve(config, ready=ready, pages=ui_routes)
+            serve(config, ready=ready, pages=lambda *of: [*trace_routes(of[1]), *ui_routes(*of)])
     return None
 
 

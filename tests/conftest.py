@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import hypothesis
 import pytest
 from answers import check_answer
@@ -27,8 +28,11 @@ from tiny import BEGIN_OF_TEXT, END_OF_TURN, VOCABULARY, WORDS
 from patience import HANG
 from places import ROOT
 from tuneloop.core.files import content_hash
+from tuneloop.core.machine import memory_left
 
 pytest_plugins = ["tuned_runs"]  # the fixture `make_tuned`
+
+gc.disable()  # what is imported while tests are collected stays
 
 # The matrices here are so small that a second thread only waits. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -39,31 +43,97 @@ os.environ.setdefault(
 
 os.environ.setdefault("TUNELOOP_LOG_HEADS", os.devnull)  # nor do they leave notes of their stores
 
+# Files of tests lie in memory where there is plenty of it. What the program must not lose it writes through to the disk,
+# for milliseconds each time; tests kill processes, and none cuts the power.
+MEMORY, PLENTY = "/dev/shm", 12 << 30
+if os.path.isdir(MEMORY):
+    place = os.statvfs(MEMORY)
+    roomy = min(place.f_bavail * place.f_frsize, memory_left() * 2**30) >= PLENTY
+    if roomy and not place.f_flag & os.ST_NOEXEC:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
+
 # An example that takes long on a busy machine is no failure.
+# What httpx waits for an answer where a test names no limit: five seconds are too few on a busy machine.
+for part in ("connect", "read", "write", "pool"):
+    setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, part, HANG)
+
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
 
 
-# Files of minutes. A file is one process's, so these begin: else one process still works on them when the others are done.
+# Files of a minute and more. A file is one process's, so these begin: else one process still works on them when the others are done.
 LONG_FILES = (
-    "test_no_personal_data.py", "test_tutorial.py", "test_distributed.py", "test_run.py", "test_library.py",
-    "test_time_limit.py", "test_chunks.py", "test_registry.py", "test_quantise.py", "test_on_a_gpu.py",
-    "test_memory_on_a_gpu.py",
+    "/test_on_a_gpu.py", "/test_memory_on_a_gpu.py", "/test_no_personal_data.py", "/test_tutorial.py", "/test_skills.py",
+    "models/test_gguf.py", "agents/test_server.py", "training/test_distributed.py", "pipeline/test_run.py",
+    "cli/test_unread.py", "serving/test_clients.py", "demo/test_demo.py", "web/test_a_persons_day.py",
+    "web/test_accessible.py",
 )  # fmt: skip
 
 
-# First, so that `-m` sees the layers.
+def pytest_configure(config: pytest.Config) -> None:
+    """Let each process collect from another folder on: in a fresh clone each compiles some of the files for all."""
+    of_xdist = getattr(config, "workerinput", None)
+    tests = Path(__file__).parent
+    if of_xdist and [Path(place).resolve() for place in config.args] == [tests]:
+        folders = (path for path in tests.iterdir() if path.is_dir() and path.name[0] not in "._")
+        places = sorted(map(str, [*folders, *tests.glob("test_*.py")]))
+        first = len(places) * int(of_xdist["workerid"].removeprefix("gw")) // of_xdist["workercount"]
+        config.args = places[first:] + places[:first]
+
+
+# First, so that `-m` sees the layers, which take ten seconds for all tests: they are found where they are asked for.
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        item.add_marker(layer_of(item))
-    items.sort(key=lambda item: item.path.name not in LONG_FILES)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.option.markexpr or config.pluginmanager.has_plugin("room_tests"):
+        for item in items:
+            item.add_marker(layer_of(item))
+    if hasattr(config, "workerinput"):  # all processes must have the same order
+        items.sort(key=lambda item: item.path)
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONG_FILES))
 
 
-def pytest_collection_finish() -> None:
-    """Torch and all that the tests have imported stays: the collector looks at what a test has made, in a tenth of the time."""
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """What a file has imported stays: from then on the collector looks at what a test has made, in a tenth of the time."""
+    yield
+    if nextitem is None or nextitem.path != item.path:
+        before = item.config.stash[VARIABLES]
+        left = {name for name, _ in variables() ^ before}
+        for name in left:
+            os.environ.pop(name, None)
+        os.environ.update(before)
+        assert not left, f"{item.path.name} leaves {', '.join(sorted(left))} changed for the files after it"
+        settle()
+
+
+CHANGED_BY_TESTS = ("_URI", "_CLOCK", "_DTYPE", "_DEVICE", "_LEDGER", "_HEADS", "_VLLM")
+VARIABLES = pytest.StashKey[set[tuple[str, str]]]()
+
+
+def variables() -> set[tuple[str, str]]:
+    """Settings that a test may leave changed; others libraries set while they are imported."""
+    names = [
+        name for name in os.environ if name.startswith(("TUNELOOP_", "MLFLOW_")) and name.endswith(CHANGED_BY_TESTS)
+    ]
+    return {(name, os.environ[name]) for name in names}
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    session.config.stash[VARIABLES] = variables()
+    settle()
+    gc.enable()
+    # It counts a million objects one by one, a tenth of a second at each start of a training.
+    gc.get_freeze_count = lambda: 1
+    if "torch" in sys.modules:  # a third of a small training is the answers that it writes on the way
+        from tuneloop.training import answers
+
+        answers.TOKENS = 6
+
+
+def settle() -> None:
     gc.collect()
     gc.freeze()
+    sys.setswitchinterval(0.005)  # Python's own; a server sets a shorter one
 
 
 LLAMA3_ROPE = {
@@ -198,6 +268,19 @@ def small_packaged(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -
         (model / "source.json").write_text(json.dumps(stamp))
 
     return {"TUNELOOP_CACHE": str(made_once(tmp_path_factory, "small-packaged", write))}
+
+
+@pytest.fixture(scope="session")
+def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables, which take seconds to make."""
+
+    def write(folder: Path) -> None:
+        from mlflow.tracking import MlflowClient
+
+        uri = f"sqlite:///{folder / 'mlflow.db'}"
+        MlflowClient(tracking_uri=uri, registry_uri=uri).search_registered_models()
+
+    return made_once(tmp_path_factory, "empty-registry", write) / "mlflow.db"
 
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -350,8 +433,16 @@ def make_artifact(
 
 
 @pytest.fixture
-def browser() -> Iterator[Any]:
-    """A Chromium, where the machine has one and playwright is installed."""
+def browser(chromium: Any) -> Iterator[Any]:
+    """A Chromium without pages, where the machine has one and playwright is installed."""
+    yield chromium
+    for context in chromium.contexts:
+        context.close()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A Chromium, which takes more than a second to start."""
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if found is None:

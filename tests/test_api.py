@@ -81,6 +81,8 @@ def test_a_run_from_python_is_a_run_and_its_time_is_what_was_said(tiny_llama: Pa
     found = tuneloop.evaluate(run, consistency=0)
     assert found.metrics["accuracy"].low <= found.metrics["accuracy"].value <= found.metrics["accuracy"].high
     assert run.evaluation.verdict
+    alone = tuneloop.evaluate(run.path / "adapter", rows(8), train=rows(24), out=tmp_path / "alone", consistency=0)
+    assert "8 rows of " in str(alone.record), "test rows are no examples"
 
 
 @pytest.mark.process  # the cache of models is looked into by a process

@@ -20,7 +20,8 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 # The rooms in one total order: each may import itself and those before it. "" is the package itself: its version.
 ORDER = (
     "core", "records", "models", "inference", "data", "planning", "training", "evaluation", "advice", "recipe", "track",
-    "registry", "report", "pipeline", "release", "combine", "serving", "improve", "deploy", "settings", "api", "agents", "web", "cli", "__main__",
+    "registry", "report", "pipeline", "release", "combine", "serving", "improve", "imports", "deploy", "migrate", "settings", "api", "agents", "web", "cli",
+    "__main__",
 )  # fmt: skip
 HEAVY = {"torch", "transformers", "mlflow", "sklearn", "polars", "pyarrow", "scipy", "peft", "sacrebleu", "rouge_score",
          "tokenizers", "safetensors", "gguf", "huggingface_hub", "numpy"}  # fmt: skip

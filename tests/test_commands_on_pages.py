@@ -77,6 +77,12 @@ def test_words_and_options_of_a_command_exist(command: Command, monkeypatch: pyt
     parsed(command.text)
 
 
+def test_a_command_that_does_not_end_is_marked() -> None:
+    endless = re.compile(r"tuneloop (serve|top|mcp|route serve|ui(?!.*--export)|review(?!.*--(no-serve|export)))\b")
+    for command in COMMANDS:
+        assert command.mark or not endless.search(command.text), f"{command.page}: {command.text}"
+
+
 def test_what_is_marked_names_tests_that_use_the_command() -> None:
     assert len([command for command in COMMANDS if not command.mark]) > 50
     for command in COMMANDS:

@@ -49,12 +49,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def installed(wheel: Path, extras: str, folder: Path) -> Path:
-    """The program of a fresh environment with the wheel."""
-    do([sys.executable, "-m", "venv", str(folder / "env")], folder)
-    scripts = folder / "env" / ("Scripts" if os.name == "nt" else "bin")
-    do([str(scripts / "python"), "-m", "pip", "install", "--quiet", "--no-compile", f"{wheel}{extras}"], folder)
-    return scripts / "tuneloop"
+def install(wheel: Path, extras: str, python: Path) -> None:
+    do([str(python), "-m", "pip", "install", "--quiet", "--no-compile", f"{wheel}{extras}"], python.parent)
+
+
+@pytest.fixture(scope="module")
+def scripts(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of a fresh environment with the wheel and what it depends on, no extras."""
+    environment = tmp_path_factory.mktemp("fresh") / "env"
+    do([sys.executable, "-m", "venv", str(environment)], environment.parent)
+    folder = environment / ("Scripts" if os.name == "nt" else "bin")
+    install(wheel, "", folder / "python")
+    return folder
 
 
 def test_the_demo_adds_less_than_a_megabyte_to_the_wheel(wheel: Path) -> None:
@@ -69,10 +75,10 @@ def test_the_demo_adds_less_than_a_megabyte_to_the_wheel(wheel: Path) -> None:
 
 
 @fresh
-def test_the_light_installation_plans_and_advises_without_torch(wheel: Path, tmp_path: Path) -> None:
-    program, empty = str(installed(wheel, "", tmp_path)), tmp_path / "empty"
+def test_the_light_installation_plans_and_advises_without_torch(scripts: Path, tmp_path: Path) -> None:
+    program, empty = str(scripts / "tuneloop"), tmp_path / "empty"
     empty.mkdir()
-    packages = do([str(Path(program).parent / "python"), "-c", LIGHT], empty).stdout.split()
+    packages = do([str(scripts / "python"), "-c", LIGHT], empty).stdout.split()
     assert "torch" not in packages and "numpy" not in packages
     assert "demo" in do([program, "--help"], empty).stdout
     assert "max_minutes" in do([program, "schema"], empty).stdout
@@ -84,10 +90,21 @@ def test_the_light_installation_plans_and_advises_without_torch(wheel: Path, tmp
 
 
 @fresh
-def test_the_installed_demo_reaches_a_verdict_in_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
-    program, empty = str(installed(wheel, "[data,train,evaluate]", tmp_path)), tmp_path / "empty"
+def test_the_installed_demo_reaches_a_verdict_in_an_empty_folder(wheel: Path, scripts: Path, tmp_path: Path) -> None:
+    """The extras come on top of the light installation, as a user adds them."""
+    empty = tmp_path / "empty"
     empty.mkdir()
-    done = do([program, "demo", "max_minutes=1", "track.report_to=none"], empty)
+    install(wheel, "[data,train,evaluate]", scripts / "python")
+    done = do([str(scripts / "tuneloop"), "demo", "max_minutes=1", "track.report_to=none"], empty)
     assert "Fields right on " in done.stdout and "Ask it    tuneloop predict" in done.stdout
     (run,) = (empty / "runs").iterdir()
     assert (run / "report.html").is_file() and (run / "eval.json").is_file()
+
+
+@fresh
+@pytest.mark.skipif(shutil.which("uvx") is None, reason="needs uv")
+def test_uvx_runs_the_demo_without_an_installation(wheel: Path, tmp_path: Path) -> None:
+    command = ["uvx", "--python", sys.executable, "--from", f"{wheel}[data,train,evaluate]", "tuneloop"]
+    done = do([*command, "demo", "max_minutes=1", "track.report_to=none"], tmp_path)
+    assert "Fields right on " in done.stdout
+    assert any((tmp_path / "runs").iterdir())

@@ -18,7 +18,7 @@ SAMPLE = ("planning", "records", "registry", "track")
 def test_every_test_has_one_layer(request: pytest.FixtureRequest) -> None:
     assert layer_of(request.node) == "unit"
     for item in request.session.items:
-        assert sum(item.get_closest_marker(layer) is not None for layer in LAYERS) >= 1, item.nodeid
+        assert layer_of(item) in LAYERS, item.nodeid
 
 
 @pytest.mark.torch

@@ -288,6 +288,7 @@ def test_a_trained_run_and_the_commands_after_it_write_no_planted_value(
         **{name: str(tmp_path / place) for name, place in places.items()},
     }
     trained = ["output_dir=run", "train.epochs=1", "train.rank=4", "evaluate.bootstrap=200", "data.allow_errors=true"]
+    trained.append("evaluate.max_new_tokens=8")
     commands = [
         [
             "run",

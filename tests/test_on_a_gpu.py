@@ -37,6 +37,7 @@ from tuneloop.pipeline.context import RunContext
 from tuneloop.planning.estimate import SIZES
 from tuneloop.recipe import Recipe
 from tuneloop.records.plan import MeasuredMachine
+from tuneloop.training import loop
 from tuneloop.training.loss import mean_loss, with_references
 from tuneloop.training.step import batch_loss
 
@@ -57,6 +58,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "kto": {"loss": "kto"},
 }
 EVERY = [pytest.param(kind, marks=bits) if kind == "qlora" else kind for kind in KINDS]
+
+
+@pytest.fixture(autouse=True)
+def no_answers_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is counted here is training's."""
+    monkeypatch.setattr(loop, "write_answers", lambda *_: None)
 
 
 def figures(folder: Path) -> list[float]:

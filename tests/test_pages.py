@@ -68,7 +68,8 @@ def test_every_picture_is_shown_small_and_can_be_made_again() -> None:
         assert picture.stat().st_size < 150_000, picture.name
         assert f"images/{picture.name}" in text, picture.name
         if picture.suffix != ".svg":  # these are tests/test_drawings.py's
-            assert f'"{picture.stem}": Picture(' in script, picture.name
+            name = re.sub(r"^ui-(.*)-(light|dark)$", r"\1", picture.stem)  # of `tuneloop ui`: each in both themes
+            assert f'"{name}": (' in script or f'"{name}": Picture(' in script, picture.name
 
 
 HOW_TO = re.findall(
@@ -81,12 +82,14 @@ MOST_WORDS = 1200
 
 
 @pytest.mark.parametrize("name", HOW_TO)
-def test_a_how_to_page_is_short_and_begins_with_the_command(name: str) -> None:
+def test_a_how_to_page_is_short_and_begins_with_the_command_and_its_output(name: str) -> None:
     text = (ROOT / "docs" / name).read_text(encoding="utf-8")
     assert len(text.split()) <= MOST_WORDS
     assert re.match(r"# .+\n\n(?:<!-- (?:needs|shown by): .+ -->\n)?```(?:sh|text)\n", text), (
         "command first, then what it does"
     )
+    beginning = re.split(r"^(?:## |\|)", text, maxsplit=1, flags=re.MULTILINE)[0]
+    assert "\n```text\n" in beginning, "what it prints comes before its options"
 
 
 def test_every_cell_of_the_comparison_names_a_page_of_the_list() -> None:

@@ -8,16 +8,18 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from page_commands import run_block
 from tickets import tickets
 
-from patience import HANG
 from places import ROOT
 from tuneloop.records.rows import last_user_turn
 
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 SKILL = ROOT / "skills" / "tuneloop"
 # In the order of work; the first page last: its commands are those of the others once more.
 PAGES = [SKILL / "references" / f"{name}.md" for name in ("decide", "run", "verdict", "serve")] + [SKILL / "SKILL.md"]
@@ -41,7 +43,7 @@ def test_the_verdicts_of_the_skill_are_those_of_the_tutorial() -> None:
 
 @pytest.mark.slow
 def test_every_command_of_the_skill_runs(
-    tmp_path: Path, cli_environment: dict[str, str], small_packaged: dict[str, str]
+    tmp_path: Path, cli: Cli, cli_environment: dict[str, str], small_packaged: dict[str, str]
 ) -> None:
     lines = [f'"{last_user_turn(row)}",{row.label}' for row in tickets(150)]
     (tmp_path / "mails.csv").write_text("\n".join(["text,queue", *lines]) + "\n")
@@ -56,16 +58,12 @@ def test_every_command_of_the_skill_runs(
         port = str(free.getsockname()[1])
     for page in PAGES:
         for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
-            script = block.replace("max_minutes=8", "max_minutes=0.5").replace("8131", port)
+            script = block.replace("max_minutes=8", "max_minutes=0.1").replace("8131", port)
             script = script.replace("tuneloop run ", "tuneloop run track.report_to=none ")
             script = re.sub(r"tuneloop run (track\S+) (\S+)", r"tuneloop run \2 \1", script)
-            done = subprocess.run(
-                ["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True,
-                timeout=HANG,
-            )  # fmt: skip
-            assert done.returncode == 0, f"{page.name}:\n{block}\n{done.stdout}\n{done.stderr}"
+            said = run_block(script, cli, tmp_path, environment)
             if "v1/chat" in block:
-                assert '"choices"' in done.stdout, done.stdout
+                assert '"choices"' in said, said
     assert json.loads((tmp_path / "run.json").read_text())["eval"]["words"]
     assert json.loads((tmp_path / "costs.json").read_text())["total"]["requests"] == 1
     assert len((tmp_path / "answers.csv").read_text().splitlines()) == 6

@@ -7,14 +7,17 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from page_commands import run_block
+from short_demo import write_short_demo
 
-from patience import HANG
 from places import ROOT
 from tuneloop.core.errors import INSTALL
 
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 HEADS = re.findall(r"^\| `(\w[^`]*)` \|", PAGE, re.MULTILINE)
@@ -37,8 +40,9 @@ def test_the_install_command_is_the_programs() -> None:
 
 @pytest.mark.slow
 def test_every_command_of_the_tutorial_runs(
-    tmp_path: Path, cli_environment: dict[str, str], small_packaged: dict[str, str]
+    tmp_path: Path, cli: Cli, cli_environment: dict[str, str], small_packaged: dict[str, str]
 ) -> None:
+    write_short_demo(tmp_path / "demo")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     program = tmp_path / "bin" / "tuneloop"
     program.parent.mkdir()
@@ -48,12 +52,10 @@ def test_every_command_of_the_tutorial_runs(
     out = {}
     for block in BLOCKS:
         script = block.replace("train.max_minutes=0.4", "train.max_minutes=0.02")
-        quick = "max_minutes=null train.max_minutes=0.02 evaluate.limit=8 baselines.few_shot=2 track.report_to=none"
+        quick = "max_minutes=null train.max_minutes=0.02 evaluate.limit=8 track.report_to=none"
+        quick += " baselines.few_shot=2 baselines.classical=false"
         script = script.replace("tuneloop demo\n", f"tuneloop demo {quick}\n")
-        done = subprocess.run(["bash", "-eo", "pipefail", "-c", script], cwd=tmp_path, env=environment,
-                              capture_output=True, text=True, timeout=HANG)  # fmt: skip
-        assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
-        out[block] = done.stdout
+        out[block] = run_block(script, cli, tmp_path, environment)
 
     (verdict,) = (text.strip() for block, text in out.items() if block.startswith("tuneloop run "))
     assert verdict.startswith(tuple(HEADS)), verdict[:200]

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from short_demo import write_short_demo
 
 from patience import HANG
 from places import ROOT
@@ -46,6 +47,7 @@ def test_the_main_path_works(tmp_path: Path, cli_environment: dict[str, str], sm
         {"text": f"Parcel {i} is {'late' if i % 2 else 'broken'} again, {i * 37 % 101} days", "label": "ab"[i % 2]}
         for i in range(60)
     ]
+    write_short_demo(tmp_path / "demo")
     (tmp_path / "mails.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = ["train.max_minutes=0.02", "track.report_to=none"]
     commands = [
@@ -58,7 +60,7 @@ def test_the_main_path_works(tmp_path: Path, cli_environment: dict[str, str], sm
         ["run", "recipe.yaml", *run, "output_dir=runs/b"],
         ["predict", "runs/b", "mails.jsonl", "--out", "answers.csv"],
         ["export", "runs/b", "--format", "adapter", "--out", "shipped"],
-        ["demo", "max_minutes=0.05", "evaluate.limit=4", "output_dir=runs/demo", "track.report_to=none"],
+        ["demo", *run, "max_minutes=null", "evaluate.limit=4", "baselines.classical=false", "output_dir=runs/demo"],
     ]
     done = process(json.dumps(commands), tmp_path, {**cli_environment, **small_packaged})
     assert done.returncode == 0, done.stderr[-3000:]

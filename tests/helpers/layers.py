@@ -67,21 +67,29 @@ def reached(begin: tuple[tuple[Path, str], ...]) -> frozenset[str]:
     seen: set[tuple[Path, str]] = set()
     left = [*begin]
     while left:
-        file, name = place = left.pop()
-        if place in seen:
-            continue
-        seen.add(place)
-        for used in definitions(file).get(name, ()):
-            names.add(used)
-            module, _, last = used.rpartition(".")
-            origin = file_of(module) if module else file
-            names.add(module or last)
-            names.add(used.split(".")[0])
-            if origin is not None and origin.is_relative_to(ROOT / "tests"):
-                left.append((origin, last))
-            if (module_file := file_of(used) or file_of(module)) is not None:
-                names |= {"torch"} if loads_torch(module_file) else set()
+        place = left.pop()
+        if place not in seen:
+            seen.add(place)
+            uses, calls = used(*place)
+            names |= uses
+            left += calls
     return frozenset(names)
+
+
+@cache
+def used(file: Path, name: str) -> tuple[frozenset[str], tuple[tuple[Path, str], ...]]:
+    """The names that one function uses, with the modules they come from; and which of them are functions of the tests."""
+    names: set[str] = set()
+    calls = []
+    for full in definitions(file).get(name, ()):
+        module, _, last = full.rpartition(".")
+        names |= {full, module or last, full.split(".")[0]}
+        origin = file_of(module) if module else file
+        if origin is not None and origin.is_relative_to(ROOT / "tests"):
+            calls.append((origin, last))
+        if (module_file := file_of(full) or file_of(module)) is not None and loads_torch(module_file):
+            names.add("torch")
+    return frozenset(names), tuple(calls)
 
 
 @cache

@@ -64,6 +64,7 @@ class Postgres:
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": str(self.folder),
             "max_connections": "50",
+            "fsync": "off",  # tests kill it, and none cuts the power
         }
         words = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         self._process = self.begin("postgres", "-D", str(self.folder / "data"), "-p", str(self.port), *words)

@@ -4,7 +4,10 @@
         --days 80 --replications 300 --seed 7741 [--json]         one world; `simulate --help` lists what may be true
     python benchmarks/experiments.py table [--replications 2000]   effects, by ours and by other rules
     python benchmarks/experiments.py worlds [--replications 2000]  no effect, or a loss, in many worlds
+    python benchmarks/experiments.py grid [--replications 2000]    no effect, for base rates, shares, traffic and looks
     python benchmarks/experiments.py plan [--replications 300]     `ab plan` compared with simulations of 40 cases
+
+`--first` and `--last` select lines of the last three.
 
 `improve/experiment/simulation.py` lets users come, rate and mature; at each look the evidence of each experiment is
 made by `evidence_at`, and `outcome_of` decides and moves the ramp. Other rules see users of the same kind, drawn into equal
@@ -25,28 +28,51 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import islice, product
 
 import numpy as np
 
+from tuneloop.core.errors import UserError
 from tuneloop.improve.experiment.decision import outcome_of
 from tuneloop.improve.experiment.evidence import Stage, evidence_at
 from tuneloop.improve.experiment.record import ExperimentDesign
-from tuneloop.improve.experiment.simulation import SimulatedEnd, Stages, Verdicts, World, draw_users, simulate
+from tuneloop.improve.experiment.simulation import (
+    SimulatedEnd,
+    Stages,
+    Verdicts,
+    World,
+    draw_users,
+    quick_verdicts,
+    simulate,
+)
 from tuneloop.improve.experiment.tally import Findings, UserTally
 
 Z, POWER, LOOKS = 1.959963984540054, 0.8, 10
+CHECKED = 20
 
 
 def decided(design: ExperimentDesign, tally: UserTally, findings: Findings, stages: Stages) -> Verdicts:
-    """What the functions that decide real experiments say of each of many."""
-    verdicts = []
-    for at, (step_days, share) in enumerate(zip(stages.step_days, stages.share, strict=True)):
-        stage = Stage(stages.days, float(step_days), float(share))
+    """What the functions that decide real experiments say of each of many.
+
+    Where the same rules on arrays let an experiment continue as it is, they are believed but in one of `CHECKED` cases;
+    both must agree wherever both are used.
+    """
+    verdicts = quick_verdicts(design, tally, findings, stages)
+    for at, quick in enumerate(verdicts):
+        share = float(stages.share[at])
+        if quick[0] == "continue" and quick[2] == share and at % CHECKED:
+            continue
+        stage = Stage(stages.days, float(stages.step_days[at]), share)
         outcome, reason, later, _ = outcome_of(design, evidence_at(design, tally, findings, at, stage))
-        verdicts.append((outcome, reason, later))
+        if (outcome, later) != (quick[0], quick[2]):
+            raise RuntimeError(
+                f"{outcome} at {later:g} ({reason}), but on arrays {quick[0]} at {quick[2]:g} ({quick[1]})"
+            )
+        verdicts[at] = (outcome, reason, later)
     return verdicts
 
 
@@ -60,6 +86,7 @@ def registered(options: argparse.Namespace) -> ExperimentDesign:
         model="m", ramp=options.ramp, effect=options.registered_effect, base=base, alpha=options.alpha,
         hold_days=options.hold_days, maturation_hours=options.maturation_hours, most_days=options.days,
         missing=options.missing, sample=options.sample, shadow=False, guardrails=options.guardrails,
+        earlier_days=options.earlier_days if options.history else 0.0,
     )  # fmt: skip
     return design_of("simulated", settings, "salt")
 
@@ -124,6 +151,7 @@ def print_world(options: argparse.Namespace) -> None:
     begun = time.monotonic()
     summary, errors = simulated(options)
     values = {**vars(summary), "standard_errors": errors, "replications": options.replications, "seed": options.seed}
+    values["candidate_liked"] = min(1.0, max(0.0, options.base + options.effect))
     values["seconds"] = round(time.monotonic() - begun, 2)
     if options.json:
         print(json.dumps(values))
@@ -365,12 +393,34 @@ def skewed_worlds() -> Iterator[tuple[str, dict[str, object]]]:
     yield "the same, a random sample of 20 % checked", {**both, "sample": 0.2}
 
 
+def grid_worlds() -> Iterator[tuple[str, dict[str, object]]]:
+    """No effect: base rates by shares, traffic, requests a user, and looks."""
+    bases, ramps = (0.02, 0.1, 0.5, 0.9, 0.98), ("2", "10,25,50", "50")
+    for users, base, ramp in product((80, 5, 5000), bases, ramps):
+        world = {"base": base, "ramp": ramp, "users_per_day": users}
+        yield f"{100 * base:g} % liked, ramp {ramp}, {users:,} users a day", world
+    for base, ramp in product(bases, ramps):
+        more = {"requests": 20, "correlation": 0.3, "rated": 0.3}
+        yield f"{100 * base:g} % liked, ramp {ramp}, 20 requests a user", {"base": base, "ramp": ramp, **more}
+    for base, ramp in product(bases, ramps):
+        more = {"looks_per_day": 24, "days": 30}
+        yield f"{100 * base:g} % liked, ramp {ramp}, hourly looks", {"base": base, "ramp": ramp, **more}
+
+
 def print_worlds(options: argparse.Namespace) -> None:
+    print_lines(options, skewed_worlds())
+
+
+def print_grid(options: argparse.Namespace) -> None:
+    print_lines(options, grid_worlds())
+
+
+def print_lines(options: argparse.Namespace, worlds: Iterable[tuple[str, dict[str, object]]]) -> None:
     """False promotions and false roll-backs in many worlds."""
     head = ["world", "promoted", "rolled back", "as worse", "median day"]
     print(f"{options.replications:,} experiments a line\n")
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)
-    for name, changes in skewed_worlds():
+    for name, changes in islice(worlds, options.first, options.last):
         summary, errors = simulated(argparse.Namespace(**{**vars(options), **changes}))
         shares = [f"{getattr(summary, key):.2%} ± {errors[key]:.2%}" for key in ("promoted", "rolled_back")]
         cells = [name, *shares, f"{summary.rolled_back_as_worse:.2%}", f"{summary.median_day:.0f}"]
@@ -406,7 +456,7 @@ def print_plan(options: argparse.Namespace) -> None:
     print(f"{options.replications:,} simulated experiments a case\n")
     print("| case | planned days | simulated days | planned / simulated |\n|---|---|---|---|", flush=True)
     ratios = []
-    for case in planned_cases():
+    for case in islice(planned_cases(), options.first, options.last):
         plan = plan_experiment(case)
         words = [
             "simulate",
@@ -437,39 +487,105 @@ def print_plan(options: argparse.Namespace) -> None:
     print(f"\n{near} of {len(ratios)} are within 15 %.")
 
 
+def number(low: float, high: float, *, whole: bool = False, open_ends: str = "") -> Callable[[str], float]:
+    """What reads an option's number. `open_ends`: of "low" and "high" those that are not allowed themselves."""
+
+    def read(text: str) -> float:
+        try:
+            value = int(text) if whole else float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"not a {'whole ' * whole}number: {text!r:.40}") from None
+        below = value <= low if "low" in open_ends else value < low
+        above = value >= high if "high" in open_ends else value > high
+        if math.isnan(value) or below or above:
+            ends = (
+                f"{'above' if 'low' in open_ends else 'from'} {low:g}",
+                f"{'below' if 'high' in open_ends else 'to'} {high:g}",
+            )
+            raise argparse.ArgumentTypeError(f"{text} is not {' and '.join(ends)}")
+        return value
+
+    return read
+
+
+SHARE, INSIDE, PART = number(0, 1), number(0, 1, open_ends="low, high"), number(0, 1, open_ends="high")
+FACTOR, DAYS = number(0, 100), number(0, 3650, open_ends="low")
+USERS = number(0, 1e6, open_ends="low")
+
+
+def options_of(default_days: float) -> dict[str, tuple[float, Callable[[str], float], str]]:
+    """Options that are numbers: their defaults, what reads them, and what they are."""
+    world = World()
+    return {
+        "base": (world.base, INSIDE, "chance that the champion's answer is good"),
+        "effect": (0.0, number(-1, 1), "how much higher the candidate's is; cut where it would pass 0 or 1"),
+        "users-per-day": (world.users_per_day, USERS, "users who come a day"),
+        "rated": (world.rated, SHARE, "chance that a request gets a value"),
+        "requests": (1.0, number(1, 200), "of a user within the window, on average"),
+        "correlation": (0.0, PART, "of the qualities of one user's answers"),
+        "raters": (1.0, number(0, 1, open_ends="low"), "share of users who ever rate, so much more often"),
+        "history": (0.0, number(0, 1000), "requests of a user before the experiment, on average"),
+        "earlier-days": (30.0, number(0, 366), "of which an experiment uses them; 0: it does not"),
+        "delay-days": (0.0, number(0, 3650), "mean time until a value comes"),
+        "looks-per-day": (1.0, number(0, 96, open_ends="low"), "how often is decided"),
+        "invalid": (world.invalid, SHARE, "chance that an answer is invalid"),
+        "invalid-factor": (1.0, FACTOR, "how many times that for the candidate"),
+        "latency-factor": (1.0, FACTOR, "how many times the champion's latency the candidate's is; 0: not measured"),
+        "checked": (1.0, SHARE, "chance that a user of the random sample is checked"),
+        "lost": (0.0, PART, "chance that a user of the candidate vanishes from the log"),
+        "harmed": (0.0, PART, "share of users to whom the candidate is terrible"),
+        "returns": (0.0, SHARE, "chance that a user comes again after the window"),
+        "later-effect": (0.0, number(-1, 1), "the effect then"),
+        "sample": (0.0, SHARE, "share of users whose answers are checked"),
+        "days": (default_days, DAYS, "after which an experiment ends"),
+        "alpha": (0.05, number(1e-6, 0.5), "chance of a wrong decision"),
+        "registered-effect": (0.05, INSIDE, "smallest gain worth a promotion"),
+        "hold-days": (3.0, number(0, 3650), "that a step of the ramp lasts at least"),
+        "maturation-hours": (72.0, number(0, 24 * 3650, open_ends="low"), "from a user's first request on"),
+        "rated-candidate-likes": (1.0, FACTOR, "times as often the candidate's good answers are rated"),
+        "rated-candidate-dislikes": (1.0, FACTOR, "times as often the candidate's bad answers are rated"),
+        "rated-champion-likes": (1.0, FACTOR, "times as often the champion's good answers are rated"),
+        "rated-champion-dislikes": (1.0, FACTOR, "times as often the champion's bad answers are rated"),
+    }
+
+
 def parser() -> argparse.ArgumentParser:
+    """The command line."""
     whole = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = whole.add_subparsers(required=True)
-    world = World()
     for name, run, days in (
         ("simulate", print_world, 80.0), ("table", print_table, 120.0), ("worlds", print_worlds, 80.0),
-        ("plan", print_plan, 80.0),
+        ("grid", print_grid, 80.0), ("plan", print_plan, 80.0),
     ):  # fmt: skip
         one = commands.add_parser(name)
         one.set_defaults(run=run)
-        numbers = {
-            "base": world.base, "effect": 0.0, "users-per-day": world.users_per_day, "rated": world.rated,
-            "requests": 1.0, "correlation": 0.0, "delay-days": 0.0, "looks-per-day": 1.0, "invalid": world.invalid,
-            "invalid-factor": 1.0, "latency-factor": 1.0, "checked": 1.0, "lost": 0.0, "harmed": 0.0, "returns": 0.0,
-            "later-effect": 0.0, "sample": 0.0, "days": days, "alpha": 0.05,
-            "registered-effect": 0.05, "hold-days": 3.0, "maturation-hours": 72.0,
-            "rated-candidate-likes": 1.0, "rated-candidate-dislikes": 1.0,
-            "rated-champion-likes": 1.0, "rated-champion-dislikes": 1.0,
-        }  # fmt: skip
-        for key, default in numbers.items():
-            one.add_argument(f"--{key}", type=float, default=default)
-        one.add_argument("--registered-base", type=float, help="default: the true one")
-        one.add_argument("--population", type=int, default=0, help="users who come again; 0: always new ones")
+        for key, (default, read, what) in options_of(days).items():
+            one.add_argument(f"--{key}", type=read, default=default, metavar="NUMBER", help=f"{what} ({default:g})")
+        one.add_argument("--registered-base", type=INSIDE, metavar="NUMBER", help="default: the true one")
+        count = number(0, 10**7, whole=True)
+        one.add_argument("--population", type=count, default=0, help="users who come again; 0: always new ones")
         one.add_argument("--harmed-slice", action="store_true", help="those who are harmed are a slice")
         one.add_argument("--guardrails", default="", help="as of `ab start`")
-        one.add_argument("--ramp", default="10,25,50")
+        one.add_argument(
+            "--ramp", default="10,25,50", help="percent of new users that meet the candidate, step by step"
+        )
         one.add_argument("--missing", default="one-way", choices=["random", "one-way", "any"])
-        one.add_argument("--replications", type=int, default=300)
-        one.add_argument("--seed", type=int, default=0)
+        one.add_argument("--replications", type=number(1, 10**6, whole=True), default=300)
+        one.add_argument("--seed", type=number(0, 2**63, whole=True), default=0)
+        one.add_argument("--first", type=count, default=0, help="of worlds, grid and plan: the first line, from 0 on")
+        one.add_argument("--last", type=count, default=10**7, help="the line before which it ends")
         one.add_argument("--json", action="store_true")
     return whole
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run one of the commands; a setting that can't be is one line, and exit status 2."""
     arguments = parser().parse_args()
-    arguments.run(arguments)
+    try:
+        arguments.run(arguments)
+    except UserError as error:
+        sys.exit(print(f"error: {error}", file=sys.stderr) or 2)
+
+
+if __name__ == "__main__":
+    main()

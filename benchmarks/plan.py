@@ -3,6 +3,7 @@
     python benchmarks/plan.py            # 24 runs of smollm2-135m, some 10 minutes on one core, then the published runs
     python benchmarks/plan.py 0:6        # only some of the runs
     python benchmarks/plan.py loop       # 37 runs of tuneloop's own loop, some 8 minutes on one core
+    python benchmarks/plan.py families   # 12 runs of other families, to which nothing was fitted; with `make models`
     python benchmarks/plan.py published  # only the published runs
     python benchmarks/plan.py published PYTHON  # next to other estimators, see plan_others.py for what PYTHON must have
 
@@ -16,13 +17,18 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
+from families import folder_of
 from published_runs import Point, read_points
 
+from real_models import MODELS, real_model
 from tuneloop.core.device import default_dtype
+from tuneloop.models.names import resolve
 from tuneloop.models.shape import target_modules
 from tuneloop.planning.estimate import RunWork, loop_job
 from tuneloop.planning.gpus import find_gpu
@@ -106,7 +112,7 @@ def table_of_cpu_runs(runs: list[dict[str, Any]]) -> None:
 
 
 OTHERS = ("accelerate", "fitcheck", "ftuneai")
-LOOP_USUAL: dict[str, Any] = {"method": "lora", "rank": 16, "targets": "all-linear", "prefix_tokens": 64, "seq_len": 128, "micro_batch": 4,
+LOOP_USUAL: dict[str, Any] = {"model": "smollm2-135m", "method": "lora", "rank": 16, "targets": "all-linear", "prefix_tokens": 64, "seq_len": 128, "micro_batch": 4,
                               "shared": 0, "learned": 0.5, "dtype": "auto", "steps": 4}  # fmt: skip
 LOOP_RUNS: list[dict[str, Any]] = [
     {}, {"rank": 64}, {"seq_len": 256}, {"seq_len": 512, "micro_batch": 1}, {"micro_batch": 8}, {"method": "full"}, {"method": "prefix"},
@@ -126,6 +132,41 @@ LOOP_RUNS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
+# Models with real weights, and random ones of the sizes below, each with the settings of its runs.
+FAMILY_RUNS: dict[str, list[dict[str, Any]]] = {
+    "qwen2.5-coder-0.5b": [{}, {"seq_len": 256, "rank": 32}, {"method": "qlora"}, {"method": "prefix", "seq_len": 192}],
+    "gemma-3-270m": [{}, {"method": "full", "seq_len": 96}],
+    "qwen3": [{"seq_len": 200, "micro_batch": 6}, {"method": "full"}],
+    "phi3": [{"seq_len": 320, "micro_batch": 2}, {"targets": "attention", "micro_batch": 8}],
+    "mistral with a window": [{"seq_len": 384, "micro_batch": 3, "dtype": "float32"}],
+    "smollm3": [{"method": "qlora", "micro_batch": 6, "rank": 8}],
+}
+RANDOM_SIZES = {"vocab_size": 49152, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12,
+                "num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 64, "max_position_embeddings": 2048}  # fmt: skip
+
+
+def folder_of_family(name: str, place: Path) -> str:
+    """A model's folder: of a file that `make models` fetched, or of random weights with the packaged tokenizer."""
+    if name in MODELS:
+        if (file := real_model(name)) is None:
+            sys.exit(f"No {MODELS[name].file}: run make models")
+        return str(resolve(str(file)))
+    folder = place / name.replace(" ", "-")
+    sizes = {**RANDOM_SIZES, "num_key_value_heads": 12} if name == "phi3" else RANDOM_SIZES
+    folder_of(name, folder, **sizes, **({"sliding_window": 128} if "window" in name else {}))
+    for part in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / part).symlink_to(resolve("smollm2-135m") / part)
+    return str(folder)
+
+
+def table_of_families() -> None:
+    """Predict, run and print runs of other families."""
+    with tempfile.TemporaryDirectory() as place:
+        folders = {name: folder_of_family(name, Path(place)) for name in FAMILY_RUNS}
+        runs = [{"model": folders[name], **run} for name, runs in FAMILY_RUNS.items() for run in runs]
+        table_of_loop_runs(runs)
+
+
 def loop_growth(run: dict[str, Any]) -> float:
     """GiB by which a run of tuneloop's loop should grow a process that holds the model."""
     settings = {**LOOP_USUAL, **run}
@@ -133,7 +174,7 @@ def loop_growth(run: dict[str, Any]) -> float:
     tokens = rows * length + shared
     work = RunWork(1, tokens, round(settings["learned"] * length) * rows, 0, ((rows, length, shared),))
     job = loop_job(
-        find_model("smollm2-135m")[1], work, model="smollm2-135m", method=settings["method"], rank=settings["rank"],
+        find_model(settings["model"])[1], work, model=settings["model"], method=settings["method"], rank=settings["rank"],
         targets=settings["targets"], prefix_tokens=settings["prefix_tokens"], bytes_a_weight=2 if settings["dtype"] == "auto" and native_bf16() else 4,
     )  # fmt: skip
     memory = memory_of(job)
@@ -152,7 +193,10 @@ def table_of_loop_runs(runs: list[dict[str, Any]]) -> None:
         measured = float(json.loads(done.stdout.splitlines()[-1])["growth_gib"])
         predicted = loop_growth(run)
         errors.append(predicted / measured - 1)
-        words = " ".join(f"{key}={value}" for key, value in run.items()) or "as usual"
+        words = (
+            " ".join(Path(str(value)).name if key == "model" else f"{key}={value}" for key, value in run.items())
+            or "as usual"
+        )
         print(f"{words:<66}{measured:>9.2f}{predicted:>10.2f}{errors[-1]:>+8.1%}", flush=True)
     within = sum(abs(error) <= 0.1 for error in errors)
     print(f"within 10 %: {within} of {len(errors)}; median {statistics.median(map(abs, errors)):.1%}\n")
@@ -225,6 +269,9 @@ if __name__ == "__main__":
     if what.startswith("loop"):  # loop, or loop:25:37
         first, _, last = what.removeprefix("loop").removeprefix(":").partition(":")
         table_of_loop_runs(LOOP_RUNS[int(first or 0) : int(last or len(LOOP_RUNS))])
+        sys.exit()
+    if what == "families":
+        table_of_families()
         sys.exit()
     if what != "published":
         first, _, last = what.partition(":")

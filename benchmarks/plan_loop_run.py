@@ -1,4 +1,4 @@
-"""One small run of tuneloop's own loop with `smollm2-135m` on the processor; prints how much resident memory grew.
+"""One small run of tuneloop's own loop on the processor; prints how much resident memory grew.
 
 Used by benchmarks/plan.py, one process a run: `python benchmarks/plan_loop_run.py '{"method": "lora", ...}'`.
 """
@@ -29,7 +29,7 @@ def main(job: dict[str, Any]) -> None:
         ids = beginning + [rng.randrange(1000, 40000) for _ in range(length)]
         return Rendered(ids, [0.0] * (len(ids) - learned) + [1.0] * learned)
 
-    model = load_model("smollm2-135m", dtype=str(job["dtype"]))
+    model = load_model(str(job["model"]), dtype=str(job["dtype"]))
     config = TrainConfig.model_validate({
         "method": job["method"], "rank": job["rank"], "targets": job["targets"], "prefix_tokens": job["prefix_tokens"], "epochs": 1,
         "rows_per_step": rows, "micro_batch_tokens": rows * (shared + length), "evaluations": 1, "on_divergence": "warn",

@@ -66,10 +66,17 @@ def folder_of(name: str, scratch: Path) -> Path:
 
     folder = scratch / name
     if not folder.is_dir():
-        torch.manual_seed(0)
         shape = {"bos_token_id": 1, "eos_token_id": 2, **SHAPES[name]}
         config = AutoConfig.for_model(shape.pop("model_type"), **shape)
-        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+        with torch.device("meta"):
+            net = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        net.to_empty(device="cpu").tie_weights()
+        noise = 0.02 * torch.randn(2**20, generator=torch.Generator().manual_seed(0)).bfloat16()
+        for weight in net.parameters():  # drawing a billion numbers takes minutes, repeating a million seconds
+            flat = weight.data.view(-1)
+            for part in flat.split(len(noise)):
+                part.copy_(noise[: len(part)] if weight.dim() > 1 else torch.ones(1))
+        net.save_pretrained(folder)
         copy_tokenizer(resolve(MODEL), folder)
     return folder
 

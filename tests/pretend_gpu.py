@@ -23,6 +23,7 @@ import functools
 import importlib
 import itertools
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -63,6 +64,20 @@ class Card:
     capability: tuple[int, int] = (9, 0)
 
 
+class _Thread(threading.local):
+    """What CUDA and torch keep for each thread.
+
+    Args:
+        recording: the CUDA graph that it records, if it does.
+        creates: the card on which a tensor is that is made of no other one now; None: it is on the host.
+        current: the card that "cuda" means.
+    """
+
+    recording: Graph | None = None
+    creates: int | None = None
+    current: int = 0
+
+
 @dataclass
 class Gpu:
     """What happened on the pretended GPU.
@@ -76,7 +91,7 @@ class Gpu:
         cards: how many there are.
         on_card: bytes of tensors now on each.
         refused: tensors for which there was no room.
-        recording: the CUDA graph that is being recorded, if there is one.
+        thread: what holds in this thread alone.
         graphs: how many have been recorded.
     """
 
@@ -90,13 +105,11 @@ class Gpu:
     refused: int = 0
     cards: int = 1
     on_card: Counter[int] = field(default_factory=Counter)
-    current: int = 0  # the card that "cuda" means
-    recording: Graph | None = None
+    thread: _Thread = field(default_factory=lambda: _Thread())
     graphs: int = 0
-    creates: int | None = (
-        None  # the card on which a tensor is that is made of no other one now; None: it is on the host
-    )
     _storages: dict[int, list[int]] = field(default_factory=dict)  # storage -> [tensors, bytes, card]
+    # Again from the same thread where collecting garbage lets go of a tensor.
+    _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def clear(self) -> None:
         """Count anew; what lives stays counted."""
@@ -114,16 +127,16 @@ class Gpu:
         Raises:
             RuntimeError: a graph is being recorded, which knows no values.
         """
-        if self.recording is not None:
+        if self.thread.recording is not None:
             raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({kind}, {_place()})")
         self.waits[kind, _place()] += 1
 
     def record(self, work: Callable[[], object], tensors: Iterable[GpuTensor]) -> None:
         """Put work on tensors that has just been done into the graph that is being recorded, if there is one."""
-        if self.recording is not None and self.values:
-            self.recording.work.append(work)
+        if self.thread.recording is not None and self.values:
+            self.thread.recording.work.append(work)
             keys = {x.elem.untyped_storage()._cdata for x in tensors}
-            self.recording.found |= keys - self.recording.own
+            self.thread.recording.found |= keys - self.thread.recording.own
 
     def is_held(self, key: int) -> bool:
         """Whether a tensor still stands on that storage."""
@@ -137,28 +150,30 @@ class Gpu:
         """
         storage = elem.untyped_storage()
         key, size = storage._cdata, -(-storage.nbytes() // BLOCK) * BLOCK
-        held = self._storages.get(key)
-        if held is None:
-            if self.on_card[card] + size > self.card.gib * GIB:
-                self.refused += 1
-                raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB.")
-            held = self._storages[key] = [0, size, card]
-            if self.recording is not None:
-                self.recording.own.add(key)
-            self.live += size
-            self.on_card[card] += size
-            self.peak = max(self.peak, self.live)
-        held[0] += 1
+        with self._lock:
+            held = self._storages.setdefault(key, [0, size, card])
+            held[0] += 1  # before anything may let go of it
+            if held[0] == 1:
+                if self.on_card[card] + size > self.card.gib * GIB:
+                    self.refused += 1
+                    del self._storages[key]
+                    raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB.")
+                if self.thread.recording is not None:
+                    self.thread.recording.own.add(key)
+                self.live += size
+                self.on_card[card] += size
+                self.peak = max(self.peak, self.live)
         return _Held(self, key)
 
     def let_go(self, key: int) -> None:
         """One tensor less stands on it."""
-        held = self._storages[key]
-        held[0] -= 1
-        if not held[0]:
-            self.live -= held[1]
-            self.on_card[held[2]] -= held[1]
-            del self._storages[key]
+        with self._lock:
+            held = self._storages[key]
+            held[0] -= 1
+            if not held[0]:
+                self.live -= held[1]
+                self.on_card[held[2]] -= held[1]
+                del self._storages[key]
 
 
 class _Held:
@@ -205,6 +220,13 @@ class GpuTensor(torch.Tensor):
 
     def __reduce_ex__(self, protocol: Any) -> Any:  # as a file is read with map_location="cpu"
         return self.elem.detach().__reduce_ex__(protocol)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GpuTensor:
+        with torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
+            made = memo[id(self)] = GpuTensor(self.elem.detach().clone(), self.card)
+        if isinstance(self, torch.nn.Parameter):
+            made._is_param = True  # type: ignore[attr-defined]  # as torch marks those of other classes
+        return made.requires_grad_(self.requires_grad)  # type: ignore[return-value]
 
     def cpu(self, *_: Any, **__: Any) -> torch.Tensor:
         return self.to("cpu")
@@ -267,7 +289,7 @@ def card_of(device: Any) -> int:
         RuntimeError: there is none of that number.
     """
     index = device if isinstance(device, int) else torch.device(device).index
-    card = _now[-1].current if index is None else index
+    card = _now[-1].thread.current if index is None else index
     if card >= _now[-1].cards:
         raise RuntimeError("CUDA error: invalid device ordinal")
     return card
@@ -294,7 +316,7 @@ class _ToCard(torch.autograd.Function):
 
 def to_gpu(tensor: torch.Tensor, dtype: torch.dtype | None = None, card: int | None = None) -> GpuTensor:
     """A copy on the pretended GPU; of pinned memory the host waits for none."""
-    if not getattr(tensor, "is_in_pinned_memory", False) or _now[-1].recording is not None:
+    if not getattr(tensor, "is_in_pinned_memory", False) or _now[-1].thread.recording is not None:
         _now[-1].wait(TO_GPU)  # a graph would read the host's memory again, which by then holds something else
     with torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
         if not _now[-1].values:
@@ -303,7 +325,7 @@ def to_gpu(tensor: torch.Tensor, dtype: torch.dtype | None = None, card: int | N
 
 
 def _chosen(card: int | None) -> int:
-    return _now[-1].current if card is None else card
+    return _now[-1].thread.current if card is None else card
 
 
 class _ToHost(torch.autograd.Function):
@@ -350,12 +372,12 @@ def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     name = func._schema.name.split("::")[-1]
     tensors = [*tensors_in(args), *tensors_in(kwargs.values())]
     on_gpu = [t for t in tensors if isinstance(t, GpuTensor)]
-    if not on_gpu and not (gpu.creates is not None and not tensors):
+    if not on_gpu and not (gpu.thread.creates is not None and not tensors):
         return func(*args, **kwargs)
     if func is aten.copy_.default and isinstance(args[0], GpuTensor):
         card = args[0].card  # between cards, too
     else:
-        card = on_gpu[0].card if on_gpu else gpu.creates or 0
+        card = on_gpu[0].card if on_gpu else gpu.thread.creates or 0
         if len({t.card for t in on_gpu}) > 1:
             raise MixedDevices(
                 f"Expected all tensors to be on the same device, but {func} got those of cards {[t.card for t in on_gpu]}"
@@ -392,12 +414,12 @@ def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if "device" in inner or (not tensors and not gpu.values):
         inner["device"] = CPU if gpu.values else torch.device("meta")
     held_args, held_kwargs = changed(held, args), {k: changed(held, v) for k, v in inner.items()}
-    if gpu.recording is not None and gpu.values:
-        gpu.recording.before += [(x, x.clone()) for x in _written(func, held_args, held_kwargs)]
+    if gpu.thread.recording is not None and gpu.values:
+        gpu.thread.recording.before += [(x, x.clone()) for x in _written(func, held_args, held_kwargs)]
     out = func(*held_args, **held_kwargs)
     if func in READS_VALUE:
         return out
-    if gpu.recording is not None and gpu.values and name not in VIEWS:
+    if gpu.thread.recording is not None and gpu.values and name not in VIEWS:
         gpu.record(lambda: _again(func, held_args, held_kwargs, out), on_gpu)
     returns = _returns(func)
     if returns == "its first argument":
@@ -469,12 +491,12 @@ class Graph:
         self.before: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def capture_begin(self, **_: Any) -> None:
-        _now[-1].recording = self
+        _now[-1].thread.recording = self
         _now[-1].graphs += 1
 
     def capture_end(self) -> None:
         """What was done while it was recorded is undone: a GPU has not done it."""
-        _now[-1].recording = None
+        _now[-1].thread.recording = None
         with torch._C._DisableTorchDispatch(), torch.no_grad():  # type: ignore[attr-defined]
             for written, before in reversed(self.before):
                 written.copy_(before)
@@ -514,7 +536,7 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         gpu = _now[-1]
-        before, gpu.creates = gpu.creates, _creates_on_gpu(args, kwargs)
+        before, gpu.thread.creates = gpu.thread.creates, _creates_on_gpu(args, kwargs)
         try:
             if func is torch.Tensor.pin_memory:
                 args[0].is_in_pinned_memory = True
@@ -534,7 +556,7 @@ class _Functions(TorchFunctionMode):
                 return self._made(func, args, kwargs)
             return func(*args, **kwargs)
         finally:
-            gpu.creates = before
+            gpu.thread.creates = before
 
     def _made(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """What a function makes that was told to make it on the GPU."""
@@ -711,8 +733,8 @@ def pretend_gpu(card: Card = Card(), *, values: bool = True, cards: int = 1) -> 
     cuda: dict[str, Any] = {
         "is_available": lambda: True,
         "device_count": lambda: gpu.cards,
-        "current_device": lambda: gpu.current,
-        "set_device": lambda device: setattr(gpu, "current", device),
+        "current_device": lambda: gpu.thread.current,
+        "set_device": lambda device: setattr(gpu.thread, "current", device),
         "get_device_name": lambda device=None: card.name,
         "get_device_capability": lambda device=None: card.capability,
         "get_device_properties": lambda device=None: SimpleNamespace(

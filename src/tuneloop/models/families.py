@@ -52,8 +52,51 @@ FAMILIES: dict[str, Family] = {
         gguf="gemma3",
     ),
 }
+# Models that also read pictures, whose language model is of a family above: what Transformers takes where their
+# `text_config` is silent, as that of google/gemma-3-4b-it is on most numbers.
+PICTURES: dict[str, dict[str, Any]] = {
+    "gemma3": {
+        "model_type": "gemma3_text", "vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216,
+        "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+        "max_position_embeddings": 131_072, "query_pre_attn_scalar": 256, "sliding_window": 4096,
+    },
+    "mistral3": {"model_type": "mistral"},
+}  # fmt: skip
+LANGUAGE = "language_model"  # what Transformers calls that part of them
+# How names of tensors begin in their files -> in Transformers' modules, which are the names here.
+_FILE_NAMES = {
+    f"{LANGUAGE}.model.": f"model.{LANGUAGE}.", f"{LANGUAGE}.lm_head.": "lm_head.",
+    "vision_tower.": "model.vision_tower.", "multi_modal_projector.": "model.multi_modal_projector.",
+}  # fmt: skip
 PATTERN = 6  # of alternating windows: every so many layers one sees all
 GELU = ("gelu_pytorch_tanh", "gelu")  # what Gemma's configurations call it
+
+
+def language_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of a model of several parts the configuration of its language model, else the configuration itself."""
+    text = config.get("text_config")
+    if not isinstance(text, dict):
+        return config
+    whole = {key: config[key] for key in ("quantization_config", "tie_word_embeddings") if key in config}
+    return {**PICTURES.get(str(config.get("model_type")), {}), **text, **whole}
+
+
+def part_of(config: Mapping[str, Any]) -> str:
+    """What the module of the language model is called in a model that also reads pictures; empty: it is no such one."""
+    return LANGUAGE if config.get("model_type") in PICTURES and isinstance(config.get("text_config"), dict) else ""
+
+
+def module_name(tensor: str) -> str:
+    """A tensor's name by Transformers' modules, of its name in a file."""
+    for old, new in _FILE_NAMES.items():
+        if tensor.startswith(old):
+            return new + tensor.removeprefix(old)
+    return tensor
+
+
+def reads_text(tensor: str) -> bool:
+    """Whether a tensor, by its name in Transformers, is none of those that see pictures."""
+    return not tensor.startswith(("model.vision_tower.", "model.multi_modal_projector."))
 
 
 def family_of(config: Mapping[str, Any]) -> Family | None:
@@ -63,6 +106,9 @@ def family_of(config: Mapping[str, Any]) -> Family | None:
 
 def is_plain(config: Mapping[str, Any]) -> bool:
     """Whether a `config.json` of a family in the table asks for nothing else than what the table says."""
+    if "text_config" in config and not part_of(config):
+        return False
+    config = language_config(config)
     family = family_of(config)
     if family is None or config.get("quantization_config") or config.get("use_bidirectional_attention"):
         return False

@@ -15,7 +15,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, sha256_file, user_errors_of_the_disk, write_bytes, write_json, write_text
-from tuneloop.models.families import FAMILIES, LLAMA, PATTERN, Family
+from tuneloop.models.families import FAMILIES, LANGUAGE, LLAMA, PATTERN, Family
 
 _LAYER = {
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
@@ -251,7 +251,7 @@ def _llama3_rope(config: Mapping[str, Any], divisors: Any) -> dict[str, Any]:
 
 def gguf_name(name: str, family: Family = LLAMA) -> str | None:
     """The GGUF name of a tensor, from its name in Transformers; None: it has none."""
-    stem, _, part = name.rpartition(".")
+    stem, _, part = name.replace(f"model.{LANGUAGE}.", "model.").rpartition(".")
     match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
     gguf_names = {there: here for here, there in (_layer_names(family) if match else _TOP).items()}
     block = gguf_names.get(match[2] if match else stem)

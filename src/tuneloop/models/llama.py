@@ -60,10 +60,12 @@ class LlamaConfig:
     unrotated: tuple[int, ...] = ()  # layers without positions
     local_theta: float = 0.0  # base of the positions in layers with a window; 0: as in the others
     score_scale: float = 1.0  # of attention's scores, over the usual head_size ** -0.5
+    part: str = ""  # what Transformers calls the module of a language model that is one part of several
 
     @staticmethod
-    def from_json(config: dict[str, Any]) -> LlamaConfig:
+    def from_json(whole: Mapping[str, Any]) -> LlamaConfig:
         """Read Transformers' `config.json`, version 4 or 5. Raises UserError: a number is missing or can't be."""
+        config = families.language_config(whole)
         family, rope = families.family_of(config) or families.LLAMA, _rope(config)
         layers = _count(config, "num_hidden_layers", most=2000)
         heads, hidden = _count(config, "num_attention_heads"), _count(config, "hidden_size")
@@ -90,6 +92,7 @@ class LlamaConfig:
             unrotated=families.unrotated_of(config, layers),
             local_theta=_local_theta(config, family),
             score_scale=(head_size / _positive(config, "query_pre_attn_scalar", head_size)) ** 0.5,
+            part=families.part_of(whole),
         )
         for key in ROPE_NUMBERS.get(rope.get("rope_type", rope.get("type", "")), ()):
             _positive(rope, key)
@@ -98,10 +101,11 @@ class LlamaConfig:
         return parsed
 
     @staticmethod
-    def supports(config: dict[str, Any]) -> bool:
+    def supports(whole: Mapping[str, Any]) -> bool:
         """Whether this module computes that model; others go through Transformers' own classes."""
+        config = families.language_config(whole)
         ropes = [_rope(config), _rope(config, "sliding_attention")]
-        return families.is_plain(config) and all(
+        return families.is_plain(whole) and all(
             rope.get("rope_type", rope.get("type", "default")) in kinds
             and rope.get("partial_rotary_factor", config.get("partial_rotary_factor")) in (None, 1.0)
             for rope, kinds in zip(ropes, (("default", "llama3", "linear"), ("default",)), strict=True)
@@ -1072,18 +1076,28 @@ class Llama(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
-        self.model = LlamaModel(config)
+        decoder = LlamaModel(config)
+        self.model = nn.ModuleDict({config.part: decoder}) if config.part else decoder  # the names are Transformers'
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        if config.tied:
-            self.lm_head.weight = self.model.embed_tokens.weight
+        self.tie()
+
+    @property
+    def decoder(self) -> LlamaModel:
+        """All but the vocabulary projection."""
+        return self.model[self.config.part] if self.config.part else self.model  # type: ignore[index,return-value]
+
+    def tie(self) -> None:
+        """Make the vocabulary projection the embedding, where the model has one for both."""
+        if self.config.tied:
+            self.lm_head.weight = self.decoder.embed_tokens.weight
 
     def new_cache(self) -> KeyValues:
         """An empty cache."""
-        return KeyValues(self.config.layers, self.lm_head.weight.device, self.model.cards)
+        return KeyValues(self.config.layers, self.lm_head.weight.device, self.decoder.cards)
 
     def hidden(self, *inputs: Any, **keywords: Any) -> Tensor:
         """Hidden states (B, T, C) after the last norm; arguments as of `Model.hidden`."""
-        return self.model(*inputs, **keywords)  # type: ignore[no-any-return]
+        return self.decoder(*inputs, **keywords)  # type: ignore[no-any-return]
 
     def hidden_at(self, picks_BT: Tensor, prefix_P: Tensor, ids_BT: Tensor, lengths: Sequence[int]) -> Tensor:
         """Hidden states (N, C) at some places of rows that all begin with the same ids, which are computed once. Equal
@@ -1091,11 +1105,11 @@ class Llama(nn.Module):
         P, T = len(prefix_P), ids_BT.shape[1]
         real_BT = torch.arange(T, device=ids_BT.device) < torch.tensor(lengths, device=ids_BT.device)[:, None]
         indices = P + picks_BT[real_BT].nonzero()[:, 0]
-        return self.model.after(P, lengths, torch.cat((prefix_P, ids_BT[real_BT])), indices)
+        return self.decoder.after(P, lengths, torch.cat((prefix_P, ids_BT[real_BT])), indices)
 
     def hidden_of_rows(self, indices_N: Tensor | None, ids_N: Tensor, lengths: Sequence[int]) -> Tensor:
         """Hidden states (N, C) at some places of rows one behind the other, see `LlamaModel.documents`."""
-        return self.model.documents(lengths, ids_N, indices_N)
+        return self.decoder.documents(lengths, ids_N, indices_N)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary for hidden states (..., C)."""

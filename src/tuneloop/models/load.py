@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json_object
 from tuneloop.core.machine import GIB, processes
 from tuneloop.models.adapters import is_mixed
+from tuneloop.models.families import language_config, module_name, part_of, reads_text
 from tuneloop.models.names import resolve
 from tuneloop.models.template import Template, load_template
 
@@ -47,7 +49,7 @@ class Model:
     def context(self) -> int:
         """Tokens that the model can attend to."""
         net: Any = self.net  # Transformers knows what a model of several parts leaves out of its `config.json`
-        text = self.config if self.is_own else net.config.get_text_config().to_dict()
+        text = language_config(self.config) if self.is_own else net.config.get_text_config().to_dict()
         return int(text.get("max_position_embeddings") or 2048)
 
     @property
@@ -66,7 +68,7 @@ class Model:
     @property
     def is_sharded(self) -> bool:
         """Whether its layers are on several cards, see `cards_for`."""
-        return self.is_own and bool(self.net.model.cards)  # type: ignore[union-attr]
+        return self.is_own and bool(self.net.decoder.cards)  # type: ignore[union-attr]
 
     @property
     def device(self) -> torch.device:
@@ -120,7 +122,7 @@ class Model:
         """Whether our own Llama computes all rows with one adapter and without a trained prefix."""
         from tuneloop.models.prefix import applied_prefix
 
-        return self.is_own and not is_mixed() and applied_prefix(self.net.model) is None  # type: ignore[arg-type]
+        return self.is_own and not is_mixed() and applied_prefix(self.net.decoder) is None  # type: ignore[arg-type]
 
     def hidden_of_rows(self, indices_N: Tensor | None, ids_N: Tensor, lengths: Sequence[int]) -> Tensor:
         """Hidden states (N, C) of rows laid out one behind the other, if `by_documents`; at `indices_N`, or all."""
@@ -181,7 +183,7 @@ def load_model(
     import torch
 
     folder = resolve(name)
-    config = _config_of(folder)
+    config = config_of(folder)
     template = load_template(folder)
     net = _load_net(folder, config, default_dtype(device or None) if dtype == "auto" else getattr(torch, dtype))
     may_spread = not device and (processes() == 1 if alone is None else alone)
@@ -281,22 +283,21 @@ def _filled(sizes: Sequence[float], rest: float, free: dict[str, float]) -> list
 
 def put_on_cards(net: Any, places: Sequence[str], prepare: Prepare | None = None) -> nn.Module:
     """Move each layer of our own Llama to its card, see `cards_for`, the rest to the first; frozen, not training."""
-    for layer, card in zip(net.model.layers, places, strict=True):
+    for layer, card in zip(net.decoder.layers, places, strict=True):
         layer.to(card)
         if prepare is not None:
             prepare(layer)
     first = next(iter(cards()))
-    for rest in (net.model.embed_tokens, net.model.norm, net.lm_head):
+    for rest in (net.decoder.embed_tokens, net.decoder.norm, net.lm_head):
         rest.to(first)
-    if net.config.tied:
-        net.lm_head.weight = net.model.embed_tokens.weight
-    net.model.note_cards()
+    net.tie()
+    net.decoder.note_cards()
     return net.requires_grad_(False).eval()  # type: ignore[no-any-return]
 
 
 def layers_of(net: Any) -> list[Any]:
     """The transformer blocks of our own Llama or of Transformers' models."""
-    decoder = net.model if hasattr(net, "hidden") else net.get_decoder()
+    decoder = net.decoder if hasattr(net, "hidden") else net.get_decoder()
     return list(decoder.layers)
 
 
@@ -313,7 +314,8 @@ def _load_net(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> nn.Mo
     assert isinstance(net, Llama)
     weights = read_weights(folder)
     state = {key: weights.pop(key).to(dtype) for key in list(weights)}  # one tensor at a time is there in two dtypes
-    if net.config.tied and (embedding := state.get("model.embed_tokens.weight")) is not None:  # else reported below
+    table = next(name for name in net.state_dict() if name.endswith("embed_tokens.weight"))
+    if net.config.tied and (embedding := state.get(table)) is not None:  # else reported below
         head = state.setdefault("lm_head.weight", embedding)
         if head.shape != embedding.shape or not torch.equal(head, embedding):
             raise _other_config("The weights hold a head of their own, and the configuration ties it", folder)
@@ -332,8 +334,7 @@ def _load_net(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> nn.Mo
         what = f"The weights hold {odd[0]}, which a {kind!r} model lacks: they belong to another config.json"
         raise _damaged(what, folder)
     net.load_state_dict({key: state[key] for key in expected}, assign=True)
-    if net.config.tied:
-        net.lm_head.weight = net.model.embed_tokens.weight
+    net.tie()
     return net
 
 
@@ -346,8 +347,9 @@ def _other_config(what: str, folder: Path) -> UserError:
     return UserError(f"{what} to the embedding", where=str(folder / "config.json"), next_step=step)
 
 
-def _config_of(folder: Path) -> dict[str, Any]:
-    """A model's `config.json`; one of more layers or wider than any model is refused before memory is taken for it."""
+def config_of(folder: Path) -> dict[str, Any]:
+    """A model's `config.json`; one of more layers or wider than any model is refused before memory is taken for it. Of
+    one that also reads pictures the files say whether it has a head of its own: configurations are often wrong."""
     config = read_json_object(folder / "config.json")
     nested = [config, *(value for value in config.values() if isinstance(value, dict))]
     for key, value in (item for part in nested for item in part.items()):
@@ -355,6 +357,12 @@ def _config_of(folder: Path) -> dict[str, Any]:
         if key.endswith(("layers", "size", "heads", "dim")) and type(value) is int and value > limit:
             what = f"The model's configuration has {key} = {value:,}, which can't be"
             raise _damaged(what, folder / "config.json")
+    if part_of(config):
+        config["tie_word_embeddings"] = True
+        for file in weight_files(folder):
+            with opened(file) as source:
+                if any(name.endswith("lm_head.weight") for name in source.keys()):  # noqa: SIM118 - as above
+                    config["tie_word_embeddings"] = False
     return config
 
 
@@ -365,7 +373,7 @@ def skeleton(folder: Path) -> nn.Module:
 
     from tuneloop.models.llama import Llama, LlamaConfig
 
-    config = _config_of(folder)
+    config = config_of(folder)
     if not LlamaConfig.supports(config):
         from tuneloop.models.fallback import empty
 
@@ -374,21 +382,30 @@ def skeleton(folder: Path) -> nn.Module:
         return Llama(LlamaConfig.from_json(config))
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder's safetensors files. Raises UserError: there are none, or one is damaged or holds NaN."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+def read_weights(folder: Path, wanted: Callable[[str], bool] = reads_text) -> dict[str, Tensor]:
+    """Tensors of a folder's safetensors files by their names in Transformers: those that a model computes texts with.
+    Raises UserError: there are none, or one is damaged or holds NaN."""
     state: dict[str, Tensor] = {}
     for file in weight_files(folder):
-        try:
-            state |= load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise _damaged(f"Can't read the weights: {error}", file) from None
+        with opened(file) as source:
+            names = {name: module_name(name) for name in source.keys()}  # noqa: SIM118 - it is no dictionary
+            state |= {new: source.get_tensor(name) for name, new in names.items() if wanted(new)}
     for name, tensor in state.items():
         if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
             raise _damaged(f"The weights hold NaN or infinity in {name}", folder)
     return state
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    """A safetensors file, to read tensors one by one. Raises UserError: it can't be read, or is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as source:
+            yield source
+    except (SafetensorError, OSError) as error:
+        raise _damaged(f"Can't read the weights: {error}", file) from None
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -467,10 +484,9 @@ def random_model(
         _fill(layer, kind)
         if prepare is not None:
             prepare(layer)
-    for rest in (net.model.embed_tokens, net.model.norm, net.lm_head):
+    for rest in (net.decoder.embed_tokens, net.decoder.norm, net.lm_head):
         _fill(rest, kind)
-    if config.get("tie_word_embeddings"):
-        net.lm_head.weight = net.model.embed_tokens.weight
+    net.tie()
     net.requires_grad_(False).eval()
     return Model("random", Path("random"), net, template, config, "random 0")
 

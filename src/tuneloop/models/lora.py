@@ -24,6 +24,7 @@ from tuneloop.core.patterns import foreign_pattern
 from tuneloop.core.threads import adapt_threads
 from tuneloop.models.adapters import ATTACHED, Assignment, assignment, forward_assigned
 from tuneloop.models.batch_invariance import is_batch_invariant, least_size
+from tuneloop.models.families import LANGUAGE, module_name
 from tuneloop.models.peft_layout import PEFT_PREFIX, PICKLED, lora_settings, more_than_matrices, rank_of, scale_of
 from tuneloop.models.quantised import Nf4Linear
 from tuneloop.models.sharded import copied, distribute, whole
@@ -636,7 +637,9 @@ def save_adapter(
     factor = 2 if shape.start == "pissa" else 1  # see `adapter_state`
     alpha = shape.alpha * (math.sqrt(factor) if shape.rslora else factor)
     alpha, ranks = alpha if alpha % 1 else int(alpha), {end: rank * factor for end, rank in shape.ranks}
-    others = {"lora_dropout": shape.dropout, "use_rslora": shape.rslora, "use_dora": shape.dora}
+    others: dict[str, Any] = {"lora_dropout": shape.dropout, "use_rslora": shape.rslora, "use_dora": shape.dora}
+    if any(f".{LANGUAGE}." in name for name in state):  # targets are ends of names, and what sees pictures has some too
+        others["exclude_modules"] = rf"(?!.*\b{LANGUAGE}\b).*"
     settings = lora_settings(base_model, shape.rank * factor, alpha, shape.targets, ranks, **others)
     origin = {"base_fingerprint": base_fingerprint} | ({"quantised": "nf4"} if quantised else {})
     write_peft(folder, state, settings, origin)
@@ -711,6 +714,7 @@ def _as_ours(
 ) -> tuple[LoraShape, dict[str, Tensor]]:
     """A LoRA of PEFT's as we have it: the modules are those that have tensors, whichever settings chose them, and a
     scale of their own (`alpha_pattern`) is in their matrices."""
+    state = {PEFT_PREFIX + module_name(name.removeprefix(PEFT_PREFIX)): tensor for name, tensor in state.items()}
     stems = {name.removeprefix(PEFT_PREFIX).partition(".lora_")[0] for name in state}
     if others := sorted(stem for stem in stems if "lm_head" in stem or "embed" in stem):
         what = f"The adapter also changes {others[0]}: it is not a plain LoRA"

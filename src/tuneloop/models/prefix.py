@@ -117,7 +117,7 @@ def _new_prefix(model: Any, values_V: Tensor) -> Prefix:
 
 def added_prefixes(net: nn.Module) -> dict[str, Prefix]:
     """The prefixes that were added, by hash; changing it changes what the model knows."""
-    return getattr(getattr(net, "model", None), "prefixes", None) or {}
+    return getattr(getattr(net, "decoder", None), "prefixes", None) or {}
 
 
 def applied_prefix(model: nn.Module) -> Prefix | None:
@@ -147,12 +147,12 @@ def _llama(net: nn.Module) -> Any:
     if not isinstance(net, Llama):
         what, step = "Prefix tuning works with tuneloop's own model only", "set train.method=lora"
         raise UserError(what, where="train.method", next_step=step)
-    return net.model
+    return net.decoder
 
 
 def prefix_of(net: nn.Module) -> Prefix | None:
     """The prefix in front of this model's rows, if there is one."""
-    return getattr(getattr(net, "model", None), "prefix", None)
+    return getattr(getattr(net, "decoder", None), "prefix", None)
 
 
 def remove_prefix(net: nn.Module) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneloop.core.errors import UserError, did_you_mean
-from tuneloop.models.families import FAMILIES, LLAMA, Family
+from tuneloop.models.families import FAMILIES, LLAMA, Family, language_config
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
@@ -53,8 +53,7 @@ class ModelShape:
     @staticmethod
     def from_config(config: Mapping[str, Any], where: str = "config.json") -> ModelShape:
         """Read a `config.json`. Raises UserError: a number is missing or can't be, or a mixture of another kind."""
-        if isinstance(config.get("text_config"), dict):  # the language model of several parts
-            config = config["text_config"]
+        config = language_config(config)
         kind = str(config.get("model_type", "llama"))
         family = SIZED.get(kind, LLAMA)
         experts = next((key for key in _EXPERTS if config.get(key)), "")

@@ -657,6 +657,9 @@ def load_template(folder: Path) -> Template:
 def template_source(folder: Path, settings: dict[str, Any], tokenizer: Any) -> tuple[str, str]:
     """The chat template that a folder has, and the expression behind which Llama 3's text is cut."""
     file, saved = folder / "chat_template.jinja", settings.get("chat_template")
+    older = folder / "chat_template.json"  # of models that also read pictures
+    if saved is None and older.is_file():
+        saved = read_json_object(older).get("chat_template")
     source = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else saved
     if isinstance(source, list):  # several named templates
         by_name = {str(entry.get("name")): entry.get("template") for entry in source if isinstance(entry, dict)}

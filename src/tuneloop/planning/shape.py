@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from tuneloop.core.errors import UserError, did_you_mean
+from tuneloop.models.families import language_config
 from tuneloop.models.gguf import read_config
 from tuneloop.models.names import refuse_missing_path
 from tuneloop.models.shape import SIZED, ModelShape
@@ -50,10 +51,11 @@ def find_model(name: str) -> tuple[str, ModelShape, list[str]]:
     short = re.sub(r"^llama([23])", r"llama-\1", short)
     short = re.sub(r"^mixtral-8x7b.*", "mixtral-8x7b", short)
     short = re.sub(r"^mistral-7b.*", "mistral-7b", short)  # v0.1 and v0.2 have fewer tokens, v0.3 the most
+    short = re.sub(r"^mistral-small-3\.1-24b.*", "mistral-small-3.1-24b", short)
     short = "tinyllama-1.1b" if short == "tinyllama" else short
     if short in bundled_models():
         shape = bundled_models()[short]
-        return short, shape, mixture_words(shape)
+        return short, shape, [*_picture_words(short), *mixture_words(shape)]
     refuse_missing_path(name)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _from_file(name, _from_hub(name))
@@ -74,12 +76,18 @@ def _from_file(name: str, path: Path) -> tuple[str, ModelShape, list[str]]:
         raise UserError("config.json holds no object", where=str(path), next_step="download it again")
     assumed = []
     if isinstance(config.get("text_config"), dict):
-        config = config["text_config"]
-        assumed.append("only the language model of several parts is planned (text_config)")
+        config = dict(language_config(config))
+        assumed.append("only the language model of several parts is counted (text_config)")
     kind, shape = config.get("model_type", "llama"), ModelShape.from_config(config, str(path))
     if kind not in SIZED:
         assumed.append(f"architecture {kind!r} is sized as if it were a Llama: its parameters may be more or fewer")
     return name, shape, [*assumed, *mixture_words(shape)]
+
+
+def _picture_words(short: str) -> list[str]:
+    billions = packaged_yaml(BUNDLED)["pictures"].get(short)
+    words = f"what sees pictures ({billions} billion parameters) is not counted: only vLLM loads it, next to these"
+    return [words] if billions else []
 
 
 def mixture_words(shape: ModelShape) -> list[str]:

@@ -26,6 +26,7 @@ from tuneloop.core.files import (
     write_json,
     write_text,
 )
+from tuneloop.models.families import part_of
 from tuneloop.models.load import weight_files
 from tuneloop.models.methods import Method
 from tuneloop.models.names import resolve
@@ -58,6 +59,8 @@ LAYOUT = 3  # of the files; another one makes other ids
 MEASURED = ("measured", "same_answers", "cost", "structured")
 MANIFEST, CARD, NOTICE = "artifact.json", "README.md", "NOTICE"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+# Of a model that also reads pictures: how they become its input.
+PICTURE_FILES = ("preprocessor_config.json", "processor_config.json")
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json", OWN)
 
 
@@ -202,6 +205,8 @@ def _write(
     else:
         _copy(trained, out, [*(file.name for file in weight_files(trained)), "config.json"])
     _copy(trained, out, TOKENIZER_FILES)
+    if part_of(read_json(out / "config.json")):
+        _copy(resolve(model), out, [name for name in PICTURE_FILES if (resolve(model) / name).is_file()])
     write_json(out / "generation_config.json", _generation(resolve(model) if is_adapter else trained, trained))
     if origin.task is not None:
         write_json(out / OWN, {"version": 1, "task": origin.task})  # no base: it is a whole model

@@ -70,6 +70,7 @@ _KNOWN = {
     ),
     "Qwen/Qwen": _APACHE,
     "mistralai/Mistral-7B": _APACHE,
+    "mistralai/Mistral-Small-3.1": _APACHE,
     "mistralai/Mixtral-8x7B": _APACHE,
     "openai/gpt-oss-": _APACHE,
     "microsoft/Phi-3": Licence("mit", "MIT License", "https://opensource.org/license/mit"),

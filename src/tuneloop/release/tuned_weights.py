@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json_object, replacing, user_errors_of_the_disk, write_json
 from tuneloop.core.ui import progress
-from tuneloop.models.load import weight_files
+from tuneloop.models.families import module_name
+from tuneloop.models.load import config_of, opened, weight_files
 from tuneloop.models.methods import WeightUpdate, method_of_folder
 from tuneloop.models.names import resolve
 
@@ -27,7 +27,7 @@ class TunedWeights:
     """Tensors by their names in Transformers."""
 
     config: Mapping[str, Any]  # `config.json`
-    files: Mapping[str, Path]  # the safetensors file of each tensor
+    files: Mapping[str, tuple[Path, str]]  # the safetensors file of each tensor, and its name there
     shapes: Mapping[str, tuple[int, ...]]  # of each tensor
     update: WeightUpdate | None = None  # what an adapter does to them; None: all weights were trained
 
@@ -37,26 +37,15 @@ class TunedWeights:
         Raises:
             UserError: it can't be read, or holds NaN or infinity.
         """
-        with _readable(self.files[name]) as source:
-            tensor: Tensor = source.get_tensor(name)
+        file, name_there = self.files[name]
+        with opened(file) as source:
+            tensor: Tensor = source.get_tensor(name_there)
         if self.update and name in self.update.names:
             tensor = self.update.apply(name, tensor)[1]
         if not tensor.sum(dtype=None).isfinite() and not tensor.isfinite().all():
             what, step = f"The weights hold NaN or infinity in {name}", "train again, or repair the base"
-            raise UserError(what, where=str(self.files[name]), next_step=step)
+            raise UserError(what, where=str(file), next_step=step)
         return tensor
-
-
-@contextmanager
-def _readable(file: Path) -> Iterator[Any]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, "pt") as source:
-            yield source
-    except (SafetensorError, OSError) as error:
-        what = f"Can't read the weights: {error}"
-        raise UserError(what, where=str(file), next_step="download the model again") from None
 
 
 def open_tuned(model: str, trained: Path) -> TunedWeights:
@@ -73,11 +62,12 @@ def open_tuned(model: str, trained: Path) -> TunedWeights:
     folder = resolve(model) if is_adapter else trained
     files, shapes = {}, {}
     for file in weight_files(folder):
-        with _readable(file) as source:
-            for name in source.keys():  # noqa: SIM118 - it is no dictionary
-                files[name], shapes[name] = file, tuple(source.get_slice(name).get_shape())
+        with opened(file) as source:
+            for there in source.keys():  # noqa: SIM118 - it is no dictionary
+                name = module_name(there)
+                files[name], shapes[name] = (file, there), tuple(source.get_slice(there).get_shape())
     update = update_of(folder, trained, files) if is_adapter else None
-    return TunedWeights(read_json_object(folder / "config.json"), files, shapes, update)
+    return TunedWeights(config_of(folder), files, shapes, update)
 
 
 INDEX, AS_ADAPTER = "model.safetensors.index.json", "export with --format adapter"
@@ -109,15 +99,15 @@ def merge(model: str, adapter: Path, out: Path) -> Merge:
     base = resolve(model)
     files = weight_files(base)
     headers = [_header(file) for file in files]
-    change = _Change(update_of(base, adapter, {name for _, entries in headers for name in entries}))
+    change = _Change(update_of(base, adapter, {module_name(name) for _, entries in headers for name in entries}))
     total, count = sum(len(entries) for _, entries in headers), 0
     for file, (head, entries) in zip(files, headers, strict=True):
-        with replacing(out / file.name) as target, _readable(file) as source:
+        with replacing(out / file.name) as target, opened(file) as source:
             target.write(head)
             for name in entries:
                 tensor = source.get_tensor(name)
-                if name in change.update.names:
-                    tensor = _changed(name, tensor, change, file)
+                if module_name(name) in change.update.names:
+                    tensor = _changed(module_name(name), tensor, change, file)
                 target.write(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
                 count += 1
                 progress("merging", count, total)
@@ -131,7 +121,7 @@ def update_of(base: Path, adapter: Path, tensors: Collection[str]) -> WeightUpda
     """What an adapter does to its base's tensors.
 
     Args:
-        tensors: names of those in the base's files.
+        tensors: names of those in the base's files, as Transformers' modules have them.
 
     Raises:
         UserError: another base, or one that can't take an update.

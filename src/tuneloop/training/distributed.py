@@ -23,7 +23,7 @@ from tuneloop.core import device
 from tuneloop.core.errors import UserError
 from tuneloop.core.machine import GIB, processes, rank
 from tuneloop.core.parent import environment_of_child
-from tuneloop.models.load import Model
+from tuneloop.models.load import Model, layers_of
 from tuneloop.models.methods import USUAL, Method
 from tuneloop.models.sharded import distribute, is_sharded
 
@@ -263,7 +263,7 @@ def shard(model: Model, method: Method) -> None:
 
     net: Any = model.net
     prepare = method.prepare
-    layers = (net.model if model.is_own else net.get_decoder()).layers
+    layers = layers_of(net)
     if isinstance(layers[0], FSDPModule):
         return
     # The last states come as a part of a larger tensor; who reads them picks rows and changes nothing in place.

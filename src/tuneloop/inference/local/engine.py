@@ -581,7 +581,7 @@ class Engine:
         from tuneloop.models.prefix import applied_prefix
 
         with applied(adapter):
-            return id(applied_prefix(self.model.net.model))  # type: ignore[arg-type]
+            return id(applied_prefix(self.model.net.decoder))  # type: ignore[arg-type]
 
     def stream(self, request: Request) -> Iterator[Update]:
         """An answer as it is written, the last piece with the completion. Closing the iterator cancels the answer."""

@@ -11,6 +11,7 @@ from pydantic import Field
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config, read_json_object, write_bytes, write_json
 from tuneloop.core.machine import is_first
+from tuneloop.models.families import part_of, reads_text
 from tuneloop.models.methods.method import WHOLE, Footprint, Method, Start, Trainable
 from tuneloop.models.sharded import whole
 
@@ -60,9 +61,11 @@ def attach(start: Start) -> Trainable:
 
 
 def save_model(folder: Path, model: Model) -> None:
-    """Write all weights with configuration and tokenizer, as Transformers loads them; `tuneloop.json` comes last."""
+    """Write all weights with configuration and tokenizer, as Transformers loads them; `tuneloop.json` comes last. What
+    of the base sees pictures comes along as it is."""
     from safetensors.torch import save
 
+    from tuneloop.models.load import read_weights
     from tuneloop.models.lora import state_hash
 
     state = {}
@@ -72,7 +75,8 @@ def save_model(folder: Path, model: Model) -> None:
             state[name] = tensor.cpu().contiguous()
     if not is_first():
         return
-    write_bytes(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
+    others = read_weights(model.folder, lambda name: not reads_text(name)) if part_of(model.config) else {}
+    write_bytes(folder / "model.safetensors", save(state | others, metadata={"format": "pt"}))
     kind = str(next(iter(state.values())).dtype).removeprefix("torch.")
     config = {key: value for key, value in model.config.items() if key not in ("torch_dtype", "quantization_config")}
     write_json(folder / "config.json", {**config, "dtype": kind})

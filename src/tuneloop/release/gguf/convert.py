@@ -18,7 +18,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import user_errors_of_the_disk
 from tuneloop.core.ui import progress
 from tuneloop.core.units import counted
-from tuneloop.models.families import PATTERN
+from tuneloop.models.families import PATTERN, reads_text
 from tuneloop.models.gguf import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, gguf_name, permuted, read_header
 from tuneloop.models.template import Template, plain_source
 from tuneloop.release.tuned_weights import TunedWeights
@@ -175,13 +175,13 @@ def _names(weights: TunedWeights, config: LlamaConfig) -> dict[str, str]:
     names = {}
     for name in weights.shapes:
         there = gguf_name(name, config.family)
-        if name == "lm_head.weight" and config.tied:
+        if (name == "lm_head.weight" and config.tied) or not reads_text(name):
             continue
         if there is None:
             if name.endswith("rotary_emb.inv_freq"):  # computed, not learned; files of old versions have it
                 continue
             what, step = f"llama.cpp's {config.family.gguf} has no tensor {name}", "export with --format merged"
-            raise UserError(what, where=str(weights.files[name]), next_step=step)
+            raise UserError(what, where=str(weights.files[name][0]), next_step=step)
         names[name] = there
     return names
 

@@ -13,6 +13,7 @@ import torch
 import transformers
 from adapters import write_adapter
 from peft import PeftModel
+from pictures import KINDS, TEXT, folder_with_pictures
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -27,34 +28,6 @@ from tuneloop.models.shared import add_adapter
 from tuneloop.release.compressed import write_compressed
 from tuneloop.release.gguf.convert import About, write_gguf
 from tuneloop.release.tuned_weights import merge, open_tuned
-
-TEXT = {
-    "vocab_size": 49200, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "head_dim": 16, "max_position_embeddings": 4096, "initializer_range": 0.3,
-}  # fmt: skip
-VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
-          "patch_size": 14}  # fmt: skip
-TOKENS = {"image_token_index": 49199, "boi_token_index": 49198, "eoi_token_index": 49197}
-KINDS = pytest.mark.parametrize("kind", ["gemma3", "mistral3"])
-
-
-def made(kind: str, smollm2: Path, folder: Path) -> Any:
-    """A random model of Transformers, whose files are in the folder, with a tokenizer next to them."""
-    torch.manual_seed(0)
-    if kind == "gemma3":
-        text: Any = {**TEXT, "num_hidden_layers": 6, "sliding_window": 24, "query_pre_attn_scalar": 16}
-        config = transformers.Gemma3Config(text_config=text, vision_config=VISION, mm_tokens_per_image=4, **TOKENS)
-        theirs: Any = transformers.Gemma3ForConditionalGeneration(config)
-    else:
-        text = {**TEXT, "model_type": "mistral", "num_hidden_layers": 2, "sliding_window": None}
-        vision = {**VISION, "model_type": "pixtral", "head_dim": 16}
-        config = transformers.Mistral3Config(text_config=text, vision_config=vision, image_token_index=49199)
-        theirs = transformers.Mistral3ForConditionalGeneration(config)
-    theirs.eval().save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).symlink_to(smollm2 / name)
-    (folder / "preprocessor_config.json").write_text("{}")
-    return theirs
 
 
 def theirs_of(folder: Path) -> Any:
@@ -77,7 +50,7 @@ def equals(ours: torch.Tensor, theirs: Any) -> None:
 
 @KINDS
 def test_logits_and_names_are_those_of_transformers(kind: str, smollm2: Path, tmp_path: Path) -> None:
-    theirs = made(kind, smollm2, tmp_path)
+    theirs = folder_with_pictures(kind, smollm2, tmp_path)
     model = load_model(str(tmp_path), dtype="float32")
     assert isinstance(model.net, Llama) and model.context == 4096
     equals(logits_of(model), theirs)
@@ -92,7 +65,7 @@ def test_an_adapter_is_loaded_by_peft_next_to_no_layer_that_sees_pictures(
     kind: str, smollm2: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     base, folder = tmp_path / "base", tmp_path / "adapter"
-    theirs = made(kind, smollm2, base)
+    theirs = folder_with_pictures(kind, smollm2, base)
     write_adapter(base, folder, 1, strength=0.3)
     model = load_model(str(base), dtype="float32")
     plain, name = logits_of(model), add_adapter(model, folder)
@@ -108,7 +81,7 @@ def test_an_adapter_is_loaded_by_peft_next_to_no_layer_that_sees_pictures(
 
 def test_an_adapter_with_the_names_of_an_older_transformers_is_loaded(smollm2: Path, tmp_path: Path) -> None:
     base, folder = tmp_path / "base", tmp_path / "adapter"
-    made("gemma3", smollm2, base)
+    folder_with_pictures("gemma3", smollm2, base)
     write_adapter(base, folder, 1, strength=0.3)
     model = load_model(str(base), dtype="float32")
 
@@ -127,7 +100,7 @@ def test_an_adapter_with_the_names_of_an_older_transformers_is_loaded(smollm2: P
 @KINDS
 def test_a_merged_model_reads_pictures_as_before(kind: str, smollm2: Path, tmp_path: Path) -> None:
     base, out = tmp_path / "base", tmp_path / "out"
-    made(kind, smollm2, base)
+    folder_with_pictures(kind, smollm2, base)
     adapter = write_adapter(base, tmp_path / "adapter", 1, strength=0.3)
     model = load_model(str(base), dtype="float32")
     name = add_adapter(model, adapter)
@@ -144,7 +117,7 @@ def test_a_merged_model_reads_pictures_as_before(kind: str, smollm2: Path, tmp_p
 def test_fewer_bits_leave_what_sees_pictures_as_it_is(kind: str, smollm2: Path, tmp_path: Path) -> None:
     pytest.importorskip("compressed_tensors")
     base, out = tmp_path / "base", tmp_path / "out"
-    made(kind, smollm2, base)
+    folder_with_pictures(kind, smollm2, base)
     adapter = write_adapter(base, tmp_path / "adapter", 1, strength=0.3)
     made_of = write_compressed(open_tuned(str(base), adapter), "fp8", out)
     assert (
@@ -164,7 +137,7 @@ def test_fewer_bits_leave_what_sees_pictures_as_it_is(kind: str, smollm2: Path, 
 @KINDS
 def test_all_weights_are_saved_with_what_sees_pictures(kind: str, smollm2: Path, tmp_path: Path) -> None:
     base, out = tmp_path / "base", tmp_path / "out"
-    made(kind, smollm2, base)
+    folder_with_pictures(kind, smollm2, base)
     model = load_model(str(base), dtype="float32")
     with torch.no_grad():
         for weight in model.net.parameters():
@@ -179,7 +152,7 @@ def test_all_weights_are_saved_with_what_sees_pictures(kind: str, smollm2: Path,
 
 def test_the_gguf_file_is_that_of_the_language_model_alone(smollm2: Path, tmp_path: Path) -> None:
     base, alone = tmp_path / "base", tmp_path / "alone"
-    theirs = made("gemma3", smollm2, base)
+    theirs = folder_with_pictures("gemma3", smollm2, base)
     model = load_model(str(base), dtype="float32")
     text = transformers.Gemma3ForCausalLM(theirs.config.text_config)
     text.load_state_dict({**{k.replace("language_model.", ""): v for k, v in model.net.state_dict().items()}})
@@ -195,7 +168,7 @@ def test_the_gguf_file_is_that_of_the_language_model_alone(smollm2: Path, tmp_pa
 
 
 def test_a_head_of_its_own_is_found_whatever_the_configuration_says(smollm2: Path, tmp_path: Path) -> None:
-    made("mistral3", smollm2, tmp_path)
+    folder_with_pictures("mistral3", smollm2, tmp_path)
     file = tmp_path / "model.safetensors"
     state = load_file(file)
     head = torch.randn(49200, 64)
@@ -226,7 +199,7 @@ def test_a_model_of_several_parts_of_another_kind_is_left_to_transformers() -> N
 
 
 def test_a_template_in_a_file_of_the_processor_is_read(smollm2: Path, tmp_path: Path) -> None:
-    made("gemma3", smollm2, tmp_path)
+    folder_with_pictures("gemma3", smollm2, tmp_path)
     settings = json.loads((smollm2 / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").unlink()
     template = settings.pop("chat_template")

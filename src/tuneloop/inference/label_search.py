@@ -19,8 +19,8 @@ Reading = Sequence[tuple[int, Mapping[int, float]]]
 # Continues each of some paths by at most so many of the allowed tokens.
 Read = Callable[[Sequence[Path], Sequence[int], int], Awaitable[Sequence[Reading]]]
 
-# Share of the labels' probability that may stay unread. Half of it is counted as theirs, so that the winner's is wrong
-# by half of this at most: below a percentage point, with room for rounding in 16 bits.
+# What may stay unread, as a share of the labels' probability that is read. Half of it is counted as theirs, so that the
+# winner's is wrong by half of this at most: below a percentage point, with room for rounding in 16 bits.
 UNREAD = 0.012
 AT_ONCE = 256  # places that one request reads
 MOST_BRANCHES = 128  # log probabilities that are read of the first token, where many labels part, if a server allows it
@@ -117,8 +117,8 @@ class _LabelSearch:
         best = max(log / len(path) for path, log in logs.items())
         places = [each.place for each in opens if each.hope > best]
         left = sum(math.exp(each.all) for each in opens)
-        whole = left + sum(map(math.exp, logs.values()))
-        most = UNREAD * whole if left <= UNREAD * whole else UNREAD / 2 * whole  # what is read leaves a little, too
+        read = sum(map(math.exp, logs.values()))
+        most = UNREAD * read if left <= UNREAD * read else UNREAD / 2 * read  # what is read leaves a little, too
         for each in opens:
             if left <= most:
                 break

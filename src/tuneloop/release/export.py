@@ -111,7 +111,7 @@ def _prove_template(job: RunContext, artifact: Artifact) -> None:
     """See that what was exported renders the run's rows as they were trained, a GGUF file by what is in it.
 
     Raises:
-        UserError: it does not.
+        UserError: it does not, and is removed.
     """
     try:
         dataset = dataset_of(job, True, "")
@@ -129,6 +129,7 @@ def _prove_template(job: RunContext, artifact: Artifact) -> None:
             exported = load_template(Path(scratch) if whole else place)
         if (row := first_difference(job.template, exported, rows)) is not None:
             what = f"The export renders row {row.id} otherwise than it was trained: its answers would be others"
+            shutil.rmtree(artifact.folder)
             raise UserError(what, where=str(place), next_step="report this; export in another form meanwhile")
     say(f"template  {counted(min(len(rows), MOST_ROWS), 'row')} rendered as they were trained")
 

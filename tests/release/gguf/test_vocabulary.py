@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json
 from tuneloop.inference.llamacpp import LlamaCpp, installed
-from tuneloop.models.template import Template, load_template
+from tuneloop.models.template import PLAIN_TEMPLATE, Template, load_template
 from tuneloop.release.gguf.convert import About, pre_tokenizer_of, vocabulary, write_gguf
 from tuneloop.release.tuned_weights import open_tuned
 
@@ -161,3 +162,14 @@ def _tiny_model(folder: Path, vocabulary_size: int) -> None:
     net = Llama(LlamaConfig.from_json(config))
     state = {name: torch.ones(p.shape) for name, p in net.named_parameters() if name != "lm_head.weight"}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_template_that_writes_the_end_of_text_behind_turns_writes_the_same_one_in_a_gguf_file(smollm2: Path) -> None:
+    chat = load_template(smollm2)  # <|im_end|> ends its turns, <|endoftext|> its texts
+    ends = tuple(chat.tokenizer.token_to_id(name) for name in ("<|im_end|>", "<|endoftext|>"))
+    base = replace(
+        chat, source=PLAIN_TEMPLATE, end_ids=ends, variables={**chat.variables, "eos_token": "<|endoftext|>"}
+    )
+    for template, end in ((base, ends[1]), (replace(chat, end_ids=ends), ends[0])):
+        fields = vocabulary(template, template.vocabulary)
+        assert (fields[f"{KEY}eos_token_id"], fields[f"{KEY}eot_token_id"]) == (end, ends[0])

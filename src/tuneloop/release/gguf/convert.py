@@ -318,12 +318,15 @@ def vocabulary(template: Template, size: int) -> dict[str, Any]:
             ranks.setdefault(merge.replace(" ", ""), rank)
         order = {"scores": [-float(ranks.get(token, len(merges))) for token in tokens]}
         kinds = [_kind_of_piece(text, of, rules["model"]["unk_token"]) for text, of in zip(tokens, kinds, strict=True)]
+    named = tokenizer.token_to_id(template.variables.get("eos_token") or "")
+    writes_eos = "eos_token" in template.source and named in template.end_ids  # of a base model that got a plain one
     fields: dict[str, Any] = {
         **kind,
         "tokens": tokens,
         "token_type": kinds,
         **order,
-        "eos_token_id": template.end_ids[0],  # an answer ends here, also where the base's end of text is another token
+        # An answer ends here, also where the base's end of text is another token.
+        "eos_token_id": named if writes_eos else template.end_ids[0],
         "eot_token_id": template.end_ids[0],
         "padding_token_id": template.pad_id,
         "add_bos_token": template.opens_with_bos,

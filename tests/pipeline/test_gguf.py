@@ -239,3 +239,13 @@ def test_the_gate_judges_the_artifact_and_not_only_its_run(make_tuned: MakeTuned
     assert export_run(run, "gguf", weights=WeightOptions(quant="f16", measure=0)).manifest["gate"]["status"] == "none"
     with pytest.raises(UserError, match="This artifact was not measured"):
         evaluation_place(str(next(Path("artifacts").glob("*f16*"))))
+
+
+def test_an_export_that_renders_rows_otherwise_than_they_were_trained_leaves_nothing(
+    make_tuned: MakeTuned, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = make_tuned(tickets(120))
+    monkeypatch.setattr("tuneloop.release.export.first_difference", lambda trained, exported, rows: rows[0])
+    with pytest.raises(UserError, match="otherwise than it was trained"):
+        export_run(run, "merged", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

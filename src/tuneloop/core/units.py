@@ -1,4 +1,4 @@
-"""Dollars and hours as people say them."""
+"""Dollars, hours and seconds as people say them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ def usd_words(value: float) -> str:
         return f"{sign}${float(f'{size:.1g}'):.6f}".rstrip("0")
     whole = size >= 99.995 or abs(size - round(size)) < 0.005
     return f"{sign}${size:,.0f}" if whole else f"{sign}${size:,.2f}"
+
+
+def span_words(seconds: float) -> str:
+    """A short time in two digits: `1.2 s`, `35 ms`; below 10 ms with two decimals, `0.52 ms`."""
+    return f"{seconds:.2g} s" if seconds >= 1 else f"{1000 * seconds:.{0 if seconds >= 0.01 else 2}f} ms"
 
 
 def hours_words(hours: float) -> str:

@@ -241,7 +241,8 @@ def walk(design: ExperimentDesign, world: World, *, days: int, experiments: int,
         for step, one in enumerate(moments):
             users = float(schedule.new[ripe][schedule.step[ripe] == step].sum())
             if users:
-                noise = rng.standard_normal(state.shape) @ one.root.T
+                half = rng.standard_normal((math.ceil(experiments / 2), state.shape[1]))
+                noise = np.concatenate([half, -half])[:experiments] @ one.root.T  # opposites: their mean is nearer
                 state += users * one.mean + math.sqrt(users) * noise
                 if one.unhappy.any():
                     more = rng.poisson(users * one.unhappy, (experiments, 2))

@@ -48,11 +48,11 @@ def test_the_last_line_says_what_1000_answers_cost_where_both_prices_are_known()
     student = ModelCost(parameters=139_000_000, rows_per_second=8.0, usd_per_1000=0.0017, usd_per_hour=0.05)
     here = ModelCost(parameters=1_777_000_000, rows_per_second=1.0, usd_per_1000=0.014, usd_per_hour=0.05)
     words = "It has 139M parameters instead of 1,777M, and answers 8.0 times as many rows a second: "
-    said = words + "1,000 answers cost $0.002 instead of $0.01, this machine at $0.05 an hour"
+    said = words + "1,000 answers cost $0.0017 instead of $0.014, this machine at $0.05 an hour"
     assert last_words(here, student) == said
     server = ModelCost(rows_per_second=1.0, usd_per_1000=1.2)
     assert last_words(server, student).endswith(
-        "1,000 answers cost $0.002 instead of $1.20, this machine at $0.05 an hour"
+        "1,000 answers cost $0.0017 instead of $1.20, this machine at $0.05 an hour"
     )
 
 

@@ -325,7 +325,8 @@ def _cost_words(teacher: ModelCost, student: ModelCost) -> str:
     times = student.rows_per_second / teacher.rows_per_second
     words = f"It {sizes}answers {times:.1f} times as many rows a second"
     if student.usd_per_1000 and teacher.usd_per_1000:
-        price, before, hour = map(usd_words, (student.usd_per_1000, teacher.usd_per_1000, student.usd_per_hour or 0.0))
+        price, before = usd_words(student.usd_per_1000, 2), usd_words(teacher.usd_per_1000, 2)
+        hour = usd_words(student.usd_per_hour or 0.0)
         return f"{words}: 1,000 answers cost {price} instead of {before}, this machine at {hour} an hour"
     span, before = (span_words(1 / one.rows_per_second) for one in (student, teacher))
     return f"{words}: {span} an answer instead of {before}"

@@ -99,6 +99,21 @@ def test_the_rule_that_decides(facts: dict[str, Any], rule: str, answer: str, me
     json.dumps(found.record().to_json())
 
 
+@pytest.mark.parametrize(
+    ("model", "rule", "words"),
+    [
+        ("llama-3.2-1b", "lora", "LoRA on all linear layers: as good"),
+        ("qwen3-30b-a3b", "lora-of-a-mixture", "LoRA on attention: the 128 experts of each layer stay as they are"),
+    ],
+)
+def test_lora_is_said_to_be_on_the_layers_that_it_takes(model: str, rule: str, words: str) -> None:
+    found = advise(AdviceInput(model=model, rows=5000, measured=measured(0.5)))
+    (reason,) = [reason for reason in found.reasons if reason.kind == "method"]
+    assert reason.rule == rule and reason.says.startswith(words)
+    few = advise(AdviceInput(model=model, rows=5000, measured=measured(0.5), settings={"targets": "q,v"}))
+    assert rule != "lora" or any(each.says.startswith("LoRA on q, v: ") for each in few.reasons)
+
+
 def test_a_measured_comparison_decides_over_bare_values() -> None:
     better = replace(measured(0.7, tuned=0.9), verdict="better")
     assert advise(AdviceInput(rows=900, measured=better)).reasons[0].rule == "tuned-is-better"
@@ -125,7 +140,7 @@ def test_what_is_not_known_makes_no_rule_apply() -> None:
     for rule in load_rules():
         if rule.when and not any("known" in conditions for conditions in rule.when.values()):
             assert not applies(rule, {}), rule.id
-    assert [reason.rule for reason in decide({})["answer"]] == ["not-measured"]
+    assert [reason.rule for reason in decide({"adapted": "all linear layers"})["answer"]] == ["not-measured"]
 
 
 def test_no_saving_is_named_without_baseline_prompt_and_volume() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tuneloop.core.units import counted, exactly, hours_expected, verb
+from tuneloop.core.units import counted, exactly, hours_expected, span_words, verb
 
 
 @pytest.mark.parametrize(("number", "words"), [(0, "0 steps"), (1, "1 step"), (2, "2 steps"), (1234, "1,234 steps")])
@@ -26,3 +26,13 @@ def test_counts_and_their_verbs_are_right_in_the_singular() -> None:
     assert [counted(0.6, "day"), counted(1234, "row"), counted(0, "row")] == ["1 day", "1,234 rows", "0 rows"]
     assert [exactly(1, "minute"), exactly(1.5, "hour"), exactly(3, "epoch")] == ["1 minute", "1.5 hours", "3 epochs"]
     assert [verb(n, "is", "are") for n in (0, 1, 2)] == ["are", "is", "are"]
+
+
+def test_short_times_have_two_digits() -> None:
+    assert [span_words(s) for s in (12.3, 1.24, 0.9912, 0.035, 0.00052)] == [
+        "12 s",
+        "1.2 s",
+        "991 ms",
+        "35 ms",
+        "0.52 ms",
+    ]

@@ -181,6 +181,10 @@ MIXTURES = {
     "qwen3_moe": (
         transformers.Qwen3MoeForCausalLM, transformers.Qwen3MoeConfig, {"num_experts": 4, "moe_intermediate_size": 32},
     ),
+    "qwen2_moe": (
+        transformers.Qwen2MoeForCausalLM, transformers.Qwen2MoeConfig,
+        {"num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 40},
+    ),
     "gpt_oss": (transformers.GptOssForCausalLM, transformers.GptOssConfig, {"num_local_experts": 4}),
 }  # fmt: skip
 

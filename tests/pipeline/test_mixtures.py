@@ -20,6 +20,10 @@ Cli = Callable[..., Any]
 FAMILIES = {
     "mixtral": (transformers.MixtralConfig, {"num_local_experts": 4}),
     "qwen3_moe": (transformers.Qwen3MoeConfig, {"num_experts": 4, "moe_intermediate_size": 32}),
+    "qwen2_moe": (
+        transformers.Qwen2MoeConfig,
+        {"num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 40},
+    ),
     "gpt_oss": (transformers.GptOssConfig, {"num_local_experts": 4}),
 }
 SIZES = {
@@ -109,5 +113,7 @@ def test_a_gguf_file_is_refused_with_the_way_to_one(said_and_run: tuple[str, Pat
 def test_what_can_not_be_trained_is_refused_before_the_baselines(
     setting: str, word: str, folder: Path, cli: Cli
 ) -> None:
+    if folder.name == "qwen2_moe" and word == "'gate_proj'":
+        pytest.skip("its shared expert has such a layer")
     done = cli("run", str(folder.parent / "rows.jsonl"), f"model={folder}", setting, "output_dir=out")
     assert done.returncode == 2 and word in done.stderr and "baseline" not in done.stderr

@@ -128,7 +128,8 @@ def test_a_mixture_is_sized_by_all_experts_and_by_those_of_a_token(
     assert shape.parameters - shape.active_parameters == 2 * 3 * 3 * 48 * shape.feed_forward, (
         "3 of 4 experts in 2 layers"
     )
-    assert "mixture of experts" in assumed[0]
+    adapted = "attention and the shared expert" if shape.shared else "attention"
+    assert "mixture of experts" in assumed[0] and assumed[0].endswith(f"adapters are next to {adapted} alone")
     (tmp_path / "config.json").write_text(json.dumps({**config, **more}))
     with pytest.raises(UserError, match="num_experts_per_tok"):
         find_model(str(tmp_path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from tuneloop.serving.store.erase import erase, find
 from tuneloop.serving.store.store import insert, opened
 
 
-def fill(folder: Path, base: str = "llama-3.1-8b") -> None:
+def fill(folder: Path, base: str = "llama-3.1-8b", devices: Sequence[str] = ()) -> None:
     requests = [
         StoredRequest(
             id=uuid7(), time=f"2026-01-01T{hour:02}:00:00.000Z", key="anna" if hour % 2 else "", model=f"m{hour % 3}",
@@ -28,7 +29,8 @@ def fill(folder: Path, base: str = "llama-3.1-8b") -> None:
     ]  # fmt: skip
     with opened(folder, create=True) as store:
         insert(store, requests)
-    write_json(folder / "state.json", {"version": 1, "base": base, "config": {"prices": {"usd_per_hour": 2.0}}})
+    prices = {"prices": {"usd_per_hour": 2.0}}
+    write_json(folder / "state.json", {"version": 1, "base": base, "devices": [*devices], "config": prices})
 
 
 def test_the_groups_add_up_to_the_whole(tmp_path: Path) -> None:
@@ -100,6 +102,24 @@ def test_the_planners_forecast_stands_beside(tmp_path: Path) -> None:
         costs_of(tmp_path, gpu="h1000")
     fill(tmp_path / "odd", base="my-model")
     assert costs_of(tmp_path / "odd").forecast is None
+
+
+def test_the_forecast_is_of_the_card_that_served_at_its_price(tmp_path: Path) -> None:
+    fill(tmp_path, devices=["NVIDIA H100 80GB HBM3"])
+    plan = costs_of(tmp_path).forecast
+    assert plan is not None and "H100" in plan.machine and not plan.served_by and plan.usd_per_hour == 2.0
+    other = costs_of(tmp_path, gpu="l4").forecast
+    assert other is not None and "L4" in other.machine and other.served_by == "NVIDIA H100 80GB HBM3"
+
+
+def test_a_forecast_of_another_machine_says_what_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(tmp_path, devices=["cpu: Any Processor, 2 cores"])
+    assert main(["costs", "-f", str(tmp_path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "another machine than served (cpu: Any Processor, 2 cores)" in said
+    fill(tmp_path / "before")  # a server of an earlier version kept no devices
+    plan = costs_of(tmp_path / "before").forecast
+    assert plan is not None and plan.served_by == ""
 
 
 @pytest.mark.usefixtures("each_database")

@@ -188,6 +188,7 @@ def test_deploy_swaps_a_running_server(make_tuned: MakeTuned, tmp_path: Path, cl
         assert not load.faults and len({release for release, _ in load.found}) == 2
         deploy(new, status=2)  # no model of its name is served
     state = json.loads((folder / "state.json").read_text())
+    assert state["devices"], "what its own engine computes on"
     assert state["models"][0]["source"] == str(old)
     assert deploy(new, "--name", "answers")["running"] is False
     assert pinned(ServeConfig(adapters={"answers": str(old)}, folder=str(folder))).adapters == {"answers": str(new)}

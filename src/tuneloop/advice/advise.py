@@ -22,6 +22,7 @@ from tuneloop.core.files import build_config
 from tuneloop.core.units import counted, exactly, hours_words, usd_words
 from tuneloop.evaluation.metrics import lower_is_better, metric_of
 from tuneloop.models.methods import USUAL, method_named, methods, title_of
+from tuneloop.models.shape import target_modules
 from tuneloop.planning.config import CostOptions
 from tuneloop.planning.gpus import find_gpu
 from tuneloop.planning.options import A_WEEK, Lengths, priced, usual_settings
@@ -206,7 +207,7 @@ def _completed(question: AdviceInput) -> tuple[AdviceInput, list[str]]:
 def _method(question: AdviceInput, trained: Mapping[str, Machine]) -> tuple[str, dict[str, Any]]:
     """How to tune, and what the budget says to it: the usual method, or if it costs too much the first that doesn't."""
     facts = {"rows": question.rows, "new_domain": question.new_domain, "model": question.model}
-    facts |= {**_fits(trained), "gpu": question.gpu or "", "gpus": question.gpus or 1}
+    facts |= {**_fits(trained), **_adapted(question), "gpu": question.gpu or "", "gpus": question.gpus or 1}
     usual = decide(facts, [rule for rule in load_rules() if rule.kind == "method"])["method"][0].gives
     usual_usd = _expected_usd(trained, usual)
     if question.budget_usd is None or usual_usd is None or usual_usd <= question.budget_usd:
@@ -286,6 +287,7 @@ def facts_of(
         ties = measured.classical_verdict != "better" if measured.classical_verdict else ties
     facts = {
         **question.model_dump(exclude=LEFT_OUT), **_fits(trained), "any_fits": any(t.fits for t in trained.values()),
+        **_adapted(question),
         "gpu": question.gpu or (training.job.gpu.key if training else ""),
         "gpus": question.gpus or (training.job.gpus if training else 1),
         "run_days": training.hours / 24 if training and training.fits and question.training_tokens else None,
@@ -318,6 +320,13 @@ def _system_facts(kind: str, system: SystemResult | None, scale: float) -> dict[
 
 def _fits(trained: Mapping[str, Machine]) -> dict[str, bool]:
     return {f"{name}_fits": name in trained and trained[name].fits for name in (m.name for m in methods())}
+
+
+def _adapted(question: AdviceInput) -> dict[str, Any]:
+    """Next to which layers an adapter is, and a mixture's number of experts."""
+    shape = find_model(question.model)[1]
+    names = target_modules(question.settings.get("targets") or "all-linear")
+    return {"adapted": shape.adapted_words(names), "experts": shape.experts or None}
 
 
 MONEY = (

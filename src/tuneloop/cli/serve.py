@@ -238,7 +238,7 @@ def costs(
     folder: str = flag("serve", "FOLDER", SERVER, "-f"),
     since: str = flag("", "TIME", "Only requests since then: 24h, 7d, 2026-01-31."),
     usd_per_hour: float | None = flag(None, "USD", "Price of a machine's hour; default: prices.usd_per_hour.", least=0),
-    gpu: str = flag("", "GPU", "GPU of the planner's forecast; default: a common one."),
+    gpu: str = flag("", "GPU", "GPU of the planner's forecast; default: the server's own, else a common one."),
 ) -> Result:
     """Say what served requests cost, by model, key and tier.
 
@@ -263,7 +263,9 @@ def _cost_lines(summary: Costs) -> Iterator[str]:
         yield "no prices: give --usd-per-hour, or set prices in serve.yaml"
     if (plan := summary.forecast) is not None:
         speed = f"{plan.tokens_per_second:,.0f} tokens/s (here {plan.measured:,.0f} while it worked)"
-        line = f"planned on {plan.machine}: {speed}, {plan.usd_per_million_full:,.3g} USD for 1M tokens at full load"
+        other = f", another machine than served ({plan.served_by})" if plan.served_by else ""
+        line = f"planned on {plan.machine}{other}: {speed}, {plan.usd_per_million_full:,.3g} USD for 1M tokens"
+        line += " at full load"
         yield line + ("" if plan.usd_per_million is None else f", {plan.usd_per_million:,.3g} when as idle as here")
     for each in summary.hosted:
         line = f"{each.provider} {each.model} ({each.date}): {each.usd:,.4f} USD for the same tokens"

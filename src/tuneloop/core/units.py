@@ -1,12 +1,13 @@
-"""Dollars and hours as people say them."""
+"""Dollars, hours and seconds as people say them."""
 
 from __future__ import annotations
 
 import math
 
 
-def usd_words(value: float) -> str:
-    """Dollars: `$1,234` from 100 on and where they are whole, else with cents; below a cent one digit: `$0.0004`."""
+def usd_words(value: float, digits: int = 1) -> str:
+    """Dollars: `$1,234` from 100 on and where they are whole, else with cents; below a cent one digit: `$0.0004`. With
+    two `digits` two below ten cents: `$0.0014`."""
     if not math.isfinite(value):
         return "without end"
     sign, size = "-" if value < 0 else "", abs(value)
@@ -14,10 +15,15 @@ def usd_words(value: float) -> str:
         return "$0"
     if size < 1e-6:
         return f"{sign}under $0.000001"
-    if size < 0.01:
-        return f"{sign}${float(f'{size:.1g}'):.6f}".rstrip("0")
+    if size < 10.0 ** (digits - 3):
+        return f"{sign}${float(f'{size:.{digits}g}'):.6f}".rstrip("0")
     whole = size >= 99.995 or abs(size - round(size)) < 0.005
     return f"{sign}${size:,.0f}" if whole else f"{sign}${size:,.2f}"
+
+
+def span_words(seconds: float) -> str:
+    """A short time in two digits: `1.2 s`, `35 ms`; below 10 ms with two decimals, `0.52 ms`."""
+    return f"{seconds:.2g} s" if seconds >= 1 else f"{1000 * seconds:.{0 if seconds >= 0.01 else 2}f} ms"
 
 
 def hours_words(hours: float) -> str:

@@ -12,6 +12,7 @@ from tuneloop.models.families import FAMILIES, LLAMA, Family, language_config
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
+SHARED_GATE = "shared_expert_gate"  # weighs a mixture's shared expert, and has an adapter if all linear layers have
 # Sized here and computed by Transformers: Gemma 2, whose scores have soft caps, and mixtures of experts.
 MIXTURES: Mapping[str, Family] = {
     "mixtral": LLAMA, "qwen2_moe": Family(qkv_bias=True), "qwen3_moe": Family(qk_norm=True),
@@ -111,14 +112,28 @@ class ModelShape:
 
     def adapted(self, names: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Inputs and outputs of what adapters of these matrices are next to, by name: joined ones have one, and experts
-        none, for Transformers holds those of a layer as one tensor."""
-        sizes = {name: ends for name, ends in self.linear().items() if name in names}
+        none, for Transformers holds those of a layer as one tensor; the shared expert has its own matrices."""
+        linear = self.linear()
         if self.experts:
-            sizes = {name: ends for name, ends in sizes.items() if name in ATTENTION}
+            linear = {name: ends for name, ends in linear.items() if name in ATTENTION}
+        if self.shared:
+            up = self.hidden, self.shared
+            linear |= {"gate_proj": up, "up_proj": up, "down_proj": (self.shared, self.hidden)}
+        sizes = {name: ends for name, ends in linear.items() if name in names}
+        if self.shared and len(sizes) == len(linear):
+            sizes[SHARED_GATE] = self.hidden, 1
         for parts in (ATTENTION[:3], FEED_FORWARD[:2]) if self.fused else ():
             if any([sizes.pop(part, None) for part in parts]):
                 sizes["+".join(parts)] = (self.hidden, sum(self.linear()[part][1] for part in parts))
         return sizes
+
+    def adapted_words(self, names: Sequence[str]) -> str:
+        """The layers that adapters of these matrices are next to, in words."""
+        if not self.experts:
+            every = len(names) == len(self.linear())
+            return "all linear layers" if every else ", ".join(name.removesuffix("_proj") for name in names)
+        parts = {"attention": ATTENTION, "the shared expert": FEED_FORWARD if self.shared else ()}
+        return " and ".join(part for part, inside in parts.items() if any(name in names for name in inside))
 
     @property
     def activated(self) -> int:

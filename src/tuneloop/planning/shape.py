@@ -12,7 +12,7 @@ from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.models.families import language_config
 from tuneloop.models.gguf import read_config
 from tuneloop.models.names import refuse_missing_path
-from tuneloop.models.shape import SIZED, ModelShape
+from tuneloop.models.shape import SIZED, ModelShape, target_modules
 from tuneloop.planning.gpus import packaged_yaml
 
 BUNDLED = Path(__file__).with_name("models.yaml")
@@ -93,10 +93,11 @@ def _picture_words(short: str) -> list[str]:
 def mixture_words(shape: ModelShape) -> list[str]:
     """What a plan assumes of a mixture of experts; nothing of another model."""
     every, active = (f"{number / 1e9:.3g} billion" for number in (shape.parameters, shape.active_parameters))
+    adapted = shape.adapted_words(target_modules("all-linear"))
     words = (
         f"a mixture of experts: all {every} parameters take memory, the {active} that a token passes through take time;"
         " Transformers trains it, slower than a dense model of as many active parameters here; adapters are next to"
-        " attention alone"
+        f" {adapted} alone"
     )
     return [words] if shape.experts else []
 

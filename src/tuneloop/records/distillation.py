@@ -22,18 +22,19 @@ class PrunedStudent(Part):
 
 
 class ModelCost(Part):
-    """What a model's answers to the test rows cost on this machine.
+    """What a model's answers to the test rows cost.
 
     Args:
         parameters: of the model; None: a server's.
-        rows_per_second: answered; `tokens_per_second`: read and written, where they are counted.
-        usd_per_million_tokens: read and written, at the recipe's price of the machine; None: there is no price.
+        rows_per_second: answered.
+        usd_per_1000: dollars of 1,000 answers: by the recipe's price of this machine, `usd_per_hour`, or by an
+            endpoint's prices of tokens; None: there is no price.
     """
 
     parameters: int | None = None
     rows_per_second: float
-    tokens_per_second: float | None = None
-    usd_per_million_tokens: float | None = None
+    usd_per_1000: float | None = None
+    usd_per_hour: float | None = None
 
 
 class DistilledFigures(Part):

@@ -28,6 +28,8 @@ class ServerState(Record, what="a server's state", file="state.json", again="sta
     Args:
         pid: of its process; `address`: where it listens, as in `http://127.0.0.1:8100`.
         started: ISO time; `base`, `engine`: the base model, and what computes.
+        devices: names of its machine's GPUs, or of its processor; empty: the engine is at an address, on a machine that
+            is not known.
         models: that it has.
         candidates: experiment -> why its candidate answers no one; empty: it is served.
         config: its settings, as in `tuneloop schema` under `serve`.
@@ -38,6 +40,7 @@ class ServerState(Record, what="a server's state", file="state.json", again="sta
     started: str = ""
     base: str = ""
     engine: str = ""
+    devices: list[str] = []
     models: list[ServedName] = []
     candidates: dict[str, str] = {}
     config: dict[str, Any] = {}

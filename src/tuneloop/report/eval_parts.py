@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from markupsafe import Markup, escape
 
 from tuneloop.core.stats.tests import NOT_ENOUGH
-from tuneloop.core.units import counted
+from tuneloop.core.units import counted, span_words
 from tuneloop.evaluation.metrics import metric_of, title_of
 from tuneloop.records.evaluation import CalibrationBin, Estimate, EvaluationManifest, Slice
 from tuneloop.report import charts
@@ -239,7 +239,7 @@ def _leaderboard(evaluation: EvaluationManifest) -> dict[str, Any]:
         if not n or cost is None or not any(cost.to_json().values()):
             continue
         gain, seconds = compared.get(name), cost.training_seconds
-        training = "–" if not seconds else f.minutes(seconds / 60) if seconds >= 1 else _span(seconds)
+        training = "–" if not seconds else f.minutes(seconds / 60) if seconds >= 1 else span_words(seconds)
         if not compared and entry and entry.gain is not None:
             gain = Estimate(entry.gain, *(math.nan if b is None else b for b in (entry.gain_low, entry.gain_high)))
         change = ("", "")
@@ -248,7 +248,7 @@ def _leaderboard(evaluation: EvaluationManifest) -> dict[str, Any]:
         lines.append({
             "name": name, "tuned": "yes" if name == system else "", "gain": change,
             "training": training + (f", {f.usd(cost.training_usd, 2)}" if seconds and cost.training_usd else ""),
-            "seconds": _span(cost.seconds / n) if "seconds" in cost.model_fields_set else "–",
+            "seconds": span_words(cost.seconds / n) if "seconds" in cost.model_fields_set else "–",
             "prompt": f"{cost.prompt_tokens / n:,.0f}" if cost.prompt_tokens else "–",
             "answer": f"{cost.tokens / n:,.0f}" if cost.tokens else "–",
             "thousand": f.usd(entry.usd_per_1000 if entry else cost.usd and 1000 * cost.usd / n, 2),
@@ -261,10 +261,6 @@ def _leaderboard(evaluation: EvaluationManifest) -> dict[str, Any]:
         against = f"Gain: of each line over {first}; positive means that the line is better."
     note = against if any(line["gain"][0] for line in lines) else ""
     return {"lines": lines, "against": note, "words": evaluation.leaderboard_words}
-
-
-def _span(seconds: float) -> str:
-    return f"{seconds:.2g} s" if seconds >= 1 else f"{1000 * seconds:.{0 if seconds >= 0.01 else 2}f} ms"
 
 
 def _changed(change: Estimate, metric: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from tuneloop.advice.advise import make_question
 from tuneloop.advice.economics import serving
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc
+from tuneloop.planning.gpus import find_gpu
+from tuneloop.planning.options import priced
 from tuneloop.planning.prices import load_prices
 from tuneloop.records.record import read_record
 from tuneloop.records.server import ServerState
@@ -71,6 +74,7 @@ class Forecast:
     """What the planner expects of a rented machine with this model and these prompts and answers."""
 
     machine: str  # GPUs, provider and price
+    served_by: str  # the devices that served, where it is of another machine; empty: it is of these, or not known
     tokens_per_second: float  # read and written, at full load
     measured: float  # the same of this server while it worked
     usd_per_hour: float  # of the machine
@@ -119,7 +123,8 @@ def costs_of(place: Path | str, since: str = "", usd_per_hour: float | None = No
         place: the server's folder, or its store.
         since: ISO time; empty: all of them.
         usd_per_hour: of the machine; None: `prices.usd_per_hour` of the server's settings.
-        gpu: of the planner's forecast; empty: a common one.
+        gpu: of the planner's forecast; empty: the server's own, at the price of its machine, or a common one where
+            the planner does not know that.
     """
     file = store_folder(place) / ServerState.file
     state = read_record(ServerState, file) if file.is_file() else ServerState()
@@ -145,18 +150,23 @@ def costs_of(place: Path | str, since: str = "", usd_per_hour: float | None = No
     total = row(whole)
     busy = seconds / (hours * 3600) if hours else 0.0
     by_name = {by: [row(each) for each in groups] for by, groups in rows.items()}
-    hosted, forecast = _hosted(state.base, total, price), _forecast(state.base, total, busy, gpu)
+    hosted, forecast = _hosted(state.base, total, price), _forecast(state, total, busy, price, gpu)
     return Costs(since, hours, busy, price, total, by_name, hosted, forecast)
 
 
-def _forecast(base: str, total: CostRow, busy: float, gpu: str) -> Forecast | None:
+def _forecast(state: ServerState, total: CostRow, busy: float, usd_per_hour: float, gpu: str) -> Forecast | None:
     answered = total.requests - total.failed - total.refused
-    if not base or not answered or not total.seconds:
+    if not state.base or not answered or not total.seconds:
         return None
+    means, own = (total.prompt_tokens / answered, total.completion_tokens / answered), _own_card(state)
+    plan = None
     try:
-        question = make_question({"model": base, **({"gpu": gpu} if gpu else {})})
-        means = total.prompt_tokens / answered, total.completion_tokens / answered
-        plan = serving(question, load_prices(), *means, "on-demand")
+        if own and not gpu:
+            prices = priced(load_prices(), own, usd_per_hour / len(state.devices) or None, "on-demand")
+            plan = serving(make_question({"model": state.base, "gpu": own}), prices, *means, "on-demand")
+        if plan is None:
+            question = make_question({"model": state.base, **({"gpu": gpu} if gpu else {})})
+            plan = serving(question, load_prices(), *means, "on-demand")
     except UserError:
         if gpu:
             raise
@@ -165,8 +175,18 @@ def _forecast(base: str, total: CostRow, busy: float, gpu: str) -> Forecast | No
         return None
     engine, per_hour = plan.engine, plan.price.machines_usd(plan.gpus)
     full, used = engine.usd_per_million(1.0), engine.usd_per_million(busy) if busy else None
+    served_by = ", ".join(dict.fromkeys(state.devices)) if plan.card.key != own else ""
     measured = total.tokens / total.seconds
-    return Forecast(engine.source, engine.tokens_per_second, measured, per_hour, full, used)
+    return Forecast(engine.source, served_by, engine.tokens_per_second, measured, per_hour, full, used)
+
+
+def _own_card(state: ServerState) -> str:
+    """The planner's name of the GPU that served; empty: a processor, several kinds, or one that it does not know."""
+    kinds = set(state.devices)
+    with contextlib.suppress(UserError):
+        if len(kinds) == 1 and not (card := find_gpu(kinds.pop())).is_cpu:
+            return card.key
+    return ""
 
 
 def _groups(store: Database, since: str) -> list[tuple[Any, ...]]:

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mappin
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneloop.core import machine
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, lock_folder, make_private, read_yaml
 from tuneloop.core.ids import utc, utc_now
@@ -22,6 +23,7 @@ from tuneloop.core.units import counted, verb
 from tuneloop.core.urls import masked
 from tuneloop.data.clean.pii import Redactor
 from tuneloop.data.config import PersonalConfig
+from tuneloop.planning.gpus import this_cpu
 from tuneloop.records.record import write_record
 from tuneloop.records.server import ServedName, ServerState
 from tuneloop.registry.registered import registered_name
@@ -396,6 +398,7 @@ def _write_state(config: ServeConfig, gateway: Gateway, address: str) -> None:
     engine, settings = gateway.engine, config.model_dump(mode="json") | {"engine": urls}
     facts = {"pid": os.getpid(), "address": address, "started": utc_now(), "base": engine.base, "engine": engine.name}
     candidates = dict.fromkeys(gateway.candidates, "") | gateway.left_out
+    facts |= {"devices": [] if config.urls else machine.cards() or [this_cpu().name]}
     state = ServerState.model_validate(facts | {"models": models, "candidates": candidates, "config": settings})
     write_record(Path(config.folder) / ServerState.file, state)
 

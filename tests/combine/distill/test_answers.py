@@ -13,6 +13,7 @@ import pytest
 from local_http import Quiet, listening
 
 from tuneloop.combine.distill.answers import AT_ONCE, DistilJob, answers_of, same_model, taught_rows
+from tuneloop.combine.distill.command import _score
 from tuneloop.combine.options import DistilOptions
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl
@@ -31,6 +32,7 @@ def text(i: int) -> str:
     return " ".join("".join(rng.choices("bdfgklmnprst", k=3)) + rng.choice("aeiou") for _ in range(6))
 
 
+USAGE = {"prompt_tokens": 300, "completion_tokens": 50}
 Says = Callable[[int, dict[str, Any]], tuple[int, str, str]]
 
 
@@ -48,7 +50,7 @@ class Server:
                     outer.bodies.append(body)
                     status, text, model = outer.says(len(outer.bodies), body)
                 choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-                self.answer(status, {"model": model, "choices": [choice]})
+                self.answer(status, {"model": model, "choices": [choice], "usage": USAGE})
 
         self.handler, self.url = Handler, ""
 
@@ -72,8 +74,9 @@ def dataset(tmp_path: Path) -> Dataset:
 
 def job(server: Server, dataset: Dataset, out: Path, **options: Any) -> DistilJob:
     def endpoint(url: str) -> Endpoint:
-        return Endpoint(url, "big", concurrency=4, retries=0, pause=0.01)
+        return Endpoint(url, "big", concurrency=4, retries=0, pause=0.01, **prices)
 
+    prices = options.pop("prices", {})
     return DistilJob(open_with_task(server.url, endpoint=endpoint), dataset, out, DistilOptions(**options))
 
 
@@ -203,3 +206,11 @@ def test_a_judge_rates_once(server: Server, dataset: Dataset, tmp_path: Path, mo
         found = answers_of(job(server, dataset, tmp_path / "run", best_of=2, pick="judge", judge="small"))
         assert {answer.text for answer in found.values()} == {"drawn"}
     assert sum(asked) == 2 * len(dataset.train)
+
+
+def test_a_server_s_answers_cost_what_its_tokens_do(server: Server, dataset: Dataset, tmp_path: Path) -> None:
+    prices = {"usd_per_million_input": 2.0, "usd_per_million_output": 8.0}
+    for given, usd in ((prices, 1000 * (300 * 2 + 50 * 8) / 1e6), ({}, None)):
+        told = job(server, dataset, tmp_path / "run", prices=given)
+        cost = _score(told, dataset.train[:3], told.teacher).cost
+        assert cost.usd_per_1000 == (None if usd is None else pytest.approx(usd)) and cost.usd_per_hour is None

@@ -20,6 +20,7 @@ from tuneloop.combine.distill.answers import DistilJob
 from tuneloop.combine.options import DistilOptions
 from tuneloop.core.files import read_json, read_jsonl
 from tuneloop.recipe import Recipe
+from tuneloop.records.distillation import DistillationRecord, DistilledFigures, ModelCost
 from tuneloop.records.record import write_record
 from tuneloop.records.run import RunManifest
 
@@ -31,6 +32,34 @@ def told(said: Said, *arguments: str, status: int = 0) -> dict[str, Any]:
     assert main([*arguments, "--json"]) == status, said.readouterr().err
     found: dict[str, Any] = json.loads(said.readouterr().out)
     return found
+
+
+def last_words(teacher: ModelCost, student: ModelCost) -> str:
+    figures = DistilledFigures(
+        metric="accuracy", n=9, teacher=0.9, student=0.8, teacher_cost=teacher, student_cost=student
+    )
+    record = DistillationRecord(
+        teacher="big", teacher_key="k", student="small", dataset="d", asked=9, kept=9, results=figures
+    )
+    return module.sentences(record)[-1]
+
+
+def test_the_last_line_says_what_1000_answers_cost_where_both_prices_are_known() -> None:
+    student = ModelCost(parameters=139_000_000, rows_per_second=8.0, usd_per_1000=0.0017, usd_per_hour=0.05)
+    here = ModelCost(parameters=1_777_000_000, rows_per_second=1.0, usd_per_1000=0.014, usd_per_hour=0.05)
+    words = "It has 139M parameters instead of 1,777M, and answers 8.0 times as many rows a second: "
+    said = words + "1,000 answers cost $0.0017 instead of $0.014, this machine at $0.05 an hour"
+    assert last_words(here, student) == said
+    server = ModelCost(rows_per_second=1.0, usd_per_1000=1.2)
+    assert last_words(server, student).endswith(
+        "1,000 answers cost $0.0017 instead of $1.20, this machine at $0.05 an hour"
+    )
+
+
+def test_the_last_line_says_how_long_an_answer_takes_where_a_price_is_unknown() -> None:
+    student = ModelCost(rows_per_second=8.0, usd_per_1000=0.0017, usd_per_hour=0.05)
+    said = "It answers 16.0 times as many rows a second: 125 ms an answer instead of 2 s"
+    assert last_words(ModelCost(rows_per_second=0.5), student) == said
 
 
 @pytest.fixture

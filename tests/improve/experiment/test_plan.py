@@ -42,6 +42,17 @@ def test_missing_ratings_and_users_who_return_cost_days(plan):
     assert e.plan_experiment({**dense, "missing": "any"}).days_50 is None  # a quarter is not rated
 
 
+def test_unhappy_users_hold_a_promotion_back():
+    # Few users give the three ratings that the guardrail needs. Simulated decisions: 47 days, 28 without it.
+    asked = {"requests_per_day": 240, "requests_per_user": 3, "rated": 0.3, "effect": 0.1}
+    assert e.plan_experiment(asked).days_50 == pytest.approx(47, rel=0.15)
+
+
+def test_days_are_looked_at_one_by_one_where_nothing_is_assumed_of_missing_ratings():
+    plan = e.plan_experiment({"requests_per_day": 200, "rated": 0.9, "effect": 0.2, "missing": "any"})
+    assert plan.look_every_days == 1 and plan.days_50 == pytest.approx(12.5, rel=0.15)
+
+
 def test_the_ramp_follows_from_the_harm_that_is_accepted():
     asked = {**ASKED, "requests_per_day": 80, "rated": 0.75, "share": 0, "simulations": 100}
     careful, bold = (e.plan_experiment({**asked, "harm": harm}) for harm in (200, 2000))

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from traffic import design
 
+from tuneloop.improve.experiment.record import Guardrail
 from tuneloop.improve.experiment.simulation import World, draw_users, simulate
-from tuneloop.improve.experiment.walk import outcomes_of, schedule_of, walk
+from tuneloop.improve.experiment.walk import days_needed, outcomes_of, schedule_of, walk
+
+UNHAPPY = [Guardrail(name="unhappy", tolerance=1.0)]
 
 
 @pytest.mark.parametrize(
@@ -16,6 +19,7 @@ from tuneloop.improve.experiment.walk import outcomes_of, schedule_of, walk
         World(rated=0.3),
         World(requests=4, rated=0.2, rated_factors=(1.0, 0.5, 1.0, 1.0)),
         World(requests=3, correlation=0.4),
+        World(requests=6, rated=0.6, base=0.3),
     ],
 )
 @pytest.mark.parametrize("candidate", [True, False])
@@ -23,8 +27,10 @@ def test_outcomes_have_the_chances_of_users_that_are_drawn(world, candidate):
     outcomes = outcomes_of(world, candidate=candidate)
     assert outcomes.chance.sum() == pytest.approx(1)
     rng = np.random.default_rng(0)
-    users = draw_users(world, design(), np.array([0.5]), np.array([40_000]), rng).matured
+    drawn_users = draw_users(world, design(), np.array([0.5]), np.array([40_000]), rng)
+    users = drawn_users.matured
     mine = users.candidate[0] == candidate
+    assert outcomes.chance @ outcomes.unhappy == pytest.approx(drawn_users.unhappy[0, mine].mean(), abs=0.01)
     for name, values in (("likes", users.likes), ("dislikes", users.dislikes), ("values", users.outcome)):
         drawn, exact = values[0, mine], getattr(outcomes, name)
         valued = ~np.isnan(exact)
@@ -50,7 +56,11 @@ def test_the_ramp_waits_for_its_time_and_for_values():
 @pytest.mark.parametrize(
     ("world", "changes"),
     [(World(effect=0.1), {}), (World(effect=0.1, requests=4, correlation=0.3, rated=0.3), {}),
-     (World(effect=0.1, base=0.8, users_per_day=300, rated=0.2), {"missing": "random", "base": 0.8})],
+     (World(effect=0.1, base=0.8, users_per_day=300, rated=0.2), {"missing": "random", "base": 0.8}),
+     (World(effect=0.2, users_per_day=200, rated=0.9), {"missing": "any", "effect": 0.2}),
+     (World(effect=0.1, requests=3, rated=0.3), {"guardrails": UNHAPPY}),
+     (World(effect=0.07, base=0.7, users_per_day=100, requests=5, rated=0.2),
+      {"guardrails": UNHAPPY, "base": 0.7, "effect": 0.07})],
 )  # fmt: skip
 def test_days_are_those_of_simulated_decisions(world, changes):
     registered = design(
@@ -62,3 +72,10 @@ def test_days_are_those_of_simulated_decisions(world, changes):
     ends = simulate(registered, world, experiments=300, seed=1)
     promoted = sorted(end.day if end.outcome == "promote" else 1e9 for end in ends)
     assert days == pytest.approx(promoted[len(ends) // 2], rel=0.15)
+
+
+def test_days_follow_from_the_stake_that_grows_best():
+    # Nothing is assumed of missing ratings: a true gain of 20 points shows as 8, too little for the stake on 25.
+    registered = design(missing="any", effect=0.2, least_units=10)
+    assert 5 < days_needed(registered, World(effect=0.2, users_per_day=200, rated=0.9), 0.5) < 12
+    assert days_needed(registered, World(effect=0.2, users_per_day=200, rated=0.6), 0.5) == np.inf

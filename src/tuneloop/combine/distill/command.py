@@ -16,11 +16,12 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, write_bytes, write_json
 from tuneloop.core.stats.tests import THAN, by_interval
 from tuneloop.core.ui import say
-from tuneloop.core.units import counted, usd_words
+from tuneloop.core.units import counted, span_words, usd_words
 from tuneloop.data.dataset import load_dataset
 from tuneloop.evaluation.evaluate import sample_rows
 from tuneloop.evaluation.prompt import prompt_turns
 from tuneloop.inference.local.target import LocalTarget
+from tuneloop.inference.openai.target import EndpointTarget, usage
 from tuneloop.inference.request import Request
 from tuneloop.models.load import Model, layers_of, skeleton
 from tuneloop.models.methods import WHOLE
@@ -272,13 +273,14 @@ def _score(job: DistilJob, rows: Sequence[Row], target: TaskTarget) -> _Scored:
     target.close()
     recipe = make_recipe({"name": "student"}, job.settings)
     scored = score(RunContext(recipe, job.out), replace(job.dataset, test=rows), rows, SystemAnswers(answers, 0.0))
-    tokens = sum(answer.prompt_tokens + answer.completion_tokens for answer in answers)
-    usd = recipe.plan.usd_per_hour * seconds / 3600  # of a server it is not known
+    price = recipe.plan.usd_per_hour
+    endpoint = target.target.endpoint if isinstance(target.target, EndpointTarget) else None
+    usd = usage(endpoint, answers)["usd"] if endpoint else price * seconds / 3600
     cost = ModelCost(
         parameters=parameters,
         rows_per_second=len(rows) / max(seconds, 1e-9),
-        tokens_per_second=tokens / max(seconds, 1e-9) if tokens else None,
-        usd_per_million_tokens=usd / tokens * 1e6 if tokens and local else None,
+        usd_per_1000=1000 * usd / len(rows) or None,
+        usd_per_hour=None if endpoint else price,
     )
     return _Scored(scored.primary, score_of(scored, scored.primary), cost)
 
@@ -322,13 +324,12 @@ def _cost_words(teacher: ModelCost, student: ModelCost) -> str:
         sizes = f"has {student.parameters / 1e6:,.0f}M parameters instead of {teacher.parameters / 1e6:,.0f}M, and "
     times = student.rows_per_second / teacher.rows_per_second
     words = f"It {sizes}answers {times:.1f} times as many rows a second"
-    if student.tokens_per_second and teacher.tokens_per_second:
-        before = f"{teacher.tokens_per_second:,.0f}"
-        words += f": {student.tokens_per_second:,.0f} tokens/s, read and written, instead of {before}"
-    if student.usd_per_million_tokens and teacher.usd_per_million_tokens:
-        price, before = (usd_words(one.usd_per_million_tokens or 0) for one in (student, teacher))
-        words += f", {price} per million tokens instead of {before}"
-    return words
+    if student.usd_per_1000 and teacher.usd_per_1000:
+        price, before = usd_words(student.usd_per_1000, 2), usd_words(teacher.usd_per_1000, 2)
+        hour = usd_words(student.usd_per_hour or 0.0)
+        return f"{words}: 1,000 answers cost {price} instead of {before}, this machine at {hour} an hour"
+    span, before = (span_words(1 / one.rows_per_second) for one in (student, teacher))
+    return f"{words}: {span} an answer instead of {before}"
 
 
 def layers_to_drop(model: Model, texts: Sequence[Sequence[int]], layers: int) -> PrunedStudent:

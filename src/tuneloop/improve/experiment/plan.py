@@ -26,7 +26,7 @@ from tuneloop.improve.experiment.record import (
 )
 from tuneloop.improve.experiment.simulation import World
 from tuneloop.improve.experiment.statistics import UNHAPPY_VALUES
-from tuneloop.improve.experiment.walk import Looks, moments_of, walk
+from tuneloop.improve.experiment.walk import Looks, days_needed, walk
 
 LEAST_UNITS = 10  # users with a value in either arm before a step of the ramp; decisions need no least number
 MOST_DAYS = 3650
@@ -69,13 +69,10 @@ class Planned:
         return walk(self.design, world, days=days or self.days(), experiments=experiments, seed=seed)
 
     def days(self) -> int:
-        """Days in which most experiments with the registered effect end, from the mean growth of the slowest claim."""
-        world, design = replace(self.world, effect=self.design.effect), self.design
+        """Days in which most experiments with the registered effect end."""
+        design = self.design
         last = max(share for share in design.ramp if share < 1)
-        mean = moments_of(design, world, last).mean
-        main = [mean[0]] if design.missing == "random" else mean[7:-1:2]
-        growth = float(min(main)) * world.users_per_day
-        needed = math.log(1 / design.alpha) / growth if growth > 0 else MOST_DAYS
+        needed = days_needed(design, replace(self.world, effect=design.effect), last)
         held = len(design.ramp) * design.hold_days + design.maturation_hours / 24
         return math.ceil(min(max(14.0, held + 3 * needed), MOST_DAYS))
 
@@ -193,7 +190,8 @@ def _labels(options: ExperimentPlanOptions) -> tuple[int | None, int | None]:
     users = options.requests_per_day / options.requests_per_user * LABELS_SHARE
     population = math.ceil(options.users * LABELS_SHARE)
     sample = _planned(options, missing="random", rated=1.0, users_per_day=users, population=population)
-    return _when(sample.looks(options.effect, FEW), 0.5)
+    checked = replace(sample, design=sample.design.model_copy(update={"guardrails": []}))  # checks make no one unhappy
+    return _when(checked.looks(options.effect, FEW), 0.5)
 
 
 def _denser(options: ExperimentPlanOptions) -> Iterator[DenserMeasure]:

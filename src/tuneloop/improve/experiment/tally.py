@@ -309,13 +309,13 @@ def _guardrail(design: ExperimentDesign, tally: UserTally, name: str, tolerance:
         return np.asarray(_slice_log_e(tally).max(axis=0) / (needed + math.log(MOST_SLICES)))
     if name not in RATES:
         return tally.books[name].log_e(0) / needed
-    counts, tolerated = tally.affected[name], _tolerated(tally, tolerance)
+    counts, tolerated = tally.affected[name], _tolerated(tally.shares, tolerance)
     return np.asarray(excess_log_e(counts[..., 0], counts[..., 1], tolerated).sum(axis=-1) / needed)
 
 
-def _tolerated(tally: UserTally, tolerance: float) -> Array:
+def _tolerated(shares: Array, tolerance: float) -> Array:
     """The candidate's share of the affected users that is tolerated, by the share of new users that meet it."""
-    return np.asarray(tally.shares * tolerance / (tally.shares * tolerance + 1 - tally.shares))
+    return np.asarray(shares * tolerance / (shares * tolerance + 1 - shares))
 
 
 def _slice_log_e(tally: UserTally) -> Array:
@@ -329,18 +329,28 @@ def _worst_slice(tally: UserTally) -> NDArray[np.int64]:
 
 
 def _seems_worse(tally: UserTally, name: str, tolerance: float, strength: Array) -> NDArray[np.bool_]:
-    """Whether the candidate seems to be worse than tolerated, proven or not. Of rates all but one affected user count,
-    so that a single one stops nothing; of unhappy users, who are few and are harmed, one more counts."""
+    """Whether the candidate seems to be worse than tolerated, proven or not."""
     if name in RATES:
-        counts = tally.affected[name]
-        users, more = counts.sum(axis=-1), 1 if name == "unhappy" else -1
-        return np.asarray((users.sum(-1) > 0) & (counts[..., 0].sum(-1) + more > users @ _tolerated(tally, tolerance)))
+        return seem_more(name, tally.affected[name], tally.shares, tolerance)
     if name == "slices":
         return np.asarray(strength >= HELD)
     difference = np.nan_to_num(tally.books[name].difference)
     if name in AMOUNTS:
         return np.asarray(difference > math.log(tolerance))
     return np.asarray((difference < -tolerance) & (tally.amounts[name][..., 1].min(axis=-1) >= LEAST_LATER))
+
+
+def seem_more(name: str, counts: Array, shares: Array, tolerance: float) -> NDArray[np.bool_]:
+    """Whether more of the candidate's users seem to be affected than a guardrail on a rate tolerates. All but one
+    count, so that a single one stops nothing; of unhappy users, who are few and are harmed, one more counts.
+
+    Args:
+        counts: of affected users, (experiments, shares, 2): the candidate's and the champion's.
+        shares: of new users that met the candidate.
+    """
+    users, more = counts.sum(axis=-1), 1 if name == "unhappy" else -1
+    tolerated = users @ _tolerated(shares, tolerance)
+    return np.asarray((users.sum(axis=-1) > 0) & (counts[..., 0].sum(axis=-1) + more > tolerated))
 
 
 def _means(tally: UserTally, name: str, worst: NDArray[np.int64]) -> Array:

@@ -2,8 +2,10 @@
 
 One user's outcomes are few: so many good and bad values of so many requests. Their chances give the exact mean and
 covariance of what one user adds to the logs of all stakes; `tally.with_matured` says what each outcome adds. Many users
-add normal increments with these moments, so that the time does not grow with the traffic. Left out are guardrails and
-the first users, from whom the guesses are learnt.
+add normal increments with these moments, so that the time does not grow with the traffic. Unhappy users are few, and
+each holds a promotion back: they are drawn one by one, with what one adds to the logs. Left out are the other
+guardrails and roll-backs by any of them, which come later than those by the measure where all users are served alike,
+and the first users, from whom the guesses are learnt.
 """
 
 from __future__ import annotations
@@ -16,10 +18,10 @@ from tuneloop.core.stats.betting import Book
 from tuneloop.improve.experiment.decision import LIKELY_WORSE
 from tuneloop.improve.experiment.record import ExperimentDesign
 from tuneloop.improve.experiment.simulation import World
-from tuneloop.improve.experiment.tally import Matured, empty_tally, with_matured
+from tuneloop.improve.experiment.statistics import UNHAPPY_VALUES
+from tuneloop.improve.experiment.tally import Matured, empty_tally, seem_more, with_matured
 
 MOST_LOOKS = 400
-BETWEEN_LOOKS = 0.5826  # standard deviations of a step by which a walk's maximum is above that of its looks
 QUALITIES = 15  # kinds of users where their answers are correlated
 Z_TWO_SIDED = 1.959963984540054
 Column = tuple[str, int]  # book and claim
@@ -27,11 +29,15 @@ Column = tuple[str, int]  # book and claim
 
 @dataclass(frozen=True)
 class UserOutcomes:
-    """What may come of one user of an arm: good and bad values per request, and the chance of each pair."""
+    """What may come of one user of an arm: good and bad values per request, and the chance of each pair.
+
+    `unhappy`: whether the user counts for that guardrail.
+    """
 
     likes: Array
     dislikes: Array
     chance: Array
+    unhappy: NDArray[np.bool_]
 
     @property
     def values(self) -> Array:
@@ -62,7 +68,8 @@ def outcomes_of(world: World, *, candidate: bool) -> UserOutcomes:
         ways = gammaln(number + 1) - gammaln(likes + 1) - gammaln(dislikes + 1) - gammaln(none + 1)
         chances = (qualities * good)[:, None], ((1 - qualities) * bad)[:, None]
         logs = xlogy(likes, chances[0]) + xlogy(dislikes, chances[1]) + xlogy(none, 1 - chances[0] - chances[1])
-        parts.append((likes / number, dislikes / number, weight * np.exp(ways + logs).mean(axis=0)))
+        unhappy = (likes == 0) & (dislikes >= UNHAPPY_VALUES)
+        parts.append((likes / number, dislikes / number, weight * np.exp(ways + logs).mean(axis=0), unhappy))
     return UserOutcomes(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
@@ -71,13 +78,19 @@ class Moments:
     """What one user adds at one share of the candidate.
 
     Args:
-        mean, root: of the logs of all stakes, then of the score; root of the covariance.
+        mean, variance: of the logs of all stakes, then of the score.
+        root: of their covariance among users who are alike unhappy or not, and in that case of the same arm.
+        unhappy: chance that a user is one of the candidate's unhappy users, and of the champion's, and `shifts` by how
+            much more one of either adds than all others do, (2, columns).
         valued: chance that a user of the candidate, and of the champion, has a value.
         information: p (1 - p) times the chance of a value.
     """
 
     mean: Array
+    variance: Array
     root: Array
+    unhappy: Array
+    shifts: Array
     valued: tuple[float, float]
     information: float
 
@@ -106,11 +119,32 @@ def moments_of(design: ExperimentDesign, world: World, share: float) -> Moments:
     gains = [after[name].log_wealth[claim] - books[name].log_wealth[claim] for name, claim in columns_of(design)]
     matrix = np.concatenate([*gains, after["measure"].score[:, None]], axis=1)
     mean = chance @ matrix
-    covariance = (matrix - mean).T @ ((matrix - mean) * chance[:, None])
-    sizes, vectors = np.linalg.eigh(covariance)
+    unhappy = np.concatenate([arm.unhappy for arm in arms])
+    group = np.where(unhappy, np.where(candidate[:, 0], 1, 2), 0)
+    groups = [np.where(group == number, chance, 0.0) for number in range(3)]
+    means_of = np.stack([members @ matrix / max(members.sum(), 1e-300) for members in groups])
+    apart = matrix - means_of[group]
+    sizes, vectors = np.linalg.eigh(apart.T @ (apart * chance[:, None]))
     valued = tuple(float(arm.chance @ ~np.isnan(arm.values)) for arm in arms)
     information = share * (1 - share) * (share * valued[0] + (1 - share) * valued[1])
-    return Moments(mean, vectors * np.sqrt(np.maximum(sizes, 0.0)), (valued[0], valued[1]), information)
+    return Moments(
+        mean=mean,
+        variance=chance @ (matrix - mean) ** 2,
+        root=vectors * np.sqrt(np.maximum(sizes, 0.0)),
+        unhappy=np.array([members.sum() for members in groups[1:]]),
+        shifts=means_of[1:] - means_of[0],
+        valued=(valued[0], valued[1]),
+        information=information,
+    )
+
+
+def days_needed(design: ExperimentDesign, world: World, share: float) -> float:
+    """Days at this share until the slowest claim of a promotion is proven by the mean growth of its best stake;
+    infinite where none grows."""
+    claims, mean = _Claims(design), moments_of(design, world, share).mean[:-1] * world.users_per_day
+    days = np.where(mean > 0, (claims.needed - claims.weights) / np.where(mean > 0, mean, 1.0), math.inf)
+    of_claims = np.minimum.reduceat(days, claims.starts)
+    return float(of_claims[:1].max() if design.missing == "random" else of_claims[3:].max())
 
 
 def _learnt(book: Book, values: Array, chance: Array) -> Book:
@@ -195,9 +229,9 @@ def walk(design: ExperimentDesign, world: World, *, days: int, experiments: int,
     moments = [moments_of(design, world, share) for share in steps]
     every = math.ceil(days / MOST_LOOKS)
     at = np.arange(every, days + every, every)
-    claims = _Claims(design)
-    state = np.zeros((experiments, len(moments[0].mean)))
-    best = np.zeros((experiments, claims.number))
+    claims, rail = _Claims(design), next((rail for rail in design.guardrails if rail.name == "unhappy"), None)
+    state, unhappy = np.zeros((experiments, len(moments[0].mean))), np.zeros((experiments, len(steps), 2))
+    best, log_e = np.zeros((experiments, claims.number)), claims.wealth(state, state[0])[0]
     variance = information = total = 0.0
     first = np.full((experiments, 4), len(at))  # the look of promotion, roll-back, futility, z-test
     one_look, units = np.zeros(len(at)), np.zeros(len(at))
@@ -207,20 +241,32 @@ def walk(design: ExperimentDesign, world: World, *, days: int, experiments: int,
         for step, one in enumerate(moments):
             users = float(schedule.new[ripe][schedule.step[ripe] == step].sum())
             if users:
-                noise = rng.standard_normal(state.shape) @ one.root.T
+                half = rng.standard_normal((math.ceil(experiments / 2), state.shape[1]))
+                noise = np.concatenate([half, -half])[:experiments] @ one.root.T  # opposites: their mean is nearer
                 state += users * one.mean + math.sqrt(users) * noise
-                spread += users * (one.root**2).sum(axis=1)
-                variance += users * float((one.root[-1] ** 2).sum())
+                if one.unhappy.any():
+                    more = rng.poisson(users * one.unhappy, (experiments, 2))
+                    state += (more - users * one.unhappy) @ one.shifts
+                    unhappy[:, step] += more
+                spread += users * one.variance
+                variance += users * float(one.variance[-1])
                 information += users * one.information
                 total += users * (steps[step] * one.valued[0] + (1 - steps[step]) * one.valued[1])
-        now = claims.log_e(state)
-        best = np.maximum(best, now + BETWEEN_LOOKS * np.sqrt(claims.main(spread)))
+        before, (log_e, deviation) = log_e, claims.wealth(state, spread)
+        best = np.maximum(best, _highest(before, log_e, deviation, rng))
         difference = state[:, -1] / max(information, 1e-300)
         z = state[:, -1] > Z_TWO_SIDED * math.sqrt(variance or math.inf)
-        hits = (*claims.outcomes(best, difference), z)
-        first = np.minimum(first, np.where(np.stack(hits, axis=1), look, len(at)))
-        one_look[look], units[look] = claims.outcomes(now, difference)[0].mean(), total
+        free = ~(seem_more("unhappy", unhappy, np.array(steps), rail.tolerance) if rail else np.zeros_like(z))
+        up, down, none = claims.outcomes(best, difference)
+        first = np.minimum(first, np.where(np.stack([up & free, down, none, z], axis=1), look, len(at)))
+        one_look[look], units[look] = (claims.outcomes(log_e, difference)[0] & free).mean(), total
     return _looks(schedule, at, units, one_look, first)
+
+
+def _highest(before: Array, after: Array, deviation: Array, rng: np.random.Generator) -> Array:
+    """The highest values of walks between two looks, (experiments, claims), as Brownian bridges have them."""
+    rise, chance = after - before, rng.standard_exponential(after.shape)
+    return np.asarray((before + after + np.sqrt(rise**2 + 2 * deviation**2 * chance)) / 2)
 
 
 class _Claims:
@@ -228,20 +274,21 @@ class _Claims:
 
     def __init__(self, design: ExperimentDesign) -> None:
         books = empty_tally(design, np.array([0.5])).books
-        self.design = design
-        self.columns = columns_of(design)
-        self.weights = [np.log([w for w, _ in books[name].claims[claim].stakes]) for name, claim in self.columns]
-        self.ends = np.cumsum([len(weights) for weights in self.weights])
-        self.number, self.needed = len(self.columns), math.log(1 / design.alpha)
+        self.design, self.columns = design, columns_of(design)
+        sizes = [[share for share, _ in books[name].claims[claim].stakes] for name, claim in self.columns]
+        self.weights, self.counts = np.log(np.concatenate(sizes)), [len(each) for each in sizes]
+        self.starts = np.cumsum([0, *self.counts[:-1]])
+        self.number, self.needed = len(sizes), math.log(1 / design.alpha)
 
-    def log_e(self, state: Array) -> Array:
-        parts = np.split(state[:, :-1], self.ends[:-1], axis=1)
-        logs = [np.logaddexp.reduce(part + weights, axis=1) for part, weights in zip(parts, self.weights, strict=True)]
-        return np.stack(logs, axis=1)
-
-    def main(self, values: Array) -> Array:
-        """Of values of all stakes those of each claim's first one."""
-        return np.asarray(values[[0, *self.ends[:-1]]])
+    def wealth(self, state: Array, variance: Array) -> tuple[Array, Array]:
+        """The log of each claim's wealth, and the standard deviation of its next step, (experiments, claims): that of
+        its stakes, which move together, by their shares of the wealth. `variance`: of all stakes, then of the score."""
+        logs = state[:, :-1] + self.weights
+        most = np.maximum.reduceat(logs, self.starts, axis=1)
+        stakes = np.exp(logs - np.repeat(most, self.counts, axis=1))
+        whole = np.add.reduceat(stakes, self.starts, axis=1)
+        deviation = np.add.reduceat(stakes * np.sqrt(variance[:-1]), self.starts, axis=1) / whole
+        return most + np.log(whole), np.asarray(deviation)
 
     def outcomes(self, log_e: Array, difference: Array) -> tuple[NDArray[np.bool_], ...]:
         """Whether experiments are promoted, rolled back, futile; see `decision.outcome_of`."""

@@ -23,6 +23,8 @@ from tuneloop.models.llama import Llama, LlamaConfig
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.methods.full import load as load_full
 from tuneloop.models.methods.full import save_model
+from tuneloop.models.prefix import add_prefix, prefix_of, remove_prefix, save_prefix
+from tuneloop.models.quantised import quantisable, quantise
 from tuneloop.models.shape import ModelShape
 from tuneloop.models.shared import add_adapter
 from tuneloop.release.compressed import write_compressed
@@ -207,3 +209,23 @@ def test_a_template_in_a_file_of_the_processor_is_read(smollm2: Path, tmp_path: 
     (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": template}))
     expected = load_model(shutil.copytree(smollm2, tmp_path / "own").as_posix()).template.source
     assert load_model(str(tmp_path)).template.source == expected
+
+
+@KINDS
+@torch.no_grad()
+def test_a_prefix_and_weights_in_four_bits_work_as_on_any_model(kind: str, smollm2: Path, tmp_path: Path) -> None:
+    folder_with_pictures(kind, smollm2, tmp_path / "base")
+    model = load_model(str(tmp_path / "base"), dtype="float32")
+    add_prefix(model.net, [5, 6, 7])
+    prefix = prefix_of(model.net)
+    assert prefix is not None
+    prefix.embeddings.mul_(1.5)
+    tuned = logits_of(model)
+    save_prefix(tmp_path / "prefix", model.net, str(model.folder), model.fingerprint)
+    remove_prefix(model.net)
+    assert (logits_of(model) - tuned).abs().max() > 0.1
+    with applied(add_adapter(model, tmp_path / "prefix")):
+        torch.testing.assert_close(logits_of(model), tuned)
+    assert len(quantisable(model.net)) == 7 * len(model.net.decoder.layers)  # type: ignore[union-attr,arg-type]
+    quantise(model.net)
+    assert (logits_of(model) - tuned).abs().max() > 0

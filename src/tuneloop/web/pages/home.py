@@ -26,7 +26,7 @@ from tuneloop.web.stores import place_name
 
 LATEST = 5  # verdicts
 MOST_RUNNING = 4
-MOST_REQUESTS = 2000  # whose times are looked at
+MOST_REQUESTS = 2000  # of the last hour that are looked at, the latest ones
 OF_STORES = ("quality", "experiments")  # pages that know of more that needs a person
 
 
@@ -36,7 +36,8 @@ class Production:
 
     Args:
         running: whether its process is there; None: it is not on this machine, or there is no `state.json`.
-        models: name, release; `rate`: requests a second; times in milliseconds to the first token; `errors`: a share.
+        models: name, release; `of`: which requests the numbers are of; `rate`: requests a second; times in milliseconds
+            to the first token; `errors`: a share.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Production:
     since: str = ""
     address: str = ""
     models: list[tuple[str, str]] = field(default_factory=list)
-    requests: int = 0
+    of: str = "last hour"
     rate: float = 0.0
     p50: float | None = None
     p99: float | None = None
@@ -64,7 +65,7 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
         draw = partial(charts.step_chart, steps, "loss", "Training loss")
         chart = sources.index.facts("small", found, kept.offset, lambda _: draw())  # noqa: B023  # called at once
         running.append((line, progress_of(found, steps, kept), chart))
-    served = [module_of(BY_NAME[name]) for name in OF_STORES] if sources.stores else []  # which take long to import
+    served = [module_of(BY_NAME[name]) for name in OF_STORES] if sources.stores else []
     return {
         "servers": [production(sources, place) for place in sources.stores], "running": running,
         "needs": needs(sources, lines) + [need for part in served for need in part.needs(sources)],
@@ -88,19 +89,21 @@ def production(sources: Sources, place: str, now: datetime | None = None) -> Pro
     try:
         with opened(place) as store:
             hour = utc((now - timedelta(hours=1)).timestamp())
-            count, failed = store.execute(
-                "SELECT COUNT(*), COUNT(error) FROM requests WHERE time >= ? AND shadow IS NULL", [hour]
-            ).fetchone()
-            query = "SELECT ttft_ms FROM requests WHERE time >= ? AND ttft_ms IS NOT NULL ORDER BY time DESC LIMIT ?"
-            times = sorted(ms for (ms,) in store.execute(query, [hour, MOST_REQUESTS]))
+            query = """SELECT ttft_ms, error IS NOT NULL, time FROM requests
+                WHERE time BETWEEN ? AND ? AND shadow IS NULL ORDER BY time DESC LIMIT ?"""
+            latest = store.execute(query, [hour, utc(now.timestamp()), MOST_REQUESTS]).fetchall()
             today = "SELECT COALESCE(SUM(usd), 0) FROM costs WHERE day = ?"
             (usd,) = store.execute(today, [now.strftime("%Y-%m-%d")]).fetchone()
     except UserError as error:
         return Production(**facts, problem=error.what)
-    if times:
+    count, seconds = len(latest), 3600.0
+    if count == MOST_REQUESTS:
+        seconds = max(1.0, (now - datetime.fromisoformat(latest[-1][2])).total_seconds())
+        facts["of"] = f"last {f.count(count, 'request')}"
+    if times := sorted(row[0] for row in latest if row[0] is not None):
         facts |= {"p50": times[len(times) // 2], "p99": times[min(len(times) - 1, int(0.99 * len(times)))]}
-    errors = failed / count if count else None
-    return Production(**facts, requests=count, rate=count / 3600, errors=errors, usd=float(usd))
+    errors = sum(bool(row[1]) for row in latest) / count if count else None
+    return Production(**facts, rate=count / seconds, errors=errors, usd=float(usd))
 
 
 def needs(sources: Sources, lines: list[RunLine]) -> list[Need]:

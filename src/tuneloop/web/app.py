@@ -71,8 +71,11 @@ def make_app(sources: Sources) -> Starlette:
 
 
 def warm(sources: Sources) -> None:
-    """Look through the folders and load what pages need, in a thread, so that no page waits for it."""
+    """Load the pages of the navigation; in a thread the others and the folders, so that no page waits for them."""
     sources.index.patience = PATIENCE
+    for page in PAGES:
+        if page.title:
+            module_of(page)
 
     def work() -> None:
         for page in PAGES:

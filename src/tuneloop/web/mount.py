@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
@@ -49,7 +50,7 @@ class KeyedPages:
         if scope["type"] != "http":
             return
         if self.sources.index.patience is None:  # not before someone looks: a server reads no folders for itself
-            warm(self.sources)
+            await run_in_threadpool(warm, self.sources)
         request = Request(scope, receive, send)
         if not self.needed():
             await self.pages(scope, receive, send)

@@ -19,15 +19,15 @@ from tuneloop.records.server import ServerState
 from tuneloop.report import charts
 from tuneloop.report import facts as f
 from tuneloop.serving.store.store import opened, store_folder
+from tuneloop.web.pages import experiments, quality
 from tuneloop.web.pages.run import progress_of
 from tuneloop.web.runs import RunLine, curves, holder, run_lines
-from tuneloop.web.sources import BY_NAME, Need, Sources, module_of
+from tuneloop.web.sources import Need, Sources
 from tuneloop.web.stores import place_name
 
 LATEST = 5  # verdicts
 MOST_RUNNING = 4
 MOST_REQUESTS = 2000  # of the last hour that are looked at, the latest ones
-OF_STORES = ("quality", "experiments")  # pages that know of more that needs a person
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,9 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
         draw = partial(charts.step_chart, steps, "loss", "Training loss")
         chart = sources.index.facts("small", found, kept.offset, lambda _: draw())  # noqa: B023  # called at once
         running.append((line, progress_of(found, steps, kept), chart))
-    served = [module_of(BY_NAME[name]) for name in OF_STORES] if sources.stores else []
     return {
         "servers": [production(sources, place) for place in sources.stores], "running": running,
-        "needs": needs(sources, lines) + [need for part in served for need in part.needs(sources)],
+        "needs": needs(sources, lines) + quality.needs(sources) + experiments.needs(sources),
         "verdicts": [line for line in lines if line.verdict][:LATEST],
         "runs": len(lines), "datasets": len(sources.all("dataset")), "stores": len(sources.stores),
     }  # fmt: skip
@@ -77,10 +76,10 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
 live = show
 
 
-def production(sources: Sources, place: str, now: datetime | None = None) -> Production:
+def production(sources: Sources, place: str) -> Production:
     """What a server serves, and what came in its last hour."""
-    now, name = now or datetime.now(UTC), masked(place_name(sources, place))
-    facts: dict[str, Any] = {"name": name}
+    now = datetime.now(UTC)
+    facts: dict[str, Any] = {"name": masked(place_name(sources, place))}
     with contextlib.suppress(UserError, OSError):
         state = read_record(ServerState, Path(store_folder(place)))
         facts |= {"since": state.started[:16].replace("T", " "), "address": state.address}
@@ -88,22 +87,21 @@ def production(sources: Sources, place: str, now: datetime | None = None) -> Pro
         facts["models"] = [(f.clean(model.name), f.clean(model.release or model.source)) for model in state.models]
     try:
         with opened(place) as store:
-            hour = utc((now - timedelta(hours=1)).timestamp())
+            since = utc((now - timedelta(hours=1)).timestamp())
             query = """SELECT ttft_ms, error IS NOT NULL, time FROM requests
                 WHERE time BETWEEN ? AND ? AND shadow IS NULL ORDER BY time DESC LIMIT ?"""
-            latest = store.execute(query, [hour, utc(now.timestamp()), MOST_REQUESTS]).fetchall()
+            latest = store.execute(query, [since, utc(now.timestamp()), MOST_REQUESTS]).fetchall()
             today = "SELECT COALESCE(SUM(usd), 0) FROM costs WHERE day = ?"
             (usd,) = store.execute(today, [now.strftime("%Y-%m-%d")]).fetchone()
     except UserError as error:
         return Production(**facts, problem=error.what)
-    count, seconds = len(latest), 3600.0
-    if count == MOST_REQUESTS:
-        seconds = max(1.0, (now - datetime.fromisoformat(latest[-1][2])).total_seconds())
-        facts["of"] = f"last {f.count(count, 'request')}"
+    if (count := len(latest)) == MOST_REQUESTS:
+        since, facts["of"] = latest[-1][2], f"last {f.count(count, 'request')}"
+    seconds = (now - datetime.fromisoformat(since)).total_seconds()
     if times := sorted(row[0] for row in latest if row[0] is not None):
         facts |= {"p50": times[len(times) // 2], "p99": times[min(len(times) - 1, int(0.99 * len(times)))]}
     errors = sum(bool(row[1]) for row in latest) / count if count else None
-    return Production(**facts, rate=count / seconds, errors=errors, usd=float(usd))
+    return Production(**facts, rate=count / max(1.0, seconds), errors=errors, usd=float(usd))
 
 
 def needs(sources: Sources, lines: list[RunLine]) -> list[Need]:

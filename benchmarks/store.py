@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc, utc_now, uuid7
 from tuneloop.improve.controller.command import facts_of
-from tuneloop.improve.experiment import command as ab
+from tuneloop.improve.experiment.state import read_experiments
 from tuneloop.improve.feedback.command import show
 from tuneloop.improve.monitor.canaries import findings, rounds_due
 from tuneloop.improve.monitor.command import due_window
@@ -151,7 +151,7 @@ def calls(folder: Path | str) -> dict[str, Callable[[], Any]]:
             lambda s: list(read_requests(s, since=month, until=now, where="model = ? AND arm IS NOT NULL", values=["m0"], texts=False))
         ),
         "ab check: feedback of 24 days": reading(lambda s: list(read_feedback(s, since=month, until=now))),
-        "ab show": lambda: ab.read_experiments(folder),
+        "ab show": lambda: read_experiments(folder),
         "collect: feedback of all time": reading(lambda s: list(read_feedback(s, origin=False))),
         "feedback show, of a week": lambda: show(folder, since=week),
         "improve: is there a reason": reading(lambda s: facts_of(s, "m0", [], now)),

@@ -71,7 +71,7 @@ TESTED_IN = {
     "improve/report/test_command.py": "improve.report.record improve.report.html",
     "serving/batch/test_command.py": "cli.batch",
     "serving/test_server.py": "cli.serve serving.models",
-    "web/test_app.py": "web.pages.home web.sources",
+    "web/test_app.py": "web.sources",
     "web/test_runs.py": "report.growing web.pages.compare web.pages.report web.pages.run web.pages.runs",
     "web/test_data_pages.py": "report.data_rows web.pages.data web.pages.dataset",
     "web/test_speaker.py": "web.pages.playground",

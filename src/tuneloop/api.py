@@ -26,8 +26,8 @@ from tuneloop.data.config import PrepareConfig
 from tuneloop.evaluation.config import EvalOptions
 from tuneloop.improve.serve import serve as serve_until_stopped
 from tuneloop.pipeline.advise import advise_on
-from tuneloop.pipeline.compare import compare_evaluations, evaluate_files
-from tuneloop.pipeline.evaluations import evaluate_target
+from tuneloop.pipeline.compare import compare_evaluations
+from tuneloop.pipeline.evaluations import evaluate_files, evaluate_target
 from tuneloop.pipeline.plan import plan_data
 from tuneloop.pipeline.predict import predict as predict
 from tuneloop.pipeline.prepare import prepare_alone

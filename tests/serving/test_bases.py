@@ -26,6 +26,7 @@ from serving import ANSWERS, FIELDS, MakeTuned, running
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, write_json
 from tuneloop.improve.experiment import command as ab
+from tuneloop.improve.experiment.state import read_experiments
 from tuneloop.inference.llamacpp import installed
 from tuneloop.inference.llamacpp.serving import VERSION, WHEEL, LlamaCppEngine
 from tuneloop.inference.protocol import BASE, EngineSettings, Served, complete
@@ -233,7 +234,7 @@ def test_two_files_are_the_arms_of_an_experiment_and_no_request_is_lost(
     with served(first, folder, cli_environment) as (address, process), Load(address, QUESTION, rate=6) as load:
         done = start(cli, folder, "damaged", bad, "first.gguf")
         assert done.returncode == 2 and "can't serve the candidate" in done.stderr and "stopped" in done.stderr
-        assert ab.read_experiments(folder)["damaged"].ended == "stopped"
+        assert read_experiments(folder)["damaged"].ended == "stopped"
         assert releases(address).keys() == {"base"} and len(children(process)) == 1
         done = start(cli, folder, "try", second, "first.gguf")
         assert done.returncode == 0 and json.loads(done.stdout)["loaded"] is True, done.stderr
@@ -310,7 +311,7 @@ def test_a_promotion_swaps_from_one_file_to_the_other_under_load(
             assert refused.returncode == 2 and "is a LoRA file" in refused.stderr and "--format gguf" in refused.stderr
             no_arm = cli("ab", "start", "lora", "--model", "answers", "--candidate", lora, "--store", str(folder))
             assert no_arm.returncode == 2 and "tuneloop export RUN --format gguf" in no_arm.stderr
-            assert "lora" not in ab.read_experiments(folder)
+            assert "lora" not in read_experiments(folder)
             ok("models", "register", other, "--name", "answers")
             ok("models", "promote", "answers", "--force", "no gate in this test")
             until(lambda: load.found and load.found[-1][0] == "answers/3", "the server follows the alias")

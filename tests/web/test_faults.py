@@ -157,8 +157,13 @@ def test_over_many_runs_a_page_shows_what_was_read_and_fills(tmp_path: Path, sit
     page = client.get("/runs").text
     assert "this is not all there is yet" in page and 'hx-get="/runs"' in page
     assert "hx-get" not in client.get("/nothing").text, "what is wrong stays on the page"
+    folders.unread = 1
+    for address in ("/costs", "/data/000000000000"):  # what may only not have been read yet does not
+        answer = client.get(address)
+        assert answer.status_code == 202 and "There is no " in answer.text and f'hx-get="{address}"' in answer.text
     folders.patience = None
     page = client.get("/runs").text
+    assert client.get("/costs").status_code == 404
     assert "300 runs" in page and "not all there is" not in page
 
 

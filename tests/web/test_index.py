@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from patience import HANG
 from tuneloop.web import index
 from tuneloop.web.index import Index
 from web.conftest import write_run
@@ -57,3 +59,26 @@ def test_a_link_that_leads_round_or_out_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
     (tmp_path / "in" / "out").symlink_to(tmp_path / "outside")
     assert Index((tmp_path / "in",)).all("run") == []
+
+
+def test_a_server_is_known_before_the_folders_after_it_were_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(30):
+        (tmp_path / "runs" / f"run{i:02}").mkdir(parents=True)
+    (tmp_path / "serve").mkdir()
+    (tmp_path / "serve" / "store.db").touch()
+    folders, read, gate = Index((tmp_path,), patience=0.0), Index._read, threading.Event()
+
+    def slow(self: Index, place: str) -> object:
+        assert "run0" not in place or gate.wait(HANG)
+        return read(self, place)
+
+    monkeypatch.setattr(Index, "_read", slow)
+    try:
+        until = time.monotonic() + HANG
+        while not (found := folders.all("server")) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert [one.path.name for one in found] == ["serve"] and folders.reading
+    finally:
+        gate.set()

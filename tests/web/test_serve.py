@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from traffic import request
 
 from patience import HANG
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
+from tuneloop.serving.store.store import insert, opened
 from tuneloop.web import export
 from tuneloop.web.index import Index
 from tuneloop.web.serve import WebConfig, make_sources
@@ -54,6 +56,32 @@ sys.exit(main(sys.argv[1:]))"""
     finally:
         process.send_signal(signal.SIGINT)
     assert process.wait(timeout=HANG) == 0
+
+
+@pytest.mark.process
+def test_once_it_is_ready_no_page_of_the_navigation_waits_for_an_import(
+    tmp_path: Path, cli_environment: dict[str, str]
+) -> None:
+    with opened(tmp_path / "serve", create=True) as store:
+        insert(store, [request(i, 1) for i in range(3)])
+    code = """import sys
+from types import SimpleNamespace
+from starlette.testclient import TestClient
+from tuneloop.web import app, serve
+idle = SimpleNamespace(start=lambda: None)
+app.threading = SimpleNamespace(Thread=lambda **_: idle)  # what it loads by and by is not there yet
+sources = serve.make_sources(sys.argv[1:], [])
+app.warm(sources)
+pages = TestClient(app.make_app(sources), base_url="http://localhost")
+for page in app.PAGES:
+    if page.title:
+        before = set(sys.modules)
+        assert pages.get(page.path).status_code == 200, page.path
+        late = {name for name in set(sys.modules) - before if name.startswith(("tuneloop", "numpy"))}
+        assert not late, (page.path, late)
+assert "numpy" not in sys.modules"""
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    subprocess.run(words, env=cli_environment, check=True, timeout=HANG)
 
 
 def test_pages_for_the_disk_link_only_each_other_and_hold_no_text_where_none_are_wanted(

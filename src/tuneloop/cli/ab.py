@@ -97,7 +97,8 @@ def check(name: str = NAME, store: str = STORE) -> Result:
     Exit status 0: promote; 1: roll back or futility; 3: continue.
     """
     from tuneloop.improve.experiment.command import check as decide
-    from tuneloop.improve.experiment.command import find, judge_copies, read_experiments
+    from tuneloop.improve.experiment.command import judge_copies
+    from tuneloop.improve.experiment.state import find, read_experiments
 
     before = find(read_experiments(store), name, store)
     if before.in_shadow_mode:
@@ -110,7 +111,7 @@ def check(name: str = NAME, store: str = STORE) -> Result:
 
 def _note(store: str, state: ExperimentState) -> str:
     """What to know of an experiment whose candidate the server does not serve; empty: it does, or says nothing."""
-    from tuneloop.improve.experiment.command import left_out
+    from tuneloop.improve.experiment.state import left_out
 
     why = "" if state.ended else left_out(store, state.design.name)
     step = f"tuneloop ab stop {state.design.name} --store {store}"
@@ -119,7 +120,7 @@ def _note(store: str, state: ExperimentState) -> str:
 
 def show(name: str = argument("[NAME]", "Name of the experiment; default: all.", ""), store: str = STORE) -> Result:
     """Show experiments, and every decision on one of them."""
-    from tuneloop.improve.experiment.command import find, read_experiments
+    from tuneloop.improve.experiment.state import find, read_experiments
 
     experiments = read_experiments(store)
     states = [find(experiments, name, store)] if name else list(experiments.values())

@@ -182,7 +182,8 @@ def _check_judge(judge: Judge, file: str) -> Result:
 def _compare(
     evaluations: list[str], out: str, judge: Judge | None, against: EvalOptions
 ) -> tuple[dict[str, Any], list[str]]:
-    from tuneloop.pipeline.compare import compare_evaluations, evaluate_files
+    from tuneloop.pipeline.compare import compare_evaluations
+    from tuneloop.pipeline.evaluations import evaluate_files
     from tuneloop.pipeline.judge import judge_evaluations, write_verdicts
 
     judged: list[Judgement] = []

@@ -12,10 +12,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, write_text
 from tuneloop.core.ui import say
 from tuneloop.data.dataset import load_dataset
-from tuneloop.evaluation.config import EvalOptions
 from tuneloop.evaluation.evaluate import ScoredAnswers, decided_together, on_shared_rows, shared_words
 from tuneloop.evaluation.suite import SuiteSource, first_suite, load_suite
-from tuneloop.pipeline.evaluations import evaluate_target
 from tuneloop.pipeline.recipes import name_of
 from tuneloop.records.evaluation import Comparison, EvaluationManifest, Subject, split_place
 from tuneloop.records.record import read_record
@@ -47,22 +45,6 @@ def load_systems(places: Sequence[str], folders: Mapping[str, str] | None = None
     if len(loaded) < len(places):
         raise UserError("The same evaluation is named twice", where=places[0], next_step="tuneloop compare A B")
     return loaded
-
-
-def evaluate_files(places: Sequence[str], against: EvalOptions) -> dict[str, str]:
-    """Score the places that are files of predictions, against rows: file -> separate folder with its `eval.json`."""
-    folders: dict[str, str] = {}
-    for place in places:
-        path = Path(place)
-        if not path.is_file() or path.name == "eval.json":
-            continue
-        if not against.dataset and not against.data:
-            step = "give --references FILE, or --dataset FOLDER"
-            raise UserError("This is a file of predictions: against which references?", where=place, next_step=step)
-        name = path.stem if sum(Path(other).stem == path.stem for other in places) == 1 else name_of(place)
-        options = against.model_copy(update={"predictions": place, "name": name})
-        folders[place] = str(evaluate_target("", options).folder)
-    return folders
 
 
 def notes_of(manifest: EvaluationManifest, system: str = "") -> list[str]:

@@ -362,3 +362,19 @@ def _consistency(work: EvalJob, folder: Path, costs: dict[str, Any]) -> dict[str
         systems.append(prompt_systems(job, dataset, lambda: base_model(job)))
     sampled = isinstance(question.target, EndpointTarget) or is_drawn(job, dataset)
     return consistency_part(job, folder, dataset, work.rows, systems, name=work.name, sampled=sampled, costs=costs)
+
+
+def evaluate_files(places: Sequence[str], against: EvalOptions) -> dict[str, str]:
+    """Score the places that are files of predictions, against rows: file -> separate folder with its `eval.json`."""
+    folders: dict[str, str] = {}
+    for place in places:
+        path = Path(place)
+        if not path.is_file() or path.name == "eval.json":
+            continue
+        if not against.dataset and not against.data:
+            step = "give --references FILE, or --dataset FOLDER"
+            raise UserError("This is a file of predictions: against which references?", where=place, next_step=step)
+        name = path.stem if sum(Path(other).stem == path.stem for other in places) == 1 else name_of(place)
+        options = against.model_copy(update={"predictions": place, "name": name})
+        folders[place] = str(evaluate_target("", options).folder)
+    return folders

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import hmac
 import threading
@@ -13,7 +12,6 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
-from jinja2 import TemplateNotFound
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
@@ -29,7 +27,7 @@ from tuneloop.report.html import page_environment, script_part
 from tuneloop.serving.http.api_request import ApiError
 from tuneloop.serving.http.app import Call, refuse_foreign_pages
 from tuneloop.web.runs import run_line, run_lines
-from tuneloop.web.sources import BY_NAME, PAGES, Page, Sources, module_of
+from tuneloop.web.sources import BY_NAME, PAGES, NotFound, Page, Sources, module_of
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -71,14 +69,12 @@ def make_app(sources: Sources) -> Starlette:
 
 
 def warm(sources: Sources) -> None:
-    """Look through the folders and load what pages need, in a thread, so that no page waits for it."""
+    """Import the pages, and look through the folders in a thread, so that no page waits for either."""
     sources.index.patience = PATIENCE
+    for page in PAGES:
+        module_of(page)
 
     def work() -> None:
-        for page in PAGES:
-            with contextlib.suppress(TemplateNotFound):  # a page as it is has none
-                module_of(page)
-                environment().get_template(f"{page.name}.html.j2")
         run_lines(sources)
         while sources.index.reading:
             for found in sources.all("run"):
@@ -282,6 +278,8 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 async def _refused(request: Request, error: Exception) -> Response:
     """A page that says what is wrong, where, and what to do."""
-    sources = sources_of(request)
-    html = render("problem_page.html.j2", sources, request, here=BY_NAME["home"], error=error)
+    sources, here = sources_of(request), BY_NAME["home"]
+    if isinstance(error, NotFound) and sources.index.reading and request.method == "GET":  # a page that fills
+        return HTMLResponse(render("problem_page.html.j2", sources, request, here=here, error=error, page={}), 202)
+    html = render("problem_page.html.j2", sources, request, here=here, error=error)
     return HTMLResponse(html, 403 if isinstance(error, WrongToken) else 404 if request.method == "GET" else 400)

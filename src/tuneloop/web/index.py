@@ -35,7 +35,7 @@ INNER = {"checkpoints", "adapter", "model", "baselines", "mlruns", "mlartifacts"
 MOST_DEPTH = 8
 AGAIN = 1.0  # seconds for which a look at the folders holds
 UNSETTLED = 2.0  # seconds in which a folder may change without its time changing
-PUBLISHED = 200  # folders of the first look after which pages show what it has found
+PUBLISHED = 200  # folders of the first look after which pages show what it has found; a server's at once
 
 T = TypeVar("T")
 
@@ -135,7 +135,7 @@ class Index:
             found |= {(one.kind, one.key): one for one in folder.found}
             if depth < MOST_DEPTH:
                 left += [(below, depth + 1) for below in folder.below]
-            if self.reading and len(known) % PUBLISHED == 0:
+            if self.reading and (len(known) % PUBLISHED == 0 or any(one.kind == "server" for one in folder.found)):
                 self._found = dict(found)
         self._known, self._found = known, found
         keys = {key for _, key in found}

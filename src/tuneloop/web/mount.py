@@ -6,9 +6,9 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
@@ -49,7 +49,7 @@ class KeyedPages:
         if scope["type"] != "http":
             return
         if self.sources.index.patience is None:  # not before someone looks: a server reads no folders for itself
-            warm(self.sources)
+            await run_in_threadpool(warm, self.sources)
         request = Request(scope, receive, send)
         if not self.needed():
             await self.pages(scope, receive, send)
@@ -100,8 +100,7 @@ def ui_routes(config: ServeConfig, gateway: Gateway) -> list[BaseRoute]:
     folders = tuple(dict.fromkeys((Path(), Path(config.folder))))
     sources = Sources(Index(folders), (str(config.store),), base=BASE, local=config.loopback)
     keyring = gateway.keyring
-    pages: Any = make_app(sources)
-    keyed = KeyedPages(pages, sources, lambda: gateway.key_required, keyring.check, keyring.named)
+    keyed = KeyedPages(make_app(sources), sources, lambda: gateway.key_required, keyring.check, keyring.named)
 
     async def to_the_slash(request: Request) -> Response:
         return RedirectResponse(f"{BASE}/")

@@ -58,6 +58,10 @@ class Need:
     tone: str = "warn"
 
 
+class NotFound(UserError):
+    """What a page is about is not there, or was not read yet."""
+
+
 @cache
 def module_of(page: Page) -> Any:
     """The module of a page; imported when it is first opened."""
@@ -111,7 +115,7 @@ class Sources:
     def find(self, kind: Kind, key: str) -> Found:
         """One of a kind by its key. Raises UserError: it is not there, or no more."""
         if (found := self.index.find(kind, key)) is None:
-            raise UserError(f"There is no such {kind} any more", where=key[:80], next_step="go back to the list")
+            raise NotFound(f"There is no such {kind} any more", where=key[:80], next_step="go back to the list")
         return found
 
     @property

@@ -19,7 +19,7 @@ from tuneloop.records.record import read_record
 from tuneloop.records.server import Decision, ServerState
 from tuneloop.serving.store.database import Database, is_database_url, keep_password
 from tuneloop.serving.store.store import opened, read_decisions, store_folder, store_name
-from tuneloop.web.sources import Sources
+from tuneloop.web.sources import NotFound, Sources
 
 ACTION = "page.action"  # an event of the log: who did what on a page
 
@@ -57,10 +57,10 @@ def shown_store(request: Request, sources: Sources) -> ShownStore:
     places = {store_key(place): place for place in sources.stores}
     if not places:
         step = "`tuneloop serve` makes one; or name one: tuneloop ui --store STORE"
-        raise UserError("There is no server's store in these folders", next_step=step)
+        raise NotFound("There is no server's store in these folders", next_step=step)
     key = request.query_params.get("store") or next(iter(places))
     if key not in places:
-        raise UserError("This store is not there any more", where=key[:40], next_step="go to another page and back")
+        raise NotFound("This store is not there any more", where=key[:40], next_step="go to another page and back")
     names = {each: place_name(sources, place) for each, place in places.items()}
     folder, state = store_folder(places[key]), ServerState()
     with suppress(UserError):  # a damaged one says nothing

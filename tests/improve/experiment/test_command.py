@@ -10,7 +10,7 @@ from traffic import at, request, thumb, traffic
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.improve.experiment import command as ab
-from tuneloop.improve.experiment.state import experiments_of
+from tuneloop.improve.experiment.state import experiments_of, read_experiments
 from tuneloop.improve.experiment.statistics import in_sample
 from tuneloop.records.record import write_record
 from tuneloop.records.server import ServedName, ServerState
@@ -74,7 +74,7 @@ def test_a_bad_one_is_rolled_back(store):
     add(store, begun(store), (0.2, 0.8))
     _, verdict = ab.check(store, at=at(10))
     assert verdict.outcome == "roll back" and "Rolled back" in verdict.sentence
-    assert ab.read_experiments(store)["new"].ended == "roll back"
+    assert read_experiments(store)["new"].ended == "roll back"
 
 
 def test_no_second_experiment_with_the_same_model_or_name(store):
@@ -182,7 +182,7 @@ def test_a_candidate_that_the_server_lost_decides_nothing(store, capsys):
     assert main(["ab", "check", "--store", str(store)]) == 2
     said = capsys.readouterr().err
     assert "its files are missing" in said and "No one meets the candidate" in said
-    assert not ab.read_experiments(store)["new"].verdicts
+    assert not read_experiments(store)["new"].verdicts
     write_record(store / ServerState.file, ServerState(candidates={"new": ""}))
     assert ab.check(store, at=at(10))[1].outcome == "continue"
 

@@ -21,6 +21,7 @@ from tuneloop.improve.experiment import command as ab
 from tuneloop.improve.experiment import live as serve_experiments
 from tuneloop.improve.experiment import state as state_module
 from tuneloop.improve.experiment.live import Experiments
+from tuneloop.improve.experiment.state import read_experiments
 from tuneloop.inference.request import Request
 from tuneloop.records.completion import Completion
 from tuneloop.records.request import StoredRequest
@@ -118,7 +119,7 @@ def test_users_keep_their_arm_which_stands_in_the_log(folder: Path) -> None:
         ("champion", "old-weights", "m/1", 0.5),
     }
     with opened(folder) as store:
-        verdict = ab.verdict_of(store, ab.read_experiments(folder)["new"], "2999-01-01T00:00:00Z")
+        verdict = ab.verdict_of(store, read_experiments(folder)["new"], "2999-01-01T00:00:00Z")
     assert verdict.evidence.users == 60 and verdict.evidence.candidate_users == first.count("new-weights")
 
 
@@ -148,7 +149,7 @@ def test_a_stop_by_a_machine_whose_clock_is_behind_takes_effect(folder: Path, mo
         return Counter([await ask(gateway, f"u{i}") for i in range(20)])
 
     assert served(folder, work) == {"old-weights": 20}
-    assert ab.read_experiments(folder)["new"].ended == "stopped"
+    assert read_experiments(folder)["new"].ended == "stopped"
 
 
 def test_a_step_of_the_ramp_holds_for_new_users_only(folder: Path) -> None:
@@ -160,7 +161,7 @@ def test_a_step_of_the_ramp_holds_for_new_users_only(folder: Path) -> None:
         draw = gateway.draw.__self__  # type: ignore[union-attr]
         share["value"] = draw.running["m"].share
         with opened(folder) as store:
-            verdict = ab.verdict_of(store, ab.read_experiments(folder)["new"], "2026-01-01T00:00:00Z")
+            verdict = ab.verdict_of(store, read_experiments(folder)["new"], "2026-01-01T00:00:00Z")
             data = verdict.model_copy(update={"share": 1.0, "outcome": "continue"}).to_json()
             from tuneloop.core.ids import utc_now, uuid7
             from tuneloop.records.server import Decision
@@ -192,7 +193,7 @@ def test_where_the_candidate_fails_the_champion_answers_and_it_is_marked(folder:
     assert (first.arm, first.fallback, second.arm, second.adapter) == ("candidate", None, "candidate", "old-weights")
     assert second.fallback == "it died" and second.error is None
     with opened(folder) as store:
-        verdict = ab.verdict_of(store, ab.read_experiments(folder)["new"], "2999-01-01T00:00:00Z")
+        verdict = ab.verdict_of(store, read_experiments(folder)["new"], "2999-01-01T00:00:00Z")
     assert (verdict.evidence.dropped, verdict.evidence.users) == (0, 1)
     assert verdict.evidence.guardrails[0].name == "invalid" and verdict.evidence.guardrails[0].candidate == 1.0
 

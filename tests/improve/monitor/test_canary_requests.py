@@ -11,6 +11,7 @@ from traffic import request
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now
+from tuneloop.data.checks.drift import compare_with
 from tuneloop.data.dataset import load_dataset
 from tuneloop.improve.collect.command import collect_store
 from tuneloop.improve.monitor import canaries as w
@@ -93,9 +94,7 @@ def test_the_report_of_a_window_has_them(tmp_path, dataset, capsys, monkeypatch)
     from tuneloop.improve.monitor import command as monitor
 
     monkeypatch.setattr(
-        monitor,
-        "helpers",
-        lambda: monitor.Helpers(None, None, lambda before, now: monitor.compare_with(before, now).words_b),
+        monitor, "helpers", lambda: monitor.Helpers(None, None, lambda before, now: compare_with(before, now).words_b)
     )
     rows = w.rows_of(dataset, 10)
     asked(tmp_path, rows, rounds=FIRST_ROUNDS)

@@ -9,6 +9,7 @@ from traffic import at, request, thumb
 
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
+from tuneloop.data.checks.drift import compare_with
 from tuneloop.improve.controller.command import facts_of
 from tuneloop.improve.monitor import command as w
 from tuneloop.records.server import Decision
@@ -51,7 +52,7 @@ def filled(folder, change=lambda i, asked: asked):
 def test_a_calm_week_raises_no_alarm_and_is_logged_once(tmp_path, dataset, capsys, monkeypatch):
     store = filled(tmp_path)
     monkeypatch.setattr(
-        w, "helpers", lambda: w.Helpers(None, None, lambda before, now: w.compare_with(before, now).words_b)
+        w, "helpers", lambda: w.Helpers(None, None, lambda before, now: compare_with(before, now).words_b)
     )
     words = ["monitor", str(store), "--reference", str(dataset), "--until", at(35), "--json"]
     assert main(words) == 0
@@ -69,7 +70,7 @@ def test_a_new_kind_of_request_is_named_with_its_words(tmp_path, dataset, capsys
 
     store = filled(tmp_path, change)
     monkeypatch.setattr(
-        w, "helpers", lambda: w.Helpers(None, None, lambda before, now: w.compare_with(before, now).words_b)
+        w, "helpers", lambda: w.Helpers(None, None, lambda before, now: compare_with(before, now).words_b)
     )
     assert main(["monitor", str(store), "--reference", str(dataset), "--until", at(35)]) == 1
     text = capsys.readouterr().out
@@ -82,7 +83,7 @@ def test_a_change_that_a_person_knows_raises_no_alarm_until_then(tmp_path, datas
 
     store = filled(tmp_path, change)
     monkeypatch.setattr(
-        w, "helpers", lambda: w.Helpers(None, None, lambda before, now: w.compare_with(before, now).words_b)
+        w, "helpers", lambda: w.Helpers(None, None, lambda before, now: compare_with(before, now).words_b)
     )
     words = ["monitor", str(store), "--reference", str(dataset), "--until", at(35), "--json"]
     assert main(words) == 1

@@ -49,6 +49,12 @@ def test_days_add_up(folder: Path) -> None:
     assert sum(usd for _, _, usd, _ in days) == pytest.approx(0.9)
 
 
+def test_a_period_is_of_whole_days_which_the_store_has_sums_of(folder: Path) -> None:
+    html = pages_of(folder).get(f"/costs?since={BEGIN:%Y-%m}-02T12:00:00Z")
+    assert "60 requests" in html and f"whole days from {BEGIN:%Y-%m}-02 on" in html
+    assert "whole days" not in pages_of(folder).get("/costs")
+
+
 def test_a_period_and_an_empty_store(folder: Path, tmp_path: Path) -> None:
     html = pages_of(folder).get("/costs?since=24h")
     assert "0 requests" in html

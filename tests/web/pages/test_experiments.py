@@ -12,6 +12,7 @@ from web_pages import pages_of
 
 from patience import HANG
 from tuneloop.improve.experiment import command as ab
+from tuneloop.improve.experiment.state import read_experiments
 from tuneloop.serving.store.store import insert, opened, read_decisions
 
 SETTINGS = {"model": "m", "shadow": False, "maturation_hours": 24.0, "ramp": "50,100"}
@@ -46,7 +47,7 @@ def test_a_person_decides_and_stops_and_the_log_has_who(folder: Path) -> None:
     assert "Continues at" in pages.send("/experiments/new", {"step": "decide", "seen": "1"})
     html = pages.send("/experiments/new", {"step": "stop", "seen": "2", "why": "enough"})
     assert "the champion answers all users" in html and "stopped by hand" in html
-    assert ab.read_experiments(folder / "serve")["new"].why == "enough (ann)"
+    assert read_experiments(folder / "serve")["new"].why == "enough (ann)"
     with opened(folder / "serve") as store:
         done = [event.data["sentence"] for event in read_decisions(store, where="kind = 'page.action'")]
     assert re.fullmatch(r"ann: tuneloop ab stop new --store .* --why .*", done[-1]) and "ab check" in done[0]
@@ -65,7 +66,7 @@ def test_one_is_started_as_by_command_and_refused_as_by_command(folder: Path) ->
     assert "still runs" in pages.send("/experiments", form, 400)
     ab.stop(folder / "serve", "new", "")
     assert "next has begun" in pages.send("/experiments", form)
-    state = ab.read_experiments(folder / "serve")["next"]
+    state = read_experiments(folder / "serve")["next"]
     assert (state.design.candidate, state.design.effect, state.design.shadow) == ("m@candidate", 0.1, True)
 
 

@@ -23,7 +23,7 @@ from tuneloop.core.ui import say
 from tuneloop.core.units import counted, verb
 from tuneloop.improve.collect.command import run_of, settings_of_retraining
 from tuneloop.improve.controller import controller
-from tuneloop.improve.experiment.command import EVENTS as EXPERIMENTS
+from tuneloop.improve.experiment.state import EVENTS as EXPERIMENTS
 from tuneloop.improve.experiment.state import add_event, experiments_of
 from tuneloop.improve.experiment.statistics import time_of
 from tuneloop.improve.feedback.value import current, gives_answer
@@ -169,14 +169,9 @@ def planned(project: controller.ProjectConfig, command: Command) -> tuple[float,
     """Hours and dollars that a cycle takes, by `tuneloop plan` of the recipe; NaN where it can't say."""
     _, plan = command(["plan", project.recipe])
     runs = 2 if project.warm_start else 1
-    hours = number((plan.get("time") or {}).get("hours")) * runs
-    usd = hours * project.usd_per_hour if project.usd_per_hour else number((plan.get("cost") or {}).get("usd")) * runs
-    return hours, usd
-
-
-def number(value: object) -> float:
-    """A number, or NaN in the place of anything else."""
-    return float(value) if isinstance(value, int | float) else math.nan
+    hours = controller.number((plan.get("time") or {}).get("hours")) * runs
+    usd = controller.number((plan.get("cost") or {}).get("usd")) * runs
+    return hours, hours * project.usd_per_hour if project.usd_per_hour else usd
 
 
 def improve(project: controller.ProjectConfig, *, approve: str = "", command: Command = run_command) -> ControllerPass:

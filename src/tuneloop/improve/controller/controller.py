@@ -218,6 +218,11 @@ def reasons_to_begin(triggers: Triggers, facts: Facts) -> list[str]:
     return reasons
 
 
+def number(value: object) -> float:
+    """A number, or NaN in the place of anything else."""
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
 def facts_from(data: Mapping[str, Any]) -> Facts:
     """Facts as the log has them."""
     facts: dict[str, Any] = {name: math.nan if value is None else value for name, value in data.items()}

@@ -19,12 +19,15 @@ from tuneloop.improve.experiment.evidence import evidence_of
 from tuneloop.improve.experiment.record import ExperimentDesign, ExperimentOptions, ExperimentVerdict
 from tuneloop.improve.experiment.state import (
     DECISION,
+    EVENTS,
     START,
     STOP,
     ExperimentState,
     add_event,
     design_of,
     experiments_of,
+    find,
+    left_out,
 )
 from tuneloop.improve.experiment.statistics import (
     is_invalid,
@@ -61,9 +64,6 @@ if TYPE_CHECKING:
     from tuneloop.pipeline.judge import Judge
 
 
-EVENTS = "kind LIKE 'experiment.%'"
-
-
 @dataclass(frozen=True)
 class Replayed:
     """A decision of the log, made again."""
@@ -77,12 +77,6 @@ class Replayed:
 def registration_file(place: Path | str, name: str) -> Path:
     """Path of an experiment's registration."""
     return store_folder(place) / "experiments" / f"{name}.json"
-
-
-def read_experiments(place: Path | str) -> dict[str, ExperimentState]:
-    """All experiments of a store. Raises UserError: there is no store."""
-    with opened(place) as store:
-        return experiments_of(read_decisions(store, where=EVENTS))
 
 
 def start(place: Path | str, name: str, settings: Mapping[str, Any], *, at: str = "") -> ExperimentState:
@@ -119,12 +113,6 @@ def check_candidate(place: Path | str, design: ExperimentDesign) -> None:
         config = ServeConfig.model_validate(read_record(ServerState, state).config)
         with quiet():
             models.check_candidate(config, models.Candidate(design.model, design.candidate))
-
-
-def left_out(place: Path | str, name: str) -> str | None:
-    """Why the store's server serves no candidate of an experiment: empty where it does, None where it says nothing."""
-    state = store_folder(place) / ServerState.file
-    return read_record(ServerState, state).candidates.get(name) if state.is_file() else None
 
 
 def wait_for_candidate(place: Path | str, name: str, seconds: float = SWAP_SECONDS) -> bool:
@@ -173,21 +161,6 @@ def counts_users(place: Path | str) -> bool:
     if "users" in open_rights:
         return True
     return any(key.revoked is None and "users" in key.limits.rights for key in read_keys(folder))
-
-
-def find(experiments: Mapping[str, ExperimentState], name: str, place: Path | str) -> ExperimentState:
-    """An experiment by its name.
-
-    `name`: may be empty where there is only one that runs. Raises UserError: there is none of that name, or none or
-    several run.
-    """
-    running = [other for other, state in experiments.items() if not state.ended]
-    name_or_only = name or (running[0] if len(running) == 1 else "")
-    if name_or_only in experiments:
-        return experiments[name_or_only]
-    names = ", ".join(experiments) or "none; `tuneloop ab start NAME` begins one"
-    what = f"There is no experiment {name!r}" if name else f"{len(running) or 'No'} experiments run"
-    raise UserError(what, where=store_name(place), next_step=f"experiments: {names}")
 
 
 def votes_of(feedback: Iterable[Feedback], experiment: str) -> list[Feedback]:

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ui import bound_say
-from tuneloop.improve.experiment.command import EVENTS
-from tuneloop.improve.experiment.state import Arms, ExperimentState, experiments_of
+from tuneloop.improve.experiment.state import EVENTS, Arms, ExperimentState, experiments_of
 from tuneloop.improve.experiment.statistics import CANDIDATE
 from tuneloop.serving.gateway import ArmDraw, Gateway
 from tuneloop.serving.models import Candidate

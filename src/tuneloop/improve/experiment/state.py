@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,11 +18,13 @@ from tuneloop.improve.experiment.plan import LEAST_UNITS, ramp_of, units_for
 from tuneloop.improve.experiment.record import ExperimentDesign, ExperimentOptions, ExperimentVerdict, Guardrail
 from tuneloop.improve.experiment.statistics import CANDIDATE, assign, may_be_drawn_again, time_of
 from tuneloop.records.feedback import COMMENTS, KIND
-from tuneloop.records.server import Decision
+from tuneloop.records.record import read_record
+from tuneloop.records.server import Decision, ServerState
 from tuneloop.serving.store.database import Database
-from tuneloop.serving.store.store import insert
+from tuneloop.serving.store.store import insert, opened, read_decisions, store_folder, store_name
 
 START, DECISION, STOP = "experiment.start", "experiment.decision", "experiment.stop"
+EVENTS = "kind LIKE 'experiment.%'"  # of all experiments
 ENDS = ("promote", "roll back", "futility")
 NO_MEASURE = COMMENTS | {"correction"}  # kinds without a value, or with one only
 
@@ -62,6 +65,33 @@ def experiments_of(events: Iterable[Decision]) -> dict[str, ExperimentState]:
         elif event.kind in (DECISION, STOP) and event.subject in states and not states[event.subject].ended:
             states[event.subject] = _after(states[event.subject], event)
     return states
+
+
+def read_experiments(place: Path | str) -> dict[str, ExperimentState]:
+    """All experiments of a store. Raises UserError: there is no store."""
+    with opened(place) as store:
+        return experiments_of(read_decisions(store, where=EVENTS))
+
+
+def find(experiments: Mapping[str, ExperimentState], name: str, place: Path | str) -> ExperimentState:
+    """An experiment by its name.
+
+    `name`: may be empty where there is only one that runs. Raises UserError: there is none of that name, or none or
+    several run.
+    """
+    running = [other for other, state in experiments.items() if not state.ended]
+    name_or_only = name or (running[0] if len(running) == 1 else "")
+    if name_or_only in experiments:
+        return experiments[name_or_only]
+    names = ", ".join(experiments) or "none; `tuneloop ab start NAME` begins one"
+    what = f"There is no experiment {name!r}" if name else f"{len(running) or 'No'} experiments run"
+    raise UserError(what, where=store_name(place), next_step=f"experiments: {names}")
+
+
+def left_out(place: Path | str, name: str) -> str | None:
+    """Why the store's server serves no candidate of an experiment: empty where it does, None where it says nothing."""
+    state = store_folder(place) / ServerState.file
+    return read_record(ServerState, state).candidates.get(name) if state.is_file() else None
 
 
 def _after(state: ExperimentState, event: Decision) -> ExperimentState:

@@ -14,10 +14,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, plain
 from tuneloop.core.ids import clock, utc, utc_now
 from tuneloop.core.urls import masked
-from tuneloop.data.checks.drift import compare_with
 from tuneloop.data.clean.language import detect_language
 from tuneloop.data.dataset import load_dataset
-from tuneloop.evaluation.classical import minilm_embedder
 from tuneloop.improve.experiment.state import add_event
 from tuneloop.improve.experiment.statistics import time_of
 from tuneloop.improve.monitor import canaries
@@ -209,6 +207,8 @@ def monitor_if_due(place: Path | str, reference: Path | str, settings: Mapping[s
 
 def helpers() -> Helpers:
     """The embedder, language detector and word comparison of other stages, as far as their libraries are installed."""
+    from tuneloop.data.checks.drift import compare_with
+    from tuneloop.evaluation.classical import minilm_embedder
 
     def language(text: str) -> str:
         code, sure = detect_language(text.lower())  # capital letters are no language

@@ -12,8 +12,7 @@ from typing import Any
 from tuneloop.core.files import write_text
 from tuneloop.core.ids import utc
 from tuneloop.core.units import counted
-from tuneloop.improve.controller.command import number
-from tuneloop.improve.controller.controller import APPROVE, DECLINE, END, START, STEP, Cycle, cycles_of
+from tuneloop.improve.controller.controller import APPROVE, DECLINE, END, START, STEP, Cycle, cycles_of, number
 from tuneloop.improve.experiment.state import DECISION, STOP, ExperimentState, experiments_of
 from tuneloop.improve.experiment.state import START as EXPERIMENT_START
 from tuneloop.improve.experiment.statistics import time_of

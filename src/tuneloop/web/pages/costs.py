@@ -20,7 +20,7 @@ from tuneloop.web.pages.traffic import by_day
 from tuneloop.web.sources import Sources
 from tuneloop.web.stores import shown_store
 
-PERIODS = {"24h": "day", "7d": "week", "30d": "30 days", "90d": "90 days", "": "all time"}
+PERIODS = {"0d": "today", "6d": "7 days", "29d": "30 days", "89d": "90 days", "": "all time"}  # sums of whole days
 MOST_ROWS = 40  # of a table
 
 
@@ -28,7 +28,7 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     """What the page shows."""
     shown = shown_store(request, sources)
     since = request.query_params.get("since", "")
-    begin = since_time(since)
+    begin = since_time(since)[:10]
     costs = costs_of(shown.place, since=begin)
     with opened(shown.place) as store:
         days = by_day(store, begin)
@@ -44,6 +44,7 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
         "groups": {by: costs.groups[by][:MOST_ROWS] for by in BY},
         "left_out": {by: max(0, len(costs.groups[by]) - MOST_ROWS) for by in BY},
         "per_million": costs.total.to_json()["usd_per_million_tokens"] or None, "cycles": cycles,
+        "begin": begin,
     }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import clock, utc
-from tuneloop.improve.experiment.command import left_out, read_experiments
+from tuneloop.improve.experiment.state import left_out, read_experiments
 from tuneloop.improve.report.command import experiment_line
 from tuneloop.improve.report.html import ENDS, TONES
 from tuneloop.serving.store.store import opened, store_name

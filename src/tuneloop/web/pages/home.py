@@ -19,15 +19,15 @@ from tuneloop.records.server import ServerState
 from tuneloop.report import charts
 from tuneloop.report import facts as f
 from tuneloop.serving.store.store import opened, store_folder
+from tuneloop.web.pages import experiments, quality
 from tuneloop.web.pages.run import progress_of
 from tuneloop.web.runs import RunLine, curves, holder, run_lines
-from tuneloop.web.sources import BY_NAME, Need, Sources, module_of
+from tuneloop.web.sources import Need, Sources
 from tuneloop.web.stores import place_name
 
 LATEST = 5  # verdicts
 MOST_RUNNING = 4
-MOST_REQUESTS = 2000  # whose times are looked at
-OF_STORES = ("quality", "experiments")  # pages that know of more that needs a person
+MOST_REQUESTS = 2000  # of the last hour that are looked at, the latest ones
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Production:
 
     Args:
         running: whether its process is there; None: it is not on this machine, or there is no `state.json`.
-        models: name, release; `rate`: requests a second; times in milliseconds to the first token; `errors`: a share.
+        models: name, release; `of`: which requests the numbers are of; `rate`: requests a second; times in milliseconds
+            to the first token; `errors`: a share.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Production:
     since: str = ""
     address: str = ""
     models: list[tuple[str, str]] = field(default_factory=list)
-    requests: int = 0
+    of: str = "last hour"
     rate: float = 0.0
     p50: float | None = None
     p99: float | None = None
@@ -64,10 +65,9 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
         draw = partial(charts.step_chart, steps, "loss", "Training loss")
         chart = sources.index.facts("small", found, kept.offset, lambda _: draw())  # noqa: B023  # called at once
         running.append((line, progress_of(found, steps, kept), chart))
-    served = [module_of(BY_NAME[name]) for name in OF_STORES] if sources.stores else []  # which take long to import
     return {
         "servers": [production(sources, place) for place in sources.stores], "running": running,
-        "needs": needs(sources, lines) + [need for part in served for need in part.needs(sources)],
+        "needs": needs(sources, lines) + quality.needs(sources) + experiments.needs(sources),
         "verdicts": [line for line in lines if line.verdict][:LATEST],
         "runs": len(lines), "datasets": len(sources.all("dataset")), "stores": len(sources.stores),
     }  # fmt: skip
@@ -76,10 +76,10 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
 live = show
 
 
-def production(sources: Sources, place: str, now: datetime | None = None) -> Production:
+def production(sources: Sources, place: str) -> Production:
     """What a server serves, and what came in its last hour."""
-    now, name = now or datetime.now(UTC), masked(place_name(sources, place))
-    facts: dict[str, Any] = {"name": name}
+    now = datetime.now(UTC)
+    facts: dict[str, Any] = {"name": masked(place_name(sources, place))}
     with contextlib.suppress(UserError, OSError):
         state = read_record(ServerState, Path(store_folder(place)))
         facts |= {"since": state.started[:16].replace("T", " "), "address": state.address}
@@ -87,20 +87,21 @@ def production(sources: Sources, place: str, now: datetime | None = None) -> Pro
         facts["models"] = [(f.clean(model.name), f.clean(model.release or model.source)) for model in state.models]
     try:
         with opened(place) as store:
-            hour = utc((now - timedelta(hours=1)).timestamp())
-            count, failed = store.execute(
-                "SELECT COUNT(*), COUNT(error) FROM requests WHERE time >= ? AND shadow IS NULL", [hour]
-            ).fetchone()
-            query = "SELECT ttft_ms FROM requests WHERE time >= ? AND ttft_ms IS NOT NULL ORDER BY time DESC LIMIT ?"
-            times = sorted(ms for (ms,) in store.execute(query, [hour, MOST_REQUESTS]))
+            since = utc((now - timedelta(hours=1)).timestamp())
+            query = """SELECT ttft_ms, error IS NOT NULL, time FROM requests
+                WHERE time BETWEEN ? AND ? AND shadow IS NULL ORDER BY time DESC LIMIT ?"""
+            latest = store.execute(query, [since, utc(now.timestamp()), MOST_REQUESTS]).fetchall()
             today = "SELECT COALESCE(SUM(usd), 0) FROM costs WHERE day = ?"
             (usd,) = store.execute(today, [now.strftime("%Y-%m-%d")]).fetchone()
     except UserError as error:
         return Production(**facts, problem=error.what)
-    if times:
+    if (count := len(latest)) == MOST_REQUESTS:
+        since, facts["of"] = latest[-1][2], f"last {f.count(count, 'request')}"
+    seconds = (now - datetime.fromisoformat(since)).total_seconds()
+    if times := sorted(row[0] for row in latest if row[0] is not None):
         facts |= {"p50": times[len(times) // 2], "p99": times[min(len(times) - 1, int(0.99 * len(times)))]}
-    errors = failed / count if count else None
-    return Production(**facts, requests=count, rate=count / 3600, errors=errors, usd=float(usd))
+    errors = sum(bool(row[1]) for row in latest) / count if count else None
+    return Production(**facts, rate=count / max(1.0, seconds), errors=errors, usd=float(usd))
 
 
 def needs(sources: Sources, lines: list[RunLine]) -> list[Need]:

@@ -65,12 +65,10 @@ def _report(event: Decision) -> MonitorReport | None:
 def needs(sources: Sources) -> list[Need]:
     """Alarms of the latest window of each model."""
     wanted = []
-    query = (
-        f"kind = '{EVENT}' AND number IN (SELECT MAX(number) FROM decisions WHERE kind = '{EVENT}' GROUP BY subject)"  # noqa: S608
-    )
+    query = "kind = ? AND number IN (SELECT MAX(number) FROM decisions WHERE kind = ? GROUP BY subject)"
     for place in sources.stores:
         with suppress(UserError), opened(place) as store:
-            for event in read_decisions(store, where=query):
+            for event in read_decisions(store, where=query, values=[EVENT, EVENT]):
                 if alarms := event.data.get("alarms"):
                     address = sources.url("quality", store=store_key(place), model=event.subject)
                     title = f"{event.subject}: alarm of {', '.join(map(str, alarms))}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from tuneloop.inference.local.labels import label_trie
 from tuneloop.inference.local.scoring import choose
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.lora import linear_places, lora_layers, target_names
-from tuneloop.models.shape import ATTENTION, FEED_FORWARD
+from tuneloop.models.shape import ATTENTION, FEED_FORWARD, nearest_matrices
 from tuneloop.models.template import Rendered
 from tuneloop.planning.gpus import find_gpu
 from tuneloop.planning.job import make_job
@@ -174,6 +176,64 @@ def test_weights_that_are_missing_are_not_drawn_at_random(granite_folder: Path, 
     save_file(weights, tmp_path / "damaged" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"layers\.1\.input_layernorm\.weight is missing"):
         load_model(str(tmp_path / "damaged"))
+
+
+SMALL = {
+    "vocab_size": 49152, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 2048, "initializer_range": 0.2,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+PER_LAYER = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 49152, "num_kv_shared_layers": 0}
+# What these do otherwise: windows of some layers or of all, scaled logits, joined matrices, norms in other places.
+OTHERS: dict[str, dict[str, Any]] = {
+    "gemma4_text": {"sliding_window": 16, "global_head_dim": 16, **PER_LAYER},
+    "olmo3": {"sliding_window": 16}, "cohere2": {"sliding_window": 16}, "exaone4": {"sliding_window": 16},
+    "ministral": {"sliding_window": 16}, "gpt_oss": {"sliding_window": 16, "num_local_experts": 4},
+    "phi3": {"sliding_window": 16, "partial_rotary_factor": 0.5}, "granite": {"logits_scaling": 8.0},
+    "glm4": {}, "gpt_neox": {}, "hunyuan_v1_dense": {},
+}  # fmt: skip
+
+
+def folder_of_kind(kind: str, smollm2: Path, folder: Path, **more: Any) -> Any:
+    """A small random model of an architecture in a folder; Transformers' own."""
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(kind, **SMALL, **more)
+    theirs = transformers.AutoModelForCausalLM.from_config(config).eval().float()
+    theirs.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).symlink_to(smollm2 / name)
+    return theirs
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_answers_labels_and_losses_of_other_architectures_are_those_of_their_own_pass(
+    kind: str, smollm2: Path, tmp_path: Path
+) -> None:
+    theirs = folder_of_kind(kind, smollm2, tmp_path, **OTHERS[kind])
+    model = load_model(str(tmp_path), dtype="float32")
+    assert not model.is_own and min(map(len, prompts(model))) > 16, "longer than the window"
+
+    def logs(ids: Sequence[int]) -> torch.Tensor:
+        with torch.no_grad():
+            return theirs(torch.tensor([list(ids)])).logits[0].log_softmax(-1)  # type: ignore[no-any-return]
+
+    for prompt, answer in zip(prompts(model), generate(model, prompts(model), max_new_tokens=4), strict=True):
+        last = logs([*prompt, *answer.token_ids])[len(prompt) - 1 : -1]
+        assert all(row[token] > row.max() - 1e-3 for row, token in zip(last, answer.token_ids, strict=True))
+    labels = ["rain", "rain and wind", "wind"]
+    tokens = [[*model.template.encode(label), model.template.end_ids[0]] for label in labels]
+    for prompt, chosen in zip(prompts(model), choose(model, prompts(model), label_trie(labels, tokens)), strict=True):
+        for label, ids in zip(labels, tokens, strict=True):
+            scores = logs([*prompt, *ids])[len(prompt) - 1 : -1]
+            expected = sum(float(row[token]) for row, token in zip(scores, ids, strict=True)) / len(ids)
+            assert (chosen.label_scores or {})[label] == pytest.approx(expected, abs=1e-4)
+    ids = prompts(model)[1]
+    row = Rendered(ids, [0] * (len(ids) - 4) + [1] * 4)
+    expected = -sum(float(logs(ids)[i - 1, ids[i]]) for i in range(len(ids) - 4, len(ids)))
+    with torch.no_grad():
+        assert float(batch_loss(model, [row], 1.0)) == pytest.approx(expected, rel=1e-3)
+    names = target_names(model.net, "all-linear")
+    make_job(model=kind, shape=find_model("smollm2-135m")[1], gpu=find_gpu("cpu"), targets=nearest_matrices(names))
 
 
 MIXTURES = {

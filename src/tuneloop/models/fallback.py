@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import inspect
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from torch import Tensor, nn
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json_object
 from tuneloop.core.threads import adapt_threads
-from tuneloop.core.ui import without_bars
+from tuneloop.core.ui import say, without_bars
 from tuneloop.models.adapters import rows_of_tokens
 from tuneloop.models.families import FAMILIES
+
+CLOSE = 0.05  # of the largest logit: how far two ways of computing a model may be apart in 16 bits
 
 
 def load(folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -40,6 +43,8 @@ def load(folder: Path, dtype: torch.dtype) -> nn.Module:
         compressor = getattr(getattr(net, "hf_quantizer", None), "compressor", None)
         if compressor is not None:  # only the whole model's forward pass would unpack, not the decoder's
             compressor.decompress_model(model=net)
+    if not getattr(net, "is_quantized", False):  # what only a GPU computes
+        _check_answers(net, folder)
     return net  # type: ignore[no-any-return]
 
 
@@ -81,13 +86,51 @@ def _user_errors(folder: Path) -> Iterator[None]:
         raise UserError(f"Transformers can't load this model: {what}", where=str(folder), next_step=step) from None
 
 
-class TransformersCache:
-    """Transformers' cache with the operations that we need."""
+def _check_answers(net: Any, folder: Path) -> None:
+    """Compare what is computed here, in two steps behind a cache, with the model's own pass. Raises UserError: they
+    differ, or it can't be computed so, as where layers carry a state from token to token."""
+    kind, tokens = net.config.get_text_config().model_type, 8
+    step = "ask its GGUF file with engine=llama.cpp, or a server of it by its URL, and tune a model of another family"
+    ids = torch.arange(3, 3 + tokens)[None]
+    mask, rest = torch.ones(2, tokens, dtype=torch.bool).tril(tokens - 2)[None, None], torch.tensor([[6, 7]])
+    try:
+        with torch.no_grad():
+            theirs = net(input_ids=ids).logits[0, -1].float()
+            net.get_decoder().layers  # noqa: B018  # adapters and cards are placed by it
+            cache = TransformersCache()
+            hidden(net, ids[:, :-2], None, None, cache)
+            state = hidden(net, ids[:, -2:], rest, mask, cache.select(torch.tensor([0])))[0, -1]
+            ours = (state @ net.get_output_embeddings().weight.T).float()
+    except Exception as error:  # whatever a class raises that has no such parts
+        what = f"Models of the kind {kind!r} can't be answered row by row here ({type(error).__name__}: {error})"
+        raise UserError(what.splitlines()[0][:200], where=str(folder), next_step=step) from None
+    if cap := _cap(net):
+        say(f"note      {kind} limits its logits to {cap:g}: probabilities and losses here are without the limit")
+        ours = cap * torch.tanh(ours / cap)
+    if not (ours - theirs).abs().max() <= CLOSE * theirs.abs().max():
+        raise UserError(f"{kind!r} changes logits in a way that is not known here", where=str(folder), next_step=step)
 
-    def __init__(self, inner: Any = None) -> None:
+
+def _cap(net: Any) -> float:
+    """The largest logit that a model lets through; 0: any."""
+    return float(getattr(net.config.get_text_config(), "final_logit_softcapping", None) or 0.0)
+
+
+def _logit_scale(net: Any) -> float:
+    """What a model multiplies its logits by."""
+    config = net.config.get_text_config()
+    factors = (getattr(config, name, None) or 1.0 for name in ("logit_scale", "lm_head_multiplier"))
+    return math.prod(map(float, factors)) / float(getattr(config, "logits_scaling", None) or 1.0)
+
+
+class TransformersCache:
+    """Transformers' cache with the operations that we need, and the positions of its tokens (B or 1, S)."""
+
+    def __init__(self, inner: Any = None, positions: Tensor | None = None) -> None:
         from transformers import DynamicCache
 
         self.inner = inner if inner is not None else DynamicCache()
+        self.positions = torch.empty(1, 0, dtype=torch.long) if positions is None else positions
 
     @property
     def length(self) -> int:
@@ -98,7 +141,15 @@ class TransformersCache:
         """The same for some rows, or for rows repeated; a copy."""
         inner = copy.deepcopy(self.inner)
         inner.batch_select_indices(rows)
-        return TransformersCache(inner)
+        alike = len(self.positions) == 1
+        return TransformersCache(inner, self.positions if alike else self.positions[rows.to(self.positions.device)])
+
+    def extend(self, positions_BT: Tensor) -> Tensor:
+        """Note the positions of further tokens; all of them (B or 1, S)."""
+        rows = max(len(self.positions), len(positions_BT))
+        both = self.positions.to(positions_BT.device).expand(rows, -1), positions_BT.expand(rows, -1)
+        self.positions = torch.cat(both, 1)
+        return self.positions
 
     def joined(self, other: TransformersCache, prefix: int = 0) -> TransformersCache:
         """The rows of both; see `KeyValues.joined`."""
@@ -111,14 +162,23 @@ class TransformersCache:
         for mine, theirs in zip(inner.layers, other.inner.layers, strict=True):
             mine.keys = torch.cat((aligned(mine.keys), aligned(theirs.keys)))
             mine.values = torch.cat((aligned(mine.values), aligned(theirs.values)))
-        return TransformersCache(inner)
+        positions = [
+            torch.nn.functional.pad(each.positions, (length - each.length, 0)).expand(each.rows, -1)
+            for each in (self, other)
+        ]
+        return TransformersCache(inner, torch.cat(positions))
+
+    @property
+    def rows(self) -> int:
+        """Rows held."""
+        return int(self.inner.layers[0].keys.shape[0])
 
     def without_first(self, places: int, prefix: int = 0) -> TransformersCache:
         """Without so many places at the beginning; a copy."""
         inner = copy.deepcopy(self.inner)
         for layer in inner.layers:
             layer.keys, layer.values = layer.keys[:, :, places:], layer.values[:, :, places:]
-        return TransformersCache(inner)
+        return TransformersCache(inner, self.positions[:, places:])
 
 
 @functools.cache
@@ -130,19 +190,45 @@ def _cache_argument(kind: Any) -> str:
 def hidden(
     net: nn.Module, ids_BT: Tensor, positions_BT: Tensor | None, mask: Tensor | None, cache: TransformersCache | None
 ) -> Tensor:
-    """Hidden states (B, T, C) of a Transformers model; see `Model.hidden`."""
+    """Hidden states (B, T, C) of a Transformers model, times what it multiplies its logits by; see `Model.hidden`."""
     adapt_threads()
-    dtype = next(net.parameters()).dtype
-    bias = None
-    if mask is not None:
-        bias = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
-        bias = bias.expand(ids_BT.shape[0], -1, -1, -1)
+    rows, length = ids_BT.shape
+    decoder: Any = net.get_decoder()  # type: ignore[operator]
+    before = 0 if cache is None else cache.length
+    places = torch.arange(before, before + length, device=ids_BT.device)[None] if positions_BT is None else positions_BT
+    known = places if cache is None else cache.extend(places)
     if positions_BT is not None:
         positions_BT = positions_BT.expand(ids_BT.shape)
-    rows, length = ids_BT.shape
+    masks = None if mask is None else _masks(decoder, mask, places, known, next(net.parameters()).dtype, rows)
     with rows_of_tokens(torch.arange(rows, device=ids_BT.device).repeat_interleave(length), rows):
-        decoder: Any = net.get_decoder()  # type: ignore[operator]
-        inputs = {"input_ids": ids_BT, "attention_mask": bias, "position_ids": positions_BT}
+        inputs = {"input_ids": ids_BT, "attention_mask": masks, "position_ids": positions_BT}
         inputs[_cache_argument(decoder.__class__)] = cache.inner if cache is not None else None
         state: Tensor = decoder(**inputs, use_cache=cache is not None).last_hidden_state
-    return state
+    scale = _logit_scale(net)
+    return state if scale == 1 else state * scale
+
+
+def _masks(decoder: Any, mask: Tensor, places_BT: Tensor, known_BS: Tensor, dtype: torch.dtype, rows: int) -> Any:
+    """What is added to scores, (B, 1, T, S): for all layers, or for each kind of layers where a model tells them apart.
+    Layers with a window or chunks see of what the mask allows only the near positions."""
+    config = decoder.config
+    window, chunk = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    of_queries, of_keys = places_BT[:, None, :, None], known_BS[:, None, None, :]
+    near = mask if not window else mask & (of_queries - of_keys < window)
+    seen = {"full_attention": mask, "sliding_attention": near}
+    if chunk:
+        seen["chunked_attention"] = mask & (of_queries // chunk == of_keys // chunk)
+
+    def added(some: Tensor) -> Tensor:
+        bias = torch.zeros_like(some, dtype=dtype).masked_fill_(~some, torch.finfo(dtype).min)
+        return bias.expand(rows, -1, -1, -1)
+
+    if _tells_layers_apart(decoder.__class__):
+        return {kind: added(seen[kind]) for kind in set(config.layer_types)}
+    return added(mask if getattr(config, "use_sliding_window", True) is False else near)
+
+
+@functools.cache
+def _tells_layers_apart(kind: Any) -> bool:
+    """Whether a model takes a mask for each kind of its layers."""
+    return "isinstance(causal_mask_mapping" in inspect.getsource(kind.forward)

@@ -3,7 +3,7 @@ torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,12 @@ from tuneloop.models.families import FAMILIES, LLAMA, Family, language_config
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 SHARED_GATE = "shared_expert_gate"  # weighs a mixture's shared expert, and has an adapter if all linear layers have
+# Joined or named otherwise in some architectures.
+_JOINED = {
+    "qkv_proj": ATTENTION[:3], "query_key_value": ATTENTION[:3], "gate_up_proj": FEED_FORWARD[:2],
+    "dense": ATTENTION[3:], "out_proj": ATTENTION[3:], "dense_h_to_4h": FEED_FORWARD[1:2],
+    "dense_4h_to_h": FEED_FORWARD[2:], "fc1": FEED_FORWARD[1:2], "fc2": FEED_FORWARD[2:],
+}  # fmt: skip
 # Sized here and computed by Transformers: Gemma 2, whose scores have soft caps, and mixtures of experts.
 MIXTURES: Mapping[str, Family] = {
     "mixtral": LLAMA, "qwen2_moe": Family(qkv_bias=True), "qwen3_moe": Family(qk_norm=True),
@@ -200,6 +206,14 @@ def target_modules(targets: Sequence[str] | str) -> tuple[str, ...]:
             raise UserError(f"No matrix {name!r} to adapt", where="targets", next_step=step)
         matrices.update(groups.get(name, (full,)))
     return tuple(name for name in every if name in matrices)
+
+
+def nearest_matrices(names: Iterable[str]) -> tuple[str, ...]:
+    """The matrices that are sized here, of the linear layers that an architecture has: of joined ones their parts. What
+    has no counterpart is left out; if nothing has one, all stand for them."""
+    parts = {part for name in names for part in _JOINED.get(name, (name,))}
+    every = (*ATTENTION, *FEED_FORWARD)
+    return tuple(name for name in every if name in parts) or every
 
 
 def _number(config: Mapping[str, Any], key: str, where: str, otherwise: int | None = None, *instead: str) -> int:

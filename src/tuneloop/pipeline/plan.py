@@ -15,7 +15,7 @@ from tuneloop.core.files import content_hash
 from tuneloop.core.machine import processes
 from tuneloop.core.ui import busy, say
 from tuneloop.core.units import counted, usd_words, verb
-from tuneloop.models.shape import SHARED_GATE, ModelShape
+from tuneloop.models.shape import ModelShape, nearest_matrices
 from tuneloop.pipeline.advise import counted_data, stand_in
 from tuneloop.pipeline.baselines import expected_evaluation, mean_reference
 from tuneloop.pipeline.context import RunContext, done_record, training_began
@@ -185,7 +185,7 @@ def _settings(job: RunContext) -> dict[str, Any]:
     return {
         "bytes_a_weight": model.head.element_size(), "model": job.recipe.model, "method": train.method,
         "rank": train.rank,
-        "targets": [name for name in target_names(model.net, train.targets) if name != SHARED_GATE],
+        "targets": list(nearest_matrices(target_names(model.net, train.targets))),
         "prefix_tokens": train.prefix_tokens,
         "optimizer": train.optimizer, "optimizer_in_backward": train.optimizer_in_backward,
         "grad_ckpt": train.gradient_checkpointing == "always",

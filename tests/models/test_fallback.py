@@ -16,12 +16,24 @@ from train_helpers import changed, losses, run
 
 from pretend_gpu import pretend_gpu
 from tuneloop.core.errors import UserError
+from tuneloop.core.ui import reporting
 from tuneloop.inference.local.generate import generate
 from tuneloop.inference.local.labels import label_trie
 from tuneloop.inference.local.scoring import choose
+from tuneloop.models.adapters import BASE, applied
 from tuneloop.models.load import Model, load_model
-from tuneloop.models.lora import linear_places, lora_layers, target_names
+from tuneloop.models.lora import (
+    LoraShape,
+    adapter_state,
+    add_lora,
+    linear_places,
+    lora_layers,
+    remove_lora,
+    save_adapter,
+    target_names,
+)
 from tuneloop.models.shape import ATTENTION, FEED_FORWARD, nearest_matrices
+from tuneloop.models.shared import add_adapter
 from tuneloop.models.template import Rendered
 from tuneloop.planning.gpus import find_gpu
 from tuneloop.planning.job import make_job
@@ -192,6 +204,22 @@ OTHERS: dict[str, dict[str, Any]] = {
     "phi3": {"sliding_window": 16, "partial_rotary_factor": 0.5}, "granite": {"logits_scaling": 8.0},
     "glm4": {}, "gpt_neox": {}, "hunyuan_v1_dense": {},
 }  # fmt: skip
+LINEAR = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+}
+MAMBA = {"mamba_n_heads": 4, "mamba_d_state": 16, "mamba_n_groups": 1}
+# A state is carried from token to token in some of their layers.
+RECURRENT: dict[str, dict[str, Any]] = {
+    "qwen3_5_text": LINEAR, "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
+    "granitemoehybrid": {
+        "layer_types": ["mamba", "attention"] * 2, "num_local_experts": 0, "shared_intermediate_size": 96,
+        "mamba_d_head": 32, **MAMBA,
+    },
+    "falcon_h1": {"mamba_d_head": 16, "mamba_d_ssm": 64, **MAMBA},
+}  # fmt: skip
 
 
 def folder_of_kind(kind: str, smollm2: Path, folder: Path, **more: Any) -> Any:
@@ -205,11 +233,11 @@ def folder_of_kind(kind: str, smollm2: Path, folder: Path, **more: Any) -> Any:
     return theirs
 
 
-@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("kind", OTHERS | RECURRENT)
 def test_answers_labels_and_losses_of_other_architectures_are_those_of_their_own_pass(
     kind: str, smollm2: Path, tmp_path: Path
 ) -> None:
-    theirs = folder_of_kind(kind, smollm2, tmp_path, **OTHERS[kind])
+    theirs = folder_of_kind(kind, smollm2, tmp_path, **(OTHERS | RECURRENT)[kind])
     model = load_model(str(tmp_path), dtype="float32")
     assert not model.is_own and min(map(len, prompts(model))) > 16, "longer than the window"
 
@@ -234,6 +262,85 @@ def test_answers_labels_and_losses_of_other_architectures_are_those_of_their_own
         assert float(batch_loss(model, [row], 1.0)) == pytest.approx(expected, rel=1e-3)
     names = target_names(model.net, "all-linear")
     make_job(model=kind, shape=find_model("smollm2-135m")[1], gpu=find_gpu("cpu"), targets=nearest_matrices(names))
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+@torch.no_grad()
+def test_rows_with_different_adapters_are_read_again_each_with_its_own(
+    kind: str, smollm2: Path, tmp_path: Path
+) -> None:
+    folder_of_kind(kind, smollm2, tmp_path, **RECURRENT[kind])
+    model = load_model(str(tmp_path), dtype="float32")
+    targets = target_names(model.net, "all-linear")
+    assert not any("mamba" in name and name.endswith("out_proj") for name in linear_places(model.net))
+    shape = LoraShape(2, 4.0, 0.0, targets)
+    add_lora(model.net, shape, seed=0)
+    for layer in lora_layers(model.net).values():
+        layer.lora_B.normal_(0.0, 0.2)
+    save_adapter(tmp_path / "adapter", adapter_state(model.net), shape, "base", model.fingerprint)
+    remove_lora(model.net)
+    name = add_adapter(model, tmp_path / "adapter")
+    ids = torch.randint(3, 49000, (2, 9), generator=torch.Generator().manual_seed(0))
+    alone = []
+    for row, adapter in zip(ids, (BASE, name), strict=True):
+        with applied(adapter):
+            alone.append(model.hidden(row[None])[0])
+    with applied([BASE, name]):
+        cache = model.new_cache()
+        first = model.hidden(ids[:, :6], cache=cache)
+        rest = model.hidden(ids[:, 6:], torch.arange(6, 9)[None], torch.ones(3, 9).tril(6).bool()[None, None], cache)
+    torch.testing.assert_close(torch.cat((first, rest), 1), torch.stack(alone), atol=1e-4, rtol=1e-4)
+    assert (alone[0] - alone[1]).abs().max() > 0.01 and cache.length == 9
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "vision"),
+    [
+        ("qwen3_vl", "qwen3_vl_text", {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}),
+        ("qwen2_5_vl", "qwen2_5_vl_text", {"fullatt_block_indexes": [0]}),
+    ],
+)
+def test_the_language_model_of_qwen_that_reads_pictures_is_answered_and_adapted(
+    kind: str, text: str, vision: dict[str, Any], smollm2: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    eyes = {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64, **vision}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}
+    config = transformers.AutoConfig.for_model(
+        kind, text_config={**SMALL, "model_type": text, "rope_parameters": rope}, vision_config=eyes
+    )
+    theirs = transformers.AutoModelForImageTextToText.from_config(config).eval().float()
+    theirs.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).symlink_to(smollm2 / name)
+    model = load_model(str(tmp_path), dtype="float32")
+    for prompt, answer in zip(prompts(model), generate(model, prompts(model), max_new_tokens=4), strict=True):
+        with torch.no_grad():
+            logits = theirs(input_ids=torch.tensor([[*prompt, *answer.token_ids]])).logits[0, len(prompt) - 1 : -1]
+        assert all(row[token] > row.max() - 1e-3 for row, token in zip(logits, answer.token_ids, strict=True))
+    places = linear_places(model.net)
+    assert len(places) == 7 * 4 and not any("visual" in name for name in places)
+
+
+def test_an_architecture_that_can_not_be_answered_row_by_row_is_refused_with_a_way_out(
+    smollm2: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "gpt2"
+    config = transformers.GPT2Config(vocab_size=49152, n_embd=32, n_layer=2, n_head=2)
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).symlink_to(smollm2 / name)
+    with pytest.raises(UserError, match="kind 'gpt2' can't be answered here") as error:
+        load_model(str(folder))
+    assert "llama.cpp" in error.value.next_step
+
+
+def test_a_limit_of_logits_is_said(smollm2: Path, tmp_path: Path) -> None:
+    folder_of_kind("gemma2", smollm2, tmp_path, sliding_window=16)
+    said: list[str] = []
+    with reporting(say=said.append):
+        load_model(str(tmp_path))
+    assert [line for line in said if "gemma2 limits its logits to 30" in line]
 
 
 MIXTURES = {

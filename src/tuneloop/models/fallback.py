@@ -21,16 +21,14 @@ from tuneloop.core.ui import say, without_bars
 from tuneloop.models.adapters import rows_of_tokens
 from tuneloop.models.families import FAMILIES
 
+ROWS_AT_ONCE = 64  # that are read again in one pass
 CLOSE = 0.05  # of the largest logit: how far two ways of computing a model may be apart in 16 bits
 
 
 def load(folder: Path, dtype: torch.dtype) -> nn.Module:
     """Load any causal language model that Transformers knows. Raises UserError: it can't, or is not installed."""
     with _user_errors(folder), without_bars():
-        from transformers import AutoModelForCausalLM
-
-        _check_known(folder)
-        net, about = AutoModelForCausalLM.from_pretrained(
+        net, about = _class_for(folder).from_pretrained(
             folder,
             dtype=dtype,
             local_files_only=True,
@@ -51,15 +49,18 @@ def load(folder: Path, dtype: torch.dtype) -> nn.Module:
 def empty(folder: Path) -> nn.Module:
     """The modules of such a model, their weights without values. Raises UserError: as `load`."""
     with _user_errors(folder), torch.device("meta"):
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig
 
-        _check_known(folder)
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        net: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        net: nn.Module = _class_for(folder).from_config(config, trust_remote_code=False)
     return net
 
 
-def _check_known(folder: Path) -> None:
+def _class_for(folder: Path) -> Any:
+    """The class that makes a model of a folder; one that also reads pictures may have but one for both. Raises
+    UserError: Transformers does not know the architecture."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto import modeling_auto as auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     file = folder / "config.json"
@@ -68,6 +69,9 @@ def _check_known(folder: Path) -> None:
         what = f"The architecture {kind!r} is neither one of {', '.join(FAMILIES)}, nor one of Transformers"
         step = "try a newer Transformers (pip install -U transformers), or ask its GGUF file with engine=llama.cpp"
         raise UserError(what, where=str(file), next_step=step)
+    pictures = kind in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    whole = pictures and kind not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return AutoModelForImageTextToText if whole else AutoModelForCausalLM
 
 
 @contextlib.contextmanager
@@ -87,28 +91,33 @@ def _user_errors(folder: Path) -> Iterator[None]:
 
 
 def _check_answers(net: Any, folder: Path) -> None:
-    """Compare what is computed here, in two steps behind a cache, with the model's own pass. Raises UserError: they
-    differ, or it can't be computed so, as where layers carry a state from token to token."""
-    kind, tokens = net.config.get_text_config().model_type, 8
+    """Compare what is computed here, in two steps behind a cache, with the model's own pass; where layers carry a state
+    from token to token, rows are read again at each step. Raises UserError: either way differs."""
+    kind, ids = net.config.get_text_config().model_type, torch.arange(3, 11)[None]
+    mask, rest = torch.ones(2, 8, dtype=torch.bool).tril(6)[None, None], torch.tensor([[6, 7]])
+    cap, problem = _cap(net), "its logits are changed in a way that is not known here"
+    for again in (False, True):
+        net.reads_again = again
+        try:
+            with torch.no_grad():
+                theirs = net(input_ids=ids).logits[0, -1].float()
+                net.get_decoder().layers  # noqa: B018  # adapters and cards are placed by it
+                cache = new_cache(net)
+                hidden(net, ids[:, :-2], None, None, cache)
+                state = hidden(net, ids[:, -2:], rest, mask, cache.select(torch.tensor([0])))[0, -1]
+                ours = (state @ net.get_output_embeddings().weight.T).float()
+        except Exception as error:  # whatever a class raises that has no such parts
+            problem = f"{type(error).__name__}: {error}"
+            continue
+        if (torch.tanh(ours / cap) * cap - theirs if cap else ours - theirs).abs().max() <= CLOSE * theirs.abs().max():
+            if cap:
+                say(f"note      {kind} limits its logits to {cap:g}: probabilities and losses are without the limit")
+            if again:
+                say(f"note      {kind} carries a state from token to token: each token written reads its row again")
+            return
     step = "ask its GGUF file with engine=llama.cpp, or a server of it by its URL, and tune a model of another family"
-    ids = torch.arange(3, 3 + tokens)[None]
-    mask, rest = torch.ones(2, tokens, dtype=torch.bool).tril(tokens - 2)[None, None], torch.tensor([[6, 7]])
-    try:
-        with torch.no_grad():
-            theirs = net(input_ids=ids).logits[0, -1].float()
-            net.get_decoder().layers  # noqa: B018  # adapters and cards are placed by it
-            cache = TransformersCache()
-            hidden(net, ids[:, :-2], None, None, cache)
-            state = hidden(net, ids[:, -2:], rest, mask, cache.select(torch.tensor([0])))[0, -1]
-            ours = (state @ net.get_output_embeddings().weight.T).float()
-    except Exception as error:  # whatever a class raises that has no such parts
-        what = f"Models of the kind {kind!r} can't be answered row by row here ({type(error).__name__}: {error})"
-        raise UserError(what.splitlines()[0][:200], where=str(folder), next_step=step) from None
-    if cap := _cap(net):
-        say(f"note      {kind} limits its logits to {cap:g}: probabilities and losses here are without the limit")
-        ours = cap * torch.tanh(ours / cap)
-    if not (ours - theirs).abs().max() <= CLOSE * theirs.abs().max():
-        raise UserError(f"{kind!r} changes logits in a way that is not known here", where=str(folder), next_step=step)
+    what = f"Models of the kind {kind!r} can't be answered here: {problem}".splitlines()[0][:200]
+    raise UserError(what, where=str(folder), next_step=step)
 
 
 def _cap(net: Any) -> float:
@@ -181,6 +190,38 @@ class TransformersCache:
         return TransformersCache(inner, self.positions[:, places:])
 
 
+class ReadAgain:
+    """In the place of a cache: the tokens (B, S), which are read again at each step."""
+
+    def __init__(self, ids: Tensor | None = None) -> None:
+        self.ids = torch.empty(1, 0, dtype=torch.long) if ids is None else ids
+
+    @property
+    def length(self) -> int:
+        """Tokens held a row, padding included."""
+        return self.ids.shape[1]
+
+    def select(self, rows: Tensor) -> ReadAgain:
+        """The same for some rows, or for rows repeated."""
+        return ReadAgain(self.ids[rows.to(self.ids.device)])
+
+    def joined(self, other: ReadAgain, prefix: int = 0) -> ReadAgain:
+        """The rows of both; see `KeyValues.joined`."""
+        length = max(self.length, other.length)
+        return ReadAgain(
+            torch.cat([torch.nn.functional.pad(each.ids, (length - each.length, 0)) for each in (self, other)])
+        )
+
+    def without_first(self, places: int, prefix: int = 0) -> ReadAgain:
+        """Without so many places at the beginning."""
+        return ReadAgain(self.ids[:, places:])
+
+
+def new_cache(net: Any) -> TransformersCache | ReadAgain:
+    """An empty cache for a model that `load` has loaded."""
+    return ReadAgain() if getattr(net, "reads_again", False) else TransformersCache()
+
+
 @functools.cache
 def _cache_argument(kind: Any) -> str:
     """What Transformers calls the cache: `cache` since 5.24, of models that follow."""
@@ -188,10 +229,16 @@ def _cache_argument(kind: Any) -> str:
 
 
 def hidden(
-    net: nn.Module, ids_BT: Tensor, positions_BT: Tensor | None, mask: Tensor | None, cache: TransformersCache | None
+    net: nn.Module,
+    ids_BT: Tensor,
+    positions_BT: Tensor | None,
+    mask: Tensor | None,
+    cache: TransformersCache | ReadAgain | None,
 ) -> Tensor:
     """Hidden states (B, T, C) of a Transformers model, times what it multiplies its logits by; see `Model.hidden`."""
     adapt_threads()
+    if isinstance(cache, ReadAgain) or (mask is not None and getattr(net, "reads_again", False)):
+        return _read_again(net, ids_BT, mask, cache if isinstance(cache, ReadAgain) else ReadAgain())
     rows, length = ids_BT.shape
     decoder: Any = net.get_decoder()  # type: ignore[operator]
     before = 0 if cache is None else cache.length
@@ -206,6 +253,29 @@ def hidden(
         state: Tensor = decoder(**inputs, use_cache=cache is not None).last_hidden_state
     scale = _logit_scale(net)
     return state if scale == 1 else state * scale
+
+
+def _read_again(net: Any, ids_BT: Tensor, mask: Tensor | None, cache: ReadAgain) -> Tensor:
+    """`hidden`, where new tokens are read behind those that they see, from the first on; each branch as a row."""
+    (B, T), S, device = ids_BT.shape, cache.length, ids_BT.device
+    cache.ids = torch.cat((cache.ids.to(device).expand(B, -1), ids_BT), 1)
+    causal = torch.ones(T, S + T, dtype=torch.bool, device=device).tril(S)
+    seen_BTS = (causal if mask is None else mask[:, 0] & causal).expand(B, -1, -1)
+    by_others = seen_BTS[:, :, S:] & ~torch.eye(T, dtype=torch.bool, device=device)
+    ends = (~by_others.any(1) & seen_BTS[:, :, S:].diagonal(dim1=1, dim2=2)).nonzero().tolist()  # of branches
+    paths = [(row, seen_BTS[row, end].nonzero()[:, 0]) for row, end in ends]
+    states: Tensor = torch.zeros(B, T, net.get_output_embeddings().weight.shape[1], device=device)
+    for start in range(0, len(paths), ROWS_AT_ONCE):
+        some = paths[start : start + ROWS_AT_ONCE]
+        read = torch.nn.utils.rnn.pad_sequence([cache.ids[row, path] for row, path in some], batch_first=True)
+        rows = torch.tensor([row for row, _ in some], device=device).repeat_interleave(read.shape[1])
+        with rows_of_tokens(rows, B):
+            found = net.get_decoder()(input_ids=read, use_cache=False).last_hidden_state
+        states = states.to(found.dtype)
+        for (row, path), of_path in zip(some, found, strict=True):
+            new = path >= S
+            states[row, path[new] - S] = of_path[: len(path)][new]
+    return states * _logit_scale(net)
 
 
 def _masks(decoder: Any, mask: Tensor, places_BT: Tensor, known_BS: Tensor, dtype: torch.dtype, rows: int) -> Any:

@@ -79,9 +79,9 @@ class Model:
         """An empty cache of keys and values."""
         if self.is_own:
             return self.net.new_cache()  # type: ignore[operator]
-        from tuneloop.models.fallback import TransformersCache
+        from tuneloop.models.fallback import new_cache
 
-        return TransformersCache()
+        return new_cache(self.net)
 
     def hidden(
         self,

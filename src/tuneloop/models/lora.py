@@ -584,6 +584,8 @@ def linear_places(net: nn.Module) -> dict[str, nn.Module]:
     decoder = find() if find else None
     within = next((f"{name}." for name, module in net.named_modules() if name and module is decoder), "")
     for name, module in net.named_modules():
+        if any(word in type(module).__name__ for word in ("Mamba", "BambaMixer", "FalconH1Mixer")):
+            inside = (*inside, f"{name}.out_proj")  # whose weight their kernels for GPUs take, without an adapter
         if not name.startswith(within) or (inside and name.startswith(inside)) or "lm_head" in name or "embed" in name:
             continue
         if isinstance(module, nn.Linear | Nf4Linear | LoraLinear | Switch):

@@ -57,21 +57,22 @@ def empty(folder: Path) -> nn.Module:
 
 
 def _class_for(folder: Path) -> Any:
-    """The class that makes a model of a folder; one that also reads pictures may have but one for both. Raises
-    UserError: Transformers does not know the architecture."""
+    """The class that makes a model of a folder: of one that also reads pictures that of both, as whose parts its files
+    name their weights. Raises UserError: Transformers does not know the architecture."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.models.auto import modeling_auto as auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     file = folder / "config.json"
-    kind = read_json_object(file).get("model_type")
+    config = read_json_object(file)
+    kind = config.get("model_type")
     if kind is not None and kind not in CONFIG_MAPPING:
         what = f"The architecture {kind!r} is neither one of {', '.join(FAMILIES)}, nor one of Transformers"
         step = "try a newer Transformers (pip install -U transformers), or ask its GGUF file with engine=llama.cpp"
         raise UserError(what, where=str(file), next_step=step)
-    pictures = kind in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    whole = pictures and kind not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    return AutoModelForImageTextToText if whole else AutoModelForCausalLM
+    of_both = auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(kind)
+    alone = kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and of_both not in (config.get("architectures") or ())
+    return AutoModelForImageTextToText if of_both and not alone else AutoModelForCausalLM
 
 
 @contextlib.contextmanager

@@ -26,7 +26,6 @@ from tuneloop.core.files import (
     write_json,
     write_text,
 )
-from tuneloop.models.families import part_of
 from tuneloop.models.load import weight_files
 from tuneloop.models.methods import Method
 from tuneloop.models.names import resolve
@@ -205,7 +204,7 @@ def _write(
     else:
         _copy(trained, out, [*(file.name for file in weight_files(trained)), "config.json"])
     _copy(trained, out, TOKENIZER_FILES)
-    if part_of(read_json(out / "config.json")):
+    if "vision_config" in read_json(out / "config.json"):
         _copy(resolve(model), out, [name for name in PICTURE_FILES if (resolve(model) / name).is_file()])
     write_json(out / "generation_config.json", _generation(resolve(model) if is_adapter else trained, trained))
     if origin.task is not None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing, write_json
 from tuneloop.core.ui import progress
-from tuneloop.models.families import LANGUAGE, part_of
+from tuneloop.models.families import part_of
 from tuneloop.records.artifact import Quantisation
 from tuneloop.release.tuned_weights import TunedWeights
 
@@ -30,7 +30,7 @@ GROUPS = (128, 32)  # weights of a row that share a scale: 128 is usual, narrow 
 NARROW = 2048  # rows that are narrower
 SHARD = 1 << 29  # bytes of a file, which are in memory twice while it is written
 SHRUNK = (1.0, 0.95, 0.9, 0.85, 0.8)  # of the scale that clips nothing
-_MATRIX = re.compile(rf"model\.({LANGUAGE}\.)?layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
+_MATRIX = re.compile(r"layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
 INDEX = "model.safetensors.index.json"
 
 
@@ -64,7 +64,9 @@ def write_compressed(weights: TunedWeights, quant: str, out: Path) -> Quantisati
     need_compressed_tensors()
     from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus
 
-    matrices = [name for name in weights.shapes if _MATRIX.fullmatch(name)]
+    language = part_of(weights.config)
+    stem = f"model.{language}." if language else "model."
+    matrices = [name for name in weights.shapes if _MATRIX.fullmatch(name.removeprefix(stem))]
     if not matrices:
         what = "No layers are named as a Llama's, so nothing would be in fewer bits"
         step = "export with --format merged alone, and quantise it with llm-compressor"
@@ -87,7 +89,7 @@ def write_compressed(weights: TunedWeights, quant: str, out: Path) -> Quantisati
     settings = QuantizationConfig(
         config_groups={"group_0": scheme},
         format=SCHEMES[quant][1],
-        ignore=["lm_head", *(["re:.*vision_tower.*", "re:.*multi_modal_projector.*"] if part_of(config) else [])],
+        ignore=["lm_head", *(["re:.*vision_tower.*", "re:.*multi_modal_projector.*"] if language else [])],
         quantization_status=QuantizationStatus.COMPRESSED,
     )
     config |= {"dtype": "bfloat16", "quantization_config": settings.model_dump(mode="json", exclude_none=True)}

@@ -294,25 +294,33 @@ def test_rows_with_different_adapters_are_read_again_each_with_its_own(
     assert (alone[0] - alone[1]).abs().max() > 0.01 and cache.length == 9
 
 
-@pytest.mark.parametrize(
-    ("kind", "layers", "vision"),
-    [
-        ("qwen3_5", 31, {"num_position_embeddings": 16}),
-        ("qwen3_vl", 28, {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}),
-        ("qwen2_5_vl", 28, {"fullatt_block_indexes": [0]}),
-    ],
-)
-def test_the_language_model_of_qwen_that_reads_pictures_is_answered_adapted_and_merged(
-    kind: str, layers: int, vision: dict[str, Any], smollm2: Path, tmp_path: Path
+EYES = {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64}
+MORE_EYES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}}
+# What is special about the language model, and about what sees pictures.
+SEEING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "qwen3_5": ({"model_type": "qwen3_5_text", **LINEAR}, {**EYES, "num_position_embeddings": 16}),
+    "qwen3_vl": (
+        {"model_type": "qwen3_vl_text", **ROPE},
+        {**EYES, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
+    ),
+    "qwen2_5_vl": ({"model_type": "qwen2_5_vl_text", **ROPE}, {**EYES, "fullatt_block_indexes": [0]}),
+    "smolvlm": ({"model_type": "llama"}, {**MORE_EYES, "image_size": 28, "patch_size": 14}),
+    "llava": (
+        {"model_type": "llama"},
+        {"model_type": "clip_vision_model", **MORE_EYES, "image_size": 28, "patch_size": 14},
+    ),
+    "internvl": ({"model_type": "qwen2"}, {**MORE_EYES, "image_size": [28, 28], "patch_size": [14, 14]}),
+}
+
+
+@pytest.mark.parametrize("kind", SEEING)
+def test_the_language_model_of_one_that_reads_pictures_is_answered_adapted_and_merged(
+    kind: str, smollm2: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    eyes = {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64, **vision}
-    text = {**SMALL, "model_type": f"{kind}_text"}
-    if kind == "qwen3_5":
-        text |= LINEAR
-    else:
-        text["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}
-    config = transformers.AutoConfig.for_model(kind, text_config=text, vision_config=eyes)
+    text, eyes = SEEING[kind]
+    config = transformers.AutoConfig.for_model(kind, text_config={**SMALL, **text}, vision_config=eyes)
     theirs = transformers.AutoModelForImageTextToText.from_config(config).eval().float()
     base = tmp_path / "base"
     theirs.save_pretrained(base)
@@ -324,7 +332,7 @@ def test_the_language_model_of_qwen_that_reads_pictures_is_answered_adapted_and_
             logits = theirs(input_ids=torch.tensor([[*prompt, *answer.token_ids]])).logits[0, len(prompt) - 1 : -1]
         assert all(row[token] > row.max() - 1e-3 for row, token in zip(logits, answer.token_ids, strict=True))
     places = linear_places(model.net)
-    assert len(places) == layers and not any("visual" in name for name in places)
+    assert len(places) == (31 if kind == "qwen3_5" else 28) and not any("vis" in name for name in places)
     shape = LoraShape(2, 4.0, 0.0, target_names(model.net, "all-linear"))
     add_lora(model.net, shape, seed=0)
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from places import ROOT
+from tuneloop.core.lazy import doors_of
 from tuneloop.models.methods import SHIPPED
 from tuneloop.recipe import load_recipe
 
@@ -97,6 +99,16 @@ def modules(trees: Trees) -> Iterator[tuple[str, ast.Module]]:
         yield ".".join(part for part in parts if part != "__init__"), tree
 
 
+# The names at the doors of rooms, with the modules that they come from: "tuneloop.registry.verify" -> its module.
+AT_DOORS = {
+    f"tuneloop.{path.parent.name}.{name}": module
+    for path in sorted(SOURCE.glob("*/__init__.py"))
+    for name, module in doors_of(path.read_text(encoding="utf-8")).items()
+}
+ROOMS_WITH_DOORS = {name.split(".")[1] for name in AT_DOORS}
+MOST_AT_A_DOOR = 25
+
+
 def part_of(module: str) -> str:
     return module.split(".")[0]
 
@@ -124,6 +136,33 @@ def test_imports_point_down(trees: Trees) -> None:
     assert not upward, "\n".join(upward)
 
 
+def test_rooms_import_of_others_what_is_at_their_doors(trees: Trees) -> None:
+    past = [
+        f"{module} imports {name}: it is not at the door of {part_of(name)}"
+        for module, tree in modules(trees)
+        for name in (full.removeprefix("tuneloop.") for full in imported(tree) if full.startswith("tuneloop."))
+        if "." in name and part_of(name) in ROOMS_WITH_DOORS - {part_of(module)} and f"tuneloop.{name}" not in AT_DOORS
+    ]
+    assert not past, "\n".join(past)
+
+
+def test_a_door_has_few_names_each_used_by_others_and_described(trees: Trees) -> None:
+    used = {
+        name for module, tree in modules(trees) for name in imported(tree) if [part_of(module)] != name.split(".")[1:2]
+    }
+    for room in ROOMS_WITH_DOORS:
+        names = [name for name in AT_DOORS if name.startswith(f"tuneloop.{room}.")]
+        assert len(names) <= MOST_AT_A_DOOR, f"{room} has {len(names)} names at its door"
+        assert not [name for name in names if name not in used], f"no other room uses these of {room}"
+        files = {path.stem for path in (SOURCE / room).iterdir()}
+        assert not [name for name in names if name.rpartition(".")[2] in files], "an import would give the module"
+        lines = (SOURCE / room / "__init__.py").read_text(encoding="utf-8").splitlines()
+        bare = [
+            line for above, line in itertools.pairwise(lines) if line.startswith("    from ") and "    # " not in above
+        ]
+        assert not bare, "a name at a door has a sentence above it"
+
+
 def test_every_room_is_in_the_order() -> None:
     rooms = {path.stem for path in SOURCE.iterdir() if path.name[0] != "_" and (path.is_dir() or path.suffix == ".py")}
     assert rooms == set(ORDER) - {"__main__"}
@@ -142,6 +181,7 @@ def module_graph(trees: Trees) -> dict[str, set[str]]:
             elif isinstance(child, ast.ImportFrom):
                 for alias in child.names:
                     whole = f"{child.module}.{alias.name}"
+                    whole = AT_DOORS.get(whole, whole)
                     yield whole if whole.removeprefix("tuneloop.") in named else str(child.module)
             yield from names(child)
 
@@ -193,7 +233,8 @@ class Loaded:
         if isinstance(node, ast.Import):
             return [alias.name for alias in node.names]
         found = [f"{node.module}.{alias.name}" for alias in node.names]
-        return [one if one in self.named else str(node.module) for one in found]
+        found = [AT_DOORS.get(name, name) for name in found]
+        return [name if name in self.named else str(node.module) for name in found]
 
     def by(self, names: Iterable[str]) -> set[str]:
         """All that importing these loads, their packages too."""

@@ -10,7 +10,7 @@ SOURCE, TESTS = ROOT / "src" / "tuneloop", ROOT / "tests"
 TESTED_IN = {
     "test_api.py": "settings",
     "agents/test_server.py": "cli.mcp",
-    "advice/test_advise.py": "advice.config advice.measured advice.rules records.advice pipeline.advise",
+    "advice/test_recommendation.py": "advice.config advice.measured advice.rules records.advice pipeline.advise",
     "combine/distill/test_command.py": "cli.distill records.distillation",
     "combine/route/test_command.py": "cli.route records.router",
     "combine/merge/test_merge.py": "combine.merge.adapters",
@@ -96,7 +96,7 @@ TESTED_IN = {
     "training/test_distil.py": "training.teachers",
     "training/test_loop.py": "training.config training.run training.step",
     "combine/merge/test_command.py": "cli.merge combine.options records.merge",
-    "release/test_reproduce.py": "release.reproduction",
+    "release/test_repeat.py": "release.reproduction",
     "improve/experiment/test_command.py": "cli.ab",
     "improve/collect/test_command.py": "cli.collect",
     "improve/monitor/test_command.py": "cli.monitor improve.monitor.record",

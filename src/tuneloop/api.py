@@ -15,8 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
-from tuneloop.advice.advise import Advice
-from tuneloop.advice.config import AdviseOptions
+from tuneloop.advice import Advice, AdviseOptions
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config, build_config, write_jsonl
 from tuneloop.core.python_file import trust_code
@@ -42,9 +41,7 @@ from tuneloop.records.plan import Plan
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset
 from tuneloop.records.run import RunManifest
-from tuneloop.release.artifact import Artifact
-from tuneloop.release.export import export_run
-from tuneloop.release.formats import WeightOptions
+from tuneloop.release import Artifact, WeightOptions, export_run
 from tuneloop.serving.server import serve_config
 from tuneloop.settings import (
     AdviseSettings,

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tuneloop.advice.advise import advise, make_question
 from tuneloop.advice.measured import combined_facts
+from tuneloop.advice.recommendation import advise, make_question
 from tuneloop.core.errors import UserError
 from tuneloop.records.distillation import DistillationRecord, DistilledFigures, ModelCost
 from tuneloop.records.merge import MergeRecord, MergeSource, Share, TaskResult

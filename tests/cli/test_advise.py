@@ -104,7 +104,7 @@ def test_bare_on_a_terminal_it_asks_and_what_is_left_open_stays_unknown(monkeypa
 
 
 def test_every_question_is_a_fact() -> None:
-    from tuneloop.advice.advise import AdviceInput
+    from tuneloop.advice.recommendation import AdviceInput
 
     by_hand = {"few_shot", "test_rows"}  # these become a measured result
     assert {key for key, _, _ in command.QUESTIONS} <= set(AdviceInput.model_fields) | by_hand

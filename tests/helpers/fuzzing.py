@@ -308,7 +308,7 @@ def _batch(folder: Path) -> object:
 
 
 def _verify(folder: Path) -> object:
-    from tuneloop.registry.verify import read_intact, verify
+    from tuneloop.registry.integrity import read_intact, verify
 
     verify(folder / "artifact")
     return read_intact(folder / "artifact")

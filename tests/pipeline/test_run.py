@@ -17,7 +17,7 @@ import pytest
 from reviews import vote
 
 from patience import HANG
-from tuneloop.advice.advise import AdviceInput, advise
+from tuneloop.advice.recommendation import AdviceInput, advise
 from tuneloop.cli.main import main
 from tuneloop.cli.schema import RECORDS, schema_of
 from tuneloop.core.errors import UserError

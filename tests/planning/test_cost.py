@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from manifests import manifest_json
 
-from tuneloop.advice.advise import AdviceInput
 from tuneloop.advice.economics import trainings
 from tuneloop.advice.measured import facts_from_results
+from tuneloop.advice.recommendation import AdviceInput
 from tuneloop.core.errors import UserError
 from tuneloop.planning.cost import (
     ONE_RUN,

@@ -11,7 +11,7 @@ import pytest
 
 from tuneloop.core.files import read_json, write_json
 from tuneloop.core.ui import reporting
-from tuneloop.registry.verify import verify
+from tuneloop.registry.integrity import verify
 from tuneloop.release import bom
 from tuneloop.release.export import export_run
 

@@ -26,7 +26,7 @@ from tuneloop.planning.shape import find_model
 from tuneloop.records.advice import AssumptionSwing, MonthlyBill, Payback, TokenPrice
 
 if TYPE_CHECKING:
-    from tuneloop.advice.advise import AdviceInput
+    from tuneloop.advice.recommendation import AdviceInput
 
 
 DAYS_A_MONTH = 365 / 12

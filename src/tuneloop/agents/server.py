@@ -27,7 +27,7 @@ from mcp_types import ToolAnnotations
 from pydantic import Field
 
 from tuneloop import __version__
-from tuneloop.advice.config import AdviseOptions
+from tuneloop.advice import AdviseOptions
 from tuneloop.agents.jobs import JobStatus, cancel_job, job_status, start_job
 from tuneloop.agents.roots import Roots
 from tuneloop.core.errors import UserError

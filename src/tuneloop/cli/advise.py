@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tuneloop.advice.config import AdviseOptions
+from tuneloop.advice import AdviseOptions
 from tuneloop.cli.console import Result, one_place
 from tuneloop.cli.parameters import SETTINGS, amount, argument, count, given, screen
 from tuneloop.core.files import write_text
@@ -18,7 +18,7 @@ from tuneloop.core.flag import flag, switch
 from tuneloop.core.terminal import plain_table
 
 if TYPE_CHECKING:
-    from tuneloop.advice.advise import Advice
+    from tuneloop.advice import Advice
 
 # The questions of the command when it is called bare on a terminal: key, words, kind. Enter leaves it unknown.
 QUESTIONS: tuple[tuple[str, str, type], ...] = (

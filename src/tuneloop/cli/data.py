@@ -269,7 +269,7 @@ def push(
 
     The splits and the card go there; rejects, repairs and paths of this machine do not.
     """
-    from tuneloop.release.push_data import push_dataset
+    from tuneloop.release import push_dataset
 
     with screen("uploading" if send else "hashing"):
         upload, card = push_dataset(Path(dataset), destination, send=send, public=public)

@@ -31,7 +31,7 @@ def command(
     from tuneloop.deploy.launch import launch_after_yes
     from tuneloop.deploy.project_text import price_words
     from tuneloop.records.server import ServerState
-    from tuneloop.registry.registered import local_name
+    from tuneloop.registry import local_name
 
     place = Path(options.to or "serve")
     if (place / ServerState.file).is_file():

@@ -9,7 +9,7 @@ import typer
 from tuneloop.cli.console import Result, one_place
 from tuneloop.cli.endpoint import EndpointOptions
 from tuneloop.cli.parameters import SETTINGS, argument, screen
-from tuneloop.combine.options import DistilOptions
+from tuneloop.combine import DistilOptions
 from tuneloop.core.flag import flag
 
 
@@ -28,20 +28,20 @@ def command(
     Settings of the student's recipe may follow: train.epochs=3. The same student trained on the rows' own answers is
     the control. The teacher's answers are kept: the same command continues where it was cut short.
     """
-    from tuneloop.combine.distill.command import distil
+    from tuneloop.combine import distil
 
     student, settings = one_place(student, settings, "student")
     if teacher.startswith(("http://", "https://")) and not options.model:
         raise typer.BadParameter("An endpoint's URL and --model NAME go together")
     endpoint = (lambda url: connection.endpoint(url, options.model)) if options.model else None
     if options.plan:
-        from tuneloop.combine.distill.plan import plan_distillation, sentences
+        from tuneloop.combine import plan_distillation, plan_sentences
         from tuneloop.recipe import make_recipe
 
         if not student:
             raise typer.BadParameter("--plan needs a student's name: its size is read from there")
         plan = plan_distillation(teacher, student, dataset, options, make_recipe({}, settings).train)
-        return Result(plan.to_json(), sentences(plan))
+        return Result(plan.to_json(), plan_sentences(plan))
     with screen("distilling"):
         record = distil((teacher, student, dataset), Path(out), options, settings, endpoint)
     return Result({"path": out, **record.to_json()}, [*record.words, out])

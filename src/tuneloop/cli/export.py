@@ -7,7 +7,7 @@ from pathlib import Path
 from tuneloop.cli.console import Result
 from tuneloop.cli.parameters import argument, screen
 from tuneloop.core.flag import flag, switch
-from tuneloop.release.formats import FORMS, WeightOptions
+from tuneloop.release import FORMS, WeightOptions
 
 FORMATS = "; ".join(f"{name}: {form.help}" for name, form in FORMS.items())
 
@@ -25,7 +25,7 @@ def command(
 
     A model card comes with it. It is refused while `tuneloop gate` says no, or has judged an earlier evaluation.
     """
-    from tuneloop.release.export import export_run
+    from tuneloop.release import export_run
 
     with screen("exporting"):
         place, key = (Path(path) if path else None for path in (out, sign))

@@ -42,7 +42,7 @@ def command(
     from tuneloop.evaluation.gate import EXIT, read_side, run_gate, run_margin_gate, write_gate
     from tuneloop.evaluation.suite import load_suite
     from tuneloop.pipeline.evaluate import answers_of
-    from tuneloop.registry.registered import evaluation_place
+    from tuneloop.registry import evaluation_place
 
     demands = None if margin else load_suite(suite)
     with screen("applying the suite"):

@@ -10,7 +10,7 @@ import typer
 
 from tuneloop.cli.console import Result
 from tuneloop.cli.parameters import argument, screen
-from tuneloop.combine.options import AUTO, MergeOptions, TaskJudgeOptions
+from tuneloop.combine import AUTO, MergeOptions, TaskJudgeOptions
 from tuneloop.core.flag import flag
 from tuneloop.core.ui import say
 
@@ -31,9 +31,7 @@ def command(
     the test rows of all tasks, each task judges the merged model, and one that loses too much stays with its expert.
     Exit status 1: a task lost more than allowed.
     """
-    from tuneloop.combine.merge.adapters import MergeSettings
-    from tuneloop.combine.merge.command import merge_runs, open_experts
-    from tuneloop.combine.merge.tasks import can_judge, merge_tasks
+    from tuneloop.combine import MergeSettings, can_judge, merge_runs, merge_tasks, open_experts
 
     settings = MergeSettings(how.method, _numbers(how.weights), how.rank)
     with screen("merging"):
@@ -56,7 +54,7 @@ def command(
 
 
 def _lines(record: MergeRecord | None, deployment: TaskDeployment | None, out: str) -> Iterator[str]:
-    from tuneloop.combine.merge.tasks import unshown
+    from tuneloop.combine import unshown
 
     for words in unshown(record.tasks) if record else ():
         yield f"warn: {words}"

@@ -13,8 +13,8 @@ from tuneloop.core.units import counted
 from tuneloop.core.urls import masked
 
 if TYPE_CHECKING:
-    from tuneloop.registry.record import RegisteredModel, RegisteredVersion, RegistryEvent
-    from tuneloop.release.reproduction import Reproduction
+    from tuneloop.registry import RegisteredModel, RegisteredVersion, RegistryEvent
+    from tuneloop.release import Reproduction
 
 HEAD = ("version", "aliases", "artifact", "metric", "gate", "data set", "registered")
 NAME = argument("NAME", "Name of the model in the registry.")
@@ -27,8 +27,7 @@ def command(name: str = argument("[NAME]", "Only this model, and its history.", 
 
     The aliases say which version is in use.
     """
-    from tuneloop.registry.registered import open_registry
-    from tuneloop.registry.versions import read_models, read_settled
+    from tuneloop.registry import open_registry, read_models, read_settled
 
     with screen("reading the registry"):
         registry = open_registry()
@@ -47,7 +46,7 @@ def register(
     It becomes the model's candidate. The registry is MLflow's: MLFLOW_REGISTRY_URI, else MLFLOW_TRACKING_URI, else
     mlflow.db in this folder.
     """
-    from tuneloop.registry.registered import register_artifact
+    from tuneloop.registry import register_artifact
 
     with screen("registering"):
         version = register_artifact(Path(artifact), name, run=Path(run) if run else None, why=why)
@@ -66,7 +65,7 @@ def promote(
 
     It becomes the champion, and the champion so far becomes the previous one.
     """
-    from tuneloop.registry.registered import promote_version
+    from tuneloop.registry import promote_version
 
     with screen("reading the registry"):
         model = promote_version(name, version, force=force, why=why)
@@ -77,8 +76,7 @@ def promote(
 
 def rollback(name: str = NAME, why: str = WHY) -> Result:
     """Make the previous version the one in use again."""
-    from tuneloop.registry.registered import open_registry
-    from tuneloop.registry.versions import rollback
+    from tuneloop.registry import open_registry, rollback
 
     with screen("reading the registry"):
         model = rollback(open_registry(), name, why=why)
@@ -94,8 +92,8 @@ def push(
     public: bool = switch("Make a new repository public; it is private by default."),
 ) -> Result:
     """Upload an artifact to the Hugging Face hub. Nothing is sent without --send."""
-    from tuneloop.registry.registered import local_name
-    from tuneloop.release.push import push
+    from tuneloop.registry import local_name
+    from tuneloop.release import push
 
     with screen("uploading" if send else "hashing"):
         upload = push(Path(local_name(artifact)), destination, send=send, public=public)
@@ -113,8 +111,7 @@ def verify(
 
     Exit status 1: a file was changed, is missing or was added, or the signature is not valid.
     """
-    from tuneloop.registry.registered import local_name
-    from tuneloop.registry.verify import verify
+    from tuneloop.registry import local_name, verify
 
     with screen("hashing"):
         artifact = local_name(artifact)
@@ -140,7 +137,7 @@ def reproduce(
 
     Exit status 1: the second run departs from the first by more than the tolerance.
     """
-    from tuneloop.release.reproduce import reproduce
+    from tuneloop.release import reproduce
 
     place = Path(out) if out else None
     with screen("reproducing"):

@@ -10,12 +10,12 @@ import typer
 
 from tuneloop.cli.console import Result
 from tuneloop.cli.parameters import argument, screen
-from tuneloop.combine.options import RouteOptions
+from tuneloop.combine import RouteOptions
 from tuneloop.core.flag import flag
 from tuneloop.core.units import counted
 
 if TYPE_CHECKING:
-    from tuneloop.combine.route.router import Router
+    from tuneloop.combine import Router
     from tuneloop.records.router import RouterRecord
 
 
@@ -34,7 +34,7 @@ def fit(
 
     Several kinds are fitted; the best on validation rows is calibrated and kept.
     """
-    from tuneloop.combine.route.command import RouteSources, fit_route
+    from tuneloop.combine import RouteSources, fit_route
 
     sources = RouteSources(targets or [], outcomes, _costs(costs))
     with screen("fitting"):
@@ -54,7 +54,7 @@ def judge(
     outside: str = flag("", "FILE", "Requests that belong to no model, to measure how many are recognised."),
 ) -> Result:
     """Measure a router on test rows, next to each model alone and the best choice for each row."""
-    from tuneloop.combine.route.command import eval_route
+    from tuneloop.combine import eval_route
 
     with screen("judging"):
         measured = eval_route(Path(router), outcomes, outside)
@@ -72,14 +72,14 @@ def cascade(
 
     One half of the rows chooses the threshold, the other half judges it.
     """
-    from tuneloop.combine.route.cascade import cascade_of, sentences
+    from tuneloop.combine import cascade_of, cascade_sentences
 
     try:
         one, other = (float(part) for part in costs.split(","))
     except ValueError:
         raise typer.BadParameter(f"--cost takes two numbers with a comma between them: not {costs!r}") from None
     record = cascade_of(small, large, (one, other), Path(out), max_cost)
-    return Result({"path": out, **record.to_json()}, [*sentences(record), out])
+    return Result({"path": out, **record.to_json()}, [*cascade_sentences(record), out])
 
 
 def _lines(router: Router, out: str) -> Iterator[str]:

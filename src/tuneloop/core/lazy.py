@@ -1,11 +1,15 @@
-"""numpy, imported when something of it is first used, for modules that must be cheap to import."""
+"""What is loaded when it is first used: numpy, and the names at the doors of rooms."""
 
 from __future__ import annotations
 
+import re
+import sys
+from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Array", "NDArray", "np"]
+__all__ = ["Array", "NDArray", "door", "np"]
 
 
 class Late:
@@ -27,3 +31,32 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 else:  # for annotations, which are not evaluated
     np, NDArray, Array = Late("numpy"), "NDArray", "NDArray[np.float64]"
+
+
+def door(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a room's `__init__.py` (PEP 562): each of its names is imported when first used.
+
+    The names are those that the file imports for type checkers, in the form `from MODULE import NAME as NAME`. It is
+    read at the first use of one, so that importing the room costs nothing.
+    """
+    modules: dict[str, str] = {}
+
+    def table() -> dict[str, str]:
+        spec = None if modules else find_spec(package)
+        source = spec.loader.get_source(package) if spec and spec.loader else None  # type: ignore[attr-defined]
+        modules.update(doors_of(source or ""))
+        return modules
+
+    def attribute(name: str) -> Any:
+        if name.startswith("__") or name not in table():
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(import_module(modules[name]), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return attribute, lambda: sorted(table())
+
+
+def doors_of(source: str) -> dict[str, str]:
+    """The names at a door, with the modules that they come from, in the text of its file."""
+    return {name: module for module, name in re.findall(r"^    from (\S+) import (\w+) as \2$", source, re.MULTILINE)}

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.advice.economics import ModelFootprint, ServingGpu, serving_tokens_per_second
-from tuneloop.advice.economics import QueryTraffic as Requests
+from tuneloop.advice import ModelFootprint, ServingGpu, serving_tokens_per_second
+from tuneloop.advice import QueryTraffic as Requests
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json, write_text
 from tuneloop.deploy import deployment
@@ -26,7 +26,7 @@ from tuneloop.planning.gpus import all_gpus, find_gpu
 from tuneloop.planning.prices import load_prices
 from tuneloop.planning.shape import find_model
 from tuneloop.records.artifact import ArtifactManifest
-from tuneloop.registry.verify import read_intact
+from tuneloop.registry import read_intact
 
 if TYPE_CHECKING:
     from tuneloop.models.shape import ModelShape

@@ -19,8 +19,16 @@ from typing import Any
 
 import orjson
 
-from tuneloop.advice.advise import Advice, advise, make_question
-from tuneloop.advice.measured import BaselineResults, by_hand, combined_facts, facts_from_results, holds_results
+from tuneloop.advice import (
+    Advice,
+    BaselineResults,
+    advise,
+    by_hand,
+    combined_facts,
+    facts_from_results,
+    holds_results,
+    make_question,
+)
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder
 from tuneloop.core.ui import busy, progress, say

@@ -17,7 +17,7 @@ from tuneloop.evaluation.suite import SuiteSource, first_suite, load_suite
 from tuneloop.pipeline.recipes import name_of
 from tuneloop.records.evaluation import Comparison, EvaluationManifest, Subject, split_place
 from tuneloop.records.record import read_record
-from tuneloop.registry.registered import evaluation_place
+from tuneloop.registry import evaluation_place
 from tuneloop.report.html import write_page
 
 

@@ -43,7 +43,7 @@ from tuneloop.records.evaluation import BaselinesManifest, Subject
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.records.run import RunManifest
-from tuneloop.registry.registered import local_name
+from tuneloop.registry import local_name
 from tuneloop.report.html import write_page
 
 SPLITS = ("train", "val", "test")

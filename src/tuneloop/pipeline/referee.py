@@ -22,7 +22,7 @@ from tuneloop.pipeline.recipes import name_of
 from tuneloop.pipeline.target_answers import generous_limit
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.evaluation import Subject, split_place
-from tuneloop.registry.registered import evaluation_place
+from tuneloop.registry import evaluation_place
 from tuneloop.report.html import write_page
 
 

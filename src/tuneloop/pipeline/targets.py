@@ -24,7 +24,7 @@ from tuneloop.models.trained import OWN, trained_folder
 from tuneloop.pipeline.compared_systems import longest_answer, uses_choice
 from tuneloop.pipeline.context import RunContext
 from tuneloop.records.rows import Dataset
-from tuneloop.registry.registered import local_name
+from tuneloop.registry import local_name
 
 if TYPE_CHECKING:
     from tuneloop.inference.openai.target import Endpoint

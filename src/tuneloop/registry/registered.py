@@ -18,8 +18,8 @@ from tuneloop.records.evaluation import EVALUATION, GateResult
 from tuneloop.records.record import read_record
 from tuneloop.records.run import RunManifest
 from tuneloop.registry import versions as models
+from tuneloop.registry.integrity import read_artifact
 from tuneloop.registry.record import Lineage, RegisteredModel, RegisteredVersion
-from tuneloop.registry.verify import read_artifact
 from tuneloop.track import KINDS, QUICK_AND_QUIET
 
 NAMED = re.compile(r"(?:models:/)?([A-Za-z0-9][\w.-]*)@([A-Za-z][\w-]*|\d+)|models:/([A-Za-z0-9][\w.-]*)/(\d+)")

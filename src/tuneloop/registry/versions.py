@@ -27,8 +27,8 @@ from tuneloop.core.urls import masked
 from tuneloop.records.artifact import ARTIFACT, EVALS, ArtifactManifest, GateRecord
 from tuneloop.records.evaluation import GateResult
 from tuneloop.records.record import as_record
+from tuneloop.registry.integrity import read_artifact, read_intact
 from tuneloop.registry.record import Action, Lineage, RegisteredModel, RegisteredVersion, RegistryEvent
-from tuneloop.registry.verify import read_artifact, read_intact
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

@@ -26,7 +26,7 @@ from tuneloop.records.artifact import EVALS, SIGNATURE, ArtifactManifest, SameAn
 from tuneloop.records.evaluation import EvaluationManifest, GateResult
 from tuneloop.records.record import read_record
 from tuneloop.records.run import RunManifest
-from tuneloop.registry.verify import check_private_key, sign
+from tuneloop.registry import check_private_key, sign
 from tuneloop.release.artifact import Artifact, Measure, Origin, export, form_for
 from tuneloop.release.bom import BOM
 from tuneloop.release.compressed import is_compressed, need_compressed_tensors

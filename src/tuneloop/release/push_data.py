@@ -9,7 +9,7 @@ from tuneloop.core.urls import masked
 from tuneloop.data.dataset import load_dataset
 from tuneloop.data.split import SPLITS
 from tuneloop.records.rows import Dataset
-from tuneloop.release.push import Push, repository_of, upload
+from tuneloop.release.hub import Push, repository_of, upload
 
 CARD = "README.md"
 _TASKS = {"classification": "text-classification", "chat": "text-generation", "generation": "text-generation"}

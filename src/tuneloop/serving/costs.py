@@ -11,8 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tuneloop.advice.advise import make_question
-from tuneloop.advice.economics import serving
+from tuneloop.advice import make_question, serving
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc
 from tuneloop.planning.gpus import find_gpu

@@ -38,15 +38,15 @@ from tuneloop.records.completion import ENGINE
 from tuneloop.records.evaluation import EVALUATION, EvaluationManifest
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Message
-from tuneloop.registry.registered import (
+from tuneloop.registry import (
     evaluation_of_artifact,
     find_run,
     local_name,
     open_registry,
+    read_artifact,
     registered_name,
     version_of,
 )
-from tuneloop.registry.verify import read_artifact
 from tuneloop.serving.bases import SeveralBases
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import Prompt, ReadPrompt, ServedModel

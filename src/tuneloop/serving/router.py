@@ -18,14 +18,13 @@ from tuneloop.models.adapters import BASE
 from tuneloop.records.merge import TaskDeployment
 from tuneloop.records.record import read_record
 from tuneloop.records.router import RouterRecord
-from tuneloop.registry.registered import registered_name
+from tuneloop.registry import registered_name
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import ROUTER, Gateway, Route, Routed, ServedModel
 from tuneloop.serving.store.store import last_routes, opened
 
 if TYPE_CHECKING:
-    from tuneloop.combine.route.features import RouteJob
-    from tuneloop.combine.route.router import Router
+    from tuneloop.combine import RouteJob, Router
 
 QUICK_MS = 2.0  # that a router may take
 
@@ -95,8 +94,7 @@ def served_by(config: ServeConfig) -> tuple[str, list[Named]]:
 
 def use_router(gateway: Gateway) -> None:
     """Let a gateway's router choose who answers the model `router`; UserError: no router, or a model is not served."""
-    from tuneloop.combine.route.features import RouteJob
-    from tuneloop.combine.route.router import load_router
+    from tuneloop.combine import RouteJob, load_router
 
     config = gateway.config
     router = load_router(Path(config.router))

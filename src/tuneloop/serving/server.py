@@ -26,7 +26,7 @@ from tuneloop.data.config import PersonalConfig
 from tuneloop.planning.gpus import this_cpu
 from tuneloop.records.record import write_record
 from tuneloop.records.server import ServedName, ServerState
-from tuneloop.registry.registered import registered_name
+from tuneloop.registry import registered_name
 from tuneloop.serving.admission import Admission
 from tuneloop.serving.batch.api import Batches
 from tuneloop.serving.config import ServeConfig

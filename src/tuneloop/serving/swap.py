@@ -24,7 +24,7 @@ from tuneloop.core.ui import bound_say
 from tuneloop.inference.protocol import ServingEngine
 from tuneloop.records.record import read_record
 from tuneloop.records.server import Decision, ServerState
-from tuneloop.registry.registered import local_name, open_registry, registered_name, registry_file, version_of
+from tuneloop.registry import local_name, open_registry, registered_name, registry_file, version_of
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import Gateway
 from tuneloop.serving.models import Candidate, deployment_of, prove_models

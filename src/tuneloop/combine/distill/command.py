@@ -36,8 +36,8 @@ from tuneloop.records.distillation import DistillationRecord, DistilledFigures, 
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Row
 from tuneloop.records.run import RunManifest
-from tuneloop.registry.registered import local_name
-from tuneloop.release.tuned_weights import open_tuned
+from tuneloop.registry import local_name
+from tuneloop.release import open_tuned
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.advice.advise import make_question
-from tuneloop.advice.economics import Serving, serving
+from tuneloop.advice import Serving, make_question, serving
 from tuneloop.combine.distill.answers import unlabelled_rows
 from tuneloop.core.errors import UserError
 from tuneloop.core.units import counted, exactly, usd_words
@@ -208,7 +207,7 @@ def _student(student: str, amount: Amount, epochs: float, live: float) -> Planne
     raise UserError(what, where=student, next_step=step)
 
 
-def sentences(plan: DistillationPlan) -> Sequence[str]:
+def plan_sentences(plan: DistillationPlan) -> Sequence[str]:
     """The plan in lines."""
     tokens = f"{plan.prompt_tokens:,.0f} tokens of prompt and {plan.answer_tokens:,.0f} of answer"
     further = f" and {counted(plan.further, 'further request')}" if plan.further else ""

@@ -29,7 +29,7 @@ from tuneloop.records.merge import MergeRecord, MergeSource
 from tuneloop.records.record import write_record
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.records.run import RUN, RunManifest
-from tuneloop.registry.registered import local_name
+from tuneloop.registry import local_name
 
 if TYPE_CHECKING:
     from tuneloop.combine.merge.adapters import MergeSettings
@@ -86,7 +86,7 @@ def _open_expert(name: str, base: str) -> Expert:
 
 
 def _run_folder(name: str) -> Path | None:
-    from tuneloop.release.reproduce import run_of
+    from tuneloop.release import run_of
 
     with quiet():
         folder = Path(local_name(name)).expanduser()

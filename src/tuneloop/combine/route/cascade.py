@@ -170,7 +170,7 @@ def _samples(folder: str) -> dict[str, Sample]:
     return {sample.id: sample for sample in read_lines(Sample, file, "evaluate again")}
 
 
-def sentences(record: CascadeRecord) -> Sequence[str]:
+def cascade_sentences(record: CascadeRecord) -> Sequence[str]:
     """What the cascade does."""
     quality, over, gap = record.quality, record.over_large, record.gap_recovered
     rows = f"{record.asked_large:.0%} of {counted(record.n, 'row')}"

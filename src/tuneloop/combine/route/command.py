@@ -26,7 +26,7 @@ from tuneloop.pipeline.context import RunContext, dataset_of, load_run_recipe
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.router import RouterRecord, RouteTarget
 from tuneloop.records.rows import Dataset, Row, last_user_turn
-from tuneloop.registry.registered import local_name
+from tuneloop.registry import local_name
 
 SPLITS = ("train", "val", "test")
 PARTS = (0.6, 0.8)  # of a file of outcomes: rows below the first fit, up to the second validate, the rest test

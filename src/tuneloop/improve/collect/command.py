@@ -19,7 +19,7 @@ from tuneloop.pipeline.targets import task_of_run
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Row
 from tuneloop.records.server import CollectedManifest
-from tuneloop.registry.registered import open_registry, registered_name, run_folder_of, version_of
+from tuneloop.registry import open_registry, registered_name, run_folder_of, version_of
 from tuneloop.serving.models import prompt_of
 from tuneloop.serving.store.store import exported, opened, read_feedback, read_requests, store_name
 

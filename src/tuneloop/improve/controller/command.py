@@ -32,7 +32,7 @@ from tuneloop.improve.monitor.command import ignored, monitor_if_due
 from tuneloop.improve.monitor.detectors import CANARIES
 from tuneloop.records.feedback import Feedback, value_of
 from tuneloop.records.server import Decision
-from tuneloop.registry.registered import registered_name
+from tuneloop.registry import registered_name
 from tuneloop.serving.store.chain import refuse_rewritten
 from tuneloop.serving.store.database import Database, is_database_url, keep_password
 from tuneloop.serving.store.store import opened, read_decisions, read_feedback, store_folder, store_name

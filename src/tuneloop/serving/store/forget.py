@@ -32,8 +32,7 @@ from tuneloop.records.artifact import ARTIFACT
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.review import Review
 from tuneloop.records.server import CollectedManifest, Decision, ServerState
-from tuneloop.registry.registered import open_registry
-from tuneloop.registry.versions import read_models
+from tuneloop.registry import open_registry, read_models
 from tuneloop.report.data_html import write_data_report
 from tuneloop.serving.store.database import Database, DatabaseError, open_sqlite
 from tuneloop.serving.store.erase import COLUMNS, Erased, Matched, delete, erase, find, proved, whose_lines

@@ -13,8 +13,7 @@ from starlette.requests import Request
 
 from tuneloop.core.errors import UserError
 from tuneloop.improve.report.charts import LineageNode, lineage_chart
-from tuneloop.registry.record import RegisteredModel, RegisteredVersion
-from tuneloop.registry.registered import registry_file
+from tuneloop.registry import RegisteredModel, RegisteredVersion, registry_file
 from tuneloop.report.facts import metric_text
 from tuneloop.serving.store.store import opened
 from tuneloop.web.commands import REGISTRY_FILE, command_line, reading, run_words, stamp_of

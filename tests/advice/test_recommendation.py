@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from manifests import TOKENS, manifest_json
 
-from tuneloop.advice.advise import AdviceInput, advise, make_question
 from tuneloop.advice.measured import (
     BaselineResults,
     SystemResult,
@@ -22,6 +21,7 @@ from tuneloop.advice.measured import (
     leaderboard,
     measured_of,
 )
+from tuneloop.advice.recommendation import AdviceInput, advise, make_question
 from tuneloop.advice.rules import applies, decide, load_rules
 from tuneloop.core.errors import UserError
 from tuneloop.records.evaluation import Estimate, EvaluationManifest

@@ -22,9 +22,15 @@ from tuneloop.records.artifact import ARTIFACT
 from tuneloop.records.dataset import MANIFEST, DatasetManifest
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.run import Environment, LearningRate, RunManifest, Schedule
-from tuneloop.registry.registered import find_run, open_registry, registered_name, run_folder_of, version_of
-from tuneloop.registry.verify import read_artifact
-from tuneloop.registry.versions import fetch_run_files
+from tuneloop.registry import (
+    fetch_run_files,
+    find_run,
+    open_registry,
+    read_artifact,
+    registered_name,
+    run_folder_of,
+    version_of,
+)
 from tuneloop.release.export import finished_run
 from tuneloop.release.reproduction import EnvironmentChange, InputFile, Reproduction
 

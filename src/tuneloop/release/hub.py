@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tuneloop.core.errors import UserError
 from tuneloop.records.artifact import ARTIFACT, SIGNATURE
-from tuneloop.registry.verify import read_intact
+from tuneloop.registry import read_intact
 
 UNREACHABLE = "can't be reached"
 PLACE = re.compile(r"hub:([\w-][\w.-]*/[\w.-]+)")

@@ -13,7 +13,7 @@ import pytest
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, write_json
-from tuneloop.registry.verify import PASSWORD, read_intact, verify
+from tuneloop.registry.integrity import PASSWORD, read_intact, verify
 from tuneloop.release.export import export_run
 
 MakeRun = Callable[..., Path]

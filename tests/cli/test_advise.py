@@ -80,7 +80,7 @@ def test_bad_input_is_told_without_a_traceback(
 def test_a_damaged_evaluation_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "eval.json").write_text('{"metrics": 3}')
     status, _, err = run(capsys, str(tmp_path))
-    assert status == 2 and "Not an evaluation of this version" in err
+    assert status == 2 and "Not an evaluation: it has no version" in err
     (tmp_path / "eval.json").write_text('{"version": 1, "metrics": 3}')
     status, _, err = run(capsys, str(tmp_path))
     assert status == 2 and "The file is damaged: n is missing" in err

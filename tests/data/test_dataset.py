@@ -59,7 +59,7 @@ def test_an_incomplete_or_changed_data_set_is_not_loaded(tmp_path: Path) -> None
     with pytest.raises(UserError, match="missing"):
         load_dataset(out)
     write_json(out / "dataset.json", {"version": 2})
-    with pytest.raises(UserError, match="Not a data set of this version"):
+    with pytest.raises(UserError, match="A newer tuneloop wrote a data set"):
         load_dataset(out)
 
 

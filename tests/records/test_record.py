@@ -6,12 +6,15 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from pydantic import ValidationError
 
+from stored import unpacked
 from tuneloop.core.errors import UserError
+from tuneloop.core.files import write_json
+from tuneloop.core.migration import JsonSteps, MigrationStep
 from tuneloop.records.artifact import ArtifactManifest
 from tuneloop.records.evaluation import BaselinesManifest, Comparison, Estimate, EvaluationManifest, GateResult
 from tuneloop.records.feedback import Feedback
@@ -132,3 +135,43 @@ def test_a_bound_that_is_no_number_is_null_in_the_file_and_nan_in_the_record() -
 
 def test_a_run_says_where_its_result_is() -> None:
     assert RUN.result == "adapter" and RunManifest(model="m", weights="model").result == "model"
+
+
+class LaterRun(Record, what="a run", file="run.json", again="train again"):
+    """A run as two later versions have it, which no release has: a field more, then one with another name."""
+
+    migrations: ClassVar[JsonSteps] = (
+        MigrationStep(2, "who trained it", lambda value: {**value, "author": "unknown"}),
+        MigrationStep(
+            3,
+            "steps are updates",
+            lambda value: {**{k: v for k, v in value.items() if k != "steps"}, "updates": value["steps"]},
+        ),
+    )
+
+    id: str
+    model: str
+    updates: int
+    author: str
+
+
+def test_a_run_of_the_first_version_is_read_and_written_by_later_ones(tmp_path: Path) -> None:
+    folder = unpacked(tmp_path / "kept") / "run"
+    before = (folder / "run.json").read_bytes()
+    run = read_record(LaterRun, folder)
+    assert (run.id, run.model, run.updates, run.author) == ("run", "smollm2-135m", 3, "unknown")
+    assert (folder / "run.json").read_bytes() == before, "who reads changes no file"
+    write_record(folder / "run.json", run)
+    written = json.loads((folder / "run.json").read_text())
+    assert written["version"] == 3 and written["updates"] == 3 and written["rows"] == 20 and "steps" not in written
+    assert read_record(LaterRun, folder).to_json() == run.to_json()
+    with pytest.raises(UserError, match="A newer tuneloop wrote a run: it is of version 3, and this one reads 1"):
+        read_record(RunManifest, folder)
+    write_json(folder / "run.json", {"version": 2, "id": "run", "model": "m", "steps": 7, "author": "anna"})
+    assert read_record(LaterRun, folder).updates == 7
+
+
+def test_what_the_first_version_stored_is_read(tmp_path: Path) -> None:
+    folder = unpacked(tmp_path / "kept")
+    assert read_record(RunManifest, folder / "run").steps == 3
+    assert read_record(EvaluationManifest, folder / "run").metrics["accuracy"].value == 0.75

@@ -14,12 +14,15 @@ from typing import Any
 
 import pytest
 
+from stored import unpacked
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, sha256_file, write_json
+from tuneloop.core.migration import JsonSteps, MigrationStep
 from tuneloop.models.load import load_model
 from tuneloop.models.trained import load_trained
 from tuneloop.pipeline.targets import open_with_task
+from tuneloop.registry import versions
 from tuneloop.registry.record import RegistryEvent
 from tuneloop.registry.registered import evaluation_place, local_name, open_registry, registered_name
 from tuneloop.registry.versions import champions, read_model
@@ -403,3 +406,26 @@ def test_the_gate_and_comparisons_find_a_versions_evaluation(artifacts: list[str
     shutil.move("runs/tickets", "gone")
     with pytest.raises(UserError, match="evaluation of this version is not available"):
         evaluation_place("support@champion")
+
+
+def test_versions_that_an_earlier_tuneloop_registered_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = read_json(unpacked(tmp_path / "kept") / "registry.json")
+    registry = open_registry()
+    registry.client.create_registered_model("support", tags={k: json.dumps(v) for k, v in kept["model"].items()})
+    registry.client.create_model_version("support", "file:///nowhere", tags=kept["version"])
+    model = read_model(registry, "support")
+    assert model.history[0].who == "anna@desk" and model.versions[0].lineage.artifact == "a1"
+    later: JsonSteps = (
+        MigrationStep(2, "a field more", lambda tags: {**tags, "licence": "unknown"}),
+        MigrationStep(3, "another name", lambda tags: {**{k: v for k, v in tags.items() if k != "format"}, "quantisation": tags["format"]}),
+    )  # fmt: skip
+    monkeypatch.setattr(
+        versions,
+        "LINEAGE_STEPS",
+        (*later, MigrationStep(4, "back", lambda tags: {**tags, "format": tags["quantisation"]})),
+    )
+    lineage = read_model(registry, "support").versions[0].lineage
+    assert (lineage.licence, lineage.quantisation, lineage.format) == ("unknown", "merged", "merged")
+    registry.client.set_model_version_tag("support", "1", "tuneloop.version", "5")
+    with pytest.raises(UserError, match="A newer tuneloop wrote version 1 of support: it is of version 5"):
+        read_model(registry, "support")

@@ -488,6 +488,14 @@ def content_hash(value: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
 
 
+def folder_holder(folder: Path | str) -> str:
+    """The process that holds a folder by `lock_folder`, as `pid 123`; empty: none does."""
+    with contextlib.suppress(FileNotFoundError), (Path(folder) / ".lock").open("r+") as file:
+        if not try_lock(file.fileno()):
+            return file.read().strip() or "unknown"
+    return ""
+
+
 def _locked_file(path: Path, waiting: Callable[[str], None] | None) -> TextIO:
     """The open lock file, held by this process. Where its holder removes it while others wait, they take a new one."""
     announced = False

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.files import Config
+from tuneloop.core.migration import JsonSteps, upgraded
 from tuneloop.data.clean.pii import pseudonym_key
 from tuneloop.data.config import PersonalConfig, PrepareConfig, RepairConfig
 from tuneloop.data.formats import ROLES, FormatGuess, Rejection, parse_record, template_columns
@@ -25,7 +26,7 @@ from tuneloop.data.formats.turns import PLAIN_KEYS, TurnKeys
 from tuneloop.records.dataset import SourceFormat
 from tuneloop.records.rows import Dataset, Message
 
-VERSION = 1
+STEPS: JsonSteps = ()  # from what earlier versions wrote to `TaskSpec`
 # Roles of columns that hold the question.
 _QUESTION_ROLES = ("turns", "request", "instruction", "prompt", "text", "chosen")
 PLACEHOLDER = "x"  # stands where the answer will be; never shown to a model
@@ -135,17 +136,15 @@ def task_spec(
 
 
 def read_task(value: Any, where: str | Path) -> TaskSpec:
-    """The record of a file. Raises UserError: it is damaged, or of a later version."""
+    """The record of a file. Raises UserError: it is damaged, or of a newer version."""
     try:
+        if isinstance(value, dict) and type(value.get("version", 1)) is int:
+            value = upgraded(value, STEPS, "what this model was trained on", str(where))
         return TaskSpec.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         what = f"What the model was trained on can't be read: {'.'.join(map(str, first['loc']))}: {first['msg']}"
         step = "export the run again, or restore the file"
-        version = value.get("version") if isinstance(value, Mapping) else None
-        if isinstance(version, int) and version > VERSION:
-            what = f"This model was made by a newer tuneloop (task version {version})"
-            step = "install the newer tuneloop"
         raise UserError(what, where=str(where), next_step=step) from None
 
 

@@ -20,6 +20,7 @@ from pydantic import (
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import plain, read_json, read_jsonl, write_json
+from tuneloop.core.migration import JsonSteps, latest, upgraded
 
 # A float that JSON holds as null where it is not a number.
 Number = Annotated[
@@ -57,8 +58,8 @@ class Record(Part):
 
     title: ClassVar[str]  # what the file is, for messages: "a run", "an evaluation"
     file: ClassVar[str]  # its usual name
-    again: ClassVar[str]  # what to do when it is damaged or of another version
-    reads: ClassVar[int] = 1  # the version that is written and read
+    again: ClassVar[str]  # what to do when it is damaged
+    migrations: ClassVar[JsonSteps] = ()  # from the forms of earlier versions to the one that is written
 
     version: int = 1
 
@@ -70,7 +71,7 @@ class Record(Part):
 
     def to_json(self) -> dict[str, Any]:
         """The object that the file holds: the version, then every key that was given, in the order of the fields."""
-        return {"version": self.version, **super().to_json()}
+        return {"version": self.version} | super().to_json() | {"version": latest(self.migrations)}
 
 
 R = TypeVar("R", bound=Record)
@@ -86,8 +87,10 @@ def write_record(path: Path | str, record: Record) -> None:
 def read_record(kind: type[R], path: Path | str) -> R:
     """Read a record's file, or the file of this record in a folder; other keys are kept, missing ones have defaults.
 
+    One of an earlier version is brought to the form of this one, in memory.
+
     Raises:
-        UserError: there is no such file, it is no JSON, is of another version, or a value in it is wrong.
+        UserError: there is no such file, it is no JSON, is of a newer version, or a value in it is wrong.
     """
     path = Path(path)
     path = path / kind.file if path.is_dir() else path
@@ -100,22 +103,22 @@ def as_record(kind: type[R], value: Any, where: str) -> R:
 
 
 def checked(kind: type[Any], value: Any, where: str, validate: Callable[[dict[str, Any]], T]) -> T:
-    """A JSON value as what `validate` makes of it, where it is of the version that `kind` reads.
+    """What `validate` makes of a JSON value, which is brought to the form of this version before.
 
     Args:
         kind: with the class attributes of a `Record`; `where`: the file that it comes from, for messages.
         validate: raises pydantic's `ValidationError`.
 
     Raises:
-        UserError: it is of another version, or a value in it is wrong; the value is named.
+        UserError: it is of a newer version, or a value in it is wrong; the value is named.
     """
     if not isinstance(value, dict) or "version" not in value:
-        why = "it has no version" if isinstance(value, dict) else "it holds no JSON object"
-    elif value["version"] != kind.reads or isinstance(value["version"], bool):
-        why = f"it is of version {value['version']!r:.20}, and this tuneloop reads {kind.reads}"
+        fault = "it has no version" if isinstance(value, dict) else "it holds no JSON object"
+    elif type(value["version"]) is not int or value["version"] < 1:
+        fault = f"its version is {value['version']!r:.20}"
     else:
-        return _validated(validate, value, where, kind.again)
-    raise UserError(f"Not {kind.title} of this version: {why}", where=where, next_step=kind.again)
+        return _validated(validate, upgraded(value, kind.migrations, kind.title, where), where, kind.again)
+    raise UserError(f"Not {kind.title}: {fault}", where=where, next_step=kind.again)
 
 
 def read_lines(kind: type[P], path: Path | str, again: str) -> list[P]:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from pydantic import TypeAdapter
 
+from tuneloop.core.migration import JsonSteps
 from tuneloop.records.record import checked
 from tuneloop.records.rows import Message
 
@@ -53,7 +54,7 @@ class StoredRequest:
 
     title: ClassVar[str] = "a stored request"
     again: ClassVar[str] = "read the store with the version that wrote it"
-    reads: ClassVar[int] = 1
+    migrations: ClassVar[JsonSteps] = ()  # of its lines in files; the store has its own
 
     id: str
     time: str

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+from tuneloop.core.migration import JsonSteps
 from tuneloop.records.artifact import GateRecord
 from tuneloop.records.record import Part, Record
 
 Action = Literal["register", "promote", "rollback"]
+
+
+LINEAGE_STEPS: JsonSteps = ()  # from the tags of earlier versions to `Lineage`; `tuneloop.version` has the number
 
 
 class Lineage(Part):

@@ -22,13 +22,14 @@ from urllib.parse import unquote, urlparse
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import cache_folder, content_hash, lock_folder, plain, sha256_file
+from tuneloop.core.migration import latest, upgraded
 from tuneloop.core.ui import say
 from tuneloop.core.urls import masked
 from tuneloop.records.artifact import ARTIFACT, EVALS, ArtifactManifest, GateRecord
 from tuneloop.records.evaluation import GateResult
 from tuneloop.records.record import as_record
 from tuneloop.registry.integrity import read_artifact, read_intact
-from tuneloop.registry.record import Action, Lineage, RegisteredModel, RegisteredVersion, RegistryEvent
+from tuneloop.registry.record import LINEAGE_STEPS, Action, Lineage, RegisteredModel, RegisteredVersion, RegistryEvent
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -135,7 +136,10 @@ def _read(registry: Registry, model: Any) -> RegisteredModel:
         number, tags = str(version.version), version.tags
         if TAG + "artifact" not in tags:  # a version of another tool's is not ours to move
             continue
-        lineage = {name: tags[TAG + name] for name in Lineage.model_fields if TAG + name in tags}
+        values = {name.removeprefix(TAG): value for name, value in tags.items() if name.startswith(TAG)}
+        values |= {"version": int(values["version"])} if "version" in values else {}
+        values = upgraded(values, LINEAGE_STEPS, f"version {number} of {model.name}", masked(registry.uri))
+        lineage = {name: values[name] for name in Lineage.model_fields if name in values}
         if "metrics" in lineage:
             lineage["metrics"] = json.loads(lineage["metrics"])
         created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)
@@ -359,6 +363,7 @@ def _create(registry: Registry, name: str, folder: Path, lineage: Lineage) -> st
         registry.client.log_artifacts(run_id, str(folder), place)
         source, tracked = f"{registry.client.get_run(run_id).info.artifact_uri}/{place}", run_id
     tags = {TAG + key: value if isinstance(value, str) else _text(value) for key, value in lineage if value}
+    tags |= {TAG + "version": str(latest(LINEAGE_STEPS))} if LINEAGE_STEPS else {}
     return str(registry.client.create_model_version(name, source, tracked, tags=tags).version)
 
 

@@ -20,7 +20,8 @@ from tuneloop.planning.prices import load_prices
 from tuneloop.records.record import read_record
 from tuneloop.records.server import ServerState
 from tuneloop.serving.store.database import Database
-from tuneloop.serving.store.store import SUMS, opened, store_folder
+from tuneloop.serving.store.migrations import SUMS
+from tuneloop.serving.store.store import opened, store_folder
 
 MONTH_HOURS = 730.5
 BY = ("model", "key", "tier")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.migration import JsonSteps, MigrationStep
 from tuneloop.serving.batch.file import ANSWERED, REFUSED, WAITING, BatchFile, Journal, encoded
 
 DONE = {"custom_id": "a", "response": {"status_code": 200, "request_id": None, "body": {}}, "error": None}
@@ -139,3 +140,40 @@ def test_a_new_file_in_its_place_is_read(tmp_path: Path) -> None:
     assert added(journal, 3) == [None]
     assert list(journal.rows.states[1:]) == [WAITING, REFUSED, ANSWERED, WAITING]
     assert path.read_bytes() == encoded(2, WRONG) + encoded(3, DONE)
+
+
+def test_a_journal_of_the_first_version_is_continued_by_later_ones(tmp_path: Path) -> None:
+    from stored import unpacked
+
+    (folder,) = (unpacked(tmp_path / "kept") / "serve" / "batch" / "batches").iterdir()
+    later: JsonSteps = (
+        MigrationStep(2, "a note", lambda line: {**line, "note": ""}),
+        MigrationStep(3, "the answer without its wrapping", lambda line: {**line, "response": line["response"] and line["response"] | {"answered": True}}),
+    )  # fmt: skip
+
+    def read(steps: JsonSteps) -> Journal:
+        file = BatchFile(folder / "input.jsonl", "/v1/chat/completions")
+        for _ in file.check():
+            pass
+        journal = Journal(folder / "journal.jsonl", file, steps)
+        for _ in journal.open():
+            pass
+        return journal
+
+    async def continued() -> None:
+        journal = read(later)
+        assert bytes(journal.rows.states[1:]) == bytes([ANSWERED, WAITING])
+        await journal.add(2, encoded(2, WRONG | {"note": "new"}, later), wrong=True)
+        await journal.close()
+
+    asyncio.run(continued())
+    journal = read(later)
+    with (folder / "journal.jsonl").open("rb") as file:
+        first, second = journal.read(file, 1), journal.read(file, 2)
+    assert first["response"]["answered"] and first["note"] == "" and second["note"] == "new"
+    assert not {"version"} & (first.keys() | second.keys())
+    asyncio.run(journal.close())
+    with pytest.raises(
+        UserError, match="A newer tuneloop wrote this journal: it is of version 3, and this one reads 1"
+    ):
+        read(())

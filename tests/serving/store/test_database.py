@@ -24,7 +24,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json
 from tuneloop.serving.store import database as databases
 from tuneloop.serving.store.database import DatabaseError, keep_password, without_password
-from tuneloop.serving.store.store import VERSION, connect, insert, opened, read_requests, store_folder, store_name
+from tuneloop.serving.store.migrations import VERSION
+from tuneloop.serving.store.store import connect, insert, opened, read_requests, store_folder, store_name
 from tuneloop.serving.store.writer import SPILL, StoreWriter
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi you"}]}
@@ -111,7 +112,7 @@ def test_what_can_not_be_opened_is_said_in_one_sentence(postgres: Postgres, tmp_
         (f"postgresql://tuneloop:{PASSWORD}@127.0.0.1:1/postgres", "refused", "start the database"),
         (f"postgresql://tuneloop:{PASSWORD}%zz@127.0.0.1:1/postgres", "Not a URL", "write it as"),
         (postgres.url(), "no store here", "log.store"),
-        (later, "of version 99; this one reads 1", "the tuneloop that made it"),
+        (later, "of version 99, and this one reads 1", "--upgrade"),
     ):
         with pytest.raises(UserError) as told:
             connect(url)

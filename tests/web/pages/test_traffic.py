@@ -125,7 +125,7 @@ def test_stores_that_are_damaged_newer_deleted_or_not_there(folder: Path) -> Non
     newer = open_sqlite(folder / "serve" / "store.db", 1.0)
     newer.execute("PRAGMA user_version = 9")
     newer.close()
-    assert "Another version of tuneloop made this store" in pages.get("/traffic", 404)
+    assert "A newer tuneloop wrote this store" in pages.get("/traffic", 404)
     for file in (folder / "serve").iterdir():
         file.write_bytes(b"no database at all" * 100)
     assert "The store can&#39;t be opened" in pages.get("/traffic", 404)

@@ -29,12 +29,14 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import user_errors_of_the_disk
 from tuneloop.core.journal import JournalFile
 from tuneloop.core.json_schema import MOST_DEPTH, too_deep
+from tuneloop.core.migration import JsonSteps, latest, upgraded
 
 T = TypeVar("T")
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 MOST_BYTES = 10_000_000  # of a line
 MOST_ID = 4096  # characters of a custom_id: the path of a document may be so long
 STEP = 0.05  # seconds of a step of work on files
+JOURNAL_STEPS: JsonSteps = ()  # from what earlier versions wrote as a line of a journal
 AT_ONCE, AT_ONCE_BYTES = 64, 1 << 20  # lines, and bytes, that are read ahead
 
 # What a line is. An answer is an answer or a refusal that the journal holds.
@@ -253,9 +255,10 @@ def failed(result: dict[str, Any]) -> bool:
     return result["error"] is not None or result["response"]["status_code"] != 200
 
 
-def encoded(number: int, result: dict[str, Any]) -> bytes:
+def encoded(number: int, result: dict[str, Any], steps: JsonSteps = JOURNAL_STEPS) -> bytes:
     """A line of a journal; TypeError: the result is no JSON."""
-    return orjson.dumps({"number": number, **result}, option=orjson.OPT_APPEND_NEWLINE)
+    form = {"version": latest(steps)} if steps else {}
+    return orjson.dumps({"number": number, **result, **form}, option=orjson.OPT_APPEND_NEWLINE)
 
 
 @dataclass
@@ -264,6 +267,7 @@ class Journal:
 
     path: Path
     rows: BatchFile  # notes what each line holds
+    steps: JsonSteps = JOURNAL_STEPS
     _file: JournalFile = field(init=False)
     _waiting: list[tuple[int, int, bytes, asyncio.Future[None]]] = field(default_factory=list)
     _writing: asyncio.Task[None] | None = None
@@ -280,9 +284,9 @@ class Journal:
         """
         for count, raw in enumerate(self._file.open(), 1):
             try:
-                value = orjson.loads(raw)
+                value = self._read(raw)
                 self.rows.set(value["number"], REFUSED if failed(value) else ANSWERED, self._file.end)
-            except (ValueError, LookupError, TypeError):
+            except (ValueError, LookupError, TypeError, AttributeError):
                 what, step = f"The journal of a batch is damaged in line {count}", "delete it to begin that batch again"
                 raise UserError(what, where=str(self.path), next_step=step) from None
             if count % 100 == 0:
@@ -310,12 +314,17 @@ class Journal:
         """The result of a request; UserError: it is not where it was written; `file`: the journal, open to read."""
         file.seek(self.rows.places[number])
         try:
-            value: dict[str, Any] = orjson.loads(file.readline())
+            value = self._read(file.readline())
             if value["number"] == number:
                 return value
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, AttributeError):
             pass
         raise UserError("The journal of a batch was changed while it was at work", where=str(self.path))
+
+    def _read(self, raw: bytes) -> dict[str, Any]:
+        value = upgraded(orjson.loads(raw), self.steps, "this journal", str(self.path))
+        value.pop("version", None)
+        return value
 
     async def _write(self) -> None:
         while self._waiting:

@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.files import folder_holder, sync_folder, user_errors_of_the_disk
 from tuneloop.core.text import storable
 
 FILE = "store.db"
@@ -33,6 +34,7 @@ HANGS = 20.0  # seconds beyond the patience after which a statement of a transac
 # Numbers of Postgres that it calls the same, and text that is compared byte by byte as in SQLite, whatever the locale.
 _TYPES = {"TEXT": 'TEXT COLLATE "C"', "INTEGER": "BIGINT", "REAL": "DOUBLE PRECISION"}
 _LOCK = 7_461_200  # of writers of a store, among a database's advisory locks
+_SERVED = "hashtext(current_schema() || ' tuneloop serves')"  # of those that serve from it, who share the lock
 
 
 class DatabaseError(Exception):
@@ -92,6 +94,12 @@ def _sqlite_errors() -> Iterator[None]:
         raise (DataRefusedError if refused else DatabaseError)(str(error)) from error
 
 
+def _refuse_changed(database: Database) -> None:
+    """Refuse to write where a newer version has changed the tables since they were opened, with a DatabaseError."""
+    if database.expected and database.version() != database.expected:
+        raise DatabaseError("a newer tuneloop has changed this store: start this one again with that version")
+
+
 ROWS = 100  # in a statement that inserts; SQLite takes 32,766 values in one
 
 
@@ -103,6 +111,8 @@ class SqliteDatabase:
     """
 
     _raw: sqlite3.Connection
+    path: Path
+    expected: int = 0  # version of the tables that this process writes to; 0: any
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> QueryRows:
         """Run a statement with `?` for its values; DatabaseError: see there."""
@@ -129,6 +139,7 @@ class SqliteDatabase:
         """All of a block is stored, or nothing; no one else writes meanwhile."""
         self.execute("BEGIN IMMEDIATE")
         try:
+            _refuse_changed(self)
             yield
             self.execute("COMMIT")
         except BaseException:
@@ -140,15 +151,51 @@ class SqliteDatabase:
         """The version of the tables; 0: there are none yet."""
         return int(self.execute("PRAGMA user_version").fetchone()[0])
 
-    def make_tables(self, script: str, *, sqlite: str, postgres: str, version: int) -> None:
-        """Run a script, then what one kind of database needs more, and note the version; within a transaction."""
+    def has_table(self, name: str = "") -> bool:
+        """Whether a table is there; without a name, anything of any program's."""
+        query = "SELECT 1 FROM sqlite_master WHERE ? IN ('', name)"
+        return self.execute(query, [name]).fetchone() is not None
+
+    def run_script(self, script: str, *, sqlite: str = "", postgres: str = "") -> None:
+        """Run a script, then what one kind of database needs more; within a transaction."""
         statement = ""
-        for line in (script + sqlite).splitlines(keepends=True):
-            statement += line
+        for part in re.split("(?<=;)", script + sqlite):
+            statement += part
             if sqlite3.complete_statement(statement):  # those with semicolons inside stay whole
                 self.execute(statement)
                 statement = ""
+
+    def note_version(self, version: int) -> None:
+        """Note the version of the tables; within the transaction that has changed them."""
         self.execute(f"PRAGMA user_version = {version}")
+
+    def back_up(self, version: int) -> Path | None:
+        """Copy the store as it was before the transaction, in whose block this is; returns the file.
+
+        Postgres has no such copy: `pg_dump` makes one.
+        """
+        copy = self.path.with_name(f"{self.path.stem}.v{version}.backup")
+        half = copy.with_name(f"{copy.name}.tmp")
+        with user_errors_of_the_disk(copy), _sqlite_errors():
+            half.unlink(missing_ok=True)  # of a process that was killed
+            os.close(os.open(half, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+            with (
+                contextlib.closing(sqlite3.connect(self.path)) as before,  # does not see this transaction
+                contextlib.closing(sqlite3.connect(half)) as after,
+            ):
+                before.backup(after)
+                after.execute("PRAGMA journal_mode = DELETE").fetchall()  # one file, without companions
+            os.replace(half, copy)
+            sync_folder(copy.parent)
+        return copy
+
+    def served_by(self) -> str:
+        """Another process that serves from this store, as `pid 123`; empty: there is none, or it is this one."""
+        holder = folder_holder(self.path.parent)
+        return "" if holder == f"pid {os.getpid()}" else holder
+
+    def announce(self) -> None:
+        """Let `served_by` of others see this process while the store is open; of a file the folder's lock does so."""
 
     def forget(self, *, whole: bool) -> None:
         """Clear the bytes of what was erased from the disk; `whole`: write tables again where that is needed for it.
@@ -183,7 +230,7 @@ def open_sqlite(path: Path, patience: float) -> SqliteDatabase:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     with _sqlite_errors():
         raw = sqlite3.connect(path, timeout=patience, isolation_level=None, check_same_thread=False)
-    opened = SqliteDatabase(raw)
+    opened = SqliteDatabase(raw, path)
     try:
         for setting in ("journal_mode = WAL", "synchronous = NORMAL", "secure_delete = ON"):
             opened.execute(f"PRAGMA {setting}").fetchall()
@@ -246,6 +293,8 @@ class PostgresDatabase:
     url: str = field(repr=False)  # perhaps with a password, so it is never shown
     patience: float  # seconds to wait for a lock, and for a connection
     _raw: Any = None
+    expected: int = 0
+    _announced: bool = False
     _inside: bool = False
     _over: bool = False
     _lock: threading.RLock = field(default_factory=threading.RLock)
@@ -279,6 +328,7 @@ class PostgresDatabase:
                 with self._bounded(True):
                     self.script(f"BEGIN; SELECT pg_advisory_xact_lock({_LOCK})")
                 self._inside = True
+                _refuse_changed(self)
                 yield
                 self.execute("COMMIT")
             except BaseException:
@@ -315,15 +365,32 @@ class PostgresDatabase:
 
     def version(self) -> int:
         # Not by `to_regclass`: within a transaction it may not know of a table that another one has made meanwhile.
-        query = "SELECT 1 FROM pg_class WHERE relname = 'store_version' AND pg_table_is_visible(oid)"
-        if self.execute(query).fetchone() is None:
+        if not self.has_table("store_version"):
             return 0
         return int(self.execute("SELECT MAX(number) FROM store_version").fetchone()[0])
 
-    def make_tables(self, script: str, *, sqlite: str, postgres: str, version: int) -> None:
+    def has_table(self, name: str = "") -> bool:
+        query = "SELECT 1 FROM pg_class WHERE relname = ? AND pg_table_is_visible(oid)"
+        # Several programs may share a database: where a table of ours has the name of another's, the script fails.
+        return bool(name) and self.execute(query, [name]).fetchone() is not None
+
+    def run_script(self, script: str, *, sqlite: str = "", postgres: str = "") -> None:
         self.script(re.sub(r"\b(TEXT|INTEGER|REAL)\b", lambda match: _TYPES[match[1]], script) + postgres)
-        self.script("CREATE TABLE store_version (number BIGINT NOT NULL)")
-        self.script(f"INSERT INTO store_version VALUES ({version})")
+
+    def note_version(self, version: int) -> None:
+        self.script("CREATE TABLE IF NOT EXISTS store_version (number BIGINT NOT NULL)")
+        self.script(f"DELETE FROM store_version; INSERT INTO store_version VALUES ({version})")
+
+    def back_up(self, version: int) -> Path | None:
+        return None
+
+    def served_by(self) -> str:
+        free = self.execute(f"SELECT pg_try_advisory_xact_lock({_SERVED})").fetchone()[0]
+        return "" if free else "on this or another machine"
+
+    def announce(self) -> None:
+        self._announced = True
+        self.script(f"SELECT pg_advisory_lock_shared({_SERVED})")
 
     def forget(self, *, whole: bool) -> None:
         """Rows that were erased stay in a table's file until it is vacuumed, and some of their bytes beyond."""
@@ -346,6 +413,8 @@ class PostgresDatabase:
         if self._over or self._inside:
             raise DatabaseError("the connection to the database was lost")
         self._raw = _connected(self.url, self.patience)
+        if self._announced:
+            self._raw.execute(f"SELECT pg_advisory_lock_shared({_SERVED})")
         return self._raw
 
 

@@ -328,7 +328,8 @@ def expire_files(folder: Path, before: Callable[[str], float | None], content: s
     upload that no other batch needs. Its results stay for its sender.
 
     Args:
-        before: seconds since 1970, by the name of a key: what is older goes; None: nothing does.
+        before: seconds since 1970, by the name of a key: what is older goes; None: nothing does. That of no key holds
+            for backups of the store, which an upgrade has left.
         content: what is kept of texts, as `log.content` says it.
 
     Returns:
@@ -372,4 +373,8 @@ def expire_files(folder: Path, before: Callable[[str], float | None], content: s
             return limit is not None and letter["time"] < utc(limit)
         return False
 
+    for backup in folder.glob("*.backup"):
+        if (limit := before("")) is not None and backup.stat().st_mtime < limit:
+            backup.unlink()
+            count += 1
     return count + _remove_lines(folder / DEAD, is_old_letter)

@@ -37,6 +37,7 @@ from tuneloop.report.data_html import write_data_report
 from tuneloop.serving.store.database import Database, DatabaseError, open_sqlite
 from tuneloop.serving.store.erase import COLUMNS, Erased, Matched, delete, erase, find, proved, whose_lines
 from tuneloop.serving.store.erase_files import PENDING, Whose, copies_of_the_store, erase_lines
+from tuneloop.serving.store.migrations import VERSION, bring_up_to_date
 from tuneloop.serving.store.store import opened, store_file, store_folder, store_name, store_url
 from tuneloop.serving.store.users import known_user
 from tuneloop.serving.store.writer import SPILL, StoreWriter
@@ -135,6 +136,8 @@ def _in_copies(folder: Path, place: Path | str, match: str, also: Sequence[str],
     count = 0
     for path in copies_of_the_store(folder, None if store_url(place) else store_file(place)):
         with contextlib.suppress(DatabaseError), contextlib.closing(open_sqlite(path, patience=5.0)) as store:
+            if act and 0 < store.version() < VERSION and store.has_table("places"):  # as a backup of an earlier form
+                bring_up_to_date(store, str(path), back_up=False)
             matched = find(store, match, also)  # not in another program's database
             count += len(matched.requests) + len(matched.feedback)
             if act and matched.anything:

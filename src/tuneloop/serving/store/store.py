@@ -19,14 +19,16 @@ import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import make_private, user_errors_of_the_disk
+from tuneloop.core.migration import latest
 from tuneloop.core.text import storable
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.record import read_record
-from tuneloop.records.request import REFUSED, StoredRequest
+from tuneloop.records.request import StoredRequest
 from tuneloop.records.server import Decision, ServerState
 from tuneloop.serving.store import database
 from tuneloop.serving.store.chain import DecisionLog, last_link, link, verify
 from tuneloop.serving.store.database import FILE, Database, DatabaseError, is_database_url, named, without_password
+from tuneloop.serving.store.migrations import STEPS, StoreSteps, bring_up_to_date
 
 # What a server has in its folder; with a slash: and all that is below.
 OWN = ("store.*", "*.log*", "*.db", "*.db-*", "keys.json", "state.json", ".lock", ".keys/", "batch/", "experiments/",
@@ -35,86 +37,6 @@ FOLDER = "serve"  # that a server works in where nothing else is said
 PATIENCE = 5.0  # seconds to wait for a lock that another process holds
 
 
-# Sums of requests, for `tuneloop costs`: those that never ran are `refused`, and the others with an error `failed`.
-REFUSALS = f"COALESCE(SUM(CASE WHEN finish = '{REFUSED}' THEN 1 ELSE 0 END), 0)"
-SUMS = {
-    "requests": "COUNT(*)",
-    "failed": f"(COUNT(error) - {REFUSALS})",
-    **{each: f"COALESCE(SUM({each}), 0)" for each in ("prompt_tokens", "completion_tokens", "seconds", "usd")},
-    "refused": REFUSALS,
-}
-# Sums by day, which the database keeps itself, so that they hold for all who write or erase.
-_GROUP = "substr(time, 1, 10), model, COALESCE(key, ''), COALESCE(tier, '')"
-_MORE, _LESS = (f"{_GROUP}, {', '.join(f'{sign}{each}' for each in SUMS.values())}" for sign in ("", "-"))
-_ADD = f"(day, model, key, tier) DO UPDATE SET {', '.join(f'{each} = costs.{each} + excluded.{each}' for each in SUMS)}"
-_SUM_COLUMNS = ", ".join(f"{each} {'REAL' if each in ('seconds', 'usd') else 'INTEGER'} NOT NULL" for each in SUMS)
-
-VERSION = 1  # of the tables
-# `place` is the order in which requests and feedback were stored: a request's time is that at which it came. `number`
-# and `chain` are of `serving/store/chain.py`; `store` is a name that this store alone has.
-SCHEMA = f"""
-CREATE TABLE requests (
-    id TEXT PRIMARY KEY, time TEXT NOT NULL, key TEXT, model TEXT NOT NULL, adapter TEXT, release TEXT, arm TEXT,
-    propensity REAL, fallback TEXT, shadow TEXT, route TEXT, train TEXT, voice TEXT, "user" TEXT, conversation TEXT,
-    prompt TEXT NOT NULL, tools TEXT, completion TEXT, prompt_tokens INTEGER, completion_tokens INTEGER, ttft_ms REAL,
-    total_ms REAL, finish TEXT, tier TEXT, usd REAL, seconds REAL, error TEXT, place INTEGER
-);
-CREATE INDEX requests_by_time ON requests (time);
-CREATE INDEX requests_by_user ON requests ("user") WHERE "user" IS NOT NULL;
-CREATE INDEX requests_by_conversation ON requests (conversation) WHERE conversation IS NOT NULL;
-CREATE INDEX requests_by_arm ON requests (model, id) WHERE arm IS NOT NULL;
-CREATE INDEX requests_by_shadow ON requests (model, id) WHERE shadow IS NOT NULL;
-CREATE INDEX requests_by_route ON requests (id) WHERE route IS NOT NULL;
-CREATE TABLE feedback (
-    id TEXT PRIMARY KEY, request TEXT, conversation TEXT, kind TEXT NOT NULL, value TEXT NOT NULL, "user" TEXT,
-    time TEXT NOT NULL, key TEXT UNIQUE, source TEXT, weight REAL, voice TEXT, place INTEGER
-);
-CREATE INDEX feedback_by_time ON feedback (time);
-CREATE INDEX feedback_by_request ON feedback (request) WHERE request IS NOT NULL;
-CREATE INDEX feedback_by_conversation ON feedback (conversation) WHERE conversation IS NOT NULL;
-CREATE TABLE decisions (
-    id TEXT PRIMARY KEY, time TEXT NOT NULL, kind TEXT NOT NULL, subject TEXT NOT NULL, data TEXT NOT NULL,
-    key TEXT UNIQUE, number INTEGER NOT NULL UNIQUE, chain TEXT NOT NULL
-);
-CREATE INDEX decisions_by_subject ON decisions (subject, id);
-CREATE TABLE places (last INTEGER NOT NULL, store TEXT NOT NULL);
-CREATE TABLE costs (
-    day TEXT NOT NULL, model TEXT NOT NULL, key TEXT NOT NULL, tier TEXT NOT NULL, {_SUM_COLUMNS},
-    PRIMARY KEY (day, model, key, tier)
-);
-"""
-SQLITE = f"""
-CREATE TRIGGER decisions_stay BEFORE UPDATE ON decisions BEGIN SELECT RAISE(ABORT, 'decisions are only added'); END;
-CREATE TRIGGER decisions_remain BEFORE DELETE ON decisions BEGIN SELECT RAISE(ABORT, 'decisions are only added'); END;
-CREATE TRIGGER costs_more AFTER INSERT ON requests BEGIN
-    INSERT INTO costs SELECT {_MORE} FROM requests WHERE id = NEW.id GROUP BY 1, 2, 3, 4 ON CONFLICT {_ADD};
-END;
-CREATE TRIGGER costs_less BEFORE DELETE ON requests BEGIN
-    INSERT INTO costs SELECT {_LESS} FROM requests WHERE id = OLD.id GROUP BY 1, 2, 3, 4 ON CONFLICT {_ADD};
-    DELETE FROM costs WHERE day = substr(OLD.time, 1, 10) AND requests = 0;
-END;
-INSERT INTO places VALUES (0, lower(hex(randomblob(16))));
-"""
-POSTGRES = f"""
-CREATE FUNCTION decisions_stay() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-    RAISE EXCEPTION 'decisions are only added' USING ERRCODE = 'integrity_constraint_violation';
-END $$;
-CREATE FUNCTION costs_more() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-    INSERT INTO costs SELECT {_MORE} FROM changed GROUP BY 1, 2, 3, 4 ON CONFLICT {_ADD}; RETURN NULL;
-END $$;
-CREATE FUNCTION costs_less() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-    INSERT INTO costs SELECT {_LESS} FROM changed GROUP BY 1, 2, 3, 4 ON CONFLICT {_ADD};
-    DELETE FROM costs WHERE requests = 0; RETURN NULL;
-END $$;
-CREATE TRIGGER decisions_stay BEFORE UPDATE OR DELETE OR TRUNCATE ON decisions EXECUTE FUNCTION decisions_stay();
-CREATE TRIGGER costs_more AFTER INSERT ON requests REFERENCING NEW TABLE AS changed EXECUTE FUNCTION costs_more();
-CREATE TRIGGER costs_less AFTER DELETE ON requests REFERENCING OLD TABLE AS changed EXECUTE FUNCTION costs_less();
--- What a person wrote must not be in the planner's statistics too, from which no one could erase it.
-ALTER TABLE requests ALTER "user" SET STATISTICS 0, ALTER conversation SET STATISTICS 0, ALTER prompt SET STATISTICS 0,
-    ALTER tools SET STATISTICS 0, ALTER completion SET STATISTICS 0, ALTER error SET STATISTICS 0;
-ALTER TABLE feedback ALTER "user" SET STATISTICS 0, ALTER conversation SET STATISTICS 0, ALTER value SET STATISTICS 0;
-INSERT INTO places VALUES (0, md5(random()::text || clock_timestamp()::text));
-"""
 _Where = tuple[str, str, str, Iterable[Any]]  # since, until, and a condition with its values; see `read_requests`
 Stored = StoredRequest | Feedback | Decision
 TABLES: dict[type[Stored], str] = {StoredRequest: "requests", Feedback: "feedback", Decision: "decisions"}
@@ -176,14 +98,18 @@ def is_store(place: Path | str) -> bool:
     return bool(store_url(place)) or store_file(place).is_file()
 
 
-def connect(place: Path | str, *, create: bool = False, patience: float = PATIENCE) -> Database:
-    """Open a store; `create`: make it where there is none.
+def connect(
+    place: Path | str, *, create: bool = False, patience: float = PATIENCE, steps: StoreSteps = STEPS
+) -> Database:
+    """Open a store, and bring one of an earlier version up to date; `create`: make it where there is none.
 
     Args:
         patience: seconds to wait for another process that writes.
+        steps: that lead to the form in which it is opened.
 
     Raises:
-        UserError: there is no store, it can't be reached, it is another program's, or another version made it.
+        UserError: there is no store, it can't be reached, it is another program's or of a newer version, or a server
+            of an older version is at work.
     """
     url, name = store_url(place), store_name(place)
     if not create and not is_store(place):
@@ -198,7 +124,8 @@ def connect(place: Path | str, *, create: bool = False, patience: float = PATIEN
         else:
             connection = database.open_sqlite(store_file(place), patience)
         try:
-            _prepare(connection, name, create=create or not url)
+            bring_up_to_date(connection, name, steps, create=create or not url)
+            connection.expected = latest(steps)
         except BaseException:
             connection.close()
             raise
@@ -248,24 +175,6 @@ def _as_user_error(error: DatabaseError, name: str, use: str = "opened") -> User
         steps, otherwise = _STEPS, "look into the log of the database"
     step = next((step for word, step in steps.items() if word in str(error)), otherwise)
     return UserError(f"The store can't be {use}: {error}", where=name, next_step=step)
-
-
-def _prepare(connection: Database, name: str, *, create: bool) -> None:
-    """Make the tables of a new store; refuse one of another version."""
-    version = connection.version()
-    if not version:
-        if not create:
-            raise UserError("There is no store here", where=name, next_step="`tuneloop serve log.store=URL` makes one")
-        with connection.transaction():  # of two processes that open a new store the second one finds it made
-            if not connection.version():
-                if not is_database_url(name) and connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-                    step = "name another folder, or move this file away"
-                    raise UserError("This file is another program's database", where=name, next_step=step)
-                connection.make_tables(SCHEMA, sqlite=SQLITE, postgres=POSTGRES, version=VERSION)
-        version = connection.version()
-    if version != VERSION:
-        what = f"Another version of tuneloop made this store (tables of version {version}; this one reads {VERSION})"
-        raise UserError(what, where=name, next_step="use the tuneloop that made it, or name another store")
 
 
 def insert(connection: Database, records: Iterable[Stored]) -> int:

@@ -21,6 +21,7 @@ import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import user_errors_of_the_disk
+from tuneloop.core.migration import latest
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.record import as_record
 from tuneloop.records.request import StoredRequest, as_request
@@ -118,7 +119,7 @@ class WriteAhead:
 
 def json_of(record: Stored, **changes: Any) -> bytes:
     """A record as a JSON object, with some changed values; TypeError, ValueError or RecursionError: one is no JSON."""
-    values = {"version": 1, **values_of(record), **changes}
+    values = {"version": latest(record.migrations), **values_of(record), **changes}
     try:
         return orjson.dumps(values)
     except TypeError:  # half a surrogate pair in a text, or a number of more than 64 bits

@@ -107,6 +107,7 @@ class StoreWriter:
                 what = f"others could read {self.folder}: now it is yours alone ({wide:,} permissions changed)"
                 self._say(f"folder    {what}")
         self._connection = connect(self.store or self.place, create=True, patience=self.patience)
+        self._connection.announce()
         self._ahead = WriteAhead(self.folder)
         self._recover_killed(*self._ahead.open())
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)

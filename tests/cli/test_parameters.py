@@ -11,7 +11,7 @@ import typer.main
 import typer.testing
 
 from tuneloop.advice.config import AdviseOptions
-from tuneloop.cli.console import Result
+from tuneloop.cli.console import Result, split_arguments
 from tuneloop.cli.main import COMMANDS, GROUPS, MOVED, app, main
 from tuneloop.cli.parameters import Output, expanded, given, output
 from tuneloop.core.flag import flag
@@ -129,3 +129,8 @@ def test_a_result_is_printed_as_one_object_or_as_text_and_gives_the_status() -> 
     assert run("--json", "--size", "3", "--lines", "") == (3, '{"size": 3, "text": ""}\n')
     status, text = run("--size", "10")
     assert status == 2 and "10 is not in the range x>=1 and x<=9" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("address", ["https://h/rows.jsonl#sha256=5f7c", "https://h/rows?key=1", "s3://b/day=1/x.csv"])
+def test_an_address_is_no_setting(address: str) -> None:
+    assert split_arguments([address, "data.split.test=0.2"]) == ([address], ["data.split.test=0.2"])

@@ -13,7 +13,8 @@ import pytest
 import s3_stand_in
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.object_store import Store, is_url, open_store
+from tuneloop.core.object_store import Store, open_store
+from tuneloop.core.urls import is_url
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -222,3 +223,21 @@ def test_what_google_refuses_is_said_without_a_traceback(
     with pytest.raises(UserError, match=said):
         open_store(f"gs://{gcs_stand_in.BUCKET}/x").sizes()
     assert not [each for each in caplog.records if each.name.startswith("gcsfs")]
+
+
+@pytest.mark.parametrize(
+    "address", ["reference://x", "dir://x", "ftp://anna:s3cret@127.0.0.1:9/x", "zip://x::file:///y"]
+)
+def test_an_address_that_opens_nothing_is_a_user_error_without_its_password(address: str) -> None:
+    with pytest.raises(UserError) as refused:
+        open_store(address)
+    assert "s3cret" not in refused.value.what
+
+
+def test_what_a_store_says_of_a_password_is_not_repeated() -> None:
+    class System:
+        def invalidate_cache(self) -> None:
+            raise ValueError('Invalid bucket name "anna:s3cret@b"')
+
+    with pytest.raises(UserError, match=r'Invalid bucket name "\*\*\*@b"'):
+        Store("s3://anna:s3cret@b", System(), "b").sizes()

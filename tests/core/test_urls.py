@@ -16,6 +16,13 @@ from tuneloop.core.urls import masked, split_login
         ("https://s3cret@host/v1", "https://***@host/v1"),
         ("http://:s3cret@host", "http://:***@host"),
         ("https://host/v1?api-version=2&api_key=s3cret&x=1", "https://host/v1?api-version=2&api_key=***&x=1"),
+        ("http://anna:s3cret,x@h:80,http://b:s3cret@i/v1", "http://anna:***@h:80,http://b:***@i/v1"),
+        (
+            "https://b/o?X-Amz-Credential=s3cret&X-Amz-Signature=s3cret",
+            "https://b/o?X-Amz-Credential=***&X-Amz-Signature=***",
+        ),
+        ("https://b/o?X-Goog-Signature=s3cret&Signature=s3cret", "https://b/o?X-Goog-Signature=***&Signature=***"),
+        ("the folder http:/anna:s3cret@host does not exist", "the folder http:/anna:***@host does not exist"),
         ("postgresql://anna@host/db", "postgresql://anna@host/db"),
         ("write to anna@example.com about http://host:80/x", "write to anna@example.com about http://host:80/x"),
     ],

@@ -23,7 +23,7 @@ import typer
 
 from tuneloop.core.errors import INSTALL, UserError, in_shell
 from tuneloop.core.terminal import terminal
-from tuneloop.core.urls import masked
+from tuneloop.core.urls import is_url, masked
 
 UNREAD = 128 + 13  # exit status: SIGPIPE
 _GONE = (errno.EPIPE, errno.ECONNRESET, errno.EIO)  # a pipe, a socket, a terminal that was closed
@@ -119,8 +119,8 @@ def print_live(text: str = "", *, end: str = "\n", err: bool = False) -> None:
 
 
 def split_arguments(arguments: Sequence[str] | None) -> tuple[list[str], list[str]]:
-    """Positional arguments and `key=value` settings; a path that exists is never taken for a setting."""
-    settings = [a for a in arguments or () if "=" in a and not os.path.exists(a)]
+    """Positional arguments and `key=value` settings; an address, or a path that exists, is never one."""
+    settings = [a for a in arguments or () if "=" in a and not is_url(a) and not os.path.exists(a)]
     return [a for a in arguments or () if a not in settings], settings
 
 

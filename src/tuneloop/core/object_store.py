@@ -36,11 +36,6 @@ _SIGNS: tuple[tuple[str, str, str], ...] = (
 )  # fmt: skip
 
 
-def is_url(place: str) -> bool:
-    """Whether a place is an address, as `s3://BUCKET/FOLDER`, and no path."""
-    return re.match(r"[a-z][a-z0-9+.]*://", place) is not None
-
-
 @dataclass(frozen=True)
 class Store:
     """A folder of an object store. Every method raises a `UserError` where the store refuses or does not answer."""
@@ -57,7 +52,7 @@ class Store:
         with _clear(self.url):
             self.system.invalidate_cache()
             files = self.system.find(self.path, detail=True)
-        return {name.removeprefix(self.path).lstrip("/"): int(about["size"]) for name, about in files.items()}
+            return {name.removeprefix(self.path).lstrip("/"): int(about["size"]) for name, about in files.items()}
 
     def version(self, name: str) -> str:
         """What changes when a file of the folder does: its tag, or the time at which it was written."""
@@ -127,6 +122,8 @@ def open_store(url: str) -> Store:
     """A folder of an object store by its address; UserError: an unknown kind of store, or its package is missing."""
     url = url.rstrip("/")
     kind = url.split("://", 1)[0]
+    if "::" in url:  # fsspec would open a file within a file, or a copy of it elsewhere
+        raise UserError("An address within an address", where=url, next_step="write it as s3://BUCKET/FOLDER")
     try:
         import fsspec
     except ImportError:
@@ -139,9 +136,9 @@ def open_store(url: str) -> Store:
     except ImportError:
         step = f"pip install {PACKAGES.get(kind, 'the package that fsspec names')}"
         raise UserError(f"What speaks {kind}:// is not installed", where=url, next_step=step) from None
-    except ValueError as error:
-        step = "write it as s3://BUCKET/FOLDER"
-        raise UserError(f"Not an object store: {error}", where=url, next_step=step) from None
+    except Exception as error:  # of many packages: an address that is none, a service that does not answer
+        step, reason = "write it as s3://BUCKET/FOLDER", _without_login(f"{error!s:.200}", url)
+        raise UserError(f"Not an object store: {reason}", where=url, next_step=step) from None
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs each refusal with its traceback, and raises it too
     return Store(url, system, str(path).rstrip("/"))
 
@@ -160,6 +157,13 @@ def _clear(place: str) -> Iterator[None]:
             chain.append(f"{type(at).__name__} {at}")
             at = at.__cause__ or at.__context__
         text = " ".join(chain).lower()
-        other = f"The object store refuses: {chain[0]:.200}", "look at the bucket's rights and its region"
+        refusal = _without_login(f"{chain[0]:.200}", place)
+        other = f"The object store refuses: {refusal}", "look at the bucket's rights and its region"
         what, step = next(((what, step) for sign, what, step in _SIGNS if re.search(sign, text)), other)
         raise UserError(what, where=place, next_step=step) from None
+
+
+def _without_login(text: str, url: str) -> str:
+    """What a service says of an address, without the password that is in it."""
+    login = url.partition("://")[2].rpartition("@")[0]
+    return text.replace(login, "***") if ":" in login else text

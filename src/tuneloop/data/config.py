@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PlainSerializer, field_validator, model_validator
 
 from tuneloop.core.files import Config
+from tuneloop.core.urls import masked
 
 # Settings of PrepareConfig that change nothing in a data set.
 NO_CONTENT = {"workers", "engine", "allow_errors", "max_expansion", "patch", "leave_out"}
@@ -16,6 +17,10 @@ NO_CONTENT = {"workers", "engine", "allow_errors", "max_expansion", "patch", "le
 def _off(value: object) -> object:
     """YAML, and so the command line, reads `off` as false."""
     return "off" if value is False else value
+
+
+# A path or an address, whose password is in no file that is written of it: a saved recipe can't fetch it again.
+Source = Annotated[str, PlainSerializer(masked, return_type=str, when_used="json")]
 
 
 class RepairConfig(Config):
@@ -76,7 +81,7 @@ class SplitConfig(Config):
     """How rows are divided."""
 
     val: float = Field(0.1, ge=0.0, le=0.5, description="share of rows for validation")
-    test: float | str = Field(0.1, description="share of rows for the test, or a file that is the test set")
+    test: float | Source = Field(0.1, description="share of rows for the test, or a file that is the test set")
     stratify: str | None = Field(None, description="column whose shares all splits keep; default: the label")
     group: str | None = Field(None, description="column whose rows of one value stay in one split, such as user_id")
     by: Literal["content", "time"] = Field(
@@ -98,7 +103,7 @@ class SplitConfig(Config):
 class MixConfig(Config):
     """General data blended in against forgetting."""
 
-    sources: list[str] = Field(default_factory=list, description="files or prepared data sets with general rows")
+    sources: list[Source] = Field(default_factory=list, description="files or prepared data sets with general rows")
     share: float = Field(0.3, ge=0.0, lt=1.0, description="share of the general rows in the mixed training split")
     by: Literal["tokens", "rows"] = Field("tokens", description="what the share is counted in")
     weights: list[float] | None = Field(None, description="weights of the sources; default: their sizes")
@@ -114,7 +119,7 @@ class MixConfig(Config):
 class PrepareConfig(Config):
     """From files of any shape to the splits of a data set."""
 
-    sources: list[str] = Field(default_factory=list, description="files, globs or folders to read")
+    sources: list[Source] = Field(default_factory=list, description="files, globs or folders to read")
     format: str = Field(
         "auto",
         description="shape of the records; auto detects it and says what it found: alpaca, sharegpt, messages, "

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.object_store import is_url, open_store
+from tuneloop.core.object_store import open_store
 from tuneloop.core.python_file import trust_code
 from tuneloop.core.ray import cluster as ray_cluster
 from tuneloop.core.ray.cluster import address_of, on_ray, whole_path
@@ -18,6 +18,7 @@ from tuneloop.core.ray.driver import drive
 from tuneloop.core.ray.training import Workers, train_on_ray
 from tuneloop.core.ui import busy, no_progress, reporting, say
 from tuneloop.core.units import counted, verb
+from tuneloop.core.urls import is_url
 from tuneloop.deploy.clusters import RayOptions
 from tuneloop.pipeline.context import RunContext, default_folder
 from tuneloop.pipeline.prepare import prepare_stage, refuse_errors

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
-from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -19,6 +18,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.urls import basic_login
 from tuneloop.inference.http1 import JSON, Client, NoConnection
 from tuneloop.inference.timeouts import CONNECT_WITHIN, NO_QUOTA, seconds_to_wait
 
@@ -254,7 +254,7 @@ class Wire:
 
     def _authorization(self) -> dict[str, str]:
         if self.login is not None:
-            return {"Authorization": "Basic " + b64encode(":".join(self.login).encode()).decode()}
+            return {"Authorization": basic_login(self.login)}
         return {"Authorization": f"Bearer {self.key}"} if self.key else {}
 
     async def _sent(self, method: str, path: str, **more: Any) -> ClientResponse:

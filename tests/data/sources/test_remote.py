@@ -201,3 +201,95 @@ def test_the_address_and_the_hash_are_in_the_manifest(web: str, tmp_path: Path) 
     dataset = prepare(config, name="web", seed=0, out=tmp_path / "data", measure=lambda row: TokenCount(8, 4))
     (source,) = dataset.manifest.sources
     assert source.path == web and source.sha256 == hashlib.sha256(ROWS).hexdigest() and source.rows == 500
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "..%2f..%2f..%2foutside.jsonl",
+        "%2e%2e",
+        ".hidden.jsonl",
+        "a%00b.jsonl",
+        "a%1b]0;b%0a.jsonl",
+        f"{'%c3%a9' * 200}.jsonl",
+    ],
+)
+def test_the_name_of_a_file_does_not_decide_where_its_copy_is(web: str, tmp_path: Path, path: str) -> None:
+    address = web.removesuffix("rows.jsonl") + path
+    (file,) = find_files([address])
+    assert file.path.parents[2] == tmp_path / "cache" and file.path.read_bytes() == ROWS
+    assert not file.path.name.startswith(".") and file.path.name.isprintable()
+    files = [each for each in tmp_path.rglob("*") if each.is_file()]
+    assert files == [file.path]
+
+
+def test_names_of_a_hub_do_not_leave_the_cache(hub: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Store:
+        url = "hf://datasets/org/data"
+        sizes = staticmethod(lambda: {"../../../outside.jsonl": 5, "a/..\\..\\x.jsonl": 5, "b/\x1b.jsonl": 5})
+        version = staticmethod(str)
+        get = staticmethod(lambda name, place: place.parent.mkdir(parents=True) or place.write_bytes(b"{}"))
+
+    monkeypatch.setattr(remote, "open_store", lambda url: Store)
+    files = find_files(["hf://datasets/org/data@main"])
+    assert len(files) == 3 and {file.path.parents[2] for file in files} == {tmp_path / "cache"}
+
+
+@pytest.mark.parametrize("pin", ["#sha256=", "#sha256=zz", f"#SHA256={'0' * 64}", f"#md5={'0' * 32}", "#sha256"])
+def test_a_pin_that_is_none_is_refused_and_not_passed_over(web: str, pin: str) -> None:
+    with pytest.raises(UserError, match="is no SHA-256"):
+        find_files([web + pin])
+    assert not Web.ranges  # nothing was fetched
+
+
+def test_a_hash_pins_no_folder(hub: None) -> None:
+    with pytest.raises(UserError, match="of one file, not of 0"):
+        remote.fetched(f"hf://datasets/org/data@main#sha256={'0' * 64}", frozenset([".csv"]))
+
+
+class Guarded(Quiet):
+    """A web server that answers a login only, and sends its caller on where the address says so."""
+
+    logins: ClassVar[list[str]] = []
+    other: ClassVar[str] = ""
+
+    def do_GET(self) -> None:
+        Guarded.logins.append(self.headers.get("Authorization", ""))
+        if self.path == "/elsewhere.jsonl":
+            self.answer(302, b"", {"Location": Guarded.other})
+        else:
+            self.answer(200 if Guarded.logins[-1] else 401, ROWS)
+
+
+def test_a_login_in_an_address_opens_it_and_is_in_no_file(web: str, tmp_path: Path) -> None:
+    with listening(Guarded) as address:
+        url = address.replace("//", "//anna:s3cret@") + "/rows.jsonl?signature=s3cret"
+        config = PrepareConfig(sources=[url], workers=1)
+        dataset = prepare(config, name="web", seed=0, out=tmp_path / "data", measure=lambda row: TokenCount(8, 4))
+    assert dataset.manifest.sources[0].rows == 500
+    assert Guarded.logins == ["Basic YW5uYTpzM2NyZXQ="] * len(Guarded.logins)
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert written and not [path for path in written if b"s3cret" in path.read_bytes() or "s3cret" in str(path)]
+
+
+def test_a_redirect_takes_no_login_along(web: str) -> None:
+    Guarded.logins.clear()
+    with listening(Guarded) as address, listening(Guarded) as other:
+        Guarded.other = f"{other}/rows.jsonl"
+        with pytest.raises(UserError, match="refuses: 401"):
+            find_files([address.replace("//", "//anna:s3cret@") + "/elsewhere.jsonl"])
+    assert Guarded.logins == ["Basic YW5uYTpzM2NyZXQ=", ""]
+
+
+@pytest.mark.parametrize("address", ["http://[::1", "http://host/a b\n", "http://host:port/rows.jsonl"])
+def test_what_is_no_address_is_refused_at_once(web: str, address: str) -> None:
+    with pytest.raises(UserError, match="Not an address"):
+        find_files([address])
+
+
+def test_a_hub_that_answers_something_else_is_refused(hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Hub, "sha", "../../elsewhere")
+    with pytest.raises(UserError, match="names no commit"):
+        remote.pinned("hf://datasets/org/data@main")
+    with pytest.raises(UserError, match="The hub refuses"):
+        remote.pinned("hf://datasets/a/../../etc")

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.object_store import is_url, open_store
+from tuneloop.core.object_store import open_store
 from tuneloop.core.ray.cluster import last_line, on_ray
 from tuneloop.core.ui import in_this_context, quiet, reporting, say
+from tuneloop.core.urls import is_url
 
 RESTARTS = 8  # of a training whose processes or machines are lost, before it is given up
 PATIENCE = 24 * 3600  # seconds that processes wait for the first one, which prepares and evaluates

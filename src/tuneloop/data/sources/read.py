@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import nearest_path, user_errors_of_the_disk
-from tuneloop.core.object_store import is_url
+from tuneloop.core.urls import is_url
 from tuneloop.data.sources.chunks import chunks, guessed_file
 from tuneloop.data.sources.parse import MAX_EXPANSION, Item, SourceFile, SourceRecord, parse_chunk, printable
 from tuneloop.data.sources.remote import fetched

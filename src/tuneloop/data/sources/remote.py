@@ -19,12 +19,13 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import cache_folder, content_hash, make_folder, sha256_file, user_errors_of_the_disk
 from tuneloop.core.object_store import open_store
 from tuneloop.core.ui import progress
-from tuneloop.core.urls import masked
+from tuneloop.core.urls import basic_login, masked, split_login
 
 LEFT = 1 << 30  # bytes of the disk that stay free
 TRIES = 5  # of a file that breaks off, each of which continues where the one before ended
 PATIENCE = 60.0  # seconds without a byte
 WAIT = 1.0  # seconds before the second try; twice as many before each further one
+_NOT_IN_NAMES = re.compile(r"[^\w.-]|^\.+")  # of copies: no separators, control characters or hidden files
 _DATASET = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+(?:/convert/[^/]+)?))?(/.*)?")
 
 
@@ -34,15 +35,20 @@ def fetched(url: str, readable: frozenset[str]) -> list[tuple[Path, str]]:
     `#sha256=DIGEST` behind the address of a file pins its content. `readable`: endings of names, as `.jsonl`. Raises
     UserError: there is none, the service refuses, does not answer or breaks off, or the disk has no room.
     """
-    url, _, pin = url.partition("#sha256=")
-    if pin:
+    url, mark, pin = url.partition("#sha256=")
+    if mark or ("#" in url and _is_web(url)):
+        if not re.fullmatch(r"[0-9a-fA-F]{64}", pin):
+            step = "write #sha256= and 64 hexadecimal digits behind the address, as sha256sum prints them"
+            raise UserError("What follows # is no SHA-256", where=masked(url + mark + pin), next_step=step)
         files = fetched(url, readable)
-        if (digest := sha256_file(files[0][0])) != pin.lower() or len(files) > 1:
+        if len(files) != 1:
+            raise UserError(f"A SHA-256 is of one file, not of {len(files)}", where=masked(url))
+        if (digest := sha256_file(files[0][0])) != pin.lower():
             files[0][0].unlink()
             what = f"Not the file that was meant: its SHA-256 is {digest}"
             raise UserError(what, where=masked(url), next_step="look at what has changed there")
         return files
-    if url.startswith(("http://", "https://")):
+    if _is_web(url):
         return [_from_web(url)]
     store = open_store(pinned(url))
     sizes = store.sizes()
@@ -52,7 +58,7 @@ def fetched(url: str, readable: frozenset[str]) -> list[tuple[Path, str]]:
     files = []
     for number, name in enumerate(names):
         whole = f"{store.url}/{name}".rstrip("/")
-        place = _place([whole, sizes[name], store.version(name)], Path(whole).name)
+        place = _place([whole, sizes[name], store.version(name)], whole)
         if not place.is_file():
             _refuse_full_disk(sizes[name], whole)
             progress("fetching", number, len(names))
@@ -73,7 +79,13 @@ def pinned(url: str) -> str:
     if revision and re.fullmatch(r"[0-9a-f]{40}", revision):
         return url
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     hub = HfApi()
     try:
@@ -86,18 +98,20 @@ def pinned(url: str) -> str:
     except RepositoryNotFoundError:
         step = "check the name; for a private one set HF_TOKEN"
         raise UserError("No such data set on the hub", where=url, next_step=step) from None
-    except HfHubHTTPError as error:
+    except (HfHubHTTPError, HFValidationError) as error:
         raise UserError(f"The hub refuses: {str(error).splitlines()[0]:.160}", where=url) from None
-    except Exception as error:  # the network's, of another library in each major version
-        if not isinstance(error, OSError) and not type(error).__module__.startswith(("http", "requests")):
-            raise
+    except Exception as error:  # the network's, of another library in each major version; what is no answer of a hub
         step = "check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
         raise UserError(f"The hub can't be reached: {error!s:.160}", where=hub.endpoint, next_step=step) from None
+    if not re.fullmatch(r"[0-9a-f]{40}", str(sha)):
+        raise UserError(f"The hub names no commit: {sha!r:.80}", where=hub.endpoint, next_step="check HF_ENDPOINT")
     return f"hf://datasets/{repo}@{sha}{path or ''}"
 
 
-def _place(facts: list[object], name: str) -> Path:
-    return cache_folder() / "sources" / content_hash(facts)[:16] / name
+def _place(facts: list[object], address: str) -> Path:
+    """Of a copy in the cache; the end of its name is that of the address's last part, by which its kind is known."""
+    name = _NOT_IN_NAMES.sub("_", address.rpartition("/")[2])[-50:]  # of at most 4 bytes each
+    return cache_folder() / "sources" / content_hash(facts)[:16] / (name or "data")
 
 
 def _refuse_full_disk(size: int, where: str) -> None:
@@ -113,13 +127,32 @@ def _refuse_full_disk(size: int, where: str) -> None:
 # --- web servers -------------------------------------------------------------------------------
 
 
+def _is_web(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
+
+
 def _from_web(url: str) -> tuple[Path, str]:
     """A file of a web server; one that breaks off continues, where the server says that it is still the same file."""
-    shown, name = masked(url), unquote(Path(urlsplit(url).path).name) or "data"
-    part = _place([url], f"{name}.part")
+    shown = masked(url)
+    part = _place([url], ".part")
     make_folder(part.parent)
-    version, length, wait, fault = "", -1, WAIT, ""
-    part.unlink(missing_ok=True)
+    try:
+        name = unquote(urlsplit(url).path)
+        part.unlink(missing_ok=True)
+        size, version = _fetch(url, part)
+        place = _place([url, size, version], name)
+        make_folder(place.parent)
+        part.replace(place)
+        return place, shown
+    except (ValueError, http.client.InvalidURL) as error:
+        raise UserError(f"Not an address: {error!s:.160}", where=shown, next_step="check the address") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _fetch(url: str, part: Path) -> tuple[int, str]:
+    """Fetch a file whole; returns its size in bytes and its version."""
+    shown, version, length, wait, fault = masked(url), "", -1, WAIT, ""
     for left in reversed(range(TRIES)):
         try:
             version, length = _continue(url, part, version, length)
@@ -127,24 +160,22 @@ def _from_web(url: str) -> tuple[Path, str]:
             if length >= 0 and size > length:
                 raise UserError(f"The server sent {size:,} bytes of a file of {length:,}", where=shown)
             if length < 0 or size == length:
-                place = _place([url, size, version], name)
-                make_folder(place.parent)
-                part.replace(place)
-                return place, shown
+                return size, version
             fault = f"it ended after {size:,} of {length:,} bytes"
         except HTTPError as error:
-            fault = f"{error.code} {error.reason}"
+            fault = " ".join(f"{error.code} {error.reason}".split())[:160]
             if error.code < 500 and error.code not in (408, 416, 425, 429):
                 step = "check the address" + (", and the key in it" if error.code in (401, 403) else "")
                 raise UserError(f"The server refuses: {fault}", where=shown, next_step=step) from None
             if error.code == 416:
                 part.unlink(missing_ok=True)
+        except http.client.InvalidURL:
+            raise
         except (URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-            fault = str(getattr(error, "reason", "") or error or type(error).__name__)
+            fault = str(getattr(error, "reason", "") or error or type(error).__name__)[:160]
         if left:
             time.sleep(wait)
             wait *= 2
-    part.unlink(missing_ok=True)
     step = "check the address and the network, then try again"
     raise UserError(f"The file can't be fetched whole: {fault}", where=shown, next_step=step)
 
@@ -155,7 +186,11 @@ def _continue(url: str, part: Path, version: str, length: int) -> tuple[str, int
     headers = {"Accept-Encoding": "identity"}
     if start and version:
         headers |= {"Range": f"bytes={start}-", "If-Range": version}
-    with urlopen(Request(url, headers=headers), timeout=PATIENCE) as reply, user_errors_of_the_disk(part):  # noqa: S310
+    address, login = split_login(url)
+    request = Request(address, headers=headers)  # noqa: S310 - http or https
+    if login is not None:
+        request.add_unredirected_header("Authorization", basic_login(login))  # another host gets none
+    with urlopen(request, timeout=PATIENCE) as reply, user_errors_of_the_disk(part):  # noqa: S310
         new = reply.headers.get("ETag") or reply.headers.get("Last-Modified") or ""
         says = reply.headers.get("Content-Length")
         if reply.status == 206 and new == version:

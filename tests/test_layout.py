@@ -38,7 +38,7 @@ TESTED_IN = {
     "evaluation/test_gate.py": "cli.gate evaluation.suite",
     "evaluation/test_judge.py": "pipeline.judge",
     "evaluation/test_sandbox.py": "evaluation.sandbox_child",
-    "imports/test_importing.py": "cli.import imports.formats imports.helicone imports.jsonl imports.litellm imports.messages"
+    "imports/test_importing.py": "cli.import imports.formats imports.helicone imports.jsonl imports.litellm"
     " imports.openai imports.parts imports.tensorzero serving.store.users",
     "imports/test_langfuse.py": "imports.pages",
     "inference/test_targets.py": "inference.local.target",

@@ -38,7 +38,8 @@ def parts(record: Record) -> Iterator[TracePart]:
         part.values["error"] = text_of(first(record, *_ERRORS)) or "failed"
     request = as_value(record.get("proxy_server_request")) or {}
     tools = request.get("tools") if isinstance(request, dict) else None
-    yield call(part, as_value(record.get("messages")) or request, record.get("response"), tools)
+    answer = record["response"] if as_value(record.get("response")) else None  # "{}": it was not kept
+    yield call(part, as_value(record.get("messages")) or request, answer, tools)
 
 
 FORMAT = TraceFormat("litellm", "LiteLLM", parts)

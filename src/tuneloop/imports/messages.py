@@ -7,14 +7,15 @@ OpenTelemetry's conventions, Gemini's contents, blocks of Anthropic and TensorZe
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tuneloop.data.formats.exchanges import logged_answer, logged_request
-from tuneloop.data.formats.sample import as_value
+from tuneloop.data.formats.exchanges import logged_answer, logged_request, looks_like_request, looks_like_response
+from tuneloop.data.formats.sample import as_value, objects
 from tuneloop.data.formats.turns import PLAIN_KEYS, Refused, read_tools, read_turns, short
 from tuneloop.records.rows import Message
 
+_ROLES = {"system", "developer", "user", "assistant", "tool", "function", "model"}
 _LANGCHAIN = {"human": "user", "ai": "assistant", "aimessagechunk": "assistant", "system": "system", "tool": "tool"}
 _CALLS = ("tool_call", "tool_use", "function_call")
 _RESULTS = ("tool_call_response", "tool_result", "function_response")
@@ -23,8 +24,11 @@ _THOUGHTS = ("reasoning", "thinking", "thought")
 
 
 def read_prompt(value: Any, tools: Any = None) -> tuple[list[Message], list[dict[str, Any]]]:
-    """The turns of a prompt and its tools; Refused: there is none, or a part of it is no text."""
-    body = as_value(value)
+    """The turns of a prompt and its tools; Refused: there is none, or a part of it is no text.
+
+    A string is a text, also where it is JSON, unless it looks like what is sent to an API.
+    """
+    body = _opened(value, _is_prompt)
     if isinstance(body, list) and len(body) == 1 and isinstance(body[0], list):
         body = {"messages": body}  # LangChain logs batches of one
     if body is None or body in ("", [], {}):
@@ -48,8 +52,12 @@ def read_prompt(value: Any, tools: Any = None) -> tuple[list[Message], list[dict
 
 
 def read_answer(value: Any) -> tuple[dict[str, Any] | str, str]:
-    """An answer, a text where it is nothing more, and why it ended; Refused: there is none, or it is an error."""
-    body = as_value(value)
+    """An answer, a text where it is nothing more, and why it ended; Refused: there is none, or it is an error.
+
+    A string is a text, also where it is JSON, unless it looks like what an API answers. Another value in which there is
+    no text of an answer is the answer itself, as JSON.
+    """
+    body = _opened(value, _is_answer)
     if body is None or body in ("", [], {}):
         raise Refused("missing_field", "no answer")
     finish = ""
@@ -66,7 +74,7 @@ def read_answer(value: Any) -> tuple[dict[str, Any] | str, str]:
             while isinstance(body, list) and body:
                 body = body[0]
             body = body.get("message") or body.get("text") if isinstance(body, Mapping) else body
-    if isinstance(body, list) and all(isinstance(each, Mapping) for each in body):
+    if isinstance(body, list) and all(isinstance(turn, Mapping) for turn in body) and _is_answer(body):
         if any("role" in each for each in body):
             body = body[-1]
             finish = finish or str(body.get("finish_reason") or "")
@@ -75,13 +83,74 @@ def read_answer(value: Any) -> tuple[dict[str, Any] | str, str]:
     if isinstance(body, Mapping) and ({"parts", "kwargs"} & body.keys() or _role_of(body) != ""):
         turn: Any = body
     else:
-        turn, ended = logged_answer(body)
+        try:
+            turn, ended = logged_answer(body)
+        except Refused as fault:
+            if fault.reason == "error_output" or _is_answer(body):
+                raise
+            return json.dumps(value, ensure_ascii=False), finish
         finish = finish or ended
     (answer, *_) = _turns([{**turn, "role": "assistant"}])
     content, further = answer["content"], {key: each for key, each in answer.items() if key != "role"}
     if not content.strip() and len(further) == 1:
         raise Refused("empty_output", "the answer is empty")
     return (content if len(further) == 1 else {"role": "assistant", **further}), finish
+
+
+def _opened(value: Any, looks_logged: Callable[[Any], bool]) -> Any:
+    """A value, read where it is JSON of the form that APIs and tracers log."""
+    opened = as_value(value)
+    return opened if opened is value or looks_logged(opened) else value
+
+
+def _is_turn(value: Any) -> bool:
+    """Whether a value is a turn of a conversation, of any of the tools."""
+    if not isinstance(value, Mapping):
+        return False
+    if isinstance(value.get("kwargs"), Mapping) or isinstance(value.get("message"), Mapping):
+        return True
+    is_role = _role_of(value) in _ROLES and (isinstance(value.get("role"), str) or "content" in value)
+    return is_role and bool({"content", "parts", "tool_calls", "function_call", "additional_kwargs"} & value.keys())
+
+
+def _is_prompt(value: Any) -> bool:
+    """Whether a value is what is sent to an API: a body, its contents, or turns, in a batch of one too."""
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
+        value = value[0]
+    if isinstance(value, list):
+        return any(map(_is_turn, value))
+    inner = value.get("contents") if isinstance(value, Mapping) else None
+    return (bool(inner) and isinstance(inner, list | Mapping)) or _is_turn(value) or looks_like_request(value)
+
+
+def _is_answer(value: Any) -> bool:
+    """Whether a value is what an API answers: a body, candidates or generations, a message, or parts of one."""
+    if isinstance(value, list):
+        blocks = all(_is_turn(item) or _is_block(item) or _keys(item) == {"text"} for item in value)
+        return (bool(value) and blocks) or looks_like_response(value)
+    if not isinstance(value, Mapping):
+        return False
+    return (
+        bool(objects(value.get("candidates")))
+        or bool(as_value(value.get("generations")))
+        or isinstance(value.get("content"), Mapping)
+        or ("raw" in value and value.keys() <= {"raw", "parsed"})
+        or _is_turn(value)
+        or _is_block(value)
+        or looks_like_response(value)
+    )
+
+
+def _keys(value: Any) -> set[str]:
+    return set(value) if isinstance(value, Mapping) else set()
+
+
+def _is_block(value: Any) -> bool:
+    """Whether a value is a part of a message, as Anthropic, Gemini and OpenTelemetry have them."""
+    if not isinstance(value, Mapping):
+        return False
+    known = ("text", "input_text", "output_text", "raw_text", "message", *_CALLS, *_RESULTS, *_THOUGHTS)
+    return value.get("type") in known and bool({"text", "content", "name", "id", value["type"]} & value.keys())
 
 
 def _turns(values: Sequence[Any]) -> list[Message]:

@@ -128,7 +128,9 @@ def _logged(attributes: Attributes, names: Sequence[str]) -> Any:
 def _event_turn(attributes: Attributes) -> dict[str, Any]:
     message = as_value(attributes.get("message"))
     body = message if isinstance(message, Mapping) else attributes
-    turn = {"content": as_value(body.get("content")) if message is None else body.get("content")}
+    content = body.get("content")
+    parts = as_value(content) if message is None else content  # a text may be JSON, too
+    turn = {"content": parts if any("type" in part for part in objects(parts)) else content}
     calls = as_value(body.get("tool_calls"))
     turn |= {"tool_calls": calls} if calls else {}
     return turn | ({"tool_call_id": str(body["id"])} if body.get("id") else {})

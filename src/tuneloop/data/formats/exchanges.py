@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats.draft import Draft, Format, checked_parser
-from tuneloop.data.formats.sample import FormatGuess, Record, RecordSample, as_value, mostly
+from tuneloop.data.formats.sample import FormatGuess, Record, RecordSample, as_value, mostly, objects
 from tuneloop.data.formats.turns import (
     REASONING,
     ROLES,
@@ -38,6 +38,7 @@ _ANSWERING = (
     "choices", "output", "message", "content", "completion", "text", "generated_text", "response", "chunks",
     "events",
 )  # fmt: skip
+_FAILURE = {"error", "message", "detail", "type", "code", "status", "status_code", "statusCode", "request_id"}
 _CUT = ("length", "max_tokens", "max_output_tokens", "incomplete", "content_filter")
 _RESPONSE_ENDS = ("response.completed", "response.incomplete", "response.failed")
 _LINE_END = re.compile(r"\r\n|[\r\n]")  # no other: U+2028 may well stand inside a JSON string
@@ -78,12 +79,17 @@ def looks_like_response(value: Any) -> bool:
     message = value.get("message")
     return (
         any(looks_like_response(value[name]) for name in _WRAPPERS if name in value)
-        or isinstance(value.get("choices"), list)
-        or isinstance(value.get("output"), list)
+        or bool(objects(value.get("choices")))
+        or any("type" in item or "role" in item for item in objects(value.get("output")))
         or (isinstance(message, dict) and "content" in message)
         or (value.get("role") == "assistant" and "content" in value)
         or (isinstance(value.get("error"), dict) and len(value) <= 3)
     )
+
+
+def _is_failure(value: Any) -> bool:
+    """Whether a value holds nothing but an error; other objects with a field of that name are answers."""
+    return isinstance(value, dict) and "error" in value and value.keys() <= _FAILURE
 
 
 def _is_turns(value: Any) -> bool:
@@ -206,7 +212,7 @@ def _whole_turns(body: Any) -> Any:
 def _response(value: Any) -> _LoggedAnswer:
     if isinstance(value, str):
         opened = as_value(value)
-        if opened is value or not (looks_like_response(opened) or (isinstance(opened, dict) and "error" in opened)):
+        if opened is value or not (looks_like_response(opened) or _is_failure(opened)):
             return _LoggedAnswer({"role": "assistant", "content": value})
         value = opened
     if isinstance(value, list):

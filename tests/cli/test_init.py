@@ -80,3 +80,16 @@ def test_prepare_refuses_to_ignore_the_answer_and_its_proposal_keeps_it(
     ]
     cards = [card["card"] for card in MAILS]
     assert len(rows) == 30 and all(json.loads(row["messages"][-1]["content"]) in cards for row in rows)
+
+
+def test_a_guessed_label_needs_a_yes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"note": f"the lamp {i} is broken", "team": ["north", "south"][i % 2]} for i in range(30)]
+    Path("notes.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert main(["init", "notes.jsonl", "--json"]) == 2 and not Path("recipe.yaml").exists()
+    command = json.loads(capsys.readouterr().out)["error"]["next"]
+    assert main([*shlex.split(command)[1:]]) == 0
+    data = yaml.safe_load(Path("recipe.yaml").read_text())["data"]
+    assert (data["text"], data["label"]) == ("note", "team")

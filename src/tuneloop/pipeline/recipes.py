@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tuneloop.core.errors import UserError
+from tuneloop.core.errors import UserError, in_shell
 from tuneloop.core.files import nearest_path, write_text
 from tuneloop.data.config import PrepareConfig
 from tuneloop.models.names import SHORT_NAMES
@@ -98,6 +98,11 @@ def write_starter(source: str, out: str, settings: Sequence[str] = ()) -> tuple[
         raise UserError("No record can be read", where=source, next_step=step)
     check_columns(sample, recipe.data)
     guess = detect(sample, recipe.data)
+    if guess.guessed:
+        step = f"name them, as in {in_shell(guess.guessed)}"
+        raise UserError(
+            f"Columns are only guessed: {guess.reason}", where=source, next_step=step, settings=guess.guessed
+        )
     write_text(path, _starter(path, source, recipe, guess, [str(column) for column in sample[0]]))
     return path, guess
 

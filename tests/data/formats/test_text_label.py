@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from format_records import parse, reason, turns
 
-from tuneloop.data.formats import CLASSIFY, CLASSIFY_MANY, Parsed, Rejection
+from tuneloop.core.errors import UserError
+from tuneloop.data.config import PrepareConfig
+from tuneloop.data.formats import CLASSIFY, CLASSIFY_MANY, Parsed, Rejection, detect
 
 
 def test_text_and_label_get_an_instruction_and_the_label_is_trimmed_on_record() -> None:
@@ -81,3 +84,30 @@ def test_a_placeholder_is_no_label_unless_it_is_as_common_as_the_others(label: s
     assert reason(parse(odd, [*rows, odd])) == "empty_output"
     assert isinstance(parse(odd, [*rows, *[odd] * 10]), Parsed)
     assert isinstance(parse(odd, [*rows, odd], labels=["a", "b", label]), Parsed)
+
+
+INTENTS = [["pin", "new"], ["card"], ["card", "lost"], []]
+
+
+def test_a_list_of_labels_is_the_label_and_a_fold_s_number_never() -> None:
+    records = [
+        {"utterance_txt": f"where is card {i}?", "intent_list": INTENTS[i % 4], "fold_no": i % 5} for i in range(60)
+    ]
+    guess = detect(records, PrepareConfig())
+    assert guess.columns == {"text": "utterance_txt", "label": "intent_list"} and guess.many_labels
+    in_a_table = [{**record, "intent_list": json.dumps(record["intent_list"])} for record in records]
+    assert detect(in_a_table, PrepareConfig()).columns == guess.columns
+
+
+def test_lists_of_labels_with_unusual_names_are_proposed_and_numbers_next_to_them_are_not_taken() -> None:
+    records = [{"frage": f"wo ist meine Karte {i}?", "absichten": INTENTS[i % 4], "gruppe": i % 5} for i in range(60)]
+    with pytest.raises(UserError) as caught:
+        detect(records, PrepareConfig())
+    assert caught.value.settings == ("data.text=frage", "data.label=absichten")
+
+
+@pytest.mark.parametrize("name", ["fold_no", "fold", "cv_split", "row_index", "idx"])
+def test_a_column_about_the_row_is_no_label(name: str) -> None:
+    records = [{"sentence": f"where is card {i}?", name: i % 5} for i in range(60)]
+    with pytest.raises(UserError):
+        detect(records, PrepareConfig(format="text_label"))

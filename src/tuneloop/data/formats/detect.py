@@ -26,7 +26,7 @@ from tuneloop.data.formats.sample import (
     is_about,
     mostly,
 )
-from tuneloop.data.formats.text_label import ABOUT_NAMES, LABEL_NAMES, answer_columns
+from tuneloop.data.formats.text_label import ABOUT_NAMES, LABEL_NAMES, answer_columns, repeat_items
 from tuneloop.data.formats.turns import PLAIN_KEYS, ROLES, TurnKeys
 
 SENTENCE = 4  # words of a column's name from which on it is taken for a value: the file has no header line
@@ -150,6 +150,8 @@ def _likely_settings(sample: RecordSample) -> list[str]:
         prompts = [name for name in answers if name.casefold() in {pair[0] for pair in PAIRS}]
         if prompts and prose:
             return [f"data.input={{{prompts[0]}}}", f"data.output={{{text}}}"]
+        if len(answers) == 1 and repeat_items(sample, answers[0]):
+            return [f"data.text={text}", f"data.label={answers[0]}"]
         return _extraction(sample, text, answers)
     if labels and prose:
         longest = max(length[name] for name in prose)

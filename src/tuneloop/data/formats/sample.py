@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ TEXT_NAMES = (
     "text", "sentence", "utterance", "message", "content", "body", "query", "question", "description", "title",
 )  # fmt: skip
 NO_CONTENT_NAMES = ("id", "uuid", "index", "idx", "created", "time", "timestamp", "date", "fold", "split")
+ABOUT_PARTS = {"fold", "folds", "split", "partition", "index", "idx", "uuid", "guid"}  # also within a name: fold_no
 BESIDES = ("input", "context", "passage")  # what a question or an instruction is about
 
 NEARLY = 0.9  # share of a column's values from which the others are of a wrong type
@@ -38,6 +40,7 @@ class FormatGuess:
     many_labels: bool = False  # the label is a list of labels
     classes: frozenset[str] = frozenset()  # labels that look like "no value" but are frequent enough to be classes
     scale: tuple[float, float] | None = None  # lowest and highest rating, where thumbs are numbers
+    guessed: tuple[str, ...] = ()  # settings that say what only the values suggest, for the user to agree to
     objects: frozenset[str] = frozenset()  # columns with objects or arrays, or JSON, in nearly all: all else is refused
 
     @functools.cached_property
@@ -142,4 +145,6 @@ def objects(value: Any) -> list[dict[str, Any]]:
 
 def is_about(name: str, further: Iterable[str] = ()) -> bool:
     """Whether a column is about the record, by its name: an id, a time, or one of `further` names."""
-    return name.casefold() in (*NO_CONTENT_NAMES, *further) or name.casefold().endswith(("_id", "_at", "-id"))
+    low = name.casefold()
+    parts = ABOUT_PARTS.intersection(re.split(r"[^a-z0-9]+", low))
+    return bool(parts) or low in (*NO_CONTENT_NAMES, *further) or low.endswith(("_id", "_at", "-id"))

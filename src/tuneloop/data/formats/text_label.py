@@ -27,6 +27,7 @@ LABEL_TEXTS = ("{}_text", "{}_name", "{}_str", "label_text", "label_name", "clas
 PLACEHOLDERS = frozenset(
     {"n/a", "na", "n.a.", "#n/a", "null", "nan", "undefined", "-", "--", "?", "???", "tbd", "todo", "(blank)", "<na>"}
 )
+FORM_NAMES = ("list", "array", "txt", "str", "string", "names")  # how a column's values are written
 ABOUT_NAMES = (
     "url", "source", "title", "subject", "lang", "language", "author", "meta", "licence", "license", "domain",
     "metadata", "attributes", "extra", "headers", "stats", "quality_signals", "embedding", "embeddings", "vector",
@@ -68,7 +69,7 @@ def _check_class(label: str, column: str, guess: FormatGuess, config: PrepareCon
 
 
 def _labels(record: Record, column: str, guess: FormatGuess, config: PrepareConfig) -> list[str]:
-    value = required(record, column, guess)
+    value = as_value(required(record, column, guess))
     if value is None:
         raise Refused("empty_output", f"column {column!r} is empty")
     if not is_label_list(value):
@@ -87,9 +88,9 @@ def find_text_label(sample: RecordSample, config: PrepareConfig) -> FormatGuess 
     """Columns by their configured or usual names, else the only two, where one repeats its values."""
     columns_seen = [name for name in sample.columns if sample.is_usual(name)]
     scalars = [name for name in columns_seen if sample.mostly(name, is_scalar)]
-    lists = [name for name in columns_seen if sample.mostly(name, is_label_list)]
-    label = config.label or _by_name(sample, [*scalars, *lists], LABEL_NAMES)
-    text = config.text or _by_name(sample, [n for n in scalars if n != label], TEXT_NAMES)
+    lists = [name for name in columns_seen if sample.mostly(name, lambda value: is_label_list(as_value(value)))]
+    label = config.label or _by_name(sample, [*lists, *scalars], LABEL_NAMES)
+    text = config.text or _by_name(sample, [n for n in scalars if n not in (label, *lists)], TEXT_NAMES)
     rest = [n for n in scalars if not is_about(n) and n not in (text, label)]
     rest = [n for n in rest if not sample.mostly(n, lambda value: not is_scalar(as_value(value)))]  # JSON is no label
     guessed = ""
@@ -98,7 +99,7 @@ def find_text_label(sample: RecordSample, config: PrepareConfig) -> FormatGuess 
             guessed = rest[0]
             if text and not config.text and not _repeats(sample, guessed):
                 return None
-        elif not text and not label and len(rest) == 2:
+        elif not text and not label and len(rest) == 2 and not any(repeat_items(sample, name) for name in lists):
             text, guessed = sorted(rest, key=lambda name: -_distinct(sample, name))
             if not _repeats(sample, guessed) or _distinct(sample, text) == _distinct(sample, guessed):
                 return None
@@ -119,17 +120,25 @@ def find_text_label(sample: RecordSample, config: PrepareConfig) -> FormatGuess 
             columns["label_name"] = name
             reason += f"; {name!r} has the names of the labels"
     return FormatGuess(
-        "text_label", columns, reason, many_labels=label in lists, classes=_placeholder_classes(sample, columns)
+        "text_label",
+        columns,
+        reason,
+        many_labels=label in lists,
+        classes=_placeholder_classes(sample, columns),
+        guessed=(f"data.text={text}", f"data.label={label}") if guessed else (),
     )
 
 
 def _by_name(sample: RecordSample, columns: Sequence[str], names: Sequence[str]) -> str | None:
-    """The column of a usual name, else one that ends in it, as `ticket_text` does."""
+    """The column of a usual name, else one that ends in it, as `ticket_text` and `intent_list` do."""
     low = {name.casefold(): name for name in reversed(columns)}
     if usual := next((low[name] for name in names if name in low), None):
         return usual
     for name, column in low.items():
         *before, last = re.split(r"[^a-z0-9]+", name)
+        if last in FORM_NAMES and len(before) > 0 and last not in names:
+            *before, last = before
+            before = before or [""]
         if before and last in names and not set(before) & set(LABEL_NAMES):
             return column
     return None
@@ -137,6 +146,14 @@ def _by_name(sample: RecordSample, columns: Sequence[str], names: Sequence[str])
 
 def is_label_list(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def repeat_items(sample: RecordSample, column: str) -> bool:
+    """Whether a column has lists of texts with few enough different ones for labels, and at least two."""
+    values = [value for value in map(as_value, sample.of(column)) if value is not None]
+    items = [item for value in values if is_label_list(value) for item in value]
+    differ = any(value != values[0] for value in values)
+    return differ and all(map(is_label_list, values)) and 2 <= len(set(items)) <= len(items) / 3
 
 
 def _distinct(sample: RecordSample, column: str) -> int:

@@ -14,7 +14,6 @@ TESTED_IN = {
     "combine/distill/test_command.py": "cli.distill records.distillation",
     "combine/route/test_command.py": "cli.route records.router",
     "combine/merge/test_merge.py": "combine.merge.adapters",
-    "inference/local/test_grammar.py": "inference.local.grammar_child",
     "cli/test_advise.py": "report.advise_html",
     "core/test_terminal.py": "cli.console core.ui",
     "serving/batch/test_journal.py": "core.journal",

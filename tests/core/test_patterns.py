@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import time
-from itertools import product
 
 import pytest
 
 from patience import slowness
 from tuneloop.core.errors import UserError
-from tuneloop.core.patterns import LONGEST, compile_pattern, linear_search, written_out
+from tuneloop.core.patterns import LONGEST, compile_pattern, linear_problem, written_out
 
 BACKTRACKING = [
     "(a+)+$",
@@ -74,21 +73,14 @@ def test_repeats_are_counted_as_they_are_written_out() -> None:
     assert written_out("a{99999999999999999999}") > LONGEST
 
 
-def test_a_linear_search_is_linear_and_names_what_it_cannot_do() -> None:
-    for pattern, text in product(["(a+)+$", "^((a+)+b|a*c)$", "(a|aa)+$", r"(\w+\s?)*$", "^(.*a){25}$"], TEXTS):
-        began = time.process_time()
-        linear_search(pattern)(text)
-        assert time.process_time() - began < 1 * slowness()
-    assert linear_search(r"\d{3}")("x 123 y") and not linear_search(r"^\d{3}$")("x 123 y")
-    for pattern, said in (
+def test_a_pattern_that_is_not_linear_is_named_with_what_it_cannot_do() -> None:
+    for pattern in ("(a+)+$", "^((a+)+b|a*c)$", "(a|aa)+$", r"(\w+\s?)*$", "^(.*a){25}$"):
+        assert linear_problem(pattern) == ""
+    for pattern, construct in (
         ("(?=a)b", "look-ahead"),
         (r"(a)\1", "backreferences"),
         ("[a", "unclosed"),
         (r"(\w{100}){100}", "size limit"),
-        ("(a{1000}){1000}", "repeats written out"),
     ):
-        with pytest.raises(ValueError, match=said) as refused:
-            linear_search(pattern)
-        assert repr(pattern)[:20] in str(refused.value)
-    with pytest.raises(ValueError, match="too long"):
-        linear_search("(abc){500}")("a" * 100_000)
+        problem = linear_problem(pattern)
+        assert construct in problem and repr(pattern)[:20] in problem

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import Any
 from urllib.parse import unquote
 
-from tuneloop.core.patterns import linear_search, written_out
+from tuneloop.core.bounded_work import WORK
+from tuneloop.core.patterns import linear_problem, written_out
 
 # The lengths and counts are those of OpenAI's structured outputs: 120,000 characters, 1,000 values in all enums.
 MOST_CHARACTERS = 120_000
@@ -20,7 +22,11 @@ MOST_COUNT = 1_000_000  # of `minLength`, `maxItems` and the like
 LARGEST_MULTIPLE = 10_000  # of `multipleOf`: an automaton has a state for each remainder
 MOST_WRITTEN_OUT = 1_000  # atoms of all patterns
 MOST_DEPTH = 200  # levels of objects and lists in a JSON value of a client: deeper ones can't be written again
-CHECK_SECONDS = 0.25  # of a processor, for one answer
+CHECK_SECONDS = 1.0  # of a processor, for one answer
+# Parts of a schema times values of a text, which are compared in 20 ns each where this process does it, and in 20 us
+# where a breach is explained.
+MOST_AT_ONCE, MOST_EXPLAINED = 1_000_000, 2_000
+MOST_UNFOLDED = 100  # levels, references included
 
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 _NAMED = {"properties", "patternProperties", "$defs", "definitions"}  # their keys are names
@@ -31,6 +37,7 @@ _HELD = {
     *_NAMED, *_COUNTS, *_IN_PLACE, "type", "enum", "const", "required", "additionalProperties", "items", "prefixItems",
     "pattern", "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "$ref",
 }  # fmt: skip
+_FREE = {"$dynamicRef", "$recursiveRef", "unevaluatedProperties", "unevaluatedItems"}  # not bounded by a schema's size
 _NOTES = {
     "$schema", "$id", "$comment", "title", "description", "default", "examples", "example", "deprecated", "readOnly",
     "writeOnly", "nullable", "discriminator", "contentEncoding", "contentMediaType", "strict",
@@ -129,10 +136,8 @@ def _pattern_problem(key: str, value: Any) -> str:
     for pattern in _patterns(key, value):
         if written_out(pattern) > MOST_WRITTEN_OUT:
             return f"the pattern {pattern[:60]!r} has more than {MOST_WRITTEN_OUT:,} parts with its repeats written out"
-        try:
-            linear_search(pattern)
-        except ValueError as error:
-            return str(error)
+        if why := linear_problem(pattern):
+            return why
     return ""
 
 
@@ -177,91 +182,97 @@ def _circle(schema: Mapping[str, Any], parts: list[Any]) -> str:
     return ""
 
 
-class TooMuchWork(Exception):
-    """Checking a value takes too long."""
+# --- whether a value fulfils a schema ---------------------------------------------------------------
 
 
-def checker(schema: Mapping[str, Any], base: Any = None, seconds: float = CHECK_SECONDS) -> Callable[[Any], str]:
-    """The function that says how a value breaks a schema; empty where it does not. Nothing outside the schema is read.
+def check_fit(schema: Mapping[str, Any], text: str) -> Future[str]:
+    """How a JSON text breaks a schema, once it is known; empty: it does not. Nothing outside the schema is read.
 
-    It raises TooMuchWork where it takes longer, or a text is too long for a pattern, and jsonschema's errors where the
-    schema is none.
+    What is bounded by the schema's size is checked at once. A schema that refers to itself may take time that doubles
+    with each level of a value: it is checked in a process that is ended after `CHECK_SECONDS`.
 
-    Args:
-        base: validator class of jsonschema, which says how keywords are read; None: that of JSON Schema 2020-12.
-        seconds: of a processor that the check of a value may take.
+    Raises, from the future:
+        ValueError: the text is no JSON, or the schema is none. TooMuchWork, TooBusy: it is not checked.
     """
-    from jsonschema import Draft202012Validator, ValidationError, validators
-    from referencing.jsonschema import EMPTY_REGISTRY
-
-    base = base or Draft202012Validator
-    until = 0.0
-
-    def keywords(part: Mapping[str, Any]) -> Any:
-        if time.thread_time() > until:
-            raise TooMuchWork(f"the check takes more than {seconds:g} s")
-        return part.items()
-
-    bounded = {"pattern": _pattern, "patternProperties": _pattern_properties, "uniqueItems": _unique}
-    if "patternProperties" in base.VALIDATORS:
-        bounded["additionalProperties"] = _additional
-    parts = {"validators": base.VALIDATORS | bounded, "applicable_validators": keywords}
-    made: Any = validators.create(base.META_SCHEMA, type_checker=base.TYPE_CHECKER, id_of=base.ID_OF, **parts)
-    top = {key: part for key, part in schema.items() if key != "$schema"}  # it would bring the usual class back
-
-    def breach(value: Any) -> str:
-        nonlocal until
-        until = time.thread_time() + seconds
-        try:
-            made(top, registry=EMPTY_REGISTRY).validate(value)
-        except ValidationError as error:
-            return str(error.message[:160])
-        return ""
-
-    return breach
-
-
-def _matches(pattern: str, text: str) -> bool:
+    values, length = 1 + sum(map(text.count, ",:[{")), len(text)
+    size, atoms = _unfolded(schema)
+    if not size * values + atoms * length <= MOST_AT_ONCE:  # which may be no number
+        payload = json.dumps([schema, text]).encode()
+        return _as_text(WORK.submit(fit_job, payload, seconds=CHECK_SECONDS))
+    answer: Future[str] = Future()
     try:
-        return linear_search(pattern)(text)
-    except ValueError as error:
-        raise TooMuchWork(str(error)) from None
+        answer.set_result(_breach(schema, text, detail=size * values <= MOST_EXPLAINED))
+    except Exception as error:  # as it would come from the process
+        answer.set_exception(error)
+    return answer
 
 
-def _pattern(validator: Any, pattern: str, value: Any, schema: Any) -> Iterator[Any]:
-    from jsonschema import ValidationError
-
-    if validator.is_type(value, "string") and not _matches(pattern, value):
-        yield ValidationError(f"{value!r} does not match {pattern!r}")
+def fit_job(payload: bytes) -> bytes:
+    """In a process of `core.bounded_work`: how a text breaks a schema, of a list of both as JSON."""
+    return _breach(*json.loads(payload), detail=False).encode()
 
 
-def _pattern_properties(validator: Any, patterns: Mapping[str, Any], value: Any, schema: Any) -> Iterator[Any]:
-    for name, part in value.items() if validator.is_type(value, "object") else ():
-        for pattern, below in patterns.items():
-            if _matches(pattern, name):
-                yield from validator.descend(part, below, path=name, schema_path=pattern)
+def validator_of(schema: Mapping[str, Any]) -> Any:
+    """What jsonschema-rs makes of a schema (`is_valid`, `validate`), by the draft that it names or 2020-12. References
+    to other places are not followed, and patterns are searched in linear time. ValueError: it is no schema."""
+    import jsonschema_rs
+
+    try:
+        return jsonschema_rs.validator_for(
+            dict(schema), pattern_options=jsonschema_rs.RegexOptions(), offline=True, validate_formats=False
+        )
+    except jsonschema_rs.ValidationError as error:
+        raise ValueError(str(error.message)[:160]) from None
 
 
-def _additional(validator: Any, below: Any, value: Any, schema: Any) -> Iterator[Any]:
-    for name, part in value.items() if validator.is_type(value, "object") else ():
-        patterns = schema.get("patternProperties", ())
-        if name not in schema.get("properties", ()) and not any(_matches(pattern, name) for pattern in patterns):
-            yield from validator.descend(part, below, path=name)
+def _breach(schema: Mapping[str, Any], text: str, *, detail: bool) -> str:
+    validator, value = validator_of(schema), json.loads(text)
+    if validator.is_valid(value):
+        return ""
+    if detail:  # which takes a thousand times as long
+        try:
+            validator.validate(value)
+        except ValueError as error:
+            return str(getattr(error, "message", error))[:160]
+    return "it does not fit"
 
 
-def _unique(validator: Any, unique: Any, value: Any, schema: Any) -> Iterator[Any]:
-    from jsonschema import ValidationError
+def _as_text(reply: Future[bytes]) -> Future[str]:
+    answer: Future[str] = Future()
 
-    if unique and validator.is_type(value, "array"):
-        texts = {json.dumps(_as_compared(part), sort_keys=True) for part in value}
-        if len(texts) < len(value):
-            yield ValidationError("the items of a list are not all different")
+    def done(of: Future[bytes]) -> None:
+        if not answer.set_running_or_notify_cancel():
+            return
+        if (error := of.exception()) is not None:
+            why = str(error).partition(": ")[2]
+            answer.set_exception(ValueError(why) if isinstance(error, RuntimeError) else error)
+        else:
+            answer.set_result(of.result().decode())
+
+    reply.add_done_callback(done)
+    return answer
 
 
-def _as_compared(value: Any) -> Any:
-    """A value with numbers that are equal written alike: 1.0 as 1."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, dict):
-        return {key: _as_compared(part) for key, part in value.items()}
-    return [_as_compared(part) for part in value] if isinstance(value, list) else value
+def _unfolded(schema: Mapping[str, Any]) -> tuple[float, float]:
+    """Parts of a schema, and atoms of its patterns, with all references written out; infinite: one leads back."""
+    sizes: dict[int, tuple[float, float]] = {}
+
+    def size_of(part: Any, level: int) -> tuple[float, float]:
+        if not isinstance(part, dict | list):
+            return 1, 0
+        if id(part) not in sizes:
+            sizes[id(part)] = math.inf, math.inf  # of a part that is met again within itself
+            below = [(1.0, 0.0)]
+            if level < MOST_UNFOLDED:
+                for key, value in part.items() if isinstance(part, dict) else enumerate(part):
+                    if key in _FREE or (key == "$id" and level):
+                        below.append((math.inf, 0))
+                    elif key == "$ref":
+                        below.append(size_of(_target(schema, value), level + 1) if isinstance(value, str) else (1, 0))
+                    elif key not in ("$defs", "definitions"):
+                        below += [size_of(value, level + 1), (1, sum(map(written_out, _patterns(str(key), value))))]
+                total, atoms = map(sum, zip(*below, strict=True))
+                sizes[id(part)] = total, atoms
+        return sizes[id(part)]
+
+    return size_of(schema, 0)

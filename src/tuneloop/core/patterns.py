@@ -1,7 +1,8 @@
 """Regular expressions that people write in recipes, suites, schemas and options: no search takes long.
 
 Those of recipes and suites are Python's and have groups; a search that takes too long is stopped. Those of JSON
-Schemas may come from strangers: they are searched in linear time by Rust's `regex`, which llguidance uses too.
+Schemas may come from strangers: they are searched in linear time by Rust's `regex`, which jsonschema-rs and llguidance
+use.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from tuneloop.core.errors import UserError
 
 SEARCH_SECONDS = 2.0  # for one text; a plain pattern takes milliseconds for a megabyte
 LONGEST = 20_000  # atoms of a pattern with its counted repeats written out, as both libraries do when they compile
-LINEAR_WORK = 20_000_000  # atoms times characters of one linear search: at worst a third of a second
 _COUNT = re.compile(r"\{(\d*)(?:,(\d*))?\}")
 _CLASS = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*\]?", re.DOTALL)
 
@@ -111,37 +111,20 @@ def foreign_pattern(source: str, where: str) -> Pattern:
 
 
 @lru_cache(maxsize=256)
-def linear_search(source: str) -> Callable[[str], bool]:
-    """What says whether a text has a match of a JSON Schema's pattern, in time linear in the text's length.
+def linear_problem(source: str) -> str:
+    """Why a JSON Schema's pattern is not one whose search takes time linear in a text's length; empty: it is one.
 
     Args:
         source: in the syntax of Rust's `regex`, which is that of ECMA 262 without lookaround and references to groups.
-
-    Raises:
-        ValueError: it can't be read, or is beyond a limit; names the construct. From the function: the text is too
-            long.
     """
-    from pydantic_core import SchemaError, SchemaValidator, ValidationError, core_schema
+    from pydantic_core import SchemaError, SchemaValidator, core_schema
 
-    size = written_out(source)
-    if size > LONGEST:
-        raise ValueError(f"the pattern {_short(source)} has more than {LONGEST:,} parts with its repeats written out")
     try:
-        validator = SchemaValidator(core_schema.str_schema(pattern=source, regex_engine="rust-regex", strict=True))
+        SchemaValidator(core_schema.str_schema(pattern=source, regex_engine="rust-regex", strict=True))
     except SchemaError as error:
         why = str(error).splitlines()[-1].removeprefix("error: ").strip().removeprefix("SchemaError: ")
-        raise ValueError(f"the pattern {_short(source)} is not possible: {why}") from None
-
-    def search(text: str) -> bool:
-        if size * len(text) > LINEAR_WORK:
-            raise ValueError(f"a text of {len(text):,} characters is too long for the pattern {_short(source)}")
-        try:
-            validator.validate_python(text)
-            return True
-        except ValidationError:
-            return False
-
-    return search
+        return f"the pattern {_short(source)} is not possible: {why}"
+    return ""
 
 
 def _short(source: str) -> str:

@@ -33,7 +33,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.inference.local.grammar import Grammars, why_not_written
 from tuneloop.inference.local.labels import LabelTrees, LabelTrie, label_ids, label_trie
 from tuneloop.inference.local.scoring import AnswerFit
-from tuneloop.inference.request import Request, Requests, Separation, Update, refused, with_ids
+from tuneloop.inference.request import Request, Requests, Separation, Update, fit_checked, refused, with_ids
 from tuneloop.inference.timeouts import START_WITHIN
 from tuneloop.models.adapters import ATTACHED, BASE
 from tuneloop.models.template import Rendered, Template, TemplateError, plain_source, sets_of
@@ -191,6 +191,9 @@ class RenderingEngine(ABC):
         separated = Separation(ready, self._templates.get(ready.adapter))
         async with aclosing(self._answer(ready)) as updates:
             async for update in updates:
+                if update.completion is not None and ready.schema is not None:
+                    completion = await asyncio.wrap_future(fit_checked(ready, update.completion))
+                    update = replace(update, completion=completion)
                 yield separated(update)
 
     def _template(self, adapter: str) -> Template:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tuneloop.core import json_schema
+from tuneloop.core.bounded_work import TooBusy
 from tuneloop.core.errors import UserError
 from tuneloop.inference.local.sampling import GREEDY, Sampling
 from tuneloop.models.adapters import ATTACHED, applied_now
@@ -157,14 +159,30 @@ def schema_problem(schema: Mapping[str, Any]) -> str:
     return f"no_schema: {why}" if why else ""
 
 
-def schema_breach(schema: Mapping[str, Any] | None, text: str) -> str:
-    """How an answer breaks its schema; empty where it does not, or where there is none."""
-    if schema is None:
-        return ""
+def fit_checked(request: Request, completion: Completion) -> Future[Completion]:
+    """An answer, or in its place that it breaks its schema, once that is known; see `json_schema.check_fit`."""
+    checked: Future[Completion] = Future()
+    if request.schema is None or completion.finish != "stop":
+        checked.set_result(completion)
+        return checked
+
+    def done(fit: Future[str]) -> None:
+        try:
+            why = fit.result()
+            error = f"no_schema: the answer breaks its schema: {why}" if why else ""
+        except TooBusy as busy:
+            checked.set_result(replace(completion, finish="error", error=f"busy: {busy}", retry_after=busy.retry_after))
+            return
+        except json.JSONDecodeError:
+            error = "no_schema: the answer is no JSON"
+        except Exception as failure:  # of what makes no schema, the library has several
+            error = f"no_schema: the answer can't be checked: {' '.join(str(failure).split())[:160]}"
+        checked.set_result(replace(completion, finish="error", error=error) if error else completion)
+
     try:
-        why = json_schema.checker(schema)(json.loads(text))
-    except (ValueError, RecursionError):
-        return "no_schema: the answer is no JSON"
-    except Exception as error:  # of what makes no schema, the libraries have several
-        return f"no_schema: the schema can't be used: {' '.join(str(error).split())[:160]}"
-    return f"no_schema: the answer breaks its schema: {why}" if why else ""
+        json_schema.check_fit(request.schema, completion.text).add_done_callback(done)
+    except TooBusy as busy:
+        refusal: Future[str] = Future()
+        refusal.add_done_callback(done)
+        refusal.set_exception(busy)
+    return checked

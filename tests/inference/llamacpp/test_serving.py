@@ -28,7 +28,7 @@ from tuneloop.inference.llamacpp import serving as module
 from tuneloop.inference.llamacpp.serving import VERSION, WHEEL, LlamaCppEngine, _AnswerInTokens, template_of
 from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.protocol import BASE, EngineSettings, Served, complete
-from tuneloop.inference.request import Request, schema_breach
+from tuneloop.inference.request import Request, fit_checked
 from tuneloop.models.names import packaged_gguf
 from tuneloop.models.template import load_template
 from tuneloop.records.completion import Completion
@@ -321,13 +321,12 @@ def test_the_tokenizer_of_a_lone_gguf_file_is_the_trained_one(files: Files) -> N
     assert wanted.end_ids[0] in found.end_ids
 
 
-def test_a_breach_of_the_schema_is_told(files: Files) -> None:
-    assert "breaks its schema" in schema_breach(SCHEMA, '{"ok": 3}')
-    assert "no JSON" in schema_breach(SCHEMA, "certainly") and schema_breach(SCHEMA, '{"ok": true}') == ""
-    assert "can't be used" in schema_breach({"$ref": "#/nowhere"}, "{}")
-    answer = _AnswerInTokens(asked(schema=SCHEMA), load_template(files.base))
-    (update,) = answer.read({"tokens": load_template(files.base).encode("yes"), "stop": True, "stop_type": "eos"})
-    assert update.completion is not None and update.completion.error == "no_schema: the answer is no JSON"
+def test_an_answer_that_breaks_its_schema_says_so() -> None:
+    def error_of(text: str, schema: Any = SCHEMA) -> str:
+        return fit_checked(asked(schema=schema), Completion(text, finish="stop")).result().error
+
+    assert "breaks its schema" in error_of('{"ok": 3}') and "no JSON" in error_of("certainly")
+    assert error_of('{"ok": true}') == "" and "can't be checked" in error_of("{}", {"$ref": "#/nowhere"})
 
 
 def test_a_character_in_several_tokens_is_whole_in_a_stream(files: Files) -> None:

@@ -16,13 +16,14 @@ import torch
 from engine_answers import answers_of
 
 from patience import HANG, slowness
+from tuneloop.core.json_schema import check_fit
 from tuneloop.inference.llamacpp import installed
 from tuneloop.inference.local.engine import Engine
 from tuneloop.inference.local.grammar import SPACES, Grammars, compile_problem
 from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.protocol import ServingEngine, complete
-from tuneloop.inference.request import Request, schema_breach
+from tuneloop.inference.request import Request
 from tuneloop.models.load import Model, load_model
 
 llguidance = pytest.importorskip("llguidance", reason="needs llguidance")
@@ -58,7 +59,7 @@ def test_an_answer_is_the_likeliest_token_after_token_that_fits(model: Model) ->
     for question in QUESTIONS:
         request = asked(model, question, schema=TICKET)
         found = next(answers_of(Engine(model), [request]))
-        assert found.finish == "stop" and not schema_breach(TICKET, found.text), repr(found.text)
+        assert found.finish == "stop" and not check_fit(TICKET, found.text).result(), repr(found.text)
         matcher, written = llguidance.LLMatcher(tokens, grammar), []
         while not written or written[-1] not in model.template.end_ids:
             with torch.inference_mode():
@@ -100,7 +101,7 @@ def test_rows_with_and_without_a_schema_share_a_batch_and_do_not_notice(model: M
 def test_drawn_answers_all_fit(model: Model) -> None:
     wild = [asked(model, "x", schema=TICKET, sampling=Sampling(temperature=3.0, seed=seed)) for seed in range(12)]
     found = list(answers_of(Engine(model), wild))
-    assert all(not schema_breach(TICKET, each.text) for each in found if each.finish == "stop")
+    assert all(not check_fit(TICKET, each.text).result() for each in found if each.finish == "stop")
     assert len({each.text for each in found}) > 6 and sum(each.finish == "stop" for each in found) > 6
 
 
@@ -158,7 +159,7 @@ def test_all_engines_give_the_same_structured_answers(tiny_llama: Path, tmp_path
             for question, schema in itertools.product(QUESTIONS, schemas):
                 turns: Any = [{"role": "user", "content": question}]
                 answer = await complete(engine, Request(messages=turns, adapter=name, schema=schema, max_new_tokens=60))
-                assert answer.finish == "stop" and not schema_breach(schema, answer.text), answer
+                assert answer.finish == "stop" and not check_fit(schema, answer.text).result(), answer
                 found.append(answer.text.strip())
         return found
 

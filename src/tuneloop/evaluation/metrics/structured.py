@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tuneloop.core.bounded_work import TooMuchWork
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
-from tuneloop.core.json_schema import checker, schema_problem
+from tuneloop.core.json_schema import CHECK_SECONDS, check_fit, schema_problem, validator_of
 from tuneloop.core.lazy import np
 from tuneloop.core.stats.intervals import Array, Statistics, ratio
 from tuneloop.records.metric import Metric
@@ -67,28 +68,22 @@ def are_structured(references: Sequence[Sequence[str]]) -> bool:
 
 def schema_check(schema: Mapping[str, Any]) -> Callable[[Any], bool]:
     """Make the function that tells whether a value conforms to a JSON schema. Raises UserError: no valid schema."""
-    from jsonschema import exceptions, validators
-
-    kind = validators.validator_for(schema)
-    why = schema_problem(schema, any_keyword=True)
     try:
-        if not why:
-            kind.check_schema(schema)
-    except exceptions.SchemaError as error:
-        why = error.message
-    if why:
-        what, step = f"Not a JSON schema: {why}", "fix the schema's file"
-        raise UserError(what, where="evaluate.json_schema", next_step=step)
-    breach = checker(schema, kind, seconds=2.0)
+        if why := schema_problem(schema, any_keyword=True):
+            raise ValueError(why)
+        validator_of(schema)
+    except ValueError as error:
+        what, step = f"Not a JSON schema: {error}", "fix the schema's file"
+        raise UserError(what, where="evaluate.json_schema", next_step=step) from None
 
     def conforms(value: Any) -> bool:
         try:
-            return not breach(value)
+            return not check_fit(schema, json.dumps(value)).result()
         except RecursionError:
             return False
-        except Exception as error:  # a reference that leads nowhere shows only when it is followed
-            what = f"The JSON schema can't be applied: {error}"
-            raise UserError(what, where="evaluate.json_schema", next_step="fix the schema") from None
+        except TooMuchWork:
+            what, step = f"A check takes more than {CHECK_SECONDS:g} s", "use fewer references to what has references"
+            raise UserError(what, where="evaluate.json_schema", next_step=step) from None
 
     return conforms
 

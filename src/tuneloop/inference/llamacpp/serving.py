@@ -56,7 +56,7 @@ from tuneloop.inference.protocol import (
     unknown_adapter,
     with_template,
 )
-from tuneloop.inference.request import Request, Update, refused, schema_breach
+from tuneloop.inference.request import Request, Update, refused
 from tuneloop.inference.timeouts import CHILD_HEALTHY_WITHIN, HANGS_AFTER, LOOK_EVERY, REVIVE_PAUSE
 from tuneloop.inference.wire import Broken, HttpRefused, Wire, message_of
 from tuneloop.models.adapters import BASE
@@ -493,8 +493,7 @@ class _AnswerInTokens(AnswerSoFar):
         if not ended:
             return [Update(piece)] if piece else []
         piece += self.text.end()
-        breach = schema_breach(self.request.schema, self.text.text) if finish == "stop" else ""
-        return [Update(piece, self._finished("error" if breach else finish, breach))]
+        return [Update(piece, self._finished(finish))]
 
     def _tokens(self, event: Mapping[str, Any]) -> Sequence[int]:
         """The tokens of an event. Of a character in several tokens it has the whole text and the last one alone."""

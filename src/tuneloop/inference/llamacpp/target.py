@@ -17,11 +17,11 @@ from tuneloop.inference.local.labels import best_label, label_ids
 from tuneloop.inference.local.scoring import AnswerFit
 from tuneloop.inference.local.stream import TextStream
 from tuneloop.inference.protocol import SCORING, AnswerSoFar, EngineKind, Kind, ModelTarget, with_template
-from tuneloop.inference.request import Request, Requests, Separation, Update, schema_breach
+from tuneloop.inference.request import Request, Requests, Separation, Update, fit_checked
 from tuneloop.models.gguf import read_header
 from tuneloop.models.template import Rendered, Template, load_template
 from tuneloop.records.artifact import ARTIFACT, ArtifactManifest
-from tuneloop.records.completion import Completion, Finish, TokenLogprob
+from tuneloop.records.completion import Completion, TokenLogprob
 from tuneloop.records.record import read_record
 
 AT_ONCE = 4  # tokens that are written before they are shown
@@ -131,9 +131,8 @@ class GgufTarget(ModelTarget):
                     break
             if over or len(answer.ids) >= ready.max_new_tokens:
                 piece += text.end()
-                breach = schema_breach(ready.schema, text.text) if over else ""
-                finish: Finish = "error" if breach else "stop" if over else "length"
-                completion = answer.completion(text.text, finish, breach)
+                completion = answer.completion(text.text, "stop" if over else "length")
+                completion = fit_checked(ready, completion).result()
                 times = {"ttft_ms": round(part["first"], 3), "total_ms": round(part["total"], 3)}
                 yield separated(Update(piece, replace(completion, **times)))
                 return

@@ -24,7 +24,7 @@ from tuneloop.inference.local.grammar import Constraint, Grammars
 from tuneloop.inference.local.sampling import Sampler, Sampling, logprobs
 from tuneloop.inference.local.stream import TextStream
 from tuneloop.inference.priority import QUANTUM, SHARE, Pace
-from tuneloop.inference.request import WRITES_FREELY, Request, Update, refused, schema_breach, too_long, with_adapter
+from tuneloop.inference.request import WRITES_FREELY, Request, Update, refused, too_long, with_adapter
 from tuneloop.models.adapters import BASE, applied
 from tuneloop.models.batch_invariance import is_batch_invariant
 from tuneloop.models.load import Model
@@ -225,17 +225,15 @@ def _completion(model: Model, row: ActiveRow, finish: Finish) -> Completion:
         text = row.stream.text
     else:
         text = template.decode(row.new[:-1] if row.new and row.new[-1] in template.end_ids else row.new).strip()
-    breach = schema_breach(row.request.schema, text) if finish == "stop" else ""
     return Completion(
         text,
         tuple(row.new),
-        "error" if breach else finish,
+        finish,
         len(row.request.ids),
         len(row.new),
         ttft_ms=None if row.first is None else round(1000 * (row.first - row.started), 3),
         total_ms=round(1000 * (time.perf_counter() - row.started), 3) if row.started else None,
         logprobs=None if row.request.logprobs is None else tuple(row.logprobs),
-        error=breach,
         engine=ENGINE,
         adapter=row.request.adapter,
     )

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from concurrent.futures import Future
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from tuneloop.core.bounded_work import WORK, TooBusy, TooMuchWork
 from tuneloop.inference.request import WRITES_FREELY, Request, schema_problem
 
 if TYPE_CHECKING:
@@ -28,40 +27,60 @@ if TYPE_CHECKING:
 NEEDS = "no_schema: answers are held to a schema by llguidance: pip install 'tuneloop[serve]'"
 # Spaces as llama.cpp allows them between tokens of JSON: with any number a model could write them for ever.
 SPACES = r"(?: |\n{1,2}[ \t]{0,20})"
-COMPILE_SECONDS = 30.0  # of the clock, on a busy machine, for what takes at most one of a processor
-_COMPILING = ThreadPoolExecutor(1, "schemas")  # one at a time, and no thread that other requests wait for
+COMPILE_SECONDS = 1.0  # of a processor
+TOO_LARGE = "the schema takes too much time or memory to compile: use fewer alternatives, patterns and references"
+_PROBLEMS: OrderedDict[bytes, str] = OrderedDict()  # of the last schemas
 
 
 async def compile_problem(schema: Mapping[str, Any]) -> str:
     """Why an engine with llguidance can't hold answers to a schema; empty where it can. The event loop runs on."""
-    return await asyncio.get_running_loop().run_in_executor(_COMPILING, _problem, schema)
+    return await asyncio.wrap_future(_problem(schema))
 
 
-def _problem(schema: Mapping[str, Any]) -> str:
+def _problem(schema: Mapping[str, Any]) -> Future[str]:
+    """The same, once it is known. llguidance may take minutes and gigabytes for a schema of a few lines, and overflows
+    its stack on others: so it compiles it in a process that can be ended first."""
+    problem: Future[str] = Future()
+    known: str | None = NEEDS if find_spec("llguidance") is None else schema_problem(schema)
+    task = b"" if known else json.dumps(schema).encode()
+    if known or (known := _PROBLEMS.get(task)) is not None:
+        problem.set_result(known)
+        return problem
+
+    def done(compiled: Future[bytes]) -> None:
+        try:
+            why = compiled.result().decode()
+        except TooBusy as busy:
+            problem.set_result(f"busy: {busy}")
+            return
+        except (TooMuchWork, RuntimeError):
+            why = TOO_LARGE
+        _PROBLEMS[task] = f"no_schema: {why[:160]}" if why else ""
+        if len(_PROBLEMS) > 128:
+            _PROBLEMS.popitem(last=False)
+        problem.set_result(_PROBLEMS[task])
+
     try:
-        import llguidance  # noqa: F401
-    except ImportError:
-        return NEEDS
-    if why := schema_problem(schema):
-        return why
-    why = _compiled(json.dumps([schema, {"whitespace_pattern": SPACES}]))
-    return f"no_schema: {why[:160]}" if why else ""
+        WORK.submit(compile_job, task, seconds=COMPILE_SECONDS).add_done_callback(done)
+    except TooBusy as busy:
+        problem.set_result(f"busy: {busy}")
+    return problem
 
 
-@lru_cache(maxsize=128)
-def _compiled(task: str) -> str:
+def compile_job(schema: bytes) -> bytes:
+    """In a process of `core.bounded_work`: what is wrong with a schema in JSON; empty: nothing."""
+    from llguidance import LLMatcher, LLTokenizer
+
     try:
-        child = subprocess.run(
-            [sys.executable, "-m", "tuneloop.inference.local.grammar_child"],
-            input=task,
-            capture_output=True,
-            text=True,
-            timeout=COMPILE_SECONDS,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )
-        return str(json.loads(child.stdout))
-    except (subprocess.TimeoutExpired, ValueError):  # it was ended, or has crashed
-        return "the schema takes too much time or memory to compile: use fewer alternatives, patterns and references"
+        grammar = LLMatcher.grammar_from_json_schema(json.loads(schema), defaults={"whitespace_pattern": SPACES})
+        matcher = LLMatcher(LLTokenizer("byte"), grammar, log_level=0)
+        why = matcher.get_error()
+        if not why:
+            matcher.compute_bitmask()
+            why = matcher.get_error()
+    except (ValueError, TypeError) as error:
+        why = str(error)
+    return " ".join(why.split())[:400].encode()
 
 
 class Constraint:
@@ -116,7 +135,7 @@ class Grammars:
 
     def constraint(self, schema: Mapping[str, Any]) -> Constraint | str:
         """What an answer under a schema may be, or why there is none."""
-        if why := _problem(schema):
+        if why := _problem(schema).result():
             return why
         from llguidance import LLMatcher, LLTokenizer
 

@@ -16,7 +16,7 @@ from tuneloop.core.ui import reporter, reporting
 from tuneloop.inference.local.engine import Engine
 from tuneloop.inference.local.scoring import AnswerFit, answer_fits, choose_for
 from tuneloop.inference.protocol import SCORING, Kind, ModelTarget, with_template
-from tuneloop.inference.request import Request, Requests, Separation, Update, with_adapter
+from tuneloop.inference.request import Request, Requests, Separation, Update, fit_checked, with_adapter
 from tuneloop.models.adapters import ATTACHED, applied, applied_now, is_mixed
 from tuneloop.models.batch_invariance import is_batch_invariant
 from tuneloop.models.load import Model, fingerprint, load_model
@@ -141,7 +141,8 @@ class LocalTarget(ModelTarget):
 
         def written(ready: list[Request]) -> list[Completion]:
             answers = answer_requests(self.model, ready, grammars=self.grammars, task=task)
-            return [Separation(each, self.template).of(answer) for each, answer in zip(ready, answers, strict=True)]
+            checked = [fit_checked(each, answer) for each, answer in zip(ready, answers, strict=True)]
+            return [Separation(each, self.template).of(fit.result()) for each, fit in zip(ready, checked, strict=True)]
 
         return self._answers([self.writable(request) for request in requests], written)
 
@@ -161,7 +162,13 @@ class LocalTarget(ModelTarget):
         ready = self.rendered(with_adapter(request))
         if isinstance(ready, Completion):
             return iter([Update(completion=ready)])
-        return map(Separation(ready, self.template), Engine(self.model).stream(ready))
+        separated = Separation(ready, self.template)
+
+        def checked(update: Update) -> Update:
+            completion = update.completion and fit_checked(ready, update.completion).result()
+            return separated(replace(update, completion=completion))
+
+        return map(checked, Engine(self.model).stream(ready))
 
     def score(
         self, requests: Requests, labels: Sequence[str], *, exact: bool = False, lead: str = "", task: str = SCORING

@@ -46,7 +46,7 @@ from tuneloop.inference.protocol import (
     unknown_adapter,
     with_template,
 )
-from tuneloop.inference.request import MOST_LOGPROBS, NO_PROMPT, Request, Update, refused, schema_breach, schema_problem
+from tuneloop.inference.request import MOST_LOGPROBS, NO_PROMPT, Request, Update, refused, schema_problem
 from tuneloop.inference.timeouts import (
     HEALTHY_WITHIN,
     MODELS_WITHIN,
@@ -552,8 +552,7 @@ class _AnswerInText(AnswerSoFar):
         finish: Finish = "length" if self.reason == "length" else "choice" if request.choices else "stop"
         if request.choices and text not in request.choices:
             return self.failed(NOT_HELD)
-        breach = schema_breach(request.schema, text) if finish == "stop" else ""
-        return self.failed(breach) if breach else self.completion(text, finish)
+        return self.completion(text, finish)
 
     def failed(self, why: str) -> Completion:
         """The answer of a request that failed."""

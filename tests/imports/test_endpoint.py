@@ -5,6 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -16,7 +19,11 @@ from live_server import live
 
 from tuneloop.data.clean.pii import Redactor
 from tuneloop.data.config import PersonalConfig
+from tuneloop.imports.endpoint import TraceIntake
 from tuneloop.records.request import StoredRequest
+from tuneloop.serving.gateway import Caller
+from tuneloop.serving.http.api_request import ApiError
+from tuneloop.serving.http.app import Call
 from tuneloop.serving.keys import Limits, add_key
 from tuneloop.serving.store.store import opened, read_requests
 
@@ -132,6 +139,34 @@ def test_protobuf_is_read_and_answered_as_such(server: Any) -> None:
     assert len(requests_of(server, "c5")) == 1
     assert sent(server, json.dumps(message(one)).encode())[0] == 200
     assert sent(server, b"\xff\xff", kind=kind)[0] == 400
+
+
+def test_messages_of_millions_of_spans_are_refused_and_others_are_taken_meanwhile(server: Any) -> None:
+    pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2", reason="needs opentelemetry-proto")
+    spans = b"\x12\x00" * 60_000  # within the size that this server takes
+    scope = b"\x12" + bytes([len(spans) & 127 | 128, len(spans) >> 7 & 127 | 128, len(spans) >> 14]) + spans
+    body = b"\x0a" + bytes([len(scope) & 127 | 128, len(scope) >> 7 & 127 | 128, len(scope) >> 14]) + scope
+    hostile = partial(sent, server, gzip.compress(body), kind="application/x-protobuf", **{"Content-Encoding": "gzip"})
+    plain = json.dumps(message(span("7", {**TODAY, "session.id": "c7"}))).encode()
+    with ThreadPoolExecutor(7) as clients:
+        refused = [clients.submit(hostile) for _ in range(6)]
+        taken = clients.submit(sent, server, plain, "private")
+        assert {reply.result()[0] for reply in refused} <= {413, 429} and taken.result()[0] == 200
+    assert len(requests_of(server, "c7")) == 1
+
+
+def test_bytes_that_are_read_at_once_are_limited_for_each_key(tmp_path: Path) -> None:
+    (tmp_path / "serve").mkdir()
+    with live(tmp_path / "serve", limits={"body_mb": 1}) as (_, gateway):
+        intake = TraceIntake(gateway, b"")
+        call = Call({"headers": [(b"content-length", b"1000000")]}, None, None)  # type: ignore[arg-type]
+        with ExitStack() as stack:
+            with pytest.raises(ApiError) as refused:
+                for _ in range(9):
+                    stack.enter_context(intake._room(call, Caller(), 1_000_000))
+            assert refused.value.status == 429 and refused.value.headers["Retry-After"] == "1"
+            assert intake.held.total() == 4_000_000
+        assert intake.held.total() == 0
 
 
 def test_a_server_without_keys_takes_no_spans_unless_its_settings_say_so(tmp_path: Path) -> None:

@@ -7,17 +7,19 @@ message says of them comes too late. A key needs the right `traces`.
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 from collections import Counter
-from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import orjson
 
-from tuneloop.imports.importing import requests_of
-from tuneloop.imports.otel import FORMAT
-from tuneloop.imports.parts import REASONS
-from tuneloop.records.request import StoredRequest
+from tuneloop.core.bounded_work import BoundedWork, TooBusy, TooMuchWork
+from tuneloop.imports.otlp import PROTOBUF, read_job
+from tuneloop.records.request import StoredRequest, as_request
 from tuneloop.serving.gateway import Caller, Gateway
 from tuneloop.serving.http.api_request import ApiError, unavailable
 from tuneloop.serving.http.app import Call, RouteApp
@@ -28,7 +30,11 @@ if TYPE_CHECKING:
     from starlette.routing import Route
 
 PATH = "/v1/traces"
-PROTOBUF = "application/x-protobuf"
+SECONDS = 10.0  # of a processor for a message
+MOST_HELD = 8  # times the largest body: bytes of all messages at once, half of them of one key
+SLICE = 200  # requests that are given to the store before others have their turn
+# One message at a time is read, and in all at most half of a processor's time is spent for a key.
+_READING = BoundedWork(1, waiting=8, share=0.5, modules=("tuneloop.imports.otlp",))
 
 
 def trace_routes(gateway: Gateway) -> list[Route]:
@@ -36,40 +42,81 @@ def trace_routes(gateway: Gateway) -> list[Route]:
     from starlette.routing import Route
 
     with opened(gateway.config.store) as store:
-        key = users_key(store)
+        intake = TraceIntake(gateway, users_key(store))
     config = gateway.config
-    app = RouteApp(partial(_receive, gateway, key), config.limits.request_seconds, config.loopback)
+    app = RouteApp(intake.receive, config.limits.request_seconds, config.loopback)
     return [Route(PATH, app, methods=["POST"])]
 
 
-async def _receive(gateway: Gateway, key: bytes, call: Call) -> None:
-    caller = gateway.caller(call.header)
-    if "traces" not in caller.rights:
-        what = "Traces need a key with the right: tuneloop keys add NAME --rights traces"
-        raise ApiError(403, what, code="traces_not_allowed")
-    kind = call.header("content-type").partition(";")[0].strip().lower()
-    if kind not in ("application/json", PROTOBUF):
-        raise ApiError(415, f"Spans come as application/json or {PROTOBUF}", code="unsupported_media_type")
-    body = await call.body(int(gateway.config.limits.body_mb * 1e6), packed=True)
-    requests, rejected = await asyncio.to_thread(_requests_in, body, kind, key)
-    records = [_of_caller(request, caller) for request in requests]
-    if gateway.store.full:
-        raise unavailable("The store takes nothing at present", "store")
+@dataclass
+class TraceIntake:
+    """The endpoint of a server; `key`: of its users' pseudonyms; `held`: bytes that are read or worked on now."""
+
+    gateway: Gateway
+    key: bytes
+    held: Counter[str] = field(default_factory=Counter)
+
+    async def receive(self, call: Call) -> None:
+        """Store the calls of a message."""
+        caller = self.gateway.caller(call.header)
+        if "traces" not in caller.rights:
+            what = "Traces need a key with the right: tuneloop keys add NAME --rights traces"
+            raise ApiError(403, what, code="traces_not_allowed")
+        kind = call.header("content-type").partition(";")[0].strip().lower()
+        if kind not in ("application/json", PROTOBUF):
+            raise ApiError(415, f"Spans come as application/json or {PROTOBUF}", code="unsupported_media_type")
+        most = int(self.gateway.config.limits.body_mb * 1e6)
+        with self._room(call, caller, most):
+            body = await call.body(most, packed=True)
+            packed = call.header("content-encoding").strip().lower() == "gzip"
+            settings = {"kind": kind, "packed": packed, "most": most, "key": self.key.hex()}
+            requests, rejected = await _read(json.dumps(settings).encode() + b"\n" + body)
+            del body
+            for start in range(0, len(requests), SLICE):
+                await self._store([_of_caller(request, caller) for request in requests[start : start + SLICE]])
+        await _reply(call, kind, sum(rejected.values()), ", ".join(f"{why}: {n}" for why, n in rejected.items()))
+
+    @contextmanager
+    def _room(self, call: Call, caller: Caller, most: int) -> Iterator[None]:
+        """Count a body as held, by what its head says; ApiError: too much is."""
+        length = call.header("content-length")
+        size = int(length) if length.isdigit() and int(length) <= most else most
+        own = self.held[caller.name]
+        if own and (own + size > most * MOST_HELD / 2 or self.held.total() + size > most * MOST_HELD):
+            raise _busy("Too many spans are on their way", 1.0)
+        self.held[caller.name] += size
+        try:
+            yield
+        finally:
+            self.held[caller.name] -= size
+            self.held += Counter()  # leaves out what is 0
+
+    async def _store(self, records: list[StoredRequest]) -> None:
+        if self.gateway.store.full:
+            raise unavailable("The store takes nothing at present", "store")
+        try:
+            await asyncio.gather(*(asyncio.wrap_future(self.gateway.store.add_durably(each)) for each in records))
+        except OSError:  # the log has it; the exporter sends the same again, which changes nothing
+            raise unavailable("The store takes nothing at present", "store") from None
+
+
+async def _read(payload: bytes) -> tuple[list[StoredRequest], dict[str, int]]:
+    """The calls of a message, and how many of its parts can't be stored, by reason; ApiError: it is not read."""
     try:
-        await asyncio.gather(*(asyncio.wrap_future(gateway.store.add_durably(record)) for record in records))
-    except OSError:  # the log has it; the exporter sends the same again, which changes nothing
-        raise unavailable("The store takes nothing at present", "store") from None
-    reasons = ", ".join(f"{reason}: {number}" for reason, number in rejected.items())
-    await _reply(call, kind, rejected.total(), reasons)
+        reply = orjson.loads(await _READING.result(read_job, payload, seconds=SECONDS))
+    except TooBusy as error:
+        raise _busy(f"Spans are not read now: {error}", error.retry_after) from None
+    except TooMuchWork:
+        what = "The message takes too much time or memory: send smaller ones"
+        raise ApiError(413, what, code="too_many_spans") from None
+    if "error" in reply:
+        status, message, code = reply["error"]
+        raise ApiError(status, message, code=code)
+    return [as_request(value, PATH) for value in reply["requests"]], reply["rejected"]
 
 
-def _requests_in(body: bytes, kind: str, key: bytes) -> tuple[list[StoredRequest], Counter[str]]:
-    """The calls in a message, and how many of its parts can't be stored, by reason; ApiError: it is no such message."""
-    requests, faults = requests_of(FORMAT, _message(body) if kind == PROTOBUF else _json(body), key)
-    for reason, detail in faults:
-        if reason == "wrong_type":
-            raise ApiError(400, f"Not OTLP: {detail}", code="invalid_traces")
-    return requests, Counter(REASONS[reason] for reason, _ in faults)
+def _busy(message: str, wait: float) -> ApiError:
+    return ApiError(429, message, code="busy", headers={"Retry-After": str(math.ceil(wait))})
 
 
 def _of_caller(request: StoredRequest, caller: Caller) -> StoredRequest:
@@ -77,32 +124,6 @@ def _of_caller(request: StoredRequest, caller: Caller) -> StoredRequest:
     voice = replace(caller, user=request.user or "", conversation=request.conversation or "").voice
     train = "no" if caller.key is not None and caller.key.limits.train == "no" else None
     return replace(request, key=caller.name, voice=voice, train=train)
-
-
-def _json(body: bytes) -> dict[str, Any]:
-    try:
-        value = orjson.loads(body)
-    except ValueError as error:
-        raise ApiError(400, f"The body is not valid JSON: {error}"[:300], code="invalid_json") from None
-    if not isinstance(value, dict):
-        raise ApiError(400, "The body must be a JSON object", code="invalid_json")
-    return value
-
-
-def _message(body: bytes) -> dict[str, Any]:
-    """A message in protobuf as its JSON."""
-    try:
-        from google.protobuf.json_format import MessageToDict
-        from google.protobuf.message import DecodeError
-        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-    except ImportError:
-        what = "Spans in protobuf need: pip install 'tuneloop[otel]'; or set OTEL_EXPORTER_OTLP_PROTOCOL=http/json"
-        raise ApiError(415, what, code="unsupported_media_type") from None
-    try:
-        value: dict[str, Any] = MessageToDict(ExportTraceServiceRequest.FromString(body))
-    except (DecodeError, ValueError) as error:
-        raise ApiError(400, f"The body is no ExportTraceServiceRequest: {error}"[:300], code="invalid_traces") from None
-    return value
 
 
 async def _reply(call: Call, kind: str, rejected: int, reasons: str) -> None:

@@ -13,6 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from tuneloop.core.bounded_work import charged_to
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.core.text import storable
@@ -311,7 +312,7 @@ class Gateway:
             await asyncio.sleep(0.02)
 
     def caller(self, header: Callable[[str], str]) -> Caller:
-        """Who sends a request, by its headers; ApiError: a key is needed, or it is not one in use."""
+        """Who sends a request, by its headers, and is charged; ApiError: a key is needed, or is not in use."""
         scheme, _, token = header("authorization").strip().replace("\t", " ").partition(" ")
         text = (token if scheme.lower() == "bearer" else header("x-api-key")).strip()
         ours = text.startswith("tl-")
@@ -329,7 +330,9 @@ class Gateway:
             if len(name) > 256 or storable(name) != name:
                 message = f"x-tuneloop-{each} must be a text of at most 256 characters"
                 raise ApiError(400, message, param=f"x-tuneloop-{each}")
-        return Caller(key, names["user"], names["conversation"], rank, self.rights_of(key))
+        caller = Caller(key, names["user"], names["conversation"], rank, self.rights_of(key))
+        charged_to.set(caller.name)
+        return caller
 
     def rights_of(self, key: ApiKey | None) -> Sequence[Right]:
         """What is believed of what comes with a key, or without one."""

@@ -360,13 +360,21 @@ class Gateway:
         return model
 
     async def answer(
-        self, request: ApiRequest, caller: Caller, *, background: bool = False, copy: Copy | None = None
+        self,
+        request: ApiRequest,
+        caller: Caller,
+        *,
+        background: bool = False,
+        copy: Copy | None = None,
+        keep: Callable[[StoredRequest], None] | None = None,
     ) -> AsyncGenerator[Piece, None]:
         """The pieces of an answer. Close the iterator to end it early: the engine stops, and what was used is counted.
 
         Args:
             background: work of a batch, which waits for no place: the engine does it in idle time, where it can.
             copy: of another request, which a candidate answers unseen.
+            keep: is given the record of a whole answer, to store it when its batch has the answer; None: it is stored
+                here, and so is the request's beginning.
 
         Raises:
             ApiError: it is refused, or fails on the way.
@@ -377,9 +385,7 @@ class Gateway:
         account = self._account(request, caller, copy, routed)
         self._busy[id(account.engine)] += 1
         record = _record_of(account)
-        self.store.begin(record)
-        if not account.shadow:
-            self._remember(record, math.inf)
+        self._begin(record, account, known=keep is not None)
         try:
             while True:
                 try:
@@ -405,6 +411,19 @@ class Gateway:
         finally:
             self._busy[id(account.engine)] -= 1
             self._log(account, record)
+            if keep is None:
+                self.store.add(record)
+            elif record.error is None:
+                keep(record)
+            elif account.status != "cancelled":  # then it is done again
+                self.store.add(replace(record, usd=0.0))  # no one pays for an attempt
+
+    def _begin(self, record: StoredRequest, account: _Account, *, known: bool) -> None:
+        """Note a request that is accepted; `known`: a batch has it, so that it is not lost."""
+        if not known:
+            self.store.begin(record)
+        if not account.shadow:
+            self._remember(record, math.inf)
 
     async def _routed(self, request: ApiRequest, caller: Caller) -> tuple[ApiRequest, Routed | None]:
         """A request to the router with the model that it chooses; any other one as it is.
@@ -608,7 +627,7 @@ class Gateway:
         return Piece(index, update.text, completion, *of, update.reasoning)
 
     def _log(self, account: _Account, record: StoredRequest) -> None:
-        """Fill in the record of a request that has ended, and write it."""
+        """Fill in the record of a request that has ended, and count it."""
         first = account.completions.get(0)
         text = first.text if first is not None else account.texts.get(0)
         chance = first.label_probability if first is not None else None
@@ -636,7 +655,6 @@ class Gateway:
         self.metrics.count(record, account.status)
         if self.ended is not None:
             self.ended(record, account.status)
-        self.store.add(record)
 
     def _remember(self, record: StoredRequest, until: float) -> None:
         """Let feedback name a request, which the store may not have yet."""

@@ -11,14 +11,20 @@ import os
 import pickle
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from live_server import StubEngine, live
 
+from patience import HANG
+from places import ROOT
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
 from tuneloop.core.ui import reporting
@@ -26,6 +32,7 @@ from tuneloop.serving.batch import batch as module
 from tuneloop.serving.batch.batch import ERRORS, INPUT, JOURNAL, OUTPUT, STATE, BatchJob, make_batch
 from tuneloop.serving.batch.file import Line
 from tuneloop.serving.http.api_request import ApiError
+from tuneloop.serving.store.store import opened, read_requests
 
 CHAT = "/v1/chat/completions"
 
@@ -519,3 +526,66 @@ def test_a_disk_that_is_full_for_some_lives_costs_nothing(small_disk: Path) -> N
     assert [each["custom_id"] for each in results(folder, OUTPUT)] == [f"id-{i}" for i in range(500)]
     numbers = [json.loads(each)["number"] for each in (folder / JOURNAL).read_bytes().splitlines()]
     assert sorted(numbers) == list(range(1, 501))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_batch_that_is_killed_again_and_again_is_stored_and_billed_once(tmp_path: Path, seed: int) -> None:
+    program = ROOT / "tests" / "helpers" / "killed_batch.py"
+    command = [sys.executable, str(program), str(tmp_path / "serve"), str(seed)]
+    paths = os.pathsep.join(map(str, (ROOT / "tests", ROOT / "tests" / "helpers")))
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, env=environment)
+    assert done.returncode == 0, done.stderr
+    left = json.loads(done.stdout)
+    assert left.pop("kills") >= 3
+    assert left == {
+        "results": 60, "rows": 60, "repeated": 0, "missing": 0, "errors": 0, "usd": 60 * 5, "same": True,
+        "keys": ["custom_id", "error", "id", "response"],
+    }  # fmt: skip
+
+
+def test_a_server_that_is_stopped_in_a_batch_leaves_no_request_of_it_half_done(tmp_path: Path) -> None:
+    lines = [
+        line(f"id-{i}", body={"model": "stub", "messages": [{"role": "user", "content": f"{i}"}]}) for i in range(30)
+    ]
+    for pause in (0.02, 0.0):
+        with live(tmp_path, StubEngine(pause=pause)) as (address, gateway):
+            api = httpx.Client(base_url=address)
+            if pause:
+                data = "".join(json.dumps(each) + "\n" for each in lines).encode()
+                file = api.post("/v1/files", files={"file": ("in.jsonl", data)}, data={"purpose": "batch"}).json()["id"]
+                body = {"input_file_id": file, "endpoint": CHAT, "completion_window": "24h"}
+                batch = api.post("/v1/batches", json=body).json()["id"]
+            until = time.monotonic() + HANG
+            while (state := api.get(f"/v1/batches/{batch}").json())["status"] != "completed":
+                assert time.monotonic() < until
+                if pause and len(gateway.engine.ended) > 6:
+                    break
+                time.sleep(0.01)
+    assert state["request_counts"]["completed"] == 30
+    with opened(tmp_path) as store:
+        rows = list(read_requests(store))
+    assert len(rows) == len({row.prompt[0]["content"] for row in rows}) == 30
+    assert not [row.error for row in rows if row.error]
+
+
+def test_an_attempt_that_fails_is_stored_and_no_one_pays_for_it(tmp_path: Path) -> None:
+    engine = StubEngine(fail_after=2)
+    data = json.dumps(line("a", body={"model": "stub", "messages": [{"role": "user", "content": "x"}]})) + "\n"
+    with live(tmp_path, engine, prices={"input": 1.0, "output": 1.0}) as (address, _):
+        api = httpx.Client(base_url=address)
+        file = api.post("/v1/files", files={"file": ("in.jsonl", data)}, data={"purpose": "batch"}).json()["id"]
+        batch = api.post(
+            "/v1/batches", json={"input_file_id": file, "endpoint": CHAT, "completion_window": "24h"}
+        ).json()
+        until = time.monotonic() + HANG
+        while api.get(f"/v1/batches/{batch['id']}").json()["status"] != "completed":
+            assert time.monotonic() < until
+            if engine.ended:
+                engine.fail_after = None
+            time.sleep(0.01)
+    with opened(tmp_path) as store:
+        rows = list(read_requests(store))
+    assert [row.error is None for row in rows] == [False] * (len(rows) - 1) + [True] and len(rows) > 1
+    assert [row.usd for row in rows[:-1]] == [0.0] * (len(rows) - 1) and rows[-1].usd

@@ -15,7 +15,7 @@ import pytest
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.migration import JsonSteps, MigrationStep
-from tuneloop.serving.batch.file import ANSWERED, REFUSED, WAITING, BatchFile, Journal, encoded
+from tuneloop.serving.batch.file import ANSWERED, REFUSED, WAITING, BatchFile, Journal, Line, encoded
 
 DONE = {"custom_id": "a", "response": {"status_code": 200, "request_id": None, "body": {}}, "error": None}
 WRONG = {"custom_id": "a", "response": None, "error": {"code": "x", "message": "y"}}
@@ -39,7 +39,7 @@ def added(journal: Journal, *numbers: int) -> list[BaseException | None]:
 
     async def work() -> list[Any]:
         try:
-            adding = [journal.add(i, encoded(i, DONE), wrong=False) for i in numbers]
+            adding = [journal.add(Line(i, None), encoded(i, DONE), wrong=False) for i in numbers]
             return await asyncio.gather(*adding, return_exceptions=True)
         finally:
             await journal.close()
@@ -116,13 +116,13 @@ def test_what_does_not_fit_is_taken_back_for_all_that_came_together(
 
     async def work() -> None:
         both = await asyncio.gather(
-            *(journal.add(i, encoded(i, DONE), wrong=False) for i in (2, 3)), return_exceptions=True
+            *(journal.add(Line(i, None), encoded(i, DONE), wrong=False) for i in (2, 3)), return_exceptions=True
         )
         assert all(isinstance(each, OSError) and each.errno == errno.ENOSPC for each in both), both
         assert list(journal.rows.states[1:]) == [ANSWERED, WAITING, WAITING, WAITING]
         monkeypatch.setattr(os, "write", write)
         monkeypatch.setattr(os, "fsync", sync)
-        await asyncio.gather(*(journal.add(i, encoded(i, DONE), wrong=False) for i in (2, 3)))
+        await asyncio.gather(*(journal.add(Line(i, None), encoded(i, DONE), wrong=False) for i in (2, 3)))
         await journal.close()
 
     asyncio.run(asyncio.wait_for(work(), 20))
@@ -163,7 +163,7 @@ def test_a_journal_of_the_first_version_is_continued_by_later_ones(tmp_path: Pat
     async def continued() -> None:
         journal = read(later)
         assert bytes(journal.rows.states[1:]) == bytes([ANSWERED, WAITING])
-        await journal.add(2, encoded(2, WRONG | {"note": "new"}, later), wrong=True)
+        await journal.add(Line(2, None), encoded(2, WRONG | {"note": "new"}, later), wrong=True)
         await journal.close()
 
     asyncio.run(continued())

@@ -205,3 +205,35 @@ def test_a_prompt_is_searched_for_personal_data_once(tmp_path: Path) -> None:
         first, second = read_requests(connection)
     assert (first.prompt[0]["content"], first.completion) == ("write to <EMAIL>", "I wrote to <EMAIL>")
     assert second.prompt[0]["content"] == "<EMAIL> again"
+
+
+def test_what_a_batch_holds_is_stored_if_its_journal_names_it(tmp_path: Path) -> None:
+    journal, answered, again = tmp_path / "journal.jsonl", request(1), request(2)
+    lines = WriteAhead(tmp_path)
+    lines.open()
+    for each in (answered, again):
+        lines.hold(each.id, line_of(each), journal)
+    lines.turn(always=True)  # both are written into the other file too, since they are not stored
+    lines.clear(0)
+    assert WriteAhead(tmp_path).open() == ([], []), "without the journal the batch answers again"
+    journal.write_bytes(json.dumps({"number": 1, "requests": [answered.id]}, separators=(",", ":")).encode() + b"\n")
+    assert WriteAhead(tmp_path).open() == ([answered], [])
+    lines.drop(again.id)
+    lines.turn(always=True)
+    lines.clear(1)
+    assert (tmp_path / FILES[0]).read_bytes().count(b"\n") == 1
+
+
+def test_a_batchs_record_is_as_clean_as_any_other(tmp_path: Path) -> None:
+    searched: list[Any] = []
+    store = StoreWriter(tmp_path, "redacted", searching(searched))
+    store.start()
+    texts = [{"role": "user", "content": "write to bo@example.com"}]
+    held = [store.hold(replace(request(i), prompt=texts), tmp_path / "journal.jsonl") for i in range(2)]
+    assert b"bo@example" not in (tmp_path / FILES[0]).read_bytes()
+    held[0].store()
+    held[1].drop()
+    store.stop()
+    with opened(tmp_path) as connection:
+        assert [each.prompt[0]["content"] for each in read_requests(connection)] == ["write to <EMAIL>"]
+    assert not any((tmp_path / name).exists() for name in FILES)

@@ -104,7 +104,7 @@ class Batches:
             key = gateway.keyring.named(owner) if owner else None
             if owner and (key is None or key_id != key.id):
                 raise ApiError(401, "The key of this batch is not in use any more", code="invalid_api_key")
-            return await answer_by(gateway, Caller(key, rights=gateway.rights_of(key)))(line)
+            return await answer_by(gateway, Caller(key, rights=gateway.rights_of(key)), folder / JOURNAL)(line)
 
         def queued() -> int:
             return sum(each.left for each in self._open(_owner(batch.state)) if each is not batch)

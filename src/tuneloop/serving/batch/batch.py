@@ -27,6 +27,7 @@ from tuneloop.core.files import replacing
 from tuneloop.core.ui import bound_say
 from tuneloop.inference.timeouts import NO_QUOTA, PAUSE, RETRIED, Throttle, backoff, is_busy, seconds_to_wait
 from tuneloop.records.record import write_record
+from tuneloop.records.request import StoredRequest
 from tuneloop.serving.batch.file import (
     MOST_BYTES,
     STEP,
@@ -252,6 +253,7 @@ class BatchJob:
                     result = self._journal.read(journal, line)
                 else:
                     result = {"number": line.number, **_error(line, *(line.fault or missing))}
+                result.pop("requests", None)
                 value = {"id": f"batch_req_{result.pop('number')}", **result}
                 (errors if failed(value) else output).write(orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE))
                 if time.monotonic() > until:
@@ -342,10 +344,14 @@ class BatchJob:
     async def _row(self, line: Line) -> None:
         try:
             result = await self._result(line)
-            data = encoded(line.number, result) if result is not None else b""
-        except self.fatal:
-            raise
-        except Exception as error:  # of our own code: it is this row's error, and no other's
+            if result is None or failed(result):
+                line.drop()
+            names = {"requests": [each.id for each in line.held]} if line.held else {}
+            data = encoded(line.number, result | names) if result is not None else b""
+        except BaseException as error:  # of our own code: it is this row's error, and no other's
+            line.drop()
+            if isinstance(error, self.fatal) or not isinstance(error, Exception):
+                raise
             if self.stopping():
                 return
             if not self._failures:
@@ -355,7 +361,7 @@ class BatchJob:
             result = _error(line, "server", f"the server failed on this request ({type(error).__name__})")
             data = encoded(line.number, result)
         if result is not None:
-            await self._patiently(lambda: self._journal.add(line.number, data, wrong=failed(result)))
+            await self._patiently(lambda: self._journal.add(line, data, wrong=failed(result)))
 
     async def _result(self, line: Line) -> dict[str, Any] | None:
         """What the journal keeps of a line; None where it is left for later."""
@@ -414,14 +420,25 @@ def make_batch(folder: Path, endpoint: str, *, seconds: float | None = None, **f
     return state
 
 
-def answer_by(gateway: Gateway, caller: Caller, model: str = "") -> Answer:
-    """Answers lines by a gateway in the background; `model` takes the place of the lines' own; empty: none does."""
+def answer_by(gateway: Gateway, caller: Caller, journal: Path, model: str = "") -> Answer:
+    """Answers lines by a gateway in the background.
 
-    async def answer_one(request: ApiRequest) -> Whole:
-        return await whole(gateway.answer(request, caller, background=True))
+    Args:
+        journal: of the batch; the records of answers are stored with its lines.
+        model: takes the place of the lines' own; empty: none does.
+    """
+    journal = journal.absolute()
 
     async def answer(line: Line) -> dict[str, Any]:
         assert line.body is not None
+        line.drop()  # what an attempt has left that failed for another prompt of the line
+
+        def keep(record: StoredRequest) -> None:
+            line.held.append(gateway.store.hold(record, journal))
+
+        async def answer_one(request: ApiRequest) -> Whole:
+            return await whole(gateway.answer(request, caller, background=True, keep=keep))
+
         body = {**line.body, "stream": False, **({"model": model} if model else {})}
         most = gateway.config.limits.most_choices
         if line.url == "/v1/completions":

@@ -31,7 +31,7 @@ from tuneloop.pipeline.predict import SAMPLE, Asker, Options
 from tuneloop.pipeline.predict_files import each_row, refuse_no_rows
 from tuneloop.pipeline.targets import TaskTarget, open_with_task
 from tuneloop.serving.batch.batch import ERRORS, INPUT, JOURNAL, OUTPUT, STATE, Answer, BatchJob, answer_by, make_batch
-from tuneloop.serving.batch.file import any_twice, id_hash
+from tuneloop.serving.batch.file import Line, any_twice, id_hash
 from tuneloop.serving.batch.record import read_state
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import Caller, Gateway
@@ -127,20 +127,20 @@ async def _answer(job: BatchInput, config: ServeConfig, target: TaskTarget, requ
         gateway = gateway_of(config, deployment)
         gateway.batches_only = True
         try:
-            return await _run(job, config, _answer_of(gateway, target, requests))
+            return await _run(job, config, _answer_of(gateway, target, requests, job.folder))
         finally:
             await asyncio.to_thread(gateway.store.stop)
     finally:
         await deployment.engine.stop()
 
 
-def _answer_of(gateway: Gateway, target: TaskTarget, requests: bool) -> Answer:
-    """What answers a line by the gateway's first model."""
+def _answer_of(gateway: Gateway, target: TaskTarget, requests: bool, folder: Path) -> Answer:
+    """What answers a line of the batch in a folder by the gateway's first model."""
     name, model = next(iter(gateway.models.items()))
     plain_text = target.task is not None and target.task.format == "text"
     if not requests and not plain_text:  # the rows' prompts are made already; of plain texts they are made by the model
         gateway.models[name] = replace(model, read=None)
-    return answer_by(gateway, Caller(), name)
+    return answer_by(gateway, Caller(), folder / JOURNAL, name)
 
 
 async def _answer_on_ray(job: BatchInput, config: ServeConfig, target: TaskTarget, requests: bool) -> str:
@@ -163,7 +163,14 @@ async def _actor(setting: tuple[ServeConfig, bool]) -> Answer:
     deployment = deployment_of(config)
     await deployment.engine.start()
     with quiet():
-        return _answer_of(gateway_of(config, deployment), target, requests)
+        answer = _answer_of(gateway_of(config, deployment), target, requests, Path(config.folder))
+
+    async def answer_and_forget(line: Line) -> dict[str, Any]:
+        body = await answer(line)
+        line.drop()
+        return body
+
+    return answer_and_forget
 
 
 def _key(job: BatchInput, config: ServeConfig) -> str:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
@@ -30,6 +30,9 @@ from tuneloop.core.files import user_errors_of_the_disk
 from tuneloop.core.journal import JournalFile
 from tuneloop.core.json_schema import MOST_DEPTH, too_deep
 from tuneloop.core.migration import JsonSteps, latest, upgraded
+
+if TYPE_CHECKING:
+    from tuneloop.serving.store.writer import HeldRecord
 
 T = TypeVar("T")
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
@@ -60,6 +63,18 @@ class Line:
     url: str = ""
     body: dict[str, Any] | None = None
     fault: tuple[str, str] | None = None  # why it can't be sent: a code and a sentence
+    # the log's records of its answer, which are stored once the journal has that
+    held: list[HeldRecord] = field(default_factory=list, compare=False)
+
+    def store(self) -> None:
+        """Store the records of its answer, which the journal has."""
+        while self.held:
+            self.held.pop(0).store()
+
+    def drop(self) -> None:
+        """Forget the records of an answer that is not used."""
+        while self.held:
+            self.held.pop().drop()
 
 
 @dataclass
@@ -261,6 +276,17 @@ def encoded(number: int, result: dict[str, Any], steps: JsonSteps = JOURNAL_STEP
     return orjson.dumps({"number": number, **result, **form}, option=orjson.OPT_APPEND_NEWLINE)
 
 
+def journaled(journal: Path) -> set[str]:
+    """Ids of the stored requests that the lines of a journal stand for; a journal that is gone has none."""
+    ids: set[str] = set()
+    with suppress(OSError), journal.open("rb") as file:
+        for raw in file:
+            if b'"requests":' in raw and raw.endswith(b"\n"):
+                with suppress(ValueError, AttributeError, TypeError):
+                    ids |= set(orjson.loads(raw).get("requests") or ())
+    return ids
+
+
 @dataclass
 class Journal:
     """An append-only file of JSON lines, each with the number of its request."""
@@ -269,7 +295,7 @@ class Journal:
     rows: BatchFile  # notes what each line holds
     steps: JsonSteps = JOURNAL_STEPS
     _file: JournalFile = field(init=False)
-    _waiting: list[tuple[int, int, bytes, asyncio.Future[None]]] = field(default_factory=list)
+    _waiting: list[tuple[Line, int, bytes, asyncio.Future[None]]] = field(default_factory=list)
     _writing: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
@@ -292,14 +318,16 @@ class Journal:
             if count % 100 == 0:
                 yield
 
-    async def add(self, number: int, data: bytes, *, wrong: bool) -> None:
+    async def add(self, line: Line, data: bytes, *, wrong: bool) -> None:
         """Append a request's line, from `encoded`, an error where `wrong`; it is on the disk when this returns.
+
+        Then its records are stored, also where no one waits for it any more.
 
         Raises:
             OSError: the disk is full, or can't be written.
         """
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((number, REFUSED if wrong else ANSWERED, data, future))
+        self._waiting.append((line, REFUSED if wrong else ANSWERED, data, future))
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write())
         await future
@@ -332,12 +360,15 @@ class Journal:
             try:
                 place = await in_thread(self._append, b"".join(data for _, _, data, _ in group))
             except Exception as error:
-                for *_, future in group:
-                    if not future.done():
+                for line, *_, future in group:
+                    if future.done():  # who waited for it has ended
+                        line.drop()
+                    else:
                         future.set_exception(error)
                 continue
-            for number, state, data, future in group:
-                self.rows.set(number, state, place)
+            for line, state, data, future in group:
+                self.rows.set(line.number, state, place)
+                line.store()
                 place += len(data)
                 if not future.done():
                     future.set_result(None)

@@ -26,6 +26,7 @@ from tuneloop.records.feedback import Feedback
 from tuneloop.records.record import as_record
 from tuneloop.records.request import StoredRequest, as_request
 from tuneloop.records.server import Decision
+from tuneloop.serving.batch.file import journaled
 from tuneloop.serving.store.store import TABLES, Stored, values_of
 
 FILES = ("store.ahead-0.jsonl", "store.ahead-1.jsonl")
@@ -74,6 +75,18 @@ class WriteAhead:
         with self.lock:
             self._begun[record.id] = line
             self._write(line)
+
+    def hold(self, id_: str, line: bytes, journal: Path) -> None:
+        """Note a record, by its `line_of`, that counts if the journal of a batch names it: see `StoreWriter.hold`."""
+        line = line.removesuffix(b"]\n") + b"," + orjson.dumps(str(journal)) + b"]\n"
+        with self.lock:
+            self._begun[id_] = line
+            self._write(line)
+
+    def drop(self, id_: str) -> None:
+        """Forget a record that was held."""
+        with self.lock:
+            self._begun.pop(id_, None)
 
     def end(self, id_: str, line: bytes) -> None:
         """Note a record that is complete, by its `line_of`. The caller holds `lock`, and queues it for the writer."""
@@ -132,13 +145,22 @@ def line_of(record: Stored, **changes: Any) -> bytes:
 
 
 def read_spilled(path: Path) -> tuple[list[Stored], list[BadLine]]:
-    """The records of a file of lines `[table, record]`, and the lines that are none; OSError: it can't be read."""
+    """The records of a file of lines `[table, record]`, and the lines that are none; OSError: it can't be read.
+
+    A line `[table, record, journal]` counts if that journal names its record.
+    """
     records: list[Stored] = []
     bad: list[BadLine] = []
+    journals: dict[str, set[str]] = {}
     for line in filter(lambda line: line.strip(b" \0"), path.read_bytes().splitlines()):
         try:
-            table, value = json.loads(line)
-            records.append(_READERS[table](value, path.name))
+            table, value, *held = json.loads(line)
+            record = _READERS[table](value, path.name)
+            for journal in held:
+                if journal not in journals:
+                    journals[journal] = journaled(Path(journal))
+            if all(record.id in journals[journal] for journal in held):
+                records.append(record)
         except Exception as error:  # whatever is there must not keep a server from starting
             why = error.what if isinstance(error, UserError) else f"no record: {error!r}"
             bad.append((line.decode("utf-8", "backslashreplace"), why))

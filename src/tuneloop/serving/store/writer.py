@@ -64,6 +64,15 @@ class _Waiting:
     clean: bool = False  # the record is as it may be stored already
 
 
+@dataclass(frozen=True)
+class HeldRecord:
+    """A record that is stored when something else is on the disk: `store` it then, or `drop` it."""
+
+    id: str
+    store: Callable[[], None]
+    drop: Callable[[], None]
+
+
 @dataclass
 class StoreWriter:
     """Writes records to a store in a thread."""
@@ -132,13 +141,30 @@ class StoreWriter:
         if self._ahead is None:
             self._queue.append(_Waiting(record))
             return
+        self._end(self._ahead, *self._line(record))
+
+    def hold(self, record: StoredRequest, journal: Path) -> HeldRecord:
+        """Keep the record of a batch's answer until the batch's journal has that, so that it is stored once.
+
+        A server that is killed before has neither, and the next one answers again; one that is killed after it stores
+        the record when it starts, as the journal names it.
+        """
+        if self._ahead is None:
+            return HeldRecord(record.id, partial(self._queue.append, _Waiting(record)), lambda: None)
+        ahead, (line, waiting) = self._ahead, self._line(record)
+        ahead.hold(record.id, line, journal)
+        return HeldRecord(record.id, partial(self._end, ahead, line, waiting), partial(ahead.drop, record.id))
+
+    def _line(self, record: Stored) -> tuple[bytes, _Waiting]:
+        """A record as it is written ahead, and as it waits for the store."""
         if isinstance(record, StoredRequest) and self._is_long(record):
-            line, waiting = line_of(_without_texts(record)), _Waiting(record)
-        else:
-            record = self._clean(record)
-            line, waiting = line_of(record), _Waiting(record, clean=True)
-        with self._ahead.lock:
-            self._ahead.end(record.id, line)
+            return line_of(_without_texts(record)), _Waiting(record)
+        record = self._clean(record)
+        return line_of(record), _Waiting(record, clean=True)
+
+    def _end(self, ahead: WriteAhead, line: bytes, waiting: _Waiting) -> None:
+        with ahead.lock:
+            ahead.end(waiting.record.id, line)
             self._queue.append(waiting)  # the thread looks every 0.1 s: waking it costs more than the record
 
     def _is_long(self, record: StoredRequest) -> bool:

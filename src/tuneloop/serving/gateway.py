@@ -415,7 +415,7 @@ class Gateway:
                 self.store.add(record)
             elif record.error is None:
                 keep(record)
-            elif account.status != "cancelled":  # then it is done again
+            elif account.status != "cancelled":  # else the row is repeated
                 self.store.add(replace(record, usd=0.0))  # no one pays for an attempt
 
     def _begin(self, record: StoredRequest, account: _Account, *, known: bool) -> None:

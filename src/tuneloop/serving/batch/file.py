@@ -277,7 +277,7 @@ def encoded(number: int, result: dict[str, Any], steps: JsonSteps = JOURNAL_STEP
 
 
 def journaled(journal: Path) -> set[str]:
-    """Ids of the stored requests that the lines of a journal stand for; a journal that is gone has none."""
+    """Ids of the stored requests that the lines of a journal stand for; a journal that is missing has none."""
     ids: set[str] = set()
     with suppress(OSError), journal.open("rb") as file:
         for raw in file:

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import openpyxl
 import pytest
 import yaml
 
@@ -93,3 +94,19 @@ def test_a_guessed_label_needs_a_yes(
     assert main([*shlex.split(command)[1:]]) == 0
     data = yaml.safe_load(Path("recipe.yaml").read_text())["data"]
     assert (data["text"], data["label"]) == ("note", "team")
+
+
+def test_a_sheet_of_a_spreadsheet_is_named_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    book = openpyxl.Workbook()
+    for name in ("March", "April"):
+        sheet = book.create_sheet(name)
+        sheet.append(["Message", "Category"])
+        for i in range(30):
+            sheet.append([f"the lamp {i} is broken", ["north", "south"][i % 2]])
+    book.save("tickets.xlsx")
+    assert main(["init", "tickets.xlsx"]) == 2 and "'tickets.xlsx#March'" in capsys.readouterr().err
+    assert main(["init", "tickets.xlsx#March"]) == 0
+    assert yaml.safe_load(Path("recipe.yaml").read_text())["data"]["sources"] == ["tickets.xlsx#March"]

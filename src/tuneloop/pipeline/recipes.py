@@ -59,7 +59,10 @@ def recipe_of(source: str, settings: list[str], *, model: str = "", out: str = "
 
 def refuse_missing_source(source: str) -> None:
     """Refuse a place that is no file, folder or pattern of files; the nearest name is suggested."""
-    if source != "-" and not os.path.exists(os.path.expanduser(source)) and not glob.glob(source):
+    from tuneloop.data.sources.excel import named_sheet
+
+    path, _ = named_sheet(source)
+    if source != "-" and not os.path.exists(os.path.expanduser(path)) and not glob.glob(path):
         step = f"a model is named by --model {source}" if source in SHORT_NAMES else nearest_path(source)
         raise UserError("No such data set, file or recipe", where=source, next_step=step)
 

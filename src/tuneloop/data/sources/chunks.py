@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import unquoted_cell
 from tuneloop.data.sources import parse
+from tuneloop.data.sources.excel import excel_chunks
 from tuneloop.records.rows import Reject
 
 CHUNK = 1 << 20  # bytes
@@ -69,7 +70,10 @@ def chunks(file: parse.SourceFile, size: int = CHUNK) -> Iterator[parse.Chunk]:
     """
     with _user_errors(file):
         before = _stamp(file)
-        yield from _parquet_chunks(file, size) if file.kind == "parquet" else _text_chunks(file, size)
+        if file.kind == "excel":
+            yield from excel_chunks(file, file.max_expansion)
+        else:
+            yield from _parquet_chunks(file, size) if file.kind == "parquet" else _text_chunks(file, size)
         if _stamp(file) != before:
             step = "wait until it is whole, or copy it"
             raise UserError("The file changed while it was read", where=file.name, next_step=step)

@@ -46,6 +46,7 @@ class SourceFile:
     kind: str
     compression: str = ""  # "" for none
     max_expansion: float = MAX_EXPANSION  # how many times its size it may grow when it is unpacked
+    sheet: str = ""  # of a spreadsheet; "": its only one
 
 
 class SourceRecord(NamedTuple):

@@ -23,6 +23,7 @@ from typing import Any, TextIO
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import nearest_path, user_errors_of_the_disk
 from tuneloop.core.urls import is_url
+from tuneloop.data.sources import excel
 from tuneloop.data.sources.chunks import chunks, guessed_file
 from tuneloop.data.sources.parse import MAX_EXPANSION, Item, SourceFile, SourceRecord, parse_chunk, printable
 from tuneloop.data.sources.remote import fetched
@@ -30,10 +31,10 @@ from tuneloop.records.rows import Reject
 
 KINDS = {
     ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",
-    ".txt": "text", ".md": "text",
+    ".txt": "text", ".md": "text", **dict.fromkeys(excel.KINDS, "excel"),
 }  # fmt: skip
 COMPRESSIONS = {".gz": "gz", ".zst": "zst", ".bz2": "bz2", ".xz": "xz"}
-SUPPORTED = "json, jsonl, csv, tsv, txt, md, each also compressed (.gz, .zst, .bz2, .xz), and parquet"
+SUPPORTED = "json, jsonl, csv, tsv, txt, md, each also compressed (.gz, .zst, .bz2, .xz), parquet, xlsx, xls and ods"
 INFO = "dataset_info.json"  # LLaMA-Factory's list of data sets; never data itself
 
 # texts about data
@@ -67,14 +68,17 @@ def find_files(sources: Sequence[str], max_expansion: float = MAX_EXPANSION) -> 
     """
     if not sources:
         raise UserError("No data given", next_step="name files, globs or folders: data.sources=FILE")
-    files: dict[Path, SourceFile] = {}
+    files: dict[tuple[Path, str], SourceFile] = {}
     for source in sources:
         if source == "-":
             of_source = [_standard_input(sys.stdin)]
+        elif is_url(source):
+            of_source = fetched_files(source)
         else:
-            of_source = fetched_files(source) if is_url(source) else list(map(_readable, _expand(source)))
+            source, sheet = excel.named_sheet(source)
+            of_source = [replace(_readable(path), sheet=sheet) for path in _expand(source)]
         for file in of_source:
-            files.setdefault(file.path.resolve(), replace(file, max_expansion=max_expansion))
+            files.setdefault((file.path.resolve(), file.sheet), replace(file, max_expansion=max_expansion))
     return list(files.values())
 
 
@@ -101,7 +105,7 @@ def fetched_files(url: str) -> list[SourceFile]:
 def _source_file(path: Path) -> SourceFile | None:
     compression = COMPRESSIONS.get(path.suffix.lower(), "")
     kind = KINDS.get((Path(path.stem) if compression else path).suffix.lower())
-    if kind is None or (compression and kind == "parquet"):
+    if kind is None or (compression and kind in ("parquet", "excel")):
         return None
     return SourceFile(path, printable(str(path)), kind, compression)
 

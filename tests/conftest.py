@@ -8,6 +8,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import hypothesis
 import pytest
 from answers import check_answer
 from commands import SEVERAL, Commands
-from layers import layer_of
+from layers import LAYERS, layer_of
 from postgres import Postgres, postgres_server
 from shared_folder import made_once
 from tiny import BEGIN_OF_TEXT, END_OF_TURN, VOCABULARY, WORDS
@@ -84,7 +85,8 @@ def pytest_configure(config: pytest.Config) -> None:
 # First, so that `-m` sees the layers, which take ten seconds for all tests: they are found where they are asked for.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.option.markexpr or config.pluginmanager.has_plugin("room_tests"):
+    by_layer = set(re.findall(r"\w+", config.option.markexpr or "")) & {*LAYERS}
+    if by_layer or config.pluginmanager.has_plugin("room_tests"):
         for item in items:
             item.add_marker(layer_of(item))
     if hasattr(config, "workerinput"):  # all processes must have the same order

@@ -34,11 +34,14 @@ def jobs(workflow: Path) -> dict[str, Any]:
 def test_workflows_are_bounded_and_may_do_little(workflow: Path) -> None:
     values = yaml.safe_load(workflow.read_text(encoding="utf-8"))
     assert values["permissions"] == {"contents": "read"}
+    writers = {name: job["permissions"] for name, job in values["jobs"].items() if "permissions" in job}
+    trusted = {"publish": {"contents": "read", "id-token": "write"}} if workflow.name == "release.yml" else {}
+    assert writers == trusted and all(values["jobs"][name]["environment"] == "pypi" for name in trusted)
     for name, job in values["jobs"].items():
         assert job["timeout-minutes"] <= 180, name
         for step in job["steps"]:
             assert ("uses" in step) != ("run" in step), name
-            assert re.fullmatch(r"[\w-]+/[\w-]+@v\d+", step.get("uses", "a/b@v1")), step
+            assert "uses" not in step or re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", step["uses"]), step
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)

@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     records, reasons = recorded(), dict[pytest.Item, str]()
     sizes.update(map(function_of, items))
     for item in items:
-        if mark := next(filter(item.get_closest_marker, ("ray", "browser", "world", "slow")), None):
+        if mark := next(filter(item.get_closest_marker, ("ray", "browser", "world", "nightly", "slow")), None):
             reasons[item] = mark
         else:
             layers[function_of(item)] = next(filter(item.get_closest_marker, UNRECORDED))
@@ -58,7 +58,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     }
     left = float(os.environ[SECONDS])
     longer = set()
-    first = config.args[0]  # the room's folder: the files of others come after it
+    # The room's folder: the files of others come after it. Processes of xdist, with all tests, must agree on an order.
+    first = "" if hasattr(config, "workerinput") else config.args[0]
     for name in sorted(durations, key=lambda name: (not name.startswith(first), durations[name])):
         left -= durations[name]
         if left < 0:

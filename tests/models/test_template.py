@@ -459,6 +459,69 @@ def test_a_folder_without_or_with_a_broken_tokenizer_says_so(tmp_path: Path) -> 
         load_template(tmp_path)
 
 
+def tokenizer_with(smollm2: Path, folder: Path, **changes: Any) -> Path:
+    """A folder with SmolLM2's tokenizer, changed."""
+    form = json.loads((smollm2 / "tokenizer.json").read_text()) | changes
+    (folder / "tokenizer.json").write_text(json.dumps(form))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    return folder
+
+
+def test_truncation_and_padding_of_another_program_change_no_text(smollm2: Path, tmp_path: Path) -> None:
+    padding = {"strategy": {"Fixed": 10**9}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+               "pad_type_id": 0, "pad_token": "<|im_end|>"}  # fmt: skip
+    truncation = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    template = load_template(tokenizer_with(smollm2, tmp_path, padding=padding, truncation=truncation))
+    text = "one two three four five six seven"
+    assert template.encode(text) == load_template(smollm2).encode(text) and len(template.encode(text)) > 3
+
+
+REPLACE = {"type": "Replace", "pattern": {"Regex": "."}, "content": "a" * 16}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"normalizer": {"type": "Sequence", "normalizers": [REPLACE] * 8}}, "makes too much of a text"),
+        ({"decoder": {"type": "Sequence", "decoders": [REPLACE] * 8}}, "makes too much of a text"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Lowercase"}] * 500}}, "too many steps"),
+        ({"added_tokens": [{}] * 200_001}, "200,001 added tokens"),
+    ],
+    ids=["grows", "answers grow", "steps", "added"],
+)
+def test_a_tokenizer_beyond_a_limit_is_refused(
+    smollm2: Path, tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        load_template(tokenizer_with(smollm2, tmp_path, **change))
+
+
+def test_a_tokenizer_with_millions_of_merges_or_bytes_is_refused_unread(
+    smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuneloop.models.template.MOST_TOKENS", 40_000)
+    with pytest.raises(UserError, match=r"48,900 merges|49,152 tokens"):
+        load_template(smollm2)
+    monkeypatch.setattr("tuneloop.models.template.MOST_BYTES", 1_000)
+    with pytest.raises(UserError, match="bytes"):
+        load_template(smollm2)
+
+
+def test_a_text_on_which_a_tokenizers_pattern_never_ends_is_refused(smollm2: Path, tmp_path: Path) -> None:
+    endless = {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": "b"}
+    template = load_template(tokenizer_with(smollm2, tmp_path, normalizer=endless))
+    assert template.encode("plain")
+    with pytest.raises(TemplateError, match="tokenizer can't read the text"):
+        template.encode("a" * 100 + "!")
+
+
+def test_a_template_that_writes_half_a_surrogate_pair_is_refused(smollm2: Path, tmp_path: Path) -> None:
+    tokenizer_with(smollm2, tmp_path)
+    (tmp_path / "chat_template.jinja").write_text('{{ "\\ud800" }}{{ messages[0].content }}')
+    with pytest.raises(TemplateError, match="half a surrogate pair"):
+        load_template(tmp_path).prompt_ids([{"role": "user", "content": "x"}])
+
+
 def test_threads_that_encode_at_a_time_do_not_let_a_users_text_become_control_tokens(tiny_llama: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 

@@ -415,12 +415,19 @@ class Template:
 
     def encode(self, text: str, *, control: bool = False) -> list[int]:
         """Token ids of a text; control tokens in it are plain characters unless `control`."""
-        with _ENCODING:
-            self._encoder.encode_special_tokens = not control
-            if len(text) > LONG and threading.current_thread() is not threading.main_thread():
-                encoded = self._encoder.encode_batch([text], add_special_tokens=False)[0]  # lets other threads run
-            else:
-                encoded = self._encoder.encode(text, add_special_tokens=False)
+        try:
+            with _ENCODING:
+                self._encoder.encode_special_tokens = not control
+                if len(text) > LONG and threading.current_thread() is not threading.main_thread():
+                    encoded = self._encoder.encode_batch([text], add_special_tokens=False)[0]  # lets other threads run
+                else:
+                    encoded = self._encoder.encode(text, add_special_tokens=False)
+        except TypeError:
+            raise TemplateError("the text has half a surrogate pair") from None
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of Rust: a pattern of the tokenizer's takes too long on it
+                raise
+            raise TemplateError(f"the tokenizer can't read the text: {error!s:.160}") from None
         return encoded.ids  # type: ignore[no-any-return]
 
     def _encode_rendered(self, text: str, literals: Sequence[str]) -> list[int]:
@@ -621,7 +628,8 @@ _ENDS_OF_TEXT = {"<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>"}
 
 
 def load_template(folder: Path) -> Template:
-    """Read `tokenizer.json` and the chat template of a model's folder. Raises UserError: there is no fast tokenizer."""
+    """Read `tokenizer.json` and the chat template of a model's folder. Raises UserError: there is no fast tokenizer, or
+    it is beyond a limit."""
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"
@@ -629,10 +637,12 @@ def load_template(folder: Path) -> Template:
         step = "save one with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
         raise UserError("The model has no tokenizer.json", where=str(folder), next_step=step)
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_buffer(_bounded_tokenizer(path))
     except Exception as error:
         what, step = f"Can't read the tokenizer: {error}", "download the model again"
         raise UserError(what, where=str(path), next_step=step) from None
+    tokenizer.no_truncation()  # what was saved from another program's last call is none of the model's business
+    tokenizer.no_padding()
     files = (folder / "tokenizer_config.json", folder / "generation_config.json")
     settings, generation = (read_json_object(file) if file.is_file() else {} for file in files)
     tokens = {key: settings.get(key) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
@@ -652,6 +662,43 @@ def load_template(folder: Path) -> Template:
     pad = tokenizer.token_to_id(variables.get("pad_token") or "<|finetune_right_pad_id|>")
     pad_id = end_ids[0] if pad is None else pad
     return Template(tokenizer, source, variables, tuple(dict.fromkeys(end_ids)), pad_id, split_after, settings)
+
+
+# Limits on a `tokenizer.json`, whose library has none. The largest known has 33 MB, 260,000 tokens and 580,000 merges;
+# models that speak have 30,000 added tokens.
+MOST_BYTES, MOST_TOKENS, MOST_ADDED = 100_000_000, 2_000_000, 200_000
+MOST_STEPS, MOST_GROWTH = 100, 100  # of what changes a text before and after: steps, characters made of one
+
+
+def _bounded_tokenizer(path: Path) -> bytes:
+    """The text of a `tokenizer.json`. Raises ValueError: it is no JSON object, or would take hours or all memory."""
+    import orjson
+
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise ValueError(f"it has {size:,} bytes; the largest known has a third of {MOST_BYTES:,}")
+    text = path.read_bytes()
+    form = orjson.loads(text)
+    model = form.get("model") or {}
+    for name, part, most in (
+        ("tokens", model.get("vocab"), MOST_TOKENS),
+        ("merges", model.get("merges"), MOST_TOKENS),
+        ("added tokens", form.get("added_tokens"), MOST_ADDED),
+    ):
+        if (count := len(part or ())) > most:
+            raise ValueError(f"it has {count:,} {name}, and more than {most:,} are not read")
+    for name in ("normalizer", "pre_tokenizer", "decoder"):
+        steps, growth, parts = 0, 1, [form.get(name)]
+        while parts:
+            part = parts.pop()
+            if isinstance(part, list):
+                parts += part
+            elif isinstance(part, dict):
+                steps += 1
+                growth *= max(1, *(len(str(part.get(key, ""))) for key in ("content", "prepend")))
+                parts += [value for value in part.values() if isinstance(value, list)]
+            if steps > MOST_STEPS or growth > MOST_GROWTH:
+                raise ValueError(f"its {name} has too many steps, or makes too much of a text")
+    return text
 
 
 def template_source(folder: Path, settings: dict[str, Any], tokenizer: Any) -> tuple[str, str]:

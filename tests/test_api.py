@@ -25,6 +25,7 @@ PAGE = ROOT / "docs" / "library.md"
 FUNCTIONS = ("prepare", "advise", "plan", "train", "evaluate", "compare", "predict", "run", "export", "serve")
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_code_of_the_page_runs_and_makes_runs(
     small_packaged: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -22,6 +22,7 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PARSERS)
 def test_a_mutated_file_is_read_or_refused(name: str, seeds: Path) -> None:

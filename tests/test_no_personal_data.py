@@ -270,6 +270,7 @@ def test_the_scan_finds_what_is_hidden_in_a_file(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize("made", [sources, chats])
 def test_a_trained_run_and_the_commands_after_it_write_no_planted_value(

@@ -62,6 +62,16 @@ def test_every_supported_python_is_tested() -> None:
     assert tested == [f"3.{minor}" for minor in range(int(low), int(high))]
 
 
+def test_what_make_test_leaves_out_runs_every_night() -> None:
+    def commands(target: str) -> str:
+        done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True, text=True)
+        return done.stdout
+
+    assert '-m "not nightly"' in commands("test") and "TUNELOOP_PAGES" not in commands("test")
+    assert '-m "not nightly"' not in commands("test-all") and "TUNELOOP_PAGES=1" in commands("test-all")
+    assert any("make test-all" in str(job["steps"]) for job in jobs(GITHUB / "workflows" / "nightly.yml").values())
+
+
 def test_every_module_is_imported() -> None:
     """The script of the workflow for macOS and Windows, here."""
     done = subprocess.run([sys.executable, str(GITHUB / "import_all.py")], capture_output=True, text=True)

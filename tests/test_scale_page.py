@@ -34,6 +34,7 @@ def test_a_command_gives_the_figures_below_it(command: str, figures: str) -> Non
         assert plain(line) in printed, f"{line!r} is not what it prints now: change the page"
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "figures"), SIMULATIONS, ids=[options[:40] for _, options, _ in SIMULATIONS]

@@ -53,6 +53,7 @@ def pages(site: Path) -> dict[Path, Page]:
     return {file: Page(file) for file in site.rglob("*.html")}
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_nothing_is_loaded_from_elsewhere(site: Path, pages: dict[Path, Page]) -> None:
     assert len(pages) > 60
@@ -64,6 +65,7 @@ def test_nothing_is_loaded_from_elsewhere(site: Path, pages: dict[Path, Page]) -
         assert not re.findall(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//[^)\s]+", style.read_text(encoding="utf-8"))
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_every_link_within_the_site_leads_to_a_page_and_an_anchor(site: Path, pages: dict[Path, Page]) -> None:
     for file, page in pages.items():
@@ -79,12 +81,14 @@ def test_every_link_within_the_site_leads_to_a_page_and_an_anchor(site: Path, pa
                 assert unquote(parts.fragment) in anchors, f"{file.name}: {link}"
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_every_block_of_code_is_shown_as_one(site: Path) -> None:
     for file in site.rglob("*.html"):
         assert "```" not in file.read_text(encoding="utf-8"), file.name
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_search_knows_every_page_of_the_documentation(site: Path) -> None:
     index = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))
@@ -99,6 +103,7 @@ def test_the_search_knows_every_page_of_the_documentation(site: Path) -> None:
     )
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_list_for_language_models_leads_to_the_sites_pages(site: Path) -> None:
     text = (site / "llms.txt").read_text(encoding="utf-8")

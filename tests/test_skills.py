@@ -41,6 +41,7 @@ def test_the_verdicts_of_the_skill_are_those_of_the_tutorial() -> None:
     assert heads(SKILL / "references" / "verdict.md") == heads(ROOT / "docs" / "tutorial.md")
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_every_command_of_the_skill_runs(
     tmp_path: Path, cli: Cli, cli_environment: dict[str, str], small_packaged: dict[str, str]

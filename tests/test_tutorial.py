@@ -38,6 +38,7 @@ def test_the_install_command_is_the_programs() -> None:
     assert "VENV   ?= .venv" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_every_command_of_the_tutorial_runs(
     tmp_path: Path, cli: Cli, cli_environment: dict[str, str], small_packaged: dict[str, str]

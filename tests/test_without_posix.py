@@ -40,6 +40,7 @@ def test_the_stand_in_lacks_what_windows_lacks(tmp_path: Path, cli_environment: 
     assert "No module named 'fcntl'" in done.stderr
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.process
 def test_the_main_path_works(tmp_path: Path, cli_environment: dict[str, str], small_packaged: dict[str, str]) -> None:

@@ -251,6 +251,7 @@ def test_a_cancelled_run_is_continued_by_the_same_call(
     assert heard
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_an_agent_goes_from_a_csv_to_a_verdict(
     place: Path, cli_environment: dict[str, str], small_packaged: dict[str, str]

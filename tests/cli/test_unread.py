@@ -105,6 +105,7 @@ def test_a_shell_that_looks_at_one_line_gets_a_whole_data_set(
         subprocess.run(["rm", "-r", "data"], cwd=tmp_path, check=True)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_no_command_fails_because_nobody_reads_its_help(cli_environment: dict[str, str], tmp_path: Path) -> None:
     for name in NAMES:

@@ -97,6 +97,7 @@ def up(
     )
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("refuses", "left", "said"),
@@ -187,6 +188,7 @@ def together_rules(base: str) -> list[Rule]:
     ]  # fmt: skip
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("refuses", "left", "said"),
@@ -323,6 +325,7 @@ def start_command(host: str, job: ServingJob) -> list[str]:
     return list(pod["containers"][0]["command"])
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize("host", ["compose", "kubernetes"])
 def test_a_container_s_start_command_serves_the_model_to_the_official_client(host: str, tmp_path: Path) -> None:

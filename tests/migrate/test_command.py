@@ -74,6 +74,7 @@ def test_what_is_missing_is_said_and_the_status_is_1(service: Service, capsys: C
     assert "missing   file file-val (fine-tune): HTTP 404" in text
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_each_command_names_the_next_until_the_gate(service: Service, capsys: Capture, tiny_llama: Path) -> None:
     text = said(capsys, "migrate", "openai", "--base-url", service.url, "--yes")

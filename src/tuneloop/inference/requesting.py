@@ -49,6 +49,7 @@ class FailedTry:
     busy: bool = False  # it may answer later: that is no failure
     unreachable: bool = False  # nothing listens
     fatal: bool = False  # no other request will fare better
+    lost: bool = False  # the server may have answered, and billed it
 
 
 Body = Mapping[str, Any]  # a request as JSON
@@ -107,7 +108,7 @@ class Requester:
         seen: set[str] = set()
         once = []
         for key, reply in zip(keys, answers, strict=True):
-            once.append(reply if key not in seen else replace(reply, cached=True, retries=0))
+            once.append(reply if key not in seen else replace(reply, cached=True, retries=0, lost=0))
             seen.add(key)
         return once
 
@@ -116,12 +117,12 @@ class Requester:
         file = None if self.limits.cache is None else self.limits.cache / key[:2] / f"{key}.json"
         if (cached := _cached(file)) is not None:
             return cached
-        started, tries, failed = time.monotonic(), 0, 0
+        started, tries, failed, lost = time.monotonic(), 0, 0, 0
         while True:
             while not self.over and ((left := self.throttle.left) or self.under_way >= int(self.throttle.at_once)):
                 await asyncio.sleep(min(left, 0.2) or 0.01)
             if self.over:
-                return self._failure(f"not requested: {self.over}", started, tries)
+                return replace(self._failure(f"not requested: {self.over}", started, tries), lost=lost)
             began = time.monotonic()
             self.under_way += 1
             try:
@@ -131,25 +132,27 @@ class Requester:
             if isinstance(outcome, Completion):
                 self.succeeded, self.failed_in_a_row = True, 0
                 self.throttle.answered()
-                outcome = replace(outcome, total_ms=_since(started), retries=tries)
-                if file is not None and not outcome.error:
+                outcome = replace(outcome, total_ms=_since(started), retries=tries, lost=lost)
+                is_billed = bool(outcome.prompt_tokens or outcome.completion_tokens)
+                if file is not None and (is_billed or not outcome.error):
                     record = {"version": 2, "address": self.server, "request": body}
                     await asyncio.to_thread(write_json, file, record | {"completion": outcome.to_json()})
                 return outcome
             if outcome.fatal:
                 self.fatal = self.fatal or outcome.reason
                 self.over = self.over or outcome.reason
-            tries, self.retries = tries + 1, self.retries + 1
+            tries, self.retries, lost = tries + 1, self.retries + 1, lost + outcome.lost
             if outcome.busy:
                 if wait := self.throttle.refused(began, outcome.wait):
-                    return self._failed(f"{outcome.reason}, and asks to wait {wait:,.0f} s", started, tries)
+                    reason = f"{outcome.reason}, and asks to wait {wait:,.0f} s"
+                    return replace(self._failed(reason, started, tries), lost=lost)
                 continue
             limit = min(self.limits.retries, outcome.tries)
             if outcome.unreachable and not self.succeeded:
                 limit = min(limit, 2)  # nothing is there: don't wait as for an overload
             failed += 1
             if failed > limit:
-                return self._failed(outcome.reason, started, tries)
+                return replace(self._failed(outcome.reason, started, tries), lost=lost)
             await self._wait(outcome, failed - 1)
 
     def _failure(self, reason: str, started: float, tries: int) -> Completion:
@@ -185,7 +188,7 @@ def _cached(file: Path | None) -> Completion | None:
         return None
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-        return replace(Completion.from_json(record["completion"]), cached=True, retries=0)
+        return replace(Completion.from_json(record["completion"]), cached=True, retries=0, lost=0)
     except (ValueError, KeyError, TypeError, OSError):
         return None  # damaged from outside: it is requested again
 

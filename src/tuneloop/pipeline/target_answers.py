@@ -328,11 +328,16 @@ def generous_limit(rows: Sequence[Row]) -> int:
 def endpoint_line(cost: Mapping[str, Any]) -> str:
     """The requests to an endpoint and what they cost, in a line."""
     fresh = cost["requests"] - cost["cached"] - cost["failed"]
+    lost = (
+        f"; up to {counted(cost['lost'], 'further reply')} that did not arrive may be billed too"
+        if cost["lost"]
+        else ""
+    )
     return (
         f"endpoint  {counted(cost['requests'], 'request')}: {fresh} sent, {cost['cached']} known from before, "
         f"{cost['failed']} failed, {counted(cost['retries'], 'retry')}; "
         f"{cost['prompt_tokens']:,} tokens read, {cost['tokens']:,} written; "
-        f"${cost['usd_spent']:.4f} spent now, ${cost['usd']:.4f} in all"
+        f"${cost['usd_spent']:.4f} spent now, ${cost['usd']:.4f} in all{lost}"
     )
 
 

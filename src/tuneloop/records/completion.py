@@ -41,7 +41,7 @@ class Completion:
         adapter: hash of the adapter that was applied; empty: none that was named.
         served: name of the model that an endpoint says has answered; empty: it does not say.
         cached: whether it was known from before, so that it cost nothing.
-        retries: further tries that it took.
+        retries: further tries that it took; `lost`: tries whose reply did not arrive, though it may have been billed.
         retry_after: seconds after which an engine that is busy takes requests again; None: it does not say.
     """
 
@@ -64,6 +64,7 @@ class Completion:
     served: str = field(default="", compare=False)
     cached: bool = False
     retries: int = 0
+    lost: int = 0
     retry_after: float | None = field(default=None, compare=False)
 
     @property

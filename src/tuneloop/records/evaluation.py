@@ -220,6 +220,7 @@ class AnswerCost(Part):
         prompt_tokens, tokens: read and written.
         computed_tokens: tokens that were really computed; what prompts share is computed once.
         training_seconds, training_usd: spent before the first answer.
+        lost: tries whose reply did not arrive; up to so many further ones may have been billed.
     """
 
     seconds: float = 0.0
@@ -234,6 +235,7 @@ class AnswerCost(Part):
     cached: int | float | None = None
     retries: int | float | None = None
     failed: int | float | None = None
+    lost: int | float | None = None
 
 
 # --- where it is good and where it isn't -------------------------------------------------------

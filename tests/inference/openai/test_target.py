@@ -395,3 +395,31 @@ def test_reasoning_that_a_server_streams_is_passed_on(name: str) -> None:
     assert "".join(piece.text for piece in pieces) == "b!"
     assert pieces[-1].completion is not None
     assert (pieces[-1].completion.text, pieces[-1].completion.reasoning) == ("b!", "so b")
+
+
+def test_a_filtered_answer_without_a_word_is_billed_once_and_kept(serve: Any, tmp_path: Path) -> None:
+    server = serve(lambda number, body: (200, {}, completion(None, finish_reason="content_filter")))  # type: ignore[arg-type]
+    to = Endpoint(url=server.url, model="m", cache=tmp_path, usd_per_million_input=1.0, usd_per_million_output=1.0)
+    replies = complete(to, asks("a", "b"))
+    assert [(reply.text, reply.error) for reply in replies] == [("", ""), ("", "")]
+    assert usage(to, replies)["usd_spent"] == pytest.approx(20e-6) and len(server.requests) == 2
+    again = usage(to, complete(to, asks("a", "b")))
+    assert (again["cached"], again["usd_spent"], len(server.requests)) == (2, 0.0, 2)
+
+
+def test_a_reply_without_a_message_that_says_what_it_used_is_spent_and_not_asked_for_again(
+    serve: Any, tmp_path: Path
+) -> None:
+    odd = json.dumps({"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}).encode()
+    server = serve(lambda number, body: (200, {}, odd if "odd" in str(body) else completion("x")))
+    to = Endpoint(url=server.url, model="m", cache=tmp_path, usd_per_million_output=1e6)
+    first = usage(to, complete(to, asks("odd", "b")))
+    assert (first["failed"], first["usd_spent"], len(server.requests)) == (1, 6.0, 2)
+    again = usage(to, complete(to, asks("odd", "b")))
+    assert (again["failed"], again["usd_spent"], len(server.requests)) == (1, 0.0, 2)
+
+
+def test_replies_that_did_not_arrive_are_counted_as_perhaps_billed(serve: Any) -> None:
+    server = serve(lambda number, body: (200, {}, b"{cut") if number < 2 else (200, {}, completion("x")))
+    cost = usage(Endpoint(url=server.url, model="m"), complete(endpoint(server), asks("a")))
+    assert (cost["lost"], cost["retries"], cost["failed"]) == (2, 2, 0)

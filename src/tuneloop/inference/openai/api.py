@@ -45,7 +45,12 @@ def options_of(request: Request) -> dict[str, Any]:
 
 
 def read_reply(text: str) -> Completion | None:
-    """The body of a chat completion as a reply; None where it is something else. Calls of tools become JSON."""
+    """The body of a chat completion as a reply; None where it is something else. Calls of tools become JSON.
+
+    What ended for a reason without a word, as for `content_filter`, is an empty answer. What holds no message but says
+    what it used was billed: it is a reply with an error.
+    """
+    value: Any = None
     try:
         value = json.loads(text)
         choice = value["choices"][0]
@@ -54,18 +59,16 @@ def read_reply(text: str) -> Completion | None:
         if isinstance(content, list):  # parts
             content = "".join(part["text"] for part in content if part.get("type") == "text")
         if content is None:
-            content = message.get("refusal") or ("" if reasoning_of(message) else None)
+            content = message.get("refusal") or ("" if reasoning_of(message) or choice.get("finish_reason") else None)
         if calls:
             functions = [call["function"] for call in calls]
             names = [{"name": f["name"], "arguments": _parsed(f["arguments"])} for f in functions]
             content = "\n".join([*filter(None, [content]), *(json.dumps(c, ensure_ascii=False) for c in names)])
         if not isinstance(content, str):
-            return None
+            return _billed(value)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        return None
-    usage, model = value.get("usage"), value.get("model")
-    counts = [usage.get(f"{kind}_tokens") if isinstance(usage, dict) else 0 for kind in ("prompt", "completion")]
-    sizes = [count if isinstance(count, int) and count > 0 else 0 for count in counts]
+        return _billed(value)
+    sizes, model = _tokens_used(value), value.get("model")
     thought, answer = reasoning_of(message), content
     if not thought:  # a server without a parser for it
         found, rest = split_reasoning(content)
@@ -77,6 +80,19 @@ def read_reply(text: str) -> Completion | None:
     return Completion(
         clean, finish=finish, prompt_tokens=sizes[0], completion_tokens=sizes[1], served=served, reasoning=reasoning
     )
+
+
+def _tokens_used(body: Any) -> list[int]:
+    """Tokens read and written, by the `usage` of a body; 0 where it does not say."""
+    usage = body.get("usage") if isinstance(body, dict) else None
+    counts = [usage.get(f"{kind}_tokens") if isinstance(usage, dict) else 0 for kind in ("prompt", "completion")]
+    return [count if isinstance(count, int) and count > 0 else 0 for count in counts]
+
+
+def _billed(body: Any) -> Completion | None:
+    read, written = _tokens_used(body)
+    reply = Completion(finish="error", error="a reply without an answer", prompt_tokens=read, completion_tokens=written)
+    return reply if read or written else None
 
 
 def reasoning_of(message: Mapping[str, Any]) -> str:

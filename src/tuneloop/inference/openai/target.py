@@ -76,7 +76,8 @@ class Endpoint(RequestLimits):
 def usage(endpoint: Endpoint, replies: Sequence[Completion]) -> dict[str, Any]:
     """What replies took: requests, tokens, dollars.
 
-    `usd` is the price of all answers, `usd_spent` that of those which were not known before.
+    `usd` is the price of all replies that say what they used, `usd_spent` that of those which were not known before.
+    `lost` counts tries whose reply did not arrive: up to so many more may have been billed.
     """
 
     def sums(of: Sequence[Completion]) -> tuple[int, int]:
@@ -86,13 +87,14 @@ def usage(endpoint: Endpoint, replies: Sequence[Completion]) -> dict[str, Any]:
     return {
         "seconds": round(sum(reply.total_ms or 0.0 for reply in replies) / 1000, 3),
         "usd": endpoint.usd(prompt_tokens, tokens),
-        "usd_spent": endpoint.usd(*sums([reply for reply in replies if not reply.cached and not reply.error])),
+        "usd_spent": endpoint.usd(*sums([reply for reply in replies if not reply.cached])),
         "prompt_tokens": prompt_tokens,
         "tokens": tokens,
         "requests": len(replies),
         "cached": sum(reply.cached for reply in replies),
         "retries": sum(reply.retries for reply in replies),
         "failed": sum(bool(reply.error) for reply in replies),
+        "lost": sum(reply.lost for reply in replies),
     }
 
 
@@ -148,7 +150,7 @@ class _Client:
             return self._broken(Broken(type(error).__name__, "unsendable"))
         reply = read_reply(data.decode("utf-8", "replace"))
         if reply is None:
-            return FailedTry("an answer that is not a chat completion", tries=2)
+            return FailedTry("an answer that is not a chat completion", tries=2, lost=True)
         if self.endpoint.logprobs and self.endpoint.cache is not None:
             whole = self.endpoint.cache / key[:2] / f"{key}.reply.json"
             await asyncio.to_thread(write_bytes, whole, data)
@@ -156,14 +158,16 @@ class _Client:
 
     def _broken(self, error: Broken) -> FailedTry:
         if error.kind == "large":
-            return FailedTry(f"an answer above {self.endpoint.most_bytes >> 20} MiB", tries=0)
+            return FailedTry(f"an answer above {self.endpoint.most_bytes >> 20} MiB", tries=0, lost=True)
         if error.kind == "late":
-            return FailedTry(f"no {'whole ' if error.began else ''}answer in {self.endpoint.timeout:g} s", tries=2)
+            return FailedTry(
+                f"no {'whole ' if error.began else ''}answer in {self.endpoint.timeout:g} s", tries=2, lost=True
+            )
         if error.kind == "unreachable":
             return FailedTry("nothing answers at this address", unreachable=True)
         if error.kind == "unsendable":
             return FailedTry(f"the request can't be sent ({error})", tries=0, fatal=True)
-        return FailedTry(f"the connection broke off ({error})")
+        return FailedTry(f"the connection broke off ({error})", lost=True)
 
     def _refusal(self, error: HttpRefused, sent: Mapping[str, Any]) -> FailedTry:
         status, reason = error.status, error.in_words

@@ -78,13 +78,14 @@ HOW_TO = re.findall(
 )
 
 
-MOST_WORDS = 1200
+MOST_WORDS = 1200  # of prose: commands and what they print take the room that they need
 
 
 @pytest.mark.parametrize("name", HOW_TO)
 def test_a_how_to_page_is_short_and_begins_with_the_command_and_its_output(name: str) -> None:
     text = (ROOT / "docs" / name).read_text(encoding="utf-8")
-    assert len(text.split()) <= MOST_WORDS
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    assert len(prose.split()) <= MOST_WORDS
     assert re.match(r"# .+\n\n(?:<!-- (?:needs|shown by): .+ -->\n)?```(?:sh|text)\n", text), (
         "command first, then what it does"
     )

@@ -117,6 +117,8 @@ class Service:
         if found := re.fullmatch(r"/chat/completions/([^/]+)/messages", path):
             return self._page(self.turns[found[1]], query)
         if (found := re.fullmatch(r"/files/([^/]+)/content", path)) and found[1] in self.files:
+            if (purpose := self.files[found[1]][0]["purpose"]) in ("assistants", "vision", "user_data"):
+                return 400, {"error": {"message": f"Not allowed to download files of purpose: {purpose}"}}
             return 200, self.files[found[1]][1]
         return 404, {"error": {"message": f"No such object: {path}", "type": "invalid_request_error", "code": None}}
 

@@ -53,7 +53,6 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service
         one.add_file("file-val", as_lines(val), filename="val.jsonl")
         table = base64.b64encode(b"step,train_loss\n1,2.0\n2,1.5\n")
         one.add_file("file-result", table, "fine-tune-results", "step_metrics.csv")
-        one.add_file("file-other", b"not for you", "assistants", "notes.txt")
         one.models = [
             {"id": MODEL, "object": "model", "created": 1, "owned_by": "acme"},
             {"id": BASE, "object": "model", "created": 1, "owned_by": "openai", "shutdown_date": "2027-01-14"},

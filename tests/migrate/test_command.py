@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai_service import KEY, MODEL, Service
+from openai_service import KEY, MODEL, Service, job
 
 from tuneloop.cli.main import main
 from tuneloop.core.files import read_json, read_jsonl
@@ -83,7 +83,7 @@ def test_each_command_names_the_next_until_the_gate(service: Service, capsys: Ca
     assert len(list(read_jsonl("datasets/tickets/test.jsonl"))) == 60, "the validation file is the test"
     text = said(capsys, *freeze, "--yes")
     run, gate = next_steps(text)
-    frozen = Path("evaluations/openai-ft")
+    frozen = Path("evaluations/tickets")
     record = read_json(frozen / "eval.json")
     assert (
         record["metrics"]["accuracy"]["value"] == 1.0 and record["model"] == MODEL and (frozen / "suite.yaml").is_file()
@@ -99,8 +99,8 @@ def test_each_command_names_the_next_until_the_gate(service: Service, capsys: Ca
     said(capsys, *run, f"model={tiny_llama}", *small)
     text = said(capsys, *gate, status=1)
     assert "not worse by more than 0.02: refuted" in text and "gate: fail" in text
-    assert {check["status"] for check in read_json("runs/successor/gate.json")["checks"]} >= {"fail"}
-    reverse = ("gate", "evaluations/openai-ft", "--against", "runs/successor", "--margin", "2")
+    assert {check["status"] for check in read_json("runs/tickets/gate.json")["checks"]} >= {"fail"}
+    reverse = ("gate", "evaluations/tickets", "--against", "runs/tickets", "--margin", "2")
     assert "not worse by more than 0.02: shown" in said(capsys, *reverse)
 
     # The service is gone: the standard is still there, to the last answer.
@@ -108,3 +108,38 @@ def test_each_command_names_the_next_until_the_gate(service: Service, capsys: Ca
     again = ("evaluate", service.url, "--model", MODEL, "-d", "datasets/tickets", "evaluate.max_new_tokens=256")
     kept = reported(capsys, *again, "--cache", str(frozen / "answers"), "--out", "again")
     assert kept["metrics"]["accuracy"]["value"] == 1.0 and kept["costs"][MODEL]["cached"] == 60
+
+
+OTHER = MODEL.replace("tickets:AbC123", "tickets:XyZ789")
+STOPPED = MODEL.replace("tickets:AbC123", "old:Old111")
+
+
+@pytest.mark.parametrize("shape", ["no validation file", "no training file", "two models"])
+def test_what_is_printed_can_be_run_for_each_shape_of_job(service: Service, capsys: Capture, shape: str) -> None:
+    service.jobs = [job(validation_file=None)]
+    status = 0
+    if shape == "no training file":
+        del service.files["file-train"]
+        service.completions = []
+        for i, (text, label) in enumerate(service.truth.items()):
+            service.add_completion(f"chatcmpl-m{i}", text, label)
+        status = 1
+    if shape == "two models":
+        service.jobs += [job("ftjob-2", OTHER), job("ftjob-3", STOPPED, base="gpt-3.5")]
+        service.models.append({"id": STOPPED, "shutdown_date": "2026-01-01"})
+    text = said(capsys, "migrate", "openai", "--base-url", service.url, "--yes", status=status)
+    assert f"path      {MODEL}: stops 2027-01-14" in text and STOPPED not in text.partition("path ")[2]
+    commands = [step for step in next_steps(text) if step[0] == "prepare" or step[:2] == ["migrate", "freeze"]]
+    assert len(commands) == (4 if shape == "two models" else 2)
+    for command in commands:
+        said(capsys, *command, *(["--yes"] if command[0] == "migrate" else []))
+    standards = {Path(command[command.index("--out") + 1]) for command in commands if command[0] == "migrate"}
+    assert len(standards) == len(commands) / 2 and all((place / "suite.yaml").is_file() for place in standards)
+
+
+def test_a_model_of_which_no_rows_were_copied_has_no_command_that_can_not_run(
+    service: Service, capsys: Capture
+) -> None:
+    service.completions, service.jobs = [], [job(training_file="file-gone", validation_file=None)]
+    text = said(capsys, "migrate", "openai", "--base-url", service.url, "--yes", status=1)
+    assert f"path      {MODEL}" in text and not next_steps(text) and "prepare your own" in text

@@ -37,7 +37,6 @@ def test_everything_is_there_with_its_hash_and_nothing_was_changed(service: Serv
     assert all(sha256_file(OUT / name) == file.sha256 for name, file in found.files.items())
     assert (OUT / "files/file-train-train.jsonl").read_bytes() == service.files["file-train"][1]
     assert (OUT / "metrics/file-result-step_metrics.csv").read_text().startswith("step,train_loss")
-    assert not any("file-other" in name for name in found.files), "the service gives out no such file"
     events = read_jsonl(OUT / "jobs/ftjob-1/events.jsonl")
     assert [event["data"]["step"] for event in events] == list(range(1, 31))
     first, failed = found.jobs
@@ -57,6 +56,50 @@ def test_stored_completions_are_rows_that_say_a_model_wrote_them(service: Servic
     assert use.a_day == pytest.approx(7 / 3)
 
 
+def test_files_of_every_purpose_are_copied_or_named(service: Service) -> None:
+    for purpose in ("evals", "batch", "assistants", "user_data"):
+        service.add_file(f"file-{purpose}", b'{"a": 1}\n', purpose)
+    found = copied(service)
+    kinds = {file.kind for file in found.files.values()}
+    assert {"evals", "batch"} <= kinds and not {"assistants", "user_data"} & kinds
+    assert [gap.what for gap in found.missing] == [
+        "file file-assistants (assistants)",
+        "file file-user_data (user_data)",
+    ]
+
+
+def test_nothing_of_a_stored_completion_is_thinned_out(service: Service) -> None:
+    service.completions, service.turns = [], {}
+    for name in ("two", "refused", "parts", "cut", "called"):
+        service.add_completion(name, "where is it?", "there")
+    two, refused, parts, cut, called = service.completions
+    two["choices"].append({"index": 1, "message": {"role": "assistant", "content": "here"}, "finish_reason": "stop"})
+    two["choices"][0]["logprobs"] = {"content": []}
+    refused["choices"][0]["message"] |= {"content": None, "refusal": "I can't help with that."}
+    texts = [{"type": "text", "text": "where "}, {"type": "text", "text": "is it?"}]
+    service.turns["parts"] = [{"id": "p-0", "role": "user", "content": None, "content_parts": texts}]
+    parts |= {"temperature": 0.2, "seed": 7, "response_format": {"type": "json_object"}, "tool_choice": "required"}
+    cut["choices"][0]["finish_reason"] = "length"
+    image = {"type": "image_url", "image_url": {"url": "https://x.example/1.png"}}
+    service.turns["called"] = [{"id": "c-0", "role": "user", "content": None, "content_parts": [image]}]
+    called["choices"][0]["message"] |= {"audio": {"id": "a"}}
+    found = copied(service)
+    rows = {row["id"]: row for row in read_jsonl(OUT / "completions.jsonl")}
+    assert [rows["two"]["messages"][-1]["content"], rows["two-1"]["messages"][-1]["content"]] == ["there", "here"]
+    assert rows["refused"]["refusal"] and rows["refused"]["messages"][-1]["content"] == "I can't help with that."
+    assert rows["parts"]["messages"][0]["content"] == "where is it?" and rows["cut"]["finish_reason"] == "length"
+    assert {name: rows["parts"][name] for name in ("temperature", "seed", "tool_choice")} == {
+        "temperature": 0.2, "seed": 7, "tool_choice": "required",
+    }  # fmt: skip
+    raw = read_jsonl(OUT / "completions.raw.jsonl")
+    assert [each["completion"] for each in raw] == service.completions
+    assert raw[2]["messages"] == service.turns["parts"]
+    assert found.traffic[0].requests == 5, "a request with two answers is one"
+    reasons = " ".join(gap.why for gap in found.missing)
+    for lost in ("log probabilities", "a refusal", "finish_reason length", "image_url", "audio of a message"):
+        assert lost in reasons, lost
+
+
 def test_a_copy_that_ended_early_fetches_only_what_is_missing(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,8 +108,8 @@ def test_a_copy_that_ended_early_fetches_only_what_is_missing(
     with pytest.raises(UserError, match="further files"):
         copied(service)
     assert not (OUT / "migration.json").exists() and not (OUT / "completions.jsonl").exists()
-    partial = OUT / ".completions.jsonl.partial"
-    partial.write_bytes(partial.read_bytes() + b'{"id": "chatcmpl-3", "mess')  # as a kill leaves it
+    partial = OUT / ".completions.raw.jsonl.partial"
+    partial.write_bytes(partial.read_bytes() + b'{"completion": {"id": "chatcmpl-3", "mess')  # as a kill leaves it
     service.faults, service.calls = {}, []
     found = copied(service)
     assert not [call for call in service.calls if "/content" in call]

@@ -88,12 +88,13 @@ def freeze(
     with screen("freezing"):
         made = ask(plan, Path(options.out))
     manifest = read_record(EvaluationManifest, made.folder)
+    successor = f"runs/{Path(dataset).name}"
     lines = [
         *manifest.words[:1],
         *(f"note: {note}" for note in manifest.notes),
         f"standard  {made.folder / 'eval.json'}, {made.folder / SUITE}",
-        f"next      tuneloop run {dataset} output_dir=runs/successor",
-        f"next      tuneloop gate runs/successor --against {made.folder} --margin 2",
+        f"next      tuneloop run {dataset} output_dir={successor}",
+        f"next      tuneloop gate {successor} --against {made.folder} --margin 2",
     ]
     return Result({"path": str(made.folder), **manifest.to_json()}, lines, int(bool(made.failed)))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from shlex import quote
@@ -95,27 +95,44 @@ def copy_lines(migration: Migration, folder: Path) -> Iterator[str]:
         f"terms     {ROWS} holds what the service's models wrote (origin: model). The provider's terms may forbid to "
         "train another model on it; files/ is what you uploaded. Read them before you mix the two"
     )
-    yield from (f"next      {command}" for command in next_commands(migration, folder))
+    today = date.today()
+    for job in live_models(migration.jobs, today):
+        yield f"path      {job.model}: {_stop_words(job, today) or 'no end is announced'}"
+        commands = next_commands(migration, job, folder)
+        yield from (f"next      {command}" for command in commands)
+        if not commands:
+            yield "          no rows of it were copied: prepare your own, then `tuneloop migrate freeze` the model"
 
 
-def next_commands(migration: Migration, folder: Path) -> list[str]:
-    """The path from here: the data set, the standard, the price of staying, the successor; of the newest model."""
-    job = newest(migration.jobs)
-    if job is None:
+def live_models(jobs: Sequence[HostedJob], today: date) -> list[HostedJob]:
+    """The jobs whose models still answer, the first to stop first, then the newest first."""
+    live = [job for job in jobs if job.model and (not job.stops or date.fromisoformat(job.stops) > today)]
+    live.sort(key=lambda job: (job.finished, job.created), reverse=True)
+    return sorted(live, key=lambda job: job.stops or "9999")
+
+
+def next_commands(migration: Migration, job: HostedJob, folder: Path) -> list[str]:
+    """The path of one model: the data set, the standard, the price of staying, the successor. Each can be run as it is;
+    none where no rows of it were copied."""
+    files = {file.id: str(folder / name) for name, file in migration.files.items() if file.id}
+    use = next((traffic for traffic in migration.traffic if traffic.model == job.model), None)
+    rows = files.get(job.training_file) or (str(folder / ROWS) if use else "")
+    if not rows:
         return []
-    files = {file.id: str(folder / name) for name, file in migration.files.items()}
-    train, test = files.get(job.training_file), files.get(job.validation_file or "")
-    parts = str(job.model).split(":")  # ft:BASE:ORGANISATION:NAME:ID
-    name = safe(parts[3]) if len(parts) > 4 and parts[3] else "openai-ft"
+    test = files.get(job.validation_file or "")
+    name = data_name(job, migration.jobs)
     data = f"datasets/{name}"
     split = f" split.test={quote(test)}" if test else ""
     own = migration.service.startswith("https://api.openai.com")
     service = "" if own else f" --base-url {quote(migration.service)}"
-    commands = [f"tuneloop prepare {quote(train)}{split} --out {data}"] if train else []
     place = "" if str(folder) == "openai" else f" --copy {quote(str(folder))}"
-    commands.append(f"tuneloop migrate freeze {quote(str(job.model))} --dataset {data}{place}{service}")
-    use, price = next((t for t in migration.traffic if t.model == job.model), None), price_of(str(job.model))
+    standard = f"evaluations/{name}"
+    commands = [
+        f"tuneloop prepare {quote(rows)}{split} --out {data}",
+        f"tuneloop migrate freeze {quote(str(job.model))} --dataset {data}{place}{service} --out {standard}",
+    ]
     if use:
+        price = price_of(str(job.model))
         numbers = f"--queries-per-day {use.a_day:.3g} --baseline-prompt-tokens {use.prompt_tokens / use.requests:.0f}"
         numbers += f" --answer-tokens {use.completion_tokens / use.requests:.0f}"
         if price:
@@ -124,10 +141,17 @@ def next_commands(migration: Migration, folder: Path) -> list[str]:
         commands.append(f"tuneloop advise {data} {numbers}")
     if other := replacement_of(job.base):
         url = migration.service
-        commands.append(f"tuneloop evaluate {url} --model {other} --dataset {data} --out evaluations/{other}")
-    return [*commands, f"tuneloop run {data} output_dir=runs/successor"]
+        commands.append(f"tuneloop evaluate {url} --model {other} --dataset {data} --out evaluations/{other}-{name}")
+    return [*commands, f"tuneloop run {data} output_dir=runs/{name}"]
 
 
-def newest(jobs: list[HostedJob]) -> HostedJob | None:
-    """The job of the newest model; None: there is no model."""
-    return max((job for job in jobs if job.model), key=lambda job: (job.finished, job.created), default=None)
+def data_name(job: HostedJob, jobs: Sequence[HostedJob]) -> str:
+    """A name for a model's data set, from `ft:BASE:ORGANISATION:NAME:ID`; no other model has it."""
+
+    def given(model: str) -> str:
+        parts = model.split(":")
+        return safe(parts[3]) if len(parts) > 4 and parts[3] else "openai-ft"
+
+    name = given(str(job.model))
+    same = [other for other in jobs if other.model and given(other.model) == name]
+    return name if len(same) < 2 else f"{name}-{safe(str(job.model).rpartition(':')[2])}"

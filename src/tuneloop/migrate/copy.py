@@ -11,7 +11,8 @@ import binascii
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import (
     drop_torn_line,
     make_folder,
+    replacing,
     sha256_file,
     user_errors_of_the_disk,
     write_bytes,
@@ -38,6 +40,7 @@ from tuneloop.records.record import write_record
 
 AT_ONCE = 8  # requests for the messages of stored completions
 ROWS = "completions.jsonl"
+RAW = "completions.raw.jsonl"  # each stored completion and its messages as the service gave them
 OUTPUT = "model"  # `origin` of a row whose answer a model wrote
 
 
@@ -171,90 +174,143 @@ def safe(name: str) -> str:
 
 
 async def _completions(work: _Copy) -> list[Traffic]:
-    """Write the stored completions as rows, page by page; returns what they say of the traffic, by model."""
+    """Copy the stored completions, page by page, and write them as rows; returns what they say of the traffic."""
     if work.survey.completions == "0":
         return []
-    done, unfinished = work.folder / ROWS, work.folder / f".{ROWS}.partial"
-    traffic: dict[str, Traffic] = {}
+    done, unfinished = work.folder / RAW, work.folder / f".{RAW}.partial"
     if done.is_file():  # further ones may have come since
         os.replace(done, unfinished)
-    seen, listed, limit = _known(unfinished, traffic), 0, asyncio.Semaphore(AT_ONCE)
+    if unfinished.is_file():
+        drop_torn_line(unfinished)
+    seen = {stored["completion"]["id"] for stored in _lines(unfinished)}
+    listed, limit = 0, asyncio.Semaphore(AT_ONCE)
     async with aclosing(work.service.pages("/chat/completions", limit=100, order="asc")) as pages:
         async for page in pages:
             fresh = [item for item in page if item["id"] not in seen]
-            rows = [row for row in await asyncio.gather(*(_row(work, item, limit) for item in fresh)) if row]
+            copied = [each for each in await asyncio.gather(*(_stored(work, item, limit) for item in fresh)) if each]
             with user_errors_of_the_disk(unfinished), unfinished.open("ab") as handle:
-                handle.writelines(map(_line, rows))
+                handle.writelines(map(_line, copied))
                 handle.flush()
                 os.fsync(handle.fileno())
-            seen |= {row["id"] for row in rows}
-            _count(traffic, rows)
+            seen |= {stored["completion"]["id"] for stored in copied}
             listed += len(page)
             progress("stored completions", listed, max(listed, len(seen)))
+    traffic: dict[str, Traffic] = {}
+    lacking = Counter[str]()
+    with replacing(work.folder / ROWS) as file:
+        for stored in _lines(unfinished):
+            rows = rows_of(stored, lacking)
+            file.writelines(map(_line, rows))
+            _count(traffic, rows)
     if unfinished.is_file():
         os.replace(unfinished, done)
-    return sorted(traffic.values(), key=lambda each: -each.requests)
+    work.missing += [Missing(what=counted(number, "stored completion"), why=why) for why, number in lacking.items()]
+    return sorted(traffic.values(), key=lambda use: -use.requests)
 
 
 def _line(row: Mapping[str, Any]) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
 
 
-def _known(file: Path, traffic: dict[str, Traffic]) -> set[str]:
-    """The ids of rows that are there, counted; a line that a killed process has not finished is cut off."""
-    if not file.is_file():
-        return set()
-    drop_torn_line(file)
-    ids = set()
-    with file.open("rb") as lines:
-        for row in map(json.loads, lines):
-            ids.add(row["id"])
-            _count(traffic, [row])
-    return ids
+def _lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The records of a file of this copy, one after the other; none where it is not there."""
+    if file.is_file():
+        with file.open(encoding="utf-8", errors="surrogatepass", newline="\n") as lines:
+            yield from map(json.loads, lines)
 
 
 def _count(traffic: dict[str, Traffic], rows: Iterable[Mapping[str, Any]]) -> None:
     for row in rows:
+        if row["choice"]:  # another answer to a request that is counted
+            continue
         old = traffic.get(row["model"], Traffic(model=row["model"], first=row["created"]))
         sums = {name: getattr(old, name) + row[name] for name in ("prompt_tokens", "completion_tokens")}
         times = {"first": min(old.first, row["created"]), "last": max(old.last, row["created"])}
         traffic[row["model"]] = old.model_copy(update={"requests": old.requests + 1, **sums, **times})
 
 
-async def _row(work: _Copy, item: Item, limit: asyncio.Semaphore) -> dict[str, Any] | None:
-    """A stored completion as a row: its conversation with the answer, and that a model wrote it."""
+async def _stored(work: _Copy, item: Item, limit: asyncio.Semaphore) -> dict[str, Any] | None:
+    """A stored completion and its messages, as the service gives them; None: they are refused."""
     path = place_of("chat", "completions", item["id"], "messages")
     try:
         async with limit:
-            turns = await work.service.items(path, limit=100)
-        answer = dict(item["choices"][0]["message"])
+            return {"completion": item, "messages": await work.service.items(path, limit=100)}
     except HttpRefused as error:
         _refused(work, f"completion {item['id']}", error)
         return None
-    except (KeyError, IndexError, TypeError, ValueError):
-        work.missing.append(Missing(what=f"completion {item['id']}", why="it holds no answer"))
-        return None
+
+
+# Settings of a request that change what was answered; where one is not the usual, the row says so.
+_SETTINGS = (
+    "temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "tool_choice", "response_format",
+    "metadata", "service_tier",
+)  # fmt: skip
+_KEYS = {"role", "content", "tool_calls", "tool_call_id", "name", "refusal", "content_parts", "id", "function_call"}
+
+
+def rows_of(stored: Mapping[str, Any], lacking: Counter[str]) -> list[dict[str, Any]]:
+    """A stored completion as rows, one for each of its choices: its conversation with the answer, that a model wrote
+    it, and why it ended.
+
+    Args:
+        stored: `completion` and `messages` as the service gives them.
+        lacking: what rows can't express is counted here; `completions.raw.jsonl` has it.
+    """
+    item, turns = stored["completion"], stored["messages"]
+    choices = [choice for choice in _list(item.get("choices")) if isinstance(choice.get("message"), dict)]
+    if not choices:
+        lacking["it holds no answer"] += 1
     usage = item.get("usage") if isinstance(item.get("usage"), dict) else {}
-    row = {
-        "id": item["id"],
-        "messages": [_turn(turn) for turn in (*turns, answer)],
-        **({"tools": item["tools"]} if item.get("tools") else {}),
-        "origin": OUTPUT,
-        "model": str(item.get("model") or ""),
-        "created": _whole(item.get("created")),
+    about = {
+        "origin": OUTPUT, "model": str(item.get("model") or ""), "created": _whole(item.get("created")),
         "prompt_tokens": _whole((usage or {}).get("prompt_tokens")),
         "completion_tokens": _whole((usage or {}).get("completion_tokens")),
-    }
-    return row | ({"metadata": item["metadata"]} if item.get("metadata") else {})
+        **{name: item[name] for name in _SETTINGS if item.get(name) is not None},
+    }  # fmt: skip
+    rows = []
+    for number, choice in enumerate(choices):
+        answer, finish = choice["message"], str(choice.get("finish_reason") or "")
+        row = {
+            "id": item["id"] if not number else f"{item['id']}-{number}", "completion": item["id"], "choice": number,
+            "messages": [_turn(turn, lacking) for turn in (*turns, {"role": "assistant", **answer})],
+            **({"tools": item["tools"]} if item.get("tools") else {}), "finish_reason": finish, **about,
+        }  # fmt: skip
+        if answer.get("refusal"):
+            row["refusal"] = True
+            lacking["it is a refusal: its row has the text of it as the answer, and refusal: true"] += 1
+        if finish in ("length", "content_filter"):
+            lacking[f"its answer was cut off (finish_reason {finish})"] += 1
+        if choice.get("logprobs"):
+            lacking[f"its log probabilities are in {RAW} alone"] += 1
+        rows.append(row)
+    return rows
 
 
 def _whole(value: Any) -> int:
     return value if isinstance(value, int) and value > 0 else 0
 
 
-def _turn(turn: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("role", "content", "tool_calls", "tool_call_id", "name")
-    return {name: turn[name] for name in names if turn.get(name) is not None}
+def _turn(turn: Mapping[str, Any], lacking: Counter[str]) -> dict[str, Any]:
+    """A message as a turn: parts of contents joined to a text where all are texts, a refusal as what was said."""
+    content = turn.get("content")
+    parts = content if isinstance(content, list) else _list(turn.get("content_parts"))
+    if parts and not isinstance(content, str):
+        texts = [part.get("text") if part.get("type") == "text" else part.get("refusal") for part in _list(parts)]
+        others = sorted({str(part.get("type")) for part, text in zip(_list(parts), texts, strict=True) if text is None})
+        content = parts if others else "".join(map(str, texts))
+        for kind in others:
+            lacking[f"a part of the type {kind} is no text: `tuneloop prepare` rejects its row"] += 1
+    if content is None:
+        content = turn.get("refusal")
+    for name in sorted(name for name in turn.keys() - _KEYS if turn[name] not in (None, [], {}, "")):
+        lacking[f"{name} of a message is in {RAW} alone"] += 1
+    names = ("tool_calls", "function_call", "tool_call_id", "name")
+    said = {"content": content} if content is not None else {}
+    return {"role": turn.get("role"), **said, **{name: turn[name] for name in names if turn.get(name) is not None}}
+
+
+def _list(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def refuse_other_folder(folder: Path) -> None:

@@ -13,9 +13,6 @@ from tuneloop.inference.wire import Broken, HttpRefused
 from tuneloop.migrate.notices import stop_of
 from tuneloop.migrate.record import HostedJob, Missing
 
-# Files of these purposes are copied; the service gives out no others (`assistants`, `vision`, `user_data`).
-COPIED = ("fine-tune", "fine-tune-results", "batch", "batch_output")
-
 
 @dataclass
 class Survey:
@@ -26,7 +23,7 @@ class Survey:
     checkpoints: Mapping[str, list[Item]] = field(default_factory=dict)  # of jobs
     files: dict[str, Item] = field(default_factory=dict)
     batches: Mapping[str, Item] = field(default_factory=dict)
-    completions: str = "0"  # stored ones, in words: lists have no totals
+    completions: str = "0"  # stored ones; `100+`: at least so many, since lists have no totals
     missing: list[Missing] = field(default_factory=list)
 
     @property
@@ -53,7 +50,7 @@ async def survey_of(service: Service) -> Survey:
     survey.jobs = [_job(job, survey.checkpoints[job["id"]], listed) for job in jobs]
     files = await _listed(service, survey, "files", "/files", limit=1000)
     survey.batches = await _listed(service, survey, "batches", "/batches", limit=100)
-    survey.files = {name: item for name, item in files.items() if item.get("purpose") in COPIED}
+    survey.files = files  # of every purpose: one that the service does not give out is named as missing
     for job in survey.jobs:  # files that are in no list, perhaps because they were deleted
         names = {job.training_file: "fine-tune", job.validation_file or "": "fine-tune"}
         _add(survey, names | dict.fromkeys(job.result_files, "fine-tune-results"))
@@ -95,7 +92,7 @@ async def _completions(service: Service, survey: Survey) -> str:
         return "0"
     items = page.get("data")
     count = len(items) if isinstance(items, list) else 0
-    return f"over {count}" if page.get("has_more") else str(count)
+    return f"{count}+" if page.get("has_more") else str(count)
 
 
 def _job(job: Item, checkpoints: Sequence[Item], listed: Mapping[str, Any]) -> HostedJob:
@@ -140,8 +137,11 @@ def day_of(seconds: Any) -> str:
 def volumes(survey: Survey) -> str:
     """What would be copied, in a line."""
     counts = [counted(len(survey.jobs), "job"), counted(len(survey.files), "file")]
-    counts += [counted(len(survey.batches), "batch"), f"{survey.completions} stored completions"]
-    return f"{', '.join(counts)}; {size_words(survey.bytes)} of files. Reading them costs nothing."
+    stored = survey.completions
+    counts.append(counted(len(survey.batches), "batch"))
+    counts.append(f"{'at least ' if stored.endswith('+') else ''}{stored.rstrip('+')} stored completions")
+    further = "" if stored == "0" else " Each stored completion takes a request of its own, and each hundred one more."
+    return f"{', '.join(counts)}; {size_words(survey.bytes)} of files. Reading them costs nothing.{further}"
 
 
 def size_words(size: int) -> str:

@@ -42,6 +42,7 @@ _RESPONSES = {
     "previous_response_id", "conversation", "background", "prompt", "safety_identifier", "prompt_cache_key",
     "stream_options", "max_tool_calls", "top_logprobs",
 }  # fmt: skip
+MOST_TEXTS = 256  # of `/v1/classify`
 LONGEST_STOP = 256  # characters: each token is compared with all beginnings of them
 EXAMPLE = '[{"role": "user", "content": "Where is my parcel?"}]'
 PARTS = '[{"type": "text", "text": "Where is my parcel?"}]'
@@ -208,8 +209,8 @@ def read_classify(body: Body) -> list[ApiRequest]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise bad("input must be a text or a list of texts, and not empty", "input")
-    if len(texts) > 256:
-        raise bad("at most 256 texts in a request; a batch takes more", "input")
+    if len(texts) > MOST_TEXTS:
+        raise bad(f"at most {MOST_TEXTS} texts in a request; a batch takes more", "input")
     return [ApiRequest("classify", messages=[{"role": "user", "content": text}], **shared) for text in texts]
 
 

@@ -17,10 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from tuneloop.core.errors import UserError
-from tuneloop.core.json_schema import MOST_DEPTH, too_deep
 from tuneloop.core.text import json_bytes
 from tuneloop.inference.local.labels import label_distribution
 from tuneloop.records.completion import Completion
@@ -28,10 +25,13 @@ from tuneloop.serving.gateway import Caller, Gateway, Piece
 from tuneloop.serving.http import api_request as read
 from tuneloop.serving.http import replies
 from tuneloop.serving.http.api_request import ApiError, ApiRequest, Headers, unavailable
+from tuneloop.serving.http.bodies import json_object
 from tuneloop.serving.http.openapi import document
 from tuneloop.serving.http.senders import limited_as, of_its_sender, read_feedback_of
 from tuneloop.serving.limits import FeedbackLimit
 
+# Bytes of a body: of schemas and settings, and for each token of a prompt, which mostly has four characters.
+AROUND_PROMPTS, BYTES_A_TOKEN = 262_144, 32
 MOST_FEEDBACK = 150_000  # bytes of feedback: its longest text, mostly also where it is escaped
 NO_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
 ANSWERING = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/classify", "/v1/models", "/v1/batches")
@@ -77,13 +77,13 @@ class Call:
         except UnicodeDecodeError:
             return raw.decode("latin-1")
 
-    async def body(self, most: int, *, packed: bool = False) -> bytes:
-        """The whole body, of so many bytes at most; ApiError: it is larger, or compressed.
+    async def body(self, most: int, *, packed: bool = False, large: ApiError | None = None) -> bytes:
+        """The whole body, of so many bytes at most; ApiError: it is larger, which `large` says, or compressed.
 
         `packed`: one that is compressed by gzip is taken, as it comes.
         """
         length, size = self.headers.get(b"content-length", b"0"), 0
-        large = ApiError(413, f"The body is larger than {most / 1e6:g} MB", code="request_too_large")
+        large = large or ApiError(413, f"The body is larger than {most / 1e6:g} MB", code="request_too_large")
         encoding = self.header("content-encoding").strip().lower()
         if encoding not in ("", "identity", *(["gzip"] if packed else [])):
             raise ApiError(415, "Compressed bodies are not read", code="unsupported_media_type")
@@ -105,24 +105,13 @@ class Call:
             raise Disconnected
         return message.get("body", b""), message.get("more_body", False)
 
-    async def json(self, most: int) -> dict[str, Any]:
-        """The body as a JSON object; ApiError: it is not valid JSON, or says that it is something else."""
+    async def json(self, most: int, large: ApiError | None = None) -> dict[str, Any]:
+        """The body as a JSON object; ApiError: it is not valid JSON, says that it is something else, or see `body`."""
         kind = self.header("content-type").partition(";")[0].strip().lower()
         if kind not in PLAIN_CLIENTS and kind != "application/json" and not kind.endswith("+json"):
             what = "The body must be JSON, with Content-Type: application/json"
             raise ApiError(415, what, code="unsupported_media_type")
-        raw = await self.body(most)
-        try:
-            value = orjson.loads(raw)
-        except ValueError as error:
-            raise ApiError(400, f"The body is not valid JSON: {error}"[:300], code="invalid_json") from None
-        except RecursionError:
-            value = None
-        if not isinstance(value, dict):
-            raise ApiError(400, "The body must be a JSON object", code="invalid_json")
-        if too_deep(raw, value):
-            raise ApiError(400, f"The body is nested in more than {MOST_DEPTH} levels", code="invalid_json")
-        return value
+        return await json_object(await self.body(most, large=large))
 
     @contextlib.asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
@@ -316,10 +305,21 @@ class RouteHandlers:
     gateway: Gateway
     limit: FeedbackLimit
 
-    async def _body(self, call: Call) -> tuple[dict[str, Any], Caller]:
-        """The body and who sends it; the key is checked first, so that no body without one is read."""
-        caller = self.gateway.caller(call.header)
-        return await call.json(int(self.gateway.config.limits.body_mb * 1e6)), caller
+    async def _body(self, call: Call, prompts: int = 1) -> tuple[dict[str, Any], Caller]:
+        """The body and who sends it; the key is checked first, so that no body without one is read.
+
+        Args:
+            prompts: that it may have at most: what can't fit into as many contexts is refused before it is read.
+        """
+        caller, config = self.gateway.caller(call.header), self.gateway.config
+        most, context = int(config.limits.body_mb * 1e6), self.gateway.engine.context
+        fitting = AROUND_PROMPTS + prompts * context * BYTES_A_TOKEN
+        length = call.header("content-length")
+        above = fitting >= most or (length.isdigit() and int(length) > most)
+        if config.urls or above:  # of other servers the context may not be known
+            return await call.json(most), caller
+        what = f"The body has more than {fitting:,} bytes, too many for the {context:,} tokens that the model reads"
+        return await call.json(fitting, ApiError(400, what, code="context_length_exceeded")), caller
 
     async def chat(self, call: Call) -> None:
         """`POST /v1/chat/completions`."""
@@ -333,7 +333,7 @@ class RouteHandlers:
 
     async def completions(self, call: Call) -> None:
         """`POST /v1/completions`."""
-        body, caller = await self._body(call)
+        body, caller = await self._body(call, self.gateway.config.limits.most_choices)
         requests = read.read_completions(body, self.gateway.config.limits.most_choices)
         if requests[0].stream:
             if len(requests) > 1:
@@ -355,7 +355,7 @@ class RouteHandlers:
 
     async def classify(self, call: Call) -> None:
         """`POST /v1/classify`: labels with their probabilities."""
-        body, caller = await self._body(call)
+        body, caller = await self._body(call, read.MOST_TEXTS)
         requests = read.read_classify(body)
         model = self.gateway.model_of(requests[0].model, caller)
         if not model.labels:
@@ -433,7 +433,7 @@ class RouteHandlers:
 
     async def tokenize(self, call: Call) -> None:
         """`POST /tokenize`: token ids of a text, or of a conversation as the model reads it."""
-        body, caller = await self._body(call)
+        body, caller = await self._body(call, 16)
         name = body.get("model") or ""
         model = self.gateway.model_of(name if isinstance(name, str) else "?", caller)
         if body.get("messages") is not None:

@@ -36,6 +36,7 @@ from tuneloop.inference.local.scoring import AnswerFit
 from tuneloop.inference.request import Request, Requests, Separation, Update, fit_checked, refused, with_ids
 from tuneloop.inference.timeouts import START_WITHIN
 from tuneloop.models.adapters import ATTACHED, BASE
+from tuneloop.models.long_prompts import ids_of_long, is_long
 from tuneloop.models.template import Rendered, Template, TemplateError, plain_source, sets_of
 from tuneloop.records.artifact import ARTIFACT, ArtifactManifest
 from tuneloop.records.completion import ENGINE, Completion, Finish, TokenLogprob
@@ -169,7 +170,8 @@ class RenderingEngine(ABC):
 
     async def tokenize(self, text: str, *, adapter: str = BASE) -> Sequence[int]:
         """Token ids of plain text."""
-        return await asyncio.to_thread(self._template(BASE).encode, text)
+        template = self._template(BASE)
+        return await (ids_of_long(template, text) if is_long(text) else asyncio.to_thread(template.encode, text))
 
     async def render(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, adapter: str = BASE
@@ -177,6 +179,8 @@ class RenderingEngine(ABC):
         """Token ids of a conversation; see `ServingEngine.render`."""
         template = self._template(adapter)
         try:
+            if is_long("", messages, tools):
+                return await ids_of_long(template, "", messages, tools)
             return await asyncio.to_thread(template.prompt_ids, list(messages), list(map(dict, tools)))
         except TemplateError as error:
             what = f"The chat template can't render this conversation: {error}"

@@ -138,6 +138,11 @@ class Template:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
+    def digest(self) -> str:
+        """A hash of all that it is."""
+        return sha256(packed_template(self)).hexdigest()
+
+    @cached_property
     def _settings_of_reasoning(self) -> str:
         return sets_of(self.source)
 
@@ -625,6 +630,20 @@ _ENDS_OF_TURN = [
     "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>"
 ]  # fmt: skip
 _ENDS_OF_TEXT = {"<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>"}
+
+
+def packed_template(template: Template) -> bytes:
+    """A template as a line of JSON, for another process; see `unpacked_template`."""
+    return json.dumps({**template.__getstate__(), "tokenizer": template.tokenizer.to_str()}).encode()
+
+
+def unpacked_template(packed: bytes) -> Template:
+    """A template from another process of this program."""
+    from tokenizers import Tokenizer
+
+    values = json.loads(packed)
+    end_ids = tuple(values["end_ids"])
+    return Template(**{**values, "tokenizer": Tokenizer.from_str(values["tokenizer"]), "end_ids": end_ids})
 
 
 def load_template(folder: Path) -> Template:

@@ -13,7 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.core.bounded_work import charged_to
+from tuneloop.core.bounded_work import TooBusy, charged_to
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.core.text import storable
@@ -533,6 +533,9 @@ class Gateway:
             )
         except UserError as error:
             raise ApiError(400, error.what, param=error.where or None) from None
+        except TooBusy as busy:
+            headers = {"Retry-After": str(math.ceil(busy.retry_after))}
+            raise ApiError(429, f"The prompt is not rendered now: {busy}", code="busy", headers=headers) from None
         except OSError:
             raise ApiError(503, "The engine does not answer", code="engine") from None
 

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import hashlib
 import logging
+import math
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
@@ -17,6 +18,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from tuneloop.core.bounded_work import TooBusy
 from tuneloop.core.errors import UserError
 from tuneloop.core.text import json_bytes
 from tuneloop.inference.local.labels import label_distribution
@@ -203,7 +205,11 @@ class RouteApp:
 
 
 def failure(error: Exception) -> ApiError:
-    """What a fault of the server is to its client: nothing of its inside; of a full disk, that it may try again."""
+    """What a fault of the server is to its client: nothing of its inside; of a full disk, that it may try again; of too
+    much work, when."""
+    if isinstance(error, TooBusy):
+        wait = {"Retry-After": str(math.ceil(error.retry_after))}
+        return ApiError(429, f"The request is not read now: {error}", code="busy", headers=wait)
     cause, log = error.__context__ if isinstance(error, UserError) else error, logging.getLogger("uvicorn.error")
     if isinstance(cause, OSError) and cause.errno in NO_DISK:
         log.error("A request failed: %s", error)
@@ -444,7 +450,10 @@ class RouteHandlers:
             text = body.get("prompt", body.get("text"))
             if not isinstance(text, str):
                 raise ApiError(400, "prompt must be a text, or messages a list of turns", param="prompt")
-            ids = tuple(await self.gateway.engine.tokenize(text, adapter=model.adapter))
+            try:
+                ids = tuple(await self.gateway.engine.tokenize(text, adapter=model.adapter))
+            except ValueError as error:
+                raise ApiError(400, str(error), param="prompt") from None
         await call.reply({"tokens": list(ids), "count": len(ids), "max_model_len": self.gateway.engine.context})
 
     async def models(self, call: Call) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 import orjson
 
-from tuneloop.core.bounded_work import WORK, TooBusy, TooMuchWork
+from tuneloop.core.bounded_work import WORK, TooMuchWork
 from tuneloop.core.json_schema import MOST_DEPTH, too_deep
 from tuneloop.serving.http.api_request import ApiError
 
@@ -19,25 +18,22 @@ SECONDS = 2.0  # of a processor for one body
 
 
 async def json_object(raw: bytes) -> dict[str, Any]:
-    """A body as a JSON object; ApiError: it is none, nested too deeply, or too much for this server."""
+    """A body as a JSON object.
+
+    Raises:
+        ApiError: it is none, nested too deeply, or too much for this server. TooBusy: see `core.bounded_work`.
+    """
     if len(raw) <= AT_ONCE and sum(map(raw.count, (b'"', b"[", b"{"))) <= PARTS_AT_ONCE:
         return _read(raw)
-    if fault := json.loads(await in_a_child(check_job, raw, SECONDS)):
+    try:
+        fault = json.loads(await WORK.result(check_job, raw, seconds=SECONDS))
+    except TooMuchWork:
+        fault = 413, "Reading the request takes too long: send less", "request_too_large"
+    if fault:
         status, message, code = fault
         raise ApiError(status, message, code=code)
     value: dict[str, Any] = orjson.loads(raw)
     return value
-
-
-async def in_a_child(job: Any, payload: bytes, seconds: float) -> bytes:
-    """What a job of `core.bounded_work` makes of a client's bytes; ApiError: it is not done."""
-    try:
-        return await WORK.result(job, payload, seconds=seconds)
-    except TooBusy as error:
-        headers = {"Retry-After": str(math.ceil(error.retry_after))}
-        raise ApiError(429, f"The request is not read now: {error}", code="busy", headers=headers) from None
-    except TooMuchWork:
-        raise ApiError(413, "Reading the request takes too long: send less", code="request_too_large") from None
 
 
 def check_job(raw: bytes) -> bytes:

@@ -10,6 +10,7 @@ import asyncio
 import ipaddress
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from tuneloop.core.errors import UserError
@@ -26,6 +27,7 @@ FIELDS = ("request", "conversation", "kind", "value", "user", "key")
 TRUSTED = ("source", "weight")  # fields that need the right `feedback`
 T = TypeVar("T")
 ELSEWHERE = 0.3  # seconds after which another server has stored what it has just answered
+_LOOKING = ThreadPoolExecutor(2, "feedback")  # no other work comes before it
 
 
 def read_feedback_of(body: Mapping[str, Any], caller: Caller, *, page: bool) -> Feedback:
@@ -97,10 +99,11 @@ async def _read(gateway: Gateway, look: Callable[[Database], T | None]) -> T | N
             return look(store)
 
     try:
-        value = await asyncio.to_thread(work)
+        loop = asyncio.get_running_loop()
+        value = await loop.run_in_executor(_LOOKING, work)
         if not value and is_database_url(place):
             await asyncio.sleep(ELSEWHERE)
-            value = await asyncio.to_thread(work)
+            value = await loop.run_in_executor(_LOOKING, work)
         return value
     except (UserError, DatabaseError):
         raise unavailable("The store can't be read at present", "store") from None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -398,3 +400,19 @@ def test_callers_without_a_key_are_believed_where_the_settings_say_so(tmp_path: 
         assert Client(address, origin=SHOP).say(request=id_, weight=2).status_code == 403, "any reader may be anybody"
     found = collect_store(tmp_path, tmp_path / "rows", {"heldout_share": 0})
     assert found.origins == {"correction": 1} and not found.dropped
+
+
+def test_feedback_finds_its_request_while_all_threads_render(tmp_path: Path) -> None:
+    async def work() -> str | None:
+        release = threading.Event()
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        busy = loop.run_in_executor(None, release.wait)
+        try:
+            return await asyncio.wait_for(senders._read(gateway, lambda store: "there"), HANG)
+        finally:
+            release.set()
+            await busy
+
+    with live(tmp_path) as (_, gateway):
+        assert asyncio.run(work()) == "there"

@@ -19,13 +19,14 @@ from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, sha256_file, write_json
 from tuneloop.core.migration import JsonSteps, MigrationStep
+from tuneloop.core.ui import reporting
 from tuneloop.models.load import load_model
 from tuneloop.models.trained import load_trained
 from tuneloop.pipeline.targets import open_with_task
 from tuneloop.registry import versions
 from tuneloop.registry.record import RegistryEvent
 from tuneloop.registry.registered import evaluation_place, local_name, open_registry, registered_name
-from tuneloop.registry.versions import champions, read_model
+from tuneloop.registry.versions import champions, read_model, read_models
 from tuneloop.release.export import export_run
 
 pytest.importorskip("mlflow", reason="needs MLflow")
@@ -429,3 +430,31 @@ def test_versions_that_an_earlier_tuneloop_registered_are_read(tmp_path: Path, m
     registry.client.set_model_version_tag("support", "1", "tuneloop.version", "5")
     with pytest.raises(UserError, match="A newer tuneloop wrote version 1 of support: it is of version 5"):
         read_model(registry, "support")
+
+
+def test_a_registry_of_an_earlier_mlflow_is_brought_up_to_date(tmp_path: Path, capsys: Said) -> None:
+    from alembic import command
+    from alembic.script import ScriptDirectory
+    from mlflow.store.db import utils
+    from mlflow.store.tracking.dbmodels.initial_models import Base
+
+    file = Path("mlflow.db")
+    file.unlink()
+    engine = utils.create_sqlalchemy_engine(f"sqlite:///{file.resolve()}")
+    Base.metadata.create_all(engine)
+    config = utils._get_alembic_config(str(engine.url))
+    revisions = [each.revision for each in ScriptDirectory.from_config(config).walk_revisions()]
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revisions[5])
+    engine.dispose()
+    with sqlite3.connect(file) as raw:
+        raw.execute("INSERT INTO registered_models (name, creation_time, last_updated_time) VALUES ('support', 1, 1)")
+    before = file.read_bytes()
+    said: list[str] = []
+    with reporting(say=said.append):
+        assert [model.name for model in read_models(open_registry())] == ["support"]
+        assert [model.name for model in read_models(open_registry())] == ["support"]
+    backup = Path(f"mlflow.{revisions[5]}.backup")
+    assert len(said) == 1 and backup.name in said[0] and not list(tmp_path.glob("*.tmp"))
+    assert backup.read_bytes()[100:] == before[100:]

@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from tuneloop.core.errors import UserError
@@ -51,6 +53,29 @@ def clock() -> float:
         step = "ORIGIN,SPEED, as in 1767225600,10000"
         raise UserError(f"Not a clock: {setting!r:.60}", where=CLOCK, next_step=step) from None
     return origin + (now - origin) * speed
+
+
+def _since_boot() -> float:
+    """Seconds that never jump, with those in which the machine slept where the system counts them."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+@dataclass
+class ClockWatch:
+    """Notices jumps of the system's clock: what waits for days must not believe one that has just jumped."""
+
+    wall: Callable[[], float] = time.time
+    steady: Callable[[], float] = _since_boot
+    _seen: tuple[float, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._seen = self.wall(), self.steady()
+
+    def ahead(self) -> float:
+        """Seconds that the clock gained on real time since the last call; negative: it lost them."""
+        wall, steady = self._seen
+        self._seen = self.wall(), self.steady()
+        return (self._seen[0] - wall) - (self._seen[1] - steady)
 
 
 def utc(seconds: float) -> str:

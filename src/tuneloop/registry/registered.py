@@ -6,11 +6,12 @@ import contextlib
 import logging
 import os
 import re
+import sqlite3
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import inside
+from tuneloop.core.files import cache_folder, content_hash, inside, lock_folder, sync_folder, write_bytes
 from tuneloop.core.ui import say
 from tuneloop.core.urls import masked
 from tuneloop.records.artifact import ARTIFACT, EVALS, FLOATS, GateRecord
@@ -60,8 +61,47 @@ def open_registry(*, create: bool = False) -> models.Registry:
         raise UserError("The registry needs MLflow", where=masked(uri), next_step=KINDS["mlflow"].install) from None
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)
     with models.registry_errors(uri):
+        if file is not None and file.is_file():
+            _bring_up_to_date(file)
         tracking = os.environ.get("MLFLOW_TRACKING_URI") or uri
         return models.Registry(MlflowClient(tracking_uri=tracking, registry_uri=uri), uri)
+
+
+def _bring_up_to_date(file: Path) -> None:
+    """Upgrade the tables of an earlier MLflow in a file: in a copy, which then takes the file's place.
+
+    MLflow does so itself in some cases and refuses in others, without a transaction: a kill would leave half of it.
+    """
+    from mlflow.store.db import utils
+
+    def revision() -> str:
+        with contextlib.closing(sqlite3.connect(file)) as base, contextlib.suppress(sqlite3.OperationalError):
+            return str((base.execute("SELECT version_num FROM alembic_version").fetchone() or [""])[0])
+        return ""  # no tables yet
+
+    if (before := revision()) in ("", latest := utils._get_latest_schema_revision()):
+        return
+    half, copy = file.with_name(f"{file.name}.tmp"), file.with_name(f"{file.stem}.{before}.backup")
+    place = cache_folder() / "registry" / content_hash(str(file.resolve()))[:16]
+    with (
+        lock_folder(place, waiting=lambda holder: say(f"waiting   {holder} upgrades {file}")),
+        contextlib.closing(sqlite3.connect(file, isolation_level=None)) as writing,
+    ):
+        writing.execute("BEGIN IMMEDIATE")  # no one else writes meanwhile
+        if revision() == latest:  # another process has done it
+            return
+        half.unlink(missing_ok=True)
+        with contextlib.closing(sqlite3.connect(file)) as base, contextlib.closing(sqlite3.connect(half)) as target:
+            base.backup(target)
+        write_bytes(copy, half.read_bytes())
+        engine = utils.create_sqlalchemy_engine(f"sqlite:///{half}")
+        try:
+            utils._upgrade_db(engine)
+        finally:
+            engine.dispose()
+        os.replace(half, file)
+        sync_folder(file.parent)
+    say(f"registry  MLflow's tables are brought up to date; as they were: {copy}")
 
 
 def register_artifact(folder: Path, name: str, *, run: Path | None = None, why: str = "") -> RegisteredVersion:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core import machine
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, lock_folder, make_private, read_yaml
-from tuneloop.core.ids import utc, utc_now
+from tuneloop.core.ids import ClockWatch, utc, utc_now
 from tuneloop.core.ui import reporting, say
 from tuneloop.core.units import counted, verb
 from tuneloop.core.urls import masked
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 
 Pages = Callable[[ServeConfig, Gateway], Sequence[Any]]  # makes further routes of a server
 LOOK_AT_KEYS = 0.02  # seconds in which a key that is revoked is refused
+CLOCK_JUMP = 600.0  # seconds that the clock may go ahead in an hour before what it says is doubted
 LOOK_FOR_ERASURES = 0.5  # seconds between two looks whether `tuneloop data forget` has begun one
 
 
@@ -139,7 +140,8 @@ def _spent(place: str, keys: Sequence[ApiKey]) -> tuple[dict[str, float], bool]:
 
 
 async def _expire(config: ServeConfig) -> None:
-    """Once an hour, take from the store what is older than it may be."""
+    """Once an hour, take from the store what is older than it may be, unless the clock has jumped in that hour."""
+    watch = ClockWatch()
 
     def work() -> int:
         keys, now = read_keys(config.folder), time.time()
@@ -159,6 +161,10 @@ async def _expire(config: ServeConfig) -> None:
                 requests = counted(count, "request")
                 say(f"store     texts and users of {requests} are erased, which were kept as long as they may be")
         await asyncio.sleep(3600)
+        while (ahead := watch.ahead()) > CLOCK_JUMP:  # what is erased does not come back when it is set right
+            hours = f"{ahead / 3600:,.1f} hours"
+            say(f"WARNING   the clock went {hours} ahead: nothing expires for an hour. If it is wrong, correct it")
+            await asyncio.sleep(3600)
 
 
 def expire_all(store: Database, days: float | None, keys: Sequence[ApiKey], now: float) -> int:

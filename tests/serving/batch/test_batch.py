@@ -110,7 +110,7 @@ def test_a_cancelled_and_an_expired_batch_keep_what_is_done(tmp_path: Path) -> N
                 if end == "cancelled":
                     await batch.cancel()
                 else:
-                    batch.clock = lambda: time.time() + 7200
+                    batch.steady = lambda: time.monotonic() + 7200
             return await echo(each)
 
         batch.answer = answer
@@ -589,3 +589,21 @@ def test_an_attempt_that_fails_is_stored_and_no_one_pays_for_it(tmp_path: Path) 
         rows = list(read_requests(store))
     assert [row.error is None for row in rows] == [False] * (len(rows) - 1) + [True] and len(rows) > 1
     assert [row.usd for row in rows[:-1]] == [0.0] * (len(rows) - 1) and rows[-1].usd
+
+
+@pytest.mark.parametrize("jump", [3600.0, 366 * 86_400.0, -3600.0, -366 * 86_400.0])
+def test_a_clock_that_jumps_neither_ends_a_batch_nor_keeps_it_for_ever(tmp_path: Path, jump: float) -> None:
+    folder = new(tmp_path, [line(str(i)) for i in range(6)], seconds=1800)
+    batch = BatchJob(folder, echo, rows=1)
+
+    async def answer(each: Line) -> dict[str, Any]:
+        if each.number == 3:
+            batch.clock = lambda: time.time() + jump
+        return await echo(each)
+
+    batch.answer = answer
+    assert asyncio.run(batch.run()) == "completed" and len(results(folder, OUTPUT)) == 6
+    later = new(tmp_path / "later", [line(str(i)) for i in range(6)], seconds=1800)
+    batch = BatchJob(later, echo, rows=1, clock=lambda: time.time() - 366 * 86_400.0)  # behind the batch's beginning
+    batch.steady = lambda: time.monotonic() + 1801
+    assert asyncio.run(batch.run()) == "expired"

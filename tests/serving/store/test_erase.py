@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -14,12 +17,14 @@ from patience import HANG
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc, utc_now, uuid7
+from tuneloop.core.ui import reporting
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
+from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.keys import ApiKey, Limits, add_key
 from tuneloop.serving.server import expire_all
 from tuneloop.serving.store.erase import expire, find, proved, spent_by_erased
-from tuneloop.serving.store.store import exported, insert, opened, read_decisions, read_feedback, read_requests
+from tuneloop.serving.store.store import connect, exported, insert, opened, read_decisions, read_feedback, read_requests
 
 EACH = pytest.mark.usefixtures("each_database")
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi you"}]}
@@ -162,3 +167,28 @@ def test_a_key_may_say_how_long_its_requests_are_kept(tmp_path: Path) -> None:
         wanted = {"short-1", "long-1", "long-10", "long-50", "plain-1", "plain-10", "-1", "-10"}
         assert left == wanted == {each.id for each in read_requests(store) if each.user and each.conversation}
         assert {each.id.rpartition("-")[0] for each in read_feedback(store)} == wanted
+
+
+def test_nothing_expires_in_the_hour_in_which_the_clock_went_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tuneloop.serving import server
+
+    passes: list[str] = []
+    jumps = iter([0.0, 366 * 86_400.0, -3600.0])
+
+    async def sleep(seconds: float) -> None:
+        passes.append("an hour")
+        if passes.count("an hour") > 3:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(server.asyncio, "sleep", sleep)
+    monkeypatch.setattr(server, "ClockWatch", lambda: SimpleNamespace(ahead=lambda: next(jumps)))
+    monkeypatch.setattr(server, "expire_all", lambda *_: passes.append("expires") or 0)
+    monkeypatch.setattr(server, "expire_files", lambda *_: 0)
+    connect(tmp_path, create=True).close()
+    said: list[str] = []
+    with reporting(say=said.append), contextlib.suppress(asyncio.CancelledError):
+        asyncio.run(server._expire(ServeConfig.model_validate({"folder": str(tmp_path)})))
+    assert passes == ["expires", "an hour", "expires", "an hour", "an hour", "expires", "an hour"]
+    assert len(said) == 1 and "the clock went 8,784.0 hours ahead" in said[0]

@@ -27,7 +27,16 @@ from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
 from tuneloop.records.server import Decision
 from tuneloop.serving.store.database import DatabaseError, DataRefusedError
-from tuneloop.serving.store.store import connect, exported, insert, opened, read_decisions, read_feedback, read_requests
+from tuneloop.serving.store.store import (
+    connect,
+    decision_log,
+    exported,
+    insert,
+    opened,
+    read_decisions,
+    read_feedback,
+    read_requests,
+)
 from tuneloop.serving.store.writer import SPILL, StoreWriter
 
 
@@ -391,3 +400,37 @@ def test_another_programs_database_is_refused_and_stays_as_it_is(tmp_path: Path)
         pass
     with contextlib.closing(sqlite3.connect(file)) as other:
         assert other.execute("SELECT name FROM sqlite_master").fetchall() == [("songs",)]
+
+
+HOUR, YEAR = 3600.0, 366 * 86_400.0
+JUMPS = pytest.mark.parametrize("jump", [HOUR, YEAR, -HOUR, -YEAR])
+
+
+@JUMPS
+def test_a_jump_of_the_clock_is_noticed_once(jump: float) -> None:
+    wall, steady = [1000.0], [5.0]
+    watch = ids.ClockWatch(lambda: wall[0], lambda: steady[0])
+    wall[0], steady[0] = 1060.0, 65.0
+    assert watch.ahead() == 0
+    wall[0] += jump
+    assert watch.ahead() == jump and watch.ahead() == 0
+
+
+@EACH
+@JUMPS
+def test_the_log_keeps_its_order_when_the_clock_jumps(
+    jump: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1_800_000_000.0
+    monkeypatch.setattr(ids.time, "time", lambda: now)
+    with opened(tmp_path, create=True) as store:
+        for i in range(6):
+            if i == 3:  # in the middle, and in another process, which knows nothing of earlier ids
+                now += jump
+                monkeypatch.setattr(ids, "_last", 0)
+            insert(store, [request(usd=1.0), Decision(id=uuid7(), time=utc_now(), kind=f"k{i}", key=f"k{i}")])
+        assert [each.kind for each in read_decisions(store)] == [f"k{i}" for i in range(6)]
+        assert not decision_log(tmp_path).fault
+        assert len(list(read_requests(store))) == 6
+        assert store.execute("SELECT SUM(usd) FROM costs").fetchone()[0] == 6.0
+        assert [place for (place,) in store.execute("SELECT place FROM requests ORDER BY place")] == list(range(1, 7))

@@ -78,6 +78,7 @@ class BatchJob:
     stopping: Callable[[], bool] = lambda: False  # the process is about to end; rows are left for the next one then
     report: Callable[[int, int], None] = lambda over, total: None  # gets how many requests are over, of how many
     clock: Callable[[], float] = time.time  # seconds since 1970
+    steady: Callable[[], float] = time.monotonic  # seconds of a clock that never jumps
     pause: float = PAUSE  # seconds before the second try of a request
     full_pause: float = 1.0  # seconds between two looks at a full disk
     most_bytes: int = MOST_BYTES  # of a line
@@ -96,12 +97,16 @@ class BatchJob:
     _stuck: int = 0
     _looked: float = 0.0
     _failures: int = 0
+    _ends: float = float("inf")  # of the steady clock
 
     def __post_init__(self) -> None:
         self.state = read_state(self.folder)
         self.file = BatchFile(self.folder / INPUT, self.state.endpoint, self.most_bytes)
         self._journal = Journal(self.folder / JOURNAL, self.file)
-        patience = PATIENCE if self.state.expires_at is None else float("inf")
+        expires, created = self.state.expires_at, self.state.created_at
+        if expires is not None:  # however the clock jumps from here on, and if it is behind the batch's beginning
+            self._ends = self.steady() + min(expires - self.clock(), expires - created)
+        patience = PATIENCE if expires is None else float("inf")
         self._throttle = Throttle(self.rows, self.pause, patience=patience)
 
     @property
@@ -116,8 +121,7 @@ class BatchJob:
 
     @property
     def _ending(self) -> bool:
-        expires = self.state.expires_at
-        return self.cancelled or self.stopping() or (expires is not None and self.clock() >= expires)
+        return self.cancelled or self.stopping() or self.steady() >= self._ends
 
     async def cancel(self) -> None:
         """Begin nothing further; what is at work may end. A kill changes nothing of it, nor does a second call."""

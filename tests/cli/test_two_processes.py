@@ -1,0 +1,120 @@
+"""Two processes give the same command in one folder at the same time: one does it, or both find it done; nothing is mixed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from imported import row
+from killed_jobs import fill
+
+from patience import HANG
+from places import ROOT
+
+pytestmark = pytest.mark.slow
+TIMES = int(os.environ.get("TUNELOOP_KILLS", "3"))
+PROGRAM = ROOT / "tests" / "helpers" / "two_commands.py"
+BUSY = ("Another", "being", "locked", "is working", "There is", "exists")  # what a refusal says of the other one
+
+
+def both(folder: Path, environment: dict[str, str], *words: str) -> None:
+    """Give a command twice; each is done or refused in a sentence, and what is left is what one of them leaves."""
+    paths = os.pathsep.join(map(str, (ROOT / "tests", ROOT / "tests" / "helpers")))
+    command = [sys.executable, str(PROGRAM), str(folder), str(TIMES), *words]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**environment, "PYTHONPATH": paths}, timeout=TIMES * HANG
+    )
+    assert done.returncode == 0, done.stderr
+    print(words[0], done.stdout)
+    for line in map(json.loads, done.stdout.splitlines()):
+        assert line["statuses"] in ([line["status"]] * 2, [line["status"], 2]) and line["status"] in (0, 1), line
+        assert not line["traceback"] and not line["wrong"] and not line["more"] and not line["tmp"], line
+        assert len(line["refusals"]) == (2 in line["statuses"]), line
+        assert all(any(word in each for word in BUSY) for each in line["refusals"]), line
+
+
+def cases(folder: Path) -> None:
+    with (folder / "cases.jsonl").open("w") as file:
+        for i in range(60):
+            value = {"text": f"Case {i}: {i * 37 % 101} {['parcel', 'order', 'refund'][i % 3]}?", "label": "abc"[i % 3]}
+            file.write(json.dumps(value) + "\n")
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def recipe(work: Path, tiny_llama: Path) -> Path:
+    cases(work)
+    values: dict[str, Any] = {
+        "name": "cases", "model": str(tiny_llama), "output_dir": "runs/cases", "data": {"sources": ["cases.jsonl"]},
+        "train": {"epochs": 1, "learning_rate": 0.01, "rank": 4}, "evaluate": {"bootstrap": 100},
+        "track": {"report_to": "none"},
+    }  # fmt: skip
+    (work / "recipe.yaml").write_text(yaml.safe_dump(values))
+    return work
+
+
+def test_import(work: Path, cli_environment: dict[str, str]) -> None:
+    (work / "log.jsonl").write_text("\n".join([*(json.dumps(row(i)) for i in range(300)), "no json"]) + "\n")
+    both(work, cli_environment, "import", "jsonl", "log.jsonl", "--keep-users", "-q")
+
+
+def test_init(work: Path, cli_environment: dict[str, str]) -> None:
+    cases(work)
+    both(work, cli_environment, "init", "cases.jsonl", "-q")
+
+
+def test_prepare(work: Path, cli_environment: dict[str, str]) -> None:
+    cases(work)
+    both(work, cli_environment, "prepare", "cases.jsonl", "--out", "data", "-q")
+
+
+def test_run(recipe: Path, cli_environment: dict[str, str]) -> None:
+    both(recipe, cli_environment, "run", "recipe.yaml", "-q")
+
+
+def test_train(recipe: Path, cli_environment: dict[str, str]) -> None:
+    both(recipe, cli_environment, "train", "recipe.yaml", "-q")
+
+
+@pytest.mark.parametrize("form", ["merged", "gguf"])
+def test_export(work: Path, make_run: Any, cli_environment: dict[str, str], form: str) -> None:
+    make_run().rename(work / "run")
+    measure = ("--measure", "0") if form == "gguf" else ()
+    both(work, cli_environment, "export", "run", "--format", form, *measure, "-q")
+
+
+def test_predict(work: Path, make_tuned: Any, cli_environment: dict[str, str]) -> None:
+    make_tuned().rename(work / "run")
+    cases(work)
+    both(work, cli_environment, "predict", "run", "cases.jsonl", "--out", "answers.jsonl", "-q")
+
+
+def test_collect(work: Path, cli_environment: dict[str, str]) -> None:
+    fill(work)
+    both(work, cli_environment, "collect", "serve", "--out", "rows", "-q")
+
+
+def test_collect_requests(work: Path, cli_environment: dict[str, str]) -> None:
+    fill(work)
+    both(work, cli_environment, "collect", "requests", "--out", "log.jsonl", "-q")
+
+
+def test_keys(work: Path, cli_environment: dict[str, str]) -> None:
+    both(work, cli_environment, "keys", "add", "shop", "-f", "serve", "-q")
+
+
+def test_improve(work: Path, cli_environment: dict[str, str]) -> None:
+    fill(work)
+    both(work, cli_environment, "call", "improve")

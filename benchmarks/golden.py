@@ -22,6 +22,7 @@ import os
 import random
 import re
 import secrets
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -42,6 +43,9 @@ from tuneloop.core.files import read_json, read_jsonl, read_yaml, write_json, wr
 from tuneloop.pipeline.self_test import small_llama
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # as a script it has its own folder there
+from benchmarks import golden_edges  # noqa: E402
+
 GOLDEN = Path(__file__).with_name("golden.json")
 RATE = {"learning_rate": 0.01, "epochs": 1, "rows_per_step": 16}
 METHODS: dict[str, dict[str, Any]] = {
@@ -188,6 +192,7 @@ MEASURED = [  # in pages of runs and evaluations
     (r"width:[\d.]+%", "width:SOME"),
     (r"\b[0-9a-f]{40}(-dirty)?", "COMMIT"),
 ]
+SHOWN = [(r'<svg class="chart [^>]*aria-label="Memory.*?</svg>', "MEMORY")]  # on pages of `tuneloop ui`
 HASHES = [  # in an artifact's texts: hashes of files that name folders and times, their sizes, hours and dollars of the run
     (r"\b[0-9a-f]{64}\b", "HASH"),
     (r'"bytes": \d+', '"bytes": COUNT'),
@@ -534,17 +539,35 @@ def route_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
     yield "route.eval", constant_json(json.loads(output_of("route", "eval", place, "--json", "--quiet")), folder)
 
 
+def exported(folder: Path, model: str, form: str) -> Path:
+    """An artifact of the run `lora`, made where it is not there yet."""
+    out = folder / f"artifact-{form}"
+    if not out.is_dir():
+        words = ["--format", form, "--out", out, "--measure", "0", "--force", "--quiet"]
+        output_of("export", trained(folder, model, "lora"), *words)
+    return out
+
+
 def export_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
     """Files of artifacts."""
-    run = trained(folder, model, "lora")
     for form in ("adapter", "merged", "gguf", "gguf-lora"):
-        out = folder / f"artifact-{form}"
-        output_of("export", run, "--format", form, "--out", out, "--measure", "0", "--force", "--quiet")
+        out = exported(folder, model, form)
         files = hashes_of(out)
         for path in out.iterdir():
             if path.suffix in (".json", ".md") and path.name != "tokenizer.json":
                 files[path.name] = digest(constant(path.read_text(), folder, HASHES))
         yield f"export.{form}", files
+
+
+def deploy_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
+    """The project for each host, by the hashes of its files, and what it is said to cost."""
+    for host in golden_edges.HOSTS:
+        artifact = exported(folder, model, golden_edges.FORMS.get(host, "merged"))
+        out = folder / f"deploy-{host}"
+        words = ["--to", host, "--hub", "acme/tickets", "--name", "tickets", "--context", "256", "--dry-run", "--json"]
+        written = json.loads(output_of("deploy", artifact, *words, "--out", out, "--quiet"))
+        files = {path.name: digest(constant(path.read_text(), folder, HASHES)) for path in out.iterdir()}
+        yield f"deploy.{host}", [constant_json(written, folder, HASHES), files]
 
 
 # --- pages ----------------------------------------------------------------------------------------------
@@ -579,6 +602,21 @@ def page_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
         yield f"page.{name}", constant(text, folder, [] if name == "advice" else MEASURED)
 
 
+def web_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
+    """The pages of `tuneloop ui` over a run with its data and a store, as files."""
+    shown = folder / "shown"
+    if not shown.is_dir():
+        shown.mkdir()
+        for source in (trained(folder, model, "lora"), dataset(folder, model, "labels"), production(folder)):
+            shutil.copytree(source, shown / source.name)
+    output_of("ui", shown, "--export", folder / "ui", "--store", shown / "production", "--quiet", "--json")
+    pages = sorted((folder / "ui").rglob("*.html"))
+    keys = {key: "KEY" for page in pages for key in re.findall(r"-([0-9a-f]{12})$", page.stem)}  # of folders' paths
+    for page in pages:
+        name = re.sub(r"-[0-9a-f]{12}$", "", page.stem)
+        yield f"web.{name}", constant(page.read_text(), folder, [*keys.items(), *MEASURED, *SHOWN])
+
+
 def reference_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
     """The pages of all commands and settings, which change with them."""
     pages = sorted((ROOT / "docs" / "reference").glob("*.md"))
@@ -586,6 +624,12 @@ def reference_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
 
 
 # --- all of them ------------------------------------------------------------------------------------------
+
+
+def stated(values: Iterator[tuple[str, Any]], folder: Path) -> Iterator[tuple[str, Any]]:
+    """Values without what differs from run to run."""
+    of_path = [(r"import-[0-9a-f]{12}", "import-KEY")]
+    return ((name, constant_json(value, folder, of_path)) for name, value in values)
 
 
 Values = Callable[[Path, str], Iterator[tuple[str, Any]]]
@@ -601,7 +645,12 @@ GROUPS: dict[str, Values] = {
     "distill": distill_values,
     "route": route_values,
     "export": export_values,
+    "deploy": deploy_values,
+    "import": lambda folder, model: stated(golden_edges.import_values(folder, output_of), folder),
+    "migrate": lambda folder, model: stated(golden_edges.migrate_values(folder, output_of, hashes_of), folder),
+    "agents": lambda folder, model: stated(golden_edges.agent_values(folder), folder),
     "page": page_values,
+    "web": web_values,
     "reference": reference_values,
 }
 
@@ -622,12 +671,12 @@ def measure(groups: Sequence[str] = tuple(GROUPS), keep: Path | None = None) -> 
         model = str(small_llama(folder / "model"))
         write_sources(folder)
         values = {name: value for group in groups for name, value in GROUPS[group](folder, model)}
-    for name in [name for name in values if name.startswith("page.")]:
+    for name in [name for name in values if name.startswith(("page.", "web."))]:
         text = values[name]
         values[name] = {"sha256": digest(text), "characters": len(text)}
         if keep is not None:
             keep.mkdir(parents=True, exist_ok=True)
-            (keep / f"{name}.html").write_text(text)
+            (keep / f"{name.replace('/', '.')}.html").write_text(text)
     return values
 
 

@@ -44,6 +44,11 @@ GOLDEN = {
     "serving": "serve",
     "improve": "monitor,ab",
     "api": "data,evaluate",
+    "imports": "import",
+    "migrate": "migrate",
+    "agents": "agents",
+    "deploy": "deploy",
+    "web": "web",
     "cli": "plan,reference",
 }
 TOLERANCE = "5e-3"  # processors add in different orders

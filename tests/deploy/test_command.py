@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from local_http import Quiet, listening
 from tuned_runs import MakeTuned
 
@@ -139,9 +140,9 @@ def test_a_classifier_s_adapter_is_served_as_it_was_evaluated(make_tuned: MakeTu
     data = {} if labels else {"input": "{text}", "output": "It is {label}.", "task": "generation"}
     run = make_tuned(data=data)
     assert cli("export", str(run), "--format", "adapter", "--out", "artifact", "--force").returncode == 0
-    done = cli("deploy", "artifact", "--to", "dstack", "--hub", "a/b", "--priorities", "--dry-run", "--out", "mine")
+    done = cli("deploy", "artifact", "--to", "skypilot", "--hub", "a/b", "--priorities", "--dry-run", "--out", "mine")
     assert done.returncode == 0, done.stderr
-    command = Path("mine/.dstack.yml").read_text()
+    command = yaml.safe_load(Path("mine/service.yaml").read_text())["run"]
     assert ("""--hf-overrides '{"head_dtype": "float32"}' --max-logprobs 128""" in command) == labels
     assert "--scheduling-policy priority" in command and "--tokenizer a/b" in command and "--max-loras 2" in command
     request = json.loads(Path("mine/request.json").read_text())

@@ -16,18 +16,7 @@ import pytest
 from places import ROOT
 
 FOLDER = Path(os.environ.get("TUNELOOP_HOSTS") or ROOT / ".hosts")
-PACKAGES = (
-    "kubernetes-validate",
-    "truss",
-    "dstack",
-    "modal",
-    "botocore",
-    "boto3",
-    "together",
-    "fireworks-ai",
-    "skypilot",
-    "ray[serve]",
-)
+PACKAGES = ("kubernetes-validate", "truss", "modal", "botocore", "boto3", "together", "fireworks-ai", "skypilot")
 RAW = "https://raw.githubusercontent.com"
 SCHEMAS = {
     "cog.json": (
@@ -37,10 +26,6 @@ SCHEMAS = {
     "compose.json": (
         f"{RAW}/compose-spec/compose-spec/170098ba07d9f53c383a41bfd4c5166b0a4529a6/schema/compose-spec.json",
         "1f91e091f16b2dd50ab8860e02bb391d22df553d91c145eacedb1b6eff9c3f0e",
-    ),
-    "kserve.yaml": (
-        f"{RAW}/kserve/kserve/aaac4e294dae2c7b1aa1886447793f3aa1c30912/config/crd/full/serving.kserve.io_inferenceservices.yaml",
-        "57c3bf13f77de94678bf2ae3748056ec071ad2b9e88d6a28f44fb4710758fcff",
     ),
     "production-stack-values.json": (
         f"{RAW}/vllm-project/production-stack/a6c01db05f65f556235413ba8dbcfb0c01132fff/helm/values.schema.json",

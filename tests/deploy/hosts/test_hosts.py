@@ -20,8 +20,8 @@ from tuneloop.deploy.hosts import find_host, hosts, refuse_form
 from tuneloop.deploy.project_text import readme, request_text
 
 NAMES = [
-    "runpod", "modal", "baseten", "replicate", "together", "fireworks", "huggingface", "sagemaker", "skypilot", "dstack",
-    "kubernetes", "kserve", "production-stack", "ray-serve", "compose", "ollama", "docker-model-runner",
+    "runpod", "modal", "baseten", "replicate", "together", "fireworks", "huggingface", "sagemaker", "skypilot",
+    "kubernetes", "production-stack", "compose", "ollama",
 ]  # fmt: skip
 
 
@@ -143,7 +143,6 @@ def test_every_variable_of_the_commands_is_explained(name: str, form: Form) -> N
 # What is only known when it is there -> the words that say where it is told.
 EXPLAINED = {
     "MODEL_ID": "`truss push` reports the model's id", "ENDPOINT_URL": "the address is in what deploy.py prints",
-    "DSTACK_GATEWAY": "`dstack apply` reports the address", "RAY_SERVE_URL": "port 8000 of the cluster's head",
 }  # fmt: skip
 
 
@@ -153,7 +152,7 @@ def test_the_first_request_is_as_the_model_was_trained(name: str, form: Form) ->
     text = request_text(host, one)
     asks = host.commands(one)[1][0]
     if text is None:
-        assert name in ("replicate", "docker-model-runner") and "request.json" not in asks
+        assert name == "replicate" and "request.json" not in asks
         return
     request = json.loads(text)
     assert "request.json" in asks and request["messages"][0] == {"role": "system", "content": "File the ticket."}
@@ -179,9 +178,8 @@ def test_a_readme_asks_for_a_token_only_where_something_is_read_from_the_hub() -
         assert ("HF_TOKEN" in readme(find_host("kubernetes"), job("kubernetes", form))) == asks
 
 
-@pytest.mark.parametrize("name", ["ollama", "docker-model-runner"])
-def test_what_runs_on_a_machine_of_one_s_own_names_no_bill(name: str) -> None:
-    host, one = find_host(name), job(name, "gguf")
+def test_what_runs_on_a_machine_of_one_s_own_names_no_bill() -> None:
+    host, one = find_host("ollama"), job("ollama", "gguf")
     assert "costs nothing more" in readme(host, one) and "bills by use" not in readme(host, one)
     assert "cd " not in host.commands(one)[0][0], "the first request lies in this folder"
 
@@ -201,22 +199,12 @@ def test_the_predictor_is_python_that_cog_s_schema_and_names_fit(tmp_path: Path,
     assert {node.name for node in found.body if isinstance(node, ast.AsyncFunctionDef)} == {"setup", "predict"}
 
 
-@pytest.mark.parametrize(("name", "form"), [case for case in CASES if case[0] in ("compose", "docker-model-runner")])
-def test_compose_files_fit_the_specification(tmp_path: Path, name: str, form: Form) -> None:
-    files = written(name, form, tmp_path)
+@pytest.mark.parametrize("form", find_host("compose").forms)
+def test_compose_files_fit_the_specification(tmp_path: Path, form: Form) -> None:
+    files = written("compose", form, tmp_path)
     jsonschema.validate(
         yaml.safe_load(files["compose.yaml"].read_text()), json.loads(schema("compose.json").read_text())
     )
-
-
-@pytest.mark.parametrize("form", ["merged", "adapter"])
-def test_kserve_s_definition_accepts_the_service(tmp_path: Path, form: Form) -> None:
-    files = written("kserve", form, tmp_path)
-    resource = yaml.safe_load(files["inference-service.yaml"].read_text())
-    check_resource(schema("kserve.yaml"), resource)
-    resource["spec"]["predictor"]["minReplica"] = 1
-    with pytest.raises(jsonschema.ValidationError, match="minReplica"):
-        check_resource(schema("kserve.yaml"), resource)
 
 
 @pytest.mark.parametrize("form", ["merged", "adapter"])
@@ -305,18 +293,6 @@ assert list(module.app.registered_functions) == ["serve"], module.app.registered
 
 @pytest.mark.parametrize("form", ["merged", "adapter"])
 @pytest.mark.parametrize("traffic", [Replicas(1, 1), Replicas(1, 4)])
-def test_dstack_s_records_accept_the_service(tmp_path: Path, form: Form, traffic: Replicas) -> None:
-    files = written("dstack", form, tmp_path, traffic=traffic)
-    code = """
-import sys, yaml
-from dstack._internal.core.models.configurations import parse_run_configuration
-parse_run_configuration(yaml.safe_load(open(sys.argv[1])))
-"""
-    in_environment("dstack", code, files[".dstack.yml"], HOME=str(tmp_path))
-
-
-@pytest.mark.parametrize("form", ["merged", "adapter"])
-@pytest.mark.parametrize("traffic", [Replicas(1, 1), Replicas(1, 4)])
 def test_skypilot_s_schemas_accept_the_service(tmp_path: Path, form: Form, traffic: Replicas) -> None:
     files = written("skypilot", form, tmp_path, traffic=traffic)
     code = """
@@ -328,17 +304,6 @@ jsonschema.validate(task["service"], schemas.get_service_schema())
 jsonschema.validate(task["resources"], schemas.get_resources_schema())
 """
     in_environment("skypilot", code, files["service.yaml"], HOME=str(tmp_path))
-
-
-@pytest.mark.parametrize("form", ["merged", "adapter"])
-def test_ray_s_schema_accepts_the_file(tmp_path: Path, form: Form) -> None:
-    files = written("ray-serve", form, tmp_path)
-    code = """
-import sys, yaml
-from ray.serve.schema import ServeDeploySchema
-ServeDeploySchema.model_validate(yaml.safe_load(open(sys.argv[1])))
-"""
-    in_environment("ray[serve]", code, files["serve.yaml"])
 
 
 @pytest.mark.parametrize("traffic", [Replicas(1, 1), Replicas(0, 4)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
@@ -12,7 +11,7 @@ import typer.testing
 
 from tuneloop.advice.config import AdviseOptions
 from tuneloop.cli.console import Result, split_arguments
-from tuneloop.cli.main import COMMANDS, GROUPS, MOVED, app, main
+from tuneloop.cli.main import COMMANDS, GROUPS, app, main
 from tuneloop.cli.parameters import Output, expanded, given, output
 from tuneloop.core.flag import flag
 from tuneloop.evaluation.config import EvalOptions
@@ -86,15 +85,6 @@ def test_the_list_of_commands_fits_one_screen(capsys: pytest.CaptureFixture[str]
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["--help"]) == 0
     assert len(NAMES) <= 28 and len(capsys.readouterr().out.splitlines()) <= 55
-
-
-@pytest.mark.parametrize("old", MOVED)
-def test_an_earlier_name_answers_with_the_new_one(old: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*old.split(), "a", "--json"]) == 2
-    out, err = capsys.readouterr()
-    assert f"tuneloop {old} is now tuneloop {MOVED[old]}" in err and f"tuneloop {MOVED[old]} a --json" in err
-    assert json.loads(out)["error"]["what"] == f"tuneloop {old} is now tuneloop {MOVED[old]}"
-    assert help_of(*MOVED[old].split()).startswith(f"Usage: tuneloop {MOVED[old]} ")
 
 
 @pytest.mark.parametrize("name", GROUPS)

@@ -19,12 +19,12 @@ import typer
 import typer.core
 import typer.main
 
-from tuneloop import __version__
 from tuneloop.cli.console import drop_unread_output, report_error
-from tuneloop.core.errors import UserError, in_shell
+from tuneloop.core.errors import UserError
 from tuneloop.core.parent import end_with_parent
 from tuneloop.core.python_file import code_of_a_command
 from tuneloop.core.terminal import visible_output
+from tuneloop.core.version import __version__
 
 # What help lists, by stage of the life cycle. Each is a module of that name, which is imported when it is called.
 COMMANDS: dict[str, dict[str, str]] = {
@@ -82,14 +82,6 @@ GROUPS = {
     "mcp": "serve", "ui": "serve",
 }  # fmt: skip
 
-# Earlier names of commands -> where they are now.
-MOVED = {
-    "check": "data check", "diff": "data diff", "forget": "data forget", "report": "compare",
-    "register": "models register", "promote": "models promote", "rollback": "models rollback", "push": "models push",
-    "verify": "models verify", "reproduce": "models reproduce", "requests": "collect requests",
-    "feedback": "collect", "feedback queue": "review draw", "feedback votes": "review votes",
-}  # fmt: skip
-
 
 class _Commands(typer.core.TyperGroup):
     """The commands of `COMMANDS`; help lists them by stage, and only the one that is called is imported."""
@@ -112,11 +104,7 @@ class _Commands(typer.core.TyperGroup):
         return self.commands.get(cmd_name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that is called: of a group its usual one, where none is named. UserError: an earlier name."""
-        for words in (2, 1):
-            if new := MOVED.get(" ".join(args[:words])):
-                old, step = " ".join(args[:words]), in_shell(["tuneloop", *new.split(), *args[words:]])
-                raise UserError(f"tuneloop {old} is now tuneloop {new}", next_step=step)
+        """The command that is called: of a group its usual one, where none is named."""
         if args[0] in GROUPS:
             return args[0], self.get_command(ctx, GROUPS[args[0]]).commands[args[0]], args[1:]
         name, command, rest = super().resolve_command(ctx, args)

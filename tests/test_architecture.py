@@ -131,9 +131,15 @@ def test_imports_point_down(trees: Trees) -> None:
         f"{module} imports {name}"
         for module, tree in modules(trees)
         for name in (full.removeprefix("tuneloop.") for full in imported(tree) if full.startswith("tuneloop."))
-        if module and name != "__version__" and rank[part_of(name)] > rank[part_of(module)]
+        if module and rank[part_of(name)] > rank[part_of(module)]
     ]
     assert not upward, "\n".join(upward)
+
+
+def test_no_module_imports_the_root(trees: Trees) -> None:
+    """It names what all rooms have, so it would tie whoever imports it into a circle with them."""
+    ties = [module for module, tree in modules(trees) if module for name in imported(tree) if name == "tuneloop"]
+    assert not ties
 
 
 def test_rooms_import_of_others_what_is_at_their_doors(trees: Trees) -> None:

@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError as UserError
+from tuneloop.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from tuneloop.api import Evaluation as Evaluation
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from tuneloop.evaluation.metrics.custom import metric as metric
     from tuneloop.recipe import Recipe as Recipe
     from tuneloop.training.config import TrainConfig as TrainConfig
-
-__version__ = "0.1.0"
 
 _FUNCTIONS = ("prepare", "advise", "plan", "train", "evaluate", "compare", "predict", "run", "export", "serve")
 _MODULES = {

@@ -26,7 +26,6 @@ from mcp.server.mcpserver.exceptions import ResourceError, ToolError
 from mcp_types import ToolAnnotations
 from pydantic import Field
 
-from tuneloop import __version__
 from tuneloop.advice import AdviseOptions
 from tuneloop.agents.jobs import JobStatus, cancel_job, job_status, start_job
 from tuneloop.agents.roots import Roots
@@ -34,6 +33,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config, build_config, write_jsonl
 from tuneloop.core.flag import Flag
 from tuneloop.core.parent import environment_of_child
+from tuneloop.core.version import __version__
 from tuneloop.pipeline.context import folder_of
 from tuneloop.pipeline.recipes import recipe_of
 from tuneloop.planning.config import PlanOptions

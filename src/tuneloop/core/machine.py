@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tuneloop import __version__
+from tuneloop.core.version import __version__
 
 GIB = 1024**3
 

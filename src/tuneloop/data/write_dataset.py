@@ -15,11 +15,11 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import orjson
 
-from tuneloop import __version__
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing, user_errors_of_the_disk
 from tuneloop.core.text import json_bytes, json_value
 from tuneloop.core.ui import progress
+from tuneloop.core.version import __version__
 from tuneloop.data import checks, dataset
 from tuneloop.data.checks.label_errors import Embed
 from tuneloop.data.config import NO_CONTENT, PrepareConfig

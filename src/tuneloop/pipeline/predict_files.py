@@ -18,12 +18,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tuneloop import __version__
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, plain, plain_cell, replacing, sha256_file, user_errors_of_the_disk
 from tuneloop.core.journal import JournalFile
 from tuneloop.core.ui import busy, say
 from tuneloop.core.units import counted, verb
+from tuneloop.core.version import __version__
 from tuneloop.data.formats import Rejection
 from tuneloop.data.sources.chunks import chunks, header_of
 from tuneloop.data.sources.parse import SourceFile, SourceRecord

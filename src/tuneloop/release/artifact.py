@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tuneloop import __version__
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.files import (
     content_hash,
@@ -26,6 +25,7 @@ from tuneloop.core.files import (
     write_json,
     write_text,
 )
+from tuneloop.core.version import __version__
 from tuneloop.models.load import weight_files
 from tuneloop.models.methods import Method
 from tuneloop.models.names import resolve

@@ -7,11 +7,11 @@ import shlex
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from tuneloop import __version__
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config
 from tuneloop.core.flag import flag, switch
 from tuneloop.core.units import counted
+from tuneloop.core.version import __version__
 from tuneloop.deploy.hosts import JobSite, find_named, records_of
 
 EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs"}  # scheme of a bucket -> the extra that speaks to it

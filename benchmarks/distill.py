@@ -136,7 +136,7 @@ def main() -> None:
         print(
             f"the same, {TOP} tokens stored    {took['store']:7.2f} s   {took['store'] / took['write']:.2f} of writing"
         )
-        print(f"bytes of a position            {kept.layout.width:7d}")
+        print(f"bytes of a position            {kept.width:7d}")
         micro = rows[:8]
         plain = TrainConfig(method="full")
         live = TrainConfig(method="full", loss="distil", teacher=MODEL)

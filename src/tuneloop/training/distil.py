@@ -51,7 +51,7 @@ from tuneloop.training.loss import (
     supervised_states,
 )
 from tuneloop.training.rows import Taught, last_answer, supervised_tokens
-from tuneloop.training.teachers import APART, TopProbabilities, TopStore, is_store, positions, row_key, top_of
+from tuneloop.training.teachers import APART, TopProbabilities, TopStore, is_store, pack, positions, row_key, top_of
 
 POSITIONS_AT_ONCE = 256  # whose probabilities exist in fp32 at a time, where a device takes a whole chunk at once
 MORE_TOKENS = 16  # the student's answer may be twice as long as the row's, and by so many tokens
@@ -223,7 +223,7 @@ def store_states(model: Model, rows: Sequence[Rendered], hidden_NC: Tensor, stor
         for logits in torch.split(chunk @ head_VC.t(), there.softmax_rows or POSITIONS_AT_ONCE):
             likeliest = top_of(logits, store.about.top, store.about.temperature)
             parts.append([each.cpu().numpy() for each in likeliest])
-    store.add(rows, store.layout.pack(*(np.concatenate(each) for each in zip(*parts, strict=True))))
+    store.add(rows, pack(*(np.concatenate(each) for each in zip(*parts, strict=True))))
 
 
 def row_key_of(row: Rendered) -> str:

@@ -1,14 +1,12 @@
 """Whether a teacher can teach: its tokens, its chat template, its stored probabilities. Needs no torch.
 
-The store holds its likeliest next tokens: about 300 bytes a position with 128 tokens.
-At each learned position K tokens are kept with their probabilities, and the probability of all others together. Tokens
-are sorted by id and coded by Elias-Fano (Elias 1974): of an id the low bits as they are, the high bits as gaps in a row
-of bits. A probability is one of 256 steps between the logarithms of the greatest and the least, which is at most 3 %
-off where they are 15 apart; all of a position are then scaled so that they and the tail add up to 1.
+The store holds its likeliest next tokens: 770 bytes a position with 128 tokens. At each learned position K tokens are
+kept with the logarithms of their probabilities, and that of all others together, in half precision, which is at most
+1 % off down to a probability of 1e-7; all of a position are then scaled so that they and the tail add up to 1.
 
-A folder holds `tokens.bin` (the positions of all rows), `rows.jsonl` (which of them are whose) and `teacher.json` (what
-they are of). Positions are appended and a row counts once its line stands, so a pass that was cut short continues where
-it ended.
+A folder holds `tokens.bin` (the positions of all rows, numpy records), `rows.jsonl` (which of them are whose) and
+`teacher.json` (what they are of). Positions are appended and a row counts once its line stands, so a pass that was cut
+short continues where it ended.
 """
 
 from __future__ import annotations
@@ -38,8 +36,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TOKENS, ROWS = "tokens.bin", "rows.jsonl"
-STEPS = 255  # of a probability, in one byte
-HEAD = 6  # bytes: logarithms of the greatest probability, of its distance to the least, of the tail, in half precision
 LEAST_LOG = -60.0  # of a probability
 
 
@@ -71,48 +67,24 @@ class TopProbabilities:
         return TopProbabilities(self.ids_NK[which], self.p_NK[which], self.tail_N[which])
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a position is laid out in bytes."""
+def layout_of(top: int) -> np.dtype[np.void]:
+    """How a position with so many tokens is stored."""
+    return np.dtype([("ids", "<u4", top), ("log_p", "<f2", top), ("log_tail", "<f2")])
 
-    top: int  # tokens that are kept
-    vocabulary: int  # tokens that there are
-    low: int = field(init=False)  # low bits of an id that are kept as they are
-    low_bytes: int = field(init=False)  # of the low bits of all ids
-    high_bytes: int = field(init=False)  # of the row of bits that has a one for each id
-    width: int = field(init=False)  # bytes of a position
 
-    def __post_init__(self) -> None:
-        low = max((self.vocabulary // self.top).bit_length() - 1, 0)
-        low_bytes, high_bytes = -(-self.top * low // 8), -(-(self.top + (self.vocabulary >> low) + 1) // 8)
-        width = HEAD + self.top + low_bytes + high_bytes
-        vars(self).update(low=low, low_bytes=low_bytes, high_bytes=high_bytes, width=width)
+def pack(ids: np.ndarray, log_p: np.ndarray, log_tail: np.ndarray) -> np.ndarray:
+    """Records (N) of positions: ids (N, top), logarithms of their probabilities, and of that of all others (N)."""
+    packed = np.empty(len(ids), layout_of(ids.shape[1]))
+    packed["ids"] = ids
+    packed["log_p"], packed["log_tail"] = log_p.clip(LEAST_LOG, 0), log_tail.clip(LEAST_LOG, 0)
+    return packed
 
-    def pack(self, ids: np.ndarray, logp: np.ndarray, log_tail: np.ndarray) -> np.ndarray:
-        """Bytes (N, width) of positions: distinct ids (N, top), log probabilities, and that of all others (N)."""
-        count, order = len(ids), np.argsort(ids, 1)
-        ids, logp = np.take_along_axis(ids, order, 1), np.take_along_axis(logp, order, 1)
-        head = np.stack((logp.max(1), logp.max(1) - logp.min(1), log_tail), 1).clip(LEAST_LOG, -LEAST_LOG)
-        head = head.astype(np.float16)
-        span = np.maximum(head[:, 1:2].astype(np.float32), 1e-6)
-        codes = np.rint((head[:, :1].astype(np.float32) - logp) / span * STEPS).clip(0, STEPS).astype(np.uint8)
-        bits = np.zeros((count, self.high_bytes * 8), np.uint8)
-        np.put_along_axis(bits, (ids >> self.low) + np.arange(self.top), 1, 1)
-        low = ((ids[:, :, None] >> np.arange(self.low)) & 1).astype(np.uint8).reshape(count, -1)
-        parts = head.view(np.uint8).reshape(count, HEAD), codes, np.packbits(low, 1), np.packbits(bits, 1)
-        return np.concatenate(parts, 1)
 
-    def unpack(self, data: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Ids (N, top), their probabilities, and the tail's (N), which add up to 1."""
-        count = len(data)
-        head, codes, low, high = np.split(data, np.cumsum([HEAD, self.top, self.low_bytes]), 1)
-        places = np.nonzero(np.unpackbits(high, axis=1))[1].reshape(count, self.top) - np.arange(self.top)
-        bits = np.unpackbits(low, axis=1)[:, : self.top * self.low].reshape(count, self.top, self.low)
-        ids = (places << self.low) + bits.astype(np.int64) @ (1 << np.arange(self.low))
-        greatest, span, log_tail = np.ascontiguousarray(head).view(np.float16).astype(np.float32).T[:, :, None]
-        p = np.exp(greatest - span * codes.astype(np.float32) / STEPS)
-        tail = np.exp(log_tail[:, 0]).clip(0, 1)
-        return ids, p * ((1 - tail) / p.sum(1))[:, None], tail
+def unpack(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids (N, top), their probabilities, and the tail's (N), which add up to 1."""
+    p = np.exp(packed["log_p"].astype(np.float32))
+    tail = np.exp(packed["log_tail"].astype(np.float32)).clip(0, 1)
+    return packed["ids"].astype(np.int64), p * ((1 - tail) / p.sum(1))[:, None], tail
 
 
 @dataclass
@@ -125,16 +97,16 @@ class TopStore:
     _data: Any = None
 
     @property
-    def layout(self) -> Layout:
-        """How its positions are laid out."""
-        return Layout(self.about.top, self.about.vocabulary)
+    def width(self) -> int:
+        """Bytes of a position."""
+        return layout_of(self.about.top).itemsize
 
     @staticmethod
     def open(folder: Path) -> TopStore:
         """What is stored in a folder. Raises UserError: nothing is, or its files are damaged."""
         store = TopStore(folder, read_record(TeacherLogits, folder))
         file = folder / TOKENS
-        size = file.stat().st_size // store.layout.width if file.is_file() else 0
+        size = file.stat().st_size // store.width if file.is_file() else 0
         for line in read_jsonl(folder / ROWS) if (folder / ROWS).is_file() else ():
             if line["first"] + line["positions"] > size:
                 what = "A file of the teacher's probabilities is shorter than it was"
@@ -155,7 +127,7 @@ class TopStore:
             if store.about != about:
                 what, step = "Here are probabilities of another teacher", "choose another folder"
                 raise UserError(what, where=str(folder), next_step=step)
-            size = store.count * store.layout.width
+            size = store.count * store.width
             if (folder / TOKENS).is_file() and (folder / TOKENS).stat().st_size > size:
                 with (folder / TOKENS).open("r+b") as file:
                     file.truncate(size)
@@ -186,9 +158,9 @@ class TopStore:
         import torch
 
         if self._data is None:
-            self._data = np.memmap(self.folder / TOKENS, np.uint8, "r").reshape(-1, self.layout.width)
+            self._data = np.memmap(self.folder / TOKENS, layout_of(self.about.top), "r")
         parts = [self._data[first : first + some] for first, some in (self.rows[key] for key in keys)]
-        ids, p, tail = self.layout.unpack(np.concatenate(parts))
+        ids, p, tail = unpack(np.concatenate(parts))
         return TopProbabilities(torch.from_numpy(ids), torch.from_numpy(p), torch.from_numpy(tail))
 
 

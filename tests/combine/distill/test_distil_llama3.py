@@ -84,7 +84,7 @@ def test_from_a_tuned_teacher_in_four_bits_to_a_student_that_answers(
     (about,) = Path("student/distill").glob("logits-*/teacher.json")
     positions = sum(line["positions"] for line in read_jsonl(about.parent / "rows.jsonl"))
     assert read_json(about)["vocabulary"] == 128256
-    assert (about.parent / "tokens.bin").stat().st_size == 326 * positions, "bytes of a position, as the page says"
+    assert (about.parent / "tokens.bin").stat().st_size == 770 * positions, "bytes of a position, as the page says"
     assert found["results"]["n"] and found["results"]["student_cost"]["parameters"] < 2**23
 
     live = [

@@ -17,7 +17,7 @@ from tuneloop.pipeline.scoring import score_of
 from tuneloop.planning.options import plan_machines
 from tuneloop.planning.prices import load_prices
 from tuneloop.records.record import Part
-from tuneloop.training.teachers import Layout
+from tuneloop.training.teachers import layout_of
 
 if TYPE_CHECKING:
     from tuneloop.combine.options import DistilOptions
@@ -131,8 +131,8 @@ def plan_distillation(
         rate = machine.card.tflops * 1e12 * machine.gpus * ARITHMETIC_SHARE
         parts.append(_part("the teacher's probabilities", machine, flops / rate / 3600))
     if options.level == "logits":
-        layout = Layout(min(options.top, machine.shape.vocabulary - 1), machine.shape.vocabulary)
-        stored = layout.width * amount.rows * amount.answer
+        width = layout_of(min(options.top, machine.shape.vocabulary - 1)).itemsize
+        stored = width * amount.rows * amount.answer
     live = 0.0
     if options.level == "live":
         live = machine.shape.parameters * (FOUR_BITS if train.teacher_bits == 4 else BF16) / 2**30

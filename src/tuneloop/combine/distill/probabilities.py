@@ -121,7 +121,7 @@ class ProbabilityStore:
         assert job.teacher.local is not None, "checked before"
         store_probabilities(job.teacher.local.model, rendered, self.top)
         stored_by.cache_clear()
-        size = self.top.count * self.top.layout.width
-        positions = f"{self.top.count:,} positions: {size / 1e6:,.1f} MB, {self.top.layout.width} bytes each"
+        size = self.top.count * self.top.width
+        positions = f"{self.top.count:,} positions: {size / 1e6:,.1f} MB, {self.top.width} bytes each"
         early = f"; of {counted(self.written, 'row')} stored while writing" if self.written else ""
         say(f"teacher   probabilities of {self.top.about.top} tokens at {positions}{early}")

@@ -22,7 +22,7 @@ def at(days: float) -> str:
 def design(**changes: object) -> ExperimentDesign:
     """A registration without shadow mode."""
     given = {"name": "new", "model": "m", "candidate": "m@candidate", "champion": "m@champion", "shadow": False,
-             "salt": "s", "hold_days": 1.0, "maturation_hours": 24.0, "planned_units": 1000, "method": "betting"}  # fmt: skip
+             "salt": "s", "hold_days": 1.0, "maturation_hours": 24.0}  # fmt: skip
     return ExperimentDesign.model_validate({**given, **changes})
 
 

@@ -54,8 +54,6 @@ def test_users_who_return_after_their_window_are_drawn_again_when_the_share_has_
     assert {propensity for _, propensity in drawn} == {0.5}
     assert 0.4 < sum(arm == "candidate" for arm, _ in drawn) / len(drawn) < 0.6
     assert all(risen.arm_of(user, at(30)) == then[user] for user in users)
-    early = Arms(experiments_of([started(ramp=[0.5, 1.0], method="asymptotic")])["new"], dict(arms.arms))
-    assert all(early.arm_of(user, at(9)) == first[user] for user in users)
 
 
 def test_nobody_meets_a_candidate_in_shadow_mode_or_after_the_end():
@@ -67,7 +65,6 @@ def test_options_become_a_registration():
     made = design_of("new", ExperimentOptions(model="queue", ramp="5, 20,100"), "s")
     assert made.ramp == [0.05, 0.2, 1.0]
     assert (made.candidate, made.champion) == ("queue@candidate", "queue@champion")
-    assert made.planned_units > 1000
 
 
 @pytest.mark.parametrize(

@@ -45,35 +45,26 @@ def outcome_of(design: ExperimentDesign, evidence: Evidence) -> RuleResult:
     6. Else continue, with the next share where the step has lasted long enough, both arms have values, and no users
        seem to be missing.
 
-    Registrations of earlier versions, whose method is asymptotic, have bounds instead of strengths. They promote unless
-    the arms are rated at different rates, and roll back any estimated loss of the registered size in rule 5.
-
     Raises:
         ValueError: a strength is not a number. None is where `evidence_of` made the evidence.
     """
     _refuse_nan(evidence)
-    by_bets = (_shadow_by_bets, _settled, _over)
-    rules = (_wrong_shares, _tripped, *((_shadow, _measured, _futile) if _asymptotic(design) else by_bets), _continued)
+    rules = (_wrong_shares, _tripped, _shadow, _settled, _over, _continued)
     return next(result for rule in rules if (result := rule(design, evidence)))
-
-
-def _asymptotic(design: ExperimentDesign) -> bool:
-    return design.method == "asymptotic"
 
 
 def _refuse_nan(evidence: Evidence) -> None:
     strengths = {f"guardrail {rail.name}": rail.strength for rail in evidence.guardrails}
     strengths |= {"ratio": evidence.ratio_strength, "rated ratio": evidence.rated_ratio_strength}
     strengths |= {"days": evidence.days, "step": evidence.step_days, "share": evidence.share}
-    if evidence.strengths is not None:
-        strengths |= evidence.strengths.model_dump()
+    strengths |= evidence.strengths.model_dump()
     missing = [name for name, value in strengths.items() if math.isnan(value)]
     if missing:
         raise ValueError(f"no decision follows from evidence that is not a number: {', '.join(missing)}")
 
 
 def _wrong_shares(design: ExperimentDesign, evidence: Evidence) -> RuleResult | None:
-    if evidence.strengths is not None and evidence.strengths.switched >= 1:
+    if evidence.strengths.switched >= 1:
         why = "users who came again met the other arm without a new draw, so no comparison holds."
         return "roll back", "assignment", 0.0, f"Rolled back: {why}"
     if evidence.ratio_strength < 1:
@@ -117,7 +108,7 @@ def _held_back(design: ExperimentDesign, evidence: Evidence) -> tuple[str, str] 
         met = f"{evidence.candidate_users:,} of {counted(evidence.users, 'user')} met the candidate"
         return "assignment", f"; but users of one arm seem to be missing ({met}): look for what loses them"
     rail = next((rail for rail in evidence.guardrails if rail.held), None)
-    if rail is None or _strengths(evidence).promotion < 1:
+    if rail is None or evidence.strengths.promotion < 1:
         return None
     return "guardrail", f"; but it seems that {_compared(design, rail)}, so more users must tell"
 
@@ -125,18 +116,7 @@ def _held_back(design: ExperimentDesign, evidence: Evidence) -> tuple[str, str] 
 def _shadow(design: ExperimentDesign, evidence: Evidence) -> RuleResult | None:
     if evidence.share > 0:
         return None
-    lost_all = evidence.shadow_mean == -1 and evidence.shadow_votes >= design.least_units  # the bound is NaN then
-    if evidence.shadow_high < 0 or lost_all:
-        most = -1 if lost_all else evidence.shadow_high
-        why = f"{_votes(evidence)}, significantly below 0 ({most:+.3f} at most)."
-        return "roll back", "shadow", 0.0, f"Rolled back in shadow mode: {why}"
-    return _shadow_continued(design, evidence)
-
-
-def _shadow_by_bets(design: ExperimentDesign, evidence: Evidence) -> RuleResult | None:
-    if evidence.share > 0:
-        return None
-    if _strengths(evidence).shadow_worse >= 1:
+    if evidence.strengths.shadow_worse >= 1:
         why = f"{_votes(evidence)}, significantly below 0 (level {design.alpha:g})."
         return "roll back", "shadow", 0.0, f"Rolled back in shadow mode: {why}"
     return _shadow_continued(design, evidence)
@@ -161,42 +141,8 @@ def _shadow_continued(design: ExperimentDesign, evidence: Evidence) -> RuleResul
     return "continue", "open", 0.0, f"Shadow mode continues: {why}."
 
 
-def _measured(design: ExperimentDesign, evidence: Evidence) -> RuleResult | None:
-    m, difference = evidence.measure, _difference_words(design, evidence.measure)
-    if m.high < 0:
-        why = f"Rolled back after {counted(evidence.candidate_users, 'user')}: {difference}."
-        return "roll back", "worse", 0.0, why
-    if m.low > 0 and evidence.rated_ratio_strength >= 1:
-        why = f"Not promoted: {difference}, but users of the two arms are rated at different rates "
-        why += f"({m.candidate_units:,} of {m.units:,} are the candidate's), so the comparison may not hold."
-        over = evidence.days >= design.most_days
-        return ("futility" if over else "continue"), "ratings", (0.0 if over else evidence.share), why
-    if m.low > 0:
-        return "promote", "better", 1.0, f"Promoted after {counted(evidence.days, 'day')}: {difference}."
-    return None
-
-
-def _futile(design: ExperimentDesign, evidence: Evidence) -> RuleResult | None:
-    m, difference = evidence.measure, _difference_words(design, evidence.measure)
-    excluded = f"a gain of {design.effect:g} is excluded; {difference}."
-    if m.high < design.effect and m.difference <= -design.effect:
-        return "roll back", "no gain", 0.0, f"Rolled back after {counted(evidence.candidate_users, 'user')}: {excluded}"
-    if m.high < design.effect:
-        return "futility", "no gain", 0.0, f"Ended for futility: {excluded}"
-    if evidence.days >= design.most_days:
-        why = f"{counted(design.most_days, 'day')} {verb(design.most_days, 'is', 'are')} over; {difference}"
-        return "futility", "time", 0.0, f"Ended for futility: {why}."
-    return None
-
-
-def _strengths(evidence: Evidence) -> Strengths:
-    if evidence.strengths is None:
-        raise ValueError("evidence without strengths is of another method than the registration's")
-    return evidence.strengths
-
-
 def _settled(design: ExperimentDesign, evidence: Evidence) -> RuleResult | None:
-    proven, difference = _strengths(evidence), _difference_words(design, evidence.measure)
+    proven, difference = evidence.strengths, _difference_words(design, evidence.measure)
     if proven.worse >= 1:
         why = f"Rolled back after {counted(evidence.candidate_users, 'user')}: {difference}."
         return "roll back", "worse", 0.0, why
@@ -221,7 +167,7 @@ def _why_it_holds(design: ExperimentDesign, proven: Strengths) -> str:
 
 
 def _over(design: ExperimentDesign, evidence: Evidence) -> RuleResult | None:
-    proven, difference = _strengths(evidence), _difference_words(design, evidence.measure)
+    proven, difference = evidence.strengths, _difference_words(design, evidence.measure)
     if proven.no_gain >= 1:
         excluded = f"a gain of {design.effect:g} is excluded; {difference}."
         if evidence.measure.difference <= -design.effect and proven.worse >= LIKELY_WORSE:
@@ -253,15 +199,12 @@ def _continued(design: ExperimentDesign, evidence: Evidence) -> RuleResult:
     m, share = evidence.measure, evidence.share
     later = [step for step in design.ramp if share < step < 1]
     difference, reason = _difference_words(design, m), "open"
-    if evidence.strengths is None:
-        values = 0 < m.candidate_units < m.units and m.low == m.low  # both arms have enough of them
-    else:
-        values = min(m.candidate_units, m.units - m.candidate_units) >= design.least_units
-        if held := _held_back(design, evidence):
-            reason, difference = held[0], difference + held[1]
-            later = [] if reason == "assignment" else later
-        elif evidence.strengths.better >= 1:
-            difference, reason = difference + _what_is_missing(design), "ratings"
+    values = min(m.candidate_units, m.units - m.candidate_units) >= design.least_units
+    if held := _held_back(design, evidence):
+        reason, difference = held[0], difference + held[1]
+        later = [] if reason == "assignment" else later
+    elif evidence.strengths.better >= 1:
+        difference, reason = difference + _what_is_missing(design), "ratings"
     if later and evidence.step_days >= design.hold_days and values:
         why = f"Continues with {later[0]:.0%} of new users instead of {share:.0%}: {difference}."
         return "continue", reason, later[0], why
@@ -269,7 +212,7 @@ def _continued(design: ExperimentDesign, evidence: Evidence) -> RuleResult:
 
 
 def _difference_words(design: ExperimentDesign, m: ArmDifference) -> str:
-    if not 0 < m.candidate_units < m.units or (_asymptotic(design) and math.isnan(m.low)):
+    if not 0 < m.candidate_units < m.units:
         users = f"{counted(m.units, 'user')} {verb(m.units, 'has', 'have')} a value for {design.measure}"
         return f"{users}, {m.candidate_units:,} of them the candidate's, too few to compare"
     users = f"{counted(m.candidate_units, 'user')} and {counted(m.units - m.candidate_units, 'user')}"

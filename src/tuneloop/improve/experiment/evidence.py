@@ -1,24 +1,15 @@
-"""What an experiment's users prove. `betting` registrations: `core/stats/betting.py`, valid from the first user on;
-`asymptotic` ones, of earlier versions: `core/stats/sequences.py`, so that their decisions can be made again."""
+"""What an experiment's users prove, by bets (`core/stats/betting.py`), which hold from the first user on."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from tuneloop.core.lazy import Array, NDArray, np
+from tuneloop.core.lazy import Array, np
 from tuneloop.core.stats.betting import ArmClaim, bound, negative_mean_log_e
-from tuneloop.core.stats.sequences import best_rho2, difference, excess_log_e, ratio_log_e, running_bounds
-from tuneloop.improve.experiment.record import (
-    ArmDifference,
-    Evidence,
-    ExperimentDesign,
-    Guardrail,
-    GuardrailFinding,
-    Strengths,
-)
+from tuneloop.core.stats.sequences import excess_log_e
+from tuneloop.improve.experiment.record import ArmDifference, Evidence, ExperimentDesign, GuardrailFinding, Strengths
 from tuneloop.improve.experiment.statistics import Units
 from tuneloop.improve.experiment.tally import (
     AMOUNTS,
@@ -39,7 +30,6 @@ from tuneloop.improve.experiment.tally import (
 )
 
 MOST_SWITCHED = 0.01  # share of returning units that may meet the other arm, as where two servers see a step at once
-GUARD_UNITS = 20  # users of either arm before an asymptotic guardrail on amounts is read
 
 
 @dataclass(frozen=True)
@@ -60,8 +50,6 @@ def evidence_of(
         shadow: judged pairs in order, each 1 (the candidate is better), 0 or -1.
         copies: of requests that the candidate has answered unseen, or failed to answer; judged or not.
     """
-    if design.method == "asymptotic":
-        return _asymptotic(design, units, stage, shadow, copies)
     tally = tally_of(design, units)
     evidence = evidence_at(design, tally, findings_of(design, tally), 0, stage, list(units.slices))
     valued = ~np.isnan(units.outcome)
@@ -74,7 +62,7 @@ def evidence_of(
     votes = np.asarray(shadow, dtype=np.float64)
     worse = negative_mean_log_e(votes) / math.log(1 / design.alpha) if len(votes) else 0.0
     switched = float(excess_log_e(units.switched, units.returned - units.switched, MOST_SWITCHED))
-    strengths = evidence.strengths and evidence.strengths.model_copy(
+    strengths = evidence.strengths.model_copy(
         update={
             "shadow_worse": worse,
             "switched": max(0.0, switched) / math.log(1 / design.ratio_alpha),
@@ -155,77 +143,5 @@ def evidence_at(
     )
 
 
-def _asymptotic(design: ExperimentDesign, units: Units, stage: Stage, shadow: Sequence[float], copies: int) -> Evidence:
-    """The evidence as registrations of earlier versions have it; see `evidence_of`."""
-    rated = ~np.isnan(units.outcome)
-    inside, values, chance = units.candidate[rated], units.outcome[rated], units.propensity[rated]
-    contrast = difference(
-        inside, values, chance, alpha=design.alpha, planned=design.planned_units, start=design.least_units
-    )
-    votes = np.asarray(shadow, dtype=np.float64)
-    shadow_high = math.nan
-    if len(votes) >= design.least_units and votes.std() != 0:
-        rho2 = best_rho2(max(design.shadow_votes, 2), min(2 * design.alpha, 0.99))
-        shadow_high = float(running_bounds(votes, design.alpha, rho2, one_sided=True)[2][-1])
-    measure = ArmDifference(
-        units=len(values),
-        candidate_units=int(inside.sum()),
-        candidate=_mean(values[inside]),
-        champion=_mean(values[~inside]),
-        difference=contrast.value,
-        low=contrast.low if math.isfinite(contrast.low) else math.nan,
-        high=contrast.high if math.isfinite(contrast.high) else math.nan,
-    )
-    counts: dict[str, Any] = {
-        "users": len(units.candidate), "candidate_users": int(units.candidate.sum()), "dropped": units.dropped,
-        "shadow_copies": max(copies, len(votes)), "shadow_votes": len(votes), "shadow_mean": _mean(votes),
-    }  # fmt: skip
-    return Evidence(
-        **asdict(stage),
-        **counts,
-        measure=measure,
-        guardrails=[_guardrail(design, units, rail) for rail in design.guardrails],
-        ratio_strength=_ratio_strength(units.candidate, units.propensity, design.ratio_alpha),
-        rated_ratio_strength=_ratio_strength(inside, chance, design.ratio_alpha),
-        shadow_high=shadow_high,
-    )
-
-
 def _mean(values: Array) -> float:
     return float(values.mean()) if len(values) else math.nan
-
-
-def _ratio_strength(candidate: NDArray[np.bool_], propensity: Array, alpha: float) -> float:
-    """Evidence that units don't fall into the arms as drawn, over what is needed; all steps' e-values multiply."""
-    log_e = 0.0
-    for share in map(float, np.unique(propensity)):
-        here = propensity == share
-        inside = float(candidate[here].sum())
-        log_e += float(ratio_log_e(np.array([inside, here.sum() - inside]), np.array([share, 1 - share])))
-    return log_e / math.log(1 / alpha)
-
-
-def _guardrail(design: ExperimentDesign, units: Units, rail: Guardrail) -> GuardrailFinding:
-    """One guardrail; alpha is divided among all."""
-    level = design.alpha / len(design.guardrails)
-    inside = units.candidate
-    if rail.name in RATES:
-        bad = units.affected[rail.name]
-        log_e = 0.0
-        for share in map(float, np.unique(units.propensity)):
-            here = units.propensity == share
-            tolerated = share * rail.tolerance / (share * rail.tolerance + 1 - share)
-            log_e += float(excess_log_e((bad & inside & here).sum(), (bad & ~inside & here).sum(), tolerated))
-        strength = log_e / math.log(1 / level)
-        means = _mean(bad[inside].astype(float)), _mean(bad[~inside].astype(float))
-    else:
-        logs = units.amounts[rail.name]
-        measured = ~np.isnan(logs)
-        sample = inside[measured], logs[measured], units.propensity[measured]
-        excess = difference(*sample, alpha=level, planned=design.planned_units, start=GUARD_UNITS, one_sided=True)
-        # How far the lower bound has come towards the tolerated excess: 1 where it reaches it.
-        half, limit = excess.value - excess.low, math.log(rail.tolerance)
-        strength = (excess.value - limit) / half if math.isfinite(excess.low) and half > 0 else 0.0
-        means = math.exp(_mean(logs[measured & inside])), math.exp(_mean(logs[measured & ~inside]))
-    values = {"candidate": means[0], "champion": means[1], "strength": strength, "tripped": strength >= 1}
-    return GuardrailFinding(name=rail.name, tolerance=rail.tolerance, **values)

@@ -89,7 +89,6 @@ def _planned(options: ExperimentPlanOptions, **changes: Any) -> Planned:
             champion="b",
             salt="s",
             shadow=False,
-            method="betting",
             missing=missing,
             base=options.base,
             effect=options.effect,

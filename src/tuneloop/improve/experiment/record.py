@@ -20,13 +20,6 @@ MISSING: dict[str, str] = {
     "one-way": "the candidate changes whether answers are rated in one direction: more often, or less often",
     "any": "nothing: unrated answers of the candidate may all be bad, and those of the champion all be good",
 }
-LATER = (
-    "method",
-    "missing",
-    "sample",
-    "sample_kind",
-    "earlier_days",
-)  # fields that registrations for the asymptotic method lack
 
 
 class PlannedPower(Part):
@@ -170,15 +163,11 @@ class ExperimentDesign(Record):
         ramp: shares of new users that meet the candidate, one step after another; 1 is the promotion itself.
         hold_days: that a step lasts at least.
         maturation_hours: from a user's first request on; what comes later does not count, in neither arm.
-        planned_units: users with a value at which the interval of the asymptotic method is narrowest.
-        least_units: users with a value in each arm before a step of the ramp, and by the asymptotic method before a
-            decision by the measure.
+        least_units: users with a value in each arm before a step of the ramp.
         most_days: after which it ends for futility.
         shadow: whether it begins with copies of requests that the candidate answers unseen; so many as `shadow_votes`
             must come first, judged or not.
         guardrails: what must not get worse.
-        method: how it is decided: `betting` holds from the first user on; `asymptotic`, of registrations by earlier
-            versions, for large numbers only.
         missing: what is assumed of requests without a value before a promotion; see `MISSING`.
         sample: share of users, drawn by a hash, whose requests are checked, and `sample_kind` the kind of feedback that
             says so. Where it is above 0, the checked users alone decide on a promotion.
@@ -203,7 +192,6 @@ class ExperimentDesign(Record):
     ramp: list[float] = [0.1, 0.25, 0.5, 1.0]
     hold_days: float = Field(3.0, ge=0)
     maturation_hours: float = Field(72.0, gt=0)
-    planned_units: int = Field(10_000, ge=2)
     least_units: int = Field(30, ge=10)
     most_days: float = Field(365.0, gt=0)
     shadow: bool = True
@@ -214,7 +202,6 @@ class ExperimentDesign(Record):
         Guardrail(name="length", tolerance=2.0), Guardrail(name="unhappy", tolerance=1.0),
         Guardrail(name="slices", tolerance=0.05), Guardrail(name="later", tolerance=0.01),
     ]  # fmt: skip
-    method: Literal["asymptotic", "betting"] = "asymptotic"
     missing: Missing = "one-way"
     sample: float = Field(0.0, ge=0, le=1)
     sample_kind: str = "checked"
@@ -303,16 +290,14 @@ class Evidence(Part):
         days: since the start; `step_days` since the last step of the ramp.
         share: of new users that meet the candidate now; 0 in shadow mode.
         users, candidate_users: that have met either arm; one who is drawn again counts again.
-        dropped: requests that name neither user nor conversation; by the asymptotic method conversations in which both
-            arms, or another model, answered. They don't count.
+        dropped: requests that name neither user nor conversation. They don't count.
         measure: of both arms.
         guardrails: each with its state.
         ratio_strength, rated_ratio_strength: evidence that users, or rated users, don't fall into the arms as drawn; 1
             trips.
         shadow_copies: of requests that the candidate has answered unseen, or failed to answer.
-        shadow_votes, shadow_mean, shadow_high: judged pairs, their mean (1: the candidate is better, -1: worse), upper
-            bound.
-        strengths: what is proven; None by the asymptotic method, whose bounds decide.
+        shadow_votes, shadow_mean: judged pairs, and their mean (1: the candidate is better, -1: worse).
+        strengths: what is proven.
     """
 
     days: float
@@ -325,11 +310,10 @@ class Evidence(Part):
     guardrails: list[GuardrailFinding]
     ratio_strength: float
     rated_ratio_strength: float
+    strengths: Strengths
     shadow_copies: int = 0
     shadow_votes: int = 0
     shadow_mean: Number = math.nan
-    shadow_high: Number = math.nan
-    strengths: Strengths | None = None
 
 
 class ExperimentVerdict(Part):

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.improve.experiment.evidence import Stage
-from tuneloop.improve.experiment.plan import LEAST_UNITS, ramp_of, units_for
+from tuneloop.improve.experiment.plan import LEAST_UNITS, ramp_of
 from tuneloop.improve.experiment.record import ExperimentDesign, ExperimentOptions, ExperimentVerdict, Guardrail
 from tuneloop.improve.experiment.statistics import CANDIDATE, assign, may_be_drawn_again, time_of
 from tuneloop.records.feedback import COMMENTS, KIND
@@ -155,10 +155,7 @@ def design_of(name: str, options: ExperimentOptions, salt: str) -> ExperimentDes
     fields["guardrails"] = guardrails_of(options.guardrails)
     for arm in ("candidate", "champion"):
         fields[arm] = f"{options.model}{fields[arm]}" if fields[arm].startswith("@") else fields[arm]
-    share = max((step for step in ramp if 0 < step < 1), default=0.5)
-    deviation = math.sqrt(options.base * (1 - options.base) * (1 / share + 1 / (1 - share)))
-    planned = max(units_for(deviation, options.effect, options.alpha), 2)
-    fields |= {"name": name, "ramp": ramp, "planned_units": planned, "salt": salt, "method": "betting"}
+    fields |= {"name": name, "ramp": ramp, "salt": salt}
     fields["least_units"] = LEAST_UNITS
     try:
         return ExperimentDesign(shadow_votes=options.shadow_copies, **fields)

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 
 from tuneloop.core.files import content_hash
 from tuneloop.core.lazy import Array, NDArray, np
-from tuneloop.improve.experiment.record import LATER, ExperimentDesign
+from tuneloop.improve.experiment.record import ExperimentDesign
 from tuneloop.improve.experiment.tally import AMOUNTS, LATER_WINDOWS, MOST_SLICES, RATES, kinds_of
 from tuneloop.improve.feedback.value import by_request, conversations_of, current, mean_value
 from tuneloop.records.feedback import Feedback, value_of
@@ -26,8 +26,7 @@ UNHAPPY_VALUES = 3  # of a user, none of them good
 
 def registration_hash(design: ExperimentDesign) -> str:
     """The hash of a registration, as it is in every decision: sha256 of its JSON with sorted keys."""
-    later = set(LATER) if design.method == "asymptotic" else set() if design.earlier_days else {"earlier_days"}
-    return "sha256:" + content_hash(design.model_dump(mode="json", exclude=later))
+    return "sha256:" + content_hash(design.model_dump(mode="json"))
 
 
 def place_of(design: ExperimentDesign, unit: str) -> float:
@@ -50,9 +49,8 @@ def assign(design: ExperimentDesign, unit: str, share: float, *, again: bool = F
 
 
 def may_be_drawn_again(design: ExperimentDesign, drawn: str, now: str) -> bool:
-    """Whether the window of a draw is over; times are ISO 8601. Experiments of earlier versions draw once."""
-    over = time_of(now) > time_of(drawn) + timedelta(hours=design.maturation_hours)
-    return over and design.method != "asymptotic"
+    """Whether the window of a draw is over; times are ISO 8601."""
+    return time_of(now) > time_of(drawn) + timedelta(hours=design.maturation_hours)
 
 
 def in_sample(design: ExperimentDesign, unit: str) -> bool:
@@ -111,15 +109,11 @@ def units_of(
     """
     counted = [r for r in requests if r.model == design.model and r.arm in (CANDIDATE, CHAMPION)]
     counted = [r for r in counted if r.propensity and 0 < r.propensity < 1]
-    early, number = design.method == "asymptotic", len(counted)
-    mixed = _mixed_conversations(counted) if early else set()
-    if early:
-        counted = [r for r in counted if (r.voice, r.conversation) not in mixed]
-    else:
-        counted = [r for r in counted if r.voice or r.user or r.conversation]
-    draws = _draws_of(counted, once=early)
+    number = len(counted)
+    counted = [r for r in counted if r.voice or r.user or r.conversation]
+    draws = _draws_of(counted)
     people = [draw for draw in draws if len(draw) > 1 and not draw[0].voice]
-    feedback_of = by_request(feedback, conversations_of(earlier or counted), every=not early)
+    feedback_of = by_request(feedback, conversations_of(earlier or counted), every=True)
     rows = [_unit(design, draw, feedback_of, at) for draw in draws]
     return Units(
         candidate=np.array([row.candidate for row in rows], dtype=bool),
@@ -133,19 +127,17 @@ def units_of(
         later=np.array([row.later for row in rows], dtype=np.float64),
         slices=_slices(draws),
         kinds=_kinds(design, draws, earlier, feedback_of),
-        dropped=len(mixed) if early else number - len(counted),
+        dropped=number - len(counted),
         returned=len(people),
         switched=sum(any(r.arm != draw[0].arm for r in draw) for draw in people),
     )
 
 
-def _draws_of(requests: Iterable[StoredRequest], *, once: bool = False) -> list[list[StoredRequest]]:
-    """Requests by the draws of their units, in the order of the first ones. `once`: each unit is drawn once."""
+def _draws_of(requests: Iterable[StoredRequest]) -> list[list[StoredRequest]]:
+    """Requests by the draws of their units, in the order of the first ones."""
     groups: dict[str, list[StoredRequest]] = {}
     for request in requests:
         groups.setdefault(unit_of(request), []).append(request)
-    if once:
-        return list(groups.values())
     draws = [draw for group in groups.values() for draw in _draws(group)]
     return sorted(draws, key=lambda draw: (draw[0].time, draw[0].id))
 
@@ -204,16 +196,6 @@ def _length_slice(request: StoredRequest) -> str:
     return "prompts of more than 1024 tokens" if limit is None else f"prompts of at most {limit} tokens"
 
 
-def _mixed_conversations(requests: Sequence[StoredRequest]) -> set[tuple[str | None, str | None]]:
-    """Voice and name of conversations in which more than one release answered. Only earlier versions left them out: a
-    fallback is a failure of the candidate, and whoever was drawn for it counts as its user."""
-    seen: dict[tuple[str | None, str | None], set[tuple[str | None, str | None, str | None]]] = {}
-    for r in requests:
-        if r.conversation:
-            seen.setdefault((r.voice, r.conversation), set()).add((r.arm, r.release, r.adapter))
-    return {name for name, releases in seen.items() if len(releases) > 1}
-
-
 @dataclass(frozen=True)
 class _Unit:
     candidate: bool
@@ -242,7 +224,7 @@ def _unit(
     check = None
     if over and design.sample > 0 and in_sample(design, unit_of(first)):  # a check may come later
         every = [one for r in requests for one in feedback_of.get(r.id, ()) if one.kind == design.sample_kind]
-        check = mean_value(current(one for one in every if one.believed or design.method == "asymptotic"))
+        check = mean_value(current(one for one in every if one.believed))
     goods = [v for one in feedback if (v := value_of(one.kind, one.value)) is not None]
     values = [v for one in feedback if one.kind == design.measure and (v := value_of(one.kind, one.value)) is not None]
     values = [1 - value for value in values] if design.lower_is_better else values
@@ -275,8 +257,6 @@ def _votes_on(
     Reviewers and judges see some answers and not others, so they decide nothing here; neither do other users.
     """
     votes = [one for one in feedback_of.get(request.id, ()) if time_of(one.time) <= end]
-    if design.method == "asymptotic":
-        return votes
     own = [one for one in votes if one.user in (None, request.user)]
     return current(one for one in own if one.source not in ("review", "judge"))
 

@@ -1,12 +1,11 @@
-"""Our rows as tasks of Inspect, promptfoo and lm-eval, run by them on the packaged model: are their scores ours?
+"""Our rows as a task of Inspect, run by it on the packaged model: are its scores ours?
 
-    python benchmarks/referee.py [--inspect BIN] [--lm-eval BIN] [--promptfoo FILE] [--statsmodels PYTHON] [--write]
+    python benchmarks/referee.py [--inspect BIN] [--statsmodels PYTHON] [--write]
 
 A server (`tuneloop serve smollm2-135m`) answers. `tuneloop evaluate` measures it, `tuneloop data export` writes the same
-rows as a task of each tool, the tool runs it through its own OpenAI client, and what it wrote is read back and compared
-item by item with ours. BIN is the `bin` folder of an environment with the tool, FILE promptfoo's executable. Then the
-p-values of the comparison are put next to those of scipy and statsmodels on the same pairs. Tools that are not named are
-left out. Rows: tickets of `examples/` with their queue as a label, and as a text with an instruction.
+rows as a task, Inspect runs it through its own OpenAI client, and what it wrote is read back and compared item by item
+with ours. BIN is the `bin` folder of an environment with the tool. Then the p-values of the comparison are put next to
+those of scipy and statsmodels on the same pairs. What is not named is left out. Rows: tickets of `examples/` with their queue as a label, and as a text with an instruction.
 """
 
 from __future__ import annotations
@@ -67,20 +66,17 @@ def tuneloop(*words: str) -> dict[str, Any]:
     return result
 
 
-def run_tool(tool: str, place: str, task: Path, command: str, folder: Path) -> Path:
+def run_inspect(place: str, task: Path, command: str, folder: Path) -> Path:
     """Run an exported task by the command that its export prints; what it wrote."""
     words = shlex.split(command.removeprefix(f"cd {task} && "))
-    program = Path(place) if tool == "promptfoo" else Path(place) / words[0]
-    words[0] = str(program.resolve())
-    if tool == "inspect":
-        words += ["--log-dir", str(folder / "logs"), "--display", "none"]
-    python = {"PROMPTFOO_PYTHON": sys.executable, "PROMPTFOO_CONFIG_DIR": str(folder / "state")}
-    environment = {**os.environ, **ENVIRONMENT, **python}
+    words[0] = str((Path(place) / words[0]).resolve())
+    words += ["--log-dir", str(folder / "logs"), "--display", "none"]
+    environment = {**os.environ, **ENVIRONMENT}
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment, cwd=task)
-    wrote = {"inspect": folder / "logs", "promptfoo": task / "results.json", "lm-eval": task / "results"}[tool]
-    if not wrote.exists():
-        raise SystemExit(f"{tool} wrote nothing: {done.stdout[-3000:]}{done.stderr[-3000:]}")
-    return next(wrote.glob("*.eval")) if tool == "inspect" else wrote
+    wrote = next((folder / "logs").glob("*.eval"), None)
+    if wrote is None:
+        raise SystemExit(f"Inspect wrote nothing: {done.stdout[-3000:]}{done.stderr[-3000:]}")
+    return wrote
 
 
 def equal_scores(ours: Any, theirs: Any, metric: str) -> tuple[int, int]:
@@ -125,8 +121,7 @@ def p_values(python: str) -> list[str]:
 
 def table(options: argparse.Namespace, folder: Path) -> str:
     """Both tables."""
-    places = {"inspect": options.inspect, "promptfoo": options.promptfoo, "lm-eval": options.lm_eval}
-    lines = ["| rows | tool | metric | ours | theirs | equal scores |", "|---|---|---|---|---|---|"]
+    lines = ["| rows | metric | ours | Inspect's | equal scores |", "|---|---|---|---|---|"]
     with serving(folder / "serve", f"base={MODEL}") as address:
         for kind, file in write_rows(folder, options.rows).items():
             url = f"{address}/v1"
@@ -135,21 +130,17 @@ def table(options: argparse.Namespace, folder: Path) -> str:
             target = ("--model", MODEL, "--data", str(file), "--out", str(out), "--no-cache", limit)
             tuneloop("evaluate", url, *target)
             ours = of_ours("ours", load_evaluation(out))
-            for tool, place in places.items():
-                if not place:
-                    continue
-                task = folder / f"{kind}-{tool}"
-                where = ("--as", tool, "-o", str(task), "-m", MODEL, "--endpoint", url)
-                made = tuneloop("data", "export", str(file), *where, "--max-tokens", str(options.max_tokens))
-                wrote = run_tool(tool, place, task, made["run"], folder / f"{kind}-{tool}")
-                theirs = read_foreign(str(wrote))[0]
-                for metric in made["metrics"]:
-                    same, shared = equal_scores(ours, theirs, metric)
-                    means = [np.mean([i.mean(metric) for i in e.items.values()]) for e in (ours, theirs)]
-                    lines.append(
-                        f"| {kind} | {tool} | {metric} | {means[0]:.3f} | {means[1]:.3f} | {same} of {shared} |"
-                    )
-                    print(lines[-1], flush=True)
+            if not options.inspect:
+                continue
+            task = folder / f"{kind}-inspect"
+            where = ("-o", str(task), "-m", MODEL, "--endpoint", url)
+            made = tuneloop("data", "export", str(file), *where, "--max-tokens", str(options.max_tokens))
+            theirs = read_foreign(str(run_inspect(options.inspect, task, made["run"], task)))[0]
+            for metric in made["metrics"]:
+                same, shared = equal_scores(ours, theirs, metric)
+                means = [np.mean([i.mean(metric) for i in e.items.values()]) for e in (ours, theirs)]
+                lines.append(f"| {kind} | {metric} | {means[0]:.3f} | {means[1]:.3f} | {same} of {shared} |")
+                print(lines[-1], flush=True)
     lines += ["", "| test | other | ours | theirs | difference |", "|---|---|---|---|---|"]
     return "\n".join(lines + p_values(options.statsmodels))
 
@@ -157,7 +148,7 @@ def table(options: argparse.Namespace, folder: Path) -> str:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("inspect", "lm-eval", "promptfoo", "statsmodels"):
+    for name in ("inspect", "statsmodels"):
         parser.add_argument(f"--{name}", default="")
     parser.add_argument("--rows", type=int, default=20)
     parser.add_argument("--max-tokens", type=int, default=12)

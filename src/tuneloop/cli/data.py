@@ -281,14 +281,14 @@ def push(
 
 def export(
     dataset: str = argument("DATASET", "A prepared data set's folder, or a file of rows with their answers."),
-    tool: str = flag(..., "NAME", "The tool that is to run it: inspect, promptfoo or lm-eval.", "--as"),
+    tool: str = flag("inspect", "NAME", "The tool that is to run it: inspect.", "--as"),
     out: str = flag("", "FOLDER", "Folder of the task; default: NAME-TOOL.", "-o"),
     split: str = flag("test", "NAME", "Split of a prepared data set: train, val or test.", "-s"),
     model: str = flag("MODEL", "NAME", "The model that the written command asks.", "-m"),
     endpoint: str = flag("http://127.0.0.1:8100/v1", "URL", "The server that it asks."),
     max_tokens: int = flag(0, "N", "Most tokens of an answer; 0: as evaluate gives an endpoint.", least=0),
 ) -> Result:
-    """Write test rows and our scorers as a task of another evaluation tool.
+    """Write test rows and our scorers as a task of Inspect.
 
     Others run it without tuneloop, and the same answers get the same scores.
     """

@@ -1,4 +1,4 @@
-"""Our rows as tasks of other tools: the scorers in them are ours, and what they can't put or score is refused."""
+"""Our rows as a task of Inspect: the scorers in it are ours, and what they can't put or score is refused."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tuneloop.core.errors import UserError
-from tuneloop.evaluation.foreign.tasks import TOOLS, TaskRows, write_task
+from tuneloop.evaluation.foreign.tasks import TaskRows, write_task
 from tuneloop.evaluation.metrics.labels import label_matcher
 from tuneloop.evaluation.metrics.text import exact_match, token_f1
 from tuneloop.records.rows import Message, Row
@@ -32,10 +31,9 @@ LABELLED = TaskRows(
 TEXTS = TaskRows("texts", [row(1, "The answer."), row(2, "Naïve – yes")], None, 32)
 
 
-@pytest.mark.parametrize("tool", TOOLS)
-def test_the_scorers_of_a_task_score_as_ours(tmp_path: Path, tool: str) -> None:
-    write_task(LABELLED, tool, tmp_path / "labels")
-    write_task(TEXTS, tool, tmp_path / "texts")
+def test_the_scorers_of_a_task_score_as_ours(tmp_path: Path) -> None:
+    write_task(LABELLED, "inspect", tmp_path / "labels")
+    write_task(TEXTS, "inspect", tmp_path / "texts")
     labels, texts = (runpy.run_path(str(tmp_path / kind / "scorers.py")) for kind in ("labels", "texts"))
     match = label_matcher(LABELLED.labels or [])
     for answer in ("Billing.", "c", "C#", "billing\nbecause", "other", ""):
@@ -56,30 +54,6 @@ def test_a_task_of_inspect_has_the_turns_and_the_scorers(tmp_path: Path) -> None
     assert f"cd {tmp_path} && inspect eval task.py --model openai-api/tuneloop/MODEL" in command
     first = json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[0])
     assert [turn["role"] for turn in first["messages"]] == ["system", "user"] and first["references"] == ["The answer."]
-
-
-def test_a_config_of_promptfoo_puts_no_text_into_its_templates(tmp_path: Path) -> None:
-    write_task(TEXTS, "promptfoo", tmp_path)
-    config = yaml.safe_load((tmp_path / "promptfooconfig.yaml").read_text())
-    assert config["tests"] == [{"vars": {"id": "r1"}}, {"vars": {"id": "r2"}}]
-    assert [one["metric"] for one in config["defaultTest"]["assert"]] == TEXTS.metrics
-    assert config["providers"][0]["config"]["temperature"] == 0
-    scorers = runpy.run_path(str(tmp_path / "scorers.py"))
-    verdict = scorers["get_assert"]("The answer.", {"vars": {"id": "r1"}, "config": {"metric": "exact_match"}})
-    assert verdict["pass"] and verdict["score"] == 1.0
-
-
-def test_a_task_of_lm_eval_has_one_user_turn_after_a_shared_system_turn(tmp_path: Path) -> None:
-    command = write_task(TEXTS, "lm-eval", tmp_path)
-    text = (tmp_path / "texts.yaml").read_text().replace("!function ", "")
-    task = yaml.safe_load(text)
-    assert task["process_results"] == "scorers.process_results" and task["generation_kwargs"]["max_gen_toks"] == 32
-    assert "--system_instruction" in command and "--log_samples" in command
-    scorers = runpy.run_path(str(tmp_path / "scorers.py"))
-    assert scorers["process_results"]({"id": "r1"}, ["The answer."]) == {"exact_match": 1.0, "token_f1": 1.0}
-    several = [row(1, "a"), Row("r9", [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}])]
-    with pytest.raises(UserError, match="lm-eval puts one user turn"):
-        write_task(TaskRows("t", several, None, 8), "lm-eval", tmp_path)
 
 
 @pytest.mark.parametrize(

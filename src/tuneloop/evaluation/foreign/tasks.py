@@ -1,27 +1,26 @@
-"""Our test rows and scorers as a task of Inspect, promptfoo or lm-eval, for others to run again.
+"""Our test rows and scorers as a task of Inspect, for others to run again.
 
-`scorers.py` in each folder holds the source of our own metrics, so that the scores are ours wherever it runs; it needs
+`scorers.py` in the folder holds the source of our own metrics, so that the scores are ours wherever it runs; it needs
 nothing of tuneloop.
 """
 
 from __future__ import annotations
 
 import inspect
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import write_jsonl, write_text, write_yaml
+from tuneloop.core.files import write_jsonl, write_text
 from tuneloop.core.units import counted
 from tuneloop.evaluation.metrics import labels, structured, text
 from tuneloop.evaluation.metrics.code import problem_of
 from tuneloop.evaluation.metrics.labels import label_lists
 from tuneloop.records.rows import Row, references_of
 
-TOOLS = ("inspect", "promptfoo", "lm-eval")
+TOOLS = ("inspect",)
 
 
 @dataclass(frozen=True)
@@ -60,10 +59,9 @@ def write_task(task: TaskRows, tool: str, out: Path) -> str:
         | {"meta": {n: v for n, v in row.meta.items() if isinstance(v, str | int | float)}}
         for row in task.rows
     ]
-    command = {"inspect": _inspect, "promptfoo": _promptfoo, "lm-eval": _lm_eval}[tool](task, records, out)
     write_jsonl(out / "rows.jsonl", records)
-    write_text(out / "scorers.py", _scorers(task) + ENDS[tool])
-    return command
+    write_text(out / "scorers.py", _scorers(task))
+    return _inspect(task, out)
 
 
 def _refuse_others(task: TaskRows) -> None:
@@ -107,28 +105,6 @@ def _scorers(task: TaskRows) -> str:
     return "\n".join(head) + sources + "\n\n" + end
 
 
-ENDS = {
-    "inspect": "",
-    "promptfoo": """
-
-def get_assert(output: str, context: dict) -> dict:
-    config = context.get("config") or {}
-    value = score(config["metric"], BY_ID[str(context["vars"]["id"])], str(output))
-    return {"pass": value >= 0.5, "score": value, "reason": f"{config['metric']} {value:g}"}
-""",
-    "lm-eval": """
-
-def dataset(**settings) -> dict:
-    from datasets import Dataset
-
-    docs = [{"id": r["id"], "prompt": r["messages"][-1]["content"], "reference": r["references"][0]} for r in ROWS]
-    return {"test": Dataset.from_list(docs)}
-
-
-def process_results(doc: dict, results: list) -> dict:
-    return {metric: score(metric, BY_ID[doc["id"]], results[0]) for metric in SCORES}
-""",
-}
 _INSPECT_TASK = '''"""{n} as a task of Inspect; written by `tuneloop data export`."""
 
 import sys
@@ -178,7 +154,7 @@ def {name}():
 '''
 
 
-def _inspect(task: TaskRows, records: Sequence[Mapping[str, Any]], out: Path) -> str:
+def _inspect(task: TaskRows, out: Path) -> str:
     name = "".join(c if c.isalnum() else "_" for c in task.name)
     n, limit = counted(len(task.rows), "row"), task.max_tokens
     name = name if name[:1].isalpha() else f"rows_{name}"
@@ -186,78 +162,3 @@ def _inspect(task: TaskRows, records: Sequence[Mapping[str, Any]], out: Path) ->
     url = task.url
     # Inspect takes no absolute path of a task.
     return f"cd {out} && inspect eval task.py --model openai-api/tuneloop/{task.model} --model-base-url {url}"
-
-
-def _promptfoo(task: TaskRows, records: Sequence[Mapping[str, Any]], out: Path) -> str:
-    """Turns come from `rows.jsonl`, not from variables, which promptfoo would fill in as templates."""
-    asserts = [
-        {"type": "python", "value": "file://scorers.py", "metric": metric, "config": {"metric": metric}}
-        for metric in task.metrics
-    ]
-    settings = {"apiBaseUrl": task.url, "temperature": 0, "max_tokens": task.max_tokens}
-    config = {
-        "description": task.name,
-        "prompts": ["file://prompt.js"],
-        "providers": [{"id": f"openai:chat:{task.model}", "config": settings}],
-        "defaultTest": {"assert": asserts},
-        "tests": [{"vars": {"id": record["id"]}} for record in records],
-    }
-    write_yaml(out / "promptfooconfig.yaml", config)
-    write_text(out / "prompt.js", _PROMPT_JS)
-    return f"promptfoo eval -c {out / 'promptfooconfig.yaml'} --output {out / 'results.json'}"
-
-
-_PROMPT_JS = """const fs = require('fs');
-const path = require('path');
-
-const lines = fs.readFileSync(path.join(__dirname, 'rows.jsonl'), 'utf-8').split('\\n').filter(Boolean);
-const rows = Object.fromEntries(lines.map((line) => JSON.parse(line)).map((row) => [row.id, row]));
-// What a function returns is rendered as a template too.
-const asItIs = (text) => (/{[{%#]/.test(text) ? `{% raw %}${text}{% endraw %}` : text);
-
-module.exports = ({ vars }) => rows[vars.id].messages.map((turn) => ({ ...turn, content: asItIs(turn.content) }));
-"""
-
-
-def _lm_eval(task: TaskRows, records: Sequence[Mapping[str, Any]], out: Path) -> str:
-    """lm-eval puts one user turn, after a system turn that all rows share."""
-    shapes = {tuple(turn["role"] for turn in record["messages"]) for record in records}
-    systems = {record["messages"][0]["content"] for record in records if record["messages"][0]["role"] == "system"}
-    if not shapes <= {("user",), ("system", "user")} or len(shapes) > 1 or len(systems) > 1:
-        what = "lm-eval puts one user turn, after a system turn that all rows share, and some rows have others"
-        raise UserError(what, where=task.name, next_step="--as inspect")
-    system = systems.pop() if systems else ""
-    write_text(
-        out / f"{task.name}.yaml",
-        _LM_EVAL_TASK.format(
-            name=json.dumps(task.name),
-            limit=task.max_tokens,
-            metrics="\n".join(f"  - {{metric: {m}, aggregation: mean, higher_is_better: true}}" for m in task.metrics),
-        ),
-    )
-    arguments = f"model={task.model},base_url={task.url}/chat/completions"
-    instruction = f" --system_instruction {json.dumps(system)}" if system else ""
-    return (
-        f"lm_eval run --model local-chat-completions --model_args {arguments} --apply_chat_template "
-        f"--include_path {out} --tasks {task.name} --log_samples --output_path {out / 'results'}{instruction}"
-    )
-
-
-_LM_EVAL_TASK = """task: {name}
-custom_dataset: !function scorers.dataset
-test_split: test
-output_type: generate_until
-doc_to_text: "{{{{prompt}}}}"
-doc_to_target: "{{{{reference}}}}"
-target_delimiter: ""
-process_results: !function scorers.process_results
-generation_kwargs:
-  until: []
-  do_sample: false
-  temperature: 0
-  max_gen_toks: {limit}
-metric_list:
-{metrics}
-metadata:
-  version: 1
-"""

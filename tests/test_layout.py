@@ -88,6 +88,7 @@ TESTED_IN = {
     "deploy/test_hosted.py": "deploy.services deploy.services.openai deploy.services.together deploy.services.fireworks",
     "deploy/test_command.py": "cli.deploy deploy.record",
     "test_architecture.py": "core.lazy",
+    "test_project.py": "core.version",
     "web/pages/test_experiments.py": "web.pages.experiment",
     "web/pages/test_traffic.py": "web.pages.request",
     "training/test_distributed.py": "models.sharded",

@@ -293,20 +293,6 @@ def test_few_rows_do_not_turn_a_field_of_labels_into_a_text(tmp_path):
     assert again.metrics["queue.accuracy"] == told.metrics["queue.accuracy"]
 
 
-def test_the_usual_answer_has_the_most_frequent_value_of_each_field_in_a_training_answers_form():
-    from tuneloop.evaluation.scoring import usual_answer
-
-    cards = [json.dumps({"queue": queue, "urgent": urgent, "about": f"case {i}"}) for i, (queue, urgent) in
-             enumerate([("loans", True), ("loans", True), ("cards", False), ("cards", False), ("cards", True)] * 4)]  # fmt: skip
-    assert (
-        json.loads(usual_answer(cards, {}))["queue"] == "cards"
-        and json.loads(usual_answer(cards, {}))["urgent"] is True
-    )
-    lines = [f"Queue: {'ab'[i % 3 == 0]}\nIssue: {i}" for i in range(12)]
-    assert usual_answer(lines, {"queue": r"^Queue: (.+)$"}) == "Queue: a\nIssue: 1"
-    assert usual_answer(["free text", "other text"], {}) is None
-
-
 def test_always_the_usual_value_is_a_constant_alternative_and_named_by_it():
     rows = [row(i, f"Queue: {'ab'[i % 3 == 0]}\nIssue: {i}") for i in range(30)]
     config = EvaluateConfig(fields={"queue": r"^Queue: (.+)$"}, bootstrap=200)

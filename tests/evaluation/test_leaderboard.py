@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from verdicts import flipped, scored
 
-from tuneloop.evaluation.classical import MAJORITY, TFIDF
+from tuneloop.evaluation.classical import TFIDF
 from tuneloop.evaluation.compare import adjusted, compare
+from tuneloop.evaluation.constants import MAJORITY
 from tuneloop.evaluation.leaderboard import leaderboard, leaderboard_in_words
 
 

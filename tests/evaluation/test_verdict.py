@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from verdicts import CARD, HAM, flipped, rows_of, scored, verdict_of, write
 
 from tuneloop.core.stats.intervals import NOT_ENOUGH
-from tuneloop.evaluation.classical import MAJORITY, TFIDF, majority_system
+from tuneloop.evaluation.classical import TFIDF
 from tuneloop.evaluation.compare import adjusted, compare
 from tuneloop.evaluation.config import EvaluateConfig
+from tuneloop.evaluation.constants import MAJORITY, strongest_constant
 from tuneloop.evaluation.evaluate import ScoredAnswers, evaluate
 from tuneloop.evaluation.verdict import FROM_WORST, best_odds, decide, verdict_in_words
 from tuneloop.records.completion import Completion
@@ -217,12 +218,11 @@ def test_a_model_that_finds_the_rare_label_is_better_than_always_the_other(tmp_p
 
 
 def test_the_majority_class_is_that_of_the_training_labels() -> None:
-    found = majority_system(rows_of(["b", "a", "b", "a", "c"]))
+    found = strongest_constant(rows_of(["b", "a", "b", "a", "c"]), "classification", EvaluateConfig(), "accuracy")
     assert found is not None
-    answers = found.system(rows_of(["c", "c"]))
-    assert [answer.text for answer in answers] == ["a", "a"]  # of equally frequent ones the first
-    assert sum(math.exp(x) for x in (answers[0].label_scores or {}).values()) == pytest.approx(1)
-    assert majority_system([]) is None
+    assert found.answer.text == "a"  # of equally frequent ones the first
+    assert sum(math.exp(x) for x in (found.answer.label_scores or {}).values()) == pytest.approx(1)
+    assert strongest_constant([], "classification", EvaluateConfig(), "accuracy") is None
 
 
 def test_eval_json_holds_the_verdict_beside_what_it_held_before(tmp_path: Path) -> None:

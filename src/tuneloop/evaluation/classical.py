@@ -1,4 +1,4 @@
-"""Cheap alternatives to a tuned model: logistic regression on TF-IDF or packaged embeddings, and always the same label.
+"""Cheap alternatives to a tuned model: logistic regression on TF-IDF or packaged embeddings.
 
 They train in seconds on any machine; where they tie the tuned model, they are the better choice.
 """
@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import math
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +27,6 @@ from tuneloop.records.rows import Row, last_user_turn
 TFIDF = "tf-idf + logistic regression"
 MINILM = "MiniLM + logistic regression"
 CLASSICAL = (TFIDF, MINILM)
-MAJORITY = "majority class"
 MINILM_MISSING = f"{MINILM} was left out: the package {MINILM_PACKAGE}, transformers or torch is not installed."
 
 # Beyond this a text adds time, hardly evidence; one pasted log file mustn't decide the vocabulary.
@@ -46,19 +43,6 @@ class Classical:
     name: str
     system: AnswerFunction  # its `label_scores` are log probabilities
     seconds: float  # of its training
-
-
-def majority_system(train: Sequence[Row]) -> Classical | None:
-    """Answer every row with the label that most training rows have (of equally frequent ones the first by name). What a
-    model has to beat that has learned anything of the texts. Scores are the labels' log shares. None without labels."""
-    start = time.monotonic()
-    counts = Counter(row.label for row in train if row.label is not None)
-    if not counts:
-        return None
-    most = min(counts, key=lambda label: (-counts[label], label))
-    scores = {label: math.log(n / counts.total()) for label, n in counts.items()}
-    answer = Completion(most, finish="choice", label_scores=None if label_lists(train) else scores)
-    return Classical(MAJORITY, lambda rows: [answer] * len(rows), time.monotonic() - start)
 
 
 Features = Callable[[list[str]], Any]  # texts to a table, a row each

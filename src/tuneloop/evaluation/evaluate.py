@@ -17,7 +17,7 @@ from tuneloop.core.stats.intervals import Array, Statistics
 from tuneloop.core.units import counted, verb
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.metrics import METRICS, headline_of, lower_is_better, metric_of
-from tuneloop.evaluation.primary import PARTS, WHOLE, LabelUse, field_metric, primary_metric
+from tuneloop.evaluation.primary import LabelUse, field_metric, primary_metric
 from tuneloop.evaluation.scoring import AnswerStats, Scoring, score_answers
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Estimate
@@ -91,8 +91,8 @@ class ScoredAnswers:
         """The metrics that a verdict rests on, the one that decides first: a significant loss on any of them counts.
 
         Accuracy and macro-F1 of labels (micro-F1 too where rows have several), the deciding metric of each field of
-        `evaluate.fields`, whole answers and fields right of JSON, pass@1, ROUGE-L and chrF of texts, the user's
-        scorers, and the share of invalid answers.
+        `evaluate.fields`, whole answers, fields right and F1 of filled fields of JSON, pass@1, ROUGE-L and chrF of
+        texts, the user's scorers, and the share of invalid answers.
         """
         labels = ["micro_f1"] if "subset_accuracy" in self.metrics else []
         fields = [field_metric(name, self.metrics, self.labels_used) for name in self.config.fields]
@@ -109,12 +109,9 @@ class ScoredAnswers:
         return [name for name in self.measured.row_scores if name not in METRICS]
 
 
-def decided_together(evaluations: Mapping[str, ScoredAnswers]) -> dict[str, ScoredAnswers]:
-    """Systems that are compared, with one metric that decides about answers in JSON: whole answers (`object_accuracy`),
-    or where no system has one right, the share of right fields (`field_accuracy`)."""
-    free = {name: e for name, e in evaluations.items() if e.primary in (WHOLE, PARTS) and e.config.primary is None}
-    primary = WHOLE if any(e.metrics[WHOLE].value > 0 for e in free.values()) else PARTS
-    return {**evaluations, **{name: replace(e, primary=primary) for name, e in free.items()}}
+def decided_by(metric: str, evaluations: Mapping[str, ScoredAnswers]) -> dict[str, ScoredAnswers]:
+    """Systems that are compared, with the same metric that decides, as far as it was measured."""
+    return {name: replace(e, primary=metric if metric in e.metrics else e.primary) for name, e in evaluations.items()}
 
 
 def sample_rows(rows: Sequence[Row], limit: int | None, *, seed: int, stratum: Stratum | None = None) -> list[Row]:
@@ -197,7 +194,9 @@ def evaluate(
     if s.measured.perplexity is not None and "perplexity" not in estimates:
         estimates["perplexity"] = Estimate(float(s.measured.perplexity), math.nan, math.nan)
     scored = [*config.fields, *s.prose]
-    primary = primary_metric(task, scored, list(estimates), s.labels_used, choice=config.primary)
+    primary = primary_metric(
+        task, scored, list(estimates), s.labels_used, choice=config.primary, recorded=measured.deciding
+    )
     parts: dict[str, Any] = {f.name: getattr(s, f.name) for f in fields(ScoredAnswers) if hasattr(s, f.name)}
     parts["measured"] = replace(measured, row_scores=s.computed, field_labels=s.field_labels)
     parts |= {"metrics": estimates, "draws": draws, "primary": primary, "clusters": clusters}

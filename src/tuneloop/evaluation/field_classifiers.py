@@ -22,7 +22,7 @@ from tuneloop.evaluation.classical import (
     text_of,
     tfidf_features,
 )
-from tuneloop.evaluation.scoring import LabelFields, label_fields_of
+from tuneloop.evaluation.constants import LabelFields, label_fields_of
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row
 

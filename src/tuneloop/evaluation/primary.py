@@ -86,7 +86,9 @@ def label_use(
     return LabelUse(dict(rights), dict(counts), without, labelled, dict(data_set or {}))
 
 
-WHOLE, PARTS = "object_accuracy", "field_accuracy"  # what decides about JSON, and where no answer is right as a whole
+# What decides about JSON: the first that its rows have. Empty fields are no hits in `filled_f1`, so an answer that says
+# nothing earns nothing; whole answers are too rarely right to tell systems apart.
+OF_JSON = ("filled_f1", "object_accuracy")
 
 
 def primary_metric(
@@ -96,16 +98,18 @@ def primary_metric(
     labels_used: Mapping[str, LabelUse] | None = None,
     *,
     choice: str | None = None,
+    recorded: str = "",
 ) -> str:
-    """The metric that decides. It depends on the rows, never on the answers (but see `evaluate.decided_together`).
+    """The metric that decides. It depends on the rows, never on the answers.
 
     Accuracy for labels, macro-F1 where they are uneven (`LabelUse.uneven`), micro-F1 where rows have several; pass@1
-    for programs, the first field's of `evaluate.fields` (accuracy or macro-F1 likewise), whole answers of JSON, else
-    ROUGE-L.
+    for programs, the first field's of `evaluate.fields` (accuracy or macro-F1 likewise), F1 of the filled fields of
+    JSON, else ROUGE-L.
 
     `metrics`: available names; where the first choice isn't among them (a field of free text, a script that ROUGE can't
     read), the next one is taken. `labels_used`: of the rows' labels ("") and of fields, by name. `choice`: the user's,
-    `evaluate.primary`. Raises UserError: the user's choice is not available, or neither more nor less of it is better.
+    `evaluate.primary`. `recorded`: what the data set's record names, which goes before all but that where the rows have
+    it. Raises UserError: the user's choice is not available, or neither more nor less of it is better.
     """
     if choice is not None:
         if choice not in metrics or not metric_of(choice).compared:
@@ -114,6 +118,8 @@ def primary_metric(
             next_step = did_you_mean(choice, compared, f"choose one of {', '.join(metrics)}")
             raise UserError(f"{choice!r} can't decide: {why}", where="evaluate.primary", next_step=next_step)
         return choice
+    if recorded in metrics:
+        return recorded
     if task == IMPORTED:
         better = [name for name in metrics if metric_of(name).compared and not metric_of(name).lower_is_better]
         return next((name for name in (*USUAL, *better) if name in metrics), next(iter(metrics), ""))
@@ -124,7 +130,7 @@ def primary_metric(
         first = ["micro_f1" if several else "macro_f1" if "" in used and used[""].uneven else "accuracy"]
     choices = [*first, *(name for name in headline_of("programs") if name in metrics)]
     choices += [field_metric(name, metrics, used) for name in fields]
-    choices += [name for name in (WHOLE, PARTS) if name in metrics]
+    choices += [name for name in OF_JSON if name in metrics]
     choices += headline_of("texts")
     return next((name for name in choices if name in metrics), choices[0])
 

@@ -15,7 +15,6 @@ from tuneloop.evaluation.compare import adjusted
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.evaluate import ScoredAnswers, evaluate
 from tuneloop.evaluation.metrics import declare, metric_of
-from tuneloop.evaluation.primary import PARTS
 from tuneloop.evaluation.scoring import AnswerStats
 from tuneloop.evaluation.slices import breakdown, breakdown_in_words, paired_slices, paired_slices_in_words
 from tuneloop.evaluation.verdict import decide, verdict_in_words
@@ -93,6 +92,7 @@ def _settings(evaluation: ScoredAnswers) -> records.ScoringSettings:
     measured = evaluation.measured
     parts["field_labels"] = {name: list(labels) for name, labels in measured.field_labels.items()}
     parts["label_rows"] = {name: dict(rows) for name, rows in measured.label_rows.items()}
+    parts["deciding"] = measured.deciding
     return records.ScoringSettings(**parts)
 
 
@@ -223,7 +223,7 @@ def _evaluated_again(
     scores = {metric: [each.measured[metric] for each in facts] for metric in first.measured}
     measured = AnswerStats(further, languages, scores, True, perplexity.value if perplexity else None)
     measured = replace(measured, field_labels=settings.field_labels or {}, label_rows=settings.label_rows or {})
+    measured = replace(measured, deciding=settings.deciding)
     config = EvaluateConfig.model_validate(settings.model_dump(include=set(AGAIN)))
     options: dict[str, Any] = {"task": manifest.task, "labels": settings.labels, "seed": settings.seed}
-    again = evaluate(rows, answers, config=config, measured=measured, **options)
-    return replace(again, primary=PARTS) if manifest.primary == PARTS else again
+    return evaluate(rows, answers, config=config, measured=measured, **options)

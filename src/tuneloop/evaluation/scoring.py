@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.patterns import Pattern
 from tuneloop.core.stats.intervals import Statistics, mean_statistics
 from tuneloop.core.units import counted, verb
 from tuneloop.evaluation.config import EvaluateConfig
@@ -26,7 +26,7 @@ from tuneloop.evaluation.metrics.labels import (
     multilabel_statistics,
     vocabulary,
 )
-from tuneloop.evaluation.metrics.objects import label_fields, label_values, object_statistics, usual_object, with_labels
+from tuneloop.evaluation.metrics.objects import label_fields, object_statistics
 from tuneloop.evaluation.metrics.probabilities import calibration_statistics, confidences, loss_statistics
 from tuneloop.evaluation.metrics.text import LONGEST_SCORED, exact_match, is_latin, token_f1
 from tuneloop.evaluation.primary import IMPORTED, LabelUse, label_use
@@ -48,6 +48,7 @@ class AnswerStats:
     field_labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     # rows of each label in the whole data set, for the rows' labels ("") and for fields by name; default: of the rows
     label_rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    deciding: str = ""  # the metric that decides, as the data set's record has it; empty: what fits the rows
 
 
 @dataclass
@@ -106,14 +107,8 @@ def score_answers(s: Scoring, task: str, labels: Sequence[str] | None) -> None:
         _score_code(s)
         _score_structure(s)
     for name, pattern in compile_fields(s.config.fields).items():
-        references = [extract(pattern, row[0]) for row in s.references]
-        values = [extract(pattern, answer.text[:LONGEST_SCORED]) for answer in s.answers]
-        if all(value is None for value in references):
-            what = "The field's pattern matches none of the reference answers"
-            next_step = "compare it with an answer of the split; ^ and $ are the ends of a line"
-            raise UserError(what, where=f"evaluate.fields.{name}", next_step=next_step)
-        _score_field(s, name, references, values)
-    _score_own(s)
+        score_pattern(s, name, pattern)
+    score_own(s)
     losses = [(a.loss, a.loss_tokens) for a in s.answers if a.loss is not None and a.loss_tokens is not None]
     if len(losses) == len(s.answers):
         s.statistics.append(loss_statistics([loss for loss, _ in losses], [tokens for _, tokens in losses]))
@@ -240,7 +235,9 @@ def _score_structure(s: Scoring) -> None:
     s.statistics.append(structured.structured_statistics(references, s.texts, conforms))
     objects = object_statistics(references, s.texts, s.field_labels, config.fields)
     s.statistics += objects.statistics
-    s.need_valid(objects.whole)
+    # A field that the reference has and the answer lacks is missing, not invalid: fields may be optional.
+    pairs = zip(references, s.texts, strict=True)
+    s.need_valid([structured.parses(text) or not structured.parses(row[0]) for row, text in pairs])
     names = {kind: [field.name for field in objects.fields if field.kind == kind] for kind in ("labels", "prose")}
     s.field_labels |= {name: s.field_labels.get(name, ()) for name in names["labels"]}
     prose = names["prose"]
@@ -260,7 +257,8 @@ def _score_structure(s: Scoring) -> None:
         s.notes.append(f"{counted(fenced, 'answer')} would be valid JSON without the Markdown fence around it.")
 
 
-def _score_own(s: Scoring) -> None:
+def score_own(s: Scoring) -> None:
+    """Score by the user's scorers. Raises UserError: one has the name of a metric, or fails."""
     scores_of = {n: list(x) for n, x in s.measured.row_scores.items() if n not in s.computed}
     names = METRICS.keys() | {name for family in s.statistics for name in family.values}
     for name, place in s.config.scorers.items():
@@ -280,64 +278,26 @@ def labels_of_fields(answers: Sequence[str], fields: Mapping[str, str]) -> dict[
     """The fields of answers whose values repeat, with how often each value occurs: these are labels, the others are
     texts. `answers`: of the task, best those of training: a small test split does not show which values repeat;
     `fields`: patterns, see `evaluate.fields`; the fields of answers in JSON are found without."""
-    fields_values = _field_values(answers, fields)
+    fields_values = field_values(answers, fields)
     values_of = {name: [value for value in values if value is not None] for name, values in fields_values.items()}
     repeated = {name: values for name, values in values_of.items() if values and values_repeat(values)}
     return {name: dict(sorted(Counter(values).items())) for name, values in repeated.items()}
 
 
-def _field_values(answers: Sequence[str], fields: Mapping[str, str]) -> dict[str, list[str | None]]:
+def field_values(answers: Sequence[str], fields: Mapping[str, str]) -> dict[str, list[str | None]]:
+    """The values of fields by patterns, and of JSON fields that are labels; None where an answer lacks the field."""
     by_pattern = {name: [extract(p, text) for text in answers] for name, p in compile_fields(fields).items()}
     return label_fields(answers) | by_pattern if structured.are_structured([[text] for text in answers]) else by_pattern
 
 
-@dataclass(frozen=True)
-class LabelFields:
-    """The fields of answers that hold labels, and how an answer is written from others of their values."""
-
-    values: Mapping[str, Sequence[str | None]]  # of each answer, by field; None: it lacks the field
-    usual: str  # an answer with the most frequent value of each field
-    write: Callable[[Mapping[str, str]], str]  # that answer with these values in place of its own
-
-    @property
-    def labels(self) -> dict[str, set[str]]:
-        """The labels of each field."""
-        return {name: {value for value in values if value is not None} for name, values in self.values.items()}
-
-
-def label_fields_of(answers: Sequence[str], patterns: Mapping[str, str]) -> LabelFields | None:
-    """The fields of answers that hold labels (`labels_of_fields`), with an answer of the form of the given ones that
-    has the most frequent value of each; of answers in JSON, of every field. None where no field holds labels."""
-    if not patterns and structured.are_structured([[text] for text in answers]):
-        usual = usual_object(answers)
-        if usual is None:
-            return None
-        return LabelFields(label_fields(answers), usual, partial(with_labels, usual, label_values(answers)))
-    counts = labels_of_fields(answers, patterns)
-    if not counts:
-        return None
-    most = {name: min(values, key=lambda value: (-values[value], value)) for name, values in counts.items()}
-    values, compiled = _field_values(answers, patterns), compile_fields(patterns)
-    hits = [sum(values[name][i] == value for name, value in most.items()) for i in range(len(answers))]
-
-    def write(labels: Mapping[str, str]) -> str:
-        text = answers[hits.index(max(hits))]
-        for name, value in {**most, **labels}.items():
-            if name in compiled:
-                place = compiled[name].search(text)
-                text = f"{text[: place.start(1)]}{value}{text[place.end(1) :]}" if place and place[1] else text
-        return text
-
-    return LabelFields({name: values[name] for name in counts}, write({}), write)
-
-
-def usual_answer(answers: Sequence[str], patterns: Mapping[str, str]) -> str | None:
-    """The answer with the most frequent value of each field, see `label_fields_of`."""
-    fields = label_fields_of(answers, patterns)
-    return None if fields is None else fields.usual
-
-
-def _score_field(s: Scoring, name: str, references: list[str | None], values: list[str | None]) -> None:
+def score_pattern(s: Scoring, name: str, pattern: Pattern) -> None:
+    """Score a field of `evaluate.fields`. Raises UserError: no reference has it."""
+    references = [extract(pattern, row[0]) for row in s.references]
+    values = [extract(pattern, answer.text[:LONGEST_SCORED]) for answer in s.answers]
+    if all(value is None for value in references):
+        what = "The field's pattern matches none of the reference answers"
+        next_step = "compare it with an answer of the split; ^ and $ are the ends of a line"
+        raise UserError(what, where=f"evaluate.fields.{name}", next_step=next_step)
     filled = [value for value in references if value is not None]
     if lacking := len(references) - len(filled):
         s.notes.append(f"{name}: {lacking} reference answers lack this field and don't count in it.")

@@ -21,7 +21,7 @@ from tuneloop.evaluation.metrics import headline_of, metric_of
 from tuneloop.evaluation.metrics.custom import compile_fields
 from tuneloop.evaluation.metrics.labels import label_lists
 from tuneloop.evaluation.metrics.structured import are_structured
-from tuneloop.evaluation.primary import PARTS, WHOLE, label_use, primary_metric
+from tuneloop.evaluation.primary import OF_JSON, label_use, primary_metric
 from tuneloop.records.rows import Row, last_user_turn, references_of
 
 Status = Literal["pass", "fail", "inconclusive"]
@@ -276,7 +276,7 @@ def _limits(source: SuiteSource) -> list[tuple[str, tuple[float, float] | None, 
         return [(m, None, spread) for m in dict.fromkeys([first, "accuracy"])]
     fields = [(f"{name}.accuracy", None, spread) for name in source.fields]
     if not fields and are_structured([references_of(row) for row in source.rows]):
-        return [(name, None, spread) for name in (WHOLE, PARTS)]
+        return [(name, None, spread) for name in OF_JSON]
     return [*fields, (headline_of("texts")[-1], None, 20 / math.sqrt(n))]
 
 

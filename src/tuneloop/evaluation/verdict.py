@@ -14,14 +14,14 @@ from dataclasses import dataclass
 
 from tuneloop.core.stats.intervals import NOT_ENOUGH, least_apart
 from tuneloop.core.units import counted, verb
-from tuneloop.evaluation.classical import CLASSICAL, MAJORITY
+from tuneloop.evaluation.classical import CLASSICAL
 from tuneloop.evaluation.compare import rows_needed
+from tuneloop.evaluation.constants import MAJORITY
 from tuneloop.evaluation.evaluate import ScoredAnswers
 from tuneloop.evaluation.metrics import lower_is_better, metric_of, title_of
 from tuneloop.evaluation.metrics.claims import amount, claim_of, evidence, listed, outcome_words, seen_from, sure
 from tuneloop.evaluation.metrics.labels import LONGEST_LABEL
 from tuneloop.evaluation.metrics.structured import parse
-from tuneloop.evaluation.primary import PARTS
 from tuneloop.records.evaluation import BaselineKind, Comparison, Outcome, Standing
 
 FROM_WORST: tuple[Outcome, ...] = ("worse", "mixed", NOT_ENOUGH, "promising", "better")
@@ -115,8 +115,8 @@ def _why(evaluation: ScoredAnswers) -> str:
     used, metric = evaluation.deciding_labels, evaluation.primary.rpartition(".")[2]
     if evaluation.config.primary is not None:
         return "you named it (evaluate.primary)"
-    if evaluation.primary == PARTS:
-        return "no answer is right as a whole, so the share of right fields decides"
+    if evaluation.primary == "filled_f1":
+        return "fields that stay empty are no hits"
     if metric == "macro_f1" and used is not None:
         label, share = used.most_frequent
         uneven = f'labels are uneven ("{label}" is {100 * share:.0f} % of the rows)'
@@ -205,7 +205,7 @@ def verdict_in_words(
     if evaluation.invalid:
         labels = evaluation.task == "classification"
         kind = "named no allowed label" if labels else "lacked a field or held an unknown value"
-        kind = "lacked a field or were no valid JSON" if "valid_json" in evaluation.metrics else kind
+        kind = "were no valid JSON" if "valid_json" in evaluation.metrics else kind
         some = _some_answers(evaluation.invalid, evaluation.n)
         sentences.append(f"{_upper(some)} {kind} and {verb(evaluation.invalid, 'counts', 'count')} as wrong.")
     for s in verdict.standings:

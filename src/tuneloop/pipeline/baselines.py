@@ -15,9 +15,9 @@ from tuneloop.core.files import content_hash, inside, sha256_file
 from tuneloop.core.ui import busy, progress, say
 from tuneloop.core.units import counted
 from tuneloop.evaluation.config import EvaluateConfig
-from tuneloop.evaluation.evaluate import ScoredAnswers, decided_together, sample_rows
+from tuneloop.evaluation.constants import MAJORITY, strongest_constant
+from tuneloop.evaluation.evaluate import ScoredAnswers, sample_rows
 from tuneloop.evaluation.prompt import AS_IT_IS, labels_shown
-from tuneloop.evaluation.scoring import usual_answer
 from tuneloop.models.methods import base_only
 from tuneloop.pipeline.best_prompt import words_of_choice
 from tuneloop.pipeline.compared_systems import (
@@ -32,15 +32,15 @@ from tuneloop.pipeline.compared_systems import (
 from tuneloop.pipeline.consistency import expected_consistency
 from tuneloop.pipeline.context import RunContext, done_record
 from tuneloop.pipeline.scoring import (
-    answers_that_show_the_task,
     cost_of,
+    deciding_of,
     headline,
     score,
     scoring_settings,
+    training_examples,
     write_scored,
 )
 from tuneloop.recipe import Recipe
-from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import BaselinesManifest, Subject
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset, Row
@@ -109,8 +109,8 @@ def _ask_all(job: RunContext, dataset: Dataset, rows: Rows, answered: TimedAnswe
     else:
         yield answered.answers
     with busy("cheap alternatives"):  # their libraries take a while to load
-        majority = _ask_majority(job, dataset, rows)
-    yield majority
+        constant = _ask_constant(job, dataset, rows)
+    yield constant
     if dataset.train:
         yield _ask_classical(job, dataset, rows)
 
@@ -196,7 +196,7 @@ def measured_before(job: RunContext, dataset: Dataset) -> MeasuredBefore | None:
 
 def _baselines_key(job: RunContext, dataset: Dataset, recipe: Recipe | None = None) -> str:
     recipe = recipe or job.recipe
-    parts = [dataset.manifest.hash, job.fingerprint, recipe.baselines, scoring_settings(recipe), recipe.seed, 4]
+    parts = [dataset.manifest.hash, job.fingerprint, recipe.baselines, scoring_settings(recipe), recipe.seed, 5]
     prompt = [sha256_file(recipe.baselines.prompt)] if recipe.baselines.prompt else []
     return content_hash([*parts, *prompt])
 
@@ -213,7 +213,7 @@ def _write(
     for name, evaluation in evaluations.items():
         subject = Subject(job.recipe.model, dataset.id, name=name, key=key)
         write_scored(folder / places[name], evaluation, subject, {name: costs[name]})
-    entries = leaderboard(decided_together(evaluations), costs)
+    entries = leaderboard(evaluations, costs)
     words = leaderboard_in_words(entries)
     manifest = BaselinesManifest.model_validate({
         "key": key, "n": len(rows), "systems": places, "costs": costs, "leaderboard": entries, "words": words,
@@ -316,20 +316,19 @@ def base_examples(job: RunContext, dataset: Dataset, rows: Rows, most: int | Non
     return examples
 
 
-def _ask_majority(job: RunContext, dataset: Dataset, rows: Rows) -> Answers:
-    """The most frequent training label, or value of each field, for every row: free, so no setting turns it off."""
-    from tuneloop.evaluation.classical import MAJORITY, majority_system
+def _ask_constant(job: RunContext, dataset: Dataset, rows: Rows) -> Answers:
+    """The strongest constant answer by the training rows, for every row: free, so no setting turns it off."""
+    config = job.recipe.evaluate
+    metric, labels = deciding_of(dataset, config), dataset.manifest.labels
+    constant = strongest_constant(training_examples(dataset), dataset.task, config, metric, labels)
+    if constant is None:
+        return {}
+    return {MAJORITY: SystemAnswers([constant.answer] * len(rows), 0.0, note=constant.note)}
 
-    if dataset.task == "classification":
-        majority = majority_system(dataset.train)
-        return {} if majority is None else {majority.name: SystemAnswers(majority.system(rows), 0.0)}
-    text = usual_answer(answers_that_show_the_task(dataset), job.recipe.evaluate.fields)
-    return {} if text is None else {MAJORITY: SystemAnswers([Completion(text)] * len(rows), 0.0)}
 
-
-def majority_of(job: RunContext, dataset: Dataset, rows: Rows) -> Evaluations:
-    """The most frequent training label as the answer to every row: a baseline where no other one was measured."""
-    return {name: score(job, dataset, rows, result) for name, result in _ask_majority(job, dataset, rows).items()}
+def constant_of(job: RunContext, dataset: Dataset, rows: Rows) -> Evaluations:
+    """The strongest constant answer as a system: a baseline where no other one was measured."""
+    return {name: score(job, dataset, rows, result) for name, result in _ask_constant(job, dataset, rows).items()}
 
 
 def _ask_classical(job: RunContext, dataset: Dataset, rows: Rows) -> Answers:

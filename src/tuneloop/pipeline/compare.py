@@ -12,7 +12,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, write_text
 from tuneloop.core.ui import say
 from tuneloop.data.dataset import load_dataset
-from tuneloop.evaluation.evaluate import ScoredAnswers, decided_together, on_shared_rows, shared_words
+from tuneloop.evaluation.evaluate import ScoredAnswers, decided_by, on_shared_rows, shared_words
 from tuneloop.evaluation.suite import SuiteSource, first_suite, load_suite
 from tuneloop.pipeline.recipes import name_of
 from tuneloop.records.evaluation import Comparison, EvaluationManifest, Subject, split_place
@@ -69,8 +69,8 @@ def paired_with_first(systems: Mapping[str, ScoredAnswers]) -> tuple[dict[str, S
         words = shared_words(loaded, shared)
         say(words)
         loaded = {place: replace(e, notes=[words, *loaded[place].notes]) for place, e in shared.items()}
-    loaded = decided_together(loaded)
     first, *others = loaded
+    loaded = decided_by(loaded[first].primary, loaded)
     pairs = [c for other in others for c in compare(first, loaded[first], other, loaded[other])]
     return loaded, adjusted(pairs, loaded[first])
 

@@ -117,7 +117,7 @@ def tuned_key(job: RunContext, dataset: Dataset, baselines: Mapping[str, ScoredA
     recipe = job.recipe
     adapter, settings = read_record(RunManifest, job.folder).adapter_hash, scoring_settings(recipe)
     afterwards = recipe.evaluate.model_dump(mode="json", include=AFTERWARDS)
-    parts = [adapter, dataset.manifest.hash, recipe.baselines, settings, sorted(baselines), recipe.seed, 2, afterwards]
+    parts = [adapter, dataset.manifest.hash, recipe.baselines, settings, sorted(baselines), recipe.seed, 3, afterwards]
     return content_hash(parts)
 
 

@@ -22,7 +22,7 @@ from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.openai.target import Endpoint, EndpointTarget
 from tuneloop.inference.targets import PredictionsTarget, endpoint_of, open_endpoint, open_model
 from tuneloop.models.load import load_model
-from tuneloop.pipeline.baselines import majority_of, measured_alternatives
+from tuneloop.pipeline.baselines import constant_of, measured_alternatives
 from tuneloop.pipeline.compared_systems import SystemAnswers
 from tuneloop.pipeline.consistency import Ask, consistency_part, is_drawn, prompt_systems
 from tuneloop.pipeline.context import RunContext, dataset_of, load_run_recipe
@@ -115,7 +115,7 @@ def _evaluate(job: RunContext, question: Question) -> EvaluationResult:
             more |= after_tuning(job, dataset, base=lambda: nullcontext(load_model(options.base)))
         if question.plain and split == "test":
             baselines, costs = _baselines(job, rows)
-        baselines, costs = baselines or majority_of(job, dataset, rows), costs | {name: answers.cost}
+        baselines, costs = baselines or constant_of(job, dataset, rows), costs | {name: answers.cost}
         more |= _consistency(work, folder, costs)
         key = tuned_key(job, dataset, baselines) if question.plain else _key(recipe, dataset, question)
         production = _production(work) if options.production else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from tuneloop.models.packaged import MINILM
 from tuneloop.pipeline.context import RunContext, done_record
 from tuneloop.recipe import Recipe
 from tuneloop.records.dataset import MANIFEST, DatasetManifest, read_manifest
+from tuneloop.records.record import write_record
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.track import start_tracking
 
@@ -85,6 +87,19 @@ def prepare_stage(job: RunContext) -> Dataset:
     return dataset
 
 
+def _with_deciding_metric(dataset: Dataset, recipe: Recipe) -> Dataset:
+    """A prepared data set whose record names the metric that decides, as its rows and the recipe choose it."""
+    from tuneloop.pipeline.scoring import deciding_of
+
+    unset = replace(dataset, manifest=dataset.manifest.model_copy(update={"deciding_metric": ""}))
+    metric = deciding_of(unset, recipe.evaluate)
+    if metric == dataset.manifest.deciding_metric:
+        return dataset
+    manifest = dataset.manifest.model_copy(update={"deciding_metric": metric})
+    write_record(Path(dataset.path) / MANIFEST, manifest)
+    return replace(dataset, manifest=manifest)
+
+
 def refuse_errors(dataset: Dataset, recipe: Recipe) -> None:
     """Stop, before money is spent, on data with a check at `error`, unless `data.allow_errors` is set."""
     errors = dataset.manifest.errors
@@ -105,7 +120,7 @@ def _prepare_into(job: RunContext, out: Path) -> Dataset:
     if done_record(DatasetManifest, out, key):
         dataset = load_dataset(out)
         say(f"prepare   already done: {dataset.id}")
-        return dataset
+        return _with_deciding_metric(dataset, recipe)
     dataset = prepare(
         recipe.data,
         name=recipe.name,
@@ -116,6 +131,7 @@ def _prepare_into(job: RunContext, out: Path) -> Dataset:
         template_adds=job.template.default_system,
         embed=_embedder(recipe),
     )
+    dataset = _with_deciding_metric(dataset, recipe)
     with busy("writing the data page"):
         write_data_report(out, hidden)
     return dataset

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +12,10 @@ from tuneloop.core.files import read_json
 from tuneloop.core.stats.intervals import sums_by_cluster
 from tuneloop.core.ui import busy
 from tuneloop.core.units import counted
-from tuneloop.evaluation.evaluate import ScoredAnswers, decided_together, evaluate
+from tuneloop.data.dataset import RowFile
+from tuneloop.evaluation.config import EvaluateConfig
+from tuneloop.evaluation.deciding import CHOOSING, deciding_metric
+from tuneloop.evaluation.evaluate import ScoredAnswers, decided_by, evaluate
 from tuneloop.evaluation.metrics import headline_of, lower_is_better, metric_of
 from tuneloop.evaluation.scoring import AnswerStats, labels_of_fields
 from tuneloop.models.adapters import ATTACHED
@@ -44,9 +46,31 @@ def scoring_settings(recipe: Recipe) -> dict[str, Any]:
     return recipe.evaluate.model_dump(mode="json", exclude={"samples", *AFTERWARDS})
 
 
+def training_examples(dataset: Dataset) -> list[Row]:
+    """The first training rows that show the task; of a large split the others are not read for it."""
+    rows = dataset.train.first(EXAMPLES) if isinstance(dataset.train, RowFile) else dataset.train[:EXAMPLES]
+    return [row for row in rows if row.shows_the_task]
+
+
 def answers_that_show_the_task(dataset: Dataset) -> list[str]:
     """Answers of training rows, enough to see which of their fields hold labels."""
-    return [row.answer for row in itertools.islice(dataset.train, EXAMPLES) if row.shows_the_task]
+    return [row.answer for row in training_examples(dataset)]
+
+
+def label_counts(dataset: Dataset) -> dict[str, int]:
+    """Rows of each label in all splits; empty where a split's manifest doesn't have them."""
+    splits = [split.labels for split in dataset.manifest.splits.by_name.values()]
+    return dict(sum((Counter(s) for s in splits if s), Counter())) if all(splits) else {}
+
+
+def deciding_of(dataset: Dataset, config: EvaluateConfig) -> str:
+    """The metric that decides about a data set: what its record names, or what the settings choose from its rows where
+    they have a say in it (`CHOOSING`) or the record names none; the same for every system, before any answers."""
+    usual = EvaluateConfig()
+    if dataset.manifest.deciding_metric and all(getattr(config, n) == getattr(usual, n) for n in CHOOSING):
+        return dataset.manifest.deciding_metric
+    rows = training_examples(dataset) or [row for row in dataset.test[:EXAMPLES] if row.has_reference]
+    return deciding_metric(rows, dataset.task, config, label_counts(dataset))
 
 
 def score(job: RunContext, dataset: Dataset, rows: Sequence[Row], answers: SystemAnswers) -> ScoredAnswers:
@@ -54,9 +78,7 @@ def score(job: RunContext, dataset: Dataset, rows: Sequence[Row], answers: Syste
     config = job.recipe.evaluate
     with busy("scoring answers"):
         if dataset.task == "classification":
-            splits = [split.labels for split in dataset.manifest.splits.by_name.values()]
-            # Rows of each label in all splits; empty where a split's manifest doesn't have them.
-            label_rows = {"": dict(sum((Counter(s) for s in splits if s), Counter())) if all(splits) else {}}
+            label_rows = {"": label_counts(dataset)}
         else:
             label_rows = labels_of_fields(answers_that_show_the_task(dataset), config.fields)
         field_labels = {name: list(counts) for name, counts in label_rows.items() if name}
@@ -67,7 +89,12 @@ def score(job: RunContext, dataset: Dataset, rows: Sequence[Row], answers: Syste
             labels=dataset.manifest.labels,
             config=config,
             seed=job.recipe.seed,
-            measured=AnswerStats(further=answers.further, field_labels=field_labels, label_rows=label_rows),
+            measured=AnswerStats(
+                further=answers.further,
+                field_labels=field_labels,
+                label_rows=label_rows,
+                deciding=deciding_of(dataset, config),
+            ),
         )
         evaluation.notes[:0] = [answers.note] if answers.note else []
         return evaluation
@@ -123,8 +150,7 @@ def write_scored(
     from tuneloop.evaluation.results import ComparedWith, write_evaluation
 
     name = subject.name
-    *others, evaluation = decided_together({**(baselines or {}), name: evaluation}).values()
-    baselines = dict(zip(baselines or {}, others, strict=True))
+    baselines = decided_by(evaluation.primary, baselines or {})
     with busy("comparing answers"):
         pairs = [c for other, baseline in baselines.items() for c in compare(other, baseline, name, evaluation)]
         pairs = adjusted(pairs, evaluation)

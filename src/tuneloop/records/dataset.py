@@ -195,6 +195,7 @@ class DatasetManifest(Record, what="a data set", file=MANIFEST, again=AGAIN):
         key: hash of everything that preparing depends on.
         model: what identifies the tokenizer that rows were measured with.
         task: `classification`, `generation` or `chat`; `labels`: of the rows, in order.
+        deciding_metric: what systems are judged by on this data set, chosen before any has answered; empty: not yet.
         config: the settings.
         rejected, repaired: reason or kind -> records; `words`: what these words mean.
         personal: kind of personal data -> times; `too_long`: the policy for long rows, and what became of them.
@@ -213,6 +214,7 @@ class DatasetManifest(Record, what="a data set", file=MANIFEST, again=AGAIN):
     task: str
     format: SourceFormat | None = None
     labels: list[str] | None = None
+    deciding_metric: str = ""
     sources: list[SourceOfRows] = []
     config: dict[str, Any]
     counts: Counts

@@ -402,7 +402,7 @@ class ScoringSettings(Part):
     Args:
         intervals: what the intervals are, in words; `seed`, `bootstrap`: of the resamples, and how many.
         fields, labels, cluster, field_labels, label_rows: see `evaluate.evaluate.Evaluation`.
-        primary: the metric that decides, where the user has chosen it.
+        primary: the metric that decides, where the user has chosen it; `deciding`: as the data set's record has it.
     """
 
     intervals: str = ""
@@ -412,6 +412,7 @@ class ScoringSettings(Part):
     labels: list[str] | None = None
     cluster: str | None = None
     primary: str | None = None
+    deciding: str = ""
     field_labels: dict[str, list[str]] | None = None
     label_rows: dict[str, dict[str, int]] | None = None
 

@@ -347,7 +347,7 @@ def shown_metrics(evaluation: EvaluationManifest) -> list[str]:
         names = list(dict.fromkeys(name for metrics in evaluation.baselines.values() for name in metrics))
     fields = [n for n in names if n.endswith(".accuracy")][:2]
     if "object_accuracy" in names:
-        usual = ["object_accuracy", "field_accuracy", "valid_json"]
+        usual = ["filled_f1", "object_accuracy", "field_accuracy", "valid_json"]
     elif evaluation.task == "classification" and not fields:
         usual = headline_of("labels")
     elif evaluation.task in ("generation", "chat") or fields:

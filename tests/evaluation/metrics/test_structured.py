@@ -96,7 +96,7 @@ def test_references_that_are_json_are_scored_as_such_with_each_field(tmp_path):
     assert result.metrics["valid_json"].value == pytest.approx(10 / 12)
     assert result.metrics["queue.accuracy"].value == pytest.approx(9 / 12)
     assert result.metrics["urgent.accuracy"].value == pytest.approx(10 / 12)
-    assert result.primary == "object_accuracy" and result.invalid == 2
+    assert result.primary == "filled_f1" and result.invalid == 2
     assert any("1 answer would be valid JSON without the Markdown fence" in note for note in result.notes)
     assert not {"order.accuracy", "schema_valid"} & set(result.metrics)
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from tuneloop.core.lazy import np
 from tuneloop.core.stats.intervals import Array, Statistics, mean_statistics, ratio
 from tuneloop.evaluation.metrics.labels import label_statistics
-from tuneloop.evaluation.metrics.structured import parse
+from tuneloop.evaluation.metrics.structured import as_text, leaves, parse
 from tuneloop.evaluation.metrics.text import LONGEST_SCORED, chrf_statistics, exact_match, is_latin, rouge, token_f1
 from tuneloop.records.metric import Metric
 
@@ -32,7 +32,9 @@ METRICS = (
     _metric("object_accuracy", "whole answers right", "share", test="exact McNemar", headline="JSON",
             meaning="share of answers with every field right, none missing or invented; prose need only be there"),
     _metric("field_accuracy", "fields right", headline="JSON",
-            meaning="mean share of a reference's fields (prose left out) that are right"),
+            meaning="mean share of a reference's fields (prose left out) that are right, empty ones too"),
+    _metric("filled_f1", "F1 of filled fields", headline="JSON",
+            meaning="F1 of (path, value) pairs over all rows, without empty values (null, \"\", [], {}) and prose"),
     _metric("missing_fields", "answers that lack a field", "share", "lower", "exact McNemar",
             gained="answers without missing fields",
             meaning="share of answers that lack a field of the reference; one that is no JSON lacks all"),
@@ -167,7 +169,6 @@ class Objects:
     statistics: list[Statistics]  # a family for the answers as wholes, and one or more for each field
     fields: list[Field]  # those with a line; `others`: how many have none
     others: int
-    whole: list[bool]  # whether each answer parses and lacks no field, where its reference has fields
 
 
 def object_statistics(
@@ -176,25 +177,73 @@ def object_statistics(
     labels: Mapping[str, Sequence[str]],
     without: Collection[str] = (),
 ) -> Objects:
-    """Whole answers, missing and invented fields, and each field by what fits it (`fields_in`). Of several references
-    the one counts that shares the most fields with the answer. `labels`: fields that are labels in the training split,
-    with these; `without`: fields that are scored otherwise."""
+    """Whole answers, missing and invented fields, F1 of filled ones, and each field by what fits it (`fields_in`). Of
+    several references the one counts that shares the most fields with the answer. `labels`: fields that are labels in
+    the training split, with these; `without`: fields that are scored otherwise."""
     read_answers = [read_answer(text) for text in answers]
     golds = _golds(references)
     fields, prose = _with_prose(golds, labels)
     gold = [_nearest(row, read) for row, read in zip(golds, read_answers, strict=True)]
+    wholes = _whole_statistics(references, answers, gold, read_answers, prose)
+    names, each = {*without, *(field.name for field in fields)}, list[Statistics]()
+    for field in fields:
+        if field.name not in without:
+            each += _field_statistics(field, gold, read_answers, labels, names)
+    others = len({path for row in gold if row for path in row.fields}) - len(fields)
+    return Objects([*wholes, *each], fields, others)
+
+
+def _whole_statistics(
+    references: Sequence[Sequence[str]],
+    answers: Sequence[str],
+    gold: Sequence[ReadAnswer | None],
+    read_answers: Sequence[ReadAnswer | None],
+    prose: Collection[Path],
+) -> list[Statistics]:
     rows = [
         _scores(right, read, prose) if right else _of_text(row, text)
         for right, read, row, text in zip(gold, read_answers, references, answers, strict=True)
     ]
     scores = {name: [row[name] for row in rows] for name in _of_text((), "")}
     family = mean_statistics(scores, right_or_wrong=["object_accuracy", "missing_fields", "invented_fields"])
-    names, each = {*without, *(field.name for field in fields)}, list[Statistics]()
-    for field in fields:
-        if field.name not in without:
-            each += _field_statistics(field, gold, read_answers, labels, names)
-    others = len({path for row in gold if row for path in row.fields}) - len(fields)
-    return Objects([family, *each], fields, others, [not lacks for lacks in scores["missing_fields"]])
+    pairs = [[filled_pairs(read, prose) for read in sides] for sides in (gold, read_answers)]
+    counts = [((a & b).total(), a.total(), b.total()) for a, b in zip(*pairs, strict=True)]
+    if not any(right for _, right, _ in counts):  # nothing is filled in any reference: there is nothing to find
+        return [family]
+    shares = [2 * hits / (right + named) if right or named else 1.0 for hits, right, named in counts]
+    functions: dict[str, Callable[[Array], Array]] = {
+        "filled_f1": lambda sums: ratio(2 * sums[:, 0], sums[:, 1] + sums[:, 2], empty=np.nan)
+    }
+    return [family, Statistics(np.array(counts, dtype=np.float64), functions, {"filled_f1": shares})]
+
+
+def values_as_wholes(references: Sequence[Sequence[str]], text: str) -> dict[str, float]:
+    """The metrics of whole answers, without those of single fields, of one answer to all of some rows."""
+    golds, read = _golds(references), read_answer(text)
+    gold = [_nearest(row, read) for row in golds]
+    n, prose = len(references), _with_prose(golds, {})[1]
+    families = _whole_statistics(references, [text] * n, gold, [read] * n, prose)
+    return {name: value for family in families for name, value in family.point_values().items()}
+
+
+def prose_in(references: Sequence[Sequence[str]]) -> set[Path]:
+    """The fields of references that are prose, where some are not: they are no pairs of F1, and never equal."""
+    return _with_prose(_golds(references), {})[1]
+
+
+EMPTY = frozenset(map(as_text, (None, ""))) | {"[]", "{}"}  # values that say nothing, as `leaves` writes them
+
+
+def filled_pairs(read: ReadAnswer | None, prose: Collection[Path]) -> Counter[tuple[str, str]]:
+    """The (path, value) pairs of an answer that say something, as often as each occurs: without empty values (null, "",
+    [], {}) and prose. Items of an array share a path; of objects in it, each field is a pair. None of no JSON."""
+    return Counter(
+        pair
+        for path, value in (read.fields.items() if read else ())
+        if path not in prose
+        for pair in leaves(value, ".".join(path))
+        if pair[1] not in EMPTY
+    )
 
 
 def right_as_a_whole(references: Sequence[Sequence[str]], place: int, answer: str) -> bool:
@@ -377,62 +426,6 @@ def label_fields(texts: Sequence[str]) -> dict[str, list[str | None]]:
         for field in fields_in(read, {})
         if field.kind == "labels"
     }
-
-
-def label_values(texts: Sequence[str]) -> dict[Path, dict[str, Any]]:
-    """The values of fields that are labels, by path and by their names as labels."""
-    read = [row for text in texts if (row := read_answer(text))]
-    paths = [field.path for field in fields_in(read, {}) if field.kind == "labels"]
-    return {p: {label_text(row.fields[p]): row.fields[p] for row in read if p in row.fields} for p in paths}
-
-
-def with_labels(text: str, values: Mapping[Path, Mapping[str, Any]], labels: Mapping[str, str]) -> str:
-    """An answer in JSON with other labels in some of its fields; a field that it lacks is not added.
-
-    Args:
-        values: of the fields, as `label_values` gives them.
-        labels: by dotted path.
-    """
-    answer = parse(text)
-    for path, by_name in values.items():
-        if (name := ".".join(path)) not in labels:
-            continue
-        value = by_name[labels[name]]
-        if not path:
-            answer = value
-            continue
-        place = answer
-        for key in path[:-1]:
-            place = place.get(key, {})
-        if path[-1] in place:
-            place[path[-1]] = value
-    return json.dumps(answer, ensure_ascii=False, separators=(",", ":"))
-
-
-def usual_object(texts: Sequence[str]) -> str | None:
-    """The most frequent value of each field that at least half of the answers have, as an answer; else None."""
-    read = [row for text in texts if (row := read_answer(text))]
-    values: dict[Path, list[Any]] = {}
-    for row in read:
-        for path, value in row.fields.items():
-            values.setdefault(path, []).append(value)
-    made: Any = {}
-    for path, each in values.items():
-        if 2 * len(each) < len(read):
-            continue
-        counts = Counter(map(canonical, each))
-        most = max(counts.values())
-        usual = next(value for value in each if counts[canonical(value)] == most)
-        if not path:
-            return json.dumps(usual, ensure_ascii=False, separators=(",", ":"))
-        place = made
-        for key in path[:-1]:
-            place = place.setdefault(key, {})
-            if not isinstance(place, dict):
-                break
-        else:
-            place[path[-1]] = usual
-    return json.dumps(made, ensure_ascii=False, separators=(",", ":")) if made else None
 
 
 def differing_fields(reference: str, answer: str, most: int = 3) -> str:

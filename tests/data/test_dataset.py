@@ -74,3 +74,10 @@ def test_token_statistics_by_hand() -> None:
         "mean": 5.5,
     }
     assert token_statistics([], 0)["total"] == 0
+
+
+def test_the_first_rows_are_read_without_the_others(tmp_path: Path) -> None:
+    run(tmp_path, tickets(40))
+    rows = load_dataset(tmp_path / "out").train
+    assert rows[:3] == load_dataset(tmp_path / "out").train[0:3] and "rows" not in vars(rows)
+    assert rows[:0] == [] and rows[:1000] == list(rows) and rows[:-1] == list(rows)[:-1]

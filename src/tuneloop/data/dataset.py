@@ -194,13 +194,6 @@ class RowFile(Sequence[Row]):
             raise UserError("A split of the data set is missing", where=str(self.path), next_step=AGAIN)
         return read_rows(self.path, read_jsonl(self.path))
 
-    def first(self, most: int) -> list[Row]:
-        """At most so many of the first rows; the others are not read."""
-        if "rows" not in vars(self) and self.path.is_file():
-            with self.path.open("rb") as lines, contextlib.suppress(ValueError):
-                return read_rows(self.path, [orjson.loads(line) for line in itertools.islice(lines, most)])
-        return self.rows[:most]
-
     def __len__(self) -> int:
         return self.size
 
@@ -209,6 +202,10 @@ class RowFile(Sequence[Row]):
     @overload
     def __getitem__(self, place: slice) -> list[Row]: ...
     def __getitem__(self, place: int | slice) -> Row | list[Row]:
+        first = place.stop or 0 if isinstance(place, slice) and place == slice(place.stop) else 0
+        if first > 0 and "rows" not in vars(self):  # no more than these are read
+            with contextlib.suppress(OSError, ValueError), self.path.open("rb") as lines:
+                return read_rows(self.path, [orjson.loads(line) for line in itertools.islice(lines, first)])
         return self.rows[place]
 
     def __iter__(self) -> Iterator[Row]:

@@ -17,6 +17,7 @@ from tuneloop.models.load import fingerprint, load_tokenizer
 from tuneloop.models.names import resolve
 from tuneloop.models.packaged import MINILM
 from tuneloop.pipeline.context import RunContext, done_record
+from tuneloop.pipeline.scoring import deciding_of
 from tuneloop.recipe import Recipe
 from tuneloop.records.dataset import MANIFEST, DatasetManifest, read_manifest
 from tuneloop.records.record import write_record
@@ -89,8 +90,6 @@ def prepare_stage(job: RunContext) -> Dataset:
 
 def _with_deciding_metric(dataset: Dataset, recipe: Recipe) -> Dataset:
     """A prepared data set whose record names the metric that decides, as its rows and the recipe choose it."""
-    from tuneloop.pipeline.scoring import deciding_of
-
     unset = replace(dataset, manifest=dataset.manifest.model_copy(update={"deciding_metric": ""}))
     metric = deciding_of(unset, recipe.evaluate)
     if metric == dataset.manifest.deciding_metric:

@@ -12,7 +12,6 @@ from tuneloop.core.files import read_json
 from tuneloop.core.stats.intervals import sums_by_cluster
 from tuneloop.core.ui import busy
 from tuneloop.core.units import counted
-from tuneloop.data.dataset import RowFile
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.deciding import CHOOSING, deciding_metric
 from tuneloop.evaluation.evaluate import ScoredAnswers, decided_by, evaluate
@@ -48,8 +47,7 @@ def scoring_settings(recipe: Recipe) -> dict[str, Any]:
 
 def training_examples(dataset: Dataset) -> list[Row]:
     """The first training rows that show the task; of a large split the others are not read for it."""
-    rows = dataset.train.first(EXAMPLES) if isinstance(dataset.train, RowFile) else dataset.train[:EXAMPLES]
-    return [row for row in rows if row.shows_the_task]
+    return [row for row in dataset.train[:EXAMPLES] if row.shows_the_task]
 
 
 def answers_that_show_the_task(dataset: Dataset) -> list[str]:

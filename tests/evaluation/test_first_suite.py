@@ -137,11 +137,11 @@ def invoices(folder: Path, wrong: int, indent: int | None = None) -> Path:
     return folder
 
 
-def test_a_suite_of_answers_in_json_is_about_whole_answers(tmp_path: Path) -> None:
+def test_a_suite_of_answers_in_json_is_about_filled_fields_and_whole_answers(tmp_path: Path) -> None:
     good = invoices(tmp_path / "good", 4)
     suite = load_suite(write_first_suite(str(good), str(tmp_path / "suite.yaml")))
     assert suite.must_pass and not {row.id for row in suite.must_pass} & {f"{i:04}" for i in range(4)}
-    assert [limit.metric for limit in suite.metrics][:2] == ["object_accuracy", "field_accuracy"]
+    assert [limit.metric for limit in suite.metrics][:2] == ["filled_f1", "object_accuracy"]
     again = invoices(tmp_path / "again", 4, indent=2)  # the same answers, written otherwise
     assert run_gate(suite, read_side(str(again)), read_side(str(good))).status == "pass"
     worse = invoices(tmp_path / "worse", 40)

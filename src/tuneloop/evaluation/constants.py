@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ MAJORITY = "majority class"  # the system's name
 MEASURED = 500  # training rows that candidates are measured on
 _FREQUENT = 3  # whole answers that are candidates, the most frequent ones
 _TYPICAL = 24  # texts that are measured as the most typical one of all, at first on as many rows
+_SHOWN = 200  # characters of the answer in its note
 _FINALISTS = 4  # of these
 _PRODUCT = 40_000_000  # characters of a text times those of another, summed over what is measured: two seconds
 
@@ -92,7 +94,8 @@ def strongest_constant(
     if len(candidates) > 1 and task != "classification":
         on = counted(len(measured), "training row")
         known = "" if math.isnan(value) else f" ({value:.3f})"
-        note = f"The strongest of {len(candidates)} constant answers by {title_of(metric)} on {on}{known}."
+        short = textwrap.shorten(best, _SHOWN, placeholder=" …")
+        note = f"Always {short}: the strongest of {len(candidates)} by {title_of(metric)} on {on}{known}."
     return Constant(_completion(best, rows, task), len(candidates), note)
 
 

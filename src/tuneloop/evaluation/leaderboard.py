@@ -78,7 +78,9 @@ def leaderboard(
 def leaderboard_in_words(entries: Sequence[LeaderboardEntry]) -> list[str]:
     """What to take from the leaderboard before anything is tuned, and what requests cost."""
     sentences = []
-    cheap, tuned = _best(entries, "classical"), _best(entries, "tuned")
+    cheap, tuned, constant = (_best(entries, kind) for kind in ("classical", "tuned", "constant"))
+    if cheap and constant and _best([cheap, constant]) is constant:  # then it is better than nothing
+        cheap = None
     prompts = [r for r in entries if r.kind == "prompt"]
     if cheap and not tuned and cheap.gain is not None:
         first = next((r.name for r in prompts if r.gain is None), "the prompt")
@@ -108,6 +110,6 @@ def leaderboard_in_words(entries: Sequence[LeaderboardEntry]) -> list[str]:
     return sentences
 
 
-def _best(entries: Sequence[LeaderboardEntry], kind: EntryKind) -> LeaderboardEntry | None:
-    candidates = [r for r in entries if r.kind == kind]
+def _best(entries: Sequence[LeaderboardEntry], kind: EntryKind | None = None) -> LeaderboardEntry | None:
+    candidates = [r for r in entries if kind in (r.kind, None)]
     return max(candidates, key=lambda r: -r.value if lower_is_better(r.metric) else r.value, default=None)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import statistics
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,7 +93,8 @@ def strongest_constant(
     if len(candidates) > 1 and task != "classification":
         on = counted(len(measured), "training row")
         known = "" if math.isnan(value) else f" ({value:.3f})"
-        short = textwrap.shorten(best, _SHOWN, placeholder=" …")
+        line = " ".join(best.split())
+        short = line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"
         note = f"Always {short}: the strongest of {len(candidates)} by {title_of(metric)} on {on}{known}."
     return Constant(_completion(best, rows, task), len(candidates), note)
 

@@ -33,3 +33,12 @@ def test_the_gain_of_a_leaderboard_is_that_of_the_comparison_and_its_sentences_h
 
 
 SYSTEMS = {"few-shot": 0.4, "zero-shot": 0.5, "few-shot calibrated": 0.45, MAJORITY: 0.5, TFIDF: 0.22, "tuned": 0.2}
+
+
+def test_a_classifier_behind_the_constant_answer_is_called_better_than_nothing() -> None:
+    labels = ["a"] * 60 + ["b"] * 40
+    ahead = {"few-shot": scored(labels, ["b"] * 60 + ["a"] * 40), TFIDF: scored(labels, ["a"] * 90 + ["b"] * 10)}
+    assert f"{TFIDF} is better" in leaderboard_in_words(leaderboard(ahead, {}))[0]
+    constant = {MAJORITY: scored(labels, ["a"] * 100)}
+    behind = {**constant, **ahead, TFIDF: scored(labels, ["b"] * 30 + ["a"] * 20 + ["b"] * 50)}
+    assert leaderboard_in_words(leaderboard(behind, {})) == []

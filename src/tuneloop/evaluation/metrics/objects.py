@@ -29,12 +29,12 @@ MOST_PAIRS = 10_000  # items of two arrays that are compared with each other; th
 
 _metric = partial(Metric, needs="JSON")
 METRICS = (
+    _metric("filled_f1", "F1 of filled fields", headline="JSON",
+            meaning="F1 of (path, value) pairs over all rows, without empty values (null, \"\", [], {}) and prose"),
     _metric("object_accuracy", "whole answers right", "share", test="exact McNemar", headline="JSON",
             meaning="share of answers with every field right, none missing or invented; prose need only be there"),
     _metric("field_accuracy", "fields right", headline="JSON",
             meaning="mean share of a reference's fields (prose left out) that are right, empty ones too"),
-    _metric("filled_f1", "F1 of filled fields", headline="JSON",
-            meaning="F1 of (path, value) pairs over all rows, without empty values (null, \"\", [], {}) and prose"),
     _metric("missing_fields", "answers that lack a field", "share", "lower", "exact McNemar",
             gained="answers without missing fields",
             meaning="share of answers that lack a field of the reference; one that is no JSON lacks all"),

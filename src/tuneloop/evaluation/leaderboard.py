@@ -79,7 +79,7 @@ def leaderboard_in_words(entries: Sequence[LeaderboardEntry]) -> list[str]:
     """What to take from the leaderboard before anything is tuned, and what requests cost."""
     sentences = []
     cheap, tuned, constant = (_best(entries, kind) for kind in ("classical", "tuned", "constant"))
-    if cheap and constant and _best([cheap, constant]) is constant:  # then it is better than nothing
+    if cheap and constant and _best([constant, cheap]) is constant:  # it is better than nothing
         cheap = None
     prompts = [r for r in entries if r.kind == "prompt"]
     if cheap and not tuned and cheap.gain is not None:

@@ -66,7 +66,7 @@ test: $(VENV)/.installed-dev
 quick: $(VENV)/.installed-dev
 	$(BIN)/ruff check -q .
 	$(BIN)/ruff format -q --check .
-	TUNELOOP_CHECK_SECONDS=150 $(PYTEST) -p room_tests -m unit
+	TUNELOOP_CHECK_SECONDS=120 $(PYTEST) -p room_tests -m unit
 
 test-all: WHICH :=
 test-all: test test-pages

@@ -94,6 +94,9 @@ def make_runs(folder: Path, number: int) -> None:
         write_record(run / RunManifest.file, manifest)
 
 
+cookies: dict[str, str] = {}  # by address: who has opened the pages there
+
+
 @contextmanager
 def pages(folder: Path, url: str) -> Iterator[tuple[subprocess.Popen[str], str, float]]:
     """A process of `tuneloop ui`, its address, and the seconds until it answers."""
@@ -110,8 +113,13 @@ def pages(folder: Path, url: str) -> Iterator[tuple[subprocess.Popen[str], str, 
     begin = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        address = urlsplit(json.loads(process.stdout.readline())["address"]).netloc
+        opened = urlsplit(json.loads(process.stdout.readline())["address"])
+        address = opened.netloc
         seconds = time.perf_counter() - begin
+        connection = http.client.HTTPConnection(address, timeout=120)
+        connection.request("GET", f"/?{opened.query}")
+        cookies[address] = connection.getresponse().headers["set-cookie"].partition(";")[0]
+        connection.close()
         try:
             yield process, address, seconds
         finally:
@@ -122,7 +130,7 @@ def get(address: str, path: str) -> tuple[float, bytes]:
     """Milliseconds to the first byte, and the body as it came."""
     connection = http.client.HTTPConnection(address, timeout=120)
     begin = time.perf_counter()
-    connection.request("GET", path, headers={"Accept-Encoding": "gzip"})
+    connection.request("GET", path, headers={"Accept-Encoding": "gzip", "Cookie": cookies[address]})
     answer = connection.getresponse()
     body = answer.read(1)
     ms = 1000 * (time.perf_counter() - begin)

@@ -120,12 +120,14 @@ def take_ui(browser: Any, folder: Path, only: Sequence[str]) -> Iterator[tuple[s
     command = [sys.executable, "-m", "tuneloop", "ui", str(folder), "port=0", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            address = json.loads(process.stdout.readline())["address"].rstrip("/")  # type: ignore[union-attr]
+            opened = json.loads(process.stdout.readline())["address"]  # type: ignore[union-attr]
+            address = opened.partition("/?")[0]
             size = {"width": UI_WIDTH, "height": UI_HEIGHT}
             for (name, (path, *clicks)), theme in itertools.product(UI.items(), ("light", "dark")):
                 if only and f"ui-{name}" not in only:
                     continue
                 page = browser.new_page(viewport=size, color_scheme=theme)
+                page.goto(opened)
                 page.goto(address + path)
                 for selector in clicks:
                     page.locator(selector).first.click()

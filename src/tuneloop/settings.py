@@ -253,6 +253,7 @@ class ServeSettings(TypedDict, total=False):
     host: str
     port: int
     folder: str
+    ui: bool
     merge: bool
     deterministic: bool
     slots: int

@@ -6,10 +6,35 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from starlette.requests import Request
 from starlette.testclient import TestClient
 
+from tuneloop.web.access import Access, of_owner
 from tuneloop.web.app import make_app
 from tuneloop.web.serve import make_sources
+from tuneloop.web.sources import Sources
+
+SECRET = "a secret of these tests"
+
+
+class Browser(TestClient):
+    """A browser whose user has opened the pages; `token`: what the forms of its session carry."""
+
+    token: str
+
+
+def browser_of(sources: Sources, access: Access | None = None, secret: str = SECRET, **settings: Any) -> Browser:
+    """A browser that has opened pages by their secret, as their owner unless `access` says otherwise."""
+    access = access or of_owner(SECRET, sources.who, read_only=sources.read_only)
+    client = Browser(make_app(sources, access), **settings)
+    client.get(f"{sources.base}/", params={"token": secret})
+    cookie = "; ".join(f"{name}={value}" for name, value in client.cookies.items())
+    port = {"server": ("localhost", 80), "headers": [(b"cookie", cookie.encode())]}
+    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "scheme": "http", **port}
+    admitted = access.admitted(Request(scope))
+    assert admitted is not None
+    client.token = admitted[1]
+    return client
 
 
 @dataclass
@@ -35,4 +60,5 @@ class Pages:
 def pages_of(folder: Path, *, read_only: bool = False, who: str = "ann", stores: tuple[str, ...] = ()) -> Pages:
     """The pages over a folder."""
     sources = replace(make_sources([str(folder)], list(stores), read_only=read_only), who=who)
-    return Pages(TestClient(make_app(sources)), sources.token)
+    client = browser_of(sources)
+    return Pages(client, client.token)

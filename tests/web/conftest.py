@@ -20,12 +20,12 @@ Site = Callable[..., Any]
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
     """A client of the pages over `tmp_path`, or other folders; other arguments are those of `Sources`."""
-    testing = pytest.importorskip("starlette.testclient")
-    from tuneloop.web.app import make_app
+    pytest.importorskip("starlette.testclient")
+    from web_pages import browser_of
 
     def make(*folders: Path, **settings: Any) -> Any:
-        sources = Sources(Index(folders or (tmp_path,)), **{"who": "ana", "token": "t0ken", **settings})
-        return testing.TestClient(make_app(sources), base_url="http://localhost", follow_redirects=False)
+        sources = Sources(Index(folders or (tmp_path,)), **{"who": "ana", **settings})
+        return browser_of(sources, base_url="http://localhost", follow_redirects=False)
 
     return make
 

@@ -127,6 +127,7 @@ def page(browser: Any, shop: Shop) -> Iterator[Any]:
     """A page of the browser that fails where a script of it does."""
     context = browser.new_context(base_url=shop.pages, viewport={"width": 1280, "height": 800})
     shown, errors = context.new_page(), []
+    shown.goto(shop.pages)
     shown.on("pageerror", lambda error: errors.append(str(error)))
     shown.set_default_timeout(30_000)
     yield shown
@@ -206,6 +207,7 @@ def test_a_bad_candidate_is_tried_taken_back_by_the_numbers_and_the_registry_rol
     assert shop.customers(1000, 160, "late parcel", bad="tickets/2") == {"tickets/1", "tickets/2"}
     time.sleep(2)  # until what was said counts
     colleague = browser.new_context(base_url=shop.pages).new_page()
+    colleague.goto(shop.pages)
     colleague.goto("/experiments/second")
     page.click("summary:has-text('Decide now')")
     page.click("button:has-text('Decide now')")

@@ -23,10 +23,12 @@ from tuneloop.improve.experiment import command as ab
 from tuneloop.improve.experiment.state import add_event
 from tuneloop.improve.monitor.command import EVENT
 from tuneloop.serving.store.store import insert, opened
+from tuneloop.web.access import TOKEN
 from web.conftest import keys, write_run
 from web.pages.test_quality import report
 
 pytestmark = [pytest.mark.world, pytest.mark.browser, pytest.mark.slow, pytest.mark.nightly]
+SECRET = "a-secret-of-these-tests"
 WIDTHS = (390, 768, 1280)
 # What a theme can change; the rest of a page is looked at in the first one.
 SEEN = ["color-contrast", "scrollable-region-focusable", "meta-viewport", "css-orientation-lock"]
@@ -72,23 +74,26 @@ def address(tmp_path_factory: pytest.TempPathFactory, cli_environment: dict[str,
             add_event(connection, EVENT, "m", plain(report(week, week == 5)), at=at(7 * week + 7))
     ab.check(store, at=at(2))
     words = [sys.executable, "-m", "tuneloop", "ui", str(folder), "port=0", "--json"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, env=cli_environment) as process:
+    with subprocess.Popen(words, stdout=subprocess.PIPE, env={**cli_environment, TOKEN: SECRET}) as process:
         assert process.stdout is not None
-        yield str(json.loads(process.stdout.readline())["address"])
+        yield str(json.loads(process.stdout.readline())["address"]).partition("?")[0]
         process.kill()
 
 
 @pytest.fixture
-def page(browser: Any) -> Iterator[Any]:
-    """One page of the browser."""
+def page(browser: Any, address: str) -> Iterator[Any]:
+    """One page of the browser of their owner."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
-    yield context.new_page()
+    shown = context.new_page()
+    shown.goto(f"{address}?token={SECRET}")
+    yield shown
     context.close()
 
 
 def text_of(address: str) -> str:
     """A page as it comes."""
-    with urllib.request.urlopen(address) as answer:
+    browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+    with browser.open(f"{address}{'&' if '?' in address else '?'}token={SECRET}") as answer:
         return str(answer.read().decode())
 
 

@@ -96,7 +96,7 @@ def test_a_correction_on_the_page_is_what_the_next_prepare_makes_of_the_row(
     (key,) = keys(client.get("/data").text, "data")
     page = client.get(f"/data/{key}?text={row['id']}").text
     assert row["id"] in page and "Correct the answer" in page
-    form = {"token": "t0ken", "id": row["id"], "split": split, "becomes": "lost"}
+    form = {"token": client.token, "id": row["id"], "split": split, "becomes": "lost"}
     assert client.post(f"/data/{key}", data={**form, "becomes": "late"}).status_code == 400
     assert client.post(f"/data/{key}", data={**form, "id": "other"}).status_code == 400
     assert client.post(f"/data/{key}", data=form).status_code == 303

@@ -106,9 +106,9 @@ def test_of_two_people_who_correct_one_row_the_second_one_is_warned(site: Site, 
     (key,) = keys(ana.get("/data").text, "data")
     hidden = r'name="id" value="([^"]+)"><input type="hidden" name="split" value="(\w+)"'
     ((row, split), *_) = re.findall(hidden, ana.get(f"/data/{key}").text)
-    form = {"token": "t0ken", "split": split, "id": row}
-    assert ana.post(f"/data/{key}", data={**form, "becomes": "billing"}).status_code == 303
-    answer = bob.post(f"/data/{key}", data={**form, "becomes": "delivery"})
+    form = {"split": split, "id": row}
+    assert ana.post(f"/data/{key}", data={**form, "token": ana.token, "becomes": "billing"}).status_code == 303
+    answer = bob.post(f"/data/{key}", data={**form, "token": bob.token, "becomes": "delivery"})
     assert answer.status_code == 400 and "ana has corrected this row meanwhile: billing" in answer.text
 
 
@@ -130,7 +130,7 @@ def test_of_two_people_who_start_the_same_the_second_one_is_told(
 
     monkeypatch.setattr(jobs.subprocess, "Popen", asleep)
     try:
-        form = {"token": "t0ken", "suite": "suite.yaml"}
+        form = {"token": client.token, "suite": "suite.yaml"}
         answer = client.post(address, data=form)
         assert answer.status_code == 303 and answer.headers["location"].startswith(f"/runs/{second}")
         assert "Works on it" in client.get(f"/runs/{second}").text

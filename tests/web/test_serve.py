@@ -7,9 +7,11 @@ import re
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urljoin, urlsplit
 
 import pytest
 from traffic import request
@@ -50,9 +52,18 @@ sys.exit(main(sys.argv[1:]))"""
         assert process.stdout is not None
         said = json.loads(process.stdout.readline())
         assert said["read_only"] is False
+        browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
         for address in ("", "runs", "data", "playground"):
-            with urllib.request.urlopen(said["address"] + address, timeout=HANG) as answer:
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                urllib.request.urlopen(urljoin(said["address"], address), timeout=HANG)
+        browser.open(said["address"], timeout=HANG).close()
+        for address in ("", "runs", "data", "playground"):
+            with browser.open(urljoin(said["address"], address), timeout=HANG) as answer:
                 assert b"<h1" in answer.read()
+        secret = parse_qs(urlsplit(said["address"]).query)["token"][0]
+        own = Path(f"/proc/{process.pid}")
+        assert not own.is_dir() or secret.encode() not in (own / "cmdline").read_bytes()
+        assert not any(secret.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     finally:
         process.send_signal(signal.SIGINT)
     assert process.wait(timeout=HANG) == 0
@@ -67,12 +78,13 @@ def test_once_it_is_ready_no_page_of_the_navigation_waits_for_an_import(
     code = """import sys
 from types import SimpleNamespace
 from starlette.testclient import TestClient
-from tuneloop.web import app, serve
+from tuneloop.web import access, app, serve
 idle = SimpleNamespace(start=lambda: None)
 app.threading = SimpleNamespace(Thread=lambda **_: idle)  # what it loads by and by is not there yet
 sources = serve.make_sources(sys.argv[1:], [])
 app.warm(sources)
-pages = TestClient(app.make_app(sources), base_url="http://localhost")
+pages = TestClient(app.make_app(sources, access.of_owner("secret")), base_url="http://localhost")
+pages.post("/login", data={"secret": "secret"}, follow_redirects=False)
 for page in app.PAGES:
     if page.title:
         before = set(sys.modules)

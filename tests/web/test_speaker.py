@@ -54,15 +54,15 @@ def test_the_page_shows_columns_without_scripts_and_streams_with_them(make_tuned
     make_tuned()
     client = site()
     (key,) = keys(client.get("/runs").text)
-    address = f"/playground?token=t0ken&text=where+is+it&who=run+{key}&who=base+{key}"
+    address = f"/playground?token={client.token}&text=where+is+it&who=run+{key}&who=base+{key}"
     page = client.get(f"{address}&wait=yes").text
     assert page.count('class="answer"') == 2 and page.count("tokens read") == 2 and "sse-connect" not in page
     page = client.get(address).text
     stream = re.findall(r'sse-connect="([^"]+)"', page)[0].replace("&amp;", "&")
     events = client.get(stream).text
     assert events.index("event: prompt") < events.index("event: answer") < events.index("event: done")
-    assert client.get(stream.replace("t0ken", "other")).status_code == 403
-    assert "sse-connect" not in client.get(address.replace("token=t0ken&", "")).text, (
+    assert client.get(stream.replace(client.token, "other")).status_code == 403
+    assert "sse-connect" not in client.get(address.replace(f"token={client.token}&", "")).text, (
         "a link of another site asks nothing"
     )
 
@@ -79,10 +79,10 @@ def test_a_row_of_the_data_is_asked_as_it_was_and_saved_for_the_suite(
     (data,), (run,) = keys(client.get("/data").text, "data"), keys(client.get("/runs").text)
     link = re.search(r'href="(/playground\?row=[^"]+)"', client.get(f"/data/{data}").text)
     assert link is not None
-    page = client.get(f"{link[1].replace('&amp;', '&')}&token=t0ken&who=run+{run}&wait=yes").text
+    page = client.get(f"{link[1].replace('&amp;', '&')}&token={client.token}&who=run+{run}&wait=yes").text
     assert "Its answer" in page and "tokens read" in page
     assert 'value="late"' in page or 'value="lost"' in page or 'value="thanks"' in page
-    form = {"token": "t0ken", "prompt": "where is it", "how": "equals", "value": "late", "suite": "suite.yaml"}
+    form = {"token": client.token, "prompt": "where is it", "how": "equals", "value": "late", "suite": "suite.yaml"}
     assert client.post("/playground", data={**form, "value": ""}).status_code == 400
     assert client.post("/playground", data=form).status_code == 303
     assert client.post("/playground", data={**form, "suite": "../x.yaml"}).status_code == 400

@@ -45,7 +45,7 @@ def test_resuming_gives_the_same_command_in_the_folder_where_the_run_was_started
     page = client.get(f"/runs/{found.key}").text
     line = f"cd {tmp_path} &amp;&amp; tuneloop run runs/one/config.yaml output_dir=runs/one"
     assert line in page and "Resume now" in page and "Stop now" not in page
-    answer = client.post(f"/runs/{found.key}", data={"action": "resume", "token": "t0ken"})
+    answer = client.post(f"/runs/{found.key}", data={"action": "resume", "token": client.token})
     assert answer.status_code == 303 and answer.headers["location"].startswith(f"/runs/{found.key}?said=")
     ((folder, words, place, _),) = started
     assert (folder, place) == (found.path, tmp_path)
@@ -57,7 +57,7 @@ def test_a_clone_shows_its_command_before_it_starts(
     site: Site, started: list[Any], stopped: tuple[Sources, Found]
 ) -> None:
     client, (_, found) = site(), stopped
-    form = {"action": "clone", "token": "t0ken", "name": "two", "changes": "train.epochs=2\n\nseed=7"}
+    form = {"action": "clone", "token": client.token, "name": "two", "changes": "train.epochs=2\n\nseed=7"}
     answer = client.post(f"/runs/{found.key}", data=form)
     page = client.get(answer.headers["location"]).text
     assert "output_dir=runs/two train.epochs=2 seed=7" in page and not started
@@ -97,9 +97,9 @@ def test_stopping_ends_the_process_and_is_written_down(
     process = subprocess.Popen([sys.executable, "-c", WORKING, str(found.path)], stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline() == b"held\n"
     assert keys(client.get("/runs").text) == [found.key]
-    refused = client.post(f"/runs/{found.key}", data={"action": "resume", "token": "t0ken"})
+    refused = client.post(f"/runs/{found.key}", data={"action": "resume", "token": client.token})
     assert refused.status_code == 400 and "running already" in refused.text and not started
-    assert client.post(f"/runs/{found.key}", data={"action": "stop", "token": "t0ken"}).status_code == 303
+    assert client.post(f"/runs/{found.key}", data={"action": "stop", "token": client.token}).status_code == 303
     assert process.wait(timeout=HANG) != 0
     (line,) = steer.history(found.path)
     assert (line.who, line.action, line.command) == ("ana", "stop", f"kill -TERM {process.pid}")

@@ -21,8 +21,8 @@ def command(
 ) -> Result | None:
     """Show runs, data, models and servers on a local page, live.
 
-    It reads the files and stores that are there and keeps nothing of its own: closing it loses nothing. With --json one
-    line with the address is printed when it is ready.
+    It reads the files and stores that are there and keeps nothing of its own: closing it loses nothing. The address
+    that is printed when it is ready, with --json as one line, holds the secret without which nothing is shown.
     """
     from tuneloop.web.serve import WebConfig, export_to, make_sources, serve_pages
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tuneloop.core.files import Config
 from tuneloop.serving.keys import Right
@@ -35,8 +35,17 @@ class KeysConfig(Config):
         None, description="whether a key is needed; default: off loopback, and once a key was made until `keys open`"
     )
     open_rights: list[Right] = Field(
-        [], description="rights of callers without a key, where only your own application reaches the server"
+        [],
+        description="rights of callers without a key, where only your own application reaches the server; "
+        "`ui` lets all who reach it read the pages, and `steer` needs a key",
     )
+
+    @field_validator("open_rights")
+    @classmethod
+    def _no_one_steers(cls, rights: list[Right]) -> list[Right]:
+        if "steer" in rights:
+            raise ValueError("`steer` needs a key: tuneloop keys add NAME --rights steer")
+        return rights
 
 
 class ServeLimits(Config):
@@ -161,6 +170,9 @@ class ServeConfig(Config):
     host: str = Field("127.0.0.1", description="address; 0.0.0.0 lets others in, who then need a key")
     port: int = Field(8100, ge=0, le=65535, description="port; 0 for a free one")
     folder: str = Field("serve", description="folder of the store, keys and batches")
+    ui: bool = Field(
+        False, description="whether the pages of `tuneloop ui` are at /ui, for keys with the right `ui` or `steer`"
+    )
     merge: bool = Field(
         False,
         description="our own engine with one adapter: write it into the base's weights, which answers faster; some "

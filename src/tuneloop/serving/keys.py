@@ -30,7 +30,7 @@ from tuneloop.records.record import Part, Record, read_record, write_record
 from tuneloop.records.server import ServerState
 
 Priority = Literal["high", "normal", "low"]
-Right = Literal["feedback", "users", "ui", "traces"]
+Right = Literal["feedback", "users", "ui", "steer", "traces"]
 
 
 class Limits(Part):
@@ -60,7 +60,8 @@ class Limits(Part):
     rights: list[Right] = flag(
         [],
         "NAMES",
-        "users: whose users are believed; feedback: on any request, with weight; ui: the pages; traces: sends spans.",
+        "users: whose users are believed; feedback: on any request, with weight; ui: reads the pages at /ui; "
+        "steer: acts on them too; traces: sends spans.",
     )
 
 
@@ -241,6 +242,12 @@ class Keyring:
         """The key in use of that name."""
         self._refresh()
         return next((key for key in self._keys.values() if key.name == name and key.revoked is None), None)
+
+    def by_id(self, id_: str) -> ApiKey | None:
+        """The key in use of that id."""
+        self._refresh()
+        key = self._keys.get(id_)
+        return key if key is not None and key.revoked is None else None
 
     @property
     def used(self) -> bool:

@@ -300,6 +300,8 @@ def _check_folder(config: ServeConfig) -> None:
     refuse_budget_without_prices(budgets, config.priced, config.folder)
     if config.keys.required is False and not config.loopback:
         say(f"warning   keys.required=false: all who reach {config.host} may send requests, feedback and batches")
+    if config.ui and "ui" in config.keys.open_rights and not config.loopback:
+        say(f"warning   keys.open_rights has ui: all who reach {config.host} may read runs, data and traffic at /ui")
     if fault := decision_log(config.store).fault if is_store(config.store) else "":
         say(f"WARNING   the log of decisions was changed: {fault} (tuneloop ab replay)")
 
@@ -429,4 +431,6 @@ def first_steps(address: str, gateway: Gateway, key: str = "") -> list[str]:
         lines.append("key       the one above is shown this once; `tuneloop keys` makes others and revokes it")
     elif gateway.key_required and not gateway.keyring.used:
         lines.append(f"key       a key is needed and there is none: tuneloop keys add NAME -f {gateway.config.folder}")
+    if gateway.config.ui:
+        lines.append(f"pages     {address}/ui/ for keys that read (--rights ui) or act (--rights steer)")
     return lines

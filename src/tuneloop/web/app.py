@@ -7,6 +7,7 @@ import functools
 import hmac
 import threading
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import datetime
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from tuneloop.report import facts as f
 from tuneloop.report.html import page_environment, script_part
 from tuneloop.serving.http.api_request import ApiError
 from tuneloop.serving.http.app import Call, refuse_foreign_pages
+from tuneloop.web.access import Access
 from tuneloop.web.runs import run_line, run_lines
 from tuneloop.web.sources import BY_NAME, PAGES, NotFound, Page, Sources, module_of
 
@@ -52,8 +54,18 @@ class WrongToken(UserError):
     """A form that is not of a page of this process."""
 
 
-def make_app(sources: Sources) -> Starlette:
-    """The ASGI application over some sources."""
+class ReadOnly(UserError):
+    """A form of who may only read."""
+
+
+READ_ONLY_STEP = {
+    "secret": "start `tuneloop ui` without --read-only on this machine",
+    "key": "a key with the right acts: tuneloop keys add NAME --rights steer",
+}
+
+
+def make_app(sources: Sources, access: Access) -> Starlette:
+    """The ASGI application over some sources, for those whom `access` lets in: no route is reached round it."""
     routes = [Route("/static/{name}", static)]
     for page in PAGES:
         live = page.path.rstrip("/")
@@ -64,7 +76,7 @@ def make_app(sources: Sources) -> Starlette:
     app = Starlette(
         routes=routes, middleware=middleware, exception_handlers={404: _missing, UserError: _refused, 500: _failed}
     )
-    app.state.sources = sources
+    app.state.sources, app.state.access = sources, access
     return app
 
 
@@ -85,20 +97,21 @@ def warm(sources: Sources) -> None:
 
 
 class Guarded:
-    """Refuse what other sites send through a reader's browser; say what a page may load."""
+    """Refuse what other sites send through a reader's browser and who is not let in; say what a page may load.
+
+    It stands before all routes: a page gets its sources from here, with the rights of who looks at it.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
-        try:
-            base, local = (getattr(scope["app"].state.sources, name) for name in ("base", "local"))
-            refuse_foreign_pages(Call(scope, receive, send), local)
-        except ApiError as error:
-            await Response(error.message, error.status)(scope, receive, send)
+        if scope["type"] != "http":
             return
-        policy = (STYLED if scope["path"].removeprefix(base).startswith(REPORTS) else POLICY).encode()
+        base = scope["app"].state.sources.base
+        path = scope["path"].removeprefix(base)
+        policy = (STYLED if path.startswith(REPORTS) else POLICY).encode()
 
         async def sent(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -107,11 +120,40 @@ class Guarded:
                     (b"x-content-type-options", b"nosniff"),
                     (b"referrer-policy", b"same-origin"),  # with none a browser hides where its forms come from
                 ]
-                if not scope["path"].removeprefix(base).startswith("/static/"):
+                if not path.startswith("/static/"):
                     message["headers"].append((b"cache-control", b"no-store"))
             await send(message)
 
-        await self.app(scope, receive, sent)
+        request = Request(scope, receive, sent)
+        refusal = await self._refusal(request, path)
+        await (refusal or self.app)(scope, receive, sent)
+
+    async def _refusal(self, request: Request, path: str) -> Response | None:
+        """What is answered in place of the page; None: it may be seen, by whom `request.state.sources` says."""
+        sources: Sources = request.app.state.sources
+        access: Access = request.app.state.access
+        try:
+            refuse_foreign_pages(Call(request.scope, request.receive, request._send), sources.local)
+        except ApiError as error:
+            return Response(error.message, error.status)
+        if path.startswith("/static/") and asset(path.removeprefix("/static/")):  # nothing of these folders
+            return None
+        if request.method == "POST" and path == "/login":
+            answer, problem, status = await access.login(request)
+            return answer or _login_page(sources, access, problem, status)
+        if (opened := access.by_address(request)) is not None:
+            return opened
+        if (admitted := access.admitted(request)) is None:
+            return _login_page(sources, access)
+        visitor, token = admitted
+        read_only = sources.read_only or not visitor.acts
+        request.state.sources = replace(sources, who=visitor.name, read_only=read_only, token=token)
+        return None
+
+
+def _login_page(sources: Sources, access: Access, problem: str = "", status: int = 401) -> Response:
+    page = environment().get_template("login.html.j2")
+    return HTMLResponse(page.render(sources=sources, access=access, problem=problem), status)
 
 
 def _handler(work: Any, page: Page) -> Any:
@@ -123,8 +165,8 @@ def _handler(work: Any, page: Page) -> Any:
 
 
 def sources_of(request: Request) -> Sources:
-    """The sources of a request: of who has given a key where keys are needed."""
-    sources: Sources = getattr(request.state, "sources", None) or request.app.state.sources
+    """The sources of a request, with the rights of who sends it."""
+    sources: Sources = request.state.sources
     return sources
 
 
@@ -188,7 +230,7 @@ async def _acted(page: Page, request: Request, sources: Sources) -> Response:
     if not hmac.compare_digest(form.pop("token", "").encode(), sources.token.encode()):
         raise WrongToken("This form is of an earlier page", next_step="go back, load the page again and send it again")
     if sources.read_only:
-        raise UserError("This page only reads", next_step="start `tuneloop ui` without --read-only on this machine")
+        raise ReadOnly("This page only reads", next_step=READ_ONLY_STEP[request.app.state.access.asks])
     if not hasattr(module_of(page), "act"):
         raise UserError("There is nothing to do on this page")
     try:
@@ -214,7 +256,8 @@ async def _live(page: Page, request: Request, sources: Sources) -> Response:
 
     async def events() -> AsyncIterator[bytes]:
         before = ""
-        while not await request.is_disconnected():
+        access: Access = request.app.state.access
+        while not await request.is_disconnected() and access.admitted(request):
             html = await run_in_threadpool(part)
             yield event("live", html) if html != before else b": still here\n\n"
             before = html
@@ -228,7 +271,7 @@ async def _stream(page: Page, request: Request, sources: Sources) -> Response:
     if not hmac.compare_digest(request.query_params.get("token", "").encode(), sources.token.encode()):
         raise WrongToken("This page is of an earlier process", next_step="load it again")
     if sources.read_only or not hasattr(module_of(page), "stream"):
-        raise UserError("This page only reads")
+        raise ReadOnly("This page only reads")
 
     async def events() -> AsyncIterator[bytes]:
         async for name, html in module_of(page).stream(request, sources):
@@ -272,6 +315,8 @@ async def _missing(request: Request, error: Exception) -> Response:
 async def _failed(request: Request, error: Exception) -> Response:
     """A fault of ours: what is in the log is not on the page."""
     error_shown = UserError("This page failed", next_step="the log of tuneloop ui says why")
+    if not hasattr(request.state, "sources"):  # nothing is shown to who was not let in yet
+        return Response(error_shown.what, 500)
     html = render("problem_page.html.j2", sources_of(request), request, here=BY_NAME["home"], error=error_shown)
     return HTMLResponse(html, 500)
 
@@ -282,4 +327,6 @@ async def _refused(request: Request, error: Exception) -> Response:
     if isinstance(error, NotFound) and sources.index.reading and request.method == "GET":  # a page that fills
         return HTMLResponse(render("problem_page.html.j2", sources, request, here=here, error=error, page={}), 202)
     html = render("problem_page.html.j2", sources, request, here=here, error=error)
-    return HTMLResponse(html, 403 if isinstance(error, WrongToken) else 404 if request.method == "GET" else 400)
+    return HTMLResponse(
+        html, 403 if isinstance(error, WrongToken | ReadOnly) else 404 if request.method == "GET" else 400
+    )

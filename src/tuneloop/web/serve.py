@@ -6,6 +6,7 @@ import contextlib
 import getpass
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from urllib.parse import urlencode
 
 from pydantic import Field
 
@@ -56,25 +57,28 @@ def _missing(error: ImportError) -> UserError:
 
 
 def serve_pages(sources: Sources, config: WebConfig, ready: Callable[[str], None]) -> None:
-    """Serve until interrupted (Ctrl-C, SIGTERM); `ready` gets the address once it can be opened.
+    """Serve until interrupted (Ctrl-C, SIGTERM); `ready` gets the address, with the secret that opens it, in time.
 
     Raises:
-        UserError: the web packages are missing, or the port is taken.
+        UserError: the web packages are missing, the port is taken, or the secret of the environment is too short.
     """
     try:
         from tuneloop.core.http_server import GuardedServer, listen
+        from tuneloop.web.access import of_owner, owners_secret
         from tuneloop.web.app import make_app, warm
     except ImportError as error:
         raise _missing(error) from None
+    secret = owners_secret()
     try:
         listening = listen(config.host, config.port)
     except OSError as error:
         what = f"Can't listen on {config.host}:{config.port}: {error.strerror}"
         raise UserError(what, where="port", next_step="choose another: port=8141, or port=0 for a free one") from None
     warm(sources)
-    server = GuardedServer(make_app(sources), log_level="warning", timeout_graceful_shutdown=1)
+    access = of_owner(secret, sources.who, read_only=sources.read_only)
+    server = GuardedServer(make_app(sources, access), log_level="warning", timeout_graceful_shutdown=1)
     address = f"[{config.host}]" if ":" in config.host else config.host
-    ready(f"http://{address}:{listening.getsockname()[1]}{sources.base}/")
+    ready(f"http://{address}:{listening.getsockname()[1]}{sources.base}/?{urlencode({'token': secret})}")
     try:
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listening])

@@ -105,7 +105,7 @@ def test_a_request_becomes_a_row_of_a_suite(folder: Path) -> None:
 def test_who_only_reads_changes_nothing(folder: Path) -> None:
     pages = pages_of(folder, read_only=True)
     assert "Good answer" not in pages.get("/traffic/r000001")
-    pages.send("/traffic/r000001", {"kind": "up"}, 400)
+    pages.send("/traffic/r000001", {"kind": "up"}, 403)
     pages_of(folder).send("/traffic/r000001", {"kind": "up", "token": "of another site"}, 403)
     with opened(folder / "serve") as store:
         assert not [*read_feedback(store, where="request = 'r000001'")]

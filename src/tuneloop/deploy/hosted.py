@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from tuneloop.data.dataset import load_dataset
 from tuneloop.deploy.services import HostedState, Order, TrainingService, fireworks, openai, together
 from tuneloop.evaluation.config import EvalOptions
 from tuneloop.inference import timeouts
+from tuneloop.inference.allowance import LONGEST_NAME
 from tuneloop.inference.openai.service import Item, Service, place_of, refusal
 from tuneloop.inference.openai.target import Endpoint
 from tuneloop.inference.wire import Broken, HttpRefused, finished
@@ -31,6 +33,9 @@ from tuneloop.records.record import R, Record, read_record, write_record
 SERVICES: dict[str, TrainingService] = {
     "openai": openai.SERVICE, "together": together.SERVICE, "fireworks": fireworks.SERVICE,
 }  # fmt: skip
+# What wrong types in an answer end in, whichever field has them; errors of the disk are none of these.
+_SHAPES = (AttributeError, TypeError, KeyError, IndexError, ValueError, OverflowError)
+_FILE = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}/)?[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")  # of weights
 CHARACTERS = 3.5  # of a token, rather too few: a price is not to be underestimated
 
 
@@ -149,6 +154,10 @@ def run_hosted(plan: HostedPlan, url: str, *, cancel: bool = False, pause: float
     with lock_folder(plan.folder):
         try:
             run, model = finished(_trained(plan, service, cancel, pause))
+        except _SHAPES as error:
+            what = f"{of.title} gives an answer of another shape than its API: {type(error).__name__} {error!s:.100}"
+            step = "see what is at this address; the same command continues"
+            raise UserError(what, where=masked(url), next_step=step) from error
         except (HttpRefused, Broken) as error:
             raise refusal(error, masked(url), "fine-tuning", of.key, of.account or "--on") from None
     if not cancel:
@@ -200,6 +209,8 @@ async def _trained(plan: HostedPlan, service: Service, cancel: bool, pause: floa
                 write_jsonl(plan.folder / "metrics.jsonl", now.steps)
             if now.state != run.state:
                 say(f"service   {run.job}: {now.state}")
+            if len(now.model) > LONGEST_NAME or not now.model.isprintable():
+                raise Broken("the name of its model is none")
             run = keep(state=now.state, model=now.model, tokens=now.tokens)
             if now.state in ("succeeded", "failed", "cancelled") or cancel:
                 break
@@ -234,13 +245,18 @@ async def _job_of(of: TrainingService, service: Service, key: str) -> str:
 
 def _id(job: Item) -> str:
     """A job's id: itself, or the end of its name."""
-    return str(job.get("id") or job["name"].rpartition("/")[2])
+    name = str(job.get("id") or job["name"].rpartition("/")[2])
+    if len(name) > LONGEST_NAME or not name.isprintable():
+        raise Broken("the id of its job is none")
+    return name
 
 
 async def fetch(weights: Awaitable[Mapping[str, str]], service: Service, folder: Path) -> str:
     """Write files of weights, by their place in a folder; what holds them there, empty: the service refuses them."""
     try:
         files = await weights
+        if wrong := next((name for name in files if not _FILE.fullmatch(name)), ""):
+            raise Broken(f"a file of its weights is named {wrong!r:.80}")
         for name, place in files.items():
             await service.download(place, folder / name, lambda size: None)
     except HttpRefused as error:

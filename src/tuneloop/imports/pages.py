@@ -18,11 +18,12 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now
 from tuneloop.core.ui import say
 from tuneloop.core.urls import masked
+from tuneloop.inference.allowance import MOST_OF_A_PAGE, Allowance
 from tuneloop.inference.timeouts import seconds_to_wait
 
-MOST = 256 << 20  # bytes of a page
 TRIES = 6  # of a request that fails for want of network, for a limit of rates, or at the service
-PATIENCE = 60.0  # seconds for an answer
+PATIENCE = 60.0  # seconds in which nothing comes of an answer
+WHOLE = 600.0  # seconds for all of it
 LONGEST_WAIT = 120.0  # seconds before the next try
 
 
@@ -50,22 +51,32 @@ class Pages:
     wait: float = 1.0  # seconds before the second try; twice as many before each further one
 
     def rows(self, path: str, parameters: Mapping[str, Any], page: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-        """The pages of a list from one on, each with the place of the next; NoSuchList: there is no such list."""
+        """The pages of a list from one on, each with the place of the next; NoSuchList: there is no such list.
+
+        Raises UserError: the list has no end (`inference.allowance`); what came before was given out.
+        """
         bound = {"observations": "toStartTime"}.get(path.rpartition("/")[2], "toTimestamp")
+        taken = Allowance()
         while True:
             at = {"cursor" if not page.isdigit() else "page": page} if page else {}
-            body = self._get(path, {**parameters, bound: self.until, **at})
-            rows, meta = body.get("data"), body.get("meta") or {}
-            if not isinstance(rows, list):
-                raise UserError("Not a page of a list", where=f"{masked(self.address)}{path}")
+            body, size = self._get(path, {**parameters, bound: self.until, **at})
+            where, rows, meta = f"{masked(self.address)}{path}", body.get("data"), body.get("meta") or {}
+            if not isinstance(rows, list) or not isinstance(meta, dict):
+                raise UserError("Not a page of a list", where=where, next_step="is this the address of the service?")
             cursor = meta.get("cursor") or meta.get("nextCursor")
-            number, last = int(meta.get("page") or 0), int(meta.get("totalPages") or 0)
+            number, last = (_whole(meta.get(name), f"meta.{name}", where) for name in ("page", "totalPages"))
             page = str(cursor) if cursor else str(number + 1) if number and number < last else ""
-            yield page, [row for row in rows if isinstance(row, dict)]
+            known = [row for row in rows if isinstance(row, dict)]
+            ids = (row.get("id") or orjson.dumps(row) for row in known)
+            fault = taken.fault(ids, page, size, last)
+            yield ("" if fault else page), known
+            if fault:
+                step = "what came until then is kept; see what is at this address"
+                raise UserError(f"The list has no end: {fault}", where=where, next_step=step)
             if not page:
                 return
 
-    def _get(self, path: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    def _get(self, path: str, parameters: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
         url, login = f"{self.address}{path}?{urlencode(parameters)}", base64.b64encode(":".join(self.login).encode())
         headers = {"Authorization": f"Basic {login.decode()}", "Accept": "application/json"}
         request = Request(url, headers=headers)  # noqa: S310 - only of http: see `TraceFormat.is_address`
@@ -74,11 +85,9 @@ class Pages:
             after = None
             try:
                 with build_opener(_SameHost).open(request, timeout=PATIENCE) as reply:
-                    data = reply.read(MOST + 1)
-                if len(data) > MOST:
-                    raise UserError(f"A page of more than {MOST >> 20} MiB", where=where)
+                    data = _body(reply, where)
                 body = orjson.loads(data)
-                return body if isinstance(body, dict) else {"data": body}
+                return (body if isinstance(body, dict) else {"data": body}), len(data)
             except HTTPError as error:
                 fault, after = f"{error.code} {error.reason}", seconds_to_wait(error.headers.get("Retry-After"))
                 if error.code in (404, 405, 410):
@@ -97,3 +106,27 @@ class Pages:
                 wait *= 2
         step = "check the address and the network; the same command then continues"
         raise UserError(f"The service gives no whole answer: {fault}", where=where, next_step=step)
+
+
+def _body(reply: http.client.HTTPResponse, where: str) -> bytes:
+    """An answer, as it comes. Raises UserError: it is too long; TimeoutError: it takes too long."""
+    until, pieces, size = time.monotonic() + WHOLE, [], 0
+    while piece := reply.read1(1 << 20):
+        size += len(piece)
+        if size > MOST_OF_A_PAGE:
+            raise UserError(f"A page of more than {MOST_OF_A_PAGE >> 20} MiB", where=where)
+        if time.monotonic() > until:
+            raise TimeoutError(f"no whole answer in {WHOLE:g} s")
+        pieces.append(piece)
+    if reply.length:  # bytes that were announced and did not come
+        raise http.client.IncompleteRead(b"", reply.length)
+    return b"".join(pieces)
+
+
+def _whole(value: Any, name: str, where: str) -> int:
+    """A number of pages, also as text; 0 where there is none. Raises UserError: it is no such number."""
+    if value is None or (isinstance(value, int | float) and 0 <= value < 1e15):
+        return int(value or 0)
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 16:
+        return int(value)
+    raise UserError(f"Not a page of a list: {name} is {value!r:.40}", where=where, next_step="is this the service?")

@@ -152,9 +152,9 @@ class Wire:
         """
         return await self._whole("POST", path, body, within, most, kind)
 
-    async def get(self, path: str, within: float | None = None) -> bytes:
+    async def get(self, path: str, within: float | None = None, most: int | None = None) -> bytes:
         """See `post`."""
-        return await self._whole("GET", path, b"", within, None)
+        return await self._whole("GET", path, b"", within, most)
 
     async def pieces(self, path: str) -> AsyncGenerator[bytes, None]:
         """The body of an answer to a GET as it comes, for files that no memory should hold; see `events`."""
@@ -280,6 +280,8 @@ class Wire:
                 connector=TCPConnector(limit=0),
                 timeout=ClientTimeout(total=None, sock_connect=self.connect_within),
                 headers=self._authorization(),
+                auto_decompress=False,  # as without a proxy: no answer is larger here than it was on the way
+                skip_auto_headers=("Accept-Encoding",),
                 trace_configs=[tracing],
             )
         return self._session

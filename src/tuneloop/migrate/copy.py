@@ -32,6 +32,7 @@ from tuneloop.core.files import (
 )
 from tuneloop.core.ui import progress
 from tuneloop.core.units import counted
+from tuneloop.inference.allowance import MOST_OF_A_PAGE
 from tuneloop.inference.openai.service import Item, Service, place_of, refusal, why
 from tuneloop.inference.wire import Broken, HttpRefused
 from tuneloop.migrate.record import CopiedFile, Migration, Missing, Traffic
@@ -157,6 +158,8 @@ def _fault(file: Path, item: Item) -> str:
 
 def _decode_metrics(file: Path) -> None:
     """The metrics of a job as a table next to the file: OpenAI gives this file out in base64."""
+    if file.stat().st_size > MOST_OF_A_PAGE:
+        return
     try:
         table = base64.b64decode(file.read_bytes(), validate=True)
     except (binascii.Error, ValueError):

@@ -8,8 +8,9 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.deploy.services import HostedState, Order, State, TrainingService
+from tuneloop.inference.allowance import Allowance
 from tuneloop.inference.openai.service import Item, Service, place_of
-from tuneloop.inference.wire import HttpRefused
+from tuneloop.inference.wire import Broken, HttpRefused
 
 LARGEST = 150 << 20  # bytes of a file in one request
 LOOKS = 60  # for a file to be ready
@@ -60,12 +61,15 @@ def _body(order: Order) -> dict[str, Any]:
 
 async def _listed(service: Service) -> list[Item]:
     jobs: list[Item] = []
-    token = ""
+    token, taken = "", Allowance()
     while True:
         page = await service.get(JOBS, pageSize=200, **({"pageToken": token} if token else {}))
-        jobs += page.get("supervisedFineTuningJobs") or []
+        some = page.get("supervisedFineTuningJobs") or []
+        jobs += some
         if not (token := str(page.get("nextPageToken") or "")):
             return jobs
+        if fault := taken.fault((job["name"] for job in some), token):
+            raise Broken(f"the list of jobs has no end: {fault}")
 
 
 async def _look(service: Service, place: str) -> HostedState:

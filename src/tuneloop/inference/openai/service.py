@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import SplitResult, quote, urlencode, urlsplit
 from uuid import uuid4
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing
 from tuneloop.core.ui import say
 from tuneloop.core.urls import masked, split_login
-from tuneloop.inference import timeouts
+from tuneloop.inference import allowance, timeouts
+from tuneloop.inference.allowance import Allowance
 from tuneloop.inference.wire import Broken, HttpRefused, Wire, need_aiohttp
 
 T = TypeVar("T")
@@ -48,7 +50,7 @@ class Service:
 
     def __init__(self, url: str, key: str, pause: float = timeouts.PAUSE) -> None:
         plain, login = split_login(url)
-        parts = urlsplit(plain)
+        parts = _parts_of(plain)
         if parts.scheme not in ("http", "https") or not parts.netloc:
             what = f"Not a service's URL: {masked(url)!r:.80}"
             raise UserError(what, where="--base-url", next_step="as in https://api.openai.com/v1")
@@ -71,7 +73,13 @@ class Service:
             Broken: there is no whole answer, after several tries.
         """
         place = f"{path}?{urlencode(query)}" if query else path
-        return _object(await self._tried(lambda: self._wire.get(place, timeouts.ANSWER_WITHIN)), path)
+        value, _ = await self._read(place)
+        return value
+
+    async def _read(self, place: str) -> tuple[dict[str, Any], int]:
+        most = allowance.MOST_OF_A_PAGE
+        body = await self._tried(lambda: self._wire.get(place, timeouts.ANSWER_WITHIN, most))
+        return _object(body, place.partition("?")[0]), len(body)
 
     async def post(self, path: str, value: Mapping[str, Any]) -> dict[str, Any]:
         """What the service answers to an object. It is sent once: where the reply is lost, it may have begun.
@@ -91,7 +99,8 @@ class Service:
         return await self._sent(path, body, f"multipart/form-data; boundary={mark}")
 
     async def _sent(self, path: str, body: bytes, kind: str) -> dict[str, Any]:
-        reply = await self._tried(lambda: self._wire.post(path, body, None, None, kind), once=True)
+        within, most = allowance.UPLOAD_WITHIN, allowance.MOST_OF_A_PAGE
+        reply = await self._tried(lambda: self._wire.post(path, body, within, most, kind), once=True)
         return _object(reply, path)
 
     async def pages(self, path: str, **query: str | int) -> AsyncGenerator[list[Item], None]:
@@ -101,17 +110,17 @@ class Service:
         is read again from its beginning, and what was there before is left out.
 
         Raises:
-            HttpRefused, Broken: see `get`; the list turns in a circle.
+            HttpRefused, Broken: see `get`; the list has no end (`inference.allowance`).
         """
         seen: set[str] = set()
-        restarts, after, cursors = 0, "", set[str]()
+        restarts, after, taken = 0, "", Allowance()
         while True:
             try:
-                page = await self.get(path, **query, **({"after": after} if after else {}))
+                page, size = await self._read(f"{path}?{urlencode({**query, **({'after': after} if after else {})})}")
             except HttpRefused as error:
                 if not after or error.status not in (400, 404) or restarts == RESTARTS:
                     raise
-                restarts, after, cursors = restarts + 1, "", set()
+                restarts, after, taken = restarts + 1, "", Allowance()
                 continue
             items = page.get("data")
             if not isinstance(items, list) or not all(map(_is_item, items)):
@@ -121,9 +130,8 @@ class Service:
             if not items or not page.get("has_more"):
                 return
             after = items[-1]["id"]
-            if after in cursors:
-                raise Broken(f"the list {path} turns in a circle")
-            cursors.add(after)
+            if fault := taken.fault((item["id"] for item in items), after, size):
+                raise Broken(f"the list {path} has no end: {fault}")
 
     async def items(self, path: str, **query: str | int) -> list[Item]:
         """A whole list; see `pages`."""
@@ -143,7 +151,7 @@ class Service:
             UserError: the disk is full, or the folder can't be written.
         """
 
-        parts = urlsplit(path)
+        parts = _parts_of(path)
         if parts.netloc:
             other = Service(f"{parts.scheme}://{parts.netloc}", "", self.pause)
             try:
@@ -152,7 +160,7 @@ class Service:
                 await other.close()
 
         async def once() -> None:
-            size = 0
+            size, begun = 0, time.monotonic()
             pieces, broken = _patient(self._wire.pieces(path)), list[Broken]()
             try:
                 with replacing(file) as handle:
@@ -161,6 +169,7 @@ class Service:
                             handle.write(piece)
                             size += len(piece)
                             progress(len(piece))
+                            _refuse_endless(size, time.monotonic() - begun)
                     except Broken as error:  # an OSError too, and not one of the disk
                         broken.append(error)
                         raise _BrokenOff from None
@@ -171,7 +180,7 @@ class Service:
         try:
             await self._tried(once)
         except HttpRefused as error:
-            if not (self._wire.key and urlsplit(error.location).netloc):
+            if not (self._wire.key and _parts_of(error.location).netloc):
                 raise
             await self.download(error.location, file, progress)
 
@@ -195,7 +204,12 @@ class Service:
                     raise
             except Broken as error:
                 reason = f"{error.kind or 'broken off'} ({error})"
-                if once or error.kind == "unsendable" or tries == TRIES or (error.kind == "unreachable" and tries == 2):
+                if (
+                    once
+                    or error.kind in ("unsendable", "large")
+                    or tries == TRIES
+                    or (error.kind == "unreachable" and tries == 2)
+                ):
                     raise
             wait = wait or timeouts.backoff(tries, self.pause)
             waited += wait
@@ -208,7 +222,7 @@ class Service:
 def _object(body: bytes, path: str) -> dict[str, Any]:
     try:
         value = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise Broken(f"{path} holds no JSON object")
@@ -216,7 +230,26 @@ def _object(body: bytes, path: str) -> dict[str, Any]:
 
 
 def _is_item(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("id"), str)
+    id_ = value.get("id") if isinstance(value, dict) else None
+    return isinstance(id_, str) and 0 < len(id_) <= allowance.LONGEST_NAME and id_.isprintable()
+
+
+def _parts_of(url: str) -> SplitResult:
+    """The parts of an address, which a service may have named; Broken: it is none."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise Broken("not an address", "unsendable") from None
+    return parts
+
+
+def _refuse_endless(size: int, seconds: float) -> None:
+    """Raise Broken where a file is larger, or slower on average, than any is."""
+    if size > allowance.MOST_OF_A_FILE:
+        raise Broken(f"a file of more than {allowance.MOST_OF_A_FILE >> 30} GiB", "large", began=True)
+    if seconds > timeouts.ANSWER_WITHIN and size < allowance.SLOWEST * seconds:
+        raise Broken(f"less than {allowance.SLOWEST:,} bytes a second", "late", began=True)
 
 
 async def _patient(pieces: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:

@@ -255,8 +255,8 @@ async def fetch(weights: Awaitable[Mapping[str, str]], service: Service, folder:
     """Write files of weights, by their place in a folder; what holds them there, empty: the service refuses them."""
     try:
         files = await weights
-        if wrong := next((name for name in files if not _FILE.fullmatch(name)), ""):
-            raise Broken(f"a file of its weights is named {wrong!r:.80}")
+        if wrong := [name for name in files if not _FILE.fullmatch(name)]:
+            raise Broken(f"a file of its weights is named {wrong[0]!r:.80}")
         for name, place in files.items():
             await service.download(place, folder / name, lambda size: None)
     except HttpRefused as error:

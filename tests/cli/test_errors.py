@@ -408,3 +408,13 @@ def test_a_word_too_many_names_the_option_that_takes_it(capsys: pytest.CaptureFi
 def test_an_option_without_its_value_names_the_help_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["monitor", "serve", "--ask"]) == 2
     assert "tuneloop monitor --help" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "setting"), [("evaluate", "evaluate.limit"), ("train", "data.limit"), ("run", "data.limit")]
+)
+def test_an_option_that_is_a_setting_is_named_from_the_command_s_own_section(
+    capsys: pytest.CaptureFixture[str], command: str, setting: str
+) -> None:
+    assert main([command, "x", "--limit", "5"]) == 2
+    assert f"write {setting}=VALUE" in capsys.readouterr().err

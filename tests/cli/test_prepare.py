@@ -94,3 +94,14 @@ def test_a_data_set_prepared_by_itself_is_logged_to_mlflow_when_asked(
     assert logged.dataset.name == manifest["id"] and logged.dataset.digest == manifest["hash"][:36]
     assert json.loads(logged.dataset.source)["uri"] == Path("set").resolve().as_uri()
     assert json.loads(logged.dataset.profile)["counts"] == manifest["counts"] and run.info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("command", ["prepare", "run"])
+def test_a_column_that_is_not_there_is_said_before_a_model_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mails.csv").write_text("Nachricht,Team\n" + "".join(f"die Lampe {i} ist kaputt,Nord\n" for i in range(9)))
+    settings = ["data.text=Nachrich", "data.label=Team", "model=no/such-model"]
+    assert main([command, "mails.csv", *settings]) == 2
+    assert "did you mean 'Nachricht'" in capsys.readouterr().err

@@ -309,16 +309,16 @@ def test_the_command_says_what_came_what_did_not_and_what_is_next(cli: Cli, tmp_
 
 @pytest.mark.slow
 def test_costs_collect_and_monitor_work_on_imported_requests(cli: Cli, tmp_path: Path) -> None:
-    rows = [row(n, user=f"u{n}", thumbs=n % 2 == 0, answer=f"the answer {n}") for n in range(60)]
+    rows = [row(n, user=f"u{n}", thumbs=n % 2 == 0, answer=f"the answer {n}") for n in range(200)]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
     assert cli("import", "jsonl", "log.jsonl").returncode == 0
     costs = json.loads(cli("costs", "-f", "serve", "--json").stdout)
-    assert costs["total"]["requests"] == 60 and costs["total"]["usd"] == pytest.approx(0.06)
+    assert costs["total"]["requests"] == 200 and costs["total"]["usd"] == pytest.approx(0.2)
     collected = json.loads(cli("collect", "serve", "-o", "out", "--json").stdout)
-    assert collected["with_feedback"] == 60 and collected["counts"]["sft"] > 20 and collected["counts"]["heldout"] > 0
+    assert collected["with_feedback"] == 200 and collected["counts"]["sft"] > 20 and collected["counts"]["heldout"] > 0
     shown = json.loads(cli("collect", "show", "--store", "serve", "--json").stdout)
-    assert (shown["requests"], shown["rated"]) == (60, 60) and shown["kinds"][0]["mean"] == 0.5
+    assert (shown["requests"], shown["rated"]) == (200, 200) and shown["kinds"][0]["mean"] == 0.5
     assert cli("prepare", "out/sft.jsonl", "-o", "data", "split.test=out/heldout.jsonl").returncode == 0
     until = utc(NOON + 3600)
     report = cli("monitor", "serve", "-r", "data", "--window", "1d", "--until", until, "--json")
-    assert report.returncode in (0, 1, 3) and json.loads(report.stdout)["requests"] == 60, report.stderr
+    assert report.returncode in (0, 1, 3) and json.loads(report.stdout)["requests"] == 200, report.stderr

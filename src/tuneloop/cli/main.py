@@ -212,7 +212,7 @@ def _as_user_error(error: Exception, arguments: list[str]) -> UserError:
     option = str(getattr(error, "option_name", "") or "").lstrip("-").replace("-", "_")
     parameters = {parameter.name for parameter in context.command.params} if context else set()
     if option and "settings" in parameters:
-        step = _as_setting(option) + step
+        step = _as_setting(option, name) + step
     message = error.format_message()  # type: ignore[attr-defined]
     extra = re.fullmatch(r"Got unexpected extra argument\(s\) \((\S+)\)", message)
     if extra and "folder" in parameters:
@@ -220,13 +220,15 @@ def _as_user_error(error: Exception, arguments: list[str]) -> UserError:
     return UserError(message, next_step=step)
 
 
-def _as_setting(option: str) -> str:
-    """ "write max_minutes=VALUE; " where an option that does not exist is a setting of the recipe."""
+def _as_setting(option: str, command: str) -> str:
+    """ "write max_minutes=VALUE; " where an option that does not exist is a setting of the recipe: one of the command's
+    own section before others of that name."""
     from tuneloop.core.files import config_keys
     from tuneloop.recipe import Recipe
 
     keys = [key for key in config_keys(Recipe) if key.replace(".", "_") == option or key.split(".")[-1] == option]
-    key = min(keys, key=lambda key: key.count("."), default="")
+    section = "data" if command == "prepare" else command
+    key = min(keys, key=lambda key: (not key.startswith(f"{section}."), key.count(".")), default="")
     return f"that is a setting: write {key}=VALUE, without dashes; or " if key else ""
 
 

@@ -112,9 +112,12 @@ def refuse_errors(dataset: Dataset, recipe: Recipe) -> None:
 def _prepare_into(job: RunContext, out: Path) -> Dataset:
     from tuneloop.data.dataset import load_dataset, prepare_key
     from tuneloop.data.prepare import prepare
+    from tuneloop.data.sources.read import find_files
+    from tuneloop.data.spool import detect_format
     from tuneloop.report.data_html import write_data_report
 
     recipe = job.recipe
+    detect_format(find_files(recipe.data.sources, recipe.data.max_expansion), recipe.data)  # before a model is fetched
     key = prepare_key(recipe.data, name=recipe.name, seed=recipe.seed, model_fingerprint=job.measured_with)
     if done_record(DatasetManifest, out, key):
         dataset = load_dataset(out)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,12 @@ def test_a_line_that_a_crash_cut_off_does_not_swallow_the_next_one(tmp_path: Pat
         file.write('{"source": "s", "li')
     add_to_patch(patch, [PatchLine(source="s", line=2, was="a", becomes="b")])
     assert list(read_patch(patch)) == [("s", 1), ("s", 2)]
+
+
+def test_a_pipe_is_no_patch(tmp_path: Path) -> None:
+    pipe = tmp_path / "patch.jsonl"
+    os.mkfifo(pipe)  # to open it would wait for a writer for ever
+    with pytest.raises(UserError, match="Not a regular file"):
+        read_patch(pipe)
+    with pytest.raises(UserError, match="Not a regular file"):
+        prepared(tmp_path, pipe, "x")

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
-from tuneloop.models.load import SIZES, load_model, load_tokenizer, random_model, weight_files
+from tuneloop.models.load import SIZES, load_model, load_tokenizer, opened, random_model, weight_files
 
 # Multiplies rows of 300 lengths, as training on rows of ever new lengths does, and prints the MiB that the heap then holds.
 LENGTHS = """
@@ -189,3 +189,12 @@ def test_weights_of_another_family_than_the_configuration_says_are_refused(tiny_
         load_model(str(folder), dtype="float32")
     save_file({**state, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)}, folder / "model.safetensors")
     load_model(str(folder), dtype="float32")  # as old versions wrote it
+
+
+def test_a_header_of_a_million_tensors_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header = json.dumps({f"layer.{i}": entry for i in range(400_000)}).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(UserError, match="list of tensors has"), opened(file):
+        pass

@@ -113,7 +113,9 @@ def prepare_key(config: PrepareConfig, *, name: str, seed: int, model_fingerprin
 
 
 def sha256_of_source(path: Path) -> str:
-    """Hex SHA-256 of a source file."""
+    """Hex SHA-256 of a source file. UserError: it can't be read, or is a pipe or device, which may have no end."""
+    if path.exists() and not path.is_file():
+        raise UserError("Not a regular file", where=str(path), next_step="name a file")
     try:
         return sha256_file(path)
     except OSError as error:

@@ -34,6 +34,8 @@ class PatchLine(Part):
 
 def read_patch(path: Path | str) -> dict[tuple[str, int], PatchLine]:
     """Corrections by source and line; of several for one record the last one. UserError: no file, or a damaged line."""
+    if Path(path).exists() and not Path(path).is_file():  # a pipe or a device may have no end
+        raise UserError("Not a regular file", where=str(path), next_step="name a file of corrections")
     lines = [as_line(PatchLine, record, str(path), AGAIN) for record in read_jsonl(path)]
     first: dict[tuple[str, int], str] = {}
     for line in lines:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Prepare = Callable[["nn.Module"], None]
+MOST_HEADER = 25_000_000  # bytes of a safetensors file's: a quarter of a million tensors; large models have thousands
 PASS = 64  # tokens that take as long as one more forward and backward pass does alone
 
 
@@ -402,6 +403,10 @@ def opened(file: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        with file.open("rb") as beginning:
+            header = int.from_bytes(beginning.read(8), "little")
+        if header > MOST_HEADER:  # of a million tensors it is read for minutes
+            raise _damaged(f"Its list of tensors has {header:,} bytes, and at most {MOST_HEADER:,} are read", file)
         with safe_open(file, "pt") as source:
             yield source
     except (SafetensorError, OSError) as error:

@@ -343,3 +343,15 @@ def test_what_grows_a_thousandfold_is_refused_before_it_fills_the_memory(
         assert len(list(read_file(allowed))) == 20
     monkeypatch.setattr("tuneloop.data.sources.chunks.SMALL", 1 << 30)
     assert list(itertools.islice(read_file(found), 1)) or "lines" in kind  # what stays small is read
+
+
+def test_a_value_that_repeats_in_a_parquet_file_counts_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr("tuneloop.data.sources.chunks.SMALL", 1 << 20)
+    texts = arrow.array(["a" * 1000, None] * 50_000).dictionary_encode()
+    parquet.write_table(arrow.table({"prompt": texts}), tmp_path / "x.parquet")
+    (found,) = find_files([str(tmp_path / "x.parquet")])
+    with pytest.raises(UserError, match="grows more than 200 times"):
+        list(read_file(found))

@@ -600,6 +600,17 @@ def _bad_row(detail: str, text: str, source: str, number: int) -> Reject:
     return Reject(source, number, reason, detail, parse.printable(text.rstrip("\r\n")))
 
 
+def _text_bytes(column: Any) -> int:
+    """Bytes of a column's values, those that repeat counted each time."""
+    arrow = importlib.import_module("pyarrow")
+    if not arrow.types.is_dictionary(column.type) or not (
+        arrow.types.is_string(column.type.value_type) or arrow.types.is_large_string(column.type.value_type)
+    ):
+        return int(column.nbytes)
+    compute = importlib.import_module("pyarrow.compute")
+    return compute.sum(compute.binary_length(column.dictionary).take(column.indices)).as_py() or 0
+
+
 def _parquet_chunks(file: parse.SourceFile, size: int) -> Iterator[parse.Chunk]:
     """Batches of rows as Arrow streams: decoding is quick, making Python values is left to the workers. So a large row
     group is read once, and bit by bit, whichever process parses the rows.
@@ -626,7 +637,7 @@ def _parquet_chunks(file: parse.SourceFile, size: int) -> Iterator[parse.Chunk]:
             batch_rows = max(1, min(BATCH_ROWS, size * meta.num_rows // max(1, size_in_memory)))
             unpacked = 0
             for batch in table.iter_batches(batch_size=batch_rows):
-                unpacked += batch.nbytes
+                unpacked += sum(map(_text_bytes, batch.columns))
                 _refuse_expansion(file, total, unpacked)
                 sink = arrow.BufferOutputStream()
                 with arrow.ipc.new_stream(sink, batch.schema) as writer:

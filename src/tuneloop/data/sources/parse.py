@@ -415,13 +415,12 @@ def _skip(decoded: tuple[Any, int] | Fault, window: _Window, in_array: bool, sou
 
 def column_names(cells: Iterable[str]) -> tuple[str, ...]:
     """Header cells as distinct names: an empty one is named by its place, a repeated one numbered."""
-    names: dict[str, None] = {}
+    names: dict[str, int] = {}  # with the number that its next copy may get
     for place, cell in enumerate(cells, 1):
         base = name = cell.strip() or f"column_{place}"
-        copy = 2
         while name in names:
-            name, copy = f"{base}_{copy}", copy + 1
-        names[name] = None
+            name, names[base] = f"{base}_{names[base]}", names[base] + 1
+        names[name] = 2
     return tuple(names)
 
 

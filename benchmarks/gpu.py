@@ -13,7 +13,7 @@ tokens a second; MFU by the roofline, and launches of a step; the loss of the fi
 `peft` is Transformers with PEFT (full tuning: Transformers alone) and torch's fused AdamW; `liger` the same with Liger's kernels; `trl`, `torchtune` and
 `unsloth` see `gpu_peers.py`. An engine that is not installed has a line that says so. On a processor `--sizes tiny` runs the same code, as its test does.
 
-Of answers: greedy, 128 tokens behind 128, one row and 64 together, steps recorded as CUDA graphs (`tuneloop`) and not (`plain`), beside vLLM with random
+Of answers: greedy, 128 tokens behind 128, one row and 64 together, beside vLLM with random
 weights; and prompts a second whose eight labels are scored. `roofline` is the reading of all weights for each token at 80 % of the memory's bandwidth.
 """
 
@@ -23,7 +23,6 @@ import argparse
 import contextlib
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import time
@@ -70,13 +69,12 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "trl": ("transformers", "peft", "trl"),
     "torchtune": ("torchtune",),
     "unsloth": ("unsloth",),
-    "plain": (),
     "vllm": ("vllm",),
 }
 # What a library's own environment needs besides: torchtune 0.6 does not import with later ones.
 PINS = {"torchtune": ("torch==2.8.*", "torchao==0.12.0")}
 ENGINES = ("tuneloop", "peft", "liger", "trl", "torchtune", "unsloth")
-WRITERS = ("tuneloop", "plain", "vllm")  # who answers
+WRITERS = ("tuneloop", "vllm")  # who answers
 STEP_TOKENS = 16384  # of an optimizer step
 LIMIT = 480  # seconds of a case
 RANK = 16
@@ -347,7 +345,6 @@ def _own_rates(
     case: Writing, prompts: list[list[int]], labels: list[list[int]], dtype: torch.dtype
 ) -> dict[str, float]:
     """Tokens a second of our engine behind the prompts, and prompts a second whose labels are scored; the second time counts."""
-    os.environ[device.GRAPHS] = "0" if case.engine == "plain" else "1"
     template: Any = SimpleNamespace(pad_id=0, end_ids=(), decode=lambda ids: "")
     model = random_model(SIZES[case.size], template, dtype=dtype)
     trie = label_trie([str(i) for i in range(len(labels))], labels)

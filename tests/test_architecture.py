@@ -64,7 +64,6 @@ NEED = {
     "combine.merge.methods": {"torch"},
     "inference.local.engine": {"torch"},
     "inference.local.generate": {"torch"},
-    "inference.local.cuda_graph": {"torch"},
     "evaluation.classical": {"numpy"},
     "evaluation.compare": {"numpy"},
     "evaluation.forgetting": {"numpy"},

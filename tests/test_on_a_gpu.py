@@ -20,7 +20,6 @@ from engine_answers import answers_of
 from train_helpers import begin, changed, for_loss, halted, losses, make_rows, run
 
 from pretend_gpu import TO_HOST, Card, Gpu, MixedDevices, pretend_gpu, varlen
-from tuneloop.core.device import GRAPHS
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_jsonl
 from tuneloop.core.ui import reporting
@@ -267,10 +266,7 @@ def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("drawn", [False, True])
-def test_eight_tokens_are_written_before_the_host_waits(
-    drawn: bool, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(GRAPHS, "0")  # the first recorded steps are compared with plain ones, which waits
+def test_eight_tokens_are_written_before_the_host_waits(drawn: bool, tiny_llama: Path) -> None:
     drawing = [Sampling(temperature=0.7, seed=i) for i in range(5)] if drawn else None
     waits, tokens = [], []
     with pretend_gpu() as gpu:

@@ -48,8 +48,7 @@ def test_four_bits_are_measured_and_what_is_missing_is_said(bench: ModuleType, m
 
 def test_answers_are_measured_and_what_is_missing_is_said(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "NEW", 4)
-    monkeypatch.setenv("TUNELOOP_CUDA_GRAPHS", "1")
-    found = bench.written(bench.Writing("tiny", 2, "plain"))
+    found = bench.written(bench.Writing("tiny", 2, "tuneloop"))
     assert found["decode_tokens_per_second"] > 0 and found["scored_rows_per_second"] > 0
     monkeypatch.setitem(bench.PACKAGES, "vllm", ("no_such_package",))
     assert bench.written(bench.Writing("tiny", 2, "vllm"))["error"] == "not installed: no_such_package"

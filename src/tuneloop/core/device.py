@@ -28,7 +28,6 @@ T = TypeVar("T")
 # Names in the environment that choose the device and the dtype where a recipe does not.
 DEVICE, DTYPE = "TUNELOOP_DEVICE", "TUNELOOP_DTYPE"
 DTYPES = ("float32", "bfloat16", "float16")
-GRAPHS = "TUNELOOP_CUDA_GRAPHS"  # 0: no CUDA graphs
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Backend:
     softmax_rows: int  # of these, how many go through the softmax at a time; 0: all
     optimizer_stretch: int  # numbers that are updated in fp32 at a time: what a cache holds, or a kernel is worth
     tokens_unread: int  # of an answer that are written before the host reads them, which makes it wait
-    # places by which buffers of keys and values grow; on a GPU a divisor of their length: graphs need buffers that stay
+    # places by which buffers of keys and values grow; on a GPU a divisor of their length
     cache_step: int
     peak_sizes: tuple[int, ...]  # widths of the matrix products that measure the peak
     collectives: str  # what connects several processes
@@ -58,11 +57,6 @@ class Backend:
         """Whether torch computes RMSNorm in one kernel forward and one backward here (CUDA, since torch 2.9)."""
         torch = sys.modules["torch"]
         return self.kind == "cuda" and hasattr(torch.ops.aten, "_fused_rms_norm_backward")
-
-    @property
-    def records(self) -> bool:
-        """Whether work can be recorded and repeated with one call, see `recorded`; `TUNELOOP_CUDA_GRAPHS=0` says no."""
-        return self.kind == "cuda" and os.environ.get(GRAPHS, "1") != "0"
 
 
 # In bf16, SDPA's blocks are 2 to 7 times slower below 700 tokens. Memory is short where all weights learn; the gradient
@@ -356,32 +350,6 @@ def put(tensor: Any, device: torch.device) -> Any:
     if backend(device).is_cpu:
         return tensor
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
-
-
-def recorded(work: Callable[[], T], warm_up: Callable[[], object]) -> tuple[Callable[[], None], T]:
-    """Record what `work` lets the GPU do, as a CUDA graph: the host then starts all of it with one call.
-
-    Args:
-        work: is recorded and not done. It may not make the host wait, and uses the same tensors each time.
-        warm_up: is done before, so that libraries are set up and nothing of that is recorded.
-
-    Returns:
-        What repeats the work, and the work's result, whose tensors are then overwritten. RuntimeError: there is no
-        recording.
-    """
-    import torch
-
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        warm_up()
-        graph.capture_begin(capture_error_mode="thread_local")
-        try:
-            result = work()
-        finally:
-            graph.capture_end()
-    torch.cuda.current_stream().wait_stream(stream)
-    return graph.replay, result
 
 
 def use(local_rank: int) -> None:

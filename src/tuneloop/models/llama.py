@@ -292,7 +292,7 @@ class KeyValues:
         self.values: list[Tensor | None] = [None] * layers
         self.lengths = [0] * layers
         self.device, self.cards = device or torch.device("cpu"), cards
-        # The places of each row's next tokens (B, T), where they differ, see `placed`; (B): as they are read on a GPU.
+        # The places of each row's next tokens (B, T), where they differ, see `placed`.
         self.at: Tensor | None = None
 
     @property
@@ -318,12 +318,12 @@ class KeyValues:
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append the new tokens' keys and values and return the buffers (B, K, `capacity_for`, D). With `at` each row's
-        tokens are put at their places; of (B) the buffers' length is left to who has set it."""
+        tokens are put at their places."""
         if self.at is not None:
             places = self.at.view(len(keys), 1, -1, 1).expand(keys.shape)
             for buffers, added in ((self.keys, keys), (self.values, values)):
                 buffers[layer].scatter_(2, places, added)  # type: ignore[union-attr]
-            self.lengths[layer] += keys.shape[2] if self.at.dim() == 2 else 0
+            self.lengths[layer] += keys.shape[2]
             return self.keys[layer], self.values[layer]  # type: ignore[return-value]
         old, new = self.lengths[layer], self.lengths[layer] + keys.shape[2]
         for buffers, added in ((self.keys, keys), (self.values, values)):
@@ -402,13 +402,6 @@ class KeyValues:
         cache = self if self.capacity >= needed else self.in_room_for(len(at_BT), self.room_for(needed))
         cache.at, cache.lengths = at_BT, [needed - at_BT.shape[1]] * len(self.keys)
         return cache
-
-    def put_rows(self, rows: Tensor, other: KeyValues) -> None:
-        """Write the rows of another one, which are no longer than the buffers, over some rows (indices)."""
-        for into, of in ((self.keys, other.keys), (self.values, other.values)):
-            for mine, theirs in zip(into, of, strict=True):
-                assert mine is not None and theirs is not None
-                mine[rows, :, : other.length] = theirs[:, :, : other.length]
 
     def without_first(self, places: int, prefix: int = 0) -> KeyValues:
         """Without so many places behind the first `prefix`; a copy."""

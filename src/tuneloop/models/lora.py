@@ -526,19 +526,6 @@ def switches(net: nn.Module) -> dict[str, Switch]:
     return {name: module for name, module in net.named_modules() if isinstance(module, Switch)}
 
 
-def operands(net: nn.Module) -> list[Any]:
-    """All that passes compute with: who holds it keeps it where it is in memory, whatever is unloaded meanwhile."""
-    modules = _modules(net)
-    caches = [vars(module).get(name) for module in modules for name in ("_cached", "_stacked")]
-    return [*modules, *(cache for cache in caches if cache is not None)]
-
-
-def _modules(net: nn.Module) -> list[nn.Module]:
-    """All modules; another thread may load an adapter meanwhile, which ends torch's own walk with an error."""
-    children = [each for each in list(net._modules.values()) if each is not None]
-    return [net, *(module for child in children for module in _modules(child))]
-
-
 def add_saved_lora(net: nn.Module, folder: Path, base_fingerprint: str = "") -> str:
     """Load a LoRA adapter next to what `net` has, and return its hash; see `add_adapter`."""
     shape, state = _read_lora(net, folder, base_fingerprint)

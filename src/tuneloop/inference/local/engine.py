@@ -16,12 +16,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.core.device import fits, is_out_of_memory, put
+from tuneloop.core.device import fits
 from tuneloop.core.errors import UserError
 from tuneloop.inference.local.batches import Padded, pad
-from tuneloop.inference.local.cuda_graph import SPARSE, StepReplay, may_record, note_failure, slots_for
 from tuneloop.inference.local.grammar import Constraint, Grammars
-from tuneloop.inference.local.sampling import Sampler, Sampling, logprobs
+from tuneloop.inference.local.sampling import Sampler, logprobs
 from tuneloop.inference.local.stream import TextStream
 from tuneloop.inference.priority import QUANTUM, SHARE, Pace
 from tuneloop.inference.request import WRITES_FREELY, Request, Update, refused, too_long, with_adapter
@@ -95,13 +94,10 @@ class DecodingBatch:
         beginning: what all prompts begin with; computed under the rows' adapters.
         watch: gets the rows and the states (B, C) that their next tokens are drawn from, before each token; a row that
             is over is None.
-        places: of the cache that there may be, those kept for further rows included; 0: no further rows will join.
     """
 
-    def __init__(
-        self, model: Model, beginning: Beginning = Beginning(), watch: Watch | None = None, *, places: int = 0
-    ) -> None:
-        self.model, self.beginning, self.watch, self.places = model, beginning, watch, places
+    def __init__(self, model: Model, beginning: Beginning = Beginning(), watch: Watch | None = None) -> None:
+        self.model, self.beginning, self.watch = model, beginning, watch
         self.rows: list[ActiveRow | None] = []  # None: over, its place in the tensors is given up when a quarter is
         self._state: _BatchState | None = None
 
@@ -135,9 +131,6 @@ class DecodingBatch:
             self._read(rows, state, [state.sampler.next(state.hidden, self.model.head)])
             if self._state is None or not self.active:
                 self._state, self.rows = state, list(rows)
-            elif slots := self._state.seat(state, rows, self.rows):
-                for slot, row in zip(slots, rows, strict=True):
-                    self.rows[slot] = row
             else:
                 self._compact(1.0)
                 self._state.join(state)
@@ -160,8 +153,7 @@ class DecodingBatch:
             tokens = 1
         longest = max(row.request.max_new_tokens - len(row.new) for row in rows)
         with torch.inference_mode():
-            self._compact(0.75 if self._state.replay is None else SPARSE)
-            self._state.record(self.model, self.rows, self.places)
+            self._compact(0.75)
             columns: list[Tensor] = []
             for place in range(max(min(tokens, longest), 1)):
                 if place:
@@ -256,9 +248,6 @@ class _BatchState:
     sampler: Sampler
     token: Tensor  # the last one written (B)
     prefix: int  # places at the beginning of the cache that no token of a row takes: those of a trained prefix
-    steps: int = 0  # since the rows or their buffers changed
-    replay: StepReplay | None = None  # a step of these rows that was recorded
-    records: bool = True  # False where that has failed
 
     @staticmethod
     def read(model: Model, rows: Sequence[ActiveRow], padded: Padded, beginning: Any) -> _BatchState:
@@ -278,9 +267,6 @@ class _BatchState:
         """Read the last token of each row."""
         import torch
 
-        if self._replayed(rows):
-            return
-        self.steps += 1
         if is_batch_invariant():  # behind its last token, wherever the others end
             self.cache = self.cache.placed((self.prefix + self.positions)[:, None])
             self.real = torch.arange(self.cache.capacity - self.prefix) <= self.positions[:, None]
@@ -291,81 +277,10 @@ class _BatchState:
             self.hidden = model.hidden(token, positions, real, self.cache)[:, -1]
         self.positions = self.positions + 1
 
-    def record(self, model: Model, rows: list[ActiveRow | None], places: int) -> None:
-        """Record a step of these rows where that pays, see `StepReplay`; `rows` gets a place for each empty slot."""
-        left = max(row.request.max_new_tokens - len(row.new) for row in rows if row is not None)
-        if self.replay is not None or not self.records or not may_record(model, self.steps, left):
-            return
-        try:
-            slots, length = slots_for(len(rows), self.cache, left, places)
-            if (slots, length) != (len(rows), self.cache.capacity):
-                self._make_slots(slots - len(rows), length)
-                rows += [None] * (slots - len(rows))
-            state = self.cache, self.real, self.positions, self.token, self.prefix
-            self.replay = StepReplay(model, *state, _adapters(rows))
-        except RuntimeError as error:
-            self._give_up(error)
-
-    def _make_slots(self, empty: int, length: int) -> None:
-        import torch.nn.functional as F
-
-        self.cache = self.cache.in_room_for(len(self.real) + empty, length)
-        if not empty:
-            return
-        self.real = F.pad(self.real, (0, 0, 0, empty), value=True)  # a softmax over nothing is no number
-        self.positions, self.token = F.pad(self.positions, (0, empty)), F.pad(self.token, (0, empty))
-        self.hidden = F.pad(self.hidden, (0, 0, 0, empty))
-        self.sampler.join(Sampler([Sampling()] * empty, self.real.device))
-
-    def _replayed(self, rows: Sequence[ActiveRow | None]) -> bool:
-        if self.replay is None:
-            return False
-        try:
-            self.hidden, self.real, self.positions = self.replay.next(self.token, [row is not None for row in rows])
-        except RuntimeError as error:
-            self._give_up(error)
-            return False
-        return True
-
-    def _give_up(self, error: RuntimeError) -> None:
-        self.replay, self.records = None, False
-        if not is_out_of_memory(error):
-            note_failure(error)
-
-    def seat(self, other: _BatchState, new: Sequence[ActiveRow], rows: Sequence[ActiveRow | None]) -> list[int]:
-        """Put the rows of another batch into slots of rows that are over, so that what was recorded stays valid.
-
-        Args:
-            new: these rows.
-            rows: those of this batch.
-
-        Returns:
-            The slots; none where nothing was recorded, or it has no room for these rows.
-        """
-        import torch
-
-        slots = [i for i, row in enumerate(rows) if row is None][: len(new)]
-        adapters = [row.request.adapter for row in new]
-        longest = other.cache.length + max(row.request.max_new_tokens for row in new)
-        if self.replay is None or len(slots) < len(new) or not self.replay.has_room(longest, adapters):
-            return []
-        self.replay.take(slots, other.cache, other.real, other.positions, adapters)
-        order = list(range(len(rows)))
-        for place, slot in enumerate(slots, len(rows)):
-            order[slot] = place
-        index = put(torch.tensor(order), self.real.device)
-        self.token = torch.cat((self.token, other.token)).index_select(0, index)
-        self.hidden = torch.cat((self.hidden, other.hidden)).index_select(0, index)
-        self.sampler.join(other.sampler)
-        self.sampler.keep(index)
-        self.real, self.positions = self.replay.seen([row is not None or i in slots for i, row in enumerate(rows)])
-        return slots
-
     def keep(self, rows: Sequence[int]) -> None:
         """Continue with some rows only."""
         import torch
 
-        self.replay, self.steps = None, 0
         index = torch.tensor(rows, device=self.real.device)
         self.cache, self.real, self.positions = self.cache.select(index), self.real[index], self.positions[index]
         self.hidden, self.token = self.hidden[index], self.token[index]
@@ -376,7 +291,6 @@ class _BatchState:
         import torch
         import torch.nn.functional as F
 
-        self.replay, self.steps = None, 0
         for state in (self, other):
             empty = int(state.real.any(0).long().argmax())
             if empty:  # places on the left that only rows had which are over
@@ -570,7 +484,7 @@ class Engine:
 
     def new_batch(self) -> DecodingBatch:
         """An empty batch."""
-        return DecodingBatch(self.model, places=self.most_tokens)
+        return DecodingBatch(self.model)
 
     def lane(self, adapter: str) -> Any:
         """Requests with the same key can share a batch: those behind the same trained prefix, or none."""

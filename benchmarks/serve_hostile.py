@@ -110,7 +110,7 @@ def _upload(data: bytes) -> Sequence[bytes]:
     return head, file, data, b"\r\n--x--\r\n"
 
 
-def sent(address: str, payload: Payload, key: str, seconds: float = 120) -> int:
+def sent(address: str, payload: Payload, key: str, seconds: float = 30) -> int:
     """The status of an answer; 0: the connection broke off, or it took longer."""
     path, body, headers = payload
     method, _, path = path.rpartition(" ")
@@ -191,7 +191,7 @@ def attack(
     for probe in probes:
         probe.stop()
     for thread in threads:
-        thread.join(120)
+        thread.join(40)
     return probes, statuses
 
 

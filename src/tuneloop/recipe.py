@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator
 
+from tuneloop.core.confined import PLACE, TEXT, confinement
 from tuneloop.core.files import Config, build_config, read_yaml
 from tuneloop.core.python_file import trust_code
 from tuneloop.data.config import PrepareConfig
@@ -25,8 +26,12 @@ class TrackConfig(Config):
     upload: list[Literal["data"]] = Field(
         [], description="what MLflow keeps with the small files; data: the rows, so that others can reproduce the run"
     )
-    experiment: str = Field("tuneloop", description="MLflow experiment, and project of Weights & Biases")
-    tags: list[str] = Field([], description="words of your own for the run, by which tuneloop ui and MLflow filter")
+    experiment: Annotated[str, TEXT] = Field(
+        "tuneloop", description="MLflow experiment, and project of Weights & Biases"
+    )
+    tags: Annotated[list[str], TEXT] = Field(
+        [], description="words of your own for the run, by which tuneloop ui and MLflow filter"
+    )
 
     @field_validator("upload", mode="before")
     @classmethod
@@ -56,10 +61,10 @@ class Recipe(Config):
     """One job from raw examples to a measured adapter."""
 
     version: Literal[1] = 1
-    name: str = Field(
+    name: Annotated[str, TEXT] = Field(
         "job", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="name of the job and its data set"
     )
-    model: str = Field("smollm2-135m", description="short name, hub name or folder of the base model")
+    model: Annotated[str, PLACE] = Field("smollm2-135m", description="short name, hub name or folder of the base model")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of every random choice")
     max_minutes: float | None = Field(
         None,
@@ -67,7 +72,7 @@ class Recipe(Config):
         description="time of the complete run; by the measured speed it decides how long training is and how many test "
         "rows are used",
     )
-    output_dir: str | None = Field(None, description="folder of the run; default: runs/NAME-HASH")
+    output_dir: Annotated[str | None, PLACE] = Field(None, description="folder of the run; default: runs/NAME-HASH")
     store: str = Field(
         "",
         description="folder of an object store (s3://BUCKET/FOLDER) that keeps the run too: any machine can resume it",
@@ -122,8 +127,11 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def make_recipe(values: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "") -> Recipe:
-    """A recipe from a mapping and overrides; see `load_recipe`."""
-    return build_config(Recipe, values, overrides, aliases=ALIASES, where=where)
+    """A recipe from a mapping and overrides; see `load_recipe`. For a page or an agent it names their folders alone."""
+    recipe = build_config(Recipe, values, overrides, aliases=ALIASES, where=where)
+    if (now := confinement()) is not None and now.roots is not None:
+        now.roots.check(recipe)
+    return recipe
 
 
 def describe_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> list[tuple[str, str, str]]:

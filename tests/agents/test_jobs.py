@@ -12,7 +12,7 @@ import pytest
 
 from patience import HANG
 from tuneloop.agents import jobs
-from tuneloop.agents.jobs import ANSWER, LOG, Job, cancel_job, job_status, start_job
+from tuneloop.agents.jobs import ANSWER, LOG, WORKS_ON, Job, cancel_job, job_status, start_job
 from tuneloop.core.errors import UserError
 from tuneloop.records.record import read_record, write_record
 
@@ -25,6 +25,7 @@ def job_of(folder: Path, code: str) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         start_new_session=True,
+        env={**os.environ, WORKS_ON: str(folder.resolve())},
         stdout=(folder / ANSWER).open("wb"),
         stderr=(folder / LOG).open("wb"),
     )

@@ -6,7 +6,6 @@ the job again, also from another server.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -22,11 +21,15 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.files import user_errors_of_the_disk
+from tuneloop.core.foreign import file_bytes, is_file, parse_json, written
 from tuneloop.core.parent import PARENT
 from tuneloop.records.record import Record, read_record, write_record
 
 LOG, ANSWER = "job.log", "job.out"
+WORKS_ON = "TUNELOOP_JOB"  # of the environment: the folder of the run that a process was started for
 PROCESSES = Path("/proc")  # where there is none, `ps` answers
+STARTS = 5.0  # seconds in which a process has begun
 GRACE = 60.0  # seconds in which a run may end its step and save a checkpoint
 _PART = re.compile(r"([\d,]+)/([\d,]+)")
 
@@ -36,7 +39,8 @@ class Job(Record, what="a job", file="job.json", again="start the run again"):
 
     Args:
         command: its words; `folder`: where it was started.
-        pid, born: the process, and when it began as the system counts, so that no other process is taken for it.
+        pid, born: the process, and when it began as the system counts, so that no other process is taken for it. The
+            file proves nothing: see `lives`.
         started: in ISO 8601; `cancelled`: whether `run_cancel` ended it.
     """
 
@@ -78,12 +82,16 @@ def start_job(folder: Path, words: Sequence[str], place: Path, environment: dict
     Args:
         place: the folder in which it is started.
     """
-    if (folder / Job.file).is_file() and lives(job := read_record(Job, folder)):
+    if is_file(folder / Job.file, below=folder) and lives(job := read_record(Job, folder, below=folder), folder):
         return job
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "tuneloop", *words, "--json"]
-    variables = {key: value for key, value in environment.items() if key != PARENT}
-    with (folder / ANSWER).open("wb") as answer, (folder / LOG).open("wb") as log:
+    variables = {key: value for key, value in environment.items() if key != PARENT} | {WORKS_ON: str(folder.resolve())}
+    with (
+        user_errors_of_the_disk(folder),
+        written(folder / ANSWER, below=folder) as answer,
+        written(folder / LOG, below=folder) as log,
+    ):
         process = subprocess.Popen(
             command,
             cwd=place,
@@ -96,6 +104,9 @@ def start_job(folder: Path, words: Sequence[str], place: Path, environment: dict
     started = datetime.now(UTC).isoformat(timespec="seconds")
     job = Job(command=[*words], folder=str(place), pid=process.pid, born=_born(process.pid), started=started)
     write_record(folder / Job.file, job)
+    until = time.monotonic() + STARTS
+    while process.poll() is None and not _environment(job.pid) and time.monotonic() < until:
+        time.sleep(0.001)  # the system shows a new program's environment a moment after it began
     return job
 
 
@@ -109,17 +120,17 @@ def job_status(folder: Path, name: str = "", lines: int = 10) -> JobStatus:
         UserError: there is no run.
     """
     name = name or str(folder)
-    if not (folder / Job.file).is_file():
-        if not (folder / "run.json").is_file():
+    if not is_file(folder / Job.file, below=folder):
+        if not is_file(folder / "run.json", below=folder):
             raise UserError("No run is in this folder", where=name, next_step="the tool run starts one")
         return JobStatus(folder=name, state="finished", **_outcome(folder))
-    job = read_record(Job, folder)
+    job = read_record(Job, folder, below=folder)
     log = _text(folder / LOG).splitlines()[-lines:]
     doing = log[-1] if log else ""
     parts = [float(part.replace(",", "")) for part in match.groups()] if (match := _PART.search(doing)) else [0, 0]
     minutes = (datetime.now(UTC) - datetime.fromisoformat(job.started)).total_seconds() / 60
     now = JobStatus(folder=name, state="running", minutes=round(minutes, 1), doing=doing, log=log)
-    if lives(job):
+    if lives(job, folder):
         return now.model_copy(update={"done": parts[0], "total": parts[1]})
     answer = _answer(folder)
     if "error" in answer:
@@ -136,23 +147,37 @@ def cancel_job(folder: Path, name: str = "") -> JobStatus:
     status = job_status(folder, name)
     if status.state != "running":
         return status
-    job = read_record(Job, folder)
+    job = read_record(Job, folder, below=folder)
     write_record(folder / Job.file, job.model_copy(update={"cancelled": True}))
     with suppress(ProcessLookupError):
         os.kill(job.pid, signal.SIGTERM)
     until = time.monotonic() + GRACE
-    while lives(job) and time.monotonic() < until:
+    while lives(job, folder) and time.monotonic() < until:
         time.sleep(0.1)
-    if lives(job):
+    if lives(job, folder):
         with suppress(ProcessLookupError):
             os.killpg(job.pid, signal.SIGKILL)
     return job_status(folder, name)
 
 
-def lives(job: Job) -> bool:
-    """Whether the very process still works."""
+def lives(job: Job, folder: Path) -> bool:
+    """Whether the very process still works, and was started for the run in this folder by this account.
+
+    `job.json` may be another person's and name any process. The proof is the environment that `start_job` gave it,
+    which no one else can write, and of another account's processes no one can read.
+    """
     born = _born(job.pid)
-    return bool(born) and born == job.born
+    return bool(born) and born == job.born and f"{WORKS_ON}={folder.resolve()}" in _environment(job.pid)
+
+
+def _environment(pid: int) -> list[str]:
+    """The variables that a process of this account was started with; without `/proc` what `ps` shows of them."""
+    if (PROCESSES / "self" / "stat").exists():
+        with suppress(OSError):
+            return (PROCESSES / str(pid) / "environ").read_bytes().decode("utf-8", "surrogateescape").split("\0")
+        return []
+    listed = subprocess.run(["ps", "eww", "-o", "command=", "-p", str(pid)], capture_output=True, text=True)
+    return listed.stdout.split()
 
 
 def _born(pid: int) -> str:
@@ -160,17 +185,23 @@ def _born(pid: int) -> str:
     with suppress(ChildProcessError, AttributeError):
         os.waitpid(pid, os.WNOHANG)  # of our own children
     if (PROCESSES / "self" / "stat").exists():
-        fields = _text(PROCESSES / str(pid) / "stat").rpartition(")")[2].split()
+        fields = _stat(pid).rpartition(")")[2].split()
         return "" if not fields or fields[0] in "ZX" else fields[19]
     listed = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True)
     state, _, began = listed.stdout.strip().partition(" ")
     return "" if state.startswith("Z") else began.strip()
 
 
+def _stat(pid: int) -> str:
+    with suppress(OSError):
+        return (PROCESSES / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+    return ""
+
+
 def _answer(folder: Path) -> dict[str, Any]:
     """The object that the command printed; empty: none, or part of one."""
     with suppress(ValueError):
-        answer = json.loads(_text(folder / ANSWER) or "{}")
+        answer = parse_json(_text(folder / ANSWER) or "{}")
         return answer if isinstance(answer, dict) else {}
     return {}
 
@@ -179,15 +210,14 @@ def _outcome(folder: Path) -> dict[str, Any]:
     """Verdict, metrics and page of a run that is done."""
     evaluation: dict[str, Any] = {}
     with suppress(ValueError):
-        evaluation = json.loads(_text(folder / "eval.json") or "{}")
+        evaluation = parse_json(_text(folder / "eval.json") or "{}")
     page = folder / "report.html"
     outcome = {"verdict": evaluation.get("words", []), "metrics": evaluation.get("metrics", {})}
     return {**outcome, "report": str(page) if page.is_file() else ""}
 
 
 def _text(path: Path) -> str:
-    """A file's text; "": it can't be read."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+    """A file's text; "": it can't be read, or is a link."""
+    with suppress(OSError, ValueError):
+        return file_bytes(path, "json", below=path.parent).decode("utf-8", "replace")
+    return ""

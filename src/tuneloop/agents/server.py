@@ -28,15 +28,17 @@ from pydantic import Field
 
 from tuneloop.advice import AdviseOptions
 from tuneloop.agents.jobs import JobStatus, cancel_job, job_status, start_job
-from tuneloop.agents.roots import Roots
+from tuneloop.core.confined import AGENT, Roots, confined, confining
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config, build_config, write_jsonl
 from tuneloop.core.flag import Flag
+from tuneloop.core.foreign import opened, parse_json
 from tuneloop.core.parent import environment_of_child
 from tuneloop.core.version import __version__
 from tuneloop.pipeline.context import folder_of
 from tuneloop.pipeline.recipes import recipe_of
 from tuneloop.planning.config import PlanOptions
+from tuneloop.recipe import CONFIG, load_recipe
 
 LARGEST = 60_000  # characters of an answer: what is larger is read as a resource
 MOST_ROWS, LONGEST_ROW = 200, 20_000  # rows of one call of predict, and characters of each
@@ -105,7 +107,7 @@ class Workbench:
         """
         self._may_write()
         with self._answering():
-            places = [self.roots.recipe(source) for source in sources]
+            places = [self._recipe(source) for source in sources]
             words = [*places, *self.roots.settings(settings or {}), *self._places(out=out, model=model)]
             return await self._run(ctx, ["prepare", *words])
 
@@ -125,11 +127,11 @@ class Workbench:
         """
         self._may_write()
         with self._answering():
-            words = [self.roots.recipe(source), *self.roots.settings(settings or {})]
+            words = [self._recipe(source), *self.roots.settings(settings or {})]
             words += [f"model={self.roots.place(model, 'model')}"] if model else []
             folder = out or await asyncio.to_thread(_folder, *words)
             self.roots.place(folder, "folder of the run")
-            place = self.roots.folders[0]
+            place = self.roots.base
             call = ["run", *words, f"output_dir={folder}"]
             await asyncio.to_thread(start_job, place / folder, call, place, self._environment())
             return await self._follow(ctx, folder, wait_seconds)
@@ -145,7 +147,7 @@ class Workbench:
         self._may_write()
         with self._answering():
             self.roots.place(folder, "folder of a run")
-            return await asyncio.to_thread(cancel_job, self.roots.folders[0] / folder, folder)
+            return await asyncio.to_thread(cancel_job, self.roots.base / folder, folder)
 
     async def evaluate(
         self,
@@ -163,8 +165,8 @@ class Workbench:
         """
         self._may_write()
         with self._answering():
-            own_rows = (self.roots.folders[0] / target / "dataset").is_dir()  # else those that its recipe names
-            target = self.roots.place(target, "target") if own_rows else self.roots.recipe(target)
+            own_rows = (self.roots.base / target / "dataset").is_dir()  # else those that its recipe names
+            target = self.roots.place(target, "target") if own_rows else self._recipe(target)
             words = [target, *self.roots.settings(settings or {}), f"--split={split}"]
             return await self._run(ctx, ["evaluate", *words, *self._places(dataset=dataset, data=data, out=out)])
 
@@ -174,7 +176,7 @@ class Workbench:
         """Compare evaluations of the same rows, each with the first one; FOLDER:NAME picks a baseline of a run."""
         with self._answering():
             places = [self.roots.place(system, "system") for system in systems]
-            predictions = any((self.roots.folders[0] / place).is_file() for place in places)
+            predictions = any((self.roots.base / place).is_file() for place in places)
             if len(systems) == 1 or predictions or out:
                 self._may_write()  # a page is written again, or what is measured is kept
             words = [*places, *self._places(references=references, dataset=dataset, out=out)]
@@ -204,7 +206,9 @@ class Workbench:
             place = self.roots.place(file, "file") or str(Path(scratch) / "rows.jsonl")
             if rows:
                 write_jsonl(place, rows)
-            return await self._run(ctx, ["predict", target, place, *self._places(out=out), f"--top={top}"])
+            return await self._run(
+                ctx, ["predict", target, place, *self._places(out=out), f"--top={top}"], rows=scratch
+            )
 
     # --- resources -----------------------------------------------------------------------------
 
@@ -215,7 +219,7 @@ class Workbench:
             for path in sorted(root.glob("*/*/")) + sorted(root.glob("*/")):
                 names = [name for name in (*RECORDS, "report.html") if (path / name).is_file()]
                 if {"run.json", "job.json", "eval.json", "dataset.json", "advise.json"} & {*names}:
-                    name = str(path.relative_to(root) if root == self.roots.folders[0] else path)
+                    name = str(path.relative_to(root) if root == self.roots.base else path)
                     found.append({"folder": name, "records": [f"tuneloop://record/{each}/{name}" for each in names]})
         return json.dumps({"folders": found}, indent=1)
 
@@ -224,10 +228,12 @@ class Workbench:
         if name not in (*RECORDS, "report.html"):
             raise ResourceError(f"No such record {name[:40]!r}: {', '.join((*RECORDS, 'report.html'))}")
         try:
-            path = self.roots.folders[0] / self.roots.place(f"{folder}/{name}")
-            if path.stat().st_size > MOST_BYTES:
+            path = self.roots.base / self.roots.place(f"{folder}/{name}")
+            with opened(path, below=path.parent) as file:
+                data = file.read(MOST_BYTES + 1)
+            if len(data) > MOST_BYTES:
                 raise ResourceError(f"{folder}/{name} has more than {MOST_BYTES:,} bytes: read the file itself")
-            return path.read_text(encoding="utf-8")
+            return data.decode("utf-8")
         except UserError as error:
             raise ResourceError(str(error)) from None
         except OSError as error:
@@ -241,14 +247,23 @@ class Workbench:
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
-        """A `UserError` as an answer of the tool."""
+        """A `UserError` as an answer of the tool; what is parsed here is checked as in the commands."""
         try:
-            yield
+            with confined(AGENT, self.roots):
+                yield
         except UserError as error:
             raise ToolError(str(error)) from None
 
+    def _recipe(self, source: str) -> str:
+        """A source like any place; of a recipe, or a run's, everything that it names is checked as it is parsed."""
+        self.roots.place(source, "source")
+        recipe_of(source, [])
+        if (file := self.roots.base / source / CONFIG).is_file():
+            load_recipe(file)
+        return source
+
     def _source(self, data: str) -> list[str]:
-        return [self.roots.recipe(data)] if data else []
+        return [self._recipe(data)] if data else []
 
     def _places(self, **places: str) -> list[str]:
         """Options of a command from places, by their names."""
@@ -268,15 +283,18 @@ class Workbench:
                 words.append(f"{yes}={value}")
         return words
 
-    def _environment(self) -> dict[str, str]:
-        """Of a command: it ends with this server, and a read-only one downloads nothing."""
-        return environment_of_child() | ({} if self.allow_write else {"HF_HUB_OFFLINE": "1"})
+    def _environment(self, *scratch: str) -> dict[str, str]:
+        """Of a command: it ends with this server, names these folders alone, and a read-only one downloads nothing."""
+        own = tuple(Path(folder).resolve() for folder in scratch)
+        environment = environment_of_child() | confining(AGENT, Roots((*self.roots.folders, *own)))
+        return environment | ({} if self.allow_write else {"HF_HUB_OFFLINE": "1"})
 
-    async def _run(self, ctx: Context, words: Sequence[str], *, folder: str = "") -> dict[str, Any]:
+    async def _run(self, ctx: Context, words: Sequence[str], *, folder: str = "", rows: str = "") -> dict[str, Any]:
         """What a command answers.
 
         Args:
             folder: the option for the folder that the command writes; it is thrown away.
+            rows: a folder of this server's with what the command reads.
 
         Raises:
             ToolError: the command's error.
@@ -289,8 +307,8 @@ class Workbench:
                 "tuneloop",
                 *words,
                 "--json",
-                cwd=self.roots.folders[0],
-                env=self._environment(),
+                cwd=self.roots.base,
+                env=self._environment(scratch, *([rows] if rows else [])),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
@@ -306,7 +324,7 @@ class Workbench:
                     with suppress(ProcessLookupError):
                         os.killpg(process.pid, signal.SIGTERM)
         try:
-            record = json.loads(answer)
+            record = parse_json(answer)
         except ValueError:
             raise ToolError(f"The command ended with status {status}: {' '.join(lines[-3:])}") from None
         if error := record.get("error") if status == 2 else None:
@@ -317,7 +335,7 @@ class Workbench:
         """The status of a run, after at most so many seconds of progress notifications."""
         began, doing = time.monotonic(), None
         while True:
-            status = await asyncio.to_thread(job_status, self.roots.folders[0] / folder, folder)
+            status = await asyncio.to_thread(job_status, self.roots.base / folder, folder)
             elapsed = time.monotonic() - began
             if status.doing != doing:
                 doing = status.doing

@@ -21,6 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tuneloop.core.errors import UserError, did_you_mean
+from tuneloop.core.foreign import file_bytes, lines_of, parse_json, parse_line, parse_yaml
 from tuneloop.core.lock import try_lock
 
 # Context of validation of values that may be another person's; None: Python code made them.
@@ -252,12 +253,18 @@ def nearest_path(path: Path | str) -> str:
     return did_you_mean(path.name, names, "check the path", shown=path.parent.joinpath)
 
 
-def read_json(path: Path | str) -> Any:
-    """Read a JSON file that tuneloop wrote; UserError: it is missing or damaged."""
+def read_json(path: Path | str, *, below: Path | None = None) -> Any:
+    """Read a JSON file that tuneloop wrote; UserError: it is missing or damaged. `below`: see `descriptor_of`."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"), parse_int=bounded_int)
-    except (FileNotFoundError, ValueError, RecursionError) as error:
+        return parse_json(file_bytes(path, "json", below=below).decode("utf-8"))
+    except (FileNotFoundError, ValueError) as error:
         raise _unreadable(error, str(path)) from None
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EINVAL):
+            raise UserError(
+                f"It is not read: {error.strerror}", where=str(path), next_step="look at the file"
+            ) from None
+        raise
 
 
 def _unreadable(error: Exception, where: str) -> UserError:
@@ -269,34 +276,26 @@ def _unreadable(error: Exception, where: str) -> UserError:
     return UserError(what, where=where, next_step="delete the file and run its stage again")
 
 
-def read_json_object(path: Path | str) -> dict[str, Any]:
+def read_json_object(path: Path | str, *, below: Path | None = None) -> dict[str, Any]:
     """`read_json` of a file that holds an object; UserError: it is missing or damaged, or holds something else."""
-    value = read_json(path)
+    value = read_json(path, below=below)
     if not isinstance(value, dict):
         raise UserError("The file holds no JSON object", where=str(path), next_step="restore the file")
     return value
 
 
-def bounded_int(text: str) -> int:
-    """An integer of a JSON file; ValueError: no float is so large."""
-    if len(text) > 300:  # beyond a float's range arithmetic fails, far from here
-        raise ValueError(f"a number of {len(text)} digits")
-    return int(text)
-
-
 def read_jsonl(path: Path | str) -> list[Any]:
     """Read a JSON Lines file that tuneloop wrote; UserError: it is missing, or a line is damaged, which is named."""
-    records = []
+    records, lines = [], 0
     try:
-        with Path(path).open(encoding="utf-8", errors="surrogatepass", newline="\n") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    try:
-                        records.append(json.loads(line, parse_int=bounded_int))
-                    except (ValueError, RecursionError) as error:
-                        raise _unreadable(error, f"{path}:{number}") from None
-    except (FileNotFoundError, UnicodeDecodeError) as error:
+        for line in lines_of(path):
+            lines += 1
+            if line.strip():
+                records.append(parse_line(line.decode("utf-8", "surrogatepass")))
+    except FileNotFoundError as error:
         raise _unreadable(error, str(path)) from None
+    except ValueError as error:
+        raise _unreadable(error, f"{path}:{lines}") from None
     return records
 
 
@@ -313,16 +312,16 @@ def drop_torn_line(file: Path) -> None:
         handle.truncate(start)
 
 
-def read_yaml(path: Path | str, what: str = "recipe") -> dict[str, Any]:
+def read_yaml(path: Path | str, what: str = "recipe", *, below: Path | None = None) -> dict[str, Any]:
     """Read a YAML mapping; UserError: the file is missing, is no YAML, or holds no mapping.
 
     Args:
-        what: it is meant to be, for messages.
+        what: it is meant to be, for messages; `below`: see `descriptor_of`.
     """
     path, recipe = Path(path), what == "recipe"
     where = str(path)
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = parse_yaml(file_bytes(path, "yaml", below=below).decode("utf-8"))
     except FileNotFoundError:
         names = [other.name for other in path.parent.glob("*.y*ml")]
         step = "`tuneloop init FILE` writes one for your data" if recipe else "check the path"
@@ -413,11 +412,11 @@ def _setting(cls: type[BaseModel], key: str, raw: str) -> Any:
         if raw.strip() in ("", "null", "~"):
             return None
         quoted = len(raw) > 1 and raw[0] == raw[-1] and raw[0] in "\"'"
-        return str(yaml.safe_load(raw)) if quoted else raw
+        return str(parse_yaml(raw)) if quoted else raw
     try:  # unlike in plain YAML 1.1, `5e-4` is a number
-        return float(raw) if "e" in raw.lower() and not raw.lower().startswith("0x") else yaml.safe_load(raw)
+        return float(raw) if "e" in raw.lower() and not raw.lower().startswith("0x") else parse_yaml(raw)
     except ValueError:
-        return yaml.safe_load(raw)
+        return parse_yaml(raw)
 
 
 def _set(tree: dict[str, Any], key: str, value: Any, cls: type[Config], where: str) -> None:

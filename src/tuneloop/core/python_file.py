@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
+from tuneloop.core.confined import confinement, refuse_when_confined
 from tuneloop.core.errors import UserError
 
 TRUST = "--trust-code"
@@ -25,7 +26,12 @@ _CODE_FILE = re.compile(r"[^\s=,{}\[\]'\"]+\.(?:py|ya?ml)(?=$|[\s:,}\]'\"])")  #
 
 
 def trust_code(value: object) -> None:
-    """Let the Python files run that the user names in an argument, a recipe's values or any part; `*`: every file."""
+    """Let the Python files run that the user names in an argument, a recipe's values or any part; `*`: every file.
+
+    What a page or an agent starts trusts none.
+    """
+    if confinement() is not None:
+        return
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
@@ -57,7 +63,8 @@ def _path(file: str) -> Path:
 
 
 def need_trust(file: str, where: str) -> None:
-    """Refuse, by a UserError, a file with code that a folder names and the user does not."""
+    """Refuse, by a UserError, a file with code that a folder names and the user does not, or any for a page."""
+    refuse_when_confined("Code is not run", f"{where}: {file}")
     if not {"*", str(_path(file))} & set(_trusted()):
         what = f"{file} is code that a folder names and you have not: it is not run"
         step = f"read the file; where you trust it, run the same command with {TRUST}"
@@ -73,6 +80,7 @@ def run_python_file(file: str, where: str, what: str) -> ModuleType:
         file: its path, from the current folder.
         what: what it is, in words, as in `scorer's file`.
     """
+    refuse_when_confined("Code is not run", f"{where}: {file}")
     path = Path(file).expanduser()
     if not path.is_file():
         raise UserError(f"No file {file!r}", where=where, next_step="the path starts at the current folder")

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PlainSerializer, field_validator, model_validator
 
+from tuneloop.core.confined import NAME, PLACE, TEXT
 from tuneloop.core.files import Config
 from tuneloop.core.urls import masked
 
@@ -45,9 +46,13 @@ class PersonalConfig(Config):
         description="placeholder: <EMAIL>; pseudonym: an invented value, the same one for the same value; "
         "reject: the row goes; report: counted only; off: not looked for",
     )
-    kinds: list[str] | None = Field(None, description="kinds to look for, as in [EMAIL, PHONE]; default: all")
+    kinds: Annotated[list[str] | None, TEXT] = Field(
+        None, description="kinds to look for, as in [EMAIL, PHONE]; default: all"
+    )
     names: bool = Field(False, description="person names too, by a language model for names: slow and less precise")
-    region: str = Field("US", description="country of phone numbers without a country code (two letters)")
+    region: Annotated[str, TEXT] = Field(
+        "US", description="country of phone numbers without a country code (two letters)"
+    )
     secret: str | None = Field(
         None, description="name of the environment variable with the key of pseudonyms; default: TUNELOOP_SECRET"
     )
@@ -65,8 +70,10 @@ class DuplicatesConfig(Config):
         "row", description="row: prompt and answer together; user: what the user says alone; both: either of them"
     )
     keep: Literal["first", "longest", "newest", "best"] = Field("first", description="which row of a cluster stays")
-    newest: str = Field("created", description="column with the time, for keep=newest and split.by=time")
-    best: str = Field("rating", description="column with the rating, for keep=best")
+    newest: Annotated[str, TEXT] = Field(
+        "created", description="column with the time, for keep=newest and split.by=time"
+    )
+    best: Annotated[str, TEXT] = Field("rating", description="column with the rating, for keep=best")
     conflicts: Literal["report", "drop", "keep"] = Field(
         "report",
         description="one question with different answers. report: a check names them; drop: all go; "
@@ -81,14 +88,22 @@ class SplitConfig(Config):
     """How rows are divided."""
 
     val: float = Field(0.1, ge=0.0, le=0.5, description="share of rows for validation")
-    test: float | Source = Field(0.1, description="share of rows for the test, or a file that is the test set")
-    stratify: str | None = Field(None, description="column whose shares all splits keep; default: the label")
-    group: str | None = Field(None, description="column whose rows of one value stay in one split, such as user_id")
+    test: Annotated[float | Source, PLACE] = Field(
+        0.1, description="share of rows for the test, or a file that is the test set"
+    )
+    stratify: Annotated[str | None, TEXT] = Field(
+        None, description="column whose shares all splits keep; default: the label"
+    )
+    group: Annotated[str | None, TEXT] = Field(
+        None, description="column whose rows of one value stay in one split, such as user_id"
+    )
     by: Literal["content", "time"] = Field(
         "content", description="time: the newest rows are the test, those before them validation"
     )
-    time: str = Field("created", description="column with the time, for by=time")
-    freeze: str | None = Field(None, description="data set whose val and test rows stay where they are")
+    time: Annotated[str, TEXT] = Field("created", description="column with the time, for by=time")
+    freeze: Annotated[str | None, PLACE] = Field(
+        None, description="data set whose val and test rows stay where they are"
+    )
 
     @model_validator(mode="after")
     def _some_rows_to_train_on(self) -> SplitConfig:
@@ -103,7 +118,9 @@ class SplitConfig(Config):
 class MixConfig(Config):
     """General data blended in against forgetting."""
 
-    sources: list[Source] = Field(default_factory=list, description="files or prepared data sets with general rows")
+    sources: Annotated[list[Source], PLACE] = Field(
+        default_factory=list, description="files or prepared data sets with general rows"
+    )
     share: float = Field(0.3, ge=0.0, lt=1.0, description="share of the general rows in the mixed training split")
     by: Literal["tokens", "rows"] = Field("tokens", description="what the share is counted in")
     weights: list[float] | None = Field(None, description="weights of the sources; default: their sizes")
@@ -119,8 +136,8 @@ class MixConfig(Config):
 class PrepareConfig(Config):
     """From files of any shape to the splits of a data set."""
 
-    sources: list[Source] = Field(default_factory=list, description="files, globs or folders to read")
-    format: str = Field(
+    sources: Annotated[list[Source], PLACE] = Field(default_factory=list, description="files, globs or folders to read")
+    format: Annotated[str, NAME] = Field(
         "auto",
         description="shape of the records; auto detects it and says what it found: alpaca, sharegpt, messages, "
         "prompt_completion, text_label, text, preference, thumbs, logs, fields",
@@ -128,23 +145,31 @@ class PrepareConfig(Config):
     task: Literal["auto", "classification", "generation", "chat"] = Field(
         "auto", description="classification: one label a row; generation: one answer; chat: conversations"
     )
-    text: str | None = Field(None, description="column with the input text (text + label); default: guessed")
-    label: str | None = Field(None, description="column with the label; default: guessed for text + label")
-    instruction: str | None = Field(None, description="system turn put before rows that have none")
-    input: str | None = Field(None, description="template of the user turn over the columns, as in '{text}'")
-    output: str | None = Field(None, description="template of the answer over the columns, as in 'Queue: {queue}'")
-    labels: list[str] | None = Field(None, description="allowed labels; default: those of the data")
-    patch: str | None = Field(
+    text: Annotated[str | None, TEXT] = Field(
+        None, description="column with the input text (text + label); default: guessed"
+    )
+    label: Annotated[str | None, TEXT] = Field(
+        None, description="column with the label; default: guessed for text + label"
+    )
+    instruction: Annotated[str | None, TEXT] = Field(None, description="system turn put before rows that have none")
+    input: Annotated[str | None, TEXT] = Field(
+        None, description="template of the user turn over the columns, as in '{text}'"
+    )
+    output: Annotated[str | None, TEXT] = Field(
+        None, description="template of the answer over the columns, as in 'Queue: {queue}'"
+    )
+    labels: Annotated[list[str] | None, TEXT] = Field(None, description="allowed labels; default: those of the data")
+    patch: Annotated[str | None, PLACE] = Field(
         None,
         description="file of corrected answers (`tuneloop ui` writes one): JSON Lines of source, line, was, becomes",
     )
-    leave_out: list[str] = Field(
+    leave_out: Annotated[list[str], TEXT] = Field(
         default_factory=list,
         description="rows that are left out, by a column's value: [origin=model] leaves out what a model wrote",
     )
     repair: RepairConfig = RepairConfig()
     personal: PersonalConfig = PersonalConfig()
-    language: str | None = Field(
+    language: Annotated[str | None, TEXT] = Field(
         None, description="rows in another language are rejected (two letters, as in en); default: reported only"
     )
     duplicates: DuplicatesConfig = DuplicatesConfig()

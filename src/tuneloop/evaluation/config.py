@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from tuneloop.core.confined import NAME, PLACE, TEXT
 from tuneloop.core.files import FROM_FILE, Config
 from tuneloop.core.flag import flag, option
 from tuneloop.core.python_file import trust_code
@@ -21,13 +22,13 @@ class EvaluateConfig(Config):
         "our own engine on a processor: answers that don't depend on what is computed with them, as in `serve`", False
     )
     calibrate: bool = option("base models: also score choices minus their score without the text", True)
-    primary: str | None = option(
+    primary: Annotated[str | None, TEXT] = option(
         "the metric that decides, by its name in eval.json; default: what fits (docs/metrics.md)"
     )
-    fields: dict[str, str] = Field(
+    fields: Annotated[dict[str, str], TEXT] = Field(
         default_factory=dict, description="parts scored on their own: name -> regular expression with one group"
     )
-    json_schema: str | None = option("file with the JSON schema that structured answers must fit")
+    json_schema: Annotated[str | None, PLACE] = option("file with the JSON schema that structured answers must fit")
     structured: bool | Literal["auto"] = option("score answers as JSON; auto: where nearly all references are", "auto")
     run_code: bool | Literal["auto"] = option(
         "run answers in a sandbox with their rows' unit tests (pass@k); auto: where rows bring tests", "auto"
@@ -38,18 +39,26 @@ class EvaluateConfig(Config):
         default_factory=dict, description="your own: name -> file.py:function, called with prediction and reference"
     )
     embedding: bool = option("also score the similarity of meaning, where the packaged MiniLM is installed", True)
-    cluster: str | None = option("metadata field of rows that belong together; default: a conversation's usual names")
-    slices: list[str] | None = option("metadata fields to show results by; default: of 2 to 20 values, or numbers")
+    cluster: Annotated[str | None, TEXT] = option(
+        "metadata field of rows that belong together; default: a conversation's usual names"
+    )
+    slices: Annotated[list[str] | None, TEXT] = option(
+        "metadata fields to show results by; default: of 2 to 20 values, or numbers"
+    )
     max_new_tokens: int | None = option("longest answer; default: a quarter over the longest trained on", ge=1)
     limit: int | None = option("at most this many rows of the split (seeded sample, labels by their share)", ge=1)
     samples: int = option("answers shown side by side; a page shows ten at once, or more; 0: none", 5, ge=0)
-    general: str | None = option("file of general rows, to measure forgetting; default: those held out of a mix")
+    general: Annotated[str | None, PLACE] = option(
+        "file of general rows, to measure forgetting; default: those held out of a mix"
+    )
     general_rows: int = Field(200, ge=10, description="at most this many of them (seeded sample)")
-    lm_eval: list[str] = Field(
+    lm_eval: Annotated[list[str], NAME] = Field(
         default_factory=list, description="tasks of lm-eval (names, YAML files) run before and after tuning"
     )
     memorisation: bool = option("share of training answers that the model completes verbatim beyond the base", False)
-    canaries: str | None = option("file of canaries planted in the training data: how far they have come out")
+    canaries: Annotated[str | None, PLACE] = option(
+        "file of canaries planted in the training data: how far they have come out"
+    )
     consistency: int = option(
         "put a sample of rows in so many ways (reworded, drawn): how often answers agree; 0: not, 5: good",
         0,
@@ -82,7 +91,9 @@ class BaselinesConfig(Config):
     few_shot: int | Literal["auto"] = Field(
         "auto", description="examples in the base model's prompt; auto: one a label (40 with more than 80), else 4"
     )
-    prompt: str | None = option("file with the best prompt you have (see `evaluate --prompt`), which few-shot gets too")
+    prompt: Annotated[str | None, PLACE] = option(
+        "file with the best prompt you have (see `evaluate --prompt`), which few-shot gets too"
+    )
     prompt_rows: int = option(
         "validation rows on which few-shot's prompt is chosen: file or instruction, fewer or more examples; 0: none",
         0,

@@ -84,17 +84,17 @@ def write_record(path: Path | str, record: Record) -> None:
     write_json(path, record)
 
 
-def read_record(kind: type[R], path: Path | str) -> R:
+def read_record(kind: type[R], path: Path | str, *, below: Path | None = None) -> R:
     """Read a record's file, or the file of this record in a folder; other keys are kept, missing ones have defaults.
 
-    One of an earlier version is brought to the form of this one, in memory.
+    One of an earlier version is brought to the form of this one, in memory. `below`: see `core.foreign.descriptor_of`.
 
     Raises:
         UserError: there is no such file, it is no JSON, is of a newer version, or a value in it is wrong.
     """
     path = Path(path)
     path = path / kind.file if path.is_dir() else path
-    return as_record(kind, read_json(path), str(path))
+    return as_record(kind, read_json(path, below=below), str(path))
 
 
 def as_record(kind: type[R], value: Any, where: str) -> R:

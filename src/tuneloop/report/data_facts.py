@@ -5,7 +5,6 @@ Files are read to a bounded number of lines and bytes: millions of rows cost no 
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -14,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import orjson
 from pydantic import TypeAdapter
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
+from tuneloop.core.foreign import fast_json, opened, parse_line
 from tuneloop.records.dataset import Check, DatasetManifest
 from tuneloop.records.record import as_record
 from tuneloop.records.rows import DoubtfulLabel, DroppedCopy, Reject, Repair, Row, last_user_turn
@@ -92,7 +91,7 @@ def read_data(path: Path | str, samples: int = 4) -> DataFacts:
     manifest, file = None, path / "dataset.json"
     if file.exists():
         try:
-            manifest = as_record(DatasetManifest, clean_all(read_json(file)), str(file))
+            manifest = as_record(DatasetManifest, clean_all(read_json(file, below=file.parent)), str(file))
         except (UserError, OSError, RecursionError) as error:
             what = error.what if isinstance(error, UserError) else str(error)
             problems.append(clean(f"dataset.json could not be read: {what}"))
@@ -131,7 +130,7 @@ def _lines(path: Path, problems: list[str], most: int) -> Iterator[str]:
         return
     passed = bytes_read = 0
     try:
-        with path.open("rb") as file:
+        with opened(path, below=path.parent) as file:
             for _ in range(most):
                 line = file.readline(LONGEST_LINE)
                 if not line or (bytes_read := bytes_read + len(line)) > MOST_BYTES:
@@ -175,11 +174,11 @@ def _records(path: Path, read: Reader[T], problems: list[str], most: int) -> Ite
 
 def _parsed(line: str, read: Reader[T]) -> T | None:
     try:
-        value = orjson.loads(line)
-    except orjson.JSONDecodeError:  # NaN and lone surrogates are passed on as well
+        value = fast_json(line)
+    except ValueError:  # NaN and lone surrogates are passed on as well
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
+            value = parse_line(line)
+        except ValueError:
             return None
     try:
         return read(value) if isinstance(value, dict) else None

@@ -5,7 +5,6 @@ A file is searched as bytes for the rarest thing in the query, and only lines th
 
 from __future__ import annotations
 
-import json
 import mmap
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from typing import Any
 import orjson
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.foreign import fast_json, opened, parse_line
 from tuneloop.report.data_facts import SPLITS
 from tuneloop.report.facts import clean_all
 
@@ -83,7 +83,7 @@ def row_by_id(folder: Path, split: str, id_: str) -> dict[str, Any] | None:
 def _bytes(path: Path) -> Iterator[mmap.mmap | bytes]:
     """A file's bytes without reading them all; none of a file that is not there or empty."""
     try:
-        file = path.open("rb")
+        file = opened(path, below=path.parent)
     except OSError:
         yield b""
         return
@@ -99,10 +99,10 @@ def _bytes(path: Path) -> Iterator[mmap.mmap | bytes]:
 
 def _row(line: bytes) -> dict[str, Any] | None:
     try:
-        row = orjson.loads(line)
+        row = fast_json(line)
     except ValueError:
-        with suppress(ValueError, RecursionError):
-            row = json.loads(line)
+        with suppress(ValueError):
+            row = parse_line(line)
             return clean_all(row) if isinstance(row, dict) else None
         return None
     fits = isinstance(row, dict) and isinstance(row.get("messages"), list) and isinstance(row.get("id"), str)
@@ -177,7 +177,7 @@ def _named(path: Path, key: str, word: str) -> set[str]:
         for place in _places(data, [orjson.dumps(word)], 0, len(data)):
             begin, stop = data.rfind(b"\n", 0, place) + 1, data.find(b"\n", place) + 1 or len(data)
             with suppress(ValueError):
-                line = orjson.loads(data[begin:stop])
+                line = fast_json(data[begin:stop])
                 value = line.get(key)
                 if line.get("id") and (value == word or (isinstance(value, dict) and word in value)):
                     ids.add(line["id"])

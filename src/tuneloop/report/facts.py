@@ -4,7 +4,6 @@ Every file may be missing or cut short. Text from the user or from a model is ma
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shlex
@@ -14,7 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import bounded_int, read_json, read_yaml
+from tuneloop.core.files import read_json, read_yaml
+from tuneloop.core.foreign import TooMuch, is_file, lines_of, parse_line
 from tuneloop.core.stats.tests import p_words
 from tuneloop.core.units import counted
 from tuneloop.evaluation.metrics import declare, headline_of, metric_of
@@ -111,7 +111,7 @@ class SystemFacts:
 
 
 def read_run(path: Path | str) -> RunFiles:
-    """Read what there is in a run folder.
+    """Read what there is in a run folder, which may be another person's: no link in it is followed.
 
     Raises UserError: the folder does not exist, or holds none of a run's files.
     """
@@ -124,7 +124,7 @@ def read_run(path: Path | str) -> RunFiles:
     # the run may have begun from a data set that was prepared elsewhere
     sources = section(config.get("data")).get("sources") or [""]
     places = (path / "dataset" / MANIFEST, Path(str(sources[0])) / MANIFEST)
-    dataset = next((_record(DatasetManifest, place, problems) for place in places if place.is_file()), None)
+    dataset = next((_record(DatasetManifest, p, problems) for p in places if is_file(p, below=p.parent)), None)
 
     def line_of(value: dict[str, Any]) -> TrainingStep | Validation | FindingLine | None:
         return next((as_line(kind, value, "", "") for key, kind in LINES.items() if key in value), None)
@@ -173,7 +173,8 @@ def _mapping(path: Path, problems: list[str]) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        value = read_yaml(path) if path.suffix == ".yaml" else read_json(path)
+        read: Any = read_yaml if path.suffix == ".yaml" else read_json
+        value = read(path, below=path.parent)
     except (UserError, OSError) as error:
         what = error.what if isinstance(error, UserError) else str(error.strerror)
         problems.append(clean(f"{path.name} could not be read: {what}"))
@@ -186,18 +187,11 @@ def _mapping(path: Path, problems: list[str]) -> dict[str, Any]:
 
 def _lines(path: Path, problems: list[str], record_of: Callable[[dict[str, Any]], P | None]) -> list[P]:
     """The records of a JSON Lines file; damaged lines (a run writes its last one now) are counted."""
+    records, damaged = list[P](), 0
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        problems.append(f"{path.name} could not be read: {error.strerror}")
-        return []
-    records, damaged = [], 0
-    for line in text.split("\n"):
-        if line.strip():
+        for line in filter(bytes.strip, lines_of(path, below=path.parent)):
             try:
-                value = json.loads(line, parse_int=bounded_int)
+                value = parse_line(line.decode("utf-8", "replace"))
                 if not isinstance(value, dict):
                     raise ValueError("no object")
                 record = record_of(clean_all(value))
@@ -205,6 +199,11 @@ def _lines(path: Path, problems: list[str], record_of: Callable[[dict[str, Any]]
                 damaged += 1
             else:
                 records += [] if record is None else [record]
+    except FileNotFoundError:
+        return []
+    except (OSError, TooMuch) as error:
+        problems.append(f"{path.name} could not be read: {getattr(error, 'strerror', error)}")
+        return []
     if damaged:
         problems.append(f"{path.name}: {count(damaged, 'unreadable line')} left out")
     return records

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import threading
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import bounded_int
+from tuneloop.core.foreign import opened, parse_line
 from tuneloop.records.record import as_line
 from tuneloop.records.run import FindingLine, TrainingStep, Validation
 from tuneloop.report.facts import LINES, clean_all
@@ -36,7 +35,7 @@ class Curves:
 
 def read_on(kept: Curves, path: Path) -> Curves:
     """Add what is new. A file that was cut back, as by a resumed run, is read from its beginning."""
-    with kept.lock, suppress(FileNotFoundError), path.open("rb") as file:
+    with kept.lock, suppress(OSError), opened(path, below=path.parent) as file:
         if os.fstat(file.fileno()).st_size < kept.offset:
             kept.offset, kept.damaged = 0, 0
             kept.steps, kept.validations, kept.findings = {}, {}, []
@@ -52,7 +51,7 @@ def read_on(kept: Curves, path: Path) -> Curves:
 def _take(kept: Curves, line: bytes) -> bool:
     """Add a line; False: it can't be read."""
     try:
-        value = json.loads(line, parse_int=bounded_int)
+        value = parse_line(line)
         kind = next((kind for key, kind in LINES.items() if key in value), None)
         record = kind and as_line(kind, clean_all(value), "", "")
     except (ValueError, TypeError, RecursionError, UserError):

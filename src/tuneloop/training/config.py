@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from tuneloop.core.confined import NAME, PLACE
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import FROM_FILE, Config
 from tuneloop.core.python_file import trust_code
@@ -32,7 +33,7 @@ Divergence = Literal["forward", "reverse", "skewed", "skewed-reverse", "jensen-s
 class DistilSettings(Config):
     """Of a student that learns a teacher's probabilities."""
 
-    teacher: str | None = Field(
+    teacher: Annotated[str | None, PLACE] = Field(
         None,
         description="of distil: the teacher: a folder of stored probabilities, as `tuneloop distill --level logits` "
         "makes them, or a run or model that is queried in each step",
@@ -82,18 +83,20 @@ def _rates() -> str:
 class WhatIsTrained(Config):
     """The first settings of `train`."""
 
-    method: str = Field(
+    method: Annotated[str, NAME] = Field(
         USUAL.name,
         json_schema_extra={"anyOf": [{"enum": [method.name for method in SHIPPED]}, {"pattern": r"\.py$"}]},
         description=f"what is trained: {_CHOICES}; or the Python file that describes a method of yours",
     )
-    init: str | None = Field(None, description="folder of an earlier run of the same method and base to continue from")
+    init: Annotated[str | None, PLACE] = Field(
+        None, description="folder of an earlier run of the same method and base to continue from"
+    )
 
 
 class TrainConfig(DistilSettings, FullSettings, PrefixSettings, LoraSettings, WhatIsTrained):
     """Defaults that were measured to work on small jobs; see docs/records/results.md."""
 
-    loss: str = Field(
+    loss: Annotated[str, NAME] = Field(
         "supervised",
         json_schema_extra={"enum": list(LOSS_NAMES)},
         description="supervised; of preferences: dpo (chosen and rejected answers), kto (thumbs); of a teacher: distil",

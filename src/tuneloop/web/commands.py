@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tuneloop.core.confined import PAGE, confining
 from tuneloop.core.errors import UserError
 from tuneloop.core.parent import environment_of_child
 from tuneloop.web.sources import Sources
@@ -45,7 +46,7 @@ def run_words(words: Sequence[str], place: Path, *, within: float = WITHIN) -> t
     Raises UserError: it was refused, in its own words, or has not ended within so many seconds: it continues then.
     """
     command = [sys.executable, "-m", "tuneloop", *words, "--json", "-q"]
-    own = environment_of_child()
+    own = environment_of_child() | confining(PAGE)
     process = subprocess.Popen(
         command, cwd=place, env=own, stdin=NOTHING, stdout=subprocess.PIPE, stderr=NOTHING, start_new_session=True
     )

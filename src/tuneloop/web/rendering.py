@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_json_object
 from tuneloop.models.names import resolve
 from tuneloop.models.template import TemplateError, load_template
 from tuneloop.records.request import StoredRequest
@@ -48,8 +49,8 @@ def weights_of(one: StoredRequest, state: ServerState, sources: Sources) -> str:
         return state.base
     for found in [*sources.all("artifact"), *sources.all("run")[:MOST_RUNS]]:
         for folder in (found.path / "adapter", found.path / "model", found.path):
-            with suppress(OSError, ValueError):
-                if json.loads((folder / "tuneloop.json").read_text(encoding="utf-8")).get("hash") == one.adapter:
+            with suppress(OSError, UserError):
+                if read_json_object(folder / "tuneloop.json", below=found.path).get("hash") == one.adapter:
                     return str(folder)
     if (source := state.adapters.get(one.model, "")) and Path(source).is_dir():
         return source

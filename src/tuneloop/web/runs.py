@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -11,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import orjson
 import yaml
 
 from tuneloop.agents.jobs import Job, lives
 from tuneloop.core.errors import UserError
+from tuneloop.core.foreign import fast_json, file_bytes, is_file, opened, parse_yaml
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.evaluation import EVALUATION
 from tuneloop.records.record import read_record
@@ -127,7 +128,7 @@ def _read(found: Found, sources: Sources) -> RunLine:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    value = orjson.loads(path.read_bytes())
+    value = fast_json(file_bytes(path, "json", below=path.parent))
     if not isinstance(value, dict):
         raise ValueError(f"{path.name} holds no object")
     return value
@@ -135,8 +136,7 @@ def _object(path: Path) -> dict[str, Any]:
 
 def _config(path: Path) -> dict[str, Any]:
     with suppress(FileNotFoundError):
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        value = yaml.load(path.read_text(encoding="utf-8"), loader)  # noqa: S506  # either is safe
+        value = parse_yaml(file_bytes(path, "yaml", below=path.parent))
         if not isinstance(value, dict):
             raise ValueError(f"{path.name} holds no mapping")
         return value
@@ -157,23 +157,35 @@ def _works(path: Path) -> bool:
 
 
 def holder(folder: Path) -> int | None:
-    """The process on this machine that holds a folder; the lock itself is not touched.
+    """The process of this account that holds a folder; the lock itself is not touched.
 
-    Where the system lists its locks, that list decides; else whether a process of that number is there.
+    Where the system lists its locks, that list says which process it is, and that process has the very file open; what
+    the file says is anyone's. Elsewhere it counts where a process of that number runs tuneloop.
     """
-    with suppress(OSError, ValueError):
-        lock = folder / ".lock"
-        pid = int(lock.read_text(encoding="utf-8").removeprefix("pid "))
+    with suppress(OSError, ValueError), opened(folder / ".lock", below=folder) as file:
+        status = os.fstat(file.fileno())
         if not LOCKS.exists():
-            os.kill(pid, 0)
-            return pid
-        locks = [line.replace("-> ", "").split() for line in LOCKS.read_text(encoding="utf-8").splitlines()]
-        if any(words[5].endswith(f":{lock.stat().st_ino}") for words in locks if len(words) > 5):
-            return pid
+            pid = int(file.read(40).decode().removeprefix("pid "))
+            command = subprocess.run(["ps", "-x", "-o", "command=", "-p", str(pid)], capture_output=True, text=True)
+            return pid if "tuneloop" in command.stdout else None
+        for line in LOCKS.read_text(encoding="utf-8").splitlines():
+            words = line.split()
+            is_held = "->" not in words and len(words) > 5 and words[5].endswith(f":{status.st_ino}")
+            if is_held and status.st_nlink == 1 and _has_open(int(words[4]), status):
+                return int(words[4])
     with suppress(UserError):  # it was started on a page, and holds nothing yet
-        if (folder / Job.file).is_file() and lives(job := read_record(Job, folder)):
+        if is_file(folder / Job.file, below=folder) and lives(job := read_record(Job, folder, below=folder), folder):
             return job.pid
     return None
+
+
+def _has_open(pid: int, status: os.stat_result) -> bool:
+    """Whether a process has a file open; of processes of other accounts that can't be seen."""
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        with suppress(OSError):
+            if os.path.samestat(os.stat(entry.path), status):
+                return True
+    return False
 
 
 def curves(sources: Sources, found: Found) -> Curves:

@@ -7,6 +7,7 @@ it, pieces of text, and at the end what is known of it. A few children stay for 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
+from tuneloop.core.confined import PAGE, confining
 from tuneloop.core.errors import UserError
 from tuneloop.inference.openai.target import Endpoint
 
@@ -63,7 +65,12 @@ def _take(key: tuple[str, str]) -> subprocess.Popen[str]:
         return child
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        [sys.executable, "-m", MODULE, *key], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-m", MODULE, *key],
+        stdin=pipe,
+        stdout=pipe,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, **confining(PAGE)},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -11,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuneloop.agents.jobs import start_job
-from tuneloop.agents.roots import Roots
+from tuneloop.core.confined import PAGE, Roots, confined, confining
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import make_folder, read_yaml
+from tuneloop.core.files import flat, make_folder, read_yaml, user_errors_of_the_disk, write_yaml
+from tuneloop.core.foreign import appended, lines_of
 from tuneloop.core.ids import utc_now
+from tuneloop.recipe import Recipe, make_recipe
 from tuneloop.records.record import Part
 from tuneloop.web.index import Found
 from tuneloop.web.runs import CONFIG, holder
@@ -35,16 +38,24 @@ class PageAction(Part):
 
 @dataclass(frozen=True)
 class RunCommand:
-    """A command line for a run, and the folder in which it is given."""
+    """A command line for a run, and the folder in which it is given.
+
+    Args:
+        run: folder of the run that it works on.
+        recipe: what is written there as its recipe before; `changes`: those of its settings that are new.
+    """
 
     words: tuple[str, ...]
     place: Path
-    run: Path  # folder of the run that it works on
+    run: Path
+    recipe: Recipe | None = None
+    changes: tuple[str, ...] = ()
 
     @property
     def line(self) -> str:
         """As it is typed."""
-        return f"cd {shlex.quote(str(self.place))} && {shlex.join(('tuneloop', *self.words))}"
+        line = f"cd {shlex.quote(str(self.place))} && {shlex.join(('tuneloop', *self.words))}"
+        return f"{line}  # with {', '.join(self.changes)}" if self.changes else line
 
 
 def started_in(run: Path) -> Path:
@@ -53,8 +64,9 @@ def started_in(run: Path) -> Path:
     Raises:
         UserError: no folder above it is one, as when the run was moved.
     """
-    config = read_yaml(run / CONFIG)
-    sources = [str(source) for source in (config.get("data") or {}).get("sources") or []]
+    config = read_yaml(run / CONFIG, below=run)
+    data = config.get("data")
+    sources = [str(source) for source in (data.get("sources") if isinstance(data, dict) else None) or []]
     output = str(config.get("output_dir") or f"runs/{run.name}")
     for place in run.parents:
         if (place / output).resolve() == run and all((place / source).exists() for source in sources):
@@ -63,11 +75,13 @@ def started_in(run: Path) -> Path:
     raise UserError("It can't be seen where this run was started", where=str(run), next_step=step)
 
 
-def resume_command(found: Found) -> RunCommand:
-    """The command that continues a run."""
-    place = started_in(found.path)
+def resume_command(sources: Sources, found: Found) -> RunCommand:
+    """The command that continues a run. Raises UserError: its recipe names code, or what is outside the folders."""
+    place, values = started_in(found.path), read_yaml(found.path / CONFIG, below=found.path)
     words = ["run", os.path.relpath(found.path / CONFIG, place)]
-    if not read_yaml(found.path / CONFIG).get("output_dir"):
+    with confined(PAGE, _roots(sources, place)):
+        make_recipe(values, where=found.path.name)
+    if not values.get("output_dir"):
         words.append(f"output_dir={os.path.relpath(found.path, place)}")
     return RunCommand((*words,), place, found.path)
 
@@ -75,23 +89,34 @@ def resume_command(found: Found) -> RunCommand:
 def clone_command(sources: Sources, found: Found, name: str, changes: Sequence[str]) -> RunCommand:
     """The command that trains with a run's settings but for some `key=value`, in the folder `name` next to it.
 
+    The values are parsed here, once: the recipe that comes of them is checked, and is what the command gets.
+
     Raises:
-        UserError: the name is taken or none, a change is no `key=value` or names a place outside the folders.
+        UserError: the name is taken or none, a change is no `key=value`, is not for pages, or names a place outside
+            the folders.
     """
     if not name or name != Path(name).name or name[0] in ".-" or "=" in name:
         raise UserError("This is no name for a folder", where=name[:80], next_step="use letters, digits, . _ -")
     folder = found.path.parent / name
     if folder.exists():
         raise UserError("There is a folder of this name already", where=name, next_step="choose another name")
-    pairs = [change.partition("=") for change in changes]
-    if wrong := next((change for change, (_, sign, _) in zip(changes, pairs, strict=True) if not sign), ""):
+    if wrong := next((change for change in changes if "=" not in change), ""):
         raise UserError("A change is written as key=value", where=wrong[:80], next_step="as in train.epochs=2")
-    roots = Roots(tuple(folder.resolve() for folder in sources.index.folders))
-    for key, _, value in pairs:
-        roots.settings({key: value})
     place = started_in(found.path)
-    words = ("run", os.path.relpath(found.path / CONFIG, place), f"output_dir={os.path.relpath(folder, place)}")
-    return RunCommand((*words, *changes), place, folder)
+    output = os.path.relpath(folder, place)
+    values = read_yaml(found.path / CONFIG, below=found.path) | {"output_dir": output}
+    with confined(PAGE, _roots(sources, place)):
+        before, recipe = make_recipe(values, where=found.path.name), make_recipe(values, changes)
+    if recipe.output_dir != output:
+        raise UserError("The folder of a clone is next to its run", where="output_dir", next_step="give it a name")
+    old, new = (flat(each.model_dump(mode="json")) for each in (before, recipe))
+    shown = tuple(f"{key}={json.dumps(value)}" for key, value in new.items() if old.get(key) != value)
+    words = ("run", os.path.relpath(folder / CONFIG, place))
+    return RunCommand(words, place, folder, recipe, shown)
+
+
+def _roots(sources: Sources, place: Path) -> Roots:
+    return Roots(tuple(folder.resolve() for folder in sources.index.folders), place)
 
 
 def start(sources: Sources, command: RunCommand, action: str) -> None:
@@ -99,7 +124,10 @@ def start(sources: Sources, command: RunCommand, action: str) -> None:
     if holder(command.run) is not None:
         raise UserError("This run is running already", where=command.run.name, next_step="load the page again")
     sources.inside(command.run)
-    start_job(command.run, command.words, command.place, dict(os.environ))
+    if command.recipe is not None:
+        write_yaml(command.run / CONFIG, command.recipe.model_dump(mode="json"))
+    environment = {**os.environ, **confining(PAGE, _roots(sources, command.place))}
+    start_job(command.run, command.words, command.place, environment)
     _note(sources, command.run, action, command.line)
 
 
@@ -116,8 +144,8 @@ def stop(sources: Sources, found: Found) -> None:
 def history(run: Path) -> list[PageAction]:
     """What was done to a run on a page, the latest first."""
     lines: list[PageAction] = []
-    with suppress(OSError):
-        for line in (run / HISTORY).read_bytes().splitlines():
+    with suppress(OSError, ValueError):
+        for line in lines_of(run / HISTORY, below=run):
             with suppress(ValueError):
                 lines.insert(0, PageAction.model_validate_json(line))
     return lines
@@ -126,5 +154,5 @@ def history(run: Path) -> list[PageAction]:
 def _note(sources: Sources, run: Path, action: str, command: str) -> None:
     line = PageAction(time=utc_now(), who=sources.who, action=action, command=command)
     make_folder(run)
-    with (run / HISTORY).open("a", encoding="utf-8") as file:
-        file.write(line.model_dump_json() + "\n")
+    with user_errors_of_the_disk(run), appended(run / HISTORY, below=run) as file:
+        file.write(f"{line.model_dump_json()}\n".encode())

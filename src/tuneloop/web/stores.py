@@ -64,7 +64,7 @@ def shown_store(request: Request, sources: Sources) -> ShownStore:
     names = {each: place_name(sources, place) for each, place in places.items()}
     folder, state = store_folder(places[key]), ServerState()
     with suppress(UserError):  # a damaged one says nothing
-        state = read_record(ServerState, folder) if (folder / ServerState.file).is_file() else state
+        state = read_record(ServerState, folder, below=folder) if (folder / ServerState.file).is_file() else state
     return ShownStore(places[key], key, names[key], list(names.items()) if len(names) > 1 else [], folder, state)
 
 

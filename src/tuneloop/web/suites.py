@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import build_config, lock_folder, read_jsonl, write_text
+from tuneloop.core.files import build_config, inside, lock_folder, read_jsonl, write_text
 from tuneloop.evaluation.suite import MustPass, load_suite
 from tuneloop.web.sources import Sources
 
@@ -34,7 +34,7 @@ def add_to_suite(path: Path, row: Mapping[str, Any]) -> bool:
     build_config(MustPass, values, where="the new row")
     with lock_folder(path.parent):
         suite = load_suite(path)
-        file = path.parent / (suite.must_pass_file or ROWS)
+        file = inside(path.parent, suite.must_pass_file or ROWS)
         if not suite.must_pass_file:
             if file.is_file() and file.stat().st_size:
                 what = "There is a file of rows that the suite does not name"

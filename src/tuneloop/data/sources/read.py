@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from tuneloop.core.confined import refuse_outside
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import nearest_path, user_errors_of_the_disk
 from tuneloop.core.urls import is_url
@@ -78,6 +79,7 @@ def find_files(sources: Sequence[str], max_expansion: float = MAX_EXPANSION) -> 
             source, sheet = excel.named_sheet(source)
             of_source = [replace(_readable(path), sheet=sheet) for path in _expand(source)]
         for file in of_source:
+            refuse_outside(file.path)
             files.setdefault((file.path.resolve(), file.sheet), replace(file, max_expansion=max_expansion))
     return list(files.values())
 

@@ -15,6 +15,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
+from tuneloop.core.confined import refuse_when_confined
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import cache_folder, content_hash, make_folder, sha256_file, user_errors_of_the_disk
 from tuneloop.core.object_store import open_store
@@ -35,6 +36,7 @@ def fetched(url: str, readable: frozenset[str]) -> list[tuple[Path, str]]:
     `#sha256=DIGEST` behind the address of a file pins its content. `readable`: endings of names, as `.jsonl`. Raises
     UserError: there is none, the service refuses, does not answer or breaks off, or the disk has no room.
     """
+    refuse_when_confined("Addresses are not opened", masked(url))
     url, mark, pin = url.partition("#sha256=")
     if mark or ("#" in url and _is_web(url)):
         if not re.fullmatch(r"[0-9a-fA-F]{64}", pin):

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.foreign import opened_zip, parse_json
 from tuneloop.evaluation.foreign.record import ForeignEvaluation, Observation, collected
 
 TOOL = "Inspect"
@@ -39,8 +40,8 @@ def read_zip(place: str) -> list[ForeignEvaluation]:
                 raise UserError(what, where=place, next_step="give a .eval file as Inspect writes it")
             # A member that was written again is there twice, and the last one counts. A long sample is a folder.
             alone = [n for n in dict.fromkeys(names) if re.fullmatch(r"samples/([^/]+|.+/sample)[.]json", n)]
-            samples = (json.loads(log.read(n)) | _further(log, n, names) for n in alone)
-            return [_evaluation(place, json.loads(log.read(header)), samples)]
+            samples = (parse_json(log.read(n)) | _further(log, n, names) for n in alone)
+            return [_evaluation(place, parse_json(log.read(header)), samples)]
     except UserError:
         raise
     except Exception as error:  # of three compressions, of JSON and of what it holds
@@ -51,12 +52,12 @@ def read_zip(place: str) -> list[ForeignEvaluation]:
 def _further(log: Any, name: str, names: Sequence[str]) -> dict[str, Any]:
     """The metadata of a long sample, which are a file of their own."""
     file = name.removesuffix("sample.json") + "metadata.json"
-    return {"metadata": json.loads(log.read(file))} if name.endswith("/sample.json") and file in names else {}
+    return {"metadata": parse_json(log.read(file))} if name.endswith("/sample.json") and file in names else {}
 
 
 def _zip_reader(place: str) -> Any:
     """Zip files whose members may be compressed with Zstandard, which Python has from 3.14 on."""
-    with zipfile.ZipFile(place) as log:
+    with opened_zip(place) as log:
         if all(member.compress_type != 93 for member in log.infolist()):  # 93: Zstandard
             return zipfile.ZipFile
     try:
@@ -97,7 +98,7 @@ def _whole(value: Any, attachments: Mapping[str, str]) -> Any:
     text = json.dumps(value)
     for name, content in attachments.items() if "attachment://" in text else ():
         text = text.replace(f"attachment://{name}", json.dumps(content)[1:-1])
-    return None if "attachment://" in text else json.loads(text)
+    return None if "attachment://" in text else parse_json(text)
 
 
 def _scores(sample: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import bounded_int
+from tuneloop.core.foreign import file_bytes, parse_json, parse_line
 from tuneloop.evaluation.foreign import (
     deepeval,
     inspect_ai,
@@ -99,7 +98,7 @@ def _guarded(read: Any, place: str, value: Any) -> list[ForeignEvaluation]:
 
 
 def _text(path: Path) -> str:
-    data = path.read_bytes()
+    data = file_bytes(path, "json")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -113,8 +112,8 @@ def _document(text: str) -> Any:
     if text.lstrip()[:1] not in ("{", "["):
         return None
     try:
-        return json.loads(text, parse_int=bounded_int)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return None
 
 
@@ -138,8 +137,8 @@ def _records(path: Path, text: str) -> list[Mapping[str, Any]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line, parse_int=bounded_int)
-            except (ValueError, RecursionError) as error:
+                row = parse_line(line)
+            except ValueError as error:
                 where = f"{path}:{number}"
                 raise UserError(f"Not valid JSON: {error}", where=where, next_step="correct the line") from None
             rows += [row] if isinstance(row, dict) else row if isinstance(row, list) else []

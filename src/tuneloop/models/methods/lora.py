@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from tuneloop.core.confined import TEXT
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config, read_json_object
 from tuneloop.core.machine import is_first
@@ -41,7 +42,9 @@ class LoraSettings(Config):
     """Settings of `train` that belong to LoRA."""
 
     rank: int = Field(16, ge=1, le=1024, description="rank of the LoRA matrices")
-    ranks: dict[str, int] = Field({}, description="rank of modules where it differs, by name endings: {q_proj: 8}")
+    ranks: Annotated[dict[str, int], TEXT] = Field(
+        {}, description="rank of modules where it differs, by name endings: {q_proj: 8}"
+    )
     alpha: float = Field(32.0, gt=0, description="LoRA scale; the update is multiplied by alpha / rank")
     rslora: bool = Field(False, description="multiply the update by alpha / sqrt(rank) instead")
     dora: bool = Field(False, description="learn the lengths of the weights as well (DoRA)")
@@ -49,7 +52,7 @@ class LoraSettings(Config):
         "default", description="start of the LoRA matrices: random and zero, or the weight's principal parts (PiSSA)"
     )
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout on the adapter's input")
-    targets: list[str] | Literal["all-linear", "attention"] = Field(
+    targets: Annotated[list[str] | Literal["all-linear", "attention"], TEXT] = Field(
         "all-linear", description="modules that get an adapter: all-linear, attention, or names as in [q_proj, v_proj]"
     )
     lora_plus: float = Field(10.0, gt=0, description="learning rate of LoRA's B matrices over that of the A matrices")

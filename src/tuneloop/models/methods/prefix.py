@@ -8,10 +8,11 @@ the instruction. It is saved as PEFT's PREFIX_TUNING adapter.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from tuneloop.core.confined import TEXT
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config
 from tuneloop.core.machine import is_first
@@ -29,7 +30,9 @@ class PrefixSettings(Config):
     """Settings of `train` that belong to prefix tuning."""
 
     prefix_tokens: int = Field(TOKENS, ge=1, le=4096, description="virtual tokens of prefix tuning")
-    prefix_text: str | None = Field(None, description="text that the prefix starts from; default: first training rows")
+    prefix_text: Annotated[str | None, TEXT] = Field(
+        None, description="text that the prefix starts from; default: first training rows"
+    )
 
 
 def conflict(settings: Any) -> str | None:

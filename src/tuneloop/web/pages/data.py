@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
 from starlette.requests import Request
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.foreign import fast_json, file_bytes
 from tuneloop.data.diff import diff_datasets
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.report import facts as f
@@ -44,7 +44,7 @@ def _line(found: Found) -> dict[str, Any]:
     line: dict[str, Any] = {"name": f.clean(name), "id": "", "task": "", "rows": {}, "rejected": 0, "levels": {}}
     line |= {"problem": "", "changed": found.changed}
     try:
-        value = orjson.loads((found.path / MANIFEST).read_bytes())
+        value = fast_json(file_bytes(found.path / MANIFEST, "json", below=found.path))
         splits, counts = f.section(value.get("splits")), f.section(value.get("counts"))
         levels = [check.get("level") for check in value.get("checks") or []]
         line |= {

@@ -12,6 +12,7 @@ from typing import Any
 from starlette.requests import Request
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_json_object
 from tuneloop.core.units import usd_words
 from tuneloop.improve.feedback.command import add
 from tuneloop.improve.feedback.value import current
@@ -154,7 +155,7 @@ def _labels(shown: ShownStore, one: StoredRequest, sources: Sources) -> set[str]
     with suppress(OSError, ValueError, UserError):
         folder = Path(weights_of(one, shown.state, sources))
         place = folder / "adapter" if (folder / "adapter").is_dir() else folder
-        task = json.loads((place / "tuneloop.json").read_text(encoding="utf-8")).get("task") or {}
+        task = read_json_object(place / "tuneloop.json", below=place).get("task") or {}
         return set(map(str, task.get("labels") or []))
     return set()
 

@@ -6,12 +6,12 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-import orjson
 from starlette.requests import Request
 
 from tuneloop.agents.jobs import Job, job_status
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json_object
+from tuneloop.core.foreign import fast_json, lines_of
 from tuneloop.records.plan import PLAN
 from tuneloop.records.run import ANSWERS, RUN, TrainingStep
 from tuneloop.report import charts
@@ -40,7 +40,7 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
         page["sections"] = [each for each in page["sections"] if each[0] != "training"]
     elif page["training"]:
         page["training"] = page["training"] | charts_of(curves(sources, found), asked_steps(request.query_params))
-    page["commands"], page["clone"] = _commands(found, page["line"].state), f"{found.path.name}-2"
+    page["commands"], page["clone"] = _commands(sources, found, page["line"].state), f"{found.path.name}-2"
     page["clone_line"], query = "", request.query_params
     if query.get("clone") and not sources.read_only:
         page["clone_line"] = clone_command(sources, found, query["clone"], _changes(query.get("changes", ""))).line
@@ -70,16 +70,16 @@ def report_of(sources: Sources, found: Found) -> dict[str, Any]:
     return page
 
 
-def _commands(found: Found, state: str) -> dict[str, str]:
+def _commands(sources: Sources, found: Found, state: str) -> dict[str, str]:
     """The command lines of what can be done with it now."""
     lines = {}
     if state == "running" and (pid := holder(found.path)) is not None:
         lines["stop"] = f"kill -TERM {pid}"
     if state == "stopped":
         with suppress(UserError):
-            lines["resume"] = resume_command(found).line
+            lines["resume"] = resume_command(sources, found).line
     with suppress(UserError):
-        same = resume_command(found)
+        same = resume_command(sources, found)
         lines["clone"] = RunCommand(("run", same.words[1]), same.place, found.path).line
     return lines
 
@@ -119,9 +119,9 @@ def developing(found: Found) -> list[dict[str, Any]]:
     """Answers to a few validation rows: of each its prompt, reference, and the latest answers by step."""
     rows: dict[int, dict[str, Any]] = {}
     with suppress(OSError):
-        for line in (found.path / ANSWERS).read_bytes().splitlines():
+        for line in lines_of(found.path / ANSWERS, below=found.path):
             with suppress(ValueError, KeyError, TypeError, AttributeError):  # a line that is half written
-                value = orjson.loads(line)
+                value = fast_json(line)
                 for at, row in enumerate(value["rows"]):
                     one = rows.setdefault(at, {"answers": {}})
                     one |= {name: f.clean(row[name]) for name in ("prompt", "reference")}
@@ -167,9 +167,14 @@ def planned_of(found: Found) -> tuple[int, float]:
     """Steps that a run is to do, and dollars for an hour; 0: not known."""
     steps, usd = 0, 0.0
     with suppress(UserError, OSError):
-        steps = int(f.number(read_json_object(found.path / "schedule.json").get("planned_steps")) or 0)
+        steps = int(
+            f.number(read_json_object(found.path / "schedule.json", below=found.path).get("planned_steps")) or 0
+        )
     with suppress(UserError, OSError):
-        usd = f.number(f.section(read_json_object(found.path / PLAN).get("cost")).get("usd_per_hour")) or 0.0
+        usd = (
+            f.number(f.section(read_json_object(found.path / PLAN, below=found.path).get("cost")).get("usd_per_hour"))
+            or 0.0
+        )
     return steps, usd
 
 
@@ -185,7 +190,7 @@ def act(request: Request, sources: Sources, form: dict[str, str]) -> str:
         stop(sources, found)
         return sources.url("run", key=found.key, said="It is ending its step and saves a checkpoint.")
     if action == "resume":
-        start(sources, resume_command(found), "resume")
+        start(sources, resume_command(sources, found), "resume")
         return sources.url("run", key=found.key, said="It is started again and continues from its last checkpoint.")
     if action != "clone":
         raise UserError("There is no such action", where=action[:80])

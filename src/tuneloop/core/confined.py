@@ -1,24 +1,31 @@
-"""What a coding agent may name: places within the folders that the server was given, and no code.
+"""What a command may read and run that a page or an agent starts: places within some folders, no addresses, no code.
 
-Texts come from a model that may have read anything, so a place is refused by how it is written before the disk is
-asked, and then by where it leads: links are followed. What a recipe or a run's settings name is checked as well.
+Texts come from a model, a form or a file that anyone may have written, so a place is refused by how it is written
+before the disk is asked, and then by where it leads: links are followed. A command that is started for a page or an
+agent finds its folders in the environment, and checks the recipe that it has parsed, as it will use it: whatever a
+setting was called, and however it was quoted. Python files it runs by no means.
 """
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import itertools
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from pydantic import BaseModel
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_yaml
 
+PAGE, AGENT = "a page", "an agent"
+CONFINED = "TUNELOOP_CONFINED"  # of the environment: who starts the command, and the folders that it may name
 LONGEST = 4096  # characters of a place: PATH_MAX of Linux
 MOST_VALUES = 64 * 1024  # characters of all settings together
 MOST_FILES = 100_000  # entries of a folder or pattern that are looked at
@@ -26,6 +33,23 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _CODE = re.compile(r"\.(py(:\w+)?|ya?ml)$|^\S*\.(py|ya?ml)[:,]")  # YAML: tasks of lm-eval hold Python
 _KEY = re.compile(r"[A-Za-z_][\w.-]*")
 _HOME = re.compile(r"~[^/\\]*([/\\]|$)")
+_NAME = re.compile(r"[A-Za-z0-9][\w-]*(\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Holds:
+    """What a setting's texts are, put into `Annotated`. One without it is no affair of pages and agents: its default
+    stays.
+
+    Args:
+        kind: `text`, which means nothing to the machine, as a column's name; `place`: files, folders or models;
+            `name`: of something that tuneloop or a library brings with it, and no file.
+    """
+
+    kind: Literal["text", "place", "name"]
+
+
+TEXT, PLACE, NAME = Holds("text"), Holds("place"), Holds("name")
 
 
 @dataclass(frozen=True)
@@ -33,10 +57,17 @@ class Roots:
     """The folders whose files may be read and written.
 
     Args:
-        folders: absolute, without links; relative places start at the first one.
+        folders: absolute, without links.
+        start: where relative places start; default: at the first of the folders.
     """
 
     folders: tuple[Path, ...]
+    start: Path | None = None
+
+    @property
+    def base(self) -> Path:
+        """The folder where relative places start."""
+        return self.start or self.folders[0]
 
     def place(self, text: str, what: str = "path") -> str:
         """A place as it was written, once it is known to be within the folders; "" where none was given.
@@ -48,7 +79,7 @@ class Roots:
         """
         if text.startswith("-"):
             self._refuse(text, what, "it begins with -")
-        if "=" in text and not os.path.lexists(self.folders[0] / text):  # a command would take it for a setting
+        if "=" in text and not os.path.lexists(self.base / text):  # a command would take it for a setting
             self._refuse(text, what, "it holds = and is no file")
         self._check(text, what)
         return text
@@ -75,18 +106,28 @@ class Roots:
         self.allow(values, what)
         return [f"{key}={_as_yaml(value)}" for key, value in _flat(values, what)]
 
-    def recipe(self, source: str) -> str:
-        """A source of rows like any place; of a recipe, or a run's, everything that it names is checked too.
+    def check(self, record: BaseModel, prefix: str = "") -> None:
+        """Check parsed settings: each text that is not a default is of a kind that may be chosen here; see `Holds`.
 
         Raises:
-            UserError: see `place`; the file can't be read.
+            UserError: a place out of the folders, code, or a setting that pages and agents may not change.
         """
-        self.place(source, "source")
-        path = self.folders[0] / source
-        for file in (path, path / "config.yaml"):
-            if file.suffix in (".yaml", ".yml") and file.is_file():
-                self.allow(read_yaml(file), source)
-        return source
+        for name, info in type(record).model_fields.items():
+            value, key = getattr(record, name), f"{prefix}{name}"
+            if isinstance(value, BaseModel):
+                self.check(value, f"{key}.")
+            elif value != info.get_default(call_default_factory=True):
+                kind = next((mark.kind for mark in info.metadata if isinstance(mark, Holds)), "")
+                if not kind and _may_hold_text(info.annotation) and (texts := [*_texts(value)]):
+                    what = f"{key} may name code or an address: it is not set by a page or an agent"
+                    step = "a person who trusts the value runs the command in a terminal"
+                    raise UserError(what, where=texts[0][:200], next_step=step)
+                for text in _texts(value) if kind in ("place", "name") else ():
+                    if kind == "name" and not _NAME.fullmatch(text):
+                        _refuse_code(key, text)
+                    self._check(text, f"value of {key}")
+                    if _CODE.search(text.strip()):
+                        _refuse_code(key, text)
 
     def allow(self, value: Any, what: str) -> None:
         """Check each text in a value: it names no place out of the folders, and no code.
@@ -101,8 +142,7 @@ class Roots:
                 self.allow(part, what)
         elif isinstance(value, str):
             if _CODE.search(value.strip()):
-                step = "a person who trusts the file runs the command on a terminal"
-                raise UserError("Code is not run for an agent", where=f"{what}: {value[:200]}", next_step=step)
+                _refuse_code(what, value)
             if "\n" not in value and len(value) <= LONGEST:
                 self._check(value, f"value of {what}")
             elif value.startswith("/"):
@@ -131,7 +171,7 @@ class Roots:
 
     def _outside(self, text: str) -> str:
         """What there is at a place, in it, or behind a pattern, and leads out of the folders; "": nothing does."""
-        path = os.path.join(self.folders[0], text)
+        path = os.path.join(self.base, text)
         there = [path] if os.path.lexists(path) else glob.iglob(path, recursive=True)
         for entry in itertools.islice(itertools.chain([path], there), MOST_FILES):
             if not self._within(entry):
@@ -172,3 +212,78 @@ def _flat(values: Mapping[str, Any], what: str, before: str = "") -> Iterator[tu
 def _as_yaml(value: Any) -> str:
     """A value as a command reads it: JSON, which YAML reads too; a text must not become a number."""
     return json.dumps(value, ensure_ascii=False)
+
+
+def _refuse_code(what: str, value: str) -> NoReturn:
+    step = "a person who trusts the file runs the command in a terminal"
+    raise UserError("Code is not run for a page or an agent", where=f"{what}: {value[:200]}", next_step=step)
+
+
+def _may_hold_text(annotation: Any) -> bool:
+    """Whether a type has texts other than those that it lists."""
+    if get_origin(annotation) is Literal:
+        return False
+    return annotation in (str, Any, object) or any(map(_may_hold_text, get_args(annotation)))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (text for pair in value.items() for part in pair for text in _texts(part))
+    elif isinstance(value, list | tuple | set | frozenset):
+        yield from (text for part in value for text in _texts(part))
+
+
+# --- of a process, or of a part of its work ----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Confinement:
+    """Who started a command, as in `a page`; `roots`: None where what it names was chosen before."""
+
+    who: str
+    roots: Roots | None = None
+
+
+_here: ContextVar[Confinement | None] = ContextVar("confinement", default=None)
+
+
+def confining(who: str, roots: Roots | None = None) -> dict[str, str]:
+    """The variable of the environment that confines a command, and all that it starts."""
+    folders = None if roots is None else [str(folder) for folder in roots.folders]
+    return {CONFINED: json.dumps({"who": who, "folders": folders})}
+
+
+@contextlib.contextmanager
+def confined(who: str, roots: Roots) -> Iterator[None]:
+    """Confine what is done here, as `confining` does a command."""
+    token = _here.set(Confinement(who, roots))
+    try:
+        yield
+    finally:
+        _here.reset(token)
+
+
+def confinement() -> Confinement | None:
+    """What confines this work; None: a person typed the command."""
+    if (here := _here.get()) is not None or (text := os.environ.get(CONFINED)) is None:
+        return here
+    value = json.loads(text)
+    folders = value["folders"]
+    roots = None if folders is None else Roots(tuple(map(Path, folders)), Path.cwd())
+    return Confinement(str(value["who"]), roots)
+
+
+def refuse_when_confined(what: str, where: str) -> None:
+    """Refuse, by a UserError, what no page and no agent may do: run a file, open an address."""
+    if (now := confinement()) is not None:
+        step = "a person who trusts it runs the command in a terminal"
+        raise UserError(f"{what} for {now.who}", where=where[:200], next_step=step)
+
+
+def refuse_outside(path: Path) -> None:
+    """Refuse, by a UserError, a file outside the folders that confine this work, links followed."""
+    now = confinement()
+    if now is not None and now.roots is not None and not now.roots._within(os.path.abspath(path)):
+        raise UserError("This file is outside the folders", where=str(path)[:200], next_step="name another one")

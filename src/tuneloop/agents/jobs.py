@@ -39,8 +39,7 @@ class Job(Record, what="a job", file="job.json", again="start the run again"):
 
     Args:
         command: its words; `folder`: where it was started.
-        pid, born: the process, and when it began as the system counts, so that no other process is taken for it. The
-            file proves nothing: see `lives`.
+        pid, born: the process, and when it began as the system counts, so that no other process is taken for it.
         started: in ISO 8601; `cancelled`: whether `run_cancel` ended it.
     """
 

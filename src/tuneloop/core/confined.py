@@ -1,7 +1,7 @@
 """What a command may read and run that a page or an agent starts: places within some folders, no addresses, no code.
 
 Texts come from a model, a form or a file that anyone may have written, so a place is refused by how it is written
-before the disk is asked, and then by where it leads: links are followed. A command that is started for a page or an
+before the disk is touched, and then by where it leads: links are followed. A command that is started for a page or an
 agent finds its folders in the environment, and checks the recipe that it has parsed, as it will use it: whatever a
 setting was called, and however it was quoted. Python files it runs by no means.
 """
@@ -18,11 +18,12 @@ from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
 
 from tuneloop.core.errors import UserError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 PAGE, AGENT = "a page", "an agent"
 CONFINED = "TUNELOOP_CONFINED"  # of the environment: who starts the command, and the folders that it may name
@@ -114,7 +115,7 @@ class Roots:
         """
         for name, info in type(record).model_fields.items():
             value, key = getattr(record, name), f"{prefix}{name}"
-            if isinstance(value, BaseModel):
+            if hasattr(value, "model_fields"):
                 self.check(value, f"{key}.")
             elif value != info.get_default(call_default_factory=True):
                 kind = next((mark.kind for mark in info.metadata if isinstance(mark, Holds)), "")

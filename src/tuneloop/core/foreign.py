@@ -20,12 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import orjson
 import yaml
 
 
 @dataclass(frozen=True)
-class Limits:
+class ForeignLimits:
     """What a file, or a part of one, may hold at most.
 
     Args:
@@ -44,12 +43,12 @@ class Limits:
     seconds: float = 60.0
 
 
-LIMITS: dict[str, Limits] = {
-    "yaml": Limits(4_000_000, 200_000, 64, 1_000, 20.0),
-    "json": Limits(512_000_000, 50_000_000),
-    "line": Limits(256_000_000, 10_000_000),  # of JSON Lines
-    "zip": Limits(16_000_000_000, 200_000),
-    "gguf": Limits(0, 100_000),  # its weights are not read
+LIMITS: dict[str, ForeignLimits] = {
+    "yaml": ForeignLimits(4_000_000, 200_000, 64, 1_000, 20.0),
+    "json": ForeignLimits(512_000_000, 50_000_000),
+    "line": ForeignLimits(256_000_000, 10_000_000),  # of JSON Lines
+    "zip": ForeignLimits(16_000_000_000, 200_000),
+    "gguf": ForeignLimits(0, 100_000),  # its weights are not read
 }
 PIECE = 100  # characters
 LONGEST_ARRAY = 4_000_000  # values of an array in a GGUF file: the largest vocabularies have 300,000
@@ -60,7 +59,7 @@ _OPENED = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _NONBLOCK, _NOFOLLOW = getattr(os, "O_NONBLOCK", 0), getattr(os, "O_NOFOLLOW", 0)
 
 
-class TooMuch(ValueError):
+class BeyondLimits(ValueError):
     """Something foreign is beyond its limits."""
 
 
@@ -149,12 +148,12 @@ def written(path: Path | str, *, below: Path) -> BinaryIO:
 
 
 def file_bytes(path: Path | str, kind: str, *, below: Path | None = None) -> bytes:
-    """The bytes of a plain file of a kind of `LIMITS`. Raises OSError; TooMuch."""
+    """The bytes of a plain file of a kind of `LIMITS`. Raises OSError; BeyondLimits."""
     most = LIMITS[kind].bytes
     with opened(path, below=below) as file:
         data = file.read(most + 1)
     if len(data) > most:
-        raise TooMuch(f"it has more than {most:,} bytes")
+        raise BeyondLimits(f"it has more than {most:,} bytes")
     return data
 
 
@@ -162,7 +161,7 @@ def file_bytes(path: Path | str, kind: str, *, below: Path | None = None) -> byt
 
 
 def parse_yaml(text: str | bytes) -> Any:
-    """A value of YAML, of plain types alone. Raises yaml.YAMLError: no YAML; TooMuch; ValueError: a value is none."""
+    """A value of YAML, of plain types alone. Raises yaml.YAMLError; BeyondLimits; ValueError."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     if isinstance(text, str) and len(text) <= PIECE and not set(text) & set("[]{}&*:,\n"):
         return yaml.load(text, loader)  # noqa: S506 - the safe one, in C; one scalar, as on a command line
@@ -170,10 +169,10 @@ def parse_yaml(text: str | bytes) -> Any:
     return yaml.load(text, loader)  # noqa: S506
 
 
-def _count_yaml(text: str | bytes, loader: Any, limits: Limits) -> None:
+def _count_yaml(text: str | bytes, loader: Any, limits: ForeignLimits) -> None:
     """Refuse a text whose values, once aliases are expanded, are too many or too deep; no value is built here."""
     if len(text) > limits.bytes:
-        raise TooMuch(f"it has more than {limits.bytes:,} bytes")
+        raise BeyondLimits(f"it has more than {limits.bytes:,} bytes")
     sizes: dict[str, tuple[int, int]] = {}  # of anchors that are complete: nodes, levels
     open_nodes: list[list[Any]] = [["", 0, 0]]  # anchor, nodes, levels below
     aliases, until = 0, time.monotonic() + limits.seconds
@@ -188,11 +187,11 @@ def _count_yaml(text: str | bytes, loader: Any, limits: Limits) -> None:
         elif isinstance(event, yaml.ScalarEvent):
             size = 1 + len(event.value) // PIECE
             if len(event.value) > DIGITS and _NUMBER.fullmatch(event.value):
-                raise TooMuch(f"a number of {len(event.value)} digits")
+                raise BeyondLimits(f"a number of {len(event.value)} digits")
         elif isinstance(event, yaml.AliasEvent):
             aliases += 1
             if anchor not in sizes and any(anchor == node[0] for node in open_nodes):
-                raise TooMuch("a value holds itself")
+                raise BeyondLimits("a value holds itself")
             size, levels = sizes.get(anchor or "", (1, 0))
         if size:
             if anchor and not isinstance(event, yaml.AliasEvent):
@@ -200,18 +199,23 @@ def _count_yaml(text: str | bytes, loader: Any, limits: Limits) -> None:
             open_nodes[-1][1] += size
             open_nodes[-1][2] = max(open_nodes[-1][2], levels)
         if open_nodes[-1][1] > limits.nodes:
-            raise TooMuch(f"it has more than {limits.nodes:,} values, aliases expanded")
+            raise BeyondLimits(f"it has more than {limits.nodes:,} values, aliases expanded")
         if len(open_nodes) + open_nodes[-1][2] > limits.depth:
-            raise TooMuch(f"it is nested too deeply: more than {limits.depth} levels")
+            raise BeyondLimits(f"it is nested too deeply: more than {limits.depth} levels")
         if aliases > limits.aliases:
-            raise TooMuch(f"it has more than {limits.aliases:,} aliases")
+            raise BeyondLimits(f"it has more than {limits.aliases:,} aliases")
         if number % 1000 == 0 and time.monotonic() > until:
-            raise TooMuch(f"it takes more than {limits.seconds:g} s to read")
+            raise BeyondLimits(f"it takes more than {limits.seconds:g} s to read")
 
 
 # --- JSON --------------------------------------------------------------------------------------
 
-fast_json = orjson.loads  # of one line or body whose bytes are limited already; levels and digits are by orjson
+
+def fast_json(data: str | bytes) -> Any:
+    """A value of one line or body whose bytes are limited already; orjson limits levels and digits. ValueError."""
+    import orjson
+
+    return orjson.loads(data)
 
 
 def bounded_int(text: str) -> int:
@@ -222,18 +226,18 @@ def bounded_int(text: str) -> int:
 
 
 def parse_json(text: str | bytes, kind: str = "json", **options: Any) -> Any:
-    """A value of JSON, NaN and infinities too; `options`: of `json.loads`. Raises ValueError, TooMuch too."""
+    """A value of JSON, NaN and infinities too; `options`: of `json.loads`. Raises ValueError, BeyondLimits too."""
     limits = LIMITS[kind]
     if len(text) > limits.bytes:
-        raise TooMuch(f"it has more than {limits.bytes:,} bytes")
+        raise BeyondLimits(f"it has more than {limits.bytes:,} bytes")
     if len(text) > limits.nodes:  # each value but the first comes after one of these characters
         marks: tuple[Any, ...] = (b",", b"[", b"{", b":") if isinstance(text, bytes) else (",", "[", "{", ":")
         if sum(map(text.count, marks)) > limits.nodes:
-            raise TooMuch(f"it has more than {limits.nodes:,} values")
+            raise BeyondLimits(f"it has more than {limits.nodes:,} values")
     try:
         return json.loads(text, parse_int=bounded_int, **options)
     except RecursionError:
-        raise TooMuch("it is nested too deeply") from None
+        raise BeyondLimits("it is nested too deeply") from None
 
 
 def parse_line(text: str | bytes) -> Any:
@@ -242,12 +246,12 @@ def parse_line(text: str | bytes) -> Any:
 
 
 def lines_of(path: Path | str, *, below: Path | None = None) -> Iterator[bytes]:
-    """The lines of a plain file, none longer than a line of JSON may be. Raises OSError; TooMuch."""
+    """The lines of a plain file, none longer than a line of JSON may be. Raises OSError; BeyondLimits."""
     most = LIMITS["line"].bytes
     with opened(path, below=below) as file:
         while line := file.readline(most + 1):
             if len(line) > most:
-                raise TooMuch(f"a line has more than {most:,} bytes")
+                raise BeyondLimits(f"a line has more than {most:,} bytes")
             yield line
 
 
@@ -259,26 +263,26 @@ def opened_zip(path: Path | str) -> Iterator[zipfile.ZipFile]:
     """A zip archive whose files are few, and no larger than what is packed may become.
 
     Raises:
-        OSError; zipfile.BadZipFile: it is none; TooMuch.
+        OSError; zipfile.BadZipFile: it is none; BeyondLimits.
     """
     limits = LIMITS["zip"]
     with opened(path) as file, zipfile.ZipFile(file) as archive:
         infos = archive.infolist()
         if len(infos) > limits.nodes:
-            raise TooMuch(f"the archive has more than {limits.nodes:,} files")
+            raise BeyondLimits(f"the archive has more than {limits.nodes:,} files")
         if sum(info.file_size for info in infos) > limits.bytes:
-            raise TooMuch(f"the archive holds more than {limits.bytes:,} bytes")
+            raise BeyondLimits(f"the archive holds more than {limits.bytes:,} bytes")
         starts = sorted(info.header_offset for info in infos)
         if len({*starts}) < len(starts):
-            raise TooMuch("files of the archive are packed in one place")
+            raise BeyondLimits("files of the archive are packed in one place")
         for info in infos:
             if info.file_size > PACKED * max(info.compress_size, 1) or info.file_size > LIMITS["json"].bytes:
-                raise TooMuch(f"{info.filename[:80]!r} is packed too densely, or too large")
+                raise BeyondLimits(f"{info.filename[:80]!r} is packed too densely, or too large")
         yield archive
 
 
 def gguf_reader(path: Path | str) -> Any:
-    """gguf's reader of a file, once its header is known to be within limits. Raises OSError; TooMuch; ValueError."""
+    """gguf's reader of a file, once its header is known to be within limits. Raises OSError; ValueError."""
     import gguf
 
     _check_gguf(path)
@@ -296,7 +300,7 @@ def _check_gguf(path: Path | str) -> None:
         if magic != b"GGUF" or not 2 <= version <= 3:
             return  # its reader says what is wrong
         if tensors + keys > LIMITS["gguf"].nodes:
-            raise TooMuch(f"the file has {tensors + keys:,} keys and tensors")
+            raise BeyondLimits(f"the file has {tensors + keys:,} keys and tensors")
 
         def skip(length: int) -> None:
             if length > size - file.tell():
@@ -315,7 +319,7 @@ def _check_gguf(path: Path | str) -> None:
             elif kind == _ARRAY:
                 kind, length = number("<I"), number("<Q")
                 if length > LONGEST_ARRAY or kind == _ARRAY:
-                    raise TooMuch(f"an array of {length:,} values")
+                    raise BeyondLimits(f"an array of {length:,} values")
                 if kind in _SIZES:
                     skip(length * _SIZES[kind])
                 else:

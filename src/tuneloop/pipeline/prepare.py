@@ -22,6 +22,7 @@ from tuneloop.recipe import Recipe
 from tuneloop.records.dataset import MANIFEST, DatasetManifest, read_manifest
 from tuneloop.records.record import write_record
 from tuneloop.records.rows import Dataset, Row
+from tuneloop.report.data_html import write_data_report
 from tuneloop.track import start_tracking
 
 if TYPE_CHECKING:
@@ -114,7 +115,6 @@ def _prepare_into(job: RunContext, out: Path) -> Dataset:
     from tuneloop.data.prepare import prepare
     from tuneloop.data.sources.read import find_files
     from tuneloop.data.spool import detect_format
-    from tuneloop.report.data_html import write_data_report
 
     recipe = job.recipe
     detect_format(find_files(recipe.data.sources, recipe.data.max_expansion), recipe.data)  # before a model is fetched

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_yaml
-from tuneloop.core.foreign import TooMuch, is_file, lines_of, parse_line
+from tuneloop.core.foreign import BeyondLimits, is_file, lines_of, parse_line
 from tuneloop.core.stats.tests import p_words
 from tuneloop.core.units import counted
 from tuneloop.evaluation.metrics import declare, headline_of, metric_of
@@ -201,7 +201,7 @@ def _lines(path: Path, problems: list[str], record_of: Callable[[dict[str, Any]]
                 records += [] if record is None else [record]
     except FileNotFoundError:
         return []
-    except (OSError, TooMuch) as error:
+    except (OSError, BeyondLimits) as error:
         problems.append(f"{path.name} could not be read: {getattr(error, 'strerror', error)}")
         return []
     if damaged:

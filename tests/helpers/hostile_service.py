@@ -77,6 +77,7 @@ def hostile(kind: str = "endless", **more: Any) -> Iterator[Hostile]:
 
     class Handler(Quiet):
         protocol_version: ClassVar[str] = "HTTP/1.1"
+        wbufsize: ClassVar[int] = -1  # head and body in one packet: else each answer waits 40 ms for an acknowledgement
 
         def any(self) -> None:
             self.body()

@@ -20,7 +20,15 @@ from places import ROOT
 pytestmark = pytest.mark.slow
 TIMES = int(os.environ.get("TUNELOOP_KILLS", "3"))
 PROGRAM = ROOT / "tests" / "helpers" / "two_commands.py"
-BUSY = ("Another", "being", "locked", "is working", "There is", "exists")  # what a refusal says of the other one
+BUSY = (
+    "Another",
+    "being",
+    "locked",
+    "is working",
+    "There is",
+    "exists",
+    "already",
+)  # what a refusal says of the other one
 
 
 def both(folder: Path, environment: dict[str, str], *words: str) -> None:

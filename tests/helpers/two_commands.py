@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from killed_command import run, values
+from killed_command import is_time, run, values
 
 
 def both(arguments: list[str], folder: Path, pause: float) -> list[int]:
@@ -41,7 +41,7 @@ def main(folder: Path, times: int, arguments: list[str]) -> None:
         status, _ = run(arguments, place, 0)
         wholes.append(values(place))
     first, second = wholes
-    steady = {each for each in first.keys() & second.keys() if first[each] == second[each]}
+    steady = {each for each in first.keys() & second.keys() if first[each] == second[each] and not is_time(each)}
     names = {each.partition(":")[0] for each in first.keys() | second.keys()}
     for number in range(times):
         place = fresh("both")

@@ -125,7 +125,7 @@ def find_text_label(sample: RecordSample, config: PrepareConfig) -> FormatGuess 
         reason,
         many_labels=label in lists,
         classes=_placeholder_classes(sample, columns),
-        guessed=(f"data.text={text}", f"data.label={label}") if guessed else (),
+        guessed=(f"data.text={text}", f"data.label={label}") if guessed == label else (),
     )
 
 

@@ -33,6 +33,23 @@ def test_a_job_gets_bytes_and_gives_bytes_back_from_the_same_warm_child(work: Bo
     assert work.run(loud, b"", seconds=5) == b"quiet" and work.run(loud, b"", seconds=5) == b"quiet"
 
 
+def test_a_child_of_a_large_process_stays(tmp_path: Path) -> None:
+    program = tmp_path / "large.py"
+    program.write_text(
+        "from tuneloop.core.bounded_work import BoundedWork\n"
+        "from bounded_jobs import process\n"
+        "model = bytearray(b'x') * (600 << 20)\n"
+        "work = BoundedWork(1)\n"
+        "print(len({work.run(process, b'', seconds=5) for _ in range(4)}))\n"
+        "work.stop()\n"
+    )
+    path = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.stdout.strip() == "1", done.stderr
+
+
 @pytest.mark.parametrize("job", [endless, huge])
 def test_what_takes_too_much_is_ended_and_the_next_job_is_done(work: BoundedWork, job: object) -> None:
     with pytest.raises(TooMuchWork):

@@ -104,7 +104,7 @@ def start_job(folder: Path, words: Sequence[str], place: Path, environment: dict
     job = Job(command=[*words], folder=str(place), pid=process.pid, born=_born(process.pid), started=started)
     write_record(folder / Job.file, job)
     until = time.monotonic() + STARTS
-    while process.poll() is None and not _environment(job.pid) and time.monotonic() < until:
+    while process.poll() is None and not lives(job, folder) and time.monotonic() < until:
         time.sleep(0.001)  # the system shows a new program's environment a moment after it began
     return job
 
@@ -173,7 +173,8 @@ def _environment(pid: int) -> list[str]:
     """The variables that a process of this account was started with; without `/proc` what `ps` shows of them."""
     if (PROCESSES / "self" / "stat").exists():
         with suppress(OSError):
-            return (PROCESSES / str(pid) / "environ").read_bytes().decode("utf-8", "surrogateescape").split("\0")
+            environment = (PROCESSES / str(pid) / "environ").read_bytes()
+            return environment.decode("utf-8", "surrogateescape").rstrip("\0").split("\0")
         return []
     listed = subprocess.run(["ps", "eww", "-o", "command=", "-p", str(pid)], capture_output=True, text=True)
     return listed.stdout.split()

@@ -57,7 +57,7 @@ class Access:
     key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
 
     def admitted(self, request: Request) -> tuple[Visitor, str] | None:
-        """Who sends a request, and the token that forms of this session carry; None: it may see nothing."""
+        """Who sends a request, and the token that forms of its pages carry; None: it may see nothing."""
         cookie = request.cookies.get(cookie_name(request), "")
         id_, _, rest = cookie.partition(".")
         since, _, signature = rest.partition(".")

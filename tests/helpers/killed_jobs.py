@@ -8,6 +8,7 @@ from killed_controller import commands
 from traffic import request, thumb
 from web_pages import pages_of
 
+from tuneloop.core.errors import UserError
 from tuneloop.improve.controller import command as controller
 from tuneloop.improve.controller.controller import ProjectConfig
 from tuneloop.serving.store.store import insert, opened
@@ -26,9 +27,13 @@ def fill(folder: Path) -> None:
 
 
 def improve() -> int:
-    """`tuneloop improve`, whose commands are stand-ins, but the experiment's."""
-    ended = controller.improve(ProjectConfig.model_validate(PROJECT), command=commands(Path("serve"))).state == "ended"
-    return 0 if ended else 3
+    """`tuneloop improve`, whose commands are stand-ins, but the experiment's; a cycle that another one ended is done."""
+    try:
+        state = controller.improve(ProjectConfig.model_validate(PROJECT), command=commands(Path("serve"))).state
+    except UserError as error:
+        print(f"Error: {error}")
+        return 2
+    return 0 if state in ("ended", "idle") else 3
 
 
 def ui() -> int:

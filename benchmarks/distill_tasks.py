@@ -160,7 +160,7 @@ def main() -> None:
     )
     parser.add_argument("--teachers", default="", help="train these tasks' teachers alone: banking77,dialogsum")
     parser.add_argument("--rows", type=int, default=600, help="most test rows")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/records/results.md")
+    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/records/results.md")
     options = parser.parse_args()
     if not (options.data / "banking77").is_dir():
         sys.exit(f"No folder {options.data}/banking77: name that of the data sets with --data")

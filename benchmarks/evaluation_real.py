@@ -1,4 +1,4 @@
-"""What evaluation says of real data, as the tables of docs/records/results.md.
+"""What evaluation says of real data, as the tables of benchmarks/records/results.md.
 
     python benchmarks/evaluation_real.py [--data FOLDER] [--keep FOLDER] [PART ...]
 

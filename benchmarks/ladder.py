@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--shots", type=int, default=20, help="examples in the large model's prompt")
     parser.add_argument("--epochs", type=float, default=3, help="passes of the students and of the 0.5B")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
-    parser.add_argument("--write", action="store_true", help="put the table into docs/records/results.md")
+    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/records/results.md")
     options = parser.parse_args()
     if options.alone:
         answer_alone(*json.loads(options.alone))

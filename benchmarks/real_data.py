@@ -1,4 +1,4 @@
-"""The main job on public data sets of four shapes, formats detected, as a table for docs/records/results.md.
+"""The main job on public data sets of four shapes, formats detected, as a table for benchmarks/records/results.md.
 
     python benchmarks/real_data.py [--data FOLDER] [--out FOLDER] [NAME ...]
 

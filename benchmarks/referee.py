@@ -152,7 +152,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", default="")
     parser.add_argument("--rows", type=int, default=20)
     parser.add_argument("--max-tokens", type=int, default=12)
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/records/results.md")
+    parser.add_argument("--write", action="store_true", help="put the tables into benchmarks/records/results.md")
     options = parser.parse_args()
     with TemporaryDirectory() as place:
         text = table(options, Path(place))

@@ -308,7 +308,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--features", default="words,static,minilm")
     parser.add_argument("--runs", default="", help="of `tasks`, with commas")
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/records/results.md")
+    parser.add_argument("--write", action="store_true", help="put the tables into benchmarks/records/results.md")
     options = parser.parse_args()
     if not (options.data / "banking77").is_dir():
         sys.exit(f"No folder {options.data}/banking77: name that of the data sets with --data")

@@ -5,7 +5,7 @@
 Every row gets the same minutes of training, validations included (`train.max_minutes`), so methods are compared at equal time; each is a process of its own and is appended to
 OUT/table.json as it ends. A row that is there is not made again, and one that was cut short goes on from its checkpoint. The whole table takes
 at most 40 minutes of two cores: 16 rows of 1.2 minutes of training, about 0.5 of loading and timing, and 0.5 of at most 120 test rows; and 4 rows of the
-base model at 0.5. `--write` puts the table into docs/records/results.md. Needs the data sets, which are not part of this repository. Run it on an idle machine.
+base model at 0.5. `--write` puts the table into benchmarks/records/results.md. Needs the data sets, which are not part of this repository. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -173,8 +173,8 @@ def sampled(source: Path, rows: int, seed: int, out: Path) -> Path:
 
 
 def put_into_results(heading: str, text: str) -> None:
-    """Put a section into docs/records/results.md, in place of the one that is there."""
-    page = ROOT / "docs" / "records" / "results.md"
+    """Put a section into benchmarks/records/results.md, in place of the one that is there."""
+    page = ROOT / "benchmarks" / "records" / "results.md"
     before, found, rest = page.read_text(encoding="utf-8").partition(heading)
     after = rest[rest.index("\n## ") :] if "\n## " in rest else "\n"
     before = before if found else before.rstrip() + "\n\n"
@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1.2, help="of training with its validations, for each row")
     parser.add_argument("--test", type=int, default=0, help="fewer test rows, to try it")
     parser.add_argument("--only", default="", help="rows to make, as in banking77/lora,dialogsum/prefix")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/records/results.md")
+    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/records/results.md")
     options = parser.parse_args()
     if not options.data.is_dir():
         sys.exit(f"No folder {options.data}: name that of the data sets with --data")

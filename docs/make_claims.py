@@ -349,7 +349,7 @@ def distilled() -> Claim:
     }
     measured = [
         f"Measured here, {name}: {distilled:.3f}, {distilled / whole:.0%} of the teacher's {whole:.3f}; the same student "
-        f"without a teacher has {alone:.3f}, {alone / whole:.0%} (benchmarks/distill_tasks.py, docs/records/results.md)"
+        f"without a teacher has {alone:.3f}, {alone / whole:.0%} (benchmarks/distill_tasks.py, benchmarks/records/results.md)"
         for name, (whole, alone, distilled) in here.items()
     ]
     return Claim(

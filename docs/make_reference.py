@@ -111,20 +111,15 @@ def _records() -> str:
     from tuneloop.cli.schema import RECORDS, schema_of
 
     parts = [
-        f"# Records\n\n{GENERATED}\n\nThe files that tuneloop writes. `tuneloop schema --record NAME` prints the JSON "
-        "Schema with the nested parts.\n"
+        f"# Records\n\n{GENERATED}\n\nThe files that tuneloop writes, with their fields; those in bold are always there. "
+        "`tuneloop schema --record NAME`\nprints the JSON Schema: types, defaults, meanings and nested parts.\n"
     ]
     for name, (_, _, file) in RECORDS.items():
         schema = schema_of(name)
         schema = schema["$defs"][schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
         required = schema.get("required", ())
-        rows = [
-            (f"`{field}`", _type(part), "required" if field in required else _default(part))
-            for field, part in schema.get("properties", {}).items()
-        ]
-        head = f"## {name}\n\nIn: {file}\n"
-        about = f"\n```text\n{inspect.cleandoc(schema['description'])}\n```\n" if "description" in schema else ""
-        parts.append(f"{head}{about}\n{_table(('field', 'type', 'default'), rows)}")
+        fields = (f"**`{field}`**" if field in required else f"`{field}`" for field in schema.get("properties", {}))
+        parts.append(f"## {name}\n\nIn: {file}\n\n{', '.join(fields)}\n")
     return "\n".join(parts)
 
 
@@ -141,11 +136,6 @@ def _type(part: dict[str, Any]) -> str:
     if part.get("type") == "array":
         return f"list of {_type(part['items'])}" if isinstance(part.get("items"), dict) else "list"
     return str(part.get("type", "any"))
-
-
-def _default(part: dict[str, Any]) -> str:
-    value = part.get("default")
-    return "" if value in (None, "", [], {}) else f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
 def _metrics() -> str:

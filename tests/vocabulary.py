@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-CHECKED = ("src", "docs", "examples", "recipes", "README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+CHECKED = ("src", "docs", "benchmarks/records", "examples", "recipes", "README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 ENDINGS = (".py", ".md", ".yaml", ".j2", ".html", ".toml", ".sh")
 
 # Words of others: customers, the prompt of a judge whose answers were measured, a list of English words.

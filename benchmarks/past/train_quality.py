@@ -4,7 +4,7 @@
 
 All train on the same rows (`--rows` an intent) for the same six minutes, validation included, planned at the speed measured before;
 accuracy is that of choosing among all intents on the same test rows, and differences are paired (as `tuneloop compare` tests them). A system whose
-run is there already is not trained again. Three runs of about six minutes and a minute or two of answers each. All else is as it comes, validation included. `--write` puts the table into docs/records/results.md.
+run is there already is not trained again. Three runs of about six minutes and a minute or two of answers each. All else is as it comes, validation included. `--write` puts the table into benchmarks/records/results.md.
 Needs banking77, which is not part of this repository. Run it on an idle machine.
 """
 
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=30, help="training rows of an intent")
     parser.add_argument("--test", type=int, default=1500, help="test rows")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--write", action="store_true", help="put the table into docs/records/results.md")
+    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/records/results.md")
     options = parser.parse_args()
     if not (options.data / "banking77").is_dir():
         sys.exit(f"No folder {options.data}/banking77: name that of the data sets with --data")

@@ -20,7 +20,7 @@ from tuneloop.core.files import cache_folder
 TABLE = Path(__file__).with_name("gpus.yaml")
 CPU = "cpu"
 # Floating-point operations a core does in a second when it trains, of those it could do: a number from experience
-# (docs/records/results.md: 135M parameters at about 400 tokens a second on two cores).
+# (benchmarks/records/results.md: 135M parameters at about 400 tokens a second on two cores).
 CPU_TFLOPS_PER_CORE = 0.1
 
 

@@ -94,7 +94,7 @@ class WhatIsTrained(Config):
 
 
 class TrainConfig(DistilSettings, FullSettings, PrefixSettings, LoraSettings, WhatIsTrained):
-    """Defaults that were measured to work on small jobs; see docs/records/results.md."""
+    """Defaults that were measured to work on small jobs; see benchmarks/records/results.md."""
 
     loss: Annotated[str, NAME] = Field(
         "supervised",

@@ -47,7 +47,9 @@ def test_the_index_lists_every_page() -> None:
     assert "](docs/README.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", [*PAGES, *RECORDS, ROOT / "CHANGELOG.md"], ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page", [*PAGES, *RECORDS, ROOT / "CHANGELOG.md"], ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_lines_are_at_most_120_characters(page: Path) -> None:
     """Tables, blocks that show what a command prints, and generated pages may be wider."""
     if page.parent.name == "reference" or page.name == "claims.md":

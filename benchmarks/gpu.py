@@ -39,8 +39,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tuneloop.core import device
+from tuneloop.inference.labels import label_trie
 from tuneloop.inference.local.engine import ActiveRow, DecodingBatch
-from tuneloop.inference.local.labels import label_trie
 from tuneloop.inference.local.scoring import choose
 from tuneloop.inference.request import Request
 from tuneloop.models.load import SIZES, random_model

@@ -57,7 +57,7 @@ def written(model: Any, requests: Sequence[Any], rows: int) -> list[Any]:
 
 def chosen(model: Any, requests: Sequence[Any], rows: int) -> list[Any]:
     """Labels, of so many requests at a time."""
-    from tuneloop.inference.local.labels import label_ids, label_trie
+    from tuneloop.inference.labels import label_ids, label_trie
     from tuneloop.inference.local.scoring import choose_for
 
     labels = [f"{first} {second}" for first in WORDS[:8] for second in WORDS[8:13]]

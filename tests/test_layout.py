@@ -44,7 +44,7 @@ TESTED_IN = {
     "inference/local/test_serving.py": "inference.protocol",
     "inference/local/test_engine.py": "inference.request",
     "inference/test_wire.py": "inference.http1",
-    "inference/local/test_scoring.py": "inference.local.labels",
+    "inference/local/test_scoring.py": "inference.labels",
     "inference/openai/test_target.py": "inference.openai.api inference.requesting",
     "inference/llamacpp/test_llamacpp.py": "inference.llamacpp.child",
     "inference/llamacpp/test_serving.py": "inference.llamacpp.server",

@@ -23,12 +23,11 @@ from pretend_gpu import TO_HOST, Card, Gpu, MixedDevices, pretend_gpu, varlen
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_jsonl
 from tuneloop.core.ui import reporting
+from tuneloop.inference.labels import label_trie
 from tuneloop.inference.local.engine import Engine
 from tuneloop.inference.local.generate import generate
-from tuneloop.inference.local.labels import label_trie
-from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.local.scoring import answer_fits, choose
-from tuneloop.inference.request import Request
+from tuneloop.inference.request import Request, Sampling
 from tuneloop.models.load import load_model
 from tuneloop.models.methods import method_named
 from tuneloop.models.trained import load_trained

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from patience import HANG
-from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.local.serving import LocalEngine
 from tuneloop.inference.protocol import BASE, Served
-from tuneloop.inference.request import Request
+from tuneloop.inference.request import Request, Sampling
 
 MODEL = "tiny"
 TOGETHER = 1.0  # seconds in which requests count as one batch, where a test has them mixed

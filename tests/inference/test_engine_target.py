@@ -16,11 +16,10 @@ from vllm_stand_in import MODEL, StandIn
 from tuneloop.core.errors import UserError
 from tuneloop.inference import targets
 from tuneloop.inference.engine_target import EngineTarget
-from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.local.serving import LocalEngine
 from tuneloop.inference.openai.target import Endpoint
 from tuneloop.inference.protocol import Served
-from tuneloop.inference.request import Request, Update, refused
+from tuneloop.inference.request import Request, Sampling, Update, refused
 from tuneloop.inference.requesting import RequestLimits
 from tuneloop.inference.targets import endpoint_of, open_endpoint, open_target
 from tuneloop.models.adapters import BASE

@@ -16,10 +16,9 @@ from served import Files
 
 from tuneloop.inference.llamacpp import installed
 from tuneloop.inference.llamacpp.serving import VERSION, WHEEL, LlamaCppEngine
-from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.priority import Pace
 from tuneloop.inference.protocol import BASE, ServingEngine, complete
-from tuneloop.inference.request import Request
+from tuneloop.inference.request import Request, Sampling
 from tuneloop.records.completion import Completion
 
 needs_llamacpp = pytest.mark.skipif(

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tuneloop.inference.label_search import UNREAD, Path, Reading, search_labels
-from tuneloop.inference.local.labels import label_probability
+from tuneloop.inference.labels import label_probability
 
 VOCABULARY = 12
 

@@ -16,11 +16,10 @@ from local_http import Quiet, listening
 from tuneloop.core.errors import UserError
 from tuneloop.inference import targets
 from tuneloop.inference.local.generate import generate
-from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.openai.target import Endpoint, EndpointTarget
 from tuneloop.inference.protocol import Target
-from tuneloop.inference.request import Request
+from tuneloop.inference.request import Request, Sampling
 from tuneloop.inference.targets import PredictionsTarget, open_target
 from tuneloop.models.adapters import BASE, applied
 from tuneloop.models.load import load_model

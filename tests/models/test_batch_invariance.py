@@ -14,12 +14,11 @@ from adapters import write_adapter
 from torch import Tensor
 
 from tuneloop.core.errors import UserError
+from tuneloop.inference.labels import label_ids, label_trie
 from tuneloop.inference.local.engine import Engine
 from tuneloop.inference.local.generate import answer_requests
-from tuneloop.inference.local.labels import label_ids, label_trie
-from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.local.scoring import _Search, _Tree, choose_for
-from tuneloop.inference.request import Request
+from tuneloop.inference.request import Request, Sampling
 from tuneloop.models.adapters import BASE
 from tuneloop.models.batch_invariance import batch_invariant, need_batch_invariance
 from tuneloop.models.load import Model, load_model

@@ -13,7 +13,7 @@ from manifests import manifest_of
 from tuneloop.core.errors import UserError
 from tuneloop.evaluation.config import BaselinesConfig, EvaluateConfig
 from tuneloop.evaluation.prompt import prompt_turns
-from tuneloop.inference.local.labels import label_ids, label_trie
+from tuneloop.inference.labels import label_ids, label_trie
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.pipeline.compared_systems import CONTENT_FREE, Asking, ask, few_shot_examples, longest_answer, uses_choice
 from tuneloop.pipeline.side_effects import ending_losses

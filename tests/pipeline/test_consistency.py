@@ -13,7 +13,7 @@ from manifests import manifest_of
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl
 from tuneloop.core.ui import reporting
-from tuneloop.inference.local.sampling import Sampling
+from tuneloop.inference.request import Sampling
 from tuneloop.pipeline.compared_systems import SystemAnswers, ask
 from tuneloop.pipeline.consistency import ANSWERS, consistency_part, is_drawn, prompt_systems, tuned_system
 from tuneloop.pipeline.context import RunContext, attach_trained

@@ -26,7 +26,7 @@ from tuneloop.evaluation.metrics.labels import label_lists, label_matcher, label
 from tuneloop.evaluation.metrics.structured import are_structured, leaves, parse, parses, structured_statistics
 from tuneloop.evaluation.metrics.text import LONGEST_SCORED, is_latin, rouge, token_f1
 from tuneloop.evaluation.rewording import rewordings
-from tuneloop.inference.local.sampling import GREEDY, Sampling
+from tuneloop.inference.request import GREEDY, Sampling
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Estimate
 from tuneloop.records.metric import number_words

@@ -16,10 +16,9 @@ from typing import Any, ClassVar, TypeVar
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
 from tuneloop.core.ui import busy
-from tuneloop.inference.local.labels import LabelTrie
-from tuneloop.inference.local.scoring import AnswerFit
+from tuneloop.inference.labels import LabelTrie
 from tuneloop.inference.local.target import LocalTarget
-from tuneloop.inference.protocol import SCORING, Kind, ModelTarget, ServingEngine, complete, with_template
+from tuneloop.inference.protocol import SCORING, AnswerFit, Kind, ModelTarget, ServingEngine, complete, with_template
 from tuneloop.inference.request import Request, Requests
 from tuneloop.inference.requesting import Body, FailedTry, Requester, RequestLimits
 from tuneloop.inference.timeouts import NO_QUOTA

@@ -30,9 +30,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 from tuneloop.core.errors import UserError
-from tuneloop.inference.local.grammar import Grammars, why_not_written
-from tuneloop.inference.local.labels import LabelTrees, LabelTrie, label_ids, label_trie
-from tuneloop.inference.local.scoring import AnswerFit
+from tuneloop.inference.grammar import Grammars, why_not_written
+from tuneloop.inference.labels import LabelTrees, LabelTrie, label_ids, label_trie
 from tuneloop.inference.request import Request, Requests, Separation, Update, fit_checked, refused, with_ids
 from tuneloop.inference.timeouts import START_WITHIN
 from tuneloop.models.adapters import ATTACHED, BASE
@@ -334,6 +333,15 @@ class Target(ABC):
         """
         why, instead = self.no_scores
         raise UserError(why, where=self.name, next_step=instead)
+
+
+@dataclass(frozen=True)
+class AnswerFit:
+    """How well a model foresees a row's supervised tokens."""
+
+    loss: float  # sum of -log likelihood
+    tokens: int  # how many they are
+    verbatim: bool  # whether greedy decoding would write exactly these: each is the likeliest after those before it
 
 
 class ModelTarget(Target):

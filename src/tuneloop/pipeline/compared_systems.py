@@ -25,12 +25,11 @@ from tuneloop.evaluation.prompt import (
     prompt_turns,
     rarest_label,
 )
+from tuneloop.inference.labels import calibrated
 from tuneloop.inference.local.batches import shared_length
-from tuneloop.inference.local.labels import calibrated
-from tuneloop.inference.local.sampling import GREEDY, Sampling
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.protocol import ModelTarget
-from tuneloop.inference.request import Request
+from tuneloop.inference.request import GREEDY, Request, Sampling
 from tuneloop.models.batch_invariance import batch_invariant, need_batch_invariance
 from tuneloop.models.load import Model
 from tuneloop.models.reasoning import with_tags

@@ -16,7 +16,7 @@ from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.consistency import FEWEST_WAYS, Way, measure_consistency, ways_of
 from tuneloop.evaluation.evaluate import sample_rows
 from tuneloop.evaluation.prompt import AS_IT_IS
-from tuneloop.inference.local.sampling import Sampling
+from tuneloop.inference.request import Sampling
 from tuneloop.models.load import Model
 from tuneloop.pipeline.compared_systems import (
     Asking,

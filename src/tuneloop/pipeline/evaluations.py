@@ -17,9 +17,9 @@ from tuneloop.data.config import PrepareConfig
 from tuneloop.data.load_eval_file import read_whole
 from tuneloop.evaluation.config import EvalOptions
 from tuneloop.evaluation.evaluate import ScoredAnswers, check_ids, sample_order, sample_rows
-from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.openai.target import Endpoint, EndpointTarget
+from tuneloop.inference.request import Sampling
 from tuneloop.inference.targets import PredictionsTarget, endpoint_of, open_endpoint, open_model
 from tuneloop.models.load import load_model
 from tuneloop.pipeline.baselines import constant_of, measured_alternatives

@@ -12,7 +12,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.ui import progress, reporter, reporting
 from tuneloop.data.formats import Rejection
 from tuneloop.data.task import ReadPrompt, TaskPrompt, prompt_reader
-from tuneloop.inference.local.labels import label_distribution
+from tuneloop.inference.labels import label_distribution
 from tuneloop.inference.request import Request
 from tuneloop.pipeline.targets import TaskTarget, open_with_task
 from tuneloop.records.completion import Completion

@@ -22,8 +22,8 @@ from tuneloop.evaluation.forgetting import (
     tasks_before_and_after,
 )
 from tuneloop.evaluation.lm_eval import TaskScores, harness_missing, run_tasks
+from tuneloop.inference.labels import label_trie
 from tuneloop.inference.local.batches import shared_length
-from tuneloop.inference.local.labels import label_trie
 from tuneloop.inference.local.scoring import choose
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.request import Request

@@ -25,11 +25,10 @@ from tuneloop.evaluation.metrics.labels import label_matcher
 from tuneloop.evaluation.metrics.text import EMBEDDER, embedder
 from tuneloop.evaluation.predictions import answers_from
 from tuneloop.evaluation.prompt import AS_IT_IS, choose_examples, load_prompt, nearest_examples, prompt_turns
-from tuneloop.inference.local.sampling import GREEDY, Sampling
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.openai.target import Endpoint, EndpointTarget, usage
 from tuneloop.inference.protocol import Kind, Target, as_model
-from tuneloop.inference.request import Request
+from tuneloop.inference.request import GREEDY, Request, Sampling
 from tuneloop.inference.requesting import failures
 from tuneloop.inference.targets import PredictionsTarget, endpoint_of
 from tuneloop.models.load import Model

@@ -21,7 +21,7 @@ from tuneloop.core.urls import masked
 from tuneloop.data.formats import Rejection
 from tuneloop.data.task import TaskPrompt, TaskSpec, prompt_reader
 from tuneloop.inference.canary import CanaryRow, Parting, is_expected, parting_of, prove, prove_base
-from tuneloop.inference.local.labels import label_ids
+from tuneloop.inference.labels import label_ids
 from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings, only_model
 from tuneloop.inference.openai.target import key_from
 from tuneloop.inference.protocol import EngineKind, EngineSettings, Served, ServingEngine, complete, with_template

@@ -18,7 +18,7 @@ from tuneloop.cli.main import main
 from tuneloop.core.files import read_json, sha256_file, write_json, write_jsonl
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.prepare import TokenCount, prepare
-from tuneloop.inference.local.labels import label_ids, label_trie
+from tuneloop.inference.labels import label_ids, label_trie
 from tuneloop.inference.local.scoring import choose_for
 from tuneloop.inference.request import Request
 from tuneloop.models.load import load_model

@@ -26,9 +26,8 @@ from tuneloop.inference import llamacpp as child
 from tuneloop.inference.llamacpp import installed
 from tuneloop.inference.llamacpp import serving as module
 from tuneloop.inference.llamacpp.serving import VERSION, WHEEL, LlamaCppEngine, _AnswerInTokens, template_of
-from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.protocol import BASE, EngineSettings, Served, complete
-from tuneloop.inference.request import Request, fit_checked
+from tuneloop.inference.request import Request, Sampling, fit_checked
 from tuneloop.models.names import packaged_gguf
 from tuneloop.models.template import load_template
 from tuneloop.records.completion import Completion

@@ -14,10 +14,9 @@ from served import Files
 from tuneloop.core.errors import UserError
 from tuneloop.inference import llamacpp
 from tuneloop.inference.llamacpp.target import GgufTarget, as_gguf
-from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.protocol import Target
-from tuneloop.inference.request import Request
+from tuneloop.inference.request import Request, Sampling
 from tuneloop.inference.targets import open_target
 from tuneloop.models.load import load_model
 from tuneloop.records.completion import Completion

@@ -16,8 +16,7 @@ from tiny import BEGIN_OF_TEXT
 from tuneloop.core.errors import UserError
 from tuneloop.inference.local.engine import ActiveRow, DecodingBatch, Engine
 from tuneloop.inference.local.generate import generate
-from tuneloop.inference.local.sampling import Sampling
-from tuneloop.inference.request import Request
+from tuneloop.inference.request import Request, Sampling
 from tuneloop.models.load import Model, load_model
 from tuneloop.records.completion import Completion
 

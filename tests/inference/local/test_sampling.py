@@ -14,7 +14,8 @@ from scipy.stats import chisquare
 
 from tuneloop.core.errors import UserError
 from tuneloop.inference.local.generate import generate
-from tuneloop.inference.local.sampling import Sampler, Sampling, _smallest_in_nucleus, draw, greedy, highest
+from tuneloop.inference.local.sampling import Sampler, _smallest_in_nucleus, draw, greedy, highest
+from tuneloop.inference.request import Sampling
 from tuneloop.models.load import Model
 
 QUESTIONS = ["Rain?", "Is it windy on Jupiter in the autumn, or does it only look so?", "Why", "How cold " * 9]

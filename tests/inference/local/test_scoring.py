@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuneloop.core.ui import reporting
-from tuneloop.inference.local.labels import calibrated, label_probability, label_trie
+from tuneloop.inference.labels import calibrated, label_probability, label_trie
 from tuneloop.inference.local.scoring import answer_fits, choose
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.template import Rendered

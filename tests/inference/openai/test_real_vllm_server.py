@@ -24,11 +24,10 @@ from vllm_contract import differences, post
 
 from patience import slowness
 from tuneloop.improve.experiment.live import Experiments
-from tuneloop.inference.local.sampling import GREEDY
 from tuneloop.inference.local.serving import LocalEngine
 from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings
 from tuneloop.inference.protocol import Served, ServingEngine, complete
-from tuneloop.inference.request import Request
+from tuneloop.inference.request import GREEDY, Request
 from tuneloop.models.load import load_tokenizer
 from tuneloop.models.names import resolve
 from tuneloop.models.peft_layout import hash_of_adapter

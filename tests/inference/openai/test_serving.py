@@ -20,10 +20,9 @@ from vllm_stand_in import MODEL, TOGETHER, StandIn, schema_of
 from patience import HANG
 from tuneloop.core.errors import UserError
 from tuneloop.inference.canary import CanaryRow, prove_base
-from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.openai.serving import QUANTUM, EndpointEngine, EndpointSettings
 from tuneloop.inference.protocol import BASE, Served, complete
-from tuneloop.inference.request import Request
+from tuneloop.inference.request import Request, Sampling
 from tuneloop.models.load import load_tokenizer
 from tuneloop.models.peft_layout import hash_of_adapter
 

@@ -37,9 +37,8 @@ from tuneloop.data.sources.read import read_records
 from tuneloop.data.task import prompt_reader, task_spec
 from tuneloop.evaluation.metrics.text import token_f1
 from tuneloop.evaluation.prompt import choose_examples, prompt_turns
-from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.openai.target import EndpointTarget
-from tuneloop.inference.request import Request
+from tuneloop.inference.request import Request, Sampling
 from tuneloop.pipeline.judge import Judge, conversation_of
 from tuneloop.pipeline.targets import TaskTarget
 from tuneloop.records.completion import Completion

@@ -41,10 +41,9 @@ import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import sha256_file, user_errors_of_the_disk
+from tuneloop.inference.grammar import compile_problem
+from tuneloop.inference.labels import best_label
 from tuneloop.inference.llamacpp import ENGINE, LlamaCpp, cores, error_from, need_llamacpp, need_wheel, spawn
-from tuneloop.inference.local.grammar import compile_problem
-from tuneloop.inference.local.labels import best_label
-from tuneloop.inference.local.stream import TextStream
 from tuneloop.inference.priority import Fair, Pace, Slots, Turns
 from tuneloop.inference.protocol import (
     AdapterFacts,
@@ -57,6 +56,7 @@ from tuneloop.inference.protocol import (
     with_template,
 )
 from tuneloop.inference.request import Request, Update, refused
+from tuneloop.inference.stream import TextStream
 from tuneloop.inference.timeouts import CHILD_HEALTHY_WITHIN, HANGS_AFTER, LOOK_EVERY, REVIVE_PAUSE
 from tuneloop.inference.wire import Broken, HttpRefused, Wire, message_of
 from tuneloop.models.adapters import BASE

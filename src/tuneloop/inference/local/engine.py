@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.device import fits
 from tuneloop.core.errors import UserError
+from tuneloop.inference.grammar import Constraint, Grammars
 from tuneloop.inference.local.batches import Padded, pad
-from tuneloop.inference.local.grammar import Constraint, Grammars
 from tuneloop.inference.local.sampling import Sampler, logprobs
-from tuneloop.inference.local.stream import TextStream
 from tuneloop.inference.priority import QUANTUM, SHARE, Pace
 from tuneloop.inference.request import WRITES_FREELY, Request, Update, refused, too_long, with_adapter
+from tuneloop.inference.stream import TextStream
 from tuneloop.models.adapters import BASE, applied
 from tuneloop.models.batch_invariance import is_batch_invariant
 from tuneloop.models.load import Model

@@ -11,6 +11,7 @@ from tuneloop.core.device import backend, in_parts
 from tuneloop.core.errors import UserError
 from tuneloop.core.ui import progress
 from tuneloop.core.units import counted
+from tuneloop.inference.grammar import Grammars
 from tuneloop.inference.local.batches import (
     batched_by_length,
     places_taken,
@@ -19,9 +20,7 @@ from tuneloop.inference.local.batches import (
     split_prompts,
 )
 from tuneloop.inference.local.engine import ActiveRow, Beginning, DecodingBatch, Watch
-from tuneloop.inference.local.grammar import Grammars
-from tuneloop.inference.local.sampling import GREEDY, Sampling
-from tuneloop.inference.request import Request, with_adapter
+from tuneloop.inference.request import GREEDY, Request, Sampling, with_adapter
 from tuneloop.models.adapters import applied
 from tuneloop.models.load import Model
 from tuneloop.models.shared import check_adapter

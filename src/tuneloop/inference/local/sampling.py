@@ -2,76 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.device import put
-from tuneloop.core.errors import UserError
+from tuneloop.inference.request import Sampling
 from tuneloop.models.batch_invariance import product
 from tuneloop.records.completion import TokenLogprob
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tuneloop.inference.local.grammar import Constraint
+    from tuneloop.inference.grammar import Constraint
 
 EXACT = 64  # of a row's highest logits that are computed in fp32
 FEW = 128  # tokens among which a nucleus is looked for before the whole vocabulary is sorted
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the tokens of one answer are drawn: the one place for these options, whichever engine applies them.
-
-    Args:
-        temperature: logits are divided by it; 0 takes the likeliest token always.
-        top_p: tokens are drawn from the fewest likeliest ones whose probabilities add up to this (nucleus sampling,
-            Holtzman et al. 2020, arXiv 1904.09751); 1: from all.
-        seed: of this answer's draws.
-        top_k: tokens are drawn from the `top_k` likeliest ones; 0: from all.
-        min_p: only tokens with at least this share of the likeliest one's probability are drawn (Nguyen et al. 2024,
-            arXiv 2407.01082); 0: all.
-        repetition_penalty: logits of tokens of the prompt or the answer are divided by it where they are positive and
-            multiplied where they are negative (Keskar et al. 2019, arXiv 1909.05858); 1: none. Greedy answers too.
-
-    The filters apply in the order top_k, top_p, min_p, each to what the one before has left, after the temperature.
-
-    Raises:
-        UserError: a value that makes no sense.
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-
-    def __post_init__(self) -> None:
-        checks = {
-            "temperature": 0 <= self.temperature < math.inf,
-            "top_p": 0 < self.top_p <= 1,
-            "top_k": self.top_k >= 0,
-            "min_p": 0 <= self.min_p <= 1,
-            "repetition_penalty": 0 < self.repetition_penalty < math.inf,
-        }
-        for name, possible in checks.items():
-            if not possible:
-                what = f"{name}={getattr(self, name):g} is not possible"
-                raise UserError(what, where=name, next_step=f"give {POSSIBLE[name]}")
-
-
-POSSIBLE = {
-    "temperature": "0 (always the likeliest token) or more; 0.7 to 1 is usual",
-    "top_p": "more than 0, at most 1 (all tokens)",
-    "top_k": "0 (all tokens) or more",
-    "min_p": "0 (all tokens) to 1",
-    "repetition_penalty": "1 (none) or more; 1.1 is usual",
-}
-GREEDY = Sampling()
 
 
 class Sampler:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.device import in_parts
 from tuneloop.core.ui import progress
+from tuneloop.inference.labels import LabelTrie, best_label
 from tuneloop.inference.local.batches import (
     batched_by_length,
     pad,
@@ -21,8 +22,8 @@ from tuneloop.inference.local.batches import (
     read_shared,
     split_prompts,
 )
-from tuneloop.inference.local.labels import LabelTrie, best_label
 from tuneloop.inference.local.sampling import greedy, highest
+from tuneloop.inference.protocol import AnswerFit
 from tuneloop.inference.request import Request, with_adapter
 from tuneloop.models.adapters import applied
 from tuneloop.models.batch_invariance import is_batch_invariant, product
@@ -360,15 +361,6 @@ def _log_normaliser(hidden: Tensor, head: Tensor) -> Tensor:
         few, few_exact = (torch.exp(x.float() - top[:, None]).sum(-1) for x in (logits.gather(1, high), exact))
         out.append(top + torch.log((total - few).clamp(min=0) + few_exact))
     return torch.cat(out)
-
-
-@dataclass(frozen=True)
-class AnswerFit:
-    """How well a model foresees a row's supervised tokens."""
-
-    loss: float  # sum of -log likelihood
-    tokens: int  # how many they are
-    verbatim: bool  # whether greedy decoding would write exactly these: each is the likeliest after those before it
 
 
 def answer_fits(model: Model, rows: Sequence[Rendered], *, task: str = "validating") -> list[AnswerFit]:

@@ -21,9 +21,9 @@ from pathlib import Path
 from tuneloop.core.errors import UserError
 from tuneloop.core.threads import use_threads
 from tuneloop.core.ui import in_this_context
+from tuneloop.inference.grammar import Grammars, compile_problem
+from tuneloop.inference.labels import LabelTrie
 from tuneloop.inference.local.engine import Engine, Ticket
-from tuneloop.inference.local.grammar import Grammars, compile_problem
-from tuneloop.inference.local.labels import LabelTrie
 from tuneloop.inference.local.scoring import choose_for
 from tuneloop.inference.local.target import open_local
 from tuneloop.inference.protocol import (

@@ -14,8 +14,8 @@ from tuneloop.core.files import content_hash
 from tuneloop.core.threads import use_threads
 from tuneloop.core.ui import reporter, reporting
 from tuneloop.inference.local.engine import Engine
-from tuneloop.inference.local.scoring import AnswerFit, answer_fits, choose_for
-from tuneloop.inference.protocol import SCORING, Kind, ModelTarget, with_template
+from tuneloop.inference.local.scoring import answer_fits, choose_for
+from tuneloop.inference.protocol import SCORING, AnswerFit, Kind, ModelTarget, with_template
 from tuneloop.inference.request import Request, Requests, Separation, Update, fit_checked, with_adapter
 from tuneloop.models.adapters import ATTACHED, applied, applied_now, is_mixed
 from tuneloop.models.batch_invariance import is_batch_invariant

@@ -32,9 +32,7 @@ from tuneloop.core.units import counted
 from tuneloop.core.urls import masked, split_login
 from tuneloop.inference.label_search import MOST_BRANCHES, Reading, Unconstrained, search_labels
 from tuneloop.inference.label_search import Path as LabelPath
-from tuneloop.inference.local.labels import best_label
-from tuneloop.inference.local.sampling import GREEDY
-from tuneloop.inference.local.stream import TextStream
+from tuneloop.inference.labels import best_label
 from tuneloop.inference.openai.api import FURTHER_OPTIONS, options_of, read_logprobs, reasoning_of, turns_of
 from tuneloop.inference.priority import Turns
 from tuneloop.inference.protocol import (
@@ -46,7 +44,8 @@ from tuneloop.inference.protocol import (
     unknown_adapter,
     with_template,
 )
-from tuneloop.inference.request import MOST_LOGPROBS, NO_PROMPT, Request, Update, refused, schema_problem
+from tuneloop.inference.request import GREEDY, MOST_LOGPROBS, NO_PROMPT, Request, Update, refused, schema_problem
+from tuneloop.inference.stream import TextStream
 from tuneloop.inference.timeouts import (
     HEALTHY_WITHIN,
     MODELS_WITHIN,
@@ -69,7 +68,7 @@ REFUSALS = {400: "rejected", 413: "rejected", 422: "rejected"}  # status -> word
 RENAMED = (0, 12)  # from this version of vLLM on, `guided_choice` is `structured_outputs`
 QUANTUM = 32  # tokens of a quantum: two blocks of vLLM's prefix cache, of which it reads the last one again at most
 BACKGROUND = 1  # vLLM's priority of background requests; lower ones are computed earlier, and the usual is 0
-MOST_SPACES = 22  # between tokens of JSON, where vLLM bounds them: as our own engine does, see `local.grammar.SPACES`
+MOST_SPACES = 22  # between tokens of JSON, where vLLM bounds them: as our own engine does, see `grammar.SPACES`
 # Keywords that xgrammar passes over in a structural tag; under `json_schema` vLLM holds them by another grammar.
 UNTAGGED = ("multipleOf", "format", "pattern", "patternProperties")
 NOT_HELD = "no_choices: the server did not hold its answer to the choices"

@@ -17,9 +17,8 @@ from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.json_schema import schema_problem
 from tuneloop.core.text import storable
 from tuneloop.core.units import counted
-from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.openai.api import reasoning_of
-from tuneloop.inference.request import MOST_LOGPROBS
+from tuneloop.inference.request import MOST_LOGPROBS, Sampling
 from tuneloop.records.rows import Message
 
 Tier = Literal["default", "flex", "priority"]

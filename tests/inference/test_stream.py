@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tuneloop.inference.local.engine import Engine
 from tuneloop.inference.local.generate import generate
-from tuneloop.inference.local.stream import TextStream
 from tuneloop.inference.request import Request
+from tuneloop.inference.stream import TextStream
 
 TURNS: Any = [{"role": "user", "content": "Where is my parcel?"}]
 # Characters of one to four bytes, white space, and what stop strings are made of.

@@ -17,13 +17,12 @@ from engine_answers import answers_of
 
 from patience import HANG, slowness
 from tuneloop.core.json_schema import check_fit
+from tuneloop.inference.grammar import SPACES, Grammars, compile_problem
 from tuneloop.inference.llamacpp import installed
 from tuneloop.inference.local.engine import Engine
-from tuneloop.inference.local.grammar import SPACES, Grammars, compile_problem
-from tuneloop.inference.local.sampling import Sampling
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.protocol import ServingEngine, complete
-from tuneloop.inference.request import Request
+from tuneloop.inference.request import Request, Sampling
 from tuneloop.models.load import Model, load_model
 
 llguidance = pytest.importorskip("llguidance", reason="needs llguidance")

@@ -19,34 +19,29 @@ Every command takes `--json`: one object on stdout, whose schema `tuneloop schem
 [llms-full.txt](llms-full.txt).
 """
 # Pages that no one needs who works with tuneloop: generated tables, and notes on how it came about.
-LEFT_OUT = ("reference", "claims", "security-asvs", "security-scan", "scale", "comparison",
-            "ui-tour")  # fmt: skip
+LEFT_OUT = ("reference", "security-asvs", "security-scan", "scale", "comparison", "style", "releasing")
 
 
 def pages() -> list[Path]:
     """The pages by the order of the index, then any that it does not name."""
-    every = [*dict.fromkeys((*_described(), *sorted(DOCS.rglob("*.md"))))]
+    every = [*dict.fromkeys((*_listed(), *sorted(DOCS.rglob("*.md"))))]
     return [page for page in every if page != DOCS / "README.md"]
 
 
-def _described() -> dict[Path, str]:
-    """The pages that the index names, with what its tables say of each."""
-    text = (DOCS / "README.md").read_text(encoding="utf-8")
-    lines = [f"- [](tutorial.md) {_first((DOCS / 'tutorial.md').read_text(encoding='utf-8'))}", *text.splitlines()]
-    rows = [re.match(r"[|-] \[[^]]*\]\(([\w./-]+\.md)\)(?: \|)?(.*)", line) for line in lines]
-    described = {(DOCS / row[1]).resolve(): row[2].strip(" |") for row in rows if row}
-    return {page: words for page, words in described.items() if page.is_file() and page.is_relative_to(DOCS.resolve())}
+def _listed() -> list[Path]:
+    """The pages that the index links, in its order."""
+    links = re.findall(r"\]\(([\w./-]+\.md)\)", (DOCS / "README.md").read_text(encoding="utf-8"))
+    paths = ((DOCS / link).resolve() for link in links)
+    return [path for path in paths if path.is_file() and path.is_relative_to(DOCS.resolve())]
 
 
 def index() -> str:
     """The text of llms.txt: each page with its title and what it is for, with links to the site's pages."""
     parts: dict[bool, list[str]] = {True: [], False: []}
-    described = _described()
     for page in pages():
         text = page.read_text(encoding="utf-8")
         line = f"- [{_title(text)}]({page.relative_to(DOCS).with_suffix('.html').as_posix()})"
-        words = described.get(page) or _first(text)
-        parts[_is_needed(page)].append(f"{line}: {words}" if words else line)
+        parts[_is_needed(page)].append(f"{line}: {_first(text)}")
     return "\n".join([HEAD, "## Docs\n", *parts[True], "\n## Optional\n", *parts[False]]) + "\n"
 
 

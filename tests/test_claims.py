@@ -1,4 +1,4 @@
-"""docs/claims.md is what the planner says today, and covers every rule of thumb."""
+"""benchmarks/records/claims.md is what the planner says today, and covers every rule of thumb."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ import pytest
 
 from places import ROOT
 
-DOCS = ROOT / "docs"
+BENCHMARKS = ROOT / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def made() -> dict[str, Any]:
-    return runpy.run_path(str(DOCS / "make_claims.py"), run_name="made")
+    return runpy.run_path(str(BENCHMARKS / "claims.py"), run_name="made")
 
 
 def test_the_page_is_up_to_date(made: dict[str, Any]) -> None:
-    assert (DOCS / "claims.md").read_text(encoding="utf-8") == made["page"](), "run: python docs/make_claims.py"
+    assert (BENCHMARKS / "records" / "claims.md").read_text(encoding="utf-8") == made["page"](), (
+        "run: python benchmarks/claims.py"
+    )
 
 
 def test_every_claim_has_a_verdict_and_figures(made: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""Write docs/claims.md: common rules of thumb, each compared with the planner's own results.
+"""Write benchmarks/records/claims.md: common rules of thumb, each compared with the planner's own results.
 
-`python docs/make_claims.py`. The verdicts are computed, so they change when the planner or the bundled prices do; a test
+`python benchmarks/claims.py`. The verdicts are computed, so they change when the planner or the bundled prices do; a test
 checks that the page is what this script writes.
 """
 
@@ -31,7 +31,7 @@ from tuneloop.planning.prices import PriceTable, load_prices
 from tuneloop.planning.shape import find_model
 from tuneloop.planning.speed import SPREAD, overhead_hours, speed_of
 
-PAGE = Path(__file__).with_name("claims.md")
+PAGE = Path(__file__).parent / "records" / "claims.md"
 GIB, GB = 1024**3, 10**9
 LEAN: dict[str, Any] = {"grad_ckpt": True, "loss_kernel": "fused", "attention": "flash"}
 TOKENS_A_ROW, EPOCHS = 500, 3
@@ -370,7 +370,7 @@ def distilled() -> Claim:
 
 INTRO = """# Rules of thumb, checked
 
-Written by `python docs/make_claims.py` from the planner's own results and the bundled prices; do not edit. Memory is
+Written by `python benchmarks/claims.py` from the planner's own results and the bundled prices; do not edit. Memory is
 what a GPU must have (context and fragmentation included) for rows of 2,048 tokens one at a time, with gradient
 checkpointing, FlashAttention and a fused loss, unless a line says otherwise. How far these numbers can be trusted is
 measured in `benchmarks/plan.py`. *Holds only under some settings* means that some of the lines below the claim support

@@ -16,7 +16,7 @@ from openai_service import KEY, MODEL, Service, job
 from patience import HANG
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl, sha256_file
-from tuneloop.migrate.command import copy, look
+from tuneloop.migrate.command import copy_service, look
 from tuneloop.migrate.record import Migration
 from tuneloop.records.record import read_record
 
@@ -24,7 +24,7 @@ OUT = Path("openai")
 
 
 def copied(service: Service) -> Migration:
-    return copy(service.url, KEY, look(service.url, KEY, OUT), OUT)
+    return copy_service(service.url, KEY, look(service.url, KEY, OUT), OUT)
 
 
 def test_everything_is_there_with_its_hash_and_nothing_was_changed(service: Service) -> None:

@@ -11,15 +11,15 @@ from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
 from tuneloop.inference.openai.target import Endpoint
-from tuneloop.migrate.command import copy, look
-from tuneloop.migrate.freeze import freeze, plan_freezing, tokens_of
+from tuneloop.migrate.command import copy_service, look
+from tuneloop.migrate.freeze import freeze_answers, plan_freezing, tokens_of
 
 OUT = Path("evaluations/openai-ft")
 
 
 @pytest.fixture
 def dataset(service: Service) -> str:
-    copy(service.url, KEY, look(service.url, KEY, Path("openai")), Path("openai"))
+    copy_service(service.url, KEY, look(service.url, KEY, Path("openai")), Path("openai"))
     test = "split.test=openai/files/file-val-val.jsonl"
     assert main(["prepare", "openai/files/file-train-train.jsonl", test, "-o", "unseen", "--quiet"]) == 0
     return "unseen"
@@ -56,12 +56,12 @@ def test_answers_are_kept_without_log_probabilities_where_the_model_gives_none(s
     plan = plan_freezing(endpoint(service), dataset, copy=Path("openai"), most_usd=0, limit=20)
     assert plan.budget.rows == 20
     service.refuse = lambda body: "logprobs are not allowed" if "logprobs" in body else ""
-    freeze(plan, OUT)
+    freeze_answers(plan, OUT)
     assert len(service.bodies) == 20 and "logprobs" not in service.bodies[-1]
     record = read_json(OUT / "eval.json")
     assert (record["n"], record["metrics"]["accuracy"]["value"]) == (20, 1.0)
     assert "latency" not in [line.split(":")[0] for line in (OUT / "suite.yaml").read_text().splitlines()]
-    freeze(plan, OUT)
+    freeze_answers(plan, OUT)
     assert len(service.bodies) == 20, "the second time every answer is known"
 
 

@@ -10,7 +10,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config
 from tuneloop.core.flag import flag
 from tuneloop.core.ui import say
-from tuneloop.deploy.clusters import BatchOptions, refuse_other_place
+from tuneloop.deploy import BatchOptions, refuse_other_place
 
 
 class AskOptions(Config):

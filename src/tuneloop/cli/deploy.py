@@ -10,7 +10,7 @@ from tuneloop.cli.console import Result, print_live, show
 from tuneloop.cli.parameters import argument, output, screen
 from tuneloop.core.flag import flag, switch
 from tuneloop.core.ui import reporting
-from tuneloop.deploy.deployment import DeployOptions
+from tuneloop.deploy import DeployOptions
 
 
 def command(
@@ -27,9 +27,7 @@ def command(
     `tuneloop serve`, or is left out next to `serve/`, that server takes the version: it swaps when the new engine has
     answered its test rows.
     """
-    from tuneloop.deploy.command import launch_of, plan_deployment, record_of, write_project
-    from tuneloop.deploy.launch import launch_after_yes
-    from tuneloop.deploy.project_text import price_words
+    from tuneloop.deploy import launch_after_yes, plan_deployment, write_project
     from tuneloop.records.server import ServerState
     from tuneloop.registry import local_name
 
@@ -39,12 +37,12 @@ def command(
     with screen("checking the artifact"):
         project = plan_deployment(Path(local_name(artifact)), options)
         folder = write_project(project, Path(out or f"deploy/{project.job.name}-{project.host.name}"))
-    text = [f"{folder}: {', '.join(sorted(project.files))}", price_words(project.host, project.job)]
-    show(Result({"folder": str(folder), **record_of(project).to_json()}, text), output().as_json)
+    text = [f"{folder}: {', '.join(sorted(project.files))}", project.price_words()]
+    show(Result({"folder": str(folder), **project.record().to_json()}, text), output().as_json)
     if not dry_run:
         question = f"Start it on {project.host.title} now?"
         with reporting(say=partial(print_live, err=True)):
-            launch_after_yes(launch_of(project, options), folder, question, yes)
+            launch_after_yes(project.launch, folder, question, yes)
     return None
 
 

@@ -12,7 +12,7 @@ from tuneloop.cli.console import Result, one_place
 from tuneloop.cli.endpoint import PricedEndpointOptions
 from tuneloop.cli.parameters import SETTINGS, argument, screen
 from tuneloop.core.flag import flag
-from tuneloop.deploy.clusters import refuse_other_place
+from tuneloop.deploy import refuse_other_place
 from tuneloop.evaluation.config import EvalOptions
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.records.record import read_record

@@ -13,7 +13,7 @@ from tuneloop.core.units import counted
 from tuneloop.data.config import PersonalConfig
 
 if TYPE_CHECKING:
-    from tuneloop.imports.importing import ImportSummary
+    from tuneloop.imports import ImportSummary
 
 
 def command(
@@ -29,8 +29,7 @@ def command(
     its end; the same command continues after a kill, and adds nothing twice. Exit status 1: no request was found.
     """
     from tuneloop.data.clean.pii import Redactor
-    from tuneloop.imports.formats import FORMATS
-    from tuneloop.imports.importing import TraceSource, import_traces
+    from tuneloop.imports import FORMATS, TraceSource, import_traces
 
     if format not in FORMATS:
         step = did_you_mean(format, FORMATS, f"one of: {', '.join(FORMATS)}")
@@ -43,7 +42,7 @@ def command(
 
 
 def _lines(summary: ImportSummary, store: str) -> Iterator[str]:
-    from tuneloop.imports.parts import REASONS
+    from tuneloop.imports import REASONS
 
     yield f"read      {counted(summary.records, 'record')} of {summary.source}"
     times = f", from {summary.since[:16]} to {summary.until[:16]}" if summary.since else ""

@@ -24,7 +24,7 @@ def command(
     It speaks on standard input and output; a client starts it. With --json the tools are listed and nothing is served.
     """
     try:
-        from tuneloop.agents.server import make_server
+        from tuneloop.agents import make_server
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in ("mcp", "mcp_types"):
             raise

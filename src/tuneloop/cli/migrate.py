@@ -32,9 +32,7 @@ def openai(
     Jobs with events and checkpoints, files, batches and stored completions are read from OpenAI or any server of its
     API; nothing is changed there. The commands that follow are printed. Exit status 1: something could not be copied.
     """
-    from tuneloop.migrate.command import copy, copy_lines, job_lines, look
-    from tuneloop.migrate.record import Migration
-    from tuneloop.migrate.survey import volumes
+    from tuneloop.migrate import Migration, copy_lines, copy_service, job_lines, look, volumes
 
     folder, service, key = Path(out), _url(base_url), _key(api_key_env)
     with screen("reading the service"):
@@ -47,7 +45,7 @@ def openai(
         same = ["tuneloop", "migrate", "openai", *(["--base-url", base_url] if base_url else []), "-o", out, "--yes"]
         return Result({"path": None, **listed.to_json()}, [*gaps, f"next      {in_shell(same)}"])
     with screen("copying"):
-        migration = copy(service, key, survey, folder)
+        migration = copy_service(service, key, survey, folder)
     record = {"path": str(folder), **migration.to_json()}
     return Result(record, copy_lines(migration, folder), int(bool(migration.missing)))
 
@@ -75,8 +73,7 @@ def freeze(
     The price is shown first. Replies are kept with the evaluation, with log probabilities where the service gives them,
     and a gate's first suite is made of them. Exit status 1: some requests have failed for good.
     """
-    from tuneloop.migrate.freeze import SUITE, plan_freezing
-    from tuneloop.migrate.freeze import freeze as ask
+    from tuneloop.migrate import SUITE, freeze_answers, plan_freezing
     from tuneloop.records.evaluation import EvaluationManifest
     from tuneloop.records.record import read_record
 
@@ -86,7 +83,7 @@ def freeze(
     if not _agreed(f"Send {counted(plan.budget.rows, 'test row')} to {model}?", yes):
         return Result({"path": None}, ["Nothing was sent."])
     with screen("freezing"):
-        made = ask(plan, Path(options.out))
+        made = freeze_answers(plan, Path(options.out))
     manifest = read_record(EvaluationManifest, made.folder)
     successor = f"runs/{Path(dataset).name}"
     lines = [
@@ -111,7 +108,7 @@ def _key(variable: str) -> str:
 
 
 def _agreed(question: str, yes: bool) -> bool:
-    from tuneloop.deploy.launch import confirmed
+    from tuneloop.deploy import confirmed
 
     if not yes and (output().as_json or not sys.stdin.isatty()):
         print_live("The same command with --yes begins.", err=True)

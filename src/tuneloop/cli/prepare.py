@@ -12,7 +12,7 @@ from tuneloop.cli.console import Result, split_arguments
 from tuneloop.cli.parameters import argument, output, screen
 from tuneloop.core.flag import flag, switch
 from tuneloop.core.terminal import terminal
-from tuneloop.deploy.clusters import refuse_other_place
+from tuneloop.deploy import refuse_other_place
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,7 +38,7 @@ def command(
 
     Exit status 1: all is written, but a check is at `error`.
     """
-    from tuneloop.deploy.on_ray import cluster_of
+    from tuneloop.deploy import cluster_of
     from tuneloop.pipeline.prepare import prepare_alone
     from tuneloop.pipeline.recipes import recipe_for_sources
 

@@ -14,7 +14,7 @@ from tuneloop.cli.console import Result, print_live, show
 from tuneloop.cli.parameters import SETTINGS, argument, output, screen
 from tuneloop.core.errors import UserError
 from tuneloop.core.ui import reporting
-from tuneloop.deploy.clusters import RemoteOptions, is_ray, is_service, is_tinker, refuse_options_of_rented
+from tuneloop.deploy import RemoteOptions, is_ray, is_service, is_tinker, refuse_options_of_rented
 
 if TYPE_CHECKING:
     from tuneloop.recipe import Recipe
@@ -50,7 +50,7 @@ def command(
         raise typer.Exit(status)
     with screen("running"):
         if on_ray:
-            from tuneloop.deploy.on_ray import run_on_ray
+            from tuneloop.deploy import run_on_ray
 
             folder = run_on_ray(resolved, place, whole=True)
         else:
@@ -61,7 +61,7 @@ def command(
 
 
 def _on_service(recipe: Recipe, source: str, place: RemoteOptions) -> Result:
-    from tuneloop.deploy.hosted import plan_hosted, run_hosted, url_of
+    from tuneloop.deploy import plan_hosted, run_hosted, url_of
 
     plan = plan_hosted(recipe, source, place.on, place.max_usd)
     title = plan.service.title
@@ -76,7 +76,7 @@ def _on_service(recipe: Recipe, source: str, place: RemoteOptions) -> Result:
 
 
 def _on_tinker(recipe: Recipe, source: str, place: RemoteOptions) -> Result:
-    from tuneloop.deploy.on_tinker import TinkerRun, plan_tinker, run_tinker
+    from tuneloop.deploy import TinkerRun, plan_tinker, run_tinker
 
     if place.cancel:
         step = "Ctrl-C ends it; the same command continues"
@@ -100,7 +100,7 @@ def _without_a_yes(
     if place.dry_run or not (started or place.yes or sys.stdin.isatty()):
         return Result(record, [words, "Nothing was sent: the same command with --yes begins."])
     print_live(words, err=True)
-    from tuneloop.deploy.launch import confirmed
+    from tuneloop.deploy import confirmed
 
     if not started and not confirmed(f"Send it to {title} now?", place.yes):
         return Result(record, ["Nothing was sent."])
@@ -108,8 +108,7 @@ def _without_a_yes(
 
 
 def _elsewhere(recipe: Recipe, place: RemoteOptions) -> None:
-    from tuneloop.deploy.launch import launch_after_yes
-    from tuneloop.deploy.remote import launch_of, price_words, write_remote
+    from tuneloop.deploy import launch_after_yes, write_remote
 
     folder = Path(place.project or f"remote/{recipe.name}-{place.on}")
     with screen("preparing"):
@@ -117,11 +116,11 @@ def _elsewhere(recipe: Recipe, place: RemoteOptions) -> None:
     cluster, job = project.cluster, project.job
     files = f"{folder}: recipe.yaml, dataset, {', '.join(cluster.project(job))}, README.md"
     record = {"folder": str(folder), "on": cluster.name, **vars(job), "plan": project.plan}
-    show(Result(record, [files, price_words(project.plan, cluster)]), output().as_json)
+    show(Result(record, [files, project.price_words()]), output().as_json)
     if not place.dry_run:
         question = f"Start it on {cluster.title} now?"
         with reporting(say=partial(print_live, err=True)):
-            launch_after_yes(launch_of(project, place), folder, question, place.yes)
+            launch_after_yes(project.launch, folder, question, place.yes)
 
 
 commands = {"init": init.command}

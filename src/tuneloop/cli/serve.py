@@ -48,10 +48,10 @@ def command(
     With --json one line with the address is printed when it is ready. --check: exit status 1 where a model answers less
     than 99 % of its test rows as in its evaluation, 3 where there is no evaluation.
     """
-    from tuneloop.imports.endpoint import trace_routes
+    from tuneloop.imports import trace_routes
     from tuneloop.improve.serve import serve
     from tuneloop.serving.server import first_key, first_steps, serve_config
-    from tuneloop.web.mount import ui_routes
+    from tuneloop.web import ui_routes
 
     targets, settings = split_arguments(arguments)
     config = serve_config(targets, settings)

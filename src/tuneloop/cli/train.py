@@ -14,7 +14,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
 from tuneloop.core.flag import flag, switch
 from tuneloop.core.terminal import plain_table
-from tuneloop.deploy.clusters import RayOptions, refuse_other_place
+from tuneloop.deploy import RayOptions, refuse_other_place
 from tuneloop.records.record import read_record
 from tuneloop.records.run import RunManifest
 
@@ -50,7 +50,7 @@ def command(
         raise typer.Exit(status)
     with screen("running"):
         if place.on:
-            from tuneloop.deploy.on_ray import run_on_ray
+            from tuneloop.deploy import run_on_ray
 
             folder = run_on_ray(recipe, place, whole=False)
             run = read_record(RunManifest, folder)

@@ -24,7 +24,7 @@ def command(
     It reads the files and stores that are there and keeps nothing of its own: closing it loses nothing. The address
     that is printed when it is ready, with --json as one line, holds the secret without which nothing is shown.
     """
-    from tuneloop.web.serve import WebConfig, export_to, make_sources, serve_pages
+    from tuneloop.web import WebConfig, export_to, make_sources, serve_pages
 
     folders, settings = split_arguments(arguments)
     config = build_config(WebConfig, {}, settings)

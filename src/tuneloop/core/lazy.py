@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
@@ -37,7 +36,8 @@ def door(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """`__getattr__` and `__dir__` of a room's `__init__.py` (PEP 562): each of its names is imported when first used.
 
     The names are those that the file imports for type checkers, in the form `from MODULE import NAME as NAME`. It is
-    read at the first use of one, so that importing the room costs nothing.
+    read at the first use of one, so that importing the room costs nothing. Values are not kept: a test that replaces a
+    function in its module replaces it at the door too.
     """
     modules: dict[str, str] = {}
 
@@ -50,9 +50,7 @@ def door(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     def attribute(name: str) -> Any:
         if name.startswith("__") or name not in table():
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(import_module(modules[name]), name)
-        setattr(sys.modules[package], name, value)
-        return value
+        return getattr(import_module(modules[name]), name)
 
     return attribute, lambda: sorted(table())
 

@@ -18,7 +18,7 @@ from tuneloop.core.files import write_json, write_text
 from tuneloop.deploy import deployment
 from tuneloop.deploy.hosts import Host, find_host, hosts, refuse_form
 from tuneloop.deploy.launch import Launch, Limit, launch_at, no_card
-from tuneloop.deploy.project_text import readme, request_text
+from tuneloop.deploy.project_text import price_words, readme, request_text
 from tuneloop.deploy.record import HostedDeployment
 from tuneloop.models.names import SHORT_NAMES
 from tuneloop.models.template import load_template
@@ -40,8 +40,28 @@ class Project:
 
     host: Host
     job: deployment.ServingJob
-    artifact: Path
     files: dict[str, str]
+    launch: Launch
+
+    def price_words(self) -> str:
+        """The monthly price, in a sentence or two."""
+        return price_words(self.host, self.job)
+
+    def record(self) -> HostedDeployment:
+        """What `deploy.json` says of it."""
+        job, machine, demand, month = self.job, self.job.machine, self.job.demand, self.job.usd_a_month()
+        values: dict[str, Any] = {
+            "host": self.host.name, "name": job.name, "artifact": job.artifact, "format": job.form, "base": job.base,
+            "hub": job.repo, "gpu": machine.card.key if machine else "", "gpus": job.cards if machine else 0,
+            "context": job.context, "need_gib": round(job.size.need_gib, 2),
+            "replicas": (job.traffic.least, job.traffic.most),
+            "queries_per_day": demand.queries_per_day if demand else None,
+            "replicas_needed": demand.replicas if demand else None,
+            "usd_per_hour": machine.usd_per_hour if machine else None,
+            "usd_per_month": (round(month[0], 2), round(month[1], 2)) if month else None,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"), "files": sorted(self.files),
+        }  # fmt: skip
+        return HostedDeployment(**values)
 
 
 def plan_deployment(folder: Path, options: deployment.DeployOptions) -> Project:
@@ -85,7 +105,7 @@ def plan_deployment(folder: Path, options: deployment.DeployOptions) -> Project:
     files = {**host.project(job), "README.md": readme(host, job)}
     if request := request_text(host, job):
         files[deployment.REQUEST] = request
-    return Project(host, job, folder.resolve(), files)
+    return Project(host, job, files, _launch(host, job, folder.resolve(), options.max_usd_per_month))
 
 
 def _refuse_price(job: deployment.ServingJob, host: Host, limit: float) -> None:
@@ -107,35 +127,16 @@ def write_project(project: Project, out: Path) -> Path:
         write_text(out / name, text)
         if text.startswith("#!"):
             (out / name).chmod(0o755)
-    write_json(out / HostedDeployment.file, record_of(project).to_json())
+    write_json(out / HostedDeployment.file, project.record().to_json())
     return out
 
 
-def record_of(project: Project) -> HostedDeployment:
-    """What `deploy.json` says of a project."""
-    job, month = project.job, project.job.usd_a_month()
-    values: dict[str, Any] = {
-        "host": project.host.name, "name": job.name, "artifact": job.artifact, "format": job.form, "base": job.base,
-        "hub": job.repo, "gpu": job.machine.card.key if job.machine else "", "gpus": job.cards if job.machine else 0,
-        "context": job.context, "need_gib": round(job.size.need_gib, 2),
-        "replicas": (job.traffic.least, job.traffic.most),
-        "queries_per_day": job.demand.queries_per_day if job.demand else None,
-        "replicas_needed": job.demand.replicas if job.demand else None,
-        "usd_per_hour": job.machine.usd_per_hour if job.machine else None,
-        "usd_per_month": (round(month[0], 2), round(month[1], 2)) if month else None,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"), "files": sorted(project.files),
-    }  # fmt: skip
-    return HostedDeployment(**values)
-
-
-def launch_of(project: Project, options: deployment.DeployOptions) -> Launch:
-    """How a deployment is started, and what that may cost."""
-    job, month = project.job, project.job.usd_a_month()
+def _launch(host: Host, job: deployment.ServingJob, folder: Path, most_usd: float) -> Launch:
+    """How a deployment of the artifact in a folder is started, and what that may cost."""
+    month = job.usd_a_month()
     hours, planned = deployment.HOURS_A_MONTH * job.traffic.most, month[1] if month else None
-    words, option = "a month with the most replicas", "--max-usd-per-month"
-    limit = Limit(hours, words, planned, options.max_usd_per_month, option)
-    environment = {"ARTIFACT": str(project.artifact)}
-    return launch_at(project.host, job, limit, project.host.variables, environment)
+    limit = Limit(hours, "a month with the most replicas", planned, most_usd, "--max-usd-per-month")
+    return launch_at(host, job, limit, host.variables, {"ARTIFACT": str(folder)})
 
 
 def _size(folder: Path, manifest: ArtifactManifest, shape: ModelShape, context: int | None) -> deployment.Size:

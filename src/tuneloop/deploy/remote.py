@@ -36,6 +36,11 @@ class RemoteProject:
     cluster: Cluster
     job: ClusterJob
     plan: Mapping[str, Any]
+    launch: Launch
+
+    def price_words(self) -> str:
+        """What the planner expects, in a sentence."""
+        return price_words(self.plan, self.cluster)
 
 
 def write_remote(recipe: Recipe, options: RemoteOptions, out: Path) -> RemoteProject:
@@ -84,15 +89,14 @@ def write_remote(recipe: Recipe, options: RemoteOptions, out: Path) -> RemotePro
     minutes, created = round(60 * hours, 2), datetime.now(UTC).isoformat(timespec="seconds")
     record = RemoteJob(on=cluster.name, minutes=minutes, created=created, **job_values, **prices)
     write_record(out / RemoteJob.file, record)
-    return RemoteProject(out, cluster, training, plan)
+    return RemoteProject(out, cluster, training, plan, _launch(cluster, training, plan, options.max_usd))
 
 
-def launch_of(project: RemoteProject, options: RemoteOptions) -> Launch:
+def _launch(cluster: Cluster, job: ClusterJob, plan: Mapping[str, Any], most_usd: float) -> Launch:
     """How a run elsewhere is started, and what that may cost."""
-    cluster, job, plan = project.cluster, project.job, project.plan
     variables = tuple(name for name in cluster.variables if job.gated or name != "HF_TOKEN")
     hours = plan["time"]["hours"]
-    limit = Limit(hours, f"for {hours_words(hours)} of training", plan["cost"].get("usd"), options.max_usd, "--max-usd")
+    limit = Limit(hours, f"for {hours_words(hours)} of training", plan["cost"].get("usd"), most_usd, "--max-usd")
     return launch_at(cluster, job, limit, variables)
 
 

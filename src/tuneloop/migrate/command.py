@@ -32,7 +32,7 @@ def look(url: str, key: str, folder: Path) -> Survey:
     return finished(_with_service(url, key, survey_of))
 
 
-def copy(url: str, key: str, survey: Survey, folder: Path) -> Migration:
+def copy_service(url: str, key: str, survey: Survey, folder: Path) -> Migration:
     """Copy what was listed to a folder; nothing changes at the service.
 
     Raises:

@@ -113,7 +113,7 @@ def plan_freezing(endpoint: Endpoint, dataset: str, *, copy: Path, most_usd: flo
     return Freezing(endpoint, dataset, limit, most, budget, _what_it_has_seen(data, endpoint.model, copy))
 
 
-def freeze(plan: Freezing, out: Path) -> EvaluationResult:
+def freeze_answers(plan: Freezing, out: Path) -> EvaluationResult:
     """Ask the model, and make a baseline and a gate's first suite of its answers.
 
     Replies are kept in `out/answers`, with log probabilities where the service gives them; the same command, and

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from tuneloop.agents.jobs import Job
+from tuneloop.agents import Job
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.evaluation import EVALUATION
 from tuneloop.records.run import RUN

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
-from tuneloop.agents.jobs import Job, lives
+from tuneloop.agents import Job, lives
 from tuneloop.core.errors import UserError
 from tuneloop.core.foreign import fast_json, file_bytes, is_file, opened, parse_yaml
 from tuneloop.records.dataset import MANIFEST

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuneloop.agents.jobs import start_job
+from tuneloop.agents import start_job
 from tuneloop.core.confined import PAGE, Roots, confined, confining
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import flat, make_folder, read_yaml, user_errors_of_the_disk, write_yaml

@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from tuneloop.agents.jobs import Job, job_status
+from tuneloop.agents import Job, job_status
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json_object
 from tuneloop.core.foreign import fast_json, lines_of

@@ -27,7 +27,7 @@ from tuneloop.core.device import peak_memory, reset_peak_memory
 from tuneloop.core.threads import use_threads
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.models.load import Model, load_model
-from tuneloop.pipeline.compared_systems import Asking, ask
+from tuneloop.pipeline.answers import Asking, ask
 from tuneloop.records.rows import Dataset, Message, Row
 
 MODEL = "smollm2-135m"

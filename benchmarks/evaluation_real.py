@@ -24,7 +24,7 @@ from typing import Any
 from tuneloop.core.files import read_json
 from tuneloop.evaluation.config import EvalOptions
 from tuneloop.pipeline.compare import compare_evaluations
-from tuneloop.pipeline.evaluations import evaluate_files, evaluate_target
+from tuneloop.pipeline.evaluate import evaluate_files, evaluate_target
 from tuneloop.records.completion import Completion
 
 SHOWN = ("rouge1", "rougeL", "meteor", "bleu", "chrf", "token_f1", "length_ratio")

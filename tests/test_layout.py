@@ -103,8 +103,8 @@ TESTED_IN = {
     "improve/controller/test_command.py": "cli.improve improve.controller.controller",
     "pipeline/test_chat.py": "cli.chat",
     "pipeline/demo/test_demo.py": "cli.demo",
-    "pipeline/test_evaluations.py": "cli.endpoint pipeline.compare pipeline.evaluate pipeline.scoring pipeline.target_answers",
-    "pipeline/test_predict.py": "cli.predict pipeline.predict_files pipeline.targets",
+    "pipeline/test_evaluate.py": "cli.endpoint pipeline.compare pipeline.scoring",
+    "pipeline/test_predict.py": "cli.predict pipeline.targets",
     "pipeline/test_timed_baselines.py": "pipeline.baselines",
     "pipeline/test_run.py": "core.machine cli.run cli.train pipeline.prepare recipe"
     " pipeline.context pipeline.train",

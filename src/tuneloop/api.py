@@ -26,7 +26,7 @@ from tuneloop.evaluation.config import EvalOptions
 from tuneloop.improve.serve import serve as serve_until_stopped
 from tuneloop.pipeline.advise import advise_on
 from tuneloop.pipeline.compare import compare_evaluations
-from tuneloop.pipeline.evaluations import evaluate_files, evaluate_target
+from tuneloop.pipeline.evaluate import evaluate_files, evaluate_target
 from tuneloop.pipeline.plan import plan_data
 from tuneloop.pipeline.predict import predict as predict
 from tuneloop.pipeline.prepare import prepare_alone

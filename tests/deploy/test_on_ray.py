@@ -33,8 +33,8 @@ from tuneloop.deploy import on_ray
 from tuneloop.deploy.clusters import RayOptions
 from tuneloop.deploy.on_ray import RayRun, run_on_ray
 from tuneloop.evaluation.config import EvalOptions
-from tuneloop.pipeline import target_answers
-from tuneloop.pipeline.evaluations import evaluate_target
+from tuneloop.pipeline import answers as target_answers
+from tuneloop.pipeline.evaluate import evaluate_target
 from tuneloop.pipeline.sweep import search_of, sweep
 from tuneloop.pipeline.train import train_alone
 from tuneloop.recipe import Recipe, make_recipe

@@ -21,7 +21,7 @@ from tuneloop.inference.openai.target import Endpoint
 from tuneloop.inference.protocol import Served
 from tuneloop.inference.request import Request, Sampling, Update, refused
 from tuneloop.inference.requesting import RequestLimits
-from tuneloop.inference.targets import endpoint_of, open_endpoint, open_target
+from tuneloop.inference.targets import open_endpoint, open_target
 from tuneloop.models.adapters import BASE
 from tuneloop.models.peft_layout import hash_of_adapter
 
@@ -131,7 +131,7 @@ def test_a_server_whose_model_is_known_gets_token_ids_and_all_settings(
     stand_in, url = server
     ours, endpoint = open_target(str(tiny_llama)), Endpoint(url, MODEL, cache=tmp_path, pause=0.01)
     target = open_endpoint(endpoint, base=str(tiny_llama))
-    assert isinstance(target, EngineTarget) and target.kind == "endpoint" and endpoint_of(target) == endpoint
+    assert isinstance(target, EngineTarget) and target.kind == "endpoint" and target.endpoint == endpoint
     with closing(target):
         written = list(target.complete(requests_of()))
         body = stand_in.bodies[-1]

@@ -14,10 +14,11 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl
 from tuneloop.core.ui import reporting
 from tuneloop.inference.request import Sampling
-from tuneloop.pipeline.compared_systems import SystemAnswers, ask
+from tuneloop.pipeline.answers import ask
 from tuneloop.pipeline.consistency import ANSWERS, consistency_part, is_drawn, prompt_systems, tuned_system
 from tuneloop.pipeline.context import RunContext, attach_trained
 from tuneloop.pipeline.evaluate import base_model
+from tuneloop.pipeline.scoring import SystemAnswers
 from tuneloop.recipe import make_recipe
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Dataset, Row

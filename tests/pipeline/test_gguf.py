@@ -20,7 +20,7 @@ from tuneloop.evaluation.evaluate import FEWEST_SHARED
 from tuneloop.inference.llamacpp import installed
 from tuneloop.pipeline.chat import open_chat
 from tuneloop.pipeline.context import RunContext, load_run_recipe
-from tuneloop.pipeline.evaluations import evaluate_target
+from tuneloop.pipeline.evaluate import evaluate_target
 from tuneloop.pipeline.predict import predict
 from tuneloop.records.artifact import NEAR_TIE, ArtifactManifest, EvaluationExcerpt, SameAnswers
 from tuneloop.records.evaluation import Comparison

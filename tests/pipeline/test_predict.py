@@ -23,8 +23,7 @@ from tuneloop.data.sources.read import read_records
 from tuneloop.data.task import TaskPrompt
 from tuneloop.inference.request import Request
 from tuneloop.pipeline import predict as predicting
-from tuneloop.pipeline.predict import Asker, Options
-from tuneloop.pipeline.predict_files import journal_of
+from tuneloop.pipeline.predict import Asker, Options, journal_of
 from tuneloop.pipeline.targets import open_with_task
 from tuneloop.records.rows import Reject
 from tuneloop.release.export import export_run

@@ -9,7 +9,7 @@ import pytest
 
 from tuneloop.core.ui import reporting
 from tuneloop.evaluation.evaluate import sample_rows
-from tuneloop.pipeline import compared_systems as systems
+from tuneloop.pipeline import answers as systems
 from tuneloop.pipeline import timed_baselines as rounds
 from tuneloop.pipeline.baselines import ask_base, base_examples, baseline_stage, measured_before
 from tuneloop.pipeline.context import RunContext

@@ -17,7 +17,7 @@ from tuneloop.core.ui import reporting
 from tuneloop.inference.canary import prove
 from tuneloop.inference.local.serving import LocalEngine
 from tuneloop.inference.protocol import Served
-from tuneloop.pipeline.evaluations import evaluate_target
+from tuneloop.pipeline.evaluate import evaluate_target
 from tuneloop.pipeline.targets import task_of_run
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.models import canaries_of, deployment_of

@@ -183,7 +183,7 @@ def _compare(
     evaluations: list[str], out: str, judge: Judge | None, against: EvalOptions
 ) -> tuple[dict[str, Any], list[str]]:
     from tuneloop.pipeline.compare import compare_evaluations
-    from tuneloop.pipeline.evaluations import evaluate_files
+    from tuneloop.pipeline.evaluate import evaluate_files
     from tuneloop.pipeline.judge import judge_evaluations, write_verdicts
 
     judged: list[Judgement] = []

@@ -38,7 +38,7 @@ def command(
         raise typer.BadParameter("--examples is balanced or nearest")
     refuse_other_place(options.on)
     from tuneloop.inference.targets import kind_of_name
-    from tuneloop.pipeline.evaluations import evaluate_target, processes_to_start
+    from tuneloop.pipeline.evaluate import evaluate_target, processes_to_start
 
     kind = kind_of_name(place)
     if kind == "endpoint" and not endpoint:

@@ -25,7 +25,7 @@ from tuneloop.inference.openai.service import Item, Service, place_of, refusal
 from tuneloop.inference.openai.target import Endpoint
 from tuneloop.inference.wire import Broken, HttpRefused, finished
 from tuneloop.models.names import PACKAGED
-from tuneloop.pipeline.evaluations import evaluate_target
+from tuneloop.pipeline.evaluate import evaluate_target
 from tuneloop.planning.prices import load_prices
 from tuneloop.recipe import Recipe
 from tuneloop.records.record import R, Record, read_record, write_record

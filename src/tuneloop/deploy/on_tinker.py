@@ -28,7 +28,7 @@ from tuneloop.inference.wire import Broken, HttpRefused, finished
 from tuneloop.models.names import PACKAGED, SHORT_NAMES, known_name, resolve
 from tuneloop.models.template import Rendered
 from tuneloop.pipeline.context import RunContext
-from tuneloop.pipeline.evaluations import evaluate_target
+from tuneloop.pipeline.evaluate import evaluate_target
 from tuneloop.recipe import Recipe
 from tuneloop.records.plan import MeasuredMachine
 from tuneloop.records.record import Number, Record, write_record

@@ -18,6 +18,7 @@ from tuneloop.core.files import content_hash
 from tuneloop.core.ui import busy
 from tuneloop.inference.labels import LabelTrie
 from tuneloop.inference.local.target import LocalTarget
+from tuneloop.inference.openai.target import Endpoint
 from tuneloop.inference.protocol import SCORING, AnswerFit, Kind, ModelTarget, ServingEngine, complete, with_template
 from tuneloop.inference.request import Request, Requests
 from tuneloop.inference.requesting import Body, FailedTry, Requester, RequestLimits
@@ -44,8 +45,8 @@ class EngineTarget(ModelTarget):
     kind: Kind = "model"
     place: str = ""  # of the model, where it is a server's: the address, and the name there
     limits: RequestLimits = field(default_factory=RequestLimits)
+    endpoint: Endpoint | None = None
 
-    shares_prompts: ClassVar[bool] = False
     measures_losses: ClassVar[bool] = False
     _running: _Running | None = field(default=None, init=False, repr=False)
 
@@ -68,7 +69,7 @@ class EngineTarget(ModelTarget):
         return self.template.vocabulary
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> Path | None:
         return self.model.folder
 
     @property

@@ -27,7 +27,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from tuneloop.core.errors import UserError
 from tuneloop.inference.grammar import Grammars, why_not_written
@@ -41,6 +41,9 @@ from tuneloop.records.artifact import ARTIFACT, ArtifactManifest
 from tuneloop.records.completion import ENGINE, Completion, Finish, TokenLogprob
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Message
+
+if TYPE_CHECKING:
+    from tuneloop.inference.openai.target import Endpoint
 
 SCORING = "scoring labels"  # a task, for the progress
 Kind = Literal["run", "adapter", "model", "endpoint", "predictions"]
@@ -295,7 +298,15 @@ class Target(ABC):
     """
 
     name: str  # as the user gave it
-    no_scores: ClassVar[tuple[str, str]] = ("", "")  # why labels can't be scored, and what to do instead
+    no_scores: ClassVar[tuple[str, str]] = ("", "")  # why labels can't be scored, and what to do instead; empty: it can
+    takes_prompts: ClassVar[bool] = True  # else it has answers to its own rows only
+    draws: ClassVar[bool] = True  # answers are drawn where a request says so; else they are the likeliest ones
+    varies: ClassVar[bool] = False  # one request may get different answers
+    in_process: ClassVar[bool] = False  # our own engine computes, which several processes can share
+    shares_prompts: ClassVar[bool] = False  # what all prompts begin with is computed once
+    measures_losses: ClassVar[bool] = False  # it has `fits`
+    base: str = ""  # name of the model on this machine that it is, or stands on
+    endpoint: Endpoint | None = None  # the server that answers, with its limits and its price; None: none is asked
 
     @property
     @abstractmethod
@@ -306,6 +317,11 @@ class Target(ABC):
     @abstractmethod
     def identity(self) -> str:
         """Hash of what its answers depend on."""
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the weights are, with what they were trained to answer; None: they are not here."""
+        return None
 
     def load(self) -> None:  # noqa: B027 - what needs no loading is ready
         """Make it ready, so that the first answer does not wait for that."""
@@ -334,6 +350,13 @@ class Target(ABC):
         why, instead = self.no_scores
         raise UserError(why, where=self.name, next_step=instead)
 
+    def label_tokens(self, labels: Sequence[str]) -> Mapping[str, int]:
+        """Tokens of each label, over which `score` takes the mean; empty: it scores none."""
+        return {}
+
+    def close(self) -> None:  # noqa: B027 - a model in this process stays
+        """End what computes; it is started again when it is needed."""
+
 
 @dataclass(frozen=True)
 class AnswerFit:
@@ -348,8 +371,7 @@ class ModelTarget(Target):
     """A target whose prompts become tokens here: a model on this machine, in whichever engine."""
 
     engine: ClassVar[str] = ENGINE
-    shares_prompts: ClassVar[bool]  # whether what all prompts begin with is computed once
-    measures_losses: ClassVar[bool] = True  # whether it has `fits`
+    measures_losses: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -367,15 +389,10 @@ class ModelTarget(Target):
         """Tokens that its output is over."""
 
     @property
-    @abstractmethod
-    def folder(self) -> Path:
-        """Where the weights are, with what they were trained to answer; of a model's name no folder."""
-
-    @property
     def untuned(self) -> str:
         """Name of the model before it was tuned; empty where nothing says it."""
-        manifest = self.folder / ARTIFACT
-        return read_record(ArtifactManifest, manifest).base.model if manifest.is_file() else ""
+        manifest = self.folder and self.folder / ARTIFACT
+        return read_record(ArtifactManifest, manifest).base.model if manifest and manifest.is_file() else ""
 
     @abstractmethod
     def served_on(self, base: str) -> tuple[str, str | None]:
@@ -407,8 +424,9 @@ class ModelTarget(Target):
         """Labels as the tokens of whole answers, or of the rest of an answer that begins with `lead`."""
         return label_trie(labels, label_ids(self.template, labels, lead=lead))
 
-    def close(self) -> None:
-        """End what computes; it is started again when it is needed. A model in this process stays."""
+    def label_tokens(self, labels: Sequence[str]) -> Mapping[str, int]:
+        """Tokens of each label as a whole answer."""
+        return self.label_tree(labels).tokens
 
 
 def as_model(target: Target) -> ModelTarget | None:

@@ -116,14 +116,9 @@ def open_endpoint(endpoint: Endpoint, *, base: str = "", template: str = "") -> 
         adapters = [Served(str(model.trained), source)] if given else []
         return EndpointEngine(Served(served, source), adapters, settings)
 
-    target = EngineTarget(name, model, engine, "endpoint", f"{masked(url)} (model {endpoint.model})", endpoint)
+    place = f"{masked(url)} (model {endpoint.model})"
+    target = EngineTarget(name, model, engine, "endpoint", place, endpoint, endpoint)
     return target
-
-
-def endpoint_of(target: Target) -> Endpoint | None:
-    """The server that answers for a target; None: it is on this machine, or a file."""
-    limits = target.endpoint if isinstance(target, EndpointTarget) else getattr(target, "limits", None)
-    return limits if isinstance(limits, Endpoint) else None
 
 
 def engine_for(name: str, engine: str = "auto") -> EngineKind:
@@ -139,6 +134,7 @@ class PredictionsTarget(Target):
     answers: Mapping[str, str]
 
     kind: ClassVar[Kind] = "predictions"
+    takes_prompts: ClassVar[bool] = False
     no_scores = ("A file of answers can't score choices", "evaluate its texts")
 
     @property

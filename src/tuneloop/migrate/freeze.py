@@ -14,9 +14,9 @@ from tuneloop.evaluation.evaluate import sample_rows
 from tuneloop.inference.openai.target import Endpoint
 from tuneloop.migrate.notices import price_of
 from tuneloop.migrate.record import Migration
+from tuneloop.pipeline.answers import generous_limit
 from tuneloop.pipeline.compare import write_first_suite
-from tuneloop.pipeline.evaluations import EvaluationResult, evaluate_target
-from tuneloop.pipeline.target_answers import generous_limit
+from tuneloop.pipeline.evaluate import EvaluationResult, evaluate_target
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset, Message, Row
 

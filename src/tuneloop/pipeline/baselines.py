@@ -19,19 +19,12 @@ from tuneloop.evaluation.constants import MAJORITY, strongest_constant
 from tuneloop.evaluation.evaluate import ScoredAnswers, sample_rows
 from tuneloop.evaluation.prompt import AS_IT_IS, labels_shown
 from tuneloop.models.methods import base_only
+from tuneloop.pipeline.answers import Asking, ask, few_shot_examples, few_shot_prompt, reference_lengths, uses_choice
 from tuneloop.pipeline.best_prompt import words_of_choice
-from tuneloop.pipeline.compared_systems import (
-    Asking,
-    SystemAnswers,
-    ask,
-    few_shot_examples,
-    few_shot_prompt,
-    reference_lengths,
-    uses_choice,
-)
 from tuneloop.pipeline.consistency import expected_consistency
 from tuneloop.pipeline.context import RunContext, done_record
 from tuneloop.pipeline.scoring import (
+    SystemAnswers,
     cost_of,
     deciding_of,
     headline,

@@ -11,7 +11,7 @@ from tuneloop.evaluation.config import BaselinesConfig
 from tuneloop.evaluation.evaluate import sample_rows
 from tuneloop.evaluation.metrics import lower_is_better
 from tuneloop.models.methods import base_only
-from tuneloop.pipeline.compared_systems import Asking, ask, few_shot_examples, few_shot_prompt
+from tuneloop.pipeline.answers import Asking, ask, few_shot_examples, few_shot_prompt
 from tuneloop.pipeline.context import RunContext, done_record
 from tuneloop.pipeline.scoring import score, scoring_settings
 from tuneloop.recipe import Recipe

@@ -17,7 +17,7 @@ from tuneloop.evaluation.prompt import example_turns
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.request import Request
 from tuneloop.models.methods import base_only
-from tuneloop.pipeline.compared_systems import few_shot_examples
+from tuneloop.pipeline.answers import few_shot_examples
 from tuneloop.pipeline.context import RunContext, dataset_of, load_run_recipe
 from tuneloop.pipeline.predict import Asker, Options, Prediction, prediction_of
 from tuneloop.pipeline.targets import TaskTarget, open_with_task
@@ -194,7 +194,7 @@ def open_chat(
         UserError: no such target, or nothing to compare it with.
     """
     opened = open_with_task(target, base=base, task=task, endpoint=endpoint)
-    if opened.target.kind == "predictions":
+    if not opened.target.takes_prompts:
         raise UserError("A file of answers can't chat", where=target, next_step="name a run, a model or an endpoint")
     tuned = opened.target.kind in ("run", "adapter")
     speakers = [Speaker("tuned" if tuned else "answer" if not against else Path(target).name, opened)]

@@ -18,15 +18,9 @@ from tuneloop.evaluation.evaluate import sample_rows
 from tuneloop.evaluation.prompt import AS_IT_IS
 from tuneloop.inference.request import Sampling
 from tuneloop.models.load import Model
-from tuneloop.pipeline.compared_systems import (
-    Asking,
-    SystemAnswers,
-    ask,
-    few_shot_examples,
-    few_shot_prompt,
-    uses_choice,
-)
+from tuneloop.pipeline.answers import Asking, ask, few_shot_examples, few_shot_prompt, uses_choice
 from tuneloop.pipeline.context import RunContext
+from tuneloop.pipeline.scoring import SystemAnswers
 from tuneloop.records.completion import Completion
 from tuneloop.records.record import Part
 from tuneloop.records.rows import Dataset, Message, Row

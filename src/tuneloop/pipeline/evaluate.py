@@ -1,28 +1,45 @@
-"""The evaluate stage: the tuned model on the same rows, and what tuning took away."""
+"""Evaluations: the stage of a run, and any target on any rows."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.core.files import content_hash
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import content_hash, inside, lock_folder, sha256_file
 from tuneloop.core.ui import say
+from tuneloop.core.units import counted, verb
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.load_eval_file import read_whole
 from tuneloop.data.mix import GENERAL_FILE
-from tuneloop.evaluation.evaluate import ScoredAnswers, check_ids, sample_rows
+from tuneloop.evaluation.config import EvalOptions
+from tuneloop.evaluation.evaluate import ScoredAnswers, check_ids, sample_order, sample_rows
+from tuneloop.inference.openai.target import Endpoint
+from tuneloop.inference.request import Sampling
+from tuneloop.inference.targets import PredictionsTarget, open_endpoint, open_model
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.methods import base_only, method_of_folder
 from tuneloop.models.trained import trained_folder
-from tuneloop.pipeline.baselines import on_fewer_rows
-from tuneloop.pipeline.compared_systems import ask
-from tuneloop.pipeline.consistency import consistency_part, is_drawn, prompt_systems, tuned_system
+from tuneloop.pipeline.answers import (
+    EvalJob,
+    Question,
+    answers_of_target,
+    answers_to_rewordings,
+    ask,
+    personal_settings,
+)
+from tuneloop.pipeline.baselines import constant_of, measured_alternatives, on_fewer_rows
+from tuneloop.pipeline.consistency import Ask, consistency_part, is_drawn, prompt_systems, tuned_system
 from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of, done_record, load_run_recipe
+from tuneloop.pipeline.distributed import leading, shared_out
+from tuneloop.pipeline.recipes import name_of, recipe_of
 from tuneloop.pipeline.scoring import (
     AFTERWARDS,
+    SystemAnswers,
     cost_of,
     headline,
     how_far_trained,
@@ -30,11 +47,15 @@ from tuneloop.pipeline.scoring import (
     scoring_settings,
     write_scored,
 )
+from tuneloop.recipe import Recipe
 from tuneloop.records.completion import Completion
+from tuneloop.records.dataset import Counts, DatasetManifest, SplitFile, Splits
 from tuneloop.records.evaluation import BaselinesManifest, EvaluationManifest, Subject
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.records.run import RunManifest
+from tuneloop.registry import local_name
+from tuneloop.report.html import write_page
 
 if TYPE_CHECKING:
     from tuneloop.pipeline.time_limit import TimeLimit
@@ -146,3 +167,332 @@ def answers_of(run: Path) -> Callable[[Sequence[Row]], list[Completion]] | None:
         return ask(job.model, dataset, questions, job.recipe.evaluate, task="asking")[""].completions
 
     return answers
+
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Where an evaluation is, and how many answers are missing: failed requests, rows without prediction."""
+
+    folder: Path
+    failed: int = 0
+
+
+def evaluate_target(
+    target: str | Endpoint, options: EvalOptions = EvalOptions(), settings: Sequence[str] = ()
+) -> EvaluationResult:
+    """Get answers, score them, and write `eval.json`, `samples.jsonl` and the page.
+
+    Args:
+        target: a run, an adapter, a model's folder, name or GGUF file, a registered version (`NAME@ALIAS`), a server;
+            empty with `options.predictions`.
+        settings: `key=value`, of the recipe; those of `evaluate.` may leave that out.
+
+    Raises:
+        UserError: whatever the user can put right.
+    """
+    question = _question(target, options, settings)
+    recipe = _recipe(question)
+    _refuse_impossible(recipe, question)
+    job = RunContext(recipe, Path(question.name))
+    with leading(job):
+        return _evaluate(job, question)
+
+
+def processes_to_start(target: str | Endpoint, options: EvalOptions, settings: Sequence[str] = ()) -> int | None:
+    """Start the command for each of several GPUs, where a local model answers: the first's exit status, or None."""
+    if options.on or not target or isinstance(target, Endpoint):
+        return None
+    question = _question(target, options, settings)
+    return shared_out(_recipe(question), answers_only=True) if question.target.in_process else None
+
+
+def _evaluate(job: RunContext, question: Question) -> EvaluationResult:
+    """The evaluation, by the first of several processes."""
+    recipe, kind, options = job.recipe, question.kind, question.options
+    dataset, split = _rows_of(job, question)
+    dataset, learned = _with_examples(job, question, dataset)
+    rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed, stratum=dataset.stratum)
+    if not rows:
+        step = "choose another with --split, or give --data FILE"
+        raise UserError(f"The {split} split is empty", where=dataset.path, next_step=step)
+    check_ids(rows)
+    work = EvalJob(job, question, dataset, rows, options.name or _default_name(question))
+    name, folder = work.name, Path(options.out) if options.out else _default_folder(work, split)
+    with lock_folder(folder):
+        unseen = _unseen(dataset, rows)
+        baselines, costs = _alternatives(work)  # before an adapter is attached
+        baselines.pop(name, None)
+        answers = answers_of_target(work)
+        evaluation, more = score(job, dataset, rows, answers.system), dict(answers.parts)
+        notes = [*answers.notes, *unseen, *learned]
+        evaluation.notes[:0] = notes
+        for note in notes:
+            say(f"warn: {note}")
+        if kind in ("run", "adapter"):
+            more |= after_tuning(job, dataset)
+        elif kind == "model" and options.base:
+            more |= after_tuning(job, dataset, base=lambda: nullcontext(load_model(options.base)))
+        if question.plain and split == "test":
+            baselines, costs = _baselines(job, rows)
+        baselines, costs = baselines or constant_of(job, dataset, rows), costs | {name: answers.cost}
+        more |= _consistency(work, folder, costs)
+        key = tuned_key(job, dataset, baselines) if question.plain else _key(recipe, dataset, question)
+        production = _production(work) if options.production else None
+        trained = how_far_trained(read_record(RunManifest, question.name)) if kind == "run" else ""
+        subject = Subject(recipe.model, dataset.id, split, name, key, trained)
+        write_scored(folder, evaluation, subject, costs, baselines=baselines, production=production, more=more)
+        write_page(folder)
+    return EvaluationResult(folder, int(answers.cost.get("failed", 0)) or len(more.get("failures", ())))
+
+
+# --- what and on what --------------------------------------------------------------------------
+
+
+def _question(target: str | Endpoint, options: EvalOptions, settings: Sequence[str]) -> Question:
+    """The target by a local name, and the rows by data set or split, which `data` may also name; exactly one target."""
+    if bool(target) == bool(options.predictions):
+        what = "One target at a time" if target else "Evaluate what?"
+        step = "name a run or a model, or give --endpoint URL --model NAME, or --predictions FILE"
+        raise UserError(what, where="tuneloop evaluate", next_step=step)
+    if isinstance(target, str):
+        target = local_name(target)
+    if options.data in SPLITS and not Path(options.data).exists():
+        options = options.model_copy(update={"split": options.data, "data": ""})
+    elif options.data and (Path(options.data) / "dataset.json").is_file() and not options.dataset:
+        options = options.model_copy(update={"dataset": options.data, "data": ""})
+    if options.split not in SPLITS:
+        raise UserError(f"No split named {options.split!r}", where="--split", next_step="choose train, val or test")
+    if isinstance(target, Endpoint):
+        return Question(open_endpoint(target, base=options.base), options, settings)
+    if options.predictions:
+        return Question(PredictionsTarget(options.predictions, {}), options, settings)
+    return Question(open_model(target, base=options.base), options, settings)
+
+
+def _refuse_impossible(recipe: Recipe, question: Question) -> None:
+    """Refuse, before anything is read, what this kind of target can't answer."""
+    config, kind = recipe.evaluate, question.kind
+    differences = config.general or config.memorisation or config.canaries or config.lm_eval
+    if differences and kind not in ("run", "adapter") and not (kind == "model" and question.options.base):
+        what = "What was this model made from? Forgetting and memorisation are differences to its base"
+        other = "evaluate the model, with --base MODEL: an endpoint or a file of answers can't be compared with it"
+        step = "give --base MODEL" if kind == "model" else other
+        raise UserError(what, where=question.name or "--base", next_step=step)
+    if config.consistency and not question.target.takes_prompts:
+        what = "A file of answers can't answer other wordings"
+        step = "evaluate the model or the endpoint that wrote them, or leave consistency at 0"
+        raise UserError(what, where="evaluate.consistency", next_step=step)
+    if config.consistency and not question.target.draws:
+        what = "A GGUF file gives its likeliest answers only, so consistency can't be measured"
+        raise UserError(what, where="evaluate.consistency", next_step="evaluate the run, or leave consistency at 0")
+
+
+def _recipe(question: Question) -> Recipe:
+    options = question.options
+    keys = [setting.split("=")[0] for setting in question.settings]
+    settings = [
+        setting if "." in key or key in Recipe.model_fields else f"evaluate.{setting}"
+        for setting, key in zip(question.settings, keys, strict=True)
+    ]
+    if question.kind == "run":
+        recipe = load_run_recipe(Path(question.name), settings)
+        sources = {"sources": [options.dataset]} if options.dataset else {}
+        return recipe.model_copy(update={"data": recipe.data.model_copy(update=sources)})
+    if not options.dataset and not options.data:
+        step = "give a prepared data set with --dataset FOLDER, or a file with --data FILE"
+        step += f" ({question.name} is not a run)" if question.kind == "model" else ""
+        raise UserError("Which rows?", where="--dataset", next_step=step)
+    return recipe_of(options.dataset or options.data, settings, model=question.target.base or question.name)
+
+
+def _rows_of(job: RunContext, question: Question) -> tuple[Dataset, str]:
+    """The data set with the rows to evaluate as its test split, and the name of where they are from."""
+    options = question.options
+    of_run = question.kind == "run" and not options.dataset
+    dataset = dataset_of(job, of_run, options.dataset) if of_run or options.dataset else None
+    if options.data:
+        return _with_file(job, question, dataset), Path(options.data).name
+    assert dataset is not None
+    return replace(dataset, test=getattr(dataset, options.split)), options.split
+
+
+HELD_OUT, FEWEST_ROWS = 4, 40  # one row in four, of a file with so many rows, is an example where none are given
+
+
+def _with_examples(job: RunContext, question: Question, dataset: Dataset) -> tuple[Dataset, list[str]]:
+    """What few-shot shows and classifiers learn, where an adapter comes without its data set: the rows of `--train`,
+    none of which is a test row, else a seeded quarter of the file's, which is then no test row. And a note."""
+    options, rows = question.options, dataset.test
+    if options.train:
+        train = _with_file(job, replace(question, options=options.model_copy(update={"data": options.train})), None)
+        asked = {content_hash(row.prompt) for row in rows}
+        examples = [row for row in train.test if content_hash(row.prompt) not in asked]
+        labels = sorted({*(dataset.manifest.labels or ()), *(train.manifest.labels or ())})
+        named = {"labels": labels if dataset.task == "classification" else None}
+        manifest = dataset.manifest.model_copy(update=named)
+        both, dataset = len(train.test) - len(examples), replace(dataset, manifest=manifest, train=examples)
+        words = f"{verb(both, 'is a test row', 'are test rows')} too and {verb(both, 'was', 'were')} left out."
+        return dataset, [f"{counted(both, 'row')} of {options.train} {words}"] if both else []
+    if question.kind != "adapter" or dataset.train or not options.data:
+        return dataset, []
+    if len(rows) < FEWEST_ROWS:
+        few = f"{counted(len(rows), 'row')} of {options.data} are too few to spare examples to learn from"
+        return dataset, [f"{few}: few-shot and classifiers need --train FILE."]
+    held = set(sample_order(rows, job.recipe.seed, dataset.stratum)[: len(rows) // HELD_OUT])
+    examples, tests = [rows[i] for i in sorted(held)], [row for i, row in enumerate(rows) if i not in held]
+    note = (
+        f"{counted(len(examples), 'row')} of {options.data} are few-shot's examples and what classifiers learn from; "
+        f"the other {len(tests):,} are the test. With --train FILE all are."
+    )
+    return replace(dataset, train=examples, test=tests), [note]
+
+
+def _with_file(job: RunContext, question: Question, dataset: Dataset | None) -> Dataset:
+    """The rows of a file, next to what a data set says of the task."""
+    file = question.options.data
+    config = PrepareConfig.model_validate(dataset.manifest.config) if dataset else job.recipe.data
+    config = config.model_copy(update={"personal": personal_settings(job.recipe, question, dataset)})
+    whole = read_whole(file, config, prompts=question.target.takes_prompts, redact=True)
+    rows, task = whole.rows, dataset.task if dataset else whole.task
+    if whole.personal:
+        say(f"data      {whole.personal}")
+    if whole.skipped:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in whole.skipped.items())
+        say(f"warn: {counted(sum(whole.skipped.values()), 'record')} of {file} can't be evaluated ({reasons})")
+    if task == "classification":
+        rows = [row if row.label is not None else replace(row, label=row.answer) for row in rows]
+    labels = dataset.manifest.labels if dataset else sorted({row.label for row in rows if row.label is not None})
+    digest = sha256_file(file) if Path(file).is_file() else content_hash([row.to_json() for row in rows])
+    redaction = [config.personal] if whole.personal else []
+    empty, read = SplitFile(rows=0, sha256=""), len(whole.order)
+    manifest = DatasetManifest(
+        id=f"{name_of(file)}-{digest[:12]}",
+        hash=content_hash([digest, dataset.manifest.hash if dataset else None, *redaction]),
+        name=name_of(file),
+        task=task,
+        labels=labels if task == "classification" else None,
+        config=dataset.manifest.config if dataset else {},
+        counts=Counts(read=read, kept=len(rows), rejected=read - len(rows)),
+        rejected=whole.skipped,
+        splits=Splits(train=empty, val=empty, test=empty),
+    )
+    return Dataset(file, manifest, dataset.train if dataset else [], [], rows, whole.order, whole.renamed)
+
+
+def _unseen(dataset: Dataset, rows: Sequence[Row]) -> list[str]:
+    """A note on labels that the training split has never shown."""
+    if dataset.task != "classification" or not dataset.train:
+        return []
+    labels = {row.label for row in dataset.train}
+    strange = [str(row.label) for row in rows if row.label not in labels]
+    if not strange:
+        return []
+    names, of_rows = sorted(set(strange)), f"{len(strange)} of {counted(len(rows), 'row')}"
+    some = f"{', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
+    return [f"{of_rows} {verb(len(strange), 'has', 'have')} a label that no training row has: {some}."]
+
+
+def _default_name(question: Question) -> str:
+    options = question.options
+    if (endpoint := question.target.endpoint) is not None:
+        name = "tuned" if Path(endpoint.model).is_dir() else endpoint.model
+    elif options.predictions:
+        name = Path(options.predictions).stem
+    elif question.kind in ("run", "adapter") or options.base:
+        name = "tuned"
+    else:
+        return "few-shot" if options.few_shot else "zero-shot"
+    return f"{name} few-shot" if options.few_shot else name
+
+
+def _default_folder(work: EvalJob, split: str) -> Path:
+    question, run = work.question, Path(work.question.name)
+    if question.plain:
+        return run if split == "test" else run / f"eval-{split}"
+    place = f"{name_of(work.name)}-{re.sub(r'[^A-Za-z0-9._-]+', '-', work.dataset.id)}-{name_of(split)}"
+    if question.kind == "run":
+        return run / "evals" / place
+    if question.kind in ("endpoint", "predictions"):
+        return Path("evals") / place
+    return Path("evals") / f"{name_of(question.name)}-{place}"
+
+
+def _key(recipe: Recipe, dataset: Dataset, question: Question) -> str:
+    options = question.options
+    choices: dict[str, Any] = {n: getattr(options, n) for n in ("predictions", "split", "few_shot", "examples")}
+    choices["target"] = question.name
+    if question.kind == "run":  # whose folder may be renamed
+        run = read_record(RunManifest, question.name)
+        choices["target"] = [run.id, run.key, run.adapter_hash]
+    files = [sha256_file(file) for file in (options.prompt, options.predictions) if file and Path(file).is_file()]
+    server = question.target.endpoint and question.target.identity
+    # Without places, which the hash of the data replaces.
+    settings = recipe.model_dump(mode="json", exclude={"output_dir": True, "data": {"sources"}})
+    return content_hash([settings, dataset.manifest.hash, choices, files, server])
+
+
+def _production(work: EvalJob) -> list[Row]:
+    """What users sent, with personal data replaced: words of it are shown."""
+    from tuneloop.data.checks.production import read_production
+
+    rows, redactor = read_production([work.question.options.production])[0], work.redactor
+    return [replace(row, messages=redactor(row.messages)) for row in rows]
+
+
+def _baselines(job: RunContext, rows: Sequence[Row]) -> tuple[dict[str, ScoredAnswers], dict[str, Any]]:
+    """The run's baselines, as far as they were measured on the same rows, with their costs."""
+    from tuneloop.evaluation.results import load_evaluation
+
+    file = job.folder / "baselines" / BaselinesManifest.file
+    if not file.is_file():
+        return {}, {}
+    manifest, ids = read_record(BaselinesManifest, file), {row.id for row in rows}
+    evaluations = {n: load_evaluation(inside(file.parent, place)) for n, place in manifest.systems.items()}
+    same = {n: e for n, e in evaluations.items() if {row.id for row in e.rows} == ids}
+    return same, {n: cost.to_json() for n, cost in manifest.costs.items() if n in same}
+
+
+def _alternatives(work: EvalJob) -> tuple[dict[str, ScoredAnswers], dict[str, Any]]:
+    """The base of what was trained elsewhere, zero-shot and few-shot, and the cheap alternatives on the same rows."""
+    question, recipe, base = work.question, work.job.recipe, work.question.options.base
+    if question.options.few_shot or question.options.prompt or question.options.on:
+        return {}, {}  # asked in a way of its own
+    if question.kind == "adapter":
+        return measured_alternatives(work.job, work.dataset, work.rows)
+    if question.kind == "model" and base and question.target.in_process:
+        job = RunContext(recipe.model_copy(update={"model": base}), work.job.folder)
+        return measured_alternatives(job, work.dataset, work.rows)
+    return {}, {}
+
+
+def _consistency(work: EvalJob, folder: Path, costs: dict[str, Any]) -> dict[str, Any]:
+    """The same rows in several wordings: to the target, and to the prompts of its base where it has one."""
+    job, question, dataset = work.job, work.question, work.dataset
+
+    def target(rows: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str, SystemAnswers]:
+        return answers_to_rewordings(replace(work, rows=rows), sampling)
+
+    systems: list[Ask] = [target]
+    if question.kind in ("run", "adapter"):
+        systems.append(prompt_systems(job, dataset, lambda: base_model(job)))
+    sampled = question.target.varies or is_drawn(job, dataset)
+    return consistency_part(job, folder, dataset, work.rows, systems, name=work.name, sampled=sampled, costs=costs)
+
+
+def evaluate_files(places: Sequence[str], against: EvalOptions) -> dict[str, str]:
+    """Score the places that are files of predictions, against rows: file -> separate folder with its `eval.json`."""
+    folders: dict[str, str] = {}
+    for place in places:
+        path = Path(place)
+        if not path.is_file() or path.name == "eval.json":
+            continue
+        if not against.dataset and not against.data:
+            step = "give --references FILE, or --dataset FOLDER"
+            raise UserError("This is a file of predictions: against which references?", where=place, next_step=step)
+        name = path.stem if sum(Path(other).stem == path.stem for other in places) == 1 else name_of(place)
+        options = against.model_copy(update={"predictions": place, "name": name})
+        folders[place] = str(evaluate_target("", options).folder)
+    return folders

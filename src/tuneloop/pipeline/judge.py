@@ -20,7 +20,7 @@ from tuneloop.inference.local.target import open_local
 from tuneloop.inference.openai.target import Endpoint, EndpointTarget, usage
 from tuneloop.inference.request import Request
 from tuneloop.inference.requesting import failures
-from tuneloop.pipeline.target_answers import endpoint_line
+from tuneloop.pipeline.answers import endpoint_line
 from tuneloop.records.rows import Message, Row
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from tuneloop.evaluation.foreign.align import Power, Refereeing, as_scored, of_o
 from tuneloop.evaluation.foreign.read import is_foreign, read_foreign
 from tuneloop.evaluation.foreign.record import ForeignEvaluation
 from tuneloop.evaluation.foreign.tasks import TaskRows
+from tuneloop.pipeline.answers import generous_limit
 from tuneloop.pipeline.compare import ComparedEvaluations
 from tuneloop.pipeline.recipes import name_of
-from tuneloop.pipeline.target_answers import generous_limit
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.evaluation import Subject, split_place
 from tuneloop.registry import evaluation_place

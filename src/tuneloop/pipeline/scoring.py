@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,6 @@ from tuneloop.evaluation.scoring import AnswerStats, labels_of_fields
 from tuneloop.models.adapters import ATTACHED
 from tuneloop.models.names import known_name
 from tuneloop.models.trained import OWN, trained_folder
-from tuneloop.pipeline.compared_systems import SystemAnswers
 from tuneloop.pipeline.context import RunContext
 from tuneloop.recipe import Recipe
 from tuneloop.records.completion import ENGINE, Completion
@@ -38,6 +38,36 @@ AFTERWARDS = {
 }  # fmt: skip
 EXAMPLES = 2000  # training answers that show which fields hold labels
 FEW_STEPS = 30  # below this a run is a trial, whatever came of it
+
+
+@dataclass(frozen=True)
+class SystemAnswers:
+    """A system's answers and what they took."""
+
+    completions: list[Completion]  # one a row
+    seconds: float  # to get them
+    training_seconds: float = 0.0  # spent before
+    computed: int = 0  # tokens that were computed (what prompts share is computed once); 0: unknown
+    further: tuple[Sequence[str], ...] = ()  # more answers to the same prompts (pass@k), a list a row; or empty
+    note: str = ""  # what a reader has to know about the prompts
+
+    @property
+    def perplexity(self) -> float | None:
+        """exp of the mean loss of a reference token; None where it was not measured on all rows."""
+        losses = [answer.loss for answer in self.completions if answer.loss is not None]
+        if len(losses) < max(len(self.completions), 1):
+            return None
+        return math.exp(min(sum(losses) / max(sum(a.loss_tokens or 0 for a in self.completions), 1), 50.0))
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens read, summed over the rows."""
+        return sum(answer.prompt_tokens for answer in self.completions)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens written, summed over the rows."""
+        return sum(answer.completion_tokens for answer in self.completions)
 
 
 def scoring_settings(recipe: Recipe) -> dict[str, Any]:

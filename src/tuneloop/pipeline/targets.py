@@ -14,14 +14,13 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, write_json
 from tuneloop.core.ui import say
 from tuneloop.data.task import TaskSpec, read_task, task_spec
-from tuneloop.inference.engine_target import EngineTarget
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.protocol import ModelTarget, Target, as_model
 from tuneloop.inference.targets import open_target
 from tuneloop.models.names import is_local, resolve
 from tuneloop.models.template import plain_source
 from tuneloop.models.trained import OWN, trained_folder
-from tuneloop.pipeline.compared_systems import longest_answer, uses_choice
+from tuneloop.pipeline.answers import longest_answer, uses_choice
 from tuneloop.pipeline.context import RunContext
 from tuneloop.records.rows import Dataset
 from tuneloop.registry import local_name
@@ -53,9 +52,8 @@ class TaskTarget:
         return as_model(self.target)
 
     def close(self) -> None:
-        """End what computes; see `ModelTarget.close`."""
-        if self.model is not None:
-            self.model.close()
+        """End what computes; see `Target.close`."""
+        self.target.close()
 
     def check(self) -> None:
         """Refuse the name of a model that is neither here nor on the hub, before rows are read for it."""
@@ -66,7 +64,7 @@ class TaskTarget:
     def scores_labels(self) -> bool:
         """Whether answers are labels that are scored, not text that is written."""
         choice = self.task is not None and self.task.answer == "choice" and bool(self.task.labels)
-        return choice and self.model is not None
+        return choice and not self.target.no_scores[0]
 
     @property
     def advice(self) -> str:
@@ -98,7 +96,7 @@ def open_with_task(
     name = local_name(name)
     target = open_target(name, base=base, endpoint=endpoint)
     spec = borrowed if borrowed is not None else task_inside(target)
-    if spec is not None and isinstance(target, LocalTarget | EngineTarget):
+    if spec is not None and spec.chat_template:
         target = open_target(name, base=base, endpoint=endpoint, template=spec.chat_template)
     return TaskTarget(target, spec)
 
@@ -115,10 +113,7 @@ def target_summary(target: Target) -> dict[str, Any]:
 
 def task_inside(target: Target) -> TaskSpec | None:
     """The task in a target's folder; None where it has none."""
-    if isinstance(target, LocalTarget) and target.run is not None:
-        return task_of_run(target.run)
-    model = as_model(target)
-    return _read_task(model.folder) if model is not None and model.folder.is_dir() else None
+    return _read_task(target.folder) if target.folder is not None and target.folder.is_dir() else None
 
 
 def task_of_run(run: Path) -> TaskSpec | None:

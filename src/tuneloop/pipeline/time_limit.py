@@ -19,9 +19,9 @@ from tuneloop.core.units import counted, exactly, verb
 from tuneloop.evaluation.evaluate import sample_rows
 from tuneloop.pipeline.baselines import expected_evaluation, mean_reference, measured_before
 from tuneloop.pipeline.best_prompt import with_best_prompt
-from tuneloop.pipeline.compared_systems import SystemAnswers
 from tuneloop.pipeline.context import RunContext, dataset_of, done_record, identity
 from tuneloop.pipeline.plan import run_plan
+from tuneloop.pipeline.scoring import SystemAnswers
 from tuneloop.pipeline.timed_baselines import TUNED, TimedAnswers, ask_tuned_within, ask_within
 from tuneloop.recipe import Recipe
 from tuneloop.records.evaluation import BaselinesManifest

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from tuneloop.core.ui import busy, say
 from tuneloop.evaluation.evaluate import sample_order, sample_rows
 from tuneloop.models.methods import base_only
+from tuneloop.pipeline.answers import Asking, ask, few_shot_prompt, joined, reading_seconds
 from tuneloop.pipeline.baselines import MeasuredBefore, ask_base, base_examples, mean_reference, tuned_share
-from tuneloop.pipeline.compared_systems import Asking, SystemAnswers, ask, few_shot_prompt, joined, reading_seconds
 from tuneloop.pipeline.consistency import expected_consistency
 from tuneloop.pipeline.context import RunContext
+from tuneloop.pipeline.scoring import SystemAnswers
 from tuneloop.records.rows import Dataset, Row
 
 Rows = Sequence[Row]

@@ -27,7 +27,7 @@ from tuneloop.models.load import load_model
 from tuneloop.models.names import resolve
 from tuneloop.models.template import load_template
 from tuneloop.models.trained import trained_folder
-from tuneloop.pipeline.compared_systems import ask, longest_answer
+from tuneloop.pipeline.answers import ask, longest_answer
 from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of
 from tuneloop.pipeline.scoring import cost_of, score, write_scored
 from tuneloop.records.artifact import EVALS, NEAR_TIE, PARTED, ArtifactCost, EvaluationExcerpt, SameAnswers

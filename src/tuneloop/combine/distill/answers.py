@@ -37,7 +37,6 @@ from tuneloop.data.sources.read import read_records
 from tuneloop.data.task import prompt_reader, task_spec
 from tuneloop.evaluation.metrics.text import token_f1
 from tuneloop.evaluation.prompt import choose_examples, prompt_turns
-from tuneloop.inference.openai.target import EndpointTarget
 from tuneloop.inference.request import Request, Sampling
 from tuneloop.pipeline.judge import Judge, conversation_of
 from tuneloop.pipeline.targets import TaskTarget
@@ -227,7 +226,7 @@ def answers_of(job: DistilJob) -> dict[str, Completion]:
 def _request_all(job: DistilJob, draws: Draws, answers: dict[Draw, Completion], file: Path) -> dict[Draw, Completion]:
     """Add the teacher's answers, and write them down; returns those that failed."""
     failed: dict[Draw, Completion] = {}
-    endpoint = job.teacher.target.endpoint if isinstance(job.teacher.target, EndpointTarget) else None
+    endpoint = job.teacher.target.endpoint
     count, other = 0, ""
     while count < len(draws) and not other:
         # A server gets one request before it gets many: another model may answer there, and its answers cost, too.

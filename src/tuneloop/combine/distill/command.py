@@ -21,14 +21,13 @@ from tuneloop.data.dataset import load_dataset
 from tuneloop.evaluation.evaluate import sample_rows
 from tuneloop.evaluation.prompt import prompt_turns
 from tuneloop.inference.local.target import LocalTarget
-from tuneloop.inference.openai.target import EndpointTarget, usage
+from tuneloop.inference.openai.target import usage
 from tuneloop.inference.request import Request
 from tuneloop.models.load import Model, layers_of, skeleton
 from tuneloop.models.methods import WHOLE
 from tuneloop.models.names import resolve
-from tuneloop.pipeline.compared_systems import SystemAnswers
 from tuneloop.pipeline.context import RunContext
-from tuneloop.pipeline.scoring import score, score_of
+from tuneloop.pipeline.scoring import SystemAnswers, score, score_of
 from tuneloop.pipeline.targets import TaskTarget, open_with_task
 from tuneloop.pipeline.train import train_alone
 from tuneloop.recipe import Recipe, make_recipe
@@ -274,7 +273,7 @@ def _score(job: DistilJob, rows: Sequence[Row], target: TaskTarget) -> _Scored:
     recipe = make_recipe({"name": "student"}, job.settings)
     scored = score(RunContext(recipe, job.out), replace(job.dataset, test=rows), rows, SystemAnswers(answers, 0.0))
     price = recipe.plan.usd_per_hour
-    endpoint = target.target.endpoint if isinstance(target.target, EndpointTarget) else None
+    endpoint = target.target.endpoint
     usd = usage(endpoint, answers)["usd"] if endpoint else price * seconds / 3600
     cost = ModelCost(
         parameters=parameters,

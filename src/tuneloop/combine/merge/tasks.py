@@ -24,7 +24,7 @@ from tuneloop.models.load import Model, load_model
 from tuneloop.models.methods import base_only
 from tuneloop.models.names import resolve
 from tuneloop.models.trained import load_trained, trained_folder
-from tuneloop.pipeline.compared_systems import Asking, ask
+from tuneloop.pipeline.answers import Asking, ask
 from tuneloop.pipeline.context import RunContext
 from tuneloop.pipeline.scoring import score, score_of
 from tuneloop.records.merge import MergeRecord, SearchedMerge, TaskDeployment, TaskResult, TaskRoute

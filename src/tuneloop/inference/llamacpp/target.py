@@ -37,7 +37,7 @@ class GgufTarget(ModelTarget):
     tokenizer: Path | None = None  # folder of the tokenizer and the trained template; None: next to the file, or in it
     kind: ClassVar[Kind] = "model"
     engine: ClassVar[str] = ENGINE
-    shares_prompts: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
 
     @cached_property
     def identity(self) -> str:

@@ -67,6 +67,7 @@ class LocalTarget(ModelTarget):
     run: Path | None = None  # the run's folder, where the target is one
     source: str = ""  # chat template that takes the place of the model's; empty: its own
     shares_prompts: ClassVar[bool] = True
+    in_process: ClassVar[bool] = True
 
     @staticmethod
     def of(model: Model) -> LocalTarget:
@@ -97,7 +98,7 @@ class LocalTarget(ModelTarget):
     @property
     def folder(self) -> Path:
         """The adapter's folder, or the model's."""
-        return self.trained or Path(self.name).expanduser()
+        return self.trained or Path(self.base if self.run else self.name).expanduser()
 
     def served_on(self, base: str) -> tuple[str, str | None]:
         """The base that it names, and its adapter's folder."""

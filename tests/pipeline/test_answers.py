@@ -15,7 +15,7 @@ from tuneloop.evaluation.config import BaselinesConfig, EvaluateConfig
 from tuneloop.evaluation.prompt import prompt_turns
 from tuneloop.inference.labels import label_ids, label_trie
 from tuneloop.inference.local.target import LocalTarget
-from tuneloop.pipeline.compared_systems import CONTENT_FREE, Asking, ask, few_shot_examples, longest_answer, uses_choice
+from tuneloop.pipeline.answers import CONTENT_FREE, Asking, ask, few_shot_examples, longest_answer, uses_choice
 from tuneloop.pipeline.side_effects import ending_losses
 from tuneloop.records.rows import Dataset, Row
 

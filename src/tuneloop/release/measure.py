@@ -21,6 +21,8 @@ from tuneloop.evaluation.metrics import lower_is_better
 from tuneloop.evaluation.metrics.claims import amount, claim_of, seen_from, sure
 from tuneloop.evaluation.metrics.structured import read_schema
 from tuneloop.inference.llamacpp import installed
+from tuneloop.inference.llamacpp.serving import VERSION, WHEEL, LlamaCppEngine
+from tuneloop.inference.llamacpp.target import GgufTarget
 from tuneloop.inference.protocol import Served, complete
 from tuneloop.inference.request import Request
 from tuneloop.models.load import load_model
@@ -39,8 +41,6 @@ from tuneloop.release.tuned_weights import open_tuned
 
 if TYPE_CHECKING:
     import torch
-
-    from tuneloop.inference.llamacpp.target import GgufTarget
 
 BASE_TYPE: FloatType = "f16"  # of the base's file that a LoRA file is measured on
 RUN = "run"  # name of the run in comparisons
@@ -91,8 +91,6 @@ def measure_lora(sample: MeasuredRows, file: Path, name: str, id_: str) -> Artif
     Raises:
         UserError: see `measure_artifact`; no room for the base.
     """
-    from tuneloop.inference.llamacpp.target import GgufTarget
-
     job = sample.job
     remove_stale_bases(job.folder)
     with (
@@ -123,7 +121,6 @@ def measure_artifact(
         UserError: llama.cpp is missing or fails, or a row can't be answered.
     """
     from tuneloop.evaluation.compare import compare
-    from tuneloop.inference.llamacpp.target import GgufTarget
 
     job, dataset, rows = sample.job, sample.dataset, sample.rows
     target = target or GgufTarget(str(file), file)
@@ -158,8 +155,6 @@ def _structured(sample: MeasuredRows, file: Path, before: ScoredAnswers) -> Same
 
     None: the run has no schema, or llama.cpp's server is not installed.
     """
-    from tuneloop.inference.llamacpp.serving import VERSION, WHEEL, LlamaCppEngine
-
     config = sample.job.recipe.evaluate
     if not config.json_schema or not installed(WHEEL, VERSION):
         return None

@@ -27,6 +27,7 @@ from tuneloop.models.trained import load_trained, trained_folder
 from tuneloop.pipeline.answers import Asking, ask
 from tuneloop.pipeline.context import RunContext
 from tuneloop.pipeline.scoring import score, score_of
+from tuneloop.pipeline.train import train_alone
 from tuneloop.records.merge import MergeRecord, SearchedMerge, TaskDeployment, TaskResult, TaskRoute
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.run import RUN
@@ -212,8 +213,6 @@ def _merged(experts: Sequence[Expert], settings: MergeSettings, out: Path) -> Pa
 
 def _pooled(experts: Sequence[Expert], out: Path, run: Path) -> Path:
     """One adapter trained on the rows of all tasks, by the first expert's settings: as many passes over them."""
-    from tuneloop.pipeline.train import train_alone
-
     if not (run / RUN).is_file():
         like = experts[0].recipe
         assert like is not None and experts[0].dataset is not None

@@ -306,7 +306,7 @@ class Target(ABC):
     shares_prompts: ClassVar[bool] = False  # what all prompts begin with is computed once
     measures_losses: ClassVar[bool] = False  # it has `fits`
     base: str = ""  # name of the model on this machine that it is, or stands on
-    endpoint: Endpoint | None = None  # the server that answers, with its limits and its price; None: none is asked
+    endpoint: Endpoint | None = None  # the server that answers, with its limits and its price; None: no server does
 
     @property
     @abstractmethod

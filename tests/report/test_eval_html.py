@@ -80,7 +80,7 @@ def text_of(page: str) -> str:
 
 def test_an_evaluation_by_itself_has_a_page_with_all_its_parts(evaluated: Callable[..., Path]) -> None:
     page = write_page(evaluated()).read_text()
-    assert sections(page) == ["comparison", "labels", "slices", "calibration", "errors", "samples", "costs", "record"]
+    assert sections(page) == ["samples", "comparison", "labels", "slices", "calibration", "errors", "costs", "record"]
     text = text_of(page)
     assert "language: de" in text and "Expected calibration error 0.040 [0.020, 0.070]" in text
     assert "tf-idf + logistic regression" in text and "0.871" not in text
@@ -90,7 +90,7 @@ def test_an_evaluation_by_itself_has_a_page_with_all_its_parts(evaluated: Callab
 
 def test_the_run_has_the_same_parts(evaluated: Callable[..., Path]) -> None:
     page = render_report(evaluated(run=True))
-    assert sections(page)[:7] == ["comparison", "labels", "slices", "calibration", "errors", "samples", "costs"]
+    assert sections(page)[:7] == ["samples", "comparison", "labels", "slices", "calibration", "errors", "costs"]
 
 
 EFFECTS = {
@@ -147,7 +147,8 @@ def test_gains_point_the_same_way_in_every_table_of_a_page(evaluated: Callable[.
     assert (tuned["training"], tuned["thousand"]) == ("0.8 min, $0.00066", "$0.0037")
     page = render_evaluation(folder)
     assert page.count("Gain: of tuned over each line; positive means that tuned is better.") == 2
-    comparison = page[page.index('id="comparison"') : page.index("</table>")]
+    start = page.index('id="comparison"')
+    comparison = page[start : page.index("</table>", start)]
     assert "+0.62" in comparison, "the same figure as in the other table"
     evaluation = read_record(EvaluationManifest, folder)
     before = evaluation_parts(evaluation.model_copy(update={"comparisons": []}))["leaderboard"]

@@ -56,7 +56,7 @@ def test_a_whole_run_shows_every_part(make_run: Callable[..., Path], kind: str) 
     ids = re.findall(r'<section id="(\w+)"', page)
     costs = ["costs"] if kind == "classification" else []  # the other one's evaluation measured none
     fields = ["fields"] if kind == "generation" else []  # its answers are structured
-    assert ids == ["comparison", *fields, "samples", *costs, "training", "settings", "data", "plan", "record"]
+    assert ids == ["samples", "comparison", *fields, *costs, "training", "settings", "data", "plan", "record"]
     assert re.findall(r'<a href="#(\w+)"', page) == ids, "the contents name every section"
     text = re.sub(r"<[^>]+>", "", page.replace("<wbr>", ""))
     for figure in (
@@ -74,7 +74,8 @@ def test_a_whole_run_shows_every_part(make_run: Callable[..., Path], kind: str) 
 
 def test_the_comparison_shows_values_intervals_and_p_of_every_system(make_run: Callable[..., Path]) -> None:
     page = render_report(make_run())
-    table = page[page.index('<table class="cards"') : page.index("</table>")]
+    start = page.index('<table class="cards"', page.index('id="comparison"'))
+    table = page[start : page.index("</table>", start)]
     rows = [re.sub(r"<[^>]+>", " ", row).split() for row in table.split("<tr")[2:]]
     assert len(rows) == 7
     joined = [" ".join(row[1:] if row[0].startswith((">", "class")) else row) for row in rows]

@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from tuneloop.evaluation.metrics import title_of
 from tuneloop.records.evaluation import Estimate
 from tuneloop.records.run import FindingLine, TrainingStep, Validation
-from tuneloop.report.facts import SystemFacts, count, interval, metric_text, number
+from tuneloop.report.facts import SystemFacts, count, interval, metric_text, number, percentage
 
 WIDE, NARROW = 760, 350
 MAX_POINTS = 400  # a curve of more points looks the same and makes the page heavy
@@ -136,11 +136,20 @@ def svg_line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
 
 
-def grid(scale: Axis, a: float, b: float, *, across: bool, unit: str = "", gap: float = 7) -> list[str]:
+def grid(
+    scale: Axis,
+    a: float,
+    b: float,
+    *,
+    across: bool,
+    unit: str = "",
+    gap: float = 7,
+    label: Callable[[float], str] = short,
+) -> list[str]:
     """A line at each tick, from `a` to `b`, with its value: below upright lines, left of level ones (`across`)."""
     body = []
     for tick in scale.ticks:
-        at, value = scale(tick), f"{unit}{short(tick)}"
+        at, value = scale(tick), f"{unit}{label(tick)}"
         if across:
             body += [svg_line(a, at, b, at, "grid"), svg_text(a - gap, at + 4, value, "tick", "end")]
         else:
@@ -167,20 +176,30 @@ def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return thinned if not points or thinned[-1] == points[-1] else [*thinned, points[-1]]
 
 
-def forest_chart(lines: Sequence[SystemFacts], at: int, metric: str, width: float = WIDE) -> Markup:
+def forest_chart(
+    lines: Sequence[SystemFacts], at: int, metric: str, width: float = WIDE, *, recommended: str = ""
+) -> Markup:
     """Systems under each other, each a value with its 95 % interval; a line marks the tuned model's value.
 
-    `at`: which of the lines' scores to draw. Empty when nothing was measured.
+    `at`: which of the lines' scores to draw; `recommended`: the system with a check mark. Empty when nothing was
+    measured.
     """
     rows = [(line, score) for line in lines if (score := line.scores[at]) is not None]
     if not rows:
         return Markup("")
     pitch, top = (40.0, 12.0) if width < 500 else (30.0, 8.0)
-    bars = [(line.name, score, "tuned" if line.tuned else "other", 5 if line.tuned else 4) for line, score in rows]
+    bars = [
+        (
+            f"{line.name} ✓" if line.name == recommended else line.name,
+            score,
+            *(("tuned", 5) if line.tuned else ("other", 4)),
+        )
+        for line, score in rows
+    ]
     marks = [score.value for line, score in rows if line.tuned]
     body = interval_bars(bars, marks, metric, pitch, top, width, caps=True)
     values = "; ".join(f"{line.name} {metric_text(score.value, metric)}" for line, score in rows)
-    title = f"{title_of(metric)}: {values}"
+    title = f"{title_of(metric)}: {values}" + (f". Recommended: {recommended}" if recommended else "")
     return svg_chart(width, top + pitch * len(rows) + 26, title, body, "forest")
 
 
@@ -198,18 +217,20 @@ def interval_bars(
 
     `bars`: (name, value with interval, CSS class, radius of the dot); `pitch`, `top`: pixels; `caps`: bars with ends.
     """
-    narrow = width < 500
+    narrow, share = width < 500, percentage(metric)
+    written = share or (lambda value: metric_text(value, metric))
     left, right = (4.0, width - 8) if narrow else (230.0, width - 150)
     ends = [v for _, s, _, _ in bars for v in (s.value, s.low, s.high) if math.isfinite(v)]
     scale = axis([*ends, *marks], left + 6, right - 6, steps=4 if narrow else 6, log=False)
     bottom = top + pitch * len(bars)
-    body = grid(scale, top, bottom, across=False)
+    body = grid(scale, top, bottom, across=False, label=share or short)
     body += [svg_line(scale(mark), top, scale(mark), bottom, "reference") for mark in marks]
     for i, (name, score, kind, radius) in enumerate(bars):
         y = top + pitch * i + (pitch - 12 if narrow else pitch / 2)
         label_y = y - 12 if narrow else y + 4
         body.append(svg_text(0, label_y, fit(name, width - 130 if narrow else 222), f"name {kind}"))
-        value, bounds = metric_text(score.value, metric), interval(score, metric)
+        value, bounds = written(score.value), interval(score, metric)
+        bounds = f"[{written(score.low)}, {written(score.high)}]".replace(" %,", ",") if bounds and share else bounds
         label = f'<tspan class="value">{value}</tspan>' + (f' <tspan class="bounds">{bounds}</tspan>' if bounds else "")
         body.append(f'<text x="{width:g}" y="{label_y:.1f}" class="figure {kind}" text-anchor="end">{label}</text>')
         if bounds:

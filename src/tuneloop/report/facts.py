@@ -43,6 +43,13 @@ SYSTEMS = (
     "tf-idf + logistic regression",
     "MiniLM + logistic regression",
 )
+# Metrics that are shares, as a reader says them; other metrics keep their name.
+SHARES = {
+    "accuracy": "of the answers are right", "exact_match": "of the answers are right",
+    "field_accuracy": "of the fields are right", "object_accuracy": "of the answers are right in every field",
+    "subset_accuracy": "of the answers have all labels right", "valid_json": "of the answers are valid JSON",
+    "pass@1": "of the programs pass their tests",
+}  # fmt: skip
 MOST_OWN = 2  # columns of the user's own metrics; the page has a table of all
 # Control characters would reach the terminal as commands, or break the page; newline and tab stay.
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -276,6 +283,12 @@ def short_count(n: float | None) -> str:
 def metric_text(value: float | None, metric: str = "accuracy") -> str:
     """A metric's value in a table, by its own number format."""
     return metric_of(metric).figure(value)
+
+
+def percentage(metric: str) -> Callable[[float], str] | None:
+    """How a share is written as per cent, without digits that few rows don't carry; None: the metric is no share."""
+    is_share = metric_of(metric).scale == "share" or metric.rpartition(".")[2] in SHARES
+    return (lambda value: f"{100 * value:.0f} %") if is_share else None
 
 
 def interval(score: Estimate | None, metric: str = "accuracy") -> str:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from markupsafe import Markup
+
 from tuneloop.core.files import sha256_file
 from tuneloop.evaluation.metrics import title_of
 from tuneloop.records.evaluation import EVALUATION, EvaluationManifest
+from tuneloop.report import charts
 from tuneloop.report import facts as f
+from tuneloop.report.answer import Answer, answer_of, by_value
 
 FEW_ROWS = 200  # test rows below which the page says how little they can show
 LONG_TITLE = 60  # characters from which a title is set smaller; of one with a colon, of what is before it
@@ -40,10 +45,12 @@ def head_part(facts: f.RunFiles, metrics: Sequence[str], lines: Sequence[f.Syste
     name = name or facts.config.get("name") or (facts.run and facts.run.id) or facts.path.resolve().name
     subject = f.clean(f"{name} on {model_name(facts.model)}" if facts.model else name)
     title, *words = verdict_words(facts.evaluation) or [subject]
+    answer = answer_of(facts)
     first, colon, rest = title.partition(": ")
     short = colon and len(first) <= LONG_TITLE
     return {
-        "title": title,
+        "title": answer.verdict + ": " + name if answer else title, "answer": answer, "subject": subject,
+        "answer_chart": answer and first_chart(answer, facts, lines, metrics[0]), "statistics": [title, *words],
         "headline": (first, keep_together(rest)) if short else (keep_together(title), ""),
         "place": place, "words": [keep_together(word) for word in words], "state": "" if facts.evaluated else state,
         "few": few_rows(facts.evaluation, metrics, rival(facts.evaluation, lines)),
@@ -54,6 +61,12 @@ def head_part(facts: f.RunFiles, metrics: Sequence[str], lines: Sequence[f.Syste
         ],
         "metric": title_of(metrics[0]) if metrics else "", "problems": facts.problems,
     }  # fmt: skip
+
+
+def first_chart(answer: Answer, facts: f.RunFiles, lines: Sequence[f.SystemFacts], metric: str) -> Markup:
+    """All systems by the metric that decides, the best one on top, the recommended one marked."""
+    draw = functools.partial(charts.forest_chart, recommended=answer.recommended)
+    return charts.chart_pair(draw, by_value(lines, metric), 0, metric)
 
 
 def verdict_words(evaluation: EvaluationManifest) -> list[str]:

@@ -88,10 +88,11 @@ def page_of(facts: f.RunFiles) -> dict[str, Any]:
 
 
 SECTIONS = {
-    "gate": "Gate", "comparison": "Comparison", "differ": "Settings that differ", "overlay": "Losses",
+    "gate": "Gate", "samples": "Samples", "comparison": "Comparison", "differ": "Settings that differ",
+    "overlay": "Losses",
     "labels": "Labels", "fields": "Fields", "slices": "Slices", "calibration": "Calibration",
     "errors": "Kinds of errors", "disagreements": "Disagreements", "consistency": "Consistency",
-    "samples": "Samples", "effects": "Side effects",
+    "effects": "Side effects",
     "production": "Production", "judge": "Judge", "costs": "Costs", "training": "Training", "settings": "Settings",
     "data": "Data", "plan": "Plan and outcome", "record": "Record",
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tuneloop.records.evaluation import Outcome
 from tuneloop.report.answer import Answer, answer_of, by_value
 from tuneloop.report.facts import read_run, systems_of
 from tuneloop.report.html import render_report
+from tuneloop.report.terminal import print_closing
 
 MakeRun = Callable[..., Path]
 FOREST = "tf-idf + logistic regression"
@@ -126,3 +129,17 @@ def test_the_rest_of_the_page_is_folded_where_it_begins_with_the_answer(make_run
 def test_several_systems_against_one_keep_their_sentence(make_run: MakeRun) -> None:
     other = standing("better", "few-shot", "prompt") | {"name": "another"}
     assert answer_of(read_run(run_with(make_run(), standing("better", "few-shot", "prompt"), other))) is None
+
+
+def test_a_run_ends_on_the_terminal_in_a_few_lines_and_with_verbose_in_all(make_run: MakeRun) -> None:
+    run = run_with(make_run(), standing("better", "few-shot", "prompt"))
+
+    def printed(verbose: bool) -> list[str]:
+        file = io.StringIO()
+        print_closing(run, Console(file=file, width=200), verbose)
+        return file.getvalue().strip().splitlines()
+
+    short = printed(False)
+    assert len(short) <= 13 and short[0].startswith("Worth it. ") and any("━" in line for line in short)
+    assert sum("report.html" in line for line in short) == 1 and short[-1].split()[:3] == ["next", "tuneloop", "serve"]
+    assert len(printed(True)) > 2 * len(short)

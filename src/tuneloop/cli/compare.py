@@ -168,7 +168,9 @@ def _of_one(folder: Path, table: str) -> Result:
         return Result({"table": text, "format": table}, [text.removesuffix("\n")])
     with screen("writing the report"):
         page = write_page(folder)
-    return Result(summary(folder) | {"report": str(page)}, () if output().quiet else partial(print_closing, folder))
+    return Result(
+        summary(folder) | {"report": str(page)}, () if output().quiet else partial(print_closing, folder, verbose=True)
+    )
 
 
 def _check_judge(judge: Judge, file: str) -> Result:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 from tuneloop.cli.console import Result
-from tuneloop.cli.parameters import SETTINGS, screen
+from tuneloop.cli.parameters import SETTINGS, VERBOSE, screen
 
 
-def command(settings: list[str] | None = SETTINGS) -> Result:
+def command(settings: list[str] | None = SETTINGS, *, verbose: bool = VERBOSE) -> Result:
     """Do the whole job on packaged data, in minutes.
 
     Mails go in, cards in JSON come out, and each alternative stands next to the tuned model. It needs no GPU, no
@@ -25,4 +25,4 @@ def command(settings: list[str] | None = SETTINGS) -> Result:
     with screen("running"):
         fetch_models()
         folder = run(recipe)
-    return Result(summary(folder), partial(print_demo, folder))
+    return Result(summary(folder), partial(print_demo, folder, verbose=verbose))

@@ -96,6 +96,7 @@ def argument(metavar: str, help: str, default: Any = ...) -> Any:
 
 
 SETTINGS = argument("[KEY=VALUE]...", "Settings, as in train.epochs=2.", None)
+VERBOSE = switch("Print the whole report at the end: table, samples, what was predicted and what it took.")
 SERVER = "The server's folder, or its store: a file or a postgresql:// URL."
 STORE = flag("serve", "FOLDER", SERVER)
 STORE_ARGUMENT = argument("[STORE]", SERVER, "serve")

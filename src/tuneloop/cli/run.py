@@ -11,7 +11,7 @@ import typer
 
 from tuneloop.cli import init
 from tuneloop.cli.console import Result, print_live, show
-from tuneloop.cli.parameters import SETTINGS, argument, output, screen
+from tuneloop.cli.parameters import SETTINGS, VERBOSE, argument, output, screen
 from tuneloop.core.errors import UserError
 from tuneloop.core.ui import reporting
 from tuneloop.deploy import RemoteOptions, is_ray, is_service, is_tinker, refuse_options_of_rented
@@ -24,6 +24,7 @@ def command(
     source: str = argument("RECIPE.yaml|DATA", "Recipe in YAML, or examples or a prepared data set for the defaults."),
     settings: list[str] | None = SETTINGS,
     *,
+    verbose: bool = VERBOSE,
     place: RemoteOptions,
 ) -> Result | None:
     """Do all stages in one go, from the rows to the report.
@@ -57,7 +58,7 @@ def command(
             folder = run(resolved)
     from tuneloop.report.terminal import print_closing
 
-    return Result(summary(folder), partial(print_closing, folder))
+    return Result(summary(folder), partial(print_closing, folder, verbose=verbose))
 
 
 def _on_service(recipe: Recipe, source: str, place: RemoteOptions) -> Result:

@@ -22,7 +22,7 @@ from tuneloop.evaluation.metrics import lower_is_better, metric_of, title_of
 from tuneloop.evaluation.metrics.claims import amount, claim_of, evidence, listed, outcome_words, seen_from, sure
 from tuneloop.evaluation.metrics.labels import LONGEST_LABEL
 from tuneloop.evaluation.metrics.structured import parse
-from tuneloop.records.evaluation import BaselineKind, Comparison, Outcome, Standing
+from tuneloop.records.evaluation import SERIOUS, BaselineKind, Comparison, Outcome, Standing
 
 FROM_WORST: tuple[Outcome, ...] = ("worse", "mixed", NOT_ENOUGH, "promising", "better")
 # From here to 0.05 a gain is promising, not proven: such a p-value speaks at most 14 to 1 for a difference (see
@@ -131,7 +131,6 @@ def best_odds(p: float) -> float:
 
 
 _FAR = 100  # more rows than this many times the present ones are no advice that anyone could follow
-SERIOUS = 0.1  # share of the rows whose labels are never given
 _NEARLY_ALL = 0.9  # share of equal answers from which on that answer says more than a count of the missing labels
 _NAMED = 3  # labels in a sentence
 _ROWS = {"test": "test row", "val": "validation row", "train": "training row"}

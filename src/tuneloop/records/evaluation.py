@@ -164,6 +164,9 @@ class Standing:
         return {claim.metric: claim.gain for claim in self.claims if claim.outcome == "worse"}
 
 
+SERIOUS = 0.1  # share of the rows whose labels a system never gives, from which on that is a serious fault
+
+
 class VerdictPart(Part):
     """The `verdict` of `eval.json`: a `Verdict`, and its first sentence."""
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 from tuneloop.core.stats.intervals import NOT_ENOUGH
 from tuneloop.evaluation.metrics import metric_of, title_of
-from tuneloop.evaluation.verdict import SERIOUS
-from tuneloop.records.evaluation import BaselineKind, EvaluationManifest, Standing
+from tuneloop.records.evaluation import SERIOUS, BaselineKind, EvaluationManifest, Standing
 from tuneloop.report import facts as f
 
 KINDS: dict[BaselineKind, str] = {

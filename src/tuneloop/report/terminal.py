@@ -12,7 +12,9 @@ from rich.console import Console as Plain
 from rich.table import Table
 from rich.text import Text
 
+from tuneloop.evaluation.metrics import metric_of
 from tuneloop.report import facts as f
+from tuneloop.report.answer import Answer, answer_of, by_value
 from tuneloop.report.comparison import comparison_table, on_terminal
 from tuneloop.report.samples import JudgedSample, OrderedSamples, choose
 
@@ -22,11 +24,18 @@ if TYPE_CHECKING:
 SIDE_BY_SIDE = 100  # columns from which samples stand next to each other
 LONGEST_PROMPT, LONGEST_ANSWER = 240, 420  # characters; the report has more
 MOST_LINES = 8
+BAR = 24  # characters of the longest bar
+MOST_BARS = 6  # systems in the short end; the report has all
 
 
-def print_closing(run: Path, console: Console) -> None:
-    """Print the closing report of a run; on a plain (non-terminal) console without colour."""
-    parts = closing_table(run, console.width)
+def print_closing(run: Path, console: Console, verbose: bool = False) -> None:
+    """Print how a run ended, on a plain (non-terminal) console without colour.
+
+    `verbose`: the whole report; else, where there is a verdict on one system, at most twelve lines.
+    """
+    facts = f.read_run(run)
+    answer = None if verbose else answer_of(facts)
+    parts = answer_lines(facts, answer, console.width) if answer else closing_table(facts, console.width)
     if "utf" in (console.encoding or "").lower():
         for part in parts:
             console.print(part)
@@ -42,9 +51,36 @@ def print_closing(run: Path, console: Console) -> None:
     console.file.write(text.encode(console.encoding or "ascii", "replace").decode(console.encoding or "ascii"))
 
 
-def closing_table(run: Path, width: int = 80) -> list[RenderableType]:
-    """The parts of the closing report, in order, laid out for `width` columns; raises as `read_run` does."""
-    facts = f.read_run(run)
+def answer_lines(facts: f.RunFiles, answer: Answer, width: int) -> list[RenderableType]:
+    """The answer in about twelve lines: verdict and sentence, a bar for each system, costs, paths, the next command."""
+    metric = f.shown_metrics(facts.evaluation)[0]
+    lines = by_value(f.systems_of(facts.evaluation, [metric]), metric)[:MOST_BARS]
+    figure = f.percentage(metric) or (lambda value: f.metric_text(value, metric))
+    values = [line.scores[0].value for line in lines if line.scores[0]]
+    low, high = min(0.0, *values), max(metric_of(metric).out_of if f.percentage(metric) else 0.0, *values)
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, overflow="ellipsis", max_width=max(width - 40, 12))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, justify="right")
+    for line, value in zip(lines, values, strict=True):
+        style = "bold green" if line.tuned else ""
+        length = round(BAR * (value - low) / (high - low)) if high > low else 0
+        name = f"{line.name} ✓" if line.name == answer.recommended else line.name
+        table.add_row(Text(name, style), Text("━" * length, style or "dim"), Text(figure(value), style))
+    head = Text.assemble((f"{answer.verdict}. ", "bold"), answer.sentence)
+    paths = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
+    paths.add_column(no_wrap=True, style="dim")
+    paths.add_column(overflow="fold")
+    paths.add_row("report", Text(str(facts.path / "report.html")))
+    if answer.next:
+        paths.add_row("next", Text(answer.next, style="bold cyan"))
+    limits = [Text(line, style="yellow") for line in [*(facts.time.words[:1] if facts.time else []), *facts.problems]]
+    costs = Text(" · ".join(f"{name} {amount}" for name, amount in answer.costs))
+    return [Text(""), head, Text(answer.statistics, style="dim"), table, costs, *limits, paths]
+
+
+def closing_table(facts: f.RunFiles, width: int = 80) -> list[RenderableType]:
+    """The parts of the closing report, in order, laid out for `width` columns."""
     metrics = f.shown_metrics(facts.evaluation)
     lines = f.systems_of(facts.evaluation, metrics)
     parts: list[RenderableType] = []

@@ -1,4 +1,4 @@
-from tuneloop.pipeline.demo.closing import WIDTH, field_lines, textwrap_to
+from tuneloop.pipeline.demo.closing import field_lines
 from tuneloop.records.evaluation import Estimate, EvaluationManifest
 
 
@@ -25,9 +25,3 @@ def test_where_none_is_ahead_that_is_said():
 
 def test_without_fields_there_are_no_lines():
     assert field_lines(evaluation({"rougeL": Estimate(0.5, 0.4, 0.6)})) == []
-
-
-def test_a_long_verdict_is_cut_with_an_ellipsis():
-    lines = [letter * WIDTH for letter in "abc"]
-    assert textwrap_to(lines, 3) == lines
-    assert textwrap_to(lines, 2) == ["a" * WIDTH, "b" * (WIDTH - 1) + "…"]

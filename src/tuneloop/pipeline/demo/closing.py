@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,46 +11,25 @@ from tuneloop.core.units import counted
 from tuneloop.pipeline.demo import FOLDER
 from tuneloop.records.evaluation import Estimate, EvaluationManifest
 from tuneloop.records.record import read_record
-from tuneloop.records.run import RunManifest, TimeChoices
-from tuneloop.report.facts import verdict_line
 from tuneloop.report.terminal import print_closing
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-WIDTH = 100
-MOST_LINES = 12
 _RIGHT = ".exact_match"  # share of rows in which a field is right
 
 
-def print_demo(run: Path, console: Console) -> None:
-    """The report of a run, then the few lines that matter."""
-    print_closing(run, console)
-    console.print()
-    for line in closing_lines(run):
-        console.print(line, soft_wrap=True)
-
-
-def closing_lines(run: Path) -> list[str]:
-    """At most `MOST_LINES` lines on a finished demo."""
-    evaluation, manifest = read_record(EvaluationManifest, run), read_record(RunManifest, run)
-    choices = run / TimeChoices.file
-    whole = read_record(TimeChoices, run).took_minutes if choices.is_file() else None
-    place = shlex.quote(str(run))
-    rest = [
-        *field_lines(evaluation),
-        _cost_line(manifest, whole),
-        f"Report    {run / 'report.html'}",
-        f"Ask it    tuneloop predict {place} {FOLDER}/new.jsonl --out cards.jsonl",
+def print_demo(run: Path, console: Console, verbose: bool = False) -> None:
+    """How the demo ended, then how to ask its model and what to do with one's own data."""
+    print_closing(run, console, verbose)
+    lines = [
+        *field_lines(read_record(EvaluationManifest, run)),
+        f"Ask it    tuneloop predict {shlex.quote(str(run))} {FOLDER}/new.jsonl --out cards.jsonl",
         "Your own  tuneloop init FILE.jsonl, then tuneloop run recipe.yaml",
     ]
-    verdict = textwrap.wrap(verdict_line(evaluation), WIDTH) or ["Nothing was evaluated."]
-    return [*textwrap_to(verdict, MOST_LINES - len(rest)), *rest]
-
-
-def textwrap_to(lines: list[str], most: int) -> list[str]:
-    """The first lines, the last of them with an ellipsis where there are more."""
-    return lines if len(lines) <= most else [*lines[: most - 1], f"{lines[most - 1][: WIDTH - 1]}…"]
+    console.print()
+    for line in lines:
+        console.print(line, soft_wrap=True)
 
 
 def field_lines(evaluation: EvaluationManifest) -> list[str]:
@@ -73,9 +51,3 @@ def field_lines(evaluation: EvaluationManifest) -> list[str]:
 
 def _shares(metrics: Mapping[str, Estimate]) -> dict[str, float]:
     return {name.removesuffix(_RIGHT): m.value for name, m in metrics.items() if name.endswith(_RIGHT)}
-
-
-def _cost_line(run: RunManifest, whole: float | None) -> str:
-    total = f"{whole:.1f} minutes in all, " if whole else ""
-    usd = f"${run.usd:.3f}" if run.usd else "nothing"
-    return f"Cost      {total}{run.seconds / 60:.1f} of training, which cost {usd}"

@@ -146,7 +146,7 @@ def recommended_system(evaluation: EvaluationManifest) -> str:
 
 
 def costs_of(facts: f.RunFiles) -> list[tuple[str, str]]:
-    """What 1,000 answers cost, with the best prompt's price beside, and what making it took."""
+    """What 1,000 answers cost, next to the best prompt's price, and what making it took."""
     evaluation, costs = facts.evaluation, list[tuple[str, str]]()
     entries = {entry.name: entry for entry in evaluation.leaderboard}
     own = entries.get(evaluation.name)

@@ -127,8 +127,8 @@ def _type(part: dict[str, Any]) -> str:
     """A JSON Schema's type in a few words."""
     if "$ref" in part:
         return str(part["$ref"]).rpartition("/")[2]
-    if "anyOf" in part:
-        return " or ".join(dict.fromkeys(map(_type, part["anyOf"])))
+    if alternatives := part.get("anyOf") or part.get("oneOf"):
+        return " or ".join(dict.fromkeys(map(_type, alternatives)))
     if "enum" in part:
         return ", ".join(f"`{value}`" for value in part["enum"])
     if "const" in part:
@@ -178,22 +178,35 @@ def _http() -> str:
         "OpenAI's: `error.message`, `error.type`,\n`error.param`, `error.code`. Requests, answers and headers are "
         "explained in [Serve](../serve.md).\n"
     ]
-    for path, operations in document()["paths"].items():
+    found = document()
+    for path, operations in found["paths"].items():
         for method, operation in operations.items():
             parts.append(f"## {method.upper()} {path}\n\n{operation['summary']}.\n")
             for kind, body in operation.get("requestBody", {}).get("content", {}).items():
-                schema = body["schema"]
-                required = schema.get("required", ())
-                rows = [
-                    (f"`{name}`", _type(_one_of(part)), "required" if name in required else "")
-                    for name, part in schema["properties"].items()
-                ]
-                parts.append(f"Body: `{kind}`\n\n{_table(('field', 'type', ''), rows)}")
+                name = body["schema"]["$ref"].rpartition("/")[2]
+                parts.append(f"Body: `{kind}`\n\n{_fields(found['components']['schemas'][name])}")
+    parts.append("## Objects in bodies\n")
+    for name, schema in found["components"]["schemas"].items():
+        if not name.endswith(("Body", "Form")):
+            parts.append(f"### {name}\n\n{schema['description']}\n\n{_fields(schema)}")
     return "\n".join(parts)
 
 
-def _one_of(part: dict[str, Any]) -> dict[str, Any]:
-    return {"anyOf": part["oneOf"]} if "oneOf" in part else part
+def _fields(schema: dict[str, Any]) -> str:
+    """The table of an object's fields, with those that are ignored in one line."""
+
+    def said(part: dict[str, Any]) -> str:
+        return str(part.get("description") or _default(part))
+
+    required = schema.get("required", ())
+    rows = [
+        (f"`{name}`", _type(part).removesuffix(" or null"), "required" if name in required else said(part))
+        for name, part in schema["properties"].items()
+        if said(part) != "ignored"
+    ]
+    if ignored := [f"`{name}`" for name, part in schema["properties"].items() if said(part) == "ignored"]:
+        rows.append((", ".join(ignored), "any", "ignored"))
+    return _table(("field", "type", ""), rows)
 
 
 def _python() -> str:

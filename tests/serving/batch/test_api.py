@@ -188,7 +188,7 @@ def test_an_upload_that_does_not_end_stops_at_its_limit(tmp_path: Path, parts: l
         ({"endpoint": "/v1/completions", "metadata": 3}, "metadata"),
         ({"endpoint": "/v1/completions", "metadata": {"a": "x" * 1000}}, "metadata"),
         ({"endpoint": "/v1/completions", "metadata": {f"{i}": "" for i in range(17)}}, "metadata"),
-        ({"endpoint": "/v1/completions"}, "No such file"),
+        ({"endpoint": "/v1/completions"}, "input_file_id"),
         ({"endpoint": "/v1/completions", "input_file_id": "../x"}, "No such file"),
     ],
 )
@@ -259,7 +259,7 @@ def test_an_error_in_our_own_code_ends_one_row_and_one_in_the_batch_no_other_bat
 
     with live(tmp_path) as (address, _):
         api = client(address)
-        monkeypatch.setattr("tuneloop.serving.http.api_request.read_messages", odd)
+        monkeypatch.setattr("tuneloop.serving.http.api_request.as_messages", odd)
         done = waited(api, begin(api, lines(3)))
         assert (done.status, done.request_counts.failed) == ("completed", 3)
         assert {each["error"]["code"] for each in results(api, done.error_file_id)} == {"server"}

@@ -25,11 +25,12 @@ from tuneloop.core.ui import bound_say
 from tuneloop.inference.protocol import can_give_way
 from tuneloop.records.record import read_record, write_record
 from tuneloop.serving.batch.batch import ERRORS, INPUT, JOURNAL, OUTPUT, BatchJob, answer_by, disk_is_full, make_batch
-from tuneloop.serving.batch.file import ENDPOINTS, Line, in_thread
+from tuneloop.serving.batch.file import Line, in_thread
 from tuneloop.serving.batch.record import TIMES, BatchState, FileState, read_state
 from tuneloop.serving.gateway import Caller, Gateway
-from tuneloop.serving.http.api_request import ApiError
+from tuneloop.serving.http.api_request import ApiError, parsed
 from tuneloop.serving.http.app import Call, RouteApp
+from tuneloop.serving.http.contract import BatchBody
 from tuneloop.serving.store.erase_files import expire_files
 
 if TYPE_CHECKING:
@@ -270,17 +271,8 @@ class Batches:
     async def create(self, call: Call) -> None:
         """`POST /v1/batches`."""
         owner = self._owner_of(call)
-        body = await call.json(int(self.gateway.config.limits.body_mb * 1e6))
-        if body.get("endpoint") not in ENDPOINTS:
-            raise ApiError(400, f"endpoint must be one of {', '.join(ENDPOINTS)}", param="endpoint")
-        window = re.fullmatch(r"([1-9]\d{0,3})([hd])", str(body.get("completion_window", "24h")))
-        if window is None:
-            raise ApiError(400, "completion_window must be as 24h", param="completion_window")
-        if (metadata := body.get("metadata")) is not None and not _is_metadata(metadata):
-            what = "metadata must be an object of up to 16 texts: names of 64, values of 512 characters"
-            raise ApiError(400, what, param="metadata")
-        file_id = body.get("input_file_id")
-        file, path = self._file(call, file_id if isinstance(file_id, str) and file_id else "?")
+        asked = parsed(BatchBody, await call.json(int(self.gateway.config.limits.body_mb * 1e6)))
+        file, path = self._file(call, asked.input_file_id or "?")
         if file.bytes and not path.stat().st_size:
             what = "Its texts were erased when its batch was over, as log.content says; upload the file again"
             raise ApiError(400, what, param="input_file_id")
@@ -288,12 +280,12 @@ class Batches:
             what = f"{count} batches of this key are not over yet, which is the limit"
             raise ApiError(429, f"{what}; wait for one, or cancel it", code="too_many_batches")
         folder = self.folder / "batches" / _new_id("batch_")
-        seconds = int(window[1]) * (3600 if window[2] == "h" else 86_400)
-        fields = {"input_file_id": file_id, "metadata": metadata, "completion_window": window[0]}
+        seconds = int(asked.completion_window[:-1]) * (3600 if asked.completion_window[-1] == "h" else 86_400)
+        fields = asked.model_dump(include={"input_file_id", "metadata", "completion_window"})
         try:
             make_folder(folder, 0o700)
             (folder / INPUT).hardlink_to(path)  # the file may be deleted meanwhile
-            make_batch(folder, body["endpoint"], seconds=seconds, owner=owner[0], key_id=owner[1], **fields)
+            make_batch(folder, asked.endpoint, seconds=seconds, owner=owner[0], key_id=owner[1], **fields)
         except (OSError, UserError) as error:
             for each in (folder / INPUT, folder / BatchState.file):
                 each.unlink(missing_ok=True)
@@ -379,14 +371,6 @@ def _owner(state: BatchState | FileState) -> tuple[str, str]:
 
 def _shown(state: BatchState | FileState) -> dict[str, Any]:
     return {name: each for name, each in state.to_json().items() if name not in ("version", "owner", "key_id", "key")}
-
-
-def _is_metadata(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and len(value) <= 16
-        and all(len(name) <= 64 and isinstance(each, str) and len(each) <= 512 for name, each in value.items())
-    )
 
 
 def _of_the_disk(error: Exception) -> ApiError:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import orjson
 
@@ -30,12 +30,13 @@ from tuneloop.core.files import user_errors_of_the_disk
 from tuneloop.core.journal import JournalFile
 from tuneloop.core.json_schema import MOST_DEPTH, too_deep
 from tuneloop.core.migration import JsonSteps, latest, upgraded
+from tuneloop.serving.http.contract import BatchEndpoint
 
 if TYPE_CHECKING:
     from tuneloop.serving.store.writer import HeldRecord
 
 T = TypeVar("T")
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+ENDPOINTS: tuple[str, ...] = get_args(BatchEndpoint)
 MOST_BYTES = 10_000_000  # of a line
 MOST_ID = 4096  # characters of a custom_id: the path of a document may be so long
 STEP = 0.05  # seconds of a step of work on files

@@ -28,6 +28,7 @@ from tuneloop.serving.http import api_request as read
 from tuneloop.serving.http import replies
 from tuneloop.serving.http.api_request import ApiError, ApiRequest, Headers, unavailable
 from tuneloop.serving.http.bodies import json_object
+from tuneloop.serving.http.contract import MOST_TEXTS, TokenizeBody
 from tuneloop.serving.http.openapi import document
 from tuneloop.serving.http.senders import limited_as, of_its_sender, read_feedback_of
 from tuneloop.serving.limits import FeedbackLimit
@@ -254,9 +255,8 @@ async def _fail(call: Call, error: ApiError) -> None:
         await call.send({"type": "http.response.body", "body": b""})
 
 
-def make_app(gateway: Gateway, extra: Iterable[Any] = ()) -> App:
-    """The ASGI application of a server; `extra`: further routes, as those of batches."""
-    from starlette.applications import Starlette
+def routes_of(gateway: Gateway) -> list[Any]:
+    """The routes of a server but for those of batches; `http.contract` describes them."""
     from starlette.routing import Route
 
     limits = gateway.config.feedback
@@ -279,7 +279,14 @@ def make_app(gateway: Gateway, extra: Iterable[Any] = ()) -> App:
     )
     routes = [Route(path, RouteApp(handler, seconds, local), methods=[method]) for method, path, handler in handlers]
     feedback = RouteApp(server.feedback, seconds, local, limits.origins)
-    routes.append(Route("/v1/feedback", feedback, methods=["POST", "OPTIONS"] if limits.origins else ["POST"]))
+    return [*routes, Route("/v1/feedback", feedback, methods=["POST", "OPTIONS"] if limits.origins else ["POST"])]
+
+
+def make_app(gateway: Gateway, extra: Iterable[Any] = ()) -> App:
+    """The ASGI application of a server; `extra`: further routes, as those of batches."""
+    from starlette.applications import Starlette
+
+    routes = routes_of(gateway)
     app = Starlette(routes=[*routes, *extra], exception_handlers={404: _no_route, 405: _no_route, 500: _no_route})
     app.router.redirect_slashes = False  # the place that it sends to would come from the request's Host
     posts: dict[str, App] = {route.path: route.endpoint for route in routes if route.methods == {"POST"}}
@@ -361,7 +368,7 @@ class RouteHandlers:
 
     async def classify(self, call: Call) -> None:
         """`POST /v1/classify`: labels with their probabilities."""
-        body, caller = await self._body(call, read.MOST_TEXTS)
+        body, caller = await self._body(call, MOST_TEXTS)
         requests = read.read_classify(body)
         model = self.gateway.model_of(requests[0].model, caller)
         if not model.labels:
@@ -440,18 +447,15 @@ class RouteHandlers:
     async def tokenize(self, call: Call) -> None:
         """`POST /tokenize`: token ids of a text, or of a conversation as the model reads it."""
         body, caller = await self._body(call, 16)
-        name = body.get("model") or ""
-        model = self.gateway.model_of(name if isinstance(name, str) else "?", caller)
-        if body.get("messages") is not None:
-            messages = read.read_messages(body["messages"])
-            request = ApiRequest("chat", messages=messages)
+        asked = read.parsed(TokenizeBody, body)
+        model = self.gateway.model_of(asked.model or "", caller)
+        if asked.messages is not None:
+            request = ApiRequest("chat", messages=read.as_messages(asked.messages))
             ids = (await self.gateway.request(request, await self.gateway.prompt(request, model), model)).ids
         else:
-            text = body.get("prompt", body.get("text"))
-            if not isinstance(text, str):
-                raise ApiError(400, "prompt must be a text, or messages a list of turns", param="prompt")
+            text = asked.text if asked.prompt is None else asked.prompt
             try:
-                ids = tuple(await self.gateway.engine.tokenize(text, adapter=model.adapter))
+                ids = tuple(await self.gateway.engine.tokenize(text or "", adapter=model.adapter))
             except ValueError as error:
                 raise ApiError(400, str(error), param="prompt") from None
         await call.reply({"tokens": list(ids), "count": len(ids), "max_model_len": self.gateway.engine.context})
@@ -491,7 +495,8 @@ class RouteHandlers:
 
     async def openapi(self, call: Call) -> None:
         """`GET /openapi.json`."""
-        await call.reply(document(batches=self.gateway.config.batch.enabled))
+        config = self.gateway.config
+        await call.reply(document(batches=config.batch.enabled, most_choices=config.limits.most_choices))
 
     async def page(self, call: Call) -> None:
         """`GET /`: state, models, a box to try a prompt."""

@@ -19,11 +19,11 @@ from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.records.feedback import Feedback, feedback_of
 from tuneloop.records.request import ANYONE
 from tuneloop.serving.gateway import Caller, Gateway
-from tuneloop.serving.http.api_request import ApiError, refuse_others, unavailable
+from tuneloop.serving.http.api_request import ApiError, parsed, unavailable
+from tuneloop.serving.http.contract import FeedbackBody
 from tuneloop.serving.store.database import Database, DatabaseError, is_database_url
 from tuneloop.serving.store.store import AnsweredRequest, find_answered, had_conversation, opened
 
-FIELDS = ("request", "conversation", "kind", "value", "user", "key")
 TRUSTED = ("source", "weight")  # fields that need the right `feedback`
 T = TypeVar("T")
 ELSEWHERE = 0.3  # seconds after which another server has stored what it has just answered
@@ -33,13 +33,12 @@ _LOOKING = ThreadPoolExecutor(2, "feedback")  # no other work comes before it
 def read_feedback_of(body: Mapping[str, Any], caller: Caller, *, page: bool) -> Feedback:
     """Feedback as it was sent, by a reader of a page where `page`; ApiError: a field or value is wrong or refused."""
     trusted = "feedback" in caller.rights
-    refuse_others(body, {*FIELDS, *TRUSTED})
+    asked = parsed(FeedbackBody, body)
     for name in TRUSTED:
-        if body.get(name) is not None and not trusted:
+        if getattr(asked, name) is not None and not trusted:
             what = f"{name} needs a key with the right: tuneloop keys add NAME --rights feedback"
             raise ApiError(403, what, param=name)
-    user = body.get("user") or caller.user or None
-    source = body.get("source") or ("page" if page else "api")
+    user, source = asked.user or caller.user or None, asked.source or ("page" if page else "api")
     try:
         record = feedback_of({**body, "user": user, "source": source}, new_id=uuid7(), now=utc_now())
     except UserError as error:

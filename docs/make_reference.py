@@ -196,7 +196,9 @@ def _fields(schema: dict[str, Any]) -> str:
     """The table of an object's fields, with those that are ignored in one line."""
 
     def said(part: dict[str, Any]) -> str:
-        return str(part.get("description") or _default(part))
+        value = part.get("default")
+        default = "" if value in (None, "", [], {}) else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+        return str(part.get("description") or default)
 
     required = schema.get("required", ())
     rows = [

@@ -477,7 +477,7 @@ class FileForm(BaseModel):
     purpose: Literal["batch"] = "batch"
 
 
-class Refusal(BaseModel):
+class ErrorPart(BaseModel):
     """What is wrong."""
 
     message: str
@@ -489,7 +489,7 @@ class Refusal(BaseModel):
 class ErrorReply(BaseModel):
     """The answer to a request that is refused, or that fails."""
 
-    error: Refusal
+    error: ErrorPart
 
 
 # --- endpoints ---------------------------------------------------------------------------------

@@ -17,8 +17,10 @@ from openai.types import batch_create_params, completion_create_params
 from openai.types.chat import completion_create_params as chat_params
 from openai.types.responses import response_create_params
 
+from tuneloop.core.errors import UserError
 from tuneloop.inference.openai.api import body_of
 from tuneloop.inference.request import Request, Sampling
+from tuneloop.records.feedback import feedback_of
 from tuneloop.serving.batch.api import Batches
 from tuneloop.serving.http import api_request as read
 from tuneloop.serving.http.api_request import ApiError
@@ -43,8 +45,12 @@ def checker(path: str) -> Any:
 def server_takes(path: str, body: Any) -> bool:
     try:
         read.parsed(BODIES[path], body)
+        if path == "/v1/feedback" and not checker(path).is_valid(body):  # names are checked with their values
+            feedback_of(body, new_id="id", now="2026-12-02T00:00:00Z")
     except ApiError as error:
         assert error.status == 400 and error.message.isprintable(), error.body()
+        return False
+    except UserError:
         return False
     return True
 

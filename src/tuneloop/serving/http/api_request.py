@@ -251,9 +251,13 @@ def _tier(asked: str | None) -> Tier:
 
 
 def _sampling(
-    temperature: float | None, top_p: float | None, seed: int | None = None, top_k: int | None = None,
-    min_p: float | None = None, penalty: float | None = None,
-) -> Sampling:  # fmt: skip
+    temperature: float | None,
+    top_p: float | None,
+    seed: int | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
+    penalty: float | None = None,
+) -> Sampling:
     temperature = temperature or 0.0
     if seed is None and temperature:
         seed = random.getrandbits(31)

@@ -124,7 +124,7 @@ NoCalls = Annotated[list[Any], Field(max_length=0)] | None
 
 @_lenient
 class SystemTurn(TypedDict):
-    """What the assistant is told about its task."""
+    """The instruction that the assistant gets."""
 
     role: Literal["system", "developer"]
     content: Content

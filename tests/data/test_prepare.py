@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ticket_files import measure, run, tickets, write
 from patience import slowness
 from places import DATA_SETS
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_json, read_jsonl
+from tuneloop.core.files import read_json, read_jsonl, write_jsonl
 from tuneloop.core.ui import reporting
 from tuneloop.data.checks import check_dataset, run_checks
 from tuneloop.data.config import PrepareConfig, SplitConfig
@@ -394,6 +395,53 @@ def test_the_task_follows_from_the_records(tmp_path: Path) -> None:
     dataset = run(tmp_path, few, task="classification")
     assert dataset.task == "classification" and dataset.manifest["labels"] == ["a", "b"]
     assert {r.label for r in dataset.train} == {"a", "b"}
+
+
+def _as_messages(text: str, answer: str) -> dict[str, object]:
+    turns = (("system", "Which queue?"), ("user", text), ("assistant", answer))
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+def _as_sharegpt(text: str, answer: str) -> dict[str, object]:
+    return {"conversations": [{"from": "human", "value": text}, {"from": "gpt", "value": answer}]}
+
+
+def _as_pair(text: str, answer: str) -> dict[str, object]:
+    return {"prompt": text, "completion": answer}
+
+
+def _as_log(text: str, answer: str) -> dict[str, object]:
+    request = {"model": "m", "messages": [{"role": "user", "content": text}]}
+    reply = {"choices": [{"message": {"role": "assistant", "content": answer}, "finish_reason": "stop"}]}
+    return {"request": request, "response": reply}
+
+
+@pytest.mark.parametrize("record", [_as_messages, _as_sharegpt, _as_pair, _as_log])
+def test_few_short_answers_that_repeat_are_labels_in_every_shape(
+    tmp_path: Path, record: Callable[[str, str], dict[str, object]]
+) -> None:
+    names = [f"queue {n}" for n in range(8)]
+    rows = [record(f"ticket {t['text']} {n}", names[n % 8]) for n, t in enumerate(tickets(120))]
+    dataset = run(tmp_path, [*rows, record("ticket without a queue", "null")])
+    assert dataset.task == "classification" and dataset.manifest["labels"] == names
+    assert {row.label for row in dataset.train} == set(names)
+    assert "8 labels" in dataset.manifest.format.reason and dataset.manifest["rejected"]["error_output"] == 1
+    assert run(tmp_path, rows, task="generation").task == "generation"
+
+
+@pytest.mark.parametrize("answers", [["3", "4"], ['{"a": 1}', '{"a": 2}'], [f"word {n}" for n in range(90)], ["yes"],
+                                     ["a text that is longer than a name of a class will ever be, by far", "no"]])  # fmt: skip
+def test_numbers_objects_and_free_answers_are_no_labels(tmp_path: Path, answers: list[str]) -> None:
+    rows = [_as_messages(f"{t['text']} {n}", answers[n % len(answers)]) for n, t in enumerate(tickets(120))]
+    assert run(tmp_path, rows).task == "generation"
+
+
+def test_the_rows_of_a_small_test_file_are_labelled_as_those_of_training(tmp_path: Path) -> None:
+    rows = [_as_messages(f"{t['text']} {n}", "ab"[n % 2]) for n, t in enumerate(tickets(80))]
+    test = tmp_path / "test.jsonl"
+    write_jsonl(test, [_as_messages(f"new {n} one", "ab"[n % 2]) for n in range(4)])
+    dataset = run(tmp_path, rows, split={"test": str(test)})
+    assert [row.label for row in dataset.test] and all(row.label for row in dataset.test)
 
 
 def test_a_column_can_be_the_stratum_without_being_the_label(tmp_path: Path) -> None:

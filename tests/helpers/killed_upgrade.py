@@ -66,7 +66,8 @@ def attempt_in_postgres(url: str, number: int) -> str:
 
 if __name__ == "__main__":
     place = sys.argv[1]
-    with contextlib.closing(connect(place)) as store:
+    known = place if "://" in place else str(shutil.copytree(place, f"{place}-known"))
+    with contextlib.closing(connect(known)) as store:
         BEFORE = rows(store)
     for number in count(1):
         if "://" in place:

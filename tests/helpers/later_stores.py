@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from tuneloop.serving.store.database import Database
-from tuneloop.serving.store.migrations import STEPS, StoreSteps, store_step
+from tuneloop.serving.store.migrations import STEPS, VERSION, StoreSteps, store_step
 
 COLUMN = store_step(
-    2, "the region of a request", "ALTER TABLE requests ADD COLUMN region TEXT; UPDATE requests SET region = 'eu';"
+    VERSION + 1,
+    "the region of a request",
+    "ALTER TABLE requests ADD COLUMN region TEXT; UPDATE requests SET region = 'eu';",
 )
 SPLIT = store_step(
-    3,
+    VERSION + 2,
     "texts in a table of their own",
     """
 CREATE TABLE texts (request TEXT PRIMARY KEY, prompt TEXT NOT NULL, tools TEXT, completion TEXT);
@@ -26,8 +28,8 @@ LATER: StoreSteps = (*STEPS, COLUMN, SPLIT)
 
 
 def rows(store: Database) -> list[Any]:
-    """All requests with their texts, feedback, decisions and sums of costs, in the first form or in the last."""
-    if store.version() == 1:
+    """All requests with their texts, feedback, decisions and sums of costs, in a form of a release or in the last."""
+    if store.version() <= VERSION:
         requests = "SELECT id, prompt, completion, ttft_ms, usd, place FROM requests"
     else:
         requests = """SELECT requests.id, texts.prompt, texts.completion, first_token_ms, usd, place FROM requests

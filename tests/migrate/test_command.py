@@ -12,6 +12,8 @@ from openai_service import KEY, MODEL, Service, job
 
 from tuneloop.cli.main import main
 from tuneloop.core.files import read_json, read_jsonl
+from tuneloop.migrate.command import data_name
+from tuneloop.migrate.record import HostedJob
 
 Capture = pytest.CaptureFixture[str]
 
@@ -135,6 +137,14 @@ def test_what_is_printed_can_be_run_for_each_shape_of_job(service: Service, caps
         said(capsys, *command, *(["--yes"] if command[0] == "migrate" else []))
     standards = {Path(command[command.index("--out") + 1]) for command in commands if command[0] == "migrate"}
     assert len(standards) == len(commands) / 2 and all((place / "suite.yaml").is_file() for place in standards)
+
+
+def test_each_model_has_a_data_set_of_its_own() -> None:
+    models = ["ft:b:o:tickets:A1", "ft:b:o:tickets:B2", "ft:b:o:Tickets/:C", "ft:b:o:tickets-:c", "ft:b:o::D", "mine"]
+    jobs = [HostedJob(id=f"ftjob-{n}", status="succeeded", base="b", model=model) for n, model in enumerate(models)]
+    names = [data_name(each, jobs) for each in jobs]
+    assert names[:2] == ["tickets-a1", "tickets-b2"] and len(set(names)) == len(names)
+    assert data_name(jobs[0], jobs[:1]) == "tickets"
 
 
 def test_a_model_of_which_no_rows_were_copied_has_no_command_that_can_not_run(

@@ -136,6 +136,22 @@ def test_what_is_gone_forbidden_or_damaged_is_named_and_the_rest_is_there(servic
     assert not list(OUT.parent.glob("*evil*"))
 
 
+def test_no_two_files_of_a_service_become_one(service: Service) -> None:
+    service.files, service.jobs = {}, [job("ftjob/1", training_file="a"), job("ftjob-1", training_file="a")]
+    hostile = {"a": "b-c.jsonl", "a-b": "c.jsonl", "a b": "c.jsonl", "file-x": "y z.jsonl", "file-x-y": "z.jsonl"}
+    for number, (name, title) in enumerate(hostile.items()):
+        service.add_file(name, json.dumps({"n": number}).encode(), filename=title)
+    found = copied(service)
+    paths = {file.id: name for name, file in found.files.items() if file.id}
+    assert paths.keys() == hostile.keys() and len(set(paths.values())) == len(hostile)
+    for number, name in enumerate(hostile):
+        assert json.loads((OUT / paths[name]).read_text()) == {"n": number}
+    assert len(list((OUT / "jobs").iterdir())) == 2
+    assert paths["file-x"] == "files/file-x-y-z.jsonl", "usual ids keep their names"
+    service.calls = []
+    assert copied(service).files == found.files and not [call for call in service.calls if "/content" in call]
+
+
 def test_a_job_with_odd_values_is_listed_all_the_same(service: Service) -> None:
     odd = {"hyperparameters": "auto", "result_files": None, "created_at": "soon", "method": "x", "error": "y"}
     service.jobs = [job("ftjob-odd", **odd, trained_tokens="many")]

@@ -42,11 +42,20 @@ def test_the_price_is_that_of_fine_tunes_or_yours_and_a_limit_holds(service: Ser
     assert not any(call.startswith("POST") for call in service.calls)
 
 
+def test_it_says_by_which_metric_a_successor_will_be_compared(service: Service, dataset: str) -> None:
+    decides = "decides   accuracy (3 labels)"
+    assert decides in plan_freezing(endpoint(service), dataset, copy=Path("openai"), most_usd=0).notes[0]
+    file = "openai/files/file-train-train.jsonl"
+    assert main(["prepare", file, "data.task=generation", "-o", "texts", "--quiet"]) == 0
+    note = plan_freezing(endpoint(service), "texts", copy=Path("openai"), most_usd=0).notes[0]
+    assert "rougeL (task: generation)" in note
+
+
 def test_rows_that_the_model_was_trained_on_are_counted(service: Service, dataset: str) -> None:
     def notes(data: str, folder: str = "openai") -> str:
         return " ".join(plan_freezing(endpoint(service), data, copy=Path(folder), most_usd=0).notes)
 
-    assert not notes("unseen")
+    assert "trained on" not in notes("unseen")
     assert main(["prepare", "openai/files/file-train-train.jsonl", "-o", "seen", "--quiet"]) == 0
     assert "trained on 11 of 11 test rows" in notes("seen")
     assert "not known" in notes("unseen", "nowhere")

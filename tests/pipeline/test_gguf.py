@@ -97,7 +97,10 @@ def test_a_merged_model_in_fp8_says_how_far_it_is_from_the_run_and_that_no_vllm_
 
 
 def test_answers_that_differ_part_where_the_run_says_by_how_much(make_tuned: MakeTuned) -> None:
-    rows = [{"prompt": f"{each['text']}?", "completion": f"it is {each['label']}"} for each in tickets(60)]
+    rows = [
+        {"prompt": f"{each['text']}?", "completion": f"it is {each['label']}: {n}"}
+        for n, each in enumerate(tickets(60))
+    ]
     run = make_tuned(rows)
     job = RunContext(load_run_recipe(run, []), run)
     asked, same = rows_to_measure(job, 5), SameAnswers(share=0.8, n=5)

@@ -48,6 +48,34 @@ def test_the_groups_add_up_to_the_whole(tmp_path: Path) -> None:
     assert half.total.requests == 5 and half.total.machine_usd == pytest.approx(16.0)
 
 
+def test_a_price_is_of_the_tokens_that_had_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def request(number: int, model: str, usd: float | None) -> StoredRequest:
+        time = f"2026-01-01T{number:02}:00:00.000Z"
+        return StoredRequest(
+            id=uuid7(),
+            time=time,
+            model=model,
+            prompt=[],
+            prompt_tokens=800,
+            completion_tokens=200,
+            usd=usd,
+            seconds=60.0,
+        )
+
+    with opened(tmp_path, create=True) as store:
+        insert(store, [request(1, "hosted", 0.002), *(request(n, "own", usd) for n, usd in ((2, None), (3, 0.0)))])
+    for since in ("", "2026-01-01T00:30:00.000Z"):
+        total = costs_of(tmp_path, since).total
+        assert (total.tokens, total.priced_tokens, total.requests, total.priced_requests) == (3000, 1000, 3, 1)
+        assert total.to_json()["usd_per_million_tokens"] == pytest.approx(2.0)
+        assert total.to_json()["usd_per_request"] == pytest.approx(0.002)
+    own = next(row for row in costs_of(tmp_path).groups["model"] if row.name == "own")
+    assert own.to_json()["usd_per_million_tokens"] is None
+    assert costs_of(tmp_path, usd_per_hour=3.0).total.to_json()["usd_per_request"] == pytest.approx(2.0)
+    assert main(["costs", "-f", str(tmp_path)]) == 0
+    assert "1 of 3 requests that had a price" in capsys.readouterr().out
+
+
 def test_hosted_prices_stand_beside_with_the_volume_from_which_this_machine_pays(tmp_path: Path) -> None:
     fill(tmp_path)
     cheapest = costs_of(tmp_path).hosted[0]
@@ -127,11 +155,12 @@ def test_sums_by_day_are_those_of_the_requests_whoever_writes_and_erases(tmp_pat
     columns = "substr(time, 1, 10), model, COALESCE(key, ''), COALESCE(tier, '')"
     sums = (
         "COUNT(*), COUNT(CASE WHEN finish IS NULL THEN error END), SUM(prompt_tokens), SUM(completion_tokens), SUM(seconds), "
-        "SUM(usd), COUNT(CASE WHEN finish = 'refused' THEN 1 END)"
+        "SUM(usd), COUNT(CASE WHEN finish = 'refused' THEN 1 END), COUNT(CASE WHEN usd > 0 THEN 1 END), "
+        "SUM(CASE WHEN usd > 0 THEN COALESCE(prompt_tokens, 0) + COALESCE(completion_tokens, 0) END)"
     )
     fill(tmp_path)
     again = [
-        StoredRequest(id=f"r{i}", time=f"2026-01-0{i % 4 + 1}T23:59:59.999Z", model="m1", prompt=[], seconds=i / 8, usd=0.5,
+        StoredRequest(id=f"r{i}", time=f"2026-01-0{i % 4 + 1}T23:59:59.999Z", model="m1", prompt=[], seconds=i / 8, usd=0.5 * (i % 3),
                       prompt_tokens=i, user="anna" if i % 3 else None, error="x" if i % 5 == 0 else None,
                       finish=("refused" if i % 2 else None) if i % 5 == 0 else "stop")
         for i in range(40)

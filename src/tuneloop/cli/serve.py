@@ -259,7 +259,10 @@ def _cost_lines(summary: Costs) -> Iterator[str]:
     yield _cost_line("all", summary.total)
     for by, rows in summary.groups.items():
         yield from (by, *(_cost_line(f"  {row.name}", row) for row in rows))
-    if not summary.usd_per_hour and not summary.total.usd:
+    priced, of = summary.total.priced_requests, summary.total.requests
+    if not summary.usd_per_hour and 0 < priced < of:
+        yield f"USD/1M and USD each are of the {priced:,} of {of:,} requests that had a price"
+    if not summary.usd_per_hour and not priced:
         yield "no prices: give --usd-per-hour, or set prices in serve.yaml"
     if (plan := summary.forecast) is not None:
         speed = f"{plan.tokens_per_second:,.0f} tokens/s (here {plan.measured:,.0f} while it worked)"

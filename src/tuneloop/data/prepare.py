@@ -31,7 +31,7 @@ from tuneloop.data.dataset import load_dataset, prepare_key
 from tuneloop.data.dedup import duplicates, minhash
 from tuneloop.data.dedup.candidate_pairs import Alike, find_alike
 from tuneloop.data.dedup.contamination import index_of
-from tuneloop.data.formats import Rejection
+from tuneloop.data.formats import FormatGuess, Rejection
 from tuneloop.data.patch import read_patch
 from tuneloop.data.process_record import ChunkWork, Measure, RowProcessor, TokenCount, measured_if_long, process_chunk
 from tuneloop.data.sources.chunks import chunks
@@ -94,6 +94,7 @@ def prepare(
     guess, frame = detect_format(
         [source.file for source in sources if source.guess is None] or [sources[0].file], config
     )
+    sources, test_files = ([_as_labelled_as(guess, file) for file in some] for some in (sources, test_files))
     progress("looking at the sources", 1, 1)
     files = [*test_files, *sources]
     is_small = _size(files) <= SMALL
@@ -124,6 +125,11 @@ def prepare(
 
 def _size(files: Sequence[PrepareInput]) -> int:
     return sum(os.path.getsize(source.file.path) for source in files)
+
+
+def _as_labelled_as(guess: FormatGuess, file: PrepareInput) -> PrepareInput:
+    """A file whose answers are labels where those of the others are: a small test set does not show it."""
+    return file if file.guess is None else replace(file, guess=replace(file.guess, labelled=guess.labelled))
 
 
 def _read_files(job: PrepareContext, files: Sequence[PrepareInput], processor: RowProcessor) -> None:

@@ -250,7 +250,7 @@ def _start_checks(job: PrepareContext) -> tuple[checks.Overview, _Started]:
     """The rows as checks see them, and the slow checks, at work in other processes while the files are written."""
     table, task = job.table, job.config.task
     if task == "auto":
-        labelled = job.guess.name == "text_label" or job.config.labels is not None
+        labelled = job.guess.name == "text_label" or job.guess.labelled or job.config.labels is not None
         task = "classification" if labelled else "chat" if table.is_chat else "generation"
     split_of = np.where(table.fate == 0, table.split, -1)
     overview = checks.Overview(task, table.columns, table.names, split_of, table.row, seed=job.seed)
@@ -334,7 +334,7 @@ def _general_rows(job: PrepareContext, source: str) -> Iterator[Row]:
     )
     processor = replace(job.processor, config=plain)
     for file in find_files([source], job.config.max_expansion):
-        guess, _ = detect_format([file], plain)
+        guess = replace(detect_format([file], plain)[0], labelled=False)
         for chunk in chunks(file):
             for item in parse_chunk(chunk):
                 for row in [item] if isinstance(item, Reject) else process_record(item, guess, processor):

@@ -8,11 +8,11 @@ from pathlib import Path
 from shlex import quote
 from typing import TypeVar
 
-from tuneloop.core.files import lock_folder
+from tuneloop.core.files import content_hash, lock_folder
 from tuneloop.core.units import counted
 from tuneloop.inference.openai.service import Service
 from tuneloop.inference.wire import finished
-from tuneloop.migrate.copy import ROWS, copy_all, refuse_other_folder, safe
+from tuneloop.migrate.copy import ROWS, cleaned, copy_all, refuse_other_folder
 from tuneloop.migrate.notices import no_new_jobs, price_of, replacement_of
 from tuneloop.migrate.record import HostedJob, Migration
 from tuneloop.migrate.survey import Survey, size_words, survey_of
@@ -148,10 +148,14 @@ def next_commands(migration: Migration, job: HostedJob, folder: Path) -> list[st
 def data_name(job: HostedJob, jobs: Sequence[HostedJob]) -> str:
     """A name for a model's data set, from `ft:BASE:ORGANISATION:NAME:ID`; no other model has it."""
 
-    def given(model: str) -> str:
+    def named(model: str, number: int) -> str:
         parts = model.split(":")
-        return safe(parts[3]) if len(parts) > 4 and parts[3] else "openai-ft"
+        return cleaned(parts[number]).casefold() if len(parts) > 4 and parts[number] else "openai-ft"
 
-    name = given(str(job.model))
-    same = [other for other in jobs if other.model and given(other.model) == name]
-    return name if len(same) < 2 else f"{name}-{safe(str(job.model).rpartition(':')[2])}"
+    model = str(job.model)
+    others = [str(other.model) for other in jobs if other.model not in (None, model)]
+    same = [other for other in others if named(other, 3) == named(model, 3)]
+    if not same:
+        return named(model, 3)
+    alike = any(named(other, -1) == named(model, -1) for other in same)
+    return f"{named(model, 3)}-{content_hash(model)[:12] if alike else named(model, -1)}"

@@ -21,6 +21,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import (
+    content_hash,
     drop_torn_line,
     make_folder,
     replacing,
@@ -92,7 +93,7 @@ async def _jobs(work: _Copy) -> None:
     """Each job with its events, oldest first, and its checkpoints."""
     for number, (name, job) in enumerate(work.survey.raw_jobs.items()):
         progress("jobs", number, len(work.survey.raw_jobs))
-        place = work.folder / "jobs" / safe(name)
+        place = work.folder / "jobs" / file_name(name)
         over = job.get("status") in ("succeeded", "failed", "cancelled")
         if over and (place / "job.json").is_file():
             continue
@@ -117,7 +118,7 @@ async def _files(work: _Copy) -> None:
 
     for name, item in files.items():
         kind = str(item.get("purpose") or "")
-        place = work.folder / "files" / safe(f"{name}-{item['filename']}" if item.get("filename") else name)
+        place = work.folder / "files" / file_name(name, str(item.get("filename") or ""))
         work.kinds[place.relative_to(work.folder).as_posix()] = (name, kind)
         if place.is_file():
             read(place.stat().st_size)
@@ -168,9 +169,16 @@ def _decode_metrics(file: Path) -> None:
         write_bytes(file.parent.parent / "metrics" / f"{file.stem}.csv", table)
 
 
-def safe(name: str) -> str:
-    """A name from the service as a file's."""
+def cleaned(name: str) -> str:
+    """A name from the service without what a file's name can't have; several may become one."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".")[:150] or "unnamed"
+
+
+def file_name(id_: str, name: str = "") -> str:
+    """What an object of the service is called in the folder: by its id, and by its own name after it. No two ids have
+    one file: those that are not as the service usually writes them get a hash, by a sign that no name has."""
+    usual = re.fullmatch(r"[A-Za-z]+[-_][A-Za-z0-9]{1,64}", id_)
+    return cleaned(f"{id_}-{name}" if name else id_) + ("" if usual else f"+{content_hash(id_)[:16]}")
 
 
 # --- what the service has stored of the traffic --------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 from tuneloop.core.errors import UserError
 from tuneloop.core.units import counted, usd_words
 from tuneloop.data.dataset import load_dataset
-from tuneloop.evaluation.config import EvalOptions
+from tuneloop.evaluation.config import EvalOptions, EvaluateConfig
 from tuneloop.evaluation.evaluate import sample_rows
 from tuneloop.inference.openai.target import Endpoint
 from tuneloop.migrate.notices import price_of
@@ -17,6 +17,7 @@ from tuneloop.migrate.record import Migration
 from tuneloop.pipeline.answers import generous_limit
 from tuneloop.pipeline.compare import write_first_suite
 from tuneloop.pipeline.evaluate import EvaluationResult, evaluate_target
+from tuneloop.pipeline.scoring import deciding_of
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset, Message, Row
 
@@ -110,7 +111,8 @@ def plan_freezing(endpoint: Endpoint, dataset: str, *, copy: Path, most_usd: flo
         what = "It may cost more than --max-usd" if known else "No price is known, so no limit can be kept"
         step = "raise it, name the prices, or freeze fewer rows with --limit"
         raise UserError(f"{what}: {budget.words}", where=f"--max-usd {most_usd:g}", next_step=step)
-    return Freezing(endpoint, dataset, limit, most, budget, _what_it_has_seen(data, endpoint.model, copy))
+    notes = [_what_decides(data), *_what_it_has_seen(data, endpoint.model, copy)]
+    return Freezing(endpoint, dataset, limit, most, budget, notes)
 
 
 def freeze_answers(plan: Freezing, out: Path) -> EvaluationResult:
@@ -128,6 +130,13 @@ def freeze_answers(plan: Freezing, out: Path) -> EvaluationResult:
     if not (out / SUITE).exists():
         write_first_suite(str(out), str(out / SUITE))
     return result
+
+
+def _what_decides(data: Dataset) -> str:
+    """By which metric `gate --margin` will decide about a successor; it follows from the rows alone."""
+    labels = data.manifest.labels
+    kind = f"{len(labels)} labels" if labels else f"task: {data.task}"
+    return f"decides   {deciding_of(data, EvaluateConfig())} ({kind}): by it `gate --margin` compares a successor"
 
 
 def _what_it_has_seen(data: Dataset, model: str, folder: Path) -> list[str]:

@@ -38,7 +38,9 @@ class CostRow:
     prompt_tokens: int
     completion_tokens: int
     seconds: float  # of the engine; requests that ran at the same time share them
-    usd: float  # by prices of tokens
+    usd: float  # by prices of tokens, of `priced_requests`
+    priced_requests: int  # those that had such a price, with their tokens, read and written
+    priced_tokens: int
     # share of the machine's price, its idle time included, by the seconds; None: no price was given
     machine_usd: float | None
 
@@ -48,12 +50,14 @@ class CostRow:
         return self.prompt_tokens + self.completion_tokens
 
     def to_json(self) -> dict[str, Any]:
-        """With the prices that follow from it."""
-        usd = self.usd if self.machine_usd is None else self.machine_usd
+        """With the prices that follow from it: of the machine for all requests, else of those that had a price."""
+        usd, tokens, requests = self.usd, self.priced_tokens, self.priced_requests
+        if self.machine_usd is not None:
+            usd, tokens, requests = self.machine_usd, self.tokens, self.requests
         return {
             **asdict(self),
-            "usd_per_million_tokens": usd / self.tokens * 1e6 if self.tokens else None,
-            "usd_per_request": usd / self.requests if self.requests else None,
+            "usd_per_million_tokens": usd / tokens * 1e6 if tokens else None,
+            "usd_per_request": usd / requests if requests else None,
         }
 
 
@@ -135,7 +139,7 @@ def costs_of(place: Path | str, since: str = "", usd_per_hour: float | None = No
         first, last = (store.execute(query, [since]).fetchone()[0] for query in queries)
         groups = _groups(store, since)
         rows = {by: _rows(groups, place) for place, by in enumerate(BY)}
-        (whole,) = _rows(groups, None) or [("all", 0, 0, 0, 0, 0.0, 0.0, 0)]
+        (whole,) = _rows(groups, None) or [("all", *[0] * len(SUMS))]
     span = (datetime.fromisoformat(last) - datetime.fromisoformat(first)).total_seconds() if first else 0.0
     seconds = whole[5] or 0.0
     hours = max(span, seconds) / 3600
@@ -143,9 +147,9 @@ def costs_of(place: Path | str, since: str = "", usd_per_hour: float | None = No
 
     def row(values: Sequence[Any]) -> CostRow:
         name, *numbers = values
-        requests, failed, prompt, completion, used, usd, refused = (each or 0 for each in numbers)
-        share = None if machine is None else machine * (used / seconds if seconds else 0.0)
-        return CostRow(name or "(none)", requests, failed, refused, prompt, completion, used, usd, share)
+        sums = dict(zip(SUMS, numbers, strict=True))
+        share = None if machine is None else machine * (sums["seconds"] / seconds if seconds else 0.0)
+        return CostRow(name or "(none)", machine_usd=share, **sums)
 
     total = row(whole)
     busy = seconds / (hours * 3600) if hours else 0.0
@@ -205,7 +209,7 @@ def _rows(groups: Sequence[tuple[Any, ...]], place: int | None) -> list[tuple[An
     """Sums by one of `BY`, or of all, those that took the most seconds first."""
     sums: dict[Any, list[Any]] = {}
     for group in groups:
-        sum_ = sums.setdefault("all" if place is None else group[place] or "", [0, 0, 0, 0, 0.0, 0.0, 0])
+        sum_ = sums.setdefault("all" if place is None else group[place] or "", [0] * len(SUMS))
         for at, value in enumerate(group[len(BY) :]):
             sum_[at] += value or 0
     return sorted(((name, *each) for name, each in sums.items()), key=lambda row: -row[5])

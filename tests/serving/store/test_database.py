@@ -112,7 +112,7 @@ def test_what_can_not_be_opened_is_said_in_one_sentence(postgres: Postgres, tmp_
         (f"postgresql://tuneloop:{PASSWORD}@127.0.0.1:1/postgres", "refused", "start the database"),
         (f"postgresql://tuneloop:{PASSWORD}%zz@127.0.0.1:1/postgres", "Not a URL", "write it as"),
         (postgres.url(), "no store here", "log.store"),
-        (later, "of version 99, and this one reads 1", "--upgrade"),
+        (later, "of version 99, and this one reads 2", "--upgrade"),
     ):
         with pytest.raises(UserError) as told:
             connect(url)

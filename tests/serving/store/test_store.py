@@ -168,13 +168,13 @@ def test_decisions_can_only_be_added(tmp_path: Path) -> None:
 
 def test_a_store_of_a_newer_version_and_another_programs_file_are_refused(tmp_path: Path) -> None:
     connect(tmp_path, create=True).close()
-    for version in (2, 99):
+    for version in (3, 99):
         raw = sqlite3.connect(tmp_path / "store.db")
         raw.execute(f"PRAGMA user_version = {version}")
         raw.close()
         for create in (False, True):
             with pytest.raises(
-                UserError, match=f"A newer tuneloop wrote this store: it is of version {version}, and this one reads 1"
+                UserError, match=f"A newer tuneloop wrote this store: it is of version {version}, and this one reads 2"
             ):
                 connect(tmp_path, create=create)
     other = tmp_path / "other.db"

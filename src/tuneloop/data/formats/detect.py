@@ -27,10 +27,13 @@ from tuneloop.data.formats.sample import (
     mostly,
 )
 from tuneloop.data.formats.text_label import ABOUT_NAMES, LABEL_NAMES, answer_columns, repeat_items
-from tuneloop.data.formats.turns import PLAIN_KEYS, ROLES, TurnKeys
+from tuneloop.data.formats.turns import PLAIN_KEYS, ROLES, Refused, TurnKeys
 
 SENTENCE = 4  # words of a column's name from which on it is taken for a value: the file has no header line
 MOST_KEYS = 30  # of objects that an instruction names
+MOST_ANSWERS, LEAST_ANSWERS = 1000, 20  # that are looked at for labels, and below which they show none
+LONGEST_LABEL = 60  # characters
+_ANSWERED = ("messages", "sharegpt", "logs", "alpaca", "prompt_completion", "fields")  # formats with one answer
 MOST_LABELS = 0.3  # distinct values of a column that may be a label, as a share of the records
 # By LLaMA-Factory's name of a column its role here.
 _ALPACA = {"prompt": "instruction", "query": "input", "response": "output"}
@@ -62,7 +65,29 @@ def detect(records: Sequence[Record], config: PrepareConfig, entry: Mapping[str,
         guess = replace(guess, reason=guess.reason + _notes(sample, guess, choice))
     # A text in a column with objects or arrays in nearly all records is a mistake.
     objects = (name for name in names if mostly((as_value(lookup(r, name)) for r in sample), is_data, NEARLY))
-    return replace(guess, texts=sample.text_columns(names), objects=frozenset(objects))
+    guess = replace(guess, texts=sample.text_columns(names), objects=frozenset(objects))
+    if not (labels := _labels_in_answers(sample, guess, config)):
+        return guess
+    note = f"; their answers are {len(labels)} labels, so answers are judged as such (data.task=generation: as texts)"
+    return replace(guess, labelled=True, reason=guess.reason + note)
+
+
+def _labels_in_answers(sample: RecordSample, guess: FormatGuess, config: PrepareConfig) -> set[str]:
+    """The different answers of a sample, where by their looks they are labels: at least three records each, none of
+    them long, JSON or a number, and one answer a record; else none."""
+    if config.task != "auto" or config.labels is not None or guess.name not in _ANSWERED:
+        return set()
+    answers = []
+    for record in sample[:: 1 + len(sample) // MOST_ANSWERS]:
+        with suppress(Refused, RecursionError):
+            turns = FORMATS[guess.name].parse(record, guess, config).messages
+            if sum(turn["role"] == "assistant" for turn in turns) > 1 or turns[-1].get("tool_calls"):
+                return set()
+            answers.append(turns[-1]["content"].strip())
+    labels = set(answers)
+    short = all(len(label) <= LONGEST_LABEL and "\n" not in label and label[:1] not in "{[" for label in labels)
+    few = len(answers) >= LEAST_ANSWERS and 2 <= len(labels) <= len(answers) / 3
+    return labels if few and short and any(map(_is_words, labels)) else set()
 
 
 def _notes(sample: RecordSample, guess: FormatGuess, choice: str) -> str:

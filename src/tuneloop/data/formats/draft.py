@@ -66,10 +66,11 @@ Parse = Callable[[Record, FormatGuess, PrepareConfig], Parsed]
 
 def checked(draft: Draft, record: Record, guess: FormatGuess, config: PrepareConfig, *, errors: bool = True) -> Parsed:
     """A draft that has passed the checks all formats share, or `Refused`: see `tuneloop.data.formats.turns.ordered`,
-    and labels that are not allowed. `errors`: answers that are error messages are refused.
+    and labels that are not allowed. `errors`: answers that are error messages are refused, unless the user says that
+    they are labels.
     """
-    classes = config.task == "classification" or config.labels is not None
-    system, errors = config.instruction or "", errors and not classes
+    classes = guess.labelled or config.task == "classification" or config.labels is not None
+    system, errors = config.instruction or "", errors and (guess.labelled or not classes)
     messages = ordered(draft.turns, guess.keys, draft.repairs, system=system, errors=errors)
     if "thumb" in guess.columns:
         _rate(record, guess, config, draft.extra)

@@ -42,6 +42,7 @@ class FormatGuess:
     scale: tuple[float, float] | None = None  # lowest and highest rating, where thumbs are numbers
     guessed: tuple[str, ...] = ()  # settings that say what only the values suggest, for the user to agree to
     objects: frozenset[str] = frozenset()  # columns with objects or arrays, or JSON, in nearly all: all else is refused
+    labelled: bool = False  # the answers are few, short and repeated: labels, whatever the format
 
     @functools.cached_property
     def used(self) -> frozenset[str]:

@@ -6,6 +6,7 @@ text: it is repeated here in full, and follows no later change of the code.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
 from tuneloop.core.errors import UserError
@@ -18,17 +19,56 @@ StoreSteps = tuple[MigrationStep[Database], ...]
 
 # Sums of requests, for `tuneloop costs`: those that never ran are `refused`, and the others with an error `failed`.
 REFUSALS = f"COALESCE(SUM(CASE WHEN finish = '{REFUSED}' THEN 1 ELSE 0 END), 0)"
-SUMS = {
+_SUMS_1 = {
     "requests": "COUNT(*)",
     "failed": f"(COUNT(error) - {REFUSALS})",
     **{each: f"COALESCE(SUM({each}), 0)" for each in ("prompt_tokens", "completion_tokens", "seconds", "usd")},
     "refused": REFUSALS,
 }
+_TOKENS = "COALESCE(prompt_tokens, 0) + COALESCE(completion_tokens, 0)"
+_PRICED = {  # only those that had a price say what a token or a request costs
+    "priced_requests": "COALESCE(SUM(CASE WHEN usd > 0 THEN 1 ELSE 0 END), 0)",
+    "priced_tokens": f"COALESCE(SUM(CASE WHEN usd > 0 THEN {_TOKENS} ELSE 0 END), 0)",
+}
+SUMS = {**_SUMS_1, **_PRICED}
 # Sums by day, which the database keeps itself, so that they hold for all who write or erase.
 _GROUP = "substr(time, 1, 10), model, COALESCE(key, ''), COALESCE(tier, '')"
-_MORE, _LESS = (f"{_GROUP}, {', '.join(f'{sign}{each}' for each in SUMS.values())}" for sign in ("", "-"))
-_ADD = f"(day, model, key, tier) DO UPDATE SET {', '.join(f'{each} = costs.{each} + excluded.{each}' for each in SUMS)}"
-_SUM_COLUMNS = ", ".join(f"{each} {'REAL' if each in ('seconds', 'usd') else 'INTEGER'} NOT NULL" for each in SUMS)
+
+
+def _changes(sums: Mapping[str, str]) -> tuple[str, str, str]:
+    """What requests add to the sums, what they take away, and how either changes the row of their group."""
+    more, less = (f"{_GROUP}, {', '.join(f'{sign}{each}' for each in sums.values())}" for sign in ("", "-"))
+    sets = ", ".join(f"{each} = costs.{each} + excluded.{each}" for each in sums)
+    return more, less, f"(day, model, key, tier) DO UPDATE SET {sets}"
+
+
+def _sqlite_sums(sums: Mapping[str, str]) -> str:
+    more, less, add = _changes(sums)
+    return f"""
+CREATE TRIGGER costs_more AFTER INSERT ON requests BEGIN
+    INSERT INTO costs SELECT {more} FROM requests WHERE id = NEW.id GROUP BY 1, 2, 3, 4 ON CONFLICT {add};
+END;
+CREATE TRIGGER costs_less BEFORE DELETE ON requests BEGIN
+    INSERT INTO costs SELECT {less} FROM requests WHERE id = OLD.id GROUP BY 1, 2, 3, 4 ON CONFLICT {add};
+    DELETE FROM costs WHERE day = substr(OLD.time, 1, 10) AND requests = 0;
+END;
+"""
+
+
+def _postgres_sums(sums: Mapping[str, str], create: str) -> str:
+    more, less, add = _changes(sums)
+    return f"""
+{create} FUNCTION costs_more() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO costs SELECT {more} FROM changed GROUP BY 1, 2, 3, 4 ON CONFLICT {add}; RETURN NULL;
+END $$;
+{create} FUNCTION costs_less() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO costs SELECT {less} FROM changed GROUP BY 1, 2, 3, 4 ON CONFLICT {add};
+    DELETE FROM costs WHERE requests = 0; RETURN NULL;
+END $$;
+"""
+
+
+_SUM_COLUMNS = ", ".join(f"{each} {'REAL' if each in ('seconds', 'usd') else 'INTEGER'} NOT NULL" for each in _SUMS_1)
 
 # `place` is the order in which requests and feedback were stored: a request's time is that at which it came. `number`
 # and `chain` are of `serving/store/chain.py`; `store` is a name that this store alone has.
@@ -66,26 +106,14 @@ CREATE TABLE costs (
 _SQLITE_1 = f"""
 CREATE TRIGGER decisions_stay BEFORE UPDATE ON decisions BEGIN SELECT RAISE(ABORT, 'decisions are only added'); END;
 CREATE TRIGGER decisions_remain BEFORE DELETE ON decisions BEGIN SELECT RAISE(ABORT, 'decisions are only added'); END;
-CREATE TRIGGER costs_more AFTER INSERT ON requests BEGIN
-    INSERT INTO costs SELECT {_MORE} FROM requests WHERE id = NEW.id GROUP BY 1, 2, 3, 4 ON CONFLICT {_ADD};
-END;
-CREATE TRIGGER costs_less BEFORE DELETE ON requests BEGIN
-    INSERT INTO costs SELECT {_LESS} FROM requests WHERE id = OLD.id GROUP BY 1, 2, 3, 4 ON CONFLICT {_ADD};
-    DELETE FROM costs WHERE day = substr(OLD.time, 1, 10) AND requests = 0;
-END;
+{_sqlite_sums(_SUMS_1).strip()}
 INSERT INTO places VALUES (0, lower(hex(randomblob(16))));
 """
 _POSTGRES_1 = f"""
 CREATE FUNCTION decisions_stay() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
     RAISE EXCEPTION 'decisions are only added' USING ERRCODE = 'integrity_constraint_violation';
 END $$;
-CREATE FUNCTION costs_more() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-    INSERT INTO costs SELECT {_MORE} FROM changed GROUP BY 1, 2, 3, 4 ON CONFLICT {_ADD}; RETURN NULL;
-END $$;
-CREATE FUNCTION costs_less() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-    INSERT INTO costs SELECT {_LESS} FROM changed GROUP BY 1, 2, 3, 4 ON CONFLICT {_ADD};
-    DELETE FROM costs WHERE requests = 0; RETURN NULL;
-END $$;
+{_postgres_sums(_SUMS_1, "CREATE").strip()}
 CREATE TRIGGER decisions_stay BEFORE UPDATE OR DELETE OR TRUNCATE ON decisions EXECUTE FUNCTION decisions_stay();
 CREATE TRIGGER costs_more AFTER INSERT ON requests REFERENCING NEW TABLE AS changed EXECUTE FUNCTION costs_more();
 CREATE TRIGGER costs_less AFTER DELETE ON requests REFERENCING OLD TABLE AS changed EXECUTE FUNCTION costs_less();
@@ -95,6 +123,18 @@ ALTER TABLE requests ALTER "user" SET STATISTICS 0, ALTER conversation SET STATI
 ALTER TABLE feedback ALTER "user" SET STATISTICS 0, ALTER conversation SET STATISTICS 0, ALTER value SET STATISTICS 0;
 INSERT INTO places VALUES (0, md5(random()::text || clock_timestamp()::text));
 """
+
+_PRICED_2 = f"""
+ALTER TABLE costs ADD COLUMN priced_requests INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE costs ADD COLUMN priced_tokens INTEGER NOT NULL DEFAULT 0;
+UPDATE costs SET priced_requests = sums.requests, priced_tokens = sums.tokens FROM (
+    SELECT substr(time, 1, 10) AS day, model, COALESCE(key, '') AS key, COALESCE(tier, '') AS tier,
+        {_PRICED["priced_requests"]} AS requests, {_PRICED["priced_tokens"]} AS tokens
+    FROM requests GROUP BY 1, 2, 3, 4
+) AS sums WHERE costs.day = sums.day AND costs.model = sums.model AND costs.key = sums.key AND costs.tier = sums.tier;
+"""
+_SQLITE_2 = f"DROP TRIGGER costs_more; DROP TRIGGER costs_less; {_sqlite_sums(SUMS)}"
+_POSTGRES_2 = _postgres_sums(SUMS, "CREATE OR REPLACE")
 
 
 def store_step(
@@ -110,6 +150,7 @@ def _run(connection: Database, script: str, sqlite: str, postgres: str) -> None:
 
 STEPS: StoreSteps = (
     store_step(1, "requests, feedback, decisions and costs", _TABLES_1, sqlite=_SQLITE_1, postgres=_POSTGRES_1),
+    store_step(2, "tokens that had a price", _PRICED_2, sqlite=_SQLITE_2, postgres=_POSTGRES_2),
 )
 VERSION = latest(STEPS)  # of the tables
 

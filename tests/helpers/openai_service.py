@@ -116,10 +116,11 @@ class Service:
             return self._page(self._of_job(unquote(found[1]), found[2]), query)
         if found := re.fullmatch(r"/chat/completions/([^/]+)/messages", path):
             return self._page(self.turns[found[1]], query)
-        if (found := re.fullmatch(r"/files/([^/]+)/content", path)) and found[1] in self.files:
-            if (purpose := self.files[found[1]][0]["purpose"]) in ("assistants", "vision", "user_data"):
+        found = re.fullmatch(r"/files/([^/]+)/content", path)
+        if found and (file := self.files.get(unquote(found[1]))):
+            if (purpose := file[0]["purpose"]) in ("assistants", "vision", "user_data"):
                 return 400, {"error": {"message": f"Not allowed to download files of purpose: {purpose}"}}
-            return 200, self.files[found[1]][1]
+            return 200, file[1]
         return 404, {"error": {"message": f"No such object: {path}", "type": "invalid_request_error", "code": None}}
 
     def _training(self, method: str, path: str, body: bytes, kind: str) -> tuple[int, Any] | None:

@@ -138,7 +138,7 @@ def test_what_is_gone_forbidden_or_damaged_is_named_and_the_rest_is_there(servic
 
 def test_no_two_files_of_a_service_become_one(service: Service) -> None:
     service.files, service.jobs = {}, [job("ftjob/1", training_file="a"), job("ftjob-1", training_file="a")]
-    hostile = {"a": "b-c.jsonl", "a-b": "c.jsonl", "a b": "c.jsonl", "file-x": "y z.jsonl", "file-x-y": "z.jsonl"}
+    hostile = {"a": "b-c.jsonl", "a-b": "c.jsonl", "a/b": "c.jsonl", "file-x": "y z.jsonl", "file-x-y": "z.jsonl"}
     for number, (name, title) in enumerate(hostile.items()):
         service.add_file(name, json.dumps({"n": number}).encode(), filename=title)
     found = copied(service)

@@ -16,6 +16,8 @@ BIN    := $(VENV)/bin
 
 # make postgres     Debian's Postgres, which tests start for themselves; without it they are skipped
 
+# make coverage     which lines the tests run, by file: coverage.txt
+
 # make clients      clients that tests send through a server (1.1 GB): OpenAI's, LangChain, LlamaIndex, LiteLLM, llm, AI SDK
 
 # A test that starts a process starts it with the package compiled, whatever the environment says of bytecode.
@@ -29,7 +31,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n logical --maxprocesses 4 --d
 
 # make dist     the source distribution and the wheel, checked; make test-install   the wheel in fresh environments
 
-.PHONY: demo dist lock audit loop install test quick test-all test-install test-pages check clients models postgres test-avx2 test-hosts test-ray test-vllm reference bench clean docs
+.PHONY: demo dist lock audit loop install test quick test-all test-install test-pages coverage check clients models postgres test-avx2 test-hosts test-ray test-vllm reference bench clean docs
 
 demo: install
 	$(BIN)/tuneloop demo
@@ -70,6 +72,11 @@ quick: $(VENV)/.installed-dev
 
 test-all: WHICH :=
 test-all: test test-pages
+
+# What the tests run of each file, as a table: coverage.txt. Processes that tests start are not counted.
+coverage: $(VENV)/.installed-dev
+	$(PYTEST) $(WHICH) --cov=tuneloop --cov-report=term > coverage.log; tests=$$?; \
+	  sed -n '/^Name /,/^TOTAL/p' coverage.log > coverage.txt; tail -n 1 coverage.txt; exit $$tests
 
 check: $(VENV)/.installed-dev
 	$(BIN)/python tests/check_room.py $(ROOM)

@@ -60,7 +60,7 @@ class Msvcrt:
 
 
 SEEN: dict[str, Any] = {
-    "os": Windowed(os, NOT_ON_WINDOWS["os"], name="nt"),
+    "os": Windowed(os, NOT_ON_WINDOWS["os"], name="nt", supports_dir_fd=frozenset()),
     "signal": Windowed(signal, NOT_ON_WINDOWS["signal"]),
     "msvcrt": Msvcrt,
 }

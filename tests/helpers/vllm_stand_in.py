@@ -61,6 +61,7 @@ class StandIn:
         self.bodies: list[dict[str, Any]] = []
         self.hashes: dict[str, str] = {}
         self.key = ""
+        self.cached = 0  # tokens of prompts that its prefix cache has, with `--enable-prompt-tokens-details`
         self.cut = 0  # answers whose reader has gone
         self.engine: LocalEngine | None = None
         self.loading = asyncio.Lock()
@@ -249,7 +250,11 @@ class StandIn:
                         }
                 yield f"data: {json.dumps({'choices': [choice]})}\n\n"
                 if last is not None:
-                    usage = {"prompt_tokens": last.prompt_tokens, "completion_tokens": last.completion_tokens}
+                    usage: dict[str, Any] = {
+                        "prompt_tokens": last.prompt_tokens,
+                        "completion_tokens": last.completion_tokens,
+                    }
+                    usage["prompt_tokens_details"] = {"cached_tokens": self.cached} if self.cached else None
                     yield f"data: {json.dumps({'choices': [], 'usage': usage})}\n\n"
             yield "data: [DONE]\n\n"
             done = True

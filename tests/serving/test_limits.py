@@ -75,6 +75,29 @@ def test_requests_a_minute_come_back_with_time() -> None:
         ledger.reserve(key(rpm=3), 1, 0)
 
 
+def test_what_is_left_is_said_as_openai_says_it() -> None:
+    clock = Clock()
+    ledger = Ledger(clock=clock)
+    anna = key(rpm=4, tpm=1000)
+    assert ledger.headers(None) == ledger.headers(key(budget_usd=1.0)) == {}
+    full = {f"x-ratelimit-{each}" for each in ("limit-tokens", "remaining-tokens", "reset-tokens")}
+    assert set(ledger.headers(key(tpm=5))) == full
+    for _ in range(3):
+        ledger.reserve(anna, 200, 0)
+    assert ledger.headers(anna) == {
+        "x-ratelimit-limit-requests": "4", "x-ratelimit-remaining-requests": "1", "x-ratelimit-reset-requests": "45s",
+        "x-ratelimit-limit-tokens": "1000", "x-ratelimit-remaining-tokens": "400", "x-ratelimit-reset-tokens": "36s",
+    }  # fmt: skip
+    clock.now += 44.99
+    assert ledger.headers(anna)["x-ratelimit-reset-requests"] == "10ms"
+    ledger.reserve(anna, 1000, 0)
+    with pytest.raises(Refusal) as refused:
+        ledger.reserve(anna, 1000, 0)
+    said = refused.value.headers
+    assert said["Retry-After"] == "61" and said["x-ratelimit-reset-tokens"] == "1m0s"
+    assert said["x-ratelimit-remaining-tokens"] == "0" and said["x-ratelimit-remaining-requests"] == "2"
+
+
 def test_tokens_that_were_not_used_are_given_back() -> None:
     clock = Clock()
     ledger = Ledger(clock=clock)

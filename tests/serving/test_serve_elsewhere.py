@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
+import threading
 from base64 import b64encode
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from live_server import StubEngine, live
 
+from patience import HANG
 from tuneloop.core.errors import UserError
+from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings
 from tuneloop.inference.openai.target import Endpoint, EndpointTarget
+from tuneloop.inference.protocol import Served
 from tuneloop.inference.request import Request
 from tuneloop.inference.targets import open_target
 from tuneloop.serving.config import ServeConfig
@@ -128,3 +136,46 @@ def test_several_models_have_to_be_chosen_from(tmp_path: Path) -> None:
         assert deployment_of(ServeConfig(engine=address, base="y")).base == "y"
     with pytest.raises(UserError, match="does not tell its models"):
         deployment_of(ServeConfig(engine=address))
+
+
+class Dying(BaseHTTPRequestHandler):
+    """A server of one model that ends at its first request for an answer: before its first word, or behind it."""
+
+    begins = lives = False
+
+    def do_GET(self) -> None:
+        found = self.path == "/v1/models"
+        self.send_response(200 if found else 404)
+        self.end_headers()
+        self.wfile.write(json.dumps({"data": [{"id": "stub"}]}).encode() if found else b"{}")
+
+    def do_POST(self) -> None:
+        if not self.lives:
+            self.server.socket.shutdown(socket.SHUT_RDWR)  # nothing listens any more
+        if self.begins:
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            event = {"choices": [{"index": 0, "delta": {"content": "Hel"}, "finish_reason": None}]}
+            self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(("begins", "lives"), [(False, False), (True, False), (True, True)])
+def test_an_engine_that_is_dead_can_not_be_reached(tmp_path: Path, stream: bool, begins: bool, lives: bool) -> None:
+    handler = type("Handler", (Dying,), {"begins": begins, "lives": lives})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        settings = EndpointSettings(f"http://127.0.0.1:{server.server_address[1]}")
+        with live(tmp_path, EndpointEngine(Served("stub"), [], settings)) as (address, _):
+            body = {"messages": HELLO, "stream": stream}
+            for number in range(2):  # the second one while nothing listens
+                reply = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=HANG)
+                told, began = reply.text, begins and stream and (lives or not number)
+                assert reply.status_code == (200 if began else 503) and ("Hel" in told) == began
+                assert ("the engine cannot be reached" in told) == (not lives), told
+                assert ("broke off" in told) == lives and "[DONE]" not in told
+        server.shutdown()

@@ -234,6 +234,7 @@ class AnswerSoFar:
         self.ids: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self.counts: tuple[int, int] | None = None  # tokens read and written, as the server counts them
+        self.cached = 0  # tokens of the prompt that the server had read before
         self.began, self.first = time.perf_counter(), 0.0
 
     def completion(self, text: str, finish: Finish, error: str = "") -> Completion:
@@ -250,6 +251,7 @@ class AnswerSoFar:
             engine=self.engine,
             adapter=self.request.adapter,
             logprobs=None if self.request.logprobs is None else tuple(self.logprobs),
+            cached_tokens=max(min(self.cached, counts[0]), 0),
         )
 
 

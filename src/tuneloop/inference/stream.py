@@ -32,6 +32,11 @@ class TextStream:
         """What is shown so far."""
         return self._raw[: self._shown].strip()
 
+    @property
+    def written(self) -> int:
+        """Characters so far, with white space at the end that may never be shown."""
+        return len(self._raw.lstrip())
+
     def push(self, token: int) -> str:
         """Take the next token and return the piece of text that is certain now; empty where none is."""
         if self.stopped:

@@ -31,6 +31,7 @@ class Completion:
         finish: `stop`: the model or a stop string ended it; `length`: the limit cut it; `choice`: a label was chosen;
             `cancelled`: no one waited any longer; `error`: there is no answer, and `error` says why.
         prompt_tokens, completion_tokens: read and written; 0 where they are not counted.
+        cached_tokens: of `prompt_tokens`, those that the engine had read before, for another request.
         ttft_ms, total_ms: from the start of reading the prompt to the first and to the last token; None: not known. Two
             completions that differ in them alone are equal.
         label_scores: of choice scoring, one length-normalised log likelihood for each label.
@@ -66,6 +67,7 @@ class Completion:
     retries: int = 0
     lost: int = 0
     retry_after: float | None = field(default=None, compare=False)
+    cached_tokens: int = field(default=0, compare=False)
 
     @property
     def finished(self) -> bool:

@@ -537,7 +537,7 @@ class Gateway:
             headers = {"Retry-After": str(math.ceil(busy.retry_after))}
             raise ApiError(429, f"The prompt is not rendered now: {busy}", code="busy", headers=headers) from None
         except OSError:
-            raise ApiError(503, "The engine does not answer", code="engine") from None
+            raise ApiError(503, "The engine cannot be reached", code="engine") from None
 
     async def _attempt(self, account: _Account, background: bool) -> AsyncGenerator[Piece, None]:
         """The pieces of an answer by the account's model: reserve, wait for a place, have the engine answer, settle."""

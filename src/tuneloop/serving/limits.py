@@ -21,9 +21,11 @@ MOST_SENDERS = 10_000  # senders whose feedback is counted at a time
 class Refusal(ApiError):
     """A request that a limit does not allow; `retry_after`: seconds after which it may be; None: never by waiting."""
 
-    def __init__(self, code: str, message: str, retry_after: float | None = None) -> None:
+    def __init__(
+        self, code: str, message: str, retry_after: float | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
         after = {} if retry_after is None else {"Retry-After": str(int(retry_after) + 1)}
-        super().__init__(429, message, code=code, headers=after)
+        super().__init__(429, message, code=code, headers={**(headers or {}), **after})
         self.retry_after = retry_after
 
 
@@ -35,10 +37,14 @@ class _Bucket:
     left: float
     at: float
 
-    def take(self, amount: float, now: float) -> float:
-        """Take an amount; returns 0 where it was there, else the seconds until it is."""
+    def refill(self, now: float) -> None:
+        """Add what has come since the last time."""
         self.left = min(self.rate, self.left + max(now - self.at, 0.0) * self.rate / 60)
         self.at = max(now, self.at)
+
+    def take(self, amount: float, now: float) -> float:
+        """Take an amount; returns 0 where it was there, else the seconds until it is."""
+        self.refill(now)
         amount = min(amount, self.rate)  # a request that is larger than the rate waits for a full bucket
         if self.left + 1e-9 >= amount:
             self.left -= amount
@@ -84,11 +90,13 @@ class Ledger:
             raise Refusal("insufficient_quota", what)
         if account.requests is not None and not again and (wait := account.requests.take(1, now)):
             allowed = counted(limits.rpm or 0, "request")
-            raise Refusal("rate_limit_exceeded", f"The key {key.name!r} allows {allowed} a minute", wait)
+            what = f"The key {key.name!r} allows {allowed} a minute"
+            raise Refusal("rate_limit_exceeded", what, wait, self.headers(key))
         if account.tokens is not None and (wait := account.tokens.take(tokens, now)):
             if account.requests is not None and not again:
                 account.requests.left += 1
-            raise Refusal("rate_limit_exceeded", f"The key {key.name!r} allows {limits.tpm} tokens a minute", wait)
+            what = f"The key {key.name!r} allows {limits.tpm} tokens a minute"
+            raise Refusal("rate_limit_exceeded", what, wait, self.headers(key))
         account.reserved += usd
         return Reservation(key.id, tokens, usd)
 
@@ -105,6 +113,20 @@ class Ledger:
             back = min(reservation.tokens, account.tokens.rate) - tokens
             account.tokens.left = min(account.tokens.left + back, account.tokens.rate)
 
+    def headers(self, key: ApiKey | None) -> dict[str, str]:
+        """What a key may still use this minute, as OpenAI's headers say it; none for what has no limit."""
+        if key is None or (key.limits.rpm is None and key.limits.tpm is None):
+            return {}
+        account, now = self._account(key), self.clock()
+        headers = {}
+        for name, bucket in (("requests", account.requests), ("tokens", account.tokens)):
+            if bucket is not None:
+                bucket.refill(now)
+                headers[f"x-ratelimit-limit-{name}"] = f"{bucket.rate:.0f}"
+                headers[f"x-ratelimit-remaining-{name}"] = str(max(int(bucket.left + 1e-9), 0))
+                headers[f"x-ratelimit-reset-{name}"] = _duration((bucket.rate - bucket.left) * 60 / bucket.rate)
+        return headers
+
     def _account(self, key: ApiKey) -> _KeyAccount:
         if (account := self._accounts.get(key.id)) is None:
             account = self._accounts[key.id] = _KeyAccount(spent=self.spent.get(key.id, 0.0))
@@ -112,6 +134,16 @@ class Ledger:
         account.requests = _with_rate(account.requests, key.limits.rpm, now)
         account.tokens = _with_rate(account.tokens, key.limits.tpm, now)
         return account
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as OpenAI writes them: `6m0s`, `1.2s`, `17ms`; until an amount is full again."""
+    if seconds < 1:
+        return f"{math.ceil(1000 * seconds)}ms"
+    if seconds < 60:
+        return f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    return f"{minutes}m{rest}s"
 
 
 def _with_rate(bucket: _Bucket | None, rate: int | None, now: float) -> _Bucket | None:

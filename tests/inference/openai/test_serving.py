@@ -61,6 +61,9 @@ def test_prompts_are_the_trained_tokens_and_adapters_go_by_their_hash(files: Fil
         assert [each.id for each in last.logprobs or ()] == list(last.token_ids)
         body = server.bodies[-1]
         assert body["model"] == name and body["prompt"] == await engine.render(TURNS, adapter=name)
+        assert last.cached_tokens == 0
+        server.cached = 16
+        assert (await complete(engine, asked(name))).cached_tokens == 16
         assert (await complete(engine, asked())).token_ids != last.token_ids and server.bodies[-1]["model"] == MODEL
 
     against(server, work, (folder,), tokenizer=str(files.base))

@@ -54,8 +54,23 @@ def test_an_answer_has_its_id_its_release_and_its_tokens(server: tuple[str, Gate
     reply = post(server, "/v1/chat/completions", CHAT)
     body = reply.json()
     assert body["choices"][0]["message"]["content"] == "Hello there."
-    assert body["usage"] == {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
+    counts = {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
+    assert body["usage"] == {**counts, "prompt_tokens_details": {"cached_tokens": 0}}
     assert reply.headers["x-tuneloop-request"] == body["id"] and reply.headers["x-tuneloop-release"] == "stub/3"
+
+
+def test_answers_say_what_a_key_may_still_use(tmp_path: Path) -> None:
+    with live(tmp_path) as server:
+        bearer = {"Authorization": f"Bearer {add_key(tmp_path, 'anna', Limits(rpm=2, tpm=9000))[0]}"}
+        for stream, left in ((False, "1"), (True, "0")):
+            reply = post(server, "/v1/chat/completions", {**CHAT, "stream": stream, "max_tokens": 9}, **bearer)
+            assert reply.headers["x-ratelimit-limit-requests"] == "2"
+            assert reply.headers["x-ratelimit-remaining-requests"] == left
+            assert int(reply.headers["x-ratelimit-remaining-tokens"]) < 9000
+        reply = post(server, "/v1/chat/completions", CHAT, **bearer)
+        assert reply.status_code == 429 and 1 <= int(reply.headers["retry-after"]) <= 31
+        assert reply.headers["x-ratelimit-remaining-requests"] == "0"
+        assert reply.headers["x-ratelimit-reset-requests"][-1] == "s"
 
 
 def test_a_stream_ends_with_usage_and_done(server: tuple[str, Gateway]) -> None:

@@ -360,6 +360,8 @@ class LlamaCppEngine(RenderingEngine):
                 async for data in events:
                     self._heard = time.monotonic()
                     event = orjson.loads(data)
+                    if not answer.before and "timings" in event:  # in later turns the answer itself was read before
+                        answer.cached = int(event["timings"].get("cache_n") or 0)
                     for update in answer.read(event) if not answer.over else ():
                         yield update
                     if answer.over and not event.get("stop"):  # llama.cpp would continue

@@ -64,6 +64,7 @@ from tuneloop.records.completion import Completion, Finish
 from tuneloop.records.rows import Message
 
 USUAL_CONTEXT = 8192  # where a server does not state it
+UNREACHABLE = "the engine cannot be reached"
 REFUSALS = {400: "rejected", 413: "rejected", 422: "rejected"}  # status -> word of the error; else `engine`
 RENAMED = (0, 12)  # from this version of vLLM on, `guided_choice` is `structured_outputs`
 QUANTUM = 32  # tokens of a quantum: two blocks of vLLM's prefix cache, of which it reads the last one again at most
@@ -405,9 +406,22 @@ class EndpointEngine(RenderingEngine):
         except Unconstrained:
             yield Update(completion=answer.failed(NOT_HELD))
         except UNREADABLE as error:
-            yield Update(completion=answer.failed(f"engine: the answer broke off ({_reason(error)})"))
+            yield Update(completion=answer.failed(f"engine: {await self._fault(error, began=bool(answer.text))}"))
         else:
             yield Update(completion=answer.completed())
+
+    async def _fault(self, error: Exception, *, began: bool) -> str:
+        """Why there is no whole answer. Where a part of it came, a look at the server tells whether it is still there."""
+        fault = None if began else error
+        if began and self._wire is not None:
+            try:
+                await self._wire.get("/health", HEALTHY_WITHIN)
+            except HttpRefused:  # it has no such path, and answers
+                pass
+            except Broken as now:
+                fault = now
+        dead = isinstance(fault, Broken) and fault.kind in ("unreachable", "")
+        return f"{UNREACHABLE if dead else 'the answer broke off'} ({_reason(error)})"
 
     async def _choice(self, request: Request) -> Completion:
         """The likeliest label with its probability."""
@@ -521,6 +535,8 @@ class _AnswerInText(AnswerSoFar):
         usage = event.get("usage")
         if isinstance(usage, Mapping):
             self.counts = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+            details = usage.get("prompt_tokens_details")
+            self.cached = int(details.get("cached_tokens") or 0) if isinstance(details, Mapping) else 0
         piece = ""
         for choice in event.get("choices") or []:
             delta = choice.get("delta") or {}

@@ -342,7 +342,7 @@ class RouteHandlers:
             await self._stream(call, request, caller, replies.ChatStream(request))
             return
         ((piece, completions),) = await self._whole(call, [request], caller)
-        await call.reply(replies.chat_body(request, piece, completions), headers=headers_of(piece))
+        await call.reply(replies.chat_body(request, piece, completions), headers=self._headers(piece, caller))
 
     async def completions(self, call: Call) -> None:
         """`POST /v1/completions`."""
@@ -354,7 +354,7 @@ class RouteHandlers:
             await self._stream(call, requests[0], caller, replies.CompletionsStream(requests[0]))
             return
         answers = await self._whole(call, requests, caller)
-        await call.reply(replies.completions_body(requests, answers), headers=headers_of(answers[0][0]))
+        await call.reply(replies.completions_body(requests, answers), headers=self._headers(answers[0][0], caller))
 
     async def responses(self, call: Call) -> None:
         """`POST /v1/responses`."""
@@ -364,7 +364,7 @@ class RouteHandlers:
             await self._stream(call, request, caller, replies.ResponsesStream(request), end="")
             return
         ((piece, (completion, *_)),) = await self._whole(call, [request], caller)
-        await call.reply(replies.responses_body(request, piece, completion), headers=headers_of(piece))
+        await call.reply(replies.responses_body(request, piece, completion), headers=self._headers(piece, caller))
 
     async def classify(self, call: Call) -> None:
         """`POST /v1/classify`: labels with their probabilities."""
@@ -387,7 +387,11 @@ class RouteHandlers:
             "object": "list", "model": model.name, "labels": list(model.labels), "data": data,
             "usage": replies.usage(*(completions for _, completions in answers)),
         }  # fmt: skip
-        await call.reply(reply, headers=headers_of(answers[0][0]))
+        await call.reply(reply, headers=self._headers(answers[0][0], caller))
+
+    def _headers(self, piece: Piece, caller: Caller) -> dict[str, str]:
+        """The headers of an answer: of itself, and of what its key may still use."""
+        return headers_of(piece) | self.gateway.ledger.headers(caller.key)
 
     async def _whole(self, call: Call, requests: list[ApiRequest], caller: Caller) -> list[Whole]:
         """Whole answers; the client's leaving ends them."""
@@ -407,7 +411,7 @@ class RouteHandlers:
         async with call.watched(), aclosing(self.gateway.answer(request, caller)) as pieces:
             async for piece in pieces:
                 if not call.has_begun:
-                    headers = {"cache-control": "no-cache", "x-accel-buffering": "no", **headers_of(piece)}
+                    headers = {"cache-control": "no-cache", "x-accel-buffering": "no", **self._headers(piece, caller)}
                     await call.start(200, "text/event-stream; charset=utf-8", headers)
                 for event in shape.events(piece):
                     await call.event(event)

@@ -10,6 +10,7 @@ from typing import Any
 
 from tuneloop.core.ids import uuid7
 from tuneloop.core.text import storable
+from tuneloop.inference.stream import TextStream
 from tuneloop.models.tool_calls import may_be_calls, read_calls
 from tuneloop.records.completion import Completion
 from tuneloop.serving.gateway import Piece, ServedModel
@@ -33,7 +34,11 @@ def usage(*answers: Sequence[Completion]) -> dict[str, Any]:
     """Tokens of one or several answers together; the prompt of an answer counts once, whatever its choices."""
     prompt = sum([choices[0].prompt_tokens for choices in answers if choices])
     completion = sum([each.completion_tokens for choices in answers for each in choices])
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    cached = sum([choices[0].cached_tokens for choices in answers if choices])
+    return {
+        "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }  # fmt: skip
 
 
 def chat_body(request: ApiRequest, piece: Piece, completions: Sequence[Completion]) -> dict[str, Any]:
@@ -97,7 +102,7 @@ def completions_body(
                     "tokens": [token_text(first.model, t.id) for t in tokens],
                     "token_logprobs": [t.logprob for t in tokens],
                     "top_logprobs": [{token_text(first.model, i): p for i, p in t.top} for t in tokens],
-                    "text_offset": [],
+                    "text_offset": _text_offsets(first.model, text, completion),
                 }
             finish = _FINISH.get(completion.finish, "stop")
             choices.append({"index": len(choices), "text": text, "logprobs": logprobs, "finish_reason": finish})
@@ -106,6 +111,21 @@ def completions_body(
         "choices": choices, "usage": usage(*(completions for _, completions in answers)),
         "system_fingerprint": _fingerprint(first.model),
     }  # fmt: skip
+
+
+def _text_offsets(model: ServedModel, text: str, completion: Completion) -> list[int] | None:
+    """Where each token of an answer begins in a choice's text, in characters; None where no tokenizer is here.
+
+    A token that begins within a character has that character's place, and one without a text the end of the text.
+    """
+    if model.decode is None:
+        return None
+    stream, before = TextStream(model.decode), len(text) - len(completion.text)
+    offsets = []
+    for token in completion.logprobs or ():
+        offsets.append(min(before + stream.written, len(text)))
+        stream.push(token.id)
+    return offsets
 
 
 def _echo(request: ApiRequest) -> str:
@@ -127,7 +147,7 @@ def responses_body(request: ApiRequest, piece: Piece, completion: Completion | N
         "output": [*_thoughts(piece.id, completion), _output_item(piece.id, completion.text, "completed")]
         if completion else [],
         "usage": tokens and {
-            "input_tokens": tokens["prompt_tokens"], "input_tokens_details": {"cached_tokens": 0},
+            "input_tokens": tokens["prompt_tokens"], "input_tokens_details": tokens["prompt_tokens_details"],
             "output_tokens": tokens["completion_tokens"], "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": tokens["total_tokens"],
         },

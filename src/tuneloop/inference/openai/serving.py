@@ -411,7 +411,7 @@ class EndpointEngine(RenderingEngine):
             yield Update(completion=answer.completed())
 
     async def _fault(self, error: Exception, *, began: bool) -> str:
-        """Why there is no whole answer. Where a part of it came, a look at the server tells whether it is still there."""
+        """Why there is no whole answer; where a part of it came, after a look whether the server is still there."""
         fault = None if began else error
         if began and self._wire is not None:
             try:
